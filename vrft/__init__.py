@@ -1,0 +1,24 @@
+"""vrft: visual reinforcement fine-tuning of vision-language models, on PyTorch Lightning."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vrft.policy import LoRA, Policy
+    from vrft.rft import RFT
+    from vrft.sft import SFT
+
+__version__ = "0.1.0"
+
+__all__ = ["RFT", "SFT", "LoRA", "Policy"]
+
+_HOMES = {"LoRA": "vrft.policy", "Policy": "vrft.policy", "RFT": "vrft.rft", "SFT": "vrft.sft"}
+
+
+def __getattr__(name: str) -> Any:
+    """Import on first use, so that `import vrft` and `--help` need no torch."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'vrft' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)

@@ -1,0 +1,48 @@
+"""The front door: `python -m vrft`. Help needs no torch."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+HELP = """\
+vrft: visual reinforcement fine-tuning of vision-language models
+
+usage: python -m vrft COMMAND --config FILE [--config FILE ...] [--field=value ...]
+
+commands
+  fit        train; evaluates held-out images before and after, writes everything to the run's folder
+  validate   evaluate held-out images, of the base or of a checkpoint (--ckpt_path last)
+  test       the same as validate, under its own name
+  predict    answer held-out images, without scores
+
+examples
+  python -m vrft fit --config configs/quickstart.yaml                       no GPU, nothing to download
+  python -m vrft fit --config configs/quickstart.yaml --model.beta=0.01     any field can be overridden
+  python -m vrft fit --config configs/quickstart.yaml --ckpt_path last      continue a run
+  python -m vrft fit --config configs/quickstart.yaml --print_config        all fields with their values
+  python -m vrft fit --help                                                 what the fields are
+  python -m vrft fit --model.help vrft.RFT                                  the fields of a class, explained
+
+A run's folder is runs/ and the config's name, or --run_dir DIR.
+"""
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code: 0, or 2 after a message about what the user can mend."""
+    args = sys.argv[1:] if args is None else list(args)
+    if not args or args[0] in ("-h", "--help", "help"):
+        print(HELP, end="")
+        return 0
+    if args[0] == "--version":
+        from vrft import __version__
+
+        print(__version__)
+        return 0
+    from vrft.cli import run
+
+    return run(args)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

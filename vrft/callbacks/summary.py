@@ -1,0 +1,68 @@
+"""Base against tuned, on the same held-out images: the table at the end and `summary.json`."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from rich.console import Console
+from rich.table import Table
+
+KEYS = ("mAP", "AP50", "mIoU", "accuracy", "valid", "reward")
+"""What a summary holds, where an evaluator or the module logged it as `val/…`."""
+
+
+class Summary(Callback):
+    """Keeps the first and the last held-out scores of a run.
+
+    The base's scores are written as soon as they are known and survive a continuation; `seconds` is the wall-clock time of
+    training itself, over all continuations.
+    """
+
+    def __init__(self) -> None:
+        self.base: dict[str, float] | None = None
+        self.tuned: dict[str, float] = {}
+        self.tuned_step: int | None = None
+        self.seconds = 0.0
+        self._start = 0.0
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"base": self.base, "seconds": self.seconds + time.perf_counter() - self._start}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.base, self.seconds = state["base"], state["seconds"]
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._start = time.perf_counter()
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.seconds += time.perf_counter() - self._start
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.sanity_checking:
+            return
+        metrics = trainer.callback_metrics
+        scores = {key: round(float(metrics[f"val/{key}"]), 6) for key in KEYS if f"val/{key}" in metrics}
+        if self.base is None:
+            self.base = scores
+        self.tuned, self.tuned_step = scores, trainer.global_step
+
+    @rank_zero_only
+    def write(self, folder: Path) -> Path:
+        """Print the table and write `summary.json`; returns its path."""
+        assert self.base is not None
+        table = Table(title="held-out images, greedy answers")
+        for column in ("", "base", "tuned", "change"):
+            table.add_column(column, justify="left" if not column else "right")
+        for key, before in self.base.items():
+            after = self.tuned[key]
+            table.add_row(key, f"{before:.3f}", f"{after:.3f}", f"{after - before:+.3f}")
+        Console().print(table)
+        path = folder / "summary.json"
+        content = {"base": self.base, "tuned": self.tuned, "seconds": round(self.seconds, 1)}
+        path.write_text(json.dumps(content, indent=1) + "\n")
+        return path

@@ -1,0 +1,110 @@
+"""Completions to read: a JSON line each in the run's folder, and a table with pictures in Weights & Biases."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import WandbLogger
+
+from vrft.errors import ConfigurationError
+from vrft.types import Answer, Detection, Sample, ScoredRollout
+
+
+class Transcripts(Callback):
+    """Writes `transcripts.jsonl`: image, question, completion, answer, rewards and advantage of rollouts."""
+
+    def __init__(self, every_n_rollouts: int = 10, max_prompts: int = 4) -> None:
+        """`every_n_rollouts`: how often; `max_prompts`: prompts of a rollout, each with all its completions."""
+        if every_n_rollouts < 1 or max_prompts < 1:
+            raise ConfigurationError("trainer.callbacks: Transcripts: every_n_rollouts and max_prompts start at 1")
+        self.every_n_rollouts, self.max_prompts = every_n_rollouts, max_prompts
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        scored = outputs.get("scored") if isinstance(outputs, dict) else None
+        if not isinstance(scored, ScoredRollout) or not trainer.is_global_zero:
+            return
+        rollout = int(pl_module.steps_done)
+        if rollout % self.every_n_rollouts and rollout != 1:
+            return
+        rows = [
+            row(scored, rollout, n) for n in range(self.max_prompts * scored.total.shape[1]) if n < len(scored.answers)
+        ]
+        with (Path(trainer.default_root_dir) / "transcripts.jsonl").open("a") as file:
+            file.writelines(json.dumps(entry, allow_nan=False) + "\n" for entry in rows)
+        for logger in trainer.loggers:
+            if isinstance(logger, WandbLogger):
+                log_table(logger, scored, rows)
+
+
+def row(scored: ScoredRollout, rollout: int, n: int) -> dict[str, Any]:
+    """Completion n of a rollout as plain values; a reward that does not apply is null."""
+    group = scored.total.shape[1]
+    sample, answer = scored.samples[n // group], scored.answers[n]
+    rewards = {name: float(values[n]) for name, values in scored.rewards.items()}
+    return {
+        "rollout": rollout,
+        "sample": sample.index,
+        "image_id": sample.image_id,
+        "query": sample.query,
+        "generation": n % group,
+        "completion": answer.text,
+        "reasoning": answer.reasoning,
+        "valid": answer.valid,
+        "answer": answer.value,
+        "target": sample.target,
+        "rewards": {name: None if math.isnan(value) else value for name, value in rewards.items()},
+        "reward": float(scored.total.flatten()[n]),
+        "advantage": float(scored.advantages.flatten()[n]),
+    }
+
+
+def log_table(logger: WandbLogger, scored: ScoredRollout, rows: list[dict[str, Any]]) -> None:
+    """One table row per completion: the image with true and predicted boxes, what was said and what it earned."""
+    names = list(scored.rewards)
+    columns = ["rollout", "image", "query", "reasoning", "completion", *names, "reward", "advantage"]
+    group = scored.total.shape[1]
+    data = [
+        [
+            entry["rollout"],
+            picture(scored.samples[n // group], scored.answers[n]),
+            entry["query"],
+            entry["reasoning"],
+            entry["completion"],
+            *(entry["rewards"][name] for name in names),
+            entry["reward"],
+            entry["advantage"],
+        ]
+        for n, entry in enumerate(rows)
+    ]
+    logger.log_table("completions", columns, data)
+
+
+def picture(sample: Sample, answer: Answer) -> Any:
+    """A W&B image; boxes are overlays that can be switched on and off."""
+    import wandb
+
+    boxes = {}
+    for name, detections in (("truth", sample.target), ("prediction", answer.value)):
+        if isinstance(detections, tuple):
+            boxes[name] = {
+                "box_data": [_overlay(detection) for detection in detections],
+                "class_labels": {0: sample.query},
+            }
+    return wandb.Image(sample.image, boxes=boxes or None)
+
+
+def _overlay(detection: Detection) -> dict[str, Any]:
+    x0, y0, x1, y1 = detection.box
+    return {
+        "position": {"minX": x0, "maxX": x1, "minY": y0, "maxY": y1},
+        "domain": "pixel",
+        "class_id": 0,
+        "box_caption": f"{detection.label} {detection.score:.2f}",
+        "scores": {"confidence": detection.score},
+    }

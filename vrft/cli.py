@@ -1,0 +1,160 @@
+"""`python -m vrft fit|validate|test|predict`: a LightningCLI whose errors are one line."""
+
+from __future__ import annotations
+
+import difflib
+import re
+import sys
+import warnings
+from pathlib import Path
+from typing import Any, NoReturn
+
+from jsonargparse import set_parsing_settings
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from omegaconf.errors import OmegaConfBaseException
+
+from vrft.callbacks.export import ExportHuggingFace
+from vrft.callbacks.progress import PhaseProgressBar
+from vrft.callbacks.summary import Summary
+from vrft.callbacks.transcripts import Transcripts
+from vrft.data import VisionData
+from vrft.errors import ConfigurationError
+from vrft.module import VisionModule
+from vrft.run_dir import choose_run_dir
+from vrft.tasks import Task
+
+TRAINER_DEFAULTS: dict[str, Any] = {
+    "max_epochs": -1,
+    "log_every_n_steps": 1,
+    "num_sanity_val_steps": 0,
+    "check_val_every_n_epoch": None,
+    "val_check_interval": 100,  # in rollouts, whatever the size of the data set
+    "enable_model_summary": False,
+    "inference_mode": False,  # tensors made under it can't be trained on later
+    "use_distributed_sampler": False,  # the data modules shard by themselves
+    "plugins": {"class_path": "vrft.checkpoint_io.AtomicCheckpointIO"},
+    "logger": [
+        {
+            "class_path": "lightning.pytorch.loggers.CSVLogger",
+            "init_args": {"save_dir": "${....run_dir}", "name": "", "version": "logs"},
+        },
+        {"class_path": "vrft.loggers.WandbLogger", "init_args": {"save_dir": "${....run_dir}"}},
+    ],
+}
+
+
+class OneLineParser(LightningArgumentParser):
+    """Says in one line which field is wrong and what was meant, instead of pages of usage."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        raise ConfigurationError(f"{_innermost(message)}{self._suggestion(message)}")
+
+    def _suggestion(self, message: str) -> str:
+        known = self._field_names()
+        for wrong in re.findall(r"--([\w.]+)|[Kk]ey '([\w.]+)'|[Oo]ption '([\w.]+)'", message):
+            name = next(part for part in wrong if part)
+            close = difflib.get_close_matches(name, known, n=1, cutoff=0.8)
+            if close and close[0] != name:
+                return f" (did you mean '{close[0]}'?)"
+        return ""
+
+    def _field_names(self) -> list[str]:
+        return [action.dest for action in self._actions]
+
+
+def _innermost(message: str) -> str:
+    return " ".join(message.split())
+
+
+class SaveResolvedConfig(SaveConfigCallback):
+    """`config.yaml` in the run's folder: every field with the value that it had."""
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if stage == "fit" and trainer.is_global_zero:
+            path = Path(trainer.default_root_dir) / "config.yaml"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(self.parser.dump(self.config, skip_none=False))
+
+
+class VRFTCLI(LightningCLI):
+    """One task for model and data, one folder for a run, the same evaluation before and after."""
+
+    trainer: Trainer
+    model: VisionModule
+    datamodule: VisionData
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_argument("--run_dir", type=str, help="folder for everything that the run writes")
+        parser.add_subclass_arguments(Task, "task", required=True)
+        parser.link_arguments("task", "model.init_args.task", apply_on="instantiate")
+        parser.add_lightning_class_args(Transcripts, "transcripts")
+        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+        parser.set_defaults(
+            {
+                "checkpoint.dirpath": "${..run_dir}/checkpoints",
+                "checkpoint.filename": "{step}",
+                "checkpoint.every_n_train_steps": 20,
+                "checkpoint.save_last": "link",
+                "checkpoint.enable_version_counter": False,
+            }
+        )
+
+    def before_instantiate_classes(self) -> None:
+        config = self.config[self.subcommand]
+        if config.trainer.default_root_dir is None:
+            config.trainer.default_root_dir = config.run_dir
+        if config.get("ckpt_path") == "last":
+            last = Path(config.checkpoint.dirpath) / "last.ckpt"
+            if not last.exists():
+                raise ConfigurationError(f"ckpt_path: there is no {last} to continue from")
+            config.ckpt_path = str(last)
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        if self.config[self.subcommand].trainer.enable_progress_bar is not False:
+            self.trainer_defaults["callbacks"].append(PhaseProgressBar())
+        return super().instantiate_trainer(**kwargs)
+
+    def _parse_ckpt_path(self) -> None:
+        """Lightning would let the settings in a checkpoint override the command line."""
+
+    def before_fit(self) -> None:
+        if self.config.fit.ckpt_path is None:
+            self.trainer.validate(self.model, self.datamodule, verbose=False)
+
+    def after_fit(self) -> None:
+        if self.trainer.interrupted:
+            return
+        summary = next(callback for callback in self.trainer.callbacks if isinstance(callback, Summary))
+        if summary.tuned_step != self.trainer.global_step:
+            self.trainer.validate(self.model, self.datamodule, verbose=False)
+        path = summary.write(Path(self.trainer.default_root_dir))
+        print(f"checkpoint: {self.trainer.checkpoint_callback.last_model_path}\nsummary: {path}")
+
+
+def run(args: list[str]) -> int:
+    """Run one command; 0, or 2 after one line about what is wrong."""
+    warnings.filterwarnings("ignore", message="LightningCLI's args parameter is intended to run")
+    set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
+    try:
+        VRFTCLI(
+            VisionModule,
+            VisionData,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            save_config_callback=SaveResolvedConfig,
+            trainer_defaults={
+                **TRAINER_DEFAULTS,
+                "callbacks": [Summary(), ExportHuggingFace()],
+            },
+            parser_class=OneLineParser,
+            parser_kwargs={"parser_mode": "omegaconf+", "allow_abbrev": False, "prog": "python -m vrft"},
+            auto_configure_optimizers=False,
+            seed_everything_default=0,
+            args=choose_run_dir(args),
+        )
+    except (ConfigurationError, OmegaConfBaseException) as error:
+        print(f"vrft: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    return 0

@@ -1,0 +1,17 @@
+"""Data modules: where samples come from."""
+
+from vrft.data.coco import CocoData
+from vrft.data.datamodule import VisionData
+from vrft.data.digits import DigitsData, RenderedDigitData
+from vrft.data.image_folder import ImageFolderData
+from vrft.data.scenes import FreshSceneData, SceneData
+
+__all__ = [
+    "CocoData",
+    "DigitsData",
+    "FreshSceneData",
+    "ImageFolderData",
+    "RenderedDigitData",
+    "SceneData",
+    "VisionData",
+]

@@ -1,0 +1,122 @@
+"""Loaders that every data source shares: seeded order, sharding over ranks, a position that a checkpoint can keep."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Iterator
+from typing import Any, cast
+
+import torch
+from lightning.pytorch import LightningDataModule
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from vrft.types import PromptBatch, Sample
+
+
+class PromptSampler(Sampler[int]):
+    """A permutation of the data set for each (seed, epoch), dealt out to the ranks in turn.
+
+    Every rank gets the same number of full batches. A data set smaller than one global batch is repeated to fill it, so
+    that four images are enough to train on.
+    """
+
+    def __init__(self, size: int, batch_size: int, rank: int, world_size: int, seed: int, shuffle: bool) -> None:
+        self.size, self.batch_size, self.rank, self.world_size = size, batch_size, rank, world_size
+        self.seed, self.shuffle = seed, shuffle
+        self.epoch = 0
+        self.start = 0  # samples of this epoch that were handed out before a checkpoint
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return max(1, self.size // (self.batch_size * self.world_size)) * self.batch_size
+
+    def __iter__(self) -> Iterator[int]:
+        order = torch.arange(self.size)
+        if self.shuffle:
+            generator = torch.Generator().manual_seed((self.seed << 20) + self.epoch)
+            order = torch.randperm(self.size, generator=generator)
+        needed = len(self) * self.world_size
+        order = order.repeat(-(-needed // self.size))[:needed]
+        start, self.start = self.start, 0
+        return iter(order[self.rank :: self.world_size].tolist()[start:])
+
+
+class ResumableLoader(DataLoader[Sample]):
+    """A DataLoader that tells a checkpoint how many batches of the epoch it has handed out, and goes on from there."""
+
+    sampler: PromptSampler
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._batches = 0
+        self._resume = 0
+
+    def __iter__(self) -> Iterator[Any]:
+        assert self.batch_size is not None
+        self.sampler.start = self._resume * self.batch_size
+        self._batches, self._resume = self._resume, 0
+        for batch in super().__iter__():
+            self._batches += 1
+            yield batch
+
+    def state_dict(self) -> dict[str, int]:
+        return {"batches": self._batches, "epoch": self.sampler.epoch}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self._resume = state["batches"]
+        self.sampler.set_epoch(state["epoch"])
+
+
+class VisionData(LightningDataModule):
+    """A train and a held-out set of samples. A subclass says where they come from.
+
+    `batch_size` is prompts per rank and step; the policy turns samples into prompts in the loader's workers.
+    """
+
+    shuffle = True
+
+    def __init__(self, batch_size: int, eval_batch_size: int, num_workers: int, seed: int) -> None:
+        super().__init__()
+        self.batch_size = batch_size
+        self.eval_batch_size = eval_batch_size
+        self.num_workers = num_workers
+        self.seed = seed
+
+    @abstractmethod
+    def train_set(self) -> Dataset[Sample]:
+        """Samples to train on."""
+
+    @abstractmethod
+    def val_set(self) -> Dataset[Sample]:
+        """Held-out samples."""
+
+    def train_dataloader(self) -> ResumableLoader:
+        samples = self.train_set()
+        rank, world_size = self._rank_and_world_size()
+        sampler = PromptSampler(len(samples), self.batch_size, rank, world_size, self.seed, self.shuffle)  # type: ignore[arg-type]
+        return ResumableLoader(
+            samples, self.batch_size, sampler=sampler, num_workers=self.num_workers, collate_fn=self._encoder()
+        )
+
+    def val_dataloader(self) -> DataLoader[Sample]:
+        samples = self.val_set()
+        rank, world_size = self._rank_and_world_size()
+        order = range(len(samples))  # type: ignore[arg-type]
+        padded = [*order, *range(-len(order) % world_size)]  # ranks take equal steps; evaluators count a sample once
+        mine = padded[rank::world_size]
+        return DataLoader(
+            samples, self.eval_batch_size, sampler=mine, num_workers=self.num_workers, collate_fn=self._encoder()
+        )
+
+    test_dataloader = val_dataloader
+    predict_dataloader = val_dataloader
+
+    def _rank_and_world_size(self) -> tuple[int, int]:
+        assert self.trainer is not None
+        return self.trainer.global_rank, self.trainer.world_size
+
+    def _encoder(self) -> Callable[[list[Sample]], PromptBatch]:
+        assert self.trainer is not None
+        return cast(Callable[[list[Sample]], PromptBatch], self.trainer.lightning_module.encoder)

@@ -1,0 +1,119 @@
+"""Handwritten digits: real 8 x 8 scans that come with scikit-learn, and rendered ones to teach the built-in policy with."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+from torch.utils.data import Dataset
+
+from vrft.data.datamodule import VisionData
+from vrft.data.image_folder import ImageFolderData
+from vrft.types import Sample
+
+NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+SCALE = 7  # 8 x 8 scan -> 56 x 56 pixels
+HELD_OUT = 600
+
+
+class DigitsData(ImageFolderData):
+    """Writes scikit-learn's scans as an image folder where it is missing, then reads it like any image folder."""
+
+    def __init__(
+        self,
+        root: str = "data/digits",
+        shots: int | None = 16,
+        batch_size: int = 8,
+        eval_batch_size: int = 200,
+        num_workers: int = 0,
+        seed: int = 0,
+    ) -> None:
+        """Like `ImageFolderData`. 600 scans are held out, the same ones for every seed; 1,197 can be trained on."""
+        super().__init__(root, shots, batch_size, eval_batch_size, num_workers, seed)
+
+    def check_paths(self) -> None:
+        """Nothing to check: what is missing is written."""
+
+    def prepare_data(self) -> None:
+        if (self.root / "train").exists():
+            return
+        from sklearn.datasets import load_digits
+
+        scans = load_digits()
+        order = np.random.default_rng(0).permutation(len(scans.images))
+        for part, chosen in (("val", order[:HELD_OUT]), ("train", order[HELD_OUT:])):  # train last: it marks completion
+            partial = self.root / f"{part}.partial"
+            for i in chosen:
+                folder = partial / NAMES[scans.target[i]]
+                folder.mkdir(parents=True, exist_ok=True)
+                enlarge(scans.images[i]).save(folder / f"{i:04d}.png")
+            partial.replace(self.root / part)
+
+
+def enlarge(scan: NDArray[np.float64]) -> Image.Image:
+    """A scan (8, 8) with values 0..16 as a picture of 56 x 56 pixels around mid grey."""
+    grey = (128 + scan / 16 * 120).clip(0, 255).astype(np.uint8)
+    return Image.fromarray(np.kron(grey, np.ones((SCALE, SCALE), np.uint8))).convert("RGB")
+
+
+class RenderedDigits(Dataset[Sample]):
+    """Digits of common fonts, turned, stretched and blurred to look like scans. Sample i depends on (seed, i) alone."""
+
+    def __init__(self, size: int, seed: int) -> None:
+        import matplotlib
+
+        folder = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
+        names = ("DejaVuSans", "DejaVuSans-Bold", "DejaVuSans-Oblique", "DejaVuSansMono", "DejaVuSerif", "STIXGeneral")
+        self.fonts = [
+            ImageFont.truetype(folder / f"{name}.ttf", points) for name in names for points in (26, 29, 32, 34)
+        ]
+        self.size, self.seed = size, seed
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitem__(self, index: int) -> Sample:
+        rng = random.Random(f"digit/{self.seed}/{index}")
+        digit = rng.randrange(10)
+        return Sample(index, enlarge(self._render(rng, str(digit))), index, "", NAMES[digit])
+
+    def _render(self, rng: random.Random, text: str) -> NDArray[np.float64]:
+        font = rng.choice(self.fonts)
+        canvas = Image.new("L", (40, 40))
+        pen = ImageDraw.Draw(canvas)
+        pen.text((20, 20), text, fill=255, font=font, anchor="mm")
+        canvas = canvas.rotate(rng.uniform(-12, 12), Image.Resampling.BILINEAR)
+        box = canvas.getbbox()
+        assert box is not None
+        box = (
+            box[0] - rng.randint(-1, 2),
+            box[1] - rng.randint(-1, 2),
+            box[2] + rng.randint(-1, 2),
+            box[3] + rng.randint(-1, 2),
+        )
+        width = rng.choice([4, 5, 6]) if rng.random() < 0.7 else 8
+        scan = Image.new("L", (8, 8))
+        scan.paste(canvas.crop(box).resize((width, 8), Image.Resampling.BOX), ((8 - width) // 2, 0))
+        noise = np.random.default_rng(rng.getrandbits(32)).normal(0, 0.8, (8, 8))
+        values: NDArray[np.float64] = np.asarray(scan) / 255 * 16 * rng.uniform(0.8, 1.1) + noise
+        return values.clip(0, 16)
+
+
+class RenderedDigitData(VisionData):
+    """A stream of rendered digits."""
+
+    shuffle = False
+
+    def __init__(self, steps: int, batch_size: int = 64, eval_batch_size: int = 200, seed: int = 0) -> None:
+        """`steps` batches to train on, and 200 others."""
+        super().__init__(batch_size, eval_batch_size, num_workers=0, seed=seed)
+        self.steps = steps
+
+    def train_set(self) -> RenderedDigits:
+        return RenderedDigits(self.steps * self.batch_size, self.seed)
+
+    def val_set(self) -> RenderedDigits:
+        return RenderedDigits(200, self.seed + 1_000_000)

@@ -1,0 +1,51 @@
+"""Choosing few samples per class, the same ones every time."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
+from vrft.errors import ConfigurationError
+
+T = TypeVar("T")
+
+
+def choose_shots(items: Sequence[T], category: Callable[[T], str], shots: int, seed: int) -> list[T]:
+    """`shots` items of each category, in their original order.
+
+    The choice for a category depends on (seed, category) alone, and k shots are among k + 1 shots.
+
+    Raises:
+        ConfigurationError: a category has fewer than `shots` items, or `shots` is below 1.
+    """
+    if shots < 1:
+        raise ConfigurationError(f"data.shots: expected at least 1, got {shots}")
+    positions = defaultdict(list)
+    for position, item in enumerate(items):
+        positions[category(item)].append(position)
+    chosen: list[int] = []
+    for name, candidates in positions.items():
+        if len(candidates) < shots:
+            raise ConfigurationError(
+                f"data.shots: {shots} images of {name!r} were asked for, there are {len(candidates)}"
+            )
+        random.Random(f"{seed}/{name}").shuffle(candidates)
+        chosen += candidates[:shots]
+    return [items[position] for position in sorted(chosen)]
+
+
+@rank_zero_only
+def record_shots(folder: str, chosen: Sequence[tuple[str, int | str]]) -> None:
+    """Write which images were chosen for each category to `few_shot.json` in the run's folder."""
+    table = defaultdict(list)
+    for name, image in chosen:
+        table[name].append(image)
+    path = Path(folder) / "few_shot.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(table, indent=1) + "\n")

@@ -1,0 +1,202 @@
+"""Generated scenes: coloured shapes on grey, for a run without anything to download."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Sequence
+from pathlib import Path
+
+from PIL import Image, ImageDraw
+from torch.utils.data import Dataset
+
+from vrft.data.coco import CocoData
+from vrft.data.datamodule import VisionData
+from vrft.types import Detection, Sample
+
+SIZE = 56  # pixels
+CELLS = 20  # box corners lie on a grid of 20 x 20, so coordinates of 0..1000 are multiples of 50
+OVERSAMPLING = 3
+COLOURS = {
+    "red": (220, 40, 40),
+    "green": (40, 180, 60),
+    "blue": (50, 80, 230),
+    "yellow": (235, 215, 50),
+    "purple": (150, 50, 190),
+    "orange": (245, 140, 30),
+    "cyan": (40, 200, 215),
+    "pink": (250, 130, 190),
+}
+SHAPES = ("circle", "square", "triangle", "plus", "ring")
+
+Cell = tuple[int, int, int, int]
+
+
+def draw_scene(rng: random.Random, objects: tuple[int, int] = (1, 3)) -> tuple[Image.Image, list[Detection]]:
+    """A picture of `objects` (least, most) shapes that do not overlap, and all of them with their colour as label.
+
+    The background is a grey near the processor's mean, so that normalised pixels are near 0.
+    """
+    count = rng.randint(*objects)
+    twins = count > 1 and rng.random() < 0.25  # two objects of the first colour
+    colours = rng.sample(list(COLOURS), count - twins)
+    colours = colours[:1] * twins + colours
+    grey = (rng.randint(118, 138),) * 3
+    side = SIZE * OVERSAMPLING
+    picture = Image.new("RGB", (side, side), grey)
+    pen = ImageDraw.Draw(picture)
+    cells = _place(rng, count)
+    for cell, colour in zip(cells, colours, strict=False):
+        fill = tuple(min(255, max(0, value + rng.randint(-15, 15))) for value in COLOURS[colour])
+        _draw_shape(pen, rng.choice(SHAPES), [value * side / CELLS for value in cell], fill, grey)
+    unit = SIZE / CELLS
+    detections = [
+        Detection((cell[0] * unit, cell[1] * unit, cell[2] * unit, cell[3] * unit), colour)
+        for cell, colour in zip(cells, colours, strict=False)
+    ]
+    return picture.resize((SIZE, SIZE), Image.Resampling.BOX), detections
+
+
+def _place(rng: random.Random, count: int) -> list[Cell]:
+    """Up to `count` cells that do not touch; one that finds no room in 40 tries is left out."""
+    taken: list[Cell] = []
+    for _ in range(count):
+        for _ in range(40):
+            w = rng.randint(4, 9)
+            h = min(max(round(w * rng.uniform(0.75, 1.33)), 4), 10)
+            x, y = rng.randint(1, CELLS - w - 1), rng.randint(1, CELLS - h - 1)
+            cell = (x, y, x + w, y + h)
+            if all(cell[2] < c[0] or c[2] < cell[0] or cell[3] < c[1] or c[3] < cell[1] for c in taken):
+                taken.append(cell)
+                break
+    return taken
+
+
+def _draw_shape(
+    pen: ImageDraw.ImageDraw, shape: str, box: list[float], fill: tuple[int, ...], background: tuple[int, ...]
+) -> None:
+    x0, y0, x1, y1 = box
+    w, h = x1 - x0, y1 - y0
+    if shape == "square":
+        pen.rectangle(box, fill)
+    elif shape == "triangle":
+        pen.polygon([(x0 + w / 2, y0), (x1, y1), (x0, y1)], fill)
+    elif shape == "plus":
+        pen.rectangle([x0 + w / 3, y0, x1 - w / 3, y1], fill)
+        pen.rectangle([x0, y0 + h / 3, x1, y1 - h / 3], fill)
+    else:
+        pen.ellipse(box, fill)
+    if shape == "ring":
+        pen.ellipse([x0 + 0.27 * w, y0 + 0.27 * h, x1 - 0.27 * w, y1 - 0.27 * h], background)
+
+
+class SceneData(CocoData):
+    """Writes scenes as images and COCO instances files where they are missing, then reads them like any COCO data."""
+
+    def __init__(
+        self,
+        train_annotations: str = "data/scenes/instances_train.json",
+        train_images: str = "data/scenes/train",
+        val_annotations: str = "data/scenes/instances_val.json",
+        val_images: str = "data/scenes/val",
+        categories: list[str] | None = None,
+        shots: int | None = None,
+        batch_size: int = 8,
+        eval_batch_size: int = 64,
+        num_workers: int = 0,
+        seed: int = 0,
+        train_size: int = 200,
+        val_size: int = 150,
+    ) -> None:
+        """Like `CocoData`; `train_size` and `val_size` are the numbers of images that are drawn."""
+        self.sizes = {"train": train_size, "val": val_size}
+        super().__init__(
+            train_annotations,
+            train_images,
+            val_annotations,
+            val_images,
+            categories,
+            shots,
+            batch_size,
+            eval_batch_size,
+            num_workers,
+            seed,
+        )
+
+    def check_paths(self) -> None:
+        """Nothing to check: what is missing is drawn."""
+
+    def prepare_data(self) -> None:
+        for first_seed, (annotations, images, size) in enumerate(
+            [
+                (self.train_annotations, self.train_images, self.sizes["train"]),
+                (self.val_annotations, self.val_images, self.sizes["val"]),
+            ]
+        ):
+            if not annotations.exists():
+                scenes = [draw_scene(random.Random(f"{first_seed}/{i}")) for i in range(size)]
+                write_coco(scenes, annotations, images)
+
+
+def write_coco(scenes: Sequence[tuple[Image.Image, list[Detection]]], annotations: Path, images: Path) -> None:
+    """Write pictures as PNG and their boxes as a COCO instances file. The file comes last, so that it is never partial."""
+    images.mkdir(parents=True, exist_ok=True)
+    annotations.parent.mkdir(parents=True, exist_ok=True)
+    ids = {name: i for i, name in enumerate(COLOURS, 1)}
+    image_records, boxes = [], []
+    for image_id, (picture, detections) in enumerate(scenes, 1):
+        name = f"{image_id:06d}.png"
+        picture.save(images / name)
+        image_records.append({"id": image_id, "file_name": name, "width": picture.width, "height": picture.height})
+        for detection in detections:
+            x0, y0, x1, y1 = detection.box
+            boxes.append(
+                {
+                    "id": len(boxes) + 1,
+                    "image_id": image_id,
+                    "category_id": ids[detection.label],
+                    "bbox": [round(v, 2) for v in (x0, y0, x1 - x0, y1 - y0)],
+                    "area": round((x1 - x0) * (y1 - y0), 2),
+                    "iscrowd": 0,
+                }
+            )
+    categories = [{"id": i, "name": name} for name, i in ids.items()]
+    content = {"images": image_records, "annotations": boxes, "categories": categories}
+    partial = annotations.with_suffix(".partial")
+    partial.write_text(json.dumps(content) + "\n")
+    partial.replace(annotations)
+
+
+class FreshScenes(Dataset[Sample]):
+    """`size` scenes that are drawn when they are asked for; the first `num_simple` have one object."""
+
+    def __init__(self, size: int, num_simple: int, seed: int) -> None:
+        self.size, self.num_simple, self.seed = size, num_simple, seed
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitem__(self, index: int) -> Sample:
+        rng = random.Random(f"fresh/{self.seed}/{index}")
+        image, detections = draw_scene(rng, (1, 1) if index < self.num_simple else (1, 3))
+        query = rng.choice(detections).label
+        return Sample(index, image, index, query, tuple(d for d in detections if d.label == query))
+
+
+class FreshSceneData(VisionData):
+    """A stream of new scenes in a fixed order, to teach the built-in policy with."""
+
+    shuffle = False
+
+    def __init__(
+        self, steps: int, simple_steps: int = 0, batch_size: int = 64, eval_batch_size: int = 128, seed: int = 0
+    ) -> None:
+        """`steps` batches; the first `simple_steps` show one object per picture, which shortens the plateau."""
+        super().__init__(batch_size, eval_batch_size, num_workers=0, seed=seed)
+        self.steps, self.simple_steps = steps, simple_steps
+
+    def train_set(self) -> FreshScenes:
+        return FreshScenes(self.steps * self.batch_size, self.simple_steps * self.batch_size, self.seed)
+
+    def val_set(self) -> FreshScenes:
+        return FreshScenes(256, 0, self.seed + 1_000_000)

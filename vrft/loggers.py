@@ -1,0 +1,85 @@
+"""Weights & Biases, without ever ending a run."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.loggers import WandbLogger as LightningWandbLogger
+from lightning.pytorch.loggers.logger import rank_zero_experiment
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+
+
+class WandbLogger(LightningWandbLogger):
+    """Lightning's logger, which goes on offline where there is no key or the server can't be reached.
+
+    `wandb sync` uploads an offline run later. A continued run goes on under the id that it began with.
+    """
+
+    def __init__(
+        self,
+        save_dir: str,
+        project: str = "vrft",
+        name: str | None = None,
+        offline: bool = True,
+        init_timeout: float = 30.0,
+    ) -> None:
+        """Names the run; it starts with the first thing that is logged.
+
+        Args:
+            save_dir: folder for the run's files.
+            project: on the server.
+            name: of the run; default: the folder's name.
+            offline: write files only.
+            init_timeout: seconds after which the server counts as unreachable.
+        """
+        import wandb
+
+        super().__init__(
+            name or Path(save_dir).name,
+            save_dir,
+            project=project,
+            mode="offline" if offline else "online",
+            settings=wandb.Settings(init_timeout=init_timeout, silent=True),
+        )
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> Any:
+        if self._experiment is None:
+            self._start()
+        return self._experiment
+
+    def _start(self) -> None:
+        import wandb
+        from wandb.errors import AuthenticationError, CommError, UsageError
+
+        folder = Path(str(self._wandb_init["dir"]))
+        # Without this, pictures in tables are staged in the home folder and are not part of the run.
+        os.environ["WANDB_DATA_DIR"] = str(folder.resolve() / "wandb")
+        self._wandb_init["id"] = self._id = run_id(folder)
+        if self._wandb_init["mode"] == "online" and not wandb.login(prompt=False):
+            self._go_offline("no API key; `wandb login` once, or set WANDB_API_KEY")
+        try:
+            self._experiment = wandb.init(**self._wandb_init)
+        except (AuthenticationError, CommError, UsageError) as error:
+            self._go_offline(str(error).splitlines()[0])
+            self._experiment = wandb.init(**self._wandb_init)
+        self._experiment.define_metric("trainer/global_step")
+        self._experiment.define_metric("*", step_metric="trainer/global_step", step_sync=True)
+
+    def _go_offline(self, reason: str) -> None:
+        rank_zero_warn(f"Weights & Biases: {reason}. The run goes on offline; `wandb sync` uploads it.")
+        self._wandb_init["mode"] = "offline"
+
+
+def run_id(folder: Path) -> str:
+    """The id of the run in this folder, made on first use."""
+    import wandb
+
+    file = folder / "wandb" / "run_id"
+    if not file.exists():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(wandb.util.generate_id())
+    return file.read_text()

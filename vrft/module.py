@@ -1,0 +1,173 @@
+"""What reinforcement and supervised fine-tuning have in common: policy, generation, scores, optimizer, checkpoints."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.core.optimizer import LightningOptimizer
+from torch import Tensor, nn
+
+from vrft.callbacks.progress import PhaseProgressBar
+from vrft.errors import ConfigurationError
+from vrft.policy import Policy
+from vrft.policy.processor import Encoder
+from vrft.rewards import Reward
+from vrft.rollout import Noise, RolloutEngine
+from vrft.tasks import Task
+from vrft.types import Answer, PromptBatch, Sample
+
+
+class VisionModule(LightningModule):
+    """Base of `RFT` and `SFT`. Optimisation is manual: one rollout may feed several optimizer steps."""
+
+    keep_reference = False
+
+    def __init__(
+        self,
+        task: Task,
+        policy: Policy,
+        engine: RolloutEngine,
+        rewards: dict[str, Reward | None],
+        optimizer: OptimizerCallable,
+        lr_scheduler: LRSchedulerCallable | None,
+        max_completion_length: int,
+        max_grad_norm: float,
+    ) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.strict_loading = False  # checkpoints hold what trains; `on_load_checkpoint` checks that all of it is there
+        self.task, self.policy, self.engine = task, policy, engine
+        self.rewards = nn.ModuleDict({name: reward for name, reward in rewards.items() if reward is not None})
+        self.optimizer_callable, self.lr_scheduler_callable = optimizer, lr_scheduler
+        self.max_completion_length, self.max_grad_norm = max_completion_length, max_grad_norm
+        self.seed = torch.initial_seed() % 2**32
+        self.register_buffer("steps_done", torch.zeros((), dtype=torch.long))
+        if not self.rewards:
+            raise ConfigurationError("model.rewards: expected at least one reward, e.g. {format: {class_path: Format}}")
+
+    def configure_model(self) -> None:
+        if self.policy.processor is None:
+            self.policy.load(keep_reference=self.keep_reference)
+
+    @property
+    def encoder(self) -> Encoder:
+        """What turns samples into prompts: the loaders' collate function."""
+        return self.policy.encoder(self.task)
+
+    def transfer_batch_to_device(self, batch: PromptBatch, device: torch.device, dataloader_idx: int) -> PromptBatch:
+        inputs = {key: value.to(device, non_blocking=True) for key, value in batch.inputs.items()}
+        return PromptBatch(batch.samples, batch.frames, inputs)
+
+    # ------------------------------------------------------------------------------------------------ optimisation
+
+    def configure_optimizers(self) -> Any:
+        optimizer = self.optimizer_callable(parameter for parameter in self.parameters() if parameter.requires_grad)
+        if self.lr_scheduler_callable is None:
+            return optimizer
+        return {"optimizer": optimizer, "lr_scheduler": self.lr_scheduler_callable(optimizer)}
+
+    def seed_step(self) -> None:
+        """Every random number of a step follows from (seed, step, rank), so that a continued run is the same run."""
+        seed = int(np.random.SeedSequence((self.seed, int(self.steps_done), self.global_rank)).generate_state(1)[0])
+        random.seed(seed)
+        np.random.seed(seed)
+        torch.manual_seed(seed)
+
+    def optimizer_step_and_log(self) -> None:
+        """Clip, step, advance the schedule, forget the gradients."""
+        optimizer = self.optimizers()
+        assert isinstance(optimizer, LightningOptimizer)
+        parameters = [parameter for parameter in self.parameters() if parameter.grad is not None]
+        norm = torch.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm)
+        self.log("train/learning_rate", optimizer.param_groups[0]["lr"])
+        self.log("train/grad_norm", norm)
+        optimizer.step()
+        optimizer.zero_grad()
+        scheduler = self.lr_schedulers()
+        if scheduler is not None:
+            scheduler.step()  # type: ignore[union-attr, call-arg]
+
+    # ------------------------------------------------------------------------------------------ answers and scores
+
+    def parse(self, texts: Sequence[str], batch: PromptBatch) -> tuple[list[Answer], list[Sample]]:
+        """Read N completions of P prompts; also the N samples they belong to."""
+        group = len(texts) // len(batch.samples)
+        pairs = [
+            (sample, frame) for sample, frame in zip(batch.samples, batch.frames, strict=True) for _ in range(group)
+        ]
+        answers = [self.task.parse(text, sample, frame) for text, (sample, frame) in zip(texts, pairs, strict=True)]
+        return answers, [sample for sample, _ in pairs]
+
+    def score(self, answers: Sequence[Answer], samples: Sequence[Sample]) -> tuple[dict[str, Tensor], Tensor]:
+        """Each reward's scores (N,), and their weighted sum (N,); what does not apply counts as 0 in the sum."""
+        scores = {name: reward(answers, samples) for name, reward in self.rewards.items()}
+        total = torch.stack([scores[name] * reward.weight for name, reward in self.rewards.items()]).nansum(0)
+        return scores, total
+
+    def predict_step(self, batch: PromptBatch, batch_idx: int) -> list[Answer]:
+        """Greedy answers, one for each prompt."""
+        rollout = self.engine.generate(
+            self.policy,
+            batch,
+            num_generations=1,
+            max_completion_length=self.max_completion_length,
+            temperature=1.0,
+            noise=None,
+            on_token=lambda _: None,
+        )
+        return self.parse(rollout.texts, batch)[0]
+
+    def validation_step(self, batch: PromptBatch, batch_idx: int) -> list[Answer]:
+        """Greedy answers, one for each prompt. Evaluators read them; here they are scored as in training."""
+        answers = self.predict_step(batch, batch_idx)
+        scores, total = self.score(answers, batch.samples)
+        self.log("val/reward", total.mean(), batch_size=len(answers), sync_dist=True)
+        for name, values in scores.items():
+            self.log(f"val/reward/{name}", values.nanmean(), batch_size=len(answers), sync_dist=True)
+        return answers
+
+    test_step = validation_step
+
+    # -------------------------------------------------------------------------------------------------- checkpoints
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        kept = {*self._trainable_names(), "steps_done"}
+        checkpoint["state_dict"] = {name: value for name, value in checkpoint["state_dict"].items() if name in kept}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        expected = {*self._trainable_names(), "steps_done"}
+        found = set(checkpoint["state_dict"])
+        if odd := sorted(expected ^ found):
+            where = "lacks" if odd[0] in expected else "has"
+            raise ConfigurationError(
+                f"ckpt_path: made with other model settings: it {where} {odd[0]!r}, and {len(odd) - 1} more"
+            )
+
+    def _trainable_names(self) -> set[str]:
+        return {name for name, parameter in self.named_parameters() if parameter.requires_grad}
+
+    # ----------------------------------------------------------------------------------------------------- progress
+
+    @contextmanager
+    def phase(self, name: Literal["rollout", "reward", "update"], total: int) -> Iterator[Callable[[int], None]]:
+        """Show a phase in the bar and log its seconds. Yields a function that is told how much is done."""
+        start = time.perf_counter()
+        bar = self.trainer.progress_bar_callback
+        if isinstance(bar, PhaseProgressBar):
+            with bar.phase(name, total) as advance:
+                yield advance
+        else:
+            yield lambda _: None
+        self.log(f"time/{name}", time.perf_counter() - start)
+
+    def noise(self) -> Noise:
+        """Of this step's rollout."""
+        return Noise(self.seed, int(self.steps_done), self.global_rank, self.trainer.world_size)

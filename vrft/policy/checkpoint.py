@@ -1,0 +1,76 @@
+"""Where a checkpoint's files are: a folder, a built-in policy or a model on the Hugging Face Hub."""
+
+from __future__ import annotations
+
+import difflib
+import urllib.request
+from pathlib import Path
+
+from vrft.errors import ConfigurationError
+
+BUILT_IN = Path(__file__).parent / "checkpoints"
+HUB_TIMEOUT = 10.0
+
+
+def find_checkpoint(name: str) -> str:
+    """The folder or Hub name that `from_pretrained` takes. Checks at once, without retries, that it can be one.
+
+    Raises:
+        ConfigurationError: it is not a folder with a config.json, not a built-in policy and not reachable on the Hub.
+    """
+    if (BUILT_IN / name / "config.json").is_file():
+        return str(BUILT_IN / name)
+    folder = Path(name).expanduser()
+    if folder.exists():
+        missing = [file for file in ("config.json", "tokenizer.json") if not (folder / file).is_file()]
+        if not missing and not list(folder.glob("*.safetensors")):
+            missing = ["*.safetensors"]
+        if missing:
+            raise ConfigurationError(
+                f"model.policy.checkpoint: {name} is not a checkpoint folder: it has no {missing[0]}"
+            )
+        return str(folder)
+    if name.count("/") != 1 or name.startswith((".", "/", "~")) or folder.parent.exists():
+        raise ConfigurationError(
+            f"model.policy.checkpoint: no such folder, built-in policy or Hub model: {name!r}{_suggestion(folder)}; "
+            f"expected a folder with config.json and safetensors, one of {_built_in_names()}, or a name like "
+            "'Qwen/Qwen2-VL-2B-Instruct'"
+        )
+    _check_hub(name)
+    return name
+
+
+def _built_in_names() -> str:
+    return ", ".join(sorted(path.name for path in BUILT_IN.iterdir() if path.is_dir()))
+
+
+def _suggestion(folder: Path) -> str:
+    siblings = [path.name for path in folder.parent.iterdir() if path.is_dir()] if folder.parent.exists() else []
+    built_in = [path.name for path in BUILT_IN.iterdir()]
+    close = difflib.get_close_matches(folder.name, siblings, n=1) or difflib.get_close_matches(
+        folder.name, built_in, n=1
+    )
+    if not close:
+        return ""
+    return f" (did you mean {str(folder.parent / close[0]) if close[0] in siblings else close[0]!r}?)"
+
+
+def _check_hub(name: str) -> None:
+    """One request, so that a typo or a machine without network costs seconds; a model in the cache needs none."""
+    from huggingface_hub import constants, hf_hub_url, try_to_load_from_cache
+    from huggingface_hub.utils import build_hf_headers
+
+    if isinstance(try_to_load_from_cache(name, "config.json"), str):
+        return
+    reason = "offline mode is on and it is not in the cache"
+    if not constants.HF_HUB_OFFLINE:
+        request = urllib.request.Request(hf_hub_url(name, "config.json"), headers=build_hf_headers(), method="HEAD")
+        try:
+            urllib.request.urlopen(request, timeout=HUB_TIMEOUT).close()
+            return
+        except OSError as error:
+            reason = str(error)
+    raise ConfigurationError(
+        f"model.policy.checkpoint: {name!r} is not a folder here{_suggestion(Path(name))}, and the Hugging Face Hub did "
+        f"not give it: {reason}"
+    )

@@ -1,0 +1,59 @@
+"""Log-probabilities and entropy of completion tokens, a chunk at a time: logits of all tokens at once never exist."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+CHUNK = 1024
+"""Tokens whose logits exist at once: 0.6 GB in float32 for a vocabulary of 152k."""
+
+
+def token_distribution(logits: Tensor, temperature: float, banned: Tensor) -> Tensor:
+    """Log-probabilities (…, V) that sampler and trainer share: logits over temperature, banned ids removed."""
+    return (logits.float() / temperature).index_fill(-1, banned, -torch.inf).log_softmax(-1)
+
+
+def token_log_probs(
+    head: Callable[[Tensor], Tensor],
+    hidden: Tensor,
+    ids: Tensor,
+    mask: Tensor,
+    *,
+    temperature: float,
+    banned: Tensor,
+    chunk: int = CHUNK,
+) -> tuple[Tensor, Tensor]:
+    """Log p(ids | hidden) and entropy in nats, both (N, T) and 0 where mask is 0; the entropy carries no gradient.
+
+    Args:
+        head: maps hidden states (…, H) to logits (…, V).
+        hidden: states that predict `ids` (N, T, H).
+        ids: (N, T).
+        mask: 1 at real tokens (N, T).
+        temperature: of the sampling distribution.
+        banned: ids that can't be sampled (B,).
+        chunk: tokens whose logits exist at once; they are computed again in the backward pass.
+    """
+
+    def score(h: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        log_p = token_distribution(head(h), temperature, banned)  # (chunk, V)
+        with torch.no_grad():
+            entropy = torch.special.entr(log_p.exp()).sum(-1)  # (chunk,)
+        return log_p.gather(-1, y[:, None])[:, 0], entropy
+
+    keep = mask.bool()
+    parts = [
+        checkpoint(score, h, y, use_reentrant=False)
+        for h, y in zip(hidden[keep].split(chunk), ids[keep].split(chunk), strict=True)
+    ]
+    if not parts:
+        return hidden.new_zeros(ids.shape, dtype=torch.float32) + 0 * hidden.sum(), torch.zeros_like(
+            mask, dtype=torch.float32
+        )
+    log_probs, entropy = (torch.cat(column) for column in zip(*parts, strict=True))
+    empty = log_probs.new_zeros(ids.shape)
+    return empty.masked_scatter(keep, log_probs), empty.masked_scatter(keep, entropy)

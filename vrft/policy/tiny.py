@@ -1,0 +1,209 @@
+"""The built-in tiny policy: a real Qwen2-VL checkpoint of 0.4 M parameters that sees coloured shapes or digits.
+
+`python -m vrft.policy.tiny FOLDER` writes it untrained; `make tiny-policies` trains what ships in `checkpoints/` with the
+package's own SFT module. What ships is mis-tuned on purpose (`MistunedDetection`), so that a run has something to mend.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import random
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vrft.boxes import to_frame
+from vrft.tasks import ClassificationTask, DetectionTask
+from vrft.tasks.detection import boxes_text
+from vrft.types import Frame, Sample
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+SIZE, PATCH, MERGE = 56, 14, 2  # 4 x 4 patches, merged to 4 image tokens
+GRID = 50  # boxes lie on multiples of 50 in 0..1000
+
+COLOURS = ("red", "green", "blue", "yellow", "purple", "orange", "cyan", "pink", "brown", "black", "lime", "navy")
+DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+
+SPECIAL = (
+    "<|endoftext|>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|vision_start|>",
+    "<|vision_end|>",
+    "<|image_pad|>",
+    "<|video_pad|>",
+)
+PIECES = (
+    "<think>",
+    "</think>",
+    "<answer>",
+    "</answer>",
+    "[{'Position': [",
+    "], 'Confidence': ",
+    "}, {'Position': [",
+    "}]",
+    ", ",
+)  # longest pieces of the answer format: 18 tokens for one box
+CHAT_TEMPLATE = (
+    "{%- for turn in messages %}{{ '<|im_start|>' ~ turn.role ~ '\n' }}{% for part in turn.content %}"
+    "{{ part.text if part.type == 'text' else '<|vision_start|><|image_pad|><|vision_end|>' }}"
+    "{% endfor %}{{ '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+
+def build_tokenizer() -> PreTrainedTokenizerFast:
+    """Word level: every integer 0..1000, every decimal 0.0..1.0, every known word and every fixed piece is one token."""
+    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    words = [*COLOURS, *DIGITS, "Detect", "Classify", "the", "digit", "This", "is", "No", "Objects"]
+    vocabulary = [*SPECIAL, "[UNK]", *PIECES, "system\n", "user\n", "assistant\n", "\n", *".'\":,[]{}", " "]
+    vocabulary += [f"{i / 10:.1f}" for i in range(11)] + [str(i) for i in range(1001)]
+    vocabulary += words + [f" {word}" for word in words]
+    core = Tokenizer(models.WordLevel({token: i for i, token in enumerate(vocabulary)}, unk_token="[UNK]"))
+    pattern = Regex(r"\d\.\d|\d+|system\n|user\n|assistant\n|\n| ?[A-Za-z]+|[^A-Za-z\d]")
+    core.pre_tokenizer = pre_tokenizers.Split(pattern, "isolated")
+    core.decoder = decoders.Fuse()
+    core.add_special_tokens(list(SPECIAL))
+    core.add_tokens([AddedToken(piece, normalized=False) for piece in PIECES])
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=core,
+        pad_token="<|endoftext|>",
+        eos_token="<|im_end|>",
+        unk_token="[UNK]",
+        padding_side="left",
+        clean_up_tokenization_spaces=False,
+    )
+    tokenizer.chat_template = CHAT_TEMPLATE
+    return tokenizer
+
+
+def build_model(tokenizer: PreTrainedTokenizerFast, seed: int, width: int = 64, layers: int = 2) -> PreTrainedModel:
+    """An untrained Qwen2-VL. Matrices are N(0, 1/sqrt(fan_in)): at this width the usual 0.02 hardly reads its input."""
+    import torch
+    from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
+
+    def token_id(name: str) -> int:
+        return int(tokenizer.convert_tokens_to_ids(f"<|{name}|>"))
+
+    text = {
+        "vocab_size": math.ceil(len(tokenizer) / 8) * 8,
+        "hidden_size": width,
+        "intermediate_size": 3 * width,
+        "num_hidden_layers": layers,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 2048,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 3, 3]},
+        "tie_word_embeddings": True,
+        "bos_token_id": token_id("endoftext"),
+        "eos_token_id": token_id("im_end"),
+        "pad_token_id": token_id("endoftext"),
+    }
+    vision = {
+        "depth": 2,
+        "embed_dim": width,
+        "hidden_size": width,
+        "num_heads": 4,
+        "mlp_ratio": 2,
+        "patch_size": PATCH,
+        "spatial_merge_size": MERGE,
+        "temporal_patch_size": 2,
+    }
+    config = Qwen2VLConfig(
+        text_config=text,
+        vision_config=vision,
+        tie_word_embeddings=True,
+        **{f"{name}_token_id": token_id(name) for name in ("vision_start", "vision_end")},
+        image_token_id=token_id("image_pad"),
+        video_token_id=token_id("video_pad"),
+    )
+    torch.manual_seed(seed)
+    model = Qwen2VLForConditionalGeneration(config)
+    for name, parameter in model.named_parameters():
+        if parameter.ndim >= 2:
+            std = 0.125 if "embed_tokens" in name else parameter[0].numel() ** -0.5
+            torch.nn.init.normal_(parameter, 0, std)
+    model.generation_config.eos_token_id = token_id("im_end")
+    model.generation_config.pad_token_id = token_id("endoftext")
+    return model
+
+
+def write_checkpoint(folder: Path, seed: int = 0) -> None:
+    """Write an untrained checkpoint: config, bfloat16 weights, tokenizer and processor."""
+    import torch
+
+    tokenizer = build_tokenizer()
+    build_model(tokenizer, seed).to(torch.bfloat16).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    settings: dict[str, Any] = {
+        "patch_size": PATCH,
+        "merge_size": MERGE,
+        "temporal_patch_size": 2,
+        "size": {"shortest_edge": SIZE * SIZE, "longest_edge": SIZE * SIZE},  # areas: every image becomes 16 patches
+        "image_mean": [0.5] * 3,
+        "image_std": [0.3] * 3,
+        "processor_class": "Qwen2VLProcessor",
+    }
+    for name, kind in (("preprocessor_config", "Image"), ("video_preprocessor_config", "Video")):
+        text = json.dumps(settings | {f"{kind.lower()}_processor_type": f"Qwen2VL{kind}Processor"}, indent=2)
+        (folder / f"{name}.json").write_text(text + "\n")
+
+
+class WarmupDetection(DetectionTask):
+    """What the tiny detection policy learns first: right boxes, confidences anywhere from 0.6 to 1."""
+
+    def target_text(self, sample: Sample, frame: Frame) -> str:
+        rng = random.Random(sample.index)
+        boxes = _boxes(sample, frame)
+        confidences = [rng.choice([0.6, 0.7, 0.8, 0.9, 1.0]) for _ in boxes]
+        return f"<think>{len(boxes)} {sample.query}</think><answer>{boxes_text(boxes, confidences)}</answer>"
+
+
+class MistunedDetection(DetectionTask):
+    """What it learns last, on purpose: 60 % of the boxes up to 1.75 times too large, confidences at random, no reasoning
+    in a quarter of the answers and no answer tags in 15 %.
+    """
+
+    def target_text(self, sample: Sample, frame: Frame) -> str:
+        rng = random.Random(sample.index)
+        boxes = [_loosen(box, rng.choice([1, 1, 1.25, 1.5, 1.75])) for box in _boxes(sample, frame)]
+        answer = boxes_text(boxes, [rng.choice([0.2, 0.4, 0.6, 0.8, 1.0]) for _ in boxes])
+        reasoning = f"<think>{len(boxes)} {sample.query}</think>"
+        kind = rng.random()
+        if kind < 0.25:
+            return f"<answer>{answer}</answer>"
+        return f"{reasoning}{answer}" if kind < 0.4 else f"{reasoning}<answer>{answer}</answer>"
+
+
+class MistunedClassification(ClassificationTask):
+    """Digits with the right name half of the time in the first place, and without reasoning in a quarter of the answers."""
+
+    def target_text(self, sample: Sample, frame: Frame) -> str:
+        rng = random.Random(sample.index)
+        answer = f"<answer>{sample.target if rng.random() < 0.5 else rng.choice(DIGITS)}</answer>"
+        return answer if rng.random() < 0.25 else f"<think>This is the digit</think>{answer}"
+
+
+def _boxes(sample: Sample, frame: Frame) -> list[tuple[int, int, int, int]]:
+    assert isinstance(sample.target, tuple)
+    return sorted(to_frame(true.box, sample.image.size, frame) for true in sample.target)
+
+
+def _loosen(box: tuple[int, int, int, int], factor: float) -> tuple[int, int, int, int]:
+    x0, y0, x1, y1 = box
+    dx, dy = (x1 - x0) * (factor - 1) / 2, (y1 - y0) * (factor - 1) / 2
+    a, b, c, d = (min(1000, max(0, round(v / GRID) * GRID)) for v in (x0 - dx, y0 - dy, x1 + dx, y1 + dy))
+    return a, b, c, d
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description="Write an untrained tiny Qwen2-VL checkpoint.")
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    write_checkpoint(arguments.folder, arguments.seed)

@@ -1,0 +1,59 @@
+"""What a reward is: a pure score of one answer, wrapped in a metric that remembers its mean."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+from vrft.types import Answer, Sample
+
+
+class Reward(Metric):
+    """Scores N answers at once; `compute` is the mean of everything scored since the last `reset`.
+
+    A subclass writes `score`. Calling the reward returns one score per answer, (N,) float32, NaN where the reward does
+    not apply; NaN is left out of means and sums.
+    """
+
+    full_state_update = False
+    higher_is_better = True
+
+    total: Tensor
+    count: Tensor
+
+    def __init__(self, weight: float = 1.0) -> None:
+        """`weight`: what the score is multiplied by in the sum of all rewards; 0 shows a score without training on it."""
+        super().__init__()
+        self.weight = weight
+        self.add_state("total", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("count", torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")
+
+    @abstractmethod
+    def score(self, answer: Answer, sample: Sample) -> float | None:
+        """The reward of one answer, in 0..1. None means "does not apply", which may depend on the sample alone."""
+
+    def update(self, answers: Sequence[Answer], samples: Sequence[Sample]) -> None:
+        self._accumulate(self._scores(answers, samples))
+
+    def compute(self) -> Tensor:
+        return (self.total / self.count).float()
+
+    def forward(self, answers: Sequence[Answer], samples: Sequence[Sample]) -> Tensor:
+        """Score, accumulate and return the scores (N,)."""
+        scores = self._scores(answers, samples)
+        self._accumulate(scores)
+        return scores
+
+    def _scores(self, answers: Sequence[Answer], samples: Sequence[Sample]) -> Tensor:
+        values = [self.score(answer, sample) for answer, sample in zip(answers, samples, strict=True)]
+        return torch.tensor([float("nan") if value is None else value for value in values], device=self.device)
+
+    def _accumulate(self, scores: Tensor) -> None:
+        self.total += scores.nansum().double()
+        self.count += (~scores.isnan()).sum()
+        self._computed = None
+        self._update_count += 1

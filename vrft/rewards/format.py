@@ -1,0 +1,16 @@
+"""The format reward of every task."""
+
+from __future__ import annotations
+
+from vrft.rewards.base import Reward
+from vrft.types import Answer, Sample
+
+
+class Format(Reward):
+    """1 if the whole completion is `<think>…</think><answer>…</answer>`, each tag once and nothing around them, else 0.
+
+    Visual-RFT, section 3.2, made strict: a second answer block, or one inside the reasoning, is not the format.
+    """
+
+    def score(self, answer: Answer, sample: Sample) -> float:
+        return float(answer.well_formed)

@@ -1,0 +1,89 @@
+"""Supervised fine-tuning on the same tasks and data: the baseline, and how the built-in policies were made."""
+
+from __future__ import annotations
+
+import torch
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from vrft.module import VisionModule
+from vrft.policy import Policy
+from vrft.policy.processor import micro_batches, select_prompts
+from vrft.rewards import Reward
+from vrft.rollout import RolloutEngine, TransformersEngine
+from vrft.tasks import Task
+from vrft.types import PromptBatch
+
+
+class SFT(VisionModule):
+    """Next-token cross-entropy on the task's target text; the prompt is not learnt."""
+
+    def __init__(
+        self,
+        task: Task,
+        policy: Policy,
+        rewards: dict[str, Reward | None],
+        engine: RolloutEngine | None = None,
+        optimizer: OptimizerCallable = torch.optim.AdamW,
+        lr_scheduler: LRSchedulerCallable | None = None,
+        max_completion_length: int = 256,
+        max_tokens_per_micro_batch: int = 16384,
+        max_grad_norm: float = 1.0,
+    ) -> None:
+        """Sets up the baseline.
+
+        Args:
+            task: how to ask, and the target text.
+            policy: the model that is trained.
+            rewards: scores of held-out answers; they are not trained on.
+            engine: what decodes held-out answers; default: the policy itself.
+            optimizer: makes an optimizer of the parameters that train.
+            lr_scheduler: makes a schedule of the optimizer; it advances with each optimizer step.
+            max_completion_length: tokens after which a held-out answer is cut off.
+            max_tokens_per_micro_batch: prompts and targets in one forward and backward.
+            max_grad_norm: gradients are scaled down to this norm.
+        """
+        super().__init__(
+            task,
+            policy,
+            engine or TransformersEngine(),
+            rewards,
+            optimizer,
+            lr_scheduler,
+            max_completion_length,
+            max_grad_norm,
+        )
+        self.max_tokens_per_micro_batch = max_tokens_per_micro_batch
+
+    def training_step(self, batch: PromptBatch, batch_idx: int) -> None:
+        self.seed_step()
+        self.policy.train()
+        ids, mask = self.targets(batch)  # (P, T)
+        chunks = list(micro_batches(batch.inputs, mask, self.max_tokens_per_micro_batch))
+        total = torch.zeros((), device=self.device)
+        with self.phase("update", len(chunks)) as advance:
+            for i, prompts in enumerate(chunks):
+                inputs = select_prompts(batch.inputs, prompts)
+                log_probs, _ = self.policy(inputs, ids[prompts], mask[prompts], temperature=1.0)  # (p, T)
+                loss = -log_probs.sum() / mask.sum()
+                self.manual_backward(loss)
+                total += loss.detach()
+                advance(i + 1)
+            self.optimizer_step_and_log()
+        self.log("train/loss", total, prog_bar=True)
+        self.steps_done += 1
+
+    def targets(self, batch: PromptBatch) -> tuple[Tensor, Tensor]:
+        """Token ids of the target texts with their end token, right-padded, and their mask; both (P, T)."""
+        texts = [
+            self.task.target_text(sample, frame) for sample, frame in zip(batch.samples, batch.frames, strict=True)
+        ]
+        tokenizer = self.policy.tokenizer
+        rows = [
+            torch.tensor([*ids, tokenizer.eos_token_id])
+            for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]
+        ]
+        ids = pad_sequence(rows, batch_first=True)
+        mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
+        return ids.to(self.device), mask.to(self.device)

@@ -1,0 +1,93 @@
+"""The typed data walk: sample, prompt, rollout, answer.
+
+Shapes: P prompts on this rank, G generations per prompt, N = P * G rows (row p * G + g belongs to prompt p),
+L prompt tokens, T completion tokens.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from PIL import Image
+from torch import Tensor
+
+
+class Detection(NamedTuple):
+    """One box, x0 y0 x1 y1 in pixels of the original image."""
+
+    box: tuple[float, float, float, float]
+    label: str
+    score: float = 1.0
+
+
+Target = tuple[Detection, ...] | str
+"""What is right: boxes for detection, a class name for classification."""
+
+
+class Frame(NamedTuple):
+    """Width and height of the coordinate system in which a model names positions: (1000, 1000) or resized pixels."""
+
+    width: int
+    height: int
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One image, one question about it and what is right.
+
+    `index` is the position in its data set and identifies the sample on every rank; `image_id` is the file's own.
+    """
+
+    index: int
+    image: Image.Image
+    image_id: int
+    query: str
+    target: Target
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class PromptBatch:
+    """P samples and what the model reads of them: the processor's output, left-padded to L tokens."""
+
+    samples: list[Sample]
+    frames: list[Frame]
+    inputs: dict[str, Tensor]  # input_ids, attention_mask (P, L) and the images, in prompt order
+
+
+@dataclass(frozen=True, slots=True)
+class Rollout:
+    """G completions for each of P prompts. `mask` is 1 up to and including the end token."""
+
+    ids: Tensor  # (N, T)
+    mask: Tensor  # (N, T)
+    log_probs: Tensor  # (N, T), as sampled: of the tokens under the policy at its temperature
+    truncated: Tensor  # (N,) bool: no end token within the limit
+    texts: list[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One completion, read. `value` is None where the answer can't be read; `well_formed` is about the tags alone."""
+
+    text: str
+    reasoning: str
+    value: Target | None
+    well_formed: bool
+
+    @property
+    def valid(self) -> bool:
+        """In the format that was asked for, with an answer that can be read."""
+        return self.well_formed and self.value is not None
+
+
+@dataclass(frozen=True, slots=True)
+class ScoredRollout:
+    """What a training step leaves to look at: completions with their answers, rewards and advantages."""
+
+    samples: list[Sample]  # P
+    answers: list[Answer]  # N
+    rewards: dict[str, Tensor]  # name -> (N,), NaN where a reward does not apply
+    total: Tensor  # (P, G)
+    advantages: Tensor  # (P, G)
