@@ -1,5 +1,6 @@
-"""Reading model text: tags, boxes and labels. Hostile by assumption: nothing is evaluated, time is linear, and bad text
-has one result, None.
+"""Reading model text: tags, boxes and labels.
+
+The text is hostile by assumption: nothing is evaluated, time is linear, and what can't be read has one result, None.
 
 The answer is the last complete <answer> block outside the reasoning. The tags are well formed if the whole text is
 `<think>…</think><answer>…</answer>`, each tag once, with nothing but white space around and between the blocks.

@@ -100,9 +100,8 @@ class VisionModule(LightningModule):
     def parse(self, texts: Sequence[str], batch: PromptBatch) -> tuple[list[Answer], list[Sample]]:
         """Read N completions of P prompts; also the N samples they belong to."""
         group = len(texts) // len(batch.samples)
-        pairs = [
-            (sample, frame) for sample, frame in zip(batch.samples, batch.frames, strict=True) for _ in range(group)
-        ]
+        prompts = zip(batch.samples, batch.frames, strict=True)
+        pairs = [(sample, frame) for sample, frame in prompts for _ in range(group)]
         answers = [self.task.parse(text, sample, frame) for text, (sample, frame) in zip(texts, pairs, strict=True)]
         return answers, [sample for sample, _ in pairs]
 

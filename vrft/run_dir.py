@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,26 +14,26 @@ from vrft.errors import ConfigurationError
 def choose_run_dir(args: Sequence[str]) -> list[str]:
     """The arguments with a `--run_dir`: the one that was asked for, or `runs/` and the name of the last config.
 
-    A folder that holds a run is never written over: a new `fit` goes to the first free one of `DIR`, `DIR-2`, `DIR-3`, …;
-    everything else, and `fit --ckpt_path …`, means the latest of them. A folder holds a run if it has a config.yaml,
-    which is written when all ranks are up, so all of them choose the same one.
+    A folder that holds a run is never written over: a new `fit` goes to the first free one of `DIR`, `DIR-2`, `DIR-3`
+    and so on; everything else, and `fit --ckpt_path …`, means the latest of them. A folder holds a run if it has a
+    config.yaml, which is written when all ranks are up, so all of them choose the same one.
     """
     configs = _values(args, "--config")
     asked = _values(args, "--run_dir") or [name for config in configs if (name := _run_dir_of(config)) is not None]
     base = Path(asked[-1]) if asked else Path("runs") / (Path(configs[-1]).stem if configs else "run")
     fresh = args[0] == "fit" and not _values(args, "--ckpt_path")
-    number, chosen = 1, base
-    while (
-        (following := base if number == 1 else base.with_name(f"{base.name}-{number}")).joinpath("config.yaml").exists()
-    ):
-        chosen, number = following, number + 1
+    chosen = following = base
+    for number in itertools.count(2):
+        if not (following / "config.yaml").exists():
+            break
+        chosen, following = following, base.with_name(f"{base.name}-{number}")
     return [*args, f"--run_dir={following if fresh else chosen}"]
 
 
 def _values(args: Sequence[str], option: str) -> list[str]:
     """Values of an option, given as `--option=value` or `--option value`."""
     values = [arg.partition("=")[2] for arg in args if arg.startswith(f"{option}=")]
-    return values + [value for arg, value in zip(args, args[1:], strict=False) if arg == option]
+    return values + [value for arg, value in itertools.pairwise(args) if arg == option]
 
 
 def _run_dir_of(config: str) -> str | None:

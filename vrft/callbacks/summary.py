@@ -19,8 +19,8 @@ KEYS = ("mAP", "AP50", "mIoU", "accuracy", "valid", "reward")
 class Summary(Callback):
     """Keeps the first and the last held-out scores of a run.
 
-    The base's scores are written as soon as they are known and survive a continuation; `seconds` is the wall-clock time of
-    training itself, over all continuations.
+    The base's scores are part of a checkpoint and survive a continuation; `seconds` is the wall-clock time of training
+    itself, over all continuations.
     """
 
     def __init__(self) -> None:

@@ -32,9 +32,8 @@ class Transcripts(Callback):
         rollout = int(pl_module.steps_done)
         if rollout % self.every_n_rollouts and rollout != 1:
             return
-        rows = [
-            row(scored, rollout, n) for n in range(self.max_prompts * scored.total.shape[1]) if n < len(scored.answers)
-        ]
+        shown = min(len(scored.answers), self.max_prompts * scored.total.shape[1])
+        rows = [row(scored, rollout, n) for n in range(shown)]
         with (Path(trainer.default_root_dir) / "transcripts.jsonl").open("a") as file:
             file.writelines(json.dumps(entry, allow_nan=False) + "\n" for entry in rows)
         for logger in trainer.loggers:

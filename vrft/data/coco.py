@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -121,35 +120,41 @@ def read_queries(annotations: Path, images: Path, categories: Sequence[str] | No
         for i, record in enumerate(content["categories"])
     }
     wanted = _select_categories(annotations, names, categories)
-    boxes: dict[tuple[int, int], list[Detection]] = defaultdict(list)
-    known = {_get(annotations, "images", i, image, "id", int) for i, image in enumerate(content["images"])}
-    left_out = 0
-    for i, record in enumerate(content["annotations"]):
-        image_id = _get(annotations, "annotations", i, record, "image_id", int)
-        category_id = _get(annotations, "annotations", i, record, "category_id", int)
-        if image_id not in known:
-            raise ConfigurationError(f"{annotations}: annotations[{i}].image_id: no image has id {image_id}")
-        if category_id not in names:
-            raise ConfigurationError(f"{annotations}: annotations[{i}].category_id: no category has id {category_id}")
-        x, y, w, h = _bbox(annotations, i, record)
-        if record.get("iscrowd") or w <= 0 or h <= 0:
-            left_out += 1
-        elif category_id in wanted:
-            boxes[image_id, category_id].append(Detection((x, y, x + w, y + h), names[category_id]))
-    if left_out:
-        rank_zero_info(f"{annotations}: {left_out} crowd regions or boxes without area are not asked for")
-    by_image = defaultdict(list)
-    for (image_id, category_id), detections in boxes.items():
-        by_image[image_id].append((names[category_id], tuple(detections)))
+    by_image = _boxes_by_image(annotations, content, names)
     queries = []
-    for i, image in enumerate(content["images"]):
-        found = by_image[image["id"]]
+    for i, record in enumerate(content["images"]):
+        found = {category: boxes for category, boxes in by_image[record["id"]].items() if category in wanted}
         if found:
-            file, size = _image_file(annotations, i, image, images)
-            queries += [Query(image["id"], file, size, name, detections) for name, detections in found]
+            file, size = _image_file(annotations, i, record, images)
+            queries += [Query(record["id"], file, size, name, tuple(boxes)) for name, boxes in found.items()]
     if not queries:
         raise ConfigurationError(f"{annotations}: no object to ask for; expected at least one box")
     return queries
+
+
+def _boxes_by_image(
+    path: Path, content: dict[str, Any], names: dict[int, str]
+) -> dict[int, dict[str, list[Detection]]]:
+    by_image: dict[int, dict[str, list[Detection]]] = {
+        _get(path, "images", i, record, "id", int): {} for i, record in enumerate(content["images"])
+    }
+    left_out = 0
+    for i, record in enumerate(content["annotations"]):
+        image_id = _get(path, "annotations", i, record, "image_id", int)
+        category_id = _get(path, "annotations", i, record, "category_id", int)
+        if image_id not in by_image:
+            raise ConfigurationError(f"{path}: annotations[{i}].image_id: no image has id {image_id}")
+        if category_id not in names:
+            raise ConfigurationError(f"{path}: annotations[{i}].category_id: no category has id {category_id}")
+        x, y, w, h = _bbox(path, i, record)
+        if record.get("iscrowd") or w <= 0 or h <= 0:
+            left_out += 1
+            continue
+        name = names[category_id]
+        by_image[image_id].setdefault(name, []).append(Detection((x, y, x + w, y + h), name))
+    if left_out:
+        rank_zero_info(f"{path}: {left_out} crowd regions or boxes without area are not asked for")
+    return by_image
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -178,14 +183,11 @@ def _bbox(path: Path, index: int, record: dict[str, Any]) -> tuple[float, float,
     return x, y, w, h
 
 
-def _select_categories(path: Path, names: dict[int, str], categories: Sequence[str] | None) -> set[int]:
-    if categories is None:
-        return set(names)
-    if unknown := sorted(set(categories) - set(names.values())):
-        raise ConfigurationError(
-            f"data.categories: {unknown[0]!r} is not in {path}; it has {', '.join(sorted(names.values()))}"
-        )
-    return {i for i, name in names.items() if name in categories}
+def _select_categories(path: Path, names: dict[int, str], categories: Sequence[str] | None) -> set[str]:
+    known = set(names.values())
+    if unknown := sorted(set(categories or ()) - known):
+        raise ConfigurationError(f"data.categories: {unknown[0]!r} is not in {path}; it has {', '.join(sorted(known))}")
+    return known if categories is None else set(categories)
 
 
 def _image_file(path: Path, index: int, record: dict[str, Any], folder: Path) -> tuple[Path, tuple[int, int]]:

@@ -1,4 +1,4 @@
-"""Handwritten digits: real 8 x 8 scans that come with scikit-learn, and rendered ones to teach the built-in policy with."""
+"""Digits: real 8 x 8 scans that come with scikit-learn, and rendered ones to teach the built-in policy with."""
 
 from __future__ import annotations
 

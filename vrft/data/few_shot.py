@@ -32,9 +32,7 @@ def choose_shots(items: Sequence[T], category: Callable[[T], str], shots: int, s
     chosen: list[int] = []
     for name, candidates in positions.items():
         if len(candidates) < shots:
-            raise ConfigurationError(
-                f"data.shots: {shots} images of {name!r} were asked for, there are {len(candidates)}"
-            )
+            raise ConfigurationError(f"data.shots: expected at least {shots} images of {name!r}, got {len(candidates)}")
         random.Random(f"{seed}/{name}").shuffle(candidates)
         chosen += candidates[:shots]
     return [items[position] for position in sorted(chosen)]

@@ -127,19 +127,14 @@ class SceneData(CocoData):
         """Nothing to check: what is missing is drawn."""
 
     def prepare_data(self) -> None:
-        for first_seed, (annotations, images, size) in enumerate(
-            [
-                (self.train_annotations, self.train_images, self.sizes["train"]),
-                (self.val_annotations, self.val_images, self.sizes["val"]),
-            ]
-        ):
-            if not annotations.exists():
-                scenes = [draw_scene(random.Random(f"{first_seed}/{i}")) for i in range(size)]
-                write_coco(scenes, annotations, images)
+        parts = [(self.train_annotations, self.train_images, "train"), (self.val_annotations, self.val_images, "val")]
+        for file, folder, part in parts:
+            if not file.exists():
+                write_coco([draw_scene(random.Random(f"{part}/{i}")) for i in range(self.sizes[part])], file, folder)
 
 
 def write_coco(scenes: Sequence[tuple[Image.Image, list[Detection]]], annotations: Path, images: Path) -> None:
-    """Write pictures as PNG and their boxes as a COCO instances file. The file comes last, so that it is never partial."""
+    """Write pictures as PNG, then their boxes as a COCO instances file, which is whole or absent."""
     images.mkdir(parents=True, exist_ok=True)
     annotations.parent.mkdir(parents=True, exist_ok=True)
     ids = {name: i for i, name in enumerate(COLOURS, 1)}

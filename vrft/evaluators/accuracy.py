@@ -17,7 +17,7 @@ class Row(NamedTuple):
 
 
 class AccuracyEvaluator(Evaluator[Row]):
-    """Logs `val/accuracy` and `val/valid`. An answer that can't be read is wrong; names are compared as in `Accuracy`."""
+    """Logs `val/accuracy` and `val/valid`; names are compared as in `Accuracy`, and what can't be read is wrong."""
 
     def row(self, answer: Answer, sample: Sample) -> Row:
         assert isinstance(sample.target, str)

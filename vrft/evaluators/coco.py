@@ -24,11 +24,11 @@ class Row(NamedTuple):
 
 
 class CocoEvaluator(Evaluator[Row]):
-    """Logs `val/mAP` (IoU 0.5 to 0.95) and `val/AP50` over all images and categories of the file, `val/mIoU` and
-    `val/valid`.
+    """Logs `val/mAP`, `val/AP50`, `val/mIoU` and `val/valid`.
 
-    Average precision is hotcoco's, which agrees with pycocotools. mIoU is the mean over prompts of the matched IoU (above
-    0, by falling confidence) / max(true, predicted boxes). An answer that can't be read has no boxes.
+    Average precision is over all images and categories of the file, by hotcoco, which agrees with pycocotools. mIoU is
+    the mean over prompts of the matched IoU (above 0, by falling confidence) / max(true, predicted boxes). An answer
+    that can't be read has no boxes.
     """
 
     def __init__(self, annotations: str) -> None:
@@ -63,8 +63,8 @@ class CocoEvaluator(Evaluator[Row]):
         known = {image["id"] for image in content["images"]}
         if unknown := sorted({row.image_id for row in rows} - known):
             raise ConfigurationError(
-                f"trainer.callbacks: CocoEvaluator.annotations: {self.annotations} has no image {unknown[0]}, which is in "
-                "data.val_annotations; expected the same file"
+                f"trainer.callbacks: CocoEvaluator.annotations: {self.annotations} has no image {unknown[0]}; expected "
+                "the same file as data.val_annotations"
             )
         results = [
             (row.image_id, x0, y0, x1 - x0, y1 - y0, score, ids[label])

@@ -71,6 +71,6 @@ def _check_hub(name: str) -> None:
         except OSError as error:
             reason = str(error)
     raise ConfigurationError(
-        f"model.policy.checkpoint: {name!r} is not a folder here{_suggestion(Path(name))}, and the Hugging Face Hub did "
-        f"not give it: {reason}"
+        f"model.policy.checkpoint: {name!r} is not a folder here{_suggestion(Path(name))}, "
+        f"and the Hugging Face Hub did not give it: {reason}"
     )

@@ -35,8 +35,8 @@ PROCESSOR_FILES = (
 def load_processor(folder: str, **kwargs: Any) -> Any:
     """`AutoProcessor.from_pretrained`, for images alone where torchvision is missing.
 
-    transformers 5 has image processors without torchvision but no video processors, so AutoProcessor refuses every class
-    with a video slot. The same class without that slot loads from the same files.
+    transformers 5 has image processors without torchvision but no video processors, so AutoProcessor refuses every
+    class with a video slot. The same class without that slot loads from the same files.
     """
     from transformers import AutoConfig, AutoProcessor
     from transformers.models.auto.processing_auto import PROCESSOR_MAPPING

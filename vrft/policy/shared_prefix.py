@@ -40,13 +40,16 @@ def shared_prefix_attention(
 ) -> tuple[Tensor, None]:
     """Attention of rows `[prompt | c1 | … | cG]`: plain sdpa unless `shared_prefix` = (L, G, causal) is given.
 
-    The prompt attends to itself; each completion, folded into the batch, to the prompt and itself. `attention_mask` is the
-    model's mask of one sequence `[prompt | completion]`; `causal` says that it is plainly causal and not needed.
+    The prompt attends to itself; each completion, folded into the batch, to the prompt and itself.
 
     Args:
         module: the attention layer.
-        query, key, value: (P, heads, L + G * n, dim).
-        attention_mask: (P or 1, 1, L + n, L + n).
+        query: (P, heads, L + G * n, dim).
+        key: as `query`, possibly with fewer heads.
+        value: as `key`.
+        attention_mask: the model's mask of one sequence `[prompt | completion]`, (P or 1, 1, L + n, L + n).
+        shared_prefix: L, G, and whether the mask is plainly causal and not needed.
+        **kwargs: handed on to sdpa.
 
     Returns:
         (P, L + G * n, heads, dim) and no weights.
@@ -88,8 +91,8 @@ def share_prefixes(model: PreTrainedModel) -> None:
     layers = set(getattr(model.config.get_text_config(), "layer_types", None) or ["full_attention"])
     if not layers <= SHAREABLE:
         raise ConfigurationError(
-            f"model.policy.checkpoint: {type(model).__name__} has {', '.join(sorted(layers - SHAREABLE))} layers, which "
-            "can't share a prompt between completions"
+            f"model.policy.checkpoint: {type(model).__name__} has {', '.join(sorted(layers - SHAREABLE))} layers, "
+            "which can't share a prompt between completions"
         )
     model.set_attn_implementation({"text_config": ATTENTION})
 

@@ -1,7 +1,7 @@
 """The built-in tiny policy: a real Qwen2-VL checkpoint of 0.4 M parameters that sees coloured shapes or digits.
 
-`python -m vrft.policy.tiny FOLDER` writes it untrained; `make tiny-policies` trains what ships in `checkpoints/` with the
-package's own SFT module. What ships is mis-tuned on purpose (`MistunedDetection`), so that a run has something to mend.
+`python -m vrft.policy.tiny FOLDER` writes it untrained; `make tiny-policies` trains what ships in `checkpoints/` with
+the package's own SFT module. What ships is mis-tuned on purpose, so that a run has something to mend.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ CHAT_TEMPLATE = (
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
-    """Word level: every integer 0..1000, every decimal 0.0..1.0, every known word and every fixed piece is one token."""
+    """Word level: integers 0..1000, decimals 0.0..1.0, known words and the format's fixed pieces are one token each."""
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -165,8 +165,10 @@ class WarmupDetection(DetectionTask):
 
 
 class MistunedDetection(DetectionTask):
-    """What it learns last, on purpose: 60 % of the boxes up to 1.75 times too large, confidences at random, no reasoning
-    in a quarter of the answers and no answer tags in 15 %.
+    """What it learns last, on purpose.
+
+    60 % of the boxes up to 1.75 times too large, confidences at random, no reasoning in a quarter of the answers and no
+    answer tags in 15 %.
     """
 
     def target_text(self, sample: Sample, frame: Frame) -> str:
@@ -181,7 +183,7 @@ class MistunedDetection(DetectionTask):
 
 
 class MistunedClassification(ClassificationTask):
-    """Digits with the right name half of the time in the first place, and without reasoning in a quarter of the answers."""
+    """What the digits policy learns last, on purpose: wrong names in 45 % of the answers, no reasoning in a quarter."""
 
     def target_text(self, sample: Sample, frame: Frame) -> str:
         rng = random.Random(sample.index)

@@ -26,7 +26,7 @@ class Reward(Metric):
     count: Tensor
 
     def __init__(self, weight: float = 1.0) -> None:
-        """`weight`: what the score is multiplied by in the sum of all rewards; 0 shows a score without training on it."""
+        """`weight`: of the score in the sum of all rewards; 0 shows a score without training on it."""
         super().__init__()
         self.weight = weight
         self.add_state("total", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")

@@ -45,7 +45,7 @@ def match(answer: Answer, sample: Sample, threshold: float) -> Matches | None:
 class DetectionIoU(Reward):
     """Sum of the matched IoUs / max(true, predicted boxes). 1 for a right "No Objects".
 
-    The released code's denominator; eq. 6 of the paper divides by the predictions alone, which pays for missing objects.
+    The released code's denominator; eq. 6 of the paper divides by the predictions alone, which forgives missed ones.
     """
 
     def __init__(self, weight: float = 1.0, threshold: float = 0.5) -> None:
@@ -63,12 +63,11 @@ class DetectionIoU(Reward):
 
 
 class DetectionConfidence(Reward):
-    """(sum of c over right boxes + sum of (1 - c) / 2 over wrong ones) / max(true, predicted boxes). 1 for a right
-    "No Objects".
+    """Sum of c over right boxes plus half the sum of 1 - c over wrong ones, / max(true, predicted boxes).
 
-    Eq. 7-8 of the paper average c or 1 - c over the predictions alone. That pays 1 for a wrong box with confidence 0 and
-    for one sure box out of many objects. Here missed objects count, wrong boxes earn half at the most however many they
-    are, and saying nothing where there is something earns nothing.
+    1 for a right "No Objects". Eq. 7-8 of the paper average c or 1 - c over the predictions alone, which pays 1 for a
+    wrong box with confidence 0 and for one sure box out of many objects. Here missed objects count, wrong boxes earn
+    half at the most however many they are, and saying nothing where there is something earns nothing.
     """
 
     def __init__(self, weight: float = 1.0, threshold: float = 0.5) -> None:

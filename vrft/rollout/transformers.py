@@ -96,7 +96,7 @@ def _decode(
 
 
 def _sample(log_p: Tensor, uniform: Tensor) -> Tensor:
-    """Inverse transform: the first token at which the cumulated probability exceeds the row's number. (N, V) -> (N,)."""
+    """Inverse transform: the first token whose cumulated probability exceeds the row's number. (N, V), (N,) -> (N,)."""
     cumulated = log_p.double().exp().cumsum(-1)
     token = (cumulated <= uniform[:, None] * cumulated[:, -1:]).sum(-1)
     return token.clamp(max=log_p.shape[-1] - 1)

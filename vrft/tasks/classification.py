@@ -6,8 +6,8 @@ from vrft.tasks.base import Task
 from vrft.types import Frame, Sample
 
 PROMPT = (
-    "What is shown in this image? Name the class as precisely as you can. Reason first, then answer with the name alone, "
-    "in exactly this form:\n<think>your reasoning</think><answer>class name</answer>"
+    "What is shown in this image? Name the class as precisely as you can. Reason first, then answer with the name "
+    "alone, in exactly this form:\n<think>your reasoning</think><answer>class name</answer>"
 )
 
 

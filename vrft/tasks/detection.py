@@ -8,9 +8,9 @@ from vrft.tasks.base import Task
 from vrft.types import Detection, Frame, Sample
 
 PROMPT = (
-    "Find all objects of the category '{query}' in the image. Give each one as a box [x1, y1, x2, y2] in integers, with "
-    "x from 0 (left) to {width} (right) and y from 0 (top) to {height} (bottom), and your confidence from 0 to 1 with two "
-    "decimals. If there are none, answer No Objects. Reason first, then answer, in exactly this form:\n"
+    "Find all objects of the category '{query}' in the image. Give each one as a box [x1, y1, x2, y2] in integers, "
+    "with x from 0 (left) to {width} (right) and y from 0 (top) to {height} (bottom), and your confidence from 0 to 1 "
+    "with two decimals. If there are none, answer No Objects. Reason first, then answer, in exactly this form:\n"
     "<think>your reasoning</think><answer>[{{'Position': [x1, y1, x2, y2], 'Confidence': 0.00}}]</answer>"
 )
 
