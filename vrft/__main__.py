@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
+COMMANDS = ("fit", "validate", "test", "predict")
+
 HELP = """\
 vrft: visual reinforcement fine-tuning of vision-language models
 
@@ -38,6 +40,11 @@ def main(args: Sequence[str] | None = None) -> int:
         from vrft import __version__
 
         print(__version__)
+        return 0
+    if args[0] in COMMANDS and {"-h", "--help"} & {*args}:
+        from vrft.help import overview
+
+        print(overview(args[0]), end="")
         return 0
     from vrft.cli import run
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
-import re
 import sys
 import warnings
 from pathlib import Path
@@ -20,7 +18,7 @@ from vrft.callbacks.progress import PhaseProgressBar
 from vrft.callbacks.summary import Summary
 from vrft.callbacks.transcripts import Transcripts
 from vrft.data import VisionData
-from vrft.errors import ConfigurationError
+from vrft.errors import ConfigurationError, shorten, users_mistake
 from vrft.module import VisionModule
 from vrft.run_dir import choose_run_dir
 from vrft.tasks import Task
@@ -38,34 +36,18 @@ TRAINER_DEFAULTS: dict[str, Any] = {
     "logger": [
         {
             "class_path": "lightning.pytorch.loggers.CSVLogger",
-            "init_args": {"save_dir": "${....run_dir}", "name": "", "version": "logs"},
+            "init_args": {"save_dir": "${.....run_dir}", "name": "", "version": "logs"},
         },
-        {"class_path": "vrft.loggers.WandbLogger", "init_args": {"save_dir": "${....run_dir}"}},
+        {"class_path": "vrft.loggers.WandbLogger", "init_args": {"save_dir": "${.....run_dir}"}},
     ],
 }
 
 
 class OneLineParser(LightningArgumentParser):
-    """Says in one line which field is wrong and what was meant, instead of pages of usage."""
+    """Says in one line which field is wrong and what was expected, instead of pages of usage."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        raise ConfigurationError(f"{_innermost(message)}{self._suggestion(message)}")
-
-    def _suggestion(self, message: str) -> str:
-        known = self._field_names()
-        for wrong in re.findall(r"--([\w.]+)|[Kk]ey '([\w.]+)'|[Oo]ption '([\w.]+)'", message):
-            name = next(part for part in wrong if part)
-            close = difflib.get_close_matches(name, known, n=1, cutoff=0.8)
-            if close and close[0] != name:
-                return f" (did you mean '{close[0]}'?)"
-        return ""
-
-    def _field_names(self) -> list[str]:
-        return [action.dest for action in self._actions]
-
-
-def _innermost(message: str) -> str:
-    return " ".join(message.split())
+        raise ConfigurationError(shorten(message, [action.dest for action in self._actions]))
 
 
 class SaveResolvedConfig(SaveConfigCallback):
@@ -154,7 +136,7 @@ def run(args: list[str]) -> int:
             seed_everything_default=0,
             args=choose_run_dir(args),
         )
-    except (ConfigurationError, OmegaConfBaseException) as error:
-        print(f"vrft: {' '.join(str(error).split())}", file=sys.stderr)
+    except (ValueError, OmegaConfBaseException) as error:
+        print(f"vrft: {' '.join(str(users_mistake(error)).split())}", file=sys.stderr)
         return 2
     return 0

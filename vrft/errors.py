@@ -1,4 +1,10 @@
-"""The one exception for what a user can mend."""
+"""The one exception for what a user can mend, and how parser messages become one line."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Iterator
 
 
 class ConfigurationError(ValueError):
@@ -6,3 +12,80 @@ class ConfigurationError(ValueError):
 
     The message names the field or the file and record, and says what was expected.
     """
+
+
+NOISE = re.compile(
+    r"Does not validate against|Subtypes:|Errors:|Expected a <class 'NoneType'>|Given value|Subclass types expect|"
+    r"Expected a path but|a class path \(str\)|a dict with|a dict without|Unexpected import path format|$"
+)
+
+
+def shorten(message: str, fields: Iterable[str]) -> str:
+    """The field and the cause out of a parser's message, with what was probably meant.
+
+    jsonargparse lists every type that a value might have had; what is wrong stands in the innermost line of the list.
+
+    >>> shorten("unrecognized arguments: --trainer.max_step=3", ["trainer.max_steps"])
+    "unrecognized arguments: --trainer.max_step=3 (did you mean 'trainer.max_steps'?)"
+    """
+    keys = re.findall(r'Parser key "([^"]+)":', message)[:1]
+    keys += re.findall(r"NestedArg\(key='([^']+)'", message)[-1:] if keys else []
+    where = ".".join(keys)
+    causes: list[str] = []
+    for line in message.splitlines():
+        text = re.sub(r'^[\s-]*(Parser key "[^"]+":\s*)*', "", line)
+        if NOISE.match(text):
+            continue
+        if causes and not line.lstrip().startswith("- "):
+            causes[-1] += f" {text}"
+        else:
+            causes.append(text)
+    cause = causes[0] if causes else " ".join(message.split())
+    while (first := cause.partition(": ")[0]) in where.split("."):
+        cause = cause[len(first) + 2 :]
+    return f"{where}{': ' if where else ''}{cause}{_suggestion(message, cause, fields)}"
+
+
+def users_mistake(error: BaseException) -> BaseException:
+    """The ConfigurationError or parser message that `error` is or wraps; raises `error` itself if there is none."""
+    for link in _chain(error):
+        if isinstance(link, ConfigurationError) or type(link).__module__.startswith("omegaconf"):
+            return link
+    raise error
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _suggestion(message: str, cause: str, fields: Iterable[str]) -> str:
+    if "did you mean" in cause:
+        return ""
+    known = {name: name for name in fields} | class_names()
+    for wrong in re.findall(
+        r"--([\w.]+)|class_path '([\w.]+)'|import path string: ([\w.]+)|[Oo]ption '([\w.]+)'", message
+    ):
+        name = next(part for part in wrong if part)
+        close = difflib.get_close_matches(name, known, n=1, cutoff=0.75) or difflib.get_close_matches(
+            name.rpartition(".")[2], known, n=1, cutoff=0.6
+        )
+        if close and close[0] != name:
+            return f" (did you mean '{known[close[0]]}'?)"
+    return ""
+
+
+def class_names() -> dict[str, str]:
+    """Class paths of everything that can be named in a config, by short name and by path."""
+    import vrft.data as data
+    import vrft.evaluators as evaluators
+    import vrft.rewards as rewards
+    import vrft.rollout as rollout
+    import vrft.tasks as tasks
+
+    paths = ["vrft.RFT", "vrft.SFT", "vrft.Policy"]
+    paths += [
+        f"{module.__name__}.{name}" for module in (data, evaluators, rewards, rollout, tasks) for name in module.__all__
+    ]
+    return {path.rpartition(".")[2]: path for path in paths} | {path: path for path in paths}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 from pathlib import Path
 from typing import Any
 
@@ -76,10 +77,8 @@ class WandbLogger(LightningWandbLogger):
 
 def run_id(folder: Path) -> str:
     """The id of the run in this folder, made on first use."""
-    import wandb
-
     file = folder / "wandb" / "run_id"
     if not file.exists():
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(wandb.util.generate_id())
+        file.write_text(secrets.token_hex(4))
     return file.read_text()

@@ -18,6 +18,8 @@ def choose_run_dir(args: Sequence[str]) -> list[str]:
     and so on; everything else, and `fit --ckpt_path …`, means the latest of them. A folder holds a run if it has a
     config.yaml, which is written when all ranks are up, so all of them choose the same one.
     """
+    if any(arg in ("-h", "--help") or arg.partition("=")[0].endswith(".help") for arg in args):
+        return list(args)
     configs = _values(args, "--config")
     asked = _values(args, "--run_dir") or [name for config in configs if (name := _run_dir_of(config)) is not None]
     base = Path(asked[-1]) if asked else Path("runs") / (Path(configs[-1]).stem if configs else "run")

@@ -1,0 +1,59 @@
+"""What `fit --help` prints: the fields that people set, out of the signatures and docstrings of the classes."""
+
+from __future__ import annotations
+
+import inspect
+import textwrap
+
+from docstring_parser import parse
+
+USAGE = "usage: python -m vrft {command} --config FILE [--config FILE ...] [--field=value ...]"
+
+GENERAL = """
+  --run_dir DIR                    folder for everything that the run writes (default: runs/ and the config's name)
+  --task CLASS, --task.template TEXT   how to ask and how to read answers
+  --ckpt_path last|FILE            continue a run, or evaluate its checkpoint
+  --seed_everything INT            of sampling, order and choice of shots
+  --trainer.max_steps INT          optimizer steps
+  --trainer.val_check_interval INT evaluate held-out images every so many rollouts
+  --trainer.devices, --trainer.accelerator, --trainer.strategy   as in Lightning
+  --trainer.logger.offline=false   send the run to Weights & Biases (the last logger of the list)
+  --transcripts.every_n_rollouts INT, --checkpoint.every_n_train_steps INT
+"""
+
+MORE = """
+The fields of any class:    python -m vrft {command} --model.help vrft.SFT    (also --data.help, --task.help)
+Every field and its value:    python -m vrft {command} --config FILE --print_config
+"""
+
+
+def overview(command: str) -> str:
+    """The help of one command."""
+    from vrft.data import CocoData
+    from vrft.policy import Policy
+    from vrft.rft import RFT
+
+    sections = [USAGE.format(command=command), GENERAL]
+    for prefix, cls in (("model", RFT), ("model.policy", Policy), ("data", CocoData)):
+        sections.append(f"{prefix}: {cls.__module__}.{cls.__qualname__}\n" + "\n".join(_fields(prefix, cls)) + "\n")
+    return "\n".join([*sections, MORE.format(command=command)])
+
+
+def _fields(prefix: str, cls: type) -> list[str]:
+    documented = {
+        parameter.arg_name: parameter.description or "" for parameter in parse(cls.__init__.__doc__ or "").params
+    }
+    lines = []
+    for name, parameter in list(inspect.signature(cls).parameters.items()):
+        if name not in documented or name == "task":  # the task has a field of its own, shared with the data
+            continue
+        shown = "" if parameter.default in (inspect.Parameter.empty, None) else f" ({_value(parameter.default)})"
+        text = textwrap.shorten(f"{documented[name]}{shown}", 86)
+        lines.append(
+            f"  --{prefix}.{name}".ljust(43) + f" {text}" if len(name + prefix) < 39 else f"  --{prefix}.{name} {text}"
+        )
+    return lines
+
+
+def _value(default: object) -> str:
+    return default.__name__ if isinstance(default, type) else str(default)
