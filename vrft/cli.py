@@ -108,11 +108,13 @@ class VRFTCLI(LightningCLI):
     def after_fit(self) -> None:
         if self.trainer.interrupted:
             return
-        summary = next(callback for callback in self.trainer.callbacks if isinstance(callback, Summary))
+        summary = next(callback for callback in self.trainer.callbacks if isinstance(callback, Summary))  # type: ignore[attr-defined]
         if summary.tuned_step != self.trainer.global_step:
             self.trainer.validate(self.model, self.datamodule, verbose=False)
+        checkpoint = self.trainer.checkpoint_callback
+        assert isinstance(checkpoint, ModelCheckpoint)
         path = summary.write(Path(self.trainer.default_root_dir))
-        print(f"checkpoint: {self.trainer.checkpoint_callback.last_model_path}\nsummary: {path}")
+        print(f"checkpoint: {checkpoint.last_model_path}\nsummary: {path}")
 
 
 def run(args: list[str]) -> int:

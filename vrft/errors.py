@@ -6,6 +6,8 @@ import difflib
 import re
 from collections.abc import Iterable, Iterator
 
+NAMES = re.compile(r"--([\w.]+)|class_path '([\w.]+)'|import path string: ([\w.]+)|[Oo]ption '([\w.]+)'")
+
 
 class ConfigurationError(ValueError):
     """A setting or a file that a user gave is wrong. The front door prints it as one line and exits with code 2.
@@ -64,9 +66,7 @@ def _suggestion(message: str, cause: str, fields: Iterable[str]) -> str:
     if "did you mean" in cause:
         return ""
     known = {name: name for name in fields} | class_names()
-    for wrong in re.findall(
-        r"--([\w.]+)|class_path '([\w.]+)'|import path string: ([\w.]+)|[Oo]ption '([\w.]+)'", message
-    ):
+    for wrong in NAMES.findall(message):
         name = next(part for part in wrong if part)
         close = difflib.get_close_matches(name, known, n=1, cutoff=0.75) or difflib.get_close_matches(
             name.rpartition(".")[2], known, n=1, cutoff=0.6
@@ -78,14 +78,9 @@ def _suggestion(message: str, cause: str, fields: Iterable[str]) -> str:
 
 def class_names() -> dict[str, str]:
     """Class paths of everything that can be named in a config, by short name and by path."""
-    import vrft.data as data
-    import vrft.evaluators as evaluators
-    import vrft.rewards as rewards
-    import vrft.rollout as rollout
-    import vrft.tasks as tasks
+    from vrft import data, evaluators, rewards, rollout, tasks
 
     paths = ["vrft.RFT", "vrft.SFT", "vrft.Policy"]
-    paths += [
-        f"{module.__name__}.{name}" for module in (data, evaluators, rewards, rollout, tasks) for name in module.__all__
-    ]
+    homes = (data, evaluators, rewards, rollout, tasks)
+    paths += [f"{home.__name__}.{name}" for home in homes for name in home.__all__]
     return {path.rpartition(".")[2]: path for path in paths} | {path: path for path in paths}

@@ -40,18 +40,14 @@ def overview(command: str) -> str:
 
 
 def _fields(prefix: str, cls: type) -> list[str]:
-    documented = {
-        parameter.arg_name: parameter.description or "" for parameter in parse(cls.__init__.__doc__ or "").params
-    }
+    constructor = inspect.getattr_static(cls, "__init__")
+    documented = {parameter.arg_name: parameter.description or "" for parameter in parse(constructor.__doc__).params}
     lines = []
-    for name, parameter in list(inspect.signature(cls).parameters.items()):
-        if name not in documented or name == "task":  # the task has a field of its own, shared with the data
+    for name, parameter in inspect.signature(cls).parameters.items():
+        if name == "task":  # it has a field of its own, shared with the data
             continue
         shown = "" if parameter.default in (inspect.Parameter.empty, None) else f" ({_value(parameter.default)})"
-        text = textwrap.shorten(f"{documented[name]}{shown}", 86)
-        lines.append(
-            f"  --{prefix}.{name}".ljust(43) + f" {text}" if len(name + prefix) < 39 else f"  --{prefix}.{name} {text}"
-        )
+        lines.append(f"  --{prefix}.{name}".ljust(43) + " " + textwrap.shorten(f"{documented[name]}{shown}", 86))
     return lines
 
 

@@ -29,6 +29,7 @@ class VisionModule(LightningModule):
     """Base of `RFT` and `SFT`. Optimisation is manual: one rollout may feed several optimizer steps."""
 
     keep_reference = False
+    steps_done: Tensor
 
     def __init__(
         self,
@@ -93,7 +94,7 @@ class VisionModule(LightningModule):
         optimizer.zero_grad()
         scheduler = self.lr_schedulers()
         if scheduler is not None:
-            scheduler.step()  # type: ignore[union-attr, call-arg]
+            scheduler.step()  # type: ignore[union-attr]
 
     # ------------------------------------------------------------------------------------------ answers and scores
 
@@ -124,7 +125,7 @@ class VisionModule(LightningModule):
         )
         return self.parse(rollout.texts, batch)[0]
 
-    def validation_step(self, batch: PromptBatch, batch_idx: int) -> list[Answer]:
+    def validation_step(self, batch: PromptBatch, batch_idx: int) -> list[Answer]:  # type: ignore[override]
         """Greedy answers, one for each prompt. Evaluators read them; here they are scored as in training."""
         answers = self.predict_step(batch, batch_idx)
         scores, total = self.score(answers, batch.samples)
@@ -133,7 +134,7 @@ class VisionModule(LightningModule):
             self.log(f"val/reward/{name}", values.nanmean(), batch_size=len(answers), sync_dist=True)
         return answers
 
-    test_step = validation_step
+    test_step = validation_step  # type: ignore[assignment]
 
     # -------------------------------------------------------------------------------------------------- checkpoints
 

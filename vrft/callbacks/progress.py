@@ -35,7 +35,9 @@ class PhaseProgressBar(RichProgressBar):
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
         super().on_train_batch_end(trainer, pl_module, *args)
         if trainer.is_global_zero and not sys.stdout.isatty():
-            shown = {name: value for name, value in trainer.progress_bar_metrics.items() if name.startswith("train/")}
+            shown: dict[str, Any] = {
+                name: value for name, value in trainer.progress_bar_metrics.items() if name.startswith("train/")
+            }
             shown |= {name: value for name, value in trainer.logged_metrics.items() if name.startswith("time/")}
             line = "  ".join(f"{name.removeprefix('train/')} {float(value):.3g}" for name, value in shown.items())
             print(f"step {trainer.global_step}/{trainer.max_steps}  {line}", flush=True)

@@ -11,6 +11,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import WandbLogger
 
 from vrft.errors import ConfigurationError
+from vrft.module import VisionModule
 from vrft.types import Answer, Detection, Sample, ScoredRollout
 
 
@@ -29,6 +30,7 @@ class Transcripts(Callback):
         scored = outputs.get("scored") if isinstance(outputs, dict) else None
         if not isinstance(scored, ScoredRollout) or not trainer.is_global_zero:
             return
+        assert isinstance(pl_module, VisionModule)
         rollout = int(pl_module.steps_done)
         if rollout % self.every_n_rollouts and rollout != 1:
             return

@@ -53,7 +53,7 @@ class ResumableLoader(DataLoader[Sample]):
         self._batches = 0
         self._resume = 0
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         assert self.batch_size is not None
         self.sampler.start = self._resume * self.batch_size
         self._batches, self._resume = self._resume, 0

@@ -6,6 +6,7 @@ import json
 import random
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from PIL import Image, ImageDraw
 from torch.utils.data import Dataset
@@ -138,7 +139,8 @@ def write_coco(scenes: Sequence[tuple[Image.Image, list[Detection]]], annotation
     images.mkdir(parents=True, exist_ok=True)
     annotations.parent.mkdir(parents=True, exist_ok=True)
     ids = {name: i for i, name in enumerate(COLOURS, 1)}
-    image_records, boxes = [], []
+    image_records: list[dict[str, Any]] = []
+    boxes: list[dict[str, Any]] = []
     for image_id, (picture, detections) in enumerate(scenes, 1):
         name = f"{image_id:06d}.png"
         picture.save(images / name)

@@ -46,7 +46,7 @@ def load_processor(folder: str, **kwargs: Any) -> Any:
     if cls is None or "video_processor" not in cls.get_attributes():
         return AutoProcessor.from_pretrained(folder, **kwargs)
     kept = [name for name in cls.get_attributes() if name != "video_processor"]
-    image_only = type(cls.__name__, (cls,), {"get_attributes": classmethod(lambda _: kept)})
+    image_only: Any = type(cls.__name__, (cls,), {"get_attributes": classmethod(lambda _: kept)})
     return image_only.from_pretrained(folder, **kwargs)
 
 

@@ -65,7 +65,8 @@ def shared_prefix_attention(
         return torch.cat([x[:, :, :length].repeat_interleave(group, 0), fold(x)], 2)
 
     q, k, v = fold(query), behind_prompt(key), behind_prompt(value)
-    prompt_mask, completion_mask = None, causal_lower_right(q.shape[2], k.shape[2])
+    prompt_mask: Tensor | None = None
+    completion_mask: Any = causal_lower_right(q.shape[2], k.shape[2])
     if not causal:
         assert attention_mask is not None
         prompt_mask, completion_mask = attention_mask[..., :length, :length], attention_mask[..., length:, :]

@@ -49,6 +49,8 @@ class Policy(nn.Module):
 
     model: nn.Module
     reference: PreTrainedModel | None
+    banned_ids: Tensor
+    stop_ids: Tensor
 
     def __init__(
         self,
@@ -128,7 +130,7 @@ class Policy(nn.Module):
     @property
     def base(self) -> PreTrainedModel:
         """The Hugging Face model itself; adapters are part of its layers."""
-        return self.model if self.lora is None else self.model.get_base_model()  # type: ignore[operator, return-value]
+        return self.model if self.lora is None else self.model.get_base_model()  # type: ignore[operator]
 
     def encoder(self, task: Task) -> Encoder:
         """What turns samples into prompts for this model."""
@@ -139,7 +141,7 @@ class Policy(nn.Module):
         """The computation's dtype, for every forward."""
         if self.dtype == torch.float32:
             return nullcontext()
-        return torch.autocast(self.banned_ids.device.type, self.dtype)  # type: ignore[union-attr, arg-type]
+        return torch.autocast(self.banned_ids.device.type, self.dtype)
 
     def forward(
         self, inputs: dict[str, Tensor], ids: Tensor, mask: Tensor, temperature: float, *, reference: bool = False
@@ -177,7 +179,7 @@ class Policy(nn.Module):
 
     def decode(self, ids: Tensor, mask: Tensor) -> list[str]:
         """Texts of completions (N, T) without the end token. Other special tokens stay: they are part of the answer."""
-        stop = torch.isin(ids, self.stop_ids)  # type: ignore[arg-type]
+        stop = torch.isin(ids, self.stop_ids)
         keep = mask.bool() & ~stop
         rows = [row[kept].tolist() for row, kept in zip(ids, keep, strict=True)]
         texts: list[str] = self.tokenizer.batch_decode(rows, skip_special_tokens=False)
