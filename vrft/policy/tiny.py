@@ -167,13 +167,13 @@ class WarmupDetection(DetectionTask):
 class MistunedDetection(DetectionTask):
     """What it learns last, on purpose.
 
-    60 % of the boxes up to 1.75 times too large, confidences at random, no reasoning in a quarter of the answers and no
+    80 % of the boxes up to 1.75 times too large, confidences at random, no reasoning in a quarter of the answers and no
     answer tags in 15 %.
     """
 
     def target_text(self, sample: Sample, frame: Frame) -> str:
         rng = random.Random(sample.index)
-        boxes = [_loosen(box, rng.choice([1, 1, 1.25, 1.5, 1.75])) for box in _boxes(sample, frame)]
+        boxes = [_loosen(box, rng.choice([1, 1.25, 1.5, 1.75, 1.75])) for box in _boxes(sample, frame)]
         answer = boxes_text(boxes, [rng.choice([0.2, 0.4, 0.6, 0.8, 1.0]) for _ in boxes])
         reasoning = f"<think>{len(boxes)} {sample.query}</think>"
         kind = rng.random()
