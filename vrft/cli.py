@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import sys
 import warnings
 from pathlib import Path
 from typing import Any, NoReturn
 
 from jsonargparse import set_parsing_settings
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import CSVLogger
 from omegaconf.errors import OmegaConfBaseException
 
 from vrft.callbacks.export import ExportHuggingFace
+from vrft.callbacks.predictions import Predictions
 from vrft.callbacks.progress import PhaseProgressBar
+from vrft.callbacks.save_config import SaveResolvedConfig
 from vrft.callbacks.summary import Summary
 from vrft.callbacks.transcripts import Transcripts
 from vrft.data import VisionData
 from vrft.errors import ConfigurationError, shorten, users_mistake
+from vrft.loggers import WandbLogger
 from vrft.module import VisionModule
 from vrft.run_dir import choose_run_dir
 from vrft.tasks import Task
@@ -43,21 +49,20 @@ TRAINER_DEFAULTS: dict[str, Any] = {
 }
 
 
+HARMLESS = (
+    "LightningCLI's args parameter is intended to run",  # tests call `main([...])` as the command line does
+    r"`isinstance\(treespec, LeafSpec\)` is deprecated",  # lightning 2.6 on torch 2.13
+    r"Found \d+ module\(s\) in eval mode at the start of training",  # the frozen reference
+    "The '.*_dataloader' does not have many workers",  # one image per prompt; --data.num_workers is there
+    "The `srun` command is available on your system",
+)
+
+
 class OneLineParser(LightningArgumentParser):
     """Says in one line which field is wrong and what was expected, instead of pages of usage."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         raise ConfigurationError(shorten(message, [action.dest for action in self._actions]))
-
-
-class SaveResolvedConfig(SaveConfigCallback):
-    """`config.yaml` in the run's folder: every field with the value that it had."""
-
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if stage == "fit" and trainer.is_global_zero:
-            path = Path(trainer.default_root_dir) / "config.yaml"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(self.parser.dump(self.config, skip_none=False))
 
 
 class VRFTCLI(LightningCLI):
@@ -85,18 +90,21 @@ class VRFTCLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         config = self.config[self.subcommand]
+        config.weights_only = True
         if config.trainer.default_root_dir is None:
             config.trainer.default_root_dir = config.run_dir
-        if config.get("ckpt_path") == "last":
-            last = Path(config.checkpoint.dirpath) / "last.ckpt"
-            if not last.exists():
-                raise ConfigurationError(f"ckpt_path: there is no {last} to continue from")
-            config.ckpt_path = str(last)
+        if config.ckpt_path == "last":
+            config.ckpt_path = str(Path(config.checkpoint.dirpath) / "last.ckpt")
+        if config.ckpt_path is not None and not Path(config.ckpt_path).exists():
+            raise ConfigurationError(f"ckpt_path: no such checkpoint: {config.ckpt_path}")
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         if self.config[self.subcommand].trainer.enable_progress_bar is not False:
             self.trainer_defaults["callbacks"].append(PhaseProgressBar())
-        return super().instantiate_trainer(**kwargs)
+        trainer = super().instantiate_trainer(**kwargs)
+        if trainer.loggers and not any(isinstance(logger, CSVLogger) for logger in trainer.loggers):
+            trainer.loggers = [*trainer.loggers, CSVLogger(trainer.default_root_dir, name="", version="logs")]
+        return trainer
 
     def _parse_ckpt_path(self) -> None:
         """Lightning would let the settings in a checkpoint override the command line."""
@@ -114,15 +122,17 @@ class VRFTCLI(LightningCLI):
         checkpoint = self.trainer.checkpoint_callback
         assert isinstance(checkpoint, ModelCheckpoint)
         path = summary.write(Path(self.trainer.default_root_dir))
-        print(f"checkpoint: {checkpoint.last_model_path}\nsummary: {path}")
+        print(f"summary: {path}\ncheckpoint: {os.path.relpath(checkpoint.last_model_path)}")
 
 
 def run(args: list[str]) -> int:
     """Run one command; 0, or 2 after one line about what is wrong."""
-    warnings.filterwarnings("ignore", message="LightningCLI's args parameter is intended to run")
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda record: "litlogger" not in record.msg)
+    for message in HARMLESS:
+        warnings.filterwarnings("ignore", message=message)
     set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
     try:
-        VRFTCLI(
+        cli = VRFTCLI(
             VisionModule,
             VisionData,
             subclass_mode_model=True,
@@ -130,7 +140,7 @@ def run(args: list[str]) -> int:
             save_config_callback=SaveResolvedConfig,
             trainer_defaults={
                 **TRAINER_DEFAULTS,
-                "callbacks": [Summary(), ExportHuggingFace()],
+                "callbacks": [Summary(), ExportHuggingFace(), Predictions()],
             },
             parser_class=OneLineParser,
             parser_kwargs={"parser_mode": "omegaconf+", "allow_abbrev": False, "prog": "python -m vrft"},
@@ -141,4 +151,7 @@ def run(args: list[str]) -> int:
     except (ValueError, OmegaConfBaseException) as error:
         print(f"vrft: {' '.join(str(users_mistake(error)).split())}", file=sys.stderr)
         return 2
+    for logger in cli.trainer.loggers:
+        if isinstance(logger, WandbLogger):
+            logger.finish()
     return 0

@@ -44,6 +44,7 @@ class WandbLogger(LightningWandbLogger):
             mode="offline" if offline else "online",
             settings=wandb.Settings(init_timeout=init_timeout, silent=True),
         )
+        del self._wandb_init["anonymous"]  # wandb warns about it even where it is None
 
     @property
     @rank_zero_experiment
@@ -51,6 +52,12 @@ class WandbLogger(LightningWandbLogger):
         if self._experiment is None:
             self._start()
         return self._experiment
+
+    def finish(self) -> None:
+        """End the run; the process may start another."""
+        if self._experiment is not None:
+            self._experiment.finish()
+            self._experiment = None
 
     def _start(self) -> None:
         import wandb

@@ -63,10 +63,6 @@ class VisionModule(LightningModule):
         """What turns samples into prompts: the loaders' collate function."""
         return self.policy.encoder(self.task)
 
-    def transfer_batch_to_device(self, batch: PromptBatch, device: torch.device, dataloader_idx: int) -> PromptBatch:
-        inputs = {key: value.to(device, non_blocking=True) for key, value in batch.inputs.items()}
-        return PromptBatch(batch.samples, batch.frames, inputs)
-
     # ------------------------------------------------------------------------------------------------ optimisation
 
     def configure_optimizers(self) -> Any:
@@ -129,9 +125,10 @@ class VisionModule(LightningModule):
         """Greedy answers, one for each prompt. Evaluators read them; here they are scored as in training."""
         answers = self.predict_step(batch, batch_idx)
         scores, total = self.score(answers, batch.samples)
-        self.log("val/reward", total.mean(), batch_size=len(answers), sync_dist=True)
+        stage = "test" if self.trainer.testing else "val"
+        self.log(f"{stage}/reward", total.mean(), batch_size=len(answers), sync_dist=True)
         for name, values in scores.items():
-            self.log(f"val/reward/{name}", values.nanmean(), batch_size=len(answers), sync_dist=True)
+            self.log(f"{stage}/reward/{name}", values.nanmean(), batch_size=len(answers), sync_dist=True)
         return answers
 
     test_step = validation_step  # type: ignore[assignment]

@@ -32,6 +32,14 @@ class PhaseProgressBar(RichProgressBar):
             progress.remove_task(task)
             progress.refresh()
 
+    def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
+        """Rewards and KL, without the prefix that loggers group by."""
+        metrics = super().get_metrics(trainer, pl_module)
+        return {name.removeprefix("train/"): value for name, value in metrics.items() if name.startswith("train/")}
+
+    def _get_train_description(self, current_epoch: int) -> str:
+        return f"rollouts, epoch {current_epoch}"
+
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
         super().on_train_batch_end(trainer, pl_module, *args)
         if trainer.is_global_zero and not sys.stdout.isatty():

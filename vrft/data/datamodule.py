@@ -113,6 +113,10 @@ class VisionData(LightningDataModule):
     test_dataloader = val_dataloader
     predict_dataloader = val_dataloader
 
+    def transfer_batch_to_device(self, batch: PromptBatch, device: torch.device, dataloader_idx: int) -> PromptBatch:
+        inputs = {key: value.to(device, non_blocking=True) for key, value in batch.inputs.items()}
+        return PromptBatch(batch.samples, batch.frames, inputs)
+
     def _rank_and_world_size(self) -> tuple[int, int]:
         assert self.trainer is not None
         return self.trainer.global_rank, self.trainer.world_size

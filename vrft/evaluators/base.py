@@ -53,7 +53,7 @@ class Evaluator(Callback, Generic[Row]):
             self.rows = {index: row for part in parts for index, row in part.items()}
         scores = self.scores([self.rows[index] for index in sorted(self.rows)])
         for name, value in scores.items():
-            pl_module.log(f"val/{name}", value, rank_zero_only=False)
+            pl_module.log(f"{'test' if trainer.testing else 'val'}/{name}", value)
 
     on_test_epoch_start = on_validation_epoch_start
     on_test_batch_end = on_validation_batch_end

@@ -57,6 +57,7 @@ def shared_prefix_attention(
     if shared_prefix is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
     length, group, causal = shared_prefix
+    query, key = query.to(value.dtype), key.to(value.dtype)  # as autocast does in sdpa, but not before a causal bias
 
     def fold(x: Tensor) -> Tensor:  # (P, heads, L + G n, dim) -> (N, heads, n, dim)
         return x[:, :, length:].unflatten(2, (group, -1)).transpose(1, 2).flatten(0, 1)

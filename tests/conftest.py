@@ -1,0 +1,48 @@
+"""What several tests need: one thread, no W&B server, small overrides for a run of seconds."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parent.parent
+CSV_ONLY = "--trainer.logger={class_path: lightning.pytorch.loggers.CSVLogger, init_args: {save_dir: '${....run_dir}'}}"
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def tiny_scenes(tmp_path: Path) -> list[str]:
+    """Arguments that make scene data small and put it in a folder of the test."""
+    return [
+        f"--data.train_annotations={tmp_path}/train.json",
+        f"--data.train_images={tmp_path}/train",
+        f"--data.val_annotations={tmp_path}/val.json",
+        f"--data.val_images={tmp_path}/val",
+        "--data.train_size=12",
+        "--data.val_size=6",
+    ]
+
+
+@pytest.fixture
+def quick_fit(tmp_path: Path, tiny_scenes: list[str]) -> Callable[..., list[str]]:
+    """The quickstart's command with two steps on twelve scenes, logged to CSV; more arguments may follow."""
+
+    def command(*more: str) -> list[str]:
+        config = str(ROOT / "configs" / "quickstart.yaml")
+        short = ["--trainer.max_steps=2", "--trainer.val_check_interval=100", f"--run_dir={tmp_path}/run"]
+        return ["fit", "--config", config, *tiny_scenes, *short, "--trainer.enable_progress_bar=false", *more]
+
+    return command

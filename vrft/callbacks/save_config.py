@@ -1,0 +1,36 @@
+"""The configuration that a run had, in its folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.cli import SaveConfigCallback
+
+
+class SaveResolvedConfig(SaveConfigCallback):
+    """Writes `config.yaml`: every field with the value that it had.
+
+    Only paths in the run's folder stay relative to `run_dir`, so that a rerun of the file has a folder of its own.
+    """
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if stage == "fit" and trainer.is_global_zero:
+            config = yaml.safe_load(self.parser.dump(self.config, skip_none=False))
+            run_dir = config["run_dir"]
+            config = {**_relative_to(run_dir, config), "run_dir": run_dir, "ckpt_path": None}
+            path = Path(trainer.default_root_dir) / "config.yaml"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(yaml.safe_dump(config, sort_keys=False))
+
+
+def _relative_to(run_dir: str, value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _relative_to(run_dir, entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [_relative_to(run_dir, entry) for entry in value]
+    if isinstance(value, str) and (value == run_dir or value.startswith(f"{run_dir}/")):
+        return "${run_dir}" + value.removeprefix(run_dir)
+    return value
