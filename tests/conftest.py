@@ -15,7 +15,10 @@ import pytest
 import torch
 
 ROOT = Path(__file__).parent.parent
-CSV_ONLY = "--trainer.logger={class_path: lightning.pytorch.loggers.CSVLogger, init_args: {save_dir: '${....run_dir}'}}"
+CSV_ONLY = (
+    "--trainer.logger={class_path: lightning.pytorch.loggers.CSVLogger, "
+    "init_args: {save_dir: '${....run_dir}', name: '', version: logs}}"
+)
 
 
 @pytest.fixture(autouse=True)

@@ -281,6 +281,6 @@ def test_absolute_coordinates_are_those_of_the_resized_image() -> None:
     ],
 )
 def test_a_checkpoint_that_is_none_is_refused_at_once(name: str, said: str) -> None:
-    with pytest.raises(ConfigurationError, match="model.policy.checkpoint") as caught:
+    with pytest.raises(ConfigurationError, match=r"model\.policy\.checkpoint") as caught:
         Policy(name)
     assert said in str(caught.value)

@@ -11,11 +11,11 @@ from typing import Any, NoReturn
 
 from jsonargparse import set_parsing_settings
 from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger
 from omegaconf.errors import OmegaConfBaseException
 
+from vrft.callbacks.checkpoint import RunCheckpoint
 from vrft.callbacks.export import ExportHuggingFace
 from vrft.callbacks.predictions import Predictions
 from vrft.callbacks.progress import PhaseProgressBar
@@ -55,6 +55,8 @@ HARMLESS = (
     r"Found \d+ module\(s\) in eval mode at the start of training",  # the frozen reference
     "The '.*_dataloader' does not have many workers",  # one image per prompt; --data.num_workers is there
     "The `srun` command is available on your system",
+    "Using ModelCheckpoint with manual optimization",  # the state between rollouts is the one to keep
+    "Checkpoint directory .* exists and is not empty",  # a continued run
 )
 
 
@@ -77,7 +79,7 @@ class VRFTCLI(LightningCLI):
         parser.add_subclass_arguments(Task, "task", required=True)
         parser.link_arguments("task", "model.init_args.task", apply_on="instantiate")
         parser.add_lightning_class_args(Transcripts, "transcripts")
-        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+        parser.add_lightning_class_args(RunCheckpoint, "checkpoint")
         parser.set_defaults(
             {
                 "checkpoint.dirpath": "${..run_dir}/checkpoints",
@@ -120,7 +122,7 @@ class VRFTCLI(LightningCLI):
         if summary.tuned_step != self.trainer.global_step:
             self.trainer.validate(self.model, self.datamodule, verbose=False)
         checkpoint = self.trainer.checkpoint_callback
-        assert isinstance(checkpoint, ModelCheckpoint)
+        assert isinstance(checkpoint, RunCheckpoint)
         path = summary.write(Path(self.trainer.default_root_dir))
         print(f"summary: {path}\ncheckpoint: {os.path.relpath(checkpoint.last_model_path)}")
 

@@ -36,7 +36,7 @@ class VisionModule(LightningModule):
         task: Task,
         policy: Policy,
         engine: RolloutEngine,
-        rewards: dict[str, Reward | None],
+        rewards: dict[str, Reward],
         optimizer: OptimizerCallable,
         lr_scheduler: LRSchedulerCallable | None,
         max_completion_length: int,
@@ -46,7 +46,7 @@ class VisionModule(LightningModule):
         self.automatic_optimization = False
         self.strict_loading = False  # checkpoints hold what trains; `on_load_checkpoint` checks that all of it is there
         self.task, self.policy, self.engine = task, policy, engine
-        self.rewards = nn.ModuleDict({name: reward for name, reward in rewards.items() if reward is not None})
+        self.rewards = nn.ModuleDict(rewards)
         self.optimizer_callable, self.lr_scheduler_callable = optimizer, lr_scheduler
         self.max_completion_length, self.max_grad_norm = max_completion_length, max_grad_norm
         self.seed = torch.initial_seed() % 2**32

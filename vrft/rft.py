@@ -27,7 +27,7 @@ class RFT(VisionModule):
         self,
         task: Task,
         policy: Policy,
-        rewards: dict[str, Reward | None],
+        rewards: dict[str, Reward],
         engine: RolloutEngine | None = None,
         optimizer: OptimizerCallable = torch.optim.AdamW,
         lr_scheduler: LRSchedulerCallable | None = None,
@@ -47,7 +47,7 @@ class RFT(VisionModule):
         Args:
             task: how to ask and how to read answers.
             policy: the model that is trained.
-            rewards: named rewards; their weighted sum is what is maximised. `null` removes one.
+            rewards: named rewards; their weighted sum is what is maximised.
             engine: what samples completions; default: the policy itself.
             optimizer: makes an optimizer of the parameters that train.
             lr_scheduler: makes a schedule of the optimizer; it advances with each optimizer step.

@@ -23,7 +23,7 @@ class SFT(VisionModule):
         self,
         task: Task,
         policy: Policy,
-        rewards: dict[str, Reward | None],
+        rewards: dict[str, Reward],
         engine: RolloutEngine | None = None,
         optimizer: OptimizerCallable = torch.optim.AdamW,
         lr_scheduler: LRSchedulerCallable | None = None,

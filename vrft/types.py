@@ -67,7 +67,7 @@ class Rollout:
     texts: list[str]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen: Lightning copies what `predict` returns field by field
 class Answer:
     """One completion, read. `value` is None where the answer can't be read; `well_formed` is about the tags alone."""
 

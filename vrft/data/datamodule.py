@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterator
-from typing import Any, cast
+from collections.abc import Iterator
+from typing import Any
 
 import torch
 from lightning.pytorch import LightningDataModule
@@ -96,9 +96,7 @@ class VisionData(LightningDataModule):
         samples = self.train_set()
         rank, world_size = self._rank_and_world_size()
         sampler = PromptSampler(len(samples), self.batch_size, rank, world_size, self.seed, self.shuffle)  # type: ignore[arg-type]
-        return ResumableLoader(
-            samples, self.batch_size, sampler=sampler, num_workers=self.num_workers, collate_fn=self._encoder()
-        )
+        return ResumableLoader(samples, batch_size=self.batch_size, sampler=sampler, **self._workers())
 
     def val_dataloader(self) -> DataLoader[Sample]:
         samples = self.val_set()
@@ -106,9 +104,7 @@ class VisionData(LightningDataModule):
         order = range(len(samples))  # type: ignore[arg-type]
         padded = [*order, *range(-len(order) % world_size)]  # ranks take equal steps; evaluators count a sample once
         mine = padded[rank::world_size]
-        return DataLoader(
-            samples, self.eval_batch_size, sampler=mine, num_workers=self.num_workers, collate_fn=self._encoder()
-        )
+        return DataLoader(samples, batch_size=self.eval_batch_size, sampler=mine, **self._workers())
 
     test_dataloader = val_dataloader
     predict_dataloader = val_dataloader
@@ -121,6 +117,6 @@ class VisionData(LightningDataModule):
         assert self.trainer is not None
         return self.trainer.global_rank, self.trainer.world_size
 
-    def _encoder(self) -> Callable[[list[Sample]], PromptBatch]:
+    def _workers(self) -> dict[str, Any]:
         assert self.trainer is not None
-        return cast(Callable[[list[Sample]], PromptBatch], self.trainer.lightning_module.encoder)
+        return {"num_workers": self.num_workers, "collate_fn": self.trainer.lightning_module.encoder}

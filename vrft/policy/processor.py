@@ -80,7 +80,7 @@ class Encoder:
         """0..1000 along both sides, or the pixels of the image as the processor resizes it (Qwen2.5-VL)."""
         if self.coordinates == "relative":
             return RELATIVE
-        from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
+        from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
         settings = self.processor.image_processor
         height, width = smart_resize(

@@ -1,0 +1,64 @@
+"""A killed run goes on exactly where it was."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from conftest import CSV_ONLY, ROOT
+
+from vrft.__main__ import main
+
+KILLER = """
+import os, signal, sys
+from vrft import RFT
+from vrft.__main__ import main
+
+step = RFT.training_step
+
+def training_step(self, batch, batch_idx):
+    if int(self.steps_done) == 5:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return step(self, batch, batch_idx)
+
+RFT.training_step = training_step
+main(sys.argv[1:])
+"""
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    content = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
+    assert int(content["state_dict"]["steps_done"]) == 7
+    return content["state_dict"]
+
+
+def test_killed_run_ends_with_the_same_weights(quick_fit: Callable[..., list[str]], tmp_path: Path) -> None:
+    more = [
+        *(CSV_ONLY, "--trainer.max_steps=14", "--checkpoint.every_n_train_steps=4"),  # two optimizer steps per rollout
+        *("--model.num_iterations=2", "--data.batch_size=4", "--model.num_generations=4"),
+    ]
+    assert main(quick_fit(*more, f"--run_dir={tmp_path}/whole")) == 0
+    killed = quick_fit(*more, f"--run_dir={tmp_path}/killed")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", KILLER, *killed], cwd=ROOT, env=environment, capture_output=True)
+    assert done.returncode == -9, done.stderr.decode()[-2000:]
+    assert (tmp_path / "killed" / "checkpoints" / "last.ckpt").exists()
+    assert not (tmp_path / "killed" / "summary.json").exists()
+    assert main([*killed, "--ckpt_path=last"]) == 0
+    expected, got = weights(tmp_path / "whole"), weights(tmp_path / "killed")
+    assert expected.keys() == got.keys()
+    assert all(torch.equal(expected[name], got[name]) for name in expected)
+    base = [(tmp_path / name / "summary.json").read_text().split('"tuned"')[0] for name in ("whole", "killed")]
+    assert base[0] == base[1]  # the base's scores were part of the checkpoint
+
+
+def test_command_line_wins_over_the_checkpoint(quick_fit: Callable[..., list[str]], tmp_path: Path) -> None:
+    assert main(quick_fit(CSV_ONLY)) == 0
+    assert main(quick_fit(CSV_ONLY, "--ckpt_path=last", "--trainer.max_steps=3", "--model.optimizer.lr=0.125")) == 0
+    last = (tmp_path / "run" / "checkpoints" / "last.ckpt").resolve()
+    content = torch.load(last, weights_only=True)
+    assert content["global_step"] == 3
