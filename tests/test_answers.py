@@ -14,6 +14,7 @@ from vrft.types import Frame, Sample
 
 FRAME = Frame(1000, 800)
 SAMPLE = Sample(0, Image.new("1", (640, 480)), 0, "cat", ())
+HUGE, HUGER = f"[10, 20, 300, {'9' * 400}]", f"[-{'9' * 5000}, 20, 300, 400]"
 READ = [((10.0, 20.0, 300.0, 400.0), 0.9)]
 
 
@@ -96,8 +97,8 @@ def test_readable_boxes(answer: str, expected: list[tuple[tuple[float, ...], flo
         pytest.param(f"[{box('[NaN, 20, 300, 400]')}]", id="corner-nan"),
         pytest.param(f"[{box('[10, 20, Infinity, 400]')}]", id="corner-infinity"),
         pytest.param(f"[{box('[-1e999, 20, 300, 400]')}]", id="corner-overflows"),
-        pytest.param(f"[{box(f'[10, 20, 300, {"9" * 400}]')}]", id="corner-400-digits"),
-        pytest.param(f"[{box(f'[-{"9" * 5000}, 20, 300, 400]')}]", id="corner-5000-digits"),
+        pytest.param(f"[{box(HUGE)}]", id="corner-400-digits"),
+        pytest.param(f"[{box(HUGER)}]", id="corner-5000-digits"),
         pytest.param(f"[{box(confidence='true')}]", id="confidence-boolean"),
         pytest.param(f"[{box('[false, 20, 300, 400]')}]", id="corner-boolean"),
         pytest.param(f"[{box(confidence='null')}]", id="confidence-null"),

@@ -19,6 +19,7 @@ FRAME = Frame(1000, 1000)
 EXACT = [10, 20, 300, 400]
 GOOD, GOOD_IOU = [12, 25, 300, 390], 288 * 365 / (290 * 380)
 MEDIOCRE, MEDIOCRE_IOU = [10, 20, 300, 287], 267 / 380
+NEAR = [13, 25, 300, 390]
 FAR = [700, 21, 900, 990]
 ONE: Target = (Detection((5, 10, 150, 200), "cat"),)
 TWO: Target = (*ONE, Detection((300, 300, 400, 400), "cat"))
@@ -32,60 +33,67 @@ def sample(target: Target) -> Sample:
 
 
 def boxes(*items: tuple[list[int], object]) -> str:
-    return str([{"Position": position, "Confidence": confidence} for position, confidence in items])
+    return "[" + ", ".join(f"{{'Position': {position}, 'Confidence': {c}}}" for position, c in items) + "]"
 
 
 def tagged(answer: str, reasoning: str = "hm") -> str:
     return f"<think>{reasoning}</think><answer>{answer}</answer>"
 
 
+SURE = boxes((GOOD, 0.9))
+
+
 def detection_scores(text: str, target: Target) -> tuple[float, float, float]:
     """Scores of IoU, confidence and format."""
     about = sample(target)
     answer = DetectionTask().parse(text, about, FRAME)
-    return DetectionIoU().score(answer, about), DetectionConfidence().score(answer, about), Format().score(answer, about)
+    return (
+        DetectionIoU().score(answer, about),
+        DetectionConfidence().score(answer, about),
+        Format().score(answer, about),
+    )
 
 
 @pytest.mark.parametrize(
     ("text", "target", "expected"),
     [
         pytest.param(tagged(boxes((EXACT, 1))), ONE, (1, 1, 1), id="exact"),
-        pytest.param(tagged(boxes((GOOD, 0.9))), ONE, (GOOD_IOU, 0.9, 1), id="good"),
-        pytest.param(tagged(boxes((GOOD, 0.9))), TWO, (GOOD_IOU / 2, 0.45, 1), id="missed-object-counts"),
+        pytest.param(tagged(SURE), ONE, (GOOD_IOU, 0.9, 1), id="good"),
+        pytest.param(tagged(SURE), TWO, (GOOD_IOU / 2, 0.45, 1), id="missed-object-counts"),
         pytest.param(tagged(boxes((EXACT, 1))), FOUR, (0.25, 0.25, 1), id="one-sure-box-of-four"),
         pytest.param(tagged(boxes(([700, 20, 900, 990], 0.5))), ONE, (0, 0.25, 1), id="D1-same-y1"),
         pytest.param(tagged(boxes((FAR, 0.5))), ONE, (0, 0.25, 1), id="wrong-box"),
         pytest.param(tagged("No Objects", "I count 0"), ONE, (0, 0, 1), id="D1-zero-in-reasoning"),
-        pytest.param(tagged(boxes((GOOD, "NaN"))).replace("'NaN'", "NaN"), ONE, (0, 0, 1), id="D2-nan"),
-        pytest.param(tagged(boxes((GOOD, "Infinity"))).replace("'Inf", "Inf").replace("y'", "y"), ONE, (0, 0, 1), id="D2-infinity"),
-        pytest.param(f"<think>hm</think>\n<answer>\n{boxes((GOOD, 0.9))}\n</answer>", ONE, (GOOD_IOU, 0.9, 1), id="D3-own-line"),
+        pytest.param(tagged(boxes((GOOD, "NaN"))), ONE, (0, 0, 1), id="D2-nan"),
+        pytest.param(tagged(boxes((GOOD, "Infinity"))), ONE, (0, 0, 1), id="D2-infinity"),
+        pytest.param(tagged(f"\n{SURE}\n"), ONE, (GOOD_IOU, 0.9, 1), id="D3-own-line"),
         pytest.param(tagged("No Objects"), NONE, (1, 1, 1), id="D5-right-no-objects"),
         pytest.param(tagged("[]"), NONE, (1, 1, 1), id="D5-right-empty-list"),
         pytest.param(tagged("No Objects"), ONE, (0, 0, 1), id="wrong-no-objects"),
         pytest.param(tagged("[]"), ONE, (0, 0, 1), id="wrong-empty-list"),
-        pytest.param(tagged(boxes((GOOD, 0.9))), NONE, (0, 0.05, 1), id="box-where-there-is-nothing"),
+        pytest.param(tagged(SURE), NONE, (0, 0.05, 1), id="box-where-there-is-nothing"),
         pytest.param(tagged(boxes((FAR, -10))), ONE, (0, 0, 1), id="D6-confidence-minus-10"),
         pytest.param(tagged(boxes((GOOD, 100), (FAR, 0.9))), ONE, (0, 0, 1), id="D6-confidence-100"),
-        pytest.param(tagged(boxes((GOOD, "0.9"))), ONE, (0, 0, 1), id="D6-confidence-string"),
-        pytest.param(tagged(boxes((GOOD, True))).replace("True", "true"), ONE, (0, 0, 1), id="D6-confidence-boolean"),
+        pytest.param(tagged(boxes((GOOD, "'0.9'"))), ONE, (0, 0, 1), id="D6-confidence-string"),
+        pytest.param(tagged(boxes((GOOD, "true"))), ONE, (0, 0, 1), id="D6-confidence-boolean"),
         pytest.param(tagged("[{'Position': [12, 25, 300, 390]}]"), ONE, (0, 0, 1), id="D6-confidence-missing"),
         pytest.param(tagged(boxes((GOOD[:3], 0.9))), ONE, (0, 0, 1), id="D6-three-numbers"),
         pytest.param(tagged(boxes(([300, 390, 12, 25], 0.9))), ONE, (0, 0, 1), id="D6-reversed-corners"),
         pytest.param(tagged(boxes(([12, 25, 300, 1390], 0.9))), ONE, (0, 0, 1), id="D6-out-of-frame"),
-        pytest.param(boxes((GOOD, 0.9)), ONE, (0, 0, 0), id="no-tags"),
-        pytest.param(tagged(f"```json\n{boxes((GOOD, 0.9))}\n```"), ONE, (0, 0, 1), id="code-fence"),
+        pytest.param(SURE, ONE, (0, 0, 0), id="no-tags"),
+        pytest.param(tagged(f"```json\n{SURE}\n```"), ONE, (0, 0, 1), id="code-fence"),
         pytest.param(tagged("[{'bbox_2d': [12, 25, 300, 390], 'Confidence': 0.9}]"), ONE, (0, 0, 1), id="other-keys"),
         pytest.param(tagged("[{'Position': 'the cat's', 'Confidence': 0.9}]"), ONE, (0, 0, 1), id="apostrophe"),
         pytest.param(tagged(boxes((GOOD, 0.9), (GOOD, 0.9))), ONE, (GOOD_IOU / 2, 0.475, 1), id="duplicate"),
-        pytest.param(tagged(boxes((GOOD, 0.9), ([13, 25, 300, 390], 0.9))), ONE, (GOOD_IOU / 2, 0.475, 1), id="near-duplicate"),
+        pytest.param(tagged(boxes((GOOD, 0.9), (NEAR, 0.9))), ONE, (GOOD_IOU / 2, 0.475, 1), id="near-duplicate"),
         pytest.param(tagged(boxes(([10, 20, 155, 400], 0.9))), ONE, (0, 0.05, 1), id="iou-exactly-half"),
-        pytest.param(tagged(boxes((GOOD, 0.9)))[:-30], ONE, (0, 0, 0), id="truncated"),
-        pytest.param(tagged("No Objects", tagged(boxes((GOOD, 0.9)))), ONE, (0, 0, 0), id="box-inside-think"),
-        pytest.param(tagged(boxes((GOOD, 0.9))) + "<answer>No Objects</answer>", ONE, (0, 0, 0), id="last-answer-is-wrong"),
-        pytest.param(tagged(boxes((FAR, 0.9))) + f"<answer>{boxes((GOOD, 0.9))}</answer>", ONE, (GOOD_IOU, 0.9, 0), id="last-answer-is-right"),
-        pytest.param(tagged(boxes((MEDIOCRE, 0.9), (EXACT, 0.8))), ONE, (MEDIOCRE_IOU / 2, 0.5, 1), id="mediocre-box-is-surer"),
+        pytest.param(tagged(SURE)[:-30], ONE, (0, 0, 0), id="truncated"),
+        pytest.param(tagged("No Objects", tagged(SURE)), ONE, (0, 0, 0), id="box-inside-think"),
+        pytest.param(tagged(f"{SURE}</answer><answer>No Objects"), ONE, (0, 0, 0), id="last-answer-is-wrong"),
+        pytest.param(tagged(f"[]</answer><answer>{SURE}"), ONE, (GOOD_IOU, 0.9, 0), id="last-answer-is-right"),
+        pytest.param(tagged(boxes((MEDIOCRE, 0.9), (EXACT, 0.8))), ONE, (MEDIOCRE_IOU / 2, 0.5, 1), id="surer-first"),
     ],
-)  # fmt: skip
+)
 def test_detection_rewards(text: str, target: Target, expected: tuple[float, float, float]) -> None:
     assert detection_scores(text, target) == pytest.approx(expected, abs=1e-12)
 
@@ -100,18 +108,16 @@ def test_surplus_boxes_never_beat_the_right_answer_alone() -> None:
     assert all(detection_scores(tagged(boxes((EXACT, 1), *[(FAR, 0)] * n)), ONE)[1] < right for n in (1, 5, 99))
 
 
-@pytest.mark.parametrize(("threshold", "expected"), [(0.9, (0, 0.05)), (0.2, (0.5, 0.9))])
-def test_threshold_is_an_option(threshold: float, expected: tuple[float, float]) -> None:
+@pytest.mark.parametrize("kind", [DetectionIoU, DetectionConfidence])
+def test_threshold_is_an_option(kind: type[DetectionIoU | DetectionConfidence]) -> None:
     about = sample(ONE)
-    position = GOOD if threshold == 0.9 else [10, 20, 155, 400]
-    shifted = [position[0], position[1] + 40, *position[2:]] if threshold == 0.9 else position
-    answer = DetectionTask().parse(tagged(boxes((shifted, 0.9))), about, FRAME)
-    scores = [reward(threshold=threshold).score(answer, about) for reward in (DetectionIoU, DetectionConfidence)]
-    assert scores == pytest.approx(expected)
+    answer = DetectionTask().parse(tagged(boxes((MEDIOCRE, 1))), about, FRAME)
+    assert kind(threshold=0.7).score(answer, about) > 0
+    assert kind(threshold=0.71).score(answer, about) == 0
 
 
 def test_D2_a_nan_confidence_leaves_its_group_finite() -> None:
-    texts = [tagged(boxes((GOOD, 0.9))), tagged(boxes((GOOD, 0.9))).replace("0.9", "NaN")]
+    texts = [tagged(SURE), tagged(boxes((GOOD, "NaN")))]
     totals = torch.tensor([[sum(detection_scores(text, ONE)) for text in texts]])
     assert group_advantages(totals).isfinite().all()
     assert totals[0, 0] > totals[0, 1]

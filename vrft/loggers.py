@@ -67,12 +67,13 @@ class WandbLogger(LightningWandbLogger):
         # Without this, pictures in tables are staged in the home folder and are not part of the run.
         os.environ["WANDB_DATA_DIR"] = str(folder.resolve() / "wandb")
         self._wandb_init["id"] = self._id = run_id(folder)
-        if self._wandb_init["mode"] == "online" and not wandb.login(prompt=False):
+        if self._wandb_init["mode"] == "online" and not wandb.login(prompt=False, verify=False):
             self._go_offline("no API key; `wandb login` once, or set WANDB_API_KEY")
         try:
             self._experiment = wandb.init(**self._wandb_init)
         except (AuthenticationError, CommError, UsageError) as error:
             self._go_offline(str(error).splitlines()[0])
+            wandb.teardown()  # its service still holds the id
             self._experiment = wandb.init(**self._wandb_init)
         self._experiment.define_metric("trainer/global_step")
         self._experiment.define_metric("*", step_metric="trainer/global_step", step_sync=True)

@@ -1,0 +1,124 @@
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from vrft.errors import ConfigurationError
+from vrft.evaluators import AccuracyEvaluator, CocoEvaluator
+from vrft.evaluators.coco import Row
+from vrft.types import Answer, Detection, Sample
+
+NAMES = {1: "cat", 5: "dog", 8: "never there"}
+
+
+def random_case(rng: random.Random, folder: Path) -> tuple[Path, list[Row]]:
+    """A COCO file with crowds and small boxes, and detections near its boxes, with tied scores."""
+    images = [{"id": 2**30 + i, "file_name": f"{i}.png", "width": 300, "height": 300} for i in range(12)]
+    annotations = []
+    rows = []
+    for image in images:
+        for category in (1, 5):
+            found = []
+            for _ in range(rng.randint(0, 4)):
+                x, y, w, h = (rng.uniform(0, 150) for _ in range(4))
+                crowd = int(rng.random() < 0.15)
+                annotations.append(
+                    {
+                        "id": len(annotations) + 1,
+                        "image_id": image["id"],
+                        "category_id": category,
+                        "bbox": [x, y, w, h],
+                        "area": w * h * rng.uniform(0.5, 1),
+                        "iscrowd": crowd,
+                    }
+                )
+                for _ in range(rng.randint(0, 2)):
+                    shift = [rng.gauss(0, 8) for _ in range(4)]
+                    box = (x + shift[0], y + shift[1], x + w + abs(shift[2]), y + h + abs(shift[3]))
+                    found.append(Detection(box, NAMES[category], rng.choice([0.1, 0.5, 0.9])))
+            rows.append(Row(int(image["id"]), tuple(found), 0.0, True))
+    file = folder / "truth.json"
+    categories = [{"id": i, "name": name} for i, name in NAMES.items()]
+    file.write_text(json.dumps({"images": images, "annotations": annotations, "categories": categories}))
+    return file, rows
+
+
+def pycocotools_ap(file: Path, rows: list[Row]) -> tuple[float, float]:
+    ids = {name: i for i, name in NAMES.items()}
+    results = [
+        [row.image_id, x0, y0, x1 - x0, y1 - y0, score, ids[name]]
+        for row in rows
+        for (x0, y0, x1, y1), name, score in row.detections
+    ]
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth = COCO(str(file))
+        evaluation = COCOeval(truth, truth.loadRes(np.array(results)), "bbox")
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    return float(evaluation.stats[0]), float(evaluation.stats[1])
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_average_precision_is_that_of_pycocotools(seed: int, tmp_path: Path) -> None:
+    file, rows = random_case(random.Random(seed), tmp_path)
+    assert CocoEvaluator(str(file)).average_precision(rows) == pytest.approx(pycocotools_ap(file, rows), abs=1e-12)
+
+
+def test_no_detections_is_zero_not_an_error(tmp_path: Path) -> None:
+    file, rows = random_case(random.Random(0), tmp_path)
+    empty = [row._replace(detections=()) for row in rows]
+    assert CocoEvaluator(str(file)).average_precision(empty) == (0.0, 0.0)
+
+
+def test_samples_of_another_file_are_refused(tmp_path: Path) -> None:
+    file, rows = random_case(random.Random(0), tmp_path)
+    with pytest.raises(ConfigurationError, match="has no image 5"):
+        CocoEvaluator(str(file)).average_precision([*rows, Row(5, (), 0.0, True)])
+
+
+SAMPLE = Sample(0, Image.new("RGB", (100, 100)), 7, "cat", (Detection((0, 0, 10, 10), "cat"),))
+
+
+@pytest.mark.parametrize(
+    ("value", "iou"),
+    [
+        ((Detection((0, 0, 10, 10), "cat", 0.1),), 1.0),
+        ((Detection((0, 0, 10, 5), "cat"),), 0.5),
+        ((Detection((0, 0, 10, 10), "cat"), Detection((50, 50, 60, 60), "cat")), 0.5),  # a surplus box costs its share
+        ((), 0.0),
+        (None, 0.0),
+    ],
+)
+def test_miou_of_one_answer(value: tuple[Detection, ...] | None, iou: float, tmp_path: Path) -> None:
+    row = CocoEvaluator("unused").row(Answer("", "", value, True), SAMPLE)
+    assert row.iou == pytest.approx(iou)
+    assert row.valid == (value is not None)
+    assert row.image_id == 7
+
+
+def test_right_no_objects_has_miou_one() -> None:
+    nothing = Sample(0, SAMPLE.image, 7, "cat", ())
+    assert CocoEvaluator("unused").row(Answer("", "", (), True), nothing).iou == 1.0
+
+
+def test_accuracy_counts_names_not_substrings() -> None:
+    evaluator = AccuracyEvaluator()
+    sample = Sample(0, SAMPLE.image, 0, "", "Boeing 737-200")
+    answers = [
+        Answer("", "", "boeing 737 200", True),
+        Answer("", "", "737-200", True),
+        Answer("", "", None, False),
+        Answer("", "", "Boeing_737-200", False),
+    ]
+    rows = [evaluator.row(answer, sample) for answer in answers]
+    assert evaluator.scores(rows) == {"accuracy": 0.5, "valid": 0.5}

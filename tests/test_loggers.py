@@ -1,0 +1,78 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import wandb
+from PIL import Image
+
+from vrft.callbacks.transcripts import log_table, picture, row
+from vrft.loggers import WandbLogger, run_id
+from vrft.types import Answer, Detection, Sample, ScoredRollout
+
+
+def scored() -> ScoredRollout:
+    sample = Sample(3, Image.new("RGB", (40, 20)), 11, "cat", (Detection((1, 2, 3, 4), "cat"),))
+    answers = [
+        Answer("<think>x</think><answer>…</answer>", "x", (Detection((0, 0, 40, 20), "cat", 0.5),), True),
+        Answer("<script>", "", None, False),
+    ]
+    rewards = {"iou": torch.tensor([0.5, 0.0]), "optional": torch.tensor([1.0, float("nan")])}
+    return ScoredRollout([sample], answers, rewards, torch.tensor([[1.5, 0.0]]), torch.tensor([[0.7, -0.7]]))
+
+
+def test_no_key_means_offline_not_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))  # no ~/.netrc either
+    logger = WandbLogger(str(tmp_path / "run"), offline=False)
+    with pytest.warns(UserWarning, match="goes on offline"):
+        logger.log_metrics({"train/reward": 1.0}, step=0)
+    logger.finish()
+    assert list((tmp_path / "run" / "wandb").glob("offline-run-*/*.wandb"))
+
+
+def test_unreachable_server_means_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")  # nothing listens there
+    logger = WandbLogger(str(tmp_path / "run"), offline=False, init_timeout=2)
+    with pytest.warns(UserWarning, match="goes on offline"):
+        logger.log_metrics({"train/reward": 1.0}, step=0)
+    logger.finish()
+    assert list((tmp_path / "run" / "wandb").glob("offline-run-*/*.wandb"))
+
+
+def test_a_continued_run_keeps_its_id(tmp_path: Path) -> None:
+    assert run_id(tmp_path) == run_id(tmp_path)
+    assert run_id(tmp_path) != run_id(tmp_path / "other")
+
+
+def test_table_of_completions_with_boxes(tmp_path: Path) -> None:
+    logger = WandbLogger(str(tmp_path / "run"))
+    rollout = scored()
+    log_table(logger, rollout, [row(rollout, 1, n) for n in range(2)])
+    logger.finish()
+    tables = list((tmp_path / "run" / "wandb").rglob("*.table.json"))
+    content = json.loads(tables[0].read_text())
+    assert content["columns"] == [
+        *("rollout", "image", "query", "reasoning", "completion", "iou", "optional", "reward", "advantage"),
+    ]
+    assert len(content["data"]) == 2
+    assert content["data"][1][6] is None  # a reward that does not apply
+
+
+def test_overlays_are_true_and_predicted_boxes() -> None:
+    rollout = scored()
+    boxes = picture(rollout.samples[0], rollout.answers[0])._boxes
+    assert boxes["truth"]._val[0]["position"] == {"minX": 1, "maxX": 3, "minY": 2, "maxY": 4}
+    assert boxes["prediction"]._val[0]["scores"] == {"confidence": 0.5}
+    assert set(picture(rollout.samples[0], rollout.answers[1])._boxes) == {"truth"}
+    assert isinstance(picture(rollout.samples[0], rollout.answers[1]), wandb.Image)
+
+
+def test_transcript_rows_are_plain_json() -> None:
+    entry = json.loads(json.dumps(row(scored(), 5, 1), allow_nan=False))
+    assert entry["rewards"] == {"iou": 0.0, "optional": None}
+    assert (entry["rollout"], entry["generation"], entry["valid"], entry["answer"]) == (5, 1, False, None)
+    assert entry["target"] == [[[1, 2, 3, 4], "cat", 1.0]]
