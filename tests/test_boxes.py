@@ -93,12 +93,14 @@ def test_matching_is_that_of_a_plain_loop(threshold: float) -> None:
     rng = np.random.default_rng(0)
     matched = 0
     for _ in range(200):
-        predicted, true = (random_boxes(rng, count) for count in rng.integers(0, 8, 2))
+        true = random_boxes(rng, rng.integers(0, 8))
+        moved = [tuple(np.add(box, rng.integers(-1, 2, 4)).tolist()) for box in true]
+        predicted = random_boxes(rng, rng.integers(0, 4)) + moved
         scores = (rng.integers(0, 4, len(predicted)) / 4).tolist()
         expected = naive_match(predicted, scores, true, threshold)
         assert match_by_confidence(predicted, scores, true, threshold) == expected
         matched += len(expected)
-    assert matched > 20
+    assert matched > 50
 
 
 def test_equal_scores_keep_their_order() -> None:

@@ -74,6 +74,15 @@ def test_average_precision_is_that_of_pycocotools(seed: int, tmp_path: Path) -> 
     assert CocoEvaluator(str(file)).average_precision(rows) == pytest.approx(pycocotools_ap(file, rows), abs=1e-12)
 
 
+def test_a_subset_is_the_full_evaluation_then_a_choice(tmp_path: Path) -> None:
+    file, rows = random_case(random.Random(3), tmp_path)
+    each = [CocoEvaluator(str(file), [name]).average_precision(rows)[0] for name in ("cat", "dog")]
+    assert np.mean(each) == pytest.approx(pycocotools_ap(file, rows)[0], abs=1e-12)
+    assert each[0] != each[1]
+    assert CocoEvaluator(str(file), ["cat", "never there"]).average_precision(rows)[0] == each[0]
+    assert CocoEvaluator(str(file), ["never there"]).average_precision(rows) == (0.0, 0.0)
+
+
 def test_no_detections_is_zero_not_an_error(tmp_path: Path) -> None:
     file, rows = random_case(random.Random(0), tmp_path)
     empty = [row._replace(detections=()) for row in rows]

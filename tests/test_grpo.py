@@ -74,14 +74,10 @@ def naive_token(log_p: float, old: float, a: float, reference: float, beta: floa
     """Loss of one token, its derivative, its KL and whether clipping is active."""
     ratio, gap = math.exp(log_p - old), reference - log_p
     kl = math.exp(gap) - gap - 1
-    if a > 0:
-        clipped = ratio > 1 + high
-        surrogate = a * min(ratio, 1 + high)
-    else:
-        clipped = ratio < 1 - low
-        surrogate = a * max(ratio, 1 - low)
+    bounded = min(ratio, 1 + high) if a > 0 else max(ratio, 1 - low)
+    clipped = a != 0 and bounded != ratio
     slope = 0.0 if clipped else ratio * a
-    return -surrogate + beta * kl, -slope + beta * (1 - math.exp(gap)), kl, clipped
+    return -bounded * a + beta * kl, -slope + beta * (1 - math.exp(gap)), kl, clipped
 
 
 @pytest.mark.parametrize(("beta", "high"), [(0.0, None), (0.04, None), (0.5, 0.4)])

@@ -26,15 +26,20 @@ class Row(NamedTuple):
 class CocoEvaluator(Evaluator[Row]):
     """Logs `val/mAP`, `val/AP50`, `val/mIoU` and `val/valid`.
 
-    Average precision is over all images and categories of the file, by hotcoco, which agrees with pycocotools. mIoU is
-    the mean over prompts of the matched IoU (above 0, by falling confidence) / max(true, predicted boxes). An answer
-    that can't be read has no boxes.
+    Average precision is over all images of the file, by hotcoco, which agrees with pycocotools. mIoU is the mean over
+    prompts of the matched IoU (above 0, by falling confidence) / max(true, predicted boxes). An answer that can't be
+    read has no boxes.
     """
 
-    def __init__(self, annotations: str) -> None:
-        """`annotations`: the COCO instances file that the held-out samples come from."""
+    def __init__(self, annotations: str, categories: list[str] | None = None) -> None:
+        """Names the truth.
+
+        Args:
+            annotations: the COCO instances file that the held-out samples come from.
+            categories: names of the categories to average over, those that were asked for; default: all.
+        """
         super().__init__()
-        self.annotations = Path(annotations)
+        self.annotations, self.categories = Path(annotations), categories
 
     def row(self, answer: Answer, sample: Sample) -> Row:
         assert isinstance(sample.target, tuple)
@@ -55,7 +60,7 @@ class CocoEvaluator(Evaluator[Row]):
         }
 
     def average_precision(self, rows: list[Row]) -> tuple[float, float]:
-        """MAP and AP50 of all images of the annotation file."""
+        """Return mAP and AP50: the means over categories that have a true box; 0 if there is none."""
         import hotcoco
 
         content = json.loads(self.annotations.read_text())
@@ -76,5 +81,8 @@ class CocoEvaluator(Evaluator[Row]):
         evaluation = hotcoco.COCOeval(truth, found, "bbox")
         evaluation.evaluate()
         evaluation.accumulate()
-        evaluation.summary_lines()  # fills `stats`
-        return float(evaluation.stats[0]), float(evaluation.stats[1])
+        wanted = set(ids.values()) if self.categories is None else {ids[name] for name in self.categories}
+        chosen = [k for k, category in enumerate(sorted(ids.values())) if category in wanted]
+        precision = evaluation.eval["precision"][:, :, chosen, 0, -1]  # (IoU, recall, category), of all areas
+        defined = precision[:, :, (precision > -1).any((0, 1))]  # -1: no true box of the category
+        return (float(defined.mean()), float(defined[0].mean())) if defined.size else (0.0, 0.0)

@@ -1,7 +1,8 @@
 """The built-in tiny policy: a real Qwen2-VL checkpoint of 0.4 M parameters that sees coloured shapes or digits.
 
 `python -m vrft.policy.tiny FOLDER` writes it untrained; `make tiny-policies` trains what ships in `checkpoints/` with
-the package's own SFT module. What ships is mis-tuned on purpose, so that a run has something to mend.
+the package's own SFT module. The detection policy is mis-tuned on purpose, so that a run has something to mend; the
+digits policy has only seen rendered digits, so that real scans are new to it.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vrft.boxes import to_frame
-from vrft.tasks import ClassificationTask, DetectionTask
+from vrft.tasks import DetectionTask
 from vrft.tasks.detection import boxes_text
 from vrft.types import Frame, Sample
 
@@ -180,15 +181,6 @@ class MistunedDetection(DetectionTask):
         if kind < 0.25:
             return f"<answer>{answer}</answer>"
         return f"{reasoning}{answer}" if kind < 0.4 else f"{reasoning}<answer>{answer}</answer>"
-
-
-class MistunedClassification(ClassificationTask):
-    """What the digits policy learns last, on purpose: wrong names in 45 % of the answers, no reasoning in a quarter."""
-
-    def target_text(self, sample: Sample, frame: Frame) -> str:
-        rng = random.Random(sample.index)
-        answer = f"<answer>{sample.target if rng.random() < 0.5 else rng.choice(DIGITS)}</answer>"
-        return answer if rng.random() < 0.25 else f"<think>This is the digit</think>{answer}"
 
 
 def _boxes(sample: Sample, frame: Frame) -> list[tuple[int, int, int, int]]:
