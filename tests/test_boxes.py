@@ -12,8 +12,9 @@ HALF: Box = (0, 0, 10, 5)
 
 
 def random_boxes(rng: np.random.Generator, count: int) -> list[Box]:
-    """Integer boxes with corners in any order: some have no area."""
-    return [tuple(map(float, row)) for row in rng.integers(0, 12, (count, 4))]
+    """Integer boxes, up to 19 wide and high; some have no area or reversed corners."""
+    rows = np.hstack([rng.integers(0, 6, (count, 2)), rng.integers(4, 20, (count, 2))])
+    return [tuple(map(float, row)) for row in rows]
 
 
 @pytest.mark.parametrize("frame", [Frame(1000, 1000), Frame(644, 476), Frame(28, 84)])
@@ -21,16 +22,22 @@ def test_frame_round_trip(frame: Frame) -> None:
     rng = np.random.default_rng(0)
     for _ in range(100):
         x0, y0 = rng.integers(0, [frame.width, frame.height]).tolist()
-        x1, y1 = rng.integers([x0, y0], [frame.width, frame.height], endpoint=True).tolist()
+        x1, y1 = rng.integers([x0 + 1, y0 + 1], [frame.width, frame.height], endpoint=True).tolist()
         size = tuple(rng.integers(1, 4000, 2).tolist())
         assert to_frame(from_frame((x0, y0, x1, y1), size, frame), size, frame) == (x0, y0, x1, y1)
 
 
 def test_to_frame_is_off_by_half_a_unit_at_most() -> None:
     rng = np.random.default_rng(0)
-    for x0, y0, x1, y1 in rng.uniform(0, 480, (100, 4)):
+    for corners in rng.uniform(0, 480, (100, 2, 2)):
+        (x0, y0), (x1, y1) = corners.min(0), corners.max(0) + 1
         back = from_frame(to_frame((x0, y0, x1, y1), (640, 480), Frame(1000, 1000)), (640, 480), Frame(1000, 1000))
         assert np.abs(np.subtract(back, (x0, y0, x1, y1))).max() <= 0.5 * 640 / 1000 + 1e-9
+
+
+def test_a_sliver_keeps_one_unit_inside_the_frame() -> None:
+    assert to_frame((11, 100, 12, 200), (4000, 3000), Frame(1000, 700)) == (3, 23, 4, 47)
+    assert to_frame((3999.9, 2999.9, 4000, 3000), (4000, 3000), Frame(1000, 700)) == (999, 699, 1000, 700)
 
 
 def test_the_whole_frame_is_the_whole_image_exactly() -> None:

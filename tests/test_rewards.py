@@ -194,6 +194,8 @@ def test_a_reward_returns_scores_and_keeps_their_running_mean() -> None:
     assert reward.compute() == 2
     reward.update(answers("abcde"), [sample(ONE)])
     assert reward.compute() == 3
+    reward(answers("abcdefg"), [sample(ONE)])
+    assert reward.compute() == 4
     reward.reset()
     reward(answers("ab"), [sample(ONE)])
     assert reward.compute() == 2

@@ -43,16 +43,21 @@ def split_blocks(text: str) -> Blocks:
     Blocks(reasoning='maybe <answer>cat</answer>', answer=None, well_formed=False)
     """
     text = text.strip()
-    before, opened, rest = text.partition("<think>")
-    reasoning, closed, after = rest.partition("</think>") if opened else ("", "", "")
-    outside = f"{before}\n{after}" if closed else before
-    return Blocks(reasoning.strip(), _last_answer(outside), _tags_are_well_formed(text))
+    reasoning, outside = [], []
+    position = 0
+    while (start := text.find("<think>", position)) >= 0:
+        end = text.find("</think>", start)
+        end = len(text) if end < 0 else end
+        outside.append(text[position:start])
+        reasoning.append(text[start + len("<think>") : end].strip())
+        position = end + len("</think>")
+    outside.append(text[position:])
+    return Blocks("\n".join(reasoning), _last_answer("\n".join(outside)), _tags_are_well_formed(text))
 
 
 def _last_answer(text: str) -> str | None:
-    end = text.rfind("</answer>")
-    start = text.rfind("<answer>", 0, end) if end >= 0 else -1
-    return text[start + len("<answer>") : end].strip() if start >= 0 else None
+    start = text.rfind("<answer>", 0, max(0, text.rfind("</answer>")))
+    return text[start + len("<answer>") : text.find("</answer>", start)].strip() if start >= 0 else None
 
 
 def _tags_are_well_formed(text: str) -> bool:
@@ -110,4 +115,4 @@ def normalise_label(text: str) -> str:
     >>> normalise_label(" Boeing_737-200. ")
     'boeing 737 200'
     """
-    return re.sub(r"[\s_-]+", " ", text).strip().removesuffix(".").lower()
+    return re.sub(r"[\s_-]+", " ", text).strip().removesuffix(".").rstrip().lower()

@@ -13,17 +13,24 @@ Box = tuple[float, float, float, float]
 
 
 def to_frame(box: Box, image_size: tuple[int, int], frame: Frame) -> tuple[int, int, int, int]:
-    """Pixels of an image of `image_size` (width, height) -> integers of the model's frame, rounded to the nearest."""
-    sx, sy = frame.width / image_size[0], frame.height / image_size[1]
-    x0, y0, x1, y1 = box
-    return round(x0 * sx), round(y0 * sy), round(x1 * sx), round(y1 * sy)
+    """Pixels of an image of `image_size` (width, height) -> integers of the model's frame, rounded to the nearest.
+
+    A box thinner than one unit gets one, since a box without area can't be an answer.
+    """
+    x0, x1 = _interval(box[0], box[2], image_size[0], frame.width)
+    y0, y1 = _interval(box[1], box[3], image_size[1], frame.height)
+    return x0, y0, x1, y1
+
+
+def _interval(low: float, high: float, size: int, units: int) -> tuple[int, int]:
+    start = min(round(low * units / size), units - 1)
+    return start, max(round(high * units / size), start + 1)
 
 
 def from_frame(box: Sequence[float], image_size: tuple[int, int], frame: Frame) -> Box:
     """The model's frame -> pixels of an image of `image_size` (width, height)."""
-    sx, sy = image_size[0] / frame.width, image_size[1] / frame.height
-    x0, y0, x1, y1 = box
-    return x0 * sx, y0 * sy, x1 * sx, y1 * sy
+    (width, height), (x0, y0, x1, y1) = image_size, box
+    return x0 * width / frame.width, y0 * height / frame.height, x1 * width / frame.width, y1 * height / frame.height
 
 
 def iou_matrix(a: Sequence[Box], b: Sequence[Box]) -> NDArray[np.float64]:

@@ -25,15 +25,21 @@ def group_advantages(rewards: Tensor, scale_rewards: bool = True) -> Tensor:
         Advantages (P, G). A group whose rewards are all equal has advantages 0.
     """
     centred = rewards - rewards.mean(1, keepdim=True)  # (P, G)
+    centred = centred.masked_fill(tied_groups(rewards)[:, None], 0.0)  # a rounded mean would leave a common push
     if not scale_rewards:
         return centred
     return centred / (rewards.std(1, keepdim=True) + 1e-4)  # (P, G)
 
 
+def tied_groups(rewards: Tensor) -> Tensor:
+    """Groups whose rewards (P, G) are all equal: they teach nothing. (P,) bool."""
+    return (rewards == rewards[:, :1]).all(1)
+
+
 def kl_to_reference(log_probs: Tensor, reference: Tensor) -> Tensor:
     """k3 = exp(ref - pi) - (ref - pi) - 1 per token (N, T), never negative (Schulman 2020, DeepSeekMath eq. 4)."""
     gap = reference - log_probs
-    return gap.exp() - gap - 1
+    return gap.expm1() - gap  # expm1: exp(gap) - 1 in float32 would turn small values negative
 
 
 class PolicyLoss(NamedTuple):

@@ -29,9 +29,8 @@ Every field and its value:    python -m vrft {command} --config FILE --print_con
 
 def overview(command: str) -> str:
     """The help of one command."""
+    from vrft import RFT, Policy
     from vrft.data import CocoData
-    from vrft.policy import Policy
-    from vrft.rft import RFT
 
     sections = [USAGE.format(command=command), GENERAL]
     for prefix, cls in (("model", RFT), ("model.policy", Policy), ("data", CocoData)):

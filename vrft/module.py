@@ -24,6 +24,9 @@ from vrft.rollout import Noise, RolloutEngine
 from vrft.tasks import Task
 from vrft.types import Answer, PromptBatch, Sample
 
+SMALL = 10_000_000
+"""Below this many parameters a second thread saves nothing, and on a busy machine costs a factor of ten."""
+
 
 class VisionModule(LightningModule):
     """Base of `RFT` and `SFT`. Optimisation is manual: one rollout may feed several optimizer steps."""
@@ -57,6 +60,8 @@ class VisionModule(LightningModule):
     def configure_model(self) -> None:
         if self.policy.processor is None:
             self.policy.load(keep_reference=self.keep_reference)
+            if self.device.type == "cpu" and sum(parameter.numel() for parameter in self.parameters()) < SMALL:
+                torch.set_num_threads(1)
 
     @property
     def encoder(self) -> Encoder:

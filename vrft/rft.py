@@ -7,7 +7,7 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 
 from vrft.errors import ConfigurationError
-from vrft.grpo import group_advantages, masked_mean, policy_loss
+from vrft.grpo import group_advantages, masked_mean, policy_loss, tied_groups
 from vrft.module import VisionModule
 from vrft.policy import Policy
 from vrft.policy.processor import micro_batches, select_prompts
@@ -111,12 +111,11 @@ class RFT(VisionModule):
             rewards, total = self.score(answers, samples)  # name -> (N,), (N,)
         groups = total.view(-1, self.num_generations)  # (P, G)
         advantages = group_advantages(groups, self.scale_rewards)  # (P, G)
-        spread = groups.std(1)  # (P,)
         self.log("train/reward", groups.mean(), prog_bar=True)
         for name, values in rewards.items():
             self.log(f"train/reward/{name}", values.nanmean(), prog_bar=True)
-        self.log("train/reward_std", spread.mean())
-        self.log("train/zero_variance_groups", (spread == 0).float().mean())
+        self.log("train/reward_std", groups.std(1).mean())
+        self.log("train/zero_variance_groups", tied_groups(groups).float().mean())
         self.log("train/valid", sum(answer.valid for answer in answers) / len(answers))
         return ScoredRollout(batch.samples, answers, rewards, groups, advantages)
 

@@ -81,6 +81,7 @@ class CocoEvaluator(Evaluator[Row]):
         evaluation = hotcoco.COCOeval(truth, found, "bbox")
         evaluation.evaluate()
         evaluation.accumulate()
+        assert evaluation.eval is not None
         wanted = set(ids.values()) if self.categories is None else {ids[name] for name in self.categories}
         chosen = [k for k, category in enumerate(sorted(ids.values())) if category in wanted]
         precision = evaluation.eval["precision"][:, :, chosen, 0, -1]  # (IoU, recall, category), of all areas

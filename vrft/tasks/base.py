@@ -10,6 +10,8 @@ from vrft.answers import split_blocks
 from vrft.errors import ConfigurationError
 from vrft.types import Answer, Frame, Sample, Target
 
+FIELDS = ("query", "width", "height")
+
 
 class Task(ABC):
     """One instance is shared by data, model, rewards and evaluators. `frame` is the model's coordinate system."""
@@ -48,11 +50,12 @@ class Task(ABC):
 
 def _check_fields(template: str) -> None:
     try:
-        names = {name for _, name, _, _ in string.Formatter().parse(template) if name is not None}
+        fields = [(name, spec or conversion) for _, name, spec, conversion in string.Formatter().parse(template)]
     except ValueError as error:
         raise ConfigurationError(f"task.template: {error}; write {{{{ and }}}} for literal braces") from error
-    if wrong := sorted(names - {"query", "width", "height"}):
-        raise ConfigurationError(
-            f"task.template: unknown field {{{wrong[0]}}}; expected {{query}}, {{width}} or {{height}}, "
-            "and {{ and }} for literal braces"
-        )
+    for name, form in fields:
+        if name is not None and (name not in FIELDS or form):
+            raise ConfigurationError(
+                f"task.template: {{{name}}} can't be filled in; expected {{query}}, {{width}} or {{height}} as they stand, "
+                "and {{ and }} for literal braces"
+            )
