@@ -56,6 +56,6 @@ def _check_fields(template: str) -> None:
     for name, form in fields:
         if name is not None and (name not in FIELDS or form):
             raise ConfigurationError(
-                f"task.template: {{{name}}} can't be filled in; expected {{query}}, {{width}} or {{height}} as they stand, "
+                f"task.template: {{{name}}} can't be filled in; expected plain {{query}}, {{width}} or {{height}}, "
                 "and {{ and }} for literal braces"
             )
