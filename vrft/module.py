@@ -60,7 +60,7 @@ class VisionModule(LightningModule):
     def configure_model(self) -> None:
         if self.policy.processor is None:
             self.policy.load(keep_reference=self.keep_reference)
-            if self.device.type == "cpu" and sum(parameter.numel() for parameter in self.parameters()) < SMALL:
+            if sum(parameter.numel() for parameter in self.parameters()) < SMALL:
                 torch.set_num_threads(1)
 
     @property

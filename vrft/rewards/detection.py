@@ -6,6 +6,7 @@ The label is not compared: a prompt asks for one category. An answer that can't 
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from typing import NamedTuple
 
 from vrft.boxes import match_by_confidence
@@ -42,33 +43,8 @@ def match(answer: Answer, sample: Sample, threshold: float) -> Matches | None:
     )
 
 
-class DetectionIoU(Reward):
-    """Sum of the matched IoUs / max(true, predicted boxes). 1 for a right "No Objects".
-
-    The released code's denominator; eq. 6 of the paper divides by the predictions alone, which forgives missed ones.
-    """
-
-    def __init__(self, weight: float = 1.0, threshold: float = 0.5) -> None:
-        """`threshold`: a pair of boxes counts if its IoU is above it."""
-        super().__init__(weight)
-        self.threshold = threshold
-
-    def score(self, answer: Answer, sample: Sample) -> float:
-        matches = match(answer, sample, self.threshold)
-        if matches is None:
-            return 0.0
-        if matches.num_slots == 0:
-            return 1.0
-        return sum(iou for _, iou in matches.right) / matches.num_slots
-
-
-class DetectionConfidence(Reward):
-    """Sum of c over right boxes plus half the sum of 1 - c over wrong ones, / max(true, predicted boxes).
-
-    1 for a right "No Objects". Eq. 7-8 of the paper average c or 1 - c over the predictions alone, which pays 1 for a
-    wrong box with confidence 0 and for one sure box out of many objects. Here missed objects count, wrong boxes earn
-    half at the most however many they are, and saying nothing where there is something earns nothing.
-    """
+class DetectionReward(Reward):
+    """A score of matched boxes: 0 for an answer that can't be read, 1 for a right "No Objects"."""
 
     def __init__(self, weight: float = 1.0, threshold: float = 0.5) -> None:
         """`threshold`: a box is right if its IoU with its match is above it."""
@@ -79,8 +55,30 @@ class DetectionConfidence(Reward):
         matches = match(answer, sample, self.threshold)
         if matches is None:
             return 0.0
-        if matches.num_slots == 0:
-            return 1.0
-        right = sum(confidence for confidence, _ in matches.right)
-        wrong = sum(1 - confidence for confidence in matches.wrong) / 2
-        return (right + wrong) / matches.num_slots
+        return self.earned(matches) / matches.num_slots if matches.num_slots else 1.0
+
+    @abstractmethod
+    def earned(self, matches: Matches) -> float:
+        """What the boxes earn together, out of one per slot."""
+
+
+class DetectionIoU(DetectionReward):
+    """Sum of the matched IoUs / max(true, predicted boxes).
+
+    The released code's denominator; eq. 6 of the paper divides by the predictions alone, which forgives missed ones.
+    """
+
+    def earned(self, matches: Matches) -> float:
+        return sum(iou for _, iou in matches.right)
+
+
+class DetectionConfidence(DetectionReward):
+    """Sum of c over right boxes plus half the sum of 1 - c over wrong ones, / max(true, predicted boxes).
+
+    Eq. 7-8 of the paper average c or 1 - c over the predictions alone, which pays 1 for a wrong box with confidence 0
+    and for one sure box out of many objects. Here missed objects count, wrong boxes earn half at the most however many
+    they are, and saying nothing where there is something earns nothing.
+    """
+
+    def earned(self, matches: Matches) -> float:
+        return sum(confidence for confidence, _ in matches.right) + sum(1 - c for c in matches.wrong) / 2
