@@ -17,7 +17,7 @@ import torch
 ROOT = Path(__file__).parent.parent
 CSV_ONLY = (
     "--trainer.logger={class_path: lightning.pytorch.loggers.CSVLogger, "
-    "init_args: {save_dir: '${....run_dir}', name: '', version: logs}}"
+    "init_args: {save_dir: '${....run_dir}', name: logs}}"
 )
 
 

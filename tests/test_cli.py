@@ -26,7 +26,7 @@ def test_fit_leaves_everything_in_the_run_folder(quick_fit: Command, tmp_path: P
     assert set(summary) == {"base", "tuned", "seconds"}
     assert list(summary["base"]) == list(summary["tuned"]) == ["mAP", "AP50", "mIoU", "valid", "reward"]
     assert summary["base"] != summary["tuned"]
-    with (run / "logs" / "metrics.csv").open() as file:
+    with (run / "logs" / "version_0" / "metrics.csv").open() as file:
         rows = list(csv.DictReader(file))
     rollouts = [row for row in rows if row["train/reward"]]
     assert len(rollouts) == 2
@@ -100,7 +100,7 @@ def test_an_override_reaches_what_is_derived_from_it(where: str, quick_fit: Comm
 def test_rewards_can_be_added_and_weighted(quick_fit: Command, tmp_path: Path) -> None:
     more = ["--model.rewards.second=vrft.rewards.Format", "--model.rewards.second.weight=0.5"]
     assert main(quick_fit(CSV_ONLY, *more, "--model.rewards.iou.weight=0", "--model.rewards.confidence.weight=0")) == 0
-    with (tmp_path / "run" / "logs" / "metrics.csv").open() as file:
+    with (tmp_path / "run" / "logs" / "version_0" / "metrics.csv").open() as file:
         row = next(row for row in csv.DictReader(file) if row["train/reward"])
     assert float(row["train/reward/second"]) == float(row["train/reward/format"])
     assert float(row["train/reward"]) == pytest.approx(1.5 * float(row["train/reward/format"]))
@@ -121,7 +121,7 @@ def test_sft_on_the_same_data(tiny_scenes: list[str], tmp_path: Path) -> None:
     config = str(ROOT / "configs" / "quickstart_sft.yaml")
     short = ["--trainer.max_steps=3", f"--run_dir={tmp_path}/run", "--trainer.enable_progress_bar=false", CSV_ONLY]
     assert main(["fit", "--config", config, *tiny_scenes, *short]) == 0
-    with (tmp_path / "run" / "logs" / "metrics.csv").open() as file:
+    with (tmp_path / "run" / "logs" / "version_0" / "metrics.csv").open() as file:
         losses = [float(row["train/loss"]) for row in csv.DictReader(file) if row["train/loss"]]
     assert losses[-1] < losses[0]
 
@@ -152,7 +152,7 @@ MISTAKES = [
     (["--model.policy.checkpoint=tiny-detecton"], "model.policy.checkpoint", "did you mean 'tiny-detection'"),
     (["--model.policy.checkpoint=tests"], "model.policy.checkpoint", "no config.json"),
     (["--model.num_generations=1"], "model.num_generations", "at least 2"),
-    (["--task.template={colour}"], "task.template", "expected {query}"),
+    (["--task.template={colour}"], "task.template", "{colour} can't be filled in"),
     (
         ["--data=CocoData", "--data.train_annotations=no.json"],
         "data.train_annotations",

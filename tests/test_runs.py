@@ -53,6 +53,8 @@ def test_killed_run_ends_with_the_same_weights(quick_fit: Callable[..., list[str
     expected, got = weights(tmp_path / "whole"), weights(tmp_path / "killed")
     assert expected.keys() == got.keys()
     assert all(torch.equal(expected[name], got[name]) for name in expected)
+    logged = sorted((tmp_path / "killed" / "logs").glob("*/metrics.csv"))
+    assert len(logged) == 2  # what was logged before the kill is still there
     base = [(tmp_path / name / "summary.json").read_text().split('"tuned"')[0] for name in ("whole", "killed")]
     assert base[0] == base[1]  # the base's scores were part of the checkpoint
 

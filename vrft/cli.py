@@ -42,7 +42,7 @@ TRAINER_DEFAULTS: dict[str, Any] = {
     "logger": [
         {
             "class_path": "lightning.pytorch.loggers.CSVLogger",
-            "init_args": {"save_dir": "${.....run_dir}", "name": "", "version": "logs"},
+            "init_args": {"save_dir": "${.....run_dir}", "name": "logs"},
         },
         {"class_path": "vrft.loggers.WandbLogger", "init_args": {"save_dir": "${.....run_dir}"}},
     ],
@@ -105,7 +105,7 @@ class VRFTCLI(LightningCLI):
             self.trainer_defaults["callbacks"].append(PhaseProgressBar())
         trainer = super().instantiate_trainer(**kwargs)
         if trainer.loggers and not any(isinstance(logger, CSVLogger) for logger in trainer.loggers):
-            trainer.loggers = [*trainer.loggers, CSVLogger(trainer.default_root_dir, name="", version="logs")]
+            trainer.loggers = [*trainer.loggers, CSVLogger(trainer.default_root_dir, name="logs")]
         return trainer
 
     def _parse_ckpt_path(self) -> None:
