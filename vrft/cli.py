@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import sys
 import warnings
 from pathlib import Path
@@ -121,10 +120,9 @@ class VRFTCLI(LightningCLI):
         summary = next(callback for callback in self.trainer.callbacks if isinstance(callback, Summary))  # type: ignore[attr-defined]
         if summary.tuned_step != self.trainer.global_step:
             self.trainer.validate(self.model, self.datamodule, verbose=False)
-        checkpoint = self.trainer.checkpoint_callback
-        assert isinstance(checkpoint, RunCheckpoint)
-        path = summary.write(Path(self.trainer.default_root_dir))
-        print(f"summary: {path}\ncheckpoint: {os.path.relpath(checkpoint.last_model_path)}")
+        if self.trainer.is_global_zero:
+            print(f"summary: {summary.write(Path(self.trainer.default_root_dir))}")
+            print(f"checkpoint: {Path(self.config.fit.checkpoint.dirpath) / 'last.ckpt'}")
 
 
 def run(args: list[str]) -> int:

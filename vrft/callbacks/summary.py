@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
 from rich.table import Table
 
@@ -51,7 +50,6 @@ class Summary(Callback):
             self.base = scores
         self.tuned, self.tuned_step = scores, trainer.global_step
 
-    @rank_zero_only
     def write(self, folder: Path) -> Path:
         """Print the table and write `summary.json`; returns its path."""
         assert self.base is not None
