@@ -1,4 +1,4 @@
-"""Group Relative Policy Optimization (DeepSeekMath, arXiv 2402.03300) as Visual-RFT (arXiv 2503.01785) uses it.
+"""Group Relative Policy Optimization (DeepSeekMath, arXiv 2402.03300) and the objectives that grew from it.
 
 Pure functions on tensors. P prompts, G generations each, N = P * G rows, T completion tokens.
 
@@ -8,27 +8,38 @@ clipped objective below has the same gradient there, and stays right when a roll
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
+LossType = Literal["grpo", "bnpo", "dr_grpo", "dapo", "gspo", "cispo"]
+ScaleRewards = Literal["group", "batch", "none"]
+KLEstimator = Literal["k1", "k2", "k3"]
 
-def group_advantages(rewards: Tensor, scale_rewards: bool = True) -> Tensor:
+
+def group_advantages(rewards: Tensor, scale_rewards: ScaleRewards = "group", leave_one_out: bool = False) -> Tensor:
     """A = (r - mean(r)) / (std(r) + 1e-4) over the generations of each prompt (DeepSeekMath, section 4.1.2).
 
     Args:
-        rewards: (P, G).
-        scale_rewards: divide by the group's unbiased standard deviation; False is Dr. GRPO (arXiv 2503.20783).
+        rewards: (P, G), of all ranks if `scale_rewards` is "batch".
+        scale_rewards: divide by the group's unbiased standard deviation, by that of all rewards (arXiv 2508.08221,
+            section 4), or by nothing (Dr. GRPO, arXiv 2503.20783).
+        leave_one_out: compare with the mean of the other generations, A = r - (sum(r) - r) / (G - 1) (RLOO, arXiv
+            2402.14740). RLOO goes without scaling.
 
     Returns:
         Advantages (P, G). A group whose rewards are all equal has advantages 0.
     """
     centred = rewards - rewards.mean(1, keepdim=True)  # (P, G)
     centred = centred.masked_fill(tied_groups(rewards)[:, None], 0.0)  # a rounded mean would leave a common push
-    if not scale_rewards:
+    if leave_one_out:
+        group = rewards.shape[1]
+        centred = centred * (group / (group - 1))
+    if scale_rewards == "none":
         return centred
-    return centred / (rewards.std(1, keepdim=True) + 1e-4)  # (P, G)
+    std = rewards.std(1, keepdim=True) if scale_rewards == "group" else rewards.std()
+    return centred / (std + 1e-4)  # (P, G)
 
 
 def tied_groups(rewards: Tensor) -> Tensor:
@@ -36,18 +47,65 @@ def tied_groups(rewards: Tensor) -> Tensor:
     return (rewards == rewards[:, :1]).all(1)
 
 
-def kl_to_reference(log_probs: Tensor, reference: Tensor) -> Tensor:
-    """k3 = exp(ref - pi) - (ref - pi) - 1 per token (N, T), never negative (Schulman 2020, DeepSeekMath eq. 4)."""
-    gap = reference - log_probs
-    return gap.expm1() - gap  # expm1: exp(gap) - 1 in float32 would turn small values negative
+def overlong_penalty(lengths: Tensor, max_completion_length: int, buffer: int) -> Tensor:
+    """What is added to the rewards of long completions (DAPO, arXiv 2503.14476, eq. 13).
+
+        0 up to M - B tokens,  (M - B - length) / B from there,  so -1 at the limit M
+
+    Args:
+        lengths: tokens of each completion (N,).
+        max_completion_length: M.
+        buffer: B, tokens before the limit where the penalty begins.
+    """
+    return ((max_completion_length - buffer - lengths) / buffer).clamp(-1.0, 0.0)
+
+
+def kl_to_reference(log_probs: Tensor, reference: Tensor, estimator: KLEstimator = "k3") -> Tensor:
+    """Estimates of KL(pi, ref) from tokens that pi sampled (Schulman 2020, "Approximating KL Divergence"), (N, T).
+
+        k1 = -d,    k2 = d^2 / 2,    k3 = exp(d) - d - 1,    d = log ref - log pi
+
+    k3 is never negative and is the one of DeepSeekMath (eq. 4). k1 is unbiased as a value, but as a loss its gradient
+    is 0 on average; that of k2 is the gradient of the KL (arXiv 2510.01555).
+    """
+    d = reference - log_probs
+    if estimator == "k1":
+        return -d
+    if estimator == "k2":
+        return d.square() / 2
+    return d.expm1() - d  # expm1: exp(d) - 1 in float32 would turn small values negative
+
+
+def token_weights(
+    lengths: Tensor, loss_type: LossType, max_completion_length: int, num_tokens: Tensor | None = None
+) -> Tensor:
+    """The weight of each row's tokens in the loss, which is the sum over rows of weight * (sum over tokens). (N,).
+
+        grpo, gspo    1 / (N * length)    sequences count alike (DeepSeekMath, eq. 3; GSPO, arXiv 2507.18071, eq. 5)
+        bnpo          1 / tokens          tokens of this rank count alike
+        dapo, cispo   1 / tokens          tokens of all ranks do (DAPO, eq. 8; MiniMax-M1, arXiv 2506.13585, eq. 4)
+        dr_grpo       1 / (N * M)         a constant, so that length has no influence (Dr. GRPO, arXiv 2503.20783)
+
+    Args:
+        lengths: real tokens of each row of the minibatch (N,); a row without any has no influence.
+        loss_type: one of the above.
+        max_completion_length: M.
+        num_tokens: for dapo and cispo, tokens of all ranks divided by their number (); default: this rank's.
+    """
+    if loss_type in ("grpo", "gspo"):
+        return 1 / (len(lengths) * lengths.clamp(min=1))
+    if loss_type == "dr_grpo":
+        return torch.full_like(lengths, 1 / (len(lengths) * max_completion_length), dtype=torch.float32)
+    total = lengths.sum() if loss_type == "bnpo" or num_tokens is None else num_tokens
+    return (1 / total.clamp(min=1)).expand(len(lengths))
 
 
 class PolicyLoss(NamedTuple):
-    """The loss (a sum over rows, to be divided by the rows of the batch) and what it is made of, one value per row."""
+    """The loss of some rows and what it is made of, one value per row."""
 
     loss: Tensor  # ()
     kl: Tensor  # (N,) mean over the row's tokens
-    clipped: Tensor  # (N,) share of the row's tokens where clipping took the gradient away
+    clipped: Tensor  # (N,) share of the row's tokens where clipping took the gradient away, or capped it (cispo)
 
 
 def policy_loss(
@@ -55,38 +113,56 @@ def policy_loss(
     old_log_probs: Tensor,
     advantages: Tensor,
     mask: Tensor,
+    weights: Tensor,
     *,
-    reference: Tensor | None = None,
-    beta: float = 0.0,
+    loss_type: LossType = "grpo",
     epsilon: float = 0.2,
     epsilon_high: float | None = None,
+    reference: Tensor | None = None,
+    beta: float = 0.0,
+    kl_estimator: KLEstimator = "k3",
 ) -> PolicyLoss:
-    """Clipped surrogate minus beta * KL, averaged over each row's tokens, summed over rows (DeepSeekMath, eq. 3).
+    """Sum over rows and tokens of weight * (surrogate + beta * KL). The surrogate, with rho = pi / pi_old:
 
-        -min(rho A, clip(rho, 1 - epsilon, 1 + epsilon_high) A) + beta * k3,    rho = pi / pi_old
+        grpo, bnpo, dr_grpo, dapo    -min(rho A, clip(rho, 1 - epsilon, 1 + epsilon_high) A)    DeepSeekMath, eq. 3
+        gspo     the same with exp(mean over tokens of log rho) in place of rho                 2507.18071, eq. 5-7
+        cispo    -stop_gradient(min(rho, epsilon_high)) A log pi                                2506.13585, eq. 4-5
 
     Args:
         log_probs: log pi of the sampled tokens (N, T), with gradient.
         old_log_probs: the same under the weights that sampled (N, T).
         advantages: (N,).
-        mask: 1 at real tokens (N, T). A row without any contributes 0.
+        mask: 1 at real tokens (N, T).
+        weights: of each row's tokens (N,), from `token_weights`.
+        loss_type: one of the above.
+        epsilon: lower clip range, and the upper one if `epsilon_high` is None. GSPO's paper has 3e-4 and 4e-4.
+        epsilon_high: upper clip range ("clip higher", DAPO has 0.28); for cispo the largest ratio itself, default 5
+            (ScaleRL, arXiv 2510.13786).
         reference: log-probabilities under the reference policy (N, T); needed if beta > 0.
         beta: weight of the KL term.
-        epsilon: lower clip range, and the upper one if `epsilon_high` is None.
-        epsilon_high: upper clip range ("clip higher", DAPO, arXiv 2503.14476).
+        kl_estimator: see `kl_to_reference`.
     """
-    upper = 1 + (epsilon if epsilon_high is None else epsilon_high)
-    ratio = (log_probs - old_log_probs).exp()  # (N, T)
     a = advantages[:, None]  # (N, 1)
-    per_token = -torch.minimum(ratio * a, ratio.clamp(1 - epsilon, upper) * a)  # (N, T)
+    log_ratio = log_probs - old_log_probs  # (N, T)
+    if loss_type == "cispo":
+        highest = 5.0 if epsilon_high is None else epsilon_high
+        ratio = log_ratio.detach().exp()  # (N, T)
+        per_token = -ratio.clamp(max=highest) * a * log_probs  # (N, T)
+        clipped = (ratio > highest) & (a > 0)
+    else:
+        if loss_type == "gspo":
+            log_ratio = masked_mean(log_ratio, mask)[:, None].expand_as(log_ratio)
+        lower, upper = 1 - epsilon, 1 + (epsilon if epsilon_high is None else epsilon_high)
+        ratio = log_ratio.exp()
+        per_token = -torch.minimum(ratio * a, ratio.clamp(lower, upper) * a)
+        clipped = ((ratio < lower) & (a < 0)) | ((ratio > upper) & (a > 0))
     kl = torch.zeros_like(per_token)
     if reference is not None:
-        kl = kl_to_reference(log_probs, reference)  # (N, T)
+        kl = kl_to_reference(log_probs, reference, kl_estimator)  # (N, T)
         per_token = per_token + beta * kl
-    clipped = ((ratio < 1 - epsilon) & (a < 0)) | ((ratio > upper) & (a > 0))  # (N, T)
     with torch.no_grad():
         row_kl, row_clipped = masked_mean(kl, mask), masked_mean(clipped.float(), mask)
-    return PolicyLoss(masked_mean(per_token, mask).sum(), row_kl, row_clipped)
+    return PolicyLoss((per_token * mask).sum(1) @ weights, row_kl, row_clipped)
 
 
 def masked_mean(values: Tensor, mask: Tensor) -> Tensor:

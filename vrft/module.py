@@ -13,6 +13,7 @@ import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.core.optimizer import LightningOptimizer
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 
 from vrft.callbacks.progress import PhaseProgressBar
@@ -20,9 +21,11 @@ from vrft.errors import ConfigurationError
 from vrft.policy import Policy
 from vrft.policy.processor import Encoder
 from vrft.rewards import Reward
-from vrft.rollout import Noise, RolloutEngine
+from vrft.rollout import Noise, RolloutEngine, Sampling
 from vrft.tasks import Task
 from vrft.types import Answer, PromptBatch, Sample
+
+Phase = Literal["rollout", "reward", "old", "reference", "update", "optimizer"]
 
 SMALL = 10_000_000
 """Below this many parameters a second thread saves nothing, and on a busy machine costs a factor of ten."""
@@ -32,6 +35,8 @@ class VisionModule(LightningModule):
     """Base of `RFT` and `SFT`. Optimisation is manual: one rollout may feed several optimizer steps."""
 
     keep_reference = False
+    batches_per_step = 1
+    """Batches of the loader that one training step gets, as one."""
     steps_done: Tensor
 
     def __init__(
@@ -53,6 +58,7 @@ class VisionModule(LightningModule):
         self.optimizer_callable, self.lr_scheduler_callable = optimizer, lr_scheduler
         self.max_completion_length, self.max_grad_norm = max_completion_length, max_grad_norm
         self.seed = torch.initial_seed() % 2**32
+        self.sharing_checked = False
         self.register_buffer("steps_done", torch.zeros((), dtype=torch.long))
         if not self.rewards:
             raise ConfigurationError("model.rewards: expected at least one reward, e.g. {format: {class_path: Format}}")
@@ -82,17 +88,37 @@ class VisionModule(LightningModule):
         random.seed(seed)
         np.random.seed(seed)
         torch.manual_seed(seed)
+        self.seconds: dict[str, float] = {}
+
+    def check_sharing(self, batch: PromptBatch, ids: Tensor, mask: Tensor) -> None:
+        """Once per process: compare log-probabilities with a shared prompt to the model's own; if they differ, repeat.
+
+        `batch` has its pixels; ids and mask of completions (N, T).
+        """
+        if self.sharing_checked or not self.policy.shares_prefixes:
+            return
+        self.sharing_checked = True
+        group = min(2, len(ids) // len(batch.inputs))
+        gap, allowed = self.policy.sharing_gap(batch.inputs[0], ids[:group], mask[:group])
+        same = self.trainer.strategy.reduce_boolean_decision(gap <= allowed, all=True)
+        if not same:
+            self.policy.shares_prefixes = False
+            rank_zero_warn(
+                f"{type(self.policy.base).__name__}: log-probabilities with a shared prompt differ from the model's "
+                f"own by {gap:.2g} on average (allowed: {allowed:.2g}); going on with repeated prompts, which is slower"
+            )
 
     def optimizer_step_and_log(self) -> None:
         """Clip, step, advance the schedule, forget the gradients."""
         optimizer = self.optimizers()
         assert isinstance(optimizer, LightningOptimizer)
         parameters = [parameter for parameter in self.parameters() if parameter.grad is not None]
-        norm = torch.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm)
-        self.log("train/learning_rate", optimizer.param_groups[0]["lr"])
-        self.log("train/grad_norm", norm)
-        optimizer.step()
-        optimizer.zero_grad()
+        with self.phase("optimizer", 1):
+            norm = torch.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm)
+            self.log("train/learning_rate", optimizer.param_groups[0]["lr"])
+            self.log("train/grad_norm", norm)
+            optimizer.step()
+            optimizer.zero_grad()
         scheduler = self.lr_schedulers()
         if scheduler is not None:
             scheduler.step()  # type: ignore[union-attr]
@@ -120,8 +146,8 @@ class VisionModule(LightningModule):
             batch,
             num_generations=1,
             max_completion_length=self.max_completion_length,
-            temperature=1.0,
-            noise=None,
+            sampling=Sampling(greedy=True),
+            noise=self.noise(),
             on_token=lambda _: None,
         )
         return self.parse(rollout.texts, batch)[0]
@@ -159,8 +185,8 @@ class VisionModule(LightningModule):
     # ----------------------------------------------------------------------------------------------------- progress
 
     @contextmanager
-    def phase(self, name: Literal["rollout", "reward", "update"], total: int) -> Iterator[Callable[[int], None]]:
-        """Show a phase in the bar and log its seconds. Yields a function that is told how much is done."""
+    def phase(self, name: Phase, total: int) -> Iterator[Callable[[int], None]]:
+        """Show a phase in the bar and log its seconds in this step. Yields a function that is told how much is done."""
         start = time.perf_counter()
         bar = self.trainer.progress_bar_callback
         if isinstance(bar, PhaseProgressBar):
@@ -168,8 +194,9 @@ class VisionModule(LightningModule):
                 yield advance
         else:
             yield lambda _: None
-        self.log(f"time/{name}", time.perf_counter() - start)
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+        self.log(f"time/{name}", self.seconds[name])
 
-    def noise(self) -> Noise:
-        """Of this step's rollout."""
-        return Noise(self.seed, int(self.steps_done), self.global_rank, self.trainer.world_size)
+    def noise(self, first: int = 0) -> Noise:
+        """Of this step's rollout; `first`: prompts that it has sampled for before."""
+        return Noise(self.seed, int(self.steps_done), self.global_rank, self.trainer.world_size, first)

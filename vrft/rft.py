@@ -2,17 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from contextlib import nullcontext
+
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 
 from vrft.errors import ConfigurationError
-from vrft.grpo import group_advantages, masked_mean, policy_loss, tied_groups
+from vrft.experience import Experience, Rows
+from vrft.grpo import (
+    KLEstimator,
+    LossType,
+    ScaleRewards,
+    group_advantages,
+    masked_mean,
+    overlong_penalty,
+    policy_loss,
+    token_weights,
+)
 from vrft.module import VisionModule
 from vrft.policy import Policy
-from vrft.policy.processor import micro_batches, select_prompts
+from vrft.policy.processor import MicroBatch, micro_batches
+from vrft.policy.prompts import Prompt
 from vrft.rewards import Reward
-from vrft.rollout import RolloutEngine, TransformersEngine
+from vrft.rollout import RolloutEngine, Sampling, TransformersEngine
 from vrft.tasks import Task
 from vrft.types import PromptBatch, Rollout, ScoredRollout
 
@@ -33,12 +47,22 @@ class RFT(VisionModule):
         lr_scheduler: LRSchedulerCallable | None = None,
         num_generations: int = 8,
         num_iterations: int = 1,
+        num_minibatches: int = 1,
+        loss_type: LossType = "grpo",
         beta: float = 0.04,
+        kl_estimator: KLEstimator = "k3",
         epsilon: float = 0.2,
         epsilon_high: float | None = None,
-        scale_rewards: bool = True,
+        scale_rewards: ScaleRewards = "group",
+        leave_one_out: bool = False,
         temperature: float = 1.0,
+        top_p: float = 1.0,
+        top_k: int = 0,
+        min_p: float = 0.0,
         max_completion_length: int = 256,
+        mask_truncated_completions: bool = False,
+        overlong_buffer: int = 0,
+        max_extra_rollouts: int = 0,
         max_tokens_per_micro_batch: int = 16384,
         max_grad_norm: float = 1.0,
     ) -> None:
@@ -52,14 +76,25 @@ class RFT(VisionModule):
             optimizer: makes an optimizer of the parameters that train.
             lr_scheduler: makes a schedule of the optimizer; it advances with each optimizer step.
             num_generations: completions per prompt, G.
-            num_iterations: optimizer steps per rollout; above 1 clipping matters.
+            num_iterations: how often a rollout is gone through; above 1 clipping matters.
+            num_minibatches: optimizer steps each time, on equal parts of the prompts.
+            loss_type: what is minimised, see `vrft.grpo`: grpo is the official per-sequence mean.
             beta: weight of the KL divergence from the reference; 0 keeps no reference.
+            kl_estimator: k1, k2 or k3.
             epsilon: clip range of the importance ratio.
-            epsilon_high: upper clip range; default: `epsilon`.
-            scale_rewards: divide advantages by the group's standard deviation.
+            epsilon_high: upper clip range; default: `epsilon`. For cispo the largest ratio, default 5.
+            scale_rewards: divide advantages by the standard deviation of the group, of the batch, or by none.
+            leave_one_out: compare a completion with the others of its group only (RLOO).
             temperature: of the sampling distribution, which is also the one that is trained.
+            top_p: sample from the most probable tokens that together have this probability; 1 is off.
+            top_k: sample from this many most probable tokens; 0 is off.
+            min_p: sample from tokens with at least this share of the most probable one's probability; 0 is off.
             max_completion_length: tokens after which a completion is cut off.
-            max_tokens_per_micro_batch: prompts and completions in one forward and backward; a group is never split.
+            mask_truncated_completions: leave completions that were cut off out of the loss.
+            overlong_buffer: tokens before the limit from which the reward falls, by up to 1 (DAPO); 0 is off.
+            max_extra_rollouts: dynamic sampling (DAPO): rollouts of further prompts that replace groups with equal
+                rewards. A step takes this many more batches from the loader.
+            max_tokens_per_micro_batch: prompts and completions in one forward and backward.
             max_grad_norm: gradients are scaled down to this norm (TRL's default; the paper gives none).
         """
         super().__init__(
@@ -72,97 +107,183 @@ class RFT(VisionModule):
             max_completion_length,
             max_grad_norm,
         )
-        if num_generations < 2:
-            raise ConfigurationError(f"model.num_generations: expected at least 2 to compare, got {num_generations}")
+        for name, value, lowest in (
+            ("num_generations", num_generations, 2),
+            ("num_iterations", num_iterations, 1),
+            ("num_minibatches", num_minibatches, 1),
+            ("max_extra_rollouts", max_extra_rollouts, 0),
+            ("overlong_buffer", overlong_buffer, 0),
+        ):
+            if value < lowest:
+                raise ConfigurationError(f"model.{name}: expected at least {lowest}, got {value}")
         self.num_generations, self.num_iterations = num_generations, num_iterations
-        self.beta, self.epsilon, self.epsilon_high = beta, epsilon, epsilon_high
-        self.scale_rewards, self.temperature = scale_rewards, temperature
+        self.num_minibatches, self.batches_per_step = num_minibatches, 1 + max_extra_rollouts
+        self.loss_type, self.beta, self.kl_estimator = loss_type, beta, kl_estimator
+        self.epsilon, self.epsilon_high = epsilon, epsilon_high
+        self.scale_rewards, self.leave_one_out = scale_rewards, leave_one_out
+        self.sampling = Sampling(temperature, top_p, top_k, min_p)
+        self.mask_truncated_completions, self.overlong_buffer = mask_truncated_completions, overlong_buffer
         self.max_tokens_per_micro_batch = max_tokens_per_micro_batch
         self.keep_reference = beta > 0
 
     def training_step(self, batch: PromptBatch, batch_idx: int) -> dict[str, ScoredRollout]:
         self.seed_step()
-        rollout = self.rollout(batch)  # ids, mask (N, T)
-        scored = self.reward(rollout, batch)  # rewards and advantages (P, G)
-        self.update(batch, rollout, scored.advantages.flatten())
+        experience = self.sample(batch)  # completions (N, T) and rewards (P, G)
+        advantages = self.advantages(experience.total)  # (P, G)
+        self.update(experience, advantages)
         self.steps_done += 1
+        scored = ScoredRollout(
+            experience.batch.samples, experience.answers, experience.rewards, experience.total, advantages
+        )
         return {"scored": scored}
 
-    def rollout(self, batch: PromptBatch) -> Rollout:
-        """Sample G completions of each prompt."""
+    # ------------------------------------------------------------------------------------------- rollout and reward
+
+    def sample(self, batch: PromptBatch) -> Experience:
+        """Roll out and score the first P prompts; with dynamic sampling, others for those that teach nothing."""
+        prompts = len(batch.samples) // self.batches_per_step  # P
+        everything: Experience | None = None
+        for start in range(0, len(batch.samples), prompts):
+            part = PromptBatch(*(x[start : start + prompts] for x in (batch.samples, batch.frames, batch.inputs)))
+            more = self.reward(*self.rollout(part, start))
+            everything = more if everything is None else everything.join(more)
+            if int((~everything.tied).sum()) >= prompts:
+                break
+        assert everything is not None
+        self.log_experience(everything, prompts)
+        return everything.refill(prompts)
+
+    def rollout(self, batch: PromptBatch, first: int) -> tuple[PromptBatch, Rollout]:
+        """Sample G completions of each prompt. `first`: prompts of this step before them."""
         with self.phase("rollout", self.max_completion_length) as advance:
+            prepared = self.policy.prepare(batch)
             rollout = self.engine.generate(
                 self.policy,
-                batch,
+                prepared,
                 self.num_generations,
                 max_completion_length=self.max_completion_length,
-                temperature=self.temperature,
-                noise=self.noise(),
+                sampling=self.sampling,
+                noise=self.noise(first),
                 on_token=advance,
             )
-        self.log("train/completion_length", rollout.mask.sum(1).float().mean())
-        self.log("train/truncated", rollout.truncated.float().mean())
-        return rollout
+        self.check_sharing(batch, rollout.ids, rollout.mask)
+        return prepared, rollout
 
-    def reward(self, rollout: Rollout, batch: PromptBatch) -> ScoredRollout:
-        """Read and score the completions, and compare each with its group."""
+    def reward(self, batch: PromptBatch, rollout: Rollout) -> Experience:
+        """Read and score the completions."""
         with self.phase("reward", 1):
             answers, samples = self.parse(rollout.texts, batch)
             rewards, total = self.score(answers, samples)  # name -> (N,), (N,)
-        groups = total.view(-1, self.num_generations)  # (P, G)
-        advantages = group_advantages(groups, self.scale_rewards)  # (P, G)
-        self.log("train/reward", groups.mean(), prog_bar=True)
-        for name, values in rewards.items():
-            self.log(f"train/reward/{name}", values.nanmean(), prog_bar=True)
-        self.log("train/reward_std", groups.std(1).mean())
-        self.log("train/zero_variance_groups", tied_groups(groups).float().mean())
-        self.log("train/valid", sum(answer.valid for answer in answers) / len(answers))
-        return ScoredRollout(batch.samples, answers, rewards, groups, advantages)
+            if self.overlong_buffer:
+                lengths = rollout.mask.sum(1).to(total.device)
+                total = total + overlong_penalty(lengths, self.max_completion_length, self.overlong_buffer)
+        return Experience(batch, rollout, answers, rewards, total.view(-1, self.num_generations))
 
-    def update(self, batch: PromptBatch, rollout: Rollout, advantages: Tensor) -> None:
-        """`num_iterations` optimizer steps, each on the whole rollout, a few prompts at a time. advantages: (N,)."""
+    def advantages(self, total: Tensor) -> Tensor:
+        """How much better than its group each completion is, given the rewards: (P, G) -> (P, G)."""
+        everyone = self.all_gather(total).view(-1, self.num_generations)  # (P of all ranks, G)
+        advantages = group_advantages(everyone, self.scale_rewards, self.leave_one_out)
+        return advantages.view(-1, *total.shape)[self.global_rank % (len(everyone) // len(total))].to(self.device)
+
+    def log_experience(self, sampled: Experience, prompts: int) -> None:
+        """Log all that was sampled, before any of it is left out."""
+        self.log("train/completion_length", sampled.rollout.mask.sum(1).float().mean())
+        self.log("train/truncated", sampled.rollout.truncated.float().mean())
+        self.log("train/reward", sampled.total.mean(), prog_bar=True)
+        for name, values in sampled.rewards.items():
+            self.log(f"train/reward/{name}", values.nanmean(), prog_bar=True)
+        self.log("train/reward_std", sampled.total.std(1).mean())
+        self.log("train/zero_variance_groups", sampled.tied.float().mean())
+        self.log("train/valid", sum(answer.valid for answer in sampled.answers) / len(sampled.answers))
+        if self.batches_per_step > 1:
+            self.log("train/extra_rollouts", len(sampled.total) / prompts - 1)
+
+    # ------------------------------------------------------------------------------------------------------- update
+
+    def update(self, experience: Experience, advantages: Tensor) -> None:
+        """Learn from a rollout: `num_iterations` times an optimizer step per minibatch. advantages: (P, G)."""
         self.policy.train()
-        advantages = advantages.to(self.device)
-        rows = len(advantages)
-        chunks = list(micro_batches(batch.inputs, rollout.mask, self.max_tokens_per_micro_batch))
-        old: list[Tensor] = []  # (n, T) per chunk, of the weights that sampled
-        reference: list[Tensor | None] = []
-        parts: list[Tensor] = []  # (3,) per chunk: sums of KL, entropy and clipped share over rows
-        with self.phase("update", self.num_iterations * len(chunks)) as advance:
+        prompts = experience.batch.inputs
+        minibatches = torch.arange(len(prompts)).tensor_split(self.num_minibatches)
+        rows = self.rows(experience, advantages, [len(part) for part in minibatches])
+        work = [self.micro_batches(prompts, rows, part.tolist()) for part in minibatches]
+        later = [micro for part in work[1:] for micro in part]  # by then the weights will have moved
+        rows.old_log_probs = self.fixed_log_probs(prompts, rows, later)
+        if self.beta > 0:
+            everything = [micro for part in work for micro in part]
+            rows.reference = self.fixed_log_probs(prompts, rows, everything, reference=True)
+        done: list[Tensor] = []
+        with self.phase("update", self.num_iterations * sum(map(len, work))) as advance:
             for iteration in range(self.num_iterations):
-                for i, prompts in enumerate(chunks):
-                    inputs = select_prompts(batch.inputs, prompts)
-                    group = slice(prompts.start * self.num_generations, prompts.stop * self.num_generations)
-                    mask = rollout.mask[group]
-                    mask = mask[:, : int(mask.sum(1).max())]  # (n, T)
-                    ids = rollout.ids[group, : mask.shape[1]]  # (n, T)
-                    log_probs, entropy = self.policy(inputs, ids, mask, self.temperature)  # (n, T)
-                    if iteration == 0:
-                        old.append(log_probs.detach())
-                        reference.append(self.reference_log_probs(inputs, ids, mask))
-                    loss, kl, clipped = policy_loss(
-                        log_probs,
-                        old[i],
-                        advantages[group],
-                        mask,
-                        reference=reference[i],
-                        beta=self.beta,
-                        epsilon=self.epsilon,
-                        epsilon_high=self.epsilon_high,
-                    )
-                    self.manual_backward(loss / rows)
-                    parts.append(torch.stack([kl.sum(), masked_mean(entropy, mask).sum(), clipped.sum()]).detach())
-                    advance(iteration * len(chunks) + i + 1)
-                self.optimizer_step_and_log()
-        kl, entropy, clipped = torch.stack(parts).sum(0) / (rows * self.num_iterations)
-        self.log("train/kl", kl, prog_bar=True)
-        self.log("train/entropy", entropy)
-        self.log("train/clip_fraction", clipped)
+                for i, part in enumerate(work):
+                    for micro in part:
+                        done.append(self.accumulate(prompts, rows, micro, on_policy=iteration == i == 0))
+                        advance(len(done))
+                    self.optimizer_step_and_log()
+        count, *sums = torch.stack(done).sum(0)
+        for name, value in zip(("kl", "entropy", "clip_fraction", "sampling_gap"), sums, strict=True):
+            self.log(f"train/{name}", value / count, prog_bar=name == "kl")
+
+    def rows(self, experience: Experience, advantages: Tensor, minibatches: Sequence[int]) -> Rows:
+        """What the loss needs of each row, but for log-probabilities. `minibatches`: prompts in each."""
+        rollout = experience.rollout
+        mask = rollout.mask * ~rollout.truncated[:, None] if self.mask_truncated_completions else rollout.mask
+        weights = []
+        for lengths in mask.sum(1).split([count * self.num_generations for count in minibatches]):
+            tokens = self.trainer.strategy.reduce(lengths.sum().float(), reduce_op="mean")
+            weights.append(token_weights(lengths, self.loss_type, self.max_completion_length, tokens))
+        return Rows(rollout.ids, mask, rollout.log_probs, advantages.flatten(), torch.cat(weights))
+
+    def micro_batches(self, prompts: Sequence[Prompt], rows: Rows, which: Sequence[int]) -> list[MicroBatch]:
+        """Split prompts by tokens. Those that have no gradient are left out; one stays, so that no rank has none."""
+        teaches = rows.mask.any(1) & ((rows.advantages != 0) | (self.beta > 0))  # (N,)
+        groups = teaches.view(-1, self.num_generations).any(1).tolist()  # (P,)
+        lengths = [prompt["input_ids"].shape[1] for prompt in prompts]
+        which = [p for p in which if groups[p]] or which[:1]
+        return micro_batches(lengths, rows.mask.sum(1).tolist(), which, self.max_tokens_per_micro_batch)
 
     @torch.no_grad()
-    def reference_log_probs(self, inputs: dict[str, Tensor], ids: Tensor, mask: Tensor) -> Tensor | None:
-        """Log-probabilities under the reference (n, T); None if beta is 0."""
-        if self.beta == 0:
-            return None
-        log_probs: Tensor = self.policy(inputs, ids, mask, self.temperature, reference=True)[0]
+    def fixed_log_probs(
+        self, prompts: Sequence[Prompt], rows: Rows, work: Sequence[MicroBatch], *, reference: bool = False
+    ) -> Tensor:
+        """Log-probabilities (N, T) under the weights as they are or the reference's, 0 outside of `work`."""
+        log_probs = torch.zeros_like(rows.mask, dtype=torch.float32)
+        if not work:
+            return log_probs
+        moved = self.policy.reference_at_work() if reference else nullcontext()
+        with self.phase("reference" if reference else "old", len(work)) as advance, moved:
+            for i, (which, part) in enumerate(work):
+                mine = rows.take(part)
+                values = self.policy(
+                    [prompts[p] for p in which], mine.ids, mine.mask, self.sampling.temperature, reference=reference
+                )[0]
+                log_probs[part, : values.shape[1]] = values
+                advance(i + 1)
         return log_probs
+
+    def accumulate(self, prompts: Sequence[Prompt], rows: Rows, micro: MicroBatch, *, on_policy: bool) -> Tensor:
+        """Add the gradient of some rows. Their number, and sums of KL, entropy, clipped share and sampling gap (5,)."""
+        mine = rows.take(micro.rows)
+        inputs = [prompts[p] for p in micro.prompts]
+        log_probs, entropy = self.policy(inputs, mine.ids, mine.mask, self.sampling.temperature)  # (n, T)
+        if on_policy:
+            mine.old_log_probs = log_probs.detach()
+            rows.old_log_probs[micro.rows, : log_probs.shape[1]] = mine.old_log_probs
+        loss, kl, clipped = policy_loss(
+            log_probs,
+            mine.old_log_probs,
+            mine.advantages,
+            mine.mask,
+            mine.weights,
+            loss_type=self.loss_type,
+            epsilon=self.epsilon,
+            epsilon_high=self.epsilon_high,
+            reference=mine.reference,
+            beta=self.beta,
+            kl_estimator=self.kl_estimator,
+        )
+        self.manual_backward(loss)
+        gap = (mine.sampled_log_probs - mine.old_log_probs).abs()
+        count = torch.ones_like(kl)
+        per_row = [count, kl, masked_mean(entropy, mine.mask), clipped, masked_mean(gap, mine.mask)]
+        return torch.stack(per_row).sum(1).detach()

@@ -9,7 +9,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from vrft.module import VisionModule
 from vrft.policy import Policy
-from vrft.policy.processor import micro_batches, select_prompts
+from vrft.policy.processor import micro_batches
 from vrft.rewards import Reward
 from vrft.rollout import RolloutEngine, TransformersEngine
 from vrft.tasks import Task
@@ -60,12 +60,15 @@ class SFT(VisionModule):
         self.seed_step()
         self.policy.train()
         ids, mask = self.targets(batch)  # (P, T)
-        chunks = list(micro_batches(batch.inputs, mask, self.max_tokens_per_micro_batch))
+        self.check_sharing(batch, ids, mask)
+        lengths = [prompt["input_ids"].shape[1] for prompt in batch.inputs]
+        everyone = range(len(lengths))
+        chunks = micro_batches(lengths, mask.sum(1).tolist(), everyone, self.max_tokens_per_micro_batch)
         total = torch.zeros((), device=self.device)
         with self.phase("update", len(chunks)) as advance:
-            for i, prompts in enumerate(chunks):
-                inputs = select_prompts(batch.inputs, prompts)
-                log_probs, _ = self.policy(inputs, ids[prompts], mask[prompts], temperature=1.0)  # (p, T)
+            for i, (prompts, rows) in enumerate(chunks):
+                inputs = [batch.inputs[p] for p in prompts]
+                log_probs, _ = self.policy(inputs, ids[rows], mask[rows], temperature=1.0)  # (p, T)
                 loss = -log_probs.sum() / mask.sum()
                 self.manual_backward(loss)
                 total += loss.detach()

@@ -49,11 +49,11 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class PromptBatch:
-    """P samples and what the model reads of them: the processor's output, left-padded to L tokens."""
+    """P samples and what the model reads of them: for each the processor's output, a batch of one, without padding."""
 
     samples: list[Sample]
     frames: list[Frame]
-    inputs: dict[str, Tensor]  # input_ids, attention_mask (P, L) and the images, in prompt order
+    inputs: list[dict[str, Any]]  # P times input_ids, attention_mask (1, L) and the images
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +62,8 @@ class Rollout:
 
     ids: Tensor  # (N, T)
     mask: Tensor  # (N, T)
-    log_probs: Tensor  # (N, T), as sampled: of the tokens under the policy at its temperature
+    log_probs: Tensor  # (N, T), of the tokens under the policy at its temperature: what the trainer computes
+    sampling_log_probs: Tensor  # (N, T), of the tokens as they were drawn: less what top-p, top-k or min-p left out
     truncated: Tensor  # (N,) bool: no end token within the limit
     texts: list[str]
 

@@ -95,8 +95,10 @@ class VisionData(LightningDataModule):
     def train_dataloader(self) -> ResumableLoader:
         samples = self.train_set()
         rank, world_size = self._rank_and_world_size()
-        sampler = PromptSampler(len(samples), self.batch_size, rank, world_size, self.seed, self.shuffle)  # type: ignore[arg-type]
-        return ResumableLoader(samples, batch_size=self.batch_size, sampler=sampler, **self._workers())
+        assert self.trainer is not None
+        batch_size = self.batch_size * self.trainer.lightning_module.batches_per_step
+        sampler = PromptSampler(len(samples), batch_size, rank, world_size, self.seed, self.shuffle)  # type: ignore[arg-type]
+        return ResumableLoader(samples, batch_size=batch_size, sampler=sampler, **self._workers())
 
     def val_dataloader(self) -> DataLoader[Sample]:
         samples = self.val_set()
@@ -110,7 +112,9 @@ class VisionData(LightningDataModule):
     predict_dataloader = val_dataloader
 
     def transfer_batch_to_device(self, batch: PromptBatch, device: torch.device, dataloader_idx: int) -> PromptBatch:
-        inputs = {key: value.to(device, non_blocking=True) for key, value in batch.inputs.items()}
+        inputs = [
+            {key: value.to(device, non_blocking=True) for key, value in prompt.items()} for prompt in batch.inputs
+        ]
         return PromptBatch(batch.samples, batch.frames, inputs)
 
     def _rank_and_world_size(self) -> tuple[int, int]:

@@ -31,12 +31,12 @@ def token_log_probs(
 
     Args:
         head: maps hidden states (…, H) to logits (…, V).
-        hidden: states that predict `ids` (N, T, H).
+        hidden: states that predict the real tokens of `ids`, row after row (M, H).
         ids: (N, T).
-        mask: 1 at real tokens (N, T).
+        mask: 1 at real tokens (N, T), M of them.
         temperature: of the sampling distribution.
         banned: ids that can't be sampled (B,).
-        chunk: tokens whose logits exist at once; they are computed again in the backward pass.
+        chunk: tokens whose logits exist at once; those of several chunks are computed again in the backward pass.
     """
 
     def score(h: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
@@ -46,14 +46,8 @@ def token_log_probs(
         return log_p.gather(-1, y[:, None])[:, 0], entropy
 
     keep = mask.bool()
-    parts = [
-        checkpoint(score, h, y, use_reentrant=False)
-        for h, y in zip(hidden[keep].split(chunk), ids[keep].split(chunk), strict=True)
-    ]
-    if not parts:
-        return hidden.new_zeros(ids.shape, dtype=torch.float32) + 0 * hidden.sum(), torch.zeros_like(
-            mask, dtype=torch.float32
-        )
+    chunks = list(zip(hidden.split(chunk), ids[keep].split(chunk), strict=True))  # one empty chunk if there is no token
+    parts = [score(*chunks[0])] if len(chunks) == 1 else [checkpoint(score, *c, use_reentrant=False) for c in chunks]
     log_probs, entropy = (torch.cat(column) for column in zip(*parts, strict=True))
     empty = log_probs.new_zeros(ids.shape)
     return empty.masked_scatter(keep, log_probs), empty.masked_scatter(keep, entropy)

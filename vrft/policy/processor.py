@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from PIL import Image
-from torch import Tensor
 
+from vrft.policy.prompts import Prompt
 from vrft.tasks import Task
 from vrft.types import Frame, PromptBatch, Sample
 
@@ -62,7 +62,7 @@ def copy_processor(source: str, folder: Path) -> None:
 
 @dataclass(frozen=True)
 class Encoder:
-    """Turns P samples into a left-padded batch of prompts. `coordinates`: what the model's family calls a position."""
+    """Turns P samples into prompts, each by itself. `coordinates`: what the model's family calls a position."""
 
     processor: Any
     task: Task
@@ -70,11 +70,13 @@ class Encoder:
 
     def __call__(self, samples: list[Sample]) -> PromptBatch:
         frames = [self.frame(sample.image) for sample in samples]
-        chats = [self.task.messages(sample, frame) for sample, frame in zip(samples, frames, strict=True)]
-        texts = self.processor.apply_chat_template(chats, add_generation_prompt=True, tokenize=False)
-        images = [[sample.image] for sample in samples]
-        inputs = self.processor(text=texts, images=images, padding=True, padding_side="left", return_tensors="pt")
-        return PromptBatch(samples, frames, dict(inputs))
+        return PromptBatch(samples, frames, [self.prompt(*pair) for pair in zip(samples, frames, strict=True)])
+
+    def prompt(self, sample: Sample, frame: Frame) -> Prompt:
+        """The processor's output for one sample."""
+        chat = self.task.messages(sample, frame)
+        text = self.processor.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
+        return dict(self.processor(text=[text], images=[[sample.image]], return_tensors="pt"))
 
     def frame(self, image: Image.Image) -> Frame:
         """0..1000 along both sides, or the pixels of the image as the processor resizes it (Qwen2.5-VL)."""
@@ -93,31 +95,52 @@ class Encoder:
         return Frame(width, height)
 
 
-def select_prompts(inputs: dict[str, Tensor], prompts: slice) -> dict[str, Tensor]:
-    """The prompts of a slice, with their images. One image per prompt; Qwen's patches of all images lie end to end."""
-    if "image_grid_thw" not in inputs:
-        return {key: value[prompts] for key, value in inputs.items()}
-    patches = inputs["image_grid_thw"].prod(1).cumsum(0).tolist()
-    start = patches[prompts.start - 1] if prompts.start else 0
-    return {
-        key: value[start : patches[prompts.stop - 1]] if key == "pixel_values" else value[prompts]
-        for key, value in inputs.items()
-    }
+class MicroBatch(NamedTuple):
+    """Numbers of prompts, and of the rows that belong to them, for one forward and backward."""
+
+    prompts: list[int]
+    rows: list[int]
 
 
-def micro_batches(inputs: dict[str, Tensor], mask: Tensor, max_tokens: int) -> Iterator[slice]:
-    """Consecutive prompts whose groups hold at most `max_tokens` tokens, padding included; a group is never split.
+def micro_batches(
+    prompts: Sequence[int], rows: Sequence[int], which: Sequence[int], max_tokens: int
+) -> list[MicroBatch]:
+    """Groups with at most `max_tokens` tokens together.
+
+    A group above it is split, at the cost of its prompt for each part; a row is never split.
 
     Args:
-        inputs: the processor's output for P prompts.
-        mask: 1 at real completion tokens (N, T).
-        max_tokens: of prompts and completions; a group above it goes alone.
+        prompts: tokens of each prompt, P of them.
+        rows: tokens of each completion, N of them.
+        which: numbers of the prompts to take.
+        max_tokens: of prompts and completions.
     """
-    prompts, length = inputs["input_ids"].shape
-    group = len(mask) // prompts
-    longest = mask.sum(1).view(prompts, group).amax(1).tolist()  # (P,)
-    start = 0
-    for stop in range(1, prompts + 1):
-        if stop == prompts or (stop + 1 - start) * (length + group * max(longest[start : stop + 1])) > max_tokens:
-            yield slice(start, stop)
-            start = stop
+    group = len(rows) // len(prompts)
+    batches: list[MicroBatch] = []
+    room = 0  # in the last batch
+    for p in which:
+        mine = list(range(p * group, (p + 1) * group))
+        size = prompts[p] + sum(rows[n] for n in mine)
+        if size > max_tokens:
+            batches += [MicroBatch([p], part) for part in _split(mine, rows, max_tokens - prompts[p])]
+            room = 0
+        elif size > room:
+            batches.append(MicroBatch([p], mine))
+            room = max_tokens - size
+        else:
+            batches[-1].prompts.append(p)
+            batches[-1].rows.extend(mine)
+            room -= size
+    return batches
+
+
+def _split(mine: list[int], rows: Sequence[int], max_tokens: int) -> list[list[int]]:
+    parts: list[list[int]] = []
+    room = 0
+    for n in mine:
+        if rows[n] > room:
+            parts.append([])
+            room = max_tokens
+        parts[-1].append(n)
+        room -= rows[n]
+    return parts

@@ -1,32 +1,39 @@
 """One prompt, G completions, one forward, on unmodified Hugging Face models.
 
-The prompt's images and tokens are computed once; the completions stand behind it in the same row,
-`[prompt | completion 1 | … | completion G]`, and are kept apart in attention alone. Prefix sharing is known from
-PrefixGrouper (arXiv 2506.05433); this one is written for images: rotary positions with three axes, sliding windows and
-bidirectional image blocks are the model's own.
+All prompts and completions of a micro-batch stand in one row without padding,
+`[prompt 1 | its completions | prompt 2 | its completions | …]`, so that each image, prompt and real token is computed
+once; they are kept apart in attention alone. Prefix sharing is known from PrefixGrouper (arXiv 2506.05433); this one is
+for images: rotary positions with three axes, sliding windows and bidirectional image blocks are the model's own.
 
 P prompts, G completions each, N = P * G, L prompt tokens, T completion tokens, H hidden size.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention.bias import causal_lower_right
+from torch.nn.utils.rnn import pad_sequence
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import create_masks_for_generate, sdpa_mask
 
-from vrft.errors import ConfigurationError
+from vrft.policy.prompts import TOKEN_TYPES, ImageFeatures, Prompt, encode_images, next_position, prompt_positions
 
 ATTENTION = "vrft_shared_prefix"
-PER_TOKEN = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
-"""Keys of a processor's output that have one entry per token; the others describe images."""
-
 SHAREABLE = {"full_attention", "sliding_attention"}
+
+
+class Groups(Protocol):
+    """How the tokens of a forward belong together; the `shared_prefix` argument of a model's forward."""
+
+    def attend(self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, **kwargs: Any) -> Tensor:
+        """Attention of one layer: (batch, heads, tokens, dim) -> (batch, tokens, heads, dim)."""
 
 
 def shared_prefix_attention(
@@ -35,129 +42,205 @@ def shared_prefix_attention(
     key: Tensor,
     value: Tensor,
     attention_mask: Tensor | None,
-    shared_prefix: tuple[int, int, bool] | None = None,
+    shared_prefix: Groups | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Attention of rows `[prompt | c1 | … | cG]`: plain sdpa unless `shared_prefix` = (L, G, causal) is given.
+    """A transformers attention function: plain sdpa unless the forward was given `shared_prefix`.
 
-    The prompt attends to itself; each completion, folded into the batch, to the prompt and itself.
-
-    Args:
-        module: the attention layer.
-        query: (P, heads, L + G * n, dim).
-        key: as `query`, possibly with fewer heads.
-        value: as `key`.
-        attention_mask: the model's mask of one sequence `[prompt | completion]`, (P or 1, 1, L + n, L + n).
-        shared_prefix: L, G, and whether the mask is plainly causal and not needed.
-        **kwargs: handed on to sdpa.
-
-    Returns:
-        (P, L + G * n, heads, dim) and no weights.
+    An argument, not a context: activation checkpointing calls it again in the backward pass, outside of any context.
     """
     if shared_prefix is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
-    length, group, causal = shared_prefix
-    query, key = query.to(value.dtype), key.to(value.dtype)  # as autocast does in sdpa, but not before a causal bias
-
-    def fold(x: Tensor) -> Tensor:  # (P, heads, L + G n, dim) -> (N, heads, n, dim)
-        return x[:, :, length:].unflatten(2, (group, -1)).transpose(1, 2).flatten(0, 1)
-
-    def behind_prompt(x: Tensor) -> Tensor:  # -> (N, heads, L + n, dim)
-        return torch.cat([x[:, :, :length].repeat_interleave(group, 0), fold(x)], 2)
-
-    q, k, v = fold(query), behind_prompt(key), behind_prompt(value)
-    prompt_mask: Tensor | None = None
-    completion_mask: Any = causal_lower_right(q.shape[2], k.shape[2])
-    if not causal:
-        assert attention_mask is not None
-        prompt_mask, completion_mask = attention_mask[..., :length, :length], attention_mask[..., length:, :]
-        if len(attention_mask) > 1:
-            completion_mask = completion_mask.repeat_interleave(group, 0)
-    heads = (x[:, :, :length] for x in (query, key, value))
-    prompt, _ = sdpa_attention_forward(module, *heads, prompt_mask, **kwargs)
-    completions, _ = sdpa_attention_forward(module, q, k, v, completion_mask, **kwargs)
-    completions = completions.unflatten(0, (-1, group)).flatten(1, 2)  # (N, n, …) -> (P, G n, …)
-    return torch.cat([prompt, completions], 1), None
+    return shared_prefix.attend(module, query, key, value, **kwargs), None
 
 
 AttentionInterface.register(ATTENTION, shared_prefix_attention)
 AttentionMaskInterface.register(ATTENTION, sdpa_mask)
 
 
-def share_prefixes(model: PreTrainedModel) -> None:
+def layer_types(model: PreTrainedModel) -> list[str]:
+    """What each layer of the text model is, e.g. full_attention."""
+    config = model.config.get_text_config()
+    return getattr(config, "layer_types", None) or ["full_attention"] * config.num_hidden_layers
+
+
+def share_prefixes(model: PreTrainedModel) -> bool:
     """Switch the text model's attention; without a `shared_prefix` argument it goes on as sdpa.
 
-    Raises:
-        ConfigurationError: layers are recurrent, so that one row can't hold several completions.
+    Returns:
+        False, and nothing is changed, where layers are recurrent: one row can't hold several completions then.
     """
-    layers = set(getattr(model.config.get_text_config(), "layer_types", None) or ["full_attention"])
-    if not layers <= SHAREABLE:
-        raise ConfigurationError(
-            f"model.policy.checkpoint: {type(model).__name__} has {', '.join(sorted(layers - SHAREABLE))} layers, "
-            "which can't share a prompt between completions"
-        )
+    if not set(layer_types(model)) <= SHAREABLE:
+        return False
     model.set_attn_implementation({"text_config": ATTENTION})
+    return True
 
 
-def positions(model: PreTrainedModel, inputs: dict[str, Tensor], n: int) -> tuple[Tensor, Tensor]:
-    """Rotary positions of the prompts (…, P, L) and of n tokens behind them (…, P, n); M-RoPE has 3 axes in front."""
-    if "mm_token_type_ids" in inputs and (rope := getattr(model.base_model, "get_rope_index", None)) is not None:
-        prompt = rope(**inputs)[0]
-    else:
-        prompt = (inputs["attention_mask"].cumsum(-1) - 1).clamp(min=0)
-    last = prompt.amax(-1, keepdim=True)
-    if last.ndim == 3:
-        last = last.amax(0, keepdim=True).expand_as(last)  # text goes on behind the largest of the three axes
-    return prompt, last + 1 + torch.arange(n, device=prompt.device)
+class PromptCache:
+    """Keys and values of P prompts, from a packed forward: per layer (P, heads, L, dim), zero behind a prompt's end."""
+
+    def __init__(self, lengths: Sequence[int]) -> None:
+        self.lengths = list(lengths)
+        self.layers: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def store(self, layer: int, key: Tensor, value: Tensor) -> None:
+        """Key and value of the packed row, both (1, heads, tokens, dim)."""
+        padded = [
+            pad_sequence(x[0].transpose(0, 1).split(self.lengths), batch_first=True).transpose(1, 2).contiguous()
+            for x in (key, value)
+        ]
+        self.layers[layer] = padded[0], padded[1]
 
 
-def group_hidden_states(model: PreTrainedModel, inputs: dict[str, Tensor], ids: Tensor, group: int) -> Tensor:
-    """Hidden states (N, T, H) that predict `ids` (N, T), each prompt computed once.
+@dataclass(frozen=True)
+class PackedGroups:
+    """P prompts with their completions in one row.
+
+    Attributes:
+        prompts: L of each prompt.
+        completions: for each prompt the tokens of its completions, but for the last, which predicts nothing.
+        masks: for each prompt the model's masks of one sequence `[prompt | longest completion]` by layer type, each
+            (1, 1, L + n, L + n); None if plainly causal.
+        layer_types: of each layer.
+        cache: keeps the prompts' keys and values, if there are no completions.
+    """
+
+    prompts: list[int]
+    completions: list[list[int]]
+    masks: list[dict[str, Tensor] | None]
+    layer_types: list[str]
+    cache: PromptCache | None = None
+
+    def attend(self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, **kwargs: Any) -> Tensor:
+        """Each prompt attends to itself; each of its completions, folded into the batch, to the prompt and itself."""
+        query, key = query.to(value.dtype), key.to(value.dtype)  # as autocast does, but not before a causal bias
+        if self.cache is not None:
+            self.cache.store(module.layer_idx, key, value)  # type: ignore[arg-type]
+        kind = self.layer_types[module.layer_idx]  # type: ignore[index]
+        sizes = [size for pair in zip(self.prompts, map(sum, self.completions), strict=True) for size in pair]
+        parts = [x.split(sizes, 2) for x in (query, key, value)]
+        outputs = []
+        for p, masks in enumerate(self.masks):
+            mask = None if masks is None else masks[kind]
+            length, lengths = self.prompts[p], self.completions[p]
+            prompt, completions = ([part[2 * p + i] for part in parts] for i in (0, 1))
+            prompt_mask = None if mask is None else mask[..., :length, :length]
+            outputs.append(sdpa_attention_forward(module, *prompt, prompt_mask, **kwargs)[0])
+            if not any(lengths):
+                continue
+            q, k, v = (_fold(x, lengths) for x in completions)  # (G, heads, n, dim)
+            k, v = (torch.cat([x.expand(len(q), -1, -1, -1), y], 2) for x, y in zip(prompt[1:], (k, v), strict=True))
+            bias: Any = causal_lower_right(q.shape[2], k.shape[2]) if mask is None else mask[..., length:, :]
+            outputs.append(_unfold(sdpa_attention_forward(module, q, k, v, bias, **kwargs)[0], lengths))
+        return torch.cat(outputs, 1)
+
+
+def _fold(x: Tensor, lengths: list[int]) -> Tensor:
+    """(1, heads, sum of lengths, dim) -> (G, heads, n, dim), padded by whatever comes first."""
+    n = max(lengths)
+    if min(lengths) < n:
+        starts = torch.tensor([0, *lengths]).cumsum(0)[:-1, None]  # (G, 1)
+        behind = torch.arange(n) >= torch.tensor(lengths)[:, None]  # (G, n)
+        # Padding is seen by padding alone, so its gradient is 0 wherever it is copied from.
+        index = (starts + torch.arange(n)).masked_fill(behind, 0).flatten()
+        x = x.index_select(2, index.to(x.device, non_blocking=True))
+    return x[0].unflatten(1, (len(lengths), n)).transpose(0, 1)
+
+
+def _unfold(x: Tensor, lengths: list[int]) -> Tensor:
+    """(G, n, heads, dim) -> (1, sum of lengths, heads, dim)."""
+    n = x.shape[1]
+    if min(lengths) < n:
+        index = torch.cat([g * n + torch.arange(length) for g, length in enumerate(lengths)])
+        return x.flatten(0, 1).index_select(0, index.to(x.device, non_blocking=True))[None]
+    return x.flatten(0, 1)[None]
+
+
+def group_hidden_states(
+    model: PreTrainedModel, prompts: Sequence[Prompt], ids: Tensor, lengths: Sequence[int]
+) -> Tensor:
+    """Hidden states that predict the completions' real tokens, row after row: (sum of lengths, H).
 
     Args:
         model: a Hugging Face model after `share_prefixes`.
-        inputs: the processor's output for P left-padded prompts.
-        ids: completions, right-padded (N, T); row p * group + g belongs to prompt p.
-        group: G.
+        prompts: P of them.
+        ids: completions, right-padded (N, T); row p * G + g belongs to prompt p.
+        lengths: real tokens of each row, N of them.
     """
-    num_tokens = ids.shape[1]
-    if num_tokens == 1:
-        ids = F.pad(ids, (0, 1))  # one token leaves nothing to fold; the extra column is dropped below
-    prompts, length = inputs["input_ids"].shape
-    n = ids.shape[1] - 1  # the last token is predicted but predicts nothing
-    mask = _single_sequence_mask(model, inputs, n)
-    before, after = positions(model, inputs, n)
-    hidden = model.base_model(
-        input_ids=torch.cat([inputs["input_ids"], ids[:, :-1].reshape(prompts, group * n)], 1),
-        position_ids=torch.cat([before, *[after] * group], -1),
-        attention_mask=torch.ones(1, 1, 1, 1, dtype=torch.bool, device=ids.device) if mask is None else mask,
-        shared_prefix=(length, group, mask is None),
+    group = len(lengths) // len(prompts)
+    inputs = [max(length - 1, 0) for length in lengths]  # the last token is predicted but predicts nothing
+    completions = [inputs[start : start + group] for start in range(0, len(inputs), group)]
+    positions, tokens, predictors = [], [], []
+    row = 0
+    start = 0
+    for prompt, counts in zip(prompts, completions, strict=True):
+        before = prompt_positions(model, prompt)
+        positions.append(before)
+        tokens.append(prompt["input_ids"][0])
+        start += before.shape[-1]
+        end = start - 1
+        for count in counts:
+            positions.append(next_position(before)[..., None] + torch.arange(count, device=before.device))
+            tokens.append(ids[row, :count])
+            predictors += ([end] if lengths[row] else []) + [*range(start, start + count)]
+            start += count
+            row += 1
+    masks = [
+        single_sequence_masks(model, prompt, max(counts)) for prompt, counts in zip(prompts, completions, strict=True)
+    ]
+    groups = PackedGroups([p["input_ids"].shape[1] for p in prompts], completions, masks, layer_types(model))
+    hidden = packed_forward(model, prompts, torch.cat(tokens)[None], torch.cat(positions, -1), groups)
+    return hidden[0][torch.tensor(predictors).to(hidden.device, non_blocking=True)]
+
+
+def prefill(model: PreTrainedModel, prompts: Sequence[Prompt]) -> tuple[Tensor, PromptCache]:
+    """The last hidden state of each prompt (P, H), and the keys and values of all its tokens."""
+    lengths = [prompt["input_ids"].shape[1] for prompt in prompts]
+    masks = [single_sequence_masks(model, prompt, 0) for prompt in prompts]
+    groups = PackedGroups(lengths, [[] for _ in prompts], masks, layer_types(model), PromptCache(lengths))
+    assert groups.cache is not None
+    tokens = torch.cat([prompt["input_ids"] for prompt in prompts], 1)
+    positions = torch.cat([prompt_positions(model, prompt) for prompt in prompts], -1)
+    hidden = packed_forward(model, prompts, tokens, positions, groups)
+    ends = torch.tensor(lengths).cumsum(0) - 1
+    return hidden[0][ends.to(hidden.device)], groups.cache
+
+
+def packed_forward(
+    model: PreTrainedModel, prompts: Sequence[Prompt], tokens: Tensor, positions: Tensor, groups: PackedGroups
+) -> Tensor:
+    """Hidden states (1, tokens, H) of a row whose images are those of `prompts`, in order."""
+    images = ImageFeatures.join([encode_images(model, prompt) for prompt in prompts])
+    return group_forward(model, tokens, positions, groups, mm_encoder_outputs=images.for_model())
+
+
+def group_forward(model: PreTrainedModel, tokens: Tensor, positions: Tensor, groups: Groups, **kwargs: Any) -> Tensor:
+    """Hidden states of tokens that attend as `groups` says; the model is kept from making masks of its own."""
+    return model.base_model(
+        input_ids=tokens,
+        position_ids=positions,
+        attention_mask=torch.ones(1, 1, 1, 1, dtype=torch.bool, device=tokens.device),
+        shared_prefix=groups,
         use_cache=False,
-        **{key: value for key, value in inputs.items() if key not in PER_TOKEN},
-    ).last_hidden_state  # (P, L + G n, H)
-    first = hidden[:, None, length - 1 : length].expand(
-        -1, group, -1, -1
-    )  # the prompt's end predicts every first token
-    rest = hidden[:, length:].unflatten(1, (group, n))
-    return torch.cat([first, rest], 2).flatten(0, 1)[:, :num_tokens]
+        **kwargs,
+    ).last_hidden_state
 
 
-def _single_sequence_mask(model: PreTrainedModel, inputs: dict[str, Tensor], n: int) -> Any:
-    """The model's mask of `[prompt | n tokens]`: 4-D, or a dict of them by layer type; None if plainly causal."""
-    prompts, length = inputs["input_ids"].shape
-    device = inputs["input_ids"].device
+def single_sequence_masks(model: PreTrainedModel, prompt: Prompt, n: int) -> dict[str, Tensor] | None:
+    """The model's own masks of `[prompt | n tokens]` by layer type, (1, 1, L + n, L + n); None if plainly causal."""
+    device = prompt["input_ids"].device
+    length = prompt["input_ids"].shape[1] + n
     build = getattr(model, "create_masks_for_generate", create_masks_for_generate)
     masks = build(
         config=model.config,
-        inputs_embeds=torch.empty((prompts, length + n, 0), dtype=model.dtype, device=device),
-        attention_mask=F.pad(inputs["attention_mask"], (0, n), value=1),
+        inputs_embeds=torch.empty((1, length, 0), dtype=model.dtype, device=device),
+        attention_mask=None,
         past_key_values=None,
         position_ids=None,
-        **{key: F.pad(inputs[key], (0, n)) for key in ("token_type_ids", "mm_token_type_ids") if key in inputs},
+        **{key: F.pad(prompt[key], (0, n)) for key in TOKEN_TYPES if key in prompt},
     )
     by_layer = masks if isinstance(masks, dict) else {"full_attention": masks}
     if all(mask is None for mask in by_layer.values()):
         return None
-    causal = torch.ones(length + n, length + n, dtype=torch.bool, device=device).tril()[None, None]
-    by_layer = {kind: causal if mask is None else mask for kind, mask in by_layer.items()}
-    return by_layer if len(by_layer) > 1 else next(iter(by_layer.values()))
+    causal = torch.ones(length, length, dtype=torch.bool, device=device).tril()[None, None]
+    return {kind: causal if mask is None else mask for kind, mask in by_layer.items()}

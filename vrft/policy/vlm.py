@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,9 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from vrft.policy.checkpoint import find_checkpoint
-from vrft.policy.logprobs import token_log_probs
+from vrft.policy.logprobs import token_distribution, token_log_probs
 from vrft.policy.processor import Encoder, copy_processor, load_processor
+from vrft.policy.prompts import Prompt, prepare
 from vrft.tasks import Task
+from vrft.types import PromptBatch
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -33,12 +36,13 @@ class LoRA:
     Attributes:
         r: rank.
         alpha: scale; the adapter's output is multiplied by alpha / r.
-        target_modules: names of the linear layers that get one, or "all-linear", which includes the vision tower.
+        target_modules: names of the linear layers that get one; "all-linear" includes the vision tower's. Default: all
+            of the language model's.
     """
 
     r: int = 16
     alpha: int = 32
-    target_modules: str | list[str] = r".*language_model.*\.(q|k|v|o|gate|up|down)_proj"
+    target_modules: str | list[str] | None = None
 
 
 class Policy(nn.Module):
@@ -61,17 +65,19 @@ class Policy(nn.Module):
         min_pixels: int | None = None,
         max_pixels: int | None = None,
         gradient_checkpointing: bool = False,
+        offload_reference: bool = False,
     ) -> None:
         """Names the checkpoint; `load` reads it.
 
         Args:
             checkpoint: a folder, a model on the Hugging Face Hub, or a built-in one (tiny-detection, tiny-digits).
             lora: train low-rank adapters instead of all weights; the reference is then the model without them.
-            freeze_vision: leave the vision tower as it is.
+            freeze_vision: leave the vision tower and its projector as they are; each image is then encoded once a step.
             dtype: of the computation, and of weights that don't train.
             min_pixels: smaller images are enlarged to this area; default: the checkpoint's own.
             max_pixels: larger images are shrunk to this area; default: the checkpoint's own.
             gradient_checkpointing: compute activations again in the backward pass: slower, less memory.
+            offload_reference: keep a full reference in the CPU's memory while it has nothing to do.
         """
         super().__init__()
         self.checkpoint = find_checkpoint(checkpoint)
@@ -79,8 +85,9 @@ class Policy(nn.Module):
         self.freeze_vision = freeze_vision
         self.dtype = getattr(torch, dtype)
         self.pixels = {"shortest_edge": min_pixels, "longest_edge": max_pixels}
-        self.gradient_checkpointing = gradient_checkpointing
+        self.gradient_checkpointing, self.offload_reference = gradient_checkpointing, offload_reference
         self.reference = None
+        self.shares_prefixes = self.frozen_vision = False
         self.processor: Any = None
 
     def load(self, keep_reference: bool) -> None:
@@ -97,14 +104,16 @@ class Policy(nn.Module):
         model = AutoModelForImageTextToText.from_pretrained(
             self.checkpoint, dtype=torch.float32, use_safetensors=True, attn_implementation="sdpa"
         )
-        share_prefixes(model)
+        self.shares_prefixes = share_prefixes(model)
         if self.gradient_checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
         if keep_reference and self.lora is None:
-            self.reference = copy.deepcopy(model).requires_grad_(False).eval().to(self.dtype)
+            self._keep_reference(copy.deepcopy(model).requires_grad_(False).eval().to(self.dtype))
         if self.freeze_vision:
-            model.get_encoder(modality="image").requires_grad_(False)
+            for parameter in vision_parameters(model):
+                parameter.requires_grad_(False)
         self.model = model if self.lora is None else self._with_adapters(model, self.lora)
+        self.frozen_vision = not any(parameter.requires_grad for parameter in vision_parameters(model))
         for parameter in self.model.parameters():
             if not parameter.requires_grad:
                 parameter.data = parameter.data.to(self.dtype)
@@ -120,8 +129,15 @@ class Policy(nn.Module):
         from peft import LoraConfig, get_peft_model
 
         # Dropout would give the prompt of a group one mask for all its completions, so there is none.
-        config = LoraConfig(r=lora.r, lora_alpha=lora.alpha, target_modules=lora.target_modules, lora_dropout=0.0)
+        targets = lora.target_modules or language_model_layers(model)
+        config = LoraConfig(r=lora.r, lora_alpha=lora.alpha, target_modules=targets, lora_dropout=0.0)
         return get_peft_model(model, config)
+
+    def _keep_reference(self, model: PreTrainedModel) -> None:
+        if self.offload_reference:
+            self.__dict__["reference"] = model  # past nn.Module, which would move it to the GPU with everything else
+        else:
+            self.reference = model
 
     @property
     def tokenizer(self) -> Any:
@@ -143,26 +159,101 @@ class Policy(nn.Module):
             return nullcontext()
         return torch.autocast(self.banned_ids.device.type, self.dtype)
 
+    @torch.no_grad()
+    def prepare(self, batch: PromptBatch) -> PromptBatch:
+        """Compute what all passes over a batch share: positions and, if the tower is frozen, its images' features."""
+        with self.autocast():
+            inputs = prepare(self.base, batch.inputs, self.frozen_vision)
+        return PromptBatch(batch.samples, batch.frames, inputs)
+
     def forward(
-        self, inputs: dict[str, Tensor], ids: Tensor, mask: Tensor, temperature: float, *, reference: bool = False
+        self, prompts: Sequence[Prompt], ids: Tensor, mask: Tensor, temperature: float, *, reference: bool = False
     ) -> tuple[Tensor, Tensor]:
         """Log-probabilities and entropy of completions, both (N, T) and 0 where mask is 0.
 
         Args:
-            inputs: the processor's output for P left-padded prompts.
+            prompts: P of them, as the encoder or `prepare` gives them.
             ids: completions, right-padded (N, T).
             mask: 1 at real tokens (N, T).
             temperature: of the sampling distribution.
-            reference: ask the reference instead; call under `no_grad`.
+            reference: ask the reference instead; call under `no_grad`, inside `reference_at_work`.
         """
+        from vrft.policy.repeated import repeated_hidden_states
         from vrft.policy.shared_prefix import group_hidden_states
 
-        group = len(ids) // len(inputs["input_ids"])
+        hidden_states = group_hidden_states if self.shares_prefixes else repeated_hidden_states
         with self.autocast(), self._reference() if reference else nullcontext(self.base) as model:
-            hidden = group_hidden_states(model, inputs, ids, group)  # (N, T, H)
-            return token_log_probs(
-                model.get_output_embeddings(), hidden, ids, mask, temperature=temperature, banned=self.banned_ids
-            )
+            hidden = hidden_states(model, prompts, ids, mask.sum(1).tolist())  # (real tokens, H)
+            head = model.get_output_embeddings()
+            return token_log_probs(head, hidden, ids, mask, temperature=temperature, banned=self.banned_ids)
+
+    @torch.no_grad()
+    def sharing_gap(self, prompt: Prompt, ids: Tensor, mask: Tensor) -> tuple[float, float]:
+        """Mean |log p - log p of the model's own forward| of completions of one prompt, and how much may be rounding.
+
+        In float32 1e-3 is. Below, a wrong forward has to stand out from what the model's own loses to rounding, which
+        is measured: twice its difference from itself in float32.
+
+        Args:
+            prompt: with its pixels.
+            ids: completions (n, T).
+            mask: 1 at real tokens (n, T).
+        """
+        from vrft.policy.repeated import float32_layers, naive_logits
+
+        training = self.training
+        self.eval()
+        rows = [row[kept.bool()] for row, kept in zip(ids, mask, strict=True)]
+
+        def naive() -> Tensor:
+            logits = torch.cat([naive_logits(self.base, prompt, row) for row in rows])  # (real tokens, V)
+            log_p = token_distribution(logits, 1.0, self.banned_ids)
+            return log_p.gather(-1, torch.cat(rows)[:, None])[:, 0]
+
+        shared = self([prompt], ids, mask, 1.0)[0][mask.bool()]
+        with self.autocast():
+            own = naive()
+        allowed = 1e-3
+        if self.dtype != torch.float32:
+            with float32_layers(self.base):
+                allowed += 2 * float((own - naive()).abs().mean())
+        self.train(training)
+        return float((shared - own).abs().mean()), allowed
+
+    @contextmanager
+    def decoding(self) -> Iterator[PreTrainedModel]:
+        """The model as it decodes: no dropout, no adapters beside the weights, each weight in the computation's dtype.
+
+        Adapters are merged into copies of the weights, never into the weights: subtracting them again would round.
+        """
+        training = self.training
+        self.eval()  # activation checkpointing would drop the cache, dropout would change the distribution
+        adapters = nullcontext() if self.lora is None else self.model.disable_adapter()  # type: ignore[operator]
+        with torch.no_grad(), self.autocast(), adapters, _replaced(self._decoding_weights()):
+            yield self.base
+        self.train(training)
+
+    @torch.no_grad()
+    def _decoding_weights(self) -> dict[nn.Parameter, Tensor]:
+        if self.lora is not None:
+            from peft.tuners.lora import LoraLayer
+
+            layers = [module for module in self.base.modules() if isinstance(module, LoraLayer)]
+            weights = [(layer.get_base_layer().weight, layer.get_delta_weight("default")) for layer in layers]
+            return {weight: (weight + delta).to(weight.dtype) for weight, delta in weights}
+        layers = [module for module in self.base.modules() if isinstance(module, nn.Linear)]
+        weights = [layer.weight for layer in layers if layer.weight.dtype != self.dtype]
+        return {weight: weight.to(self.dtype) for weight in weights}
+
+    @contextmanager
+    def reference_at_work(self) -> Iterator[None]:
+        """Bring an offloaded reference to the GPU, and take it back."""
+        if self.reference is not None and self.offload_reference:
+            self.reference.to(self.banned_ids.device)
+            yield
+            self.reference.to("cpu")
+        else:
+            yield
 
     @contextmanager
     def _reference(self) -> Iterator[PreTrainedModel]:
@@ -203,3 +294,27 @@ class Policy(nn.Module):
             model = PeftModel.from_pretrained(model, folder / "adapter").merge_and_unload()
         model.to(dtype).save_pretrained(folder)
         copy_processor(self.checkpoint, folder)
+
+
+def vision_parameters(model: PreTrainedModel) -> list[nn.Parameter]:
+    """Parameters of all that is not the language model and its head: the vision tower and its projector."""
+    text = {*model.get_decoder().parameters(), *model.get_output_embeddings().parameters()}
+    return [parameter for parameter in model.parameters() if parameter not in text]
+
+
+def language_model_layers(model: PreTrainedModel) -> str:
+    """A pattern of the names of the language model's linear layers."""
+    decoder = model.get_decoder()
+    prefix = next(name for name, module in model.named_modules() if module is decoder)
+    linear = {name.rsplit(".")[-1] for name, module in decoder.named_modules() if isinstance(module, nn.Linear)}
+    return rf"{re.escape(prefix)}\..*\.({'|'.join(sorted(linear))})"
+
+
+@contextmanager
+def _replaced(weights: dict[nn.Parameter, Tensor]) -> Iterator[None]:
+    originals = {parameter: parameter.data for parameter in weights}
+    for parameter, value in weights.items():
+        parameter.data = value
+    yield
+    for parameter, value in originals.items():
+        parameter.data = value

@@ -1,6 +1,6 @@
 """Rollout engines: what samples completions."""
 
-from vrft.rollout.base import Noise, RolloutEngine
+from vrft.rollout.base import Noise, RolloutEngine, Sampling
 from vrft.rollout.transformers import TransformersEngine
 
-__all__ = ["Noise", "RolloutEngine", "TransformersEngine"]
+__all__ = ["Noise", "RolloutEngine", "Sampling", "TransformersEngine"]

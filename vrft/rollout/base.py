@@ -15,24 +15,50 @@ from vrft.types import PromptBatch, Rollout
 
 
 @dataclass(frozen=True, slots=True)
+class Sampling:
+    """The distribution that tokens are drawn from.
+
+    Attributes:
+        temperature: logits are divided by it.
+        top_p: draw from the most probable tokens that together have this probability; 1 is off.
+        top_k: draw from this many most probable tokens; 0 is off.
+        min_p: draw from tokens with at least this share of the most probable one's probability; 0 is off.
+        greedy: take the most probable token, always.
+    """
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    greedy: bool = False
+
+    @property
+    def truncated(self) -> bool:
+        """Whether some tokens can't be drawn."""
+        return self.top_p < 1 or self.top_k > 0 or self.min_p > 0
+
+
+@dataclass(frozen=True, slots=True)
 class Noise:
     """Where sampling noise comes from: each row has its own, whatever rank or batch it is sampled in.
 
     Attributes:
         seed: of the run.
         rollout: number of the rollout.
-        rank, world_size: prompt p of a rank is number p * world_size + rank of the global batch.
+        rank, world_size: prompt p of a rank is number (first + p) * world_size + rank of the global batch.
+        first: prompts of this rank that were sampled for in the same rollout before.
     """
 
     seed: int
     rollout: int
     rank: int = 0
     world_size: int = 1
+    first: int = 0
 
     def uniform(self, num_prompts: int, num_generations: int, num_tokens: int) -> Tensor:
         """One number in [0, 1) for each token of each row, (N, T) float64."""
         keys = [
-            (self.seed, self.rollout, p * self.world_size + self.rank, g)
+            (self.seed, self.rollout, (self.first + p) * self.world_size + self.rank, g)
             for p in range(num_prompts)
             for g in range(num_generations)
         ]
@@ -50,8 +76,8 @@ class RolloutEngine(ABC):
         num_generations: int,
         *,
         max_completion_length: int,
-        temperature: float,
-        noise: Noise | None,
+        sampling: Sampling,
+        noise: Noise,
         on_token: Callable[[int], None],
     ) -> Rollout:
         """N = P * num_generations completions, row p * G + g for prompt p.
@@ -61,7 +87,7 @@ class RolloutEngine(ABC):
             batch: P prompts.
             num_generations: G.
             max_completion_length: tokens after which a completion is cut off.
-            temperature: logits are divided by it.
-            noise: of the sampling; None decodes greedily.
+            sampling: the distribution.
+            noise: that decides; greedy decoding needs none.
             on_token: called as tokens are made, with their number so far per row.
         """

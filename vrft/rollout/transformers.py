@@ -6,17 +6,24 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
+from transformers import LogitsProcessorList, MinPLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from vrft.policy import Policy
 from vrft.policy.logprobs import token_distribution
-from vrft.policy.shared_prefix import PER_TOKEN, positions
-from vrft.rollout.base import Noise, RolloutEngine
+from vrft.rollout.base import Noise, RolloutEngine, Sampling
+from vrft.rollout.decoding import Decoder, GroupDecoder, RepeatedDecoder
 from vrft.types import PromptBatch, Rollout
+
+GPU_CHECK_EVERY = 8
+"""Tokens between two looks at which rows have ended: each look waits for the GPU."""
 
 
 class TransformersEngine(RolloutEngine):
     """Each prompt and its images are computed once, whatever G is; rows that have ended leave the batch."""
+
+    def __init__(self) -> None:
+        self.record: bool | None = None
+        """Keep the shapes of decoding steps fixed, for CUDA graphs; default: on a GPU."""
 
     @torch.no_grad()
     def generate(
@@ -26,77 +33,96 @@ class TransformersEngine(RolloutEngine):
         num_generations: int,
         *,
         max_completion_length: int,
-        temperature: float,
-        noise: Noise | None,
+        sampling: Sampling,
+        noise: Noise,
         on_token: Callable[[int], None],
     ) -> Rollout:
-        training = policy.training
-        policy.eval()  # activation checkpointing would drop the cache, dropout would change the distribution
-        uniform = None if noise is None else noise.uniform(len(batch.samples), num_generations, max_completion_length)
-        with policy.autocast():
-            ids, log_probs = _decode(
-                policy, batch.inputs, num_generations, max_completion_length, temperature, uniform, on_token
+        device = policy.banned_ids.device
+        uniform = noise.uniform(len(batch.samples), num_generations, max_completion_length).to(device)  # (N, T)
+        draw = _draw(sampling, policy.banned_ids)
+        with policy.decoding() as model:
+            shape = (model, batch.inputs, num_generations, max_completion_length)
+            record = device.type == "cuda" if self.record is None else self.record
+            decoder = GroupDecoder(*shape, record) if policy.shares_prefixes else RepeatedDecoder(*shape)
+            ids, log_probs, sampling_log_probs = _decode(
+                decoder, model.get_output_embeddings(), draw, uniform, num_generations, policy.stop_ids, on_token
             )
-        policy.train(training)
         mask = (ids >= 0).long()  # (N, T)
         ids = ids.clamp(min=0)
         truncated = ~(torch.isin(ids, policy.stop_ids) & mask.bool()).any(1)  # (N,)
-        return Rollout(ids, mask, log_probs, truncated, policy.decode(ids, mask))
+        return Rollout(ids, mask, log_probs, sampling_log_probs, truncated, policy.decode(ids, mask))
+
+
+Draw = Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
+"""Logits (n, V), numbers in [0, 1) (n,) -> tokens and their log-probabilities before and after truncation, all (n,)."""
+
+
+def _draw(sampling: Sampling, banned: Tensor) -> Draw:
+    warpers = LogitsProcessorList()
+    if sampling.top_k > 0:
+        warpers.append(TopKLogitsWarper(sampling.top_k))
+    if sampling.top_p < 1:
+        warpers.append(TopPLogitsWarper(sampling.top_p))
+    if sampling.min_p > 0:
+        warpers.append(MinPLogitsWarper(sampling.min_p))
+
+    def draw(logits: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        full = token_distribution(logits, sampling.temperature, banned)  # (n, V)
+        truncated = warpers(None, full).log_softmax(-1) if warpers else full
+        tokens = full.argmax(-1) if sampling.greedy else inverse_transform(truncated, uniform)
+        return tokens, *(log_p.gather(-1, tokens[:, None])[:, 0] for log_p in (full, truncated))
+
+    return draw
+
+
+def inverse_transform(log_p: Tensor, uniform: Tensor) -> Tensor:
+    """The first token whose cumulated probability exceeds the row's number: (n, V), (n,) -> (n,)."""
+    cumulated = log_p.double().exp().cumsum(-1)
+    tokens = torch.searchsorted(cumulated, (uniform * cumulated[:, -1])[:, None], right=True)[:, 0]
+    return tokens.clamp(max=log_p.shape[-1] - 1)
 
 
 def _decode(
-    policy: Policy,
-    inputs: dict[str, Tensor],
+    decoder: Decoder,
+    head: Callable[[Tensor], Tensor],
+    draw: Draw,
+    uniform: Tensor,
     group: int,
-    limit: int,
-    temperature: float,
-    uniform: Tensor | None,
+    stop_ids: Tensor,
     on_token: Callable[[int], None],
-) -> tuple[Tensor, Tensor]:
-    """Token ids (N, T), -1 behind the end, and their log-probabilities (N, T)."""
-    model, head = policy.base.base_model, policy.base.get_output_embeddings()
-    prompts, length = inputs["input_ids"].shape
-    device = inputs["input_ids"].device
-    before, after = positions(policy.base, inputs, limit)
-    cache = DynamicCache(config=policy.base.config)
-    images = {key: value for key, value in inputs.items() if key not in PER_TOKEN}
-    per_token = {key: inputs[key] for key in PER_TOKEN if key in inputs}
-    hidden = model(**per_token, **images, position_ids=before, past_key_values=cache, use_cache=True).last_hidden_state[
-        :, -1
-    ]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Tokens (N, T), -1 behind the end, and their log-probabilities before and after truncation (N, T).
 
-    rows = torch.arange(prompts, device=device).repeat_interleave(group)  # (N,)
-    cache.reorder_cache(rows)
-    hidden, after = hidden[rows], after[..., rows, :]
-    mask = torch.nn.functional.pad(inputs["attention_mask"], (0, limit), value=1)[rows]  # (N, L + limit)
-    active = torch.arange(len(rows), device=device)  # rows that have not ended
-    ids = torch.full((len(rows), limit), -1, device=device)
-    log_probs = torch.zeros((len(rows), limit), device=device)
+    Rows are decoded as a grid of prompts and rows per prompt. Once ended rows would leave a quarter of it empty, the
+    grid shrinks to the prompts that are still written for, and as many rows as the busiest of them needs.
+    """
+    limit, device = uniform.shape[1], uniform.device
+    rows = torch.arange(len(uniform), device=device).view(-1, group)  # which row each place of the grid is
+    going = torch.ones_like(rows, dtype=torch.bool).flatten()
+    ids = torch.full(uniform.shape, -1, device=device)
+    log_probs, sampling_log_probs = (torch.zeros(uniform.shape, device=device) for _ in range(2))
+    hidden = decoder.hidden
+    check_every = GPU_CHECK_EVERY if device.type == "cuda" else 1
     for t in range(limit):
-        log_p = token_distribution(head(hidden), temperature, policy.banned_ids)  # (active, V)
-        token = log_p.argmax(-1) if uniform is None else _sample(log_p, uniform[active.cpu(), t].to(device))
-        ids[active, t] = token
-        log_probs[active, t] = log_p.gather(-1, token[:, None])[:, 0]
+        places = rows.flatten()
+        tokens, *drawn = draw(head(hidden), uniform[places, t])
+        ids[places, t] = torch.where(going, tokens, -1)
+        for kept, values in zip((log_probs, sampling_log_probs), drawn, strict=True):
+            kept[places, t] = torch.where(going, values, 0.0)
+        going = going & ~torch.isin(tokens, stop_ids)
         on_token(t + 1)
-        going = ~torch.isin(token, policy.stop_ids)
-        if t + 1 == limit or not going.any():
-            return ids[:, : t + 1], log_probs[:, : t + 1]
-        if not going.all():
-            kept = going.nonzero()[:, 0]
-            cache.reorder_cache(kept)
-            active, token, mask, after = active[kept], token[kept], mask[kept], after[..., kept, :]
-        hidden = model(
-            input_ids=token[:, None],
-            attention_mask=mask[:, : length + t + 1],
-            position_ids=after[..., t : t + 1],
-            past_key_values=cache,
-            use_cache=True,
-        ).last_hidden_state[:, -1]
-    raise AssertionError("max_completion_length is at least 1")
-
-
-def _sample(log_p: Tensor, uniform: Tensor) -> Tensor:
-    """Inverse transform: the first token whose cumulated probability exceeds the row's number. (N, V), (N,) -> (N,)."""
-    cumulated = log_p.double().exp().cumsum(-1)
-    token = (cumulated <= uniform[:, None] * cumulated[:, -1:]).sum(-1)
-    return token.clamp(max=log_p.shape[-1] - 1)
+        if t + 1 == limit:
+            break
+        if (t + 1) % check_every == 0:
+            busy = going.view(rows.shape).sum(1)  # (prompts,)
+            needed, prompts = int(busy.max()), int((busy > 0).sum())
+            if needed == 0:
+                break
+            if needed * prompts <= 0.75 * rows.numel():
+                order = going.view(rows.shape)[busy > 0].int().argsort(dim=1, descending=True, stable=True)[:, :needed]
+                grid = (busy > 0).nonzero() * rows.shape[1] + order
+                decoder.keep(grid)
+                places, going, tokens = places[grid].flatten(), going[grid.flatten()], tokens[grid.flatten()]
+                rows = places.view(grid.shape)
+        hidden = decoder.step(tokens)
+    return ids[:, : t + 1], log_probs[:, : t + 1], sampling_log_probs[:, : t + 1]

@@ -1,0 +1,100 @@
+"""Scored completions on their way from the rollout to the loss."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vrft.grpo import tied_groups
+from vrft.types import Answer, PromptBatch, Rollout
+
+
+@dataclass(slots=True)
+class Rows:
+    """What the loss needs of N rows."""
+
+    ids: Tensor  # (N, T)
+    mask: Tensor  # (N, T), 1 at tokens that count
+    sampled_log_probs: Tensor  # (N, T), as the rollout engine computed them
+    advantages: Tensor  # (N,)
+    weights: Tensor  # (N,), of each row's tokens
+    old_log_probs: Tensor | None = None  # (N, T), under the weights that sampled
+    reference: Tensor | None = None  # (N, T)
+
+    def take(self, rows: Sequence[int]) -> Rows:
+        """Some of them, up to the last token of the longest."""
+        width = max(1, int(self.mask[rows].sum(1).max()))
+
+        def cut(x: Tensor | None) -> Tensor | None:
+            return None if x is None else x[rows, :width] if x.ndim == 2 else x[rows]
+
+        return Rows(*(cut(getattr(self, field.name)) for field in fields(self)))  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True, slots=True)
+class Experience:
+    """G scored completions of each of P prompts; N = P * G."""
+
+    batch: PromptBatch  # P
+    rollout: Rollout  # N
+    answers: list[Answer]  # N
+    rewards: dict[str, Tensor]  # name -> (N,), NaN where a reward does not apply
+    total: Tensor  # (P, G)
+
+    @property
+    def tied(self) -> Tensor:
+        """Groups whose rewards are all equal (P,) bool."""
+        return tied_groups(self.total)
+
+    def join(self, other: Experience) -> Experience:
+        """These prompts, then those of `other`."""
+        width = max(self.rollout.ids.shape[1], other.rollout.ids.shape[1])
+
+        def cat(name: str) -> Tensor:  # (N, T)
+            parts = [getattr(experience.rollout, name) for experience in (self, other)]
+            return torch.cat([F.pad(part, (0, width - part.shape[1])) for part in parts])
+
+        a, b = self.batch, other.batch
+        return Experience(
+            PromptBatch(a.samples + b.samples, a.frames + b.frames, a.inputs + b.inputs),
+            Rollout(
+                *(cat(name) for name in ("ids", "mask", "log_probs", "sampling_log_probs")),
+                torch.cat([self.rollout.truncated, other.rollout.truncated]),
+                self.rollout.texts + other.rollout.texts,
+            ),
+            self.answers + other.answers,
+            {name: torch.cat([values, other.rewards[name]]) for name, values in self.rewards.items()},
+            torch.cat([self.total, other.total]),
+        )
+
+    def select(self, prompts: Sequence[int]) -> Experience:
+        """These prompts of it, with all their completions."""
+        group = self.total.shape[1]
+        rows = [p * group + g for p in prompts for g in range(group)]
+        batch, rollout = self.batch, self.rollout
+        mask = rollout.mask[rows]
+        width = int(mask.sum(1).max())
+        return Experience(
+            PromptBatch(*([column[p] for p in prompts] for column in (batch.samples, batch.frames, batch.inputs))),
+            Rollout(
+                rollout.ids[rows, :width],
+                mask[:, :width],
+                rollout.log_probs[rows, :width],
+                rollout.sampling_log_probs[rows, :width],
+                rollout.truncated[rows],
+                [rollout.texts[n] for n in rows],
+            ),
+            [self.answers[n] for n in rows],
+            {name: values[rows] for name, values in self.rewards.items()},
+            self.total[list(prompts)],
+        )
+
+    def refill(self, count: int) -> Experience:
+        """The first `count` prompts, where tied ones give way to later ones that are not, as long as there are any."""
+        tied = self.tied.tolist()
+        spare = [p for p in range(count, len(tied)) if not tied[p]]
+        return self.select([spare.pop(0) if tied[p] and spare else p for p in range(count)])

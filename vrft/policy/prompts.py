@@ -1,0 +1,86 @@
+"""Prompts as a model reads them: text, images and positions, each prompt by itself, without padding."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+Prompt = dict[str, Any]
+"""A processor's output for one prompt (batch of one), after `prepare` with `position_ids` and maybe `features`."""
+
+TOKEN_TYPES = ("token_type_ids", "mm_token_type_ids")
+PER_TOKEN = ("input_ids", "attention_mask", *TOKEN_TYPES)
+"""Keys of a processor's output that have one entry per token; the others describe images."""
+
+PREPARED = ("position_ids", "features")
+
+
+@dataclass(frozen=True)
+class ImageFeatures:
+    """What the vision tower and its projector make of the images of some prompts, in the order of their tokens.
+
+    Attributes:
+        pooled: features that take the place of image tokens, in the form that the model's own tower returns.
+        deepstack: features that are added behind the first layers (Qwen3-VL), one tensor per layer; else empty.
+    """
+
+    pooled: Tensor | list[Tensor]
+    deepstack: list[Tensor]
+
+    @classmethod
+    def join(cls, parts: Sequence[ImageFeatures]) -> ImageFeatures:
+        """The features of several prompts in a row."""
+        pooled: Any = [part.pooled for part in parts]
+        pooled = torch.cat(pooled) if isinstance(pooled[0], Tensor) else [x for features in pooled for x in features]
+        return cls(pooled, [torch.cat(layer) for layer in zip(*(part.deepstack for part in parts), strict=True)])
+
+    def for_model(self) -> dict[str, Any]:
+        """The `mm_encoder_outputs` argument of a forward, which takes the place of pixels (transformers 5.18)."""
+        return {"image": SimpleNamespace(pooler_output=self.pooled, deepstack_features=self.deepstack)}
+
+
+def encode_images(model: PreTrainedModel, prompt: Prompt) -> ImageFeatures:
+    """Run the images of one prompt through the vision tower, unless `prepare` has done so."""
+    if "features" in prompt:
+        return prompt["features"]
+    images = {key: value for key, value in prompt.items() if key not in (*PER_TOKEN, *PREPARED)}
+    output = model.base_model.get_image_features(**images, return_dict=True)
+    pooled, deepstack = output.pooler_output, output.get("deepstack_features")
+    return ImageFeatures(pooled if isinstance(pooled, Tensor) else [*pooled], [*(deepstack or ())])
+
+
+def prepare(model: PreTrainedModel, prompts: Sequence[Prompt], frozen_vision: bool) -> list[Prompt]:
+    """Add rotary positions for all later passes, and if the tower doesn't train, features in place of pixels."""
+    prepared = [prompt | {"position_ids": prompt_positions(model, prompt)} for prompt in prompts]
+    if not frozen_vision:
+        return prepared
+    with torch.no_grad():
+        return [
+            {key: value for key, value in prompt.items() if key != "pixel_values"}
+            | {"features": encode_images(model, prompt)}
+            for prompt in prepared
+        ]
+
+
+def prompt_positions(model: PreTrainedModel, prompt: Prompt) -> Tensor:
+    """Rotary positions (1, L), or (3, 1, L) where a model's positions have three axes (M-RoPE)."""
+    if "position_ids" in prompt:
+        return prompt["position_ids"]
+    get_rope_index = getattr(model.base_model, "get_rope_index", None)
+    if get_rope_index is None:
+        return torch.arange(prompt["input_ids"].shape[1], device=prompt["input_ids"].device)[None]
+    return get_rope_index(**prompt)[0]
+
+
+def next_position(positions: Tensor) -> Tensor:
+    """The first completion token's position, (1,) or (3, 1): behind the largest of a prompt's, on all axes alike."""
+    last = positions.amax(-1)
+    return (last.amax(0, keepdim=True).expand_as(last) if last.ndim == 2 else last) + 1

@@ -1,0 +1,227 @@
+"""Decoding a token at a time for P prompts with G rows each, every prompt's keys and values kept once.
+
+A new token attends to the prompt it shares with its group and to its row's own tokens. The split is Hydragen's (arXiv
+2402.05099); here the scores of both stand side by side, so that no softmax has to be merged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+from transformers import DynamicCache, PreTrainedModel
+
+from vrft.policy.prompts import PER_TOKEN, ImageFeatures, Prompt, encode_images, next_position, prompt_positions
+from vrft.policy.shared_prefix import PromptCache, group_forward, layer_types, prefill
+
+OUT_OF_SIGHT = -1e30
+"""Added to the scores of keys that a token must not see."""
+
+
+class Decoder(Protocol):
+    """Rows that grow by a token at a time, with the hidden states that predict it."""
+
+    hidden: Tensor
+    """What predicts the first token of each row (N, H)."""
+
+    def step(self, tokens: Tensor) -> Tensor:
+        """Append a token to each row (n,); the states that predict the next ones (n, H)."""
+
+    def keep(self, rows: Tensor) -> None:
+        """Go on with these of the present rows only, a grid (prompts, rows of each)."""
+
+
+class GroupCache:
+    """Keys and values of P prompts and, for each of their G rows, of the tokens so far.
+
+    Attributes:
+        prompts: per layer keys and values (P, heads, L, dim), zero behind a prompt's end.
+        rows: per layer keys and values (P, heads, G, slots, dim).
+        position: where the next token goes (1,).
+    """
+
+    def __init__(self, cache: PromptCache, group: int, slots: int, types: Sequence[str], window: int | None) -> None:
+        self.prompts = [cache.layers[layer] for layer in range(len(types))]
+        self.rows = [
+            (k.new_empty(*k.shape[:2], group, slots, k.shape[3]), v.new_empty(*v.shape[:2], group, slots, v.shape[3]))
+            for k, v in self.prompts
+        ]
+        self.layer_types, self.window = types, window
+        device = self.rows[0][0].device
+        self.lengths = torch.tensor(cache.lengths, device=device)  # (P,)
+        self.ragged = min(cache.lengths) < max(cache.lengths)
+        self.position = torch.zeros(1, dtype=torch.long, device=device)
+        self.used, self.slots = 0, slots
+        self.bias: dict[str, Tensor | None] = {}
+
+    def look(self, everywhere: bool) -> None:
+        """Open the slots up to the next token's, or all of them, behind a bias, so that shapes never change."""
+        self.slots = self.rows[0][0].shape[3] if everywhere else self.used + 1
+        self.bias = {kind: self._bias(kind, everywhere) for kind in dict.fromkeys(self.layer_types)}
+
+    def _bias(self, kind: str, everywhere: bool) -> Tensor | None:
+        """What is added to scores, (P, 1, 1, L + slots); None if every key is in sight."""
+        sliding = kind == "sliding_attention"
+        if not (sliding or self.ragged or everywhere):
+            return None
+        device = self.lengths.device
+        prompt = torch.arange(self.prompts[0][0].shape[2], device=device).expand(len(self.lengths), -1)  # (P, L)
+        own = self.lengths[:, None] + torch.arange(self.slots, device=device)  # (P, slots)
+        now = self.lengths[:, None] + self.position  # (P, 1)
+        seen = torch.cat([prompt < self.lengths[:, None], own <= now], 1)
+        if sliding and self.window is not None:
+            seen &= torch.cat([prompt, own], 1) > now - self.window
+        return torch.zeros(seen.shape, device=device).masked_fill(~seen, OUT_OF_SIGHT)[:, None, None]
+
+    def attend(
+        self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *, scaling: float | None = None, **_: Any
+    ) -> Tensor:
+        """Attention of one new token per row: (N, heads, 1, dim) -> (N, 1, heads, dim)."""
+        layer: int = module.layer_idx  # type: ignore[assignment]
+        keys, values = self.prompts[layer]  # (P, kv, L, dim)
+        own_keys, own_values = self.rows[layer]  # (P, kv, G, slots, dim)
+        own_keys.index_copy_(3, self.position, self._grid(key).to(own_keys.dtype))
+        own_values.index_copy_(3, self.position, self._grid(value).to(own_values.dtype))
+        own_keys, own_values = own_keys[..., : self.slots, :], own_values[..., : self.slots, :]
+        q = self._grid(query).to(keys.dtype)  # (P, kv, G, queries per kv, dim)
+        group, length = q.shape[2], keys.shape[2]
+        scores = torch.cat([q.flatten(2, 3) @ keys.mT, (q @ own_keys.mT).flatten(2, 3)], -1)  # (P, kv, G q, L + slots)
+        scores = scores.float() * (query.shape[-1] ** -0.5 if scaling is None else scaling)
+        bias = self.bias[self.layer_types[layer]]
+        weights = (scores if bias is None else scores + bias).softmax(-1).to(values.dtype)
+        output = (weights[..., :length] @ values).unflatten(2, (group, -1))  # (P, kv, G, q, dim)
+        output = output + weights[..., length:].unflatten(2, (group, -1)) @ own_values
+        return output.transpose(1, 2).flatten(0, 1).flatten(1, 2)[:, None]
+
+    def _grid(self, x: Tensor) -> Tensor:
+        """(N, kv * q, 1, dim) -> (P, kv, G, q, dim)."""
+        prompts, heads, group = self.rows[0][0].shape[:3]
+        return x.view(prompts, group, heads, -1, x.shape[-1]).transpose(1, 2)
+
+    def keep(self, rows: Tensor) -> None:
+        """Go on with a grid (prompts, rows of each) of the present rows."""
+        group = self.rows[0][0].shape[2]
+        prompts = rows[:, 0] // group
+
+        def pick(x: Tensor) -> Tensor:
+            return x.transpose(1, 2)[prompts[:, None], rows % group].transpose(1, 2).contiguous()
+
+        self.lengths = self.lengths[prompts]
+        self.prompts = [(k[prompts], v[prompts]) for k, v in self.prompts]
+        self.rows = [(pick(k), pick(v)) for k, v in self.rows]
+
+
+class GroupDecoder:
+    """Each prompt computed once and shared by its rows."""
+
+    def __init__(self, model: PreTrainedModel, prompts: Sequence[Prompt], group: int, limit: int, record: bool) -> None:
+        """Computes the prompts.
+
+        Args:
+            model: after `share_prefixes`.
+            prompts: P of them.
+            group: rows per prompt, G.
+            limit: tokens that a row can get.
+            record: a step always has the same shapes, and runs as a CUDA graph where there is one.
+        """
+        hidden, cache = prefill(model, prompts)  # (P, H)
+        window = getattr(model.config.get_text_config(), "sliding_window", None)
+        first = torch.cat([next_position(prompt_positions(model, prompt)) for prompt in prompts], -1)  # (…, P)
+        self.model, self.record = model, record
+        self.hidden = hidden.repeat_interleave(group, 0)
+        self.first = first.repeat_interleave(group, -1)[..., None]  # (…, N, 1)
+        self.cache = GroupCache(cache, group, limit, layer_types(model), window)
+        self.recorded: RecordedStep | None = None
+
+    def step(self, tokens: Tensor) -> Tensor:
+        if self.record and tokens.is_cuda:
+            self.recorded = self.recorded or RecordedStep(self._forward, tokens)
+            hidden = self.recorded(tokens)
+        else:
+            hidden = self._forward(tokens)
+        self.cache.position += 1
+        self.cache.used += 1
+        return hidden
+
+    def _forward(self, tokens: Tensor) -> Tensor:
+        self.cache.look(everywhere=self.record)
+        return group_forward(self.model, tokens[:, None], self.first + self.cache.position, self.cache)[:, -1]
+
+    def keep(self, rows: Tensor) -> None:
+        self.recorded = None  # it reads and writes tensors of the old shapes
+        self.cache.keep(rows)
+        self.first = self.first[..., rows.flatten(), :]
+
+
+class RecordedStep:
+    """A decoding step as a CUDA graph: its thousand small kernels are launched as one.
+
+    The step must write nothing but what the same step would write again: it runs before it is recorded.
+    """
+
+    def __init__(self, step: Callable[[Tensor], Tensor], tokens: Tensor) -> None:
+        self.tokens = tokens.clone()
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(2):  # libraries choose and allocate on the first calls, which can't be recorded
+                step(self.tokens)
+        torch.cuda.current_stream().wait_stream(side)
+        self.graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self.graph):
+            self.hidden = step(self.tokens)
+
+    def __call__(self, tokens: Tensor) -> Tensor:
+        self.tokens.copy_(tokens)
+        self.graph.replay()
+        return self.hidden
+
+
+class RepeatedDecoder:
+    """A model's own cache, with every prompt computed once and then repeated: for recurrent layers."""
+
+    def __init__(self, model: PreTrainedModel, prompts: Sequence[Prompt], group: int, limit: int) -> None:
+        """Computes the prompts, left-padded; arguments as in `GroupDecoder`."""
+        lengths = [prompt["input_ids"].shape[1] for prompt in prompts]
+        inputs = {
+            key: pad_sequence([prompt[key][0] for prompt in prompts], batch_first=True, padding_side="left")
+            for key in PER_TOKEN
+            if key in prompts[0]
+        }
+        positions = [prompt_positions(model, prompt) for prompt in prompts]
+        first = torch.cat([next_position(p) for p in positions], -1)  # (…, P)
+        padded = [F.pad(p, (max(lengths) - p.shape[-1], 0)) for p in positions]
+        features = ImageFeatures.join([encode_images(model, prompt) for prompt in prompts])
+        self.model, self.limit, self.used = model, limit, 0
+        self.cache = DynamicCache(config=model.config)
+        hidden = model.base_model(
+            **inputs,
+            position_ids=torch.cat(padded, -2),
+            mm_encoder_outputs=features.for_model(),
+            past_key_values=self.cache,
+            use_cache=True,
+        ).last_hidden_state[:, -1]  # (P, H)
+        rows = torch.arange(len(prompts), device=hidden.device).repeat_interleave(group)
+        self.cache.reorder_cache(rows)
+        self.hidden = hidden[rows]
+        self.first = first[..., rows, None]  # (…, N, 1)
+        self.mask = F.pad(inputs["attention_mask"], (0, limit), value=1)[rows]  # (N, L + limit)
+
+    def step(self, tokens: Tensor) -> Tensor:
+        self.used += 1
+        return self.model.base_model(
+            input_ids=tokens[:, None],
+            attention_mask=self.mask[:, : self.mask.shape[1] - self.limit + self.used],
+            position_ids=self.first + self.used - 1,
+            past_key_values=self.cache,
+            use_cache=True,
+        ).last_hidden_state[:, -1]
+
+    def keep(self, rows: Tensor) -> None:
+        rows = rows.flatten()
+        self.cache.reorder_cache(rows)
+        self.first, self.mask = self.first[..., rows, :], self.mask[rows]
