@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Literal, NamedTuple
 
 from PIL import Image
@@ -46,8 +47,15 @@ def load_processor(folder: str, **kwargs: Any) -> Any:
     if cls is None or "video_processor" not in cls.get_attributes():
         return AutoProcessor.from_pretrained(folder, **kwargs)
     kept = [name for name in cls.get_attributes() if name != "video_processor"]
-    image_only: Any = type(cls.__name__, (cls,), {"get_attributes": classmethod(lambda _: kept)})
-    return image_only.from_pretrained(folder, **kwargs)
+
+    class ImageOnly(cls):  # type: ignore[misc, valid-type]
+        """Named as the class that it stands for, because names of parts are derived from it."""
+
+        get_attributes = classmethod(lambda _: kept)
+        video_processor = SimpleNamespace(num_frames=1, fps=1)  # SmolVLM's chat template asks, whatever the messages
+
+    ImageOnly.__name__ = cls.__name__
+    return ImageOnly.from_pretrained(folder, video_processor=None, **kwargs)
 
 
 def copy_processor(source: str, folder: Path) -> None:

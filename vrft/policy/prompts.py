@@ -23,28 +23,36 @@ PER_TOKEN = ("input_ids", "attention_mask", *TOKEN_TYPES)
 PREPARED = ("position_ids", "features")
 
 
+Features = Tensor | Sequence[Tensor]
+"""Of several images: one tensor or one each, as the model's own tower returns them and its forward expects them."""
+
+
 @dataclass(frozen=True)
 class ImageFeatures:
     """What the vision tower and its projector make of the images of some prompts, in the order of their tokens.
 
     Attributes:
-        pooled: features that take the place of image tokens, in the form that the model's own tower returns.
-        deepstack: features that are added behind the first layers (Qwen3-VL), one tensor per layer; else empty.
+        pooled: what takes the place of image tokens.
+        deepstack: what is added behind each of the first layers (Qwen3-VL); else empty.
     """
 
-    pooled: Tensor | list[Tensor]
-    deepstack: list[Tensor]
+    pooled: Features
+    deepstack: list[Features]
 
     @classmethod
     def join(cls, parts: Sequence[ImageFeatures]) -> ImageFeatures:
         """The features of several prompts in a row."""
-        pooled: Any = [part.pooled for part in parts]
-        pooled = torch.cat(pooled) if isinstance(pooled[0], Tensor) else [x for features in pooled for x in features]
-        return cls(pooled, [torch.cat(layer) for layer in zip(*(part.deepstack for part in parts), strict=True)])
+        pooled = _join([part.pooled for part in parts])
+        return cls(pooled, [_join(layer) for layer in zip(*(part.deepstack for part in parts), strict=True)])
 
     def for_model(self) -> dict[str, Any]:
         """The `mm_encoder_outputs` argument of a forward, which takes the place of pixels (transformers 5.18)."""
         return {"image": SimpleNamespace(pooler_output=self.pooled, deepstack_features=self.deepstack)}
+
+
+def _join(parts: Sequence[Features]) -> Features:
+    tensors = [part for part in parts if isinstance(part, Tensor)]
+    return torch.cat(tensors) if tensors else [image for part in parts for image in part]
 
 
 def encode_images(model: PreTrainedModel, prompt: Prompt) -> ImageFeatures:
@@ -53,8 +61,7 @@ def encode_images(model: PreTrainedModel, prompt: Prompt) -> ImageFeatures:
         return prompt["features"]
     images = {key: value for key, value in prompt.items() if key not in (*PER_TOKEN, *PREPARED)}
     output = model.base_model.get_image_features(**images, return_dict=True)
-    pooled, deepstack = output.pooler_output, output.get("deepstack_features")
-    return ImageFeatures(pooled if isinstance(pooled, Tensor) else [*pooled], [*(deepstack or ())])
+    return ImageFeatures(output.pooler_output, [*(output.get("deepstack_features") or ())])
 
 
 def prepare(model: PreTrainedModel, prompts: Sequence[Prompt], frozen_vision: bool) -> list[Prompt]:

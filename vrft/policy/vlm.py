@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 ABSOLUTE_COORDINATES = {"qwen2_5_vl"}
 """Model types that name positions in pixels of the resized image; all others get 0..1000."""
 
-SPECIAL_IDS = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
-
 
 @dataclass(frozen=True)
 class LoRA:
@@ -117,12 +115,14 @@ class Policy(nn.Module):
         for parameter in self.model.parameters():
             if not parameter.requires_grad:
                 parameter.data = parameter.data.to(self.dtype)
-        config = model.config.to_dict()
-        banned = [config[name] for name in SPECIAL_IDS if config.get(name) is not None]
         stop = model.generation_config.eos_token_id
         stop = [*stop] if isinstance(stop, list) else [stop]
+        stop = sorted({*stop, self.tokenizer.eos_token_id})
+        # An image token in a completion would ask for an image; other special tokens are the chat's and nobody's answer.
+        special = {i for i, token in self.tokenizer.added_tokens_decoder.items() if token.special}
+        banned = sorted({*special, *self.tokenizer.all_special_ids, model.config.image_token_id}.difference(stop))
         self.register_buffer("banned_ids", torch.tensor(banned), persistent=False)
-        self.register_buffer("stop_ids", torch.tensor(sorted({*stop, self.tokenizer.eos_token_id})), persistent=False)
+        self.register_buffer("stop_ids", torch.tensor(stop), persistent=False)
 
     @staticmethod
     def _with_adapters(model: PreTrainedModel, lora: LoRA) -> nn.Module:

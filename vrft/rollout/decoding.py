@@ -47,7 +47,7 @@ class GroupCache:
     def __init__(self, cache: PromptCache, group: int, slots: int, types: Sequence[str], window: int | None) -> None:
         self.prompts = [cache.layers[layer] for layer in range(len(types))]
         self.rows = [
-            (k.new_empty(*k.shape[:2], group, slots, k.shape[3]), v.new_empty(*v.shape[:2], group, slots, v.shape[3]))
+            (k.new_zeros(*k.shape[:2], group, slots, k.shape[3]), v.new_zeros(*v.shape[:2], group, slots, v.shape[3]))
             for k, v in self.prompts
         ]
         self.layer_types, self.window = types, window
