@@ -254,9 +254,8 @@ class RFT(VisionModule):
         with self.phase("reference" if reference else "old", len(work)) as advance, moved:
             for i, (which, part) in enumerate(work):
                 mine = rows.take(part)
-                values = self.policy(
-                    [prompts[p] for p in which], mine.ids, mine.mask, self.sampling.temperature, reference=reference
-                )[0]
+                inputs, temperature = [prompts[p] for p in which], self.sampling.temperature
+                values, _ = self.policy(inputs, mine.ids, mine.mask, temperature, reference=reference, entropy=False)
                 log_probs[part, : values.shape[1]] = values
                 advance(i + 1)
         return log_probs

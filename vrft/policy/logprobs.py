@@ -14,7 +14,8 @@ CHUNK = 1024
 
 def token_distribution(logits: Tensor, temperature: float, banned: Tensor) -> Tensor:
     """Log-probabilities (…, V) that sampler and trainer share: logits over temperature, banned ids removed."""
-    return (logits.float() / temperature).index_fill(-1, banned, -torch.inf).log_softmax(-1)
+    logits = logits.float() if temperature == 1 else logits.float() / temperature
+    return logits.index_fill(-1, banned, -torch.inf).log_softmax(-1)
 
 
 def token_log_probs(
@@ -25,6 +26,7 @@ def token_log_probs(
     *,
     temperature: float,
     banned: Tensor,
+    entropy: bool = True,
     chunk: int = CHUNK,
 ) -> tuple[Tensor, Tensor]:
     """Log p(ids | hidden) and entropy in nats, both (N, T) and 0 where mask is 0; the entropy carries no gradient.
@@ -36,18 +38,22 @@ def token_log_probs(
         mask: 1 at real tokens (N, T), M of them.
         temperature: of the sampling distribution.
         banned: ids that can't be sampled (B,).
+        entropy: compute it; else it is 0.
         chunk: tokens whose logits exist at once; those of several chunks are computed again in the backward pass.
     """
 
     def score(h: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         log_p = token_distribution(head(h), temperature, banned)  # (chunk, V)
+        chosen = log_p.gather(-1, y[:, None])[:, 0]  # (chunk,)
+        if not entropy:
+            return chosen, torch.zeros_like(chosen)
         with torch.no_grad():
-            entropy = torch.special.entr(log_p.exp()).sum(-1)  # (chunk,)
-        return log_p.gather(-1, y[:, None])[:, 0], entropy
+            finite = log_p.clamp(min=torch.finfo(log_p.dtype).min)  # 0 * log 0 = 0
+            return chosen, -(finite.exp() * finite).sum(-1)
 
     keep = mask.bool()
     chunks = list(zip(hidden.split(chunk), ids[keep].split(chunk), strict=True))  # one empty chunk if there is no token
     parts = [score(*chunks[0])] if len(chunks) == 1 else [checkpoint(score, *c, use_reentrant=False) for c in chunks]
-    log_probs, entropy = (torch.cat(column) for column in zip(*parts, strict=True))
+    log_probs, entropies = (torch.cat(column) for column in zip(*parts, strict=True))
     empty = log_probs.new_zeros(ids.shape)
-    return empty.masked_scatter(keep, log_probs), empty.masked_scatter(keep, entropy)
+    return empty.masked_scatter(keep, log_probs), empty.masked_scatter(keep, entropies)

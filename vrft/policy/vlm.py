@@ -118,7 +118,7 @@ class Policy(nn.Module):
         stop = model.generation_config.eos_token_id
         stop = [*stop] if isinstance(stop, list) else [stop]
         stop = sorted({*stop, self.tokenizer.eos_token_id})
-        # An image token in a completion would ask for an image; other special tokens are the chat's and nobody's answer.
+        # An image token in a completion would ask for an image; other special tokens are the chat's, no answer's.
         special = {i for i, token in self.tokenizer.added_tokens_decoder.items() if token.special}
         banned = sorted({*special, *self.tokenizer.all_special_ids, model.config.image_token_id}.difference(stop))
         self.register_buffer("banned_ids", torch.tensor(banned), persistent=False)
@@ -167,7 +167,14 @@ class Policy(nn.Module):
         return PromptBatch(batch.samples, batch.frames, inputs)
 
     def forward(
-        self, prompts: Sequence[Prompt], ids: Tensor, mask: Tensor, temperature: float, *, reference: bool = False
+        self,
+        prompts: Sequence[Prompt],
+        ids: Tensor,
+        mask: Tensor,
+        temperature: float,
+        *,
+        reference: bool = False,
+        entropy: bool = True,
     ) -> tuple[Tensor, Tensor]:
         """Log-probabilities and entropy of completions, both (N, T) and 0 where mask is 0.
 
@@ -177,6 +184,7 @@ class Policy(nn.Module):
             mask: 1 at real tokens (N, T).
             temperature: of the sampling distribution.
             reference: ask the reference instead; call under `no_grad`, inside `reference_at_work`.
+            entropy: compute it; else it is 0.
         """
         from vrft.policy.repeated import repeated_hidden_states
         from vrft.policy.shared_prefix import group_hidden_states
@@ -185,7 +193,9 @@ class Policy(nn.Module):
         with self.autocast(), self._reference() if reference else nullcontext(self.base) as model:
             hidden = hidden_states(model, prompts, ids, mask.sum(1).tolist())  # (real tokens, H)
             head = model.get_output_embeddings()
-            return token_log_probs(head, hidden, ids, mask, temperature=temperature, banned=self.banned_ids)
+            return token_log_probs(
+                head, hidden, ids, mask, temperature=temperature, banned=self.banned_ids, entropy=entropy
+            )
 
     @torch.no_grad()
     def sharing_gap(self, prompt: Prompt, ids: Tensor, mask: Tensor) -> tuple[float, float]:
