@@ -1,210 +1,158 @@
-"""Build a random Qwen2-VL / Qwen2.5-VL checkpoint folder (config + tokenizer + image processor + random weights) offline.
+"""Write a random Qwen2-VL or Qwen2.5-VL checkpoint: config, weights, tokenizer, image processor. Needs no network.
 
-python build_ckpt.py OUT --arch qwen2_vl|qwen2_5_vl --preset tiny|small|3b --dtype float32
+    python benchmarks/build_checkpoint.py CKPT --preset tiny
+
+`tiny` has 4.9 M parameters; `small` and `3b` have the widths and the vocabulary of real models.
 """
+
+from __future__ import annotations
 
 import argparse
 import json
-import os
 import random
+from pathlib import Path
+from typing import Any
 
-TEMPLATE = (  # chat markup of the Qwen-VL family, images only
-    "{% for m in messages %}<|im_start|>{{ m.role }}\n"
-    "{% if m.content is string %}{{ m.content }}{% else %}{% for part in m.content %}"
-    "{% if part.type == 'image' %}<|vision_start|><|image_pad|><|vision_end|>{% else %}{{ part.text }}{% endif %}"
-    "{% endfor %}{% endif %}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+CHAT_TEMPLATE = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.content is string %}{{ m.content }}{% else %}"
+    "{% for part in m.content %}{{ '<|vision_start|><|image_pad|><|vision_end|>' if part.type == 'image' "
+    "else part.text }}{% endfor %}{% endif %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-SPECIALS = [
-    "<|endoftext|>",
-    "<|im_start|>",
-    "<|im_end|>",
-    "<|object_ref_start|>",
-    "<|object_ref_end|>",
-    "<|box_start|>",
-    "<|box_end|>",
-    "<|quad_start|>",
-    "<|quad_end|>",
-    "<|vision_start|>",
-    "<|vision_end|>",
-    "<|vision_pad|>",
-    "<|image_pad|>",
-    "<|video_pad|>",
+NAMES = ("endoftext", "im_start", "im_end", "vision_start", "vision_end", "vision_pad", "image_pad", "video_pad")
+WORDS = [
+    "the",
+    "red",
+    "green",
+    "blue",
+    "circle",
+    "square",
+    "box",
+    "is",
+    "at",
+    "left",
+    "right",
+    "top",
+    "of",
+    "image",
+    "count",
+    "how",
+    "many",
+    "answer",
+    "think",
+    "yes",
+    "no",
 ]
+PRESETS: dict[str, dict[str, Any]] = {
+    "tiny": {
+        "text": {"hidden_size": 256, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 688},
+        "vision": {"width": 128, "depth": 2, "num_heads": 4, "intermediate_size": 344, "full": [1]},
+        "vocabulary": None,
+    },
+    "small": {
+        "text": {"hidden_size": 1024, "num_hidden_layers": 12, "num_attention_heads": 16, "intermediate_size": 4096},
+        "vision": {"width": 640, "depth": 12, "num_heads": 10, "intermediate_size": 1712, "full": [7]},
+        "vocabulary": 151936,
+    },
+    "3b": {
+        "text": {"hidden_size": 2048, "num_hidden_layers": 36, "num_attention_heads": 16, "intermediate_size": 11008},
+        "vision": {"width": 1280, "depth": 32, "num_heads": 16, "intermediate_size": 3420, "full": [7, 15, 23, 31]},
+        "vocabulary": 151936,
+    },
+}
 
 
-def make_tokenizer(vocab):
+def build_tokenizer(folder: Path) -> Any:
+    """A byte-level BPE of 2,000 pieces, trained on random words, numbers and letters."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import Qwen2TokenizerFast
 
     rng = random.Random(0)
-    words = [
-        "the",
-        "a",
-        "red",
-        "green",
-        "blue",
-        "circle",
-        "square",
-        "triangle",
-        "box",
-        "is",
-        "at",
-        "left",
-        "right",
-        "top",
-        "bottom",
-        "of",
-        "image",
-        "count",
-        "how",
-        "many",
-        "answer",
-        "think",
-        "yes",
-        "no",
-        "one",
-        "two",
-        "three",
-        "four",
-        "five",
-        "six",
-        "seven",
-        "eight",
-        "nine",
-        "ten",
-        "point",
-        "label",
-        "bbox_2d",
-        "json",
-        "detect",
-        "find",
-    ]
-    corpus = [
-        " ".join(rng.choice(words) for _ in range(30)) + " " + str([rng.randint(0, 999) for _ in range(4)])
-        for _ in range(2000)
-    ]
+    corpus = [" ".join(rng.choices(WORDS, k=30)) + f" {[rng.randint(0, 999) for _ in range(4)]}" for _ in range(2000)]
     corpus += ["".join(chr(rng.randint(97, 122)) for _ in range(rng.randint(3, 9))) for _ in range(4000)]
-    tok = Tokenizer(models.BPE())
-    tok.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tok.decoder = decoders.ByteLevel()
-    tok.train_from_iterator(
-        corpus,
-        trainers.BpeTrainer(
-            vocab_size=vocab,
-            special_tokens=[],
-            show_progress=False,
-            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        ),
+    core = Tokenizer(models.BPE())
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    core.train_from_iterator(
+        corpus, trainers.BpeTrainer(vocab_size=2000, show_progress=False, initial_alphabet=alphabet)
     )
-    t = Qwen2TokenizerFast(
-        tokenizer_object=tok,
-        eos_token="<|im_end|>",
-        pad_token="<|endoftext|>",
-        unk_token=None,
-        additional_special_tokens=SPECIALS[1:],
-        model_max_length=32768,
+    special = [f"<|{name}|>" for name in NAMES]
+    tokenizer = Qwen2TokenizerFast(
+        tokenizer_object=core, eos_token="<|im_end|>", pad_token="<|endoftext|>", unk_token=None
     )
-    t.add_special_tokens({"additional_special_tokens": SPECIALS[1:]})
-    t.chat_template = TEMPLATE
-    return t
+    tokenizer.add_special_tokens({"additional_special_tokens": special})
+    tokenizer.chat_template = CHAT_TEMPLATE
+    tokenizer.save_pretrained(folder)
+    return tokenizer
 
 
-PRESETS = {  # text hidden, layers, heads, kv, mlp, vocab(bpe), vision embed, depth, vheads, vmlp
-    "tiny": dict(h=256, L=4, nh=4, kv=2, ff=688, bpe=2000, ve=128, vd=2, vh=4, vff=344, pad_vocab=None, theta=1e6),
-    "small": dict(
-        h=1024, L=12, nh=16, kv=2, ff=4096, bpe=2000, ve=640, vd=12, vh=10, vff=1712, pad_vocab=151936, theta=1e6
-    ),
-    "3b": dict(
-        h=2048, L=36, nh=16, kv=2, ff=11008, bpe=2000, ve=1280, vd=32, vh=16, vff=3420, pad_vocab=151936, theta=1e6
-    ),
-}
+def build_config(arch: str, preset: dict[str, Any], tokenizer: Any) -> Any:
+    """The model's configuration, with two key-value heads and rotary positions of three axes."""
+    from transformers import AutoConfig
 
-
-def main():
-    ap = argparse.ArgumentParser()
-    ap.add_argument("out")
-    ap.add_argument("--arch", default="qwen2_5_vl", choices=["qwen2_vl", "qwen2_5_vl"])
-    ap.add_argument("--preset", default="tiny", choices=list(PRESETS))
-    ap.add_argument("--dtype", default="float32")
-    ap.add_argument("--tie", action="store_true")
-    ap.add_argument("--seed", type=int, default=0)
-    ap.add_argument("--device", default="cpu")
-    a = ap.parse_args()
-    import torch
-    import transformers
-
-    p = PRESETS[a.preset]
-    os.makedirs(a.out, exist_ok=True)
-    tok = make_tokenizer(p["bpe"])
-    ids = {s: tok.convert_tokens_to_ids(s) for s in SPECIALS}
-    assert len(set(ids.values())) == len(SPECIALS) and tok.unk_token_id not in ids.values(), ids
-    vocab = p["pad_vocab"] or ((len(tok) + 63) // 64 * 64)
-    hd = p["h"] // p["nh"]
-    s = [hd // 8, hd * 3 // 16, hd * 3 // 16]
-    s[0] = hd // 2 - s[1] - s[2]
-    text = dict(
-        vocab_size=vocab,
-        hidden_size=p["h"],
-        intermediate_size=p["ff"],
-        num_hidden_layers=p["L"],
-        num_attention_heads=p["nh"],
-        num_key_value_heads=p["kv"],
-        max_position_embeddings=32768,
-        rms_norm_eps=1e-6,
-        rope_parameters={"rope_type": "default", "mrope_section": s, "rope_theta": p["theta"]},
-        bos_token_id=ids["<|endoftext|>"],
-        eos_token_id=ids["<|im_end|>"],
-        pad_token_id=ids["<|endoftext|>"],
-    )
-    common = dict(
-        image_token_id=ids["<|image_pad|>"],
-        video_token_id=ids["<|video_pad|>"],
-        vision_start_token_id=ids["<|vision_start|>"],
-        vision_end_token_id=ids["<|vision_end|>"],
-        tie_word_embeddings=a.tie,
-    )
-    if a.arch == "qwen2_vl":
-        vis = dict(depth=p["vd"], embed_dim=p["ve"], hidden_size=p["h"], num_heads=p["vh"], mlp_ratio=4)
-        cfg = transformers.Qwen2VLConfig(text_config=text, vision_config=vis, **common)
-        M = transformers.Qwen2VLForConditionalGeneration
+    ids = {name: tokenizer.convert_tokens_to_ids(f"<|{name}|>") for name in NAMES}
+    width = preset["text"]["hidden_size"]
+    half = width // preset["text"]["num_attention_heads"] // 2
+    sections = [half - 2 * (half * 3 // 8), half * 3 // 8, half * 3 // 8]
+    text = preset["text"] | {
+        "vocab_size": preset["vocabulary"] or -(-len(tokenizer) // 64) * 64,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 32768,
+        "rms_norm_eps": 1e-6,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": sections},
+        "bos_token_id": ids["endoftext"],
+        "eos_token_id": ids["im_end"],
+        "pad_token_id": ids["endoftext"],
+    }
+    tower = preset["vision"]
+    vision = {"depth": tower["depth"], "num_heads": tower["num_heads"]}
+    if arch == "qwen2_vl":
+        vision |= {"embed_dim": tower["width"], "hidden_size": width, "mlp_ratio": 4}
     else:
-        vis = dict(
-            depth=p["vd"],
-            hidden_size=p["ve"],
-            out_hidden_size=p["h"],
-            num_heads=p["vh"],
-            intermediate_size=p["vff"],
-            window_size=112,
-            fullatt_block_indexes=[p["vd"] - 1] if p["vd"] < 8 else [7, 15, 23, 31][: max(1, p["vd"] // 8)],
-        )
-        cfg = transformers.Qwen2_5_VLConfig(text_config=text, vision_config=vis, **common)
-        M = transformers.Qwen2_5_VLForConditionalGeneration
-    torch.manual_seed(a.seed)
-    with torch.device(a.device):
-        m = M(cfg).to(getattr(torch, a.dtype))
-    m.generation_config.eos_token_id = ids["<|im_end|>"]
-    m.generation_config.pad_token_id = ids["<|endoftext|>"]
-    m.save_pretrained(a.out)
-    tok.save_pretrained(a.out)
-    ip = {
-        "min_pixels": 28 * 28 * 4,
-        "max_pixels": 28 * 28 * 1280,
+        vision |= {"hidden_size": tower["width"], "out_hidden_size": width, "window_size": 112}
+        vision |= {"intermediate_size": tower["intermediate_size"], "fullatt_block_indexes": tower["full"]}
+    named = {f"{name}_token_id": ids[name] for name in ("vision_start", "vision_end")}
+    named |= {"image_token_id": ids["image_pad"], "video_token_id": ids["video_pad"]}
+    return AutoConfig.for_model(arch, text_config=text, vision_config=vision, tie_word_embeddings=False, **named)
+
+
+def main() -> None:
+    """Write the folder."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--arch", default="qwen2_5_vl", choices=["qwen2_5_vl", "qwen2_vl"])
+    parser.add_argument("--preset", default="tiny", choices=list(PRESETS))
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--device", default="cpu", help="where the weights are made")
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+
+    import torch
+    from transformers import AutoModelForImageTextToText
+
+    tokenizer = build_tokenizer(arguments.folder)
+    config = build_config(arguments.arch, PRESETS[arguments.preset], tokenizer)
+    torch.manual_seed(arguments.seed)
+    with torch.device(arguments.device):
+        model = AutoModelForImageTextToText.from_config(config, dtype=getattr(torch, arguments.dtype))
+    model.generation_config.eos_token_id = config.text_config.eos_token_id
+    model.generation_config.pad_token_id = config.text_config.pad_token_id
+    model.save_pretrained(arguments.folder)
+    processor = {
+        "processor_class": "Qwen2_5_VLProcessor" if arguments.arch == "qwen2_5_vl" else "Qwen2VLProcessor",
+        "image_processor_type": "Qwen2VLImageProcessor",
+        "size": {"shortest_edge": 28 * 28 * 4, "longest_edge": 28 * 28 * 16384},
         "patch_size": 14,
         "temporal_patch_size": 2,
         "merge_size": 2,
-        "image_mean": [0.48145466, 0.4578275, 0.40821073],
-        "image_std": [0.26862954, 0.26130258, 0.27577711],
-        "image_processor_type": "Qwen2VLImageProcessor",
-        "processor_class": "Qwen2_5_VLProcessor" if a.arch == "qwen2_5_vl" else "Qwen2VLProcessor",
+        "image_mean": [0.48, 0.46, 0.41],
+        "image_std": [0.27, 0.26, 0.28],
     }
-    json.dump(ip, open(os.path.join(a.out, "preprocessor_config.json"), "w"), indent=1)
-    n = sum(x.numel() for x in m.parameters())
-    nv = sum(x.numel() for k, x in m.named_parameters() if "visual" in k)
-    print(
-        json.dumps(
-            {"params_M": n / 1e6, "vision_M": nv / 1e6, "vocab": vocab, "ids": ids, "files": sorted(os.listdir(a.out))}
-        )
-    )
+    (arguments.folder / "preprocessor_config.json").write_text(json.dumps(processor, indent=2))
+    millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6
+    print(f"{arguments.folder}: {type(model).__name__}, {millions:.1f} M parameters")
 
 
-main()
+if __name__ == "__main__":
+    main()

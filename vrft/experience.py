@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -20,19 +20,23 @@ class Rows:
     ids: Tensor  # (N, T)
     mask: Tensor  # (N, T), 1 at tokens that count
     sampled_log_probs: Tensor  # (N, T), as the rollout engine computed them
+    old_log_probs: Tensor  # (N, T), the same by the trainer: under the weights that sampled
     advantages: Tensor  # (N,)
     weights: Tensor  # (N,), of each row's tokens
-    old_log_probs: Tensor | None = None  # (N, T), under the weights that sampled
     reference: Tensor | None = None  # (N, T)
 
     def take(self, rows: Sequence[int]) -> Rows:
         """Some of them, up to the last token of the longest."""
         width = max(1, int(self.mask[rows].sum(1).max()))
-
-        def cut(x: Tensor | None) -> Tensor | None:
-            return None if x is None else x[rows, :width] if x.ndim == 2 else x[rows]
-
-        return Rows(*(cut(getattr(self, field.name)) for field in fields(self)))  # type: ignore[arg-type]
+        return Rows(
+            self.ids[rows, :width],
+            self.mask[rows, :width],
+            self.sampled_log_probs[rows, :width],
+            self.old_log_probs[rows, :width],
+            self.advantages[rows],
+            self.weights[rows],
+            None if self.reference is None else self.reference[rows, :width],
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,9 +66,12 @@ class Experience:
         return Experience(
             PromptBatch(a.samples + b.samples, a.frames + b.frames, a.inputs + b.inputs),
             Rollout(
-                *(cat(name) for name in ("ids", "mask", "log_probs", "sampling_log_probs")),
-                torch.cat([self.rollout.truncated, other.rollout.truncated]),
-                self.rollout.texts + other.rollout.texts,
+                ids=cat("ids"),
+                mask=cat("mask"),
+                log_probs=cat("log_probs"),
+                sampling_log_probs=cat("sampling_log_probs"),
+                truncated=torch.cat([self.rollout.truncated, other.rollout.truncated]),
+                texts=self.rollout.texts + other.rollout.texts,
             ),
             self.answers + other.answers,
             {name: torch.cat([values, other.rewards[name]]) for name, values in self.rewards.items()},
@@ -75,14 +82,13 @@ class Experience:
         """These prompts of it, with all their completions."""
         group = self.total.shape[1]
         rows = [p * group + g for p in prompts for g in range(group)]
-        batch, rollout = self.batch, self.rollout
-        mask = rollout.mask[rows]
-        width = int(mask.sum(1).max())
+        rollout = self.rollout
+        width = int(rollout.mask[rows].sum(1).max())
         return Experience(
-            PromptBatch(*([column[p] for p in prompts] for column in (batch.samples, batch.frames, batch.inputs))),
+            self.batch.select(prompts),
             Rollout(
                 rollout.ids[rows, :width],
-                mask[:, :width],
+                rollout.mask[rows, :width],
                 rollout.log_probs[rows, :width],
                 rollout.sampling_log_probs[rows, :width],
                 rollout.truncated[rows],

@@ -122,7 +122,9 @@ def policy_loss(
     beta: float = 0.0,
     kl_estimator: KLEstimator = "k3",
 ) -> PolicyLoss:
-    """Sum over rows and tokens of weight * (surrogate + beta * KL). The surrogate, with rho = pi / pi_old:
+    """Sum over rows and tokens of weight * (surrogate + beta * KL).
+
+    The surrogate, with rho = pi / pi_old:
 
         grpo, bnpo, dr_grpo, dapo    -min(rho A, clip(rho, 1 - epsilon, 1 + epsilon_high) A)    DeepSeekMath, eq. 3
         gspo     the same with exp(mean over tokens of log rho) in place of rho                 2507.18071, eq. 5-7

@@ -144,7 +144,7 @@ class RFT(VisionModule):
         prompts = len(batch.samples) // self.batches_per_step  # P
         everything: Experience | None = None
         for start in range(0, len(batch.samples), prompts):
-            part = PromptBatch(*(x[start : start + prompts] for x in (batch.samples, batch.frames, batch.inputs)))
+            part = batch.select(range(start, start + prompts))
             more = self.reward(*self.rollout(part, start))
             everything = more if everything is None else everything.join(more)
             if int((~everything.tied).sum()) >= prompts:
@@ -181,9 +181,11 @@ class RFT(VisionModule):
 
     def advantages(self, total: Tensor) -> Tensor:
         """How much better than its group each completion is, given the rewards: (P, G) -> (P, G)."""
-        everyone = self.all_gather(total).view(-1, self.num_generations)  # (P of all ranks, G)
+        gathered = self.all_gather(total)
+        assert isinstance(gathered, Tensor)
+        everyone = gathered.view(-1, self.num_generations)  # (P of all ranks, G)
         advantages = group_advantages(everyone, self.scale_rewards, self.leave_one_out)
-        return advantages.view(-1, *total.shape)[self.global_rank % (len(everyone) // len(total))].to(self.device)
+        return advantages.view(-1, *total.shape)[self.global_rank].to(self.device)
 
     def log_experience(self, sampled: Experience, prompts: int) -> None:
         """Log all that was sampled, before any of it is left out."""
@@ -232,7 +234,8 @@ class RFT(VisionModule):
         for lengths in mask.sum(1).split([count * self.num_generations for count in minibatches]):
             tokens = self.trainer.strategy.reduce(lengths.sum().float(), reduce_op="mean")
             weights.append(token_weights(lengths, self.loss_type, self.max_completion_length, tokens))
-        return Rows(rollout.ids, mask, rollout.log_probs, advantages.flatten(), torch.cat(weights))
+        old = torch.zeros_like(rollout.log_probs)
+        return Rows(rollout.ids, mask, rollout.log_probs, old, advantages.flatten(), torch.cat(weights))
 
     def micro_batches(self, prompts: Sequence[Prompt], rows: Rows, which: Sequence[int]) -> list[MicroBatch]:
         """Split prompts by tokens. Those that have no gradient are left out; one stays, so that no rank has none."""

@@ -6,6 +6,7 @@ L prompt tokens, T completion tokens.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -54,6 +55,12 @@ class PromptBatch:
     samples: list[Sample]
     frames: list[Frame]
     inputs: list[dict[str, Any]]  # P times input_ids, attention_mask (1, L) and the images
+
+    def select(self, prompts: Sequence[int]) -> PromptBatch:
+        """These prompts of it."""
+        return PromptBatch(
+            [self.samples[p] for p in prompts], [self.frames[p] for p in prompts], [self.inputs[p] for p in prompts]
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -96,7 +96,8 @@ class VisionData(LightningDataModule):
         samples = self.train_set()
         rank, world_size = self._rank_and_world_size()
         assert self.trainer is not None
-        batch_size = self.batch_size * self.trainer.lightning_module.batches_per_step
+        module: Any = self.trainer.lightning_module
+        batch_size = self.batch_size * module.batches_per_step
         sampler = PromptSampler(len(samples), batch_size, rank, world_size, self.seed, self.shuffle)  # type: ignore[arg-type]
         return ResumableLoader(samples, batch_size=batch_size, sampler=sampler, **self._workers())
 

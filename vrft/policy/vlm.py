@@ -244,16 +244,21 @@ class Policy(nn.Module):
         self.train(training)
 
     @torch.no_grad()
-    def _decoding_weights(self) -> dict[nn.Parameter, Tensor]:
-        if self.lora is not None:
-            from peft.tuners.lora import LoraLayer
+    def _decoding_weights(self) -> dict[Tensor, Tensor]:
+        from peft.tuners.lora import LoraLayer
 
-            layers = [module for module in self.base.modules() if isinstance(module, LoraLayer)]
-            weights = [(layer.get_base_layer().weight, layer.get_delta_weight("default")) for layer in layers]
-            return {weight: (weight + delta).to(weight.dtype) for weight, delta in weights}
-        layers = [module for module in self.base.modules() if isinstance(module, nn.Linear)]
-        weights = [layer.weight for layer in layers if layer.weight.dtype != self.dtype]
-        return {weight: weight.to(self.dtype) for weight in weights}
+        modules = list(self.base.modules())
+        on_cpu = self.banned_ids.device.type == "cpu"
+        weights: dict[Tensor, Tensor] = {}
+        for module in modules:
+            if isinstance(module, LoraLayer):
+                weight = module.get_base_layer().weight
+                weights[weight] = (weight + module.get_delta_weight("default")).to(self.dtype)
+            elif isinstance(module, nn.Linear) and (on_cpu or module.weight.dtype != self.dtype):
+                weights.setdefault(module.weight, module.weight.to(self.dtype))
+        if on_cpu:  # which multiplies few rows faster by weights that lie the other way round in memory
+            weights = {weight: value.t().contiguous().t() for weight, value in weights.items()}
+        return weights
 
     @contextmanager
     def reference_at_work(self) -> Iterator[None]:
@@ -321,7 +326,7 @@ def language_model_layers(model: PreTrainedModel) -> str:
 
 
 @contextmanager
-def _replaced(weights: dict[nn.Parameter, Tensor]) -> Iterator[None]:
+def _replaced(weights: dict[Tensor, Tensor]) -> Iterator[None]:
     originals = {parameter: parameter.data for parameter in weights}
     for parameter, value in weights.items():
         parameter.data = value

@@ -70,7 +70,8 @@ def _draw(sampling: Sampling, banned: Tensor) -> Draw:
         full = token_distribution(logits, sampling.temperature, banned)  # (n, V)
         truncated = warpers(None, full).log_softmax(-1) if warpers else full
         tokens = full.argmax(-1) if sampling.greedy else inverse_transform(truncated, uniform)
-        return tokens, *(log_p.gather(-1, tokens[:, None])[:, 0] for log_p in (full, truncated))
+        chosen, drawn = (log_p.gather(-1, tokens[:, None])[:, 0] for log_p in (full, truncated))
+        return tokens, chosen, drawn
 
     return draw
 
