@@ -20,29 +20,7 @@ CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 NAMES = ("endoftext", "im_start", "im_end", "vision_start", "vision_end", "vision_pad", "image_pad", "video_pad")
-WORDS = [
-    "the",
-    "red",
-    "green",
-    "blue",
-    "circle",
-    "square",
-    "box",
-    "is",
-    "at",
-    "left",
-    "right",
-    "top",
-    "of",
-    "image",
-    "count",
-    "how",
-    "many",
-    "answer",
-    "think",
-    "yes",
-    "no",
-]
+WORDS = "the red green blue circle square box is at left right top of image count how many answer think yes no"
 PRESETS: dict[str, dict[str, Any]] = {
     "tiny": {
         "text": {"hidden_size": 256, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 688},
@@ -68,7 +46,9 @@ def build_tokenizer(folder: Path) -> Any:
     from transformers import Qwen2TokenizerFast
 
     rng = random.Random(0)
-    corpus = [" ".join(rng.choices(WORDS, k=30)) + f" {[rng.randint(0, 999) for _ in range(4)]}" for _ in range(2000)]
+    corpus = [
+        " ".join(rng.choices(WORDS.split(), k=30)) + f" {[rng.randint(0, 999) for _ in range(4)]}" for _ in range(2000)
+    ]
     corpus += ["".join(chr(rng.randint(97, 122)) for _ in range(rng.randint(3, 9))) for _ in range(4000)]
     core = Tokenizer(models.BPE())
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
