@@ -1,13 +1,25 @@
 """The objective against numpy, exact sums and a plain loop over tokens."""
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from vrft.grpo import group_advantages, kl_to_reference, masked_mean, policy_loss
+from vrft.grpo import (
+    KLEstimator,
+    LossType,
+    PolicyLoss,
+    ScaleRewards,
+    group_advantages,
+    kl_to_reference,
+    masked_mean,
+    overlong_penalty,
+    policy_loss,
+    token_weights,
+)
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -27,19 +39,26 @@ def test_advantages_are_those_of_numpy() -> None:
     r = rewards.numpy()
     centred = r - r.mean(1, keepdims=True)
     np.testing.assert_allclose(group_advantages(rewards), centred / (r.std(1, ddof=1, keepdims=True) + 1e-4))
-    np.testing.assert_allclose(group_advantages(rewards, scale_rewards=False), centred)
+    np.testing.assert_allclose(group_advantages(rewards, "none"), centred)
+    np.testing.assert_allclose(group_advantages(rewards, "batch"), centred / (r.std(ddof=1) + 1e-4))
 
 
-@pytest.mark.parametrize("scale_rewards", [True, False])
+def test_leave_one_out_compares_with_the_others_alone() -> None:
+    rewards = torch.rand(3, 4, dtype=torch.float64, generator=generator())
+    expected = [[row[i] - (row.sum() - row[i]) / 3 for i in range(4)] for row in rewards.numpy()]
+    np.testing.assert_allclose(group_advantages(rewards, "none", leave_one_out=True), expected)
+
+
+@pytest.mark.parametrize("scale_rewards", ["group", "batch", "none"])
 @pytest.mark.parametrize("reward", [0.0, 1.0, 0.3, 1.7])
-def test_equal_rewards_have_no_advantage(reward: float, scale_rewards: bool) -> None:
+def test_equal_rewards_have_no_advantage(reward: float, scale_rewards: ScaleRewards) -> None:
     for group in range(2, 17):
         assert not group_advantages(torch.full((3, group), reward), scale_rewards).any()
 
 
 def test_groups_do_not_see_each_other() -> None:
     rewards = torch.tensor([[0.0, 1.0], [5.0, 5.0]])
-    assert group_advantages(rewards, scale_rewards=False).tolist() == [[-0.5, 0.5], [0, 0]]
+    assert group_advantages(rewards, "none").tolist() == [[-0.5, 0.5], [0, 0]]
 
 
 def test_kl_estimate_is_never_negative_and_0_at_the_reference() -> None:
@@ -51,11 +70,36 @@ def test_kl_estimate_is_never_negative_and_0_at_the_reference() -> None:
     assert kl_to_reference(log_probs, near).ge(0).all()
 
 
-def test_kl_estimate_has_the_exact_kl_as_its_expectation() -> None:
+@pytest.mark.parametrize("estimator", ["k1", "k3"])
+def test_unbiased_estimates_have_the_exact_kl_as_their_expectation(estimator: KLEstimator) -> None:
     log_pi, log_reference = normal(10, 7).log_softmax(-1), normal(10, 7, seed=1).log_softmax(-1)
-    expectation = (log_pi.exp() * kl_to_reference(log_pi, log_reference)).sum(-1)
-    exact = (log_pi.exp() * (log_pi - log_reference)).sum(-1)
-    torch.testing.assert_close(expectation, exact)
+    expectation = (log_pi.exp() * kl_to_reference(log_pi, log_reference, estimator)).sum(-1)
+    torch.testing.assert_close(expectation, (log_pi.exp() * (log_pi - log_reference)).sum(-1))
+
+
+def test_k2_has_the_gradient_of_the_exact_kl() -> None:
+    logits = normal(7).requires_grad_()
+    log_reference = normal(7, seed=1).log_softmax(-1)
+    log_pi = logits.log_softmax(-1)
+    exact = torch.autograd.grad((log_pi.exp() * (log_pi - log_reference)).sum(), logits, retain_graph=True)[0]
+    sampled = (log_pi.detach().exp() * kl_to_reference(log_pi, log_reference, "k2")).sum()
+    torch.testing.assert_close(torch.autograd.grad(sampled, logits)[0], exact)
+
+
+def test_overlong_penalty_falls_from_0_to_minus_1_over_the_buffer() -> None:
+    lengths = torch.tensor([1, 80, 81, 90, 99, 100])
+    assert overlong_penalty(lengths, max_completion_length=100, buffer=20).tolist() == pytest.approx(
+        [0, 0, -0.05, -0.5, -0.95, -1]
+    )
+
+
+LENGTHS = [6, 1, 0, 4, 5, 6]
+LIMIT = 8
+
+
+def loss_of(log_probs: Tensor, old: Tensor, advantages: Tensor, mask: Tensor, **settings: Any) -> PolicyLoss:
+    weights = token_weights(mask.sum(1), settings.get("loss_type", "grpo"), LIMIT)
+    return policy_loss(log_probs, old, advantages, mask, weights.to(log_probs.dtype), **settings)
 
 
 def test_on_policy_gradient_is_the_policy_gradient() -> None:
@@ -63,86 +107,133 @@ def test_on_policy_gradient_is_the_policy_gradient() -> None:
     advantages = torch.tensor([1.5, -0.5, 2.0], dtype=torch.float64)
     log_probs = normal(3, 4).requires_grad_()
     mask = ragged_mask(lengths)
-    result = policy_loss(log_probs, log_probs.detach(), advantages, mask)
+    result = loss_of(log_probs, log_probs.detach(), advantages, mask)
     result.loss.backward()
-    torch.testing.assert_close(result.loss.item(), -advantages.sum().item())
-    torch.testing.assert_close(log_probs.grad, -advantages[:, None] * mask / torch.tensor(lengths)[:, None])
+    torch.testing.assert_close(result.loss.item(), -advantages.mean().item(), rtol=1e-6, atol=1e-6)
+    expected = -advantages[:, None] * mask / torch.tensor(lengths)[:, None] / 3
+    torch.testing.assert_close(log_probs.grad, expected, rtol=1e-6, atol=1e-6)
     assert not result.clipped.any()
 
 
-def naive_token(log_p: float, old: float, a: float, reference: float, beta: float, low: float, high: float) -> tuple:
-    """Loss of one token, its derivative, its KL and whether clipping is active."""
-    ratio, gap = math.exp(log_p - old), reference - log_p
-    kl = math.exp(gap) - gap - 1
+def naive_kl(estimator: str, log_p: float, reference: float) -> tuple[float, float]:
+    """The estimate and its derivative by log_p."""
+    d = reference - log_p
+    return {"k1": (-d, 1.0), "k2": (d * d / 2, -d), "k3": (math.exp(d) - d - 1, 1 - math.exp(d))}[estimator]
+
+
+def naive_surrogate(ratio: float, a: float, low: float, high: float) -> tuple[float, float, bool]:
+    """Value, derivative by the log of the ratio, and whether clipping is active."""
     bounded = min(ratio, 1 + high) if a > 0 else max(ratio, 1 - low)
     clipped = a != 0 and bounded != ratio
-    slope = 0.0 if clipped else ratio * a
-    return -bounded * a + beta * kl, -slope + beta * (1 - math.exp(gap)), kl, clipped
+    return -bounded * a, 0.0 if clipped else -ratio * a, clipped
 
 
+def naive_row(
+    kind: str, log_p: list[float], old: list[float], a: float, low: float, high: float | None
+) -> tuple[list[float], list[float], list[bool]]:
+    """Value of each token of a row, derivative of the row's sum by each log_p, and clipping."""
+    n = len(log_p)
+    if kind == "cispo":
+        ratios = [math.exp(x - y) for x, y in zip(log_p, old, strict=True)]
+        capped = [min(ratio, high or 5.0) for ratio in ratios]
+        values = [-c * a * x for c, x in zip(capped, log_p, strict=True)]
+        return values, [-c * a for c in capped], [r > (high or 5.0) and a > 0 for r in ratios]
+    if kind == "gspo":
+        ratio = math.exp(sum(x - y for x, y in zip(log_p, old, strict=True)) / max(n, 1))
+        value, slope, clipped = naive_surrogate(ratio, a, low, high or low)
+        return [value] * n, [slope] * n, [clipped] * n  # n tokens move the ratio by 1/n each, and each has its value
+    tokens = [naive_surrogate(math.exp(x - y), a, low, high or low) for x, y in zip(log_p, old, strict=True)]
+    return [t[0] for t in tokens], [t[1] for t in tokens], [t[2] for t in tokens]
+
+
+def naive_weight(kind: str, length: int) -> float:
+    tokens = sum(LENGTHS)
+    each = 1 / (len(LENGTHS) * length)
+    return {"grpo": each, "gspo": each, "dr_grpo": 1 / (len(LENGTHS) * LIMIT)}.get(kind, 1 / tokens)
+
+
+@pytest.mark.parametrize("estimator", ["k1", "k2", "k3"])
 @pytest.mark.parametrize(("beta", "high"), [(0.0, None), (0.04, None), (0.5, 0.4)])
-def test_policy_loss_is_that_of_a_plain_loop(beta: float, high: float | None) -> None:
-    lengths = [6, 1, 0, 4, 5, 6]
-    mask = ragged_mask(lengths)
+@pytest.mark.parametrize("kind", ["grpo", "bnpo", "dr_grpo", "dapo", "gspo", "cispo"])
+def test_policy_loss_is_that_of_a_plain_loop(
+    kind: LossType, beta: float, high: float | None, estimator: KLEstimator
+) -> None:
+    mask = ragged_mask(LENGTHS)
     old, reference = normal(6, 6) - 2, normal(6, 6, seed=1) - 2
-    log_probs = (old + 0.5 * normal(6, 6, seed=2)).requires_grad_()
+    log_probs = (old + 0.7 * normal(6, 6, seed=2)).requires_grad_()
     advantages = torch.tensor([1.0, -1.0, 3.0, -2.0, 0.5, 0.0], dtype=torch.float64)
-    result = policy_loss(
-        log_probs, old, advantages, mask, reference=reference, beta=beta, epsilon=0.2, epsilon_high=high
-    )
+    if kind == "cispo" and high is not None:
+        high = 1.5
+    settings = {"loss_type": kind, "epsilon": 0.1, "epsilon_high": high, "kl_estimator": estimator}
+    result = loss_of(log_probs, old, advantages, mask, reference=reference, beta=beta, **settings)
     result.loss.backward()
 
-    loss, sides = 0.0, set()
+    loss, any_clipped = 0.0, False
     gradient, kl, clipped = torch.zeros_like(old), torch.zeros_like(advantages), torch.zeros_like(advantages)
-    for i, length in enumerate(lengths):
-        a = advantages[i].item()
+    for i, length in enumerate(LENGTHS):
+        if not length:
+            continue
+        row, old_row = log_probs[i, :length].tolist(), old[i, :length].tolist()
+        values, slopes, over = naive_row(kind, row, old_row, advantages[i].item(), 0.1, high)
         for t in range(length):
-            values = (log_probs[i, t].item(), old[i, t].item(), a, reference[i, t].item(), beta, 0.2, high or 0.2)
-            token, slope, token_kl, token_clipped = naive_token(*values)
-            loss += token / length
-            gradient[i, t] = slope / length
+            token_kl, kl_slope = naive_kl(estimator, row[t], reference[i, t].item())
+            loss += naive_weight(kind, length) * (values[t] + beta * token_kl)
+            gradient[i, t] = naive_weight(kind, length) * (slopes[t] + beta * kl_slope)
             kl[i] += token_kl / length
-            clipped[i] += token_clipped / length
-            sides |= {a > 0} if token_clipped else set()
-    assert sides == {True, False}
-    torch.testing.assert_close(result.loss.item(), loss)
-    torch.testing.assert_close(log_probs.grad, gradient)
-    torch.testing.assert_close(result.kl, kl)
-    torch.testing.assert_close(result.clipped.double(), clipped, rtol=1e-6, atol=1e-6)
+            clipped[i] += over[t] / length
+            any_clipped |= over[t]
+    assert any_clipped or (kind == "cispo" and high is None)
+    close = {"rtol": 1e-6, "atol": 1e-6}
+    torch.testing.assert_close(result.loss.item(), loss, **close)
+    torch.testing.assert_close(log_probs.grad, gradient, **close)
+    torch.testing.assert_close(result.kl, kl, **close)
+    torch.testing.assert_close(result.clipped.double(), clipped, **close)
 
 
-@pytest.mark.parametrize("lengths", [[3, 0], [0, 0, 3]])
-def test_an_empty_row_contributes_nothing(lengths: list[int]) -> None:
-    mask, rows = ragged_mask(lengths), len(lengths)
-    log_probs = normal(rows, 3).requires_grad_()
-    others = normal(rows, 3, seed=1), torch.ones(rows, dtype=torch.float64)
-    result = policy_loss(log_probs, *others, mask, reference=others[0], beta=0.1)
+@pytest.mark.parametrize("kind", ["grpo", "bnpo", "dr_grpo", "dapo", "gspo", "cispo"])
+def test_micro_batches_add_up_to_the_minibatch(kind: LossType) -> None:
+    mask, old, advantages = ragged_mask(LENGTHS), normal(6, 6), normal(6, seed=3)
+    log_probs = old + 0.3 * normal(6, 6, seed=2)
+    weights = token_weights(mask.sum(1), kind, LIMIT).double()
+    whole = policy_loss(log_probs, old, advantages, mask, weights, loss_type=kind).loss
+    parts = [
+        policy_loss(log_probs[r], old[r], advantages[r], mask[r], weights[r], loss_type=kind).loss
+        for r in (slice(0, 2), slice(2, 6))
+    ]
+    torch.testing.assert_close(whole, sum(parts))
+
+
+def test_dapo_counts_the_tokens_of_all_ranks() -> None:
+    lengths = torch.tensor([3, 5])
+    assert token_weights(lengths, "dapo", LIMIT, num_tokens=torch.tensor(16.0)).tolist() == [1 / 16] * 2
+    assert token_weights(lengths, "bnpo", LIMIT, num_tokens=torch.tensor(16.0)).tolist() == [1 / 8] * 2
+
+
+@pytest.mark.parametrize("kind", ["grpo", "bnpo", "dr_grpo", "dapo", "gspo", "cispo"])
+def test_a_batch_of_empty_rows_is_no_nan(kind: LossType) -> None:
+    log_probs, mask = normal(2, 3).requires_grad_(), torch.zeros(2, 3, dtype=torch.long)
+    result = loss_of(log_probs, log_probs.detach(), torch.ones(2), mask, loss_type=kind, reference=normal(2, 3))
     result.loss.backward()
-    full = [i for i, length in enumerate(lengths) if length]
-    alone = policy_loss(
-        log_probs[full], others[0][full], others[1][full], mask[full], reference=others[0][full], beta=0.1
-    )
-    torch.testing.assert_close(result.loss, alone.loss)
+    assert result.loss == 0
     assert log_probs.grad is not None
-    assert log_probs.grad.isfinite().all()
-    assert not log_probs.grad[mask.sum(1) == 0].any()
+    assert not log_probs.grad.any()
 
 
 def test_padding_changes_nothing() -> None:
     mask = ragged_mask([2, 3])
     log_probs, old, reference = normal(2, 3), normal(2, 3, seed=1), normal(2, 3, seed=2)
+    ones = torch.ones(2, dtype=torch.float64)
     results = [
-        policy_loss(log_probs + offset * (1 - mask), old, torch.ones(2), mask, reference=reference, beta=0.1)
-        for offset in (0, 7)
+        loss_of(log_probs + offset * (1 - mask), old, ones, mask, reference=reference, beta=0.1) for offset in (0, 7)
     ]
     for padded, plain in zip(*results, strict=True):
         torch.testing.assert_close(padded, plain)
 
 
 def test_without_beta_the_reference_is_only_measured() -> None:
-    log_probs, advantages, mask = normal(2, 3), torch.tensor([1.0, -1.0]), torch.ones(2, 3)
-    measured = policy_loss(log_probs, log_probs, advantages, mask, reference=normal(2, 3, seed=1))
-    assert measured.loss == policy_loss(log_probs, log_probs, advantages, mask).loss
+    log_probs, advantages, mask = normal(2, 3), torch.tensor([1.0, -1.0]).double(), torch.ones(2, 3)
+    measured = loss_of(log_probs, log_probs, advantages, mask, reference=normal(2, 3, seed=1))
+    assert measured.loss == loss_of(log_probs, log_probs, advantages, mask).loss
     assert measured.kl.gt(0).all()
 
 

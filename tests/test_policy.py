@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -9,13 +10,15 @@ from torch import Tensor
 from vrft.data.scenes import FreshScenes
 from vrft.errors import ConfigurationError
 from vrft.policy import LoRA, Policy
-from vrft.policy.processor import Encoder, micro_batches, select_prompts
-from vrft.policy.shared_prefix import group_hidden_states, positions
-from vrft.rollout import Noise, TransformersEngine
+from vrft.policy.logprobs import token_log_probs
+from vrft.policy.processor import Encoder, micro_batches
+from vrft.policy.prompts import next_position
+from vrft.rollout import Noise, Sampling, TransformersEngine
 from vrft.tasks import DetectionTask
 from vrft.types import Frame, PromptBatch, Rollout
 
 TASK = DetectionTask("Detect {query}")
+NOISE = Noise(3, 0)
 
 
 def loaded(**settings: object) -> Policy:
@@ -26,112 +29,31 @@ def loaded(**settings: object) -> Policy:
 
 def prompts(policy: Policy, count: int = 3, ragged: bool = False) -> PromptBatch:
     scenes = FreshScenes(count, 0, seed=5)
-    task = DetectionTask("Detect {query}" + " Detect" * 3) if ragged else TASK
     batch = policy.encoder(TASK)([scenes[i] for i in range(count)])
     if not ragged:
         return batch
-    longer = policy.encoder(task)([scenes[count - 1]])
-    extra = longer.inputs["input_ids"].shape[1] - batch.inputs["input_ids"].shape[1]
-    inputs = dict(batch.inputs)
-    for key, fill in (("input_ids", policy.tokenizer.pad_token_id), ("attention_mask", 0), ("mm_token_type_ids", 0)):
-        padded = torch.nn.functional.pad(inputs[key], (extra, 0), value=fill)
-        inputs[key] = torch.cat([padded[:-1], longer.inputs[key]])
-    return PromptBatch(batch.samples, batch.frames, inputs)
+    longer = policy.encoder(DetectionTask("Detect {query}" + " Detect" * 3))([scenes[count - 1]])
+    return PromptBatch(batch.samples, batch.frames, batch.inputs[:-1] + longer.inputs)
 
 
-def sampled(policy: Policy, batch: PromptBatch, group: int = 4, limit: int = 24) -> Rollout:
+def sampled(
+    policy: Policy, batch: PromptBatch, group: int = 4, limit: int = 24, noise: Noise = NOISE, **sampling: float
+) -> Rollout:
     return TransformersEngine().generate(
-        policy, batch, group, max_completion_length=limit, temperature=0.8, noise=Noise(3, 0), on_token=lambda _: None
+        policy,
+        batch,
+        group,
+        max_completion_length=limit,
+        sampling=Sampling(**{"temperature": 0.8} | sampling),  # type: ignore[arg-type]
+        noise=noise,
+        on_token=lambda _: None,
     )
 
 
-def naive_log_probs(policy: Policy, batch: PromptBatch, rollout: Rollout, temperature: float) -> Tensor:
-    """Every row alone through Hugging Face's own forward: prompt and image again for each completion."""
-    model = policy.base
-    group = len(rollout.ids) // len(batch.samples)
-    rows = []
-    for n, (ids, mask) in enumerate(zip(rollout.ids, rollout.mask, strict=True)):
-        inputs = select_prompts(batch.inputs, slice(n // group, n // group + 1))
-        real = inputs["attention_mask"][0].bool()
-        completion = ids[mask.bool()]
-        row = {
-            "input_ids": torch.cat([inputs["input_ids"][0][real], completion])[None],
-            "mm_token_type_ids": torch.cat([inputs["mm_token_type_ids"][0][real], torch.zeros_like(completion)])[None],
-            "pixel_values": inputs["pixel_values"],
-            "image_grid_thw": inputs["image_grid_thw"],
-        }
-        logits = model(**row, use_cache=False).logits[0, -len(completion) - 1 : -1] / temperature
-        logits = logits.index_fill(-1, policy.banned_ids, -torch.inf)
-        log_p = logits.log_softmax(-1).gather(-1, completion[:, None])[:, 0]
-        rows.append(torch.nn.functional.pad(log_p, (0, len(ids) - len(completion))))
-    return torch.stack(rows)
-
-
-def sharpen(policy: Policy) -> None:
-    """Make matrices large, so that a wrong mask or position shows."""
-    with torch.no_grad():
-        for name, parameter in policy.base.named_parameters():
-            if parameter.ndim == 2 and "embed" not in name:
-                parameter.mul_(1.5)
-
-
-@pytest.mark.parametrize("settings", [{}, {"lora": LoRA(r=4)}, {"gradient_checkpointing": True}], ids=str)
-@pytest.mark.parametrize("ragged", [False, True], ids=["equal prompts", "left-padded prompts"])
-def test_shared_prefix_equals_naive_forward(settings: dict[str, object], ragged: bool) -> None:
-    policy = loaded(**settings)
-    sharpen(policy)
-    if policy.lora is not None:
-        for name, parameter in policy.named_parameters():
-            if "lora_B" in name:
-                torch.nn.init.normal_(parameter, 0, 0.1, generator=torch.Generator().manual_seed(0))
+@pytest.mark.parametrize("ragged", [False, True], ids=["equal prompts", "ragged prompts"])
+def test_sampled_log_probs_are_the_trainers(ragged: bool) -> None:
+    policy = loaded()
     batch = prompts(policy, ragged=ragged)
-    rollout = sampled(policy, batch)
-    weights = torch.rand(rollout.ids.shape, generator=torch.Generator().manual_seed(1)) * rollout.mask
-    policy.train()
-    gradients = []
-    values = []
-    for log_probs in (
-        policy(batch.inputs, rollout.ids, rollout.mask, 0.8)[0],
-        naive_log_probs(policy, batch, rollout, 0.8),
-    ):
-        policy.zero_grad()
-        (log_probs * weights).sum().backward()
-        values.append(log_probs.detach())
-        gradients.append(torch.cat([p.grad.flatten().clone() for p in policy.parameters() if p.grad is not None]))
-    assert (values[0] - values[1]).abs().max() < 1e-5 * max(1.0, float(values[1].abs().max()))
-    assert (gradients[0] - gradients[1]).norm() < 1e-5 * gradients[1].norm()
-
-
-@pytest.mark.parametrize("wrong", ["positions run on", "completions see each other"])
-def test_a_wrong_forward_would_be_noticed(wrong: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    policy = loaded()
-    batch = prompts(policy)
-    rollout = sampled(policy, batch)
-    expected = naive_log_probs(policy, batch, rollout, 0.8).detach()
-    if wrong == "positions run on":
-
-        def shifted(*args: object) -> tuple[Tensor, Tensor]:
-            before, after = positions(*args)  # type: ignore[arg-type]
-            return before, after + 1
-
-        monkeypatch.setattr("vrft.policy.shared_prefix.positions", shifted)
-        hidden = group_hidden_states(policy.base, batch.inputs, rollout.ids, 4)
-    else:
-        every = {**batch.inputs}
-        monkeypatch.setattr(
-            "vrft.policy.shared_prefix.causal_lower_right",
-            lambda n, m: torch.ones(n, m, dtype=torch.bool),  # future tokens are visible
-        )
-        hidden = group_hidden_states(policy.base, every, rollout.ids, 4)
-    logits = policy.base.get_output_embeddings()(hidden) / 0.8
-    log_p = logits.index_fill(-1, policy.banned_ids, -torch.inf).log_softmax(-1)
-    got = log_p.gather(-1, rollout.ids[..., None])[..., 0] * rollout.mask
-    assert (got - expected).abs().max() > 1e-3
-
-
-def test_sampled_log_probs_are_the_trainers() -> None:
-    policy = loaded()
-    batch = prompts(policy, ragged=True)
     rollout = sampled(policy, batch)
     log_probs, entropy = policy(batch.inputs, rollout.ids, rollout.mask, 0.8)
     assert (rollout.log_probs - log_probs).abs().max() < 1e-4
@@ -139,37 +61,53 @@ def test_sampled_log_probs_are_the_trainers() -> None:
     assert (entropy * (1 - rollout.mask) == 0).all()
 
 
-def test_greedy_rollout_equals_generate() -> None:
+def test_entropy_is_that_of_the_distribution_with_banned_tokens_left_out() -> None:
     policy = loaded()
-    batch = prompts(policy, count=4, ragged=True)
-    rollout = TransformersEngine().generate(
-        policy, batch, 1, max_completion_length=40, temperature=1.0, noise=None, on_token=lambda _: None
+    head, hidden = policy.base.get_output_embeddings(), torch.randn(5, 64, generator=torch.Generator().manual_seed(0))
+    ids, mask = torch.tensor([[7, 8, 9], [10, 11, 0]]), torch.tensor([[1, 1, 1], [1, 1, 0]])
+    banned = torch.tensor([1, 2])
+    log_probs, entropy = token_log_probs(head, hidden, ids, mask, temperature=0.7, banned=banned, chunk=2)
+    p = head(hidden).div(0.7).index_fill(-1, banned, -torch.inf).softmax(-1)
+    expected = torch.distributions.Categorical(p)
+    torch.testing.assert_close(entropy[mask.bool()], expected.entropy(), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(log_probs[mask.bool()], expected.log_prob(ids[mask.bool()]), rtol=1e-4, atol=1e-4)
+    assert entropy[1, 2] == log_probs[1, 2] == 0
+
+
+@pytest.mark.parametrize(
+    ("setting", "kept"),
+    [
+        ({"top_k": 3}, lambda p: p >= p.topk(3).values[-1]),
+        ({"top_p": 0.6}, lambda p: p.sort(descending=True).values.cumsum(0).lt(0.6).sum() >= (p[:, None] < p).sum(1)),
+        ({"min_p": 0.03}, lambda p: p >= 0.03 * p.max()),
+    ],
+    ids=["top-k", "top-p", "min-p"],
+)
+def test_truncated_sampling_keeps_both_log_probs(setting: dict[str, float], kept: Callable[[Tensor], Tensor]) -> None:
+    policy = loaded()
+    batch = prompts(policy, count=1)
+    rollout = sampled(policy, batch, group=400, limit=1, temperature=2.0, **setting)
+    with torch.no_grad():
+        everything = torch.arange(policy.base.config.get_text_config().vocab_size)[:, None]
+        full = policy(batch.inputs, everything, torch.ones_like(everything), 2.0)[0][:, 0]  # (V,)
+    p = full.exp().nan_to_num()
+    allowed = kept(p) & (p > 0)
+    assert 1 < allowed.sum() < (p > 1e-6).sum()
+    assert set(rollout.ids[:, 0].tolist()) <= set(allowed.nonzero()[:, 0].tolist())
+    torch.testing.assert_close(rollout.log_probs[:, 0], full[rollout.ids[:, 0]], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        rollout.sampling_log_probs[:, 0], rollout.log_probs[:, 0] - p[allowed].sum().log(), rtol=1e-4, atol=1e-4
     )
-    policy.eval()
-    expected = policy.base.generate(
-        **batch.inputs, max_new_tokens=40, do_sample=False, suppress_tokens=policy.banned_ids.tolist()
-    )[:, batch.inputs["input_ids"].shape[1] :]
-    for ids, mask, row in zip(rollout.ids, rollout.mask, expected, strict=True):
-        assert ids[mask.bool()].tolist() == row[: int(mask.sum())].tolist()
 
 
 def test_rows_keep_their_noise_in_any_batch() -> None:
     policy = loaded()
     batch = prompts(policy, count=3)
     together = sampled(policy, batch)
-    first = PromptBatch(batch.samples[:1], batch.frames[:1], select_prompts(batch.inputs, slice(0, 1)))
-    assert sampled(policy, first).texts == together.texts[:4]
-    last = PromptBatch(batch.samples[2:], batch.frames[2:], select_prompts(batch.inputs, slice(2, 3)))
-    alone = TransformersEngine().generate(
-        policy,
-        last,
-        4,
-        max_completion_length=24,
-        temperature=0.8,
-        noise=Noise(3, 0, rank=2, world_size=3),  # prompt 0 of rank 2 is number 2 of the global batch
-        on_token=lambda _: None,
-    )
-    assert alone.texts == together.texts[8:]
+    assert sampled(policy, batch.select([0])).texts == together.texts[:4]
+    # prompt 0 of rank 2 is number 2 of the global batch, as is the third prompt of one rank
+    assert sampled(policy, batch.select([2]), noise=Noise(3, 0, rank=2, world_size=3)).texts == together.texts[8:]
+    assert sampled(policy, batch.select([2]), noise=Noise(3, 0, first=2)).texts == together.texts[8:]
 
 
 def test_sampling_follows_the_distribution() -> None:
@@ -236,7 +174,7 @@ def test_export_is_an_ordinary_checkpoint(settings: dict[str, object], tmp_path:
     batch = prompts(policy)
     again = AutoModelForImageTextToText.from_pretrained(tmp_path, dtype=torch.float32)
     with torch.no_grad():
-        gap = again(**batch.inputs).logits - policy.base(**batch.inputs).logits
+        gap = again(**batch.inputs[0]).logits - policy.base(**batch.inputs[0]).logits
     assert gap.abs().max() < 0.2  # the file is bfloat16, as the checkpoint was
     assert again.lm_head.weight.data_ptr() == again.get_input_embeddings().weight.data_ptr()
     assert AutoTokenizer.from_pretrained(tmp_path).chat_template == policy.tokenizer.chat_template
@@ -245,23 +183,99 @@ def test_export_is_an_ordinary_checkpoint(settings: dict[str, object], tmp_path:
 
 
 def test_micro_batches_hold_whole_groups_within_the_budget() -> None:
-    inputs = {"input_ids": torch.zeros(5, 10)}
-    mask = torch.zeros(10, 30)  # five prompts with two completions each
-    for row, length in enumerate([5, 5, 5, 5, 30, 30, 5, 5, 5, 5]):
-        mask[row, :length] = 1
-    chunks = list(micro_batches(inputs, mask, max_tokens=45))
-    assert [(c.start, c.stop) for c in chunks] == [(0, 2), (2, 3), (3, 5)]  # the third group, of 70 tokens, goes alone
+    rows = [5, 5, 5, 5, 12, 12, 5, 5, 5, 5]  # five prompts of 10 tokens with two completions each
+    assert micro_batches([10] * 5, rows, range(5), max_tokens=45) == [
+        ([0, 1], [0, 1, 2, 3]),
+        ([2], [4, 5]),
+        ([3, 4], [6, 7, 8, 9]),
+    ]
+    assert micro_batches([10] * 5, rows, [0, 3, 4], max_tokens=60) == [([0, 3, 4], [0, 1, 6, 7, 8, 9])]
 
 
-def test_select_prompts_takes_each_prompts_own_patches() -> None:
-    inputs = {
-        "input_ids": torch.arange(3)[:, None],
-        "image_grid_thw": torch.tensor([[1, 2, 2], [1, 4, 2], [1, 2, 2]]),
-        "pixel_values": torch.arange(16)[:, None],
-    }
-    middle = select_prompts(inputs, slice(1, 2))
-    assert middle["pixel_values"][:, 0].tolist() == list(range(4, 12))
-    assert select_prompts(inputs, slice(0, 3))["pixel_values"].shape[0] == 16
+def test_a_group_above_the_budget_is_split_between_its_rows() -> None:
+    parts = micro_batches([10, 10], [5, 30, 5, 5, 5, 5, 99, 5], range(2), max_tokens=30)
+    assert parts == [([0], [0]), ([0], [1]), ([0], [2, 3]), ([1], [4, 5]), ([1], [6]), ([1], [7])]
+
+
+def test_a_split_group_has_the_gradient_of_the_whole() -> None:
+    policy = loaded()
+    batch = prompts(policy, count=1)
+    rollout = sampled(policy, batch)
+    gradients = []
+    for parts in ([[0, 1, 2, 3]], [[0], [1, 2, 3]]):
+        policy.zero_grad()
+        for rows in parts:
+            policy(batch.inputs, rollout.ids[rows], rollout.mask[rows], 0.8)[0].sum().backward()
+        gradients.append(torch.cat([p.grad.flatten().clone() for p in policy.parameters() if p.grad is not None]))
+    assert (gradients[0] - gradients[1]).norm() < 1e-5 * gradients[0].norm()
+
+
+@pytest.mark.parametrize("settings", [{"freeze_vision": True}, {"lora": LoRA(r=4)}, {}], ids=str)
+def test_a_frozen_tower_sees_each_image_once(settings: dict[str, object]) -> None:
+    policy = loaded(**settings)
+    batch = prompts(policy)
+    seen = 0
+
+    def count(module: object, args: tuple[object, ...], kwargs: dict[str, Tensor]) -> None:
+        nonlocal seen
+        seen += len(kwargs["grid_thw"])
+
+    for model in (policy.base, policy.reference):
+        if model is not None:
+            model.get_encoder(modality="image").register_forward_pre_hook(count, with_kwargs=True)
+    prepared = policy.prepare(batch)
+    rollout = sampled(policy, prepared)
+    policy(prepared.inputs, rollout.ids, rollout.mask, 0.8)
+    with torch.no_grad():
+        policy(prepared.inputs, rollout.ids, rollout.mask, 0.8, reference=True)
+    assert seen == (3 if settings else 9)
+
+
+def test_logits_of_all_tokens_never_exist_at_once() -> None:
+    policy = loaded()
+    sizes: list[int] = []
+    head = policy.base.get_output_embeddings()
+    head.register_forward_hook(lambda module, args, output: sizes.append(output.numel() // output.shape[-1]))
+    hidden = torch.randn(50, 64)
+    ids = torch.zeros(5, 10, dtype=torch.long) + 9
+    token_log_probs(head, hidden, ids, torch.ones_like(ids), temperature=1.0, banned=policy.banned_ids, chunk=8)
+    assert max(sizes) == 8
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_check_at_the_start_accepts_rounding_and_nothing_else(dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    policy = loaded(dtype=dtype)
+    before = [parameter.dtype for parameter in policy.parameters()]
+    batch = prompts(policy, count=1)
+    rollout = sampled(policy, batch, group=2)
+    gap, allowed = policy.sharing_gap(batch.inputs[0], rollout.ids, rollout.mask)
+    assert gap <= allowed < 0.2
+    assert [parameter.dtype for parameter in policy.parameters()] == before
+    monkeypatch.setattr("vrft.policy.shared_prefix.next_position", lambda x: next_position(x) + 3)
+    gap, allowed = policy.sharing_gap(batch.inputs[0], rollout.ids, rollout.mask)
+    assert gap > allowed
+
+
+@pytest.mark.parametrize("settings", [{}, {"lora": LoRA(r=4)}], ids=str)
+def test_bfloat16_rollouts_are_near_the_trainer(settings: dict[str, object]) -> None:
+    policy = loaded(dtype="bfloat16", **settings)
+    batch = prompts(policy)
+    rollout = sampled(policy, batch)
+    log_probs, _ = policy(batch.inputs, rollout.ids, rollout.mask, 0.8)
+    gap = (log_probs - rollout.log_probs).abs()
+    assert gap.sum() / rollout.mask.sum() < 0.05
+    assert all(p.dtype == torch.float32 for p in policy.parameters() if p.requires_grad)
+
+
+def test_an_offloaded_reference_is_no_part_of_the_module() -> None:
+    policy = loaded(offload_reference=True)
+    batch = prompts(policy)
+    rollout = sampled(policy, batch)
+    assert policy.reference is not None
+    assert not any(name.startswith("reference") for name, _ in policy.named_parameters())
+    with torch.no_grad(), policy.reference_at_work():
+        same = policy(batch.inputs, rollout.ids, rollout.mask, 0.8, reference=True)[0]
+        assert (same - policy(batch.inputs, rollout.ids, rollout.mask, 0.8)[0]).abs().max() < 1e-5
 
 
 def test_absolute_coordinates_are_those_of_the_resized_image() -> None:
