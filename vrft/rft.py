@@ -107,15 +107,17 @@ class RFT(VisionModule):
             max_completion_length,
             max_grad_norm,
         )
-        for name, value, lowest in (
-            ("num_generations", num_generations, 2),
-            ("num_iterations", num_iterations, 1),
-            ("num_minibatches", num_minibatches, 1),
-            ("max_extra_rollouts", max_extra_rollouts, 0),
-            ("overlong_buffer", overlong_buffer, 0),
-        ):
-            if value < lowest:
-                raise ConfigurationError(f"model.{name}: expected at least {lowest}, got {value}")
+        check_settings(
+            num_generations=(num_generations, 2, float("inf")),
+            num_iterations=(num_iterations, 1, float("inf")),
+            num_minibatches=(num_minibatches, 1, float("inf")),
+            max_extra_rollouts=(max_extra_rollouts, 0, float("inf")),
+            overlong_buffer=(overlong_buffer, 0, max_completion_length),
+            temperature=(temperature, 1e-3, float("inf")),
+            top_p=(top_p, 1e-6, 1),
+            top_k=(top_k, 0, float("inf")),
+            min_p=(min_p, 0, 1),
+        )
         self.num_generations, self.num_iterations = num_generations, num_iterations
         self.num_minibatches, self.batches_per_step = num_minibatches, 1 + max_extra_rollouts
         self.loss_type, self.beta, self.kl_estimator = loss_type, beta, kl_estimator
@@ -125,6 +127,14 @@ class RFT(VisionModule):
         self.mask_truncated_completions, self.overlong_buffer = mask_truncated_completions, overlong_buffer
         self.max_tokens_per_micro_batch = max_tokens_per_micro_batch
         self.keep_reference = beta > 0
+
+    def setup(self, stage: str) -> None:
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        if data is not None and data.batch_size < self.num_minibatches:
+            raise ConfigurationError(
+                f"model.num_minibatches: {self.num_minibatches} parts of {data.batch_size} prompts (data.batch_size) "
+                "can't be made"
+            )
 
     def training_step(self, batch: PromptBatch, batch_idx: int) -> dict[str, ScoredRollout]:
         self.seed_step()
@@ -289,3 +299,11 @@ class RFT(VisionModule):
         count = torch.ones_like(kl)
         per_row = [count, kl, masked_mean(entropy, mine.mask), clipped, masked_mean(gap, mine.mask)]
         return torch.stack(per_row).sum(1).detach()
+
+
+def check_settings(**settings: tuple[float, float, float]) -> None:
+    """Raise ConfigurationError for the first of (value, lowest, highest) that is out of its range."""
+    for name, (value, lowest, highest) in settings.items():
+        if not lowest <= value <= highest:
+            upper = "" if highest == float("inf") else f" and at most {highest}"
+            raise ConfigurationError(f"model.{name}: expected at least {lowest}{upper}, got {value}")
