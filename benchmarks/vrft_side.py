@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 import warnings
 from argparse import Namespace
 from collections.abc import Callable, Iterator
@@ -144,7 +145,13 @@ def measure(arguments: Namespace) -> dict[str, Any]:
         callbacks=[Steps(clock, counts, arguments.warmup)],
         limit_val_batches=0,
     )
-    trainer.fit(module, datamodule=Pictures(arguments))
+    if arguments.profile:
+        with torch.profiler.profile() as profile:
+            trainer.fit(module, datamodule=Pictures(arguments))
+        by = "self_cuda_time_total" if arguments.device == "cuda" else "self_cpu_time_total"
+        print(profile.key_averages().table(sort_by=by, row_limit=20, max_name_column_width=44), file=sys.stderr)
+    else:
+        trainer.fit(module, datamodule=Pictures(arguments))
     about = {"lib": "vrft", "transformers": transformers.__version__, "threads": torch.get_num_threads()}
     return result(arguments, clock, counts, about)
 

@@ -37,6 +37,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     p.add_argument("--threads", type=int, default=1, help="of torch on the CPU")
     p.add_argument("--seed", type=int, default=0)
+    p.add_argument("--profile", action="store_true", help="vrft alone: print the costliest operations to stderr")
     return p
 
 

@@ -29,13 +29,16 @@ def test_config_is_accepted(path: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert yaml.safe_load(capsys.readouterr().out)["model"]["class_path"] in ("vrft.RFT", "vrft.SFT")
 
 
-def test_coco_config_runs_on_the_tiny_policy(quick_fit: Callable[..., list[str]], tmp_path: Path) -> None:
+@pytest.mark.parametrize(("config", "lora"), [("coco_few_shot", ["--model.policy.lora.r=4"]), ("coco_full", [])])
+def test_coco_configs_run_on_the_tiny_policy(
+    config: str, lora: list[str], quick_fit: Callable[..., list[str]], tmp_path: Path
+) -> None:
     assert main(quick_fit(CSV_ONLY, "--trainer.max_steps=1", "--model.beta=0")) == 0  # draws the scenes
     files = [argument for argument in quick_fit()[3:] if "_size" not in argument]
-    small = ["--model.policy.checkpoint=tiny-detection", "--model.policy.lora.r=4", "--data.categories=[red, blue]"]
+    small = ["--model.policy.checkpoint=tiny-detection", *lora, "--data.categories=[red, blue]"]
     small += ["--data.shots=1", "--data.batch_size=2", "--data.num_workers=1", "--model.max_completion_length=32"]
     small += ["--task.template=Detect {query}", f"--run_dir={tmp_path}/coco", CSV_ONLY]
-    assert main(["fit", "--config", str(ROOT / "configs" / "coco_few_shot.yaml"), *files, *small]) == 0
+    assert main(["fit", "--config", str(ROOT / "configs" / f"{config}.yaml"), *files, *small]) == 0
     assert set(yaml.safe_load((tmp_path / "coco" / "few_shot.json").read_text())) == {"red", "blue"}
 
 
