@@ -125,6 +125,13 @@ class VRFTCLI(LightningCLI):
             print(f"checkpoint: {Path(self.config.fit.checkpoint.dirpath) / 'last.ckpt'}")
 
 
+def lines(error: BaseException) -> str:
+    """The message of an error: in one line, unless it is a list that we made."""
+    if isinstance(error, ConfigurationError):
+        return "\n".join(" ".join(line.split()) for line in str(error).splitlines())
+    return " ".join(str(error).split())
+
+
 def run(args: list[str]) -> int:
     """Run one command; 0, or 2 after one line about what is wrong."""
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda record: "litlogger" not in record.msg)
@@ -149,7 +156,7 @@ def run(args: list[str]) -> int:
             args=choose_run_dir(args),
         )
     except (ValueError, OmegaConfBaseException) as error:
-        print(f"vrft: {' '.join(str(users_mistake(error)).split())}", file=sys.stderr)
+        print(f"vrft: {lines(users_mistake(error))}", file=sys.stderr)
         return 2
     for logger in cli.trainer.loggers:
         if isinstance(logger, WandbLogger):

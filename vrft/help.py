@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import textwrap
 
-from docstring_parser import parse
+from jsonargparse._parameter_resolvers import get_signature_parameters
 
 USAGE = "usage: python -m vrft {command} --config FILE [--config FILE ...] [--field=value ...]"
 
@@ -39,14 +39,13 @@ def overview(command: str) -> str:
 
 
 def _fields(prefix: str, cls: type) -> list[str]:
-    constructor = inspect.getattr_static(cls, "__init__")
-    documented = {parameter.arg_name: parameter.description or "" for parameter in parse(constructor.__doc__).params}
     lines = []
-    for name, parameter in inspect.signature(cls).parameters.items():
-        if name == "task":  # it has a field of its own, shared with the data
+    for parameter in get_signature_parameters(cls, "__init__"):
+        if parameter.name == "task":  # it has a field of its own, shared with the data
             continue
         shown = "" if parameter.default in (inspect.Parameter.empty, None) else f" ({_value(parameter.default)})"
-        lines.append(f"  --{prefix}.{name}".ljust(43) + " " + textwrap.shorten(f"{documented[name]}{shown}", 86))
+        option = f"  --{prefix}.{parameter.name}".ljust(43)
+        lines.append(f"{option} {textwrap.shorten(f'{parameter.doc}{shown}', 86)}")
     return lines
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from PIL import Image
 from torch import Tensor
@@ -19,18 +19,39 @@ class Detection(NamedTuple):
 
     box: tuple[float, float, float, float]
     label: str
-    score: float = 1.0
+    score: float | None = 1.0  # None: the answer states none
 
 
 Target = tuple[Detection, ...] | str
-"""What is right: boxes for detection, a class name for classification."""
+"""What is right: boxes for detection and grounding, a name, letter or number for the other tasks."""
 
 
 class Frame(NamedTuple):
-    """Width and height of the coordinate system in which a model names positions: (1000, 1000) or resized pixels."""
+    """The coordinate system in which a model names positions: its width, height and decimals.
+
+    (1000, 1000), the pixels of the resized image, or (1, 1) with three decimals.
+    """
 
     width: int
     height: int
+    decimals: int = 0
+
+
+class Question(Protocol):
+    """What a task and a reward know of a sample. The image is not among it: they work without pixels."""
+
+    @property
+    def image_id(self) -> int: ...
+    @property
+    def query(self) -> str: ...
+    @property
+    def target(self) -> Target: ...
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height of the original image."""
+
+    @property
+    def metadata(self) -> dict[str, Any]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +67,11 @@ class Sample:
     query: str
     target: Target
     metadata: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height of the image."""
+        return self.image.size
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,207 +1,306 @@
-"""COCO instance files: one sample for each image and category in it."""
+"""COCO and LVIS instance files: a sample for each image and category in it, or one for each image."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
 from lightning.pytorch.utilities import rank_zero_info
-from PIL import Image, UnidentifiedImageError
-from torch.utils.data import Dataset
 
-from vrft.data.datamodule import VisionData
-from vrft.data.few_shot import choose_shots, record_shots
+from vrft.data.records import Part, Problems, Record, RecordData, choose_negatives
+from vrft.data.splits import Categories, category_names
 from vrft.errors import ConfigurationError
-from vrft.types import Detection, Sample
+from vrft.types import Detection
+
+TOLERANCE = 1.0
+"""Pixels that a box may stand out of its image: rounding, which is cut off."""
 
 
-@dataclass(frozen=True, slots=True)
-class Query:
-    """One question: where are the objects of this category in this image?"""
+class ImageEntry(msgspec.Struct, gc=False):
+    """An entry of `images`. Types are checked later, so that all that is wrong can be reported at once."""
 
-    image_id: int
-    file: Path
-    size: tuple[int, int]
-    category: str
-    detections: tuple[Detection, ...]
-
-
-class CocoDetection(Dataset[Sample]):
-    """Samples of a list of queries; images are read when they are asked for."""
-
-    def __init__(self, queries: Sequence[Query]) -> None:
-        self.queries = queries
-
-    def __len__(self) -> int:
-        return len(self.queries)
-
-    def __getitem__(self, index: int) -> Sample:
-        query = self.queries[index]
-        image = Image.open(query.file).convert("RGB")
-        return Sample(index, image, query.image_id, query.category, query.detections)
+    id: Any = None
+    file_name: Any = None
+    coco_url: Any = None  # LVIS has it in place of file_name
+    width: Any = None
+    height: Any = None
+    neg_category_ids: Any = None  # LVIS: known not to be there
 
 
-class CocoData(VisionData):
-    """Images with a COCO `instances_*.json`, for training and held out."""
+class AnnotationEntry(msgspec.Struct, gc=False):
+    """An entry of `annotations`; polygons are not kept."""
+
+    id: Any = None
+    image_id: Any = None
+    category_id: Any = None
+    bbox: Any = None
+    iscrowd: Any = 0
+
+
+class CategoryEntry(msgspec.Struct, gc=False):
+    """An entry of `categories`."""
+
+    id: Any = None
+    name: Any = None
+
+
+class InstancesFile(msgspec.Struct, gc=False):
+    """What is read of a file; the rest is skipped without being built, which keeps 118,000 images in bounds."""
+
+    images: list[ImageEntry]
+    annotations: list[AnnotationEntry]
+    categories: list[CategoryEntry]
+
+
+class CocoData(RecordData):
+    """Images with a COCO or LVIS instances file, for training and held out."""
 
     def __init__(
         self,
         train_annotations: str,
         train_images: str,
-        val_annotations: str,
-        val_images: str,
-        categories: list[str] | None = None,
-        shots: int | None = None,
-        batch_size: int = 8,
-        eval_batch_size: int = 32,
-        num_workers: int = 0,
-        seed: int = 0,
+        val_annotations: str | None = None,
+        val_images: str | None = None,
+        categories: Categories = None,
+        val_categories: Categories = None,
+        per_image: bool = False,
+        negatives: float = 0.0,
+        **kwargs: Any,
     ) -> None:
         """Names the files; they are read when training starts.
 
         Args:
-            train_annotations: COCO instances file to train on.
+            train_annotations: COCO or LVIS instances file to train on.
             train_images: folder of its images.
-            val_annotations: COCO instances file of held-out images.
+            val_annotations: instances file of held-out images; default: see `val_fraction`.
             val_images: folder of its images.
-            categories: names of the categories to ask for; default: all.
-            shots: images per category to train on, chosen by `seed`; default: all.
-            batch_size: prompts per rank and training step.
-            eval_batch_size: prompts decoded at once in evaluation.
-            num_workers: processes that read and encode images; 0: the main one.
-            seed: of the order and of the choice of shots.
+            categories: names of the categories to ask for, or a list of `vrft.data.splits`; default: all.
+            val_categories: the same for held-out images; default: `categories`.
+            per_image: ask for all categories of an image at once; for `MultiCategoryDetectionTask`.
+            negatives: training prompts that ask for what is not there, per prompt that does not.
+            kwargs: see `RecordData`.
         """
-        super().__init__(batch_size, eval_batch_size, num_workers, seed)
-        self.train_annotations, self.train_images = Path(train_annotations), Path(train_images)
-        self.val_annotations, self.val_images = Path(val_annotations), Path(val_images)
-        self.categories, self.shots = categories, shots
+        super().__init__(**kwargs)
+        self.files: dict[Part, tuple[Path, Path]] = {"train": (Path(train_annotations), Path(train_images))}
+        if val_annotations is not None and val_images is not None:
+            self.files["val"] = Path(val_annotations), Path(val_images)
+        elif self.val_fraction is None:
+            raise ConfigurationError("data.val_annotations: expected it and val_images, or data.val_fraction")
+        if negatives < 0:
+            raise ConfigurationError(f"data.negatives: expected at least 0, got {negatives}")
+        self.categories: dict[Part, Sequence[str] | None] = {
+            "train": category_names(categories),
+            "val": category_names(categories if val_categories is None else val_categories),
+        }
+        self.per_image, self.negatives = per_image, negatives
         self.check_paths()
 
     def check_paths(self) -> None:
         """Raise ConfigurationError if a file or folder is missing."""
-        for name in ("train_annotations", "train_images", "val_annotations", "val_images"):
-            path = getattr(self, name)
-            if not path.exists():
-                kind = "a folder of images" if name.endswith("images") else "a COCO instances file"
-                raise ConfigurationError(f"data.{name}: no such file or folder: {path}; expected {kind}")
+        for part, (annotations, images) in self.files.items():
+            if not annotations.is_file():
+                raise ConfigurationError(
+                    f"data.{part}_annotations: no such file: {annotations}; expected a COCO or LVIS instances file"
+                )
+            if not images.is_dir():
+                raise ConfigurationError(f"data.{part}_images: no such folder: {images}; expected a folder of images")
 
-    def setup(self, stage: str) -> None:
-        if stage == "fit":
-            queries = read_queries(self.train_annotations, self.train_images, self.categories)
-            if self.shots is not None:
-                queries = choose_shots(queries, lambda query: query.category, self.shots, self.seed)
-                assert self.trainer is not None
-                record_shots(self.trainer.default_root_dir, [(query.category, query.image_id) for query in queries])
-            self._train = CocoDetection(queries)
-        self._val = CocoDetection(read_queries(self.val_annotations, self.val_images, self.categories))
-
-    def train_set(self) -> CocoDetection:
-        return self._train
-
-    def val_set(self) -> CocoDetection:
-        return self._val
+    def records(self, part: Part, problems: Problems) -> list[Record]:
+        annotations, images = self.files[part]
+        instances = Instances(annotations, images, problems)
+        wanted = instances.select(self.categories[part], f"data.{'val_' if part == 'val' else ''}categories")
+        if self.per_image:
+            return list(instances.whole_images(wanted))
+        found = list(instances.positives(wanted))
+        if part == "train" and self.negatives:
+            absent = list(instances.absent(wanted))
+            found += choose_negatives(absent, round(self.negatives * len(found)), self.seed)
+        return found
 
 
-def read_queries(annotations: Path, images: Path, categories: Sequence[str] | None) -> list[Query]:
-    """Every (image, category in it) of a COCO instances file, in the order of the file.
+class Instances:
+    """A COCO or LVIS instances file, checked. An image with a bad annotation is left out, as is the annotation."""
 
-    Crowd regions and boxes without area are no targets; how many there were is logged.
+    def __init__(self, path: Path, folder: Path, problems: Problems) -> None:
+        self.path, self.folder, self.problems = path, folder, problems
+        content = read_instances(path)
+        self.names = self._names(content.categories)
+        self.images = self._images(content.images)
+        self.crowds: set[tuple[int, str]] = set()
+        self.boxes: dict[int, dict[str, list[Detection]]] = {image_id: {} for image_id in self.images}
+        self._read_boxes(content.annotations)
+
+    def select(self, categories: Sequence[str] | None, field: str) -> list[str]:
+        """Names of the categories to ask for, in the file's order."""
+        known = list(dict.fromkeys(self.names.values()))
+        if unknown := sorted(set(categories or ()).difference(known)):
+            raise ConfigurationError(
+                f"{field}: {unknown[0]!r} is not in {self.path}; it has {', '.join(sorted(known)[:100])}"
+            )
+        return known if categories is None else [name for name in known if name in set(categories)]
+
+    def positives(self, wanted: Sequence[str]) -> Iterator[Record]:
+        """A record for each image and category in it."""
+        chosen = {*wanted}
+        for image_id, by_name in self.boxes.items():
+            for name, boxes in by_name.items():
+                if name in chosen:
+                    yield self._record(image_id, name, boxes)
+
+    def absent(self, wanted: Sequence[str]) -> Iterator[Record]:
+        """A record for each image and category that is known not to be in it. Crowds are neither there nor absent."""
+        everything = {*wanted}
+        for image_id, by_name in self.boxes.items():
+            negatives = self.images[image_id].neg_category_ids
+            candidates = everything if negatives is None else {self.names.get(key) for key in negatives} & everything
+            for name in wanted:
+                if name in candidates and name not in by_name and (image_id, name) not in self.crowds:
+                    yield self._record(image_id, name, [])
+
+    def whole_images(self, wanted: Sequence[str]) -> Iterator[Record]:
+        """A record for each image with one of the categories or more, which asks for all of them."""
+        query = ", ".join(wanted)
+        for image_id, by_name in self.boxes.items():
+            boxes = [box for name in wanted for box in by_name.get(name, ())]
+            if boxes:
+                yield self._record(image_id, query, boxes)
+
+    def _record(self, image_id: int, query: str, boxes: Iterable[Detection]) -> Record:
+        entry = self.images[image_id]
+        return Record(
+            self._file(entry), f"{self.path}: image {image_id}", image_id, query, tuple(boxes), (entry.width, entry.height)
+        )
+
+    def _file(self, entry: ImageEntry) -> Path:
+        if isinstance(entry.file_name, str):
+            return self.folder / entry.file_name
+        parts = entry.coco_url.rsplit("/", 2)[-2:]  # LVIS's held-out images lie in both of COCO's folders
+        nested = self.folder.joinpath(*parts)
+        return nested if nested.parent.is_dir() else self.folder / parts[-1]
+
+    def _names(self, entries: Sequence[CategoryEntry]) -> dict[int, str]:
+        """Category names by id; without them nothing can be read, so a bad one ends it."""
+        names: dict[int, str] = {}
+        for i, entry in enumerate(entries):
+            where = f"{self.path}: categories[{i}]"
+            if not is_id(entry.id) or not isinstance(entry.name, str):
+                raise ConfigurationError(f"{where}: expected an integer id and a name, got {entry.id!r}, {entry.name!r}")
+            if entry.id in names:
+                raise ConfigurationError(f"{where}.id: {entry.id} is there twice")
+            names[entry.id] = entry.name
+        return names
+
+    def _images(self, entries: Sequence[ImageEntry]) -> dict[int, ImageEntry]:
+        seen = Counter(entry.id for entry in entries if is_id(entry.id))
+        images = {}
+        for i, entry in enumerate(entries):
+            where = f"{self.path}: images[{i}] (id {entry.id!r})"
+            if not is_id(entry.id):
+                self.problems.add(where, "expected an integer id")
+            elif seen[entry.id] > 1:
+                self.problems.add(where, f"the id is there {seen[entry.id]} times")
+            elif not isinstance(entry.file_name or entry.coco_url, str):
+                self.problems.add(where, f"expected a file_name, got {entry.file_name!r}")
+            elif not all(is_id(side) and side > 0 for side in (entry.width, entry.height)):
+                self.problems.add(where, f"expected width and height, got {entry.width!r} and {entry.height!r}")
+            else:
+                images[entry.id] = entry
+        self.known_ids = seen
+        return images
+
+    def _read_boxes(self, entries: Sequence[AnnotationEntry]) -> None:
+        seen = Counter(entry.id for entry in entries if is_id(entry.id))
+        bad: set[Any] = set()
+        crowds = 0
+        for i, entry in enumerate(entries):
+            reason = self._reason(entry, seen)
+            if reason is not None:
+                self.problems.add(f"{self.path}: annotations[{i}] (id {entry.id!r})", reason)
+                bad |= {entry.image_id} if is_id(entry.image_id) else set()
+            elif entry.image_id not in self.images:
+                continue  # the image itself was bad
+            elif entry.iscrowd:
+                crowds += 1
+                self.crowds.add((entry.image_id, self.names[entry.category_id]))
+            else:
+                name = self.names[entry.category_id]
+                box = clip(entry.bbox, self.images[entry.image_id])
+                self.boxes[entry.image_id].setdefault(name, []).append(Detection(box, name))
+        for image_id in bad:
+            self.boxes.pop(image_id, None)
+        if crowds:
+            rank_zero_info(f"{self.path}: {crowds} crowd regions are not asked for")
+
+    def _reason(self, entry: AnnotationEntry, seen: Counter[int]) -> str | None:
+        """What is wrong with an annotation."""
+        if entry.id is not None and not is_id(entry.id):
+            return "expected an integer id"
+        if seen[entry.id] > 1:
+            return f"the id is there {seen[entry.id]} times"
+        if not is_id(entry.image_id) or entry.image_id not in self.known_ids:
+            return f"no image has id {entry.image_id!r}"
+        if not is_id(entry.category_id) or entry.category_id not in self.names:
+            return f"no category has id {entry.category_id!r}"
+        image = self.images.get(entry.image_id)
+        return None if image is None else box_reason(entry.bbox, image, crowd=bool(entry.iscrowd))
+
+
+def box_reason(bbox: Any, image: ImageEntry, *, crowd: bool) -> str | None:
+    """What is wrong with a COCO box [x, y, width, height], if anything. Crowd regions are not asked for."""
+    if not isinstance(bbox, list) or len(bbox) != 4 or not all(map(is_number, bbox)):
+        return f"expected bbox [x, y, width, height] in finite numbers, got {shown(bbox)}"
+    x, y, w, h = bbox
+    if crowd:
+        return None
+    if w <= 0 or h <= 0:
+        return f"bbox {shown(bbox)} has no area"
+    if min(x, y) < -TOLERANCE or x + w > image.width + TOLERANCE or y + h > image.height + TOLERANCE:
+        return f"bbox {shown(bbox)} stands out of its image of {image.width} x {image.height}"
+    x0, y0, x1, y1 = clip(bbox, image)
+    return None if x0 < x1 and y0 < y1 else f"bbox {shown(bbox)} has no area in its image"
+
+
+def clip(bbox: Sequence[float], image: ImageEntry) -> tuple[float, float, float, float]:
+    """COCO's x, y, width, height as corners inside the image."""
+    x, y, w, h = map(float, bbox)
+    return max(x, 0.0), max(y, 0.0), min(x + w, float(image.width)), min(y + h, float(image.height))
+
+
+def is_id(value: Any) -> bool:
+    """An integer that is no boolean."""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def is_number(value: Any) -> bool:
+    """A finite number that is no boolean."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def shown(value: Any) -> str:
+    """A value in a message, cut to a line."""
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def read_instances(path: Path) -> InstancesFile:
+    """Read an instances file.
 
     Raises:
-        ConfigurationError: the file, a record or an image is not what COCO says; names file, record and field.
+        ConfigurationError: it is not JSON, or has not the three lists.
     """
-    content = _read_json(annotations)
-    names = {
-        _get(annotations, "categories", i, record, "id", int): _get(annotations, "categories", i, record, "name", str)
-        for i, record in enumerate(content["categories"])
-    }
-    wanted = _select_categories(annotations, names, categories)
-    by_image = _boxes_by_image(annotations, content, names)
-    queries = []
-    for i, record in enumerate(content["images"]):
-        found = {category: boxes for category, boxes in by_image[record["id"]].items() if category in wanted}
-        if found:
-            file, size = _image_file(annotations, i, record, images)
-            queries += [Query(record["id"], file, size, name, tuple(boxes)) for name, boxes in found.items()]
-    if not queries:
-        raise ConfigurationError(f"{annotations}: no object to ask for; expected at least one box")
-    return queries
-
-
-def _boxes_by_image(
-    path: Path, content: dict[str, Any], names: dict[int, str]
-) -> dict[int, dict[str, list[Detection]]]:
-    by_image: dict[int, dict[str, list[Detection]]] = {
-        _get(path, "images", i, record, "id", int): {} for i, record in enumerate(content["images"])
-    }
-    left_out = 0
-    for i, record in enumerate(content["annotations"]):
-        image_id = _get(path, "annotations", i, record, "image_id", int)
-        category_id = _get(path, "annotations", i, record, "category_id", int)
-        if image_id not in by_image:
-            raise ConfigurationError(f"{path}: annotations[{i}].image_id: no image has id {image_id}")
-        if category_id not in names:
-            raise ConfigurationError(f"{path}: annotations[{i}].category_id: no category has id {category_id}")
-        x, y, w, h = _bbox(path, i, record)
-        if record.get("iscrowd") or w <= 0 or h <= 0:
-            left_out += 1
-            continue
-        name = names[category_id]
-        by_image[image_id].setdefault(name, []).append(Detection((x, y, x + w, y + h), name))
-    if left_out:
-        rank_zero_info(f"{path}: {left_out} crowd regions or boxes without area are not asked for")
-    return by_image
-
-
-def _read_json(path: Path) -> dict[str, Any]:
+    data = path.read_bytes()
     try:
-        content = json.loads(path.read_text())
-    except ValueError as error:
-        raise ConfigurationError(f"{path}: not a JSON file: {error}") from error
-    for key in ("images", "annotations", "categories"):
-        if not isinstance(content, dict) or not isinstance(content.get(key), list):
-            raise ConfigurationError(f"{path}: expected a COCO instances file with a list '{key}'")
-    return content
-
-
-def _get(path: Path, table: str, index: int, record: Any, key: str, kind: type) -> Any:
-    value = record.get(key) if isinstance(record, dict) else None
-    if not isinstance(value, kind) or isinstance(value, bool):
-        raise ConfigurationError(f"{path}: {table}[{index}].{key}: expected {kind.__name__}, got {value!r}")
-    return value
-
-
-def _bbox(path: Path, index: int, record: dict[str, Any]) -> tuple[float, float, float, float]:
-    bbox = _get(path, "annotations", index, record, "bbox", list)
-    if len(bbox) != 4 or not all(isinstance(v, int | float) and math.isfinite(v) for v in bbox):
-        raise ConfigurationError(f"{path}: annotations[{index}].bbox: expected [x, y, width, height], got {bbox!r}")
-    x, y, w, h = map(float, bbox)
-    return x, y, w, h
-
-
-def _select_categories(path: Path, names: dict[int, str], categories: Sequence[str] | None) -> set[str]:
-    known = set(names.values())
-    if unknown := sorted(set(categories or ()) - known):
-        raise ConfigurationError(f"data.categories: {unknown[0]!r} is not in {path}; it has {', '.join(sorted(known))}")
-    return known if categories is None else set(categories)
-
-
-def _image_file(path: Path, index: int, record: dict[str, Any], folder: Path) -> tuple[Path, tuple[int, int]]:
-    file = folder / _get(path, "images", index, record, "file_name", str)
-    size = _get(path, "images", index, record, "width", int), _get(path, "images", index, record, "height", int)
+        return msgspec.json.decode(data, type=InstancesFile)
+    except msgspec.ValidationError as error:
+        raise ConfigurationError(f"{path}: not a COCO or LVIS instances file: {error}") from error
+    except msgspec.DecodeError:
+        pass  # NaN and infinities are not JSON, but Python writes and reads them: they are reported by record
     try:
-        with Image.open(file) as image:
-            actual = image.size
-    except FileNotFoundError as error:
-        raise ConfigurationError(f"{path}: images[{index}].file_name: no such image: {file}") from error
-    except (UnidentifiedImageError, OSError) as error:
-        raise ConfigurationError(f"{path}: images[{index}].file_name: not a readable image: {file}") from error
-    if actual != size:
-        raise ConfigurationError(
-            f"{path}: images[{index}]: width and height say {size[0]} x {size[1]}, {file} is {actual[0]} x {actual[1]}"
-        )
-    return file, size
+        return msgspec.convert(json.loads(data), type=InstancesFile)
+    except (ValueError, RecursionError) as error:
+        raise ConfigurationError(f"{path}: not a COCO or LVIS instances file: {error}") from error

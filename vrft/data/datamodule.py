@@ -56,6 +56,7 @@ class ResumableLoader(DataLoader[Sample]):
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         assert self.batch_size is not None
         self.sampler.start = self._resume * self.batch_size
+        self.dataset.epoch = self.sampler.epoch  # type: ignore[attr-defined]
         self._batches, self._resume = self._resume, 0
         for batch in super().__iter__():
             self._batches += 1

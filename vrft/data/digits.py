@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,16 +24,17 @@ class DigitsData(ImageFolderData):
     """Writes scikit-learn's scans as an image folder where it is missing, then reads it like any image folder."""
 
     def __init__(
-        self,
-        root: str = "data/digits",
-        shots: int | None = 16,
-        batch_size: int = 8,
-        eval_batch_size: int = 200,
-        num_workers: int = 0,
-        seed: int = 0,
+        self, root: str = "data/digits", shots: int | None = 16, eval_batch_size: int = 200, **kwargs: Any
     ) -> None:
-        """Like `ImageFolderData`. 600 scans are held out, the same ones for every seed; 1,197 can be trained on."""
-        super().__init__(root, shots, batch_size, eval_batch_size, num_workers, seed)
+        """600 scans are held out, the same ones for every seed; 1,197 can be trained on.
+
+        Args:
+            root: folder to write and read.
+            shots: scans per digit to train on, chosen by `seed`.
+            eval_batch_size: prompts decoded at once in evaluation.
+            kwargs: see `ImageFolderData`.
+        """
+        super().__init__(root, shots=shots, eval_batch_size=eval_batch_size, **kwargs)
 
     def check_paths(self) -> None:
         """Nothing to check: what is missing is written."""

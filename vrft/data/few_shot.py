@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 from collections import defaultdict
@@ -16,8 +17,10 @@ from vrft.errors import ConfigurationError
 T = TypeVar("T")
 
 
-def choose_shots(items: Sequence[T], category: Callable[[T], str], shots: int, seed: int) -> list[T]:
-    """`shots` items of each category, in their original order.
+def choose_shots(
+    items: Sequence[T], category: Callable[[T], str], shots: int, seed: int, usable: Callable[[T], bool]
+) -> list[T]:
+    """`shots` usable items of each category, in their original order.
 
     The choice for a category depends on (seed, category) alone, and k shots are among k + 1 shots.
 
@@ -31,10 +34,11 @@ def choose_shots(items: Sequence[T], category: Callable[[T], str], shots: int, s
         positions[category(item)].append(position)
     chosen: list[int] = []
     for name, candidates in positions.items():
-        if len(candidates) < shots:
-            raise ConfigurationError(f"data.shots: expected at least {shots} images of {name!r}, got {len(candidates)}")
         random.Random(f"{seed}/{name}").shuffle(candidates)
-        chosen += candidates[:shots]
+        found = list(itertools.islice((p for p in candidates if usable(items[p])), shots))
+        if len(found) < shots:
+            raise ConfigurationError(f"data.shots: expected at least {shots} images of {name!r}, got {len(found)}")
+        chosen += found
     return [items[position] for position in sorted(chosen)]
 
 

@@ -13,6 +13,7 @@ from torch.utils.data import Dataset
 
 from vrft.data.coco import CocoData
 from vrft.data.datamodule import VisionData
+from vrft.data.records import Part
 from vrft.types import Detection, Sample
 
 SIZE = 56  # pixels
@@ -100,36 +101,33 @@ class SceneData(CocoData):
         train_images: str = "data/scenes/train",
         val_annotations: str = "data/scenes/instances_val.json",
         val_images: str = "data/scenes/val",
-        categories: list[str] | None = None,
-        shots: int | None = None,
-        batch_size: int = 8,
         eval_batch_size: int = 64,
-        num_workers: int = 0,
-        seed: int = 0,
         train_size: int = 200,
         val_size: int = 150,
+        **kwargs: Any,
     ) -> None:
-        """Like `CocoData`; `train_size` and `val_size` are the numbers of images that are drawn."""
-        self.sizes = {"train": train_size, "val": val_size}
+        """Names the files, as `CocoData`.
+
+        Args:
+            train_annotations: file to write and train on.
+            train_images: folder of its images.
+            val_annotations: file of held-out scenes to write.
+            val_images: folder of its images.
+            eval_batch_size: prompts decoded at once in evaluation.
+            train_size: scenes to train on.
+            val_size: held-out scenes.
+            kwargs: see `CocoData`.
+        """
+        self.sizes: dict[Part, int] = {"train": train_size, "val": val_size}
         super().__init__(
-            train_annotations,
-            train_images,
-            val_annotations,
-            val_images,
-            categories,
-            shots,
-            batch_size,
-            eval_batch_size,
-            num_workers,
-            seed,
+            train_annotations, train_images, val_annotations, val_images, eval_batch_size=eval_batch_size, **kwargs
         )
 
     def check_paths(self) -> None:
-        """Nothing to check: what is missing is drawn."""
+        """Nothing to check: what is missing is written."""
 
     def prepare_data(self) -> None:
-        parts = [(self.train_annotations, self.train_images, "train"), (self.val_annotations, self.val_images, "val")]
-        for file, folder, part in parts:
+        for part, (file, folder) in self.files.items():
             if not file.exists():
                 write_coco([draw_scene(random.Random(f"{part}/{i}")) for i in range(self.sizes[part])], file, folder)
 

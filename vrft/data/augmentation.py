@@ -1,0 +1,51 @@
+"""Augmentation of training images with kornia; boxes follow their objects."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+from PIL import Image
+
+from vrft.types import Detection, Sample
+
+LEAST_VISIBLE = 0.5
+"""A sample stays as it is if a box would lose more than this share of its area at the image's edge."""
+
+
+def augment(sample: Sample, modules: Sequence[torch.nn.Module], key: tuple[int, int, int]) -> Sample:
+    """The sample after kornia's augmentations, the same ones for the same `key` (seed, epoch, index).
+
+    The image keeps its size; modules that change it are not for here.
+    """
+    if not modules:
+        return sample
+    from kornia.augmentation import AugmentationSequential
+
+    boxes = [detection.box for detection in sample.target] if isinstance(sample.target, tuple) else []
+    pixels = torch.from_numpy(np.array(sample.image)).permute(2, 0, 1)[None] / 255  # (1, 3, height, width)
+    corners = torch.tensor(boxes, dtype=torch.float32).view(1, -1, 4)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1)[0]))
+        if boxes:
+            moved, found = AugmentationSequential(*modules, data_keys=["input", "bbox_xyxy"])(pixels, corners)
+        else:
+            moved, found = AugmentationSequential(*modules, data_keys=["input"])(pixels), corners
+    width, height = sample.size
+    clipped = found[0].clamp(min=0).minimum(torch.tensor([width, height, width, height]))
+    if (_area(clipped) < LEAST_VISIBLE * _area(found[0])).any():
+        return sample
+    picture = (moved[0].clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
+    target = sample.target
+    if isinstance(target, tuple):
+        target = tuple(
+            Detection((box[0], box[1], box[2], box[3]), true.label)
+            for box, true in zip(clipped.tolist(), target, strict=True)
+        )
+    return replace(sample, image=Image.fromarray(picture), target=target)
+
+
+def _area(boxes: torch.Tensor) -> torch.Tensor:
+    return (boxes[:, 2:] - boxes[:, :2]).clamp(min=0).prod(1)
