@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from vrft.policy.checkpoint import find_checkpoint
 from vrft.policy.logprobs import token_distribution, token_log_probs
+from vrft.policy.patches import project_patches
 from vrft.policy.processor import Encoder, copy_processor, load_processor
 from vrft.policy.prompts import Prompt, prepare
 from vrft.tasks import Task
@@ -103,6 +104,7 @@ class Policy(nn.Module):
             self.checkpoint, dtype=torch.float32, use_safetensors=True, attn_implementation="sdpa"
         )
         self.shares_prefixes = share_prefixes(model)
+        project_patches(model)
         if self.gradient_checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
         if keep_reference and self.lora is None:
