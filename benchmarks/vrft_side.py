@@ -22,23 +22,26 @@ from vrft.module import Phase
 from vrft.policy import LoRA, Policy
 from vrft.rewards import Reward
 from vrft.tasks import Task
-from vrft.types import Answer, Frame, Sample
+from vrft.types import Answer, Frame, Question, Sample
 
 
 class AnyText(Task):
     """Asks the question as it is; every completion is an answer."""
 
-    def target_text(self, sample: Sample, frame: Frame) -> str:
+    def answer_text(self, sample: Question, frame: Frame) -> str:
         return ""
 
-    def read(self, content: str, sample: Sample, frame: Frame) -> str:
+    def reasoning_text(self, sample: Question) -> str:
+        return ""
+
+    def read(self, content: str, sample: Question, frame: Frame) -> str:
         return content
 
 
 class Arbitrary(Reward):
     """Something that differs between completions."""
 
-    def score(self, answer: Answer, sample: Sample) -> float:
+    def score(self, answer: Answer, sample: Question) -> float:
         return sum(map(ord, answer.text)) % 7 / 7
 
 

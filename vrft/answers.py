@@ -3,13 +3,17 @@
 The text is hostile by assumption: nothing is evaluated, time is linear, and what can't be read has one result, None.
 
 The answer is the last complete <answer> block outside the reasoning. The tags are well formed if the whole text is
-`<think>…</think><answer>…</answer>`, each tag once, with nothing but white space around and between the blocks.
+`<think>…</think><answer>…</answer>`, each tag once, with nothing but white space around and between the blocks; where
+no reasoning is asked for, `<answer>…</answer>` alone.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
+import unicodedata
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from vrft.types import Frame
@@ -23,7 +27,12 @@ MAX_BOXES = 100
 NO_OBJECTS = "No Objects"
 
 _TAG = re.compile(r"</?(?:think|answer)>")
-_WELL_FORMED = ["<think>", "</think>", "<answer>", "</answer>"]
+_TAGS = ["<think>", "</think>", "<answer>", "</answer>"]
+_FENCE = re.compile(r"```[a-z]*\n(.*)```", re.DOTALL)
+_TOKEN = re.compile(
+    r"""\s+|[][{}(),:]|-?[0-9]+(?:\.[0-9]+)?(?:[eE][-+]?[0-9]+)?|"(?:[^"\\\n]|\\.)*"|'(?:[^'\\\n]|\\.)*'"""
+)
+_ESCAPE = re.compile(r'\\.|"')
 
 
 class Blocks(NamedTuple):
@@ -34,8 +43,8 @@ class Blocks(NamedTuple):
     well_formed: bool
 
 
-def split_blocks(text: str) -> Blocks:
-    """Cut a completion at its tags.
+def split_blocks(text: str, reasoning: bool = True) -> Blocks:
+    """Cut a completion at its tags. `reasoning`: whether a well-formed one begins with it.
 
     >>> split_blocks("<think>two</think><answer>[]</answer>")
     Blocks(reasoning='two', answer='[]', well_formed=True)
@@ -43,16 +52,16 @@ def split_blocks(text: str) -> Blocks:
     Blocks(reasoning='maybe <answer>cat</answer>', answer=None, well_formed=False)
     """
     text = text.strip()
-    reasoning, outside = [], []
+    inside, outside = [], []
     position = 0
     while (start := text.find("<think>", position)) >= 0:
         end = text.find("</think>", start)
         end = len(text) if end < 0 else end
         outside.append(text[position:start])
-        reasoning.append(text[start + len("<think>") : end].strip())
+        inside.append(text[start + len("<think>") : end].strip())
         position = end + len("</think>")
     outside.append(text[position:])
-    return Blocks("\n".join(reasoning), _last_answer("\n".join(outside)), _tags_are_well_formed(text))
+    return Blocks("\n".join(inside), _last_answer("\n".join(outside)), _tags_are_well_formed(text, reasoning))
 
 
 def _last_answer(text: str) -> str | None:
@@ -60,49 +69,118 @@ def _last_answer(text: str) -> str | None:
     return text[start + len("<answer>") : text.find("</answer>", start)].strip() if start >= 0 else None
 
 
-def _tags_are_well_formed(text: str) -> bool:
+def _tags_are_well_formed(text: str, reasoning: bool) -> bool:
     tags = list(_TAG.finditer(text))
-    if [tag.group() for tag in tags] != _WELL_FORMED:
+    if [tag.group() for tag in tags] != (_TAGS if reasoning else _TAGS[2:]):
         return False
-    between = text[tags[1].end() : tags[2].start()]
-    return tags[0].start() == 0 and not between.strip() and tags[3].end() == len(text)
+    between = text[tags[1].end() : tags[2].start()] if reasoning else ""
+    return tags[0].start() == 0 and not between.strip() and tags[-1].end() == len(text)
 
 
-def read_boxes(answer: str, frame: Frame) -> list[tuple[tuple[float, ...], float]] | None:
-    """The paper's `[{'Position': [x0, y0, x1, y1], 'Confidence': c}, …]`, or `No Objects`, as (box, confidence) pairs.
+class Item(NamedTuple):
+    """A box as it stands in an answer, in the model's frame."""
 
-    All or nothing: one box with corners out of order or outside the frame, a confidence outside 0..1 or anything that
-    is not a finite number makes the whole answer unreadable. A box that is given twice counts twice.
+    box: tuple[float, float, float, float]
+    confidence: float | None = None
+    label: str | None = None
+
+
+def read_boxes(answer: str, frame: Frame) -> list[Item] | None:
+    """The boxes of an answer; None if it can't be read.
+
+    Three forms, in JSON or as a Python literal: the paper's `[{'Position': [x0, y0, x1, y1], 'Confidence': c}, …]`,
+    with a 'Label' where several categories are asked for; Qwen's `[{"bbox_2d": [x0, y0, x1, y1], "label": "cat"}, …]`,
+    also in a code fence; and `(x0,y0),(x1,y1)`. `No Objects` and an empty list are no boxes.
+
+    All or nothing: one box with corners out of order or outside the frame, a confidence outside 0..1, a missing or
+    unknown key or anything that is not a finite number makes the whole answer unreadable, and so do more than
+    `MAX_BOXES` boxes or `MAX_CHARACTERS` characters. A box that is given twice counts twice.
 
     >>> read_boxes("[{'Position': [0, 10, 500, 1000], 'Confidence': 0.9}]", Frame(1000, 1000))
-    [((0.0, 10.0, 500.0, 1000.0), 0.9)]
+    [Item(box=(0.0, 10.0, 500.0, 1000.0), confidence=0.9, label=None)]
+    >>> read_boxes("(0,10),(500,1000)", Frame(1000, 1000))
+    [Item(box=(0.0, 10.0, 500.0, 1000.0), confidence=None, label=None)]
     >>> read_boxes("No Objects", Frame(1000, 1000))
     []
     """
-    if answer == NO_OBJECTS:
-        return []
     if len(answer) > MAX_CHARACTERS:
         return None
-    try:
-        items = json.loads(answer.replace("'", '"'))
-    except (ValueError, RecursionError):
+    if normalise_label(answer) == normalise_label(NO_OBJECTS):
+        return []
+    fenced = _FENCE.fullmatch(answer.strip())
+    text = fenced[1] if fenced else answer.strip()
+    items = _read_literal(f"[{text}]") if text.startswith("(") else _read_literal(text)
+    if not isinstance(items, list):
         return None
-    if not isinstance(items, list) or len(items) > MAX_BOXES:
+    if text.startswith("("):
+        items = _pair_corners(items)
+    if len(items) > MAX_BOXES:
         return None
-    boxes = [_read_box(item, frame) for item in items]
+    boxes = [_read_item(item, frame) for item in items]
     return None if None in boxes else [box for box in boxes if box is not None]
 
 
-def _read_box(item: Any, frame: Frame) -> tuple[tuple[float, ...], float] | None:
-    if not isinstance(item, dict) or item.keys() != {"Position", "Confidence"}:
+def _read_literal(text: str) -> Any:
+    """The value of a JSON text or a Python literal of lists, tuples, dicts, strings and numbers; None if it is none.
+
+    A Python literal is spelt as JSON token by token, so nothing is evaluated and the time is linear.
+    """
+    tokens, position = [], 0
+    for found in _TOKEN.finditer(text):
+        if found.start() != position:
+            return None
+        position = found.end()
+        tokens.append(_as_json(found.group()))
+    if position != len(text):
         return None
-    position, confidence = item["Position"], item["Confidence"]
-    if not isinstance(position, list) or len(position) != 4 or not all(map(_is_number, [*position, confidence])):
+    closed = [a for a, b in itertools.pairwise([*filter(None, tokens), ""]) if a != "," or b not in ("]", "}")]
+    try:
+        return json.loads("".join(closed), object_pairs_hook=_unique)
+    except (ValueError, RecursionError):
         return None
-    x0, y0, x1, y1 = position
-    if not (0 <= x0 < x1 <= frame.width and 0 <= y0 < y1 <= frame.height and 0 <= confidence <= 1):
+
+
+def _as_json(token: str) -> str:
+    if token[0] == "'":
+        return f'"{_ESCAPE.sub(_requote, token[1:-1])}"'
+    return {"(": "[", ")": "]"}.get(token, token.strip())
+
+
+def _requote(found: re.Match[str]) -> str:
+    return {"\\'": "'", '"': '\\"'}.get(found.group(), found.group())
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len(dict(pairs)) < len(pairs):
+        raise ValueError("a key is there twice")
+    return dict(pairs)
+
+
+def _pair_corners(points: list[Any]) -> list[Any]:
+    """Two points after another are a box; what is no pair of points can't be read as a box later."""
+    pairs = itertools.zip_longest(points[::2], points[1::2])
+    return [{"bbox_2d": [*a, *b] if isinstance(a, list) and isinstance(b, list) else None} for a, b in pairs]
+
+
+def _read_item(item: Any, frame: Frame) -> Item | None:
+    if not isinstance(item, dict):
         return None
-    return (float(x0), float(y0), float(x1), float(y1)), float(confidence)
+    if item.keys() - {"Label"} == {"Position", "Confidence"}:
+        box, confidence, label = item["Position"], item["Confidence"], item.get("Label")
+    elif "bbox_2d" in item and item.keys() <= {"bbox_2d", "label", "confidence"}:
+        box, confidence, label = item["bbox_2d"], item.get("confidence"), item.get("label")
+    else:
+        return None
+    if not isinstance(box, list) or len(box) != 4 or not all(map(_is_number, box)):
+        return None
+    x0, y0, x1, y1 = box
+    if not (0 <= x0 < x1 <= frame.width and 0 <= y0 < y1 <= frame.height):
+        return None
+    if confidence is not None and not (_is_number(confidence) and 0 <= confidence <= 1):
+        return None
+    if ("Confidence" in item and confidence is None) or not isinstance(label, str | None):
+        return None
+    return Item((float(x0), float(y0), float(x1), float(y1)), None if confidence is None else float(confidence), label)
 
 
 def _is_number(value: Any) -> bool:
@@ -110,9 +188,35 @@ def _is_number(value: Any) -> bool:
 
 
 def normalise_label(text: str) -> str:
-    """Lower case; runs of white space, hyphens and underscores become one space; one full stop at the end is dropped.
+    """Compatibility forms of letters (NFKC) and lower case; runs of white space, hyphens and underscores are one space.
+
+    One full stop at the end is dropped.
 
     >>> normalise_label(" Boeing_737-200. ")
     'boeing 737 200'
     """
-    return re.sub(r"[\s_-]+", " ", text).strip().removesuffix(".").rstrip().lower()
+    text = re.sub(r"[\s_-]+", " ", unicodedata.normalize("NFKC", text)).strip()
+    return text.removesuffix(".").rstrip().lower()
+
+
+def read_count(text: str) -> str | None:
+    """A whole number of at most nine digits, without leading zeros; None if the text is something else.
+
+    >>> read_count(" 012 ")
+    '12'
+    """
+    found = re.fullmatch(r"\s*([0-9]{1,9})\s*\.?\s*", text)
+    return str(int(found[1])) if found else None
+
+
+def read_choice(text: str, choices: Sequence[str] = ()) -> str | None:
+    """The letter of a multiple-choice answer: `B`, `(b)`, `B.`, `B) red`, or the text of a choice; None if it is none.
+
+    >>> read_choice("(b)"), read_choice("red", ["blue", "red"]), read_choice("Both")
+    ('B', 'B', None)
+    """
+    named = [normalise_label(choice) for choice in choices]
+    if normalise_label(text) in named:
+        return chr(ord("A") + named.index(normalise_label(text)))
+    found = re.match(r"\s*\(?([A-Za-z])(?:[).:]|\s*$)", text)
+    return found[1].upper() if found else None

@@ -6,25 +6,30 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.optimize import linear_sum_assignment
 
 from vrft.types import Frame
 
 Box = tuple[float, float, float, float]
+Matrix = NDArray[np.float64]
 
 
-def to_frame(box: Box, image_size: tuple[int, int], frame: Frame) -> tuple[int, int, int, int]:
-    """Pixels of an image of `image_size` (width, height) -> integers of the model's frame, rounded to the nearest.
+def to_frame(box: Box, image_size: tuple[int, int], frame: Frame) -> Box:
+    """Pixels of an image of `image_size` (width, height) -> the model's frame, rounded to its decimals.
 
-    A box thinner than one unit gets one, since a box without area can't be an answer.
+    Without decimals they are integers. A box thinner than one unit gets one, since a box without area can't be an
+    answer.
     """
-    x0, x1 = _interval(box[0], box[2], image_size[0], frame.width)
-    y0, y1 = _interval(box[1], box[3], image_size[1], frame.height)
+    x0, x1 = _interval(box[0], box[2], image_size[0], frame.width, frame.decimals)
+    y0, y1 = _interval(box[1], box[3], image_size[1], frame.height, frame.decimals)
     return x0, y0, x1, y1
 
 
-def _interval(low: float, high: float, size: int, units: int) -> tuple[int, int]:
-    start = min(round(low * units / size), units - 1)
-    return start, max(round(high * units / size), start + 1)
+def _interval(low: float, high: float, size: int, length: int, decimals: int) -> tuple[float, float]:
+    units = length * 10**decimals
+    start = min(max(round(low * units / size), 0), units - 1)
+    end = min(max(round(high * units / size), start + 1), units)
+    return (start / 10**decimals, end / 10**decimals) if decimals else (start, end)
 
 
 def from_frame(box: Sequence[float], image_size: tuple[int, int], frame: Frame) -> Box:
@@ -33,29 +38,67 @@ def from_frame(box: Sequence[float], image_size: tuple[int, int], frame: Frame) 
     return x0 * width / frame.width, y0 * height / frame.height, x1 * width / frame.width, y1 * height / frame.height
 
 
-def iou_matrix(a: Sequence[Box], b: Sequence[Box]) -> NDArray[np.float64]:
+def iou_matrix(a: Sequence[Box], b: Sequence[Box]) -> Matrix:
     """Intersection over union of every pair, (len(a), len(b)). Boxes without area have IoU 0 with everything."""
+    intersection, union, _, _ = _compare(a, b)
+    return _ratio(intersection, union)
+
+
+def giou_matrix(a: Sequence[Box], b: Sequence[Box]) -> Matrix:
+    """Generalised IoU (arXiv 1902.09630): IoU - (hull - union) / hull, in -1..1."""
+    intersection, union, hull, _ = _compare(a, b)
+    return _ratio(intersection, union) - _ratio(hull.prod(-1) - union, hull.prod(-1))
+
+
+def diou_matrix(a: Sequence[Box], b: Sequence[Box]) -> Matrix:
+    """Distance IoU (arXiv 1911.08287): IoU - (distance of the centres / diagonal of the hull)^2, in -1..1."""
+    intersection, union, hull, distance = _compare(a, b)
+    return _ratio(intersection, union) - _ratio((distance**2).sum(-1), (hull**2).sum(-1))
+
+
+def _compare(a: Sequence[Box], b: Sequence[Box]) -> tuple[Matrix, Matrix, Matrix, Matrix]:
+    """Intersection and union (A, B); sides of the hull and distance of the centres, along x and y (A, B, 2)."""
     p, q = np.asarray(a, np.float64).reshape(-1, 1, 4), np.asarray(b, np.float64).reshape(1, -1, 4)
     overlap = np.minimum(p[..., 2:], q[..., 2:]) - np.maximum(p[..., :2], q[..., :2])
     intersection = overlap.clip(0).prod(-1)
     union = sum((x[..., 2:] - x[..., :2]).clip(0).prod(-1) for x in (p, q)) - intersection
-    return np.divide(intersection, union, out=np.zeros(np.shape(union)), where=union > 0)
+    hull = np.maximum(p[..., 2:], q[..., 2:]) - np.minimum(p[..., :2], q[..., :2])
+    distance = (p[..., 2:] + p[..., :2] - q[..., 2:] - q[..., :2]) / 2
+    return intersection, union, hull, distance
 
 
-def match_by_confidence(
-    predicted: Sequence[Box], scores: Sequence[float], true: Sequence[Box], threshold: float
-) -> list[tuple[int, int, float]]:
+def _ratio(a: Matrix, b: Matrix) -> Matrix:
+    return np.divide(a, b, out=np.zeros(np.shape(b)), where=b > 0)
+
+
+def match_by_confidence(similarity: Matrix, scores: Sequence[float], threshold: float) -> list[tuple[int, int, float]]:
     """Greedy matching as in Visual-RFT, section 3.2: by falling score, each prediction takes the best free true box.
 
-    Returns (prediction, true box, IoU) of the pairs whose IoU is above `threshold`. Equal scores keep their order.
+    Args:
+        similarity: of predictions and true boxes (predictions, true).
+        scores: of the predictions; equal ones keep their order.
+        threshold: pairs count above it.
+
+    Returns:
+        (prediction, true box, similarity) of the pairs.
     """
-    ious = iou_matrix(predicted, true)
+    free = similarity.copy()
     pairs = []
     for i in np.argsort(-np.asarray(scores, np.float64), kind="stable"):
-        if not true:
+        if not free.shape[1]:
             break
-        j = int(ious[i].argmax())
-        if ious[i, j] > threshold:
-            pairs.append((int(i), j, float(ious[i, j])))
-            ious[:, j] = -1.0
+        j = int(free[i].argmax())
+        if free[i, j] > threshold:
+            pairs.append((int(i), j, float(free[i, j])))
+            free[:, j] = -np.inf
     return pairs
+
+
+def match_optimally(similarity: Matrix, threshold: float) -> list[tuple[int, int, float]]:
+    """The pairs above `threshold` whose similarities have the largest sum (Hungarian method); as match_by_confidence.
+
+    More than one prediction never shares a true box. Scores play no part.
+    """
+    counted = np.where(similarity > threshold, similarity, 0.0)
+    pairs = zip(*linear_sum_assignment(counted, maximize=True), strict=True)
+    return [(int(i), int(j), float(similarity[i, j])) for i, j in pairs if similarity[i, j] > threshold]

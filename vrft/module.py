@@ -6,7 +6,7 @@ import random
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -66,6 +66,8 @@ class VisionModule(LightningModule):
     def configure_model(self) -> None:
         if self.policy.processor is None:
             self.policy.load(keep_reference=self.keep_reference)
+            for reward in self.rewards.values():
+                cast(Reward, reward).load()
             if sum(parameter.numel() for parameter in self.parameters()) < SMALL:
                 torch.set_num_threads(1)
 

@@ -106,6 +106,6 @@ def _overlay(detection: Detection) -> dict[str, Any]:
         "position": {"minX": x0, "maxX": x1, "minY": y0, "maxY": y1},
         "domain": "pixel",
         "class_id": 0,
-        "box_caption": f"{detection.label} {detection.score:.2f}",
-        "scores": {"confidence": detection.score},
+        "box_caption": detection.label if detection.score is None else f"{detection.label} {detection.score:.2f}",
+        "scores": {"confidence": 1.0 if detection.score is None else detection.score},
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,15 +25,16 @@ def augment(sample: Sample, modules: Sequence[torch.nn.Module], key: tuple[int, 
         return sample
     from kornia.augmentation import AugmentationSequential
 
+    layers: Any = modules
     boxes = [detection.box for detection in sample.target] if isinstance(sample.target, tuple) else []
     pixels = torch.from_numpy(np.array(sample.image)).permute(2, 0, 1)[None] / 255  # (1, 3, height, width)
     corners = torch.tensor(boxes, dtype=torch.float32).view(1, -1, 4)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1)[0]))
         if boxes:
-            moved, found = AugmentationSequential(*modules, data_keys=["input", "bbox_xyxy"])(pixels, corners)
+            moved, found = AugmentationSequential(*layers, data_keys=["input", "bbox_xyxy"])(pixels, corners)
         else:
-            moved, found = AugmentationSequential(*modules, data_keys=["input"])(pixels), corners
+            moved, found = AugmentationSequential(*layers, data_keys=["input"])(pixels), corners
     width, height = sample.size
     clipped = found[0].clamp(min=0).minimum(torch.tensor([width, height, width, height]))
     if (_area(clipped) < LEAST_VISIBLE * _area(found[0])).any():

@@ -102,17 +102,16 @@ class CocoData(RecordData):
 
     def check_paths(self) -> None:
         """Raise ConfigurationError if a file or folder is missing."""
-        for part, (annotations, images) in self.files.items():
-            if not annotations.is_file():
+        for part, (file, images) in self.files.items():
+            if not file.is_file():
                 raise ConfigurationError(
-                    f"data.{part}_annotations: no such file: {annotations}; expected a COCO or LVIS instances file"
+                    f"data.{part}_annotations: no such file: {file}; expected a COCO or LVIS instances file"
                 )
             if not images.is_dir():
                 raise ConfigurationError(f"data.{part}_images: no such folder: {images}; expected a folder of images")
 
     def records(self, part: Part, problems: Problems) -> list[Record]:
-        annotations, images = self.files[part]
-        instances = Instances(annotations, images, problems)
+        instances = Instances(*self.files[part], problems)
         wanted = instances.select(self.categories[part], f"data.{'val_' if part == 'val' else ''}categories")
         if self.per_image:
             return list(instances.whole_images(wanted))
@@ -173,7 +172,12 @@ class Instances:
     def _record(self, image_id: int, query: str, boxes: Iterable[Detection]) -> Record:
         entry = self.images[image_id]
         return Record(
-            self._file(entry), f"{self.path}: image {image_id}", image_id, query, tuple(boxes), (entry.width, entry.height)
+            self._file(entry),
+            f"{self.path}: image {image_id}",
+            image_id,
+            query,
+            tuple(boxes),
+            (entry.width, entry.height),
         )
 
     def _file(self, entry: ImageEntry) -> Path:
@@ -189,7 +193,9 @@ class Instances:
         for i, entry in enumerate(entries):
             where = f"{self.path}: categories[{i}]"
             if not is_id(entry.id) or not isinstance(entry.name, str):
-                raise ConfigurationError(f"{where}: expected an integer id and a name, got {entry.id!r}, {entry.name!r}")
+                raise ConfigurationError(
+                    f"{where}: expected an integer id and a name, got {entry.id!r}, {entry.name!r}"
+                )
             if entry.id in names:
                 raise ConfigurationError(f"{where}.id: {entry.id} is there twice")
             names[entry.id] = entry.name

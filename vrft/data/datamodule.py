@@ -43,6 +43,12 @@ class PromptSampler(Sampler[int]):
         return iter(order[self.rank :: self.world_size].tolist()[start:])
 
 
+class AugmentedSet(Dataset[Sample]):
+    """Samples that are different in every epoch."""
+
+    epoch = 0
+
+
 class ResumableLoader(DataLoader[Sample]):
     """A DataLoader that tells a checkpoint how many batches of the epoch it has handed out, and goes on from there."""
 
@@ -56,7 +62,8 @@ class ResumableLoader(DataLoader[Sample]):
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         assert self.batch_size is not None
         self.sampler.start = self._resume * self.batch_size
-        self.dataset.epoch = self.sampler.epoch  # type: ignore[attr-defined]
+        if isinstance(self.dataset, AugmentedSet):
+            self.dataset.epoch = self.sampler.epoch
         self._batches, self._resume = self._resume, 0
         for batch in super().__iter__():
             self._batches += 1

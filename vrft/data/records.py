@@ -14,10 +14,9 @@ import torch
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 from PIL import Image
 from rich.progress import track
-from torch.utils.data import Dataset
 
 from vrft.data.augmentation import augment
-from vrft.data.datamodule import VisionData
+from vrft.data.datamodule import AugmentedSet, VisionData
 from vrft.data.few_shot import choose_shots, record_shots
 from vrft.data.images import BadImage, ImageSource, check_image, read_image
 from vrft.errors import ConfigurationError
@@ -76,7 +75,7 @@ def write_lines(path: Path, lines: Iterable[str]) -> None:
     path.write_text("".join(f"{line}\n" for line in lines))
 
 
-class RecordSet(Dataset[Sample]):
+class RecordSet(AugmentedSet):
     """Samples of records.
 
     A training image that turns unreadable while a run is on is replaced by the next one that can be read, which says
@@ -88,7 +87,6 @@ class RecordSet(Dataset[Sample]):
     ) -> None:
         self.records, self.training = records, training
         self.augmentation, self.seed = augmentation, seed
-        self.epoch = 0
 
     def __len__(self) -> int:
         return len(self.records)

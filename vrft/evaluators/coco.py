@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from vrft.boxes import match_by_confidence
+from vrft.boxes import iou_matrix, match_by_confidence
 from vrft.errors import ConfigurationError
 from vrft.evaluators.base import Evaluator
 from vrft.types import Answer, Detection, Sample
@@ -44,9 +44,10 @@ class CocoEvaluator(Evaluator[Row]):
     def row(self, answer: Answer, sample: Sample) -> Row:
         assert isinstance(sample.target, tuple)
         detections = answer.value if isinstance(answer.value, tuple) else ()
-        boxes, scores = [d.box for d in detections], [d.score for d in detections]
-        pairs = match_by_confidence(boxes, scores, [true.box for true in sample.target], threshold=0.0)
-        slots = max(len(boxes), len(sample.target))
+        scores = [1.0 if d.score is None else d.score for d in detections]
+        overlaps = iou_matrix([d.box for d in detections], [true.box for true in sample.target])
+        pairs = match_by_confidence(overlaps, scores, threshold=0.0)
+        slots = max(len(detections), len(sample.target))
         iou = sum(value for _, _, value in pairs) / slots if slots else 1.0
         return Row(sample.image_id, detections, iou, answer.valid)
 
@@ -72,9 +73,10 @@ class CocoEvaluator(Evaluator[Row]):
                 "the same file as data.val_annotations"
             )
         results = [
-            (row.image_id, x0, y0, x1 - x0, y1 - y0, score, ids[label])
+            (row.image_id, x0, y0, x1 - x0, y1 - y0, 1.0 if score is None else score, ids[label])
             for row in rows
             for (x0, y0, x1, y1), label, score in row.detections
+            if label in ids
         ]
         truth = hotcoco.COCO(content)
         found = truth.load_res(np.asarray(results, np.float64).reshape(-1, 7))

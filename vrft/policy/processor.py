@@ -15,7 +15,18 @@ from vrft.policy.prompts import Prompt
 from vrft.tasks import Task
 from vrft.types import Frame, PromptBatch, Sample
 
-RELATIVE = Frame(1000, 1000)
+Coordinates = Literal["thousandths", "pixels", "unit"]
+
+FRAMES: dict[Coordinates, Frame] = {"thousandths": Frame(1000, 1000), "unit": Frame(1, 1, 3)}
+"""Frames that are the same for every image."""
+
+FAMILIES: dict[str, Coordinates] = {
+    "qwen2_5_vl": "pixels",
+    "llava": "unit",
+    "llava_next": "unit",
+    "llava_onevision": "unit",
+}
+"""What model types other than Qwen2-VL, Qwen3-VL and InternVL (thousandths) were taught to call a position."""
 
 PROCESSOR_FILES = (
     "tokenizer.json",
@@ -74,7 +85,7 @@ class Encoder:
 
     processor: Any
     task: Task
-    coordinates: Literal["relative", "absolute"]
+    coordinates: Coordinates
 
     def __call__(self, samples: list[Sample]) -> PromptBatch:
         frames = [self.frame(sample.image) for sample in samples]
@@ -87,9 +98,9 @@ class Encoder:
         return dict(self.processor(text=[text], images=[[sample.image]], return_tensors="pt"))
 
     def frame(self, image: Image.Image) -> Frame:
-        """0..1000 along both sides, or the pixels of the image as the processor resizes it (Qwen2.5-VL)."""
-        if self.coordinates == "relative":
-            return RELATIVE
+        """0..1000 along both sides, 0..1 with three decimals, or pixels of the image as the processor resizes it."""
+        if self.coordinates != "pixels":
+            return FRAMES[self.coordinates]
         from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
         settings = self.processor.image_processor

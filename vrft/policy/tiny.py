@@ -14,10 +14,10 @@ import random
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vrft.boxes import to_frame
+from vrft.boxes import Box, to_frame
 from vrft.tasks import DetectionTask
 from vrft.tasks.detection import boxes_text
-from vrft.types import Frame, Sample
+from vrft.types import Frame, Question
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
@@ -158,8 +158,8 @@ def write_checkpoint(folder: Path, seed: int = 0) -> None:
 class WarmupDetection(DetectionTask):
     """What the tiny detection policy learns first: right boxes, confidences anywhere from 0.6 to 1."""
 
-    def target_text(self, sample: Sample, frame: Frame) -> str:
-        rng = random.Random(sample.index)
+    def target_text(self, sample: Question, frame: Frame) -> str:
+        rng = random.Random(sample.image_id)
         boxes = _boxes(sample, frame)
         confidences = [rng.choice([0.6, 0.7, 0.8, 0.9, 1.0]) for _ in boxes]
         return f"<think>{len(boxes)} {sample.query}</think><answer>{boxes_text(boxes, confidences)}</answer>"
@@ -172,8 +172,8 @@ class MistunedDetection(DetectionTask):
     answer tags in 15 %.
     """
 
-    def target_text(self, sample: Sample, frame: Frame) -> str:
-        rng = random.Random(sample.index)
+    def target_text(self, sample: Question, frame: Frame) -> str:
+        rng = random.Random(sample.image_id)
         boxes = [_loosen(box, rng.choice([1, 1.25, 1.5, 1.75, 1.75])) for box in _boxes(sample, frame)]
         answer = boxes_text(boxes, [rng.choice([0.2, 0.4, 0.6, 0.8, 1.0]) for _ in boxes])
         reasoning = f"<think>{len(boxes)} {sample.query}</think>"
@@ -183,12 +183,12 @@ class MistunedDetection(DetectionTask):
         return f"{reasoning}{answer}" if kind < 0.4 else f"{reasoning}<answer>{answer}</answer>"
 
 
-def _boxes(sample: Sample, frame: Frame) -> list[tuple[int, int, int, int]]:
+def _boxes(sample: Question, frame: Frame) -> list[Box]:
     assert isinstance(sample.target, tuple)
-    return sorted(to_frame(true.box, sample.image.size, frame) for true in sample.target)
+    return sorted(to_frame(true.box, sample.size, frame) for true in sample.target)
 
 
-def _loosen(box: tuple[int, int, int, int], factor: float) -> tuple[int, int, int, int]:
+def _loosen(box: Box, factor: float) -> Box:
     x0, y0, x1, y1 = box
     dx, dy = (x1 - x0) * (factor - 1) / 2, (y1 - y0) * (factor - 1) / 2
     a, b, c, d = (min(1000, max(0, round(v / GRID) * GRID)) for v in (x0 - dx, y0 - dy, x1 + dx, y1 + dy))

@@ -16,16 +16,13 @@ from torch import Tensor, nn
 from vrft.policy.checkpoint import find_checkpoint
 from vrft.policy.logprobs import token_distribution, token_log_probs
 from vrft.policy.patches import project_patches
-from vrft.policy.processor import Encoder, copy_processor, load_processor
+from vrft.policy.processor import FAMILIES, Coordinates, Encoder, copy_processor, load_processor
 from vrft.policy.prompts import Prompt, prepare
 from vrft.tasks import Task
 from vrft.types import PromptBatch
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-ABSOLUTE_COORDINATES = {"qwen2_5_vl"}
-"""Model types that name positions in pixels of the resized image; all others get 0..1000."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +62,7 @@ class Policy(nn.Module):
         max_pixels: int | None = None,
         gradient_checkpointing: bool = False,
         offload_reference: bool = False,
+        coordinates: Coordinates | None = None,
     ) -> None:
         """Names the checkpoint; `load` reads it.
 
@@ -77,6 +75,8 @@ class Policy(nn.Module):
             max_pixels: larger images are shrunk to this area; default: the checkpoint's own.
             gradient_checkpointing: compute activations again in the backward pass: slower, less memory.
             offload_reference: keep a full reference in the CPU's memory while it has nothing to do.
+            coordinates: of boxes in prompts and answers: thousandths of the image (Qwen2-VL, Qwen3-VL), pixels of the
+                resized image (Qwen2.5-VL) or unit, 0..1 (LLaVA); default: what the checkpoint's family was taught.
         """
         super().__init__()
         self.checkpoint = find_checkpoint(checkpoint)
@@ -85,6 +85,7 @@ class Policy(nn.Module):
         self.dtype = getattr(torch, dtype)
         self.pixels = {"shortest_edge": min_pixels, "longest_edge": max_pixels}
         self.gradient_checkpointing, self.offload_reference = gradient_checkpointing, offload_reference
+        self.coordinates = coordinates
         self.reference = None
         self.shares_prefixes = self.frozen_vision = False
         self.processor: Any = None
@@ -152,8 +153,12 @@ class Policy(nn.Module):
 
     def encoder(self, task: Task) -> Encoder:
         """What turns samples into prompts for this model."""
-        kind = self.base.config.model_type
-        return Encoder(self.processor, task, "absolute" if kind in ABSOLUTE_COORDINATES else "relative")
+        return Encoder(self.processor, task, self.coordinates or self.family_coordinates)
+
+    @property
+    def family_coordinates(self) -> Coordinates:
+        """What the checkpoint's family was taught to call a position."""
+        return FAMILIES.get(self.base.config.model_type, "thousandths")
 
     def autocast(self) -> Any:
         """The computation's dtype, for every forward."""

@@ -1,8 +1,40 @@
 """Verifiable rewards: each is a pure function of one answer and one sample, wrapped in a metric."""
 
 from vrft.rewards.base import Reward
-from vrft.rewards.detection import DetectionConfidence, DetectionIoU
+from vrft.rewards.custom import FunctionReward
+from vrft.rewards.detection import (
+    DetectionConfidence,
+    DetectionDIoU,
+    DetectionF1,
+    DetectionGIoU,
+    DetectionIoU,
+    PaperConfidence,
+)
 from vrft.rewards.format import Format
-from vrft.rewards.labels import Accuracy
+from vrft.rewards.grounding import CentreDistance, GroundingGIoU, GroundingIoU, PaperGroundingGIoU, PointInBox
+from vrft.rewards.labels import Accuracy, CountError
+from vrft.rewards.learned import RewardModel
+from vrft.rewards.text import Length, ReasoningPresent, Repetition
 
-__all__ = ["Accuracy", "DetectionConfidence", "DetectionIoU", "Format", "Reward"]
+__all__ = [
+    "Accuracy",
+    "CentreDistance",
+    "CountError",
+    "DetectionConfidence",
+    "DetectionDIoU",
+    "DetectionF1",
+    "DetectionGIoU",
+    "DetectionIoU",
+    "Format",
+    "FunctionReward",
+    "GroundingGIoU",
+    "GroundingIoU",
+    "Length",
+    "PaperConfidence",
+    "PaperGroundingGIoU",
+    "PointInBox",
+    "ReasoningPresent",
+    "Repetition",
+    "Reward",
+    "RewardModel",
+]

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torchmetrics import Metric
 
-from vrft.types import Answer, Sample
+from vrft.types import Answer, Question
 
 
 class Reward(Metric):
@@ -21,6 +24,7 @@ class Reward(Metric):
 
     full_state_update = False
     higher_is_better = True
+    bounds: ClassVar[tuple[float, float]] = (0.0, 1.0)
 
     total: Tensor
     count: Tensor
@@ -33,24 +37,41 @@ class Reward(Metric):
         self.add_state("count", torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")
 
     @abstractmethod
-    def score(self, answer: Answer, sample: Sample) -> float | None:
-        """The reward of one answer, in 0..1. None means "does not apply", which may depend on the sample alone."""
+    def score(self, answer: Answer, sample: Question) -> float | None:
+        """The reward of one answer, within `bounds`. None means "does not apply", which may depend on the sample alone.
 
-    def update(self, answers: Sequence[Answer], samples: Sequence[Sample]) -> None:
+        What is outside the bounds is cut off; NaN counts as the lower one, with a warning.
+        """
+
+    def scores(self, answers: Sequence[Answer], samples: Sequence[Question]) -> Sequence[float | None]:
+        """`score` of N answers."""
+        return [self.score(answer, sample) for answer, sample in zip(answers, samples, strict=True)]
+
+    def load(self) -> None:
+        """Read what scoring needs, before training starts."""
+
+    def update(self, answers: Sequence[Answer], samples: Sequence[Question]) -> None:
         self._accumulate(self._scores(answers, samples))
 
     def compute(self) -> Tensor:
         return (self.total / self.count).float()
 
-    def forward(self, answers: Sequence[Answer], samples: Sequence[Sample]) -> Tensor:
+    def forward(self, answers: Sequence[Answer], samples: Sequence[Question]) -> Tensor:
         """Score, accumulate and return the scores (N,)."""
         scores = self._scores(answers, samples)
         self._accumulate(scores)
         return scores
 
-    def _scores(self, answers: Sequence[Answer], samples: Sequence[Sample]) -> Tensor:
-        values = [self.score(answer, sample) for answer, sample in zip(answers, samples, strict=True)]
-        return torch.tensor([float("nan") if value is None else value for value in values], device=self.device)
+    def _scores(self, answers: Sequence[Answer], samples: Sequence[Question]) -> Tensor:
+        values = [float("nan") if value is None else self._bounded(value) for value in self.scores(answers, samples)]
+        return torch.tensor(values, device=self.device)
+
+    def _bounded(self, value: float) -> float:
+        lowest, highest = self.bounds
+        if math.isnan(value):
+            rank_zero_warn(f"{type(self).__name__} gave NaN, which counts as {lowest}")
+            return lowest
+        return min(max(float(value), lowest), highest)
 
     def _accumulate(self, scores: Tensor) -> None:
         self.total += scores.nansum().double()

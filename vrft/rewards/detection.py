@@ -1,65 +1,92 @@
-"""Detection rewards of Visual-RFT (arXiv 2503.01785, section 3.2), strict.
+"""Detection rewards of Visual-RFT (arXiv 2503.01785, section 3.2), strict, and relatives.
 
-Predictions are matched to true boxes greedily by falling confidence; a pair counts if its IoU is above `threshold`.
-The label is not compared: a prompt asks for one category. An answer that can't be read scores 0.
+Predictions are matched to true boxes of the same label; a pair counts if its overlap is above `threshold`. A task that
+asks for one category gives all boxes its label. An answer that can't be read scores 0.
 """
 
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
-from vrft.boxes import match_by_confidence
+import numpy as np
+
+from vrft.answers import normalise_label
+from vrft.boxes import Matrix, diou_matrix, giou_matrix, iou_matrix, match_by_confidence, match_optimally
 from vrft.rewards.base import Reward
-from vrft.types import Answer, Sample
+from vrft.types import Answer, Detection, Question
+
+Matching = Literal["confidence", "optimal"]
+
+OTHER_LABEL = -1.0
+"""Overlap of boxes with different labels: below every threshold."""
 
 
 class Matches(NamedTuple):
-    """Matched (confidence, IoU) pairs, confidences of the wrong boxes, and the number of true boxes."""
+    """Matched (confidence, overlap) pairs, confidences of the wrong boxes, and the number of true boxes."""
 
-    right: list[tuple[float, float]]
-    wrong: list[float]
+    right: list[tuple[float | None, float]]
+    wrong: list[float | None]
     num_true: int
+
+    @property
+    def num_predicted(self) -> int:
+        return len(self.right) + len(self.wrong)
 
     @property
     def num_slots(self) -> int:
         """max(true, predicted): a missed object and a surplus box each cost one slot."""
-        return max(self.num_true, len(self.right) + len(self.wrong))
-
-
-def match(answer: Answer, sample: Sample, threshold: float) -> Matches | None:
-    """Match an answer's boxes to the sample's; None if the answer can't be read."""
-    if not isinstance(answer.value, tuple) or not isinstance(sample.target, tuple):
-        return None
-    scores = [detection.score for detection in answer.value]
-    pairs = match_by_confidence(
-        [detection.box for detection in answer.value], scores, [true.box for true in sample.target], threshold
-    )
-    matched = {i for i, _, _ in pairs}
-    return Matches(
-        right=[(scores[i], iou) for i, _, iou in pairs],
-        wrong=[score for i, score in enumerate(scores) if i not in matched],
-        num_true=len(sample.target),
-    )
+        return max(self.num_true, self.num_predicted)
 
 
 class DetectionReward(Reward):
     """A score of matched boxes: 0 for an answer that can't be read, 1 for a right "No Objects"."""
 
-    def __init__(self, weight: float = 1.0, threshold: float = 0.5) -> None:
-        """`threshold`: a box is right if its IoU with its match is above it."""
-        super().__init__(weight)
-        self.threshold = threshold
+    def __init__(self, weight: float = 1.0, threshold: float = 0.5, matching: Matching = "confidence") -> None:
+        """How boxes are matched.
 
-    def score(self, answer: Answer, sample: Sample) -> float:
-        matches = match(answer, sample, self.threshold)
-        if matches is None:
+        Args:
+            weight: of the score in the sum of all rewards.
+            threshold: a box is right if its overlap with its match is above it.
+            matching: by falling confidence as in the paper, or optimal: the largest sum of overlaps.
+        """
+        super().__init__(weight)
+        self.threshold, self.matching = threshold, matching
+
+    def score(self, answer: Answer, sample: Question) -> float:
+        if not isinstance(answer.value, tuple) or not isinstance(sample.target, tuple):
             return 0.0
-        return self.earned(matches) / matches.num_slots if matches.num_slots else 1.0
+        matches = self.match(answer.value, sample.target)
+        return self.earned(matches) if matches.num_slots else 1.0
 
     @abstractmethod
     def earned(self, matches: Matches) -> float:
-        """What the boxes earn together, out of one per slot."""
+        """The score, where there is something or something was found."""
+
+    def match(self, predicted: tuple[Detection, ...], true: tuple[Detection, ...]) -> Matches:
+        """Match an answer's boxes to the true ones."""
+        overlaps = self.overlaps(predicted, true)
+        if self.matching == "optimal":
+            pairs = match_optimally(overlaps, self.threshold)
+        else:
+            order = [1.0 if detection.score is None else detection.score for detection in predicted]
+            pairs = match_by_confidence(overlaps, order, self.threshold)
+        matched = {i for i, _, _ in pairs}
+        return Matches(
+            right=[(predicted[i].score, overlap) for i, _, overlap in pairs],
+            wrong=[detection.score for i, detection in enumerate(predicted) if i not in matched],
+            num_true=len(true),
+        )
+
+    def overlaps(self, predicted: tuple[Detection, ...], true: tuple[Detection, ...]) -> Matrix:
+        """Overlap of every pair in 0..1 (predicted, true)."""
+        names, true_names = ([normalise_label(d.label) for d in boxes] for boxes in (predicted, true))
+        same = np.array([[a == b for b in true_names] for a in names], dtype=bool).reshape(len(names), len(true_names))
+        return np.where(same, self.overlap([d.box for d in predicted], [d.box for d in true]), OTHER_LABEL)
+
+    def overlap(self, a: list[tuple[float, float, float, float]], b: list[tuple[float, float, float, float]]) -> Matrix:
+        """Overlap of every pair of boxes in 0..1, whatever their labels."""
+        return iou_matrix(a, b)
 
 
 class DetectionIoU(DetectionReward):
@@ -69,7 +96,25 @@ class DetectionIoU(DetectionReward):
     """
 
     def earned(self, matches: Matches) -> float:
-        return sum(iou for _, iou in matches.right)
+        return sum(overlap for _, overlap in matches.right) / matches.num_slots
+
+
+class DetectionGIoU(DetectionIoU):
+    """As `DetectionIoU`, of (1 + GIoU) / 2 and with every pair counted: boxes that miss learn from how far they are."""
+
+    def __init__(self, weight: float = 1.0, threshold: float = 0.0, matching: Matching = "optimal") -> None:
+        """As `DetectionReward`."""
+        super().__init__(weight, threshold, matching)
+
+    def overlap(self, a: list[tuple[float, float, float, float]], b: list[tuple[float, float, float, float]]) -> Matrix:
+        return (1 + giou_matrix(a, b)) / 2
+
+
+class DetectionDIoU(DetectionGIoU):
+    """As `DetectionGIoU`, of (1 + DIoU) / 2, which looks at the distance of the centres."""
+
+    def overlap(self, a: list[tuple[float, float, float, float]], b: list[tuple[float, float, float, float]]) -> Matrix:
+        return (1 + diou_matrix(a, b)) / 2
 
 
 class DetectionConfidence(DetectionReward):
@@ -77,8 +122,46 @@ class DetectionConfidence(DetectionReward):
 
     Eq. 7-8 of the paper average c or 1 - c over the predictions alone, which pays 1 for a wrong box with confidence 0
     and for one sure box out of many objects. Here missed objects count, wrong boxes earn half at the most however many
-    they are, and saying nothing where there is something earns nothing.
+    they are, and saying nothing where there is something earns nothing. A box without a confidence earns nothing.
     """
 
     def earned(self, matches: Matches) -> float:
-        return sum(confidence for confidence, _ in matches.right) + sum(1 - c for c in matches.wrong) / 2
+        right = sum(c for c, _ in matches.right if c is not None)
+        return (right + sum(1 - c for c in matches.wrong if c is not None) / 2) / matches.num_slots
+
+
+class PaperConfidence(DetectionReward):
+    """Eq. 7-8 of the paper: the mean over predictions of c for right boxes and 1 - c for wrong ones; 0 without any."""
+
+    def earned(self, matches: Matches) -> float:
+        right = sum(c for c, _ in matches.right if c is not None)
+        total = right + sum(1 - c for c in matches.wrong if c is not None)
+        return total / matches.num_predicted if matches.num_predicted else 0.0
+
+
+class DetectionF1(DetectionReward):
+    """F-measure of the matched boxes; `recall_weight` says how much more recall counts than precision (F1: 1)."""
+
+    def __init__(
+        self,
+        weight: float = 1.0,
+        threshold: float = 0.5,
+        matching: Matching = "confidence",
+        recall_weight: float = 1.0,
+    ) -> None:
+        """As `DetectionReward`.
+
+        Args:
+            weight: of the score in the sum of all rewards.
+            threshold: a box is right if its overlap with its match is above it.
+            matching: by falling confidence as in the paper, or optimal: the largest sum of overlaps.
+            recall_weight: the beta of the F-measure, (1 + b²) TP / ((1 + b²) TP + b² missed + surplus).
+        """
+        super().__init__(weight, threshold, matching)
+        self.recall_weight = recall_weight
+
+    def earned(self, matches: Matches) -> float:
+        squared = self.recall_weight**2
+        hits = (1 + squared) * len(matches.right)
+        missed = matches.num_true - len(matches.right)
+        return hits / (hits + squared * missed + len(matches.wrong))

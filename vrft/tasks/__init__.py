@@ -2,6 +2,16 @@
 
 from vrft.tasks.base import Task
 from vrft.tasks.classification import ClassificationTask
-from vrft.tasks.detection import DetectionTask
+from vrft.tasks.detection import DetectionTask, MultiCategoryDetectionTask
+from vrft.tasks.grounding import GroundingTask
+from vrft.tasks.questions import CountingTask, MultipleChoiceTask
 
-__all__ = ["ClassificationTask", "DetectionTask", "Task"]
+__all__ = [
+    "ClassificationTask",
+    "CountingTask",
+    "DetectionTask",
+    "GroundingTask",
+    "MultiCategoryDetectionTask",
+    "MultipleChoiceTask",
+    "Task",
+]

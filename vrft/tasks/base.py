@@ -4,24 +4,43 @@ from __future__ import annotations
 
 import string
 from abc import ABC, abstractmethod
-from typing import Any
+from typing import Any, ClassVar
 
 from vrft.answers import split_blocks
 from vrft.errors import ConfigurationError
-from vrft.types import Answer, Frame, Sample, Target
+from vrft.rewards import Format, Reward
+from vrft.types import Answer, Frame, Question, Target
 
-FIELDS = ("query", "width", "height")
+FIELDS = ("query", "width", "height", "numbers")
+
+WITH_REASONING = " Reason first, then answer, in exactly this form:\n<think>your reasoning</think>"
+WITHOUT_REASONING = " Give the answer alone, in exactly this form:\n"
 
 
 class Task(ABC):
     """One instance is shared by data, model, rewards and evaluators. `frame` is the model's coordinate system."""
 
-    def __init__(self, template: str, system: str | None = None) -> None:
-        _check_fields(template)
-        self.template = template
-        self.system = system
+    prompt: ClassVar[str]
+    """The question; what it may hold is named in `FIELDS`."""
+    form: ClassVar[str]
+    """What stands in the answer block, in braces doubled for `str.format`."""
 
-    def messages(self, sample: Sample, frame: Frame) -> list[dict[str, Any]]:
+    def __init__(self, template: str | None = None, system: str | None = None, reasoning: bool = True) -> None:
+        """How to ask.
+
+        Args:
+            template: the user's turn, whole; {query}, {width}, {height} and {numbers} are filled in. Default: the
+                task's own words and the form of the answer.
+            system: the system's turn; default: none.
+            reasoning: ask for reasoning before the answer; without it, the right format has none.
+        """
+        if template is None:
+            lead = WITH_REASONING if reasoning else WITHOUT_REASONING
+            template = f"{self.prompt}{lead}<answer>{self.form}</answer>"
+        _check_fields(template)
+        self.template, self.system, self.reasoning = template, system, reasoning
+
+    def messages(self, sample: Question, frame: Frame) -> list[dict[str, Any]]:
         """Chat messages for a sample, in the processors' format; the image itself is handed over beside them."""
         content = [{"type": "image"}, {"type": "text", "text": self.question(sample, frame)}]
         turns: list[dict[str, Any]] = [{"role": "user", "content": content}]
@@ -29,23 +48,37 @@ class Task(ABC):
             turns.insert(0, {"role": "system", "content": [{"type": "text", "text": self.system}]})
         return turns
 
-    def question(self, sample: Sample, frame: Frame) -> str:
+    def question(self, sample: Question, frame: Frame) -> str:
         """The text of the user's turn."""
-        return self.template.format(query=sample.query, width=frame.width, height=frame.height)
+        numbers = f"numbers with {frame.decimals} decimals" if frame.decimals else "integers"
+        return self.template.format(query=sample.query, width=frame.width, height=frame.height, numbers=numbers)
+
+    def target_text(self, sample: Question, frame: Frame) -> str:
+        """The completion that supervised fine-tuning teaches, and that earns the most."""
+        answer = f"<answer>{self.answer_text(sample, frame)}</answer>"
+        return f"<think>{self.reasoning_text(sample)}</think>{answer}" if self.reasoning else answer
 
     @abstractmethod
-    def target_text(self, sample: Sample, frame: Frame) -> str:
-        """The completion that supervised fine-tuning teaches."""
+    def answer_text(self, sample: Question, frame: Frame) -> str:
+        """The right answer, as it stands in the answer block."""
 
-    def parse(self, text: str, sample: Sample, frame: Frame) -> Answer:
+    @abstractmethod
+    def reasoning_text(self, sample: Question) -> str:
+        """A short reasoning that leads to it."""
+
+    def parse(self, text: str, sample: Question, frame: Frame) -> Answer:
         """Read a completion. Never raises: what can't be read has `value` None."""
-        reasoning, content, well_formed = split_blocks(text)
+        reasoning, content, well_formed = split_blocks(text, self.reasoning)
         value = None if content is None else self.read(content, sample, frame)
         return Answer(text, reasoning, value, well_formed)
 
     @abstractmethod
-    def read(self, content: str, sample: Sample, frame: Frame) -> Target | None:
+    def read(self, content: str, sample: Question, frame: Frame) -> Target | None:
         """The value of an answer block, None if it can't be read."""
+
+    def rewards(self) -> dict[str, Reward]:
+        """The rewards that the paper gives for the task, by name."""
+        return {"format": Format()}
 
 
 def _check_fields(template: str) -> None:
@@ -56,6 +89,6 @@ def _check_fields(template: str) -> None:
     for name, form in fields:
         if name is not None and (name not in FIELDS or form):
             raise ConfigurationError(
-                f"task.template: {{{name}}} can't be filled in; expected plain {{query}}, {{width}} or {{height}}, "
-                "and {{ and }} for literal braces"
+                f"task.template: {{{name}}} can't be filled in; expected plain {{query}}, {{width}}, {{height}} or "
+                "{numbers}, and {{ and }} for literal braces"
             )

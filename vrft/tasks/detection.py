@@ -1,48 +1,95 @@
-"""Find every object of one category."""
+"""Find every object of one category, or of several."""
 
 from __future__ import annotations
 
-from vrft.answers import NO_OBJECTS, read_boxes
-from vrft.boxes import from_frame, to_frame
-from vrft.tasks.base import Task
-from vrft.types import Detection, Frame, Sample
+from collections.abc import Sequence
 
-PROMPT = (
-    "Find all objects of the category '{query}' in the image. Give each one as a box [x1, y1, x2, y2] in integers, "
-    "with x from 0 (left) to {width} (right) and y from 0 (top) to {height} (bottom), and your confidence from 0 to 1 "
-    "with two decimals. If there are none, answer No Objects. Reason first, then answer, in exactly this form:\n"
-    "<think>your reasoning</think><answer>[{{'Position': [x1, y1, x2, y2], 'Confidence': 0.00}}]</answer>"
+from vrft.answers import NO_OBJECTS, Item, normalise_label, read_boxes
+from vrft.boxes import Box, from_frame, to_frame
+from vrft.rewards import DetectionConfidence, DetectionIoU, Reward
+from vrft.tasks.base import Task
+from vrft.types import Detection, Frame, Question
+
+COORDINATES = (
+    " Give each one as a box [x1, y1, x2, y2] in {numbers}, with x from 0 (left) to {width} (right) and y from 0 (top) "
+    "to {height} (bottom), and your confidence from 0 to 1 with two decimals. If there are none, answer No Objects."
 )
 
 
 class DetectionTask(Task):
-    """Visual-RFT's detection: one category per prompt, `[{'Position': [x1, y1, x2, y2], 'Confidence': c}]`."""
+    """Visual-RFT's detection: one category per prompt, `[{'Position': [x1, y1, x2, y2], 'Confidence': c}]`.
 
-    def __init__(self, template: str = PROMPT, system: str | None = None) -> None:
-        """`template`: the question; {query} is the category, {width} and {height} the size of the coordinate frame."""
-        super().__init__(template, system)
+    The category may be any words, so this is open-vocabulary detection as well. A label in an answer is not compared.
+    """
 
-    def target_text(self, sample: Sample, frame: Frame) -> str:
+    prompt = "Find all objects of the category '{query}' in the image." + COORDINATES
+    form = "[{{'Position': [x1, y1, x2, y2], 'Confidence': 0.00}}]"
+
+    def answer_text(self, sample: Question, frame: Frame) -> str:
         assert isinstance(sample.target, tuple)
-        boxes = [to_frame(true.box, sample.image.size, frame) for true in sample.target]
-        return f"<think>{len(boxes)} {sample.query}</think><answer>{boxes_text(boxes, [1.0] * len(boxes))}</answer>"
+        boxes = [to_frame(true.box, sample.size, frame) for true in sample.target]
+        return boxes_text(boxes, [1.0] * len(boxes))
 
-    def read(self, content: str, sample: Sample, frame: Frame) -> tuple[Detection, ...] | None:
-        boxes = read_boxes(content, frame)
-        if boxes is None:
+    def reasoning_text(self, sample: Question) -> str:
+        return f"{len(sample.target)} {sample.query}"
+
+    def read(self, content: str, sample: Question, frame: Frame) -> tuple[Detection, ...] | None:
+        items = read_boxes(content, frame)
+        if items is None:
             return None
-        return tuple(Detection(from_frame(box, sample.image.size, frame), sample.query, c) for box, c in boxes)
+        labels = [self.label(item, sample) for item in items]
+        if None in labels:
+            return None
+        return tuple(
+            Detection(from_frame(item.box, sample.size, frame), label or "", item.confidence)
+            for item, label in zip(items, labels, strict=True)
+        )
+
+    def label(self, item: Item, sample: Question) -> str | None:
+        """The category of a box; None if it names none and has to."""
+        return sample.query
+
+    def rewards(self) -> dict[str, Reward]:
+        return {"iou": DetectionIoU(), "confidence": DetectionConfidence(), **super().rewards()}
 
 
-def boxes_text(boxes: list[tuple[int, int, int, int]], confidences: list[float]) -> str:
-    """Boxes in the paper's format.
+class MultiCategoryDetectionTask(DetectionTask):
+    """Several categories in one prompt, each box with its label: `[{'Label': 'cat', 'Position': …, 'Confidence': c}]`.
+
+    The query names the categories, with commas between them.
+    """
+
+    prompt = "Find all objects of these categories in the image: {query}." + COORDINATES
+    form = "[{{'Label': 'category', 'Position': [x1, y1, x2, y2], 'Confidence': 0.00}}]"
+
+    def answer_text(self, sample: Question, frame: Frame) -> str:
+        assert isinstance(sample.target, tuple)
+        boxes = [to_frame(true.box, sample.size, frame) for true in sample.target]
+        return boxes_text(boxes, [1.0] * len(boxes), [true.label for true in sample.target])
+
+    def reasoning_text(self, sample: Question) -> str:
+        return f"{len(sample.target)} objects"
+
+    def label(self, item: Item, sample: Question) -> str | None:
+        if item.label is None:
+            return None
+        known = {normalise_label(name): name for name in sample.query.split(", ")}
+        return known.get(normalise_label(item.label), item.label)
+
+
+def boxes_text(boxes: Sequence[Box], confidences: Sequence[float], labels: Sequence[str] = ()) -> str:
+    """Boxes in the paper's format, with labels if there are any.
 
     >>> boxes_text([(0, 10, 500, 1000)], [0.9])
     "[{'Position': [0, 10, 500, 1000], 'Confidence': 0.9}]"
+    >>> boxes_text([(0, 10, 500, 1000)], [1.0], ["cat"])
+    "[{'Label': 'cat', 'Position': [0, 10, 500, 1000], 'Confidence': 1.0}]"
     """
     if not boxes:
         return NO_OBJECTS
+    named = [f"'Label': {label!r}, " for label in labels] or [""] * len(boxes)
     items = (
-        f"{{'Position': {list(box)}, 'Confidence': {round(c, 2)}}}" for box, c in zip(boxes, confidences, strict=True)
+        f"{{{name}'Position': {list(box)}, 'Confidence': {round(c, 2)}}}"
+        for name, box, c in zip(named, boxes, confidences, strict=True)
     )
     return f"[{', '.join(items)}]"

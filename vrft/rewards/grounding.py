@@ -1,0 +1,65 @@
+"""Rewards of one box for one object. An answer that can't be read, or names more than one box, scores 0."""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+
+from vrft.boxes import Box, giou_matrix, iou_matrix
+from vrft.rewards.base import Reward
+from vrft.types import Answer, Question
+
+
+class GroundingReward(Reward):
+    """A score of a box beside the true one."""
+
+    def score(self, answer: Answer, sample: Question) -> float:
+        if not isinstance(answer.value, tuple) or len(answer.value) != 1 or not isinstance(sample.target, tuple):
+            return 0.0
+        return self.compare(answer.value[0].box, sample.target[0].box, sample.size)
+
+    @abstractmethod
+    def compare(self, box: Box, true: Box, size: tuple[int, int]) -> float:
+        """The score of a box; boxes are in pixels of an image of `size` (width, height)."""
+
+
+class GroundingIoU(GroundingReward):
+    """The IoU, as the paper says (section 3.2)."""
+
+    def compare(self, box: Box, true: Box, size: tuple[int, int]) -> float:
+        return float(iou_matrix([box], [true])[0, 0])
+
+
+class GroundingGIoU(GroundingReward):
+    """(1 + GIoU) / 2: a box that misses learns from how far it is."""
+
+    def compare(self, box: Box, true: Box, size: tuple[int, int]) -> float:
+        return (1 + float(giou_matrix([box], [true])[0, 0])) / 2
+
+
+class PaperGroundingGIoU(GroundingReward):
+    """1 + GIoU in 0..2, the value that the released code trains reasoning grounding with."""
+
+    bounds = (0.0, 2.0)
+
+    def compare(self, box: Box, true: Box, size: tuple[int, int]) -> float:
+        return 1 + float(giou_matrix([box], [true])[0, 0])
+
+
+class PointInBox(GroundingReward):
+    """1 if the centre of the answer's box lies in the true one, else 0."""
+
+    def compare(self, box: Box, true: Box, size: tuple[int, int]) -> float:
+        x, y = _centre(box)
+        return float(true[0] <= x <= true[2] and true[1] <= y <= true[3])
+
+
+class CentreDistance(GroundingReward):
+    """1 less the distance of the centres in diagonals of the image."""
+
+    def compare(self, box: Box, true: Box, size: tuple[int, int]) -> float:
+        return 1 - math.dist(_centre(box), _centre(true)) / math.hypot(*size)
+
+
+def _centre(box: Box) -> tuple[float, float]:
+    return (box[0] + box[2]) / 2, (box[1] + box[3]) / 2

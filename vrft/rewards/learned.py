@@ -1,0 +1,51 @@
+"""A reward that is a model: a Hugging Face sequence classifier that reads the question and the completion."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from vrft.rewards.base import Reward
+from vrft.types import Answer, Question
+
+
+class RewardModel(Reward):
+    """The classifier's probability: the logistic function of its one logit, or its share for one of several classes."""
+
+    model: torch.nn.Module
+
+    def __init__(self, checkpoint: str, label: int = 0, max_length: int = 1024, weight: float = 1.0) -> None:
+        """Names the model, which is read before training starts.
+
+        Args:
+            checkpoint: a folder or a Hugging Face model for sequence classification.
+            label: number of the class that is good, where there are several.
+            max_length: tokens after which the text is cut.
+            weight: of the score in the sum of all rewards.
+        """
+        super().__init__(weight)
+        self.checkpoint, self.label, self.max_length = checkpoint, label, max_length
+        self.tokenizer: Any = None
+
+    def load(self) -> None:
+        if self.tokenizer is None:
+            from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+            self.tokenizer = AutoTokenizer.from_pretrained(self.checkpoint)
+            model = AutoModelForSequenceClassification.from_pretrained(self.checkpoint, use_safetensors=True)
+            self.model = model.requires_grad_(False).eval()
+
+    def score(self, answer: Answer, sample: Question) -> float | None:
+        return self.scores([answer], [sample])[0]
+
+    @torch.no_grad()
+    def scores(self, answers: Sequence[Answer], samples: Sequence[Question]) -> Sequence[float | None]:
+        texts = [(sample.query, answer.text) for answer, sample in zip(answers, samples, strict=True)]
+        inputs = self.tokenizer(
+            texts, truncation=True, max_length=self.max_length, padding=True, return_tensors="pt"
+        ).to(next(self.model.parameters()).device)
+        logits = self.model(**inputs).logits.float()  # (N, classes)
+        scores = logits.sigmoid()[:, 0] if logits.shape[1] == 1 else logits.softmax(1)[:, self.label]
+        return scores.tolist()

@@ -1,0 +1,36 @@
+"""Find the one object that an instruction means, after reasoning about it."""
+
+from __future__ import annotations
+
+from vrft.answers import read_boxes
+from vrft.boxes import from_frame, to_frame
+from vrft.rewards import GroundingIoU, Reward
+from vrft.tasks.base import Task
+from vrft.types import Detection, Frame, Question
+
+
+class GroundingTask(Task):
+    """Visual-RFT's reasoning grounding: one box `(x1,y1),(x2,y2)`. An answer with more boxes than one can't be read."""
+
+    prompt = (
+        "Find what is meant in the image: '{query}'. Give one box by its upper left and its lower right corner in "
+        "{numbers}, with x from 0 (left) to {width} (right) and y from 0 (top) to {height} (bottom)."
+    )
+    form = "(x1,y1),(x2,y2)"
+
+    def answer_text(self, sample: Question, frame: Frame) -> str:
+        assert isinstance(sample.target, tuple)
+        x0, y0, x1, y1 = to_frame(sample.target[0].box, sample.size, frame)
+        return f"({x0},{y0}),({x1},{y1})"
+
+    def reasoning_text(self, sample: Question) -> str:
+        return sample.query
+
+    def read(self, content: str, sample: Question, frame: Frame) -> tuple[Detection, ...] | None:
+        items = read_boxes(content, frame)
+        if items is None or len(items) != 1:
+            return None
+        return (Detection(from_frame(items[0].box, sample.size, frame), "", items[0].confidence),)
+
+    def rewards(self) -> dict[str, Reward]:
+        return {"iou": GroundingIoU(), **super().rewards()}

@@ -1,0 +1,54 @@
+"""Questions with a short answer: a letter, or a number."""
+
+from __future__ import annotations
+
+from vrft.answers import read_choice, read_count
+from vrft.rewards import Accuracy, CountError, Reward
+from vrft.tasks.base import Task
+from vrft.types import Frame, Question
+
+
+class MultipleChoiceTask(Task):
+    """A question with lettered choices; the answer is a letter.
+
+    The query holds the choices, or `metadata["choices"]` has their texts; then a text counts as its letter.
+    """
+
+    prompt = "{query}"
+    form = "letter"
+
+    def question(self, sample: Question, frame: Frame) -> str:
+        asked = super().question(sample, frame)
+        lines = [f"{chr(ord('A') + i)}. {choice}" for i, choice in enumerate(sample.metadata.get("choices", ()))]
+        return "\n".join([asked, *lines])
+
+    def answer_text(self, sample: Question, frame: Frame) -> str:
+        return str(sample.target)
+
+    def reasoning_text(self, sample: Question) -> str:
+        return f"{sample.target} is right"
+
+    def read(self, content: str, sample: Question, frame: Frame) -> str | None:
+        return read_choice(content, sample.metadata.get("choices", ()))
+
+    def rewards(self) -> dict[str, Reward]:
+        return {"accuracy": Accuracy(), **super().rewards()}
+
+
+class CountingTask(Task):
+    """How many of something there are; the answer is a whole number in digits."""
+
+    prompt = "How many are there in the image: {query}? Answer with a whole number in digits."
+    form = "number"
+
+    def answer_text(self, sample: Question, frame: Frame) -> str:
+        return str(sample.target)
+
+    def reasoning_text(self, sample: Question) -> str:
+        return f"{sample.target} {sample.query}"
+
+    def read(self, content: str, sample: Question, frame: Frame) -> str | None:
+        return read_count(content)
+
+    def rewards(self) -> dict[str, Reward]:
+        return {"accuracy": Accuracy(), "error": CountError(), **super().rewards()}
