@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-COMMANDS = ("fit", "validate", "test", "predict")
+COMMANDS = ("fit", "validate", "test", "predict", "doctor")
 
 HELP = """\
 vrft: visual reinforcement fine-tuning of vision-language models
@@ -17,6 +17,8 @@ commands
   validate   evaluate held-out images, of the base or of a checkpoint (--ckpt_path last)
   test       the same as validate, under its own name
   predict    answer held-out images, without scores
+  doctor     check a config before hours are spent: prompts and boxes drawn, tokens, rewards, memory
+  score      rewards of completions in a file, without a model
 
 examples
   python -m vrft fit --config configs/quickstart.yaml                       no GPU, nothing to download
@@ -46,6 +48,11 @@ def main(args: Sequence[str] | None = None) -> int:
 
         print(overview(args[0]), end="")
         return 0
+    if args[0] == "score":
+        from vrft.errors import reported
+        from vrft.score import main as score
+
+        return reported(score, args[1:])
     from vrft.cli import run
 
     return run(args)

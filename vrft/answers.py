@@ -85,8 +85,8 @@ class Item(NamedTuple):
     label: str | None = None
 
 
-def read_boxes(answer: str, frame: Frame) -> list[Item] | None:
-    """The boxes of an answer; None if it can't be read.
+def read_boxes(answer: str, frame: Frame, *, is_solution: bool = False) -> list[Item] | None:
+    """The boxes of an answer, or of a solution, which needs no confidences; None if it can't be read.
 
     Three forms, in JSON or as a Python literal: the paper's `[{'Position': [x0, y0, x1, y1], 'Confidence': c}, …]`,
     with a 'Label' where several categories are asked for; Qwen's `[{"bbox_2d": [x0, y0, x1, y1], "label": "cat"}, …]`,
@@ -116,7 +116,7 @@ def read_boxes(answer: str, frame: Frame) -> list[Item] | None:
         items = _pair_corners(items)
     if len(items) > MAX_BOXES:
         return None
-    boxes = [_read_item(item, frame) for item in items]
+    boxes = [_read_item(item, frame, is_solution) for item in items]
     return None if None in boxes else [box for box in boxes if box is not None]
 
 
@@ -162,11 +162,11 @@ def _pair_corners(points: list[Any]) -> list[Any]:
     return [{"bbox_2d": [*a, *b] if isinstance(a, list) and isinstance(b, list) else None} for a, b in pairs]
 
 
-def _read_item(item: Any, frame: Frame) -> Item | None:
+def _read_item(item: Any, frame: Frame, is_solution: bool) -> Item | None:
     if not isinstance(item, dict):
         return None
-    if item.keys() - {"Label"} == {"Position", "Confidence"}:
-        box, confidence, label = item["Position"], item["Confidence"], item.get("Label")
+    if "Position" in item and item.keys() <= {"Label", "Position", "Confidence"}:
+        box, confidence, label = item["Position"], item.get("Confidence"), item.get("Label")
     elif "bbox_2d" in item and item.keys() <= {"bbox_2d", "label", "confidence"}:
         box, confidence, label = item["bbox_2d"], item.get("confidence"), item.get("label")
     else:
@@ -178,7 +178,7 @@ def _read_item(item: Any, frame: Frame) -> Item | None:
         return None
     if confidence is not None and not (_is_number(confidence) and 0 <= confidence <= 1):
         return None
-    if ("Confidence" in item and confidence is None) or not isinstance(label, str | None):
+    if ("Position" in item and confidence is None and not is_solution) or not isinstance(label, str | None):
         return None
     return Item((float(x0), float(y0), float(x1), float(y1)), None if confidence is None else float(confidence), label)
 

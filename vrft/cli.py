@@ -22,7 +22,7 @@ from vrft.callbacks.save_config import SaveResolvedConfig
 from vrft.callbacks.summary import Summary
 from vrft.callbacks.transcripts import Transcripts
 from vrft.data import VisionData
-from vrft.errors import ConfigurationError, shorten, users_mistake
+from vrft.errors import ConfigurationError, message_lines, shorten, users_mistake
 from vrft.loggers import WandbLogger
 from vrft.module import VisionModule
 from vrft.run_dir import choose_run_dir
@@ -125,13 +125,6 @@ class VRFTCLI(LightningCLI):
             print(f"checkpoint: {Path(self.config.fit.checkpoint.dirpath) / 'last.ckpt'}")
 
 
-def lines(error: BaseException) -> str:
-    """The message of an error: in one line, unless it is a list that we made."""
-    if isinstance(error, ConfigurationError):
-        return "\n".join(" ".join(line.split()) for line in str(error).splitlines())
-    return " ".join(str(error).split())
-
-
 def run(args: list[str]) -> int:
     """Run one command; 0, or 2 after one line about what is wrong."""
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda record: "litlogger" not in record.msg)
@@ -156,7 +149,7 @@ def run(args: list[str]) -> int:
             args=choose_run_dir(args),
         )
     except (ValueError, OmegaConfBaseException) as error:
-        print(f"vrft: {lines(users_mistake(error))}", file=sys.stderr)
+        print(f"vrft: {message_lines(users_mistake(error))}", file=sys.stderr)
         return 2
     for logger in cli.trainer.loggers:
         if isinstance(logger, WandbLogger):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable, Iterator
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 NAMES = re.compile(r"--([\w.]+)|class_path '([\w.]+)'|import path string: ([\w.]+)|[Oo]ption '([\w.]+)'")
 
@@ -14,6 +15,22 @@ class ConfigurationError(ValueError):
 
     The message names the field or the file and record, and says what was expected.
     """
+
+
+def reported(command: Callable[[Sequence[str]], int], args: Sequence[str]) -> int:
+    """The exit code of a command: its own, or 2 after a message about what the user can mend."""
+    try:
+        return command(args)
+    except ConfigurationError as error:
+        print(f"vrft: {message_lines(error)}", file=sys.stderr)
+        return 2
+
+
+def message_lines(error: BaseException) -> str:
+    """The message of an error: in one line, unless it is a list that we made."""
+    if isinstance(error, ConfigurationError):
+        return "\n".join(" ".join(line.split()) for line in str(error).splitlines())
+    return " ".join(str(error).split())
 
 
 NOISE = re.compile(

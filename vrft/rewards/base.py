@@ -62,8 +62,12 @@ class Reward(Metric):
         self._accumulate(scores)
         return scores
 
+    def bounded_scores(self, answers: Sequence[Answer], samples: Sequence[Question]) -> list[float | None]:
+        """`scores`, cut off at `bounds`."""
+        return [None if value is None else self._bounded(value) for value in self.scores(answers, samples)]
+
     def _scores(self, answers: Sequence[Answer], samples: Sequence[Question]) -> Tensor:
-        values = [float("nan") if value is None else self._bounded(value) for value in self.scores(answers, samples)]
+        values = [float("nan") if value is None else value for value in self.bounded_scores(answers, samples)]
         return torch.tensor(values, device=self.device)
 
     def _bounded(self, value: float) -> float:

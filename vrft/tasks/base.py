@@ -72,6 +72,15 @@ class Task(ABC):
         value = None if content is None else self.read(content, sample, frame)
         return Answer(text, reasoning, value, well_formed)
 
+    def read_solution(self, text: str, sample: Question, frame: Frame) -> Target | None:
+        """What is right, out of a solution in the answer format, tagged or not; None if it can't be read."""
+        block = split_blocks(text).answer
+        return self.read_target(text.strip() if block is None else block, sample, frame)
+
+    def read_target(self, content: str, sample: Question, frame: Frame) -> Target | None:
+        """As `read`, of the answer block of a solution."""
+        return self.read(content, sample, frame)
+
     @abstractmethod
     def read(self, content: str, sample: Question, frame: Frame) -> Target | None:
         """The value of an answer block, None if it can't be read."""

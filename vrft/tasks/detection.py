@@ -34,7 +34,13 @@ class DetectionTask(Task):
         return f"{len(sample.target)} {sample.query}"
 
     def read(self, content: str, sample: Question, frame: Frame) -> tuple[Detection, ...] | None:
-        items = read_boxes(content, frame)
+        return self._detections(read_boxes(content, frame), sample, frame)
+
+    def read_target(self, content: str, sample: Question, frame: Frame) -> tuple[Detection, ...] | None:
+        found = self._detections(read_boxes(content, frame, is_solution=True), sample, frame)
+        return None if found is None else tuple(box._replace(score=1.0) for box in found)
+
+    def _detections(self, items: list[Item] | None, sample: Question, frame: Frame) -> tuple[Detection, ...] | None:
         if items is None:
             return None
         labels = [self.label(item, sample) for item in items]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vrft.answers import read_boxes
+from vrft.answers import Item, read_boxes
 from vrft.boxes import from_frame, to_frame
 from vrft.rewards import GroundingIoU, Reward
 from vrft.tasks.base import Task
@@ -27,7 +27,13 @@ class GroundingTask(Task):
         return sample.query
 
     def read(self, content: str, sample: Question, frame: Frame) -> tuple[Detection, ...] | None:
-        items = read_boxes(content, frame)
+        return self._detection(read_boxes(content, frame), sample, frame)
+
+    def read_target(self, content: str, sample: Question, frame: Frame) -> tuple[Detection, ...] | None:
+        return self._detection(read_boxes(content, frame, is_solution=True), sample, frame)
+
+    @staticmethod
+    def _detection(items: list[Item] | None, sample: Question, frame: Frame) -> tuple[Detection, ...] | None:
         if items is None or len(items) != 1:
             return None
         return (Detection(from_frame(items[0].box, sample.size, frame), "", items[0].confidence),)

@@ -1,0 +1,194 @@
+"""`python -m vrft score`: rewards of completions that exist already."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from vrft.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from vrft.rewards import Reward
+    from vrft.tasks import Task
+    from vrft.types import Answer, Frame, Target
+
+TASKS = {
+    "detection": "DetectionTask",
+    "multi_category_detection": "MultiCategoryDetectionTask",
+    "grounding": "GroundingTask",
+    "classification": "ClassificationTask",
+    "multiple_choice": "MultipleChoiceTask",
+    "counting": "CountingTask",
+}
+BATCH = 256  # answers that a reward model reads between two lines of output
+
+DESCRIPTION = """\
+Scores completions. FILE has a JSON object per line:
+  completion   what a model answered
+  solution     the right answer in the same format, <answer>[{'Position': [0, 10, 500, 1000]}]</answer>,
+               <answer>No Objects</answer> or <answer>label</answer>; what a task's own targets look like
+  width        of the image in pixels, where answers are boxes
+  height       of the image in pixels, where answers are boxes
+  query        optional: the category, the instruction or the question
+  metadata     optional: an object, for rewards of your own; "choices" are those of multiple_choice
+Writes a JSON object per line to standard output, {"iou": 0.95, ...}, unweighted and null where a reward does not
+apply, and the means to standard error. An answer that can't be read scores 0.
+"""
+
+
+class Record(NamedTuple):
+    """A line of the file. It is what a reward is asked about."""
+
+    image_id: int
+    query: str
+    target: Target
+    size: tuple[int, int]
+    metadata: dict[str, Any]
+
+
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line."""
+
+    def error(self, message: str) -> Any:
+        raise ConfigurationError(f"score: {message}")
+
+
+def build_parser() -> Parser:
+    """The command's options."""
+    parser = Parser(
+        "python -m vrft score", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--task", required=True, choices=TASKS, help="how answers are read")
+    parser.add_argument(
+        "--rewards", nargs="+", metavar="NAME", help="names of the task's own rewards, or class paths; default: its own"
+    )
+    parser.add_argument("--input", required=True, type=Path, metavar="FILE", help="the completions, as JSON lines")
+    parser.add_argument(
+        "--coordinates",
+        default="thousandths",
+        choices=("thousandths", "pixels", "unit"),
+        help="of boxes: thousandths of the image, pixels of the image, or 0..1",
+    )
+    parser.add_argument("--no-reasoning", action="store_true", help="the right format is <answer>...</answer> alone")
+    return parser
+
+
+def main(args: Sequence[str]) -> int:
+    """Run the command."""
+    arguments = build_parser().parse_args(args)
+    from vrft import tasks
+
+    task: Task = getattr(tasks, TASKS[arguments.task])(reasoning=not arguments.no_reasoning)
+    rewards = select_rewards(task, arguments.rewards)
+    records, answers = read_records(arguments.input, task, arguments.coordinates)
+    for reward in rewards.values():
+        reward.load()
+    totals: dict[str, list[float]] = {name: [] for name in rewards}
+    for start in range(0, len(records), BATCH):
+        part = slice(start, start + BATCH)
+        scores = {name: reward.bounded_scores(answers[part], records[part]) for name, reward in rewards.items()}
+        for values in zip(*scores.values(), strict=True):
+            print(json.dumps(dict(zip(scores, values, strict=True)), allow_nan=False))
+        for name, column in scores.items():
+            totals[name] += [value for value in column if value is not None]
+    for line in summary(totals, answers):
+        print(line, file=sys.stderr)
+    return 0
+
+
+def summary(totals: dict[str, list[float]], answers: Sequence[Answer]) -> Iterator[str]:
+    """The means, as text."""
+    yield f"{len(answers)} completions, {sum(answer.valid for answer in answers)} of them valid"
+    for name, values in totals.items():
+        mean = f"{sum(values) / len(values):.4f}" if values else "does not apply"
+        yield f"{name:<20} {mean}"
+
+
+def select_rewards(task: Task, names: Sequence[str] | None) -> dict[str, Reward]:
+    """The task's own rewards by name, and others by class path.
+
+    Raises:
+        ConfigurationError: a name is neither.
+    """
+    own = task.rewards()
+    if names is None:
+        return own
+    return {name.rpartition(".")[2]: own[name] if name in own else _imported(name, own) for name in names}
+
+
+def _imported(path: str, own: dict[str, Reward]) -> Reward:
+    from vrft.rewards import Reward
+
+    module, _, name = path.rpartition(".")
+    try:
+        cls = getattr(importlib.import_module(module), name) if module else None
+    except (ImportError, AttributeError) as error:
+        raise ConfigurationError(f"score: --rewards: {error}") from error
+    if not (isinstance(cls, type) and issubclass(cls, Reward)):
+        raise ConfigurationError(
+            f"score: --rewards: {path!r} is no reward; expected {', '.join(own)}, or the class path of one"
+        )
+    return cls()
+
+
+def read_records(path: Path, task: Task, coordinates: str) -> tuple[list[Record], list[Answer]]:
+    """The lines of a file, and their completions as the task reads them.
+
+    Raises:
+        ConfigurationError: there is no such file, or a line is not what it should be; names line and field.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"score: --input: {path} can't be read: {error}") from error
+    records, answers = [], []
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            record, answer = _read_line(f"{path}: line {number}", line, task, coordinates)
+            records.append(record)
+            answers.append(answer)
+    return records, answers
+
+
+def _read_line(where: str, line: str, task: Task, coordinates: str) -> tuple[Record, Answer]:
+    try:
+        entry = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise ConfigurationError(f"{where}: not JSON: {error}") from error
+    if not isinstance(entry, dict):
+        raise ConfigurationError(f"{where}: expected an object, got {type(entry).__name__}")
+    for key, kind in (("completion", str), ("solution", str), ("query", str), ("metadata", dict)):
+        needed = key in ("completion", "solution")
+        if not isinstance(entry.get(key, None if needed else kind()), kind):
+            raise ConfigurationError(f"{where}: {key}: expected {kind.__name__}, got {entry.get(key)!r}")
+    width, height = _size(where, entry) or (1, 1)
+    asked = Record(0, entry.get("query", ""), "", (width, height), entry.get("metadata", {}))
+    frame = _frame(coordinates, width, height)
+    target = task.read_solution(entry["solution"], asked, frame)
+    if target is None:
+        raise ConfigurationError(f"{where}: solution: can't be read as {type(task).__name__}: {entry['solution']!r}")
+    if isinstance(target, tuple) and "width" not in entry:
+        raise ConfigurationError(f"{where}: width and height: expected pixels, got nothing")
+    record = asked._replace(target=target)
+    return record, task.parse(entry["completion"], record, frame)
+
+
+def _size(where: str, entry: dict[str, Any]) -> tuple[int, int] | None:
+    size = entry.get("width"), entry.get("height")
+    if size == (None, None):
+        return None
+    for side in size:
+        if not isinstance(side, int) or isinstance(side, bool) or side <= 0:
+            raise ConfigurationError(f"{where}: width and height: expected pixels, got {size[0]!r} and {size[1]!r}")
+    return entry["width"], entry["height"]
+
+
+def _frame(coordinates: str, width: int, height: int) -> Frame:
+    from vrft.types import Frame
+
+    return {"thousandths": Frame(1000, 1000), "pixels": Frame(width, height), "unit": Frame(1, 1, 3)}[coordinates]
