@@ -27,6 +27,7 @@ from vrft.loggers import WandbLogger
 from vrft.module import VisionModule
 from vrft.run_dir import choose_run_dir
 from vrft.tasks import Task
+from vrft.trainer import VisionTrainer
 
 TRAINER_DEFAULTS: dict[str, Any] = {
     "max_epochs": -1,
@@ -69,7 +70,7 @@ class OneLineParser(LightningArgumentParser):
 class VRFTCLI(LightningCLI):
     """One task for model and data, one folder for a run, the same evaluation before and after."""
 
-    trainer: Trainer
+    trainer: VisionTrainer
     model: VisionModule
     datamodule: VisionData
 
@@ -91,13 +92,19 @@ class VRFTCLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         config = self.config[self.subcommand]
-        config.weights_only = True
         if config.trainer.default_root_dir is None:
             config.trainer.default_root_dir = config.run_dir
+        if self.subcommand == "doctor":
+            return
+        config.weights_only = True
         if config.ckpt_path == "last":
             config.ckpt_path = str(Path(config.checkpoint.dirpath) / "last.ckpt")
         if config.ckpt_path is not None and not Path(config.ckpt_path).exists():
             raise ConfigurationError(f"ckpt_path: no such checkpoint: {config.ckpt_path}")
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        return {**LightningCLI.subcommands(), "doctor": {"model", "datamodule"}}
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         if self.config[self.subcommand].trainer.enable_progress_bar is not False:
@@ -135,6 +142,7 @@ def run(args: list[str]) -> int:
         cli = VRFTCLI(
             VisionModule,
             VisionData,
+            trainer_class=VisionTrainer,
             subclass_mode_model=True,
             subclass_mode_data=True,
             save_config_callback=SaveResolvedConfig,
@@ -154,4 +162,4 @@ def run(args: list[str]) -> int:
     for logger in cli.trainer.loggers:
         if isinstance(logger, WandbLogger):
             logger.finish()
-    return 0
+    return 1 if cli.trainer.problems else 0

@@ -35,8 +35,11 @@ class VisionModule(LightningModule):
     """Base of `RFT` and `SFT`. Optimisation is manual: one rollout may feed several optimizer steps."""
 
     keep_reference = False
+    group_size = 1
+    """Completions of a prompt in a training step."""
     batches_per_step = 1
     """Batches of the loader that one training step gets, as one."""
+    max_tokens_per_micro_batch: int
     steps_done: Tensor
 
     def __init__(

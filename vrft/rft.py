@@ -119,6 +119,7 @@ class RFT(VisionModule):
             min_p=(min_p, 0, 1),
         )
         self.num_generations, self.num_iterations = num_generations, num_iterations
+        self.group_size = num_generations
         self.num_minibatches, self.batches_per_step = num_minibatches, 1 + max_extra_rollouts
         self.loss_type, self.beta, self.kl_estimator = loss_type, beta, kl_estimator
         self.epsilon, self.epsilon_high = epsilon, epsilon_high

@@ -98,6 +98,7 @@ class CocoData(RecordData):
             "val": category_names(categories if val_categories is None else val_categories),
         }
         self.per_image, self.negatives = per_image, negatives
+        self.names: dict[int, str] = {}
         self.check_paths()
 
     def check_paths(self) -> None:
@@ -110,8 +111,12 @@ class CocoData(RecordData):
             if not images.is_dir():
                 raise ConfigurationError(f"data.{part}_images: no such folder: {images}; expected a folder of images")
 
+    def ordered_categories(self) -> Sequence[str]:
+        return [self.names[key] for key in sorted(self.names)]
+
     def records(self, part: Part, problems: Problems) -> list[Record]:
         instances = Instances(*self.files[part], problems)
+        self.names = instances.names
         wanted = instances.select(self.categories[part], f"data.{'val_' if part == 'val' else ''}categories")
         if self.per_image:
             return list(instances.whole_images(wanted))

@@ -153,6 +153,10 @@ class RecordData(VisionData):
         """What can only be done once the sizes of images are known."""
         return records
 
+    def ordered_categories(self) -> Sequence[str]:
+        """Names of the categories in the order of their ids, where the data has ids. Known after `setup`."""
+        return ()
+
     def setup(self, stage: str) -> None:
         assert self.trainer is not None
         folder = Path(self.trainer.default_root_dir)

@@ -1,0 +1,202 @@
+"""Ask the model itself: do its boxes fit the data, or would they if the data were read in another way?
+
+Numbers in the wrong frame, x in place of y or a category beside the right one look fine in every file. A model that
+finds anything at all shows them: its answers then fit another reading of the same numbers better.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from rich.console import Console
+
+from vrft.answers import read_boxes, split_blocks
+from vrft.boxes import Box, from_frame, iou_matrix, match_by_confidence
+from vrft.data import RecordData, VisionData
+from vrft.module import VisionModule
+from vrft.policy.processor import FRAMES, Encoder
+from vrft.rollout import Sampling
+from vrft.types import Frame, PromptBatch, Sample
+
+LARGE_ON_CPU = 200_000_000
+"""Parameters above which a model is not asked without a GPU: it would take minutes."""
+
+ANYWHERE = Frame(10**9, 10**9)
+CLEARLY = 0.1
+"""How much better, in mean IoU, another reading has to fit; and by half."""
+
+MANY = 5
+"""Prompts that have to have something to say about shifted ids."""
+
+
+class Seen(NamedTuple):
+    """What the model said of one sample: boxes as they stand in its answer."""
+
+    sample: Sample
+    frame: Frame
+    boxes: list[Box]
+
+
+class Fit(NamedTuple):
+    """How well answers fit another reading of the data, and as configured, on the same prompts (mean IoU)."""
+
+    reading: str
+    mean: float
+    base: float
+    prompts: int
+
+    @property
+    def is_better(self) -> bool:
+        return self.mean > max(self.base + CLEARLY, 1.5 * self.base)
+
+
+Reading = Callable[[Box, Seen], Box]
+
+
+def check_readings(module: VisionModule, data: VisionData, probe: int, console: Console) -> Iterator[str]:
+    """Yield readings of the data that the model's own boxes fit clearly better than the one that is configured."""
+    policy = module.policy
+    disagrees = policy.coordinates not in (None, policy.family_coordinates)
+    mismatch = (
+        f"model.policy.coordinates={policy.coordinates}, but a {policy.base.config.model_type} was taught "
+        f"{policy.family_coordinates}"
+    )
+    large = sum(parameter.numel() for parameter in policy.parameters()) > LARGE_ON_CPU and module.device.type == "cpu"
+    samples = choose(data, probe)
+    if large or not samples:
+        if large:
+            console.print("the model was not asked: it is large and there is no GPU")
+        if disagrees:
+            yield mismatch
+        return
+    seen = ask(module, samples)
+    base = mean_overlap(seen, as_configured)
+    console.print(f"the model's own boxes, before training: mean IoU {base:.3f} on {len(seen)} prompts")
+    fits = [
+        Fit(name, mean_overlap(seen, reading), base, len(seen))
+        for name, reading in readings(policy.processor, seen).items()
+    ]
+    if isinstance(data, RecordData):
+        fits += shifted_categories(seen, data)
+    best = max(fits, key=lambda fit: fit.mean - fit.base)
+    if best.is_better:
+        yield (
+            f"the model's own boxes fit the data better if {best.reading}: mean IoU {best.mean:.3f} instead of "
+            f"{best.base:.3f} on {best.prompts} prompts"
+        )
+    elif disagrees and base < CLEARLY:
+        yield mismatch
+
+
+def choose(data: VisionData, count: int) -> list[Sample]:
+    """Training samples with boxes, all over the data."""
+    dataset = data.train_set()
+    size: int = len(dataset)  # type: ignore[arg-type]
+    if not count or not isinstance(dataset[0].target, tuple):
+        return []
+    samples = [dataset[index] for index in range(0, size, -(-size // count))]
+    return [sample for sample in samples if sample.target]
+
+
+@torch.no_grad()
+def ask(module: VisionModule, samples: Sequence[Sample]) -> list[Seen]:
+    """The model's greedy answers."""
+    seen = []
+    for start in range(0, len(samples), 16):
+        batch = to_device(module.encoder(list(samples[start : start + 16])), module.device)
+        rollout = module.engine.generate(
+            module.policy,
+            batch,
+            1,
+            max_completion_length=module.max_completion_length,
+            sampling=Sampling(greedy=True),
+            noise=module.noise(),
+            on_token=lambda _: None,
+        )
+        for text, sample, frame in zip(rollout.texts, batch.samples, batch.frames, strict=True):
+            items = read_boxes(split_blocks(text).answer or "", ANYWHERE) or []
+            seen.append(Seen(sample, frame, [item.box for item in items]))
+    return seen
+
+
+def to_device(batch: PromptBatch, device: torch.device) -> PromptBatch:
+    """The batch with its tensors where the model is."""
+    inputs = [{key: value.to(device) for key, value in prompt.items()} for prompt in batch.inputs]
+    return PromptBatch(batch.samples, batch.frames, inputs)
+
+
+def as_configured(box: Box, seen: Seen) -> Box:
+    """Numbers in the frame that prompts name."""
+    return from_frame(box, seen.sample.size, seen.frame)
+
+
+def readings(processor: object, seen: Sequence[Seen]) -> dict[str, Reading]:
+    """Other ways to read the numbers of an answer, by what they would mean."""
+
+    def swapped(box: Box, one: Seen) -> Box:
+        (width, height), (x0, y0, x1, y1) = one.sample.size, as_configured(box, one)
+        return y0 * width / height, x0 * height / width, y1 * width / height, x1 * height / width
+
+    def sides(box: Box, one: Seen) -> Box:
+        return as_configured((box[0], box[1], box[0] + box[2], box[1] + box[3]), one)
+
+    found: dict[str, Reading] = {
+        "x and y change places (in the data, or in what the model was taught)": swapped,
+        "its numbers are x, y, width and height": sides,
+        "its numbers are pixels of the original image": lambda box, _: box,
+    }
+    for coordinates, frame in FRAMES.items():
+        if frame != seen[0].frame:
+            found[f"its numbers are {coordinates} (model.policy.coordinates={coordinates})"] = (
+                lambda box, one, frame=frame: from_frame(box, one.sample.size, frame)  # type: ignore[misc]
+            )
+    if "merge_size" in processor.image_processor.to_dict():  # type: ignore[attr-defined]
+        resized = Encoder(processor, None, "pixels")  # type: ignore[arg-type]
+        found["its numbers are pixels of the resized image (model.policy.coordinates=pixels)"] = lambda box, one: (
+            from_frame(box, one.sample.size, resized.frame(one.sample.image))
+        )
+    return found
+
+
+def mean_overlap(seen: Sequence[Seen], reading: Reading) -> float:
+    """Mean over prompts of the matched IoU / max(predicted, true boxes)."""
+    return float(np.mean([overlap([reading(box, one) for box in one.boxes], one.sample) for one in seen]))
+
+
+def overlap(boxes: Sequence[Box], sample: Sample) -> float:
+    """Matched IoU / max(predicted, true boxes) of one sample."""
+    assert isinstance(sample.target, tuple)
+    return matched(boxes, [true.box for true in sample.target])
+
+
+def matched(boxes: Sequence[Box], true: Sequence[Box]) -> float:
+    """Sum of the matched IoUs / max(predicted, true)."""
+    pairs = match_by_confidence(iou_matrix(boxes, true), [1.0] * len(boxes), 0.0)
+    return sum(iou for _, _, iou in pairs) / max(len(boxes), len(true), 1)
+
+
+def shifted_categories(seen: Sequence[Seen], data: RecordData) -> Iterator[Fit]:
+    """How boxes fit the category before or behind the one asked for, in images that have it.
+
+    If ids are off by one, that is where the model's objects are.
+    """
+    ordered = data.ordered_categories()
+    place = {name: i for i, name in enumerate(ordered)}
+    boxes: dict[tuple[int, str], list[Box]] = defaultdict(list)
+    for record in data.train_set().records:
+        if isinstance(record.target, tuple):
+            boxes[record.image_id, record.query] += [true.box for true in record.target]
+    for step, said in ((-1, "before"), (1, "behind")):
+        fits = []
+        for one in seen:
+            other = ordered[(place[one.sample.query] + step) % len(ordered)] if one.sample.query in place else ""
+            if true := boxes[one.sample.image_id, other]:
+                read = [as_configured(box, one) for box in one.boxes]
+                fits.append((matched(read, true), overlap(read, one.sample)))
+        if len(fits) >= MANY:
+            mean, base = np.mean(fits, axis=0)
+            yield Fit(f"an object belongs to the category {said} its own: ids are off by one", mean, base, len(fits))

@@ -1,0 +1,119 @@
+"""Prompts, targets and rewards of some samples, as a run would see them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from vrft.module import VisionModule
+from vrft.tasks import Task
+from vrft.types import Detection, Frame, PromptBatch, Sample
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+GARBAGE = "The picture shows what it shows, }]{ 1 2 3 4 <answer"
+TOLERANCE = 1e-6
+
+
+def patch_side(config: PretrainedConfig) -> int:
+    """Pixels along the side of what becomes one image token."""
+    vision = config.vision_config.to_dict()
+    patch = vision.get("patch_size", 1)
+    return int((patch[0] if isinstance(patch, list) else patch) * vision.get("spatial_merge_size", 1))
+
+
+def check_frames(module: VisionModule, batch: PromptBatch, console: Console) -> Iterator[str]:
+    """That pixels are those of the image as the processor really resizes it."""
+    coordinates = module.encoder.coordinates
+    console.print(f"coordinates: {coordinates} ({module.policy.base.config.model_type})")
+    if coordinates != "pixels" or "image_grid_thw" not in batch.inputs[0]:
+        return
+    side = module.policy.base.config.vision_config.patch_size
+    for sample, frame, prompt in zip(batch.samples, batch.frames, batch.inputs, strict=True):
+        _, rows, columns = prompt["image_grid_thw"][0].tolist()
+        if (columns * side, rows * side) != frame[:2]:
+            yield (
+                f"sample {sample.index}: the processor resizes its image to {columns * side} x {rows * side}, "
+                f"the prompt says {frame.width} x {frame.height}"
+            )
+            return
+
+
+def check_lengths(module: VisionModule, batch: PromptBatch, console: Console) -> Iterator[str]:
+    """Tokens of prompts, images and targets, the last against `max_completion_length`."""
+    image_id = module.policy.base.config.image_token_id
+    prompts = [prompt["input_ids"] for prompt in batch.inputs]
+    texts = [module.task.target_text(*pair) for pair in zip(batch.samples, batch.frames, strict=True)]
+    targets = [len(ids) + 1 for ids in module.policy.tokenizer(texts, add_special_tokens=False)["input_ids"]]
+    table = Table(title="tokens", title_justify="left")
+    for column in ("", "least", "median", "most"):
+        table.add_column(column, justify="right" if column else "left")
+    for name, counts in (
+        ("prompt with image", [ids.shape[1] for ids in prompts]),
+        ("image", [int((ids == image_id).sum()) for ids in prompts]),
+        ("target with end token", targets),
+    ):
+        ordered = sorted(counts)
+        table.add_row(name, *(str(count) for count in (ordered[0], ordered[len(ordered) // 2], ordered[-1])))
+    console.print(table)
+    longest, limit = max(targets), module.max_completion_length
+    if longest > limit:
+        sample = batch.samples[targets.index(longest)]
+        yield (
+            f"model.max_completion_length={limit} cuts off right answers: the longest target has {longest} tokens "
+            f"(sample {sample.index}, {sample.query or sample.target!r}), before any reasoning of the model's own"
+        )
+
+
+def check_rewards(module: VisionModule, batch: PromptBatch, console: Console) -> Iterator[str]:
+    """That nothing earns more than the truth."""
+    pairs = list(zip(batch.samples, batch.frames, strict=True))
+    said = {
+        "the truth": [module.task.target_text(*pair) for pair in pairs],
+        "nothing": [""] * len(pairs),
+        "a box around everything": [whole_image(module.task, *pair) for pair in pairs],
+        "garbage": [GARBAGE] * len(pairs),
+    }
+    table = Table(title="mean rewards, unweighted", title_justify="left")
+    for column in ("", *module.rewards, "weighted sum"):
+        table.add_column(column, justify="right" if column else "left")
+    totals = {}
+    for name, texts in said.items():
+        answers = [module.task.parse(text, *pair) for text, pair in zip(texts, pairs, strict=True)]
+        with torch.no_grad():
+            scores, total = module.score(answers, batch.samples)
+        totals[name] = total
+        table.add_row(name, *(f"{values.nanmean():.3f}" for values in scores.values()), f"{total.mean():.3f}")
+        if name == "the truth":
+            for answer, (sample, _) in zip(answers, pairs, strict=True):
+                if not answer.valid:
+                    yield f"sample {sample.index}: the right answer can't be read back: {answer.text[:200]}"
+                    break
+    console.print(table)
+    for reward in module.rewards.values():
+        reward.reset()  # type: ignore[operator]
+    for name, total in totals.items():
+        better = (total > totals["the truth"] + TOLERANCE).nonzero()
+        if len(better):
+            n = int(better[0])
+            yield (
+                f"rewards: {name} earns {total[n]:.3f} and the truth {totals['the truth'][n]:.3f} "
+                f"(sample {pairs[n][0].index}, and {len(better) - 1} more)"
+            )
+    if not (totals["the truth"] > totals["nothing"] + TOLERANCE).any():
+        yield "rewards: the truth earns no more than an empty answer, so there is nothing to learn from"
+
+
+def whole_image(task: Task, sample: Sample, frame: Frame) -> str:
+    """An answer with one box around everything; where answers have no boxes, an empty block."""
+    if not isinstance(sample.target, tuple):
+        return "<think></think><answer></answer>"
+    label = sample.target[0].label if sample.target else sample.query
+    width, height = sample.size
+    return task.target_text(replace(sample, target=(Detection((0, 0, width, height), label),)), frame)

@@ -1,0 +1,50 @@
+"""Lightning's Trainer with one more thing that it can do to a module and its data: examine them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from lightning.pytorch import Trainer
+from rich.console import Console
+
+from vrft.data import VisionData
+from vrft.doctor import examine
+from vrft.errors import ConfigurationError
+from vrft.module import VisionModule
+
+
+class VisionTrainer(Trainer):
+    """`fit`, `validate`, `test` and `predict` are Lightning's; `doctor` looks at all that they would load."""
+
+    problems: tuple[str, ...] = ()
+    """What `doctor` found."""
+
+    def doctor(
+        self, model: VisionModule, datamodule: VisionData, probe: int = 48, gpu_memory: float | None = None
+    ) -> None:
+        """Load everything as `fit` would and look for what would cost hours.
+
+        Args:
+            model: the module.
+            datamodule: its data.
+            probe: prompts that the model answers, to see whether its boxes fit the data better if they are read in
+                another way; 0 is off.
+            gpu_memory: in GB, of the GPU that the run is meant for; default: that of this machine's, if it has one.
+        """
+        self.strategy.connect(model)
+        model.trainer = datamodule.trainer = self
+        folder = Path(self.default_root_dir) / "doctor"
+        folder.mkdir(parents=True, exist_ok=True)
+        console = Console()
+        try:
+            datamodule.prepare_data()
+            datamodule.setup("fit")
+            model.configure_model()
+            model.to(self.strategy.root_device)
+            self.problems = tuple(examine(model, datamodule, folder, console, probe, gpu_memory))
+        except ConfigurationError as error:
+            self.problems = (str(error),)
+        for problem in self.problems:
+            console.print(f"problem: {problem}", style="red", highlight=False, markup=False, soft_wrap=True)
+        if not self.problems:
+            console.print("nothing is wrong", style="green")
