@@ -108,7 +108,7 @@ def read_boxes(answer: str, frame: Frame, *, is_solution: bool = False) -> list[
     if normalise_label(answer) == normalise_label(NO_OBJECTS):
         return []
     fenced = _FENCE.fullmatch(answer.strip())
-    text = fenced[1] if fenced else answer.strip()
+    text = (fenced[1] if fenced else answer).strip()
     items = _read_literal(f"[{text}]") if text.startswith("(") else _read_literal(text)
     if not isinstance(items, list):
         return None
@@ -126,24 +126,36 @@ def _read_literal(text: str) -> Any:
     A Python literal is spelt as JSON token by token, so nothing is evaluated and the time is linear.
     """
     tokens, position = [], 0
-    for found in _TOKEN.finditer(text):
-        if found.start() != position:
-            return None
+    while found := _TOKEN.match(text, position):
+        tokens.append(found.group())
         position = found.end()
-        tokens.append(_as_json(found.group()))
-    if position != len(text):
+    tokens = [token for token in tokens if not token.isspace()]
+    if position != len(text) or not _brackets_match(tokens):
         return None
-    closed = [a for a, b in itertools.pairwise([*filter(None, tokens), ""]) if a != "," or b not in ("]", "}")]
+    tokens = ["", *map(_as_json, tokens), ""]
+    triples = zip(tokens, tokens[1:], tokens[2:], strict=False)
+    kept = [b for a, b, c in triples if b != "," or c not in ("]", "}") or a in ("[", "{")]  # `[1,]` is `[1]`
     try:
-        return json.loads("".join(closed), object_pairs_hook=_unique)
+        return json.loads(" ".join(kept), object_pairs_hook=_unique)
     except (ValueError, RecursionError):
         return None
+
+
+def _brackets_match(tokens: Sequence[str]) -> bool:
+    """Whether no list ends as a tuple or the other way round; the rest is JSON's own to see."""
+    opened = []
+    for token in tokens:
+        if token in ("(", "["):
+            opened.append(token)
+        elif token in (")", "]") and (not opened or opened.pop() + token not in ("()", "[]")):
+            return False
+    return True
 
 
 def _as_json(token: str) -> str:
     if token[0] == "'":
         return f'"{_ESCAPE.sub(_requote, token[1:-1])}"'
-    return {"(": "[", ")": "]"}.get(token, token.strip())
+    return {"(": "[", ")": "]"}.get(token, token)
 
 
 def _requote(found: re.Match[str]) -> str:
@@ -159,7 +171,11 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _pair_corners(points: list[Any]) -> list[Any]:
     """Two points after another are a box; what is no pair of points can't be read as a box later."""
     pairs = itertools.zip_longest(points[::2], points[1::2])
-    return [{"bbox_2d": [*a, *b] if isinstance(a, list) and isinstance(b, list) else None} for a, b in pairs]
+    return [{"bbox_2d": [*a, *b] if _is_point(a) and _is_point(b) else None} for a, b in pairs]
+
+
+def _is_point(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 2
 
 
 def _read_item(item: Any, frame: Frame, is_solution: bool) -> Item | None:
@@ -205,18 +221,21 @@ def read_count(text: str) -> str | None:
     >>> read_count(" 012 ")
     '12'
     """
-    found = re.fullmatch(r"\s*([0-9]{1,9})\s*\.?\s*", text)
+    found = re.fullmatch(r"([0-9]{1,9})\s*\.?", text.strip())
     return str(int(found[1])) if found else None
 
 
 def read_choice(text: str, choices: Sequence[str] = ()) -> str | None:
     """The letter of a multiple-choice answer: `B`, `(b)`, `B.`, `B) red`, or the text of a choice; None if it is none.
 
+    A letter alone is the letter, also where it is the text of another choice.
+
     >>> read_choice("(b)"), read_choice("red", ["blue", "red"]), read_choice("Both")
     ('B', 'B', None)
     """
     named = [normalise_label(choice) for choice in choices]
-    if normalise_label(text) in named:
+    alone = re.fullmatch(r"\(?[A-Za-z][).:]?", text.strip())
+    if not alone and normalise_label(text) in named:
         return chr(ord("A") + named.index(normalise_label(text)))
     found = re.match(r"\s*\(?([A-Za-z])(?:[).:]|\s*$)", text)
     return found[1].upper() if found else None

@@ -127,13 +127,16 @@ def _imported(path: str, own: dict[str, Reward]) -> Reward:
     module, _, name = path.rpartition(".")
     try:
         cls = getattr(importlib.import_module(module), name) if module else None
-    except (ImportError, AttributeError) as error:
-        raise ConfigurationError(f"score: --rewards: {error}") from error
+    except (ImportError, AttributeError, TypeError) as error:
+        raise ConfigurationError(f"score: --rewards: {path!r}: {error}") from error
     if not (isinstance(cls, type) and issubclass(cls, Reward)):
         raise ConfigurationError(
             f"score: --rewards: {path!r} is no reward; expected {', '.join(own)}, or the class path of one"
         )
-    return cls()
+    try:
+        return cls()
+    except TypeError as error:
+        raise ConfigurationError(f"score: --rewards: {path!r} can't be made without settings: {error}") from error
 
 
 def read_records(path: Path, task: Task, coordinates: str) -> tuple[list[Record], list[Answer]]:
@@ -143,7 +146,7 @@ def read_records(path: Path, task: Task, coordinates: str) -> tuple[list[Record]
         ConfigurationError: there is no such file, or a line is not what it should be; names line and field.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").split("\n")  # not splitlines: a text may hold U+2028 as it is
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigurationError(f"score: --input: {path} can't be read: {error}") from error
     records, answers = [], []
@@ -166,13 +169,14 @@ def _read_line(where: str, line: str, task: Task, coordinates: str) -> tuple[Rec
         needed = key in ("completion", "solution")
         if not isinstance(entry.get(key, None if needed else kind()), kind):
             raise ConfigurationError(f"{where}: {key}: expected {kind.__name__}, got {entry.get(key)!r}")
-    width, height = _size(where, entry) or (1, 1)
+    size = _size(where, entry)
+    width, height = size or (1, 1)
     asked = Record(0, entry.get("query", ""), "", (width, height), entry.get("metadata", {}))
     frame = _frame(coordinates, width, height)
     target = task.read_solution(entry["solution"], asked, frame)
     if target is None:
         raise ConfigurationError(f"{where}: solution: can't be read as {type(task).__name__}: {entry['solution']!r}")
-    if isinstance(target, tuple) and "width" not in entry:
+    if isinstance(target, tuple) and size is None:
         raise ConfigurationError(f"{where}: width and height: expected pixels, got nothing")
     record = asked._replace(target=target)
     return record, task.parse(entry["completion"], record, frame)

@@ -22,7 +22,7 @@ class RewardModel(Reward):
         Args:
             checkpoint: a folder or a Hugging Face model for sequence classification.
             label: number of the class that is good, where there are several.
-            max_length: tokens after which the text is cut.
+            max_length: tokens after which the text is cut, if the model can read as many.
             weight: of the score in the sum of all rewards.
         """
         super().__init__(weight)
@@ -43,9 +43,10 @@ class RewardModel(Reward):
     @torch.no_grad()
     def scores(self, answers: Sequence[Answer], samples: Sequence[Question]) -> Sequence[float | None]:
         texts = [(sample.query, answer.text) for answer, sample in zip(answers, samples, strict=True)]
-        inputs = self.tokenizer(
-            texts, truncation=True, max_length=self.max_length, padding=True, return_tensors="pt"
-        ).to(next(self.model.parameters()).device)
+        longest = min(self.max_length, self.tokenizer.model_max_length)
+        inputs = self.tokenizer(texts, truncation=True, max_length=longest, padding=True, return_tensors="pt").to(
+            next(self.model.parameters()).device
+        )
         logits = self.model(**inputs).logits.float()  # (N, classes)
         scores = logits.sigmoid()[:, 0] if logits.shape[1] == 1 else logits.softmax(1)[:, self.label]
         return scores.tolist()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 
 from vrft.answers import NO_OBJECTS, Item, normalise_label, read_boxes
@@ -93,9 +94,13 @@ def boxes_text(boxes: Sequence[Box], confidences: Sequence[float], labels: Seque
     """
     if not boxes:
         return NO_OBJECTS
-    named = [f"'Label': {label!r}, " for label in labels] or [""] * len(boxes)
+    named = [f"'Label': {_quoted(label)}, " for label in labels] or [""] * len(boxes)
     items = (
         f"{{{name}'Position': {list(box)}, 'Confidence': {round(c, 2)}}}"
         for name, box, c in zip(named, boxes, confidences, strict=True)
     )
     return f"[{', '.join(items)}]"
+
+
+def _quoted(label: str) -> str:
+    return repr(label) if label.isprintable() else json.dumps(label)  # repr escapes what isn't, in ways JSON has not
