@@ -1,5 +1,7 @@
 """Reading hostile text: what is read, what is not, and that reading never raises or takes long."""
 
+import math
+import random
 import time
 
 import pytest
@@ -7,15 +9,49 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from vrft.answers import MAX_BOXES, MAX_CHARACTERS, Blocks, normalise_label, read_boxes, split_blocks
-from vrft.tasks import DetectionTask
+from vrft.answers import (
+    MAX_BOXES,
+    MAX_CHARACTERS,
+    Blocks,
+    Item,
+    normalise_label,
+    read_boxes,
+    read_choice,
+    read_count,
+    split_blocks,
+)
+from vrft.tasks import (
+    ClassificationTask,
+    CountingTask,
+    DetectionTask,
+    GroundingTask,
+    MultiCategoryDetectionTask,
+    MultipleChoiceTask,
+    Task,
+)
 from vrft.tasks.detection import boxes_text
-from vrft.types import Frame, Sample
+from vrft.types import Answer, Detection, Frame, Sample, Target
 
 FRAME = Frame(1000, 800)
-SAMPLE = Sample(0, Image.new("1", (640, 480)), 0, "cat", ())
+IMAGE = Image.new("1", (640, 480))
+SAMPLE = Sample(0, IMAGE, 0, "cat", ())
 HUGE, HUGER = f"[10, 20, 300, {'9' * 400}]", f"[-{'9' * 5000}, 20, 300, 400]"
-READ = [((10.0, 20.0, 300.0, 400.0), 0.9)]
+BOX = (10.0, 20.0, 300.0, 400.0)
+READ = [Item(BOX, 0.9)]
+CAT = (Detection((6.4, 12, 192, 240), "cat"),)
+
+TARGETS: list[tuple[Task, str, Target]] = [
+    (DetectionTask(), "cat", CAT),
+    (MultiCategoryDetectionTask(), "cat, dog", (*CAT, Detection((50, 60, 90, 100), "dog"))),
+    (GroundingTask(), "what purrs", CAT),
+    (ClassificationTask(), "", "Boeing 737-200"),
+    (MultipleChoiceTask(), "Which is it?", "B"),
+    (CountingTask(), "cats", "12"),
+]
+QUESTIONS = [
+    pytest.param(task, Sample(0, IMAGE, 0, query, target, {"choices": ["red", "blue"]}), id=type(task).__name__)
+    for task, query, target in TARGETS
+]
 
 
 def box(position: str = "[10, 20, 300, 400]", confidence: str = "0.9") -> str:
@@ -57,6 +93,23 @@ def test_an_answer_in_a_second_reasoning_block_is_no_answer() -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        pytest.param("<answer>b</answer>", Blocks("", "b", True), id="as-asked"),
+        pytest.param("\n<answer>\nb</answer> ", Blocks("", "b", True), id="own-lines"),
+        pytest.param("<think>a</think><answer>b</answer>", Blocks("a", "b", False), id="reasons-all-the-same"),
+        pytest.param("<think></think><answer>b</answer>", Blocks("", "b", False), id="empty-reasoning"),
+        pytest.param("So <answer>b</answer>", Blocks("", "b", False), id="text-before"),
+        pytest.param("<answer>b</answer>!", Blocks("", "b", False), id="text-after"),
+        pytest.param("<answer>a</answer><answer>b</answer>", Blocks("", "b", False), id="two-answers"),
+        pytest.param("b", Blocks("", None, False), id="no-tags"),
+    ],
+)
+def test_split_blocks_where_no_reasoning_is_asked_for(text: str, expected: Blocks) -> None:
+    assert split_blocks(text, reasoning=False) == expected
+
+
+@pytest.mark.parametrize(
     ("answer", "expected"),
     [
         pytest.param("No Objects", [], id="no-objects"),
@@ -65,14 +118,83 @@ def test_an_answer_in_a_second_reasoning_block_is_no_answer() -> None:
         pytest.param(f"[{box()}]".replace("'", '"'), READ, id="double-quotes"),
         pytest.param(f"[\n  {box()}\n]", READ, id="several-lines"),
         pytest.param(f"[{box()}, {box()}]", READ * 2, id="duplicate-counts-twice"),
-        pytest.param(f"[{box('[0, 0, 1000, 800]', '0')}]", [((0.0, 0.0, 1000.0, 800.0), 0.0)], id="whole-frame"),
-        pytest.param(f"[{box('[10.5, 20, 300, 400]', '1')}]", [((10.5, 20.0, 300.0, 400.0), 1.0)], id="fractions"),
+        pytest.param(f"[{box('[0, 0, 1000, 800]', '0')}]", [Item((0.0, 0.0, 1000.0, 800.0), 0.0)], id="whole-frame"),
+        pytest.param(f"[{box('[10.5, 20, 300, 400]', '1')}]", [Item((10.5, 20.0, 300.0, 400.0), 1.0)], id="fractions"),
+        pytest.param(f"[{box('[1e1, 2.0E+1, 3000e-1, 400]', '9e-1')}]", READ, id="exponents"),
         pytest.param(f"[{', '.join([box()] * MAX_BOXES)}]", READ * MAX_BOXES, id="as-many-as-allowed"),
         pytest.param(f"[{box()}]".ljust(MAX_CHARACTERS), READ, id="as-long-as-allowed"),
     ],
 )
-def test_readable_boxes(answer: str, expected: list[tuple[tuple[float, ...], float]]) -> None:
+def test_readable_boxes(answer: str, expected: list[Item]) -> None:
     assert read_boxes(answer, FRAME) == expected
+
+
+QWEN = '{"bbox_2d": [10, 20, 300, 400], "label": "cat"}'
+UNSURE, CALLED, SURE_CALLED = Item(BOX), Item(BOX, None, "cat"), Item(BOX, 0.9, "cat")
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [
+        pytest.param(" no objects. ", [], id="no-objects-in-other-writing"),
+        pytest.param("```json\n[]\n```", [], id="fenced-empty-list"),
+        pytest.param(f"```json\n[{box()}]\n```", READ, id="paper-in-a-fence"),
+        pytest.param(f"```\n[{box()}]\n```\n", READ, id="fence-without-language"),
+        pytest.param(f"```python\n\n  [{box()}]```", READ, id="fence-closed-on-the-same-line"),
+        pytest.param(f"[{box('(10, 20, 300, 400)')}]", READ, id="position-is-a-tuple"),
+        pytest.param(f"[{box('[10, 20, 300, 400,]')},]", READ, id="trailing-commas"),
+        pytest.param(f"[{box()[:-1]}, }}]", READ, id="trailing-comma-in-an-object"),
+        pytest.param(
+            "[{'Confidence': 0.9, 'Label': 'cat', 'Position': [10, 20, 300, 400]}]",
+            [SURE_CALLED],
+            id="label-and-other-order",
+        ),
+        pytest.param(f"[{QWEN}]", [CALLED], id="qwen"),
+        pytest.param(f"```json\n[\n\t{QWEN}\n]\n```", [CALLED], id="qwen-in-a-fence"),
+        pytest.param(f"[{QWEN}, {QWEN}]", [CALLED] * 2, id="two-of-qwen"),
+        pytest.param(f'[{QWEN[:-1]}, "confidence": 0.9}}]', [SURE_CALLED], id="qwen-with-confidence"),
+        pytest.param('[{"bbox_2d": [10, 20, 300, 400]}]', [UNSURE], id="qwen-without-label"),
+        pytest.param(QWEN.join("[]").replace('"', "'"), [CALLED], id="qwen-in-single-quotes"),
+        pytest.param("(10,20),(300,400)", [UNSURE], id="corner-pair"),
+        pytest.param("( 10, 20 ),\n(300.0 , 400)", [UNSURE], id="corner-pair-with-spaces"),
+        pytest.param("(10,20),(300,400),", [UNSURE], id="corner-pair-with-trailing-comma"),
+        pytest.param("(10,20),(300,400),(10,20),(300,400)", [UNSURE] * 2, id="two-corner-pairs"),
+        pytest.param("```\n\n(10,20),(300,400)\n```", [UNSURE], id="corner-pair-in-a-fence"),
+        pytest.param(
+            "[{'Position': [10, 20, 300, 400], 'Confidence': 0.9, 'Label': \"the cat's\"}]",
+            [Item(BOX, 0.9, "the cat's")],
+            id="apostrophe-in-double-quotes",
+        ),
+        pytest.param(
+            "[{'Position': [10, 20, 300, 400], 'Confidence': 0.9, 'Label': 'the \\'cat\\'s'}]",
+            [Item(BOX, 0.9, "the 'cat's")],
+            id="escaped-apostrophe",
+        ),
+        pytest.param(
+            "[{'Position': [10, 20, 300, 400], 'Confidence': 0.9, 'Label': 'a \"cat\"'}]",
+            [Item(BOX, 0.9, 'a "cat"')],
+            id="double-quotes-in-single-quotes",
+        ),
+        pytest.param(
+            "[{'Position': [10, 20, 300, 400], 'Confidence': 0.9, 'Label': ']}, ((\\\\'}]",
+            [Item(BOX, 0.9, "]}, ((\\")],
+            id="brackets-commas-and-a-backslash-in-a-string",
+        ),
+    ],
+)
+def test_other_forms_that_are_read(answer: str, expected: list[Item]) -> None:
+    assert read_boxes(answer, FRAME) == expected
+
+
+def test_a_solution_needs_no_confidence_and_an_answer_does() -> None:
+    text = "[{'Position': [10, 20, 300, 400]}]"
+    assert (read_boxes(text, FRAME, is_solution=True), read_boxes(text, FRAME)) == ([UNSURE], None)
+
+
+def test_a_frame_with_decimals_ends_at_one() -> None:
+    unit = Frame(1, 1, 3)
+    assert read_boxes("(0.01,0.02),(0.3,1)", unit) == [Item((0.01, 0.02, 0.3, 1.0))]
+    assert read_boxes("(0.01,0.02),(0.3,1.001)", unit) is None
 
 
 @pytest.mark.parametrize(
@@ -81,7 +203,6 @@ def test_readable_boxes(answer: str, expected: list[tuple[tuple[float, ...], flo
         pytest.param("", id="empty"),
         pytest.param("no boxes here", id="prose"),
         pytest.param(f"[{box()}, {{'Position': [10, 20", id="truncated-list"),
-        pytest.param(f"```json\n[{box()}]\n```", id="code-fence"),
         pytest.param(box(), id="no-list"),
         pytest.param("[10, 20, 300, 400]", id="list-of-numbers"),
         pytest.param("[null]", id="null-item"),
@@ -118,7 +239,64 @@ def test_readable_boxes(answer: str, expected: list[tuple[tuple[float, ...], flo
         pytest.param(f"[{box(confidence='-0.01')}]", id="confidence-below-0"),
         pytest.param("[{'Position': [10, 20, 300, 400]}]", id="missing-confidence"),
         pytest.param("[{'Confidence': 0.9}]", id="missing-position"),
-        pytest.param("[{'Position': [10, 20, 300, 400], 'Confidence': 0.9, 'Label': 'cat'}]", id="extra-key"),
+        pytest.param("[{'Position': [10, 20, 300, 400], 'Confidence': 0.9, 'Area': 5}]", id="unknown-key"),
+        pytest.param("[{'Position': [10, 20, 300, 400], 'Confidence': 0.9, 'label': 'cat'}]", id="key-of-other-form"),
+        pytest.param(f"[{box()[:-1]}, 'Confidence': 0.9}}]", id="key-twice"),
+        pytest.param(f"[{box()[:-1]}, 'bbox_2d': [10, 20, 300, 400]}}]", id="both-forms-in-one-box"),
+        pytest.param(f"[{box()[:-1]}, 'Label': 5}}]", id="label-is-a-number"),
+        pytest.param(f"[{box()[:-1]}, 'Label': ['cat']}}]", id="label-is-a-list"),
+        pytest.param(f"[{box()[:-1]}, 'Label': None}}]", id="label-is-none"),
+        pytest.param(f'[{QWEN[:-1]}, "confidence": 1.5}}]', id="qwen-confidence-above-1"),
+        pytest.param(f'[{QWEN[:-1]}, "confidence": "high"}}]', id="qwen-confidence-in-words"),
+        pytest.param(QWEN, id="qwen-without-a-list"),
+        pytest.param(f"[{box(confidence='True')}]", id="confidence-python-boolean"),
+        pytest.param(f"[{box('[10, 20, 300, 1e400]')}]", id="corner-1e400"),
+        pytest.param(f"[{box('[10, 20, 300, -Infinity]')}]", id="corner-minus-infinity"),
+        pytest.param(f"[{box('[10, 20, 300, float(400)]')}]", id="call"),
+        pytest.param(f"[{box('[10, 20, 300, 200 + 200]')}]", id="arithmetic"),
+        pytest.param(f"[{box('[1 0, 20, 300, 400]')}]", id="number-with-a-space-inside"),
+        pytest.param(f"[{box('[010, 20, 300, 400]')}]", id="leading-zero"),
+        pytest.param(f"[{box('[10, 20, 300, 0x190]')}]", id="hexadecimal"),
+        pytest.param(f"[{box('[10, 20, 300, 4_00]')}]", id="underscore-in-number"),
+        pytest.param(f"[{box('[10, 20, 300, ٤]')}]", id="digits-of-another-script"),
+        pytest.param(f"[{box('(10, 20, 300, 400]')}]", id="tuple-closed-as-list"),
+        pytest.param(f"[{box()})", id="list-closed-as-tuple"),
+        pytest.param(f"[{box()}]]", id="one-bracket-too-many"),
+        pytest.param(f"[{box()} {box()}]", id="no-comma-between-boxes"),
+        pytest.param(f"[{box()},, {box()}]", id="two-commas"),
+        pytest.param(f"[{box()},,]", id="two-trailing-commas"),
+        pytest.param("[,]", id="a-comma-alone-is-no-empty-list"),
+        pytest.param("{}", id="empty-object"),
+        pytest.param("()", id="no-corners"),
+        pytest.param("0", id="number"),
+        pytest.param("'[]'", id="list-in-a-string"),
+        pytest.param("No Objects No Objects", id="no-objects-twice"),
+        pytest.param(f"No Objects [{box()}]", id="no-objects-and-a-box"),
+        pytest.param(f"[{box()}] # the cat", id="comment"),
+        pytest.param(f"```json\n[{box()}]", id="fence-not-closed"),
+        pytest.param(f"```json [{box()}]```", id="fence-on-one-line"),
+        pytest.param(f"Here: ```json\n[{box()}]\n```", id="text-before-the-fence"),
+        pytest.param(f"```json\n[{box()}]\n``` ok ```", id="text-inside-the-fence"),
+        pytest.param("(10,20)", id="one-corner"),
+        pytest.param("(10,20),(300,400),(10,20)", id="three-corners"),
+        pytest.param("(10,20,300,400)", id="corners-in-one-tuple"),
+        pytest.param("(10),(20,300,400)", id="corners-of-one-and-three"),
+        pytest.param("(),(10,20,300,400)", id="corners-of-none-and-four"),
+        pytest.param("(10,20),300,400", id="corner-without-brackets"),
+        pytest.param("(10,20)(300,400)", id="no-comma-between-corners"),
+        pytest.param("((10,20),(300,400))", id="pair-in-a-tuple"),
+        pytest.param("[(10,20),(300,400)]", id="pair-in-a-list"),
+        pytest.param("(300,400),(10,20)", id="pair-reversed"),
+        pytest.param("(10,20),(10,400)", id="pair-without-width"),
+        pytest.param("(10,20),(300,801)", id="pair-out-of-frame"),
+        pytest.param("('10',20),(300,400)", id="corner-of-a-string"),
+        pytest.param("(10,20),(300,400), No Objects", id="pair-and-no-objects"),
+        pytest.param(f"[{box()[:-1]}, 'Label': 'the cat's'}}]", id="apostrophe-not-escaped"),
+        pytest.param(f"[{box()[:-1]}, 'Label': 'cat}}]", id="string-not-closed"),
+        pytest.param(f"[{box()[:-1]}, 'Label': 'c\nat'}}]", id="line-break-in-a-string"),
+        pytest.param("(10,20),(300,400)," * (MAX_BOXES + 1), id="one-pair-too-many"),
+        pytest.param("[" + "(" * 9_000 + ")" * 9_000 + "]", id="9000-tuples-deep"),
+        pytest.param(f"[{box()[:-1]}, 'Label': {'[' * 9_000}{']' * 9_000}}}]", id="9000-lists-deep-in-a-label"),
         pytest.param("[{'bbox_2d': [10, 20, 300, 400], 'Confidence': 0.9}]", id="other-key"),
         pytest.param(f"[{', '.join([box()] * (MAX_BOXES + 1))}]", id="one-box-too-many"),
         pytest.param(f"[{box()}]".ljust(MAX_CHARACTERS + 1), id="one-character-too-long"),
@@ -129,22 +307,70 @@ def test_unreadable_boxes(answer: str) -> None:
     assert read_boxes(answer, FRAME) is None
 
 
-@pytest.mark.parametrize(
-    "content",
-    [
-        pytest.param("[" * 1_000_000, id="opening-brackets"),
-        pytest.param("[" * MAX_CHARACTERS, id="deepest-list-that-is-looked-at"),
-        pytest.param("[{'Position': " * 70_000, id="nested-objects"),
-        pytest.param("<answer>" * 125_000, id="opening-tags"),
-        pytest.param("<" * 1_000_000, id="half-tags"),
-    ],
-)
-def test_a_megabyte_of_rubbish_is_refused_quickly(content: str) -> None:
-    text = f"<think>x</think><answer>{content}</answer>"
+HOSTILE = {
+    "opening-brackets": "[" * 1_000_000,
+    "opening-parentheses": "(" * 1_000_000,
+    "nested-objects": "[{'Position': " * 70_000,
+    "opening-tags": "<answer>" * 125_000,
+    "closing-tags": "</answer>" * 111_000,
+    "reasoning-opened-again-and-again": "<think>" * 140_000,
+    "empty-reasoning": "<think></think>" * 66_000,
+    "half-tags": "<" * 1_000_000,
+    "one-count-far-from-its-full-stop": f"5{' ' * 1_000_000}.x",
+    "letter-far-from-its-end": f"B{' ' * 1_000_000}x y",
+    "separators": "_-" * 500_000 + "a b c d",
+    "digits": "9" * 1_000_000,
+    "fences": "```json\n" * 125_000,
+}
+AS_LONG_AS_IS_READ = {
+    "brackets": "[" * MAX_CHARACTERS,
+    "pairs-of-brackets": "[" * (MAX_CHARACTERS // 2) + "]" * (MAX_CHARACTERS // 2),
+    "parentheses": "(" * MAX_CHARACTERS,
+    "escaped-apostrophes": "'" + "\\'" * (MAX_CHARACTERS // 2 - 1),
+    "escaped-quotes": '"' + '\\"' * (MAX_CHARACTERS // 2 - 1),
+    "backslashes": "'" + "\\" * (MAX_CHARACTERS - 1),
+    "an-open-string-per-line": "'a\n" * (MAX_CHARACTERS // 3),
+    "numbers": "[" + "1," * (MAX_CHARACTERS // 2 - 1) + "]",
+    "corners": "(1,2)," * (MAX_CHARACTERS // 6),
+    "commas": "[" + "," * (MAX_CHARACTERS - 2) + "]",
+    "spaces": "[" + " " * (MAX_CHARACTERS - 2) + "x",
+    "digits": "[" + "9" * (MAX_CHARACTERS - 2) + "]",
+    "fences": "```\n" * (MAX_CHARACTERS // 4),
+    "objects": "[" + "{}," * (MAX_CHARACTERS // 3 - 1) + "]",
+}
+
+
+@pytest.mark.parametrize("content", [pytest.param(text, id=name) for name, text in HOSTILE.items()])
+@pytest.mark.parametrize(("task", "about"), QUESTIONS)
+def test_a_megabyte_of_rubbish_takes_well_under_a_second(task: Task, about: Sample, content: str) -> None:
+    for text in (f"<think>x</think><answer>{content}</answer>", content):
+        started = time.process_time()
+        answer = task.parse(text, about, FRAME)
+        for reward in task.rewards().values():
+            assert reward.score(answer, about) <= reward.score(answer_of(task, about), about)
+        assert time.process_time() - started < 1
+        assert isinstance(task, ClassificationTask | MultipleChoiceTask) or answer.value is None
+
+
+def answer_of(task: Task, about: Sample) -> Answer:
+    """The right answer, read."""
+    return task.parse(task.target_text(about, FRAME), about, FRAME)
+
+
+@pytest.mark.parametrize("content", [pytest.param(text, id=name) for name, text in AS_LONG_AS_IS_READ.items()])
+def test_rubbish_of_the_length_that_is_read_takes_milliseconds(content: str) -> None:
+    assert len(content) <= MAX_CHARACTERS
     started = time.process_time()
-    answer = DetectionTask().parse(text, SAMPLE, FRAME)
+    assert read_boxes(content, FRAME) is None
+    assert time.process_time() - started < 0.2
+
+
+def test_a_megabyte_before_and_after_the_answer_takes_milliseconds_too() -> None:
+    rest = "<think>a</think>" * 31_000
+    started = time.process_time()
+    answer = DetectionTask().parse(f"{rest}<answer>[{box()}]</answer>{rest}", SAMPLE, FRAME)
     assert time.process_time() - started < 1
-    assert answer.value is None
+    assert answer.value == (Detection(pytest.approx((6.4, 12, 192, 240)), "cat", 0.9),)
 
 
 @pytest.mark.parametrize(
@@ -161,13 +387,77 @@ def test_a_megabyte_of_rubbish_is_refused_quickly(content: str) -> None:
         pytest.param("cat .", "cat", id="space-before-full-stop"),
         pytest.param("St. Bernard", "st. bernard", id="inner-full-stop-stays"),
         pytest.param("", "", id="empty"),
+        pytest.param("ｃａｔ　２", "cat 2", id="full-width-forms"),
+        pytest.param("ﬁre", "fire", id="ligature"),
+        pytest.param("cafe\u0301", "caf\u00e9", id="accent-apart"),
+        pytest.param("straße", "straße", id="sharp-s-stays"),
+        pytest.param("!?", "!?", id="other-punctuation-stays"),
     ],
 )
 def test_normalise_label(text: str, expected: str) -> None:
     assert normalise_label(text) == expected
 
 
-PIECES = ["<think>", "</think>", "<answer>", "</answer>", "[", "]", box(), box(confidence="NaN"), ", ", "No Objects"]
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        pytest.param("12", "12", id="as-asked"),
+        pytest.param(" 012.\n", "12", id="zeros-space-full-stop"),
+        pytest.param("12 .", "12", id="space-before-full-stop"),
+        pytest.param("000", "0", id="zeros"),
+        pytest.param("999999999", "999999999", id="nine-digits"),
+        pytest.param("1000000000", None, id="ten-digits"),
+        pytest.param("-1", None, id="negative"),
+        pytest.param("+1", None, id="sign"),
+        pytest.param("1.5", None, id="fraction"),
+        pytest.param("1.0", None, id="decimals"),
+        pytest.param("1e3", None, id="exponent"),
+        pytest.param("1,000", None, id="thousands"),
+        pytest.param("1 2", None, id="two-numbers"),
+        pytest.param("two", None, id="word"),
+        pytest.param("2 cats", None, id="number-and-word"),
+        pytest.param("٣", None, id="digit-of-another-script"),
+        pytest.param("²", None, id="superscript"),
+        pytest.param("2..", None, id="two-full-stops"),
+        pytest.param("", None, id="empty"),
+    ],
+)
+def test_read_count(text: str, expected: str | None) -> None:
+    assert read_count(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "choices", "expected"),
+    [
+        pytest.param("B", [], "B", id="letter"),
+        pytest.param(" b\n", [], "B", id="lower-case"),
+        pytest.param("(b)", [], "B", id="in-brackets"),
+        pytest.param("(B", [], "B", id="half-a-bracket"),
+        pytest.param("B.", [], "B", id="full-stop"),
+        pytest.param("B: red", [], "B", id="colon-and-text"),
+        pytest.param("B) red", ["blue", "green"], "B", id="letter-goes-before-its-text"),
+        pytest.param("Red.", ["blue", "red"], "B", id="text-of-a-choice"),
+        pytest.param("fire_hydrant", ["car", "Fire hydrant"], "B", id="text-in-other-writing"),
+        pytest.param("A.C. Milan", ["Inter", "A.C. Milan"], "B", id="text-that-begins-like-a-letter"),
+        pytest.param("A", ["C", "B", "A"], "A", id="letter-that-is-also-a-text"),
+        pytest.param("(a).", ["x", "(a)."], "B", id="text-in-brackets-and-full-stop"),
+        pytest.param("Both", ["blue", "red"], None, id="word-that-begins-with-a-letter"),
+        pytest.param("B red", [], None, id="letter-without-a-mark"),
+        pytest.param("A or B", [], None, id="two-letters"),
+        pytest.param("reddish", ["blue", "red"], None, id="more-than-the-text"),
+        pytest.param("1", [], None, id="number"),
+        pytest.param("é", [], None, id="letter-with-accent"),
+        pytest.param("Б", [], None, id="letter-of-another-script"),
+        pytest.param("", [], None, id="empty"),
+        pytest.param("()", [], None, id="brackets-alone"),
+    ],
+)
+def test_read_choice(text: str, choices: list[str], expected: str | None) -> None:
+    assert read_choice(text, choices) == expected
+
+
+PIECES = ["<think>", "</think>", "<answer>", "</answer>", "[", "]", "(", ")", ", ", box(), box(confidence="NaN"), QWEN]
+PIECES += ["No Objects", "(1,2)", "```json\n", "\n```", "'", '"', "\\", "B", "12", "Boeing 737-200", "'Label': 'dog'"]
 NUMBERS = st.floats(0, 1000) | st.floats() | st.integers() | st.booleans()
 TEXTS = st.lists(st.sampled_from(PIECES) | st.text(max_size=8), max_size=12).map("".join)
 ANSWERS = st.lists(st.lists(NUMBERS, min_size=5, max_size=5).map(sorted), max_size=3).map(
@@ -178,15 +468,35 @@ ANSWERS = st.lists(st.lists(NUMBERS, min_size=5, max_size=5).map(sorted), max_si
 @settings(max_examples=300, deadline=None, derandomize=True)
 @given(TEXTS | ANSWERS)
 def test_parse_reads_boxes_inside_the_image_or_nothing(text: str) -> None:
-    value = DetectionTask().parse(text, SAMPLE, FRAME).value
+    check_boxes(DetectionTask().parse(text, SAMPLE, FRAME).value)
+
+
+def check_boxes(value: Target | None) -> None:
     if value is None:
         return
     assert isinstance(value, tuple)
     for (x0, y0, x1, y1), label, score in value:
         assert 0 <= x0 <= x1 <= 640
         assert 0 <= y0 <= y1 <= 480
-        assert 0 <= score <= 1
+        assert score is None or 0 <= score <= 1
         assert label == "cat"
+
+
+@pytest.mark.parametrize(("task", "about"), QUESTIONS)
+def test_any_text_can_be_read_and_rewarded(task: Task, about: Sample) -> None:
+    @settings(max_examples=150, deadline=None, derandomize=True)
+    @given(TEXTS.map(lambda text: f"<think>a</think><answer>{text}</answer>") | TEXTS | ANSWERS | st.text())
+    def check(text: str) -> None:
+        answer = task.parse(text, about, FRAME)
+        assert answer.text == text
+        for reward in task.rewards().values():
+            score = reward.score(answer, about)
+            assert score is not None
+            assert math.isfinite(score)
+            bounded = reward.bounded_scores([answer], [about])[0]
+            assert reward.bounds[0] <= bounded <= reward.bounds[1]
+
+    check()
 
 
 def intervals(size: int) -> st.SearchStrategy[list[int]]:
@@ -194,9 +504,69 @@ def intervals(size: int) -> st.SearchStrategy[list[int]]:
 
 
 @settings(max_examples=100, deadline=None, derandomize=True)
-@given(st.lists(st.tuples(intervals(1000), intervals(800), st.floats(0, 1)), max_size=MAX_BOXES))
-def test_boxes_survive_writing_and_reading(rows: list[tuple[list[int], list[int], float]]) -> None:
-    boxes = [(x[0], y[0], x[1], y[1]) for x, y, _ in rows]
-    confidences = [confidence for _, _, confidence in rows]
-    expected = [(box, round(confidence, 2)) for box, confidence in zip(boxes, confidences, strict=True)]
-    assert read_boxes(boxes_text(boxes, confidences), FRAME) == expected
+@given(st.lists(st.tuples(intervals(1000), intervals(800), st.floats(0, 1), st.text()), max_size=MAX_BOXES))
+def test_boxes_survive_writing_and_reading(rows: list[tuple[list[int], list[int], float, str]]) -> None:
+    boxes = [(x[0], y[0], x[1], y[1]) for x, y, _, _ in rows]
+    confidences = [confidence for _, _, confidence, _ in rows]
+    labels = [label for _, _, _, label in rows]
+    expected = [Item(box, round(c, 2), label) for box, c, label in zip(boxes, confidences, labels, strict=True)]
+    bare = [item._replace(label=None) for item in expected]
+    assert read_boxes(boxes_text(boxes, confidences), FRAME) == bare
+    text = boxes_text(boxes, confidences, labels)
+    assert read_boxes(text, FRAME) == (expected if len(text) <= MAX_CHARACTERS else None)
+
+
+def mutated(text: str, rng: random.Random) -> str:
+    """`text` after one to four accidents."""
+    for _ in range(rng.randint(1, 4)):
+        start = rng.randrange(len(text) + 1)
+        end = min(len(text), start + rng.choice([1, 1, 1, 3, 20]))
+        kind = rng.randrange(5)
+        if kind == 0:
+            text = text[:start] + text[end:]
+        elif kind == 1:
+            text = text[:start] + rng.choice(ACCIDENTS) + text[start:]
+        elif kind == 2:
+            text = text[:end] + text[start:]
+        elif kind == 3:
+            text = text[:start] + text[start:end][::-1] + text[end:]
+        else:
+            other = rng.randrange(len(text) + 1)
+            text = text[:other] + text[start:end] + text[other:]
+    return text
+
+
+ACCIDENTS = [
+    *"[](){},:'\"\\-.0919eE \n`",
+    "NaN",
+    "Infinity",
+    "1e999",
+    "True",
+    "null",
+    "</answer>",
+    "<answer>",
+    "<think>",
+]
+
+
+@pytest.mark.parametrize(("task", "about"), QUESTIONS)
+def test_mutated_answers_are_read_without_an_error_in_under_a_millisecond(task: Task, about: Sample) -> None:
+    count, rng = 100_000 // len(QUESTIONS) + 1, random.Random(0)
+    valid = task.target_text(about, FRAME)
+    forms = (
+        [valid, f"<think>so</think><answer>\n```json\n[{QWEN}, {QWEN}]\n```</answer>"]
+        if "Position" in valid
+        else [valid]
+    )
+    texts = [mutated(forms[i % len(forms)], rng) for i in range(count)]
+    started = time.process_time()
+    answers = [task.parse(text, about, FRAME) for text in texts]
+    assert (time.process_time() - started) / count < 0.001
+    readable = sum(answer.value is not None for answer in answers)
+    assert count / 20 < readable < count  # some accidents do no harm, some do
+    assert sum(answer.valid for answer in answers) < readable
+    for answer in answers[::10]:
+        for reward in task.rewards().values():
+            assert 0 <= reward.bounded_scores([answer], [about])[0] <= 1
+        if isinstance(answer.value, tuple):
+            assert all(0 <= x0 <= x1 <= 640 and 0 <= y0 <= y1 <= 480 for (x0, y0, x1, y1), _, _ in answer.value)
