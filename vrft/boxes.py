@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -17,8 +18,8 @@ Matrix = NDArray[np.float64]
 def to_frame(box: Box, image_size: tuple[int, int], frame: Frame) -> Box:
     """Pixels of an image of `image_size` (width, height) -> the model's frame, rounded to its decimals.
 
-    Without decimals they are integers. A box thinner than one unit gets one, since a box without area can't be an
-    answer.
+    Without decimals they are integers. A box whose sides fall together gets the unit that its middle lies in, since a
+    box without area can't be an answer.
     """
     x0, x1 = _interval(box[0], box[2], image_size[0], frame.width, frame.decimals)
     y0, y1 = _interval(box[1], box[3], image_size[1], frame.height, frame.decimals)
@@ -27,8 +28,11 @@ def to_frame(box: Box, image_size: tuple[int, int], frame: Frame) -> Box:
 
 def _interval(low: float, high: float, size: int, length: int, decimals: int) -> tuple[float, float]:
     units = length * 10**decimals
-    start = min(max(round(low * units / size), 0), units - 1)
-    end = min(max(round(high * units / size), start + 1), units)
+    start, end = round(low * units / size), round(high * units / size)
+    if start >= end:
+        start = math.floor((low + high) / 2 * units / size)
+    start = min(max(start, 0), units - 1)
+    end = min(max(end, start + 1), units)
     return (start / 10**decimals, end / 10**decimals) if decimals else (start, end)
 
 
