@@ -1,18 +1,48 @@
 """What is asked, what is taught and what is read."""
 
+from dataclasses import dataclass, field
+from typing import Any
+
 import pytest
-from PIL import Image
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from vrft.boxes import iou_matrix
 from vrft.errors import ConfigurationError
-from vrft.tasks import ClassificationTask, DetectionTask, Task
-from vrft.types import Detection, Frame, Sample, Target
+from vrft.tasks import (
+    ClassificationTask,
+    CountingTask,
+    DetectionTask,
+    GroundingTask,
+    MultiCategoryDetectionTask,
+    MultipleChoiceTask,
+    Task,
+)
+from vrft.types import Detection, Frame, Target
 
 FRAME = Frame(1000, 700)
+TASKS = [
+    DetectionTask,
+    MultiCategoryDetectionTask,
+    GroundingTask,
+    ClassificationTask,
+    MultipleChoiceTask,
+    CountingTask,
+]
 
 
-def sample(target: Target, query: str = "fire hydrant", size: tuple[int, int] = (640, 480)) -> Sample:
-    return Sample(0, Image.new("1", size), 0, query, target)
+@dataclass
+class Asked:
+    """A question without pixels: tasks need none."""
+
+    target: Target
+    query: str = "fire hydrant"
+    size: tuple[int, int] = (640, 480)
+    metadata: dict[str, Any] = field(default_factory=dict)
+    image_id: int = 0
+
+
+sample = Asked
 
 
 def detections(*boxes: tuple[float, float, float, float]) -> tuple[Detection, ...]:
@@ -35,7 +65,49 @@ def test_literal_braces_are_doubled() -> None:
     assert DetectionTask("{query} {{'x': {width}}}").question(sample(()), FRAME) == "fire hydrant {'x': 1000}"
 
 
-@pytest.mark.parametrize("kind", [ClassificationTask, DetectionTask])
+def test_a_frame_with_decimals_is_asked_for_in_decimals() -> None:
+    assert "in integers, with x from 0 (left) to 1000" in DetectionTask().question(sample(()), FRAME)
+    unit = Frame(1, 1, 3)
+    assert "in numbers with 3 decimals, with x from 0 (left) to 1 (right)" in DetectionTask().question(sample(()), unit)
+    assert "in numbers with 3 decimals" in GroundingTask().question(sample(()), unit)
+
+
+@pytest.mark.parametrize("kind", TASKS)
+def test_the_right_format_has_reasoning_if_it_is_asked_for(kind: type[Task]) -> None:
+    about = sample(RIGHT[kind], metadata={"choices": ["red", "blue"]})
+    silent, thinking = kind(reasoning=False), kind()
+    assert "<think>your reasoning</think><answer>" in thinking.question(about, FRAME)
+    assert "think" not in silent.question(about, FRAME)
+    assert "<answer>" in silent.question(about, FRAME)
+    assert "think" not in silent.target_text(about, FRAME)
+    assert silent.target_text(about, FRAME) in thinking.target_text(about, FRAME)
+    for task, other in ((silent, thinking), (thinking, silent)):
+        own, others = (task.parse(t.target_text(about, FRAME), about, FRAME) for t in (task, other))
+        assert own.valid
+        assert not others.well_formed
+        assert own.value == others.value
+
+
+@pytest.mark.parametrize("kind", TASKS)
+def test_the_taught_answer_earns_all_that_can_be_earned(kind: type[Task]) -> None:
+    task, about = kind(), sample(RIGHT[kind])
+    answer = task.parse(task.target_text(about, FRAME), about, FRAME)
+    assert {name: reward.score(answer, about) for name, reward in task.rewards().items()} == {
+        name: pytest.approx(1, abs=0.01) for name in task.rewards()
+    }
+
+
+RIGHT: dict[type[Task], Target] = {
+    DetectionTask: (Detection((30, 40, 320, 440), "fire hydrant"),),
+    MultiCategoryDetectionTask: (Detection((30, 40, 320, 440), "fire hydrant"), Detection((0, 0, 64, 48), "car")),
+    GroundingTask: (Detection((30, 40, 320, 440), ""),),
+    ClassificationTask: "Boeing 737-200",
+    MultipleChoiceTask: "B",
+    CountingTask: "3",
+}
+
+
+@pytest.mark.parametrize("kind", TASKS)
 @pytest.mark.parametrize(
     ("template", "named"),
     [
@@ -104,6 +176,166 @@ def test_messages_are_an_image_and_a_question(system: str | None) -> None:
 def test_a_class_name_is_read(text: str, value: str | None, valid: bool) -> None:
     answer = ClassificationTask().parse(text, sample("rose"), FRAME)
     assert (answer.text, answer.value, answer.valid) == (text, value, valid)
+
+
+LETTERS = {"choices": ["red", "blue"]}
+
+
+@pytest.mark.parametrize(
+    ("kind", "content", "value"),
+    [
+        pytest.param(MultipleChoiceTask, "b", "B", id="choice-letter"),
+        pytest.param(MultipleChoiceTask, "Blue.", "B", id="choice-text"),
+        pytest.param(MultipleChoiceTask, "green", None, id="choice-that-there-is-not"),
+        pytest.param(CountingTask, " 03 ", "3", id="count"),
+        pytest.param(CountingTask, "three", None, id="count-in-words"),
+        pytest.param(CountingTask, "", None, id="no-count"),
+        pytest.param(GroundingTask, "No Objects", None, id="grounding-of-nothing"),
+        pytest.param(GroundingTask, "(0,0),(500,350),(0,0),(500,350)", None, id="grounding-with-two-boxes"),
+    ],
+)
+def test_short_answers_are_read(kind: type[Task], content: str, value: str | None) -> None:
+    answer = kind().parse(f"<think>a</think><answer>{content}</answer>", sample("B", metadata=LETTERS), FRAME)
+    assert (answer.value, answer.valid) == (value, value is not None)
+
+
+def test_choices_stand_below_the_question_with_their_letters() -> None:
+    task = MultipleChoiceTask("{query}")
+    assert task.question(sample("B", "Which?", metadata=LETTERS), FRAME) == "Which?\nA. red\nB. blue"
+    assert task.question(sample("B", "Which?"), FRAME) == "Which?"
+
+
+@pytest.mark.parametrize(
+    ("content", "score"),
+    [
+        pytest.param("(0,0),(500,350)", None, id="corners"),
+        pytest.param('[{"bbox_2d": [0, 0, 500, 350], "label": "dog"}]', None, id="qwen"),
+        pytest.param("[{'Position': [0, 0, 500, 350], 'Confidence': 0.5}]", 0.5, id="paper"),
+    ],
+)
+@pytest.mark.parametrize(("kind", "label"), [(DetectionTask, "fire hydrant"), (GroundingTask, "")])
+def test_boxes_are_read_in_pixels_in_all_forms(kind: type[Task], label: str, content: str, score: float | None) -> None:
+    found = kind().parse(f"<answer>{content}</answer>", sample(()), FRAME).value
+    assert found == (Detection((0, 0, 320, 240), label, score),)
+
+
+@pytest.mark.parametrize(
+    ("item", "label"),
+    [
+        pytest.param("'Label': 'car'", "Car", id="another-writing-is-the-queried-name"),
+        pytest.param("'Label': 'fire-hydrant'", "fire hydrant", id="hyphen"),
+        pytest.param("'Label': 'dog'", "dog", id="a-label-not-asked-for-stays"),
+        pytest.param("'Label': ''", "", id="empty-label"),
+    ],
+)
+def test_labels_of_several_categories(item: str, label: str) -> None:
+    about = sample((), "fire hydrant, Car")
+    text = f"<answer>[{{{item}, 'Position': [0, 0, 500, 350], 'Confidence': 1}}]</answer>"
+    assert MultiCategoryDetectionTask().parse(text, about, FRAME).value == (Detection((0, 0, 320, 240), label, 1.0),)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        pytest.param("[{'Position': [0, 0, 500, 350], 'Confidence': 1}]", id="paper"),
+        pytest.param("(0,0),(500,350)", id="corners"),
+        pytest.param('[{"bbox_2d": [0, 0, 500, 350], "label": "car"}, {"bbox_2d": [0, 0, 5, 5]}]', id="one-of-two"),
+    ],
+)
+def test_where_there_are_several_categories_a_box_without_label_spoils_the_answer(content: str) -> None:
+    about = sample((), "fire hydrant, car")
+    assert MultiCategoryDetectionTask().parse(f"<answer>{content}</answer>", about, FRAME).value is None
+
+
+@pytest.mark.parametrize(
+    ("kind", "text", "target"),
+    [
+        pytest.param(DetectionTask, "<answer>No Objects</answer>", (), id="no-objects"),
+        pytest.param(DetectionTask, "No Objects", (), id="no-tags"),
+        pytest.param(
+            DetectionTask,
+            "<answer>[{'Position': [0, 0, 500, 350]}]</answer>",
+            (Detection((0, 0, 320, 240), "fire hydrant", 1.0),),
+            id="box-without-confidence",
+        ),
+        pytest.param(
+            DetectionTask,
+            "[{'Position': [0, 0, 500, 350], 'Confidence': 0.2}]",
+            (Detection((0, 0, 320, 240), "fire hydrant", 1.0),),
+            id="confidence-of-a-solution-is-1",
+        ),
+        pytest.param(DetectionTask, "[{'Position': [0, 0, 500]}]", None, id="unreadable"),
+        pytest.param(
+            GroundingTask, "<think>a</think>(0,0),(500,350)", None, id="grounding-with-reasoning-but-without-tags"
+        ),
+        pytest.param(GroundingTask, " (0,0),(500,350)\n", (Detection((0, 0, 320, 240), "", None),), id="grounding"),
+        pytest.param(ClassificationTask, "<answer> pink primrose </answer>", "pink primrose", id="class"),
+        pytest.param(ClassificationTask, "pink primrose", "pink primrose", id="class-without-tags"),
+        pytest.param(ClassificationTask, "<answer></answer>", None, id="empty"),
+        pytest.param(CountingTask, "<answer>07</answer>", "7", id="count"),
+        pytest.param(MultipleChoiceTask, "blue", "B", id="choice-by-its-text"),
+    ],
+)
+def test_solutions_are_read(kind: type[Task], text: str, target: Target | None) -> None:
+    assert kind().read_solution(text, sample("", metadata=LETTERS), FRAME) == target
+
+
+def test_a_label_of_any_writing_is_taught_so_that_it_can_be_read() -> None:
+    labels = [
+        "cat's",
+        'a "b"',
+        'it\'s "x"',
+        "back\\slash",
+        "hot\u00a0dog",
+        "a\nb",
+        "\u2028",
+        "🐈",
+        "\x00",
+        "猫",
+        "]}, {",
+    ]
+    about = sample(tuple(Detection((30, 40, 320, 440), label) for label in labels), "cat")
+    found = MultiCategoryDetectionTask().parse(MultiCategoryDetectionTask().target_text(about, FRAME), about, FRAME)
+    assert isinstance(found.value, tuple)
+    assert [label for _, label, _ in found.value] == labels
+
+
+def boxes_of(size: tuple[int, int]) -> st.SearchStrategy[tuple[float, ...]]:
+    sides = [st.tuples(st.floats(0, length), st.floats(0, length)).map(sorted) for length in size]
+    return st.tuples(*sides).map(lambda xy: (xy[0][0], xy[1][0], xy[0][1], xy[1][1]))
+
+
+FRAMES = st.one_of(
+    st.just(Frame(1000, 1000)),
+    st.tuples(st.integers(28, 3584), st.integers(28, 3584)).map(lambda sides: Frame(*sides)),
+    st.integers(1, 5).map(lambda decimals: Frame(1, 1, decimals)),
+)
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(st.tuples(st.integers(8, 6000), st.integers(8, 4000)), FRAMES, st.data())
+def test_taught_boxes_come_back_within_a_unit_in_every_frame(
+    size: tuple[int, int], frame: Frame, data: st.DataObject
+) -> None:
+    boxes = data.draw(st.lists(boxes_of(size), min_size=1, max_size=5))
+    about = sample(tuple(Detection(box, "fire hydrant") for box in boxes), "car, fire hydrant", size)
+    unit = [size[i % 2] / (frame[i % 2] * 10**frame.decimals) * (1 + 1e-9) for i in range(4)]
+    for task in (DetectionTask(), MultiCategoryDetectionTask(), GroundingTask(reasoning=False)):
+        answer = task.parse(task.target_text(about, frame), about, frame)
+        assert answer.valid
+        assert isinstance(answer.value, tuple)
+        assert len(answer.value) == (1 if isinstance(task, GroundingTask) else len(boxes))
+        for found, box in zip(answer.value, boxes, strict=False):
+            assert all(abs(a - b) <= u for a, b, u in zip(found.box, box, unit, strict=True))
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(st.text(min_size=1).filter(lambda name: name.strip() and "<" not in name), st.integers(0, 10**9 - 1))
+def test_taught_names_and_counts_come_back(name: str, count: int) -> None:
+    for task, target in ((ClassificationTask(), name), (CountingTask(), str(count))):
+        about = sample(target)
+        answer = task.parse(task.target_text(about, FRAME), about, FRAME)
+        assert (answer.value, answer.valid) == (target.strip(), True)
 
 
 def test_the_taught_class_is_the_right_one() -> None:
