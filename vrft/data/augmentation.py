@@ -15,6 +15,9 @@ from vrft.types import Detection, Sample
 LEAST_VISIBLE = 0.5
 """A sample stays as it is if a box would lose more than this share of its area at the image's edge."""
 
+HALF = 0.5
+"""kornia's coordinates have 0 at the middle of the first pixel, boxes have it at its edge."""
+
 
 def augment(sample: Sample, modules: Sequence[torch.nn.Module], key: tuple[int, int, int]) -> Sample:
     """The sample after kornia's augmentations, the same ones for the same `key` (seed, epoch, index).
@@ -28,7 +31,7 @@ def augment(sample: Sample, modules: Sequence[torch.nn.Module], key: tuple[int, 
     layers: Any = modules
     boxes = [detection.box for detection in sample.target] if isinstance(sample.target, tuple) else []
     pixels = torch.from_numpy(np.array(sample.image)).permute(2, 0, 1)[None] / 255  # (1, 3, height, width)
-    corners = torch.tensor(boxes, dtype=torch.float32).view(1, -1, 4)
+    corners = torch.tensor(boxes, dtype=torch.float32).view(1, -1, 4) - HALF
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1)[0]))
         if boxes:
@@ -36,6 +39,7 @@ def augment(sample: Sample, modules: Sequence[torch.nn.Module], key: tuple[int, 
         else:
             moved, found = AugmentationSequential(*layers, data_keys=["input"])(pixels), corners
     width, height = sample.size
+    found = found + HALF
     clipped = found[0].clamp(min=0).minimum(torch.tensor([width, height, width, height]))
     if (_area(clipped) < LEAST_VISIBLE * _area(found[0])).any():
         return sample

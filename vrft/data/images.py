@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import io
 import os
+import struct
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
@@ -49,7 +52,7 @@ def read_image(source: ImageSource, size: tuple[int, int] | None = None) -> Imag
     Raises:
         BadImage: missing, unreadable, truncated, too large, too long, or not of `size`.
     """
-    with _open(source) as file:
+    with _open(source) as file, _unreadable_is_bad():
         image = _identify(file)
         is_turned = _turned_size(image, size) is not None
         picture = _to_rgb(image)
@@ -64,7 +67,7 @@ def check_image(source: ImageSource, size: tuple[int, int] | None = None) -> tup
     Raises:
         BadImage: as `read_image`.
     """
-    with _open(source) as file:
+    with _open(source) as file, _unreadable_is_bad():
         image = _identify(file)
         found = _turned_size(image, size) or image.size
         marker = END_MARKERS.get(image.format or "")
@@ -85,13 +88,23 @@ def _open(source: ImageSource) -> BinaryIO:
         raise BadImage(f"can't be opened: {error}") from error
 
 
-def _identify(file: BinaryIO) -> Image.Image:
+@contextmanager
+def _unreadable_is_bad() -> Iterator[None]:
+    """What Pillow's decoders raise on broken files, as one error."""
     try:
-        image = Image.open(file)
+        yield
+    except BadImage:
+        raise
     except Image.DecompressionBombError as error:
         raise BadImage(f"more than {MAX_PIXELS} pixels") from error
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+    except UnidentifiedImageError as error:
         raise BadImage("not an image that can be read") from error
+    except (OSError, SyntaxError, ValueError, EOFError, struct.error) as error:
+        raise BadImage(f"can't be decoded: {error}") from error
+
+
+def _identify(file: BinaryIO) -> Image.Image:
+    image = Image.open(file)
     width, height = image.size
     if width * height > MAX_PIXELS:
         raise BadImage(f"{width} x {height} are more than {MAX_PIXELS} pixels")
@@ -112,12 +125,9 @@ def _turned_size(image: Image.Image, size: tuple[int, int] | None) -> tuple[int,
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    try:
-        if image.mode in SIXTEEN_BITS:
-            return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
-        if image.has_transparency_data:
-            whole = image.convert("RGBA")
-            return Image.alpha_composite(Image.new("RGBA", whole.size, "white"), whole).convert("RGB")
-        return image.convert("RGB")
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
-        raise BadImage(f"can't be decoded: {error}") from error
+    if image.mode in SIXTEEN_BITS:
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
+    if image.has_transparency_data:
+        whole = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", whole.size, "white"), whole).convert("RGB")
+    return image.convert("RGB")
