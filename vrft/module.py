@@ -87,6 +87,9 @@ class VisionModule(LightningModule):
             return optimizer
         return {"optimizer": optimizer, "lr_scheduler": self.lr_scheduler_callable(optimizer)}
 
+    def on_train_batch_start(self, batch: PromptBatch, batch_idx: int) -> None:
+        self.log("train/replaced_images", float(warn_of_replaced(batch)))
+
     def seed_step(self) -> None:
         """Every random number of a step follows from (seed, step, rank), so that a continued run is the same run."""
         seed = int(np.random.SeedSequence((self.seed, int(self.steps_done), self.global_rank)).generate_state(1)[0])
@@ -159,6 +162,7 @@ class VisionModule(LightningModule):
 
     def validation_step(self, batch: PromptBatch, batch_idx: int) -> list[Answer]:  # type: ignore[override]
         """Greedy answers, one for each prompt. Evaluators read them; here they are scored as in training."""
+        warn_of_replaced(batch)
         answers = self.predict_step(batch, batch_idx)
         scores, total = self.score(answers, batch.samples)
         stage = "test" if self.trainer.testing else "val"
@@ -205,3 +209,11 @@ class VisionModule(LightningModule):
     def noise(self, first: int = 0) -> Noise:
         """Of this step's rollout; `first`: prompts that it has sampled for before."""
         return Noise(self.seed, int(self.steps_done), self.global_rank, self.trainer.world_size, first)
+
+
+def warn_of_replaced(batch: PromptBatch) -> int:
+    """How many images of a batch could not be read any more; a warning names each."""
+    replaced = [reason for sample in batch.samples for reason in sample.metadata.get("replaced", ())]
+    for reason in replaced:
+        rank_zero_warn(f"an image that was fine when the run began can't be read: {reason}")
+    return len(replaced)

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from vrft.boxes import iou_matrix, match_by_confidence
+from vrft.data.splits import Categories, category_names
 from vrft.errors import ConfigurationError
 from vrft.evaluators.base import Evaluator
 from vrft.types import Answer, Detection, Sample
@@ -31,15 +32,17 @@ class CocoEvaluator(Evaluator[Row]):
     read has no boxes.
     """
 
-    def __init__(self, annotations: str, categories: list[str] | None = None) -> None:
+    def __init__(self, annotations: str, categories: Categories = None) -> None:
         """Names the truth.
 
         Args:
             annotations: the COCO instances file that the held-out samples come from.
-            categories: names of the categories to average over, those that were asked for; default: all.
+            categories: names of the categories to average over, those that were asked for, or a list of
+                `vrft.data.splits`; default: all.
         """
         super().__init__()
-        self.annotations, self.categories = Path(annotations), categories
+        self.annotations = Path(annotations)
+        self.categories = category_names(categories, "trainer.callbacks: CocoEvaluator.categories")
 
     def row(self, answer: Answer, sample: Sample) -> Row:
         assert isinstance(sample.target, tuple)
