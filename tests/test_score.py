@@ -1,0 +1,398 @@
+"""`python -m vrft score`, as it is typed: lines in, lines out, and what is said about bad input."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from vrft.__main__ import main
+
+BOX = "[{'Position': [0, 10, 500, 1000], 'Confidence': 0.9}]"
+DETECTION = {
+    "completion": f"<think>one</think><answer>{BOX}</answer>",
+    "solution": "<answer>[{'Position': [0, 10, 500, 1000]}]</answer>",
+    "width": 640,
+    "height": 480,
+}
+NAME = {"completion": "<think>a</think><answer>rose</answer>", "solution": "<answer>rose</answer>"}
+
+
+def write(folder: Path, *entries: object) -> str:
+    """A file of JSON lines; text stays as it is."""
+    path = folder / "answers.jsonl"
+    lines = [entry if isinstance(entry, str) else json.dumps(entry) for entry in entries]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return str(path)
+
+
+def tagged(answer: str) -> str:
+    return f"<think>so</think><answer>{answer}</answer>"
+
+
+@pytest.fixture
+def score(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """Scores lines with a task and options; gives the objects that were written and the summary's lines."""
+
+    def command(task: str, *entries: object, options: tuple[str, ...] = ()) -> tuple[list[dict[str, float]], list[str]]:
+        assert main(["score", "--task", task, "--input", write(tmp_path, *entries), *options]) == 0
+        written = capsys.readouterr()
+        return [json.loads(line) for line in written.out.splitlines()], written.err.splitlines()
+
+    return command
+
+
+@pytest.fixture
+def refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """The one line on standard error after arguments that are refused with exit code 2."""
+
+    def command(*arguments: str) -> str:
+        assert main(["score", *arguments]) == 2
+        written = capsys.readouterr()
+        assert written.out == ""
+        (line,) = written.err.splitlines()
+        assert line.startswith("vrft: ")
+        assert "Traceback" not in line
+        return line
+
+    return command
+
+
+def test_an_object_per_line_and_the_means_on_standard_error(score) -> None:
+    missed = DETECTION | {"completion": tagged("No Objects")}
+    rows, summary = score("detection", DETECTION, missed)
+    assert rows == [{"iou": 1.0, "confidence": 0.9, "format": 1.0}, {"iou": 0.0, "confidence": 0.0, "format": 1.0}]
+    assert summary == [
+        "2 completions, 2 of them valid",
+        "iou                  0.5000",
+        "confidence           0.4500",
+        "format               1.0000",
+    ]
+
+
+def test_scores_are_written_in_full(score) -> None:
+    third = DETECTION | {"completion": tagged("[{'Position': [0, 10, 500, 670], 'Confidence': 0.9}]")}
+    (row,), summary = score("detection", third)
+    assert row["iou"] == pytest.approx(660 / 990, abs=1e-15)
+    assert summary[1] == "iou                  0.6667"
+
+
+def test_empty_lines_are_passed_over(score) -> None:
+    rows, summary = score("classification", "", NAME, "  ", NAME, "")
+    assert len(rows) == 2
+    assert summary[0] == "2 completions, 2 of them valid"
+
+
+def test_a_file_without_lines_has_no_means(score) -> None:
+    rows, summary = score("classification", "")
+    assert rows == []
+    assert summary == [
+        "0 completions, 0 of them valid",
+        "accuracy             does not apply",
+        "format               does not apply",
+    ]
+
+
+def test_many_lines_keep_their_order(score) -> None:
+    entries = [NAME | {"completion": tagged("rose" if i % 3 else "tulip")} for i in range(600)]
+    rows, _ = score("classification", *entries)
+    assert [row["accuracy"] for row in rows] == [float(i % 3 > 0) for i in range(600)]
+
+
+def test_a_line_may_hold_separators_that_end_lines_elsewhere(score) -> None:
+    entry = NAME | {"completion": "<think>a\u2028b\x85c\u2029</think><answer>rose</answer>"}
+    rows, _ = score("classification", json.dumps(entry, ensure_ascii=False))
+    assert rows == [{"accuracy": 1.0, "format": 1.0}]
+
+
+def test_a_file_from_windows_is_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "answers.jsonl"
+    path.write_bytes(f"{json.dumps(NAME)}\r\n{json.dumps(NAME)}\r\n".encode())
+    assert main(["score", "--task", "classification", "--input", str(path)]) == 0
+    assert capsys.readouterr().out.splitlines() == ['{"accuracy": 1.0, "format": 1.0}'] * 2
+
+
+@pytest.mark.parametrize(
+    ("task", "entry", "expected"),
+    [
+        pytest.param(
+            "detection",
+            DETECTION | {"completion": tagged("No Objects"), "solution": "<answer>No Objects</answer>"},
+            {"iou": 1, "confidence": 1, "format": 1},
+            id="right-no-objects",
+        ),
+        pytest.param(
+            "detection",
+            DETECTION | {"solution": "No Objects"},
+            {"iou": 0, "confidence": 0.05, "format": 1},
+            id="box-where-there-is-nothing",
+        ),
+        pytest.param(
+            "detection",
+            DETECTION | {"completion": tagged("I see a cat")},
+            {"iou": 0, "confidence": 0, "format": 1},
+            id="unreadable-boxes",
+        ),
+        pytest.param(
+            "detection", DETECTION | {"completion": ""}, {"iou": 0, "confidence": 0, "format": 0}, id="empty-completion"
+        ),
+        pytest.param(
+            "multi_category_detection",
+            DETECTION
+            | {
+                "query": "cat, dog",
+                "completion": tagged("[{'Label': 'Cat', 'Position': [0, 10, 500, 1000], 'Confidence': 1}]"),
+                "solution": "[{'Label': 'cat', 'Position': [0, 10, 500, 1000]}]",
+            },
+            {"iou": 1, "confidence": 1, "format": 1},
+            id="several-categories",
+        ),
+        pytest.param(
+            "multi_category_detection",
+            DETECTION
+            | {
+                "query": "cat, dog",
+                "completion": tagged("[{'Label': 'dog', 'Position': [0, 10, 500, 1000], 'Confidence': 1}]"),
+                "solution": "[{'Label': 'cat', 'Position': [0, 10, 500, 1000]}]",
+            },
+            {"iou": 0, "confidence": 0, "format": 1},
+            id="another-category",
+        ),
+        pytest.param(
+            "grounding",
+            DETECTION | {"completion": tagged("(0,0),(100,100)"), "solution": "<answer>(0,0),(100,200)</answer>"},
+            {"iou": 0.5, "format": 1},
+            id="grounding",
+        ),
+        pytest.param(
+            "grounding",
+            DETECTION | {"completion": tagged("(0,0),(9,9),(0,0),(9,9)"), "solution": "(0,0),(9,9)"},
+            {"iou": 0, "format": 1},
+            id="grounding-with-two-boxes",
+        ),
+        pytest.param(
+            "classification",
+            {"completion": tagged("Pink_Primrose."), "solution": "pink primrose"},
+            {"accuracy": 1, "format": 1},
+            id="class-in-other-writing",
+        ),
+        pytest.param(
+            "classification",
+            {"completion": "rose", "solution": "<answer>rose</answer>"},
+            {"accuracy": 0, "format": 0},
+            id="class-without-tags",
+        ),
+        pytest.param(
+            "counting",
+            {"completion": tagged("3"), "solution": "<answer>4</answer>"},
+            {"accuracy": 0, "error": 0.75, "format": 1},
+            id="count",
+        ),
+        pytest.param(
+            "counting",
+            {"completion": tagged("three"), "solution": "3"},
+            {"accuracy": 0, "error": 0, "format": 1},
+            id="count-in-words",
+        ),
+        pytest.param(
+            "multiple_choice",
+            {"completion": tagged("(b)"), "solution": "<answer>B</answer>"},
+            {"accuracy": 1, "format": 1},
+            id="letter",
+        ),
+        pytest.param(
+            "multiple_choice",
+            {"completion": tagged("blue"), "solution": "B", "metadata": {"choices": ["red", "Blue"]}},
+            {"accuracy": 1, "format": 1},
+            id="text-of-a-choice",
+        ),
+    ],
+)
+def test_every_task(score, task: str, entry: dict[str, object], expected: dict[str, float]) -> None:
+    (row,), _ = score(task, entry)
+    assert row == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("coordinates", "box"),
+    [
+        pytest.param("thousandths", "[0, 500, 250, 1000]", id="thousandths"),
+        pytest.param("pixels", "[0, 240, 160, 480]", id="pixels"),
+        pytest.param("unit", "[0, 0.5, 0.25, 1]", id="unit"),
+    ],
+)
+def test_coordinates(score, coordinates: str, box: str) -> None:
+    solution = f"[{{'Position': {box}}}]"
+    entry = DETECTION | {"completion": tagged(f'[{{"bbox_2d": {box}}}]'), "solution": solution}
+    rows, _ = score("detection", entry, options=("--coordinates", coordinates))
+    assert rows == [{"iou": 1.0, "confidence": 0.0, "format": 1.0}]
+
+
+def test_a_box_outside_the_image_is_unreadable_in_pixels(score) -> None:
+    solution = "[{'Position': [0, 0, 640, 480]}]"
+    inside, outside = (f"[{{'Position': [0, 0, {x}, 480], 'Confidence': 1}}]" for x in (640, 641))
+    entries = [DETECTION | {"completion": tagged(text), "solution": solution} for text in (inside, outside)]
+    rows, summary = score("detection", *entries, options=("--coordinates", "pixels"))
+    assert [row["iou"] for row in rows] == [1, 0]
+    assert summary[0] == "2 completions, 1 of them valid"
+
+
+def test_without_reasoning_the_answer_alone_is_the_format(score) -> None:
+    entries = [NAME, NAME | {"completion": "<answer>rose</answer>"}]
+    assert [row["format"] for row in score("classification", *entries)[0]] == [1, 0]
+    assert [row["format"] for row in score("classification", *entries, options=("--no-reasoning",))[0]] == [0, 1]
+
+
+def test_rewards_by_name_and_by_class_path(score) -> None:
+    names = ("--rewards", "format", "vrft.rewards.PaperConfidence", "vrft.rewards.detection.DetectionF1")
+    wrong = DETECTION | {"completion": tagged("[{'Position': [600, 10, 900, 1000], 'Confidence': 0.2}]")}
+    rows, summary = score("detection", DETECTION, wrong, options=names)
+    assert rows == [
+        {"format": 1.0, "PaperConfidence": 0.9, "DetectionF1": 1.0},
+        {"format": 1.0, "PaperConfidence": 0.8, "DetectionF1": 0.0},
+    ]
+    assert [line.split()[0] for line in summary[1:]] == ["format", "PaperConfidence", "DetectionF1"]
+
+
+def test_a_reward_of_your_own_is_told_what_the_line_says(
+    score, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "my_rewards.py").write_text(
+        "from vrft.rewards import Reward\n"
+        "class Mine(Reward):\n"
+        "    def score(self, answer, sample):\n"
+        "        assert (sample.query, sample.size) == ('cat', (640, 480))\n"
+        "        return sample.metadata.get('score')\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    entries = [DETECTION | {"query": "cat", "metadata": data} for data in ({"score": 0.25}, {}, {"score": 7})]
+    rows, summary = score("detection", *entries, options=("--rewards", "my_rewards.Mine"))
+    assert rows == [{"Mine": 0.25}, {"Mine": None}, {"Mine": 1.0}]
+    assert summary[1] == "Mine                 0.6250"
+    sys.modules.pop("my_rewards")
+
+
+def test_what_reads_are_not_numbers_never_reaches_the_output(score) -> None:
+    hostile = [tagged(f"[{{'Position': [0, 10, 500, 1000], 'Confidence': {c}}}]") for c in ("NaN", "1e400", "-1")]
+    rows, _ = score("detection", *[DETECTION | {"completion": text} for text in [*hostile, "[" * 100_000]])
+    assert [(row["iou"], row["confidence"]) for row in rows] == [(0, 0)] * 4
+
+
+def without(entry: dict[str, object], *fields: str) -> dict[str, object]:
+    return {name: value for name, value in entry.items() if name not in fields}
+
+
+@pytest.mark.parametrize(
+    ("task", "entry", "named"),
+    [
+        pytest.param("detection", "{'completion': 1}", ["not JSON"], id="no-json"),
+        pytest.param("detection", '{"completion": "a"', ["not JSON"], id="cut-off"),
+        pytest.param("detection", "[" * 100_000, ["not JSON"], id="nested-too-deeply"),
+        pytest.param("detection", [1, 2], ["expected an object, got list"], id="a-list"),
+        pytest.param("detection", "null", ["expected an object, got NoneType"], id="null"),
+        pytest.param("detection", without(DETECTION, "completion"), ["completion: expected str"], id="no-completion"),
+        pytest.param("detection", without(DETECTION, "solution"), ["solution: expected str"], id="no-solution"),
+        pytest.param("detection", DETECTION | {"completion": 5}, ["completion: expected str, got 5"], id="number"),
+        pytest.param("detection", DETECTION | {"completion": None}, ["completion: expected str, got None"], id="none"),
+        pytest.param("detection", DETECTION | {"solution": []}, ["solution: expected str, got []"], id="list"),
+        pytest.param("detection", DETECTION | {"query": 5}, ["query: expected str, got 5"], id="query-number"),
+        pytest.param("detection", DETECTION | {"query": None}, ["query: expected str, got None"], id="query-null"),
+        pytest.param("detection", DETECTION | {"metadata": "x"}, ["metadata: expected dict, got 'x'"], id="metadata"),
+        pytest.param("detection", without(DETECTION, "width"), ["width and height", "None and 480"], id="no-width"),
+        pytest.param("detection", without(DETECTION, "height"), ["width and height", "640 and None"], id="no-height"),
+        pytest.param("detection", without(DETECTION, "width", "height"), ["width and height"], id="no-size"),
+        pytest.param("detection", DETECTION | {"width": None, "height": None}, ["width and height"], id="size-null"),
+        pytest.param(
+            "detection",
+            without(DETECTION, "width", "height") | {"solution": "No Objects"},
+            ["width and height"],
+            id="no-size-and-no-objects",
+        ),
+        pytest.param("detection", DETECTION | {"width": 0}, ["width and height", "got 0 and 480"], id="width-0"),
+        pytest.param("detection", DETECTION | {"width": -640}, ["width and height"], id="width-negative"),
+        pytest.param("detection", DETECTION | {"width": "640"}, ["width and height", "'640'"], id="width-a-string"),
+        pytest.param("detection", DETECTION | {"width": 640.5}, ["width and height", "640.5"], id="width-a-fraction"),
+        pytest.param("detection", DETECTION | {"height": True}, ["width and height", "True"], id="height-a-boolean"),
+        pytest.param("detection", DETECTION | {"solution": ""}, ["solution: can't be read"], id="empty-solution"),
+        pytest.param("detection", DETECTION | {"solution": "cat"}, ["solution: can't be read", "'cat'"], id="solution"),
+        pytest.param(
+            "detection",
+            DETECTION | {"solution": "[{'Position':\n[0, 10, 500, 1001]}]"},
+            ["solution: can't be read", "1001"],
+            id="solution-out-of-frame-on-two-lines",
+        ),
+        pytest.param(
+            "grounding", DETECTION | {"solution": "No Objects"}, ["solution: can't be read as GroundingTask"], id="none"
+        ),
+        pytest.param(
+            "multi_category_detection",
+            DETECTION,
+            ["solution: can't be read as MultiCategory"],
+            id="solution-unlabelled",
+        ),
+        pytest.param("counting", NAME, ["solution: can't be read as CountingTask"], id="count-in-letters"),
+        pytest.param("multiple_choice", NAME, ["solution: can't be read as MultipleChoiceTask"], id="choice"),
+    ],
+)
+def test_a_bad_line_is_named(refused, tmp_path: Path, task: str, entry: object, named: list[str]) -> None:
+    good = {"counting": "3", "multiple_choice": "B", "grounding": "(0,0),(9,9)"}.get(task)
+    first = DETECTION | ({"solution": good} if good else {})
+    if task == "multi_category_detection":
+        first |= {"solution": "[{'Label': 'cat', 'Position': [0, 10, 500, 1000]}]"}
+    path = write(tmp_path, first, "", entry)
+    line = refused("--task", task, "--input", path)
+    assert f"{path}: line 3: " in line
+    assert [text for text in named if text not in line] == []
+
+
+def test_a_missing_file_is_named(refused, tmp_path: Path) -> None:
+    line = refused("--task", "detection", "--input", str(tmp_path / "no.jsonl"))
+    assert "--input" in line
+    assert "no.jsonl" in line
+
+
+def test_a_folder_is_no_file(refused, tmp_path: Path) -> None:
+    assert str(tmp_path) in refused("--task", "detection", "--input", str(tmp_path))
+
+
+def test_a_file_that_is_no_text_is_named(refused, tmp_path: Path) -> None:
+    (tmp_path / "a.bin").write_bytes(b"\xff\xfe\x00{")
+    assert "a.bin can't be read" in refused("--task", "detection", "--input", str(tmp_path / "a.bin"))
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        pytest.param(["--task", "segmentation"], ["--task", "'segmentation'", "detection"], id="task"),
+        pytest.param([], ["--task"], id="no-task"),
+        pytest.param(["--task", "detection", "--coordinates", "inches"], ["--coordinates", "'inches'"], id="inches"),
+        pytest.param(["--task", "detection", "--reward", "iou", "--x"], ["--x"], id="option-that-there-is-not"),
+        pytest.param(["--task", "detection", "--rewards", "accuracy"], ["'accuracy'", "iou, confidence"], id="name"),
+        pytest.param(["--task", "detection", "--rewards", "no_such.Thing"], ["no_such"], id="module"),
+        pytest.param(["--task", "detection", "--rewards", "vrft.rewards.Thing"], ["Thing"], id="class"),
+        pytest.param(["--task", "detection", "--rewards", "json.JSONDecoder"], ["is no reward"], id="no-reward"),
+        pytest.param(["--task", "detection", "--rewards", "json.loads"], ["is no reward"], id="function"),
+        pytest.param(["--task", "detection", "--rewards", "..x"], ["..x"], id="dots"),
+        pytest.param(["--task", "detection", "--rewards", "vrft.rewards.Reward"], ["abstract"], id="abstract"),
+        pytest.param(
+            ["--task", "detection", "--rewards", "vrft.rewards.RewardModel"], ["checkpoint"], id="needs-settings"
+        ),
+    ],
+)
+def test_wrong_options_are_named(refused, tmp_path: Path, options: list[str], named: list[str]) -> None:
+    line = refused("--input", write(tmp_path, DETECTION), *options)
+    assert [text for text in named if text not in line] == []
+
+
+def test_no_file_named(refused) -> None:
+    assert "--input" in refused("--task", "detection")
+
+
+def test_help_names_fields_and_options(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["score", "--help"])
+    assert caught.value.code == 0
+    shown = capsys.readouterr().out
+    words = ["completion", "solution", "width", "height", "query", "metadata", "--task", "--rewards", "--coordinates"]
+    assert [word for word in words if word not in shown] == []
+    assert all(name in shown for name in ("multi_category_detection", "thousandths", "--no-reasoning"))
