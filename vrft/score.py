@@ -25,6 +25,7 @@ TASKS = {
     "multiple_choice": "MultipleChoiceTask",
     "counting": "CountingTask",
 }
+MAX_SIDE = 1_000_000  # pixels
 BATCH = 256  # answers that a reward model reads between two lines of output
 
 DESCRIPTION = """\
@@ -169,6 +170,9 @@ def _read_line(where: str, line: str, task: Task, coordinates: str) -> tuple[Rec
         needed = key in ("completion", "solution")
         if not isinstance(entry.get(key, None if needed else kind()), kind):
             raise ConfigurationError(f"{where}: {key}: expected {kind.__name__}, got {entry.get(key)!r}")
+    choices = entry.get("metadata", {}).get("choices", [])
+    if not (isinstance(choices, list) and all(isinstance(choice, str) for choice in choices)):
+        raise ConfigurationError(f"{where}: metadata: choices: expected a list of texts, got {choices!r}")
     size = _size(where, entry)
     width, height = size or (1, 1)
     asked = Record(0, entry.get("query", ""), "", (width, height), entry.get("metadata", {}))
@@ -187,7 +191,7 @@ def _size(where: str, entry: dict[str, Any]) -> tuple[int, int] | None:
     if size == (None, None):
         return None
     for side in size:
-        if not isinstance(side, int) or isinstance(side, bool) or side <= 0:
+        if not isinstance(side, int) or isinstance(side, bool) or not 0 < side <= MAX_SIDE:
             raise ConfigurationError(f"{where}: width and height: expected pixels, got {size[0]!r} and {size[1]!r}")
     return entry["width"], entry["height"]
 
