@@ -1,0 +1,109 @@
+"""What readers of several formats share: paths that have to be there, text, JSON, and values in messages."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from vrft.data.coco import shown
+from vrft.errors import ConfigurationError
+
+LARGEST = 1e9
+"""No coordinate is larger."""
+
+
+def require_file(field: str, path: Path, expected: str) -> None:
+    """Raise ConfigurationError if there is no such file."""
+    if not path.is_file():
+        raise ConfigurationError(f"data.{field}: no such file: {path}; expected {expected}")
+
+
+def require_folder(field: str, path: Path, expected: str) -> None:
+    """Raise ConfigurationError if there is no such folder."""
+    if not path.is_dir():
+        raise ConfigurationError(f"data.{field}: no such folder: {path}; expected {expected}")
+
+
+def require_held_out(field: str, value: str | None, val_fraction: float | None) -> None:
+    """Raise ConfigurationError if nothing says which samples are held out."""
+    if value is None and val_fraction is None:
+        raise ConfigurationError(f"data.{field}: expected held-out samples, or data.val_fraction")
+
+
+def read_bytes(path: Path) -> bytes:
+    """The content of a file.
+
+    Raises:
+        ConfigurationError: it can't be read.
+    """
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ConfigurationError(f"{path}: can't be read: {error.strerror}") from error
+
+
+def decode_text(data: bytes) -> str:
+    """UTF-8, or else Windows's Western European letters. Raises ValueError if it is neither."""
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        return data.decode("cp1252")
+
+
+def read_lines(path: Path) -> Iterator[tuple[str, str]]:
+    """Where each line that is not empty stands, and the line without white space around it.
+
+    Raises:
+        ConfigurationError: the file is not text.
+    """
+    try:
+        text = decode_text(read_bytes(path))
+    except ValueError as error:
+        raise ConfigurationError(f"{path}: not a text file: {error}") from error
+    for number, line in enumerate(text.split("\n"), 1):
+        if line.strip():
+            yield f"{path}: line {number}", line.strip()
+
+
+def decode_json(text: str | bytes) -> Any:
+    """The value of a JSON text. Raises ValueError if it is none."""
+    try:
+        return json.loads(text if isinstance(text, str) else decode_text(text))
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+
+
+def is_text(value: Any) -> bool:
+    """A string with more than white space in it, which can be written to a file."""
+    return isinstance(value, str) and bool(value.strip()) and not any("\ud800" <= c <= "\udfff" for c in value)
+
+
+def is_file_name(value: Any) -> bool:
+    """Text that can name a file."""
+    return is_text(value) and "\0" not in value
+
+
+def is_coordinate(value: Any) -> bool:
+    """A finite number of a size that occurs; no boolean."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and -LARGEST < value < LARGEST
+
+
+def brief(value: Any) -> str:
+    """A value in a message; of lists and the like only the kind, since they may be endless."""
+    if isinstance(value, int) and value.bit_length() > 64:
+        return "a very large number"
+    return shown(value) if isinstance(value, str | int | float | None) else f"a {type(value).__name__}"
+
+
+def hull(points: Iterable[tuple[float, float]]) -> tuple[float, float, float, float]:
+    """The smallest box around points."""
+    xs, ys = zip(*points, strict=True)
+    return min(xs), min(ys), max(xs), max(ys)
+
+
+def clip_to(box: tuple[float, float, float, float], width: float, height: float) -> tuple[float, float, float, float]:
+    """The part of a box inside an image; without area if there is none."""
+    x0, y0, x1, y1 = box
+    return max(x0, 0.0), max(y0, 0.0), min(x1, float(width)), min(y1, float(height))

@@ -1,0 +1,116 @@
+"""ReasonSeg: instructions that need reasoning, each meaning one region of its image (arXiv 2308.00692)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from vrft.data.files import brief, clip_to, decode_json, hull, is_coordinate, is_text, read_bytes, require_folder
+from vrft.data.records import Part, Problems, Record, RecordData
+from vrft.errors import ConfigurationError
+from vrft.types import Detection
+
+Polygon = list[float]
+"""x0, y0, x1, y1, ... in pixels."""
+
+
+class ReasonSegData(RecordData):
+    """`root/train/*.jpg` with a JSON file of the same name beside each, in LISA's format; `root/val` is held out.
+
+    The box is the hull of all target polygons. `metadata` has these as `polygons`, and as `ignore` those that count
+    neither for nor against a mask; each is x0, y0, x1, y1, ... in pixels.
+    """
+
+    def __init__(self, root: str, val_split: str = "val", **kwargs: Any) -> None:
+        """Names the folder; it is read when training starts.
+
+        Args:
+            root: folder with `train` and `val`, each with images and JSON files.
+            val_split: folder in `root` that is held out.
+            kwargs: see `RecordData`.
+        """
+        super().__init__(**kwargs)
+        self.folders: dict[Part, Path] = {"train": Path(root) / "train", "val": Path(root) / val_split}
+        require_folder("root", self.folders["train"], "images with JSON files")
+        if self.val_fraction is None:
+            require_folder("val_split", self.folders["val"], "images with JSON files")
+
+    def records(self, part: Part, problems: Problems) -> list[Record]:
+        files = sorted(file for file in self.folders[part].glob("*.json") if not file.name.startswith("."))
+        if not files:
+            raise ConfigurationError(f"{self.folders[part]}: no JSON files; expected one beside each image")
+        found: list[Record] = []
+        for image_id, file in enumerate(files):
+            try:
+                found += read_annotation(file, image_id)
+            except ValueError as error:
+                problems.add(str(file), str(error).removeprefix(f"{file}: "))
+        return found
+
+    def finish(self, records: list[Record], problems: Problems) -> list[Record]:
+        """Cut boxes at the edges of their images."""
+        found = []
+        for record in records:
+            assert isinstance(record.target, tuple)
+            x0, y0, x1, y1 = clip_to(record.target[0].box, *record.size)
+            if x0 < x1 and y0 < y1:
+                found.append(replace(record, target=(Detection((x0, y0, x1, y1), ""),)))
+            else:
+                problems.add(record.where, f"no target in its image of {record.size[0]} x {record.size[1]}")
+        return found
+
+
+def read_annotation(file: Path, image_id: int) -> Iterator[Record]:
+    """A record for each instruction of a file. Raises ValueError if anything in it is wrong."""
+    content = decode_json(read_bytes(file))
+    if not isinstance(content, dict):
+        raise ValueError(f"expected text and shapes, got {brief(content)}")
+    instructions, shapes = content.get("text"), content.get("shapes")
+    instructions = [instructions] if isinstance(instructions, str) else instructions
+    if not isinstance(instructions, list) or not instructions or not all(map(is_text, instructions)):
+        raise ValueError(f"text: expected an instruction or a list of them, got {brief(content.get('text'))}")
+    polygons, ignore = read_shapes(shapes)
+    box = hull((x, y) for polygon in polygons for x, y in zip(polygon[::2], polygon[1::2], strict=True))
+    metadata = {"polygons": polygons, "ignore": ignore}
+    return (
+        Record(
+            file.with_suffix(".jpg"),
+            f"{file}: text[{i}]",
+            image_id,
+            instruction.strip(),
+            (Detection(box, ""),),
+            metadata=metadata,
+        )
+        for i, instruction in enumerate(instructions)
+    )
+
+
+def read_shapes(shapes: Any) -> tuple[list[Polygon], list[Polygon]]:
+    """Target and ignored polygons. Raises ValueError if one is wrong, or none is a target."""
+    if not isinstance(shapes, list):
+        raise ValueError(f"shapes: expected a list, got {brief(shapes)}")
+    target, ignore = [], []
+    for i, shape in enumerate(shapes):
+        label = shape.get("label") if isinstance(shape, dict) else None
+        if not isinstance(label, str):
+            raise ValueError(f"shapes[{i}]: expected a label and points")
+        if label.strip().lower() == "target":
+            target.append(read_polygon(shape.get("points"), f"shapes[{i}]"))
+        elif "ignore" in label.lower():
+            ignore.append(read_polygon(shape.get("points"), f"shapes[{i}]"))
+    if not target:
+        raise ValueError("shapes: no polygon with the label 'target'")
+    return target, ignore
+
+
+def read_polygon(points: Any, where: str) -> Polygon:
+    """A polygon of [x, y] points, flat. Raises ValueError if it is none."""
+    if not isinstance(points, list) or not all(isinstance(p, list) and len(p) == 2 for p in points):
+        raise ValueError(f"{where}.points: expected [[x, y], ...]")
+    if not all(is_coordinate(value) for point in points for value in point):
+        raise ValueError(f"{where}.points: expected finite numbers")
+    if len(points) < 3:
+        raise ValueError(f"{where}.points: expected at least 3, got {len(points)}")
+    return [float(value) for point in points for value in point]

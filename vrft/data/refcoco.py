@@ -1,0 +1,178 @@
+"""RefCOCO, RefCOCO+ and RefCOCOg: expressions that each refer to one object of a COCO image."""
+
+from __future__ import annotations
+
+import io
+import pickle
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+from vrft.data.coco import AnnotationEntry, ImageEntry, InstancesFile, box_reason, clip, is_id, read_instances
+from vrft.data.files import (
+    brief,
+    decode_json,
+    is_coordinate,
+    is_file_name,
+    is_text,
+    read_bytes,
+    require_file,
+    require_folder,
+)
+from vrft.data.records import Part, Problems, Record, RecordData
+from vrft.errors import ConfigurationError
+from vrft.types import Detection
+
+MAX_BYTES = 200_000_000
+"""Larger files of references are refused: the official ones have at most 60 million bytes."""
+
+
+class ReferenceData(RecordData):
+    """Referring expressions in RefCOCO's format, with the boxes of a COCO instances file. One sample per sentence."""
+
+    def __init__(
+        self,
+        references: str,
+        instances: str,
+        images: str,
+        train_split: str = "train",
+        val_split: str = "val",
+        expressions: Literal["all", "first"] = "all",
+        **kwargs: Any,
+    ) -> None:
+        """Names the files; they are read when training starts.
+
+        Args:
+            references: `refs(unc).p`, or the same list as JSON; no code in it is run.
+            instances: COCO instances file with the boxes.
+            images: folder of its images.
+            train_split: split of the references to train on.
+            val_split: split that is held out, e.g. testA.
+            expressions: all sentences of a reference, or only its first.
+            kwargs: see `RecordData`.
+        """
+        super().__init__(**kwargs)
+        self.references, self.instances, self.images = Path(references), Path(instances), Path(images)
+        self.splits: dict[Part, str] = {"train": train_split, "val": val_split}
+        self.expressions = expressions
+        require_file("references", self.references, "refs(unc).p, or the same as JSON")
+        require_file("instances", self.instances, "a COCO instances file")
+        require_folder("images", self.images, "the images of the instances file")
+
+    def records(self, part: Part, problems: Problems) -> list[Record]:
+        references, split = read_references(self.references), self.splits[part]
+        splits = {entry["split"] for entry in references if isinstance(entry, dict) and is_text(entry.get("split"))}
+        if split not in splits:
+            raise ConfigurationError(
+                f"data.{part}_split: no split {split!r} in {self.references}; it has {', '.join(sorted(splits))}"
+            )
+        objects = Objects(read_instances(self.instances))
+        ids = Counter(entry["ref_id"] for entry in references if isinstance(entry, dict) and is_id(entry.get("ref_id")))
+        found: list[Record] = []
+        for i, entry in enumerate(references):
+            where = f"{self.references}: [{i}]"
+            if not isinstance(entry, dict) or not is_text(entry.get("split")):
+                problems.add(where, "expected a reference with a split")
+            elif entry["split"] == split:
+                where += f" (ref_id {brief(entry.get('ref_id'))})"
+                reason = reference_reason(entry, ids) or objects.reason(entry)
+                if reason is None:
+                    found += self._sentences(entry, objects, where)
+                else:
+                    problems.add(where, reason)
+        return found
+
+    def _sentences(self, entry: dict[str, Any], objects: Objects, where: str) -> Iterator[Record]:
+        image = objects.images[entry["image_id"]]
+        box = clip(objects.annotations[entry["ann_id"]].bbox, image)
+        sentences = entry["sentences"][: 1 if self.expressions == "first" else None]
+        for sentence in sentences:
+            yield Record(
+                self.images / image.file_name,
+                where,
+                image.id,
+                sentence_text(sentence),
+                (Detection(box, ""),),
+                (image.width, image.height),
+            )
+
+
+class Objects:
+    """Images and boxes of an instances file by id; only what a reference needs is checked."""
+
+    def __init__(self, content: InstancesFile) -> None:
+        self.images: dict[int, ImageEntry] = {entry.id: entry for entry in content.images if is_id(entry.id)}
+        self.annotations: dict[int, AnnotationEntry] = {
+            entry.id: entry for entry in content.annotations if is_id(entry.id)
+        }
+        self.image_ids = Counter(entry.id for entry in content.images if is_id(entry.id))
+        self.annotation_ids = Counter(entry.id for entry in content.annotations if is_id(entry.id))
+
+    def reason(self, entry: dict[str, Any]) -> str | None:
+        """What is wrong with the object that a reference names."""
+        image_id, annotation_id = entry["image_id"], entry["ann_id"]
+        if self.image_ids[image_id] != 1:
+            return f"{self.image_ids[image_id]} images have id {brief(image_id)}"
+        if self.annotation_ids[annotation_id] != 1:
+            return f"{self.annotation_ids[annotation_id]} annotations have id {brief(annotation_id)}"
+        image, annotation = self.images[image_id], self.annotations[annotation_id]
+        if annotation.image_id != image_id:
+            return f"annotation {annotation_id} is of image {brief(annotation.image_id)}, not {image_id}"
+        if not is_file_name(image.file_name):
+            return f"image {image_id}: expected a file_name, got {brief(image.file_name)}"
+        if not all(is_id(side) and is_coordinate(side) and side > 0 for side in (image.width, image.height)):
+            return f"image {image_id}: expected width and height, got {brief(image.width)} and {brief(image.height)}"
+        if not isinstance(annotation.bbox, list) or not all(map(is_coordinate, annotation.bbox)):
+            return f"annotation {annotation_id}: expected bbox [x, y, width, height] in finite numbers"
+        return box_reason(annotation.bbox, image, crowd=False)
+
+
+def reference_reason(entry: dict[str, Any], ids: Counter[int]) -> str | None:
+    """What is wrong with a reference itself."""
+    for key in ("ref_id", "ann_id", "image_id"):
+        if not is_id(entry.get(key)):
+            return f"expected {key} to be an integer, got {brief(entry.get(key))}"
+    if ids[entry["ref_id"]] > 1:
+        return f"the ref_id is there {ids[entry['ref_id']]} times"
+    sentences = entry.get("sentences")
+    if not isinstance(sentences, list) or not sentences:
+        return f"expected a list of sentences, got {brief(sentences)}"
+    for i, sentence in enumerate(sentences):
+        if not sentence_text(sentence):
+            return f"sentences[{i}]: expected a text as sent or raw"
+    return None
+
+
+def sentence_text(sentence: Any) -> str:
+    """The words of a sentence, as they were cleaned by the authors or else as they were written; "" if none."""
+    texts = [sentence.get("sent"), sentence.get("raw")] if isinstance(sentence, dict) else []
+    return next((text.strip() for text in texts if is_text(text)), "")
+
+
+def read_references(path: Path) -> list[Any]:
+    """Read references from JSON or the official pickle.
+
+    Raises:
+        ConfigurationError: it is neither, too large, or a pickle with more than lists, dicts, texts and numbers.
+    """
+    if path.stat().st_size > MAX_BYTES:
+        raise ConfigurationError(f"{path}: larger than {MAX_BYTES} bytes; expected a file of references")
+    data = read_bytes(path)
+    try:
+        content = decode_json(data) if data.lstrip()[:1] in (b"[", b"{") else PlainUnpickler(data).load()
+    except Exception as error:  # a broken pickle shows as one of many errors
+        raise ConfigurationError(f"{path}: not a file of references: {brief(str(error))}") from error
+    if not isinstance(content, list):
+        raise ConfigurationError(f"{path}: expected a list of references, got {brief(content)}")
+    return content
+
+
+class PlainUnpickler(pickle.Unpickler):
+    """Reads lists, dicts, texts and numbers. Whatever else a pickle asks for, such as a function to call, ends it."""
+
+    def __init__(self, data: bytes) -> None:
+        super().__init__(io.BytesIO(data), encoding="latin1")
+
+    def find_class(self, module: str, name: str) -> Any:
+        raise pickle.UnpicklingError(f"it asks for {module}.{name}")
