@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from vrft.data.coco import shown
 from vrft.errors import ConfigurationError
@@ -75,12 +75,12 @@ def decode_json(text: str | bytes) -> Any:
         raise ValueError("nested too deeply") from error
 
 
-def is_text(value: Any) -> bool:
+def is_text(value: Any) -> TypeGuard[str]:
     """A string with more than white space in it, which can be written to a file."""
     return isinstance(value, str) and bool(value.strip()) and not any("\ud800" <= c <= "\udfff" for c in value)
 
 
-def is_file_name(value: Any) -> bool:
+def is_file_name(value: Any) -> TypeGuard[str]:
     """Text that can name a file."""
     return is_text(value) and "\0" not in value
 

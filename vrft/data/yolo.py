@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from vrft.data.coco import is_id
+from vrft.data.files import brief, clip_to, decode_text, hull, is_text, read_bytes, require_file
 from vrft.data.image_folder import IMAGE_SUFFIXES
 from vrft.data.images import BadImage, check_image
-from vrft.data.reason_seg import hull
 from vrft.data.records import Part, Problems, Record, RecordData, choose_negatives
 from vrft.data.splits import Categories, category_names
 from vrft.errors import ConfigurationError
@@ -22,7 +23,7 @@ TOLERANCE = 1e-3
 
 
 class YoloData(RecordData):
-    """A data.yaml with `path`, `train`, `val` and `names`; labels stand in `labels/` where images stand in `images/`."""
+    """A data.yaml with `path`, `train`, `val` and `names`; labels are in `labels/` where images are in `images/`."""
 
     def __init__(
         self,
@@ -47,20 +48,22 @@ class YoloData(RecordData):
             "train": category_names(categories),
             "val": category_names(categories if val_categories is None else val_categories),
         }
-        self.names: list[str] = []
-        if not self.config.is_file():
-            raise ConfigurationError(f"data.config: no such file: {config}; expected a YOLO data.yaml")
+        self.names: dict[int, str] = {}
+        require_file("config", self.config, "a YOLO data.yaml")
+        if negatives < 0:
+            raise ConfigurationError(f"data.negatives: expected at least 0, got {negatives}")
 
     def ordered_categories(self) -> Sequence[str]:
-        return self.names
+        return [self.names[key] for key in sorted(self.names)]
 
     def records(self, part: Part, problems: Problems) -> list[Record]:
         folder, self.names = read_config(self.config, part)
-        wanted = self.names if (chosen := self.categories[part]) is None else list(chosen)
-        if unknown := sorted(set(wanted) - set(self.names)):
-            raise ConfigurationError(
-                f"data.categories: {unknown[0]!r} is not in {self.config}; it has {', '.join(self.names)}"
-            )
+        known = list(dict.fromkeys(self.ordered_categories()))
+        chosen = self.categories[part]
+        if unknown := sorted(set(chosen or ()).difference(known)):
+            field = "val_categories" if part == "val" else "categories"
+            raise ConfigurationError(f"data.{field}: {unknown[0]!r} is not in {self.config}; it has {', '.join(known)}")
+        wanted = [name for name in known if chosen is None or name in chosen]
         images = [file for file in sorted(folder.rglob("*")) if file.suffix.lower() in IMAGE_SUFFIXES]
         found: list[Record] = []
         absent: list[Record] = []
@@ -70,7 +73,8 @@ class YoloData(RecordData):
                 size = check_image(image)
                 boxes = read_labels(path, size, self.names)
             except (BadImage, ValueError) as error:
-                problems.add(str(path if not isinstance(error, BadImage) else image), str(error))
+                where = str(image if isinstance(error, BadImage) else path)
+                problems.add(where, str(error).removeprefix(f"{where}: "))
                 continue
             for name in wanted:
                 target = tuple(box for box in boxes if box.label == name)
@@ -80,23 +84,30 @@ class YoloData(RecordData):
         return found
 
 
-def read_config(path: Path, part: Part) -> tuple[Path, list[str]]:
-    """The folder of a part's images, and the names of the classes.
+def read_config(path: Path, part: Part) -> tuple[Path, dict[int, str]]:
+    """The folder of a part's images, and the names of the classes by their numbers.
 
     Raises:
         ConfigurationError: the file is not a YOLO data.yaml, or there is no such folder.
     """
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        raise ConfigurationError(f"data.config: {path} is not YAML: {error}") from error
-    names = content.get("names") if isinstance(content, dict) else None
-    names = [names[key] for key in sorted(names)] if isinstance(names, dict) else names
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise ConfigurationError(f"data.config: {path}: names: expected texts, got {names!r}")
-    if not isinstance(content.get(part), str):
-        raise ConfigurationError(f"data.config: {path}: {part}: expected a folder of images, got {content.get(part)!r}")
-    folder = path.parent / str(content.get("path") or "") / content[part]
+        content = yaml.safe_load(decode_text(read_bytes(path)))
+    except (yaml.YAMLError, ValueError, LookupError, RecursionError, AttributeError, TypeError) as error:
+        raise ConfigurationError(f"data.config: {path} is not YAML that can be read: {error}") from error
+    content = content if isinstance(content, dict) else {}
+    names = content.get("names")
+    names = dict(enumerate(names)) if isinstance(names, list) else names
+    if not isinstance(names, dict) or not names:
+        raise ConfigurationError(f"data.config: {path}: names: expected a list or numbers with names")
+    for key, name in names.items():
+        if not is_id(key) or not is_text(name):
+            raise ConfigurationError(
+                f"data.config: {path}: names: expected text in quotes for a number, got {brief(name)} for {brief(key)}"
+            )
+    root, below = content.get("path") or "", content.get(part)
+    if not isinstance(root, str) or not is_text(below):
+        raise ConfigurationError(f"data.config: {path}: {part}: expected a folder of images, got {brief(below)}")
+    folder = path.parent / root / below
     if not folder.is_dir():
         raise ConfigurationError(f"data.config: {path}: {part}: no such folder: {folder}")
     return folder, names
@@ -112,8 +123,8 @@ def label_file(image: Path) -> Path:
     return Path(*parts).with_suffix(".txt")
 
 
-def read_labels(path: Path, size: tuple[int, int], names: Sequence[str]) -> list[Detection]:
-    """Boxes in pixels of an image of `size` (width, height); none if there is no file.
+def read_labels(path: Path, size: tuple[int, int], names: Mapping[int, str]) -> list[Detection]:
+    """Boxes in pixels of an image of `size` (width, height); none if there is no file. A repeated line counts once.
 
     A line of more than five numbers is the outline of a segment, whose hull is taken.
 
@@ -122,34 +133,33 @@ def read_labels(path: Path, size: tuple[int, int], names: Sequence[str]) -> list
     """
     if not path.exists():
         return []
-    boxes = []
-    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
+    boxes: dict[Detection, None] = {}
+    for number, line in enumerate(decode_text(read_bytes(path)).split("\n"), 1):
         if line.strip():
             try:
-                boxes.append(_read_line(line.split(), size, names))
+                boxes[_read_line(line.split(), size, names)] = None
             except ValueError as error:
                 raise ValueError(f"line {number}: {error}") from error
-    return boxes
+    return list(boxes)
 
 
-def _read_line(words: list[str], size: tuple[int, int], names: Sequence[str]) -> Detection:
+def _read_line(words: list[str], size: tuple[int, int], names: Mapping[int, str]) -> Detection:
     label, *values = words
-    if not label.isdecimal() or int(label[:9]) >= len(names):
-        raise ValueError(f"no class has number {label!r}; there are {len(names)}")
+    key = int(label) if label.isdecimal() and len(label) < 10 else -1
+    if key not in names:
+        raise ValueError(f"no class has number {brief(label)}; there are {len(names)}")
     numbers = [float(value) for value in values]
     if len(numbers) < 4 or (len(numbers) > 4 and len(numbers) % 2) or not all(map(math.isfinite, numbers)):
-        raise ValueError(
-            f"expected a class, then x, y, width and height in shares of the image, got {' '.join(words)[:80]}"
-        )
+        raise ValueError(f"expected class, x, y, width and height in shares of the image, got {brief(' '.join(words))}")
     if len(numbers) == 4:
         x, y, w, h = numbers
         corners = x - w / 2, y - h / 2, x + w / 2, y + h / 2
     else:
-        corners = hull([numbers])
+        corners = hull(zip(numbers[::2], numbers[1::2], strict=True))
     if min(corners) < -TOLERANCE or max(corners) > 1 + TOLERANCE:
         raise ValueError(f"the box {corners} stands out of its image")
-    x0, y0, x1, y1 = (min(max(value, 0.0), 1.0) for value in corners)
+    x0, y0, x1, y1 = clip_to(corners, 1, 1)
     if x0 >= x1 or y0 >= y1:
         raise ValueError(f"the box {corners} has no area")
     width, height = size
-    return Detection((x0 * width, y0 * height, x1 * width, y1 * height), names[int(label)])
+    return Detection((x0 * width, y0 * height, x1 * width, y1 * height), names[key])
