@@ -10,6 +10,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
+from vrft.data.files import brief, is_file_name, is_text, read_lines
 from vrft.data.records import Part, Problems, Record, RecordData
 from vrft.errors import ConfigurationError
 
@@ -26,7 +29,9 @@ class BenchmarkData(RecordData):
     """A data set with an official split. A subclass reads its files."""
 
     files: Sequence[str]
-    """Files below the root without which there is no data set."""
+    """Files below the root without which there is no data set; "a or b" if one of them is enough."""
+    inner = ""
+    """Folder in the root that the files may be in."""
 
     def __init__(self, root: str, with_valid: bool = False, **kwargs: Any) -> None:
         """Names the folder; it is read when training starts.
@@ -37,9 +42,10 @@ class BenchmarkData(RecordData):
             kwargs: see `RecordData`.
         """
         super().__init__(**kwargs)
-        self.root, self.with_valid = Path(root), with_valid
+        inner = Path(root) / self.inner
+        self.root, self.with_valid = inner if inner.is_dir() else Path(root), with_valid
         for name in self.files:
-            if not (self.root / name).exists():
+            if not any((self.root / path).exists() for path in name.split(" or ")):
                 raise ConfigurationError(f"data.root: no such file: {self.root / name}; expected {type(self).__doc__}")
 
     @abstractmethod
@@ -47,10 +53,13 @@ class BenchmarkData(RecordData):
         """The images of a part, in the order of the files."""
 
     def records(self, part: Part, problems: Problems) -> list[Record]:
-        return [
-            Record(image, where, index, "", name)
-            for index, (image, name, where) in enumerate(self.read(part, problems))
-        ]
+        found: dict[Path, Record] = {}
+        for image, name, where in self.read(part, problems):
+            if image in found:
+                problems.add(where, f"{image.name} is there twice; first in {found[image].where}")
+            else:
+                found[image] = Record(image, where, len(found), "", name)
+        return list(found.values())
 
 
 class FlowersData(BenchmarkData):
@@ -59,18 +68,20 @@ class FlowersData(BenchmarkData):
     files = ("jpg", "imagelabels.mat", "setid.mat")
 
     def read(self, part: Part, problems: Problems) -> Iterator[Labelled]:
-        labels = _vector(self.root / "imagelabels.mat", "labels")
+        labels = _variable(self.root / "imagelabels.mat", "labels")
         splits = ["tstid"] if part == "val" else ["trnid", *(["valid"] if self.with_valid else [])]
         names = FLOWERS.replace("\n", " ").split(", ")
         for split in splits:
-            for i, number in enumerate(_vector(self.root / "setid.mat", split)):
-                where = f"{self.root / 'setid.mat'}: {split}[{i}]"
+            for i, value in enumerate(_variable(self.root / "setid.mat", split)):
+                number = whole(value)
+                where = f"{self.root / 'setid.mat'}: {split}[{i}] (id {number})"
                 if not 1 <= number <= len(labels):
-                    problems.add(where, f"there is no image {number}; there are {len(labels)}")
-                elif not 1 <= labels[number - 1] <= len(names):
-                    problems.add(f"{self.root / 'imagelabels.mat'}: labels[{number - 1}]", "expected 1 to 102")
+                    problems.add(where, f"expected the number of an image, 1 to {len(labels)}")
+                elif not 1 <= whole(labels[number - 1]) <= len(names):
+                    problems.add(where, f"imagelabels.mat: labels[{number - 1}]: expected 1 to {len(names)}")
                 else:
-                    yield Labelled(self.root / "jpg" / f"image_{number:05d}.jpg", names[labels[number - 1] - 1], where)
+                    label = whole(labels[number - 1])
+                    yield Labelled(self.root / "jpg" / f"image_{number:05d}.jpg", names[label - 1], where)
 
 
 class PetsData(BenchmarkData):
@@ -80,12 +91,13 @@ class PetsData(BenchmarkData):
 
     def read(self, part: Part, problems: Problems) -> Iterator[Labelled]:
         path = self.root / "annotations" / ("test.txt" if part == "val" else "trainval.txt")
-        for where, line in _lines(path):
-            name, _, number = line.split()[0].rpartition("_")
-            if name and number.isdecimal():
-                yield Labelled(self.root / "images" / f"{line.split()[0]}.jpg", name.replace("_", " "), where)
-            else:
-                problems.add(where, f"expected a name like Abyssinian_100 and its class, got {line!r}")
+        for where, line in read_lines(path):
+            stem = line.split()[0]
+            name, _, number = stem.rpartition("_")
+            if name and number.isdecimal() and is_file_name(stem):
+                yield Labelled(self.root / "images" / f"{stem}.jpg", name.replace("_", " "), where)
+            elif not line.startswith("#"):
+                problems.add(where, f"expected a name like Abyssinian_100 and its class, got {brief(line)}")
 
 
 class AircraftData(BenchmarkData):
@@ -94,17 +106,18 @@ class AircraftData(BenchmarkData):
     The lowest 20 pixels of its images name the photographer; they are not cut off.
     """
 
-    files = ("data/images", "data/images_variant_train.txt", "data/images_variant_test.txt")
+    files = ("images", "images_variant_train.txt", "images_variant_test.txt")
+    inner = "data"
 
     def read(self, part: Part, problems: Problems) -> Iterator[Labelled]:
         splits = ["test"] if part == "val" else ["train", *(["val"] if self.with_valid else [])]
         for split in splits:
-            for where, line in _lines(self.root / "data" / f"images_variant_{split}.txt"):
+            for where, line in read_lines(self.root / f"images_variant_{split}.txt"):
                 number, _, name = line.partition(" ")
-                if number.isdecimal() and name.strip():
-                    yield Labelled(self.root / "data" / "images" / f"{number}.jpg", name.strip(), where)
+                if number.isdecimal() and is_file_name(number) and name.strip():
+                    yield Labelled(self.root / "images" / f"{number}.jpg", name.strip(), where)
                 else:
-                    problems.add(where, f"expected the number of an image and its variant, got {line!r}")
+                    problems.add(where, f"expected the number of an image and its variant, got {brief(line)}")
 
 
 class CarsData(BenchmarkData):
@@ -115,57 +128,58 @@ class CarsData(BenchmarkData):
         "cars_test",
         "devkit/cars_meta.mat",
         "devkit/cars_train_annos.mat",
-        "cars_test_annos_withlabels.mat",
+        "cars_test_annos_withlabels.mat or devkit/cars_test_annos_withlabels.mat",
     )
 
     def read(self, part: Part, problems: Problems) -> Iterator[Labelled]:
         meta = self.root / "devkit" / "cars_meta.mat"
-        names = [str(name) for name in _variable(meta, "class_names").flatten()]
+        names = [plain(name) for name in _variable(meta, "class_names")]
         test = self.root / "cars_test_annos_withlabels.mat"
+        test = test if test.exists() else self.root / "devkit" / test.name
         path, folder = (test, "cars_test") if part == "val" else (self.root / self.files[3], "cars_train")
         table = _variable(path, "annotations")
         if not {"fname", "class"} <= {*(table.dtype.names or ())}:
             raise ConfigurationError(f"{path}: annotations: expected the fields fname and class")
-        for i, (file, number) in enumerate(zip(table["fname"].flatten(), table["class"].flatten(), strict=True)):
-            where = f"{path}: annotations[{i}]"
-            if isinstance(file, str) and isinstance(number, int) and 1 <= number <= len(names):
-                yield Labelled(self.root / folder / Path(file).name, names[number - 1], where)
+        for i, (file, value) in enumerate(zip(table["fname"], table["class"], strict=True)):
+            image, number = plain(file), whole(value)
+            where = f"{path}: annotations[{i}] ({brief(image)})"
+            if not is_file_name(image):
+                problems.add(where, "expected fname to be a file name")
+            elif not 1 <= number <= len(names) or not is_text(names[number - 1]):
+                problems.add(where, f"expected a class from 1 to {len(names)} with a name, got {brief(plain(value))}")
             else:
-                problems.add(where, f"expected fname and a class from 1 to {len(names)}, got {file!r} and {number!r}")
-
-
-def _lines(path: Path) -> Iterator[tuple[str, str]]:
-    """Lines of a text file that say something, each with where it stands."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigurationError(f"{path}: can't be read: {error}") from error
-    for number, line in enumerate(text.splitlines(), 1):
-        if line.strip() and not line.startswith("#"):
-            yield f"{path}: line {number}", line.strip()
-
-
-def _vector(path: Path, name: str) -> list[int]:
-    values = _variable(path, name).flatten().tolist()
-    if not all(isinstance(value, int) for value in values):
-        raise ConfigurationError(f"{path}: {name}: expected integers")
-    return values
+                yield Labelled(self.root / folder / Path(image).name, names[number - 1], where)
 
 
 def _variable(path: Path, name: str) -> Any:
-    """A variable of a MATLAB file."""
+    """The elements of a variable of a MATLAB file, in one dimension.
+
+    Raises:
+        ConfigurationError: it is no such file, or the variable is not in it.
+    """
     from scipy.io import loadmat
-    from scipy.io.matlab import MatReadError
 
     try:
-        content = loadmat(path, squeeze_me=True, chars_as_strings=True)
-    except (OSError, ValueError, TypeError, NotImplementedError, MatReadError) as error:
-        raise ConfigurationError(f"{path}: not a MATLAB file that can be read: {error}") from error
+        content = loadmat(path, appendmat=False, squeeze_me=True, variable_names=[name])
+    except Exception as error:  # a broken file shows as one of many errors
+        raise ConfigurationError(f"{path}: not a MATLAB file that can be read: {brief(str(error))}") from error
     if name not in content:
         raise ConfigurationError(f"{path}: no variable {name!r}")
-    import numpy as np
+    return np.atleast_1d(content[name]).ravel()
 
-    return np.atleast_1d(content[name])
+
+def plain(value: Any) -> Any:
+    """What an element of a MATLAB array holds, if it is a single value."""
+    array = np.asarray(value)
+    return array.item() if array.size == 1 else value
+
+
+def whole(value: Any) -> int:
+    """The number in an element of a MATLAB array, where 3 may be stored as 3.0; -1 if it is no whole number."""
+    number = plain(value)
+    if isinstance(number, bool) or not isinstance(number, int | float) or number != number // 1:
+        return -1
+    return int(number)
 
 
 FLOWERS = """\

@@ -26,12 +26,6 @@ def require_folder(field: str, path: Path, expected: str) -> None:
         raise ConfigurationError(f"data.{field}: no such folder: {path}; expected {expected}")
 
 
-def require_held_out(field: str, value: str | None, val_fraction: float | None) -> None:
-    """Raise ConfigurationError if nothing says which samples are held out."""
-    if value is None and val_fraction is None:
-        raise ConfigurationError(f"data.{field}: expected held-out samples, or data.val_fraction")
-
-
 def read_bytes(path: Path) -> bytes:
     """The content of a file.
 

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-import json
 from abc import abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from vrft.data.coco import shown
+from vrft.data.files import brief, decode_json, is_file_name, is_text, read_bytes, require_file
 from vrft.data.images import BadImage, ImageSource
 from vrft.data.records import Part, Problems, Record, RecordData
 from vrft.errors import ConfigurationError
 from vrft.tasks import Task
-from vrft.types import Frame
+from vrft.types import Frame, Target
 
 Coordinates = Literal["thousandths", "pixels", "unit"]
+
+ENDLESS = 10**9
+"""Sides of a frame in which the coordinates of any image lie."""
 
 
 class SolutionData(RecordData):
@@ -37,38 +39,52 @@ class SolutionData(RecordData):
         """The image of a row, None if it has none."""
 
     def records(self, part: Part, problems: Problems) -> list[Record]:
+        """Targets are preliminary, to choose shots by: boxes get their places once sizes are known, in `finish`."""
         found = []
         for index, (where, row) in enumerate(self.rows(part)):
             reason = _reason(row)
             image = None if reason else self.image(part, index, row)
             if reason is not None or image is None:
-                problems.add(where, reason or f"image: expected one, got {shown(row.get('image'))}")
+                problems.add(where, reason or f"image: expected one, got {brief(row.get('image'))}")
                 continue
-            metadata = {key: value for key, value in row.items() if key not in ("image", "problem", "solution")}
-            found.append(Record(image, where, index, row["problem"], row["solution"], metadata=metadata))
+            metadata = {key: value for key, value in row.items() if key not in ("image", "problem")}
+            record = Record(image, where, index, row["problem"].strip(), "", metadata=metadata)
+            target = self._read(record, (ENDLESS, ENDLESS), Frame(ENDLESS, ENDLESS), problems)
+            if target is not None:
+                found.append(replace(record, target=target))
         return found
 
     def finish(self, records: list[Record], problems: Problems) -> list[Record]:
-        assert self.trainer is not None
-        task: Task = self.trainer.lightning_module.task  # type: ignore[assignment]
         found = []
         for record in records:
             frame = {"thousandths": Frame(1000, 1000), "pixels": Frame(*record.size), "unit": Frame(1, 1, 3)}
-            target = task.read_solution(str(record.target), record, frame[self.coordinates])
-            if target is None:
-                problems.add(record.where, f"solution: can't be read as {type(task).__name__}: {shown(record.target)}")
-            else:
+            target = self._read(record, record.size, frame[self.coordinates], problems)
+            if target is not None:
                 found.append(replace(record, target=target))
         return found
+
+    def _read(self, record: Record, size: tuple[int, int], frame: Frame, problems: Problems) -> Target | None:
+        assert self.trainer is not None
+        task: Task = self.trainer.lightning_module.task  # type: ignore[assignment]
+        solution = record.metadata["solution"]
+        target = task.read_solution(solution, replace(record, size=size), frame)
+        if target is None:
+            problems.add(record.where, f"solution can't be read by {type(task).__name__}: {brief(solution)}")
+        return target
 
 
 def _reason(row: Any) -> str | None:
     """What is wrong with a row."""
+    if isinstance(row, ValueError):
+        return f"not JSON: {row}"
     if not isinstance(row, dict):
-        return f"expected an object, got {shown(row)}"
+        return f"expected an object, got {brief(row)}"
     for key in ("problem", "solution"):
-        if not isinstance(row.get(key), str):
-            return f"{key}: expected text, got {shown(row.get(key))}"
+        if not is_text(row.get(key)):
+            return f"{key}: expected text, got {brief(row.get(key))}"
+    choices = row.get("choices", [])
+    if not isinstance(choices, list) or not all(map(is_text, choices)):
+        return f"choices: expected a list of texts, got {brief(choices)}"
     return None
 
 
@@ -89,26 +105,24 @@ class JsonlData(SolutionData):
         sources: dict[Part, str] = {"train": train} if val is None else {"train": train, "val": val}
         super().__init__(sources, coordinates, **kwargs)
         for part, name in sources.items():
-            if not Path(name).is_file():
-                raise ConfigurationError(f"data.{part}: no such file: {name}; expected JSON lines")
+            require_file(part, Path(name), "JSON lines")
 
     def rows(self, part: Part) -> Iterator[tuple[str, Any]]:
         path = Path(self.sources[part])
-        with path.open("rb") as file:
-            for number, line in enumerate(file, 1):
-                if line.strip():
-                    yield f"{path}: line {number}", _parse(line)
+        for number, line in enumerate(read_bytes(path).split(b"\n"), 1):
+            if line.strip():
+                yield f"{path}: line {number}", _parse(line)
 
     def image(self, part: Part, index: int, row: dict[str, Any]) -> ImageSource | None:
         name = row.get("image")
-        return Path(self.sources[part]).parent / name if isinstance(name, str) else None
+        return Path(self.sources[part]).parent / name if is_file_name(name) else None
 
 
 def _parse(line: bytes) -> Any:
     try:
-        return json.loads(line)
-    except (ValueError, RecursionError) as error:
-        return f"not JSON: {error}"
+        return decode_json(line)
+    except ValueError as error:
+        return error
 
 
 @dataclass(frozen=True)
@@ -119,12 +133,14 @@ class HubImage:
     index: int
 
     def read(self) -> bytes:
-        cell = self.rows[self.index]["image"]
-        if cell["bytes"] is not None:
+        cell = self.rows[self.index]["image"] or {}
+        if cell.get("bytes") is not None:
             return bytes(cell["bytes"])
+        if not cell.get("path"):
+            raise BadImage("is empty")
         try:
             return Path(cell["path"]).read_bytes()
-        except (OSError, TypeError) as error:
+        except (OSError, ValueError) as error:
             raise BadImage(f"can't be opened: {error}") from error
 
     def __str__(self) -> str:
@@ -158,8 +174,9 @@ class HubData(SolutionData):
 
     def rows(self, part: Part) -> Iterator[tuple[str, Any]]:
         table = load_table(self.sources[part], self.split, f"data.{part}")
-        self.tables[part] = table
-        for index, row in enumerate(table.remove_columns("image")):
+        self.tables[part] = table.select_columns("image")
+        words = [name for name, feature in table.features.items() if not hasattr(feature, "decode_example")]
+        for index, row in enumerate(table.select_columns(words)):
             yield f"{self.sources[part]}: row {index}", row
 
     def image(self, part: Part, index: int, row: dict[str, Any]) -> ImageSource | None:
@@ -186,8 +203,15 @@ def load_table(name: str, split: str, field: str) -> Any:
             table = datasets.load_dataset("parquet", data_files=files, split="train")
         else:
             table = datasets.load_dataset(name, split=split)
-    except (OSError, ValueError, KeyError, datasets.exceptions.DatasetsError) as error:
-        raise ConfigurationError(f"{field}: {name} can't be read as a data set: {error}") from error
-    if missing := {"image", "problem", "solution"}.difference(table.column_names):
+        missing = {"image", "problem", "solution"}.difference(table.column_names)
+        table = table if missing else table.cast_column("image", datasets.Image(decode=False))
+    except Exception as error:  # a broken file shows as one of many errors
+        raise ConfigurationError(f"{field}: {name} can't be read as a data set: {_one_line(error)}") from error
+    if missing:
         raise ConfigurationError(f"{field}: {name}: no column {min(missing)!r}; it has {', '.join(table.column_names)}")
-    return table.cast_column("image", datasets.Image(decode=False))
+    return table
+
+
+def _one_line(error: Exception) -> str:
+    """The first line of the error that another was raised for."""
+    return next(iter(str(error.__cause__ or error).splitlines()), type(error).__name__)
