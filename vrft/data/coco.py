@@ -135,6 +135,7 @@ class Instances:
         content = read_instances(path)
         self.names = self._names(content.categories)
         self.images = self._images(content.images)
+        self.places: dict[int, tuple[Path, str]] = {}
         self.crowds: set[tuple[int, str]] = set()
         self.boxes: dict[int, dict[str, list[Detection]]] = {image_id: {} for image_id in self.images}
         self._read_boxes(content.annotations)
@@ -176,14 +177,9 @@ class Instances:
 
     def _record(self, image_id: int, query: str, boxes: Iterable[Detection]) -> Record:
         entry = self.images[image_id]
-        return Record(
-            self._file(entry),
-            f"{self.path}: image {image_id}",
-            image_id,
-            query,
-            tuple(boxes),
-            (entry.width, entry.height),
-        )
+        if image_id not in self.places:
+            self.places[image_id] = self._file(entry), f"{self.path}: image {image_id}"
+        return Record(*self.places[image_id], image_id, query, tuple(boxes), (entry.width, entry.height))
 
     def _file(self, entry: ImageEntry) -> Path:
         if isinstance(entry.file_name, str):

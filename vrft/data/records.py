@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import random
 from abc import abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -161,10 +163,10 @@ class RecordData(VisionData):
         assert self.trainer is not None
         folder = Path(self.trainer.default_root_dir)
         problems = Problems()
-        train = self.records("train", problems) if stage == "fit" or self.val_fraction is not None else []
-        if self.val_fraction is None:
-            val = self.records("val", problems)
-        else:
+        with garbage_kept():
+            train = self.records("train", problems) if stage == "fit" or self.val_fraction is not None else []
+            val = self.records("val", problems) if self.val_fraction is None else []
+        if self.val_fraction is not None:
             train, val = split_by_image(train, self.val_fraction, self.seed)
         if stage == "fit":
             if self.shots is not None:
@@ -186,6 +188,16 @@ class RecordData(VisionData):
 
     def val_set(self) -> RecordSet:
         return self._val
+
+
+@contextmanager
+def garbage_kept() -> Iterator[None]:
+    """Without Python's collector, which would go through a million new records again and again."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 def category(record: Record) -> str:
