@@ -343,13 +343,22 @@ AS_LONG_AS_IS_READ = {
 @pytest.mark.parametrize("content", [pytest.param(text, id=name) for name, text in HOSTILE.items()])
 @pytest.mark.parametrize(("task", "about"), QUESTIONS)
 def test_a_megabyte_of_rubbish_takes_well_under_a_second(task: Task, about: Sample, content: str) -> None:
-    for text in (f"<think>x</think><answer>{content}</answer>", content):
-        started = time.process_time()
-        answer = task.parse(text, about, FRAME)
-        for reward in task.rewards().values():
-            assert reward.score(answer, about) <= reward.score(answer_of(task, about), about)
-        assert time.process_time() - started < 1
-        assert isinstance(task, ClassificationTask | MultipleChoiceTask) or answer.value is None
+    started = time.process_time()
+    answer = task.parse(f"<think>x</think><answer>{content}</answer>", about, FRAME)
+    scores = {name: reward.score(answer, about) for name, reward in task.rewards().items()}
+    assert time.process_time() - started < 1
+    assert isinstance(task, ClassificationTask | MultipleChoiceTask) or answer.value is None
+    right = answer_of(task, about)
+    assert all(score <= task.rewards()[name].score(right, about) for name, score in scores.items())
+
+
+@pytest.mark.parametrize("content", [pytest.param(text, id=name) for name, text in HOSTILE.items()])
+def test_a_megabyte_of_rubbish_without_an_answer_takes_well_under_a_second(content: str) -> None:
+    started = time.process_time()
+    answer, well_formed = split_blocks(content)[1:]
+    assert time.process_time() - started < 1
+    assert not answer
+    assert not well_formed
 
 
 def answer_of(task: Task, about: Sample) -> Answer:
