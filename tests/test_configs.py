@@ -2,16 +2,32 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import yaml
 from conftest import CSV_ONLY, ROOT
+from formats import (
+    coco_tables,
+    write_aircraft,
+    write_cars,
+    write_flowers,
+    write_lvis,
+    write_pets,
+    write_reason_seg,
+)
 
 from vrft.__main__ import main
 
-CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
+CONFIGS = sorted([*(ROOT / "configs").glob("*.yaml"), *(ROOT / "configs" / "tiny").glob("*.yaml")])
+FRAGMENTS = sorted([*(ROOT / "configs" / "data").glob("*.yaml"), *(ROOT / "configs" / "model").glob("*.yaml")])
+
+
+def test_every_fragment_is_named_by_a_config() -> None:
+    named = {value for path in CONFIGS for value in yaml.safe_load(path.read_text()).values() if isinstance(value, str)}
+    assert {f"{path.parent.name}/{path.name}" for path in FRAGMENTS} == {n for n in named if n.endswith(".yaml")}
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
@@ -29,17 +45,83 @@ def test_config_is_accepted(path: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert yaml.safe_load(capsys.readouterr().out)["model"]["class_path"] in ("vrft.RFT", "vrft.SFT")
 
 
-@pytest.mark.parametrize(("config", "lora"), [("coco_few_shot", ["--model.policy.lora.r=4"]), ("coco_full", [])])
-def test_coco_configs_run_on_the_tiny_policy(
-    config: str, lora: list[str], quick_fit: Callable[..., list[str]], tmp_path: Path
-) -> None:
-    assert main(quick_fit(CSV_ONLY, "--trainer.max_steps=1", "--model.beta=0")) == 0  # draws the scenes
-    files = [argument for argument in quick_fit()[3:] if "_size" not in argument]
-    small = ["--model.policy.checkpoint=tiny-detection", *lora, "--data.categories=[red, blue]"]
-    small += ["--data.shots=1", "--data.batch_size=2", "--data.num_workers=1", "--model.max_completion_length=32"]
-    small += ["--task.template=Detect {query}", f"--run_dir={tmp_path}/coco", CSV_ONLY]
-    assert main(["fit", "--config", str(ROOT / "configs" / f"{config}.yaml"), *files, *small]) == 0
-    assert set(yaml.safe_load((tmp_path / "coco" / "few_shot.json").read_text())) == {"red", "blue"}
+def coco_files(folder: Path, *parts: str) -> list[str]:
+    """Arguments for COCO files of a few scenes."""
+    arguments = []
+    for start, part in enumerate(parts):
+        tables, _ = coco_tables(folder / part, part, 4, 1 + 1000 * start)
+        (folder / f"{part}.json").write_text(json.dumps(tables))
+        arguments += [f"--data.{part}_annotations={folder}/{part}.json", f"--data.{part}_images={folder}/{part}"]
+    return arguments
+
+
+def lvis_files(folder: Path, *parts: str) -> list[str]:
+    write_lvis(folder)
+    files = [(part, f"--data.{part}_annotations={folder}/lvis_{part}.json") for part in parts]
+    return [argument for part, file in files for argument in (file, f"--data.{part}_images={folder}")]
+
+
+TWO = "[red, green]"
+EXPERIMENTS: dict[str, tuple[Callable[[Path], list[str]], str]] = {
+    "flowers": (lambda folder: [f"--data.root={write_flowers(folder)}", "--data.shots=1"], "accuracy"),
+    "pets": (lambda folder: [f"--data.root={write_pets(folder)}", "--data.shots=1"], "accuracy"),
+    "aircraft": (lambda folder: [f"--data.root={write_aircraft(folder)}", "--data.shots=1"], "accuracy"),
+    "cars": (lambda folder: [f"--data.root={write_cars(folder)}", "--data.shots=1"], "accuracy"),
+    "coco_few_shot": (
+        lambda folder: [*coco_files(folder, "train", "val"), f"--data.categories={TWO}", "--data.shots=1"],
+        "mAP",
+    ),
+    "coco_open_vocabulary": (
+        lambda folder: [
+            *coco_files(folder, "train", "val"),
+            "--data.categories=[red]",
+            "--data.val_categories=[green]",
+        ],
+        "mAP",
+    ),
+    "lvis_few_shot": (lambda folder: [*lvis_files(folder, "train", "val"), f"--data.categories={TWO}"], "mAP"),
+    "lvis_open_vocabulary": (
+        lambda folder: [
+            *coco_files(folder, "train"),
+            *lvis_files(folder, "val"),
+            "--data.categories=[red]",
+            "--data.val_categories=[green]",
+        ],
+        "mAP",
+    ),
+    "lisa": (lambda folder: [f"--data.root={write_reason_seg(folder)}"], "reward"),
+    "custom_coco": (
+        lambda folder: [
+            *coco_files(folder, "train"),
+            "--data.val_fraction=0.3",
+            f"--data.categories={TWO}",
+            "--data.shots=1",
+        ],
+        "mAP",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", ["", "_sft"], ids=["rft", "sft"])
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_experiments_run_on_the_tiny_policy(name: str, kind: str, tmp_path: Path) -> None:
+    files, score = EXPERIMENTS[name]
+    config = str(ROOT / "configs" / f"{name}{kind}.yaml")
+    small = ["--model.policy.checkpoint=tiny-detection", "--model.policy.dtype=float32", "--model.policy.lora.r=2"]
+    small += ["--data.batch_size=2", "--data.num_workers=0", "--model.max_completion_length=24", CSV_ONLY]
+    small += ["--model.policy.max_pixels=3136", "--trainer.max_steps=1", f"--run_dir={tmp_path}/run"]
+    assert main(["fit", "--config", config, *files(tmp_path / "files"), *small]) == 0
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert score in summary["base"]
+    assert (tmp_path / "run" / "few_shot.json").exists() == any("shots" in argument for argument in files(tmp_path))
+
+
+def test_the_config_with_a_small_optimizer_runs_on_the_tiny_policy(tmp_path: Path) -> None:
+    files = [*coco_files(tmp_path, "train", "val"), f"--data.categories={TWO}", "--data.shots=1"]
+    small = ["--model.policy.checkpoint=tiny-detection", "--data.batch_size=2", "--data.num_workers=1"]
+    small += ["--trainer.max_steps=1", "--model.max_completion_length=24", f"--run_dir={tmp_path}/run", CSV_ONLY]
+    assert main(["fit", "--config", str(ROOT / "configs" / "coco_full.yaml"), *files, *small]) == 0
+    assert {*json.loads((tmp_path / "run" / "few_shot.json").read_text())} == {"red", "green"}
 
 
 def test_digits_config_runs(tmp_path: Path) -> None:

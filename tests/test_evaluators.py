@@ -83,6 +83,20 @@ def test_a_subset_is_the_full_evaluation_then_a_choice(tmp_path: Path) -> None:
     assert CocoEvaluator(str(file), ["never there"]).average_precision(rows) == (0.0, 0.0)
 
 
+def test_images_that_were_not_asked_about_are_not_missed(tmp_path: Path) -> None:
+    file, rows = random_case(random.Random(5), tmp_path)
+    held_out = rows[: len(rows) // 2]
+    asked = {row.image_id for row in held_out}
+    content = json.loads(file.read_text())
+    content["images"] = [row for row in content["images"] if row["id"] in asked]
+    content["annotations"] = [row for row in content["annotations"] if row["image_id"] in asked]
+    alone = tmp_path / "part.json"
+    alone.write_text(json.dumps(content))
+    found = CocoEvaluator(str(file)).average_precision(held_out)
+    assert found == pytest.approx(pycocotools_ap(alone, held_out), abs=1e-12)
+    assert found != pytest.approx(pycocotools_ap(file, held_out), abs=1e-3)
+
+
 def test_no_detections_is_zero_not_an_error(tmp_path: Path) -> None:
     file, rows = random_case(random.Random(0), tmp_path)
     empty = [row._replace(detections=()) for row in rows]

@@ -27,9 +27,9 @@ class Row(NamedTuple):
 class CocoEvaluator(Evaluator[Row]):
     """Logs `val/mAP`, `val/AP50`, `val/mIoU` and `val/valid`.
 
-    Average precision is over all images of the file, by hotcoco, which agrees with pycocotools. mIoU is the mean over
-    prompts of the matched IoU (above 0, by falling confidence) / max(true, predicted boxes). An answer that can't be
-    read has no boxes.
+    Average precision is over the images of the file that were asked about, by hotcoco, which agrees with pycocotools.
+    mIoU is the mean over prompts of the matched IoU (above 0, by falling confidence) / max(true, predicted boxes). An
+    answer that can't be read has no boxes.
     """
 
     def __init__(self, annotations: str, categories: Categories = None) -> None:
@@ -75,6 +75,9 @@ class CocoEvaluator(Evaluator[Row]):
                 f"trainer.callbacks: CocoEvaluator.annotations: {self.annotations} has no image {unknown[0]}; expected "
                 "the same file as data.val_annotations"
             )
+        asked = {row.image_id for row in rows}
+        content["images"] = [image for image in content["images"] if image["id"] in asked]
+        content["annotations"] = [true for true in content["annotations"] if true["image_id"] in asked]
         results = [
             (row.image_id, x0, y0, x1 - x0, y1 - y0, 1.0 if score is None else score, ids[label])
             for row in rows

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from vrft.errors import ConfigurationError
 from vrft.rewards.base import Reward
 from vrft.types import Answer, Question
 
@@ -27,6 +28,8 @@ class Repetition(Reward):
     def __init__(self, weight: float = 1.0, size: int = 4) -> None:
         """A text shorter than two runs can't repeat one."""
         super().__init__(weight)
+        if size < 1:
+            raise ConfigurationError(f"model.rewards: Repetition.size: expected at least 1, got {size}")
         self.size = size
 
     def score(self, answer: Answer, sample: Question) -> float:
@@ -41,6 +44,8 @@ class ReasoningPresent(Reward):
     def __init__(self, weight: float = 1.0, words: int = 10) -> None:
         """Words are what stands between white space."""
         super().__init__(weight)
+        if words < 1:
+            raise ConfigurationError(f"model.rewards: ReasoningPresent.words: expected at least 1, got {words}")
         self.words = words
 
     def score(self, answer: Answer, sample: Question) -> float:
