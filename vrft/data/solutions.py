@@ -1,4 +1,4 @@
-"""Images with a problem and a solution in text, as the data sets of Visual-RFT were released: JSON lines, or the Hub."""
+"""Images with a problem and a solution in text, as Visual-RFT released its data: JSON lines, or a Hub data set."""
 
 from __future__ import annotations
 
