@@ -156,7 +156,7 @@ MISTAKES = [
     (
         ["--data=CocoData", "--data.train_annotations=no.json"],
         "data.train_annotations",
-        "expected a COCO instances file",
+        "expected a COCO or LVIS instances file",
     ),
     (["--ckpt_path=last"], "ckpt_path", "last.ckpt"),
     (["--trainer.callbacks.annotations=${nope}"], "nope", "not found"),

@@ -2,9 +2,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 from vrft.data.scenes import FreshScenes
@@ -15,7 +17,7 @@ from vrft.policy.processor import Encoder, micro_batches
 from vrft.policy.prompts import next_position
 from vrft.rollout import Noise, Sampling, TransformersEngine
 from vrft.tasks import DetectionTask
-from vrft.types import Frame, PromptBatch, Rollout
+from vrft.types import Frame, PromptBatch, Rollout, Sample
 
 TASK = DetectionTask("Detect {query}")
 NOISE = Noise(3, 0)
@@ -278,11 +280,26 @@ def test_an_offloaded_reference_is_no_part_of_the_module() -> None:
         assert (same - policy(batch.inputs, rollout.ids, rollout.mask, 0.8)[0]).abs().max() < 1e-5
 
 
-def test_absolute_coordinates_are_those_of_the_resized_image() -> None:
-    policy = loaded()
-    encoder = Encoder(policy.processor, TASK, "absolute")
-    assert encoder.frame(FreshScenes(1, 0, 0)[0].image) == Frame(56, 56)
-    assert policy.encoder(TASK).frame(FreshScenes(1, 0, 0)[0].image) == Frame(1000, 1000)
+@pytest.mark.parametrize("size", [(8, 8), (56, 56), (640, 480), (123, 457), (3000, 20), (17, 3000)])
+def test_pixels_are_those_of_the_image_as_the_processor_resizes_it(size: tuple[int, int]) -> None:
+    policy = loaded(max_pixels=200_000)
+    encoder = Encoder(policy.processor, TASK, "pixels")
+    sample = Sample(0, Image.new("RGB", size), 0, "red", ())
+    batch = encoder([sample])
+    _, rows, columns = batch.inputs[0]["image_grid_thw"][0].tolist()
+    assert batch.frames[0] == Frame(14 * columns, 14 * rows)
+
+
+@pytest.mark.parametrize(
+    ("settings", "frame"),
+    [({}, Frame(1000, 1000)), ({"coordinates": "unit"}, Frame(1, 1, 3)), ({"coordinates": "pixels"}, Frame(56, 56))],
+)
+def test_coordinates_are_the_familys_unless_they_are_set(settings: dict[str, Any], frame: Frame) -> None:
+    policy = loaded(**settings)
+    assert policy.encoder(TASK).frame(FreshScenes(1, 0, 0)[0].image) == frame
+    assert policy.family_coordinates == "thousandths"
+    policy.base.config.model_type = "qwen2_5_vl"
+    assert policy.family_coordinates == "pixels"
 
 
 @pytest.mark.parametrize(

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import pytest
 import torch
 from conftest import CSV_ONLY, ROOT
+from lightning.pytorch import Callback
 
 from vrft.__main__ import main
 
@@ -78,3 +82,26 @@ def test_quickstart_raises_held_out_scores(tmp_path: Path) -> None:
     assert summary["tuned"]["mAP"] - summary["base"]["mAP"] > 0.08
     assert summary["tuned"]["AP50"] - summary["base"]["AP50"] > 0.05
     assert summary["tuned"]["valid"] > summary["base"]["valid"]
+
+
+class LosesAnImage(Callback):
+    """Breaks the pictures of a run while it is on."""
+
+    def __init__(self, folder: str) -> None:
+        self.folder = Path(folder)
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        for path in sorted(self.folder.glob("*.png"))[:6]:
+            path.write_bytes(b"")
+
+
+def test_images_that_turn_unreadable_are_replaced_and_counted(
+    quick_fit: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    lose = f"--trainer.callbacks=[{{class_path: test_runs.LosesAnImage, init_args: {{folder: {tmp_path}/train}}}}]"
+    with pytest.warns(UserWarning, match="an image that was fine when the run began can't be read"):
+        assert main(quick_fit(CSV_ONLY, lose, "--trainer.max_steps=3", "--data.batch_size=12")) == 0
+    with (tmp_path / "run" / "logs" / "version_0" / "metrics.csv").open() as file:
+        counts = [float(row["train/replaced_images"]) for row in csv.DictReader(file) if row["train/replaced_images"]]
+    assert counts[0] == 0
+    assert min(counts[1:]) > 0
