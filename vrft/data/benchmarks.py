@@ -5,14 +5,14 @@ Each has a fixed split: part "train" to train on, the official test part held ou
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-
-from vrft.data.files import brief, is_file_name, is_text, read_lines
+from vrft.data.files import brief, decode_json, is_file_name, is_text, read_lines
 from vrft.data.records import Part, Problems, Record, RecordData
 from vrft.errors import ConfigurationError
 
@@ -68,11 +68,11 @@ class FlowersData(BenchmarkData):
     files = ("jpg", "imagelabels.mat", "setid.mat")
 
     def read(self, part: Part, problems: Problems) -> Iterator[Labelled]:
-        labels = _variable(self.root / "imagelabels.mat", "labels")
+        labels = _list(self.root / "imagelabels.mat", "labels")
         splits = ["tstid"] if part == "val" else ["trnid", *(["valid"] if self.with_valid else [])]
         names = FLOWERS.replace("\n", " ").split(", ")
         for split in splits:
-            for i, value in enumerate(_variable(self.root / "setid.mat", split)):
+            for i, value in enumerate(_list(self.root / "setid.mat", split)):
                 number = whole(value)
                 where = f"{self.root / 'setid.mat'}: {split}[{i}] (id {number})"
                 if not 1 <= number <= len(labels):
@@ -133,53 +133,71 @@ class CarsData(BenchmarkData):
 
     def read(self, part: Part, problems: Problems) -> Iterator[Labelled]:
         meta = self.root / "devkit" / "cars_meta.mat"
-        names = [plain(name) for name in _variable(meta, "class_names")]
+        names = _list(meta, "class_names")
         test = self.root / "cars_test_annos_withlabels.mat"
         test = test if test.exists() else self.root / "devkit" / test.name
         path, folder = (test, "cars_test") if part == "val" else (self.root / self.files[3], "cars_train")
         table = _variable(path, "annotations")
-        if not {"fname", "class"} <= {*(table.dtype.names or ())}:
+        if not isinstance(table, dict) or not {"fname", "class"} <= {*table}:
             raise ConfigurationError(f"{path}: annotations: expected the fields fname and class")
-        for i, (file, value) in enumerate(zip(table["fname"], table["class"], strict=True)):
-            image, number = plain(file), whole(value)
+        for i, (image, value) in enumerate(zip(table["fname"], table["class"], strict=True)):
+            number = whole(value)
             where = f"{path}: annotations[{i}] ({brief(image)})"
             if not is_file_name(image):
                 problems.add(where, "expected fname to be a file name")
             elif not 1 <= number <= len(names) or not is_text(names[number - 1]):
-                problems.add(where, f"expected a class from 1 to {len(names)} with a name, got {brief(plain(value))}")
+                problems.add(where, f"expected a class from 1 to {len(names)} with a name, got {brief(value)}")
             else:
                 yield Labelled(self.root / folder / Path(image).name, names[number - 1], where)
 
 
+READER = """
+import json, sys
+import numpy as np
+from scipy.io import loadmat
+
+path, name = sys.argv[1:]
+value = loadmat(path, appendmat=False, squeeze_me=True, variable_names=[name]).get(name)
+if value is not None:
+    value = np.atleast_1d(value).ravel()
+    value = {key: value[key].tolist() for key in value.dtype.names} if value.dtype.names else value.tolist()
+json.dump(value, sys.stdout, default=lambda other: other.tolist())
+"""
+"""Prints a variable of a MATLAB file as JSON: its elements, or those of each of its fields."""
+
+
 def _variable(path: Path, name: str) -> Any:
-    """The elements of a variable of a MATLAB file, in one dimension.
+    """A variable of a MATLAB file. Another process reads it, because SciPy crashes on some broken files.
 
     Raises:
         ConfigurationError: it is no such file, or the variable is not in it.
     """
-    from scipy.io import loadmat
-
+    command = [sys.executable, "-P", "-c", READER, str(path), name]
+    done = subprocess.run(command, capture_output=True, check=False)
+    if done.returncode:
+        reason = done.stderr.decode(errors="replace").strip().rpartition("\n")[2] or "SciPy crashes"
+        raise ConfigurationError(f"{path}: not a MATLAB file that can be read: {brief(reason)}")
     try:
-        content = loadmat(path, appendmat=False, squeeze_me=True, variable_names=[name])
-    except Exception as error:  # a broken file shows as one of many errors
-        raise ConfigurationError(f"{path}: not a MATLAB file that can be read: {brief(str(error))}") from error
-    if name not in content:
+        value = decode_json(done.stdout)
+    except ValueError as error:
+        raise ConfigurationError(f"{path}: {name}: {error}") from error
+    if value is None:
         raise ConfigurationError(f"{path}: no variable {name!r}")
-    return np.atleast_1d(content[name]).ravel()
+    return value
 
 
-def plain(value: Any) -> Any:
-    """What an element of a MATLAB array holds, if it is a single value."""
-    array = np.asarray(value)
-    return array.item() if array.size == 1 else value
+def _list(path: Path, name: str) -> list[Any]:
+    value = _variable(path, name)
+    if not isinstance(value, list):
+        raise ConfigurationError(f"{path}: {name}: expected a list, got {brief(value)}")
+    return value
 
 
 def whole(value: Any) -> int:
-    """The number in an element of a MATLAB array, where 3 may be stored as 3.0; -1 if it is no whole number."""
-    number = plain(value)
-    if isinstance(number, bool) or not isinstance(number, int | float) or number != number // 1:
+    """The number that an element of a MATLAB array is, where 3 may be stored as 3.0; -1 if it is no whole number."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or value != value // 1:
         return -1
-    return int(number)
+    return int(value)
 
 
 FLOWERS = """\
