@@ -19,6 +19,7 @@ commands
   predict    answer held-out images, without scores
   doctor     check a config before hours are spent: prompts and boxes drawn, tokens, rewards, memory
   score      rewards of completions in a file, without a model
+  evaluate   COCO's or LVIS's table of a file of boxes, without a model
 
 examples
   python -m vrft fit --config configs/quickstart.yaml                       no GPU, nothing to download
@@ -53,6 +54,11 @@ def main(args: Sequence[str] | None = None) -> int:
         from vrft.score import main as score
 
         return reported(score, args[1:])
+    if args[0] == "evaluate":
+        from vrft.errors import reported
+        from vrft.evaluate import main as evaluate
+
+        return reported(evaluate, args[1:])
     from vrft.cli import run
 
     return run(args)
