@@ -491,6 +491,9 @@ def attacks(marker: Path) -> dict[str, bytes]:
         "empty": b"",
         "noise": bytes(range(128, 256)) * 9,
         "length": b"\x80\x04\x8e" + b"\xff" * 7 + b"\x7f.",
+        "memory": b"\x80\x02]r\xff\xff\xff\x7f.",  # the list's place; C's unpickler allocates all before it
+        "zeros": b"\x80\x05\x96" + b"\xff" * 5 + b"\0\0\0.",  # a byte array of a terabyte
+        "hash": b"\x80\x02]K\x01" + b"\x862" * 60 + b"}q\x00.",  # nested pairs, exponential as a key
         "no-list": pickle.dumps("text"),
     }
 

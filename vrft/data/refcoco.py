@@ -7,7 +7,7 @@ import pickle
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from vrft.data.coco import AnnotationEntry, ImageEntry, InstancesFile, box_reason, clip, is_id, read_instances
 from vrft.data.files import (
@@ -162,14 +162,29 @@ def read_references(path: Path) -> list[Any]:
     try:
         content = decode_json(data) if data.lstrip()[:1] in (b"[", b"{") else PlainUnpickler(data).load()
     except Exception as error:  # a broken pickle shows as one of many errors
-        raise ConfigurationError(f"{path}: not a file of references: {brief(str(error))}") from error
+        raise ConfigurationError(
+            f"{path}: not a file of references: {brief(str(error) or type(error).__name__)}"
+        ) from error
     if not isinstance(content, list):
         raise ConfigurationError(f"{path}: expected a list of references, got {brief(content)}")
     return content
 
 
-class PlainUnpickler(pickle.Unpickler):
-    """Reads lists, dicts, texts and numbers. Whatever else a pickle asks for, such as a function to call, ends it."""
+PLAIN = """PROTO FRAME STOP MARK NONE NEWTRUE NEWFALSE INT BININT BININT1 BININT2 LONG LONG1 LONG4 FLOAT BINFLOAT
+STRING BINSTRING SHORT_BINSTRING UNICODE SHORT_BINUNICODE BINUNICODE BINUNICODE8 EMPTY_LIST LIST APPEND APPENDS
+EMPTY_DICT DICT SETITEM SETITEMS PUT BINPUT LONG_BINPUT MEMOIZE GET BINGET LONG_BINGET"""
+"""Instructions that make lists, dicts, texts and numbers. Tuples are left out: as keys they may take forever to hash."""
+
+
+class PlainUnpickler(pickle._Unpickler):
+    """Reads lists, dicts, texts and numbers. Whatever else a pickle asks for, such as a function to call, ends it.
+
+    The one written in Python: where a file names a place in memory, the one in C allocates all that lie before it.
+    """
+
+    dispatch: ClassVar[dict[int, Any]] = {
+        code: pickle._Unpickler.dispatch[code] for code in (getattr(pickle, name)[0] for name in PLAIN.split())
+    }
 
     def __init__(self, data: bytes) -> None:
         super().__init__(io.BytesIO(data), encoding="latin1")
