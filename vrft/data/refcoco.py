@@ -173,7 +173,7 @@ def read_references(path: Path) -> list[Any]:
 PLAIN = """PROTO FRAME STOP MARK NONE NEWTRUE NEWFALSE INT BININT BININT1 BININT2 LONG LONG1 LONG4 FLOAT BINFLOAT
 STRING BINSTRING SHORT_BINSTRING UNICODE SHORT_BINUNICODE BINUNICODE BINUNICODE8 EMPTY_LIST LIST APPEND APPENDS
 EMPTY_DICT DICT SETITEM SETITEMS PUT BINPUT LONG_BINPUT MEMOIZE GET BINGET LONG_BINGET"""
-"""Instructions that make lists, dicts, texts and numbers. Tuples are left out: as keys they may take forever to hash."""
+"""Instructions that make lists, dicts, texts and numbers. Not tuples: as keys they may take forever to hash."""
 
 
 class PlainUnpickler(pickle._Unpickler):
