@@ -177,7 +177,7 @@ EMPTY_DICT DICT SETITEM SETITEMS PUT BINPUT LONG_BINPUT MEMOIZE GET BINGET LONG_
 
 
 class PlainUnpickler(pickle._Unpickler):
-    """Reads lists, dicts, texts and numbers. Whatever else a pickle asks for, such as a function to call, ends it.
+    """Reads lists, dicts, texts and numbers. Whatever else a pickle asks for, such as a call, ends it.
 
     The one written in Python: where a file names a place in memory, the one in C allocates all that lie before it.
     """
