@@ -14,6 +14,7 @@ from pycocotools.cocoeval import COCOeval
 
 from vrft.errors import ConfigurationError
 from vrft.evaluators import AccuracyEvaluator, CocoEvaluator
+from vrft.evaluators.average_precision import UNDEFINED
 from vrft.evaluators.coco import Row
 from vrft.types import Answer, Detection, Sample
 
@@ -55,7 +56,7 @@ def random_case(rng: random.Random, folder: Path) -> tuple[Path, list[Row]]:
 def pycocotools_ap(file: Path, rows: list[Row]) -> tuple[float, float]:
     ids = {name: i for i, name in NAMES.items()}
     results = [
-        [row.image_id, x0, y0, x1 - x0, y1 - y0, score, ids[name]]
+        [row.image_id, *(round(v, 2) for v in (x0, y0, x1 - x0, y1 - y0)), score, ids[name]]
         for row in rows
         for (x0, y0, x1, y1), name, score in row.detections
     ]
@@ -68,19 +69,24 @@ def pycocotools_ap(file: Path, rows: list[Row]) -> tuple[float, float]:
     return float(evaluation.stats[0]), float(evaluation.stats[1])
 
 
+def precision_of(evaluator: CocoEvaluator, rows: list[Row]) -> tuple[float, float]:
+    numbers = evaluator.measure(rows)
+    return numbers["AP"], numbers["AP50"]
+
+
 @pytest.mark.parametrize("seed", range(10))
 def test_average_precision_is_that_of_pycocotools(seed: int, tmp_path: Path) -> None:
     file, rows = random_case(random.Random(seed), tmp_path)
-    assert CocoEvaluator(str(file)).average_precision(rows) == pytest.approx(pycocotools_ap(file, rows), abs=1e-12)
+    assert precision_of(CocoEvaluator(str(file)), rows) == pytest.approx(pycocotools_ap(file, rows), abs=1e-12)
 
 
 def test_a_subset_is_the_full_evaluation_then_a_choice(tmp_path: Path) -> None:
     file, rows = random_case(random.Random(3), tmp_path)
-    each = [CocoEvaluator(str(file), [name]).average_precision(rows)[0] for name in ("cat", "dog")]
+    each = [precision_of(CocoEvaluator(str(file), [name]), rows)[0] for name in ("cat", "dog")]
     assert np.mean(each) == pytest.approx(pycocotools_ap(file, rows)[0], abs=1e-12)
     assert each[0] != each[1]
-    assert CocoEvaluator(str(file), ["cat", "never there"]).average_precision(rows)[0] == each[0]
-    assert CocoEvaluator(str(file), ["never there"]).average_precision(rows) == (0.0, 0.0)
+    assert precision_of(CocoEvaluator(str(file), ["cat", "never there"]), rows)[0] == each[0]
+    assert precision_of(CocoEvaluator(str(file), ["never there"]), rows) == (UNDEFINED, UNDEFINED)
 
 
 def test_images_that_were_not_asked_about_are_not_missed(tmp_path: Path) -> None:
@@ -90,9 +96,10 @@ def test_images_that_were_not_asked_about_are_not_missed(tmp_path: Path) -> None
     content = json.loads(file.read_text())
     content["images"] = [row for row in content["images"] if row["id"] in asked]
     content["annotations"] = [row for row in content["annotations"] if row["image_id"] in asked]
-    alone = tmp_path / "part.json"
+    whole, alone = file, tmp_path / "part.json"
     alone.write_text(json.dumps(content))
-    found = CocoEvaluator(str(file)).average_precision(held_out)
+    found = precision_of(CocoEvaluator(str(file), images="asked"), held_out)
+    assert precision_of(CocoEvaluator(str(file)), held_out) == pytest.approx(pycocotools_ap(whole, held_out), abs=1e-12)
     assert found == pytest.approx(pycocotools_ap(alone, held_out), abs=1e-12)
     assert found != pytest.approx(pycocotools_ap(file, held_out), abs=1e-3)
 
@@ -100,13 +107,13 @@ def test_images_that_were_not_asked_about_are_not_missed(tmp_path: Path) -> None
 def test_no_detections_is_zero_not_an_error(tmp_path: Path) -> None:
     file, rows = random_case(random.Random(0), tmp_path)
     empty = [row._replace(detections=()) for row in rows]
-    assert CocoEvaluator(str(file)).average_precision(empty) == (0.0, 0.0)
+    assert precision_of(CocoEvaluator(str(file)), empty) == (0.0, 0.0)
 
 
 def test_samples_of_another_file_are_refused(tmp_path: Path) -> None:
     file, rows = random_case(random.Random(0), tmp_path)
     with pytest.raises(ConfigurationError, match="has no image 5"):
-        CocoEvaluator(str(file)).average_precision([*rows, Row(5, (), 0.0, True)])
+        precision_of(CocoEvaluator(str(file)), [*rows, Row(5, (), 0.0, True)])
 
 
 SAMPLE = Sample(0, Image.new("RGB", (100, 100)), 7, "cat", (Detection((0, 0, 10, 10), "cat"),))
@@ -144,4 +151,51 @@ def test_accuracy_counts_names_not_substrings() -> None:
         Answer("", "", "Boeing_737-200", False),
     ]
     rows = [evaluator.row(answer, sample) for answer in answers]
-    assert evaluator.scores(rows) == {"accuracy": 0.5, "valid": 0.5}
+    assert evaluator.scores(rows) == {"accuracy": 0.5, "class_accuracy": 0.5, "valid": 0.5}
+
+
+def test_classes_count_alike_in_the_mean_over_classes(tmp_path: Path) -> None:
+    evaluator = AccuracyEvaluator()
+    samples = [Sample(i, SAMPLE.image, 0, "", name) for i, name in enumerate(["rose", "rose", "rose", "lily"])]
+    given = ["rose", "rose", "lily", "tulip"]
+    rows = [evaluator.row(Answer("", "", name, True), s) for name, s in zip(given, samples, strict=True)]
+    assert evaluator.scores(rows)["accuracy"] == 0.5
+    assert evaluator.scores(rows)["class_accuracy"] == pytest.approx((2 / 3 + 0) / 2)
+    evaluator.write(tmp_path, rows)
+    lines = (tmp_path / "accuracy_per_class.csv").read_text().split()
+    assert lines == ["class,images,accuracy", "lily,1,0.0", "rose,3,0.6666666666666666"]
+    with Image.open(tmp_path / "confusion.png") as picture:  # lily and rose by lily, rose and anything else
+        cells = [[picture.getpixel((150 + 18 * j + 9, 150 + 18 * i + 9)) for j in range(3)] for i in range(2)]
+    assert cells[0] == [(255, 255, 255), (255, 255, 255), (50, 90, 200)]
+    assert cells[1][1] < cells[1][0] < (255, 255, 255) == cells[1][2]
+
+
+def test_an_evaluation_leaves_its_results_and_how_it_was_made(tmp_path: Path) -> None:
+    file, rows = random_case(random.Random(3), tmp_path)
+    evaluator = CocoEvaluator(str(file))
+    logged = evaluator.scores(rows)
+    evaluator.write(tmp_path / "out", rows)
+    results = tmp_path / "out" / "detections_truth_vrft_results.json"
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth = COCO(str(file))
+        again = COCOeval(truth, truth.loadRes(str(results)), "bbox")
+        again.evaluate()
+        again.accumulate()
+        again.summarize()
+    assert logged["coco/AP"] == pytest.approx(again.stats[0], abs=1e-12)
+    about = json.loads((tmp_path / "out" / "coco.meta.json").read_text())
+    assert about["undefined"] == ["never there"]
+    assert about["numbers"]["AP"] == logged["coco/AP"]
+    assert 0 < about["tied_scores"] <= 1
+    each = (tmp_path / "out" / "coco_per_category.csv").read_text().splitlines()
+    assert [line.split(",")[0] for line in each] == ["category", "cat", "dog"]
+    with Image.open(tmp_path / "out" / "coco_precision_recall.png") as picture:
+        assert len(picture.convert("RGB").getcolors(1 << 16) or ()) > 4
+
+
+def test_boxes_without_confidence_are_said(tmp_path: Path) -> None:
+    file, rows = random_case(random.Random(3), tmp_path)
+    silent = [row._replace(detections=tuple(box._replace(score=None) for box in row.detections)) for row in rows]
+    with pytest.warns(UserWarning, match="state no confidence and count as 1.0"):
+        first = CocoEvaluator(str(file)).measure(silent)
+    assert first == CocoEvaluator(str(file)).measure(silent)

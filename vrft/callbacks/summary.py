@@ -11,8 +11,15 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from rich.console import Console
 from rich.table import Table
 
-KEYS = ("mAP", "AP50", "mIoU", "accuracy", "valid", "reward")
-"""What a summary holds, where an evaluator or the module logged it as `val/…`."""
+KEYS = {
+    "mAP": ("coco/AP", "lvis/AP"),
+    "AP50": ("coco/AP50", "lvis/AP50"),
+    "mIoU": ("mIoU",),
+    "accuracy": ("accuracy",),
+    "valid": ("valid",),
+    "reward": ("reward",),
+}
+"""What a summary holds, and under which names an evaluator or the module logs it as `val/…`."""
 
 
 class Summary(Callback):
@@ -45,7 +52,12 @@ class Summary(Callback):
         if trainer.sanity_checking:
             return
         metrics = trainer.callback_metrics
-        scores = {key: round(float(metrics[f"val/{key}"]), 6) for key in KEYS if f"val/{key}" in metrics}
+        scores = {
+            key: round(float(metrics[f"val/{name}"]), 6)
+            for key, names in KEYS.items()
+            for name in names
+            if f"val/{name}" in metrics
+        }
         if self.base is None:
             self.base = scores
         self.tuned, self.tuned_step = scores, trainer.global_step

@@ -2,6 +2,15 @@
 
 from vrft.evaluators.accuracy import AccuracyEvaluator
 from vrft.evaluators.base import Evaluator
-from vrft.evaluators.coco import CocoEvaluator
+from vrft.evaluators.coco import CocoEvaluator, LvisEvaluator
+from vrft.evaluators.grounding import BoxSegmenter, GroundingEvaluator, Segmenter
 
-__all__ = ["AccuracyEvaluator", "CocoEvaluator", "Evaluator"]
+__all__ = [
+    "AccuracyEvaluator",
+    "BoxSegmenter",
+    "CocoEvaluator",
+    "Evaluator",
+    "GroundingEvaluator",
+    "LvisEvaluator",
+    "Segmenter",
+]

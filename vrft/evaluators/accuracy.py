@@ -1,31 +1,92 @@
-"""Top-1 accuracy of class names."""
+"""Accuracy of names, letters and numbers."""
 
 from __future__ import annotations
 
+import csv
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
 
 from vrft.answers import normalise_label
 from vrft.evaluators.base import Evaluator
 from vrft.types import Answer, Sample
 
+NO_CLASS = "(none of them)"
+CELL, TEXT = 18, 150
+MOST = 60
+"""Classes that the picture shows."""
+
 
 class Row(NamedTuple):
-    """One answer."""
+    """One answer: the right name, and the one that was given, both normalised; None if it can't be read."""
 
-    right: bool
+    true: str
+    named: str | None
     valid: bool
 
 
 class AccuracyEvaluator(Evaluator[Row]):
-    """Logs `val/accuracy` and `val/valid`; names are compared as in `Accuracy`, and what can't be read is wrong."""
+    """Logs `val/accuracy`, `val/class_accuracy` (the mean over classes) and `val/valid`.
+
+    Names are compared as in `Accuracy`, and what can't be read is wrong. The run's folder gets a table of the classes
+    and a picture of what was taken for what.
+    """
 
     def row(self, answer: Answer, sample: Sample) -> Row:
         assert isinstance(sample.target, str)
         named = normalise_label(answer.value) if isinstance(answer.value, str) else None
-        return Row(named == normalise_label(sample.target), answer.valid)
+        return Row(normalise_label(sample.target), named, answer.valid)
 
     def scores(self, rows: list[Row]) -> dict[str, float]:
+        each = per_class(rows)
         return {
-            "accuracy": sum(row.right for row in rows) / len(rows),
+            "accuracy": sum(row.named == row.true for row in rows) / len(rows),
+            "class_accuracy": sum(each.values()) / len(each),
             "valid": sum(row.valid for row in rows) / len(rows),
         }
+
+    def write(self, folder: Path, rows: list[Row]) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        counts = Counter(row.true for row in rows)
+        with (folder / "accuracy_per_class.csv").open("w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(["class", "images", "accuracy"])
+            writer.writerows((name, counts[name], value) for name, value in sorted(per_class(rows).items()))
+        draw_confusion(rows, folder / "confusion.png")
+
+
+def per_class(rows: Sequence[Row]) -> dict[str, float]:
+    """The accuracy of each class."""
+    right = defaultdict(list)
+    for row in rows:
+        right[row.true].append(row.named == row.true)
+    return {name: sum(values) / len(values) for name, values in right.items()}
+
+
+def draw_confusion(rows: Sequence[Row], path: Path) -> None:
+    """Draw the share of each true class (lines) that was given each name (columns), of the most frequent classes."""
+    names = [name for name, _ in Counter(row.true for row in rows).most_common(MOST)]
+    names.sort()
+    place = {name: i for i, name in enumerate(names)}
+    counts = np.zeros((len(names), len(names) + 1))
+    for row in rows:
+        if row.true in place:
+            counts[place[row.true], place.get(row.named or "", len(names))] += 1
+    shares = counts / counts.sum(1, keepdims=True)
+    picture = Image.new("RGB", (TEXT + CELL * (len(names) + 1) + 10, TEXT + CELL * len(names) + 10), "white")
+    pen, font = ImageDraw.Draw(picture), ImageFont.load_default(11)
+    for i, line in enumerate(shares):
+        pen.text((5, TEXT + CELL * i + 2), names[i][:24], fill="black", font=font)
+        for j, share in enumerate(line):
+            corner = TEXT + CELL * j, TEXT + CELL * i
+            colour = (255 - int(205 * share), 255 - int(165 * share), 255 - int(55 * share))
+            pen.rectangle([corner, (corner[0] + CELL - 1, corner[1] + CELL - 1)], fill=colour)
+    for j, name in enumerate([*names, NO_CLASS]):
+        strip = Image.new("RGB", (TEXT, CELL), "white")
+        ImageDraw.Draw(strip).text((2, 2), name[:24], fill="black", font=font)
+        picture.paste(strip.rotate(90, expand=True), (TEXT + CELL * j, 0))
+    picture.save(path)

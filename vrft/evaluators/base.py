@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import os
 from abc import abstractmethod
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import torch.distributed as dist
@@ -14,14 +18,16 @@ Row = TypeVar("Row")
 
 
 class Evaluator(Callback, Generic[Row]):
-    """Collects one row per sample, brings the rows of all ranks together and logs `val/…`.
+    """Collects one row per sample, brings the rows of all ranks together and logs `val/…` or `test/…`.
 
     A subclass turns an answer into a row of plain values and rows into scores. A sample that several ranks saw, because
-    they take equal numbers of steps, counts once; rows are in the order of the data set whatever the number of ranks.
+    they take equal numbers of steps, counts once; rows are in the order of the data set whatever the number of ranks,
+    so scores are the same to the last bit. All ranks take part in the same two collectives, rows or not.
     """
 
     def __init__(self) -> None:
         self.rows: dict[int, Row] = {}
+        self.last: dict[str, float] = {}
 
     @abstractmethod
     def row(self, answer: Answer, sample: Sample) -> Row:
@@ -29,7 +35,10 @@ class Evaluator(Callback, Generic[Row]):
 
     @abstractmethod
     def scores(self, rows: list[Row]) -> dict[str, float]:
-        """The scores of all samples, by name."""
+        """The scores of all samples, by name; what is undefined is left out."""
+
+    def write(self, folder: Path, rows: list[Row]) -> None:
+        """Write what is worth keeping of an evaluation. Called on rank zero, after `scores`."""
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.rows = {}
@@ -47,14 +56,37 @@ class Evaluator(Callback, Generic[Row]):
             self.rows[sample.index] = self.row(answer, sample)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.world_size > 1:
-            parts: list[dict[int, Row]] = [{}] * trainer.world_size
-            dist.all_gather_object(parts, self.rows)
-            self.rows = {index: row for part in parts for index, row in part.items()}
-        scores = self.scores([self.rows[index] for index in sorted(self.rows)])
-        for name, value in scores.items():
-            pl_module.log(f"{'test' if trainer.testing else 'val'}/{name}", value)
+        self.rows = gather(self.rows, trainer.world_size)
+        stage = "test" if trainer.testing else "val"
+        rows = [self.rows[index] for index in sorted(self.rows)]
+        self.last = self.scores(rows) if rows else {}
+        for name, value in self.last.items():
+            pl_module.log(f"{stage}/{name}", value)
+        if rows and trainer.is_global_zero:
+            self.write(Path(trainer.default_root_dir) / "evaluation" / f"{stage}-{trainer.global_step}", rows)
 
     on_test_epoch_start = on_validation_epoch_start
     on_test_batch_end = on_validation_batch_end
     on_test_epoch_end = on_validation_epoch_end
+
+
+def gather(rows: dict[int, Row], world_size: int) -> dict[int, Row]:
+    """The rows of all ranks: each rank's are packed into one buffer, whose size goes around first."""
+    if world_size == 1:
+        return rows
+    parts: list[dict[int, Row]] = [{}] * world_size
+    dist.all_gather_object(parts, rows)
+    return {index: row for part in parts for index, row in part.items()}
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON whole or not at all; NaN and infinities are refused."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(content, allow_nan=False) + "\n")
+    os.replace(partial, path)
+
+
+def defined(scores: Mapping[str, float], prefix: str, undefined: float) -> dict[str, float]:
+    """Scores under `prefix/`, without those that have no value."""
+    return {f"{prefix}/{name}": value for name, value in scores.items() if value != undefined}

@@ -1,22 +1,41 @@
-"""COCO average precision of boxes."""
+"""Average precision of boxes, as COCO and LVIS publish it."""
 
 from __future__ import annotations
 
-import json
+import csv
+import hashlib
+from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_warn
 
 from vrft.boxes import iou_matrix, match_by_confidence
 from vrft.data.splits import Categories, category_names
 from vrft.errors import ConfigurationError
-from vrft.evaluators.base import Evaluator
+from vrft.evaluators.average_precision import (
+    COLUMNS,
+    UNDEFINED,
+    Array,
+    Backend,
+    Convention,
+    Curves,
+    Format,
+    Truth,
+)
+from vrft.evaluators.base import Evaluator, defined, write_json
+from vrft.evaluators.picture import draw_curves
 from vrft.types import Answer, Detection, Sample
+
+MANY_TIES = 0.5
+"""Share of boxes with a score that others have as well, from which average precision says more about order."""
 
 
 class Row(NamedTuple):
-    """One answer about one category of one image."""
+    """One answer about an image."""
 
     image_id: int
     detections: tuple[Detection, ...]
@@ -25,24 +44,48 @@ class Row(NamedTuple):
 
 
 class CocoEvaluator(Evaluator[Row]):
-    """Logs `val/mAP`, `val/AP50`, `val/mIoU` and `val/valid`.
+    """Logs COCO's twelve numbers as `val/coco/AP` and so on, `val/mIoU` and `val/valid`.
 
-    Average precision is over the images of the file that were asked about, by hotcoco, which agrees with pycocotools.
-    mIoU is the mean over prompts of the matched IoU (above 0, by falling confidence) / max(true, predicted boxes). An
-    answer that can't be read has no boxes.
+    Numbers are in 0..1 and means over the categories asked for that have a true box. mIoU is the mean over prompts of
+    the matched IoU (above 0, by falling confidence) / max(true, predicted boxes). An answer that can't be read has no
+    boxes. The run's folder gets the results file in COCO's format, what was measured how, a table and a picture.
     """
 
-    def __init__(self, annotations: str, categories: Categories = None) -> None:
+    format: Format = "coco"
+
+    def __init__(
+        self,
+        annotations: str,
+        categories: Categories = None,
+        images: Literal["all", "asked"] = "all",
+        backend: Backend = "hotcoco",
+        convention: Convention = "standard",
+    ) -> None:
         """Names the truth.
 
         Args:
-            annotations: the COCO instances file that the held-out samples come from.
-            categories: names of the categories to average over, those that were asked for, or a list of
-                `vrft.data.splits`; default: all.
+            annotations: the instances file that the held-out samples come from.
+            categories: names of the categories to average over, or a list of `vrft.data.splits`; default: all.
+            images: count objects in images that were not asked about as missed, or leave such images out.
+            backend: what computes the numbers.
+            convention: visual_rft averages LVIS's AP over all ranges of area, as the paper does.
         """
         super().__init__()
-        self.annotations = Path(annotations)
-        self.categories = category_names(categories, "trainer.callbacks: CocoEvaluator.categories")
+        self.path = Path(annotations)
+        field = f"trainer.callbacks: {type(self).__name__}"
+        self.categories = category_names(categories, f"{field}.categories")
+        self.images, self.backend, self.convention = images, backend, convention
+        self.field = field
+        self.seen: set[int] | None = None
+        self.curves: Curves | None = None
+        self.results: Array = np.zeros((0, COLUMNS))
+        self.dropped = 0
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if not self.path.is_file():
+            return  # generated data is written later
+        if self.categories is not None:
+            Truth(self.path, f"{self.field}.annotations").check_names(self.categories, f"{self.field}.categories")
 
     def row(self, answer: Answer, sample: Sample) -> Row:
         assert isinstance(sample.target, tuple)
@@ -55,43 +98,104 @@ class CocoEvaluator(Evaluator[Row]):
         return Row(sample.image_id, detections, iou, answer.valid)
 
     def scores(self, rows: list[Row]) -> dict[str, float]:
-        mean_ap, ap50 = self.average_precision(rows)
+        numbers = self.measure(rows)
         return {
-            "mAP": mean_ap,
-            "AP50": ap50,
+            **defined(numbers, self.format, UNDEFINED),
             "mIoU": sum(row.iou for row in rows) / len(rows),
             "valid": sum(row.valid for row in rows) / len(rows),
         }
 
-    def average_precision(self, rows: list[Row]) -> tuple[float, float]:
-        """Return mAP and AP50: the means over categories that have a true box; 0 if there is none."""
-        import hotcoco
-
-        content = json.loads(self.annotations.read_text())
-        ids = {category["name"]: category["id"] for category in content["categories"]}
-        known = {image["id"] for image in content["images"]}
-        if unknown := sorted({row.image_id for row in rows} - known):
-            raise ConfigurationError(
-                f"trainer.callbacks: CocoEvaluator.annotations: {self.annotations} has no image {unknown[0]}; expected "
-                "the same file as data.val_annotations"
-            )
+    def measure(self, rows: list[Row]) -> dict[str, float]:
+        """The benchmark's numbers of some rows."""
+        truth = Truth(self.path, f"{self.field}.annotations")
         asked = {row.image_id for row in rows}
-        content["images"] = [image for image in content["images"] if image["id"] in asked]
-        content["annotations"] = [true for true in content["annotations"] if true["image_id"] in asked]
-        results = [
-            (row.image_id, x0, y0, x1 - x0, y1 - y0, 1.0 if score is None else score, ids[label])
-            for row in rows
-            for (x0, y0, x1, y1), label, score in row.detections
-            if label in ids
+        if unknown := sorted(asked - truth.image_ids):
+            raise ConfigurationError(
+                f"{self.field}.annotations: {self.path} has no image {unknown[0]}; expected the file that the held-out "
+                "samples come from"
+            )
+        self.results, self.dropped = table_of(rows, truth)
+        curves = truth.evaluate(self.results, self.format, self.backend, asked if self.images == "asked" else None)
+        self.curves = curves if self.categories is None else curves.select(self.categories)
+        self.warn(rows)
+        return self.curves.numbers(self.format, self.convention)
+
+    def warn(self, rows: list[Row]) -> None:
+        """Say what makes the numbers worth less."""
+        found = [box for row in rows for box in row.detections]
+        unsure = sum(box.score is None for box in found)
+        if unsure:
+            rank_zero_warn(f"{self.format}: {unsure} of {len(found)} boxes state no confidence and count as 1.0")
+        if found and tied(self.results[:, 5]) > MANY_TIES:
+            rank_zero_warn(
+                f"{self.format}: {tied(self.results[:, 5]):.0%} of the boxes share their score with others; their "
+                "order, and with it the average precision, is that of the data"
+            )
+
+    def write(self, folder: Path, rows: list[Row]) -> None:
+        assert self.curves is not None
+        entries = [
+            {
+                "image_id": int(image),
+                "category_id": int(category),
+                "bbox": [x, y, w, h],
+                "score": score,
+            }
+            for image, x, y, w, h, score, category in self.results.tolist()
         ]
-        truth = hotcoco.COCO(content)
-        found = truth.load_res(np.asarray(results, np.float64).reshape(-1, 7))
-        evaluation = hotcoco.COCOeval(truth, found, "bbox")
-        evaluation.evaluate()
-        evaluation.accumulate()
-        assert evaluation.eval is not None
-        wanted = set(ids.values()) if self.categories is None else {ids[name] for name in self.categories}
-        chosen = [k for k, category in enumerate(sorted(ids.values())) if category in wanted]
-        precision = evaluation.eval["precision"][:, :, chosen, 0, -1]  # (IoU, recall, category), of all areas
-        defined = precision[:, :, (precision > -1).any((0, 1))]  # -1: no true box of the category
-        return (float(defined.mean()), float(defined[0].mean())) if defined.size else (0.0, 0.0)
+        write_json(folder / f"detections_{self.path.stem}_vrft_results.json", entries)
+        about = {
+            "annotations": str(self.path),
+            "sha256": hashlib.sha256(self.path.read_bytes()).hexdigest(),
+            "versions": {name: version(name) for name in ("hotcoco", "torch", "transformers")},
+            "format": self.format,
+            "convention": self.convention,
+            "backend": self.backend,
+            "images": self.images,
+            "categories": list(self.curves.names),
+            "undefined": sorted({*self.curves.names}.difference(self.curves.per_category())),
+            "prompts": len(rows),
+            "invalid": sum(not row.valid for row in rows),
+            "without_area": self.dropped,
+            "tied_scores": tied(self.results[:, 5]),
+            "numbers": self.curves.numbers(self.format, self.convention),
+        }
+        write_json(folder / f"{self.format}.meta.json", about)
+        with (folder / f"{self.format}_per_category.csv").open("w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(["category", "AP"])
+            writer.writerows(sorted(self.curves.per_category(self.convention).items()))
+        draw_curves(self.curves, folder / f"{self.format}_precision_recall.png")
+
+
+class LvisEvaluator(CocoEvaluator):
+    """Logs LVIS's thirteen numbers as `val/lvis/AP` and so on, by its federated rules; else as `CocoEvaluator`.
+
+    A box of a category that nobody looked for in its image is dropped, an unmatched one of a category that is not
+    annotated exhaustively does not count, and 300 boxes per image count over all categories.
+    """
+
+    format: Format = "lvis"
+
+
+def table_of(rows: Sequence[Row], truth: Truth) -> tuple[Array, int]:
+    """Boxes as they are written, in hundredths of a pixel, and how many had no area left. Boxes with labels only."""
+    found, dropped = [], 0
+    for row in rows:
+        for (x0, y0, x1, y1), label, score in row.detections:
+            bbox = [round(v, 2) for v in (x0, y0, x1 - x0, y1 - y0)]
+            if label not in truth.ids:
+                continue
+            if bbox[2] <= 0 or bbox[3] <= 0:
+                dropped += 1
+                continue
+            found.append((row.image_id, *bbox, 1.0 if score is None else score, truth.ids[label]))
+    return np.array(found, np.float64).reshape(-1, COLUMNS), dropped
+
+
+def tied(scores: Array) -> float:
+    """Share of the scores that occur more than once."""
+    if not scores.size:
+        return 0.0
+    _, counts = np.unique(scores, return_counts=True)
+    return float(counts[counts > 1].sum() / scores.size)

@@ -1,0 +1,135 @@
+"""Masks and boxes of reasoning grounding, against plain loops over pixels."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from pycocotools import mask as coco_mask
+
+from vrft.errors import ConfigurationError
+from vrft.evaluators import BoxSegmenter, GroundingEvaluator
+from vrft.evaluators.grounding import Row, true_masks
+from vrft.policy.segmenter import SamSegmenter
+from vrft.types import Answer, Detection, Sample
+
+SIZE = (60, 40)
+
+
+def rectangle(x0: float, y0: float, x1: float, y1: float) -> list[float]:
+    return [x0, y0, x1, y0, x1, y1, x0, y1]
+
+
+def sample(polygons: list[Any], ignore: list[Any] | None = None, index: int = 0) -> Sample:
+    corners = np.array(polygons[0]).reshape(-1, 2)
+    box = (*corners.min(0).tolist(), *corners.max(0).tolist())
+    metadata = {"polygons": polygons, "ignore": ignore or []}
+    return Sample(index, Image.new("RGB", SIZE), index, "it", (Detection(box, ""),), metadata)
+
+
+def answer(*boxes: tuple[float, float, float, float]) -> Answer:
+    return Answer("", "", tuple(Detection(box, "") for box in boxes) or None, True)
+
+
+def test_masks_are_counted_pixel_by_pixel() -> None:
+    rng = random.Random(0)
+    evaluator = GroundingEvaluator(BoxSegmenter())
+    rows, ious, intersections, unions = [], [], 0, 0
+    for index in range(20):
+        x, y = rng.randint(0, 30), rng.randint(0, 20)
+        box = (x, y, x + rng.randint(1, 20), y + rng.randint(1, 15))
+        asked = sample([rectangle(5, 5, 25, 20), rectangle(30, 10, 50, 30)], [rectangle(0, 0, 10, 40)], index)
+        rows.append(evaluator.row(answer(box), asked))
+        inside = outside = 0
+        for py in range(SIZE[1]):
+            for px in range(10, SIZE[0]):  # the first ten columns are to be ignored
+                true = (5 <= px < 25 and 5 <= py < 20) or (30 <= px < 50 and 10 <= py < 30)
+                found = box[0] <= px < box[2] and box[1] <= py < box[3]
+                inside, outside = inside + (true and found), outside + (true or found)
+        intersections, unions = intersections + inside, unions + outside
+        ious.append(inside / outside)
+    scores = evaluator.scores(rows)
+    assert scores["gIoU"] == pytest.approx(np.mean(ious), abs=1e-12)
+    assert scores["cIoU"] == pytest.approx(intersections / unions, abs=1e-12)
+
+
+def test_boxes_alone_need_no_masks() -> None:
+    evaluator = GroundingEvaluator()
+    asked = sample([rectangle(0, 0, 10, 10)])
+    rows = [evaluator.row(answer(*boxes), asked) for boxes in ([(0, 0, 10, 10)], [(0, 0, 10, 5)], [(0, 0, 10, 4)], [])]
+    assert evaluator.scores(rows) == {"mIoU": pytest.approx((1 + 0.5 + 0.4) / 4), "Acc@0.5": 0.5, "valid": 0.75}
+
+
+def test_nothing_to_find_and_nothing_found_is_right() -> None:
+    rows = [Row(0, "", None, 0.0, True, 0, 0), Row(1, "", None, 0.0, True, 5, 10)]
+    assert GroundingEvaluator(BoxSegmenter()).scores(rows)["gIoU"] == 0.75
+
+
+def test_masks_may_be_rle() -> None:
+    pixels = np.zeros((SIZE[1], SIZE[0]), np.uint8, order="F")
+    pixels[3:9, 4:20] = 1
+    rle = coco_mask.encode(pixels)
+    asked = Sample(0, Image.new("RGB", SIZE), 0, "", (Detection((0, 0, 1, 1), ""),), {"polygons": [rle]})
+    truth, ignore = true_masks(asked)
+    assert np.array_equal(truth, pixels.astype(bool))
+    assert not ignore.any()
+
+
+def test_data_without_polygons_is_refused() -> None:
+    asked = Sample(0, Image.new("RGB", SIZE), 0, "", (Detection((0, 0, 1, 1), ""),))
+    with pytest.raises(ConfigurationError, match="the data has no polygons"):
+        GroundingEvaluator(BoxSegmenter()).row(answer((0, 0, 1, 1)), asked)
+
+
+def test_results_are_written(tmp_path: Path) -> None:
+    evaluator = GroundingEvaluator()
+    evaluator.write(tmp_path / "x", [evaluator.row(answer((0, 0, 10, 10)), sample([rectangle(0, 0, 10, 10)]))])
+    assert json.loads((tmp_path / "x" / "grounding.json").read_text())[0]["box"] == [0, 0, 10, 10]
+
+
+def test_a_sam_checkpoint_turns_boxes_into_masks(tmp_path: Path) -> None:
+    from transformers import SamConfig, SamImageProcessorPil, SamModel, SamProcessor
+
+    torch.manual_seed(0)
+    small = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 64, "patch_size": 16}
+    vision = small | {
+        "output_channels": 16,
+        "mlp_dim": 32,
+        "global_attn_indexes": [0],
+        "window_size": 0,
+        "num_pos_feats": 8,
+    }
+    prompts = {
+        "hidden_size": 16,
+        "image_size": 64,
+        "patch_size": 16,
+        "image_embedding_size": 4,
+        "mask_input_channels": 4,
+    }
+    decoder = {
+        "hidden_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "mlp_dim": 32,
+        "iou_head_hidden_dim": 16,
+    }
+    config = SamConfig(vision_config=vision, prompt_encoder_config=prompts, mask_decoder_config=decoder)
+    SamModel(config).save_pretrained(tmp_path)
+    side = {"longest_edge": 64}
+    processor = SamProcessor(
+        SamImageProcessorPil(size=side, pad_size={"height": 64, "width": 64}, mask_size={"longest_edge": 16})
+    )
+    processor.save_pretrained(tmp_path)
+    image = Image.effect_noise(SIZE, 80).convert("RGB")
+    mask = SamSegmenter(str(tmp_path)).segment(image, (5, 5, 30, 30))
+    assert mask.shape == (SIZE[1], SIZE[0])
+    assert mask.dtype == bool
+    asked = sample([rectangle(5, 5, 30, 30)])
+    row = GroundingEvaluator(SamSegmenter(str(tmp_path))).row(answer((5, 5, 30, 30)), asked)
+    assert row.union > 0

@@ -1,0 +1,117 @@
+"""Grounding: the IoU of one box, and of masks as ReasonSeg scores them (arXiv 2308.00692)."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from vrft.boxes import Box, iou_matrix
+from vrft.errors import ConfigurationError
+from vrft.evaluators.base import Evaluator, write_json
+from vrft.types import Answer, Sample
+
+Mask = NDArray[np.bool_]
+
+RIGHT = 0.5
+"""A box is right from this IoU on."""
+
+
+class Segmenter(ABC):
+    """Turns a box into a mask."""
+
+    @abstractmethod
+    def segment(self, image: Image.Image, box: Box) -> Mask:
+        """What is in the box, (height, width) of the image."""
+
+
+class BoxSegmenter(Segmenter):
+    """The box itself as the mask: a lower bound that needs no model."""
+
+    def segment(self, image: Image.Image, box: Box) -> Mask:
+        mask = np.zeros((image.height, image.width), bool)
+        x0, y0, x1, y1 = (max(0, round(v)) for v in box)
+        mask[y0:y1, x0:x1] = True
+        return mask
+
+
+class Row(NamedTuple):
+    """One answer. The areas are of masks, in pixels; both 0 without a segmenter."""
+
+    image_id: int
+    query: str
+    box: Box | None
+    iou: float
+    valid: bool
+    intersection: int = 0
+    union: int = 0
+
+
+class GroundingEvaluator(Evaluator[Row]):
+    """Logs `val/mIoU`, `val/Acc@0.5` and `val/valid`; with a segmenter `val/gIoU` and `val/cIoU` as well.
+
+    gIoU is the mean over prompts of the masks' intersection / union, and cIoU the sum of the intersections / the sum of
+    the unions. True masks are the union of all target polygons of a sample, and regions to ignore count neither for nor
+    against (`metadata["polygons"]` and `["ignore"]`, polygons or RLE). An answer that can't be read is an empty mask.
+    """
+
+    def __init__(self, segmenter: Segmenter | None = None) -> None:
+        """What turns boxes into masks; default: none, and boxes are compared alone."""
+        super().__init__()
+        self.segmenter = segmenter
+
+    def row(self, answer: Answer, sample: Sample) -> Row:
+        assert isinstance(sample.target, tuple)
+        box = answer.value[0].box if isinstance(answer.value, tuple) and answer.value else None
+        iou = 0.0 if box is None else float(iou_matrix([box], [sample.target[0].box])[0, 0])
+        row = Row(sample.image_id, sample.query, box, iou, answer.valid)
+        if self.segmenter is None:
+            return row
+        truth, ignore = true_masks(sample)
+        found = np.zeros_like(truth) if box is None else self.segmenter.segment(sample.image, box)
+        return row._replace(
+            intersection=int((found & truth & ~ignore).sum()), union=int(((found | truth) & ~ignore).sum())
+        )
+
+    def scores(self, rows: list[Row]) -> dict[str, float]:
+        found = {
+            "mIoU": sum(row.iou for row in rows) / len(rows),
+            f"Acc@{RIGHT}": sum(row.iou >= RIGHT for row in rows) / len(rows),
+            "valid": sum(row.valid for row in rows) / len(rows),
+        }
+        if self.segmenter is not None:
+            found["gIoU"] = sum(row.intersection / row.union if row.union else 1.0 for row in rows) / len(rows)
+            found["cIoU"] = sum(row.intersection for row in rows) / max(sum(row.union for row in rows), 1)
+        return found
+
+    def write(self, folder: Path, rows: list[Row]) -> None:
+        write_json(folder / "grounding.json", [row._asdict() for row in rows])
+
+
+def true_masks(sample: Sample) -> tuple[Mask, Mask]:
+    """The target's mask and that of what is to be ignored, (height, width) of the image.
+
+    Raises:
+        ConfigurationError: the data has no polygons.
+    """
+    if "polygons" not in sample.metadata:
+        raise ConfigurationError(
+            "trainer.callbacks: GroundingEvaluator.segmenter: the data has no polygons; expected e.g. ReasonSegData"
+        )
+    return _merged(sample.metadata["polygons"], sample.size), _merged(sample.metadata.get("ignore", []), sample.size)
+
+
+def _merged(shapes: list[Any], size: tuple[int, int]) -> Mask:
+    """The union of polygons (x and y in turns) and RLEs."""
+    from hotcoco import mask
+
+    width, height = size
+    merged = np.zeros((height, width), bool)
+    for shape in shapes:
+        rle = mask.frPyObjects(shape if isinstance(shape, dict) else [shape], height, width)
+        merged |= mask.decode(rle if isinstance(rle, dict) else mask.merge(rle)).astype(bool)
+    return merged

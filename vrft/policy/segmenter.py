@@ -1,0 +1,40 @@
+"""Masks of boxes by a Segment Anything model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from vrft.boxes import Box
+from vrft.evaluators.grounding import Mask, Segmenter
+
+
+class SamSegmenter(Segmenter):
+    """A SAM checkpoint (arXiv 2304.02643) that is asked with the box; of its three masks the surest counts."""
+
+    def __init__(self, checkpoint: str = "facebook/sam-vit-huge", device: str = "cpu") -> None:
+        """Names the model; it is read with the first box.
+
+        Args:
+            checkpoint: a folder or a Hugging Face model.
+            device: where it runs.
+        """
+        self.checkpoint, self.device = checkpoint, device
+        self.model: Any = None
+
+    @torch.no_grad()
+    def segment(self, image: Image.Image, box: Box) -> Mask:
+        if self.model is None:
+            from transformers import SamModel, SamProcessor
+
+            self.processor = SamProcessor.from_pretrained(self.checkpoint)
+            self.model = SamModel.from_pretrained(self.checkpoint, use_safetensors=True).eval().to(self.device)
+        inputs = self.processor(image, input_boxes=[[[*box]]], return_tensors="pt").to(self.device)
+        output = self.model(**inputs)
+        masks = self.processor.post_process_masks(
+            output.pred_masks.cpu(), inputs["original_sizes"].cpu(), inputs["reshaped_input_sizes"].cpu()
+        )[0][0]  # (3, height, width)
+        return np.asarray(masks[int(output.iou_scores[0, 0].argmax())], bool)
