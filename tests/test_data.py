@@ -174,7 +174,7 @@ def test_a_bad_annotation_is_named_and_its_image_left_out(
 @pytest.mark.parametrize(
     ("image", "said"),
     [
-        (IMAGE | {"file_name": "c.png"}, "c.png no such image"),
+        (IMAGE | {"file_name": "c.png"}, "c.png: no such image"),
         (IMAGE | {"file_name": None}, "images[0] (id 7): expected a file_name, got None"),
         (IMAGE | {"file_name": "instances.json"}, "not an image that can be read"),
         (IMAGE | {"file_name": "cut.png"}, "can't be decoded"),

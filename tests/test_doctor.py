@@ -82,7 +82,7 @@ def lose_an_image(content: dict[str, Any]) -> None:
     [
         (swap_axes, "x and y change places"),
         (shift_ids_beyond, "no category has id 9"),
-        (lose_an_image, "gone.png no such image"),
+        (lose_an_image, "gone.png: no such image"),
     ],
 )
 def test_faults_of_the_data_are_found(

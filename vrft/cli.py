@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from jsonargparse import set_parsing_settings
+from lightning.fabric.utilities.rank_zero import _get_rank
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger
@@ -118,6 +119,8 @@ class VRFTCLI(LightningCLI):
         """Lightning would let the settings in a checkpoint override the command line."""
 
     def before_fit(self) -> None:
+        if _get_rank() in (None, 0):  # all that is wrong with the files is said before the base is evaluated
+            self.trainer.look_at(self.model, self.datamodule)
         if self.config.fit.ckpt_path is None:
             self.trainer.validate(self.model, self.datamodule, verbose=False)
 

@@ -164,14 +164,27 @@ class VisionModule(LightningModule):
         """Greedy answers, one for each prompt. Evaluators read them; here they are scored as in training."""
         warn_of_replaced(batch)
         answers = self.predict_step(batch, batch_idx)
-        scores, total = self.score(answers, batch.samples)
+        _, total = self.score(answers, batch.samples)
         stage = "test" if self.trainer.testing else "val"
         self.log(f"{stage}/reward", total.mean(), batch_size=len(answers), sync_dist=True)
-        for name, values in scores.items():
-            self.log(f"{stage}/reward/{name}", values.nanmean(), batch_size=len(answers), sync_dist=True)
         return answers
 
     test_step = validation_step  # type: ignore[assignment]
+
+    def on_validation_epoch_start(self) -> None:
+        for reward in self.rewards.values():
+            cast(Reward, reward).reset()
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the mean of each reward over the held-out samples that it applies to."""
+        stage = "test" if self.trainer.testing else "val"
+        for name, reward in self.rewards.items():
+            mean = cast(Reward, reward).compute()  # of all ranks
+            if not mean.isnan():
+                self.log(f"{stage}/reward/{name}", mean)
+
+    on_test_epoch_start = on_validation_epoch_start
+    on_test_epoch_end = on_validation_epoch_end
 
     # -------------------------------------------------------------------------------------------------- checkpoints
 

@@ -32,7 +32,7 @@ DESCRIPTION = """\
 Scores completions. FILE has a JSON object per line:
   completion   what a model answered
   solution     the right answer in the same format, <answer>[{'Position': [0, 10, 500, 1000]}]</answer>,
-               <answer>No Objects</answer> or <answer>label</answer>; what a task's own targets look like
+               <answer>No Objects</answer>, <answer>(x1,y1),(x2,y2)</answer> or <answer>label</answer>
   width        of the image in pixels, where answers are boxes
   height       of the image in pixels, where answers are boxes
   query        optional: the category, the instruction or the question
@@ -147,7 +147,7 @@ def read_records(path: Path, task: Task, coordinates: str) -> tuple[list[Record]
         ConfigurationError: there is no such file, or a line is not what it should be; names line and field.
     """
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")  # not splitlines: a text may hold U+2028 as it is
+        lines = path.read_text(encoding="utf-8-sig").split("\n")  # not splitlines: a text may hold U+2028 as it is
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigurationError(f"score: --input: {path} can't be read: {error}") from error
     records, answers = [], []
@@ -179,7 +179,10 @@ def _read_line(where: str, line: str, task: Task, coordinates: str) -> tuple[Rec
     frame = _frame(coordinates, width, height)
     target = task.read_solution(entry["solution"], asked, frame)
     if target is None:
-        raise ConfigurationError(f"{where}: solution: can't be read as {type(task).__name__}: {entry['solution']!r}")
+        raise ConfigurationError(
+            f"{where}: solution: can't be read as {type(task).__name__}: {entry['solution']!r:.300}; expected "
+            f"<answer>{task.form.format()}</answer>"
+        )
     if isinstance(target, tuple) and size is None:
         raise ConfigurationError(f"{where}: width and height: expected pixels, got nothing")
     record = asked._replace(target=target)

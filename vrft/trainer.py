@@ -10,6 +10,7 @@ from rich.console import Console
 from vrft.data import VisionData
 from vrft.doctor import examine
 from vrft.errors import ConfigurationError
+from vrft.evaluators import Evaluator
 from vrft.module import VisionModule
 
 
@@ -18,6 +19,20 @@ class VisionTrainer(Trainer):
 
     problems: tuple[str, ...] = ()
     """What `doctor` found."""
+
+    def look_at(self, model: VisionModule, datamodule: VisionData) -> None:
+        """Read and check the files of a run, and that evaluators fit them. No model is loaded.
+
+        Raises:
+            ConfigurationError: something is wrong.
+        """
+        self.strategy.connect(model)
+        model.trainer = datamodule.trainer = self
+        datamodule.prepare_data()
+        datamodule.setup("fit")
+        for callback in self.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, Evaluator):
+                callback.check(datamodule)
 
     def doctor(
         self, model: VisionModule, datamodule: VisionData, probe: int = 48, gpu_memory: float | None = None
@@ -31,14 +46,11 @@ class VisionTrainer(Trainer):
                 another way; 0 is off.
             gpu_memory: in GB, of the GPU that the run is meant for; default: that of this machine's, if it has one.
         """
-        self.strategy.connect(model)
-        model.trainer = datamodule.trainer = self
         folder = Path(self.default_root_dir) / "doctor"
         folder.mkdir(parents=True, exist_ok=True)
         console = Console()
         try:
-            datamodule.prepare_data()
-            datamodule.setup("fit")
+            self.look_at(model, datamodule)
             model.configure_model()
             model.to(self.strategy.root_device)
             self.problems = tuple(examine(model, datamodule, folder, console, probe, gpu_memory))

@@ -20,10 +20,7 @@ HALF = 0.5
 
 
 def augment(sample: Sample, modules: Sequence[torch.nn.Module], key: tuple[int, int, int]) -> Sample:
-    """The sample after kornia's augmentations, the same ones for the same `key` (seed, epoch, index).
-
-    The image keeps its size; modules that change it are not for here.
-    """
+    """The sample after kornia's augmentations, the same ones for the same `key` (seed, epoch, index)."""
     if not modules:
         return sample
     from kornia.augmentation import AugmentationSequential
@@ -38,7 +35,7 @@ def augment(sample: Sample, modules: Sequence[torch.nn.Module], key: tuple[int, 
             moved, found = AugmentationSequential(*layers, data_keys=["input", "bbox_xyxy"])(pixels, corners)
         else:
             moved, found = AugmentationSequential(*layers, data_keys=["input"])(pixels), corners
-    width, height = sample.size
+    height, width = moved.shape[-2:]
     found = found + HALF
     clipped = found[0].clamp(min=0).minimum(torch.tensor([width, height, width, height]))
     if (_area(clipped) < LEAST_VISIBLE * _area(found[0])).any():

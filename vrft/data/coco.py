@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -12,8 +11,9 @@ from typing import Any
 import msgspec
 from lightning.pytorch.utilities import rank_zero_info
 
-from vrft.data.records import Part, Problems, Record, RecordData, choose_negatives
-from vrft.data.splits import Categories, category_names
+from vrft.data.categories import CategoryData
+from vrft.data.files import brief, clip_to, is_id, is_number, read_bytes, require_file, require_folder
+from vrft.data.records import Part, Problems, Record
 from vrft.errors import ConfigurationError
 from vrft.types import Detection
 
@@ -57,7 +57,7 @@ class InstancesFile(msgspec.Struct, gc=False):
     categories: list[CategoryEntry]
 
 
-class CocoData(RecordData):
+class CocoData(CategoryData):
     """Images with a COCO or LVIS instances file, for training and held out."""
 
     def __init__(
@@ -66,10 +66,7 @@ class CocoData(RecordData):
         train_images: str,
         val_annotations: str | None = None,
         val_images: str | None = None,
-        categories: Categories = None,
-        val_categories: Categories = None,
         per_image: bool = False,
-        negatives: float = 0.0,
         **kwargs: Any,
     ) -> None:
         """Names the files; they are read when training starts.
@@ -79,52 +76,43 @@ class CocoData(RecordData):
             train_images: folder of its images.
             val_annotations: instances file of held-out images; default: see `val_fraction`.
             val_images: folder of its images.
-            categories: names of the categories to ask for, or a list of `vrft.data.splits`; default: all.
-            val_categories: the same for held-out images; default: `categories`.
             per_image: ask for all categories of an image at once; for `MultiCategoryDetectionTask`.
-            negatives: training prompts that ask for what is not there, per prompt that does not.
-            kwargs: see `RecordData`.
+            kwargs: see `CategoryData`.
         """
         super().__init__(**kwargs)
         self.files: dict[Part, tuple[Path, Path]] = {"train": (Path(train_annotations), Path(train_images))}
         if val_annotations is not None and val_images is not None:
             self.files["val"] = Path(val_annotations), Path(val_images)
-        elif self.val_fraction is None:
-            raise ConfigurationError("data.val_annotations: expected it and val_images, or data.val_fraction")
-        if negatives < 0:
-            raise ConfigurationError(f"data.negatives: expected at least 0, got {negatives}")
-        self.categories: dict[Part, Sequence[str] | None] = {
-            "train": category_names(categories),
-            "val": category_names(categories if val_categories is None else val_categories),
-        }
-        self.per_image, self.negatives = per_image, negatives
-        self.names: dict[int, str] = {}
+        self.check_held_out("val" in self.files, "val_annotations and val_images")
+        if per_image and self.negatives:
+            raise ConfigurationError("data.negatives: data.per_image asks for what is not there anyway")
+        self.per_image = per_image
+        self.instances: Instances | None = None
         self.check_paths()
 
     def check_paths(self) -> None:
         """Raise ConfigurationError if a file or folder is missing."""
         for part, (file, images) in self.files.items():
-            if not file.is_file():
-                raise ConfigurationError(
-                    f"data.{part}_annotations: no such file: {file}; expected a COCO or LVIS instances file"
-                )
-            if not images.is_dir():
-                raise ConfigurationError(f"data.{part}_images: no such folder: {images}; expected a folder of images")
+            require_file(f"{part}_annotations", file, "a COCO or LVIS instances file")
+            require_folder(f"{part}_images", images, "a folder of images")
 
     def ordered_categories(self) -> Sequence[str]:
-        return [self.names[key] for key in sorted(self.names)]
+        return [] if self.instances is None else [self.instances.names[key] for key in sorted(self.instances.names)]
 
     def records(self, part: Part, problems: Problems) -> list[Record]:
         instances = Instances(*self.files[part], problems)
-        self.names = instances.names
-        wanted = instances.select(self.categories[part], f"data.{'val_' if part == 'val' else ''}categories")
-        if self.per_image:
-            return list(instances.whole_images(wanted))
-        found = list(instances.positives(wanted))
-        if part == "train" and self.negatives:
-            absent = list(instances.absent(wanted))
-            found += choose_negatives(absent, round(self.negatives * len(found)), self.seed)
-        return found
+        if part == "train":
+            self.instances = instances
+        wanted = self.select(part, instances.known, instances.path)
+        return list(instances.whole_images(wanted) if self.per_image else instances.positives(wanted))
+
+    def absent(self, images: set[int] | None) -> Iterator[tuple[int, str]]:
+        assert self.instances is not None
+        return self.instances.absent(self.select("train", self.instances.known, self.instances.path), images)
+
+    def absent_record(self, image_id: int, name: str) -> Record:
+        assert self.instances is not None
+        return self.instances.record(image_id, name, [])
 
 
 class Instances:
@@ -140,14 +128,10 @@ class Instances:
         self.boxes: dict[int, dict[str, list[Detection]]] = {image_id: {} for image_id in self.images}
         self._read_boxes(content.annotations)
 
-    def select(self, categories: Sequence[str] | None, field: str) -> list[str]:
-        """Names of the categories to ask for, in the file's order."""
-        known = list(dict.fromkeys(self.names.values()))
-        if unknown := sorted(set(categories or ()).difference(known)):
-            raise ConfigurationError(
-                f"{field}: {unknown[0]!r} is not in {self.path}; it has {', '.join(sorted(known)[:100])}"
-            )
-        return known if categories is None else [name for name in known if name in set(categories)]
+    @property
+    def known(self) -> list[str]:
+        """Names of the categories, in the file's order."""
+        return list(dict.fromkeys(self.names.values()))
 
     def positives(self, wanted: Sequence[str]) -> Iterator[Record]:
         """A record for each image and category in it."""
@@ -155,17 +139,19 @@ class Instances:
         for image_id, by_name in self.boxes.items():
             for name, boxes in by_name.items():
                 if name in chosen:
-                    yield self._record(image_id, name, boxes)
+                    yield self.record(image_id, name, boxes)
 
-    def absent(self, wanted: Sequence[str]) -> Iterator[Record]:
-        """A record for each image and category that is known not to be in it. Crowds are neither there nor absent."""
+    def absent(self, wanted: Sequence[str], images: set[int] | None) -> Iterator[tuple[int, str]]:
+        """Images and categories that are known not to be in them. Crowds are neither there nor absent."""
         everything = {*wanted}
-        for image_id, by_name in self.boxes.items():
+        for image_id in self.boxes:
+            if images is not None and image_id not in images:
+                continue
             negatives = self.images[image_id].neg_category_ids
             candidates = everything if negatives is None else {self.names.get(key) for key in negatives} & everything
             for name in wanted:
-                if name in candidates and name not in by_name and (image_id, name) not in self.crowds:
-                    yield self._record(image_id, name, [])
+                if name in candidates and name not in self.boxes[image_id] and (image_id, name) not in self.crowds:
+                    yield image_id, name
 
     def whole_images(self, wanted: Sequence[str]) -> Iterator[Record]:
         """A record for each image with one of the categories or more, which asks for all of them."""
@@ -173,9 +159,10 @@ class Instances:
         for image_id, by_name in self.boxes.items():
             boxes = [box for name in wanted for box in by_name.get(name, ())]
             if boxes:
-                yield self._record(image_id, query, boxes)
+                yield self.record(image_id, query, boxes)
 
-    def _record(self, image_id: int, query: str, boxes: Iterable[Detection]) -> Record:
+    def record(self, image_id: int, query: str, boxes: Iterable[Detection]) -> Record:
+        """A question about an image."""
         entry = self.images[image_id]
         if image_id not in self.places:
             self.places[image_id] = self._file(entry), f"{self.path}: image {image_id}"
@@ -247,12 +234,12 @@ class Instances:
         """What is wrong with an annotation."""
         if entry.id is not None and not is_id(entry.id):
             return "expected an integer id"
-        if seen[entry.id] > 1:
+        if is_id(entry.id) and seen[entry.id] > 1:
             return f"the id is there {seen[entry.id]} times"
         if not is_id(entry.image_id) or entry.image_id not in self.known_ids:
             return f"no image has id {entry.image_id!r}"
         if not is_id(entry.category_id) or entry.category_id not in self.names:
-            return f"no category has id {entry.category_id!r}"
+            return f"no category has id {entry.category_id!r}; there are {', '.join(map(str, sorted(self.names)[:20]))}"
         image = self.images.get(entry.image_id)
         return None if image is None else box_reason(entry.bbox, image, crowd=bool(entry.iscrowd))
 
@@ -260,38 +247,22 @@ class Instances:
 def box_reason(bbox: Any, image: ImageEntry, *, crowd: bool) -> str | None:
     """What is wrong with a COCO box [x, y, width, height], if anything. Crowd regions are not asked for."""
     if not isinstance(bbox, list) or len(bbox) != 4 or not all(map(is_number, bbox)):
-        return f"expected bbox [x, y, width, height] in finite numbers, got {shown(bbox)}"
+        return f"expected bbox [x, y, width, height] in finite numbers, got {brief(bbox)}"
     x, y, w, h = bbox
     if crowd:
         return None
     if w <= 0 or h <= 0:
-        return f"bbox {shown(bbox)} has no area"
+        return f"bbox {brief(bbox)} has no area"
     if min(x, y) < -TOLERANCE or x + w > image.width + TOLERANCE or y + h > image.height + TOLERANCE:
-        return f"bbox {shown(bbox)} stands out of its image of {image.width} x {image.height}"
+        return f"bbox {brief(bbox)} stands out of its image of {image.width} x {image.height}"
     x0, y0, x1, y1 = clip(bbox, image)
-    return None if x0 < x1 and y0 < y1 else f"bbox {shown(bbox)} has no area in its image"
+    return None if x0 < x1 and y0 < y1 else f"bbox {brief(bbox)} has no area in its image"
 
 
 def clip(bbox: Sequence[float], image: ImageEntry) -> tuple[float, float, float, float]:
     """COCO's x, y, width, height as corners inside the image."""
     x, y, w, h = map(float, bbox)
-    return max(x, 0.0), max(y, 0.0), min(x + w, float(image.width)), min(y + h, float(image.height))
-
-
-def is_id(value: Any) -> bool:
-    """An integer that is no boolean."""
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def is_number(value: Any) -> bool:
-    """A finite number that is no boolean."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def shown(value: Any) -> str:
-    """A value in a message, cut to a line."""
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
+    return clip_to((x, y, x + w, y + h), image.width, image.height)
 
 
 def read_instances(path: Path) -> InstancesFile:
@@ -300,12 +271,12 @@ def read_instances(path: Path) -> InstancesFile:
     Raises:
         ConfigurationError: it is not JSON, or has not the three lists.
     """
-    data = path.read_bytes()
+    data = read_bytes(path)
     try:
         return msgspec.json.decode(data, type=InstancesFile)
     except msgspec.ValidationError as error:
         raise ConfigurationError(f"{path}: not a COCO or LVIS instances file: {error}") from error
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, UnicodeDecodeError):
         pass  # NaN and infinities are not JSON, but Python writes and reads them: they are reported by record
     try:
         return msgspec.convert(json.loads(data), type=InstancesFile)

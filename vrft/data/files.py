@@ -7,7 +7,6 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeGuard
 
-from vrft.data.coco import shown
 from vrft.errors import ConfigurationError
 
 LARGEST = 1e9
@@ -79,16 +78,24 @@ def is_file_name(value: Any) -> TypeGuard[str]:
     return is_text(value) and "\0" not in value
 
 
-def is_coordinate(value: Any) -> bool:
-    """A finite number of a size that occurs; no boolean."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and -LARGEST < value < LARGEST
+def is_id(value: Any) -> TypeGuard[int]:
+    """An integer that is no boolean."""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def is_number(value: Any) -> bool:
+    """A number of a size that occurs; no boolean, NaN or infinity."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < LARGEST
 
 
 def brief(value: Any) -> str:
-    """A value in a message; of lists and the like only the kind, since they may be endless."""
+    """A value in a message, cut to a line; of lists and the like only the kind, unless they are short and flat."""
     if isinstance(value, int) and value.bit_length() > 64:
         return "a very large number"
-    return shown(value) if isinstance(value, str | int | float | None) else f"a {type(value).__name__}"
+    if isinstance(value, list) and len(value) <= 8 and not any(isinstance(entry, list | dict) for entry in value):
+        return f"[{', '.join(map(brief, value))}]"
+    text = repr(value) if isinstance(value, str | int | float | None) else f"a {type(value).__name__}"
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def hull(points: Iterable[tuple[float, float]]) -> tuple[float, float, float, float]:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from vrft.data.files import decode_text, read_bytes, require_file, require_folder
 from vrft.data.records import Part, Problems, Record, RecordData
 from vrft.errors import ConfigurationError
 
@@ -30,10 +32,7 @@ class ImageFolderData(RecordData):
     def check_paths(self) -> None:
         """Raise ConfigurationError if a folder is missing."""
         for part in ("train",) if self.val_fraction is not None else ("train", "val"):
-            if not (self.root / part).is_dir():
-                raise ConfigurationError(
-                    f"data.root: no such folder: {self.root / part}; expected {self.root}/{part}/<class name>/*.jpg"
-                )
+            require_folder("root", self.root / part, f"{self.root}/{part}/<class name>/*.jpg")
 
     def records(self, part: Part, problems: Problems) -> list[Record]:
         folder = self.root / part
@@ -71,12 +70,10 @@ class CsvData(RecordData):
         self.files: dict[Part, Path] = {"train": Path(train_csv)}
         if val_csv is not None:
             self.files["val"] = Path(val_csv)
-        elif self.val_fraction is None:
-            raise ConfigurationError("data.val_csv: expected a file, or data.val_fraction")
+        self.check_held_out(val_csv is not None, "val_csv")
         self.columns = image_column, label_column
         for part, path in self.files.items():
-            if not path.is_file():
-                raise ConfigurationError(f"data.{part}_csv: no such file: {path}")
+            require_file(f"{part}_csv", path, "a CSV file with a header")
 
     def records(self, part: Part, problems: Problems) -> list[Record]:
         path = self.files[part]
@@ -90,8 +87,8 @@ class CsvData(RecordData):
         return labelled_records(files, places)
 
     def _lines(self, path: Path) -> Iterator[tuple[int, list[str]]]:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
+        try:
+            reader = csv.DictReader(io.StringIO(decode_text(read_bytes(path)), newline=""))
             missing = [name for name in self.columns if name not in (reader.fieldnames or ())]
             if missing:
                 raise ConfigurationError(
@@ -99,6 +96,8 @@ class CsvData(RecordData):
                 )
             for row in reader:
                 yield reader.line_num, [(row[name] or "").strip() for name in self.columns]
+        except csv.Error as error:
+            raise ConfigurationError(f"{path}: not a CSV file that can be read: {error}") from error
 
 
 def labelled_records(files: Sequence[tuple[Path, str]], places: Sequence[str]) -> list[Record]:

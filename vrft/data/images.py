@@ -6,7 +6,7 @@ import io
 import os
 import struct
 import warnings
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, Protocol
@@ -24,6 +24,8 @@ END_MARKERS = {"JPEG": b"\xff\xd9", "PNG": b"IEND", "GIF": b"\x3b"}
 ORIENTATION = 0x0112
 """Exif tag: how the pixels in the file have to be turned."""
 
+UPRIGHT, ON_ITS_SIDE = 1, (5, 6, 7, 8)
+
 SIXTEEN_BITS = ("I;16", "I;16B", "I;16L", "I;16N")
 
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # what it warns of is refused below
@@ -34,6 +36,9 @@ class StoredImage(Protocol):
 
     def read(self) -> bytes:
         """The encoded image."""
+
+    def key(self) -> Hashable:
+        """The same for the same image, wherever it is stored."""
 
 
 ImageSource = Path | StoredImage
@@ -54,9 +59,9 @@ def read_image(source: ImageSource, size: tuple[int, int] | None = None) -> Imag
     """
     with _open(source) as file, _unreadable_is_bad():
         image = _identify(file)
-        is_turned = _turned_size(image, size) is not None
-        picture = _to_rgb(image)
-        return ImageOps.exif_transpose(picture) if is_turned else picture
+        if _turned_size(image, size) is None or _orientation(image) == UPRIGHT:
+            return _to_rgb(image)
+        return _to_rgb(ImageOps.exif_transpose(image))
 
 
 def check_image(source: ImageSource, size: tuple[int, int] | None = None) -> tuple[int, int]:
@@ -84,7 +89,7 @@ def _open(source: ImageSource) -> BinaryIO:
         return source.open("rb") if isinstance(source, Path) else io.BytesIO(source.read())
     except FileNotFoundError as error:
         raise BadImage("no such image") from error
-    except OSError as error:
+    except (OSError, ValueError) as error:  # a name with a NUL in it is a ValueError
         raise BadImage(f"can't be opened: {error}") from error
 
 
@@ -99,7 +104,7 @@ def _unreadable_is_bad() -> Iterator[None]:
         raise BadImage(f"more than {MAX_PIXELS} pixels") from error
     except UnidentifiedImageError as error:
         raise BadImage("not an image that can be read") from error
-    except (OSError, SyntaxError, ValueError, EOFError, struct.error) as error:
+    except (OSError, SyntaxError, ValueError, TypeError, EOFError, struct.error) as error:
         raise BadImage(f"can't be decoded: {error}") from error
 
 
@@ -116,12 +121,20 @@ def _identify(file: BinaryIO) -> Image.Image:
 def _turned_size(image: Image.Image, size: tuple[int, int] | None) -> tuple[int, int] | None:
     """The size once its orientation is applied; None if it is not to be, because `size` is that of the pixels."""
     width, height = image.size
-    turned = (height, width) if image.getexif().get(ORIENTATION, 1) in (5, 6, 7, 8) else image.size
+    turned = (height, width) if _orientation(image) in ON_ITS_SIDE else image.size
     if size is None or size == turned:
         return turned
     if size == image.size:
         return None
     raise BadImage(f"is {width} x {height}, expected {size[0]} x {size[1]}")
+
+
+def _orientation(image: Image.Image) -> int:
+    """How the pixels have to be turned; 1 if they have not to be."""
+    if image.format == "TIFF" or (image.format == "PNG" and "exif" not in image.info):
+        return UPRIGHT  # Pillow turns TIFF files itself, and would decode a PNG to look for a tag behind its pixels
+    found = image.getexif().get(ORIENTATION, UPRIGHT)
+    return found if isinstance(found, int) else UPRIGHT
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

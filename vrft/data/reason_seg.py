@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from vrft.data.files import brief, clip_to, decode_json, hull, is_coordinate, is_text, read_bytes, require_folder
+from vrft.data.files import brief, clip_to, decode_json, hull, is_number, is_text, read_bytes, require_folder
 from vrft.data.records import Part, Problems, Record, RecordData
 from vrft.errors import ConfigurationError
 from vrft.types import Detection
@@ -109,7 +109,7 @@ def read_polygon(points: Any, where: str) -> Polygon:
     """A polygon of [x, y] points, flat. Raises ValueError if it is none."""
     if not isinstance(points, list) or not all(isinstance(p, list) and len(p) == 2 for p in points):
         raise ValueError(f"{where}.points: expected [[x, y], ...]")
-    if not all(is_coordinate(value) for point in points for value in point):
+    if not all(is_number(value) for point in points for value in point):
         raise ValueError(f"{where}.points: expected finite numbers")
     if len(points) < 3:
         raise ValueError(f"{where}.points: expected at least 3, got {len(points)}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import random
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -13,10 +13,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from lightning.fabric.utilities.rank_zero import _get_rank
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 from PIL import Image
 from rich.progress import track
 
+from vrft.answers import MAX_BOXES
 from vrft.data.augmentation import augment
 from vrft.data.datamodule import AugmentedSet, VisionData
 from vrft.data.few_shot import choose_shots, record_shots
@@ -31,6 +33,9 @@ SHOWN = 20
 """Problems that an error lists; the others are counted."""
 
 THREADS = 16
+MANY = 1000
+"""Images from which checking them shows how far it is."""
+
 UNKNOWN_SIZE = (0, 0)
 
 
@@ -57,17 +62,21 @@ class Problems:
         """`where`: the file and the entry in it, with its id."""
         self.found.append(f"{where}: {reason}")
 
-    def report(self, on_bad_record: OnBadRecord, folder: Path) -> None:
-        """Raise ConfigurationError with all of them; or with "skip" warn, and list them in `bad_records.txt`."""
+    def report(self, on_bad_record: OnBadRecord, folder: Path, *, replace_list: bool) -> None:
+        """Raise ConfigurationError with all of them; or with "skip" warn, and list them in `bad_records.txt`.
+
+        `replace_list`: also where there is such a list, which an evaluation after training would cut short.
+        """
         if not self.found:
             return
-        count = len(self.found)
+        count = f"{len(self.found)} bad record{'s' if len(self.found) > 1 else ''}"
         if on_bad_record == "stop":
-            more = [f"and {count - SHOWN} more"] if count > SHOWN else []
+            more = [f"and {len(self.found) - SHOWN} more"] if len(self.found) > SHOWN else []
             advice = "mend them, or leave them out with data.on_bad_record=skip"
-            raise ConfigurationError("\n".join([f"{count} bad records; {advice}", *self.found[:SHOWN], *more]))
-        rank_zero_warn(f"{count} bad records are left out, listed in {folder / 'bad_records.txt'}: {self.found[0]}")
-        write_lines(folder / "bad_records.txt", self.found)
+            raise ConfigurationError("\n".join([f"{count}; {advice}", *self.found[:SHOWN], *more]))
+        rank_zero_warn(f"{count} left out, listed in {folder / 'bad_records.txt'}: {self.found[0]}")
+        if replace_list or not (folder / "bad_records.txt").exists():
+            write_lines(folder / "bad_records.txt", self.found)
 
 
 @rank_zero_only
@@ -146,10 +155,21 @@ class RecordData(VisionData):
             raise ConfigurationError(f"data.val_fraction: expected a number between 0 and 1, got {val_fraction}")
         self.shots, self.val_fraction, self.on_bad_record = shots, val_fraction, on_bad_record
         self.augmentation = augmentation or []
+        self._train: RecordSet | None = None
+        self._val: RecordSet | None = None
+
+    def check_held_out(self, given: bool, field: str) -> None:
+        """Raise ConfigurationError unless either a file of held-out samples or `val_fraction` is given."""
+        if given == (self.val_fraction is not None):
+            raise ConfigurationError(f"data.{field}: expected either held-out samples or data.val_fraction")
 
     @abstractmethod
     def records(self, part: Part, problems: Problems) -> list[Record]:
         """Read the records of a part. What is wrong with one goes to `problems`, and the record is left out."""
+
+    def further_records(self, train: Sequence[Record]) -> list[Record]:
+        """Records to train on beside those that were read and chosen; their images are among the same."""
+        return []
 
     def finish(self, records: list[Record], problems: Problems) -> list[Record]:
         """What can only be done once the sizes of images are known."""
@@ -160,33 +180,41 @@ class RecordData(VisionData):
         return ()
 
     def setup(self, stage: str) -> None:
+        """Read and check the files; what has been read is kept for the next stage."""
+        needs_train = stage == "fit" and self._train is None
+        if not needs_train and self._val is not None:
+            return
         assert self.trainer is not None
         folder = Path(self.trainer.default_root_dir)
         problems = Problems()
         with garbage_kept():
-            train = self.records("train", problems) if stage == "fit" or self.val_fraction is not None else []
+            train = self.records("train", problems) if needs_train or self.val_fraction is not None else []
             val = self.records("val", problems) if self.val_fraction is None else []
         if self.val_fraction is not None:
             train, val = split_by_image(train, self.val_fraction, self.seed)
-        if stage == "fit":
+        if needs_train:
             if self.shots is not None:
                 usable = UsableImages(problems)
                 train = choose_shots(train, category, self.shots, self.seed, usable)
-                record_shots(str(folder), [(category(record), str(image_key(record))) for record in train])
-            train = self.finish(check_images(train, problems), problems)
-            self._train = RecordSet(train, training=True, augmentation=self.augmentation, seed=self.seed)
+                record_shots(str(folder), [(category(record), str(record.image)) for record in train])
+            train += self.further_records(train)
+            train = check_targets(self.finish(check_images(train, problems), problems), problems)
             warn_of_shared_images(train, val)
         val = self.finish(check_images(val, problems), problems)
-        self._val = RecordSet(val, training=False)
-        problems.report(self.on_bad_record, folder)
+        problems.report(self.on_bad_record, folder, replace_list=stage == "fit")
         for name, records in (("train", train), ("val", val)):
-            if not records and (name == "val" or stage == "fit"):
+            if not records and (name == "val" or needs_train):
                 raise ConfigurationError(f"data: no {name} records; expected at least one")
+        self._val = RecordSet(val, training=False)
+        if needs_train:
+            self._train = RecordSet(train, training=True, augmentation=self.augmentation, seed=self.seed)
 
     def train_set(self) -> RecordSet:
+        assert self._train is not None
         return self._train
 
     def val_set(self) -> RecordSet:
+        assert self._val is not None
         return self._val
 
 
@@ -210,15 +238,29 @@ class UsableImages:
 
     def __init__(self, problems: Problems) -> None:
         self.problems = problems
+        self.known: dict[Hashable, bool] = {}
 
     def __call__(self, record: Record) -> bool:
-        return bool(check_images([record], self.problems))
+        key = image_key(record)
+        if key not in self.known:
+            self.known[key] = bool(check_images([record], self.problems))
+        return self.known[key]
+
+
+def check_targets(records: Sequence[Record], problems: Problems) -> list[Record]:
+    """The records whose answer can be read back: no more boxes than an answer may have."""
+    for record in records:
+        if isinstance(record.target, tuple) and len(record.target) > MAX_BOXES:
+            problems.add(record.where, f"{len(record.target)} boxes; an answer has at most {MAX_BOXES}")
+    return [record for record in records if isinstance(record.target, str) or len(record.target) <= MAX_BOXES]
 
 
 def check_images(records: Sequence[Record], problems: Problems) -> list[Record]:
     """The records whose images are there, whole, and of the size that the file says; with that size."""
-    sizes: dict[int | Path, tuple[int, int] | BadImage] = {}
-    firsts = {image_key(record): record for record in records}
+    keys = [image_key(record) for record in records]
+    firsts: dict[Hashable, Record] = {}
+    for key, record in zip(keys, records, strict=True):
+        firsts.setdefault(key, record)
 
     def check(record: Record) -> tuple[int, int] | BadImage:
         try:
@@ -228,18 +270,19 @@ def check_images(records: Sequence[Record], problems: Problems) -> list[Record]:
 
     with ThreadPoolExecutor(THREADS) as pool:
         results = pool.map(check, firsts.values())
-        shown = track(results, "images", total=len(firsts), transient=True, disable=len(firsts) < 1000)
+        quiet = len(firsts) < MANY or _get_rank() not in (None, 0)
+        shown = track(results, "images", total=len(firsts), transient=True, disable=quiet)
         sizes = dict(zip(firsts, shown, strict=True))
     for key, size in sizes.items():
         if isinstance(size, BadImage):
-            problems.add(firsts[key].where, f"{firsts[key].image} {size}")
-    found = [(record, sizes[image_key(record)]) for record in records]
+            problems.add(firsts[key].where, f"{firsts[key].image}: {size}")
+    found = [(record, sizes[key]) for key, record in zip(keys, records, strict=True)]
     return [replace(record, size=size) for record, size in found if not isinstance(size, BadImage)]
 
 
-def image_key(record: Record) -> int | Path:
+def image_key(record: Record) -> Hashable:
     """The same for all records of one image."""
-    return record.image if isinstance(record.image, Path) else record.image_id
+    return record.image if isinstance(record.image, Path) else record.image.key()
 
 
 def split_by_image(records: Sequence[Record], val_fraction: float, seed: int) -> tuple[list[Record], list[Record]]:
@@ -259,9 +302,3 @@ def warn_of_shared_images(train: Sequence[Record], val: Sequence[Record]) -> Non
     shared = [record.image for record in val if record.image in files]
     if shared:
         rank_zero_warn(f"data: {len(shared)} held-out records have an image that is trained on, e.g. {shared[0]}")
-
-
-def choose_negatives(candidates: Sequence[Record], count: int, seed: int) -> list[Record]:
-    """`count` of the records that ask for what is not there, or all if there are fewer, in their order."""
-    chosen = random.Random(f"{seed}/negatives").sample(range(len(candidates)), min(count, len(candidates)))
-    return [candidates[position] for position in sorted(chosen)]

@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+import codecs
 import io
 import pickle
+import struct
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from vrft.data.coco import AnnotationEntry, ImageEntry, InstancesFile, box_reason, clip, is_id, read_instances
+from vrft.data.coco import (
+    AnnotationEntry,
+    ImageEntry,
+    InstancesFile,
+    box_reason,
+    clip,
+    read_instances,
+)
 from vrft.data.files import (
     brief,
     decode_json,
-    is_coordinate,
     is_file_name,
+    is_id,
+    is_number,
     is_text,
     read_bytes,
     require_file,
@@ -26,6 +36,21 @@ from vrft.types import Detection
 
 MAX_BYTES = 200_000_000
 """Larger files of references are refused: the official ones have at most 60 million bytes."""
+
+
+BROKEN = (
+    pickle.UnpicklingError,
+    struct.error,
+    ValueError,
+    TypeError,
+    LookupError,
+    EOFError,
+    AttributeError,
+    ArithmeticError,
+    MemoryError,
+    RecursionError,
+)
+"""What a broken pickle raises."""
 
 
 class ReferenceData(RecordData):
@@ -121,9 +146,9 @@ class Objects:
             return f"annotation {annotation_id} is of image {brief(annotation.image_id)}, not {image_id}"
         if not is_file_name(image.file_name):
             return f"image {image_id}: expected a file_name, got {brief(image.file_name)}"
-        if not all(is_id(side) and is_coordinate(side) and side > 0 for side in (image.width, image.height)):
+        if not all(is_id(side) and is_number(side) and side > 0 for side in (image.width, image.height)):
             return f"image {image_id}: expected width and height, got {brief(image.width)} and {brief(image.height)}"
-        if not isinstance(annotation.bbox, list) or not all(map(is_coordinate, annotation.bbox)):
+        if not isinstance(annotation.bbox, list) or not all(map(is_number, annotation.bbox)):
             return f"annotation {annotation_id}: expected bbox [x, y, width, height] in finite numbers"
         return box_reason(annotation.bbox, image, crowd=False)
 
@@ -160,8 +185,9 @@ def read_references(path: Path) -> list[Any]:
         raise ConfigurationError(f"{path}: larger than {MAX_BYTES} bytes; expected a file of references")
     data = read_bytes(path)
     try:
-        content = decode_json(data) if data.lstrip()[:1] in (b"[", b"{") else PlainUnpickler(data).load()
-    except Exception as error:  # a broken pickle shows as one of many errors
+        is_json = data.removeprefix(codecs.BOM_UTF8).lstrip()[:1] in (b"[", b"{")
+        content = decode_json(data) if is_json else PlainUnpickler(data).load()
+    except BROKEN as error:
         raise ConfigurationError(
             f"{path}: not a file of references: {brief(str(error) or type(error).__name__)}"
         ) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from abc import abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -27,8 +28,7 @@ class SolutionData(RecordData):
     def __init__(self, sources: dict[Part, str], coordinates: Coordinates, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.sources, self.coordinates = sources, coordinates
-        if "val" not in sources and self.val_fraction is None:
-            raise ConfigurationError("data.val: expected held-out data, or data.val_fraction")
+        self.check_held_out("val" in sources, "val")
 
     @abstractmethod
     def rows(self, part: Part) -> Iterator[tuple[str, Any]]:
@@ -143,6 +143,12 @@ class HubImage:
         except (OSError, ValueError) as error:
             raise BadImage(f"can't be opened: {error}") from error
 
+    def key(self) -> str:
+        try:
+            return hashlib.sha256(self.read()).hexdigest()
+        except BadImage:
+            return str(self)
+
     def __str__(self) -> str:
         return f"row {self.index}"
 
@@ -175,7 +181,7 @@ class HubData(SolutionData):
     def rows(self, part: Part) -> Iterator[tuple[str, Any]]:
         table = load_table(self.sources[part], self.split, f"data.{part}")
         self.tables[part] = table.select_columns("image")
-        words = [name for name, feature in table.features.items() if not hasattr(feature, "decode_example")]
+        words = [name for name, feature in table.features.items() if name != "image" and not is_media(feature)]
         for index, row in enumerate(table.select_columns(words)):
             yield f"{self.sources[part]}: row {index}", row
 
@@ -191,6 +197,7 @@ def load_table(name: str, split: str, field: str) -> Any:
     """
     try:
         import datasets
+        import pyarrow
     except ImportError as error:
         raise ConfigurationError(f"{field}: this needs `pip install 'vrft[hub]'`") from error
     path = Path(name)
@@ -198,18 +205,24 @@ def load_table(name: str, split: str, field: str) -> Any:
         if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
             table = datasets.load_from_disk(name)
             table = table[split] if isinstance(table, datasets.DatasetDict) else table
-        elif path.exists():
-            files = [str(path)] if path.is_file() else sorted(map(str, path.rglob("*.parquet")))
-            table = datasets.load_dataset("parquet", data_files=files, split="train")
+        elif path.is_file():
+            table = datasets.load_dataset("parquet", data_files=name, split="train")
         else:
             table = datasets.load_dataset(name, split=split)
         missing = {"image", "problem", "solution"}.difference(table.column_names)
         table = table if missing else table.cast_column("image", datasets.Image(decode=False))
-    except Exception as error:  # a broken file shows as one of many errors
+    except (OSError, ValueError, LookupError, TypeError, RuntimeError, pyarrow.ArrowException) as error:
         raise ConfigurationError(f"{field}: {name} can't be read as a data set: {_one_line(error)}") from error
     if missing:
         raise ConfigurationError(f"{field}: {name}: no column {min(missing)!r}; it has {', '.join(table.column_names)}")
     return table
+
+
+def is_media(feature: Any) -> bool:
+    """Whether a column would have to be decoded: other pictures, sounds and films are left alone."""
+    import datasets
+
+    return isinstance(feature, datasets.Image | datasets.Audio | datasets.Video)
 
 
 def _one_line(error: Exception) -> str:

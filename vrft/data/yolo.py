@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
-from vrft.data.coco import is_id
-from vrft.data.files import brief, clip_to, decode_text, hull, is_text, read_bytes, require_file
+from vrft.data.categories import CategoryData
+from vrft.data.files import brief, clip_to, decode_text, hull, is_id, is_text, read_bytes, require_file
 from vrft.data.image_folder import IMAGE_SUFFIXES
 from vrft.data.images import BadImage, check_image
-from vrft.data.records import Part, Problems, Record, RecordData, choose_negatives
-from vrft.data.splits import Categories, category_names
+from vrft.data.records import Part, Problems, Record
 from vrft.errors import ConfigurationError
 from vrft.types import Detection
 
@@ -22,66 +21,76 @@ TOLERANCE = 1e-3
 """Shares of the image that a box may stand out of it: rounding, which is cut off."""
 
 
-class YoloData(RecordData):
+class Labelled(NamedTuple):
+    """An image with its label file and its boxes."""
+
+    image: Path
+    labels: Path
+    size: tuple[int, int]
+    boxes: list[Detection]
+
+
+class YoloData(CategoryData):
     """A data.yaml with `path`, `train`, `val` and `names`; labels are in `labels/` where images are in `images/`."""
 
-    def __init__(
-        self,
-        config: str,
-        categories: Categories = None,
-        val_categories: Categories = None,
-        negatives: float = 0.0,
-        **kwargs: Any,
-    ) -> None:
+    def __init__(self, config: str, **kwargs: Any) -> None:
         """Names the file; it is read when training starts.
 
         Args:
             config: the data.yaml.
-            categories: names of the categories to ask for, or a list of `vrft.data.splits`; default: all.
-            val_categories: the same for held-out images; default: `categories`.
-            negatives: training prompts that ask for what is not there, per prompt that does not.
-            kwargs: see `RecordData`.
+            kwargs: see `CategoryData`.
         """
         super().__init__(**kwargs)
-        self.config, self.negatives = Path(config), negatives
-        self.categories: dict[Part, Sequence[str] | None] = {
-            "train": category_names(categories),
-            "val": category_names(categories if val_categories is None else val_categories),
-        }
+        self.config = Path(config)
         self.names: dict[int, str] = {}
+        self.images: dict[int, Labelled] = {}
         require_file("config", self.config, "a YOLO data.yaml")
-        if negatives < 0:
-            raise ConfigurationError(f"data.negatives: expected at least 0, got {negatives}")
 
     def ordered_categories(self) -> Sequence[str]:
         return [self.names[key] for key in sorted(self.names)]
 
+    @property
+    def known(self) -> list[str]:
+        """Names of the classes."""
+        return list(dict.fromkeys(self.ordered_categories()))
+
     def records(self, part: Part, problems: Problems) -> list[Record]:
         folder, self.names = read_config(self.config, part)
-        known = list(dict.fromkeys(self.ordered_categories()))
-        chosen = self.categories[part]
-        if unknown := sorted(set(chosen or ()).difference(known)):
-            field = "val_categories" if part == "val" else "categories"
-            raise ConfigurationError(f"data.{field}: {unknown[0]!r} is not in {self.config}; it has {', '.join(known)}")
-        wanted = [name for name in known if chosen is None or name in chosen]
-        images = [file for file in sorted(folder.rglob("*")) if file.suffix.lower() in IMAGE_SUFFIXES]
-        found: list[Record] = []
-        absent: list[Record] = []
-        for image_id, image in enumerate(images):
+        wanted = self.select(part, self.known, self.config)
+        images = {}
+        files = [file for file in sorted(folder.rglob("*")) if file.suffix.lower() in IMAGE_SUFFIXES]
+        for image_id, image in enumerate(file for file in files if not file.name.startswith(".")):
             path = label_file(image)
             try:
                 size = check_image(image)
-                boxes = read_labels(path, size, self.names)
+                images[image_id] = Labelled(image, path, size, read_labels(path, size, self.names))
             except (BadImage, ValueError) as error:
                 where = str(image if isinstance(error, BadImage) else path)
                 problems.add(where, str(error).removeprefix(f"{where}: "))
-                continue
-            for name in wanted:
-                target = tuple(box for box in boxes if box.label == name)
-                (found if target else absent).append(Record(image, str(path), image_id, name, target, size))
-        if part == "train" and self.negatives:
-            found += choose_negatives(absent, round(self.negatives * len(found)), self.seed)
-        return found
+        if part == "train":
+            self.images = images
+        return [self._record(image_id, images[image_id], name) for image_id, name in images_and_names(images, wanted)]
+
+    def absent(self, images: set[int] | None) -> Iterator[tuple[int, str]]:
+        wanted = self.select("train", self.known, self.config)
+        there = {*images_and_names(self.images, wanted)}
+        chosen = [key for key in self.images if images is None or key in images]
+        return ((key, name) for key in chosen for name in wanted if (key, name) not in there)
+
+    def absent_record(self, image_id: int, name: str) -> Record:
+        return self._record(image_id, self.images[image_id], name)
+
+    @staticmethod
+    def _record(image_id: int, labelled: Labelled, name: str) -> Record:
+        target = tuple(box for box in labelled.boxes if box.label == name)
+        return Record(labelled.image, str(labelled.labels), image_id, name, target, labelled.size)
+
+
+def images_and_names(images: dict[int, Labelled], wanted: Sequence[str]) -> Iterator[tuple[int, str]]:
+    """Each image with each category in it."""
+    for image_id, labelled in images.items():
+        there = {box.label for box in labelled.boxes}
+        yield from ((image_id, name) for name in wanted if name in there)
 
 
 def read_config(path: Path, part: Part) -> tuple[Path, dict[int, str]]:

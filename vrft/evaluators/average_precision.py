@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from vrft.data.files import is_id, is_number
 from vrft.errors import ConfigurationError
 
 Format = Literal["coco", "lvis"]
@@ -28,6 +30,9 @@ COCO_NUMBERS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100
 LVIS_NUMBERS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "APr", "APc", "APf", "AR", "ARs", "ARm", "ARl")
 UNDEFINED = -1.0
 """What the benchmarks say where there is no true box to find."""
+
+DEFAULTS = {"iscrowd": 0}
+"""What LVIS leaves out."""
 
 COLUMNS = 7
 """Of a table of results: image id, x, y, width, height, score, category id."""
@@ -129,23 +134,35 @@ def _mean(values: Array) -> float:
 class Truth:
     """An annotation file of COCO or LVIS."""
 
-    def __init__(self, path: Path, field: str = "annotations") -> None:
-        """Reads it.
+    def __init__(self, path: Path, field: str = "annotations", skip_bad: bool = False) -> None:
+        """Reads it. `skip_bad`: leave out annotations that are no boxes of an image, which a data module reports.
 
         Raises:
-            ConfigurationError: there is no such file, or it is none.
+            ConfigurationError: there is no such file, it is none, or an annotation is no box.
         """
         self.path = path
         try:
             data = path.read_bytes()
-            content = msgspec.json.decode(data, type=TruthFile)
+            self.content = read_content(data)
+            tables = msgspec.convert(self.content, type=TruthFile)
         except OSError as error:
             raise ConfigurationError(f"{field}: {path} can't be read: {error.strerror}") from error
-        except msgspec.DecodeError as error:
+        except (ValueError, RecursionError) as error:
             raise ConfigurationError(f"{field}: {path} is not a COCO or LVIS annotation file: {error}") from error
-        self.image_ids = {image.id for image in content.images}
-        self.categories = sorted(content.categories, key=lambda category: category.id)
+        self.image_ids = {image.id for image in tables.images}
+        self.categories = sorted(tables.categories, key=lambda category: category.id)
         self.ids = {category.name: category.id for category in self.categories}
+        known = self.image_ids, {*self.ids.values()}
+        kept = []
+        for i, entry in enumerate(self.content["annotations"]):
+            if is_box(entry, *known):
+                kept.append(DEFAULTS | {"area": entry["bbox"][2] * entry["bbox"][3]} | entry)
+            elif not skip_bad:
+                raise ConfigurationError(
+                    f"{field}: {path}: annotations[{i}]: expected an image_id and a category_id of the file and a bbox "
+                    "of four finite numbers"
+                )
+        self.content["annotations"] = kept
 
     def check_names(self, names: Iterable[str], field: str) -> None:
         """Raise ConfigurationError if a category is not in the file."""
@@ -169,15 +186,45 @@ class Truth:
             backend: what does it.
             images: ids of the images that count; default: all.
         """
-        precision, recall = BACKENDS[backend](self.path, results.reshape(-1, COLUMNS), format, images)
+        content = self.content if images is None else part_of(self.content, {*images})
+        precision, recall = BACKENDS[backend](content, results.reshape(-1, COLUMNS), format)
         names = [category.name for category in self.categories]
         return Curves(precision, recall, names, [category.frequency for category in self.categories])
 
 
-def _with_hotcoco(path: Path, results: Array, format: Format, images: Iterable[int] | None) -> tuple[Array, Array]:
+def read_content(data: bytes) -> dict[str, Any]:
+    """The JSON of an annotation file. Raises ValueError if it is none, or has no annotations."""
+    try:
+        content = msgspec.json.decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        content = json.loads(data)  # which reads NaN as well
+    if not isinstance(content, dict) or not isinstance(content.get("annotations"), list):
+        raise ValueError("expected images, annotations and categories")
+    return content
+
+
+def is_box(entry: Any, images: set[int], categories: set[int]) -> bool:
+    """Whether an annotation is a box of a category in an image."""
+    if not isinstance(entry, dict) or not isinstance(entry.get("bbox"), list) or len(entry["bbox"]) != 4:
+        return False
+    ids = entry.get("image_id"), entry.get("category_id")
+    if not all(map(is_id, ids)) or not all(map(is_number, entry["bbox"])):
+        return False
+    return ids[0] in images and ids[1] in categories
+
+
+def part_of(content: dict[str, Any], images: set[int]) -> dict[str, Any]:
+    """An annotation file with these images alone."""
+    return content | {
+        "images": [image for image in content["images"] if image["id"] in images],
+        "annotations": [true for true in content["annotations"] if true["image_id"] in images],
+    }
+
+
+def _with_hotcoco(content: dict[str, Any], results: Array, format: Format) -> tuple[Array, Array]:
     import hotcoco
 
-    truth = hotcoco.COCO(_part(path, {*images}) if images is not None else str(path))
+    truth = hotcoco.COCO(content)
     found = truth.load_res(results)
     evaluation = hotcoco.COCOeval(truth, found, "bbox", lvis_style=format == "lvis")
     evaluation.evaluate()
@@ -187,36 +234,26 @@ def _with_hotcoco(path: Path, results: Array, format: Format, images: Iterable[i
     return np.asarray(precision, np.float64)[..., -1], np.asarray(recall, np.float64)
 
 
-def _with_pycocotools(path: Path, results: Array, format: Format, images: Iterable[int] | None) -> tuple[Array, Array]:
+def _with_pycocotools(content: dict[str, Any], results: Array, format: Format) -> tuple[Array, Array]:
     if format == "lvis":
         raise ConfigurationError("backend: pycocotools knows COCO's rules alone; expected hotcoco for LVIS")
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 
     with contextlib.redirect_stdout(io.StringIO()):
-        truth = COCO(str(path))
+        truth = COCO()
+        truth.dataset = content
+        truth.createIndex()
         found = truth.loadRes(results) if len(results) else COCO()
         found.imgs, found.cats = truth.imgs, truth.cats
         evaluation = COCOeval(truth, found, "bbox")
-        if images is not None:
-            evaluation.params.imgIds = sorted(images)
         evaluation.evaluate()
         evaluation.accumulate()
     precision, recall = evaluation.eval["precision"], evaluation.eval["recall"]
     return precision[..., -1], recall
 
 
-def _part(path: Path, images: set[int]) -> dict[str, Any]:
-    """The annotation file with these images alone."""
-    content: dict[str, Any] = msgspec.json.decode(path.read_bytes())
-    return {
-        "images": [image for image in content["images"] if image["id"] in images],
-        "annotations": [true for true in content["annotations"] if true["image_id"] in images],
-        "categories": content["categories"],
-    }
-
-
-BACKENDS: dict[Backend, Callable[[Path, Array, Format, Iterable[int] | None], tuple[Array, Array]]] = {
+BACKENDS: dict[Backend, Callable[[dict[str, Any], Array, Format], tuple[Array, Array]]] = {
     "hotcoco": _with_hotcoco,
     "pycocotools": _with_pycocotools,
 }

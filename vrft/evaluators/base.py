@@ -12,6 +12,7 @@ from typing import Any, Generic, TypeVar
 import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from vrft.data.datamodule import VisionData
 from vrft.types import Answer, PromptBatch, Sample
 
 Row = TypeVar("Row")
@@ -28,6 +29,9 @@ class Evaluator(Callback, Generic[Row]):
     def __init__(self) -> None:
         self.rows: dict[int, Row] = {}
         self.last: dict[str, float] = {}
+
+    def check(self, data: VisionData) -> None:
+        """Raise ConfigurationError if held-out samples can't be evaluated. Called before training, data being read."""
 
     @abstractmethod
     def row(self, answer: Answer, sample: Sample) -> Row:

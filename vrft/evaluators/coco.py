@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
-from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 
 from vrft.boxes import iou_matrix, match_by_confidence
+from vrft.data.datamodule import VisionData
+from vrft.data.records import RecordData
 from vrft.data.splits import Categories, category_names
 from vrft.errors import ConfigurationError
 from vrft.evaluators.average_precision import (
@@ -81,11 +82,19 @@ class CocoEvaluator(Evaluator[Row]):
         self.results: Array = np.zeros((0, COLUMNS))
         self.dropped = 0
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if not self.path.is_file():
-            return  # generated data is written later
-        if self.categories is not None:
-            Truth(self.path, f"{self.field}.annotations").check_names(self.categories, f"{self.field}.categories")
+    def check(self, data: VisionData) -> None:
+        truth = Truth(self.path, f"{self.field}.annotations", skip_bad=True)
+        truth.check_names(self.categories or (), f"{self.field}.categories")
+        if isinstance(data, RecordData):
+            self.check_images({record.image_id for record in data.val_set().records}, truth)
+
+    def check_images(self, asked: set[int], truth: Truth) -> None:
+        """Raise ConfigurationError if an image is not in the file."""
+        if unknown := sorted(asked - truth.image_ids):
+            raise ConfigurationError(
+                f"{self.field}.annotations: {self.path} has no image {unknown[0]}; expected the file that the held-out "
+                "samples come from"
+            )
 
     def row(self, answer: Answer, sample: Sample) -> Row:
         assert isinstance(sample.target, tuple)
@@ -107,13 +116,9 @@ class CocoEvaluator(Evaluator[Row]):
 
     def measure(self, rows: list[Row]) -> dict[str, float]:
         """The benchmark's numbers of some rows."""
-        truth = Truth(self.path, f"{self.field}.annotations")
+        truth = Truth(self.path, f"{self.field}.annotations", skip_bad=True)
         asked = {row.image_id for row in rows}
-        if unknown := sorted(asked - truth.image_ids):
-            raise ConfigurationError(
-                f"{self.field}.annotations: {self.path} has no image {unknown[0]}; expected the file that the held-out "
-                "samples come from"
-            )
+        self.check_images(asked, truth)
         self.results, self.dropped = table_of(rows, truth)
         curves = truth.evaluate(self.results, self.format, self.backend, asked if self.images == "asked" else None)
         self.curves = curves if self.categories is None else curves.select(self.categories)

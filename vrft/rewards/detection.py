@@ -164,4 +164,4 @@ class DetectionF1(DetectionReward):
         squared = self.recall_weight**2
         hits = (1 + squared) * len(matches.right)
         missed = matches.num_true - len(matches.right)
-        return hits / (hits + squared * missed + len(matches.wrong))
+        return hits / (hits + squared * missed + len(matches.wrong)) if hits else 0.0

@@ -11,10 +11,12 @@ from vrft.types import Answer, Question
 
 
 class GroundingReward(Reward):
-    """A score of a box beside the true one."""
+    """A score of a box beside the true one; it does not apply where there is not exactly one to find."""
 
-    def score(self, answer: Answer, sample: Question) -> float:
-        if not isinstance(answer.value, tuple) or len(answer.value) != 1 or not isinstance(sample.target, tuple):
+    def score(self, answer: Answer, sample: Question) -> float | None:
+        if not isinstance(sample.target, tuple) or len(sample.target) != 1:
+            return None
+        if not isinstance(answer.value, tuple) or len(answer.value) != 1:
             return 0.0
         return self.compare(answer.value[0].box, sample.target[0].box, sample.size)
 

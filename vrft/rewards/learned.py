@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from vrft.errors import ConfigurationError
 from vrft.rewards.base import Reward
 from vrft.types import Answer, Question
 
@@ -36,6 +37,14 @@ class RewardModel(Reward):
             self.tokenizer = AutoTokenizer.from_pretrained(self.checkpoint)
             model = AutoModelForSequenceClassification.from_pretrained(self.checkpoint, use_safetensors=True)
             self.model = model.requires_grad_(False).eval()
+            if self.tokenizer.pad_token is None:
+                self.tokenizer.pad_token = self.tokenizer.eos_token
+            model.config.pad_token_id = self.tokenizer.pad_token_id
+            if not 0 <= self.label < model.config.num_labels:
+                raise ConfigurationError(
+                    f"model.rewards: RewardModel.label: {self.checkpoint} has {model.config.num_labels} classes, "
+                    f"got {self.label}"
+                )
 
     def score(self, answer: Answer, sample: Question) -> float | None:
         return self.scores([answer], [sample])[0]

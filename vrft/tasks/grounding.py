@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from vrft.answers import Item, read_boxes
 from vrft.boxes import from_frame, to_frame
+from vrft.errors import ConfigurationError
 from vrft.rewards import GroundingIoU, Reward
 from vrft.tasks.base import Task
 from vrft.types import Detection, Frame, Question
@@ -19,7 +20,8 @@ class GroundingTask(Task):
     form = "(x1,y1),(x2,y2)"
 
     def answer_text(self, sample: Question, frame: Frame) -> str:
-        assert isinstance(sample.target, tuple)
+        if not isinstance(sample.target, tuple) or len(sample.target) != 1:
+            raise ConfigurationError(f"task: GroundingTask expects one box to find, got {sample.target!r:.200}")
         x0, y0, x1, y1 = to_frame(sample.target[0].box, sample.size, frame)
         return f"({x0},{y0}),({x1},{y1})"
 
@@ -30,7 +32,8 @@ class GroundingTask(Task):
         return self._detection(read_boxes(content, frame), sample, frame)
 
     def read_target(self, content: str, sample: Question, frame: Frame) -> tuple[Detection, ...] | None:
-        return self._detection(read_boxes(content, frame, is_solution=True), sample, frame)
+        found = self._detection(read_boxes(content, frame, is_solution=True), sample, frame)
+        return None if found is None else (found[0]._replace(score=1.0),)
 
     @staticmethod
     def _detection(items: list[Item] | None, sample: Question, frame: Frame) -> tuple[Detection, ...] | None:
