@@ -93,6 +93,18 @@ def test_faults_of_the_data_are_found(
     assert reason in said.partition("problem:")[2]
 
 
+def said(texts: list[str]) -> Rollout:
+    nothing = torch.zeros(len(texts), 1)
+    return Rollout(nothing.long(), nothing.long(), nothing, nothing, nothing.bool(), texts)
+
+
+class Babbler(RolloutEngine):
+    """Never answers."""
+
+    def generate(self, policy: Any, batch: PromptBatch, *_: Any, **__: Any) -> Rollout:
+        return said(["Certainly! I see a red thing."] * len(batch.samples))
+
+
 class Oracle(RolloutEngine):
     """Answers with the objects that really have the colour in the drawn scenes, whatever the annotations say."""
 
@@ -102,8 +114,7 @@ class Oracle(RolloutEngine):
             _, drawn = draw_scene(random.Random(sample.image_id - 1))
             asked = replace(sample, target=tuple(box for box in drawn if box.label == sample.query))
             texts.append(DetectionTask().target_text(asked, frame))
-        nothing = torch.zeros(len(texts), 1)
-        return Rollout(nothing.long(), nothing.long(), nothing, nothing, nothing.bool(), texts)
+        return said(texts)
 
 
 @pytest.mark.parametrize(
@@ -127,6 +138,7 @@ def test_ids_that_are_off_by_one_are_found_by_a_model_that_knows_the_categories(
         ("--model.policy.coordinates=pixels", "thousandths (model.policy.coordinates=thousandths)"),
         ("--model.policy.coordinates=unit", "thousandths (model.policy.coordinates=thousandths)"),
         ("--model.max_completion_length=20", "max_completion_length=20 cuts off right answers"),
+        ("--model.engine=test_doctor.Babbler", "answers has the format that is asked for"),
         ("--gpu_memory=1", "GB of GPU memory are needed and there are 1.0; try"),
         (
             "--model.rewards={talk: {class_path: FunctionReward, init_args: {function: test_doctor.pays_for_garbage}}}",

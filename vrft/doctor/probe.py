@@ -20,7 +20,7 @@ from vrft.data import RecordData, VisionData
 from vrft.module import VisionModule
 from vrft.policy.processor import FRAMES, Encoder
 from vrft.rollout import Sampling
-from vrft.types import Frame, PromptBatch, Sample
+from vrft.types import Answer, Frame, PromptBatch, Sample
 
 LARGE_ON_CPU = 200_000_000
 """Parameters above which a model is not asked without a GPU: it would take minutes."""
@@ -34,11 +34,12 @@ MANY = 8
 
 
 class Seen(NamedTuple):
-    """What the model said of one sample: boxes as they stand in its answer."""
+    """What the model said of one sample, and its boxes as they stand in the answer."""
 
     sample: Sample
     frame: Frame
     boxes: list[Box]
+    answer: Answer
 
 
 class Fit(NamedTuple):
@@ -81,6 +82,16 @@ def check_readings(module: VisionModule, data: VisionData, probe: int, console: 
             yield mismatch
         return
     seen = ask(module, samples)
+    right = sum(one.answer.well_formed for one in seen)
+    console.print(f"the model's own answers, before training: {right} of {len(seen)} in the right format")
+    if not right and module.group_size > 1:
+        yield (
+            f"none of {len(seen)} answers has the format that is asked for, so all would earn the same: train with "
+            f"vrft.SFT first, or ask otherwise (task.template); the first is {seen[0].answer.text[:100]!r}"
+        )
+    seen = [one for one in seen if isinstance(one.sample.target, tuple) and one.sample.target]
+    if not seen:
+        return
     base = overlaps(seen, as_configured)
     console.print(f"the model's own boxes, before training: mean IoU {np.mean(base):.3f} on {len(seen)} prompts")
     fits = [Fit(name, overlaps(seen, reading), base) for name, reading in readings(policy.processor, seen).items()]
@@ -97,10 +108,10 @@ def check_readings(module: VisionModule, data: VisionData, probe: int, console: 
 
 
 def choose(data: VisionData, count: int) -> list[Sample]:
-    """Training samples with boxes, all over the data; first of images with several categories, which tell more."""
+    """Training samples all over the data; first of images with several categories, which tell more."""
     dataset = data.train_set()
     size: int = len(dataset)  # type: ignore[arg-type]
-    if not count or not isinstance(dataset[0].target, tuple):
+    if not count:
         return []
     indices = [*range(size)]
     if isinstance(data, RecordData):
@@ -109,8 +120,7 @@ def choose(data: VisionData, count: int) -> list[Sample]:
         several = [index for index in indices if prompts[records[index].image_id] > 1]
         alone = [index for index in indices if prompts[records[index].image_id] == 1]
         indices = several if len(several) >= count else several + alone[: count - len(several)]
-    samples = [dataset[index] for index in indices[:: -(-len(indices) // count)]]
-    return [sample for sample in samples if sample.target]
+    return [dataset[index] for index in indices[:: -(-len(indices) // count)]]
 
 
 @torch.no_grad()
@@ -130,7 +140,8 @@ def ask(module: VisionModule, samples: Sequence[Sample]) -> list[Seen]:
         )
         for text, sample, frame in zip(rollout.texts, batch.samples, batch.frames, strict=True):
             items = read_boxes(split_blocks(text).answer or "", ANYWHERE) or []
-            seen.append(Seen(sample, frame, [item.box for item in items]))
+            answer = module.task.parse(text, sample, frame)
+            seen.append(Seen(sample, frame, [item.box for item in items], answer))
     return seen
 
 
