@@ -3,7 +3,9 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import math
 import random
+import re
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +18,7 @@ from vrft.errors import ConfigurationError
 from vrft.evaluators import AccuracyEvaluator, CocoEvaluator
 from vrft.evaluators.average_precision import UNDEFINED
 from vrft.evaluators.coco import Row
+from vrft.evaluators.confidence import with_confidence
 from vrft.types import Answer, Detection, Sample
 
 NAMES = {1: "cat", 5: "dog", 8: "never there"}
@@ -199,3 +202,31 @@ def test_boxes_without_confidence_are_said(tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match="state no confidence and count as 1.0"):
         first = CocoEvaluator(str(file)).measure(silent)
     assert first == CocoEvaluator(str(file)).measure(silent)
+
+
+def spoken(text: str, log_probs: dict[str, float], *boxes: Detection) -> Answer:
+    """An answer whose tokens are its words and marks; those that are named have other log-probabilities than 0."""
+    pieces = re.findall(r"\w+|\W", text)
+    return Answer(text, "", boxes, True, tuple((piece, log_probs.get(piece, 0.0)) for piece in pieces))
+
+
+TWO_BOXES = "<think>{7}</think><answer>[{'Position': [1, 2, 30, 40]}, {'Position': [5, 6, 70, 80]}]</answer>"
+PAIR = (Detection((1, 2, 30, 40), "cat", 0.5), Detection((5, 6, 70, 80), "cat", 0.25))
+
+
+def test_confidence_may_be_that_of_the_tokens_of_a_box() -> None:
+    answer = spoken(TWO_BOXES, {"30": -1.0, "70": -2.0, "80": -3.0, "7": -100.0}, *PAIR)
+    first, second = (len(re.findall(r"\w+|\W", item)) for item in re.findall(r"\{'.*?\}", TWO_BOXES))
+    expected = [math.exp(-1 / first), math.exp(-5 / second)]
+    assert [box.score for box in with_confidence(answer, "logprob")] == pytest.approx(expected)
+    assert [box.score for box in with_confidence(answer, "product")] == pytest.approx(
+        [0.5 * expected[0], 0.25 * expected[1]]
+    )
+    assert with_confidence(answer, "answer") == PAIR
+
+
+def test_tokens_that_do_not_fit_the_boxes_give_no_confidence() -> None:
+    answer = spoken("<answer>nothing like it</answer>", {}, *PAIR)
+    assert [box.score for box in with_confidence(answer, "logprob")] == [None, None]
+    corners = spoken("<answer>(1,2),(30,40)</answer>", {"30": -2.0}, PAIR[0])
+    assert with_confidence(corners, "logprob")[0].score == pytest.approx(math.exp(-2 / 11))

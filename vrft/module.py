@@ -158,7 +158,10 @@ class VisionModule(LightningModule):
             noise=self.noise(),
             on_token=lambda _: None,
         )
-        return self.parse(rollout.texts, batch)[0]
+        answers = self.parse(rollout.texts, batch)[0]
+        for answer, pieces in zip(answers, self.policy.pieces(rollout), strict=True):
+            answer.tokens = pieces
+        return answers
 
     def validation_step(self, batch: PromptBatch, batch_idx: int) -> list[Answer]:  # type: ignore[override]
         """Greedy answers, one for each prompt. Evaluators read them; here they are scored as in training."""

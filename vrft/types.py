@@ -103,12 +103,16 @@ class Rollout:
 
 @dataclass(slots=True)  # not frozen: Lightning copies what `predict` returns field by field
 class Answer:
-    """One completion, read. `value` is None where the answer can't be read; `well_formed` is about the tags alone."""
+    """One completion, read. `value` is None where the answer can't be read; `well_formed` is about the tags alone.
+
+    `tokens` are its pieces with their log-probabilities, of held-out answers alone.
+    """
 
     text: str
     reasoning: str
     value: Target | None
     well_formed: bool
+    tokens: tuple[tuple[str, float], ...] = ()
 
     @property
     def valid(self) -> bool:

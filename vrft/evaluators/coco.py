@@ -28,6 +28,7 @@ from vrft.evaluators.average_precision import (
     Truth,
 )
 from vrft.evaluators.base import Evaluator, defined, write_json
+from vrft.evaluators.confidence import Confidence, with_confidence
 from vrft.evaluators.picture import draw_curves
 from vrft.types import Answer, Detection, Sample
 
@@ -61,6 +62,7 @@ class CocoEvaluator(Evaluator[Row]):
         images: Literal["all", "asked"] = "all",
         backend: Backend = "hotcoco",
         convention: Convention = "standard",
+        confidence: Confidence = "answer",
     ) -> None:
         """Names the truth.
 
@@ -70,12 +72,14 @@ class CocoEvaluator(Evaluator[Row]):
             images: count objects in images that were not asked about as missed, or leave such images out.
             backend: what computes the numbers.
             convention: visual_rft averages LVIS's AP over all ranges of area, as the paper does.
+            confidence: of a box: what the answer states, the probability of its tokens (the geometric mean), which
+                also models give that never learnt to state any, or the product of both.
         """
         super().__init__()
         self.path = Path(annotations)
         field = f"trainer.callbacks: {type(self).__name__}"
         self.categories = category_names(categories, f"{field}.categories")
-        self.images, self.backend, self.convention = images, backend, convention
+        self.images, self.backend, self.convention, self.confidence = images, backend, convention, confidence
         self.field = field
         self.seen: set[int] | None = None
         self.curves: Curves | None = None
@@ -98,7 +102,7 @@ class CocoEvaluator(Evaluator[Row]):
 
     def row(self, answer: Answer, sample: Sample) -> Row:
         assert isinstance(sample.target, tuple)
-        detections = answer.value if isinstance(answer.value, tuple) else ()
+        detections = with_confidence(answer, self.confidence)
         scores = [1.0 if d.score is None else d.score for d in detections]
         overlaps = iou_matrix([d.box for d in detections], [true.box for true in sample.target])
         pairs = match_by_confidence(overlaps, scores, threshold=0.0)
@@ -156,6 +160,7 @@ class CocoEvaluator(Evaluator[Row]):
             "format": self.format,
             "convention": self.convention,
             "backend": self.backend,
+            "confidence": self.confidence,
             "images": self.images,
             "categories": list(self.curves.names),
             "undefined": sorted({*self.curves.names}.difference(self.curves.per_category())),

@@ -19,7 +19,7 @@ from vrft.policy.patches import project_patches
 from vrft.policy.processor import FAMILIES, Coordinates, Encoder, copy_processor, load_processor
 from vrft.policy.prompts import Prompt, prepare
 from vrft.tasks import Task
-from vrft.types import PromptBatch
+from vrft.types import PromptBatch, Rollout
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -297,6 +297,15 @@ class Policy(nn.Module):
         rows = [row[kept].tolist() for row, kept in zip(ids, keep, strict=True)]
         texts: list[str] = self.tokenizer.batch_decode(rows, skip_special_tokens=False)
         return texts
+
+    def pieces(self, rollout: Rollout) -> list[tuple[tuple[str, float], ...]]:
+        """The texts of each completion's tokens, and their log-probabilities; without the end token."""
+        keep = rollout.mask.bool() & ~torch.isin(rollout.ids, self.stop_ids)
+        rows = zip(rollout.ids, rollout.log_probs, keep, strict=True)
+        return [
+            tuple(zip(self.tokenizer.batch_decode(ids[kept][:, None]), log_probs[kept].tolist(), strict=True))
+            for ids, log_probs, kept in rows
+        ]
 
     def export(self, folder: Path) -> None:
         """Write a Hugging Face folder that `from_pretrained` loads, in the dtype that the checkpoint came in.

@@ -1,0 +1,45 @@
+"""Held-out numbers are the same on any number of processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from conftest import CSV_ONLY, ROOT
+
+
+def evaluate(tmp_path: Path, tiny_scenes: list[str], ranks: int) -> tuple[dict[str, object], str]:
+    """What `validate` measures on so many processes, and the results file it writes."""
+    config = str(ROOT / "configs" / "quickstart.yaml")
+    command = [
+        sys.executable,
+        "-m",
+        "vrft",
+        "validate",
+        "--config",
+        config,
+        *tiny_scenes,
+        "--data.val_size=7",
+        CSV_ONLY,
+    ]
+    command += ["--data.eval_batch_size=4", f"--run_dir={tmp_path}/{ranks}", "--trainer.enable_progress_bar=false"]
+    command += ["--trainer.accelerator=cpu", f"--trainer.devices={ranks}", "--trainer.strategy=ddp"]
+    done = subprocess.run(command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    folder = tmp_path / str(ranks) / "evaluation" / "val-0"
+    about = json.loads((folder / "coco.meta.json").read_text())
+    return about, (folder / "detections_val_vrft_results.json").read_text()
+
+
+def test_one_two_and_four_processes_measure_the_same_to_the_last_bit(tmp_path: Path, tiny_scenes: list[str]) -> None:
+    alone, boxes = evaluate(tmp_path, tiny_scenes, 1)
+    assert alone["prompts"] % 2 == 1  # so that ranks are dealt samples twice, and images are shared between them
+    assert alone["prompts"] > 7
+    assert alone["numbers"]["AP"] > 0  # type: ignore[index]
+    for ranks in (2, 4):
+        several, same = evaluate(tmp_path, tiny_scenes, ranks)
+        assert several == alone
+        assert same == boxes
