@@ -2,62 +2,24 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
-from vrft.errors import ConfigurationError
+from vrft.arguments import Parser
 
 DESCRIPTION = """\
 Scores a file of boxes, [{"image_id": 1, "category_id": 3, "bbox": [x, y, width, height], "score": 0.9}, ...], as COCO
 or LVIS do. Numbers are in 0..1, and -1 where there is no true box to find.
 """
 
-COCO_LINES = (
-    ("AP", "Average Precision", "0.50:0.95", "all", "100"),
-    ("AP50", "Average Precision", "0.50", "all", "100"),
-    ("AP75", "Average Precision", "0.75", "all", "100"),
-    ("APs", "Average Precision", "0.50:0.95", "small", "100"),
-    ("APm", "Average Precision", "0.50:0.95", "medium", "100"),
-    ("APl", "Average Precision", "0.50:0.95", "large", "100"),
-    ("AR1", "Average Recall", "0.50:0.95", "all", "1"),
-    ("AR10", "Average Recall", "0.50:0.95", "all", "10"),
-    ("AR100", "Average Recall", "0.50:0.95", "all", "100"),
-    ("ARs", "Average Recall", "0.50:0.95", "small", "100"),
-    ("ARm", "Average Recall", "0.50:0.95", "medium", "100"),
-    ("ARl", "Average Recall", "0.50:0.95", "large", "100"),
-)
-LVIS_LINES = (
-    ("AP", "Average Precision", "0.50:0.95", "all", "300"),
-    ("AP50", "Average Precision", "0.50", "all", "300"),
-    ("AP75", "Average Precision", "0.75", "all", "300"),
-    ("APs", "Average Precision", "0.50:0.95", "small", "300"),
-    ("APm", "Average Precision", "0.50:0.95", "medium", "300"),
-    ("APl", "Average Precision", "0.50:0.95", "large", "300"),
-    ("APr", "Average Precision", "0.50:0.95", "rare", "300"),
-    ("APc", "Average Precision", "0.50:0.95", "common", "300"),
-    ("APf", "Average Precision", "0.50:0.95", "frequent", "300"),
-    ("AR", "Average Recall", "0.50:0.95", "all", "300"),
-    ("ARs", "Average Recall", "0.50:0.95", "small", "300"),
-    ("ARm", "Average Recall", "0.50:0.95", "medium", "300"),
-    ("ARl", "Average Recall", "0.50:0.95", "large", "300"),
-)
-
-
-class Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line."""
-
-    def error(self, message: str) -> Any:
-        raise ConfigurationError(f"evaluate: {message}")
+AREAS = {"s": "small", "m": "medium", "l": "large", "r": "rare", "c": "common", "f": "frequent"}
+"""What the last letter of a number's name says; LVIS's frequencies stand in the same place as areas."""
 
 
 def build_parser() -> Parser:
     """The command's options."""
-    parser = Parser(
-        "python -m vrft evaluate", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser("evaluate", DESCRIPTION)
     parser.add_argument("--annotations", required=True, type=Path, metavar="GT.json", help="the truth")
     parser.add_argument("--results", required=True, type=Path, metavar="DT.json", help="the boxes")
     parser.add_argument("--format", required=True, choices=("coco", "lvis"), help="whose rules")
@@ -101,6 +63,9 @@ def main(args: Sequence[str]) -> int:
 def table(numbers: dict[str, float], format: str, names: Sequence[str] | None, convention: str) -> Iterator[str]:
     """The numbers as the benchmarks print them."""
     yield f"{format}, {convention}, {'all categories' if names is None else f'mean of {len(names)} categories'}"
-    for key, title, iou, area, most in COCO_LINES if format == "coco" else LVIS_LINES:
-        short = "AP" if title.endswith("Precision") else "AR"
-        yield f" {title:<18} ({short}) @[ IoU={iou:<9} | area={area:>6} | maxDets={most:>3} ] = {numbers[key]:.3f}"
+    for key, value in numbers.items():
+        title = "Average Precision" if key.startswith("AP") else "Average Recall"
+        iou = {"AP50": "0.50", "AP75": "0.75"}.get(key, "0.50:0.95")
+        most = {"AR1": "1", "AR10": "10"}.get(key, "100" if format == "coco" else "300")
+        area = AREAS.get(key[-1], "all")
+        yield f" {title:<18} ({key[:2]}) @[ IoU={iou:<9} | area={area:>6} | maxDets={most:>3} ] = {value:.3f}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import json
 import sys
@@ -10,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from vrft.arguments import Parser
 from vrft.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -52,18 +52,9 @@ class Record(NamedTuple):
     metadata: dict[str, Any]
 
 
-class Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line."""
-
-    def error(self, message: str) -> Any:
-        raise ConfigurationError(f"score: {message}")
-
-
 def build_parser() -> Parser:
     """The command's options."""
-    parser = Parser(
-        "python -m vrft score", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser("score", DESCRIPTION)
     parser.add_argument("--task", required=True, choices=TASKS, help="how answers are read")
     parser.add_argument(
         "--rewards", nargs="+", metavar="NAME", help="names of the task's own rewards, or class paths; default: its own"

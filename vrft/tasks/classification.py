@@ -13,9 +13,6 @@ class ClassificationTask(Task):
     prompt = "What is shown in this image? Name the class as precisely as you can."
     form = "class name"
 
-    def answer_text(self, sample: Question, frame: Frame) -> str:
-        return str(sample.target)
-
     def reasoning_text(self, sample: Question) -> str:
         return f"This is {sample.target}"
 

@@ -22,9 +22,6 @@ class MultipleChoiceTask(Task):
         lines = [f"{chr(ord('A') + i)}. {choice}" for i, choice in enumerate(sample.metadata.get("choices", ()))]
         return "\n".join([asked, *lines])
 
-    def answer_text(self, sample: Question, frame: Frame) -> str:
-        return str(sample.target)
-
     def reasoning_text(self, sample: Question) -> str:
         return f"{sample.target} is right"
 
@@ -40,9 +37,6 @@ class CountingTask(Task):
 
     prompt = "How many are there in the image: {query}? Answer with a whole number in digits."
     form = "number"
-
-    def answer_text(self, sample: Question, frame: Frame) -> str:
-        return str(sample.target)
 
     def reasoning_text(self, sample: Question) -> str:
         return f"{sample.target} {sample.query}"
