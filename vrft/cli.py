@@ -101,8 +101,10 @@ class VRFTCLI(LightningCLI):
         config.weights_only = True
         if config.ckpt_path == "last":
             config.ckpt_path = str(Path(config.checkpoint.dirpath) / "last.ckpt")
-        if config.ckpt_path is not None and not Path(config.ckpt_path).exists():
-            raise ConfigurationError(f"ckpt_path: no such checkpoint: {config.ckpt_path}")
+        against = config.against if self.subcommand == "test" else None
+        for field, path in (("ckpt_path", config.ckpt_path), ("against", None if against == "base" else against)):
+            if path is not None and not Path(path).exists():
+                raise ConfigurationError(f"{field}: no such checkpoint: {path}")
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from lightning.pytorch import Trainer
 from rich.console import Console
@@ -11,6 +12,8 @@ from vrft.data import VisionData
 from vrft.doctor import examine
 from vrft.errors import ConfigurationError
 from vrft.evaluators import Evaluator
+from vrft.evaluators.base import write_json
+from vrft.evaluators.intervals import Comparison, as_json, compare, table
 from vrft.module import VisionModule
 
 
@@ -19,6 +22,48 @@ class VisionTrainer(Trainer):
 
     problems: tuple[str, ...] = ()
     """What `doctor` found."""
+
+    def test(  # type: ignore[override]
+        self,
+        model: VisionModule,
+        dataloaders: None = None,
+        ckpt_path: str | None = None,
+        verbose: bool = True,
+        datamodule: VisionData | None = None,
+        weights_only: bool | None = None,
+        against: str | None = None,
+        resamples: int = 200,
+    ) -> Any:
+        """As Lightning's; and with `against`, two checkpoints on the same images in one table with intervals.
+
+        Args:
+            model: the module.
+            dataloaders: none; the data module has them.
+            ckpt_path: checkpoint to test; default: the base.
+            verbose: print the scores.
+            datamodule: the data.
+            weights_only: of a checkpoint that is loaded.
+            against: another checkpoint, or `base`, that it is compared with.
+            resamples: bootstrap samples that intervals are made of.
+        """
+        if against is None:
+            return super().test(model, dataloaders, ckpt_path, verbose, datamodule, weights_only)
+        evaluators = [callback for callback in self.callbacks if isinstance(callback, Evaluator)]  # type: ignore[attr-defined]
+        other = None if against == "base" else against
+        super().test(model, dataloaders, other, False, datamodule, weights_only)
+        before = [sorted(evaluator.rows.items()) for evaluator in evaluators]
+        scores = super().test(model, dataloaders, ckpt_path, verbose, datamodule, weights_only)
+        if self.is_global_zero:
+            found: dict[str, Comparison] = {}
+            for evaluator, rows in zip(evaluators, before, strict=True):
+                after = [row for _, row in sorted(evaluator.rows.items())]
+                found |= compare(evaluator, [row for _, row in rows], after, resamples, model.seed)
+            names = (Path(against).stem, Path(ckpt_path).stem if ckpt_path else "base")
+            path = Path(self.default_root_dir) / "evaluation" / "comparison.json"
+            write_json(path, as_json(found, names))
+            Console(width=110).print(table(found, names))
+            print(f"comparison: {path}")
+        return scores
 
     def look_at(self, model: VisionModule, datamodule: VisionData) -> None:
         """Read and check the files of a run, and that evaluators fit them. No model is loaded.

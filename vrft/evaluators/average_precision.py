@@ -7,6 +7,7 @@ hundredth of their time. pycocotools can be chosen instead for COCO.
 from __future__ import annotations
 
 import contextlib
+import copy
 import io
 import json
 from collections.abc import Callable, Iterable, Sequence
@@ -170,6 +171,20 @@ class Truth:
             raise ConfigurationError(
                 f"{field}: {unknown[0]!r} is not in {self.path}; it has {', '.join(self.ids)[:1000]}"
             )
+
+    def resampled(self, images: Sequence[int]) -> Truth:
+        """The truth of these images, numbered from 1; one that is there twice becomes two."""
+        by_id = {image["id"]: image for image in self.content["images"]}
+        boxes: dict[int, list[dict[str, Any]]] = {}
+        for entry in self.content["annotations"]:
+            boxes.setdefault(entry["image_id"], []).append(entry)
+        again = [entry | {"image_id": n} for n, image in enumerate(images, 1) for entry in boxes.get(image, ())]
+        truth = copy.copy(self)
+        truth.content = self.content | {
+            "images": [by_id[image] | {"id": n} for n, image in enumerate(images, 1)],
+            "annotations": [entry | {"id": i} for i, entry in enumerate(again, 1)],
+        }
+        return truth
 
     def evaluate(
         self,

@@ -41,6 +41,14 @@ class Evaluator(Callback, Generic[Row]):
     def scores(self, rows: list[Row]) -> dict[str, float]:
         """The scores of all samples, by name; what is undefined is left out."""
 
+    def image_of(self, row: Row, index: int) -> int:
+        """What a row is about; rows of one image are resampled together. Default: each is of an image of its own."""
+        return index
+
+    def scores_of(self, images: list[list[Row]]) -> dict[str, float]:
+        """The scores of images, one of which may be there more than once: each time it counts as another image."""
+        return self.scores([row for rows in images for row in rows])
+
     def write(self, folder: Path, rows: list[Row]) -> None:
         """Write what is worth keeping of an evaluation. Called on rank zero, after `scores`."""
 
@@ -67,7 +75,8 @@ class Evaluator(Callback, Generic[Row]):
         for name, value in self.last.items():
             pl_module.log(f"{stage}/{name}", value)
         if rows and trainer.is_global_zero:
-            self.write(Path(trainer.default_root_dir) / "evaluation" / f"{stage}-{trainer.global_step}", rows)
+            name = Path(trainer.ckpt_path).stem if trainer.ckpt_path else str(trainer.global_step)
+            self.write(Path(trainer.default_root_dir) / "evaluation" / f"{stage}-{name}", rows)
 
     on_test_epoch_start = on_validation_epoch_start
     on_test_batch_end = on_validation_batch_end

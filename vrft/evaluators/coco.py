@@ -112,11 +112,19 @@ class CocoEvaluator(Evaluator[Row]):
 
     def scores(self, rows: list[Row]) -> dict[str, float]:
         numbers = self.measure(rows)
-        return {
-            **defined(numbers, self.format, UNDEFINED),
-            "mIoU": sum(row.iou for row in rows) / len(rows),
-            "valid": sum(row.valid for row in rows) / len(rows),
-        }
+        return {**defined(numbers, self.format, UNDEFINED), **plain_scores(rows)}
+
+    def image_of(self, row: Row, index: int) -> int:
+        return row.image_id
+
+    def scores_of(self, images: list[list[Row]]) -> dict[str, float]:
+        truth = Truth(self.path, f"{self.field}.annotations", skip_bad=True)
+        ids = [rows[0].image_id for rows in images]
+        again = [[row._replace(image_id=number) for row in rows] for number, rows in enumerate(images, 1)]
+        rows = [row for group in again for row in group]
+        curves = truth.resampled(ids).evaluate(table_of(rows, truth)[0], self.format, self.backend)
+        curves = curves if self.categories is None else curves.select(self.categories)
+        return {**defined(curves.numbers(self.format, self.convention), self.format, UNDEFINED), **plain_scores(rows)}
 
     def measure(self, rows: list[Row]) -> dict[str, float]:
         """The benchmark's numbers of some rows."""
@@ -186,6 +194,14 @@ class LvisEvaluator(CocoEvaluator):
     """
 
     format: Format = "lvis"
+
+
+def plain_scores(rows: Sequence[Row]) -> dict[str, float]:
+    """Means over prompts."""
+    return {
+        "mIoU": sum(row.iou for row in rows) / len(rows),
+        "valid": sum(row.valid for row in rows) / len(rows),
+    }
 
 
 def table_of(rows: Sequence[Row], truth: Truth) -> tuple[Array, int]:

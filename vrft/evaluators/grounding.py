@@ -77,6 +77,9 @@ class GroundingEvaluator(Evaluator[Row]):
             intersection=int((found & truth & ~ignore).sum()), union=int(((found | truth) & ~ignore).sum())
         )
 
+    def image_of(self, row: Row, index: int) -> int:
+        return row.image_id
+
     def scores(self, rows: list[Row]) -> dict[str, float]:
         found = {
             "mIoU": sum(row.iou for row in rows) / len(rows),
