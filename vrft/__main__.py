@@ -15,7 +15,7 @@ usage: python -m vrft COMMAND --config FILE [--config FILE ...] [--field=value .
 commands
   fit        train; evaluates held-out images before and after, writes everything to the run's folder
   validate   evaluate held-out images, of the base or of a checkpoint (--ckpt_path last)
-  test       the same as validate, under its own name
+  test       the same as validate, goes on where it was interrupted; --against compares two checkpoints
   predict    answer held-out images, without scores
   doctor     check a config before hours are spent: prompts and boxes drawn, tokens, rewards, memory
   score      rewards of completions in a file, without a model

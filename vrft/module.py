@@ -6,6 +6,7 @@ import random
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -16,6 +17,7 @@ from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 
+from vrft.answer_log import AnswerLog
 from vrft.callbacks.progress import PhaseProgressBar
 from vrft.errors import ConfigurationError
 from vrft.policy import Policy
@@ -62,6 +64,7 @@ class VisionModule(LightningModule):
         self.max_completion_length, self.max_grad_norm = max_completion_length, max_grad_norm
         self.seed = torch.initial_seed() % 2**32
         self.sharing_checked = False
+        self.answer_log: AnswerLog | None = None
         self.register_buffer("steps_done", torch.zeros((), dtype=torch.long))
         if not self.rewards:
             raise ConfigurationError("model.rewards: expected at least one reward, e.g. {format: {class_path: Format}}")
@@ -166,13 +169,41 @@ class VisionModule(LightningModule):
     def validation_step(self, batch: PromptBatch, batch_idx: int) -> list[Answer]:  # type: ignore[override]
         """Greedy answers, one for each prompt. Evaluators read them; here they are scored as in training."""
         warn_of_replaced(batch)
-        answers = self.predict_step(batch, batch_idx)
+        answers = self.remembered(batch) if self.trainer.testing else self.predict_step(batch, batch_idx)
         _, total = self.score(answers, batch.samples)
         stage = "test" if self.trainer.testing else "val"
         self.log(f"{stage}/reward", total.mean(), batch_size=len(answers), sync_dist=True)
         return answers
 
     test_step = validation_step  # type: ignore[assignment]
+
+    def remembered(self, batch: PromptBatch) -> list[Answer]:
+        """Greedy answers: those that an interrupted test has given, and new ones for the others, which are written."""
+        assert self.answer_log is not None
+        answers: dict[int, Answer] = {}
+        for p, (sample, frame) in enumerate(zip(batch.samples, batch.frames, strict=True)):
+            if (entry := self.answer_log.recall(sample)) is not None:
+                answers[p] = self.task.parse(entry["completion"], sample, frame)
+                answers[p].tokens = tuple((piece, log_prob) for piece, log_prob in entry["tokens"])
+        missing = [p for p in range(len(batch.samples)) if p not in answers]
+        if missing:
+            for p, answer in zip(missing, self.predict_step(batch.select(missing), 0), strict=True):
+                answers[p] = answer
+                self.answer_log.add(batch.samples[p], answer)
+        return [answers[p] for p in range(len(batch.samples))]
+
+    def on_test_start(self) -> None:
+        checkpoint = self.trainer.ckpt_path
+        weights = [self.policy.checkpoint, checkpoint and [str(checkpoint), Path(checkpoint).stat().st_mtime]]
+        asked = {"weights": weights, "task": type(self.task).__name__, "template": self.task.template}
+        name = Path(checkpoint).stem if checkpoint else "base"
+        folder = Path(self.trainer.default_root_dir) / "evaluation" / f"answers-{name}"
+        limits = {"length": self.max_completion_length, "coordinates": self.encoder.coordinates}
+        self.answer_log = AnswerLog(folder, self.global_rank, asked | limits)
+
+    def on_test_end(self) -> None:
+        assert self.answer_log is not None
+        self.answer_log.close()
 
     def on_validation_epoch_start(self) -> None:
         for reward in self.rewards.values():

@@ -1,0 +1,74 @@
+"""Answers of a test, written as they come, so that an interrupted one goes on where it stopped."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from vrft.types import Answer, Sample
+
+END = {"complete": True}
+
+
+class AnswerLog:
+    """A folder of JSON lines: one file per rank, with what was asked first.
+
+    The answers of an earlier test are taken over if it was interrupted, and if the same was asked of the same weights.
+    """
+
+    def __init__(self, folder: Path, rank: int, asked: Mapping[str, Any]) -> None:
+        """Reads what is there.
+
+        Args:
+            folder: of the log.
+            rank: whose answers are written.
+            asked: what has to be the same, as plain values: weights, task, length.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        files = sorted(folder.glob("answers-*.jsonl"))
+        parts = [_read(file) for file in files]
+        interrupted = not all(END in part for part in parts)
+        kept = [part for part in parts if part and part[0] == {"asked": dict(asked)}] if interrupted else []
+        self.known = {entry["sample"]: entry for part in kept for entry in part[1:] if "sample" in entry}
+        self.path = folder / f"answers-{rank}.jsonl"
+        mine = next((part for file, part in zip(files, parts, strict=True) if file == self.path), [])
+        entries = mine if mine in kept else [{"asked": dict(asked)}]
+        self.path.write_text("".join(f"{json.dumps(entry)}\n" for entry in entries))  # without a line that was cut off
+
+    def recall(self, sample: Sample) -> dict[str, Any] | None:
+        """The completion and its tokens that were written for a sample; None if there is none."""
+        entry = self.known.get(sample.index)
+        same = entry is not None and (entry["image_id"], entry["query"]) == (sample.image_id, sample.query)
+        return entry if same else None
+
+    def add(self, sample: Sample, answer: Answer) -> None:
+        """Write an answer."""
+        entry = {
+            "sample": sample.index,
+            "image_id": sample.image_id,
+            "query": sample.query,
+            "completion": answer.text,
+            "tokens": answer.tokens,
+        }
+        self._append(entry)
+
+    def close(self) -> None:
+        """The test is complete: another one starts anew."""
+        self._append(END)
+
+    def _append(self, entry: Mapping[str, Any]) -> None:
+        with self.path.open("a") as file:
+            file.write(json.dumps(entry, allow_nan=False) + "\n")
+
+
+def _read(path: Path) -> list[Any]:
+    """The lines of a file; the last one may have been cut off."""
+    entries = []
+    for line in path.read_text().splitlines():
+        try:
+            entries.append(json.loads(line))
+        except ValueError:
+            break
+    return entries
