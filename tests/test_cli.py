@@ -46,6 +46,8 @@ def test_fit_leaves_everything_in_the_run_folder(quick_fit: Command, tmp_path: P
     group = transcripts[:8]
     assert sum(entry["advantage"] for entry in group) == pytest.approx(0, abs=1e-4)
     assert list((run / "wandb").glob("offline-run-*/*.wandb"))
+    media = {path.name.split("_")[0] for path in (run / "wandb").glob("offline-run-*/files/media/*/val/coco/*")}
+    assert media == {"per", "precision"}  # a table of the categories, and a picture
     assert (run / "checkpoints" / "last.ckpt").exists()
     from transformers import AutoModelForImageTextToText
 

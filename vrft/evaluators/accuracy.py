@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from lightning.pytorch.loggers import WandbLogger
 from PIL import Image, ImageDraw, ImageFont
 
 from vrft.answers import normalise_label
@@ -57,6 +58,12 @@ class AccuracyEvaluator(Evaluator[Row]):
             writer.writerow(["class", "images", "accuracy"])
             writer.writerows((name, counts[name], value) for name, value in sorted(per_class(rows).items()))
         draw_confusion(rows, folder / "confusion.png")
+
+    def show(self, logger: WandbLogger, stage: str, folder: Path) -> None:
+        with (folder / "accuracy_per_class.csv").open(newline="") as file:
+            header, *rows = csv.reader(file)
+        logger.log_table(f"{stage}/per_class", header, [[name, int(count), float(v)] for name, count, v in rows])
+        logger.log_image(f"{stage}/confusion", [str(folder / "confusion.png")])
 
 
 def per_class(rows: Sequence[Row]) -> dict[str, float]:

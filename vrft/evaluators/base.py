@@ -11,6 +11,7 @@ from typing import Any, Generic, TypeVar
 
 import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import WandbLogger
 
 from vrft.data.datamodule import VisionData
 from vrft.types import Answer, PromptBatch, Sample
@@ -52,6 +53,9 @@ class Evaluator(Callback, Generic[Row]):
     def write(self, folder: Path, rows: list[Row]) -> None:
         """Write what is worth keeping of an evaluation. Called on rank zero, after `scores`."""
 
+    def show(self, logger: WandbLogger, stage: str, folder: Path) -> None:
+        """Log tables and pictures of what was written to `folder`."""
+
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.rows = {}
 
@@ -76,7 +80,11 @@ class Evaluator(Callback, Generic[Row]):
             pl_module.log(f"{stage}/{name}", value)
         if rows and trainer.is_global_zero:
             name = Path(trainer.ckpt_path).stem if trainer.ckpt_path else str(trainer.global_step)
-            self.write(Path(trainer.default_root_dir) / "evaluation" / f"{stage}-{name}", rows)
+            folder = Path(trainer.default_root_dir) / "evaluation" / f"{stage}-{name}"
+            self.write(folder, rows)
+            for logger in trainer.loggers:
+                if isinstance(logger, WandbLogger):
+                    self.show(logger, stage, folder)
 
     on_test_epoch_start = on_validation_epoch_start
     on_test_batch_end = on_validation_batch_end

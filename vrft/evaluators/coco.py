@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
+from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_warn
 
 from vrft.boxes import iou_matrix, match_by_confidence
@@ -184,6 +185,13 @@ class CocoEvaluator(Evaluator[Row]):
             writer.writerow(["category", "AP"])
             writer.writerows(sorted(self.curves.per_category(self.convention).items()))
         draw_curves(self.curves, folder / f"{self.format}_precision_recall.png")
+
+    def show(self, logger: WandbLogger, stage: str, folder: Path) -> None:
+        assert self.curves is not None
+        rows = [list(row) for row in sorted(self.curves.per_category(self.convention).items())]
+        logger.log_table(f"{stage}/{self.format}/per_category", ["category", "AP"], rows)
+        picture = str(folder / f"{self.format}_precision_recall.png")
+        logger.log_image(f"{stage}/{self.format}/precision_recall", [picture])
 
 
 class LvisEvaluator(CocoEvaluator):
