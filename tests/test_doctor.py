@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import CSV_ONLY, ROOT
+from formats import write_jsonl
 from PIL import Image
 from torch import nn
 
@@ -154,6 +155,18 @@ def test_faults_of_the_settings_are_found(setting: str, reason: str, doctor: Cal
 
 def pays_for_garbage(completion: str, *_: Any) -> float:
     return float(completion == GARBAGE)
+
+
+def test_solutions_in_another_frame_are_found(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = write_jsonl(tmp_path / "files", 40, size=(56, 56))  # in pixels
+    config = ["--config", str(ROOT / "configs" / "quickstart.yaml"), f"--run_dir={tmp_path}/run", CSV_ONLY]
+    files = f"{{train: {folder}/train.jsonl, val: {folder}/val.jsonl}}"
+    plain = ["--task.template=Detect {query}", "--trainer.callbacks=null"]
+    wrong = f"--data={{class_path: JsonlData, init_args: {files}}}"
+    assert main(["doctor", *config, wrong, *plain]) == 1
+    assert "(data.coordinates=pixels)" in " ".join(capsys.readouterr().out.split())
+    right = f"--data={{class_path: JsonlData, init_args: {files[:-1]}, coordinates: pixels}}}}"
+    assert main(["doctor", *config, right, *plain]) == 0
 
 
 def test_a_wrong_frame_is_found_without_asking_the_model(doctor: Callable[..., Said]) -> None:

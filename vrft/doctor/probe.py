@@ -16,7 +16,7 @@ from rich.console import Console
 
 from vrft.answers import read_boxes, split_blocks
 from vrft.boxes import Box, from_frame, iou_matrix, match_by_confidence
-from vrft.data import RecordData, VisionData
+from vrft.data import RecordData, SolutionData, VisionData
 from vrft.module import VisionModule
 from vrft.policy.processor import FRAMES, Encoder
 from vrft.rollout import Sampling
@@ -95,6 +95,9 @@ def check_readings(module: VisionModule, data: VisionData, probe: int, console: 
     base = overlaps(seen, as_configured)
     console.print(f"the model's own boxes, before training: mean IoU {np.mean(base):.3f} on {len(seen)} prompts")
     fits = [Fit(name, overlaps(seen, reading), base) for name, reading in readings(policy.processor, seen).items()]
+    if isinstance(data, SolutionData) and data.coordinates == "thousandths":
+        reading = "the data's boxes, which are read as thousandths, are pixels (data.coordinates=pixels)"
+        fits.append(Fit(reading, overlaps(seen, as_shrunk), base))
     if isinstance(data, RecordData):
         fits += shifted_categories(seen, data)
     best = max((fit for fit in fits if len(fit.other) >= MANY), key=lambda fit: fit.gain, default=None)
@@ -154,6 +157,12 @@ def to_device(batch: PromptBatch, device: torch.device) -> PromptBatch:
 def as_configured(box: Box, seen: Seen) -> Box:
     """Numbers in the frame that prompts name."""
     return from_frame(box, seen.sample.size, seen.frame)
+
+
+def as_shrunk(box: Box, seen: Seen) -> Box:
+    """Where a box is in data whose pixels were taken for thousandths."""
+    (width, height), (x0, y0, x1, y1) = seen.sample.size, as_configured(box, seen)
+    return x0 * width / 1000, y0 * height / 1000, x1 * width / 1000, y1 * height / 1000
 
 
 def readings(processor: object, seen: Sequence[Seen]) -> dict[str, Reading]:
