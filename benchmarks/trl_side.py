@@ -73,10 +73,6 @@ class Steps(TrainerCallback):
             self.clock.steps[-1][f"update{suffix}"] -= self.clock.steps[-1][f"prepared{suffix}"]
 
 
-FASTEST_MICRO_BATCH = 8
-"""Completions in one forward and backward: on one CPU thread 16 take longer."""
-
-
 def arbitrary(completion_ids: list[list[int]], **_: Any) -> list[float]:
     """A reward that differs between completions."""
     return [sum(ids) % 7 / 7 for ids in completion_ids]
@@ -95,15 +91,14 @@ def measure(arguments: Namespace) -> dict[str, Any]:
     config = processor.tokenizer.convert_tokens_to_ids
     never = [config(f"<|{name}|>") for name in ("image_pad", "video_pad", "vision_start", "vision_end")]
     cpu = arguments.device == "cpu"
-    micro_batch = arguments.micro_batch or FASTEST_MICRO_BATCH
     settings = GRPOConfig(
         output_dir=tempfile.mkdtemp(),
         use_cpu=cpu,
         bf16=False,
         fp16=False,
         model_init_kwargs={"dtype": "float32" if cpu else "bfloat16", "attn_implementation": "sdpa"},
-        per_device_train_batch_size=micro_batch,
-        gradient_accumulation_steps=arguments.prompts * arguments.num_generations // micro_batch,
+        per_device_train_batch_size=arguments.micro_batch,
+        gradient_accumulation_steps=arguments.prompts * arguments.num_generations // arguments.micro_batch,
         num_generations=arguments.num_generations,
         max_completion_length=arguments.completion_tokens,
         generation_kwargs={"min_new_tokens": arguments.completion_tokens, "suppress_tokens": never},

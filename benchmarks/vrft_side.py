@@ -113,10 +113,6 @@ def measure(arguments: Namespace) -> dict[str, Any]:
     )
     per_prompt = arguments.prompt_tokens + 64 + arguments.num_generations * arguments.completion_tokens
     width, height = (int(x) for x in arguments.image_size.split("x"))
-    budget = {}
-    if arguments.micro_batch is not None:
-        prompts = max(1, arguments.micro_batch // arguments.num_generations)
-        budget = {"max_tokens_per_micro_batch": prompts * (per_prompt + width * height // tokens)}
     module = Timed(
         task=AnyText("{query}"),
         policy=policy,
@@ -125,7 +121,8 @@ def measure(arguments: Namespace) -> dict[str, Any]:
         num_generations=arguments.num_generations,
         beta=arguments.beta,
         max_completion_length=arguments.completion_tokens,
-        **budget,
+        max_tokens_per_micro_batch=max(1, arguments.micro_batch // arguments.num_generations)
+        * (per_prompt + width * height // tokens),
     )
     module.clock = clock
     module.configure_model()

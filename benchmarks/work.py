@@ -30,11 +30,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--beta", type=float, default=0.04)
     p.add_argument("--lora-r", type=int, default=0, help="rank of adapters on the language model; 0 trains everything")
     p.add_argument("--freeze-vision", action="store_true", help="vrft alone: train all but the vision tower")
-    p.add_argument(
-        "--micro-batch",
-        type=int,
-        help="completions in one forward and backward; default: vrft's own token budget, and TRL's fastest here, 8",
-    )
+    p.add_argument("--micro-batch", type=int, default=8, help="completions in one forward and backward")
     p.add_argument("--gradient-checkpointing", action="store_true")
     p.add_argument("--steps", type=int, default=4, help="measured steps")
     p.add_argument("--warmup", type=int, default=1, help="steps before them")
