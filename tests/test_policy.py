@@ -112,6 +112,14 @@ def test_rows_keep_their_noise_in_any_batch() -> None:
     assert sampled(policy, batch.select([2]), noise=Noise(3, 0, first=2)).texts == together.texts[8:]
 
 
+def test_answers_that_end_at_once_have_no_tokens() -> None:
+    policy = loaded()
+    stop = policy.stop_ids[:1]
+    nothing = torch.zeros(1, 1)
+    rollout = Rollout(stop[None], torch.ones(1, 1).long(), nothing, nothing, torch.zeros(1).bool(), [""])
+    assert policy.pieces(rollout) == [()]
+
+
 def test_sampling_follows_the_distribution() -> None:
     policy = loaded()
     batch = prompts(policy, count=1)

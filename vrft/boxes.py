@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +14,16 @@ from vrft.types import Frame
 
 Box = tuple[float, float, float, float]
 Matrix = NDArray[np.float64]
+
+Coordinates = Literal["thousandths", "pixels", "unit"]
+
+FRAMES: dict[Coordinates, Frame] = {"thousandths": Frame(1000, 1000), "unit": Frame(1, 1, 3)}
+"""Frames that are the same for every image."""
+
+
+def frame_of(coordinates: Coordinates, size: tuple[int, int]) -> Frame:
+    """The frame of an image; `size` (width, height) is that in which its pixels are counted."""
+    return Frame(*size) if coordinates == "pixels" else FRAMES[coordinates]
 
 
 def to_frame(box: Box, image_size: tuple[int, int], frame: Frame) -> Box:
@@ -106,3 +117,10 @@ def match_optimally(similarity: Matrix, threshold: float) -> list[tuple[int, int
     counted = np.where(similarity > threshold, similarity, 0.0)
     pairs = zip(*linear_sum_assignment(counted, maximize=True), strict=True)
     return [(int(i), int(j), float(similarity[i, j])) for i, j in pairs if similarity[i, j] > threshold]
+
+
+def matched_iou(predicted: Sequence[Box], scores: Sequence[float], true: Sequence[Box]) -> float:
+    """Sum of the matched IoUs above 0, by falling score, / max(predicted, true boxes); 1 if there are neither."""
+    slots = max(len(predicted), len(true))
+    pairs = match_by_confidence(iou_matrix(predicted, true), scores, 0.0)
+    return sum(iou for _, _, iou in pairs) / slots if slots else 1.0

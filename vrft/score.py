@@ -13,9 +13,10 @@ from vrft.arguments import Parser
 from vrft.errors import ConfigurationError
 
 if TYPE_CHECKING:
+    from vrft.boxes import Coordinates
     from vrft.rewards import Reward
     from vrft.tasks import Task
-    from vrft.types import Answer, Frame, Target
+    from vrft.types import Answer, Target
 
 TASKS = {
     "detection": "DetectionTask",
@@ -131,7 +132,7 @@ def _imported(path: str, own: dict[str, Reward]) -> Reward:
         raise ConfigurationError(f"score: --rewards: {path!r} can't be made without settings: {error}") from error
 
 
-def read_records(path: Path, task: Task, coordinates: str) -> tuple[list[Record], list[Answer]]:
+def read_records(path: Path, task: Task, coordinates: Coordinates) -> tuple[list[Record], list[Answer]]:
     """The lines of a file, and their completions as the task reads them.
 
     Raises:
@@ -150,7 +151,9 @@ def read_records(path: Path, task: Task, coordinates: str) -> tuple[list[Record]
     return records, answers
 
 
-def _read_line(where: str, line: str, task: Task, coordinates: str) -> tuple[Record, Answer]:
+def _read_line(where: str, line: str, task: Task, coordinates: Coordinates) -> tuple[Record, Answer]:
+    from vrft.boxes import frame_of
+
     try:
         entry = json.loads(line)
     except (ValueError, RecursionError) as error:
@@ -167,7 +170,7 @@ def _read_line(where: str, line: str, task: Task, coordinates: str) -> tuple[Rec
     size = _size(where, entry)
     width, height = size or (1, 1)
     asked = Record(0, entry.get("query", ""), "", (width, height), entry.get("metadata", {}))
-    frame = _frame(coordinates, width, height)
+    frame = frame_of(coordinates, (width, height))
     target = task.read_solution(entry["solution"], asked, frame)
     if target is None:
         raise ConfigurationError(
@@ -188,9 +191,3 @@ def _size(where: str, entry: dict[str, Any]) -> tuple[int, int] | None:
         if not isinstance(side, int) or isinstance(side, bool) or not 0 < side <= MAX_SIDE:
             raise ConfigurationError(f"{where}: width and height: expected pixels, got {size[0]!r} and {size[1]!r}")
     return entry["width"], entry["height"]
-
-
-def _frame(coordinates: str, width: int, height: int) -> Frame:
-    from vrft.types import Frame
-
-    return {"thousandths": Frame(1000, 1000), "pixels": Frame(width, height), "unit": Frame(1, 1, 3)}[coordinates]

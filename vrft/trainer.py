@@ -1,4 +1,4 @@
-"""Lightning's Trainer with one more thing that it can do to a module and its data: examine them."""
+"""Lightning's Trainer with two more things that it can do to a module and its data: compare and examine them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from vrft.module import VisionModule
 
 
 class VisionTrainer(Trainer):
-    """`fit`, `validate`, `test` and `predict` are Lightning's; `doctor` looks at all that they would load."""
+    """`fit`, `validate` and `predict` are Lightning's, `test` can compare; `doctor` looks at all they would load."""
 
     problems: tuple[str, ...] = ()
     """What `doctor` found."""

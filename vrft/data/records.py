@@ -168,7 +168,7 @@ class RecordData(VisionData):
         """Read the records of a part. What is wrong with one goes to `problems`, and the record is left out."""
 
     def further_records(self, train: Sequence[Record]) -> list[Record]:
-        """Records to train on beside those that were read and chosen; their images are among the same."""
+        """Records to train on beside those that were read and chosen."""
         return []
 
     def finish(self, records: list[Record], problems: Problems) -> list[Record]:

@@ -7,16 +7,15 @@ from abc import abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+from vrft.boxes import Coordinates, frame_of
 from vrft.data.files import brief, decode_json, is_file_name, is_text, read_bytes, require_file
 from vrft.data.images import BadImage, ImageSource
 from vrft.data.records import Part, Problems, Record, RecordData
 from vrft.errors import ConfigurationError
 from vrft.tasks import Task
 from vrft.types import Frame, Target
-
-Coordinates = Literal["thousandths", "pixels", "unit"]
 
 ENDLESS = 10**9
 """Sides of a frame in which the coordinates of any image lie."""
@@ -57,8 +56,7 @@ class SolutionData(RecordData):
     def finish(self, records: list[Record], problems: Problems) -> list[Record]:
         found = []
         for record in records:
-            frame = {"thousandths": Frame(1000, 1000), "pixels": Frame(*record.size), "unit": Frame(1, 1, 3)}
-            target = self._read(record, record.size, frame[self.coordinates], problems)
+            target = self._read(record, record.size, frame_of(self.coordinates, record.size), problems)
             if target is not None:
                 found.append(replace(record, target=target))
         return found

@@ -15,12 +15,11 @@ import torch
 from rich.console import Console
 
 from vrft.answers import read_boxes, split_blocks
-from vrft.boxes import Box, from_frame, iou_matrix, match_by_confidence
+from vrft.boxes import FRAMES, Box, from_frame, matched_iou
 from vrft.data import RecordData, SolutionData, VisionData
 from vrft.module import VisionModule
-from vrft.policy.processor import FRAMES, Encoder
-from vrft.rollout import Sampling
-from vrft.types import Answer, Frame, PromptBatch, Sample
+from vrft.policy.processor import Encoder
+from vrft.types import Answer, Frame, Sample
 
 LARGE_ON_CPU = 200_000_000
 """Parameters above which a model is not asked without a GPU: it would take minutes."""
@@ -81,7 +80,7 @@ def check_readings(module: VisionModule, data: VisionData, probe: int, console: 
         if disagrees:
             yield mismatch
         return
-    seen = ask(module, samples)
+    seen = ask(module, data, samples)
     right = sum(one.answer.well_formed for one in seen)
     console.print(f"the model's own answers, before training: {right} of {len(seen)} in the right format")
     if not right and module.group_size > 1:
@@ -127,31 +126,17 @@ def choose(data: VisionData, count: int) -> list[Sample]:
 
 
 @torch.no_grad()
-def ask(module: VisionModule, samples: Sequence[Sample]) -> list[Seen]:
+def ask(module: VisionModule, data: VisionData, samples: Sequence[Sample]) -> list[Seen]:
     """The model's greedy answers."""
     seen = []
     for start in range(0, len(samples), 16):
-        batch = to_device(module.encoder(list(samples[start : start + 16])), module.device)
-        rollout = module.engine.generate(
-            module.policy,
-            batch,
-            1,
-            max_completion_length=module.max_completion_length,
-            sampling=Sampling(greedy=True),
-            noise=module.noise(),
-            on_token=lambda _: None,
-        )
-        for text, sample, frame in zip(rollout.texts, batch.samples, batch.frames, strict=True):
-            items = read_boxes(split_blocks(text).answer or "", ANYWHERE) or []
-            answer = module.task.parse(text, sample, frame)
+        batch = module.encoder(list(samples[start : start + 16]))
+        batch = data.transfer_batch_to_device(batch, module.device, 0)
+        answers = module.predict_step(batch, 0)
+        for answer, sample, frame in zip(answers, batch.samples, batch.frames, strict=True):
+            items = read_boxes(split_blocks(answer.text).answer or "", ANYWHERE) or []
             seen.append(Seen(sample, frame, [item.box for item in items], answer))
     return seen
-
-
-def to_device(batch: PromptBatch, device: torch.device) -> PromptBatch:
-    """The batch with its tensors where the model is."""
-    inputs = [{key: value.to(device) for key, value in prompt.items()} for prompt in batch.inputs]
-    return PromptBatch(batch.samples, batch.frames, inputs)
 
 
 def as_configured(box: Box, seen: Seen) -> Box:
@@ -205,9 +190,8 @@ def overlap(boxes: Sequence[Box], sample: Sample) -> float:
 
 
 def matched(boxes: Sequence[Box], true: Sequence[Box]) -> float:
-    """Sum of the matched IoUs / max(predicted, true)."""
-    pairs = match_by_confidence(iou_matrix(boxes, true), [1.0] * len(boxes), 0.0)
-    return sum(iou for _, _, iou in pairs) / max(len(boxes), len(true), 1)
+    """Matched IoU / max(predicted, true boxes); all boxes are equally sure."""
+    return matched_iou(boxes, [1.0] * len(boxes), true)
 
 
 def shifted_categories(seen: Sequence[Seen], data: RecordData) -> Iterator[Fit]:

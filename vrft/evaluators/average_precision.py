@@ -32,8 +32,8 @@ LVIS_NUMBERS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "APr", "APc", "APf", 
 UNDEFINED = -1.0
 """What the benchmarks say where there is no true box to find."""
 
-DEFAULTS = {"iscrowd": 0}
-"""What LVIS leaves out."""
+USED = ("id", "image_id", "category_id", "bbox", "area", "iscrowd", "ignore")
+"""What counts of an annotation; polygons are not kept. LVIS has no `iscrowd`, and some files no `area`."""
 
 COLUMNS = 7
 """Of a table of results: image id, x, y, width, height, score, category id."""
@@ -157,7 +157,8 @@ class Truth:
         kept = []
         for i, entry in enumerate(self.content["annotations"]):
             if is_box(entry, *known):
-                kept.append(DEFAULTS | {"area": entry["bbox"][2] * entry["bbox"][3]} | entry)
+                area = entry["bbox"][2] * entry["bbox"][3]
+                kept.append({"iscrowd": 0, "area": area} | {key: entry[key] for key in USED if key in entry})
             elif not skip_bad:
                 raise ConfigurationError(
                     f"{field}: {path}: annotations[{i}]: expected an image_id and a category_id of the file and a bbox "

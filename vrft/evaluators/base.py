@@ -29,7 +29,6 @@ class Evaluator(Callback, Generic[Row]):
 
     def __init__(self) -> None:
         self.rows: dict[int, Row] = {}
-        self.last: dict[str, float] = {}
 
     def check(self, data: VisionData) -> None:
         """Raise ConfigurationError if held-out samples can't be evaluated. Called before training, data being read."""
@@ -75,8 +74,8 @@ class Evaluator(Callback, Generic[Row]):
         self.rows = gather(self.rows, trainer.world_size)
         stage = "test" if trainer.testing else "val"
         rows = [self.rows[index] for index in sorted(self.rows)]
-        self.last = self.scores(rows) if rows else {}
-        for name, value in self.last.items():
+        scores = self.scores(rows) if rows else {}
+        for name, value in scores.items():
             pl_module.log(f"{stage}/{name}", value)
         if rows and trainer.is_global_zero:
             name = Path(trainer.ckpt_path).stem if trainer.ckpt_path else str(trainer.global_step)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 from collections.abc import Sequence
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -13,7 +14,7 @@ import numpy as np
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_warn
 
-from vrft.boxes import iou_matrix, match_by_confidence
+from vrft.boxes import matched_iou
 from vrft.data.datamodule import VisionData
 from vrft.data.records import RecordData
 from vrft.data.splits import Categories, category_names
@@ -82,20 +83,23 @@ class CocoEvaluator(Evaluator[Row]):
         self.categories = category_names(categories, f"{field}.categories")
         self.images, self.backend, self.convention, self.confidence = images, backend, convention, confidence
         self.field = field
-        self.seen: set[int] | None = None
         self.curves: Curves | None = None
         self.results: Array = np.zeros((0, COLUMNS))
         self.dropped = 0
 
-    def check(self, data: VisionData) -> None:
-        truth = Truth(self.path, f"{self.field}.annotations", skip_bad=True)
-        truth.check_names(self.categories or (), f"{self.field}.categories")
-        if isinstance(data, RecordData):
-            self.check_images({record.image_id for record in data.val_set().records}, truth)
+    @cached_property
+    def truth(self) -> Truth:
+        """The annotation file, read when it is first needed: generated data is written late."""
+        return Truth(self.path, f"{self.field}.annotations", skip_bad=True)
 
-    def check_images(self, asked: set[int], truth: Truth) -> None:
+    def check(self, data: VisionData) -> None:
+        self.truth.check_names(self.categories or (), f"{self.field}.categories")
+        if isinstance(data, RecordData):
+            self.check_images({record.image_id for record in data.val_set().records})
+
+    def check_images(self, asked: set[int]) -> None:
         """Raise ConfigurationError if an image is not in the file."""
-        if unknown := sorted(asked - truth.image_ids):
+        if unknown := sorted(asked - self.truth.image_ids):
             raise ConfigurationError(
                 f"{self.field}.annotations: {self.path} has no image {unknown[0]}; expected the file that the held-out "
                 "samples come from"
@@ -105,38 +109,34 @@ class CocoEvaluator(Evaluator[Row]):
         assert isinstance(sample.target, tuple)
         detections = with_confidence(answer, self.confidence)
         scores = [1.0 if d.score is None else d.score for d in detections]
-        overlaps = iou_matrix([d.box for d in detections], [true.box for true in sample.target])
-        pairs = match_by_confidence(overlaps, scores, threshold=0.0)
-        slots = max(len(detections), len(sample.target))
-        iou = sum(value for _, _, value in pairs) / slots if slots else 1.0
+        iou = matched_iou([d.box for d in detections], scores, [true.box for true in sample.target])
         return Row(sample.image_id, detections, iou, answer.valid)
 
     def scores(self, rows: list[Row]) -> dict[str, float]:
-        numbers = self.measure(rows)
-        return {**defined(numbers, self.format, UNDEFINED), **plain_scores(rows)}
+        return {**defined(self.measure(rows), self.format, UNDEFINED), **plain_scores(rows)}
 
     def image_of(self, row: Row, index: int) -> int:
         return row.image_id
 
     def scores_of(self, images: list[list[Row]]) -> dict[str, float]:
-        truth = Truth(self.path, f"{self.field}.annotations", skip_bad=True)
         ids = [rows[0].image_id for rows in images]
-        again = [[row._replace(image_id=number) for row in rows] for number, rows in enumerate(images, 1)]
-        rows = [row for group in again for row in group]
-        curves = truth.resampled(ids).evaluate(table_of(rows, truth)[0], self.format, self.backend)
-        curves = curves if self.categories is None else curves.select(self.categories)
+        rows = [row._replace(image_id=number) for number, group in enumerate(images, 1) for row in group]
+        curves = self.compare(self.truth.resampled(ids), table_of(rows, self.truth)[0], None)
         return {**defined(curves.numbers(self.format, self.convention), self.format, UNDEFINED), **plain_scores(rows)}
 
     def measure(self, rows: list[Row]) -> dict[str, float]:
         """The benchmark's numbers of some rows."""
-        truth = Truth(self.path, f"{self.field}.annotations", skip_bad=True)
         asked = {row.image_id for row in rows}
-        self.check_images(asked, truth)
-        self.results, self.dropped = table_of(rows, truth)
-        curves = truth.evaluate(self.results, self.format, self.backend, asked if self.images == "asked" else None)
-        self.curves = curves if self.categories is None else curves.select(self.categories)
+        self.check_images(asked)
+        self.results, self.dropped = table_of(rows, self.truth)
+        self.curves = self.compare(self.truth, self.results, asked if self.images == "asked" else None)
         self.warn(rows)
         return self.curves.numbers(self.format, self.convention)
+
+    def compare(self, truth: Truth, results: Array, images: set[int] | None) -> Curves:
+        """Results beside the truth, of the categories that are averaged over and of some images or all."""
+        curves = truth.evaluate(results, self.format, self.backend, images)
+        return curves if self.categories is None else curves.select(self.categories)
 
     def warn(self, rows: list[Row]) -> None:
         """Say what makes the numbers worth less."""

@@ -7,18 +7,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from PIL import Image
 
+from vrft.boxes import FRAMES, Coordinates, frame_of
 from vrft.policy.prompts import Prompt
 from vrft.tasks import Task
 from vrft.types import Frame, PromptBatch, Sample
-
-Coordinates = Literal["thousandths", "pixels", "unit"]
-
-FRAMES: dict[Coordinates, Frame] = {"thousandths": Frame(1000, 1000), "unit": Frame(1, 1, 3)}
-"""Frames that are the same for every image."""
 
 FAMILIES: dict[str, Coordinates] = {
     "qwen2_5_vl": "pixels",
@@ -111,7 +107,7 @@ class Encoder:
             min_pixels=settings.size["shortest_edge"],
             max_pixels=settings.size["longest_edge"],
         )
-        return Frame(width, height)
+        return frame_of("pixels", (width, height))
 
 
 class MicroBatch(NamedTuple):

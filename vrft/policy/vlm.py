@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
+from vrft.boxes import Coordinates
 from vrft.policy.checkpoint import find_checkpoint
 from vrft.policy.logprobs import token_distribution, token_log_probs
 from vrft.policy.patches import project_patches
-from vrft.policy.processor import FAMILIES, Coordinates, Encoder, copy_processor, load_processor
+from vrft.policy.processor import FAMILIES, Encoder, copy_processor, load_processor
 from vrft.policy.prompts import Prompt, prepare
 from vrft.tasks import Task
 from vrft.types import PromptBatch, Rollout
@@ -303,7 +304,7 @@ class Policy(nn.Module):
         keep = rollout.mask.bool() & ~torch.isin(rollout.ids, self.stop_ids)
         rows = zip(rollout.ids, rollout.log_probs, keep, strict=True)
         return [
-            tuple(zip(self.tokenizer.batch_decode(ids[kept][:, None]), log_probs[kept].tolist(), strict=True))
+            tuple(zip(map(self.tokenizer.decode, ids[kept].tolist()), log_probs[kept].tolist(), strict=True))
             for ids, log_probs, kept in rows
         ]
 

@@ -7,12 +7,13 @@ asks for one category gives all boxes its label. An answer that can't be read sc
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
 
 from vrft.answers import normalise_label
-from vrft.boxes import Matrix, diou_matrix, giou_matrix, iou_matrix, match_by_confidence, match_optimally
+from vrft.boxes import Box, Matrix, diou_matrix, giou_matrix, iou_matrix, match_by_confidence, match_optimally
 from vrft.rewards.base import Reward
 from vrft.types import Answer, Detection, Question
 
@@ -84,7 +85,7 @@ class DetectionReward(Reward):
         same = np.array([[a == b for b in true_names] for a in names], dtype=bool).reshape(len(names), len(true_names))
         return np.where(same, self.overlap([d.box for d in predicted], [d.box for d in true]), OTHER_LABEL)
 
-    def overlap(self, a: list[tuple[float, float, float, float]], b: list[tuple[float, float, float, float]]) -> Matrix:
+    def overlap(self, a: Sequence[Box], b: Sequence[Box]) -> Matrix:
         """Overlap of every pair of boxes in 0..1, whatever their labels."""
         return iou_matrix(a, b)
 
@@ -106,14 +107,14 @@ class DetectionGIoU(DetectionIoU):
         """As `DetectionReward`."""
         super().__init__(weight, threshold, matching)
 
-    def overlap(self, a: list[tuple[float, float, float, float]], b: list[tuple[float, float, float, float]]) -> Matrix:
+    def overlap(self, a: Sequence[Box], b: Sequence[Box]) -> Matrix:
         return (1 + giou_matrix(a, b)) / 2
 
 
 class DetectionDIoU(DetectionGIoU):
     """As `DetectionGIoU`, of (1 + DIoU) / 2, which looks at the distance of the centres."""
 
-    def overlap(self, a: list[tuple[float, float, float, float]], b: list[tuple[float, float, float, float]]) -> Matrix:
+    def overlap(self, a: Sequence[Box], b: Sequence[Box]) -> Matrix:
         return (1 + diou_matrix(a, b)) / 2
 
 

@@ -44,7 +44,7 @@ class DetectionTask(Task):
     def _detections(self, items: list[Item] | None, sample: Question, frame: Frame) -> tuple[Detection, ...] | None:
         if items is None:
             return None
-        labels = [self.label(item, sample) for item in items]
+        labels = self.labels(items, sample)
         if None in labels:
             return None
         return tuple(
@@ -52,9 +52,9 @@ class DetectionTask(Task):
             for item, label in zip(items, labels, strict=True)
         )
 
-    def label(self, item: Item, sample: Question) -> str | None:
-        """The category of a box; None if it names none and has to."""
-        return sample.query
+    def labels(self, items: Sequence[Item], sample: Question) -> list[str | None]:
+        """The category of each box; None if it names none and has to."""
+        return [sample.query] * len(items)
 
     def rewards(self) -> dict[str, Reward]:
         return {"iou": DetectionIoU(), "confidence": DetectionConfidence(), **super().rewards()}
@@ -77,11 +77,10 @@ class MultiCategoryDetectionTask(DetectionTask):
     def reasoning_text(self, sample: Question) -> str:
         return f"{len(sample.target)} objects"
 
-    def label(self, item: Item, sample: Question) -> str | None:
-        if item.label is None:
-            return None
+    def labels(self, items: Sequence[Item], sample: Question) -> list[str | None]:
         known = {normalise_label(name): name for name in sample.query.split(", ")}
-        return known.get(normalise_label(item.label), item.label)
+        stated = [item.label for item in items]
+        return [None if label is None else known.get(normalise_label(label), label) for label in stated]
 
 
 def boxes_text(boxes: Sequence[Box], confidences: Sequence[float], labels: Sequence[str] = ()) -> str:
