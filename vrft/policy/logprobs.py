@@ -12,10 +12,15 @@ CHUNK = 1024
 """Tokens whose logits exist at once: 0.6 GB in float32 for a vocabulary of 152k."""
 
 
+NEVER = -1e30
+"""Logit of a banned id. Its probability is 0 and p log p stays a number, which it would not with -inf."""
+
+
 def token_distribution(logits: Tensor, temperature: float, banned: Tensor) -> Tensor:
     """Log-probabilities (…, V) that sampler and trainer share: logits over temperature, banned ids removed."""
     logits = logits.float() if temperature == 1 else logits.float() / temperature
-    return logits.index_fill(-1, banned, -torch.inf).log_softmax(-1)
+    bias = logits.new_zeros(logits.shape[-1]).index_fill_(0, banned, NEVER)  # (V,)
+    return (logits + bias).log_softmax(-1)
 
 
 def token_log_probs(
@@ -48,8 +53,7 @@ def token_log_probs(
         if not entropy:
             return chosen, torch.zeros_like(chosen)
         with torch.no_grad():
-            finite = log_p.clamp(min=torch.finfo(log_p.dtype).min)  # 0 * log 0 = 0
-            return chosen, -(finite.exp() * finite).sum(-1)
+            return chosen, -log_p.exp().mul_(log_p).sum(-1)
 
     keep = mask.bool()
     chunks = list(zip(hidden.split(chunk), ids[keep].split(chunk), strict=True))  # one empty chunk if there is no token

@@ -131,8 +131,18 @@ class PackedGroups:
             q, k, v = (_fold(x, lengths) for x in completions)  # (G, heads, n, dim)
             k, v = (torch.cat([x.expand(len(q), -1, -1, -1), y], 2) for x, y in zip(prompt[1:], (k, v), strict=True))
             bias: Any = causal_lower_right(q.shape[2], k.shape[2]) if mask is None else mask[..., length:, :]
-            outputs.append(_unfold(sdpa_attention_forward(module, q, k, v, bias, **kwargs)[0], lengths))
+            outputs.append(_unfold(_attention(module, q, k, v, bias, **kwargs), lengths))
         return torch.cat(outputs, 1)
+
+
+def _attention(
+    module: nn.Module, q: Tensor, k: Tensor, v: Tensor, bias: Any, *, dropout: float = 0, scaling: float | None, **_: Any
+) -> Tensor:
+    """Attention under a bias (G, heads, n, dim) -> (G, n, heads, dim); q may have more heads than k and v."""
+    if q.device.type == "cpu":  # whose kernel needs no copy of the keys for each head that reads them
+        output = F.scaled_dot_product_attention(q, k, v, bias, dropout, scale=scaling, enable_gqa=True)
+        return output.transpose(1, 2)
+    return sdpa_attention_forward(module, q, k, v, bias, dropout=dropout, scaling=scaling)[0]
 
 
 def _fold(x: Tensor, lengths: list[int]) -> Tensor:

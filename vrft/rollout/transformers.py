@@ -78,7 +78,7 @@ def _draw(sampling: Sampling, banned: Tensor) -> Draw:
 
 def inverse_transform(log_p: Tensor, uniform: Tensor) -> Tensor:
     """The first token whose cumulated probability exceeds the row's number: (n, V), (n,) -> (n,)."""
-    cumulated = log_p.double().exp().cumsum(-1)
+    cumulated = log_p.exp().cumsum(-1, dtype=torch.float64)
     tokens = torch.searchsorted(cumulated, (uniform * cumulated[:, -1])[:, None], right=True)[:, 0]
     return tokens.clamp(max=log_p.shape[-1] - 1)
 
