@@ -107,7 +107,7 @@ def measure(arguments: Namespace) -> dict[str, Any]:
         max_steps=arguments.steps + arguments.warmup,
         learning_rate=1e-5 if arguments.lora_r else 1e-6,
         lr_scheduler_type="constant",
-        optim="adamw_torch",
+        optim="adamw_torch_fused",
         temperature=1.0,
         gradient_checkpointing=arguments.gradient_checkpointing,
         report_to="none",

@@ -117,7 +117,7 @@ def measure(arguments: Namespace) -> dict[str, Any]:
         task=AnyText("{query}"),
         policy=policy,
         rewards={"arbitrary": Arbitrary()},
-        optimizer=lambda parameters: torch.optim.AdamW(parameters, lr=1e-5 if arguments.lora_r else 1e-6),
+        optimizer=lambda parameters: torch.optim.AdamW(parameters, lr=1e-5 if arguments.lora_r else 1e-6, fused=True),
         num_generations=arguments.num_generations,
         beta=arguments.beta,
         max_completion_length=arguments.completion_tokens,

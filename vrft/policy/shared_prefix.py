@@ -136,7 +136,7 @@ class PackedGroups:
 
 
 def _attention(
-    module: nn.Module, q: Tensor, k: Tensor, v: Tensor, bias: Any, *, dropout: float = 0, scaling: float | None, **_: Any
+    module: nn.Module, q: Tensor, k: Tensor, v: Tensor, bias: Any, *, dropout: float, scaling: float | None, **_: Any
 ) -> Tensor:
     """Attention under a bias (G, heads, n, dim) -> (G, n, heads, dim); q may have more heads than k and v."""
     if q.device.type == "cpu":  # whose kernel needs no copy of the keys for each head that reads them
