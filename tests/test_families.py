@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import families
@@ -18,7 +18,9 @@ from vrft.rollout import Noise, Sampling, TransformersEngine
 from vrft.types import Frame, PromptBatch, Sample
 
 GROUP, TEMPERATURE = 3, 0.8
+NOISE = Noise(3, 0)
 LENGTHS = [5, 1, 7, 2, 6, 6, 7, 3, 4]  # tokens of three completions for each of three prompts
+QUESTIONS = ("find the red box", "is a blue dog left of the box ?", "why")
 SHARING = [family for family in families.FAMILIES if family != families.RECURRENT]
 
 
@@ -49,13 +51,13 @@ def load(folder: str, **settings: Any) -> Policy:
 class Prompts:
     """Three prompts of different lengths, the second with two images: one by one, and as a left-padded batch."""
 
-    def __init__(self, policy: Policy) -> None:
+    def __init__(self, policy: Policy, questions: Sequence[str] = QUESTIONS, which: Sequence[int] = (0, 1, 2)) -> None:
         random = np.random.default_rng(0)
         sizes = [[(60, 40)], [(40, 60), (30, 30)], [(90, 50)]]
-        self.images = [
+        pictures = [
             [Image.fromarray(random.integers(0, 256, (h, w, 3), dtype=np.uint8)) for w, h in some] for some in sizes
         ]
-        questions = ["find the red box", "is a blue dog left of the box ?", "why"]
+        self.images = [pictures[i] for i in which]
         chats = [
             [{"role": "user", "content": [*({"type": "image"} for _ in some), {"type": "text", "text": question}]}]
             for some, question in zip(self.images, questions, strict=True)
@@ -67,7 +69,7 @@ class Prompts:
             for text, some in zip(self.texts, self.images, strict=True)
         ]
         samples = [Sample(i, some[0], i, "", "") for i, some in enumerate(self.images)]
-        self.batch = PromptBatch(samples, [Frame(1000, 1000)] * 3, single)
+        self.batch = PromptBatch(samples, [Frame(1000, 1000)] * len(single), single)
         self.processor = processor
 
     def padded(self, repeat: int = 1) -> dict[str, Tensor]:
@@ -161,7 +163,13 @@ def test_a_wrong_mask_or_position_is_noticed(
 
 
 def generate(
-    policy: Policy, batch: PromptBatch, group: int, sampling: Sampling, limit: int = 12, record: bool = False
+    policy: Policy,
+    batch: PromptBatch,
+    group: int,
+    sampling: Sampling,
+    limit: int = 12,
+    record: bool = False,
+    noise: Noise = NOISE,
 ) -> Any:
     engine = TransformersEngine()
     engine.record = record
@@ -171,7 +179,7 @@ def generate(
         group,
         max_completion_length=limit,
         sampling=sampling,
-        noise=Noise(3, 0),
+        noise=noise,
         on_token=lambda _: None,
     )
 
@@ -191,6 +199,28 @@ def test_greedy_rollout_is_that_of_generate(family: str, record: bool, checkpoin
         length = int(mask.sum())
         assert ids[:length].tolist() == expected[n // 2][:length].tolist()
         assert length == 24 or ids[length - 1] in policy.stop_ids
+
+
+@pytest.mark.parametrize("settings", [{}, {"freeze_vision": True}], ids=["", "frozen tower"])
+@pytest.mark.parametrize("family", SHARING)
+def test_prompts_about_the_same_images_share_what_they_begin_with(
+    family: str, settings: dict[str, Any], checkpoint: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy = load(checkpoint(family), **settings)
+    questions = ["is a red dog here ?", "is a blue dog left of the box ?", "is a", "why", "why", "is a red dog here ?"]
+    batch = Prompts(policy, questions, [1, 1, 1, 0, 0, 2]).batch
+    encoded = []
+    encode = shared_prefix.encode_images
+    monkeypatch.setattr(shared_prefix, "encode_images", lambda *a: encoded.append(a) or encode(*a))
+    together = generate(policy, policy.prepare(batch), 2, Sampling(temperature=2.0))
+    assert len(encoded) == 3
+    for p in range(len(questions)):
+        engine_noise = Noise(3, 0, first=p)
+        alone = generate(policy, policy.prepare(batch.select([p])), 2, Sampling(temperature=2.0), noise=engine_noise)
+        length = alone.ids.shape[1]
+        assert torch.equal(together.mask[2 * p : 2 * p + 2, :length], alone.mask)
+        assert torch.equal(together.ids[2 * p : 2 * p + 2, :length] * alone.mask, alone.ids * alone.mask)
+        assert (together.log_probs[2 * p : 2 * p + 2, :length] - alone.log_probs).abs().max() < 1e-5
 
 
 @pytest.mark.parametrize("settings", [{}, SETTINGS["lora everywhere, checkpointed"]], ids=["full", "lora"])

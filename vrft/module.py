@@ -16,9 +16,11 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor, nn
+from torchmetrics import MeanMetric
 
 from vrft.answer_log import AnswerLog
 from vrft.callbacks.progress import PhaseProgressBar
+from vrft.data.datamodule import VisionData
 from vrft.errors import ConfigurationError
 from vrft.policy import Policy
 from vrft.policy.processor import Encoder
@@ -60,6 +62,7 @@ class VisionModule(LightningModule):
         self.strict_loading = False  # checkpoints hold what trains; `on_load_checkpoint` checks that all of it is there
         self.task, self.policy, self.engine = task, policy, engine
         self.rewards = nn.ModuleDict(rewards)
+        self.held_out_reward = MeanMetric()
         self.optimizer_callable, self.lr_scheduler_callable = optimizer, lr_scheduler
         self.max_completion_length, self.max_grad_norm = max_completion_length, max_grad_norm
         self.seed = torch.initial_seed() % 2**32
@@ -170,9 +173,11 @@ class VisionModule(LightningModule):
         """Greedy answers, one for each prompt. Evaluators read them; here they are scored as in training."""
         warn_of_replaced(batch)
         answers = self.remembered(batch) if self.trainer.testing else self.predict_step(batch, batch_idx)
-        _, total = self.score(answers, batch.samples)
-        stage = "test" if self.trainer.testing else "val"
-        self.log(f"{stage}/reward", total.mean(), batch_size=len(answers), sync_dist=True)
+        data = cast(VisionData, self.trainer.datamodule)  # type: ignore[attr-defined]
+        pairs = zip(answers, batch.samples, strict=True)
+        counted = [(answer, sample) for answer, sample in pairs if data.is_counted_here(sample)]
+        _, total = self.score([answer for answer, _ in counted], [sample for _, sample in counted])
+        self.held_out_reward.update(total)
         return answers
 
     test_step = validation_step  # type: ignore[assignment]
@@ -206,12 +211,14 @@ class VisionModule(LightningModule):
         self.answer_log.close()
 
     def on_validation_epoch_start(self) -> None:
+        self.held_out_reward.reset()
         for reward in self.rewards.values():
             cast(Reward, reward).reset()
 
     def on_validation_epoch_end(self) -> None:
-        """Log the mean of each reward over the held-out samples that it applies to."""
+        """Log the mean reward, and that of each reward over the held-out samples that it applies to."""
         stage = "test" if self.trainer.testing else "val"
+        self.log(f"{stage}/reward", self.held_out_reward.compute())
         for name, reward in self.rewards.items():
             mean = cast(Reward, reward).compute()  # of all ranks
             if not mean.isnan():

@@ -32,6 +32,8 @@ class Predictions(Callback):
         answers: list[Answer] = outputs
         with self.path.open("a") as file:
             for answer, sample in zip(answers, batch.samples, strict=True):
+                if not trainer.datamodule.is_counted_here(sample):  # type: ignore[attr-defined]
+                    continue
                 entry = {
                     "sample": sample.index,
                     "image_id": sample.image_id,

@@ -5,12 +5,18 @@ from __future__ import annotations
 import heapq
 import random
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from vrft.data.records import Part, Record, RecordData
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+
+from vrft.data.files import brief, decode_json, read_bytes, require_file
+from vrft.data.records import Part, Problems, Record, RecordData
 from vrft.data.splits import Categories, category_names
 from vrft.errors import ConfigurationError
+
+ANNOTATED, ALL = "annotated", "all"
 
 
 class CategoryData(RecordData):
@@ -20,6 +26,7 @@ class CategoryData(RecordData):
         self,
         categories: Categories = None,
         val_categories: Categories = None,
+        val_queries: str = ANNOTATED,
         negatives: float = 0.0,
         **kwargs: Any,
     ) -> None:
@@ -28,6 +35,9 @@ class CategoryData(RecordData):
         Args:
             categories: names of the categories to ask for, or a list of `vrft.data.splits`; default: all.
             val_categories: the same for held-out images; default: `categories`.
+            val_queries: which of them a held-out image is asked for: those that are `annotated` in it, which keeps a
+                model from finding what is not there; `all`; or those that a file names, as `PresenceEvaluator` writes
+                it: {"image id": ["name", ...]}.
             negatives: training prompts that ask for what is not there, per prompt that does not.
             kwargs: see `RecordData`.
         """
@@ -36,7 +46,11 @@ class CategoryData(RecordData):
             raise ConfigurationError(f"data.negatives: expected at least 0, got {negatives}")
         if val_categories is not None and self.val_fraction is not None:
             raise ConfigurationError("data.val_categories: data.val_fraction holds out prompts for the same categories")
-        self.negatives = negatives
+        if val_queries != ANNOTATED and self.val_fraction is not None:
+            raise ConfigurationError("data.val_queries: expected a file of held-out images, not data.val_fraction")
+        if val_queries not in (ANNOTATED, ALL):
+            require_file("val_queries", Path(val_queries), "annotated, all or a map of categories by image")
+        self.negatives, self.val_queries = negatives, val_queries
         self.categories: dict[Part, Sequence[str] | None] = {
             "train": category_names(categories),
             "val": category_names(categories if val_categories is None else val_categories, "data.val_categories"),
@@ -56,6 +70,49 @@ class CategoryData(RecordData):
             )
         return list(known) if wanted is None else [name for name in known if name in {*wanted}]
 
+    def queries(
+        self,
+        part: Part,
+        present: Mapping[int, Sequence[str]],
+        wanted: Sequence[str],
+        source: object,
+        problems: Problems,
+    ) -> dict[int, Sequence[str]]:
+        """The categories that each image is asked for, by image id; nothing for images that are not asked about.
+
+        Args:
+            part: which images these are.
+            present: the categories in each image.
+            wanted: those that may be asked for.
+            source: where `present` comes from, in messages.
+            problems: gets what is wrong with a file of queries.
+        """
+        chosen: Mapping[int, Sequence[str]] = present
+        if part == "val" and self.val_queries == ALL:
+            chosen = dict.fromkeys(present, wanted)
+        elif part == "val" and self.val_queries != ANNOTATED:
+            chosen = read_map(Path(self.val_queries), present, source, problems)
+        allowed = {*wanted}
+        asked: dict[int, Sequence[str]] = {}
+        for image in present:
+            if names := [name for name in chosen.get(image, ()) if name in allowed]:
+                asked[image] = names
+        if part == "val":
+            there = [(image, name) for image, names in present.items() for name in names if name in allowed]
+            found = sum(name in asked.get(image, ()) for image, name in there)
+            which = {ANNOTATED: "the categories annotated in them", ALL: "all categories"}
+            rank_zero_info(
+                f"{source}: {len(asked)} held-out images are asked for "
+                f"{which.get(self.val_queries, f'the categories that {self.val_queries} names')}: "
+                f"{sum(map(len, asked.values()))} questions"
+            )
+            if found < len(there):
+                rank_zero_warn(
+                    f"data.val_queries: {len(there) - found} of {len(there)} annotated categories of images are not "
+                    "asked for; their objects count as missed"
+                )
+        return asked
+
     @abstractmethod
     def absent(self, images: set[int] | None) -> Iterator[tuple[int, str]]:
         """Images, of those given or all, and categories asked for in training that are known not to be in them."""
@@ -71,3 +128,33 @@ class CategoryData(RecordData):
         pairs = enumerate(self.absent(images)) if count else ()
         chosen = heapq.nsmallest(count, pairs, key=lambda _: rng.random())
         return [self.absent_record(*pair) for _, pair in sorted(chosen)]
+
+
+def read_map(
+    path: Path, present: Mapping[int, Sequence[str]], source: object, problems: Problems
+) -> dict[int, Sequence[str]]:
+    """Names of categories by image id, {"image id": ["name", ...]}.
+
+    What is wrong with an image's entry goes to `problems`, and the entry is left out.
+
+    Raises:
+        ConfigurationError: it is no such file.
+    """
+    try:
+        content = decode_json(read_bytes(path))
+    except ValueError as error:
+        raise ConfigurationError(f"data.val_queries: {path} is not JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise ConfigurationError(
+            f'data.val_queries: {path}: expected {{"image id": ["name", ...]}}, got {brief(content)}'
+        )
+    ids = {str(image): image for image in present}
+    found: dict[int, Sequence[str]] = {}
+    for key, names in content.items():
+        if key not in ids:
+            problems.add(f"{path}: {brief(key)}", f"{source} has no such image")
+        elif not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            problems.add(f"{path}: {brief(key)}", f"expected a list of names, got {brief(names)}")
+        else:
+            found[ids[key]] = list(dict.fromkeys(names))
+    return found

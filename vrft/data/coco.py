@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
 from lightning.pytorch.utilities import rank_zero_info
 
-from vrft.data.categories import CategoryData
+from vrft.data.categories import ANNOTATED, CategoryData
 from vrft.data.files import brief, clip_to, is_id, is_number, read_bytes, require_file, require_folder
 from vrft.data.records import Part, Problems, Record
 from vrft.errors import ConfigurationError
@@ -104,7 +104,15 @@ class CocoData(CategoryData):
         if part == "train":
             self.instances = instances
         wanted = self.select(part, instances.known, instances.path)
-        return list(instances.whole_images(wanted) if self.per_image else instances.positives(wanted))
+        present = {image: list(by_name) for image, by_name in instances.boxes.items()}
+        asked = self.queries(part, present, wanted, instances.path, problems)
+        if not self.per_image:
+            return list(instances.questions(asked))
+        if odd := [name for name in wanted if ", " in name]:
+            raise ConfigurationError(f"data.per_image: names stand between commas, and {odd[0]!r} has one itself")
+        if part == "train" or self.val_queries == ANNOTATED:
+            asked = dict.fromkeys(asked, wanted)  # what is not in an image is part of the question
+        return list(instances.whole_images(asked))
 
     def absent(self, images: set[int] | None) -> Iterator[tuple[int, str]]:
         assert self.instances is not None
@@ -133,13 +141,11 @@ class Instances:
         """Names of the categories, in the file's order."""
         return list(dict.fromkeys(self.names.values()))
 
-    def positives(self, wanted: Sequence[str]) -> Iterator[Record]:
-        """A record for each image and category in it."""
-        chosen = {*wanted}
-        for image_id, by_name in self.boxes.items():
-            for name, boxes in by_name.items():
-                if name in chosen:
-                    yield self.record(image_id, name, boxes)
+    def questions(self, asked: Mapping[int, Sequence[str]]) -> Iterator[Record]:
+        """A record for each image and category that it is asked for."""
+        for image_id, names in asked.items():
+            for name in names:
+                yield self.record(image_id, name, self.boxes[image_id].get(name, ()))
 
     def absent(self, wanted: Sequence[str], images: set[int] | None) -> Iterator[tuple[int, str]]:
         """Images and categories that are known not to be in them. Crowds are neither there nor absent."""
@@ -153,13 +159,11 @@ class Instances:
                 if name in candidates and name not in self.boxes[image_id] and (image_id, name) not in self.crowds:
                     yield image_id, name
 
-    def whole_images(self, wanted: Sequence[str]) -> Iterator[Record]:
-        """A record for each image with one of the categories or more, which asks for all of them."""
-        query = ", ".join(wanted)
-        for image_id, by_name in self.boxes.items():
-            boxes = [box for name in wanted for box in by_name.get(name, ())]
-            if boxes:
-                yield self.record(image_id, query, boxes)
+    def whole_images(self, asked: Mapping[int, Sequence[str]]) -> Iterator[Record]:
+        """A record for each image, which asks for all its categories at once."""
+        for image_id, names in asked.items():
+            boxes = [box for name in names for box in self.boxes[image_id].get(name, ())]
+            yield self.record(image_id, ", ".join(names), boxes)
 
     def record(self, image_id: int, query: str, boxes: Iterable[Detection]) -> Record:
         """A question about an image."""

@@ -111,11 +111,22 @@ class VisionData(LightningDataModule):
 
     def val_dataloader(self) -> DataLoader[Sample]:
         samples = self.val_set()
-        rank, world_size = self._rank_and_world_size()
-        order = range(len(samples))  # type: ignore[arg-type]
-        padded = [*order, *range(-len(order) % world_size)]  # ranks take equal steps; evaluators count a sample once
-        mine = padded[rank::world_size]
+        size = len(samples)  # type: ignore[arg-type]
+        mine = [index % size for index in self.share(size)]
         return DataLoader(samples, batch_size=self.eval_batch_size, sampler=mine, **self._workers())
+
+    def share(self, size: int) -> range:
+        """This rank's held-out samples: a part of the whole, so that questions about one image stay together.
+
+        Ranks take equal steps; what is beyond `size` is a sample of another rank, taken again.
+        """
+        rank, world_size = self._rank_and_world_size()
+        each = -(-size // world_size)
+        return range(rank * each, (rank + 1) * each)
+
+    def is_counted_here(self, sample: Sample) -> bool:
+        """Whether this rank is the one whose answer to a held-out sample counts in means over all ranks."""
+        return sample.index in self.share(len(self.val_set()))  # type: ignore[arg-type]
 
     test_dataloader = val_dataloader
     predict_dataloader = val_dataloader

@@ -69,13 +69,14 @@ class YoloData(CategoryData):
                 problems.add(where, str(error).removeprefix(f"{where}: "))
         if part == "train":
             self.images = images
-        return [self._record(image_id, images[image_id], name) for image_id, name in images_and_names(images, wanted)]
+        asked = self.queries(part, categories_in(images, wanted), wanted, self.config, problems)
+        return [self._record(image_id, images[image_id], name) for image_id, names in asked.items() for name in names]
 
     def absent(self, images: set[int] | None) -> Iterator[tuple[int, str]]:
         wanted = self.select("train", self.known, self.config)
-        there = {*images_and_names(self.images, wanted)}
+        there = categories_in(self.images, wanted)
         chosen = [key for key in self.images if images is None or key in images]
-        return ((key, name) for key in chosen for name in wanted if (key, name) not in there)
+        return ((key, name) for key in chosen for name in wanted if name not in there[key])
 
     def absent_record(self, image_id: int, name: str) -> Record:
         return self._record(image_id, self.images[image_id], name)
@@ -86,11 +87,10 @@ class YoloData(CategoryData):
         return Record(labelled.image, str(labelled.labels), image_id, name, target, labelled.size)
 
 
-def images_and_names(images: dict[int, Labelled], wanted: Sequence[str]) -> Iterator[tuple[int, str]]:
-    """Each image with each category in it."""
-    for image_id, labelled in images.items():
-        there = {box.label for box in labelled.boxes}
-        yield from ((image_id, name) for name in wanted if name in there)
+def categories_in(images: Mapping[int, Labelled], wanted: Sequence[str]) -> dict[int, list[str]]:
+    """The categories in each image, in the order of `wanted`."""
+    labels = {image_id: {box.label for box in labelled.boxes} for image_id, labelled in images.items()}
+    return {image_id: [name for name in wanted if name in there] for image_id, there in labels.items()}
 
 
 def read_config(path: Path, part: Part) -> tuple[Path, dict[int, str]]:

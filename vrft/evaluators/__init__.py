@@ -4,6 +4,7 @@ from vrft.evaluators.accuracy import AccuracyEvaluator
 from vrft.evaluators.base import Evaluator
 from vrft.evaluators.coco import CocoEvaluator, LvisEvaluator
 from vrft.evaluators.grounding import BoxSegmenter, GroundingEvaluator, Segmenter
+from vrft.evaluators.presence import PresenceEvaluator
 
 __all__ = [
     "AccuracyEvaluator",
@@ -12,5 +13,6 @@ __all__ = [
     "Evaluator",
     "GroundingEvaluator",
     "LvisEvaluator",
+    "PresenceEvaluator",
     "Segmenter",
 ]

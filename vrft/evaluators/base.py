@@ -30,8 +30,11 @@ class Evaluator(Callback, Generic[Row]):
     def __init__(self) -> None:
         self.rows: dict[int, Row] = {}
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self.check(trainer.datamodule)  # type: ignore[attr-defined]
+
     def check(self, data: VisionData) -> None:
-        """Raise ConfigurationError if held-out samples can't be evaluated. Called before training, data being read."""
+        """Raise ConfigurationError if held-out samples can't be evaluated. Called before any work, data being read."""
 
     @abstractmethod
     def row(self, answer: Answer, sample: Sample) -> Row:
@@ -96,7 +99,7 @@ def gather(rows: dict[int, Row], world_size: int) -> dict[int, Row]:
         return rows
     parts: list[dict[int, Row]] = [{}] * world_size
     dist.all_gather_object(parts, rows)
-    return {index: row for part in parts for index, row in part.items()}
+    return {index: row for part in reversed(parts) for index, row in part.items()}  # the first one to see it counts
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -15,6 +15,7 @@ from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_warn
 
 from vrft.boxes import matched_iou
+from vrft.data.categories import CategoryData
 from vrft.data.datamodule import VisionData
 from vrft.data.records import RecordData
 from vrft.data.splits import Categories, category_names
@@ -83,6 +84,7 @@ class CocoEvaluator(Evaluator[Row]):
         self.categories = category_names(categories, f"{field}.categories")
         self.images, self.backend, self.convention, self.confidence = images, backend, convention, confidence
         self.field = field
+        self.queries: str | None = None
         self.curves: Curves | None = None
         self.results: Array = np.zeros((0, COLUMNS))
         self.dropped = 0
@@ -94,6 +96,7 @@ class CocoEvaluator(Evaluator[Row]):
 
     def check(self, data: VisionData) -> None:
         self.truth.check_names(self.categories or (), f"{self.field}.categories")
+        self.queries = data.val_queries if isinstance(data, CategoryData) else None
         if isinstance(data, RecordData):
             self.check_images({record.image_id for record in data.val_set().records})
 
@@ -171,6 +174,7 @@ class CocoEvaluator(Evaluator[Row]):
             "backend": self.backend,
             "confidence": self.confidence,
             "images": self.images,
+            "queries": self.queries,
             "categories": list(self.curves.names),
             "undefined": sorted({*self.curves.names}.difference(self.curves.per_category())),
             "prompts": len(rows),

@@ -64,17 +64,31 @@ def encode_images(model: PreTrainedModel, prompt: Prompt) -> ImageFeatures:
     return ImageFeatures(output.pooler_output, [*(output.get("deepstack_features") or ())])
 
 
+def same_images(one: Prompt, other: Prompt) -> bool:
+    """Whether two prompts show the same images, pixel for pixel; or, after `prepare`, the same features of them."""
+    if "features" in one:
+        return one["features"] is other.get("features")
+    keys = [key for key in one if key not in (*PER_TOKEN, *PREPARED)]
+    return "features" not in other and all(torch.equal(one[key], other[key]) for key in keys)
+
+
+@torch.no_grad()
 def prepare(model: PreTrainedModel, prompts: Sequence[Prompt], frozen_vision: bool) -> list[Prompt]:
-    """Add rotary positions for all later passes, and if the tower doesn't train, features in place of pixels."""
+    """Add rotary positions for all later passes, and if the tower doesn't train, features in place of pixels.
+
+    Prompts about the same images, one after the other, get the same features.
+    """
     prepared = [prompt | {"position_ids": prompt_positions(model, prompt)} for prompt in prompts]
     if not frozen_vision:
         return prepared
-    with torch.no_grad():
-        return [
-            {key: value for key, value in prompt.items() if key != "pixel_values"}
-            | {"features": encode_images(model, prompt)}
-            for prompt in prepared
-        ]
+    features: list[ImageFeatures] = []
+    for i, prompt in enumerate(prepared):
+        again = i > 0 and same_images(prepared[i - 1], prompt)
+        features.append(features[-1] if again else encode_images(model, prompt))
+    return [
+        {key: value for key, value in prompt.items() if key != "pixel_values"} | {"features": found}
+        for prompt, found in zip(prepared, features, strict=True)
+    ]
 
 
 def prompt_positions(model: PreTrainedModel, prompt: Prompt) -> Tensor:

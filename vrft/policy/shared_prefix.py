@@ -23,7 +23,16 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import create_masks_for_generate, sdpa_mask
 
-from vrft.policy.prompts import TOKEN_TYPES, ImageFeatures, Prompt, encode_images, next_position, prompt_positions
+from vrft.policy.prompts import (
+    PER_TOKEN,
+    TOKEN_TYPES,
+    ImageFeatures,
+    Prompt,
+    encode_images,
+    next_position,
+    prompt_positions,
+    same_images,
+)
 
 ATTENTION = "vrft_shared_prefix"
 SHAREABLE = {"full_attention", "sliding_attention"}
@@ -77,18 +86,20 @@ def share_prefixes(model: PreTrainedModel) -> bool:
 
 
 class PromptCache:
-    """Keys and values of P prompts, from a packed forward: per layer (P, heads, L, dim), zero behind a prompt's end."""
+    """Keys and values of P prompts, from a packed forward: per layer (P, heads, L, dim).
 
-    def __init__(self, lengths: Sequence[int]) -> None:
-        self.lengths = list(lengths)
+    Behind a prompt's end stands anything finite, out of sight.
+    """
+
+    def __init__(self, places: list[Tensor]) -> None:
+        """`places`: of each prompt's tokens in the packed row, P times (L,)."""
+        self.lengths = [len(where) for where in places]
+        self.index = pad_sequence(places, batch_first=True)  # (P, L)
         self.layers: dict[int, tuple[Tensor, Tensor]] = {}
 
     def store(self, layer: int, key: Tensor, value: Tensor) -> None:
         """Key and value of the packed row, both (1, heads, tokens, dim)."""
-        padded = [
-            pad_sequence(x[0].transpose(0, 1).split(self.lengths), batch_first=True).transpose(1, 2).contiguous()
-            for x in (key, value)
-        ]
+        padded = [x[0].transpose(0, 1)[self.index].transpose(1, 2).contiguous() for x in (key, value)]
         self.layers[layer] = padded[0], padded[1]
 
 
@@ -102,7 +113,7 @@ class PackedGroups:
         masks: for each prompt the model's masks of one sequence `[prompt | longest completion]` by layer type, each
             (1, 1, L + n, L + n); None if plainly causal.
         layer_types: of each layer.
-        cache: keeps the prompts' keys and values, if there are no completions.
+        cache: keeps keys and values.
     """
 
     prompts: list[int]
@@ -204,16 +215,69 @@ def group_hidden_states(
 
 
 def prefill(model: PreTrainedModel, prompts: Sequence[Prompt]) -> tuple[Tensor, PromptCache]:
-    """The last hidden state of each prompt (P, H), and the keys and values of all its tokens."""
-    lengths = [prompt["input_ids"].shape[1] for prompt in prompts]
-    masks = [single_sequence_masks(model, prompt, 0) for prompt in prompts]
-    groups = PackedGroups(lengths, [[] for _ in prompts], masks, layer_types(model), PromptCache(lengths))
-    assert groups.cache is not None
-    tokens = torch.cat([prompt["input_ids"] for prompt in prompts], 1)
-    positions = torch.cat([prompt_positions(model, prompt) for prompt in prompts], -1)
-    hidden = packed_forward(model, prompts, tokens, positions, groups)
-    ends = torch.tensor(lengths).cumsum(0) - 1
-    return hidden[0][ends.to(hidden.device)], groups.cache
+    """The last hidden state of each prompt (P, H), and the keys and values of all its tokens.
+
+    Prompts about the same images, one after the other, share what they begin with, as completions share their prompt.
+    """
+    families = common_beginnings(model, prompts)
+    tokens, positions, places = [], [], []
+    start = 0
+    for beginning, members in families:
+        shared = torch.arange(start, start + beginning["input_ids"].shape[1])
+        tokens.append(beginning["input_ids"])
+        positions.append(beginning["position_ids"])
+        start += len(shared)
+        for prompt in members:
+            tokens.append(prompt["input_ids"][:, len(shared) :])
+            positions.append(prompt_positions(model, prompt)[..., len(shared) :])
+            own = torch.arange(start, start + tokens[-1].shape[1])
+            places.append(torch.cat([shared, own]).to(tokens[-1].device))
+            start += len(own)
+    lengths = [beginning["input_ids"].shape[1] for beginning, _ in families]
+    rests = [
+        [prompt["input_ids"].shape[1] - length for prompt in members]
+        for length, (_, members) in zip(lengths, families, strict=True)
+    ]
+    beginnings = [beginning for beginning, _ in families]
+    masks = [single_sequence_masks(model, *pair) for pair in zip(beginnings, map(max, rests), strict=True)]
+    cache = PromptCache(places)
+    groups = PackedGroups(lengths, rests, masks, layer_types(model), cache)
+    hidden = packed_forward(model, beginnings, torch.cat(tokens, 1), torch.cat(positions, -1), groups)
+    return hidden[0][torch.stack([where[-1] for where in places])], cache
+
+
+def common_beginnings(model: PreTrainedModel, prompts: Sequence[Prompt]) -> list[tuple[Prompt, list[Prompt]]]:
+    """Prompts in order, those about the same images together, with what all of them begin with: images and all.
+
+    Each has a token of its own; a prompt that stands alone is its own beginning.
+    """
+    runs: list[list[Prompt]] = []
+    for prompt in prompts:
+        if runs and same_images(runs[-1][0], prompt):
+            runs[-1].append(prompt)
+        else:
+            runs.append([prompt])
+    families = []
+    for run in runs:
+        length = run[0]["input_ids"].shape[1] if len(run) == 1 else common_length([p["input_ids"][0] for p in run])
+        if any((prompt["input_ids"][:, length:] == model.config.image_token_id).any() for prompt in run):
+            families += [(beginning_of(model, prompt, prompt["input_ids"].shape[1]), [prompt]) for prompt in run]
+        else:
+            families.append((beginning_of(model, run[0], length), run))
+    return families
+
+
+def common_length(rows: Sequence[Tensor]) -> int:
+    """How many tokens rows of several lengths have in common before the last of the shortest."""
+    shortest = min(map(len, rows)) - 1
+    same = (torch.stack([row[:shortest] for row in rows]) == rows[0][:shortest]).all(0)  # (shortest,)
+    return int(same.long().cumprod(0).sum())
+
+
+def beginning_of(model: PreTrainedModel, prompt: Prompt, length: int) -> Prompt:
+    """The first tokens of a prompt as a prompt, with all its images."""
+    cut = {key: value[:, :length] if key in PER_TOKEN else value for key, value in prompt.items()}
+    return cut | {"position_ids": prompt_positions(model, prompt)[..., :length]}
 
 
 def packed_forward(

@@ -39,7 +39,7 @@ class GroupCache:
     """Keys and values of P prompts and, for each of their G rows, of the tokens so far.
 
     Attributes:
-        prompts: per layer keys and values (P, heads, L, dim), zero behind a prompt's end.
+        prompts: per layer keys and values (P, heads, L, dim).
         rows: per layer keys and values (P, heads, G, slots, dim).
         position: where the next token goes (1,).
     """

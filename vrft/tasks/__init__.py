@@ -4,6 +4,7 @@ from vrft.tasks.base import Task
 from vrft.tasks.classification import ClassificationTask
 from vrft.tasks.detection import DetectionTask, MultiCategoryDetectionTask
 from vrft.tasks.grounding import GroundingTask
+from vrft.tasks.presence import PresenceTask
 from vrft.tasks.questions import CountingTask, MultipleChoiceTask
 
 __all__ = [
@@ -13,5 +14,6 @@ __all__ = [
     "GroundingTask",
     "MultiCategoryDetectionTask",
     "MultipleChoiceTask",
+    "PresenceTask",
     "Task",
 ]

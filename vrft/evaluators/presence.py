@@ -1,0 +1,43 @@
+"""Which categories are in an image: how well that is said, and the map of it that detection can be asked by."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+from vrft.evaluators.base import Evaluator, write_json
+from vrft.tasks.presence import names_of
+from vrft.types import Answer, Sample
+
+
+class Row(NamedTuple):
+    """One image: the categories that were named and those that are there."""
+
+    image_id: int
+    named: tuple[str, ...]
+    true: tuple[str, ...]
+    valid: bool
+
+
+class PresenceEvaluator(Evaluator[Row]):
+    """Logs `val/presence/precision` and `val/presence/recall` over pairs of image and category, and `val/valid`.
+
+    The run's folder gets `category_map.json`, the names by image id, which `data.val_queries` takes: recall is the
+    share of what is there that a model asked by this map can find at all.
+    """
+
+    def row(self, answer: Answer, sample: Sample) -> Row:
+        named = () if answer.value is None else names_of(answer.value)
+        return Row(sample.image_id, tuple(named), tuple(names_of(sample.target)), answer.valid)
+
+    def scores(self, rows: list[Row]) -> dict[str, float]:
+        right = sum(len({*row.named} & {*row.true}) for row in rows)
+        counts = {"precision": sum(len(row.named) for row in rows), "recall": sum(len(row.true) for row in rows)}
+        shares = {f"presence/{name}": right / count for name, count in counts.items() if count}
+        return shares | {"valid": sum(row.valid for row in rows) / len(rows)}
+
+    def image_of(self, row: Row, index: int) -> int:
+        return row.image_id
+
+    def write(self, folder: Path, rows: list[Row]) -> None:
+        write_json(folder / "category_map.json", {str(row.image_id): row.named for row in rows})
