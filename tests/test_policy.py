@@ -165,6 +165,18 @@ def test_what_trains_is_float32_and_what_is_frozen_is_not() -> None:
     assert log_probs.isfinite().all()
 
 
+@pytest.mark.parametrize("settings", [{}, {"lora": LoRA(r=4)}], ids=["full", "lora"])
+def test_an_interrupted_rollout_leaves_the_model_as_it_was(settings: dict[str, object]) -> None:
+    policy = loaded(dtype="bfloat16", **settings)
+    before = {name: parameter.clone() for name, parameter in policy.named_parameters()}
+    with pytest.raises(KeyboardInterrupt), policy.decoding():
+        raise KeyboardInterrupt
+    after = dict(policy.named_parameters())
+    assert before.keys() == after.keys()
+    assert all(torch.equal(value, after[name]) for name, value in before.items())
+    assert {parameter.dtype for parameter in after.values() if parameter.requires_grad} == {torch.float32}
+
+
 def test_lora_trains_adapters_of_the_language_model_alone() -> None:
     names = loaded(lora=LoRA(r=4)).trainable_names()
     assert names

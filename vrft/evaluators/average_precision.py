@@ -173,6 +173,11 @@ class Truth:
                 f"{field}: {unknown[0]!r} is not in {self.path}; it has {', '.join(self.ids)[:1000]}"
             )
 
+    def images_with(self, names: Iterable[str] | None) -> set[int]:
+        """Ids of the images with a true box of these categories, or of any."""
+        wanted = {*self.ids.values()} if names is None else {self.ids[name] for name in names}
+        return {entry["image_id"] for entry in self.content["annotations"] if entry["category_id"] in wanted}
+
     def resampled(self, images: Sequence[int]) -> Truth:
         """The truth of these images, numbered from 1; one that is there twice becomes two."""
         by_id = {image["id"]: image for image in self.content["images"]}

@@ -143,6 +143,12 @@ class CocoEvaluator(Evaluator[Row]):
 
     def warn(self, rows: list[Row]) -> None:
         """Say what makes the numbers worth less."""
+        held = self.truth.images_with(self.categories)
+        if self.images == "all" and (left_out := held.difference(row.image_id for row in rows)):
+            rank_zero_warn(
+                f"{self.format}: {len(left_out)} of {len(held)} images with true boxes were not asked about; their "
+                f"objects count as missed, unless {self.field}.images=asked leaves them out"
+            )
         found = [box for row in rows for box in row.detections]
         unsure = sum(box.score is None for box in found)
         if unsure:

@@ -246,8 +246,8 @@ class Policy(nn.Module):
         """
         training = self.training
         self.eval()  # activation checkpointing would drop the cache, dropout would change the distribution
-        adapters = nullcontext() if self.lora is None else self.model.disable_adapter()  # type: ignore[operator]
-        with torch.no_grad(), self.autocast(), adapters, _replaced(self._decoding_weights()):
+        weights = self._decoding_weights()
+        with torch.no_grad(), self.autocast(), _plain_layers(self.base), _replaced(weights):
             yield self.base
         self.train(training)
 
@@ -281,7 +281,7 @@ class Policy(nn.Module):
     @contextmanager
     def _reference(self) -> Iterator[PreTrainedModel]:
         if self.lora is not None:
-            with self.model.disable_adapter():  # type: ignore[operator]
+            with _plain_layers(self.base):
                 yield self.base
         else:
             assert self.reference is not None, "load(keep_reference=True) first"
@@ -343,10 +343,32 @@ def language_model_layers(model: PreTrainedModel) -> str:
 
 
 @contextmanager
+def _plain_layers(model: PreTrainedModel) -> Iterator[None]:
+    """Without adapters: not switched off, which costs each layer as much as a small product, but out of the way."""
+    from peft.tuners.lora import LoraLayer
+
+    adapted = [
+        (parent, name, layer)
+        for parent in model.modules()
+        for name, layer in parent.named_children()
+        if isinstance(layer, LoraLayer)
+    ]
+    for parent, name, layer in adapted:
+        setattr(parent, name, layer.get_base_layer())
+    try:  # an interrupted rollout may be followed by a checkpoint
+        yield
+    finally:
+        for parent, name, layer in adapted:
+            setattr(parent, name, layer)
+
+
+@contextmanager
 def _replaced(weights: dict[Tensor, Tensor]) -> Iterator[None]:
     originals = {parameter: parameter.data for parameter in weights}
     for parameter, value in weights.items():
         parameter.data = value
-    yield
-    for parameter, value in originals.items():
-        parameter.data = value
+    try:
+        yield
+    finally:
+        for parameter, value in originals.items():
+            parameter.data = value
