@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 from lightning.pytorch.loggers import WandbLogger
-from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from vrft.boxes import matched_iou
 from vrft.data.categories import CategoryData
@@ -97,6 +97,11 @@ class CocoEvaluator(Evaluator[Row]):
     def check(self, data: VisionData) -> None:
         self.truth.check_names(self.categories or (), f"{self.field}.categories")
         self.queries = data.val_queries if isinstance(data, CategoryData) else None
+        averaged = len(self.truth.ids) if self.categories is None else len(self.categories)
+        rank_zero_info(
+            f"{self.format}: mean over {averaged} of {len(self.truth.ids)} categories, {self.images} images, "
+            f"{self.convention} convention, confidence by {self.confidence}, {self.backend}"
+        )
         if isinstance(data, RecordData):
             self.check_images({record.image_id for record in data.val_set().records})
 
