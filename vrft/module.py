@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Literal, cast
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.core.optimizer import LightningOptimizer
+from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from torch.optim import Optimizer
 from torchmetrics import MeanMetric
 
 from vrft.answer_log import AnswerLog
@@ -26,6 +30,7 @@ from vrft.policy import Policy
 from vrft.policy.processor import Encoder
 from vrft.rewards import Reward
 from vrft.rollout import Noise, RolloutEngine, Sampling
+from vrft.strategies import FSDP2Strategy
 from vrft.tasks import Task
 from vrft.types import Answer, PromptBatch, Sample
 
@@ -75,6 +80,8 @@ class VisionModule(LightningModule):
     def configure_model(self) -> None:
         if self.policy.processor is None:
             self.policy.load(keep_reference=self.keep_reference)
+            if isinstance(self.trainer.strategy, FSDP2Strategy):
+                self.trainer.strategy.shard(self.policy)
             for reward in self.rewards.values():
                 cast(Reward, reward).load()
             if sum(parameter.numel() for parameter in self.parameters()) < SMALL:
@@ -122,13 +129,42 @@ class VisionModule(LightningModule):
                 f"own by {gap:.2g} on average (allowed: {allowed:.2g}); going on with repeated prompts, which is slower"
             )
 
+    def add_gradient(self, loss: Tensor) -> None:
+        """Backward of a micro-batch. Ranks have different numbers of them, so that those of DDP meet in the step."""
+        strategy = self.trainer.strategy
+        alone = strategy.block_backward_sync() if isinstance(strategy, DDPStrategy) else nullcontext()
+        with alone:
+            self.manual_backward(loss)
+
+    def rounds(self, count: int) -> int:
+        """How many micro-batches to go through if `count` are this rank's: where ranks share weights, the most of any.
+
+        There every forward and backward waits for all ranks. Those beyond `count` are idle.
+        """
+        strategy = self.trainer.strategy
+        if not isinstance(strategy, FSDP2Strategy):
+            return count
+        return int(strategy.reduce(torch.tensor(float(count), device=self.device), reduce_op="max"))
+
+    def average_gradients(self) -> None:
+        """The mean over the ranks of DDP, whatever part of the model each of them used."""
+        if not isinstance(self.trainer.strategy, DDPStrategy):
+            return
+        for parameter in self.parameters():
+            if parameter.requires_grad:
+                parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+                parameter.grad /= self.trainer.world_size
+                dist.all_reduce(parameter.grad)
+
     def optimizer_step_and_log(self) -> None:
         """Clip, step, advance the schedule, forget the gradients."""
         optimizer = self.optimizers()
         assert isinstance(optimizer, LightningOptimizer)
-        parameters = [parameter for parameter in self.parameters() if parameter.grad is not None]
         with self.phase("optimizer", 1):
+            self.average_gradients()
+            parameters = [parameter for parameter in self.parameters() if parameter.grad is not None]
             norm = torch.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm)
+            norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
             self.log("train/learning_rate", optimizer.param_groups[0]["lr"])
             self.log("train/grad_norm", norm)
             optimizer.step()
@@ -191,7 +227,8 @@ class VisionModule(LightningModule):
                 answers[p] = self.task.parse(entry["completion"], sample, frame)
                 answers[p].tokens = tuple((piece, log_prob) for piece, log_prob in entry["tokens"])
         missing = [p for p in range(len(batch.samples)) if p not in answers]
-        if missing:
+        if self.trainer.strategy.reduce_boolean_decision(bool(missing), all=False):
+            missing = missing or [0]  # weights that ranks share are gathered by all of them
             for p, answer in zip(missing, self.predict_step(batch.select(missing), 0), strict=True):
                 answers[p] = answer
                 self.answer_log.add(batch.samples[p], answer)
@@ -230,10 +267,14 @@ class VisionModule(LightningModule):
     # -------------------------------------------------------------------------------------------------- checkpoints
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep what trains, and the optimizer's states by name: they mean the same on any number of ranks."""
+        for optimizer, state in zip(self.trainer.optimizers, checkpoint["optimizer_states"], strict=True):
+            rename(state, dict(enumerate(self._names_of(optimizer))))
         kept = {*self._trainable_names(), "steps_done"}
         checkpoint["state_dict"] = {name: value for name, value in checkpoint["state_dict"].items() if name in kept}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Raise ConfigurationError unless all that trains is there; number the optimizer's states as torch does."""
         expected = {*self._trainable_names(), "steps_done"}
         found = set(checkpoint["state_dict"])
         if odd := sorted(expected ^ found):
@@ -241,6 +282,14 @@ class VisionModule(LightningModule):
             raise ConfigurationError(
                 f"ckpt_path: made with other model settings: it {where} {odd[0]!r}, and {len(odd) - 1} more"
             )
+
+        if not isinstance(self.trainer.strategy, FSDP2Strategy):
+            for optimizer, state in zip(self.trainer.optimizers, checkpoint["optimizer_states"], strict=True):
+                rename(state, {name: i for i, name in enumerate(self._names_of(optimizer))})
+
+    def _names_of(self, optimizer: Optimizer) -> list[str]:
+        names = {parameter: name for name, parameter in self.named_parameters()}
+        return [names[parameter] for group in optimizer.param_groups for parameter in group["params"]]
 
     def _trainable_names(self) -> set[str]:
         return {name for name, parameter in self.named_parameters() if parameter.requires_grad}
@@ -263,6 +312,15 @@ class VisionModule(LightningModule):
     def noise(self, first: int = 0) -> Noise:
         """Of this step's rollout; `first`: prompts that it has sampled for before."""
         return Noise(self.seed, int(self.steps_done), self.global_rank, self.trainer.world_size, first)
+
+
+def rename(state: dict[str, Any], names: Mapping[Any, Any]) -> None:
+    """Give the parameters in an optimizer's state other names, where they have those that are replaced."""
+    if state:
+        state["state"] = {names.get(key, key): value for key, value in state["state"].items()}
+        state["param_groups"] = [
+            {**group, "params": [names.get(key, key) for key in group["params"]]} for group in state["param_groups"]
+        ]
 
 
 def warn_of_replaced(batch: PromptBatch) -> int:

@@ -158,7 +158,8 @@ class RFT(VisionModule):
             part = batch.select(range(start, start + prompts))
             more = self.reward(*self.rollout(part, start))
             everything = more if everything is None else everything.join(more)
-            if int((~everything.tied).sum()) >= prompts:
+            enough = int((~everything.tied).sum()) >= prompts
+            if self.trainer.strategy.reduce_boolean_decision(enough, all=True):
                 break
         assert everything is not None
         self.log_experience(everything, prompts)
@@ -200,16 +201,16 @@ class RFT(VisionModule):
 
     def log_experience(self, sampled: Experience, prompts: int) -> None:
         """Log all that was sampled, before any of it is left out."""
-        self.log("train/completion_length", sampled.rollout.mask.sum(1).float().mean())
-        self.log("train/truncated", sampled.rollout.truncated.float().mean())
-        self.log("train/reward", sampled.total.mean(), prog_bar=True)
+        self.log("train/completion_length", sampled.rollout.mask.sum(1).float().mean(), sync_dist=True)
+        self.log("train/truncated", sampled.rollout.truncated.float().mean(), sync_dist=True)
+        self.log("train/reward", sampled.total.mean(), prog_bar=True, sync_dist=True)
         for name, values in sampled.rewards.items():
-            self.log(f"train/reward/{name}", values.nanmean(), prog_bar=True)
-        self.log("train/reward_std", sampled.total.std(1).mean())
-        self.log("train/zero_variance_groups", sampled.tied.float().mean())
-        self.log("train/valid", sum(answer.valid for answer in sampled.answers) / len(sampled.answers))
+            self.log(f"train/reward/{name}", values.nanmean(), prog_bar=True, sync_dist=True)
+        self.log("train/reward_std", sampled.total.std(1).mean(), sync_dist=True)
+        self.log("train/zero_variance_groups", sampled.tied.float().mean(), sync_dist=True)
+        self.log("train/valid", sum(answer.valid for answer in sampled.answers) / len(sampled.answers), sync_dist=True)
         if self.batches_per_step > 1:
-            self.log("train/extra_rollouts", len(sampled.total) / prompts - 1)
+            self.log("train/extra_rollouts", len(sampled.total) / prompts - 1, sync_dist=True)
 
     # ------------------------------------------------------------------------------------------------------- update
 
@@ -229,13 +230,14 @@ class RFT(VisionModule):
         with self.phase("update", self.num_iterations * sum(map(len, work))) as advance:
             for iteration in range(self.num_iterations):
                 for i, part in enumerate(work):
-                    for micro in part:
-                        done.append(self.accumulate(prompts, rows, micro, on_policy=iteration == i == 0))
+                    for k in range(self.rounds(len(part))):
+                        idle, micro = k >= len(part), part[k % len(part)]
+                        done.append(self.accumulate(prompts, rows, micro, on_policy=iteration == i == 0, idle=idle))
                         advance(len(done))
                     self.optimizer_step_and_log()
         count, *sums = torch.stack(done).sum(0)
         for name, value in zip(("kl", "entropy", "clip_fraction", "sampling_gap"), sums, strict=True):
-            self.log(f"train/{name}", value / count, prog_bar=name == "kl")
+            self.log(f"train/{name}", value / count, prog_bar=name == "kl", sync_dist=True)
 
     def rows(self, experience: Experience, advantages: Tensor, minibatches: Sequence[int]) -> Rows:
         """What the loss needs of each row, but for log-probabilities. `minibatches`: prompts in each."""
@@ -262,11 +264,12 @@ class RFT(VisionModule):
     ) -> Tensor:
         """Log-probabilities (N, T) under the weights as they are or the reference's, 0 outside of `work`."""
         log_probs = torch.zeros_like(rows.mask, dtype=torch.float32)
-        if not work:
+        if self.rounds(len(work)) == 0:
             return log_probs
         moved = self.policy.reference_at_work() if reference else nullcontext()
         with self.phase("reference" if reference else "old", len(work)) as advance, moved:
-            for i, (which, part) in enumerate(work):
+            for i in range(self.rounds(len(work))):
+                which, part = work[i % len(work)]
                 mine = rows.take(part)
                 inputs, temperature = [prompts[p] for p in which], self.sampling.temperature
                 values, _ = self.policy(inputs, mine.ids, mine.mask, temperature, reference=reference, entropy=False)
@@ -274,8 +277,13 @@ class RFT(VisionModule):
                 advance(i + 1)
         return log_probs
 
-    def accumulate(self, prompts: Sequence[Prompt], rows: Rows, micro: MicroBatch, *, on_policy: bool) -> Tensor:
-        """Add the gradient of some rows. Their number, and sums of KL, entropy, clipped share and sampling gap (5,)."""
+    def accumulate(
+        self, prompts: Sequence[Prompt], rows: Rows, micro: MicroBatch, *, on_policy: bool, idle: bool
+    ) -> Tensor:
+        """Add the gradient of some rows. Their number, and sums of KL, entropy, clipped share and sampling gap (5,).
+
+        `idle`: go through them for the sake of other ranks, and add nothing.
+        """
         mine = rows.take(micro.rows)
         inputs = [prompts[p] for p in micro.prompts]
         log_probs, entropy = self.policy(inputs, mine.ids, mine.mask, self.sampling.temperature)  # (n, T)
@@ -295,11 +303,11 @@ class RFT(VisionModule):
             beta=self.beta,
             kl_estimator=self.kl_estimator,
         )
-        self.manual_backward(loss)
+        self.add_gradient(loss * (not idle))
         gap = (mine.sampled_log_probs - mine.old_log_probs).abs()
         count = torch.ones_like(kl)
         per_row = [count, kl, masked_mean(entropy, mine.mask), clipped, masked_mean(gap, mine.mask)]
-        return torch.stack(per_row).sum(1).detach()
+        return torch.stack(per_row).sum(1).detach() * (not idle)
 
 
 def check_settings(**settings: tuple[float, float, float]) -> None:

@@ -64,17 +64,19 @@ class SFT(VisionModule):
         lengths = [prompt["input_ids"].shape[1] for prompt in batch.inputs]
         everyone = range(len(lengths))
         chunks = micro_batches(lengths, mask.sum(1).tolist(), everyone, self.max_tokens_per_micro_batch)
+        tokens = self.trainer.strategy.reduce(mask.sum().float(), reduce_op="mean")
         total = torch.zeros((), device=self.device)
         with self.phase("update", len(chunks)) as advance:
-            for i, (prompts, rows) in enumerate(chunks):
+            for i in range(self.rounds(len(chunks))):
+                prompts, rows = chunks[i % len(chunks)]
                 inputs = [batch.inputs[p] for p in prompts]
                 log_probs, _ = self.policy(inputs, ids[rows], mask[rows], temperature=1.0)  # (p, T)
-                loss = -log_probs.sum() / mask.sum()
-                self.manual_backward(loss)
+                loss = -log_probs.sum() / tokens * (i < len(chunks))
+                self.add_gradient(loss)
                 total += loss.detach()
                 advance(i + 1)
             self.optimizer_step_and_log()
-        self.log("train/loss", total, prog_bar=True)
+        self.log("train/loss", total, prog_bar=True, sync_dist=True)
         self.steps_done += 1
 
     def targets(self, batch: PromptBatch) -> tuple[Tensor, Tensor]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_only
 
 from vrft.module import VisionModule
 
@@ -13,13 +12,12 @@ from vrft.module import VisionModule
 class ExportHuggingFace(Callback):
     """Writes `export/` in the run's folder: what `from_pretrained` loads, adapters merged."""
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """By then the last checkpoint is written."""
         assert isinstance(pl_module, VisionModule)
-        self.export(pl_module, Path(trainer.default_root_dir) / "export")
+        weights = pl_module.policy.trained_weights()
+        if trainer.is_global_zero:
+            folder = Path(trainer.default_root_dir) / "export"
+            pl_module.policy.export(folder, weights)
+            print(f"Hugging Face folder: {folder}")
         trainer.strategy.barrier("export")
-
-    @rank_zero_only
-    def export(self, module: VisionModule, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        module.policy.export(folder)
-        print(f"Hugging Face folder: {folder}")

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.fsdp import FSDPModule
 
 from vrft.boxes import Coordinates
 from vrft.policy.checkpoint import find_checkpoint
@@ -228,13 +230,14 @@ class Policy(nn.Module):
             log_p = token_distribution(logits, 1.0, self.banned_ids)
             return log_p.gather(-1, torch.cat(rows)[:, None])[:, 0]
 
-        shared = self([prompt], ids, mask, 1.0)[0][mask.bool()]
-        with self.autocast():
-            own = naive()
-        allowed = 1e-3
-        if self.dtype != torch.float32:
-            with float32_layers(self.base):
-                allowed += 2 * float((own - naive()).abs().mean())
+        with self.gathered():
+            shared = self([prompt], ids, mask, 1.0)[0][mask.bool()]
+            with self.autocast():
+                own = naive()
+            allowed = 1e-3
+            if self.dtype != torch.float32:
+                with float32_layers(self.base):
+                    allowed += 2 * float((own - naive()).abs().mean())
         self.train(training)
         return float((shared - own).abs().mean()), allowed
 
@@ -246,10 +249,26 @@ class Policy(nn.Module):
         """
         training = self.training
         self.eval()  # activation checkpointing would drop the cache, dropout would change the distribution
-        weights = self._decoding_weights()
-        with torch.no_grad(), self.autocast(), _plain_layers(self.base), _replaced(weights):
-            yield self.base
+        with torch.no_grad(), self.gathered(), self.autocast():
+            weights = self._decoding_weights()
+            with _plain_layers(self.base), _replaced(weights):
+                yield self.base
         self.train(training)
+
+    @contextmanager
+    def gathered(self) -> Iterator[None]:
+        """Where ranks hold shares of the weights: all of them whole, so that nothing within waits for another rank."""
+        root: nn.Module = self
+        shared = [module for module in root.modules() if isinstance(module, FSDPModule)]
+        for module in shared:
+            module.unshard()
+            module.set_reshard_after_forward(False, recurse=False)
+        try:
+            yield
+        finally:
+            for module in shared:
+                module.set_reshard_after_forward(module is not root, recurse=False)
+                module.reshard()
 
     @torch.no_grad()
     def _decoding_weights(self) -> dict[Tensor, Tensor]:
@@ -308,21 +327,30 @@ class Policy(nn.Module):
             for ids, log_probs, kept in rows
         ]
 
-    def export(self, folder: Path) -> None:
+    def trained_weights(self) -> dict[str, Tensor]:
+        """Copies of what trains, whole and in the CPU's memory. Ranks that share the weights call it together."""
+        options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
+        return get_model_state_dict(self.model, options=options)
+
+    def export(self, folder: Path, weights: dict[str, Tensor]) -> None:
         """Write a Hugging Face folder that `from_pretrained` loads, in the dtype that the checkpoint came in.
 
         Adapters are merged into the weights; they are written apart as well, under `adapter/`.
+
+        Args:
+            folder: is made.
+            weights: from `trained_weights`.
         """
         from transformers import AutoConfig, AutoModelForImageTextToText
 
         dtype = AutoConfig.from_pretrained(self.checkpoint).dtype or torch.float32
         model = AutoModelForImageTextToText.from_pretrained(self.checkpoint, dtype=torch.float32, use_safetensors=True)
         if self.lora is None:
-            model.load_state_dict(self.base.state_dict())
+            model.load_state_dict(weights, strict=False)
         else:
             from peft import PeftModel
 
-            self.model.save_pretrained(folder / "adapter")  # type: ignore[operator]
+            self.model.save_pretrained(folder / "adapter", state_dict=weights)  # type: ignore[operator]
             model = PeftModel.from_pretrained(model, folder / "adapter").merge_and_unload()
         model.to(dtype).save_pretrained(folder)
         copy_processor(self.checkpoint, folder)

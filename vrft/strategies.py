@@ -1,0 +1,99 @@
+"""Sharding of weights, gradients and optimizer states over ranks: FSDP2 for any Hugging Face model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from lightning.pytorch.core.optimizer import LightningOptimizer
+from lightning.pytorch.strategies import ModelParallelStrategy, StrategyRegistry
+from torch import nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
+from torch.distributed.fsdp import register_fsdp_forward_method as also_forward
+from torch.optim import Optimizer
+
+from vrft.policy import Policy
+from vrft.types import PromptBatch
+
+WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
+
+
+class FSDP2Strategy(ModelParallelStrategy):
+    """Every rank is a data-parallel rank and holds a share of each weight; `--trainer.strategy=fsdp2`.
+
+    Checkpoints are those of one device: one file with the weights that train, whole, and optimizer states by name.
+    """
+
+    def __init__(self, offload: bool = False, **kwargs: Any) -> None:
+        """Shards over all ranks.
+
+        Args:
+            offload: keep shares and optimizer states in the CPU's memory.
+            kwargs: `process_group_backend` and `timeout` of Lightning's ModelParallelStrategy.
+        """
+        super().__init__(tensor_parallel_size=1, save_distributed_checkpoint=False, **kwargs)
+        self.offload = offload
+
+    def setup_environment(self) -> None:
+        self._data_parallel_size = self.num_nodes * self.num_processes  # Lightning's default is the number of nodes
+        super().setup_environment()
+
+    def shard(self, policy: Policy) -> None:
+        """Share out a policy: each block by itself, and the rest together."""
+        mesh: DeviceMesh = self.device_mesh["data_parallel"]
+        precision = MixedPrecisionPolicy(
+            param_dtype=policy.dtype, reduce_dtype=torch.float32, cast_forward_inputs=False
+        )
+        offload = CPUOffloadPolicy() if self.offload else OffloadPolicy()
+        for module in (*blocks(policy), policy):
+            fully_shard(module, mesh=mesh, mp_policy=precision, offload_policy=offload)
+        also_forward(policy, "prepare")
+        policy.prepare(PromptBatch([], [], []))  # the first one to be called becomes the root
+
+    @property
+    def lightning_restore_optimizer(self) -> bool:
+        return True
+
+    def lightning_module_state_dict(self) -> dict[str, Any]:
+        assert self.model is not None
+        return get_model_state_dict(self.model, options=WHOLE)
+
+    def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
+        assert self.model is not None
+        plain = optimizer.optimizer if isinstance(optimizer, LightningOptimizer) else optimizer
+        return get_optimizer_state_dict(self.model, plain, options=WHOLE)
+
+    def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
+        return self.checkpoint_io.load_checkpoint(checkpoint_path, weights_only=weights_only)
+
+    def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
+        assert self.model is not None
+        options = StateDictOptions(full_state_dict=True, strict=False)
+        set_model_state_dict(self.model, checkpoint["state_dict"], options=options)
+
+    def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
+        assert self.model is not None
+        options = StateDictOptions(full_state_dict=True, strict=False)
+        for optimizer, state in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
+            set_optimizer_state_dict(self.model, optimizer, state, options=options)
+
+
+StrategyRegistry.register("fsdp2", FSDP2Strategy, description="FSDP2: weights, gradients, optimizer states in shares")
+
+
+def blocks(module: nn.Module) -> Iterator[nn.Module]:
+    """Decoder layers, vision blocks and whatever else a model has a list of; lists within them stay together."""
+    for child in module.children():
+        if isinstance(child, nn.ModuleList):
+            yield from child
+        else:
+            yield from blocks(child)
