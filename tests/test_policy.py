@@ -192,7 +192,7 @@ def test_export_is_an_ordinary_checkpoint(settings: dict[str, object], tmp_path:
         for parameter in policy.parameters():
             if parameter.requires_grad:
                 parameter.add_(0.02 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)))
-    policy.export(tmp_path)
+    policy.export(tmp_path, policy.trained_weights())
     batch = prompts(policy)
     again = AutoModelForImageTextToText.from_pretrained(tmp_path, dtype=torch.float32)
     with torch.no_grad():

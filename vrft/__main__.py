@@ -34,7 +34,10 @@ A run's folder is runs/ and the config's name, or --run_dir DIR.
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code: 0, or 2 after a message about what the user can mend."""
+    """Run one command; returns the exit code: 0, or 2 after a message about what the user can mend.
+
+    A run that a signal stopped returns 128 + its number, one that could not be finished 1.
+    """
     args = sys.argv[1:] if args is None else list(args)
     if not args or args[0] in ("-h", "--help", "help"):
         print(HELP, end="")

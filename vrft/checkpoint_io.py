@@ -1,24 +1,69 @@
-"""Checkpoints that are whole or absent."""
+"""Files that are whole or absent, whenever a process is killed."""
 
 from __future__ import annotations
 
 import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
+PARTIAL = ".partial"
+"""What the name of an unfinished file ends with. A killed run may leave one."""
+
 
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Writes beside the file and renames, so that a kill never leaves half a checkpoint under its name."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        partial = target.with_name(f"{target.name}.partial")
-        with partial.open("wb") as file:
-            torch.save(checkpoint, file)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(target)
+        with replacing(Path(path)) as partial, partial.open("wb") as file:
+            try:
+                torch.save(checkpoint, file)
+            except RuntimeError as error:  # what torch's zip writer makes of a write that failed
+                if isinstance(error.__context__, OSError):
+                    raise error.__context__ from None
+                raise
+
+
+def replace_link(link: Path, target: Path) -> None:
+    """Let a symbolic link point elsewhere; it becomes a copy where links can't be made."""
+    with replacing(link) as partial:
+        try:
+            partial.symlink_to(os.path.relpath(target, link.parent))
+        except OSError:  # Windows asks for a permission, some file systems have none
+            shutil.copy(target, partial)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yields a name to write to, in the same folder; what is written there takes the place of `path` at once.
+
+    Raises:
+        OSError: it can't be written; the message names `path` and the reason.
+    """
+    partial = path.with_name(path.name + PARTIAL)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.unlink(missing_ok=True)  # a link that a killed run left would be written through
+        yield partial
+        sync(partial)
+        partial.replace(path)
+        if os.name == "posix":
+            sync(path.parent)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
+    finally:
+        partial.unlink(missing_ok=True)  # on a full disk, its space is needed
+
+
+def sync(path: Path) -> None:
+    """Return when what the file or the folder holds is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import logging
+import signal
 import sys
+import tempfile
 import warnings
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -17,6 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from vrft.callbacks.checkpoint import RunCheckpoint
 from vrft.callbacks.export import ExportHuggingFace
+from vrft.callbacks.graceful_stop import GracefulStop
 from vrft.callbacks.predictions import Predictions
 from vrft.callbacks.progress import PhaseProgressBar
 from vrft.callbacks.save_config import SaveResolvedConfig
@@ -28,7 +32,7 @@ from vrft.loggers import WandbLogger
 from vrft.module import VisionModule
 from vrft.run_dir import choose_run_dir
 from vrft.tasks import Task
-from vrft.trainer import VisionTrainer
+from vrft.trainer import Stopped, VisionTrainer
 
 TRAINER_DEFAULTS: dict[str, Any] = {
     "max_epochs": -1,
@@ -96,6 +100,8 @@ class VRFTCLI(LightningCLI):
         config = self.config[self.subcommand]
         if config.trainer.default_root_dir is None:
             config.trainer.default_root_dir = config.run_dir
+        for folder in (config.run_dir, config.checkpoint.dirpath) if self.subcommand == "fit" else (config.run_dir,):
+            try_to_write(Path(folder))
         if self.subcommand == "doctor":
             return
         config.weights_only = True
@@ -113,6 +119,8 @@ class VRFTCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         if self.config[self.subcommand].trainer.enable_progress_bar is not False:
             self.trainer_defaults["callbacks"].append(PhaseProgressBar())
+        if self.subcommand == "fit":
+            self.trainer_defaults["callbacks"].append(GracefulStop())
         trainer = super().instantiate_trainer(**kwargs)
         if trainer.loggers and not any(isinstance(logger, CSVLogger) for logger in trainer.loggers):
             trainer.loggers = [*trainer.loggers, CSVLogger(trainer.default_root_dir, name="logs")]
@@ -121,6 +129,20 @@ class VRFTCLI(LightningCLI):
     def _parse_ckpt_path(self) -> None:
         """Lightning would let the settings in a checkpoint override the command line."""
 
+    def _run_subcommand(self, subcommand: str) -> None:
+        with suppress(Stopped):
+            super()._run_subcommand(subcommand)
+        if self.trainer.stopped is not None and self.trainer.is_global_zero:
+            print(f"stopped: {self.trainer.stopped}")
+            if self.last_checkpoint.exists():
+                config = Path(self.trainer.default_root_dir) / "config.yaml"
+                print(f"checkpoint: {self.last_checkpoint}")
+                print(f"to go on: python -m vrft fit --config {config} --ckpt_path last")
+
+    @property
+    def last_checkpoint(self) -> Path:
+        return Path(self.config[self.subcommand].checkpoint.dirpath) / "last.ckpt"
+
     def before_fit(self) -> None:
         if _get_rank() in (None, 0):  # all that is wrong with the files is said before the base is evaluated
             self.trainer.look_at(self.model, self.datamodule)
@@ -128,18 +150,31 @@ class VRFTCLI(LightningCLI):
             self.trainer.validate(self.model, self.datamodule, verbose=False)
 
     def after_fit(self) -> None:
-        if self.trainer.interrupted:
+        if self.trainer.stopped is not None:
             return
         summary = next(callback for callback in self.trainer.callbacks if isinstance(callback, Summary))  # type: ignore[attr-defined]
+        loop = self.trainer.fit_loop
+        if loop.restarting:  # nothing was left to train, and Lightning has not counted the last step and its epoch
+            loop.epoch_loop._batches_that_stepped += 1
+            loop.epoch_progress.increment_completed()
         if summary.tuned_step != self.trainer.global_step:
             self.trainer.validate(self.model, self.datamodule, verbose=False)
         if self.trainer.is_global_zero:
             print(f"summary: {summary.write(Path(self.trainer.default_root_dir))}")
-            print(f"checkpoint: {Path(self.config.fit.checkpoint.dirpath) / 'last.ckpt'}")
+            print(f"checkpoint: {self.last_checkpoint}")
+
+
+def try_to_write(folder: Path) -> None:
+    """Raise ConfigurationError if a run can't write to a folder, before it has done hours of work."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise ConfigurationError(f"run_dir: can't write to {folder}: {error.strerror}") from error
 
 
 def run(args: list[str]) -> int:
-    """Run one command; 0, or 2 after one line about what is wrong."""
+    """Run one command; its exit code is 2 after one line about what is wrong."""
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda record: "litlogger" not in record.msg)
     for message in HARMLESS:
         warnings.filterwarnings("ignore", message=message)
@@ -165,7 +200,12 @@ def run(args: list[str]) -> int:
     except (ValueError, OmegaConfBaseException) as error:
         print(f"vrft: {message_lines(users_mistake(error))}", file=sys.stderr)
         return 2
+    except SystemExit as error:
+        if isinstance(error.__context__, KeyboardInterrupt):  # Lightning exits with 1
+            return 128 + signal.SIGINT
+        raise
     for logger in cli.trainer.loggers:
         if isinstance(logger, WandbLogger):
             logger.finish()
-    return 1 if cli.trainer.problems else 0
+    # Lightning kills all ranks that it started as soon as one of them ends with another code.
+    return cli.trainer.exit_code if cli.trainer.is_global_zero else 0

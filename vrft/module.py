@@ -284,8 +284,14 @@ class VisionModule(LightningModule):
             )
 
         if not isinstance(self.trainer.strategy, FSDP2Strategy):
-            for optimizer, state in zip(self.trainer.optimizers, checkpoint["optimizer_states"], strict=True):
-                rename(state, {name: i for i, name in enumerate(self._names_of(optimizer))})
+            place = {name: i for i, (name, _) in enumerate(self.named_parameters())}
+            for state in checkpoint["optimizer_states"]:
+                names = [
+                    name for group in state["param_groups"] for name in sorted(group["params"], key=place.__getitem__)
+                ]
+                rename(state, {name: i for i, name in enumerate(names)})
+                for group in state["param_groups"]:
+                    group["params"].sort()
 
     def _names_of(self, optimizer: Optimizer) -> list[str]:
         names = {parameter: name for name, parameter in self.named_parameters()}

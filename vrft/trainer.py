@@ -1,4 +1,4 @@
-"""Lightning's Trainer with two more things that it can do to a module and its data: compare and examine them."""
+"""Lightning's Trainer, which can also compare and examine, and says why it stopped early."""
 
 from __future__ import annotations
 
@@ -17,11 +17,43 @@ from vrft.evaluators.intervals import Comparison, as_json, compare, table
 from vrft.module import VisionModule
 
 
+class Stopped(Exception):
+    """Leaves an evaluation after `VisionTrainer.stop`; training needs none."""
+
+
 class VisionTrainer(Trainer):
     """`fit`, `validate` and `predict` are Lightning's, `test` can compare; `doctor` looks at all they would load."""
 
     problems: tuple[str, ...] = ()
     """What `doctor` found."""
+    exit_code = 0
+    """That of the command."""
+    stopped: str | None = None
+    """Why training ended before it was done."""
+
+    def stop(self, reason: str, exit_code: int) -> None:
+        """Let the training step be the last one. No evaluation, checkpoint, export or summary follows.
+
+        All ranks have to call it in the same step.
+        """
+        self.stopped, self.exit_code = reason, exit_code
+        self.should_stop = True
+        self.limit_val_batches = 0  # Lightning would evaluate once more
+        self.fit_loop.min_epochs = self.fit_loop.epoch_loop.min_steps = None  # and go on until these are reached
+
+    def save_checkpoint(
+        self, filepath: str | Path, weights_only: bool | None = None, storage_options: Any = None
+    ) -> None:
+        """As Lightning's; if one rank writes and fails, all of them raise its OSError."""
+        error: OSError | None = None
+        try:
+            super().save_checkpoint(filepath, weights_only, storage_options)
+        except OSError as problem:
+            error = problem
+            self.strategy.barrier("Trainer.save_checkpoint")  # where the others wait
+        error = self.strategy.broadcast(error)
+        if error is not None:
+            raise error
 
     def test(  # type: ignore[override]
         self,
@@ -101,6 +133,7 @@ class VisionTrainer(Trainer):
             self.problems = tuple(examine(model, datamodule, folder, console, probe, gpu_memory))
         except ConfigurationError as error:
             self.problems = (str(error),)
+        self.exit_code = 1 if self.problems else 0
         for problem in self.problems:
             console.print(f"problem: {problem}", style="red", highlight=False, markup=False, soft_wrap=True)
         if not self.problems:

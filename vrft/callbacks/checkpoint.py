@@ -2,18 +2,117 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from copy import deepcopy
 from pathlib import Path
+from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+
+from vrft.checkpoint_io import PARTIAL, replace_link
+from vrft.module import VisionModule
+from vrft.trainer import VisionTrainer
 
 
 class RunCheckpoint(ModelCheckpoint):
-    """Lightning's ModelCheckpoint, which also saves the last step when it is no multiple of `every_n_train_steps`."""
+    """Lightning's ModelCheckpoint, which also saves the last step when it is no multiple of `every_n_train_steps`.
+
+    At every instant `last.ckpt` and what it points at are whole. A checkpoint that can't be written doesn't end a run.
+    """
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
+        self._outdated: list[str] = []
+        self._row: dict[str, float] = {}
+        if stage == "fit" and trainer.is_global_zero:
+            for left in Path(str(self.dirpath)).glob(f"*{PARTIAL}"):
+                left.unlink()
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_train_start(trainer, pl_module)
+        loop = trainer.fit_loop
+        progress = loop.epoch_progress.current
+        if loop.restarted_mid_epoch and progress.completed == progress.ready:
+            loop.reset_restart_stage()  # after an epoch's last batch, Lightning would not count the next as begun
+        if self._row:  # of the step that the checkpoint was made in; a kill may have come before it was written
+            assert isinstance(pl_module, VisionModule)
+            for logger in trainer.loggers:
+                logger.log_metrics(self._row, int(pl_module.steps_done) - 1)
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+        assert isinstance(trainer, VisionTrainer)
+        logged = trainer._logger_connector.metrics["log"]  # what will be, as soon as this hook is done
+        self._row = {"epoch": trainer.current_epoch} | {name: float(value) for name, value in logged.items()}
+        if trainer.stopped is None:
+            with self._surviving(trainer):
+                super().on_train_batch_end(trainer, pl_module, *args)
+            if 0 <= trainer.max_steps <= trainer.global_step:  # at the run's end, the loops call the epoch complete
+                self.save_last_step(trainer)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        with self._surviving(trainer):
+            super().on_train_epoch_end(trainer, pl_module)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        with self._surviving(trainer):
+            super().on_validation_end(trainer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        super().on_train_end(trainer, pl_module)
+        assert isinstance(trainer, VisionTrainer)
+        if trainer.stopped is None and not self.save_last_step(trainer):
+            trainer.stop("the last checkpoint can't be written", exit_code=1)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "row": self._row}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)
+        self._row = state_dict["row"]
+
+    def save_last_step(self, trainer: Trainer) -> bool:
+        """Whether the state after the last step is saved, now or before."""
         if self._last_global_step_saved != trainer.global_step:
-            assert self.dirpath is not None
-            self.last_model_path = str(Path(self.dirpath) / f"{self.CHECKPOINT_NAME_LAST}.ckpt")
-            trainer.save_checkpoint(self.last_model_path, self.save_weights_only)
+            with self._surviving(trainer):
+                self.last_model_path = self.format_checkpoint_name({}, self.CHECKPOINT_NAME_LAST)
+                self._save_checkpoint(trainer, self.last_model_path)
+        return self._last_global_step_saved == trainer.global_step
+
+    @contextmanager
+    def _surviving(self, trainer: Trainer) -> Iterator[None]:
+        before = deepcopy(self.state_dict())
+        try:
+            yield
+        except OSError as error:
+            self._outdated.clear()
+            self.load_state_dict(before)
+            good = self._last_checkpoint_saved or trainer.ckpt_path or "none yet"
+            rank_zero_warn(f"no checkpoint of step {trainer.global_step}: {error}; last good one: {good}")
+
+    def _save_last_checkpoint(self, trainer: Trainer, monitor_candidates: dict[str, Any]) -> None:
+        super()._save_last_checkpoint(trainer, monitor_candidates)
+        while self._outdated:
+            on_rank_zero(trainer, super()._remove_checkpoint, trainer, self._outdated.pop())
+
+    def _remove_checkpoint(self, trainer: Trainer, filepath: str) -> None:
+        self._outdated.append(filepath)  # `last.ckpt` may point at it still
+
+    @staticmethod
+    def _link_checkpoint(trainer: Trainer, filepath: str, linkpath: str) -> None:
+        if Path(filepath).absolute() != Path(linkpath).absolute():
+            on_rank_zero(trainer, replace_link, Path(linkpath), Path(filepath))
+
+
+def on_rank_zero(trainer: Trainer, write: Callable[..., None], *args: Any) -> None:
+    """Write on the first rank; all ranks wait for it, and raise the OSError that it raises."""
+    error: OSError | None = None
+    if trainer.is_global_zero:
+        try:
+            write(*args)
+        except OSError as problem:
+            error = problem
+    error = trainer.strategy.broadcast(error)
+    if error is not None:
+        raise error

@@ -7,6 +7,7 @@ from pathlib import Path
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from vrft.module import VisionModule
+from vrft.trainer import VisionTrainer
 
 
 class ExportHuggingFace(Callback):
@@ -15,6 +16,9 @@ class ExportHuggingFace(Callback):
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """By then the last checkpoint is written."""
         assert isinstance(pl_module, VisionModule)
+        assert isinstance(trainer, VisionTrainer)
+        if trainer.stopped is not None:
+            return
         weights = pl_module.policy.trained_weights()
         if trainer.is_global_zero:
             folder = Path(trainer.default_root_dir) / "export"

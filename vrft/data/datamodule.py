@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from abc import abstractmethod
 from collections.abc import Iterator
 from typing import Any
@@ -73,7 +74,7 @@ class ResumableLoader(DataLoader[Sample]):
         return {"batches": self._batches, "epoch": self.sampler.epoch}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        self._resume = state["batches"]
+        self._resume = state["batches"] % len(self)  # after an epoch's last batch, Lightning begins the next epoch
         self.sampler.set_epoch(state["epoch"])
 
 
@@ -143,4 +144,12 @@ class VisionData(LightningDataModule):
 
     def _workers(self) -> dict[str, Any]:
         assert self.trainer is not None
-        return {"num_workers": self.num_workers, "collate_fn": self.trainer.lightning_module.encoder}
+        encoder = self.trainer.lightning_module.encoder
+        return {"num_workers": self.num_workers, "collate_fn": encoder, "worker_init_fn": ignore_signals}
+
+
+def ignore_signals(worker: int) -> None:
+    """A signal that stops a run often reaches all of its processes; its last step still needs the loaders' workers."""
+    for number in signal.Signals:
+        if number.name in ("SIGTERM", "SIGUSR1", "SIGINT"):
+            signal.signal(number, signal.SIG_IGN)

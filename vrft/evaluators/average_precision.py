@@ -35,6 +35,9 @@ UNDEFINED = -1.0
 USED = ("id", "image_id", "category_id", "bbox", "area", "iscrowd", "ignore")
 """What counts of an annotation; polygons are not kept. LVIS has no `iscrowd`, and some files no `area`."""
 
+BEYOND = 1e12
+"""An area above that of the largest range."""
+
 COLUMNS = 7
 """Of a table of results: image id, x, y, width, height, score, category id."""
 
@@ -242,10 +245,18 @@ def part_of(content: dict[str, Any], images: set[int]) -> dict[str, Any]:
     }
 
 
+def as_lvis_reads(content: dict[str, Any]) -> dict[str, Any]:
+    """LVIS has no crowds, and leaves out what is marked `ignore`: as hotcoco does with areas beyond all ranges."""
+    rows = [
+        row | {"iscrowd": 0, "area": BEYOND if row.get("ignore") else row["area"]} for row in content["annotations"]
+    ]
+    return content | {"annotations": rows}
+
+
 def _with_hotcoco(content: dict[str, Any], results: Array, format: Format) -> tuple[Array, Array]:
     import hotcoco
 
-    truth = hotcoco.COCO(content)
+    truth = hotcoco.COCO(as_lvis_reads(content) if format == "lvis" else content)
     found = truth.load_res(results)
     evaluation = hotcoco.COCOeval(truth, found, "bbox", lvis_style=format == "lvis")
     evaluation.evaluate()
@@ -263,7 +274,8 @@ def _with_pycocotools(content: dict[str, Any], results: Array, format: Format) -
 
     with contextlib.redirect_stdout(io.StringIO()):
         truth = COCO()
-        truth.dataset = content
+        # numbered from 1: an annotation with id 0 would count as not found
+        truth.dataset = content | {"annotations": [row | {"id": i} for i, row in enumerate(content["annotations"], 1)]}
         truth.createIndex()
         found = truth.loadRes(results) if len(results) else COCO()
         found.imgs, found.cats = truth.imgs, truth.cats

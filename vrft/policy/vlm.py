@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -330,7 +330,7 @@ class Policy(nn.Module):
     def trained_weights(self) -> dict[str, Tensor]:
         """Copies of what trains, whole and in the CPU's memory. Ranks that share the weights call it together."""
         options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
-        return get_model_state_dict(self.model, options=options)
+        return cast(dict[str, Tensor], get_model_state_dict(self.model, options=options))
 
     def export(self, folder: Path, weights: dict[str, Tensor]) -> None:
         """Write a Hugging Face folder that `from_pretrained` loads, in the dtype that the checkpoint came in.

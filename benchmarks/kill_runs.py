@@ -1,0 +1,198 @@
+"""Runs that are killed at random instants, continued, and compared bit for bit with one that was not.
+
+    python benchmarks/kill_runs.py --kills 30
+
+Starts a small fit of the quickstart's kind, kills its whole process group by SIGKILL at an instant drawn uniformly from
+the time that such a run takes, and continues it with `--ckpt_path last`, or starts anew where there is no checkpoint
+yet; once in three the continuation is killed as well. At the end weights, optimizer states, schedules, the loader's
+position and every number that was logged, except for seconds, have to be those of the run that was left alone. A
+checkpoint every other step makes it likely that a kill hits one. Prints a line for each kill; `--write` makes a table
+in `benchmarks/results/`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import os
+import platform
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+ROOT = Path(__file__).parents[1]
+COLUMNS = ("instant", "continued", "hit", "step", "identical")
+
+
+def arguments(folder: Path, data: Path, processes: int = 1, steps: int = 48) -> list[str]:
+    """The command of a small run in `folder`, with its data in a folder that runs share."""
+    several = ["--trainer.strategy=ddp", f"--trainer.devices={processes}"] if processes > 1 else []
+    places = [f"--data.{part}_annotations={data}/{part}.json" for part in ("train", "val")]
+    places += [f"--data.{part}_images={data}/{part}" for part in ("train", "val")]
+    logger = f"{{class_path: CSVLogger, init_args: {{save_dir: '{folder}', name: logs}}}}"
+    return [
+        *("fit", "--config", str(ROOT / "configs" / "quickstart.yaml"), *places, *several, f"--run_dir={folder}"),
+        *("--data.train_size=12", "--data.val_size=6", "--model.num_generations=4", "--trainer.accelerator=cpu"),
+        *(f"--trainer.max_steps={steps}", "--trainer.val_check_interval=1000", "--checkpoint.every_n_train_steps=2"),
+        *("--trainer.enable_progress_bar=false", f"--trainer.logger={logger}", "--transcripts.every_n_rollouts=1"),
+    ]
+
+
+def start(command: list[str]) -> subprocess.Popen[bytes]:
+    """A run, as the leader of a process group of its own."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [sys.executable, "-m", "vrft", *command],
+        cwd=ROOT,
+        env=environment,
+        start_new_session=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+
+
+def kill_when(process: subprocess.Popen[bytes], now: Callable[[], bool]) -> bool:
+    """Kill a run and all that it started as soon as `now` says so; False if it ended before."""
+    while not now():
+        if process.poll() is not None:
+            return False
+        time.sleep(0.001)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    return True
+
+
+def continuation(folder: Path, command: list[str]) -> list[str]:
+    """The command that goes on after a kill; without a checkpoint, the folder is emptied and the command the same."""
+    last = folder / "checkpoints" / "last.ckpt"
+    if last.exists():
+        return [*command, "--ckpt_path=last"]
+    assert not last.is_symlink(), f"{last} points at nothing"
+    shutil.rmtree(folder, ignore_errors=True)
+    return command
+
+
+def scene(folder: Path) -> str:
+    """What a killed run was doing, as far as its folder tells."""
+    if partial := sorted((folder / "checkpoints").glob("*.partial")):
+        return f"writing {partial[0].name}"
+    if (folder / "export").exists():
+        return "export, last evaluation"
+    if (folder / "checkpoints" / "last.ckpt").exists():
+        return "training"
+    return "before the first checkpoint" if (folder / "config.yaml").exists() else "start, evaluation of the base"
+
+
+def rows(folder: Path) -> dict[tuple[int, str], str]:
+    """All numbers that a run and its continuations logged, by step and name: the last ones, if they did twice."""
+    found = {}
+    logs = sorted((folder / "logs").glob("*/metrics.csv"), key=lambda path: int(path.parent.name.split("_")[1]))
+    for path in logs:
+        with path.open() as file:
+            for row in csv.DictReader(file):
+                found |= {(int(row["step"]), name): value for name, value in row.items() if value != ""}
+    return {key: value for key, value in found.items() if not key[1].startswith("time/")}
+
+
+def differences(left_alone: Path, killed: Path) -> list[str]:
+    """Where two runs differ in what their last checkpoints hold and in what they logged."""
+    a, b = (torch.load(run / "checkpoints" / "last.ckpt", weights_only=True) for run in (left_alone, killed))
+    parts = ("state_dict", "optimizer_states", "lr_schedulers", "global_step", "epoch")
+    found = [part for part in parts if not same(a[part], b[part])]
+    if not same(*(content["loops"]["fit_loop"]["state_dict"] for content in (a, b))):
+        found.append("the loader's position")
+    expected, got = rows(left_alone), rows(killed)
+    wrong = sorted(
+        {step for step, name in expected.keys() | got.keys() if expected.get((step, name)) != got.get((step, name))}
+    )
+    return found + [f"the log of step {step}" for step in wrong]
+
+
+def same(a: Any, b: Any) -> bool:
+    """Equal to the last bit, in nested dicts and lists."""
+    if isinstance(a, torch.Tensor):
+        return a.dtype == b.dtype and torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(same(x, y) for x, y in zip(a, b, strict=True))
+    return bool(a == b)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--kills", type=int, default=30)
+    parser.add_argument("--processes", type=int, choices=(1, 2), default=1)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--write", action="store_true")
+    options = parser.parse_args()
+    draw = random.Random(options.seed)
+    with tempfile.TemporaryDirectory() as place:
+        whole, data = Path(place) / "whole", Path(place) / "data"
+        start(arguments(whole, data, options.processes)).wait()  # makes the data
+        shutil.rmtree(whole)
+        began = time.monotonic()
+        assert start(arguments(whole, data, options.processes)).wait() == 0
+        duration = time.monotonic() - began
+        print(f"a run takes {duration:.1f} s", flush=True)
+        table: list[dict[str, str]] = []
+        while len(table) < options.kills:
+            table += killed_run(Path(place) / f"killed-{len(table)}", whole, data, duration, options.processes, draw)
+    same_ones = sum(line["identical"] == "yes" for line in table)
+    print(f"{same_ones} of {len(table)} identical")
+    if options.write:
+        write(table, duration, options.processes)
+
+
+def killed_run(
+    folder: Path, whole: Path, data: Path, duration: float, processes: int, draw: random.Random
+) -> list[dict[str, str]]:
+    """A run that is killed once or, once in three times, twice, and then completed: a line for each kill."""
+    command = [*arguments(folder, data, processes)]
+    lines = []
+    for _ in range(2 if draw.random() < 1 / 3 else 1):
+        instant = draw.uniform(0, duration)
+        again = continuation(folder, command)
+        due = time.monotonic() + instant
+        hit = kill_when(start(again), lambda due=due: time.monotonic() >= due)
+        step = max((step for step, name in rows(folder) if name.startswith("train/")), default=-1) + 1
+        how = {"instant": f"{instant:.2f} s", "continued": "no" if again is command else "yes"}
+        lines.append({**how, "hit": scene(folder) if hit else "nothing, it was done", "step": str(step)})
+    assert start(continuation(folder, command)).wait() == 0, f"{folder} can't be continued"
+    wrong = differences(whole, folder)
+    shutil.rmtree(folder)
+    for line in lines:
+        line["identical"] = "no: " + ", ".join(wrong) if wrong else "yes"
+        print("  ".join(f"{name}: {line[name]}" for name in COLUMNS), flush=True)
+    return lines
+
+
+def write(table: list[dict[str, str]], duration: float, processes: int) -> None:
+    path = ROOT / "benchmarks" / "results" / ("kill_runs.md" if processes == 1 else f"kill_runs_{processes}.md")
+    identical = sum(line["identical"] == "yes" for line in table)
+    command = f"python benchmarks/kill_runs.py --kills {len(table)} --processes {processes} --write"
+    lines = [
+        f"# {len(table)} kills, {processes} process{'es' if processes > 1 else ''}",
+        "",
+        f"`{command}`, torch {torch.__version__}, {platform.machine()} CPU. A run that is left alone takes",
+        f"{duration:.1f} s. Identical in the end: {identical} of {len(table)}.",
+        "",
+        "| kill at | of a continuation | what it hit | steps logged | identical in the end |",
+        "|--|--|--|--|--|",
+        *("| " + " | ".join(line[name] for name in COLUMNS) + " |" for line in table),
+    ]
+    path.write_text("\n".join(lines) + "\n")
+    print(path)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,194 @@
+"""Two processes do what one does: DDP and FSDP2, everything or LoRA, and a checkpoint of one goes on in the other."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import CSV_ONLY, ROOT
+
+from vrft.__main__ import main
+
+STRATEGIES = ("one", "ddp", "fsdp2")
+LORA = ["--model.policy.lora.r=4", "--model.policy.freeze_vision=true", "--model.optimizer.lr=0.004"]
+KINDS = {
+    "full": [],
+    "lora": LORA,
+    # ranks have different numbers of groups that teach, and some have none
+    "tied": ["--model.beta=0", "--model.temperature=0.1", "--model.max_extra_rollouts=1"],
+    "sft": [],
+}
+ROUNDING = 3e-5
+"""Of weights after four steps in another order of summation; the steps move them by a hundred times as much."""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("parallel")
+
+
+def fit(folder: Path, kind: str, strategy: str, *more: str, name: str | None = None, steps: int = 4) -> list[str]:
+    """A short run whose global batch has four prompts: minibatches, ragged micro-batches, two passes."""
+    config = ROOT / "configs" / ("quickstart_sft.yaml" if kind == "sft" else "quickstart.yaml")
+    rft = ["num_iterations=2", "num_minibatches=2", "num_generations=4", "max_tokens_per_micro_batch=150"]
+    steps_per_rollout = 1 if kind == "sft" else 4
+    return [
+        "fit",
+        f"--config={config}",
+        *(f"--data.{part}_annotations={folder}/{part}.json" for part in ("train", "val")),
+        *(f"--data.{part}_images={folder}/{part}" for part in ("train", "val")),
+        "--data.train_size=12",
+        "--data.val_size=5",
+        *(["--model.max_tokens_per_micro_batch=150"] if kind == "sft" else [f"--model.{field}" for field in rft]),
+        f"--trainer.max_steps={steps * steps_per_rollout}",
+        "--trainer.val_check_interval=100",
+        "--transcripts.every_n_rollouts=1",
+        CSV_ONLY,
+        "--trainer.enable_progress_bar=false",
+        f"--run_dir={folder}/{name or f'{kind}-{strategy}'}",
+        *KINDS[kind],
+        *on(strategy),
+        *more,
+    ]
+
+
+def on(strategy: str) -> list[str]:
+    """Arguments for one process or two, with the same global batch."""
+    if strategy == "one":
+        return ["--data.batch_size=4"]
+    return [
+        "--data.batch_size=2",
+        f"--trainer.strategy={strategy}",
+        "--trainer.devices=2",
+        "--trainer.accelerator=cpu",
+    ]
+
+
+def continued(folder: Path, kind: str, first: str, second: str) -> list[str]:
+    """Two more steps of a run of two, under another strategy."""
+    checkpoint = f"--ckpt_path={folder}/{kind}-half-{first}/checkpoints/last.ckpt"
+    return fit(folder, kind, second, checkpoint, name=f"{kind}-{first}-{second}")
+
+
+HANDOVERS = [("full", a, b) for a in STRATEGIES for b in STRATEGIES if a != b]
+HANDOVERS += [("lora", "one", "fsdp2"), ("lora", "fsdp2", "ddp"), ("lora", "ddp", "one")]
+
+
+@pytest.fixture(scope="module")
+def runs(folder: Path) -> Path:
+    """The folder of all runs; those on two processes are made by one torchrun."""
+    halves = [(kind, strategy) for kind in ("full", "lora") for strategy in STRATEGIES]
+    whole = [(kind, strategy) for kind in KINDS for strategy in STRATEGIES]
+    commands = [(b, fit(folder, kind, b)) for kind, b in whole]
+    commands += [(b, fit(folder, kind, b, name=f"{kind}-half-{b}", steps=2)) for kind, b in halves]
+    for strategy, command in commands:
+        if strategy == "one":
+            assert main(command) == 0
+    together([command for strategy, command in commands if strategy != "one"], folder)
+    later = [(b, continued(folder, kind, a, b)) for kind, a, b in HANDOVERS]
+    for strategy, command in later:
+        if strategy == "one":
+            assert main(command) == 0
+    together([command for strategy, command in later if strategy != "one"], folder)
+    return folder
+
+
+def together(commands: list[list[str]], folder: Path) -> None:
+    """Run commands on two processes."""
+    file = folder / "commands.json"
+    file.write_text(json.dumps(commands))
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    done = subprocess.run(
+        [*torchrun, str(ROOT / "tests" / "parallel_runs.py"), str(file)],
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stdout[-1000:] + done.stderr[-3000:]
+
+
+def checkpoint(run: Path) -> dict[str, Any]:
+    content: dict[str, Any] = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+    return content
+
+
+def distance(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
+    assert a.keys() == b.keys()
+    return max(float((a[name] - b[name]).abs().max()) for name in a)
+
+
+def metrics(run: Path) -> list[dict[str, float]]:
+    """All that was logged but times, in the order of steps."""
+    with next((run / "logs").glob("version_*/metrics.csv")).open() as file:
+        rows = list(csv.DictReader(file))
+    return [{key: float(value) for key, value in row.items() if value and not key.startswith("time/")} for row in rows]
+
+
+def rollouts(run: Path) -> dict[tuple[int, int, int], str]:
+    entries = [json.loads(line) for line in (run / "transcripts.jsonl").read_text().splitlines()]
+    return {(entry["rollout"], entry["sample"], entry["generation"]): entry["completion"] for entry in entries}
+
+
+@pytest.mark.parametrize("kind", ["full", "lora", "sft"])
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+def test_two_processes_train_as_one(runs: Path, kind: str, strategy: str) -> None:
+    alone, together = checkpoint(runs / f"{kind}-one"), checkpoint(runs / f"{kind}-{strategy}")
+    assert distance(alone["state_dict"], together["state_dict"]) < ROUNDING
+    half = checkpoint(runs / f"{kind}-half-one")["state_dict"] if kind != "sft" else None
+    assert half is None or distance(alone["state_dict"], half) > 30 * ROUNDING
+    expected, found = metrics(runs / f"{kind}-one"), metrics(runs / f"{kind}-{strategy}")
+    assert len(expected) == len(found) >= 4
+    for one, other in zip(expected, found, strict=True):
+        assert other == pytest.approx(one, rel=1e-4, abs=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["full", "lora"])
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+def test_two_processes_sample_what_one_samples(runs: Path, kind: str, strategy: str) -> None:
+    expected, found = rollouts(runs / f"{kind}-one"), rollouts(runs / f"{kind}-{strategy}")
+    assert len(found) == len(expected) / 2  # the first rank writes its own
+    assert found.items() <= expected.items()
+
+
+def test_ranks_with_different_numbers_of_groups_that_teach_do_not_wait_for_each_other(runs: Path) -> None:
+    ddp, fsdp2 = (checkpoint(runs / f"tied-{strategy}") for strategy in ("ddp", "fsdp2"))
+    assert distance(ddp["state_dict"], fsdp2["state_dict"]) < ROUNDING
+    shares = [row["train/zero_variance_groups"] for row in metrics(runs / "tied-ddp") if "train/reward" in row]
+    assert max(shares) > 0
+
+
+@pytest.mark.parametrize(("kind", "first", "second"), HANDOVERS)
+def test_a_checkpoint_goes_on_under_another_strategy(runs: Path, kind: str, first: str, second: str) -> None:
+    whole, parts = checkpoint(runs / f"{kind}-one"), checkpoint(runs / f"{kind}-{first}-{second}")
+    assert distance(whole["state_dict"], parts["state_dict"]) < ROUNDING
+    moments, same = (content["optimizer_states"][0]["state"] for content in (whole, parts))
+    assert moments.keys() == same.keys() == whole["state_dict"].keys() - {"steps_done"}
+    for name, state in moments.items():
+        assert distance(state, same[name]) < ROUNDING
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_a_checkpoint_holds_only_what_trains(runs: Path, strategy: str) -> None:
+    content = checkpoint(runs / f"lora-{strategy}")
+    assert all("lora_" in name or name == "steps_done" for name in content["state_dict"])
+    assert (runs / f"lora-{strategy}" / "checkpoints" / "last.ckpt").stat().st_size < 600_000
+
+
+@pytest.mark.parametrize("kind", ["full", "lora"])
+def test_the_exported_model_does_not_depend_on_the_strategy(runs: Path, kind: str) -> None:
+    from safetensors.torch import load_file
+
+    expected = load_file(runs / f"{kind}-one" / "export" / "model.safetensors")
+    for strategy in ("ddp", "fsdp2"):
+        found = load_file(runs / f"{kind}-{strategy}" / "export" / "model.safetensors")
+        for name, weight in expected.items():  # in bfloat16, as the checkpoint came
+            torch.testing.assert_close(found[name], weight, rtol=2**-7, atol=ROUNDING)
