@@ -8,7 +8,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+import torch.distributed as dist
+import torch.multiprocessing as mp
 from conftest import CSV_ONLY, ROOT
+
+from vrft.evaluators.base import gather
+from vrft.evaluators.coco import Row
+from vrft.types import Detection
 
 
 def evaluate(tmp_path: Path, tiny_scenes: list[str], ranks: int) -> tuple[dict[str, object], str]:
@@ -47,3 +54,27 @@ def test_one_two_and_four_processes_measure_the_same_to_the_last_bit(tmp_path: P
         several, same = evaluate(tmp_path, tiny_scenes, ranks)
         assert several == alone
         assert same == boxes
+
+
+def gather_on(rank: int, shares: list[list[int]], folder: str) -> None:
+    """On one of several processes: bring together rows with these numbers."""
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=len(shares))
+    rows = {i: Row(i, (Detection((0, 0, 1, 1), "cat", rank / 4),), 0.5, True) for i in shares[rank]}
+    found = {str(index): row.detections[0].score for index, row in gather(rows, len(shares)).items()}
+    Path(folder, f"{rank}.json").write_text(json.dumps(found))
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize(
+    ("shares", "expected"),
+    [
+        ([[0, 1], []], {"0": 0.0, "1": 0.0}),
+        ([[], [5]], {"5": 0.25}),
+        ([[], []], {}),
+        ([[0, 1], [1, 2]], {"0": 0.0, "1": 0.0, "2": 0.25}),  # what fills up a share is another rank's
+    ],
+)
+def test_ranks_without_rows_gather_as_well(shares: list[list[int]], expected: dict[str, float], tmp_path: Path) -> None:
+    mp.spawn(gather_on, (shares, str(tmp_path)), len(shares))
+    for rank in range(len(shares)):
+        assert json.loads((tmp_path / f"{rank}.json").read_text()) == expected
