@@ -78,8 +78,8 @@ def test_minibatches_keep_the_log_probs_of_the_weights_that_sampled(
     gaps: list[float] = []
     accumulate = RFT.accumulate
 
-    def watched(self: RFT, prompts: Any, rows: Any, micro: Any, *, on_policy: bool) -> Tensor:
-        result = accumulate(self, prompts, rows, micro, on_policy=on_policy)
+    def watched(self: RFT, prompts: Any, rows: Any, micro: Any, *, on_policy: bool, idle: bool) -> Tensor:
+        result = accumulate(self, prompts, rows, micro, on_policy=on_policy, idle=idle)
         mine = rows.take(micro.rows)
         gaps.append(float(((mine.old_log_probs - mine.sampled_log_probs) * mine.mask).abs().max()))
         return result
