@@ -22,9 +22,8 @@ from torch.distributed.fsdp import register_fsdp_forward_method as also_forward
 from torch.optim import Optimizer
 
 from vrft.policy import Policy
+from vrft.policy.vlm import WHOLE
 from vrft.types import PromptBatch
-
-WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
 
 
 class FSDP2Strategy(ModelParallelStrategy):

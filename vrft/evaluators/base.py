@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from abc import abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +12,7 @@ import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import WandbLogger
 
+from vrft.checkpoint_io import replacing
 from vrft.data.datamodule import VisionData
 from vrft.types import Answer, PromptBatch, Sample
 
@@ -104,10 +104,8 @@ def gather(rows: dict[int, Row], world_size: int) -> dict[int, Row]:
 
 def write_json(path: Path, content: Any) -> None:
     """Write JSON whole or not at all; NaN and infinities are refused."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(content, allow_nan=False) + "\n")
-    os.replace(partial, path)
+    with replacing(path) as partial:
+        partial.write_text(json.dumps(content, allow_nan=False) + "\n")
 
 
 def defined(scores: Mapping[str, float], prefix: str, undefined: float) -> dict[str, float]:

@@ -28,6 +28,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
+WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
+"""State dicts of what trains, as on one device, however ranks share it."""
+
+
 @dataclass(frozen=True)
 class LoRA:
     """Low-rank adapters on the language model (arXiv 2106.09685).
@@ -329,8 +333,7 @@ class Policy(nn.Module):
 
     def trained_weights(self) -> dict[str, Tensor]:
         """Copies of what trains, whole and in the CPU's memory. Ranks that share the weights call it together."""
-        options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
-        return cast(dict[str, Tensor], get_model_state_dict(self.model, options=options))
+        return cast(dict[str, Tensor], get_model_state_dict(self.model, options=WHOLE))
 
     def export(self, folder: Path, weights: dict[str, Tensor]) -> None:
         """Write a Hugging Face folder that `from_pretrained` loads, in the dtype that the checkpoint came in.
