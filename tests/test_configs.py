@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from itertools import cycle
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -23,6 +25,9 @@ from vrft.__main__ import main
 
 CONFIGS = sorted([*(ROOT / "configs").glob("*.yaml"), *(ROOT / "configs" / "tiny").glob("*.yaml")])
 FRAGMENTS = sorted([*(ROOT / "configs" / "data").glob("*.yaml"), *(ROOT / "configs" / "model").glob("*.yaml")])
+HARDWARE = sorted((ROOT / "configs" / "trainer").glob("*.yaml"))
+LAUNCHED = {"LOCAL_WORLD_SIZE": "4", "GROUP_WORLD_SIZE": "2", "SLURM_NTASKS_PER_NODE": "4", "SLURM_NNODES": "2"}
+"""What torchrun and SLURM say to a process of two machines with four GPUs each."""
 
 
 def test_every_fragment_is_named_by_a_config() -> None:
@@ -30,19 +35,42 @@ def test_every_fragment_is_named_by_a_config() -> None:
     assert {f"{path.parent.name}/{path.name}" for path in FRAGMENTS} == {n for n in named if n.endswith(".yaml")}
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", [*CONFIGS, *HARDWARE], ids=lambda path: path.stem)
 def test_header_names_command_hardware_time_and_result(path: Path) -> None:
     header = [line for line in path.read_text().splitlines() if line.startswith("#")]
     for name in ("command:", "hardware:", "time:", "result:"):
         assert any(line.startswith(f"# {name}") for line in header), name
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_config_is_accepted(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def printed(capsys: pytest.CaptureFixture[str], *configs: Path) -> dict[str, Any]:
     with pytest.raises(SystemExit) as stop:
-        main(["fit", "--config", str(path), "--print_config"])
+        main(["fit", *(f"--config={path}" for path in configs), "--print_config"])
     assert stop.value.code == 0
-    assert yaml.safe_load(capsys.readouterr().out)["model"]["class_path"] in ("vrft.RFT", "vrft.SFT")
+    return yaml.safe_load(capsys.readouterr().out)
+
+
+@pytest.mark.parametrize(("path", "hardware"), zip(CONFIGS, cycle(HARDWARE)), ids=lambda path: path.stem)
+def test_config_is_accepted_and_hardware_changes_nothing_else(
+    path: Path, hardware: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in LAUNCHED.items():
+        monkeypatch.setenv(name, value)
+    alone, there = printed(capsys, path), printed(capsys, path, hardware)
+    assert alone["model"]["class_path"] in ("vrft.RFT", "vrft.SFT")
+    settings = yaml.safe_load(hardware.read_text())["trainer"]
+    if hardware.stem in ("multi_node", "slurm"):
+        settings |= {"devices": 4, "num_nodes": 2}
+    assert there == alone | {"trainer": alone["trainer"] | settings}
+
+
+def test_hardware_says_nothing_that_an_experiment_says() -> None:
+    experiments = [yaml.safe_load(path.read_text()) for path in CONFIGS]
+    said = {name for content in experiments for name in content.get("trainer", {})}
+    assert {"callbacks", "max_steps", "val_check_interval"} <= said
+    for path in HARDWARE:
+        content = yaml.safe_load(path.read_text())
+        assert content.keys() == {"trainer"}
+        assert not content["trainer"].keys() & said, path.stem
 
 
 def coco_files(folder: Path, *parts: str) -> list[str]:

@@ -36,6 +36,7 @@ def evaluate(tmp_path: Path, tiny_scenes: list[str], ranks: int) -> tuple[dict[s
     command += ["--trainer.accelerator=cpu", f"--trainer.devices={ranks}", "--trainer.strategy=ddp"]
     done = subprocess.run(command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
+    assert "sync_dist" not in done.stderr  # values are those of all ranks
     folder = tmp_path / str(ranks) / "evaluation" / "val-0"
     about = json.loads((folder / "coco.meta.json").read_text())
     return about, (folder / "detections_val_vrft_results.json").read_text()

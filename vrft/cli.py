@@ -121,6 +121,8 @@ class VRFTCLI(LightningCLI):
             self.trainer_defaults["callbacks"].append(PhaseProgressBar())
         if self.subcommand == "fit":
             self.trainer_defaults["callbacks"].append(GracefulStop())
+        if self.subcommand == "doctor":  # looks at a run on several processes from one
+            kwargs |= {"devices": 1, "num_nodes": 1, "strategy": "auto"}
         trainer = super().instantiate_trainer(**kwargs)
         if trainer.loggers and not any(isinstance(logger, CSVLogger) for logger in trainer.loggers):
             trainer.loggers = [*trainer.loggers, CSVLogger(trainer.default_root_dir, name="logs")]

@@ -255,11 +255,11 @@ class VisionModule(LightningModule):
     def on_validation_epoch_end(self) -> None:
         """Log the mean reward, and that of each reward over the held-out samples that it applies to."""
         stage = "test" if self.trainer.testing else "val"
-        self.log(f"{stage}/reward", self.held_out_reward.compute())
+        self.log(f"{stage}/reward", self.held_out_reward.compute(), sync_dist=True, reduce_fx="max")  # of equal values
         for name, reward in self.rewards.items():
             mean = cast(Reward, reward).compute()  # of all ranks
             if not mean.isnan():
-                self.log(f"{stage}/reward/{name}", mean)
+                self.log(f"{stage}/reward/{name}", mean, sync_dist=True, reduce_fx="max")
 
     on_test_epoch_start = on_validation_epoch_start
     on_test_epoch_end = on_validation_epoch_end

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -12,7 +13,9 @@ from vrft.errors import ConfigurationError
 
 
 def choose_run_dir(args: Sequence[str]) -> list[str]:
-    """The arguments with a `--run_dir`: the one that was asked for, or `runs/` and the name of the last config.
+    """The arguments with a `--run_dir`: the one that was asked for, or `runs/` and the name of the last experiment.
+
+    An experiment is a config that says something about the model; one that doesn't is a part of others.
 
     A folder that holds a run is never written over: a new `fit` goes to the first free one of `DIR`, `DIR-2`, `DIR-3`
     and so on; everything else, and `fit --ckpt_path …`, means the latest of them. A folder holds a run if it has a
@@ -20,9 +23,11 @@ def choose_run_dir(args: Sequence[str]) -> list[str]:
     """
     if any(arg in ("-h", "--help") or arg.partition("=")[0].endswith(".help") for arg in args):
         return list(args)
-    configs = _values(args, "--config")
-    asked = _values(args, "--run_dir") or [name for config in configs if (name := _run_dir_of(config)) is not None]
-    base = Path(asked[-1]) if asked else Path("runs") / (Path(configs[-1]).stem if configs else "run")
+    configs = {config: _read(config) for config in _values(args, "--config")}
+    said = [content["run_dir"] for content in configs.values() if isinstance(content.get("run_dir"), str)]
+    asked = _values(args, "--run_dir") or said
+    experiments = [config for config, content in configs.items() if "model" in content] or [*configs]
+    base = Path(asked[-1]) if asked else Path("runs") / (Path(experiments[-1]).stem if experiments else "run")
     fresh = args[0] == "fit" and not _values(args, "--ckpt_path")
     chosen = following = base
     for number in itertools.count(2):
@@ -38,7 +43,7 @@ def _values(args: Sequence[str], option: str) -> list[str]:
     return values + [value for arg, value in itertools.pairwise(args) if arg == option]
 
 
-def _run_dir_of(config: str) -> str | None:
+def _read(config: str) -> dict[str, Any]:
     path = Path(config)
     if not path.is_file():
         raise ConfigurationError(f"--config: no such file: {path}")
@@ -46,5 +51,4 @@ def _run_dir_of(config: str) -> str | None:
         content = yaml.safe_load(path.read_text())
     except yaml.YAMLError as error:
         raise ConfigurationError(f"--config: {path} is not YAML: {error}") from error
-    name = content.get("run_dir") if isinstance(content, dict) else None
-    return name if isinstance(name, str) else None
+    return content if isinstance(content, dict) else {}

@@ -79,7 +79,7 @@ class Evaluator(Callback, Generic[Row]):
         rows = [self.rows[index] for index in sorted(self.rows)]
         scores = self.scores(rows) if rows else {}
         for name, value in scores.items():
-            pl_module.log(f"{stage}/{name}", value)
+            pl_module.log(f"{stage}/{name}", value, sync_dist=True, reduce_fx="max")  # the same on all ranks
         if rows and trainer.is_global_zero:
             name = Path(trainer.ckpt_path).stem if trainer.ckpt_path else str(trainer.global_step)
             folder = Path(trainer.default_root_dir) / "evaluation" / f"{stage}-{name}"
