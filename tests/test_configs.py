@@ -50,13 +50,30 @@ def printed(capsys: pytest.CaptureFixture[str], *configs: Path) -> dict[str, Any
 
 
 @pytest.mark.parametrize(("path", "hardware"), zip(CONFIGS, cycle(HARDWARE)), ids=lambda path: path.stem)
-def test_config_is_accepted_and_hardware_changes_nothing_else(
-    path: Path, hardware: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+def test_config_is_accepted_on_any_hardware(path: Path, hardware: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = printed(capsys, path, hardware)
+    assert found["model"]["class_path"] in ("vrft.RFT", "vrft.SFT")
+    assert found["checkpoint"]["dirpath"] == f"{found['run_dir']}/checkpoints"
+    assert found["run_dir"] in (f"runs/{path.stem}", f"runs/tiny/{path.stem}")
+    for name, value in yaml.safe_load(path.read_text()).get("trainer", {}).items():
+        assert outline(found["trainer"][name]) == outline(value), name
+
+
+def outline(value: Any) -> Any:
+    """A class by its name, anything else as it is."""
+    if isinstance(value, list):
+        return [outline(entry) for entry in value]
+    return value["class_path"].rpartition(".")[2] if isinstance(value, dict) else value
+
+
+@pytest.mark.parametrize("hardware", HARDWARE, ids=lambda path: path.stem)
+def test_hardware_changes_nothing_else(
+    hardware: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, value in LAUNCHED.items():
         monkeypatch.setenv(name, value)
-    alone, there = printed(capsys, path), printed(capsys, path, hardware)
-    assert alone["model"]["class_path"] in ("vrft.RFT", "vrft.SFT")
+    experiment = ROOT / "configs" / "quickstart.yaml"
+    alone, there = printed(capsys, experiment), printed(capsys, experiment, hardware)
     settings = yaml.safe_load(hardware.read_text())["trainer"]
     if hardware.stem in ("multi_node", "slurm"):
         settings |= {"devices": 4, "num_nodes": 2}
