@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -153,6 +154,14 @@ def test_a_second_interrupt_quits_at_once() -> None:
     stop.note(signal.SIGINT, None)
     with pytest.raises(KeyboardInterrupt):
         stop.note(signal.SIGINT, None)
+
+
+def test_outside_the_main_thread_there_are_no_signals_and_no_error() -> None:
+    trainer = SimpleNamespace(is_global_zero=True)
+    before = signal.getsignal(signal.SIGTERM)
+    with ThreadPoolExecutor() as threads:
+        threads.submit(GracefulStop().on_train_start, trainer, None).result()  # type: ignore[arg-type]
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 def test_a_run_made_longer_ends_like_one_that_was_as_long_from_the_start(

@@ -29,7 +29,7 @@ examples
   python -m vrft fit --help                                                 what the fields are
   python -m vrft fit --model.help vrft.RFT                                  the fields of a class, explained
 
-A run's folder is runs/ and the config's name, or --run_dir DIR.
+A run's folder is runs/ and the experiment's name, or --run_dir DIR.
 """
 
 

@@ -10,7 +10,7 @@ from jsonargparse._parameter_resolvers import get_signature_parameters
 USAGE = "usage: python -m vrft {command} --config FILE [--config FILE ...] [--field=value ...]"
 
 GENERAL = """
-  --run_dir DIR                    folder for everything that the run writes (default: runs/ and the config's name)
+  --run_dir DIR                    folder for everything that the run writes (default: runs/ and the experiment's name)
   --task CLASS, --task.template TEXT   how to ask and how to read answers
   --ckpt_path last|FILE            continue a run, or evaluate its checkpoint
   --seed_everything INT            of sampling, order and choice of shots

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import threading
 from types import FrameType
 from typing import Any
 
@@ -32,8 +33,9 @@ class GracefulStop(Checkpoint):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Replace the handlers that Lightning has just set; it restores those before them when the stage ends."""
-        for number in SIGNALS:
-            signal.signal(number, self.note)
+        if threading.current_thread() is threading.main_thread():  # no other can; Ray Train starts runs in one
+            for number in SIGNALS:
+                signal.signal(number, self.note)
         self.quiet = not trainer.is_global_zero
 
     on_validation_start = on_train_start
