@@ -436,6 +436,34 @@ def test_loader_goes_on_where_it_was() -> None:
     assert list(again) == expected  # the next epoch is whole
 
 
+@pytest.mark.parametrize(
+    ("had", "batch", "world", "start"),
+    [
+        (8, 4, 1, 8),  # a larger batch
+        (8, 2, 2, 8),  # the same on two ranks
+        (10, 1, 1, 10),  # a smaller one
+        (10, 6, 1, 6),  # the remainder of a batch is taken again
+        (8, 11, 1, 0),
+        (20, 3, 3, 0),  # 3 of 23 are left, which are no batch of 9: the next epoch
+        (22, 5, 2, 0),  # the epoch was over
+    ],
+)
+def test_a_loader_with_another_global_batch_goes_on_where_it_was(had: int, batch: int, world: int, start: int) -> None:
+    def loaders(batch: int, world: int) -> list[ResumableLoader]:
+        samplers = [PromptSampler(23, batch, rank, world, seed=0, shuffle=True) for rank in range(world)]
+        return [ResumableLoader(list(range(23)), batch_size=batch, sampler=s, collate_fn=list) for s in samplers]  # type: ignore[arg-type]
+
+    before, after = loaders(2, 1)[0], loaders(batch, world)
+    batches = iter(before)
+    first = [sample for _ in range(had // 2) for sample in next(batches)]
+    for loader in after:
+        loader.load_state_dict(before.state_dict())
+    then = [sample for turn in zip(*after, strict=True) for row in zip(*turn, strict=True) for sample in row]
+    everything = [sample for batch in loaders(1, 1)[0] for sample in batch]
+    assert first == everything[:had]
+    assert then == everything[start : 23 // (batch * world) * batch * world]
+
+
 def test_scenes_are_drawn_where_their_boxes_say(tmp_path: Path) -> None:
     scenes = [draw_scene(random.Random(seed)) for seed in range(20)]
     write_coco(scenes, tmp_path / "x.json", tmp_path / "images")

@@ -15,6 +15,7 @@ import torch
 from conftest import CSV_ONLY, ROOT
 
 from vrft.__main__ import main
+from vrft.data.datamodule import PromptSampler
 
 STRATEGIES = ("one", "ddp", "fsdp2")
 LORA = ["--model.policy.lora.r=4", "--model.policy.freeze_vision=true", "--model.optimizer.lr=0.004"]
@@ -77,6 +78,20 @@ def continued(folder: Path, kind: str, first: str, second: str) -> list[str]:
     return fit(folder, kind, second, checkpoint, name=f"{kind}-{first}-{second}")
 
 
+def wider(folder: Path, strategy: str, run: str, steps: int = 3) -> list[str]:
+    """Goes on after a run with a global batch that is twice as large."""
+    batch = f"--data.batch_size={8 if strategy == 'one' else 4}"
+    checkpoint = f"--ckpt_path={folder}/{run}/checkpoints/last.ckpt"
+    return fit(folder, "full", strategy, batch, checkpoint, name=f"wider-{strategy}-{steps}", steps=steps)
+
+
+def held_out(folder: Path, command: str, strategy: str) -> list[str]:
+    """`validate` or `test` of a checkpoint."""
+    checkpoint = f"--ckpt_path={folder}/lora-half-one/checkpoints/last.ckpt"
+    return [command, *fit(folder, "lora", strategy, checkpoint, name=f"{command}-{strategy}")[1:]]
+
+
+HELD_OUT = [("validate", "fsdp2"), ("test", "ddp")]
 HANDOVERS = [("full", a, b) for a in STRATEGIES for b in STRATEGIES if a != b]
 HANDOVERS += [("lora", "one", "fsdp2"), ("lora", "fsdp2", "ddp"), ("lora", "ddp", "one")]
 
@@ -93,6 +108,9 @@ def runs(folder: Path) -> Path:
             assert main(command) == 0
     together([command for strategy, command in commands if strategy != "one"], folder)
     later = [(b, continued(folder, kind, a, b)) for kind, a, b in HANDOVERS]
+    later += [(b, wider(folder, b, "full-half-one")) for b in STRATEGIES]
+    later += [("one", wider(folder, "one", "full-one", steps=5))]
+    later += [(b, held_out(folder, command, b)) for command, several in HELD_OUT for b in ("one", several)]
     for strategy, command in later:
         if strategy == "one":
             assert main(command) == 0
@@ -174,6 +192,36 @@ def test_a_checkpoint_goes_on_under_another_strategy(runs: Path, kind: str, firs
     assert moments.keys() == same.keys() == whole["state_dict"].keys() - {"steps_done"}
     for name, state in moments.items():
         assert distance(state, same[name]) < ROUNDING
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+def test_a_run_goes_on_with_another_global_batch(runs: Path, strategy: str) -> None:
+    alone, together = checkpoint(runs / "wider-one-3"), checkpoint(runs / f"wider-{strategy}-3")
+    assert distance(alone["state_dict"], together["state_dict"]) < ROUNDING
+    moved = checkpoint(runs / "full-half-one")["state_dict"]
+    assert distance(alone["state_dict"], moved) > 30 * ROUNDING
+
+
+def test_the_samples_of_an_epoch_are_taken_once_whatever_the_global_batch(runs: Path) -> None:
+    """Of 21 questions, 8 were had after two steps of 4, and 16 after four: two batches of 8, so the epoch is over."""
+
+    def samples(run: str, rollout: int) -> list[int]:
+        return [*dict.fromkeys(sample for number, sample, _ in rollouts(runs / run) if number == rollout)]
+
+    assert samples("wider-one-3", 3) == samples("full-one", 3)
+    questions = json.loads((runs / "train.json").read_text())["annotations"]
+    assert len({(entry["image_id"], entry["category_id"]) for entry in questions}) == 21
+    sampler = PromptSampler(21, 8, rank=0, world_size=1, seed=0, shuffle=True)
+    sampler.set_epoch(1)
+    assert samples("wider-one-5", 5) == list(sampler)[:4]
+    assert checkpoint(runs / "wider-one-5")["epoch"] == 1
+
+
+@pytest.mark.parametrize(("command", "strategy"), HELD_OUT)
+def test_held_out_numbers_do_not_depend_on_the_strategy(runs: Path, command: str, strategy: str) -> None:
+    (expected,), (found,) = metrics(runs / f"{command}-one"), metrics(runs / f"{command}-{strategy}")
+    assert len(expected) > 10
+    assert found == pytest.approx(expected, rel=1e-6)
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)

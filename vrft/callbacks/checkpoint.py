@@ -13,6 +13,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from vrft.checkpoint_io import PARTIAL, replace_link
+from vrft.data.datamodule import ResumableLoader
 from vrft.module import VisionModule
 from vrft.trainer import VisionTrainer
 
@@ -35,12 +36,28 @@ class RunCheckpoint(ModelCheckpoint):
         super().on_train_start(trainer, pl_module)
         loop = trainer.fit_loop
         progress = loop.epoch_progress.current
+        self._count_batches_as_the_loader(trainer)
         if loop.restarted_mid_epoch and progress.completed == progress.ready:
             loop.reset_restart_stage()  # after an epoch's last batch, Lightning would not count the next as begun
         if self._row:  # of the step that the checkpoint was made in; a kill may have come before it was written
             assert isinstance(pl_module, VisionModule)
             for logger in trainer.loggers:
                 logger.log_metrics(self._row, int(pl_module.steps_done) - 1)
+
+    @staticmethod
+    def _count_batches_as_the_loader(trainer: Trainer) -> None:
+        """Of a run that goes on with another global batch, Lightning knows how many of the former it has had."""
+        loader, loop = trainer.train_dataloader, trainer.fit_loop
+        assert isinstance(loader, ResumableLoader)
+        progress = loop.epoch_loop.batch_progress
+        if loader.batches == progress.current.ready:
+            return
+        if loader.batches == len(loader) and not progress.is_last_batch:  # what is left is less than a batch
+            loop.epoch_progress.increment_processed()
+            loop.epoch_progress.increment_completed()
+        shift = loader.batches - progress.current.ready
+        for stage in ("ready", "started", "processed", "completed"):
+            setattr(progress.current, stage, getattr(progress.current, stage) + shift)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
         assert isinstance(trainer, VisionTrainer)

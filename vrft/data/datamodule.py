@@ -51,13 +51,19 @@ class AugmentedSet(Dataset[Sample]):
 
 
 class ResumableLoader(DataLoader[Sample]):
-    """A DataLoader that tells a checkpoint how many batches of the epoch it has handed out, and goes on from there."""
+    """A DataLoader that tells a checkpoint how much of the epoch all ranks have had, and goes on from there.
+
+    That is counted in samples, so that a run can go on with another global batch. If what it has had is no multiple of
+    that, it is given the remainder again.
+    """
 
     sampler: PromptSampler
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._batches = 0
+        assert self.batch_size is not None
+        self.global_batch = self.batch_size * self.sampler.world_size
+        self.batches = 0  # of this epoch that were handed out
         self._resume = 0
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
@@ -65,16 +71,19 @@ class ResumableLoader(DataLoader[Sample]):
         self.sampler.start = self._resume * self.batch_size
         if isinstance(self.dataset, AugmentedSet):
             self.dataset.epoch = self.sampler.epoch
-        self._batches, self._resume = self._resume, 0
+        self.batches, self._resume = self._resume, 0
         for batch in super().__iter__():
-            self._batches += 1
+            self.batches += 1
             yield batch
 
     def state_dict(self) -> dict[str, int]:
-        return {"batches": self._batches, "epoch": self.sampler.epoch}
+        samples = self.sampler.size if self.batches == len(self) else self.batches * self.global_batch
+        return {"samples": samples, "epoch": self.sampler.epoch}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        self._resume = state["batches"] % len(self)  # after an epoch's last batch, Lightning begins the next epoch
+        whole = state["samples"] >= self.sampler.size
+        self.batches = len(self) if whole else min(state["samples"] // self.global_batch, len(self))
+        self._resume = self.batches % len(self)  # after an epoch's last batch, Lightning begins the next epoch
         self.sampler.set_epoch(state["epoch"])
 
 
