@@ -24,6 +24,10 @@ KINDS = {
     "lora": LORA,
     # ranks have different numbers of groups that teach, and some have none
     "tied": ["--model.beta=0", "--model.temperature=0.1", "--model.max_extra_rollouts=1"],
+    # ranks have different numbers of images in a micro-batch
+    "packed": [
+        f"--model.{field}" for field in ("max_tokens_per_micro_batch=300", "num_minibatches=1", "num_iterations=4")
+    ],
     "sft": [],
 }
 ROUNDING = 3e-5
@@ -156,12 +160,12 @@ def rollouts(run: Path) -> dict[tuple[int, int, int], str]:
     return {(entry["rollout"], entry["sample"], entry["generation"]): entry["completion"] for entry in entries}
 
 
-@pytest.mark.parametrize("kind", ["full", "lora", "sft"])
+@pytest.mark.parametrize("kind", ["full", "lora", "packed", "sft"])
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
 def test_two_processes_train_as_one(runs: Path, kind: str, strategy: str) -> None:
     alone, together = checkpoint(runs / f"{kind}-one"), checkpoint(runs / f"{kind}-{strategy}")
     assert distance(alone["state_dict"], together["state_dict"]) < ROUNDING
-    half = checkpoint(runs / f"{kind}-half-one")["state_dict"] if kind != "sft" else None
+    half = checkpoint(runs / f"{kind}-half-one")["state_dict"] if kind in ("full", "lora") else None
     assert half is None or distance(alone["state_dict"], half) > 30 * ROUNDING
     expected, found = metrics(runs / f"{kind}-one"), metrics(runs / f"{kind}-{strategy}")
     assert len(expected) == len(found) >= 4

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import ModelParallelStrategy, StrategyRegistry
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_model_state_dict,
@@ -22,7 +22,7 @@ from torch.distributed.fsdp import register_fsdp_forward_method as also_forward
 from torch.optim import Optimizer
 
 from vrft.policy import Policy
-from vrft.policy.vlm import WHOLE
+from vrft.policy.vlm import WHOLE, fsdp_modules
 from vrft.types import PromptBatch
 
 
@@ -53,10 +53,21 @@ class FSDP2Strategy(ModelParallelStrategy):
             param_dtype=policy.dtype, reduce_dtype=torch.float32, cast_forward_inputs=False
         )
         offload = CPUOffloadPolicy() if self.offload else OffloadPolicy()
+        layers = policy.decoder_layers()
         for module in (*blocks(policy), policy):
-            fully_shard(module, mesh=mesh, mp_policy=precision, offload_policy=offload)
+            sheds = module in layers
+            fully_shard(
+                module, mesh=mesh, mp_policy=precision, offload_policy=offload, reshard_after_forward=sheds
+            ).set_reshard_after_backward(sheds, recurse=False)
+        # Ranks have different numbers of images: what each image goes through is whole until all of them are done.
+        self.whole = [module for module in fsdp_modules(policy) if module not in layers]
         also_forward(policy, "prepare")
         policy.prepare(PromptBatch([], [], []))  # the first one to be called becomes the root
+
+    def post_backward(self, closure_loss: Tensor) -> None:
+        super().post_backward(closure_loss)
+        for module in self.whole:
+            module.reshard()
 
     @property
     def lightning_restore_optimizer(self) -> bool:

@@ -262,17 +262,22 @@ class Policy(nn.Module):
     @contextmanager
     def gathered(self) -> Iterator[None]:
         """Where ranks hold shares of the weights: all of them whole, so that nothing within waits for another rank."""
-        root: nn.Module = self
-        shared = [module for module in root.modules() if isinstance(module, FSDPModule)]
+        shared = fsdp_modules(self)
         for module in shared:
             module.unshard()
             module.set_reshard_after_forward(False, recurse=False)
         try:
             yield
         finally:
+            layers = self.decoder_layers()
             for module in shared:
-                module.set_reshard_after_forward(module is not root, recurse=False)
+                module.set_reshard_after_forward(module in layers, recurse=False)
                 module.reshard()
+
+    def decoder_layers(self) -> set[object]:
+        """What every forward calls once. The vision tower's blocks are called for each image."""
+        models = [self.base] if self.reference is None else [self.base, self.reference]
+        return {module for model in models for module in model.get_decoder().modules()}
 
     @torch.no_grad()
     def _decoding_weights(self) -> dict[Tensor, Tensor]:
@@ -357,6 +362,11 @@ class Policy(nn.Module):
             model = PeftModel.from_pretrained(model, folder / "adapter").merge_and_unload()
         model.to(dtype).save_pretrained(folder)
         copy_processor(self.checkpoint, folder)
+
+
+def fsdp_modules(root: nn.Module) -> list[FSDPModule]:
+    """Modules whose weights are shared out over ranks."""
+    return [module for module in root.modules() if isinstance(module, FSDPModule)]
 
 
 def vision_parameters(model: PreTrainedModel) -> list[nn.Parameter]:
