@@ -26,7 +26,7 @@ KINDS = {
     "tied": ["--model.beta=0", "--model.temperature=0.1", "--model.max_extra_rollouts=1"],
     # ranks have different numbers of images in a micro-batch
     "packed": [
-        f"--model.{field}" for field in ("max_tokens_per_micro_batch=300", "num_minibatches=1", "num_iterations=4")
+        f"--model.{field}" for field in ("max_tokens_per_micro_batch=175", "num_minibatches=1", "num_iterations=4")
     ],
     "sft": [],
 }
