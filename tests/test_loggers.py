@@ -20,7 +20,9 @@ def scored() -> ScoredRollout:
         Answer("<script>", "", None, False),
     ]
     rewards = {"iou": torch.tensor([0.5, 0.0]), "optional": torch.tensor([1.0, float("nan")])}
-    return ScoredRollout([sample], answers, rewards, torch.tensor([[1.5, 0.0]]), torch.tensor([[0.7, -0.7]]))
+    return ScoredRollout(
+        [sample], answers, rewards, torch.tensor([[1.5, 0.0]]), torch.tensor([[0.7, -0.7]]), torch.ones(2) > 0
+    )
 
 
 def test_no_key_means_offline_not_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

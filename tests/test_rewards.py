@@ -657,8 +657,6 @@ def test_a_function_of_your_own_gets_all_there_is_to_know() -> None:
         pytest.param(0.3, 0.3, id="inside"),
         pytest.param(-3, 0, id="below"),
         pytest.param(1.5, 1, id="above"),
-        pytest.param(math.inf, 1, id="infinity"),
-        pytest.param(-math.inf, 0, id="minus-infinity"),
         pytest.param(True, 1, id="boolean"),
         pytest.param(None, None, id="does-not-apply"),
     ],
@@ -668,13 +666,14 @@ def test_what_a_function_gives_is_cut_off_at_the_bounds(given: float | None, exp
     assert reward.bounded_scores(answers("a"), [sample(ONE)]) == [expected]
 
 
-def test_nan_counts_as_the_lower_bound_with_a_warning_that_names_the_reward() -> None:
-    values = iter([math.nan, 0.5])
+@pytest.mark.parametrize("fault", [math.nan, math.inf, -math.inf])
+def test_what_is_not_finite_is_a_fault_with_a_warning_and_no_part_of_means(fault: float) -> None:
+    values = iter([fault, 0.5])
     reward = FunctionReward(lambda *_: next(values))
-    with pytest.warns(UserWarning, match="FunctionReward gave NaN, which counts as 0.0"):
+    with pytest.warns(UserWarning, match=f"FunctionReward gave {fault}, which is no score"):
         scores = reward(answers("a", "b"), [sample(ONE)] * 2)
-    assert scores.tolist() == [0, 0.5]
-    assert reward.compute() == 0.25
+    assert scores.tolist() == [math.inf, 0.5]
+    assert reward.compute() == 0.5
 
 
 def test_an_error_in_a_function_is_not_hidden() -> None:

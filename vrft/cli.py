@@ -24,6 +24,7 @@ from vrft.callbacks.graceful_stop import GracefulStop
 from vrft.callbacks.predictions import Predictions
 from vrft.callbacks.progress import PhaseProgressBar
 from vrft.callbacks.save_config import SaveResolvedConfig
+from vrft.callbacks.skipped_steps import SkippedSteps
 from vrft.callbacks.summary import Summary
 from vrft.callbacks.transcripts import Transcripts
 from vrft.data import VisionData
@@ -86,6 +87,7 @@ class VRFTCLI(LightningCLI):
         parser.link_arguments("task", "model.init_args.task", apply_on="instantiate")
         parser.add_lightning_class_args(Transcripts, "transcripts")
         parser.add_lightning_class_args(RunCheckpoint, "checkpoint")
+        parser.add_lightning_class_args(SkippedSteps, "skipped_steps")
         parser.set_defaults(
             {
                 "checkpoint.dirpath": "${..run_dir}/checkpoints",
@@ -161,8 +163,9 @@ class VRFTCLI(LightningCLI):
             loop.epoch_progress.increment_completed()
         if summary.tuned_step != self.trainer.global_step:
             self.trainer.validate(self.model, self.datamodule, verbose=False)
-        if self.trainer.is_global_zero:
+        if self.trainer.is_global_zero and summary.base is not None:
             print(f"summary: {summary.write(Path(self.trainer.default_root_dir))}")
+        if self.trainer.is_global_zero:
             print(f"checkpoint: {self.last_checkpoint}")
 
 

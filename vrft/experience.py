@@ -54,6 +54,11 @@ class Experience:
         """Groups whose rewards are all equal (P,) bool."""
         return tied_groups(self.total)
 
+    @property
+    def finite(self) -> Tensor:
+        """Completions whose reward and log-probabilities are finite (N,) bool."""
+        return self.total.flatten().isfinite() & self.rollout.log_probs.isfinite().all(1).to(self.total.device)
+
     def join(self, other: Experience) -> Experience:
         """These prompts, then those of `other`."""
         width = max(self.rollout.ids.shape[1], other.rollout.ids.shape[1])

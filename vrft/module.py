@@ -110,6 +110,8 @@ class VisionModule(LightningModule):
         np.random.seed(seed)
         torch.manual_seed(seed)
         self.seconds: dict[str, float] = {}
+        self.finite = torch.ones((), dtype=torch.bool, device=self.device)
+        self.skipped_steps = 0
 
     def check_sharing(self, batch: PromptBatch, ids: Tensor, mask: Tensor) -> None:
         """Once per process: compare log-probabilities with a shared prompt to the model's own; if they differ, repeat.
@@ -131,6 +133,7 @@ class VisionModule(LightningModule):
 
     def add_gradient(self, loss: Tensor) -> None:
         """Backward of a micro-batch. Ranks have different numbers of them, so that those of DDP meet in the step."""
+        self.finite &= loss.detach().isfinite()
         strategy = self.trainer.strategy
         alone = strategy.block_backward_sync() if isinstance(strategy, DDPStrategy) else nullcontext()
         with alone:
@@ -157,7 +160,10 @@ class VisionModule(LightningModule):
                 dist.all_reduce(parameter.grad)
 
     def optimizer_step_and_log(self) -> None:
-        """Clip, step, advance the schedule, forget the gradients."""
+        """Clip, step, advance the schedule, forget the gradients.
+
+        If a loss or the gradient of any rank is NaN or infinite, all of them go without this step.
+        """
         optimizer = self.optimizers()
         assert isinstance(optimizer, LightningOptimizer)
         with self.phase("optimizer", 1):
@@ -167,10 +173,15 @@ class VisionModule(LightningModule):
             norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
             self.log("train/learning_rate", optimizer.param_groups[0]["lr"])
             self.log("train/grad_norm", norm)
-            optimizer.step()
+            finite = self.trainer.strategy.reduce_boolean_decision(bool(self.finite & norm.isfinite()), all=True)
+            if finite:
+                optimizer.step()
             optimizer.zero_grad()
+        self.finite.fill_(True)
+        self.skipped_steps += not finite
+        self.log("train/skipped_steps", float(self.skipped_steps))
         scheduler = self.lr_schedulers()
-        if scheduler is not None:
+        if scheduler is not None and finite:
             scheduler.step()  # type: ignore[union-attr]
 
     # ------------------------------------------------------------------------------------------ answers and scores
@@ -184,10 +195,13 @@ class VisionModule(LightningModule):
         return answers, [sample for sample, _ in pairs]
 
     def score(self, answers: Sequence[Answer], samples: Sequence[Sample]) -> tuple[dict[str, Tensor], Tensor]:
-        """Each reward's scores (N,), and their weighted sum (N,); what does not apply counts as 0 in the sum."""
+        """Each reward's scores (N,), and their weighted sum (N,); what does not apply counts as 0 in the sum.
+
+        The sum is NaN where a reward gave no finite number.
+        """
         scores = {name: reward(answers, samples) for name, reward in self.rewards.items()}
         total = torch.stack([scores[name] * reward.weight for name, reward in self.rewards.items()]).nansum(0)
-        return scores, total
+        return scores, total.masked_fill(total.isinf(), torch.nan)
 
     def predict_step(self, batch: PromptBatch, batch_idx: int) -> list[Answer]:
         """Greedy answers, one for each prompt."""
@@ -213,7 +227,7 @@ class VisionModule(LightningModule):
         pairs = zip(answers, batch.samples, strict=True)
         counted = [(answer, sample) for answer, sample in pairs if data.is_counted_here(sample)]
         _, total = self.score([answer for answer, _ in counted], [sample for _, sample in counted])
-        self.held_out_reward.update(total)
+        self.held_out_reward.update(total[total.isfinite()])
         return answers
 
     test_step = validation_step  # type: ignore[assignment]

@@ -143,10 +143,8 @@ class RFT(VisionModule):
         advantages = self.advantages(experience.total)  # (P, G)
         self.update(experience, advantages)
         self.steps_done += 1
-        scored = ScoredRollout(
-            experience.batch.samples, experience.answers, experience.rewards, experience.total, advantages
-        )
-        return {"scored": scored}
+        samples, answers, rewards = experience.batch.samples, experience.answers, experience.rewards
+        return {"scored": ScoredRollout(samples, answers, rewards, experience.total, advantages, experience.finite)}
 
     # ------------------------------------------------------------------------------------------- rollout and reward
 
@@ -203,9 +201,9 @@ class RFT(VisionModule):
         """Log all that was sampled, before any of it is left out."""
         self.log("train/completion_length", sampled.rollout.mask.sum(1).float().mean(), sync_dist=True)
         self.log("train/truncated", sampled.rollout.truncated.float().mean(), sync_dist=True)
-        self.log("train/reward", sampled.total.mean(), prog_bar=True, sync_dist=True)
+        self.log("train/reward", sampled.total.nanmean(), prog_bar=True, sync_dist=True)
         for name, values in sampled.rewards.items():
-            self.log(f"train/reward/{name}", values.nanmean(), prog_bar=True, sync_dist=True)
+            self.log(f"train/reward/{name}", values[values.isfinite()].mean(), prog_bar=True, sync_dist=True)
         self.log("train/reward_std", sampled.total.std(1).mean(), sync_dist=True)
         self.log("train/zero_variance_groups", sampled.tied.float().mean(), sync_dist=True)
         self.log("train/valid", sum(answer.valid for answer in sampled.answers) / len(sampled.answers), sync_dist=True)
@@ -248,7 +246,10 @@ class RFT(VisionModule):
             tokens = self.trainer.strategy.reduce(lengths.sum().float(), reduce_op="mean")
             weights.append(token_weights(lengths, self.loss_type, self.max_completion_length, tokens))
         old = torch.zeros_like(rollout.log_probs)
-        return Rows(rollout.ids, mask, rollout.log_probs, old, advantages.flatten(), torch.cat(weights))
+        teaches = advantages.flatten().masked_fill(
+            ~experience.finite.to(advantages.device), torch.nan
+        )  # no step at all
+        return Rows(rollout.ids, mask, rollout.log_probs, old, teaches, torch.cat(weights))
 
     def micro_batches(self, prompts: Sequence[Prompt], rows: Rows, which: Sequence[int]) -> list[MicroBatch]:
         """Split prompts by tokens. Those that have no gradient are left out; one stays, so that no rank has none."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import math
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -84,7 +85,7 @@ def main(args: Sequence[str]) -> int:
     totals: dict[str, list[float]] = {name: [] for name in rewards}
     for start in range(0, len(records), BATCH):
         part = slice(start, start + BATCH)
-        scores = {name: reward.bounded_scores(answers[part], records[part]) for name, reward in rewards.items()}
+        scores = {name: finite(reward.bounded_scores(answers[part], records[part])) for name, reward in rewards.items()}
         for values in zip(*scores.values(), strict=True):
             print(json.dumps(dict(zip(scores, values, strict=True)), allow_nan=False))
         for name, column in scores.items():
@@ -92,6 +93,11 @@ def main(args: Sequence[str]) -> int:
     for line in summary(totals, answers):
         print(line, file=sys.stderr)
     return 0
+
+
+def finite(scores: Sequence[float | None]) -> list[float | None]:
+    """None for the faults of a reward, which has warned of them."""
+    return [score if score is not None and math.isfinite(score) else None for score in scores]
 
 
 def summary(totals: dict[str, list[float]], answers: Sequence[Answer]) -> Iterator[str]:

@@ -129,3 +129,4 @@ class ScoredRollout:
     rewards: dict[str, Tensor]  # name -> (N,), NaN where a reward does not apply
     total: Tensor  # (P, G)
     advantages: Tensor  # (P, G)
+    finite: Tensor  # (N,) bool: reward and log-probabilities are

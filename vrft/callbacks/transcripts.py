@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
-import math
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from torch import Tensor
 
 from vrft.errors import ConfigurationError
 from vrft.module import VisionModule
@@ -36,18 +38,25 @@ class Transcripts(Callback):
             return
         shown = min(len(scored.answers), self.max_prompts * scored.total.shape[1])
         rows = [row(scored, rollout, n) for n in range(shown)]
-        with (Path(trainer.default_root_dir) / "transcripts.jsonl").open("a") as file:
-            file.writelines(json.dumps(entry, allow_nan=False) + "\n" for entry in rows)
+        append(Path(trainer.default_root_dir) / "transcripts.jsonl", rows)
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
                 log_table(logger, scored, rows)
 
 
+def append(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    """Add a line of JSON for each. Nothing depends on them: a run goes on without those that can't be written."""
+    try:
+        with path.open("a") as file:
+            file.writelines(json.dumps(entry, allow_nan=False) + "\n" for entry in rows)
+    except OSError as error:
+        rank_zero_warn(f"{path.name}: lines are missing: {error}")
+
+
 def row(scored: ScoredRollout, rollout: int, n: int) -> dict[str, Any]:
-    """Completion n of a rollout as plain values; a reward that does not apply is null."""
+    """Completion n of a rollout as plain values; null for a reward that does not apply, and for what isn't finite."""
     group = scored.total.shape[1]
     sample, answer = scored.samples[n // group], scored.answers[n]
-    rewards = {name: float(values[n]) for name, values in scored.rewards.items()}
     return {
         "rollout": rollout,
         "sample": sample.index,
@@ -59,10 +68,14 @@ def row(scored: ScoredRollout, rollout: int, n: int) -> dict[str, Any]:
         "valid": answer.valid,
         "answer": answer.value,
         "target": sample.target,
-        "rewards": {name: None if math.isnan(value) else value for name, value in rewards.items()},
-        "reward": float(scored.total.flatten()[n]),
-        "advantage": float(scored.advantages.flatten()[n]),
+        "rewards": {name: _finite(values[n]) for name, values in scored.rewards.items()},
+        "reward": _finite(scored.total.flatten()[n]),
+        "advantage": _finite(scored.advantages.flatten()[n]),
     }
+
+
+def _finite(value: Tensor) -> float | None:
+    return float(value) if value.isfinite() else None
 
 
 def log_table(logger: WandbLogger, scored: ScoredRollout, rows: list[dict[str, Any]]) -> None:

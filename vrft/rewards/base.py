@@ -19,7 +19,8 @@ class Reward(Metric):
     """Scores N answers at once; `compute` is the mean of everything scored since the last `reset`.
 
     A subclass writes `score`. Calling the reward returns one score per answer, (N,) float32, NaN where the reward does
-    not apply; NaN is left out of means and sums.
+    not apply; NaN is left out of means and sums. A score that is NaN or infinite comes as infinity: the training step
+    is skipped, and means go without it.
     """
 
     full_state_update = False
@@ -40,7 +41,7 @@ class Reward(Metric):
     def score(self, answer: Answer, sample: Question) -> float | None:
         """The reward of one answer, within `bounds`. None means "does not apply", which may depend on the sample alone.
 
-        What is outside the bounds is cut off; NaN counts as the lower one, with a warning.
+        What is outside the bounds is cut off. NaN and infinities are faults of the reward.
         """
 
     def scores(self, answers: Sequence[Answer], samples: Sequence[Question]) -> Sequence[float | None]:
@@ -63,7 +64,7 @@ class Reward(Metric):
         return scores
 
     def bounded_scores(self, answers: Sequence[Answer], samples: Sequence[Question]) -> list[float | None]:
-        """`scores`, cut off at `bounds`."""
+        """`scores`, cut off at `bounds`; infinity for what isn't finite."""
         return [None if value is None else self._bounded(value) for value in self.scores(answers, samples)]
 
     def _scores(self, answers: Sequence[Answer], samples: Sequence[Question]) -> Tensor:
@@ -72,13 +73,14 @@ class Reward(Metric):
 
     def _bounded(self, value: float) -> float:
         lowest, highest = self.bounds
-        if math.isnan(value):
-            rank_zero_warn(f"{type(self).__name__} gave NaN, which counts as {lowest}")
-            return lowest
+        if not math.isfinite(value):
+            rank_zero_warn(f"{type(self).__name__} gave {value}, which is no score")
+            return math.inf
         return min(max(float(value), lowest), highest)
 
     def _accumulate(self, scores: Tensor) -> None:
-        self.total += scores.nansum().double()
-        self.count += (~scores.isnan()).sum()
+        finite = scores[scores.isfinite()]
+        self.total += finite.sum().double()
+        self.count += len(finite)
         self._computed = None
         self._update_count += 1

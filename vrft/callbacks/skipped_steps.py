@@ -1,0 +1,66 @@
+"""Steps that could not be made: which completions were to blame, and an end to it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint
+
+from vrft.callbacks.checkpoint import RunCheckpoint
+from vrft.callbacks.transcripts import append, row
+from vrft.errors import ConfigurationError
+from vrft.module import VisionModule
+from vrft.trainer import VisionTrainer
+from vrft.types import PromptBatch, ScoredRollout
+
+
+class SkippedSteps(Checkpoint):
+    """Writes the completions of skipped steps to `faults.jsonl`, each of several ranks to its own, and ends the run.
+
+    Of a rollout these are the completions whose reward or log-probabilities aren't finite, or all if there are none.
+    """
+
+    def __init__(self, max_in_a_row: int = 10) -> None:
+        """`max_in_a_row`: training steps without any optimizer step after which the run saves and ends."""
+        if max_in_a_row < 1:
+            raise ConfigurationError(f"skipped_steps.max_in_a_row: expected at least 1, got {max_in_a_row}")
+        self.max_in_a_row = max_in_a_row
+        self.in_a_row = self.last_step = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"in_a_row": self.in_a_row, "last_step": self.last_step}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.in_a_row, self.last_step = state_dict["in_a_row"], state_dict["last_step"]
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: PromptBatch, batch_idx: int
+    ) -> None:
+        assert isinstance(trainer, VisionTrainer)
+        assert isinstance(pl_module, VisionModule)
+        if pl_module.skipped_steps:
+            rank = f"-{trainer.global_rank}" if trainer.world_size > 1 else ""
+            path = Path(trainer.default_root_dir) / f"faults{rank}.jsonl"
+            append(path, faults(int(pl_module.steps_done), batch, outputs))
+        self.in_a_row = self.in_a_row + 1 if trainer.global_step == self.last_step else 0
+        self.last_step = trainer.global_step
+        if self.in_a_row == self.max_in_a_row:
+            self.in_a_row = 0  # of a run that goes on from here
+            checkpoint = next(saves for saves in trainer.checkpoint_callbacks if isinstance(saves, RunCheckpoint))
+            saved = "" if checkpoint.save_last_step(trainer) else "; the last step can't be saved"
+            trainer.stop(f"no finite gradient in {self.max_in_a_row} steps in a row, see faults.jsonl{saved}", 1)
+
+
+def faults(step: int, batch: PromptBatch, outputs: Any) -> Iterator[dict[str, Any]]:
+    """What is to be known of a skipped step."""
+    scored: ScoredRollout | None = outputs.get("scored")
+    if scored is None:  # supervised
+        for sample in batch.samples:
+            yield {"rollout": step, "sample": sample.index, "image_id": sample.image_id, "query": sample.query}
+        return
+    bad = (~scored.finite).nonzero().flatten().tolist()
+    for n in bad or range(len(scored.answers)):
+        yield {"finite": bool(scored.finite[n]), **row(scored, step, n)}
