@@ -227,8 +227,8 @@ def run(folder: Path, strategy: str, steps: int, *, full_length: bool = True, co
 
 
 def seconds_of(step: dict[str, Any]) -> float:
-    """Of its phases; the optimizer's are part of the update's."""
-    return sum(seconds for name, seconds in step["seconds"].items() if name != "optimizer")
+    """Of its phases."""
+    return sum(step["seconds"].values())
 
 
 def check_traffic(watched: dict[str, Any], strategy: str) -> tuple[Traffic, int]:

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from vrft.grpo import tied_groups
@@ -61,23 +60,10 @@ class Experience:
 
     def join(self, other: Experience) -> Experience:
         """These prompts, then those of `other`."""
-        width = max(self.rollout.ids.shape[1], other.rollout.ids.shape[1])
-
-        def cat(name: str) -> Tensor:  # (N, T)
-            parts = [getattr(experience.rollout, name) for experience in (self, other)]
-            return torch.cat([F.pad(part, (0, width - part.shape[1])) for part in parts])
-
         a, b = self.batch, other.batch
         return Experience(
             PromptBatch(a.samples + b.samples, a.frames + b.frames, a.inputs + b.inputs),
-            Rollout(
-                ids=cat("ids"),
-                mask=cat("mask"),
-                log_probs=cat("log_probs"),
-                sampling_log_probs=cat("sampling_log_probs"),
-                truncated=torch.cat([self.rollout.truncated, other.rollout.truncated]),
-                texts=self.rollout.texts + other.rollout.texts,
-            ),
+            Rollout.join([self.rollout, other.rollout]),
             self.answers + other.answers,
             {name: torch.cat([values, other.rewards[name]]) for name, values in self.rewards.items()},
             torch.cat([self.total, other.total]),

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import random
+import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, TypeVar, cast
 
 import numpy as np
 import torch
@@ -27,14 +30,15 @@ from vrft.callbacks.progress import PhaseProgressBar
 from vrft.data.datamodule import VisionData
 from vrft.errors import ConfigurationError
 from vrft.policy import Policy
-from vrft.policy.processor import Encoder
+from vrft.policy.processor import Encoder, MicroBatch
 from vrft.rewards import Reward
 from vrft.rollout import Noise, RolloutEngine, Sampling
 from vrft.strategies import FSDP2Strategy
 from vrft.tasks import Task
-from vrft.types import Answer, PromptBatch, Sample
+from vrft.types import Answer, PromptBatch, Rollout, Sample
 
 Phase = Literal["rollout", "reward", "old", "reference", "update", "optimizer"]
+Result = TypeVar("Result")
 
 SMALL = 10_000_000
 """Below this many parameters a second thread saves nothing, and on a busy machine costs a factor of ten."""
@@ -73,6 +77,8 @@ class VisionModule(LightningModule):
         self.seed = torch.initial_seed() % 2**32
         self.sharing_checked = False
         self.answer_log: AnswerLog | None = None
+        self.rows_at_once = sys.maxsize  # in a rollout; less once memory did not suffice
+        self.out_of_memory = 0
         self.register_buffer("steps_done", torch.zeros((), dtype=torch.long))
         if not self.rewards:
             raise ConfigurationError("model.rewards: expected at least one reward, e.g. {format: {class_path: Format}}")
@@ -111,7 +117,7 @@ class VisionModule(LightningModule):
         torch.manual_seed(seed)
         self.seconds: dict[str, float] = {}
         self.finite = torch.ones((), dtype=torch.bool, device=self.device)
-        self.skipped_steps = 0
+        self.skipped_steps = self.out_of_memory = 0
 
     def check_sharing(self, batch: PromptBatch, ids: Tensor, mask: Tensor) -> None:
         """Once per process: compare log-probabilities with a shared prompt to the model's own; if they differ, repeat.
@@ -180,9 +186,79 @@ class VisionModule(LightningModule):
         self.finite.fill_(True)
         self.skipped_steps += not finite
         self.log("train/skipped_steps", float(self.skipped_steps))
+        self.log("train/out_of_memory", float(self.out_of_memory), sync_dist=True, reduce_fx="sum")
         scheduler = self.lr_schedulers()
         if scheduler is not None and finite:
             scheduler.step()  # type: ignore[union-attr]
+
+    # --------------------------------------------------------------------------------------------- memory that ends
+
+    def halving(self, split: Callable[[], list[MicroBatch]], compute: Callable[[list[MicroBatch]], Result]) -> Result:
+        """`compute` on the micro-batches that `split` makes; if memory does not suffice, smaller ones, anew.
+
+        Its gradients are forgotten then, so there must be none from before. From here on micro-batches stay as small.
+
+        Raises:
+            torch.OutOfMemoryError: they have one row each, or other ranks wait for this one in a forward.
+        """
+        while True:
+            work = split()
+            try:
+                return compute(work)
+            except torch.OutOfMemoryError:
+                if isinstance(self.trainer.strategy, FSDP2Strategy):
+                    raise
+                while split() == work:
+                    if self.max_tokens_per_micro_batch == 0:
+                        raise
+                    self.max_tokens_per_micro_batch //= 2
+            self._free_memory(f"micro-batches have at most {self.max_tokens_per_micro_batch} tokens")
+            for parameter in self.parameters():
+                parameter.grad = None
+            self.finite.fill_(True)
+
+    def completions(
+        self,
+        batch: PromptBatch,
+        num_generations: int,
+        sampling: Sampling,
+        noise: Noise,
+        on_token: Callable[[int], None],
+    ) -> Rollout:
+        """The engine's, of fewer prompts and generations at a time if memory does not suffice for all.
+
+        Raises:
+            torch.OutOfMemoryError: it does not for one, or other ranks wait for this one in a forward.
+        """
+        prompts, rows = len(batch.samples), len(batch.samples) * num_generations
+        while True:
+            at_once = max(1, self.rows_at_once // num_generations)
+            generations = min(num_generations, self.rows_at_once)
+            try:
+                parts = [
+                    self.engine.generate(
+                        self.policy,
+                        batch.select(range(p, min(p + at_once, prompts))),
+                        min(generations, num_generations - g),
+                        max_completion_length=self.max_completion_length,
+                        sampling=sampling,
+                        noise=replace(noise, first=noise.first + p, first_generation=g),
+                        on_token=on_token,
+                    )
+                    for p in range(0, prompts, at_once)
+                    for g in range(0, num_generations, generations)
+                ]
+                return Rollout.join(parts)
+            except torch.OutOfMemoryError:
+                if isinstance(self.trainer.strategy, FSDP2Strategy) or min(self.rows_at_once, rows) == 1:
+                    raise
+            self.rows_at_once = min(self.rows_at_once, rows) // 2
+            self._free_memory(f"rollouts are of at most {self.rows_at_once} completions at a time")
+
+    def _free_memory(self, change: str) -> None:
+        self.out_of_memory += 1
+        torch.cuda.empty_cache()
+        warnings.warn(f"out of memory; from here on {change}", stacklevel=3)  # of any rank
 
     # ------------------------------------------------------------------------------------------ answers and scores
 
@@ -205,15 +281,7 @@ class VisionModule(LightningModule):
 
     def predict_step(self, batch: PromptBatch, batch_idx: int) -> list[Answer]:
         """Greedy answers, one for each prompt."""
-        rollout = self.engine.generate(
-            self.policy,
-            batch,
-            num_generations=1,
-            max_completion_length=self.max_completion_length,
-            sampling=Sampling(greedy=True),
-            noise=self.noise(),
-            on_token=lambda _: None,
-        )
+        rollout = self.completions(batch, 1, Sampling(greedy=True), self.noise(), on_token=lambda _: None)
         answers = self.parse(rollout.texts, batch)[0]
         for answer, pieces in zip(answers, self.policy.pieces(rollout), strict=True):
             answer.tokens = pieces

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
+from functools import partial
 
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
@@ -167,15 +168,7 @@ class RFT(VisionModule):
         """Sample G completions of each prompt. `first`: prompts of this step before them."""
         with self.phase("rollout", self.max_completion_length) as advance:
             prepared = self.policy.prepare(batch)
-            rollout = self.engine.generate(
-                self.policy,
-                prepared,
-                self.num_generations,
-                max_completion_length=self.max_completion_length,
-                sampling=self.sampling,
-                noise=self.noise(first),
-                on_token=advance,
-            )
+            rollout = self.completions(prepared, self.num_generations, self.sampling, self.noise(first), advance)
         self.check_sharing(batch, rollout.ids, rollout.mask)
         return prepared, rollout
 
@@ -216,23 +209,17 @@ class RFT(VisionModule):
         """Learn from a rollout: `num_iterations` times an optimizer step per minibatch. advantages: (P, G)."""
         self.policy.train()
         prompts = experience.batch.inputs
-        minibatches = torch.arange(len(prompts)).tensor_split(self.num_minibatches)
+        minibatches = [part.tolist() for part in torch.arange(len(prompts)).tensor_split(self.num_minibatches)]
         rows = self.rows(experience, advantages, [len(part) for part in minibatches])
-        work = [self.micro_batches(prompts, rows, part.tolist()) for part in minibatches]
-        later = [micro for part in work[1:] for micro in part]  # by then the weights will have moved
-        rows.old_log_probs = self.fixed_log_probs(prompts, rows, later)
+        rows.old_log_probs = self.fixed_log_probs(prompts, rows, minibatches[1:])  # by then the weights will have moved
         if self.beta > 0:
-            everything = [micro for part in work for micro in part]
-            rows.reference = self.fixed_log_probs(prompts, rows, everything, reference=True)
+            rows.reference = self.fixed_log_probs(prompts, rows, minibatches, reference=True)
         done: list[Tensor] = []
-        with self.phase("update", self.num_iterations * sum(map(len, work))) as advance:
-            for iteration in range(self.num_iterations):
-                for i, part in enumerate(work):
-                    for k in range(self.rounds(len(part))):
-                        idle, micro = k >= len(part), part[k % len(part)]
-                        done.append(self.accumulate(prompts, rows, micro, on_policy=iteration == i == 0, idle=idle))
-                        advance(len(done))
-                    self.optimizer_step_and_log()
+        for iteration in range(self.num_iterations):
+            for i, part in enumerate(minibatches):
+                split = partial(self.micro_batches, prompts, rows, part)
+                done += self.halving(split, partial(self.learn, prompts, rows, on_policy=iteration == i == 0))
+                self.optimizer_step_and_log()
         count, *sums = torch.stack(done).sum(0)
         for name, value in zip(("kl", "entropy", "clip_fraction", "sampling_gap"), sums, strict=True):
             self.log(f"train/{name}", value / count, prog_bar=name == "kl", sync_dist=True)
@@ -246,10 +233,9 @@ class RFT(VisionModule):
             tokens = self.trainer.strategy.reduce(lengths.sum().float(), reduce_op="mean")
             weights.append(token_weights(lengths, self.loss_type, self.max_completion_length, tokens))
         old = torch.zeros_like(rollout.log_probs)
-        teaches = advantages.flatten().masked_fill(
-            ~experience.finite.to(advantages.device), torch.nan
-        )  # no step at all
-        return Rows(rollout.ids, mask, rollout.log_probs, old, teaches, torch.cat(weights))
+        at_fault = ~experience.finite.to(advantages.device)  # (N,), of which no step may be made
+        learnt = advantages.flatten().masked_fill(at_fault, torch.nan)
+        return Rows(rollout.ids, mask, rollout.log_probs, old, learnt, torch.cat(weights))
 
     def micro_batches(self, prompts: Sequence[Prompt], rows: Rows, which: Sequence[int]) -> list[MicroBatch]:
         """Split prompts by tokens. Those that have no gradient are left out; one stays, so that no rank has none."""
@@ -261,22 +247,45 @@ class RFT(VisionModule):
 
     @torch.no_grad()
     def fixed_log_probs(
-        self, prompts: Sequence[Prompt], rows: Rows, work: Sequence[MicroBatch], *, reference: bool = False
+        self, prompts: Sequence[Prompt], rows: Rows, minibatches: Sequence[list[int]], *, reference: bool = False
     ) -> Tensor:
-        """Log-probabilities (N, T) under the weights as they are or the reference's, 0 outside of `work`."""
-        log_probs = torch.zeros_like(rows.mask, dtype=torch.float32)
-        if self.rounds(len(work)) == 0:
+        """Log-probabilities (N, T) under the weights as they are or the reference's, 0 outside of `minibatches`."""
+
+        def split() -> list[MicroBatch]:
+            return [micro for part in minibatches for micro in self.micro_batches(prompts, rows, part)]
+
+        def compute(work: Sequence[MicroBatch]) -> Tensor:
+            log_probs = torch.zeros_like(rows.mask, dtype=torch.float32)
+            with self.phase("reference" if reference else "old", len(work)) as advance:
+                for i in range(self.rounds(len(work))):
+                    which, part = work[i % len(work)]
+                    mine = rows.take(part)
+                    values, _ = self.policy(
+                        [prompts[p] for p in which],
+                        mine.ids,
+                        mine.mask,
+                        self.sampling.temperature,
+                        reference=reference,
+                        entropy=False,
+                    )
+                    log_probs[part, : values.shape[1]] = values
+                    advance(i + 1)
             return log_probs
-        moved = self.policy.reference_at_work() if reference else nullcontext()
-        with self.phase("reference" if reference else "old", len(work)) as advance, moved:
+
+        if not minibatches:
+            return torch.zeros_like(rows.mask, dtype=torch.float32)
+        with self.policy.reference_at_work() if reference else nullcontext():
+            return self.halving(split, compute)
+
+    def learn(self, prompts: Sequence[Prompt], rows: Rows, work: list[MicroBatch], *, on_policy: bool) -> list[Tensor]:
+        """Add the gradient of a minibatch. What `accumulate` says of each micro-batch."""
+        done: list[Tensor] = []
+        with self.phase("update", len(work)) as advance:
             for i in range(self.rounds(len(work))):
-                which, part = work[i % len(work)]
-                mine = rows.take(part)
-                inputs, temperature = [prompts[p] for p in which], self.sampling.temperature
-                values, _ = self.policy(inputs, mine.ids, mine.mask, temperature, reference=reference, entropy=False)
-                log_probs[part, : values.shape[1]] = values
+                micro = work[i % len(work)]
+                done.append(self.accumulate(prompts, rows, micro, on_policy=on_policy, idle=i >= len(work)))
                 advance(i + 1)
-        return log_probs
+        return done
 
     def accumulate(
         self, prompts: Sequence[Prompt], rows: Rows, micro: MicroBatch, *, on_policy: bool, idle: bool

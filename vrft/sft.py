@@ -9,7 +9,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from vrft.module import VisionModule
 from vrft.policy import Policy
-from vrft.policy.processor import micro_batches
+from vrft.policy.processor import MicroBatch, micro_batches
 from vrft.rewards import Reward
 from vrft.rollout import RolloutEngine, TransformersEngine
 from vrft.tasks import Task
@@ -63,19 +63,26 @@ class SFT(VisionModule):
         self.check_sharing(batch, ids, mask)
         lengths = [prompt["input_ids"].shape[1] for prompt in batch.inputs]
         everyone = range(len(lengths))
-        chunks = micro_batches(lengths, mask.sum(1).tolist(), everyone, self.max_tokens_per_micro_batch)
         tokens = self.trainer.strategy.reduce(mask.sum().float(), reduce_op="mean")
-        total = torch.zeros((), device=self.device)
-        with self.phase("update", len(chunks)) as advance:
-            for i in range(self.rounds(len(chunks))):
-                prompts, rows = chunks[i % len(chunks)]
-                inputs = [batch.inputs[p] for p in prompts]
-                log_probs, _ = self.policy(inputs, ids[rows], mask[rows], temperature=1.0)  # (p, T)
-                loss = -log_probs.sum() / tokens * (i < len(chunks))
-                self.add_gradient(loss)
-                total += loss.detach()
-                advance(i + 1)
-            self.optimizer_step_and_log()
+
+        def split() -> list[MicroBatch]:
+            return micro_batches(lengths, mask.sum(1).tolist(), everyone, self.max_tokens_per_micro_batch)
+
+        def learn(work: list[MicroBatch]) -> Tensor:
+            total = torch.zeros((), device=self.device)
+            with self.phase("update", len(work)) as advance:
+                for i in range(self.rounds(len(work))):
+                    prompts, rows = work[i % len(work)]
+                    inputs = [batch.inputs[p] for p in prompts]
+                    log_probs, _ = self.policy(inputs, ids[rows], mask[rows], temperature=1.0)  # (p, T)
+                    loss = -log_probs.sum() / tokens * (i < len(work))
+                    self.add_gradient(loss)
+                    total += loss.detach()
+                    advance(i + 1)
+            return total
+
+        total = self.halving(split, learn)
+        self.optimizer_step_and_log()
         self.log("train/loss", total, prog_bar=True, sync_dist=True)
         self.steps_done += 1
 

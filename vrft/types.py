@@ -6,10 +6,12 @@ L prompt tokens, T completion tokens.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
+import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
@@ -99,6 +101,23 @@ class Rollout:
     sampling_log_probs: Tensor  # (N, T), of the tokens as they were drawn: less what top-p, top-k or min-p left out
     truncated: Tensor  # (N,) bool: no end token within the limit
     texts: list[str]
+
+    @staticmethod
+    def join(rollouts: Sequence[Rollout]) -> Rollout:
+        """The rows of several, padded to the width of the widest."""
+        width = max(rollout.ids.shape[1] for rollout in rollouts)
+
+        def cat(parts: Iterable[Tensor]) -> Tensor:  # (N, T)
+            return torch.cat([F.pad(part, (0, width - part.shape[1])) for part in parts])
+
+        return Rollout(
+            cat(rollout.ids for rollout in rollouts),
+            cat(rollout.mask for rollout in rollouts),
+            cat(rollout.log_probs for rollout in rollouts),
+            cat(rollout.sampling_log_probs for rollout in rollouts),
+            torch.cat([rollout.truncated for rollout in rollouts]),
+            [text for rollout in rollouts for text in rollout.texts],
+        )
 
 
 @dataclass(slots=True)  # not frozen: Lightning copies what `predict` returns field by field

@@ -255,9 +255,11 @@ class Policy(nn.Module):
         self.eval()  # activation checkpointing would drop the cache, dropout would change the distribution
         with torch.no_grad(), self.gathered(), self.autocast():
             weights = self._decoding_weights()
-            with _plain_layers(self.base), _replaced(weights):
-                yield self.base
-        self.train(training)
+            try:  # a rollout that memory did not suffice for is repeated in parts
+                with _plain_layers(self.base), _replaced(weights):
+                    yield self.base
+            finally:
+                self.train(training)
 
     @contextmanager
     def gathered(self) -> Iterator[None]:

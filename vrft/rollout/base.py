@@ -47,6 +47,7 @@ class Noise:
         rollout: number of the rollout.
         rank, world_size: prompt p of a rank is number (first + p) * world_size + rank of the global batch.
         first: prompts of this rank that were sampled for in the same rollout before.
+        first_generation: completions of each of these prompts that were.
     """
 
     seed: int
@@ -54,11 +55,12 @@ class Noise:
     rank: int = 0
     world_size: int = 1
     first: int = 0
+    first_generation: int = 0
 
     def uniform(self, num_prompts: int, num_generations: int, num_tokens: int) -> Tensor:
         """One number in [0, 1) for each token of each row, (N, T) float64."""
         keys = [
-            (self.seed, self.rollout, (self.first + p) * self.world_size + self.rank, g)
+            (self.seed, self.rollout, (self.first + p) * self.world_size + self.rank, self.first_generation + g)
             for p in range(num_prompts)
             for g in range(num_generations)
         ]
