@@ -38,7 +38,7 @@ def arguments(folder: Path, data: Path, processes: int = 1, steps: int = 48) -> 
     several = ["--trainer.strategy=ddp", f"--trainer.devices={processes}"] if processes > 1 else []
     places = [f"--data.{part}_annotations={data}/{part}.json" for part in ("train", "val")]
     places += [f"--data.{part}_images={data}/{part}" for part in ("train", "val")]
-    logger = f"{{class_path: CSVLogger, init_args: {{save_dir: '{folder}', name: logs}}}}"
+    logger = f"{{class_path: vrft.loggers.CSVLogger, init_args: {{save_dir: '{folder}', name: logs}}}}"
     return [
         *("fit", "--config", str(ROOT / "configs" / "quickstart.yaml"), *places, *several, f"--run_dir={folder}"),
         *("--data.train_size=12", "--data.val_size=6", "--model.num_generations=4", "--trainer.accelerator=cpu"),

@@ -15,10 +15,7 @@ import pytest
 import torch
 
 ROOT = Path(__file__).parent.parent
-CSV_ONLY = (
-    "--trainer.logger={class_path: lightning.pytorch.loggers.CSVLogger, "
-    "init_args: {save_dir: '${....run_dir}', name: logs}}"
-)
+CSV_ONLY = "--trainer.logger={class_path: vrft.loggers.CSVLogger, init_args: {save_dir: '${....run_dir}', name: logs}}"
 
 
 @pytest.fixture(autouse=True)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import csv
+import multiprocessing
 import os
+import re
 import resource
 import runpy
 import shlex
@@ -25,6 +28,8 @@ from vrft.__main__ import main
 from vrft.callbacks import checkpoint as run_checkpoint
 from vrft.callbacks.graceful_stop import GracefulStop
 from vrft.checkpoint_io import AtomicCheckpointIO, replace_link
+from vrft.data import scenes
+from vrft.loggers import CSVLogger
 
 Command = Callable[..., list[str]]
 KILLS = SimpleNamespace(**runpy.run_path(str(ROOT / "benchmarks" / "kill_runs.py")))
@@ -271,3 +276,79 @@ def test_a_folder_that_cannot_be_written_is_said_first(
     assert main(quick_fit(f"--run_dir={tmp_path}/file/run")) == 2
     assert capsys.readouterr().err == f"vrft: run_dir: can't write to {tmp_path}/file/run: Not a directory\n"
     assert not (tmp_path / "train.json").exists()
+
+
+class KillsWorkers(Callback):
+    """Kills a process that reads data, as a system short of memory does: in one step, or in an evaluation."""
+
+    def __init__(self, when: str) -> None:
+        self.when = when
+
+    def kill(self, when: str) -> None:
+        if self.when == when:
+            self.when = "done"
+            os.kill(multiprocessing.active_children()[0].pid or 0, signal.SIGKILL)
+            time.sleep(0.2)  # so that it is dead before the step goes on
+
+    def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
+        if trainer.global_step == 2:
+            self.kill("step")
+
+    def on_validation_batch_start(self, *_: Any) -> None:
+        self.kill("evaluation")
+
+
+@pytest.mark.parametrize("when", ["step", "evaluation"])
+def test_other_workers_take_over_where_one_died(when: str, whole: Path, like_whole: Command, tmp_path: Path) -> None:
+    more = ["--data.num_workers=2", "--data.eval_batch_size=2", callback("KillsWorkers", when=when)]
+    with pytest.warns(UserWarning, match="a worker that reads data died, others go on"):
+        assert main(like_whole(*more)) == 0
+    assert not {*STATE} & {*KILLS.differences(whole, tmp_path / "run")}
+    with (tmp_path / "run" / "logs" / "version_0" / "metrics.csv").open() as file:
+        counted = [float(row["train/dead_workers"]) for row in csv.DictReader(file) if row["train/dead_workers"]]
+    assert counted[-1] == (when == "step")
+
+
+def test_workers_that_all_die_end_the_run_in_one_line(
+    like_whole: Command, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    read = scenes.SceneData.train_set
+
+    def deadly(self: Any) -> Any:
+        samples = read(self)
+        monkeypatch.setattr(type(samples), "__getitem__", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+        return samples
+
+    monkeypatch.setattr(scenes.SceneData, "train_set", deadly)
+    with pytest.warns(UserWarning, match="others go on"):
+        assert main(like_whole("--data.num_workers=1", "--trainer.limit_val_batches=0")) == 2
+    assert "vrft: data.num_workers: 3 workers died one after the other" in capsys.readouterr().err
+
+
+def test_a_full_disk_keeps_the_rows_of_the_log_waiting(tmp_path: Path) -> None:
+    logger = CSVLogger(str(tmp_path), name="logs")
+    path = tmp_path / "logs" / "version_0" / "metrics.csv"
+    rows = [{"a": 1.0}, {"a": 2.0, "b": 0.1}, {"a": 3.0, "b": 0.2, "long" * 20: 1.0}]
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for step, row in enumerate(rows):
+        logger.log_metrics(row, step)
+        written = path.read_bytes() if path.exists() else b""
+        resource.setrlimit(resource.RLIMIT_FSIZE, (len(written) + 5, before[1]))  # in the middle of a row
+        try:
+            with pytest.warns(UserWarning, match="the last 1 rows are not written yet: .*File too large"):
+                logger.save()
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        assert (path.read_bytes() if path.exists() else b"") == written
+        logger.save()
+    with path.open() as file:
+        read = [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(file)]
+    assert read == [{**row, "step": step} for step, row in enumerate(rows)]
+
+
+def test_a_prompt_without_room_for_a_completion_is_named(
+    like_whole: Command, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(like_whole("--model.max_completion_length=2040")) == 2
+    said = capsys.readouterr().err
+    assert re.search(r"sample 0 \(image \d+, '.+'\): \d+ tokens of prompt and 2040 of completion", said)

@@ -15,7 +15,6 @@ from jsonargparse import set_parsing_settings
 from lightning.fabric.utilities.rank_zero import _get_rank
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.loggers import CSVLogger
 from omegaconf.errors import OmegaConfBaseException
 
 from vrft.callbacks.checkpoint import RunCheckpoint
@@ -29,7 +28,7 @@ from vrft.callbacks.summary import Summary
 from vrft.callbacks.transcripts import Transcripts
 from vrft.data import VisionData
 from vrft.errors import ConfigurationError, message_lines, shorten, users_mistake
-from vrft.loggers import WandbLogger
+from vrft.loggers import CSVLogger, WandbLogger
 from vrft.module import VisionModule
 from vrft.run_dir import choose_run_dir
 from vrft.tasks import Task
@@ -47,7 +46,7 @@ TRAINER_DEFAULTS: dict[str, Any] = {
     "plugins": {"class_path": "vrft.checkpoint_io.AtomicCheckpointIO"},
     "logger": [
         {
-            "class_path": "lightning.pytorch.loggers.CSVLogger",
+            "class_path": "vrft.loggers.CSVLogger",
             "init_args": {"save_dir": "${.....run_dir}", "name": "logs"},
         },
         {"class_path": "vrft.loggers.WandbLogger", "init_args": {"save_dir": "${.....run_dir}"}},

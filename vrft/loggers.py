@@ -1,15 +1,36 @@
-"""Weights & Biases, without ever ending a run."""
+"""Where numbers go: loggers that never end a run."""
 
 from __future__ import annotations
 
 import os
 import secrets
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from lightning.pytorch.loggers import CSVLogger as LightningCSVLogger
 from lightning.pytorch.loggers import WandbLogger as LightningWandbLogger
 from lightning.pytorch.loggers.logger import rank_zero_experiment
 from lightning.pytorch.utilities import rank_zero_warn
+
+
+class CSVLogger(LightningCSVLogger):
+    """Lightning's logger; rows that a full disk has no room for are written as soon as there is."""
+
+    def save(self) -> None:
+        writer = self.experiment
+        path, keys = Path(writer.metrics_file_path), [*writer.metrics_keys]
+        rows = path.read_bytes() if path.exists() else b""
+        try:
+            super().save()
+        except OSError as error:
+            writer.metrics_keys = keys
+            with suppress(OSError), path.open("r+b") as file:
+                file.write(rows)
+                file.truncate()
+            if not rows:
+                path.unlink(missing_ok=True)
+            rank_zero_warn(f"{path}: the last {len(writer.metrics)} rows are not written yet: {error}")
 
 
 class WandbLogger(LightningWandbLogger):

@@ -27,7 +27,7 @@ from torchmetrics import MeanMetric
 
 from vrft.answer_log import AnswerLog
 from vrft.callbacks.progress import PhaseProgressBar
-from vrft.data.datamodule import VisionData
+from vrft.data.datamodule import ResumableLoader, VisionData
 from vrft.errors import ConfigurationError
 from vrft.policy import Policy
 from vrft.policy.processor import Encoder, MicroBatch
@@ -107,7 +107,11 @@ class VisionModule(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": self.lr_scheduler_callable(optimizer)}
 
     def on_train_batch_start(self, batch: PromptBatch, batch_idx: int) -> None:
+        self.refuse_long(batch)
         self.log("train/replaced_images", float(warn_of_replaced(batch)))
+        loader = self.trainer.train_dataloader
+        assert isinstance(loader, ResumableLoader)
+        self.log("train/dead_workers", float(loader.dead_workers))
 
     def seed_step(self) -> None:
         """Every random number of a step follows from (seed, step, rank), so that a continued run is the same run."""
@@ -190,6 +194,17 @@ class VisionModule(LightningModule):
         scheduler = self.lr_schedulers()
         if scheduler is not None and finite:
             scheduler.step()  # type: ignore[union-attr]
+
+    def refuse_long(self, batch: PromptBatch) -> None:
+        """Raise ConfigurationError for a prompt that leaves no room for a completion in what the model can read."""
+        for sample, prompt in zip(batch.samples, batch.inputs, strict=True):
+            length = prompt["input_ids"].shape[1]
+            if length + self.max_completion_length > self.policy.max_positions:
+                raise ConfigurationError(
+                    f"sample {sample.index} (image {sample.image_id}, {sample.query!r}): {length} tokens of prompt and "
+                    f"{self.max_completion_length} of completion (model.max_completion_length) are more than the "
+                    f"model's {self.policy.max_positions}; model.policy.max_pixels makes images smaller"
+                )
 
     # --------------------------------------------------------------------------------------------- memory that ends
 
@@ -281,6 +296,7 @@ class VisionModule(LightningModule):
 
     def predict_step(self, batch: PromptBatch, batch_idx: int) -> list[Answer]:
         """Greedy answers, one for each prompt."""
+        self.refuse_long(batch)
         rollout = self.completions(batch, 1, Sampling(greedy=True), self.noise(), on_token=lambda _: None)
         answers = self.parse(rollout.texts, batch)[0]
         for answer, pieces in zip(answers, self.policy.pieces(rollout), strict=True):

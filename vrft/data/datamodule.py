@@ -3,18 +3,54 @@
 from __future__ import annotations
 
 import signal
+import threading
+import warnings
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from vrft.errors import ConfigurationError
 from vrft.types import PromptBatch, Sample
 
+MAX_DEATHS = 3
+"""Workers that may die one after the other, without a batch between them, before a run ends."""
 
-class PromptSampler(Sampler[int]):
+
+class ResumableSampler(Sampler[int]):
+    """A fixed order of samples that can be gone on with from the middle."""
+
+    def __init__(self) -> None:
+        self.start = 0
+        """Samples to leave out the next time, because they have been handed out before."""
+
+    @abstractmethod
+    def order(self) -> Sequence[int]:
+        """All samples."""
+
+    def __iter__(self) -> Iterator[int]:
+        start, self.start = self.start, 0
+        return iter(self.order()[start:])
+
+
+class Share(ResumableSampler):
+    """A list of samples."""
+
+    def __init__(self, samples: Sequence[int]) -> None:
+        super().__init__()
+        self.samples = samples
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def order(self) -> Sequence[int]:
+        return self.samples
+
+
+class PromptSampler(ResumableSampler):
     """A permutation of the data set for each (seed, epoch), dealt out to the ranks in turn.
 
     Every rank gets the same number of full batches. A data set smaller than one global batch is repeated to fill it, so
@@ -22,10 +58,10 @@ class PromptSampler(Sampler[int]):
     """
 
     def __init__(self, size: int, batch_size: int, rank: int, world_size: int, seed: int, shuffle: bool) -> None:
+        super().__init__()
         self.size, self.batch_size, self.rank, self.world_size = size, batch_size, rank, world_size
         self.seed, self.shuffle = seed, shuffle
         self.epoch = 0
-        self.start = 0  # samples of this epoch that were handed out before a checkpoint
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
@@ -33,15 +69,15 @@ class PromptSampler(Sampler[int]):
     def __len__(self) -> int:
         return max(1, self.size // (self.batch_size * self.world_size)) * self.batch_size
 
-    def __iter__(self) -> Iterator[int]:
+    def order(self) -> Sequence[int]:
         order = torch.arange(self.size)
         if self.shuffle:
             generator = torch.Generator().manual_seed((self.seed << 20) + self.epoch)
             order = torch.randperm(self.size, generator=generator)
         needed = len(self) * self.world_size
         order = order.repeat(-(-needed // self.size))[:needed]
-        start, self.start = self.start, 0
-        return iter(order[self.rank :: self.world_size].tolist()[start:])
+        dealt: list[int] = order[self.rank :: self.world_size].tolist()
+        return dealt
 
 
 class AugmentedSet(Dataset[Sample]):
@@ -50,8 +86,47 @@ class AugmentedSet(Dataset[Sample]):
     epoch = 0
 
 
-class ResumableLoader(DataLoader[Sample]):
-    """A DataLoader that tells a checkpoint how much of the epoch all ranks have had, and goes on from there.
+class SurvivingLoader(DataLoader[Sample]):
+    """A DataLoader whose workers may die, by the hand of a system short of memory: others take over where they were."""
+
+    sampler: ResumableSampler
+    dead_workers = 0
+    first_batch = 0
+    """Batches to leave out the next time."""
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        assert self.batch_size is not None
+        handed_out, self.first_batch = self.first_batch, 0
+        deaths = 0
+        while True:
+            self.sampler.start = handed_out * self.batch_size
+            try:
+                for batch in self._batches():
+                    handed_out, deaths = handed_out + 1, 0
+                    yield batch
+                return
+            except (RuntimeError, OSError, EOFError) as error:
+                if self.num_workers == 0 or "in DataLoader worker process" in str(error):  # what a worker raised
+                    raise
+                self.dead_workers, deaths = self.dead_workers + 1, deaths + 1
+                if deaths == MAX_DEATHS:
+                    raise ConfigurationError(
+                        f"data.num_workers: {deaths} workers died one after the other ({error}); is there memory for "
+                        f"{self.num_workers}? With 0 the run itself reads the data"
+                    ) from error
+                warnings.warn(f"a worker that reads data died, others go on: {error}", stacklevel=2)
+
+    def _batches(self) -> Iterator[Any]:
+        """Torch's own; but a death is found when a batch is asked for, not by a handler in the middle of a step."""
+        before = signal.getsignal(signal.SIGCHLD)
+        batches = super().__iter__()
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGCHLD, before or signal.SIG_DFL)
+        return batches
+
+
+class ResumableLoader(SurvivingLoader):
+    """A loader that tells a checkpoint how much of the epoch all ranks have had, and goes on from there.
 
     That is counted in samples, so that a run can go on with another global batch. If what it has had is no multiple of
     that, it is given the remainder again.
@@ -64,14 +139,11 @@ class ResumableLoader(DataLoader[Sample]):
         assert self.batch_size is not None
         self.global_batch = self.batch_size * self.sampler.world_size
         self.batches = 0  # of this epoch that were handed out
-        self._resume = 0
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
-        assert self.batch_size is not None
-        self.sampler.start = self._resume * self.batch_size
         if isinstance(self.dataset, AugmentedSet):
             self.dataset.epoch = self.sampler.epoch
-        self.batches, self._resume = self._resume, 0
+        self.batches = self.first_batch
         for batch in super().__iter__():
             self.batches += 1
             yield batch
@@ -83,7 +155,7 @@ class ResumableLoader(DataLoader[Sample]):
     def load_state_dict(self, state: dict[str, int]) -> None:
         whole = state["samples"] >= self.sampler.size
         self.batches = len(self) if whole else min(state["samples"] // self.global_batch, len(self))
-        self._resume = self.batches % len(self)  # after an epoch's last batch, Lightning begins the next epoch
+        self.first_batch = self.batches % len(self)  # after an epoch's last batch, Lightning begins the next epoch
         self.sampler.set_epoch(state["epoch"])
 
 
@@ -112,6 +184,8 @@ class VisionData(LightningDataModule):
 
     def train_dataloader(self) -> ResumableLoader:
         samples = self.train_set()
+        if not len(samples):  # type: ignore[arg-type]
+            raise ConfigurationError("data: there is nothing to train on")
         rank, world_size = self._rank_and_world_size()
         assert self.trainer is not None
         module: Any = self.trainer.lightning_module
@@ -122,8 +196,8 @@ class VisionData(LightningDataModule):
     def val_dataloader(self) -> DataLoader[Sample]:
         samples = self.val_set()
         size = len(samples)  # type: ignore[arg-type]
-        mine = [index % size for index in self.share(size)]
-        return DataLoader(samples, batch_size=self.eval_batch_size, sampler=mine, **self._workers())
+        mine = Share([index % size for index in self.share(size)])
+        return SurvivingLoader(samples, batch_size=self.eval_batch_size, sampler=mine, **self._workers())
 
     def share(self, size: int) -> range:
         """This rank's held-out samples: a part of the whole, so that questions about one image stay together.

@@ -158,6 +158,11 @@ class Policy(nn.Module):
         """The Hugging Face model itself; adapters are part of its layers."""
         return self.model if self.lora is None else self.model.get_base_model()  # type: ignore[operator]
 
+    @property
+    def max_positions(self) -> int:
+        """Tokens of a prompt and its completion that the model was made for."""
+        return int(self.base.config.get_text_config().max_position_embeddings)
+
     def encoder(self, task: Task) -> Encoder:
         """What turns samples into prompts for this model."""
         return Encoder(self.processor, task, self.coordinates or self.family_coordinates)
