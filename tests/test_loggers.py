@@ -1,6 +1,10 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -78,3 +82,20 @@ def test_transcript_rows_are_plain_json() -> None:
     assert entry["rewards"] == {"iou": 0.0, "optional": None}
     assert (entry["rollout"], entry["generation"], entry["valid"], entry["answer"]) == (5, 1, False, None)
     assert entry["target"] == [[[1, 2, 3, 4], "cat", 1.0]]
+
+
+def test_a_service_that_dies_is_started_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    logger = WandbLogger(str(tmp_path / "run"))
+    logger.log_metrics({"train/reward": 1.0}, step=0)
+    found = subprocess.run(["pgrep", "-P", str(os.getpid()), "wandb-core"], capture_output=True, text=True, check=True)
+    for number in found.stdout.split():
+        os.kill(int(number), signal.SIGKILL)
+    time.sleep(0.5)  # until the connection is known to be lost
+    with pytest.warns(UserWarning, match="its service is started again"):
+        logger.log_metrics({"train/reward": 2.0}, step=1)
+    logger.log_metrics({"train/reward": 3.0}, step=2)
+    logger.finish()
+    runs = [path.parent.name for path in (tmp_path / "run" / "wandb").glob("offline-run-*/*.wandb")]
+    assert len(runs) == 2
+    assert {name.rpartition("-")[2] for name in runs} == {run_id(tmp_path / "run")}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 from lightning.pytorch.loggers import CSVLogger as LightningCSVLogger
 from lightning.pytorch.loggers import WandbLogger as LightningWandbLogger
 from lightning.pytorch.loggers.logger import rank_zero_experiment
-from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 
 
 class CSVLogger(LightningCSVLogger):
@@ -74,11 +75,33 @@ class WandbLogger(LightningWandbLogger):
             self._start()
         return self._experiment
 
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
+        """Log numbers, and pictures and tables, which Lightning logs as such; if the service has died, by a new one."""
+        for _ in range(2):
+            try:
+                super().log_metrics(metrics, step)
+                return
+            except OSError as error:
+                rank_zero_warn(f"Weights & Biases: {error}; its service is started again")
+                self._forget_service()
+
     def finish(self) -> None:
         """End the run; the process may start another."""
         if self._experiment is not None:
-            self._experiment.finish()
+            try:
+                self._experiment.finish()
+            except OSError as error:
+                rank_zero_warn(f"Weights & Biases: {error}; `wandb sync` uploads what is there")
+                self._forget_service()
             self._experiment = None
+
+    def _forget_service(self) -> None:
+        import wandb
+
+        with suppress(OSError):  # of saying goodbye to one that is dead
+            wandb.teardown()
+        self._experiment = None
 
     def _start(self) -> None:
         import wandb
