@@ -31,6 +31,8 @@ import torch
 import torch.distributed as dist
 from lightning.pytorch import Callback
 
+from vrft.module import BUCKET, buckets
+
 ROOT = Path(__file__).parents[1]
 BANDWIDTH = 50e9
 """Assumption: bytes per second in and out of a GPU, one port of 400 Gbit/s each."""
@@ -57,23 +59,23 @@ Traffic = dict[str, list[int]]
 
 
 def ddp_traffic(weights: Sequence[int]) -> Traffic:
-    """Of an optimizer step: gradients are averaged, each by itself. `weights`: bytes of what trains."""
-    return {"all_reduce": [len(weights), sum(weights)]}
+    """Of an optimizer step: gradients are averaged a bucket at a time. `weights`: bytes of what trains."""
+    return {"all_reduce": [len(buckets(weights, BUCKET)), sum(weights)]}
 
 
 def fsdp2_traffic(groups: Sequence[dict[str, Any]], micro_batches: int) -> Traffic:
     """Of a step with one optimizer step, where weights train and a frozen copy is the reference.
 
-    All groups are gathered once for the rollout. Then, for each micro-batch, decoder layers are in each forward and
-    once more in each backward; the vision tower and the rest stay whole from a forward to its backward, and without
-    one until the next. Gradients are scattered after each backward.
+    All groups but the reference's are gathered once for the rollout. Then, for each micro-batch, decoder layers are in
+    each forward and once more in each backward; the vision tower and the rest stay whole from a forward to its backward,
+    and without one until the next. Gradients are scattered after each backward.
     """
     times = {
         "layer": 1 + 2 * micro_batches,
         "tower": 1 + micro_batches,
         "rest": 1 + 1 + (micro_batches - 1),
-        "reference layer": 1 + micro_batches,
-        "reference tower": 1 + 1,
+        "reference layer": micro_batches,
+        "reference tower": 1,
     }
     gathers = [(times[group["kind"]], group["bytes"]) for group in groups]
     scatters = [(micro_batches, group["trained_bytes"]) for group in groups if group["trained_bytes"]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 import os
 import subprocess
@@ -13,9 +14,12 @@ from typing import Any
 import pytest
 import torch
 from conftest import CSV_ONLY, ROOT
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch.distributed.tensor import DTensor
 
 from vrft.__main__ import main
 from vrft.data.datamodule import PromptSampler
+from vrft.policy import Policy
 
 STRATEGIES = ("one", "ddp", "fsdp2")
 LORA = ["--model.policy.lora.r=4", "--model.policy.freeze_vision=true", "--model.optimizer.lr=0.004"]
@@ -68,12 +72,26 @@ def on(strategy: str) -> list[str]:
     """Arguments for one process or two, with the same global batch."""
     if strategy == "one":
         return ["--data.batch_size=4"]
+    if strategy == "layer":
+        layer = "{class_path: vrft.strategies.FSDP2Strategy, init_args: {gather: layer}}"
+        watch = "--trainer.callbacks+={class_path: test_parallel.LayersStayShared}"
+        return [*on("fsdp2"), f"--trainer.strategy={layer}", watch]
     return [
         "--data.batch_size=2",
         f"--trainer.strategy={strategy}",
         "--trainer.devices=2",
         "--trainer.accelerator=cpu",
     ]
+
+
+class LayersStayShared(Callback):
+    """Looks at where the weights are while a rollout begins: all else would be the same if the setting did nothing."""
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        policy: Policy = pl_module.policy  # type: ignore[assignment]
+        with policy.decoding() as model:
+            assert all(isinstance(parameter, DTensor) for parameter in model.get_decoder().layers.parameters())
+            assert not isinstance(model.get_output_embeddings().weight, DTensor)
 
 
 def continued(folder: Path, kind: str, first: str, second: str) -> list[str]:
@@ -95,6 +113,7 @@ def held_out(folder: Path, command: str, strategy: str) -> list[str]:
     return [command, *fit(folder, "lora", strategy, checkpoint, name=f"{command}-{strategy}")[1:]]
 
 
+LAYER_BY_LAYER = [(kind, "layer") for kind in ("full", "lora")]
 HELD_OUT = [("validate", "fsdp2"), ("test", "ddp")]
 HANDOVERS = [("full", a, b) for a in STRATEGIES for b in STRATEGIES if a != b]
 HANDOVERS += [("lora", "one", "fsdp2"), ("lora", "fsdp2", "ddp"), ("lora", "ddp", "one")]
@@ -104,7 +123,7 @@ HANDOVERS += [("lora", "one", "fsdp2"), ("lora", "fsdp2", "ddp"), ("lora", "ddp"
 def runs(folder: Path) -> Path:
     """The folder of all runs; those on two processes are made by one torchrun."""
     halves = [(kind, strategy) for kind in ("full", "lora") for strategy in STRATEGIES]
-    whole = [(kind, strategy) for kind in KINDS for strategy in STRATEGIES]
+    whole = [(kind, strategy) for kind in KINDS for strategy in STRATEGIES] + LAYER_BY_LAYER
     commands = [(b, fit(folder, kind, b)) for kind, b in whole]
     commands += [(b, fit(folder, kind, b, name=f"{kind}-half-{b}", steps=2)) for kind, b in halves]
     for strategy, command in commands:
@@ -160,8 +179,10 @@ def rollouts(run: Path) -> dict[tuple[int, int, int], str]:
     return {(entry["rollout"], entry["sample"], entry["generation"]): entry["completion"] for entry in entries}
 
 
-@pytest.mark.parametrize("kind", ["full", "lora", "packed", "sft"])
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+@pytest.mark.parametrize(
+    ("kind", "strategy"),
+    [*itertools.product(["full", "lora", "packed", "sft"], ["ddp", "fsdp2"]), ("full", "layer"), ("lora", "layer")],
+)
 def test_two_processes_train_as_one(runs: Path, kind: str, strategy: str) -> None:
     alone, together = checkpoint(runs / f"{kind}-one"), checkpoint(runs / f"{kind}-{strategy}")
     assert distance(alone["state_dict"], together["state_dict"]) < ROUNDING
@@ -174,7 +195,7 @@ def test_two_processes_train_as_one(runs: Path, kind: str, strategy: str) -> Non
 
 
 @pytest.mark.parametrize("kind", ["full", "lora"])
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2", "layer"])
 def test_two_processes_sample_what_one_samples(runs: Path, kind: str, strategy: str) -> None:
     expected, found = rollouts(runs / f"{kind}-one"), rollouts(runs / f"{kind}-{strategy}")
     assert len(found) == len(expected) / 2  # the first rank writes its own

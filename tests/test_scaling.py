@@ -9,6 +9,8 @@ from types import SimpleNamespace
 import pytest
 from conftest import ROOT
 
+from vrft.module import BUCKET, buckets
+
 SCALING = SimpleNamespace(**runpy.run_path(str(ROOT / "benchmarks" / "scaling.py")))
 TERMS = {"lengths": [10, 10, 40], "rows": 8, "rollout_base": 0.5, "rollout_per_token": 0.1, "rest": 2.0}
 
@@ -35,14 +37,28 @@ def test_the_expected_maximum_is_the_mean_of_one_draw_and_that_of_two_dice() -> 
     assert SCALING.expected_maximum(range(1, 7), 2) == pytest.approx(statistics.mean(pairs))
 
 
+@pytest.mark.parametrize(
+    ("sizes", "expected"),
+    [
+        pytest.param([], [], id="nothing-trains"),
+        pytest.param([3, 3, 4], [[3, 3, 4]], id="full"),
+        pytest.param([3, 3, 5, 1], [[3, 3], [5, 1]], id="one-more"),
+        pytest.param([11, 1, 30], [[11], [1], [30]], id="larger-ones-alone"),
+    ],
+)
+def test_gradients_travel_in_buckets(sizes: list[int], expected: list[list[int]]) -> None:
+    assert [sizes[part] for part in buckets(sizes, 10)] == expected
+
+
 def test_traffic_is_that_of_the_weights() -> None:
-    assert SCALING.ddp_traffic([400, 40]) == {"all_reduce": [2, 440]}
+    assert SCALING.ddp_traffic([400, 40]) == {"all_reduce": [1, 440]}
+    assert SCALING.ddp_traffic([BUCKET, 4]) == {"all_reduce": [2, BUCKET + 4]}
     groups = [
         {"kind": "rest", "bytes": 1000, "trained_bytes": 600},
         {"kind": "layer", "bytes": 100, "trained_bytes": 100},
         {"kind": "reference layer", "bytes": 10, "trained_bytes": 0},
     ]
     one = SCALING.fsdp2_traffic(groups, micro_batches=1)  # rollout, reference, forward and backward
-    assert one == {"all_gather": [2 + 3 + 2, 2000 + 300 + 20], "reduce_scatter": [2, 700]}
+    assert one == {"all_gather": [2 + 3 + 1, 2000 + 300 + 10], "reduce_scatter": [2, 700]}
     more = SCALING.fsdp2_traffic(groups, micro_batches=3)
-    assert more == {"all_gather": [4 + 7 + 4, 4000 + 700 + 40], "reduce_scatter": [6, 2100]}
+    assert more == {"all_gather": [4 + 7 + 3, 4000 + 700 + 30], "reduce_scatter": [6, 2100]}

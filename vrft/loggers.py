@@ -18,6 +18,7 @@ from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 class CSVLogger(LightningCSVLogger):
     """Lightning's logger; rows that a full disk has no room for are written as soon as there is."""
 
+    @rank_zero_only
     def save(self) -> None:
         writer = self.experiment
         path, keys = Path(writer.metrics_file_path), [*writer.metrics_keys]

@@ -40,6 +40,9 @@ from vrft.types import Answer, PromptBatch, Rollout, Sample
 Phase = Literal["rollout", "reward", "old", "reference", "update", "optimizer"]
 Result = TypeVar("Result")
 
+BUCKET = 64 * 2**20
+"""Bytes of gradients that ranks average in one message: each costs the time of a round trip."""
+
 SMALL = 10_000_000
 """Below this many parameters a second thread saves nothing, and on a busy machine costs a factor of ten."""
 
@@ -163,11 +166,14 @@ class VisionModule(LightningModule):
         """The mean over the ranks of DDP, whatever part of the model each of them used."""
         if not isinstance(self.trainer.strategy, DDPStrategy):
             return
-        for parameter in self.parameters():
-            if parameter.requires_grad:
-                parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-                parameter.grad /= self.trainer.world_size
-                dist.all_reduce(parameter.grad)
+        trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        for part in buckets([parameter.nbytes for parameter in trained], BUCKET):
+            parameters = trained[part]
+            gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+            mean = torch.cat([gradient.flatten() for gradient in gradients]) / self.trainer.world_size
+            dist.all_reduce(mean)
+            for parameter, share in zip(parameters, mean.split([p.numel() for p in parameters]), strict=True):
+                parameter.grad = share.view_as(parameter)
 
     def optimizer_step_and_log(self) -> None:
         """Clip, step, advance the schedule, forget the gradients.
@@ -416,6 +422,19 @@ class VisionModule(LightningModule):
     def noise(self, first: int = 0) -> Noise:
         """Of this step's rollout; `first`: prompts that it has sampled for before."""
         return Noise(self.seed, int(self.steps_done), self.global_rank, self.trainer.world_size, first)
+
+
+def buckets(sizes: Sequence[int], limit: int) -> list[slice]:
+    """Neighbours of at most `limit` together; what is larger is alone."""
+    parts: list[slice] = []
+    room = 0
+    for i, size in enumerate(sizes):
+        if size > room:
+            parts.append(slice(i, i))
+            room = limit
+        parts[-1] = slice(parts[-1].start, i + 1)
+        room -= size
+    return parts
 
 
 def rename(state: dict[str, Any], names: Mapping[Any, Any]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch.core.optimizer import LightningOptimizer
@@ -32,15 +32,17 @@ class FSDP2Strategy(ModelParallelStrategy):
     Checkpoints are those of one device: one file with the weights that train, whole, and optimizer states by name.
     """
 
-    def __init__(self, offload: bool = False, **kwargs: Any) -> None:
+    def __init__(self, offload: bool = False, gather: Literal["rollout", "layer"] = "rollout", **kwargs: Any) -> None:
         """Shards over all ranks.
 
         Args:
             offload: keep shares and optimizer states in the CPU's memory.
+            gather: what is whole on each rank while it samples: the model, gathered once for a rollout, or the decoder
+                layer at work, gathered for every token. Slower by far, for models that no single GPU has room for.
             kwargs: `process_group_backend` and `timeout` of Lightning's ModelParallelStrategy.
         """
         super().__init__(tensor_parallel_size=1, save_distributed_checkpoint=False, **kwargs)
-        self.offload = offload
+        self.offload, self.gather = offload, gather
 
     def setup_environment(self) -> None:
         self._data_parallel_size = self.num_nodes * self.num_processes  # Lightning's default is the number of nodes
@@ -61,6 +63,7 @@ class FSDP2Strategy(ModelParallelStrategy):
             ).set_reshard_after_backward(sheds, recurse=False)
         # Ranks have different numbers of images: what each image goes through is whole until all of them are done.
         self.whole = [module for module in fsdp_modules(policy) if module not in layers]
+        policy.layer_by_layer = self.gather == "layer"
         also_forward(policy, "prepare")
         policy.prepare(PromptBatch([], [], []))  # the first one to be called becomes the root
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.fsdp import FSDPModule
@@ -95,6 +96,8 @@ class Policy(nn.Module):
         self.coordinates = coordinates
         self.reference = None
         self.shares_prefixes = self.frozen_vision = False
+        self.layer_by_layer = False
+        """Where ranks share the weights: a rollout gathers its decoder layers for each token, not all of them once."""
         self.processor: Any = None
 
     def load(self, keep_reference: bool) -> None:
@@ -255,29 +258,46 @@ class Policy(nn.Module):
         """The model as it decodes: no dropout, no adapters beside the weights, each weight in the computation's dtype.
 
         Adapters are merged into copies of the weights, never into the weights: subtracting them again would round.
+        Layer by layer there are no weights to copy.
         """
         training = self.training
         self.eval()  # activation checkpointing would drop the cache, dropout would change the distribution
-        with torch.no_grad(), self.gathered(), self.autocast():
-            weights = self._decoding_weights()
-            try:  # a rollout that memory did not suffice for is repeated in parts
-                with _plain_layers(self.base), _replaced(weights):
+        try:  # a rollout that memory did not suffice for is repeated in parts
+            with torch.no_grad(), self.gathered(), self.autocast():
+                if self.layer_by_layer:
                     yield self.base
-            finally:
-                self.train(training)
+                else:
+                    weights = self._decoding_weights()
+                    with _plain_layers(self.base), _replaced(weights):
+                        yield self.base
+        finally:
+            self.train(training)
+
+    def all_done(self, done: bool) -> bool:
+        """Whether decoding may end: where it gathers layers for each token, ranks go on until all of them are done."""
+        if not self.layer_by_layer:
+            return done
+        waiting = torch.tensor(float(not done), device=self.banned_ids.device)
+        dist.all_reduce(waiting)
+        return not waiting
 
     @contextmanager
     def gathered(self) -> Iterator[None]:
-        """Where ranks hold shares of the weights: all of them whole, so that nothing within waits for another rank."""
-        shared = fsdp_modules(self)
-        for module in shared:
+        """Where ranks hold shares of the weights: those that answer, whole; then nothing within waits for another rank.
+
+        Layer by layer, decoder layers stay in shares, and ranks have to do the same number of forwards.
+        """
+        layers = self.decoder_layers()
+        apart = {*self.reference.modules()} if self.reference is not None else set()
+        apart |= layers if self.layer_by_layer else set()
+        whole = [module for module in fsdp_modules(self) if module not in apart]
+        for module in whole:
             module.unshard()
             module.set_reshard_after_forward(False, recurse=False)
         try:
             yield
         finally:
-            layers = self.decoder_layers()
-            for module in shared:
+            for module in whole:
                 module.set_reshard_after_forward(module in layers, recurse=False)
                 module.reshard()
 

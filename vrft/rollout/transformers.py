@@ -42,10 +42,10 @@ class TransformersEngine(RolloutEngine):
         draw = _draw(sampling, policy.banned_ids)
         with policy.decoding() as model:
             shape = (model, batch.inputs, num_generations, max_completion_length)
-            record = device.type == "cuda" if self.record is None else self.record
+            record = device.type == "cuda" and not policy.layer_by_layer if self.record is None else self.record
             decoder = GroupDecoder(*shape, record) if policy.shares_prefixes else RepeatedDecoder(*shape)
             ids, log_probs, sampling_log_probs = _decode(
-                decoder, model.get_output_embeddings(), draw, uniform, num_generations, policy.stop_ids, on_token
+                decoder, policy, model.get_output_embeddings(), draw, uniform, num_generations, on_token
             )
         mask = (ids >= 0).long()  # (N, T)
         ids = ids.clamp(min=0)
@@ -85,17 +85,18 @@ def inverse_transform(log_p: Tensor, uniform: Tensor) -> Tensor:
 
 def _decode(
     decoder: Decoder,
+    policy: Policy,
     head: Callable[[Tensor], Tensor],
     draw: Draw,
     uniform: Tensor,
     group: int,
-    stop_ids: Tensor,
     on_token: Callable[[int], None],
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Tokens (N, T), -1 behind the end, and their log-probabilities before and after truncation (N, T).
 
     Rows are decoded as a grid of prompts and rows per prompt. Once ended rows would leave a quarter of it empty, the
-    grid shrinks to the prompts that are still written for, and as many rows as the busiest of them needs.
+    grid shrinks to the prompts that are still written for, and as many rows as the busiest of them needs. What
+    is computed only because other ranks still need forwards is left out.
     """
     limit, device = uniform.shape[1], uniform.device
     rows = torch.arange(len(uniform), device=device).view(-1, group)  # which row each place of the grid is
@@ -110,20 +111,21 @@ def _decode(
         ids[places, t] = torch.where(going, tokens, -1)
         for kept, values in zip((log_probs, sampling_log_probs), drawn, strict=True):
             kept[places, t] = torch.where(going, values, 0.0)
-        going = going & ~torch.isin(tokens, stop_ids)
+        going = going & ~torch.isin(tokens, policy.stop_ids)
         on_token(t + 1)
         if t + 1 == limit:
             break
         if (t + 1) % check_every == 0:
             busy = going.view(rows.shape).sum(1)  # (prompts,)
             needed, prompts = int(busy.max()), int((busy > 0).sum())
-            if needed == 0:
+            if policy.all_done(needed == 0):
                 break
-            if needed * prompts <= 0.75 * rows.numel():
+            if 0 < needed * prompts <= 0.75 * rows.numel():
                 order = going.view(rows.shape)[busy > 0].int().argsort(dim=1, descending=True, stable=True)[:, :needed]
                 grid = (busy > 0).nonzero() * rows.shape[1] + order
                 decoder.keep(grid)
                 places, going, tokens = places[grid].flatten(), going[grid.flatten()], tokens[grid.flatten()]
                 rows = places.view(grid.shape)
         hidden = decoder.step(tokens)
-    return ids[:, : t + 1], log_probs[:, : t + 1], sampling_log_probs[:, : t + 1]
+    width = int((ids >= 0).sum(1).max())
+    return ids[:, :width], log_probs[:, :width], sampling_log_probs[:, :width]
