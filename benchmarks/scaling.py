@@ -67,8 +67,8 @@ def fsdp2_traffic(groups: Sequence[dict[str, Any]], micro_batches: int) -> Traff
     """Of a step with one optimizer step, where weights train and a frozen copy is the reference.
 
     All groups but the reference's are gathered once for the rollout. Then, for each micro-batch, decoder layers are in
-    each forward and once more in each backward; the vision tower and the rest stay whole from a forward to its backward,
-    and without one until the next. Gradients are scattered after each backward.
+    each forward and once more in each backward; the vision tower and the rest stay whole from a forward to its
+    backward, and without one until the next. Gradients are scattered after each backward.
     """
     times = {
         "layer": 1 + 2 * micro_batches,

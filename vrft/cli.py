@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from jsonargparse import set_parsing_settings
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.fabric.utilities.rank_zero import _get_rank
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -66,6 +67,9 @@ HARMLESS = (
 )
 
 
+TRUSTS = "model.init_args.policy.init_args.trust_remote_code"
+
+
 class OneLineParser(LightningArgumentParser):
     """Says in one line which field is wrong and what was expected, instead of pages of usage."""
 
@@ -97,8 +101,17 @@ class VRFTCLI(LightningCLI):
             }
         )
 
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        self.words: list[str] = args
+        super().parse_arguments(parser, args)
+
     def before_instantiate_classes(self) -> None:
         config = self.config[self.subcommand]
+        if config.get(TRUSTS) and not any("trust_remote_code" in word for word in self.words):
+            raise ConfigurationError(
+                "model.policy.trust_remote_code: a file can't say that code of strangers may run; if you mean it, say "
+                "--model.policy.trust_remote_code=true on the command line"
+            )
         if config.trainer.default_root_dir is None:
             config.trainer.default_root_dir = config.run_dir
         for folder in (config.run_dir, config.checkpoint.dirpath) if self.subcommand == "fit" else (config.run_dir,):
@@ -124,7 +137,12 @@ class VRFTCLI(LightningCLI):
             self.trainer_defaults["callbacks"].append(GracefulStop())
         if self.subcommand == "doctor":  # looks at a run on several processes from one
             kwargs |= {"devices": 1, "num_nodes": 1, "strategy": "auto"}
-        trainer = super().instantiate_trainer(**kwargs)
+        try:
+            trainer = super().instantiate_trainer(**kwargs)
+        except ConfigurationError:
+            raise
+        except (ValueError, MisconfigurationException) as error:  # of a name that it knows nothing of
+            raise ConfigurationError(f"trainer: {error}") from error
         if trainer.loggers and not any(isinstance(logger, CSVLogger) for logger in trainer.loggers):
             trainer.loggers = [*trainer.loggers, CSVLogger(trainer.default_root_dir, name="logs")]
         return trainer

@@ -7,6 +7,8 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
+from vrft.secrets import hide
+
 NAMES = re.compile(r"--([\w.]+)|class_path '([\w.]+)'|import path string: ([\w.]+)|[Oo]ption '([\w.]+)'")
 
 
@@ -28,9 +30,10 @@ def reported(command: Callable[[Sequence[str]], int], args: Sequence[str]) -> in
 
 def message_lines(error: BaseException) -> str:
     """The message of an error: in one line, unless it is a list that we made."""
+    text = hide(str(error))
     if isinstance(error, ConfigurationError):
-        return "\n".join(" ".join(line.split()) for line in str(error).splitlines())
-    return " ".join(str(error).split())
+        return "\n".join(" ".join(line.split()) for line in text.splitlines())
+    return " ".join(text.split())
 
 
 NOISE = re.compile(

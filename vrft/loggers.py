@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import sys
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -13,6 +14,8 @@ from lightning.pytorch.loggers import CSVLogger as LightningCSVLogger
 from lightning.pytorch.loggers import WandbLogger as LightningWandbLogger
 from lightning.pytorch.loggers.logger import rank_zero_experiment
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
+
+from vrft.secrets import hide
 
 
 class CSVLogger(LightningCSVLogger):
@@ -65,7 +68,11 @@ class WandbLogger(LightningWandbLogger):
             save_dir,
             project=project,
             mode="offline" if offline else "online",
-            settings=wandb.Settings(init_timeout=init_timeout, silent=True),
+            settings=wandb.Settings(
+                init_timeout=init_timeout,
+                silent=True,
+                x_disable_meta=any(hide(word) != word for word in sys.argv),  # it has the command line in it
+            ),
         )
         del self._wandb_init["anonymous"]  # wandb warns about it even where it is None
 

@@ -9,9 +9,11 @@ import yaml
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import SaveConfigCallback
 
+from vrft.secrets import hide_in
+
 
 class SaveResolvedConfig(SaveConfigCallback):
-    """Writes `config.yaml`: every field with the value that it had.
+    """Writes `config.yaml`: every field with the value that it had, but for secrets.
 
     Only paths in the run's folder stay relative to `run_dir`, so that a rerun of the file has a folder of its own.
     """
@@ -20,7 +22,7 @@ class SaveResolvedConfig(SaveConfigCallback):
         if stage == "fit" and trainer.is_global_zero:
             config = yaml.safe_load(self.parser.dump(self.config, skip_none=False))
             run_dir = config["run_dir"]
-            config = {**_relative_to(run_dir, config), "run_dir": run_dir, "ckpt_path": None}
+            config = {**_relative_to(run_dir, hide_in(config)), "run_dir": run_dir, "ckpt_path": None}
             path = Path(trainer.default_root_dir) / "config.yaml"
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(yaml.safe_dump(config, sort_keys=False))

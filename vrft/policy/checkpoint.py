@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import difflib
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from vrft.errors import ConfigurationError
@@ -18,7 +20,7 @@ def find_checkpoint(name: str) -> str:
     Raises:
         ConfigurationError: it is not a folder with a config.json, not a built-in policy and not reachable on the Hub.
     """
-    if (BUILT_IN / name / "config.json").is_file():
+    if name in (path.name for path in BUILT_IN.iterdir()):
         return str(BUILT_IN / name)
     folder = Path(name).expanduser()
     if folder.exists():
@@ -38,6 +40,26 @@ def find_checkpoint(name: str) -> str:
         )
     _check_hub(name)
     return name
+
+
+@contextmanager
+def loading(field: str, name: str, remedy: str = "vrft runs none of it") -> Iterator[None]:
+    """Around `from_pretrained`: what is wrong with a checkpoint, in one line. `remedy`: where it brings its own code.
+
+    Raises:
+        ConfigurationError: it has no safetensors, lacks a file, or brings code of its own.
+    """
+    try:
+        yield
+    except ValueError as error:
+        if "trust_remote_code" not in str(error):
+            raise
+        raise ConfigurationError(
+            f"{field}: {name} brings Python code of its own, which would run with all your rights; {remedy}"
+        ) from error
+    except OSError as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise ConfigurationError(f"{field}: {name}: {reason} (weights have to be safetensors)") from error
 
 
 def _built_in_names() -> str:

@@ -40,7 +40,7 @@ PROCESSOR_FILES = (
 )
 
 
-def load_processor(folder: str, **kwargs: Any) -> Any:
+def load_processor(folder: str, trust_remote_code: bool = False, **kwargs: Any) -> Any:
     """`AutoProcessor.from_pretrained`, for images alone where torchvision is missing.
 
     transformers 5 has image processors without torchvision but no video processors, so AutoProcessor refuses every
@@ -50,9 +50,10 @@ def load_processor(folder: str, **kwargs: Any) -> Any:
     from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
     from transformers.utils import is_torchvision_available
 
-    cls = None if is_torchvision_available() else PROCESSOR_MAPPING.get(type(AutoConfig.from_pretrained(folder)), None)
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    cls = None if is_torchvision_available() else PROCESSOR_MAPPING.get(type(config), None)
     if cls is None or "video_processor" not in cls.get_attributes():
-        return AutoProcessor.from_pretrained(folder, **kwargs)
+        return AutoProcessor.from_pretrained(folder, trust_remote_code=trust_remote_code, **kwargs)
     kept = [name for name in cls.get_attributes() if name != "video_processor"]
 
     class ImageOnly(cls):  # type: ignore[misc, valid-type]
@@ -62,7 +63,7 @@ def load_processor(folder: str, **kwargs: Any) -> Any:
         video_processor = SimpleNamespace(num_frames=1, fps=1)  # SmolVLM's chat template asks, whatever the messages
 
     ImageOnly.__name__ = cls.__name__
-    return ImageOnly.from_pretrained(folder, video_processor=None, **kwargs)
+    return ImageOnly.from_pretrained(folder, video_processor=None, trust_remote_code=trust_remote_code, **kwargs)
 
 
 def copy_processor(source: str, folder: Path) -> None:

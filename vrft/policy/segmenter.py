@@ -30,8 +30,11 @@ class SamSegmenter(Segmenter):
         if self.model is None:
             from transformers import SamModel, SamProcessor
 
-            self.processor = SamProcessor.from_pretrained(self.checkpoint)
-            self.model = SamModel.from_pretrained(self.checkpoint, use_safetensors=True).eval().to(self.device)
+            from vrft.policy.checkpoint import loading
+
+            with loading("SamSegmenter.checkpoint", self.checkpoint):
+                self.processor = SamProcessor.from_pretrained(self.checkpoint)
+                self.model = SamModel.from_pretrained(self.checkpoint, use_safetensors=True).eval().to(self.device)
         inputs = self.processor(image, input_boxes=[[[*box]]], return_tensors="pt").to(self.device)
         output = self.model(**inputs)
         masks = self.processor.post_process_masks(

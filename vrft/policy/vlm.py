@@ -17,7 +17,7 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 from torch.distributed.fsdp import FSDPModule
 
 from vrft.boxes import Coordinates
-from vrft.policy.checkpoint import find_checkpoint
+from vrft.policy.checkpoint import find_checkpoint, loading
 from vrft.policy.logprobs import token_distribution, token_log_probs
 from vrft.policy.patches import project_patches
 from vrft.policy.processor import FAMILIES, Encoder, copy_processor, load_processor
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
+TRUST = "if you have read it and trust it, say --model.policy.trust_remote_code=true on the command line"
 WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
 """State dicts of what trains, as on one device, however ranks share it."""
 
@@ -71,6 +72,7 @@ class Policy(nn.Module):
         gradient_checkpointing: bool = False,
         offload_reference: bool = False,
         coordinates: Coordinates | None = None,
+        trust_remote_code: bool = False,
     ) -> None:
         """Names the checkpoint; `load` reads it.
 
@@ -85,6 +87,7 @@ class Policy(nn.Module):
             offload_reference: keep a full reference in the CPU's memory while it has nothing to do.
             coordinates: of boxes in prompts and answers: thousandths of the image (Qwen2-VL, Qwen3-VL), pixels of the
                 resized image (Qwen2.5-VL) or unit, 0..1 (LLaVA); default: what the checkpoint's family was taught.
+            trust_remote_code: run Python code that comes with the checkpoint; on the command line only.
         """
         super().__init__()
         self.checkpoint = find_checkpoint(checkpoint)
@@ -93,7 +96,7 @@ class Policy(nn.Module):
         self.dtype = getattr(torch, dtype)
         self.pixels = {"shortest_edge": min_pixels, "longest_edge": max_pixels}
         self.gradient_checkpointing, self.offload_reference = gradient_checkpointing, offload_reference
-        self.coordinates = coordinates
+        self.coordinates, self.trust_remote_code = coordinates, trust_remote_code
         self.reference = None
         self.shares_prefixes = self.frozen_vision = False
         self.layer_by_layer = False
@@ -102,18 +105,15 @@ class Policy(nn.Module):
 
     def load(self, keep_reference: bool) -> None:
         """Read the checkpoint. `keep_reference`: keep a frozen copy to compare with, unless LoRA makes one needless."""
-        from transformers import AutoModelForImageTextToText
-
         from vrft.policy.shared_prefix import share_prefixes
 
-        self.processor = load_processor(self.checkpoint)
+        with loading("model.policy.checkpoint", self.checkpoint, TRUST):
+            self.processor = load_processor(self.checkpoint, self.trust_remote_code)
+            model = self._pretrained(torch.float32, attn_implementation="sdpa")
         size = self.processor.image_processor.size
         for edge, value in self.pixels.items():
             if value is not None:
                 size[edge] = value
-        model = AutoModelForImageTextToText.from_pretrained(
-            self.checkpoint, dtype=torch.float32, use_safetensors=True, attn_implementation="sdpa"
-        )
         self.shares_prefixes = share_prefixes(model)
         project_patches(model)
         if self.gradient_checkpointing:
@@ -136,6 +136,13 @@ class Policy(nn.Module):
         banned = sorted({*special, *self.tokenizer.all_special_ids, model.config.image_token_id}.difference(stop))
         self.register_buffer("banned_ids", torch.tensor(banned), persistent=False)
         self.register_buffer("stop_ids", torch.tensor(stop), persistent=False)
+
+    def _pretrained(self, dtype: torch.dtype, **kwargs: Any) -> PreTrainedModel:
+        from transformers import AutoModelForImageTextToText
+
+        return AutoModelForImageTextToText.from_pretrained(
+            self.checkpoint, dtype=dtype, use_safetensors=True, trust_remote_code=self.trust_remote_code, **kwargs
+        )
 
     @staticmethod
     def _with_adapters(model: PreTrainedModel, lora: LoRA) -> nn.Module:
@@ -376,10 +383,11 @@ class Policy(nn.Module):
             folder: is made.
             weights: from `trained_weights`.
         """
-        from transformers import AutoConfig, AutoModelForImageTextToText
+        from transformers import AutoConfig
 
-        dtype = AutoConfig.from_pretrained(self.checkpoint).dtype or torch.float32
-        model = AutoModelForImageTextToText.from_pretrained(self.checkpoint, dtype=torch.float32, use_safetensors=True)
+        config = AutoConfig.from_pretrained(self.checkpoint, trust_remote_code=self.trust_remote_code)
+        dtype = config.dtype or torch.float32
+        model = self._pretrained(torch.float32)
         if self.lora is None:
             model.load_state_dict(weights, strict=False)
         else:

@@ -34,8 +34,13 @@ class RewardModel(Reward):
         if self.tokenizer is None:
             from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-            self.tokenizer = AutoTokenizer.from_pretrained(self.checkpoint)
-            model = AutoModelForSequenceClassification.from_pretrained(self.checkpoint, use_safetensors=True)
+            from vrft.policy.checkpoint import loading
+
+            with loading("RewardModel.checkpoint", self.checkpoint):
+                self.tokenizer = AutoTokenizer.from_pretrained(self.checkpoint, trust_remote_code=False)
+                model = AutoModelForSequenceClassification.from_pretrained(
+                    self.checkpoint, use_safetensors=True, trust_remote_code=False
+                )
             self.model = model.requires_grad_(False).eval()
             if self.tokenizer.pad_token is None:
                 self.tokenizer.pad_token = self.tokenizer.eos_token
