@@ -89,17 +89,16 @@ class AugmentedSet(Dataset[Sample]):
 class SurvivingLoader(DataLoader[Sample]):
     """A DataLoader whose workers may die, by the hand of a system short of memory: others take over where they were."""
 
-    sampler: ResumableSampler
     dead_workers = 0
     first_batch = 0
     """Batches to leave out the next time."""
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
-        assert self.batch_size is not None
+        batches: Any = self.batch_sampler  # Lightning makes another one to predict, around the same sampler
         handed_out, self.first_batch = self.first_batch, 0
         deaths = 0
         while True:
-            self.sampler.start = handed_out * self.batch_size
+            batches.sampler.start = handed_out * batches.batch_size
             try:
                 for batch in self._batches():
                     handed_out, deaths = handed_out + 1, 0
