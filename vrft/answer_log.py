@@ -7,9 +7,21 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from vrft.types import Answer, Sample
 
 END = {"complete": True}
+
+
+class Entry(msgspec.Struct):
+    """An answer, with its tokens and their log-probabilities."""
+
+    sample: int
+    image_id: int
+    query: str
+    completion: str
+    tokens: list[tuple[str, float]]
 
 
 class AnswerLog:
@@ -31,7 +43,7 @@ class AnswerLog:
         parts = [_read(file) for file in files]
         interrupted = not all(END in part for part in parts)
         kept = [part for part in parts if part and part[0] == {"asked": dict(asked)}] if interrupted else []
-        self.known = {entry["sample"]: entry for part in kept for entry in part[1:] if "sample" in entry}
+        self.known = {entry["sample"]: entry for part in kept for entry in part[1:] if _is_entry(entry)}
         self.path = folder / f"answers-{rank}.jsonl"
         mine = next((part for file, part in zip(files, parts, strict=True) if file == self.path), [])
         entries = mine if mine in kept else [{"asked": dict(asked)}]
@@ -63,12 +75,20 @@ class AnswerLog:
             file.write(json.dumps(entry, allow_nan=False) + "\n")
 
 
+def _is_entry(value: Any) -> bool:
+    try:
+        msgspec.convert(value, type=Entry)
+    except msgspec.ValidationError:
+        return False
+    return True
+
+
 def _read(path: Path) -> list[Any]:
     """The lines of a file; the last one may have been cut off."""
     entries = []
     for line in path.read_text().splitlines():
         try:
             entries.append(json.loads(line))
-        except ValueError:
+        except (ValueError, RecursionError):
             break
     return entries

@@ -278,7 +278,7 @@ def read_instances(path: Path) -> InstancesFile:
     data = read_bytes(path)
     try:
         return msgspec.json.decode(data, type=InstancesFile)
-    except msgspec.ValidationError as error:
+    except (msgspec.ValidationError, RecursionError) as error:
         raise ConfigurationError(f"{path}: not a COCO or LVIS instances file: {error}") from error
     except (msgspec.DecodeError, UnicodeDecodeError):
         pass  # NaN and infinities are not JSON, but Python writes and reads them: they are reported by record

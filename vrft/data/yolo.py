@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -117,8 +118,8 @@ def read_config(path: Path, part: Part) -> tuple[Path, dict[int, str]]:
     if not isinstance(root, str) or not is_text(below):
         raise ConfigurationError(f"data.config: {path}: {part}: expected a folder of images, got {brief(below)}")
     folder = path.parent / root / below
-    if not folder.is_dir():
-        raise ConfigurationError(f"data.config: {path}: {part}: no such folder: {folder}")
+    if not os.path.isdir(folder):  # which is no error either for a name that can't be one
+        raise ConfigurationError(f"data.config: {path}: {part}: no such folder: {brief(str(folder))}")
     return folder, names
 
 

@@ -302,7 +302,7 @@ def read_results(path: Path, truth: Truth, field: str = "results") -> Array:
         entries = msgspec.json.decode(path.read_bytes(), type=list[Result])
     except OSError as error:
         raise ConfigurationError(f"{field}: {path} can't be read: {error.strerror}") from error
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ConfigurationError(
             f"{field}: {path} is not a list of {{image_id, category_id, bbox, score}}: {error}"
         ) from error
