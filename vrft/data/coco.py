@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -177,7 +178,7 @@ class Instances:
             return self.folder / entry.file_name
         parts = entry.coco_url.rsplit("/", 2)[-2:]  # LVIS's held-out images lie in both of COCO's folders
         nested = self.folder.joinpath(*parts)
-        return nested if nested.parent.is_dir() else self.folder / parts[-1]
+        return nested if os.path.isdir(nested.parent) else self.folder / parts[-1]
 
     def _names(self, entries: Sequence[CategoryEntry]) -> dict[int, str]:
         """Category names by id; without them nothing can be read, so a bad one ends it."""

@@ -45,17 +45,25 @@ def decode_text(data: bytes) -> str:
         return data.decode("cp1252")
 
 
+def read_text(path: Path) -> str:
+    """The content of a text file.
+
+    Raises:
+        ConfigurationError: it can't be read, or is not text.
+    """
+    try:
+        return decode_text(read_bytes(path))
+    except UnicodeDecodeError as error:
+        raise ConfigurationError(f"{path}: not a text file: {error}") from error
+
+
 def read_lines(path: Path) -> Iterator[tuple[str, str]]:
     """Where each line that is not empty stands, and the line without white space around it.
 
     Raises:
         ConfigurationError: the file is not text.
     """
-    try:
-        text = decode_text(read_bytes(path))
-    except ValueError as error:
-        raise ConfigurationError(f"{path}: not a text file: {error}") from error
-    for number, line in enumerate(text.split("\n"), 1):
+    for number, line in enumerate(read_text(path).split("\n"), 1):
         if line.strip():
             yield f"{path}: line {number}", line.strip()
 

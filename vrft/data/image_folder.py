@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from vrft.data.files import decode_text, read_bytes, require_file, require_folder
+from vrft.data.files import read_text, require_file, require_folder
 from vrft.data.records import Part, Problems, Record, RecordData
 from vrft.errors import ConfigurationError
 
@@ -88,7 +88,7 @@ class CsvData(RecordData):
 
     def _lines(self, path: Path) -> Iterator[tuple[int, list[str]]]:
         try:
-            reader = csv.DictReader(io.StringIO(decode_text(read_bytes(path)), newline=""))
+            reader = csv.DictReader(io.StringIO(read_text(path), newline=""))
             missing = [name for name in self.columns if name not in (reader.fieldnames or ())]
             if missing:
                 raise ConfigurationError(
