@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install quickstart test tiny-policies
+.PHONY: install quickstart test fuzz tiny-policies
 
 install: .venv/installed
 
@@ -20,6 +20,11 @@ test: install
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/python -m pytest
+	$(BIN)/python tests/fuzz/run.py --inputs 40000
+
+# Broken inputs for everything that reads what others wrote: about 20 minutes on two cores.
+fuzz: install
+	$(BIN)/python tests/fuzz/run.py --inputs 1000000 --seed 1
 
 # Builds vrft/policy/checkpoints again with the package's own SFT: about 15 minutes on one core.
 tiny-policies: install

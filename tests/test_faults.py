@@ -258,6 +258,47 @@ def test_a_full_disk_does_not_end_a_run(whole: Path, like_whole: Command, tmp_pa
     assert sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir()) == ["last.ckpt", "step=6.ckpt"]
 
 
+class NoRoom(Callback):
+    """A disk without room for anything, in an evaluation after some steps or from the last checkpoint on."""
+
+    def __init__(self, when: str) -> None:
+        self.when = when
+
+    def on_validation_epoch_start(self, trainer: Trainer, *_: Any) -> None:
+        if self.when == "evaluation" and trainer.global_step == 3:
+            self.limit(0)
+
+    def on_validation_end(self, trainer: Trainer, *_: Any) -> None:
+        self.limit(resource.RLIM_INFINITY)
+
+    def on_train_end(self, *_: Any) -> None:
+        if self.when == "end":
+            self.limit(0)
+
+    def limit(self, size: int) -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+
+
+def test_no_room_for_an_evaluation_costs_its_files_alone(whole: Path, like_whole: Command, tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match=r"evaluation/val-3: files of this evaluation are missing: .*File too large"):
+        assert main(like_whole("--trainer.val_check_interval=3", callback("NoRoom", when="evaluation"))) == 0
+    assert not {*STATE} & {*KILLS.differences(whole, tmp_path / "run")}
+    assert (3 - 1, "val/mIoU") in KILLS.rows(tmp_path / "run")
+
+
+def test_no_room_at_the_end_is_one_line(
+    like_whole: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    try:
+        assert main(like_whole(callback("NoRoom", when="end"), "--trainer.limit_val_batches=0")) == 1
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert said.startswith("vrft: can't write ")
+    assert "File too large" in said
+    assert (tmp_path / "run" / "checkpoints" / "last.ckpt").exists()
+
+
 def test_no_room_for_the_last_checkpoint_is_an_error(
     whole: Path, like_whole: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import signal
 import sys
@@ -66,6 +67,9 @@ HARMLESS = (
     "Checkpoint directory .* exists and is not empty",  # a continued run
 )
 
+
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+"""What a disk says that is full, or that may not be written to any more."""
 
 TRUSTS = "model.init_args.policy.init_args.trust_remote_code"
 
@@ -222,6 +226,11 @@ def run(args: list[str]) -> int:
     except (ValueError, OmegaConfBaseException) as error:
         print(f"vrft: {message_lines(users_mistake(error))}", file=sys.stderr)
         return 2
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise
+        print(f"vrft: can't write {error.filename or 'to the disk'}: {error.strerror}", file=sys.stderr)
+        return 1
     except SystemExit as error:
         if isinstance(error.__context__, KeyboardInterrupt):  # Lightning exits with 1
             return 128 + signal.SIGINT

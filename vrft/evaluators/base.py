@@ -11,6 +11,7 @@ from typing import Any, Generic, TypeVar
 import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from vrft.checkpoint_io import replacing
 from vrft.data.datamodule import VisionData
@@ -83,10 +84,13 @@ class Evaluator(Callback, Generic[Row]):
         if rows and trainer.is_global_zero:
             name = Path(trainer.ckpt_path).stem if trainer.ckpt_path else str(trainer.global_step)
             folder = Path(trainer.default_root_dir) / "evaluation" / f"{stage}-{name}"
-            self.write(folder, rows)
-            for logger in trainer.loggers:
-                if isinstance(logger, WandbLogger):
-                    self.show(logger, stage, folder)
+            try:
+                self.write(folder, rows)
+                for logger in trainer.loggers:
+                    if isinstance(logger, WandbLogger):
+                        self.show(logger, stage, folder)
+            except OSError as error:  # the scores are logged all the same
+                rank_zero_warn(f"{folder}: files of this evaluation are missing: {error}")
 
     on_test_epoch_start = on_validation_epoch_start
     on_test_batch_end = on_validation_batch_end
