@@ -45,7 +45,7 @@ def test_an_interrupted_test_goes_on_and_a_complete_one_starts_anew(
         main(["test", *quick_fit(*common, evaluator, stop)[1:]])
     assert len(ASKED) == 6
     log = tmp_path / "run" / "evaluation" / "answers-base" / "answers-0.jsonl"
-    log.write_text(log.read_text()[:-20])  # as if the last line had not been written whole
+    log.write_bytes(log.read_bytes()[:-20] + b"\xed")  # as if the last line had not been written whole, and badly
     ASKED.clear()
     assert main(["test", *quick_fit(*common, evaluator)[1:]]) == 0
     everything = json.loads((tmp_path / "run" / "evaluation" / "test-0" / "coco.meta.json").read_text())

@@ -86,7 +86,7 @@ def _is_entry(value: Any) -> bool:
 def _read(path: Path) -> list[Any]:
     """The lines of a file; the last one may have been cut off."""
     entries = []
-    for line in path.read_text().splitlines():
+    for line in path.read_bytes().splitlines():
         try:
             entries.append(json.loads(line))
         except (ValueError, RecursionError):
