@@ -386,6 +386,13 @@ def test_missing_folder_is_named_at_once(tmp_path: Path) -> None:
         ImageFolderData(str(tmp_path))
 
 
+def test_why_there_are_too_few_shots_is_said(tmp_path: Path) -> None:
+    data = coco_data(tmp_path, shots=1)
+    (tmp_path / "a.png").unlink()
+    with pytest.raises(ConfigurationError, match="no such image"):
+        samples_of(data, tmp_path)
+
+
 def test_shots_are_seeded_nested_and_per_category() -> None:
     items = [(category, i) for i in range(50) for category in "ab"]
     four = choose_shots(items, lambda item: item[0], 4, 1, lambda _: True)

@@ -195,7 +195,11 @@ class RecordData(VisionData):
         if needs_train:
             if self.shots is not None:
                 usable = UsableImages(problems)
-                train = choose_shots(train, category, self.shots, self.seed, usable)
+                try:
+                    train = choose_shots(train, category, self.shots, self.seed, usable)
+                except ConfigurationError:
+                    problems.report(self.on_bad_record, folder, replace_list=True)  # why there are too few
+                    raise
                 record_shots(str(folder), [(category(record), str(record.image)) for record in train])
             train += self.further_records(train)
             train = check_targets(self.finish(check_images(train, problems), problems), problems)
