@@ -91,6 +91,7 @@ class VisionTrainer(Trainer):
                 after = [row for _, row in sorted(evaluator.rows.items())]
                 found |= compare(evaluator, [row for _, row in rows], after, resamples, model.seed)
             names = (Path(against).stem, Path(ckpt_path).stem if ckpt_path else "base")
+            names = (against, str(ckpt_path)) if len({*names}) == 1 else names  # both last.ckpt
             path = Path(self.default_root_dir) / "evaluation" / "comparison.json"
             write_json(path, as_json(found, names))
             Console(width=110).print(table(found, names))
