@@ -1,7 +1,8 @@
 """What README and docs tell people to type is typed here, in a folder with small data in the places that they name.
 
-Every `python -m vrft` command runs, with a small policy, one step and nothing else changed; those that start several
-processes are parsed alone (`test_launchers.py` runs them). A block below `<!-- not run: reason -->` is left out.
+Every `python -m vrft` command runs, with a small policy, one step and nothing else changed. Those that start several
+processes or need servers are parsed alone: `test_launchers.py` and `test_vllm.py` run them. A block below
+`<!-- not run: reason -->` is left out.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ SMALL = [
     *("--data.batch_size=2", "--data.num_workers=0", "--trainer.max_steps=1", "--trainer.enable_progress_bar=false"),
     *("--trainer.accelerator=cpu", CSV_ONLY),
 ]
-SEVERAL_PROCESSES = ("configs/trainer/", "--trainer.strategy")
+PARSED_ALONE = ("configs/trainer/", "--trainer.strategy", "configs/engine/")
 
 
 class Block(NamedTuple):
@@ -167,7 +168,7 @@ def test_command(command: str, workspace: Path, capsys: pytest.CaptureFixture[st
     words = shlex.split(command)
     if words[0] == "make":
         assert f"\n{words[1]}:" in (ROOT / "Makefile").read_text()
-    elif words[:3] == ["python", "-m", "vrft"] and not any(part in command for part in SEVERAL_PROCESSES):
+    elif words[:3] == ["python", "-m", "vrft"] and not any(part in command for part in PARSED_ALONE):
         assert run(words[3:], workspace), capsys.readouterr().err[-2000:]
     else:
         start = words.index("docs/slurm.sh" if words[0] == "sbatch" else "vrft") + 1
