@@ -168,6 +168,8 @@ def test_command(command: str, workspace: Path, capsys: pytest.CaptureFixture[st
     words = shlex.split(command)
     if words[0] == "make":
         assert f"\n{words[1]}:" in (ROOT / "Makefile").read_text()
+    elif words[0] == "python" and words[1].endswith(".py"):
+        assert (ROOT / words[1]).exists()
     elif words[:3] == ["python", "-m", "vrft"] and not any(part in command for part in PARSED_ALONE):
         assert run(words[3:], workspace), capsys.readouterr().err[-2000:]
     else:
