@@ -1,19 +1,24 @@
-"""Where numbers go: loggers that never end a run."""
+"""Where numbers, tables and pictures go: loggers that never end a run."""
 
 from __future__ import annotations
 
+import html
 import os
 import secrets
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import CSVLogger as LightningCSVLogger
+from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.loggers import WandbLogger as LightningWandbLogger
 from lightning.pytorch.loggers.logger import rank_zero_experiment
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
+from PIL import Image
 
 from vrft.secrets import hide
 
@@ -142,3 +147,41 @@ def run_id(folder: Path) -> str:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(secrets.token_hex(4))
     return file.read_text()
+
+
+def logged_step(trainer: Trainer) -> int:
+    """The step of the loggers: rollouts before the present one."""
+    return trainer.fit_loop.epoch_loop._batches_that_stepped
+
+
+def show_picture(loggers: Iterable[Logger], name: str, picture: Image.Image, step: int) -> None:
+    """Log a picture where it can be looked at: Weights & Biases, TensorBoard."""
+    for logger in loggers:
+        if isinstance(logger, LightningWandbLogger):
+            logger.log_image(name, [picture], step=step)
+        elif isinstance(logger, TensorBoardLogger):
+            logger.experiment.add_image(name, np.asarray(picture.convert("RGB")), step, dataformats="HWC")
+
+
+def show_table(
+    loggers: Iterable[Logger], name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], step: int
+) -> None:
+    """Log a table of plain values where it can be looked at."""
+    for logger in loggers:
+        if isinstance(logger, LightningWandbLogger):
+            logger.log_table(name, [*columns], [[*row] for row in rows], step=step)
+        elif isinstance(logger, TensorBoardLogger):
+            logger.experiment.add_text(name, markdown_table(columns, rows), step)
+
+
+def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    r"""A table in Markdown; what a cell holds is text, whatever it looks like.
+
+    >>> print(markdown_table(["name", "AP"], [["a|b\n<i>", 0.5]]))
+    | name | AP |
+    |---|---|
+    | a&#124;b &lt;i&gt; | 0.5 |
+    """
+    lines = [columns, ["---"] * len(columns), *rows]
+    cells = [[html.escape(" ".join(str(cell).split())).replace("|", "&#124;") for cell in line] for line in lines]
+    return "\n".join(f"| {' | '.join(line)} |" if line != cells[1] else f"|{'|'.join(line)}|" for line in cells)
