@@ -22,6 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 from vrft.callbacks.checkpoint import RunCheckpoint
 from vrft.callbacks.export import ExportHuggingFace
 from vrft.callbacks.graceful_stop import GracefulStop
+from vrft.callbacks.guards import Guards
 from vrft.callbacks.predictions import Predictions
 from vrft.callbacks.progress import PhaseProgressBar
 from vrft.callbacks.save_config import SaveResolvedConfig
@@ -95,6 +96,7 @@ class VRFTCLI(LightningCLI):
         parser.add_lightning_class_args(Transcripts, "transcripts")
         parser.add_lightning_class_args(RunCheckpoint, "checkpoint")
         parser.add_lightning_class_args(SkippedSteps, "skipped_steps")
+        parser.add_lightning_class_args(Guards, "guards")
         parser.set_defaults(
             {
                 "checkpoint.dirpath": "${..run_dir}/checkpoints",

@@ -19,6 +19,7 @@ GENERAL = """
   --trainer.devices, --trainer.accelerator, --trainer.strategy   as in Lightning
   --trainer.logger.offline=false   send the run to Weights & Biases (the last logger of the list)
   --transcripts.every_n_rollouts INT, --checkpoint.every_n_train_steps INT
+  --guards.off '[NAME, ...]'       guards that keep quiet, see docs/dashboards.md
 """
 
 MORE = """
