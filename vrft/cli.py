@@ -33,6 +33,7 @@ from vrft.data import VisionData
 from vrft.errors import ConfigurationError, message_lines, shorten, users_mistake
 from vrft.loggers import CSVLogger, WandbLogger
 from vrft.module import VisionModule
+from vrft.predict import ask_about_images, gather_words, take_folder
 from vrft.run_dir import choose_run_dir
 from vrft.tasks import Task
 from vrft.trainer import Stopped, VisionTrainer
@@ -125,6 +126,9 @@ class VRFTCLI(LightningCLI):
         if self.subcommand == "doctor":
             return
         config.weights_only = True
+        if self.subcommand == "predict":
+            ask_about_images(config)
+            take_folder(config)
         if config.ckpt_path == "last":
             config.ckpt_path = str(Path(config.checkpoint.dirpath) / "last.ckpt")
         against = config.against if self.subcommand == "test" else None
@@ -223,7 +227,7 @@ def run(args: list[str]) -> int:
             parser_kwargs={"parser_mode": "omegaconf+", "allow_abbrev": False, "prog": "python -m vrft"},
             auto_configure_optimizers=False,
             seed_everything_default=0,
-            args=choose_run_dir(args),
+            args=choose_run_dir(gather_words(args)),
         )
     except (ValueError, OmegaConfBaseException) as error:
         print(f"vrft: {message_lines(users_mistake(error))}", file=sys.stderr)

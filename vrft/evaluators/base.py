@@ -33,7 +33,8 @@ class Evaluator(Callback, Generic[Row]):
         self.rows: dict[int, Row] = {}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        self.check(trainer.datamodule)  # type: ignore[attr-defined]
+        if stage != "predict":
+            self.check(trainer.datamodule)  # type: ignore[attr-defined]
 
     def check(self, data: VisionData) -> None:
         """Raise ConfigurationError if held-out samples can't be evaluated. Called before any work, data being read."""
