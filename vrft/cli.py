@@ -32,6 +32,7 @@ from vrft.callbacks.transcripts import Transcripts
 from vrft.data import VisionData
 from vrft.errors import ConfigurationError, message_lines, shorten, users_mistake
 from vrft.loggers import CSVLogger, WandbLogger
+from vrft.model_card import write_card
 from vrft.module import VisionModule
 from vrft.predict import ask_about_images, gather_words, take_folder
 from vrft.run_dir import choose_run_dir
@@ -190,9 +191,11 @@ class VRFTCLI(LightningCLI):
             loop.epoch_progress.increment_completed()
         if summary.tuned_step != self.trainer.global_step:
             self.trainer.validate(self.model, self.datamodule, verbose=False)
+        run = Path(self.trainer.default_root_dir)
         if self.trainer.is_global_zero and summary.base is not None:
-            print(f"summary: {summary.write(Path(self.trainer.default_root_dir))}")
+            print(f"summary: {summary.write(run)}")
         if self.trainer.is_global_zero:
+            write_card(run / "export", run, self.model.task.template, adapter=False, at_end=True)
             print(f"checkpoint: {self.last_checkpoint}")
 
 

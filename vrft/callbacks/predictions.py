@@ -10,12 +10,12 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from vrft.callbacks.progress import phase
 from vrft.data import VisionData
 from vrft.data.records import RecordData
+from vrft.drawing import COLOURS, draw_boxes, with_caption
 from vrft.evaluators.base import write_json
 from vrft.module import warn_of_replaced
-from vrft.pictures import COLOURS, draw_boxes, with_caption
-from vrft.progress import working
 from vrft.trainer import VisionTrainer
 from vrft.types import Answer, Detection, PromptBatch, Sample
 
@@ -68,7 +68,7 @@ class Predictions(Callback):
             ids = data.category_ids() if isinstance(data, RecordData) else {}
             print(f"COCO results: {write_coco_results(self.folder, rows, ids)}")
         if trainer.draw:
-            print(f"pictures: {draw_all(self.folder / 'predictions', rows, data)}")
+            print(f"pictures: {draw_all(self.folder / 'predictions', rows, trainer)}")
 
 
 def row(answer: Answer, sample: Sample, data: VisionData) -> Row:
@@ -117,11 +117,12 @@ def write_coco_results(folder: Path, rows: Sequence[Row], ids: dict[str, int]) -
     return folder / "predictions_coco.json"
 
 
-def draw_all(folder: Path, rows: Sequence[Row], data: VisionData) -> Path:
+def draw_all(folder: Path, rows: Sequence[Row], trainer: Trainer) -> Path:
     """Draw a picture of each image with what was answered about it, each query in a colour."""
+    data: VisionData = trainer.datamodule  # type: ignore[attr-defined]
     folder.mkdir(parents=True, exist_ok=True)
     images = [list(group) for _, group in itertools.groupby(rows, lambda entry: (entry["image_id"], entry["file"]))]
-    with working("pictures", len(images)) as advance:
+    with phase(trainer, "pictures", len(images)) as advance:
         for done, entries in enumerate(images, 1):
             sample: Sample = data.val_set()[entries[0]["sample"]]
             layers = [(boxes_of(entry), COLOURS[i % len(COLOURS)]) for i, entry in enumerate(entries)]

@@ -8,8 +8,8 @@ from typing import Any
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from PIL import Image
 
+from vrft.drawing import PREDICTION, TRUTH, draw_boxes, side_by_side, with_caption
 from vrft.loggers import show_picture
-from vrft.pictures import PREDICTION, TRUTH, draw_boxes, side_by_side, with_caption
 from vrft.types import Answer, Detection, Sample, ScoredRollout
 
 
