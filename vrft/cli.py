@@ -25,6 +25,7 @@ from vrft.callbacks.graceful_stop import GracefulStop
 from vrft.callbacks.guards import Guards
 from vrft.callbacks.predictions import Predictions
 from vrft.callbacks.progress import PhaseProgressBar
+from vrft.callbacks.resources import Resources
 from vrft.callbacks.save_config import SaveResolvedConfig
 from vrft.callbacks.skipped_steps import SkippedSteps
 from vrft.callbacks.summary import Summary
@@ -141,11 +142,19 @@ class VRFTCLI(LightningCLI):
     def subcommands() -> dict[str, set[str]]:
         return {**LightningCLI.subcommands(), "doctor": {"model", "datamodule"}}
 
+    def instantiate_classes(self) -> None:
+        try:
+            super().instantiate_classes()
+        except ModuleNotFoundError as error:  # Lightning's own TensorBoardLogger names no module
+            if "tensorboard" not in str(error):
+                raise
+            raise ConfigurationError("trainer.logger: TensorBoardLogger needs `pip install tensorboard`") from error
+
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         if self.config[self.subcommand].trainer.enable_progress_bar is not False:
             self.trainer_defaults["callbacks"].append(PhaseProgressBar())
         if self.subcommand == "fit":
-            self.trainer_defaults["callbacks"].append(GracefulStop())
+            self.trainer_defaults["callbacks"] += [Resources(), GracefulStop()]
         if self.subcommand == "doctor":  # looks at a run on several processes from one
             kwargs |= {"devices": 1, "num_nodes": 1, "strategy": "auto"}
         try:

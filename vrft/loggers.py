@@ -93,11 +93,23 @@ class WandbLogger(LightningWandbLogger):
         """Log numbers, and pictures and tables, which Lightning logs as such; if the service has died, by a new one."""
         for _ in range(2):
             try:
+                self._define_scores(metrics)
                 super().log_metrics(metrics, step)
                 return
             except OSError as error:
                 rank_zero_warn(f"Weights & Biases: {error}; its service is started again")
                 self._forget_service()
+
+    def _define_scores(self, metrics: Mapping[str, Any]) -> None:
+        """The table of runs shows a held-out score's best beside its last.
+
+        By name: a pattern would mean pictures as well, and of two patterns that fit W&B takes any.
+        """
+        experiment = self.experiment
+        for name, value in metrics.items():
+            if name.startswith("val/") and isinstance(value, int | float) and name not in self._scores:
+                experiment.define_metric(name, step_metric="trainer/global_step", step_sync=True, summary="max,last")
+                self._scores.add(name)
 
     def finish(self) -> None:
         """End the run; the process may start another."""
@@ -134,6 +146,7 @@ class WandbLogger(LightningWandbLogger):
             self._experiment = wandb.init(**self._wandb_init)
         self._experiment.define_metric("trainer/global_step")
         self._experiment.define_metric("*", step_metric="trainer/global_step", step_sync=True)
+        self._scores = set[str]()
 
     def _go_offline(self, reason: str) -> None:
         rank_zero_warn(f"Weights & Biases: {reason}. The run goes on offline; `wandb sync` uploads it.")
