@@ -145,8 +145,8 @@ class VRFTCLI(LightningCLI):
     def instantiate_classes(self) -> None:
         try:
             super().instantiate_classes()
-        except ModuleNotFoundError as error:  # Lightning's own TensorBoardLogger names no module
-            if "tensorboard" not in str(error):
+        except (ValueError, ModuleNotFoundError) as error:  # of Lightning's logger, or what the parser makes of it
+            if "Neither `tensorboard` nor `tensorboardX` is available" not in str(error):
                 raise
             raise ConfigurationError("trainer.logger: TensorBoardLogger needs `pip install tensorboard`") from error
 
