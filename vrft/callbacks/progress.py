@@ -44,6 +44,7 @@ class PhaseProgressBar(RichProgressBar):
 
         def advance(done: int, remark: str = "") -> None:
             progress.update(task, completed=done, description=f"  {name}, {remark}" if remark else None)
+            self.refresh()  # Lightning's bar is drawn again only where it is asked for
 
         try:
             yield advance
