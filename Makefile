@@ -34,6 +34,8 @@ tiny-policies: install
 	$(BIN)/python -m vrft fit --config configs/tiny/detection_2_mistune.yaml
 	$(BIN)/python -m vrft fit --config configs/tiny/digits.yaml
 	rm -rf vrft/policy/checkpoints
+	$(BIN)/python -m vrft export runs/tiny/detection_2_mistune --dtype bfloat16 --output runs/tiny/tiny-detection
+	$(BIN)/python -m vrft export runs/tiny/digits --dtype bfloat16 --output runs/tiny/tiny-digits
 	mkdir vrft/policy/checkpoints
-	cp -r runs/tiny/detection_2_mistune/export vrft/policy/checkpoints/tiny-detection
-	cp -r runs/tiny/digits/export vrft/policy/checkpoints/tiny-digits
+	mv runs/tiny/tiny-detection runs/tiny/tiny-digits vrft/policy/checkpoints
+	rm vrft/policy/checkpoints/*/README.md

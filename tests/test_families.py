@@ -180,7 +180,7 @@ def generate(
         max_completion_length=limit,
         sampling=sampling,
         noise=noise,
-        on_token=lambda _: None,
+        on_token=lambda *_: None,
     )
 
 

@@ -12,7 +12,8 @@ import torch
 import wandb
 from PIL import Image
 
-from vrft.callbacks.transcripts import log_table, picture, row
+from vrft.callbacks.rollout_pictures import log_table, overlays
+from vrft.callbacks.transcripts import row
 from vrft.loggers import WandbLogger, run_id
 from vrft.types import Answer, Detection, Sample, ScoredRollout
 
@@ -57,24 +58,24 @@ def test_a_continued_run_keeps_its_id(tmp_path: Path) -> None:
 def test_table_of_completions_with_boxes(tmp_path: Path) -> None:
     logger = WandbLogger(str(tmp_path / "run"))
     rollout = scored()
-    log_table(logger, rollout, [row(rollout, 1, n) for n in range(2)])
+    log_table(logger, rollout, [row(rollout, 1, n) for n in range(2)], step=0)
     logger.finish()
     tables = list((tmp_path / "run" / "wandb").rglob("*.table.json"))
     content = json.loads(tables[0].read_text())
     assert content["columns"] == [
-        *("rollout", "image", "query", "reasoning", "completion", "iou", "optional", "reward", "advantage"),
+        *("step", "rollout", "image", "query", "reasoning", "completion", "iou", "optional", "reward", "advantage"),
     ]
     assert len(content["data"]) == 2
-    assert content["data"][1][6] is None  # a reward that does not apply
+    assert content["data"][1][7] is None  # a reward that does not apply
 
 
 def test_overlays_are_true_and_predicted_boxes() -> None:
     rollout = scored()
-    boxes = picture(rollout.samples[0], rollout.answers[0])._boxes
+    boxes = overlays(rollout.samples[0], rollout.answers[0])._boxes
     assert boxes["truth"]._val[0]["position"] == {"minX": 1, "maxX": 3, "minY": 2, "maxY": 4}
     assert boxes["prediction"]._val[0]["scores"] == {"confidence": 0.5}
-    assert set(picture(rollout.samples[0], rollout.answers[1])._boxes) == {"truth"}
-    assert isinstance(picture(rollout.samples[0], rollout.answers[1]), wandb.Image)
+    assert set(overlays(rollout.samples[0], rollout.answers[1])._boxes) == {"truth"}
+    assert isinstance(overlays(rollout.samples[0], rollout.answers[1]), wandb.Image)
 
 
 def test_transcript_rows_are_plain_json() -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 from vrft.data.scenes import FreshScenes
 from vrft.errors import ConfigurationError
 from vrft.policy import LoRA, Policy
+from vrft.policy.export import export_policy
 from vrft.policy.logprobs import token_log_probs
 from vrft.policy.processor import Encoder, micro_batches
 from vrft.policy.prompts import next_position
@@ -48,7 +49,7 @@ def sampled(
         max_completion_length=limit,
         sampling=Sampling(**{"temperature": 0.8} | sampling),  # type: ignore[arg-type]
         noise=noise,
-        on_token=lambda _: None,
+        on_token=lambda *_: None,
     )
 
 
@@ -192,12 +193,12 @@ def test_export_is_an_ordinary_checkpoint(settings: dict[str, object], tmp_path:
         for parameter in policy.parameters():
             if parameter.requires_grad:
                 parameter.add_(0.02 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)))
-    policy.export(tmp_path, policy.trained_weights())
+    export_policy(policy, tmp_path, policy.trained_weights(), 64)
     batch = prompts(policy)
     again = AutoModelForImageTextToText.from_pretrained(tmp_path, dtype=torch.float32)
     with torch.no_grad():
         gap = again(**batch.inputs[0]).logits - policy.base(**batch.inputs[0]).logits
-    assert gap.abs().max() < 0.2  # the file is bfloat16, as the checkpoint was
+    assert gap.abs().max() < 1e-4
     assert again.lm_head.weight.data_ptr() == again.get_input_embeddings().weight.data_ptr()
     assert AutoTokenizer.from_pretrained(tmp_path).chat_template == policy.tokenizer.chat_template
     assert (tmp_path / "video_preprocessor_config.json").exists()

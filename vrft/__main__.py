@@ -16,10 +16,11 @@ commands
   fit        train; evaluates held-out images before and after, writes everything to the run's folder
   validate   evaluate held-out images, of the base or of a checkpoint (--ckpt_path last)
   test       the same as validate, goes on where it was interrupted; --against compares two checkpoints
-  predict    answer held-out images, without scores
+  predict    answer held-out images, or any images (--images FILES --query WORDS --draw), without scores
   doctor     check a config before hours are spent: prompts and boxes drawn, tokens, rewards, memory
   score      rewards of completions in a file, without a model
   evaluate   COCO's or LVIS's table of a file of boxes, without a model
+  export     a Hugging Face folder of any checkpoint of a run, merged or the adapter alone
 
 examples
   python -m vrft fit --config configs/quickstart.yaml                       no GPU, nothing to download
@@ -28,6 +29,8 @@ examples
   python -m vrft fit --config configs/quickstart.yaml --print_config        all fields with their values
   python -m vrft fit --help                                                 what the fields are
   python -m vrft fit --model.help vrft.RFT                                  the fields of a class, explained
+  python -m vrft predict --config runs/NAME/config.yaml --ckpt_path last --images photos --query cat --draw
+  python -m vrft export runs/NAME --output my-model
 
 A run's folder is runs/ and the experiment's name, or --run_dir DIR.
 """
@@ -62,6 +65,11 @@ def main(args: Sequence[str] | None = None) -> int:
         from vrft.evaluate import main as evaluate
 
         return reported(evaluate, args[1:])
+    if args[0] == "export":
+        from vrft.errors import reported
+        from vrft.export import main as export
+
+        return reported(export, args[1:])
     from vrft.cli import run
 
     return run(args)

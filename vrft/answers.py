@@ -77,6 +77,23 @@ def _tags_are_well_formed(text: str, reasoning: bool) -> bool:
     return tags[0].start() == 0 and not between.strip() and tags[-1].end() == len(text)
 
 
+def tag_fault(text: str, reasoning: bool = True) -> str:
+    """What is wrong with the tags of a completion that is not well formed.
+
+    >>> tag_fault("<answer>cat</answer>"), tag_fault("Sure! <think>x</think><answer>cat</answer>")
+    ('<think> is missing', 'there is text around the tags, or they are out of order')
+    """
+    found = [tag.group() for tag in _TAG.finditer(text)]
+    wanted = _TAGS if reasoning else _TAGS[2:]
+    for count, problem in ((0, "is missing"), (2, "is there more than once")):
+        for tag in wanted:
+            if min(found.count(tag), 2) == count:
+                return f"{tag} {problem}"
+    if extra := [tag for tag in found if tag not in wanted]:
+        return f"{extra[0]} is not asked for"
+    return "there is text around the tags, or they are out of order"
+
+
 class Item(NamedTuple):
     """A box as it stands in an answer, in the model's frame."""
 

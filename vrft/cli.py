@@ -22,8 +22,10 @@ from omegaconf.errors import OmegaConfBaseException
 from vrft.callbacks.checkpoint import RunCheckpoint
 from vrft.callbacks.export import ExportHuggingFace
 from vrft.callbacks.graceful_stop import GracefulStop
+from vrft.callbacks.guards import Guards
 from vrft.callbacks.predictions import Predictions
 from vrft.callbacks.progress import PhaseProgressBar
+from vrft.callbacks.resources import Resources
 from vrft.callbacks.save_config import SaveResolvedConfig
 from vrft.callbacks.skipped_steps import SkippedSteps
 from vrft.callbacks.summary import Summary
@@ -31,7 +33,9 @@ from vrft.callbacks.transcripts import Transcripts
 from vrft.data import VisionData
 from vrft.errors import ConfigurationError, message_lines, shorten, users_mistake
 from vrft.loggers import CSVLogger, WandbLogger
+from vrft.model_card import write_card
 from vrft.module import VisionModule
+from vrft.predict import ask_about_images, gather_words, take_folder
 from vrft.run_dir import choose_run_dir
 from vrft.tasks import Task
 from vrft.trainer import Stopped, VisionTrainer
@@ -95,6 +99,7 @@ class VRFTCLI(LightningCLI):
         parser.add_lightning_class_args(Transcripts, "transcripts")
         parser.add_lightning_class_args(RunCheckpoint, "checkpoint")
         parser.add_lightning_class_args(SkippedSteps, "skipped_steps")
+        parser.add_lightning_class_args(Guards, "guards")
         parser.set_defaults(
             {
                 "checkpoint.dirpath": "${..run_dir}/checkpoints",
@@ -123,6 +128,9 @@ class VRFTCLI(LightningCLI):
         if self.subcommand == "doctor":
             return
         config.weights_only = True
+        if self.subcommand == "predict":
+            ask_about_images(config)
+            take_folder(config)
         if config.ckpt_path == "last":
             config.ckpt_path = str(Path(config.checkpoint.dirpath) / "last.ckpt")
         against = config.against if self.subcommand == "test" else None
@@ -134,11 +142,19 @@ class VRFTCLI(LightningCLI):
     def subcommands() -> dict[str, set[str]]:
         return {**LightningCLI.subcommands(), "doctor": {"model", "datamodule"}}
 
+    def instantiate_classes(self) -> None:
+        try:
+            super().instantiate_classes()
+        except (ValueError, ModuleNotFoundError) as error:  # of Lightning's logger, or what the parser makes of it
+            if "Neither `tensorboard` nor `tensorboardX` is available" not in str(error):
+                raise
+            raise ConfigurationError("trainer.logger: TensorBoardLogger needs `pip install tensorboard`") from error
+
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         if self.config[self.subcommand].trainer.enable_progress_bar is not False:
             self.trainer_defaults["callbacks"].append(PhaseProgressBar())
         if self.subcommand == "fit":
-            self.trainer_defaults["callbacks"].append(GracefulStop())
+            self.trainer_defaults["callbacks"] += [Resources(), GracefulStop()]
         if self.subcommand == "doctor":  # looks at a run on several processes from one
             kwargs |= {"devices": 1, "num_nodes": 1, "strategy": "auto"}
         try:
@@ -184,9 +200,11 @@ class VRFTCLI(LightningCLI):
             loop.epoch_progress.increment_completed()
         if summary.tuned_step != self.trainer.global_step:
             self.trainer.validate(self.model, self.datamodule, verbose=False)
+        run = Path(self.trainer.default_root_dir)
         if self.trainer.is_global_zero and summary.base is not None:
-            print(f"summary: {summary.write(Path(self.trainer.default_root_dir))}")
+            print(f"summary: {summary.write(run)}")
         if self.trainer.is_global_zero:
+            write_card(run / "export", run, self.model.task.template, adapter=False, at_end=True)
             print(f"checkpoint: {self.last_checkpoint}")
 
 
@@ -221,7 +239,7 @@ def run(args: list[str]) -> int:
             parser_kwargs={"parser_mode": "omegaconf+", "allow_abbrev": False, "prog": "python -m vrft"},
             auto_configure_optimizers=False,
             seed_everything_default=0,
-            args=choose_run_dir(args),
+            args=choose_run_dir(gather_words(args)),
         )
     except (ValueError, OmegaConfBaseException) as error:
         print(f"vrft: {message_lines(users_mistake(error))}", file=sys.stderr)

@@ -19,6 +19,14 @@ GENERAL = """
   --trainer.devices, --trainer.accelerator, --trainer.strategy   as in Lightning
   --trainer.logger.offline=false   send the run to Weights & Biases (the last logger of the list)
   --transcripts.every_n_rollouts INT, --checkpoint.every_n_train_steps INT
+  --guards.off '[NAME, ...]'       guards that keep quiet, see docs/dashboards.md
+"""
+
+PREDICT = """
+  --images FILE_OR_FOLDER ...      what to ask about, no annotation needed (default: the config's held-out images)
+  --query WORDS ...                what to ask of each: categories, an instruction (default: the config's categories)
+  --draw                           pictures of the images with the answers
+  --ckpt_path FOLDER               an exported folder goes as well
 """
 
 MORE = """
@@ -32,7 +40,7 @@ def overview(command: str) -> str:
     from vrft import RFT, Policy
     from vrft.data import CocoData
 
-    sections = [USAGE.format(command=command), GENERAL]
+    sections = [USAGE.format(command=command), GENERAL, *([PREDICT] if command == "predict" else [])]
     for prefix, cls in (("model", RFT), ("model.policy", Policy), ("data", CocoData)):
         sections.append(f"{prefix}: {cls.__module__}.{cls.__qualname__}\n" + "\n".join(_fields(prefix, cls)) + "\n")
     return "\n".join([*sections, MORE.format(command=command)])

@@ -1,19 +1,24 @@
-"""Where numbers go: loggers that never end a run."""
+"""Where numbers, tables and pictures go: loggers that never end a run."""
 
 from __future__ import annotations
 
+import html
 import os
 import secrets
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import CSVLogger as LightningCSVLogger
+from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.loggers import WandbLogger as LightningWandbLogger
 from lightning.pytorch.loggers.logger import rank_zero_experiment
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
+from PIL import Image
 
 from vrft.secrets import hide
 
@@ -88,11 +93,23 @@ class WandbLogger(LightningWandbLogger):
         """Log numbers, and pictures and tables, which Lightning logs as such; if the service has died, by a new one."""
         for _ in range(2):
             try:
+                self._define_scores(metrics)
                 super().log_metrics(metrics, step)
                 return
             except OSError as error:
                 rank_zero_warn(f"Weights & Biases: {error}; its service is started again")
                 self._forget_service()
+
+    def _define_scores(self, metrics: Mapping[str, Any]) -> None:
+        """The table of runs shows a held-out score's best beside its last.
+
+        By name: a pattern would mean pictures as well, and of two patterns that fit W&B takes any.
+        """
+        experiment = self.experiment
+        for name, value in metrics.items():
+            if name.startswith("val/") and isinstance(value, int | float) and name not in self._scores:
+                experiment.define_metric(name, step_metric="trainer/global_step", step_sync=True, summary="max,last")
+                self._scores.add(name)
 
     def finish(self) -> None:
         """End the run; the process may start another."""
@@ -129,6 +146,7 @@ class WandbLogger(LightningWandbLogger):
             self._experiment = wandb.init(**self._wandb_init)
         self._experiment.define_metric("trainer/global_step")
         self._experiment.define_metric("*", step_metric="trainer/global_step", step_sync=True)
+        self._scores = set[str]()
 
     def _go_offline(self, reason: str) -> None:
         rank_zero_warn(f"Weights & Biases: {reason}. The run goes on offline; `wandb sync` uploads it.")
@@ -142,3 +160,41 @@ def run_id(folder: Path) -> str:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(secrets.token_hex(4))
     return file.read_text()
+
+
+def logged_step(trainer: Trainer) -> int:
+    """The step of the loggers: rollouts before the present one."""
+    return trainer.fit_loop.epoch_loop._batches_that_stepped
+
+
+def show_picture(loggers: Iterable[Logger], name: str, picture: Image.Image, step: int) -> None:
+    """Log a picture where it can be looked at: Weights & Biases, TensorBoard."""
+    for logger in loggers:
+        if isinstance(logger, LightningWandbLogger):
+            logger.log_image(name, [picture], step=step)
+        elif isinstance(logger, TensorBoardLogger):
+            logger.experiment.add_image(name, np.asarray(picture.convert("RGB")), step, dataformats="HWC")
+
+
+def show_table(
+    loggers: Iterable[Logger], name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], step: int
+) -> None:
+    """Log a table of plain values where it can be looked at."""
+    for logger in loggers:
+        if isinstance(logger, LightningWandbLogger):
+            logger.log_table(name, [*columns], [[*row] for row in rows], step=step)
+        elif isinstance(logger, TensorBoardLogger):
+            logger.experiment.add_text(name, markdown_table(columns, rows), step)
+
+
+def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    r"""A table in Markdown; what a cell holds is text, whatever it looks like.
+
+    >>> print(markdown_table(["name", "AP"], [["a|b\n<i>", 0.5]]))
+    | name | AP |
+    |---|---|
+    | a&#124;b &lt;i&gt; | 0.5 |
+    """
+    lines = [columns, ["---"] * len(columns), *rows]
+    cells = [[html.escape(" ".join(str(cell).split())).replace("|", "&#124;") for cell in line] for line in lines]
+    return "\n".join(f"| {' | '.join(line)} |" if line != cells[1] else f"|{'|'.join(line)}|" for line in cells)

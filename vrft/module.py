@@ -26,7 +26,7 @@ from torch.optim import Optimizer
 from torchmetrics import MeanMetric
 
 from vrft.answer_log import AnswerLog
-from vrft.callbacks.progress import PhaseProgressBar
+from vrft.callbacks.progress import phase
 from vrft.data.datamodule import ResumableLoader, VisionData
 from vrft.errors import ConfigurationError
 from vrft.policy import Policy
@@ -244,7 +244,7 @@ class VisionModule(LightningModule):
         num_generations: int,
         sampling: Sampling,
         noise: Noise,
-        on_token: Callable[[int], None],
+        on_token: Callable[..., None],
     ) -> Rollout:
         """The engine's, of fewer prompts and generations at a time if memory does not suffice for all.
 
@@ -303,7 +303,8 @@ class VisionModule(LightningModule):
     def predict_step(self, batch: PromptBatch, batch_idx: int) -> list[Answer]:
         """Greedy answers, one for each prompt."""
         self.refuse_long(batch)
-        rollout = self.completions(batch, 1, Sampling(greedy=True), self.noise(), on_token=lambda _: None)
+        with phase(self.trainer, "decoding", self.max_completion_length) as advance:
+            rollout = self.completions(batch, 1, Sampling(greedy=True), self.noise(), advance)
         answers = self.parse(rollout.texts, batch)[0]
         for answer, pieces in zip(answers, self.policy.pieces(rollout), strict=True):
             answer.tokens = pieces
@@ -407,15 +408,11 @@ class VisionModule(LightningModule):
     # ----------------------------------------------------------------------------------------------------- progress
 
     @contextmanager
-    def phase(self, name: Phase, total: int) -> Iterator[Callable[[int], None]]:
+    def phase(self, name: Phase, total: int) -> Iterator[Callable[..., None]]:
         """Show a phase in the bar and log its seconds in this step. Yields a function that is told how much is done."""
         start = time.perf_counter()
-        bar = self.trainer.progress_bar_callback
-        if isinstance(bar, PhaseProgressBar):
-            with bar.phase(name, total) as advance:
-                yield advance
-        else:
-            yield lambda _: None
+        with phase(self.trainer, name, total) as advance:
+            yield advance
         self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
         self.log(f"time/{name}", self.seconds[name])
 

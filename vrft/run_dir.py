@@ -18,8 +18,9 @@ def choose_run_dir(args: Sequence[str]) -> list[str]:
     An experiment is a config that says something about the model; one that doesn't is a part of others.
 
     A folder that holds a run is never written over: a new `fit` goes to the first free one of `DIR`, `DIR-2`, `DIR-3`
-    and so on; everything else, and `fit --ckpt_path …`, means the latest of them. A folder holds a run if it has a
-    config.yaml, which is written when all ranks are up, so all of them choose the same one.
+    and so on; everything else, and `fit --ckpt_path …`, means the latest of them, or the one whose own config.yaml is
+    given. A folder holds a run if it has a config.yaml, which is written when all ranks are up, so all of them choose
+    the same one.
     """
     if any(arg in ("-h", "--help") or arg.partition("=")[0].endswith(".help") for arg in args):
         return list(args)
@@ -29,6 +30,8 @@ def choose_run_dir(args: Sequence[str]) -> list[str]:
     experiments = [config for config, content in configs.items() if "model" in content] or [*configs]
     base = Path(asked[-1]) if asked else Path("runs") / (Path(experiments[-1]).stem if experiments else "run")
     fresh = args[0] == "fit" and not _values(args, "--ckpt_path")
+    if not fresh and base / "config.yaml" in map(Path, configs):  # a run's own config means that run
+        return [*args, f"--run_dir={base}"]
     chosen = following = base
     for number in itertools.count(2):
         if not (following / "config.yaml").exists():

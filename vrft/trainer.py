@@ -28,6 +28,8 @@ class VisionTrainer(Trainer):
     """What `doctor` found."""
     exit_code = 0
     """That of the command."""
+    draw = False
+    """Whether `predict` draws pictures."""
     stopped: str | None = None
     """Why training ended before it was done."""
 
@@ -97,6 +99,33 @@ class VisionTrainer(Trainer):
             Console(width=110).print(table(found, names))
             print(f"comparison: {path}")
         return scores
+
+    def predict(  # type: ignore[override]
+        self,
+        model: VisionModule,
+        dataloaders: None = None,
+        datamodule: VisionData | None = None,
+        ckpt_path: str | None = None,
+        weights_only: bool | None = None,
+        images: list[str] | None = None,
+        query: list[str] | None = None,
+        draw: bool = False,
+    ) -> None:
+        """As Lightning's; answers are written to the run's folder, and none is kept in memory.
+
+        Args:
+            model: the module.
+            dataloaders: none; the data module has them.
+            datamodule: the data.
+            ckpt_path: checkpoint that answers, or an exported folder; default: the base.
+            weights_only: of a checkpoint that is loaded.
+            images: files and folders to ask about; default: the held-out images of the data.
+            query: what to ask of each of them: categories, an instruction or a question; default: the categories of
+                the data.
+            draw: pictures of the images with the answers.
+        """
+        self.draw = draw
+        super().predict(model, None, datamodule, False, ckpt_path, weights_only)
 
     def look_at(self, model: VisionModule, datamodule: VisionData) -> None:
         """Read and check the files of a run, and that evaluators fit them. No model is loaded.

@@ -6,7 +6,9 @@ from pathlib import Path
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from vrft.callbacks.progress import phase
 from vrft.module import VisionModule
+from vrft.policy.export import STEPS, export_policy
 from vrft.trainer import VisionTrainer
 
 
@@ -22,6 +24,7 @@ class ExportHuggingFace(Callback):
         weights = pl_module.policy.trained_weights()
         if trainer.is_global_zero:
             folder = Path(trainer.default_root_dir) / "export"
-            pl_module.policy.export(folder, weights)
+            with phase(trainer, "export", STEPS) as advance:
+                export_policy(pl_module.policy, folder, weights, pl_module.max_completion_length, advance=advance)
             print(f"Hugging Face folder: {folder}")
         trainer.strategy.barrier("export")

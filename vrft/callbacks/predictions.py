@@ -1,24 +1,38 @@
-"""Answers of `predict`, a JSON line each."""
+"""Answers of `predict`: JSON lines, COCO's results format and pictures."""
 
 from __future__ import annotations
 
+import itertools
 import json
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from vrft.types import Answer, PromptBatch
+from vrft.callbacks.progress import phase
+from vrft.data import VisionData
+from vrft.data.records import RecordData
+from vrft.drawing import COLOURS, draw_boxes, with_caption
+from vrft.evaluators.base import write_json
+from vrft.module import warn_of_replaced
+from vrft.trainer import VisionTrainer
+from vrft.types import Answer, Detection, PromptBatch, Sample
+
+Row = dict[str, Any]
 
 
 class Predictions(Callback):
-    """Writes `predictions.jsonl` in the run's folder as the answers come; of several ranks, each has a file."""
+    """Writes `predictions.jsonl` in the run's folder; where answers are boxes, the results file of COCO as well.
+
+    Ranks write their answers as they come, each to a file of its own; at the end they are one, in the data's order.
+    """
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        rank = f"-{trainer.global_rank}" if trainer.world_size > 1 else ""
-        self.path = Path(trainer.default_root_dir) / f"predictions{rank}.jsonl"
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.path.write_text("")
+        self.folder = Path(trainer.default_root_dir)
+        self.part = self.folder / f"predictions-{trainer.global_rank}.jsonl"
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.part.write_text("")
 
     def on_predict_batch_end(
         self,
@@ -29,20 +43,109 @@ class Predictions(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        answers: list[Answer] = outputs
-        with self.path.open("a") as file:
-            for answer, sample in zip(answers, batch.samples, strict=True):
-                if not trainer.datamodule.is_counted_here(sample):  # type: ignore[attr-defined]
-                    continue
-                entry = {
-                    "sample": sample.index,
-                    "image_id": sample.image_id,
-                    "query": sample.query,
-                    "completion": answer.text,
-                    "valid": answer.valid,
-                    "answer": answer.value,
-                }
-                file.write(json.dumps(entry, allow_nan=False) + "\n")
+        warn_of_replaced(batch)
+        data: VisionData = trainer.datamodule  # type: ignore[attr-defined]
+        with self.part.open("a") as file:
+            for answer, sample in zip(outputs, batch.samples, strict=True):
+                if data.is_counted_here(sample) and "replaced" not in sample.metadata:
+                    file.write(json.dumps(row(answer, sample, data), allow_nan=False) + "\n")
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        print(f"predictions: {self.path}")
+        assert isinstance(trainer, VisionTrainer)
+        trainer.strategy.barrier("predictions")
+        if not trainer.is_global_zero:
+            return
+        parts = [self.part.with_name(f"predictions-{rank}.jsonl") for rank in range(trainer.world_size)]
+        rows = [json.loads(line) for part in parts for line in part.read_text().split("\n") if line]
+        rows.sort(key=lambda entry: entry["sample"])
+        path = self.folder / "predictions.jsonl"
+        path.write_text("".join(f"{json.dumps(entry)}\n" for entry in rows))
+        for part in parts:
+            part.unlink()
+        print(f"predictions: {path}")
+        data: VisionData = trainer.datamodule  # type: ignore[attr-defined]
+        if any(isinstance(entry["answer"], list) for entry in rows):
+            ids = data.category_ids() if isinstance(data, RecordData) else {}
+            print(f"COCO results: {write_coco_results(self.folder, rows, ids)}")
+        if trainer.draw:
+            print(f"pictures: {draw_all(self.folder / 'predictions', rows, trainer)}")
+
+
+def row(answer: Answer, sample: Sample, data: VisionData) -> Row:
+    """An answer as plain values; boxes are in pixels of the upright image."""
+    file = str(data.val_set().records[sample.index].image) if isinstance(data, RecordData) else None
+    boxes = answer.value if isinstance(answer.value, tuple) else None
+    return {
+        "sample": sample.index,
+        "file": file,
+        "image_id": sample.image_id,
+        "width": sample.size[0],
+        "height": sample.size[1],
+        "query": sample.query,
+        "completion": answer.text,
+        "reasoning": answer.reasoning,
+        "valid": answer.valid,
+        "answer": answer.value if boxes is None else [box._asdict() for box in boxes],
+    }
+
+
+def write_coco_results(folder: Path, rows: Sequence[Row], ids: dict[str, int]) -> Path:
+    """Write `predictions_coco.json`, and beside it `predictions_images.json`, the images and categories that it names.
+
+    A box without a label is of its query's category. Boxes of other categories than `ids` knows are left out; if it
+    knows none, categories are numbered by name.
+    """
+    boxes = [(entry, box, box["label"] or entry["query"]) for entry in rows for box in entry["answer"] or () if box]
+    ids = ids or {name: number for number, name in enumerate(sorted({label for *_, label in boxes}), 1)}
+    results = []
+    for entry, box, label in boxes:
+        x0, y0, x1, y1 = box["box"]
+        if label in ids:
+            bbox = [round(v, 2) for v in (x0, y0, x1 - x0, y1 - y0)]
+            score = 1.0 if box["score"] is None else box["score"]
+            found = {"image_id": entry["image_id"], "category_id": ids[label], "bbox": bbox, "score": score}
+            results.append(found)
+    images = {
+        entry["image_id"]: {key: entry[name] for key, name in (("id", "image_id"), ("file_name", "file"))}
+        | {"width": entry["width"], "height": entry["height"]}
+        for entry in rows
+    }
+    categories = [{"id": number, "name": name} for name, number in ids.items()]
+    about = {"images": [*images.values()], "categories": categories, "annotations": []}
+    write_json(folder / "predictions_images.json", about)
+    write_json(folder / "predictions_coco.json", results)
+    return folder / "predictions_coco.json"
+
+
+def draw_all(folder: Path, rows: Sequence[Row], trainer: Trainer) -> Path:
+    """Draw a picture of each image with what was answered about it, each query in a colour."""
+    data: VisionData = trainer.datamodule  # type: ignore[attr-defined]
+    folder.mkdir(parents=True, exist_ok=True)
+    images = [list(group) for _, group in itertools.groupby(rows, lambda entry: (entry["image_id"], entry["file"]))]
+    with phase(trainer, "pictures", len(images)) as advance:
+        for done, entries in enumerate(images, 1):
+            sample: Sample = data.val_set()[entries[0]["sample"]]
+            layers = [(boxes_of(entry), COLOURS[i % len(COLOURS)]) for i, entry in enumerate(entries)]
+            picture = with_caption(draw_boxes(sample.image, layers), [*captions(entries)])
+            stem = Path(entries[0]["file"] or "image").stem
+            picture.save(folder / f"{entries[0]['sample']:06d}-{stem}.jpg", quality=90)
+            advance(done)
+    return folder
+
+
+def boxes_of(entry: Row) -> list[Detection]:
+    """The boxes of a row, without labels as its query's."""
+    answer = entry["answer"] if isinstance(entry["answer"], list) else []
+    return [Detection(tuple(box["box"]), box["label"] or entry["query"], box["score"]) for box in answer]
+
+
+def captions(entries: Sequence[Row]) -> Iterator[str]:
+    """What a picture can't show: answers that are no boxes."""
+    for entry in entries:
+        asked = f"{entry['query']}: " if entry["query"] else ""
+        if entry["answer"] is None:
+            yield f"{asked}can't be read"
+        elif isinstance(entry["answer"], str):
+            yield f"{asked}{entry['answer']}"
+        elif not entry["answer"]:
+            yield f"{asked}nothing"

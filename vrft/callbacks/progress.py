@@ -1,8 +1,7 @@
-"""A bar that shows what a step is doing, so that a rollout of minutes never looks hung."""
+"""A bar that shows what a run is doing, so that a rollout of minutes never looks hung."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -10,21 +9,42 @@ from typing import Any
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import RichProgressBar
 
+from vrft.progress import Lines, has_terminal
+
 
 class PhaseProgressBar(RichProgressBar):
-    """Lightning's bar with a second line for the phase of the step. Where there is no terminal, one line per step."""
+    """Lightning's bar with a second line for the phase of the step. Where there is no terminal, a line now and then."""
+
+    def __init__(self) -> None:
+        self.plain = not has_terminal()
+        super().__init__(refresh_rate=0 if self.plain else 10)
+        self.lines = Lines()
 
     @contextmanager
-    def phase(self, name: str, total: int) -> Iterator[Callable[[int], None]]:
-        """Show `name` while the context lasts; yields a function that is told how much of `total` is done."""
+    def phase(self, name: str, total: int, main: bool) -> Iterator[Callable[..., None]]:
+        """Show `name` while the context lasts; yields a function that is told how much of `total` is done.
+
+        It may be told a remark as well. `main`: this process is the one that shows things.
+        """
+        if self.plain and main:
+            said = name
+
+            def say(done: int, remark: str = "") -> None:
+                nonlocal said
+                said = f"{name}, {remark}," if remark else said
+                self.lines.say(f"{said} {done}/{total}")
+
+            yield say
+            return
         if not self.is_enabled or self.progress is None:
-            yield lambda _: None
+            yield lambda *_: None
             return
         progress = self.progress
         task = progress.add_task(f"  {name}", total=total)
 
-        def advance(done: int) -> None:
-            progress.update(task, completed=done)
+        def advance(done: int, remark: str = "") -> None:
+            progress.update(task, completed=done, description=f"  {name}, {remark}" if remark else None)
+            self.refresh()  # Lightning's bar is drawn again only where it is asked for
 
         try:
             yield advance
@@ -42,10 +62,38 @@ class PhaseProgressBar(RichProgressBar):
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
         super().on_train_batch_end(trainer, pl_module, *args)
-        if trainer.is_global_zero and not sys.stdout.isatty():
+        if trainer.is_global_zero and self.plain:
             shown: dict[str, Any] = {
                 name: value for name, value in trainer.progress_bar_metrics.items() if name.startswith("train/")
             }
             shown |= {name: value for name, value in trainer.logged_metrics.items() if name.startswith("time/")}
             line = "  ".join(f"{name.removeprefix('train/')} {float(value):.3g}" for name, value in shown.items())
-            print(f"step {trainer.global_step}/{trainer.max_steps}  {line}", flush=True)
+            last = 0 <= trainer.max_steps <= trainer.global_step
+            self.lines.say(f"step {trainer.global_step}/{trainer.max_steps}  {line}", always=last)
+
+    def on_validation_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+        super().on_validation_batch_end(trainer, pl_module, *args)
+        self._say_batches(trainer, "evaluation", args[2], trainer.num_val_batches)
+
+    def on_test_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+        super().on_test_batch_end(trainer, pl_module, *args)
+        self._say_batches(trainer, "test", args[2], trainer.num_test_batches)
+
+    def on_predict_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+        super().on_predict_batch_end(trainer, pl_module, *args)
+        self._say_batches(trainer, "prediction", args[2], trainer.num_predict_batches)
+
+    def _say_batches(self, trainer: Trainer, name: str, batch_idx: int, totals: list[int | float]) -> None:
+        if trainer.is_global_zero and self.plain:
+            self.lines.say(f"{name} {batch_idx + 1}/{sum(totals)} batches")
+
+
+@contextmanager
+def phase(trainer: Trainer, name: str, total: int) -> Iterator[Callable[..., None]]:
+    """Show work in the trainer's bar, if it has this one: see `PhaseProgressBar.phase`."""
+    bar = trainer.progress_bar_callback
+    if isinstance(bar, PhaseProgressBar):
+        with bar.phase(name, total, trainer.is_global_zero) as advance:
+            yield advance
+    else:
+        yield lambda *_: None

@@ -9,6 +9,7 @@ import yaml
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import SaveConfigCallback
 
+from vrft.loggers import WandbLogger
 from vrft.secrets import hide_in
 
 
@@ -26,6 +27,9 @@ class SaveResolvedConfig(SaveConfigCallback):
             path = Path(trainer.default_root_dir) / "config.yaml"
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(yaml.safe_dump(config, sort_keys=False))
+            for logger in trainer.loggers:
+                if isinstance(logger, WandbLogger):
+                    logger.log_hyperparams({name: config[name] for name in ("model", "data", "task", "trainer")})
 
 
 def _relative_to(run_dir: str, value: Any) -> Any:

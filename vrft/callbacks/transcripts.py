@@ -1,4 +1,4 @@
-"""Completions to read: a JSON line each in the run's folder, and a table with pictures in Weights & Biases."""
+"""Completions to read: a JSON line each in the run's folder, and pictures where the loggers can show them."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 
+from vrft.callbacks.rollout_pictures import show_rollout
 from vrft.errors import ConfigurationError
+from vrft.loggers import logged_step
 from vrft.module import VisionModule
-from vrft.types import Answer, Detection, Sample, ScoredRollout
+from vrft.types import ScoredRollout
 
 
 class Transcripts(Callback):
@@ -39,9 +40,7 @@ class Transcripts(Callback):
         shown = min(len(scored.answers), self.max_prompts * scored.total.shape[1])
         rows = [row(scored, rollout, n) for n in range(shown)]
         append(Path(trainer.default_root_dir) / "transcripts.jsonl", rows)
-        for logger in trainer.loggers:
-            if isinstance(logger, WandbLogger):
-                log_table(logger, scored, rows)
+        show_rollout(trainer.loggers, scored, rows, logged_step(trainer))
 
 
 def append(path: Path, rows: Iterable[dict[str, Any]]) -> None:
@@ -76,49 +75,3 @@ def row(scored: ScoredRollout, rollout: int, n: int) -> dict[str, Any]:
 
 def _finite(value: Tensor) -> float | None:
     return float(value) if value.isfinite() else None
-
-
-def log_table(logger: WandbLogger, scored: ScoredRollout, rows: list[dict[str, Any]]) -> None:
-    """One table row per completion: the image with true and predicted boxes, what was said and what it earned."""
-    names = list(scored.rewards)
-    columns = ["rollout", "image", "query", "reasoning", "completion", *names, "reward", "advantage"]
-    group = scored.total.shape[1]
-    data = [
-        [
-            entry["rollout"],
-            picture(scored.samples[n // group], scored.answers[n]),
-            entry["query"],
-            entry["reasoning"],
-            entry["completion"],
-            *(entry["rewards"][name] for name in names),
-            entry["reward"],
-            entry["advantage"],
-        ]
-        for n, entry in enumerate(rows)
-    ]
-    logger.log_table("completions", columns, data)
-
-
-def picture(sample: Sample, answer: Answer) -> Any:
-    """A W&B image; boxes are overlays that can be switched on and off."""
-    import wandb
-
-    boxes = {}
-    for name, detections in (("truth", sample.target), ("prediction", answer.value)):
-        if isinstance(detections, tuple):
-            boxes[name] = {
-                "box_data": [_overlay(detection) for detection in detections],
-                "class_labels": {0: sample.query},
-            }
-    return wandb.Image(sample.image, boxes=boxes or None)
-
-
-def _overlay(detection: Detection) -> dict[str, Any]:
-    x0, y0, x1, y1 = detection.box
-    return {
-        "position": {"minX": x0, "maxX": x1, "minY": y0, "maxY": y1},
-        "domain": "pixel",
-        "class_id": 0,
-        "box_caption": detection.label if detection.score is None else f"{detection.label} {detection.score:.2f}",
-        "scores": {"confidence": 1.0 if detection.score is None else detection.score},
-    }

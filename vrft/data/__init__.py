@@ -10,6 +10,7 @@ from vrft.data.records import RecordData
 from vrft.data.refcoco import ReferenceData
 from vrft.data.scenes import FreshSceneData, SceneData
 from vrft.data.solutions import HubData, JsonlData, SolutionData
+from vrft.data.unlabelled import UnlabelledData
 from vrft.data.yolo import YoloData
 
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
     "RenderedDigitData",
     "SceneData",
     "SolutionData",
+    "UnlabelledData",
     "VisionData",
     "YoloData",
 ]

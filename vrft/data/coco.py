@@ -100,9 +100,12 @@ class CocoData(CategoryData):
     def ordered_categories(self) -> Sequence[str]:
         return [] if self.instances is None else [self.instances.names[key] for key in sorted(self.instances.names)]
 
+    def category_ids(self) -> dict[str, int]:
+        return {} if self.instances is None else {name: key for key, name in self.instances.names.items()}
+
     def records(self, part: Part, problems: Problems) -> list[Record]:
         instances = Instances(*self.files[part], problems)
-        if part == "train":
+        if part == "train" or self.instances is None:  # nothing is trained on in an evaluation
             self.instances = instances
         wanted = self.select(part, instances.known, instances.path)
         present = {image: list(by_name) for image, by_name in instances.boxes.items()}

@@ -16,7 +16,6 @@ import torch
 from lightning.fabric.utilities.rank_zero import _get_rank
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 from PIL import Image
-from rich.progress import track
 
 from vrft.answers import MAX_BOXES
 from vrft.data.augmentation import augment
@@ -24,6 +23,7 @@ from vrft.data.datamodule import AugmentedSet, VisionData
 from vrft.data.few_shot import choose_shots, record_shots
 from vrft.data.images import BadImage, ImageSource, check_image, read_image
 from vrft.errors import ConfigurationError
+from vrft.progress import working
 from vrft.types import Sample, Target
 
 Part = Literal["train", "val"]
@@ -179,6 +179,10 @@ class RecordData(VisionData):
         """Names of the categories in the order of their ids, where the data has ids. Known after `setup`."""
         return ()
 
+    def category_ids(self) -> dict[str, int]:
+        """Ids of the categories by name, where the data has ids. Known after `setup`."""
+        return {}
+
     def setup(self, stage: str) -> None:
         """Read and check the files; what has been read is kept for the next stage."""
         needs_train = stage == "fit" and self._train is None
@@ -274,9 +278,11 @@ def check_images(records: Sequence[Record], problems: Problems) -> list[Record]:
 
     with ThreadPoolExecutor(THREADS) as pool:
         results = pool.map(check, firsts.values())
-        quiet = len(firsts) < MANY or _get_rank() not in (None, 0)
-        shown = track(results, "images", total=len(firsts), transient=True, disable=quiet)
-        sizes = dict(zip(firsts, shown, strict=True))
+        sizes: dict[Hashable, tuple[int, int] | BadImage] = {}
+        with working("images checked", len(firsts), len(firsts) < MANY or _get_rank() not in (None, 0)) as advance:
+            for key, size in zip(firsts, results, strict=True):
+                sizes[key] = size
+                advance(len(sizes))
     for key, size in sizes.items():
         if isinstance(size, BadImage):
             problems.add(firsts[key].where, f"{firsts[key].image}: {size}")

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.loggers import Logger
 from PIL import Image, ImageDraw, ImageFont
 
 from vrft.answers import normalise_label
 from vrft.evaluators.base import Evaluator
+from vrft.loggers import show_picture, show_table
 from vrft.types import Answer, Sample
 
 NO_CLASS = "(none of them)"
@@ -59,11 +60,13 @@ class AccuracyEvaluator(Evaluator[Row]):
             writer.writerows((name, counts[name], value) for name, value in sorted(per_class(rows).items()))
         draw_confusion(rows, folder / "confusion.png")
 
-    def show(self, logger: WandbLogger, stage: str, folder: Path) -> None:
+    def show(self, loggers: Sequence[Logger], stage: str, folder: Path, step: int) -> None:
         with (folder / "accuracy_per_class.csv").open(newline="") as file:
-            header, *rows = csv.reader(file)
-        logger.log_table(f"{stage}/per_class", header, [[name, int(count), float(v)] for name, count, v in rows])
-        logger.log_image(f"{stage}/confusion", [str(folder / "confusion.png")])
+            header, *lines = csv.reader(file)
+        rows = [[name, int(count), float(accuracy)] for name, count, accuracy in lines]
+        show_table(loggers, f"{stage}/per_class", header, rows, step)
+        with Image.open(folder / "confusion.png") as picture:
+            show_picture(loggers, f"{stage}/confusion", picture, step)
 
 
 def per_class(rows: Sequence[Row]) -> dict[str, float]:

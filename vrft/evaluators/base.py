@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import json
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from vrft.checkpoint_io import replacing
 from vrft.data.datamodule import VisionData
+from vrft.loggers import logged_step
 from vrft.types import Answer, PromptBatch, Sample
 
 Row = TypeVar("Row")
@@ -32,7 +33,8 @@ class Evaluator(Callback, Generic[Row]):
         self.rows: dict[int, Row] = {}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        self.check(trainer.datamodule)  # type: ignore[attr-defined]
+        if stage != "predict":
+            self.check(trainer.datamodule)  # type: ignore[attr-defined]
 
     def check(self, data: VisionData) -> None:
         """Raise ConfigurationError if held-out samples can't be evaluated. Called before any work, data being read."""
@@ -56,8 +58,8 @@ class Evaluator(Callback, Generic[Row]):
     def write(self, folder: Path, rows: list[Row]) -> None:
         """Write what is worth keeping of an evaluation. Called on rank zero, after `scores`."""
 
-    def show(self, logger: WandbLogger, stage: str, folder: Path) -> None:
-        """Log tables and pictures of what was written to `folder`."""
+    def show(self, loggers: Sequence[Logger], stage: str, folder: Path, step: int) -> None:
+        """Log tables and pictures of what was written to `folder`. `step`: that of the loggers."""
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.rows = {}
@@ -86,9 +88,7 @@ class Evaluator(Callback, Generic[Row]):
             folder = Path(trainer.default_root_dir) / "evaluation" / f"{stage}-{name}"
             try:
                 self.write(folder, rows)
-                for logger in trainer.loggers:
-                    if isinstance(logger, WandbLogger):
-                        self.show(logger, stage, folder)
+                self.show(trainer.loggers, stage, folder, logged_step(trainer))
             except OSError as error:  # the scores are logged all the same
                 rank_zero_warn(f"{folder}: files of this evaluation are missing: {error}")
 

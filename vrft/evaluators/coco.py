@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
-from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from PIL import Image
 
 from vrft.boxes import matched_iou
 from vrft.data.categories import CategoryData
@@ -33,6 +34,7 @@ from vrft.evaluators.average_precision import (
 from vrft.evaluators.base import Evaluator, defined, write_json
 from vrft.evaluators.confidence import Confidence, with_confidence
 from vrft.evaluators.picture import draw_curves
+from vrft.loggers import show_picture, show_table
 from vrft.types import Answer, Detection, Sample
 
 MANY_TIES = 0.5
@@ -201,12 +203,12 @@ class CocoEvaluator(Evaluator[Row]):
             writer.writerows(sorted(self.curves.per_category(self.convention).items()))
         draw_curves(self.curves, folder / f"{self.format}_precision_recall.png")
 
-    def show(self, logger: WandbLogger, stage: str, folder: Path) -> None:
+    def show(self, loggers: Sequence[Logger], stage: str, folder: Path, step: int) -> None:
         assert self.curves is not None
-        rows = [list(row) for row in sorted(self.curves.per_category(self.convention).items())]
-        logger.log_table(f"{stage}/{self.format}/per_category", ["category", "AP"], rows)
-        picture = str(folder / f"{self.format}_precision_recall.png")
-        logger.log_image(f"{stage}/{self.format}/precision_recall", [picture])
+        rows = sorted(self.curves.per_category(self.convention).items())
+        show_table(loggers, f"{stage}/{self.format}/per_category", ["category", "AP"], rows, step)
+        with Image.open(folder / f"{self.format}_precision_recall.png") as picture:
+            show_picture(loggers, f"{stage}/{self.format}/precision_recall", picture, step)
 
 
 class LvisEvaluator(CocoEvaluator):

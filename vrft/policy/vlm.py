@@ -7,7 +7,6 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
@@ -20,7 +19,7 @@ from vrft.boxes import Coordinates
 from vrft.policy.checkpoint import find_checkpoint, loading
 from vrft.policy.logprobs import token_distribution, token_log_probs
 from vrft.policy.patches import project_patches
-from vrft.policy.processor import FAMILIES, Encoder, copy_processor, load_processor
+from vrft.policy.processor import FAMILIES, Encoder, load_processor
 from vrft.policy.prompts import Prompt, prepare
 from vrft.tasks import Task
 from vrft.types import PromptBatch, Rollout
@@ -109,7 +108,7 @@ class Policy(nn.Module):
 
         with loading("model.policy.checkpoint", self.checkpoint, TRUST):
             self.processor = load_processor(self.checkpoint, self.trust_remote_code)
-            model = self._pretrained(torch.float32, attn_implementation="sdpa")
+            model = self.pretrained(torch.float32, attn_implementation="sdpa")
         size = self.processor.image_processor.size
         for edge, value in self.pixels.items():
             if value is not None:
@@ -123,21 +122,17 @@ class Policy(nn.Module):
         if self.freeze_vision:
             for parameter in vision_parameters(model):
                 parameter.requires_grad_(False)
-        self.model = model if self.lora is None else self._with_adapters(model, self.lora)
+        self.model = model if self.lora is None else self.with_adapters(model, self.lora)
         self.frozen_vision = not any(parameter.requires_grad for parameter in vision_parameters(model))
         for parameter in self.model.parameters():
             if not parameter.requires_grad:
                 parameter.data = parameter.data.to(self.dtype)
-        stop = model.generation_config.eos_token_id
-        stop = [*stop] if isinstance(stop, list) else [stop]
-        stop = sorted({*stop, self.tokenizer.eos_token_id})
-        # An image token in a completion would ask for an image; other special tokens are the chat's, no answer's.
-        special = {i for i, token in self.tokenizer.added_tokens_decoder.items() if token.special}
-        banned = sorted({*special, *self.tokenizer.all_special_ids, model.config.image_token_id}.difference(stop))
+        stop, banned = token_ids(model, self.tokenizer)
         self.register_buffer("banned_ids", torch.tensor(banned), persistent=False)
         self.register_buffer("stop_ids", torch.tensor(stop), persistent=False)
 
-    def _pretrained(self, dtype: torch.dtype, **kwargs: Any) -> PreTrainedModel:
+    def pretrained(self, dtype: torch.dtype, **kwargs: Any) -> PreTrainedModel:
+        """The checkpoint as it came."""
         from transformers import AutoModelForImageTextToText
 
         return AutoModelForImageTextToText.from_pretrained(
@@ -145,7 +140,8 @@ class Policy(nn.Module):
         )
 
     @staticmethod
-    def _with_adapters(model: PreTrainedModel, lora: LoRA) -> nn.Module:
+    def with_adapters(model: PreTrainedModel, lora: LoRA) -> nn.Module:
+        """The model with fresh adapters, which do nothing yet."""
         from peft import LoraConfig, get_peft_model
 
         # Dropout would give the prompt of a group one mask for all its completions, so there is none.
@@ -374,29 +370,16 @@ class Policy(nn.Module):
         """Copies of what trains, whole and in the CPU's memory. Ranks that share the weights call it together."""
         return cast(dict[str, Tensor], get_model_state_dict(self.model, options=WHOLE))
 
-    def export(self, folder: Path, weights: dict[str, Tensor]) -> None:
-        """Write a Hugging Face folder that `from_pretrained` loads, in the dtype that the checkpoint came in.
 
-        Adapters are merged into the weights; they are written apart as well, under `adapter/`.
+def token_ids(model: PreTrainedModel, tokenizer: Any) -> tuple[list[int], list[int]]:
+    """Tokens that end a completion, and tokens that can't be in one.
 
-        Args:
-            folder: is made.
-            weights: from `trained_weights`.
-        """
-        from transformers import AutoConfig
-
-        config = AutoConfig.from_pretrained(self.checkpoint, trust_remote_code=self.trust_remote_code)
-        dtype = config.dtype or torch.float32
-        model = self._pretrained(torch.float32)
-        if self.lora is None:
-            model.load_state_dict(weights, strict=False)
-        else:
-            from peft import PeftModel
-
-            self.model.save_pretrained(folder / "adapter", state_dict=weights)  # type: ignore[operator]
-            model = PeftModel.from_pretrained(model, folder / "adapter").merge_and_unload()
-        model.to(dtype).save_pretrained(folder)
-        copy_processor(self.checkpoint, folder)
+    An image token in a completion would ask for an image; other special tokens are the chat's, no answer's.
+    """
+    stop = model.generation_config.eos_token_id
+    stop = sorted({*(stop if isinstance(stop, list) else [stop]), tokenizer.eos_token_id})
+    special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+    return stop, sorted({*special, *tokenizer.all_special_ids, model.config.image_token_id}.difference(stop))
 
 
 def fsdp_modules(root: nn.Module) -> list[FSDPModule]:

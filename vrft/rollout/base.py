@@ -80,7 +80,7 @@ class RolloutEngine(ABC):
         max_completion_length: int,
         sampling: Sampling,
         noise: Noise,
-        on_token: Callable[[int], None],
+        on_token: Callable[..., None],
     ) -> Rollout:
         """N = P * num_generations completions, row p * G + g for prompt p.
 
@@ -91,5 +91,6 @@ class RolloutEngine(ABC):
             max_completion_length: tokens after which a completion is cut off.
             sampling: the distribution.
             noise: that decides; greedy decoding needs none.
-            on_token: called as tokens are made, with their number so far per row.
+            on_token: called as tokens are made, with their number so far per row and, where it is known, a remark on
+                how many rows are done.
         """

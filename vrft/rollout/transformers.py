@@ -35,7 +35,7 @@ class TransformersEngine(RolloutEngine):
         max_completion_length: int,
         sampling: Sampling,
         noise: Noise,
-        on_token: Callable[[int], None],
+        on_token: Callable[..., None],
     ) -> Rollout:
         device = policy.banned_ids.device
         uniform = noise.uniform(len(batch.samples), num_generations, max_completion_length).to(device)  # (N, T)
@@ -90,7 +90,7 @@ def _decode(
     draw: Draw,
     uniform: Tensor,
     group: int,
-    on_token: Callable[[int], None],
+    on_token: Callable[..., None],
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Tokens (N, T), -1 behind the end, and their log-probabilities before and after truncation (N, T).
 
@@ -118,6 +118,7 @@ def _decode(
         if (t + 1) % check_every == 0:
             busy = going.view(rows.shape).sum(1)  # (prompts,)
             needed, prompts = int(busy.max()), int((busy > 0).sum())
+            on_token(t + 1, f"{len(uniform) - int(busy.sum())} of {len(uniform)} rows done")
             if policy.all_done(needed == 0):
                 break
             if 0 < needed * prompts <= 0.75 * rows.numel():

@@ -1,0 +1,128 @@
+"""Loggers alone and together show the same run, and every number has its line in the documentation."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import lightning.fabric.loggers.tensorboard
+import pytest
+from conftest import CSV_ONLY, ROOT
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from wandb_files import history, records
+
+from vrft.__main__ import main
+from vrft.evaluators import (
+    AccuracyEvaluator,
+    BoxSegmenter,
+    GroundingEvaluator,
+    PresenceEvaluator,
+    accuracy,
+    grounding,
+    presence,
+)
+from vrft.evaluators.average_precision import COCO_NUMBERS, LVIS_NUMBERS
+from vrft.guards import GUARDS
+
+Command = Callable[..., list[str]]
+DOCS = (ROOT / "docs" / "dashboards.md").read_text()
+SMALL = ["--transcripts.every_n_rollouts=1", "--data.batch_size=2", "--model.num_generations=4"]
+
+
+def fragment(name: str) -> list[str]:
+    return ["--config", str(ROOT / "configs" / "logger" / f"{name}.yaml"), *SMALL]
+
+
+def csv_names(run: Path) -> set[str]:
+    with (run / "logs" / "version_0" / "metrics.csv").open() as file:
+        return {name for name in csv.DictReader(file).fieldnames or () if "/" in name}
+
+
+def tensorboard(run: Path) -> EventAccumulator:
+    events = EventAccumulator(str(run / "tensorboard" / "version_0"), size_guidance={"scalars": 0, "images": 0})
+    return events.Reload()
+
+
+def documented() -> set[str]:
+    """The names in the table of metrics."""
+    table = DOCS.split("## Metrics")[1].split("## Guards")[0]
+    cells = [line.split(" | ")[0] for line in table.splitlines() if line.startswith("| `")]
+    return {name for cell in cells for name in re.findall(r"`([^`]+)`", cell)}
+
+
+def test_all_loggers_together(quick_fit: Command, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    assert main([*quick_fit(), *fragment("all")]) == 0
+    names = csv_names(run)
+    events = tensorboard(run)
+    assert {*events.Tags()["scalars"]} - {"epoch", "hp_metric"} == names
+    assert events.Tags()["images"] == ["val/coco/precision_recall", "rollouts/0", "rollouts/1"]
+    assert [image.step for image in events.Images("rollouts/0")] == [0, 1]
+    assert "val/coco/per_category/text_summary" in events.Tags()["tensors"]
+    (file,) = (run / "wandb").glob("offline-run-*/*.wandb")
+    logged = history(file)
+    assert names <= {name for entry in logged for name in entry}
+    steps = {step["trainer/global_step"] for step in logged if "train/reward" in step or "val/reward" in step}
+    assert steps == {0, 1, 2}  # the last evaluation comes after both rollouts
+    assert all("trainer/global_step" in entry for entry in logged)
+    summary = [record.metric for record in records(file) if record.WhichOneof("record_type") == "metric"]
+    best = {metric.name for metric in summary if metric.summary.max and metric.summary.last}
+    assert best == {name for name in names if name.startswith("val/")}
+    (config,) = [record.config for record in records(file) if record.WhichOneof("record_type") == "config"]
+    settings = {update.key: update.value_json for update in config.update}
+    assert json.loads(settings["model"])["class_path"] == "vrft.RFT"
+
+
+@pytest.mark.parametrize("name", ["tensorboard", "csv"])
+def test_a_logger_alone(name: str, quick_fit: Command, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    assert main([*quick_fit(), *fragment(name), "--trainer.limit_val_batches=0"]) == 0
+    assert "train/reward" in csv_names(run)
+    assert not (run / "wandb").exists()
+    assert (run / "tensorboard").exists() == (name == "tensorboard")
+    if name == "tensorboard":
+        assert "rollouts/0" in tensorboard(run).Tags()["images"]
+
+
+def test_tensorboard_that_is_not_there_is_one_line(
+    quick_fit: Command, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("_TENSORBOARD_AVAILABLE", "_TENSORBOARDX_AVAILABLE"):
+        monkeypatch.setattr(lightning.fabric.loggers.tensorboard, name, False)
+    assert main([*quick_fit(), *fragment("tensorboard")]) == 2
+    assert "trainer.logger: TensorBoardLogger needs `pip install tensorboard`" in capsys.readouterr().err
+
+
+RUNS = {"quickstart": ["--model.num_minibatches=2", "--model.max_extra_rollouts=1"], "quickstart_sft": []}
+NOT_HERE = {"memory/gpu_gb", "guards/NAME"}
+"""On a GPU; by guards that speak, see test_guards."""
+
+
+def evaluated() -> set[str]:
+    """What evaluators other than COCO's log."""
+    box = (0.0, 0.0, 1.0, 1.0)
+    names = {
+        *GroundingEvaluator(BoxSegmenter()).scores([grounding.Row(1, "cat", box, 1.0, True, 1, 1)]),
+        *AccuracyEvaluator().scores([accuracy.Row("cat", "cat", True)]),
+        *PresenceEvaluator().scores([presence.Row(1, ("cat",), ("cat",), True)]),
+        *(f"coco/{name}" for name in COCO_NUMBERS),
+        *(f"lvis/{name}" for name in LVIS_NUMBERS),
+    }
+    return {f"val/{name}" for name in names}
+
+
+def test_every_number_has_a_line_in_the_table_and_every_line_a_number(quick_fit: Command, tmp_path: Path) -> None:
+    seen = evaluated() | NOT_HERE
+    for name, more in RUNS.items():
+        command = ["fit", "--config", str(ROOT / "configs" / f"{name}.yaml"), *quick_fit(CSV_ONLY, *more)[3:]]
+        assert main([*command, f"--run_dir={tmp_path}/{name}", "--data.batch_size=2"]) == 0
+        seen |= csv_names(tmp_path / name)
+    assert {re.sub("/reward/.*", "/reward/NAME", name) for name in seen} == documented()
+
+
+def test_every_guard_has_a_line() -> None:
+    table = DOCS.split("## Guards")[1]
+    assert re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE) == [guard.name for guard in GUARDS]

@@ -1,0 +1,39 @@
+"""What an offline run of Weights & Biases wrote: records of protocol buffers in LevelDB's log format."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from wandb.proto import wandb_internal_pb2
+
+HEADER, BLOCK, FRAME = 7, 32768, 7
+FULL, FIRST = 1, 2
+
+
+def records(path: Path) -> Iterator[Any]:
+    """The records of a .wandb file, of which the last may not be whole."""
+    data, position, whole = path.read_bytes(), HEADER, b""
+    while position + FRAME <= len(data):
+        if BLOCK - position % BLOCK < FRAME:  # the rest of a block is left empty
+            position += BLOCK - position % BLOCK
+            continue
+        size, kind = int.from_bytes(data[position + 4 : position + 6], "little"), data[position + 6]
+        part = data[position + FRAME : position + FRAME + size]
+        position += FRAME + size
+        whole = part if kind in (FULL, FIRST) else whole + part
+        if kind in (FULL, 4):
+            record = wandb_internal_pb2.Record()
+            record.ParseFromString(whole)
+            yield record
+
+
+def history(path: Path) -> list[dict[str, Any]]:
+    """The rows that were logged."""
+    return [
+        {"/".join(item.nested_key) or item.key: json.loads(item.value_json) for item in record.history.item}
+        for record in records(path)
+        if record.WhichOneof("record_type") == "history"
+    ]

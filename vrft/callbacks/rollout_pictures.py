@@ -1,0 +1,91 @@
+"""Rollouts to look at, where the loggers can show them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
+from PIL import Image
+
+from vrft.drawing import PREDICTION, TRUTH, draw_boxes, side_by_side, with_caption
+from vrft.loggers import show_picture
+from vrft.types import Answer, Detection, Sample, ScoredRollout
+
+
+def show_rollout(loggers: Sequence[Logger], scored: ScoredRollout, rows: Sequence[dict[str, Any]], step: int) -> None:
+    """Completions of a rollout, the first `len(rows)` of it: a table in Weights & Biases, pictures in TensorBoard.
+
+    Args:
+        loggers: of the run.
+        scored: the rollout.
+        rows: what `vrft.callbacks.transcripts.row` says of its first completions.
+        step: of the loggers.
+    """
+    for logger in loggers:
+        if isinstance(logger, WandbLogger):
+            log_table(logger, scored, rows, step)
+        elif isinstance(logger, TensorBoardLogger):
+            for p in range(len(rows) // scored.total.shape[1]):
+                show_picture([logger], f"rollouts/{p}", group_picture(scored, rows, p), step)
+
+
+def log_table(logger: WandbLogger, scored: ScoredRollout, rows: Sequence[dict[str, Any]], step: int) -> None:
+    """One table row per completion: the image with true and predicted boxes, what was said and what it earned."""
+    names = list(scored.rewards)
+    columns = ["step", "rollout", "image", "query", "reasoning", "completion", *names, "reward", "advantage"]
+    group = scored.total.shape[1]
+    data = [
+        [
+            step,
+            entry["rollout"],
+            overlays(scored.samples[n // group], scored.answers[n]),
+            entry["query"],
+            entry["reasoning"],
+            entry["completion"],
+            *(entry["rewards"][name] for name in names),
+            entry["reward"],
+            entry["advantage"],
+        ]
+        for n, entry in enumerate(rows)
+    ]
+    logger.log_table("completions", columns, data, step=step)
+
+
+def overlays(sample: Sample, answer: Answer) -> Any:
+    """A W&B image; boxes are overlays that can be switched on and off."""
+    import wandb
+
+    boxes = {}
+    for name, detections in (("truth", sample.target), ("prediction", answer.value)):
+        if isinstance(detections, tuple):
+            boxes[name] = {
+                "box_data": [_overlay(detection) for detection in detections],
+                "class_labels": {0: sample.query},
+            }
+    return wandb.Image(sample.image, boxes=boxes or None)
+
+
+def _overlay(detection: Detection) -> dict[str, Any]:
+    x0, y0, x1, y1 = detection.box
+    return {
+        "position": {"minX": x0, "maxX": x1, "minY": y0, "maxY": y1},
+        "domain": "pixel",
+        "class_id": 0,
+        "box_caption": detection.label if detection.score is None else f"{detection.label} {detection.score:.2f}",
+        "scores": {"confidence": 1.0 if detection.score is None else detection.score},
+    }
+
+
+def group_picture(scored: ScoredRollout, rows: Sequence[dict[str, Any]], p: int) -> Image.Image:
+    """The completions of prompt p side by side: true and predicted boxes, or the answer, and what it earned."""
+    sample, group = scored.samples[p], scored.total.shape[1]
+    tiles = []
+    for n in range(p * group, (p + 1) * group):
+        value = scored.answers[n].value
+        layers = [(d, c) for d, c in ((sample.target, TRUTH), (value, PREDICTION)) if isinstance(d, tuple)]
+        said = f"{sample.query}: " if sample.query else ""
+        said += value if isinstance(value, str) else "can't be read" if value is None else f"{len(value)} boxes"
+        earned = "no number" if rows[n]["reward"] is None else f"reward {rows[n]['reward']:.2f}"
+        tiles.append(with_caption(draw_boxes(sample.image, layers), [said, earned]))
+    return side_by_side(tiles)

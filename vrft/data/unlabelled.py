@@ -1,0 +1,76 @@
+"""Images without annotations, to be asked about."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.utilities import rank_zero_warn
+from PIL import Image
+
+from vrft.data.records import SHOWN, Part, Problems, Record, RecordData, RecordSet, check_images, write_lines
+from vrft.errors import ConfigurationError
+
+
+class UnlabelledData(RecordData):
+    """Every image is asked every query. Images that can't be read are named and left out."""
+
+    def __init__(self, images: list[str], queries: list[str] | None = None, **kwargs: Any) -> None:
+        """Names the images; they are looked at when predicting starts.
+
+        Args:
+            images: files, and folders that are searched with all that is in them.
+            queries: categories, instructions or questions; none for tasks that ask the same of every image.
+            kwargs: see `RecordData`.
+        """
+        super().__init__(**kwargs)
+        self.images, self.queries = [Path(image) for image in images], queries or [""]
+        for path in self.images:
+            if not path.exists():
+                raise ConfigurationError(f"images: no such file or folder: {path}")
+
+    def records(self, part: Part, problems: Problems) -> list[Record]:
+        """A record for each image and query; questions about one image stand together."""
+        files = dict.fromkeys(file for path in self.images for file in image_files(path))
+        return [
+            Record(file, "images", number, query, ()) for number, file in enumerate(files, 1) for query in self.queries
+        ]
+
+    def setup(self, stage: str) -> None:
+        if stage != "predict":
+            raise ConfigurationError("data: UnlabelledData has no annotations; it is for predict")
+        assert self.trainer is not None
+        module: Any = self.trainer.lightning_module
+        if "{query}" in module.task.template and not any(self.queries):
+            raise ConfigurationError("query: the task asks about something; expected e.g. --query cat")
+        problems = Problems()
+        found = check_images(self.records("val", problems), problems)
+        for problem in problems.found[:SHOWN]:
+            rank_zero_warn(f"left out: {problem}")
+        if len(problems.found) > SHOWN:
+            rank_zero_warn(f"{len(problems.found)} images are left out, all listed in bad_records.txt")
+        if problems.found:
+            write_lines(Path(self.trainer.default_root_dir) / "bad_records.txt", problems.found)
+        if not found:
+            raise ConfigurationError(f"images: there is no image that can be read in {self.images[0]}")
+        self._val = RecordSet(found, training=False)
+
+    def category_ids(self) -> dict[str, int]:
+        names = [name for query in self.queries for name in (query.split(", "))]
+        return {name: number for number, name in enumerate(dict.fromkeys(names), 1)}
+
+
+def image_files(path: Path) -> Iterator[Path]:
+    """A file itself; of a folder the files in it, and in its folders, that are named as images are."""
+    if not path.is_dir():
+        yield path
+        return
+    suffixes = image_suffixes()
+    yield from sorted(file for file in path.rglob("*") if file.suffix.lower() in suffixes and file.is_file())
+
+
+def image_suffixes() -> Sequence[str]:
+    """What names of images end with, of the formats that Pillow reads."""
+    Image.init()
+    return [suffix for suffix, name in Image.registered_extensions().items() if name in Image.OPEN]

@@ -1,0 +1,78 @@
+"""Boxes drawn on images."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from PIL import Image, ImageDraw, ImageFont
+
+from vrft.types import Detection
+
+Colour = tuple[int, int, int]
+
+TRUTH: Colour = (0, 158, 115)
+PREDICTION: Colour = (213, 94, 0)
+"""Told apart by people who see red and green alike."""
+
+COLOURS: tuple[Colour, ...] = (
+    PREDICTION,
+    (0, 114, 178),
+    (204, 121, 167),
+    (0, 158, 115),
+    (230, 159, 0),
+    (86, 180, 233),
+)
+SMALLEST = 320
+"""Pixels of the longer side from which on labels can be read; smaller images are enlarged."""
+
+LINE, LONGEST = 14, 60
+
+
+def draw_boxes(image: Image.Image, layers: Iterable[tuple[Sequence[Detection], Colour]]) -> Image.Image:
+    """A copy of an image with boxes and their labels, each layer in its colour."""
+    scale = max(1.0, SMALLEST / max(image.size))
+    picture = image.convert("RGB").resize((round(image.width * scale), round(image.height * scale)))
+    pen, font = ImageDraw.Draw(picture), ImageFont.load_default(LINE - 2)
+    width = max(2, max(picture.size) // 300)
+    for detections, colour in layers:
+        for detection in detections:
+            x0, y0, x1, y1 = (v * scale for v in detection.box)
+            pen.rectangle((x0, y0, x1, y1), outline=colour, width=width)
+            text = label_of(detection)
+            if text:
+                corner = (x0, max(0.0, y0 - LINE))
+                pen.rectangle(pen.textbbox(corner, text, font=font), fill=colour)
+                pen.text(corner, text, fill="white", font=font)
+    return picture
+
+
+def label_of(detection: Detection) -> str:
+    """The label of a box with its score, as it is written beside it."""
+    score = "" if detection.score is None else f"{detection.score:.2f}"
+    return f"{brief(detection.label)} {score}".strip()
+
+
+def brief(text: str) -> str:
+    """A text in one line that has room in a picture."""
+    line = " ".join(text.split())
+    return line if len(line) <= LONGEST else f"{line[: LONGEST - 1]}…"
+
+
+def with_caption(picture: Image.Image, lines: Sequence[str]) -> Image.Image:
+    """A picture with lines of text below."""
+    whole = Image.new("RGB", (picture.width, picture.height + LINE * len(lines) + 4), "white")
+    whole.paste(picture)
+    pen, font = ImageDraw.Draw(whole), ImageFont.load_default(LINE - 2)
+    for i, line in enumerate(lines):
+        pen.text((4, picture.height + LINE * i), brief(line), fill="black", font=font)
+    return whole
+
+
+def side_by_side(pictures: Sequence[Image.Image], columns: int = 4) -> Image.Image:
+    """Pictures in rows, on white."""
+    width, height = max(picture.width for picture in pictures), max(picture.height for picture in pictures)
+    columns = min(columns, len(pictures))
+    sheet = Image.new("RGB", (width * columns, height * -(-len(pictures) // columns)), "white")
+    for i, picture in enumerate(pictures):
+        sheet.paste(picture, (width * (i % columns), height * (i // columns)))
+    return sheet

@@ -1,0 +1,20 @@
+"""Guards: rules over recent rollouts that tell when a run goes wrong in a way that its reward does not show."""
+
+from vrft.guards.answers import DuplicateBoxes, EqualConfidences, NoFormat, SameBox, WholeImage
+from vrft.guards.base import Guard, Seen
+from vrft.guards.training import EntropyCollapse, EqualRewards, GrowingCompletions, Overfitting, TinyUpdates
+
+GUARDS: tuple[type[Guard], ...] = (
+    NoFormat,
+    EqualRewards,
+    EntropyCollapse,
+    GrowingCompletions,
+    Overfitting,
+    TinyUpdates,
+    WholeImage,
+    SameBox,
+    DuplicateBoxes,
+    EqualConfidences,
+)
+
+__all__ = ["GUARDS", "Guard", "Seen"]

@@ -1,0 +1,149 @@
+"""The README.md of an exported model: what the run's own files say about it, and nothing else."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import OmegaConf
+
+from vrft.errors import ConfigurationError
+
+TRAINING = (
+    "num_generations",
+    "loss_type",
+    "beta",
+    "temperature",
+    "num_iterations",
+    "max_completion_length",
+    "scale_rewards",
+)
+"""Settings of the objective that a card names."""
+
+LONGEST = 300
+"""Characters of a value in a card."""
+
+
+def read_run(run: Path) -> dict[str, Any]:
+    """The config of a run's folder.
+
+    Raises:
+        ConfigurationError: there is none.
+    """
+    path = run / "config.yaml"
+    try:
+        content = yaml.safe_load(path.read_text())
+    except (OSError, yaml.YAMLError) as error:
+        raise ConfigurationError(f"{run} is not the folder of a run: {path} can't be read") from error
+    if not isinstance(content, dict) or not {"model", "task", "data"} <= content.keys():
+        raise ConfigurationError(f"{run} is not the folder of a run: {path} has no model, task and data")
+    container: Any = OmegaConf.create({"run_dir": content.get("run_dir")})
+    resolved = {key: content[key] for key in content if key not in ("trainer", "checkpoint")}
+    for key in ("model", "data"):
+        container[key] = OmegaConf.create(content[key])
+        resolved[key] = OmegaConf.to_container(container[key], resolve=True)
+    return resolved | {"trainer": content.get("trainer", {})}
+
+
+def write_card(folder: Path, run: Path, template: str, *, adapter: bool, at_end: bool) -> Path:
+    """Write a model card.
+
+    Args:
+        folder: of the exported model.
+        run: the run's folder.
+        template: the words that the model was asked with.
+        adapter: the folder holds an adapter alone.
+        at_end: the weights are those that `summary.json` is about.
+    """
+    config = read_run(run)
+    summary = run / "summary.json"
+    numbers = json.loads(summary.read_text()) if at_end and summary.exists() else None
+    lines = [*front_matter(config, adapter), *description(config, run, template, adapter), *table(numbers, at_end)]
+    path = folder / "README.md"
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def front_matter(config: dict[str, Any], adapter: bool) -> Iterator[str]:
+    """What the Hugging Face Hub reads."""
+    base = str(config["model"]["init_args"]["policy"]["init_args"]["checkpoint"])
+    kind = config["model"]["class_path"].rpartition(".")[2].lower()
+    about: dict[str, Any] = {
+        "library_name": "peft" if adapter else "transformers",
+        "pipeline_tag": "image-text-to-text",
+        "tags": ["vrft", "grpo" if kind == "rft" else kind, *(["lora"] if lora_of(config) else [])],
+    }
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", base) and not Path(base).exists():
+        about = {"base_model": base, **about}
+    yield from ("---", yaml.safe_dump(about, sort_keys=False, allow_unicode=True).rstrip(), "---", "")
+
+
+def lora_of(config: dict[str, Any]) -> Any:
+    """The config's LoRA settings, None without."""
+    return config["model"]["init_args"]["policy"]["init_args"].get("lora")
+
+
+def description(config: dict[str, Any], run: Path, template: str, adapter: bool) -> Iterator[str]:
+    """What it is, what it was trained on and how."""
+    model = config["model"]["init_args"]
+    rft = config["model"]["class_path"].rpartition(".")[2] == "RFT"
+    base = code(model["policy"]["init_args"]["checkpoint"])
+    how = "GRPO on verifiable rewards (visual reinforcement fine-tuning)" if rft else "supervised fine-tuning"
+    weights = "a LoRA adapter" if adapter else "merged LoRA weights" if lora_of(config) else "full weights"
+    yield from (f"# {code(run.name)}", "", f"{base}, tuned by {how} with vrft; {weights}.", "")
+    yield from ("## Training", "", "| | |", "|--|--|")
+    yield f"| data | {code(config['data']['class_path'])} |"
+    for name, value in sorted(config["data"].get("init_args", {}).items()):
+        if value is not None and name not in ("batch_size", "eval_batch_size", "num_workers"):
+            yield f"| data: {code(name)} | {code(value)} |"
+    yield f"| task | {code(config['task']['class_path'])} |"
+    if rft:
+        for name, reward in model["rewards"].items():
+            weight = reward.get("init_args", {}).get("weight", 1.0)
+            yield f"| reward {code(name)} | {code(reward['class_path'])}, weight {code(weight)} |"
+    optimizer = model["optimizer"]
+    rate = optimizer.get("init_args", {}).get("lr") if isinstance(optimizer, dict) else None
+    yield f"| optimizer steps at most | {code(config['trainer'].get('max_steps'))} |"
+    yield f"| learning rate | {code(rate)} |"
+    yield f"| LoRA | {code(lora_of(config) or 'no')} |"
+    for name in TRAINING if rft else ():
+        yield f"| {name} | {code(model.get(name))} |"
+    yield from ("", "The run:", "", fenced(f"python -m vrft fit --config {run}/config.yaml"), "")
+    yield from ("It was asked in these words, beside the image:", "", fenced(template), "")
+
+
+def table(summary: dict[str, Any] | None, at_end: bool) -> Iterator[str]:
+    """The numbers of the run."""
+    yield from ("## Held-out images", "")
+    if summary is None:
+        reason = "was not evaluated" if at_end else "is from the middle of its run, whose numbers are of its end"
+        yield f"This checkpoint {reason}."
+        return
+    yield from ("Greedy answers, scores in the run's own terms, before and after.", "")
+    yield from ("| | base | tuned | change |", "|--|--|--|--|")
+    for name, before in summary["base"].items():
+        after = summary["tuned"][name]
+        yield f"| {name} | {before:.3f} | {after:.3f} | {after - before:+.3f} |"
+
+
+def code(value: Any) -> str:
+    r"""A value as inline code in a table cell, whatever it holds: one line, in more backticks than it has in a row.
+
+    >>> code("a|`b`\n<script>")
+    '`` a&#124;`b` <script> ``'
+    """
+    text = " ".join(str(value).split())
+    text = text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…"
+    ticks = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
+    padding = " " if "`" in text else ""
+    return f"{ticks}{padding}{text.replace('|', '&#124;')}{padding}{ticks}"
+
+
+def fenced(text: str) -> str:
+    """A block of text in a fence that it can't close."""
+    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
+    return f"{fence}text\n{text}\n{fence}"
