@@ -18,6 +18,7 @@ commands
   test       the same as validate, goes on where it was interrupted; --against compares two checkpoints
   predict    answer held-out images, without scores
   doctor     check a config before hours are spent: prompts and boxes drawn, tokens, rewards, memory
+  report     a run as one HTML file to look at: python -m vrft report RUN [--open]
   score      rewards of completions in a file, without a model
   evaluate   COCO's or LVIS's table of a file of boxes, without a model
 
@@ -62,6 +63,11 @@ def main(args: Sequence[str] | None = None) -> int:
         from vrft.evaluate import main as evaluate
 
         return reported(evaluate, args[1:])
+    if args[0] == "report":
+        from vrft.errors import reported
+        from vrft.report import main as report
+
+        return reported(report, args[1:])
     from vrft.cli import run
 
     return run(args)

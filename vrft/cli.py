@@ -17,11 +17,13 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.fabric.utilities.rank_zero import _get_rank
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from omegaconf.errors import OmegaConfBaseException
 
 from vrft.callbacks.checkpoint import RunCheckpoint
 from vrft.callbacks.export import ExportHuggingFace
 from vrft.callbacks.graceful_stop import GracefulStop
+from vrft.callbacks.held_out import HeldOutAnswers
 from vrft.callbacks.predictions import Predictions
 from vrft.callbacks.progress import PhaseProgressBar
 from vrft.callbacks.save_config import SaveResolvedConfig
@@ -32,6 +34,7 @@ from vrft.data import VisionData
 from vrft.errors import ConfigurationError, message_lines, shorten, users_mistake
 from vrft.loggers import CSVLogger, WandbLogger
 from vrft.module import VisionModule
+from vrft.report import write_report
 from vrft.run_dir import choose_run_dir
 from vrft.tasks import Task
 from vrft.trainer import Stopped, VisionTrainer
@@ -187,7 +190,16 @@ class VRFTCLI(LightningCLI):
         if self.trainer.is_global_zero and summary.base is not None:
             print(f"summary: {summary.write(Path(self.trainer.default_root_dir))}")
         if self.trainer.is_global_zero:
+            try_to_report(Path(self.trainer.default_root_dir))
             print(f"checkpoint: {self.last_checkpoint}")
+
+
+def try_to_report(run: Path) -> None:
+    """Write the run's report, or warn that it can't be written."""
+    try:
+        print(f"report: {write_report(run)}")
+    except OSError as error:
+        rank_zero_warn(f"no report is written: {error}")
 
 
 def try_to_write(folder: Path) -> None:
@@ -215,7 +227,7 @@ def run(args: list[str]) -> int:
             save_config_callback=SaveResolvedConfig,
             trainer_defaults={
                 **TRAINER_DEFAULTS,
-                "callbacks": [Summary(), ExportHuggingFace(), Predictions()],
+                "callbacks": [Summary(), HeldOutAnswers(), ExportHuggingFace(), Predictions()],
             },
             parser_class=OneLineParser,
             parser_kwargs={"parser_mode": "omegaconf+", "allow_abbrev": False, "prog": "python -m vrft"},
