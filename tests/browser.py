@@ -1,4 +1,4 @@
-"""Chromium without a window, driven through chromedriver's own protocol (W3C WebDriver): the standard library will do."""
+"""Chromium without a window, by chromedriver's own protocol (W3C WebDriver): the standard library will do."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-CHROMIUM = next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None)
+CHROMIUM = next(
+    (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
+)
 DRIVER = shutil.which("chromedriver")
 FLAGS = (
     *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"),
@@ -58,7 +60,7 @@ class Browser:
 
     def run(self, script: str, *arguments: Any) -> Any:
         """The value of a JavaScript expression; `arguments` are in it."""
-        return self._send("POST", "/execute/sync", {"script": f"return {script}", "args": list(arguments)})
+        return self._send("POST", "/execute/sync", {"script": f"return {script.strip()}", "args": list(arguments)})
 
     def wait_for(self, script: str, seconds: float = 20) -> None:
         """Return when an expression is true."""
@@ -93,7 +95,9 @@ def browser(profile: Path) -> Iterator[Browser]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    driver = subprocess.Popen([DRIVER, f"--port={port}", "--silent"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    driver = subprocess.Popen(
+        [DRIVER, f"--port={port}", "--silent"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     try:
         for _ in range(200):
             try:

@@ -11,7 +11,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from PIL import Image
 
 FOLDER = "pictures"
-SIDE = 512
+SIDE = 448
 """Pixels of the longer side, from which an image is made smaller."""
 
 SMALL = 128
@@ -26,7 +26,7 @@ def keep(image: Image.Image, run: Path) -> str | None:
     small = image.convert("RGB")
     small.thumbnail((SIDE, SIDE))
     buffer = io.BytesIO()
-    quality, subsampling = (92, 0) if max(small.size) <= SMALL else (78, 2)
+    quality, subsampling = (95, 0) if max(small.size) <= SMALL else (75, 2)
     small.save(buffer, "JPEG", quality=quality, subsampling=subsampling)
     content = buffer.getvalue()
     path = run / FOLDER / f"{hashlib.sha256(content).hexdigest()[:16]}.jpg"

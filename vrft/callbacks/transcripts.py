@@ -44,7 +44,9 @@ class Transcripts(Callback):
         rows = [row(scored, rollout, n) for n in range(shown)]
         run, group, task = Path(trainer.default_root_dir), scored.total.shape[1], type(pl_module.task).__name__
         pictures = [keep(sample.image, run) for sample in scored.samples[: shown // group]]
-        seen = [{"task": task, "image": pictures[n // group], "size": scored.samples[n // group].size} for n in range(shown)]
+        seen = [
+            {"task": task, "image": pictures[n // group], "size": scored.samples[n // group].size} for n in range(shown)
+        ]
         append(run / "transcripts.jsonl", [entry | more for entry, more in zip(rows, seen, strict=True)])
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):

@@ -21,7 +21,7 @@ function ticks(low, high, about) {
 function tickLabel(value) {
   if (value === 0) return "0";
   const size = Math.abs(value);
-  if (size < 1e-3 || size >= 1e6) return value.toExponential(1).replace("e+", "e").replace("-", "−");
+  if (size < 1e-3 || size >= 1e6) return value.toExponential(2).replace(/\.?0+e/, "e").replace("e+", "e").replaceAll("-", "−");
   if (size >= 10000) return `${+(value / 1000).toPrecision(3)}k`;
   return String(+value.toPrecision(4)).replace("-", "−");
 }
@@ -80,7 +80,8 @@ function chart({ title, hint, series, height = 150, low, high, stacked = false }
     const room = top - bottom || Math.abs(top) * 0.2 || 1;
     const y0 = low ?? (bottom >= 0 && bottom < room ? 0 : bottom - room * 0.06);
     const y1 = top > y0 ? top + (high === top ? 0 : (top - y0) * 0.04) : y0 + room;
-    const left = 44, right = 10, head = 8, foot = 20;
+    const levels = ticks(y0, y1, height > 170 ? 4 : 3);
+    const left = 14 + 6.5 * Math.max(3, ...levels.map((y) => tickLabel(y).length)), right = 10, head = 8, foot = 20;
     const sx = (x) => left + ((width - left - right) * x) / LAST;
     const sy = (y) => head + (height - head - foot) * (1 - (y - y0) / (y1 - y0));
     const path = (points) => points.map(([x, y], i) => `${i ? "L" : "M"}${sx(x).toFixed(1)} ${sy(y).toFixed(1)}`).join("");
@@ -89,7 +90,7 @@ function chart({ title, hint, series, height = 150, low, high, stacked = false }
     drawing.setAttribute("viewBox", `0 0 ${width} ${height}`);
     drawing.setAttribute("height", height);
     drawing.replaceChildren(
-      ...ticks(y0, y1, height > 170 ? 4 : 3).flatMap((y) => [
+      ...levels.flatMap((y) => [
         svg("line", { class: "grid", x1: left, x2: width - right, y1: sy(y), y2: sy(y) }),
         svg("text", { class: "tick", x: left - 8, y: sy(y) + 4, "text-anchor": "end" }, tickLabel(y))]),
       ...ticks(0, LAST, Math.max(2, width / 120)).map((x) =>

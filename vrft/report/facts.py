@@ -125,11 +125,9 @@ def read_categories(folders: list[Path], problems: list[str]) -> dict[str, Any] 
     for name, score in TABLES.items():
         tables = [path for folder in folders if (path := folder / name).exists()]
         if tables:
-            first, last = (dict(_table(path, problems)) for path in (tables[0], tables[-1]))
-            rows = [
-                {"name": category, "base": first.get(category) if len(tables) > 1 else None, "tuned": value}
-                for category, value in last.items()
-            ]
+            last = dict(_table(tables[-1], problems))
+            first = dict(_table(tables[0], problems)) if len(tables) > 1 else {}
+            rows = [{"name": name, "base": first.get(name), "tuned": value} for name, value in last.items()]
             return {"score": score, "rows": rows}
     return None
 

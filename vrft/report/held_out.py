@@ -76,11 +76,12 @@ def read_pairs(folders: list[Path], problems: list[str]) -> dict[str, Any]:
     with_answers = [folder for folder in folders if (folder / ANSWERS).exists()]
     if not with_answers:
         return {"answers": [], "lists": {}}
-    first, last = read_answers(with_answers[0], problems), read_answers(with_answers[-1], problems)
+    alone = len(with_answers) == 1
+    last = read_answers(with_answers[-1], problems)
+    first = last if alone else read_answers(with_answers[0], problems)
     chosen = choose(first, last)
     samples = sorted({sample for some in chosen.values() for sample in some})
     place = {sample: position for position, sample in enumerate(samples)}
-    alone = len(with_answers) == 1
     return {
         "answers": [_pair(None if alone else first.get(sample), last[sample]) for sample in samples],
         "lists": {why: [place[sample] for sample in some] for why, some in chosen.items()},

@@ -96,4 +96,5 @@ def read_lines(path: Path, kind: type[Line], problems: list[str]) -> Iterator[Li
     except OSError as error:
         problems.append(f"{path.name} can't be read: {error.strerror}")
     if bad:
-        problems.append(f"{path.name}: {bad} line{'s' if bad > 1 else ''} can't be read and {'are' if bad > 1 else 'is'} left out")
+        left_out = f"{bad} line{'s' if bad > 1 else ''} can't be read and {'are' if bad > 1 else 'is'} left out"
+        problems.append(f"{path.name}: {left_out}")

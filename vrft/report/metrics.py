@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import math
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -85,9 +85,12 @@ def _number(text: object) -> float | None:
 
 
 def thin(points: list[tuple[int, float]]) -> list[tuple[float, float]]:
-    """At most `MOST` points, each the mean of equally many neighbours."""
-    each = -(-len(points) // MOST)
-    parts = [points[start : start + each] for start in range(0, len(points), each)] if each > 1 else None
-    if parts is None:
-        return [(float(rollouts), value) for rollouts, value in points]
-    return [(sum(p[0] for p in part) / len(part), sum(p[1] for p in part) / len(part)) for part in parts]
+    """At most `MOST` points, each the mean of equally many neighbours but for the last."""
+    each = max(1, -(-len(points) // MOST))
+    parts = [points[start : start + each] for start in range(0, len(points), each)]
+    return [(_mean([x for x, _ in part]), _mean([y for _, y in part])) for part in parts]
+
+
+def _mean(values: Sequence[float]) -> float:
+    """In six digits: more are not seen."""
+    return float(f"{math.fsum(value / len(values) for value in values):.6g}")

@@ -41,10 +41,10 @@ def render(data: dict[str, Any], pictures: dict[str, str]) -> str:
 
 
 def embedded(value: Any) -> str:
-    """JSON that stands in a script block: without the characters that mean something in HTML.
+    r"""JSON that stands in a script block: without the characters that mean something in HTML.
 
-    >>> embedded("</script><!--")
-    '"\\\\u003c/script\\\\u003e\\\\u003c!--"'
+    >>> embedded("</script>")
+    '"\\u003c/script\\u003e"'
     """
     text = json.dumps(value, allow_nan=False, separators=(",", ":"))
     return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")

@@ -9,6 +9,9 @@ function sizeOf({ size, target, answers = [] }) {
   return [extent(2), extent(3)];
 }
 
+// The question; where all are the same and it is not written, what is right.
+const titleOf = (subject) => subject.query || said(subject.target);
+
 const clamp = (value, high) => Math.min(Math.max(value, -high), 2 * high);
 
 function boxes(detections, kind, [width, height]) {
@@ -28,7 +31,7 @@ function picture(subject, predicted, answers = []) {
   const frame = h("div", { class: "picture" });
   frame.style.aspectRatio = `${size[0]} / ${Math.min(size[1], size[0] * 1.6)}`;
   const content = PICTURES[subject.image];
-  const alt = `image ${subject.image_id}, ${subject.query}`;
+  const alt = `image ${subject.image_id}, ${titleOf(subject)}`;
   if (content) {
     frame.append(h("img", { src: `data:image/jpeg;base64,${content}`, alt, decoding: "async", class: Math.max(...size) <= 160 ? "pixels" : null }));
   } else {
@@ -46,16 +49,16 @@ const said = (value) =>
   value == null ? "can't be read" : isBoxes(value) ? (value.length ? plural(value.length, "box").replace("boxs", "boxes") : "no objects") : value || "(empty)";
 
 const key = () => h("ul", { class: "legend key" },
-  h("li", {}, h("i", { class: "swatch truth" }), "true"), h("li", {}, h("i", { class: "swatch predicted" }), "predicted, with its confidence"));
+  h("li", {}, h("i", { class: "swatch truth" }), "true"), h("li", {}, h("i", { class: "swatch predicted" }), "predicted"));
 
 // Two looks at one image, before and after.
 function pair(subject, sides, onopen) {
   return h("li", { class: "pair" },
-    h("h3", { class: "hostile" }, subject.query),
-    h("p", { class: "quiet" }, `image ${subject.image_id}`, typeof subject.target === "string" && [" · true: ", h("b", { class: "hostile" }, subject.target)]),
+    h("h3", { class: "hostile" }, titleOf(subject)),
+    h("p", { class: "quiet" }, `image ${subject.image_id}`, subject.query && typeof subject.target === "string" && [" · true: ", h("b", { class: "hostile" }, subject.target)]),
     h("div", { class: "sides" }, sides.map((side) =>
       h(onopen ? "button" : "div", onopen ? { type: "button", onclick: () => onopen(side), class: "side" } : { class: "side" },
         picture(subject, side.answer),
         h("span", { class: "side-title" }, h("span", {}, side.title), h("b", {}, score(side.score))),
-        h("span", { class: `quiet hostile${side.answer == null ? " bad" : ""}` }, isBoxes(side.answer) && side.reasoning ? side.reasoning : said(side.answer))))));
+        h("span", { class: `quiet hostile two-lines${side.answer == null ? " bad" : ""}` }, isBoxes(side.answer) && side.reasoning ? side.reasoning : said(side.answer))))));
 }

@@ -15,7 +15,8 @@ const METRICS = {
   "train/extra_rollouts": ["Extra rollouts", "of a step, by dynamic sampling", 0],
 };
 
-const title = (name) => name.replace(/^(train|val|time)\//, "").replaceAll("_", " ");
+const title = (name) => METRICS[name]?.[0] ?? name.replace(/^(train|val|time)\//, "").replace(/^(coco|lvis)\/AP$/, "mAP").replace(/^(coco|lvis)\//, "").replaceAll("_", " ");
+const PHASES = ["rollout", "reward", "old", "reference", "update", "optimizer"];
 const of = (name) => DATA.series[name];
 const sections = [];
 
@@ -83,7 +84,8 @@ function curves() {
     .map((name) => name.replace(/^(train|val)\//, ""));
   const part = (name) => chart({ title: name.replace("reward/", ""), series: pick(take(`train/${name}`, { label: "training" }), take(`val/${name}`, { label: "held out", dots: true, colour: 1 })) });
   const partCharts = parts.map(part);
-  const phases = names.filter((name) => name.startsWith("time/") && of(name).length > 1);
+  const place = (name) => PHASES.indexOf(name.slice(5)) >>> 0; // those not known come last
+  const phases = names.filter((name) => name.startsWith("time/") && of(name).length > 1).sort((a, b) => place(a) - place(b));
   const time = phases.map((name, i) => take(name, { colour: i % 6 }));
   const quiet = names.filter((name) => !used.has(name) && name.startsWith("train/") && of(name).every(([, value]) => value === 0));
   quiet.forEach((name) => used.add(name));
@@ -92,12 +94,12 @@ function curves() {
 
   return section("curves", "Curves", "Over rollouts. Thin lines are single rollouts, thick ones their running mean; dots are evaluations. Point at a chart, or use the arrow keys in it, to read all of them at one rollout.",
     h("div", { class: "wide-charts" },
-      reward.length > 0 && chart({ title: "Reward", hint: "what is maximised", series: reward, height: 230 }),
+      reward.length > 0 && chart({ title: "Reward", hint: of("train/reward") ? "what is maximised" : "of held-out answers; not what is trained on", series: reward, height: 230 }),
       loss.length > 0 && chart({ title: "Loss", hint: "cross-entropy of the target texts", series: loss, height: 230 }),
       held.length > 0 && chart({ title: "Held-out scores", hint: "what it is for; a reward that rises without them is being gamed", series: held, height: 230, low: 0 })),
-    partCharts.length > 0 && [h("h3", {}, "Parts of the reward"), h("div", { class: "charts" }, partCharts)],
+    partCharts.length > 0 && [h("h3", {}, "Parts of the reward"), h("div", { class: "charts few" }, partCharts)],
     health.length > 0 && [h("h3", {}, "Health"), h("div", { class: "charts" }, health)],
-    quiet.length > 0 && h("p", { class: "quiet" }, `Zero all along: ${quiet.map(title).join(", ")}.`),
+    quiet.length > 0 && h("p", { class: "quiet" }, `Zero all along: ${quiet.map((name) => title(name).toLowerCase()).join(", ")}.`),
     time.length > 0 && [h("h3", {}, "Where the time goes"), h("div", { class: "wide-charts" }, chart({ title: "Seconds per phase", hint: "of a step, on top of each other", series: time, height: 190, stacked: true }))],
     others.length > 0 && h("details", { class: "more" }, h("summary", {}, `${plural(others.length, "more number")}`), h("div", { class: "charts" }, others)));
 }
@@ -107,7 +109,7 @@ function curves() {
 function browser() {
   if (!GROUPS.length) return null;
   const left_out = DATA.all_groups - GROUPS.length;
-  return section("rollouts", "Rollouts", `Each picture is one question with the boxes of its best answer; the bars are the rewards of all its answers, pale where one can't be read.${left_out ? ` ${plural(left_out, "group")} of rollouts in between are left out to keep this file small.` : ""}`,
+  return section("rollouts", "Rollouts", `Each picture is one question with the answer that earned most; the bars are the rewards of all its answers, pale where one can't be read.${left_out ? ` ${plural(left_out, "group")} of rollouts in between are left out to keep this file small.` : ""}`,
     GROUPS.some((group) => isBoxes(group.target)) && key(), rolloutBrowser());
 }
 

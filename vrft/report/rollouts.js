@@ -1,6 +1,8 @@
 // The browser of rollouts: filters, pages of groups, and one group with all its answers.
 
-const PAGE = 24;
+const PAGE = 28;
+
+const categoryOf = (subject) => (typeof subject.target === "string" ? subject.target : subject.query);
 
 const GROUPS = DATA.groups.map((group, index) => {
   const rewards = group.answers.map((answer) => answer.reward);
@@ -8,10 +10,11 @@ const GROUPS = DATA.groups.map((group, index) => {
   return {
     ...group,
     index,
+    category: categoryOf(group),
     mean: mean(rewards),
     spread: known.length ? Math.max(...known) - Math.min(...known) : 0,
     unreadable: group.answers.filter((answer) => !answer.valid).length,
-    text: [group.query, group.image_id, ...group.answers.map((answer) => answer.completion)].join("\n").toLowerCase(),
+    text: [group.query, group.target, group.image_id, ...group.answers.map((answer) => answer.completion)].join("\n").toLowerCase(),
   };
 });
 
@@ -62,8 +65,8 @@ function rolloutBrowser() {
   const [to, toBox] = input("to rollout", "to", { type: "number", min: rollouts[0], placeholder: rollouts[rollouts.length - 1], inputmode: "numeric" });
   const [lowest, lowestBox] = input("mean reward from", "lowest", { type: "number", step: "any", placeholder: number(LOWEST) });
   const [highest, highestBox] = input("to", "highest", { type: "number", step: "any", placeholder: number(HIGHEST) });
-  const categories = counts(GROUPS.map((group) => group.query));
-  const [category, categoryBox] = select("question or category", "category", [["", `all ${categories.length}`], ...categories.map(([query, count], i) => [i, `${brief(query, 60)} (${count})`])]);
+  const categories = counts(GROUPS.map((group) => group.category));
+  const [category, categoryBox] = select("category", "category", [["", `all ${categories.length}`], ...categories.map(([name, count], i) => [i, `${brief(name, 60)} (${count})`])]);
   const tasks = counts(GROUPS.map((group) => group.task));
   const [task, taskBox] = select("task", "task", [["", `all ${tasks.length}`], ...tasks.map(([name, count], i) => [i, `${name} (${count})`])]);
   const [order, orderBox] = select("order", "order", Object.entries(ORDERS).map(([name, [text]]) => [name, text]));
@@ -85,7 +88,7 @@ function rolloutBrowser() {
     found = GROUPS.filter((group) =>
       group.rollout >= limits[0] && group.rollout <= limits[1] &&
       (group.mean ?? 0) >= limits[2] && (group.mean ?? 0) <= limits[3] &&
-      (asked == null || group.query === asked) && (askedTask == null || group.task === askedTask) &&
+      (asked == null || group.category === asked) && (askedTask == null || group.task === askedTask) &&
       (!text || group.text.includes(text)) &&
       (!unreadableBox.checked || group.unreadable) && (!equalBox.checked || group.spread === 0)
     ).sort(ORDERS[orderBox.value][1]);
@@ -105,7 +108,7 @@ function rolloutBrowser() {
       list.parentElement.scrollIntoView({ block: "start" });
     };
     pager.replaceChildren(
-      h("button", { type: "button", disabled: page === 0, onclick: turn(-1) }, "← earlier page"),
+      h("button", { type: "button", disabled: page === 0, onclick: turn(-1) }, "← page before"),
       h("span", {}, `page ${page + 1} of ${pages}`),
       h("button", { type: "button", disabled: page === pages - 1, onclick: turn(1) }, "next page →"));
     pager.hidden = pages === 1;
@@ -119,10 +122,11 @@ function rolloutBrowser() {
 }
 
 function card(group, onopen) {
-  const label = `${group.query}, rollout ${group.rollout}, mean reward ${number(group.mean)}, ${plural(group.answers.length, "answer")}`;
+  const label = `${titleOf(group)}, rollout ${group.rollout}, mean reward ${number(group.mean)}, ${plural(group.answers.length, "answer")}`;
   return h("li", {}, h("button", { type: "button", class: "card", "aria-label": label, onclick: onopen },
     picture(group, best(group).answer),
-    h("span", { class: "card-title hostile" }, group.query),
+    h("span", { class: "card-title hostile" }, titleOf(group)),
+    !isBoxes(group.target) && h("span", { class: "quiet hostile two-lines" }, `answer: ${said(best(group).answer)}`),
     h("span", { class: "card-line" }, h("span", {}, `rollout ${group.rollout}`), h("b", {}, number(group.mean))),
     bars(group)));
 }
@@ -131,7 +135,12 @@ const dialog = document.getElementById("group");
 
 function openGroup(groups, position) {
   const group = groups[position];
-  const move = (by) => groups[position + by] && openGroup(groups, position + by);
+  const move = (by) => {
+    if (!groups[position + by]) return;
+    openGroup(groups, position + by);
+    const [before, after] = dialog.querySelectorAll(".steps button");
+    (by < 0 ? (before.disabled ? after : before) : after.disabled ? before : after).focus();
+  };
   const step = (by, text, label) => h("button", { type: "button", disabled: !groups[position + by], "aria-label": label, onclick: () => move(by) }, text);
   const drawn = group.answers.some((answer) => isBoxes(answer.answer)) || isBoxes(group.target);
   const toggle = (kind, text) => h("label", { class: "check" }, h("input", { type: "checkbox", checked: !dialog.classList.contains(`no-${kind}`), onchange: (event) => dialog.classList.toggle(`no-${kind}`, !event.target.checked) }), h("i", { class: `swatch ${kind}` }), text);
@@ -141,7 +150,7 @@ function openGroup(groups, position) {
   };
   dialog.replaceChildren(
     h("header", {},
-      h("div", {}, h("h2", { id: "group-title", class: "hostile" }, group.query),
+      h("div", {}, h("h2", { id: "group-title", class: "hostile", tabindex: "-1", autofocus: true }, titleOf(group)),
         h("p", { class: "quiet" }, `rollout ${group.rollout} · image ${group.image_id} · sample ${group.sample}`)),
       h("div", { class: "steps" }, step(-1, "←", "the group before"), step(1, "→", "the next group"),
         h("button", { type: "button", class: "close", "aria-label": "close", onclick: () => dialog.close() }, "✕"))),
@@ -154,7 +163,9 @@ function openGroup(groups, position) {
           h("div", {}, h("dt", {}, "spread"), h("dd", {}, number(group.spread))),
           h("div", {}, h("dt", {}, "readable"), h("dd", {}, `${group.answers.length - group.unreadable} of ${group.answers.length}`))),
         drawn && h("div", { class: "toggles" }, toggle("truth", "true boxes"), toggle("predicted", "predicted boxes")),
-        drawn && h("p", { class: "quiet" }, "The picture on top has the boxes of all answers at once."),
+        h("div", { class: "rewards" }, h("p", { class: "quiet" }, "reward of each answer"), bars(group),
+          h("div", { class: "bars-key", "aria-hidden": "true" }, group.answers.map((_, i) => h("span", {}, i + 1)))),
+        drawn && h("p", { class: "quiet" }, "The picture here has the boxes of all answers at once."),
         group.spread === 0 && h("p", { class: "quiet" }, "All answers earned the same: this group taught nothing."))),
     h("ol", { class: "answers" }, group.answers.map((answer, i) => answerCard(group, answer, i, drawn))));
   if (!dialog.open) dialog.showModal();
