@@ -54,6 +54,8 @@ def write_run(run: Path, groups: int = 30, generations: int = 4) -> Path:
         for n in range(groups)
         for g in range(generations)
     ]
+    far = [[[-1e12, 1e12, 1e12, -1e12], HOSTILE, 1e12]]
+    lines[generations] |= {"answer": far, "target": far, "size": [0, 2**53], "reward": -1e12, "advantage": 1e12}
     lines[0] |= {"completion": HOSTILE, "reasoning": HOSTILE, "valid": False, "answer": None}
     for line in lines[-generations:]:
         line |= {"query": HOSTILE, "task": "OtherTask", "target": HOSTILE}
@@ -69,7 +71,8 @@ def write_run(run: Path, groups: int = 30, generations: int = 4) -> Path:
     logs = run / "logs" / "version_0"
     logs.mkdir(parents=True)
     header = "epoch,step,time/rollout,train/reward,train/reward/iou,train/kl,val/reward,val/coco/AP\n"
-    rows = ["0,0,,,,,1.0,0.1\n", *(f"0,{i},0.5,{i / 20},{i / 40},0.01,,\n" for i in range(40)), "0,39,,,,,2.0,0.3\n"]
+    steps = [f"0,{i},0.5,{i / 20},{(-1) ** i * 1e99},0.01,,\n" for i in range(40)]
+    rows = ["0,0,,,,,1.0,0.1\n", *steps, "0,39,,,,,2.0,0.3\n"]
     (logs / "metrics.csv").write_text(header + "".join(rows))
     (run / "config.yaml").write_text(
         f"seed_everything: 3\nmodel: {{class_path: vrft.RFT}}\nnote: {json.dumps(HOSTILE)}\n"
@@ -251,6 +254,7 @@ def test_lines_that_cannot_be_read_are_left_out_and_counted(tmp_path: Path) -> N
         "[" * 100_000,
         '{"rollout": "many"}',
         json.dumps(completion(1, 0, 2, answer=[[1, 2], "x", None])),
+        json.dumps(completion(1, 0, 2, reward=1e300)),
         json.dumps(completion(1, 0, 2)).replace("0.5", "NaN"),
         json.dumps(completion(1, 0, 2, completion="x" * 1_100_000)),
         "\x00\xff",
@@ -259,7 +263,7 @@ def test_lines_that_cannot_be_read_are_left_out_and_counted(tmp_path: Path) -> N
     (run / "transcripts.jsonl").write_text("\n".join([*good, *bad]))
     _, data = report(run)
     assert [len(group["answers"]) for group in data["groups"]] == [2]
-    assert data["problems"] == ["transcripts.jsonl: 7 lines can't be read and are left out"]
+    assert data["problems"] == ["transcripts.jsonl: 8 lines can't be read and are left out"]
 
 
 @pytest.mark.parametrize(

@@ -40,6 +40,6 @@ def keep(image: Image.Image, run: Path) -> str | None:
     except OSError as error:
         with suppress(OSError):
             partial.unlink()
-        rank_zero_warn(f"{FOLDER}: images are missing: {error}")
+        rank_zero_warn(f"{FOLDER}: images are missing: {error.strerror}")
         return None
     return path.name

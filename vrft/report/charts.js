@@ -14,7 +14,8 @@ function ticks(low, high, about) {
   const power = 10 ** Math.floor(Math.log10(rough));
   const step = [1, 2, 2.5, 5, 10].map((factor) => factor * power).find((candidate) => candidate >= rough * 0.999);
   const found = [];
-  for (let i = Math.ceil(low / step - 1e-9); i * step <= high + step * 1e-9; i++) found.push(i * step);
+  const first = Math.ceil(low / step - 1e-9);
+  for (let i = 0; i < 20 && (first + i) * step <= high + step * 1e-9; i++) found.push((first + i) * step);
   return found;
 }
 
@@ -77,8 +78,8 @@ function chart({ title, hint, series, height = 150, low, high, stacked = false }
   const draw = (width) => {
     const top = Math.max(...shown.flatMap((each) => (stacked ? each.upper : each.points).map((point) => point[1])), high ?? -Infinity);
     const bottom = Math.min(...shown.flatMap((each) => each.points.map((point) => point[1])), low ?? Infinity, stacked ? 0 : Infinity);
-    const room = top - bottom || Math.abs(top) * 0.2 || 1;
-    const y0 = low ?? (bottom >= 0 && bottom < room ? 0 : bottom - room * 0.06);
+    const room = top - bottom > Math.abs(top) * 1e-6 ? top - bottom : Math.abs(top) * 0.2 || 1;
+    const y0 = low ?? (bottom >= 0 && bottom < room ? 0 : bottom - room * 0.06); // from 0 unless the changes would be too small to see
     const y1 = top > y0 ? top + (high === top ? 0 : (top - y0) * 0.04) : y0 + room;
     const levels = ticks(y0, y1, height > 170 ? 4 : 3);
     const left = 14 + 6.5 * Math.max(3, ...levels.map((y) => tickLabel(y).length)), right = 10, head = 8, foot = 20;

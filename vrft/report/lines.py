@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TypeVar
+from typing import Annotated, TypeVar
 
 import msgspec
 
 LONGEST = 1_000_000
 """Bytes of a line."""
 
-Box = tuple[tuple[float, float, float, float], str, float | None]
+Count = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
+Number = Annotated[float, msgspec.Meta(ge=-1e12, le=1e12)]
+"""What a page can compute with."""
+
+Box = tuple[tuple[Number, Number, Number, Number], str, Number | None]
 Value = list[Box] | str | None
 """Boxes with labels and confidences, a text, or null for what can't be read."""
 
@@ -19,28 +23,28 @@ Value = list[Box] | str | None
 class Completion(msgspec.Struct):
     """A completion of `transcripts.jsonl`."""
 
-    rollout: int
-    sample: int
+    rollout: Count
+    sample: Count
     image_id: int
     query: str
-    generation: int
+    generation: Count
     completion: str
     reasoning: str
     valid: bool
     answer: Value
     target: Value
-    rewards: dict[str, float | None]
-    reward: float | None
-    advantage: float | None
+    rewards: dict[str, Number | None]
+    reward: Number | None
+    advantage: Number | None
     task: str = ""
     image: str | None = None
-    size: tuple[int, int] | None = None
+    size: tuple[Count, Count] | None = None
 
 
 class HeldOut(msgspec.Struct):
     """A held-out answer of an evaluation's `answers.jsonl`. `score` is the evaluator's, or the reward without one."""
 
-    sample: int
+    sample: Count
     image_id: int
     query: str
     completion: str
@@ -48,17 +52,17 @@ class HeldOut(msgspec.Struct):
     valid: bool
     answer: Value
     target: Value
-    score: float | None
-    reward: float | None
+    score: Number | None
+    reward: Number | None
     image: str | None = None
-    size: tuple[int, int] | None = None
+    size: tuple[Count, Count] | None = None
 
 
 class Warned(msgspec.Struct):
     """A line of `warnings.jsonl`."""
 
-    rollout: int
-    step: int
+    rollout: Count
+    step: Count
     guard: str
     message: str
 
@@ -66,8 +70,8 @@ class Warned(msgspec.Struct):
 class Fault(msgspec.Struct):
     """A line of `faults.jsonl`: a completion, or a sample, of an optimizer step that was left out."""
 
-    rollout: int
-    sample: int
+    rollout: Count
+    sample: Count
     query: str
     completion: str = ""
 

@@ -12,6 +12,9 @@ from typing import NamedTuple
 MOST = 1500
 """Points of a curve; of longer runs, neighbours are averaged."""
 
+LARGEST = 1e100
+"""Values beyond it, infinities and NaN are gaps."""
+
 HELD_OUT = "val/"
 
 
@@ -74,14 +77,14 @@ def _read(path: Path, problems: list[str]) -> Iterator[Point]:
 
 
 def _number(text: object) -> float | None:
-    """What a cell says, if that is a finite number."""
+    """What a cell says, if that is a number to draw."""
     if not isinstance(text, str) or len(text) > 40:
         return None
     try:
         value = float(text)
     except ValueError:
         return None
-    return value if math.isfinite(value) else None
+    return value if abs(value) < LARGEST else None
 
 
 def thin(points: list[tuple[int, float]]) -> list[tuple[float, float]]:

@@ -14,7 +14,7 @@ const GROUPS = DATA.groups.map((group, index) => {
     mean: mean(rewards),
     spread: known.length ? Math.max(...known) - Math.min(...known) : 0,
     unreadable: group.answers.filter((answer) => !answer.valid).length,
-    text: [group.query, group.target, group.image_id, ...group.answers.map((answer) => answer.completion)].join("\n").toLowerCase(),
+    text: [group.query, isBoxes(group.target) ? group.target.map(([, label]) => label).join(" ") : group.target, group.image_id, ...group.answers.map((answer) => answer.completion)].join("\n").toLowerCase(),
   };
 });
 
