@@ -201,6 +201,30 @@ def test_held_out_images_can_be_switched(page: Browser, report: Path) -> None:
     assert texts(page, "#held-out .pair:first-child .side-title b") == ["0.000", "−0.500"]
 
 
+@pytest.mark.parametrize(
+    ("kept", "sections"),
+    [
+        pytest.param(["config.yaml"], ["Warnings", "Config"], id="just-begun"),
+        pytest.param(
+            ["config.yaml", "logs", "evaluation"],
+            ["Curves", "Held-out images", "AP per category", "Warnings", "Config"],
+            id="supervised",
+        ),
+        pytest.param(["transcripts.jsonl"], ["Rollouts", "First against last", "Warnings"], id="transcripts-alone"),
+    ],
+)
+def test_a_run_has_the_sections_that_it_has_something_for(
+    page: Browser, tmp_path: Path, kept: list[str], sections: list[str]
+) -> None:
+    whole, run = write_run(tmp_path / "whole"), tmp_path / "run"
+    run.mkdir()
+    for name in kept:
+        (whole / name).rename(run / name)
+    page.open(write_report(run))
+    assert texts(page, "nav div a") == sections
+    assert page.console() == []
+
+
 def test_five_thousand_completions_stay_usable(page: Browser, tmp_path: Path) -> None:
     run = write_run(tmp_path / "run")
     images = sorted(path.name for path in (run / "pictures").iterdir())

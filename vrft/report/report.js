@@ -12,10 +12,11 @@ const METRICS = {
   "train/clip_fraction": ["Clipped", "share of tokens whose ratio is clipped", 0],
   "train/sampling_gap": ["Sampler and trainer", "mean gap between their log-probabilities"],
   "train/learning_rate": ["Learning rate", null, 0],
+  "train/samples_per_second": ["Samples per second", "completions of all ranks", 0],
   "train/extra_rollouts": ["Extra rollouts", "of a step, by dynamic sampling", 0],
 };
 
-const title = (name) => METRICS[name]?.[0] ?? name.replace(/^(train|val|time)\//, "").replace(/^(coco|lvis)\/AP$/, "mAP").replace(/^(coco|lvis)\//, "").replaceAll("_", " ");
+const title = (name) => METRICS[name]?.[0] ?? name.replace(/^(train|val|time|memory)\//, "").replace(/^(coco|lvis)\/AP$/, "mAP").replace(/^(coco|lvis)\//, "").replaceAll("_", " ");
 const PHASES = ["rollout", "reward", "old", "reference", "update", "optimizer"];
 const of = (name) => DATA.series[name];
 const sections = [];
@@ -87,6 +88,8 @@ function curves() {
   const place = (name) => PHASES.indexOf(name.slice(5)) >>> 0; // those not known come last
   const phases = names.filter((name) => name.startsWith("time/") && of(name).length > 1).sort((a, b) => place(a) - place(b));
   const time = phases.map((name, i) => take(name, { colour: i % 6 }));
+  const memory = names.filter((name) => name.startsWith("memory/")).map((name, i) => take(name, { colour: i % 6 }));
+  names.filter((name) => name.startsWith("guards/")).forEach((name) => used.add(name)); // what they said is among the warnings
   const quiet = names.filter((name) => !used.has(name) && name.startsWith("train/") && of(name).every(([, value]) => value === 0));
   quiet.forEach((name) => used.add(name));
   const health = Object.entries(METRICS).filter(([name]) => of(name) && !quiet.includes(name)).map(([name, [text, hint, low, high]]) => (used.add(name), chart({ title: text, hint, low, high, series: [{ label: text, points: of(name) }] })));
@@ -100,7 +103,9 @@ function curves() {
     partCharts.length > 0 && [h("h3", {}, "Parts of the reward"), h("div", { class: "charts few" }, partCharts)],
     health.length > 0 && [h("h3", {}, "Health"), h("div", { class: "charts" }, health)],
     quiet.length > 0 && h("p", { class: "quiet" }, `Zero all along: ${quiet.map((name) => title(name).toLowerCase()).join(", ")}.`),
-    time.length > 0 && [h("h3", {}, "Where the time goes"), h("div", { class: "wide-charts" }, chart({ title: "Seconds per phase", hint: "of a step, on top of each other", series: time, height: 190, stacked: true }))],
+    time.length + memory.length > 0 && [h("h3", {}, "Time and memory"), h("div", { class: "wide-charts" },
+      time.length > 0 && chart({ title: "Seconds per phase", hint: "of a step, on top of each other", series: time, height: 190, stacked: true }),
+      memory.length > 0 && chart({ title: "Memory", hint: "10⁹ bytes", series: memory, height: 190, low: 0 }))],
     others.length > 0 && h("details", { class: "more" }, h("summary", {}, `${plural(others.length, "more number")}`), h("div", { class: "charts" }, others)));
 }
 
