@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install quickstart test fuzz tiny-policies
+.PHONY: browser install quickstart test fuzz tiny-policies
 
 install: .venv/installed
 
@@ -15,7 +15,7 @@ install: .venv/installed
 quickstart: install
 	$(BIN)/python -m vrft fit --config configs/quickstart.yaml
 
-test: install
+test: install browser
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
@@ -25,6 +25,13 @@ test: install
 # Broken inputs for everything that reads what others wrote: about 20 minutes on two cores.
 fuzz: install
 	$(BIN)/python tests/fuzz/run.py --inputs 1000000 --seed 1
+
+# What the tests of the report need: they are skipped where it isn't there, unless VRFT_BROWSER=required.
+browser:
+	@command -v chromium >/dev/null && command -v chromedriver >/dev/null \
+	|| { test "$$(id -u)" = 0 && command -v apt-get >/dev/null && apt-get -qq update \
+	     && DEBIAN_FRONTEND=noninteractive apt-get -qq install --no-install-recommends chromium chromium-driver >/dev/null; } \
+	|| echo "no chromium and chromedriver: the tests of the report in a browser are skipped"
 
 # Builds vrft/policy/checkpoints again with the package's own SFT: about 15 minutes on one core.
 tiny-policies: install

@@ -91,7 +91,7 @@ def test_a_reward_that_is_no_number_costs_the_step_and_names_the_completion(
     (fault,) = lines(tmp_path / "run" / "faults.jsonl")
     assert (fault["rollout"], fault["generation"], fault["reward"], fault["rewards"]["own"]) == (1, 0, None, None)
     third = lines(tmp_path / "run" / "transcripts.jsonl")[2]
-    assert {**third, "finite": False} == fault
+    assert fault == {"finite": False} | {name: third[name] for name in fault if name != "finite"}
 
 
 @pytest.mark.parametrize(("what", "count"), [("gradient", 4), ("engine", 1)])

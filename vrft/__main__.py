@@ -4,8 +4,16 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 
 COMMANDS = ("fit", "validate", "test", "predict", "doctor")
+WITHOUT_CONFIG = {
+    "score": "vrft.score",
+    "evaluate": "vrft.evaluate",
+    "export": "vrft.export",
+    "report": "vrft.report",
+}
+"""Commands with options of their own, and the module of each."""
 
 HELP = """\
 vrft: visual reinforcement fine-tuning of vision-language models
@@ -18,6 +26,7 @@ commands
   test       the same as validate, goes on where it was interrupted; --against compares two checkpoints
   predict    answer held-out images, or any images (--images FILES --query WORDS --draw), without scores
   doctor     check a config before hours are spent: prompts and boxes drawn, tokens, rewards, memory
+  report     a run as one HTML file to look at: python -m vrft report RUN [--open]
   score      rewards of completions in a file, without a model
   evaluate   COCO's or LVIS's table of a file of boxes, without a model
   export     a Hugging Face folder of any checkpoint of a run, merged or the adapter alone
@@ -55,21 +64,10 @@ def main(args: Sequence[str] | None = None) -> int:
 
         print(overview(args[0]), end="")
         return 0
-    if args[0] == "score":
+    if args[0] in WITHOUT_CONFIG:
         from vrft.errors import reported
-        from vrft.score import main as score
 
-        return reported(score, args[1:])
-    if args[0] == "evaluate":
-        from vrft.errors import reported
-        from vrft.evaluate import main as evaluate
-
-        return reported(evaluate, args[1:])
-    if args[0] == "export":
-        from vrft.errors import reported
-        from vrft.export import main as export
-
-        return reported(export, args[1:])
+        return reported(import_module(WITHOUT_CONFIG[args[0]]).main, args[1:])
     from vrft.cli import run
 
     return run(args)

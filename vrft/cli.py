@@ -17,12 +17,14 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.fabric.utilities.rank_zero import _get_rank
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from omegaconf.errors import OmegaConfBaseException
 
 from vrft.callbacks.checkpoint import RunCheckpoint
 from vrft.callbacks.export import ExportHuggingFace
 from vrft.callbacks.graceful_stop import GracefulStop
 from vrft.callbacks.guards import Guards
+from vrft.callbacks.held_out import HeldOutAnswers
 from vrft.callbacks.predictions import Predictions
 from vrft.callbacks.progress import PhaseProgressBar
 from vrft.callbacks.resources import Resources
@@ -36,6 +38,7 @@ from vrft.loggers import CSVLogger, WandbLogger
 from vrft.model_card import write_card
 from vrft.module import VisionModule
 from vrft.predict import ask_about_images, gather_words, take_folder
+from vrft.report import write_report
 from vrft.run_dir import choose_run_dir
 from vrft.tasks import Task
 from vrft.trainer import Stopped, VisionTrainer
@@ -205,7 +208,16 @@ class VRFTCLI(LightningCLI):
             print(f"summary: {summary.write(run)}")
         if self.trainer.is_global_zero:
             write_card(run / "export", run, self.model.task.template, adapter=False, at_end=True)
+            try_to_report(run)
             print(f"checkpoint: {self.last_checkpoint}")
+
+
+def try_to_report(run: Path) -> None:
+    """Write the run's report, or warn that it can't be written."""
+    try:
+        print(f"report: {write_report(run)}")
+    except OSError as error:
+        rank_zero_warn(f"no report is written: {error}")
 
 
 def try_to_write(folder: Path) -> None:
@@ -233,7 +245,7 @@ def run(args: list[str]) -> int:
             save_config_callback=SaveResolvedConfig,
             trainer_defaults={
                 **TRAINER_DEFAULTS,
-                "callbacks": [Summary(), ExportHuggingFace(), Predictions()],
+                "callbacks": [Summary(), HeldOutAnswers(), ExportHuggingFace(), Predictions()],
             },
             parser_class=OneLineParser,
             parser_kwargs={"parser_mode": "omegaconf+", "allow_abbrev": False, "prog": "python -m vrft"},

@@ -319,6 +319,8 @@ class VisionModule(LightningModule):
         counted = [(answer, sample) for answer, sample in pairs if data.is_counted_here(sample)]
         _, total = self.score([answer for answer, _ in counted], [sample for _, sample in counted])
         self.held_out_reward.update(total[total.isfinite()])
+        for (answer, _), reward in zip(counted, total.tolist(), strict=True):
+            answer.reward = reward
         return answers
 
     test_step = validation_step  # type: ignore[assignment]

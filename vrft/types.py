@@ -124,7 +124,7 @@ class Rollout:
 class Answer:
     """One completion, read. `value` is None where the answer can't be read; `well_formed` is about the tags alone.
 
-    `tokens` are its pieces with their log-probabilities, of held-out answers alone.
+    `tokens` are its pieces with their log-probabilities, and `reward` is what it earned: of held-out answers alone.
     """
 
     text: str
@@ -132,6 +132,7 @@ class Answer:
     value: Target | None
     well_formed: bool
     tokens: tuple[tuple[str, float], ...] = ()
+    reward: float | None = None
 
     @property
     def valid(self) -> bool:

@@ -22,6 +22,8 @@ from vrft.answer_log import AnswerLog
 from vrft.boxes import FRAMES
 from vrft.data import CocoData, CsvData, ImageFolderData, JsonlData, ReasonSegData, RecordData, ReferenceData, YoloData
 from vrft.evaluators.average_precision import Truth, read_results
+from vrft.report import read_run
+from vrft.report.page import embedded
 from vrft.score import read_records
 from vrft.tasks import Task
 from vrft.types import Detection, Sample
@@ -53,7 +55,7 @@ class Target(NamedTuple):
 
 def all_targets(folder: Path) -> list[Target]:
     """Every target; its files are in `folder`."""
-    return [*answer_targets(), *reader_targets(folder), *result_targets(folder)]
+    return [*answer_targets(), *reader_targets(folder), *result_targets(folder), *report_targets(folder)]
 
 
 def broken_text(rng: random.Random, content: bytes) -> bytes:
@@ -301,3 +303,48 @@ def result_targets(folder: Path) -> list[Target]:
         Target("completions to score", [completions], score, broken_lines, weight=6),
         Target("answers of a test", [log.encode()], read_log, broken_lines, weight=6),
     ]
+
+
+def report_targets(folder: Path) -> list[Target]:
+    """Files of a run that a report is made of; whatever is in them, there is one."""
+    line = {
+        "rollout": 1,
+        "sample": 3,
+        "image_id": 7,
+        "query": "cat",
+        "completion": "x",
+        "reasoning": "x",
+        "valid": True,
+    }
+    line |= {"answer": [[[0, 0, 5.5, 6], "cat", 0.5]], "target": "cat", "reward": 1.5, "image": "0" * 16 + ".jpg"}
+    rollout = line | {"generation": 0, "rewards": {"iou": 0.5, "own": None}, "advantage": -0.5, "size": [9, 9]}
+    warned = {"rollout": 3, "step": 3, "guard": "entropy", "message": "low"}
+    files: list[tuple[str, bytes, Callable[[random.Random, bytes], bytes]]] = [
+        ("transcripts.jsonl", _lines(rollout, rollout | {"generation": 1}, rollout | {"rollout": 2}), broken_lines),
+        ("evaluation/val-0/answers.jsonl", _lines(line | {"score": 0.5}, line | {"score": None}), broken_lines),
+        ("warnings.jsonl", _lines(warned), broken_lines),
+        ("summary.json", b'{"base": {"mAP": 0.1}, "tuned": {"mAP": 0.2}, "seconds": 9}', broken_json),
+        ("config.yaml", b"seed_everything: 0\ntask: {class_path: T}\nmodel:\n  init_args: {beta: 0.1}\n", broken_text),
+        ("logs/version_0/metrics.csv", b"step,train/reward,val/coco/AP\n0,,0.1\n0,1.5,\n1,2.5,\n", broken_text),
+        ("evaluation/val-0/coco_per_category.csv", b'category,AP\ncat,0.5\n"a, b",0.1\n', broken_text),
+    ]
+
+    def reader(file: Path, run: Path) -> Callable[[bytes], None]:
+        def read(content: bytes) -> None:
+            file.write_bytes(content)
+            page = embedded(read_run(run, []))
+            assert not {"<", ">", "&"} & {*page}
+
+        return read
+
+    made = []
+    for name, example, breaks in files:
+        run = folder / "report" / name.replace("/", "-")
+        file = run / name
+        file.parent.mkdir(parents=True)
+        made.append(Target(f"report of {name}", [example], reader(file, run), breaks, weight=3))
+    return made
+
+
+def _lines(*entries: dict[str, Any]) -> bytes:
+    return "".join(json.dumps(entry) + "\n" for entry in entries).encode()

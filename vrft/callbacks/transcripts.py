@@ -1,4 +1,4 @@
-"""Completions to read: a JSON line each in the run's folder, and pictures where the loggers can show them."""
+"""Completions to read: a JSON line each and their images in the run's folder, and where the loggers can show them."""
 
 from __future__ import annotations
 
@@ -15,11 +15,15 @@ from vrft.callbacks.rollout_pictures import show_rollout
 from vrft.errors import ConfigurationError
 from vrft.loggers import logged_step
 from vrft.module import VisionModule
+from vrft.pictures import keep
 from vrft.types import ScoredRollout
 
 
 class Transcripts(Callback):
-    """Writes `transcripts.jsonl`: image, question, completion, answer, rewards and advantage of rollouts."""
+    """Writes `transcripts.jsonl`: question, completion, answer, rewards and advantage of rollouts, and the images.
+
+    A line names its image in the folder `pictures`, null where it could not be written.
+    """
 
     def __init__(self, every_n_rollouts: int = 10, max_prompts: int = 4) -> None:
         """`every_n_rollouts`: how often; `max_prompts`: prompts of a rollout, each with all its completions."""
@@ -39,7 +43,12 @@ class Transcripts(Callback):
             return
         shown = min(len(scored.answers), self.max_prompts * scored.total.shape[1])
         rows = [row(scored, rollout, n) for n in range(shown)]
-        append(Path(trainer.default_root_dir) / "transcripts.jsonl", rows)
+        run, group, task = Path(trainer.default_root_dir), scored.total.shape[1], type(pl_module.task).__name__
+        pictures = [keep(sample.image, run) for sample in scored.samples[: shown // group]]
+        seen = [
+            {"task": task, "image": pictures[n // group], "size": scored.samples[n // group].size} for n in range(shown)
+        ]
+        append(run / "transcripts.jsonl", [entry | more for entry, more in zip(rows, seen, strict=True)])
         show_rollout(trainer.loggers, scored, rows, logged_step(trainer))
 
 

@@ -51,6 +51,9 @@ class AccuracyEvaluator(Evaluator[Row]):
             "valid": sum(row.valid for row in rows) / len(rows),
         }
 
+    def quality(self, row: Row) -> float:
+        return float(row.named == row.true)
+
     def write(self, folder: Path, rows: list[Row]) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         counts = Counter(row.true for row in rows)

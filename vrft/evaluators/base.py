@@ -55,6 +55,10 @@ class Evaluator(Callback, Generic[Row]):
         """The scores of images, one of which may be there more than once: each time it counts as another image."""
         return self.scores([row for rows in images for row in rows])
 
+    def quality(self, row: Row) -> float | None:
+        """How good one answer is, from 0 to 1: what the best and the worst images are told by. None: nothing says."""
+        return None
+
     def write(self, folder: Path, rows: list[Row]) -> None:
         """Write what is worth keeping of an evaluation. Called on rank zero, after `scores`."""
 
@@ -84,8 +88,7 @@ class Evaluator(Callback, Generic[Row]):
         for name, value in scores.items():
             pl_module.log(f"{stage}/{name}", value, sync_dist=True, reduce_fx="max")  # the same on all ranks
         if rows and trainer.is_global_zero:
-            name = Path(trainer.ckpt_path).stem if trainer.ckpt_path else str(trainer.global_step)
-            folder = Path(trainer.default_root_dir) / "evaluation" / f"{stage}-{name}"
+            folder = evaluation_folder(trainer)
             try:
                 self.write(folder, rows)
                 self.show(trainer.loggers, stage, folder, logged_step(trainer))
@@ -95,6 +98,13 @@ class Evaluator(Callback, Generic[Row]):
     on_test_epoch_start = on_validation_epoch_start
     on_test_batch_end = on_validation_batch_end
     on_test_epoch_end = on_validation_epoch_end
+
+
+def evaluation_folder(trainer: Trainer) -> Path:
+    """Where the evaluation that is on writes to: in the run's folder, by stage and optimizer step or checkpoint."""
+    stage = "test" if trainer.testing else "val"
+    name = Path(trainer.ckpt_path).stem if trainer.ckpt_path else str(trainer.global_step)
+    return Path(trainer.default_root_dir) / "evaluation" / f"{stage}-{name}"
 
 
 def gather(rows: dict[int, Row], world_size: int) -> dict[int, Row]:

@@ -166,6 +166,9 @@ class CocoEvaluator(Evaluator[Row]):
                 "order, and with it the average precision, is that of the data"
             )
 
+    def quality(self, row: Row) -> float:
+        return row.iou
+
     def write(self, folder: Path, rows: list[Row]) -> None:
         assert self.curves is not None
         entries = [

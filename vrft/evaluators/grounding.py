@@ -91,6 +91,9 @@ class GroundingEvaluator(Evaluator[Row]):
             found["cIoU"] = sum(row.intersection for row in rows) / max(sum(row.union for row in rows), 1)
         return found
 
+    def quality(self, row: Row) -> float:
+        return row.iou
+
     def write(self, folder: Path, rows: list[Row]) -> None:
         write_json(folder / "grounding.json", [row._asdict() for row in rows])
 

@@ -39,5 +39,10 @@ class PresenceEvaluator(Evaluator[Row]):
     def image_of(self, row: Row, index: int) -> int:
         return row.image_id
 
+    def quality(self, row: Row) -> float:
+        """Shared categories / all of either."""
+        either = {*row.named} | {*row.true}
+        return len({*row.named} & {*row.true}) / len(either) if either else 1.0
+
     def write(self, folder: Path, rows: list[Row]) -> None:
         write_json(folder / "category_map.json", {str(row.image_id): row.named for row in rows})

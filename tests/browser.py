@@ -1,0 +1,115 @@
+"""Chromium without a window, by chromedriver's own protocol (W3C WebDriver): the standard library will do."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import socket
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+CHROMIUM = next(
+    (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
+)
+DRIVER = shutil.which("chromedriver")
+FLAGS = (
+    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"),
+    *("--disable-background-networking", "--disable-component-update", "--disable-dev-shm-usage"),
+)
+
+
+class Browser:
+    """A session with one page."""
+
+    def __init__(self, address: str, profile: Path) -> None:
+        options = {"binary": CHROMIUM, "args": [*FLAGS, f"--user-data-dir={profile}", "--window-size=1280,900"]}
+        wanted = {"browserName": "chrome", "goog:chromeOptions": options, "goog:loggingPrefs": {"browser": "ALL"}}
+        self.address = address
+        session = self._send("POST", "/session", {"capabilities": {"alwaysMatch": wanted}})
+        self.address += f"/session/{session['sessionId']}"
+
+    def _send(self, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
+        data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(self.address + path, data, {"Content-Type": "application/json"}, method=method)
+        try:
+            with urllib.request.urlopen(request, timeout=60) as response:
+                return json.load(response)["value"]
+        except urllib.error.HTTPError as error:
+            raise AssertionError(json.load(error)["value"]["message"]) from None
+
+    def open(self, path: Path, *, width: int = 1280, height: int = 900, dark: bool = False) -> float:
+        """Load a page; the seconds until it has drawn itself."""
+        size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
+        self.devtools("Emulation.setDeviceMetricsOverride", size)
+        scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
+        self.devtools("Emulation.setEmulatedMedia", {"features": [scheme]})
+        start = time.perf_counter()
+        self._send("POST", "/url", {"url": path.resolve().as_uri()})
+        self.wait_for("document.documentElement.dataset.ready === 'true'")
+        return time.perf_counter() - start
+
+    def devtools(self, command: str, parameters: dict[str, Any]) -> Any:
+        """A command of the DevTools protocol."""
+        return self._send("POST", "/goog/cdp/execute", {"cmd": command, "params": parameters})
+
+    def run(self, script: str, *arguments: Any) -> Any:
+        """The value of a JavaScript expression; `arguments` are in it."""
+        return self._send("POST", "/execute/sync", {"script": f"return {script.strip()}", "args": list(arguments)})
+
+    def wait_for(self, script: str, seconds: float = 20) -> None:
+        """Return when an expression is true."""
+        end = time.monotonic() + seconds
+        while not self.run(script):
+            assert time.monotonic() < end, f"not true within {seconds} s: {script}"
+            time.sleep(0.02)
+
+    def press(self, key: str) -> None:
+        """Press and release a key, as a keyboard does."""
+        for kind in ("keyDown", "keyUp"):
+            text = {"text": "\r"} if key == "Enter" and kind == "keyDown" else {}
+            codes = {"Enter": 13, "Escape": 27, "Tab": 9, "ArrowLeft": 37, "ArrowRight": 39}
+            event = {"type": kind, "key": key, "code": key, "windowsVirtualKeyCode": codes[key], **text}
+            self.devtools("Input.dispatchKeyEvent", event)
+
+    def console(self) -> list[str]:
+        """What the page has complained of since the last call."""
+        return [entry["message"] for entry in self._send("POST", "/se/log", {"type": "browser"})]
+
+    def screenshot(self, path: Path) -> None:
+        """Save what is seen."""
+        import base64
+
+        path.write_bytes(base64.b64decode(self._send("GET", "/screenshot")))
+
+
+@contextmanager
+def browser(profile: Path) -> Iterator[Browser]:
+    """A browser with an empty profile in a folder; both it and its driver are gone afterwards."""
+    assert DRIVER is not None
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    driver = subprocess.Popen(
+        [DRIVER, f"--port={port}", "--silent"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    try:
+        for _ in range(200):
+            try:
+                socket.create_connection(("127.0.0.1", port), timeout=1).close()
+                break
+            except OSError:
+                time.sleep(0.05)
+        page = Browser(f"http://127.0.0.1:{port}", profile)
+        try:
+            yield page
+        finally:
+            page._send("DELETE", "")
+    finally:
+        driver.terminate()
+        driver.wait(20)

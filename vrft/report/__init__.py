@@ -1,0 +1,100 @@
+"""`python -m vrft report RUN`: a run as one HTML file."""
+
+from __future__ import annotations
+
+import time
+import webbrowser
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from vrft.arguments import Parser
+from vrft.errors import ConfigurationError
+from vrft.report import facts, held_out, rollouts
+from vrft.report.metrics import read_metrics
+from vrft.report.page import read_pictures, render
+
+DESCRIPTION = """\
+Writes RUN/report.html: curves, completions on their images with rewards and advantages, held-out images before and
+after, scores per category, the config and warnings. One file that needs no network and can be sent to others. The run
+may still be going on.
+"""
+
+PARTS = ("config.yaml", "summary.json", "transcripts.jsonl", "logs", "evaluation")
+"""A folder with none of these holds no run."""
+
+
+def build_parser() -> Parser:
+    """The command's options."""
+    parser = Parser("report", DESCRIPTION)
+    parser.add_argument("run", type=Path, metavar="RUN", help="the run's folder")
+    parser.add_argument("--open", action="store_true", help="show it in a browser")
+    return parser
+
+
+def main(args: Sequence[str]) -> int:
+    """Run the command."""
+    arguments = build_parser().parse_args(args)
+    try:
+        path = write_report(arguments.run)
+    except OSError as error:
+        raise ConfigurationError(f"report: can't write to {arguments.run}: {error.strerror}") from error
+    print(f"report: {path}")
+    if arguments.open:
+        webbrowser.open(path.resolve().as_uri())
+    return 0
+
+
+def write_report(run: Path) -> Path:
+    """Write `report.html` in a run's folder; returns its path.
+
+    Raises:
+        ConfigurationError: there is no run.
+        OSError: the file can't be written.
+    """
+    if not run.is_dir():
+        raise ConfigurationError(f"report: no such folder: {run}")
+    if not any((run / part).exists() for part in PARTS):
+        raise ConfigurationError(f"report: {run} holds no run; expected the folder that `fit` wrote to, e.g. runs/NAME")
+    problems: list[str] = []
+    data = read_run(run, problems)
+    pictures = read_pictures(run / "pictures", _names(data), problems)
+    path, partial = run / "report.html", run / "report.html.partial"
+    try:
+        partial.write_text(render(data, pictures), encoding="utf-8")
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+    return path
+
+
+def read_run(run: Path, problems: list[str]) -> dict[str, Any]:
+    """All that the page shows, as plain values; what can't be read is left out and named in `problems`."""
+    config, settings = facts.read_config(run, problems)
+    series = read_metrics(run, problems)
+    summary = facts.read_summary(run, problems)
+    everything = rollouts.read_groups(run, problems)
+    groups = rollouts.thin(everything)
+    evaluations = held_out.evaluations(run)
+    return {
+        "name": run.resolve().name,
+        "written": time.strftime("%Y-%m-%d %H:%M"),
+        "facts": settings,
+        "ended": bool(summary),
+        "seconds": facts.number(summary, "seconds"),
+        "scores": facts.read_scores(summary, series),
+        "series": series,
+        "groups": [rollouts.as_values(group) for group in groups],
+        "all_groups": len(everything),
+        "pairs": rollouts.pairs(groups),
+        "held_out": held_out.read_pairs([folder for _, folder in evaluations], problems),
+        "categories": facts.read_categories([folder for _, folder in evaluations], problems),
+        "warnings": facts.read_warnings(run, problems),
+        "config": config,
+        "problems": problems,
+    }
+
+
+def _names(data: dict[str, Any]) -> list[str | None]:
+    """The pictures that are shown."""
+    return [group["image"] for group in data["groups"]] + [pair["image"] for pair in data["held_out"]["answers"]]

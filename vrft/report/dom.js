@@ -1,0 +1,57 @@
+// Elements and numbers. What a run wrote becomes text nodes and attribute values, never markup.
+
+const DATA = JSON.parse(document.getElementById("data").textContent);
+const PICTURES = JSON.parse(document.getElementById("pictures").textContent);
+
+function fill(element, attributes, children) {
+  for (const [name, value] of Object.entries(attributes)) {
+    if (name.startsWith("on")) element.addEventListener(name.slice(2), value);
+    else if (value !== false && value != null) element.setAttribute(name, value === true ? "" : value);
+  }
+  element.append(...children.flat(2).filter((child) => child != null && child !== false));
+  return element;
+}
+
+const h = (tag, attributes = {}, ...children) => fill(document.createElement(tag), attributes, children);
+
+const svg = (tag, attributes = {}, ...children) =>
+  fill(document.createElementNS("http://www.w3.org/2000/svg", tag), attributes, children);
+
+function number(value) {
+  if (value == null) return "–";
+  const size = Math.abs(value);
+  if (size === 0) return "0";
+  if (size >= 1e6 || size < 1e-3) return value.toExponential(1).replace("e+", "e").replace("-", "−");
+  const text = size >= 1000 ? Math.round(value).toString() : value.toFixed(size >= 100 ? 0 : size >= 10 ? 1 : size >= 0.1 ? 2 : 3);
+  return text.replace("-", "−");
+}
+
+const score = (value) => (value == null ? "–" : value.toFixed(3).replace("-", "−"));
+
+const signed = (value, text = score) => (value == null ? "–" : (value > 0 ? "+" : "") + text(value));
+
+const plural = (count, word) => `${count.toLocaleString("en")} ${word}${count === 1 ? "" : "s"}`;
+
+function mean(values) {
+  const known = values.filter((value) => value != null);
+  return known.length ? known.reduce((sum, value) => sum + value, 0) / known.length : null;
+}
+
+function duration(seconds) {
+  if (seconds == null) return null;
+  if (seconds < 90) return `${Math.round(seconds)} s`;
+  const minutes = Math.round(seconds / 60);
+  return minutes < 120 ? `${minutes} min` : `${Math.floor(minutes / 60)} h ${minutes % 60} min`;
+}
+
+// A way of switching between views: one button each, of which one is pressed.
+function switcher(label, options, change) {
+  const buttons = options.map(([value, text]) =>
+    h("button", { type: "button", "aria-pressed": "false", onclick: () => choose(value) }, text));
+  function choose(value) {
+    buttons.forEach((button, i) => button.setAttribute("aria-pressed", String(options[i][0] === value)));
+    change(value);
+  }
+  const element = h("div", { class: "switcher", role: "group", "aria-label": label }, buttons);
+  return { element, choose };
+}

@@ -1,0 +1,167 @@
+"""What a run was: its config, its scores, its categories and what it was warned of."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from vrft.report.lines import Fault, Warned, read_lines
+from vrft.report.metrics import Series
+from vrft.secrets import hide
+
+LARGEST = 1_000_000
+"""Bytes of a config or a list."""
+
+SHOWN = 200
+"""Lines of each kind of warning."""
+
+FACTS = {
+    "method": ("model", "class_path"),
+    "policy": ("model", "init_args", "policy", "init_args", "checkpoint"),
+    "task": ("task", "class_path"),
+    "data": ("data", "class_path"),
+    "shots": ("data", "init_args", "shots"),
+    "generations": ("model", "init_args", "num_generations"),
+    "prompts a step": ("data", "init_args", "batch_size"),
+    "steps": ("trainer", "max_steps"),
+    "learning rate": ("model", "init_args", "optimizer", "init_args", "lr"),
+    "beta": ("model", "init_args", "beta"),
+    "seed": ("seed_everything",),
+}
+"""What the top of the page says, and where the config has it."""
+
+SCORES = {
+    "mAP": ("coco/AP", "lvis/AP"),
+    "AP50": ("coco/AP50", "lvis/AP50"),
+    "gIoU": ("gIoU",),
+    "mIoU": ("mIoU",),
+    "Acc@0.5": ("Acc@0.5",),
+    "accuracy": ("accuracy",),
+    "class accuracy": ("class_accuracy",),
+    "precision": ("presence/precision",),
+    "recall": ("presence/recall",),
+    "valid": ("valid",),
+    "reward": ("reward",),
+}
+"""Held-out scores, by the names under which they are logged as `val/…`."""
+
+TABLES = {"coco_per_category.csv": "AP", "lvis_per_category.csv": "AP", "accuracy_per_class.csv": "accuracy"}
+
+
+def read_text(path: Path, problems: list[str]) -> str:
+    """A small text file; empty if there is none."""
+    try:
+        if path.stat().st_size > LARGEST:
+            problems.append(f"{path.name} is larger than {LARGEST} bytes and left out")
+            return ""
+        return path.read_text(errors="replace")
+    except FileNotFoundError:
+        return ""
+    except OSError as error:
+        problems.append(f"{path.name} can't be read: {error.strerror}")
+        return ""
+
+
+def read_config(run: Path, problems: list[str]) -> tuple[str, dict[str, str]]:
+    """The config as text, without secrets, and what of it stands at the top of the page."""
+    text = hide(read_text(run / "config.yaml", problems))
+    try:
+        config = yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, RecursionError):  # ValueError: a date that is none
+        problems.append("config.yaml is not YAML")
+        return text, {}
+    facts = {}
+    for name, path in FACTS.items():
+        value: Any = config
+        for key in path:
+            value = value.get(key) if isinstance(value, dict) else None
+        if isinstance(value, str | int | float):
+            facts[name] = str(value).removeprefix("vrft.")[:200]
+    return text, facts
+
+
+def read_scores(summary: dict[str, Any], series: Series) -> list[dict[str, Any]]:
+    """Each held-out score of the base and of the last evaluation; of a run that has ended, as in its summary."""
+    found = []
+    for key, names in SCORES.items():
+        points = next((series[f"val/{name}"] for name in names if f"val/{name}" in series), [])
+        base, tuned = (number(summary.get(part), key) for part in ("base", "tuned"))
+        if base is None and points and points[0][0] == 0:
+            base = points[0][1]
+        if tuned is None and points and points[-1][0] > 0:
+            tuned = points[-1][1]
+        if base is not None or tuned is not None:
+            found.append({"name": key, "base": base, "tuned": tuned})
+    return found
+
+
+def read_summary(run: Path, problems: list[str]) -> dict[str, Any]:
+    """What a run that has ended wrote last; empty if it has not."""
+    text = read_text(run / "summary.json", problems)
+    try:
+        summary = json.loads(text) if text else {}
+    except (ValueError, RecursionError):
+        summary = None
+    if not isinstance(summary, dict):
+        problems.append("summary.json can't be read")
+        return {}
+    return summary
+
+
+def number(scores: Any, key: str) -> float | None:
+    """The number under a key, if there is one."""
+    value = scores.get(key) if isinstance(scores, dict) else None
+    return float(value) if isinstance(value, int | float) and abs(value) < 1e300 else None
+
+
+def read_categories(folders: list[Path], problems: list[str]) -> dict[str, Any] | None:
+    """A score per category, in the first and the last evaluation that has one; None without."""
+    for name, score in TABLES.items():
+        tables = [path for folder in folders if (path := folder / name).exists()]
+        if tables:
+            last = dict(_table(tables[-1], problems))
+            first = dict(_table(tables[0], problems)) if len(tables) > 1 else {}
+            rows = [{"name": name, "base": first.get(name), "tuned": value} for name, value in last.items()]
+            return {"score": score, "rows": rows}
+    return None
+
+
+def _table(path: Path, problems: list[str]) -> Iterator[tuple[str, float]]:
+    text = read_text(path, problems)
+    try:
+        for row in list(csv.reader(text.splitlines()))[1:]:
+            value = float(row[-1])
+            if not math.isfinite(value):
+                raise ValueError
+            yield row[0], value
+    except (csv.Error, ValueError, IndexError):
+        problems.append(f"{path.parent.name}/{path.name} can't be read to its end")
+
+
+def read_warnings(run: Path, problems: list[str]) -> list[dict[str, Any]]:
+    """What guards said, which steps were skipped and which records were left out."""
+    found = [
+        {"kind": warned.guard, "rollout": warned.rollout, "text": warned.message}
+        for warned in read_lines(run / "warnings.jsonl", Warned, problems)
+    ]
+    left_out = read_text(run / "bad_records.txt", problems).splitlines()
+    found += [{"kind": "bad record", "rollout": None, "text": line[:500]} for line in left_out[:SHOWN]]
+    faults = [fault for path in sorted(run.glob("faults*.jsonl")) for fault in read_lines(path, Fault, problems)]
+    found += [
+        {
+            "kind": "skipped step",
+            "rollout": fault.rollout,
+            "text": f"sample {fault.sample} ({fault.query}): {fault.completion[:500]}",
+        }
+        for fault in faults[:SHOWN]
+    ]
+    for name, rows in (("bad records", left_out), ("completions of skipped steps", faults)):
+        if len(rows) > SHOWN:
+            found.append({"kind": "more", "rollout": None, "text": f"{len(rows) - SHOWN} more {name}"})
+    return found

@@ -1,0 +1,64 @@
+// An image with boxes over it: what is there, and what was answered.
+
+const isBoxes = (value) => Array.isArray(value);
+
+function sizeOf({ size, target, answers = [] }) {
+  if (size && size[0] > 0 && size[1] > 0 && size[0] < 1e6 && size[1] < 1e6) return size;
+  const corners = [target, ...answers].filter(isBoxes).flat().map((found) => found[0]);
+  const extent = (i) => Math.min(1e6, Math.max(1, ...corners.map((box) => box[i])));
+  return [extent(2), extent(3)];
+}
+
+// The question; where all are the same and it is not written, what is right.
+const titleOf = (subject) => subject.query || said(subject.target);
+
+const clamp = (value, high) => Math.min(Math.max(value, -high), 2 * high);
+
+function boxes(detections, kind, [width, height]) {
+  const scale = Math.max(width, height);
+  return detections.map(([[x0, y0, x1, y1], label, confidence]) => {
+    const [left, top, right, bottom] = [clamp(x0, width), clamp(y0, height), clamp(x1, width), clamp(y1, height)];
+    const at = { x: Math.min(left, right), y: Math.min(top, bottom), width: Math.abs(right - left), height: Math.abs(bottom - top) };
+    const text = kind === "predicted" && confidence != null ? `${label} ${number(confidence)}` : label;
+    return svg("g", { class: kind }, svg("title", {}, `${kind}: ${text}`), svg("rect", { class: "halo", ...at }), svg("rect", at),
+      kind === "predicted" && confidence != null && svg("text", { x: Math.min(Math.max(at.x + scale * 0.012, 0), width * 0.86), y: Math.min(Math.max(at.y + scale * 0.058, scale * 0.058), height), "font-size": scale * 0.055, "stroke-width": scale * 0.012 }, number(confidence)));
+  });
+}
+
+// subject: {image, size, target, query}; predicted: detections, a text or null.
+function picture(subject, predicted, answers = []) {
+  const size = sizeOf({ ...subject, answers: [predicted, ...answers] });
+  const frame = h("div", { class: "picture" });
+  frame.style.aspectRatio = `${size[0]} / ${Math.min(size[1], size[0] * 1.6)}`;
+  const content = PICTURES[subject.image];
+  const alt = `image ${subject.image_id}, ${titleOf(subject)}`;
+  if (content) {
+    frame.append(h("img", { src: `data:image/jpeg;base64,${content}`, alt, decoding: "async", class: Math.max(...size) <= 160 ? "pixels" : null }));
+  } else {
+    frame.classList.add("absent");
+    frame.append(h("span", {}, "no picture kept"));
+  }
+  frame.append(svg("svg", { viewBox: `0 0 ${size[0]} ${size[1]}`, "aria-hidden": "true" },
+    isBoxes(subject.target) && boxes(subject.target, "truth", size),
+    isBoxes(predicted) && boxes(predicted, "predicted", size),
+    answers.filter(isBoxes).map((answer) => boxes(answer.map(([box, label]) => [box, label, null]), "predicted", size))));
+  return frame;
+}
+
+const said = (value) =>
+  value == null ? "can't be read" : isBoxes(value) ? (value.length ? plural(value.length, "box").replace("boxs", "boxes") : "no objects") : value || "(empty)";
+
+const key = () => h("ul", { class: "legend key" },
+  h("li", {}, h("i", { class: "swatch truth" }), "true"), h("li", {}, h("i", { class: "swatch predicted" }), "predicted"));
+
+// Two looks at one image, before and after.
+function pair(subject, sides, onopen) {
+  return h("li", { class: "pair" },
+    h("h3", { class: "hostile" }, titleOf(subject)),
+    h("p", { class: "quiet" }, `image ${subject.image_id}`, subject.query && typeof subject.target === "string" && [" · true: ", h("b", { class: "hostile" }, subject.target)]),
+    h("div", { class: "sides" }, sides.map((side) =>
+      h(onopen ? "button" : "div", onopen ? { type: "button", onclick: () => onopen(side), class: "side" } : { class: "side" },
+        picture(subject, side.answer),
+        h("span", { class: "side-title" }, h("span", {}, side.title), h("b", {}, score(side.score))),
+        h("span", { class: `quiet hostile two-lines${side.answer == null ? " bad" : ""}` }, isBoxes(side.answer) && side.reasoning ? side.reasoning : said(side.answer))))));
+}

@@ -1,0 +1,98 @@
+"""Groups of completions, and the same prompt early and late in a run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from vrft.report.lines import Completion, read_lines
+
+MOST = 5000
+"""Completions that a report shows; of more, those of evenly spaced rollouts."""
+
+PAIRS = 12
+
+
+@dataclass
+class Group:
+    """The completions of one prompt in one rollout; what they share is in the first."""
+
+    completions: list[Completion] = field(default_factory=list)
+
+    @property
+    def first(self) -> Completion:
+        return self.completions[0]
+
+    def takes(self, line: Completion) -> bool:
+        """Whether a line is of this group: a prompt may be in a rollout twice."""
+        same = (line.rollout, line.sample, line.query) == (self.first.rollout, self.first.sample, self.first.query)
+        return same and all(line.generation != known.generation for known in self.completions)
+
+    @property
+    def mean(self) -> float:
+        rewards = [line.reward for line in self.completions if line.reward is not None]
+        return sum(rewards) / len(rewards) if rewards else 0.0
+
+
+def read_groups(run: Path, problems: list[str]) -> list[Group]:
+    """Groups in the order of rollouts. Where a continued run did some again, the later ones count."""
+    groups: list[Group] = []
+    for line in read_lines(run / "transcripts.jsonl", Completion, problems):
+        if groups and line.rollout < groups[-1].first.rollout:
+            groups = [group for group in groups if group.first.rollout < line.rollout]
+        if not groups or not groups[-1].takes(line):
+            groups.append(Group())
+        groups[-1].completions.append(line)
+    return groups
+
+
+def thin(groups: list[Group]) -> list[Group]:
+    """Groups with at most `MOST` completions together: of every second, every third … rollout, and of the last."""
+    sizes: dict[int, int] = {}
+    for group in groups:
+        sizes[group.first.rollout] = sizes.get(group.first.rollout, 0) + len(group.completions)
+    rollouts = sorted(sizes)
+    for every in range(1, len(rollouts) + 1):
+        kept = {*rollouts[::every], *rollouts[-1:]}
+        if sum(sizes[rollout] for rollout in kept) <= MOST:
+            break
+    return [group for group in groups if group.first.rollout in kept]
+
+
+def pairs(groups: list[Group]) -> list[tuple[int, int]]:
+    """Positions of the first and the last group of the same prompt, of those that lie furthest apart."""
+    seen: dict[tuple[int, int, str], list[int]] = {}
+    for position, group in enumerate(groups):
+        key = group.first.sample, group.first.image_id, group.first.query
+        seen.setdefault(key, []).append(position)
+    found = [(places[0], places[-1]) for places in seen.values()]
+    apart = [pair for pair in found if groups[pair[0]].first.rollout < groups[pair[1]].first.rollout]
+    return sorted(apart, key=lambda pair: groups[pair[0]].first.rollout - groups[pair[1]].first.rollout)[:PAIRS]
+
+
+def as_values(group: Group) -> dict[str, Any]:
+    """A group as the page has it."""
+    line = group.first
+    return {
+        "rollout": line.rollout,
+        "sample": line.sample,
+        "image_id": line.image_id,
+        "task": line.task,
+        "query": line.query,
+        "target": line.target,
+        "image": line.image,
+        "size": line.size,
+        "answers": [
+            {
+                "completion": each.completion,
+                "reasoning": each.reasoning,
+                "valid": each.valid,
+                "answer": each.answer,
+                "rewards": each.rewards,
+                "reward": each.reward,
+                "advantage": each.advantage,
+            }
+            for each in group.completions
+        ],
+    }
