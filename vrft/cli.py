@@ -155,7 +155,7 @@ class VRFTCLI(LightningCLI):
         """Lightning would let the settings in a checkpoint override the command line."""
 
     def _run_subcommand(self, subcommand: str) -> None:
-        with suppress(Stopped):
+        with suppress(Stopped, RolloutFailed):
             super()._run_subcommand(subcommand)
         if self.trainer.stopped is not None and self.trainer.is_global_zero:
             print(f"stopped: {self.trainer.stopped}")

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
 
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 
+from vrft.data.datamodule import ResumableLoader
 from vrft.errors import ConfigurationError
 from vrft.experience import Experience, Rows
 from vrft.grpo import (
+    ImportanceSampling,
     KLEstimator,
     LossType,
     ScaleRewards,
     group_advantages,
+    importance_weights,
     masked_mean,
+    mismatch,
     overlong_penalty,
     policy_loss,
     token_weights,
@@ -27,7 +33,8 @@ from vrft.policy import Policy
 from vrft.policy.processor import MicroBatch, micro_batches
 from vrft.policy.prompts import Prompt
 from vrft.rewards import Reward
-from vrft.rollout import RolloutEngine, Sampling, TransformersEngine
+from vrft.rollout import RemoteEngine, RolloutEngine, RolloutFailed, Sampling, TransformersEngine
+from vrft.rollout.remote import together
 from vrft.tasks import Task
 from vrft.types import PromptBatch, Rollout, ScoredRollout
 
@@ -66,6 +73,8 @@ class RFT(VisionModule):
         max_extra_rollouts: int = 0,
         max_tokens_per_micro_batch: int = 16384,
         max_grad_norm: float = 1.0,
+        importance_sampling: ImportanceSampling | None = None,
+        importance_cap: float = 2.0,
     ) -> None:
         """Defaults are Visual-RFT's unless said otherwise.
 
@@ -97,6 +106,10 @@ class RFT(VisionModule):
                 rewards. A step takes this many more batches from the loader.
             max_tokens_per_micro_batch: prompts and completions in one forward and backward.
             max_grad_norm: gradients are scaled down to this norm (TRL's default; the paper gives none).
+            importance_sampling: how to correct for an engine whose probabilities are not quite the trainer's: truncate
+                the ratio, mask tokens where it is too far from 1, or none. Default: truncate, unless the policy itself
+                samples.
+            importance_cap: the largest ratio.
         """
         super().__init__(
             task,
@@ -118,6 +131,7 @@ class RFT(VisionModule):
             top_p=(top_p, 1e-6, 1),
             top_k=(top_k, 0, float("inf")),
             min_p=(min_p, 0, 1),
+            importance_cap=(importance_cap, 1, float("inf")),
         )
         self.num_generations, self.num_iterations = num_generations, num_iterations
         self.group_size = num_generations
@@ -129,6 +143,11 @@ class RFT(VisionModule):
         self.mask_truncated_completions, self.overlong_buffer = mask_truncated_completions, overlong_buffer
         self.max_tokens_per_micro_batch = max_tokens_per_micro_batch
         self.keep_reference = beta > 0
+        remote = isinstance(self.engine, RemoteEngine)
+        self.importance_sampling: ImportanceSampling = importance_sampling or ("truncate" if remote else "none")
+        self.importance_cap = importance_cap
+        self.looks_ahead = isinstance(self.engine, RemoteEngine) and self.engine.one_step_ahead
+        self.engine_checked = False
 
     def setup(self, stage: str) -> None:
         data = self.trainer.datamodule  # type: ignore[attr-defined]
@@ -168,9 +187,62 @@ class RFT(VisionModule):
         """Sample G completions of each prompt. `first`: prompts of this step before them."""
         with self.phase("rollout", self.max_completion_length) as advance:
             prepared = self.policy.prepare(batch)
-            rollout = self.completions(prepared, self.num_generations, self.sampling, self.noise(first), advance)
+            if self.looks_ahead and first == 0:
+                rollout = self.rollout_from_ahead(prepared, advance)
+            else:
+                rollout = self.completions(prepared, self.num_generations, self.sampling, self.noise(first), advance)
         self.check_sharing(batch, rollout.ids, rollout.mask)
+        if isinstance(self.engine, RemoteEngine) and not self.engine_checked:
+            self.check_engine(self.engine, prepared, rollout)
         return prepared, rollout
+
+    def rollout_from_ahead(self, batch: PromptBatch, advance: Callable[[int], None]) -> Rollout:
+        """The rollout that was begun a step ago, or a new one; and begin that of the next step."""
+        assert isinstance(self.engine, RemoteEngine)
+        pending = self.ahead.take([sample.index for sample in batch.samples])
+        if pending is None:
+            rollout = self.completions(batch, self.num_generations, self.sampling, self.noise(), advance)
+        else:
+            rollout = together(self.trainer, pending.rollout.result)
+        step = int(self.steps_done)
+        self.log("train/staleness", 0.0 if pending is None else float(step - pending.step))
+        loader: ResumableLoader = self.trainer.train_dataloader  # type: ignore[assignment]
+        steps = self.num_iterations * self.num_minibatches
+        if loader.upcoming is not None and self.trainer.global_step + steps != self.trainer.max_steps:
+            self.publish_weights(self.engine)
+            following = loader.upcoming.select(range(len(batch.samples)))
+            settings = self.generation(self.sampling, replace(self.noise(), rollout=step + 1), lambda _: None)
+            sample = partial(self.engine.generate, self.policy, following, self.num_generations, **settings)
+            self.ahead.begin([sample.index for sample in following.samples], step, sample)
+        return rollout
+
+    @torch.no_grad()
+    def check_engine(self, engine: RemoteEngine, batch: PromptBatch, rollout: Rollout) -> None:
+        """Once per process: compare the log-probabilities of one group with the trainer's own.
+
+        Raises:
+            RolloutFailed: they differ by more than `max_gap` on average.
+        """
+        self.engine_checked = True
+        group = slice(0, self.num_generations)
+        ids, mask = rollout.ids[group], rollout.mask[group]
+        own, _ = self.policy(batch.inputs[:1], ids, mask, self.sampling.temperature, entropy=False)  # (G, T)
+        self.refuse_gap(engine, (own - rollout.log_probs[group])[mask.bool()])
+
+    def refuse_gap(self, engine: RemoteEngine, log_ratio: Tensor) -> None:
+        """Raise RolloutFailed on all ranks if log-ratios of tokens (n,) are beyond what an engine may differ by.
+
+        What top-p left out may be up to 1 - top_p of the probability: by as much the sampler's are larger.
+        """
+        gap = float(self.trainer.strategy.reduce(mismatch(log_ratio, self.importance_cap).gap, reduce_op="mean"))
+        allowed = engine.max_gap - math.log(self.sampling.top_p)
+        if not gap <= allowed:
+            raise RolloutFailed(
+                f"the rollout engine's log-probabilities differ from the trainer's by {gap:.3g} on average, more than "
+                f"{allowed:.3g} (model.engine.max_gap): completions of other weights are not trained on. Prompts, "
+                "image tokens and the version of the weights agree, so what does not train may differ: another "
+                "checkpoint, a head that is tied on one side, adapters or images that one side leaves out"
+            )
 
     def reward(self, batch: PromptBatch, rollout: Rollout) -> Experience:
         """Read and score the completions."""
@@ -215,14 +287,27 @@ class RFT(VisionModule):
         if self.beta > 0:
             rows.reference = self.fixed_log_probs(prompts, rows, minibatches, reference=True)
         done: list[Tensor] = []
+        ratios: list[Tensor] = []
         for iteration in range(self.num_iterations):
             for i, part in enumerate(minibatches):
                 split = partial(self.micro_batches, prompts, rows, part)
                 done += self.halving(split, partial(self.learn, prompts, rows, on_policy=iteration == i == 0))
+                if isinstance(self.engine, RemoteEngine) and iteration == 0:
+                    ratios.append(rows.log_ratio([n for micro in split() for n in micro.rows]))
+                    self.refuse_gap(self.engine, ratios[-1])
                 self.optimizer_step_and_log()
+        if ratios:
+            self.log_mismatch(torch.cat(ratios))
         count, *sums = torch.stack(done).sum(0)
         for name, value in zip(("kl", "entropy", "clip_fraction", "sampling_gap"), sums, strict=True):
             self.log(f"train/{name}", value / count, prog_bar=name == "kl", sync_dist=True)
+
+    def log_mismatch(self, log_ratio: Tensor) -> None:
+        """Log how far the engine's log-probabilities were from the trainer's, over tokens (n,)."""
+        found = mismatch(log_ratio, self.importance_cap)
+        self.log("train/sampling_gap_max", found.gap_max, sync_dist=True, reduce_fx="max")
+        for name in ("ratio_p01", "ratio_p50", "ratio_p99", "beyond"):
+            self.log(f"train/importance/{name}", getattr(found, name), sync_dist=True)
 
     def rows(self, experience: Experience, advantages: Tensor, minibatches: Sequence[int]) -> Rows:
         """What the loss needs of each row, but for log-probabilities. `minibatches`: prompts in each."""
@@ -300,6 +385,7 @@ class RFT(VisionModule):
         if on_policy:
             mine.old_log_probs = log_probs.detach()
             rows.old_log_probs[micro.rows, : log_probs.shape[1]] = mine.old_log_probs
+        log_ratio = mine.old_log_probs - mine.sampled_log_probs  # (n, T)
         loss, kl, clipped = policy_loss(
             log_probs,
             mine.old_log_probs,
@@ -312,9 +398,10 @@ class RFT(VisionModule):
             reference=mine.reference,
             beta=self.beta,
             kl_estimator=self.kl_estimator,
+            correction=importance_weights(log_ratio, self.importance_sampling, self.importance_cap),
         )
         self.add_gradient(loss * (not idle))
-        gap = (mine.sampled_log_probs - mine.old_log_probs).abs()
+        gap = log_ratio.abs()
         count = torch.ones_like(kl)
         per_row = [count, kl, masked_mean(entropy, mine.mask), clipped, masked_mean(gap, mine.mask)]
         return torch.stack(per_row).sum(1).detach() * (not idle)

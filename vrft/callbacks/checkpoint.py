@@ -10,11 +10,14 @@ from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from vrft.checkpoint_io import PARTIAL, replace_link
 from vrft.data.datamodule import ResumableLoader
+from vrft.errors import ConfigurationError
 from vrft.module import VisionModule
+from vrft.rollout import RolloutFailed
 from vrft.trainer import VisionTrainer
 
 
@@ -81,6 +84,21 @@ class RunCheckpoint(ModelCheckpoint):
         assert isinstance(trainer, VisionTrainer)
         if trainer.stopped is None and not self.save_last_step(trainer):
             trainer.stop("the last checkpoint can't be written", exit_code=1)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Save what was learnt before completions could not be had any more; their batch comes again."""
+        assert isinstance(trainer, VisionTrainer)
+        if not isinstance(exception, RolloutFailed | ConfigurationError):
+            return
+        lost = ""
+        if trainer.state.fn == TrainerFn.FITTING:
+            if trainer.training:
+                loader = trainer.train_dataloader
+                assert isinstance(loader, ResumableLoader)
+                loader.take_back()
+            if trainer.global_step > 0 and not self.save_last_step(trainer):
+                lost = f"; step {trainer.global_step} can't be saved"
+        trainer.stop(f"{exception}{lost}", exit_code=1)
 
     def state_dict(self) -> dict[str, Any]:
         return {**super().state_dict(), "row": self._row}
