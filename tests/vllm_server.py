@@ -99,6 +99,8 @@ class VLLM:
         model = body["model"]
         if model != self.checkpoint and model not in self.adapters:
             raise LookupError(f"The model `{model}` does not exist.")
+        if body["n"] > 1 and body["temperature"] == 0:
+            raise ValueError("n must be 1 when using greedy sampling.")
         chat, images = [], []
         for turn in body["messages"]:
             parts = []
@@ -151,7 +153,7 @@ class VLLM:
         return {
             "vllm_config": {
                 "model_config": {"logprobs_mode": flags["logprobs_mode"]},
-                "device_config": {"device_type": "cpu"},
+                "device_config": {"device": "cpu"},
                 "scheduler_config": {"enable_chunked_prefill": False},
                 "lora_config": lora if flags["max_lora_rank"] else None,
                 "weight_transfer_config": {"backend": backend} if backend else None,
@@ -223,6 +225,8 @@ class Routes(BaseHTTPRequestHandler):
             reply = vllm.complete(body)
         except LookupError as error:
             return self.answer({"error": {"message": str(error)}}, 404)
+        except ValueError as error:
+            return self.answer({"error": {"message": str(error)}}, 400)
         if fault == "fewer":
             reply["choices"].pop()
         if fault == "nan":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-COMMANDS = ("fit", "validate", "test", "predict", "doctor")
+COMMANDS = ("fit", "validate", "test", "predict", "doctor", "serve-command")
 
 HELP = """\
 vrft: visual reinforcement fine-tuning of vision-language models
@@ -18,6 +18,7 @@ commands
   test       the same as validate, goes on where it was interrupted; --against compares two checkpoints
   predict    answer held-out images, without scores
   doctor     check a config before hours are spent: prompts and boxes drawn, tokens, rewards, memory
+  serve-command  what starts the vLLM servers that a config names (docs/vllm.md)
   score      rewards of completions in a file, without a model
   evaluate   COCO's or LVIS's table of a file of boxes, without a model
 
@@ -64,7 +65,7 @@ def main(args: Sequence[str] | None = None) -> int:
         return reported(evaluate, args[1:])
     from vrft.cli import run
 
-    return run(args)
+    return run(["serve_command" if args[0] == "serve-command" else args[0], *args[1:]])
 
 
 if __name__ == "__main__":

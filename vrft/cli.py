@@ -32,6 +32,7 @@ from vrft.data import VisionData
 from vrft.errors import ConfigurationError, message_lines, shorten, users_mistake
 from vrft.loggers import CSVLogger, WandbLogger
 from vrft.module import VisionModule
+from vrft.rollout import RolloutFailed
 from vrft.run_dir import choose_run_dir
 from vrft.tasks import Task
 from vrft.trainer import Stopped, VisionTrainer
@@ -118,6 +119,8 @@ class VRFTCLI(LightningCLI):
             )
         if config.trainer.default_root_dir is None:
             config.trainer.default_root_dir = config.run_dir
+        if self.subcommand == "serve_command":
+            return
         for folder in (config.run_dir, config.checkpoint.dirpath) if self.subcommand == "fit" else (config.run_dir,):
             try_to_write(Path(folder))
         if self.subcommand == "doctor":
@@ -132,14 +135,15 @@ class VRFTCLI(LightningCLI):
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
-        return {**LightningCLI.subcommands(), "doctor": {"model", "datamodule"}}
+        ours = ("doctor", "serve_command")
+        return {**LightningCLI.subcommands(), **{name: {"model", "datamodule"} for name in ours}}
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         if self.config[self.subcommand].trainer.enable_progress_bar is not False:
             self.trainer_defaults["callbacks"].append(PhaseProgressBar())
         if self.subcommand == "fit":
             self.trainer_defaults["callbacks"].append(GracefulStop())
-        if self.subcommand == "doctor":  # looks at a run on several processes from one
+        if self.subcommand in ("doctor", "serve_command"):  # look at a run on several processes from one
             kwargs |= {"devices": 1, "num_nodes": 1, "strategy": "auto"}
         try:
             trainer = super().instantiate_trainer(**kwargs)

@@ -45,10 +45,12 @@ class FileEngine(WeightTransferEngine[NothingToAgreeOn, WeightsFile]):
         pass
 
     def start_weight_update(self) -> None:
-        initialize_layerwise_reload(self.model)
+        pass
 
     def receive_weights(self, update_info: WeightsFile) -> None:
-        self.model.load_weights(load_file(update_info.path).items())
+        weights = load_file(update_info.path)  # before the model is touched: a file may be missing
+        initialize_layerwise_reload(self.model)
+        self.model.load_weights(weights.items())
 
     def finish_weight_update(self) -> None:
         finalize_layerwise_reload(self.model, self.model_config)

@@ -107,7 +107,7 @@ class VLLMServer(RemoteEngine):
     ) -> Rollout:
         banned, stop = policy.banned_ids.tolist(), policy.stop_ids.tolist()
         fixed = sampling_settings(sampling, banned, stop) | {
-            "n": num_generations,
+            "n": 1 if sampling.greedy else num_generations,  # one greedy answer is all of them
             "max_tokens": max_completion_length,
             "logprobs": True,
             "return_token_ids": True,
@@ -131,7 +131,7 @@ class VLLMServer(RemoteEngine):
             found = self._answer(want(p), first=noise.first + p + noise.rank)
             done.append(p)
             on_token(max_completion_length * len(done) // len(prompts))
-            return found
+            return found * (num_generations // len(found))
 
         with ThreadPoolExecutor(min(len(prompts), AT_ONCE)) as pool:
             completions = [row for rows in pool.map(answer, prompts) for row in rows]
@@ -176,7 +176,7 @@ class Server:
         content = self.client.ask("GET", "/server_info?config_format=json", timeout=START)
         try:
             info: Info = msgspec.json.decode(content)
-            model, device = info["vllm_config"]["model_config"], info["vllm_config"]["device_config"]["device_type"]
+            model, device = info["vllm_config"]["model_config"], str(info["vllm_config"]["device_config"]["device"])
             chunked = info["vllm_config"]["scheduler_config"]["enable_chunked_prefill"]
         except (msgspec.DecodeError, KeyError, TypeError) as error:
             raise Unavailable("an answer that can't be read") from error
@@ -185,7 +185,7 @@ class Server:
                 f"model.engine: {self.client.url} gives log-probabilities of another distribution than it draws from: "
                 "--logprobs-mode processed_logprobs"
             )
-        self.seeds = not (device == "cpu" and chunked)  # together they end vLLM 0.32
+        self.seeds = not (device.startswith("cpu") and chunked)  # together they end vLLM 0.32
         self.base = model_names(self.client, START)[0]
         return info
 

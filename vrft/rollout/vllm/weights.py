@@ -23,6 +23,9 @@ from vrft.rollout.vllm.client import Client, Refused, Unavailable
 CACHES = ("/reset_prefix_cache", "/reset_mm_cache", "/reset_encoder_cache")
 """What a server remembers that old weights made: keys and values, images, what the vision tower made of them."""
 
+NOT_SEEN = ("No such file", "Cannot find any model weights")
+"""What a server that looks for weights in vain says with status 500."""
+
 Info = Mapping[str, Any]
 """What `/server_info` says of a server's configuration."""
 
@@ -92,7 +95,9 @@ class Weights(ABC):
                 return
             try:
                 self.send(server)
-            except Refused as error:
+            except (Unavailable, Refused) as error:
+                if isinstance(error, Unavailable) and not any(text in str(error) for text in NOT_SEEN):
+                    raise
                 raise ConfigurationError(
                     f"model.engine: {server.url} does not take the weights of {self.path}: {error}; does it see that "
                     "folder (model.engine.weights_dir)?"
