@@ -506,12 +506,18 @@ def test_mismatch_by_hand() -> None:
 
 
 @pytest.fixture
-def fit(quick_fit: Command, checkpoint: str) -> Command:
+def built_in(fakes: Callable[..., VLLM]) -> VLLM:
+    """A server of the built-in policy."""
+    return fakes("tiny-detection")
+
+
+@pytest.fixture
+def fit(quick_fit: Command) -> Command:
     """The command of a short run on servers."""
 
     def command(*urls: str, more: tuple[str, ...] = ()) -> list[str]:
-        words = [CSV_ONLY, "--data.batch_size=2", "--model.num_generations=4", "--model.max_completion_length=16"]
-        words += [f"--model.policy.checkpoint={checkpoint}", "--trainer.limit_val_batches=1"]
+        words = [CSV_ONLY, "--data.batch_size=2", "--model.num_generations=4", "--model.max_completion_length=24"]
+        words += ["--trainer.limit_val_batches=1", "--model.lr_scheduler=null"]
         if urls:
             words += ["--config", str(ROOT / "configs" / "engine" / "vllm.yaml")]
             words += [f"--model.engine.init_args.urls=[{', '.join(urls)}]"]
@@ -533,9 +539,9 @@ def comparable(row: dict[str, float]) -> dict[str, float]:
 
 @pytest.mark.parametrize("lora", [(), ("--model.policy.lora={r: 4}",)], ids=["full", "lora"])
 def test_a_run_trains_and_measures_the_mismatch(
-    lora: tuple[str, ...], fit: Command, fake: VLLM, tmp_path: Path
+    lora: tuple[str, ...], fit: Command, built_in: VLLM, tmp_path: Path
 ) -> None:
-    assert main(fit(fake.url, more=lora)) == 0
+    assert main(fit(built_in.url, more=lora)) == 0
     rows = logged(tmp_path / "run")
     assert [row["train/sampling_gap_max"] < 1e-4 for row in rows] == [True, True]
     assert [row["train/importance/ratio_p50"] for row in rows] == pytest.approx([1, 1], abs=1e-4)
@@ -546,8 +552,7 @@ def test_a_run_trains_and_measures_the_mismatch(
 def test_other_weights_on_the_server_end_the_run_before_anything_is_learnt(
     fit: Command, fakes: Callable[..., VLLM], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    write_checkpoint(tmp_path / "other", seed=5, width=128, tied=False)
-    other = fakes(str(tmp_path / "other"))
+    other = fakes("tiny-digits")
     more = ("--model.policy.lora={r: 4}", "--trainer.limit_val_batches=0")
     assert main(fit(other.url, more=more)) == 1
     assert "log-probabilities differ from the trainer's by" in capsys.readouterr().out
@@ -555,28 +560,28 @@ def test_other_weights_on_the_server_end_the_run_before_anything_is_learnt(
 
 
 def test_a_run_that_no_server_answers_saves_and_goes_on_as_if_nothing_had_been(
-    fit: Command, fake: VLLM, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    fit: Command, built_in: VLLM, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     steps = ("--trainer.max_steps=3", "--trainer.limit_val_batches=0")
-    assert main(fit(fake.url, more=(*steps, f"--run_dir={tmp_path}/whole"))) == 0
+    assert main(fit(built_in.url, more=(*steps, f"--run_dir={tmp_path}/whole"))) == 0
     capsys.readouterr()
-    command = fit(fake.url, more=(*steps, "--model.engine.init_args.patience=1"))
-    fake.faults.extend([""] * 4 + ["500"] * 20)
+    command = fit(built_in.url, more=(*steps, "--model.engine.init_args.patience=1"))
+    built_in.faults.extend([""] * 4 + ["500"] * 20)
     assert main(command) == 1
     said = capsys.readouterr().out
     assert "stopped: no server answered the prompt of sample" in said
     assert "last.ckpt" in said
     assert "--ckpt_path last" in said
-    fake.faults.clear()
+    built_in.faults.clear()
     assert main([*command, "--ckpt_path=last"]) == 0
     whole, parts = logged(tmp_path / "whole"), logged(tmp_path / "run") + logged(tmp_path / "run", 1)
     steps_of = {row["step"]: comparable(row) for row in parts}
     assert [steps_of[row["step"]] for row in whole] == [pytest.approx(comparable(row), abs=1e-4) for row in whole]
 
 
-def test_one_step_ahead_is_one_step_stale_and_corrected(fit: Command, fake: VLLM, tmp_path: Path) -> None:
+def test_one_step_ahead_is_one_step_stale_and_corrected(fit: Command, built_in: VLLM, tmp_path: Path) -> None:
     more = ("--model.engine.init_args.one_step_ahead=true", "--trainer.max_steps=4", "--trainer.val_check_interval=2")
-    assert main(fit(fake.url, more=more)) == 0
+    assert main(fit(built_in.url, more=more)) == 0
     rows = logged(tmp_path / "run")
     assert [row["train/staleness"] for row in rows] == [0, 1, 1, 1]
     assert rows[0]["train/sampling_gap_max"] < 1e-4
@@ -585,6 +590,6 @@ def test_one_step_ahead_is_one_step_stale_and_corrected(fit: Command, fake: VLLM
 
 def test_nothing_listens(fit: Command, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(fit("http://127.0.0.1:9")) == 2
-    said = capsys.readouterr().err
-    assert said.count("\n") == 1
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith("vrft: model.engine: http://127.0.0.1:9 does not say how it was started")
     assert "serve-command" in said

@@ -50,7 +50,9 @@ class VLLM:
         self.faults: deque[str] = deque()  # one for each request of completions; "" is none
         self.requests: list[str] = []
         self.bodies: list[dict[str, Any]] = []
-        self.original: State = {name: value.clone() for name, value in self.policy.model.state_dict().items()}
+        own = {value.data_ptr(): name for name, value in reversed(self.policy.model.state_dict().items())}
+        state = self.policy.model.state_dict()
+        self.original: State = {name: state[name].clone() for name in own.values()}  # a tied head is the embeddings
         self.forget()
         server = self
 
@@ -83,7 +85,7 @@ class VLLM:
     def adapted(self, name: str) -> State:
         """The weights with an adapter merged into them, without those of the tower unless they are supported."""
         if name not in self.merged:
-            self.policy.model.load_state_dict(self.weights)
+            self.policy.model.load_state_dict(self.weights, strict=False)
             model = PeftModel.from_pretrained(self.policy.model, self.adapters[name])
             state = {k: v.clone() for k, v in model.merge_and_unload().state_dict().items()}
             if not self.flags["tower"]:
@@ -118,7 +120,7 @@ class VLLM:
         key = json.dumps([model, body["messages"]])
         current = self.adapted(model) if model in self.adapters else self.weights
         state = self.cache.setdefault(key, current)
-        self.policy.model.load_state_dict(state)
+        self.policy.model.load_state_dict(state, strict=False)
         self.policy.banned_ids = torch.tensor([int(i) for i, bias in body["logit_bias"].items() if bias <= -100]).long()
         greedy = body["temperature"] == 0
         settings = (body["temperature"] or 1.0, body["top_p"], body["top_k"], body["min_p"], greedy)

@@ -186,7 +186,8 @@ class Files(Weights):
     def write(self, policy: Policy, weights: dict[str, Tensor]) -> None:
         partial = self.path.with_name("partial")
         partial.mkdir(exist_ok=True)
-        rounded = {name: value.to(policy.dtype).contiguous() for name, value in weights.items()}  # as it is computed
+        once = {value.data_ptr(): name for name, value in reversed(weights.items())}  # a tied head is the embeddings
+        rounded = {name: weights[name].to(policy.dtype).contiguous() for name in once.values()}  # as it is computed
         save_file(rounded, partial / "model.safetensors")
         if not all(self.plugged.values()):
             policy.base.config.save_pretrained(partial)
