@@ -7,13 +7,13 @@ real one, started as `serve-command` says, from the environment that `make vllm-
 from __future__ import annotations
 
 import csv
-import dataclasses
 import math
 import os
 import random
 import shlex
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,7 +21,6 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
 from conftest import CSV_ONLY, ROOT
 from PIL import Image
 from vllm_server import VLLM
@@ -107,7 +106,7 @@ def served(*words: str) -> str:
     """What `serve-command` prints for the quickstart with a server."""
     configs = [str(ROOT / "configs" / name) for name in ("quickstart.yaml", "engine/vllm.yaml")]
     command = ["-m", "vrft", "serve-command", "--config", configs[0], "--config", configs[1], *words]
-    done = subprocess.run([os.sys.executable, *command], capture_output=True, text=True, check=False)  # type: ignore[attr-defined]
+    done = subprocess.run([sys.executable, *command], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -559,10 +558,11 @@ def test_other_weights_on_the_server_end_the_run_before_anything_is_learnt(
     assert not (tmp_path / "run" / "checkpoints" / "last.ckpt").exists()
 
 
+@pytest.mark.parametrize("images", [pytest.param(12, id="in-an-epoch"), pytest.param(1, id="at-the-start-of-one")])
 def test_a_run_that_no_server_answers_saves_and_goes_on_as_if_nothing_had_been(
-    fit: Command, built_in: VLLM, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    images: int, fit: Command, built_in: VLLM, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    steps = ("--trainer.max_steps=3", "--trainer.limit_val_batches=0")
+    steps = ("--trainer.max_steps=4", "--trainer.limit_val_batches=0", f"--data.train_size={images}")
     assert main(fit(built_in.url, more=(*steps, f"--run_dir={tmp_path}/whole"))) == 0
     capsys.readouterr()
     command = fit(built_in.url, more=(*steps, "--model.engine.init_args.patience=1"))

@@ -62,6 +62,20 @@ class RunCheckpoint(ModelCheckpoint):
         for stage in ("ready", "started", "processed", "completed"):
             setattr(progress.current, stage, getattr(progress.current, stage) + shift)
 
+    @staticmethod
+    def _take_batch_back(trainer: Trainer) -> None:
+        """Count batches as after the last one that was trained on, at the time when checkpoints are made."""
+        loader, loop = trainer.train_dataloader, trainer.fit_loop.epoch_loop
+        assert isinstance(loader, ResumableLoader)
+        loader.take_back()
+        progress = loop.batch_progress
+        progress.is_last_batch = False
+        in_epoch = progress.current.completed > 0
+        for count in (progress.total, progress.current):
+            count.ready = count.started = count.processed = count.completed
+            count.completed -= in_epoch
+        loop._batches_that_stepped -= in_epoch  # Lightning adds one to that of a checkpoint within an epoch
+
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
         assert isinstance(trainer, VisionTrainer)
         logged = trainer._logger_connector.metrics["log"]  # what will be, as soon as this hook is done
@@ -93,9 +107,7 @@ class RunCheckpoint(ModelCheckpoint):
         lost = ""
         if trainer.state.fn == TrainerFn.FITTING:
             if trainer.training:
-                loader = trainer.train_dataloader
-                assert isinstance(loader, ResumableLoader)
-                loader.take_back()
+                self._take_batch_back(trainer)
             if trainer.global_step > 0 and not self.save_last_step(trainer):
                 lost = f"; step {trainer.global_step} can't be saved"
         trainer.stop(f"{exception}{lost}", exit_code=1)
