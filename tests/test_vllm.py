@@ -38,6 +38,7 @@ from vrft.types import Detection, PromptBatch, Rollout, Sample
 Command = Callable[..., list[str]]
 TASK = DetectionTask(template="Detect {query}")
 REAL = pytest.mark.vllm
+PLAIN = Sampling()
 TOWER = LoRA(r=4, target_modules="all-linear")
 
 
@@ -145,9 +146,7 @@ def kind(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture(params=["fake", pytest.param("real", marks=REAL)])
-def server(
-    request: pytest.FixtureRequest, kind: str, fakes: Callable[..., VLLM], real: Callable[[str], str]
-) -> str:
+def server(request: pytest.FixtureRequest, kind: str, fakes: Callable[..., VLLM], real: Callable[[str], str]) -> str:
     """The address of a server that a test runs against, real or not."""
     if request.param == "real":
         return real(kind)
@@ -179,7 +178,7 @@ def engine(policy: Policy, folder: Path, *urls: str, **settings: Any) -> VLLMSer
 
 
 def roll(
-    made: VLLMServer, policy: Policy, sampling: Sampling = Sampling(), group: int = 4, step: int = 0, limit: int = 12
+    made: VLLMServer, policy: Policy, sampling: Sampling = PLAIN, group: int = 4, step: int = 0, limit: int = 12
 ) -> Rollout:
     return made.generate(
         policy,
@@ -211,9 +210,7 @@ def train(policy: Policy, step: int) -> None:
 # --------------------------------------------------------------------------- the protocol, also against real servers
 
 
-def test_log_probs_are_the_trainers_after_every_update(
-    kind: str, server: str, checkpoint: str, tmp_path: Path
-) -> None:
+def test_log_probs_are_the_trainers_after_every_update(kind: str, server: str, checkpoint: str, tmp_path: Path) -> None:
     policy = a_policy(checkpoint, LoRA(r=8) if kind == "lora" else None)
     made = engine(policy, tmp_path, server)
     gaps = [gap(policy, roll(made, policy))]
@@ -263,7 +260,7 @@ def test_weights_that_a_server_does_not_see_are_said_at_once(
     made.connect(policy, TASK, tmp_path, "there")
     made.publish(policy, first=True)
     (made.weights.path / "adapter_config.json").unlink()
-    with pytest.raises(ConfigurationError, match="model.engine.weights_dir"):
+    with pytest.raises(ConfigurationError, match=r"model\.engine\.weights_dir"):
         made.take_over()
 
 
@@ -301,7 +298,15 @@ def test_adapters_of_the_tower_work_where_the_server_says_so(
 
 @pytest.mark.parametrize(
     "url",
-    ["127.0.0.1:8000", "ftp://host", "http://", "http://me:pw@host:1", "http://host/v1", "http://host?a=1", "http://h:x"],
+    [
+        "127.0.0.1:8000",
+        "ftp://host",
+        "http://",
+        "http://me:pw@host:1",
+        "http://host/v1",
+        "http://host?a=1",
+        "http://h:x",
+    ],
 )
 def test_an_address_that_is_none_is_refused(url: str) -> None:
     with pytest.raises(ConfigurationError, match=r"model\.engine\.urls") as error:
@@ -364,9 +369,7 @@ def test_several_servers_share_the_prompts_with_the_same_result(
 # ---------------------------------------------------------------------------------------------------------- faults
 
 
-@pytest.mark.parametrize(
-    "fault", ["500", "cut", "fewer", "nan", "aborted", "restart", "restart-silently", "slow"]
-)
+@pytest.mark.parametrize("fault", ["500", "cut", "fewer", "nan", "aborted", "restart", "restart-silently", "slow"])
 @pytest.mark.parametrize("lora", [None, LoRA(r=8)], ids=["full", "lora"])
 def test_after_a_fault_the_rollout_is_that_without_it(
     fault: str, lora: LoRA | None, fake: VLLM, checkpoint: str, tmp_path: Path
@@ -433,9 +436,7 @@ def test_proxies_of_the_environment_are_not_used(
     assert gap(policy, roll(engine(policy, tmp_path, fake.url), policy)) < 1e-4
 
 
-def test_a_prompt_that_the_server_reads_otherwise_is_refused(
-    fake: VLLM, checkpoint: str, tmp_path: Path
-) -> None:
+def test_a_prompt_that_the_server_reads_otherwise_is_refused(fake: VLLM, checkpoint: str, tmp_path: Path) -> None:
     policy = a_policy(checkpoint)
     made = engine(policy, tmp_path, fake.url)
     template = fake.policy.processor.tokenizer.chat_template

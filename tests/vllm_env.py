@@ -13,13 +13,13 @@ from pathlib import Path
 
 VERSION = "0.32.0"
 ROOT = Path(__file__).parents[1]
-OPS = '''
+OPS = """
 
 if not _has_ops():  # the published wheel is for CUDA; its metadata functions need the names of two operators
     _library = torch.library.Library("torchvision", "DEF")
     _library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
     _library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-'''
+"""
 
 
 def make(folder: Path) -> None:

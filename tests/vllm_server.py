@@ -207,18 +207,17 @@ class Routes(BaseHTTPRequestHandler):
         fault = vllm.faults.popleft() if vllm.faults else ""
         if fault == "500":
             return self.answer({"error": {"message": "EngineCore died"}}, 500)
-        if fault == "restart":
-            vllm.forget()
-            self.close_connection = True
-            self.connection.close()
-            return None
-        if fault == "restart-silently":
-            vllm.forget()
         if fault == "redirect":
-            self.send_response(307)
-            self.send_header("Location", "http://203.0.113.1/v1/chat/completions")
-            self.send_header("Content-Length", "0")
-            return self.end_headers()
+            return self.answer({}, 307)
+        if fault.startswith("restart"):
+            vllm.forget()
+        if fault == "restart":
+            self.close_connection = True
+            return self.connection.close()
+        return self.answer_completions(body, fault)
+
+    def answer_completions(self, body: dict[str, Any], fault: str) -> None:
+        vllm = self.vllm
         if fault == "slow":
             vllm.lock.release()
             time.sleep(1.5)
@@ -279,6 +278,8 @@ class Routes(BaseHTTPRequestHandler):
     def answer(self, content: Any, status: int = 200, cut: bool = False) -> None:
         data = json.dumps(content).encode()
         self.send_response(status)
+        if status == 307:
+            self.send_header("Location", "http://203.0.113.1/v1/chat/completions")
         self.send_header("Content-Length", str(len(data)))
         self.send_header("Content-Type", "application/json")
         self.end_headers()

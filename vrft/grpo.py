@@ -212,9 +212,9 @@ def mismatch(log_ratio: Tensor, cap: float) -> Mismatch:
     if not len(log_ratio):
         log_ratio = log_ratio.new_zeros(1)
     gap, ratio = log_ratio.abs(), log_ratio.exp()
-    levels = ratio.new_tensor([0.01, 0.5, 0.99])
+    low, middle, high = ratio.quantile(ratio.new_tensor([0.01, 0.5, 0.99]))
     beyond = ((ratio > cap) | (ratio < 1 / cap)).float()
-    return Mismatch(gap.mean(), gap.max(), *ratio.quantile(levels), beyond.mean())
+    return Mismatch(gap.mean(), gap.max(), low, middle, high, beyond.mean())
 
 
 def masked_mean(values: Tensor, mask: Tensor) -> Tensor:

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import replace
 from functools import partial
 
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 
-from vrft.data.datamodule import ResumableLoader
 from vrft.errors import ConfigurationError
 from vrft.experience import Experience, Rows
 from vrft.grpo import (
@@ -23,23 +20,21 @@ from vrft.grpo import (
     group_advantages,
     importance_weights,
     masked_mean,
-    mismatch,
     overlong_penalty,
     policy_loss,
     token_weights,
 )
-from vrft.module import VisionModule
 from vrft.policy import Policy
 from vrft.policy.processor import MicroBatch, micro_batches
 from vrft.policy.prompts import Prompt
+from vrft.remote_rollouts import RemoteRollouts
 from vrft.rewards import Reward
-from vrft.rollout import RemoteEngine, RolloutEngine, RolloutFailed, Sampling, TransformersEngine
-from vrft.rollout.remote import together
+from vrft.rollout import RemoteEngine, RolloutEngine, Sampling, TransformersEngine
 from vrft.tasks import Task
 from vrft.types import PromptBatch, Rollout, ScoredRollout
 
 
-class RFT(VisionModule):
+class RFT(RemoteRollouts):
     """GRPO on images with verifiable rewards (Visual-RFT, arXiv 2503.01785).
 
     P prompts on this rank, G = `num_generations`, N = P * G rows, T completion tokens.
@@ -143,11 +138,9 @@ class RFT(VisionModule):
         self.mask_truncated_completions, self.overlong_buffer = mask_truncated_completions, overlong_buffer
         self.max_tokens_per_micro_batch = max_tokens_per_micro_batch
         self.keep_reference = beta > 0
-        remote = isinstance(self.engine, RemoteEngine)
-        self.importance_sampling: ImportanceSampling = importance_sampling or ("truncate" if remote else "none")
-        self.importance_cap = importance_cap
         self.looks_ahead = isinstance(self.engine, RemoteEngine) and self.engine.one_step_ahead
-        self.engine_checked = False
+        by_default: ImportanceSampling = "truncate" if isinstance(self.engine, RemoteEngine) else "none"
+        self.importance_sampling, self.importance_cap = importance_sampling or by_default, importance_cap
 
     def setup(self, stage: str) -> None:
         data = self.trainer.datamodule  # type: ignore[attr-defined]
@@ -188,61 +181,12 @@ class RFT(VisionModule):
         with self.phase("rollout", self.max_completion_length) as advance:
             prepared = self.policy.prepare(batch)
             if self.looks_ahead and first == 0:
-                rollout = self.rollout_from_ahead(prepared, advance)
+                rollout = self.from_ahead(prepared, advance)
             else:
                 rollout = self.completions(prepared, self.num_generations, self.sampling, self.noise(first), advance)
         self.check_sharing(batch, rollout.ids, rollout.mask)
-        if isinstance(self.engine, RemoteEngine) and not self.engine_checked:
-            self.check_engine(self.engine, prepared, rollout)
+        self.check_engine(prepared, rollout)
         return prepared, rollout
-
-    def rollout_from_ahead(self, batch: PromptBatch, advance: Callable[[int], None]) -> Rollout:
-        """The rollout that was begun a step ago, or a new one; and begin that of the next step."""
-        assert isinstance(self.engine, RemoteEngine)
-        pending = self.ahead.take([sample.index for sample in batch.samples])
-        if pending is None:
-            rollout = self.completions(batch, self.num_generations, self.sampling, self.noise(), advance)
-        else:
-            rollout = together(self.trainer, pending.rollout.result)
-        step = int(self.steps_done)
-        self.log("train/staleness", 0.0 if pending is None else float(step - pending.step))
-        loader: ResumableLoader = self.trainer.train_dataloader  # type: ignore[assignment]
-        steps = self.num_iterations * self.num_minibatches
-        if loader.upcoming is not None and self.trainer.global_step + steps != self.trainer.max_steps:
-            self.publish_weights(self.engine)
-            following = loader.upcoming.select(range(len(batch.samples)))
-            settings = self.generation(self.sampling, replace(self.noise(), rollout=step + 1), lambda _: None)
-            sample = partial(self.engine.generate, self.policy, following, self.num_generations, **settings)
-            self.ahead.begin([sample.index for sample in following.samples], step, sample)
-        return rollout
-
-    @torch.no_grad()
-    def check_engine(self, engine: RemoteEngine, batch: PromptBatch, rollout: Rollout) -> None:
-        """Once per process: compare the log-probabilities of one group with the trainer's own.
-
-        Raises:
-            RolloutFailed: they differ by more than `max_gap` on average.
-        """
-        self.engine_checked = True
-        group = slice(0, self.num_generations)
-        ids, mask = rollout.ids[group], rollout.mask[group]
-        own, _ = self.policy(batch.inputs[:1], ids, mask, self.sampling.temperature, entropy=False)  # (G, T)
-        self.refuse_gap(engine, (own - rollout.log_probs[group])[mask.bool()])
-
-    def refuse_gap(self, engine: RemoteEngine, log_ratio: Tensor) -> None:
-        """Raise RolloutFailed on all ranks if log-ratios of tokens (n,) are beyond what an engine may differ by.
-
-        What top-p left out may be up to 1 - top_p of the probability: by as much the sampler's are larger.
-        """
-        gap = float(self.trainer.strategy.reduce(mismatch(log_ratio, self.importance_cap).gap, reduce_op="mean"))
-        allowed = engine.max_gap - math.log(self.sampling.top_p)
-        if not gap <= allowed:
-            raise RolloutFailed(
-                f"the rollout engine's log-probabilities differ from the trainer's by {gap:.3g} on average, more than "
-                f"{allowed:.3g} (model.engine.max_gap): completions of other weights are not trained on. Prompts, "
-                "image tokens and the version of the weights agree, so what does not train may differ: another "
-                "checkpoint, a head that is tied on one side, adapters or images that one side leaves out"
-            )
 
     def reward(self, batch: PromptBatch, rollout: Rollout) -> Experience:
         """Read and score the completions."""
@@ -294,20 +238,13 @@ class RFT(VisionModule):
                 done += self.halving(split, partial(self.learn, prompts, rows, on_policy=iteration == i == 0))
                 if isinstance(self.engine, RemoteEngine) and iteration == 0:
                     ratios.append(rows.log_ratio([n for micro in split() for n in micro.rows]))
-                    self.refuse_gap(self.engine, ratios[-1])
+                    self.refuse_gap(ratios[-1])
                 self.optimizer_step_and_log()
         if ratios:
             self.log_mismatch(torch.cat(ratios))
         count, *sums = torch.stack(done).sum(0)
         for name, value in zip(("kl", "entropy", "clip_fraction", "sampling_gap"), sums, strict=True):
             self.log(f"train/{name}", value / count, prog_bar=name == "kl", sync_dist=True)
-
-    def log_mismatch(self, log_ratio: Tensor) -> None:
-        """Log how far the engine's log-probabilities were from the trainer's, over tokens (n,)."""
-        found = mismatch(log_ratio, self.importance_cap)
-        self.log("train/sampling_gap_max", found.gap_max, sync_dist=True, reduce_fx="max")
-        for name in ("ratio_p01", "ratio_p50", "ratio_p99", "beyond"):
-            self.log(f"train/importance/{name}", getattr(found, name), sync_dist=True)
 
     def rows(self, experience: Experience, advantages: Tensor, minibatches: Sequence[int]) -> Rows:
         """What the loss needs of each row, but for log-probabilities. `minibatches`: prompts in each."""

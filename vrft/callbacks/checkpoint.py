@@ -72,7 +72,8 @@ class RunCheckpoint(ModelCheckpoint):
         progress.is_last_batch = False
         in_epoch = progress.current.completed > 0
         for count in (progress.total, progress.current):
-            count.ready = count.started = count.processed = count.completed
+            for stage in ("ready", "started", "processed"):
+                setattr(count, stage, count.completed)
             count.completed -= in_epoch
         loop._batches_that_stepped -= in_epoch  # Lightning adds one to that of a checkpoint within an epoch
 

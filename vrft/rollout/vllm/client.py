@@ -91,8 +91,8 @@ class Client:
             return content
         if 300 <= status < 400:
             raise ConfigurationError(
-                f"model.engine.urls: {self.url} answers {path} with a redirect, which is not followed: name the address "
-                "itself"
+                f"model.engine.urls: {self.url} answers {path} with a redirect, which is not followed: name the "
+                "address itself"
             )
         message = " ".join(content[:500].decode(errors="replace").split())
         if status >= 500 or status in RETRIED:

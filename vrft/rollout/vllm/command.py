@@ -16,8 +16,8 @@ from vrft.rollout.vllm.engine import VLLMServer
 PUBLIC = """\
 # These routes load weights and files: whoever reaches the port controls the server. Let nobody else reach it."""
 PLUGIN = """\
-# Full fine-tuning needs vrft's plugin beside vLLM: pip install --no-deps vrft. Without it leave --weight-transfer-config
-# out; then each update loads a folder as at the start."""
+# Full fine-tuning needs vrft's plugin beside vLLM: pip install --no-deps vrft. Without it, leave out
+# --weight-transfer-config; each update then loads a folder as at the start."""
 
 
 def serve_commands(module: VisionModule) -> str:
@@ -58,7 +58,9 @@ def server_flags(policy: Policy, max_completion_length: int) -> list[str]:
     flags += ["--generation-config", "vllm"]  # no sampling defaults of the checkpoint's
     flags += ["--chat-template-content-format", "openai"]
     flags += ["--limit-mm-per-prompt", json.dumps({"image": 1, "video": 0})]
-    limits = {f"{name}_pixels": policy.pixels[edge] for name, edge in (("min", "shortest_edge"), ("max", "longest_edge"))}
+    limits = {
+        f"{name}_pixels": policy.pixels[edge] for name, edge in (("min", "shortest_edge"), ("max", "longest_edge"))
+    }
     if stated := {name: value for name, value in limits.items() if value is not None}:
         flags += ["--mm-processor-kwargs", json.dumps(stated)]
     if not torch.cuda.is_available():
