@@ -32,7 +32,7 @@ def serve_commands(module: VisionModule) -> str:
             "model.engine: expected vrft.rollout.VLLMServer, got "
             f"{type(engine).__name__}; --config configs/engine/vllm.yaml adds it"
         )
-    flags = server_flags(policy, module.max_completion_length)
+    flags = server_flags(policy)
     lines = [PUBLIC] if policy.lora is not None else [PUBLIC, PLUGIN]
     for server in engine.servers:
         parts = urlsplit(server.client.url)
@@ -51,7 +51,7 @@ def server_environment(policy: Policy) -> dict[str, str]:
     return variables if policy.lora is None else variables | {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1"}
 
 
-def server_flags(policy: Policy, max_completion_length: int) -> list[str]:
+def server_flags(policy: Policy) -> list[str]:
     """Flags without which the server's distribution, prompts or weights would not be the trainer's."""
     flags = ["--dtype", str(policy.dtype).removeprefix("torch.")]
     flags += ["--logprobs-mode", "processed_logprobs"]  # of what is drawn
