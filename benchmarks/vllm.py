@@ -1,9 +1,10 @@
 """The same training with the policy's own rollouts and with those of vLLM servers: mAP, time and mismatch.
 
-    python benchmarks/vllm.py --checkpoint FOLDER --urls http://127.0.0.1:8000 --seeds 0 1 --out benchmarks/results/vllm_cpu.md
+    python benchmarks/widen.py tiny-detection FOLDER
+    python benchmarks/vllm.py --checkpoint FOLDER --urls http://127.0.0.1:8000
 
-FOLDER has to be something that the server can run (on a CPU, heads of 32 and an untied head); the servers are those
-that `python -m vrft serve-command` prints, started before.
+FOLDER has to be something that the server can run: on a CPU, heads of 32 and a head that is not tied to the embeddings.
+The servers are those that `python -m vrft serve-command` prints, started before.
 """
 
 from __future__ import annotations
@@ -41,9 +42,9 @@ def run(arguments: argparse.Namespace, engine: str, seed: int, folder: Path) -> 
         rows = [row for row in csv.DictReader(file) if row["train/reward"]]
     gaps = [float(row.get("train/sampling_gap_max") or "nan") for row in rows]
     return {
-        "mAP before": summary["base"]["val/mAP"],
-        "mAP after": summary["tuned"]["val/mAP"],
-        "reward after": summary["tuned"]["val/reward"],
+        "mAP before": summary["base"]["mAP"],
+        "mAP after": summary["tuned"]["mAP"],
+        "reward after": summary["tuned"]["reward"],
         "rollout s": statistics.median(float(row["time/rollout"]) for row in rows),
         "mean gap": statistics.mean(float(row["train/sampling_gap"]) for row in rows),
         "largest gap": max(gaps),

@@ -21,6 +21,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from conftest import CSV_ONLY, ROOT
 from PIL import Image
 from vllm_server import VLLM
@@ -242,7 +243,7 @@ def test_banned_tokens_are_never_sampled_and_top_p_is_the_servers(
 ) -> None:
     policy = a_policy(checkpoint, LoRA(r=8) if kind == "lora" else None)
     made = engine(policy, tmp_path, server)
-    free = roll(made, policy, Sampling(temperature=3.0), group=16, limit=24)
+    free = roll(made, policy, Sampling(temperature=2.0), group=16, limit=24)
     assert not torch.isin(free.ids, policy.banned_ids).any()
     few = roll(made, policy, Sampling(top_k=1), group=4)
     assert few.sampling_log_probs.abs().max() < 1e-5  # one candidate has all the probability
@@ -587,6 +588,61 @@ def test_one_step_ahead_is_one_step_stale_and_corrected(fit: Command, built_in: 
     assert [row["train/staleness"] for row in rows] == [0, 1, 1, 1]
     assert rows[0]["train/sampling_gap_max"] < 1e-4
     assert all(row["train/sampling_gap_max"] > 1e-4 for row in rows[1:]), "sampled with the weights of a step before"
+
+
+@pytest.mark.parametrize("config", ["quickstart.yaml", "quickstart_sft.yaml", "digits.yaml"])
+def test_the_fragment_changes_the_engine_of_any_config(config: str, capsys: pytest.CaptureFixture[str]) -> None:
+    configs = [f"--config={ROOT / 'configs' / name}" for name in (config, "engine/vllm.yaml")]
+    with pytest.raises(SystemExit):
+        main(["fit", *configs, "--print_config"])
+    found = yaml.safe_load(capsys.readouterr().out)
+    assert found["model"]["init_args"]["engine"]["class_path"] == "vrft.rollout.VLLMServer"
+    assert found["run_dir"] == f"runs/{config.removesuffix('.yaml')}"
+
+
+@pytest.mark.parametrize(
+    ("more", "expected", "absent"),
+    [
+        pytest.param([], ["--weight-transfer-config", '{"backend": "vrft"}'], "--enable-lora", id="full"),
+        pytest.param(
+            ["--model.policy.lora={r: 20}"],
+            ["--enable-lora", "--max-lora-rank", "32"],
+            "--weight-transfer-config",
+            id="lora",
+        ),
+        pytest.param(
+            ["--model.policy.lora={target_modules: all-linear}"],
+            ["--enable-tower-connector-lora"],
+            "min_pixels",
+            id="tower",
+        ),
+        pytest.param(
+            ["--model.policy.max_pixels=3136", "--model.policy.dtype=bfloat16"],
+            ["--mm-processor-kwargs", '{"max_pixels": 3136}', "--dtype", "bfloat16"],
+            "--enable-lora",
+            id="pixels",
+        ),
+    ],
+)
+def test_serve_command_prints_what_a_server_needs(
+    more: list[str], expected: list[str], absent: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    configs = [str(ROOT / "configs" / name) for name in ("quickstart.yaml", "engine/vllm.yaml")]
+    assert main(["serve-command", "--config", configs[0], "--config", configs[1], *more]) == 0
+    printed = capsys.readouterr().out
+    environment, words = split_command(printed)
+    assert words[:2] == ["vllm", "serve"]
+    assert words[3:7] == ["--host", "127.0.0.1", "--port", "8000"]
+    assert {*expected} <= {*words}
+    assert {"--logprobs-mode", "processed_logprobs"} <= {*words}
+    assert absent not in printed.splitlines()[-1]
+    assert environment["VLLM_SERVER_DEV_MODE"] == "1"
+    assert ("VLLM_ALLOW_RUNTIME_LORA_UPDATING" in environment) == ("lora" in "".join(more))
+
+
+def test_serve_command_of_a_config_without_servers(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["serve-command", "--config", str(ROOT / "configs" / "quickstart.yaml")]) == 2
+    assert "expected vrft.rollout.VLLMServer, got TransformersEngine" in capsys.readouterr().err
 
 
 def test_nothing_listens(fit: Command, capsys: pytest.CaptureFixture[str]) -> None:

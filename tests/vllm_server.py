@@ -103,6 +103,8 @@ class VLLM:
             raise LookupError(f"The model `{model}` does not exist.")
         if body["n"] > 1 and body["temperature"] == 0:
             raise ValueError("n must be 1 when using greedy sampling.")
+        if body["temperature"] > 2:
+            raise ValueError("temperature must be in [0, 2].")
         chat, images = [], []
         for turn in body["messages"]:
             parts = []

@@ -308,6 +308,14 @@ class VisionModule(LightningModule):
         together(self.trainer, engine.take_over if first else lambda: None)
         self.weights_changed = False
 
+    def teardown(self, stage: str) -> None:
+        """A remote engine's files are as large as the model; the next stage writes them again."""
+        if isinstance(self.engine, RemoteEngine) and not self.weights_changed:
+            self.ahead.wait()
+            self.weights_changed = True
+            if self.trainer.is_global_zero:
+                self.engine.clear()
+
     def _free_memory(self, change: str) -> None:
         self.out_of_memory += 1
         torch.cuda.empty_cache()

@@ -58,6 +58,10 @@ class RemoteEngine(RolloutEngine):
     def take_over(self) -> None:
         """Let all that sample take the weights over that were published last, as far as they can at the moment."""
 
+    @abstractmethod
+    def clear(self) -> None:
+        """Remove the files of the weights that were published last; nothing is being sampled."""
+
 
 @dataclass(frozen=True)
 class Pending:
@@ -72,11 +76,12 @@ class Ahead:
     """At most one rollout that is sampled in the background."""
 
     def __init__(self) -> None:
-        self.pool = ThreadPoolExecutor(1, "rollout")
+        self.pool: ThreadPoolExecutor | None = None
         self.pending: Pending | None = None
 
     def begin(self, samples: list[int], step: int, sample: Callable[[], Rollout]) -> None:
         """Start."""
+        self.pool = self.pool or ThreadPoolExecutor(1, "rollout")
         self.pending = Pending(samples, step, self.pool.submit(sample))
 
     def take(self, samples: list[int]) -> Pending | None:

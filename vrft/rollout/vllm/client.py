@@ -78,7 +78,7 @@ class Client:
             data = None if body is None else json.dumps(body).encode()
             connection.request(method, self.prefix + path, data, headers)
             response = connection.getresponse()
-            content = _read(connection, response, deadline)
+            content = _read(response, deadline)
         except (OSError, HTTPException) as error:
             reason = str(error) or type(error).__name__
             raise Unavailable(f"{self.url}{path}: {reason}") from error
@@ -100,21 +100,15 @@ class Client:
         raise Refused(status, f"{self.url}{path}: {message}")
 
 
-def _read(connection: HTTPConnection, response: HTTPResponse, deadline: float) -> bytes:
+def _read(response: HTTPResponse, deadline: float) -> bytes:
     """All of a body that is as long as it says, not too long, and there in time."""
     parts: list[bytes] = []
     size = 0
-    while True:
-        left = deadline - time.monotonic()
-        if left <= 0:
-            raise TimeoutError("timed out")
-        if connection.sock is not None:
-            connection.sock.settimeout(left)
-        part = response.read1(CHUNK)
-        if not part:
-            break
+    while part := response.read1(CHUNK):
         parts.append(part)
         size += len(part)
+        if time.monotonic() > deadline:
+            raise TimeoutError("timed out")
         if size > MAX_BODY:
             raise OSError(f"an answer of more than {MAX_BODY} bytes")
     if response.length:

@@ -34,10 +34,10 @@ def serve_commands(module: VisionModule) -> str:
         )
     flags = server_flags(policy)
     lines = [PUBLIC] if policy.lora is not None else [PUBLIC, PLUGIN]
-    for server in engine.servers:
-        parts = urlsplit(server.client.url)
+    for client in engine.clients:
+        parts = urlsplit(client.url)
         if parts.scheme == "https" or parts.path:
-            lines.append(f"# behind {server.client.url}:")
+            lines.append(f"# behind {client.url}:")
         where = ["--host", parts.hostname or "127.0.0.1", "--port", str(parts.port or 8000)]
         words = ["vllm", "serve", policy.checkpoint, *where, *flags]
         environment = [f"{name}={value}" for name, value in server_environment(policy).items()]

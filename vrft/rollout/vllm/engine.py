@@ -57,11 +57,12 @@ class VLLMServer(RemoteEngine):
         """
         if not urls:
             raise ConfigurationError("model.engine.urls: expected at least one address, e.g. [http://127.0.0.1:8000]")
-        self.servers = [Server(Client(url)) for url in urls]
-        if len({server.client.url for server in self.servers}) < len(urls):
+        self.clients = [Client(url) for url in urls]
+        if len({client.url for client in self.clients}) < len(urls):
             raise ConfigurationError("model.engine.urls: the same address twice")
         self.weights_dir, self.timeout, self.patience = weights_dir, timeout, patience
         self.max_gap, self.one_step_ahead = max_gap, one_step_ahead
+        self.servers: list[Server] = []
         self.weights: Weights
         self.task: Task
 
@@ -72,6 +73,7 @@ class VLLMServer(RemoteEngine):
             self.weights = Files(place, run, self.timeout)
         else:
             self.weights = Adapters(place, run, self.timeout, rank=policy.lora.r, tower=not policy.frozen_vision)
+        self.servers = [Server(client) for client in self.clients]
         for server in self.servers:
             try:
                 info = server.describe()
@@ -92,6 +94,9 @@ class VLLMServer(RemoteEngine):
 
         with ThreadPoolExecutor(len(self.servers)) as pool:
             list(pool.map(bring, self.servers))
+
+    def clear(self) -> None:
+        self.weights.clear([server.client for server in self.servers])
 
     @torch.no_grad()
     def generate(

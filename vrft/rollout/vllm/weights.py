@@ -6,8 +6,8 @@ import fcntl
 import json
 import shutil
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from torch import Tensor
 
 from vrft.errors import ConfigurationError
 from vrft.policy import Policy
+from vrft.rollout.remote import RolloutFailed
 from vrft.rollout.vllm.client import Client, Refused, Unavailable
 
 CACHES = ("/reset_prefix_cache", "/reset_mm_cache", "/reset_encoder_cache")
@@ -74,14 +75,24 @@ class Weights(ABC):
         return base
 
     def publish(self, policy: Policy, first: bool) -> None:
-        """Go on to the next version, which the `first` of several ranks writes. They call this together."""
+        """Go on to the next version, which the `first` of several ranks writes. They call this together.
+
+        Raises:
+            RolloutFailed: it can't be written.
+        """
         before, self.number = self.path, self.number + 1
         weights = policy.trained_weights()
         if first:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            self.write(policy, weights)
-            if before.is_dir():
-                shutil.rmtree(before)
+            try:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                self.write(policy, weights)
+            except OSError as error:
+                raise RolloutFailed(f"the weights can't be written to {self.path}: {error}") from error
+            shutil.rmtree(before, ignore_errors=True)
+
+    def clear(self, servers: Sequence[Client]) -> None:
+        """Remove the files of the present version."""
+        shutil.rmtree(self.path, ignore_errors=True)
 
     def bring(self, server: Client) -> None:
         """Let a server have the present version, unless it has. One process at a time does that.
@@ -157,6 +168,12 @@ class Adapters(Weights):
         partial = self.path.with_name("partial")
         policy.model.save_pretrained(partial, state_dict=weights)
         partial.replace(self.path)
+
+    def clear(self, servers: Sequence[Client]) -> None:
+        for server in servers:
+            with suppress(Unavailable, Refused):  # it has lost it already
+                self.post(server, "/v1/unload_lora_adapter", {"lora_name": self.version})
+        super().clear(servers)
 
     def is_on(self, server: Client) -> bool:
         return self.version in model_names(server, self.timeout)
