@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: browser install quickstart test fuzz tiny-policies
+.PHONY: browser install quickstart test fuzz tiny-policies vllm-env
 
 install: .venv/installed
 
@@ -46,3 +46,7 @@ tiny-policies: install
 	mkdir vrft/policy/checkpoints
 	mv runs/tiny/tiny-detection runs/tiny/tiny-digits vrft/policy/checkpoints
 	rm vrft/policy/checkpoints/*/README.md
+
+# A vLLM server for `pytest -m vllm`: on a machine without a GPU, 3.6 GB and a few minutes.
+vllm-env:
+	$(PYTHON) tests/vllm_env.py .venv-vllm

@@ -25,6 +25,7 @@ from vrft.__main__ import main
 
 CONFIGS = sorted([*(ROOT / "configs").glob("*.yaml"), *(ROOT / "configs" / "tiny").glob("*.yaml")])
 FRAGMENTS = sorted([*(ROOT / "configs" / "data").glob("*.yaml"), *(ROOT / "configs" / "model").glob("*.yaml")])
+ENGINES = sorted((ROOT / "configs" / "engine").glob("*.yaml"))
 HARDWARE = sorted((ROOT / "configs" / "trainer").glob("*.yaml"))
 LAUNCHED = {"LOCAL_WORLD_SIZE": "4", "GROUP_WORLD_SIZE": "2", "SLURM_NTASKS_PER_NODE": "4", "SLURM_NNODES": "2"}
 """What torchrun and SLURM say to a process of two machines with four GPUs each."""
@@ -35,7 +36,7 @@ def test_every_fragment_is_named_by_a_config() -> None:
     assert {f"{path.parent.name}/{path.name}" for path in FRAGMENTS} == {n for n in named if n.endswith(".yaml")}
 
 
-@pytest.mark.parametrize("path", [*CONFIGS, *HARDWARE], ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", [*CONFIGS, *HARDWARE, *ENGINES], ids=lambda path: path.stem)
 def test_header_names_command_hardware_time_and_result(path: Path) -> None:
     header = [line for line in path.read_text().splitlines() if line.startswith("#")]
     for name in ("command:", "hardware:", "time:", "result:"):

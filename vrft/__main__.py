@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
-COMMANDS = ("fit", "validate", "test", "predict", "doctor")
+COMMANDS = ("fit", "validate", "test", "predict", "doctor", "serve-command")
 WITHOUT_CONFIG = {
     "score": "vrft.score",
     "evaluate": "vrft.evaluate",
@@ -27,6 +27,7 @@ commands
   predict    answer held-out images, or any images (--images FILES --query WORDS --draw), without scores
   doctor     check a config before hours are spent: prompts and boxes drawn, tokens, rewards, memory
   report     a run as one HTML file to look at: python -m vrft report RUN [--open]
+  serve-command  what starts the vLLM servers that a config names (docs/vllm.md)
   score      rewards of completions in a file, without a model
   evaluate   COCO's or LVIS's table of a file of boxes, without a model
   export     a Hugging Face folder of any checkpoint of a run, merged or the adapter alone
@@ -70,7 +71,7 @@ def main(args: Sequence[str] | None = None) -> int:
         return reported(import_module(WITHOUT_CONFIG[args[0]]).main, args[1:])
     from vrft.cli import run
 
-    return run(args)
+    return run(["serve_command" if args[0] == "serve-command" else args[0], *args[1:]])
 
 
 if __name__ == "__main__":

@@ -39,6 +39,7 @@ from vrft.model_card import write_card
 from vrft.module import VisionModule
 from vrft.predict import ask_about_images, gather_words, take_folder
 from vrft.report import write_report
+from vrft.rollout import RolloutFailed
 from vrft.run_dir import choose_run_dir
 from vrft.tasks import Task
 from vrft.trainer import Stopped, VisionTrainer
@@ -126,6 +127,8 @@ class VRFTCLI(LightningCLI):
             )
         if config.trainer.default_root_dir is None:
             config.trainer.default_root_dir = config.run_dir
+        if self.subcommand == "serve_command":
+            return
         for folder in (config.run_dir, config.checkpoint.dirpath) if self.subcommand == "fit" else (config.run_dir,):
             try_to_write(Path(folder))
         if self.subcommand == "doctor":
@@ -143,7 +146,8 @@ class VRFTCLI(LightningCLI):
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
-        return {**LightningCLI.subcommands(), "doctor": {"model", "datamodule"}}
+        ours = ("doctor", "serve_command")
+        return {**LightningCLI.subcommands(), **{name: {"model", "datamodule"} for name in ours}}
 
     def instantiate_classes(self) -> None:
         try:
@@ -158,7 +162,7 @@ class VRFTCLI(LightningCLI):
             self.trainer_defaults["callbacks"].append(PhaseProgressBar())
         if self.subcommand == "fit":
             self.trainer_defaults["callbacks"] += [Resources(), GracefulStop()]
-        if self.subcommand == "doctor":  # looks at a run on several processes from one
+        if self.subcommand in ("doctor", "serve_command"):  # look at a run on several processes from one
             kwargs |= {"devices": 1, "num_nodes": 1, "strategy": "auto"}
         try:
             trainer = super().instantiate_trainer(**kwargs)
@@ -174,7 +178,7 @@ class VRFTCLI(LightningCLI):
         """Lightning would let the settings in a checkpoint override the command line."""
 
     def _run_subcommand(self, subcommand: str) -> None:
-        with suppress(Stopped):
+        with suppress(Stopped, RolloutFailed):
             super()._run_subcommand(subcommand)
         if self.trainer.stopped is not None and self.trainer.is_global_zero:
             print(f"stopped: {self.trainer.stopped}")

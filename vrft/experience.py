@@ -37,6 +37,11 @@ class Rows:
             None if self.reference is None else self.reference[rows, :width],
         )
 
+    def log_ratio(self, rows: Sequence[int]) -> Tensor:
+        """log-probability of the trainer - that of the sampler, of the tokens of some rows that count (n,)."""
+        mine = self.take(rows)
+        return (mine.old_log_probs - mine.sampled_log_probs)[mine.mask.bool()]
+
 
 @dataclass(frozen=True, slots=True)
 class Experience:

@@ -16,6 +16,7 @@ from torch import Tensor
 LossType = Literal["grpo", "bnpo", "dr_grpo", "dapo", "gspo", "cispo"]
 ScaleRewards = Literal["group", "batch", "none"]
 KLEstimator = Literal["k1", "k2", "k3"]
+ImportanceSampling = Literal["truncate", "mask", "none"]
 
 
 def group_advantages(rewards: Tensor, scale_rewards: ScaleRewards = "group", leave_one_out: bool = False) -> Tensor:
@@ -121,8 +122,9 @@ def policy_loss(
     reference: Tensor | None = None,
     beta: float = 0.0,
     kl_estimator: KLEstimator = "k3",
+    correction: Tensor | None = None,
 ) -> PolicyLoss:
-    """Sum over rows and tokens of weight * (surrogate + beta * KL).
+    """Sum over rows and tokens of weight * correction * (surrogate + beta * KL).
 
     The surrogate, with rho = pi / pi_old:
 
@@ -143,6 +145,7 @@ def policy_loss(
         reference: log-probabilities under the reference policy (N, T); needed if beta > 0.
         beta: weight of the KL term.
         kl_estimator: see `kl_to_reference`.
+        correction: from `importance_weights` (N, T), where another engine sampled; default: 1.
     """
     a = advantages[:, None]  # (N, 1)
     log_ratio = log_probs - old_log_probs  # (N, T)
@@ -162,9 +165,56 @@ def policy_loss(
     if reference is not None:
         kl = kl_to_reference(log_probs, reference, kl_estimator)  # (N, T)
         per_token = per_token + beta * kl
+    if correction is not None:
+        per_token = per_token * correction
     with torch.no_grad():
         row_kl, row_clipped = masked_mean(kl, mask), masked_mean(clipped.float(), mask)
     return PolicyLoss((per_token * mask).sum(1) @ weights, row_kl, row_clipped)
+
+
+def importance_weights(log_ratio: Tensor, mode: ImportanceSampling, cap: float) -> Tensor:
+    """What makes tokens of another sampler count as the trainer's own, with w = pi_old / pi_sampler. (N, T).
+
+        truncate    min(w, cap): little variance, some bias (Ionides 2008, "Truncated Importance Sampling")
+        mask        w where 1 / cap <= w <= cap, else 0: tokens that the two see too differently don't count
+        none        1
+
+    pi_sampler is what drew the tokens: the same weights computed by other kernels, or weights that are a step older.
+    pi_old is the trainer's own under the weights that the step begins with, so that clipping is about the step alone.
+
+    Args:
+        log_ratio: log pi_old - log pi_sampler of the sampled tokens (N, T).
+        mode: one of the above.
+        cap: the largest weight, at least 1.
+    """
+    if mode == "none":
+        return torch.ones_like(log_ratio)
+    w = log_ratio.exp()
+    if mode == "truncate":
+        return w.clamp(max=cap)
+    return w * ((w >= 1 / cap) & (w <= cap))
+
+
+class Mismatch(NamedTuple):
+    """How far a sampler's log-probabilities are from the trainer's, over tokens; all ()."""
+
+    gap: Tensor  # mean |log-ratio|
+    gap_max: Tensor
+    ratio_p01: Tensor  # quantiles of the importance ratio
+    ratio_p50: Tensor
+    ratio_p99: Tensor
+    beyond: Tensor  # share of ratios outside of 1 / cap to cap
+
+
+def mismatch(log_ratio: Tensor, cap: float) -> Mismatch:
+    """Summary of log pi_old - log pi_sampler of some tokens (n,), of those that are finite; gap 0 where none is."""
+    log_ratio = log_ratio[log_ratio.isfinite()]
+    if not len(log_ratio):
+        log_ratio = log_ratio.new_zeros(1)
+    gap, ratio = log_ratio.abs(), log_ratio.exp()
+    low, middle, high = ratio.quantile(ratio.new_tensor([0.01, 0.5, 0.99]))
+    beyond = ((ratio > cap) | (ratio < 1 / cap)).float()
+    return Mismatch(gap.mean(), gap.max(), low, middle, high, beyond.mean())
 
 
 def masked_mean(values: Tensor, mask: Tensor) -> Tensor:

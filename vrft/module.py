@@ -9,8 +9,10 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar, cast
+from uuid import uuid4
 
 import numpy as np
 import torch
@@ -32,7 +34,8 @@ from vrft.errors import ConfigurationError
 from vrft.policy import Policy
 from vrft.policy.processor import Encoder, MicroBatch
 from vrft.rewards import Reward
-from vrft.rollout import Noise, RolloutEngine, Sampling
+from vrft.rollout import Noise, RemoteEngine, RolloutEngine, Sampling
+from vrft.rollout.remote import Ahead, together
 from vrft.strategies import FSDP2Strategy
 from vrft.tasks import Task
 from vrft.types import Answer, PromptBatch, Rollout, Sample
@@ -55,6 +58,8 @@ class VisionModule(LightningModule):
     """Completions of a prompt in a training step."""
     batches_per_step = 1
     """Batches of the loader that one training step gets, as one."""
+    looks_ahead = False
+    """Whether a training step has to know the batch of the next one."""
     max_tokens_per_micro_batch: int
     steps_done: Tensor
 
@@ -80,6 +85,8 @@ class VisionModule(LightningModule):
         self.seed = torch.initial_seed() % 2**32
         self.sharing_checked = False
         self.answer_log: AnswerLog | None = None
+        self.ahead = Ahead()
+        self.weights_changed = True  # since a remote engine was given them
         self.rows_at_once = sys.maxsize  # in a rollout; less once memory did not suffice
         self.out_of_memory = 0
         self.register_buffer("steps_done", torch.zeros((), dtype=torch.long))
@@ -95,6 +102,9 @@ class VisionModule(LightningModule):
                 cast(Reward, reward).load()
             if sum(parameter.numel() for parameter in self.parameters()) < SMALL:
                 torch.set_num_threads(1)
+            if isinstance(self.engine, RemoteEngine):
+                run = self.trainer.strategy.broadcast(uuid4().hex[:8])
+                self.engine.connect(self.policy, self.task, Path(self.trainer.default_root_dir), run)
 
     @property
     def encoder(self) -> Encoder:
@@ -192,6 +202,7 @@ class VisionModule(LightningModule):
             finite = self.trainer.strategy.reduce_boolean_decision(bool(self.finite & norm.isfinite()), all=True)
             if finite:
                 optimizer.step()
+                self.weights_changed = True
             optimizer.zero_grad()
         self.finite.fill_(True)
         self.skipped_steps += not finite
@@ -250,7 +261,14 @@ class VisionModule(LightningModule):
 
         Raises:
             torch.OutOfMemoryError: it does not for one, or other ranks wait for this one in a forward.
+            RolloutFailed: a remote engine gives none, to this rank or to another.
         """
+        if isinstance(self.engine, RemoteEngine):
+            self.publish_weights(self.engine)
+            settings = self.generation(sampling, noise, on_token)
+            return together(
+                self.trainer, partial(self.engine.generate, self.policy, batch, num_generations, **settings)
+            )
         prompts, rows = len(batch.samples), len(batch.samples) * num_generations
         while True:
             at_once = max(1, self.rows_at_once // num_generations)
@@ -261,10 +279,9 @@ class VisionModule(LightningModule):
                         self.policy,
                         batch.select(range(p, min(p + at_once, prompts))),
                         min(generations, num_generations - g),
-                        max_completion_length=self.max_completion_length,
-                        sampling=sampling,
-                        noise=replace(noise, first=noise.first + p, first_generation=g),
-                        on_token=on_token,
+                        **self.generation(
+                            sampling, replace(noise, first=noise.first + p, first_generation=g), on_token
+                        ),
                     )
                     for p in range(0, prompts, at_once)
                     for g in range(0, num_generations, generations)
@@ -275,6 +292,29 @@ class VisionModule(LightningModule):
                     raise
             self.rows_at_once = min(self.rows_at_once, rows) // 2
             self._free_memory(f"rollouts are of at most {self.rows_at_once} completions at a time")
+
+    def generation(self, sampling: Sampling, noise: Noise, on_token: Callable[[int], None]) -> dict[str, Any]:
+        """What an engine is told beside the prompts."""
+        limit = self.max_completion_length
+        return {"max_completion_length": limit, "sampling": sampling, "noise": noise, "on_token": on_token}
+
+    def publish_weights(self, engine: RemoteEngine) -> None:
+        """Let an engine have the weights, if they have changed. What is sampled with the old ones is waited for."""
+        if not self.weights_changed:
+            return
+        self.ahead.wait()
+        first = self.trainer.is_global_zero
+        together(self.trainer, partial(engine.publish, self.policy, first))
+        together(self.trainer, engine.take_over if first else lambda: None)
+        self.weights_changed = False
+
+    def teardown(self, stage: str) -> None:
+        """A remote engine's files are as large as the model; the next stage writes them again."""
+        if isinstance(self.engine, RemoteEngine) and not self.weights_changed:
+            self.ahead.wait()
+            self.weights_changed = True
+            if self.trainer.is_global_zero:
+                self.engine.clear()
 
     def _free_memory(self, change: str) -> None:
         self.out_of_memory += 1
@@ -382,6 +422,7 @@ class VisionModule(LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Raise ConfigurationError unless all that trains is there; number the optimizer's states as torch does."""
+        self.weights_changed = True
         expected = {*self._trainable_names(), "steps_done"}
         found = set(checkpoint["state_dict"])
         if odd := sorted(expected ^ found):

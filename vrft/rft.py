@@ -13,26 +13,28 @@ from torch import Tensor
 from vrft.errors import ConfigurationError
 from vrft.experience import Experience, Rows
 from vrft.grpo import (
+    ImportanceSampling,
     KLEstimator,
     LossType,
     ScaleRewards,
     group_advantages,
+    importance_weights,
     masked_mean,
     overlong_penalty,
     policy_loss,
     token_weights,
 )
-from vrft.module import VisionModule
 from vrft.policy import Policy
 from vrft.policy.processor import MicroBatch, micro_batches
 from vrft.policy.prompts import Prompt
+from vrft.remote_rollouts import RemoteRollouts
 from vrft.rewards import Reward
-from vrft.rollout import RolloutEngine, Sampling, TransformersEngine
+from vrft.rollout import RemoteEngine, RolloutEngine, Sampling, TransformersEngine
 from vrft.tasks import Task
 from vrft.types import PromptBatch, Rollout, ScoredRollout
 
 
-class RFT(VisionModule):
+class RFT(RemoteRollouts):
     """GRPO on images with verifiable rewards (Visual-RFT, arXiv 2503.01785).
 
     P prompts on this rank, G = `num_generations`, N = P * G rows, T completion tokens.
@@ -66,6 +68,8 @@ class RFT(VisionModule):
         max_extra_rollouts: int = 0,
         max_tokens_per_micro_batch: int = 16384,
         max_grad_norm: float = 1.0,
+        importance_sampling: ImportanceSampling | None = None,
+        importance_cap: float = 2.0,
     ) -> None:
         """Defaults are Visual-RFT's unless said otherwise.
 
@@ -97,6 +101,10 @@ class RFT(VisionModule):
                 rewards. A step takes this many more batches from the loader.
             max_tokens_per_micro_batch: prompts and completions in one forward and backward.
             max_grad_norm: gradients are scaled down to this norm (TRL's default; the paper gives none).
+            importance_sampling: how to correct for an engine whose probabilities are not quite the trainer's: truncate
+                the ratio, mask tokens where it is too far from 1, or none. Default: truncate, unless the policy itself
+                samples.
+            importance_cap: the largest ratio.
         """
         super().__init__(
             task,
@@ -118,6 +126,7 @@ class RFT(VisionModule):
             top_p=(top_p, 1e-6, 1),
             top_k=(top_k, 0, float("inf")),
             min_p=(min_p, 0, 1),
+            importance_cap=(importance_cap, 1, float("inf")),
         )
         self.num_generations, self.num_iterations = num_generations, num_iterations
         self.group_size = num_generations
@@ -129,6 +138,9 @@ class RFT(VisionModule):
         self.mask_truncated_completions, self.overlong_buffer = mask_truncated_completions, overlong_buffer
         self.max_tokens_per_micro_batch = max_tokens_per_micro_batch
         self.keep_reference = beta > 0
+        self.looks_ahead = isinstance(self.engine, RemoteEngine) and self.engine.one_step_ahead
+        by_default: ImportanceSampling = "truncate" if isinstance(self.engine, RemoteEngine) else "none"
+        self.importance_sampling, self.importance_cap = importance_sampling or by_default, importance_cap
 
     def setup(self, stage: str) -> None:
         data = self.trainer.datamodule  # type: ignore[attr-defined]
@@ -168,8 +180,12 @@ class RFT(VisionModule):
         """Sample G completions of each prompt. `first`: prompts of this step before them."""
         with self.phase("rollout", self.max_completion_length) as advance:
             prepared = self.policy.prepare(batch)
-            rollout = self.completions(prepared, self.num_generations, self.sampling, self.noise(first), advance)
+            if self.looks_ahead and first == 0:
+                rollout = self.from_ahead(prepared, advance)
+            else:
+                rollout = self.completions(prepared, self.num_generations, self.sampling, self.noise(first), advance)
         self.check_sharing(batch, rollout.ids, rollout.mask)
+        self.check_engine(prepared, rollout)
         return prepared, rollout
 
     def reward(self, batch: PromptBatch, rollout: Rollout) -> Experience:
@@ -215,11 +231,17 @@ class RFT(VisionModule):
         if self.beta > 0:
             rows.reference = self.fixed_log_probs(prompts, rows, minibatches, reference=True)
         done: list[Tensor] = []
+        ratios: list[Tensor] = []
         for iteration in range(self.num_iterations):
             for i, part in enumerate(minibatches):
                 split = partial(self.micro_batches, prompts, rows, part)
                 done += self.halving(split, partial(self.learn, prompts, rows, on_policy=iteration == i == 0))
+                if isinstance(self.engine, RemoteEngine) and iteration == 0:
+                    ratios.append(rows.log_ratio([n for micro in split() for n in micro.rows]))
+                    self.refuse_gap(ratios[-1])
                 self.optimizer_step_and_log()
+        if ratios:
+            self.log_mismatch(torch.cat(ratios))
         count, *sums = torch.stack(done).sum(0)
         for name, value in zip(("kl", "entropy", "clip_fraction", "sampling_gap"), sums, strict=True):
             self.log(f"train/{name}", value / count, prog_bar=name == "kl", sync_dist=True)
@@ -300,6 +322,7 @@ class RFT(VisionModule):
         if on_policy:
             mine.old_log_probs = log_probs.detach()
             rows.old_log_probs[micro.rows, : log_probs.shape[1]] = mine.old_log_probs
+        log_ratio = mine.old_log_probs - mine.sampled_log_probs  # (n, T)
         loss, kl, clipped = policy_loss(
             log_probs,
             mine.old_log_probs,
@@ -312,9 +335,10 @@ class RFT(VisionModule):
             reference=mine.reference,
             beta=self.beta,
             kl_estimator=self.kl_estimator,
+            correction=importance_weights(log_ratio, self.importance_sampling, self.importance_cap),
         )
         self.add_gradient(loss * (not idle))
-        gap = (mine.sampled_log_probs - mine.old_log_probs).abs()
+        gap = log_ratio.abs()
         count = torch.ones_like(kl)
         per_row = [count, kl, masked_mean(entropy, mine.mask), clipped, masked_mean(gap, mine.mask)]
         return torch.stack(per_row).sum(1).detach() * (not idle)

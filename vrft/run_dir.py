@@ -15,7 +15,7 @@ from vrft.errors import ConfigurationError
 def choose_run_dir(args: Sequence[str]) -> list[str]:
     """The arguments with a `--run_dir`: the one that was asked for, or `runs/` and the name of the last experiment.
 
-    An experiment is a config that says something about the model; one that doesn't is a part of others.
+    An experiment is a config that says which model class; one that doesn't is a part of others.
 
     A folder that holds a run is never written over: a new `fit` goes to the first free one of `DIR`, `DIR-2`, `DIR-3`
     and so on; everything else, and `fit --ckpt_path …`, means the latest of them, or the one whose own config.yaml is
@@ -27,7 +27,7 @@ def choose_run_dir(args: Sequence[str]) -> list[str]:
     configs = {config: _read(config) for config in _values(args, "--config")}
     said = [content["run_dir"] for content in configs.values() if isinstance(content.get("run_dir"), str)]
     asked = _values(args, "--run_dir") or said
-    experiments = [config for config, content in configs.items() if "model" in content] or [*configs]
+    experiments = [config for config, content in configs.items() if _names_model(content)] or [*configs]
     base = Path(asked[-1]) if asked else Path("runs") / (Path(experiments[-1]).stem if experiments else "run")
     fresh = args[0] == "fit" and not _values(args, "--ckpt_path")
     if not fresh and base / "config.yaml" in map(Path, configs):  # a run's own config means that run
@@ -38,6 +38,12 @@ def choose_run_dir(args: Sequence[str]) -> list[str]:
             break
         chosen, following = following, base.with_name(f"{base.name}-{number}")
     return [*args, f"--run_dir={following if fresh else chosen}"]
+
+
+def _names_model(content: dict[str, Any]) -> bool:
+    """Whether a config has a model's class, or the name of a file that has it."""
+    model = content.get("model")
+    return isinstance(model, str) or (isinstance(model, dict) and "class_path" in model)
 
 
 def _values(args: Sequence[str], option: str) -> list[str]:

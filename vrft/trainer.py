@@ -1,4 +1,4 @@
-"""Lightning's Trainer, which can also compare and examine, and says why it stopped early."""
+"""Lightning's Trainer, which can also compare, examine and print, and says why it stopped early."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from vrft.evaluators import Evaluator
 from vrft.evaluators.base import write_json
 from vrft.evaluators.intervals import Comparison, as_json, compare, table
 from vrft.module import VisionModule
+from vrft.rollout.vllm.command import serve_commands
 
 
 class Stopped(Exception):
@@ -140,6 +141,15 @@ class VisionTrainer(Trainer):
         for callback in self.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, Evaluator):
                 callback.check(datamodule)
+
+    def serve_command(self, model: VisionModule, datamodule: VisionData) -> None:
+        """Print how to start the servers that the model's engine names. Nothing is loaded.
+
+        Args:
+            model: the module, with a `vrft.rollout.VLLMServer`.
+            datamodule: its data.
+        """
+        print(serve_commands(model), end="")
 
     def doctor(
         self, model: VisionModule, datamodule: VisionData, probe: int = 48, gpu_memory: float | None = None

@@ -10,11 +10,14 @@ from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from vrft.checkpoint_io import PARTIAL, replace_link
 from vrft.data.datamodule import ResumableLoader
+from vrft.errors import ConfigurationError
 from vrft.module import VisionModule
+from vrft.rollout import RolloutFailed
 from vrft.trainer import VisionTrainer
 
 
@@ -59,6 +62,21 @@ class RunCheckpoint(ModelCheckpoint):
         for stage in ("ready", "started", "processed", "completed"):
             setattr(progress.current, stage, getattr(progress.current, stage) + shift)
 
+    @staticmethod
+    def _take_batch_back(trainer: Trainer) -> None:
+        """Count batches as after the last one that was trained on, at the time when checkpoints are made."""
+        loader, loop = trainer.train_dataloader, trainer.fit_loop.epoch_loop
+        assert isinstance(loader, ResumableLoader)
+        loader.take_back()
+        progress = loop.batch_progress
+        progress.is_last_batch = False
+        in_epoch = progress.current.completed > 0
+        for count in (progress.total, progress.current):
+            for stage in ("ready", "started", "processed"):
+                setattr(count, stage, count.completed)
+            count.completed -= in_epoch
+        loop._batches_that_stepped -= in_epoch  # Lightning adds one to that of a checkpoint within an epoch
+
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
         assert isinstance(trainer, VisionTrainer)
         logged = trainer._logger_connector.metrics["log"]  # what will be, as soon as this hook is done
@@ -81,6 +99,19 @@ class RunCheckpoint(ModelCheckpoint):
         assert isinstance(trainer, VisionTrainer)
         if trainer.stopped is None and not self.save_last_step(trainer):
             trainer.stop("the last checkpoint can't be written", exit_code=1)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Save what was learnt before completions could not be had any more; their batch comes again."""
+        assert isinstance(trainer, VisionTrainer)
+        if not isinstance(exception, RolloutFailed | ConfigurationError):
+            return
+        lost = ""
+        if trainer.state.fn == TrainerFn.FITTING:
+            if trainer.training:
+                self._take_batch_back(trainer)
+            if trainer.global_step > 0 and not self.save_last_step(trainer):
+                lost = f"; step {trainer.global_step} can't be saved"
+        trainer.stop(f"{exception}{lost}", exit_code=1)
 
     def state_dict(self) -> dict[str, Any]:
         return {**super().state_dict(), "row": self._row}

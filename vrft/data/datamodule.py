@@ -138,14 +138,25 @@ class ResumableLoader(SurvivingLoader):
         assert self.batch_size is not None
         self.global_batch = self.batch_size * self.sampler.world_size
         self.batches = 0  # of this epoch that were handed out
+        self.looks_ahead = False
+        """Read each batch before it is asked for."""
+        self.upcoming: Any = None
+        """The batch after the last one that was handed out, if it was read ahead."""
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         if isinstance(self.dataset, AugmentedSet):
             self.dataset.epoch = self.sampler.epoch
         self.batches = self.first_batch
-        for batch in super().__iter__():
+        batches = super().__iter__()
+        self.upcoming = next(batches, None) if self.looks_ahead else None
+        while (batch := self.upcoming if self.looks_ahead else next(batches, None)) is not None:
+            self.upcoming = next(batches, None) if self.looks_ahead else None
             self.batches += 1
             yield batch
+
+    def take_back(self) -> None:
+        """The last batch that was handed out was not trained on."""
+        self.batches -= 1
 
     def state_dict(self) -> dict[str, int]:
         samples = self.sampler.size if self.batches == len(self) else self.batches * self.global_batch
@@ -190,7 +201,9 @@ class VisionData(LightningDataModule):
         module: Any = self.trainer.lightning_module
         batch_size = self.batch_size * module.batches_per_step
         sampler = PromptSampler(len(samples), batch_size, rank, world_size, self.seed, self.shuffle)  # type: ignore[arg-type]
-        return ResumableLoader(samples, batch_size=batch_size, sampler=sampler, **self._workers())
+        loader = ResumableLoader(samples, batch_size=batch_size, sampler=sampler, **self._workers())
+        loader.looks_ahead = module.looks_ahead
+        return loader
 
     def val_dataloader(self) -> DataLoader[Sample]:
         samples = self.val_set()

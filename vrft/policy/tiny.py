@@ -83,14 +83,20 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     return tokenizer
 
 
-def build_model(tokenizer: PreTrainedTokenizerFast, seed: int, width: int = 64, layers: int = 2) -> PreTrainedModel:
-    """An untrained Qwen2-VL. Matrices are N(0, 1/sqrt(fan_in)): at this width the usual 0.02 hardly reads its input."""
+def build_model(
+    tokenizer: PreTrainedTokenizerFast, seed: int, width: int = 64, layers: int = 2, tied: bool = True
+) -> PreTrainedModel:
+    """An untrained Qwen2-VL. Matrices are N(0, 1/sqrt(fan_in)): at this width the usual 0.02 hardly reads its input.
+
+    vLLM's CPU backend needs heads of 32, so a width of 128, and takes over no head that is tied to the embeddings.
+    """
     import torch
     from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
     def token_id(name: str) -> int:
         return int(tokenizer.convert_tokens_to_ids(f"<|{name}|>"))
 
+    sections = [share * width // 64 for share in (2, 3, 3)]  # together half a head
     text = {
         "vocab_size": math.ceil(len(tokenizer) / 8) * 8,
         "hidden_size": width,
@@ -99,8 +105,8 @@ def build_model(tokenizer: PreTrainedTokenizerFast, seed: int, width: int = 64, 
         "num_attention_heads": 4,
         "num_key_value_heads": 2,
         "max_position_embeddings": 2048,
-        "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 3, 3]},
-        "tie_word_embeddings": True,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": sections},
+        "tie_word_embeddings": tied,
         "bos_token_id": token_id("endoftext"),
         "eos_token_id": token_id("im_end"),
         "pad_token_id": token_id("endoftext"),
@@ -118,7 +124,7 @@ def build_model(tokenizer: PreTrainedTokenizerFast, seed: int, width: int = 64, 
     config = Qwen2VLConfig(
         text_config=text,
         vision_config=vision,
-        tie_word_embeddings=True,
+        tie_word_embeddings=tied,
         **{f"{name}_token_id": token_id(name) for name in ("vision_start", "vision_end")},
         image_token_id=token_id("image_pad"),
         video_token_id=token_id("video_pad"),
@@ -134,12 +140,12 @@ def build_model(tokenizer: PreTrainedTokenizerFast, seed: int, width: int = 64, 
     return model
 
 
-def write_checkpoint(folder: Path, seed: int = 0) -> None:
+def write_checkpoint(folder: Path, seed: int = 0, width: int = 64, tied: bool = True) -> None:
     """Write an untrained checkpoint: config, bfloat16 weights, tokenizer and processor."""
     import torch
 
     tokenizer = build_tokenizer()
-    build_model(tokenizer, seed).to(torch.bfloat16).save_pretrained(folder)
+    build_model(tokenizer, seed, width, tied=tied).to(torch.bfloat16).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     settings: dict[str, Any] = {
         "patch_size": PATCH,
@@ -199,5 +205,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Write an untrained tiny Qwen2-VL checkpoint.")
     parser.add_argument("folder", type=Path)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--width", type=int, default=64)
+    parser.add_argument("--untied", action="store_true", help="a head of its own")
     arguments = parser.parse_args()
-    write_checkpoint(arguments.folder, arguments.seed)
+    write_checkpoint(arguments.folder, arguments.seed, arguments.width, not arguments.untied)

@@ -1,0 +1,112 @@
+"""Engines that are not the trainer: their weights are copies, and their arithmetic is their own."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from lightning.pytorch import Trainer
+
+from vrft.errors import ConfigurationError
+from vrft.policy import Policy
+from vrft.rollout.base import RolloutEngine
+from vrft.tasks import Task
+from vrft.types import Rollout
+
+Result = TypeVar("Result")
+
+
+class RolloutFailed(RuntimeError):
+    """No completions that can be trained on: a run saves what it has learnt and ends with this message."""
+
+
+class RemoteEngine(RolloutEngine):
+    """Samples elsewhere, with a copy of the policy's weights.
+
+    Attributes:
+        max_gap: mean |log-probability here - the trainer's| above which a run ends instead of learning from it.
+        one_step_ahead: sample the next step's completions while this one trains, with weights that are one step old.
+    """
+
+    max_gap: float
+    one_step_ahead: bool
+
+    @abstractmethod
+    def connect(self, policy: Policy, task: Task, folder: Path, run: str) -> None:
+        """Get to know the policy, once it is loaded, and check that it can be sampled from.
+
+        Args:
+            policy: what will be sampled from.
+            task: that asks.
+            folder: the run's, for weights.
+            run: a name that no other run has, the same on all ranks.
+
+        Raises:
+            ConfigurationError: it can't be.
+        """
+
+    @abstractmethod
+    def publish(self, policy: Policy, first: bool) -> None:
+        """Write the policy's weights, which have changed. All ranks call it together; the `first` one writes."""
+
+    @abstractmethod
+    def take_over(self) -> None:
+        """Let all that sample take the weights over that were published last, as far as they can at the moment."""
+
+    @abstractmethod
+    def clear(self) -> None:
+        """Remove the files of the weights that were published last; nothing is being sampled."""
+
+
+@dataclass(frozen=True)
+class Pending:
+    """Completions that are being sampled: of which samples, in which step it began, and what they will be."""
+
+    samples: list[int]
+    step: int
+    rollout: Future[Rollout]
+
+
+class Ahead:
+    """At most one rollout that is sampled in the background."""
+
+    def __init__(self) -> None:
+        self.pool: ThreadPoolExecutor | None = None
+        self.pending: Pending | None = None
+
+    def begin(self, samples: list[int], step: int, sample: Callable[[], Rollout]) -> None:
+        """Start."""
+        self.pool = self.pool or ThreadPoolExecutor(1, "rollout")
+        self.pending = Pending(samples, step, self.pool.submit(sample))
+
+    def take(self, samples: list[int]) -> Pending | None:
+        """What was begun for these samples; whatever it was, it is forgotten."""
+        pending, self.pending = self.pending, None
+        return pending if pending is not None and pending.samples == samples else None
+
+    def wait(self) -> None:
+        """Until nothing is being sampled, so that weights can change."""
+        if self.pending is not None:
+            self.pending.rollout.exception()
+
+
+def together(trainer: Trainer, work: Callable[[], Result]) -> Result:
+    """The result of a rank's work; if that of any rank fails, all of them raise its error."""
+    error: RolloutFailed | ConfigurationError | None = None
+    try:
+        result = work()
+    except (RolloutFailed, ConfigurationError) as problem:
+        error = problem
+    strategy = trainer.strategy
+    rank = trainer.global_rank if error is not None else -1
+    failed = int(strategy.reduce(torch.tensor(float(rank), device=strategy.root_device), reduce_op="max"))
+    if failed >= 0:
+        error = strategy.broadcast(error, src=failed)
+        assert error is not None
+        raise error
+    return result

@@ -1,0 +1,248 @@
+"""Rollouts on vLLM servers, over HTTP. vLLM itself is not imported."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import msgspec
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from vrft.errors import ConfigurationError
+from vrft.policy import Policy
+from vrft.rollout.base import Noise, Sampling
+from vrft.rollout.remote import RemoteEngine, RolloutFailed
+from vrft.rollout.vllm.client import Client, Refused, Unavailable
+from vrft.rollout.vllm.reply import Completion, Wanted, chat, request_seed, sampling_settings
+from vrft.rollout.vllm.weights import Adapters, Files, Info, Weights, model_names
+from vrft.tasks import Task
+from vrft.types import PromptBatch, Rollout
+
+START = 60.0
+"""Seconds that a server has to say how it was started."""
+AT_ONCE = 64
+"""Requests on their way: servers put what they can't compute yet into a queue."""
+FIRST_REST, LONGEST_REST = 0.5, 30.0
+"""Seconds that a server is left alone after a failure; twice as long after each further one."""
+
+
+class VLLMServer(RemoteEngine):
+    """vLLM servers that share the prompts. A prompt and its image are sent once, whatever G is."""
+
+    def __init__(
+        self,
+        urls: list[str],
+        weights_dir: str | None = None,
+        timeout: float = 300.0,
+        patience: float = 900.0,
+        max_gap: float = 0.1,
+        one_step_ahead: bool = False,
+    ) -> None:
+        """Names the servers; `python -m vrft serve-command` prints how to start one.
+
+        Args:
+            urls: addresses, e.g. [http://127.0.0.1:8000]; nothing is sent anywhere else.
+            weights_dir: for new weights; servers have to see it under the same path (/dev/shm/NAME on one machine, a
+                shared folder on several). Default: vllm in the run's folder.
+            timeout: seconds that a server has for the completions of a prompt, or for taking weights over.
+            patience: seconds after which a run gives up a prompt that no server answers: it saves and ends.
+            max_gap: mean difference of log-probabilities from the trainer's above which it ends as well.
+            one_step_ahead: sample for the next step while this one trains, with weights that are one step old.
+        """
+        if not urls:
+            raise ConfigurationError("model.engine.urls: expected at least one address, e.g. [http://127.0.0.1:8000]")
+        self.clients = [Client(url) for url in urls]
+        if len({client.url for client in self.clients}) < len(urls):
+            raise ConfigurationError("model.engine.urls: the same address twice")
+        self.weights_dir, self.timeout, self.patience = weights_dir, timeout, patience
+        self.max_gap, self.one_step_ahead = max_gap, one_step_ahead
+        self.servers: list[Server] = []
+        self.weights: Weights
+        self.task: Task
+
+    def connect(self, policy: Policy, task: Task, folder: Path, run: str) -> None:
+        self.task = task
+        place = Path(self.weights_dir) if self.weights_dir else folder / "vllm"
+        if policy.lora is None:
+            self.weights = Files(place, run, self.timeout)
+        else:
+            self.weights = Adapters(place, run, self.timeout, rank=policy.lora.r, tower=not policy.frozen_vision)
+        self.servers = [Server(client) for client in self.clients]
+        for server in self.servers:
+            try:
+                info = server.describe()
+            except (Unavailable, Refused) as error:
+                raise ConfigurationError(
+                    f"model.engine: {server.client.url} does not say how it was started: {error} (`python -m vrft "
+                    "serve-command` with the same arguments prints how to)"
+                ) from error
+            self.weights.check(server.client, info)
+
+    def publish(self, policy: Policy, first: bool) -> None:
+        self.weights.publish(policy, first)
+
+    def take_over(self) -> None:
+        def bring(server: Server) -> None:
+            with suppress(Unavailable):  # it gets another chance with the first prompt that it is asked
+                server.bring(self.weights)
+
+        with ThreadPoolExecutor(len(self.servers)) as pool:
+            list(pool.map(bring, self.servers))
+
+    def clear(self) -> None:
+        self.weights.clear([server.client for server in self.servers])
+
+    @torch.no_grad()
+    def generate(
+        self,
+        policy: Policy,
+        batch: PromptBatch,
+        num_generations: int,
+        *,
+        max_completion_length: int,
+        sampling: Sampling,
+        noise: Noise,
+        on_token: Callable[[int], None],
+    ) -> Rollout:
+        banned, stop = policy.banned_ids.tolist(), policy.stop_ids.tolist()
+        fixed = sampling_settings(sampling, banned, stop) | {
+            "n": 1 if sampling.greedy else num_generations,  # one greedy answer is all of them
+            "max_tokens": max_completion_length,
+            "logprobs": True,
+            "return_token_ids": True,
+        }
+        config = policy.base.config
+
+        def want(p: int) -> Wanted:
+            sample, frame, prompt = batch.samples[p], batch.frames[p], batch.inputs[p]
+            body = fixed | {"messages": chat(self.task.messages(sample, frame), sample.image)}
+            if not sampling.greedy:
+                body["seed"] = request_seed(noise, p)
+            ids = prompt["input_ids"][0].tolist()
+            size = config.get_text_config().vocab_size
+            name = f"sample {sample.index} (image {sample.image_id}, {sample.query!r})"
+            return Wanted(body, name, ids, config.image_token_id, frozenset(stop), frozenset(banned), size)
+
+        done: list[int] = []
+        prompts = range(len(batch.samples))
+
+        def answer(p: int) -> list[Completion]:
+            found = self._answer(want(p), first=noise.first + p + noise.rank)
+            done.append(p)
+            on_token(max_completion_length * len(done) // len(prompts))
+            return found * (num_generations // len(found))
+
+        with ThreadPoolExecutor(min(len(prompts), AT_ONCE)) as pool:
+            completions = [row for rows in pool.map(answer, prompts) for row in rows]
+        return as_rollout(policy, completions)
+
+    def _answer(self, wanted: Wanted, first: int) -> list[Completion]:
+        """Of the first server that gives one that can be trained on, beginning with number `first`."""
+        deadline = time.monotonic() + self.patience
+        while True:
+            turn = [self.servers[(first + i) % len(self.servers)] for i in range(len(self.servers))]
+            server = min(turn, key=lambda server: max(0.0, server.rests_until - time.monotonic()))
+            time.sleep(max(0.0, min(server.rests_until, deadline) - time.monotonic()))
+            try:
+                return server.complete(wanted, self.weights, deadline)
+            except Unavailable as error:
+                problem = error
+            if time.monotonic() >= deadline:
+                raise RolloutFailed(
+                    f"no server answered the prompt of {wanted.name} within {self.patience:g} s "
+                    f"(model.engine.patience); the last word was: {problem}"
+                )
+
+
+class Server:
+    """A server, what it is known to have, and whether it is left alone for a while."""
+
+    def __init__(self, client: Client) -> None:
+        self.client = client
+        self.has: str | None = None  # the version of the weights
+        self.failures, self.rests_until = 0, 0.0
+        self.seeds = True
+        self.base = ""  # its name of the model
+        self.lock = threading.Lock()
+
+    def describe(self) -> Info:
+        """How it was started.
+
+        Raises:
+            ConfigurationError: its log-probabilities are not those of what is drawn.
+            Unavailable, Refused: it does not say.
+        """
+        content = self.client.ask("GET", "/server_info?config_format=json", timeout=START)
+        try:
+            info: Info = msgspec.json.decode(content)
+            model, device = info["vllm_config"]["model_config"], str(info["vllm_config"]["device_config"]["device"])
+            chunked = info["vllm_config"]["scheduler_config"]["enable_chunked_prefill"]
+        except (msgspec.DecodeError, KeyError, TypeError) as error:
+            raise Unavailable("an answer that can't be read") from error
+        if model["logprobs_mode"] != "processed_logprobs":
+            raise ConfigurationError(
+                f"model.engine: {self.client.url} gives log-probabilities of another distribution than it draws from: "
+                "--logprobs-mode processed_logprobs"
+            )
+        self.seeds = not (device.startswith("cpu") and chunked)  # together they end vLLM 0.32
+        self.base = model_names(self.client, START)[0]
+        return info
+
+    def bring(self, weights: Weights) -> None:
+        """Let it have the present weights. Raises Unavailable."""
+        with self.lock:
+            if self.has != weights.version:
+                with self._trying():
+                    weights.bring(self.client)
+                self.has = weights.version
+
+    def complete(self, wanted: Wanted, weights: Weights, deadline: float) -> list[Completion]:
+        """Completions under the present weights. Raises Unavailable."""
+        self.bring(weights)
+        model = weights.model(self.base)
+        body = wanted.body | {"model": model}
+        if not self.seeds:
+            body.pop("seed", None)
+        with self._trying():
+            timeout = max(1.0, min(weights.timeout, deadline - time.monotonic()))
+            try:
+                content = self.client.ask("POST", "/v1/chat/completions", body, timeout=timeout)
+            except Refused as error:
+                if error.status == 404:  # started again, it knows no adapter
+                    raise Unavailable(str(error)) from error
+                raise ConfigurationError(f"model.engine: the prompt of {wanted.name} is refused: {error}") from error
+            found = wanted.read(content, model)
+            if not weights.is_on(self.client):
+                raise Unavailable(f"{self.client.url} answered with other weights than it was sent")
+        return found
+
+    @contextmanager
+    def _trying(self) -> Iterator[None]:
+        """Around what it is asked: after a failure it rests, and its weights are looked at again."""
+        try:
+            yield
+        except Unavailable:
+            now = time.monotonic()
+            if now >= self.rests_until:  # of several requests that fail together, the first counts
+                self.rests_until = now + min(LONGEST_REST, FIRST_REST * 2.0**self.failures)
+                self.failures += 1
+            self.has = None
+            raise
+        self.failures, self.rests_until = 0, 0.0
+
+
+def as_rollout(policy: Policy, completions: list[Completion]) -> Rollout:
+    """N completions, padded, on the policy's device."""
+    device = policy.banned_ids.device
+    ids = pad_sequence([torch.tensor(row) for row, _ in completions], batch_first=True).to(device)  # (N, T)
+    log_probs = pad_sequence([torch.tensor(row) for _, row in completions], batch_first=True).to(device)  # (N, T)
+    mask = pad_sequence([torch.ones(len(row), dtype=torch.long) for row, _ in completions], batch_first=True)
+    mask = mask.to(device)  # (N, T)
+    truncated: Tensor = ~(torch.isin(ids, policy.stop_ids) & mask.bool()).any(1)  # (N,)
+    return Rollout(ids, mask, log_probs, log_probs, truncated, policy.decode(ids, mask))

@@ -1,0 +1,274 @@
+"""Bringing weights to vLLM servers: adapters by their own route, all else through a file that both sides see."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import shutil
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from peft import PeftModel
+from safetensors.torch import save_file
+from torch import Tensor
+
+from vrft.errors import ConfigurationError
+from vrft.policy import Policy
+from vrft.rollout.remote import RolloutFailed
+from vrft.rollout.vllm.client import Client, Refused, Unavailable
+
+CACHES = ("/reset_prefix_cache", "/reset_mm_cache", "/reset_encoder_cache")
+"""What a server remembers that old weights made: keys and values, images, what the vision tower made of them."""
+
+NOT_SEEN = ("No such file", "Cannot find any model weights")
+"""What a server that looks for weights in vain says with status 500."""
+
+Info = Mapping[str, Any]
+"""What `/server_info` says of a server's configuration."""
+
+
+class Weights(ABC):
+    """Versions of the weights: on a disk or in shared memory, and on servers."""
+
+    def __init__(self, folder: Path, run: str, timeout: float) -> None:
+        """Starts at no version.
+
+        Args:
+            folder: for files, that all servers see under the same path.
+            run: part of every version's name, so that no other run's weights are taken for these.
+            timeout: seconds for one request.
+        """
+        self.folder, self.run, self.timeout = folder, run, timeout
+        self.number = -1
+
+    @property
+    def version(self) -> str:
+        return f"vrft-{self.run}-{self.number}"
+
+    @property
+    def path(self) -> Path:
+        """Of the present version."""
+        return self.folder / self.version
+
+    @abstractmethod
+    def check(self, server: Client, info: Info) -> None:
+        """Raise ConfigurationError if a server can't take weights like these."""
+
+    @abstractmethod
+    def write(self, policy: Policy, weights: dict[str, Tensor]) -> None:
+        """Write the present version."""
+
+    @abstractmethod
+    def is_on(self, server: Client) -> bool:
+        """Whether a server answers with the present version."""
+
+    @abstractmethod
+    def send(self, server: Client) -> None:
+        """Let it take the present version over. Raises Unavailable or Refused."""
+
+    def model(self, base: str) -> str:
+        """What a request calls the model; `base`: the server's name of it."""
+        return base
+
+    def publish(self, policy: Policy, first: bool) -> None:
+        """Go on to the next version, which the `first` of several ranks writes. They call this together.
+
+        Raises:
+            RolloutFailed: it can't be written.
+        """
+        before, self.number = self.path, self.number + 1
+        weights = policy.trained_weights()
+        if first:
+            try:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                self.write(policy, weights)
+            except OSError as error:
+                raise RolloutFailed(f"the weights can't be written to {self.path}: {error}") from error
+            shutil.rmtree(before, ignore_errors=True)
+
+    def clear(self, servers: Sequence[Client]) -> None:
+        """Remove the files of the present version."""
+        shutil.rmtree(self.path, ignore_errors=True)
+
+    def bring(self, server: Client) -> None:
+        """Let a server have the present version, unless it has. One process at a time does that.
+
+        Raises:
+            Unavailable: it could not be had this time.
+            ConfigurationError: the server won't take it.
+        """
+        with self._alone(server):
+            if self.is_on(server):
+                return
+            try:
+                self.send(server)
+            except (Unavailable, Refused) as error:
+                if isinstance(error, Unavailable) and not any(text in str(error) for text in NOT_SEEN):
+                    raise
+                raise ConfigurationError(
+                    f"model.engine: {server.url} does not take the weights of {self.path}: {error}; does it see that "
+                    "folder (model.engine.weights_dir)?"
+                ) from error
+            if not self.is_on(server):
+                raise Unavailable(f"{server.url} does not answer with the weights it was sent ({self.version})")
+
+    @contextmanager
+    def _alone(self, server: Client) -> Iterator[None]:
+        name = "".join(c if c.isalnum() else "-" for c in server.url)
+        with (self.folder / f"{name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+
+    def post(self, server: Client, path: str, body: Mapping[str, Any] | None = None) -> bytes:
+        return server.ask("POST", path, body, timeout=self.timeout)
+
+    def reset_caches(self, server: Client) -> None:
+        """Forget what old weights made."""
+        for path in CACHES:
+            answer = self.post(server, path)
+            if path == CACHES[0] and json.loads(answer) != {"success": True}:
+                raise Unavailable(f"{server.url}{path}: the cache is in use")
+
+
+class Adapters(Weights):
+    """LoRA: every version is an adapter of its own, in a folder and under a name that are new.
+
+    An adapter that is loaded again under its old name is answered for out of caches that the old one filled.
+    """
+
+    def __init__(self, *args: Any, rank: int, tower: bool) -> None:
+        """`rank` of the adapters; `tower`: the vision tower has some."""
+        super().__init__(*args)
+        self.rank, self.tower = rank, tower
+
+    def model(self, base: str) -> str:
+        return self.version
+
+    def check(self, server: Client, info: Info) -> None:
+        lora, environment = info["vllm_config"]["lora_config"], info["vllm_env"]
+        if lora is None or not environment.get("VLLM_ALLOW_RUNTIME_LORA_UPDATING"):
+            problem = "takes no adapters at run time: --enable-lora and VLLM_ALLOW_RUNTIME_LORA_UPDATING=1"
+        elif lora["max_lora_rank"] < self.rank:
+            problem = f"takes adapters of rank {lora['max_lora_rank']} at most: --max-lora-rank {self.rank}"
+        elif self.tower and not lora.get("enable_tower_connector_lora"):
+            problem = (
+                "would leave the vision tower's adapters out without a word: --enable-tower-connector-lora, or no "
+                "adapters there (model.policy.lora.target_modules)"
+            )
+        else:
+            return
+        raise ConfigurationError(f"model.engine: {server.url} {problem} (`python -m vrft serve-command` prints all)")
+
+    def write(self, policy: Policy, weights: dict[str, Tensor]) -> None:
+        assert isinstance(policy.model, PeftModel)
+        partial = self.path.with_name("partial")
+        policy.model.save_pretrained(partial, state_dict=weights)
+        partial.replace(self.path)
+
+    def clear(self, servers: Sequence[Client]) -> None:
+        for server in servers:
+            with suppress(Unavailable, Refused):  # it has lost it already
+                self.post(server, "/v1/unload_lora_adapter", {"lora_name": self.version})
+        super().clear(servers)
+
+    def is_on(self, server: Client) -> bool:
+        return self.version in model_names(server, self.timeout)
+
+    def send(self, server: Client) -> None:
+        mine = [name for name in model_names(server, self.timeout) if name.startswith(f"vrft-{self.run}-")]
+        self.post(server, "/v1/load_lora_adapter", {"lora_name": self.version, "lora_path": str(self.path.resolve())})
+        for name in mine:
+            self.post(server, "/v1/unload_lora_adapter", {"lora_name": name})
+        self.reset_caches(server)
+
+
+class Files(Weights):
+    """Full fine-tuning: one safetensors file, which the server's plugin reads while requests wait.
+
+    Without the plugin, the server loads a folder as it did at its start.
+    """
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.plugged: dict[str, bool] = {}
+
+    def check(self, server: Client, info: Info) -> None:
+        transfer = info["vllm_config"]["weight_transfer_config"]
+        self.plugged[server.url] = transfer is not None and transfer["backend"] == "vrft"
+
+    def write(self, policy: Policy, weights: dict[str, Tensor]) -> None:
+        partial = self.path.with_name("partial")
+        partial.mkdir(exist_ok=True)
+        once = {value.data_ptr(): name for name, value in reversed(weights.items())}  # a tied head is the embeddings
+        rounded = {name: weights[name].to(policy.dtype).contiguous() for name in once.values()}  # as it is computed
+        save_file(rounded, partial / "model.safetensors")
+        if not all(self.plugged.values()):
+            policy.base.config.save_pretrained(partial)
+        partial.replace(self.path)
+
+    def is_on(self, server: Client) -> bool:
+        return weight_version(server, self.timeout) == self.version
+
+    def send(self, server: Client) -> None:
+        self.post(server, "/pause?mode=keep")
+        folder = str(self.path.resolve())
+        if self.plugged[server.url]:
+            self.post(server, "/init_weight_transfer_engine", {"init_info": {}})
+            self._start(server)
+            self.post(server, "/update_weights", {"update_info": {"path": f"{folder}/model.safetensors"}})
+            self.post(server, "/finish_weight_update")
+        else:
+            reload = {"method": "reload_weights", "kwargs": {"weights_path": folder}}
+            self.post(server, "/collective_rpc", reload)
+        self.reset_caches(server)
+        self.post(server, "/update_weight_version", {"new_version": self.version})  # by now all of it is in place
+        self.post(server, "/resume")
+
+    def _start(self, server: Client) -> None:
+        try:
+            self.post(server, "/start_weight_update")
+        except Unavailable:  # one that was cut off is still going on
+            self.post(server, "/finish_weight_update")
+            self.post(server, "/start_weight_update")
+
+
+class Model(msgspec.Struct):
+    """A name that requests can use; adapters have a parent."""
+
+    id: str
+    parent: str | None = None
+
+
+class Models(msgspec.Struct):
+    """What `/v1/models` lists."""
+
+    data: list[Model]
+
+
+class WeightInfo(msgspec.Struct):
+    """What `/weight_info` says."""
+
+    weight_version: str
+
+
+def model_names(server: Client, timeout: float) -> list[str]:
+    """Names of the model and of its adapters; the model's is the first."""
+    listed = decode(server.ask("GET", "/v1/models", timeout=timeout), Models, server)
+    return [model.id for model in sorted(listed.data, key=lambda model: model.parent is not None)]
+
+
+def weight_version(server: Client, timeout: float) -> str:
+    """The name of the weights that a server answers with."""
+    return decode(server.ask("GET", "/weight_info", timeout=timeout), WeightInfo, server).weight_version
+
+
+def decode(content: bytes, kind: Any, server: Client) -> Any:
+    """An answer, if it is of that kind; raises Unavailable if it isn't."""
+    try:
+        return msgspec.json.decode(content, type=kind)
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise Unavailable(f"{server.url}: an answer that can't be read: {error}") from error
