@@ -152,7 +152,7 @@ def run(arguments: list[str], folder: Path) -> bool:
     if any("digits" in word for word in arguments):
         small[0] = "--model.policy.checkpoint=tiny-digits"
     goes_on = "--ckpt_path" in arguments
-    if arguments[0] == "fit" and not goes_on:
+    if arguments[0] == "fit":
         small.append("--trainer.limit_val_batches=0")
     if not goes_on and "--run_dir" not in arguments:
         small.append(f"--run_dir={folder / 'runs' / str(len([*(folder / 'runs').iterdir()]))}")

@@ -208,7 +208,7 @@ class VRFTCLI(LightningCLI):
         if summary.tuned_step != self.trainer.global_step:
             self.trainer.validate(self.model, self.datamodule, verbose=False)
         run = Path(self.trainer.default_root_dir)
-        if self.trainer.is_global_zero and summary.base is not None:
+        if self.trainer.is_global_zero and summary.base is not None and summary.tuned:
             print(f"summary: {summary.write(run)}")
         if self.trainer.is_global_zero:
             write_card(run / "export", run, self.model.task.template, adapter=False, at_end=True)
