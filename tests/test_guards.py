@@ -258,7 +258,7 @@ def logged(run: Path, name: str) -> list[float]:
 
 def test_a_run_says_each_thing_once_and_a_continued_one_not_again(quick_fit: Command, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    cut_off = ("--model.max_completion_length=4", "--checkpoint.every_n_train_steps=5")
+    cut_off = ("--model.max_completion_length=4", "--checkpoint.every_n_train_steps=5", "--checkpoint.save_top_k=-1")
     with pytest.warns(UserWarning, match=r"guard no_format, rollout 10: no completion of the last 10 rollouts"):
         assert main(quick_fit(*SMALL, *cut_off, "--trainer.max_steps=13")) == 0
     found = lines(run / "warnings.jsonl")
@@ -267,10 +267,10 @@ def test_a_run_says_each_thing_once_and_a_continued_one_not_again(quick_fit: Com
     assert all({*entry} == {"rollout", "step", "guard", "message"} for entry in found)
     assert "100% are cut off at model.max_completion_length=4" in found[0]["message"]
     assert logged(run, "guards/no_format") == [1.0]
-    first = run / "checkpoints" / "step=5.ckpt"
-    checkpoint = str(first) if first.exists() else "last"
-    assert main(quick_fit(*SMALL, *cut_off, "--trainer.max_steps=15", f"--ckpt_path={checkpoint}")) == 0
-    assert lines(run / "warnings.jsonl") == found
+    early = f"--ckpt_path={run}/checkpoints/step=5.ckpt"
+    for checkpoint, steps in (("--ckpt_path=last", 15), (early, 13)):  # after it was said, and before
+        assert main(quick_fit(*SMALL, *cut_off, f"--trainer.max_steps={steps}", checkpoint)) == 0
+        assert lines(run / "warnings.jsonl") == found
 
 
 def test_a_learning_rate_that_is_rounded_off_is_said_and_can_be_left_out(quick_fit: Command, tmp_path: Path) -> None:

@@ -6,6 +6,8 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
+
 from vrft.answers import tag_fault
 from vrft.boxes import Box, iou_matrix
 from vrft.guards.base import WINDOW, Guard, Seen, mean
@@ -18,7 +20,7 @@ FEW_VALID = 0.01
 ENOUGH = 40
 """Boxes or answers in a window below which nothing is said about them."""
 
-EXAMINED = 256
+EXAMINED = 128
 """Completions of a rollout that are looked at."""
 
 WHOLE, ALWAYS = 0.9, 0.9
@@ -208,7 +210,8 @@ def duplicates(boxes: Sequence[Detection]) -> int:
     >>> duplicates(twice), duplicates([twice[0], twice[1]._replace(label="dog")])
     (1, 0)
     """
-    overlap = iou_matrix([box.box for box in boxes], [box.box for box in boxes])
-    return sum(
-        any(overlap[i, j] >= TWIN and boxes[j].label == box.label for j in range(i)) for i, box in enumerate(boxes)
-    )
+    if len(boxes) < 2:
+        return 0
+    corners, labels = [box.box for box in boxes], np.array([box.label for box in boxes])
+    twins = (iou_matrix(corners, corners) >= TWIN) & (labels[:, None] == labels)
+    return int(np.tril(twins, -1).any(1).sum())
