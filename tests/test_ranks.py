@@ -18,8 +18,8 @@ from vrft.evaluators.coco import Row
 from vrft.types import Detection
 
 
-def evaluate(tmp_path: Path, tiny_scenes: list[str], ranks: int) -> tuple[dict[str, object], str]:
-    """What `validate` measures on so many processes, and the results file it writes."""
+def evaluate(tmp_path: Path, tiny_scenes: list[str], ranks: int) -> tuple[dict[str, object], list[str]]:
+    """What `validate` measures on so many processes, and the files that it writes: results and answers."""
     config = str(ROOT / "configs" / "quickstart.yaml")
     command = [
         sys.executable,
@@ -39,14 +39,15 @@ def evaluate(tmp_path: Path, tiny_scenes: list[str], ranks: int) -> tuple[dict[s
     assert "sync_dist" not in done.stderr  # values are those of all ranks
     folder = tmp_path / str(ranks) / "evaluation" / "val-0"
     about = json.loads((folder / "coco.meta.json").read_text())
-    return about, (folder / "detections_val_vrft_results.json").read_text()
+    return about, [(folder / name).read_text() for name in ("detections_val_vrft_results.json", "answers.jsonl")]
 
 
 def test_one_two_and_four_processes_measure_the_same_to_the_last_bit(tmp_path: Path, tiny_scenes: list[str]) -> None:
-    alone, boxes = evaluate(tmp_path, tiny_scenes, 1)
+    alone, files = evaluate(tmp_path, tiny_scenes, 1)
     content = json.loads((tmp_path / "val.json").read_text())
     asked = sorted({(entry["image_id"], entry["category_id"]) for entry in content["annotations"]})
     assert alone["prompts"] == len(asked)
+    assert len(files[1].splitlines()) == len(asked)
     assert len(asked) % 2 == 1  # so that a sample is taken twice
     each = -(-len(asked) // 4)
     assert any(asked[start - 1][0] == asked[start][0] for start in range(each, len(asked), each))  # on two ranks
@@ -54,7 +55,7 @@ def test_one_two_and_four_processes_measure_the_same_to_the_last_bit(tmp_path: P
     for ranks in (2, 4):
         several, same = evaluate(tmp_path, tiny_scenes, ranks)
         assert several == alone
-        assert same == boxes
+        assert same == files
 
 
 def gather_on(rank: int, shares: list[list[int]], folder: str) -> None:

@@ -87,14 +87,14 @@ def read_config(run: Path, problems: list[str]) -> tuple[str, dict[str, str]]:
 
 
 def read_scores(summary: dict[str, Any], series: Series) -> list[dict[str, Any]]:
-    """Each held-out score of the base and of the last evaluation; of a run that has ended, as in its summary."""
+    """Each held-out score of the base and of the last evaluation; the summary's where the log has none."""
     found = []
     for key, names in SCORES.items():
         points = next((series[f"val/{name}"] for name in names if f"val/{name}" in series), [])
         base, tuned = (number(summary.get(part), key) for part in ("base", "tuned"))
-        if base is None and points and points[0][0] == 0:
+        if points and points[0][0] == 0:
             base = points[0][1]
-        if tuned is None and points and points[-1][0] > 0:
+        if points and points[-1][0] > 0:
             tuned = points[-1][1]
         if base is not None or tuned is not None:
             found.append({"name": key, "base": base, "tuned": tuned})
