@@ -55,7 +55,8 @@ def table(results: list[tuple[str, int, dict[str, float]]]) -> str:
     """As Markdown."""
     lines = ["| " + " | ".join(COLUMNS) + " |", "|" + "--|" * len(COLUMNS)]
     for engine, seed, found in results:
-        values = [f"{found[name]:.1e}" if "gap" in name else f"{found[name]:.3f}" for name in COLUMNS[2:]]
+        shown = {name: f"{value:.1e}" if "gap" in name else f"{value:.3f}" for name, value in found.items()}
+        values = [shown[name].replace("nan", "") for name in COLUMNS[2:]]
         lines.append("| " + " | ".join([engine, str(seed), *values]) + " |")
     return "\n".join(lines) + "\n"
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import shutil
 from abc import ABC, abstractmethod
@@ -118,6 +117,8 @@ class Weights(ABC):
 
     @contextmanager
     def _alone(self, server: Client) -> Iterator[None]:
+        import fcntl  # POSIX alone has it, and Windows alone has no vLLM
+
         name = "".join(c if c.isalnum() else "-" for c in server.url)
         with (self.folder / f"{name}.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
