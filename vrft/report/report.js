@@ -187,7 +187,7 @@ function warnings() {
 
 function config() {
   if (!DATA.config) return null;
-  return section("config", "Config", "Every field with its value: save it as a file, and `python -m vrft fit --config` on it runs the same again.",
+  return section("config", "Config", "Every field with its value; python -m vrft fit --config config.yaml runs the same again.",
     h("details", {}, h("summary", {}, "config.yaml"), h("pre", { class: "hostile config", tabindex: "0" }, DATA.config)));
 }
 
