@@ -7,6 +7,8 @@ import threading
 import warnings
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from multiprocessing.process import BaseProcess
 from typing import Any
 
 import torch
@@ -116,12 +118,38 @@ class SurvivingLoader(DataLoader[Sample]):
                 warnings.warn(f"a worker that reads data died, others go on: {error}", stacklevel=2)
 
     def _batches(self) -> Iterator[Any]:
-        """Torch's own; but a death is found when a batch is asked for, not by a handler in the middle of a step."""
+        """Torch's own. A death is found while a batch is waited for, not by a handler in the middle of a step."""
         before = signal.getsignal(signal.SIGCHLD)
-        batches = super().__iter__()
+        batches: Any = super().__iter__()
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGCHLD, before or signal.SIG_DFL)
-        return batches
+        workers = batches._workers if self.num_workers else []
+        while True:
+            with deaths_raise(workers):
+                try:
+                    batch = next(batches)
+                except StopIteration:
+                    return
+            yield batch
+
+
+@contextmanager
+def deaths_raise(workers: Sequence[BaseProcess]) -> Iterator[None]:
+    """RuntimeError if a worker has died or dies meanwhile: of what it was sending, the rest would be waited for."""
+
+    def look(*_: Any) -> None:
+        if dead := [worker.pid for worker in workers if worker.exitcode]:
+            raise RuntimeError(f"worker {dead[0]} died")
+
+    look()
+    if threading.current_thread() is not threading.main_thread():  # no other can have handlers
+        yield
+        return
+    before = signal.signal(signal.SIGCHLD, look)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGCHLD, before or signal.SIG_DFL)
 
 
 class ResumableLoader(SurvivingLoader):
