@@ -10,11 +10,16 @@ from pathlib import Path
 
 import lightning.fabric.loggers.tensorboard
 import pytest
+import torch
 from conftest import CSV_ONLY, ROOT
+from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from wandb_files import history, records
 
 from vrft.__main__ import main
+from vrft.callbacks.rollout_pictures import group_picture
+from vrft.callbacks.transcripts import row
+from vrft.drawing import PREDICTION, TRUTH
 from vrft.evaluators import (
     AccuracyEvaluator,
     BoxSegmenter,
@@ -26,6 +31,7 @@ from vrft.evaluators import (
 )
 from vrft.evaluators.average_precision import COCO_NUMBERS, LVIS_NUMBERS
 from vrft.guards import GUARDS
+from vrft.types import Answer, Detection, Sample, ScoredRollout
 
 Command = Callable[..., list[str]]
 DOCS = (ROOT / "docs" / "dashboards.md").read_text()
@@ -127,3 +133,20 @@ def test_every_number_has_a_line_in_the_table_and_every_line_a_number(quick_fit:
 def test_every_guard_has_a_line() -> None:
     table = DOCS.split("## Guards")[1]
     assert re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE) == [guard.name for guard in GUARDS]
+
+
+def test_a_group_is_drawn_with_true_and_predicted_boxes() -> None:
+    sample = Sample(0, Image.new("RGB", (40, 20)), 1, "cat", (Detection((4, 4, 36, 16), "cat"),))
+    answers = [
+        Answer("", "", (Detection((0, 0, 40, 20), "cat\n" * 99, 0.5),), True),
+        Answer("", "", None, False),
+    ]
+    one = torch.ones(2)
+    scored = ScoredRollout([sample], answers, {"iou": one}, one[None], one[None], one > 0)
+    picture = group_picture(scored, [row(scored, 1, n) for n in range(2)], 0)
+    half = picture.width // 2
+    first, second = (picture.crop((x, 0, x + half, picture.height)) for x in (0, half))
+    for tile, colours in ((first, {TRUTH, PREDICTION}), (second, {TRUTH})):
+        found = {colour for _, colour in tile.getcolors(1 << 20) or ()}
+        assert found & {TRUTH, PREDICTION} == colours
+    assert first.size == second.size == (320 + 6, 160 + 2 * 14 + 4 + 6)  # enlarged, two lines of text, a gap

@@ -25,7 +25,7 @@ COLOURS: tuple[Colour, ...] = (
 SMALLEST = 320
 """Pixels of the longer side from which on labels can be read; smaller images are enlarged."""
 
-LINE, LONGEST = 14, 60
+LINE, LONGEST, GAP = 14, 60, 6
 
 
 def draw_boxes(image: Image.Image, layers: Iterable[tuple[Sequence[Detection], Colour]]) -> Image.Image:
@@ -70,7 +70,8 @@ def with_caption(picture: Image.Image, lines: Sequence[str]) -> Image.Image:
 
 def side_by_side(pictures: Sequence[Image.Image], columns: int = 4) -> Image.Image:
     """Pictures in rows, on white."""
-    width, height = max(picture.width for picture in pictures), max(picture.height for picture in pictures)
+    width = max(picture.width for picture in pictures) + GAP
+    height = max(picture.height for picture in pictures) + GAP
     columns = min(columns, len(pictures))
     sheet = Image.new("RGB", (width * columns, height * -(-len(pictures) // columns)), "white")
     for i, picture in enumerate(pictures):

@@ -83,9 +83,13 @@ def group_picture(scored: ScoredRollout, rows: Sequence[dict[str, Any]], p: int)
     tiles = []
     for n in range(p * group, (p + 1) * group):
         value = scored.answers[n].value
-        layers = [(d, c) for d, c in ((sample.target, TRUTH), (value, PREDICTION)) if isinstance(d, tuple)]
+        layers = []
+        if isinstance(sample.target, tuple):
+            layers.append((tuple(true._replace(score=None) for true in sample.target), TRUTH))
+        if isinstance(value, tuple):
+            layers.append((value, PREDICTION))
         said = f"{sample.query}: " if sample.query else ""
-        said += value if isinstance(value, str) else "can't be read" if value is None else f"{len(value)} boxes"
+        said += value if isinstance(value, str) else "can't be read" if value is None else f"boxes: {len(value)}"
         earned = "no number" if rows[n]["reward"] is None else f"reward {rows[n]['reward']:.2f}"
         tiles.append(with_caption(draw_boxes(sample.image, layers), [said, earned]))
     return side_by_side(tiles)
