@@ -55,7 +55,11 @@ def test_only_the_front_door_knows_the_algorithms() -> None:
 
 @pytest.mark.parametrize(
     ("arguments", "shown"),
-    [pytest.param(["--help"], "fit", id="help"), pytest.param(["score", "--help"], "--task", id="score-help")],
+    [
+        pytest.param(["--help"], "fit", id="help"),
+        pytest.param(["score", "--help"], "--task", id="score-help"),
+        pytest.param(["export", "--help"], "--adapter", id="export-help"),
+    ],
 )
 def test_help_needs_no_torch(arguments: list[str], shown: str) -> None:
     command = [sys.executable, "-X", "importtime", "-m", "vrft", *arguments]
