@@ -188,7 +188,7 @@ def roll(
         max_completion_length=limit,
         sampling=sampling,
         noise=Noise(0, step),
-        on_token=lambda _: None,
+        on_token=lambda *_: None,
     )
 
 
