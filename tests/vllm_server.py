@@ -134,7 +134,7 @@ class VLLM:
             max_completion_length=body["max_tokens"],
             sampling=Sampling(*settings),
             noise=Noise(body.get("seed", 0), 0),
-            on_token=lambda _: None,
+            on_token=lambda *_: None,
         )
         choices = []
         for i in range(body["n"]):
