@@ -171,7 +171,7 @@ def a_batch(policy: Policy, count: int = 2) -> PromptBatch:
 
 
 def engine(policy: Policy, folder: Path, *urls: str, **settings: Any) -> VLLMServer:
-    made = VLLMServer([*urls], **({"timeout": 60.0, "patience": 20.0} | settings))
+    made = VLLMServer([*urls], **({"timeout": 120.0, "patience": 240.0} | settings))
     made.connect(policy, TASK, folder, os.urandom(4).hex())
     made.publish(policy, first=True)
     made.take_over()
