@@ -171,7 +171,7 @@ def a_batch(policy: Policy, count: int = 2) -> PromptBatch:
 
 
 def engine(policy: Policy, folder: Path, *urls: str, **settings: Any) -> VLLMServer:
-    made = VLLMServer([*urls], **({"timeout": 60.0, "patience": 120.0} | settings))
+    made = VLLMServer([*urls], **({"timeout": 120.0, "patience": 240.0} | settings))
     made.connect(policy, TASK, folder, os.urandom(4).hex())
     made.publish(policy, first=True)
     made.take_over()
@@ -370,8 +370,13 @@ def test_several_servers_share_the_prompts_with_the_same_result(
 # ---------------------------------------------------------------------------------------------------------- faults
 
 
-@pytest.mark.parametrize("fault", ["500", "cut", "fewer", "nan", "aborted", "restart", "restart-silently", "slow"])
-@pytest.mark.parametrize("lora", [None, LoRA(r=8)], ids=["full", "lora"])
+FAULTS = [(fault, None) for fault in ("500", "cut", "fewer", "nan", "aborted", "restart", "restart-silently", "slow")]
+FAULTS += [(fault, LoRA(r=8)) for fault in ("restart", "restart-silently")]
+
+
+@pytest.mark.parametrize(
+    ("fault", "lora"), FAULTS, ids=[f"{fault}-{'lora' if lora else 'full'}" for fault, lora in FAULTS]
+)
 def test_after_a_fault_the_rollout_is_that_without_it(
     fault: str, lora: LoRA | None, fake: VLLM, checkpoint: str, tmp_path: Path
 ) -> None:
@@ -535,7 +540,9 @@ def logged(run: Path, version: int = 0) -> list[dict[str, float]]:
 
 
 def comparable(row: dict[str, float]) -> dict[str, float]:
-    return {name: value for name, value in row.items() if not name.startswith("time/")}
+    return {
+        name: value for name, value in row.items() if not name.startswith(("time/", "memory/", "train/samples_per"))
+    }
 
 
 @pytest.mark.parametrize("lora", [(), ("--model.policy.lora={r: 4}",)], ids=["full", "lora"])

@@ -293,7 +293,7 @@ class VisionModule(LightningModule):
             self.rows_at_once = min(self.rows_at_once, rows) // 2
             self._free_memory(f"rollouts are of at most {self.rows_at_once} completions at a time")
 
-    def generation(self, sampling: Sampling, noise: Noise, on_token: Callable[[int], None]) -> dict[str, Any]:
+    def generation(self, sampling: Sampling, noise: Noise, on_token: Callable[..., None]) -> dict[str, Any]:
         """What an engine is told beside the prompts."""
         limit = self.max_completion_length
         return {"max_completion_length": limit, "sampling": sampling, "noise": noise, "on_token": on_token}

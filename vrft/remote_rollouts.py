@@ -28,7 +28,7 @@ class RemoteRollouts(VisionModule):
     sampling: Sampling
     importance_cap: float
 
-    def from_ahead(self, batch: PromptBatch, advance: Callable[[int], None]) -> Rollout:
+    def from_ahead(self, batch: PromptBatch, advance: Callable[..., None]) -> Rollout:
         """The rollout that was begun a step ago, or a new one; and begin that of the next step."""
         pending = self.ahead.take([sample.index for sample in batch.samples])
         if pending is None:
@@ -48,7 +48,7 @@ class RemoteRollouts(VisionModule):
         """Sample for the step after this one, with the weights that this one begins with."""
         assert isinstance(self.engine, RemoteEngine)
         self.publish_weights(self.engine)
-        settings = self.generation(self.sampling, replace(self.noise(), rollout=step + 1), lambda _: None)
+        settings = self.generation(self.sampling, replace(self.noise(), rollout=step + 1), lambda *_: None)
         sample = partial(self.engine.generate, self.policy, batch, self.num_generations, **settings)
         self.ahead.begin([sample.index for sample in batch.samples], step, sample)
 

@@ -108,7 +108,7 @@ class VLLMServer(RemoteEngine):
         max_completion_length: int,
         sampling: Sampling,
         noise: Noise,
-        on_token: Callable[[int], None],
+        on_token: Callable[..., None],
     ) -> Rollout:
         banned, stop = policy.banned_ids.tolist(), policy.stop_ids.tolist()
         fixed = sampling_settings(sampling, banned, stop) | {
@@ -135,7 +135,7 @@ class VLLMServer(RemoteEngine):
         def answer(p: int) -> list[Completion]:
             found = self._answer(want(p), first=noise.first + p + noise.rank)
             done.append(p)
-            on_token(max_completion_length * len(done) // len(prompts))
+            on_token(max_completion_length * len(done) // len(prompts), f"{len(done)} of {len(prompts)} prompts done")
             return found * (num_generations // len(found))
 
         with ThreadPoolExecutor(min(len(prompts), AT_ONCE)) as pool:
