@@ -106,7 +106,7 @@ class RunCheckpoint(ModelCheckpoint):
         if not isinstance(exception, RolloutFailed | ConfigurationError):
             return
         lost = ""
-        if trainer.state.fn == TrainerFn.FITTING:
+        if trainer.state.fn == TrainerFn.FITTING and trainer.train_dataloader is not None:  # there is something to save
             if trainer.training:
                 self._take_batch_back(trainer)
             if trainer.global_step > 0 and not self.save_last_step(trainer):
