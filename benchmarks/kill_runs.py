@@ -5,9 +5,9 @@
 Starts a small fit of the quickstart's kind, kills its whole process group by SIGKILL at an instant drawn uniformly from
 the time that such a run takes, and continues it with `--ckpt_path last`, or starts anew where there is no checkpoint
 yet; once in three the continuation is killed as well. At the end weights, optimizer states, schedules, the loader's
-position and every number that was logged, except for seconds, have to be those of the run that was left alone. A
-checkpoint every other step makes it likely that a kill hits one. Prints a line for each kill; `--write` makes a table
-in `benchmarks/results/`.
+position and every number that was logged, except for seconds and memory, have to be those of the run that was left
+alone. A checkpoint every other step makes it likely that a kill hits one. Prints a line for each kill; `--write` makes
+a table in `benchmarks/results/`.
 """
 
 from __future__ import annotations
@@ -30,6 +30,8 @@ from typing import Any
 import torch
 
 ROOT = Path(__file__).parents[1]
+MEASURED = ("time/", "memory/", "train/samples_per_second")
+"""Numbers that no two runs share."""
 COLUMNS = ("instant", "continued", "hit", "step", "identical")
 
 
@@ -100,7 +102,7 @@ def rows(folder: Path) -> dict[tuple[int, str], str]:
         with path.open() as file:
             for row in csv.DictReader(file):
                 found |= {(int(row["step"]), name): value for name, value in row.items() if value != ""}
-    return {key: value for key, value in found.items() if not key[1].startswith("time/")}
+    return {key: value for key, value in found.items() if not key[1].startswith(MEASURED)}
 
 
 def differences(left_alone: Path, killed: Path) -> list[str]:

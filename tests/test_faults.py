@@ -152,6 +152,29 @@ def test_a_signal_in_an_evaluation_on_the_way_leaves_the_training_as_it_would_be
     assert not {*STATE} & {*KILLS.differences(whole, tmp_path / "run")}
 
 
+class Crashes(Callback):
+    """Ends a run in the middle of an evaluation, the checkpoint of whose step is written."""
+
+    def on_validation_batch_start(self, trainer: Trainer, *_: Any) -> None:
+        if trainer.global_step == 2:
+            raise RuntimeError("the power is gone")
+
+
+def test_an_evaluation_that_was_cut_off_is_made_by_the_continuation(
+    whole: Path, like_whole: Command, tmp_path: Path
+) -> None:
+    often = "--trainer.val_check_interval=2"
+    assert main(like_whole(often)) == 0
+    alone = (tmp_path / "run").rename(tmp_path / "alone")
+    with pytest.raises(RuntimeError, match="the power is gone"):
+        main(like_whole(often, callback("Crashes")))
+    assert main(like_whole(often, "--ckpt_path=last")) == 0
+    assert KILLS.differences(alone, tmp_path / "run") == []
+    assert sorted(KILLS.rows(tmp_path / "run")) == sorted(KILLS.rows(alone))
+    evaluations = [sorted(path.name for path in (run / "evaluation").iterdir()) for run in (alone, tmp_path / "run")]
+    assert evaluations == [["val-0", "val-2", "val-4", "val-6"]] * 2
+
+
 def test_a_second_interrupt_quits_at_once() -> None:
     stop = GracefulStop()
     stop.quiet = True

@@ -46,6 +46,22 @@ class RunCheckpoint(ModelCheckpoint):
             assert isinstance(pl_module, VisionModule)
             for logger in trainer.loggers:
                 logger.log_metrics(self._row, int(pl_module.steps_done) - 1)
+        self._evaluate_again(trainer)
+
+    def _evaluate_again(self, trainer: Trainer) -> None:
+        """Make the evaluation that was due after the step of the checkpoint: a kill may have come before its end."""
+        loop, epochs = trainer.fit_loop.epoch_loop, trainer.fit_loop.epoch_progress.current
+        batches = trainer.fit_loop._data_fetcher
+        assert batches is not None
+        if not loop.restarting or not loop._should_check_val_fx(batches):
+            return
+        loop.val_loop.restarting = False  # from its first batch on
+        loop.val_loop.reset_restart_stage()
+        trainer.validating = True
+        epoch, epochs.completed = epochs.completed, int(self._row["epoch"])  # which may have ended with that step
+        loop.val_loop.run()
+        epochs.completed = epoch
+        trainer.training = True
 
     @staticmethod
     def _count_batches_as_the_loader(trainer: Trainer) -> None:

@@ -11,6 +11,7 @@ from typing import Any, Generic, TypeVar
 import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from vrft.checkpoint_io import replacing
@@ -103,7 +104,8 @@ class Evaluator(Callback, Generic[Row]):
 def evaluation_folder(trainer: Trainer) -> Path:
     """Where the evaluation that is on writes to: in the run's folder, by stage and optimizer step or checkpoint."""
     stage = "test" if trainer.testing else "val"
-    name = Path(trainer.ckpt_path).stem if trainer.ckpt_path else str(trainer.global_step)
+    asked = trainer.ckpt_path is not None and trainer.state.fn != TrainerFn.FITTING  # which goes on from it
+    name = Path(str(trainer.ckpt_path)).stem if asked else str(trainer.global_step)
     return Path(trainer.default_root_dir) / "evaluation" / f"{stage}-{name}"
 
 
