@@ -30,6 +30,7 @@ class RunCheckpoint(ModelCheckpoint):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         super().setup(trainer, pl_module, stage)
         self._outdated: list[str] = []
+        self._began = False
         self._row: dict[str, float] = {}
         if stage == "fit" and trainer.is_global_zero:
             for left in Path(str(self.dirpath)).glob(f"*{PARTIAL}"):
@@ -37,6 +38,7 @@ class RunCheckpoint(ModelCheckpoint):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
+        self._began = True
         loop = trainer.fit_loop
         progress = loop.epoch_progress.current
         self._count_batches_as_the_loader(trainer)
@@ -122,8 +124,9 @@ class RunCheckpoint(ModelCheckpoint):
         if not isinstance(exception, RolloutFailed | ConfigurationError):
             return
         lost = ""
-        if trainer.state.fn == TrainerFn.FITTING and trainer.train_dataloader is not None:  # there is something to save
-            if trainer.training:
+        if trainer.state.fn == TrainerFn.FITTING and self._began:
+            current = trainer.fit_loop.epoch_loop.batch_progress.current
+            if trainer.training and current.ready > current.completed:
                 self._take_batch_back(trainer)
             if trainer.global_step > 0 and not self.save_last_step(trainer):
                 lost = f"; step {trainer.global_step} can't be saved"
