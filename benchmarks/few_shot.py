@@ -26,7 +26,7 @@ def main(args: list[str] | None = None) -> None:
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument("--study", help=f"one of {', '.join(studies.names())}")
     which.add_argument("--config", type=Path, help="an RFT config of the paper's experiments, in place of its study")
-    parser.add_argument("--shots", type=int, nargs="+", default=[1, 2, 4, 8, 16], help="labelled images per category")
+    parser.add_argument("--shots", type=int, nargs="+", help="labelled images per category; 0: all that there are")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--budget", type=float, help="seconds of a method per shots and seed, CPU-seconds on a CPU")
@@ -41,7 +41,7 @@ def main(args: list[str] | None = None) -> None:
     from fewshot.trials import Runner, rows_of
 
     runner = Runner(chosen.results, chosen.device, tuple(more))
-    rows = list(rows_of(runner, study, chosen.shots, chosen.seeds))
+    rows = list(rows_of(runner, study, chosen.shots or study.shots, chosen.seeds))
     command = " ".join(["python benchmarks/few_shot.py", *said])
     write(study, rows, chosen.out, command, chosen.device)
     print((chosen.out / f"few_shot_{study.name}.md").read_text())

@@ -26,7 +26,8 @@ class Results:
         self.study, self.rows = study, rows
         self.tests = list(study.tests)
         self.methods = list(study.methods)
-        self.shots = sorted({row["shots"] for row in rows if row["shots"]})
+        self.trained = [row for row in rows if row["method"] != "base"]
+        self.shots = sorted({row["shots"] for row in self.trained})
 
     def base(self, test: str, metric: str) -> float:
         return next(row[metric] for row in self.rows if row["test"] == test and row["method"] == "base")
@@ -57,12 +58,13 @@ def write(study: Study, rows: Sequence[Row], folder: Path, command: str, device:
 
 
 def text(results: Results, command: str, device: str) -> list[str]:
-    study, seeds = results.study, len({row["seed"] for row in results.rows if row["shots"]})
+    study, seeds = results.study, len({row["seed"] for row in results.trained})
     lines = [f"# {study.title}", "", study.about.strip(), ""]
     for test in results.tests:
         lines += table(results, test)
     lines += other_metrics(results)
     lines += tuning(results)
+    paper = [f"The paper's numbers: {study.source}, one seed, by its own training and evaluation.", ""]
     unit = "CPU-seconds" if device == "cpu" else "seconds"
     lines += [
         "## How",
@@ -75,11 +77,12 @@ def text(results: Results, command: str, device: str) -> list[str]:
         "seeds, those of differences over the paired differences of the seeds (bold: 0 is outside). They don't cover "
         "what another test set or another base would change.",
         "",
+        *(paper if study.source else []),
         f"- command: `{command}`",
         f"- machine: {machine(device)}",
         f"- versions: {', '.join(f'{name} {version(name)}' for name in VERSIONS)}",
         f"- date: {datetime.now().astimezone().date()}",
-        f"- time: {total_time(results.rows):.0f} {unit} of training and tuning, tests not counted",
+        f"- time: {total_time(results.trained):.0f} {unit} of training and tuning, tests not counted",
         "",
         f"![{study.title}](few_shot_{study.name}.png)",
     ]
@@ -91,15 +94,16 @@ def table(results: Results, test: str) -> list[str]:
     study, methods = results.study, results.methods
     first, *others = methods
     columns = ["shots", "base", *methods, *(f"{method} − {first}" for method in others)]
-    printed = list(dict.fromkeys(name for numbers in study.paper.values() for name in numbers))
+    shown_here = study.paper.values() if test == results.tests[0] else ()
+    printed = list(dict.fromkeys(name for numbers in shown_here for name in numbers))
     columns += [f"paper: {name}" for name in printed]
     lines = [f"## {test}: {study.metric}", "", f"| {' | '.join(columns)} |", "|--" * len(columns) + "|"]
     base = f"{results.base(test, study.metric):.3f}"
     for shots in results.shots:
         values = {method: results.values(test, method, shots, study.metric) for method in methods}
-        cells = [str(shots), base, *(shown(over_seeds(values[method])) for method in methods)]
+        cells = [count(shots), base, *(shown(over_seeds(values[method])) for method in methods)]
         cells += [signed(difference(values[first], values[method])) for method in others]
-        numbers = study.paper.get(shots, study.paper.get(0, {}))
+        numbers = study.paper.get(shots, {})
         cells += [f"{numbers[name] / 100:.3f}" if name in numbers else "" for name in printed]
         lines.append(f"| {' | '.join(cells)} |")
     if len(results.shots) > 1:
@@ -118,7 +122,7 @@ def other_metrics(results: Results) -> list[str]:
         for metric in results.study.metrics:
             for shots in results.shots:
                 means = [over_seeds(results.values(test, name, shots, metric)).mean for name in results.methods]
-                cells = [test, metric, str(shots), f"{results.base(test, metric):.3f}", *(f"{m:.3f}" for m in means)]
+                cells = [test, metric, count(shots), f"{results.base(test, metric):.3f}", *(f"{m:.3f}" for m in means)]
                 lines.append(f"| {' | '.join(cells)} |")
     return [*lines, ""]
 
@@ -135,8 +139,12 @@ def tuning(results: Results) -> list[str]:
             steps = results.values(test, method, shots, "step")
             cells.append(", ".join(f"{rate:g} @ {step:g}" for rate, step in zip(rates, steps, strict=True)))
             seconds.append(f"{over_seeds(results.values(test, method, shots, 'seconds')).mean:.1f}")
-        lines.append(f"| {shots} | {' | '.join(cells)} | {', '.join(seconds)} |")
+        lines.append(f"| {count(shots)} | {' | '.join(cells)} | {', '.join(seconds)} |")
     return [*lines, ""]
+
+
+def count(shots: int) -> str:
+    return str(shots) if shots else "all"
 
 
 def shown(interval: Interval) -> str:
@@ -153,7 +161,7 @@ def signed(interval: Interval) -> str:
 
 def total_time(rows: Sequence[Row]) -> float:
     """Seconds of all trials; a trained policy that has several tests counts once."""
-    return sum({(r["method"], r["shots"], r["seed"]): r["seconds"] for r in rows if r["shots"]}.values())
+    return sum({(row["method"], row["shots"], row["seed"]): row["seconds"] for row in rows}.values())
 
 
 def machine(device: str) -> str:
@@ -179,13 +187,11 @@ def draw(results: Results, path: Path) -> None:
         panel.axhline(results.base(test, study.metric), color="grey", linestyle="--", label="base")
         for i, method in enumerate(results.methods):
             means = [over_seeds(results.values(test, method, shots, study.metric)) for shots in results.shots]
-            places = [shots * 1.05 ** (i - (len(results.methods) - 1) / 2) for shots in results.shots]
+            places = [place + 0.08 * (i - (len(results.methods) - 1) / 2) for place in range(len(results.shots))]
             bars = [0.0 if math.isinf(mean.half) else mean.half for mean in means]
             colour = COLOURS[i % len(COLOURS)]
             panel.errorbar(places, [m.mean for m in means], bars, label=method, color=colour, marker="o", capsize=3)
-        panel.set_xscale("log", base=2)
-        panel.set_xticks(results.shots, [str(shots) for shots in results.shots])
-        panel.minorticks_off()
+        panel.set_xticks(range(len(results.shots)), map(count, results.shots))
         panel.set_xlabel("labelled images per category")
         panel.set_ylabel(study.metric)
         panel.set_title(test, fontsize=10)

@@ -50,7 +50,11 @@ class Study:
     tests: dict[str, Settings]
     methods: dict[str, Method]
     paper: dict[int, dict[str, float]]
-    """The paper's numbers by shots (0: whatever they are) and method, in percent as it prints them."""
+    """The paper's numbers by shots and method, in percent as it prints them."""
+    source: str = ""
+    """Where it prints them."""
+    shots: tuple[int, ...] = (1, 2, 4, 8, 16)
+    """Labelled images per category, if nothing else is asked for; 0 is all that there are."""
 
 
 def load(name: str, budget: float | None = None) -> Study:
@@ -75,8 +79,9 @@ def load(name: str, budget: float | None = None) -> Study:
     metrics = tuple(content.pop("metrics"))
     if budget is not None:
         content["budget"] = budget
-    paper = yaml.safe_load((Path(__file__).parent / "paper.yaml").read_text())["tables"].get(name, {})
-    return Study(name=name, methods=methods, metrics=metrics, paper=paper, **content)
+    printed = yaml.safe_load((Path(__file__).parent / "paper.yaml").read_text()).get(name, {})
+    content |= {"paper": printed.get("numbers", {}), "source": printed.get("source", "")}
+    return Study(name=name, methods=methods, metrics=metrics, **content)
 
 
 def extended(base: str, content: dict[str, Any]) -> dict[str, Any]:

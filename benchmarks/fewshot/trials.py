@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,6 @@ from vrft.__main__ import main
 
 QUIET: Settings = {
     "trainer.enable_progress_bar": False,
-    "trainer.max_steps": 100_000,
     "checkpoint.every_n_train_steps": 1_000_000,
     "checkpoint.save_last": False,
     "transcripts.every_n_rollouts": 1_000_000,
@@ -69,7 +68,8 @@ class Runner:
         trials = []
         for rate in method.learning_rates:
             settings = study.settings | method.settings | study.fold | start | QUIET
-            settings |= {"data.shots": shots, "seed_everything": seed, "model.optimizer.lr": rate}
+            settings |= {"seed_everything": seed, "model.optimizer.lr": rate}
+            settings |= {"data.shots": shots} if shots else {}
             settings["trainer.val_check_interval"] = method.interval
             clock = "cpu" if self.device == "cpu" else "wall"
             budget = {"metric": f"val/{study.metric}", "seconds": share, "clock": clock}
@@ -129,7 +129,7 @@ def finished(path: Path, command: list[str]) -> Row | None:
     if not path.exists():
         return None
     content: dict[str, Any] = json.loads(path.read_text())
-    if content["command"] != command:
+    if sorted(content["command"]) != sorted(command):
         raise SystemExit(f"few_shot: {path} was made with other settings; delete it, or name another --results folder")
     found: Row = content["found"]
     return found
@@ -154,7 +154,7 @@ def is_score(key: str, value: str) -> bool:
     return key.startswith("test/") and value != ""
 
 
-def rows_of(runner: Runner, study: Study, shots: list[int], seeds: int) -> Iterator[Row]:
+def rows_of(runner: Runner, study: Study, shots: Sequence[int], seeds: int) -> Iterator[Row]:
     """All rows of a study; seed by seed, so that an interrupted one has whole tables of fewer seeds."""
     yield from runner.base(study)
     for seed in range(seeds):
