@@ -179,11 +179,11 @@ def draw(results: Results, path: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    study, count = results.study, len(results.tests)
-    figure = Figure(figsize=(0.8 + 4.2 * count, 4.0), layout="constrained")
+    study, tests = results.study, results.tests
+    figure = Figure(figsize=(0.8 + 4.2 * len(tests), 4.0), layout="constrained")
     FigureCanvasAgg(figure)
-    panels = figure.subplots(1, count, squeeze=False, sharey=False)[0]
-    for panel, test in zip(panels, results.tests, strict=True):
+    panels = figure.subplots(1, len(tests), squeeze=False)[0]
+    for panel, test in zip(panels, tests, strict=True):
         panel.axhline(results.base(test, study.metric), color="grey", linestyle="--", label="base")
         for i, method in enumerate(results.methods):
             means = [over_seeds(results.values(test, method, shots, study.metric)) for shots in results.shots]
@@ -191,7 +191,7 @@ def draw(results: Results, path: Path) -> None:
             bars = [0.0 if math.isinf(mean.half) else mean.half for mean in means]
             colour = COLOURS[i % len(COLOURS)]
             panel.errorbar(places, [m.mean for m in means], bars, label=method, color=colour, marker="o", capsize=3)
-        panel.set_xticks(range(len(results.shots)), map(count, results.shots))
+        panel.set_xticks(range(len(results.shots)), [count(shots) for shots in results.shots])
         panel.set_xlabel("labelled images per category")
         panel.set_ylabel(study.metric)
         panel.set_title(test, fontsize=10)

@@ -65,26 +65,24 @@ class Runner:
         start: Settings = {}
         if method.after is not None:
             start["model.policy.checkpoint"] = self.tune(study, method.after, shots, seed)["export"]
+        budget = {"metric": f"val/{study.metric}", "seconds": share, "clock": "cpu" if self.device == "cpu" else "wall"}
+        watch = {"class_path": "fewshot.budget.FoldBudget", "init_args": budget}
+        settings = study.settings | method.settings | study.fold | QUIET
+        settings["trainer.val_check_interval"] = method.interval
+        callbacks = {"trainer.callbacks": [*settings.pop("trainer.callbacks"), watch]}
+        fixed = start | callbacks | {"seed_everything": seed} | ({"data.shots": shots} if shots else {})
         trials = []
         for rate in method.learning_rates:
-            settings = study.settings | method.settings | study.fold | start | QUIET
-            settings |= {"seed_everything": seed, "model.optimizer.lr": rate}
-            settings |= {"data.shots": shots} if shots else {}
-            settings["trainer.val_check_interval"] = method.interval
-            clock = "cpu" if self.device == "cpu" else "wall"
-            budget = {"metric": f"val/{study.metric}", "seconds": share, "clock": clock}
-            watched = {"class_path": "fewshot.budget.FoldBudget", "init_args": budget}
-            settings["trainer.callbacks"] = [*settings["trainer.callbacks"], watched]
-            trials.append(self.trial(method, settings, folder / f"lr-{rate:g}", rate))
+            trial = fixed | {"model.optimizer.lr": rate}
+            trials.append(self.trial(self.command("fit", method, settings, trial), folder / f"lr-{rate:g}", rate))
         best = max(trials, key=lambda trial: trial["fold"])
         for trial in trials:
             for made in ("checkpoints", "evaluation") if trial is best else ("checkpoints", "evaluation", "export"):
                 shutil.rmtree(Path(trial["export"]).parent / made, ignore_errors=True)
         return best | {"seconds": round(sum(trial["seconds"] for trial in trials), 2)}
 
-    def trial(self, method: Method, settings: Settings, folder: Path, rate: float) -> Row:
+    def trial(self, command: list[str], folder: Path, rate: float) -> Row:
         """Train once. `step` is the step with the best score on the fold, 0 for the base."""
-        command = ["fit", "--config", method.config, *self.hardware(), *arguments(settings), *self.more]
         done = finished(folder / "trial.json", command)
         if done is None:
             shutil.rmtree(folder, ignore_errors=True)
@@ -99,11 +97,9 @@ class Runner:
 
     def test(self, study: Study, method: Method, name: str, folder: Path, export: str | None) -> dict[str, float]:
         """The scores of a trained policy, or of the base, on held-out data."""
-        settings = study.settings | method.settings | {"trainer.logger": QUIET["trainer.logger"]} | study.tests[name]
-        if export is not None:
-            settings["model.policy.checkpoint"] = export
-        settings["trainer.enable_progress_bar"] = False
-        command = ["test", "--config", method.config, *self.hardware(), *arguments(settings), *self.more]
+        settings = study.settings | method.settings | study.tests[name] | {"trainer.enable_progress_bar": False}
+        settings["trainer.logger"] = QUIET["trainer.logger"]
+        command = self.command("test", method, settings, {} if export is None else {"model.policy.checkpoint": export})
         place = folder / f"test-{study.name}-{name.replace(' ', '_')}"
         done = finished(place / "scores.json", command)
         if done is None:
@@ -113,8 +109,11 @@ class Runner:
             finish(place / "scores.json", command, done)
         return {metric: done[metric] for metric in (study.metric, *study.metrics) if metric in done}
 
-    def hardware(self) -> list[str]:
-        return ["--config", f"configs/trainer/{'cpu' if self.device == 'cpu' else 'gpu'}.yaml"]
+    def command(self, name: str, method: Method, settings: Settings, fixed: Settings) -> list[str]:
+        """A command of vrft. What is said for every run comes after `settings` and can't change what is `fixed`."""
+        hardware = f"configs/trainer/{'cpu' if self.device == 'cpu' else 'gpu'}.yaml"
+        files = ["--config", method.config, "--config", hardware]
+        return [name, *files, *arguments(settings), *self.more, *arguments(fixed)]
 
 
 def run(command: list[str]) -> None:

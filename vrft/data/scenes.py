@@ -135,6 +135,7 @@ class SceneData(CocoData):
         eval_batch_size: int = 64,
         train_size: int = 200,
         val_size: int = 150,
+        objects: tuple[int, int] = (1, 3),
         colours: list[str] | None = None,
         background: tuple[int, int] = (118, 138),
         ordinals: list[str] | None = None,
@@ -150,12 +151,14 @@ class SceneData(CocoData):
             eval_batch_size: prompts decoded at once in evaluation.
             train_size: scenes to train on.
             val_size: held-out scenes.
+            objects: least and most shapes in a scene.
             colours: of the shapes, out of `PALETTE`; default: those that the built-in policy has been shown.
             background: darkest and lightest grey.
             ordinals: colours of which each scene has two, "red one" on the left and "red two" on the right.
             kwargs: see `CocoData`.
         """
         self.sizes: dict[Part, int] = {"train": train_size, "val": val_size}
+        self.objects = objects
         self.colours, self.background, self.ordinals = tuple(colours or COLOURS), background, tuple(ordinals or ())
         if unknown := sorted({*self.colours, *self.ordinals} - {*PALETTE}):
             raise ConfigurationError(f"data.colours: {unknown[0]!r} is none of {', '.join(PALETTE)}")
@@ -170,7 +173,7 @@ class SceneData(CocoData):
         for part, (file, folder) in self.files.items():
             if not file.exists():
                 scenes = [
-                    draw_scene(random.Random(f"{part}/{i}"), (1, 3), self.colours, self.background, self.ordinals)
+                    draw_scene(random.Random(f"{part}/{i}"), self.objects, self.colours, self.background, self.ordinals)
                     for i in range(self.sizes[part])
                 ]
                 write_coco(scenes, file, folder, self.names())
