@@ -174,6 +174,31 @@ def test_consistency_is_the_mean_agreement_with_the_other_answers() -> None:
     assert Consistency().scores(answers, about) == [0.25, 0.25, 0.0, None]
 
 
+def test_trials_are_chosen_by_the_fold_and_what_comes_after_starts_from_the_choice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commands: dict[str, list[str]] = {}
+
+    def trial(self: trials.Runner, command: list[str], folder: Path, rate: float) -> dict[str, Any]:
+        name = f"{folder.parent.name}/{folder.name}"
+        commands[name] = command
+        fold = {"SFT,_half-16-shots-seed-0/lr-0.0006": 0.4}.get(name, 0.3)
+        return {"learning_rate": rate, "step": 8, "fold": fold, "seconds": 2.0, "export": f"{folder}/export"}
+
+    monkeypatch.setattr(trials.Runner, "trial", trial)
+    runner = trials.Runner(tmp_path, "cpu", ("--model.policy.checkpoint=mine", "--data.shots=99"))
+    choice = runner.tune(load("ablation_sft_first"), "SFT then RFT", 16, 0)
+    assert choice["learning_rate"] == 3e-4  # ties go to the first
+    assert choice["seconds"] == 4.0  # of both trials
+    after = commands["SFT_then_RFT-16-shots-seed-0/lr-0.0003"]
+    starts = [part for part in after if part.startswith("--model.policy.checkpoint=")]
+    assert starts[-1].endswith("SFT,_half-16-shots-seed-0/lr-0.0006/export")  # and not what is said for all runs
+    assert [part for part in after if part.startswith("--data.shots=")][-1] == "--data.shots=16"
+    assert sorted(name.partition("/")[0] for name in commands) == sorted(
+        2 * ["SFT,_half-16-shots-seed-0"] + 2 * ["SFT_then_RFT-16-shots-seed-0"]
+    )
+
+
 def data_of(folder: Path) -> list[str]:
     """Arguments for COCO files of pictures with a red or a green shape, and for a policy and runs of seconds."""
     arguments = []

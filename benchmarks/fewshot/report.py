@@ -73,9 +73,7 @@ def text(results: Results, command: str, device: str) -> list[str]:
         f"learning rate, the looks at the fold included. A trial ends before that after {PATIENCE} looks without a "
         "better one. The fold is held out of the training file and has no image that is trained on. By its "
         f"{study.metric} the learning rate and the step are chosen (the base is step 0), and what is chosen is tested "
-        f"once. A seed chooses shots and fold and seeds the training. Intervals are 95 % t-intervals over {seeds} "
-        "seeds, those of differences over the paired differences of the seeds (bold: 0 is outside). They don't cover "
-        "what another test set or another base would change.",
+        f"once. A seed chooses shots and fold and seeds the training. {how_sure(seeds)}",
         "",
         *(paper if study.source else []),
         f"- command: `{command}`",
@@ -141,6 +139,15 @@ def tuning(results: Results) -> list[str]:
             seconds.append(f"{over_seeds(results.values(test, method, shots, 'seconds')).mean:.1f}")
         lines.append(f"| {count(shots)} | {' | '.join(cells)} | {', '.join(seconds)} |")
     return [*lines, ""]
+
+
+def how_sure(seeds: int) -> str:
+    if seeds == 1:
+        return "There is one seed, so there are no intervals: a difference may be chance."
+    return (
+        f"Intervals are 95 % t-intervals over {seeds} seeds, those of differences over the paired differences of the "
+        "seeds (bold: 0 is outside). They don't cover what another test set or another base would change."
+    )
 
 
 def count(shots: int) -> str:
