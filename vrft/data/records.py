@@ -204,14 +204,8 @@ class RecordData(VisionData):
             inner = self.val_fraction is not None or self.val_shots is not None
             train = self.records("train", problems) if needs_train or inner else []
             val = self.records("val", problems) if not inner else []
-        if self.val_fraction is not None:
-            train, val = split_by_image(train, self.val_fraction, self.seed)
-        usable = UsableImages(problems)
         try:
-            if self.val_shots is not None:
-                train, val = split_by_shots(train, self.val_shots, self.seed, usable)
-            if needs_train and self.shots is not None:
-                train = choose_shots(train, category, self.shots, self.seed, usable)
+            train, val = self._choose(train, val, problems, needs_train)
         except ConfigurationError:
             problems.report(self.on_bad_record, folder, replace_list=True)  # why there are too few
             raise
@@ -229,6 +223,19 @@ class RecordData(VisionData):
         self._val = RecordSet(val, training=False)
         if needs_train:
             self._train = RecordSet(train, training=True, augmentation=self.augmentation, seed=self.seed)
+
+    def _choose(
+        self, train: list[Record], val: list[Record], problems: Problems, needs_train: bool
+    ) -> tuple[list[Record], list[Record]]:
+        """Hold out records of the training data, if that is asked for, then choose shots of the others."""
+        usable = UsableImages(problems)
+        if self.val_fraction is not None:
+            train, val = split_by_image(train, self.val_fraction, self.seed)
+        elif self.val_shots is not None:
+            train, val = split_by_shots(train, self.val_shots, self.seed, usable)
+        if needs_train and self.shots is not None:
+            train = choose_shots(train, category, self.shots, self.seed, usable)
+        return train, val
 
     def train_set(self) -> RecordSet:
         assert self._train is not None
