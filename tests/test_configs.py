@@ -23,7 +23,7 @@ from formats import (
 
 from vrft.__main__ import main
 
-CONFIGS = sorted([*(ROOT / "configs").glob("*.yaml"), *(ROOT / "configs" / "tiny").glob("*.yaml")])
+CONFIGS = sorted(path for folder in (".", "tiny", "recipes") for path in (ROOT / "configs" / folder).glob("*.yaml"))
 FRAGMENTS = sorted([*(ROOT / "configs" / "data").glob("*.yaml"), *(ROOT / "configs" / "model").glob("*.yaml")])
 ENGINES = sorted((ROOT / "configs" / "engine").glob("*.yaml"))
 HARDWARE = sorted((ROOT / "configs" / "trainer").glob("*.yaml"))

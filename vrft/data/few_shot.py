@@ -18,7 +18,12 @@ T = TypeVar("T")
 
 
 def choose_shots(
-    items: Sequence[T], category: Callable[[T], str], shots: int, seed: int, usable: Callable[[T], bool]
+    items: Sequence[T],
+    category: Callable[[T], str],
+    shots: int,
+    seed: int | str,
+    usable: Callable[[T], bool],
+    field: str = "data.shots",
 ) -> list[T]:
     """`shots` usable items of each category, in their original order.
 
@@ -28,7 +33,7 @@ def choose_shots(
         ConfigurationError: a category has fewer than `shots` items, or `shots` is below 1.
     """
     if shots < 1:
-        raise ConfigurationError(f"data.shots: expected at least 1, got {shots}")
+        raise ConfigurationError(f"{field}: expected at least 1, got {shots}")
     positions = defaultdict(list)
     for position, item in enumerate(items):
         positions[category(item)].append(position)
@@ -37,7 +42,7 @@ def choose_shots(
         random.Random(f"{seed}/{name}").shuffle(candidates)
         found = list(itertools.islice((p for p in candidates if usable(items[p])), shots))
         if len(found) < shots:
-            raise ConfigurationError(f"data.shots: expected at least {shots} images of {name!r}, got {len(found)}")
+            raise ConfigurationError(f"{field}: expected at least {shots} images of {name!r}, got {len(found)}")
         chosen += found
     return [items[position] for position in sorted(chosen)]
 

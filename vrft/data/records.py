@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import random
 from abc import abstractmethod
-from collections.abc import Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -135,6 +135,7 @@ class RecordData(VisionData):
         seed: int = 0,
         shots: int | None = None,
         val_fraction: float | None = None,
+        val_shots: int | None = None,
         on_bad_record: OnBadRecord = "stop",
         augmentation: list[torch.nn.Module] | None = None,
     ) -> None:
@@ -147,20 +148,28 @@ class RecordData(VisionData):
             seed: of the order, the choice of shots and the split.
             shots: records per category to train on, chosen by `seed`; default: all.
             val_fraction: hold out this share of the training images instead of reading a file of held-out ones.
+            val_shots: hold out this many training records per category, chosen by `seed`, and all their images: a fold
+                to tune on. Whatever is said of held-out files is left for the test.
             on_bad_record: stop with a list of all bad records, or skip and count them.
             augmentation: modules of kornia.augmentation for training images; boxes follow.
         """
         super().__init__(batch_size, eval_batch_size, num_workers, seed)
         if val_fraction is not None and not 0 < val_fraction < 1:
             raise ConfigurationError(f"data.val_fraction: expected a number between 0 and 1, got {val_fraction}")
-        self.shots, self.val_fraction, self.on_bad_record = shots, val_fraction, on_bad_record
+        if val_fraction is not None and val_shots is not None:
+            raise ConfigurationError("data.val_shots: data.val_fraction holds out training images already")
+        self.shots, self.val_fraction, self.val_shots = shots, val_fraction, val_shots
+        self.on_bad_record = on_bad_record
         self.augmentation = augmentation or []
         self._train: RecordSet | None = None
         self._val: RecordSet | None = None
 
     def check_held_out(self, given: bool, field: str) -> None:
-        """Raise ConfigurationError unless either a file of held-out samples or `val_fraction` is given."""
-        if given == (self.val_fraction is not None):
+        """Raise ConfigurationError unless either a file of held-out samples or `val_fraction` is given.
+
+        With `val_shots` there may be a file as well.
+        """
+        if self.val_shots is None and given == (self.val_fraction is not None):
             raise ConfigurationError(f"data.{field}: expected either held-out samples or data.val_fraction")
 
     @abstractmethod
@@ -192,18 +201,16 @@ class RecordData(VisionData):
         folder = Path(self.trainer.default_root_dir)
         problems = Problems()
         with garbage_kept():
-            train = self.records("train", problems) if needs_train or self.val_fraction is not None else []
-            val = self.records("val", problems) if self.val_fraction is None else []
-        if self.val_fraction is not None:
-            train, val = split_by_image(train, self.val_fraction, self.seed)
+            inner = self.val_fraction is not None or self.val_shots is not None
+            train = self.records("train", problems) if needs_train or inner else []
+            val = self.records("val", problems) if not inner else []
+        try:
+            train, val = self._choose(train, val, problems, needs_train)
+        except ConfigurationError:
+            problems.report(self.on_bad_record, folder, replace_list=True)  # why there are too few
+            raise
         if needs_train:
             if self.shots is not None:
-                usable = UsableImages(problems)
-                try:
-                    train = choose_shots(train, category, self.shots, self.seed, usable)
-                except ConfigurationError:
-                    problems.report(self.on_bad_record, folder, replace_list=True)  # why there are too few
-                    raise
                 record_shots(str(folder), [(category(record), str(record.image)) for record in train])
             train += self.further_records(train)
             train = check_targets(self.finish(check_images(train, problems), problems), problems)
@@ -216,6 +223,19 @@ class RecordData(VisionData):
         self._val = RecordSet(val, training=False)
         if needs_train:
             self._train = RecordSet(train, training=True, augmentation=self.augmentation, seed=self.seed)
+
+    def _choose(
+        self, train: list[Record], val: list[Record], problems: Problems, needs_train: bool
+    ) -> tuple[list[Record], list[Record]]:
+        """Hold out records of the training data, if that is asked for, then choose shots of the others."""
+        usable = UsableImages(problems)
+        if self.val_fraction is not None:
+            train, val = split_by_image(train, self.val_fraction, self.seed)
+        elif self.val_shots is not None:
+            train, val = split_by_shots(train, self.val_shots, self.seed, usable)
+        if needs_train and self.shots is not None:
+            train = choose_shots(train, category, self.shots, self.seed, usable)
+        return train, val
 
     def train_set(self) -> RecordSet:
         assert self._train is not None
@@ -304,6 +324,15 @@ def split_by_image(records: Sequence[Record], val_fraction: float, seed: int) ->
         [record for record in records if image_key(record) not in held_out],
         [record for record in records if image_key(record) in held_out],
     )
+
+
+def split_by_shots(
+    records: Sequence[Record], val_shots: int, seed: int, usable: Callable[[Record], bool]
+) -> tuple[list[Record], list[Record]]:
+    """Train and held-out records that share no image; these are `val_shots` of each category."""
+    val = choose_shots(records, category, val_shots, f"{seed}/fold", usable, "data.val_shots")
+    held_out = {image_key(record) for record in val}
+    return [record for record in records if image_key(record) not in held_out], val
 
 
 def warn_of_shared_images(train: Sequence[Record], val: Sequence[Record]) -> None:

@@ -14,6 +14,7 @@ from torch.utils.data import Dataset
 from vrft.data.coco import CocoData
 from vrft.data.datamodule import VisionData
 from vrft.data.records import Part
+from vrft.errors import ConfigurationError
 from vrft.types import Detection, Sample
 
 SIZE = 56  # pixels
@@ -29,33 +30,63 @@ COLOURS = {
     "cyan": (40, 200, 215),
     "pink": (250, 130, 190),
 }
+NOVEL_COLOURS = {
+    "brown": (120, 72, 30),
+    "black": (25, 25, 25),
+    "lime": (165, 225, 30),
+    "navy": (25, 30, 110),
+}
+"""What the built-in policy has words for and was never shown."""
+PALETTE = COLOURS | NOVEL_COLOURS
+ORDINALS = ("one", "two")
 SHAPES = ("circle", "square", "triangle", "plus", "ring")
 
 Cell = tuple[int, int, int, int]
 
 
-def draw_scene(rng: random.Random, objects: tuple[int, int] = (1, 3)) -> tuple[Image.Image, list[Detection]]:
-    """A picture of `objects` (least, most) shapes that do not overlap, and all of them with their colour as label.
+def draw_scene(
+    rng: random.Random,
+    objects: tuple[int, int] = (1, 3),
+    colours: Sequence[str] = tuple(COLOURS),
+    background: tuple[int, int] = (118, 138),
+    ordinals: Sequence[str] = (),
+) -> tuple[Image.Image, list[Detection]]:
+    """A picture of shapes that do not overlap, and all of them with their colour as label.
 
-    The background is a grey near the processor's mean, so that normalised pixels are near 0.
+    Args:
+        rng: what everything is drawn from.
+        objects: least and most shapes.
+        colours: of the shapes.
+        background: darkest and lightest grey; near the processor's mean, normalised pixels are near 0.
+        ordinals: colours of which there are two in each picture, told apart from left to right as "red one", "red two".
     """
     count = rng.randint(*objects)
-    twins = count > 1 and rng.random() < 0.25  # two objects of the first colour
-    colours = rng.sample(list(COLOURS), count - twins)
-    colours = colours[:1] * twins + colours
-    grey = (rng.randint(118, 138),) * 3
+    if ordinals:
+        first = rng.choice(ordinals)
+        others = [colour for colour in colours if colour != first]
+        chosen = [first, first, *rng.sample(others, max(count, 2) - 2)]
+    else:
+        twins = count > 1 and rng.random() < 0.25  # two objects of the first colour
+        chosen = rng.sample(list(colours), count - twins)
+        chosen = chosen[:1] * twins + chosen
+    grey = (rng.randint(*background),) * 3
     side = SIZE * OVERSAMPLING
     picture = Image.new("RGB", (side, side), grey)
     pen = ImageDraw.Draw(picture)
-    cells = _place(rng, count)
-    for cell, colour in zip(cells, colours, strict=False):
-        fill = tuple(min(255, max(0, value + rng.randint(-15, 15))) for value in COLOURS[colour])
+    cells = _place(rng, len(chosen))
+    for cell, colour in zip(cells, chosen, strict=False):
+        fill = tuple(min(255, max(0, value + rng.randint(-15, 15))) for value in PALETTE[colour])
         _draw_shape(pen, rng.choice(SHAPES), [value * side / CELLS for value in cell], fill, grey)
     unit = SIZE / CELLS
     detections = [
         Detection((cell[0] * unit, cell[1] * unit, cell[2] * unit, cell[3] * unit), colour)
-        for cell, colour in zip(cells, colours, strict=False)
+        for cell, colour in zip(cells, chosen, strict=False)
     ]
+    if ordinals and len(detections) > 1:
+        pair = sorted(detections[:2], key=lambda found: found.box[0] + found.box[2])
+        detections[:2] = [
+            found._replace(label=f"{found.label} {word}") for found, word in zip(pair, ORDINALS, strict=True)
+        ]
     return picture.resize((SIZE, SIZE), Image.Resampling.BOX), detections
 
 
@@ -104,9 +135,13 @@ class SceneData(CocoData):
         eval_batch_size: int = 64,
         train_size: int = 200,
         val_size: int = 150,
+        objects: tuple[int, int] = (1, 3),
+        colours: list[str] | None = None,
+        background: tuple[int, int] = (118, 138),
+        ordinals: list[str] | None = None,
         **kwargs: Any,
     ) -> None:
-        """Names the files, as `CocoData`.
+        """Names the files, as `CocoData`, and what is drawn where they are missing.
 
         Args:
             train_annotations: file to write and train on.
@@ -116,9 +151,17 @@ class SceneData(CocoData):
             eval_batch_size: prompts decoded at once in evaluation.
             train_size: scenes to train on.
             val_size: held-out scenes.
+            objects: least and most shapes in a scene.
+            colours: of the shapes, out of `PALETTE`; default: those that the built-in policy has been shown.
+            background: darkest and lightest grey.
+            ordinals: colours of which each scene has two, "red one" on the left and "red two" on the right.
             kwargs: see `CocoData`.
         """
         self.sizes: dict[Part, int] = {"train": train_size, "val": val_size}
+        self.objects = objects
+        self.colours, self.background, self.ordinals = tuple(colours or COLOURS), background, tuple(ordinals or ())
+        if unknown := sorted({*self.colours, *self.ordinals} - {*PALETTE}):
+            raise ConfigurationError(f"data.colours: {unknown[0]!r} is none of {', '.join(PALETTE)}")
         super().__init__(
             train_annotations, train_images, val_annotations, val_images, eval_batch_size=eval_batch_size, **kwargs
         )
@@ -129,14 +172,27 @@ class SceneData(CocoData):
     def prepare_data(self) -> None:
         for part, (file, folder) in self.files.items():
             if not file.exists():
-                write_coco([draw_scene(random.Random(f"{part}/{i}")) for i in range(self.sizes[part])], file, folder)
+                scenes = [
+                    draw_scene(random.Random(f"{part}/{i}"), self.objects, self.colours, self.background, self.ordinals)
+                    for i in range(self.sizes[part])
+                ]
+                write_coco(scenes, file, folder, self.names())
+
+    def names(self) -> list[str]:
+        """What shapes can be called, in the order of their category ids."""
+        return [*self.colours, *(f"{colour} {word}" for colour in self.ordinals for word in ORDINALS)]
 
 
-def write_coco(scenes: Sequence[tuple[Image.Image, list[Detection]]], annotations: Path, images: Path) -> None:
+def write_coco(
+    scenes: Sequence[tuple[Image.Image, list[Detection]]],
+    annotations: Path,
+    images: Path,
+    names: Sequence[str] = tuple(COLOURS),
+) -> None:
     """Write pictures as PNG, then their boxes as a COCO instances file, which is whole or absent."""
     images.mkdir(parents=True, exist_ok=True)
     annotations.parent.mkdir(parents=True, exist_ok=True)
-    ids = {name: i for i, name in enumerate(COLOURS, 1)}
+    ids = {name: i for i, name in enumerate(names, 1)}
     image_records: list[dict[str, Any]] = []
     boxes: list[dict[str, Any]] = []
     for image_id, (picture, detections) in enumerate(scenes, 1):
@@ -163,17 +219,21 @@ def write_coco(scenes: Sequence[tuple[Image.Image, list[Detection]]], annotation
 
 
 class FreshScenes(Dataset[Sample]):
-    """`size` scenes that are drawn when they are asked for; the first `num_simple` have one object."""
+    """`size` scenes that are drawn when they are asked for; the first `num_simple` have one object.
 
-    def __init__(self, size: int, num_simple: int, seed: int) -> None:
-        self.size, self.num_simple, self.seed = size, num_simple, seed
+    With `ordinals`, half of the others have two shapes of one of these colours, see `draw_scene`.
+    """
+
+    def __init__(self, size: int, num_simple: int, seed: int, ordinals: Sequence[str] = ()) -> None:
+        self.size, self.num_simple, self.seed, self.ordinals = size, num_simple, seed, ordinals
 
     def __len__(self) -> int:
         return self.size
 
     def __getitem__(self, index: int) -> Sample:
         rng = random.Random(f"fresh/{self.seed}/{index}")
-        image, detections = draw_scene(rng, (1, 1) if index < self.num_simple else (1, 3))
+        ordinals = self.ordinals if self.ordinals and rng.random() < 0.5 else ()
+        image, detections = draw_scene(rng, (1, 1) if index < self.num_simple else (1, 3), ordinals=ordinals)
         query = rng.choice(detections).label
         return Sample(index, image, index, query, tuple(d for d in detections if d.label == query))
 
@@ -184,14 +244,30 @@ class FreshSceneData(VisionData):
     shuffle = False
 
     def __init__(
-        self, steps: int, simple_steps: int = 0, batch_size: int = 64, eval_batch_size: int = 128, seed: int = 0
+        self,
+        steps: int,
+        simple_steps: int = 0,
+        batch_size: int = 64,
+        eval_batch_size: int = 128,
+        seed: int = 0,
+        ordinals: list[str] | None = None,
     ) -> None:
-        """`steps` batches; the first `simple_steps` show one object per picture, which shortens the plateau."""
+        """What is drawn.
+
+        Args:
+            steps: batches.
+            simple_steps: first batches that show one object per picture, which shortens the plateau.
+            batch_size: prompts per rank and training step.
+            eval_batch_size: prompts decoded at once in evaluation.
+            seed: of the scenes.
+            ordinals: colours of which half of the pictures have two, as in `SceneData`.
+        """
         super().__init__(batch_size, eval_batch_size, num_workers=0, seed=seed)
-        self.steps, self.simple_steps = steps, simple_steps
+        self.steps, self.simple_steps, self.ordinals = steps, simple_steps, tuple(ordinals or ())
 
     def train_set(self) -> FreshScenes:
-        return FreshScenes(self.steps * self.batch_size, self.simple_steps * self.batch_size, self.seed)
+        simple = self.simple_steps * self.batch_size
+        return FreshScenes(self.steps * self.batch_size, simple, self.seed, self.ordinals)
 
     def val_set(self) -> FreshScenes:
-        return FreshScenes(256, 0, self.seed + 1_000_000)
+        return FreshScenes(256, 0, self.seed + 1_000_000, self.ordinals)

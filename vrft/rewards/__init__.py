@@ -1,6 +1,7 @@
 """Verifiable rewards: each is a pure function of one answer and one sample, wrapped in a metric."""
 
 from vrft.rewards.base import Reward
+from vrft.rewards.consistency import Consistency
 from vrft.rewards.custom import FunctionReward
 from vrft.rewards.detection import (
     DetectionConfidence,
@@ -19,6 +20,7 @@ from vrft.rewards.text import Length, ReasoningPresent, Repetition
 __all__ = [
     "Accuracy",
     "CentreDistance",
+    "Consistency",
     "CountError",
     "DetectionConfidence",
     "DetectionDIoU",

@@ -1,0 +1,1 @@
+"""What `benchmarks/few_shot.py` is made of: studies, trials with a budget, intervals, reports."""

@@ -1,0 +1,43 @@
+"""Means over seeds and how sure they are."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from scipy.stats import t
+
+LEVEL = 0.95
+
+
+class Interval(NamedTuple):
+    """A mean over seeds with the bounds of its confidence interval, infinite for a single seed."""
+
+    mean: float
+    low: float
+    high: float
+
+    @property
+    def half(self) -> float:
+        return (self.high - self.low) / 2
+
+
+def over_seeds(values: Sequence[float]) -> Interval:
+    """Student's interval for the mean of independent values: mean ± t(n - 1) · s / sqrt(n).
+
+    >>> over_seeds([1.0, 2.0, 3.0])
+    Interval(mean=2.0, low=-0.48413771175033027, high=4.48413771175033)
+    """
+    n = len(values)
+    mean = sum(values) / n
+    if n == 1:
+        return Interval(mean, -math.inf, math.inf)
+    deviation = math.sqrt(sum((value - mean) ** 2 for value in values) / (n - 1))
+    half = float(t.ppf((1 + LEVEL) / 2, n - 1)) * deviation / math.sqrt(n)
+    return Interval(mean, mean - half, mean + half)
+
+
+def difference(before: Sequence[float], after: Sequence[float]) -> Interval:
+    """Of the paired differences: a seed has the same shots, fold and test for both methods."""
+    return over_seeds([b - a for a, b in zip(before, after, strict=True)])

@@ -1,0 +1,208 @@
+"""A study's rows as CSV, as tables to read, and as a picture."""
+
+from __future__ import annotations
+
+import csv
+import math
+import platform
+from collections.abc import Sequence
+from datetime import datetime
+from importlib.metadata import version
+from pathlib import Path
+
+from fewshot.budget import PATIENCE
+from fewshot.intervals import Interval, difference, over_seeds
+from fewshot.study import Study
+from fewshot.trials import Row
+
+VERSIONS = ("vrft", "torch", "transformers", "lightning")
+COLOURS = ("#4477aa", "#cc6677", "#228833", "#aa7700", "#663399", "#555555")
+
+
+class Results:
+    """Rows, asked for by test, method and shots."""
+
+    def __init__(self, study: Study, rows: Sequence[Row]) -> None:
+        self.study, self.rows = study, rows
+        self.tests = list(study.tests)
+        self.methods = list(study.methods)
+        self.trained = [row for row in rows if row["method"] != "base"]
+        self.shots = sorted({row["shots"] for row in self.trained})
+
+    def base(self, test: str, metric: str) -> float:
+        return next(row[metric] for row in self.rows if row["test"] == test and row["method"] == "base")
+
+    def values(self, test: str, method: str, shots: int, metric: str) -> list[float]:
+        """One for each seed, in their order."""
+        found = [row for row in self.rows if (row["test"], row["method"], row["shots"]) == (test, method, shots)]
+        return [row[metric] for row in sorted(found, key=lambda row: row["seed"])]
+
+    def over_shots(self, test: str, method: str, metric: str) -> list[float]:
+        """For each seed, the mean over all numbers of shots."""
+        columns = zip(*(self.values(test, method, shots, metric) for shots in self.shots), strict=True)
+        return [sum(column) / len(column) for column in columns]
+
+
+def write(study: Study, rows: Sequence[Row], folder: Path, command: str, device: str) -> None:
+    """Write `few_shot_STUDY.csv`, `.md` and `.png`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"few_shot_{study.name}"
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    with path.with_suffix(".csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, columns, restval="", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    results = Results(study, rows)
+    path.with_suffix(".md").write_text("\n".join(text(results, command, device)) + "\n")
+    draw(results, path.with_suffix(".png"))
+
+
+def text(results: Results, command: str, device: str) -> list[str]:
+    study, seeds = results.study, len({row["seed"] for row in results.trained})
+    lines = [f"# {study.title}", "", study.about.strip(), ""]
+    for test in results.tests:
+        lines += table(results, test)
+    lines += other_metrics(results)
+    lines += tuning(results)
+    paper = [f"The paper's numbers: {study.source}, one seed, by its own training and evaluation.", ""]
+    unit = "CPU-seconds" if device == "cpu" else "seconds"
+    lines += [
+        "## How",
+        "",
+        f"Each method has {study.budget:g} {unit} for each number of shots and each seed: an equal share for each "
+        f"learning rate, the looks at the fold included. A trial ends before that after {PATIENCE} looks without a "
+        "better one. The fold is held out of the training file and has no image that is trained on. By its "
+        f"{study.metric} the learning rate and the step are chosen (the base is step 0), and what is chosen is tested "
+        f"once. A seed chooses shots and fold and seeds the training. {how_sure(seeds)}",
+        "",
+        *(paper if study.source else []),
+        f"- command: `{command}`",
+        f"- machine: {machine(device)}",
+        f"- versions: {', '.join(f'{name} {version(name)}' for name in VERSIONS)}",
+        f"- date: {datetime.now().astimezone().date()}",
+        f"- time: {total_time(results.trained):.0f} {unit} of training and tuning, tests not counted",
+        "",
+        f"![{study.title}](few_shot_{study.name}.png)",
+    ]
+    return lines
+
+
+def table(results: Results, test: str) -> list[str]:
+    """The study's metric, with what sets each method apart from the first one."""
+    study, methods = results.study, results.methods
+    first, *others = methods
+    columns = ["shots", "base", *methods, *(f"{method} − {first}" for method in others)]
+    shown_here = study.paper.values() if test == results.tests[0] else ()
+    printed = list(dict.fromkeys(name for numbers in shown_here for name in numbers))
+    columns += [f"paper: {name}" for name in printed]
+    lines = [f"## {test}: {study.metric}", "", f"| {' | '.join(columns)} |", "|--" * len(columns) + "|"]
+    base = f"{results.base(test, study.metric):.3f}"
+    for shots in results.shots:
+        values = {method: results.values(test, method, shots, study.metric) for method in methods}
+        cells = [count(shots), base, *(shown(over_seeds(values[method])) for method in methods)]
+        cells += [signed(difference(values[first], values[method])) for method in others]
+        numbers = study.paper.get(shots, {})
+        cells += [f"{numbers[name] / 100:.3f}" if name in numbers else "" for name in printed]
+        lines.append(f"| {' | '.join(cells)} |")
+    if len(results.shots) > 1:
+        values = {method: results.over_shots(test, method, study.metric) for method in methods}
+        cells = ["mean", base, *(shown(over_seeds(values[method])) for method in methods)]
+        cells += [signed(difference(values[first], values[method])) for method in others]
+        lines.append(f"| {' | '.join([*cells, *['' for _ in printed]])} |")
+    return [*lines, ""]
+
+
+def other_metrics(results: Results) -> list[str]:
+    """Means over seeds of what else was measured."""
+    lines = ["## Other scores, means over seeds", "", "| test | score | shots | base | " + " | ".join(results.methods)]
+    lines = [*lines[:-1], f"{lines[-1]} |", "|--" * (4 + len(results.methods)) + "|"]
+    for test in results.tests:
+        for metric in results.study.metrics:
+            for shots in results.shots:
+                means = [over_seeds(results.values(test, name, shots, metric)).mean for name in results.methods]
+                cells = [test, metric, count(shots), f"{results.base(test, metric):.3f}", *(f"{m:.3f}" for m in means)]
+                lines.append(f"| {' | '.join(cells)} |")
+    return [*lines, ""]
+
+
+def tuning(results: Results) -> list[str]:
+    """What the fold has chosen, seed by seed."""
+    lines = ["## What the fold chose", "", "learning rate @ step, for each seed; seconds are used, over the seeds", ""]
+    lines += [f"| shots | {' | '.join(results.methods)} | seconds |", "|--" * (2 + len(results.methods)) + "|"]
+    for shots in results.shots:
+        cells, seconds = [], []
+        for method in results.methods:
+            test = results.tests[0]
+            rates = results.values(test, method, shots, "learning_rate")
+            steps = results.values(test, method, shots, "step")
+            cells.append(", ".join(f"{rate:g} @ {step:g}" for rate, step in zip(rates, steps, strict=True)))
+            seconds.append(f"{over_seeds(results.values(test, method, shots, 'seconds')).mean:.1f}")
+        lines.append(f"| {count(shots)} | {' | '.join(cells)} | {', '.join(seconds)} |")
+    return [*lines, ""]
+
+
+def how_sure(seeds: int) -> str:
+    if seeds == 1:
+        return "There is one seed, so there are no intervals: a difference may be chance."
+    return (
+        f"Intervals are 95 % t-intervals over {seeds} seeds, those of differences over the paired differences of the "
+        "seeds (bold: 0 is outside). They don't cover what another test set or another base would change."
+    )
+
+
+def count(shots: int) -> str:
+    return str(shots) if shots else "all"
+
+
+def shown(interval: Interval) -> str:
+    return f"{interval.mean:.3f}" + ("" if math.isinf(interval.half) else f" ± {interval.half:.3f}")
+
+
+def signed(interval: Interval) -> str:
+    """A difference; bold if its interval is all on one side of 0."""
+    if math.isinf(interval.half):
+        return f"{interval.mean:+.3f}"
+    value = f"{interval.mean:+.3f} [{interval.low:+.3f}, {interval.high:+.3f}]"
+    return f"**{value}**" if interval.low * interval.high > 0 else value
+
+
+def total_time(rows: Sequence[Row]) -> float:
+    """Seconds of all trials; a trained policy that has several tests counts once."""
+    return sum({(row["method"], row["shots"], row["seed"]): row["seconds"] for row in rows}.values())
+
+
+def machine(device: str) -> str:
+    import torch
+
+    if device != "cpu":
+        return torch.cuda.get_device_name()
+    info = Path("/proc/cpuinfo")
+    names = [line.partition(":")[2].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
+    return f"one thread of a shared {names[0] if names else platform.machine()}"
+
+
+def draw(results: Results, path: Path) -> None:
+    """Scores over shots, a panel for each test, with error bars; the base is a line."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    study, tests = results.study, results.tests
+    figure = Figure(figsize=(0.8 + 4.2 * len(tests), 4.0), layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(1, len(tests), squeeze=False)[0]
+    for panel, test in zip(panels, tests, strict=True):
+        panel.axhline(results.base(test, study.metric), color="grey", linestyle="--", label="base")
+        for i, method in enumerate(results.methods):
+            means = [over_seeds(results.values(test, method, shots, study.metric)) for shots in results.shots]
+            places = [place + 0.08 * (i - (len(results.methods) - 1) / 2) for place in range(len(results.shots))]
+            bars = [0.0 if math.isinf(mean.half) else mean.half for mean in means]
+            colour = COLOURS[i % len(COLOURS)]
+            panel.errorbar(places, [m.mean for m in means], bars, label=method, color=colour, marker="o", capsize=3)
+        panel.set_xticks(range(len(results.shots)), [count(shots) for shots in results.shots])
+        panel.set_xlabel("labelled images per category")
+        panel.set_ylabel(study.metric)
+        panel.set_title(test, fontsize=10)
+        panel.grid(alpha=0.3)
+    panels[0].legend(fontsize=9)
+    figure.suptitle(study.title, fontsize=11)
+    figure.savefig(path, dpi=110)

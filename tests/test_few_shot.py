@@ -1,0 +1,245 @@
+"""The few-shot studies: intervals, budgets, folds, and a whole one on a made data set."""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT
+from formats import coco_tables
+from scipy import stats
+
+from vrft.data import SceneData
+from vrft.data.scenes import COLOURS, NOVEL_COLOURS
+from vrft.errors import ConfigurationError
+from vrft.rewards import Consistency
+from vrft.tasks import DetectionTask
+from vrft.types import Frame, Sample
+
+sys.path.insert(0, str(ROOT / "benchmarks"))
+import few_shot
+from fewshot import trials
+from fewshot.budget import PATIENCE, FoldBudget
+from fewshot.intervals import difference, over_seeds
+from fewshot.report import Results, table
+from fewshot.study import load, names
+
+
+@pytest.mark.parametrize("count", [2, 3, 10])
+def test_intervals_are_those_of_scipy(count: int) -> None:
+    before, after = np.random.default_rng(count).normal(0.5, 0.1, (2, count)).tolist()
+    expected = stats.t.interval(0.95, count - 1, loc=np.mean(before), scale=stats.sem(before))
+    assert over_seeds(before) == pytest.approx((np.mean(before), *expected))
+    paired = stats.ttest_rel(after, before).confidence_interval(0.95)
+    assert difference(before, after) == pytest.approx((np.mean(after) - np.mean(before), paired.low, paired.high))
+
+
+def test_the_table_is_the_arithmetic_of_its_rows() -> None:
+    study = load("coco_few_shot")
+    scores = {"SFT": {1: [0.1, 0.2, 0.3], 4: [0.3, 0.3, 0.3]}, "RFT": {1: [0.2, 0.4, 0.3], 4: [0.5, 0.51, 0.49]}}
+    rows: list[dict[str, Any]] = [{"test": "held out", "method": "base", "shots": 0, "seed": 0, "coco/AP": 0.05}]
+    rows += [
+        {"test": "held out", "method": method, "shots": shots, "seed": seed, "coco/AP": value}
+        for method, by_shots in scores.items()
+        for shots, values in by_shots.items()
+        for seed, value in reversed([*enumerate(values)])  # the order of rows means nothing
+    ]
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table(Results(study, rows), "held out")[4:-1]]
+    half = stats.t.ppf(0.975, 2) * 0.1 / 3**0.5
+    assert lines[0][:4] == ["1", "0.050", f"0.200 ± {half:.3f}", f"0.300 ± {half:.3f}"]
+    assert lines[0][4] == f"+0.100 [{0.1 - half:+.3f}, {0.1 + half:+.3f}]"
+    assert lines[1][4].startswith("**+0.200 [+0.175")  # 0 is outside
+    assert lines[0][5:] == ["0.196", "0.195", "0.336"]  # the paper's
+    assert lines[1][5:] == ["0.196", "0.252", "0.406"]
+    over = stats.t.ppf(0.975, 2) * stats.sem([0.35, 0.455, 0.395])
+    assert lines[2][2:4] == [f"0.250 ± {half / 2:.3f}", f"0.400 ± {over:.3f}"]  # seeds, each the mean over shots
+
+
+def looks(scores: list[float], seconds: float, budget: float) -> list[dict[str, float]]:
+    """What a trial does whose intervals take `seconds` each, and whether its end has the best weights."""
+    module = torch.nn.Linear(1, 1, bias=False)
+    callback = FoldBudget("val/x", budget)
+    clock = SimpleNamespace(now=100.0)
+    callback.now = lambda: clock.now
+    trainer = SimpleNamespace(callback_metrics={}, global_step=0, should_stop=False, default_root_dir=".")
+    for step, score in enumerate(scores):
+        if step == 1:
+            callback.on_train_start(trainer, module)  # type: ignore[arg-type]
+        clock.now += seconds * (step > 0)
+        module.weight.data.fill_(step)
+        trainer.global_step, trainer.callback_metrics = step, {"val/x": torch.tensor(score)}
+        callback.on_validation_end(trainer, module)  # type: ignore[arg-type]
+        if trainer.should_stop:
+            break
+    callback.on_train_end(trainer, module)  # type: ignore[arg-type]
+    assert int(module.weight) == scores.index(max(scores[: step + 1]))
+    return callback.looks
+
+
+@pytest.mark.parametrize(
+    ("scores", "seconds", "budget", "steps"),
+    [
+        pytest.param([0.1, 0.2, 0.3, 0.4, 0.5], 3.0, 10.0, 3, id="a-fourth-interval-would-not-fit"),
+        pytest.param([0.1, 0.2, 0.3, 0.4, 0.5], 2.5, 10.0, 4, id="the-fourth-just-fits"),
+        pytest.param([0.5, 0.2, 0.3], 30.0, 10.0, 1, id="the-first-is-made-in-any-case-and-the-base-is-kept"),
+        pytest.param([0.1, 0.2, *[0.1] * 9], 0.1, 10.0, 1 + PATIENCE, id="no-better-look-for-long"),
+        pytest.param([0.1, 0.2, 0.1, 0.1, 0.1, 0.3, 0.1, 0.1, 0.1, 0.1, 0.4], 0.1, 10.0, 9, id="patience-begins-anew"),
+    ],
+)
+def test_training_ends_within_its_budget_with_the_best_weights(
+    scores: list[float], seconds: float, budget: float, steps: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    found = looks(scores, seconds, budget)
+    assert [look["step"] for look in found] == list(range(steps + 1))
+    assert found[-1]["seconds"] == pytest.approx(steps * seconds)
+    assert json.loads((tmp_path / "fold.json").read_text()) == found
+
+
+@pytest.mark.parametrize("name", [name for name in names() if not name.startswith("ablation_budget")])
+def test_every_study_can_be_read_and_gives_its_methods_the_same_budget(name: str) -> None:
+    study = load(name)
+    assert study.trained in names()
+    assert all((ROOT / method.config).exists() for method in study.methods.values())
+    spent = {key: method.budget or study.budget for key, method in study.methods.items()}
+    total = {key: spent[key] + (spent[method.after] if method.after else 0) for key, method in study.methods.items()}
+    parts = {method.after for method in study.methods.values()}  # those that others start from are no rivals
+    assert {value for key, value in total.items() if key not in parts} == {study.budget}
+
+
+def scene_data(folder: Path, shots: int, seed: int = 0, **more: Any) -> SceneData:
+    files = [str(folder / name) for name in ("train.json", "train", "val.json", "val")]
+    names = [*COLOURS, *NOVEL_COLOURS]
+    data = SceneData(*files, train_size=120, val_size=20, colours=names, shots=shots, seed=seed, **more)
+    data.prepare_data()
+    data.trainer = SimpleNamespace(default_root_dir=str(folder / "run"))  # type: ignore[assignment]
+    data.setup("fit")
+    return data
+
+
+def test_shots_fold_and_test_share_no_image(tmp_path: Path) -> None:
+    def images(data: SceneData) -> tuple[set[Any], set[Any]]:
+        return {record.image for record in data.train_set().records}, {r.image for r in data.val_set().records}
+
+    novel = {"categories": list(NOVEL_COLOURS)}
+    fold: dict[int, set[Any]] = {}
+    train: dict[int, set[Any]] = {}
+    for shots in (1, 4):
+        data = scene_data(tmp_path, shots, val_shots=3, **novel)
+        train[shots], fold[shots] = images(data)
+        assert len(data.train_set()) == shots * len(NOVEL_COLOURS)
+        assert len(data.val_set()) == 3 * len(NOVEL_COLOURS)
+    _, test = images(scene_data(tmp_path, 4, **novel))
+    assert fold[1] == fold[4]  # the same fold for all numbers of shots
+    assert train[1] <= train[4]
+    assert not train[4] & fold[4]
+    assert not (train[4] | fold[4]) & test
+    assert images(scene_data(tmp_path, 4, seed=1, val_shots=3, **novel))[1] != fold[4]
+
+
+def test_a_fold_that_the_data_has_no_room_for_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match=r"data\.val_shots: expected at least 500 images of 'brown', got \d+"):
+        scene_data(tmp_path, 1, val_shots=500, categories=["brown"])
+    with pytest.raises(ConfigurationError, match=r"data\.val_shots: data\.val_fraction"):
+        scene_data(tmp_path, 1, val_shots=5, val_fraction=0.5)
+
+
+def test_pairs_are_told_apart_from_left_to_right(tmp_path: Path) -> None:
+    data = scene_data(tmp_path, 1, ordinals=["red", "navy"], categories=["red one", "red two"])
+    boxes = data.instances.boxes  # type: ignore[union-attr]
+    pairs = [found for found in boxes.values() if "red one" in found]
+    assert len(pairs) > 40
+    for found in pairs:
+        (one,), (two,) = found["red one"], found["red two"]
+        assert one.box[0] + one.box[2] <= two.box[0] + two.box[2]
+        assert "red" not in found
+
+
+def test_consistency_is_the_mean_agreement_with_the_other_answers() -> None:
+    from PIL import Image
+
+    about = [Sample(i, Image.new("RGB", (1000, 1000)), i, "cat", ()) for i in (0, 0, 0, 1)]
+    texts = [f"<answer>[{{'Position': [0, 0, {x}, 100], 'Confidence': 1}}]</answer>" for x in (100, 50)]
+    texts += ["<answer>?</answer>", texts[0]]
+    frame = Frame(1000, 1000)
+    answers = [DetectionTask().parse(text, sample, frame) for text, sample in zip(texts, about, strict=True)]
+    # half of the larger box is in both; nothing agrees with what can't be read; one answer alone has no score
+    assert Consistency().scores(answers, about) == [0.25, 0.25, 0.0, None]
+
+
+def test_trials_are_chosen_by_the_fold_and_what_comes_after_starts_from_the_choice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commands: dict[str, list[str]] = {}
+
+    def trial(self: trials.Runner, command: list[str], folder: Path, rate: float) -> dict[str, Any]:
+        name = f"{folder.parent.name}/{folder.name}"
+        commands[name] = command
+        fold = {"SFT,_half-16-shots-seed-0/lr-0.0006": 0.4}.get(name, 0.3)
+        return {"learning_rate": rate, "step": 8, "fold": fold, "seconds": 2.0, "export": f"{folder}/export"}
+
+    monkeypatch.setattr(trials.Runner, "trial", trial)
+    runner = trials.Runner(tmp_path, "cpu", ("--model.policy.checkpoint=mine", "--data.shots=99"))
+    choice = runner.tune(load("ablation_sft_first"), "SFT then RFT", 16, 0)
+    assert choice["learning_rate"] == 3e-4  # ties go to the first
+    assert choice["seconds"] == 4.0  # of both trials
+    after = commands["SFT_then_RFT-16-shots-seed-0/lr-0.0003"]
+    starts = [part for part in after if part.startswith("--model.policy.checkpoint=")]
+    assert starts[-1].endswith("SFT,_half-16-shots-seed-0/lr-0.0006/export")  # and not what is said for all runs
+    assert [part for part in after if part.startswith("--data.shots=")][-1] == "--data.shots=16"
+    assert sorted(name.partition("/")[0] for name in commands) == sorted(
+        2 * ["SFT,_half-16-shots-seed-0"] + 2 * ["SFT_then_RFT-16-shots-seed-0"]
+    )
+
+
+def data_of(folder: Path) -> list[str]:
+    """Arguments for COCO files of pictures with a red or a green shape, and for a policy and runs of seconds."""
+    arguments = []
+    for part, count, start in (("train", 26, 1), ("val", 4, 1001)):
+        tables, _ = coco_tables(folder / part, part, count, start)
+        (folder / f"{part}.json").write_text(json.dumps(tables))
+        arguments += [f"--data.{part}_annotations={folder}/{part}.json", f"--data.{part}_images={folder}/{part}"]
+    small = ["--model.policy.checkpoint=tiny-detection", "--model.policy.dtype=float32", "--model.policy.lora.r=2"]
+    small += ["--data.batch_size=2", "--data.num_workers=0", "--model.max_completion_length=24"]
+    small += ["--model.policy.max_pixels=3136", "--trainer.val_check_interval=1", "--data.categories=[red, green]"]
+    return arguments + small
+
+
+def test_a_study_of_the_paper_runs_and_a_rerun_does_only_what_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(ROOT)
+    done: list[str] = []
+
+    vrft_main = trials.main
+    monkeypatch.setattr(trials, "main", lambda command: done.append(command[0]) or vrft_main(command))
+    command = ["--config", "configs/coco_few_shot.yaml", "--shots", "1", "--seeds", "1", "--budget", "0.2"]
+    command += ["--results", f"{tmp_path}/runs", "--out", f"{tmp_path}/out"]
+    more = ["--", *data_of(tmp_path)]
+    few_shot.main([*command, *more])
+    assert done == ["test", "fit", "fit", "test", "fit", "fit", "test"]  # base, SFT, RFT
+    text = (tmp_path / "out" / "few_shot_coco_few_shot.md").read_text()
+    assert "0.196 | 0.195 | 0.336 |" in text
+    assert (tmp_path / "out" / "few_shot_coco_few_shot.png").stat().st_size > 5000
+    with (tmp_path / "out" / "few_shot_coco_few_shot.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["method"] for row in rows] == ["base", "SFT", "RFT"]
+    assert all(float(row["seconds"]) > 0 for row in rows[1:])
+
+    done.clear()
+    few_shot.main([*command, *more])
+    assert done == []
+    lost = tmp_path / "runs" / "coco_few_shot" / "RFT-1-shots-seed-0"
+    (lost / "lr-2e-05" / "trial.json").unlink()
+    few_shot.main([*command, *more])
+    assert done[0] == "fit"
+    assert len(done) <= 2  # a test follows if the other trial is the better one now
+    with pytest.raises(SystemExit, match="made with other settings"):
+        few_shot.main([*command, *more, "--model.max_completion_length=25"])
