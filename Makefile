@@ -19,7 +19,7 @@ test: install browser
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 	$(BIN)/python tests/fuzz/run.py --inputs 40000
 
 # Broken inputs for everything that reads what others wrote: about 20 minutes on two cores.
