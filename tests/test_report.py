@@ -140,7 +140,8 @@ def test_it_needs_no_torch(tmp_path: Path) -> None:
 def test_fit_keeps_images_and_answers_and_writes_the_report(
     quick_fit: Callable[..., list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(quick_fit(CSV_ONLY, "--transcripts.every_n_rollouts=1", "--trainer.val_check_interval=1")) == 0
+    more = ("--transcripts.every_n_rollouts=1", "--trainer.val_check_interval=1", "--model.optimizer.lr=0.01")
+    assert main(quick_fit(CSV_ONLY, *more)) == 0
     run = tmp_path / "run"
     assert f"report: {run / 'report.html'}\n" in capsys.readouterr().out
     _, data = report(run)
@@ -161,6 +162,9 @@ def test_fit_keeps_images_and_answers_and_writes_the_report(
     assert [point[0] for point in data["series"]["val/reward"]] == [0, 1, 2]  # the base, and after each rollout
     assert [point[0] for point in data["series"]["train/reward"]] == [1, 2]
     assert data["problems"] == []
+    assert main(["validate", f"--config={run}/config.yaml", f"--ckpt_path={run}/checkpoints/last.ckpt"]) == 0
+    assert (run / "logs" / "version_1" / "metrics.csv").exists()
+    assert report(run)[1]["scores"] == data["scores"]  # what is asked of a checkpoint later is no base
 
 
 # -------------------------------------------------------------------------------------------------------- safety

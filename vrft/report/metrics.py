@@ -36,6 +36,8 @@ def read_metrics(run: Path, problems: list[str]) -> Series:
     for path in sorted(run.glob("*/version_*/metrics.csv"), key=_version):
         points = list(_read(path, problems))
         trained = [point.rollouts for point in points if not point.name.startswith(HELD_OUT)]
+        if not trained and found:  # an evaluation of some checkpoint counts as step 0, that of a run's end does not
+            points = [point for point in points if point.rollouts > 0]
         if trained:
             for values in found.values():
                 for rollouts in [known for known in values if known >= min(trained)]:
