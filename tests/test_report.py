@@ -340,6 +340,24 @@ def test_a_continued_run_counts_what_it_did_again_once(tmp_path: Path) -> None:
     assert [group["rollout"] for group in data["groups"]] == [10, 20, 21]
 
 
+@pytest.mark.parametrize(
+    ("rows", "expected"),
+    [
+        pytest.param(["0,,1.0", "0,1.0,", "1,1.0,", "2,,2.0"], [(0, 1.0), (2, 2.0)], id="base-and-end"),
+        pytest.param(["0,,1.0", "0,1.0,", "0,,2.0", "1,1.0,"], [(0, 1.0), (1, 2.0)], id="within-training"),
+        pytest.param(["4,1.0,", "5,,2.0"], [(5, 2.0)], id="continued"),
+        pytest.param(["5,,2.0"], [(5, 2.0)], id="nothing-left-to-train"),
+    ],
+)
+def test_evaluations_stand_at_the_rollouts_before_them(
+    rows: list[str], expected: list[tuple[int, float]], tmp_path: Path
+) -> None:
+    folder = tmp_path / "logs" / "version_0"
+    folder.mkdir(parents=True)
+    (folder / "metrics.csv").write_text("step,train/reward,val/reward\n" + "".join(f"{row}\n" for row in rows))
+    assert read_metrics(tmp_path, [])["val/reward"] == expected
+
+
 def test_long_curves_are_means_of_neighbours() -> None:
     points = [(i, float(i % 2)) for i in range(4 * MOST)]
     thinned = thin(points)

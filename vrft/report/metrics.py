@@ -53,14 +53,18 @@ def _version(path: Path) -> tuple[int, str]:
 
 
 def _read(path: Path, problems: list[str]) -> Iterator[Point]:
-    """The points of a file. Lightning's steps start at 0, and the base is evaluated at the same one as the first."""
+    """The points of a file.
+
+    Lightning counts the steps before a row. An evaluation within training has the step of the rollout that it follows;
+    those before and after training come at a step that no rollout has had.
+    """
     try:
         text = path.read_text(errors="replace")
     except OSError as error:
         problems.append(f"{path.parent.name}/{path.name} can't be read: {error.strerror}")
         return
     whole = text[: text.rfind("\n") + 1]  # a killed run may leave half a line
-    started, bad = False, 0
+    trained, bad = -1, 0
     rows = csv.DictReader(whole.splitlines())
     try:
         for row in rows:
@@ -69,9 +73,11 @@ def _read(path: Path, problems: list[str]) -> Iterator[Point]:
                 bad += 1
                 continue
             values = {name: _number(text) for name, text in row.items() if isinstance(name, str) and name.count("/")}
-            started = started or any(name.startswith("train/") for name, value in values.items() if value is not None)
-            rollouts = int(step) + started
-            yield from (Point(rollouts, name, value) for name, value in values.items() if value is not None)
+            known = {name: value for name, value in values.items() if value is not None}
+            if any(name.startswith("train/") for name in known):
+                trained = int(step)
+            rollouts = int(step) + (trained == step)
+            yield from (Point(rollouts, name, value) for name, value in known.items())
     except csv.Error:
         bad += 1
     if bad:
