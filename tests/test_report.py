@@ -162,6 +162,7 @@ def test_fit_keeps_images_and_answers_and_writes_the_report(
     assert [point[0] for point in data["series"]["val/reward"]] == [0, 1, 2]  # the base, and after each rollout
     assert [point[0] for point in data["series"]["train/reward"]] == [1, 2]
     assert data["problems"] == []
+    assert data["rollouts"] == 2
     assert main(["validate", f"--config={run}/config.yaml", f"--ckpt_path={run}/checkpoints/last.ckpt"]) == 0
     assert (run / "logs" / "version_1" / "metrics.csv").exists()
     assert report(run)[1]["scores"] == data["scores"]  # what is asked of a checkpoint later is no base
@@ -364,6 +365,15 @@ def test_long_curves_are_means_of_neighbours() -> None:
     assert len(thinned) == MOST
     assert {value for _, value in thinned} == {0.5}
     assert thinned[0][0] == 1.5
+
+
+def test_the_last_rollout_of_a_long_run_is_a_whole_number(tmp_path: Path) -> None:
+    folder = tmp_path / "logs" / "version_0"
+    folder.mkdir(parents=True)
+    (folder / "metrics.csv").write_text("step,train/reward\n" + "".join(f"{i},1.0\n" for i in range(2 * MOST)))
+    _, data = report(tmp_path)
+    assert data["rollouts"] == 2 * MOST
+    assert len(data["series"]["train/reward"]) == MOST
 
 
 def test_a_prompt_twice_in_a_rollout_is_two_groups(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 from vrft.arguments import Parser
 from vrft.errors import ConfigurationError
 from vrft.report import facts, held_out, rollouts
-from vrft.report.metrics import read_metrics
+from vrft.report.metrics import read_metrics, thin
 from vrft.report.page import read_pictures, render
 
 DESCRIPTION = """\
@@ -83,7 +83,8 @@ def read_run(run: Path, problems: list[str]) -> dict[str, Any]:
         "ended": bool(summary),
         "seconds": facts.number(summary, "seconds"),
         "scores": facts.read_scores(summary, series),
-        "series": series,
+        "rollouts": max((points[-1][0] for points in series.values()), default=0),
+        "series": {name: thin(points) for name, points in series.items()},
         "groups": [rollouts.as_values(group) for group in groups],
         "all_groups": len(everything),
         "pairs": rollouts.pairs(groups),

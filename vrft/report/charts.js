@@ -1,6 +1,6 @@
 // Line charts over rollouts. Pointing at one shows the values of all at the same rollout.
 
-const LAST = Math.max(1, ...Object.values(DATA.series).map((points) => points[points.length - 1][0]));
+const LAST = Math.max(1, DATA.rollouts);
 
 const cursor = {
   listeners: [],

@@ -26,7 +26,7 @@ class Point(NamedTuple):
     value: float
 
 
-Series = dict[str, list[tuple[float, float]]]
+Series = dict[str, list[tuple[int, float]]]
 """Rollouts and value, by name."""
 
 
@@ -44,7 +44,7 @@ def read_metrics(run: Path, problems: list[str]) -> Series:
                     del values[rollouts]
         for point in points:
             found[point.name][point.rollouts] = point.value
-    return {name: thin(sorted(values.items())) for name, values in sorted(found.items()) if values}
+    return {name: sorted(values.items()) for name, values in sorted(found.items()) if values}
 
 
 def _version(path: Path) -> tuple[int, str]:

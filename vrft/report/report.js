@@ -47,7 +47,6 @@ function dumbbell(before, after, high = 1) {
 function overview() {
   const facts = { ...DATA.facts };
   const lead = [facts.method, facts.task?.replace(/^tasks\./, ""), facts.policy].filter(Boolean).join(" · ");
-  const rollouts = Object.keys(DATA.series).some((name) => name.startsWith("train/")) ? LAST : 0;
   const state = DATA.ended ? "finished" : "not finished when this was written";
   const rest = Object.entries(facts).filter(([name]) => !["method", "task", "policy"].includes(name));
   const warned = DATA.warnings.length;
@@ -56,7 +55,7 @@ function overview() {
     h("h1", { class: "hostile" }, DATA.name),
     lead && h("p", { class: "lead hostile" }, lead),
     h("dl", { class: "facts" },
-      [["state", state], ["rollouts", rollouts.toLocaleString("en")], ["training time", duration(DATA.seconds)], ...rest, ["written", DATA.written]]
+      [["state", state], ["rollouts", DATA.rollouts.toLocaleString("en")], ["training time", duration(DATA.seconds)], ...rest, ["written", DATA.written]]
         .filter(([, value]) => value).map(([name, value]) => h("div", {}, h("dt", {}, name), h("dd", { class: "hostile" }, value)))),
     warned > 0 && h("p", { class: "notice" }, h("a", { href: "#warnings" }, plural(warned, "warning")), " came up in this run."),
     DATA.scores.length > 0 && [
