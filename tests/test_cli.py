@@ -23,7 +23,7 @@ def test_fit_leaves_everything_in_the_run_folder(quick_fit: Command, tmp_path: P
     assert main(quick_fit("--transcripts.every_n_rollouts=1", "--model.optimizer.lr=0.01")) == 0
     run = tmp_path / "run"
     summary = json.loads((run / "summary.json").read_text())
-    assert set(summary) == {"base", "tuned", "seconds"}
+    assert set(summary) == {"base", "tuned", "seconds", "step", "rollouts"}
     assert list(summary["base"]) == list(summary["tuned"]) == ["mAP", "AP50", "mIoU", "valid", "reward"]
     assert summary["base"] != summary["tuned"]
     with (run / "logs" / "version_0" / "metrics.csv").open() as file:

@@ -60,7 +60,8 @@ def test_reloading_gives_the_same_greedy_answers(
         assert answers(model, folder, asked) == [entry["completion"] for entry in asked]
         card = (folder / "README.md").read_text()
         assert ("| mIoU | 0." in card) == (name == "last")
-        assert ("from the middle of its run" in card) == (name != "last")
+        other = "This checkpoint is of step 1, the numbers of its run are of step 2."
+        assert (other in card) == (name != "last")
     if lora:
         from peft import PeftModel
 
@@ -112,7 +113,7 @@ def test_a_card_escapes_what_it_is_given(tmp_path: Path) -> None:
     content["data"]["init_args"] = {"categories": [hostile], hostile: 1}
     content["model"]["init_args"]["rewards"] = {hostile: {"class_path": hostile}}
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(content))
-    card = write_card(tmp_path, tmp_path, f"{hostile}\n````", adapter=False, at_end=True).read_text()
+    card = write_card(tmp_path, tmp_path, f"{hostile}\n````", adapter=False, step=7).read_text()
     assert yaml.safe_load(card.split("---")[1])["base_model"] == "Qwen/Qwen2-VL-2B-Instruct"
     outside = [line for line in card.split("`````text")[0].splitlines()[8:] if "script" in line]
     assert len(outside) == 3
@@ -121,6 +122,14 @@ def test_a_card_escapes_what_it_is_given(tmp_path: Path) -> None:
         assert "``" in line.split("<script>")[0]
     assert "\n`````text\n" in card
     assert "This checkpoint was not evaluated." in card
+
+
+@pytest.mark.parametrize("step", [7, 8])
+def test_a_card_has_the_numbers_of_its_own_step_alone(step: int, tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config()))
+    (tmp_path / "summary.json").write_text('{"base": {"mAP": 0.1}, "tuned": {"mAP": 0.3}, "step": 7}')
+    card = write_card(tmp_path, tmp_path, "x", adapter=False, step=step).read_text()
+    assert ("| mAP | 0.100 | 0.300 | +0.200 |" in card) == (step == 7)
 
 
 def test_code_and_fences_can_not_be_closed_by_what_they_hold() -> None:

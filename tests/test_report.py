@@ -163,6 +163,7 @@ def test_fit_keeps_images_and_answers_and_writes_the_report(
     assert [point[0] for point in data["series"]["train/reward"]] == [1, 2]
     assert data["problems"] == []
     assert data["rollouts"] == 2
+    assert data["ended"]
     assert main(["validate", f"--config={run}/config.yaml", f"--ckpt_path={run}/checkpoints/last.ckpt"]) == 0
     assert (run / "logs" / "version_1" / "metrics.csv").exists()
     assert report(run)[1]["scores"] == data["scores"]  # what is asked of a checkpoint later is no base
@@ -319,6 +320,13 @@ def test_a_run_that_is_going_on_shows_what_there_is(tmp_path: Path) -> None:
     assert not data["ended"]
     assert [score["tuned"] for score in data["scores"] if score["name"] == "mAP"] == [0.3]
     assert max(x for x, _ in data["series"]["train/reward"]) == 40
+
+
+@pytest.mark.parametrize(("rollouts", "ended"), [(40, True), (30, False)])
+def test_a_run_that_is_continued_has_not_ended(rollouts: int, ended: bool, tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")  # of 40 rollouts
+    (run / "summary.json").write_text(json.dumps({"base": {"mAP": 0.1}, "tuned": {"mAP": 0.3}, "rollouts": rollouts}))
+    assert report(run)[1]["ended"] == ended
 
 
 # --------------------------------------------------------------------------------------------------- what is shown

@@ -211,7 +211,7 @@ class VRFTCLI(LightningCLI):
         if self.trainer.is_global_zero and summary.base is not None and summary.tuned:
             print(f"summary: {summary.write(run)}")
         if self.trainer.is_global_zero:
-            write_card(run / "export", run, self.model.task.template, adapter=False, at_end=True)
+            write_card(run / "export", run, self.model.task.template, adapter=False, step=self.trainer.global_step)
             try_to_report(run)
             print(f"checkpoint: {self.last_checkpoint}")
 

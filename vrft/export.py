@@ -55,13 +55,14 @@ def main(args: Sequence[str]) -> int:
     if arguments.adapter and arguments.output is None:
         folder /= "adapter"
     policy, task = instantiate(config, arguments.trust_remote_code)
-    state = AtomicCheckpointIO().load_checkpoint(checkpoint)["state_dict"]
+    content = AtomicCheckpointIO().load_checkpoint(checkpoint)
+    state, step = content["state_dict"], content["global_step"]
     weights = {name.removeprefix(PREFIX): value for name, value in state.items() if name.startswith(PREFIX)}
     length = config["model"]["init_args"].get("max_completion_length", 256)
     dtype = arguments.dtype and getattr(torch, arguments.dtype)
     with working("export", STEPS) as advance:
         export_policy(policy, folder, weights, length, adapter_alone=arguments.adapter, dtype=dtype, advance=advance)
-    write_card(folder, run, task.template, adapter=arguments.adapter, at_end=at_end)
+    write_card(folder, run, task.template, adapter=arguments.adapter, step=step)
     print(f"Hugging Face folder: {folder}")
     return 0
 

@@ -49,7 +49,7 @@ def read_run(run: Path) -> dict[str, Any]:
     return resolved | {"trainer": content.get("trainer", {})}
 
 
-def write_card(folder: Path, run: Path, template: str, *, adapter: bool, at_end: bool) -> Path:
+def write_card(folder: Path, run: Path, template: str, *, adapter: bool, step: int) -> Path:
     """Write a model card.
 
     Args:
@@ -57,12 +57,12 @@ def write_card(folder: Path, run: Path, template: str, *, adapter: bool, at_end:
         run: the run's folder.
         template: the words that the model was asked with.
         adapter: the folder holds an adapter alone.
-        at_end: the weights are those that `summary.json` is about.
+        step: optimizer steps behind the weights; `summary.json` is of one of them.
     """
     config = read_run(run)
     summary = run / "summary.json"
-    numbers = json.loads(summary.read_text()) if at_end and summary.exists() else None
-    lines = [*front_matter(config, adapter), *description(config, run, template, adapter), *table(numbers, at_end)]
+    numbers = json.loads(summary.read_text()) if summary.exists() else None
+    lines = [*front_matter(config, adapter), *description(config, run, template, adapter), *table(numbers, step)]
     path = folder / "README.md"
     path.write_text("\n".join(lines) + "\n")
     return path
@@ -116,12 +116,14 @@ def description(config: dict[str, Any], run: Path, template: str, adapter: bool)
     yield from ("It was asked in these words, beside the image:", "", fenced(template), "")
 
 
-def table(summary: dict[str, Any] | None, at_end: bool) -> Iterator[str]:
+def table(summary: dict[str, Any] | None, step: int) -> Iterator[str]:
     """The numbers of the run."""
     yield from ("## Held-out images", "")
     if summary is None:
-        reason = "was not evaluated" if at_end else "is from the middle of its run, whose numbers are of its end"
-        yield f"This checkpoint {reason}."
+        yield "This checkpoint was not evaluated."
+        return
+    if summary["step"] != step:
+        yield f"This checkpoint is of step {step}, the numbers of its run are of step {summary['step']}."
         return
     yield from ("Greedy answers, scores in the run's own terms, before and after.", "")
     yield from ("| | base | tuned | change |", "|--|--|--|--|")

@@ -11,6 +11,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from rich.console import Console
 from rich.table import Table
 
+from vrft.module import VisionModule
+
 KEYS = {
     "mAP": ("coco/AP", "lvis/AP"),
     "AP50": ("coco/AP50", "lvis/AP50"),
@@ -33,6 +35,7 @@ class Summary(Callback):
         self.base: dict[str, float] | None = None
         self.tuned: dict[str, float] = {}
         self.tuned_step: int | None = None
+        self.rollouts = 0
         self.seconds = 0.0
         self._start = 0.0
 
@@ -60,7 +63,8 @@ class Summary(Callback):
         }
         if self.base is None:
             self.base = scores
-        self.tuned, self.tuned_step = scores, trainer.global_step
+        assert isinstance(pl_module, VisionModule)
+        self.tuned, self.tuned_step, self.rollouts = scores, trainer.global_step, int(pl_module.steps_done)
 
     def write(self, folder: Path) -> Path:
         """Print the table and write `summary.json`; returns its path."""
@@ -73,6 +77,12 @@ class Summary(Callback):
             table.add_row(key, f"{before:.3f}", f"{after:.3f}", f"{after - before:+.3f}")
         Console().print(table)
         path = folder / "summary.json"
-        content = {"base": self.base, "tuned": self.tuned, "seconds": round(self.seconds, 1)}
+        content = {
+            "base": self.base,
+            "tuned": self.tuned,
+            "seconds": round(self.seconds, 1),
+            "step": self.tuned_step,
+            "rollouts": self.rollouts,
+        }
         path.write_text(json.dumps(content, indent=1) + "\n")
         return path

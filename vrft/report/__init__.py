@@ -73,6 +73,7 @@ def read_run(run: Path, problems: list[str]) -> dict[str, Any]:
     config, settings = facts.read_config(run, problems)
     series = read_metrics(run, problems)
     summary = facts.read_summary(run, problems)
+    done = max((points[-1][0] for points in series.values()), default=0)
     everything = rollouts.read_groups(run, problems)
     groups = rollouts.thin(everything)
     evaluations = held_out.evaluations(run)
@@ -80,10 +81,10 @@ def read_run(run: Path, problems: list[str]) -> dict[str, Any]:
         "name": run.resolve().name,
         "written": time.strftime("%Y-%m-%d %H:%M"),
         "facts": settings,
-        "ended": bool(summary),
+        "ended": bool(summary) and done <= (facts.number(summary, "rollouts") or 0),
         "seconds": facts.number(summary, "seconds"),
         "scores": facts.read_scores(summary, series),
-        "rollouts": max((points[-1][0] for points in series.values()), default=0),
+        "rollouts": done,
         "series": {name: thin(points) for name, points in series.items()},
         "groups": [rollouts.as_values(group) for group in groups],
         "all_groups": len(everything),
