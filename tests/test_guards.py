@@ -267,6 +267,7 @@ def test_a_run_says_each_thing_once_and_a_continued_one_not_again(quick_fit: Com
     assert all({*entry} == {"rollout", "step", "guard", "message"} for entry in found)
     assert "100% are cut off at model.max_completion_length=4" in found[0]["message"]
     assert logged(run, "guards/no_format") == [1.0]
+    (run / "warnings.jsonl").write_bytes(b'{"rollout": "x"}\n\xff\n[]\n{')  # the checkpoint knows what was said
     early = f"--ckpt_path={run}/checkpoints/step=5.ckpt"
     for checkpoint, steps in (("--ckpt_path=last", 15), (early, 13)):  # after it was said, and before
         assert main(quick_fit(*SMALL, *cut_off, f"--trainer.max_steps={steps}", checkpoint)) == 0

@@ -58,9 +58,13 @@ class Guards(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.training = True
-        if trainer.is_global_zero:
-            assert isinstance(pl_module, VisionModule)
-            forget_later(self.path(trainer), int(pl_module.steps_done))
+        path = self.path(trainer)
+        if trainer.is_global_zero and path.exists():  # what was said after the checkpoint comes again
+            try:
+                with replacing(path) as partial:
+                    partial.write_text("".join(json.dumps(entry) + "\n" for entry in self.said))
+            except OSError as error:
+                rank_zero_warn(f"{path} is of the run before it was continued: {error}")
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: PromptBatch, batch_idx: int
@@ -139,14 +143,3 @@ def some_weights(module: LightningModule) -> Tensor | None:
     local = [p.to_local() if isinstance(p, DTensor) else p for p in trained if p.dtype == commonest]
     chosen = local[:: -(-len(local) // TENSORS)]
     return torch.cat([p.detach().flatten()[:: max(1, -(-p.numel() // ELEMENTS))].cpu() for p in chosen])
-
-
-def forget_later(path: Path, rollout: int) -> None:
-    """Drop the lines of rollouts after this one: a run that goes on from a checkpoint makes them again."""
-    if not path.exists():
-        return
-    lines = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
-    kept = [line for line in lines if json.loads(line)["rollout"] <= rollout]
-    if kept != lines:
-        with replacing(path) as partial:
-            partial.write_text("".join(kept))
