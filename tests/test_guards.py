@@ -49,12 +49,14 @@ def boxes(*found: Box, score: float | None = 0.5) -> Answer:
 
 
 def rollouts(
-    answer: Callable[[int], Answer], truth: Callable[[int], Box] = lambda n: (7 * n % 70, 0, 7 * n % 70 + 20, 20)
+    answer: Callable[[int], Answer],
+    truth: Callable[[int], Box] = lambda n: (7 * n % 70, 0, 7 * n % 70 + 20, 20),
+    prompts: int = 3,
 ) -> list[Seen]:
-    """Steps of three images with two answers each; both functions get a running number."""
+    """Steps of three images, or one, with six answers together; both functions get a running number."""
     return [
         step(
-            [image(n, truth(n)) for n in range(3 * i, 3 * i + 3)],
+            [image(n, truth(n)) for n in range(prompts * i, prompts * i + prompts)],
             [answer(n) for n in range(6 * i, 6 * i + 6)],
             valid=1.0,
             truncated=0.0,
@@ -98,6 +100,7 @@ PROVOKED: list[tuple[str, list[Seen], str]] = [
     ("growing_completions", ramp("completion_length", 20, 99, truncated=0.4), "grew from 32 to 87 tokens, and 40%"),
     ("whole_image", rollouts(lambda n: boxes(WHOLE)), "100% of the last 60 boxes are the whole image"),
     ("same_box", rollouts(lambda n: boxes(FIXED)), "100% of the last 60 answers .* whatever the image"),
+    ("same_box", rollouts(lambda n: boxes(FIXED), prompts=1), "100% of the last 60 answers .* whatever the image"),
     ("duplicate_boxes", rollouts(lambda n: boxes(moving(n), moving(n))), "50% of the last 120 boxes repeat"),
     ("equal_confidences", rollouts(lambda n: boxes(moving(n), score=0.8)), "60 boxes state a confidence of 0.80"),
 ]
@@ -116,6 +119,7 @@ SILENT: list[tuple[str, list[Seen], str]] = [
     ("whole_image", rollouts(lambda n: boxes(WHOLE), lambda n: WHOLE), "the object fills the image"),
     ("whole_image", rollouts(lambda n: boxes(FIXED)), "some box"),
     ("same_box", rollouts(lambda n: boxes(FIXED), lambda n: FIXED), "the true box is always there"),
+    ("same_box", rollouts(lambda n: boxes(FIXED), lambda n: FIXED, prompts=1), "there in each rollout's one image"),
     ("same_box", rollouts(lambda n: boxes(WHOLE)), "that is said already"),
     ("same_box", rollouts(lambda n: boxes(moving(n))), "different boxes"),
     ("same_box", rollouts(lambda n: boxes()), "No Objects is no box"),

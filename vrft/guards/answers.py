@@ -107,13 +107,16 @@ class SameBox(Guard):
                 true[on_grid(detections(sample.target), sample)] += 1
         if not said:
             return None
-        return [*said.most_common(1)[0], said.total(), max(true.values())]
+        return [*said.most_common(1)[0], said.total(), *true.most_common(1)[0]]
 
     def judge(self, seen: Seen) -> str | None:
-        commonest = Counter(key for key, *_ in self.recent).most_common(1)[0][0]
-        same = sum(count for key, count, *_ in self.recent if key == commonest)
-        total, true = sum(entry[2] for entry in self.recent), sum(entry[3] for entry in self.recent)
-        if total < ENOUGH or same < SAME * total or true > same / 2:
+        said, true = Counter[str](), Counter[str]()
+        for key, count, _, true_key, true_count in self.recent:
+            said[key] += count
+            true[true_key] += true_count
+        commonest, same = said.most_common(1)[0]
+        total = sum(entry[2] for entry in self.recent)
+        if total < ENOUGH or same < SAME * total or true.most_common(1)[0][1] > same / 2:
             return None
         return (
             f"{same / total:.0%} of the last {total} answers with boxes give the same ones whatever the image (in "
