@@ -15,8 +15,17 @@ import yaml
 from conftest import CSV_ONLY, ROOT
 
 from vrft.__main__ import main
+from vrft.callbacks.summary import Summary
 
 Command = Callable[..., list[str]]
+
+
+
+def test_a_summary_compares_what_both_evaluations_have(tmp_path: Path) -> None:
+    summary = Summary()
+    summary.base, summary.tuned = {"mAP": 0.1, "reward": 1.0}, {"reward": 2.0, "accuracy": 0.5}
+    written = json.loads(summary.write(tmp_path).read_text())
+    assert written["base"] == {"mAP": 0.1, "reward": 1.0}
 
 
 def test_fit_leaves_everything_in_the_run_folder(quick_fit: Command, tmp_path: Path) -> None:

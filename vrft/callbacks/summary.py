@@ -72,8 +72,8 @@ class Summary(Callback):
         table = Table(title="held-out images, greedy answers")
         for column in ("", "base", "tuned", "change"):
             table.add_column(column, justify="left" if not column else "right")
-        for key, before in self.base.items():
-            after = self.tuned[key]
+        for key in [key for key in self.base if key in self.tuned]:  # a continued run may have other evaluators
+            before, after = self.base[key], self.tuned[key]
             table.add_row(key, f"{before:.3f}", f"{after:.3f}", f"{after - before:+.3f}")
         Console().print(table)
         path = folder / "summary.json"
