@@ -8,6 +8,8 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -16,9 +18,17 @@ from conftest import CSV_ONLY, ROOT
 
 from vrft.__main__ import main
 from vrft.callbacks.summary import Summary
+from vrft.module import VisionModule
 
 Command = Callable[..., list[str]]
 
+
+def test_a_summary_has_all_that_a_report_has(tmp_path: Path) -> None:
+    metrics = {f"val/{name}": torch.tensor(0.5) for name in ("gIoU", "Acc@0.5", "class_accuracy", "presence/recall")}
+    trainer = SimpleNamespace(sanity_checking=False, callback_metrics=metrics, global_step=3)
+    summary = Summary()
+    summary.on_validation_end(trainer, Mock(spec=VisionModule, steps_done=3))  # type: ignore[arg-type]
+    assert {*(summary.base or ())} == {"gIoU", "Acc@0.5", "class accuracy", "recall"}
 
 
 def test_a_summary_compares_what_both_evaluations_have(tmp_path: Path) -> None:

@@ -132,6 +132,18 @@ def test_a_card_has_the_numbers_of_its_own_step_alone(step: int, tmp_path: Path)
     assert ("| mAP | 0.100 | 0.300 | +0.200 |" in card) == (step == 7)
 
 
+@pytest.mark.parametrize(
+    "summary",
+    ["{", "[1]", '{"step": 7}', '{"step": 7, "base": [], "tuned": {"mAP": 1}}', '{"step": 7, "base": {"x|": 1}}'],
+)
+def test_a_broken_summary_leaves_a_card_without_numbers(summary: str, tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config()))
+    (tmp_path / "summary.json").write_text(summary)
+    card = write_card(tmp_path, tmp_path, "x", adapter=False, step=7).read_text()
+    assert "## Held-out images" in card
+    assert not any(character.isdigit() for character in card.split("## Held-out images")[1])
+
+
 def test_code_and_fences_can_not_be_closed_by_what_they_hold() -> None:
     assert code("x" * 1000) == "`" + "x" * 299 + "…`"
     assert code("`` ` |") == "``` `` ` &#124; ```"

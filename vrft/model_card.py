@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +11,7 @@ import yaml
 from omegaconf import OmegaConf
 
 from vrft.errors import ConfigurationError
+from vrft.report.facts import SCORES, number, read_summary
 
 TRAINING = (
     "num_generations",
@@ -60,9 +60,8 @@ def write_card(folder: Path, run: Path, template: str, *, adapter: bool, step: i
         step: optimizer steps behind the weights; `summary.json` is of one of them.
     """
     config = read_run(run)
-    summary = run / "summary.json"
-    numbers = json.loads(summary.read_text()) if summary.exists() else None
-    lines = [*front_matter(config, adapter), *description(config, run, template, adapter), *table(numbers, step)]
+    summary = read_summary(run, [])
+    lines = [*front_matter(config, adapter), *description(config, run, template, adapter), *table(summary, step)]
     path = folder / "README.md"
     path.write_text("\n".join(lines) + "\n")
     return path
@@ -116,20 +115,22 @@ def description(config: dict[str, Any], run: Path, template: str, adapter: bool)
     yield from ("It was asked in these words, beside the image:", "", fenced(template), "")
 
 
-def table(summary: dict[str, Any] | None, step: int) -> Iterator[str]:
+def table(summary: dict[str, Any], step: int) -> Iterator[str]:
     """The numbers of the run."""
     yield from ("## Held-out images", "")
-    if summary is None:
+    at = number(summary, "step")
+    if at is None:
         yield "This checkpoint was not evaluated."
         return
-    if summary["step"] != step:
-        yield f"This checkpoint is of step {step}, the numbers of its run are of step {summary['step']}."
+    if at != step:
+        yield f"This checkpoint is of step {step}, the numbers of its run are of step {at:.0f}."
         return
     yield from ("Greedy answers, scores in the run's own terms, before and after.", "")
     yield from ("| | base | tuned | change |", "|--|--|--|--|")
-    for name, before in summary["base"].items():
-        after = summary["tuned"][name]
-        yield f"| {name} | {before:.3f} | {after:.3f} | {after - before:+.3f} |"
+    for name in SCORES:
+        before, after = (number(summary.get(part), name) for part in ("base", "tuned"))
+        if before is not None and after is not None:
+            yield f"| {name} | {before:.3f} | {after:.3f} | {after - before:+.3f} |"
 
 
 def code(value: Any) -> str:

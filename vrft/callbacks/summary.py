@@ -12,16 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from vrft.module import VisionModule
-
-KEYS = {
-    "mAP": ("coco/AP", "lvis/AP"),
-    "AP50": ("coco/AP50", "lvis/AP50"),
-    "mIoU": ("mIoU",),
-    "accuracy": ("accuracy",),
-    "valid": ("valid",),
-    "reward": ("reward",),
-}
-"""What a summary holds, and under which names an evaluator or the module logs it as `val/…`."""
+from vrft.report.facts import SCORES
 
 
 class Summary(Callback):
@@ -57,7 +48,7 @@ class Summary(Callback):
         metrics = trainer.callback_metrics
         scores = {
             key: round(float(metrics[f"val/{name}"]), 6)
-            for key, names in KEYS.items()
+            for key, names in SCORES.items()
             for name in names
             if f"val/{name}" in metrics
         }

@@ -49,7 +49,7 @@ SCORES = {
     "valid": ("valid",),
     "reward": ("reward",),
 }
-"""Held-out scores, by the names under which they are logged as `val/…`."""
+"""Held-out scores of summaries, cards and reports, and the names under which evaluators log them as `val/…`."""
 
 TABLES = {"coco_per_category.csv": "AP", "lvis_per_category.csv": "AP", "accuracy_per_class.csv": "accuracy"}
 
