@@ -303,6 +303,16 @@ def test_a_broken_file_is_named_and_the_rest_is_shown(tmp_path: Path, file: str,
 
 
 @pytest.mark.parametrize(
+    "value", ["!!bool foo", "!!int x", "!!float x", "!!timestamp x", "!!binary ä", "0x" + "f" * 5000, "2026-13-99"]
+)
+def test_values_of_a_config_are_text(value: str, tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text(f"seed_everything: {value}\nmodel: {{class_path: vrft.RFT}}\n")
+    _, data = report(tmp_path)
+    assert data["facts"]["method"] == "RFT"
+    assert data["problems"] == []
+
+
+@pytest.mark.parametrize(
     "summary", ['{"base": {"mAP": 1e999}}', '{"tuned": {"mAP": "x"}, "base": 3}', '{"seconds": NaN}']
 )
 def test_numbers_that_are_none_are_left_out(tmp_path: Path, summary: str) -> None:

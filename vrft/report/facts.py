@@ -72,8 +72,8 @@ def read_config(run: Path, problems: list[str]) -> tuple[str, dict[str, str]]:
     """The config as text, without secrets, and what of it stands at the top of the page."""
     text = hide(read_text(run / "config.yaml", problems))
     try:
-        config = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError, RecursionError):  # ValueError: a date that is none
+        config = yaml.load(text, yaml.BaseLoader)  # all values are text
+    except (yaml.YAMLError, RecursionError):
         problems.append("config.yaml is not YAML")
         return text, {}
     facts = {}
@@ -81,8 +81,8 @@ def read_config(run: Path, problems: list[str]) -> tuple[str, dict[str, str]]:
         value: Any = config
         for key in path:
             value = value.get(key) if isinstance(value, dict) else None
-        if isinstance(value, str | int | float):
-            facts[name] = str(value).removeprefix("vrft.")[:200]
+        if isinstance(value, str) and value not in ("", "null"):
+            facts[name] = value.removeprefix("vrft.")[:200]
     return text, facts
 
 
