@@ -300,6 +300,7 @@ def test_a_frame_with_decimals_ends_at_one() -> None:
         pytest.param("[{'bbox_2d': [10, 20, 300, 400], 'Confidence': 0.9}]", id="other-key"),
         pytest.param(f"[{', '.join([box()] * (MAX_BOXES + 1))}]", id="one-box-too-many"),
         pytest.param(f"[{box()}]".ljust(MAX_CHARACTERS + 1), id="one-character-too-long"),
+        pytest.param(f"[{box()[:-1]}, 'Label': '\\ud800'}}]", id="half-a-surrogate-pair"),
         pytest.param("__import__('os').getcwd()", id="code"),
     ],
 )

@@ -32,6 +32,7 @@ _FENCE = re.compile(r"```[a-z]*\n(.*)```", re.DOTALL)
 _TOKEN = re.compile(
     r"""\s+|[][{}(),:]|-?[0-9]+(?:\.[0-9]+)?(?:[eE][-+]?[0-9]+)?|"(?:[^"\\\n]|\\.)*"|'(?:[^'\\\n]|\\.)*'"""
 )
+_SURROGATE = re.compile(r"[\ud800-\udfff]")
 _ESCAPE = re.compile(r'\\.|"')
 
 
@@ -211,9 +212,14 @@ def _read_item(item: Any, frame: Frame, is_solution: bool) -> Item | None:
         return None
     if confidence is not None and not (_is_number(confidence) and 0 <= confidence <= 1):
         return None
-    if ("Position" in item and confidence is None and not is_solution) or not isinstance(label, str | None):
+    if ("Position" in item and confidence is None and not is_solution) or not _is_label(label):
         return None
     return Item((float(x0), float(y0), float(x1), float(y1)), None if confidence is None else float(confidence), label)
+
+
+def _is_label(value: Any) -> bool:
+    """Whether it is none, or a text that can be written: JSON can escape half a surrogate pair."""
+    return value is None or (isinstance(value, str) and not _SURROGATE.search(value))
 
 
 def _is_number(value: Any) -> bool:

@@ -324,7 +324,7 @@ def report_targets(folder: Path) -> list[Target]:
         ("evaluation/val-0/answers.jsonl", _lines(line | {"score": 0.5}, line | {"score": None}), broken_lines),
         ("warnings.jsonl", _lines(warned), broken_lines),
         ("summary.json", b'{"base": {"mAP": 0.1}, "tuned": {"mAP": 0.2}, "seconds": 9, "rollouts": 2}', broken_json),
-        ("config.yaml", b"seed_everything: !!int 0\ntask: {class_path: !!str T}\nmodel: {a: !!bool yes, b: 0x1f}\n", broken_text),
+        ("config.yaml", b"seed_everything: !!int 0\ntask: {class_path: !!str T}\nmodel: {a: !!bool no}\n", broken_text),
         ("logs/version_0/metrics.csv", b"step,train/reward,val/coco/AP\n0,,0.1\n0,1.5,\n1,2.5,\n", broken_text),
         ("evaluation/val-0/coco_per_category.csv", b'category,AP\ncat,0.5\n"a, b",0.1\n', broken_text),
     ]
