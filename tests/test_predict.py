@@ -86,6 +86,14 @@ def test_boxes_become_coco_results_and_are_drawn(photos: Path, tmp_path: Path) -
         assert result["score"] == box["score"]
 
 
+def test_pictures_of_images_with_the_longest_names(photos: Path, tmp_path: Path) -> None:
+    name = "é" * 125  # two bytes each; with the ending 254 of the 255 that file systems take
+    (photos / "a.jpg").rename(photos / f"{name}.jpg")
+    assert predict(tmp_path / "run", "--images", f"photos/{name}.jpg", "--query", "red", "--draw") == 0
+    (drawn,) = (tmp_path / "run" / "predictions").iterdir()
+    assert drawn.name == f"000000-{'é' * 100}.jpg"
+
+
 def test_without_a_query_the_categories_of_the_config_are_asked_for(photos: Path, tmp_path: Path) -> None:
     assert predict(tmp_path / "run", "--images=photos/a.jpg", "--data.categories=[red, blue]") == 0
     assert [row["query"] for row in lines(tmp_path / "run" / "predictions.jsonl")] == ["red", "blue"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,9 @@ from vrft.trainer import VisionTrainer
 from vrft.types import Answer, Detection, PromptBatch, Sample
 
 Row = dict[str, Any]
+
+STEM = 200
+"""Bytes of an image's name in that of its picture: file systems take 255 with number and ending."""
 
 
 class Predictions(Callback):
@@ -127,7 +131,7 @@ def draw_all(folder: Path, rows: Sequence[Row], trainer: Trainer) -> Path:
             sample: Sample = data.val_set()[entries[0]["sample"]]
             layers = [(boxes_of(entry), COLOURS[i % len(COLOURS)]) for i, entry in enumerate(entries)]
             picture = with_caption(draw_boxes(sample.image, layers), [*captions(entries)])
-            stem = Path(entries[0]["file"] or "image").stem
+            stem = os.fsencode(Path(entries[0]["file"] or "image").stem)[:STEM].decode(errors="ignore")
             picture.save(folder / f"{entries[0]['sample']:06d}-{stem}.jpg", quality=90)
             advance(done)
     return folder
