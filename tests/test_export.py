@@ -17,6 +17,7 @@ from vrft.__main__ import main
 from vrft.model_card import code, fenced, write_card
 from vrft.policy.checkpoint import BUILT_IN
 from vrft.policy.processor import load_processor
+from vrft.rft import RFT
 
 Command = Callable[..., list[str]]
 LARGER = ("--model.policy.min_pixels=12544", "--model.policy.max_pixels=12544")  # than the processor's own 3136
@@ -142,6 +143,23 @@ def test_a_broken_summary_leaves_a_card_without_numbers(summary: str, tmp_path: 
     card = write_card(tmp_path, tmp_path, "x", adapter=False, step=7).read_text()
     assert "## Held-out images" in card
     assert not any(character.isdigit() for character in card.split("## Held-out images")[1])
+
+
+class OwnRFT(RFT):
+    """One of a user's own."""
+
+
+@pytest.mark.parametrize(
+    ("name", "method"),
+    [("vrft.RFT", "GRPO"), ("test_export.OwnRFT", "GRPO"), ("vrft.SFT", "supervised fine-tuning")],
+)
+def test_a_card_names_the_method_by_the_class(name: str, method: str, tmp_path: Path) -> None:
+    content = config()
+    content["model"]["class_path"] = name
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(content))
+    card = write_card(tmp_path, tmp_path, "x", adapter=False, step=7).read_text()
+    assert f"tuned by {method}" in card
+    assert ("- grpo" in card) == (method == "GRPO")
 
 
 def test_code_and_fences_can_not_be_closed_by_what_they_hold() -> None:
