@@ -145,6 +145,16 @@ def test_a_broken_summary_leaves_a_card_without_numbers(summary: str, tmp_path: 
     assert not any(character.isdigit() for character in card.split("## Held-out images")[1])
 
 
+def test_a_card_has_no_secrets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_0123456789")
+    content = config()
+    content["data"]["init_args"] = {"instances": "${oc.env:HF_TOKEN}", "images": "https://me:secret@host/x"}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(content))
+    card = write_card(tmp_path, tmp_path, "Say hf_0123456789", adapter=False, step=7).read_text()
+    assert "instances" in card
+    assert not any(secret in card for secret in ("hf_0123456789", "me:secret"))
+
+
 class OwnRFT(RFT):
     """One of a user's own."""
 

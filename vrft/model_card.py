@@ -13,6 +13,7 @@ from omegaconf import OmegaConf
 
 from vrft.errors import ConfigurationError
 from vrft.report.facts import SCORES, number, read_summary
+from vrft.secrets import hide
 from vrft.rft import RFT
 
 TRAINING = (
@@ -139,12 +140,12 @@ def table(summary: dict[str, Any], step: int) -> Iterator[str]:
 
 
 def code(value: Any) -> str:
-    r"""A value as inline code in a table cell, whatever it holds: one line, in more backticks than it has in a row.
+    r"""A value without secrets as inline code in a table cell: one line, in more backticks than it has in a row.
 
     >>> code("a|`b`\n<script>")
     '`` a&#124;`b` <script> ``'
     """
-    text = " ".join(str(value).split())
+    text = " ".join(hide(str(value)).split())
     text = text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…"
     ticks = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
     padding = " " if "`" in text else ""
@@ -152,6 +153,7 @@ def code(value: Any) -> str:
 
 
 def fenced(text: str) -> str:
-    """A block of text in a fence that it can't close."""
+    """A block of text, without secrets, in a fence that it can't close."""
+    text = hide(text)
     fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
     return f"{fence}text\n{text}\n{fence}"
