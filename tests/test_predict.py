@@ -51,7 +51,8 @@ def test_a_folder_of_images(photos: Path, tmp_path: Path, capsys: pytest.Capture
     expected = [(name, query) for name in names for query in ("red", "light green")]
     assert [(row["file"], row["query"]) for row in rows] == expected
     assert [(row["width"], row["height"]) for row in rows[::2]] == [(80, 70), (80, 50), (80, 40), (80, 60)]
-    assert "broken.png" in (run / "bad_records.txt").read_text()
+    assert "broken.png" in (run / "predictions_left_out.txt").read_text()
+    assert not (run / "bad_records.txt").exists()  # that is the training's
     results = json.loads((run / "predictions_coco.json").read_text())
     assert len(results) == sum(len(row["answer"] or ()) for row in rows)
     truth = COCO(str(run / "predictions_images.json"))

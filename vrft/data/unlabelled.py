@@ -49,9 +49,9 @@ class UnlabelledData(RecordData):
         for problem in problems.found[:SHOWN]:
             rank_zero_warn(f"left out: {problem}")
         if len(problems.found) > SHOWN:
-            rank_zero_warn(f"{len(problems.found)} images are left out, all listed in bad_records.txt")
+            rank_zero_warn(f"{len(problems.found)} images are left out, all listed in predictions_left_out.txt")
         if problems.found:
-            write_lines(Path(self.trainer.default_root_dir) / "bad_records.txt", problems.found)
+            write_lines(Path(self.trainer.default_root_dir) / "predictions_left_out.txt", problems.found)
         if not found:
             raise ConfigurationError(f"images: there is no image that can be read in {self.images[0]}")
         self._val = RecordSet(found, training=False)
