@@ -13,8 +13,8 @@ from omegaconf import OmegaConf
 
 from vrft.errors import ConfigurationError
 from vrft.report.facts import SCORES, number, read_summary
-from vrft.secrets import hide
 from vrft.rft import RFT
+from vrft.secrets import hide
 
 TRAINING = (
     "num_generations",
@@ -143,13 +143,14 @@ def code(value: Any) -> str:
     r"""A value without secrets as inline code in a table cell: one line, in more backticks than it has in a row.
 
     >>> code("a|`b`\n<script>")
-    '`` a&#124;`b` <script> ``'
+    '`` a\\|`b` <script> ``'
     """
     text = " ".join(hide(str(value)).split())
     text = text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…"
     ticks = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
     padding = " " if "`" in text else ""
-    return f"{ticks}{padding}{text.replace('|', '&#124;')}{padding}{ticks}"
+    cell = text.replace("|", r"\|")
+    return f"{ticks}{padding}{cell}{padding}{ticks}"
 
 
 def fenced(text: str) -> str:
