@@ -18,6 +18,7 @@ from conftest import CSV_ONLY, ROOT
 from PIL import Image
 
 from vrft.__main__ import main
+from vrft.callbacks.transcripts import append
 from vrft.pictures import SIDE, keep
 from vrft.report.held_out import choose
 from vrft.report.lines import HeldOut
@@ -270,6 +271,17 @@ def test_lines_that_cannot_be_read_are_left_out_and_counted(tmp_path: Path) -> N
     _, data = report(run)
     assert [len(group["answers"]) for group in data["groups"]] == [2]
     assert data["problems"] == ["transcripts.jsonl: 8 lines can't be read and are left out"]
+
+
+@pytest.mark.parametrize(("content", "expected"), [(b"", 1), (b'{"a": 1}\n', 2), (b'{"a": 1}\n{"a', 3)])
+def test_what_follows_half_a_line_is_a_line_of_its_own(content: bytes, expected: int, tmp_path: Path) -> None:
+    path = tmp_path / "transcripts.jsonl"
+    path.write_bytes(content)
+    append(path, [{"b": 2}])
+    append(path, [])
+    found = path.read_bytes().splitlines()
+    assert len(found) == expected
+    assert found[-1] == b'{"b": 2}'
 
 
 @pytest.mark.parametrize(

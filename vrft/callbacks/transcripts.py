@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -53,10 +54,16 @@ class Transcripts(Callback):
 
 
 def append(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    """Add a line of JSON for each. Nothing depends on them: a run goes on without those that can't be written."""
+    """Add a line of JSON for each. Nothing depends on them: a run goes on without those that can't be written.
+
+    Half a line that a killed run left ends first.
+    """
     try:
-        with path.open("a") as file:
-            file.writelines(json.dumps(entry, allow_nan=False) + "\n" for entry in rows)
+        with path.open("ab+") as file:
+            if file.tell():
+                file.seek(-1, os.SEEK_END)
+                file.write(b"" if file.read() == b"\n" else b"\n")
+            file.writelines(json.dumps(entry, allow_nan=False).encode() + b"\n" for entry in rows)
     except OSError as error:
         rank_zero_warn(f"{path.name}: lines are missing: {error}")
 
