@@ -148,6 +148,11 @@ def test_words_of_other_commands_stay_as_they_are() -> None:
     ]
 
 
+def test_lists_are_of_all_their_occurrences() -> None:
+    words = ["predict", "--images", "a", "b", "--query=x", "--images=[c, '1']", "--images=[d].png", "--query", "y"]
+    assert gather_words(words) == ["predict", '--images=["a", "b", "c", "1", "[d].png"]', '--query=["x", "y"]']
+
+
 def test_ranks_write_one_file_in_order(photos: Path, tmp_path: Path) -> None:
     found = []
     for ranks in (1, 2):

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
 from jsonargparse import Namespace
 
 from vrft.data.splits import category_names
@@ -23,21 +24,31 @@ def gather_words(args: Sequence[str]) -> list[str]:
     """
     if not args or args[0] != "predict":
         return list(args)
-    return list(_gathered(list(args)))
-
-
-def _gathered(words: list[str]) -> Iterator[str]:
+    words, gathered = list(args), []
+    lists: dict[str, list[str]] = {}
     while words:
         name, given, value = words.pop(0).partition("=")
         if name in LISTS:
-            values = [value] if given else []
+            values = _listed(value) if given else []
             while not given and words and not words[0].startswith("--"):
                 values.append(words.pop(0))
-            yield f"{name}={value if value.startswith('[') else json.dumps(values)}"
+            if name not in lists:
+                gathered.append(name)  # what all of its occurrences say comes at the first
+            lists.setdefault(name, []).extend(values)
         elif name == FLAG and not given:
-            yield f"{FLAG}=true"
+            gathered.append(f"{FLAG}=true")
         else:
-            yield f"{name}{given}{value}"
+            gathered.append(f"{name}{given}{value}")
+    return [f"{word}={json.dumps(lists[word])}" if word in lists else word for word in gathered]
+
+
+def _listed(value: str) -> list[str]:
+    """The entries of a list in YAML; any other value is one."""
+    try:
+        found = yaml.load(value, yaml.BaseLoader) if value.startswith("[") else None
+    except yaml.YAMLError:
+        found = None
+    return found if isinstance(found, list) and all(isinstance(entry, str) for entry in found) else [value]
 
 
 def ask_about_images(config: Namespace) -> None:
