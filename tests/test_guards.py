@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from PIL import Image
 
 from vrft.__main__ import main
 from vrft.callbacks.guards import Guards, some_weights
+from vrft.callbacks.progress import PhaseProgressBar
 from vrft.guards import GUARDS, Guard, Seen
 from vrft.guards.base import WINDOW
 from vrft.guards.training import Overfitting, spacing
@@ -284,6 +286,18 @@ def test_a_learning_rate_that_is_rounded_off_is_said_and_can_be_left_out(quick_f
     assert [entry["guard"] for entry in lines(tmp_path / "run" / "warnings.jsonl")] == ["tiny_updates"]
     assert main(quick_fit(*tiny, "--guards.off=[tiny_updates]", f"--run_dir={tmp_path}/off")) == 0
     assert not (tmp_path / "off" / "warnings.jsonl").exists()
+
+
+def test_the_bar_names_guards_that_are_raised(tmp_path: Path) -> None:
+    bar, guards = PhaseProgressBar(), Guards()
+    shown = {"progress_bar_callback": bar, "progress_bar_metrics": {"train/reward": 1.0}, "loggers": []}
+    trainer = Mock(is_global_zero=False, default_root_dir=tmp_path, global_step=3, **shown)
+    guards.on_train_start(trainer, Mock())
+    assert bar.get_metrics(trainer, Mock()) == {"reward": 1.0}
+    guards.say(guards.guards[0], "wrong", trainer, Mock(steps_done=3))
+    assert bar.get_metrics(trainer, Mock()) == {"reward": 1.0, "guards": "no_format"}
+    guards.say(guards.guards[0], None, trainer, Mock())
+    assert bar.get_metrics(trainer, Mock()) == {"reward": 1.0}
 
 
 def test_a_guard_of_another_name_is_refused(quick_fit: Command, capsys: pytest.CaptureFixture[str]) -> None:

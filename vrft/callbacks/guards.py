@@ -13,6 +13,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
+from vrft.callbacks.progress import PhaseProgressBar
 from vrft.callbacks.transcripts import append
 from vrft.checkpoint_io import replacing
 from vrft.errors import ConfigurationError
@@ -58,6 +59,7 @@ class Guards(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.training = True
+        self.show(trainer)
         path = self.path(trainer)
         if trainer.is_global_zero and path.exists():  # what was said after the checkpoint comes again
             try:
@@ -109,6 +111,7 @@ class Guards(Callback):
         if guard.raised == (message is not None) or not self.training:
             return
         guard.raised = message is not None
+        self.show(trainer)
         step = logged_step(trainer)
         for logger in trainer.loggers:
             logger.log_metrics({f"guards/{guard.name}": float(guard.raised)}, step)
@@ -126,6 +129,12 @@ class Guards(Callback):
         show_table(
             trainer.loggers, "guards/said", COLUMNS, [[said[key] for key in COLUMNS] for said in self.said], step
         )
+
+    def show(self, trainer: Trainer) -> None:
+        """Let the bar name the guards that are raised."""
+        bar = trainer.progress_bar_callback
+        if isinstance(bar, PhaseProgressBar):
+            bar.guards = [guard.name for guard in self.guards if guard.raised]
 
     @staticmethod
     def path(trainer: Trainer) -> Path:

@@ -19,6 +19,8 @@ class PhaseProgressBar(RichProgressBar):
         self.plain = not has_terminal()
         super().__init__(refresh_rate=0 if self.plain else 10)
         self.lines = Lines()
+        self.guards: list[str] = []
+        """Those that have found something which is not over."""
 
     @contextmanager
     def phase(self, name: str, total: int, main: bool) -> Iterator[Callable[..., None]]:
@@ -53,9 +55,10 @@ class PhaseProgressBar(RichProgressBar):
             progress.refresh()
 
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
-        """Rewards and KL, without the prefix that loggers group by."""
+        """Rewards and KL, without the prefix that loggers group by, and guards that are raised."""
         metrics = super().get_metrics(trainer, pl_module)
-        return {name.removeprefix("train/"): value for name, value in metrics.items() if name.startswith("train/")}
+        shown = {name.removeprefix("train/"): value for name, value in metrics.items() if name.startswith("train/")}
+        return shown | ({"guards": ", ".join(self.guards)} if self.guards else {})
 
     def _get_train_description(self, current_epoch: int) -> str:
         return f"rollouts, epoch {current_epoch}"
