@@ -149,6 +149,15 @@ def test_what_is_no_reason_to_say_anything(name: str, steps: list[Seen], reason:
     assert said(GUARD[name](), steps) == [None] * len(steps)
 
 
+@pytest.mark.parametrize(("prompts", "speaks"), [(1, 10), (2, 10), (4, 5), (8, 5)])
+def test_equal_rewards_of_many_groups_are_no_chance_after_fewer_rollouts(prompts: int, speaks: int) -> None:
+    samples = [image(n, FIXED) for n in range(prompts)]
+    tied, not_tied = (step(samples, reward=0.0, zero_variance_groups=share) for share in (1.0, 0.9))
+    found = said(GUARD["equal_rewards"](), [*[not_tied] * 12, *[tied] * 16])
+    assert [text is not None for text in found].index(True) == 12 + speaks - 1
+    assert f"the last {speaks} rollouts" in str(found[12 + speaks - 1])
+
+
 def test_supervised_steps_have_no_completions_to_guard() -> None:
     steps = [step(loss=1.0, learning_rate=1e-4, grad_norm=1.0, skipped_steps=0.0) for _ in range(2 * WINDOW)]
     assert all(said(guard(), steps) == [None] * len(steps) for guard in GUARDS)

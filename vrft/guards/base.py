@@ -36,6 +36,8 @@ class Guard(ABC):
 
     name: ClassVar[str]
     """In `warnings.jsonl` and as `guards/NAME`."""
+    least: ClassVar[int] = WINDOW
+    """Recent steps before it judges."""
 
     def __init__(self) -> None:
         self.first: list[Any] = []
@@ -50,7 +52,7 @@ class Guard(ABC):
             if len(self.first) < WINDOW:
                 self.first.append(kept)
             self.recent = [*self.recent, kept][-WINDOW:]
-        return self.judge(seen) if len(self.recent) == WINDOW else None
+        return self.judge(seen) if len(self.recent) >= self.least else None
 
     @abstractmethod
     def note(self, seen: Seen) -> Any | None:
@@ -58,7 +60,7 @@ class Guard(ABC):
 
     @abstractmethod
     def judge(self, seen: Seen) -> str | None:
-        """What is wrong with a full window of recent steps."""
+        """What is wrong with recent steps, at least `least` and at most `WINDOW`."""
 
     def state_dict(self) -> dict[str, Any]:
         return {"first": self.first, "recent": self.recent, "raised": self.raised}

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import takewhile
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from vrft.guards.base import WINDOW, Guard, Seen, mean
+
+FEWER, MANY_GROUPS = 5, 20
+"""So many rollouts are enough to say that all rewards are equal if they have so many groups on the first rank."""
 
 COLLAPSED, LITTLE_ENTROPY = 0.1, 0.05
 """Entropy has collapsed below this share of what it was at first, if it is also below so many nats per token."""
@@ -31,17 +35,20 @@ class EqualRewards(Guard):
     """All completions of each prompt earn the same, so that nothing is learnt."""
 
     name = "equal_rewards"
+    least = FEWER
 
     def note(self, seen: Seen) -> list[float] | None:
-        return numbers(seen, "train/zero_variance_groups", "train/reward")
+        found = numbers(seen, "train/zero_variance_groups", "train/reward")
+        return None if found is None else [*found, len(seen.samples)]
 
     def judge(self, seen: Seen) -> str | None:
-        if any(share < 1 for share, _ in self.recent):
+        tied = [*takewhile(lambda kept: kept[0] == 1, reversed(self.recent))]
+        if len(tied) < WINDOW and (len(tied) < FEWER or sum(groups for *_, groups in tied) < MANY_GROUPS):
             return None
-        reward = mean([reward for _, reward in self.recent])
+        reward = mean([reward for _, reward, _ in tied])
         return (
-            f"in each group of the last {WINDOW} rollouts all completions earned the same (mean reward {reward:.2f}), "
-            "so nothing is learnt; other prompts (model.max_extra_rollouts draws more), a higher model.temperature, "
+            f"in each group of the last {len(tied)} rollouts all completions earned the same (mean reward {reward:.2f}), so "
+            "nothing is learnt; other prompts (model.max_extra_rollouts draws more), a higher model.temperature, "
             "or a reward that tells more answers apart"
         )
 
