@@ -47,8 +47,8 @@ class EqualRewards(Guard):
             return None
         reward = mean([reward for _, reward, _ in tied])
         return (
-            f"in each group of the last {len(tied)} rollouts all completions earned the same (mean reward {reward:.2f}), so "
-            "nothing is learnt; other prompts (model.max_extra_rollouts draws more), a higher model.temperature, "
+            f"in each group of the last {len(tied)} rollouts all completions earned the same (mean reward {reward:.2f})"
+            ", so nothing is learnt; other prompts (model.max_extra_rollouts draws more), a higher model.temperature, "
             "or a reward that tells more answers apart"
         )
 
