@@ -107,6 +107,7 @@ def test_training_ends_within_its_budget_with_the_best_weights(
 def test_every_study_can_be_read_and_gives_its_methods_the_same_budget(name: str) -> None:
     study = load(name)
     assert study.trained in names()
+    assert len(study.fold["trainer.callbacks"]) == 1  # what sees the fold
     assert all((ROOT / method.config).exists() for method in study.methods.values())
     spent = {key: method.budget or study.budget for key, method in study.methods.items()}
     total = {key: spent[key] + (spent[method.after] if method.after else 0) for key, method in study.methods.items()}
@@ -180,6 +181,7 @@ def test_trials_are_chosen_by_the_fold_and_what_comes_after_starts_from_the_choi
     commands: dict[str, list[str]] = {}
 
     def trial(self: trials.Runner, command: list[str], folder: Path, rate: float) -> dict[str, Any]:
+        (folder / "export").mkdir(parents=True, exist_ok=True)
         name = f"{folder.parent.name}/{folder.name}"
         commands[name] = command
         fold = {"SFT,_half-16-shots-seed-0/lr-0.0006": 0.4}.get(name, 0.3)
@@ -239,7 +241,6 @@ def test_a_study_of_the_paper_runs_and_a_rerun_does_only_what_is_missing(
     lost = tmp_path / "runs" / "coco_few_shot" / "RFT-1-shots-seed-0"
     (lost / "lr-2e-05" / "trial.json").unlink()
     few_shot.main([*command, *more])
-    assert done[0] == "fit"
-    assert len(done) <= 2  # a test follows if the other trial is the better one now
+    assert done in (["fit", "test"], ["fit", "fit", "test"])  # the other one as well if it is the better one now
     with pytest.raises(SystemExit, match="made with other settings"):
         few_shot.main([*command, *more, "--model.max_completion_length=25"])

@@ -76,6 +76,9 @@ class Runner:
             trial = fixed | {"model.optimizer.lr": rate}
             trials.append(self.trial(self.command("fit", method, settings, trial), folder / f"lr-{rate:g}", rate))
         best = max(trials, key=lambda trial: trial["fold"])
+        if not Path(best["export"]).exists():  # another one was better, which is not there any more
+            (Path(best["export"]).parent / "trial.json").unlink()
+            return self.tune(study, name, shots, seed)
         for trial in trials:
             for made in ("checkpoints", "evaluation") if trial is best else ("checkpoints", "evaluation", "export"):
                 shutil.rmtree(Path(trial["export"]).parent / made, ignore_errors=True)
@@ -85,7 +88,8 @@ class Runner:
         """Train once. `step` is the step with the best score on the fold, 0 for the base."""
         done = finished(folder / "trial.json", command)
         if done is None:
-            shutil.rmtree(folder, ignore_errors=True)
+            for outdated in (folder, *folder.parent.glob("test-*")):
+                shutil.rmtree(outdated, ignore_errors=True)
             run([*command, f"--run_dir={folder}"])
             looks = json.loads((folder / "fold.json").read_text())
             best = max(looks, key=lambda look: look["score"])

@@ -219,21 +219,17 @@ def write_coco(
 
 
 class FreshScenes(Dataset[Sample]):
-    """`size` scenes that are drawn when they are asked for; the first `num_simple` have one object.
+    """`size` scenes that are drawn when they are asked for; the first `num_simple` have one object."""
 
-    With `ordinals`, half of the others have two shapes of one of these colours, see `draw_scene`.
-    """
-
-    def __init__(self, size: int, num_simple: int, seed: int, ordinals: Sequence[str] = ()) -> None:
-        self.size, self.num_simple, self.seed, self.ordinals = size, num_simple, seed, ordinals
+    def __init__(self, size: int, num_simple: int, seed: int) -> None:
+        self.size, self.num_simple, self.seed = size, num_simple, seed
 
     def __len__(self) -> int:
         return self.size
 
     def __getitem__(self, index: int) -> Sample:
         rng = random.Random(f"fresh/{self.seed}/{index}")
-        ordinals = self.ordinals if self.ordinals and rng.random() < 0.5 else ()
-        image, detections = draw_scene(rng, (1, 1) if index < self.num_simple else (1, 3), ordinals=ordinals)
+        image, detections = draw_scene(rng, (1, 1) if index < self.num_simple else (1, 3))
         query = rng.choice(detections).label
         return Sample(index, image, index, query, tuple(d for d in detections if d.label == query))
 
@@ -244,30 +240,14 @@ class FreshSceneData(VisionData):
     shuffle = False
 
     def __init__(
-        self,
-        steps: int,
-        simple_steps: int = 0,
-        batch_size: int = 64,
-        eval_batch_size: int = 128,
-        seed: int = 0,
-        ordinals: list[str] | None = None,
+        self, steps: int, simple_steps: int = 0, batch_size: int = 64, eval_batch_size: int = 128, seed: int = 0
     ) -> None:
-        """What is drawn.
-
-        Args:
-            steps: batches.
-            simple_steps: first batches that show one object per picture, which shortens the plateau.
-            batch_size: prompts per rank and training step.
-            eval_batch_size: prompts decoded at once in evaluation.
-            seed: of the scenes.
-            ordinals: colours of which half of the pictures have two, as in `SceneData`.
-        """
+        """`steps` batches; the first `simple_steps` show one object per picture, which shortens the plateau."""
         super().__init__(batch_size, eval_batch_size, num_workers=0, seed=seed)
-        self.steps, self.simple_steps, self.ordinals = steps, simple_steps, tuple(ordinals or ())
+        self.steps, self.simple_steps = steps, simple_steps
 
     def train_set(self) -> FreshScenes:
-        simple = self.simple_steps * self.batch_size
-        return FreshScenes(self.steps * self.batch_size, simple, self.seed, self.ordinals)
+        return FreshScenes(self.steps * self.batch_size, self.simple_steps * self.batch_size, self.seed)
 
     def val_set(self) -> FreshScenes:
-        return FreshScenes(256, 0, self.seed + 1_000_000, self.ordinals)
+        return FreshScenes(256, 0, self.seed + 1_000_000)
