@@ -476,6 +476,8 @@ def test_importance_weights_by_hand() -> None:
     torch.testing.assert_close(weigh("truncate"), torch.tensor([[0.25, 0.5, 1.0, 2.0, 2.0]]))
     torch.testing.assert_close(weigh("mask"), torch.tensor([[0.0, 0.5, 1.0, 2.0, 0.0]]))
     assert weigh("none").tolist() == [[1.0] * 5]
+    for mode, largest in (("truncate", 2.0), ("mask", 0.0)):
+        assert importance_weights(torch.tensor([[100.0, -200.0]]), mode, 2.0).tolist() == [[largest, 0.0]]  # type: ignore[arg-type]
 
 
 def test_corrected_gradient_is_that_of_the_trainers_own_samples() -> None:
