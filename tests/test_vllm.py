@@ -332,8 +332,8 @@ def test_caches_are_reset_after_the_weights_and_before_requests(fake: VLLM, chec
         "/reset_prefix_cache",
         "/reset_mm_cache",
         "/reset_encoder_cache",
-        "/update_weight_version",
         "/resume",
+        "/update_weight_version",
     ]
 
 
@@ -391,6 +391,19 @@ def test_after_a_fault_the_rollout_is_that_without_it(
     assert not fake.faults
     assert torch.equal(found.ids, expected.ids)
     assert gap(policy, found) < 1e-4
+
+
+@pytest.mark.parametrize("route", ["/finish_weight_update", "/reset_prefix_cache", "/resume", "/update_weight_version"])
+def test_an_update_that_is_cut_off_is_made_again(route: str, fake: VLLM, checkpoint: str, tmp_path: Path) -> None:
+    policy = a_policy(checkpoint)
+    made = engine(policy, tmp_path, fake.url, timeout=2.0, patience=6.0)
+    train(policy, 1)
+    fake.lost.append(route)
+    made.publish(policy, first=True)
+    made.take_over()
+    assert not fake.lost
+    assert gap(policy, roll(made, policy)) < 1e-4
+    assert not fake.paused
 
 
 def test_another_server_takes_over(fakes: Callable[..., VLLM], checkpoint: str, tmp_path: Path) -> None:

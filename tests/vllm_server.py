@@ -48,6 +48,7 @@ class VLLM:
         self.checkpoint = self.policy.checkpoint
         self.lock = threading.RLock()
         self.faults: deque[str] = deque()  # one for each request of completions; "" is none
+        self.lost: list[str] = []  # routes whose next request never arrives
         self.requests: list[str] = []
         self.bodies: list[dict[str, Any]] = []
         own = {value.data_ptr(): name for name, value in reversed(self.policy.model.state_dict().items())}
@@ -192,6 +193,10 @@ class Routes(BaseHTTPRequestHandler):
         path, _, _ = self.path.partition("?")
         body = json.loads(self.rfile.read(int(self.headers.get("Content-Length", 0))) or b"{}")
         vllm.requests.append(path)
+        if path in vllm.lost:
+            vllm.lost.remove(path)
+            self.close_connection = True
+            return self.connection.close()
         with vllm.lock:
             if path == "/v1/chat/completions":
                 self.completions(body)
@@ -221,9 +226,9 @@ class Routes(BaseHTTPRequestHandler):
     def answer_completions(self, body: dict[str, Any], fault: str) -> None:
         vllm = self.vllm
         if fault == "slow":
-            vllm.lock.release()
-            time.sleep(1.5)
-            vllm.lock.acquire()
+            self.pass_time(1.5)
+        while vllm.paused:
+            self.pass_time(0.02)
         try:
             reply = vllm.complete(body)
         except LookupError as error:
@@ -237,6 +242,12 @@ class Routes(BaseHTTPRequestHandler):
         if fault == "aborted":
             reply["choices"][0]["finish_reason"] = "abort"
         return self.answer(reply, cut=fault == "cut")
+
+    def pass_time(self, seconds: float) -> None:
+        """While other requests are answered."""
+        self.vllm.lock.release()
+        time.sleep(seconds)
+        self.vllm.lock.acquire()
 
     def load_adapter(self, body: dict[str, Any]) -> None:
         if not self.vllm.flags["runtime_lora"]:
@@ -271,6 +282,8 @@ class Routes(BaseHTTPRequestHandler):
             if body["method"] != "reload_weights":
                 return self.answer(failed, 500)
             vllm.load_file(next(Path(body["kwargs"]["weights_path"]).glob("*.safetensors")))
+        elif path in ("/pause", "/resume"):
+            vllm.paused = path == "/pause"
         elif path == "/update_weight_version":
             vllm.version = body["new_version"]
         elif path not in CONTROLS:
@@ -290,4 +303,4 @@ class Routes(BaseHTTPRequestHandler):
             self.close_connection = True
 
 
-CONTROLS = ("/pause", "/resume", "/init_weight_transfer_engine", "/reset_mm_cache", "/reset_encoder_cache")
+CONTROLS = ("/init_weight_transfer_engine", "/reset_mm_cache", "/reset_encoder_cache")

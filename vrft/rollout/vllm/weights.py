@@ -226,8 +226,8 @@ class Files(Weights):
             reload = {"method": "reload_weights", "kwargs": {"weights_path": folder}}
             self.post(server, "/collective_rpc", reload)
         self.reset_caches(server)
-        self.post(server, "/update_weight_version", {"new_version": self.version})  # by now all of it is in place
         self.post(server, "/resume")
+        self.post(server, "/update_weight_version", {"new_version": self.version})  # by now all of it is in place
 
     def _start(self, server: Client) -> None:
         try:
