@@ -11,6 +11,7 @@ import math
 import os
 import random
 import shlex
+import shutil
 import socket
 import subprocess
 import sys
@@ -24,6 +25,7 @@ import torch
 import yaml
 from conftest import CSV_ONLY, ROOT
 from PIL import Image
+from safetensors import SafetensorError
 from vllm_server import VLLM
 
 from vrft.__main__ import main
@@ -430,12 +432,102 @@ def test_a_server_that_was_away_gets_the_weights_it_missed(
     again.stop()
 
 
+def test_rests_grow_until_a_completion_is_there(
+    fake: VLLM, checkpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy = a_policy(checkpoint)
+    made = engine(policy, tmp_path, fake.url)
+    now, rests = [1000.0], []
+    monkeypatch.setattr("vrft.rollout.vllm.engine.time.monotonic", lambda: now[0])
+    for _ in range(1100):
+        with pytest.raises(Unavailable), made.servers[0]._trying():
+            raise Unavailable("no")
+        rests.append(made.servers[0].rests_until - now[0])
+        now[0] += rests[-1]
+    assert rests == [0.5, 1, 2, 4, 8, 16, *[30] * 1094]
+    made.servers[0].bring(made.weights, now[0] + 1)  # whose routes answer: that alone proves little
+    assert made.servers[0].failures == 1100
+    roll(made, policy)
+    assert made.servers[0].failures == 0
+
+
 def test_in_the_end_there_is_one_clear_error(fake: VLLM, checkpoint: str, tmp_path: Path) -> None:
     policy = a_policy(checkpoint)
     made = engine(policy, tmp_path, fake.url, patience=1.2)
     fake.faults.extend(["500"] * 20)
     with pytest.raises(RolloutFailed, match=r"sample [01] .* within 1\.2 s .*EngineCore died"):
         roll(made, policy)
+
+
+def test_a_server_that_hangs_costs_no_more_than_the_patience(fake: VLLM, checkpoint: str, tmp_path: Path) -> None:
+    policy = a_policy(checkpoint)
+    made = engine(policy, tmp_path, fake.url, patience=2.0)
+    fake.stop()
+    with socket.create_server(("127.0.0.1", fake.http.server_port)):  # takes connections, says nothing
+        made.servers[0].has = None
+        start = time.monotonic()
+        with pytest.raises(RolloutFailed, match="timed out"):
+            roll(made, policy)
+        assert time.monotonic() - start < 5
+
+
+def test_a_process_that_brings_weights_for_long_is_not_waited_for_any_longer(
+    fake: VLLM, checkpoint: str, tmp_path: Path
+) -> None:
+    policy = a_policy(checkpoint)
+    made = engine(policy, tmp_path, fake.url, patience=1.0)
+    made.servers[0].has = None
+    with made.weights._lock(made.servers[0].client), pytest.raises(RolloutFailed, match="another process still brings"):
+        roll(made, policy)
+
+
+@pytest.mark.parametrize(
+    ("path", "answer"),
+    [
+        pytest.param("/weight_info", ({"detail": "Forbidden"}, 403), id="forbidden"),
+        pytest.param("/reset_prefix_cache", (b"", 200), id="empty"),
+    ],
+)
+def test_control_routes_that_fail_are_tried_again(
+    path: str, answer: tuple[Any, int], fake: VLLM, checkpoint: str, tmp_path: Path
+) -> None:
+    policy = a_policy(checkpoint)
+    made = engine(policy, tmp_path, fake.url, patience=1.0)
+    made.publish(policy, first=True)
+    fake.instead[path] = answer
+    with pytest.raises(RolloutFailed, match=path):
+        roll(made, policy)
+    fake.instead.clear()
+    assert gap(policy, roll(made, policy)) < 1e-4
+
+
+def test_weights_that_cannot_be_written_or_seen_end_the_run(
+    fake: VLLM, checkpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy = a_policy(checkpoint)
+    made = engine(policy, tmp_path, fake.url)
+    made.publish(policy, first=True)
+    shutil.rmtree(tmp_path / "vllm")
+    with pytest.raises(RolloutFailed, match=r"weights_dir: every rank has to see that folder"):
+        roll(made, policy)
+
+    def full(*_: Any) -> None:
+        raise SafetensorError("I/O error: no space left")
+
+    monkeypatch.setattr("vrft.rollout.vllm.weights.save_file", full)
+    with pytest.raises(RolloutFailed, match=r"can't be written .*no space left"):
+        made.publish(policy, first=True)
+
+
+@pytest.mark.parametrize("lora", [None, LoRA()], ids=["full", "lora"])
+def test_a_server_that_says_too_little_of_itself_is_refused(
+    lora: LoRA | None, fake: VLLM, checkpoint: str, tmp_path: Path
+) -> None:
+    policy, info = a_policy(checkpoint, lora), fake.info()
+    del info["vllm_config"]["weight_transfer_config" if lora is None else "lora_config"]
+    fake.instead["/server_info"] = (info, 200)
+    with pytest.raises(ConfigurationError, match="does not say how it was started"):
+        engine(policy, tmp_path, fake.url)
 
 
 def test_no_redirect_is_followed(fake: VLLM, checkpoint: str, tmp_path: Path) -> None:

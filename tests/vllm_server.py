@@ -49,6 +49,7 @@ class VLLM:
         self.lock = threading.RLock()
         self.faults: deque[str] = deque()  # one for each request of completions; "" is none
         self.lost: list[str] = []  # routes whose next request never arrives
+        self.instead: dict[str, tuple[Any, int]] = {}  # what routes answer instead: content and status
         self.requests: list[str] = []
         self.bodies: list[dict[str, Any]] = []
         own = {value.data_ptr(): name for name, value in reversed(self.policy.model.state_dict().items())}
@@ -178,7 +179,9 @@ class Routes(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         path = self.path.partition("?")[0]
-        if path == "/server_info":
+        if path in self.vllm.instead:
+            self.answer(*self.vllm.instead[path])
+        elif path == "/server_info":
             self.answer(self.vllm.info())
         elif path == "/v1/models":
             base = {"id": self.vllm.checkpoint, "parent": None}
@@ -193,20 +196,30 @@ class Routes(BaseHTTPRequestHandler):
         path, _, _ = self.path.partition("?")
         body = json.loads(self.rfile.read(int(self.headers.get("Content-Length", 0))) or b"{}")
         vllm.requests.append(path)
-        if path in vllm.lost:
-            vllm.lost.remove(path)
-            self.close_connection = True
-            return self.connection.close()
         with vllm.lock:
-            if path == "/v1/chat/completions":
-                self.completions(body)
-            elif path == "/v1/load_lora_adapter":
-                self.load_adapter(body)
-            elif path == "/v1/unload_lora_adapter":
-                vllm.adapters.pop(body["lora_name"], None)
-                self.answer("ok")
+            if path in vllm.lost:
+                vllm.lost.remove(path)
+                self.close_connection = True
+                self.connection.close()
+            elif path in vllm.instead:
+                self.answer(*vllm.instead[path])
             else:
-                self.control(path, body)
+                self.do(path, body)
+
+    def do(self, path: str, body: dict[str, Any]) -> None:
+        vllm = self.vllm
+        if path == "/v1/chat/completions":
+            self.completions(body)
+        elif path == "/v1/load_lora_adapter":
+            self.load_adapter(body)
+        elif path == "/v1/unload_lora_adapter":
+            vllm.adapters.pop(body["lora_name"], None)
+            self.answer("ok")
+        elif path in ("/pause", "/resume"):
+            vllm.paused = path == "/pause"
+            self.answer({"status": "done"})
+        else:
+            self.control(path, body)
 
     def completions(self, body: dict[str, Any]) -> None:
         vllm = self.vllm
@@ -282,8 +295,6 @@ class Routes(BaseHTTPRequestHandler):
             if body["method"] != "reload_weights":
                 return self.answer(failed, 500)
             vllm.load_file(next(Path(body["kwargs"]["weights_path"]).glob("*.safetensors")))
-        elif path in ("/pause", "/resume"):
-            vllm.paused = path == "/pause"
         elif path == "/update_weight_version":
             vllm.version = body["new_version"]
         elif path not in CONTROLS:
@@ -291,7 +302,7 @@ class Routes(BaseHTTPRequestHandler):
         return self.answer({"message": "done"})
 
     def answer(self, content: Any, status: int = 200, cut: bool = False) -> None:
-        data = json.dumps(content).encode()
+        data = content if isinstance(content, bytes) else json.dumps(content).encode()
         self.send_response(status)
         if status == 307:
             self.send_header("Location", "http://203.0.113.1/v1/chat/completions")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import math
 import os
 import time
 from collections.abc import Mapping
@@ -54,6 +56,13 @@ class Client:
         self.url = url.rstrip("/")
         self.connection = HTTPSConnection if parts.scheme == "https" else HTTPConnection
         self.host, self.port, self.prefix = parts.hostname, port, parts.path.rstrip("/")
+        self.deadline = math.inf
+
+    def until(self, deadline: float) -> Client:
+        """The same server, for requests that end by then (of `time.monotonic`), give or take a second."""
+        limited = copy.copy(self)
+        limited.deadline = deadline
+        return limited
 
     def ask(self, method: str, path: str, body: Mapping[str, Any] | None = None, *, timeout: float) -> bytes:
         """The body of the answer.
@@ -69,6 +78,7 @@ class Client:
             Refused: an answer of status 4xx.
             ConfigurationError: it sends elsewhere.
         """
+        timeout = max(1.0, min(timeout, self.deadline - time.monotonic()))
         deadline = time.monotonic() + timeout
         connection = self.connection(self.host, self.port, timeout=timeout)
         headers = {"Content-Type": "application/json", "Connection": "close"}
