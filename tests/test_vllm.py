@@ -29,11 +29,14 @@ from safetensors import SafetensorError
 from vllm_server import VLLM
 
 from vrft.__main__ import main
+from vrft.callbacks.checkpoint import RunCheckpoint
 from vrft.errors import ConfigurationError
 from vrft.grpo import importance_weights, mismatch, policy_loss
 from vrft.policy import LoRA, Policy
 from vrft.policy.tiny import write_checkpoint
+from vrft.rft import RFT
 from vrft.rollout import Noise, RolloutFailed, Sampling, VLLMServer
+from vrft.rollout.remote import Ahead
 from vrft.rollout.vllm.client import Client, Unavailable
 from vrft.tasks import DetectionTask
 from vrft.types import Detection, PromptBatch, Rollout, Sample
@@ -572,6 +575,73 @@ def test_weights_of_another_run_are_not_taken_for_ones_own(fake: VLLM, checkpoin
     assert gap(policy, roll(made, policy)) < 1e-4
 
 
+def test_what_another_run_trained_and_this_one_does_not_is_overwritten(
+    fake: VLLM, checkpoint: str, tmp_path: Path
+) -> None:
+    other, policy = a_policy(checkpoint), Policy(checkpoint, dtype="float32", freeze_vision=True)
+    policy.load(keep_reference=False)
+    train(other, 1)
+    engine(other, tmp_path, fake.url)
+    made = engine(policy, tmp_path, fake.url)
+    assert gap(policy, roll(made, policy)) < 1e-4
+    train(policy, 1)
+    made.publish(policy, first=True)
+    made.take_over()
+    assert gap(policy, roll(made, policy)) < 1e-4
+
+
+@pytest.mark.parametrize("lora", [None, LoRA(r=8)], ids=["full", "lora"])
+def test_a_folder_that_a_server_sees_late_is_waited_for(
+    lora: LoRA | None, fake: VLLM, checkpoint: str, tmp_path: Path
+) -> None:
+    policy = a_policy(checkpoint, lora)
+    made = engine(policy, tmp_path, fake.url)
+    train(policy, 1)
+    made.publish(policy, first=True)
+    made.weights.path.rename(tmp_path / "late")
+    made.take_over()  # in vain
+    (tmp_path / "late").rename(made.weights.path)
+    assert gap(policy, roll(made, policy)) < 1e-4
+
+
+def test_an_adapter_that_is_being_loaded_is_waited_for(fake: VLLM, checkpoint: str, tmp_path: Path) -> None:
+    policy = a_policy(checkpoint, LoRA(r=8))
+    message = {"error": {"message": "The lora adapter 'x' has already been loaded."}}
+    fake.instead["/v1/load_lora_adapter"] = (message, 400)
+    made = engine(policy, tmp_path, fake.url)
+    fake.instead.clear()
+    assert gap(policy, roll(made, policy)) < 1e-4
+
+
+def test_weights_are_collected_where_they_are_written(
+    fake: VLLM, checkpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy = a_policy(checkpoint)
+    made = engine(policy, tmp_path, fake.url)
+    monkeypatch.setattr(policy, "trained_weights", None)
+    made.publish(policy, first=False)
+    assert made.weights.number == 1
+
+
+def test_a_rollout_ends_when_it_is_told_to(fake: VLLM, checkpoint: str, tmp_path: Path) -> None:
+    policy = a_policy(checkpoint)
+    made = engine(policy, tmp_path, fake.url)
+    fake.faults.extend(["500"] * 100)
+    ahead = Ahead()
+    ahead.begin([0], 0, lambda: roll(made, policy))
+    assert ahead.pending is not None
+    rollout = ahead.pending.rollout
+    while len(fake.faults) > 96:
+        time.sleep(0.05)
+    made.stop()
+    assert ahead.take([1]) is None, "of other samples"
+    assert rollout.done()
+    with pytest.raises(RolloutFailed, match="was given up"):
+        rollout.result(timeout=0)
+    fake.faults.clear()
+    assert gap(policy, roll(made, policy)) < 1e-4
+
+
 # --------------------------------------------------------------------------------------------------- the mathematics
 
 
@@ -646,6 +716,11 @@ def logged(run: Path, version: int = 0) -> list[dict[str, float]]:
     return [{name: float(value) for name, value in row.items() if value} for row in rows]
 
 
+def files_of_weights(run: Path) -> list[Path]:
+    """What is left of weights that were written for servers."""
+    return [path for path in (run / "vllm").iterdir() if path.is_dir()]
+
+
 def comparable(row: dict[str, float]) -> dict[str, float]:
     return {
         name: value for name, value in row.items() if not name.startswith(("time/", "memory/", "train/samples_per"))
@@ -662,6 +737,8 @@ def test_a_run_trains_and_measures_the_mismatch(
     assert [row["train/importance/ratio_p50"] for row in rows] == pytest.approx([1, 1], abs=1e-4)
     assert max(row["train/grad_norm"] for row in rows) > 0
     assert not rows[0].get("train/staleness")
+    assert not files_of_weights(tmp_path / "run")
+    assert not built_in.adapters
 
 
 def test_other_weights_on_the_server_end_the_run_before_anything_is_learnt(
@@ -687,6 +764,7 @@ def test_a_run_that_no_server_answers_saves_and_goes_on_as_if_nothing_had_been(
     said = capsys.readouterr().out
     assert "stopped: no server answered the prompt of sample" in said
     assert "last.ckpt" in said
+    assert not files_of_weights(tmp_path / "run")
     assert "--ckpt_path last" in said
     built_in.faults.clear()
     assert main([*command, "--ckpt_path=last"]) == 0
@@ -702,6 +780,21 @@ def test_one_step_ahead_is_one_step_stale_and_corrected(fit: Command, built_in: 
     assert [row["train/staleness"] for row in rows] == [0, 1, 1, 1]
     assert rows[0]["train/sampling_gap_max"] < 1e-4
     assert all(row["train/sampling_gap_max"] > 1e-4 for row in rows[1:]), "sampled with the weights of a step before"
+
+
+def test_other_mistakes_of_the_user_do_not_count_batches(
+    fit: Command, built_in: VLLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Only one rank may know of them, and the loader may not have handed out the batch."""
+
+    def dead(*_: Any) -> None:
+        raise ConfigurationError("data.num_workers: 3 workers died")
+
+    monkeypatch.setattr(RFT, "on_train_batch_start", dead)
+    monkeypatch.setattr(RunCheckpoint, "_take_batch_back", dead)
+    assert main(fit(built_in.url, more=("--trainer.limit_val_batches=0",))) == 2
+    assert "stopped" not in capsys.readouterr().out
+    assert not list((tmp_path / "run").glob("vllm/*/"))
 
 
 @pytest.mark.parametrize("config", ["quickstart.yaml", "quickstart_sft.yaml", "digits.yaml"])

@@ -104,7 +104,8 @@ class VisionModule(LightningModule):
                 torch.set_num_threads(1)
             if isinstance(self.engine, RemoteEngine):
                 run = self.trainer.strategy.broadcast(uuid4().hex[:8])
-                self.engine.connect(self.policy, self.task, Path(self.trainer.default_root_dir), run)
+                folder = Path(self.trainer.default_root_dir)
+                together(self.trainer, partial(self.engine.connect, self.policy, self.task, folder, run))
 
     @property
     def encoder(self) -> Encoder:
@@ -309,9 +310,12 @@ class VisionModule(LightningModule):
         self.weights_changed = False
 
     def teardown(self, stage: str) -> None:
+        self.release_engine()
+
+    def release_engine(self) -> None:
         """A remote engine's files are as large as the model; the next stage writes them again."""
-        if isinstance(self.engine, RemoteEngine) and not self.weights_changed:
-            self.ahead.wait()
+        if isinstance(self.engine, RemoteEngine):
+            self.engine.stop()
             self.weights_changed = True
             if self.trainer.is_global_zero:
                 self.engine.clear()

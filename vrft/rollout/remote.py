@@ -25,6 +25,10 @@ class RolloutFailed(RuntimeError):
     """No completions that can be trained on: a run saves what it has learnt and ends with this message."""
 
 
+class RolloutRefused(RolloutFailed, ConfigurationError):
+    """The same, for a reason that the user can mend."""
+
+
 class RemoteEngine(RolloutEngine):
     """Samples elsewhere, with a copy of the policy's weights.
 
@@ -59,8 +63,12 @@ class RemoteEngine(RolloutEngine):
         """Let all that sample take the weights over that were published last, as far as they can at the moment."""
 
     @abstractmethod
+    def stop(self) -> None:
+        """Let what is being sampled end soon, by RolloutFailed."""
+
+    @abstractmethod
     def clear(self) -> None:
-        """Remove the files of the weights that were published last; nothing is being sampled."""
+        """Remove the files of the weights that were published last, if any were."""
 
 
 @dataclass(frozen=True)
@@ -85,9 +93,12 @@ class Ahead:
         self.pending = Pending(samples, step, self.pool.submit(sample))
 
     def take(self, samples: list[int]) -> Pending | None:
-        """What was begun for these samples; whatever it was, it is forgotten."""
+        """What was begun for these samples. Of others it is waited for and forgotten: it needs its weights."""
+        if self.pending is not None and self.pending.samples != samples:
+            self.wait()
+            self.pending = None
         pending, self.pending = self.pending, None
-        return pending if pending is not None and pending.samples == samples else None
+        return pending
 
     def wait(self) -> None:
         """Until nothing is being sampled, so that weights can change."""

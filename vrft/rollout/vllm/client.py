@@ -13,6 +13,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from vrft.errors import ConfigurationError
+from vrft.rollout.remote import RolloutRefused
 from vrft.secrets import hide
 
 MAX_BODY = 2**28
@@ -76,7 +77,7 @@ class Client:
         Raises:
             Unavailable: no connection, no answer in time, not all of it, or one of status 5xx.
             Refused: an answer of status 4xx.
-            ConfigurationError: it sends elsewhere.
+            RolloutRefused: it sends elsewhere.
         """
         timeout = max(1.0, min(timeout, self.deadline - time.monotonic()))
         deadline = time.monotonic() + timeout
@@ -100,7 +101,7 @@ class Client:
         if 200 <= status < 300:
             return content
         if 300 <= status < 400:
-            raise ConfigurationError(
+            raise RolloutRefused(
                 f"model.engine.urls: {self.url} answers {path} with a redirect, which is not followed: name the "
                 "address itself"
             )

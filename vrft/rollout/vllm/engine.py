@@ -16,7 +16,7 @@ from torch.nn.utils.rnn import pad_sequence
 from vrft.errors import ConfigurationError
 from vrft.policy import Policy
 from vrft.rollout.base import Noise, Sampling
-from vrft.rollout.remote import RemoteEngine, RolloutFailed
+from vrft.rollout.remote import RemoteEngine, RolloutFailed, RolloutRefused
 from vrft.rollout.vllm.client import Client, Refused, Unavailable
 from vrft.rollout.vllm.reply import Completion, Wanted, chat, request_seed, sampling_settings
 from vrft.rollout.vllm.status import Info, look_up, model_names
@@ -63,6 +63,7 @@ class VLLMServer(RemoteEngine):
         self.weights_dir, self.timeout, self.patience = weights_dir, timeout, patience
         self.max_gap, self.one_step_ahead = max_gap, one_step_ahead
         self.servers: list[Server] = []
+        self.stopped = threading.Event()
         self.weights: Weights
         self.task: Task
 
@@ -97,8 +98,13 @@ class VLLMServer(RemoteEngine):
         with ThreadPoolExecutor(len(self.servers)) as pool:
             list(pool.map(bring, self.servers))
 
+    def stop(self) -> None:
+        self.stopped.set()
+        self.stopped = threading.Event()
+
     def clear(self) -> None:
-        self.weights.clear([server.client for server in self.servers])
+        if self.servers and self.weights.number >= 0:
+            self.weights.clear([server.client for server in self.servers])
 
     @torch.no_grad()
     def generate(
@@ -132,25 +138,31 @@ class VLLMServer(RemoteEngine):
             return Wanted(body, name, ids, config.image_token_id, frozenset(stop), frozenset(banned), size)
 
         done: list[int] = []
-        prompts = range(len(batch.samples))
+        prompts, stopped = range(len(batch.samples)), self.stopped
 
         def answer(p: int) -> list[Completion]:
-            found = self._answer(want(p), first=noise.first + p + noise.rank)
+            found = self._answer(want(p), noise.first + p + noise.rank, stopped)
             done.append(p)
             on_token(max_completion_length * len(done) // len(prompts), f"{len(done)} of {len(prompts)} prompts done")
             return found * (num_generations // len(found))
 
-        with ThreadPoolExecutor(min(len(prompts), AT_ONCE)) as pool:
+        pool = ThreadPoolExecutor(min(len(prompts), AT_ONCE))
+        try:
             completions = [row for rows in pool.map(answer, prompts) for row in rows]
+        finally:
+            if len(done) < len(prompts):
+                self.stop()
+            pool.shutdown(wait=False, cancel_futures=True)
         return as_rollout(policy, completions)
 
-    def _answer(self, wanted: Wanted, first: int) -> list[Completion]:
+    def _answer(self, wanted: Wanted, first: int, stopped: threading.Event) -> list[Completion]:
         """Of the first server that gives one that can be trained on, beginning with number `first`."""
         deadline = time.monotonic() + self.patience
         while True:
             turn = [self.servers[(first + i) % len(self.servers)] for i in range(len(self.servers))]
             server = min(turn, key=lambda server: max(0.0, server.rests_until - time.monotonic()))
-            time.sleep(max(0.0, min(server.rests_until, deadline) - time.monotonic()))
+            if stopped.wait(max(0.0, min(server.rests_until, deadline) - time.monotonic())):
+                raise RolloutFailed(f"the prompt of {wanted.name} was given up")
             try:
                 return server.complete(wanted, self.weights, deadline)
             except Unavailable as error:
@@ -220,7 +232,7 @@ class Server:
             except Refused as error:
                 if error.status == 404:  # started again, it knows no adapter
                     raise Unavailable(str(error)) from error
-                raise ConfigurationError(f"model.engine: the prompt of {wanted.name} is refused: {error}") from error
+                raise RolloutRefused(f"model.engine: the prompt of {wanted.name} is refused: {error}") from error
             found = wanted.read(content, model)
             if not weights.is_on(client):
                 raise Unavailable(f"{self.client.url} answered with other weights than it was sent")

@@ -17,15 +17,18 @@ from torch import Tensor
 
 from vrft.errors import ConfigurationError
 from vrft.policy import Policy
-from vrft.rollout.remote import RolloutFailed
+from vrft.rollout.remote import RolloutFailed, RolloutRefused
 from vrft.rollout.vllm.client import Client, Refused, Unavailable
-from vrft.rollout.vllm.status import Info, Reset, decode, model_names, weight_version
+from vrft.rollout.vllm.status import GLANCE, Info, Reset, decode, model_names, weight_version
 
 CACHES = ("/reset_prefix_cache", "/reset_mm_cache", "/reset_encoder_cache")
 """What a server remembers that old weights made: keys and values, images, what the vision tower made of them."""
 
 NOT_SEEN = ("No such file", "Cannot find any model weights")
 """What a server that looks for weights in vain says with status 500."""
+
+LOADING = "already been loaded"
+"""What it says of an adapter that it was told to load before, in a request that timed out."""
 
 
 class Weights(ABC):
@@ -56,8 +59,12 @@ class Weights(ABC):
         """Raise ConfigurationError if a server can't take weights like these."""
 
     @abstractmethod
-    def write(self, policy: Policy, weights: dict[str, Tensor]) -> None:
+    def write(self, policy: Policy, weights: dict[str, Tensor], folder: Path) -> None:
         """Write the present version."""
+
+    def collect(self, policy: Policy) -> dict[str, Tensor]:
+        """What the present version consists of."""
+        return policy.trained_weights()
 
     @abstractmethod
     def is_on(self, server: Client) -> bool:
@@ -78,12 +85,15 @@ class Weights(ABC):
             RolloutFailed: it can't be written.
         """
         before, self.number = self.path, self.number + 1
-        weights = policy.trained_weights()
+        weights = self.collect(policy) if first or policy.is_sharded else {}
         if first:
+            partial = self.path.with_suffix(".partial")
             try:
-                self.folder.mkdir(parents=True, exist_ok=True)
-                self.write(policy, weights)
+                partial.mkdir(parents=True)
+                self.write(policy, weights, partial)
+                partial.replace(self.path)
             except (OSError, SafetensorError) as error:
+                shutil.rmtree(partial, ignore_errors=True)
                 raise RolloutFailed(f"the weights can't be written to {self.path}: {error}") from error
             shutil.rmtree(before, ignore_errors=True)
 
@@ -96,7 +106,7 @@ class Weights(ABC):
 
         Raises:
             Unavailable: it could not be had this time.
-            ConfigurationError: the server won't take it.
+            RolloutRefused: the server does not see the first version; of later ones, a folder may know late.
         """
         with self._lock(server):
             if self.is_on(server):
@@ -104,9 +114,8 @@ class Weights(ABC):
             try:
                 self.send(server)
             except (Unavailable, Refused) as error:
-                if isinstance(error, Unavailable) and not any(text in str(error) for text in NOT_SEEN):
-                    raise
-                raise ConfigurationError(
+                kind = RolloutRefused if self.number == 0 and is_final(error) else Unavailable
+                raise kind(
                     f"model.engine: {server.url} does not take the weights of {self.path}: {error}; does it see that "
                     "folder (model.engine.weights_dir)?"
                 ) from error
@@ -140,6 +149,13 @@ class Weights(ABC):
                 raise Unavailable(f"{server.url}{path}: the cache is in use")
 
 
+def is_final(error: Unavailable | Refused) -> bool:
+    """Whether a server that did not take weights over won't the next time."""
+    if isinstance(error, Refused):
+        return LOADING not in str(error)
+    return any(text in str(error) for text in NOT_SEEN)
+
+
 class Adapters(Weights):
     """LoRA: every version is an adapter of its own, in a folder and under a name that are new.
 
@@ -169,16 +185,15 @@ class Adapters(Weights):
             return
         raise ConfigurationError(f"model.engine: {server.url} {problem} (`python -m vrft serve-command` prints all)")
 
-    def write(self, policy: Policy, weights: dict[str, Tensor]) -> None:
+    def write(self, policy: Policy, weights: dict[str, Tensor], folder: Path) -> None:
         assert isinstance(policy.model, PeftModel)
-        partial = self.path.with_name("partial")
-        policy.model.save_pretrained(partial, state_dict=weights)
-        partial.replace(self.path)
+        policy.model.save_pretrained(folder, state_dict=weights)
 
     def clear(self, servers: Sequence[Client]) -> None:
+        deadline = time.monotonic() + GLANCE
         for server in servers:
             with suppress(Unavailable, Refused):  # it has lost it already
-                self.post(server, "/v1/unload_lora_adapter", {"lora_name": self.version})
+                self.post(server.until(deadline), "/v1/unload_lora_adapter", {"lora_name": self.version})
         super().clear(servers)
 
     def is_on(self, server: Client) -> bool:
@@ -206,15 +221,16 @@ class Files(Weights):
         transfer = info.vllm_config.weight_transfer_config
         self.plugged[server.url] = transfer is not None and transfer.backend == "vrft"
 
-    def write(self, policy: Policy, weights: dict[str, Tensor]) -> None:
-        partial = self.path.with_name("partial")
-        partial.mkdir(exist_ok=True)
+    def collect(self, policy: Policy) -> dict[str, Tensor]:
+        """At first all there is: what this run leaves as it is, another may have changed on a server."""
+        return policy.trained_weights(frozen=self.number == 0)
+
+    def write(self, policy: Policy, weights: dict[str, Tensor], folder: Path) -> None:
         once = {value.data_ptr(): name for name, value in reversed(weights.items())}  # a tied head is the embeddings
         rounded = {name: weights[name].to(policy.dtype).contiguous() for name in once.values()}  # as it is computed
-        save_file(rounded, partial / "model.safetensors")
+        save_file(rounded, folder / "model.safetensors")
         if not all(self.plugged.values()):
-            policy.base.config.save_pretrained(partial)
-        partial.replace(self.path)
+            policy.base.config.save_pretrained(folder)
 
     def is_on(self, server: Client) -> bool:
         return weight_version(server) == self.version
