@@ -751,6 +751,20 @@ def test_other_weights_on_the_server_end_the_run_before_anything_is_learnt(
     assert not (tmp_path / "run" / "checkpoints" / "last.ckpt").exists()
 
 
+@pytest.mark.parametrize("command", ["validate", "predict"])
+@pytest.mark.parametrize("config", ["quickstart.yaml", "quickstart_sft.yaml"])
+def test_other_weights_on_the_server_are_not_evaluated(
+    command: str, config: str, fit: Command, fakes: Callable[..., VLLM], capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = fit(fakes("tiny-digits").url, more=("--model.policy.lora={r: 4}",))[1:]
+    words = [word for word in words if command == "validate" or "callbacks" not in word]
+    if config == "quickstart_sft.yaml":
+        words = [word for word in words if "num_generations" not in word]
+        words[words.index(str(ROOT / "configs" / "quickstart.yaml"))] = str(ROOT / "configs" / config)
+    assert main([command, *words]) == 1
+    assert "log-probabilities differ from the trainer's by" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("images", [pytest.param(12, id="in-an-epoch"), pytest.param(1, id="at-the-start-of-one")])
 def test_a_run_that_no_server_answers_saves_and_goes_on_as_if_nothing_had_been(
     images: int, fit: Command, built_in: VLLM, tmp_path: Path, capsys: pytest.CaptureFixture[str]

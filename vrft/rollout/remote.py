@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -11,8 +12,10 @@ from typing import TypeVar
 
 import torch
 from lightning.pytorch import Trainer
+from torch import Tensor
 
 from vrft.errors import ConfigurationError
+from vrft.grpo import mismatch
 from vrft.policy import Policy
 from vrft.rollout.base import RolloutEngine
 from vrft.tasks import Task
@@ -104,6 +107,22 @@ class Ahead:
         """Until nothing is being sampled, so that weights can change."""
         if self.pending is not None:
             self.pending.rollout.exception()
+
+
+def refuse_gap(trainer: Trainer, engine: RemoteEngine, log_ratio: Tensor, top_p: float) -> None:
+    """Raise RolloutFailed on all ranks if log-ratios of tokens (n,) are beyond what an engine may differ by.
+
+    What top-p leaves out may be up to 1 - top_p of the probability; the sampler's are larger by as much.
+    """
+    gap = float(trainer.strategy.reduce(mismatch(log_ratio, cap=1.0).gap, reduce_op="mean"))
+    allowed = engine.max_gap - math.log(top_p)
+    if gap > allowed:
+        raise RolloutFailed(
+            f"the rollout engine's log-probabilities differ from the trainer's by {gap:.3g} on average, more than "
+            f"{allowed:.3g} (model.engine.max_gap): completions of other weights are of no use. Prompts, "
+            "image tokens and the version of the weights agree, so what does not train may differ: another "
+            "checkpoint, a head that is tied on one side, adapters or images that one side leaves out"
+        )
 
 
 def together(trainer: Trainer, work: Callable[[], Result]) -> Result:
