@@ -38,6 +38,7 @@ from vrft.rft import RFT
 from vrft.rollout import Noise, RolloutFailed, Sampling, VLLMServer
 from vrft.rollout.remote import Ahead
 from vrft.rollout.vllm.client import Client, Unavailable
+from vrft.rollout.vllm.command import ON_CPU
 from vrft.tasks import DetectionTask
 from vrft.types import Detection, PromptBatch, Rollout, Sample
 
@@ -84,6 +85,7 @@ def launch(kind: str, checkpoint: str, folder: Path) -> tuple[subprocess.Popen[b
     words += ["--model.policy.lora={r: 8}"] if kind == "lora" else []
     line = served(*words)
     environment, command = split_command(line)
+    command += ON_CPU if shutil.which("nvidia-smi") is None else []
     if kind == "reload":
         place = command.index("--weight-transfer-config")
         del command[place : place + 2]
@@ -836,6 +838,18 @@ def test_the_fragment_changes_the_engine_of_any_config(config: str, capsys: pyte
             ["--enable-tower-connector-lora"],
             "min_pixels",
             id="tower",
+        ),
+        pytest.param(
+            ["--model.policy.lora={target_modules: all-linear}", "--model.policy.freeze_vision=true"],
+            ["--enable-tower-connector-lora"],  # adapters train on a tower that is frozen
+            "--enforce-eager",
+            id="frozen-tower",
+        ),
+        pytest.param(
+            ["--model.policy.trust_remote_code=true"],
+            ["--trust-remote-code"],
+            "--no-enable-chunked-prefill",
+            id="trust",
         ),
         pytest.param(
             ["--model.policy.max_pixels=3136", "--model.policy.dtype=bfloat16"],
