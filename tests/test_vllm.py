@@ -31,7 +31,7 @@ from vllm_server import VLLM
 from vrft.__main__ import main
 from vrft.callbacks.checkpoint import RunCheckpoint
 from vrft.errors import ConfigurationError
-from vrft.grpo import importance_weights, mismatch, policy_loss
+from vrft.grpo import PolicyLoss, importance_weights, mismatch, policy_loss
 from vrft.policy import LoRA, Policy
 from vrft.policy.tiny import write_checkpoint
 from vrft.rft import RFT
@@ -789,13 +789,45 @@ def test_a_run_that_no_server_answers_saves_and_goes_on_as_if_nothing_had_been(
     assert [steps_of[row["step"]] for row in whole] == [pytest.approx(comparable(row), abs=1e-4) for row in whole]
 
 
-def test_one_step_ahead_is_one_step_stale_and_corrected(fit: Command, built_in: VLLM, tmp_path: Path) -> None:
+def test_one_step_ahead_is_one_step_stale_and_corrected(
+    fit: Command, built_in: VLLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    corrections: list[float] = []
+
+    def spied(*args: Any, correction: torch.Tensor, **settings: Any) -> PolicyLoss:
+        corrections.append(float((correction - 1).abs().max()))
+        return policy_loss(*args, correction=correction, **settings)
+
+    monkeypatch.setattr("vrft.rft.policy_loss", spied)
     more = ("--model.engine.init_args.one_step_ahead=true", "--trainer.max_steps=4", "--trainer.val_check_interval=2")
     assert main(fit(built_in.url, more=more)) == 0
     rows = logged(tmp_path / "run")
     assert [row["train/staleness"] for row in rows] == [0, 1, 1, 1]
     assert rows[0]["train/sampling_gap_max"] < 1e-4
     assert all(row["train/sampling_gap_max"] > 1e-4 for row in rows[1:]), "sampled with the weights of a step before"
+    assert corrections[0] < 1e-3
+    assert corrections[-1] > 1e-4, "what is learnt from them counts by its ratio"
+
+
+def test_two_ranks_share_a_server(fit: Command, built_in: VLLM, tmp_path: Path) -> None:
+    more = ("--trainer.accelerator=cpu", "--trainer.devices=2", "--trainer.strategy=ddp", "--trainer.max_steps=3")
+    more += ("--model.engine.init_args.one_step_ahead=true", "--model.engine.init_args.max_gap=1")
+    command = fit(built_in.url, more=more)
+    done = subprocess.run(
+        [sys.executable, "-m", "vrft", *command],
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-1000:] + done.stderr[-2000:]
+    rows = logged(tmp_path / "run")
+    assert rows[0]["train/sampling_gap_max"] < 1e-4
+    assert [row["train/staleness"] for row in rows] == [0, 1, 1]
+    seeds = [body["seed"] for body in built_in.bodies if "seed" in body]
+    assert len({*seeds}) == len(seeds) == 3 * 2 * 2, "steps, ranks, prompts"
+    assert not files_of_weights(tmp_path / "run")
 
 
 def test_other_mistakes_of_the_user_do_not_count_batches(
