@@ -114,7 +114,9 @@ class Weights(ABC):
             try:
                 self.send(server)
             except (Unavailable, Refused) as error:
-                kind = RolloutRefused if self.number == 0 and is_final(error) else Unavailable
+                if not is_final(error):
+                    raise Unavailable(str(error)) from error
+                kind = RolloutRefused if self.number == 0 else Unavailable
                 raise kind(
                     f"model.engine: {server.url} does not take the weights of {self.path}: {error}; does it see that "
                     "folder (model.engine.weights_dir)?"
