@@ -403,7 +403,7 @@ def test_after_a_fault_the_rollout_is_that_without_it(
 @pytest.mark.parametrize("route", ["/finish_weight_update", "/reset_prefix_cache", "/resume", "/update_weight_version"])
 def test_an_update_that_is_cut_off_is_made_again(route: str, fake: VLLM, checkpoint: str, tmp_path: Path) -> None:
     policy = a_policy(checkpoint)
-    made = engine(policy, tmp_path, fake.url, timeout=2.0, patience=6.0)
+    made = engine(policy, tmp_path, fake.url, timeout=10.0, patience=30.0)
     train(policy, 1)
     fake.lost.append(route)
     made.publish(policy, first=True)
@@ -502,6 +502,7 @@ def test_control_routes_that_fail_are_tried_again(
     fake.instead[path] = answer
     with pytest.raises(RolloutFailed, match=said):
         roll(made, policy)
+    made.patience = 240.0
     fake.instead.clear()
     assert gap(policy, roll(made, policy)) < 1e-4
 
