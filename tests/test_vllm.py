@@ -11,6 +11,7 @@ import math
 import os
 import random
 import shlex
+import shutil
 import socket
 import subprocess
 import sys
@@ -24,15 +25,20 @@ import torch
 import yaml
 from conftest import CSV_ONLY, ROOT
 from PIL import Image
+from safetensors import SafetensorError
 from vllm_server import VLLM
 
 from vrft.__main__ import main
+from vrft.callbacks.checkpoint import RunCheckpoint
 from vrft.errors import ConfigurationError
-from vrft.grpo import importance_weights, mismatch, policy_loss
+from vrft.grpo import PolicyLoss, importance_weights, mismatch, policy_loss
 from vrft.policy import LoRA, Policy
 from vrft.policy.tiny import write_checkpoint
+from vrft.rft import RFT
 from vrft.rollout import Noise, RolloutFailed, Sampling, VLLMServer
+from vrft.rollout.remote import Ahead
 from vrft.rollout.vllm.client import Client, Unavailable
+from vrft.rollout.vllm.command import ON_CPU
 from vrft.tasks import DetectionTask
 from vrft.types import Detection, PromptBatch, Rollout, Sample
 
@@ -79,6 +85,7 @@ def launch(kind: str, checkpoint: str, folder: Path) -> tuple[subprocess.Popen[b
     words += ["--model.policy.lora={r: 8}"] if kind == "lora" else []
     line = served(*words)
     environment, command = split_command(line)
+    command += ON_CPU if shutil.which("nvidia-smi") is None else []
     if kind == "reload":
         place = command.index("--weight-transfer-config")
         del command[place : place + 2]
@@ -332,8 +339,8 @@ def test_caches_are_reset_after_the_weights_and_before_requests(fake: VLLM, chec
         "/reset_prefix_cache",
         "/reset_mm_cache",
         "/reset_encoder_cache",
-        "/update_weight_version",
         "/resume",
+        "/update_weight_version",
     ]
 
 
@@ -393,6 +400,19 @@ def test_after_a_fault_the_rollout_is_that_without_it(
     assert gap(policy, found) < 1e-4
 
 
+@pytest.mark.parametrize("route", ["/finish_weight_update", "/reset_prefix_cache", "/resume", "/update_weight_version"])
+def test_an_update_that_is_cut_off_is_made_again(route: str, fake: VLLM, checkpoint: str, tmp_path: Path) -> None:
+    policy = a_policy(checkpoint)
+    made = engine(policy, tmp_path, fake.url, timeout=10.0, patience=30.0)
+    train(policy, 1)
+    fake.lost.append(route)
+    made.publish(policy, first=True)
+    made.take_over()
+    assert not fake.lost
+    assert gap(policy, roll(made, policy)) < 1e-4
+    assert not fake.paused
+
+
 def test_another_server_takes_over(fakes: Callable[..., VLLM], checkpoint: str, tmp_path: Path) -> None:
     policy, servers = a_policy(checkpoint), [fakes(), fakes()]
     made = engine(policy, tmp_path, *(server.url for server in servers))
@@ -417,12 +437,103 @@ def test_a_server_that_was_away_gets_the_weights_it_missed(
     again.stop()
 
 
+def test_rests_grow_until_a_completion_is_there(
+    fake: VLLM, checkpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy = a_policy(checkpoint)
+    made = engine(policy, tmp_path, fake.url)
+    now, rests = [1000.0], []
+    monkeypatch.setattr("vrft.rollout.vllm.engine.time.monotonic", lambda: now[0])
+    for _ in range(1100):
+        with pytest.raises(Unavailable), made.servers[0]._trying():
+            raise Unavailable("no")
+        rests.append(made.servers[0].rests_until - now[0])
+        now[0] += rests[-1]
+    assert rests == [0.5, 1, 2, 4, 8, 16, *[30] * 1094]
+    made.servers[0].bring(made.weights, now[0] + 1)  # whose routes answer: that alone proves little
+    assert made.servers[0].failures == 1100
+    roll(made, policy)
+    assert made.servers[0].failures == 0
+
+
 def test_in_the_end_there_is_one_clear_error(fake: VLLM, checkpoint: str, tmp_path: Path) -> None:
     policy = a_policy(checkpoint)
     made = engine(policy, tmp_path, fake.url, patience=1.2)
     fake.faults.extend(["500"] * 20)
     with pytest.raises(RolloutFailed, match=r"sample [01] .* within 1\.2 s .*EngineCore died"):
         roll(made, policy)
+
+
+def test_a_server_that_hangs_costs_no_more_than_the_patience(fake: VLLM, checkpoint: str, tmp_path: Path) -> None:
+    policy = a_policy(checkpoint)
+    made = engine(policy, tmp_path, fake.url, patience=2.0)
+    fake.stop()
+    with socket.create_server(("127.0.0.1", fake.http.server_port)):  # takes connections, says nothing
+        made.servers[0].has = None
+        start = time.monotonic()
+        with pytest.raises(RolloutFailed, match=r"within 2 s"):
+            roll(made, policy)
+        assert time.monotonic() - start < 5
+
+
+def test_a_process_that_brings_weights_for_long_is_not_waited_for_any_longer(
+    fake: VLLM, checkpoint: str, tmp_path: Path
+) -> None:
+    policy = a_policy(checkpoint)
+    made = engine(policy, tmp_path, fake.url, patience=1.0)
+    made.servers[0].has = None
+    with made.weights._lock(made.servers[0].client), pytest.raises(RolloutFailed, match="another process still brings"):
+        roll(made, policy)
+
+
+@pytest.mark.parametrize(
+    ("path", "answer", "said"),
+    [
+        pytest.param("/weight_info", ({"detail": "Forbidden"}, 403), "Forbidden", id="forbidden"),
+        pytest.param("/reset_prefix_cache", (b"", 200), "can't be read", id="empty"),
+    ],
+)
+def test_control_routes_that_fail_are_tried_again(
+    path: str, answer: tuple[Any, int], said: str, fake: VLLM, checkpoint: str, tmp_path: Path
+) -> None:
+    policy = a_policy(checkpoint)
+    made = engine(policy, tmp_path, fake.url, patience=2.0)
+    made.publish(policy, first=True)
+    fake.instead[path] = answer
+    with pytest.raises(RolloutFailed, match=said):
+        roll(made, policy)
+    made.patience = 240.0
+    fake.instead.clear()
+    assert gap(policy, roll(made, policy)) < 1e-4
+
+
+def test_weights_that_cannot_be_written_or_seen_end_the_run(
+    fake: VLLM, checkpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy = a_policy(checkpoint)
+    made = engine(policy, tmp_path, fake.url)
+    made.publish(policy, first=True)
+    shutil.rmtree(tmp_path / "vllm")
+    with pytest.raises(RolloutFailed, match=r"weights_dir: every rank has to see that folder"):
+        roll(made, policy)
+
+    def full(*_: Any) -> None:
+        raise SafetensorError("I/O error: no space left")
+
+    monkeypatch.setattr("vrft.rollout.vllm.weights.save_file", full)
+    with pytest.raises(RolloutFailed, match=r"can't be written .*no space left"):
+        made.publish(policy, first=True)
+
+
+@pytest.mark.parametrize("lora", [None, LoRA()], ids=["full", "lora"])
+def test_a_server_that_says_too_little_of_itself_is_refused(
+    lora: LoRA | None, fake: VLLM, checkpoint: str, tmp_path: Path
+) -> None:
+    policy, info = a_policy(checkpoint, lora), fake.info()
+    del info["vllm_config"]["weight_transfer_config" if lora is None else "lora_config"]
+    fake.instead["/server_info"] = (info, 200)
+    with pytest.raises(ConfigurationError, match="does not say how it was started"):
+        engine(policy, tmp_path, fake.url)
 
 
 def test_no_redirect_is_followed(fake: VLLM, checkpoint: str, tmp_path: Path) -> None:
@@ -467,6 +578,73 @@ def test_weights_of_another_run_are_not_taken_for_ones_own(fake: VLLM, checkpoin
     assert gap(policy, roll(made, policy)) < 1e-4
 
 
+def test_what_another_run_trained_and_this_one_does_not_is_overwritten(
+    fake: VLLM, checkpoint: str, tmp_path: Path
+) -> None:
+    other, policy = a_policy(checkpoint), Policy(checkpoint, dtype="float32", freeze_vision=True)
+    policy.load(keep_reference=False)
+    train(other, 1)
+    engine(other, tmp_path, fake.url)
+    made = engine(policy, tmp_path, fake.url)
+    assert gap(policy, roll(made, policy)) < 1e-4
+    train(policy, 1)
+    made.publish(policy, first=True)
+    made.take_over()
+    assert gap(policy, roll(made, policy)) < 1e-4
+
+
+@pytest.mark.parametrize("lora", [None, LoRA(r=8)], ids=["full", "lora"])
+def test_a_folder_that_a_server_sees_late_is_waited_for(
+    lora: LoRA | None, fake: VLLM, checkpoint: str, tmp_path: Path
+) -> None:
+    policy = a_policy(checkpoint, lora)
+    made = engine(policy, tmp_path, fake.url)
+    train(policy, 1)
+    made.publish(policy, first=True)
+    made.weights.path.rename(tmp_path / "late")
+    made.take_over()  # in vain
+    (tmp_path / "late").rename(made.weights.path)
+    assert gap(policy, roll(made, policy)) < 1e-4
+
+
+def test_an_adapter_that_is_being_loaded_is_waited_for(fake: VLLM, checkpoint: str, tmp_path: Path) -> None:
+    policy = a_policy(checkpoint, LoRA(r=8))
+    message = {"error": {"message": "The lora adapter 'x' has already been loaded."}}
+    fake.instead["/v1/load_lora_adapter"] = (message, 400)
+    made = engine(policy, tmp_path, fake.url)
+    fake.instead.clear()
+    assert gap(policy, roll(made, policy)) < 1e-4
+
+
+def test_weights_are_collected_where_they_are_written(
+    fake: VLLM, checkpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy = a_policy(checkpoint)
+    made = engine(policy, tmp_path, fake.url)
+    monkeypatch.setattr(policy, "trained_weights", None)
+    made.publish(policy, first=False)
+    assert made.weights.number == 1
+
+
+def test_a_rollout_ends_when_it_is_told_to(fake: VLLM, checkpoint: str, tmp_path: Path) -> None:
+    policy = a_policy(checkpoint)
+    made = engine(policy, tmp_path, fake.url)
+    fake.faults.extend(["500"] * 100)
+    ahead = Ahead()
+    ahead.begin([0], 0, lambda: roll(made, policy))
+    assert ahead.pending is not None
+    rollout = ahead.pending.rollout
+    while len(fake.faults) > 96:
+        time.sleep(0.05)
+    made.stop()
+    assert ahead.take([1]) is None, "of other samples"
+    assert rollout.done()
+    with pytest.raises(RolloutFailed, match="was given up"):
+        rollout.result(timeout=0)
+    fake.faults.clear()
+    assert gap(policy, roll(made, policy)) < 1e-4
+
+
 # --------------------------------------------------------------------------------------------------- the mathematics
 
 
@@ -476,6 +654,8 @@ def test_importance_weights_by_hand() -> None:
     torch.testing.assert_close(weigh("truncate"), torch.tensor([[0.25, 0.5, 1.0, 2.0, 2.0]]))
     torch.testing.assert_close(weigh("mask"), torch.tensor([[0.0, 0.5, 1.0, 2.0, 0.0]]))
     assert weigh("none").tolist() == [[1.0] * 5]
+    for mode, largest in (("truncate", 2.0), ("mask", 0.0)):
+        assert importance_weights(torch.tensor([[100.0, -200.0]]), mode, 2.0).tolist() == [[largest, 0.0]]  # type: ignore[arg-type]
 
 
 def test_corrected_gradient_is_that_of_the_trainers_own_samples() -> None:
@@ -539,6 +719,11 @@ def logged(run: Path, version: int = 0) -> list[dict[str, float]]:
     return [{name: float(value) for name, value in row.items() if value} for row in rows]
 
 
+def files_of_weights(run: Path) -> list[Path]:
+    """What is left of weights that were written for servers."""
+    return [path for path in (run / "vllm").iterdir() if path.is_dir()]
+
+
 def comparable(row: dict[str, float]) -> dict[str, float]:
     return {
         name: value for name, value in row.items() if not name.startswith(("time/", "memory/", "train/samples_per"))
@@ -555,6 +740,8 @@ def test_a_run_trains_and_measures_the_mismatch(
     assert [row["train/importance/ratio_p50"] for row in rows] == pytest.approx([1, 1], abs=1e-4)
     assert max(row["train/grad_norm"] for row in rows) > 0
     assert not rows[0].get("train/staleness")
+    assert not files_of_weights(tmp_path / "run")
+    assert not built_in.adapters
 
 
 def test_other_weights_on_the_server_end_the_run_before_anything_is_learnt(
@@ -565,6 +752,20 @@ def test_other_weights_on_the_server_end_the_run_before_anything_is_learnt(
     assert main(fit(other.url, more=more)) == 1
     assert "log-probabilities differ from the trainer's by" in capsys.readouterr().out
     assert not (tmp_path / "run" / "checkpoints" / "last.ckpt").exists()
+
+
+@pytest.mark.parametrize("command", ["validate", "predict"])
+@pytest.mark.parametrize("config", ["quickstart.yaml", "quickstart_sft.yaml"])
+def test_other_weights_on_the_server_are_not_evaluated(
+    command: str, config: str, fit: Command, fakes: Callable[..., VLLM], capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = fit(fakes("tiny-digits").url, more=("--model.policy.lora={r: 4}",))[1:]
+    words = [word for word in words if command == "validate" or "callbacks" not in word]
+    if config == "quickstart_sft.yaml":
+        words = [word for word in words if "num_generations" not in word]
+        words[words.index(str(ROOT / "configs" / "quickstart.yaml"))] = str(ROOT / "configs" / config)
+    assert main([command, *words]) == 1
+    assert "log-probabilities differ from the trainer's by" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("images", [pytest.param(12, id="in-an-epoch"), pytest.param(1, id="at-the-start-of-one")])
@@ -580,6 +781,7 @@ def test_a_run_that_no_server_answers_saves_and_goes_on_as_if_nothing_had_been(
     said = capsys.readouterr().out
     assert "stopped: no server answered the prompt of sample" in said
     assert "last.ckpt" in said
+    assert not files_of_weights(tmp_path / "run")
     assert "--ckpt_path last" in said
     built_in.faults.clear()
     assert main([*command, "--ckpt_path=last"]) == 0
@@ -588,13 +790,60 @@ def test_a_run_that_no_server_answers_saves_and_goes_on_as_if_nothing_had_been(
     assert [steps_of[row["step"]] for row in whole] == [pytest.approx(comparable(row), abs=1e-4) for row in whole]
 
 
-def test_one_step_ahead_is_one_step_stale_and_corrected(fit: Command, built_in: VLLM, tmp_path: Path) -> None:
+def test_one_step_ahead_is_one_step_stale_and_corrected(
+    fit: Command, built_in: VLLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    corrections: list[float] = []
+
+    def spied(*args: Any, correction: torch.Tensor, **settings: Any) -> PolicyLoss:
+        corrections.append(float((correction - 1).abs().max()))
+        return policy_loss(*args, correction=correction, **settings)
+
+    monkeypatch.setattr("vrft.rft.policy_loss", spied)
     more = ("--model.engine.init_args.one_step_ahead=true", "--trainer.max_steps=4", "--trainer.val_check_interval=2")
     assert main(fit(built_in.url, more=more)) == 0
     rows = logged(tmp_path / "run")
     assert [row["train/staleness"] for row in rows] == [0, 1, 1, 1]
     assert rows[0]["train/sampling_gap_max"] < 1e-4
     assert all(row["train/sampling_gap_max"] > 1e-4 for row in rows[1:]), "sampled with the weights of a step before"
+    assert corrections[0] < 1e-3
+    assert corrections[-1] > 1e-4, "what is learnt from them counts by its ratio"
+
+
+def test_two_ranks_share_a_server(fit: Command, built_in: VLLM, tmp_path: Path) -> None:
+    more = ("--trainer.accelerator=cpu", "--trainer.devices=2", "--trainer.strategy=ddp", "--trainer.max_steps=3")
+    more += ("--model.engine.init_args.one_step_ahead=true", "--model.engine.init_args.max_gap=1")
+    command = fit(built_in.url, more=more)
+    done = subprocess.run(
+        [sys.executable, "-m", "vrft", *command],
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-1000:] + done.stderr[-2000:]
+    rows = logged(tmp_path / "run")
+    assert rows[0]["train/sampling_gap_max"] < 1e-4
+    assert [row["train/staleness"] for row in rows] == [0, 1, 1]
+    seeds = [body["seed"] for body in built_in.bodies if "seed" in body]
+    assert len({*seeds}) == len(seeds) == 3 * 2 * 2, "steps, ranks, prompts"
+    assert not files_of_weights(tmp_path / "run")
+
+
+def test_other_mistakes_of_the_user_do_not_count_batches(
+    fit: Command, built_in: VLLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Only one rank may know of them, and the loader may not have handed out the batch."""
+
+    def dead(*_: Any) -> None:
+        raise ConfigurationError("data.num_workers: 3 workers died")
+
+    monkeypatch.setattr(RFT, "on_train_batch_start", dead)
+    monkeypatch.setattr(RunCheckpoint, "_take_batch_back", dead)
+    assert main(fit(built_in.url, more=("--trainer.limit_val_batches=0",))) == 2
+    assert "stopped" not in capsys.readouterr().out
+    assert not list((tmp_path / "run").glob("vllm/*/"))
 
 
 @pytest.mark.parametrize("config", ["quickstart.yaml", "quickstart_sft.yaml", "digits.yaml"])
@@ -622,6 +871,18 @@ def test_the_fragment_changes_the_engine_of_any_config(config: str, capsys: pyte
             ["--enable-tower-connector-lora"],
             "min_pixels",
             id="tower",
+        ),
+        pytest.param(
+            ["--model.policy.lora={target_modules: all-linear}", "--model.policy.freeze_vision=true"],
+            ["--enable-tower-connector-lora"],  # adapters train on a tower that is frozen
+            "--enforce-eager",
+            id="frozen-tower",
+        ),
+        pytest.param(
+            ["--model.policy.trust_remote_code=true"],
+            ["--trust-remote-code"],
+            "--no-enable-chunked-prefill",
+            id="trust",
         ),
         pytest.param(
             ["--model.policy.max_pixels=3136", "--model.policy.dtype=bfloat16"],

@@ -48,6 +48,8 @@ class VLLM:
         self.checkpoint = self.policy.checkpoint
         self.lock = threading.RLock()
         self.faults: deque[str] = deque()  # one for each request of completions; "" is none
+        self.lost: list[str] = []  # routes whose next request never arrives
+        self.instead: dict[str, tuple[Any, int]] = {}  # what routes answer instead: content and status
         self.requests: list[str] = []
         self.bodies: list[dict[str, Any]] = []
         own = {value.data_ptr(): name for name, value in reversed(self.policy.model.state_dict().items())}
@@ -177,7 +179,9 @@ class Routes(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         path = self.path.partition("?")[0]
-        if path == "/server_info":
+        if path in self.vllm.instead:
+            self.answer(*self.vllm.instead[path])
+        elif path == "/server_info":
             self.answer(self.vllm.info())
         elif path == "/v1/models":
             base = {"id": self.vllm.checkpoint, "parent": None}
@@ -193,15 +197,29 @@ class Routes(BaseHTTPRequestHandler):
         body = json.loads(self.rfile.read(int(self.headers.get("Content-Length", 0))) or b"{}")
         vllm.requests.append(path)
         with vllm.lock:
-            if path == "/v1/chat/completions":
-                self.completions(body)
-            elif path == "/v1/load_lora_adapter":
-                self.load_adapter(body)
-            elif path == "/v1/unload_lora_adapter":
-                vllm.adapters.pop(body["lora_name"], None)
-                self.answer("ok")
+            if path in vllm.lost:
+                vllm.lost.remove(path)
+                self.close_connection = True
+                self.connection.close()
+            elif path in vllm.instead:
+                self.answer(*vllm.instead[path])
             else:
-                self.control(path, body)
+                self.do(path, body)
+
+    def do(self, path: str, body: dict[str, Any]) -> None:
+        vllm = self.vllm
+        if path == "/v1/chat/completions":
+            self.completions(body)
+        elif path == "/v1/load_lora_adapter":
+            self.load_adapter(body)
+        elif path == "/v1/unload_lora_adapter":
+            vllm.adapters.pop(body["lora_name"], None)
+            self.answer("ok")
+        elif path in ("/pause", "/resume"):
+            vllm.paused = path == "/pause"
+            self.answer({"status": "done"})
+        else:
+            self.control(path, body)
 
     def completions(self, body: dict[str, Any]) -> None:
         vllm = self.vllm
@@ -221,9 +239,9 @@ class Routes(BaseHTTPRequestHandler):
     def answer_completions(self, body: dict[str, Any], fault: str) -> None:
         vllm = self.vllm
         if fault == "slow":
-            vllm.lock.release()
-            time.sleep(1.5)
-            vllm.lock.acquire()
+            self.pass_time(1.5)
+        while vllm.paused:
+            self.pass_time(0.02)
         try:
             reply = vllm.complete(body)
         except LookupError as error:
@@ -237,6 +255,12 @@ class Routes(BaseHTTPRequestHandler):
         if fault == "aborted":
             reply["choices"][0]["finish_reason"] = "abort"
         return self.answer(reply, cut=fault == "cut")
+
+    def pass_time(self, seconds: float) -> None:
+        """While other requests are answered."""
+        self.vllm.lock.release()
+        time.sleep(seconds)
+        self.vllm.lock.acquire()
 
     def load_adapter(self, body: dict[str, Any]) -> None:
         if not self.vllm.flags["runtime_lora"]:
@@ -278,7 +302,7 @@ class Routes(BaseHTTPRequestHandler):
         return self.answer({"message": "done"})
 
     def answer(self, content: Any, status: int = 200, cut: bool = False) -> None:
-        data = json.dumps(content).encode()
+        data = content if isinstance(content, bytes) else json.dumps(content).encode()
         self.send_response(status)
         if status == 307:
             self.send_header("Location", "http://203.0.113.1/v1/chat/completions")
@@ -290,4 +314,4 @@ class Routes(BaseHTTPRequestHandler):
             self.close_connection = True
 
 
-CONTROLS = ("/pause", "/resume", "/init_weight_transfer_engine", "/reset_mm_cache", "/reset_encoder_cache")
+CONTROLS = ("/init_weight_transfer_engine", "/reset_mm_cache", "/reset_encoder_cache")

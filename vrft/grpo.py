@@ -192,7 +192,7 @@ def importance_weights(log_ratio: Tensor, mode: ImportanceSampling, cap: float) 
     w = log_ratio.exp()
     if mode == "truncate":
         return w.clamp(max=cap)
-    return w * ((w >= 1 / cap) & (w <= cap))
+    return torch.where((w >= 1 / cap) & (w <= cap), w, 0.0)  # inf * 0 would be NaN
 
 
 class Mismatch(NamedTuple):

@@ -35,7 +35,7 @@ from vrft.policy import Policy
 from vrft.policy.processor import Encoder, MicroBatch
 from vrft.rewards import Reward
 from vrft.rollout import Noise, RemoteEngine, RolloutEngine, Sampling
-from vrft.rollout.remote import Ahead, together
+from vrft.rollout.remote import Ahead, refuse_gap, together
 from vrft.strategies import FSDP2Strategy
 from vrft.tasks import Task
 from vrft.types import Answer, PromptBatch, Rollout, Sample
@@ -87,6 +87,7 @@ class VisionModule(LightningModule):
         self.answer_log: AnswerLog | None = None
         self.ahead = Ahead()
         self.weights_changed = True  # since a remote engine was given them
+        self.engine_checked = False
         self.rows_at_once = sys.maxsize  # in a rollout; less once memory did not suffice
         self.out_of_memory = 0
         self.register_buffer("steps_done", torch.zeros((), dtype=torch.long))
@@ -104,7 +105,8 @@ class VisionModule(LightningModule):
                 torch.set_num_threads(1)
             if isinstance(self.engine, RemoteEngine):
                 run = self.trainer.strategy.broadcast(uuid4().hex[:8])
-                self.engine.connect(self.policy, self.task, Path(self.trainer.default_root_dir), run)
+                folder = Path(self.trainer.default_root_dir)
+                together(self.trainer, partial(self.engine.connect, self.policy, self.task, folder, run))
 
     @property
     def encoder(self) -> Encoder:
@@ -261,14 +263,15 @@ class VisionModule(LightningModule):
 
         Raises:
             torch.OutOfMemoryError: it does not for one, or other ranks wait for this one in a forward.
-            RolloutFailed: a remote engine gives none, to this rank or to another.
+            RolloutFailed: a remote engine gives none, to this rank or to another, or those of other weights.
         """
         if isinstance(self.engine, RemoteEngine):
             self.publish_weights(self.engine)
             settings = self.generation(sampling, noise, on_token)
-            return together(
-                self.trainer, partial(self.engine.generate, self.policy, batch, num_generations, **settings)
-            )
+            sample = partial(self.engine.generate, self.policy, batch, num_generations, **settings)
+            rollout = together(self.trainer, sample)
+            self.check_engine(self.engine, batch, rollout, sampling)
+            return rollout
         prompts, rows = len(batch.samples), len(batch.samples) * num_generations
         while True:
             at_once = max(1, self.rows_at_once // num_generations)
@@ -308,11 +311,29 @@ class VisionModule(LightningModule):
         together(self.trainer, engine.take_over if first else lambda: None)
         self.weights_changed = False
 
+    @torch.no_grad()
+    def check_engine(self, engine: RemoteEngine, batch: PromptBatch, rollout: Rollout, sampling: Sampling) -> None:
+        """Once per stage: compare an engine's log-probabilities of the first prompt with the trainer's own.
+
+        Raises:
+            RolloutFailed: they differ by more than the engine's `max_gap` on average.
+        """
+        if self.engine_checked:
+            return
+        self.engine_checked = True
+        group = slice(0, len(rollout.ids) // len(batch.samples))
+        ids, mask = rollout.ids[group], rollout.mask[group]
+        own, _ = self.policy(batch.inputs[:1], ids, mask, sampling.temperature, entropy=False)  # (G, T)
+        refuse_gap(self.trainer, engine, (own - rollout.log_probs[group])[mask.bool()], sampling.top_p)
+
     def teardown(self, stage: str) -> None:
+        self.release_engine()
+
+    def release_engine(self) -> None:
         """A remote engine's files are as large as the model; the next stage writes them again."""
-        if isinstance(self.engine, RemoteEngine) and not self.weights_changed:
-            self.ahead.wait()
-            self.weights_changed = True
+        if isinstance(self.engine, RemoteEngine):
+            self.engine.stop()
+            self.weights_changed, self.engine_checked = True, False
             if self.trainer.is_global_zero:
                 self.engine.clear()
 
@@ -395,6 +416,7 @@ class VisionModule(LightningModule):
         self.answer_log.close()
 
     def on_validation_epoch_start(self) -> None:
+        self.engine_checked = False
         self.held_out_reward.reset()
         for reward in self.rewards.values():
             cast(Reward, reward).reset()

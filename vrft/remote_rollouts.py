@@ -1,19 +1,17 @@
-"""What training does when another process samples: measure how it differs, refuse what differs grossly, look ahead."""
+"""What training does when another process samples: measure how it differs, look ahead."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
-import torch
 from torch import Tensor
 
 from vrft.data.datamodule import ResumableLoader
 from vrft.grpo import mismatch
 from vrft.module import VisionModule
-from vrft.rollout import RemoteEngine, RolloutFailed, Sampling
+from vrft.rollout import RemoteEngine, Sampling
 from vrft.rollout.remote import together
 from vrft.types import PromptBatch, Rollout
 
@@ -21,7 +19,6 @@ from vrft.types import PromptBatch, Rollout
 class RemoteRollouts(VisionModule):
     """Base of `RFT`. Without a remote engine it does nothing."""
 
-    engine_checked = False
     num_generations: int
     num_iterations: int
     num_minibatches: int
@@ -51,37 +48,6 @@ class RemoteRollouts(VisionModule):
         settings = self.generation(self.sampling, replace(self.noise(), rollout=step + 1), lambda *_: None)
         sample = partial(self.engine.generate, self.policy, batch, self.num_generations, **settings)
         self.ahead.begin([sample.index for sample in batch.samples], step, sample)
-
-    @torch.no_grad()
-    def check_engine(self, batch: PromptBatch, rollout: Rollout) -> None:
-        """Once per process: compare the log-probabilities of one group with the trainer's own.
-
-        Raises:
-            RolloutFailed: they differ by more than the engine's `max_gap` on average.
-        """
-        if self.engine_checked or not isinstance(self.engine, RemoteEngine):
-            return
-        self.engine_checked = True
-        group = slice(0, self.num_generations)
-        ids, mask = rollout.ids[group], rollout.mask[group]
-        own, _ = self.policy(batch.inputs[:1], ids, mask, self.sampling.temperature, entropy=False)  # (G, T)
-        self.refuse_gap((own - rollout.log_probs[group])[mask.bool()])
-
-    def refuse_gap(self, log_ratio: Tensor) -> None:
-        """Raise RolloutFailed on all ranks if log-ratios of tokens (n,) are beyond what an engine may differ by.
-
-        What top-p leaves out may be up to 1 - top_p of the probability; the sampler's are larger by as much.
-        """
-        assert isinstance(self.engine, RemoteEngine)
-        gap = float(self.trainer.strategy.reduce(mismatch(log_ratio, self.importance_cap).gap, reduce_op="mean"))
-        allowed = self.engine.max_gap - math.log(self.sampling.top_p)
-        if gap > allowed:
-            raise RolloutFailed(
-                f"the rollout engine's log-probabilities differ from the trainer's by {gap:.3g} on average, more than "
-                f"{allowed:.3g} (model.engine.max_gap): completions of other weights are not trained on. Prompts, "
-                "image tokens and the version of the weights agree, so what does not train may differ: another "
-                "checkpoint, a head that is tied on one side, adapters or images that one side leaves out"
-            )
 
     def log_mismatch(self, log_ratio: Tensor) -> None:
         """Log how far the engine's log-probabilities were from the trainer's, over tokens (n,)."""

@@ -30,6 +30,7 @@ from vrft.policy.prompts import Prompt
 from vrft.remote_rollouts import RemoteRollouts
 from vrft.rewards import Reward
 from vrft.rollout import RemoteEngine, RolloutEngine, Sampling, TransformersEngine
+from vrft.rollout.remote import refuse_gap
 from vrft.tasks import Task
 from vrft.types import PromptBatch, Rollout, ScoredRollout
 
@@ -185,7 +186,6 @@ class RFT(RemoteRollouts):
             else:
                 rollout = self.completions(prepared, self.num_generations, self.sampling, self.noise(first), advance)
         self.check_sharing(batch, rollout.ids, rollout.mask)
-        self.check_engine(prepared, rollout)
         return prepared, rollout
 
     def reward(self, batch: PromptBatch, rollout: Rollout) -> Experience:
@@ -238,7 +238,7 @@ class RFT(RemoteRollouts):
                 done += self.halving(split, partial(self.learn, prompts, rows, on_policy=iteration == i == 0))
                 if isinstance(self.engine, RemoteEngine) and iteration == 0:
                     ratios.append(rows.log_ratio([n for micro in split() for n in micro.rows]))
-                    self.refuse_gap(ratios[-1])
+                    refuse_gap(self.trainer, self.engine, ratios[-1], self.sampling.top_p)
                 self.optimizer_step_and_log()
         if ratios:
             self.log_mismatch(torch.cat(ratios))

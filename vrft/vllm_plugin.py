@@ -1,6 +1,6 @@
 """A plugin of vLLM servers: takes over weights from a safetensors file, on a disk or in shared memory.
 
-vLLM loads it by its entry point where vrft is installed (`pip install --no-deps vrft` will do), in each of its
+vLLM loads it by its entry point where vrft is installed (`pip install --no-deps .` will do), in each of its
 processes. Nothing here is imported where training runs.
 """
 

@@ -15,7 +15,6 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from vrft.checkpoint_io import PARTIAL, replace_link
 from vrft.data.datamodule import ResumableLoader
-from vrft.errors import ConfigurationError
 from vrft.module import VisionModule
 from vrft.rollout import RolloutFailed
 from vrft.trainer import VisionTrainer
@@ -121,7 +120,9 @@ class RunCheckpoint(ModelCheckpoint):
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Save what was learnt before completions could not be had any more; their batch comes again."""
         assert isinstance(trainer, VisionTrainer)
-        if not isinstance(exception, RolloutFailed | ConfigurationError):
+        assert isinstance(pl_module, VisionModule)
+        pl_module.release_engine()
+        if not isinstance(exception, RolloutFailed):  # which all ranks raise
             return
         lost = ""
         if trainer.state.fn == TrainerFn.FITTING and self._began:

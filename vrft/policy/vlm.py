@@ -6,7 +6,7 @@ import copy
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
@@ -366,9 +366,18 @@ class Policy(nn.Module):
             for ids, log_probs, kept in rows
         ]
 
-    def trained_weights(self) -> dict[str, Tensor]:
-        """Copies of what trains, whole and in the CPU's memory. Ranks that share the weights call it together."""
-        return cast(dict[str, Tensor], get_model_state_dict(self.model, options=WHOLE))
+    def trained_weights(self, frozen: bool = False) -> dict[str, Tensor]:
+        """Copies of what trains, whole and in the CPU's memory. Ranks that share the weights call it together.
+
+        `frozen`: and of what doesn't.
+        """
+        options = replace(WHOLE, ignore_frozen_params=not frozen)
+        return cast(dict[str, Tensor], get_model_state_dict(self.model, options=options))
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether ranks share the weights."""
+        return bool(fsdp_modules(self))
 
 
 def token_ids(model: PreTrainedModel, tokenizer: Any) -> tuple[list[int], list[int]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -11,8 +12,10 @@ from typing import TypeVar
 
 import torch
 from lightning.pytorch import Trainer
+from torch import Tensor
 
 from vrft.errors import ConfigurationError
+from vrft.grpo import mismatch
 from vrft.policy import Policy
 from vrft.rollout.base import RolloutEngine
 from vrft.tasks import Task
@@ -23,6 +26,10 @@ Result = TypeVar("Result")
 
 class RolloutFailed(RuntimeError):
     """No completions that can be trained on: a run saves what it has learnt and ends with this message."""
+
+
+class RolloutRefused(RolloutFailed, ConfigurationError):
+    """The same, for a reason that the user can mend."""
 
 
 class RemoteEngine(RolloutEngine):
@@ -59,8 +66,12 @@ class RemoteEngine(RolloutEngine):
         """Let all that sample take the weights over that were published last, as far as they can at the moment."""
 
     @abstractmethod
+    def stop(self) -> None:
+        """Let what is being sampled end soon, by RolloutFailed."""
+
+    @abstractmethod
     def clear(self) -> None:
-        """Remove the files of the weights that were published last; nothing is being sampled."""
+        """Remove the files of the weights that were published last, if any were."""
 
 
 @dataclass(frozen=True)
@@ -85,14 +96,33 @@ class Ahead:
         self.pending = Pending(samples, step, self.pool.submit(sample))
 
     def take(self, samples: list[int]) -> Pending | None:
-        """What was begun for these samples; whatever it was, it is forgotten."""
+        """What was begun for these samples. Of others it is waited for and forgotten: it needs its weights."""
+        if self.pending is not None and self.pending.samples != samples:
+            self.wait()
+            self.pending = None
         pending, self.pending = self.pending, None
-        return pending if pending is not None and pending.samples == samples else None
+        return pending
 
     def wait(self) -> None:
         """Until nothing is being sampled, so that weights can change."""
         if self.pending is not None:
             self.pending.rollout.exception()
+
+
+def refuse_gap(trainer: Trainer, engine: RemoteEngine, log_ratio: Tensor, top_p: float) -> None:
+    """Raise RolloutFailed on all ranks if log-ratios of tokens (n,) are beyond what an engine may differ by.
+
+    What top-p leaves out may be up to 1 - top_p of the probability; the sampler's are larger by as much.
+    """
+    gap = float(trainer.strategy.reduce(mismatch(log_ratio, cap=1.0).gap, reduce_op="mean"))
+    allowed = engine.max_gap - math.log(top_p)
+    if gap > allowed:
+        raise RolloutFailed(
+            f"the rollout engine's log-probabilities differ from the trainer's by {gap:.3g} on average, more than "
+            f"{allowed:.3g} (model.engine.max_gap): completions of other weights are of no use. Prompts, "
+            "image tokens and the version of the weights agree, so what does not train may differ: another "
+            "checkpoint, a head that is tied on one side, adapters or images that one side leaves out"
+        )
 
 
 def together(trainer: Trainer, work: Callable[[], Result]) -> Result:

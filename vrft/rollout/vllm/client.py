@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import math
 import os
 import time
 from collections.abc import Mapping
@@ -11,6 +13,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from vrft.errors import ConfigurationError
+from vrft.rollout.remote import RolloutRefused
 from vrft.secrets import hide
 
 MAX_BODY = 2**28
@@ -54,6 +57,13 @@ class Client:
         self.url = url.rstrip("/")
         self.connection = HTTPSConnection if parts.scheme == "https" else HTTPConnection
         self.host, self.port, self.prefix = parts.hostname, port, parts.path.rstrip("/")
+        self.deadline = math.inf
+
+    def until(self, deadline: float) -> Client:
+        """The same server, for requests that end by then (of `time.monotonic`), give or take a second."""
+        limited = copy.copy(self)
+        limited.deadline = deadline
+        return limited
 
     def ask(self, method: str, path: str, body: Mapping[str, Any] | None = None, *, timeout: float) -> bytes:
         """The body of the answer.
@@ -67,8 +77,9 @@ class Client:
         Raises:
             Unavailable: no connection, no answer in time, not all of it, or one of status 5xx.
             Refused: an answer of status 4xx.
-            ConfigurationError: it sends elsewhere.
+            RolloutRefused: it sends elsewhere.
         """
+        timeout = max(1.0, min(timeout, self.deadline - time.monotonic()))
         deadline = time.monotonic() + timeout
         connection = self.connection(self.host, self.port, timeout=timeout)
         headers = {"Content-Type": "application/json", "Connection": "close"}
@@ -90,7 +101,7 @@ class Client:
         if 200 <= status < 300:
             return content
         if 300 <= status < 400:
-            raise ConfigurationError(
+            raise RolloutRefused(
                 f"model.engine.urls: {self.url} answers {path} with a redirect, which is not followed: name the "
                 "address itself"
             )

@@ -6,8 +6,6 @@ import json
 import shlex
 from urllib.parse import urlsplit
 
-import torch
-
 from vrft.errors import ConfigurationError
 from vrft.module import VisionModule
 from vrft.policy import Policy
@@ -16,8 +14,10 @@ from vrft.rollout.vllm.engine import VLLMServer
 PUBLIC = """\
 # These routes load weights and files: whoever reaches the port controls the server. Let nobody else reach it."""
 PLUGIN = """\
-# Full fine-tuning needs vrft's plugin beside vLLM: pip install --no-deps vrft. Without it, leave out
-# --weight-transfer-config; each update then loads a folder as at the start."""
+# Full fine-tuning needs vrft's plugin beside vLLM: pip install --no-deps . in vrft's repository. Without it, leave
+# out --weight-transfer-config; each update then loads a folder as at the start."""
+ON_CPU = ("--enforce-eager", "--no-enable-chunked-prefill")
+"""Seeds and chunks end vLLM 0.32 on a CPU."""
 
 
 def serve_commands(module: VisionModule) -> str:
@@ -34,6 +34,7 @@ def serve_commands(module: VisionModule) -> str:
         )
     flags = server_flags(policy)
     lines = [PUBLIC] if policy.lora is not None else [PUBLIC, PLUGIN]
+    lines.append(f"# Where vLLM runs on a CPU, add {' '.join(ON_CPU)}.")
     for client in engine.clients:
         parts = urlsplit(client.url)
         if parts.scheme == "https" or parts.path:
@@ -63,13 +64,12 @@ def server_flags(policy: Policy) -> list[str]:
     }
     if stated := {name: value for name, value in limits.items() if value is not None}:
         flags += ["--mm-processor-kwargs", json.dumps(stated)]
-    if not torch.cuda.is_available():
-        flags += ["--enforce-eager", "--no-enable-chunked-prefill"]  # seeds and chunks end vLLM 0.32 on a CPU
+    if policy.trust_remote_code:
+        flags.append("--trust-remote-code")
     if policy.lora is None:
         return [*flags, "--weight-transfer-config", json.dumps({"backend": "vrft"})]
     flags += ["--enable-lora", "--max-lora-rank", str(lora_rank(policy.lora.r))]
-    tower = policy.lora.target_modules is not None and not policy.freeze_vision
-    return [*flags, "--enable-tower-connector-lora"] if tower else flags
+    return flags if policy.lora.target_modules is None else [*flags, "--enable-tower-connector-lora"]
 
 
 def lora_rank(rank: int) -> int:

@@ -9,7 +9,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-import msgspec
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
@@ -17,10 +16,11 @@ from torch.nn.utils.rnn import pad_sequence
 from vrft.errors import ConfigurationError
 from vrft.policy import Policy
 from vrft.rollout.base import Noise, Sampling
-from vrft.rollout.remote import RemoteEngine, RolloutFailed
+from vrft.rollout.remote import RemoteEngine, RolloutFailed, RolloutRefused
 from vrft.rollout.vllm.client import Client, Refused, Unavailable
 from vrft.rollout.vllm.reply import Completion, Wanted, chat, request_seed, sampling_settings
-from vrft.rollout.vllm.weights import Adapters, Files, Info, Weights, model_names
+from vrft.rollout.vllm.status import Info, look_up, model_names
+from vrft.rollout.vllm.weights import Adapters, Files, Weights
 from vrft.tasks import Task
 from vrft.types import PromptBatch, Rollout
 
@@ -63,6 +63,7 @@ class VLLMServer(RemoteEngine):
         self.weights_dir, self.timeout, self.patience = weights_dir, timeout, patience
         self.max_gap, self.one_step_ahead = max_gap, one_step_ahead
         self.servers: list[Server] = []
+        self.stopped = threading.Event()
         self.weights: Weights
         self.task: Task
 
@@ -77,7 +78,7 @@ class VLLMServer(RemoteEngine):
         for server in self.servers:
             try:
                 info = server.describe()
-            except (Unavailable, Refused) as error:
+            except Unavailable as error:
                 raise ConfigurationError(
                     f"model.engine: {server.client.url} does not say how it was started: {error} (`python -m vrft "
                     "serve-command` with the same arguments prints how to)"
@@ -88,15 +89,22 @@ class VLLMServer(RemoteEngine):
         self.weights.publish(policy, first)
 
     def take_over(self) -> None:
+        deadline = time.monotonic() + self.patience
+
         def bring(server: Server) -> None:
             with suppress(Unavailable):  # it gets another chance with the first prompt that it is asked
-                server.bring(self.weights)
+                server.bring(self.weights, deadline)
 
         with ThreadPoolExecutor(len(self.servers)) as pool:
             list(pool.map(bring, self.servers))
 
+    def stop(self) -> None:
+        self.stopped.set()
+        self.stopped = threading.Event()
+
     def clear(self) -> None:
-        self.weights.clear([server.client for server in self.servers])
+        if self.servers and self.weights.number >= 0:
+            self.weights.clear([server.client for server in self.servers])
 
     @torch.no_grad()
     def generate(
@@ -130,25 +138,31 @@ class VLLMServer(RemoteEngine):
             return Wanted(body, name, ids, config.image_token_id, frozenset(stop), frozenset(banned), size)
 
         done: list[int] = []
-        prompts = range(len(batch.samples))
+        prompts, stopped = range(len(batch.samples)), self.stopped
 
         def answer(p: int) -> list[Completion]:
-            found = self._answer(want(p), first=noise.first + p + noise.rank)
+            found = self._answer(want(p), noise.first + p + noise.rank, stopped)
             done.append(p)
             on_token(max_completion_length * len(done) // len(prompts), f"{len(done)} of {len(prompts)} prompts done")
             return found * (num_generations // len(found))
 
-        with ThreadPoolExecutor(min(len(prompts), AT_ONCE)) as pool:
+        pool = ThreadPoolExecutor(min(len(prompts), AT_ONCE))
+        try:
             completions = [row for rows in pool.map(answer, prompts) for row in rows]
+        finally:
+            if len(done) < len(prompts):
+                self.stop()
+            pool.shutdown(wait=False, cancel_futures=True)
         return as_rollout(policy, completions)
 
-    def _answer(self, wanted: Wanted, first: int) -> list[Completion]:
+    def _answer(self, wanted: Wanted, first: int, stopped: threading.Event) -> list[Completion]:
         """Of the first server that gives one that can be trained on, beginning with number `first`."""
         deadline = time.monotonic() + self.patience
         while True:
             turn = [self.servers[(first + i) % len(self.servers)] for i in range(len(self.servers))]
             server = min(turn, key=lambda server: max(0.0, server.rests_until - time.monotonic()))
-            time.sleep(max(0.0, min(server.rests_until, deadline) - time.monotonic()))
+            if stopped.wait(max(0.0, min(server.rests_until, deadline) - time.monotonic())):
+                raise RolloutFailed(f"the prompt of {wanted.name} was given up")
             try:
                 return server.complete(wanted, self.weights, deadline)
             except Unavailable as error:
@@ -167,6 +181,7 @@ class Server:
         self.client = client
         self.has: str | None = None  # the version of the weights
         self.failures, self.rests_until = 0, 0.0
+        self.problem: Unavailable | None = None  # the last one
         self.seeds = True
         self.base = ""  # its name of the model
         self.lock = threading.Lock()
@@ -176,50 +191,52 @@ class Server:
 
         Raises:
             ConfigurationError: its log-probabilities are not those of what is drawn.
-            Unavailable, Refused: it does not say.
+            Unavailable: it does not say.
         """
-        content = self.client.ask("GET", "/server_info?config_format=json", timeout=START)
-        try:
-            info: Info = msgspec.json.decode(content)
-            model, device = info["vllm_config"]["model_config"], str(info["vllm_config"]["device_config"]["device"])
-            chunked = info["vllm_config"]["scheduler_config"]["enable_chunked_prefill"]
-        except (msgspec.DecodeError, KeyError, TypeError) as error:
-            raise Unavailable("an answer that can't be read") from error
-        if model["logprobs_mode"] != "processed_logprobs":
+        info = look_up(self.client, "/server_info?config_format=json", Info, timeout=START)
+        config = info.vllm_config
+        if config.model_config.logprobs_mode != "processed_logprobs":
             raise ConfigurationError(
                 f"model.engine: {self.client.url} gives log-probabilities of another distribution than it draws from: "
                 "--logprobs-mode processed_logprobs"
             )
-        self.seeds = not (device.startswith("cpu") and chunked)  # together they end vLLM 0.32
-        self.base = model_names(self.client, START)[0]
+        on_cpu = str(config.device_config.device).startswith("cpu")
+        self.seeds = not (on_cpu and config.scheduler_config.enable_chunked_prefill)  # together they end vLLM 0.32
+        self.base = model_names(self.client)[0]
         return info
 
-    def bring(self, weights: Weights) -> None:
+    def bring(self, weights: Weights, deadline: float) -> None:
         """Let it have the present weights. Raises Unavailable."""
-        with self.lock:
+        if not self.lock.acquire(timeout=max(0.0, deadline - time.monotonic())):
+            raise Unavailable(f"{self.client.url} has not taken the weights over in time")
+        try:
+            if self.problem is not None and time.monotonic() < self.rests_until:  # since this thread began to wait
+                raise Unavailable(str(self.problem))
             if self.has != weights.version:
                 with self._trying():
-                    weights.bring(self.client)
+                    weights.bring(self.client.until(deadline))
                 self.has = weights.version
+        finally:
+            self.lock.release()
 
     def complete(self, wanted: Wanted, weights: Weights, deadline: float) -> list[Completion]:
         """Completions under the present weights. Raises Unavailable."""
-        self.bring(weights)
-        model = weights.model(self.base)
+        self.bring(weights, deadline)
+        client, model = self.client.until(deadline), weights.model(self.base)
         body = wanted.body | {"model": model}
         if not self.seeds:
             body.pop("seed", None)
         with self._trying():
-            timeout = max(1.0, min(weights.timeout, deadline - time.monotonic()))
             try:
-                content = self.client.ask("POST", "/v1/chat/completions", body, timeout=timeout)
+                content = client.ask("POST", "/v1/chat/completions", body, timeout=weights.timeout)
             except Refused as error:
                 if error.status == 404:  # started again, it knows no adapter
                     raise Unavailable(str(error)) from error
-                raise ConfigurationError(f"model.engine: the prompt of {wanted.name} is refused: {error}") from error
+                raise RolloutRefused(f"model.engine: the prompt of {wanted.name} is refused: {error}") from error
             found = wanted.read(content, model)
-            if not weights.is_on(self.client):
+            if not weights.is_on(client):
                 raise Unavailable(f"{self.client.url} answered with other weights than it was sent")
+        self.failures, self.rests_until = 0, 0.0
         return found
 
     @contextmanager
@@ -227,14 +244,14 @@ class Server:
         """Around what it is asked: after a failure it rests, and its weights are looked at again."""
         try:
             yield
-        except Unavailable:
+        except Unavailable as error:
+            self.problem = error
             now = time.monotonic()
             if now >= self.rests_until:  # of several requests that fail together, the first counts
-                self.rests_until = now + min(LONGEST_REST, FIRST_REST * 2.0**self.failures)
+                self.rests_until = now + min(LONGEST_REST, FIRST_REST * 2 ** min(self.failures, 10))
                 self.failures += 1
             self.has = None
             raise
-        self.failures, self.rests_until = 0, 0.0
 
 
 def as_rollout(policy: Policy, completions: list[Completion]) -> Rollout:

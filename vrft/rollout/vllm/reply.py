@@ -12,8 +12,8 @@ import msgspec
 import numpy as np
 from PIL import Image
 
-from vrft.errors import ConfigurationError
 from vrft.rollout.base import Noise, Sampling
+from vrft.rollout.remote import RolloutRefused
 from vrft.rollout.vllm.client import Unavailable
 
 
@@ -67,7 +67,7 @@ class Wanted:
 
         Raises:
             Unavailable: it is not what was asked for.
-            ConfigurationError: the server reads the prompt otherwise than the trainer.
+            RolloutRefused: the server reads the prompt otherwise than the trainer.
         """
         try:
             reply = msgspec.json.decode(content, type=Reply)
@@ -90,7 +90,7 @@ class Wanted:
             reason = f"{images[0]} image tokens instead of {images[1]}: other min_pixels or max_pixels?"
         else:
             reason = f"{len(found)} tokens instead of {len(self.prompt)}, from token {place} on: another chat template?"
-        raise ConfigurationError(
+        raise RolloutRefused(
             f"model.engine: the server reads the prompt of {self.name} otherwise than the trainer: {reason} "
             "(`python -m vrft serve-command` prints what to start it with)"
         )

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-import json
 import shutil
+import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
-import msgspec
 from peft import PeftModel
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
 from vrft.errors import ConfigurationError
 from vrft.policy import Policy
-from vrft.rollout.remote import RolloutFailed
+from vrft.rollout.remote import RolloutFailed, RolloutRefused
 from vrft.rollout.vllm.client import Client, Refused, Unavailable
+from vrft.rollout.vllm.status import GLANCE, Info, Reset, decode, model_names, weight_version
 
 CACHES = ("/reset_prefix_cache", "/reset_mm_cache", "/reset_encoder_cache")
 """What a server remembers that old weights made: keys and values, images, what the vision tower made of them."""
@@ -26,8 +27,8 @@ CACHES = ("/reset_prefix_cache", "/reset_mm_cache", "/reset_encoder_cache")
 NOT_SEEN = ("No such file", "Cannot find any model weights")
 """What a server that looks for weights in vain says with status 500."""
 
-Info = Mapping[str, Any]
-"""What `/server_info` says of a server's configuration."""
+LOADING = "already been loaded"
+"""What it says of an adapter that it was told to load before, in a request that timed out."""
 
 
 class Weights(ABC):
@@ -58,8 +59,12 @@ class Weights(ABC):
         """Raise ConfigurationError if a server can't take weights like these."""
 
     @abstractmethod
-    def write(self, policy: Policy, weights: dict[str, Tensor]) -> None:
+    def write(self, policy: Policy, weights: dict[str, Tensor], folder: Path) -> None:
         """Write the present version."""
+
+    def collect(self, policy: Policy) -> dict[str, Tensor]:
+        """What the present version consists of."""
+        return policy.trained_weights()
 
     @abstractmethod
     def is_on(self, server: Client) -> bool:
@@ -80,12 +85,15 @@ class Weights(ABC):
             RolloutFailed: it can't be written.
         """
         before, self.number = self.path, self.number + 1
-        weights = policy.trained_weights()
+        weights = self.collect(policy) if first or policy.is_sharded else {}
         if first:
+            partial = self.path.with_suffix(".partial")
             try:
-                self.folder.mkdir(parents=True, exist_ok=True)
-                self.write(policy, weights)
-            except OSError as error:
+                partial.mkdir(parents=True)
+                self.write(policy, weights, partial)
+                partial.replace(self.path)
+            except (OSError, SafetensorError) as error:
+                shutil.rmtree(partial, ignore_errors=True)
                 raise RolloutFailed(f"the weights can't be written to {self.path}: {error}") from error
             shutil.rmtree(before, ignore_errors=True)
 
@@ -98,31 +106,39 @@ class Weights(ABC):
 
         Raises:
             Unavailable: it could not be had this time.
-            ConfigurationError: the server won't take it.
+            RolloutRefused: the server does not see the first version; of later ones, a folder may know late.
         """
-        with self._alone(server):
+        with self._lock(server):
             if self.is_on(server):
                 return
             try:
                 self.send(server)
             except (Unavailable, Refused) as error:
-                if isinstance(error, Unavailable) and not any(text in str(error) for text in NOT_SEEN):
-                    raise
-                raise ConfigurationError(
+                if not is_final(error):
+                    raise Unavailable(str(error)) from error
+                kind = RolloutRefused if self.number == 0 else Unavailable
+                raise kind(
                     f"model.engine: {server.url} does not take the weights of {self.path}: {error}; does it see that "
                     "folder (model.engine.weights_dir)?"
                 ) from error
             if not self.is_on(server):
                 raise Unavailable(f"{server.url} does not answer with the weights it was sent ({self.version})")
 
-    @contextmanager
-    def _alone(self, server: Client) -> Iterator[None]:
+    def _lock(self, server: Client) -> TextIO:
         import fcntl  # POSIX alone has it, and Windows alone has no vLLM
 
         name = "".join(c if c.isalnum() else "-" for c in server.url)
-        with (self.folder / f"{name}.lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            yield
+        try:
+            lock = (self.folder / f"{name}.lock").open("w")
+            while True:
+                with suppress(BlockingIOError):
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    return lock
+                if time.monotonic() > server.deadline:
+                    raise Unavailable(f"{server.url}: another process still brings it weights")
+                time.sleep(0.05)
+        except OSError as error:
+            raise RolloutFailed(f"model.engine.weights_dir: every rank has to see that folder: {error}") from error
 
     def post(self, server: Client, path: str, body: Mapping[str, Any] | None = None) -> bytes:
         return server.ask("POST", path, body, timeout=self.timeout)
@@ -131,8 +147,15 @@ class Weights(ABC):
         """Forget what old weights made."""
         for path in CACHES:
             answer = self.post(server, path)
-            if path == CACHES[0] and json.loads(answer) != {"success": True}:
+            if path == CACHES[0] and not decode(answer, Reset, server).success:
                 raise Unavailable(f"{server.url}{path}: the cache is in use")
+
+
+def is_final(error: Unavailable | Refused) -> bool:
+    """Whether a server that did not take weights over won't the next time."""
+    if isinstance(error, Refused):
+        return LOADING not in str(error)
+    return any(text in str(error) for text in NOT_SEEN)
 
 
 class Adapters(Weights):
@@ -150,12 +173,12 @@ class Adapters(Weights):
         return self.version
 
     def check(self, server: Client, info: Info) -> None:
-        lora, environment = info["vllm_config"]["lora_config"], info["vllm_env"]
-        if lora is None or not environment.get("VLLM_ALLOW_RUNTIME_LORA_UPDATING"):
+        lora = info.vllm_config.lora_config
+        if lora is None or not info.vllm_env.get("VLLM_ALLOW_RUNTIME_LORA_UPDATING"):
             problem = "takes no adapters at run time: --enable-lora and VLLM_ALLOW_RUNTIME_LORA_UPDATING=1"
-        elif lora["max_lora_rank"] < self.rank:
-            problem = f"takes adapters of rank {lora['max_lora_rank']} at most: --max-lora-rank {self.rank}"
-        elif self.tower and not lora.get("enable_tower_connector_lora"):
+        elif lora.max_lora_rank < self.rank:
+            problem = f"takes adapters of rank {lora.max_lora_rank} at most: --max-lora-rank {self.rank}"
+        elif self.tower and not lora.enable_tower_connector_lora:
             problem = (
                 "would leave the vision tower's adapters out without a word: --enable-tower-connector-lora, or no "
                 "adapters there (model.policy.lora.target_modules)"
@@ -164,23 +187,22 @@ class Adapters(Weights):
             return
         raise ConfigurationError(f"model.engine: {server.url} {problem} (`python -m vrft serve-command` prints all)")
 
-    def write(self, policy: Policy, weights: dict[str, Tensor]) -> None:
+    def write(self, policy: Policy, weights: dict[str, Tensor], folder: Path) -> None:
         assert isinstance(policy.model, PeftModel)
-        partial = self.path.with_name("partial")
-        policy.model.save_pretrained(partial, state_dict=weights)
-        partial.replace(self.path)
+        policy.model.save_pretrained(folder, state_dict=weights)
 
     def clear(self, servers: Sequence[Client]) -> None:
+        deadline = time.monotonic() + GLANCE
         for server in servers:
             with suppress(Unavailable, Refused):  # it has lost it already
-                self.post(server, "/v1/unload_lora_adapter", {"lora_name": self.version})
+                self.post(server.until(deadline), "/v1/unload_lora_adapter", {"lora_name": self.version})
         super().clear(servers)
 
     def is_on(self, server: Client) -> bool:
-        return self.version in model_names(server, self.timeout)
+        return self.version in model_names(server)
 
     def send(self, server: Client) -> None:
-        mine = [name for name in model_names(server, self.timeout) if name.startswith(f"vrft-{self.run}-")]
+        mine = [name for name in model_names(server) if name.startswith(f"vrft-{self.run}-")]
         self.post(server, "/v1/load_lora_adapter", {"lora_name": self.version, "lora_path": str(self.path.resolve())})
         for name in mine:
             self.post(server, "/v1/unload_lora_adapter", {"lora_name": name})
@@ -198,21 +220,22 @@ class Files(Weights):
         self.plugged: dict[str, bool] = {}
 
     def check(self, server: Client, info: Info) -> None:
-        transfer = info["vllm_config"]["weight_transfer_config"]
-        self.plugged[server.url] = transfer is not None and transfer["backend"] == "vrft"
+        transfer = info.vllm_config.weight_transfer_config
+        self.plugged[server.url] = transfer is not None and transfer.backend == "vrft"
 
-    def write(self, policy: Policy, weights: dict[str, Tensor]) -> None:
-        partial = self.path.with_name("partial")
-        partial.mkdir(exist_ok=True)
+    def collect(self, policy: Policy) -> dict[str, Tensor]:
+        """At first all there is: what this run leaves as it is, another may have changed on a server."""
+        return policy.trained_weights(frozen=self.number == 0)
+
+    def write(self, policy: Policy, weights: dict[str, Tensor], folder: Path) -> None:
         once = {value.data_ptr(): name for name, value in reversed(weights.items())}  # a tied head is the embeddings
         rounded = {name: weights[name].to(policy.dtype).contiguous() for name in once.values()}  # as it is computed
-        save_file(rounded, partial / "model.safetensors")
+        save_file(rounded, folder / "model.safetensors")
         if not all(self.plugged.values()):
-            policy.base.config.save_pretrained(partial)
-        partial.replace(self.path)
+            policy.base.config.save_pretrained(folder)
 
     def is_on(self, server: Client) -> bool:
-        return weight_version(server, self.timeout) == self.version
+        return weight_version(server) == self.version
 
     def send(self, server: Client) -> None:
         self.post(server, "/pause?mode=keep")
@@ -226,8 +249,8 @@ class Files(Weights):
             reload = {"method": "reload_weights", "kwargs": {"weights_path": folder}}
             self.post(server, "/collective_rpc", reload)
         self.reset_caches(server)
-        self.post(server, "/update_weight_version", {"new_version": self.version})  # by now all of it is in place
         self.post(server, "/resume")
+        self.post(server, "/update_weight_version", {"new_version": self.version})  # by now all of it is in place
 
     def _start(self, server: Client) -> None:
         try:
@@ -235,41 +258,3 @@ class Files(Weights):
         except Unavailable:  # one that was cut off is still going on
             self.post(server, "/finish_weight_update")
             self.post(server, "/start_weight_update")
-
-
-class Model(msgspec.Struct):
-    """A name that requests can use; adapters have a parent."""
-
-    id: str
-    parent: str | None = None
-
-
-class Models(msgspec.Struct):
-    """What `/v1/models` lists."""
-
-    data: list[Model]
-
-
-class WeightInfo(msgspec.Struct):
-    """What `/weight_info` says."""
-
-    weight_version: str
-
-
-def model_names(server: Client, timeout: float) -> list[str]:
-    """Names of the model and of its adapters; the model's is the first."""
-    listed = decode(server.ask("GET", "/v1/models", timeout=timeout), Models, server)
-    return [model.id for model in sorted(listed.data, key=lambda model: model.parent is not None)]
-
-
-def weight_version(server: Client, timeout: float) -> str:
-    """The name of the weights that a server answers with."""
-    return decode(server.ask("GET", "/weight_info", timeout=timeout), WeightInfo, server).weight_version
-
-
-def decode(content: bytes, kind: Any, server: Client) -> Any:
-    """An answer, if it is of that kind; raises Unavailable if it isn't."""
-    try:
-        return msgspec.json.decode(content, type=kind)
-    except (msgspec.DecodeError, RecursionError) as error:
-        raise Unavailable(f"{server.url}: an answer that can't be read: {error}") from error
