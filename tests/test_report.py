@@ -165,9 +165,12 @@ def test_fit_keeps_images_and_answers_and_writes_the_report(
     assert data["problems"] == []
     assert data["rollouts"] == 2
     assert data["ended"]
-    assert main(["validate", f"--config={run}/config.yaml", f"--ckpt_path={run}/checkpoints/last.ckpt"]) == 0
-    assert (run / "logs" / "version_1" / "metrics.csv").exists()
-    assert report(run)[1]["scores"] == data["scores"]  # what is asked of a checkpoint later is no base
+    for command in ("validate", "test"):  # what is asked of a checkpoint later is no base, and no rollout
+        assert main([command, f"--config={run}/config.yaml", f"--ckpt_path={run}/checkpoints/last.ckpt"]) == 0
+        later = report(run)[1]
+        assert later["scores"] == data["scores"]
+        assert later["series"]["train/reward"] == data["series"]["train/reward"]
+    assert (run / "logs" / "version_2" / "metrics.csv").exists()
 
 
 # -------------------------------------------------------------------------------------------------------- safety

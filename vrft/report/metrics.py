@@ -15,7 +15,7 @@ MOST = 1500
 LARGEST = 1e100
 """Values beyond it, infinities and NaN are gaps."""
 
-HELD_OUT = "val/"
+TRAINED = "train/"
 
 
 class Point(NamedTuple):
@@ -35,7 +35,7 @@ def read_metrics(run: Path, problems: list[str]) -> Series:
     found: dict[str, dict[int, float]] = defaultdict(dict)
     for path in sorted(run.glob("*/version_*/metrics.csv"), key=_version):
         points = list(_read(path, problems))
-        trained = [point.rollouts for point in points if not point.name.startswith(HELD_OUT)]
+        trained = [point.rollouts for point in points if point.name.startswith(TRAINED)]
         if not trained and found:  # an evaluation of some checkpoint counts as step 0, that of a run's end does not
             points = [point for point in points if point.rollouts > 0]
         if trained:
@@ -74,7 +74,7 @@ def _read(path: Path, problems: list[str]) -> Iterator[Point]:
                 continue
             values = {name: _number(text) for name, text in row.items() if isinstance(name, str) and name.count("/")}
             known = {name: value for name, value in values.items() if value is not None}
-            if any(name.startswith("train/") for name in known):
+            if any(name.startswith(TRAINED) for name in known):
                 trained = int(step)
             rollouts = int(step) + (trained == step)
             yield from (Point(rollouts, name, value) for name, value in known.items())
