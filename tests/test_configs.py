@@ -174,5 +174,5 @@ def test_digits_config_runs(tmp_path: Path) -> None:
     short = ["--trainer.max_steps=1", f"--data.root={tmp_path}/digits", f"--run_dir={tmp_path}/run", CSV_ONLY]
     assert main(["fit", "--config", str(ROOT / "configs" / "digits.yaml"), "--data.shots=1", *short]) == 0
     summary = yaml.safe_load((tmp_path / "run" / "summary.json").read_text())
-    assert list(summary["base"]) == ["accuracy", "valid", "reward"]
+    assert list(summary["base"]) == ["accuracy", "class accuracy", "valid", "reward"]
     assert summary["base"]["accuracy"] == pytest.approx(0.5, abs=0.02)

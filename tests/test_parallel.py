@@ -168,10 +168,11 @@ def distance(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
 
 
 def metrics(run: Path) -> list[dict[str, float]]:
-    """All that was logged but times, in the order of steps."""
+    """All that was logged but times and memory, in the order of steps."""
     with next((run / "logs").glob("version_*/metrics.csv")).open() as file:
         rows = list(csv.DictReader(file))
-    return [{key: float(value) for key, value in row.items() if value and not key.startswith("time/")} for row in rows]
+    own = ("time/", "memory/", "train/samples_per_second")
+    return [{key: float(value) for key, value in row.items() if value and not key.startswith(own)} for row in rows]
 
 
 def rollouts(run: Path) -> dict[tuple[int, int, int], str]:

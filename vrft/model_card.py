@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,6 @@ from omegaconf import OmegaConf
 
 from vrft.errors import ConfigurationError
 from vrft.report.facts import SCORES, number, read_summary
-from vrft.rft import RFT
 from vrft.secrets import hide
 
 TRAINING = (
@@ -32,10 +30,10 @@ LONGEST = 300
 
 
 def read_run(run: Path) -> dict[str, Any]:
-    """The config of a run's folder, and in `rft` whether its model is an `RFT`.
+    """The config of a run's folder.
 
     Raises:
-        ConfigurationError: there is none, or the model's class can't be imported.
+        ConfigurationError: there is none.
     """
     path = run / "config.yaml"
     try:
@@ -49,12 +47,12 @@ def read_run(run: Path) -> dict[str, Any]:
     for key in ("model", "data"):
         container[key] = OmegaConf.create(content[key])
         resolved[key] = OmegaConf.to_container(container[key], resolve=True)
-    module, _, name = str(content["model"]["class_path"]).rpartition(".")
-    try:
-        rft = issubclass(getattr(import_module(module), name), RFT)
-    except (ImportError, AttributeError, ValueError, TypeError) as error:
-        raise ConfigurationError(f"{path}: model.class_path: no such class: {module}.{name}") from error
-    return resolved | {"trainer": content.get("trainer", {}), "rft": rft}
+    return resolved | {"trainer": content.get("trainer", {})}
+
+
+def is_reinforced(config: dict[str, Any]) -> bool:
+    """Whether a run was of `vrft.RFT` or a subclass: no other model has generations."""
+    return "num_generations" in config["model"]["init_args"]
 
 
 def write_card(folder: Path, run: Path, template: str, *, adapter: bool, step: int) -> Path:
@@ -81,7 +79,7 @@ def front_matter(config: dict[str, Any], adapter: bool) -> Iterator[str]:
     about: dict[str, Any] = {
         "library_name": "peft" if adapter else "transformers",
         "pipeline_tag": "image-text-to-text",
-        "tags": ["vrft", "grpo" if config["rft"] else "sft", *(["lora"] if lora_of(config) else [])],
+        "tags": ["vrft", "grpo" if is_reinforced(config) else "sft", *(["lora"] if lora_of(config) else [])],
     }
     if re.fullmatch(r"[\w.-]+/[\w.-]+", base) and not Path(base).exists():
         about = {"base_model": base, **about}
@@ -97,7 +95,11 @@ def description(config: dict[str, Any], run: Path, template: str, adapter: bool)
     """What it is, what it was trained on and how."""
     model = config["model"]["init_args"]
     base = code(model["policy"]["init_args"]["checkpoint"])
-    how = "GRPO on verifiable rewards (visual reinforcement fine-tuning)" if config["rft"] else "supervised fine-tuning"
+    how = (
+        "GRPO on verifiable rewards (visual reinforcement fine-tuning)"
+        if is_reinforced(config)
+        else "supervised fine-tuning"
+    )
     weights = "a LoRA adapter" if adapter else "merged LoRA weights" if lora_of(config) else "full weights"
     yield from (f"# {code(run.name)}", "", f"{base}, tuned by {how} with vrft; {weights}.", "")
     yield from ("## Training", "", "| | |", "|--|--|")
@@ -106,7 +108,7 @@ def description(config: dict[str, Any], run: Path, template: str, adapter: bool)
         if value is not None and name not in ("batch_size", "eval_batch_size", "num_workers"):
             yield f"| data: {code(name)} | {code(value)} |"
     yield f"| task | {code(config['task']['class_path'])} |"
-    if config["rft"]:
+    if is_reinforced(config):
         for name, reward in model["rewards"].items():
             weight = reward.get("init_args", {}).get("weight", 1.0)
             yield f"| reward {code(name)} | {code(reward['class_path'])}, weight {code(weight)} |"
@@ -115,7 +117,7 @@ def description(config: dict[str, Any], run: Path, template: str, adapter: bool)
     yield f"| optimizer steps at most | {code(config['trainer'].get('max_steps'))} |"
     yield f"| learning rate | {code(rate)} |"
     yield f"| LoRA | {code(lora_of(config) or 'no')} |"
-    for name in TRAINING if config["rft"] else ():
+    for name in TRAINING if is_reinforced(config) else ():
         yield f"| {name} | {code(model.get(name))} |"
     yield from ("", "The run:", "", fenced(f"python -m vrft fit --config {run}/config.yaml"), "")
     yield from ("It was asked in these words, beside the image:", "", fenced(template), "")
