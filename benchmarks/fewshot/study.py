@@ -27,6 +27,8 @@ class Method:
     """Seconds of all its trials together; default: the study's."""
     after: str | None = None
     """The method whose result it starts from; default: the base."""
+    folder: str = ""
+    """Where its runs are kept: that of the first study that has it, so that no study trains it again."""
 
 
 @dataclass(frozen=True)
@@ -62,16 +64,9 @@ def load(name: str, budget: float | None = None) -> Study:
 
     `budget`: in place of the one that it says.
     """
-    path = FOLDER / f"{name}.yaml"
-    if not path.exists():
+    if name not in names():
         raise SystemExit(f"few_shot: no study {name!r}; there are {', '.join(names())}")
-    content: dict[str, Any] = yaml.safe_load(path.read_text())
-    trained = content.setdefault("trained", name)
-    if trained != name:
-        other = yaml.safe_load((FOLDER / f"{trained}.yaml").read_text())
-        content = other | content
-    if "from" in content:
-        content = extended(content.pop("from"), content)
+    content = read(name)
     methods = {
         key: Method(**{**value, "learning_rates": tuple(map(float, value["learning_rates"]))})
         for key, value in content.pop("methods").items()
@@ -84,15 +79,35 @@ def load(name: str, budget: float | None = None) -> Study:
     return Study(name=name, methods=methods, metrics=metrics, **content)
 
 
-def extended(base: str, content: dict[str, Any]) -> dict[str, Any]:
-    """A study on top of another: its own methods, each of which is `like` one of the other's but for what it says."""
-    other = yaml.safe_load((FOLDER / f"{base}.yaml").read_text())
+def read(name: str) -> dict[str, Any]:
+    """A study's file, on top of the one that it is `from` or whose policies it tests."""
+    content: dict[str, Any] = yaml.safe_load((FOLDER / f"{name}.yaml").read_text())
+    if "trained" in content:
+        return read(content["trained"]) | content
+    if "from" in content:
+        return extended(name, read(content.pop("from")), content)
+    content["methods"] = {key: {"folder": folder_of(name, key)} | method for key, method in content["methods"].items()}
+    return content | {"trained": name}
+
+
+def extended(name: str, other: dict[str, Any], content: dict[str, Any]) -> dict[str, Any]:
+    """A study with methods of its own, each of which is `like` one of the other's but for what it says.
+
+    One that says nothing is the other's, with its runs.
+    """
+    alike = all(content.get(key, other[key]) == other[key] for key in ("budget", "settings", "fold"))
     methods = {}
-    for name, changes in content["methods"].items():
-        kept = dict(other["methods"][changes.pop("like")])
-        settings = kept.pop("settings", {}) | changes.pop("settings", {})
-        methods[name] = kept | changes | {"settings": settings}
-    return other | content | {"methods": methods}
+    for key, changes in content["methods"].items():
+        kept = other["methods"][changes.pop("like")]
+        settings = kept.get("settings", {}) | changes.pop("settings", {})
+        if changes or settings != kept.get("settings", {}) or not alike:
+            changes = {"folder": folder_of(name, key)} | changes
+        methods[key] = kept | changes | {"settings": settings}
+    return other | content | {"trained": name, "methods": methods}
+
+
+def folder_of(study: str, method: str) -> str:
+    return f"{study}/{method.replace(' ', '_')}"
 
 
 def names() -> list[str]:

@@ -38,7 +38,7 @@ class Runner:
     def base(self, study: Study) -> list[Row]:
         """The scores of the base, for each test."""
         method = next(iter(study.methods.values()))
-        folder = self.results / study.trained / "base"
+        folder = (self.results / method.folder).parent / "base"
         return [
             {"test": name, "method": "base", "shots": 0, "seed": 0, **self.test(study, method, name, folder, None)}
             for name in study.tests
@@ -56,7 +56,7 @@ class Runner:
         return rows
 
     def folder(self, study: Study, name: str, shots: int, seed: int) -> Path:
-        return self.results / study.trained / f"{name.replace(' ', '_')}-{shots}-shots-seed-{seed}"
+        return self.results / f"{study.methods[name].folder}-{shots}-shots-seed-{seed}"
 
     def tune(self, study: Study, name: str, shots: int, seed: int) -> Row:
         """Try every learning rate with an equal share of the budget, and choose by the fold; ties go to the first."""
@@ -104,7 +104,7 @@ class Runner:
         settings = study.settings | method.settings | study.tests[name] | {"trainer.enable_progress_bar": False}
         settings["trainer.logger"] = QUIET["trainer.logger"]
         command = self.command("test", method, settings, {} if export is None else {"model.policy.checkpoint": export})
-        place = folder / f"test-{study.name}-{name.replace(' ', '_')}"
+        place = folder / f"test-{name.replace(' ', '_')}"
         done = finished(place / "scores.json", command)
         if done is None:
             shutil.rmtree(place, ignore_errors=True)
