@@ -102,7 +102,10 @@ def test_tensorboard_that_is_not_there_is_one_line(
     assert "trainer.logger: TensorBoardLogger needs `pip install tensorboard`" in capsys.readouterr().err
 
 
-RUNS = {"quickstart": ["--model.num_minibatches=2", "--model.max_extra_rollouts=1"], "quickstart_sft": []}
+RUNS = {
+    "quickstart": ["--model.num_minibatches=2", "--model.max_extra_rollouts=1", "--model.sft_weight=0.1"],
+    "quickstart_sft": [],
+}
 NOT_HERE = {"memory/gpu_gb", "guards/NAME", "train/staleness", "train/sampling_gap_max"}
 NOT_HERE |= {f"train/importance/{name}" for name in ("ratio_p01", "ratio_p50", "ratio_p99", "beyond")}
 """On a GPU; by guards that speak, see test_guards; with rollout servers."""

@@ -28,9 +28,10 @@ KINDS = {
     "lora": LORA,
     # ranks have different numbers of groups that teach, and some have none
     "tied": ["--model.beta=0", "--model.temperature=0.1", "--model.max_extra_rollouts=1"],
-    # ranks have different numbers of images in a micro-batch
+    # ranks have different numbers of images in a micro-batch, of completions and of target texts
     "packed": [
-        f"--model.{field}" for field in ("max_tokens_per_micro_batch=175", "num_minibatches=1", "num_iterations=4")
+        f"--model.{field}"
+        for field in ("max_tokens_per_micro_batch=175", "num_minibatches=1", "num_iterations=4", "sft_weight=0.3")
     ],
     "sft": [],
 }

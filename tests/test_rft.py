@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import CSV_ONLY
+from conftest import CSV_ONLY, ROOT
 from torch import Tensor
 
 from vrft.__main__ import main
@@ -43,6 +43,7 @@ def logged(run: Path) -> dict[str, list[float]]:
         ["--model.top_p=0.9", "--model.top_k=50", "--model.min_p=0.01", "--model.kl_estimator=k1"],
         ["--model.max_tokens_per_micro_batch=100", "--model.policy.offload_reference=true"],
         ["--model.optimizer=Adafactor", "--model.policy.freeze_vision=true"],
+        ["--model.sft_weight=0.5", "--model.num_minibatches=2", "--model.max_tokens_per_micro_batch=100"],
     ],
     ids=lambda more: more[0].removeprefix("--model."),
 )
@@ -61,6 +62,7 @@ def test_every_setting_trains(more: list[str], quick_fit: Command, tmp_path: Pat
         ("--model.num_minibatches=5", "model.num_minibatches: 5 parts of 4 prompts"),
         ("--model.overlong_buffer=300", "model.overlong_buffer"),
         ("--model.top_p=0", "model.top_p"),
+        ("--model.sft_weight=-1", "model.sft_weight: expected at least 0, got -1"),
         ("--model.temperature=0", "model.temperature"),
         ("--model.loss_type=ppo", "loss_type"),
     ],
@@ -90,6 +92,30 @@ def test_minibatches_keep_the_log_probs_of_the_weights_that_sampled(
     assert main(quick_fit(CSV_ONLY, *steps)) == 0
     assert len(gaps) == 8
     assert max(gaps) < 1e-4
+
+
+def test_the_combined_gradient_is_that_of_both_losses(quick_fit: Command, tmp_path: Path) -> None:
+    plain = "--model.optimizer={class_path: torch.optim.SGD, init_args: {lr: 0.1, momentum: 0, weight_decay: 0}}"
+    step = [plain, "--model.lr_scheduler=null", "--model.max_grad_norm=1e9", "--data.batch_size=4"]
+    step += ["--trainer.max_steps=1", CSV_ONLY]
+    supervised = ["fit", "--config", str(ROOT / "configs" / "quickstart_sft.yaml"), *quick_fit(*step)[3:]]
+
+    def weights(name: str, command: list[str]) -> dict[str, Tensor]:
+        assert main([*command, f"--run_dir={tmp_path}/{name}"]) == 0
+        return torch.load(tmp_path / name / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+
+    rft = weights("rft", quick_fit(*step))
+    sft = weights("sft", supervised)
+    both = weights("both", quick_fit(*step, "--model.sft_weight=0.3"))
+    base = weights("base", [*supervised, "--model.optimizer.lr=0"])
+    names = [name for name in base if name != "steps_done"]
+    moved = torch.cat([(both[name] - base[name]).flatten() for name in names])
+    expected = torch.cat([(rft[name] - base[name] + 0.3 * (sft[name] - base[name])).flatten() for name in names])
+    for part in (rft, sft):  # neither is too small to be seen
+        assert torch.cat([(part[name] - base[name]).flatten() for name in names]).norm() > 0.05 * moved.norm()
+    torch.testing.assert_close(moved, expected, rtol=1e-3, atol=1e-6)
+    metrics = logged(tmp_path / "both")
+    assert metrics["train/sft_loss"] == pytest.approx(logged(tmp_path / "sft")["train/loss"], rel=1e-5)
 
 
 def test_tied_groups_are_left_out_only_if_they_have_no_gradient(

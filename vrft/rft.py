@@ -31,11 +31,12 @@ from vrft.remote_rollouts import RemoteRollouts
 from vrft.rewards import Reward
 from vrft.rollout import RemoteEngine, RolloutEngine, Sampling, TransformersEngine
 from vrft.rollout.remote import refuse_gap
+from vrft.target_loss import TargetLoss
 from vrft.tasks import Task
 from vrft.types import PromptBatch, Rollout, ScoredRollout
 
 
-class RFT(RemoteRollouts):
+class RFT(RemoteRollouts, TargetLoss):
     """GRPO on images with verifiable rewards (Visual-RFT, arXiv 2503.01785).
 
     P prompts on this rank, G = `num_generations`, N = P * G rows, T completion tokens.
@@ -67,6 +68,7 @@ class RFT(RemoteRollouts):
         mask_truncated_completions: bool = False,
         overlong_buffer: int = 0,
         max_extra_rollouts: int = 0,
+        sft_weight: float = 0.0,
         max_tokens_per_micro_batch: int = 16384,
         max_grad_norm: float = 1.0,
         importance_sampling: ImportanceSampling | None = None,
@@ -100,6 +102,8 @@ class RFT(RemoteRollouts):
             overlong_buffer: tokens before the limit from which the reward falls, by up to 1 (DAPO); 0 is off.
             max_extra_rollouts: dynamic sampling (DAPO): rollouts of further prompts that replace groups with equal
                 rewards. A step takes this many more batches from the loader.
+            sft_weight: weight of the cross-entropy on the task's target texts, which is added to the loss: `SFT` on the
+                same prompts in the same step; 0 is off.
             max_tokens_per_micro_batch: prompts and completions in one forward and backward.
             max_grad_norm: gradients are scaled down to this norm (TRL's default; the paper gives none).
             importance_sampling: how to correct for an engine whose probabilities are not quite the trainer's: truncate
@@ -122,6 +126,7 @@ class RFT(RemoteRollouts):
             num_iterations=(num_iterations, 1, float("inf")),
             num_minibatches=(num_minibatches, 1, float("inf")),
             max_extra_rollouts=(max_extra_rollouts, 0, float("inf")),
+            sft_weight=(sft_weight, 0, float("inf")),
             overlong_buffer=(overlong_buffer, 0, max_completion_length),
             temperature=(temperature, 1e-3, float("inf")),
             top_p=(top_p, 1e-6, 1),
@@ -137,7 +142,7 @@ class RFT(RemoteRollouts):
         self.scale_rewards, self.leave_one_out = scale_rewards, leave_one_out
         self.sampling = Sampling(temperature, top_p, top_k, min_p)
         self.mask_truncated_completions, self.overlong_buffer = mask_truncated_completions, overlong_buffer
-        self.max_tokens_per_micro_batch = max_tokens_per_micro_batch
+        self.sft_weight, self.max_tokens_per_micro_batch = sft_weight, max_tokens_per_micro_batch
         self.keep_reference = beta > 0
         self.looks_ahead = isinstance(self.engine, RemoteEngine) and self.engine.one_step_ahead
         by_default: ImportanceSampling = "truncate" if isinstance(self.engine, RemoteEngine) else "none"
@@ -235,7 +240,8 @@ class RFT(RemoteRollouts):
         for iteration in range(self.num_iterations):
             for i, part in enumerate(minibatches):
                 split = partial(self.micro_batches, prompts, rows, part)
-                done += self.halving(split, partial(self.learn, prompts, rows, on_policy=iteration == i == 0))
+                learn = partial(self.learn, experience.batch, rows, part, on_policy=iteration == i == 0)
+                done += self.halving(split, learn)
                 if isinstance(self.engine, RemoteEngine) and iteration == 0:
                     ratios.append(rows.log_ratio([n for micro in split() for n in micro.rows]))
                     refuse_gap(self.trainer, self.engine, ratios[-1], self.sampling.top_p)
@@ -299,14 +305,22 @@ class RFT(RemoteRollouts):
         with self.policy.reference_at_work() if reference else nullcontext():
             return self.halving(split, compute)
 
-    def learn(self, prompts: Sequence[Prompt], rows: Rows, work: list[MicroBatch], *, on_policy: bool) -> list[Tensor]:
-        """Add the gradient of a minibatch. What `accumulate` says of each micro-batch."""
+    def learn(
+        self, batch: PromptBatch, rows: Rows, part: Sequence[int], work: list[MicroBatch], *, on_policy: bool
+    ) -> list[Tensor]:
+        """Add the gradient of a minibatch, some prompts of a batch. What `accumulate` says of each micro-batch."""
         done: list[Tensor] = []
         with self.phase("update", len(work)) as advance:
             for i in range(self.rounds(len(work))):
                 micro = work[i % len(work)]
-                done.append(self.accumulate(prompts, rows, micro, on_policy=on_policy, idle=i >= len(work)))
+                done.append(self.accumulate(batch.inputs, rows, micro, on_policy=on_policy, idle=i >= len(work)))
                 advance(i + 1)
+        if self.sft_weight > 0:
+            asked = batch.select(part)
+            ids, mask = self.targets(asked)  # (p, T)
+            texts = self.target_micro_batches(asked, mask)
+            cross_entropy = self.learn_targets(asked, ids, mask, texts, self.sft_weight)
+            self.log("train/sft_loss", cross_entropy, sync_dist=True)
         return done
 
     def accumulate(
