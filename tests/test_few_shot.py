@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -28,7 +29,8 @@ import few_shot
 from fewshot import trials
 from fewshot.budget import PATIENCE, FoldBudget
 from fewshot.intervals import difference, over_seeds
-from fewshot.report import Results, table
+from fewshot.report import by_method, table
+from fewshot.results import Results
 from fewshot.study import load, names
 
 
@@ -103,7 +105,7 @@ def test_training_ends_within_its_budget_with_the_best_weights(
     assert json.loads((tmp_path / "fold.json").read_text()) == found
 
 
-@pytest.mark.parametrize("name", [name for name in names() if not name.startswith("ablation_budget")])
+@pytest.mark.parametrize("name", [name for name in names() if name != "ablation_time"])
 def test_every_study_can_be_read_and_gives_its_methods_the_same_budget(name: str) -> None:
     study = load(name)
     assert study.trained in names()
@@ -113,6 +115,39 @@ def test_every_study_can_be_read_and_gives_its_methods_the_same_budget(name: str
     total = {key: spent[key] + (spent[method.after] if method.after else 0) for key, method in study.methods.items()}
     parts = {method.after for method in study.methods.values()}  # those that others start from are no rivals
     assert {value for key, value in total.items() if key not in parts} == {study.budget}
+
+
+def test_studies_share_runs_that_are_the_same_and_no_others() -> None:
+    runs: dict[str, list[tuple[str, Any]]] = {}
+    for name in names():
+        study = load(name)
+        for method in study.methods.values():
+            what = (study.settings | study.fold, replace(method, budget=method.budget or study.budget, folder=""))
+            runs.setdefault(method.folder, []).append((study.trained, what))
+    for folder, users in runs.items():
+        assert all(what == users[0][1] for _, what in users), folder
+    shared = {folder: {trained for trained, _ in users} for folder, users in runs.items()}
+    assert {folder for folder, users in shared.items() if len(users) > 1} == {"ablation_time/SFT", "ablation_time/RFT"}
+    assert len(shared["ablation_time/RFT"]) > 5
+
+
+def test_with_one_number_of_shots_methods_are_the_rows() -> None:
+    study = load("ablation_kl")
+    scores = {"RFT": [0.1, 0.2, 0.3], "beta = 0": [0.2, 0.3, 0.4], "beta = 0.2": [0.1, 0.1, 0.1]}
+    rows: list[dict[str, Any]] = [{"test": "novel colours", "method": "base", "shots": 0, "seed": 0, "mIoU": 0.05}]
+    rows += [
+        {"test": "novel colours", "method": method, "shots": 4, "seed": seed, "mIoU": value}
+        for method, values in scores.items()
+        for seed, value in enumerate(values)
+    ]
+    lines = by_method(Results(study, rows), "novel colours")
+    half = stats.t.ppf(0.975, 2) * 0.1 / 3**0.5
+    assert lines[4:-1] == [
+        "| base | 0.050 | |",
+        f"| RFT | 0.200 ± {half:.3f} |  |",
+        f"| beta = 0 | 0.300 ± {half:.3f} | **+0.100 [+0.100, +0.100]** |",
+        f"| beta = 0.2 | 0.100 ± 0.000 | -0.100 [{-0.1 - half:+.3f}, {-0.1 + half:+.3f}] |",
+    ]
 
 
 def scene_data(folder: Path, shots: int, seed: int = 0, **more: Any) -> SceneData:

@@ -1,4 +1,4 @@
-"""A study's rows as CSV, as tables to read, and as a picture."""
+"""A study's rows as CSV, and as tables to read."""
 
 from __future__ import annotations
 
@@ -12,35 +12,12 @@ from pathlib import Path
 
 from fewshot.budget import PATIENCE
 from fewshot.intervals import Interval, difference, over_seeds
+from fewshot.picture import draw
+from fewshot.results import Results, count
 from fewshot.study import Study
 from fewshot.trials import Row
 
 VERSIONS = ("vrft", "torch", "transformers", "lightning")
-COLOURS = ("#4477aa", "#cc6677", "#228833", "#aa7700", "#663399", "#555555")
-
-
-class Results:
-    """Rows, asked for by test, method and shots."""
-
-    def __init__(self, study: Study, rows: Sequence[Row]) -> None:
-        self.study, self.rows = study, rows
-        self.tests = list(study.tests)
-        self.methods = list(study.methods)
-        self.trained = [row for row in rows if row["method"] != "base"]
-        self.shots = sorted({row["shots"] for row in self.trained})
-
-    def base(self, test: str, metric: str) -> float:
-        return next(row[metric] for row in self.rows if row["test"] == test and row["method"] == "base")
-
-    def values(self, test: str, method: str, shots: int, metric: str) -> list[float]:
-        """One for each seed, in their order."""
-        found = [row for row in self.rows if (row["test"], row["method"], row["shots"]) == (test, method, shots)]
-        return [row[metric] for row in sorted(found, key=lambda row: row["seed"])]
-
-    def over_shots(self, test: str, method: str, metric: str) -> list[float]:
-        """For each seed, the mean over all numbers of shots."""
-        columns = zip(*(self.values(test, method, shots, metric) for shots in self.shots), strict=True)
-        return [sum(column) / len(column) for column in columns]
 
 
 def write(study: Study, rows: Sequence[Row], folder: Path, command: str, device: str) -> None:
@@ -61,7 +38,7 @@ def text(results: Results, command: str, device: str) -> list[str]:
     study, seeds = results.study, len({row["seed"] for row in results.trained})
     lines = [f"# {study.title}", "", study.about.strip(), ""]
     for test in results.tests:
-        lines += table(results, test)
+        lines += table(results, test) if len(results.shots) > 1 or study.paper else by_method(results, test)
     lines += other_metrics(results)
     lines += tuning(results)
     paper = [f"The paper's numbers: {study.source}, one seed, by its own training and evaluation.", ""]
@@ -112,6 +89,19 @@ def table(results: Results, test: str) -> list[str]:
     return [*lines, ""]
 
 
+def by_method(results: Results, test: str) -> list[str]:
+    """The study's metric at its only number of shots, a row for each method."""
+    study, methods, (shots,) = results.study, results.methods, results.shots
+    values = {method: results.values(test, method, shots, study.metric) for method in methods}
+    first = values[methods[0]]
+    lines = [f"## {test}: {study.metric} at {count(shots)} shots", "", f"| method | {study.metric} | − {methods[0]} |"]
+    lines += ["|--|--|--|", f"| base | {results.base(test, study.metric):.3f} | |"]
+    for method, found in values.items():
+        apart = "" if method == methods[0] else signed(difference(first, found))
+        lines.append(f"| {method} | {shown(over_seeds(found))} | {apart} |")
+    return [*lines, ""]
+
+
 def other_metrics(results: Results) -> list[str]:
     """Means over seeds of what else was measured."""
     lines = ["## Other scores, means over seeds", "", "| test | score | shots | base | " + " | ".join(results.methods)]
@@ -150,10 +140,6 @@ def how_sure(seeds: int) -> str:
     )
 
 
-def count(shots: int) -> str:
-    return str(shots) if shots else "all"
-
-
 def shown(interval: Interval) -> str:
     return f"{interval.mean:.3f}" + ("" if math.isinf(interval.half) else f" ± {interval.half:.3f}")
 
@@ -179,30 +165,3 @@ def machine(device: str) -> str:
     info = Path("/proc/cpuinfo")
     names = [line.partition(":")[2].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
     return f"one thread of a shared {names[0] if names else platform.machine()}"
-
-
-def draw(results: Results, path: Path) -> None:
-    """Scores over shots, a panel for each test, with error bars; the base is a line."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    study, tests = results.study, results.tests
-    figure = Figure(figsize=(0.8 + 4.2 * len(tests), 4.0), layout="constrained")
-    FigureCanvasAgg(figure)
-    panels = figure.subplots(1, len(tests), squeeze=False)[0]
-    for panel, test in zip(panels, tests, strict=True):
-        panel.axhline(results.base(test, study.metric), color="grey", linestyle="--", label="base")
-        for i, method in enumerate(results.methods):
-            means = [over_seeds(results.values(test, method, shots, study.metric)) for shots in results.shots]
-            places = [place + 0.08 * (i - (len(results.methods) - 1) / 2) for place in range(len(results.shots))]
-            bars = [0.0 if math.isinf(mean.half) else mean.half for mean in means]
-            colour = COLOURS[i % len(COLOURS)]
-            panel.errorbar(places, [m.mean for m in means], bars, label=method, color=colour, marker="o", capsize=3)
-        panel.set_xticks(range(len(results.shots)), [count(shots) for shots in results.shots])
-        panel.set_xlabel("labelled images per category")
-        panel.set_ylabel(study.metric)
-        panel.set_title(test, fontsize=10)
-        panel.grid(alpha=0.3)
-    panels[0].legend(fontsize=9)
-    figure.suptitle(study.title, fontsize=11)
-    figure.savefig(path, dpi=110)
