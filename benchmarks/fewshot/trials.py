@@ -38,7 +38,7 @@ class Runner:
     def base(self, study: Study) -> list[Row]:
         """The scores of the base, for each test."""
         method = next(iter(study.methods.values()))
-        folder = (self.results / method.folder).parent / "base"
+        folder = self.results / f"{method.folder}-base"
         return [
             {"test": name, "method": "base", "shots": 0, "seed": 0, **self.test(study, method, name, folder, None)}
             for name in study.tests
