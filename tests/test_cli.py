@@ -184,6 +184,18 @@ MISTAKES = [
 ]
 
 
+@pytest.mark.parametrize(
+    "text", ["model: [", "run_dir: 2026-99-99", "model: !!float ''", "model: !!python/name:os.system"]
+)
+def test_a_config_that_is_not_yaml_is_one_line(text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for command, path, option in (("fit", "mine.yaml", "--config="), ("export", "config.yaml", "")):
+        (tmp_path / path).write_text(text)
+        assert main([command, f"{option}{tmp_path / path if option else tmp_path}"]) == 2
+        error = capsys.readouterr().err
+        assert error.startswith("vrft: ")
+        assert str(tmp_path / path) in error
+
+
 @pytest.mark.parametrize(("mistake", "field", "hint"), MISTAKES, ids=lambda value: str(value)[:40])
 def test_a_mistake_is_one_line_that_names_the_field(
     mistake: list[str], field: str, hint: str, quick_fit: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -13,6 +13,7 @@ from omegaconf import OmegaConf
 from vrft.errors import ConfigurationError
 from vrft.report.facts import SCORES, number, read_summary
 from vrft.secrets import hide
+from vrft.yaml_text import decode_yaml
 
 TRAINING = (
     "num_generations",
@@ -37,8 +38,8 @@ def read_run(run: Path) -> dict[str, Any]:
     """
     path = run / "config.yaml"
     try:
-        content = yaml.safe_load(path.read_text())
-    except (OSError, yaml.YAMLError) as error:
+        content = decode_yaml(path.read_text())
+    except (OSError, ValueError) as error:
         raise ConfigurationError(f"{run} is not the folder of a run: {path} can't be read") from error
     if not isinstance(content, dict) or not {"model", "task", "data"} <= content.keys():
         raise ConfigurationError(f"{run} is not the folder of a run: {path} has no model, task and data")

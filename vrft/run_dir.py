@@ -7,9 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from vrft.errors import ConfigurationError
+from vrft.yaml_text import decode_yaml
 
 
 def choose_run_dir(args: Sequence[str]) -> list[str]:
@@ -57,7 +56,7 @@ def _read(config: str) -> dict[str, Any]:
     if not path.is_file():
         raise ConfigurationError(f"--config: no such file: {path}")
     try:
-        content = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
+        content = decode_yaml(path.read_text())
+    except ValueError as error:
         raise ConfigurationError(f"--config: {path} is not YAML: {error}") from error
     return content if isinstance(content, dict) else {}

@@ -8,8 +8,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml
-
 from vrft.data.categories import CategoryData
 from vrft.data.files import brief, clip_to, decode_text, hull, is_id, is_text, read_bytes, require_file
 from vrft.data.image_folder import IMAGE_SUFFIXES
@@ -17,6 +15,7 @@ from vrft.data.images import BadImage, check_image
 from vrft.data.records import Part, Problems, Record
 from vrft.errors import ConfigurationError
 from vrft.types import Detection
+from vrft.yaml_text import decode_yaml
 
 TOLERANCE = 1e-3
 """Shares of the image that a box may stand out of it: rounding, which is cut off."""
@@ -101,8 +100,8 @@ def read_config(path: Path, part: Part) -> tuple[Path, dict[int, str]]:
         ConfigurationError: the file is not a YOLO data.yaml, or there is no such folder.
     """
     try:
-        content = yaml.safe_load(decode_text(read_bytes(path)))
-    except (yaml.YAMLError, ValueError, LookupError, RecursionError, AttributeError, TypeError) as error:
+        content = decode_yaml(decode_text(read_bytes(path)))
+    except ValueError as error:
         raise ConfigurationError(f"data.config: {path} is not YAML that can be read: {error}") from error
     content = content if isinstance(content, dict) else {}
     names = content.get("names")

@@ -1,0 +1,26 @@
+"""YAML that others wrote."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import yaml
+
+
+def decode_yaml(text: str) -> Any:
+    """The value of a YAML text; tags make nothing but plain values.
+
+    Raises:
+        ValueError: it is none.
+
+    >>> decode_yaml("made: 2026-99-99")
+    Traceback (most recent call last):
+    ...
+    ValueError: month must be in 1..12
+    """
+    try:
+        return yaml.safe_load(text)
+    except ValueError:
+        raise
+    except (yaml.YAMLError, LookupError, TypeError, AttributeError, RecursionError) as error:  # of a tag's own reader
+        raise ValueError(str(error)) from error
