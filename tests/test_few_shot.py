@@ -117,6 +117,27 @@ def test_every_study_can_be_read_and_gives_its_methods_the_same_budget(name: str
     assert {value for key, value in total.items() if key not in parts} == {study.budget}
 
 
+@pytest.mark.parametrize("name", names())
+def test_the_settings_of_every_method_are_there(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(ROOT)
+    study = load(name)
+    tried: list[list[str]] = []
+
+    def trial(self: trials.Runner, command: list[str], folder: Path, rate: float) -> dict[str, Any]:
+        tried.append(command)
+        return {"learning_rate": rate, "fold": -rate, "seconds": 1.0, "export": str(tmp_path)}  # the first is the best
+
+    monkeypatch.setattr(trials.Runner, "trial", trial)
+    for method in study.methods:
+        if study.methods[method].folder.startswith(f"{name}/"):  # it is not another study's
+            trials.Runner(tmp_path / "runs", "cuda").tune(study, method, 1, 0)
+            with pytest.raises(SystemExit) as ended:
+                trials.main([*tried[-1], "--print_config"])
+            assert ended.value.code == 0, capsys.readouterr().err
+
+
 def test_studies_share_runs_that_are_the_same_and_no_others() -> None:
     runs: dict[str, list[tuple[str, Any]]] = {}
     for name in names():
