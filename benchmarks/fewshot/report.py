@@ -46,8 +46,8 @@ def text(results: Results, command: str, device: str) -> list[str]:
     lines += [
         "## How",
         "",
-        f"Each method has {study.budget:g} {unit} for each number of shots and each seed: an equal share for each "
-        f"learning rate, the looks at the fold included. A trial ends before that after {PATIENCE} looks without a "
+        f"Each method has {study.budget:g} {unit} for each number of shots and each seed{unequal(study)}: an equal "
+        f"share for each learning rate, the looks at the fold included. A trial ends before that after {PATIENCE} looks without a "
         "better one. The fold is held out of the training file and has no image that is trained on. By its "
         f"{study.metric} the learning rate and the step are chosen (the base is step 0), and what is chosen is tested "
         f"once. A seed chooses shots and fold and seeds the training. {how_sure(seeds)}",
@@ -62,6 +62,12 @@ def text(results: Results, command: str, device: str) -> list[str]:
         f"![{study.title}](few_shot_{study.name}.png)",
     ]
     return lines
+
+
+def unequal(study: Study) -> str:
+    """Methods with other budgets."""
+    others = [f"{name}: {method.budget:g}" for name, method in study.methods.items() if method.budget]
+    return f" ({', '.join(others)})" if others else ""
 
 
 def table(results: Results, test: str) -> list[str]:
