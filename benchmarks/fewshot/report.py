@@ -49,8 +49,8 @@ def text(results: Results, command: str, device: str) -> list[str]:
         f"Each method has {study.budget:g} {unit} for each number of shots and each seed{unequal(study)}: an equal "
         f"share for each learning rate, the looks at the fold included. A trial ends before that after {PATIENCE} "
         "looks without a better one. The fold is held out of the training file and has no image that is trained on. "
-        f"By its {study.metric} the learning rate and the step are chosen (the base is step 0), and what is chosen is tested "
-        f"once. A seed chooses shots and fold and seeds the training. {how_sure(seeds)}",
+        f"By its {study.metric} the learning rate and the step are chosen (the base is step 0), and what is chosen is "
+        f"tested once. A seed chooses shots and fold and seeds the training. {how_sure(seeds)}",
         "",
         *(paper if study.source else []),
         f"- command: `{command}`",
