@@ -65,6 +65,17 @@ def replace_link(link: Path, target: Path) -> None:
             shutil.copy(target, partial)
 
 
+def name_again(path: Path, name: Path) -> None:
+    """Give a file a second name, which stays when the first is given to another; a copy where files have but one."""
+    if name.exists() and name.samefile(path):
+        return
+    with replacing(name) as partial:
+        try:
+            partial.hardlink_to(path.resolve())
+        except OSError:  # FAT has none, other file systems are another disk
+            shutil.copy(path, partial)
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Yields a name to write to, in the same folder; what is written there takes the place of `path` at once.

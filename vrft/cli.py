@@ -214,6 +214,9 @@ class VRFTCLI(LightningCLI):
             write_card(run / "export", run, self.model.task.template, adapter=False, step=self.trainer.global_step)
             try_to_report(run)
             print(f"checkpoint: {self.last_checkpoint}")
+            saves = next(saves for saves in self.trainer.checkpoint_callbacks if isinstance(saves, RunCheckpoint))
+            if saves.judges and saves.best_model_score is not None:
+                print(f"best by {saves.monitor}: {saves.best_model_path} ({saves.best_model_score:.4f})")
 
 
 def try_to_report(run: Path) -> None:

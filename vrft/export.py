@@ -50,7 +50,7 @@ def main(args: Sequence[str]) -> int:
         raise ConfigurationError(f"export: --adapter: {run} trained all weights and has no adapter")
     checkpoint = find(run, arguments.ckpt)
     last = run / "checkpoints" / "last.ckpt"
-    at_end = last.exists() and checkpoint.resolve() == last.resolve()
+    at_end = last.exists() and checkpoint.samefile(last)
     folder: Path = arguments.output or run / ("export" if at_end else f"export-{checkpoint.stem}")
     if arguments.adapter and arguments.output is None:
         folder /= "adapter"

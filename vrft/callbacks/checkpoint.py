@@ -13,7 +13,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
-from vrft.checkpoint_io import PARTIAL, replace_link
+from vrft.checkpoint_io import PARTIAL, name_again, replace_link
 from vrft.data.datamodule import ResumableLoader
 from vrft.module import VisionModule
 from vrft.rollout import RolloutFailed
@@ -24,13 +24,33 @@ class RunCheckpoint(ModelCheckpoint):
     """Lightning's ModelCheckpoint, which also saves the last step when it is no multiple of `every_n_train_steps`.
 
     At every instant `last.ckpt` and what it points at are whole. A checkpoint that can't be written doesn't end a run.
+
+    Lightning knows the score of an evaluation only after it has saved the step that is evaluated. So with a monitored
+    `val/…`, `last.ckpt` is written before each evaluation, and gets a second name if its own score is among the best.
     """
+
+    _unjudged = ""
+    """The file of the weights as they are, until they are evaluated."""
+    _judged = ""
+    """That file, while its score is compared."""
+
+    @property
+    def state_key(self) -> str:
+        """The same whatever the settings, which may change when a run goes on."""
+        return type(self).__name__
+
+    @property
+    def judges(self) -> bool:
+        """Whether checkpoints are kept by a held-out score."""
+        return self.monitor is not None and self.monitor.startswith("val/")
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         super().setup(trainer, pl_module, stage)
         self._outdated: list[str] = []
         self._began = False
         self._row: dict[str, float] = {}
+        if stage == "fit":
+            self._unjudged = str(trainer.ckpt_path or "")
         if stage == "fit" and trainer.is_global_zero:
             for left in Path(str(self.dirpath)).glob(f"*{PARTIAL}"):
                 left.unlink()
@@ -62,6 +82,7 @@ class RunCheckpoint(ModelCheckpoint):
         epoch, epochs.completed = epochs.completed, int(self._row["epoch"])  # which may have ended with that step
         loop.val_loop.run()
         epochs.completed = epoch
+        loop.val_loop._has_run = False  # or else a loop that goes on after its last batch would end without a beginning
         trainer.training = True
 
     @staticmethod
@@ -98,19 +119,55 @@ class RunCheckpoint(ModelCheckpoint):
         assert isinstance(trainer, VisionTrainer)
         logged = trainer._logger_connector.metrics["log"]  # what will be, as soon as this hook is done
         self._row = {"epoch": trainer.current_epoch} | {name: float(value) for name, value in logged.items()}
+        self._unjudged = ""
         if trainer.stopped is None:
-            with self._surviving(trainer):
-                super().on_train_batch_end(trainer, pl_module, *args)
+            if self.judges:
+                self._save_in_time(trainer)
+            else:
+                with self._surviving(trainer):
+                    super().on_train_batch_end(trainer, pl_module, *args)
             if 0 <= trainer.max_steps <= trainer.global_step:  # at the run's end, the loops call the epoch complete
                 self.save_last_step(trainer)
 
+    def _save_in_time(self, trainer: Trainer) -> None:
+        """Save every so many steps, and before each evaluation."""
+        batches, steps = trainer.fit_loop._data_fetcher, self._every_n_train_steps
+        assert batches is not None
+        if (steps > 0 and trainer.global_step % steps == 0) or trainer.fit_loop.epoch_loop._should_check_val_fx(batches):
+            self.save_last_step(trainer)
+
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        with self._surviving(trainer):
-            super().on_train_epoch_end(trainer, pl_module)
+        if not self.judges:
+            with self._surviving(trainer):
+                super().on_train_epoch_end(trainer, pl_module)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         with self._surviving(trainer):
-            super().on_validation_end(trainer, pl_module)
+            if not self.judges:
+                super().on_validation_end(trainer, pl_module)
+            elif not trainer.sanity_checking:
+                self._judge(trainer)
+
+    def _judge(self, trainer: Trainer) -> None:
+        """Keep the weights that were evaluated if they are among the best, whatever comes between save and score."""
+        candidates = self._monitor_candidates(trainer)
+        if self.monitor not in candidates:
+            found = ", ".join(sorted(name for name in candidates if name.startswith("val/")))
+            rank_zero_warn(f"checkpoint.monitor: this evaluation has no {self.monitor}; it has {found}")
+        self._judged, self._unjudged = self._unjudged, ""
+        try:
+            if self._judged and self.save_top_k != 0:
+                self._save_monitor_checkpoint(trainer, candidates)
+                self._remove_outdated(trainer)
+        finally:
+            self._judged = ""
+
+    def _save_checkpoint(self, trainer: Trainer, filepath: str) -> None:
+        if self._judged:
+            on_rank_zero(trainer, name_again, Path(self._judged), Path(filepath))
+        else:
+            super()._save_checkpoint(trainer, filepath)
+            self._unjudged = filepath
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(trainer, VisionTrainer)
@@ -134,10 +191,11 @@ class RunCheckpoint(ModelCheckpoint):
         trainer.stop(f"{exception}{lost}", exit_code=1)
 
     def state_dict(self) -> dict[str, Any]:
-        return {**super().state_dict(), "row": self._row}
+        return {**super().state_dict(), "mode": self.mode, "row": self._row}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        super().load_state_dict(state_dict)
+        if (state_dict["monitor"], state_dict["mode"]) == (self.monitor, self.mode):
+            super().load_state_dict(state_dict)
         self._row = state_dict["row"]
 
     def save_last_step(self, trainer: Trainer) -> bool:
@@ -161,6 +219,9 @@ class RunCheckpoint(ModelCheckpoint):
 
     def _save_last_checkpoint(self, trainer: Trainer, monitor_candidates: dict[str, Any]) -> None:
         super()._save_last_checkpoint(trainer, monitor_candidates)
+        self._remove_outdated(trainer)
+
+    def _remove_outdated(self, trainer: Trainer) -> None:
         while self._outdated:
             on_rank_zero(trainer, super()._remove_checkpoint, trainer, self._outdated.pop())
 
