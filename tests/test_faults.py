@@ -27,7 +27,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from vrft.__main__ import main
 from vrft.callbacks import checkpoint as run_checkpoint
 from vrft.callbacks.graceful_stop import GracefulStop
-from vrft.checkpoint_io import AtomicCheckpointIO, replace_link
+from vrft.checkpoint_io import AtomicCheckpointIO, name_again, replace_link
 from vrft.data import scenes
 from vrft.loggers import CSVLogger
 
@@ -140,14 +140,16 @@ def test_a_signal_before_the_first_step_leaves_nothing_to_save(
     assert list((tmp_path / "run" / "checkpoints").iterdir()) == []
 
 
+@pytest.mark.parametrize("step", [3, 4], ids=["in an epoch", "at its end"])
 def test_a_signal_in_an_evaluation_on_the_way_leaves_the_training_as_it_would_be(
-    whole: Path, like_whole: Command, tmp_path: Path
+    step: int, whole: Path, like_whole: Command, tmp_path: Path
 ) -> None:
-    sends = callback("Sends", number=int(signal.SIGINT), after=3, validation=True)
-    more = ["--trainer.val_check_interval=3", "--data.eval_batch_size=2"]  # step 3 is no multiple of the interval
+    sends = callback("Sends", number=int(signal.SIGINT), after=step, validation=True)
+    more = [f"--trainer.val_check_interval={step}", "--data.eval_batch_size=2"]
+    more += ["--checkpoint.every_n_train_steps=9"]  # so that the evaluation's step isn't saved before it
     assert main(like_whole(*more, sends)) == 128 + signal.SIGINT
     last = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
-    assert last["global_step"] == 3
+    assert last["global_step"] == step
     assert main(like_whole(*more, "--ckpt_path=last")) == 0
     assert not {*STATE} & {*KILLS.differences(whole, tmp_path / "run")}
 
@@ -247,6 +249,25 @@ def test_links_are_copies_where_there_are_none(tmp_path: Path, monkeypatch: pyte
     replace_link(tmp_path / "last.ckpt", tmp_path / "step=2.ckpt")
     assert not (tmp_path / "last.ckpt").is_symlink()
     assert (tmp_path / "last.ckpt").read_text() == "content"
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_a_second_name_stays_when_the_first_is_given_away(
+    links: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(self: Path, target: Path) -> None:
+        raise OSError
+
+    if not links:
+        monkeypatch.setattr(Path, "hardlink_to", refused)
+    last, best = tmp_path / "last.ckpt", tmp_path / "best.ckpt"
+    AtomicCheckpointIO().save_checkpoint({"step": 1}, last)
+    for _ in range(2):  # the second time, it has it already
+        name_again(last, best)
+        assert best.samefile(last) == links
+    AtomicCheckpointIO().save_checkpoint({"step": 2}, last)
+    assert [torch.load(path, weights_only=True)["step"] for path in (last, best)] == [2, 1]
+    assert sorted(tmp_path.iterdir()) == [best, last]
 
 
 def test_a_link_that_a_killed_run_left_is_not_written_through(tmp_path: Path) -> None:

@@ -49,8 +49,6 @@ class RunCheckpoint(ModelCheckpoint):
         self._outdated: list[str] = []
         self._began = False
         self._row: dict[str, float] = {}
-        if stage == "fit":
-            self._unjudged = str(trainer.ckpt_path or "")
         if stage == "fit" and trainer.is_global_zero:
             for left in Path(str(self.dirpath)).glob(f"*{PARTIAL}"):
                 left.unlink()
@@ -189,6 +187,10 @@ class RunCheckpoint(ModelCheckpoint):
             if trainer.global_step > 0 and not self.save_last_step(trainer):
                 lost = f"; step {trainer.global_step} can't be saved"
         trainer.stop(f"{exception}{lost}", exit_code=1)
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        if trainer.state.fn == TrainerFn.FITTING:
+            self._unjudged = str(trainer.ckpt_path)
 
     def state_dict(self) -> dict[str, Any]:
         return {**super().state_dict(), "mode": self.mode, "row": self._row}
