@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import resource
 import runpy
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -119,9 +118,7 @@ def test_all_that_were_judged_are_kept_by_a_run_that_is_made_longer(
     assert f"best by val/mIoU: {path} ({scores(whole)[5]:.4f})" in capsys.readouterr().out
 
 
-def test_evaluations_that_were_cut_off_judge_when_the_run_goes_on(
-    whole: Path, folder: Path, command: Command
-) -> None:
+def test_evaluations_that_were_cut_off_judge_when_the_run_goes_on(whole: Path, folder: Path, command: Command) -> None:
     for step, before in ((2, []), (4, names(whole, 2)), (5, names(whole, 2, 4))):
         more = ["--ckpt_path=last"] if before else []
         with pytest.raises(RuntimeError, match="the power is gone"):
@@ -162,8 +159,12 @@ def test_evaluations_at_the_ends_of_epochs_judge_as_well(folder: Path, command: 
 
 def test_a_number_of_training_is_that_of_the_step(folder: Path, command: Command) -> None:
     more = ["--checkpoint.monitor=train/reward", "--checkpoint.filename={step}-{train/reward:.6f}"]
-    assert main(command("training", *more, "--checkpoint.every_n_train_steps=1")) == 0
-    rewards = {step + 1: float(value) for (step, key), value in KILLS.rows(folder / "training").items() if key == "train/reward"}
+    assert main(command("training", *more, "--checkpoint.every_n_train_steps=1", "--trainer.max_steps=3")) == 0
+    rewards = {
+        step + 1: float(value)
+        for (step, key), value in KILLS.rows(folder / "training").items()
+        if key == "train/reward"
+    }
     worst = sorted(rewards, key=lambda step: rewards[step])[:2]
     assert kept(folder / "training") == sorted(f"{step}-{rewards[step]:.6f}.ckpt" for step in worst)
 

@@ -131,7 +131,9 @@ class RunCheckpoint(ModelCheckpoint):
         """Save every so many steps, and before each evaluation."""
         batches, steps = trainer.fit_loop._data_fetcher, self._every_n_train_steps
         assert batches is not None
-        if (steps > 0 and trainer.global_step % steps == 0) or trainer.fit_loop.epoch_loop._should_check_val_fx(batches):
+        if (steps > 0 and trainer.global_step % steps == 0) or trainer.fit_loop.epoch_loop._should_check_val_fx(
+            batches
+        ):
             self.save_last_step(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
