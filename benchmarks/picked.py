@@ -1,9 +1,10 @@
 """Which of two was meant? The share of questions about a pair for which the right one was found.
 
-    python benchmarks/picked.py runs/few_shot/data/ordinals_val.json runs/few_shot/grounding/**/detections_*.json
+    python benchmarks/picked.py runs/few_shot/data/ordinals_val.json \\
+        runs/few_shot/grounding/*/test-pairs/evaluation/*/*_results.json
 
 A line for each results file of a test: of the questions for "red one" and "red two", those whose best box overlaps more
-with what was asked for than with the other. Naming both of them exactly, or neither, is not right.
+with what was asked for than with the other. Naming both of them as well, or neither, is not right.
 """
 
 from __future__ import annotations
