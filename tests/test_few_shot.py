@@ -17,8 +17,8 @@ from conftest import ROOT
 from formats import coco_tables
 from scipy import stats
 
-from vrft.data import SceneData
-from vrft.data.scenes import COLOURS, NOVEL_COLOURS
+from vrft.data import FreshSceneData, SceneData
+from vrft.data.scenes import COLOURS, NOVEL_COLOURS, FreshScenes
 from vrft.errors import ConfigurationError
 from vrft.rewards import Consistency
 from vrft.tasks import DetectionTask
@@ -26,6 +26,7 @@ from vrft.types import Frame, Sample
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 import few_shot
+import picked
 from fewshot import trials
 from fewshot.budget import PATIENCE, FoldBudget
 from fewshot.intervals import difference, over_seeds
@@ -217,6 +218,50 @@ def test_pairs_are_told_apart_from_left_to_right(tmp_path: Path) -> None:
         (one,), (two,) = found["red one"], found["red two"]
         assert one.box[0] + one.box[2] <= two.box[0] + two.box[2]
         assert "red" not in found
+
+
+def test_a_base_can_be_shown_pairs_among_ordinary_scenes() -> None:
+    taught, before = ["purple", "navy"], FreshScenes(40, 0, seed=3)
+    scenes = FreshScenes(40, 0, seed=3, ordinals=taught)
+    paired = [scenes[i] for i in range(40)]
+    words = {"one", "two"}
+    assert all(
+        (sample.query, sample.target) == (before[i].query, before[i].target)
+        for i, sample in enumerate(paired)
+        if i % 4 == 0
+    )
+    asked = [sample for i, sample in enumerate(paired) if i % 4 and words & {*sample.query.split()}]
+    assert len(asked) > 20
+    assert {sample.query for sample in asked} == {f"{colour} {word}" for colour in taught for word in words}
+    assert all(len(sample.target) == 1 for sample in asked)
+    with pytest.raises(ConfigurationError, match=r"data\.ordinals: 'mauve' is none of red, green"):
+        FreshSceneData(steps=1, ordinals=["mauve"])
+
+
+@pytest.mark.parametrize(
+    ("boxes", "right"),
+    [
+        pytest.param([[1, 1, 10, 10]], [True, False], id="the-left-one"),
+        pytest.param([[20, 0, 20, 10], [31, 0, 9, 10]], [False, True], id="the-best-box-counts"),
+        pytest.param([[0, 0, 10, 10], [30, 0, 10, 10]], [False, False], id="both-are-no-choice"),
+        pytest.param([[15, 0, 10, 10]], [False, False], id="neither"),
+        pytest.param([], [False, False], id="nothing"),
+    ],
+)
+def test_which_of_two_was_found(
+    boxes: list[list[float]], right: list[bool], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = {"red one": [0, 0, 10, 10], "blue": [50, 50, 10, 10], "red two": [30, 0, 10, 10]}
+    instances = {
+        "categories": [{"id": i, "name": name} for i, name in enumerate(names)],
+        "annotations": [{"image_id": 7, "category_id": i, "bbox": box} for i, box in enumerate(names.values())],
+    }
+    results = [{"image_id": 7, "category_id": i, "bbox": box} for i in range(3) for box in boxes]
+    (tmp_path / "true.json").write_text(json.dumps(instances))
+    (tmp_path / "found.json").write_text(json.dumps(results))
+    assert picked.picked(instances, results) == right  # blue is no pair
+    picked.main([f"{tmp_path}/true.json", f"{tmp_path}/found.json"])
+    assert capsys.readouterr().out.startswith(f"{sum(right) / 2:.3f} of 2  ")
 
 
 def test_consistency_is_the_mean_agreement_with_the_other_answers() -> None:

@@ -123,6 +123,13 @@ def _draw_shape(
         pen.ellipse([x0 + 0.27 * w, y0 + 0.27 * h, x1 - 0.27 * w, y1 - 0.27 * h], background)
 
 
+def checked(option: str, colours: Sequence[str]) -> tuple[str, ...]:
+    """The colours, if all can be drawn. Raises ConfigurationError otherwise."""
+    if unknown := sorted({*colours} - {*PALETTE}):
+        raise ConfigurationError(f"data.{option}: {unknown[0]!r} is none of {', '.join(PALETTE)}")
+    return tuple(colours)
+
+
 class SceneData(CocoData):
     """Writes scenes as images and COCO instances files where they are missing, then reads them like any COCO data."""
 
@@ -159,9 +166,8 @@ class SceneData(CocoData):
         """
         self.sizes: dict[Part, int] = {"train": train_size, "val": val_size}
         self.objects = objects
-        self.colours, self.background, self.ordinals = tuple(colours or COLOURS), background, tuple(ordinals or ())
-        if unknown := sorted({*self.colours, *self.ordinals} - {*PALETTE}):
-            raise ConfigurationError(f"data.colours: {unknown[0]!r} is none of {', '.join(PALETTE)}")
+        self.colours, self.ordinals = checked("colours", colours or tuple(COLOURS)), checked("ordinals", ordinals or ())
+        self.background = background
         super().__init__(
             train_annotations, train_images, val_annotations, val_images, eval_batch_size=eval_batch_size, **kwargs
         )
@@ -219,17 +225,21 @@ def write_coco(
 
 
 class FreshScenes(Dataset[Sample]):
-    """`size` scenes that are drawn when they are asked for; the first `num_simple` have one object."""
+    """`size` scenes that are drawn when they are asked for; the first `num_simple` have one object.
 
-    def __init__(self, size: int, num_simple: int, seed: int) -> None:
-        self.size, self.num_simple, self.seed = size, num_simple, seed
+    With `ordinals`, three of four have a pair of one of these colours, as `draw_scene` makes it.
+    """
+
+    def __init__(self, size: int, num_simple: int, seed: int, ordinals: Sequence[str] = ()) -> None:
+        self.size, self.num_simple, self.seed, self.ordinals = size, num_simple, seed, ordinals
 
     def __len__(self) -> int:
         return self.size
 
     def __getitem__(self, index: int) -> Sample:
         rng = random.Random(f"fresh/{self.seed}/{index}")
-        image, detections = draw_scene(rng, (1, 1) if index < self.num_simple else (1, 3))
+        objects = (1, 1) if index < self.num_simple else (1, 3)
+        image, detections = draw_scene(rng, objects, ordinals=self.ordinals if index % 4 else ())
         query = rng.choice(detections).label
         return Sample(index, image, index, query, tuple(d for d in detections if d.label == query))
 
@@ -240,14 +250,29 @@ class FreshSceneData(VisionData):
     shuffle = False
 
     def __init__(
-        self, steps: int, simple_steps: int = 0, batch_size: int = 64, eval_batch_size: int = 128, seed: int = 0
+        self,
+        steps: int,
+        simple_steps: int = 0,
+        batch_size: int = 64,
+        eval_batch_size: int = 128,
+        seed: int = 0,
+        ordinals: list[str] | None = None,
     ) -> None:
-        """`steps` batches; the first `simple_steps` show one object per picture, which shortens the plateau."""
+        """Says what is drawn.
+
+        Args:
+            steps: batches to train on.
+            simple_steps: the first of them show one object per picture, which shortens the plateau.
+            batch_size: scenes in a batch.
+            eval_batch_size: prompts decoded at once in evaluation.
+            seed: another one, other scenes.
+            ordinals: colours that come in pairs, "red one" and "red two", in three of four scenes.
+        """
         super().__init__(batch_size, eval_batch_size, num_workers=0, seed=seed)
-        self.steps, self.simple_steps = steps, simple_steps
+        self.steps, self.simple_steps, self.ordinals = steps, simple_steps, checked("ordinals", ordinals or ())
 
     def train_set(self) -> FreshScenes:
-        return FreshScenes(self.steps * self.batch_size, self.simple_steps * self.batch_size, self.seed)
+        return FreshScenes(self.steps * self.batch_size, self.simple_steps * self.batch_size, self.seed, self.ordinals)
 
     def val_set(self) -> FreshScenes:
-        return FreshScenes(256, 0, self.seed + 1_000_000)
+        return FreshScenes(256, 0, self.seed + 1_000_000, self.ordinals)

@@ -1,0 +1,60 @@
+"""Which of two was meant? The share of questions about a pair for which the right one was found.
+
+    python benchmarks/picked.py runs/few_shot/data/ordinals_val.json \\
+        runs/few_shot/grounding/*/test-pairs/evaluation/*/*_results.json
+
+A line for each results file of a test: of the questions for "red one" and "red two", those whose best box overlaps more
+with what was asked for than with the other. Naming both of them as well, or neither, is not right.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from vrft.boxes import Box, iou_matrix
+from vrft.data.scenes import ORDINALS
+
+
+def picked(instances: Mapping[str, Any], results: Sequence[Mapping[str, Any]]) -> list[bool]:
+    """For each question about one of two, in the order of the annotations, whether the right one was found."""
+    ids = {category["name"]: category["id"] for category in instances["categories"]}
+    true = {(entry["image_id"], entry["category_id"]): corners(entry["bbox"]) for entry in instances["annotations"]}
+    found = defaultdict(list)
+    for entry in results:
+        found[entry["image_id"], entry["category_id"]].append(corners(entry["bbox"]))
+    hits = []
+    for name, number in ids.items():
+        colour, _, word = name.partition(" ")
+        if word not in ORDINALS:
+            continue
+        other = ids[f"{colour} {ORDINALS[1 - ORDINALS.index(word)]}"]
+        for image in [image for image, category in true if category == number]:
+            pair = [true[image, number], true[image, other]]
+            right, wrong = iou_matrix(found[image, number], pair).max(0, initial=0.0)
+            hits.append(bool(right > wrong))
+    return hits
+
+
+def corners(box: Sequence[float]) -> Box:
+    x, y, width, height = box
+    return x, y, x + width, y + height
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("annotations", type=Path, help="COCO file of what is there")
+    parser.add_argument("results", type=Path, nargs="+", help="COCO files of what was found")
+    chosen = parser.parse_args(args)
+    instances = json.loads(chosen.annotations.read_text())
+    for path in chosen.results:
+        hits = picked(instances, json.loads(path.read_text()))
+        print(f"{sum(hits) / len(hits):.3f} of {len(hits)}  {path}")
+
+
+if __name__ == "__main__":
+    main()
