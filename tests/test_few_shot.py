@@ -290,7 +290,11 @@ def test_trials_are_chosen_by_the_fold_and_what_comes_after_starts_from_the_choi
 
     monkeypatch.setattr(trials.Runner, "trial", trial)
     runner = trials.Runner(tmp_path, "cpu", ("--model.policy.checkpoint=mine", "--data.shots=99"))
-    choice = runner.tune(load("ablation_sft_first"), "SFT then RFT", 16, 0)
+    study = load("ablation_sft_first")
+    study = replace(
+        study, methods={key: replace(method, learning_rates=(3e-4, 6e-4)) for key, method in study.methods.items()}
+    )
+    choice = runner.tune(study, "SFT then RFT", 16, 0)
     assert choice["learning_rate"] == 3e-4  # ties go to the first
     assert choice["seconds"] == 4.0  # of both trials
     after = commands["SFT_then_RFT-16-shots-seed-0/lr-0.0003"]
