@@ -93,8 +93,9 @@ def read(name: str) -> dict[str, Any]:
 def extended(name: str, other: dict[str, Any], content: dict[str, Any]) -> dict[str, Any]:
     """A study with methods of its own, each of which is `like` one of the other's but for what it says.
 
-    One that says nothing is the other's, with its runs.
+    Settings come on top of the other's. A method that says nothing is the other's, with its runs.
     """
+    content |= {key: other[key] | content.get(key, {}) for key in ("settings", "fold")}
     alike = all(content.get(key, other[key]) == other[key] for key in ("budget", "settings", "fold"))
     methods = {}
     for key, changes in content["methods"].items():
