@@ -64,7 +64,11 @@ def names(run: Path, *steps: int) -> list[str]:
 
 
 def kept(run: Path) -> list[str]:
-    return sorted(path.name for path in (run / "checkpoints").iterdir() if path.name != "last.ckpt")
+    return sorted(path.name for path in (run / "checkpoints").iterdir() if path.name not in ("last.ckpt", "best.ckpt"))
+
+
+def found_by_test(run: Path) -> list[str]:
+    return [f"{float(value):.6f}" for (_, key), value in KILLS.rows(run).items() if key == "test/mIoU"]
 
 
 def callback(name: str, **settings: int) -> str:
@@ -102,8 +106,14 @@ def test_a_kept_checkpoint_has_the_score_in_its_name(whole: Path, folder: Path, 
     for name in kept(whole):
         run = folder / f"test-{name}"
         assert main(["test", *command(run.name)[1:], f"--ckpt_path={whole}/checkpoints/{name}"]) == 0
-        found = [float(value) for (_, key), value in KILLS.rows(run).items() if key == "test/mIoU"]
-        assert [f"{value:.6f}" for value in found] == [name[2:-5]]
+        assert found_by_test(run) == [name[2:-5]]
+
+
+def test_the_best_has_a_name_of_its_own(whole: Path, folder: Path, command: Command) -> None:
+    best = ["--ckpt_path=best", f"--checkpoint.dirpath={whole}/checkpoints"]
+    assert main(["test", *command("test-best")[1:], *best]) == 0
+    assert found_by_test(folder / "test-best") == [names(whole, 5)[0][2:-5]]
+    assert main(["export", str(whole), "--ckpt=best", f"--output={folder}/exported"]) == 0
 
 
 def test_all_that_were_judged_are_kept_by_a_run_that_is_made_longer(

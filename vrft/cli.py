@@ -137,8 +137,8 @@ class VRFTCLI(LightningCLI):
         if self.subcommand == "predict":
             ask_about_images(config)
             take_folder(config)
-        if config.ckpt_path == "last":
-            config.ckpt_path = str(Path(config.checkpoint.dirpath) / "last.ckpt")
+        if config.ckpt_path in ("last", "best"):
+            config.ckpt_path = str(Path(config.checkpoint.dirpath) / f"{config.ckpt_path}.ckpt")
         against = config.against if self.subcommand == "test" else None
         for field, path in (("ckpt_path", config.ckpt_path), ("against", None if against == "base" else against)):
             if path is not None and not Path(path).exists():

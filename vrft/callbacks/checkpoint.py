@@ -159,6 +159,8 @@ class RunCheckpoint(ModelCheckpoint):
             if self._judged and self.save_top_k != 0:
                 self._save_monitor_checkpoint(trainer, candidates)
                 self._remove_outdated(trainer)
+                if self.best_model_path:
+                    self._link_checkpoint(trainer, self.best_model_path, str(Path(str(self.dirpath)) / "best.ckpt"))
         finally:
             self._judged = ""
 
