@@ -33,7 +33,8 @@ def draw(results: Results, path: Path) -> None:
         panel.set_ylabel(study.metric)
         panel.set_title(test, fontsize=10)
         panel.grid(alpha=0.3)
-    panels[0].legend(fontsize=9)
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), fontsize=9, frameon=False)
     figure.suptitle(study.title, fontsize=11)
     figure.savefig(path, dpi=110)
 
@@ -55,8 +56,8 @@ def draw_methods(panel: Axes, results: Results, test: str) -> None:
     (shots,) = results.shots
     for place, method in enumerate(results.methods):
         values = results.values(test, method, shots, results.study.metric)
-        mean, colour = over_seeds(values), COLOURS[place % len(COLOURS)]
+        mean = over_seeds(values)
         bar = 0.0 if math.isinf(mean.half) else mean.half
-        panel.errorbar([place], [mean.mean], [bar], color=colour, marker="o", capsize=4, zorder=3)
-        panel.scatter([place + 0.15] * len(values), values, color=colour, alpha=0.4, s=14)
+        panel.errorbar([place], [mean.mean], [bar], color=COLOURS[0], marker="o", capsize=4, zorder=3)
+        panel.scatter([place + 0.15] * len(values), values, color=COLOURS[0], alpha=0.4, s=14)
     panel.set_xticks(range(len(results.methods)), results.methods, rotation=20, ha="right", fontsize=9)
