@@ -69,6 +69,28 @@ def test_command_line_wins_over_the_checkpoint(quick_fit: Callable[..., list[str
     last = (tmp_path / "run" / "checkpoints" / "last.ckpt").resolve()
     content = torch.load(last, weights_only=True)
     assert content["global_step"] == 3
+    assert learning_rates(tmp_path / "run")[-1:] == pytest.approx([0.125 * (0.2 + 0.8 * 2 / 5)])
+
+
+def learning_rates(run: Path) -> list[float]:
+    files = sorted((run / "logs").glob("*/metrics.csv"))
+    return [float(row["train/learning_rate"]) for file in files for row in rows(file) if row["train/learning_rate"]]
+
+
+def rows(file: Path) -> list[dict[str, str]]:
+    with file.open(newline="") as lines:
+        return list(csv.DictReader(lines))
+
+
+def test_a_longer_run_has_the_schedule_of_its_new_length(quick_fit: Callable[..., list[str]], tmp_path: Path) -> None:
+    decay = {"start_factor": 1.0, "end_factor": 0.0, "total_iters": "${trainer.max_steps}"}
+    schedule = {"class_path": "torch.optim.lr_scheduler.LinearLR", "init_args": decay}
+    (tmp_path / "decay.yaml").write_text(json.dumps({"model": {"init_args": {"lr_scheduler": schedule}}}))
+    more = [CSV_ONLY, f"--config={tmp_path}/decay.yaml", "--model.optimizer.lr=0.001"]
+    assert main(quick_fit(*more)) == 0
+    assert main(quick_fit(*more, "--ckpt_path=last", "--trainer.max_steps=4")) == 0
+    assert learning_rates(tmp_path / "run")[:2] == pytest.approx([0.001, 0.0005])
+    assert learning_rates(tmp_path / "run")[-2:] == pytest.approx([0.0005, 0.00025])
 
 
 def test_quickstart_raises_held_out_scores(tmp_path: Path) -> None:

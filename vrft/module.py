@@ -121,6 +121,27 @@ class VisionModule(LightningModule):
             return optimizer
         return {"optimizer": optimizer, "lr_scheduler": self.lr_scheduler_callable(optimizer)}
 
+    def on_train_start(self) -> None:
+        """Give a run that goes on the optimizer's settings and the schedule that its config has now.
+
+        A checkpoint brings along those that the run began with: a longer one would go on where its schedule had ended.
+        """
+        if self.trainer.ckpt_path is None:
+            return
+        optimizer = self.optimizers(use_pl_optimizer=False)
+        assert isinstance(optimizer, Optimizer)
+        for group in optimizer.param_groups:
+            group.pop("initial_lr", None)
+            group.update(optimizer.defaults)
+        for config in self.trainer.lr_scheduler_configs:
+            assert self.lr_scheduler_callable is not None
+            steps = config.scheduler.last_epoch
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "Detected call of `lr_scheduler")  # the steps were before
+                config.scheduler = self.lr_scheduler_callable(optimizer)
+                for _ in range(steps):
+                    config.scheduler.step()
+
     def on_train_batch_start(self, batch: PromptBatch, batch_idx: int) -> None:
         self.refuse_long(batch)
         self.log("train/replaced_images", float(warn_of_replaced(batch)))
