@@ -1,17 +1,17 @@
-"""Which of two was meant? The share of questions about a pair for which the right one was found.
+"""Which of two was meant? Shares of questions about a pair for which the right one, the other or none was found.
 
     python benchmarks/picked.py runs/few_shot/data/ordinals_val.json \\
         runs/few_shot/grounding/*/test-pairs/evaluation/*/*_results.json
 
-A line for each results file of a test: of the questions for "red one" and "red two", those whose best box overlaps more
-with what was asked for than with the other. Naming both of them as well, or neither, is not right.
+A line for each results file of a test, of the questions for "red one" and "red two". Found is the one that a box of the
+answer overlaps more with than any does with the other; neither, if there is no overlap, or as much with both.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,15 +19,17 @@ from typing import Any
 from vrft.boxes import Box, iou_matrix
 from vrft.data.scenes import ORDINALS
 
+FOUND = ("right", "wrong", "neither")
 
-def picked(instances: Mapping[str, Any], results: Sequence[Mapping[str, Any]]) -> list[bool]:
-    """For each question about one of two, in the order of the annotations, whether the right one was found."""
+
+def picked(instances: Mapping[str, Any], results: Sequence[Mapping[str, Any]]) -> list[str]:
+    """For each question about one of two, in the order of the annotations, which was `FOUND`."""
     ids = {category["name"]: category["id"] for category in instances["categories"]}
     true = {(entry["image_id"], entry["category_id"]): corners(entry["bbox"]) for entry in instances["annotations"]}
     found = defaultdict(list)
     for entry in results:
         found[entry["image_id"], entry["category_id"]].append(corners(entry["bbox"]))
-    hits = []
+    which = []
     for name, number in ids.items():
         colour, _, word = name.partition(" ")
         if word not in ORDINALS:
@@ -36,8 +38,8 @@ def picked(instances: Mapping[str, Any], results: Sequence[Mapping[str, Any]]) -
         for image in [image for image, category in true if category == number]:
             pair = [true[image, number], true[image, other]]
             right, wrong = iou_matrix(found[image, number], pair).max(0, initial=0.0)
-            hits.append(bool(right > wrong))
-    return hits
+            which.append("right" if right > wrong else "wrong" if wrong > right else "neither")
+    return which
 
 
 def corners(box: Sequence[float]) -> Box:
@@ -52,8 +54,10 @@ def main(args: Sequence[str] | None = None) -> None:
     chosen = parser.parse_args(args)
     instances = json.loads(chosen.annotations.read_text())
     for path in chosen.results:
-        hits = picked(instances, json.loads(path.read_text()))
-        print(f"{sum(hits) / len(hits):.3f} of {len(hits)}  {path}")
+        which = picked(instances, json.loads(path.read_text()))
+        counts = Counter(which)
+        shares = ", ".join(f"{name} {counts[name] / len(which):.3f}" for name in FOUND)
+        print(f"{shares} of {len(which)}  {path}")
 
 
 if __name__ == "__main__":

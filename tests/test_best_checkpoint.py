@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import resource
 import runpy
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,6 +15,7 @@ from conftest import ROOT
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from vrft.__main__ import main
+from vrft.callbacks import checkpoint as run_checkpoint
 
 Command = Callable[..., list[str]]
 KILLS = SimpleNamespace(**runpy.run_path(str(ROOT / "benchmarks" / "kill_runs.py")))
@@ -126,6 +128,45 @@ def test_all_that_were_judged_are_kept_by_a_run_that_is_made_longer(
     assert kept(folder / "longer") == names(whole, *EVALUATED)
     path = folder / "longer" / "checkpoints" / kept(folder / "longer")[-1]
     assert f"best by val/mIoU: {path} ({scores(whole)[5]:.4f})" in capsys.readouterr().out
+
+
+def test_a_run_that_is_moved_and_made_longer_with_less_room_remembers_the_evaluation_that_it_ended_with(
+    whole: Path, folder: Path, command: Command
+) -> None:
+    shutil.copytree(whole, folder / "moved", symlinks=True)
+    worse = ["--model.optimizer.lr=0.1", "--trainer.max_steps=6", "--checkpoint.save_top_k=1"]
+    assert main(command("moved", *worse, "--ckpt_path=last")) == 0
+    assert kept(folder / "moved") == names(whole, 5)  # the step's score is not in its own checkpoint
+    checkpoints = folder / "moved" / "checkpoints"
+    assert (checkpoints / "best.ckpt").resolve() == checkpoints.resolve() / names(whole, 5)[0]
+
+
+def test_the_end_of_an_epoch_that_ended_a_run_is_remembered(whole: Path, folder: Path, command: Command) -> None:
+    more = ["--trainer.max_steps=-1", "--trainer.val_check_interval=5", "--checkpoint.every_n_train_steps=2"]
+    more += ["--checkpoint.save_top_k=1"]
+    assert main(command("epochs-end", *more, "--trainer.max_epochs=1")) == 0
+    assert main(command("epochs-end", *more, "--trainer.max_epochs=2", "--ckpt_path=last")) == 0
+    assert kept(folder / "epochs-end") == names(whole, 4)  # that of step 2 is known, and was not as good
+
+
+def test_the_best_is_there_whenever_a_run_is_killed(
+    whole: Path, folder: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    links, link = [], run_checkpoint.replace_link
+
+    def killed(name: Path, target: Path) -> None:
+        links.append(target)
+        if len(links) == 2:
+            raise RuntimeError("the power is gone")
+        link(name, target)
+
+    monkeypatch.setattr(run_checkpoint, "replace_link", killed)
+    with pytest.raises(RuntimeError, match="the power is gone"):
+        main(command("killed", "--checkpoint.save_top_k=1"))
+    assert (folder / "killed" / "checkpoints" / "best.ckpt").resolve().name == names(whole, 2)[0]
+    assert (folder / "killed" / "checkpoints" / "best.ckpt").exists()
+    assert main(command("killed", "--checkpoint.save_top_k=1", "--ckpt_path=last")) == 0
+    assert kept(folder / "killed") == names(whole, 5)
 
 
 def test_evaluations_that_were_cut_off_judge_when_the_run_goes_on(whole: Path, folder: Path, command: Command) -> None:

@@ -185,7 +185,14 @@ MISTAKES = [
 
 
 @pytest.mark.parametrize(
-    "text", ["model: [", "run_dir: 2026-99-99", "model: !!float ''", "model: !!python/name:os.system"]
+    "text",
+    [
+        "model: [",
+        "run_dir: 2026-99-99",
+        "model: !!float ''",
+        "model: !!python/name:os.system",
+        pytest.param(f"model: 1{':0' * 200}.", id="more-minutes-than-a-float-holds"),
+    ],
 )
 def test_a_config_that_is_not_yaml_is_one_line(text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for command, path, option in (("fit", "mine.yaml", "--config="), ("export", "config.yaml", "")):

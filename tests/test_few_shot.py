@@ -30,7 +30,7 @@ import picked
 from fewshot import trials
 from fewshot.budget import PATIENCE, FoldBudget
 from fewshot.intervals import difference, over_seeds
-from fewshot.report import by_method, table
+from fewshot.report import by_method, other_metrics, table
 from fewshot.results import Results
 from fewshot.study import load, names
 
@@ -172,6 +172,20 @@ def test_with_one_number_of_shots_methods_are_the_rows() -> None:
     ]
 
 
+@pytest.mark.parametrize(("name", "compared"), [("ablation_kl", True), ("ablation_reward", False)])
+def test_rewards_of_methods_that_have_other_ones_are_not_compared(name: str, compared: bool) -> None:
+    study = load(name)
+    scores = dict.fromkeys([study.metric, *study.metrics], 0.5)
+    rows: list[dict[str, Any]] = [
+        {"test": test, "method": method, "shots": 4, "seed": 0, **scores}
+        for test in study.tests
+        for method in ("base", *study.methods)
+    ]
+    lines = other_metrics(Results(study, rows))
+    assert any("| valid |" in line for line in lines)
+    assert any("| reward |" in line for line in lines) == compared
+
+
 def scene_data(folder: Path, shots: int, seed: int = 0, **more: Any) -> SceneData:
     files = [str(folder / name) for name in ("train.json", "train", "val.json", "val")]
     names = [*COLOURS, *NOVEL_COLOURS]
@@ -239,17 +253,18 @@ def test_a_base_can_be_shown_pairs_among_ordinary_scenes() -> None:
 
 
 @pytest.mark.parametrize(
-    ("boxes", "right"),
+    ("boxes", "found"),
     [
-        pytest.param([[1, 1, 10, 10]], [True, False], id="the-left-one"),
-        pytest.param([[20, 0, 20, 10], [31, 0, 9, 10]], [False, True], id="the-best-box-counts"),
-        pytest.param([[0, 0, 10, 10], [30, 0, 10, 10]], [False, False], id="both-are-no-choice"),
-        pytest.param([[15, 0, 10, 10]], [False, False], id="neither"),
-        pytest.param([], [False, False], id="nothing"),
+        pytest.param([[1, 1, 10, 10]], ["right", "wrong"], id="the-left-one"),
+        pytest.param([[20, 0, 20, 10], [31, 0, 9, 10]], ["wrong", "right"], id="the-best-box-counts"),
+        pytest.param([[0, 0, 10, 9], [30, 0, 10, 10]], ["wrong", "right"], id="of-both-the-one-that-is-met-better"),
+        pytest.param([[0, 0, 10, 10], [30, 0, 10, 10]], ["neither", "neither"], id="both-alike-are-no-choice"),
+        pytest.param([[15, 0, 10, 10]], ["neither", "neither"], id="neither"),
+        pytest.param([], ["neither", "neither"], id="nothing"),
     ],
 )
 def test_which_of_two_was_found(
-    boxes: list[list[float]], right: list[bool], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    boxes: list[list[float]], found: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     names = {"red one": [0, 0, 10, 10], "blue": [50, 50, 10, 10], "red two": [30, 0, 10, 10]}
     instances = {
@@ -259,9 +274,10 @@ def test_which_of_two_was_found(
     results = [{"image_id": 7, "category_id": i, "bbox": box} for i in range(3) for box in boxes]
     (tmp_path / "true.json").write_text(json.dumps(instances))
     (tmp_path / "found.json").write_text(json.dumps(results))
-    assert picked.picked(instances, results) == right  # blue is no pair
+    assert picked.picked(instances, results) == found  # blue is no pair
     picked.main([f"{tmp_path}/true.json", f"{tmp_path}/found.json"])
-    assert capsys.readouterr().out.startswith(f"{sum(right) / 2:.3f} of 2  ")
+    shares = ", ".join(f"{name} {found.count(name) / 2:.3f}" for name in ("right", "wrong", "neither"))
+    assert capsys.readouterr().out.startswith(f"{shares} of 2  ")
 
 
 def test_consistency_is_the_mean_agreement_with_the_other_answers() -> None:

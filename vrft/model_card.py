@@ -23,6 +23,7 @@ TRAINING = (
     "num_iterations",
     "max_completion_length",
     "scale_rewards",
+    "sft_weight",
 )
 """Settings of the objective that a card names."""
 

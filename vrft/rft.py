@@ -31,7 +31,7 @@ from vrft.remote_rollouts import RemoteRollouts
 from vrft.rewards import Reward
 from vrft.rollout import RemoteEngine, RolloutEngine, Sampling, TransformersEngine
 from vrft.rollout.remote import refuse_gap
-from vrft.target_loss import TargetLoss
+from vrft.target_loss import TargetLoss, Targets
 from vrft.tasks import Task
 from vrft.types import PromptBatch, Rollout, ScoredRollout
 
@@ -235,19 +235,27 @@ class RFT(RemoteRollouts, TargetLoss):
         rows.old_log_probs = self.fixed_log_probs(prompts, rows, minibatches[1:])  # by then the weights will have moved
         if self.beta > 0:
             rows.reference = self.fixed_log_probs(prompts, rows, minibatches, reference=True)
+        targets = [self.targets(experience.batch.select(part)) for part in minibatches] if self.sft_weight > 0 else None
         done: list[Tensor] = []
+        cross_entropies: list[Tensor] = []
         ratios: list[Tensor] = []
         for iteration in range(self.num_iterations):
             for i, part in enumerate(minibatches):
                 split = partial(self.micro_batches, prompts, rows, part)
-                learn = partial(self.learn, experience.batch, rows, part, on_policy=iteration == i == 0)
-                done += self.halving(split, learn)
+                texts = targets[i] if targets else None
+                learnt, cross_entropy = self.halving(
+                    split, partial(self.learn, prompts, rows, texts, on_policy=iteration == i == 0)
+                )
+                done += learnt
+                cross_entropies.append(cross_entropy)
                 if isinstance(self.engine, RemoteEngine) and iteration == 0:
                     ratios.append(rows.log_ratio([n for micro in split() for n in micro.rows]))
                     refuse_gap(self.trainer, self.engine, ratios[-1], self.sampling.top_p)
                 self.optimizer_step_and_log()
         if ratios:
             self.log_mismatch(torch.cat(ratios))
+        if targets:
+            self.log("train/sft_loss", torch.stack(cross_entropies).mean(), sync_dist=True)
         count, *sums = torch.stack(done).sum(0)
         for name, value in zip(("kl", "entropy", "clip_fraction", "sampling_gap"), sums, strict=True):
             self.log(f"train/{name}", value / count, prog_bar=name == "kl", sync_dist=True)
@@ -306,22 +314,18 @@ class RFT(RemoteRollouts, TargetLoss):
             return self.halving(split, compute)
 
     def learn(
-        self, batch: PromptBatch, rows: Rows, part: Sequence[int], work: list[MicroBatch], *, on_policy: bool
-    ) -> list[Tensor]:
-        """Add the gradient of a minibatch, some prompts of a batch. What `accumulate` says of each micro-batch."""
+        self, prompts: Sequence[Prompt], rows: Rows, texts: Targets | None, work: list[MicroBatch], *, on_policy: bool
+    ) -> tuple[list[Tensor], Tensor]:
+        """Add the gradient of a minibatch. What `accumulate` says of each micro-batch, and the texts' cross-entropy."""
         done: list[Tensor] = []
         with self.phase("update", len(work)) as advance:
             for i in range(self.rounds(len(work))):
                 micro = work[i % len(work)]
-                done.append(self.accumulate(batch.inputs, rows, micro, on_policy=on_policy, idle=i >= len(work)))
+                done.append(self.accumulate(prompts, rows, micro, on_policy=on_policy, idle=i >= len(work)))
                 advance(i + 1)
-        if self.sft_weight > 0:
-            asked = batch.select(part)
-            ids, mask = self.targets(asked)  # (p, T)
-            texts = self.target_micro_batches(asked, mask)
-            cross_entropy = self.learn_targets(asked, ids, mask, texts, self.sft_weight)
-            self.log("train/sft_loss", cross_entropy, sync_dist=True)
-        return done
+        if texts is None:
+            return done, torch.zeros(())
+        return done, self.learn_targets(texts, self.target_micro_batches(texts), self.sft_weight)
 
     def accumulate(
         self, prompts: Sequence[Prompt], rows: Rows, micro: MicroBatch, *, on_policy: bool, idle: bool

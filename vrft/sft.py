@@ -58,10 +58,10 @@ class SFT(TargetLoss):
     def training_step(self, batch: PromptBatch, batch_idx: int) -> None:
         self.seed_step()
         self.policy.train()
-        ids, mask = self.targets(batch)  # (P, T)
-        self.check_sharing(batch, ids, mask)
-        split = partial(self.target_micro_batches, batch, mask)
-        loss = self.halving(split, partial(self.learn_targets, batch, ids, mask))
+        targets = self.targets(batch)
+        self.check_sharing(batch, targets.ids, targets.mask)
+        split = partial(self.target_micro_batches, targets)
+        loss = self.halving(split, partial(self.learn_targets, targets))
         self.optimizer_step_and_log()
         self.log("train/loss", loss, prog_bar=True, sync_dist=True)
         self.steps_done += 1

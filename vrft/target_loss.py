@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,11 +14,20 @@ from vrft.policy.processor import MicroBatch, micro_batches
 from vrft.types import PromptBatch
 
 
+class Targets(NamedTuple):
+    """Target texts with their end token, one for each of P prompts."""
+
+    batch: PromptBatch  # P
+    ids: Tensor  # (P, T), right-padded
+    mask: Tensor  # (P, T), 1 at real tokens
+    tokens: Tensor  # (), the mean over ranks
+
+
 class TargetLoss(VisionModule):
     """Base of what learns from the task's target texts; the prompt is not learnt."""
 
-    def targets(self, batch: PromptBatch) -> tuple[Tensor, Tensor]:
-        """Token ids of the target texts with their end token, right-padded, and their mask; both (P, T)."""
+    def targets(self, batch: PromptBatch) -> Targets:
+        """The target texts of a batch. All ranks count them together, so none may do it twice for want of memory."""
         texts = [
             self.task.target_text(sample, frame) for sample, frame in zip(batch.samples, batch.frames, strict=True)
         ]
@@ -28,29 +38,27 @@ class TargetLoss(VisionModule):
         ]
         ids = pad_sequence(rows, batch_first=True)
         mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
-        return ids.to(self.device), mask.to(self.device)
+        ids, mask = ids.to(self.device), mask.to(self.device)
+        return Targets(batch, ids, mask, self.trainer.strategy.reduce(mask.sum().float(), reduce_op="mean"))
 
-    def target_micro_batches(self, batch: PromptBatch, mask: Tensor) -> list[MicroBatch]:
-        """Split prompts with one target text each by tokens. mask: (P, T)."""
-        lengths = [prompt["input_ids"].shape[1] for prompt in batch.inputs]
-        return micro_batches(lengths, mask.sum(1).tolist(), range(len(lengths)), self.max_tokens_per_micro_batch)
+    def target_micro_batches(self, targets: Targets) -> list[MicroBatch]:
+        """Split prompts with one target text each by tokens."""
+        lengths = [prompt["input_ids"].shape[1] for prompt in targets.batch.inputs]
+        texts = targets.mask.sum(1).tolist()
+        return micro_batches(lengths, texts, range(len(lengths)), self.max_tokens_per_micro_batch)
 
-    def learn_targets(
-        self, batch: PromptBatch, ids: Tensor, mask: Tensor, work: Sequence[MicroBatch], weight: float = 1.0
-    ) -> Tensor:
+    def learn_targets(self, targets: Targets, work: Sequence[MicroBatch], weight: float = 1.0) -> Tensor:
         """Add the gradient of weight * cross-entropy, a mean over the tokens of all ranks.
 
         Args:
-            batch: P prompts.
-            ids: of their target texts (P, T).
-            mask: 1 at real tokens (P, T).
+            targets: of P prompts.
             work: from `target_micro_batches`.
             weight: of this loss.
 
         Returns:
             The cross-entropy (), this rank's share of it; the mean over ranks is the whole.
         """
-        tokens = self.trainer.strategy.reduce(mask.sum().float(), reduce_op="mean")
+        batch, ids, mask, tokens = targets
         total = torch.zeros((), device=self.device)
         with self.phase("update", len(work)) as advance:
             for i in range(self.rounds(len(work))):

@@ -22,5 +22,5 @@ def decode_yaml(text: str) -> Any:
         return yaml.safe_load(text)
     except ValueError:
         raise
-    except (yaml.YAMLError, LookupError, TypeError, AttributeError, RecursionError) as error:  # of a tag's own reader
-        raise ValueError(str(error)) from error
+    except (yaml.YAMLError, LookupError, ArithmeticError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(str(error)) from error  # of the YAML, or what a tag's own reader stumbled over

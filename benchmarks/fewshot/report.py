@@ -112,8 +112,11 @@ def other_metrics(results: Results) -> list[str]:
     """Means over seeds of what else was measured."""
     lines = ["## Other scores, means over seeds", "", "| test | score | shots | base | " + " | ".join(results.methods)]
     lines = [*lines[:-1], f"{lines[-1]} |", "|--" * (4 + len(results.methods)) + "|"]
+    settings = [key for method in results.study.methods.values() for key in method.settings]
+    other = any(key.startswith("model.rewards") for key in settings)  # then methods have rewards that can't be compared
+    metrics = [metric for metric in results.study.metrics if not (other and metric == "reward")]
     for test in results.tests:
-        for metric in results.study.metrics:
+        for metric in metrics:
             for shots in results.shots:
                 means = [over_seeds(results.values(test, name, shots, metric)).mean for name in results.methods]
                 cells = [test, metric, count(shots), f"{results.base(test, metric):.3f}", *(f"{m:.3f}" for m in means)]

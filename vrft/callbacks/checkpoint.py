@@ -33,6 +33,8 @@ class RunCheckpoint(ModelCheckpoint):
     """The file of the weights as they are, until they are evaluated."""
     _judged = ""
     """That file, while its score is compared."""
+    _due = False
+    """Whether an evaluation of the weights as they are comes next; a checkpoint says so of its own."""
 
     @property
     def state_key(self) -> str:
@@ -68,11 +70,14 @@ class RunCheckpoint(ModelCheckpoint):
         self._evaluate_again(trainer)
 
     def _evaluate_again(self, trainer: Trainer) -> None:
-        """Make the evaluation that was due after the step of the checkpoint: a kill may have come before its end."""
+        """Make the evaluation that was due after the step of the checkpoint, which knows nothing of it.
+
+        A kill may have come before its end; and what it found of a run that is made longer is not in the checkpoint.
+        """
         loop, epochs = trainer.fit_loop.epoch_loop, trainer.fit_loop.epoch_progress.current
         batches = trainer.fit_loop._data_fetcher
         assert batches is not None
-        if not loop.restarting or not loop._should_check_val_fx(batches):
+        if not (self._due or (loop.restarting and loop._should_check_val_fx(batches))):
             return
         loop.val_loop.restarting = False  # from its first batch on
         loop.val_loop.reset_restart_stage()
@@ -117,23 +122,23 @@ class RunCheckpoint(ModelCheckpoint):
         assert isinstance(trainer, VisionTrainer)
         logged = trainer._logger_connector.metrics["log"]  # what will be, as soon as this hook is done
         self._row = {"epoch": trainer.current_epoch} | {name: float(value) for name, value in logged.items()}
-        self._unjudged = ""
+        self._unjudged, self._due = "", False
         if trainer.stopped is None:
+            ends = 0 <= trainer.max_steps <= trainer.global_step  # the loops call the epoch complete then
             if self.judges:
-                self._save_in_time(trainer)
+                self._save_in_time(trainer, ends)
             else:
                 with self._surviving(trainer):
                     super().on_train_batch_end(trainer, pl_module, *args)
-            if 0 <= trainer.max_steps <= trainer.global_step:  # at the run's end, the loops call the epoch complete
+            if ends:
                 self.save_last_step(trainer)
 
-    def _save_in_time(self, trainer: Trainer) -> None:
+    def _save_in_time(self, trainer: Trainer, ends: bool) -> None:
         """Save every so many steps, and before each evaluation."""
         batches, steps = trainer.fit_loop._data_fetcher, self._every_n_train_steps
         assert batches is not None
-        if (steps > 0 and trainer.global_step % steps == 0) or trainer.fit_loop.epoch_loop._should_check_val_fx(
-            batches
-        ):
+        self._due = ends or trainer.fit_loop.epoch_loop._should_check_val_fx(batches)
+        if self._due or (steps > 0 and trainer.global_step % steps == 0):
             self.save_last_step(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -157,12 +162,27 @@ class RunCheckpoint(ModelCheckpoint):
         self._judged, self._unjudged = self._unjudged, ""
         try:
             if self._judged and self.save_top_k != 0:
+                self._look_at_kept(trainer)
                 self._save_monitor_checkpoint(trainer, candidates)
-                self._remove_outdated(trainer)
                 if self.best_model_path:
                     self._link_checkpoint(trainer, self.best_model_path, str(Path(str(self.dirpath)) / "best.ckpt"))
+                self._remove_outdated(trainer)  # now that `best.ckpt` points elsewhere
         finally:
             self._judged = ""
+
+    def _look_at_kept(self, trainer: Trainer) -> None:
+        """Forget files that are gone, and let go of those that are too many if a run goes on with less of them."""
+        kept = {path: score for path, score in self.best_k_models.items() if self.file_exists(path, trainer)}
+        best, worst = (min, max) if self.mode == "min" else (max, min)
+        while len(kept) > self.save_top_k > 0:
+            path = worst(kept, key=kept.__getitem__)
+            kept.pop(path)
+            if self._should_remove_checkpoint(trainer, path, ""):
+                self._outdated.append(path)
+        self.best_k_models = kept
+        self.best_model_path = best(kept, key=kept.__getitem__, default="")
+        self.best_model_score = kept.get(self.best_model_path)
+        self.kth_best_model_path = worst(kept, key=kept.__getitem__, default="")
 
     def _save_checkpoint(self, trainer: Trainer, filepath: str) -> None:
         if self._judged:
@@ -173,6 +193,10 @@ class RunCheckpoint(ModelCheckpoint):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(trainer, VisionTrainer)
+        if (
+            trainer.stopped is None and self.judges and not self._due
+        ):  # by the command, which evaluates what it ends with
+            self._due, self._last_global_step_saved = True, 0
         if trainer.stopped is None and not self.save_last_step(trainer):
             trainer.stop("the last checkpoint can't be written", exit_code=1)
 
@@ -197,12 +221,18 @@ class RunCheckpoint(ModelCheckpoint):
             self._unjudged = str(trainer.ckpt_path)
 
     def state_dict(self) -> dict[str, Any]:
-        return {**super().state_dict(), "mode": self.mode, "row": self._row}
+        return {**super().state_dict(), "mode": self.mode, "row": self._row, "due": self._due}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         if (state_dict["monitor"], state_dict["mode"]) == (self.monitor, self.mode):
-            super().load_state_dict(state_dict)
-        self._row = state_dict["row"]
+            super().load_state_dict(self._moved(state_dict) if self.judges else state_dict)
+        self._row, self._due = state_dict["row"], state_dict["due"]
+
+    def _moved(self, state: dict[str, Any]) -> dict[str, Any]:
+        """A state as if its files were in this run's folder. Of a folder that was moved, they are."""
+        before, here = state["dirpath"], str(self.dirpath)
+        kept = {here + path.removeprefix(before): score for path, score in state["best_k_models"].items()}
+        return state | {"dirpath": here, "best_k_models": kept}
 
     def save_last_step(self, trainer: Trainer) -> bool:
         """Whether the state after the last step is saved, now or before."""
