@@ -19,7 +19,8 @@ from vrft.policy import shared_prefix
 from vrft.policy.prompts import next_position
 from vrft.rft import RFT
 from vrft.rollout import TransformersEngine
-from vrft.types import Answer, Frame, PromptBatch, Rollout
+from vrft.tasks import DetectionTask
+from vrft.types import Answer, Frame, PromptBatch, Question, Rollout
 
 Command = Callable[..., list[str]]
 
@@ -116,6 +117,19 @@ def test_the_combined_gradient_is_that_of_both_losses(quick_fit: Command, tmp_pa
     torch.testing.assert_close(moved, expected, rtol=1e-3, atol=1e-6)
     metrics = logged(tmp_path / "both")
     assert metrics["train/sft_loss"] == pytest.approx(logged(tmp_path / "sft")["train/loss"], rel=1e-5)
+
+
+class Fruit(DetectionTask):
+    """Whose target texts have a word that the tokenizer of the built-in policy does not know."""
+
+    def reasoning_text(self, sample: Question) -> str:
+        return "apple"
+
+
+def test_what_cannot_be_sampled_is_not_learnt(quick_fit: Command, tmp_path: Path) -> None:
+    step = [CSV_ONLY, "--trainer.max_steps=1", "--task=test_rft.Fruit", "--task.template=Detect {query}"]
+    assert main(quick_fit(*step, "--model.sft_weight=0.1")) == 0
+    assert 0 < logged(tmp_path / "run")["train/sft_loss"][0] < 10
 
 
 def test_tied_groups_are_left_out_only_if_they_have_no_gradient(

@@ -20,7 +20,8 @@ class Targets(NamedTuple):
     batch: PromptBatch  # P
     ids: Tensor  # (P, T), right-padded
     mask: Tensor  # (P, T), 1 at real tokens
-    tokens: Tensor  # (), the mean over ranks
+    learnt: Tensor  # (P, T), 1 at those of them that can be sampled; the others have no log-probability to raise
+    tokens: Tensor  # (), their number, the mean over ranks
 
 
 class TargetLoss(VisionModule):
@@ -39,7 +40,10 @@ class TargetLoss(VisionModule):
         ids = pad_sequence(rows, batch_first=True)
         mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
         ids, mask = ids.to(self.device), mask.to(self.device)
-        return Targets(batch, ids, mask, self.trainer.strategy.reduce(mask.sum().float(), reduce_op="mean"))
+        learnt = mask * ~torch.isin(ids, self.policy.banned_ids)
+        return Targets(
+            batch, ids, mask, learnt, self.trainer.strategy.reduce(learnt.sum().float(), reduce_op="mean").clamp(min=1)
+        )
 
     def target_micro_batches(self, targets: Targets) -> list[MicroBatch]:
         """Split prompts with one target text each by tokens."""
@@ -58,14 +62,14 @@ class TargetLoss(VisionModule):
         Returns:
             The cross-entropy (), this rank's share of it; the mean over ranks is the whole.
         """
-        batch, ids, mask, tokens = targets
+        batch, ids, mask, learnt, tokens = targets
         total = torch.zeros((), device=self.device)
         with self.phase("update", len(work)) as advance:
             for i in range(self.rounds(len(work))):
                 prompts, rows = work[i % len(work)]
                 inputs = [batch.inputs[p] for p in prompts]
                 log_probs, _ = self.policy(inputs, ids[rows], mask[rows], temperature=1.0)  # (p, T)
-                loss = -log_probs.sum() / tokens * (i < len(work))
+                loss = -(log_probs * learnt[rows]).sum() / tokens * (i < len(work))
                 self.add_gradient(weight * loss)
                 total += loss.detach()
                 advance(i + 1)
