@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import resource
 import runpy
 import shutil
@@ -126,7 +127,7 @@ def test_all_that_were_judged_are_kept_by_a_run_that_is_made_longer(
     assert main(command("longer", *more, "--ckpt_path=last")) == 0
     assert KILLS.differences(whole, folder / "longer") == []
     assert kept(folder / "longer") == names(whole, *EVALUATED)
-    path = folder / "longer" / "checkpoints" / kept(folder / "longer")[-1]
+    path = os.path.relpath(folder / "longer" / "checkpoints" / kept(folder / "longer")[-1])
     assert f"best by val/mIoU: {path} ({scores(whole)[5]:.4f})" in capsys.readouterr().out
 
 
@@ -134,8 +135,8 @@ def test_a_run_that_is_moved_and_made_longer_with_less_room_remembers_the_evalua
     whole: Path, folder: Path, command: Command
 ) -> None:
     shutil.copytree(whole, folder / "moved", symlinks=True)
-    worse = ["--model.optimizer.lr=0.1", "--trainer.max_steps=6", "--checkpoint.save_top_k=1"]
-    assert main(command("moved", *worse, "--ckpt_path=last")) == 0
+    no_better = ["--model.optimizer.lr=0", "--trainer.max_steps=6", "--checkpoint.save_top_k=1"]
+    assert main(command("moved", *no_better, "--ckpt_path=last")) == 0
     assert kept(folder / "moved") == names(whole, 5)  # the step's score is not in its own checkpoint
     checkpoints = folder / "moved" / "checkpoints"
     assert (checkpoints / "best.ckpt").resolve() == checkpoints.resolve() / names(whole, 5)[0]
@@ -220,7 +221,11 @@ def test_a_number_of_training_is_that_of_the_step(folder: Path, command: Command
     assert kept(folder / "training") == sorted(f"{step}-{rewards[step]:.6f}.ckpt" for step in worst)
 
 
-def test_a_score_that_nobody_computes_is_said_before_training(folder: Path, command: Command) -> None:
-    with pytest.warns(UserWarning, match="checkpoint.monitor: this evaluation has no val/mIuO; it has .*val/mIoU"):
-        assert main(command("misspelt", "--checkpoint.monitor=val/mIuO", "--trainer.max_steps=1")) == 0
-    assert kept(folder / "misspelt") == []
+def test_a_score_that_nobody_computes_is_said_before_training(
+    folder: Path, command: Command, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(command("misspelt", "--checkpoint.monitor=val/mIuO", "--trainer.max_steps=1")) == 2
+    error = capsys.readouterr().err
+    assert "vrft: checkpoint.monitor: this evaluation has no val/mIuO; it has " in error
+    assert "val/mIoU" in error
+    assert not (folder / "misspelt" / "checkpoints" / "last.ckpt").exists()

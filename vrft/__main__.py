@@ -69,9 +69,22 @@ def main(args: Sequence[str] | None = None) -> int:
         from vrft.errors import reported
 
         return reported(import_module(WITHOUT_CONFIG[args[0]]).main, args[1:])
+    if args[0] not in COMMANDS:
+        return unknown(args[0])
     from vrft.cli import run
 
     return run(["serve_command" if args[0] == "serve-command" else args[0], *args[1:]])
+
+
+def unknown(command: str) -> int:
+    """Say what was probably meant."""
+    from difflib import get_close_matches
+
+    names = [*COMMANDS, *WITHOUT_CONFIG]
+    close = get_close_matches(command, names, n=1)
+    hint = f"did you mean '{close[0]}'?" if close else f"expected one of {', '.join(names)}"
+    print(f"vrft: no such command: {command} ({hint})", file=sys.stderr)
+    return 2
 
 
 if __name__ == "__main__":

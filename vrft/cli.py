@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
+import re
 import signal
 import sys
 import tempfile
@@ -79,6 +81,9 @@ HARMLESS = (
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 """What a disk says that is full, or that may not be written to any more."""
 
+NOT_SAID = re.compile(r"--model\.policy\.(\w+)=null$")
+"""A part of the policy that is switched off, which jsonargparse (4.53) takes for a class's name."""
+
 TRUSTS = "model.init_args.policy.init_args.trust_remote_code"
 
 
@@ -111,12 +116,13 @@ class VRFTCLI(LightningCLI):
                 "checkpoint.every_n_train_steps": 20,
                 "checkpoint.save_last": "link",
                 "checkpoint.enable_version_counter": False,
+                "checkpoint.mode": "max",  # of every held-out score the larger is the better one
             }
         )
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         self.words: list[str] = args
-        super().parse_arguments(parser, args)
+        super().parse_arguments(parser, [NOT_SAID.sub(r"--model.policy={\1: null}", word) for word in args])
 
     def before_instantiate_classes(self) -> None:
         config = self.config[self.subcommand]
@@ -142,7 +148,8 @@ class VRFTCLI(LightningCLI):
         against = config.against if self.subcommand == "test" else None
         for field, path in (("ckpt_path", config.ckpt_path), ("against", None if against == "base" else against)):
             if path is not None and not Path(path).exists():
-                raise ConfigurationError(f"{field}: no such checkpoint: {path}")
+                hint = "; checkpoint.monitor makes it" if Path(path).name == "best.ckpt" else ""
+                raise ConfigurationError(f"{field}: no such checkpoint: {path}{hint}")
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
@@ -216,7 +223,10 @@ class VRFTCLI(LightningCLI):
             print(f"checkpoint: {self.last_checkpoint}")
             saves = next(saves for saves in self.trainer.checkpoint_callbacks if isinstance(saves, RunCheckpoint))
             if saves.judges and saves.best_model_score is not None:
-                print(f"best by {saves.monitor}: {saves.best_model_path} ({saves.best_model_score:.4f})")
+                path = os.path.relpath(saves.best_model_path)
+                print(f"best by {saves.monitor}: {path} ({saves.best_model_score:.4f})")
+                if not Path(path).samefile(self.last_checkpoint):
+                    print(f"export/ is of the last step; of the best: python -m vrft export {run} --ckpt best")
 
 
 def try_to_report(run: Path) -> None:

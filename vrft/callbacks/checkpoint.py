@@ -15,6 +15,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from vrft.checkpoint_io import PARTIAL, name_again, replace_link
 from vrft.data.datamodule import ResumableLoader
+from vrft.errors import ConfigurationError
 from vrft.module import VisionModule
 from vrft.rollout import RolloutFailed
 from vrft.trainer import VisionTrainer
@@ -158,7 +159,10 @@ class RunCheckpoint(ModelCheckpoint):
         candidates = self._monitor_candidates(trainer)
         if self.monitor not in candidates:
             found = ", ".join(sorted(name for name in candidates if name.startswith("val/")))
-            rank_zero_warn(f"checkpoint.monitor: this evaluation has no {self.monitor}; it has {found}")
+            message = f"checkpoint.monitor: this evaluation has no {self.monitor}; it has {found}"
+            if trainer.global_step == 0:
+                raise ConfigurationError(message)
+            rank_zero_warn(message)
         self._judged, self._unjudged = self._unjudged, ""
         try:
             if self._judged and self.save_top_k != 0:
