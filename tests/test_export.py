@@ -81,6 +81,8 @@ def test_reloading_gives_the_same_greedy_answers(
 
 def test_fit_leaves_a_card_with_the_numbers_of_the_run(quick_fit: Command, tmp_path: Path) -> None:
     assert main(quick_fit(CSV_ONLY)) == 0
+    modes = {path.stat().st_mode for path in (tmp_path / "run" / "export").iterdir() if path.is_file()}
+    assert len(modes) == 1  # who may read the config may read the weights
     card = (tmp_path / "run" / "export" / "README.md").read_text()
     about = yaml.safe_load(card.split("---")[1])
     assert about == {

@@ -163,7 +163,8 @@ class CocoEvaluator(Evaluator[Row]):
         if found and tied(self.results[:, 5]) > MANY_TIES:
             rank_zero_warn(
                 f"{self.format}: {tied(self.results[:, 5]):.0%} of the boxes share their score with others; their "
-                "order, and with it the average precision, is that of the data"
+                "order, and with it the average precision, is that of the data; "
+                f"{self.field}.confidence=logprob orders them by their own probability"
             )
 
     def quality(self, row: Row) -> float:

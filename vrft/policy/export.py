@@ -71,6 +71,9 @@ def export_policy(
     advance(3)
     copy_processor(policy.checkpoint, folder)
     set_pixels(folder, policy.pixels)
+    mode = next(folder.glob("*.json")).stat().st_mode
+    for weights_file in folder.rglob("*.safetensors"):  # which safetensors lets nobody else read
+        weights_file.chmod(mode)
     advance(STEPS)
 
 
