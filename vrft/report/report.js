@@ -79,7 +79,7 @@ function curves() {
   const scored = names.filter((name) => /^val\/((coco|lvis)\/AP(50)?|gIoU|mIoU|Acc@0\.5|accuracy|class_accuracy|presence\/\w+)$/.test(name));
   const held = scored.map((name, i) => take(name, { dots: true, colour: i % 6 }));
   if (of("val/valid")) held.push(take("val/valid", { dots: true, colour: 5 }));
-  const loss = pick(take("train/loss", { label: "loss" }));
+  const loss = pick(take("train/loss", { label: "loss" }), take("train/sft_loss", { label: "loss" }));
   const parts = names.filter((name) => name.startsWith("train/reward/") || (name.startsWith("val/reward/") && !of(name.replace("val", "train"))))
     .map((name) => name.replace(/^(train|val)\//, ""));
   const part = (name) => chart({ title: name.replace("reward/", ""), series: pick(take(`train/${name}`, { label: "training" }), take(`val/${name}`, { label: "held out", dots: true, colour: 1 })) });
@@ -97,7 +97,7 @@ function curves() {
   return section("curves", "Curves", "Over rollouts. Thin lines are single rollouts, thick ones their running mean; dots are evaluations. Point at a chart, or use the arrow keys in it, to read all of them at one rollout.",
     h("div", { class: "wide-charts" },
       reward.length > 0 && chart({ title: "Reward", hint: of("train/reward") ? "what is maximised" : "of held-out answers; not what is trained on", series: reward, height: 230 }),
-      loss.length > 0 && chart({ title: "Loss", hint: "cross-entropy of the target texts", series: loss, height: 230 }),
+      loss.length > 0 && chart({ title: "Loss", hint: "cross-entropy of the target texts, per token", series: loss, height: 230 }),
       held.length > 0 && chart({ title: "Held-out scores", hint: "what it is for; a reward that rises without them is being gamed", series: held, height: 230, low: 0 })),
     partCharts.length > 0 && [h("h3", {}, "Parts of the reward"), h("div", { class: "charts few" }, partCharts)],
     health.length > 0 && [h("h3", {}, "Health"), h("div", { class: "charts" }, health)],
