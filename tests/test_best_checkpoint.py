@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import resource
 import runpy
@@ -129,6 +130,8 @@ def test_all_that_were_judged_are_kept_by_a_run_that_is_made_longer(
     assert kept(folder / "longer") == names(whole, *EVALUATED)
     path = os.path.relpath(folder / "longer" / "checkpoints" / kept(folder / "longer")[-1])
     assert f"best by val/mIoU: {path} ({scores(whole)[5]:.4f})" in capsys.readouterr().out
+    best = json.loads((folder / "longer" / "summary.json").read_text())["best"]
+    assert best == {"checkpoint": path, "metric": "val/mIoU", "score": pytest.approx(scores(whole)[5], abs=1e-6)}
 
 
 def test_a_run_that_is_moved_and_made_longer_with_less_room_remembers_the_evaluation_that_it_ended_with(

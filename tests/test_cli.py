@@ -34,7 +34,7 @@ def test_a_summary_has_all_that_a_report_has(tmp_path: Path) -> None:
 def test_a_summary_compares_what_both_evaluations_have(tmp_path: Path) -> None:
     summary = Summary()
     summary.base, summary.tuned = {"mAP": 0.1, "reward": 1.0}, {"reward": 2.0, "accuracy": 0.5}
-    written = json.loads(summary.write(tmp_path).read_text())
+    written = json.loads(summary.write(tmp_path, None).read_text())
     assert written["base"] == {"mAP": 0.1, "reward": 1.0}
 
 
@@ -42,7 +42,7 @@ def test_fit_leaves_everything_in_the_run_folder(quick_fit: Command, tmp_path: P
     assert main(quick_fit("--transcripts.every_n_rollouts=1", "--model.optimizer.lr=0.01")) == 0
     run = tmp_path / "run"
     summary = json.loads((run / "summary.json").read_text())
-    assert set(summary) == {"base", "tuned", "seconds", "step", "rollouts"}
+    assert set(summary) == {"base", "tuned", "seconds", "step", "rollouts", "best"}
     assert list(summary["base"]) == list(summary["tuned"]) == ["mAP", "AP50", "mIoU", "valid", "reward"]
     assert summary["base"] != summary["tuned"]
     with (run / "logs" / "version_0" / "metrics.csv").open() as file:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import logging
-import os
 import re
 import signal
 import sys
@@ -215,17 +214,16 @@ class VRFTCLI(LightningCLI):
         if summary.tuned_step != self.trainer.global_step:
             self.trainer.validate(self.model, self.datamodule, verbose=False)
         run = Path(self.trainer.default_root_dir)
+        best = next(saves for saves in self.trainer.checkpoint_callbacks if isinstance(saves, RunCheckpoint)).best
         if self.trainer.is_global_zero and summary.base is not None and summary.tuned:
-            print(f"summary: {summary.write(run)}")
+            print(f"summary: {summary.write(run, best)}")
         if self.trainer.is_global_zero:
             write_card(run / "export", run, self.model.task.template, adapter=False, step=self.trainer.global_step)
             try_to_report(run)
             print(f"checkpoint: {self.last_checkpoint}")
-            saves = next(saves for saves in self.trainer.checkpoint_callbacks if isinstance(saves, RunCheckpoint))
-            if saves.judges and saves.best_model_score is not None:
-                path = os.path.relpath(saves.best_model_path)
-                print(f"best by {saves.monitor}: {path} ({saves.best_model_score:.4f})")
-                if not Path(path).samefile(self.last_checkpoint):
+            if best is not None:
+                print(f"best by {best['metric']}: {best['checkpoint']} ({best['score']:.4f})")
+                if not Path(best["checkpoint"]).samefile(self.last_checkpoint):
                     print(f"export/ is of the last step; of the best: python -m vrft export {run} --ckpt best")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
@@ -46,6 +47,14 @@ class RunCheckpoint(ModelCheckpoint):
     def judges(self) -> bool:
         """Whether checkpoints are kept by a held-out score."""
         return self.monitor is not None and self.monitor.startswith("val/")
+
+    @property
+    def best(self) -> dict[str, Any] | None:
+        """Checkpoint, metric and score of the best by a held-out score, if there is one."""
+        if not self.judges or self.best_model_score is None:
+            return None
+        path = os.path.relpath(self.best_model_path)
+        return {"checkpoint": path, "metric": self.monitor, "score": round(float(self.best_model_score), 6)}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         super().setup(trainer, pl_module, stage)

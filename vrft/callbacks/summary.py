@@ -57,8 +57,8 @@ class Summary(Callback):
         assert isinstance(pl_module, VisionModule)
         self.tuned, self.tuned_step, self.rollouts = scores, trainer.global_step, int(pl_module.steps_done)
 
-    def write(self, folder: Path) -> Path:
-        """Print the table and write `summary.json`; returns its path."""
+    def write(self, folder: Path, best: dict[str, Any] | None) -> Path:
+        """Print the table and write `summary.json`, with the best checkpoint if one was chosen; returns its path."""
         assert self.base is not None
         table = Table(title="held-out images, greedy answers")
         for column in ("", "base", "tuned", "change"):
@@ -74,6 +74,7 @@ class Summary(Callback):
             "seconds": round(self.seconds, 1),
             "step": self.tuned_step,
             "rollouts": self.rollouts,
+            "best": best,
         }
         path.write_text(json.dumps(content, indent=1) + "\n")
         return path
