@@ -259,7 +259,7 @@ PREFIXES: dict[str, list[Any]] = {
 }
 """What the fields after a prefix are those of."""
 
-DEEPER = {"model.optimizer": "torch's", "model.rewards": "names", "trainer.callbacks": "", "trainer.logger": ""}
+DEEPER = ("model.optimizer", "model.lr_scheduler", "model.rewards", "trainer.callbacks", "trainer.logger")
 """Fields whose own fields depend on a class that is named elsewhere."""
 
 
