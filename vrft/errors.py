@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from vrft.secrets import hide
 
@@ -36,13 +36,20 @@ def message_lines(error: BaseException) -> str:
     return " ".join(text.split())
 
 
+HINTS = {
+    r"unrecognized arguments: [^-]\S*\.ya?ml": "a config is named by --config FILE",
+    r"arguments are required: fit": "they stand in a config: --config FILE",
+    r"is abstract$": "nothing says its class_path; is the name right?",
+}
+"""What is probably meant, by what the parser says."""
+
 NOISE = re.compile(
     r"Does not validate against|Subtypes:|Errors:|Expected a <class 'NoneType'>|Given value|Subclass types expect|"
     r"Expected a path but|a class path \(str\)|a dict with|a dict without|Unexpected import path format|$"
 )
 
 
-def shorten(message: str, fields: Iterable[str]) -> str:
+def shorten(message: str, fields: Sequence[str]) -> str:
     """The field and the cause out of a parser's message, with what was probably meant.
 
     jsonargparse lists every type that a value might have had; what is wrong stands in the innermost line of the list.
@@ -82,9 +89,13 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or error.__context__
 
 
-def _suggestion(message: str, cause: str, fields: Iterable[str]) -> str:
+def _suggestion(message: str, cause: str, fields: Sequence[str]) -> str:
     if "did you mean" in cause:
         return ""
+    for said, hint in HINTS.items():
+        if re.search(said, cause):
+            return f" ({hint})"
+    tops = {name.partition(".")[0] for name in fields}
     known = {name: name for name in fields} | class_names()
     for wrong in NAMES.findall(message):
         name = next(part for part in wrong if part)
@@ -93,6 +104,9 @@ def _suggestion(message: str, cause: str, fields: Iterable[str]) -> str:
         )
         if close and close[0] != name:
             return f" (did you mean '{known[close[0]]}'?)"
+        top, _, below = name.partition(".")
+        if below and top not in tops and (close := difflib.get_close_matches(top, tops, n=1)):
+            return f" (did you mean '{close[0]}.{below}'?)"
     return ""
 
 
