@@ -141,6 +141,8 @@ def test_mistakes_are_one_line(
 
 def test_words_of_other_commands_stay_as_they_are() -> None:
     assert gather_words(["fit", "--draw", "--query", "a", "b"]) == ["fit", "--draw", "--query", "a", "b"]
+    deep = "[" * 5000
+    assert gather_words(["predict", "--query", deep]) == ["predict", f'--query=["{deep}"]']  # it is no list
     assert gather_words(["predict", "--query", 'say "yes"', "--x=1"]) == [
         "predict",
         '--query=["say \\"yes\\""]',

@@ -12,6 +12,7 @@ from jsonargparse import Namespace
 
 from vrft.data.splits import category_names
 from vrft.errors import ConfigurationError
+from vrft.yaml_text import decode_yaml
 
 LISTS, FLAG = ("--images", "--query"), "--draw"
 
@@ -45,8 +46,8 @@ def gather_words(args: Sequence[str]) -> list[str]:
 def _listed(value: str) -> list[str]:
     """The entries of a list in YAML; any other value is one."""
     try:
-        found = yaml.load(value, yaml.BaseLoader) if value.startswith("[") else None
-    except yaml.YAMLError:
+        found = decode_yaml(value, yaml.BaseLoader) if value.startswith("[") else None
+    except ValueError:
         found = None
     return found if isinstance(found, list) and all(isinstance(entry, str) for entry in found) else [value]
 

@@ -22,6 +22,11 @@ class Interval(NamedTuple):
     def half(self) -> float:
         return (self.high - self.low) / 2
 
+    @property
+    def bar(self) -> float:
+        """Its half as it can be drawn: none for a single seed."""
+        return 0.0 if math.isinf(self.half) else self.half
+
 
 def over_seeds(values: Sequence[float]) -> Interval:
     """Student's interval for the mean of independent values: mean ± t(n - 1) · s / sqrt(n).

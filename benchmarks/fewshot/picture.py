@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -44,9 +43,9 @@ def draw_shots(panel: Axes, results: Results, test: str) -> None:
     for i, method in enumerate(results.methods):
         means = [over_seeds(results.values(test, method, shots, results.study.metric)) for shots in results.shots]
         places = [place + 0.08 * (i - (len(results.methods) - 1) / 2) for place in range(len(results.shots))]
-        bars = [0.0 if math.isinf(mean.half) else mean.half for mean in means]
+        heights, bars = [mean.mean for mean in means], [mean.bar for mean in means]
         colour = COLOURS[i % len(COLOURS)]
-        panel.errorbar(places, [m.mean for m in means], bars, label=method, color=colour, marker="o", capsize=3)
+        panel.errorbar(places, heights, bars, label=method, color=colour, marker="o", capsize=3)
     panel.set_xticks(range(len(results.shots)), [count(shots) for shots in results.shots])
     panel.set_xlabel("labelled images per category")
 
@@ -57,7 +56,6 @@ def draw_methods(panel: Axes, results: Results, test: str) -> None:
     for place, method in enumerate(results.methods):
         values = results.values(test, method, shots, results.study.metric)
         mean = over_seeds(values)
-        bar = 0.0 if math.isinf(mean.half) else mean.half
-        panel.errorbar([place], [mean.mean], [bar], color=COLOURS[0], marker="o", capsize=4, zorder=3)
+        panel.errorbar([place], [mean.mean], [mean.bar], color=COLOURS[0], marker="o", capsize=4, zorder=3)
         panel.scatter([place + 0.15] * len(values), values, color=COLOURS[0], alpha=0.4, s=14)
     panel.set_xticks(range(len(results.methods)), results.methods, rotation=20, ha="right", fontsize=9)

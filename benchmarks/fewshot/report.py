@@ -70,28 +70,34 @@ def unequal(study: Study) -> str:
     return f" ({', '.join(others)})" if others else ""
 
 
+def line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def head(columns: Sequence[str]) -> list[str]:
+    return [line(columns), "|--" * len(columns) + "|"]
+
+
 def table(results: Results, test: str) -> list[str]:
     """The study's metric, with what sets each method apart from the first one."""
     study, methods = results.study, results.methods
     first, *others = methods
-    columns = ["shots", "base", *methods, *(f"{method} − {first}" for method in others)]
     shown_here = study.paper.values() if test == results.tests[0] else ()
     printed = list(dict.fromkeys(name for numbers in shown_here for name in numbers))
-    columns += [f"paper: {name}" for name in printed]
-    lines = [f"## {test}: {study.metric}", "", f"| {' | '.join(columns)} |", "|--" * len(columns) + "|"]
+    columns = ["shots", "base", *methods, *(f"{method} − {first}" for method in others)]
     base = f"{results.base(test, study.metric):.3f}"
+
+    def row(name: str, values: list[list[float]], numbers: dict[str, float]) -> str:
+        cells = [name, base, *(shown(over_seeds(found)) for found in values)]
+        cells += [signed(difference(values[0], found)) for found in values[1:]]
+        return line([*cells, *(f"{numbers[key] / 100:.3f}" if key in numbers else "" for key in printed)])
+
+    lines = [f"## {test}: {study.metric}", "", *head([*columns, *(f"paper: {name}" for name in printed)])]
     for shots in results.shots:
-        values = {method: results.values(test, method, shots, study.metric) for method in methods}
-        cells = [count(shots), base, *(shown(over_seeds(values[method])) for method in methods)]
-        cells += [signed(difference(values[first], values[method])) for method in others]
-        numbers = study.paper.get(shots, {})
-        cells += [f"{numbers[name] / 100:.3f}" if name in numbers else "" for name in printed]
-        lines.append(f"| {' | '.join(cells)} |")
+        values = [results.values(test, method, shots, study.metric) for method in methods]
+        lines.append(row(count(shots), values, study.paper.get(shots, {})))
     if len(results.shots) > 1:
-        values = {method: results.over_shots(test, method, study.metric) for method in methods}
-        cells = ["mean", base, *(shown(over_seeds(values[method])) for method in methods)]
-        cells += [signed(difference(values[first], values[method])) for method in others]
-        lines.append(f"| {' | '.join([*cells, *['' for _ in printed]])} |")
+        lines.append(row("mean", [results.over_shots(test, method, study.metric) for method in methods], {}))
     return [*lines, ""]
 
 
@@ -100,18 +106,21 @@ def by_method(results: Results, test: str) -> list[str]:
     study, methods, (shots,) = results.study, results.methods, results.shots
     values = {method: results.values(test, method, shots, study.metric) for method in methods}
     first = values[methods[0]]
-    lines = [f"## {test}: {study.metric} at {count(shots)} shots", "", f"| method | {study.metric} | − {methods[0]} |"]
-    lines += ["|--|--|--|", f"| base | {results.base(test, study.metric):.3f} | |"]
+    lines = [
+        f"## {test}: {study.metric} at {count(shots)} shots",
+        "",
+        *head(["method", study.metric, f"− {methods[0]}"]),
+    ]
+    lines.append(f"| base | {results.base(test, study.metric):.3f} | |")
     for method, found in values.items():
         apart = "" if method == methods[0] else signed(difference(first, found))
-        lines.append(f"| {method} | {shown(over_seeds(found))} | {apart} |")
+        lines.append(line([method, shown(over_seeds(found)), apart]))
     return [*lines, ""]
 
 
 def other_metrics(results: Results) -> list[str]:
     """Means over seeds of what else was measured."""
-    lines = ["## Other scores, means over seeds", "", "| test | score | shots | base | " + " | ".join(results.methods)]
-    lines = [*lines[:-1], f"{lines[-1]} |", "|--" * (4 + len(results.methods)) + "|"]
+    lines = ["## Other scores, means over seeds", "", *head(["test", "score", "shots", "base", *results.methods])]
     settings = [key for method in results.study.methods.values() for key in method.settings]
     other = any(key.startswith("model.rewards") for key in settings)  # then methods have rewards that can't be compared
     metrics = [metric for metric in results.study.metrics if not (other and metric == "reward")]
@@ -119,15 +128,15 @@ def other_metrics(results: Results) -> list[str]:
         for metric in metrics:
             for shots in results.shots:
                 means = [over_seeds(results.values(test, name, shots, metric)).mean for name in results.methods]
-                cells = [test, metric, count(shots), f"{results.base(test, metric):.3f}", *(f"{m:.3f}" for m in means)]
-                lines.append(f"| {' | '.join(cells)} |")
+                numbers = [results.base(test, metric), *means]
+                lines.append(line([test, metric, count(shots), *(f"{number:.3f}" for number in numbers)]))
     return [*lines, ""]
 
 
 def tuning(results: Results) -> list[str]:
     """What the fold has chosen, seed by seed."""
     lines = ["## What the fold chose", "", "learning rate @ step, for each seed; seconds are used, over the seeds", ""]
-    lines += [f"| shots | {' | '.join(results.methods)} | seconds |", "|--" * (2 + len(results.methods)) + "|"]
+    lines += head(["shots", *results.methods, "seconds"])
     for shots in results.shots:
         cells, seconds = [], []
         for method in results.methods:
@@ -136,7 +145,7 @@ def tuning(results: Results) -> list[str]:
             steps = results.values(test, method, shots, "step")
             cells.append(", ".join(f"{rate:g} @ {step:g}" for rate, step in zip(rates, steps, strict=True)))
             seconds.append(f"{over_seeds(results.values(test, method, shots, 'seconds')).mean:.1f}")
-        lines.append(f"| {count(shots)} | {' | '.join(cells)} | {', '.join(seconds)} |")
+        lines.append(line([count(shots), *cells, ", ".join(seconds)]))
     return [*lines, ""]
 
 

@@ -206,11 +206,11 @@ class RunCheckpoint(ModelCheckpoint):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(trainer, VisionTrainer)
-        if (
-            trainer.stopped is None and self.judges and not self._due
-        ):  # by the command, which evaluates what it ends with
+        if trainer.stopped is not None:
+            return
+        if self.judges and not self._due:  # by the command, which evaluates what it ends with
             self._due, self._last_global_step_saved = True, 0
-        if trainer.stopped is None and not self.save_last_step(trainer):
+        if not self.save_last_step(trainer):
             trainer.stop("the last checkpoint can't be written", exit_code=1)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:

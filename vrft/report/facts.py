@@ -14,6 +14,7 @@ import yaml
 from vrft.report.lines import Fault, Warned, read_lines
 from vrft.report.metrics import Series
 from vrft.secrets import hide
+from vrft.yaml_text import decode_yaml
 
 LARGEST = 1_000_000
 """Bytes of a config or a list."""
@@ -72,8 +73,8 @@ def read_config(run: Path, problems: list[str]) -> tuple[str, dict[str, str]]:
     """The config as text, without secrets, and what of it stands at the top of the page."""
     text = hide(read_text(run / "config.yaml", problems))
     try:
-        config = yaml.load(text, yaml.BaseLoader)  # all values are text
-    except (yaml.YAMLError, RecursionError):
+        config = decode_yaml(text, yaml.BaseLoader)
+    except ValueError:
         problems.append("config.yaml is not YAML")
         return text, {}
     facts = {}
