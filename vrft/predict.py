@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from jsonargparse import Namespace
 
 from vrft.data.splits import category_names
@@ -46,7 +45,7 @@ def gather_words(args: Sequence[str]) -> list[str]:
 def _listed(value: str) -> list[str]:
     """The entries of a list in YAML; any other value is one."""
     try:
-        found = decode_yaml(value, yaml.BaseLoader) if value.startswith("[") else None
+        found = decode_yaml(value, as_text=True) if value.startswith("[") else None
     except ValueError:
         found = None
     return found if isinstance(found, list) and all(isinstance(entry, str) for entry in found) else [value]

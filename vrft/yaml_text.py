@@ -7,8 +7,8 @@ from typing import Any
 import yaml
 
 
-def decode_yaml(text: str, loader: type[yaml.SafeLoader | yaml.BaseLoader] = yaml.SafeLoader) -> Any:
-    """The value of a YAML text; tags make nothing but plain values, and with `yaml.BaseLoader` all values are text.
+def decode_yaml(text: str, *, as_text: bool = False) -> Any:
+    """The value of a YAML text; tags make nothing but plain values, and with `as_text` all of them are text.
 
     Raises:
         ValueError: it is none.
@@ -19,7 +19,7 @@ def decode_yaml(text: str, loader: type[yaml.SafeLoader | yaml.BaseLoader] = yam
     ValueError: month must be in 1..12
     """
     try:
-        return yaml.load(text, loader)
+        return yaml.load(text, yaml.BaseLoader) if as_text else yaml.safe_load(text)
     except ValueError:
         raise
     except (yaml.YAMLError, LookupError, ArithmeticError, TypeError, AttributeError, RecursionError) as error:

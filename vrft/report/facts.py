@@ -9,8 +9,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from vrft.report.lines import Fault, Warned, read_lines
 from vrft.report.metrics import Series
 from vrft.secrets import hide
@@ -73,7 +71,7 @@ def read_config(run: Path, problems: list[str]) -> tuple[str, dict[str, str]]:
     """The config as text, without secrets, and what of it stands at the top of the page."""
     text = hide(read_text(run / "config.yaml", problems))
     try:
-        config = decode_yaml(text, yaml.BaseLoader)
+        config = decode_yaml(text, as_text=True)
     except ValueError:
         problems.append("config.yaml is not YAML")
         return text, {}
