@@ -31,7 +31,7 @@ import torch
 import torch.distributed as dist
 from lightning.pytorch import Callback
 
-from vrft.module import BUCKET, buckets
+from vrft.training.module import BUCKET, buckets
 
 ROOT = Path(__file__).parents[1]
 BANDWIDTH = 50e9

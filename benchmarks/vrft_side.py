@@ -18,10 +18,10 @@ from work import Clock, counted, pictures, result
 
 from vrft import RFT
 from vrft.data.datamodule import VisionData
-from vrft.module import Phase
 from vrft.policy import LoRA, Policy
 from vrft.rewards import Reward
 from vrft.tasks import Task
+from vrft.training.module import Phase
 from vrft.types import Answer, Frame, Question, Sample
 
 

@@ -18,7 +18,7 @@ from conftest import CSV_ONLY, ROOT
 
 from vrft.__main__ import main
 from vrft.callbacks.summary import Summary
-from vrft.module import VisionModule
+from vrft.training.module import VisionModule
 
 Command = Callable[..., list[str]]
 

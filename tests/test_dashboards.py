@@ -19,7 +19,6 @@ from wandb_files import history, records
 from vrft.__main__ import main
 from vrft.callbacks.rollout_pictures import group_picture
 from vrft.callbacks.transcripts import row
-from vrft.drawing import PREDICTION, TRUTH
 from vrft.evaluators import (
     AccuracyEvaluator,
     BoxSegmenter,
@@ -32,6 +31,7 @@ from vrft.evaluators import (
 from vrft.evaluators.average_precision import COCO_NUMBERS, LVIS_NUMBERS
 from vrft.guards import GUARDS
 from vrft.types import Answer, Detection, Sample, ScoredRollout
+from vrft.utils.drawing import PREDICTION, TRUTH
 
 Command = Callable[..., list[str]]
 DOCS = (ROOT / "docs" / "dashboards.md").read_text()

@@ -15,9 +15,9 @@ from conftest import CSV_ONLY
 from PIL import Image
 
 from vrft.__main__ import main
-from vrft.model_card import code, fenced, write_card
 from vrft.policy.checkpoint import BUILT_IN
 from vrft.policy.processor import load_processor
+from vrft.report.model_card import code, fenced, write_card
 
 Command = Callable[..., list[str]]
 LARGER = ("--model.policy.min_pixels=12544", "--model.policy.max_pixels=12544")  # than the processor's own 3136

@@ -27,9 +27,10 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from vrft.__main__ import main
 from vrft.callbacks import checkpoint as run_checkpoint
 from vrft.callbacks.graceful_stop import GracefulStop
-from vrft.checkpoint_io import AtomicCheckpointIO, name_again, replace_link
 from vrft.data import scenes
 from vrft.loggers import CSVLogger
+from vrft.training.checkpoint_io import AtomicCheckpointIO
+from vrft.utils.files import hardlink, replace_link
 
 Command = Callable[..., list[str]]
 KILLS = SimpleNamespace(**runpy.run_path(str(ROOT / "benchmarks" / "kill_runs.py")))
@@ -263,7 +264,7 @@ def test_a_second_name_stays_when_the_first_is_given_away(
     last, best = tmp_path / "last.ckpt", tmp_path / "best.ckpt"
     AtomicCheckpointIO().save_checkpoint({"step": 1}, last)
     for _ in range(2):  # the second time, it has it already
-        name_again(last, best)
+        hardlink(last, best)
         assert best.samefile(last) == links
     AtomicCheckpointIO().save_checkpoint({"step": 2}, last)
     assert [torch.load(path, weights_only=True)["step"] for path in (last, best)] == [2, 1]

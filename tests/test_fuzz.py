@@ -53,7 +53,7 @@ def loses_a_number(_: bytes) -> None:
         pytest.param(loses_a_number, "AssertionError", id="a-check-of-the-target"),
     ],
 )
-def test_what_is_reported(read: Callable[[bytes], Any], problem: str | None, tmp_path: Path, targets: Any) -> None:
+def test_what_is_run_command(read: Callable[[bytes], Any], problem: str | None, tmp_path: Path, targets: Any) -> None:
     target = targets.Target("planted", [b"1234567"], read, lambda _, content: content, weight=1)
     found = RUN.give([target], range(2), 0, seconds=0.05, keep=tmp_path)
     assert [problem in text for text in found.problems] == [True] * 2 if problem else found.problems == []

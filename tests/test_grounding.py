@@ -16,7 +16,7 @@ from pycocotools import mask as coco_mask
 from vrft.errors import ConfigurationError
 from vrft.evaluators import BoxSegmenter, GroundingEvaluator
 from vrft.evaluators.grounding import Row, true_masks
-from vrft.policy.segmenter import SamSegmenter
+from vrft.evaluators.segmenter import SamSegmenter
 from vrft.types import Answer, Detection, Sample
 
 SIZE = (60, 40)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from vrft.grpo import (
+from vrft.training.grpo import (
     KLEstimator,
     LossType,
     PolicyLoss,

@@ -17,10 +17,10 @@ from PIL import Image
 
 from vrft.__main__ import main
 from vrft.callbacks.guards import Guards, some_weights
-from vrft.callbacks.progress import PhaseProgressBar
 from vrft.guards import GUARDS, Guard, Seen
 from vrft.guards.base import WINDOW
 from vrft.guards.training import Overfitting, spacing
+from vrft.training.progress_bar import PhaseProgressBar
 from vrft.types import Answer, Detection, Sample
 
 Command = Callable[..., list[str]]

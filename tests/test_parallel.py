@@ -20,7 +20,7 @@ from torch.distributed.tensor import DTensor
 from vrft.__main__ import main
 from vrft.data.datamodule import PromptSampler
 from vrft.policy import Policy
-from vrft.target_loss import TargetLoss
+from vrft.training.cross_entropy import TargetLoss
 
 STRATEGIES = ("one", "ddp", "fsdp2")
 LORA = ["--model.policy.lora.r=4", "--model.policy.freeze_vision=true", "--model.optimizer.lr=0.004"]
@@ -75,7 +75,7 @@ def on(strategy: str) -> list[str]:
     if strategy == "one":
         return ["--data.batch_size=4"]
     if strategy == "layer":
-        layer = "{class_path: vrft.strategies.FSDP2Strategy, init_args: {gather: layer}}"
+        layer = "{class_path: vrft.training.strategies.FSDP2Strategy, init_args: {gather: layer}}"
         watch = "--trainer.callbacks+={class_path: test_parallel.LayersStayShared}"
         return [*on("fsdp2"), f"--trainer.strategy={layer}", watch]
     return [

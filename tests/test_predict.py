@@ -15,7 +15,7 @@ from PIL import Image
 from pycocotools.coco import COCO
 
 from vrft.__main__ import main
-from vrft.predict import gather_words
+from vrft.cli.predict import gather_words
 
 QUICKSTART = str(ROOT / "configs" / "quickstart.yaml")
 QUIET = ("--trainer.enable_progress_bar=false", "--trainer.logger=false")

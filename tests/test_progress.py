@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 from conftest import CSV_ONLY, ROOT
 
-import vrft.progress
+import vrft.utils.progress
 from vrft.__main__ import main
-from vrft.progress import Lines, working
+from vrft.utils.progress import Lines, working
 
 Command = Callable[..., list[str]]
 SHOWN = ("--trainer.enable_progress_bar=true", CSV_ONLY, "--trainer.max_steps=2")
@@ -25,7 +25,7 @@ SHOWN = ("--trainer.enable_progress_bar=true", CSV_ONLY, "--trainer.max_steps=2"
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """A time that the test sets."""
     now = [0.0]
-    monkeypatch.setattr(vrft.progress.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(vrft.utils.progress.time, "monotonic", lambda: now[0])
     return now
 
 
@@ -53,7 +53,7 @@ def test_short_work_leaves_no_line(clock: list[float], capsys: pytest.CaptureFix
 def test_without_a_terminal_all_long_work_says_how_far_it_is(
     quick_fit: Command, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(vrft.progress, "INTERVAL", 0.0)  # every line that could be printed
+    monkeypatch.setattr(vrft.utils.progress, "INTERVAL", 0.0)  # every line that could be printed
     assert main(quick_fit(*SHOWN)) == 0
     shown = capsys.readouterr().out
     assert re.search(r"^rollout 1/64$", shown, re.MULTILINE)

@@ -19,10 +19,10 @@ from PIL import Image
 
 from vrft.__main__ import main
 from vrft.callbacks.transcripts import append
-from vrft.pictures import SIDE, keep
 from vrft.report.held_out import choose
 from vrft.report.lines import HeldOut
 from vrft.report.metrics import MOST, read_metrics, thin
+from vrft.utils.thumbnails import SIDE, keep
 
 HOSTILE = (
     "</script><!--<script>window.acted = 1</script><img src=x onerror='window.acted = 1'> {{data}} \u2028\x00'\"&amp;"

@@ -16,7 +16,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from vrft.grpo import group_advantages
 from vrft.rewards import (
     Accuracy,
     CentreDistance,
@@ -40,6 +39,7 @@ from vrft.rewards import (
     RewardModel,
 )
 from vrft.tasks import ClassificationTask, CountingTask, DetectionTask, GroundingTask, MultiCategoryDetectionTask
+from vrft.training.grpo import group_advantages
 from vrft.types import Answer, Detection, Frame, Question, Sample, Target
 
 FRAME = Frame(1000, 1000)

@@ -14,12 +14,12 @@ from conftest import CSV_ONLY, ROOT
 from torch import Tensor
 
 from vrft.__main__ import main
-from vrft.experience import Experience
 from vrft.policy import shared_prefix
 from vrft.policy.prompts import next_position
-from vrft.rft import RFT
 from vrft.rollout import TransformersEngine
 from vrft.tasks import DetectionTask
+from vrft.training.loss_inputs import Experience
+from vrft.training.rft import RFT
 from vrft.types import Answer, Frame, PromptBatch, Question, Rollout
 
 Command = Callable[..., list[str]]

@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 
 from vrft.__main__ import main
 from vrft.policy.checkpoint import BUILT_IN
-from vrft.secrets import hide, hide_in, is_secret
+from vrft.utils.redact import is_secret, redact
 
 Command = Callable[..., list[str]]
 PACKAGE = ROOT / "vrft"
@@ -230,10 +230,10 @@ def test_secrets_are_hidden_in_texts_and_settings(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("SHORT_TOKEN", "run")
     said = "run with token: 'xyz' and abcdefgh-1234 at https://me:pw@host:80/path?x=1, max_tokens: 7"
     hidden = "run with token: '(hidden)' and (hidden) at https://(hidden)@host:80/path?x=1, max_tokens: 7"
-    assert hide(said) == hidden
+    assert redact(said) == hidden
     settings = {"a": [{"api_key": "k", "url": "http://me:pw@host"}], "max_tokens": 7, "password": ["p"], "none": None}
     expected = {"a": [{"api_key": None, "url": "http://(hidden)@host"}], "max_tokens": 7, "password": None}
-    assert hide_in(settings) == expected | {"none": None}
+    assert redact_settings(settings) == expected | {"none": None}
 
 
 def test_a_key_is_in_nothing_that_a_run_writes_or_prints(

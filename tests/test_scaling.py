@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 from conftest import ROOT
 
-from vrft.module import BUCKET, buckets
+from vrft.training.module import BUCKET, buckets
 
 SCALING = SimpleNamespace(**runpy.run_path(str(ROOT / "benchmarks" / "scaling.py")))
 TERMS = {"lengths": [10, 10, 40], "rows": 8, "rollout_base": 0.5, "rollout_per_token": 0.1, "rest": 2.0}

@@ -18,7 +18,7 @@ from conftest import CSV_ONLY, ROOT
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from vrft.__main__ import main
-from vrft.module import VisionModule
+from vrft.training.module import VisionModule
 from vrft.types import Target
 
 Command = Callable[..., list[str]]

@@ -30,16 +30,16 @@ from vllm_server import VLLM
 
 from vrft.__main__ import main
 from vrft.callbacks.checkpoint import RunCheckpoint
-from vrft.errors import ConfigurationError
-from vrft.grpo import PolicyLoss, importance_weights, mismatch, policy_loss
+from vrft.errors import ConfigurationError, RolloutFailed
 from vrft.policy import LoRA, Policy
 from vrft.policy.tiny import write_checkpoint
-from vrft.rft import RFT
-from vrft.rollout import Noise, RolloutFailed, Sampling, VLLMServer
-from vrft.rollout.remote import Ahead
+from vrft.rollout import Noise, Sampling, VLLMServer
 from vrft.rollout.vllm.client import Client, Unavailable
 from vrft.rollout.vllm.command import ON_CPU
 from vrft.tasks import DetectionTask
+from vrft.training.grpo import PolicyLoss, importance_weights, mismatch, policy_loss
+from vrft.training.prefetch import Ahead
+from vrft.training.rft import RFT
 from vrft.types import Detection, PromptBatch, Rollout, Sample
 
 Command = Callable[..., list[str]]
@@ -799,7 +799,7 @@ def test_one_step_ahead_is_one_step_stale_and_corrected(
         corrections.append(float((correction - 1).abs().max()))
         return policy_loss(*args, correction=correction, **settings)
 
-    monkeypatch.setattr("vrft.rft.policy_loss", spied)
+    monkeypatch.setattr("vrft.training.rft.policy_loss", spied)
     more = ("--model.engine.init_args.one_step_ahead=true", "--trainer.max_steps=4", "--trainer.val_check_interval=2")
     assert main(fit(built_in.url, more=more)) == 0
     rows = logged(tmp_path / "run")

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from vrft.policy import LoRA, Policy
-    from vrft.rft import RFT
-    from vrft.sft import SFT
+    from vrft.training.rft import RFT
+    from vrft.training.sft import SFT
 
 __version__ = "0.1.0"
 
 __all__ = ["RFT", "SFT", "LoRA", "Policy"]
 
-_HOMES = {"LoRA": "vrft.policy", "Policy": "vrft.policy", "RFT": "vrft.rft", "SFT": "vrft.sft"}
+_HOMES = {"LoRA": "vrft.policy", "Policy": "vrft.policy", "RFT": "vrft.training.rft", "SFT": "vrft.training.sft"}
 
 
 def __getattr__(name: str) -> Any:

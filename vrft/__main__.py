@@ -8,10 +8,10 @@ from importlib import import_module
 
 COMMANDS = ("fit", "validate", "test", "predict", "doctor", "serve-command")
 WITHOUT_CONFIG = {
-    "score": "vrft.score",
-    "evaluate": "vrft.evaluate",
-    "export": "vrft.export",
-    "report": "vrft.report",
+    "score": "vrft.cli.score",
+    "evaluate": "vrft.cli.evaluate",
+    "export": "vrft.cli.export",
+    "report": "vrft.cli.report",
 }
 """Commands with options of their own, and the module of each."""
 
@@ -61,17 +61,17 @@ def main(args: Sequence[str] | None = None) -> int:
         print(__version__)
         return 0
     if args[0] in COMMANDS and {"-h", "--help"} & {*args}:
-        from vrft.help import overview
+        from vrft.cli.help import overview
 
         print(overview(args[0]), end="")
         return 0
     if args[0] in WITHOUT_CONFIG:
-        from vrft.errors import reported
+        from vrft.cli.parser_errors import run_command
 
-        return reported(import_module(WITHOUT_CONFIG[args[0]]).main, args[1:])
+        return run_command(import_module(WITHOUT_CONFIG[args[0]]).main, args[1:])
     if args[0] not in COMMANDS:
         return unknown(args[0])
-    from vrft.cli import run
+    from vrft.cli.app import run
 
     return run(["serve_command" if args[0] == "serve-command" else args[0], *args[1:]])
 

@@ -20,7 +20,7 @@ from lightning.pytorch.loggers.logger import rank_zero_experiment
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 from PIL import Image
 
-from vrft.secrets import hide
+from vrft.utils.redact import redact
 
 
 class CSVLogger(LightningCSVLogger):
@@ -76,7 +76,7 @@ class WandbLogger(LightningWandbLogger):
             settings=wandb.Settings(
                 init_timeout=init_timeout,
                 silent=True,
-                x_disable_meta=any(hide(word) != word for word in sys.argv),  # it has the command line in it
+                x_disable_meta=any(redact(word) != word for word in sys.argv),  # it has the command line in it
             ),
         )
         del self._wandb_init["anonymous"]  # wandb warns about it even where it is None

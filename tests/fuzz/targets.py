@@ -18,14 +18,14 @@ import formats
 from PIL import Image
 
 from vrft import tasks
-from vrft.answer_log import AnswerLog
 from vrft.boxes import FRAMES
+from vrft.cli.score import read_records
 from vrft.data import CocoData, CsvData, ImageFolderData, JsonlData, ReasonSegData, RecordData, ReferenceData, YoloData
 from vrft.evaluators.average_precision import Truth, read_results
 from vrft.report import read_run
 from vrft.report.page import embedded
-from vrft.score import read_records
 from vrft.tasks import Task
+from vrft.training.answer_log import AnswerLog
 from vrft.types import Detection, Sample
 
 SECONDS = 2.0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
@@ -14,12 +14,12 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
-from vrft.checkpoint_io import PARTIAL, name_again, replace_link
 from vrft.data.datamodule import ResumableLoader
-from vrft.errors import ConfigurationError
-from vrft.module import VisionModule
-from vrft.rollout import RolloutFailed
-from vrft.trainer import VisionTrainer
+from vrft.errors import ConfigurationError, RolloutFailed
+from vrft.training.module import VisionModule
+from vrft.training.trainer import VisionTrainer
+from vrft.utils.distributed import on_rank_zero
+from vrft.utils.files import PARTIAL, hardlink, replace_link
 
 
 class RunCheckpoint(ModelCheckpoint):
@@ -199,7 +199,7 @@ class RunCheckpoint(ModelCheckpoint):
 
     def _save_checkpoint(self, trainer: Trainer, filepath: str) -> None:
         if self._judged:
-            on_rank_zero(trainer, name_again, Path(self._judged), Path(filepath))
+            on_rank_zero(trainer, hardlink, Path(self._judged), Path(filepath))
         else:
             super()._save_checkpoint(trainer, filepath)
             self._unjudged = filepath
@@ -281,16 +281,3 @@ class RunCheckpoint(ModelCheckpoint):
     def _link_checkpoint(trainer: Trainer, filepath: str, linkpath: str) -> None:
         if Path(filepath).absolute() != Path(linkpath).absolute():
             on_rank_zero(trainer, replace_link, Path(linkpath), Path(filepath))
-
-
-def on_rank_zero(trainer: Trainer, write: Callable[..., None], *args: Any) -> None:
-    """Write on the first rank; all ranks wait for it, and raise the OSError that it raises."""
-    error: OSError | None = None
-    if trainer.is_global_zero:
-        try:
-            write(*args)
-        except OSError as problem:
-            error = problem
-    error = trainer.strategy.broadcast(error)
-    if error is not None:
-        raise error

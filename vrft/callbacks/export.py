@@ -6,10 +6,10 @@ from pathlib import Path
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from vrft.callbacks.progress import phase
-from vrft.module import VisionModule
 from vrft.policy.export import STEPS, export_policy
-from vrft.trainer import VisionTrainer
+from vrft.training.module import VisionModule
+from vrft.training.progress_bar import phase
+from vrft.training.trainer import VisionTrainer
 
 
 class ExportHuggingFace(Callback):

@@ -16,7 +16,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from vrft.callbacks.checkpoint import RunCheckpoint
-from vrft.trainer import Stopped, VisionTrainer
+from vrft.training.trainer import Stopped, VisionTrainer
 
 SIGNALS = tuple(number for number in signal.Signals if number.name in ("SIGTERM", "SIGUSR1", "SIGINT"))
 

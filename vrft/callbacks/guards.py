@@ -13,15 +13,15 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from vrft.callbacks.progress import PhaseProgressBar
 from vrft.callbacks.transcripts import append
-from vrft.checkpoint_io import replacing
 from vrft.errors import ConfigurationError
 from vrft.guards import GUARDS, Guard, Seen
 from vrft.guards.training import SCORES, Overfitting
 from vrft.loggers import logged_step, show_table
-from vrft.module import VisionModule
+from vrft.training.module import VisionModule
+from vrft.training.progress_bar import PhaseProgressBar
 from vrft.types import PromptBatch, ScoredRollout
+from vrft.utils.files import atomic_write
 
 TENSORS, ELEMENTS = 64, 256
 """Trainable tensors, and weights of each, that are compared before and after a step."""
@@ -63,7 +63,7 @@ class Guards(Callback):
         path = self.path(trainer)
         if trainer.is_global_zero and path.exists():  # what was said after the checkpoint comes again
             try:
-                with replacing(path) as partial:
+                with atomic_write(path) as partial:
                     partial.write_text("".join(json.dumps(entry) + "\n" for entry in self.said))
             except OSError as error:
                 rank_zero_warn(f"{path} is of the run before it was continued: {error}")

@@ -13,10 +13,10 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from vrft.data.datamodule import VisionData
 from vrft.evaluators.base import Evaluator, evaluation_folder, gather
-from vrft.pictures import keep
 from vrft.report.held_out import ANSWERS, choose, evaluations, read_answers
 from vrft.report.lines import HeldOut
 from vrft.types import Answer, Sample
+from vrft.utils.thumbnails import keep
 
 
 class HeldOutAnswers(Callback):

@@ -11,14 +11,14 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from vrft.callbacks.progress import phase
 from vrft.data import VisionData
 from vrft.data.records import RecordData
-from vrft.drawing import COLOURS, draw_boxes, with_caption
-from vrft.evaluators.base import write_json
-from vrft.module import warn_of_replaced
-from vrft.trainer import VisionTrainer
+from vrft.training.module import warn_of_replaced
+from vrft.training.progress_bar import phase
+from vrft.training.trainer import VisionTrainer
 from vrft.types import Answer, Detection, PromptBatch, Sample
+from vrft.utils.drawing import COLOURS, draw_boxes, with_caption
+from vrft.utils.files import write_json
 
 Row = dict[str, Any]
 

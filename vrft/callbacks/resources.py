@@ -9,7 +9,7 @@ import psutil
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from vrft.module import VisionModule
+from vrft.training.module import VisionModule
 from vrft.types import PromptBatch
 
 GB = 1e9

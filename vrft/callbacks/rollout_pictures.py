@@ -8,9 +8,9 @@ from typing import Any
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from PIL import Image
 
-from vrft.drawing import PREDICTION, TRUTH, draw_boxes, side_by_side, with_caption
 from vrft.loggers import show_picture
 from vrft.types import Answer, Detection, Sample, ScoredRollout
+from vrft.utils.drawing import PREDICTION, TRUTH, draw_boxes, side_by_side, with_caption
 
 
 def show_rollout(loggers: Sequence[Logger], scored: ScoredRollout, rows: Sequence[dict[str, Any]], step: int) -> None:

@@ -10,7 +10,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import SaveConfigCallback
 
 from vrft.loggers import WandbLogger
-from vrft.secrets import hide_in
+from vrft.utils.redact import redact_settings
 
 
 class SaveResolvedConfig(SaveConfigCallback):
@@ -23,7 +23,7 @@ class SaveResolvedConfig(SaveConfigCallback):
         if stage == "fit" and trainer.is_global_zero:
             config = yaml.safe_load(self.parser.dump(self.config, skip_none=False))
             run_dir = config["run_dir"]
-            config = {**_relative_to(run_dir, hide_in(config)), "run_dir": run_dir, "ckpt_path": None}
+            config = {**_relative_to(run_dir, redact_settings(config)), "run_dir": run_dir, "ckpt_path": None}
             path = Path(trainer.default_root_dir) / "config.yaml"
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(yaml.safe_dump(config, sort_keys=False))

@@ -12,8 +12,8 @@ from lightning.pytorch.callbacks import Checkpoint
 from vrft.callbacks.checkpoint import RunCheckpoint
 from vrft.callbacks.transcripts import append, row
 from vrft.errors import ConfigurationError
-from vrft.module import VisionModule
-from vrft.trainer import VisionTrainer
+from vrft.training.module import VisionModule
+from vrft.training.trainer import VisionTrainer
 from vrft.types import PromptBatch, ScoredRollout
 
 

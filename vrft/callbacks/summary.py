@@ -11,8 +11,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from rich.console import Console
 from rich.table import Table
 
-from vrft.module import VisionModule
 from vrft.report.facts import SCORES
+from vrft.training.module import VisionModule
 
 
 class Summary(Callback):

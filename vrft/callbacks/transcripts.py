@@ -15,9 +15,9 @@ from torch import Tensor
 from vrft.callbacks.rollout_pictures import show_rollout
 from vrft.errors import ConfigurationError
 from vrft.loggers import logged_step
-from vrft.module import VisionModule
-from vrft.pictures import keep
+from vrft.training.module import VisionModule
 from vrft.types import ScoredRollout
+from vrft.utils.thumbnails import keep
 
 
 class Transcripts(Callback):

@@ -23,8 +23,8 @@ from vrft.data.datamodule import AugmentedSet, VisionData
 from vrft.data.few_shot import choose_shots, record_shots
 from vrft.data.images import BadImage, ImageSource, check_image, read_image
 from vrft.errors import ConfigurationError
-from vrft.progress import working
 from vrft.types import Sample, Target
+from vrft.utils.progress import working
 
 Part = Literal["train", "val"]
 OnBadRecord = Literal["stop", "skip"]

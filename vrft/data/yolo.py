@@ -15,7 +15,7 @@ from vrft.data.images import BadImage, check_image
 from vrft.data.records import Part, Problems, Record
 from vrft.errors import ConfigurationError
 from vrft.types import Detection
-from vrft.yaml_text import decode_yaml
+from vrft.utils.yaml_text import decode_yaml
 
 TOLERANCE = 1e-3
 """Shares of the image that a box may stand out of it: rounding, which is cut off."""

@@ -15,7 +15,7 @@ from vrft.doctor.memory import check_memory
 from vrft.doctor.picture import draw_sheet
 from vrft.doctor.probe import check_readings
 from vrft.doctor.prompts import check_frames, check_lengths, check_rewards, patch_side
-from vrft.module import VisionModule
+from vrft.training.module import VisionModule
 from vrft.types import Sample
 
 SAMPLES = 64

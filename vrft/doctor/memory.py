@@ -11,7 +11,7 @@ from rich.table import Table
 from torch import nn
 
 from vrft.data import VisionData
-from vrft.module import VisionModule
+from vrft.training.module import VisionModule
 from vrft.types import PromptBatch
 
 GB = 1e9

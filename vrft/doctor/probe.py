@@ -17,8 +17,8 @@ from rich.console import Console
 from vrft.answers import read_boxes, split_blocks
 from vrft.boxes import FRAMES, Box, from_frame, matched_iou
 from vrft.data import RecordData, SolutionData, VisionData
-from vrft.module import VisionModule
 from vrft.policy.processor import Encoder
+from vrft.training.module import VisionModule
 from vrft.types import Answer, Frame, Sample
 
 LARGE_ON_CPU = 200_000_000

@@ -10,8 +10,8 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from vrft.module import VisionModule
 from vrft.tasks import Task
+from vrft.training.module import VisionModule
 from vrft.types import Detection, Frame, PromptBatch, Sample
 
 if TYPE_CHECKING:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,7 +13,6 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
-from vrft.checkpoint_io import replacing
 from vrft.data.datamodule import VisionData
 from vrft.loggers import logged_step
 from vrft.types import Answer, PromptBatch, Sample
@@ -116,12 +114,6 @@ def gather(rows: dict[int, Row], world_size: int) -> dict[int, Row]:
     parts: list[dict[int, Row]] = [{}] * world_size
     dist.all_gather_object(parts, rows)
     return {index: row for part in reversed(parts) for index, row in part.items()}  # the first one to see it counts
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write JSON whole or not at all; NaN and infinities are refused."""
-    with replacing(path) as partial:
-        partial.write_text(json.dumps(content, allow_nan=False) + "\n")
 
 
 def defined(scores: Mapping[str, float], prefix: str, undefined: float) -> dict[str, float]:

@@ -31,11 +31,12 @@ from vrft.evaluators.average_precision import (
     Format,
     Truth,
 )
-from vrft.evaluators.base import Evaluator, defined, write_json
+from vrft.evaluators.base import Evaluator, defined
 from vrft.evaluators.confidence import Confidence, with_confidence
 from vrft.evaluators.picture import draw_curves
 from vrft.loggers import show_picture, show_table
 from vrft.types import Answer, Detection, Sample
+from vrft.utils.files import write_json
 
 MANY_TIES = 0.5
 """Share of boxes with a score that others have as well, from which average precision says more about order."""

@@ -12,8 +12,9 @@ from PIL import Image
 
 from vrft.boxes import Box, iou_matrix
 from vrft.errors import ConfigurationError
-from vrft.evaluators.base import Evaluator, write_json
+from vrft.evaluators.base import Evaluator
 from vrft.types import Answer, Sample
+from vrft.utils.files import write_json
 
 Mask = NDArray[np.bool_]
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
-from vrft.evaluators.base import Evaluator, write_json
+from vrft.evaluators.base import Evaluator
 from vrft.tasks.presence import names_of
 from vrft.types import Answer, Sample
+from vrft.utils.files import write_json
 
 
 class Row(NamedTuple):

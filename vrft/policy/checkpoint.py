@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import difflib
 import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from vrft.errors import ConfigurationError
@@ -40,26 +38,6 @@ def find_checkpoint(name: str) -> str:
         )
     _check_hub(name)
     return name
-
-
-@contextmanager
-def loading(field: str, name: str, remedy: str = "vrft runs none of it") -> Iterator[None]:
-    """Around `from_pretrained`: what is wrong with a checkpoint, in one line. `remedy`: where it brings its own code.
-
-    Raises:
-        ConfigurationError: it has no safetensors, lacks a file, or brings code of its own.
-    """
-    try:
-        yield
-    except ValueError as error:
-        if "trust_remote_code" not in str(error):
-            raise
-        raise ConfigurationError(
-            f"{field}: {name} brings Python code of its own, which would run with all your rights; {remedy}"
-        ) from error
-    except OSError as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise ConfigurationError(f"{field}: {name}: {reason} (weights have to be safetensors)") from error
 
 
 def _built_in_names() -> str:

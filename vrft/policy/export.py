@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from vrft.errors import ConfigurationError
-from vrft.policy.checkpoint import loading
 from vrft.policy.processor import copy_processor, load_processor
 from vrft.policy.vlm import TRUST, Policy, token_ids, vision_parameters
+from vrft.utils.hub import loading
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedModel

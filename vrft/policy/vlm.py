@@ -16,13 +16,14 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 from torch.distributed.fsdp import FSDPModule
 
 from vrft.boxes import Coordinates
-from vrft.policy.checkpoint import find_checkpoint, loading
+from vrft.policy.checkpoint import find_checkpoint
 from vrft.policy.logprobs import token_distribution, token_log_probs
 from vrft.policy.patches import project_patches
 from vrft.policy.processor import FAMILIES, Encoder, load_processor
 from vrft.policy.prompts import Prompt, prepare
 from vrft.tasks import Task
 from vrft.types import PromptBatch, Rollout
+from vrft.utils.hub import loading
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

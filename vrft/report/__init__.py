@@ -1,48 +1,18 @@
-"""`python -m vrft report RUN`: a run as one HTML file."""
+"""The report of a run: one HTML file."""
 
 from __future__ import annotations
 
 import time
-import webbrowser
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from vrft.arguments import Parser
 from vrft.errors import ConfigurationError
 from vrft.report import facts, held_out, rollouts
 from vrft.report.metrics import read_metrics, thin
 from vrft.report.page import read_pictures, render
 
-DESCRIPTION = """\
-Writes RUN/report.html: curves, completions on their images with rewards and advantages, held-out images before and
-after, scores per category, the config and warnings. One file that needs no network and can be sent to others. The run
-may still be going on.
-"""
-
 PARTS = ("config.yaml", "summary.json", "transcripts.jsonl", "logs", "evaluation")
 """A folder with none of these holds no run."""
-
-
-def build_parser() -> Parser:
-    """The command's options."""
-    parser = Parser("report", DESCRIPTION)
-    parser.add_argument("run", type=Path, metavar="RUN", help="the run's folder")
-    parser.add_argument("--open", action="store_true", help="show it in a browser")
-    return parser
-
-
-def main(args: Sequence[str]) -> int:
-    """Run the command."""
-    arguments = build_parser().parse_args(args)
-    try:
-        path = write_report(arguments.run)
-    except OSError as error:
-        raise ConfigurationError(f"report: can't write to {arguments.run}: {error.strerror}") from error
-    print(f"report: {path}")
-    if arguments.open:
-        webbrowser.open(path.resolve().as_uri())
-    return 0
 
 
 def write_report(run: Path) -> Path:

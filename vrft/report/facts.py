@@ -11,8 +11,8 @@ from typing import Any
 
 from vrft.report.lines import Fault, Warned, read_lines
 from vrft.report.metrics import Series
-from vrft.secrets import hide
-from vrft.yaml_text import decode_yaml
+from vrft.utils.redact import redact
+from vrft.utils.yaml_text import decode_yaml
 
 LARGEST = 1_000_000
 """Bytes of a config or a list."""
@@ -69,7 +69,7 @@ def read_text(path: Path, problems: list[str]) -> str:
 
 def read_config(run: Path, problems: list[str]) -> tuple[str, dict[str, str]]:
     """The config as text, without secrets, and what of it stands at the top of the page."""
-    text = hide(read_text(run / "config.yaml", problems))
+    text = redact(read_text(run / "config.yaml", problems))
     try:
         config = decode_yaml(text, as_text=True)
     except ValueError:

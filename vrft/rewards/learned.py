@@ -34,7 +34,7 @@ class RewardModel(Reward):
         if self.tokenizer is None:
             from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-            from vrft.policy.checkpoint import loading
+            from vrft.utils.hub import loading
 
             with loading("RewardModel.checkpoint", self.checkpoint):
                 self.tokenizer = AutoTokenizer.from_pretrained(self.checkpoint, trust_remote_code=False)

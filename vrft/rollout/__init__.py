@@ -1,8 +1,7 @@
 """Rollout engines: what samples completions."""
 
-from vrft.rollout.base import Noise, RolloutEngine, Sampling
-from vrft.rollout.remote import RemoteEngine, RolloutFailed
+from vrft.rollout.base import Noise, RemoteEngine, RolloutEngine, Sampling
 from vrft.rollout.transformers import TransformersEngine
 from vrft.rollout.vllm import VLLMServer
 
-__all__ = ["Noise", "RemoteEngine", "RolloutEngine", "RolloutFailed", "Sampling", "TransformersEngine", "VLLMServer"]
+__all__ = ["Noise", "RemoteEngine", "RolloutEngine", "Sampling", "TransformersEngine", "VLLMServer"]

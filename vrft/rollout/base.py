@@ -5,12 +5,14 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from vrft.policy import Policy
+from vrft.tasks import Task
 from vrft.types import PromptBatch, Rollout
 
 
@@ -94,3 +96,45 @@ class RolloutEngine(ABC):
             on_token: called as tokens are made, with their number so far per row and, where it is known, a remark on
                 how many rows are done.
         """
+
+
+class RemoteEngine(RolloutEngine):
+    """Samples elsewhere, with a copy of the policy's weights.
+
+    Attributes:
+        max_gap: mean |log-probability here - the trainer's| above which a run ends instead of learning from it.
+        one_step_ahead: sample the next step's completions while this one trains, with weights that are one step old.
+    """
+
+    max_gap: float
+    one_step_ahead: bool
+
+    @abstractmethod
+    def connect(self, policy: Policy, task: Task, folder: Path, run: str) -> None:
+        """Get to know the policy, once it is loaded, and check that it can be sampled from.
+
+        Args:
+            policy: what will be sampled from.
+            task: that asks.
+            folder: the run's, for weights.
+            run: a name that no other run has, the same on all ranks.
+
+        Raises:
+            ConfigurationError: it can't be.
+        """
+
+    @abstractmethod
+    def publish(self, policy: Policy, first: bool) -> None:
+        """Write the policy's weights, which have changed. All ranks call it together; the `first` one writes."""
+
+    @abstractmethod
+    def take_over(self) -> None:
+        """Let all that sample take the weights over that were published last, as far as they can at the moment."""
+
+    @abstractmethod
+    def stop(self) -> None:
+        """Let what is being sampled end soon, by RolloutFailed."""
+
+    @abstractmethod
+    def clear(self) -> None:
+        """Remove the files of the weights that were published last, if any were."""

@@ -12,9 +12,8 @@ from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnec
 from typing import Any
 from urllib.parse import urlsplit
 
-from vrft.errors import ConfigurationError
-from vrft.rollout.remote import RolloutRefused
-from vrft.secrets import hide
+from vrft.errors import ConfigurationError, RolloutRefused
+from vrft.utils.redact import redact
 
 MAX_BODY = 2**28
 """Bytes of an answer: G completions with their log-probabilities are a few megabytes."""
@@ -44,7 +43,7 @@ class Client:
         Raises:
             ConfigurationError: it is none.
         """
-        expected = f"model.engine.urls: expected addresses like http://127.0.0.1:8000, got {hide(url)!r}"
+        expected = f"model.engine.urls: expected addresses like http://127.0.0.1:8000, got {redact(url)!r}"
         try:
             parts = urlsplit(url)
             port = parts.port

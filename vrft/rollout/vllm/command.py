@@ -7,8 +7,8 @@ import shlex
 from urllib.parse import urlsplit
 
 from vrft.errors import ConfigurationError
-from vrft.module import VisionModule
 from vrft.policy import Policy
+from vrft.rollout.base import RolloutEngine
 from vrft.rollout.vllm.engine import VLLMServer
 
 PUBLIC = """\
@@ -20,13 +20,12 @@ ON_CPU = ("--enforce-eager", "--no-enable-chunked-prefill")
 """Seeds and chunks end vLLM 0.32 on a CPU."""
 
 
-def serve_commands(module: VisionModule) -> str:
+def serve_commands(engine: RolloutEngine, policy: Policy) -> str:
     """The commands, one for each server, with what has to be known about them.
 
     Raises:
-        ConfigurationError: the module's engine is no `VLLMServer`.
+        ConfigurationError: the engine is no `VLLMServer`.
     """
-    engine, policy = module.engine, module.policy
     if not isinstance(engine, VLLMServer):
         raise ConfigurationError(
             "model.engine: expected vrft.rollout.VLLMServer, got "

@@ -13,10 +13,9 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from vrft.errors import ConfigurationError
+from vrft.errors import ConfigurationError, RolloutFailed, RolloutRefused
 from vrft.policy import Policy
-from vrft.rollout.base import Noise, Sampling
-from vrft.rollout.remote import RemoteEngine, RolloutFailed, RolloutRefused
+from vrft.rollout.base import Noise, RemoteEngine, Sampling
 from vrft.rollout.vllm.client import Client, Refused, Unavailable
 from vrft.rollout.vllm.reply import Completion, Wanted, chat, request_seed, sampling_settings
 from vrft.rollout.vllm.status import Info, look_up, model_names

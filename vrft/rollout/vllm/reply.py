@@ -12,8 +12,8 @@ import msgspec
 import numpy as np
 from PIL import Image
 
+from vrft.errors import RolloutRefused
 from vrft.rollout.base import Noise, Sampling
-from vrft.rollout.remote import RolloutRefused
 from vrft.rollout.vllm.client import Unavailable
 
 

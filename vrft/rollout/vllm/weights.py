@@ -15,9 +15,8 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from vrft.errors import ConfigurationError
+from vrft.errors import ConfigurationError, RolloutFailed, RolloutRefused
 from vrft.policy import Policy
-from vrft.rollout.remote import RolloutFailed, RolloutRefused
 from vrft.rollout.vllm.client import Client, Refused, Unavailable
 from vrft.rollout.vllm.status import GLANCE, Info, Reset, decode, model_names, weight_version
 

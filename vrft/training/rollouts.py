@@ -9,11 +9,11 @@ from functools import partial
 from torch import Tensor
 
 from vrft.data.datamodule import ResumableLoader
-from vrft.grpo import mismatch
-from vrft.module import VisionModule
 from vrft.rollout import RemoteEngine, Sampling
-from vrft.rollout.remote import together
+from vrft.training.grpo import mismatch
+from vrft.training.module import VisionModule
 from vrft.types import PromptBatch, Rollout
+from vrft.utils.distributed import raise_on_all_ranks
 
 
 class RemoteRollouts(VisionModule):
@@ -31,7 +31,7 @@ class RemoteRollouts(VisionModule):
         if pending is None:
             rollout = self.completions(batch, self.num_generations, self.sampling, self.noise(), advance)
         else:
-            rollout = together(self.trainer, pending.rollout.result)
+            rollout = raise_on_all_ranks(self.trainer, pending.rollout.result)
         step = int(self.steps_done)
         self.log("train/staleness", 0.0 if pending is None else float(step - pending.step))
         loader = self.trainer.train_dataloader

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from vrft.arguments import Parser
+from vrft.cli.parser import Parser
 
 DESCRIPTION = """\
 Scores a file of boxes, [{"image_id": 1, "category_id": 3, "bbox": [x, y, width, height], "score": 0.9}, ...], as COCO

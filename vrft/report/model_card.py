@@ -12,8 +12,8 @@ from omegaconf import OmegaConf
 
 from vrft.errors import ConfigurationError
 from vrft.report.facts import SCORES, number, read_summary
-from vrft.secrets import hide
-from vrft.yaml_text import decode_yaml
+from vrft.utils.redact import redact
+from vrft.utils.yaml_text import decode_yaml
 
 TRAINING = (
     "num_generations",
@@ -149,7 +149,7 @@ def code(value: Any) -> str:
     >>> code("a|`b`\n<script>")
     '`` a\\|`b` <script> ``'
     """
-    text = " ".join(hide(str(value)).split())
+    text = " ".join(redact(str(value)).split())
     text = text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…"
     ticks = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
     padding = " " if "`" in text else ""
@@ -159,6 +159,6 @@ def code(value: Any) -> str:
 
 def fenced(text: str) -> str:
     """A block of text, without secrets, in a fence that it can't close."""
-    text = hide(text)
+    text = redact(text)
     fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
     return f"{fence}text\n{text}\n{fence}"

@@ -10,8 +10,8 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from vrft.policy import Policy
 from vrft.rewards import Reward
 from vrft.rollout import RolloutEngine, TransformersEngine
-from vrft.target_loss import TargetLoss
 from vrft.tasks import Task
+from vrft.training.cross_entropy import TargetLoss
 from vrft.types import PromptBatch
 
 

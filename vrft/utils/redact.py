@@ -20,10 +20,10 @@ def is_secret(name: str) -> bool:
     return SECRET_NAME.fullmatch(name) is not None
 
 
-def hide(text: str) -> str:
+def redact(text: str) -> str:
     """A text without secrets: values of environment variables, what is assigned to such a name, logins in addresses.
 
-    >>> hide("--logger.api_key=abc http://me:pw@host")
+    >>> redact("--logger.api_key=abc http://me:pw@host")
     '--logger.api_key=(hidden) http://(hidden)@host'
     """
     for name, value in os.environ.items():
@@ -32,10 +32,10 @@ def hide(text: str) -> str:
     return IN_ADDRESS.sub(rf"\1{HIDDEN}@", ASSIGNED.sub(rf"\1\2{HIDDEN}", text))
 
 
-def hide_in(value: Any) -> Any:
+def redact_settings(value: Any) -> Any:
     """The same for settings as they are saved: a secret becomes null, so that a rerun asks for it."""
     if isinstance(value, dict):
-        return {key: None if is_secret(str(key)) else hide_in(entry) for key, entry in value.items()}
+        return {key: None if is_secret(str(key)) else redact_settings(entry) for key, entry in value.items()}
     if isinstance(value, list):
-        return [hide_in(entry) for entry in value]
-    return hide(value) if isinstance(value, str) else value
+        return [redact_settings(entry) for entry in value]
+    return redact(value) if isinstance(value, str) else value

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vrft.grpo import tied_groups
+from vrft.training.grpo import tied_groups
 from vrft.types import Answer, PromptBatch, Rollout
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import RichProgressBar
 
-from vrft.progress import Lines, has_terminal
+from vrft.utils.progress import Lines, has_terminal
 
 
 class PhaseProgressBar(RichProgressBar):

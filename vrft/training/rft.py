@@ -11,8 +11,14 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 
 from vrft.errors import ConfigurationError
-from vrft.experience import Experience, Rows
-from vrft.grpo import (
+from vrft.policy import Policy
+from vrft.policy.processor import MicroBatch, micro_batches
+from vrft.policy.prompts import Prompt
+from vrft.rewards import Reward
+from vrft.rollout import RemoteEngine, RolloutEngine, Sampling, TransformersEngine
+from vrft.tasks import Task
+from vrft.training.cross_entropy import TargetLoss, Targets
+from vrft.training.grpo import (
     ImportanceSampling,
     KLEstimator,
     LossType,
@@ -24,15 +30,9 @@ from vrft.grpo import (
     policy_loss,
     token_weights,
 )
-from vrft.policy import Policy
-from vrft.policy.processor import MicroBatch, micro_batches
-from vrft.policy.prompts import Prompt
-from vrft.remote_rollouts import RemoteRollouts
-from vrft.rewards import Reward
-from vrft.rollout import RemoteEngine, RolloutEngine, Sampling, TransformersEngine
-from vrft.rollout.remote import refuse_gap
-from vrft.target_loss import TargetLoss, Targets
-from vrft.tasks import Task
+from vrft.training.loss_inputs import Experience, Rows
+from vrft.training.prefetch import refuse_gap
+from vrft.training.rollouts import RemoteRollouts
 from vrft.types import PromptBatch, Rollout, ScoredRollout
 
 
@@ -86,7 +86,7 @@ class RFT(RemoteRollouts, TargetLoss):
             num_generations: completions per prompt, G.
             num_iterations: how often a rollout is gone through; above 1 clipping matters.
             num_minibatches: optimizer steps each time, on equal parts of the prompts.
-            loss_type: what is minimised, see `vrft.grpo`: grpo is the official per-sequence mean.
+            loss_type: what is minimised, see `vrft.training.grpo`: grpo is the official per-sequence mean.
             beta: weight of the KL divergence from the reference; 0 keeps no reference.
             kl_estimator: k1, k2 or k3.
             epsilon: clip range of the importance ratio.

@@ -30,7 +30,7 @@ class SamSegmenter(Segmenter):
         if self.model is None:
             from transformers import SamModel, SamProcessor
 
-            from vrft.policy.checkpoint import loading
+            from vrft.utils.hub import loading
 
             with loading("SamSegmenter.checkpoint", self.checkpoint):
                 self.processor = SamProcessor.from_pretrained(self.checkpoint)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vrft.arguments import Parser
+from vrft.cli.parser import Parser
 from vrft.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -39,10 +39,10 @@ def main(args: Sequence[str]) -> int:
     arguments = build_parser().parse_args(args)
     import torch
 
-    from vrft.checkpoint_io import AtomicCheckpointIO
-    from vrft.model_card import lora_of, read_run, write_card
     from vrft.policy.export import STEPS, export_policy
-    from vrft.progress import working
+    from vrft.report.model_card import lora_of, read_run, write_card
+    from vrft.training.checkpoint_io import AtomicCheckpointIO
+    from vrft.utils.progress import working
 
     run: Path = arguments.run
     config = read_run(run)

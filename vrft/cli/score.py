@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from vrft.arguments import Parser
+from vrft.cli.parser import Parser
 from vrft.errors import ConfigurationError
 
 if TYPE_CHECKING:

@@ -27,18 +27,19 @@ from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 from torchmetrics import MeanMetric
 
-from vrft.answer_log import AnswerLog
-from vrft.callbacks.progress import phase
 from vrft.data.datamodule import ResumableLoader, VisionData
 from vrft.errors import ConfigurationError
 from vrft.policy import Policy
 from vrft.policy.processor import Encoder, MicroBatch
 from vrft.rewards import Reward
 from vrft.rollout import Noise, RemoteEngine, RolloutEngine, Sampling
-from vrft.rollout.remote import Ahead, refuse_gap, together
-from vrft.strategies import FSDP2Strategy
 from vrft.tasks import Task
+from vrft.training.answer_log import AnswerLog
+from vrft.training.prefetch import Ahead, refuse_gap
+from vrft.training.progress_bar import phase
+from vrft.training.strategies import FSDP2Strategy
 from vrft.types import Answer, PromptBatch, Rollout, Sample
+from vrft.utils.distributed import raise_on_all_ranks
 
 Phase = Literal["rollout", "reward", "old", "reference", "update", "optimizer"]
 Result = TypeVar("Result")
@@ -106,7 +107,7 @@ class VisionModule(LightningModule):
             if isinstance(self.engine, RemoteEngine):
                 run = self.trainer.strategy.broadcast(uuid4().hex[:8])
                 folder = Path(self.trainer.default_root_dir)
-                together(self.trainer, partial(self.engine.connect, self.policy, self.task, folder, run))
+                raise_on_all_ranks(self.trainer, partial(self.engine.connect, self.policy, self.task, folder, run))
 
     @property
     def encoder(self) -> Encoder:
@@ -290,7 +291,7 @@ class VisionModule(LightningModule):
             self.publish_weights(self.engine)
             settings = self.generation(sampling, noise, on_token)
             sample = partial(self.engine.generate, self.policy, batch, num_generations, **settings)
-            rollout = together(self.trainer, sample)
+            rollout = raise_on_all_ranks(self.trainer, sample)
             self.check_engine(self.engine, batch, rollout, sampling)
             return rollout
         prompts, rows = len(batch.samples), len(batch.samples) * num_generations
@@ -328,8 +329,8 @@ class VisionModule(LightningModule):
             return
         self.ahead.wait()
         first = self.trainer.is_global_zero
-        together(self.trainer, partial(engine.publish, self.policy, first))
-        together(self.trainer, engine.take_over if first else lambda: None)
+        raise_on_all_ranks(self.trainer, partial(engine.publish, self.policy, first))
+        raise_on_all_ranks(self.trainer, engine.take_over if first else lambda: None)
         self.weights_changed = False
 
     @torch.no_grad()

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vrft.errors import ConfigurationError
-from vrft.yaml_text import decode_yaml
+from vrft.utils.yaml_text import decode_yaml
 
 
 def choose_run_dir(args: Sequence[str]) -> list[str]:

@@ -27,23 +27,23 @@ from vrft.callbacks.graceful_stop import GracefulStop
 from vrft.callbacks.guards import Guards
 from vrft.callbacks.held_out import HeldOutAnswers
 from vrft.callbacks.predictions import Predictions
-from vrft.callbacks.progress import PhaseProgressBar
 from vrft.callbacks.resources import Resources
 from vrft.callbacks.save_config import SaveResolvedConfig
 from vrft.callbacks.skipped_steps import SkippedSteps
 from vrft.callbacks.summary import Summary
 from vrft.callbacks.transcripts import Transcripts
+from vrft.cli.argv import choose_run_dir
+from vrft.cli.parser_errors import find_user_error, message_lines, shorten
+from vrft.cli.predict import ask_about_images, gather_words, take_folder
 from vrft.data import VisionData
-from vrft.errors import ConfigurationError, message_lines, shorten, users_mistake
+from vrft.errors import ConfigurationError, RolloutFailed
 from vrft.loggers import CSVLogger, WandbLogger
-from vrft.model_card import write_card
-from vrft.module import VisionModule
-from vrft.predict import ask_about_images, gather_words, take_folder
 from vrft.report import write_report
-from vrft.rollout import RolloutFailed
-from vrft.run_dir import choose_run_dir
+from vrft.report.model_card import write_card
 from vrft.tasks import Task
-from vrft.trainer import Stopped, VisionTrainer
+from vrft.training.module import VisionModule
+from vrft.training.progress_bar import PhaseProgressBar
+from vrft.training.trainer import Stopped, VisionTrainer
 
 TRAINER_DEFAULTS: dict[str, Any] = {
     "max_epochs": -1,
@@ -54,7 +54,7 @@ TRAINER_DEFAULTS: dict[str, Any] = {
     "enable_model_summary": False,
     "inference_mode": False,  # tensors made under it can't be trained on later
     "use_distributed_sampler": False,  # the data modules shard by themselves
-    "plugins": {"class_path": "vrft.checkpoint_io.AtomicCheckpointIO"},
+    "plugins": {"class_path": "vrft.training.checkpoint_io.AtomicCheckpointIO"},
     "logger": [
         {
             "class_path": "vrft.loggers.CSVLogger",
@@ -269,7 +269,7 @@ def run(args: list[str]) -> int:
             args=choose_run_dir(gather_words(args)),
         )
     except (ValueError, OmegaConfBaseException) as error:
-        print(f"vrft: {message_lines(users_mistake(error))}", file=sys.stderr)
+        print(f"vrft: {message_lines(find_user_error(error))}", file=sys.stderr)
         return 2
     except OSError as error:
         if error.errno not in NO_ROOM:

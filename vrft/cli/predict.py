@@ -11,7 +11,7 @@ from jsonargparse import Namespace
 
 from vrft.data.splits import category_names
 from vrft.errors import ConfigurationError
-from vrft.yaml_text import decode_yaml
+from vrft.utils.yaml_text import decode_yaml
 
 LISTS, FLAG = ("--images", "--query"), "--draw"
 

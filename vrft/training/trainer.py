@@ -12,10 +12,10 @@ from vrft.data import VisionData
 from vrft.doctor import examine
 from vrft.errors import ConfigurationError
 from vrft.evaluators import Evaluator
-from vrft.evaluators.base import write_json
 from vrft.evaluators.intervals import Comparison, as_json, compare, table
-from vrft.module import VisionModule
 from vrft.rollout.vllm.command import serve_commands
+from vrft.training.module import VisionModule
+from vrft.utils.files import write_json
 
 
 class Stopped(Exception):
@@ -149,7 +149,7 @@ class VisionTrainer(Trainer):
             model: the module, with a `vrft.rollout.VLLMServer`.
             datamodule: its data.
         """
-        print(serve_commands(model), end="")
+        print(serve_commands(model.engine, model.policy), end="")
 
     def doctor(
         self, model: VisionModule, datamodule: VisionData, probe: int = 48, gpu_memory: float | None = None

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from vrft.module import VisionModule
 from vrft.policy.processor import MicroBatch, micro_batches
+from vrft.training.module import VisionModule
 from vrft.types import PromptBatch
 
 

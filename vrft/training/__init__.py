@@ -1,0 +1,1 @@
+"""Training: the algorithms, what a step is made of, and what a run needs around it."""

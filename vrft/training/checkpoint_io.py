@@ -1,0 +1,50 @@
+"""Reading and writing checkpoints."""
+
+from __future__ import annotations
+
+import pickle
+import re
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+
+from vrft.errors import ConfigurationError
+from vrft.utils.files import atomic_write
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes beside the file and renames, so that a kill never leaves half a checkpoint under its name."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        with atomic_write(Path(path)) as partial, partial.open("wb") as file:
+            try:
+                torch.save(checkpoint, file)
+            except RuntimeError as error:  # what torch's zip writer makes of a write that failed
+                if isinstance(error.__context__, OSError):
+                    raise error.__context__ from None
+                raise
+
+    def load_checkpoint(
+        self, path: str | Path, map_location: Any = None, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """Read a checkpoint of a run; nothing in it is executed, whatever `weights_only` says.
+
+        Raises:
+            ConfigurationError: it is something else, or damaged.
+        """
+        if not zipfile.is_zipfile(path):  # torch would try formats of its own past
+            raise ConfigurationError(f"ckpt_path: {path} is no checkpoint, or not all of one")
+        try:
+            checkpoint = torch.load(path, map_location or "cpu", weights_only=True)
+        except pickle.UnpicklingError as error:
+            found = re.search(r"GLOBAL ([\w.]+)", str(error))
+            asked = f": it asks for {found[1]}" if found else ""
+            raise ConfigurationError(f"ckpt_path: {path} holds more than numbers, and is refused{asked}") from error
+        except RuntimeError as error:
+            raise ConfigurationError(f"ckpt_path: {path} is damaged: {str(error).partition(chr(10))[0]}") from error
+        if not isinstance(checkpoint, dict) or not {"state_dict", "optimizer_states"} <= checkpoint.keys():
+            raise ConfigurationError(f"ckpt_path: {path} is not of a run: it has no optimizer_states")
+        return checkpoint
