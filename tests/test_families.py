@@ -14,11 +14,11 @@ from torch import Tensor
 
 from vrft.policy import LoRA, Policy, shared_prefix
 from vrft.policy.prompts import next_position
-from vrft.rollout import Noise, Sampling, TransformersEngine
+from vrft.rollout import Sampling, SamplingKey, TransformersEngine
 from vrft.types import Frame, PromptBatch, Sample
 
 GROUP, TEMPERATURE = 3, 0.8
-NOISE = Noise(3, 0)
+NOISE = SamplingKey(3, 0)
 LENGTHS = [5, 1, 7, 2, 6, 6, 7, 3, 4]  # tokens of three completions for each of three prompts
 QUESTIONS = ("find the red box", "is a blue dog left of the box ?", "why")
 SHARING = [family for family in families.FAMILIES if family != families.RECURRENT]
@@ -169,17 +169,17 @@ def generate(
     sampling: Sampling,
     limit: int = 12,
     record: bool = False,
-    noise: Noise = NOISE,
+    key: SamplingKey = NOISE,
 ) -> Any:
     engine = TransformersEngine()
-    engine.record = record
+    engine.cuda_graph = record
     return engine.generate(
         policy,
         batch,
         group,
         max_completion_length=limit,
         sampling=sampling,
-        noise=noise,
+        key=key,
         on_token=lambda *_: None,
     )
 
@@ -215,8 +215,8 @@ def test_prompts_about_the_same_images_share_what_they_begin_with(
     together = generate(policy, policy.prepare(batch), 2, Sampling(temperature=2.0))
     assert len(encoded) == 3
     for p in range(len(questions)):
-        engine_noise = Noise(3, 0, first=p)
-        alone = generate(policy, policy.prepare(batch.select([p])), 2, Sampling(temperature=2.0), noise=engine_noise)
+        engine_noise = SamplingKey(3, 0, first=p)
+        alone = generate(policy, policy.prepare(batch.select([p])), 2, Sampling(temperature=2.0), key=engine_noise)
         length = alone.ids.shape[1]
         assert torch.equal(together.mask[2 * p : 2 * p + 2, :length], alone.mask)
         assert torch.equal(together.ids[2 * p : 2 * p + 2, :length] * alone.mask, alone.ids * alone.mask)

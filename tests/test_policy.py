@@ -16,12 +16,12 @@ from vrft.policy.export import export_policy
 from vrft.policy.logprobs import token_log_probs
 from vrft.policy.processor import Encoder, micro_batches
 from vrft.policy.prompts import next_position
-from vrft.rollout import Noise, Sampling, TransformersEngine
+from vrft.rollout import Sampling, SamplingKey, TransformersEngine
 from vrft.tasks import DetectionTask
 from vrft.types import Frame, PromptBatch, Rollout, Sample
 
 TASK = DetectionTask("Detect {query}")
-NOISE = Noise(3, 0)
+NOISE = SamplingKey(3, 0)
 
 
 def loaded(**settings: object) -> Policy:
@@ -40,7 +40,7 @@ def prompts(policy: Policy, count: int = 3, ragged: bool = False) -> PromptBatch
 
 
 def sampled(
-    policy: Policy, batch: PromptBatch, group: int = 4, limit: int = 24, noise: Noise = NOISE, **sampling: float
+    policy: Policy, batch: PromptBatch, group: int = 4, limit: int = 24, key: SamplingKey = NOISE, **sampling: float
 ) -> Rollout:
     return TransformersEngine().generate(
         policy,
@@ -48,7 +48,7 @@ def sampled(
         group,
         max_completion_length=limit,
         sampling=Sampling(**{"temperature": 0.8} | sampling),  # type: ignore[arg-type]
-        noise=noise,
+        key=key,
         on_token=lambda *_: None,
     )
 
@@ -109,8 +109,8 @@ def test_rows_keep_their_noise_in_any_batch() -> None:
     together = sampled(policy, batch)
     assert sampled(policy, batch.select([0])).texts == together.texts[:4]
     # prompt 0 of rank 2 is number 2 of the global batch, as is the third prompt of one rank
-    assert sampled(policy, batch.select([2]), noise=Noise(3, 0, rank=2, world_size=3)).texts == together.texts[8:]
-    assert sampled(policy, batch.select([2]), noise=Noise(3, 0, first=2)).texts == together.texts[8:]
+    assert sampled(policy, batch.select([2]), key=SamplingKey(3, 0, rank=2, world_size=3)).texts == together.texts[8:]
+    assert sampled(policy, batch.select([2]), key=SamplingKey(3, 0, first=2)).texts == together.texts[8:]
 
 
 def test_answers_that_end_at_once_have_no_tokens() -> None:
@@ -118,7 +118,7 @@ def test_answers_that_end_at_once_have_no_tokens() -> None:
     stop = policy.stop_ids[:1]
     nothing = torch.zeros(1, 1)
     rollout = Rollout(stop[None], torch.ones(1, 1).long(), nothing, nothing, torch.zeros(1).bool(), [""])
-    assert policy.pieces(rollout) == [()]
+    assert policy.token_texts(rollout) == [()]
 
 
 def test_sampling_follows_the_distribution() -> None:
@@ -296,7 +296,7 @@ def test_an_offloaded_reference_is_no_part_of_the_module() -> None:
     rollout = sampled(policy, batch)
     assert policy.reference is not None
     assert not any(name.startswith("reference") for name, _ in policy.named_parameters())
-    with torch.no_grad(), policy.reference_at_work():
+    with torch.no_grad(), policy.reference_on_device():
         same = policy(batch.inputs, rollout.ids, rollout.mask, 0.8, reference=True)[0]
         assert (same - policy(batch.inputs, rollout.ids, rollout.mask, 0.8)[0]).abs().max() < 1e-5
 

@@ -15,7 +15,7 @@ from conftest import CSV_ONLY, ROOT
 
 import vrft.utils.progress
 from vrft.__main__ import main
-from vrft.utils.progress import Lines, working
+from vrft.utils.progress import ThrottledPrinter, progress
 
 Command = Callable[..., list[str]]
 SHOWN = ("--trainer.enable_progress_bar=true", CSV_ONLY, "--trainer.max_steps=2")
@@ -30,7 +30,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 
 def test_lines_come_at_intervals(clock: list[float], capsys: pytest.CaptureFixture[str]) -> None:
-    lines = Lines()
+    lines = ThrottledPrinter()
     for second in range(35):
         clock[0] = float(second)
         lines.say(f"at {second}")
@@ -39,12 +39,12 @@ def test_lines_come_at_intervals(clock: list[float], capsys: pytest.CaptureFixtu
 
 
 def test_short_work_leaves_no_line(clock: list[float], capsys: pytest.CaptureFixture[str]) -> None:
-    with working("images checked", 3) as advance:
+    with progress("images checked", 3) as advance:
         for done in range(3):
             advance(done + 1)
         clock[0] = 12.0
         advance(3)
-    with working("other ranks'", 3, quiet=True) as advance:
+    with progress("other ranks'", 3, quiet=True) as advance:
         clock[0] = 100.0
         advance(3)
     assert capsys.readouterr().out == "images checked 3/3\n"

@@ -198,7 +198,7 @@ def test_dynamic_sampling_is_bounded_and_goes_on_without_variance(
 
     def counted(self: TransformersEngine, *args: Any, **settings: Any) -> Rollout:
         if not settings["sampling"].greedy:
-            calls.append(settings["noise"].first)
+            calls.append(settings["key"].first)
         return generate(self, *args, **settings)
 
     monkeypatch.setattr(TransformersEngine, "generate", counted)

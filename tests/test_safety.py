@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 
 from vrft.__main__ import main
 from vrft.policy.checkpoint import BUILT_IN
-from vrft.utils.redact import is_secret, redact
+from vrft.utils.redact import is_secret, redact, redact_settings
 
 Command = Callable[..., list[str]]
 PACKAGE = ROOT / "vrft"

@@ -33,12 +33,12 @@ from vrft.callbacks.checkpoint import RunCheckpoint
 from vrft.errors import ConfigurationError, RolloutFailed
 from vrft.policy import LoRA, Policy
 from vrft.policy.tiny import write_checkpoint
-from vrft.rollout import Noise, Sampling, VLLMServer
+from vrft.rollout import Sampling, SamplingKey, VLLMServer
 from vrft.rollout.vllm.client import Client, Unavailable
 from vrft.rollout.vllm.command import ON_CPU
 from vrft.tasks import DetectionTask
 from vrft.training.grpo import PolicyLoss, importance_weights, mismatch, policy_loss
-from vrft.training.prefetch import Ahead
+from vrft.training.prefetch import RolloutPrefetcher
 from vrft.training.rft import RFT
 from vrft.types import Detection, PromptBatch, Rollout, Sample
 
@@ -180,8 +180,8 @@ def a_batch(policy: Policy, count: int = 2) -> PromptBatch:
 def engine(policy: Policy, folder: Path, *urls: str, **settings: Any) -> VLLMServer:
     made = VLLMServer([*urls], **({"timeout": 120.0, "patience": 240.0} | settings))
     made.connect(policy, TASK, folder, os.urandom(4).hex())
-    made.publish(policy, first=True)
-    made.take_over()
+    made.write_weights(policy, first=True)
+    made.update_servers()
     return made
 
 
@@ -194,7 +194,7 @@ def roll(
         group,
         max_completion_length=limit,
         sampling=sampling,
-        noise=Noise(0, step),
+        key=SamplingKey(0, step),
         on_token=lambda *_: None,
     )
 
@@ -226,8 +226,8 @@ def test_log_probs_are_the_trainers_after_every_update(kind: str, server: str, c
         train(policy, step)
         stale = gap(policy, roll(made, policy))
         assert stale > 0.01, "an update that changes nothing would prove nothing"
-        made.publish(policy, first=True)
-        made.take_over()
+        made.write_weights(policy, first=True)
+        made.update_servers()
         gaps.append(gap(policy, roll(made, policy)))
         gaps.append(gap(policy, roll(made, policy, Sampling(temperature=0.7)), 0.7))
         gaps.append(gap(policy, roll(made, policy, Sampling(greedy=True), group=1)))
@@ -242,7 +242,7 @@ def test_a_step_is_sampled_the_same_again(kind: str, server: str, checkpoint: st
     assert torch.equal(one, again)
     assert one.shape != other.shape or not torch.equal(one, other)
     rows = {tuple(row) for row in one.tolist()}
-    assert len(rows) == len(one), "each completion has noise of its own"
+    assert len(rows) == len(one), "each completion has key of its own"
 
 
 def test_banned_tokens_are_never_sampled_and_top_p_is_the_servers(
@@ -266,10 +266,10 @@ def test_weights_that_a_server_does_not_see_are_said_at_once(
     url = real("lora") if where == "real" else fake.url
     made = VLLMServer([url])
     made.connect(policy, TASK, tmp_path, "there")
-    made.publish(policy, first=True)
+    made.write_weights(policy, first=True)
     (made.weights.path / "adapter_config.json").unlink()
     with pytest.raises(ConfigurationError, match=r"model\.engine\.weights_dir"):
-        made.take_over()
+        made.update_servers()
 
 
 # ------------------------------------------------------------------------------------------ servers that won't do
@@ -299,8 +299,8 @@ def test_adapters_of_the_tower_work_where_the_server_says_so(
     policy = a_policy(checkpoint, TOWER)
     made = engine(policy, tmp_path, fakes(tower=True).url)
     train(policy, 1)
-    made.publish(policy, first=True)
-    made.take_over()
+    made.write_weights(policy, first=True)
+    made.update_servers()
     assert gap(policy, roll(made, policy)) < 1e-4
 
 
@@ -328,8 +328,8 @@ def test_caches_are_reset_after_the_weights_and_before_requests(fake: VLLM, chec
     roll(made, policy)
     fake.requests.clear()
     train(policy, 1)
-    made.publish(policy, first=True)
-    made.take_over()
+    made.write_weights(policy, first=True)
+    made.update_servers()
     assert fake.requests == [
         "/pause",
         "/init_weight_transfer_engine",
@@ -348,8 +348,8 @@ def test_old_weights_are_unloaded_and_deleted(fake: VLLM, checkpoint: str, tmp_p
     policy = a_policy(checkpoint, LoRA(r=8))
     made = engine(policy, tmp_path, fake.url)
     for _ in range(2):
-        made.publish(policy, first=True)
-        made.take_over()
+        made.write_weights(policy, first=True)
+        made.update_servers()
     assert list(fake.adapters) == [made.weights.version]
     assert [path.name for path in (tmp_path / "vllm").iterdir() if path.is_dir()] == [made.weights.version]
 
@@ -390,8 +390,8 @@ def test_after_a_fault_the_rollout_is_that_without_it(
     policy = a_policy(checkpoint, lora)
     made = engine(policy, tmp_path, fake.url, timeout=1.0 if fault == "slow" else 60.0)
     train(policy, 1)
-    made.publish(policy, first=True)
-    made.take_over()
+    made.write_weights(policy, first=True)
+    made.update_servers()
     expected = roll(made, policy)
     fake.faults.extend(["", fault])
     found = roll(made, policy)
@@ -406,8 +406,8 @@ def test_an_update_that_is_cut_off_is_made_again(route: str, fake: VLLM, checkpo
     made = engine(policy, tmp_path, fake.url, timeout=10.0, patience=30.0)
     train(policy, 1)
     fake.lost.append(route)
-    made.publish(policy, first=True)
-    made.take_over()
+    made.write_weights(policy, first=True)
+    made.update_servers()
     assert not fake.lost
     assert gap(policy, roll(made, policy)) < 1e-4
     assert not fake.paused
@@ -430,8 +430,8 @@ def test_a_server_that_was_away_gets_the_weights_it_missed(
     port = first.http.server_port
     first.stop()
     train(policy, 1)
-    made.publish(policy, first=True)
-    made.take_over()  # in vain
+    made.write_weights(policy, first=True)
+    made.update_servers()  # in vain
     again = VLLM(checkpoint, port=port)
     assert gap(policy, roll(made, policy)) < 1e-4
     again.stop()
@@ -447,10 +447,10 @@ def test_rests_grow_until_a_completion_is_there(
     for _ in range(1100):
         with pytest.raises(Unavailable), made.servers[0]._trying():
             raise Unavailable("no")
-        rests.append(made.servers[0].rests_until - now[0])
+        rests.append(made.servers[0].retry_at - now[0])
         now[0] += rests[-1]
     assert rests == [0.5, 1, 2, 4, 8, 16, *[30] * 1094]
-    made.servers[0].bring(made.weights, now[0] + 1)  # whose routes answer: that alone proves little
+    made.servers[0].update(made.weights, now[0] + 1)  # whose routes answer: that alone proves little
     assert made.servers[0].failures == 1100
     roll(made, policy)
     assert made.servers[0].failures == 0
@@ -498,7 +498,7 @@ def test_control_routes_that_fail_are_tried_again(
 ) -> None:
     policy = a_policy(checkpoint)
     made = engine(policy, tmp_path, fake.url, patience=2.0)
-    made.publish(policy, first=True)
+    made.write_weights(policy, first=True)
     fake.instead[path] = answer
     with pytest.raises(RolloutFailed, match=said):
         roll(made, policy)
@@ -512,7 +512,7 @@ def test_weights_that_cannot_be_written_or_seen_end_the_run(
 ) -> None:
     policy = a_policy(checkpoint)
     made = engine(policy, tmp_path, fake.url)
-    made.publish(policy, first=True)
+    made.write_weights(policy, first=True)
     shutil.rmtree(tmp_path / "vllm")
     with pytest.raises(RolloutFailed, match=r"weights_dir: every rank has to see that folder"):
         roll(made, policy)
@@ -522,7 +522,7 @@ def test_weights_that_cannot_be_written_or_seen_end_the_run(
 
     monkeypatch.setattr("vrft.rollout.vllm.weights.save_file", full)
     with pytest.raises(RolloutFailed, match=r"can't be written .*no space left"):
-        made.publish(policy, first=True)
+        made.write_weights(policy, first=True)
 
 
 @pytest.mark.parametrize("lora", [None, LoRA()], ids=["full", "lora"])
@@ -588,8 +588,8 @@ def test_what_another_run_trained_and_this_one_does_not_is_overwritten(
     made = engine(policy, tmp_path, fake.url)
     assert gap(policy, roll(made, policy)) < 1e-4
     train(policy, 1)
-    made.publish(policy, first=True)
-    made.take_over()
+    made.write_weights(policy, first=True)
+    made.update_servers()
     assert gap(policy, roll(made, policy)) < 1e-4
 
 
@@ -600,9 +600,9 @@ def test_a_folder_that_a_server_sees_late_is_waited_for(
     policy = a_policy(checkpoint, lora)
     made = engine(policy, tmp_path, fake.url)
     train(policy, 1)
-    made.publish(policy, first=True)
+    made.write_weights(policy, first=True)
     made.weights.path.rename(tmp_path / "late")
-    made.take_over()  # in vain
+    made.update_servers()  # in vain
     (tmp_path / "late").rename(made.weights.path)
     assert gap(policy, roll(made, policy)) < 1e-4
 
@@ -622,7 +622,7 @@ def test_weights_are_collected_where_they_are_written(
     policy = a_policy(checkpoint)
     made = engine(policy, tmp_path, fake.url)
     monkeypatch.setattr(policy, "trained_weights", None)
-    made.publish(policy, first=False)
+    made.write_weights(policy, first=False)
     assert made.weights.number == 1
 
 
@@ -630,14 +630,14 @@ def test_a_rollout_ends_when_it_is_told_to(fake: VLLM, checkpoint: str, tmp_path
     policy = a_policy(checkpoint)
     made = engine(policy, tmp_path, fake.url)
     fake.faults.extend(["500"] * 100)
-    ahead = Ahead()
-    ahead.begin([0], 0, lambda: roll(made, policy))
-    assert ahead.pending is not None
-    rollout = ahead.pending.rollout
+    prefetcher = RolloutPrefetcher()
+    prefetcher.submit([0], 0, lambda: roll(made, policy))
+    assert prefetcher.pending is not None
+    rollout = prefetcher.pending.rollout
     while len(fake.faults) > 96:
         time.sleep(0.05)
     made.stop()
-    assert ahead.take([1]) is None, "of other samples"
+    assert prefetcher.pop([1]) is None, "of other samples"
     assert rollout.done()
     with pytest.raises(RolloutFailed, match="was given up"):
         rollout.result(timeout=0)

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from vrft.policy import Policy
 from vrft.policy.vlm import vision_parameters
-from vrft.rollout import Noise, Sampling, TransformersEngine
+from vrft.rollout import Sampling, SamplingKey, TransformersEngine
 from vrft.types import Frame, PromptBatch
 
 State = dict[str, Tensor]
@@ -135,7 +135,7 @@ class VLLM:
             body["n"],
             max_completion_length=body["max_tokens"],
             sampling=Sampling(*settings),
-            noise=Noise(body.get("seed", 0), 0),
+            key=SamplingKey(body.get("seed", 0), 0),
             on_token=lambda *_: None,
         )
         choices = []

@@ -24,7 +24,7 @@ def register() -> None:
 
 
 @dataclass
-class NothingToAgreeOn(WeightTransferInitInfo):
+class NoInitInfo(WeightTransferInitInfo):
     """A file needs no meeting."""
 
 
@@ -35,13 +35,13 @@ class WeightsFile(WeightTransferUpdateInfo):
     path: str
 
 
-class FileEngine(WeightTransferEngine[NothingToAgreeOn, WeightsFile]):
+class FileEngine(WeightTransferEngine[NoInitInfo, WeightsFile]):
     """Loads the tensors of a file into the model, whatever layout and quantisation the server keeps them in."""
 
-    init_info_cls = NothingToAgreeOn
+    init_info_cls = NoInitInfo
     update_info_cls = WeightsFile
 
-    def init_transfer_engine(self, init_info: NothingToAgreeOn) -> None:
+    def init_transfer_engine(self, init_info: NoInitInfo) -> None:
         pass
 
     def start_weight_update(self) -> None:

@@ -16,7 +16,7 @@ from vrft.evaluators.base import Evaluator, evaluation_folder, gather
 from vrft.report.held_out import ANSWERS, choose, evaluations, read_answers
 from vrft.report.lines import HeldOut
 from vrft.types import Answer, Sample
-from vrft.utils.thumbnails import keep
+from vrft.utils.thumbnails import save_thumbnail
 
 
 class HeldOutAnswers(Callback):
@@ -42,7 +42,7 @@ class HeldOutAnswers(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         for answer, sample in zip(outputs, batch.samples, strict=True):
-            if trainer.datamodule.is_counted_here(sample):  # type: ignore[attr-defined]
+            if trainer.datamodule.is_owned_by_rank(sample):  # type: ignore[attr-defined]
                 self.answers[sample.index] = as_values(answer, sample)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -91,4 +91,4 @@ def keep_images(folder: Path, answers: dict[int, HeldOut], data: VisionData) -> 
     first = read_answers(earlier[0], []) if earlier else answers
     samples = data.val_set()
     for index in {index for chosen in choose(first, answers).values() for index in chosen}:
-        answers[index].image = keep(samples[index].image, folder.parents[1])
+        answers[index].image = save_thumbnail(samples[index].image, folder.parents[1])

@@ -51,7 +51,7 @@ class Predictions(Callback):
         data: VisionData = trainer.datamodule  # type: ignore[attr-defined]
         with self.part.open("a") as file:
             for answer, sample in zip(outputs, batch.samples, strict=True):
-                if data.is_counted_here(sample) and "replaced" not in sample.metadata:
+                if data.is_owned_by_rank(sample) and "replaced" not in sample.metadata:
                     file.write(json.dumps(row(answer, sample, data), allow_nan=False) + "\n")
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

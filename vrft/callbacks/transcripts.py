@@ -17,7 +17,7 @@ from vrft.errors import ConfigurationError
 from vrft.loggers import logged_step
 from vrft.training.module import VisionModule
 from vrft.types import ScoredRollout
-from vrft.utils.thumbnails import keep
+from vrft.utils.thumbnails import save_thumbnail
 
 
 class Transcripts(Callback):
@@ -45,7 +45,7 @@ class Transcripts(Callback):
         shown = min(len(scored.answers), self.max_prompts * scored.total.shape[1])
         rows = [row(scored, rollout, n) for n in range(shown)]
         run, group, task = Path(trainer.default_root_dir), scored.total.shape[1], type(pl_module.task).__name__
-        pictures = [keep(sample.image, run) for sample in scored.samples[: shown // group]]
+        pictures = [save_thumbnail(sample.image, run) for sample in scored.samples[: shown // group]]
         seen = [
             {"task": task, "image": pictures[n // group], "size": scored.samples[n // group].size} for n in range(shown)
         ]

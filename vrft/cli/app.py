@@ -34,7 +34,7 @@ from vrft.callbacks.summary import Summary
 from vrft.callbacks.transcripts import Transcripts
 from vrft.cli.argv import choose_run_dir
 from vrft.cli.parser_errors import find_user_error, message_lines, shorten
-from vrft.cli.predict import ask_about_images, gather_words, take_folder
+from vrft.cli.predict import normalise_argv, use_exported_folder, use_images
 from vrft.data import VisionData
 from vrft.errors import ConfigurationError, RolloutFailed
 from vrft.loggers import CSVLogger, WandbLogger
@@ -140,8 +140,8 @@ class VRFTCLI(LightningCLI):
             return
         config.weights_only = True
         if self.subcommand == "predict":
-            ask_about_images(config)
-            take_folder(config)
+            use_images(config)
+            use_exported_folder(config)
         if config.ckpt_path in ("last", "best"):
             config.ckpt_path = str(Path(config.checkpoint.dirpath) / f"{config.ckpt_path}.ckpt")
         against = config.against if self.subcommand == "test" else None
@@ -199,7 +199,7 @@ class VRFTCLI(LightningCLI):
 
     def before_fit(self) -> None:
         if _get_rank() in (None, 0):  # all that is wrong with the files is said before the base is evaluated
-            self.trainer.look_at(self.model, self.datamodule)
+            self.trainer.check_data(self.model, self.datamodule)
         if self.config.fit.ckpt_path is None:
             self.trainer.validate(self.model, self.datamodule, verbose=False)
 
@@ -266,7 +266,7 @@ def run(args: list[str]) -> int:
             parser_kwargs={"parser_mode": "omegaconf+", "allow_abbrev": False, "prog": "python -m vrft"},
             auto_configure_optimizers=False,
             seed_everything_default=0,
-            args=choose_run_dir(gather_words(args)),
+            args=choose_run_dir(normalise_argv(args)),
         )
     except (ValueError, OmegaConfBaseException) as error:
         print(f"vrft: {message_lines(find_user_error(error))}", file=sys.stderr)

@@ -16,10 +16,10 @@ from vrft.utils.yaml_text import decode_yaml
 LISTS, FLAG = ("--images", "--query"), "--draw"
 
 
-def gather_words(args: Sequence[str]) -> list[str]:
+def normalise_argv(args: Sequence[str]) -> list[str]:
     """Arguments in the parser's form: all words behind --images or --query are a list, and --draw alone is true.
 
-    >>> gather_words(["predict", "--images", "a.png", "b.png", "--query=no: 1", "--draw"])
+    >>> normalise_argv(["predict", "--images", "a.png", "b.png", "--query=no: 1", "--draw"])
     ['predict', '--images=["a.png", "b.png"]', '--query=["no: 1"]', '--draw=true']
     """
     if not args or args[0] != "predict":
@@ -51,7 +51,7 @@ def _listed(value: str) -> list[str]:
     return found if isinstance(found, list) and all(isinstance(entry, str) for entry in found) else [value]
 
 
-def ask_about_images(config: Namespace) -> None:
+def use_images(config: Namespace) -> None:
     """Put images and queries in the place of the config's data, so that none of its files has to be there.
 
     Without queries, the categories that the config names are asked for.
@@ -79,7 +79,7 @@ def ask_about_images(config: Namespace) -> None:
     )
 
 
-def take_folder(config: Namespace) -> None:
+def use_exported_folder(config: Namespace) -> None:
     """Let `ckpt_path` be an exported folder: it is then the policy's checkpoint.
 
     Raises:

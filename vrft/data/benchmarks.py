@@ -1,6 +1,6 @@
 """The data sets of the paper's classification experiments, in the files that they are distributed in.
 
-Each has a fixed split: part "train" to train on, the official test part held out.
+Each has a fixed split: "train" to train on, the official test split held out.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from vrft.data.files import brief, decode_json, is_file_name, is_text, read_lines
-from vrft.data.records import Part, Problems, Record, RecordData
+from vrft.data.records import BadRecords, Record, RecordData, Split
 from vrft.errors import ConfigurationError
 
 
@@ -22,7 +22,7 @@ class Labelled(NamedTuple):
 
     image: Path
     name: str
-    where: str
+    location: str
 
 
 class BenchmarkData(RecordData):
@@ -38,7 +38,7 @@ class BenchmarkData(RecordData):
 
         Args:
             root: folder that the data set was unpacked into.
-            with_valid: train on the official validation part as well, where there is one.
+            with_valid: train on the official validation split as well, where there is one.
             kwargs: see `RecordData`.
         """
         super().__init__(**kwargs)
@@ -49,16 +49,16 @@ class BenchmarkData(RecordData):
                 raise ConfigurationError(f"data.root: no such file: {self.root / name}; expected {type(self).__doc__}")
 
     @abstractmethod
-    def read(self, part: Part, problems: Problems) -> Iterator[Labelled]:
-        """The images of a part, in the order of the files."""
+    def read(self, split: Split, bad_records: BadRecords) -> Iterator[Labelled]:
+        """The images of a split, in the order of the files."""
 
-    def records(self, part: Part, problems: Problems) -> list[Record]:
+    def records(self, split: Split, bad_records: BadRecords) -> list[Record]:
         found: dict[Path, Record] = {}
-        for image, name, where in self.read(part, problems):
+        for image, name, location in self.read(split, bad_records):
             if image in found:
-                problems.add(where, f"{image.name} is there twice; first in {found[image].where}")
+                bad_records.add(location, f"{image.name} is there twice; first in {found[image].location}")
             else:
-                found[image] = Record(image, where, len(found), "", name)
+                found[image] = Record(image, location, len(found), "", name)
         return list(found.values())
 
 
@@ -67,21 +67,21 @@ class FlowersData(BenchmarkData):
 
     files = ("jpg", "imagelabels.mat", "setid.mat")
 
-    def read(self, part: Part, problems: Problems) -> Iterator[Labelled]:
+    def read(self, split: Split, bad_records: BadRecords) -> Iterator[Labelled]:
         labels = _list(self.root / "imagelabels.mat", "labels")
-        splits = ["tstid"] if part == "val" else ["trnid", *(["valid"] if self.with_valid else [])]
+        lists = ["tstid"] if split == "val" else ["trnid", *(["valid"] if self.with_valid else [])]
         names = FLOWERS.replace("\n", " ").split(", ")
-        for split in splits:
-            for i, value in enumerate(_list(self.root / "setid.mat", split)):
+        for name in lists:
+            for i, value in enumerate(_list(self.root / "setid.mat", name)):
                 number = whole(value)
-                where = f"{self.root / 'setid.mat'}: {split}[{i}] (id {number})"
+                location = f"{self.root / 'setid.mat'}: {name}[{i}] (id {number})"
                 if not 1 <= number <= len(labels):
-                    problems.add(where, f"expected the number of an image, 1 to {len(labels)}")
+                    bad_records.add(location, f"expected the number of an image, 1 to {len(labels)}")
                 elif not 1 <= whole(labels[number - 1]) <= len(names):
-                    problems.add(where, f"imagelabels.mat: labels[{number - 1}]: expected 1 to {len(names)}")
+                    bad_records.add(location, f"imagelabels.mat: labels[{number - 1}]: expected 1 to {len(names)}")
                 else:
                     label = whole(labels[number - 1])
-                    yield Labelled(self.root / "jpg" / f"image_{number:05d}.jpg", names[label - 1], where)
+                    yield Labelled(self.root / "jpg" / f"image_{number:05d}.jpg", names[label - 1], location)
 
 
 class PetsData(BenchmarkData):
@@ -89,15 +89,15 @@ class PetsData(BenchmarkData):
 
     files = ("images", "annotations/trainval.txt", "annotations/test.txt")
 
-    def read(self, part: Part, problems: Problems) -> Iterator[Labelled]:
-        path = self.root / "annotations" / ("test.txt" if part == "val" else "trainval.txt")
-        for where, line in read_lines(path):
+    def read(self, split: Split, bad_records: BadRecords) -> Iterator[Labelled]:
+        path = self.root / "annotations" / ("test.txt" if split == "val" else "trainval.txt")
+        for location, line in read_lines(path):
             stem = line.split()[0]
             name, _, number = stem.rpartition("_")
             if name and number.isdecimal() and is_file_name(stem):
-                yield Labelled(self.root / "images" / f"{stem}.jpg", name.replace("_", " "), where)
+                yield Labelled(self.root / "images" / f"{stem}.jpg", name.replace("_", " "), location)
             elif not line.startswith("#"):
-                problems.add(where, f"expected a name like Abyssinian_100 and its class, got {brief(line)}")
+                bad_records.add(location, f"expected a name like Abyssinian_100 and its class, got {brief(line)}")
 
 
 class AircraftData(BenchmarkData):
@@ -109,15 +109,15 @@ class AircraftData(BenchmarkData):
     files = ("images", "images_variant_train.txt", "images_variant_test.txt")
     inner = "data"
 
-    def read(self, part: Part, problems: Problems) -> Iterator[Labelled]:
-        splits = ["test"] if part == "val" else ["train", *(["val"] if self.with_valid else [])]
-        for split in splits:
-            for where, line in read_lines(self.root / f"images_variant_{split}.txt"):
+    def read(self, split: Split, bad_records: BadRecords) -> Iterator[Labelled]:
+        official = ["test"] if split == "val" else ["train", *(["val"] if self.with_valid else [])]
+        for variant_list in official:
+            for location, line in read_lines(self.root / f"images_variant_{variant_list}.txt"):
                 number, _, name = line.partition(" ")
                 if number.isdecimal() and is_file_name(number) and name.strip():
-                    yield Labelled(self.root / "images" / f"{number}.jpg", name.strip(), where)
+                    yield Labelled(self.root / "images" / f"{number}.jpg", name.strip(), location)
                 else:
-                    problems.add(where, f"expected the number of an image and its variant, got {brief(line)}")
+                    bad_records.add(location, f"expected the number of an image and its variant, got {brief(line)}")
 
 
 class CarsData(BenchmarkData):
@@ -131,24 +131,24 @@ class CarsData(BenchmarkData):
         "cars_test_annos_withlabels.mat or devkit/cars_test_annos_withlabels.mat",
     )
 
-    def read(self, part: Part, problems: Problems) -> Iterator[Labelled]:
+    def read(self, split: Split, bad_records: BadRecords) -> Iterator[Labelled]:
         meta = self.root / "devkit" / "cars_meta.mat"
         names = _list(meta, "class_names")
         test = self.root / "cars_test_annos_withlabels.mat"
         test = test if test.exists() else self.root / "devkit" / test.name
-        path, folder = (test, "cars_test") if part == "val" else (self.root / self.files[3], "cars_train")
+        path, folder = (test, "cars_test") if split == "val" else (self.root / self.files[3], "cars_train")
         table = _variable(path, "annotations")
         if not isinstance(table, dict) or not {"fname", "class"} <= {*table}:
             raise ConfigurationError(f"{path}: annotations: expected the fields fname and class")
         for i, (image, value) in enumerate(zip(table["fname"], table["class"], strict=True)):
             number = whole(value)
-            where = f"{path}: annotations[{i}] ({brief(image)})"
+            location = f"{path}: annotations[{i}] ({brief(image)})"
             if not is_file_name(image):
-                problems.add(where, "expected fname to be a file name")
+                bad_records.add(location, "expected fname to be a file name")
             elif not 1 <= number <= len(names) or not is_text(names[number - 1]):
-                problems.add(where, f"expected a class from 1 to {len(names)} with a name, got {brief(value)}")
+                bad_records.add(location, f"expected a class from 1 to {len(names)} with a name, got {brief(value)}")
             else:
-                yield Labelled(self.root / folder / Path(image).name, names[number - 1], where)
+                yield Labelled(self.root / folder / Path(image).name, names[number - 1], location)
 
 
 READER = """

@@ -12,7 +12,7 @@ from typing import Any
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from vrft.data.files import brief, decode_json, read_bytes, require_file
-from vrft.data.records import Part, Problems, Record, RecordData
+from vrft.data.records import BadRecords, Record, RecordData, Split
 from vrft.data.splits import Categories, category_names
 from vrft.errors import ConfigurationError
 
@@ -51,20 +51,20 @@ class CategoryData(RecordData):
         if val_queries not in (ANNOTATED, ALL):
             require_file("val_queries", Path(val_queries), "annotated, all or a map of categories by image")
         self.negatives, self.val_queries = negatives, val_queries
-        self.categories: dict[Part, Sequence[str] | None] = {
+        self.categories: dict[Split, Sequence[str] | None] = {
             "train": category_names(categories),
             "val": category_names(categories if val_categories is None else val_categories, "data.val_categories"),
         }
 
-    def select(self, part: Part, known: Sequence[str], source: object) -> list[str]:
+    def select(self, split: Split, known: Sequence[str], source: object) -> list[str]:
         """Names of the categories to ask for, in the order of `known`.
 
         Raises:
             ConfigurationError: one of them is not in `source`.
         """
-        wanted = self.categories[part]
+        wanted = self.categories[split]
         if unknown := sorted(set(wanted or ()).difference(known)):
-            field = "val_categories" if part == "val" else "categories"
+            field = "val_categories" if split == "val" else "categories"
             raise ConfigurationError(
                 f"data.{field}: {unknown[0]!r} is not in {source}; it has {', '.join(sorted(known)[:100])}"
             )
@@ -72,32 +72,32 @@ class CategoryData(RecordData):
 
     def queries(
         self,
-        part: Part,
+        split: Split,
         present: Mapping[int, Sequence[str]],
         wanted: Sequence[str],
         source: object,
-        problems: Problems,
+        bad_records: BadRecords,
     ) -> dict[int, Sequence[str]]:
         """The categories that each image is asked for, by image id; nothing for images that are not asked about.
 
         Args:
-            part: which images these are.
+            split: which images these are.
             present: the categories in each image.
             wanted: those that may be asked for.
             source: where `present` comes from, in messages.
-            problems: gets what is wrong with a file of queries.
+            bad_records: gets what is wrong with a file of queries.
         """
         chosen: Mapping[int, Sequence[str]] = present
-        if part == "val" and self.val_queries == ALL:
+        if split == "val" and self.val_queries == ALL:
             chosen = dict.fromkeys(present, wanted)
-        elif part == "val" and self.val_queries != ANNOTATED:
-            chosen = read_map(Path(self.val_queries), present, source, problems)
+        elif split == "val" and self.val_queries != ANNOTATED:
+            chosen = read_map(Path(self.val_queries), present, source, bad_records)
         allowed = {*wanted}
         asked: dict[int, Sequence[str]] = {}
         for image in present:
             if names := [name for name in chosen.get(image, ()) if name in allowed]:
                 asked[image] = names
-        if part == "val":
+        if split == "val":
             there = [(image, name) for image, names in present.items() for name in names if name in allowed]
             found = sum(name in asked.get(image, ()) for image, name in there)
             which = {ANNOTATED: "the categories annotated in them", ALL: "all categories"}
@@ -121,7 +121,7 @@ class CategoryData(RecordData):
     def absent_record(self, image_id: int, name: str) -> Record:
         """A record that asks for a category that is not there."""
 
-    def further_records(self, train: Sequence[Record]) -> list[Record]:
+    def extra_records(self, train: Sequence[Record]) -> list[Record]:
         count = round(self.negatives * len(train))
         rng = random.Random(f"{self.seed}/negatives")
         images = None if self.shots is None else {record.image_id for record in train}  # few-shot means few images
@@ -131,11 +131,11 @@ class CategoryData(RecordData):
 
 
 def read_map(
-    path: Path, present: Mapping[int, Sequence[str]], source: object, problems: Problems
+    path: Path, present: Mapping[int, Sequence[str]], source: object, bad_records: BadRecords
 ) -> dict[int, Sequence[str]]:
     """Names of categories by image id, {"image id": ["name", ...]}.
 
-    What is wrong with an image's entry goes to `problems`, and the entry is left out.
+    What is wrong with an image's entry goes to `bad_records`, and the entry is left out.
 
     Raises:
         ConfigurationError: it is no such file.
@@ -152,9 +152,9 @@ def read_map(
     found: dict[int, Sequence[str]] = {}
     for key, names in content.items():
         if key not in ids:
-            problems.add(f"{path}: {brief(key)}", f"{source} has no such image")
+            bad_records.add(f"{path}: {brief(key)}", f"{source} has no such image")
         elif not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-            problems.add(f"{path}: {brief(key)}", f"expected a list of names, got {brief(names)}")
+            bad_records.add(f"{path}: {brief(key)}", f"expected a list of names, got {brief(names)}")
         else:
             found[ids[key]] = list(dict.fromkeys(names))
     return found

@@ -14,7 +14,7 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from vrft.data.categories import ANNOTATED, CategoryData
 from vrft.data.files import brief, clip_to, is_id, is_number, read_bytes, require_file, require_folder
-from vrft.data.records import Part, Problems, Record
+from vrft.data.records import BadRecords, Record, Split
 from vrft.errors import ConfigurationError
 from vrft.types import Detection
 
@@ -81,7 +81,7 @@ class CocoData(CategoryData):
             kwargs: see `CategoryData`.
         """
         super().__init__(**kwargs)
-        self.files: dict[Part, tuple[Path, Path]] = {"train": (Path(train_annotations), Path(train_images))}
+        self.files: dict[Split, tuple[Path, Path]] = {"train": (Path(train_annotations), Path(train_images))}
         if val_annotations is not None and val_images is not None:
             self.files["val"] = Path(val_annotations), Path(val_images)
         self.check_held_out("val" in self.files, "val_annotations and val_images")
@@ -93,9 +93,9 @@ class CocoData(CategoryData):
 
     def check_paths(self) -> None:
         """Raise ConfigurationError if a file or folder is missing."""
-        for part, (file, images) in self.files.items():
-            require_file(f"{part}_annotations", file, "a COCO or LVIS instances file")
-            require_folder(f"{part}_images", images, "a folder of images")
+        for split, (file, images) in self.files.items():
+            require_file(f"{split}_annotations", file, "a COCO or LVIS instances file")
+            require_folder(f"{split}_images", images, "a folder of images")
 
     def ordered_categories(self) -> Sequence[str]:
         return [] if self.instances is None else [self.instances.names[key] for key in sorted(self.instances.names)]
@@ -103,18 +103,18 @@ class CocoData(CategoryData):
     def category_ids(self) -> dict[str, int]:
         return {} if self.instances is None else {name: key for key, name in self.instances.names.items()}
 
-    def records(self, part: Part, problems: Problems) -> list[Record]:
-        instances = Instances(*self.files[part], problems)
-        if part == "train" or self.instances is None:  # nothing is trained on in an evaluation
+    def records(self, split: Split, bad_records: BadRecords) -> list[Record]:
+        instances = Instances(*self.files[split], bad_records)
+        if split == "train" or self.instances is None:  # nothing is trained on in an evaluation
             self.instances = instances
-        wanted = self.select(part, instances.known, instances.path)
+        wanted = self.select(split, instances.known, instances.path)
         present = {image: list(by_name) for image, by_name in instances.boxes.items()}
-        asked = self.queries(part, present, wanted, instances.path, problems)
+        asked = self.queries(split, present, wanted, instances.path, bad_records)
         if not self.per_image:
             return list(instances.questions(asked))
         if odd := [name for name in wanted if ", " in name]:
             raise ConfigurationError(f"data.per_image: names stand between commas, and {odd[0]!r} has one itself")
-        if part == "train" or self.val_queries == ANNOTATED:
+        if split == "train" or self.val_queries == ANNOTATED:
             asked = dict.fromkeys(asked, wanted)  # what is not in an image is part of the question
         return list(instances.whole_images(asked))
 
@@ -130,8 +130,8 @@ class CocoData(CategoryData):
 class Instances:
     """A COCO or LVIS instances file, checked. An image with a bad annotation is left out, as is the annotation."""
 
-    def __init__(self, path: Path, folder: Path, problems: Problems) -> None:
-        self.path, self.folder, self.problems = path, folder, problems
+    def __init__(self, path: Path, folder: Path, bad_records: BadRecords) -> None:
+        self.path, self.folder, self.bad_records = path, folder, bad_records
         content = read_instances(path)
         self.names = self._names(content.categories)
         self.images = self._images(content.images)
@@ -187,13 +187,13 @@ class Instances:
         """Category names by id; without them nothing can be read, so a bad one ends it."""
         names: dict[int, str] = {}
         for i, entry in enumerate(entries):
-            where = f"{self.path}: categories[{i}]"
+            location = f"{self.path}: categories[{i}]"
             if not is_id(entry.id) or not isinstance(entry.name, str):
                 raise ConfigurationError(
-                    f"{where}: expected an integer id and a name, got {entry.id!r}, {entry.name!r}"
+                    f"{location}: expected an integer id and a name, got {entry.id!r}, {entry.name!r}"
                 )
             if entry.id in names:
-                raise ConfigurationError(f"{where}.id: {entry.id} is there twice")
+                raise ConfigurationError(f"{location}.id: {entry.id} is there twice")
             names[entry.id] = entry.name
         return names
 
@@ -201,15 +201,15 @@ class Instances:
         seen = Counter(entry.id for entry in entries if is_id(entry.id))
         images = {}
         for i, entry in enumerate(entries):
-            where = f"{self.path}: images[{i}] (id {entry.id!r})"
+            location = f"{self.path}: images[{i}] (id {entry.id!r})"
             if not is_id(entry.id):
-                self.problems.add(where, "expected an integer id")
+                self.bad_records.add(location, "expected an integer id")
             elif seen[entry.id] > 1:
-                self.problems.add(where, f"the id is there {seen[entry.id]} times")
+                self.bad_records.add(location, f"the id is there {seen[entry.id]} times")
             elif not isinstance(entry.file_name or entry.coco_url, str):
-                self.problems.add(where, f"expected a file_name, got {entry.file_name!r}")
+                self.bad_records.add(location, f"expected a file_name, got {entry.file_name!r}")
             elif not all(is_id(side) and side > 0 for side in (entry.width, entry.height)):
-                self.problems.add(where, f"expected width and height, got {entry.width!r} and {entry.height!r}")
+                self.bad_records.add(location, f"expected width and height, got {entry.width!r} and {entry.height!r}")
             else:
                 images[entry.id] = entry
         self.known_ids = seen
@@ -222,7 +222,7 @@ class Instances:
         for i, entry in enumerate(entries):
             reason = self._reason(entry, seen)
             if reason is not None:
-                self.problems.add(f"{self.path}: annotations[{i}] (id {entry.id!r})", reason)
+                self.bad_records.add(f"{self.path}: annotations[{i}] (id {entry.id!r})", reason)
                 bad |= {entry.image_id} if is_id(entry.image_id) else set()
             elif entry.image_id not in self.images:
                 continue  # the image itself was bad

@@ -38,7 +38,7 @@ class ResumableSampler(Sampler[int]):
         return iter(self.order()[start:])
 
 
-class Share(ResumableSampler):
+class IndexSampler(ResumableSampler):
     """A list of samples."""
 
     def __init__(self, samples: Sequence[int]) -> None:
@@ -88,7 +88,7 @@ class AugmentedSet(Dataset[Sample]):
     epoch = 0
 
 
-class SurvivingLoader(DataLoader[Sample]):
+class WorkerRestartLoader(DataLoader[Sample]):
     """A DataLoader whose workers may die, by the hand of a system short of memory: others take over where they were."""
 
     dead_workers = 0
@@ -152,7 +152,7 @@ def deaths_raise(workers: Sequence[BaseProcess]) -> Iterator[None]:
         signal.signal(signal.SIGCHLD, before or signal.SIG_DFL)
 
 
-class ResumableLoader(SurvivingLoader):
+class ResumableLoader(WorkerRestartLoader):
     """A loader that tells a checkpoint how much of the epoch all ranks have had, and goes on from there.
 
     That is counted in samples, so that a run can go on with another global batch. If what it has had is no multiple of
@@ -166,9 +166,9 @@ class ResumableLoader(SurvivingLoader):
         assert self.batch_size is not None
         self.global_batch = self.batch_size * self.sampler.world_size
         self.batches = 0  # of this epoch that were handed out
-        self.looks_ahead = False
+        self.prefetches = False
         """Read each batch before it is asked for."""
-        self.upcoming: Any = None
+        self.next_batch: Any = None
         """The batch after the last one that was handed out, if it was read ahead."""
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
@@ -176,9 +176,9 @@ class ResumableLoader(SurvivingLoader):
             self.dataset.epoch = self.sampler.epoch
         self.batches = self.first_batch
         batches = super().__iter__()
-        self.upcoming = next(batches, None) if self.looks_ahead else None
-        while (batch := self.upcoming if self.looks_ahead else next(batches, None)) is not None:
-            self.upcoming = next(batches, None) if self.looks_ahead else None
+        self.next_batch = next(batches, None) if self.prefetches else None
+        while (batch := self.next_batch if self.prefetches else next(batches, None)) is not None:
+            self.next_batch = next(batches, None) if self.prefetches else None
             self.batches += 1
             yield batch
 
@@ -230,16 +230,16 @@ class VisionData(LightningDataModule):
         batch_size = self.batch_size * module.batches_per_step
         sampler = PromptSampler(len(samples), batch_size, rank, world_size, self.seed, self.shuffle)  # type: ignore[arg-type]
         loader = ResumableLoader(samples, batch_size=batch_size, sampler=sampler, **self._workers())
-        loader.looks_ahead = module.looks_ahead
+        loader.prefetches = module.prefetches
         return loader
 
     def val_dataloader(self) -> DataLoader[Sample]:
         samples = self.val_set()
         size = len(samples)  # type: ignore[arg-type]
-        mine = Share([index % size for index in self.share(size)])
-        return SurvivingLoader(samples, batch_size=self.eval_batch_size, sampler=mine, **self._workers())
+        mine = IndexSampler([index % size for index in self.rank_range(size)])
+        return WorkerRestartLoader(samples, batch_size=self.eval_batch_size, sampler=mine, **self._workers())
 
-    def share(self, size: int) -> range:
+    def rank_range(self, size: int) -> range:
         """This rank's held-out samples: a part of the whole, so that questions about one image stay together.
 
         Ranks take equal steps; what is beyond `size` is a sample of another rank, taken again.
@@ -248,9 +248,9 @@ class VisionData(LightningDataModule):
         each = -(-size // world_size)
         return range(rank * each, (rank + 1) * each)
 
-    def is_counted_here(self, sample: Sample) -> bool:
+    def is_owned_by_rank(self, sample: Sample) -> bool:
         """Whether this rank is the one whose answer to a held-out sample counts in means over all ranks."""
-        return sample.index in self.share(len(self.val_set()))  # type: ignore[arg-type]
+        return sample.index in self.rank_range(len(self.val_set()))  # type: ignore[arg-type]
 
     test_dataloader = val_dataloader
     predict_dataloader = val_dataloader

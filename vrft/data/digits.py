@@ -46,13 +46,16 @@ class DigitsData(ImageFolderData):
 
         scans = load_digits()
         order = np.random.default_rng(0).permutation(len(scans.images))
-        for part, chosen in (("val", order[:HELD_OUT]), ("train", order[HELD_OUT:])):  # train last: it marks completion
-            partial = self.root / f"{part}.partial"
+        for split, chosen in (
+            ("val", order[:HELD_OUT]),
+            ("train", order[HELD_OUT:]),
+        ):  # train last: it marks completion
+            partial = self.root / f"{split}.partial"
             for i in chosen:
                 folder = partial / NAMES[scans.target[i]]
                 folder.mkdir(parents=True, exist_ok=True)
                 enlarge(scans.images[i]).save(folder / f"{i:04d}.png")
-            partial.replace(self.root / part)
+            partial.replace(self.root / split)
 
 
 def enlarge(scan: NDArray[np.float64]) -> Image.Image:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from vrft.data.files import read_text, require_file, require_folder
-from vrft.data.records import Part, Problems, Record, RecordData
+from vrft.data.records import BadRecords, Record, RecordData, Split
 from vrft.errors import ConfigurationError
 
 IMAGE_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
@@ -31,11 +31,11 @@ class ImageFolderData(RecordData):
 
     def check_paths(self) -> None:
         """Raise ConfigurationError if a folder is missing."""
-        for part in ("train",) if self.val_fraction is not None else ("train", "val"):
-            require_folder("root", self.root / part, f"{self.root}/{part}/<class name>/*.jpg")
+        for split in ("train",) if self.val_fraction is not None else ("train", "val"):
+            require_folder("root", self.root / split, f"{self.root}/{split}/<class name>/*.jpg")
 
-    def records(self, part: Part, problems: Problems) -> list[Record]:
-        folder = self.root / part
+    def records(self, split: Split, bad_records: BadRecords) -> list[Record]:
+        folder = self.root / split
         files = [
             (file, file.parent.name)
             for file in sorted(folder.glob("*/*"))
@@ -67,23 +67,23 @@ class CsvData(RecordData):
             kwargs: see `RecordData`.
         """
         super().__init__(**kwargs)
-        self.files: dict[Part, Path] = {"train": Path(train_csv)}
+        self.files: dict[Split, Path] = {"train": Path(train_csv)}
         if val_csv is not None:
             self.files["val"] = Path(val_csv)
         self.check_held_out(val_csv is not None, "val_csv")
         self.columns = image_column, label_column
-        for part, path in self.files.items():
-            require_file(f"{part}_csv", path, "a CSV file with a header")
+        for split, path in self.files.items():
+            require_file(f"{split}_csv", path, "a CSV file with a header")
 
-    def records(self, part: Part, problems: Problems) -> list[Record]:
-        path = self.files[part]
+    def records(self, split: Split, bad_records: BadRecords) -> list[Record]:
+        path = self.files[split]
         files, places = [], []
         for number, (image, label) in self._lines(path):
             if image and label:
                 files.append((path.parent / image, label))
                 places.append(f"{path}: line {number}")
             else:
-                problems.add(f"{path}: line {number}", f"expected an image and a label, got {image!r} and {label!r}")
+                bad_records.add(f"{path}: line {number}", f"expected an image and a label, got {image!r} and {label!r}")
         return labelled_records(files, places)
 
     def _lines(self, path: Path) -> Iterator[tuple[int, list[str]]]:
@@ -103,6 +103,6 @@ class CsvData(RecordData):
 def labelled_records(files: Sequence[tuple[Path, str]], places: Sequence[str]) -> list[Record]:
     """A record for each image with a class name. `places` name them in messages."""
     return [
-        Record(file, where, index, "", label)
-        for index, ((file, label), where) in enumerate(zip(files, places, strict=True))
+        Record(file, location, index, "", label)
+        for index, ((file, label), location) in enumerate(zip(files, places, strict=True))
     ]

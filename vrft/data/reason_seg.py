@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vrft.data.files import brief, clip_to, decode_json, hull, is_number, is_text, read_bytes, require_folder
-from vrft.data.records import Part, Problems, Record, RecordData
+from vrft.data.records import BadRecords, Record, RecordData, Split
 from vrft.errors import ConfigurationError
 from vrft.types import Detection
 
@@ -32,24 +32,24 @@ class ReasonSegData(RecordData):
             kwargs: see `RecordData`.
         """
         super().__init__(**kwargs)
-        self.folders: dict[Part, Path] = {"train": Path(root) / "train", "val": Path(root) / val_split}
+        self.folders: dict[Split, Path] = {"train": Path(root) / "train", "val": Path(root) / val_split}
         require_folder("root", self.folders["train"], "images with JSON files")
         if self.val_fraction is None:
             require_folder("val_split", self.folders["val"], "images with JSON files")
 
-    def records(self, part: Part, problems: Problems) -> list[Record]:
-        files = sorted(file for file in self.folders[part].glob("*.json") if not file.name.startswith("."))
+    def records(self, split: Split, bad_records: BadRecords) -> list[Record]:
+        files = sorted(file for file in self.folders[split].glob("*.json") if not file.name.startswith("."))
         if not files:
-            raise ConfigurationError(f"{self.folders[part]}: no JSON files; expected one beside each image")
+            raise ConfigurationError(f"{self.folders[split]}: no JSON files; expected one beside each image")
         found: list[Record] = []
         for image_id, file in enumerate(files):
             try:
                 found += read_annotation(file, image_id)
             except ValueError as error:
-                problems.add(str(file), str(error).removeprefix(f"{file}: "))
+                bad_records.add(str(file), str(error).removeprefix(f"{file}: "))
         return found
 
-    def finish(self, records: list[Record], problems: Problems) -> list[Record]:
+    def finish(self, records: list[Record], bad_records: BadRecords) -> list[Record]:
         """Cut boxes at the edges of their images."""
         found = []
         for record in records:
@@ -58,7 +58,7 @@ class ReasonSegData(RecordData):
             if x0 < x1 and y0 < y1:
                 found.append(replace(record, target=(Detection((x0, y0, x1, y1), ""),)))
             else:
-                problems.add(record.where, f"no target in its image of {record.size[0]} x {record.size[1]}")
+                bad_records.add(record.location, f"no target in its image of {record.size[0]} x {record.size[1]}")
         return found
 
 
@@ -105,12 +105,12 @@ def read_shapes(shapes: Any) -> tuple[list[Polygon], list[Polygon]]:
     return target, ignore
 
 
-def read_polygon(points: Any, where: str) -> Polygon:
+def read_polygon(points: Any, location: str) -> Polygon:
     """A polygon of [x, y] points, flat. Raises ValueError if it is none."""
     if not isinstance(points, list) or not all(isinstance(p, list) and len(p) == 2 for p in points):
-        raise ValueError(f"{where}.points: expected [[x, y], ...]")
+        raise ValueError(f"{location}.points: expected [[x, y], ...]")
     if not all(is_number(value) for point in points for value in point):
-        raise ValueError(f"{where}.points: expected finite numbers")
+        raise ValueError(f"{location}.points: expected finite numbers")
     if len(points) < 3:
-        raise ValueError(f"{where}.points: expected at least 3, got {len(points)}")
+        raise ValueError(f"{location}.points: expected at least 3, got {len(points)}")
     return [float(value) for point in points for value in point]

@@ -24,13 +24,13 @@ from vrft.data.few_shot import choose_shots, record_shots
 from vrft.data.images import BadImage, ImageSource, check_image, read_image
 from vrft.errors import ConfigurationError
 from vrft.types import Sample, Target
-from vrft.utils.progress import working
+from vrft.utils.progress import progress
 
-Part = Literal["train", "val"]
+Split = Literal["train", "val"]
 OnBadRecord = Literal["stop", "skip"]
 
 SHOWN = 20
-"""Problems that an error lists; the others are counted."""
+"""BadRecords that an error lists; the others are counted."""
 
 THREADS = 16
 MANY = 1000
@@ -41,10 +41,10 @@ UNKNOWN_SIZE = (0, 0)
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """A sample without its image. `where` names it in messages: the file, and the entry in it."""
+    """A sample without its image. `location` names it in messages: the file, and the entry in it."""
 
     image: ImageSource
-    where: str
+    location: str
     image_id: int
     query: str
     target: Target
@@ -52,15 +52,15 @@ class Record:
     metadata: dict[str, Any] = field(default_factory=dict)
 
 
-class Problems:
+class BadRecords:
     """Bad records of all files, gathered so that they can be reported at once."""
 
     def __init__(self) -> None:
         self.found: list[str] = []
 
-    def add(self, where: str, reason: str) -> None:
-        """`where`: the file and the entry in it, with its id."""
-        self.found.append(f"{where}: {reason}")
+    def add(self, location: str, reason: str) -> None:
+        """`location`: the file and the entry in it, with its id."""
+        self.found.append(f"{location}: {reason}")
 
     def report(self, on_bad_record: OnBadRecord, folder: Path, *, replace_list: bool) -> None:
         """Raise ConfigurationError with all of them; or with "skip" warn, and list them in `bad_records.txt`.
@@ -110,7 +110,7 @@ class RecordSet(AugmentedSet):
             try:
                 image = read_image(record.image, record.size)
             except BadImage as error:
-                replaced.append(f"{record.where}: {error}")
+                replaced.append(f"{record.location}: {error}")
                 continue
             sample = self._sample(position, record, image, replaced)
             return augment(sample, self.augmentation, (self.seed, self.epoch, position))
@@ -173,14 +173,14 @@ class RecordData(VisionData):
             raise ConfigurationError(f"data.{field}: expected either held-out samples or data.val_fraction")
 
     @abstractmethod
-    def records(self, part: Part, problems: Problems) -> list[Record]:
-        """Read the records of a part. What is wrong with one goes to `problems`, and the record is left out."""
+    def records(self, split: Split, bad_records: BadRecords) -> list[Record]:
+        """Read the records of a part. What is wrong with one goes to `bad_records`, and the record is left out."""
 
-    def further_records(self, train: Sequence[Record]) -> list[Record]:
+    def extra_records(self, train: Sequence[Record]) -> list[Record]:
         """Records to train on beside those that were read and chosen."""
         return []
 
-    def finish(self, records: list[Record], problems: Problems) -> list[Record]:
+    def finish(self, records: list[Record], bad_records: BadRecords) -> list[Record]:
         """What can only be done once the sizes of images are known."""
         return records
 
@@ -199,24 +199,24 @@ class RecordData(VisionData):
             return
         assert self.trainer is not None
         folder = Path(self.trainer.default_root_dir)
-        problems = Problems()
+        bad_records = BadRecords()
         with garbage_kept():
             inner = self.val_fraction is not None or self.val_shots is not None
-            train = self.records("train", problems) if needs_train or inner else []
-            val = self.records("val", problems) if not inner else []
+            train = self.records("train", bad_records) if needs_train or inner else []
+            val = self.records("val", bad_records) if not inner else []
         try:
-            train, val = self._choose(train, val, problems, needs_train)
+            train, val = self._choose(train, val, bad_records, needs_train)
         except ConfigurationError:
-            problems.report(self.on_bad_record, folder, replace_list=True)  # why there are too few
+            bad_records.report(self.on_bad_record, folder, replace_list=True)  # why there are too few
             raise
         if needs_train:
             if self.shots is not None:
                 record_shots(str(folder), [(category(record), str(record.image)) for record in train])
-            train += self.further_records(train)
-            train = check_targets(self.finish(check_images(train, problems), problems), problems)
+            train += self.extra_records(train)
+            train = check_targets(self.finish(check_images(train, bad_records), bad_records), bad_records)
             warn_of_shared_images(train, val)
-        val = self.finish(check_images(val, problems), problems)
-        problems.report(self.on_bad_record, folder, replace_list=stage == "fit")
+        val = self.finish(check_images(val, bad_records), bad_records)
+        bad_records.report(self.on_bad_record, folder, replace_list=stage == "fit")
         for name, records in (("train", train), ("val", val)):
             if not records and (name == "val" or needs_train):
                 raise ConfigurationError(f"data: no {name} records; expected at least one")
@@ -225,10 +225,10 @@ class RecordData(VisionData):
             self._train = RecordSet(train, training=True, augmentation=self.augmentation, seed=self.seed)
 
     def _choose(
-        self, train: list[Record], val: list[Record], problems: Problems, needs_train: bool
+        self, train: list[Record], val: list[Record], bad_records: BadRecords, needs_train: bool
     ) -> tuple[list[Record], list[Record]]:
         """Hold out records of the training data, if that is asked for, then choose shots of the others."""
-        usable = UsableImages(problems)
+        usable = UsableImages(bad_records)
         if self.val_fraction is not None:
             train, val = split_by_image(train, self.val_fraction, self.seed)
         elif self.val_shots is not None:
@@ -262,28 +262,28 @@ def category(record: Record) -> str:
 
 
 class UsableImages:
-    """Whether a record's image can be used; if not, says so to `problems`, once."""
+    """Whether a record's image can be used; if not, says so to `bad_records`, once."""
 
-    def __init__(self, problems: Problems) -> None:
-        self.problems = problems
+    def __init__(self, bad_records: BadRecords) -> None:
+        self.bad_records = bad_records
         self.known: dict[Hashable, bool] = {}
 
     def __call__(self, record: Record) -> bool:
         key = image_key(record)
         if key not in self.known:
-            self.known[key] = bool(check_images([record], self.problems))
+            self.known[key] = bool(check_images([record], self.bad_records))
         return self.known[key]
 
 
-def check_targets(records: Sequence[Record], problems: Problems) -> list[Record]:
+def check_targets(records: Sequence[Record], bad_records: BadRecords) -> list[Record]:
     """The records whose answer can be read back: no more boxes than an answer may have."""
     for record in records:
         if isinstance(record.target, tuple) and len(record.target) > MAX_BOXES:
-            problems.add(record.where, f"{len(record.target)} boxes; an answer has at most {MAX_BOXES}")
+            bad_records.add(record.location, f"{len(record.target)} boxes; an answer has at most {MAX_BOXES}")
     return [record for record in records if isinstance(record.target, str) or len(record.target) <= MAX_BOXES]
 
 
-def check_images(records: Sequence[Record], problems: Problems) -> list[Record]:
+def check_images(records: Sequence[Record], bad_records: BadRecords) -> list[Record]:
     """The records whose images are there, whole, and of the size that the file says; with that size."""
     keys = [image_key(record) for record in records]
     firsts: dict[Hashable, Record] = {}
@@ -299,13 +299,13 @@ def check_images(records: Sequence[Record], problems: Problems) -> list[Record]:
     with ThreadPoolExecutor(THREADS) as pool:
         results = pool.map(check, firsts.values())
         sizes: dict[Hashable, tuple[int, int] | BadImage] = {}
-        with working("images checked", len(firsts), len(firsts) < MANY or _get_rank() not in (None, 0)) as advance:
+        with progress("images checked", len(firsts), len(firsts) < MANY or _get_rank() not in (None, 0)) as advance:
             for key, size in zip(firsts, results, strict=True):
                 sizes[key] = size
                 advance(len(sizes))
     for key, size in sizes.items():
         if isinstance(size, BadImage):
-            problems.add(firsts[key].where, f"{firsts[key].image}: {size}")
+            bad_records.add(firsts[key].location, f"{firsts[key].image}: {size}")
     found = [(record, sizes[key]) for key, record in zip(keys, records, strict=True)]
     return [replace(record, size=size) for record, size in found if not isinstance(size, BadImage)]
 

@@ -30,7 +30,7 @@ from vrft.data.files import (
     require_file,
     require_folder,
 )
-from vrft.data.records import Part, Problems, Record, RecordData
+from vrft.data.records import BadRecords, Record, RecordData, Split
 from vrft.errors import ConfigurationError
 from vrft.types import Detection
 
@@ -79,43 +79,43 @@ class ReferenceData(RecordData):
         """
         super().__init__(**kwargs)
         self.references, self.instances, self.images = Path(references), Path(instances), Path(images)
-        self.splits: dict[Part, str] = {"train": train_split, "val": val_split}
+        self.splits: dict[Split, str] = {"train": train_split, "val": val_split}
         self.expressions = expressions
         require_file("references", self.references, "refs(unc).p, or the same as JSON")
         require_file("instances", self.instances, "a COCO instances file")
         require_folder("images", self.images, "the images of the instances file")
 
-    def records(self, part: Part, problems: Problems) -> list[Record]:
-        references, split = read_references(self.references), self.splits[part]
+    def records(self, split: Split, bad_records: BadRecords) -> list[Record]:
+        references, name = read_references(self.references), self.splits[split]
         splits = {entry["split"] for entry in references if isinstance(entry, dict) and is_text(entry.get("split"))}
-        if split not in splits:
+        if name not in splits:
             raise ConfigurationError(
-                f"data.{part}_split: no split {split!r} in {self.references}; it has {', '.join(sorted(splits))}"
+                f"data.{split}_split: no split {name!r} in {self.references}; it has {', '.join(sorted(splits))}"
             )
         objects = Objects(read_instances(self.instances))
         ids = Counter(entry["ref_id"] for entry in references if isinstance(entry, dict) and is_id(entry.get("ref_id")))
         found: list[Record] = []
         for i, entry in enumerate(references):
-            where = f"{self.references}: [{i}]"
+            location = f"{self.references}: [{i}]"
             if not isinstance(entry, dict) or not is_text(entry.get("split")):
-                problems.add(where, "expected a reference with a split")
-            elif entry["split"] == split:
-                where += f" (ref_id {brief(entry.get('ref_id'))})"
+                bad_records.add(location, "expected a reference with a split")
+            elif entry["split"] == name:
+                location += f" (ref_id {brief(entry.get('ref_id'))})"
                 reason = reference_reason(entry, ids) or objects.reason(entry)
                 if reason is None:
-                    found += self._sentences(entry, objects, where)
+                    found += self._sentences(entry, objects, location)
                 else:
-                    problems.add(where, reason)
+                    bad_records.add(location, reason)
         return found
 
-    def _sentences(self, entry: dict[str, Any], objects: Objects, where: str) -> Iterator[Record]:
+    def _sentences(self, entry: dict[str, Any], objects: Objects, location: str) -> Iterator[Record]:
         image = objects.images[entry["image_id"]]
         box = clip(objects.annotations[entry["ann_id"]].bbox, image)
         sentences = entry["sentences"][: 1 if self.expressions == "first" else None]
         for sentence in sentences:
             yield Record(
                 self.images / image.file_name,
-                where,
+                location,
                 image.id,
                 sentence_text(sentence),
                 (Detection(box, ""),),

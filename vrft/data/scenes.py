@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 
 from vrft.data.coco import CocoData
 from vrft.data.datamodule import VisionData
-from vrft.data.records import Part
+from vrft.data.records import Split
 from vrft.errors import ConfigurationError
 from vrft.types import Detection, Sample
 
@@ -164,7 +164,7 @@ class SceneData(CocoData):
             ordinals: colours of which each scene has two, "red one" on the left and "red two" on the right.
             kwargs: see `CocoData`.
         """
-        self.sizes: dict[Part, int] = {"train": train_size, "val": val_size}
+        self.sizes: dict[Split, int] = {"train": train_size, "val": val_size}
         self.objects = objects
         self.colours, self.ordinals = checked("colours", colours or tuple(COLOURS)), checked("ordinals", ordinals or ())
         self.background = background
@@ -176,11 +176,13 @@ class SceneData(CocoData):
         """Nothing to check: what is missing is written."""
 
     def prepare_data(self) -> None:
-        for part, (file, folder) in self.files.items():
+        for split, (file, folder) in self.files.items():
             if not file.exists():
                 scenes = [
-                    draw_scene(random.Random(f"{part}/{i}"), self.objects, self.colours, self.background, self.ordinals)
-                    for i in range(self.sizes[part])
+                    draw_scene(
+                        random.Random(f"{split}/{i}"), self.objects, self.colours, self.background, self.ordinals
+                    )
+                    for i in range(self.sizes[split])
                 ]
                 write_coco(scenes, file, folder, self.names())
 

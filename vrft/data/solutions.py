@@ -12,7 +12,7 @@ from typing import Any
 from vrft.boxes import Coordinates, frame_of
 from vrft.data.files import brief, decode_json, is_file_name, is_text, read_bytes, require_file
 from vrft.data.images import BadImage, ImageSource
-from vrft.data.records import Part, Problems, Record, RecordData
+from vrft.data.records import BadRecords, Record, RecordData, Split
 from vrft.errors import ConfigurationError
 from vrft.tasks import Task
 from vrft.types import Frame, Target
@@ -24,50 +24,50 @@ ENDLESS = 10**9
 class SolutionData(RecordData):
     """Records whose problem is the question as it is, and whose solution the task reads. Use the template "{query}"."""
 
-    def __init__(self, sources: dict[Part, str], coordinates: Coordinates, **kwargs: Any) -> None:
+    def __init__(self, sources: dict[Split, str], coordinates: Coordinates, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.sources, self.coordinates = sources, coordinates
         self.check_held_out("val" in sources, "val")
 
     @abstractmethod
-    def rows(self, part: Part) -> Iterator[tuple[str, Any]]:
+    def rows(self, split: Split) -> Iterator[tuple[str, Any]]:
         """Where each row stands, and the row: image, problem, solution and anything else."""
 
     @abstractmethod
-    def image(self, part: Part, index: int, row: dict[str, Any]) -> ImageSource | None:
+    def image(self, split: Split, index: int, row: dict[str, Any]) -> ImageSource | None:
         """The image of a row, None if it has none."""
 
-    def records(self, part: Part, problems: Problems) -> list[Record]:
+    def records(self, split: Split, bad_records: BadRecords) -> list[Record]:
         """Targets are preliminary, to choose shots by: boxes get their places once sizes are known, in `finish`."""
         found = []
-        for index, (where, row) in enumerate(self.rows(part)):
+        for index, (location, row) in enumerate(self.rows(split)):
             reason = _reason(row)
-            image = None if reason else self.image(part, index, row)
+            image = None if reason else self.image(split, index, row)
             if reason is not None or image is None:
-                problems.add(where, reason or f"image: expected one, got {brief(row.get('image'))}")
+                bad_records.add(location, reason or f"image: expected one, got {brief(row.get('image'))}")
                 continue
             metadata = {key: value for key, value in row.items() if key not in ("image", "problem")}
-            record = Record(image, where, index, row["problem"].strip(), "", metadata=metadata)
-            target = self._read(record, (ENDLESS, ENDLESS), Frame(ENDLESS, ENDLESS), problems)
+            record = Record(image, location, index, row["problem"].strip(), "", metadata=metadata)
+            target = self._read(record, (ENDLESS, ENDLESS), Frame(ENDLESS, ENDLESS), bad_records)
             if target is not None:
                 found.append(replace(record, target=target))
         return found
 
-    def finish(self, records: list[Record], problems: Problems) -> list[Record]:
+    def finish(self, records: list[Record], bad_records: BadRecords) -> list[Record]:
         found = []
         for record in records:
-            target = self._read(record, record.size, frame_of(self.coordinates, record.size), problems)
+            target = self._read(record, record.size, frame_of(self.coordinates, record.size), bad_records)
             if target is not None:
                 found.append(replace(record, target=target))
         return found
 
-    def _read(self, record: Record, size: tuple[int, int], frame: Frame, problems: Problems) -> Target | None:
+    def _read(self, record: Record, size: tuple[int, int], frame: Frame, bad_records: BadRecords) -> Target | None:
         assert self.trainer is not None
         task: Task = self.trainer.lightning_module.task  # type: ignore[assignment]
         solution = record.metadata["solution"]
         target = task.read_solution(solution, replace(record, size=size), frame)
         if target is None:
-            problems.add(record.where, f"solution can't be read by {type(task).__name__}: {brief(solution)}")
+            bad_records.add(record.location, f"solution can't be read by {type(task).__name__}: {brief(solution)}")
         return target
 
 
@@ -100,20 +100,20 @@ class JsonlData(SolutionData):
             coordinates: of boxes in solutions: thousandths of the image, its pixels, or 0..1.
             kwargs: see `RecordData`.
         """
-        sources: dict[Part, str] = {"train": train} if val is None else {"train": train, "val": val}
+        sources: dict[Split, str] = {"train": train} if val is None else {"train": train, "val": val}
         super().__init__(sources, coordinates, **kwargs)
-        for part, name in sources.items():
-            require_file(part, Path(name), "JSON lines")
+        for split, name in sources.items():
+            require_file(split, Path(name), "JSON lines")
 
-    def rows(self, part: Part) -> Iterator[tuple[str, Any]]:
-        path = Path(self.sources[part])
+    def rows(self, split: Split) -> Iterator[tuple[str, Any]]:
+        path = Path(self.sources[split])
         for number, line in enumerate(read_bytes(path).split(b"\n"), 1):
             if line.strip():
                 yield f"{path}: line {number}", _parse(line)
 
-    def image(self, part: Part, index: int, row: dict[str, Any]) -> ImageSource | None:
+    def image(self, split: Split, index: int, row: dict[str, Any]) -> ImageSource | None:
         name = row.get("image")
-        return Path(self.sources[part]).parent / name if is_file_name(name) else None
+        return Path(self.sources[split]).parent / name if is_file_name(name) else None
 
 
 def _parse(line: bytes) -> Any:
@@ -171,20 +171,20 @@ class HubData(SolutionData):
             coordinates: of boxes in solutions: thousandths of the image, its pixels, or 0..1.
             kwargs: see `RecordData`.
         """
-        sources: dict[Part, str] = {"train": train} if val is None else {"train": train, "val": val}
+        sources: dict[Split, str] = {"train": train} if val is None else {"train": train, "val": val}
         super().__init__(sources, coordinates, **kwargs)
         self.split = split
-        self.tables: dict[Part, Any] = {}
+        self.tables: dict[Split, Any] = {}
 
-    def rows(self, part: Part) -> Iterator[tuple[str, Any]]:
-        table = load_table(self.sources[part], self.split, f"data.{part}")
-        self.tables[part] = table.select_columns("image")
+    def rows(self, split: Split) -> Iterator[tuple[str, Any]]:
+        table = load_table(self.sources[split], self.split, f"data.{split}")
+        self.tables[split] = table.select_columns("image")
         words = [name for name, feature in table.features.items() if name != "image" and not is_media(feature)]
         for index, row in enumerate(table.select_columns(words)):
-            yield f"{self.sources[part]}: row {index}", row
+            yield f"{self.sources[split]}: row {index}", row
 
-    def image(self, part: Part, index: int, row: dict[str, Any]) -> ImageSource | None:
-        return HubImage(self.tables[part], index)
+    def image(self, split: Split, index: int, row: dict[str, Any]) -> ImageSource | None:
+        return HubImage(self.tables[split], index)
 
 
 def load_table(name: str, split: str, field: str) -> Any:

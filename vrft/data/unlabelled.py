@@ -9,7 +9,7 @@ from typing import Any
 from lightning.pytorch.utilities import rank_zero_warn
 from PIL import Image
 
-from vrft.data.records import SHOWN, Part, Problems, Record, RecordData, RecordSet, check_images, write_lines
+from vrft.data.records import SHOWN, BadRecords, Record, RecordData, RecordSet, Split, check_images, write_lines
 from vrft.errors import ConfigurationError
 
 
@@ -30,7 +30,7 @@ class UnlabelledData(RecordData):
             if not path.exists():
                 raise ConfigurationError(f"images: no such file or folder: {path}")
 
-    def records(self, part: Part, problems: Problems) -> list[Record]:
+    def records(self, split: Split, bad_records: BadRecords) -> list[Record]:
         """A record for each image and query; questions about one image stand together."""
         files = dict.fromkeys(file for path in self.images for file in image_files(path))
         return [
@@ -44,14 +44,14 @@ class UnlabelledData(RecordData):
         module: Any = self.trainer.lightning_module
         if "{query}" in module.task.template and not any(self.queries):
             raise ConfigurationError("query: the task asks about something; expected e.g. --query cat")
-        problems = Problems()
-        found = check_images(self.records("val", problems), problems)
-        for problem in problems.found[:SHOWN]:
+        bad_records = BadRecords()
+        found = check_images(self.records("val", bad_records), bad_records)
+        for problem in bad_records.found[:SHOWN]:
             rank_zero_warn(f"left out: {problem}")
-        if len(problems.found) > SHOWN:
-            rank_zero_warn(f"{len(problems.found)} images are left out, all listed in predictions_left_out.txt")
-        if problems.found:
-            write_lines(Path(self.trainer.default_root_dir) / "predictions_left_out.txt", problems.found)
+        if len(bad_records.found) > SHOWN:
+            rank_zero_warn(f"{len(bad_records.found)} images are left out, all listed in predictions_left_out.txt")
+        if bad_records.found:
+            write_lines(Path(self.trainer.default_root_dir) / "predictions_left_out.txt", bad_records.found)
         if not found:
             raise ConfigurationError(f"images: there is no image that can be read in {self.images[0]}")
         self._val = RecordSet(found, training=False)

@@ -12,7 +12,7 @@ from vrft.data.categories import CategoryData
 from vrft.data.files import brief, clip_to, decode_text, hull, is_id, is_text, read_bytes, require_file
 from vrft.data.image_folder import IMAGE_SUFFIXES
 from vrft.data.images import BadImage, check_image
-from vrft.data.records import Part, Problems, Record
+from vrft.data.records import BadRecords, Record, Split
 from vrft.errors import ConfigurationError
 from vrft.types import Detection
 from vrft.utils.yaml_text import decode_yaml
@@ -54,9 +54,9 @@ class YoloData(CategoryData):
         """Names of the classes."""
         return list(dict.fromkeys(self.ordered_categories()))
 
-    def records(self, part: Part, problems: Problems) -> list[Record]:
-        folder, self.names = read_config(self.config, part)
-        wanted = self.select(part, self.known, self.config)
+    def records(self, split: Split, bad_records: BadRecords) -> list[Record]:
+        folder, self.names = read_config(self.config, split)
+        wanted = self.select(split, self.known, self.config)
         images = {}
         files = [file for file in sorted(folder.rglob("*")) if file.suffix.lower() in IMAGE_SUFFIXES]
         for image_id, image in enumerate(file for file in files if not file.name.startswith(".")):
@@ -65,11 +65,11 @@ class YoloData(CategoryData):
                 size = check_image(image)
                 images[image_id] = Labelled(image, path, size, read_labels(path, size, self.names))
             except (BadImage, ValueError) as error:
-                where = str(image if isinstance(error, BadImage) else path)
-                problems.add(where, str(error).removeprefix(f"{where}: "))
-        if part == "train":
+                location = str(image if isinstance(error, BadImage) else path)
+                bad_records.add(location, str(error).removeprefix(f"{location}: "))
+        if split == "train":
             self.images = images
-        asked = self.queries(part, categories_in(images, wanted), wanted, self.config, problems)
+        asked = self.queries(split, categories_in(images, wanted), wanted, self.config, bad_records)
         return [self._record(image_id, images[image_id], name) for image_id, names in asked.items() for name in names]
 
     def absent(self, images: set[int] | None) -> Iterator[tuple[int, str]]:
@@ -93,8 +93,8 @@ def categories_in(images: Mapping[int, Labelled], wanted: Sequence[str]) -> dict
     return {image_id: [name for name in wanted if name in there] for image_id, there in labels.items()}
 
 
-def read_config(path: Path, part: Part) -> tuple[Path, dict[int, str]]:
-    """The folder of a part's images, and the names of the classes by their numbers.
+def read_config(path: Path, split: Split) -> tuple[Path, dict[int, str]]:
+    """The folder of a split's images, and the names of the classes by their numbers.
 
     Raises:
         ConfigurationError: the file is not a YOLO data.yaml, or there is no such folder.
@@ -113,12 +113,12 @@ def read_config(path: Path, part: Part) -> tuple[Path, dict[int, str]]:
             raise ConfigurationError(
                 f"data.config: {path}: names: expected text in quotes for a number, got {brief(name)} for {brief(key)}"
             )
-    root, below = content.get("path") or "", content.get(part)
+    root, below = content.get("path") or "", content.get(split)
     if not isinstance(root, str) or not is_text(below):
-        raise ConfigurationError(f"data.config: {path}: {part}: expected a folder of images, got {brief(below)}")
+        raise ConfigurationError(f"data.config: {path}: {split}: expected a folder of images, got {brief(below)}")
     folder = path.parent / root / below
     if not os.path.isdir(folder):  # which is no error either for a name that can't be one
-        raise ConfigurationError(f"data.config: {path}: {part}: no such folder: {brief(str(folder))}")
+        raise ConfigurationError(f"data.config: {path}: {split}: no such folder: {brief(str(folder))}")
     return folder, names
 
 

@@ -38,7 +38,7 @@ ATTENTION = "vrft_shared_prefix"
 SHAREABLE = {"full_attention", "sliding_attention"}
 
 
-class Groups(Protocol):
+class AttentionLayout(Protocol):
     """How the tokens of a forward belong together; the `shared_prefix` argument of a model's forward."""
 
     def attend(self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, **kwargs: Any) -> Tensor:
@@ -51,7 +51,7 @@ def shared_prefix_attention(
     key: Tensor,
     value: Tensor,
     attention_mask: Tensor | None,
-    shared_prefix: Groups | None = None,
+    shared_prefix: AttentionLayout | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """A transformers attention function: plain sdpa unless the forward was given `shared_prefix`.
@@ -91,10 +91,10 @@ class PromptCache:
     Behind a prompt's end stands anything finite, out of sight.
     """
 
-    def __init__(self, places: list[Tensor]) -> None:
-        """`places`: of each prompt's tokens in the packed row, P times (L,)."""
-        self.lengths = [len(where) for where in places]
-        self.index = pad_sequence(places, batch_first=True)  # (P, L)
+    def __init__(self, indices: list[Tensor]) -> None:
+        """`indices`: of each prompt's tokens in the packed row, P times (L,)."""
+        self.lengths = [len(where) for where in indices]
+        self.index = pad_sequence(indices, batch_first=True)  # (P, L)
         self.layers: dict[int, tuple[Tensor, Tensor]] = {}
 
     def store(self, layer: int, key: Tensor, value: Tensor) -> None:
@@ -104,7 +104,7 @@ class PromptCache:
 
 
 @dataclass(frozen=True)
-class PackedGroups:
+class PackedLayout:
     """P prompts with their completions in one row.
 
     Attributes:
@@ -209,7 +209,7 @@ def group_hidden_states(
     masks = [
         single_sequence_masks(model, prompt, max(counts)) for prompt, counts in zip(prompts, completions, strict=True)
     ]
-    groups = PackedGroups([p["input_ids"].shape[1] for p in prompts], completions, masks, layer_types(model))
+    groups = PackedLayout([p["input_ids"].shape[1] for p in prompts], completions, masks, layer_types(model))
     hidden = packed_forward(model, prompts, torch.cat(tokens)[None], torch.cat(positions, -1), groups)
     return hidden[0][torch.tensor(predictors).to(hidden.device, non_blocking=True)]
 
@@ -219,10 +219,10 @@ def prefill(model: PreTrainedModel, prompts: Sequence[Prompt]) -> tuple[Tensor, 
 
     Prompts about the same images, one after the other, share what they begin with, as completions share their prompt.
     """
-    families = common_beginnings(model, prompts)
-    tokens, positions, places = [], [], []
+    prefix_groups = shared_prefixes(model, prompts)
+    tokens, positions, indices = [], [], []
     start = 0
-    for beginning, members in families:
+    for beginning, members in prefix_groups:
         shared = torch.arange(start, start + beginning["input_ids"].shape[1])
         tokens.append(beginning["input_ids"])
         positions.append(beginning["position_ids"])
@@ -231,22 +231,22 @@ def prefill(model: PreTrainedModel, prompts: Sequence[Prompt]) -> tuple[Tensor, 
             tokens.append(prompt["input_ids"][:, len(shared) :])
             positions.append(prompt_positions(model, prompt)[..., len(shared) :])
             own = torch.arange(start, start + tokens[-1].shape[1])
-            places.append(torch.cat([shared, own]).to(tokens[-1].device))
+            indices.append(torch.cat([shared, own]).to(tokens[-1].device))
             start += len(own)
-    lengths = [beginning["input_ids"].shape[1] for beginning, _ in families]
+    lengths = [beginning["input_ids"].shape[1] for beginning, _ in prefix_groups]
     rests = [
         [prompt["input_ids"].shape[1] - length for prompt in members]
-        for length, (_, members) in zip(lengths, families, strict=True)
+        for length, (_, members) in zip(lengths, prefix_groups, strict=True)
     ]
-    beginnings = [beginning for beginning, _ in families]
+    beginnings = [beginning for beginning, _ in prefix_groups]
     masks = [single_sequence_masks(model, *pair) for pair in zip(beginnings, map(max, rests), strict=True)]
-    cache = PromptCache(places)
-    groups = PackedGroups(lengths, rests, masks, layer_types(model), cache)
+    cache = PromptCache(indices)
+    groups = PackedLayout(lengths, rests, masks, layer_types(model), cache)
     hidden = packed_forward(model, beginnings, torch.cat(tokens, 1), torch.cat(positions, -1), groups)
-    return hidden[0][torch.stack([where[-1] for where in places])], cache
+    return hidden[0][torch.stack([where[-1] for where in indices])], cache
 
 
-def common_beginnings(model: PreTrainedModel, prompts: Sequence[Prompt]) -> list[tuple[Prompt, list[Prompt]]]:
+def shared_prefixes(model: PreTrainedModel, prompts: Sequence[Prompt]) -> list[tuple[Prompt, list[Prompt]]]:
     """Prompts in order, those about the same images together, with what all of them begin with: images and all.
 
     Each has a token of its own; a prompt that stands alone is its own beginning.
@@ -257,14 +257,14 @@ def common_beginnings(model: PreTrainedModel, prompts: Sequence[Prompt]) -> list
             runs[-1].append(prompt)
         else:
             runs.append([prompt])
-    families = []
+    prefix_groups = []
     for run in runs:
         length = run[0]["input_ids"].shape[1] if len(run) == 1 else common_length([p["input_ids"][0] for p in run])
         if any((prompt["input_ids"][:, length:] == model.config.image_token_id).any() for prompt in run):
-            families += [(beginning_of(model, prompt, prompt["input_ids"].shape[1]), [prompt]) for prompt in run]
+            prefix_groups += [(prefix_of(model, prompt, prompt["input_ids"].shape[1]), [prompt]) for prompt in run]
         else:
-            families.append((beginning_of(model, run[0], length), run))
-    return families
+            prefix_groups.append((prefix_of(model, run[0], length), run))
+    return prefix_groups
 
 
 def common_length(rows: Sequence[Tensor]) -> int:
@@ -274,21 +274,23 @@ def common_length(rows: Sequence[Tensor]) -> int:
     return int(same.long().cumprod(0).sum())
 
 
-def beginning_of(model: PreTrainedModel, prompt: Prompt, length: int) -> Prompt:
+def prefix_of(model: PreTrainedModel, prompt: Prompt, length: int) -> Prompt:
     """The first tokens of a prompt as a prompt, with all its images."""
     cut = {key: value[:, :length] if key in PER_TOKEN else value for key, value in prompt.items()}
     return cut | {"position_ids": prompt_positions(model, prompt)[..., :length]}
 
 
 def packed_forward(
-    model: PreTrainedModel, prompts: Sequence[Prompt], tokens: Tensor, positions: Tensor, groups: PackedGroups
+    model: PreTrainedModel, prompts: Sequence[Prompt], tokens: Tensor, positions: Tensor, groups: PackedLayout
 ) -> Tensor:
     """Hidden states (1, tokens, H) of a row whose images are those of `prompts`, in order."""
     images = ImageFeatures.join([encode_images(model, prompt) for prompt in prompts])
     return group_forward(model, tokens, positions, groups, mm_encoder_outputs=images.for_model())
 
 
-def group_forward(model: PreTrainedModel, tokens: Tensor, positions: Tensor, groups: Groups, **kwargs: Any) -> Tensor:
+def group_forward(
+    model: PreTrainedModel, tokens: Tensor, positions: Tensor, groups: AttentionLayout, **kwargs: Any
+) -> Tensor:
     """Hidden states of tokens that attend as `groups` says; the model is kept from making masks of its own."""
     return model.base_model(
         input_ids=tokens,

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 TRUST = "if you have read it and trust it, say --model.policy.trust_remote_code=true on the command line"
-WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
+FULL_STATE = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
 """State dicts of what trains, as on one device, however ranks share it."""
 
 
@@ -99,7 +99,7 @@ class Policy(nn.Module):
         self.coordinates, self.trust_remote_code = coordinates, trust_remote_code
         self.reference = None
         self.shares_prefixes = self.frozen_vision = False
-        self.layer_by_layer = False
+        self.gather_per_layer = False
         """Where ranks share the weights: a rollout gathers its decoder layers for each token, not all of them once."""
         self.processor: Any = None
 
@@ -209,7 +209,7 @@ class Policy(nn.Module):
             ids: completions, right-padded (N, T).
             mask: 1 at real tokens (N, T).
             temperature: of the sampling distribution.
-            reference: ask the reference instead; call under `no_grad`, inside `reference_at_work`.
+            reference: ask the reference instead; call under `no_grad`, inside `reference_on_device`.
             entropy: compute it; else it is 0.
         """
         from vrft.policy.repeated import repeated_hidden_states
@@ -246,7 +246,7 @@ class Policy(nn.Module):
             log_p = token_distribution(logits, 1.0, self.banned_ids)
             return log_p.gather(-1, torch.cat(rows)[:, None])[:, 0]
 
-        with self.gathered():
+        with self.unsharded():
             shared = self([prompt], ids, mask, 1.0)[0][mask.bool()]
             with self.autocast():
                 own = naive()
@@ -267,8 +267,8 @@ class Policy(nn.Module):
         training = self.training
         self.eval()  # activation checkpointing would drop the cache, dropout would change the distribution
         try:  # a rollout that memory did not suffice for is repeated in parts
-            with torch.no_grad(), self.gathered(), self.autocast():
-                if self.layer_by_layer:
+            with torch.no_grad(), self.unsharded(), self.autocast():
+                if self.gather_per_layer:
                     yield self.base
                 else:
                     weights = self._decoding_weights()
@@ -277,23 +277,23 @@ class Policy(nn.Module):
         finally:
             self.train(training)
 
-    def all_done(self, done: bool) -> bool:
+    def all_ranks_done(self, done: bool) -> bool:
         """Whether decoding may end: where it gathers layers for each token, ranks go on until all of them are done."""
-        if not self.layer_by_layer:
+        if not self.gather_per_layer:
             return done
         waiting = torch.tensor(float(not done), device=self.banned_ids.device)
         dist.all_reduce(waiting)
         return not waiting
 
     @contextmanager
-    def gathered(self) -> Iterator[None]:
+    def unsharded(self) -> Iterator[None]:
         """Where ranks hold shares of the weights: those that answer, whole; then nothing within waits for another rank.
 
         Layer by layer, decoder layers stay in shares, and ranks have to do the same number of forwards.
         """
         layers = self.decoder_layers()
         apart = {*self.reference.modules()} if self.reference is not None else set()
-        apart |= layers if self.layer_by_layer else set()
+        apart |= layers if self.gather_per_layer else set()
         whole = [module for module in fsdp_modules(self) if module not in apart]
         for module in whole:
             module.unshard()
@@ -328,7 +328,7 @@ class Policy(nn.Module):
         return weights
 
     @contextmanager
-    def reference_at_work(self) -> Iterator[None]:
+    def reference_on_device(self) -> Iterator[None]:
         """Bring an offloaded reference to the GPU, and take it back."""
         if self.reference is not None and self.offload_reference:
             self.reference.to(self.banned_ids.device)
@@ -358,7 +358,7 @@ class Policy(nn.Module):
         texts: list[str] = self.tokenizer.batch_decode(rows, skip_special_tokens=False)
         return texts
 
-    def pieces(self, rollout: Rollout) -> list[tuple[tuple[str, float], ...]]:
+    def token_texts(self, rollout: Rollout) -> list[tuple[tuple[str, float], ...]]:
         """The texts of each completion's tokens, and their log-probabilities; without the end token."""
         keep = rollout.mask.bool() & ~torch.isin(rollout.ids, self.stop_ids)
         rows = zip(rollout.ids, rollout.log_probs, keep, strict=True)
@@ -372,7 +372,7 @@ class Policy(nn.Module):
 
         `frozen`: and of what doesn't.
         """
-        options = replace(WHOLE, ignore_frozen_params=not frozen)
+        options = replace(FULL_STATE, ignore_frozen_params=not frozen)
         return cast(dict[str, Tensor], get_model_state_dict(self.model, options=options))
 
     @property

@@ -1,7 +1,7 @@
 """Rollout engines: what samples completions."""
 
-from vrft.rollout.base import Noise, RemoteEngine, RolloutEngine, Sampling
+from vrft.rollout.base import RemoteEngine, RolloutEngine, Sampling, SamplingKey
 from vrft.rollout.transformers import TransformersEngine
 from vrft.rollout.vllm import VLLMServer
 
-__all__ = ["Noise", "RemoteEngine", "RolloutEngine", "Sampling", "TransformersEngine", "VLLMServer"]
+__all__ = ["RemoteEngine", "RolloutEngine", "Sampling", "SamplingKey", "TransformersEngine", "VLLMServer"]

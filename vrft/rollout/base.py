@@ -41,8 +41,8 @@ class Sampling:
 
 
 @dataclass(frozen=True, slots=True)
-class Noise:
-    """Where sampling noise comes from: each row has its own, whatever rank or batch it is sampled in.
+class SamplingKey:
+    """Where sampling key comes from: each row has its own, whatever rank or batch it is sampled in.
 
     Attributes:
         seed: of the run.
@@ -81,7 +81,7 @@ class RolloutEngine(ABC):
         *,
         max_completion_length: int,
         sampling: Sampling,
-        noise: Noise,
+        key: SamplingKey,
         on_token: Callable[..., None],
     ) -> Rollout:
         """N = P * num_generations completions, row p * G + g for prompt p.
@@ -92,7 +92,7 @@ class RolloutEngine(ABC):
             num_generations: G.
             max_completion_length: tokens after which a completion is cut off.
             sampling: the distribution.
-            noise: that decides; greedy decoding needs none.
+            key: that decides; greedy decoding needs none.
             on_token: called as tokens are made, with their number so far per row and, where it is known, a remark on
                 how many rows are done.
         """
@@ -124,11 +124,11 @@ class RemoteEngine(RolloutEngine):
         """
 
     @abstractmethod
-    def publish(self, policy: Policy, first: bool) -> None:
+    def write_weights(self, policy: Policy, first: bool) -> None:
         """Write the policy's weights, which have changed. All ranks call it together; the `first` one writes."""
 
     @abstractmethod
-    def take_over(self) -> None:
+    def update_servers(self) -> None:
         """Let all that sample take the weights over that were published last, as far as they can at the moment."""
 
     @abstractmethod
@@ -136,5 +136,5 @@ class RemoteEngine(RolloutEngine):
         """Let what is being sampled end soon, by RolloutFailed."""
 
     @abstractmethod
-    def clear(self) -> None:
+    def remove(self) -> None:
         """Remove the files of the weights that were published last, if any were."""

@@ -18,7 +18,7 @@ from transformers import DynamicCache, PreTrainedModel
 from vrft.policy.prompts import PER_TOKEN, ImageFeatures, Prompt, encode_images, next_position, prompt_positions
 from vrft.policy.shared_prefix import PromptCache, group_forward, layer_types, prefill
 
-OUT_OF_SIGHT = -1e30
+MASKED = -1e30
 """Added to the scores of keys that a token must not see."""
 
 
@@ -31,7 +31,7 @@ class Decoder(Protocol):
     def step(self, tokens: Tensor) -> Tensor:
         """Append a token to each row (n,); the states that predict the next ones (n, H)."""
 
-    def keep(self, rows: Tensor) -> None:
+    def select_rows(self, rows: Tensor) -> None:
         """Go on with these of the present rows only, a grid (prompts, rows of each)."""
 
 
@@ -58,15 +58,15 @@ class GroupCache:
         self.used, self.slots = 0, slots
         self.bias: dict[str, Tensor | None] = {}
 
-    def look(self, everywhere: bool) -> None:
+    def set_visible(self, static_shapes: bool) -> None:
         """Open the slots up to the next token's, or all of them, behind a bias, so that shapes never change."""
-        self.slots = self.rows[0][0].shape[3] if everywhere else self.used + 1
-        self.bias = {kind: self._bias(kind, everywhere) for kind in dict.fromkeys(self.layer_types)}
+        self.slots = self.rows[0][0].shape[3] if static_shapes else self.used + 1
+        self.bias = {kind: self._bias(kind, static_shapes) for kind in dict.fromkeys(self.layer_types)}
 
-    def _bias(self, kind: str, everywhere: bool) -> Tensor | None:
+    def _bias(self, kind: str, static_shapes: bool) -> Tensor | None:
         """What is added to scores, (P, 1, 1, L + slots); None if every key is in sight."""
         sliding = kind == "sliding_attention"
-        if not (sliding or self.ragged or everywhere):
+        if not (sliding or self.ragged or static_shapes):
             return None
         device = self.lengths.device
         prompt = torch.arange(self.prompts[0][0].shape[2], device=device).expand(len(self.lengths), -1)  # (P, L)
@@ -75,7 +75,7 @@ class GroupCache:
         seen = torch.cat([prompt < self.lengths[:, None], own <= now], 1)
         if sliding and self.window is not None:
             seen &= torch.cat([prompt, own], 1) > now - self.window
-        return torch.zeros(seen.shape, device=device).masked_fill(~seen, OUT_OF_SIGHT)[:, None, None]
+        return torch.zeros(seen.shape, device=device).masked_fill(~seen, MASKED)[:, None, None]
 
     def attend(
         self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *, scaling: float | None = None, **_: Any
@@ -102,7 +102,7 @@ class GroupCache:
         prompts, heads, group = self.rows[0][0].shape[:3]
         return x.view(prompts, group, heads, -1, x.shape[-1]).transpose(1, 2)
 
-    def keep(self, rows: Tensor) -> None:
+    def select_rows(self, rows: Tensor) -> None:
         """Go on with a grid (prompts, rows of each) of the present rows."""
         group = self.rows[0][0].shape[2]
         prompts = rows[:, 0] // group
@@ -118,7 +118,9 @@ class GroupCache:
 class GroupDecoder:
     """Each prompt computed once and shared by its rows."""
 
-    def __init__(self, model: PreTrainedModel, prompts: Sequence[Prompt], group: int, limit: int, record: bool) -> None:
+    def __init__(
+        self, model: PreTrainedModel, prompts: Sequence[Prompt], group: int, limit: int, cuda_graph: bool
+    ) -> None:
         """Computes the prompts.
 
         Args:
@@ -126,21 +128,21 @@ class GroupDecoder:
             prompts: P of them.
             group: rows per prompt, G.
             limit: tokens that a row can get.
-            record: a step always has the same shapes, and runs as a CUDA graph where there is one.
+            cuda_graph: a step always has the same shapes, and runs as a CUDA graph where there is one.
         """
         hidden, cache = prefill(model, prompts)  # (P, H)
         window = getattr(model.config.get_text_config(), "sliding_window", None)
         first = torch.cat([next_position(prompt_positions(model, prompt)) for prompt in prompts], -1)  # (…, P)
-        self.model, self.record = model, record
+        self.model, self.cuda_graph = model, cuda_graph
         self.hidden = hidden.repeat_interleave(group, 0)
         self.first = first.repeat_interleave(group, -1)[..., None]  # (…, N, 1)
         self.cache = GroupCache(cache, group, limit, layer_types(model), window)
-        self.recorded: RecordedStep | None = None
+        self.graph_step: CUDAGraphStep | None = None
 
     def step(self, tokens: Tensor) -> Tensor:
-        if self.record and tokens.is_cuda:
-            self.recorded = self.recorded or RecordedStep(self._forward, tokens)
-            hidden = self.recorded(tokens)
+        if self.cuda_graph and tokens.is_cuda:
+            self.graph_step = self.graph_step or CUDAGraphStep(self._forward, tokens)
+            hidden = self.graph_step(tokens)
         else:
             hidden = self._forward(tokens)
         self.cache.position += 1
@@ -148,16 +150,16 @@ class GroupDecoder:
         return hidden
 
     def _forward(self, tokens: Tensor) -> Tensor:
-        self.cache.look(everywhere=self.record)
+        self.cache.set_visible(static_shapes=self.cuda_graph)
         return group_forward(self.model, tokens[:, None], self.first + self.cache.position, self.cache)[:, -1]
 
-    def keep(self, rows: Tensor) -> None:
-        self.recorded = None  # it reads and writes tensors of the old shapes
-        self.cache.keep(rows)
+    def select_rows(self, rows: Tensor) -> None:
+        self.graph_step = None  # it reads and writes tensors of the old shapes
+        self.cache.select_rows(rows)
         self.first = self.first[..., rows.flatten(), :]
 
 
-class RecordedStep:
+class CUDAGraphStep:
     """A decoding step as a CUDA graph: its thousand small kernels are launched as one.
 
     The step must write nothing but what the same step would write again: it runs before it is recorded.
@@ -221,7 +223,7 @@ class RepeatedDecoder:
             use_cache=True,
         ).last_hidden_state[:, -1]
 
-    def keep(self, rows: Tensor) -> None:
+    def select_rows(self, rows: Tensor) -> None:
         rows = rows.flatten()
         self.cache.reorder_cache(rows)
         self.first, self.mask = self.first[..., rows, :], self.mask[rows]

@@ -10,7 +10,7 @@ from transformers import LogitsProcessorList, MinPLogitsWarper, TopKLogitsWarper
 
 from vrft.policy import Policy
 from vrft.policy.logprobs import token_distribution
-from vrft.rollout.base import Noise, RolloutEngine, Sampling
+from vrft.rollout.base import RolloutEngine, Sampling, SamplingKey
 from vrft.rollout.decoding import Decoder, GroupDecoder, RepeatedDecoder
 from vrft.types import PromptBatch, Rollout
 
@@ -22,7 +22,7 @@ class TransformersEngine(RolloutEngine):
     """Each prompt and its images are computed once, whatever G is; rows that have ended leave the batch."""
 
     def __init__(self) -> None:
-        self.record: bool | None = None
+        self.cuda_graph: bool | None = None
         """Keep the shapes of decoding steps fixed, for CUDA graphs; default: on a GPU."""
 
     @torch.no_grad()
@@ -34,16 +34,18 @@ class TransformersEngine(RolloutEngine):
         *,
         max_completion_length: int,
         sampling: Sampling,
-        noise: Noise,
+        key: SamplingKey,
         on_token: Callable[..., None],
     ) -> Rollout:
         device = policy.banned_ids.device
-        uniform = noise.uniform(len(batch.samples), num_generations, max_completion_length).to(device)  # (N, T)
+        uniform = key.uniform(len(batch.samples), num_generations, max_completion_length).to(device)  # (N, T)
         draw = _draw(sampling, policy.banned_ids)
         with policy.decoding() as model:
             shape = (model, batch.inputs, num_generations, max_completion_length)
-            record = device.type == "cuda" and not policy.layer_by_layer if self.record is None else self.record
-            decoder = GroupDecoder(*shape, record) if policy.shares_prefixes else RepeatedDecoder(*shape)
+            cuda_graph = (
+                device.type == "cuda" and not policy.gather_per_layer if self.cuda_graph is None else self.cuda_graph
+            )
+            decoder = GroupDecoder(*shape, cuda_graph) if policy.shares_prefixes else RepeatedDecoder(*shape)
             ids, log_probs, sampling_log_probs = _decode(
                 decoder, policy, model.get_output_embeddings(), draw, uniform, num_generations, on_token
             )
@@ -106,11 +108,11 @@ def _decode(
     hidden = decoder.hidden
     check_every = GPU_CHECK_EVERY if device.type == "cuda" else 1
     for t in range(limit):
-        places = rows.flatten()
-        tokens, *drawn = draw(head(hidden), uniform[places, t])
-        ids[places, t] = torch.where(going, tokens, -1)
+        indices = rows.flatten()
+        tokens, *drawn = draw(head(hidden), uniform[indices, t])
+        ids[indices, t] = torch.where(going, tokens, -1)
         for kept, values in zip((log_probs, sampling_log_probs), drawn, strict=True):
-            kept[places, t] = torch.where(going, values, 0.0)
+            kept[indices, t] = torch.where(going, values, 0.0)
         going = going & ~torch.isin(tokens, policy.stop_ids)
         on_token(t + 1)
         if t + 1 == limit:
@@ -119,14 +121,14 @@ def _decode(
             busy = going.view(rows.shape).sum(1)  # (prompts,)
             needed, prompts = int(busy.max()), int((busy > 0).sum())
             on_token(t + 1, f"{len(uniform) - int(busy.sum())} of {len(uniform)} rows done")
-            if policy.all_done(needed == 0):
+            if policy.all_ranks_done(needed == 0):
                 break
             if 0 < needed * prompts <= 0.75 * rows.numel():
                 order = going.view(rows.shape)[busy > 0].int().argsort(dim=1, descending=True, stable=True)[:, :needed]
                 grid = (busy > 0).nonzero() * rows.shape[1] + order
-                decoder.keep(grid)
-                places, going, tokens = places[grid].flatten(), going[grid.flatten()], tokens[grid.flatten()]
-                rows = places.view(grid.shape)
+                decoder.select_rows(grid)
+                indices, going, tokens = indices[grid].flatten(), going[grid.flatten()], tokens[grid.flatten()]
+                rows = indices.view(grid.shape)
         hidden = decoder.step(tokens)
     width = int((ids >= 0).sum(1).max())
     return ids[:, :width], log_probs[:, :width], sampling_log_probs[:, :width]

@@ -32,10 +32,10 @@ from vrft.errors import ConfigurationError
 from vrft.policy import Policy
 from vrft.policy.processor import Encoder, MicroBatch
 from vrft.rewards import Reward
-from vrft.rollout import Noise, RemoteEngine, RolloutEngine, Sampling
+from vrft.rollout import RemoteEngine, RolloutEngine, Sampling, SamplingKey
 from vrft.tasks import Task
 from vrft.training.answer_log import AnswerLog
-from vrft.training.prefetch import Ahead, refuse_gap
+from vrft.training.prefetch import RolloutPrefetcher, check_logprob_gap
 from vrft.training.progress_bar import phase
 from vrft.training.strategies import FSDP2Strategy
 from vrft.types import Answer, PromptBatch, Rollout, Sample
@@ -59,7 +59,7 @@ class VisionModule(LightningModule):
     """Completions of a prompt in a training step."""
     batches_per_step = 1
     """Batches of the loader that one training step gets, as one."""
-    looks_ahead = False
+    prefetches = False
     """Whether a training step has to know the batch of the next one."""
     max_tokens_per_micro_batch: int
     steps_done: Tensor
@@ -86,7 +86,7 @@ class VisionModule(LightningModule):
         self.seed = torch.initial_seed() % 2**32
         self.sharing_checked = False
         self.answer_log: AnswerLog | None = None
-        self.ahead = Ahead()
+        self.prefetcher = RolloutPrefetcher()
         self.weights_changed = True  # since a remote engine was given them
         self.engine_checked = False
         self.rows_at_once = sys.maxsize  # in a rollout; less once memory did not suffice
@@ -278,7 +278,7 @@ class VisionModule(LightningModule):
         batch: PromptBatch,
         num_generations: int,
         sampling: Sampling,
-        noise: Noise,
+        key: SamplingKey,
         on_token: Callable[..., None],
     ) -> Rollout:
         """The engine's, of fewer prompts and generations at a time if memory does not suffice for all.
@@ -288,8 +288,8 @@ class VisionModule(LightningModule):
             RolloutFailed: a remote engine gives none, to this rank or to another, or those of other weights.
         """
         if isinstance(self.engine, RemoteEngine):
-            self.publish_weights(self.engine)
-            settings = self.generation(sampling, noise, on_token)
+            self.update_remote_weights(self.engine)
+            settings = self.generation(sampling, key, on_token)
             sample = partial(self.engine.generate, self.policy, batch, num_generations, **settings)
             rollout = raise_on_all_ranks(self.trainer, sample)
             self.check_engine(self.engine, batch, rollout, sampling)
@@ -304,9 +304,7 @@ class VisionModule(LightningModule):
                         self.policy,
                         batch.select(range(p, min(p + at_once, prompts))),
                         min(generations, num_generations - g),
-                        **self.generation(
-                            sampling, replace(noise, first=noise.first + p, first_generation=g), on_token
-                        ),
+                        **self.generation(sampling, replace(key, first=key.first + p, first_generation=g), on_token),
                     )
                     for p in range(0, prompts, at_once)
                     for g in range(0, num_generations, generations)
@@ -318,19 +316,19 @@ class VisionModule(LightningModule):
             self.rows_at_once = min(self.rows_at_once, rows) // 2
             self._free_memory(f"rollouts are of at most {self.rows_at_once} completions at a time")
 
-    def generation(self, sampling: Sampling, noise: Noise, on_token: Callable[..., None]) -> dict[str, Any]:
+    def generation(self, sampling: Sampling, key: SamplingKey, on_token: Callable[..., None]) -> dict[str, Any]:
         """What an engine is told beside the prompts."""
         limit = self.max_completion_length
-        return {"max_completion_length": limit, "sampling": sampling, "noise": noise, "on_token": on_token}
+        return {"max_completion_length": limit, "sampling": sampling, "key": key, "on_token": on_token}
 
-    def publish_weights(self, engine: RemoteEngine) -> None:
+    def update_remote_weights(self, engine: RemoteEngine) -> None:
         """Let an engine have the weights, if they have changed. What is sampled with the old ones is waited for."""
         if not self.weights_changed:
             return
-        self.ahead.wait()
+        self.prefetcher.join()
         first = self.trainer.is_global_zero
-        raise_on_all_ranks(self.trainer, partial(engine.publish, self.policy, first))
-        raise_on_all_ranks(self.trainer, engine.take_over if first else lambda: None)
+        raise_on_all_ranks(self.trainer, partial(engine.write_weights, self.policy, first))
+        raise_on_all_ranks(self.trainer, engine.update_servers if first else lambda: None)
         self.weights_changed = False
 
     @torch.no_grad()
@@ -346,7 +344,7 @@ class VisionModule(LightningModule):
         group = slice(0, len(rollout.ids) // len(batch.samples))
         ids, mask = rollout.ids[group], rollout.mask[group]
         own, _ = self.policy(batch.inputs[:1], ids, mask, sampling.temperature, entropy=False)  # (G, T)
-        refuse_gap(self.trainer, engine, (own - rollout.log_probs[group])[mask.bool()], sampling.top_p)
+        check_logprob_gap(self.trainer, engine, (own - rollout.log_probs[group])[mask.bool()], sampling.top_p)
 
     def teardown(self, stage: str) -> None:
         self.release_engine()
@@ -357,7 +355,7 @@ class VisionModule(LightningModule):
             self.engine.stop()
             self.weights_changed, self.engine_checked = True, False
             if self.trainer.is_global_zero:
-                self.engine.clear()
+                self.engine.remove()
 
     def _free_memory(self, change: str) -> None:
         self.out_of_memory += 1
@@ -387,9 +385,9 @@ class VisionModule(LightningModule):
         """Greedy answers, one for each prompt."""
         self.refuse_long(batch)
         with phase(self.trainer, "decoding", self.max_completion_length) as advance:
-            rollout = self.completions(batch, 1, Sampling(greedy=True), self.noise(), advance)
+            rollout = self.completions(batch, 1, Sampling(greedy=True), self.key(), advance)
         answers = self.parse(rollout.texts, batch)[0]
-        for answer, pieces in zip(answers, self.policy.pieces(rollout), strict=True):
+        for answer, pieces in zip(answers, self.policy.token_texts(rollout), strict=True):
             answer.tokens = pieces
         return answers
 
@@ -399,7 +397,7 @@ class VisionModule(LightningModule):
         answers = self.remembered(batch) if self.trainer.testing else self.predict_step(batch, batch_idx)
         data = cast(VisionData, self.trainer.datamodule)  # type: ignore[attr-defined]
         pairs = zip(answers, batch.samples, strict=True)
-        counted = [(answer, sample) for answer, sample in pairs if data.is_counted_here(sample)]
+        counted = [(answer, sample) for answer, sample in pairs if data.is_owned_by_rank(sample)]
         _, total = self.score([answer for answer, _ in counted], [sample for _, sample in counted])
         self.held_out_reward.update(total[total.isfinite()])
         for (answer, _), reward in zip(counted, total.tolist(), strict=True):
@@ -503,9 +501,9 @@ class VisionModule(LightningModule):
         self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
         self.log(f"time/{name}", self.seconds[name])
 
-    def noise(self, first: int = 0) -> Noise:
+    def key(self, first: int = 0) -> SamplingKey:
         """Of this step's rollout; `first`: prompts that it has sampled for before."""
-        return Noise(self.seed, int(self.steps_done), self.global_rank, self.trainer.world_size, first)
+        return SamplingKey(self.seed, int(self.steps_done), self.global_rank, self.trainer.world_size, first)
 
 
 def buckets(sizes: Sequence[int], limit: int) -> list[slice]:

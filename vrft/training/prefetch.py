@@ -25,33 +25,33 @@ class Pending:
     rollout: Future[Rollout]
 
 
-class Ahead:
+class RolloutPrefetcher:
     """At most one rollout that is sampled in the background."""
 
     def __init__(self) -> None:
         self.pool: ThreadPoolExecutor | None = None
         self.pending: Pending | None = None
 
-    def begin(self, samples: list[int], step: int, sample: Callable[[], Rollout]) -> None:
+    def submit(self, samples: list[int], step: int, sample: Callable[[], Rollout]) -> None:
         """Start."""
         self.pool = self.pool or ThreadPoolExecutor(1, "rollout")
         self.pending = Pending(samples, step, self.pool.submit(sample))
 
-    def take(self, samples: list[int]) -> Pending | None:
+    def pop(self, samples: list[int]) -> Pending | None:
         """What was begun for these samples. Of others it is waited for and forgotten: it needs its weights."""
         if self.pending is not None and self.pending.samples != samples:
-            self.wait()
+            self.join()
             self.pending = None
         pending, self.pending = self.pending, None
         return pending
 
-    def wait(self) -> None:
+    def join(self) -> None:
         """Until nothing is being sampled, so that weights can change."""
         if self.pending is not None:
             self.pending.rollout.exception()
 
 
-def refuse_gap(trainer: Trainer, engine: RemoteEngine, log_ratio: Tensor, top_p: float) -> None:
+def check_logprob_gap(trainer: Trainer, engine: RemoteEngine, log_ratio: Tensor, top_p: float) -> None:
     """Raise RolloutFailed on all ranks if log-ratios of tokens (n,) are beyond what an engine may differ by.
 
     What top-p leaves out may be up to 1 - top_p of the probability; the sampler's are larger by as much.

@@ -9,7 +9,7 @@ from typing import Any
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import RichProgressBar
 
-from vrft.utils.progress import Lines, has_terminal
+from vrft.utils.progress import ThrottledPrinter, has_terminal
 
 
 class PhaseProgressBar(RichProgressBar):
@@ -18,7 +18,7 @@ class PhaseProgressBar(RichProgressBar):
     def __init__(self) -> None:
         self.plain = not has_terminal()
         super().__init__(refresh_rate=0 if self.plain else 10)
-        self.lines = Lines()
+        self.lines = ThrottledPrinter()
         self.guards: list[str] = []
         """Those that have found something which is not over."""
 

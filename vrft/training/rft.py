@@ -31,7 +31,7 @@ from vrft.training.grpo import (
     token_weights,
 )
 from vrft.training.loss_inputs import Experience, Rows
-from vrft.training.prefetch import refuse_gap
+from vrft.training.prefetch import check_logprob_gap
 from vrft.training.rollouts import RemoteRollouts
 from vrft.types import PromptBatch, Rollout, ScoredRollout
 
@@ -144,7 +144,7 @@ class RFT(RemoteRollouts, TargetLoss):
         self.mask_truncated_completions, self.overlong_buffer = mask_truncated_completions, overlong_buffer
         self.sft_weight, self.max_tokens_per_micro_batch = sft_weight, max_tokens_per_micro_batch
         self.keep_reference = beta > 0
-        self.looks_ahead = isinstance(self.engine, RemoteEngine) and self.engine.one_step_ahead
+        self.prefetches = isinstance(self.engine, RemoteEngine) and self.engine.one_step_ahead
         by_default: ImportanceSampling = "truncate" if isinstance(self.engine, RemoteEngine) else "none"
         self.importance_sampling, self.importance_cap = importance_sampling or by_default, importance_cap
 
@@ -186,10 +186,10 @@ class RFT(RemoteRollouts, TargetLoss):
         """Sample G completions of each prompt. `first`: prompts of this step before them."""
         with self.phase("rollout", self.max_completion_length) as advance:
             prepared = self.policy.prepare(batch)
-            if self.looks_ahead and first == 0:
+            if self.prefetches and first == 0:
                 rollout = self.from_ahead(prepared, advance)
             else:
-                rollout = self.completions(prepared, self.num_generations, self.sampling, self.noise(first), advance)
+                rollout = self.completions(prepared, self.num_generations, self.sampling, self.key(first), advance)
         self.check_sharing(batch, rollout.ids, rollout.mask)
         return prepared, rollout
 
@@ -250,7 +250,7 @@ class RFT(RemoteRollouts, TargetLoss):
                 cross_entropies.append(cross_entropy)
                 if isinstance(self.engine, RemoteEngine) and iteration == 0:
                     ratios.append(rows.log_ratio([n for micro in split() for n in micro.rows]))
-                    refuse_gap(self.trainer, self.engine, ratios[-1], self.sampling.top_p)
+                    check_logprob_gap(self.trainer, self.engine, ratios[-1], self.sampling.top_p)
                 self.optimizer_step_and_log()
         if ratios:
             self.log_mismatch(torch.cat(ratios))
@@ -310,7 +310,7 @@ class RFT(RemoteRollouts, TargetLoss):
 
         if not minibatches:
             return torch.zeros_like(rows.mask, dtype=torch.float32)
-        with self.policy.reference_at_work() if reference else nullcontext():
+        with self.policy.reference_on_device() if reference else nullcontext():
             return self.halving(split, compute)
 
     def learn(

@@ -27,9 +27,9 @@ class RemoteRollouts(VisionModule):
 
     def from_ahead(self, batch: PromptBatch, advance: Callable[..., None]) -> Rollout:
         """The rollout that was begun a step ago, or a new one; and begin that of the next step."""
-        pending = self.ahead.take([sample.index for sample in batch.samples])
+        pending = self.prefetcher.pop([sample.index for sample in batch.samples])
         if pending is None:
-            rollout = self.completions(batch, self.num_generations, self.sampling, self.noise(), advance)
+            rollout = self.completions(batch, self.num_generations, self.sampling, self.key(), advance)
         else:
             rollout = raise_on_all_ranks(self.trainer, pending.rollout.result)
         step = int(self.steps_done)
@@ -37,17 +37,17 @@ class RemoteRollouts(VisionModule):
         loader = self.trainer.train_dataloader
         assert isinstance(loader, ResumableLoader)
         steps = self.num_iterations * self.num_minibatches
-        if loader.upcoming is not None and self.trainer.global_step + steps != self.trainer.max_steps:
-            self.begin_next(loader.upcoming.select(range(len(batch.samples))), step)
+        if loader.next_batch is not None and self.trainer.global_step + steps != self.trainer.max_steps:
+            self.begin_next(loader.next_batch.select(range(len(batch.samples))), step)
         return rollout
 
     def begin_next(self, batch: PromptBatch, step: int) -> None:
         """Sample for the step after this one, with the weights that this one begins with."""
         assert isinstance(self.engine, RemoteEngine)
-        self.publish_weights(self.engine)
-        settings = self.generation(self.sampling, replace(self.noise(), rollout=step + 1), lambda *_: None)
+        self.update_remote_weights(self.engine)
+        settings = self.generation(self.sampling, replace(self.key(), rollout=step + 1), lambda *_: None)
         sample = partial(self.engine.generate, self.policy, batch, self.num_generations, **settings)
-        self.ahead.begin([sample.index for sample in batch.samples], step, sample)
+        self.prefetcher.submit([sample.index for sample in batch.samples], step, sample)
 
     def log_mismatch(self, log_ratio: Tensor) -> None:
         """Log how far the engine's log-probabilities were from the trainer's, over tokens (n,)."""

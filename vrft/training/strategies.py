@@ -22,7 +22,7 @@ from torch.distributed.fsdp import register_fsdp_forward_method as also_forward
 from torch.optim import Optimizer
 
 from vrft.policy import Policy
-from vrft.policy.vlm import WHOLE, fsdp_modules
+from vrft.policy.vlm import FULL_STATE, fsdp_modules
 from vrft.types import PromptBatch
 
 
@@ -63,7 +63,7 @@ class FSDP2Strategy(ModelParallelStrategy):
             ).set_reshard_after_backward(sheds, recurse=False)
         # Ranks have different numbers of images: what each image goes through is whole until all of them are done.
         self.whole = [module for module in fsdp_modules(policy) if module not in layers]
-        policy.layer_by_layer = self.gather == "layer"
+        policy.gather_per_layer = self.gather == "layer"
         also_forward(policy, "prepare")
         policy.prepare(PromptBatch([], [], []))  # the first one to be called becomes the root
 
@@ -78,12 +78,12 @@ class FSDP2Strategy(ModelParallelStrategy):
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
         assert self.model is not None
-        return get_model_state_dict(self.model, options=WHOLE)
+        return get_model_state_dict(self.model, options=FULL_STATE)
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
         assert self.model is not None
         plain = optimizer.optimizer if isinstance(optimizer, LightningOptimizer) else optimizer
-        return get_optimizer_state_dict(self.model, plain, options=WHOLE)
+        return get_optimizer_state_dict(self.model, plain, options=FULL_STATE)
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
         return self.checkpoint_io.load_checkpoint(checkpoint_path, weights_only=weights_only)

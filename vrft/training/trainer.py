@@ -128,7 +128,7 @@ class VisionTrainer(Trainer):
         self.draw = draw
         super().predict(model, None, datamodule, False, ckpt_path, weights_only)
 
-    def look_at(self, model: VisionModule, datamodule: VisionData) -> None:
+    def check_data(self, model: VisionModule, datamodule: VisionData) -> None:
         """Read and check the files of a run, and that evaluators fit them. No model is loaded.
 
         Raises:
@@ -167,7 +167,7 @@ class VisionTrainer(Trainer):
         folder.mkdir(parents=True, exist_ok=True)
         console = Console()
         try:
-            self.look_at(model, datamodule)
+            self.check_data(model, datamodule)
             model.configure_model()
             model.to(self.strategy.root_device)
             self.problems = tuple(examine(model, datamodule, folder, console, probe, gpu_memory))

@@ -13,7 +13,7 @@ INTERVAL = 10.0
 """Seconds between two lines."""
 
 
-class Lines:
+class ThrottledPrinter:
     """Prints a line if the last one is `INTERVAL` seconds ago, so that short work leaves none."""
 
     def __init__(self) -> None:
@@ -33,7 +33,7 @@ def has_terminal() -> bool:
 
 
 @contextmanager
-def working(name: str, total: int, quiet: bool = False) -> Iterator[Callable[[int], None]]:
+def progress(name: str, total: int, quiet: bool = False) -> Iterator[Callable[[int], None]]:
     """Show how far work is; yields a function that is told how much of `total` is done.
 
     Args:
@@ -49,5 +49,5 @@ def working(name: str, total: int, quiet: bool = False) -> Iterator[Callable[[in
             task = progress.add_task(name, total=total)
             yield lambda done: progress.update(task, completed=done)
     else:
-        lines = Lines()
+        lines = ThrottledPrinter()
         yield lambda done: lines.say(f"{name} {done}/{total}")

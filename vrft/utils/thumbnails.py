@@ -18,7 +18,7 @@ SMALL = 128
 """Pixels of the longer side, up to which colours are kept as sharp as the rest."""
 
 
-def keep(image: Image.Image, run: Path) -> str | None:
+def save_thumbnail(image: Image.Image, run: Path) -> str | None:
     """Write `pictures/NAME.jpg` unless it is there, named by what it shows; NAME.jpg, or None if it can't be written.
 
     Nothing depends on it: a run goes on without those that can't be written.

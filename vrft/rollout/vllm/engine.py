@@ -15,11 +15,11 @@ from torch.nn.utils.rnn import pad_sequence
 
 from vrft.errors import ConfigurationError, RolloutFailed, RolloutRefused
 from vrft.policy import Policy
-from vrft.rollout.base import Noise, RemoteEngine, Sampling
+from vrft.rollout.base import RemoteEngine, Sampling, SamplingKey
 from vrft.rollout.vllm.client import Client, Refused, Unavailable
-from vrft.rollout.vllm.reply import Completion, Wanted, chat, request_seed, sampling_settings
-from vrft.rollout.vllm.status import Info, look_up, model_names
-from vrft.rollout.vllm.weights import Adapters, Files, Weights
+from vrft.rollout.vllm.reply import Completion, CompletionRequest, chat, request_seed, sampling_settings
+from vrft.rollout.vllm.status import ServerInfo, get_json, model_names
+from vrft.rollout.vllm.weights import FullWeights, LoRAWeights, Weights
 from vrft.tasks import Task
 from vrft.types import PromptBatch, Rollout
 
@@ -70,9 +70,9 @@ class VLLMServer(RemoteEngine):
         self.task = task
         place = Path(self.weights_dir) if self.weights_dir else folder / "vllm"
         if policy.lora is None:
-            self.weights = Files(place, run, self.timeout)
+            self.weights = FullWeights(place, run, self.timeout)
         else:
-            self.weights = Adapters(place, run, self.timeout, rank=policy.lora.r, tower=not policy.frozen_vision)
+            self.weights = LoRAWeights(place, run, self.timeout, rank=policy.lora.r, tower=not policy.frozen_vision)
         self.servers = [Server(client) for client in self.clients]
         for server in self.servers:
             try:
@@ -84,26 +84,26 @@ class VLLMServer(RemoteEngine):
                 ) from error
             self.weights.check(server.client, info)
 
-    def publish(self, policy: Policy, first: bool) -> None:
-        self.weights.publish(policy, first)
+    def write_weights(self, policy: Policy, first: bool) -> None:
+        self.weights.write_version(policy, first)
 
-    def take_over(self) -> None:
+    def update_servers(self) -> None:
         deadline = time.monotonic() + self.patience
 
-        def bring(server: Server) -> None:
+        def update(server: Server) -> None:
             with suppress(Unavailable):  # it gets another chance with the first prompt that it is asked
-                server.bring(self.weights, deadline)
+                server.update(self.weights, deadline)
 
         with ThreadPoolExecutor(len(self.servers)) as pool:
-            list(pool.map(bring, self.servers))
+            list(pool.map(update, self.servers))
 
     def stop(self) -> None:
         self.stopped.set()
         self.stopped = threading.Event()
 
-    def clear(self) -> None:
+    def remove(self) -> None:
         if self.servers and self.weights.number >= 0:
-            self.weights.clear([server.client for server in self.servers])
+            self.weights.remove([server.client for server in self.servers])
 
     @torch.no_grad()
     def generate(
@@ -114,7 +114,7 @@ class VLLMServer(RemoteEngine):
         *,
         max_completion_length: int,
         sampling: Sampling,
-        noise: Noise,
+        key: SamplingKey,
         on_token: Callable[..., None],
     ) -> Rollout:
         banned, stop = policy.banned_ids.tolist(), policy.stop_ids.tolist()
@@ -126,21 +126,21 @@ class VLLMServer(RemoteEngine):
         }
         config = policy.base.config
 
-        def want(p: int) -> Wanted:
+        def request_for(p: int) -> CompletionRequest:
             sample, frame, prompt = batch.samples[p], batch.frames[p], batch.inputs[p]
             body = fixed | {"messages": chat(self.task.messages(sample, frame), sample.image)}
             if not sampling.greedy:
-                body["seed"] = request_seed(noise, p)
+                body["seed"] = request_seed(key, p)
             ids = prompt["input_ids"][0].tolist()
             size = config.get_text_config().vocab_size
             name = f"sample {sample.index} (image {sample.image_id}, {sample.query!r})"
-            return Wanted(body, name, ids, config.image_token_id, frozenset(stop), frozenset(banned), size)
+            return CompletionRequest(body, name, ids, config.image_token_id, frozenset(stop), frozenset(banned), size)
 
         done: list[int] = []
         prompts, stopped = range(len(batch.samples)), self.stopped
 
         def answer(p: int) -> list[Completion]:
-            found = self._answer(want(p), noise.first + p + noise.rank, stopped)
+            found = self._answer(request_for(p), key.first + p + key.rank, stopped)
             done.append(p)
             on_token(max_completion_length * len(done) // len(prompts), f"{len(done)} of {len(prompts)} prompts done")
             return found * (num_generations // len(found))
@@ -154,21 +154,21 @@ class VLLMServer(RemoteEngine):
             pool.shutdown(wait=False, cancel_futures=True)
         return as_rollout(policy, completions)
 
-    def _answer(self, wanted: Wanted, first: int, stopped: threading.Event) -> list[Completion]:
+    def _answer(self, request: CompletionRequest, first: int, stopped: threading.Event) -> list[Completion]:
         """Of the first server that gives one that can be trained on, beginning with number `first`."""
         deadline = time.monotonic() + self.patience
         while True:
             turn = [self.servers[(first + i) % len(self.servers)] for i in range(len(self.servers))]
-            server = min(turn, key=lambda server: max(0.0, server.rests_until - time.monotonic()))
-            if stopped.wait(max(0.0, min(server.rests_until, deadline) - time.monotonic())):
-                raise RolloutFailed(f"the prompt of {wanted.name} was given up")
+            server = min(turn, key=lambda server: max(0.0, server.retry_at - time.monotonic()))
+            if stopped.wait(max(0.0, min(server.retry_at, deadline) - time.monotonic())):
+                raise RolloutFailed(f"the prompt of {request.name} was given up")
             try:
-                return server.complete(wanted, self.weights, deadline)
+                return server.complete(request, self.weights, deadline)
             except Unavailable as error:
                 problem = error
             if time.monotonic() >= deadline:
                 raise RolloutFailed(
-                    f"no server answered the prompt of {wanted.name} within {self.patience:g} s "
+                    f"no server answered the prompt of {request.name} within {self.patience:g} s "
                     f"(model.engine.patience); the last word was: {problem}"
                 )
 
@@ -179,20 +179,20 @@ class Server:
     def __init__(self, client: Client) -> None:
         self.client = client
         self.has: str | None = None  # the version of the weights
-        self.failures, self.rests_until = 0, 0.0
+        self.failures, self.retry_at = 0, 0.0
         self.problem: Unavailable | None = None  # the last one
         self.seeds = True
         self.base = ""  # its name of the model
         self.lock = threading.Lock()
 
-    def describe(self) -> Info:
+    def describe(self) -> ServerInfo:
         """How it was started.
 
         Raises:
             ConfigurationError: its log-probabilities are not those of what is drawn.
             Unavailable: it does not say.
         """
-        info = look_up(self.client, "/server_info?config_format=json", Info, timeout=START)
+        info = get_json(self.client, "/server_info?config_format=json", ServerInfo, timeout=START)
         config = info.vllm_config
         if config.model_config.logprobs_mode != "processed_logprobs":
             raise ConfigurationError(
@@ -204,25 +204,25 @@ class Server:
         self.base = model_names(self.client)[0]
         return info
 
-    def bring(self, weights: Weights, deadline: float) -> None:
+    def update(self, weights: Weights, deadline: float) -> None:
         """Let it have the present weights. Raises Unavailable."""
         if not self.lock.acquire(timeout=max(0.0, deadline - time.monotonic())):
             raise Unavailable(f"{self.client.url} has not taken the weights over in time")
         try:
-            if self.problem is not None and time.monotonic() < self.rests_until:  # since this thread began to wait
+            if self.problem is not None and time.monotonic() < self.retry_at:  # since this thread began to wait
                 raise Unavailable(str(self.problem))
             if self.has != weights.version:
                 with self._trying():
-                    weights.bring(self.client.until(deadline))
+                    weights.update(self.client.until(deadline))
                 self.has = weights.version
         finally:
             self.lock.release()
 
-    def complete(self, wanted: Wanted, weights: Weights, deadline: float) -> list[Completion]:
+    def complete(self, request: CompletionRequest, weights: Weights, deadline: float) -> list[Completion]:
         """Completions under the present weights. Raises Unavailable."""
-        self.bring(weights, deadline)
+        self.update(weights, deadline)
         client, model = self.client.until(deadline), weights.model(self.base)
-        body = wanted.body | {"model": model}
+        body = request.body | {"model": model}
         if not self.seeds:
             body.pop("seed", None)
         with self._trying():
@@ -231,11 +231,11 @@ class Server:
             except Refused as error:
                 if error.status == 404:  # started again, it knows no adapter
                     raise Unavailable(str(error)) from error
-                raise RolloutRefused(f"model.engine: the prompt of {wanted.name} is refused: {error}") from error
-            found = wanted.read(content, model)
-            if not weights.is_on(client):
+                raise RolloutRefused(f"model.engine: the prompt of {request.name} is refused: {error}") from error
+            found = request.read(content, model)
+            if not weights.is_current(client):
                 raise Unavailable(f"{self.client.url} answered with other weights than it was sent")
-        self.failures, self.rests_until = 0, 0.0
+        self.failures, self.retry_at = 0, 0.0
         return found
 
     @contextmanager
@@ -246,8 +246,8 @@ class Server:
         except Unavailable as error:
             self.problem = error
             now = time.monotonic()
-            if now >= self.rests_until:  # of several requests that fail together, the first counts
-                self.rests_until = now + min(LONGEST_REST, FIRST_REST * 2 ** min(self.failures, 10))
+            if now >= self.retry_at:  # of several requests that fail together, the first counts
+                self.retry_at = now + min(LONGEST_REST, FIRST_REST * 2 ** min(self.failures, 10))
                 self.failures += 1
             self.has = None
             raise

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from vrft.errors import RolloutRefused
-from vrft.rollout.base import Noise, Sampling
+from vrft.rollout.base import Sampling, SamplingKey
 from vrft.rollout.vllm.client import Unavailable
 
 
@@ -51,7 +51,7 @@ Completion = tuple[list[int], list[float]]
 
 
 @dataclass(frozen=True)
-class Wanted:
+class CompletionRequest:
     """G completions of a prompt: the request, and what its answer is held against."""
 
     body: dict[str, Any]
@@ -139,10 +139,10 @@ def chat(messages: list[dict[str, Any]], image: Image.Image) -> list[dict[str, A
     ]
 
 
-def request_seed(noise: Noise, prompt: int) -> int:
+def request_seed(key: SamplingKey, prompt: int) -> int:
     """Of a prompt of this rank: the same for the same row of the same step, whatever server answers.
 
     The server numbers its completions from there on.
     """
-    key = (noise.seed, noise.rollout, (noise.first + prompt) * noise.world_size + noise.rank, noise.first_generation)
-    return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> np.uint64(2))
+    numbers = (key.seed, key.rollout, (key.first + prompt) * key.world_size + key.rank, key.first_generation)
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(2))

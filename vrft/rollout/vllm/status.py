@@ -10,7 +10,7 @@ from vrft.rollout.vllm.client import Client, Refused, Unavailable
 
 Kind = TypeVar("Kind")
 
-GLANCE = 20.0
+STATUS_TIMEOUT = 20.0
 """Seconds that a server has to say what it has."""
 
 
@@ -55,7 +55,7 @@ class Config(msgspec.Struct):
     weight_transfer_config: TransferConfig | None
 
 
-class Info(msgspec.Struct):
+class ServerInfo(msgspec.Struct):
     """What `/server_info` says of how a server was started."""
 
     vllm_config: Config
@@ -89,16 +89,16 @@ class WeightInfo(msgspec.Struct):
 
 def model_names(server: Client) -> list[str]:
     """Names of the model and of its adapters; the model's is the first."""
-    listed = look_up(server, "/v1/models", Models)
+    listed = get_json(server, "/v1/models", Models)
     return [model.id for model in sorted(listed.data, key=lambda model: model.parent is not None)]
 
 
 def weight_version(server: Client) -> str:
     """The name of the weights that a server answers with."""
-    return look_up(server, "/weight_info", WeightInfo).weight_version
+    return get_json(server, "/weight_info", WeightInfo).weight_version
 
 
-def look_up(server: Client, path: str, kind: type[Kind], timeout: float = GLANCE) -> Kind:
+def get_json(server: Client, path: str, kind: type[Kind], timeout: float = STATUS_TIMEOUT) -> Kind:
     """What a route says, if it is of that kind; raises Unavailable if it isn't, or nothing is said."""
     try:
         return decode(server.ask("GET", path, timeout=timeout), kind, server)

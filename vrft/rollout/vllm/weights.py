@@ -18,7 +18,7 @@ from torch import Tensor
 from vrft.errors import ConfigurationError, RolloutFailed, RolloutRefused
 from vrft.policy import Policy
 from vrft.rollout.vllm.client import Client, Refused, Unavailable
-from vrft.rollout.vllm.status import GLANCE, Info, Reset, decode, model_names, weight_version
+from vrft.rollout.vllm.status import STATUS_TIMEOUT, Reset, ServerInfo, decode, model_names, weight_version
 
 CACHES = ("/reset_prefix_cache", "/reset_mm_cache", "/reset_encoder_cache")
 """What a server remembers that old weights made: keys and values, images, what the vision tower made of them."""
@@ -54,7 +54,7 @@ class Weights(ABC):
         return self.folder / self.version
 
     @abstractmethod
-    def check(self, server: Client, info: Info) -> None:
+    def check(self, server: Client, info: ServerInfo) -> None:
         """Raise ConfigurationError if a server can't take weights like these."""
 
     @abstractmethod
@@ -66,18 +66,18 @@ class Weights(ABC):
         return policy.trained_weights()
 
     @abstractmethod
-    def is_on(self, server: Client) -> bool:
+    def is_current(self, server: Client) -> bool:
         """Whether a server answers with the present version."""
 
     @abstractmethod
-    def send(self, server: Client) -> None:
+    def push(self, server: Client) -> None:
         """Let it take the present version over. Raises Unavailable or Refused."""
 
     def model(self, base: str) -> str:
         """What a request calls the model; `base`: the server's name of it."""
         return base
 
-    def publish(self, policy: Policy, first: bool) -> None:
+    def write_version(self, policy: Policy, first: bool) -> None:
         """Go on to the next version, which the `first` of several ranks writes. They call this together.
 
         Raises:
@@ -96,11 +96,11 @@ class Weights(ABC):
                 raise RolloutFailed(f"the weights can't be written to {self.path}: {error}") from error
             shutil.rmtree(before, ignore_errors=True)
 
-    def clear(self, servers: Sequence[Client]) -> None:
+    def remove(self, servers: Sequence[Client]) -> None:
         """Remove the files of the present version."""
         shutil.rmtree(self.path, ignore_errors=True)
 
-    def bring(self, server: Client) -> None:
+    def update(self, server: Client) -> None:
         """Let a server have the present version, unless it has. One process at a time does that.
 
         Raises:
@@ -108,10 +108,10 @@ class Weights(ABC):
             RolloutRefused: the server does not see the first version; of later ones, a folder may know late.
         """
         with self._lock(server):
-            if self.is_on(server):
+            if self.is_current(server):
                 return
             try:
-                self.send(server)
+                self.push(server)
             except (Unavailable, Refused) as error:
                 if not is_final(error):
                     raise Unavailable(str(error)) from error
@@ -120,7 +120,7 @@ class Weights(ABC):
                     f"model.engine: {server.url} does not take the weights of {self.path}: {error}; does it see that "
                     "folder (model.engine.weights_dir)?"
                 ) from error
-            if not self.is_on(server):
+            if not self.is_current(server):
                 raise Unavailable(f"{server.url} does not answer with the weights it was sent ({self.version})")
 
     def _lock(self, server: Client) -> TextIO:
@@ -157,7 +157,7 @@ def is_final(error: Unavailable | Refused) -> bool:
     return any(text in str(error) for text in NOT_SEEN)
 
 
-class Adapters(Weights):
+class LoRAWeights(Weights):
     """LoRA: every version is an adapter of its own, in a folder and under a name that are new.
 
     An adapter that is loaded again under its old name is answered for out of caches that the old one filled.
@@ -171,7 +171,7 @@ class Adapters(Weights):
     def model(self, base: str) -> str:
         return self.version
 
-    def check(self, server: Client, info: Info) -> None:
+    def check(self, server: Client, info: ServerInfo) -> None:
         lora = info.vllm_config.lora_config
         if lora is None or not info.vllm_env.get("VLLM_ALLOW_RUNTIME_LORA_UPDATING"):
             problem = "takes no adapters at run time: --enable-lora and VLLM_ALLOW_RUNTIME_LORA_UPDATING=1"
@@ -190,17 +190,17 @@ class Adapters(Weights):
         assert isinstance(policy.model, PeftModel)
         policy.model.save_pretrained(folder, state_dict=weights)
 
-    def clear(self, servers: Sequence[Client]) -> None:
-        deadline = time.monotonic() + GLANCE
+    def remove(self, servers: Sequence[Client]) -> None:
+        deadline = time.monotonic() + STATUS_TIMEOUT
         for server in servers:
             with suppress(Unavailable, Refused):  # it has lost it already
                 self.post(server.until(deadline), "/v1/unload_lora_adapter", {"lora_name": self.version})
-        super().clear(servers)
+        super().remove(servers)
 
-    def is_on(self, server: Client) -> bool:
+    def is_current(self, server: Client) -> bool:
         return self.version in model_names(server)
 
-    def send(self, server: Client) -> None:
+    def push(self, server: Client) -> None:
         mine = [name for name in model_names(server) if name.startswith(f"vrft-{self.run}-")]
         self.post(server, "/v1/load_lora_adapter", {"lora_name": self.version, "lora_path": str(self.path.resolve())})
         for name in mine:
@@ -208,7 +208,7 @@ class Adapters(Weights):
         self.reset_caches(server)
 
 
-class Files(Weights):
+class FullWeights(Weights):
     """Full fine-tuning: one safetensors file, which the server's plugin reads while requests wait.
 
     Without the plugin, the server loads a folder as it did at its start.
@@ -218,7 +218,7 @@ class Files(Weights):
         super().__init__(*args)
         self.plugged: dict[str, bool] = {}
 
-    def check(self, server: Client, info: Info) -> None:
+    def check(self, server: Client, info: ServerInfo) -> None:
         transfer = info.vllm_config.weight_transfer_config
         self.plugged[server.url] = transfer is not None and transfer.backend == "vrft"
 
@@ -233,10 +233,10 @@ class Files(Weights):
         if not all(self.plugged.values()):
             policy.base.config.save_pretrained(folder)
 
-    def is_on(self, server: Client) -> bool:
+    def is_current(self, server: Client) -> bool:
         return weight_version(server) == self.version
 
-    def send(self, server: Client) -> None:
+    def push(self, server: Client) -> None:
         self.post(server, "/pause?mode=keep")
         folder = str(self.path.resolve())
         if self.plugged[server.url]:
