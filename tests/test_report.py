@@ -22,7 +22,7 @@ from vrft.callbacks.transcripts import append
 from vrft.report.held_out import choose
 from vrft.report.lines import HeldOut
 from vrft.report.metrics import MOST, read_metrics, thin
-from vrft.utils.thumbnails import SIDE, keep
+from vrft.utils.thumbnails import SIDE, save_thumbnail
 
 HOSTILE = (
     "</script><!--<script>window.acted = 1</script><img src=x onerror='window.acted = 1'> {{data}} \u2028\x00'\"&amp;"
@@ -49,7 +49,7 @@ def held_out(sample: int, score: float | None, **more: Any) -> dict[str, Any]:
 
 def write_run(run: Path, groups: int = 30, generations: int = 4) -> Path:
     """A run's folder as `fit` leaves it, hostile in every text."""
-    images = [keep(Image.new("RGB", (64, 48), (40 * i, 90, 120)), run.mkdir(exist_ok=True) or run) for i in range(6)]
+    images = [save_thumbnail(Image.new("RGB", (64, 48), (40 * i, 90, 120)), run.mkdir(exist_ok=True) or run) for i in range(6)]
     lines = [
         completion(1 + n // 2, n % 11, g, image=images[n % 6], size=[64, 48])
         for n in range(groups)
@@ -459,9 +459,9 @@ def test_an_image_is_shown_once_however_many_questions_it_has() -> None:
 
 def test_pictures_are_kept_once_and_small(tmp_path: Path) -> None:
     image = Image.effect_noise((1600, 1200), 80).convert("RGB")
-    name = keep(image, tmp_path)
+    name = save_thumbnail(image, tmp_path)
     assert name is not None
-    assert keep(image.copy(), tmp_path) == name
+    assert save_thumbnail(image.copy(), tmp_path) == name
     assert [path.name for path in (tmp_path / "pictures").iterdir()] == [name]
     with Image.open(tmp_path / "pictures" / name) as kept:
         assert kept.size == (SIDE, SIDE * 3 // 4)
@@ -470,4 +470,4 @@ def test_pictures_are_kept_once_and_small(tmp_path: Path) -> None:
 def test_a_picture_that_cannot_be_written_ends_nothing(tmp_path: Path) -> None:
     (tmp_path / "pictures").write_text("in the way")
     with pytest.warns(UserWarning, match="images are missing"):
-        assert keep(Image.new("RGB", (8, 8)), tmp_path) is None
+        assert save_thumbnail(Image.new("RGB", (8, 8)), tmp_path) is None
