@@ -1,0 +1,187 @@
+"""The folder of a run: the path of everything that a run writes, in one place for writers and readers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+ANSWERS = "answers.jsonl"
+"""Held-out answers in the folder of an evaluation."""
+
+
+class HasRootDir(Protocol):
+    """A Lightning Trainer, as far as `RunDir.of` needs it."""
+
+    @property
+    def default_root_dir(self) -> str: ...
+
+
+@dataclass(frozen=True)
+class RunDir:
+    """The folder that `--run_dir` names, which may not exist yet."""
+
+    path: Path
+
+    @classmethod
+    def of(cls, trainer: HasRootDir) -> RunDir:
+        """Return the folder of a trainer's run."""
+        return cls(Path(trainer.default_root_dir))
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    @property
+    def config(self) -> Path:
+        """Every setting of the run. A folder holds a run if it has this file."""
+        return self.path / "config.yaml"
+
+    @property
+    def summary(self) -> Path:
+        """Held-out scores of the base, the tuned and the best weights, written when training ends."""
+        return self.path / "summary.json"
+
+    @property
+    def report(self) -> Path:
+        return self.path / "report.html"
+
+    # ------------------------------------------------------------------------------------------------- checkpoints
+
+    @property
+    def checkpoints(self) -> Path:
+        """The default of `checkpoint.dirpath`."""
+        return self.path / "checkpoints"
+
+    def checkpoint(self, name: str) -> Path:
+        """Return the path of a checkpoint by its name: `last`, `best` or `step=N`."""
+        return self.checkpoints / f"{name}.ckpt"
+
+    @property
+    def export(self) -> Path:
+        """The Hugging Face folder of the last step."""
+        return self.path / "export"
+
+    def export_of(self, checkpoint: str) -> Path:
+        """Return the Hugging Face folder of a checkpoint that is not the last one, by its name."""
+        return self.path / f"export-{checkpoint}"
+
+    @property
+    def vllm(self) -> Path:
+        """Weights on their way to vLLM servers."""
+        return self.path / "vllm"
+
+    # ---------------------------------------------------------------------------------------------------- training
+
+    @property
+    def logs(self) -> Path:
+        """What CSVLogger writes."""
+        return self.path / "logs"
+
+    def metrics_files(self) -> list[Path]:
+        """Return the metrics.csv of every version, in no order. The loggers may have any name."""
+        return [*self.path.glob("*/version_*/metrics.csv")]
+
+    @property
+    def wandb(self) -> Path:
+        """What WandbLogger writes."""
+        return self.path / "wandb"
+
+    @property
+    def wandb_run_id(self) -> Path:
+        return self.wandb / "run_id"
+
+    @property
+    def transcripts(self) -> Path:
+        """Completions of training with their rewards and advantages."""
+        return self.path / "transcripts.jsonl"
+
+    @property
+    def pictures(self) -> Path:
+        """Small copies of the images that transcripts and held-out answers name."""
+        return self.path / "pictures"
+
+    @property
+    def warnings(self) -> Path:
+        """Findings of guards."""
+        return self.path / "warnings.jsonl"
+
+    def faults(self, rank: int | None) -> Path:
+        """Return the path for completions of skipped steps. `rank`: None if the run has a single rank."""
+        return self.path / ("faults.jsonl" if rank is None else f"faults-{rank}.jsonl")
+
+    def faults_files(self) -> list[Path]:
+        """Return the existing files of all ranks."""
+        return sorted(self.path.glob("faults*.jsonl"))
+
+    # -------------------------------------------------------------------------------------------------------- data
+
+    @property
+    def few_shot(self) -> Path:
+        """The images chosen for each category."""
+        return self.path / "few_shot.json"
+
+    @property
+    def bad_records(self) -> Path:
+        """Records that were skipped."""
+        return self.path / "bad_records.txt"
+
+    @property
+    def doctor(self) -> Path:
+        return self.path / "doctor"
+
+    # -------------------------------------------------------------------------------------------------- evaluation
+
+    @property
+    def evaluations(self) -> Path:
+        return self.path / "evaluation"
+
+    def evaluation(self, stage: str, name: str) -> Path:
+        """Return the folder of one evaluation. `stage`: `val` or `test`; `name`: optimizer step or checkpoint."""
+        return self.evaluations / f"{stage}-{name}"
+
+    def evaluations_by_step(self) -> list[tuple[int, Path]]:
+        """Return the existing evaluations during training, with their optimizer steps in order."""
+        found = []
+        for folder in self.evaluations.glob("val-*"):
+            step = folder.name.removeprefix("val-")
+            if step.isascii() and step.isdecimal() and len(step) < 16 and folder.is_dir():
+                found.append((int(step), folder))
+        return sorted(found)
+
+    def answer_log(self, checkpoint: str) -> Path:
+        """Return the folder with answers of an unfinished test, by the name of its checkpoint."""
+        return self.evaluations / f"answers-{checkpoint}"
+
+    @property
+    def comparison(self) -> Path:
+        """What `test --against` writes."""
+        return self.evaluations / "comparison.json"
+
+    # -------------------------------------------------------------------------------------------------- prediction
+
+    @property
+    def predictions(self) -> Path:
+        return self.path / "predictions.jsonl"
+
+    def predictions_of_rank(self, rank: int) -> Path:
+        """Return the path for the predictions of one rank, until they are merged."""
+        return self.path / f"predictions-{rank}.jsonl"
+
+    @property
+    def predictions_coco(self) -> Path:
+        """Predicted boxes as a COCO results file."""
+        return self.path / "predictions_coco.json"
+
+    @property
+    def predictions_images(self) -> Path:
+        """The images and categories that `predictions_coco` refers to."""
+        return self.path / "predictions_images.json"
+
+    @property
+    def predictions_left_out(self) -> Path:
+        """Images that can't be read."""
+        return self.path / "predictions_left_out.txt"
+
+    @property
+    def predictions_drawn(self) -> Path:
+        return self.path / "predictions"
