@@ -7,14 +7,21 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from vrft.policy import LoRA, Policy
+    from vrft.rollout import Predictor
     from vrft.training.rft import RFT
     from vrft.training.sft import SFT
 
 __version__ = "0.1.0"
 
-__all__ = ["RFT", "SFT", "LoRA", "Policy"]
+__all__ = ["RFT", "SFT", "LoRA", "Policy", "Predictor"]
 
-_HOMES = {"LoRA": "vrft.policy", "Policy": "vrft.policy", "RFT": "vrft.training.rft", "SFT": "vrft.training.sft"}
+_HOMES = {
+    "LoRA": "vrft.policy",
+    "Policy": "vrft.policy",
+    "Predictor": "vrft.rollout",
+    "RFT": "vrft.training.rft",
+    "SFT": "vrft.training.sft",
+}
 
 
 def __getattr__(name: str) -> Any:

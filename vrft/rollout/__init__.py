@@ -1,7 +1,8 @@
 """Rollout engines: what samples completions."""
 
 from vrft.rollout.base import RemoteEngine, RolloutEngine, Sampling, SamplingKey
+from vrft.rollout.predictor import Predictor
 from vrft.rollout.transformers import TransformersEngine
 from vrft.rollout.vllm import VLLMServer
 
-__all__ = ["RemoteEngine", "RolloutEngine", "Sampling", "SamplingKey", "TransformersEngine", "VLLMServer"]
+__all__ = ["Predictor", "RemoteEngine", "RolloutEngine", "Sampling", "SamplingKey", "TransformersEngine", "VLLMServer"]

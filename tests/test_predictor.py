@@ -1,0 +1,61 @@
+"""`Predictor`: one checkpoint, one image, one question, from Python."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+from PIL import Image
+
+from vrft import Predictor
+from vrft.__main__ import main
+from vrft.data.images import BadImage
+from vrft.data.scenes import FreshScenes
+from vrft.tasks import DetectionTask
+from vrft.types import Detection
+
+
+@pytest.fixture(scope="module")
+def predictor() -> Predictor:
+    return Predictor("tiny-detection", DetectionTask("Detect {query}"))
+
+
+def test_answers_are_those_of_the_command(
+    predictor: Predictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    files = [f"{number}.png" for number in range(4)]
+    for number, file in enumerate(files):
+        FreshScenes(4, 0, seed=0)[number].image.resize((112, 84)).save(file)
+    quiet = ["--trainer.enable_progress_bar=false", "--trainer.logger=false", "--run_dir=run"]
+    config = str(ROOT / "configs" / "quickstart.yaml")
+    assert main(["predict", "--config", config, *quiet, "--images", *files, "--query", "red", "blue"]) == 0
+    rows = [json.loads(line) for line in Path("run/predictions.jsonl").read_text().splitlines()]
+    assert len(rows) == 8
+    boxes = 0
+    for row in rows:
+        answer = predictor(row["file"], row["query"])
+        assert answer.text == row["completion"]
+        assert answer.valid == row["valid"]
+        for detection in answer.value or ():
+            assert isinstance(detection, Detection)
+            x0, y0, x1, y1 = detection.box
+            assert 0 <= x0 < x1 <= 112
+            assert 0 <= y0 < y1 <= 84
+            boxes += 1
+    assert boxes > 0
+
+
+def test_an_open_image_gets_the_answer_of_its_file(predictor: Predictor, tmp_path: Path) -> None:
+    picture = FreshScenes(4, 0, seed=0)[0].image
+    picture.save(tmp_path / "scene.png")
+    assert predictor(picture, "red") == predictor(tmp_path / "scene.png", "red")
+
+
+def test_a_file_that_is_no_image_is_an_error(predictor: Predictor, tmp_path: Path) -> None:
+    (tmp_path / "notes.png").write_text("no image")
+    with pytest.raises(BadImage, match="not an image"):
+        predictor(tmp_path / "notes.png", "red")
+    assert predictor(Image.new("RGB", (56, 56)), "red").text  # still answers

@@ -1,0 +1,83 @@
+"""Answers of one checkpoint about single images, from Python."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import torch
+from PIL import Image
+
+from vrft.boxes import Coordinates
+from vrft.data.images import read_image
+from vrft.policy import Policy
+from vrft.rollout.base import Sampling, SamplingKey
+from vrft.rollout.transformers import TransformersEngine
+from vrft.tasks import Task
+from vrft.types import Answer, Sample
+
+MAX_COMPLETION_LENGTH = 256
+"""Limit for a checkpoint whose generation config has no `max_new_tokens`; exported folders have one."""
+
+
+class Predictor:
+    """A checkpoint and a task that answer questions about images, as `python -m vrft predict` does.
+
+    Decoding is greedy. The task must ask as it did in training: with the same class and template.
+    """
+
+    def __init__(
+        self,
+        checkpoint: str,
+        task: Task,
+        dtype: Literal["float32", "bfloat16"] = "float32",
+        device: str | torch.device = "cpu",
+        coordinates: Coordinates | None = None,
+    ) -> None:
+        """Load the checkpoint.
+
+        Args:
+            checkpoint: an exported folder, a model on the Hugging Face Hub, or a built-in policy.
+            task: words the question and reads the answer.
+            dtype: dtype of the computation.
+            device: device of the model.
+            coordinates: coordinate system of the boxes in answers, as in `Policy`; default: that of the model's family.
+
+        Raises:
+            ConfigurationError: the checkpoint can't be loaded.
+        """
+        self.task = task
+        self.policy = Policy(checkpoint, dtype=dtype, coordinates=coordinates)
+        self.policy.load(keep_reference=False)
+        self.policy.requires_grad_(False).to(device)
+        self.encoder, self.engine = self.policy.encoder(task), TransformersEngine()
+        limit = self.policy.base.generation_config.max_new_tokens
+        self.max_completion_length: int = limit or MAX_COMPLETION_LENGTH
+
+    def __call__(self, image: str | Path | Image.Image, query: str = "") -> Answer:
+        """Return the answer to one question about one image.
+
+        The value is None if the answer can't be read. Boxes are in pixels of the upright image.
+
+        Args:
+            image: a file, or an image in RGB.
+            query: what fills {query} in the task's template: a category, an instruction or a question.
+
+        Raises:
+            BadImage: the file can't be read.
+        """
+        picture = image if isinstance(image, Image.Image) else read_image(Path(image))
+        batch = self.encoder([Sample(0, picture, 0, query, "")])
+        device = self.policy.banned_ids.device
+        for prompt in batch.inputs:
+            prompt.update({name: value.to(device) for name, value in prompt.items()})
+        rollout = self.engine.generate(
+            self.policy,
+            self.policy.prepare(batch),
+            num_generations=1,
+            max_completion_length=self.max_completion_length,
+            sampling=Sampling(greedy=True),
+            key=SamplingKey(seed=0, rollout=0),
+            on_token=lambda *_: None,
+        )
+        return self.task.parse(rollout.texts[0], batch.samples[0], batch.frames[0])
