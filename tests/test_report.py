@@ -22,6 +22,7 @@ from vrft.callbacks.transcripts import append
 from vrft.report.held_out import choose
 from vrft.report.lines import HeldOut
 from vrft.report.metrics import MOST, read_metrics, thin
+from vrft.run_dir import RunDir
 from vrft.utils.thumbnails import SIDE, save_thumbnail
 
 HOSTILE = (
@@ -49,7 +50,8 @@ def held_out(sample: int, score: float | None, **more: Any) -> dict[str, Any]:
 
 def write_run(run: Path, groups: int = 30, generations: int = 4) -> Path:
     """A run's folder as `fit` leaves it, hostile in every text."""
-    images = [save_thumbnail(Image.new("RGB", (64, 48), (40 * i, 90, 120)), run.mkdir(exist_ok=True) or run) for i in range(6)]
+    run.mkdir(exist_ok=True)
+    images = [save_thumbnail(Image.new("RGB", (64, 48), (40 * i, 90, 120)), run / "pictures") for i in range(6)]
     lines = [
         completion(1 + n // 2, n % 11, g, image=images[n % 6], size=[64, 48])
         for n in range(groups)
@@ -367,7 +369,7 @@ def test_a_continued_run_counts_what_it_did_again_once(tmp_path: Path) -> None:
         tmp_path / "transcripts.jsonl",
         [completion(rollout, 0, g) for rollout in (10, 20, 30, 21) for g in range(2)],
     )
-    series = read_metrics(tmp_path, [])
+    series = read_metrics(RunDir(tmp_path), [])
     assert series["train/reward"] == [*((i, 1.0) for i in range(1, 21)), (21, 2.0)]
     assert series["val/reward"] == [(0, 1.0)]  # the other one came after a rollout that was done again
     _, data = report(tmp_path)
@@ -389,7 +391,7 @@ def test_evaluations_stand_at_the_rollouts_before_them(
     folder = tmp_path / "logs" / "version_0"
     folder.mkdir(parents=True)
     (folder / "metrics.csv").write_text("step,train/reward,val/reward\n" + "".join(f"{row}\n" for row in rows))
-    assert read_metrics(tmp_path, [])["val/reward"] == expected
+    assert read_metrics(RunDir(tmp_path), [])["val/reward"] == expected
 
 
 def test_long_curves_are_means_of_neighbours() -> None:
@@ -459,9 +461,9 @@ def test_an_image_is_shown_once_however_many_questions_it_has() -> None:
 
 def test_pictures_are_kept_once_and_small(tmp_path: Path) -> None:
     image = Image.effect_noise((1600, 1200), 80).convert("RGB")
-    name = save_thumbnail(image, tmp_path)
+    name = save_thumbnail(image, tmp_path / "pictures")
     assert name is not None
-    assert save_thumbnail(image.copy(), tmp_path) == name
+    assert save_thumbnail(image.copy(), tmp_path / "pictures") == name
     assert [path.name for path in (tmp_path / "pictures").iterdir()] == [name]
     with Image.open(tmp_path / "pictures" / name) as kept:
         assert kept.size == (SIDE, SIDE * 3 // 4)
@@ -470,4 +472,4 @@ def test_pictures_are_kept_once_and_small(tmp_path: Path) -> None:
 def test_a_picture_that_cannot_be_written_ends_nothing(tmp_path: Path) -> None:
     (tmp_path / "pictures").write_text("in the way")
     with pytest.warns(UserWarning, match="images are missing"):
-        assert save_thumbnail(Image.new("RGB", (8, 8)), tmp_path) is None
+        assert save_thumbnail(Image.new("RGB", (8, 8)), tmp_path / "pictures") is None

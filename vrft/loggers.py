@@ -20,6 +20,7 @@ from lightning.pytorch.loggers.logger import rank_zero_experiment
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 from PIL import Image
 
+from vrft.run_dir import RunDir
 from vrft.utils.redact import redact
 
 
@@ -134,7 +135,7 @@ class WandbLogger(LightningWandbLogger):
 
         folder = Path(str(self._wandb_init["dir"]))
         # Without this, pictures in tables are staged in the home folder and are not part of the run.
-        os.environ["WANDB_DATA_DIR"] = str(folder.resolve() / "wandb")
+        os.environ["WANDB_DATA_DIR"] = str(RunDir(folder.resolve()).wandb)
         self._wandb_init["id"] = self._id = run_id(folder)
         if self._wandb_init["mode"] == "online" and not wandb.login(prompt=False, verify=False):
             self._go_offline("no API key; `wandb login` once, or set WANDB_API_KEY")
@@ -155,7 +156,7 @@ class WandbLogger(LightningWandbLogger):
 
 def run_id(folder: Path) -> str:
     """The id of the run in this folder, made on first use."""
-    file = folder / "wandb" / "run_id"
+    file = RunDir(folder).wandb_run_id
     if not file.exists():
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(secrets.token_hex(4))

@@ -24,6 +24,7 @@ from vrft.data import CocoData, CsvData, ImageFolderData, JsonlData, ReasonSegDa
 from vrft.evaluators.average_precision import Truth, read_results
 from vrft.report import read_run
 from vrft.report.page import embedded
+from vrft.run_dir import RunDir
 from vrft.tasks import Task
 from vrft.training.answer_log import AnswerLog
 from vrft.types import Detection, Sample
@@ -332,7 +333,7 @@ def report_targets(folder: Path) -> list[Target]:
     def reader(file: Path, run: Path) -> Callable[[bytes], None]:
         def read(content: bytes) -> None:
             file.write_bytes(content)
-            page = embedded(read_run(run, []))
+            page = embedded(read_run(RunDir(run), []))
             assert not {"<", ">", "&"} & {*page}
 
         return read

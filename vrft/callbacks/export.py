@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from vrft.policy.export import STEPS, export_policy
+from vrft.run_dir import RunDir
 from vrft.training.module import VisionModule
 from vrft.training.progress_bar import phase
 from vrft.training.trainer import VisionTrainer
@@ -23,7 +22,7 @@ class ExportHuggingFace(Callback):
             return
         weights = pl_module.policy.trained_weights()
         if trainer.is_global_zero:
-            folder = Path(trainer.default_root_dir) / "export"
+            folder = RunDir.of(trainer).export
             with phase(trainer, "export", STEPS) as advance:
                 export_policy(pl_module.policy, folder, weights, pl_module.max_completion_length, advance=advance)
             print(f"Hugging Face folder: {folder}")

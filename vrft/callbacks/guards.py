@@ -18,6 +18,7 @@ from vrft.errors import ConfigurationError
 from vrft.guards import GUARDS, Guard, Seen
 from vrft.guards.training import SCORES, Overfitting
 from vrft.loggers import logged_step, show_table
+from vrft.run_dir import RunDir
 from vrft.training.module import VisionModule
 from vrft.training.progress_bar import PhaseProgressBar
 from vrft.types import PromptBatch, ScoredRollout
@@ -138,7 +139,7 @@ class Guards(Callback):
 
     @staticmethod
     def path(trainer: Trainer) -> Path:
-        return Path(trainer.default_root_dir) / "warnings.jsonl"
+        return RunDir.of(trainer).warnings
 
 
 @torch.no_grad()

@@ -13,8 +13,9 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from vrft.data.datamodule import VisionData
 from vrft.evaluators.base import Evaluator, evaluation_folder, gather
-from vrft.report.held_out import ANSWERS, choose, evaluations, read_answers
+from vrft.report.held_out import choose, read_answers
 from vrft.report.lines import HeldOut
+from vrft.run_dir import ANSWERS, RunDir
 from vrft.types import Answer, Sample
 from vrft.utils.thumbnails import save_thumbnail
 
@@ -58,7 +59,7 @@ class HeldOutAnswers(Callback):
                 values["score"] = evaluator.quality(evaluator.rows[index])
         answers = {index: HeldOut(**everyones[index]) for index in sorted(everyones)}
         folder = evaluation_folder(trainer)
-        keep_images(folder, answers, trainer.datamodule)  # type: ignore[attr-defined]
+        keep_images(RunDir.of(trainer), folder, answers, trainer.datamodule)  # type: ignore[attr-defined]
         lines = [json.dumps(msgspec.structs.asdict(answer), allow_nan=False) + "\n" for answer in answers.values()]
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -85,10 +86,10 @@ def as_values(answer: Answer, sample: Sample) -> dict[str, Any]:
     }
 
 
-def keep_images(folder: Path, answers: dict[int, HeldOut], data: VisionData) -> None:
+def keep_images(run: RunDir, folder: Path, answers: dict[int, HeldOut], data: VisionData) -> None:
     """Keep the images of the answers that are worth a look, and name them there. `folder`: of the evaluation."""
-    earlier = [other for _, other in evaluations(folder.parents[1]) if other != folder]
+    earlier = [other for _, other in run.evaluations_by_step() if other != folder]
     first = read_answers(earlier[0], []) if earlier else answers
     samples = data.val_set()
     for index in {index for chosen in choose(first, answers).values() for index in chosen}:
-        answers[index].image = save_thumbnail(samples[index].image, folder.parents[1])
+        answers[index].image = save_thumbnail(samples[index].image, run.pictures)

@@ -13,6 +13,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from vrft.data import VisionData
 from vrft.data.records import RecordData
+from vrft.run_dir import RunDir
 from vrft.training.module import warn_of_replaced
 from vrft.training.progress_bar import phase
 from vrft.training.trainer import VisionTrainer
@@ -33,9 +34,9 @@ class Predictions(Callback):
     """
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.folder = Path(trainer.default_root_dir)
-        self.part = self.folder / f"predictions-{trainer.global_rank}.jsonl"
-        self.folder.mkdir(parents=True, exist_ok=True)
+        self.run = RunDir.of(trainer)
+        self.part = self.run.predictions_of_rank(trainer.global_rank)
+        self.run.path.mkdir(parents=True, exist_ok=True)
         self.part.write_text("")
 
     def on_predict_batch_end(
@@ -59,10 +60,10 @@ class Predictions(Callback):
         trainer.strategy.barrier("predictions")
         if not trainer.is_global_zero:
             return
-        parts = [self.part.with_name(f"predictions-{rank}.jsonl") for rank in range(trainer.world_size)]
+        parts = [self.run.predictions_of_rank(rank) for rank in range(trainer.world_size)]
         rows = [json.loads(line) for part in parts for line in part.read_text().split("\n") if line]
         rows.sort(key=lambda entry: entry["sample"])
-        path = self.folder / "predictions.jsonl"
+        path = self.run.predictions
         path.write_text("".join(f"{json.dumps(entry)}\n" for entry in rows))
         for part in parts:
             part.unlink()
@@ -70,9 +71,9 @@ class Predictions(Callback):
         data: VisionData = trainer.datamodule  # type: ignore[attr-defined]
         if any(isinstance(entry["answer"], list) for entry in rows):
             ids = data.category_ids() if isinstance(data, RecordData) else {}
-            print(f"COCO results: {write_coco_results(self.folder, rows, ids)}")
+            print(f"COCO results: {write_coco_results(self.run, rows, ids)}")
         if trainer.draw:
-            print(f"pictures: {draw_all(self.folder / 'predictions', rows, trainer)}")
+            print(f"pictures: {draw_all(self.run.predictions_drawn, rows, trainer)}")
 
 
 def row(answer: Answer, sample: Sample, data: VisionData) -> Row:
@@ -93,7 +94,7 @@ def row(answer: Answer, sample: Sample, data: VisionData) -> Row:
     }
 
 
-def write_coco_results(folder: Path, rows: Sequence[Row], ids: dict[str, int]) -> Path:
+def write_coco_results(run: RunDir, rows: Sequence[Row], ids: dict[str, int]) -> Path:
     """Write `predictions_coco.json`, and beside it `predictions_images.json`, the images and categories that it names.
 
     A box without a label is of its query's category. Boxes of other categories than `ids` knows are left out; if it
@@ -116,9 +117,9 @@ def write_coco_results(folder: Path, rows: Sequence[Row], ids: dict[str, int]) -
     }
     categories = [{"id": number, "name": name} for name, number in ids.items()]
     about = {"images": [*images.values()], "categories": categories, "annotations": []}
-    write_json(folder / "predictions_images.json", about)
-    write_json(folder / "predictions_coco.json", results)
-    return folder / "predictions_coco.json"
+    write_json(run.predictions_images, about)
+    write_json(run.predictions_coco, results)
+    return run.predictions_coco
 
 
 def draw_all(folder: Path, rows: Sequence[Row], trainer: Trainer) -> Path:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import yaml
@@ -10,6 +9,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import SaveConfigCallback
 
 from vrft.loggers import WandbLogger
+from vrft.run_dir import RunDir
 from vrft.utils.redact import redact_settings
 
 
@@ -24,7 +24,7 @@ class SaveResolvedConfig(SaveConfigCallback):
             config = yaml.safe_load(self.parser.dump(self.config, skip_none=False))
             run_dir = config["run_dir"]
             config = {**_relative_to(run_dir, redact_settings(config)), "run_dir": run_dir, "ckpt_path": None}
-            path = Path(trainer.default_root_dir) / "config.yaml"
+            path = RunDir.of(trainer).config
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(yaml.safe_dump(config, sort_keys=False))
             for logger in trainer.loggers:

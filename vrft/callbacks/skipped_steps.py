@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
@@ -12,6 +11,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from vrft.callbacks.checkpoint import RunCheckpoint
 from vrft.callbacks.transcripts import append, row
 from vrft.errors import ConfigurationError
+from vrft.run_dir import RunDir
 from vrft.training.module import VisionModule
 from vrft.training.trainer import VisionTrainer
 from vrft.types import PromptBatch, ScoredRollout
@@ -42,8 +42,7 @@ class SkippedSteps(Checkpoint):
         assert isinstance(trainer, VisionTrainer)
         assert isinstance(pl_module, VisionModule)
         if pl_module.skipped_steps:
-            rank = f"-{trainer.global_rank}" if trainer.world_size > 1 else ""
-            path = Path(trainer.default_root_dir) / f"faults{rank}.jsonl"
+            path = RunDir.of(trainer).faults(trainer.global_rank if trainer.world_size > 1 else None)
             append(path, faults(int(pl_module.steps_done), batch, outputs))
         self.in_a_row = self.in_a_row + 1 if trainer.global_step == self.last_step else 0
         self.last_step = trainer.global_step

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from vrft.report.facts import SCORES
+from vrft.run_dir import RunDir
 from vrft.training.module import VisionModule
 
 
@@ -67,7 +68,7 @@ class Summary(Callback):
             before, after = self.base[key], self.tuned[key]
             table.add_row(key, f"{before:.3f}", f"{after:.3f}", f"{after - before:+.3f}")
         Console().print(table)
-        path = folder / "summary.json"
+        path = RunDir(folder).summary
         content = {
             "base": self.base,
             "tuned": self.tuned,

@@ -15,6 +15,7 @@ from torch import Tensor
 from vrft.callbacks.rollout_pictures import show_rollout
 from vrft.errors import ConfigurationError
 from vrft.loggers import logged_step
+from vrft.run_dir import RunDir
 from vrft.training.module import VisionModule
 from vrft.types import ScoredRollout
 from vrft.utils.thumbnails import save_thumbnail
@@ -44,12 +45,12 @@ class Transcripts(Callback):
             return
         shown = min(len(scored.answers), self.max_prompts * scored.total.shape[1])
         rows = [row(scored, rollout, n) for n in range(shown)]
-        run, group, task = Path(trainer.default_root_dir), scored.total.shape[1], type(pl_module.task).__name__
-        pictures = [save_thumbnail(sample.image, run) for sample in scored.samples[: shown // group]]
+        run, group, task = RunDir.of(trainer), scored.total.shape[1], type(pl_module.task).__name__
+        pictures = [save_thumbnail(sample.image, run.pictures) for sample in scored.samples[: shown // group]]
         seen = [
             {"task": task, "image": pictures[n // group], "size": scored.samples[n // group].size} for n in range(shown)
         ]
-        append(run / "transcripts.jsonl", [entry | more for entry, more in zip(rows, seen, strict=True)])
+        append(run.transcripts, [entry | more for entry, more in zip(rows, seen, strict=True)])
         show_rollout(trainer.loggers, scored, rows, logged_step(trainer))
 
 

@@ -7,12 +7,12 @@ import json
 import random
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import TypeVar
 
 from lightning.pytorch.utilities import rank_zero_only
 
 from vrft.errors import ConfigurationError
+from vrft.run_dir import RunDir
 
 T = TypeVar("T")
 
@@ -48,11 +48,10 @@ def choose_shots(
 
 
 @rank_zero_only
-def record_shots(folder: str, chosen: Sequence[tuple[str, int | str]]) -> None:
+def record_shots(run: RunDir, chosen: Sequence[tuple[str, int | str]]) -> None:
     """Write which images were chosen for each category to `few_shot.json` in the run's folder."""
     table = defaultdict(list)
     for name, image in chosen:
         table[name].append(image)
-    path = Path(folder) / "few_shot.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(table, indent=1) + "\n")
+    run.path.mkdir(parents=True, exist_ok=True)
+    run.few_shot.write_text(json.dumps(table, indent=1) + "\n")

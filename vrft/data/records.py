@@ -23,6 +23,7 @@ from vrft.data.datamodule import AugmentedSet, VisionData
 from vrft.data.few_shot import choose_shots, record_shots
 from vrft.data.images import BadImage, ImageSource, check_image, read_image
 from vrft.errors import ConfigurationError
+from vrft.run_dir import RunDir
 from vrft.types import Sample, Target
 from vrft.utils.progress import progress
 
@@ -62,7 +63,7 @@ class BadRecords:
         """`location`: the file and the entry in it, with its id."""
         self.found.append(f"{location}: {reason}")
 
-    def report(self, on_bad_record: OnBadRecord, folder: Path, *, replace_list: bool) -> None:
+    def report(self, on_bad_record: OnBadRecord, run: RunDir, *, replace_list: bool) -> None:
         """Raise ConfigurationError with all of them; or with "skip" warn, and list them in `bad_records.txt`.
 
         `replace_list`: also where there is such a list, which an evaluation after training would cut short.
@@ -74,9 +75,9 @@ class BadRecords:
             more = [f"and {len(self.found) - SHOWN} more"] if len(self.found) > SHOWN else []
             advice = "mend them, or leave them out with data.on_bad_record=skip"
             raise ConfigurationError("\n".join([f"{count}; {advice}", *self.found[:SHOWN], *more]))
-        rank_zero_warn(f"{count} left out, listed in {folder / 'bad_records.txt'}: {self.found[0]}")
-        if replace_list or not (folder / "bad_records.txt").exists():
-            write_lines(folder / "bad_records.txt", self.found)
+        rank_zero_warn(f"{count} left out, listed in {run.bad_records}: {self.found[0]}")
+        if replace_list or not run.bad_records.exists():
+            write_lines(run.bad_records, self.found)
 
 
 @rank_zero_only
@@ -198,7 +199,7 @@ class RecordData(VisionData):
         if not needs_train and self._val is not None:
             return
         assert self.trainer is not None
-        folder = Path(self.trainer.default_root_dir)
+        run = RunDir.of(self.trainer)
         bad_records = BadRecords()
         with garbage_kept():
             inner = self.val_fraction is not None or self.val_shots is not None
@@ -207,16 +208,16 @@ class RecordData(VisionData):
         try:
             train, val = self._choose(train, val, bad_records, needs_train)
         except ConfigurationError:
-            bad_records.report(self.on_bad_record, folder, replace_list=True)  # why there are too few
+            bad_records.report(self.on_bad_record, run, replace_list=True)  # why there are too few
             raise
         if needs_train:
             if self.shots is not None:
-                record_shots(str(folder), [(category(record), str(record.image)) for record in train])
+                record_shots(run, [(category(record), str(record.image)) for record in train])
             train += self.extra_records(train)
             train = check_targets(self.finish(check_images(train, bad_records), bad_records), bad_records)
             warn_of_shared_images(train, val)
         val = self.finish(check_images(val, bad_records), bad_records)
-        bad_records.report(self.on_bad_record, folder, replace_list=stage == "fit")
+        bad_records.report(self.on_bad_record, run, replace_list=stage == "fit")
         for name, records in (("train", train), ("val", val)):
             if not records and (name == "val" or needs_train):
                 raise ConfigurationError(f"data: no {name} records; expected at least one")

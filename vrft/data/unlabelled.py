@@ -11,6 +11,7 @@ from PIL import Image
 
 from vrft.data.records import SHOWN, BadRecords, Record, RecordData, RecordSet, Split, check_images, write_lines
 from vrft.errors import ConfigurationError
+from vrft.run_dir import RunDir
 
 
 class UnlabelledData(RecordData):
@@ -51,7 +52,7 @@ class UnlabelledData(RecordData):
         if len(bad_records.found) > SHOWN:
             rank_zero_warn(f"{len(bad_records.found)} images are left out, all listed in predictions_left_out.txt")
         if bad_records.found:
-            write_lines(Path(self.trainer.default_root_dir) / "predictions_left_out.txt", bad_records.found)
+            write_lines(RunDir.of(self.trainer).predictions_left_out, bad_records.found)
         if not found:
             raise ConfigurationError(f"images: there is no image that can be read in {self.images[0]}")
         self._val = RecordSet(found, training=False)

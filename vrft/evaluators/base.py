@@ -15,6 +15,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from vrft.data.datamodule import VisionData
 from vrft.loggers import logged_step
+from vrft.run_dir import RunDir
 from vrft.types import Answer, PromptBatch, Sample
 
 Row = TypeVar("Row")
@@ -104,7 +105,7 @@ def evaluation_folder(trainer: Trainer) -> Path:
     stage = "test" if trainer.testing else "val"
     asked = trainer.ckpt_path is not None and trainer.state.fn != TrainerFn.FITTING  # which goes on from it
     name = Path(str(trainer.ckpt_path)).stem if asked else str(trainer.global_step)
-    return Path(trainer.default_root_dir) / "evaluation" / f"{stage}-{name}"
+    return RunDir.of(trainer).evaluation(stage, name)
 
 
 def gather(rows: dict[int, Row], world_size: int) -> dict[int, Row]:

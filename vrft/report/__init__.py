@@ -10,26 +10,27 @@ from vrft.errors import ConfigurationError
 from vrft.report import facts, held_out, rollouts
 from vrft.report.metrics import read_metrics, thin
 from vrft.report.page import read_pictures, render
+from vrft.run_dir import RunDir
+from vrft.utils.files import PARTIAL
 
-PARTS = ("config.yaml", "summary.json", "transcripts.jsonl", "logs", "evaluation")
-"""A folder with none of these holds no run."""
 
-
-def write_report(run: Path) -> Path:
+def write_report(folder: Path) -> Path:
     """Write `report.html` in a run's folder; returns its path.
 
     Raises:
         ConfigurationError: there is no run.
         OSError: the file can't be written.
     """
-    if not run.is_dir():
-        raise ConfigurationError(f"report: no such folder: {run}")
-    if not any((run / part).exists() for part in PARTS):
+    if not folder.is_dir():
+        raise ConfigurationError(f"report: no such folder: {folder}")
+    run = RunDir(folder)
+    if not any(path.exists() for path in (run.config, run.summary, run.transcripts, run.logs, run.evaluations)):
         raise ConfigurationError(f"report: {run} holds no run; expected the folder that `fit` wrote to, e.g. runs/NAME")
     problems: list[str] = []
     data = read_run(run, problems)
-    pictures = read_pictures(run / "pictures", _names(data), problems)
-    path, partial = run / "report.html", run / "report.html.partial"
+    pictures = read_pictures(run.pictures, _names(data), problems)
+    path = run.report
+    partial = path.with_name(path.name + PARTIAL)
     try:
         partial.write_text(render(data, pictures), encoding="utf-8")
         partial.replace(path)
@@ -38,7 +39,7 @@ def write_report(run: Path) -> Path:
     return path
 
 
-def read_run(run: Path, problems: list[str]) -> dict[str, Any]:
+def read_run(run: RunDir, problems: list[str]) -> dict[str, Any]:
     """All that the page shows, as plain values; what can't be read is left out and named in `problems`."""
     config, settings = facts.read_config(run, problems)
     series = read_metrics(run, problems)
@@ -46,9 +47,9 @@ def read_run(run: Path, problems: list[str]) -> dict[str, Any]:
     done = max((points[-1][0] for points in series.values()), default=0)
     everything = rollouts.read_groups(run, problems)
     groups = rollouts.thin(everything)
-    evaluations = held_out.evaluations(run)
+    evaluations = [folder for _, folder in run.evaluations_by_step()]
     return {
-        "name": run.resolve().name,
+        "name": run.path.resolve().name,
         "written": time.strftime("%Y-%m-%d %H:%M"),
         "facts": settings,
         "ended": bool(summary) and done <= (facts.number(summary, "rollouts") or 0),
@@ -59,8 +60,8 @@ def read_run(run: Path, problems: list[str]) -> dict[str, Any]:
         "groups": [rollouts.as_values(group) for group in groups],
         "all_groups": len(everything),
         "pairs": rollouts.pairs(groups),
-        "held_out": held_out.read_pairs([folder for _, folder in evaluations], problems),
-        "categories": facts.read_categories([folder for _, folder in evaluations], problems),
+        "held_out": held_out.read_pairs(evaluations, problems),
+        "categories": facts.read_categories(evaluations, problems),
         "warnings": facts.read_warnings(run, problems),
         "config": config,
         "problems": problems,

@@ -11,6 +11,7 @@ from typing import Any
 
 from vrft.report.lines import Fault, Warned, read_lines
 from vrft.report.metrics import Series
+from vrft.run_dir import RunDir
 from vrft.utils.redact import redact
 from vrft.utils.yaml_text import decode_yaml
 
@@ -67,9 +68,9 @@ def read_text(path: Path, problems: list[str]) -> str:
         return ""
 
 
-def read_config(run: Path, problems: list[str]) -> tuple[str, dict[str, str]]:
+def read_config(run: RunDir, problems: list[str]) -> tuple[str, dict[str, str]]:
     """The config as text, without secrets, and what of it stands at the top of the page."""
-    text = redact(read_text(run / "config.yaml", problems))
+    text = redact(read_text(run.config, problems))
     try:
         config = decode_yaml(text, as_text=True)
     except ValueError:
@@ -100,9 +101,9 @@ def read_scores(summary: dict[str, Any], series: Series) -> list[dict[str, Any]]
     return found
 
 
-def read_summary(run: Path, problems: list[str]) -> dict[str, Any]:
+def read_summary(run: RunDir, problems: list[str]) -> dict[str, Any]:
     """What a run that has ended wrote last; empty if it has not."""
-    text = read_text(run / "summary.json", problems)
+    text = read_text(run.summary, problems)
     try:
         summary = json.loads(text) if text else {}
     except (ValueError, RecursionError):
@@ -143,15 +144,15 @@ def _table(path: Path, problems: list[str]) -> Iterator[tuple[str, float]]:
         problems.append(f"{path.parent.name}/{path.name} can't be read to its end")
 
 
-def read_warnings(run: Path, problems: list[str]) -> list[dict[str, Any]]:
+def read_warnings(run: RunDir, problems: list[str]) -> list[dict[str, Any]]:
     """What guards said, which steps were skipped and which records were left out."""
     found = [
         {"kind": warned.guard, "rollout": warned.rollout, "text": warned.message}
-        for warned in read_lines(run / "warnings.jsonl", Warned, problems)
+        for warned in read_lines(run.warnings, Warned, problems)
     ]
-    left_out = read_text(run / "bad_records.txt", problems).splitlines()
+    left_out = read_text(run.bad_records, problems).splitlines()
     found += [{"kind": "bad record", "rollout": None, "text": line[:500]} for line in left_out[:SHOWN]]
-    faults = [fault for path in sorted(run.glob("faults*.jsonl")) for fault in read_lines(path, Fault, problems)]
+    faults = [fault for path in run.faults_files() for fault in read_lines(path, Fault, problems)]
     found += [
         {
             "kind": "skipped step",

@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from vrft.report.lines import HeldOut, read_lines
+from vrft.run_dir import ANSWERS
 
 MOST = 12
 """Images of each kind."""
-
-ANSWERS = "answers.jsonl"
 
 Answers = Mapping[int, HeldOut]
 """By sample."""
@@ -46,16 +45,6 @@ def _best(answers: Answers, samples: list[int], key: Callable[[int], float]) -> 
     for sample in sorted(samples, key=lambda sample: (key(sample), sample)):
         chosen.setdefault(answers[sample].image_id, sample)
     return [*chosen.values()][:MOST]
-
-
-def evaluations(run: Path) -> list[tuple[int, Path]]:
-    """The evaluations during training, by optimizer step."""
-    found = []
-    for folder in (run / "evaluation").glob("val-*"):
-        step = folder.name.removeprefix("val-")
-        if step.isascii() and step.isdecimal() and len(step) < 16 and folder.is_dir():
-            found.append((int(step), folder))
-    return sorted(found)
 
 
 def read_answers(folder: Path, problems: list[str]) -> dict[int, HeldOut]:

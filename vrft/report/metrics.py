@@ -9,6 +9,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from vrft.run_dir import RunDir
+
 MOST = 1500
 """Points of a curve; of longer runs, neighbours are averaged."""
 
@@ -30,10 +32,10 @@ Series = dict[str, list[tuple[int, float]]]
 """Rollouts and value, by name."""
 
 
-def read_metrics(run: Path, problems: list[str]) -> Series:
+def read_metrics(run: RunDir, problems: list[str]) -> Series:
     """Every metric over rollouts. Where a continued run did some again, the later ones count."""
     found: dict[str, dict[int, float]] = defaultdict(dict)
-    for path in sorted(run.glob("*/version_*/metrics.csv"), key=_version):
+    for path in sorted(run.metrics_files(), key=_version):
         points = list(_read(path, problems))
         trained = [point.rollouts for point in points if point.name.startswith(TRAINED)]
         if not trained and found:  # an evaluation of some checkpoint counts as step 0, that of a run's end does not

@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 
 from vrft.errors import ConfigurationError
 from vrft.report.facts import SCORES, number, read_summary
+from vrft.run_dir import RunDir
 from vrft.utils.redact import redact
 from vrft.utils.yaml_text import decode_yaml
 
@@ -37,7 +38,7 @@ def read_run(run: Path) -> dict[str, Any]:
     Raises:
         ConfigurationError: there is none.
     """
-    path = run / "config.yaml"
+    path = RunDir(run).config
     try:
         content = decode_yaml(path.read_text())
     except (OSError, ValueError) as error:
@@ -68,7 +69,7 @@ def write_card(folder: Path, run: Path, template: str, *, adapter: bool, step: i
         step: optimizer steps behind the weights; `summary.json` is of one of them.
     """
     config = read_run(run)
-    summary = read_summary(run, [])
+    summary = read_summary(RunDir(run), [])
     lines = [*front_matter(config, adapter), *description(config, run, template, adapter), *table(summary, step)]
     path = folder / "README.md"
     path.write_text("\n".join(lines) + "\n")
@@ -121,7 +122,7 @@ def description(config: dict[str, Any], run: Path, template: str, adapter: bool)
     yield f"| LoRA | {code(lora_of(config) or 'no')} |"
     for name in TRAINING if is_reinforced(config) else ():
         yield f"| {name} | {code(model.get(name))} |"
-    yield from ("", "The run:", "", fenced(f"python -m vrft fit --config {run}/config.yaml"), "")
+    yield from ("", "The run:", "", fenced(f"python -m vrft fit --config {RunDir(run).config}"), "")
     yield from ("It was asked in these words, beside the image:", "", fenced(template), "")
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from vrft.report.lines import Completion, read_lines
+from vrft.run_dir import RunDir
 
 MOST = 5000
 """Completions that a report shows; of more, those of evenly spaced rollouts."""
@@ -35,10 +35,10 @@ class Group:
         return sum(rewards) / len(rewards) if rewards else 0.0
 
 
-def read_groups(run: Path, problems: list[str]) -> list[Group]:
+def read_groups(run: RunDir, problems: list[str]) -> list[Group]:
     """Groups in the order of rollouts. Where a continued run did some again, the later ones count."""
     groups: list[Group] = []
-    for line in read_lines(run / "transcripts.jsonl", Completion, problems):
+    for line in read_lines(run.transcripts, Completion, problems):
         if groups and line.rollout < groups[-1].first.rollout:
             groups = [group for group in groups if group.first.rollout < line.rollout]
         if not groups or not groups[-1].takes(line):

@@ -14,6 +14,7 @@ from vrft.errors import ConfigurationError
 from vrft.evaluators import Evaluator
 from vrft.evaluators.intervals import Comparison, as_json, compare, table
 from vrft.rollout.vllm.command import serve_commands
+from vrft.run_dir import RunDir
 from vrft.training.module import VisionModule
 from vrft.utils.files import write_json
 
@@ -95,7 +96,7 @@ class VisionTrainer(Trainer):
                 found |= compare(evaluator, [row for _, row in rows], after, resamples, model.seed)
             names = (Path(against).stem, Path(ckpt_path).stem if ckpt_path else "base")
             names = (against, str(ckpt_path)) if len({*names}) == 1 else names  # both last.ckpt
-            path = Path(self.default_root_dir) / "evaluation" / "comparison.json"
+            path = RunDir.of(self).comparison
             write_json(path, as_json(found, names))
             Console(width=110).print(table(found, names))
             print(f"comparison: {path}")
@@ -163,7 +164,7 @@ class VisionTrainer(Trainer):
                 another way; 0 is off.
             gpu_memory: in GB, of the GPU that the run is meant for; default: that of this machine's, if it has one.
         """
-        folder = Path(self.default_root_dir) / "doctor"
+        folder = RunDir.of(self).doctor
         folder.mkdir(parents=True, exist_ok=True)
         console = Console()
         try:

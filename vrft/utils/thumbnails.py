@@ -10,7 +10,6 @@ from pathlib import Path
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from PIL import Image
 
-FOLDER = "pictures"
 SIDE = 448
 """Pixels of the longer side, from which an image is made smaller."""
 
@@ -18,18 +17,15 @@ SMALL = 128
 """Pixels of the longer side, up to which colours are kept as sharp as the rest."""
 
 
-def save_thumbnail(image: Image.Image, run: Path) -> str | None:
-    """Write `pictures/NAME.jpg` unless it is there, named by what it shows; NAME.jpg, or None if it can't be written.
-
-    Nothing depends on it: a run goes on without those that can't be written.
-    """
+def save_thumbnail(image: Image.Image, folder: Path) -> str | None:
+    """Write a small JPEG, named by its content, and return the name, or None with a warning if writing fails."""
     small = image.convert("RGB")
     small.thumbnail((SIDE, SIDE))
     buffer = io.BytesIO()
     quality, subsampling = (95, 0) if max(small.size) <= SMALL else (75, 2)
     small.save(buffer, "JPEG", quality=quality, subsampling=subsampling)
     content = buffer.getvalue()
-    path = run / FOLDER / f"{hashlib.sha256(content).hexdigest()[:16]}.jpg"
+    path = folder / f"{hashlib.sha256(content).hexdigest()[:16]}.jpg"
     if path.exists():
         return path.name
     partial = path.with_suffix(".partial")
@@ -40,6 +36,6 @@ def save_thumbnail(image: Image.Image, run: Path) -> str | None:
     except OSError as error:
         with suppress(OSError):
             partial.unlink()
-        rank_zero_warn(f"{FOLDER}: images are missing: {error.strerror}")
+        rank_zero_warn(f"{folder.name}: images are missing: {error.strerror}")
         return None
     return path.name
