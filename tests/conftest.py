@@ -14,8 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
-ROOT = Path(__file__).parent.parent
-CSV_ONLY = "--trainer.logger={class_path: vrft.loggers.CSVLogger, init_args: {save_dir: '${....run_dir}', name: logs}}"
+from tests.helpers import ROOT
 
 
 @pytest.fixture(autouse=True)

@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import CSV_ONLY, ROOT
-from formats import (
+
+from tests.helpers import CSV_ONLY, ROOT
+from tests.helpers.formats import (
     coco_tables,
     write_aircraft,
     write_cars,
@@ -20,7 +21,6 @@ from formats import (
     write_pets,
     write_reason_seg,
 )
-
 from vrft.__main__ import main
 
 CONFIGS = sorted(path for folder in (".", "tiny", "recipes") for path in (ROOT / "configs" / folder).glob("*.yaml"))

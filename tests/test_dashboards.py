@@ -11,11 +11,11 @@ from pathlib import Path
 import lightning.fabric.loggers.tensorboard
 import pytest
 import torch
-from conftest import CSV_ONLY, ROOT
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from wandb_files import history, records
 
+from tests.helpers import CSV_ONLY, ROOT
+from tests.helpers.wandb_files import history, records
 from vrft.__main__ import main
 from vrft.callbacks.rollout_pictures import group_picture
 from vrft.callbacks.transcripts import row

@@ -18,13 +18,12 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import formats
 import pytest
 import yaml
-from conftest import CSV_ONLY, ROOT
 from lightning.pytorch import Trainer
 
 import vrft
+from tests.helpers import CSV_ONLY, ROOT, formats
 from vrft import data, evaluators, rewards, rollout, tasks
 from vrft.__main__ import COMMANDS, main
 from vrft.callbacks.checkpoint import RunCheckpoint

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
-from formats import coco_tables
 from scipy import stats
 
+from tests.helpers import ROOT
+from tests.helpers.formats import coco_tables
 from vrft.data import FreshSceneData, SceneData
 from vrft.data.scenes import COLOURS, NOVEL_COLOURS, FreshScenes
 from vrft.errors import ConfigurationError

@@ -11,8 +11,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from conftest import ROOT
 
+from tests.helpers import ROOT
 from vrft.errors import ConfigurationError
 
 FUZZ = ROOT / "tests" / "fuzz"

@@ -7,8 +7,8 @@ import statistics
 from types import SimpleNamespace
 
 import pytest
-from conftest import ROOT
 
+from tests.helpers import ROOT
 from vrft.training.module import BUCKET, buckets
 
 SCALING = SimpleNamespace(**runpy.run_path(str(ROOT / "benchmarks" / "scaling.py")))

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from targets import Target
 
-TESTS = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 CHUNK = 500
 
 
@@ -90,7 +90,7 @@ _targets: list[Target] = []
 
 
 def _start(seed: int, keep: Path | None) -> None:
-    sys.path.insert(0, str(TESTS))  # the writers of data sets are there
+    sys.path.insert(0, str(ROOT))  # the writers of data sets are there
     import torch
     from targets import all_targets
 

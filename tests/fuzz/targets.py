@@ -14,9 +14,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
-import formats
 from PIL import Image
 
+from tests.helpers import formats
 from vrft import tasks
 from vrft.boxes import FRAMES
 from vrft.cli.score import read_records

@@ -1,0 +1,175 @@
+"""`predict`: any images in, JSON lines, COCO results and pictures out."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+from pycocotools.coco import COCO
+
+from tests.helpers import ROOT
+from vrft.__main__ import main
+from vrft.cli.predict import normalise_argv
+
+QUICKSTART = str(ROOT / "configs" / "quickstart.yaml")
+QUIET = ("--trainer.enable_progress_bar=false", "--trainer.logger=false")
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+@pytest.fixture
+def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of images as a user has them, and none of the config's data."""
+    folder = tmp_path / "photos"
+    (folder / "deeper").mkdir(parents=True)
+    for number, name in enumerate(["b.png", "a.jpg", "deeper/c.webp", "A B.PNG"]):
+        Image.new("RGB", (80, 40 + 10 * number), (40 * number, 90, 200)).save(folder / name)
+    (folder / "broken.png").write_bytes(b"\x89PNG\r\n")
+    (folder / "notes.txt").write_text("no image")
+    monkeypatch.chdir(tmp_path)
+    return folder
+
+
+def predict(folder: Path, *more: str) -> int:
+    return main(["predict", "--config", QUICKSTART, f"--run_dir={folder}", *QUIET, *more])
+
+
+def test_a_folder_of_images(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.warns(UserWarning, match=r"left out: .*broken.png: not an image that can be read"):
+        assert predict(tmp_path / "run", "--images", "photos", "--query", "red", "light green", "--draw") == 0
+    run = tmp_path / "run"
+    rows = lines(run / "predictions.jsonl")
+    names = ["photos/A B.PNG", "photos/a.jpg", "photos/b.png", "photos/deeper/c.webp"]
+    expected = [(name, query) for name in names for query in ("red", "light green")]
+    assert [(row["file"], row["query"]) for row in rows] == expected
+    assert [(row["width"], row["height"]) for row in rows[::2]] == [(80, 70), (80, 50), (80, 40), (80, 60)]
+    assert "broken.png" in (run / "predictions_left_out.txt").read_text()
+    assert not (run / "bad_records.txt").exists()  # that is the training's
+    results = json.loads((run / "predictions_coco.json").read_text())
+    assert len(results) == sum(len(row["answer"] or ()) for row in rows)
+    truth = COCO(str(run / "predictions_images.json"))
+    assert [category["name"] for category in truth.loadCats(truth.getCatIds())] == ["red", "light green"]
+    if results:
+        assert len(truth.loadRes(results).anns) == len(results)
+    drawn = sorted(path.name for path in (run / "predictions").iterdir())
+    assert drawn == ["000000-A B.jpg", "000002-a.jpg", "000004-b.jpg", "000006-c.jpg"]
+    shown = capsys.readouterr().out
+    assert f"predictions: {run}/predictions.jsonl" in shown
+    assert f"COCO results: {run}/predictions_coco.json" in shown
+    assert not list(run.glob("predictions-*"))
+
+
+def test_boxes_become_coco_results_and_are_drawn(photos: Path, tmp_path: Path) -> None:
+    """Scenes that the policy can answer."""
+    from vrft.data.scenes import FreshScenes
+
+    for number in range(6):
+        FreshScenes(6, 0, seed=0)[number].image.save(photos / f"scene{number}.png")
+    scenes = [f"photos/scene{number}.png" for number in range(6)]
+    assert predict(tmp_path / "run", "--images", *scenes, "--query", "red", "blue", "--draw") == 0
+    rows = lines(tmp_path / "run" / "predictions.jsonl")
+    found = [(row["image_id"], row["query"], box) for row in rows for box in row["answer"] or ()]
+    assert found
+    results = json.loads((tmp_path / "run" / "predictions_coco.json").read_text())
+    for (image_id, query, box), result in zip(found, results, strict=True):
+        x0, y0, x1, y1 = box["box"]
+        assert result["image_id"] == image_id
+        assert result["category_id"] == {"red": 1, "blue": 2}[query]
+        assert result["bbox"] == pytest.approx([x0, y0, x1 - x0, y1 - y0], abs=0.006)
+        assert result["score"] == box["score"]
+
+
+def test_pictures_of_images_with_the_longest_names(photos: Path, tmp_path: Path) -> None:
+    name = "é" * 125  # two bytes each; with the ending 254 of the 255 that file systems take
+    (photos / "a.jpg").rename(photos / f"{name}.jpg")
+    assert predict(tmp_path / "run", "--images", f"photos/{name}.jpg", "--query", "red", "--draw") == 0
+    (drawn,) = (tmp_path / "run" / "predictions").iterdir()
+    assert drawn.name == f"000000-{'é' * 100}.jpg"
+
+
+def test_without_a_query_the_categories_of_the_config_are_asked_for(photos: Path, tmp_path: Path) -> None:
+    assert predict(tmp_path / "run", "--images=photos/a.jpg", "--data.categories=[red, blue]") == 0
+    assert [row["query"] for row in lines(tmp_path / "run" / "predictions.jsonl")] == ["red", "blue"]
+
+
+def test_all_categories_of_an_image_are_asked_at_once_where_the_data_does_that(photos: Path, tmp_path: Path) -> None:
+    more = ["--data.per_image=true", "--task=MultiCategoryDetectionTask", "--task.template=Detect {query}"]
+    assert predict(tmp_path / "run", "--images=photos/a.jpg", "--query", "red", "blue", *more) == 0
+    assert [row["query"] for row in lines(tmp_path / "run" / "predictions.jsonl")] == ["red, blue"]
+
+
+def test_a_classifier_needs_no_query(photos: Path, tmp_path: Path) -> None:
+    config = str(ROOT / "configs" / "digits.yaml")
+    command = ["predict", "--config", config, f"--run_dir={tmp_path}/run", *QUIET, "--images", "photos", "--draw"]
+    assert main(command) == 0
+    rows = lines(tmp_path / "run" / "predictions.jsonl")
+    assert len(rows) == 4
+    assert all(isinstance(row["answer"], str | None) for row in rows)
+    assert not (tmp_path / "run" / "predictions_coco.json").exists()
+    assert len(list((tmp_path / "run" / "predictions").iterdir())) == 4
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--images", "nowhere", "--query", "red"], "images: no such file or folder: nowhere"),
+        (
+            ["--images", "photos/broken.png", "--query", "red"],
+            "there is no image that can be read in photos/broken.png",
+        ),
+        (["--images", "photos"], "query: the task asks about something; expected e.g. --query cat"),
+        (["--query", "red"], "query: expected --images, which it is asked of"),
+        (["--images", "photos", "--query", "red", "--ckpt_path=photos"], "ckpt_path: photos is no folder of a model"),
+    ],
+)
+def test_mistakes_are_one_line(
+    more: list[str], message: str, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert predict(tmp_path / "run", *more) == 2
+    found = [line for line in capsys.readouterr().err.splitlines() if line.startswith("vrft:")]
+    assert len(found) == 1
+    assert message in found[0]
+
+
+def test_words_of_other_commands_stay_as_they_are() -> None:
+    assert normalise_argv(["fit", "--draw", "--query", "a", "b"]) == ["fit", "--draw", "--query", "a", "b"]
+    deep = "[" * 5000
+    assert normalise_argv(["predict", "--query", deep]) == ["predict", f'--query=["{deep}"]']  # it is no list
+    assert normalise_argv(["predict", "--query", 'say "yes"', "--x=1"]) == [
+        "predict",
+        '--query=["say \\"yes\\""]',
+        "--x=1",
+    ]
+
+
+def test_lists_are_of_all_their_occurrences() -> None:
+    words = ["predict", "--images", "a", "b", "--query=x", "--images=[c, '1']", "--images=[d].png", "--query", "y"]
+    assert normalise_argv(words) == ["predict", '--images=["a", "b", "c", "1", "[d].png"]', '--query=["x", "y"]']
+
+
+def test_ranks_write_one_file_in_order(photos: Path, tmp_path: Path) -> None:
+    found = []
+    for ranks in (1, 2):
+        run = tmp_path / str(ranks)
+        parts = ["--trainer.strategy=ddp", f"--trainer.devices={ranks}", "--trainer.accelerator=cpu"]
+        command = ["predict", "--config", QUICKSTART, f"--run_dir={run}", *QUIET, "--images", "photos", "--query=red"]
+        if ranks == 1:
+            assert main(command) == 0
+        else:
+            environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+            done = subprocess.run(
+                [sys.executable, "-m", "vrft", *command, *parts], env=environment, capture_output=True
+            )
+            assert done.returncode == 0, done.stderr.decode()[-2000:]
+        found.append((lines(run / "predictions.jsonl"), (run / "predictions_coco.json").exists()))
+        assert not list(run.glob("predictions-*"))
+    assert found[0] == found[1]
+    assert len(found[0][0]) == 4

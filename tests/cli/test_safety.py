@@ -1,0 +1,262 @@
+"""What SECURITY.md promises: nobody's text, file or checkpoint is run as code, and keys stay out of what is written."""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import pickle
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from lightning.pytorch.loggers import CSVLogger
+from safetensors.torch import load_file
+
+from tests.helpers import CSV_ONLY, ROOT
+from vrft.__main__ import main
+from vrft.policy.checkpoint import BUILT_IN
+from vrft.utils.redact import is_secret, redact, redact_settings
+
+Command = Callable[..., list[str]]
+PACKAGE = ROOT / "vrft"
+CANARY = "VRFT_TEST_CANARY"
+
+
+def leave_a_trace(*_: object, **__: object) -> None:
+    Path(os.environ[CANARY]).write_text("it ran")
+
+
+class Stranger:
+    """Of no interface that a config can fill."""
+
+    def __init__(self, *_: object, **__: object) -> None:
+        leave_a_trace()
+
+
+class KeyedLogger(CSVLogger):
+    """A user's own, with a key among its settings."""
+
+    def __init__(self, save_dir: str, api_key: str, address: str) -> None:
+        super().__init__(save_dir, name="logs")
+
+
+@pytest.fixture
+def trace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A file that nothing may write."""
+    path = tmp_path / "trace"
+    monkeypatch.setenv(CANARY, str(path))
+    yield path
+    assert not path.exists()
+
+
+SLOTS = ["task", "model", "model.policy", "model.engine", "model.rewards.format", "model.optimizer", "data"]
+SLOTS += ["model.lr_scheduler", "trainer.callbacks+", "trainer.logger", "trainer.plugins", "trainer.strategy"]
+SLOTS += ["trainer.profiler", "trainer.accelerator", "model.policy.lora"]
+
+
+@pytest.mark.parametrize("slot", SLOTS)
+def test_a_class_outside_the_interface_is_refused_and_not_made(
+    slot: str, trace: Path, quick_fit: Command, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for value in (f"{{class_path: {__name__}.Stranger}}", f"{__name__}.leave_a_trace"):
+        assert main(quick_fit(f"--{slot}={value}")) == 2
+        said = capsys.readouterr().err.strip()
+        assert said.startswith("vrft: ")
+        assert len(said.splitlines()) == 1
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    return shutil.copytree(BUILT_IN / "tiny-detection", tmp_path / "checkpoint")
+
+
+def bring_code(checkpoint: Path) -> None:
+    """As models on the Hub do that transformers knows nothing of."""
+    config = json.loads((checkpoint / "config.json").read_text())
+    names = {"AutoConfig": "code.Config", "AutoModelForImageTextToText": "code.Model"}
+    (checkpoint / "config.json").write_text(json.dumps(config | {"model_type": "strange_vl", "auto_map": names}))
+    (checkpoint / "code.py").write_text("import tests.cli.test_safety\ntests.cli.test_safety.leave_a_trace()\n")
+
+
+def test_code_of_a_checkpoint_does_not_run(
+    trace: Path, checkpoint: Path, quick_fit: Command, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bring_code(checkpoint)
+    assert main(quick_fit(f"--model.policy.checkpoint={checkpoint}")) == 2
+    said = capsys.readouterr().err
+    assert f"{checkpoint} brings Python code of its own, which would run with all your rights" in said
+    assert "say --model.policy.trust_remote_code=true on the command line" in said
+
+
+def test_only_the_command_line_can_trust_code(
+    tmp_path: Path, trace: Path, checkpoint: Path, quick_fit: Command, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bring_code(checkpoint)
+    (tmp_path / "trusting.yaml").write_text("model: {policy: {trust_remote_code: true}}\n")
+    command = quick_fit("--config", str(tmp_path / "trusting.yaml"), f"--model.policy.checkpoint={checkpoint}")
+    assert main(command) == 2
+    assert "a file can't say that code of strangers may run" in capsys.readouterr().err
+
+
+def test_on_the_command_line_it_is_the_users_decision(
+    tmp_path: Path, checkpoint: Path, quick_fit: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(CANARY, str(tmp_path / "ran"))
+    monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
+    bring_code(checkpoint)
+    with pytest.raises(AttributeError, match="Config"):  # the file has no such class; but it was run
+        main(quick_fit(f"--model.policy.checkpoint={checkpoint}", "--model.policy.trust_remote_code=true"))
+    assert (tmp_path / "ran").exists()
+
+
+def test_pickled_weights_are_refused(
+    trace: Path, checkpoint: Path, quick_fit: Command, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.save(load_file(checkpoint / "model.safetensors"), checkpoint / "pytorch_model.bin")
+    (checkpoint / "model.safetensors").unlink()
+    assert main(quick_fit(f"--model.policy.checkpoint={checkpoint}")) == 2
+    assert f"{checkpoint} is not a checkpoint folder: it has no *.safetensors" in capsys.readouterr().err
+
+
+class Payload:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return leave_a_trace, ()
+
+
+def no_zip(path: Path) -> None:
+    path.write_bytes(pickle.dumps(Payload()))
+
+
+def old_format(path: Path) -> None:
+    torch.save({"state_dict": Payload()}, path, _use_new_zipfile_serialization=False)
+
+
+def payload(path: Path) -> None:
+    torch.save({"state_dict": {}, "optimizer_states": [], "callbacks": Payload()}, path)
+
+
+def half(path: Path) -> None:
+    torch.save({"state_dict": {"a": torch.zeros(1000)}}, path)
+    path.write_bytes(path.read_bytes()[:2000])
+
+
+def weights_alone(path: Path) -> None:
+    torch.save({"a": torch.zeros(3)}, path)
+
+
+@pytest.mark.parametrize(
+    ("write", "reason"),
+    [
+        pytest.param(no_zip, "is no checkpoint, or not all of one", id="pickle"),
+        pytest.param(old_format, "is no checkpoint, or not all of one", id="old-format"),
+        pytest.param(payload, f"holds more than numbers, and is refused: it asks for {__name__}.", id="code"),
+        pytest.param(half, "is no checkpoint, or not all of one", id="half"),
+        pytest.param(weights_alone, "is not of a run: it has no optimizer_states", id="weights-alone"),
+    ],
+)
+def test_a_checkpoint_is_numbers_or_refused_in_one_line(
+    write: Callable[[Path], None],
+    reason: str,
+    trace: Path,
+    tmp_path: Path,
+    quick_fit: Command,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    write(tmp_path / "strange.ckpt")
+    assert main(quick_fit(CSV_ONLY, f"--ckpt_path={tmp_path}/strange.ckpt")) == 2
+    assert f"vrft: ckpt_path: {tmp_path}/strange.ckpt {reason}" in capsys.readouterr().err
+
+
+FORBIDDEN = {"eval", "exec", "compile", "__import__", "os.system", "os.popen", "pickle.load", "pickle.loads"}
+FORBIDDEN |= {"yaml.unsafe_load", "yaml.full_load", "marshal.loads", "shelve.open", "np.load"}
+PROCESSES = {
+    "vrft/callbacks/graceful_stop.py": ['["scontrol", "requeue", job]'],
+    "vrft/data/benchmarks.py": ["command"],  # this Python with a program of the package, a path and a name
+}
+
+
+def calls(path: Path) -> Iterator[tuple[str, ast.Call]]:
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Call):
+            yield ast.unparse(node.func), node
+
+
+def test_nothing_in_the_package_can_run_a_text() -> None:
+    files = sorted(PACKAGE.rglob("*.py"))
+    assert len(files) > 80
+    started: dict[str, list[str]] = {}
+    for path in files:
+        for name, call in calls(path):
+            assert name not in FORBIDDEN, f"{path}:{call.lineno}: {name}"
+            words = {word.arg: word.value for word in call.keywords}
+            assert "shell" not in words, f"{path}:{call.lineno}: {name}"
+            if name == "yaml.load":  # which makes texts of everything
+                assert ast.unparse(call.args[1]) == "yaml.BaseLoader", f"{path}:{call.lineno}"
+            if name == "torch.load":
+                assert ast.unparse(words["weights_only"]) == "True", f"{path}:{call.lineno}"
+            if name.startswith("subprocess."):
+                place = path.relative_to(ROOT).as_posix()
+                started.setdefault(place, []).append(ast.unparse(call.args[0]).replace("'", '"'))
+    assert started == PROCESSES  # what a process is started with, none of which a model writes
+
+
+@pytest.mark.parametrize(
+    ("name", "secret"),
+    [
+        ("api_key", True),
+        ("WANDB_API_KEY", True),
+        ("trainer.logger.init_args.apikey", True),
+        ("HF_TOKEN", True),
+        ("db-password", True),
+        ("client_secret", True),
+        ("max_tokens_per_micro_batch", False),
+        ("max_tokens", False),
+        ("tokenizer", False),
+        ("secretary", False),
+        ("key", False),
+    ],
+)
+def test_what_counts_as_a_secret(name: str, secret: bool) -> None:
+    assert is_secret(name) is secret
+
+
+def test_secrets_are_hidden_in_texts_and_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SOME_TOKEN", "abcdefgh-1234")
+    monkeypatch.setenv("SHORT_TOKEN", "run")
+    said = "run with token: 'xyz' and abcdefgh-1234 at https://me:pw@host:80/path?x=1, max_tokens: 7"
+    hidden = "run with token: '(hidden)' and (hidden) at https://(hidden)@host:80/path?x=1, max_tokens: 7"
+    assert redact(said) == hidden
+    settings = {"a": [{"api_key": "k", "url": "http://me:pw@host"}], "max_tokens": 7, "password": ["p"], "none": None}
+    expected = {"a": [{"api_key": None, "url": "http://(hidden)@host"}], "max_tokens": 7, "password": None}
+    assert redact_settings(settings) == expected | {"none": None}
+
+
+def test_a_key_is_in_nothing_that_a_run_writes_or_prints(
+    quick_fit: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    secrets = [f"{word}-do-not-tell" for word in ("key", "hub", "login", "typed")]
+    monkeypatch.setenv("WANDB_API_KEY", secrets[0])
+    monkeypatch.setenv("HF_TOKEN", secrets[1])
+    address = f"http://me:{secrets[2]}@host/"
+    keyed = {"class_path": f"{__name__}.KeyedLogger"}
+    keyed |= {"init_args": {"save_dir": str(tmp_path / "run"), "api_key": secrets[3], "address": address}}
+    wandb = {"class_path": "vrft.loggers.WandbLogger", "init_args": {"save_dir": str(tmp_path / "run")}}
+    command = quick_fit(f"--trainer.logger={json.dumps([keyed, wandb])}", "--transcripts.every_n_rollouts=1")
+    monkeypatch.setattr("sys.argv", ["vrft", *command])  # which W&B writes down
+    assert main(command) == 0
+    for wrong in (f"--trainer.hub_token={secrets[3]}", f"--model.beta={secrets[0]}", f"--model.task={address}"):
+        assert main([*command, wrong]) == 2
+    monkeypatch.undo()
+    printed = "".join(capfd.readouterr())
+    written = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    assert len(written) > 10
+    for secret in secrets:
+        assert secret not in printed
+        assert [str(path) for path, content in written.items() if secret.encode() in content] == []
+    saved = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
+    assert saved["trainer"]["logger"][0]["init_args"]["api_key"] is None

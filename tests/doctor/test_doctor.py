@@ -1,0 +1,203 @@
+"""The doctor finds what would cost a day, and is quiet about a config that is right."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from tests.helpers import CSV_ONLY, ROOT
+from tests.helpers.formats import write_jsonl
+from vrft.__main__ import main
+from vrft.data.scenes import draw_scene, write_coco
+from vrft.doctor.memory import optimizer_bytes
+from vrft.doctor.prompts import GARBAGE
+from vrft.rollout import RolloutEngine
+from vrft.tasks import DetectionTask
+from vrft.types import PromptBatch, Rollout
+
+Said = tuple[int, str]
+PAYS_FOR_GARBAGE = f"{{class_path: FunctionReward, init_args: {{function: {__name__}.pays_for_garbage}}}}"
+
+
+@pytest.fixture
+def doctor(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., Said]:
+    """Runs the command on 60 scenes, whose annotations may be changed; exit code and what it says, in one line."""
+    write_coco([draw_scene(random.Random(i)) for i in range(60)], tmp_path / "x.json", tmp_path / "images")
+
+    def run(*more: str, change: Callable[[dict[str, Any]], None] = lambda _: None) -> Said:
+        content = json.loads((tmp_path / "x.json").read_text())
+        change(content)
+        (tmp_path / "changed.json").write_text(json.dumps(content))
+        files = [f"--data.{part}_annotations={tmp_path}/changed.json" for part in ("train", "val")]
+        files += [f"--data.{part}_images={tmp_path}/images" for part in ("train", "val")]
+        config = ["--config", str(ROOT / "configs" / "quickstart.yaml"), f"--run_dir={tmp_path}/run", CSV_ONLY]
+        code = main(["doctor", *config, *files, *more])
+        return code, " ".join(capsys.readouterr().out.split())
+
+    return run
+
+
+def test_nothing_is_wrong_with_the_quickstart(doctor: Callable[..., Said], tmp_path: Path) -> None:
+    code, said = doctor("--trainer.devices=2", "--trainer.strategy=fsdp2")  # from one process all the same
+    assert (code, "problem:" in said) == (0, False)
+    assert "nothing is wrong" in said
+    for part in ("records, 8 categories", "target with end token", "the truth", "together"):
+        assert part in said
+    with Image.open(tmp_path / "run" / "doctor" / "samples.png") as sheet:
+        colours = sheet.convert("RGB").getcolors(1 << 24)
+    assert colours is not None
+    assert {(220, 30, 30)} <= {colour for _, colour in colours}  # the boxes
+    assert not (tmp_path / "run" / "config.yaml").exists()  # the folder is still free for the run itself
+
+
+def swap_axes(content: dict[str, Any]) -> None:
+    for entry in content["annotations"]:
+        x, y, w, h = entry["bbox"]
+        entry["bbox"] = [y, x, h, w]
+
+
+def shift_ids(content: dict[str, Any]) -> None:
+    for entry in content["annotations"]:
+        entry["category_id"] = entry["category_id"] % len(content["categories"]) + 1
+
+
+def shift_ids_beyond(content: dict[str, Any]) -> None:
+    for entry in content["annotations"]:
+        entry["category_id"] += 1
+
+
+def lose_an_image(content: dict[str, Any]) -> None:
+    content["images"][3]["file_name"] = "gone.png"
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (swap_axes, "x and y change places"),
+        (shift_ids_beyond, "no category has id 9"),
+        (lose_an_image, "gone.png: no such image"),
+    ],
+)
+def test_faults_of_the_data_are_found(
+    change: Callable[[dict[str, Any]], None], reason: str, doctor: Callable[..., Said]
+) -> None:
+    code, said = doctor(change=change)
+    assert code == 1
+    assert reason in said.partition("problem:")[2]
+
+
+def said(texts: list[str]) -> Rollout:
+    nothing = torch.zeros(len(texts), 1)
+    return Rollout(nothing.long(), nothing.long(), nothing, nothing, nothing.bool(), texts)
+
+
+class Babbler(RolloutEngine):
+    """Never answers."""
+
+    def generate(self, policy: Any, batch: PromptBatch, *_: Any, **__: Any) -> Rollout:
+        return said(["Certainly! I see a red thing."] * len(batch.samples))
+
+
+class Oracle(RolloutEngine):
+    """Answers with the objects that really have the colour in the drawn scenes, whatever the annotations say."""
+
+    def generate(self, policy: Any, batch: PromptBatch, *_: Any, **__: Any) -> Rollout:
+        texts = []
+        for sample, frame in zip(batch.samples, batch.frames, strict=True):
+            _, drawn = draw_scene(random.Random(sample.image_id - 1))
+            asked = replace(sample, target=tuple(box for box in drawn if box.label == sample.query))
+            texts.append(DetectionTask().target_text(asked, frame))
+        return said(texts)
+
+
+@pytest.mark.parametrize(
+    ("change", "code", "reason"),
+    [
+        (lambda _: None, 0, "mean IoU 1.000 on"),
+        (shift_ids, 1, "objects carry the name of the category behind their own"),
+    ],
+)
+def test_ids_that_are_off_by_one_are_found_by_a_model_that_knows_the_categories(
+    change: Callable[[dict[str, Any]], None], code: int, reason: str, doctor: Callable[..., Said]
+) -> None:
+    found, said = doctor(f"--model.engine={__name__}.Oracle", change=change)
+    assert found == code
+    assert reason in said
+
+
+@pytest.mark.parametrize(
+    ("setting", "reason"),
+    [
+        ("--model.policy.coordinates=pixels", "thousandths (model.policy.coordinates=thousandths)"),
+        ("--model.policy.coordinates=unit", "thousandths (model.policy.coordinates=thousandths)"),
+        ("--model.max_completion_length=20", "max_completion_length=20 cuts off right answers"),
+        (f"--model.engine={__name__}.Babbler", "answers has the format that is asked for"),
+        ("--gpu_memory=1", "GB of GPU memory are needed and there are 1.0; try"),
+        (
+            f"--model.rewards={{talk: {PAYS_FOR_GARBAGE}}}",
+            "garbage earns 1.000 and the truth 0.000",
+        ),
+    ],
+)
+def test_faults_of_the_settings_are_found(setting: str, reason: str, doctor: Callable[..., Said]) -> None:
+    code, said = doctor(setting)
+    assert code == 1
+    assert reason in said.partition("problem:")[2]
+
+
+def pays_for_garbage(completion: str, *_: Any) -> float:
+    return float(completion == GARBAGE)
+
+
+def test_solutions_in_another_frame_are_found(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = write_jsonl(tmp_path / "files", 40, size=(56, 56))  # in pixels
+    config = ["--config", str(ROOT / "configs" / "quickstart.yaml"), f"--run_dir={tmp_path}/run", CSV_ONLY]
+    files = f"{{train: {folder}/train.jsonl, val: {folder}/val.jsonl}}"
+    plain = ["--task.template=Detect {query}", "--trainer.callbacks=null"]
+    wrong = f"--data={{class_path: JsonlData, init_args: {files}}}"
+    assert main(["doctor", *config, wrong, *plain]) == 1
+    assert "(data.coordinates=pixels)" in " ".join(capsys.readouterr().out.split())
+    right = f"--data={{class_path: JsonlData, init_args: {files[:-1]}, coordinates: pixels}}}}"
+    assert main(["doctor", *config, right, *plain]) == 0
+
+
+def test_a_wrong_frame_is_found_without_asking_the_model(doctor: Callable[..., Said]) -> None:
+    code, said = doctor("--model.policy.coordinates=unit", "--probe=0")
+    assert code == 1
+    assert "coordinates=unit, but a qwen2_vl was taught thousandths" in said
+
+
+def test_images_smaller_than_a_patch_are_found(doctor: Callable[..., Said], tmp_path: Path) -> None:
+    def shrink(content: dict[str, Any]) -> None:
+        for entry in content["images"]:
+            with Image.open(tmp_path / "images" / entry["file_name"]) as image:
+                image.resize((20, 20)).save(tmp_path / "images" / entry["file_name"])
+            entry["width"] = entry["height"] = 20
+        for entry in content["annotations"]:
+            entry["bbox"] = [value * 20 / 56 for value in entry["bbox"]]
+
+    code, said = doctor(change=shrink)
+    assert code == 1
+    assert "smaller than a patch of 28 x 28 pixels, e.g. 20 x 20" in said
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "expected"),
+    [(torch.optim.AdamW, 8), (torch.optim.SGD, 0), (torch.optim.Adafactor, 2 * 4 / 512)],
+)
+def test_bytes_of_an_optimizer_are_measured(optimizer: Any, expected: float) -> None:
+    class Module:
+        @staticmethod
+        def optimizer_callable(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+            return optimizer(parameters, lr=0.1)
+
+    assert optimizer_bytes(Module()) == pytest.approx(expected, abs=1e-3)  # type: ignore[arg-type]

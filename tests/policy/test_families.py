@@ -1,0 +1,245 @@
+"""Each supported architecture: its real class and processor, against what it computes without sharing anything."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from tests.helpers import families
+from vrft.policy import LoRA, Policy, shared_prefix
+from vrft.policy.prompts import next_position
+from vrft.rollout import Sampling, SamplingKey, TransformersEngine
+from vrft.types import Frame, PromptBatch, Sample
+
+GROUP, TEMPERATURE = 3, 0.8
+NOISE = SamplingKey(3, 0)
+LENGTHS = [5, 1, 7, 2, 6, 6, 7, 3, 4]  # tokens of three completions for each of three prompts
+QUESTIONS = ("find the red box", "is a blue dog left of the box ?", "why")
+SHARING = [family for family in families.FAMILIES if family != families.RECURRENT]
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
+    written: dict[str, str] = {}
+
+    def folder(family: str) -> str:
+        if family not in written:
+            written[family] = families.write(tmp_path_factory.mktemp(family), family)
+        return written[family]
+
+    return folder
+
+
+def load(folder: str, **settings: Any) -> Policy:
+    torch.manual_seed(0)
+    policy = Policy(folder, **{"dtype": "float32"} | settings)
+    policy.load(keep_reference=False)
+    if policy.lora is not None:
+        generator = torch.Generator().manual_seed(0)
+        for name, parameter in policy.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(parameter, 0, 0.05, generator=generator)
+    return policy
+
+
+class Prompts:
+    """Three prompts of different lengths, the second with two images: one by one, and as a left-padded batch."""
+
+    def __init__(self, policy: Policy, questions: Sequence[str] = QUESTIONS, which: Sequence[int] = (0, 1, 2)) -> None:
+        random = np.random.default_rng(0)
+        sizes = [[(60, 40)], [(40, 60), (30, 30)], [(90, 50)]]
+        pictures = [
+            [Image.fromarray(random.integers(0, 256, (h, w, 3), dtype=np.uint8)) for w, h in some] for some in sizes
+        ]
+        self.images = [pictures[i] for i in which]
+        chats = [
+            [{"role": "user", "content": [*({"type": "image"} for _ in some), {"type": "text", "text": question}]}]
+            for some, question in zip(self.images, questions, strict=True)
+        ]
+        processor = policy.processor
+        self.texts = [processor.apply_chat_template(c, add_generation_prompt=True, tokenize=False) for c in chats]
+        single = [
+            dict(processor(text=[text], images=[some], return_tensors="pt"))
+            for text, some in zip(self.texts, self.images, strict=True)
+        ]
+        samples = [Sample(i, some[0], i, "", "") for i, some in enumerate(self.images)]
+        self.batch = PromptBatch(samples, [Frame(1000, 1000)] * len(single), single)
+        self.processor = processor
+
+    def padded(self, repeat: int = 1) -> dict[str, Tensor]:
+        texts, images = ([x for x in column for _ in range(repeat)] for column in (self.texts, self.images))
+        return dict(self.processor(text=texts, images=images, padding=True, padding_side="left", return_tensors="pt"))
+
+
+def completions(policy: Policy) -> tuple[Tensor, Tensor]:
+    allowed = [i for i in range(families.TEXT["vocab_size"]) if i not in policy.banned_ids.tolist()]
+    ids = torch.tensor(np.random.default_rng(1).choice(allowed, (len(LENGTHS), max(LENGTHS))))
+    mask = (torch.arange(max(LENGTHS)) < torch.tensor(LENGTHS)[:, None]).long()
+    return ids, mask
+
+
+def naive_log_probs(policy: Policy, prompts: Prompts, ids: Tensor, mask: Tensor) -> Tensor:
+    """The left-padded batch with every prompt, image and all, repeated for each completion, as peers compute it."""
+    inputs = prompts.padded(GROUP)
+    tails = {"input_ids": ids, "attention_mask": mask}
+    for key in ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids"):
+        if key in inputs:
+            inputs[key] = torch.cat([inputs[key], tails.get(key, torch.zeros_like(ids))], 1)
+    logits = policy.base(**inputs, use_cache=False).logits[:, -ids.shape[1] - 1 : -1] / TEMPERATURE
+    logits = logits.index_fill(-1, policy.banned_ids, -torch.inf)
+    return logits.log_softmax(-1).gather(-1, ids[..., None])[..., 0] * mask
+
+
+def check_exactness(policy: Policy) -> None:
+    prompts = Prompts(policy)
+    ids, mask = completions(policy)
+    weights = torch.rand(ids.shape, generator=torch.Generator().manual_seed(2))
+    policy.train()
+    values, gradients = [], []
+    for log_probs in (
+        policy(policy.prepare(prompts.batch).inputs, ids, mask, TEMPERATURE)[0],
+        naive_log_probs(policy, prompts, ids, mask),
+    ):
+        policy.zero_grad()
+        (log_probs * weights).sum().backward()
+        values.append(log_probs.detach())
+        gradients.append(
+            torch.cat(
+                [
+                    (torch.zeros_like(p) if p.grad is None else p.grad).flatten()
+                    for p in policy.parameters()
+                    if p.requires_grad
+                ]
+            )
+        )
+    assert (values[0] - values[1]).abs().max() < 1e-5
+    assert (gradients[0] - gradients[1]).norm() < 1e-5 * gradients[1].norm()
+    assert gradients[1].norm() > 1.0
+
+
+SETTINGS: dict[str, dict[str, Any]] = {
+    "full": {},
+    "checkpointed": {"gradient_checkpointing": True},
+    "frozen tower": {"freeze_vision": True},
+    "lora": {"lora": LoRA(r=4)},
+    "lora everywhere, checkpointed": {
+        "lora": LoRA(r=4, target_modules="all-linear"),
+        "gradient_checkpointing": True,
+    },
+}
+
+
+@pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
+@pytest.mark.parametrize("family", families.FAMILIES)
+def test_forward_and_gradient_are_the_naive_ones(
+    family: str, settings: dict[str, Any], checkpoint: Callable[[str], str]
+) -> None:
+    policy = load(checkpoint(family), **settings)
+    assert policy.shares_prefixes == (family != families.RECURRENT)
+    check_exactness(policy)
+
+
+@pytest.mark.parametrize("family", SHARING)
+@pytest.mark.parametrize("wrong", ["mask", "position"])
+def test_a_wrong_mask_or_position_is_noticed(
+    family: str, wrong: str, checkpoint: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy = load(checkpoint(family))
+    if wrong == "position":
+        monkeypatch.setattr(shared_prefix, "next_position", lambda x: next_position(x) + 1)
+    elif family == "gemma3":  # its windows and image blocks
+        monkeypatch.setattr(shared_prefix, "single_sequence_masks", lambda *_: None)
+    else:
+        future = lambda n, m: torch.ones(n, m, dtype=torch.bool)  # noqa: E731
+        monkeypatch.setattr(shared_prefix, "causal_lower_right", future)
+    with pytest.raises(AssertionError):
+        check_exactness(policy)
+
+
+def generate(
+    policy: Policy,
+    batch: PromptBatch,
+    group: int,
+    sampling: Sampling,
+    limit: int = 12,
+    record: bool = False,
+    key: SamplingKey = NOISE,
+) -> Any:
+    engine = TransformersEngine()
+    engine.cuda_graph = record
+    return engine.generate(
+        policy,
+        batch,
+        group,
+        max_completion_length=limit,
+        sampling=sampling,
+        key=key,
+        on_token=lambda *_: None,
+    )
+
+
+@pytest.mark.parametrize("record", [False, True], ids=["growing", "fixed shapes"])
+@pytest.mark.parametrize("family", families.FAMILIES)
+def test_greedy_rollout_is_that_of_generate(family: str, record: bool, checkpoint: Callable[[str], str]) -> None:
+    policy = load(checkpoint(family))
+    prompts = Prompts(policy)
+    policy.eval()
+    inputs = prompts.padded()
+    expected = policy.base.generate(
+        **inputs, max_new_tokens=24, do_sample=False, suppress_tokens=policy.banned_ids.tolist()
+    )[:, inputs["input_ids"].shape[1] :]
+    rollout = generate(policy, policy.prepare(prompts.batch), 2, Sampling(greedy=True), 24, record)
+    for n, (ids, mask) in enumerate(zip(rollout.ids, rollout.mask, strict=True)):
+        length = int(mask.sum())
+        assert ids[:length].tolist() == expected[n // 2][:length].tolist()
+        assert length == 24 or ids[length - 1] in policy.stop_ids
+
+
+@pytest.mark.parametrize("settings", [{}, {"freeze_vision": True}], ids=["", "frozen tower"])
+@pytest.mark.parametrize("family", SHARING)
+def test_prompts_about_the_same_images_share_what_they_begin_with(
+    family: str, settings: dict[str, Any], checkpoint: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy = load(checkpoint(family), **settings)
+    questions = ["is a red dog here ?", "is a blue dog left of the box ?", "is a", "why", "why", "is a red dog here ?"]
+    batch = Prompts(policy, questions, [1, 1, 1, 0, 0, 2]).batch
+    encoded = []
+    encode = shared_prefix.encode_images
+    monkeypatch.setattr(shared_prefix, "encode_images", lambda *a: encoded.append(a) or encode(*a))
+    together = generate(policy, policy.prepare(batch), 2, Sampling(temperature=2.0))
+    assert len(encoded) == 3
+    for p in range(len(questions)):
+        engine_noise = SamplingKey(3, 0, first=p)
+        alone = generate(policy, policy.prepare(batch.select([p])), 2, Sampling(temperature=2.0), key=engine_noise)
+        length = alone.ids.shape[1]
+        assert torch.equal(together.mask[2 * p : 2 * p + 2, :length], alone.mask)
+        assert torch.equal(together.ids[2 * p : 2 * p + 2, :length] * alone.mask, alone.ids * alone.mask)
+        assert (together.log_probs[2 * p : 2 * p + 2, :length] - alone.log_probs).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("settings", [{}, SETTINGS["lora everywhere, checkpointed"]], ids=["full", "lora"])
+@pytest.mark.parametrize("record", [False, True], ids=["growing", "fixed shapes"])
+@pytest.mark.parametrize("family", families.FAMILIES)
+def test_sampled_log_probs_are_the_trainers(
+    family: str, record: bool, settings: dict[str, Any], checkpoint: Callable[[str], str]
+) -> None:
+    policy = load(checkpoint(family), **settings)
+    before = {name: parameter.clone() for name, parameter in policy.named_parameters()}
+    policy.train()
+    batch = policy.prepare(Prompts(policy).batch)
+    rollout = generate(policy, batch, 4, Sampling(temperature=2.0), 24, record)
+    assert policy.training
+    assert all(torch.equal(before[name], parameter) for name, parameter in policy.named_parameters())
+    assert rollout.truncated.any()
+    assert not rollout.truncated.all()  # some rows ended early and left
+    with torch.no_grad():
+        log_probs, _ = policy(batch.inputs, rollout.ids, rollout.mask, 2.0)
+    assert (rollout.log_probs - log_probs).abs().max() < 1e-4
+    assert torch.equal(rollout.log_probs, rollout.sampling_log_probs)
+    assert not torch.isin(rollout.ids[rollout.mask.bool()], policy.banned_ids).any()

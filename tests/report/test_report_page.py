@@ -1,0 +1,243 @@
+"""The report in a browser: that it draws itself, can be used with mouse and keyboard, and fits a phone and the dark."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.helpers.browser import CHROMIUM, DRIVER, Browser, browser
+from tests.report.test_report import HOSTILE, completion, write_lines, write_run
+from vrft.report import write_report
+
+REQUIRED = os.environ.get("VRFT_BROWSER") == "required"
+pytestmark = pytest.mark.skipif(
+    not REQUIRED and (CHROMIUM is None or DRIVER is None),
+    reason="no chromium and chromedriver; `make browser` installs them",
+)
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    with browser(tmp_path_factory.mktemp("profile")) as session:
+        yield session
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_report(write_run(tmp_path_factory.mktemp("runs") / "run", groups=80))
+
+
+def texts(page: Browser, selector: str) -> list[str]:
+    return page.run("[...document.querySelectorAll(arguments[0])].map((found) => found.textContent)", selector)
+
+
+def status(page: Browser) -> str:
+    return texts(page, ".browser [role=status]")[0]
+
+
+def put(page: Browser, control: str, value: str | bool) -> None:
+    """Set a filter as a user does."""
+    page.run(
+        "((box, value) => { box.type === 'checkbox' ? box.checked = value : box.value = value;"
+        " box.dispatchEvent(new Event('input', { bubbles: true })); })"
+        "(document.getElementById(arguments[0]), arguments[1])",
+        control,
+        value,
+    )
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+@pytest.mark.parametrize("width", [400, 1280])
+def test_it_draws_itself_without_complaint_and_without_sideways_scrolling(
+    page: Browser, report: Path, width: int, dark: bool
+) -> None:
+    page.open(report, width=width, dark=dark)
+    assert page.console() == []
+    assert page.run("document.documentElement.scrollWidth <= window.innerWidth")
+    for selector in ("#curves path.line", ".card img", ".pair svg rect", "#categories tr", "#warnings li"):
+        assert page.run("document.querySelector(arguments[0]).getBoundingClientRect().width > 0", selector), selector
+    page.run("document.querySelector('.card').click()")
+    assert page.run("document.getElementById('group').scrollWidth <= document.getElementById('group').clientWidth")
+    assert page.console() == []
+
+
+CONTRAST = """
+(() => {
+  const parse = (text) => text.match(/[\\d.]+/g).map(Number);
+  const linear = (c) => c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4;
+  const luminance = ([r, g, b]) => 0.2126 * linear(r / 255) + 0.7152 * linear(g / 255) + 0.0722 * linear(b / 255);
+  const ground = (element) => {
+    for (let at = element; at; at = at.parentElement) {
+      const colour = parse(getComputedStyle(at).backgroundColor);
+      if (colour.length === 3 || colour[3] === 1) return colour;
+    }
+    return [255, 255, 255];
+  };
+  const found = [];
+  for (const element of document.querySelectorAll('main *, nav *, dialog *')) {
+    if (element instanceof SVGElement || !element.getClientRects().length || element.disabled) continue;
+    if (![...element.childNodes].some((node) => node.nodeType === 3 && node.data.trim())) continue;
+    const pair = [parse(getComputedStyle(element).color), ground(element)].map(luminance).sort((a, b) => b - a);
+    const ratio = (pair[0] + 0.05) / (pair[1] + 0.05);
+    if (ratio < 4.5) found.push(element.tagName + '.' + element.className + ' ' + ratio.toFixed(2));
+  }
+  return [...new Set(found)];
+})()
+"""
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+def test_text_has_the_contrast_that_wcag_asks_for(page: Browser, report: Path, dark: bool) -> None:
+    page.open(report, dark=dark)
+    page.run("document.querySelector('.card').click()")
+    assert page.run(CONTRAST) == []
+
+
+def test_hostile_text_does_nothing_and_is_seen(page: Browser, report: Path) -> None:
+    page.open(report)
+    page.run("document.querySelector('.card').click()")
+    assert HOSTILE in texts(page, ".answer pre")[0]
+    assert HOSTILE in texts(page, "#warnings li")[0]
+    assert page.run("window.acted === undefined")
+    assert page.run("[...document.images].every((image) => image.src.startsWith('data:image/jpeg;base64,'))")
+
+
+def test_the_policy_stops_what_would_be_injected(page: Browser, report: Path) -> None:
+    """The second line of defence, were the first one to fail."""
+    page.open(report)
+    page.run(
+        "(() => { const script = document.createElement('script'); script.textContent = 'window.acted = 1';"
+        " const image = document.createElement('img'); image.src = 'http://127.0.0.1:9/x.png';"
+        " image.setAttribute('onerror', 'window.acted = 1'); document.body.append(script, image); })()"
+    )
+    page.wait_for("true")
+    complaints = " ".join(page.console())
+    assert "script-src" in complaints
+    assert "img-src" in complaints
+    assert page.run("window.acted === undefined")
+
+
+def test_it_filters_by_rollout_category_task_reward_and_text(page: Browser, report: Path) -> None:
+    page.open(report)
+    assert status(page) == "80 groups of answers"
+    put(page, "from", "11")
+    put(page, "to", "20")
+    assert status(page) == "20 of 80 groups"
+    assert all(11 <= int(text.split()[1]) <= 20 for text in texts(page, ".card-line span"))
+    page.run("document.querySelector('.filters [type=reset]').click()")
+    page.wait_for("document.querySelector('.browser [role=status]').textContent === '80 groups of answers'")
+    shown = texts(page, "#category option")
+    assert any(text.startswith("category 1 (") for text in shown)
+    put(page, "category", str(next(i for i, text in enumerate(shown) if text.startswith("category 1 (")) - 1))
+    assert {*texts(page, ".card-title")} == {"category 1"}
+    put(page, "category", "")
+    put(page, "task", "1")
+    assert texts(page, ".card-title") == [HOSTILE]
+    put(page, "task", "")
+    put(page, "lowest", "1.2")
+    means = [float(text) for text in texts(page, ".card-line b")]
+    assert means
+    assert min(means) >= 1.2
+    put(page, "lowest", "")
+    put(page, "unreadable", True)
+    assert status(page) == "1 of 80 groups"
+    put(page, "unreadable", False)
+    put(page, "words", "ONERROR")
+    assert status(page) == "3 of 80 groups"  # a completion, a target, the label of a box
+    put(page, "words", "nobody said this")
+    assert texts(page, ".groups") == ["Nothing matches these filters."]
+
+
+def test_it_orders_and_pages(page: Browser, report: Path) -> None:
+    page.open(report)
+    put(page, "order", "best")
+    means = [float(text) for text in texts(page, ".card-line b")]
+    assert means == sorted(means, reverse=True)
+    assert texts(page, ".pager span") == ["page 1 of 3"]
+    page.run("document.querySelectorAll('.pager button')[1].click()")
+    assert texts(page, ".pager span") == ["page 2 of 3"]
+    assert float(texts(page, ".card-line b")[0]) <= means[-1]
+
+
+def test_a_group_opens_from_the_keyboard_and_shows_its_answers(page: Browser, report: Path) -> None:
+    page.open(report)
+    page.run("document.querySelectorAll('.card')[1].focus()")
+    page.press("Enter")
+    page.wait_for("document.getElementById('group').open")
+    first = texts(page, "#group header p")[0]
+    assert len(texts(page, ".answer")) == 4
+    assert texts(page, ".answer .parts dt")[:2] == ["iou", "format"]
+    assert page.run("document.querySelectorAll('.answer .truth rect').length > 0")
+    page.run("document.querySelector('#group .toggles input').click()")
+    assert page.run("getComputedStyle(document.querySelector('.answer .truth')).display") == "none"
+    page.press("ArrowRight")
+    assert texts(page, "#group header p")[0] != first
+    page.press("ArrowLeft")
+    assert texts(page, "#group header p")[0] == first
+    page.press("Escape")
+    page.wait_for("!document.getElementById('group').open")
+    assert page.run("document.activeElement === document.querySelectorAll('.card')[1]")
+
+
+def test_charts_tell_their_values_at_a_rollout(page: Browser, report: Path) -> None:
+    page.open(report)
+    page.run("document.querySelector('.chart svg').focus()")
+    for _ in range(3):
+        page.press("ArrowLeft")
+    values = texts(page, ".chart:first-child .value")
+    assert texts(page, ".chart .when")[0] == "rollout 37"
+    assert values[0] == "1.80"  # of rollout 37
+    assert {*texts(page, ".chart .when")} == {"rollout 37"}  # all charts are at the same one
+
+
+def test_held_out_images_can_be_switched(page: Browser, report: Path) -> None:
+    page.open(report)
+    assert texts(page, "#held-out .pair:first-child .side-title b") == ["0.380", "0.830"]  # sample 19 gained most
+    page.run("document.querySelectorAll('#held-out .switcher button')[2].click()")
+    assert texts(page, "#held-out .switcher [aria-pressed=true]") == ["worst now"]
+    assert texts(page, "#held-out .pair:first-child .side-title b") == ["0.000", "−0.500"]
+
+
+@pytest.mark.parametrize(
+    ("kept", "sections"),
+    [
+        pytest.param(["config.yaml"], ["Warnings", "Config"], id="just-begun"),
+        pytest.param(
+            ["config.yaml", "logs", "evaluation"],
+            ["Curves", "Held-out images", "AP per category", "Warnings", "Config"],
+            id="supervised",
+        ),
+        pytest.param(["transcripts.jsonl"], ["Rollouts", "First against last", "Warnings"], id="transcripts-alone"),
+    ],
+)
+def test_a_run_has_the_sections_that_it_has_something_for(
+    page: Browser, tmp_path: Path, kept: list[str], sections: list[str]
+) -> None:
+    whole, run = write_run(tmp_path / "whole"), tmp_path / "run"
+    run.mkdir()
+    for name in kept:
+        (whole / name).rename(run / name)
+    page.open(write_report(run))
+    assert texts(page, "nav div a") == sections
+    assert page.console() == []
+
+
+def test_five_thousand_completions_stay_usable(page: Browser, tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    images = sorted(path.name for path in (run / "pictures").iterdir())
+    text = "There is something at the left, and something else. " * 10
+    lines = [
+        completion(1 + n, n, g, image=images[n % 6], completion=text, reasoning=text)
+        for n in range(625)
+        for g in range(8)
+    ]
+    write_lines(run / "transcripts.jsonl", lines)
+    report = write_report(run)
+    assert report.stat().st_size < 10e6  # each of the six images is in it once
+    assert page.open(report) < 10  # 1 s where nothing else runs
+    assert status(page) == "625 groups of answers"
+    assert page.run("document.querySelectorAll('*').length") < 5000
+    assert page.run("document.images.length") < 150

@@ -1,0 +1,66 @@
+"""An interrupted test goes on where it stopped."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from lightning.pytorch import Callback
+
+from tests.helpers import CSV_ONLY
+from vrft.__main__ import main
+from vrft.rollout import TransformersEngine
+from vrft.types import PromptBatch, Rollout
+
+ASKED: list[int] = []
+"""Samples that the engine was asked about."""
+
+
+class Counting(TransformersEngine):
+    """Remembers what it is asked."""
+
+    def generate(self, policy: Any, batch: PromptBatch, *args: Any, **kwargs: Any) -> Rollout:
+        ASKED.extend(sample.index for sample in batch.samples)
+        return super().generate(policy, batch, *args, **kwargs)
+
+
+class Stops(Callback):
+    """Ends a test after its second batch."""
+
+    def on_test_batch_end(self, *arguments: Any) -> None:
+        if arguments[4] == 1:
+            raise RuntimeError("the power is gone")
+
+
+def test_an_interrupted_test_goes_on_and_a_complete_one_starts_anew(
+    quick_fit: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    common = [CSV_ONLY, f"--model.engine={__name__}.Counting", "--data.eval_batch_size=3"]
+    stop = f"--trainer.callbacks+={__name__}.Stops"
+    evaluator = "--trainer.callbacks.confidence=logprob"
+    with pytest.raises(RuntimeError, match="the power is gone"):
+        main(["test", *quick_fit(*common, evaluator, stop)[1:]])
+    assert len(ASKED) == 6
+    log = tmp_path / "run" / "evaluation" / "answers-base" / "answers-0.jsonl"
+    log.write_bytes(log.read_bytes()[:-20] + b"\xed")  # as if the last line had not been written whole, and badly
+    ASKED.clear()
+    assert main(["test", *quick_fit(*common, evaluator)[1:]]) == 0
+    everything = json.loads((tmp_path / "run" / "evaluation" / "test-0" / "coco.meta.json").read_text())
+    assert len(ASKED) == everything["prompts"] - 5
+    ASKED.clear()
+    assert main(["test", *quick_fit(*common, evaluator)[1:]]) == 0
+    assert len(ASKED) == everything["prompts"]
+    again = json.loads((tmp_path / "run" / "evaluation" / "test-0" / "coco.meta.json").read_text())
+    assert again == everything
+
+
+def test_answers_to_something_else_are_not_taken_over(quick_fit: Callable[..., list[str]]) -> None:
+    common = [CSV_ONLY, f"--model.engine={__name__}.Counting", "--data.eval_batch_size=3"]
+    with pytest.raises(RuntimeError, match="the power is gone"):
+        main(["test", *quick_fit(*common, f"--trainer.callbacks+={__name__}.Stops")[1:]])
+    ASKED.clear()
+    assert main(["test", *quick_fit(*common, "--task.template=Detect the {query}")[1:]]) == 0
+    assert min(ASKED) == 0

@@ -1,0 +1,97 @@
+"""Whoever starts the processes, they do what one process does with the same global batch."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.helpers import ROOT
+from tests.training.test_faults import callback
+from tests.training.test_parallel import ROUNDING, checkpoint, distance, fit
+from vrft.__main__ import main
+
+SRUN = """#!/bin/sh
+SLURM_PROCID=1 SLURM_LOCALID=1 "$@" &
+SLURM_PROCID=0 SLURM_LOCALID=0 "$@"
+code=$?
+wait $! && exit $code
+"""
+"""What srun does for two tasks on one machine."""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Has the data, and a run of one process."""
+    folder = tmp_path_factory.mktemp("launchers")
+    assert main(fit(folder, "full", "one", steps=2)) == 0
+    return folder
+
+
+def on_two(folder: Path, fragment: str, *more: str) -> list[str]:
+    """The same run on two processes, as far as the fragment goes."""
+    config = f"--config={ROOT}/configs/trainer/{fragment}.yaml"
+    return fit(folder, "full", "one", "--data.batch_size=2", config, "--trainer.accelerator=cpu", *more, steps=2)
+
+
+def start(command: list[str], folder: Path, **environment: str) -> subprocess.Popen[str]:
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)} | environment
+    return subprocess.Popen(command, cwd=folder, env=environment, stderr=subprocess.PIPE, text=True)
+
+
+def end(process: subprocess.Popen[str], code: int = 0) -> None:
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == code, errors[-3000:]
+
+
+def free_port() -> int:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        return int(taken.getsockname()[1])
+
+
+def assert_like_one_process(folder: Path, run: Path) -> None:
+    alone, together = checkpoint(folder / "full-one"), checkpoint(run)
+    assert distance(alone["state_dict"], together["state_dict"]) < ROUNDING
+    assert together["global_step"] == alone["global_step"] == 8
+
+
+def test_lightning_starts_processes(folder: Path) -> None:
+    command = on_two(folder, "ddp", "--trainer.devices=2", f"--run_dir={folder}/lightning")
+    end(start([sys.executable, "-m", "vrft", *command], folder))
+    assert_like_one_process(folder, folder / "lightning")
+
+
+def test_two_torchrun_agents(folder: Path) -> None:
+    where = ["--rdzv-backend=c10d", f"--rdzv-endpoint=127.0.0.1:{free_port()}"]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1", *where]
+    command = on_two(folder, "multi_node", "--trainer.strategy=fsdp2", f"--run_dir={folder}/agents")
+    agents = [start([*torchrun, "-m", "vrft", *command], folder) for _ in range(2)]
+    for agent in agents:
+        end(agent)
+    assert_like_one_process(folder, folder / "agents")
+
+
+def test_a_slurm_job_is_queued_again_and_goes_on(folder: Path, tmp_path: Path) -> None:
+    """Its time is over in the first step, and the same script is run once more."""
+    for name, text in (("srun", SRUN), ("scontrol", f'#!/bin/sh\necho "$@" >> {tmp_path}/asked\n')):
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o755)
+    job = {"SLURM_JOB_ID": "4711", "SLURM_JOB_NAME": "slurm.sh", "SLURM_NNODES": "1", "SLURM_NODEID": "0"}
+    job |= {"SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "2", "MASTER_PORT": str(free_port())}
+    job |= {"PATH": f"{tmp_path}:{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    sends = callback("Sends", number=int(signal.SIGUSR1), after=0)
+    script = [str(ROOT / "docs" / "slurm.sh"), *on_two(folder, "slurm", sends)]
+    (tmp_path / "runs" / "job-4711").mkdir(parents=True)
+    (tmp_path / "runs" / "job-4711" / "config.yaml").write_text("of a machine that broke before anything was saved")
+    end(start(script, tmp_path, **job), 128 + signal.SIGUSR1)
+    assert (tmp_path / "asked").read_text() == "requeue 4711\n"
+    assert checkpoint(tmp_path / "runs" / "job-4711")["global_step"] == 4
+    end(start(script, tmp_path, **job))
+    assert_like_one_process(folder, tmp_path / "runs" / "job-4711")
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["job-4711"]

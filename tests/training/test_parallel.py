@@ -1,0 +1,299 @@
+"""Two processes do what one does: DDP and FSDP2, everything or LoRA, and a checkpoint of one goes on in the other."""
+
+from __future__ import annotations
+
+import csv
+import itertools
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch.distributed.tensor import DTensor
+
+from tests.helpers import CSV_ONLY, ROOT
+from vrft.__main__ import main
+from vrft.data.datamodule import PromptSampler
+from vrft.policy import Policy
+from vrft.training.cross_entropy import TargetLoss
+
+STRATEGIES = ("one", "ddp", "fsdp2")
+LORA = ["--model.policy.lora.r=4", "--model.policy.freeze_vision=true", "--model.optimizer.lr=0.004"]
+KINDS = {
+    "full": [],
+    "lora": LORA,
+    # ranks have different numbers of groups that teach, and some have none
+    "tied": ["--model.beta=0", "--model.temperature=0.1", "--model.max_extra_rollouts=1"],
+    # ranks have different numbers of images in a micro-batch, of completions and of target texts
+    "packed": [
+        f"--model.{field}"
+        for field in ("max_tokens_per_micro_batch=175", "num_minibatches=1", "num_iterations=4", "sft_weight=0.3")
+    ],
+    "sft": [],
+}
+ROUNDING = 3e-5
+"""Of weights after four steps in another order of summation; the steps move them by a hundred times as much."""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("parallel")
+
+
+def fit(folder: Path, kind: str, strategy: str, *more: str, name: str | None = None, steps: int = 4) -> list[str]:
+    """A short run whose global batch has four prompts: minibatches, ragged micro-batches, two passes."""
+    config = ROOT / "configs" / ("quickstart_sft.yaml" if kind == "sft" else "quickstart.yaml")
+    rft = ["num_iterations=2", "num_minibatches=2", "num_generations=4", "max_tokens_per_micro_batch=150"]
+    steps_per_rollout = 1 if kind == "sft" else 4
+    return [
+        "fit",
+        f"--config={config}",
+        *(f"--data.{part}_annotations={folder}/{part}.json" for part in ("train", "val")),
+        *(f"--data.{part}_images={folder}/{part}" for part in ("train", "val")),
+        "--data.train_size=12",
+        "--data.val_size=5",
+        *(["--model.max_tokens_per_micro_batch=150"] if kind == "sft" else [f"--model.{field}" for field in rft]),
+        f"--trainer.max_steps={steps * steps_per_rollout}",
+        "--trainer.val_check_interval=100",
+        "--transcripts.every_n_rollouts=1",
+        CSV_ONLY,
+        "--trainer.enable_progress_bar=false",
+        f"--run_dir={folder}/{name or f'{kind}-{strategy}'}",
+        *KINDS[kind],
+        *on(strategy),
+        *more,
+    ]
+
+
+def on(strategy: str) -> list[str]:
+    """Arguments for one process or two, with the same global batch."""
+    if strategy == "one":
+        return ["--data.batch_size=4"]
+    if strategy == "layer":
+        layer = "{class_path: vrft.training.strategies.FSDP2Strategy, init_args: {gather: layer}}"
+        watch = f"--trainer.callbacks+={{class_path: {__name__}.LayersStayShared}}"
+        return [*on("fsdp2"), f"--trainer.strategy={layer}", watch]
+    return [
+        "--data.batch_size=2",
+        f"--trainer.strategy={strategy}",
+        "--trainer.devices=2",
+        "--trainer.accelerator=cpu",
+    ]
+
+
+class LayersStayShared(Callback):
+    """Looks at where the weights are while a rollout begins: all else would be the same if the setting did nothing."""
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        policy: Policy = pl_module.policy  # type: ignore[assignment]
+        with policy.decoding() as model:
+            assert all(isinstance(parameter, DTensor) for parameter in model.get_decoder().layers.parameters())
+            assert not isinstance(model.get_output_embeddings().weight, DTensor)
+
+
+class LittleMemory(Callback):
+    """A second rank whose memory does not suffice, at first, for the last of its target texts."""
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        assert isinstance(pl_module, TargetLoss)
+        learn, failures = pl_module.learn_targets, [torch.OutOfMemoryError] * trainer.global_rank
+
+        def learn_with_little(*args: Any) -> torch.Tensor:
+            loss = learn(*args)
+            if failures:
+                raise failures.pop()
+            return loss
+
+        pl_module.learn_targets = learn_with_little  # type: ignore[method-assign]
+
+
+def continued(folder: Path, kind: str, first: str, second: str) -> list[str]:
+    """Two more steps of a run of two, under another strategy."""
+    checkpoint = f"--ckpt_path={folder}/{kind}-half-{first}/checkpoints/last.ckpt"
+    return fit(folder, kind, second, checkpoint, name=f"{kind}-{first}-{second}")
+
+
+def wider(folder: Path, strategy: str, run: str, steps: int = 3) -> list[str]:
+    """Goes on after a run with a global batch that is twice as large."""
+    batch = f"--data.batch_size={8 if strategy == 'one' else 4}"
+    checkpoint = f"--ckpt_path={folder}/{run}/checkpoints/last.ckpt"
+    return fit(folder, "full", strategy, batch, checkpoint, name=f"wider-{strategy}-{steps}", steps=steps)
+
+
+def held_out(folder: Path, command: str, strategy: str) -> list[str]:
+    """`validate` or `test` of a checkpoint."""
+    checkpoint = f"--ckpt_path={folder}/lora-half-one/checkpoints/last.ckpt"
+    return [command, *fit(folder, "lora", strategy, checkpoint, name=f"{command}-{strategy}")[1:]]
+
+
+LITTLE_MEMORY = f"--trainer.callbacks+={{class_path: {__name__}.LittleMemory}}"
+LAYER_BY_LAYER = [(kind, "layer") for kind in ("full", "lora")]
+HELD_OUT = [("validate", "fsdp2"), ("test", "ddp")]
+HANDOVERS = [("full", a, b) for a in STRATEGIES for b in STRATEGIES if a != b]
+HANDOVERS += [("lora", "one", "fsdp2"), ("lora", "fsdp2", "ddp"), ("lora", "ddp", "one")]
+
+
+@pytest.fixture(scope="module")
+def runs(folder: Path) -> Path:
+    """The folder of all runs; those on two processes are made by one torchrun."""
+    little = [fit(folder, kind, "ddp", LITTLE_MEMORY, name=f"{kind}-little") for kind in ("packed", "sft")]
+    halves = [(kind, strategy) for kind in ("full", "lora") for strategy in STRATEGIES]
+    whole = [(kind, strategy) for kind in KINDS for strategy in STRATEGIES] + LAYER_BY_LAYER
+    commands = [(b, fit(folder, kind, b)) for kind, b in whole]
+    commands += [(b, fit(folder, kind, b, name=f"{kind}-half-{b}", steps=2)) for kind, b in halves]
+    for strategy, command in commands:
+        if strategy == "one":
+            assert main(command) == 0
+    together([*[command for strategy, command in commands if strategy != "one"], *little], folder)
+    later = [(b, continued(folder, kind, a, b)) for kind, a, b in HANDOVERS]
+    later += [(b, wider(folder, b, "full-half-one")) for b in STRATEGIES]
+    later += [("one", wider(folder, "one", "full-one", steps=5))]
+    later += [(b, held_out(folder, command, b)) for command, several in HELD_OUT for b in ("one", several)]
+    for strategy, command in later:
+        if strategy == "one":
+            assert main(command) == 0
+    together([command for strategy, command in later if strategy != "one"], folder)
+    return folder
+
+
+def together(commands: list[list[str]], folder: Path) -> None:
+    """Run commands on two processes."""
+    file = folder / "commands.json"
+    file.write_text(json.dumps(commands))
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    done = subprocess.run(
+        [*torchrun, str(ROOT / "tests" / "helpers" / "parallel_runs.py"), str(file)],
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stdout[-1000:] + done.stderr[-3000:]
+
+
+def checkpoint(run: Path) -> dict[str, Any]:
+    content: dict[str, Any] = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+    return content
+
+
+def distance(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
+    assert a.keys() == b.keys()
+    return max(float((a[name] - b[name]).abs().max()) for name in a)
+
+
+def metrics(run: Path) -> list[dict[str, float]]:
+    """All that was logged but times and memory, in the order of steps."""
+    with next((run / "logs").glob("version_*/metrics.csv")).open() as file:
+        rows = list(csv.DictReader(file))
+    own = ("time/", "memory/", "train/samples_per_second")
+    return [{key: float(value) for key, value in row.items() if value and not key.startswith(own)} for row in rows]
+
+
+def rollouts(run: Path) -> dict[tuple[int, int, int], str]:
+    entries = [json.loads(line) for line in (run / "transcripts.jsonl").read_text().splitlines()]
+    return {(entry["rollout"], entry["sample"], entry["generation"]): entry["completion"] for entry in entries}
+
+
+@pytest.mark.parametrize(
+    ("kind", "strategy"),
+    [*itertools.product(["full", "lora", "packed", "sft"], ["ddp", "fsdp2"]), ("full", "layer"), ("lora", "layer")],
+)
+def test_two_processes_train_as_one(runs: Path, kind: str, strategy: str) -> None:
+    alone, together = checkpoint(runs / f"{kind}-one"), checkpoint(runs / f"{kind}-{strategy}")
+    assert distance(alone["state_dict"], together["state_dict"]) < ROUNDING
+    half = checkpoint(runs / f"{kind}-half-one")["state_dict"] if kind in ("full", "lora") else None
+    assert half is None or distance(alone["state_dict"], half) > 30 * ROUNDING
+    expected, found = metrics(runs / f"{kind}-one"), metrics(runs / f"{kind}-{strategy}")
+    assert len(expected) == len(found) >= 4
+    for one, other in zip(expected, found, strict=True):
+        assert other == pytest.approx(one, rel=1e-4, abs=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["packed", "sft"])
+def test_one_of_two_processes_can_do_its_work_again_for_want_of_memory(runs: Path, kind: str) -> None:
+    alone, found = (checkpoint(runs / f"{kind}-{name}")["state_dict"] for name in ("one", "little"))
+    assert distance(alone, found) < ROUNDING
+    expected, logged = metrics(runs / f"{kind}-one"), metrics(runs / f"{kind}-little")
+    assert sum(row.pop("train/out_of_memory", 0) for row in logged) > 0
+    for one, other in zip(expected, logged, strict=True):
+        one.pop("train/out_of_memory", None)
+        assert other == pytest.approx(one, rel=1e-4, abs=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["full", "lora"])
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2", "layer"])
+def test_two_processes_sample_what_one_samples(runs: Path, kind: str, strategy: str) -> None:
+    expected, found = rollouts(runs / f"{kind}-one"), rollouts(runs / f"{kind}-{strategy}")
+    assert len(found) == len(expected) / 2  # the first rank writes its own
+    assert found.items() <= expected.items()
+
+
+def test_ranks_with_different_numbers_of_groups_that_teach_do_not_wait_for_each_other(runs: Path) -> None:
+    ddp, fsdp2 = (checkpoint(runs / f"tied-{strategy}") for strategy in ("ddp", "fsdp2"))
+    assert distance(ddp["state_dict"], fsdp2["state_dict"]) < ROUNDING
+    shares = [row["train/zero_variance_groups"] for row in metrics(runs / "tied-ddp") if "train/reward" in row]
+    assert max(shares) > 0
+
+
+@pytest.mark.parametrize(("kind", "first", "second"), HANDOVERS)
+def test_a_checkpoint_goes_on_under_another_strategy(runs: Path, kind: str, first: str, second: str) -> None:
+    whole, parts = checkpoint(runs / f"{kind}-one"), checkpoint(runs / f"{kind}-{first}-{second}")
+    assert distance(whole["state_dict"], parts["state_dict"]) < ROUNDING
+    moments, same = (content["optimizer_states"][0]["state"] for content in (whole, parts))
+    assert moments.keys() == same.keys() == whole["state_dict"].keys() - {"steps_done"}
+    for name, state in moments.items():
+        assert distance(state, same[name]) < ROUNDING
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+def test_a_run_goes_on_with_another_global_batch(runs: Path, strategy: str) -> None:
+    alone, together = checkpoint(runs / "wider-one-3"), checkpoint(runs / f"wider-{strategy}-3")
+    assert distance(alone["state_dict"], together["state_dict"]) < ROUNDING
+    moved = checkpoint(runs / "full-half-one")["state_dict"]
+    assert distance(alone["state_dict"], moved) > 30 * ROUNDING
+
+
+def test_the_samples_of_an_epoch_are_taken_once_whatever_the_global_batch(runs: Path) -> None:
+    """Of 21 questions, 8 were had after two steps of 4, and 16 after four: two batches of 8, so the epoch is over."""
+
+    def samples(run: str, rollout: int) -> list[int]:
+        return [*dict.fromkeys(sample for number, sample, _ in rollouts(runs / run) if number == rollout)]
+
+    assert samples("wider-one-3", 3) == samples("full-one", 3)
+    questions = json.loads((runs / "train.json").read_text())["annotations"]
+    assert len({(entry["image_id"], entry["category_id"]) for entry in questions}) == 21
+    sampler = PromptSampler(21, 8, rank=0, world_size=1, seed=0, shuffle=True)
+    sampler.set_epoch(1)
+    assert samples("wider-one-5", 5) == list(sampler)[:4]
+    assert checkpoint(runs / "wider-one-5")["epoch"] == 1
+
+
+@pytest.mark.parametrize(("command", "strategy"), HELD_OUT)
+def test_held_out_numbers_do_not_depend_on_the_strategy(runs: Path, command: str, strategy: str) -> None:
+    (expected,), (found,) = metrics(runs / f"{command}-one"), metrics(runs / f"{command}-{strategy}")
+    assert len(expected) > 10
+    assert found == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_a_checkpoint_holds_only_what_trains(runs: Path, strategy: str) -> None:
+    content = checkpoint(runs / f"lora-{strategy}")
+    assert all("lora_" in name or name == "steps_done" for name in content["state_dict"])
+    assert (runs / f"lora-{strategy}" / "checkpoints" / "last.ckpt").stat().st_size < 600_000
+
+
+@pytest.mark.parametrize("kind", ["full", "lora"])
+def test_the_exported_model_does_not_depend_on_the_strategy(runs: Path, kind: str) -> None:
+    from safetensors.torch import load_file
+
+    expected = load_file(runs / f"{kind}-one" / "export" / "model.safetensors")
+    for strategy in ("ddp", "fsdp2"):
+        found = load_file(runs / f"{kind}-{strategy}" / "export" / "model.safetensors")
+        for name, weight in expected.items():  # in bfloat16, as the checkpoint came
+            torch.testing.assert_close(found[name], weight, rtol=2**-7, atol=ROUNDING)

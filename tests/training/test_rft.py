@@ -1,0 +1,217 @@
+"""What a training step does with a rollout, through the command line where a user would set it."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.helpers import CSV_ONLY, ROOT
+from vrft.__main__ import main
+from vrft.policy import shared_prefix
+from vrft.policy.prompts import next_position
+from vrft.rollout import TransformersEngine
+from vrft.tasks import DetectionTask
+from vrft.training.loss_inputs import Experience
+from vrft.training.rft import RFT
+from vrft.types import Answer, Frame, PromptBatch, Question, Rollout
+
+Command = Callable[..., list[str]]
+
+
+def logged(run: Path) -> dict[str, list[float]]:
+    """Every metric of the run's CSV log, in order."""
+    with next((run / "logs").glob("*/metrics.csv")).open() as file:
+        rows = list(csv.DictReader(file))
+    return {name: [float(row[name]) for row in rows if row[name]] for name in rows[0]}
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        ["--model.loss_type=bnpo", "--model.scale_rewards=batch"],
+        ["--model.loss_type=dr_grpo", "--model.scale_rewards=none", "--model.leave_one_out=true"],
+        ["--model.loss_type=dapo", "--model.epsilon_high=0.28", "--model.beta=0", "--model.max_extra_rollouts=1"],
+        ["--model.loss_type=gspo", "--model.epsilon=3e-4", "--model.epsilon_high=4e-4", "--model.kl_estimator=k2"],
+        ["--model.loss_type=cispo", "--model.num_minibatches=2", "--model.num_iterations=2", "--trainer.max_steps=4"],
+        ["--model.mask_truncated_completions=true", "--model.overlong_buffer=20", "--model.max_completion_length=30"],
+        ["--model.top_p=0.9", "--model.top_k=50", "--model.min_p=0.01", "--model.kl_estimator=k1"],
+        ["--model.max_tokens_per_micro_batch=100", "--model.policy.offload_reference=true"],
+        ["--model.optimizer=Adafactor", "--model.policy.freeze_vision=true"],
+        ["--model.sft_weight=0.5", "--model.num_minibatches=2", "--model.max_tokens_per_micro_batch=100"],
+    ],
+    ids=lambda more: more[0].removeprefix("--model."),
+)
+def test_every_setting_trains(more: list[str], quick_fit: Command, tmp_path: Path) -> None:
+    assert main(quick_fit(CSV_ONLY, "--data.batch_size=4", "--model.num_generations=4", *more)) == 0
+    metrics = logged(tmp_path / "run")
+    assert max(metrics["train/grad_norm"]) > 0
+    assert max(metrics["train/sampling_gap"]) < 1e-4  # the sampler's log-probabilities are the trainer's
+    assert all(value == value for values in metrics.values() for value in values), "NaN"
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ("--model.num_minibatches=0", "model.num_minibatches: expected at least 1, got 0"),
+        ("--model.num_minibatches=5", "model.num_minibatches: 5 parts of 4 prompts"),
+        ("--model.overlong_buffer=300", "model.overlong_buffer"),
+        ("--model.top_p=0", "model.top_p"),
+        ("--model.sft_weight=-1", "model.sft_weight: expected at least 0, got -1"),
+        ("--model.temperature=0", "model.temperature"),
+        ("--model.loss_type=ppo", "loss_type"),
+    ],
+)
+def test_a_setting_that_cannot_be_is_refused_before_training(
+    setting: str, said: str, quick_fit: Command, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(quick_fit("--data.batch_size=4", setting)) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_minibatches_keep_the_log_probs_of_the_weights_that_sampled(
+    quick_fit: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gaps: list[float] = []
+    accumulate = RFT.accumulate
+
+    def watched(self: RFT, prompts: Any, rows: Any, micro: Any, *, on_policy: bool, idle: bool) -> Tensor:
+        result = accumulate(self, prompts, rows, micro, on_policy=on_policy, idle=idle)
+        mine = rows.take(micro.rows)
+        gaps.append(float(((mine.old_log_probs - mine.sampled_log_probs) * mine.mask).abs().max()))
+        return result
+
+    monkeypatch.setattr(RFT, "accumulate", watched)
+    steps = ["--data.batch_size=4", "--model.num_generations=4", "--model.num_minibatches=2"]
+    steps += ["--model.num_iterations=2", "--trainer.max_steps=8", "--model.optimizer.lr=0.01"]
+    assert main(quick_fit(CSV_ONLY, *steps)) == 0
+    assert len(gaps) == 8
+    assert max(gaps) < 1e-4
+
+
+def test_the_combined_gradient_is_that_of_both_losses(quick_fit: Command, tmp_path: Path) -> None:
+    plain = "--model.optimizer={class_path: torch.optim.SGD, init_args: {lr: 0.1, momentum: 0, weight_decay: 0}}"
+    step = [plain, "--model.lr_scheduler=null", "--model.max_grad_norm=1e9", "--data.batch_size=4"]
+    step += ["--trainer.max_steps=1", CSV_ONLY]
+    supervised = ["fit", "--config", str(ROOT / "configs" / "quickstart_sft.yaml"), *quick_fit(*step)[3:]]
+
+    def weights(name: str, command: list[str]) -> dict[str, Tensor]:
+        assert main([*command, f"--run_dir={tmp_path}/{name}"]) == 0
+        return torch.load(tmp_path / name / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+
+    rft = weights("rft", quick_fit(*step))
+    sft = weights("sft", supervised)
+    both = weights("both", quick_fit(*step, "--model.sft_weight=0.3"))
+    base = weights("base", [*supervised, "--model.optimizer.lr=0"])
+    names = [name for name in base if name != "steps_done"]
+    moved = torch.cat([(both[name] - base[name]).flatten() for name in names])
+    expected = torch.cat([(rft[name] - base[name] + 0.3 * (sft[name] - base[name])).flatten() for name in names])
+    for part in (rft, sft):  # neither is too small to be seen
+        assert torch.cat([(part[name] - base[name]).flatten() for name in names]).norm() > 0.05 * moved.norm()
+    torch.testing.assert_close(moved, expected, rtol=1e-3, atol=1e-6)
+    metrics = logged(tmp_path / "both")
+    assert metrics["train/sft_loss"] == pytest.approx(logged(tmp_path / "sft")["train/loss"], rel=1e-5)
+
+
+class Fruit(DetectionTask):
+    """Whose target texts have a word that the tokenizer of the built-in policy does not know."""
+
+    def reasoning_text(self, sample: Question) -> str:
+        return "apple"
+
+
+def test_what_cannot_be_sampled_is_not_learnt(quick_fit: Command, tmp_path: Path) -> None:
+    step = [CSV_ONLY, "--trainer.max_steps=1", f"--task={__name__}.Fruit", "--task.template=Detect {query}"]
+    assert main(quick_fit(*step, "--model.sft_weight=0.1")) == 0
+    assert 0 < logged(tmp_path / "run")["train/sft_loss"][0] < 10
+
+
+def test_tied_groups_are_left_out_only_if_they_have_no_gradient(
+    quick_fit: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[list[int]] = []
+    micro_batches = RFT.micro_batches
+
+    def watched(self: RFT, prompts: Any, rows: Any, which: Any) -> Any:
+        rows.advantages[:8] = 0.0  # the first two of four groups of four
+        result = micro_batches(self, prompts, rows, which)
+        seen.append([p for micro in result for p in micro.prompts])
+        rows.advantages[:] = 0.0
+        seen.append([p for micro in micro_batches(self, prompts, rows, which) for p in micro.prompts])
+        return result
+
+    monkeypatch.setattr(RFT, "micro_batches", watched)
+    short = ["--data.batch_size=4", "--model.num_generations=4", "--trainer.max_steps=1"]
+    assert main(quick_fit(*short, "--model.beta=0")) == 0
+    assert [p for p in range(4) if p not in seen[0]] == [0, 1]
+    assert seen[1] == [0]  # one stays, so that every rank makes a backward pass
+    seen.clear()
+    assert main(quick_fit(*short, "--model.beta=0.1")) == 0
+    assert seen == [[0, 1, 2, 3]] * 4  # their KL counts, for the reference and for the update
+
+
+def experience(totals: list[list[float]]) -> Experience:
+    group, prompts = len(totals[0]), len(totals)
+    rows = [(p, g) for p in range(prompts) for g in range(group)]
+    ids = torch.tensor([[10 * p + g] for p, g in rows])
+    values = torch.zeros(len(rows), 1)
+    samples: list[Any] = [SimpleNamespace(index=p) for p in range(prompts)]
+    return Experience(
+        PromptBatch(samples, [Frame(1, 1)] * prompts, [{"input_ids": torch.tensor([[p]])} for p in range(prompts)]),
+        Rollout(ids, torch.ones_like(ids), values, values, torch.zeros(len(rows), dtype=torch.bool), [""] * len(rows)),
+        [Answer(f"{p}{g}", "", None, False) for p, g in rows],
+        {"a": torch.tensor(totals).flatten()},
+        torch.tensor(totals),
+    )
+
+
+def test_refill_replaces_tied_groups_in_place_as_far_as_there_are_others() -> None:
+    pool = experience([[1.0, 1.0], [0.0, 1.0], [2.0, 2.0], [3.0, 3.0], [0.0, 2.0]])
+    chosen = pool.refill(3)
+    assert [sample.index for sample in chosen.batch.samples] == [4, 1, 2]  # one spare group teaches something
+    assert chosen.rollout.ids[:, 0].tolist() == [40, 41, 10, 11, 20, 21]
+    assert [answer.text for answer in chosen.answers] == ["40", "41", "10", "11", "20", "21"]
+    assert chosen.rewards["a"].tolist() == [0, 2, 0, 1, 2, 2]
+    hopeless = experience([[1.0, 1.0]] * 4)
+    assert [sample.index for sample in hopeless.refill(2).batch.samples] == [0, 1]
+
+
+def test_joined_experience_pads_to_the_longest() -> None:
+    a, b = experience([[0.0, 1.0]]), experience([[1.0, 1.0]])
+    longer = Rollout(*(torch.ones(2, 3, dtype=torch.long) for _ in range(4)), b.rollout.truncated, ["", ""])
+    both = a.join(Experience(b.batch, longer, b.answers, b.rewards, b.total))
+    assert both.rollout.mask.tolist() == [[1, 0, 0], [1, 0, 0], [1, 1, 1], [1, 1, 1]]
+    assert both.tied.tolist() == [False, True]
+
+
+def test_dynamic_sampling_is_bounded_and_goes_on_without_variance(
+    quick_fit: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[int] = []
+    generate = TransformersEngine.generate
+
+    def counted(self: TransformersEngine, *args: Any, **settings: Any) -> Rollout:
+        if not settings["sampling"].greedy:
+            calls.append(settings["key"].first)
+        return generate(self, *args, **settings)
+
+    monkeypatch.setattr(TransformersEngine, "generate", counted)
+    never = ["--model.rewards={format: {class_path: Format, init_args: {weight: 0.0}}}"]
+    more = ["--data.batch_size=2", "--model.num_generations=2", "--model.max_extra_rollouts=2"]
+    assert main(quick_fit(CSV_ONLY, *more, *never)) == 0
+    assert calls == [0, 2, 4] * 2  # two steps; every group is tied, so every candidate is tried
+    assert logged(tmp_path / "run")["train/extra_rollouts"] == [2, 2]
+
+
+def test_a_model_that_shares_wrongly_is_trained_without_sharing(
+    quick_fit: Command, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
+) -> None:
+    monkeypatch.setattr(shared_prefix, "next_position", lambda x: next_position(x) + 3)
+    assert main(quick_fit("--data.batch_size=2", "--model.num_generations=2", "--trainer.max_steps=1")) == 0
+    assert any("going on with repeated prompts" in str(warning.message) for warning in recwarn)
