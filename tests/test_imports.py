@@ -7,8 +7,11 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+from tests.helpers import ROOT
+
 PACKAGE = ROOT / "vrft"
+MODELS = ["rewards/learned.py", "evaluators/segmenter.py"]
+"""Models beside the policy."""
 
 
 def imported(path: Path) -> set[str]:
@@ -36,11 +39,13 @@ def test_tasks_rewards_evaluators_and_data_do_not_know_transformers(part: str) -
     files = sorted((PACKAGE / part).rglob("*.py"))
     assert files
     users = [file.relative_to(PACKAGE).as_posix() for file in files if "transformers" in packages(file)]
-    assert users == (["rewards/learned.py"] if part == "rewards" else [])  # a reward that is a model
+    assert [user for user in users if user not in MODELS] == []
 
 
-def test_the_reward_model_imports_transformers_only_when_it_is_loaded() -> None:
-    nodes = ast.parse((PACKAGE / "rewards" / "learned.py").read_text()).body
+@pytest.mark.parametrize("name", MODELS)
+def test_models_beside_the_policy_import_transformers_only_when_they_are_loaded(name: str) -> None:
+    assert "transformers" in packages(PACKAGE / name)
+    nodes = ast.parse((PACKAGE / name).read_text()).body
     tops = [node for node in nodes if isinstance(node, ast.Import | ast.ImportFrom)]
     assert tops
     assert not [node for node in tops if "transformers" in ast.unparse(node)]
