@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.helpers import CSV_ONLY, ROOT
 from PIL import Image
 
+from tests.helpers import CSV_ONLY, ROOT
 from vrft.__main__ import main
 from vrft.callbacks.transcripts import append
 from vrft.report.held_out import choose
