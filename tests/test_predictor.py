@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 
 import pytest
-from tests.helpers import ROOT
 from PIL import Image
 
+from tests.helpers import ROOT
 from vrft import Predictor
 from vrft.__main__ import main
 from vrft.data.images import BadImage
