@@ -1,0 +1,208 @@
+"""COCO files: samples, categories, negatives, and bad entries."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from tests.helpers.coco import BOX, GOOD, IMAGE, OTHER, coco, coco_data
+from tests.helpers.data import samples_of
+from vrft.data import CocoData
+from vrft.data.splits import COCO_BASE65, COCO_FEW_SHOT8, COCO_NOVEL15
+from vrft.errors import ConfigurationError
+
+
+def test_one_sample_for_each_image_and_category(tmp_path: Path) -> None:
+    samples, _ = samples_of(coco_data(tmp_path), tmp_path)
+    assert [(sample.image_id, sample.query, len(sample.target)) for sample in samples] == [(7, "dog", 2), (7, "cat", 1)]
+    assert samples[0].target[0] == ((1, 2, 4, 6), "dog", 1.0)  # corners, from x, y, width, height
+    assert samples[1].size == (40, 30)
+
+
+def test_one_sample_for_each_image(tmp_path: Path) -> None:
+    samples, _ = samples_of(coco_data(tmp_path, per_image=True, categories=["dog", "cat"]), tmp_path)
+    assert [(sample.query, [box.label for box in sample.target]) for sample in samples] == [
+        ("cat, dog", ["cat", "dog", "dog"])
+    ]
+
+
+def test_categories_select_and_may_differ_for_held_out_images(tmp_path: Path) -> None:
+    train, val = samples_of(coco_data(tmp_path, categories=["cat"], val_categories=["dog"]), tmp_path)
+    assert [sample.query for sample in train] == ["cat"]
+    assert [sample.query for sample in val] == ["dog"]
+
+
+def test_lists_of_the_paper_have_names(tmp_path: Path) -> None:
+    table = [{"id": i, "name": name} for i, name in enumerate(COCO_NOVEL15, 3)]
+    train, _ = samples_of(coco_data(tmp_path, {"categories": table}, categories="coco_novel15"), tmp_path)
+    assert {sample.query for sample in train} == {"mouse", "parking meter"}  # ids 3 and 9
+    assert len({*COCO_BASE65, *COCO_NOVEL15}) == 80
+    assert {*COCO_FEW_SHOT8} < {*COCO_BASE65, *COCO_NOVEL15}
+    with pytest.raises(ConfigurationError, match=r"no list is called 'coco_15'; expected one of coco_novel15"):
+        coco_data(tmp_path, categories="coco_15")
+
+
+def test_negatives_ask_for_what_is_not_there(tmp_path: Path) -> None:
+    several = [{"id": i, "file_name": "a.png", "width": 40, "height": 30} for i in range(10)]
+    boxes = [{"image_id": i, "category_id": 3, "bbox": [1, 1, 5, 5]} for i in range(8)]
+    crowd = [{"image_id": 9, "category_id": 3, "bbox": [1, 1, 5, 5], "iscrowd": 1}]
+    changes = {"images": several, "annotations": boxes + crowd}
+    train, val = samples_of(coco_data(tmp_path, changes, negatives=0.5), tmp_path)
+    absent = [sample for sample in train if not sample.target]
+    assert (len(train), len(absent)) == (12, 4)  # half as many as there are positives
+    assert all(sample.query == "dog" or sample.image_id == 8 for sample in absent)  # 9 has a crowd of cats
+    assert all(sample.target for sample in val)
+    again, _ = samples_of(coco_data(tmp_path, changes, negatives=0.5), tmp_path)
+    assert [(s.image_id, s.query) for s in again] == [(s.image_id, s.query) for s in train]
+
+
+def test_lvis_negatives_are_those_that_were_looked_for(tmp_path: Path) -> None:
+    def image(key: int, absent: list[int]) -> dict[str, Any]:
+        url = f"http://images.cocodataset.org/val2017/{key}.png"
+        return {"id": key, "coco_url": url, "width": 40, "height": 30, "neg_category_ids": absent}
+
+    (tmp_path / "val2017").mkdir()
+    for key in (1, 2, 3):
+        Image.new("RGB", (40, 30)).save(tmp_path / "val2017" / f"{key}.png")
+    changes = {
+        "images": [image(1, []), image(2, [9]), image(3, [3])],
+        "annotations": [{"image_id": key, "category_id": 3, "bbox": [1, 1, 5, 5]} for key in (1, 2)],
+    }
+    train, _ = samples_of(coco_data(tmp_path, changes, negatives=5.0), tmp_path)
+    assert [(s.image_id, s.query) for s in train if not s.target] == [(2, "dog"), (3, "cat")]
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"annotations": None}, "not a COCO or LVIS instances file"),
+        ({"categories": [{"id": 1}]}, "categories[0]: expected an integer id and a name"),
+        ({"categories": [{"id": 1, "name": "a"}] * 2}, "categories[1].id: 1 is there twice"),
+        ({"annotations": []}, "no train records; expected at least one"),
+    ],
+)
+def test_a_bad_file_ends_it(changes: dict[str, Any], said: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        samples_of(coco_data(tmp_path, changes, on_bad_record="skip"), tmp_path)
+    assert said in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("annotation", "said"),
+    [
+        (BOX | {"bbox": [0, 0, 1]}, "expected bbox [x, y, width, height] in finite numbers, got [0, 0, 1]"),
+        (BOX | {"bbox": [0, 0, "1", 1]}, "in finite numbers"),
+        (BOX | {"bbox": [0, 0, float("nan"), 1]}, "in finite numbers, got [0, 0, nan, 1]"),
+        (BOX | {"bbox": [0, 0, float("inf"), 1]}, "in finite numbers"),
+        (BOX | {"bbox": None}, "in finite numbers, got None"),
+        (BOX | {"bbox": [0, 0, 0, 5]}, "[0, 0, 0, 5] has no area"),
+        (BOX | {"bbox": [30, 0, 12, 5]}, "[30, 0, 12, 5] stands out of its image of 40 x 30"),
+        (BOX | {"bbox": [-2, 0, 5, 5]}, "stands out of its image"),
+        (BOX | {"bbox": [40.5, 0, 0.4, 5]}, "has no area in its image"),
+        (BOX | {"image_id": 5}, "no image has id 5"),
+        (BOX | {"category_id": 4}, "no category has id 4"),
+        (BOX | {"category_id": True}, "no category has id True"),
+        (BOX | {"category_id": "3"}, "no category has id '3'"),
+        (BOX | {"id": "x"}, "expected an integer id"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_bad_annotation_is_named_and_its_image_left_out(
+    annotation: dict[str, Any], said: str, tmp_path: Path
+) -> None:
+    changes = {"images": [IMAGE, OTHER], "annotations": [BOX | {"id": 1}, GOOD, annotation]}
+    with pytest.raises(ConfigurationError) as caught:
+        samples_of(coco_data(tmp_path, changes), tmp_path)
+    assert said in str(caught.value)
+    assert f"instances.json: annotations[2] (id {annotation.get('id')!r}): " in str(caught.value)
+    train, _ = samples_of(coco_data(tmp_path, changes, on_bad_record="skip"), tmp_path)
+    belongs = annotation["image_id"] == 7
+    assert [sample.image_id for sample in train] == ([8] if belongs else [7, 8])
+    assert said in (tmp_path / "run" / "bad_records.txt").read_text()
+
+
+@pytest.mark.parametrize(
+    ("image", "said"),
+    [
+        (IMAGE | {"file_name": "c.png"}, "c.png: no such image"),
+        (IMAGE | {"file_name": None}, "images[0] (id 7): expected a file_name, got None"),
+        (IMAGE | {"file_name": "instances.json"}, "not an image that can be read"),
+        (IMAGE | {"file_name": "cut.png"}, "can't be decoded"),
+        (IMAGE | {"id": "7"}, "images[0] (id '7'): expected an integer id"),
+        (IMAGE | {"id": 8}, "images[0] (id 8): the id is there 2 times"),
+        (IMAGE | {"width": 30, "height": 40}, "is 40 x 30, expected 30 x 40"),
+        (IMAGE | {"width": "40"}, "expected width and height, got '40' and 30"),
+        (IMAGE | {"height": 0}, "expected width and height, got 40 and 0"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_bad_image_is_named(image: dict[str, Any], said: str, tmp_path: Path) -> None:
+    third = {"id": 9, "file_name": "b.png", "width": 40, "height": 30}
+    annotations = [BOX | {"id": 1}, GOOD, GOOD | {"id": 100, "image_id": 9}]
+    changes = {"images": [image, OTHER, third], "annotations": annotations}
+    picture = Image.effect_noise((40, 30), 80).convert("RGB")
+    data = coco_data(tmp_path, changes)
+    picture.save(tmp_path / "cut.png")
+    (tmp_path / "cut.png").write_bytes((tmp_path / "cut.png").read_bytes()[:-200])
+    with pytest.raises(ConfigurationError) as caught:
+        samples_of(data, tmp_path)
+    assert said in str(caught.value)
+    data = coco_data(tmp_path, changes, on_bad_record="skip")
+    train, _ = samples_of(data, tmp_path)
+    assert 9 in {sample.image_id for sample in train}
+    assert 7 not in {sample.image_id for sample in train}
+
+
+def test_all_problems_are_reported_at_once_and_counted(tmp_path: Path) -> None:
+    many = [BOX | {"id": i, "bbox": [0, 0, -1, i]} for i in range(30)]
+    with pytest.raises(ConfigurationError) as caught:
+        samples_of(coco_data(tmp_path, {"images": [IMAGE, OTHER], "annotations": [GOOD, *many]}), tmp_path)
+    lines = str(caught.value).splitlines()
+    assert lines[0].startswith("60 bad records; mend them")  # the file is read for both parts
+    assert len(lines) == 22
+    assert lines[-1] == "and 40 more"
+
+
+def test_a_box_that_stands_out_by_rounding_is_cut(tmp_path: Path) -> None:
+    changes = {"images": [IMAGE], "annotations": [BOX | {"bbox": [-0.5, 0, 41, 30.4]}]}
+    train, _ = samples_of(coco_data(tmp_path, changes), tmp_path)
+    assert train[0].target[0].box == (0, 0, 40, 30)
+
+
+def test_an_unknown_category_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match=r"data\.categories: 'bird'.*cat, dog"):
+        samples_of(coco_data(tmp_path, categories=["bird"]), tmp_path)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"images": 3}', "[" * 100_000, "\xff"])
+def test_a_file_that_is_no_instances_file(text: str, tmp_path: Path) -> None:
+    data = coco_data(tmp_path)
+    (tmp_path / "instances.json").write_bytes(text.encode("latin1"))
+    with pytest.raises(ConfigurationError, match="not a COCO or LVIS instances file"):
+        samples_of(data, tmp_path)
+
+
+def test_a_split_shares_no_image(tmp_path: Path) -> None:
+    images = [{"id": i, "file_name": "a.png" if i % 2 else "b.png", "width": 40, "height": 30} for i in range(2)]
+    annotations = [{"image_id": i, "category_id": c, "bbox": [1, 1, 5, 5]} for i in range(2) for c in (3, 9)]
+    file = coco(tmp_path, images=images, annotations=annotations)
+    train, val = samples_of(CocoData(str(file), str(tmp_path), val_fraction=0.5), tmp_path)
+    assert len(train) == len(val) == 2
+    assert not {sample.image_id for sample in train} & {sample.image_id for sample in val}
+    with pytest.raises(ConfigurationError, match=r"or data\.val_fraction"):
+        CocoData(str(file), str(tmp_path))
+
+
+def test_an_image_that_is_trained_on_and_held_out_is_said(tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match="2 held-out records have an image that is trained on"):
+        samples_of(coco_data(tmp_path), tmp_path)
+
+
+def test_why_there_are_too_few_shots_is_said(tmp_path: Path) -> None:
+    data = coco_data(tmp_path, shots=1)
+    (tmp_path / "a.png").unlink()
+    with pytest.raises(ConfigurationError, match="no such image"):
+        samples_of(data, tmp_path)

@@ -1,0 +1,106 @@
+"""Reward models, against a plain forward."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from tests.helpers.answers import (
+    ONE,
+    answers,
+    sample,
+)
+from vrft.rewards import (
+    RewardModel,
+)
+from vrft.types import Sample
+
+WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "find", "cat", "a", "b", "c", "good", "bad"]
+TEXTS = ["a b c good", "bad", "c c c c c c c c c c", ""]
+
+
+@pytest.fixture(params=[1, 2, 3], ids=["one-logit", "two-classes", "three-classes"])
+def classifier(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Path, int]:
+    """The folder of a small random BERT that classifies pairs of texts, and its number of classes."""
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from tokenizers.pre_tokenizers import Whitespace
+    from tokenizers.processors import TemplateProcessing
+    from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = Whitespace()
+    tokenizer.post_processor = TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[("[CLS]", 2), ("[SEP]", 3)],
+    )
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=len(WORDS),
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=32,
+        max_position_embeddings=12,
+        num_labels=request.param,
+        initializer_range=1.0,
+    )
+    BertForSequenceClassification(config).save_pretrained(tmp_path)
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        model_max_length=12,
+        model_input_names=["input_ids", "token_type_ids", "attention_mask"],
+    ).save_pretrained(tmp_path)
+    return tmp_path, request.param
+
+
+def test_a_reward_model_gives_the_probabilities_of_a_plain_forward(classifier: tuple[Path, int]) -> None:
+    from transformers import BertForSequenceClassification
+
+    folder, classes = classifier
+    plain = BertForSequenceClassification.from_pretrained(folder).eval()
+    for label in range(classes):
+        reward = RewardModel(str(folder), label=label)
+        reward.load()
+        about = Sample(0, Image.new("1", (5, 5)), 0, "find cat", ONE)
+        expected = []
+        for text in TEXTS:  # one at a time, without padding; the first two tokens of a pair stand for the question
+            words = [WORDS.index(word) for word in text.split()][:7]  # 12 tokens at the most
+            ids = [2, 4, 5, 3, *words, 3]
+            kinds = [0] * 4 + [1] * (len(words) + 1)
+            with torch.no_grad():
+                logits = plain(torch.tensor([ids]), token_type_ids=torch.tensor([kinds])).logits[0]
+            expected.append((logits.sigmoid() if classes == 1 else logits.softmax(0))[label].item())
+        found = reward(answers(*TEXTS), [about] * len(TEXTS)).tolist()
+        assert found == pytest.approx(expected, abs=1e-5)
+        assert max(expected) - min(expected) > 0.01  # or any text would do
+        assert reward.score(answers(TEXTS[0])[0], about) == pytest.approx(expected[0], abs=1e-5)
+
+
+def test_a_reward_model_is_not_trained(classifier: tuple[Path, int]) -> None:
+    reward = RewardModel(str(classifier[0]))
+    reward.load()
+    model = reward.model
+    reward.load()
+    assert reward.model is model  # once is enough
+    assert not any(parameter.requires_grad for parameter in reward.parameters())
+    assert not reward.model.training
+    assert not reward(answers("a"), [sample(ONE)]).requires_grad
+
+
+def test_a_shorter_limit_cuts_the_text(classifier: tuple[Path, int]) -> None:
+    reward = RewardModel(str(classifier[0]), max_length=6)
+    reward.load()
+    about = Sample(0, Image.new("1", (5, 5)), 0, "a", ONE)
+    first, other = reward(answers("a b c good", "a b c bad"), [about] * 2).tolist()
+    assert first == other  # what differs is behind the limit
+    longer = RewardModel(str(classifier[0]))
+    longer.load()
+    first, other = longer(answers("a b c good", "a b c bad"), [about] * 2).tolist()
+    assert first != other
