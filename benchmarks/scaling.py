@@ -187,7 +187,7 @@ class Watch(Callback):
 
 def groups_of(policy: Any) -> Iterator[dict[str, Any]]:
     """What FSDP2 gathers together: of which kind, and how many bytes with the padding of each share."""
-    from vrft.policy.vlm import fsdp_modules
+    from vrft.policy.sharding import fsdp_modules
 
     layers = policy.decoder_layers()
     for module in fsdp_modules(policy):

@@ -31,7 +31,7 @@ from vrft.callbacks.skipped_steps import SkippedSteps
 from vrft.callbacks.transcripts import Transcripts
 from vrft.data.scenes import COLOURS, draw_scene, write_coco
 from vrft.data.splits import COCO_FEW_SHOT8
-from vrft.policy.vlm import LoRA
+from vrft.policy import LoRA
 
 PAGES = [ROOT / "README.md", ROOT / "SECURITY.md", *sorted((ROOT / "docs").glob("*.md"))]
 LEFT_OUT = 1

@@ -25,7 +25,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from vrft.policy import Policy
-from vrft.policy.vlm import vision_parameters
+from vrft.policy.pretrained import vision_parameters
 from vrft.rollout import Sampling, SamplingKey, TransformersEngine
 from vrft.types import Frame, PromptBatch
 

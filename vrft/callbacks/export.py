@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from vrft.policy.export import STEPS, export_policy
+from vrft.policy.export import EXPORT_STEPS, export_policy
 from vrft.run_dir import RunDir
 from vrft.training.module import VisionModule
 from vrft.training.progress_bar import phase
@@ -23,7 +23,7 @@ class ExportHuggingFace(Callback):
         weights = pl_module.policy.trained_weights()
         if trainer.is_global_zero:
             folder = RunDir.of(trainer).export
-            with phase(trainer, "export", STEPS) as advance:
+            with phase(trainer, "export", EXPORT_STEPS) as advance:
                 export_policy(pl_module.policy, folder, weights, pl_module.max_completion_length, advance=advance)
             print(f"Hugging Face folder: {folder}")
         trainer.strategy.barrier("export")

@@ -39,7 +39,7 @@ def main(args: Sequence[str]) -> int:
     arguments = build_parser().parse_args(args)
     import torch
 
-    from vrft.policy.export import STEPS, export_policy
+    from vrft.policy.export import EXPORT_STEPS, export_policy
     from vrft.report.model_card import lora_of, read_run, write_card
     from vrft.training.checkpoint_io import AtomicCheckpointIO
     from vrft.utils.progress import progress
@@ -60,7 +60,7 @@ def main(args: Sequence[str]) -> int:
     weights = {name.removeprefix(PREFIX): value for name, value in state.items() if name.startswith(PREFIX)}
     length = config["model"]["init_args"].get("max_completion_length", 256)
     dtype = arguments.dtype and getattr(torch, arguments.dtype)
-    with progress("export", STEPS) as advance:
+    with progress("export", EXPORT_STEPS) as advance:
         export_policy(policy, folder, weights, length, adapter_alone=arguments.adapter, dtype=dtype, advance=advance)
     write_card(folder, run, task.template, adapter=arguments.adapter, step=step)
     print(f"Hugging Face folder: {folder}")

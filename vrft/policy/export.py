@@ -1,4 +1,4 @@
-"""A trained policy as a Hugging Face folder."""
+"""Export of a trained policy to a Hugging Face folder."""
 
 from __future__ import annotations
 
@@ -11,15 +11,17 @@ import torch
 from torch import Tensor, nn
 
 from vrft.errors import ConfigurationError
+from vrft.policy.lora import add_adapters
+from vrft.policy.pretrained import TRUST_REMOTE_CODE_HINT, load_pretrained, token_ids, vision_parameters
 from vrft.policy.processor import copy_processor, load_processor
-from vrft.policy.vlm import TRUST, Policy, token_ids, vision_parameters
+from vrft.policy.vlm import Policy
 from vrft.utils.hub import loading
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedModel
 
-STEPS = 4
-"""What `advance` is told of: the base is read, weights are in it, the model is written, and its processor."""
+EXPORT_STEPS = 4
+"""The base is read, the trained weights are loaded into it, the model is written, the processor is written."""
 
 
 def export_policy(
@@ -32,56 +34,56 @@ def export_policy(
     dtype: torch.dtype | None = None,
     advance: Callable[[int], None] = lambda _: None,
 ) -> None:
-    """Write what `from_pretrained` loads, with a generation config that gives the answers that were evaluated.
+    """Write a folder for `from_pretrained`, with a generation config that reproduces the evaluated answers.
 
-    Adapters are merged into the weights, and stand under `adapter/` as well. The policy needn't be loaded.
+    Adapters are merged into the weights, and saved under `adapter/` as well.
 
     Args:
-        policy: names the base and how it was trained.
-        folder: is made.
-        weights: what trained, by its name in the model, as `Policy.trained_weights` gives it.
-        max_new_tokens: of an answer.
-        adapter_alone: write the adapter to the folder, and no model.
-        dtype: of the weights; default: that in which the base came or that of the computation, the more exact of both.
-        advance: told how many of `STEPS` are done.
+        policy: the base and how it was trained; it need not be loaded.
+        folder: to create.
+        weights: trained weights by their name in the model, as `Policy.trained_weights` returns them.
+        max_new_tokens: limit for an answer.
+        adapter_alone: write only the adapter, directly to the folder.
+        dtype: of the weights; default: the base's dtype or that of the computation, whichever is more precise.
+        advance: called with the number of completed steps, up to `EXPORT_STEPS`.
 
     Raises:
-        ConfigurationError: the weights are not those that train in this policy.
+        ConfigurationError: the weights do not match the policy's trained parameters.
     """
     from transformers import AutoConfig
 
-    with loading("model.policy.checkpoint", policy.checkpoint, TRUST):
+    with loading("model.policy.checkpoint", policy.checkpoint, TRUST_REMOTE_CODE_HINT):
         processor = load_processor(policy.checkpoint, policy.trust_remote_code)
-        came_in = AutoConfig.from_pretrained(policy.checkpoint, trust_remote_code=policy.trust_remote_code).dtype
-        model = policy.pretrained(torch.float32)
+        config = AutoConfig.from_pretrained(policy.checkpoint, trust_remote_code=policy.trust_remote_code)
+        model = load_pretrained(policy.checkpoint, torch.float32, policy.trust_remote_code)
     generation = greedy_generation(model, processor.tokenizer, max_new_tokens)
     advance(1)
     if policy.lora is None:
         fill(model, weights, {*vision_parameters(model)} if policy.freeze_vision else set())
     else:
-        adapted = policy.with_adapters(model, policy.lora)
+        adapted = add_adapters(model, policy.lora)
         fill(adapted, weights, set())
         adapted.save_pretrained(folder if adapter_alone else folder / "adapter")  # type: ignore[operator]
         model = adapted.merge_and_unload()  # type: ignore[operator]
     advance(2)
     if not adapter_alone:
         model.generation_config = generation
-        exact = torch.promote_types(came_in or torch.float32, policy.dtype)
-        model.to(dtype or exact).save_pretrained(folder)
+        precise = torch.promote_types(config.dtype or torch.float32, policy.dtype)
+        model.to(dtype or precise).save_pretrained(folder)
     advance(3)
     copy_processor(policy.checkpoint, folder)
     set_pixels(folder, policy.pixels)
     mode = next(folder.glob("*.json")).stat().st_mode
-    for weights_file in folder.rglob("*.safetensors"):  # which safetensors lets nobody else read
+    for weights_file in folder.rglob("*.safetensors"):  # safetensors makes them readable by the owner alone
         weights_file.chmod(mode)
-    advance(STEPS)
+    advance(EXPORT_STEPS)
 
 
 def fill(model: nn.Module, weights: Mapping[str, Tensor], frozen: set[nn.Parameter]) -> None:
-    """Put trained weights in the place of the base's.
+    """Replace weights of the base by the trained ones. `frozen`: parameters that may be missing.
 
     Raises:
-        ConfigurationError: one is missing, or has no place.
+        ConfigurationError: a trained parameter is missing, is unknown to the model, or has another shape.
     """
     trained = {name for name, p in model.named_parameters() if p.requires_grad and p not in frozen}
     if missing := sorted(trained - weights.keys()):
@@ -95,7 +97,7 @@ def fill(model: nn.Module, weights: Mapping[str, Tensor], frozen: set[nn.Paramet
 
 
 def greedy_generation(model: PreTrainedModel, tokenizer: object, max_new_tokens: int) -> GenerationConfig:
-    """With these, `generate` gives the answers that were evaluated: no sampling, no penalty, the same tokens."""
+    """Return the settings with which `generate` reproduces the evaluated answers: greedy, the same banned tokens."""
     from transformers import GenerationConfig
 
     stop, banned = token_ids(model, tokenizer)
@@ -111,7 +113,7 @@ def greedy_generation(model: PreTrainedModel, tokenizer: object, max_new_tokens:
 
 
 def set_pixels(folder: Path, pixels: Mapping[str, int | None]) -> None:
-    """Let the processor resize images as it did in training."""
+    """Write the training's limits for the area of resized images to the processor's files; None changes nothing."""
     chosen = {edge: value for edge, value in pixels.items() if value is not None}
     if not chosen:
         return

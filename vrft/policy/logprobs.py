@@ -1,4 +1,4 @@
-"""Log-probabilities and entropy of completion tokens, a chunk at a time: logits of all tokens at once never exist."""
+"""Log-probabilities and entropy of completion tokens, chunk by chunk: logits of all tokens never exist at once."""
 
 from __future__ import annotations
 
@@ -8,18 +8,17 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-CHUNK = 1024
-"""Tokens whose logits exist at once: 0.6 GB in float32 for a vocabulary of 152k."""
+TOKENS_PER_CHUNK = 1024
+"""Their logits take 0.6 GB in float32 for a vocabulary of 152k."""
 
-
-NEVER = -1e30
-"""Logit of a banned id. Its probability is 0 and p log p stays a number, which it would not with -inf."""
+BANNED_LOGIT = -1e30
+"""Makes a probability of 0 for which p log p is 0; with -inf it would be NaN."""
 
 
 def token_distribution(logits: Tensor, temperature: float, banned: Tensor) -> Tensor:
-    """Log-probabilities (…, V) that sampler and trainer share: logits over temperature, banned ids removed."""
+    """Return log-probabilities (…, V) for sampler and trainer alike: logits over temperature, banned ids removed."""
     logits = logits.float() if temperature == 1 else logits.float() / temperature
-    bias = logits.new_zeros(logits.shape[-1]).index_fill_(0, banned, NEVER)  # (V,)
+    bias = logits.new_zeros(logits.shape[-1]).index_fill_(0, banned, BANNED_LOGIT)  # (V,)
     return (logits + bias).log_softmax(-1)
 
 
@@ -32,19 +31,19 @@ def token_log_probs(
     temperature: float,
     banned: Tensor,
     entropy: bool = True,
-    chunk: int = CHUNK,
+    chunk: int = TOKENS_PER_CHUNK,
 ) -> tuple[Tensor, Tensor]:
-    """Log p(ids | hidden) and entropy in nats, both (N, T) and 0 where mask is 0; the entropy carries no gradient.
+    """Return log p(ids | hidden) and entropy in nats, both (N, T) and 0 where mask is 0. Entropy carries no gradient.
 
     Args:
         head: maps hidden states (…, H) to logits (…, V).
-        hidden: states that predict the real tokens of `ids`, row after row (M, H).
-        ids: (N, T).
+        hidden: states that predict the M real tokens of `ids`, row after row (M, H).
+        ids: completions (N, T).
         mask: 1 at real tokens (N, T), M of them.
         temperature: of the sampling distribution.
         banned: ids that can't be sampled (B,).
-        entropy: compute it; else it is 0.
-        chunk: tokens whose logits exist at once; those of several chunks are computed again in the backward pass.
+        entropy: compute the entropy; otherwise it is 0.
+        chunk: tokens whose logits exist at once. With several chunks the backward pass computes logits again.
     """
 
     def score(h: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:

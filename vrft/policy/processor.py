@@ -1,9 +1,9 @@
-"""From samples to what the model reads. Picklable, so that it runs in data-loader workers."""
+"""Processors of Hugging Face checkpoints, encoding of samples, and micro-batches of prompts and completions."""
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,13 +16,13 @@ from vrft.policy.prompts import Prompt
 from vrft.tasks import Task
 from vrft.types import Frame, PromptBatch, Sample
 
-FAMILIES: dict[str, Coordinates] = {
+FAMILY_COORDINATES: dict[str, Coordinates] = {
     "qwen2_5_vl": "pixels",
     "llava": "unit",
     "llava_next": "unit",
     "llava_onevision": "unit",
 }
-"""What model types other than Qwen2-VL, Qwen3-VL and InternVL (thousandths) were taught to call a position."""
+"""Coordinates that a model type was taught for boxes, where not thousandths (Qwen2-VL, Qwen3-VL, InternVL)."""
 
 PROCESSOR_FILES = (
     "tokenizer.json",
@@ -41,10 +41,10 @@ PROCESSOR_FILES = (
 
 
 def load_processor(folder: str, trust_remote_code: bool = False, **kwargs: Any) -> Any:
-    """`AutoProcessor.from_pretrained`, for images alone where torchvision is missing.
+    """Load a processor as `AutoProcessor.from_pretrained` does; without torchvision, for images only.
 
-    transformers 5 has image processors without torchvision but no video processors, so AutoProcessor refuses every
-    class with a video slot. The same class without that slot loads from the same files.
+    The video processors of transformers 5 need torchvision, so without it AutoProcessor refuses every class that has
+    one. The same class without its video processor loads from the same files.
     """
     from transformers import AutoConfig, AutoProcessor
     from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
@@ -57,17 +57,24 @@ def load_processor(folder: str, trust_remote_code: bool = False, **kwargs: Any) 
     kept = [name for name in cls.get_attributes() if name != "video_processor"]
 
     class ImageOnly(cls):  # type: ignore[misc, valid-type]
-        """Named as the class that it stands for, because names of parts are derived from it."""
+        """The processor's class without video. It takes that class's name, from which others are derived."""
 
         get_attributes = classmethod(lambda _: kept)
-        video_processor = SimpleNamespace(num_frames=1, fps=1)  # SmolVLM's chat template asks, whatever the messages
+        video_processor = SimpleNamespace(num_frames=1, fps=1)  # SmolVLM's chat template reads it for any message
 
     ImageOnly.__name__ = cls.__name__
     return ImageOnly.from_pretrained(folder, video_processor=None, trust_remote_code=trust_remote_code, **kwargs)
 
 
+def limit_pixels(processor: Any, pixels: Mapping[str, int | None]) -> None:
+    """Set the smallest and largest area of resized images: `shortest_edge`, `longest_edge`; None changes nothing."""
+    for edge, area in pixels.items():
+        if area is not None:
+            processor.image_processor.size[edge] = area
+
+
 def copy_processor(source: str, folder: Path) -> None:
-    """Copy a checkpoint's processor files as they are: saving an image-only processor would lose the video settings."""
+    """Copy a checkpoint's processor files: saving an image-only processor instead would lose the video settings."""
     from transformers.utils import cached_file
 
     for name in PROCESSOR_FILES:
@@ -78,7 +85,10 @@ def copy_processor(source: str, folder: Path) -> None:
 
 @dataclass(frozen=True)
 class Encoder:
-    """Turns P samples into prompts, each by itself. `coordinates`: what the model's family calls a position."""
+    """Turns samples into prompts, one batch of one each. Picklable, so that data-loader workers can use it.
+
+    `coordinates`: of boxes in prompts and answers.
+    """
 
     processor: Any
     task: Task
@@ -89,13 +99,13 @@ class Encoder:
         return PromptBatch(samples, frames, [self.prompt(*pair) for pair in zip(samples, frames, strict=True)])
 
     def prompt(self, sample: Sample, frame: Frame) -> Prompt:
-        """The processor's output for one sample."""
+        """Return the processor's output for one sample."""
         chat = self.task.messages(sample, frame)
         text = self.processor.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
         return dict(self.processor(text=[text], images=[[sample.image]], return_tensors="pt"))
 
     def frame(self, image: Image.Image) -> Frame:
-        """0..1000 along both sides, 0..1 with three decimals, or pixels of the image as the processor resizes it."""
+        """Return the coordinate system of an image: thousandths, unit, or pixels of the resized image."""
         if self.coordinates != "pixels":
             return FRAMES[self.coordinates]
         from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
@@ -112,51 +122,52 @@ class Encoder:
 
 
 class MicroBatch(NamedTuple):
-    """Numbers of prompts, and of the rows that belong to them, for one forward and backward."""
+    """Indices of prompts and of their rows that share one forward and backward."""
 
     prompts: list[int]
     rows: list[int]
 
 
 def micro_batches(
-    prompts: Sequence[int], rows: Sequence[int], which: Sequence[int], max_tokens: int
+    prompt_lengths: Sequence[int], row_lengths: Sequence[int], selected: Sequence[int], max_tokens: int
 ) -> list[MicroBatch]:
-    """Groups with at most `max_tokens` tokens together.
+    """Pack prompts with their rows into micro-batches of at most `max_tokens` tokens, in order.
 
-    A group above it is split, at the cost of its prompt for each part; a row is never split.
+    A prompt whose rows exceed the limit is split, and repeated in each part. A row is never split.
 
     Args:
-        prompts: tokens of each prompt, P of them.
-        rows: tokens of each completion, N of them.
-        which: numbers of the prompts to take.
-        max_tokens: of prompts and completions.
+        prompt_lengths: tokens of each prompt (P).
+        row_lengths: tokens of each completion (N).
+        selected: indices of the prompts to pack.
+        max_tokens: limit for prompts and completions of a micro-batch together.
     """
-    group = len(rows) // len(prompts)
+    group_size = len(row_lengths) // len(prompt_lengths)
     batches: list[MicroBatch] = []
-    room = 0  # in the last batch
-    for p in which:
-        mine = list(range(p * group, (p + 1) * group))
-        size = prompts[p] + sum(rows[n] for n in mine)
+    room = 0  # tokens that fit into the last batch
+    for p in selected:
+        rows = list(range(p * group_size, (p + 1) * group_size))
+        size = prompt_lengths[p] + sum(row_lengths[n] for n in rows)
         if size > max_tokens:
-            batches += [MicroBatch([p], part) for part in _split(mine, rows, max_tokens - prompts[p])]
+            parts = _split_rows(rows, row_lengths, max_tokens - prompt_lengths[p])
+            batches += [MicroBatch([p], part) for part in parts]
             room = 0
         elif size > room:
-            batches.append(MicroBatch([p], mine))
+            batches.append(MicroBatch([p], rows))
             room = max_tokens - size
         else:
             batches[-1].prompts.append(p)
-            batches[-1].rows.extend(mine)
+            batches[-1].rows.extend(rows)
             room -= size
     return batches
 
 
-def _split(mine: list[int], rows: Sequence[int], max_tokens: int) -> list[list[int]]:
+def _split_rows(rows: list[int], row_lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
     parts: list[list[int]] = []
     room = 0
-    for n in mine:
-        if rows[n] > room:
+    for n in rows:
+        if row_lengths[n] > room:
             parts.append([])
             room = max_tokens
         parts[-1].append(n)
-        room -= rows[n]
+        room -= row_lengths[n]
     return parts

@@ -1,4 +1,4 @@
-"""Prompts as a model reads them: text, images and positions, each prompt by itself, without padding."""
+"""Encoded prompts, each a batch of one without padding: their images, features and positions."""
 
 from __future__ import annotations
 
@@ -14,26 +14,25 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 Prompt = dict[str, Any]
-"""A processor's output for one prompt (batch of one), after `prepare` with `position_ids` and maybe `features`."""
+"""A processor's output for one prompt. `prepare_prompts` adds `position_ids` and, for a frozen tower, `features`."""
 
-TOKEN_TYPES = ("token_type_ids", "mm_token_type_ids")
-PER_TOKEN = ("input_ids", "attention_mask", *TOKEN_TYPES)
+TOKEN_TYPE_KEYS = ("token_type_ids", "mm_token_type_ids")
+TOKEN_KEYS = ("input_ids", "attention_mask", *TOKEN_TYPE_KEYS)
 """Keys of a processor's output that have one entry per token; the others describe images."""
 
-PREPARED = ("position_ids", "features")
-
+PREPARED_KEYS = ("position_ids", "features")
 
 Features = Tensor | Sequence[Tensor]
-"""Of several images: one tensor or one each, as the model's own tower returns them and its forward expects them."""
+"""Features of several images: one tensor, or one for each image, as the model's vision tower returns them."""
 
 
 @dataclass(frozen=True)
 class ImageFeatures:
-    """What the vision tower and its projector make of the images of some prompts, in the order of their tokens.
+    """Output of the vision tower and its projector for the images of some prompts, in the order of their tokens.
 
     Attributes:
-        pooled: what takes the place of image tokens.
-        deepstack: what is added behind each of the first layers (Qwen3-VL); else empty.
+        pooled: embeddings that replace those of image tokens.
+        deepstack: features that are added after each of the first layers (Qwen3-VL); otherwise empty.
     """
 
     pooled: Features
@@ -41,12 +40,12 @@ class ImageFeatures:
 
     @classmethod
     def join(cls, parts: Sequence[ImageFeatures]) -> ImageFeatures:
-        """The features of several prompts in a row."""
+        """Concatenate the features of several prompts."""
         pooled = _join([part.pooled for part in parts])
         return cls(pooled, [_join(layer) for layer in zip(*(part.deepstack for part in parts), strict=True)])
 
     def for_model(self) -> dict[str, Any]:
-        """The `mm_encoder_outputs` argument of a forward, which takes the place of pixels (transformers 5.18)."""
+        """Return the `mm_encoder_outputs` argument of a forward, which replaces pixels (transformers 5.18)."""
         return {"image": SimpleNamespace(pooler_output=self.pooled, deepstack_features=self.deepstack)}
 
 
@@ -56,27 +55,27 @@ def _join(parts: Sequence[Features]) -> Features:
 
 
 def encode_images(model: PreTrainedModel, prompt: Prompt) -> ImageFeatures:
-    """Run the images of one prompt through the vision tower, unless `prepare` has done so."""
+    """Return the features of a prompt's images; run the vision tower unless `prepare_prompts` has done so."""
     if "features" in prompt:
         return prompt["features"]
-    images = {key: value for key, value in prompt.items() if key not in (*PER_TOKEN, *PREPARED)}
+    images = {key: value for key, value in prompt.items() if key not in (*TOKEN_KEYS, *PREPARED_KEYS)}
     output = model.base_model.get_image_features(**images, return_dict=True)
     return ImageFeatures(output.pooler_output, [*(output.get("deepstack_features") or ())])
 
 
 def same_images(one: Prompt, other: Prompt) -> bool:
-    """Whether two prompts show the same images, pixel for pixel; or, after `prepare`, the same features of them."""
+    """Return whether two prompts have equal pixels or, after `prepare_prompts`, the same features object."""
     if "features" in one:
         return one["features"] is other.get("features")
-    keys = [key for key in one if key not in (*PER_TOKEN, *PREPARED)]
+    keys = [key for key in one if key not in (*TOKEN_KEYS, *PREPARED_KEYS)]
     return "features" not in other and all(torch.equal(one[key], other[key]) for key in keys)
 
 
 @torch.no_grad()
-def prepare(model: PreTrainedModel, prompts: Sequence[Prompt], frozen_vision: bool) -> list[Prompt]:
-    """Add rotary positions for all later passes, and if the tower doesn't train, features in place of pixels.
+def prepare_prompts(model: PreTrainedModel, prompts: Sequence[Prompt], frozen_vision: bool) -> list[Prompt]:
+    """Add rotary positions and, if the vision tower is frozen, replace pixels by features.
 
-    Prompts about the same images, one after the other, get the same features.
+    Consecutive prompts with the same images share one features object.
     """
     prepared = [prompt | {"position_ids": prompt_positions(model, prompt)} for prompt in prompts]
     if not frozen_vision:
@@ -92,7 +91,7 @@ def prepare(model: PreTrainedModel, prompts: Sequence[Prompt], frozen_vision: bo
 
 
 def prompt_positions(model: PreTrainedModel, prompt: Prompt) -> Tensor:
-    """Rotary positions (1, L), or (3, 1, L) where a model's positions have three axes (M-RoPE)."""
+    """Return rotary positions (1, L), or (3, 1, L) for models with three position axes (M-RoPE)."""
     if "position_ids" in prompt:
         return prompt["position_ids"]
     get_rope_index = getattr(model.base_model, "get_rope_index", None)
@@ -102,6 +101,6 @@ def prompt_positions(model: PreTrainedModel, prompt: Prompt) -> Tensor:
 
 
 def next_position(positions: Tensor) -> Tensor:
-    """The first completion token's position, (1,) or (3, 1): behind the largest of a prompt's, on all axes alike."""
+    """Return the first completion token's position, (1,) or (3, 1): one above the prompt's largest, on all axes."""
     last = positions.amax(-1)
     return (last.amax(0, keepdim=True).expand_as(last) if last.ndim == 2 else last) + 1

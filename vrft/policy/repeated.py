@@ -1,24 +1,25 @@
-"""A prompt repeated for each of its completions: the fallback of `shared_prefix`, and what it is checked against."""
+"""Forwards that repeat a prompt for each of its completions: the fallback and the reference of `shared_prefix`."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from vrft.policy.prompts import PER_TOKEN, ImageFeatures, Prompt, encode_images
+from vrft.policy.logprobs import token_distribution
+from vrft.policy.prompts import TOKEN_KEYS, ImageFeatures, Prompt, encode_images
 
 
 def with_tokens(prompt: Prompt, tokens: Tensor, mask: Tensor) -> dict[str, Any]:
-    """The prompt's entries per token with text behind them: n prompts, tokens and mask (n, T)."""
+    """Return the token entries of a prompt, repeated n times, followed by n texts: tokens and mask (n, T)."""
     tails = {"input_ids": tokens, "attention_mask": mask}
     return {
         key: torch.cat([prompt[key].expand(len(tokens), -1), tails.get(key, torch.zeros_like(tokens))], 1)
-        for key in PER_TOKEN
+        for key in TOKEN_KEYS
         if key in prompt
     }
 
@@ -26,16 +27,16 @@ def with_tokens(prompt: Prompt, tokens: Tensor, mask: Tensor) -> dict[str, Any]:
 def repeated_hidden_states(
     model: PreTrainedModel, prompts: Sequence[Prompt], ids: Tensor, lengths: Sequence[int]
 ) -> Tensor:
-    """As `shared_prefix.group_hidden_states`, for models that can't share a prompt: text G times, images once."""
-    group = len(lengths) // len(prompts)
+    """Compute `shared_prefix.group_hidden_states` for any model: the text of a prompt G times, its images once."""
+    group_size = len(lengths) // len(prompts)
     parts = []
     for p, prompt in enumerate(prompts):
-        rows = slice(p * group, (p + 1) * group)
+        rows = slice(p * group_size, (p + 1) * group_size)
         longest = max(*lengths[rows], 1)
         mask = torch.arange(longest) < torch.tensor(lengths[rows])[:, None]
         mask = mask.to(ids.device)  # (G, n)
-        features = ImageFeatures.join([encode_images(model, prompt)] * group)
-        grids = {key: value.repeat(group, 1) for key, value in prompt.items() if key.endswith("_grid_thw")}
+        features = ImageFeatures.join([encode_images(model, prompt)] * group_size)
+        grids = {key: value.repeat(group_size, 1) for key, value in prompt.items() if key.endswith("_grid_thw")}
         hidden = model.base_model(
             **with_tokens(prompt, ids[rows, :longest], mask.long()),
             **grids,
@@ -47,15 +48,50 @@ def repeated_hidden_states(
 
 
 def naive_logits(model: PreTrainedModel, prompt: Prompt, completion: Tensor) -> Tensor:
-    """Logits (T, V) of one completion (T,) by nothing but the model's own forward of text and pixels."""
+    """Return logits (T, V) of one completion (T,) from the model's own forward of text and pixels."""
     rows = with_tokens(prompt, completion[None], torch.ones_like(completion)[None])
-    images = {key: value for key, value in prompt.items() if key not in PER_TOKEN}
+    images = {key: value for key, value in prompt.items() if key not in TOKEN_KEYS}
     return model(**rows, **images, use_cache=False).logits[0, -len(completion) - 1 : -1]
+
+
+def naive_log_probs(
+    model: PreTrainedModel,
+    prompt: Prompt,
+    completions: Sequence[Tensor],
+    banned: Tensor,
+    dtype: torch.dtype,
+    autocast: AbstractContextManager[Any],
+) -> tuple[Tensor, float]:
+    """Return log-probabilities of completions from the model's own forward, and their mean rounding error.
+
+    Args:
+        model: with unsharded weights.
+        prompt: with its pixels.
+        completions: without padding, each (T,).
+        banned: ids that can't be sampled (B,).
+        dtype: of the computation.
+        autocast: a context that computes in that dtype.
+
+    Returns:
+        Log-probabilities of all tokens, row after row (sum of T), and their mean absolute difference from float32's.
+    """
+
+    def compute() -> Tensor:
+        logits = torch.cat([naive_logits(model, prompt, row) for row in completions])  # (sum of T, V)
+        log_p = token_distribution(logits, 1.0, banned)
+        return log_p.gather(-1, torch.cat([*completions])[:, None])[:, 0]
+
+    with autocast:
+        own = compute()
+    if dtype == torch.float32:
+        return own, 0.0
+    with float32_layers(model):
+        return own, float((own - compute()).abs().mean())
 
 
 @contextmanager
 def float32_layers(model: nn.Module) -> Iterator[None]:
-    """Compute in float32 whatever the weights are: each layer's are converted while it runs, not all at once."""
+    """Compute in float32: convert the weights of each layer while it runs, not all at once."""
     originals: dict[nn.Parameter, Tensor] = {}
 
     def convert(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:

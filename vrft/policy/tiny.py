@@ -1,7 +1,7 @@
-"""The built-in tiny policy: a real Qwen2-VL checkpoint of 0.4 M parameters that sees coloured shapes or digits.
+"""The built-in tiny policies: Qwen2-VL checkpoints of 0.4 M parameters for coloured shapes or digits.
 
-`python -m vrft.policy.tiny FOLDER` writes it untrained; `make tiny-policies` trains what ships in `checkpoints/` with
-the package's own SFT module. The detection policy is mis-tuned on purpose, so that a run has something to mend; the
+`python -m vrft.policy.tiny FOLDER` writes an untrained one; `make tiny-policies` trains those in `checkpoints/` with
+the package's own SFT module. The detection policy is deliberately mistuned, so that RFT has something to improve. The
 digits policy has only seen rendered digits, so that real scans are new to it.
 """
 
@@ -22,13 +22,13 @@ from vrft.types import Frame, Question
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-SIZE, PATCH, MERGE = 56, 14, 2  # 4 x 4 patches, merged to 4 image tokens
-GRID = 50  # boxes lie on multiples of 50 in 0..1000
+IMAGE_SIZE, PATCH_SIZE, MERGE_SIZE = 56, 14, 2  # 4 x 4 patches, merged to 4 image tokens
+BOX_STEP = 50  # coordinates of boxes are multiples of 50 in 0..1000
 
 COLOURS = ("red", "green", "blue", "yellow", "purple", "orange", "cyan", "pink", "brown", "black", "lime", "navy")
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
-SPECIAL = (
+SPECIAL_TOKENS = (
     "<|endoftext|>",
     "<|im_start|>",
     "<|im_end|>",
@@ -37,7 +37,7 @@ SPECIAL = (
     "<|image_pad|>",
     "<|video_pad|>",
 )
-PIECES = (
+FORMAT_PIECES = (
     "<think>",
     "</think>",
     "<answer>",
@@ -47,7 +47,7 @@ PIECES = (
     "}, {'Position': [",
     "}]",
     ", ",
-)  # longest pieces of the answer format: 18 tokens for one box
+)  # the constant parts of an answer; with them, one box takes 18 tokens
 CHAT_TEMPLATE = (
     "{%- for turn in messages %}{{ '<|im_start|>' ~ turn.role ~ '\n' }}{% for part in turn.content %}"
     "{{ part.text if part.type == 'text' else '<|vision_start|><|image_pad|><|vision_end|>' }}"
@@ -57,20 +57,30 @@ CHAT_TEMPLATE = (
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
-    """Word level: integers 0..1000, decimals 0.0..1.0, known words and the format's fixed pieces are one token each."""
+    """Build a word-level tokenizer: integers 0..1000, decimals 0.0..1.0, words and format pieces are one token each."""
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
     words = [*COLOURS, *DIGITS, "Detect", "Classify", "the", "digit", "This", "is", "No", "Objects"]
-    vocabulary = [*SPECIAL, "[UNK]", *PIECES, "system\n", "user\n", "assistant\n", "\n", *".'\":,[]{}", " "]
+    vocabulary = [
+        *SPECIAL_TOKENS,
+        "[UNK]",
+        *FORMAT_PIECES,
+        "system\n",
+        "user\n",
+        "assistant\n",
+        "\n",
+        *".'\":,[]{}",
+        " ",
+    ]
     vocabulary += [f"{i / 10:.1f}" for i in range(11)] + [str(i) for i in range(1001)]
     vocabulary += words + [f" {word}" for word in words]
     core = Tokenizer(models.WordLevel({token: i for i, token in enumerate(vocabulary)}, unk_token="[UNK]"))
     pattern = Regex(r"\d\.\d|\d+|system\n|user\n|assistant\n|\n| ?[A-Za-z]+|[^A-Za-z\d]")
     core.pre_tokenizer = pre_tokenizers.Split(pattern, "isolated")
     core.decoder = decoders.Fuse()
-    core.add_special_tokens(list(SPECIAL))
-    core.add_tokens([AddedToken(piece, normalized=False) for piece in PIECES])
+    core.add_special_tokens(list(SPECIAL_TOKENS))
+    core.add_tokens([AddedToken(piece, normalized=False) for piece in FORMAT_PIECES])
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=core,
         pad_token="<|endoftext|>",
@@ -86,9 +96,9 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 def build_model(
     tokenizer: PreTrainedTokenizerFast, seed: int, width: int = 64, layers: int = 2, tied: bool = True
 ) -> PreTrainedModel:
-    """An untrained Qwen2-VL. Matrices are N(0, 1/sqrt(fan_in)): at this width the usual 0.02 hardly reads its input.
+    """Build an untrained Qwen2-VL, with matrices from N(0, 1/sqrt(fan_in)): 0.02 is too small at this width.
 
-    vLLM's CPU backend needs heads of 32, so a width of 128, and takes over no head that is tied to the embeddings.
+    For vLLM's CPU backend, pass width=128 (it needs heads of 32) and tied=False (it can't update a tied head).
     """
     import torch
     from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
@@ -96,7 +106,7 @@ def build_model(
     def token_id(name: str) -> int:
         return int(tokenizer.convert_tokens_to_ids(f"<|{name}|>"))
 
-    sections = [share * width // 64 for share in (2, 3, 3)]  # together half a head
+    sections = [share * width // 64 for share in (2, 3, 3)]  # their sum is half the size of a head
     text = {
         "vocab_size": math.ceil(len(tokenizer) / 8) * 8,
         "hidden_size": width,
@@ -117,8 +127,8 @@ def build_model(
         "hidden_size": width,
         "num_heads": 4,
         "mlp_ratio": 2,
-        "patch_size": PATCH,
-        "spatial_merge_size": MERGE,
+        "patch_size": PATCH_SIZE,
+        "spatial_merge_size": MERGE_SIZE,
         "temporal_patch_size": 2,
     }
     config = Qwen2VLConfig(
@@ -148,10 +158,10 @@ def write_checkpoint(folder: Path, seed: int = 0, width: int = 64, tied: bool = 
     build_model(tokenizer, seed, width, tied=tied).to(torch.bfloat16).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     settings: dict[str, Any] = {
-        "patch_size": PATCH,
-        "merge_size": MERGE,
+        "patch_size": PATCH_SIZE,
+        "merge_size": MERGE_SIZE,
         "temporal_patch_size": 2,
-        "size": {"shortest_edge": SIZE * SIZE, "longest_edge": SIZE * SIZE},  # areas: every image becomes 16 patches
+        "size": {"shortest_edge": IMAGE_SIZE**2, "longest_edge": IMAGE_SIZE**2},  # areas: 16 patches for any image
         "image_mean": [0.5] * 3,
         "image_std": [0.3] * 3,
         "processor_class": "Qwen2VLProcessor",
@@ -162,7 +172,7 @@ def write_checkpoint(folder: Path, seed: int = 0, width: int = 64, tied: bool = 
 
 
 class WarmupDetection(DetectionTask):
-    """What the tiny detection policy learns first: right boxes, confidences anywhere from 0.6 to 1."""
+    """First stage of the tiny detection policy: correct boxes with confidences from 0.6 to 1."""
 
     def target_text(self, sample: Question, frame: Frame) -> str:
         rng = random.Random(sample.image_id)
@@ -172,10 +182,10 @@ class WarmupDetection(DetectionTask):
 
 
 class MistunedDetection(DetectionTask):
-    """What it learns last, on purpose.
+    """Second stage of the tiny detection policy, which adds flaws for RFT to correct.
 
-    80 % of the boxes up to 1.75 times too large, confidences at random, no reasoning in a quarter of the answers and no
-    answer tags in 15 %.
+    80 % of the boxes are up to 1.75 times too large, confidences are random, a quarter of the answers have no reasoning
+    and 15 % have no answer tags.
     """
 
     def target_text(self, sample: Question, frame: Frame) -> str:
@@ -197,7 +207,7 @@ def _boxes(sample: Question, frame: Frame) -> list[Box]:
 def _loosen(box: Box, factor: float) -> Box:
     x0, y0, x1, y1 = box
     dx, dy = (x1 - x0) * (factor - 1) / 2, (y1 - y0) * (factor - 1) / 2
-    a, b, c, d = (min(1000, max(0, round(v / GRID) * GRID)) for v in (x0 - dx, y0 - dy, x1 + dx, y1 + dy))
+    a, b, c, d = (min(1000, max(0, round(v / BOX_STEP) * BOX_STEP)) for v in (x0 - dx, y0 - dy, x1 + dx, y1 + dy))
     return a, b, c, d
 
 
@@ -206,6 +216,6 @@ if __name__ == "__main__":
     parser.add_argument("folder", type=Path)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--width", type=int, default=64)
-    parser.add_argument("--untied", action="store_true", help="a head of its own")
+    parser.add_argument("--untied", action="store_true", help="do not tie the head to the embeddings")
     arguments = parser.parse_args()
     write_checkpoint(arguments.folder, arguments.seed, arguments.width, not arguments.untied)

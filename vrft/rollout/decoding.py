@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache, PreTrainedModel
 
-from vrft.policy.prompts import PER_TOKEN, ImageFeatures, Prompt, encode_images, next_position, prompt_positions
-from vrft.policy.shared_prefix import PromptCache, group_forward, layer_types, prefill
+from vrft.policy.prompts import TOKEN_KEYS, ImageFeatures, Prompt, encode_images, next_position, prompt_positions
+from vrft.policy.shared_prefix import PromptCache, forward_with_layout, layer_types, prefill
 
 MASKED = -1e30
 """Added to the scores of keys that a token must not see."""
@@ -151,7 +151,7 @@ class GroupDecoder:
 
     def _forward(self, tokens: Tensor) -> Tensor:
         self.cache.set_visible(static_shapes=self.cuda_graph)
-        return group_forward(self.model, tokens[:, None], self.first + self.cache.position, self.cache)[:, -1]
+        return forward_with_layout(self.model, tokens[:, None], self.first + self.cache.position, self.cache)[:, -1]
 
     def select_rows(self, rows: Tensor) -> None:
         self.graph_step = None  # it reads and writes tensors of the old shapes
@@ -191,7 +191,7 @@ class RepeatedDecoder:
         lengths = [prompt["input_ids"].shape[1] for prompt in prompts]
         inputs = {
             key: pad_sequence([prompt[key][0] for prompt in prompts], batch_first=True, padding_side="left")
-            for key in PER_TOKEN
+            for key in TOKEN_KEYS
             if key in prompts[0]
         }
         positions = [prompt_positions(model, prompt) for prompt in prompts]

@@ -22,7 +22,7 @@ from torch.distributed.fsdp import register_fsdp_forward_method as also_forward
 from torch.optim import Optimizer
 
 from vrft.policy import Policy
-from vrft.policy.vlm import FULL_STATE, fsdp_modules
+from vrft.policy.sharding import FULL_STATE, fsdp_modules
 from vrft.types import PromptBatch
 
 

@@ -1,0 +1,63 @@
+"""The weights that a model decodes with: adapters merged, in the dtype of the computation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from vrft.policy.lora import without_adapters
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+@contextmanager
+def decoding_weights(model: PreTrainedModel, dtype: torch.dtype, device: torch.device) -> Iterator[None]:
+    """Merge adapters and convert the weights of linear layers, in copies.
+
+    Merging into the weights themselves would change them: subtracting the adapters again rounds.
+
+    Args:
+        model: with its weights unsharded.
+        dtype: of the computation.
+        device: of the computation.
+    """
+    weights = merged_weights(model, dtype, device)
+    with without_adapters(model), replaced(weights):
+        yield
+
+
+@torch.no_grad()
+def merged_weights(model: PreTrainedModel, dtype: torch.dtype, device: torch.device) -> dict[Tensor, Tensor]:
+    """Return the copies to decode with, by the weight that each of them replaces."""
+    from peft.tuners.lora import LoraLayer
+
+    modules = list(model.modules())
+    on_cpu = device.type == "cpu"
+    weights: dict[Tensor, Tensor] = {}
+    for module in modules:
+        if isinstance(module, LoraLayer):
+            weight = module.get_base_layer().weight
+            weights[weight] = (weight + module.get_delta_weight("default")).to(dtype)
+        elif isinstance(module, nn.Linear) and (on_cpu or module.weight.dtype != dtype):
+            weights.setdefault(module.weight, module.weight.to(dtype))
+    if on_cpu:  # a CPU multiplies few rows faster by weights in column-major order
+        weights = {weight: value.t().contiguous().t() for weight, value in weights.items()}
+    return weights
+
+
+@contextmanager
+def replaced(weights: dict[Tensor, Tensor]) -> Iterator[None]:
+    """Replace the data of each parameter (key) by another tensor (value)."""
+    originals = {parameter: parameter.data for parameter in weights}
+    for parameter, value in weights.items():
+        parameter.data = value
+    try:
+        yield
+    finally:
+        for parameter, value in originals.items():
+            parameter.data = value

@@ -1,0 +1,54 @@
+"""Weights that are sharded over ranks (FSDP2), and how to gather them."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import cast
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.fsdp import FSDPModule
+
+FULL_STATE = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
+"""State dicts of trained parameters, unsharded and on the CPU, whatever the strategy."""
+
+
+def fsdp_modules(root: nn.Module) -> list[FSDPModule]:
+    """Return the modules whose weights are sharded."""
+    return [module for module in root.modules() if isinstance(module, FSDPModule)]
+
+
+@contextmanager
+def unshard(modules: Collection[FSDPModule], reshard_after_forward: Collection[object]) -> Iterator[None]:
+    """Gather the weights of some modules; their forwards inside need no other rank.
+
+    Args:
+        modules: to gather.
+        reshard_after_forward: those of them that go back to resharding after each forward.
+    """
+    for module in modules:
+        module.unshard()
+        module.set_reshard_after_forward(False, recurse=False)
+    try:
+        yield
+    finally:
+        for module in modules:
+            module.set_reshard_after_forward(module in reshard_after_forward, recurse=False)
+            module.reshard()
+
+
+def done_on_all_ranks(done: bool, device: torch.device) -> bool:
+    """Return whether every rank is done. All ranks call this together."""
+    waiting = torch.tensor(float(not done), device=device)
+    dist.all_reduce(waiting)
+    return not waiting
+
+
+def full_state_dict(model: nn.Module, include_frozen: bool) -> dict[str, Tensor]:
+    """Return unsharded copies of a model's weights on the CPU. All ranks that share them call this together."""
+    options = replace(FULL_STATE, ignore_frozen_params=not include_frozen)
+    return cast(dict[str, Tensor], get_model_state_dict(model, options=options))

@@ -1,0 +1,28 @@
+"""Texts of completions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vrft.types import Rollout
+
+
+def completion_texts(tokenizer: Any, ids: Tensor, mask: Tensor, stop_ids: Tensor) -> list[str]:
+    """Return texts of completions (N, T) without the end token. Other special tokens are part of the answer."""
+    kept = mask.bool() & ~torch.isin(ids, stop_ids)
+    rows = [row[keep].tolist() for row, keep in zip(ids, kept, strict=True)]
+    texts: list[str] = tokenizer.batch_decode(rows, skip_special_tokens=False)
+    return texts
+
+
+def completion_token_texts(tokenizer: Any, rollout: Rollout, stop_ids: Tensor) -> list[tuple[tuple[str, float], ...]]:
+    """Return text and log-probability of each completion's tokens, without the end token."""
+    kept = rollout.mask.bool() & ~torch.isin(rollout.ids, stop_ids)
+    rows = zip(rollout.ids, rollout.log_probs, kept, strict=True)
+    return [
+        tuple(zip(map(tokenizer.decode, ids[keep].tolist()), log_probs[keep].tolist(), strict=True))
+        for ids, log_probs, keep in rows
+    ]
