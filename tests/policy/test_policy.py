@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -337,3 +339,32 @@ def test_a_checkpoint_that_is_none_is_refused_at_once(name: str, said: str) -> N
     with pytest.raises(ConfigurationError, match=r"model\.policy\.checkpoint") as caught:
         Policy(name)
     assert said in str(caught.value)
+
+
+class Hub(BaseHTTPRequestHandler):
+    """Refuses every model, the way the Hugging Face Hub does."""
+
+    def do_HEAD(self) -> None:
+        code, reason = (403, "GatedRepo") if "gated" in self.path else (404, "RepoNotFound")
+        self.send_response(code)
+        self.send_header("X-Error-Code", reason)
+        self.send_header("X-Error-Message", reason)
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.mark.parametrize(("name", "said"), [("a/gated-model", "gated repo"), ("a/no-model", "Repository Not Found")])
+def test_the_hub_says_in_one_line_why_it_has_no_such_model(
+    name: str, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with ThreadingHTTPServer(("127.0.0.1", 0), Hub) as hub:
+        Thread(target=hub.serve_forever, daemon=True).start()
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+        address = f"http://127.0.0.1:{hub.server_port}"
+        monkeypatch.setattr("huggingface_hub.hf_hub_url", lambda name, file: f"{address}/{name}/resolve/main/{file}")
+        with pytest.raises(ConfigurationError, match=said) as caught:
+            Policy(name)
+        hub.shutdown()
+    assert "\n" not in str(caught.value)

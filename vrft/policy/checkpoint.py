@@ -1,22 +1,21 @@
-"""Where a checkpoint's files are: a folder, a built-in policy or a model on the Hugging Face Hub."""
+"""Find a checkpoint by its name: a folder, a built-in policy or a model on the Hugging Face Hub."""
 
 from __future__ import annotations
 
 import difflib
-import urllib.request
 from pathlib import Path
 
 from vrft.errors import ConfigurationError
 
 BUILT_IN = Path(__file__).parent / "checkpoints"
-HUB_TIMEOUT = 10.0
+HUB_TIMEOUT = 10.0  # seconds
 
 
 def find_checkpoint(name: str) -> str:
-    """The folder or Hub name that `from_pretrained` takes. Checks at once, without retries, that it can be one.
+    """Return the folder or Hub name that `from_pretrained` takes, after a quick check that it can be loaded.
 
     Raises:
-        ConfigurationError: it is not a folder with a config.json, not a built-in policy and not reachable on the Hub.
+        ConfigurationError: `name` is not a folder with a config.json, not a built-in policy and not found on the Hub.
     """
     if name in (path.name for path in BUILT_IN.iterdir()):
         return str(BUILT_IN / name)
@@ -56,21 +55,21 @@ def _suggestion(folder: Path) -> str:
 
 
 def _check_hub(name: str) -> None:
-    """One request, so that a typo or a machine without network costs seconds; a model in the cache needs none."""
-    from huggingface_hub import constants, hf_hub_url, try_to_load_from_cache
-    from huggingface_hub.utils import build_hf_headers
+    """Ask the Hub for the model's config.json, once and without retries, unless it is in the cache.
 
-    if isinstance(try_to_load_from_cache(name, "config.json"), str):
-        return
-    reason = "offline mode is on and it is not in the cache"
-    if not constants.HF_HUB_OFFLINE:
-        request = urllib.request.Request(hf_hub_url(name, "config.json"), headers=build_hf_headers(), method="HEAD")
-        try:
-            urllib.request.urlopen(request, timeout=HUB_TIMEOUT).close()
-            return
-        except OSError as error:
-            reason = str(error)
-    raise ConfigurationError(
-        f"model.policy.checkpoint: {name!r} is not a folder here{_suggestion(Path(name))}, "
-        f"and the Hugging Face Hub did not give it: {reason}"
-    )
+    A typo or a machine without network then costs seconds.
+
+    Raises:
+        ConfigurationError: the model does not exist, is gated, or the Hub can't be reached.
+    """
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError, HTTPError  # HTTPError: of httpx or httpx2, by its version
+
+    try:
+        if not isinstance(try_to_load_from_cache(name, "config.json"), str):
+            get_hf_file_metadata(hf_hub_url(name, "config.json"), timeout=HUB_TIMEOUT)
+    except (HFValidationError, HTTPError, OSError) as error:
+        raise ConfigurationError(
+            f"model.policy.checkpoint: {name!r} is not a folder here{_suggestion(Path(name))}, "
+            f"and the Hugging Face Hub does not provide it: {' '.join(str(error).split())}"
+        ) from error

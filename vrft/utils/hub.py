@@ -1,4 +1,4 @@
-"""Loading from a folder or the Hugging Face Hub."""
+"""Errors of `from_pretrained` in one line."""
 
 from __future__ import annotations
 
@@ -10,10 +10,15 @@ from vrft.errors import ConfigurationError
 
 @contextmanager
 def loading(field: str, name: str, remedy: str = "vrft runs none of it") -> Iterator[None]:
-    """Around `from_pretrained`: what is wrong with a checkpoint, in one line. `remedy`: where it brings its own code.
+    """Turn the errors that `from_pretrained` raises for a bad checkpoint into a ConfigurationError.
+
+    Args:
+        field: the setting that names the checkpoint.
+        name: the checkpoint.
+        remedy: what the message advises if the checkpoint comes with its own code.
 
     Raises:
-        ConfigurationError: it has no safetensors, lacks a file, or brings code of its own.
+        ConfigurationError: the checkpoint has no safetensors, lacks a file, or comes with its own code.
     """
     try:
         yield
