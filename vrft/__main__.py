@@ -1,4 +1,4 @@
-"""The front door: `python -m vrft`. Help needs no torch."""
+"""Entry point of `python -m vrft`. Help and wrong commands are answered without importing torch."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ WITHOUT_CONFIG = {
     "export": "vrft.cli.export",
     "report": "vrft.cli.report",
 }
-"""Commands with options of their own, and the module of each."""
+"""Commands that take no config, and their modules."""
 
 HELP = """\
 vrft: visual reinforcement fine-tuning of vision-language models
@@ -21,35 +21,36 @@ vrft: visual reinforcement fine-tuning of vision-language models
 usage: python -m vrft COMMAND --config FILE [--config FILE ...] [--field=value ...]
 
 commands
-  fit        train; evaluates held-out images before and after, writes everything to the run's folder
-  validate   evaluate held-out images, of the base or of a checkpoint (--ckpt_path last)
-  test       the same as validate, goes on where it was interrupted; --against compares two checkpoints
-  predict    answer held-out images, or any images (--images FILES --query WORDS --draw), without scores
-  doctor     check a config before hours are spent: prompts and boxes drawn, tokens, rewards, memory
-  report     a run as one HTML file to look at: python -m vrft report RUN [--open]
-  serve-command  what starts the vLLM servers that a config names (docs/vllm.md)
-  score      rewards of completions in a file, without a model
-  evaluate   COCO's or LVIS's table of a file of boxes, without a model
-  export     a Hugging Face folder of any checkpoint of a run, merged or the adapter alone
+  fit        train; evaluate held-out images before and after; write everything to the run's folder
+  validate   evaluate the base or a checkpoint (--ckpt_path last) on held-out images
+  test       the same, but resumes if it was interrupted; --against compares two checkpoints
+  predict    answer for held-out images, or for any images (--images FILES --query WORDS --draw), without scores
+  doctor     check a config before a long run: prompts and boxes drawn, tokens, rewards, memory
+  report     write a run as one HTML file: python -m vrft report RUN [--open]
+  serve-command  print how to start the vLLM servers that a config names (docs/vllm.md)
+  score      compute the rewards of completions in a file, without a model
+  evaluate   print COCO's or LVIS's table for a file of boxes, without a model
+  export     write any checkpoint of a run as a Hugging Face folder, merged or the adapter alone
 
 examples
   python -m vrft fit --config configs/quickstart.yaml                       no GPU, nothing to download
   python -m vrft fit --config configs/quickstart.yaml --model.beta=0.01     any field can be overridden
-  python -m vrft fit --config configs/quickstart.yaml --ckpt_path last      continue a run
+  python -m vrft fit --config configs/quickstart.yaml --ckpt_path last      resume a run
   python -m vrft fit --config configs/quickstart.yaml --print_config        all fields with their values
   python -m vrft fit --help                                                 what the fields are
   python -m vrft fit --model.help vrft.RFT                                  the fields of a class, explained
   python -m vrft predict --config runs/NAME/config.yaml --ckpt_path last --images photos --query cat --draw
   python -m vrft export runs/NAME --output my-model
 
-A run's folder is runs/ and the experiment's name, or --run_dir DIR.
+A run's folder is runs/NAME, after the experiment's config, or --run_dir DIR.
 """
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code: 0, or 2 after a message about what the user can mend.
+    """Run one command and return its exit code.
 
-    A run that a signal stopped returns 128 + its number, one that could not be finished 1.
+    0: done. 1: the run could not be finished, or `doctor` found problems. 2: a setting or a file is wrong, as the
+    message says. 128 + N: signal N stopped the run.
     """
     args = sys.argv[1:] if args is None else list(args)
     if not args or args[0] in ("-h", "--help", "help"):
@@ -73,11 +74,11 @@ def main(args: Sequence[str] | None = None) -> int:
         return unknown(args[0])
     from vrft.cli.app import run
 
-    return run(["serve_command" if args[0] == "serve-command" else args[0], *args[1:]])
+    return run(args)
 
 
 def unknown(command: str) -> int:
-    """Say what was probably meant."""
+    """Print which command was probably meant, and return the exit code."""
     from difflib import get_close_matches
 
     names = [*COMMANDS, *WITHOUT_CONFIG]

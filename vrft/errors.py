@@ -1,4 +1,4 @@
-"""Errors that a user can act on. This module imports nothing of vrft."""
+"""Errors that a user can act on. This module imports nothing else from vrft."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""The command line: one module per command."""
+"""The commands of `python -m vrft`, one module each. Modules that print help do not import torch."""

@@ -1,57 +1,119 @@
-"""Which folder a run writes to."""
+"""Edit the command line before the parser sees it.
+
+jsonargparse takes `--field=VALUE` with a YAML value. `normalise_argv` turns shorter forms into that one and adds the
+run's folder, which other fields refer to as `${run_dir}`.
+"""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+import json
+import re
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from vrft.errors import ConfigurationError
+from vrft.run_dir import RunDir
 from vrft.utils.yaml_text import decode_yaml
 
+LISTS = ("--images", "--query")
+"""Options of `predict` that take any number of words."""
 
-def choose_run_dir(args: Sequence[str]) -> list[str]:
-    """The arguments with a `--run_dir`: the one that was asked for, or `runs/` and the name of the last experiment.
+FLAG = "--draw"
+"""Option of `predict` that takes no value."""
 
-    An experiment is a config that says which model class; one that doesn't is a part of others.
+NULL_PART = re.compile(r"--model\.policy\.(\w+)=null$")
+"""A part of the policy that is switched off. jsonargparse (4.53) takes this `null` for the name of a class."""
 
-    A folder that holds a run is never written over: a new `fit` goes to the first free one of `DIR`, `DIR-2`, `DIR-3`
-    and so on; everything else, and `fit --ckpt_path …`, means the latest of them, or the one whose own config.yaml is
-    given. A folder holds a run if it has a config.yaml, which is written when all ranks are up, so all of them choose
-    the same one.
+
+def normalise_argv(args: Sequence[str]) -> list[str]:
+    """Return the arguments that the parser gets; the first one is the command.
+
+    Raises:
+        ConfigurationError: a file that `--config` names can't be read.
     """
-    if any(arg in ("-h", "--help") or arg.partition("=")[0].endswith(".help") for arg in args):
-        return list(args)
-    configs = {config: _read(config) for config in _values(args, "--config")}
-    said = [content["run_dir"] for content in configs.values() if isinstance(content.get("run_dir"), str)]
-    asked = _values(args, "--run_dir") or said
-    experiments = [config for config, content in configs.items() if _names_model(content)] or [*configs]
-    base = Path(asked[-1]) if asked else Path("runs") / (Path(experiments[-1]).stem if experiments else "run")
-    fresh = args[0] == "fit" and not _values(args, "--ckpt_path")
-    if not fresh and base / "config.yaml" in map(Path, configs):  # a run's own config means that run
-        return [*args, f"--run_dir={base}"]
-    chosen = following = base
-    for number in itertools.count(2):
-        if not (following / "config.yaml").exists():
-            break
-        chosen, following = following, base.with_name(f"{base.name}-{number}")
-    return [*args, f"--run_dir={following if fresh else chosen}"]
+    command = "serve_command" if args[0] == "serve-command" else args[0]
+    options = args[1:]
+    if command == "predict":
+        options = join_lists(options)
+    return [command, *nest_nulls(options), *choose_run_dir(command, options)]
 
 
-def _names_model(content: dict[str, Any]) -> bool:
-    """Whether a config has a model's class, or the name of a file that has it."""
-    model = content.get("model")
-    return isinstance(model, str) or (isinstance(model, dict) and "class_path" in model)
+def join_lists(options: Sequence[str]) -> list[str]:
+    """Turn the words after `--images` and `--query` into one YAML list each, and `--draw` into `--draw=true`.
+
+    >>> join_lists(["--images", "a.png", "b.png", "--query=no: 1", "--draw"])
+    ['--images=["a.png", "b.png"]', '--query=["no: 1"]', '--draw=true']
+    """
+    words, joined = list(options), []
+    lists: dict[str, list[str]] = {}
+    while words:
+        name, equals, value = words.pop(0).partition("=")
+        if name in LISTS:
+            values = _parse_list(value) if equals else []
+            while not equals and words and not words[0].startswith("--"):
+                values.append(words.pop(0))
+            if name not in lists:
+                joined.append(name)  # later occurrences extend the list at this place
+            lists.setdefault(name, []).extend(values)
+        elif name == FLAG and not equals:
+            joined.append(f"{FLAG}=true")
+        else:
+            joined.append(f"{name}{equals}{value}")
+    return [f"{word}={json.dumps(lists[word])}" if word in lists else word for word in joined]
 
 
-def _values(args: Sequence[str], option: str) -> list[str]:
-    """Values of an option, given as `--option=value` or `--option value`."""
-    values = [arg.partition("=")[2] for arg in args if arg.startswith(f"{option}=")]
-    return values + [value for arg, value in itertools.pairwise(args) if arg == option]
+def _parse_list(value: str) -> list[str]:
+    """Return the entries of a YAML list of texts; any other value is a single entry."""
+    try:
+        entries = decode_yaml(value, as_text=True) if value.startswith("[") else None
+    except ValueError:
+        entries = None
+    return entries if isinstance(entries, list) and all(isinstance(entry, str) for entry in entries) else [value]
 
 
-def _read(config: str) -> dict[str, Any]:
+def nest_nulls(options: Sequence[str]) -> list[str]:
+    """Set a part of the policy to null in the form that jsonargparse accepts.
+
+    >>> nest_nulls(["--model.policy.lora=null"])
+    ['--model.policy={lora: null}']
+    """
+    return [NULL_PART.sub(r"--model.policy={\1: null}", option) for option in options]
+
+
+def choose_run_dir(command: str, options: Sequence[str]) -> list[str]:
+    """Return the `--run_dir` option to append: the requested folder, or `runs/` and the name of the experiment.
+
+    The experiment is the last config that names a model class; configs without one are parts of others.
+
+    A folder that holds a run is never overwritten: a new `fit` writes to the first free one of `DIR`, `DIR-2`, `DIR-3`
+    and so on. Other commands, and `fit --ckpt_path …`, use the latest of these, or the run whose own config.yaml is
+    given. A folder holds a run if it has a config.yaml. It is written after all ranks have started, so that all of
+    them choose the same folder.
+    """
+    if any(option in ("-h", "--help") or option.partition("=")[0].endswith(".help") for option in options):
+        return []
+    configs = {path: _read_config(path) for path in _values(options, "--config")}
+    named = [content["run_dir"] for content in configs.values() if isinstance(content.get("run_dir"), str)]
+    requested = _values(options, "--run_dir") or named
+    base = Path(requested[-1]) if requested else Path("runs") / _experiment(configs)
+    if command == "fit" and not _values(options, "--ckpt_path"):
+        chosen = _first_free(base)
+    elif RunDir(base).config in map(Path, configs):  # the run's own config
+        chosen = base
+    else:
+        chosen = _latest_run(base)
+    return [f"--run_dir={chosen}"]
+
+
+def _values(options: Sequence[str], name: str) -> list[str]:
+    """Return the values of an option, given as `--name=value` or `--name value`."""
+    values = [option.partition("=")[2] for option in options if option.startswith(f"{name}=")]
+    return values + [value for option, value in itertools.pairwise(options) if option == name]
+
+
+def _read_config(config: str) -> dict[str, Any]:
     path = Path(config)
     if not path.is_file():
         raise ConfigurationError(f"--config: no such file: {path}")
@@ -60,3 +122,32 @@ def _read(config: str) -> dict[str, Any]:
     except ValueError as error:
         raise ConfigurationError(f"--config: {path} is not YAML: {error}") from error
     return content if isinstance(content, dict) else {}
+
+
+def _experiment(configs: dict[str, dict[str, Any]]) -> str:
+    """Return the name of the last config that names a model class, of the last config, or `run`."""
+    experiments = [path for path, content in configs.items() if _names_model(content)] or list(configs)
+    return Path(experiments[-1]).stem if experiments else "run"
+
+
+def _names_model(content: dict[str, Any]) -> bool:
+    """Whether a config names the model's class, or a file that does."""
+    model = content.get("model")
+    return isinstance(model, str) or (isinstance(model, dict) and "class_path" in model)
+
+
+def _run_dirs(base: Path) -> Iterator[Path]:
+    """Yield `DIR`, `DIR-2`, `DIR-3` and so on."""
+    yield base
+    for number in itertools.count(2):
+        yield base.with_name(f"{base.name}-{number}")
+
+
+def _first_free(base: Path) -> Path:
+    return next(folder for folder in _run_dirs(base) if not RunDir(folder).config.exists())
+
+
+def _latest_run(base: Path) -> Path:
+    """Return the last folder before the first free one, or `base` if it holds no run."""
+    runs = [*itertools.takewhile(lambda folder: RunDir(folder).config.exists(), _run_dirs(base))]
+    return runs[-1] if runs else base

@@ -1,4 +1,4 @@
-"""`python -m vrft evaluate`: the benchmark's table of a results file, ours or anyone's."""
+"""`python -m vrft evaluate`: print a benchmark's table for any results file."""
 
 from __future__ import annotations
 
@@ -9,36 +9,40 @@ from pathlib import Path
 from vrft.cli.parser import Parser
 
 DESCRIPTION = """\
-Scores a file of boxes, [{"image_id": 1, "category_id": 3, "bbox": [x, y, width, height], "score": 0.9}, ...], as COCO
-or LVIS do. Numbers are in 0..1, and -1 where there is no true box to find.
+Scores a file of boxes, [{"image_id": 1, "category_id": 3, "bbox": [x, y, width, height], "score": 0.9}, ...], by the
+rules of COCO or LVIS. Numbers are in 0..1, or -1 if there is no annotated box to find.
 """
 
 AREAS = {"s": "small", "m": "medium", "l": "large", "r": "rare", "c": "common", "f": "frequent"}
-"""What the last letter of a number's name says; LVIS's frequencies stand in the same place as areas."""
+"""Ranges of area by the last letter of a number's name. The table has LVIS's frequencies in the same column."""
 
 
 def build_parser() -> Parser:
-    """The command's options."""
+    """Return the parser of the command."""
     parser = Parser("evaluate", DESCRIPTION)
-    parser.add_argument("--annotations", required=True, type=Path, metavar="GT.json", help="the truth")
-    parser.add_argument("--results", required=True, type=Path, metavar="DT.json", help="the boxes")
-    parser.add_argument("--format", required=True, choices=("coco", "lvis"), help="whose rules")
     parser.add_argument(
-        "--categories", nargs="+", metavar="NAME", help="average over these, or a list of the paper; default: all"
+        "--annotations", required=True, type=Path, metavar="GT.json", help="annotations, in the format of COCO or LVIS"
     )
-    parser.add_argument("--backend", default="hotcoco", choices=("hotcoco", "pycocotools"), help="what computes it")
+    parser.add_argument("--results", required=True, type=Path, metavar="DT.json", help="results: the boxes to score")
+    parser.add_argument("--format", required=True, choices=("coco", "lvis"), help="the rules to apply")
+    parser.add_argument(
+        "--categories", nargs="+", metavar="NAME", help="names to average over, or a list of the paper; default: all"
+    )
+    parser.add_argument(
+        "--backend", default="hotcoco", choices=("hotcoco", "pycocotools"), help="library that computes the numbers"
+    )
     parser.add_argument(
         "--convention",
         default="standard",
         choices=("standard", "visual_rft"),
         help="visual_rft: LVIS's AP as the paper averages it, over all ranges of area",
     )
-    parser.add_argument("--json", action="store_true", help="one object, at full precision")
+    parser.add_argument("--json", action="store_true", help="print one JSON object at full precision")
     return parser
 
 
 def main(args: Sequence[str]) -> int:
-    """Run the command."""
+    """Run the command and return its exit code."""
     arguments = build_parser().parse_args(args)
     from vrft.data.splits import NAMED
     from vrft.evaluators.average_precision import Truth, read_results
@@ -61,7 +65,7 @@ def main(args: Sequence[str]) -> int:
 
 
 def table(numbers: dict[str, float], format: str, names: Sequence[str] | None, convention: str) -> Iterator[str]:
-    """The numbers as the benchmarks print them."""
+    """Yield the lines of the table, in the format of pycocotools."""
     yield f"{format}, {convention}, {'all categories' if names is None else f'mean of {len(names)} categories'}"
     for key, value in numbers.items():
         title = "Average Precision" if key.startswith("AP") else "Average Recall"

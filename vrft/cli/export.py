@@ -1,4 +1,4 @@
-"""`python -m vrft export RUN`: a Hugging Face folder of any checkpoint of a run."""
+"""`python -m vrft export RUN`: write any checkpoint of a run as a Hugging Face folder."""
 
 from __future__ import annotations
 
@@ -6,28 +6,31 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vrft.cli.checks import untrusted
 from vrft.cli.parser import Parser
 from vrft.errors import ConfigurationError
+from vrft.run_dir import RunDir
 
 if TYPE_CHECKING:
     from vrft.policy import Policy
     from vrft.tasks import Task
 
 DESCRIPTION = """\
-Writes what transformers, peft and vLLM load: the model of a run with adapters merged, or the adapter alone, with
-processor, chat template, a greedy generation config and a model card with the numbers of the run.
+Writes a folder that transformers, peft and vLLM load: the model of a run with adapters merged, or the adapter alone,
+with processor, chat template, a greedy generation config and a model card with the numbers of the run.
 """
 PREFIX = "policy.model."
+"""Of the policy's weights in a checkpoint."""
 
 
 def build_parser() -> Parser:
-    """The command's options."""
+    """Return the parser of the command."""
     parser = Parser("export", DESCRIPTION)
     parser.add_argument("run", type=Path, metavar="RUN", help="folder of a run")
     parser.add_argument("--ckpt", default="last", metavar="PATH", help="a checkpoint, or its name in the run's folder")
     parser.add_argument("--output", type=Path, metavar="DIR", help="default: export in the run's folder")
-    parser.add_argument("--adapter", action="store_true", help="of a LoRA run: the adapter alone, for peft")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="of the weights; default: exact")
+    parser.add_argument("--adapter", action="store_true", help="write the adapter of a LoRA run alone, for peft")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="precision of the weights; default: exact")
     parser.add_argument(
         "--trust-remote-code", action="store_true", help="run Python code that comes with the base's checkpoint"
     )
@@ -35,7 +38,7 @@ def build_parser() -> Parser:
 
 
 def main(args: Sequence[str]) -> int:
-    """Run the command."""
+    """Run the command and return its exit code."""
     arguments = build_parser().parse_args(args)
     import torch
 
@@ -44,16 +47,12 @@ def main(args: Sequence[str]) -> int:
     from vrft.training.checkpoint_io import AtomicCheckpointIO
     from vrft.utils.progress import progress
 
-    run: Path = arguments.run
-    config = read_run(run)
+    run = RunDir(arguments.run)
+    config = read_run(run.path)
     if arguments.adapter and not lora_of(config):
         raise ConfigurationError(f"export: --adapter: {run} trained all weights and has no adapter")
-    checkpoint = find(run, arguments.ckpt)
-    last = run / "checkpoints" / "last.ckpt"
-    at_end = last.exists() and checkpoint.samefile(last)
-    folder: Path = arguments.output or run / ("export" if at_end else f"export-{checkpoint.stem}")
-    if arguments.adapter and arguments.output is None:
-        folder /= "adapter"
+    checkpoint = find_checkpoint(run, arguments.ckpt)
+    folder = arguments.output or default_folder(run, checkpoint, arguments.adapter)
     policy, task = instantiate(config, arguments.trust_remote_code)
     content = AtomicCheckpointIO().load_checkpoint(checkpoint)
     state, step = content["state_dict"], content["global_step"]
@@ -62,30 +61,41 @@ def main(args: Sequence[str]) -> int:
     dtype = arguments.dtype and getattr(torch, arguments.dtype)
     with progress("export", EXPORT_STEPS) as advance:
         export_policy(policy, folder, weights, length, adapter_alone=arguments.adapter, dtype=dtype, advance=advance)
-    write_card(folder, run, task.template, adapter=arguments.adapter, step=step)
+    write_card(folder, run.path, task.template, adapter=arguments.adapter, step=step)
     print(f"Hugging Face folder: {folder}")
     return 0
 
 
-def find(run: Path, name: str) -> Path:
-    """A checkpoint by its path, or by its name in the run's folder.
+def find_checkpoint(run: RunDir, name: str) -> Path:
+    """Return the path of a checkpoint, given by its path or by its name in the run's folder.
 
     Raises:
-        ConfigurationError: there is none.
+        ConfigurationError: there is no such checkpoint.
     """
-    inside = run / "checkpoints"
-    for path in (Path(name), inside / name, inside / f"{name}.ckpt"):
+    for path in (Path(name), run.checkpoints / name, run.checkpoint(name)):
         if path.is_file():
             return path
-    there = ", ".join(sorted(path.stem for path in inside.glob("*.ckpt"))) or "none"
-    raise ConfigurationError(f"export: --ckpt: no such checkpoint: {name}; {inside} has {there}")
+    names = ", ".join(sorted(path.stem for path in run.checkpoints.glob("*.ckpt"))) or "none"
+    raise ConfigurationError(f"export: --ckpt: no such checkpoint: {name}; {run.checkpoints} has {names}")
+
+
+def default_folder(run: RunDir, checkpoint: Path, adapter: bool) -> Path:
+    """Return the folder in the run's folder that a checkpoint, or its adapter, is exported to."""
+    last = run.checkpoint("last")
+    at_end = last.exists() and checkpoint.samefile(last)
+    folder = run.export if at_end else run.export_of(checkpoint.stem)
+    return folder / "adapter" if adapter else folder
 
 
 def instantiate(config: dict[str, Any], trusted: bool) -> tuple[Policy, Task]:
-    """Policy and task of a run; no weights are read.
+    """Return the policy and the task of a run, without weights.
+
+    Args:
+        config: of the run.
+        trusted: the command line permits code that comes with the base's checkpoint.
 
     Raises:
-        ConfigurationError: a setting is wrong, or asks for code of strangers.
+        ConfigurationError: a setting is wrong, or code that comes with the checkpoint is needed and not permitted.
     """
     from jsonargparse import ArgumentError, ArgumentParser
 
@@ -94,10 +104,7 @@ def instantiate(config: dict[str, Any], trusted: bool) -> tuple[Policy, Task]:
 
     settings = config["model"]["init_args"]["policy"]
     if settings["init_args"].get("trust_remote_code") and not trusted:
-        raise ConfigurationError(
-            "model.policy.trust_remote_code: a file can't say that code of strangers may run; if you mean it, say "
-            "--trust-remote-code on the command line"
-        )
+        raise ConfigurationError(untrusted("--trust-remote-code"))
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(Policy, "policy")
     parser.add_subclass_arguments(Task, "task")

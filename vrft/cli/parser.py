@@ -1,24 +1,36 @@
-"""Options of the small commands."""
+"""The parser of the commands that take no config: score, evaluate, export and report."""
 
 from __future__ import annotations
 
-import argparse
+from argparse import RawDescriptionHelpFormatter
 from typing import NoReturn
 
+from jsonargparse import ArgumentParser
+
+from vrft.cli.parser_errors import did_you_mean
 from vrft.errors import ConfigurationError
 
+MISSING = "arguments are required: "
 
-class Parser(argparse.ArgumentParser):
-    """Shows a description as it is written, and says in one line what is wrong."""
+
+class Parser(ArgumentParser):
+    """Prints the description verbatim in its help, and reports a mistake in one line."""
 
     def __init__(self, command: str, description: str) -> None:
         super().__init__(
-            f"python -m vrft {command}",
+            prog=f"python -m vrft {command}",
             description=description,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
+            formatter_class=RawDescriptionHelpFormatter,
             allow_abbrev=False,
         )
         self.command = command
 
-    def error(self, message: str) -> NoReturn:
-        raise ConfigurationError(f"{self.command}: {message}")
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        options = [option.lstrip("-") for action in self._actions for option in action.option_strings]
+        raise ConfigurationError(f"{self.command}: {self._as_typed(message)}{did_you_mean(message, options)}")
+
+    def _as_typed(self, message: str) -> str:
+        """Name missing arguments as they are typed; jsonargparse names them by their attributes."""
+        typed = {action.dest: [*action.option_strings, action.metavar][0] for action in self._actions}
+        start, missing, names = message.partition(MISSING)
+        return start + missing + ", ".join(typed[name] or name for name in names.split(", ")) if missing else message

@@ -1,20 +1,20 @@
-"""Parser messages in one line, with what the user probably meant."""
+"""Shorten the messages of parsers to one line, and suggest the name that was probably meant."""
 
 from __future__ import annotations
 
 import difflib
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from vrft.errors import ConfigurationError
 from vrft.utils.redact import redact
 
-NAMES = re.compile(r"--([\w.]+)|class_path '([\w.]+)'|import path string: ([\w.]+)|[Oo]ption '([\w.]+)'")
+NAMES = re.compile(r"--([\w.-]+)|class_path '([\w.]+)'|import path string: ([\w.]+)|[Oo]ption '([\w.]+)'")
 
 
 def run_command(command: Callable[[Sequence[str]], int], args: Sequence[str]) -> int:
-    """The exit code of a command: its own, or 2 after a message about what the user can mend."""
+    """Run a command and return its exit code, or 2 after printing a ConfigurationError."""
     try:
         return command(args)
     except ConfigurationError as error:
@@ -23,7 +23,7 @@ def run_command(command: Callable[[Sequence[str]], int], args: Sequence[str]) ->
 
 
 def message_lines(error: BaseException) -> str:
-    """The message of an error: in one line, unless it is a list that we made."""
+    """Return the message of an error without secrets; only a ConfigurationError may have several lines."""
     text = redact(str(error))
     if isinstance(error, ConfigurationError):
         return "\n".join(" ".join(line.split()) for line in text.splitlines())
@@ -35,7 +35,7 @@ HINTS = {
     r"arguments are required: fit": "they stand in a config: --config FILE",
     r"is abstract$": "nothing says its class_path; is the name right?",
 }
-"""What is probably meant, by what the parser says."""
+"""Hints by a pattern of the parser's message."""
 
 NOISE = re.compile(
     r"Does not validate against|Subtypes:|Errors:|Expected a <class 'NoneType'>|Given value|Subclass types expect|"
@@ -44,9 +44,9 @@ NOISE = re.compile(
 
 
 def shorten(message: str, fields: Sequence[str]) -> str:
-    """The field and the cause out of a parser's message, with what was probably meant.
+    """Extract the field and the cause from a message of jsonargparse, and add what was probably meant.
 
-    jsonargparse lists every type that a value might have had; what is wrong stands in the innermost line of the list.
+    jsonargparse lists every type that a value could have had; the cause is the innermost line of the list.
 
     >>> shorten("unrecognized arguments: --trainer.max_step=3", ["trainer.max_steps"])
     "unrecognized arguments: --trainer.max_step=3 (did you mean 'trainer.max_steps'?)"
@@ -70,7 +70,7 @@ def shorten(message: str, fields: Sequence[str]) -> str:
 
 
 def find_user_error(error: BaseException) -> BaseException:
-    """The ConfigurationError or parser message that `error` is or wraps; raises `error` itself if there is none."""
+    """Return the ConfigurationError or OmegaConf error that `error` is or wraps, or raise `error` itself."""
     for link in _chain(error):
         if isinstance(link, ConfigurationError) or type(link).__module__.startswith("omegaconf"):
             return link
@@ -86,13 +86,24 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 def _suggestion(message: str, cause: str, fields: Sequence[str]) -> str:
     if "did you mean" in cause:
         return ""
-    for said, hint in HINTS.items():
-        if re.search(said, cause):
+    for pattern, hint in HINTS.items():
+        if re.search(pattern, cause):
             return f" ({hint})"
+    return did_you_mean(message, fields, class_names())
+
+
+def did_you_mean(message: str, fields: Sequence[str], classes: Mapping[str, str] | None = None) -> str:
+    """Return a suggestion for the first misspelt name in a message, or an empty text.
+
+    Args:
+        message: of a parser.
+        fields: names of its options, without dashes in front.
+        classes: class paths by the names that may be misspelt.
+    """
     tops = {name.partition(".")[0] for name in fields}
-    known = {name: name for name in fields} | class_names()
-    for wrong in NAMES.findall(message):
-        name = next(part for part in wrong if part)
+    known = {name: name for name in fields} | dict(classes or {})
+    for groups in NAMES.findall(message):
+        name = next(group for group in groups if group)
         close = difflib.get_close_matches(name, known, n=1, cutoff=0.75) or difflib.get_close_matches(
             name.rpartition(".")[2], known, n=1, cutoff=0.6
         )
@@ -105,10 +116,10 @@ def _suggestion(message: str, cause: str, fields: Sequence[str]) -> str:
 
 
 def class_names() -> dict[str, str]:
-    """Class paths of everything that can be named in a config, by short name and by path."""
+    """Return the class paths that can be named in a config, by their short names and by themselves."""
     from vrft import data, evaluators, rewards, rollout, tasks
 
     paths = ["vrft.RFT", "vrft.SFT", "vrft.Policy"]
-    homes = (data, evaluators, rewards, rollout, tasks)
-    paths += [f"{home.__name__}.{name}" for home in homes for name in home.__all__]
+    packages = (data, evaluators, rewards, rollout, tasks)
+    paths += [f"{package.__name__}.{name}" for package in packages for name in package.__all__]
     return {path.rpartition(".")[2]: path for path in paths} | {path: path for path in paths}

@@ -1,9 +1,7 @@
-"""`python -m vrft predict --images …`: the words on the command line, and what they change in a run's config."""
+"""`python -m vrft predict`: apply `--images`, `--query` and an exported folder to the run's config."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,53 +9,15 @@ from jsonargparse import Namespace
 
 from vrft.data.splits import category_names
 from vrft.errors import ConfigurationError
-from vrft.utils.yaml_text import decode_yaml
-
-LISTS, FLAG = ("--images", "--query"), "--draw"
-
-
-def normalise_argv(args: Sequence[str]) -> list[str]:
-    """Arguments in the parser's form: all words behind --images or --query are a list, and --draw alone is true.
-
-    >>> normalise_argv(["predict", "--images", "a.png", "b.png", "--query=no: 1", "--draw"])
-    ['predict', '--images=["a.png", "b.png"]', '--query=["no: 1"]', '--draw=true']
-    """
-    if not args or args[0] != "predict":
-        return list(args)
-    words, gathered = list(args), []
-    lists: dict[str, list[str]] = {}
-    while words:
-        name, given, value = words.pop(0).partition("=")
-        if name in LISTS:
-            values = _listed(value) if given else []
-            while not given and words and not words[0].startswith("--"):
-                values.append(words.pop(0))
-            if name not in lists:
-                gathered.append(name)  # what all of its occurrences say comes at the first
-            lists.setdefault(name, []).extend(values)
-        elif name == FLAG and not given:
-            gathered.append(f"{FLAG}=true")
-        else:
-            gathered.append(f"{name}{given}{value}")
-    return [f"{word}={json.dumps(lists[word])}" if word in lists else word for word in gathered]
-
-
-def _listed(value: str) -> list[str]:
-    """The entries of a list in YAML; any other value is one."""
-    try:
-        found = decode_yaml(value, as_text=True) if value.startswith("[") else None
-    except ValueError:
-        found = None
-    return found if isinstance(found, list) and all(isinstance(entry, str) for entry in found) else [value]
 
 
 def use_images(config: Namespace) -> None:
-    """Put images and queries in the place of the config's data, so that none of its files has to be there.
+    """Replace the config's data by the images and queries of the command line, so that its files need not exist.
 
     Without queries, the categories that the config names are asked for.
 
     Raises:
-        ConfigurationError: there are queries and no images.
+        ConfigurationError: there are queries but no images.
     """
     if config.images is None:
         if config.query is not None:
@@ -65,31 +25,32 @@ def use_images(config: Namespace) -> None:
         return
     if not config.images:
         raise ConfigurationError("images: expected files or folders")
-    before: dict[str, Any] = vars(config.data.init_args)
+    settings: dict[str, Any] = vars(config.data.init_args)
     queries = config.query
     if queries is None:
-        named = before.get("val_categories") or before.get("categories")
+        named = settings.get("val_categories") or settings.get("categories")
         queries = category_names(named) if named else None
-    if queries and before.get("per_image"):
+    if queries and settings.get("per_image"):
         queries = [", ".join(queries)]
-    settings = {name: before[name] for name in ("eval_batch_size", "num_workers") if name in before}
+    kept = {name: settings[name] for name in ("eval_batch_size", "num_workers") if name in settings}
     config.data = Namespace(
         class_path="vrft.data.UnlabelledData",
-        init_args=Namespace(images=config.images, queries=None if queries is None else [*queries], **settings),
+        init_args=Namespace(images=config.images, queries=None if queries is None else [*queries], **kept),
     )
 
 
 def use_exported_folder(config: Namespace) -> None:
-    """Let `ckpt_path` be an exported folder: it is then the policy's checkpoint.
+    """If `ckpt_path` is an exported folder, load the policy from it.
 
     Raises:
-        ConfigurationError: the folder is no such thing.
+        ConfigurationError: the folder holds no model.
     """
     folder = None if config.ckpt_path is None else Path(config.ckpt_path)
     if folder is None or not folder.is_dir():
         return
     if not (folder / "config.json").exists():
-        what = "an adapter alone; the merged folder above it goes" if (folder / "adapter_config.json").exists() else ""
-        raise ConfigurationError(f"ckpt_path: {folder} is {what or 'no folder of a model: it has no config.json'}")
+        adapter = (folder / "adapter_config.json").exists()
+        what = "an adapter without its base; expected the merged folder above it" if adapter else "no folder of a model"
+        raise ConfigurationError(f"ckpt_path: {folder} is {what}{'' if adapter else ': it has no config.json'}")
     config.model.init_args.policy.init_args.checkpoint = str(folder)
     config.ckpt_path = None

@@ -1,4 +1,4 @@
-"""`python -m vrft report RUN`: a run as one HTML file."""
+"""`python -m vrft report RUN`: write a run as one HTML file."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from vrft.report import write_report
 
 DESCRIPTION = """\
 Writes RUN/report.html: curves, completions on their images with rewards and advantages, held-out images before and
-after, scores per category, the config and warnings. One file that needs no network and can be sent to others. The run
-may still be going on.
+after, scores per category, the config and warnings. The file needs no network and can be sent to others. The run may
+still be training.
 """
 
 
 def build_parser() -> Parser:
-    """The command's options."""
+    """Return the parser of the command."""
     parser = Parser("report", DESCRIPTION)
     parser.add_argument("run", type=Path, metavar="RUN", help="the run's folder")
     parser.add_argument("--open", action="store_true", help="show it in a browser")
@@ -26,7 +26,7 @@ def build_parser() -> Parser:
 
 
 def main(args: Sequence[str]) -> int:
-    """Run the command."""
+    """Run the command and return its exit code."""
     arguments = build_parser().parse_args(args)
     try:
         path = write_report(arguments.run)

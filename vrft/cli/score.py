@@ -1,4 +1,4 @@
-"""`python -m vrft score`: rewards of completions that exist already."""
+"""`python -m vrft score`: compute the rewards of completions in a file."""
 
 from __future__ import annotations
 
@@ -28,24 +28,24 @@ TASKS = {
     "counting": "CountingTask",
 }
 MAX_SIDE = 1_000_000  # pixels
-BATCH = 256  # answers that a reward model reads between two lines of output
+BATCH = 256  # answers that a reward model scores at once
 
 DESCRIPTION = """\
 Scores completions. FILE has a JSON object per line:
-  completion   what a model answered
+  completion   the model's answer
   solution     the right answer in the same format, <answer>[{'Position': [0, 10, 500, 1000]}]</answer>,
                <answer>No Objects</answer>, <answer>(x1,y1),(x2,y2)</answer> or <answer>label</answer>
-  width        of the image in pixels, where answers are boxes
-  height       of the image in pixels, where answers are boxes
+  width        of the image in pixels, if answers are boxes
+  height       of the image in pixels, if answers are boxes
   query        optional: the category, the instruction or the question
-  metadata     optional: an object, for rewards of your own; "choices" are those of multiple_choice
-Writes a JSON object per line to standard output, {"iou": 0.95, ...}, unweighted and null where a reward does not
-apply, and the means to standard error. An answer that can't be read scores 0.
+  metadata     optional: an object, for rewards of your own; multiple_choice reads its "choices"
+Writes one JSON object per line to standard output, {"iou": 0.95, ...}, with unweighted scores, null if a reward does
+not apply, and the means to standard error. An answer that can't be parsed scores 0.
 """
 
 
 class Record(NamedTuple):
-    """A line of the file. It is what a reward is asked about."""
+    """A line of the file, in the place of a sample."""
 
     image_id: int
     query: str
@@ -55,25 +55,25 @@ class Record(NamedTuple):
 
 
 def build_parser() -> Parser:
-    """The command's options."""
+    """Return the parser of the command."""
     parser = Parser("score", DESCRIPTION)
-    parser.add_argument("--task", required=True, choices=TASKS, help="how answers are read")
+    parser.add_argument("--task", required=True, choices=TASKS, help="how to parse answers")
     parser.add_argument(
-        "--rewards", nargs="+", metavar="NAME", help="names of the task's own rewards, or class paths; default: its own"
+        "--rewards", nargs="+", metavar="NAME", help="names of the task's rewards, or class paths; default: the task's"
     )
     parser.add_argument("--input", required=True, type=Path, metavar="FILE", help="the completions, as JSON lines")
     parser.add_argument(
         "--coordinates",
         default="thousandths",
         choices=("thousandths", "pixels", "unit"),
-        help="of boxes: thousandths of the image, pixels of the image, or 0..1",
+        help="coordinates of boxes: thousandths of the image, pixels of the image, or 0..1",
     )
     parser.add_argument("--no-reasoning", action="store_true", help="the right format is <answer>...</answer> alone")
     return parser
 
 
 def main(args: Sequence[str]) -> int:
-    """Run the command."""
+    """Run the command and return its exit code."""
     arguments = build_parser().parse_args(args)
     from vrft import tasks
 
@@ -96,12 +96,12 @@ def main(args: Sequence[str]) -> int:
 
 
 def finite(scores: Sequence[float | None]) -> list[float | None]:
-    """None for the faults of a reward, which has warned of them."""
+    """Replace scores that are not finite by None. The reward has warned of them."""
     return [score if score is not None and math.isfinite(score) else None for score in scores]
 
 
 def summary(totals: dict[str, list[float]], answers: Sequence[Answer]) -> Iterator[str]:
-    """The means, as text."""
+    """Yield the mean of each reward as a line of text."""
     yield f"{len(answers)} completions, {sum(answer.valid for answer in answers)} of them valid"
     for name, values in totals.items():
         mean = f"{sum(values) / len(values):.4f}" if values else "does not apply"
@@ -109,7 +109,7 @@ def summary(totals: dict[str, list[float]], answers: Sequence[Answer]) -> Iterat
 
 
 def select_rewards(task: Task, names: Sequence[str] | None) -> dict[str, Reward]:
-    """The task's own rewards by name, and others by class path.
+    """Return the named rewards: the task's own, or others by their class path.
 
     Raises:
         ConfigurationError: a name is neither.
@@ -139,10 +139,10 @@ def _imported(path: str, own: dict[str, Reward]) -> Reward:
 
 
 def read_records(path: Path, task: Task, coordinates: Coordinates) -> tuple[list[Record], list[Answer]]:
-    """The lines of a file, and their completions as the task reads them.
+    """Return the records of a file, and their completions as the task parses them.
 
     Raises:
-        ConfigurationError: there is no such file, or a line is not what it should be; names line and field.
+        ConfigurationError: there is no such file, or a line is wrong. The message names the line and the field.
     """
     try:
         lines = path.read_text(encoding="utf-8-sig").split("\n")  # not splitlines: a text may hold U+2028 as it is

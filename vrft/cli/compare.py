@@ -1,0 +1,66 @@
+"""`python -m vrft test --against`: compare two checkpoints on the same images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from vrft.evaluators import Evaluator
+from vrft.evaluators.intervals import Comparison, as_json, compare, table
+from vrft.run_dir import RunDir
+from vrft.training.trainer import VisionTrainer
+from vrft.utils.files import write_json
+
+
+def compare_checkpoints(
+    trainer: VisionTrainer,
+    test: Callable[..., Any],
+    ckpt_path: str | None,
+    against: str,
+    *,
+    resamples: int,
+    seed: int,
+    verbose: bool,
+) -> Any:
+    """Test both checkpoints, print a table with intervals and write it to `evaluation/comparison.json`.
+
+    Args:
+        trainer: has the evaluators.
+        test: `Trainer.test` with everything but `ckpt_path` and `verbose`.
+        ckpt_path: the checkpoint; None is the base.
+        against: the one that it is compared with, or `base`.
+        resamples: bootstrap samples per interval.
+        seed: of the bootstrap.
+        verbose: print the scores of `ckpt_path`.
+
+    Returns:
+        What `test` returns for `ckpt_path`.
+    """
+    evaluators = [callback for callback in trainer.callbacks if isinstance(callback, Evaluator)]
+    test(ckpt_path=None if against == "base" else against, verbose=False)
+    before = [_ordered_rows(evaluator) for evaluator in evaluators]
+    scores = test(ckpt_path=ckpt_path, verbose=verbose)
+    if trainer.is_global_zero:
+        comparisons: dict[str, Comparison] = {}
+        for evaluator, rows in zip(evaluators, before, strict=True):
+            comparisons |= compare(evaluator, rows, _ordered_rows(evaluator), resamples, seed)
+        names = _names(against, ckpt_path)
+        path = RunDir.of(trainer).comparison
+        write_json(path, as_json(comparisons, names))
+        Console(width=110).print(table(comparisons, names))
+        print(f"comparison: {path}")
+    return scores
+
+
+def _ordered_rows(evaluator: Evaluator) -> list[Any]:
+    """Return the rows of the held-out images in the order of their indices."""
+    return [row for _, row in sorted(evaluator.rows.items())]
+
+
+def _names(against: str, ckpt_path: str | None) -> tuple[str, str]:
+    """Return short names of both checkpoints, or their paths if the short names are equal."""
+    names = (Path(against).stem, Path(ckpt_path).stem if ckpt_path else "base")
+    return (against, str(ckpt_path)) if names[0] == names[1] else names

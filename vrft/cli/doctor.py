@@ -1,0 +1,41 @@
+"""`python -m vrft doctor`: check a config and its data before hours are spent on them."""
+
+from __future__ import annotations
+
+from rich.console import Console
+
+from vrft.data import VisionData
+from vrft.doctor import examine
+from vrft.errors import ConfigurationError
+from vrft.run_dir import RunDir
+from vrft.training.module import VisionModule
+from vrft.training.trainer import VisionTrainer
+
+
+def run_doctor(
+    trainer: VisionTrainer, model: VisionModule, data: VisionData, probe: int, gpu_memory: float | None
+) -> int:
+    """Load everything as `fit` does, print what was found, and return the exit code: 1 if there are problems.
+
+    Args:
+        trainer: of the run.
+        model: the module, not loaded yet.
+        data: its data.
+        probe: prompts that the model answers; 0 is off.
+        gpu_memory: GB of the GPU that the run is meant for; None: this machine's.
+    """
+    folder = RunDir.of(trainer).doctor
+    folder.mkdir(parents=True, exist_ok=True)
+    console = Console()
+    try:
+        trainer.check_data(model, data)
+        model.configure_model()
+        model.to(trainer.strategy.root_device)
+        problems = list(examine(model, data, folder, console, probe, gpu_memory))
+    except ConfigurationError as error:
+        problems = [str(error)]
+    for problem in problems:
+        console.print(f"problem: {problem}", style="red", highlight=False, markup=False, soft_wrap=True)
+    if not problems:
+        console.print("nothing is wrong", style="green")
+    return 1 if problems else 0

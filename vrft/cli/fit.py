@@ -1,0 +1,75 @@
+"""`python -m vrft fit`: what follows training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, TypeVar
+
+from lightning.pytorch import Callback
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+
+from vrft.callbacks.checkpoint import RunCheckpoint
+from vrft.callbacks.summary import Summary
+from vrft.data import VisionData
+from vrft.report import write_report
+from vrft.report.model_card import write_card
+from vrft.run_dir import RunDir
+from vrft.training.module import VisionModule
+from vrft.training.trainer import VisionTrainer
+
+CallbackT = TypeVar("CallbackT", bound=Callback)
+
+
+def finish_run(trainer: VisionTrainer, model: VisionModule, data: VisionData, last_checkpoint: Path) -> None:
+    """Evaluate the last step, then write the summary, the model card and the report."""
+    summary = find_callback(trainer, Summary)
+    complete_finished_run(trainer)
+    if summary.tuned_step != trainer.global_step:
+        trainer.validate(model, data, verbose=False)
+    best = find_callback(trainer, RunCheckpoint).best
+    if not trainer.is_global_zero:
+        return
+    run = RunDir.of(trainer)
+    if summary.base is not None and summary.tuned:
+        print(f"summary: {summary.write(run.path, best)}")
+    write_card(run.export, run.path, model.task.template, adapter=False, step=trainer.global_step)
+    try_to_report(run)
+    print(f"checkpoint: {last_checkpoint}")
+    if best is not None:
+        print_best(run, best, last_checkpoint)
+
+
+def find_callback(trainer: VisionTrainer, kind: type[CallbackT]) -> CallbackT:
+    """Return the trainer's first callback of a class."""
+    return next(callback for callback in trainer.callbacks if isinstance(callback, kind))
+
+
+def complete_finished_run(trainer: VisionTrainer) -> None:
+    """If a resumed run had nothing left to train, count its last step and epoch, which Lightning does not."""
+    loop = trainer.fit_loop
+    if loop.restarting:
+        loop.epoch_loop._batches_that_stepped += 1
+        loop.epoch_progress.increment_completed()
+
+
+def try_to_report(run: RunDir) -> None:
+    """Write the run's report, or warn that it can't be written."""
+    try:
+        print(f"report: {write_report(run.path)}")
+    except OSError as error:
+        rank_zero_warn(f"no report is written: {error}")
+
+
+def print_best(run: RunDir, best: dict[str, Any], last_checkpoint: Path) -> None:
+    """Print which checkpoint is the best, and how to export it if it is not the last one."""
+    print(f"best by {best['metric']}: {best['checkpoint']} ({best['score']:.4f})")
+    if not Path(best["checkpoint"]).samefile(last_checkpoint):
+        print(f"export/ is of the last step; of the best: python -m vrft export {run} --ckpt best")
+
+
+def print_stopped(run: RunDir, reason: str, last_checkpoint: Path) -> None:
+    """Print why a run stopped early, and how to resume it."""
+    print(f"stopped: {reason}")
+    if last_checkpoint.exists():
+        print(f"checkpoint: {last_checkpoint}")
+        print(f"to resume: python -m vrft fit --config {run.config} --ckpt_path last")

@@ -1,0 +1,24 @@
+"""Warnings and log lines of libraries that a user of vrft can't act on."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+
+HARMLESS = (
+    "LightningCLI's args parameter is intended to run",  # tests call `main([...])` as the command line does
+    r"`isinstance\(treespec, LeafSpec\)` is deprecated",  # lightning 2.6 on torch 2.13
+    r"Found \d+ module\(s\) in eval mode at the start of training",  # the frozen reference
+    "The '.*_dataloader' does not have many workers",  # one image per prompt; --data.num_workers is there
+    r"`(is_)?gradient_checkpointing\w*` is deprecated",  # the name that transformers 5.18 and peft know
+    "The `srun` command is available on your system",
+    "Using ModelCheckpoint with manual optimization",  # the state between rollouts is the one to keep
+    "Checkpoint directory .* exists and is not empty",  # a resumed run
+)
+
+
+def silence_harmless() -> None:
+    """Hide these warnings, and Lightning's advertisement of litlogger."""
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda record: "litlogger" not in record.msg)
+    for message in HARMLESS:
+        warnings.filterwarnings("ignore", message=message)

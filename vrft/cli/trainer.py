@@ -1,0 +1,118 @@
+"""The Trainer of the command line: one method per command, with its options as parameters."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+from vrft.cli.compare import compare_checkpoints
+from vrft.cli.doctor import run_doctor
+from vrft.data import VisionData
+from vrft.rollout.vllm.command import serve_commands
+from vrft.training.module import VisionModule
+from vrft.training.trainer import VisionTrainer
+
+TRAINER_DEFAULTS: dict[str, Any] = {
+    "max_epochs": -1,
+    "log_every_n_steps": 1,
+    "num_sanity_val_steps": 0,
+    "check_val_every_n_epoch": None,
+    "val_check_interval": 100,  # in rollouts, whatever the size of the data set
+    "enable_model_summary": False,
+    "inference_mode": False,  # tensors made under it can't be trained on later
+    "use_distributed_sampler": False,  # the data modules shard by themselves
+    "plugins": {"class_path": "vrft.training.checkpoint_io.AtomicCheckpointIO"},
+    "logger": [
+        {
+            "class_path": "vrft.loggers.CSVLogger",
+            "init_args": {"save_dir": "${.....run_dir}", "name": "logs"},
+        },
+        {"class_path": "vrft.loggers.WandbLogger", "init_args": {"save_dir": "${.....run_dir}"}},
+    ],
+}
+
+
+class CommandTrainer(VisionTrainer):
+    """`fit` and `validate` are Lightning's. The signatures and docstrings below are the options of the other commands."""
+
+    def test(  # type: ignore[override]
+        self,
+        model: VisionModule,
+        dataloaders: None = None,
+        ckpt_path: str | None = None,
+        verbose: bool = True,
+        datamodule: VisionData | None = None,
+        weights_only: bool | None = None,
+        against: str | None = None,
+        resamples: int = 200,
+    ) -> Any:
+        """Evaluate a checkpoint on held-out images, or compare two.
+
+        Args:
+            model: the module.
+            dataloaders: None; the data module has them.
+            ckpt_path: checkpoint to test; default: the base.
+            verbose: print the scores.
+            datamodule: the data.
+            weights_only: load checkpoints without running code.
+            against: another checkpoint, or `base`, to compare with on the same images.
+            resamples: bootstrap samples per interval of the comparison.
+        """
+        test = partial(super().test, model, dataloaders, datamodule=datamodule, weights_only=weights_only)
+        if against is None:
+            return test(ckpt_path=ckpt_path, verbose=verbose)
+        return compare_checkpoints(
+            self, test, ckpt_path, against, resamples=resamples, seed=model.seed, verbose=verbose
+        )
+
+    def predict(  # type: ignore[override]
+        self,
+        model: VisionModule,
+        dataloaders: None = None,
+        datamodule: VisionData | None = None,
+        ckpt_path: str | None = None,
+        weights_only: bool | None = None,
+        images: list[str] | None = None,
+        query: list[str] | None = None,
+        draw: bool = False,
+    ) -> None:
+        """Write answers to the run's folder; none is kept in memory.
+
+        `vrft.cli.predict` has applied `images` and `query` to the config by then.
+
+        Args:
+            model: the module.
+            dataloaders: None; the data module has them.
+            datamodule: the data.
+            ckpt_path: checkpoint that answers, or an exported folder; default: the base.
+            weights_only: load checkpoints without running code.
+            images: files and folders to ask about; default: the held-out images of the data.
+            query: what to ask of each of them: categories, an instruction or a question; default: the categories of
+                the data.
+            draw: write pictures of the images with the answers.
+        """
+        self.draw = draw
+        super().predict(model, None, datamodule, False, ckpt_path, weights_only)
+
+    def serve_command(self, model: VisionModule, datamodule: VisionData) -> None:
+        """Print how to start the servers that the model's engine names. Nothing is loaded.
+
+        Args:
+            model: the module, with a `vrft.rollout.VLLMServer`.
+            datamodule: its data.
+        """
+        print(serve_commands(model.engine, model.policy), end="")
+
+    def doctor(
+        self, model: VisionModule, datamodule: VisionData, probe: int = 48, gpu_memory: float | None = None
+    ) -> None:
+        """Load everything as `fit` does and look for mistakes that would cost hours.
+
+        Args:
+            model: the module.
+            datamodule: its data.
+            probe: prompts that the model answers, to see whether its boxes fit the data better if they are read in
+                another way; 0 is off.
+            gpu_memory: in GB, of the GPU that the run is meant for; default: that of this machine's, if it has one.
+        """
+        self.exit_code = run_doctor(self, model, datamodule, probe, gpu_memory)
