@@ -233,10 +233,37 @@ def test_a_wrong_command_or_file(args: list[str], hint: str, capsys: pytest.Capt
     assert hint in capsys.readouterr().err
 
 
-def test_help_is_quick() -> None:
-    script = "import sys; from vrft.__main__ import main; main(['--help']); sys.exit('torch' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, check=True)
-    assert "python -m vrft fit --config" in done.stdout
+WITHOUT_TORCH = [
+    (["--help"], "python -m vrft fit --config"),
+    (["--version"], "."),
+    (["fti"], "did you mean 'fit'?"),
+    (["score", "--help"], "--coordinates"),
+    (["evaluate", "--help"], "--convention"),
+    (["export", "--help"], "--adapter"),
+    (["report", "--help"], "--open"),
+    (["score", "--input", "x"], "the following arguments are required: --task"),
+    (["evaluate", "--resutls=x"], "did you mean 'results'?"),
+    (["export"], "the following arguments are required: RUN"),
+    (["report", "nowhere"], "no such folder: nowhere"),
+]
+
+
+def test_help_and_wrong_commands_need_no_torch() -> None:
+    script = """
+import json, sys
+from vrft.__main__ import main
+for args in json.loads(sys.argv[1]):
+    try:
+        main(args)
+    except SystemExit as stop:
+        assert not stop.code
+    print("====", flush=True)
+sys.exit("torch" in sys.modules or "lightning" in sys.modules)
+"""
+    command = [sys.executable, "-c", script, json.dumps([args for args, _ in WITHOUT_TORCH])]
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT, check=True)
+    for (args, expected), shown in zip(WITHOUT_TORCH, done.stdout.split("====\n"), strict=False):
+        assert expected in shown, args
 
 
 def test_fit_help_names_the_fields(capsys: pytest.CaptureFixture[str]) -> None:

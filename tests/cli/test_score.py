@@ -369,7 +369,12 @@ def test_a_file_that_is_no_text_is_named(refused, tmp_path: Path) -> None:
         pytest.param(["--task", "segmentation"], ["--task", "'segmentation'", "detection"], id="task"),
         pytest.param([], ["--task"], id="no-task"),
         pytest.param(["--task", "detection", "--coordinates", "inches"], ["--coordinates", "'inches'"], id="inches"),
-        pytest.param(["--task", "detection", "--reward", "iou", "--x"], ["--x"], id="option-that-there-is-not"),
+        pytest.param(
+            ["--task", "detection", "--reward", "iou", "--x"],
+            ["--x", "did you mean 'rewards'?"],
+            id="option-that-there-is-not",
+        ),
+        pytest.param(["--task", "detection", "--no-reason"], ["did you mean 'no-reasoning'?"], id="hyphen"),
         pytest.param(["--task", "detection", "--rewards", "accuracy"], ["'accuracy'", "iou, confidence"], id="name"),
         pytest.param(["--task", "detection", "--rewards", "no_such.Thing"], ["no_such"], id="module"),
         pytest.param(["--task", "detection", "--rewards", "vrft.rewards.Thing"], ["Thing"], id="class"),

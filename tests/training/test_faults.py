@@ -107,8 +107,8 @@ def test_a_signal_ends_the_step_saves_and_says_how_to_go_on(
     assert f"stopped: {name} after step" in output
     assert not (tmp_path / "run" / "summary.json").exists()
     assert len(list((tmp_path / "run" / "evaluation").iterdir())) == 1  # of the base
-    hint = next(line for line in output.splitlines() if line.startswith("to go on: "))
-    words = shlex.split(hint.removeprefix("to go on: "))
+    hint = next(line for line in output.splitlines() if line.startswith("to resume: "))
+    words = shlex.split(hint.removeprefix("to resume: "))
     assert words[:3] == ["python", "-m", "vrft"]
     if name == "SIGTERM":
         assert main(words[3:]) == 0

@@ -55,7 +55,7 @@ def compare_checkpoints(
     return scores
 
 
-def _ordered_rows(evaluator: Evaluator) -> list[Any]:
+def _ordered_rows(evaluator: Evaluator[Any]) -> list[Any]:
     """Return the rows of the held-out images in the order of their indices."""
     return [row for _, row in sorted(evaluator.rows.items())]
 

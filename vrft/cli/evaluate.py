@@ -20,17 +20,13 @@ AREAS = {"s": "small", "m": "medium", "l": "large", "r": "rare", "c": "common", 
 def build_parser() -> Parser:
     """Return the parser of the command."""
     parser = Parser("evaluate", DESCRIPTION)
-    parser.add_argument(
-        "--annotations", required=True, type=Path, metavar="GT.json", help="annotations, in the format of COCO or LVIS"
-    )
-    parser.add_argument("--results", required=True, type=Path, metavar="DT.json", help="results: the boxes to score")
-    parser.add_argument("--format", required=True, choices=("coco", "lvis"), help="the rules to apply")
+    parser.add_argument("--annotations", required=True, type=Path, metavar="GT.json", help="annotations")
+    parser.add_argument("--results", required=True, type=Path, metavar="DT.json", help="boxes to score")
+    parser.add_argument("--format", required=True, choices=("coco", "lvis"), help="rules to apply")
     parser.add_argument(
         "--categories", nargs="+", metavar="NAME", help="names to average over, or a list of the paper; default: all"
     )
-    parser.add_argument(
-        "--backend", default="hotcoco", choices=("hotcoco", "pycocotools"), help="library that computes the numbers"
-    )
+    parser.add_argument("--backend", default="hotcoco", choices=("hotcoco", "pycocotools"), help="library to use")
     parser.add_argument(
         "--convention",
         default="standard",

@@ -31,6 +31,6 @@ class Parser(ArgumentParser):
 
     def _as_typed(self, message: str) -> str:
         """Name missing arguments as they are typed; jsonargparse names them by their attributes."""
-        typed = {action.dest: [*action.option_strings, action.metavar][0] for action in self._actions}
+        typed = {action.dest: str([*action.option_strings, action.metavar][0]) for action in self._actions}
         start, missing, names = message.partition(MISSING)
-        return start + missing + ", ".join(typed[name] or name for name in names.split(", ")) if missing else message
+        return start + missing + ", ".join(typed[name] for name in names.split(", ")) if missing else message

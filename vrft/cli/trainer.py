@@ -33,7 +33,7 @@ TRAINER_DEFAULTS: dict[str, Any] = {
 
 
 class CommandTrainer(VisionTrainer):
-    """`fit` and `validate` are Lightning's. The signatures and docstrings below are the options of the other commands."""
+    """Has the options of the commands as parameters of its methods; `fit` and `validate` are Lightning's."""
 
     def test(  # type: ignore[override]
         self,

@@ -1,4 +1,4 @@
-"""Lightning's Trainer with what callbacks need: an early end with a reason, and checkpoints whose errors reach all ranks."""
+"""Lightning's Trainer with an early end that has a reason, and with checkpoints whose errors reach all ranks."""
 
 from __future__ import annotations
 
