@@ -85,10 +85,14 @@ class PromptBatch:
     inputs: list[dict[str, Any]]  # P times input_ids, attention_mask (1, L) and the images
 
     def select(self, prompts: Sequence[int]) -> PromptBatch:
-        """These prompts of it."""
+        """Return some of the prompts."""
         return PromptBatch(
             [self.samples[p] for p in prompts], [self.frames[p] for p in prompts], [self.inputs[p] for p in prompts]
         )
+
+    def join(self, other: PromptBatch) -> PromptBatch:
+        """Return these prompts followed by those of `other`."""
+        return PromptBatch(self.samples + other.samples, self.frames + other.frames, self.inputs + other.inputs)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +105,18 @@ class Rollout:
     sampling_log_probs: Tensor  # (N, T), of the tokens as they were drawn: less what top-p, top-k or min-p left out
     truncated: Tensor  # (N,) bool: no end token within the limit
     texts: list[str]
+
+    def select(self, rows: Sequence[int]) -> Rollout:
+        """Return some rows, cut to the longest of them."""
+        width = int(self.mask[rows].sum(1).max())
+        return Rollout(
+            self.ids[rows, :width],
+            self.mask[rows, :width],
+            self.log_probs[rows, :width],
+            self.sampling_log_probs[rows, :width],
+            self.truncated[rows],
+            [self.texts[n] for n in rows],
+        )
 
     @staticmethod
     def join(rollouts: Sequence[Rollout]) -> Rollout:
@@ -140,13 +156,45 @@ class Answer:
         return self.well_formed and self.value is not None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class ScoredRollout:
-    """What a training step leaves to look at: completions with their answers, rewards and advantages."""
+    """G completions for each of P prompts, with their answers and rewards."""
 
-    samples: list[Sample]  # P
+    batch: PromptBatch  # P
+    rollout: Rollout  # N
     answers: list[Answer]  # N
     rewards: dict[str, Tensor]  # name -> (N,), NaN where a reward does not apply
-    total: Tensor  # (P, G)
-    advantages: Tensor  # (P, G)
-    finite: Tensor  # (N,) bool: reward and log-probabilities are
+    reward: Tensor  # (P, G), the weighted sum; NaN where a reward gave no finite number
+    advantages: Tensor = field(default_factory=lambda: torch.empty(0))  # (P, G), set once all ranks have rewards
+
+    @property
+    def samples(self) -> list[Sample]:
+        """The P samples."""
+        return self.batch.samples
+
+    @property
+    def finite(self) -> Tensor:
+        """Completions whose reward and log-probabilities are finite, (N,) bool."""
+        return self.reward.flatten().isfinite() & self.rollout.log_probs.isfinite().all(1).to(self.reward.device)
+
+    def join(self, other: ScoredRollout) -> ScoredRollout:
+        """Return the prompts of this rollout followed by those of `other`."""
+        return ScoredRollout(
+            self.batch.join(other.batch),
+            Rollout.join([self.rollout, other.rollout]),
+            self.answers + other.answers,
+            {name: torch.cat([values, other.rewards[name]]) for name, values in self.rewards.items()},
+            torch.cat([self.reward, other.reward]),
+        )
+
+    def select(self, prompts: Sequence[int]) -> ScoredRollout:
+        """Return some of the prompts with all their completions."""
+        group = self.reward.shape[1]
+        rows = [p * group + g for p in prompts for g in range(group)]
+        return ScoredRollout(
+            self.batch.select(prompts),
+            self.rollout.select(rows),
+            [self.answers[n] for n in rows],
+            {name: values[rows] for name, values in self.rewards.items()},
+            self.reward[list(prompts)],
+        )

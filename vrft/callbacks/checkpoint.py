@@ -217,7 +217,7 @@ class RunCheckpoint(ModelCheckpoint):
         """Save what was learnt before completions could not be had any more; their batch comes again."""
         assert isinstance(trainer, VisionTrainer)
         assert isinstance(pl_module, VisionModule)
-        pl_module.release_engine()
+        pl_module.rollouts.release()
         if not isinstance(exception, RolloutFailed):  # which all ranks raise
             return
         lost = ""

@@ -14,7 +14,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from vrft.data import VisionData
 from vrft.data.records import RecordData
 from vrft.run_dir import RunDir
-from vrft.training.module import warn_of_replaced
+from vrft.training.checks import warn_of_replaced_images
 from vrft.training.progress_bar import phase
 from vrft.training.trainer import VisionTrainer
 from vrft.types import Answer, Detection, PromptBatch, Sample
@@ -48,7 +48,7 @@ class Predictions(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        warn_of_replaced(batch)
+        warn_of_replaced_images(batch)
         data: VisionData = trainer.datamodule  # type: ignore[attr-defined]
         with self.part.open("a") as file:
             for answer, sample in zip(outputs, batch.samples, strict=True):

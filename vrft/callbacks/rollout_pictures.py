@@ -26,7 +26,7 @@ def show_rollout(loggers: Sequence[Logger], scored: ScoredRollout, rows: Sequenc
         if isinstance(logger, WandbLogger):
             log_table(logger, scored, rows, step)
         elif isinstance(logger, TensorBoardLogger):
-            for p in range(len(rows) // scored.total.shape[1]):
+            for p in range(len(rows) // scored.reward.shape[1]):
                 show_picture([logger], f"rollouts/{p}", group_picture(scored, rows, p), step)
 
 
@@ -34,7 +34,7 @@ def log_table(logger: WandbLogger, scored: ScoredRollout, rows: Sequence[dict[st
     """One table row per completion: the image with true and predicted boxes, what was said and what it earned."""
     names = list(scored.rewards)
     columns = ["step", "rollout", "image", "query", "reasoning", "completion", *names, "reward", "advantage"]
-    group = scored.total.shape[1]
+    group = scored.reward.shape[1]
     data = [
         [
             step,
@@ -79,7 +79,7 @@ def _overlay(detection: Detection) -> dict[str, Any]:
 
 def group_picture(scored: ScoredRollout, rows: Sequence[dict[str, Any]], p: int) -> Image.Image:
     """The completions of prompt p side by side: true and predicted boxes, or the answer, and what it earned."""
-    sample, group = scored.samples[p], scored.total.shape[1]
+    sample, group = scored.samples[p], scored.reward.shape[1]
     tiles = []
     for n in range(p * group, (p + 1) * group):
         value = scored.answers[n].value

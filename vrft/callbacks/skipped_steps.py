@@ -41,7 +41,7 @@ class SkippedSteps(Checkpoint):
     ) -> None:
         assert isinstance(trainer, VisionTrainer)
         assert isinstance(pl_module, VisionModule)
-        if pl_module.skipped_steps:
+        if pl_module.step.skipped_steps:
             path = RunDir.of(trainer).faults(trainer.global_rank if trainer.world_size > 1 else None)
             append(path, faults(int(pl_module.steps_done), batch, outputs))
         self.in_a_row = self.in_a_row + 1 if trainer.global_step == self.last_step else 0

@@ -43,9 +43,9 @@ class Transcripts(Callback):
         rollout = int(pl_module.steps_done)
         if rollout % self.every_n_rollouts and rollout != 1:
             return
-        shown = min(len(scored.answers), self.max_prompts * scored.total.shape[1])
+        shown = min(len(scored.answers), self.max_prompts * scored.reward.shape[1])
         rows = [row(scored, rollout, n) for n in range(shown)]
-        run, group, task = RunDir.of(trainer), scored.total.shape[1], type(pl_module.task).__name__
+        run, group, task = RunDir.of(trainer), scored.reward.shape[1], type(pl_module.task).__name__
         pictures = [save_thumbnail(sample.image, run.pictures) for sample in scored.samples[: shown // group]]
         seen = [
             {"task": task, "image": pictures[n // group], "size": scored.samples[n // group].size} for n in range(shown)
@@ -71,7 +71,7 @@ def append(path: Path, rows: Iterable[dict[str, Any]]) -> None:
 
 def row(scored: ScoredRollout, rollout: int, n: int) -> dict[str, Any]:
     """Completion n of a rollout as plain values; null for a reward that does not apply, and for what isn't finite."""
-    group = scored.total.shape[1]
+    group = scored.reward.shape[1]
     sample, answer = scored.samples[n // group], scored.answers[n]
     return {
         "rollout": rollout,
@@ -85,7 +85,7 @@ def row(scored: ScoredRollout, rollout: int, n: int) -> dict[str, Any]:
         "answer": answer.value,
         "target": sample.target,
         "rewards": {name: _finite(values[n]) for name, values in scored.rewards.items()},
-        "reward": _finite(scored.total.flatten()[n]),
+        "reward": _finite(scored.reward.flatten()[n]),
         "advantage": _finite(scored.advantages.flatten()[n]),
     }
 

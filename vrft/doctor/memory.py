@@ -113,7 +113,9 @@ def workload(module: VisionModule, data: VisionData, batch: PromptBatch) -> Load
     prompts = max(data.batch_size, data.eval_batch_size)
     rows = max(data.batch_size * module.group_size, data.eval_batch_size)
     whole = data.batch_size * (prompt + module.group_size * module.max_completion_length)
-    return Load(prompts, rows, prompt, module.max_completion_length, min(whole, module.max_tokens_per_micro_batch))
+    return Load(
+        prompts, rows, prompt, module.max_completion_length, min(whole, module.optimization.max_tokens_per_micro_batch)
+    )
 
 
 def optimizer_bytes(module: VisionModule) -> float:
@@ -137,7 +139,7 @@ def advice(module: VisionModule) -> str:
     steps = []
     if not policy.gradient_checkpointing:
         steps.append("model.policy.gradient_checkpointing=true")
-    steps.append(f"model.max_tokens_per_micro_batch below {module.max_tokens_per_micro_batch}")
+    steps.append(f"model.max_tokens_per_micro_batch below {module.optimization.max_tokens_per_micro_batch}")
     if policy.reference is not None and not policy.offload_reference:
         steps.append("model.policy.offload_reference=true")
     if policy.lora is None:

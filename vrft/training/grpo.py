@@ -33,7 +33,8 @@ def group_advantages(rewards: Tensor, scale_rewards: ScaleRewards = "group", lea
         Advantages (P, G). A group whose rewards are all equal has advantages 0.
     """
     centred = rewards - rewards.mean(1, keepdim=True)  # (P, G)
-    centred = centred.masked_fill(tied_groups(rewards)[:, None], 0.0)  # a rounded mean would leave a common push
+    # The mean of equal rewards is rounded, which would push all of them alike.
+    centred = centred.masked_fill(zero_variance_groups(rewards)[:, None], 0.0)
     if leave_one_out:
         group = rewards.shape[1]
         centred = centred * (group / (group - 1))
@@ -43,9 +44,24 @@ def group_advantages(rewards: Tensor, scale_rewards: ScaleRewards = "group", lea
     return centred / (std + 1e-4)  # (P, G)
 
 
-def tied_groups(rewards: Tensor) -> Tensor:
-    """Groups whose rewards (P, G) are all equal: they teach nothing. (P,) bool."""
+def zero_variance_groups(rewards: Tensor) -> Tensor:
+    """Return which groups of rewards (P, G) are all equal, (P,) bool: their advantages are 0."""
     return (rewards == rewards[:, :1]).all(1)
+
+
+def replace_zero_variance(zero_variance: Tensor, count: int) -> list[int]:
+    """Return the numbers of `count` prompts to train on (dynamic sampling, DAPO, arXiv 2503.14476, section 3.2).
+
+    These are the first `count` of the prompts that were sampled, where those with zero variance give way to later ones
+    without, as long as there are any.
+
+    Args:
+        zero_variance: of at least `count` groups (P,) bool.
+        count: prompts in a training step.
+    """
+    flat = zero_variance.tolist()
+    spare = [p for p in range(count, len(flat)) if not flat[p]]
+    return [spare.pop(0) if flat[p] and spare else p for p in range(count)]
 
 
 def overlong_penalty(lengths: Tensor, max_completion_length: int, buffer: int) -> Tensor:

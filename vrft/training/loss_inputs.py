@@ -1,33 +1,34 @@
-"""Scored completions on their way from the rollout to the loss."""
+"""What the loss needs of each completion, and the minibatches that it is computed on."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
-from vrft.training.grpo import tied_groups
-from vrft.types import Answer, PromptBatch, Rollout
+from vrft.policy.processor import MicroBatch, micro_batches
+from vrft.policy.prompts import Prompt
+from vrft.training.cross_entropy import Targets
 
 
 @dataclass(slots=True)
-class Rows:
-    """What the loss needs of N rows."""
+class LossInputs:
+    """N = P * G completions and everything the loss compares the policy's log-probabilities with."""
 
     ids: Tensor  # (N, T)
     mask: Tensor  # (N, T), 1 at tokens that count
-    sampled_log_probs: Tensor  # (N, T), as the rollout engine computed them
-    old_log_probs: Tensor  # (N, T), the same by the trainer: under the weights that sampled
+    sampled_log_probs: Tensor  # (N, T), computed by the rollout engine
+    old_log_probs: Tensor  # (N, T), computed by the trainer under the weights that sampled
     advantages: Tensor  # (N,)
     weights: Tensor  # (N,), of each row's tokens
-    reference: Tensor | None = None  # (N, T)
+    reference: Tensor | None = None  # (N, T), log-probabilities under the reference
 
-    def take(self, rows: Sequence[int]) -> Rows:
-        """Some of them, up to the last token of the longest."""
+    def select(self, rows: Sequence[int]) -> LossInputs:
+        """Return some rows, cut to the longest of them."""
         width = max(1, int(self.mask[rows].sum(1).max()))
-        return Rows(
+        return LossInputs(
             self.ids[rows, :width],
             self.mask[rows, :width],
             self.sampled_log_probs[rows, :width],
@@ -38,65 +39,48 @@ class Rows:
         )
 
     def log_ratio(self, rows: Sequence[int]) -> Tensor:
-        """log-probability of the trainer - that of the sampler, of the tokens of some rows that count (n,)."""
-        mine = self.take(rows)
+        """Return log pi_old - log pi_sampler of the tokens of some rows that count, (n,)."""
+        mine = self.select(rows)
         return (mine.old_log_probs - mine.sampled_log_probs)[mine.mask.bool()]
 
 
-@dataclass(frozen=True, slots=True)
-class Experience:
-    """G scored completions of each of P prompts; N = P * G."""
+@dataclass(slots=True)
+class Minibatch:
+    """The prompts of one optimizer step, and statistics of their last backward."""
 
-    batch: PromptBatch  # P
-    rollout: Rollout  # N
-    answers: list[Answer]  # N
-    rewards: dict[str, Tensor]  # name -> (N,), NaN where a reward does not apply
-    total: Tensor  # (P, G)
+    prompts: list[Prompt]  # all P of the rollout
+    inputs: LossInputs  # all N of the rollout
+    chosen: list[int]  # numbers of this minibatch's prompts
+    trains: Tensor  # (P,) bool, prompts with a gradient
+    on_policy: bool = False  # the weights are still those that sampled, so old log-probabilities are the policy's own
+    first_pass: bool = True  # of `num_iterations`
+    targets: Targets | None = None  # texts that are learnt beside the rewards
+    sums: list[Tensor] = field(default_factory=list)  # rows, KL, entropy, clipped share, sampling gap: each (5,)
+    cross_entropy: Tensor | None = None  # (), of the targets
 
-    @property
-    def tied(self) -> Tensor:
-        """Groups whose rewards are all equal (P,) bool."""
-        return tied_groups(self.total)
+    def split(self, max_tokens: int) -> list[MicroBatch]:
+        """Return micro-batches of at most `max_tokens` tokens.
 
-    @property
-    def finite(self) -> Tensor:
-        """Completions whose reward and log-probabilities are finite (N,) bool."""
-        return self.total.flatten().isfinite() & self.rollout.log_probs.isfinite().all(1).to(self.total.device)
+        Prompts without a gradient are left out. One prompt stays in any case, so that each rank makes a backward.
+        """
+        lengths = [prompt["input_ids"].shape[1] for prompt in self.prompts]
+        chosen = [p for p in self.chosen if self.trains[p]] or self.chosen[:1]
+        return micro_batches(lengths, self.inputs.mask.sum(1).tolist(), chosen, max_tokens)
 
-    def join(self, other: Experience) -> Experience:
-        """These prompts, then those of `other`."""
-        a, b = self.batch, other.batch
-        return Experience(
-            PromptBatch(a.samples + b.samples, a.frames + b.frames, a.inputs + b.inputs),
-            Rollout.join([self.rollout, other.rollout]),
-            self.answers + other.answers,
-            {name: torch.cat([values, other.rewards[name]]) for name, values in self.rewards.items()},
-            torch.cat([self.total, other.total]),
-        )
+    def again(self) -> Minibatch:
+        """Return the same minibatch for a further pass over the rollout, when the weights have changed."""
+        return replace(self, on_policy=False, first_pass=False, sums=[], cross_entropy=None)
 
-    def select(self, prompts: Sequence[int]) -> Experience:
-        """These prompts of it, with all their completions."""
-        group = self.total.shape[1]
-        rows = [p * group + g for p in prompts for g in range(group)]
-        rollout = self.rollout
-        width = int(rollout.mask[rows].sum(1).max())
-        return Experience(
-            self.batch.select(prompts),
-            Rollout(
-                rollout.ids[rows, :width],
-                rollout.mask[rows, :width],
-                rollout.log_probs[rows, :width],
-                rollout.sampling_log_probs[rows, :width],
-                rollout.truncated[rows],
-                [rollout.texts[n] for n in rows],
-            ),
-            [self.answers[n] for n in rows],
-            {name: values[rows] for name, values in self.rewards.items()},
-            self.total[list(prompts)],
-        )
+    def log_ratio(self, max_tokens: int) -> Tensor:
+        """Return log pi_old - log pi_sampler of the tokens that the minibatch is trained on, (n,)."""
+        return self.inputs.log_ratio([row for micro in self.split(max_tokens) for row in micro.rows])
 
-    def refill(self, count: int) -> Experience:
-        """The first `count` prompts, where tied ones give way to later ones that are not, as long as there are any."""
-        tied = self.tied.tolist()
-        spare = [p for p in range(count, len(tied)) if not tied[p]]
-        return self.select([spare.pop(0) if tied[p] and spare else p for p in range(count)])
+
+def micro_batches_of(minibatches: Sequence[Minibatch], max_tokens: int) -> list[MicroBatch]:
+    """Return the micro-batches of several minibatches."""
+    return [micro for minibatch in minibatches for micro in minibatch.split(max_tokens)]
+
+
+def total_sums(minibatches: Sequence[Minibatch]) -> Tensor:
+    """Return the sums of all micro-batches of all minibatches, (5,)."""
+    return torch.stack([sums for minibatch in minibatches for sums in minibatch.sums]).sum(0)

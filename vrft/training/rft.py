@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import partial
 
@@ -12,12 +12,11 @@ from torch import Tensor
 
 from vrft.errors import ConfigurationError
 from vrft.policy import Policy
-from vrft.policy.processor import MicroBatch, micro_batches
-from vrft.policy.prompts import Prompt
+from vrft.policy.processor import MicroBatch
 from vrft.rewards import Reward
-from vrft.rollout import RemoteEngine, RolloutEngine, Sampling, TransformersEngine
+from vrft.rollout import RolloutEngine, Sampling, TransformersEngine
 from vrft.tasks import Task
-from vrft.training.cross_entropy import TargetLoss, Targets
+from vrft.training.checks import check_settings
 from vrft.training.grpo import (
     ImportanceSampling,
     KLEstimator,
@@ -28,15 +27,18 @@ from vrft.training.grpo import (
     masked_mean,
     overlong_penalty,
     policy_loss,
+    replace_zero_variance,
     token_weights,
+    zero_variance_groups,
 )
-from vrft.training.loss_inputs import Experience, Rows
-from vrft.training.prefetch import check_logprob_gap
-from vrft.training.rollouts import RemoteRollouts
+from vrft.training.loss_inputs import LossInputs, Minibatch, micro_batches_of, total_sums
+from vrft.training.module import VisionModule
+from vrft.training.rollouts import Generation
+from vrft.training.scoring import parse_completions
 from vrft.types import PromptBatch, Rollout, ScoredRollout
 
 
-class RFT(RemoteRollouts, TargetLoss):
+class RFT(VisionModule):
     """GRPO on images with verifiable rewards (Visual-RFT, arXiv 2503.01785).
 
     P prompts on this rank, G = `num_generations`, N = P * G rows, T completion tokens.
@@ -119,6 +121,7 @@ class RFT(RemoteRollouts, TargetLoss):
             optimizer,
             lr_scheduler,
             max_completion_length,
+            max_tokens_per_micro_batch,
             max_grad_norm,
         )
         check_settings(
@@ -142,11 +145,10 @@ class RFT(RemoteRollouts, TargetLoss):
         self.scale_rewards, self.leave_one_out = scale_rewards, leave_one_out
         self.sampling = Sampling(temperature, top_p, top_k, min_p)
         self.mask_truncated_completions, self.overlong_buffer = mask_truncated_completions, overlong_buffer
-        self.sft_weight, self.max_tokens_per_micro_batch = sft_weight, max_tokens_per_micro_batch
+        self.sft_weight = sft_weight
         self.keep_reference = beta > 0
-        self.prefetches = isinstance(self.engine, RemoteEngine) and self.engine.one_step_ahead
-        by_default: ImportanceSampling = "truncate" if isinstance(self.engine, RemoteEngine) else "none"
-        self.importance_sampling, self.importance_cap = importance_sampling or by_default, importance_cap
+        self.importance_sampling = importance_sampling or self.rollouts.importance_sampling
+        self.importance_cap = importance_cap
 
     def setup(self, stage: str) -> None:
         data = self.trainer.datamodule  # type: ignore[attr-defined]
@@ -157,189 +159,175 @@ class RFT(RemoteRollouts, TargetLoss):
             )
 
     def training_step(self, batch: PromptBatch, batch_idx: int) -> dict[str, ScoredRollout]:
-        self.seed_step()
-        experience = self.sample(batch)  # completions (N, T) and rewards (P, G)
-        advantages = self.advantages(experience.total)  # (P, G)
-        self.update(experience, advantages)
+        self.begin_step()  # seeds, timers
+        scored = self.collect(batch)  # completions (N, T), rewards (P, G)
+        scored.advantages = self.advantages(scored.reward)  # (P, G), over all ranks
+        minibatches = self.minibatches(scored)  # num_iterations x num_minibatches, with log-probabilities (N, T)
+        for minibatch in minibatches:
+            self.optimization.retry_smaller(minibatch.split, partial(self.backward_minibatch, minibatch))
+            self.check_engine(minibatch)
+            self.log_step(self.optimization.step())
+        self.log_update(minibatches)
         self.steps_done += 1
-        samples, answers, rewards = experience.batch.samples, experience.answers, experience.rewards
-        return {"scored": ScoredRollout(samples, answers, rewards, experience.total, advantages, experience.finite)}
+        return {"scored": scored}
 
     # ------------------------------------------------------------------------------------------- rollout and reward
 
-    def sample(self, batch: PromptBatch) -> Experience:
-        """Roll out and score the first P prompts; with dynamic sampling, others for those that teach nothing."""
+    def collect(self, batch: PromptBatch) -> ScoredRollout:
+        """Sample and score the first P prompts; dynamic sampling replaces groups of zero variance by further ones."""
         prompts = len(batch.samples) // self.batches_per_step  # P
-        everything: Experience | None = None
-        for start in range(0, len(batch.samples), prompts):
-            part = batch.select(range(start, start + prompts))
-            more = self.reward(*self.rollout(part, start))
-            everything = more if everything is None else everything.join(more)
-            enough = int((~everything.tied).sum()) >= prompts
+        scored = self.score_rollout(*self.rollout(batch.select(range(prompts)), 0))
+        for start in range(prompts, len(batch.samples), prompts):
+            enough = int((~zero_variance_groups(scored.reward)).sum()) >= prompts
             if self.trainer.strategy.reduce_boolean_decision(enough, all=True):
                 break
-        assert everything is not None
-        self.log_experience(everything, prompts)
-        return everything.refill(prompts)
+            more = batch.select(range(start, start + prompts))
+            scored = scored.join(self.score_rollout(*self.rollout(more, start)))
+        zero_variance = zero_variance_groups(scored.reward)  # (P and more,)
+        self.log_rollout(scored, zero_variance, prompts)
+        return scored.select(replace_zero_variance(zero_variance, prompts))
 
     def rollout(self, batch: PromptBatch, first: int) -> tuple[PromptBatch, Rollout]:
-        """Sample G completions of each prompt. `first`: prompts of this step before them."""
-        with self.phase("rollout", self.max_completion_length) as advance:
+        """Sample G completions for each prompt. `first`: prompts of this step that were sampled before."""
+        key, length = self.sampling_key(first), self.max_completion_length
+        generation = Generation(self.num_generations, length, self.sampling, key)
+        with self.step.phase("rollout", length) as advance:
             prepared = self.policy.prepare(batch)
             if self.prefetches and first == 0:
-                rollout = self.from_ahead(prepared, advance)
+                rollout = self.prefetched_rollout(prepared, generation, advance)
             else:
-                rollout = self.completions(prepared, self.num_generations, self.sampling, self.key(first), advance)
-        self.check_sharing(batch, rollout.ids, rollout.mask)
+                rollout = self.rollouts.generate(prepared, generation, advance)
+        self.check_sharing(self.trainer, self.policy, batch, rollout.ids, rollout.mask)
         return prepared, rollout
 
-    def reward(self, batch: PromptBatch, rollout: Rollout) -> Experience:
-        """Read and score the completions."""
-        with self.phase("reward", 1):
-            answers, samples = self.parse(rollout.texts, batch)
+    def prefetched_rollout(self, batch: PromptBatch, generation: Generation, advance: Callable[..., None]) -> Rollout:
+        """Return the rollout that was sampled during the last step, and start sampling the next step's."""
+        rollout, staleness = self.rollouts.prefetched(batch, generation, advance)
+        self.log("train/staleness", float(staleness))
+        next_batch = self.train_loader.next_batch
+        optimizer_steps = self.num_iterations * self.num_minibatches
+        if next_batch is not None and self.trainer.global_step + optimizer_steps != self.trainer.max_steps:
+            self.rollouts.prefetch(next_batch.select(range(len(batch.samples))), generation)
+        return rollout
+
+    def score_rollout(self, batch: PromptBatch, rollout: Rollout) -> ScoredRollout:
+        """Parse and score the completions."""
+        with self.step.phase("reward", 1):
+            answers, samples = parse_completions(self.task, rollout.texts, batch)
             rewards, total = self.score(answers, samples)  # name -> (N,), (N,)
             if self.overlong_buffer:
                 lengths = rollout.mask.sum(1).to(total.device)
                 total = total + overlong_penalty(lengths, self.max_completion_length, self.overlong_buffer)
-        return Experience(batch, rollout, answers, rewards, total.view(-1, self.num_generations))
+        return ScoredRollout(batch, rollout, answers, rewards, total.view(-1, self.num_generations))
 
-    def advantages(self, total: Tensor) -> Tensor:
-        """How much better than its group each completion is, given the rewards: (P, G) -> (P, G)."""
-        gathered = self.all_gather(total)
+    def advantages(self, reward: Tensor) -> Tensor:
+        """Return how much better than its group each completion is, (P, G) -> (P, G)."""
+        gathered = self.all_gather(reward)
         assert isinstance(gathered, Tensor)
         everyone = gathered.view(-1, self.num_generations)  # (P of all ranks, G)
         advantages = group_advantages(everyone, self.scale_rewards, self.leave_one_out)
-        return advantages.view(-1, *total.shape)[self.global_rank].to(self.device)
+        return advantages.view(-1, *reward.shape)[self.global_rank].to(self.device)
 
-    def log_experience(self, sampled: Experience, prompts: int) -> None:
-        """Log all that was sampled, before any of it is left out."""
-        self.log("train/completion_length", sampled.rollout.mask.sum(1).float().mean(), sync_dist=True)
-        self.log("train/truncated", sampled.rollout.truncated.float().mean(), sync_dist=True)
-        self.log("train/reward", sampled.total.nanmean(), prog_bar=True, sync_dist=True)
-        for name, values in sampled.rewards.items():
+    def log_rollout(self, scored: ScoredRollout, zero_variance: Tensor, prompts: int) -> None:
+        """Log everything that was sampled, before dynamic sampling leaves some of it out."""
+        self.log("train/completion_length", scored.rollout.mask.sum(1).float().mean(), sync_dist=True)
+        self.log("train/truncated", scored.rollout.truncated.float().mean(), sync_dist=True)
+        self.log("train/reward", scored.reward.nanmean(), prog_bar=True, sync_dist=True)
+        for name, values in scored.rewards.items():
             self.log(f"train/reward/{name}", values[values.isfinite()].mean(), prog_bar=True, sync_dist=True)
-        self.log("train/reward_std", sampled.total.std(1).mean(), sync_dist=True)
-        self.log("train/zero_variance_groups", sampled.tied.float().mean(), sync_dist=True)
-        self.log("train/valid", sum(answer.valid for answer in sampled.answers) / len(sampled.answers), sync_dist=True)
+        self.log("train/reward_std", scored.reward.std(1).mean(), sync_dist=True)
+        self.log("train/zero_variance_groups", zero_variance.float().mean(), sync_dist=True)
+        self.log("train/valid", sum(answer.valid for answer in scored.answers) / len(scored.answers), sync_dist=True)
         if self.batches_per_step > 1:
-            self.log("train/extra_rollouts", len(sampled.total) / prompts - 1, sync_dist=True)
+            self.log("train/extra_rollouts", len(scored.reward) / prompts - 1, sync_dist=True)
 
     # ------------------------------------------------------------------------------------------------------- update
 
-    def update(self, experience: Experience, advantages: Tensor) -> None:
-        """Learn from a rollout: `num_iterations` times an optimizer step per minibatch. advantages: (P, G)."""
-        self.policy.train()
-        prompts = experience.batch.inputs
-        minibatches = [part.tolist() for part in torch.arange(len(prompts)).tensor_split(self.num_minibatches)]
-        rows = self.rows(experience, advantages, [len(part) for part in minibatches])
-        rows.old_log_probs = self.fixed_log_probs(prompts, rows, minibatches[1:])  # by then the weights will have moved
-        if self.beta > 0:
-            rows.reference = self.fixed_log_probs(prompts, rows, minibatches, reference=True)
-        targets = [self.targets(experience.batch.select(part)) for part in minibatches] if self.sft_weight > 0 else None
-        done: list[Tensor] = []
-        cross_entropies: list[Tensor] = []
-        ratios: list[Tensor] = []
-        for iteration in range(self.num_iterations):
-            for i, part in enumerate(minibatches):
-                split = partial(self.micro_batches, prompts, rows, part)
-                texts = targets[i] if targets else None
-                learnt, cross_entropy = self.halving(
-                    split, partial(self.learn, prompts, rows, texts, on_policy=iteration == i == 0)
-                )
-                done += learnt
-                cross_entropies.append(cross_entropy)
-                if isinstance(self.engine, RemoteEngine) and iteration == 0:
-                    ratios.append(rows.log_ratio([n for micro in split() for n in micro.rows]))
-                    check_logprob_gap(self.trainer, self.engine, ratios[-1], self.sampling.top_p)
-                self.optimizer_step_and_log()
-        if ratios:
-            self.log_mismatch(torch.cat(ratios))
-        if targets:
-            self.log("train/sft_loss", torch.stack(cross_entropies).mean(), sync_dist=True)
-        count, *sums = torch.stack(done).sum(0)
-        for name, value in zip(("kl", "entropy", "clip_fraction", "sampling_gap"), sums, strict=True):
-            self.log(f"train/{name}", value / count, prog_bar=name == "kl", sync_dist=True)
+    def minibatches(self, scored: ScoredRollout) -> list[Minibatch]:
+        """Return a minibatch for each optimizer step, with everything that the loss needs.
 
-    def rows(self, experience: Experience, advantages: Tensor, minibatches: Sequence[int]) -> Rows:
-        """What the loss needs of each row, but for log-probabilities. `minibatches`: prompts in each."""
-        rollout = experience.rollout
+        The first one is on-policy: its old log-probabilities come from its own forward. Those of the others, and the
+        reference's, are computed here, before the weights change.
+        """
+        self.policy.train()
+        prompts = scored.batch.inputs
+        parts = [part.tolist() for part in torch.arange(len(prompts)).tensor_split(self.num_minibatches)]
+        inputs = self.loss_inputs(scored, [len(part) for part in parts])
+        trains = inputs.mask.any(1) & ((inputs.advantages != 0) | (self.beta > 0))  # (N,)
+        groups = trains.view(-1, self.num_generations).any(1)  # (P,)
+        minibatches = [Minibatch(prompts, inputs, part, groups) for part in parts]
+        inputs.old_log_probs = self.fixed_log_probs(inputs, minibatches[1:])
+        if self.beta > 0:
+            inputs.reference = self.fixed_log_probs(inputs, minibatches, reference=True)
+        if self.sft_weight > 0:
+            for minibatch in minibatches:
+                minibatch.targets = self.cross_entropy.targets(scored.batch.select(minibatch.chosen))
+        minibatches[0].on_policy = True
+        later = [minibatch.again() for _ in range(1, self.num_iterations) for minibatch in minibatches]
+        return minibatches + later
+
+    def loss_inputs(self, scored: ScoredRollout, minibatches: Sequence[int]) -> LossInputs:
+        """Return the loss's inputs but for log-probabilities. `minibatches`: prompts in each."""
+        rollout = scored.rollout
         mask = rollout.mask * ~rollout.truncated[:, None] if self.mask_truncated_completions else rollout.mask
         weights = []
         for lengths in mask.sum(1).split([count * self.num_generations for count in minibatches]):
             tokens = self.trainer.strategy.reduce(lengths.sum().float(), reduce_op="mean")
             weights.append(token_weights(lengths, self.loss_type, self.max_completion_length, tokens))
+        non_finite = ~scored.finite.to(scored.advantages.device)  # (N,), which skip the optimizer step
+        advantages = scored.advantages.flatten().masked_fill(non_finite, torch.nan)
         old = torch.zeros_like(rollout.log_probs)
-        at_fault = ~experience.finite.to(advantages.device)  # (N,), of which no step may be made
-        learnt = advantages.flatten().masked_fill(at_fault, torch.nan)
-        return Rows(rollout.ids, mask, rollout.log_probs, old, learnt, torch.cat(weights))
-
-    def micro_batches(self, prompts: Sequence[Prompt], rows: Rows, which: Sequence[int]) -> list[MicroBatch]:
-        """Split prompts by tokens. Those that have no gradient are left out; one stays, so that no rank has none."""
-        teaches = rows.mask.any(1) & ((rows.advantages != 0) | (self.beta > 0))  # (N,)
-        groups = teaches.view(-1, self.num_generations).any(1).tolist()  # (P,)
-        lengths = [prompt["input_ids"].shape[1] for prompt in prompts]
-        which = [p for p in which if groups[p]] or which[:1]
-        return micro_batches(lengths, rows.mask.sum(1).tolist(), which, self.max_tokens_per_micro_batch)
+        return LossInputs(rollout.ids, mask, rollout.log_probs, old, advantages, torch.cat(weights))
 
     @torch.no_grad()
     def fixed_log_probs(
-        self, prompts: Sequence[Prompt], rows: Rows, minibatches: Sequence[list[int]], *, reference: bool = False
+        self, inputs: LossInputs, minibatches: Sequence[Minibatch], *, reference: bool = False
     ) -> Tensor:
-        """Log-probabilities (N, T) under the weights as they are or the reference's, 0 outside of `minibatches`."""
-
-        def split() -> list[MicroBatch]:
-            return [micro for part in minibatches for micro in self.micro_batches(prompts, rows, part)]
+        """Return log-probabilities (N, T) under the present weights or the reference, 0 outside of `minibatches`."""
 
         def compute(work: Sequence[MicroBatch]) -> Tensor:
-            log_probs = torch.zeros_like(rows.mask, dtype=torch.float32)
-            with self.phase("reference" if reference else "old", len(work)) as advance:
-                for i in range(self.rounds(len(work))):
-                    which, part = work[i % len(work)]
-                    mine = rows.take(part)
+            log_probs = torch.zeros_like(inputs.mask, dtype=torch.float32)
+            with self.step.phase("reference" if reference else "old", len(work)) as advance:
+                for i, (micro, _) in enumerate(self.optimization.padded(work)):
+                    mine = inputs.select(micro.rows)
                     values, _ = self.policy(
-                        [prompts[p] for p in which],
+                        [minibatches[0].prompts[p] for p in micro.prompts],
                         mine.ids,
                         mine.mask,
                         self.sampling.temperature,
                         reference=reference,
                         entropy=False,
                     )
-                    log_probs[part, : values.shape[1]] = values
+                    log_probs[micro.rows, : values.shape[1]] = values
                     advance(i + 1)
             return log_probs
 
         if not minibatches:
-            return torch.zeros_like(rows.mask, dtype=torch.float32)
+            return torch.zeros_like(inputs.mask, dtype=torch.float32)
         with self.policy.reference_on_device() if reference else nullcontext():
-            return self.halving(split, compute)
+            return self.optimization.retry_smaller(partial(micro_batches_of, minibatches), compute)
 
-    def learn(
-        self, prompts: Sequence[Prompt], rows: Rows, texts: Targets | None, work: list[MicroBatch], *, on_policy: bool
-    ) -> tuple[list[Tensor], Tensor]:
-        """Add the gradient of a minibatch. What `accumulate` says of each micro-batch, and the texts' cross-entropy."""
-        done: list[Tensor] = []
-        with self.phase("update", len(work)) as advance:
-            for i in range(self.rounds(len(work))):
-                micro = work[i % len(work)]
-                done.append(self.accumulate(prompts, rows, micro, on_policy=on_policy, idle=i >= len(work)))
+    def backward_minibatch(self, minibatch: Minibatch, work: Sequence[MicroBatch]) -> None:
+        """Add the gradient of a minibatch, a micro-batch at a time; a retry after out of memory starts over."""
+        minibatch.sums = []
+        with self.step.phase("update", len(work)) as advance:
+            for i, (micro, counts) in enumerate(self.optimization.padded(work)):
+                loss, sums = self.loss(minibatch, micro)
+                self.optimization.backward(loss * counts)
+                minibatch.sums.append(sums * counts)
                 advance(i + 1)
-        if texts is None:
-            return done, torch.zeros(())
-        return done, self.learn_targets(texts, self.target_micro_batches(texts), self.sft_weight)
+        if minibatch.targets is not None:
+            split = minibatch.targets.split(self.optimization.max_tokens_per_micro_batch)
+            minibatch.cross_entropy = self.cross_entropy.backward(minibatch.targets, split, self.sft_weight)
 
-    def accumulate(
-        self, prompts: Sequence[Prompt], rows: Rows, micro: MicroBatch, *, on_policy: bool, idle: bool
-    ) -> Tensor:
-        """Add the gradient of some rows. Their number, and sums of KL, entropy, clipped share and sampling gap (5,).
-
-        `idle`: go through them for the sake of other ranks, and add nothing.
-        """
-        mine = rows.take(micro.rows)
-        inputs = [prompts[p] for p in micro.prompts]
-        log_probs, entropy = self.policy(inputs, mine.ids, mine.mask, self.sampling.temperature)  # (n, T)
-        if on_policy:
+    def loss(self, minibatch: Minibatch, micro: MicroBatch) -> tuple[Tensor, Tensor]:
+        """Return the loss of n rows, (), and sums over rows of 1, KL, entropy, clipped share and sampling gap, (5,)."""
+        mine = minibatch.inputs.select(micro.rows)
+        prompts = [minibatch.prompts[p] for p in micro.prompts]
+        log_probs, entropy = self.policy(prompts, mine.ids, mine.mask, self.sampling.temperature)  # (n, T)
+        if minibatch.on_policy:
             mine.old_log_probs = log_probs.detach()
-            rows.old_log_probs[micro.rows, : log_probs.shape[1]] = mine.old_log_probs
+            minibatch.inputs.old_log_probs[micro.rows, : log_probs.shape[1]] = mine.old_log_probs
         log_ratio = mine.old_log_probs - mine.sampled_log_probs  # (n, T)
         loss, kl, clipped = policy_loss(
             log_probs,
@@ -355,16 +343,24 @@ class RFT(RemoteRollouts, TargetLoss):
             kl_estimator=self.kl_estimator,
             correction=importance_weights(log_ratio, self.importance_sampling, self.importance_cap),
         )
-        self.add_gradient(loss * (not idle))
-        gap = log_ratio.abs()
-        count = torch.ones_like(kl)
-        per_row = [count, kl, masked_mean(entropy, mine.mask), clipped, masked_mean(gap, mine.mask)]
-        return torch.stack(per_row).sum(1).detach() * (not idle)
+        gap = masked_mean(log_ratio.abs(), mine.mask)
+        per_row = [torch.ones_like(kl), kl, masked_mean(entropy, mine.mask), clipped, gap]
+        return loss, torch.stack(per_row).sum(1).detach()
 
+    def check_engine(self, minibatch: Minibatch) -> None:
+        """Raise RolloutFailed if an engine's log-probabilities differ too much, before its completions are learnt."""
+        if minibatch.first_pass:
+            max_tokens = self.optimization.max_tokens_per_micro_batch
+            self.rollouts.check(partial(minibatch.log_ratio, max_tokens), self.sampling.top_p)
 
-def check_settings(**settings: tuple[float, float, float]) -> None:
-    """Raise ConfigurationError for the first of (value, lowest, highest) that is out of its range."""
-    for name, (value, lowest, highest) in settings.items():
-        if not lowest <= value <= highest:
-            upper = "" if highest == float("inf") else f" and at most {highest}"
-            raise ConfigurationError(f"model.{name}: expected at least {lowest}{upper}, got {value}")
+    def log_update(self, minibatches: Sequence[Minibatch]) -> None:
+        """Log means over all minibatches of the step."""
+        if (found := self.rollouts.mismatch(self.importance_cap)) is not None:
+            self.log("train/sampling_gap_max", found.gap_max, sync_dist=True, reduce_fx="max")
+            for name in ("ratio_p01", "ratio_p50", "ratio_p99", "beyond"):
+                self.log(f"train/importance/{name}", getattr(found, name), sync_dist=True)
+        if losses := [minibatch.cross_entropy for minibatch in minibatches if minibatch.cross_entropy is not None]:
+            self.log("train/sft_loss", torch.stack(losses).mean(), sync_dist=True)
+        count, *sums = total_sums(minibatches)
+        for name, value in zip(("kl", "entropy", "clip_fraction", "sampling_gap"), sums, strict=True):
+            self.log(f"train/{name}", value / count, prog_bar=name == "kl", sync_dist=True)

@@ -1,57 +1,261 @@
-"""What training does when another process samples: measure how it differs, look ahead."""
+"""How training gets completions: from the policy in this process, or from servers with a copy of its weights.
+
+`rollouts_for` is the one place that tells engines apart.
+"""
 
 from __future__ import annotations
 
+import math
+import sys
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
+from uuid import uuid4
 
+import torch
+from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
-from vrft.data.datamodule import ResumableLoader
-from vrft.rollout import RemoteEngine, Sampling
-from vrft.training.grpo import mismatch
-from vrft.training.module import VisionModule
+from vrft.errors import RolloutFailed
+from vrft.policy import Policy
+from vrft.rollout import RemoteEngine, RolloutEngine, Sampling, SamplingKey
+from vrft.run_dir import RunDir
+from vrft.tasks import Task
+from vrft.training.grpo import ImportanceSampling, Mismatch, mismatch
+from vrft.training.out_of_memory import free_memory, is_out_of_memory
+from vrft.training.prefetch import RolloutPrefetcher
+from vrft.training.step_state import StepState
+from vrft.training.strategies import parallelism_of
 from vrft.types import PromptBatch, Rollout
 from vrft.utils.distributed import raise_on_all_ranks
 
+OnToken = Callable[..., None]
 
-class RemoteRollouts(VisionModule):
-    """Base of `RFT`. Without a remote engine it does nothing."""
 
-    num_generations: int
-    num_iterations: int
-    num_minibatches: int
+@dataclass(frozen=True)
+class Generation:
+    """How completions are sampled."""
+
+    num_generations: int  # G
+    max_completion_length: int
     sampling: Sampling
-    importance_cap: float
+    key: SamplingKey
 
-    def from_ahead(self, batch: PromptBatch, advance: Callable[..., None]) -> Rollout:
-        """The rollout that was begun a step ago, or a new one; and begin that of the next step."""
-        pending = self.prefetcher.pop([sample.index for sample in batch.samples])
-        if pending is None:
-            rollout = self.completions(batch, self.num_generations, self.sampling, self.key(), advance)
-        else:
-            rollout = raise_on_all_ranks(self.trainer, pending.rollout.result)
-        step = int(self.steps_done)
-        self.log("train/staleness", 0.0 if pending is None else float(step - pending.step))
-        loader = self.trainer.train_dataloader
-        assert isinstance(loader, ResumableLoader)
-        steps = self.num_iterations * self.num_minibatches
-        if loader.next_batch is not None and self.trainer.global_step + steps != self.trainer.max_steps:
-            self.begin_next(loader.next_batch.select(range(len(batch.samples))), step)
+
+class Rollouts:
+    """Gets completions from an engine for a module.
+
+    Attributes:
+        prefetches: the next step's rollout is sampled while this step trains.
+        importance_sampling: default correction of the engine's distribution.
+    """
+
+    prefetches = False
+    importance_sampling: ImportanceSampling = "none"
+
+    def generate(self, batch: PromptBatch, generation: Generation, on_token: OnToken) -> Rollout:
+        """Return G completions for each of P prompts.
+
+        Raises:
+            torch.OutOfMemoryError: memory runs out with a single row, or other ranks wait for this one in a forward.
+            RolloutFailed: an engine returns no completions to this rank or to another, or those of other weights.
+        """
+        raise NotImplementedError
+
+    def prefetched(self, batch: PromptBatch, generation: Generation, on_token: OnToken) -> tuple[Rollout, int]:
+        """Return the rollout that was prefetched for a batch, or else a new one, and its weights' age in steps."""
+        return self.generate(batch, generation, on_token), 0
+
+    def prefetch(self, batch: PromptBatch, generation: Generation) -> None:
+        """Start sampling the rollout of the next step."""
+
+    def begin_step(self) -> None:
+        """Forget what `check` has measured."""
+
+    def check(self, log_ratio: Callable[[], Tensor], top_p: float) -> None:
+        """Raise RolloutFailed if the engine's log-probabilities are too far from the trainer's.
+
+        Args:
+            log_ratio: returns log pi_old - log pi_sampler of some tokens (n,).
+            top_p: of the sampling.
+        """
+
+    def mismatch(self, cap: float) -> Mismatch | None:
+        """Return the mismatch of all tokens that were checked in this step; None if the policy itself samples."""
+        return None
+
+    def connect(self) -> None:
+        """Prepare the engine, once the policy is loaded."""
+
+    def weights_changed(self) -> None:
+        """Note that copies of the weights are outdated."""
+
+    def begin_stage(self) -> None:
+        """Check the engine again with its next rollout."""
+
+    def release(self) -> None:
+        """Stop sampling and free what the engine holds between stages."""
+
+
+def rollouts_for(
+    engine: RolloutEngine, module: LightningModule, policy: Policy, task: Task, step: StepState
+) -> Rollouts:
+    """Return how a module gets completions from an engine."""
+    if isinstance(engine, RemoteEngine):
+        return RemoteRollouts(engine, module, policy, task)
+    return LocalRollouts(engine, module, policy, step)
+
+
+class LocalRollouts(Rollouts):
+    """The engine samples in this process. If memory runs out, it samples fewer completions at a time."""
+
+    def __init__(self, engine: RolloutEngine, module: LightningModule, policy: Policy, step: StepState) -> None:
+        self.engine, self.module, self.policy, self.state = engine, module, policy, step
+        self.max_rollout_rows = sys.maxsize
+
+    def generate(self, batch: PromptBatch, generation: Generation, on_token: OnToken) -> Rollout:
+        rows = len(batch.samples) * generation.num_generations
+        while True:
+            try:
+                return self._in_parts(batch, generation, on_token)
+            except RuntimeError as error:
+                if not is_out_of_memory(error) or parallelism_of(self.module.trainer).waits_for_all_ranks:
+                    raise
+                if min(self.max_rollout_rows, rows) == 1:
+                    raise
+            self.max_rollout_rows = min(self.max_rollout_rows, rows) // 2
+            self.state.out_of_memory += 1
+            free_memory(f"rollouts are of at most {self.max_rollout_rows} completions at a time")
+
+    def _in_parts(self, batch: PromptBatch, generation: Generation, on_token: OnToken) -> Rollout:
+        """Sample at most `max_rollout_rows` at a time: some prompts, or one prompt and some of its generations."""
+        num_prompts, num_generations, key = len(batch.samples), generation.num_generations, generation.key
+        prompts = max(1, self.max_rollout_rows // num_generations)
+        generations = min(num_generations, self.max_rollout_rows)
+        parts = [
+            self.engine.generate(
+                self.policy,
+                batch.select(range(p, min(p + prompts, num_prompts))),
+                min(generations, num_generations - g),
+                max_completion_length=generation.max_completion_length,
+                sampling=generation.sampling,
+                key=replace(key, first=key.first + p, first_generation=g),
+                on_token=on_token,
+            )
+            for p in range(0, num_prompts, prompts)
+            for g in range(0, num_generations, generations)
+        ]
+        return Rollout.join(parts)
+
+
+class RemoteRollouts(Rollouts):
+    """Servers sample with copies of the weights: keeps the copies current and checks the log-probabilities."""
+
+    importance_sampling = "truncate"
+
+    def __init__(self, engine: RemoteEngine, module: LightningModule, policy: Policy, task: Task) -> None:
+        self.engine, self.module, self.policy, self.task = engine, module, policy, task
+        self.prefetches = engine.one_step_ahead
+        self.prefetcher = RolloutPrefetcher()
+        self.outdated = True  # servers have other weights than the policy
+        self.checked = False  # log-probabilities were compared in this stage
+        self.log_ratios: list[Tensor] = []
+
+    @property
+    def trainer(self) -> Trainer:
+        return self.module.trainer
+
+    def connect(self) -> None:
+        run = self.trainer.strategy.broadcast(uuid4().hex[:8])
+        folder = RunDir.of(self.trainer).path
+        raise_on_all_ranks(self.trainer, partial(self.engine.connect, self.policy, self.task, folder, run))
+
+    def generate(self, batch: PromptBatch, generation: Generation, on_token: OnToken) -> Rollout:
+        self._update_weights()
+        rollout = raise_on_all_ranks(self.trainer, self._sample(batch, generation, on_token))
+        if not self.checked:
+            self.checked = True
+            self._check_first_prompt(batch, rollout, generation.sampling)
         return rollout
 
-    def begin_next(self, batch: PromptBatch, step: int) -> None:
-        """Sample for the step after this one, with the weights that this one begins with."""
-        assert isinstance(self.engine, RemoteEngine)
-        self.update_remote_weights(self.engine)
-        settings = self.generation(self.sampling, replace(self.key(), rollout=step + 1), lambda *_: None)
-        sample = partial(self.engine.generate, self.policy, batch, self.num_generations, **settings)
+    def _sample(self, batch: PromptBatch, generation: Generation, on_token: OnToken) -> Callable[[], Rollout]:
+        return partial(
+            self.engine.generate,
+            self.policy,
+            batch,
+            generation.num_generations,
+            max_completion_length=generation.max_completion_length,
+            sampling=generation.sampling,
+            key=generation.key,
+            on_token=on_token,
+        )
+
+    def prefetched(self, batch: PromptBatch, generation: Generation, on_token: OnToken) -> tuple[Rollout, int]:
+        pending = self.prefetcher.pop([sample.index for sample in batch.samples])
+        if pending is None:
+            return self.generate(batch, generation, on_token), 0
+        rollout = raise_on_all_ranks(self.trainer, pending.rollout.result)
+        return rollout, generation.key.rollout - pending.step
+
+    def prefetch(self, batch: PromptBatch, generation: Generation) -> None:
+        """Start sampling the next step's rollout, with the weights that this step begins with."""
+        self._update_weights()
+        step, key = generation.key.rollout, replace(generation.key, rollout=generation.key.rollout + 1)
+        sample = self._sample(batch, replace(generation, key=key), lambda *_: None)
         self.prefetcher.submit([sample.index for sample in batch.samples], step, sample)
 
-    def log_mismatch(self, log_ratio: Tensor) -> None:
-        """Log how far the engine's log-probabilities were from the trainer's, over tokens (n,)."""
-        found = mismatch(log_ratio, self.importance_cap)
-        self.log("train/sampling_gap_max", found.gap_max, sync_dist=True, reduce_fx="max")
-        for name in ("ratio_p01", "ratio_p50", "ratio_p99", "beyond"):
-            self.log(f"train/importance/{name}", getattr(found, name), sync_dist=True)
+    def _update_weights(self) -> None:
+        """Bring changed weights to the servers, once nothing is sampled with the old ones any more."""
+        if not self.outdated:
+            return
+        self.prefetcher.join()
+        first = self.trainer.is_global_zero
+        raise_on_all_ranks(self.trainer, partial(self.engine.write_weights, self.policy, first))
+        raise_on_all_ranks(self.trainer, self.engine.update_servers if first else lambda: None)
+        self.outdated = False
+
+    @torch.no_grad()
+    def _check_first_prompt(self, batch: PromptBatch, rollout: Rollout, sampling: Sampling) -> None:
+        """Compare the engine's log-probabilities of the first prompt with the trainer's own."""
+        group = slice(0, len(rollout.ids) // len(batch.samples))
+        ids, mask = rollout.ids[group], rollout.mask[group]
+        own, _ = self.policy(batch.inputs[:1], ids, mask, sampling.temperature, entropy=False)  # (G, T)
+        self._check_logprob_gap((own - rollout.log_probs[group])[mask.bool()], sampling.top_p)
+
+    def begin_step(self) -> None:
+        self.log_ratios = []
+
+    def check(self, log_ratio: Callable[[], Tensor], top_p: float) -> None:
+        self.log_ratios.append(log_ratio())
+        self._check_logprob_gap(self.log_ratios[-1], top_p)
+
+    def _check_logprob_gap(self, log_ratio: Tensor, top_p: float) -> None:
+        """Raise RolloutFailed on all ranks if the mean |log-ratio| of tokens (n,) exceeds the engine's `max_gap`.
+
+        Top-p leaves out up to 1 - top_p of the probability, by which the sampler's probabilities may be larger.
+        """
+        gap = float(self.trainer.strategy.reduce(mismatch(log_ratio, cap=1.0).gap, reduce_op="mean"))
+        allowed = self.engine.max_gap - math.log(top_p)
+        if gap > allowed:
+            raise RolloutFailed(
+                f"the rollout engine's log-probabilities differ from the trainer's by {gap:.3g} on average, more than "
+                f"{allowed:.3g} (model.engine.max_gap): completions of other weights can't be trained on. Prompts, "
+                "image tokens and the version of the weights agree, so frozen parts may differ: another checkpoint, a "
+                "head that is tied on one side, adapters or images that one side leaves out"
+            )
+
+    def mismatch(self, cap: float) -> Mismatch | None:
+        return mismatch(torch.cat(self.log_ratios), cap)
+
+    def weights_changed(self) -> None:
+        self.outdated = True
+
+    def begin_stage(self) -> None:
+        self.checked = False
+
+    def release(self) -> None:
+        """Stop sampling and remove the files of the weights, which are as large as the model."""
+        self.engine.stop()
+        self.outdated, self.checked = True, False
+        if self.trainer.is_global_zero:
+            self.engine.remove()

@@ -11,11 +11,11 @@ from vrft.policy import Policy
 from vrft.rewards import Reward
 from vrft.rollout import RolloutEngine, TransformersEngine
 from vrft.tasks import Task
-from vrft.training.cross_entropy import TargetLoss
+from vrft.training.module import VisionModule
 from vrft.types import PromptBatch
 
 
-class SFT(TargetLoss):
+class SFT(VisionModule):
     """Next-token cross-entropy on the task's target text; the prompt is not learnt."""
 
     def __init__(
@@ -51,17 +51,16 @@ class SFT(TargetLoss):
             optimizer,
             lr_scheduler,
             max_completion_length,
+            max_tokens_per_micro_batch,
             max_grad_norm,
         )
-        self.max_tokens_per_micro_batch = max_tokens_per_micro_batch
 
     def training_step(self, batch: PromptBatch, batch_idx: int) -> None:
-        self.seed_step()
+        self.begin_step()  # seeds, timers
         self.policy.train()
-        targets = self.targets(batch)
-        self.check_sharing(batch, targets.ids, targets.mask)
-        split = partial(self.target_micro_batches, targets)
-        loss = self.halving(split, partial(self.learn_targets, targets))
-        self.optimizer_step_and_log()
+        targets = self.cross_entropy.targets(batch)  # (P, T)
+        self.check_sharing(self.trainer, self.policy, batch, targets.ids, targets.mask)
+        loss = self.optimization.retry_smaller(targets.split, partial(self.cross_entropy.backward, targets))
+        self.log_step(self.optimization.step())
         self.log("train/loss", loss, prog_bar=True, sync_dist=True)
         self.steps_done += 1

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
 
 import torch
+import torch.distributed as dist
+from lightning.pytorch import Trainer
 from lightning.pytorch.core.optimizer import LightningOptimizer
-from lightning.pytorch.strategies import ModelParallelStrategy, StrategyRegistry
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, StrategyRegistry
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
@@ -24,6 +27,9 @@ from torch.optim import Optimizer
 from vrft.policy import Policy
 from vrft.policy.sharding import FULL_STATE, fsdp_modules
 from vrft.types import PromptBatch
+
+ALLREDUCE_BUCKET_BYTES = 64 * 2**20
+"""Bytes of gradients in one all-reduce: small messages cost a round trip each."""
 
 
 class FSDP2Strategy(ModelParallelStrategy):
@@ -110,3 +116,89 @@ def blocks(module: nn.Module) -> Iterator[nn.Module]:
             yield from child
         else:
             yield from blocks(child)
+
+
+class SingleProcess:
+    """The training of one rank: nothing is exchanged. Subclasses say how several ranks train together.
+
+    Attributes:
+        waits_for_all_ranks: every forward and backward is a collective, so ranks have to make equally many.
+        numbers_optimizer_states: optimizer states are loaded by the parameter's number, not by its name.
+    """
+
+    waits_for_all_ranks = False
+    numbers_optimizer_states = True
+
+    def shard(self, policy: Policy) -> None:
+        """Distribute the weights of a policy that has just been loaded."""
+
+    def no_sync(self) -> AbstractContextManager[Any]:
+        """Return a context in which a backward exchanges no gradients."""
+        return nullcontext()
+
+    def average_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
+        """Replace gradients by their mean over ranks."""
+
+    def rounds(self, count: int) -> int:
+        """Return how many micro-batches this rank goes through, given that `count` are its own."""
+        return count
+
+
+class ReplicatedRanks(SingleProcess):
+    """DDP: each rank has all weights. Ranks have different numbers of micro-batches, so they average in the step."""
+
+    def __init__(self, strategy: DDPStrategy) -> None:
+        self.strategy = strategy
+
+    def no_sync(self) -> AbstractContextManager[Any]:
+        return self.strategy.block_backward_sync()
+
+    def average_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
+        """All-reduce gradients in buckets; a parameter that a rank did not use has gradient 0 there."""
+        for part in buckets([parameter.nbytes for parameter in parameters], ALLREDUCE_BUCKET_BYTES):
+            bucket = parameters[part]
+            gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in bucket]
+            mean = torch.cat([gradient.flatten() for gradient in gradients]) / self.strategy.world_size
+            dist.all_reduce(mean)
+            for parameter, share in zip(bucket, mean.split([p.numel() for p in bucket]), strict=True):
+                parameter.grad = share.view_as(parameter)
+
+
+class ShardedRanks(SingleProcess):
+    """FSDP2: each rank has a shard of each weight, and FSDP reduces gradients itself."""
+
+    waits_for_all_ranks = True
+    numbers_optimizer_states = False
+
+    def __init__(self, strategy: FSDP2Strategy) -> None:
+        self.strategy = strategy
+
+    def shard(self, policy: Policy) -> None:
+        self.strategy.shard(policy)
+
+    def rounds(self, count: int) -> int:
+        """Return the largest count of any rank."""
+        device = self.strategy.root_device
+        return int(self.strategy.reduce(torch.tensor(float(count), device=device), reduce_op="max"))
+
+
+def parallelism_of(trainer: Trainer) -> SingleProcess:
+    """Return how the ranks of a trainer train together."""
+    if isinstance(trainer.strategy, FSDP2Strategy):
+        return ShardedRanks(trainer.strategy)
+    if isinstance(trainer.strategy, DDPStrategy):
+        return ReplicatedRanks(trainer.strategy)
+    return SingleProcess()
+
+
+def buckets(sizes: Sequence[int], limit: int) -> list[slice]:
+    """Split neighbours into parts of at most `limit` in total; a larger one is a part by itself."""
+    parts: list[slice] = []
+    room = 0
+    for i, size in enumerate(sizes):
+        if size > room:
+            parts.append(slice(i, i))
+            room = limit
+        parts[-1] = slice(parts[-1].start, i + 1)
+        room -= size
+    return parts

@@ -1,0 +1,41 @@
+"""Answers of a test that resumes: read from the log where it has them, generated otherwise."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from lightning.pytorch.strategies import Strategy
+
+from vrft.tasks import Task
+from vrft.training.answer_log import AnswerLog
+from vrft.types import Answer, PromptBatch
+
+
+def cached_answers(
+    log: AnswerLog,
+    task: Task,
+    batch: PromptBatch,
+    predict: Callable[[PromptBatch, int], list[Answer]],
+    strategy: Strategy,
+) -> list[Answer]:
+    """Return an answer for each of P prompts; new ones are added to the log.
+
+    Args:
+        log: answers of the interrupted test.
+        task: parses logged completions.
+        batch: P prompts.
+        predict: answers the prompts that the log lacks.
+        strategy: ranks may share weights, so if one of them has to predict, all do.
+    """
+    answers: dict[int, Answer] = {}
+    for p, (sample, frame) in enumerate(zip(batch.samples, batch.frames, strict=True)):
+        if (entry := log.recall(sample)) is not None:
+            answers[p] = task.parse(entry["completion"], sample, frame)
+            answers[p].tokens = tuple((piece, log_prob) for piece, log_prob in entry["tokens"])
+    missing = [p for p in range(len(batch.samples)) if p not in answers]
+    if strategy.reduce_boolean_decision(bool(missing), all=False):
+        missing = missing or [0]
+        for p, answer in zip(missing, predict(batch.select(missing), 0), strict=True):
+            answers[p] = answer
+            log.add(batch.samples[p], answer)
+    return [answers[p] for p in range(len(batch.samples))]

@@ -1,0 +1,68 @@
+"""Checks of settings, prompts and images before they cost a run."""
+
+from __future__ import annotations
+
+from lightning.pytorch import Trainer
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from torch import Tensor
+
+from vrft.errors import ConfigurationError
+from vrft.policy import Policy
+from vrft.types import PromptBatch
+
+
+def check_settings(**settings: tuple[float, float, float]) -> None:
+    """Raise ConfigurationError for the first setting, (value, lowest, highest), that is out of its range."""
+    for name, (value, lowest, highest) in settings.items():
+        if not lowest <= value <= highest:
+            upper = "" if highest == float("inf") else f" and at most {highest}"
+            raise ConfigurationError(f"model.{name}: expected at least {lowest}{upper}, got {value}")
+
+
+def check_prompt_lengths(batch: PromptBatch, max_completion_length: int, max_positions: int) -> None:
+    """Raise ConfigurationError for a prompt that leaves no room for a completion in the model's context."""
+    for sample, prompt in zip(batch.samples, batch.inputs, strict=True):
+        length = prompt["input_ids"].shape[1]
+        if length + max_completion_length > max_positions:
+            raise ConfigurationError(
+                f"sample {sample.index} (image {sample.image_id}, {sample.query!r}): {length} tokens of prompt and "
+                f"{max_completion_length} of completion (model.max_completion_length) are more than the model's "
+                f"{max_positions}; model.policy.max_pixels makes images smaller"
+            )
+
+
+def warn_of_replaced_images(batch: PromptBatch) -> int:
+    """Warn of images that can't be read any more and were replaced; return their number."""
+    replaced = [reason for sample in batch.samples for reason in sample.metadata.get("replaced", ())]
+    for reason in replaced:
+        rank_zero_warn(f"an image that was fine when the run began can't be read: {reason}")
+    return len(replaced)
+
+
+class SharedPromptCheck:
+    """Compares log-probabilities with a shared prompt to the model's own, once per process."""
+
+    def __init__(self) -> None:
+        self.done = False
+
+    def __call__(self, trainer: Trainer, policy: Policy, batch: PromptBatch, ids: Tensor, mask: Tensor) -> None:
+        """Let the policy repeat prompts if they differ on any rank.
+
+        Args:
+            trainer: whose ranks decide together.
+            policy: the policy.
+            batch: P prompts with their pixels.
+            ids: completions (N, T).
+            mask: 1 at real tokens (N, T).
+        """
+        if self.done or not policy.shares_prefixes:
+            return
+        self.done = True
+        group = min(2, len(ids) // len(batch.inputs))
+        gap, allowed = policy.sharing_gap(batch.inputs[0], ids[:group], mask[:group])
+        if not trainer.strategy.reduce_boolean_decision(gap <= allowed, all=True):
+            policy.shares_prefixes = False
+            rank_zero_warn(
+                f"{type(policy.base).__name__}: log-probabilities with a shared prompt differ from the model's own by "
+                f"{gap:.2g} on average (allowed: {allowed:.2g}); prompts are repeated instead, which is slower"
+            )

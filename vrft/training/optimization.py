@@ -1,0 +1,112 @@
+"""From micro-batches to an optimizer step: backward, average, clip, step or skip."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple, TypeVar
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.core.optimizer import LightningOptimizer
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+
+from vrft.policy.processor import MicroBatch
+from vrft.training.out_of_memory import free_memory, is_out_of_memory
+from vrft.training.step_state import StepState
+from vrft.training.strategies import parallelism_of
+
+Result = TypeVar("Result")
+Split = Callable[[int], list[MicroBatch]]
+"""Makes micro-batches of at most so many tokens."""
+
+
+class OptimizerStep(NamedTuple):
+    """An optimizer step as it is logged."""
+
+    learning_rate: float
+    grad_norm: Tensor  # (), before clipping
+    skipped: bool  # a loss or gradient of some rank was NaN or infinite
+
+
+class Optimization:
+    """Accumulates gradients over micro-batches and steps the optimizer and its schedule.
+
+    Attributes:
+        max_tokens_per_micro_batch: tokens in one forward and backward; halved when memory runs out.
+    """
+
+    def __init__(
+        self, module: LightningModule, step: StepState, max_grad_norm: float, max_tokens_per_micro_batch: int
+    ) -> None:
+        self.module, self.state = module, step
+        self.max_grad_norm, self.max_tokens_per_micro_batch = max_grad_norm, max_tokens_per_micro_batch
+        self.finite = torch.ones((), dtype=torch.bool)
+
+    def begin_step(self) -> None:
+        """Forget the losses of the last training step."""
+        self.finite = torch.ones((), dtype=torch.bool, device=self.module.device)
+
+    def retry_smaller(self, split: Split, compute: Callable[[list[MicroBatch]], Result]) -> Result:
+        """Return `compute(split(max_tokens))`; if memory runs out, halve the tokens and start over.
+
+        A retry discards all gradients, so none may be left from before. Later micro-batches stay as small.
+
+        Raises:
+            torch.OutOfMemoryError: micro-batches have one row each, or other ranks wait for this one in a forward.
+        """
+        while True:
+            work = split(self.max_tokens_per_micro_batch)
+            try:
+                return compute(work)
+            except RuntimeError as error:
+                if not is_out_of_memory(error) or parallelism_of(self.module.trainer).waits_for_all_ranks:
+                    raise
+                while split(self.max_tokens_per_micro_batch) == work:
+                    if self.max_tokens_per_micro_batch == 0:
+                        raise
+                    self.max_tokens_per_micro_batch //= 2
+            self.state.out_of_memory += 1
+            free_memory(f"micro-batches have at most {self.max_tokens_per_micro_batch} tokens")
+            for parameter in self.module.parameters():
+                parameter.grad = None
+            self.finite.fill_(True)
+
+    def padded(self, work: Sequence[MicroBatch]) -> Iterator[tuple[MicroBatch, bool]]:
+        """Yield each micro-batch and True, then repetitions with False until every rank has had equally many.
+
+        Repetitions are needed where each forward waits for all ranks; they must not count.
+        """
+        for i in range(parallelism_of(self.module.trainer).rounds(len(work))):
+            yield work[i % len(work)], i < len(work)
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradient of a micro-batch; ranks exchange gradients in `step`."""
+        self.finite &= loss.detach().isfinite()
+        with parallelism_of(self.module.trainer).no_sync():
+            self.module.manual_backward(loss)
+
+    def step(self) -> OptimizerStep:
+        """Average gradients over ranks, clip, step, advance the schedule and zero the gradients.
+
+        If a loss or gradient of any rank is NaN or infinite, all ranks skip the step and the schedule.
+        """
+        module, strategy = self.module, self.module.trainer.strategy
+        optimizer = module.optimizers()
+        assert isinstance(optimizer, LightningOptimizer)
+        with self.state.phase("optimizer", 1):
+            parallelism_of(module.trainer).average_gradients([p for p in module.parameters() if p.requires_grad])
+            parameters = [parameter for parameter in module.parameters() if parameter.grad is not None]
+            norm = torch.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm)
+            norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+            learning_rate = optimizer.param_groups[0]["lr"]
+            finite = strategy.reduce_boolean_decision(bool(self.finite & norm.isfinite()), all=True)
+            if finite:
+                optimizer.step()
+            optimizer.zero_grad()
+        self.finite.fill_(True)
+        self.state.skipped_steps += not finite
+        scheduler = module.lr_schedulers()
+        if scheduler is not None and finite:
+            scheduler.step()  # type: ignore[union-attr]
+        return OptimizerStep(learning_rate, norm, not finite)

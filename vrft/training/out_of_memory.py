@@ -1,0 +1,19 @@
+"""Out-of-memory errors: recognise them, and free what can be freed before a retry."""
+
+from __future__ import annotations
+
+import warnings
+
+import torch
+from accelerate.utils.memory import should_reduce_batch_size
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Return whether an error means out of memory: CUDA's, cuDNN's and the CPU allocator's among them."""
+    return isinstance(error, torch.OutOfMemoryError) or should_reduce_batch_size(error)
+
+
+def free_memory(change: str) -> None:
+    """Empty the GPU's cache and warn what changes from here on, on every rank."""
+    torch.cuda.empty_cache()
+    warnings.warn(f"out of memory; from here on {change}", stacklevel=3)
