@@ -31,7 +31,7 @@ import torch
 import torch.distributed as dist
 from lightning.pytorch import Callback
 
-from vrft.training.module import BUCKET, buckets
+from vrft.training.strategies import ALLREDUCE_BUCKET_BYTES, buckets
 
 ROOT = Path(__file__).parents[1]
 BANDWIDTH = 50e9
@@ -60,7 +60,7 @@ Traffic = dict[str, list[int]]
 
 def ddp_traffic(weights: Sequence[int]) -> Traffic:
     """Of an optimizer step: gradients are averaged a bucket at a time. `weights`: bytes of what trains."""
-    return {"all_reduce": [len(buckets(weights, BUCKET)), sum(weights)]}
+    return {"all_reduce": [len(buckets(weights, ALLREDUCE_BUCKET_BYTES)), sum(weights)]}
 
 
 def fsdp2_traffic(groups: Sequence[dict[str, Any]], micro_batches: int) -> Traffic:
@@ -135,7 +135,7 @@ class Watch(Callback):
         policy = module.policy
         if self.full_length:
             policy.banned_ids = torch.cat([policy.banned_ids, policy.stop_ids])
-        phase, log, forward = module.phase, module.log_experience, policy.forward
+        phase, log, forward = module.step.phase, module.log_rollout, policy.forward
 
         @contextmanager
         def watched(name: str, total: int) -> Iterator[Callable[[int], None]]:
@@ -144,15 +144,15 @@ class Watch(Callback):
                 yield advance
             self.phases.pop()
 
-        def lengths(sampled: Any, prompts: int) -> None:
-            self.lengths = sampled.rollout.mask.sum(1).tolist()
-            log(sampled, prompts)
+        def lengths(scored: Any, *args: Any) -> None:
+            self.lengths = scored.rollout.mask.sum(1).tolist()
+            log(scored, *args)
 
         def passes(*args: Any, **kwargs: Any) -> Any:
             self.calls[self.phases[-1], "forward"] += 1
             return forward(*args, **kwargs)
 
-        module.phase, module.log_experience, policy.forward = watched, lengths, passes
+        module.step.phase, module.log_rollout, policy.forward = watched, lengths, passes
 
     def on_train_batch_start(self, *_: Any) -> None:
         self.calls.clear()
@@ -176,7 +176,7 @@ class Watch(Callback):
     def on_train_batch_end(self, trainer: Any, module: Any, *_: Any) -> None:
         self.stack.close()
         traffic = {f"{phase} {kind}": [n, self.bytes[phase, kind]] for (phase, kind), n in self.calls.items()}
-        self.steps.append({"seconds": module.seconds, "lengths": self.lengths, "traffic": traffic})
+        self.steps.append({"seconds": module.step.seconds, "lengths": self.lengths, "traffic": traffic})
 
     def on_train_end(self, trainer: Any, module: Any) -> None:
         weights = [p.numel() * p.element_size() for p in module.parameters() if p.requires_grad]

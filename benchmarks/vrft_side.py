@@ -21,7 +21,7 @@ from vrft.data.datamodule import VisionData
 from vrft.policy import LoRA, Policy
 from vrft.rewards import Reward
 from vrft.tasks import Task
-from vrft.training.module import Phase
+from vrft.training.step_state import Phase
 from vrft.types import Answer, Frame, Question, Sample
 
 
@@ -63,15 +63,16 @@ class Pictures(VisionData):
     val_set = train_set
 
 
-class Timed(RFT):
-    """Counts the time of each phase."""
-
-    clock: Clock
+def time_phases(module: RFT, clock: Clock) -> None:
+    """Count the time of each phase of a training step."""
+    phase = module.step.phase
 
     @contextmanager
-    def phase(self, name: Phase, total: int) -> Iterator[Callable[[int], None]]:
-        with self.clock.part(name), super().phase(name, total) as advance:
+    def timed(name: Phase, total: int) -> Iterator[Callable[..., None]]:
+        with clock.part(name), phase(name, total) as advance:
             yield advance
+
+    module.step.phase = timed  # type: ignore[method-assign]
 
 
 class Steps(Callback):
@@ -113,7 +114,7 @@ def measure(arguments: Namespace) -> dict[str, Any]:
     )
     per_prompt = arguments.prompt_tokens + 64 + arguments.num_generations * arguments.completion_tokens
     width, height = (int(x) for x in arguments.image_size.split("x"))
-    module = Timed(
+    module = RFT(
         task=AnyText("{query}"),
         policy=policy,
         rewards={"arbitrary": Arbitrary()},
@@ -124,7 +125,7 @@ def measure(arguments: Namespace) -> dict[str, Any]:
         max_tokens_per_micro_batch=max(1, arguments.micro_batch // arguments.num_generations)
         * (per_prompt + width * height // tokens),
     )
-    module.clock = clock
+    time_phases(module, clock)
     module.configure_model()
     if arguments.device == "cpu":
         torch.set_num_threads(arguments.threads)

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from tests.helpers import ROOT
-from vrft.training.module import BUCKET, buckets
+from vrft.training.strategies import ALLREDUCE_BUCKET_BYTES, buckets
 
 SCALING = SimpleNamespace(**runpy.run_path(str(ROOT / "benchmarks" / "scaling.py")))
 TERMS = {"lengths": [10, 10, 40], "rows": 8, "rollout_base": 0.5, "rollout_per_token": 0.1, "rest": 2.0}
@@ -52,7 +52,7 @@ def test_gradients_travel_in_buckets(sizes: list[int], expected: list[list[int]]
 
 def test_traffic_is_that_of_the_weights() -> None:
     assert SCALING.ddp_traffic([400, 40]) == {"all_reduce": [1, 440]}
-    assert SCALING.ddp_traffic([BUCKET, 4]) == {"all_reduce": [2, BUCKET + 4]}
+    assert SCALING.ddp_traffic([ALLREDUCE_BUCKET_BYTES, 4]) == {"all_reduce": [2, ALLREDUCE_BUCKET_BYTES + 4]}
     groups = [
         {"kind": "rest", "bytes": 1000, "trained_bytes": 600},
         {"kind": "layer", "bytes": 100, "trained_bytes": 100},

@@ -20,7 +20,7 @@ from tests.helpers import CSV_ONLY, ROOT
 from vrft.__main__ import main
 from vrft.data.datamodule import PromptSampler
 from vrft.policy import Policy
-from vrft.training.cross_entropy import TargetLoss
+from vrft.training.module import VisionModule
 
 STRATEGIES = ("one", "ddp", "fsdp2")
 LORA = ["--model.policy.lora.r=4", "--model.policy.freeze_vision=true", "--model.optimizer.lr=0.004"]
@@ -100,16 +100,17 @@ class LittleMemory(Callback):
     """A second rank whose memory does not suffice, at first, for the last of its target texts."""
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        assert isinstance(pl_module, TargetLoss)
-        learn, failures = pl_module.learn_targets, [torch.OutOfMemoryError] * trainer.global_rank
+        assert isinstance(pl_module, VisionModule)
+        cross_entropy = pl_module.cross_entropy
+        backward, failures = cross_entropy.backward, [torch.OutOfMemoryError] * trainer.global_rank
 
         def learn_with_little(*args: Any) -> torch.Tensor:
-            loss = learn(*args)
+            loss = backward(*args)
             if failures:
                 raise failures.pop()
             return loss
 
-        pl_module.learn_targets = learn_with_little  # type: ignore[method-assign]
+        cross_entropy.backward = learn_with_little  # type: ignore[method-assign]
 
 
 def continued(folder: Path, kind: str, first: str, second: str) -> list[str]:

@@ -15,12 +15,14 @@ from torch import Tensor
 from tests.helpers import CSV_ONLY, ROOT
 from vrft.__main__ import main
 from vrft.policy import shared_prefix
+from vrft.policy.processor import MicroBatch
 from vrft.policy.prompts import next_position
 from vrft.rollout import TransformersEngine
 from vrft.tasks import DetectionTask
-from vrft.training.loss_inputs import Experience
+from vrft.training.grpo import replace_zero_variance, zero_variance_groups
+from vrft.training.loss_inputs import Minibatch
 from vrft.training.rft import RFT
-from vrft.types import Answer, Frame, PromptBatch, Question, Rollout
+from vrft.types import Answer, Frame, PromptBatch, Question, Rollout, ScoredRollout
 
 Command = Callable[..., list[str]]
 
@@ -79,15 +81,15 @@ def test_minibatches_keep_the_log_probs_of_the_weights_that_sampled(
     quick_fit: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gaps: list[float] = []
-    accumulate = RFT.accumulate
+    loss = RFT.loss
 
-    def watched(self: RFT, prompts: Any, rows: Any, micro: Any, *, on_policy: bool, idle: bool) -> Tensor:
-        result = accumulate(self, prompts, rows, micro, on_policy=on_policy, idle=idle)
-        mine = rows.take(micro.rows)
+    def watched(self: RFT, minibatch: Minibatch, micro: MicroBatch) -> Any:
+        result = loss(self, minibatch, micro)
+        mine = minibatch.inputs.select(micro.rows)
         gaps.append(float(((mine.old_log_probs - mine.sampled_log_probs) * mine.mask).abs().max()))
         return result
 
-    monkeypatch.setattr(RFT, "accumulate", watched)
+    monkeypatch.setattr(RFT, "loss", watched)
     steps = ["--data.batch_size=4", "--model.num_generations=4", "--model.num_minibatches=2"]
     steps += ["--model.num_iterations=2", "--trainer.max_steps=8", "--model.optimizer.lr=0.01"]
     assert main(quick_fit(CSV_ONLY, *steps)) == 0
@@ -136,33 +138,37 @@ def test_tied_groups_are_left_out_only_if_they_have_no_gradient(
     quick_fit: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[list[int]] = []
-    micro_batches = RFT.micro_batches
+    minibatches = RFT.minibatches
 
-    def watched(self: RFT, prompts: Any, rows: Any, which: Any) -> Any:
-        rows.advantages[:8] = 0.0  # the first two of four groups of four
-        result = micro_batches(self, prompts, rows, which)
-        seen.append([p for micro in result for p in micro.prompts])
-        rows.advantages[:] = 0.0
-        seen.append([p for micro in micro_batches(self, prompts, rows, which) for p in micro.prompts])
+    def watched(self: RFT, scored: ScoredRollout) -> list[Minibatch]:
+        def trained() -> list[int]:
+            (minibatch,) = minibatches(self, scored)
+            return [p for micro in minibatch.split(max_tokens=10**6) for p in micro.prompts]
+
+        scored.advantages[:2] = 0.0  # the first two of four groups of four
+        seen.append(trained())
+        result = minibatches(self, scored)
+        scored.advantages = torch.zeros_like(scored.advantages)
+        seen.append(trained())
         return result
 
-    monkeypatch.setattr(RFT, "micro_batches", watched)
+    monkeypatch.setattr(RFT, "minibatches", watched)
     short = ["--data.batch_size=4", "--model.num_generations=4", "--trainer.max_steps=1"]
     assert main(quick_fit(*short, "--model.beta=0")) == 0
     assert [p for p in range(4) if p not in seen[0]] == [0, 1]
     assert seen[1] == [0]  # one stays, so that every rank makes a backward pass
     seen.clear()
     assert main(quick_fit(*short, "--model.beta=0.1")) == 0
-    assert seen == [[0, 1, 2, 3]] * 4  # their KL counts, for the reference and for the update
+    assert seen == [[0, 1, 2, 3]] * 2  # their KL counts
 
 
-def experience(totals: list[list[float]]) -> Experience:
+def scored_rollout(totals: list[list[float]]) -> ScoredRollout:
     group, prompts = len(totals[0]), len(totals)
     rows = [(p, g) for p in range(prompts) for g in range(group)]
     ids = torch.tensor([[10 * p + g] for p, g in rows])
     values = torch.zeros(len(rows), 1)
     samples: list[Any] = [SimpleNamespace(index=p) for p in range(prompts)]
-    return Experience(
+    return ScoredRollout(
         PromptBatch(samples, [Frame(1, 1)] * prompts, [{"input_ids": torch.tensor([[p]])} for p in range(prompts)]),
         Rollout(ids, torch.ones_like(ids), values, values, torch.zeros(len(rows), dtype=torch.bool), [""] * len(rows)),
         [Answer(f"{p}{g}", "", None, False) for p, g in rows],
@@ -171,23 +177,23 @@ def experience(totals: list[list[float]]) -> Experience:
     )
 
 
-def test_refill_replaces_tied_groups_in_place_as_far_as_there_are_others() -> None:
-    pool = experience([[1.0, 1.0], [0.0, 1.0], [2.0, 2.0], [3.0, 3.0], [0.0, 2.0]])
-    chosen = pool.refill(3)
+def test_groups_of_zero_variance_are_replaced_in_place_as_far_as_there_are_others() -> None:
+    pool = scored_rollout([[1.0, 1.0], [0.0, 1.0], [2.0, 2.0], [3.0, 3.0], [0.0, 2.0]])
+    chosen = pool.select(replace_zero_variance(zero_variance_groups(pool.reward), 3))
     assert [sample.index for sample in chosen.batch.samples] == [4, 1, 2]  # one spare group teaches something
     assert chosen.rollout.ids[:, 0].tolist() == [40, 41, 10, 11, 20, 21]
     assert [answer.text for answer in chosen.answers] == ["40", "41", "10", "11", "20", "21"]
     assert chosen.rewards["a"].tolist() == [0, 2, 0, 1, 2, 2]
-    hopeless = experience([[1.0, 1.0]] * 4)
-    assert [sample.index for sample in hopeless.refill(2).batch.samples] == [0, 1]
+    hopeless = scored_rollout([[1.0, 1.0]] * 4)
+    assert replace_zero_variance(zero_variance_groups(hopeless.reward), 2) == [0, 1]
 
 
-def test_joined_experience_pads_to_the_longest() -> None:
-    a, b = experience([[0.0, 1.0]]), experience([[1.0, 1.0]])
+def test_joined_rollouts_are_padded_to_the_longest() -> None:
+    a, b = scored_rollout([[0.0, 1.0]]), scored_rollout([[1.0, 1.0]])
     longer = Rollout(*(torch.ones(2, 3, dtype=torch.long) for _ in range(4)), b.rollout.truncated, ["", ""])
-    both = a.join(Experience(b.batch, longer, b.answers, b.rewards, b.total))
+    both = a.join(ScoredRollout(b.batch, longer, b.answers, b.rewards, b.reward))
     assert both.rollout.mask.tolist() == [[1, 0, 0], [1, 0, 0], [1, 1, 1], [1, 1, 1]]
-    assert both.tied.tolist() == [False, True]
+    assert zero_variance_groups(both.reward).tolist() == [False, True]
 
 
 def test_dynamic_sampling_is_bounded_and_goes_on_without_variance(
@@ -214,4 +220,4 @@ def test_a_model_that_shares_wrongly_is_trained_without_sharing(
 ) -> None:
     monkeypatch.setattr(shared_prefix, "next_position", lambda x: next_position(x) + 3)
     assert main(quick_fit("--data.batch_size=2", "--model.num_generations=2", "--trainer.max_steps=1")) == 0
-    assert any("going on with repeated prompts" in str(warning.message) for warning in recwarn)
+    assert any("prompts are repeated instead" in str(warning.message) for warning in recwarn)
