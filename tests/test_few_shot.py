@@ -248,7 +248,7 @@ def test_a_base_can_be_shown_pairs_among_ordinary_scenes() -> None:
     assert len(asked) > 20
     assert {sample.query for sample in asked} == {f"{colour} {word}" for colour in taught for word in words}
     assert all(len(sample.target) == 1 for sample in asked)
-    with pytest.raises(ConfigurationError, match=r"data\.ordinals: 'mauve' is none of red, green"):
+    with pytest.raises(ConfigurationError, match=r"data\.ordinals: expected colours among red, green.*'mauve'"):
         FreshSceneData(steps=1, ordinals=["mauve"])
 
 

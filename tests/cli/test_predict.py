@@ -43,7 +43,7 @@ def predict(folder: Path, *more: str) -> int:
 
 
 def test_a_folder_of_images(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.warns(UserWarning, match=r"left out: .*broken.png: not an image that can be read"):
+    with pytest.warns(UserWarning, match=r"left out: .*broken.png: not a readable image"):
         assert predict(tmp_path / "run", "--images", "photos", "--query", "red", "light green", "--draw") == 0
     run = tmp_path / "run"
     rows = lines(run / "predictions.jsonl")
@@ -123,7 +123,7 @@ def test_a_classifier_needs_no_query(photos: Path, tmp_path: Path) -> None:
         (["--images", "nowhere", "--query", "red"], "images: no such file or folder: nowhere"),
         (
             ["--images", "photos/broken.png", "--query", "red"],
-            "there is no image that can be read in photos/broken.png",
+            "no readable image in photos/broken.png",
         ),
         (["--images", "photos"], "query: the task asks about something; expected e.g. --query cat"),
         (["--query", "red"], "query: expected --images, which it is asked of"),

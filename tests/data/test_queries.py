@@ -68,7 +68,7 @@ def test_a_map_says_what_is_asked_and_what_it_leaves_out_is_counted(tmp_path: Pa
     image, name = there[0]
     absent = next(colour for colour in formats.COLOURS if (image, colour) not in there)
     (tmp_path / "map.json").write_text(json.dumps({str(image): [absent, name, absent], "104": []}))
-    with pytest.warns(UserWarning, match=f"{len(there) - 1} of {len(there)} annotated categories of images are not"):
+    with pytest.warns(UserWarning, match=f"{len(there) - 1} of {len(there)} annotated pairs of image and category are"):
         asked = held_out(coco(tmp_path, val_queries=str(tmp_path / "map.json")), tmp_path)
     assert pairs(asked) == [(image, absent), (image, name)]
     assert [bool(sample.target) for sample in asked] == [False, True]

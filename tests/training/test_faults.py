@@ -387,7 +387,7 @@ class KillsWorkers(Callback):
 @pytest.mark.parametrize("when", ["step", "evaluation"])
 def test_other_workers_take_over_where_one_died(when: str, whole: Path, like_whole: Command, tmp_path: Path) -> None:
     more = ["--data.num_workers=2", "--data.eval_batch_size=2", callback("KillsWorkers", when=when)]
-    with pytest.warns(UserWarning, match="a worker that reads data died, others go on"):
+    with pytest.warns(UserWarning, match="a DataLoader worker died, restarting"):
         assert main(like_whole(*more)) == 0
     assert not {*STATE} & {*KILLS.differences(whole, tmp_path / "run")}
     with (tmp_path / "run" / "logs" / "version_0" / "metrics.csv").open() as file:
@@ -406,9 +406,9 @@ def test_workers_that_all_die_end_the_run_in_one_line(
         return samples
 
     monkeypatch.setattr(scenes.SceneData, "train_set", deadly)
-    with pytest.warns(UserWarning, match="others go on"):
+    with pytest.warns(UserWarning, match="restarting the workers"):
         assert main(like_whole("--data.num_workers=1", "--trainer.limit_val_batches=0")) == 2
-    assert "vrft: data.num_workers: 3 workers died one after the other" in capsys.readouterr().err
+    assert "vrft: data.num_workers: 3 workers died in a row" in capsys.readouterr().err
 
 
 def test_a_full_disk_keeps_the_rows_of_the_log_waiting(tmp_path: Path) -> None:

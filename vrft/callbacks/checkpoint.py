@@ -118,7 +118,7 @@ class RunCheckpoint(ModelCheckpoint):
         """Count batches as after the last one that was trained on, at the time when checkpoints are made."""
         loader, loop = trainer.train_dataloader, trainer.fit_loop.epoch_loop
         assert isinstance(loader, ResumableLoader)
-        loader.take_back()
+        loader.return_last_batch()
         progress = loop.batch_progress
         progress.is_last_batch = False
         in_epoch = progress.current.completed > 0

@@ -1,4 +1,4 @@
-"""Augmentation of training images with kornia; boxes follow their objects."""
+"""Augmentation of training images and their boxes with kornia."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from PIL import Image
 
 from vrft.types import Detection, Sample
 
-LEAST_VISIBLE = 0.5
-"""A sample stays as it is if a box would lose more than this share of its area at the image's edge."""
+MIN_VISIBLE_SHARE = 0.5
+"""Share of each box that has to stay inside the image; otherwise the sample is left unchanged."""
 
-HALF = 0.5
-"""kornia's coordinates have 0 at the middle of the first pixel, boxes have it at its edge."""
+PIXEL_CENTRE = 0.5
+"""kornia's coordinates start at the centre of the first pixel, those of boxes at its edge."""
 
 
 def augment(sample: Sample, modules: Sequence[torch.nn.Module], key: tuple[int, int, int]) -> Sample:
-    """The sample after kornia's augmentations, the same ones for the same `key` (seed, epoch, index)."""
+    """Apply kornia's augmentations to a sample. Random numbers depend on `key` (seed, epoch, index) alone."""
     if not modules:
         return sample
     from kornia.augmentation import AugmentationSequential
@@ -28,7 +28,7 @@ def augment(sample: Sample, modules: Sequence[torch.nn.Module], key: tuple[int, 
     layers: Any = modules
     boxes = [detection.box for detection in sample.target] if isinstance(sample.target, tuple) else []
     pixels = torch.from_numpy(np.array(sample.image)).permute(2, 0, 1)[None] / 255  # (1, 3, height, width)
-    corners = torch.tensor(boxes, dtype=torch.float32).view(1, -1, 4) - HALF
+    corners = torch.tensor(boxes, dtype=torch.float32).view(1, -1, 4) - PIXEL_CENTRE
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1)[0]))
         if boxes:
@@ -36,9 +36,9 @@ def augment(sample: Sample, modules: Sequence[torch.nn.Module], key: tuple[int, 
         else:
             moved, found = AugmentationSequential(*layers, data_keys=["input"])(pixels), corners
     height, width = moved.shape[-2:]
-    found = found + HALF
+    found = found + PIXEL_CENTRE
     clipped = found[0].clamp(min=0).minimum(torch.tensor([width, height, width, height]))
-    if (_area(clipped) < LEAST_VISIBLE * _area(found[0])).any():
+    if (_area(clipped) < MIN_VISIBLE_SHARE * _area(found[0])).any():
         return sample
     picture = (moved[0].clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
     target = sample.target

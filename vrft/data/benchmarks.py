@@ -1,6 +1,6 @@
-"""The data sets of the paper's classification experiments, in the files that they are distributed in.
+"""The datasets of Visual-RFT's classification experiments, read from the files that they are distributed in.
 
-Each has a fixed split: "train" to train on, the official test split held out.
+Training uses the official train split, and the official test split is held out.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from vrft.errors import ConfigurationError
 
 
 class Labelled(NamedTuple):
-    """An image, its class name, and where both stand."""
+    """An image, its class name, and the location of both for messages."""
 
     image: Path
     name: str
@@ -26,37 +26,37 @@ class Labelled(NamedTuple):
 
 
 class BenchmarkData(RecordData):
-    """A data set with an official split. A subclass reads its files."""
+    """Base class of datasets with an official split. A subclass reads the files."""
 
     files: Sequence[str]
-    """Files below the root without which there is no data set; "a or b" if one of them is enough."""
-    inner = ""
-    """Folder in the root that the files may be in."""
+    """Required files below the root; "a or b" if either suffices."""
+    subfolder = ""
+    """Optional subfolder of the root that holds the files."""
 
     def __init__(self, root: str, with_valid: bool = False, **kwargs: Any) -> None:
-        """Names the folder; it is read when training starts.
+        """Set the folder, which is read when training starts.
 
         Args:
-            root: folder that the data set was unpacked into.
-            with_valid: train on the official validation split as well, where there is one.
+            root: folder that the dataset was unpacked into.
+            with_valid: train on the official validation split too, if the dataset has one.
             kwargs: see `RecordData`.
         """
         super().__init__(**kwargs)
-        inner = Path(root) / self.inner
-        self.root, self.with_valid = inner if inner.is_dir() else Path(root), with_valid
+        nested = Path(root) / self.subfolder
+        self.root, self.with_valid = nested if nested.is_dir() else Path(root), with_valid
         for name in self.files:
             if not any((self.root / path).exists() for path in name.split(" or ")):
                 raise ConfigurationError(f"data.root: no such file: {self.root / name}; expected {type(self).__doc__}")
 
     @abstractmethod
     def read(self, split: Split, bad_records: BadRecords) -> Iterator[Labelled]:
-        """The images of a split, in the order of the files."""
+        """Yield the images of a split, in the order of the files."""
 
     def records(self, split: Split, bad_records: BadRecords) -> list[Record]:
         found: dict[Path, Record] = {}
         for image, name, location in self.read(split, bad_records):
             if image in found:
-                bad_records.add(location, f"{image.name} is there twice; first in {found[image].location}")
+                bad_records.add(location, f"{image.name} appears twice; first in {found[image].location}")
             else:
                 found[image] = Record(image, location, len(found), "", name)
         return list(found.values())
@@ -73,14 +73,14 @@ class FlowersData(BenchmarkData):
         names = FLOWERS.replace("\n", " ").split(", ")
         for name in lists:
             for i, value in enumerate(_list(self.root / "setid.mat", name)):
-                number = whole(value)
+                number = as_integer(value)
                 location = f"{self.root / 'setid.mat'}: {name}[{i}] (id {number})"
                 if not 1 <= number <= len(labels):
-                    bad_records.add(location, f"expected the number of an image, 1 to {len(labels)}")
-                elif not 1 <= whole(labels[number - 1]) <= len(names):
+                    bad_records.add(location, f"expected an image number from 1 to {len(labels)}")
+                elif not 1 <= as_integer(labels[number - 1]) <= len(names):
                     bad_records.add(location, f"imagelabels.mat: labels[{number - 1}]: expected 1 to {len(names)}")
                 else:
-                    label = whole(labels[number - 1])
+                    label = as_integer(labels[number - 1])
                     yield Labelled(self.root / "jpg" / f"image_{number:05d}.jpg", names[label - 1], location)
 
 
@@ -97,17 +97,17 @@ class PetsData(BenchmarkData):
             if name and number.isdecimal() and is_file_name(stem):
                 yield Labelled(self.root / "images" / f"{stem}.jpg", name.replace("_", " "), location)
             elif not line.startswith("#"):
-                bad_records.add(location, f"expected a name like Abyssinian_100 and its class, got {brief(line)}")
+                bad_records.add(location, f"expected a line like 'Abyssinian_100 1 1 1', got {brief(line)}")
 
 
 class AircraftData(BenchmarkData):
     """FGVC-Aircraft: data/ with images/ and images_variant_train.txt, images_variant_val.txt, images_variant_test.txt.
 
-    The lowest 20 pixels of its images name the photographer; they are not cut off.
+    The photographer's name in the lowest 20 pixels of each image is kept.
     """
 
     files = ("images", "images_variant_train.txt", "images_variant_test.txt")
-    inner = "data"
+    subfolder = "data"
 
     def read(self, split: Split, bad_records: BadRecords) -> Iterator[Labelled]:
         official = ["test"] if split == "val" else ["train", *(["val"] if self.with_valid else [])]
@@ -117,7 +117,7 @@ class AircraftData(BenchmarkData):
                 if number.isdecimal() and is_file_name(number) and name.strip():
                     yield Labelled(self.root / "images" / f"{number}.jpg", name.strip(), location)
                 else:
-                    bad_records.add(location, f"expected the number of an image and its variant, got {brief(line)}")
+                    bad_records.add(location, f"expected an image number and a variant, got {brief(line)}")
 
 
 class CarsData(BenchmarkData):
@@ -141,7 +141,7 @@ class CarsData(BenchmarkData):
         if not isinstance(table, dict) or not {"fname", "class"} <= {*table}:
             raise ConfigurationError(f"{path}: annotations: expected the fields fname and class")
         for i, (image, value) in enumerate(zip(table["fname"], table["class"], strict=True)):
-            number = whole(value)
+            number = as_integer(value)
             location = f"{path}: annotations[{i}] ({brief(image)})"
             if not is_file_name(image):
                 bad_records.add(location, "expected fname to be a file name")
@@ -151,7 +151,7 @@ class CarsData(BenchmarkData):
                 yield Labelled(self.root / folder / Path(image).name, names[number - 1], location)
 
 
-READER = """
+MAT_READER = """
 import json, sys
 import numpy as np
 from scipy.io import loadmat
@@ -163,20 +163,20 @@ if value is not None:
     value = {key: value[key].tolist() for key in value.dtype.names} if value.dtype.names else value.tolist()
 json.dump(value, sys.stdout, default=lambda other: other.tolist())
 """
-"""Prints a variable of a MATLAB file as JSON: its elements, or those of each of its fields."""
+"""A script that prints a variable of a MATLAB file as JSON: its elements, or the elements of each of its fields."""
 
 
 def _variable(path: Path, name: str) -> Any:
-    """A variable of a MATLAB file. Another process reads it, because SciPy crashes on some broken files.
+    """Read a variable of a MATLAB file in a subprocess, because SciPy crashes on some broken files.
 
     Raises:
-        ConfigurationError: it is no such file, or the variable is not in it.
+        ConfigurationError: the file is not a MATLAB file, or lacks the variable.
     """
-    command = [sys.executable, "-P", "-c", READER, str(path), name]
+    command = [sys.executable, "-P", "-c", MAT_READER, str(path), name]
     done = subprocess.run(command, capture_output=True, check=False)
     if done.returncode:
         reason = done.stderr.decode(errors="replace").strip().rpartition("\n")[2] or "SciPy crashes"
-        raise ConfigurationError(f"{path}: not a MATLAB file that can be read: {brief(reason)}")
+        raise ConfigurationError(f"{path}: not a readable MATLAB file: {brief(reason)}")
     try:
         value = decode_json(done.stdout)
     except ValueError as error:
@@ -193,8 +193,8 @@ def _list(path: Path, name: str) -> list[Any]:
     return value
 
 
-def whole(value: Any) -> int:
-    """The number that an element of a MATLAB array is, where 3 may be stored as 3.0; -1 if it is no whole number."""
+def as_integer(value: Any) -> int:
+    """Convert an element of a MATLAB array, where 3 may be stored as 3.0; return -1 if it is no integer."""
     if isinstance(value, bool) or not isinstance(value, int | float) or value != value // 1:
         return -1
     return int(value)

@@ -1,4 +1,4 @@
-"""What data with boxes of categories has in common: which are asked for, and prompts for what is not there."""
+"""Data with boxes of categories: choice of the categories to ask for, and negative prompts for absent ones."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ANNOTATED, ALL = "annotated", "all"
 
 
 class CategoryData(RecordData):
-    """Images with boxes of categories. A subclass reads them, and says what is not in them."""
+    """Base class of images with boxes of categories. A subclass reads them and names absent categories."""
 
     def __init__(
         self,
@@ -30,15 +30,14 @@ class CategoryData(RecordData):
         negatives: float = 0.0,
         **kwargs: Any,
     ) -> None:
-        """What is asked for.
+        """Set the categories to ask for.
 
         Args:
             categories: names of the categories to ask for, or a list of `vrft.data.splits`; default: all.
-            val_categories: the same for held-out images; default: `categories`.
-            val_queries: which of them a held-out image is asked for: those that are `annotated` in it, which keeps a
-                model from finding what is not there; `all`; or those that a file names, as `PresenceEvaluator` writes
-                it: {"image id": ["name", ...]}.
-            negatives: training prompts that ask for what is not there, per prompt that does not.
+            val_categories: categories to ask for in held-out images; default: `categories`.
+            val_queries: categories asked for in each held-out image: those `annotated` in it (a model then can't find
+                absent ones), `all`, or a JSON file as `PresenceEvaluator` writes it: {"image id": ["name", ...]}.
+            negatives: training prompts for absent categories per prompt for a present one.
             kwargs: see `RecordData`.
         """
         super().__init__(**kwargs)
@@ -57,10 +56,10 @@ class CategoryData(RecordData):
         }
 
     def select(self, split: Split, known: Sequence[str], source: object) -> list[str]:
-        """Names of the categories to ask for, in the order of `known`.
+        """Return the names of the categories to ask for, in the order of `known`.
 
         Raises:
-            ConfigurationError: one of them is not in `source`.
+            ConfigurationError: a configured category is not in `source`.
         """
         wanted = self.categories[split]
         if unknown := sorted(set(wanted or ()).difference(known)):
@@ -78,14 +77,14 @@ class CategoryData(RecordData):
         source: object,
         bad_records: BadRecords,
     ) -> dict[int, Sequence[str]]:
-        """The categories that each image is asked for, by image id; nothing for images that are not asked about.
+        """Return the categories to ask for by image id, without images that have none.
 
         Args:
-            split: which images these are.
-            present: the categories in each image.
-            wanted: those that may be asked for.
-            source: where `present` comes from, in messages.
-            bad_records: gets what is wrong with a file of queries.
+            split: split of the images.
+            present: categories annotated in each image.
+            wanted: categories that may be asked for.
+            source: file of the annotations, for messages.
+            bad_records: receives invalid entries of a file of queries.
         """
         chosen: Mapping[int, Sequence[str]] = present
         if split == "val" and self.val_queries == ALL:
@@ -98,33 +97,32 @@ class CategoryData(RecordData):
             if names := [name for name in chosen.get(image, ()) if name in allowed]:
                 asked[image] = names
         if split == "val":
-            there = [(image, name) for image, names in present.items() for name in names if name in allowed]
-            found = sum(name in asked.get(image, ()) for image, name in there)
+            annotated = [(image, name) for image, names in present.items() for name in names if name in allowed]
+            missed = sum(name not in asked.get(image, ()) for image, name in annotated)
             which = {ANNOTATED: "the categories annotated in them", ALL: "all categories"}
             rank_zero_info(
-                f"{source}: {len(asked)} held-out images are asked for "
-                f"{which.get(self.val_queries, f'the categories that {self.val_queries} names')}: "
-                f"{sum(map(len, asked.values()))} questions"
+                f"{source}: {sum(map(len, asked.values()))} questions about {len(asked)} held-out images, for "
+                f"{which.get(self.val_queries, f'the categories named in {self.val_queries}')}"
             )
-            if found < len(there):
+            if missed:
                 rank_zero_warn(
-                    f"data.val_queries: {len(there) - found} of {len(there)} annotated categories of images are not "
+                    f"data.val_queries: {missed} of {len(annotated)} annotated pairs of image and category are not "
                     "asked for; their objects count as missed"
                 )
         return asked
 
     @abstractmethod
     def absent(self, images: set[int] | None) -> Iterator[tuple[int, str]]:
-        """Images, of those given or all, and categories asked for in training that are known not to be in them."""
+        """Yield pairs of image id and training category known to be absent, of the given images or of all."""
 
     @abstractmethod
     def absent_record(self, image_id: int, name: str) -> Record:
-        """A record that asks for a category that is not there."""
+        """Return a record that asks for an absent category."""
 
     def extra_records(self, train: Sequence[Record]) -> list[Record]:
         count = round(self.negatives * len(train))
         rng = random.Random(f"{self.seed}/negatives")
-        images = None if self.shots is None else {record.image_id for record in train}  # few-shot means few images
+        images = None if self.shots is None else {record.image_id for record in train}  # no images beyond the shots
         pairs = enumerate(self.absent(images)) if count else ()
         chosen = heapq.nsmallest(count, pairs, key=lambda _: rng.random())
         return [self.absent_record(*pair) for _, pair in sorted(chosen)]
@@ -133,12 +131,12 @@ class CategoryData(RecordData):
 def read_map(
     path: Path, present: Mapping[int, Sequence[str]], source: object, bad_records: BadRecords
 ) -> dict[int, Sequence[str]]:
-    """Names of categories by image id, {"image id": ["name", ...]}.
+    """Read category names by image id, {"image id": ["name", ...]}.
 
-    What is wrong with an image's entry goes to `bad_records`, and the entry is left out.
+    Invalid entries are reported to `bad_records` and left out.
 
     Raises:
-        ConfigurationError: it is no such file.
+        ConfigurationError: the file has another format.
     """
     try:
         content = decode_json(read_bytes(path))

@@ -1,4 +1,4 @@
-"""COCO and LVIS instance files: a sample for each image and category in it, or one for each image."""
+"""COCO and LVIS instances files: one sample per pair of image and category, or one per image."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ from vrft.errors import ConfigurationError
 from vrft.types import Detection
 
 TOLERANCE = 1.0
-"""Pixels that a box may stand out of its image: rounding, which is cut off."""
+"""Pixels by which a box may extend beyond its image and is clipped: rounding errors."""
 
 
 class ImageEntry(msgspec.Struct, gc=False):
-    """An entry of `images`. Types are checked later, so that all that is wrong can be reported at once."""
+    """An entry of `images`. Types are checked later, so that all errors are reported together."""
 
     id: Any = None
     file_name: Any = None
-    coco_url: Any = None  # LVIS has it in place of file_name
+    coco_url: Any = None  # LVIS, instead of file_name
     width: Any = None
     height: Any = None
-    neg_category_ids: Any = None  # LVIS: known not to be there
+    neg_category_ids: Any = None  # LVIS: categories known to be absent
 
 
 class AnnotationEntry(msgspec.Struct, gc=False):
-    """An entry of `annotations`; polygons are not kept."""
+    """An entry of `annotations`, without its polygons."""
 
     id: Any = None
     image_id: Any = None
@@ -51,7 +51,7 @@ class CategoryEntry(msgspec.Struct, gc=False):
 
 
 class InstancesFile(msgspec.Struct, gc=False):
-    """What is read of a file; the rest is skipped without being built, which keeps 118,000 images in bounds."""
+    """The parts of a file that are read. The rest is never built, which saves memory for COCO's 118,000 images."""
 
     images: list[ImageEntry]
     annotations: list[AnnotationEntry]
@@ -59,7 +59,7 @@ class InstancesFile(msgspec.Struct, gc=False):
 
 
 class CocoData(CategoryData):
-    """Images with a COCO or LVIS instances file, for training and held out."""
+    """Images with a COCO or LVIS instances file for each of the training and the held-out split."""
 
     def __init__(
         self,
@@ -70,14 +70,14 @@ class CocoData(CategoryData):
         per_image: bool = False,
         **kwargs: Any,
     ) -> None:
-        """Names the files; they are read when training starts.
+        """Set the files, which are read when training starts.
 
         Args:
-            train_annotations: COCO or LVIS instances file to train on.
-            train_images: folder of its images.
-            val_annotations: instances file of held-out images; default: see `val_fraction`.
-            val_images: folder of its images.
-            per_image: ask for all categories of an image at once; for `MultiCategoryDetectionTask`.
+            train_annotations: COCO or LVIS instances file of the training images.
+            train_images: folder of the training images.
+            val_annotations: instances file of the held-out images; default: see `val_fraction`.
+            val_images: folder of the held-out images.
+            per_image: ask for all categories in one prompt per image; for `MultiCategoryDetectionTask`.
             kwargs: see `CategoryData`.
         """
         super().__init__(**kwargs)
@@ -86,7 +86,7 @@ class CocoData(CategoryData):
             self.files["val"] = Path(val_annotations), Path(val_images)
         self.check_held_out("val" in self.files, "val_annotations and val_images")
         if per_image and self.negatives:
-            raise ConfigurationError("data.negatives: data.per_image asks for what is not there anyway")
+            raise ConfigurationError("data.negatives: prompts of data.per_image ask for absent categories already")
         self.per_image = per_image
         self.instances: Instances | None = None
         self.check_paths()
@@ -105,18 +105,18 @@ class CocoData(CategoryData):
 
     def records(self, split: Split, bad_records: BadRecords) -> list[Record]:
         instances = Instances(*self.files[split], bad_records)
-        if split == "train" or self.instances is None:  # nothing is trained on in an evaluation
+        if split == "train" or self.instances is None:  # an evaluation reads the held-out file alone
             self.instances = instances
         wanted = self.select(split, instances.known, instances.path)
         present = {image: list(by_name) for image, by_name in instances.boxes.items()}
         asked = self.queries(split, present, wanted, instances.path, bad_records)
         if not self.per_image:
             return list(instances.questions(asked))
-        if odd := [name for name in wanted if ", " in name]:
-            raise ConfigurationError(f"data.per_image: names stand between commas, and {odd[0]!r} has one itself")
+        if with_comma := [name for name in wanted if ", " in name]:
+            raise ConfigurationError(f"data.per_image: category names are joined by commas; {with_comma[0]!r} has one")
         if split == "train" or self.val_queries == ANNOTATED:
-            asked = dict.fromkeys(asked, wanted)  # what is not in an image is part of the question
-        return list(instances.whole_images(asked))
+            asked = dict.fromkeys(asked, wanted)  # absent categories are part of the question
+        return list(instances.image_questions(asked))
 
     def absent(self, images: set[int] | None) -> Iterator[tuple[int, str]]:
         assert self.instances is not None
@@ -128,31 +128,31 @@ class CocoData(CategoryData):
 
 
 class Instances:
-    """A COCO or LVIS instances file, checked. An image with a bad annotation is left out, as is the annotation."""
+    """A checked COCO or LVIS instances file. An image with an invalid annotation is left out."""
 
     def __init__(self, path: Path, folder: Path, bad_records: BadRecords) -> None:
         self.path, self.folder, self.bad_records = path, folder, bad_records
         content = read_instances(path)
         self.names = self._names(content.categories)
         self.images = self._images(content.images)
-        self.places: dict[int, tuple[Path, str]] = {}
+        self.locations: dict[int, tuple[Path, str]] = {}
         self.crowds: set[tuple[int, str]] = set()
         self.boxes: dict[int, dict[str, list[Detection]]] = {image_id: {} for image_id in self.images}
         self._read_boxes(content.annotations)
 
     @property
     def known(self) -> list[str]:
-        """Names of the categories, in the file's order."""
+        """Category names in the order of the file, without duplicates."""
         return list(dict.fromkeys(self.names.values()))
 
     def questions(self, asked: Mapping[int, Sequence[str]]) -> Iterator[Record]:
-        """A record for each image and category that it is asked for."""
+        """Yield a record for each pair of image and category to ask for."""
         for image_id, names in asked.items():
             for name in names:
                 yield self.record(image_id, name, self.boxes[image_id].get(name, ()))
 
     def absent(self, wanted: Sequence[str], images: set[int] | None) -> Iterator[tuple[int, str]]:
-        """Images and categories that are known not to be in them. Crowds are neither there nor absent."""
+        """Yield pairs of image id and category known to be absent. A category with a crowd is not absent."""
         everything = {*wanted}
         for image_id in self.boxes:
             if images is not None and image_id not in images:
@@ -163,28 +163,28 @@ class Instances:
                 if name in candidates and name not in self.boxes[image_id] and (image_id, name) not in self.crowds:
                     yield image_id, name
 
-    def whole_images(self, asked: Mapping[int, Sequence[str]]) -> Iterator[Record]:
-        """A record for each image, which asks for all its categories at once."""
+    def image_questions(self, asked: Mapping[int, Sequence[str]]) -> Iterator[Record]:
+        """Yield one record per image that asks for all its categories."""
         for image_id, names in asked.items():
             boxes = [box for name in names for box in self.boxes[image_id].get(name, ())]
             yield self.record(image_id, ", ".join(names), boxes)
 
     def record(self, image_id: int, query: str, boxes: Iterable[Detection]) -> Record:
-        """A question about an image."""
+        """Return a record that asks about an image."""
         entry = self.images[image_id]
-        if image_id not in self.places:
-            self.places[image_id] = self._file(entry), f"{self.path}: image {image_id}"
-        return Record(*self.places[image_id], image_id, query, tuple(boxes), (entry.width, entry.height))
+        if image_id not in self.locations:
+            self.locations[image_id] = self._file(entry), f"{self.path}: image {image_id}"
+        return Record(*self.locations[image_id], image_id, query, tuple(boxes), (entry.width, entry.height))
 
     def _file(self, entry: ImageEntry) -> Path:
         if isinstance(entry.file_name, str):
             return self.folder / entry.file_name
-        parts = entry.coco_url.rsplit("/", 2)[-2:]  # LVIS's held-out images lie in both of COCO's folders
+        parts = entry.coco_url.rsplit("/", 2)[-2:]  # LVIS's held-out images are spread over two folders of COCO
         nested = self.folder.joinpath(*parts)
         return nested if os.path.isdir(nested.parent) else self.folder / parts[-1]
 
     def _names(self, entries: Sequence[CategoryEntry]) -> dict[int, str]:
-        """Category names by id; without them nothing can be read, so a bad one ends it."""
+        """Return category names by id. Raise ConfigurationError for an invalid entry: all boxes depend on them."""
         names: dict[int, str] = {}
         for i, entry in enumerate(entries):
             location = f"{self.path}: categories[{i}]"
@@ -193,7 +193,7 @@ class Instances:
                     f"{location}: expected an integer id and a name, got {entry.id!r}, {entry.name!r}"
                 )
             if entry.id in names:
-                raise ConfigurationError(f"{location}.id: {entry.id} is there twice")
+                raise ConfigurationError(f"{location}.id: {entry.id} appears twice")
             names[entry.id] = entry.name
         return names
 
@@ -205,7 +205,7 @@ class Instances:
             if not is_id(entry.id):
                 self.bad_records.add(location, "expected an integer id")
             elif seen[entry.id] > 1:
-                self.bad_records.add(location, f"the id is there {seen[entry.id]} times")
+                self.bad_records.add(location, f"the id appears {seen[entry.id]} times")
             elif not isinstance(entry.file_name or entry.coco_url, str):
                 self.bad_records.add(location, f"expected a file_name, got {entry.file_name!r}")
             elif not all(is_id(side) and side > 0 for side in (entry.width, entry.height)):
@@ -225,7 +225,7 @@ class Instances:
                 self.bad_records.add(f"{self.path}: annotations[{i}] (id {entry.id!r})", reason)
                 bad |= {entry.image_id} if is_id(entry.image_id) else set()
             elif entry.image_id not in self.images:
-                continue  # the image itself was bad
+                continue  # the image itself is invalid
             elif entry.iscrowd:
                 crowds += 1
                 self.crowds.add((entry.image_id, self.names[entry.category_id]))
@@ -236,24 +236,24 @@ class Instances:
         for image_id in bad:
             self.boxes.pop(image_id, None)
         if crowds:
-            rank_zero_info(f"{self.path}: {crowds} crowd regions are not asked for")
+            rank_zero_info(f"{self.path}: {crowds} crowd regions are ignored")
 
     def _reason(self, entry: AnnotationEntry, seen: Counter[int]) -> str | None:
-        """What is wrong with an annotation."""
+        """Return why an annotation is invalid, or None if it is valid."""
         if entry.id is not None and not is_id(entry.id):
             return "expected an integer id"
         if is_id(entry.id) and seen[entry.id] > 1:
-            return f"the id is there {seen[entry.id]} times"
+            return f"the id appears {seen[entry.id]} times"
         if not is_id(entry.image_id) or entry.image_id not in self.known_ids:
             return f"no image has id {entry.image_id!r}"
         if not is_id(entry.category_id) or entry.category_id not in self.names:
-            return f"no category has id {entry.category_id!r}; there are {', '.join(map(str, sorted(self.names)[:20]))}"
+            return f"no category has id {entry.category_id!r}; ids are {', '.join(map(str, sorted(self.names)[:20]))}"
         image = self.images.get(entry.image_id)
         return None if image is None else box_reason(entry.bbox, image, crowd=bool(entry.iscrowd))
 
 
 def box_reason(bbox: Any, image: ImageEntry, *, crowd: bool) -> str | None:
-    """What is wrong with a COCO box [x, y, width, height], if anything. Crowd regions are not asked for."""
+    """Return why a COCO box [x, y, width, height] is invalid, or None. Crowd regions may have any finite box."""
     if not isinstance(bbox, list) or len(bbox) != 4 or not all(map(is_number, bbox)):
         return f"expected bbox [x, y, width, height] in finite numbers, got {brief(bbox)}"
     x, y, w, h = bbox
@@ -262,13 +262,13 @@ def box_reason(bbox: Any, image: ImageEntry, *, crowd: bool) -> str | None:
     if w <= 0 or h <= 0:
         return f"bbox {brief(bbox)} has no area"
     if min(x, y) < -TOLERANCE or x + w > image.width + TOLERANCE or y + h > image.height + TOLERANCE:
-        return f"bbox {brief(bbox)} stands out of its image of {image.width} x {image.height}"
+        return f"bbox {brief(bbox)} extends beyond its image of {image.width} x {image.height}"
     x0, y0, x1, y1 = clip(bbox, image)
     return None if x0 < x1 and y0 < y1 else f"bbox {brief(bbox)} has no area in its image"
 
 
 def clip(bbox: Sequence[float], image: ImageEntry) -> tuple[float, float, float, float]:
-    """COCO's x, y, width, height as corners inside the image."""
+    """Convert COCO's x, y, width, height to corners inside the image."""
     x, y, w, h = map(float, bbox)
     return clip_to((x, y, x + w, y + h), image.width, image.height)
 
@@ -277,7 +277,7 @@ def read_instances(path: Path) -> InstancesFile:
     """Read an instances file.
 
     Raises:
-        ConfigurationError: it is not JSON, or has not the three lists.
+        ConfigurationError: the file is not JSON or lacks one of the three lists.
     """
     data = read_bytes(path)
     try:
@@ -285,7 +285,7 @@ def read_instances(path: Path) -> InstancesFile:
     except (msgspec.ValidationError, RecursionError) as error:
         raise ConfigurationError(f"{path}: not a COCO or LVIS instances file: {error}") from error
     except (msgspec.DecodeError, UnicodeDecodeError):
-        pass  # NaN and infinities are not JSON, but Python writes and reads them: they are reported by record
+        pass  # Python reads NaN and infinities, which are not JSON; they are reported per record
     try:
         return msgspec.convert(json.loads(data), type=InstancesFile)
     except (ValueError, RecursionError) as error:

@@ -1,4 +1,4 @@
-"""Loaders that every data source shares: seeded order, sharding over ranks, a position that a checkpoint can keep."""
+"""The data module base class and its loaders: seeded order, sharding over ranks, and a resumable position."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from vrft.errors import ConfigurationError
 from vrft.types import PromptBatch, Sample
 
-MAX_DEATHS = 3
-"""Workers that may die one after the other, without a batch between them, before a run ends."""
+MAX_CONSECUTIVE_DEATHS = 3
+"""Worker deaths without a batch in between that end a run."""
 
 
 class ResumableSampler(Sampler[int]):
-    """A fixed order of samples that can be gone on with from the middle."""
+    """A fixed order of samples that can resume in the middle."""
 
     def __init__(self) -> None:
         self.start = 0
-        """Samples to leave out the next time, because they have been handed out before."""
+        """Samples to skip in the next pass, because they were yielded before."""
 
     @abstractmethod
     def order(self) -> Sequence[int]:
-        """All samples."""
+        """Return the indices of all samples in order."""
 
     def __iter__(self) -> Iterator[int]:
         start, self.start = self.start, 0
@@ -39,7 +39,7 @@ class ResumableSampler(Sampler[int]):
 
 
 class IndexSampler(ResumableSampler):
-    """A list of samples."""
+    """A sampler over a given list of indices."""
 
     def __init__(self, samples: Sequence[int]) -> None:
         super().__init__()
@@ -53,10 +53,10 @@ class IndexSampler(ResumableSampler):
 
 
 class PromptSampler(ResumableSampler):
-    """A permutation of the data set for each (seed, epoch), dealt out to the ranks in turn.
+    """A permutation of the dataset for each (seed, epoch), sharded over the ranks.
 
-    Every rank gets the same number of full batches. A data set smaller than one global batch is repeated to fill it, so
-    that four images are enough to train on.
+    Every rank gets the same number of full batches. A dataset smaller than one global batch is repeated to fill it, so
+    that four images suffice for training.
     """
 
     def __init__(self, size: int, batch_size: int, rank: int, world_size: int, seed: int, shuffle: bool) -> None:
@@ -78,54 +78,57 @@ class PromptSampler(ResumableSampler):
             order = torch.randperm(self.size, generator=generator)
         needed = len(self) * self.world_size
         order = order.repeat(-(-needed // self.size))[:needed]
-        dealt: list[int] = order[self.rank :: self.world_size].tolist()
-        return dealt
+        shard: list[int] = order[self.rank :: self.world_size].tolist()
+        return shard
 
 
 class AugmentedSet(Dataset[Sample]):
-    """Samples that are different in every epoch."""
+    """A dataset whose samples depend on the epoch."""
 
     epoch = 0
 
 
 class WorkerRestartLoader(DataLoader[Sample]):
-    """A DataLoader whose workers may die, by the hand of a system short of memory: others take over where they were."""
+    """A DataLoader that restarts its workers where they were if one dies, e.g. killed when memory runs out."""
 
     dead_workers = 0
     first_batch = 0
-    """Batches to leave out the next time."""
+    """Batches to skip in the next pass."""
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
-        batches: Any = self.batch_sampler  # Lightning makes another one to predict, around the same sampler
-        handed_out, self.first_batch = self.first_batch, 0
+        batches: Any = self.batch_sampler  # for prediction, Lightning wraps the same sampler in another one
+        yielded, self.first_batch = self.first_batch, 0
         deaths = 0
         while True:
-            batches.sampler.start = handed_out * batches.batch_size
+            batches.sampler.start = yielded * batches.batch_size
             try:
                 for batch in self._batches():
-                    handed_out, deaths = handed_out + 1, 0
+                    yielded, deaths = yielded + 1, 0
                     yield batch
                 return
             except (RuntimeError, OSError, EOFError) as error:
-                if self.num_workers == 0 or "in DataLoader worker process" in str(error):  # what a worker raised
+                if self.num_workers == 0 or "in DataLoader worker process" in str(error):  # raised by a living worker
                     raise
                 self.dead_workers, deaths = self.dead_workers + 1, deaths + 1
-                if deaths == MAX_DEATHS:
+                if deaths == MAX_CONSECUTIVE_DEATHS:
                     raise ConfigurationError(
-                        f"data.num_workers: {deaths} workers died one after the other ({error}); is there memory for "
-                        f"{self.num_workers}? With 0 the run itself reads the data"
+                        f"data.num_workers: {deaths} workers died in a row ({error}); {self.num_workers} may need more "
+                        "memory than there is. With 0 the main process reads the data"
                     ) from error
-                warnings.warn(f"a worker that reads data died, others go on: {error}", stacklevel=2)
+                warnings.warn(f"a DataLoader worker died, restarting the workers: {error}", stacklevel=2)
 
     def _batches(self) -> Iterator[Any]:
-        """Torch's own. A death is found while a batch is waited for, not by a handler in the middle of a step."""
+        """Iterate over torch's loader, but detect dead workers while waiting for a batch, not in a signal handler.
+
+        Torch's own handler for SIGCHLD would raise in the middle of a training step.
+        """
         before = signal.getsignal(signal.SIGCHLD)
         batches: Any = super().__iter__()
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGCHLD, before or signal.SIG_DFL)
         workers = batches._workers if self.num_workers else []
         while True:
-            with deaths_raise(workers):
+            with raise_on_worker_death(workers):
                 try:
                     batch = next(batches)
                 except StopIteration:
@@ -134,18 +137,18 @@ class WorkerRestartLoader(DataLoader[Sample]):
 
 
 @contextmanager
-def deaths_raise(workers: Sequence[BaseProcess]) -> Iterator[None]:
-    """RuntimeError if a worker has died or dies meanwhile: of what it was sending, the rest would be waited for."""
+def raise_on_worker_death(workers: Sequence[BaseProcess]) -> Iterator[None]:
+    """Raise RuntimeError if a worker is dead or dies inside the block, which could wait forever for its batch."""
 
-    def look(*_: Any) -> None:
+    def check(*_: Any) -> None:
         if dead := [worker.pid for worker in workers if worker.exitcode]:
             raise RuntimeError(f"worker {dead[0]} died")
 
-    look()
-    if threading.current_thread() is not threading.main_thread():  # no other can have handlers
+    check()
+    if threading.current_thread() is not threading.main_thread():  # only the main thread can set signal handlers
         yield
         return
-    before = signal.signal(signal.SIGCHLD, look)
+    before = signal.signal(signal.SIGCHLD, check)
     try:
         yield
     finally:
@@ -153,10 +156,10 @@ def deaths_raise(workers: Sequence[BaseProcess]) -> Iterator[None]:
 
 
 class ResumableLoader(WorkerRestartLoader):
-    """A loader that tells a checkpoint how much of the epoch all ranks have had, and goes on from there.
+    """A loader whose position in the epoch is part of a checkpoint.
 
-    That is counted in samples, so that a run can go on with another global batch. If what it has had is no multiple of
-    that, it is given the remainder again.
+    The position counts samples over all ranks, so that a run can resume with another global batch size. A remainder
+    that fills no global batch is repeated.
     """
 
     sampler: PromptSampler
@@ -165,11 +168,11 @@ class ResumableLoader(WorkerRestartLoader):
         super().__init__(*args, **kwargs)
         assert self.batch_size is not None
         self.global_batch = self.batch_size * self.sampler.world_size
-        self.batches = 0  # of this epoch that were handed out
+        self.batches = 0  # yielded in this epoch
         self.prefetches = False
-        """Read each batch before it is asked for."""
+        """Read one batch ahead."""
         self.next_batch: Any = None
-        """The batch after the last one that was handed out, if it was read ahead."""
+        """The prefetched batch that follows the last one yielded."""
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         if isinstance(self.dataset, AugmentedSet):
@@ -182,8 +185,8 @@ class ResumableLoader(WorkerRestartLoader):
             self.batches += 1
             yield batch
 
-    def take_back(self) -> None:
-        """The last batch that was handed out was not trained on."""
+    def return_last_batch(self) -> None:
+        """Count the last yielded batch as not trained on, so that a resumed run yields it again."""
         self.batches -= 1
 
     def state_dict(self) -> dict[str, int]:
@@ -191,16 +194,16 @@ class ResumableLoader(WorkerRestartLoader):
         return {"samples": samples, "epoch": self.sampler.epoch}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        whole = state["samples"] >= self.sampler.size
-        self.batches = len(self) if whole else min(state["samples"] // self.global_batch, len(self))
+        finished = state["samples"] >= self.sampler.size
+        self.batches = len(self) if finished else min(state["samples"] // self.global_batch, len(self))
         self.first_batch = self.batches % len(self)  # after an epoch's last batch, Lightning begins the next epoch
         self.sampler.set_epoch(state["epoch"])
 
 
 class VisionData(LightningDataModule):
-    """A train and a held-out set of samples. A subclass says where they come from.
+    """Base class of data modules: a training and a held-out dataset, which a subclass provides.
 
-    `batch_size` is prompts per rank and step; the policy turns samples into prompts in the loader's workers.
+    `batch_size` counts prompts per rank and step. The policy's encoder turns samples into prompts in the workers.
     """
 
     shuffle = True
@@ -214,16 +217,16 @@ class VisionData(LightningDataModule):
 
     @abstractmethod
     def train_set(self) -> Dataset[Sample]:
-        """Samples to train on."""
+        """Return the training samples."""
 
     @abstractmethod
     def val_set(self) -> Dataset[Sample]:
-        """Held-out samples."""
+        """Return the held-out samples."""
 
     def train_dataloader(self) -> ResumableLoader:
         samples = self.train_set()
         if not len(samples):  # type: ignore[arg-type]
-            raise ConfigurationError("data: there is nothing to train on")
+            raise ConfigurationError("data: expected at least one training sample")
         rank, world_size = self._rank_and_world_size()
         assert self.trainer is not None
         module: Any = self.trainer.lightning_module
@@ -236,20 +239,20 @@ class VisionData(LightningDataModule):
     def val_dataloader(self) -> DataLoader[Sample]:
         samples = self.val_set()
         size = len(samples)  # type: ignore[arg-type]
-        mine = IndexSampler([index % size for index in self.rank_range(size)])
-        return WorkerRestartLoader(samples, batch_size=self.eval_batch_size, sampler=mine, **self._workers())
+        sampler = IndexSampler([index % size for index in self.rank_range(size)])
+        return WorkerRestartLoader(samples, batch_size=self.eval_batch_size, sampler=sampler, **self._workers())
 
     def rank_range(self, size: int) -> range:
-        """This rank's held-out samples: a part of the whole, so that questions about one image stay together.
+        """Return this rank's shard of `size` held-out samples, contiguous to keep questions about an image together.
 
-        Ranks take equal steps; what is beyond `size` is a sample of another rank, taken again.
+        All shards have the same length; an index of `size` or more repeats a sample of another rank.
         """
         rank, world_size = self._rank_and_world_size()
-        each = -(-size // world_size)
-        return range(rank * each, (rank + 1) * each)
+        shard_size = -(-size // world_size)
+        return range(rank * shard_size, (rank + 1) * shard_size)
 
     def is_owned_by_rank(self, sample: Sample) -> bool:
-        """Whether this rank is the one whose answer to a held-out sample counts in means over all ranks."""
+        """Return whether a held-out sample is in this rank's shard; other ranks only repeat it to fill theirs."""
         return sample.index in self.rank_range(len(self.val_set()))  # type: ignore[arg-type]
 
     test_dataloader = val_dataloader
@@ -272,7 +275,7 @@ class VisionData(LightningDataModule):
 
 
 def ignore_signals(worker: int) -> None:
-    """A signal that stops a run often reaches all of its processes; its last step still needs the loaders' workers."""
+    """Ignore signals that stop a run in its workers: they often reach all processes, but the last step needs data."""
     for number in signal.Signals:
         if number.name in ("SIGTERM", "SIGUSR1", "SIGINT"):
             signal.signal(number, signal.SIG_IGN)

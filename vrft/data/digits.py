@@ -1,4 +1,4 @@
-"""Digits: real 8 x 8 scans that come with scikit-learn, and rendered ones to teach the built-in policy with."""
+"""Digits: the real 8 x 8 scans of scikit-learn, and rendered ones to pretrain the built-in policy."""
 
 from __future__ import annotations
 
@@ -15,29 +15,29 @@ from vrft.data.datamodule import VisionData
 from vrft.data.image_folder import ImageFolderData
 from vrft.types import Sample
 
-NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
-SCALE = 7  # 8 x 8 scan -> 56 x 56 pixels
-HELD_OUT = 600
+DIGIT_NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+UPSCALING = 7  # 8 x 8 scan -> 56 x 56 pixels
+NUM_HELD_OUT = 600
 
 
 class DigitsData(ImageFolderData):
-    """Writes scikit-learn's scans as an image folder where it is missing, then reads it like any image folder."""
+    """Writes scikit-learn's scans to an image folder if it does not exist, then reads that folder."""
 
     def __init__(
         self, root: str = "data/digits", shots: int | None = 16, eval_batch_size: int = 200, **kwargs: Any
     ) -> None:
-        """600 scans are held out, the same ones for every seed; 1,197 can be trained on.
+        """Hold out 600 scans, the same ones for every seed, and train on the other 1,197 or on shots of them.
 
         Args:
             root: folder to write and read.
             shots: scans per digit to train on, chosen by `seed`.
-            eval_batch_size: prompts decoded at once in evaluation.
+            eval_batch_size: prompts decoded together in evaluation.
             kwargs: see `ImageFolderData`.
         """
         super().__init__(root, shots=shots, eval_batch_size=eval_batch_size, **kwargs)
 
     def check_paths(self) -> None:
-        """Nothing to check: what is missing is written."""
+        """Check nothing: missing files are written."""
 
     def prepare_data(self) -> None:
         if (self.root / "train").exists():
@@ -47,25 +47,25 @@ class DigitsData(ImageFolderData):
         scans = load_digits()
         order = np.random.default_rng(0).permutation(len(scans.images))
         for split, chosen in (
-            ("val", order[:HELD_OUT]),
-            ("train", order[HELD_OUT:]),
-        ):  # train last: it marks completion
+            ("val", order[:NUM_HELD_OUT]),
+            ("train", order[NUM_HELD_OUT:]),
+        ):  # train last: its presence marks completion
             partial = self.root / f"{split}.partial"
             for i in chosen:
-                folder = partial / NAMES[scans.target[i]]
+                folder = partial / DIGIT_NAMES[scans.target[i]]
                 folder.mkdir(parents=True, exist_ok=True)
                 enlarge(scans.images[i]).save(folder / f"{i:04d}.png")
             partial.replace(self.root / split)
 
 
 def enlarge(scan: NDArray[np.float64]) -> Image.Image:
-    """A scan (8, 8) with values 0..16 as a picture of 56 x 56 pixels around mid grey."""
+    """Convert a scan (8, 8) with values 0..16 to an image of 56 x 56 pixels around mid grey."""
     grey = (128 + scan / 16 * 120).clip(0, 255).astype(np.uint8)
-    return Image.fromarray(np.kron(grey, np.ones((SCALE, SCALE), np.uint8))).convert("RGB")
+    return Image.fromarray(np.kron(grey, np.ones((UPSCALING, UPSCALING), np.uint8))).convert("RGB")
 
 
 class RenderedDigits(Dataset[Sample]):
-    """Digits of common fonts, turned, stretched and blurred to look like scans. Sample i depends on (seed, i) alone."""
+    """Digits in common fonts, rotated, stretched and blurred to resemble scans. Sample i depends on (seed, i) alone."""
 
     def __init__(self, size: int, seed: int) -> None:
         import matplotlib
@@ -83,7 +83,7 @@ class RenderedDigits(Dataset[Sample]):
     def __getitem__(self, index: int) -> Sample:
         rng = random.Random(f"digit/{self.seed}/{index}")
         digit = rng.randrange(10)
-        return Sample(index, enlarge(self._render(rng, str(digit))), index, "", NAMES[digit])
+        return Sample(index, enlarge(self._render(rng, str(digit))), index, "", DIGIT_NAMES[digit])
 
     def _render(self, rng: random.Random, text: str) -> NDArray[np.float64]:
         font = rng.choice(self.fonts)
@@ -113,7 +113,7 @@ class RenderedDigitData(VisionData):
     shuffle = False
 
     def __init__(self, steps: int, batch_size: int = 64, eval_batch_size: int = 200, seed: int = 0) -> None:
-        """`steps` batches to train on, and 200 others."""
+        """Draw `steps` training batches and 200 held-out digits."""
         super().__init__(batch_size, eval_batch_size, num_workers=0, seed=seed)
         self.steps = steps
 

@@ -1,4 +1,4 @@
-"""Choosing few samples per class, the same ones every time."""
+"""Reproducible choice of a few samples per category."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ def choose_shots(
     usable: Callable[[T], bool],
     field: str = "data.shots",
 ) -> list[T]:
-    """`shots` usable items of each category, in their original order.
+    """Choose `shots` usable items of each category, in their original order.
 
-    The choice for a category depends on (seed, category) alone, and k shots are among k + 1 shots.
+    The choice for a category depends on (seed, category) alone, and the choice of k shots is a subset of that of k + 1.
 
     Raises:
         ConfigurationError: a category has fewer than `shots` items, or `shots` is below 1.
@@ -49,7 +49,7 @@ def choose_shots(
 
 @rank_zero_only
 def record_shots(run: RunDir, chosen: Sequence[tuple[str, int | str]]) -> None:
-    """Write which images were chosen for each category to `few_shot.json` in the run's folder."""
+    """Write the chosen images of each category to `few_shot.json` in the run's folder."""
     table = defaultdict(list)
     for name, image in chosen:
         table[name].append(image)

@@ -1,4 +1,4 @@
-"""What readers of several formats share: paths that have to be there, text, JSON, and values in messages."""
+"""Helpers of the file readers: required paths, text, JSON, type checks and values in messages."""
 
 from __future__ import annotations
 
@@ -9,27 +9,26 @@ from typing import Any, TypeGuard
 
 from vrft.errors import ConfigurationError
 
-LARGEST = 1e9
-"""No coordinate is larger."""
+MAX_COORDINATE = 1e9
 
 
 def require_file(field: str, path: Path, expected: str) -> None:
-    """Raise ConfigurationError if there is no such file."""
+    """Raise ConfigurationError if the file does not exist."""
     if not path.is_file():
         raise ConfigurationError(f"data.{field}: no such file: {path}; expected {expected}")
 
 
 def require_folder(field: str, path: Path, expected: str) -> None:
-    """Raise ConfigurationError if there is no such folder."""
+    """Raise ConfigurationError if the folder does not exist."""
     if not path.is_dir():
         raise ConfigurationError(f"data.{field}: no such folder: {path}; expected {expected}")
 
 
 def read_bytes(path: Path) -> bytes:
-    """The content of a file.
+    """Read a file.
 
     Raises:
-        ConfigurationError: it can't be read.
+        ConfigurationError: the file can't be read.
     """
     try:
         return path.read_bytes()
@@ -38,7 +37,7 @@ def read_bytes(path: Path) -> bytes:
 
 
 def decode_text(data: bytes) -> str:
-    """UTF-8, or else Windows's Western European letters. Raises ValueError if it is neither."""
+    """Decode UTF-8, or else Windows-1252. Raises UnicodeDecodeError if both fail."""
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError:
@@ -46,10 +45,10 @@ def decode_text(data: bytes) -> str:
 
 
 def read_text(path: Path) -> str:
-    """The content of a text file.
+    """Read a text file.
 
     Raises:
-        ConfigurationError: it can't be read, or is not text.
+        ConfigurationError: the file can't be read or is not text.
     """
     try:
         return decode_text(read_bytes(path))
@@ -58,7 +57,7 @@ def read_text(path: Path) -> str:
 
 
 def read_lines(path: Path) -> Iterator[tuple[str, str]]:
-    """Where each line that is not empty stands, and the line without white space around it.
+    """Yield the location and the stripped text of each line that is not empty.
 
     Raises:
         ConfigurationError: the file is not text.
@@ -69,7 +68,7 @@ def read_lines(path: Path) -> Iterator[tuple[str, str]]:
 
 
 def decode_json(text: str | bytes) -> Any:
-    """The value of a JSON text. Raises ValueError if it is none."""
+    """Decode JSON. Raises ValueError if the text is invalid or nested too deeply."""
     try:
         return json.loads(text if isinstance(text, str) else decode_text(text))
     except RecursionError as error:
@@ -77,27 +76,27 @@ def decode_json(text: str | bytes) -> Any:
 
 
 def is_text(value: Any) -> TypeGuard[str]:
-    """A string with more than white space in it, which can be written to a file."""
+    """Return whether a value is a string with more than white space that can be encoded as UTF-8."""
     return isinstance(value, str) and bool(value.strip()) and not any("\ud800" <= c <= "\udfff" for c in value)
 
 
 def is_file_name(value: Any) -> TypeGuard[str]:
-    """Text that can name a file."""
+    """Return whether a value is text that can name a file."""
     return is_text(value) and "\0" not in value
 
 
 def is_id(value: Any) -> TypeGuard[int]:
-    """An integer that is no boolean."""
+    """Return whether a value is an integer, not a boolean."""
     return isinstance(value, int) and not isinstance(value, bool)
 
 
 def is_number(value: Any) -> bool:
-    """A number of a size that occurs; no boolean, NaN or infinity."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < LARGEST
+    """Return whether a value is a number below MAX_COORDINATE in size; not a boolean, NaN or infinity."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < MAX_COORDINATE
 
 
 def brief(value: Any) -> str:
-    """A value in a message, cut to a line; of lists and the like only the kind, unless they are short and flat."""
+    """Format a value for a message, cut to one line; containers appear as their type unless short and flat."""
     if isinstance(value, int) and value.bit_length() > 64:
         return "a very large number"
     if isinstance(value, list) and len(value) <= 8 and not any(isinstance(entry, list | dict) for entry in value):
@@ -107,12 +106,12 @@ def brief(value: Any) -> str:
 
 
 def hull(points: Iterable[tuple[float, float]]) -> tuple[float, float, float, float]:
-    """The smallest box around points."""
+    """Return the smallest box around points."""
     xs, ys = zip(*points, strict=True)
     return min(xs), min(ys), max(xs), max(ys)
 
 
 def clip_to(box: tuple[float, float, float, float], width: float, height: float) -> tuple[float, float, float, float]:
-    """The part of a box inside an image; without area if there is none."""
+    """Clip a box to an image. The result has no area if the box lies outside."""
     x0, y0, x1, y1 = box
     return max(x0, 0.0), max(y0, 0.0), min(x1, float(width)), min(y1, float(height))

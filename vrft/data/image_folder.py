@@ -16,13 +16,13 @@ IMAGE_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".we
 
 
 class ImageFolderData(RecordData):
-    """`root/train/<class name>/*.jpg` to train on, `root/val/<class name>/*.jpg` held out."""
+    """Training images in `root/train/<class name>/*.jpg`, held-out ones in `root/val/<class name>/*.jpg`."""
 
     def __init__(self, root: str, **kwargs: Any) -> None:
-        """Names the folder; it is read when training starts.
+        """Set the folder, which is read when training starts.
 
         Args:
-            root: folder with `train` and `val`, each with one subfolder per class.
+            root: folder with `train` and `val`, each with a subfolder per class.
             kwargs: see `RecordData`.
         """
         super().__init__(**kwargs)
@@ -47,7 +47,7 @@ class ImageFolderData(RecordData):
 
 
 class CsvData(RecordData):
-    """CSV files with a header and a line per image: the image's path, beside the file, and its class name."""
+    """CSV files with a header and a line per image: its path relative to the CSV file, and its class name."""
 
     def __init__(
         self,
@@ -57,12 +57,12 @@ class CsvData(RecordData):
         label_column: str = "label",
         **kwargs: Any,
     ) -> None:
-        """Names the files; they are read when training starts.
+        """Set the files, which are read when training starts.
 
         Args:
-            train_csv: file to train on.
-            val_csv: file of held-out images; default: see `val_fraction`.
-            image_column: name of the column with paths, relative to the file's folder.
+            train_csv: file of the training images.
+            val_csv: file of the held-out images; default: see `val_fraction`.
+            image_column: name of the column with paths, relative to the folder of the CSV file.
             label_column: name of the column with class names.
             kwargs: see `RecordData`.
         """
@@ -77,14 +77,14 @@ class CsvData(RecordData):
 
     def records(self, split: Split, bad_records: BadRecords) -> list[Record]:
         path = self.files[split]
-        files, places = [], []
+        files, locations = [], []
         for number, (image, label) in self._lines(path):
             if image and label:
                 files.append((path.parent / image, label))
-                places.append(f"{path}: line {number}")
+                locations.append(f"{path}: line {number}")
             else:
                 bad_records.add(f"{path}: line {number}", f"expected an image and a label, got {image!r} and {label!r}")
-        return labelled_records(files, places)
+        return labelled_records(files, locations)
 
     def _lines(self, path: Path) -> Iterator[tuple[int, list[str]]]:
         try:
@@ -97,12 +97,12 @@ class CsvData(RecordData):
             for row in reader:
                 yield reader.line_num, [(row[name] or "").strip() for name in self.columns]
         except csv.Error as error:
-            raise ConfigurationError(f"{path}: not a CSV file that can be read: {error}") from error
+            raise ConfigurationError(f"{path}: not a readable CSV file: {error}") from error
 
 
-def labelled_records(files: Sequence[tuple[Path, str]], places: Sequence[str]) -> list[Record]:
-    """A record for each image with a class name. `places` name them in messages."""
+def labelled_records(files: Sequence[tuple[Path, str]], locations: Sequence[str]) -> list[Record]:
+    """Return a record for each pair of image and class name. `locations` name the records in messages."""
     return [
         Record(file, location, index, "", label)
-        for index, ((file, label), location) in enumerate(zip(files, places, strict=True))
+        for index, ((file, label), location) in enumerate(zip(files, locations, strict=True))
     ]

@@ -1,4 +1,4 @@
-"""ReasonSeg: instructions that need reasoning, each meaning one region of its image (arXiv 2308.00692)."""
+"""ReasonSeg: instructions that need reasoning, each referring to one region of its image (arXiv 2308.00692)."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ Polygon = list[float]
 
 
 class ReasonSegData(RecordData):
-    """`root/train/*.jpg` with a JSON file of the same name beside each, in LISA's format; `root/val` is held out.
+    """`root/train/*.jpg`, each with a JSON file of the same name in LISA's format; `root/val` is held out.
 
-    The box is the hull of all target polygons. `metadata` has these as `polygons`, and as `ignore` those that count
-    neither for nor against a mask; each is x0, y0, x1, y1, ... in pixels.
+    The box is the hull of all target polygons. `metadata["polygons"]` holds them, and `metadata["ignore"]` the regions
+    that count neither for nor against a mask; each polygon is x0, y0, x1, y1, ... in pixels.
     """
 
     def __init__(self, root: str, val_split: str = "val", **kwargs: Any) -> None:
-        """Names the folder; it is read when training starts.
+        """Set the folder, which is read when training starts.
 
         Args:
             root: folder with `train` and `val`, each with images and JSON files.
-            val_split: folder in `root` that is held out.
+            val_split: held-out folder in `root`.
             kwargs: see `RecordData`.
         """
         super().__init__(**kwargs)
@@ -50,7 +50,7 @@ class ReasonSegData(RecordData):
         return found
 
     def finish(self, records: list[Record], bad_records: BadRecords) -> list[Record]:
-        """Cut boxes at the edges of their images."""
+        """Clip boxes to their images."""
         found = []
         for record in records:
             assert isinstance(record.target, tuple)
@@ -63,7 +63,7 @@ class ReasonSegData(RecordData):
 
 
 def read_annotation(file: Path, image_id: int) -> Iterator[Record]:
-    """A record for each instruction of a file. Raises ValueError if anything in it is wrong."""
+    """Return a record for each instruction in a file. Raises ValueError if the content is invalid."""
     content = decode_json(read_bytes(file))
     if not isinstance(content, dict):
         raise ValueError(f"expected text and shapes, got {brief(content)}")
@@ -88,7 +88,7 @@ def read_annotation(file: Path, image_id: int) -> Iterator[Record]:
 
 
 def read_shapes(shapes: Any) -> tuple[list[Polygon], list[Polygon]]:
-    """Target and ignored polygons. Raises ValueError if one is wrong, or none is a target."""
+    """Return the target and the ignored polygons. Raises ValueError if one is invalid or no target exists."""
     if not isinstance(shapes, list):
         raise ValueError(f"shapes: expected a list, got {brief(shapes)}")
     target, ignore = [], []
@@ -106,7 +106,7 @@ def read_shapes(shapes: Any) -> tuple[list[Polygon], list[Polygon]]:
 
 
 def read_polygon(points: Any, location: str) -> Polygon:
-    """A polygon of [x, y] points, flat. Raises ValueError if it is none."""
+    """Flatten a polygon of [x, y] points. Raises ValueError if the points are invalid."""
     if not isinstance(points, list) or not all(isinstance(p, list) and len(p) == 2 for p in points):
         raise ValueError(f"{location}.points: expected [[x, y], ...]")
     if not all(is_number(value) for point in points for value in point):

@@ -1,4 +1,7 @@
-"""Records: what a user's files say of each sample, checked before training; images are read when they are asked for."""
+"""Records: samples without their images, read from a user's files and checked before training.
+
+Images are decoded on access.
+"""
 
 from __future__ import annotations
 
@@ -30,19 +33,19 @@ from vrft.utils.progress import progress
 Split = Literal["train", "val"]
 OnBadRecord = Literal["stop", "skip"]
 
-SHOWN = 20
-"""BadRecords that an error lists; the others are counted."""
+MAX_LISTED = 20
+"""Bad records listed in an error message; the rest are only counted."""
 
-THREADS = 16
-MANY = 1000
-"""Images from which checking them shows how far it is."""
+CHECK_THREADS = 16
+PROGRESS_MIN_IMAGES = 1000
+"""Fewer images are checked without showing progress."""
 
 UNKNOWN_SIZE = (0, 0)
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """A sample without its image. `location` names it in messages: the file, and the entry in it."""
+    """A sample without its image. `location` (the file and the entry in it) names the record in messages."""
 
     image: ImageSource
     location: str
@@ -54,28 +57,31 @@ class Record:
 
 
 class BadRecords:
-    """Bad records of all files, gathered so that they can be reported at once."""
+    """Collects the bad records of all files, so that one error can report them together."""
 
     def __init__(self) -> None:
         self.found: list[str] = []
 
     def add(self, location: str, reason: str) -> None:
-        """`location`: the file and the entry in it, with its id."""
+        """Add a record. `location` names the file, the entry in it and its id."""
         self.found.append(f"{location}: {reason}")
 
     def report(self, on_bad_record: OnBadRecord, run: RunDir, *, replace_list: bool) -> None:
-        """Raise ConfigurationError with all of them; or with "skip" warn, and list them in `bad_records.txt`.
+        """Raise ConfigurationError if there are bad records; with "skip", warn and list them in `bad_records.txt`.
 
-        `replace_list`: also where there is such a list, which an evaluation after training would cut short.
+        Args:
+            on_bad_record: raise or warn.
+            run: folder of the run.
+            replace_list: overwrite an existing list. An evaluation after training sees fewer records and keeps it.
         """
         if not self.found:
             return
         count = f"{len(self.found)} bad record{'s' if len(self.found) > 1 else ''}"
         if on_bad_record == "stop":
-            more = [f"and {len(self.found) - SHOWN} more"] if len(self.found) > SHOWN else []
-            advice = "mend them, or leave them out with data.on_bad_record=skip"
-            raise ConfigurationError("\n".join([f"{count}; {advice}", *self.found[:SHOWN], *more]))
-        rank_zero_warn(f"{count} left out, listed in {run.bad_records}: {self.found[0]}")
+            more = [f"and {len(self.found) - MAX_LISTED} more"] if len(self.found) > MAX_LISTED else []
+            advice = "fix them, or skip them with data.on_bad_record=skip"
+            raise ConfigurationError("\n".join([f"{count}; {advice}", *self.found[:MAX_LISTED], *more]))
+        rank_zero_warn(f"{count} skipped, listed in {run.bad_records}: {self.found[0]}")
         if replace_list or not run.bad_records.exists():
             write_lines(run.bad_records, self.found)
 
@@ -88,10 +94,10 @@ def write_lines(path: Path, lines: Iterable[str]) -> None:
 
 
 class RecordSet(AugmentedSet):
-    """Samples of records.
+    """A dataset that reads the image of each record on access.
 
-    A training image that turns unreadable while a run is on is replaced by the next one that can be read, which says
-    so in `metadata["replaced"]`. A held-out one becomes a blank image, so that its question still counts.
+    If a training image can no longer be read, the next readable sample takes its place and lists the failures in
+    `metadata["replaced"]`. An unreadable held-out image becomes a blank one, so that its question still counts.
     """
 
     def __init__(
@@ -105,8 +111,8 @@ class RecordSet(AugmentedSet):
 
     def __getitem__(self, index: int) -> Sample:
         replaced = []
-        for following in range(len(self.records) if self.training else 1):
-            position = (index + following) % len(self.records)
+        for offset in range(len(self.records) if self.training else 1):
+            position = (index + offset) % len(self.records)
             record = self.records[position]
             try:
                 image = read_image(record.image, record.size)
@@ -116,7 +122,7 @@ class RecordSet(AugmentedSet):
             sample = self._sample(position, record, image, replaced)
             return augment(sample, self.augmentation, (self.seed, self.epoch, position))
         if self.training:
-            raise ConfigurationError(f"no image of the training data can be read any more; the last: {replaced[-1]}")
+            raise ConfigurationError(f"data: no training image can be read any more; the last error: {replaced[-1]}")
         return self._sample(index, self.records[index], Image.new("RGB", self.records[index].size), replaced)
 
     @staticmethod
@@ -126,7 +132,7 @@ class RecordSet(AugmentedSet):
 
 
 class RecordData(VisionData):
-    """Samples out of files. A subclass says what the files hold: `records`."""
+    """Base class of data modules that read files. A subclass implements `records`."""
 
     def __init__(
         self,
@@ -140,19 +146,19 @@ class RecordData(VisionData):
         on_bad_record: OnBadRecord = "stop",
         augmentation: list[torch.nn.Module] | None = None,
     ) -> None:
-        """What all files have in common; they are read when training starts.
+        """Set the options that all file formats share. Files are read when training starts.
 
         Args:
             batch_size: prompts per rank and training step.
-            eval_batch_size: prompts decoded at once in evaluation.
-            num_workers: processes that read and encode images; 0: the main one.
-            seed: of the order, the choice of shots and the split.
+            eval_batch_size: prompts decoded together in evaluation.
+            num_workers: worker processes that read and encode images; 0: the main process does.
+            seed: seed of the sample order, the choice of shots and the split.
             shots: records per category to train on, chosen by `seed`; default: all.
-            val_fraction: hold out this share of the training images instead of reading a file of held-out ones.
-            val_shots: hold out this many training records per category, chosen by `seed`, and all their images: a fold
-                to tune on. Whatever is said of held-out files is left for the test.
+            val_fraction: share of the training images to hold out, instead of reading a held-out file.
+            val_shots: training records per category to hold out together with their images, chosen by `seed`: a fold
+                to tune on. A held-out file is then left for the final test.
             on_bad_record: stop with a list of all bad records, or skip and count them.
-            augmentation: modules of kornia.augmentation for training images; boxes follow.
+            augmentation: kornia.augmentation modules for training images; boxes are transformed along.
         """
         super().__init__(batch_size, eval_batch_size, num_workers, seed)
         if val_fraction is not None and not 0 < val_fraction < 1:
@@ -166,56 +172,56 @@ class RecordData(VisionData):
         self._val: RecordSet | None = None
 
     def check_held_out(self, given: bool, field: str) -> None:
-        """Raise ConfigurationError unless either a file of held-out samples or `val_fraction` is given.
+        """Raise ConfigurationError unless exactly one of a held-out file and `val_fraction` is given.
 
-        With `val_shots` there may be a file as well.
+        With `val_shots`, a held-out file is optional.
         """
         if self.val_shots is None and given == (self.val_fraction is not None):
             raise ConfigurationError(f"data.{field}: expected either held-out samples or data.val_fraction")
 
     @abstractmethod
     def records(self, split: Split, bad_records: BadRecords) -> list[Record]:
-        """Read the records of a part. What is wrong with one goes to `bad_records`, and the record is left out."""
+        """Read the records of a split. Report invalid ones to `bad_records` and leave them out."""
 
     def extra_records(self, train: Sequence[Record]) -> list[Record]:
-        """Records to train on beside those that were read and chosen."""
+        """Return further training records, added to those read from the files."""
         return []
 
     def finish(self, records: list[Record], bad_records: BadRecords) -> list[Record]:
-        """What can only be done once the sizes of images are known."""
+        """Complete records once the sizes of their images are known."""
         return records
 
     def ordered_categories(self) -> Sequence[str]:
-        """Names of the categories in the order of their ids, where the data has ids. Known after `setup`."""
+        """Return the category names by ascending id; empty if the data has no ids. Call after `setup`."""
         return ()
 
     def category_ids(self) -> dict[str, int]:
-        """Ids of the categories by name, where the data has ids. Known after `setup`."""
+        """Return the category ids by name; empty if the data has no ids. Call after `setup`."""
         return {}
 
     def setup(self, stage: str) -> None:
-        """Read and check the files; what has been read is kept for the next stage."""
+        """Read and check the files. A split that an earlier stage has read is kept."""
         needs_train = stage == "fit" and self._train is None
         if not needs_train and self._val is not None:
             return
         assert self.trainer is not None
         run = RunDir.of(self.trainer)
         bad_records = BadRecords()
-        with garbage_kept():
+        with gc_disabled():
             inner = self.val_fraction is not None or self.val_shots is not None
             train = self.records("train", bad_records) if needs_train or inner else []
             val = self.records("val", bad_records) if not inner else []
         try:
             train, val = self._choose(train, val, bad_records, needs_train)
         except ConfigurationError:
-            bad_records.report(self.on_bad_record, run, replace_list=True)  # why there are too few
+            bad_records.report(self.on_bad_record, run, replace_list=True)  # the likely reason for too few shots
             raise
         if needs_train:
             if self.shots is not None:
                 record_shots(run, [(category(record), str(record.image)) for record in train])
             train += self.extra_records(train)
             train = check_targets(self.finish(check_images(train, bad_records), bad_records), bad_records)
-            warn_of_shared_images(train, val)
+            warn_about_shared_images(train, val)
         val = self.finish(check_images(val, bad_records), bad_records)
         bad_records.report(self.on_bad_record, run, replace_list=stage == "fit")
         for name, records in (("train", train), ("val", val)):
@@ -228,7 +234,7 @@ class RecordData(VisionData):
     def _choose(
         self, train: list[Record], val: list[Record], bad_records: BadRecords, needs_train: bool
     ) -> tuple[list[Record], list[Record]]:
-        """Hold out records of the training data, if that is asked for, then choose shots of the others."""
+        """Hold out training records if configured, then choose shots from the rest."""
         usable = UsableImages(bad_records)
         if self.val_fraction is not None:
             train, val = split_by_image(train, self.val_fraction, self.seed)
@@ -248,8 +254,8 @@ class RecordData(VisionData):
 
 
 @contextmanager
-def garbage_kept() -> Iterator[None]:
-    """Without Python's collector, which would go through a million new records again and again."""
+def gc_disabled() -> Iterator[None]:
+    """Disable garbage collection, which would traverse a million new records again and again."""
     gc.disable()
     try:
         yield
@@ -258,12 +264,12 @@ def garbage_kept() -> Iterator[None]:
 
 
 def category(record: Record) -> str:
-    """What few-shot selection counts: the class that is asked for, or the class name that is the answer."""
+    """Return the category that shots are counted by: the query for boxes, else the target text."""
     return record.query if isinstance(record.target, tuple) else record.target
 
 
 class UsableImages:
-    """Whether a record's image can be used; if not, says so to `bad_records`, once."""
+    """A predicate: whether the image of a record is usable. Reports each unusable image to `bad_records` once."""
 
     def __init__(self, bad_records: BadRecords) -> None:
         self.bad_records = bad_records
@@ -277,7 +283,7 @@ class UsableImages:
 
 
 def check_targets(records: Sequence[Record], bad_records: BadRecords) -> list[Record]:
-    """The records whose answer can be read back: no more boxes than an answer may have."""
+    """Return the records whose target an answer can hold, i.e. at most MAX_BOXES boxes."""
     for record in records:
         if isinstance(record.target, tuple) and len(record.target) > MAX_BOXES:
             bad_records.add(record.location, f"{len(record.target)} boxes; an answer has at most {MAX_BOXES}")
@@ -285,7 +291,7 @@ def check_targets(records: Sequence[Record], bad_records: BadRecords) -> list[Re
 
 
 def check_images(records: Sequence[Record], bad_records: BadRecords) -> list[Record]:
-    """The records whose images are there, whole, and of the size that the file says; with that size."""
+    """Return the records whose images exist, are complete and have the annotated size; `size` is filled in."""
     keys = [image_key(record) for record in records]
     firsts: dict[Hashable, Record] = {}
     for key, record in zip(keys, records, strict=True):
@@ -297,10 +303,11 @@ def check_images(records: Sequence[Record], bad_records: BadRecords) -> list[Rec
         except BadImage as error:
             return error
 
-    with ThreadPoolExecutor(THREADS) as pool:
+    with ThreadPoolExecutor(CHECK_THREADS) as pool:
         results = pool.map(check, firsts.values())
         sizes: dict[Hashable, tuple[int, int] | BadImage] = {}
-        with progress("images checked", len(firsts), len(firsts) < MANY or _get_rank() not in (None, 0)) as advance:
+        quiet = len(firsts) < PROGRESS_MIN_IMAGES or _get_rank() not in (None, 0)
+        with progress("images checked", len(firsts), quiet) as advance:
             for key, size in zip(firsts, results, strict=True):
                 sizes[key] = size
                 advance(len(sizes))
@@ -312,12 +319,12 @@ def check_images(records: Sequence[Record], bad_records: BadRecords) -> list[Rec
 
 
 def image_key(record: Record) -> Hashable:
-    """The same for all records of one image."""
+    """Return a key that all records of one image share."""
     return record.image if isinstance(record.image, Path) else record.image.key()
 
 
 def split_by_image(records: Sequence[Record], val_fraction: float, seed: int) -> tuple[list[Record], list[Record]]:
-    """Train and held-out records that share no image; the share of images that is held out is rounded up."""
+    """Split into train and held-out records without common images, rounding the held-out images up."""
     images = list(dict.fromkeys(map(image_key, records)))
     random.Random(f"{seed}/split").shuffle(images)
     held_out = {*images[: -int(-len(images) * val_fraction // 1)]}
@@ -330,15 +337,15 @@ def split_by_image(records: Sequence[Record], val_fraction: float, seed: int) ->
 def split_by_shots(
     records: Sequence[Record], val_shots: int, seed: int, usable: Callable[[Record], bool]
 ) -> tuple[list[Record], list[Record]]:
-    """Train and held-out records that share no image; these are `val_shots` of each category."""
+    """Split into train and held-out records without common images, holding out `val_shots` of each category."""
     val = choose_shots(records, category, val_shots, f"{seed}/fold", usable, "data.val_shots")
     held_out = {image_key(record) for record in val}
     return [record for record in records if image_key(record) not in held_out], val
 
 
-def warn_of_shared_images(train: Sequence[Record], val: Sequence[Record]) -> None:
-    """Warn if an image is trained on and held out."""
+def warn_about_shared_images(train: Sequence[Record], val: Sequence[Record]) -> None:
+    """Warn if training and held-out records share images."""
     files = {record.image for record in train if isinstance(record.image, Path)}
     shared = [record.image for record in val if record.image in files]
     if shared:
-        rank_zero_warn(f"data: {len(shared)} held-out records have an image that is trained on, e.g. {shared[0]}")
+        rank_zero_warn(f"data: {len(shared)} held-out records have an image of the training data, e.g. {shared[0]}")

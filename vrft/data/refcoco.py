@@ -1,4 +1,4 @@
-"""RefCOCO, RefCOCO+ and RefCOCOg: expressions that each refer to one object of a COCO image."""
+"""RefCOCO, RefCOCO+ and RefCOCOg: referring expressions for single objects in COCO images."""
 
 from __future__ import annotations
 
@@ -35,10 +35,9 @@ from vrft.errors import ConfigurationError
 from vrft.types import Detection
 
 MAX_BYTES = 200_000_000
-"""Larger files of references are refused: the official ones have at most 60 million bytes."""
+"""Size limit of a file of references; the official ones have at most 60 million bytes."""
 
-
-BROKEN = (
+UNPICKLING_ERRORS = (
     pickle.UnpicklingError,
     struct.error,
     ValueError,
@@ -50,7 +49,7 @@ BROKEN = (
     MemoryError,
     RecursionError,
 )
-"""What a broken pickle raises."""
+"""Errors that a broken pickle can raise."""
 
 
 class ReferenceData(RecordData):
@@ -66,15 +65,15 @@ class ReferenceData(RecordData):
         expressions: Literal["all", "first"] = "all",
         **kwargs: Any,
     ) -> None:
-        """Names the files; they are read when training starts.
+        """Set the files, which are read when training starts.
 
         Args:
-            references: `refs(unc).p`, or the same list as JSON; no code in it is run.
+            references: `refs(unc).p`, or the same list as JSON; code in the pickle is never run.
             instances: COCO instances file with the boxes.
-            images: folder of its images.
+            images: folder of the images.
             train_split: split of the references to train on.
-            val_split: split that is held out, e.g. testA.
-            expressions: all sentences of a reference, or only its first.
+            val_split: held-out split, e.g. testA.
+            expressions: use all sentences of a reference, or only the first.
             kwargs: see `RecordData`.
         """
         super().__init__(**kwargs)
@@ -124,7 +123,7 @@ class ReferenceData(RecordData):
 
 
 class Objects:
-    """Images and boxes of an instances file by id; only what a reference needs is checked."""
+    """Images and boxes of an instances file by id, checked only for the references that name them."""
 
     def __init__(self, content: InstancesFile) -> None:
         self.images: dict[int, ImageEntry] = {entry.id: entry for entry in content.images if is_id(entry.id)}
@@ -135,7 +134,7 @@ class Objects:
         self.annotation_ids = Counter(entry.id for entry in content.annotations if is_id(entry.id))
 
     def reason(self, entry: dict[str, Any]) -> str | None:
-        """What is wrong with the object that a reference names."""
+        """Return why the object that a reference names is invalid, or None if it is valid."""
         image_id, annotation_id = entry["image_id"], entry["ann_id"]
         if self.image_ids[image_id] != 1:
             return f"{self.image_ids[image_id]} images have id {brief(image_id)}"
@@ -143,7 +142,7 @@ class Objects:
             return f"{self.annotation_ids[annotation_id]} annotations have id {brief(annotation_id)}"
         image, annotation = self.images[image_id], self.annotations[annotation_id]
         if annotation.image_id != image_id:
-            return f"annotation {annotation_id} is of image {brief(annotation.image_id)}, not {image_id}"
+            return f"annotation {annotation_id} belongs to image {brief(annotation.image_id)}, not {image_id}"
         if not is_file_name(image.file_name):
             return f"image {image_id}: expected a file_name, got {brief(image.file_name)}"
         if not all(is_id(side) and is_number(side) and side > 0 for side in (image.width, image.height)):
@@ -154,23 +153,23 @@ class Objects:
 
 
 def reference_reason(entry: dict[str, Any], ids: Counter[int]) -> str | None:
-    """What is wrong with a reference itself."""
+    """Return why a reference itself is invalid, or None if it is valid."""
     for key in ("ref_id", "ann_id", "image_id"):
         if not is_id(entry.get(key)):
             return f"expected {key} to be an integer, got {brief(entry.get(key))}"
     if ids[entry["ref_id"]] > 1:
-        return f"the ref_id is there {ids[entry['ref_id']]} times"
+        return f"the ref_id appears {ids[entry['ref_id']]} times"
     sentences = entry.get("sentences")
     if not isinstance(sentences, list) or not sentences:
         return f"expected a list of sentences, got {brief(sentences)}"
     for i, sentence in enumerate(sentences):
         if not sentence_text(sentence):
-            return f"sentences[{i}]: expected a text as sent or raw"
+            return f"sentences[{i}]: expected text in sent or raw"
     return None
 
 
 def sentence_text(sentence: Any) -> str:
-    """The words of a sentence, as they were cleaned by the authors or else as they were written; "" if none."""
+    """Return the text of a sentence: the authors' cleaned form, else the raw one, else ""."""
     texts = [sentence.get("sent"), sentence.get("raw")] if isinstance(sentence, dict) else []
     return next((text.strip() for text in texts if is_text(text)), "")
 
@@ -179,7 +178,7 @@ def read_references(path: Path) -> list[Any]:
     """Read references from JSON or the official pickle.
 
     Raises:
-        ConfigurationError: it is neither, too large, or a pickle with more than lists, dicts, texts and numbers.
+        ConfigurationError: the file is neither, too large, or a pickle of more than lists, dicts, strings and numbers.
     """
     if path.stat().st_size > MAX_BYTES:
         raise ConfigurationError(f"{path}: larger than {MAX_BYTES} bytes; expected a file of references")
@@ -187,7 +186,7 @@ def read_references(path: Path) -> list[Any]:
     try:
         is_json = data.removeprefix(codecs.BOM_UTF8).lstrip()[:1] in (b"[", b"{")
         content = decode_json(data) if is_json else PlainUnpickler(data).load()
-    except BROKEN as error:
+    except UNPICKLING_ERRORS as error:
         raise ConfigurationError(
             f"{path}: not a file of references: {brief(str(error) or type(error).__name__)}"
         ) from error
@@ -196,24 +195,24 @@ def read_references(path: Path) -> list[Any]:
     return content
 
 
-PLAIN = """PROTO FRAME STOP MARK NONE NEWTRUE NEWFALSE INT BININT BININT1 BININT2 LONG LONG1 LONG4 FLOAT BINFLOAT
-STRING BINSTRING SHORT_BINSTRING UNICODE SHORT_BINUNICODE BINUNICODE BINUNICODE8 EMPTY_LIST LIST APPEND APPENDS
+SAFE_OPCODES = """PROTO FRAME STOP MARK NONE NEWTRUE NEWFALSE INT BININT BININT1 BININT2 LONG LONG1 LONG4 FLOAT
+BINFLOAT STRING BINSTRING SHORT_BINSTRING UNICODE SHORT_BINUNICODE BINUNICODE BINUNICODE8 EMPTY_LIST LIST APPEND APPENDS
 EMPTY_DICT DICT SETITEM SETITEMS PUT BINPUT LONG_BINPUT MEMOIZE GET BINGET LONG_BINGET"""
-"""Instructions that make lists, dicts, texts and numbers. Not tuples: as keys they may take forever to hash."""
+"""Pickle opcodes that build lists, dicts, strings and numbers. Tuples are excluded: nested ones may hash forever."""
 
 
 class PlainUnpickler(pickle._Unpickler):
-    """Reads lists, dicts, texts and numbers. Whatever else a pickle asks for, such as a call, ends it.
+    """Unpickles lists, dicts, strings and numbers. Any other opcode, such as a call, raises an error.
 
-    The one written in Python: where a file names a place in memory, the one in C allocates all that lie before it.
+    Based on Python's own implementation: the one in C allocates a memo as large as the largest index in the file.
     """
 
     dispatch: ClassVar[dict[int, Any]] = {
-        code: pickle._Unpickler.dispatch[code] for code in (getattr(pickle, name)[0] for name in PLAIN.split())
+        code: pickle._Unpickler.dispatch[code] for code in (getattr(pickle, name)[0] for name in SAFE_OPCODES.split())
     }
 
     def __init__(self, data: bytes) -> None:
         super().__init__(io.BytesIO(data), encoding="latin1")
 
     def find_class(self, module: str, name: str) -> Any:
-        raise pickle.UnpicklingError(f"it asks for {module}.{name}")
+        raise pickle.UnpicklingError(f"it refers to {module}.{name}")

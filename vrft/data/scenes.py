@@ -1,4 +1,4 @@
-"""Generated scenes: coloured shapes on grey, for a run without anything to download."""
+"""Generated scenes: coloured shapes on grey, for runs that download nothing."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from vrft.errors import ConfigurationError
 from vrft.types import Detection, Sample
 
 SIZE = 56  # pixels
-CELLS = 20  # box corners lie on a grid of 20 x 20, so coordinates of 0..1000 are multiples of 50
+CELLS = 20  # box corners lie on a 20 x 20 grid, so coordinates in thousandths are multiples of 50
 OVERSAMPLING = 3
 COLOURS = {
     "red": (220, 40, 40),
@@ -36,7 +36,7 @@ NOVEL_COLOURS = {
     "lime": (165, 225, 30),
     "navy": (25, 30, 110),
 }
-"""What the built-in policy has words for and was never shown."""
+"""Colours that the built-in policy has words for but was never trained on."""
 PALETTE = COLOURS | NOVEL_COLOURS
 ORDINALS = ("one", "two")
 SHAPES = ("circle", "square", "triangle", "plus", "ring")
@@ -51,14 +51,14 @@ def draw_scene(
     background: tuple[int, int] = (118, 138),
     ordinals: Sequence[str] = (),
 ) -> tuple[Image.Image, list[Detection]]:
-    """A picture of shapes that do not overlap, and all of them with their colour as label.
+    """Draw shapes that do not overlap, and return the image and their boxes, labelled with the colours.
 
     Args:
-        rng: what everything is drawn from.
-        objects: least and most shapes.
-        colours: of the shapes.
+        rng: source of all randomness.
+        objects: minimum and maximum number of shapes.
+        colours: colours of the shapes.
         background: darkest and lightest grey; near the processor's mean, normalised pixels are near 0.
-        ordinals: colours of which there are two in each picture, told apart from left to right as "red one", "red two".
+        ordinals: colours to draw as a pair, one pair per image, labelled from left to right: "red one", "red two".
     """
     count = rng.randint(*objects)
     if ordinals:
@@ -91,7 +91,7 @@ def draw_scene(
 
 
 def _place(rng: random.Random, count: int) -> list[Cell]:
-    """Up to `count` cells that do not touch; one that finds no room in 40 tries is left out."""
+    """Place up to `count` cells that do not touch; one without room after 40 tries is left out."""
     taken: list[Cell] = []
     for _ in range(count):
         for _ in range(40):
@@ -123,15 +123,15 @@ def _draw_shape(
         pen.ellipse([x0 + 0.27 * w, y0 + 0.27 * h, x1 - 0.27 * w, y1 - 0.27 * h], background)
 
 
-def checked(option: str, colours: Sequence[str]) -> tuple[str, ...]:
-    """The colours, if all can be drawn. Raises ConfigurationError otherwise."""
+def known_colours(option: str, colours: Sequence[str]) -> tuple[str, ...]:
+    """Return the colours. Raises ConfigurationError if one is not in the palette."""
     if unknown := sorted({*colours} - {*PALETTE}):
-        raise ConfigurationError(f"data.{option}: {unknown[0]!r} is none of {', '.join(PALETTE)}")
+        raise ConfigurationError(f"data.{option}: expected colours among {', '.join(PALETTE)}, got {unknown[0]!r}")
     return tuple(colours)
 
 
 class SceneData(CocoData):
-    """Writes scenes as images and COCO instances files where they are missing, then reads them like any COCO data."""
+    """Writes scenes as images and COCO instances files if these do not exist, then reads them as COCO data."""
 
     def __init__(
         self,
@@ -148,32 +148,33 @@ class SceneData(CocoData):
         ordinals: list[str] | None = None,
         **kwargs: Any,
     ) -> None:
-        """Names the files, as `CocoData`, and what is drawn where they are missing.
+        """Set the files and the content of the scenes.
 
         Args:
-            train_annotations: file to write and train on.
-            train_images: folder of its images.
-            val_annotations: file of held-out scenes to write.
-            val_images: folder of its images.
-            eval_batch_size: prompts decoded at once in evaluation.
-            train_size: scenes to train on.
-            val_size: held-out scenes.
-            objects: least and most shapes in a scene.
-            colours: of the shapes, out of `PALETTE`; default: those that the built-in policy has been shown.
+            train_annotations: instances file of the training scenes.
+            train_images: folder of the training images.
+            val_annotations: instances file of the held-out scenes.
+            val_images: folder of the held-out images.
+            eval_batch_size: prompts decoded together in evaluation.
+            train_size: number of training scenes.
+            val_size: number of held-out scenes.
+            objects: minimum and maximum number of shapes in a scene.
+            colours: colours of the shapes, out of `PALETTE`; default: those that the built-in policy was trained on.
             background: darkest and lightest grey.
-            ordinals: colours of which each scene has two, "red one" on the left and "red two" on the right.
+            ordinals: colours to draw as a pair, one pair per scene, labelled from left to right: "red one", "red two".
             kwargs: see `CocoData`.
         """
         self.sizes: dict[Split, int] = {"train": train_size, "val": val_size}
         self.objects = objects
-        self.colours, self.ordinals = checked("colours", colours or tuple(COLOURS)), checked("ordinals", ordinals or ())
+        self.colours = known_colours("colours", colours or tuple(COLOURS))
+        self.ordinals = known_colours("ordinals", ordinals or ())
         self.background = background
         super().__init__(
             train_annotations, train_images, val_annotations, val_images, eval_batch_size=eval_batch_size, **kwargs
         )
 
     def check_paths(self) -> None:
-        """Nothing to check: what is missing is written."""
+        """Check nothing: missing files are written."""
 
     def prepare_data(self) -> None:
         for split, (file, folder) in self.files.items():
@@ -187,7 +188,7 @@ class SceneData(CocoData):
                 write_coco(scenes, file, folder, self.names())
 
     def names(self) -> list[str]:
-        """What shapes can be called, in the order of their category ids."""
+        """Return the category names in the order of their ids."""
         return [*self.colours, *(f"{colour} {word}" for colour in self.ordinals for word in ORDINALS)]
 
 
@@ -197,7 +198,7 @@ def write_coco(
     images: Path,
     names: Sequence[str] = tuple(COLOURS),
 ) -> None:
-    """Write pictures as PNG, then their boxes as a COCO instances file, which is whole or absent."""
+    """Write images as PNG, then their boxes as a COCO instances file, atomically."""
     images.mkdir(parents=True, exist_ok=True)
     annotations.parent.mkdir(parents=True, exist_ok=True)
     ids = {name: i for i, name in enumerate(names, 1)}
@@ -227,9 +228,9 @@ def write_coco(
 
 
 class FreshScenes(Dataset[Sample]):
-    """`size` scenes that are drawn when they are asked for; the first `num_simple` have one object.
+    """`size` scenes drawn on access; the first `num_simple` have one object.
 
-    With `ordinals`, three of four have a pair of one of these colours, as `draw_scene` makes it.
+    With `ordinals`, three of four scenes have a pair of one of these colours, see `draw_scene`.
     """
 
     def __init__(self, size: int, num_simple: int, seed: int, ordinals: Sequence[str] = ()) -> None:
@@ -247,7 +248,7 @@ class FreshScenes(Dataset[Sample]):
 
 
 class FreshSceneData(VisionData):
-    """A stream of new scenes in a fixed order, to teach the built-in policy with."""
+    """A stream of new scenes in a fixed order, to pretrain the built-in policy on."""
 
     shuffle = False
 
@@ -260,18 +261,18 @@ class FreshSceneData(VisionData):
         seed: int = 0,
         ordinals: list[str] | None = None,
     ) -> None:
-        """Says what is drawn.
+        """Set the number and the content of the scenes.
 
         Args:
-            steps: batches to train on.
-            simple_steps: the first of them show one object per picture, which shortens the plateau.
-            batch_size: scenes in a batch.
-            eval_batch_size: prompts decoded at once in evaluation.
-            seed: another one, other scenes.
-            ordinals: colours that come in pairs, "red one" and "red two", in three of four scenes.
+            steps: number of training batches.
+            simple_steps: number of initial batches with one object per scene, which shortens the plateau.
+            batch_size: scenes per batch.
+            eval_batch_size: prompts decoded together in evaluation.
+            seed: seed of the scenes.
+            ordinals: colours that appear in pairs, "red one" and "red two", in three of four scenes.
         """
         super().__init__(batch_size, eval_batch_size, num_workers=0, seed=seed)
-        self.steps, self.simple_steps, self.ordinals = steps, simple_steps, checked("ordinals", ordinals or ())
+        self.steps, self.simple_steps, self.ordinals = steps, simple_steps, known_colours("ordinals", ordinals or ())
 
     def train_set(self) -> FreshScenes:
         return FreshScenes(self.steps * self.batch_size, self.simple_steps * self.batch_size, self.seed, self.ordinals)

@@ -1,4 +1,4 @@
-"""Images with a problem and a solution in text, as Visual-RFT released its data: JSON lines, or a Hub data set."""
+"""Images with a problem and a solution as text, the format of Visual-RFT's data: JSON lines or a Hub dataset."""
 
 from __future__ import annotations
 
@@ -17,12 +17,15 @@ from vrft.errors import ConfigurationError
 from vrft.tasks import Task
 from vrft.types import Frame, Target
 
-ENDLESS = 10**9
-"""Sides of a frame in which the coordinates of any image lie."""
+UNBOUNDED = 10**9
+"""Side of a frame that holds the coordinates of any image, used while the image's size is unknown."""
 
 
 class SolutionData(RecordData):
-    """Records whose problem is the question as it is, and whose solution the task reads. Use the template "{query}"."""
+    """Base class of data whose `problem` is the whole question and whose `solution` the task parses.
+
+    Use `task.template="{query}"`.
+    """
 
     def __init__(self, sources: dict[Split, str], coordinates: Coordinates, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -31,14 +34,14 @@ class SolutionData(RecordData):
 
     @abstractmethod
     def rows(self, split: Split) -> Iterator[tuple[str, Any]]:
-        """Where each row stands, and the row: image, problem, solution and anything else."""
+        """Yield the location and the content of each row: image, problem, solution and any other fields."""
 
     @abstractmethod
     def image(self, split: Split, index: int, row: dict[str, Any]) -> ImageSource | None:
-        """The image of a row, None if it has none."""
+        """Return the image of a row, or None if it has none."""
 
     def records(self, split: Split, bad_records: BadRecords) -> list[Record]:
-        """Targets are preliminary, to choose shots by: boxes get their places once sizes are known, in `finish`."""
+        """Read the rows. Boxes are preliminary until `finish`, when the sizes of the images are known."""
         found = []
         for index, (location, row) in enumerate(self.rows(split)):
             reason = _reason(row)
@@ -48,7 +51,7 @@ class SolutionData(RecordData):
                 continue
             metadata = {key: value for key, value in row.items() if key not in ("image", "problem")}
             record = Record(image, location, index, row["problem"].strip(), "", metadata=metadata)
-            target = self._read(record, (ENDLESS, ENDLESS), Frame(ENDLESS, ENDLESS), bad_records)
+            target = self._read(record, (UNBOUNDED, UNBOUNDED), Frame(UNBOUNDED, UNBOUNDED), bad_records)
             if target is not None:
                 found.append(replace(record, target=target))
         return found
@@ -72,7 +75,7 @@ class SolutionData(RecordData):
 
 
 def _reason(row: Any) -> str | None:
-    """What is wrong with a row."""
+    """Return why a row is invalid, or None if it is valid."""
     if isinstance(row, ValueError):
         return f"not JSON: {row}"
     if not isinstance(row, dict):
@@ -87,17 +90,17 @@ def _reason(row: Any) -> str | None:
 
 
 class JsonlData(SolutionData):
-    """JSON lines `{"image": path beside the file, "problem": text, "solution": text}`; other fields are metadata."""
+    """JSON lines `{"image": relative path, "problem": text, "solution": text}`; other fields become metadata."""
 
     def __init__(
         self, train: str, val: str | None = None, coordinates: Coordinates = "thousandths", **kwargs: Any
     ) -> None:
-        """Names the files; they are read when training starts.
+        """Set the files, which are read when training starts.
 
         Args:
-            train: file to train on.
-            val: file of held-out records; default: see `val_fraction`.
-            coordinates: of boxes in solutions: thousandths of the image, its pixels, or 0..1.
+            train: training file.
+            val: held-out file; default: see `val_fraction`.
+            coordinates: unit of boxes in solutions: thousandths of the image, pixels, or 0..1.
             kwargs: see `RecordData`.
         """
         sources: dict[Split, str] = {"train": train} if val is None else {"train": train, "val": val}
@@ -125,7 +128,7 @@ def _parse(line: bytes) -> Any:
 
 @dataclass(frozen=True)
 class HubImage:
-    """An image in a row of a data set, read when it is asked for."""
+    """An image in a row of a Hugging Face dataset, read on access."""
 
     rows: Any
     index: int
@@ -152,7 +155,7 @@ class HubImage:
 
 
 class HubData(SolutionData):
-    """A Hugging Face data set with the columns image, problem and solution; other columns are metadata."""
+    """A Hugging Face dataset with the columns image, problem and solution; other columns become metadata."""
 
     def __init__(
         self,
@@ -162,13 +165,14 @@ class HubData(SolutionData):
         coordinates: Coordinates = "thousandths",
         **kwargs: Any,
     ) -> None:
-        """Names the data sets; they are read when training starts.
+        """Set the datasets, which are read when training starts.
 
         Args:
-            train: a name on the Hub, a folder of parquet files, a parquet file, or what `save_to_disk` wrote.
-            val: the same, held out; default: see `val_fraction`.
-            split: of a data set that has several.
-            coordinates: of boxes in solutions: thousandths of the image, its pixels, or 0..1.
+            train: training data: a dataset on the Hub, a folder of parquet files, a parquet file, or a folder written
+                by `save_to_disk`.
+            val: held-out data, given likewise; default: see `val_fraction`.
+            split: split to read of a dataset that has several.
+            coordinates: unit of boxes in solutions: thousandths of the image, pixels, or 0..1.
             kwargs: see `RecordData`.
         """
         sources: dict[Split, str] = {"train": train} if val is None else {"train": train, "val": val}
@@ -179,8 +183,8 @@ class HubData(SolutionData):
     def rows(self, split: Split) -> Iterator[tuple[str, Any]]:
         table = load_table(self.sources[split], self.split, f"data.{split}")
         self.tables[split] = table.select_columns("image")
-        words = [name for name, feature in table.features.items() if name != "image" and not is_media(feature)]
-        for index, row in enumerate(table.select_columns(words)):
+        plain = [name for name, feature in table.features.items() if name != "image" and not is_media(feature)]
+        for index, row in enumerate(table.select_columns(plain)):
             yield f"{self.sources[split]}: row {index}", row
 
     def image(self, split: Split, index: int, row: dict[str, Any]) -> ImageSource | None:
@@ -188,10 +192,10 @@ class HubData(SolutionData):
 
 
 def load_table(name: str, split: str, field: str) -> Any:
-    """A data set whose images are bytes, not pixels.
+    """Load a dataset with its images as encoded bytes.
 
     Raises:
-        ConfigurationError: `datasets` is not installed, or there is no such data set, or it lacks a column.
+        ConfigurationError: `datasets` is not installed, or the dataset does not exist or lacks a column.
     """
     try:
         import datasets
@@ -210,19 +214,19 @@ def load_table(name: str, split: str, field: str) -> Any:
         missing = {"image", "problem", "solution"}.difference(table.column_names)
         table = table if missing else table.cast_column("image", datasets.Image(decode=False))
     except (OSError, ValueError, LookupError, TypeError, RuntimeError, pyarrow.ArrowException) as error:
-        raise ConfigurationError(f"{field}: {name} can't be read as a data set: {_one_line(error)}") from error
+        raise ConfigurationError(f"{field}: {name} can't be read as a dataset: {_one_line(error)}") from error
     if missing:
         raise ConfigurationError(f"{field}: {name}: no column {min(missing)!r}; it has {', '.join(table.column_names)}")
     return table
 
 
 def is_media(feature: Any) -> bool:
-    """Whether a column would have to be decoded: other pictures, sounds and films are left alone."""
+    """Return whether a column holds images, audio or video, whose decoding is avoided."""
     import datasets
 
     return isinstance(feature, datasets.Image | datasets.Audio | datasets.Video)
 
 
 def _one_line(error: Exception) -> str:
-    """The first line of the error that another was raised for."""
+    """Return the first line of an error's cause, or of the error itself."""
     return next(iter(str(error.__cause__ or error).splitlines()), type(error).__name__)

@@ -1,4 +1,4 @@
-"""Category lists of the paper (arXiv 2503.01785), by name: `categories=coco_novel15`."""
+"""Category lists of Visual-RFT (arXiv 2503.01785), by name: `categories=coco_novel15`."""
 
 from __future__ import annotations
 
@@ -117,14 +117,14 @@ NAMED = {
 }
 
 Categories = list[str] | str | None
-"""Names of categories, the name of a list of the paper, or None for all of a file."""
+"""Names of categories, the name of one of the lists above, or None for all categories of a file."""
 
 
 def category_names(categories: Categories, field: str = "data.categories") -> Sequence[str] | None:
-    """The names; a string is a list of the paper.
+    """Return the names of categories; a string names one of the lists above.
 
     Raises:
-        ConfigurationError: there is no such list.
+        ConfigurationError: the list does not exist.
 
     >>> category_names("coco_few_shot8")[:2]
     ('bus', 'train')

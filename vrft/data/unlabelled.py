@@ -1,4 +1,4 @@
-"""Images without annotations, to be asked about."""
+"""Images without annotations, for prediction."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from typing import Any
 from lightning.pytorch.utilities import rank_zero_warn
 from PIL import Image
 
-from vrft.data.records import SHOWN, BadRecords, Record, RecordData, RecordSet, Split, check_images, write_lines
+from vrft.data.records import MAX_LISTED, BadRecords, Record, RecordData, RecordSet, Split, check_images, write_lines
 from vrft.errors import ConfigurationError
 from vrft.run_dir import RunDir
 
 
 class UnlabelledData(RecordData):
-    """Every image is asked every query. Images that can't be read are named and left out."""
+    """Asks every query about every image. Unreadable images are reported and left out."""
 
     def __init__(self, images: list[str], queries: list[str] | None = None, **kwargs: Any) -> None:
-        """Names the images; they are looked at when predicting starts.
+        """Set the images, which are read when prediction starts.
 
         Args:
-            images: files, and folders that are searched with all that is in them.
-            queries: categories, instructions or questions; none for tasks that ask the same of every image.
+            images: image files, and folders that are searched recursively.
+            queries: categories, instructions or questions; none for tasks whose prompt has no query.
             kwargs: see `RecordData`.
         """
         super().__init__(**kwargs)
@@ -32,7 +32,7 @@ class UnlabelledData(RecordData):
                 raise ConfigurationError(f"images: no such file or folder: {path}")
 
     def records(self, split: Split, bad_records: BadRecords) -> list[Record]:
-        """A record for each image and query; questions about one image stand together."""
+        """Return a record for each pair of image and query, grouped by image."""
         files = dict.fromkeys(file for path in self.images for file in image_files(path))
         return [
             Record(file, "images", number, query, ()) for number, file in enumerate(files, 1) for query in self.queries
@@ -44,17 +44,17 @@ class UnlabelledData(RecordData):
         assert self.trainer is not None
         module: Any = self.trainer.lightning_module
         if "{query}" in module.task.template and not any(self.queries):
-            raise ConfigurationError("query: the task asks about something; expected e.g. --query cat")
+            raise ConfigurationError("query: the task's template needs one; expected e.g. --query cat")
         bad_records = BadRecords()
         found = check_images(self.records("val", bad_records), bad_records)
-        for problem in bad_records.found[:SHOWN]:
+        for problem in bad_records.found[:MAX_LISTED]:
             rank_zero_warn(f"left out: {problem}")
-        if len(bad_records.found) > SHOWN:
+        if len(bad_records.found) > MAX_LISTED:
             rank_zero_warn(f"{len(bad_records.found)} images are left out, all listed in predictions_left_out.txt")
         if bad_records.found:
             write_lines(RunDir.of(self.trainer).predictions_left_out, bad_records.found)
         if not found:
-            raise ConfigurationError(f"images: there is no image that can be read in {self.images[0]}")
+            raise ConfigurationError(f"images: no readable image in {self.images[0]}")
         self._val = RecordSet(found, training=False)
 
     def category_ids(self) -> dict[str, int]:
@@ -63,7 +63,7 @@ class UnlabelledData(RecordData):
 
 
 def image_files(path: Path) -> Iterator[Path]:
-    """A file itself; of a folder the files in it, and in its folders, that are named as images are."""
+    """Yield a file itself, or the files of a folder and its subfolders that have an image suffix."""
     if not path.is_dir():
         yield path
         return
@@ -72,6 +72,6 @@ def image_files(path: Path) -> Iterator[Path]:
 
 
 def image_suffixes() -> Sequence[str]:
-    """What names of images end with, of the formats that Pillow reads."""
+    """Return the file suffixes of the formats that Pillow reads."""
     Image.init()
     return [suffix for suffix, name in Image.registered_extensions().items() if name in Image.OPEN]

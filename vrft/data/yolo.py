@@ -1,4 +1,4 @@
-"""YOLO text labels: a line per object with its class and its box in shares of the image."""
+"""YOLO text labels: one line per object with its class and its box in fractions of the image."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from vrft.types import Detection
 from vrft.utils.yaml_text import decode_yaml
 
 TOLERANCE = 1e-3
-"""Shares of the image that a box may stand out of it: rounding, which is cut off."""
+"""Fraction of the image by which a box may extend beyond it and is clipped: rounding errors."""
 
 
 class Labelled(NamedTuple):
@@ -31,13 +31,13 @@ class Labelled(NamedTuple):
 
 
 class YoloData(CategoryData):
-    """A data.yaml with `path`, `train`, `val` and `names`; labels are in `labels/` where images are in `images/`."""
+    """A data.yaml with `path`, `train`, `val` and `names`; labels of `…/images/x.jpg` are in `…/labels/x.txt`."""
 
     def __init__(self, config: str, **kwargs: Any) -> None:
-        """Names the file; it is read when training starts.
+        """Set the file, which is read when training starts.
 
         Args:
-            config: the data.yaml.
+            config: path of the data.yaml.
             kwargs: see `CategoryData`.
         """
         super().__init__(**kwargs)
@@ -51,7 +51,7 @@ class YoloData(CategoryData):
 
     @property
     def known(self) -> list[str]:
-        """Names of the classes."""
+        """Class names by ascending number, without duplicates."""
         return list(dict.fromkeys(self.ordered_categories()))
 
     def records(self, split: Split, bad_records: BadRecords) -> list[Record]:
@@ -74,9 +74,9 @@ class YoloData(CategoryData):
 
     def absent(self, images: set[int] | None) -> Iterator[tuple[int, str]]:
         wanted = self.select("train", self.known, self.config)
-        there = categories_in(self.images, wanted)
+        present = categories_in(self.images, wanted)
         chosen = [key for key in self.images if images is None or key in images]
-        return ((key, name) for key in chosen for name in wanted if name not in there[key])
+        return ((key, name) for key in chosen for name in wanted if name not in present[key])
 
     def absent_record(self, image_id: int, name: str) -> Record:
         return self._record(image_id, self.images[image_id], name)
@@ -88,42 +88,43 @@ class YoloData(CategoryData):
 
 
 def categories_in(images: Mapping[int, Labelled], wanted: Sequence[str]) -> dict[int, list[str]]:
-    """The categories in each image, in the order of `wanted`."""
+    """Return the categories in each image, in the order of `wanted`."""
     labels = {image_id: {box.label for box in labelled.boxes} for image_id, labelled in images.items()}
-    return {image_id: [name for name in wanted if name in there] for image_id, there in labels.items()}
+    return {image_id: [name for name in wanted if name in present] for image_id, present in labels.items()}
 
 
 def read_config(path: Path, split: Split) -> tuple[Path, dict[int, str]]:
-    """The folder of a split's images, and the names of the classes by their numbers.
+    """Return the image folder of a split and the class names by number.
 
     Raises:
-        ConfigurationError: the file is not a YOLO data.yaml, or there is no such folder.
+        ConfigurationError: the file is not a YOLO data.yaml, or the folder does not exist.
     """
     try:
         content = decode_yaml(decode_text(read_bytes(path)))
     except ValueError as error:
-        raise ConfigurationError(f"data.config: {path} is not YAML that can be read: {error}") from error
+        raise ConfigurationError(f"data.config: {path} is not valid YAML: {error}") from error
     content = content if isinstance(content, dict) else {}
     names = content.get("names")
     names = dict(enumerate(names)) if isinstance(names, list) else names
     if not isinstance(names, dict) or not names:
-        raise ConfigurationError(f"data.config: {path}: names: expected a list or numbers with names")
+        raise ConfigurationError(f"data.config: {path}: names: expected a list, or a name for each class number")
     for key, name in names.items():
         if not is_id(key) or not is_text(name):
             raise ConfigurationError(
-                f"data.config: {path}: names: expected text in quotes for a number, got {brief(name)} for {brief(key)}"
+                f"data.config: {path}: names: expected a number and a text, got {brief(key)} and {brief(name)}; quote "
+                "names such as 'yes' or '1'"
             )
     root, below = content.get("path") or "", content.get(split)
     if not isinstance(root, str) or not is_text(below):
         raise ConfigurationError(f"data.config: {path}: {split}: expected a folder of images, got {brief(below)}")
     folder = path.parent / root / below
-    if not os.path.isdir(folder):  # which is no error either for a name that can't be one
+    if not os.path.isdir(folder):  # unlike Path.is_dir, false for a name that is too long
         raise ConfigurationError(f"data.config: {path}: {split}: no such folder: {brief(str(folder))}")
     return folder, names
 
 
 def label_file(image: Path) -> Path:
-    """`…/images/train/x.jpg` -> `…/labels/train/x.txt`."""
+    """Return the label file of an image: `…/images/train/x.jpg` -> `…/labels/train/x.txt`."""
     parts = list(image.parts)
     for i in reversed(range(len(parts) - 1)):
         if parts[i] == "images":
@@ -133,12 +134,12 @@ def label_file(image: Path) -> Path:
 
 
 def read_labels(path: Path, size: tuple[int, int], names: Mapping[int, str]) -> list[Detection]:
-    """Boxes in pixels of an image of `size` (width, height); none if there is no file. A repeated line counts once.
+    """Read boxes in pixels of an image of `size` (width, height); none if the file does not exist.
 
-    A line of more than five numbers is the outline of a segment, whose hull is taken.
+    Duplicate lines count once. A line with more than five numbers is a segment's outline; its hull is the box.
 
     Raises:
-        ValueError: a line is not what it should be; names line and reason.
+        ValueError: a line is invalid; the message has its number and the reason.
     """
     if not path.exists():
         return []
@@ -159,14 +160,14 @@ def _read_line(words: list[str], size: tuple[int, int], names: Mapping[int, str]
         raise ValueError(f"no class has number {brief(label)}; there are {len(names)}")
     numbers = [float(value) for value in values]
     if len(numbers) < 4 or (len(numbers) > 4 and len(numbers) % 2) or not all(map(math.isfinite, numbers)):
-        raise ValueError(f"expected class, x, y, width and height in shares of the image, got {brief(' '.join(words))}")
+        raise ValueError(f"expected class, x, y, width and height as fractions, got {brief(' '.join(words))}")
     if len(numbers) == 4:
         x, y, w, h = numbers
         corners = x - w / 2, y - h / 2, x + w / 2, y + h / 2
     else:
         corners = hull(zip(numbers[::2], numbers[1::2], strict=True))
     if min(corners) < -TOLERANCE or max(corners) > 1 + TOLERANCE:
-        raise ValueError(f"the box {corners} stands out of its image")
+        raise ValueError(f"the box {corners} extends beyond its image")
     x0, y0, x1, y1 = clip_to(corners, 1, 1)
     if x0 >= x1 or y0 >= y1:
         raise ValueError(f"the box {corners} has no area")
