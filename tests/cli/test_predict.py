@@ -125,7 +125,7 @@ def test_a_classifier_needs_no_query(photos: Path, tmp_path: Path) -> None:
             ["--images", "photos/broken.png", "--query", "red"],
             "no readable image in photos/broken.png",
         ),
-        (["--images", "photos"], "query: the task asks about something; expected e.g. --query cat"),
+        (["--images", "photos"], "query: the task's template needs one; expected e.g. --query cat"),
         (["--query", "red"], "query: expected --images, which it is asked of"),
         (["--images", "photos", "--query", "red", "--ckpt_path=photos"], "ckpt_path: photos is no folder of a model"),
     ],
