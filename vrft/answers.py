@@ -1,10 +1,10 @@
-"""Reading model text: tags, boxes and labels.
+"""Parsers of model output: tags, boxes and labels.
 
-The text is hostile by assumption: nothing is evaluated, time is linear, and what can't be read has one result, None.
+The text is untrusted: nothing is evaluated, parsing takes linear time, and every failure gives None.
 
 The answer is the last complete <answer> block outside the reasoning. The tags are well formed if the whole text is
-`<think>…</think><answer>…</answer>`, each tag once, with nothing but white space around and between the blocks; where
-no reasoning is asked for, `<answer>…</answer>` alone.
+`<think>…</think><answer>…</answer>`, each tag once, with only white space around and between the blocks; if no
+reasoning is asked for, `<answer>…</answer>` alone.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from typing import Any, NamedTuple
 from vrft.types import Frame
 
 MAX_CHARACTERS = 20_000
-"""Longer answers are not read: 100 boxes in the paper's format take about 8,000 characters."""
+"""Limit on an answer's length: 100 boxes in the paper's format take about 8,000 characters."""
 
 MAX_BOXES = 100
-"""Answers with more boxes are not read: COCO's own limit of detections per image."""
+"""Limit on an answer's boxes: COCO's own on detections per image."""
 
 NO_OBJECTS = "No Objects"
 
@@ -45,7 +45,7 @@ class Blocks(NamedTuple):
 
 
 def split_blocks(text: str, reasoning: bool = True) -> Blocks:
-    """Cut a completion at its tags. `reasoning`: whether a well-formed one begins with it.
+    """Split a completion at its tags. `reasoning`: whether the format has a reasoning block.
 
     >>> split_blocks("<think>two</think><answer>[]</answer>")
     Blocks(reasoning='two', answer='[]', well_formed=True)
@@ -78,25 +78,25 @@ def _tags_are_well_formed(text: str, reasoning: bool) -> bool:
     return tags[0].start() == 0 and not between.strip() and tags[-1].end() == len(text)
 
 
-def tag_fault(text: str, reasoning: bool = True) -> str:
-    """What is wrong with the tags of a completion that is not well formed.
+def format_error(text: str, reasoning: bool = True) -> str:
+    """Explain why the tags of a completion are not well formed.
 
-    >>> tag_fault("<answer>cat</answer>"), tag_fault("Sure! <think>x</think><answer>cat</answer>")
+    >>> format_error("<answer>cat</answer>"), format_error("Sure! <think>x</think><answer>cat</answer>")
     ('<think> is missing', 'there is text around the tags, or they are out of order')
     """
     found = [tag.group() for tag in _TAG.finditer(text)]
     wanted = _TAGS if reasoning else _TAGS[2:]
-    for count, problem in ((0, "is missing"), (2, "is there more than once")):
+    for count, problem in ((0, "is missing"), (2, "appears more than once")):
         for tag in wanted:
             if min(found.count(tag), 2) == count:
                 return f"{tag} {problem}"
     if extra := [tag for tag in found if tag not in wanted]:
-        return f"{extra[0]} is not asked for"
+        return f"{extra[0]} is not part of the format"
     return "there is text around the tags, or they are out of order"
 
 
 class Item(NamedTuple):
-    """A box as it stands in an answer, in the model's frame."""
+    """A box of an answer, in the model's frame."""
 
     box: tuple[float, float, float, float]
     confidence: float | None = None
@@ -104,15 +104,16 @@ class Item(NamedTuple):
 
 
 def read_boxes(answer: str, frame: Frame, *, is_solution: bool = False) -> list[Item] | None:
-    """The boxes of an answer, or of a solution, which needs no confidences; None if it can't be read.
+    """Parse the boxes of an answer, or of a solution, whose confidences are optional; None if it is invalid.
 
-    Three forms, in JSON or as a Python literal: the paper's `[{'Position': [x0, y0, x1, y1], 'Confidence': c}, …]`,
-    with a 'Label' where several categories are asked for; Qwen's `[{"bbox_2d": [x0, y0, x1, y1], "label": "cat"}, …]`,
-    also in a code fence; and `(x0,y0),(x1,y1)`. `No Objects` and an empty list are no boxes.
+    Three forms are accepted, as JSON or a Python literal: the paper's
+    `[{'Position': [x0, y0, x1, y1], 'Confidence': c}, …]`, with a 'Label' if several categories are asked for; Qwen's
+    `[{"bbox_2d": [x0, y0, x1, y1], "label": "cat"}, …]`, optionally in a code fence; and `(x0,y0),(x1,y1)`.
+    `No Objects` and an empty list give no boxes.
 
-    All or nothing: one box with corners out of order or outside the frame, a confidence outside 0..1, a missing or
-    unknown key or anything that is not a finite number makes the whole answer unreadable, and so do more than
-    `MAX_BOXES` boxes or `MAX_CHARACTERS` characters. A box that is given twice counts twice.
+    One invalid box invalidates the whole answer: corners out of order or outside the frame, a confidence outside 0..1,
+    a missing or unknown key, or a value that is not a finite number. So do more than `MAX_BOXES` boxes or
+    `MAX_CHARACTERS` characters. Duplicate boxes are kept.
 
     >>> read_boxes("[{'Position': [0, 10, 500, 1000], 'Confidence': 0.9}]", Frame(1000, 1000))
     [Item(box=(0.0, 10.0, 500.0, 1000.0), confidence=0.9, label=None)]
@@ -139,9 +140,9 @@ def read_boxes(answer: str, frame: Frame, *, is_solution: bool = False) -> list[
 
 
 def _read_literal(text: str) -> Any:
-    """The value of a JSON text or a Python literal of lists, tuples, dicts, strings and numbers; None if it is none.
+    """Parse JSON or a Python literal of lists, tuples, dicts, strings and numbers; None if it is invalid.
 
-    A Python literal is spelt as JSON token by token, so nothing is evaluated and the time is linear.
+    A Python literal is translated to JSON token by token: nothing is evaluated, and the time is linear.
     """
     tokens, position = [], 0
     while found := _TOKEN.match(text, position):
@@ -160,7 +161,7 @@ def _read_literal(text: str) -> Any:
 
 
 def _brackets_match(tokens: Sequence[str]) -> bool:
-    """Whether no list ends as a tuple or the other way round; the rest is JSON's own to see."""
+    """Return whether every `(` and `[` is closed by its own kind. JSON's parser checks the rest."""
     opened = []
     for token in tokens:
         if token in ("(", "["):
@@ -182,12 +183,12 @@ def _requote(found: re.Match[str]) -> str:
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(dict(pairs)) < len(pairs):
-        raise ValueError("a key is there twice")
+        raise ValueError("duplicate key")
     return dict(pairs)
 
 
 def _pair_corners(points: list[Any]) -> list[Any]:
-    """Two points after another are a box; what is no pair of points can't be read as a box later."""
+    """Turn consecutive pairs of points into boxes. Anything else becomes an item that is rejected later."""
     pairs = itertools.zip_longest(points[::2], points[1::2])
     return [{"bbox_2d": [*a, *b] if _is_point(a) and _is_point(b) else None} for a, b in pairs]
 
@@ -218,7 +219,7 @@ def _read_item(item: Any, frame: Frame, is_solution: bool) -> Item | None:
 
 
 def _is_label(value: Any) -> bool:
-    """Whether it is none, or a text that can be written: JSON can escape half a surrogate pair."""
+    """Return whether a value is None or valid Unicode text: JSON can escape half a surrogate pair."""
     return value is None or (isinstance(value, str) and not _SURROGATE.search(value))
 
 
@@ -227,7 +228,7 @@ def _is_number(value: Any) -> bool:
 
 
 def normalise_label(text: str) -> str:
-    """Compatibility forms of letters (NFKC) and lower case; runs of white space, hyphens and underscores are one space.
+    """Normalise to NFKC and lower case, with runs of white space, hyphens and underscores as one space.
 
     One full stop at the end is dropped.
 
@@ -239,7 +240,7 @@ def normalise_label(text: str) -> str:
 
 
 def read_count(text: str) -> str | None:
-    """A whole number of at most nine digits, without leading zeros; None if the text is something else.
+    """Parse a whole number of at most nine digits and drop leading zeros; None if the text is something else.
 
     >>> read_count(" 012 ")
     '12'
@@ -249,9 +250,9 @@ def read_count(text: str) -> str | None:
 
 
 def read_choice(text: str, choices: Sequence[str] = ()) -> str | None:
-    """The letter of a multiple-choice answer: `B`, `(b)`, `B.`, `B) red`, or the text of a choice; None if it is none.
+    """Parse a multiple-choice answer to its letter: `B`, `(b)`, `B.`, `B) red` or a choice's text; None if invalid.
 
-    A letter alone is the letter, also where it is the text of another choice.
+    A single letter always means the letter, even if it is the text of another choice.
 
     >>> read_choice("(b)"), read_choice("red", ["blue", "red"]), read_choice("Both")
     ('B', 'B', None)

@@ -18,19 +18,19 @@ Matrix = NDArray[np.float64]
 Coordinates = Literal["thousandths", "pixels", "unit"]
 
 FRAMES: dict[Coordinates, Frame] = {"thousandths": Frame(1000, 1000), "unit": Frame(1, 1, 3)}
-"""Frames that are the same for every image."""
+"""Frames that do not depend on the image's size."""
 
 
 def frame_of(coordinates: Coordinates, size: tuple[int, int]) -> Frame:
-    """The frame of an image; `size` (width, height) is that in which its pixels are counted."""
+    """Return the frame of an image whose pixel coordinates refer to `size` (width, height)."""
     return Frame(*size) if coordinates == "pixels" else FRAMES[coordinates]
 
 
 def to_frame(box: Box, image_size: tuple[int, int], frame: Frame) -> Box:
-    """Pixels of an image of `image_size` (width, height) -> the model's frame, rounded to its decimals.
+    """Convert pixels of an image of `image_size` (width, height) to the model's frame, rounded to its decimals.
 
-    Without decimals they are integers. A box whose sides fall together gets the unit that its middle lies in, since a
-    box without area can't be an answer.
+    Without decimals, coordinates are integers. If rounding leaves no area, the box becomes the unit around its centre,
+    because an answer can't have a box without area.
     """
     x0, x1 = _interval(box[0], box[2], image_size[0], frame.width, frame.decimals)
     y0, y1 = _interval(box[1], box[3], image_size[1], frame.height, frame.decimals)
@@ -48,31 +48,31 @@ def _interval(low: float, high: float, size: int, length: int, decimals: int) ->
 
 
 def from_frame(box: Sequence[float], image_size: tuple[int, int], frame: Frame) -> Box:
-    """The model's frame -> pixels of an image of `image_size` (width, height)."""
+    """Convert the model's frame to pixels of an image of `image_size` (width, height)."""
     (width, height), (x0, y0, x1, y1) = image_size, box
     return x0 * width / frame.width, y0 * height / frame.height, x1 * width / frame.width, y1 * height / frame.height
 
 
 def iou_matrix(a: Sequence[Box], b: Sequence[Box]) -> Matrix:
-    """Intersection over union of every pair, (len(a), len(b)). Boxes without area have IoU 0 with everything."""
+    """Return the IoU of every pair, (len(a), len(b)). Boxes without area have IoU 0 with every box."""
     intersection, union, _, _ = _compare(a, b)
     return _ratio(intersection, union)
 
 
 def giou_matrix(a: Sequence[Box], b: Sequence[Box]) -> Matrix:
-    """Generalised IoU (arXiv 1902.09630): IoU - (hull - union) / hull, in -1..1."""
+    """Return the generalised IoU (arXiv 1902.09630) of every pair: IoU - (hull - union) / hull, in -1..1."""
     intersection, union, hull, _ = _compare(a, b)
     return _ratio(intersection, union) - _ratio(hull.prod(-1) - union, hull.prod(-1))
 
 
 def diou_matrix(a: Sequence[Box], b: Sequence[Box]) -> Matrix:
-    """Distance IoU (arXiv 1911.08287): IoU - (distance of the centres / diagonal of the hull)^2, in -1..1."""
+    """Return the distance IoU (arXiv 1911.08287) of every pair: IoU - (centre distance / hull diagonal)^2, in -1..1."""
     intersection, union, hull, distance = _compare(a, b)
     return _ratio(intersection, union) - _ratio((distance**2).sum(-1), (hull**2).sum(-1))
 
 
 def _compare(a: Sequence[Box], b: Sequence[Box]) -> tuple[Matrix, Matrix, Matrix, Matrix]:
-    """Intersection and union (A, B); sides of the hull and distance of the centres, along x and y (A, B, 2)."""
+    """Return intersection and union (A, B), and hull sides and centre distances along x and y (A, B, 2)."""
     p, q = np.asarray(a, np.float64).reshape(-1, 1, 4), np.asarray(b, np.float64).reshape(1, -1, 4)
     overlap = np.minimum(p[..., 2:], q[..., 2:]) - np.maximum(p[..., :2], q[..., :2])
     intersection = overlap.clip(0).prod(-1)
@@ -87,15 +87,15 @@ def _ratio(a: Matrix, b: Matrix) -> Matrix:
 
 
 def match_by_confidence(similarity: Matrix, scores: Sequence[float], threshold: float) -> list[tuple[int, int, float]]:
-    """Greedy matching as in Visual-RFT, section 3.2: by falling score, each prediction takes the best free true box.
+    """Match greedily (Visual-RFT, section 3.2): by falling score, each prediction takes the best free true box.
 
     Args:
-        similarity: of predictions and true boxes (predictions, true).
-        scores: of the predictions; equal ones keep their order.
-        threshold: pairs count above it.
+        similarity: similarity of each prediction and true box (predictions, true).
+        scores: scores of the predictions; equal ones keep their order.
+        threshold: similarity above which a pair counts.
 
     Returns:
-        (prediction, true box, similarity) of the pairs.
+        The pairs as (prediction, true box, similarity).
     """
     free = similarity.copy()
     pairs = []
@@ -110,9 +110,9 @@ def match_by_confidence(similarity: Matrix, scores: Sequence[float], threshold: 
 
 
 def match_optimally(similarity: Matrix, threshold: float) -> list[tuple[int, int, float]]:
-    """The pairs above `threshold` whose similarities have the largest sum (Hungarian method); as match_by_confidence.
+    """Match for the largest sum of similarities above `threshold` (Hungarian method).
 
-    More than one prediction never shares a true box. Scores play no part.
+    Arguments and result are those of `match_by_confidence`, without scores.
     """
     counted = np.where(similarity > threshold, similarity, 0.0)
     pairs = zip(*linear_sum_assignment(counted, maximize=True), strict=True)
@@ -120,7 +120,7 @@ def match_optimally(similarity: Matrix, threshold: float) -> list[tuple[int, int
 
 
 def matched_iou(predicted: Sequence[Box], scores: Sequence[float], true: Sequence[Box]) -> float:
-    """Sum of the matched IoUs above 0, by falling score, / max(predicted, true boxes); 1 if there are neither."""
+    """Return the sum of IoUs matched by falling score / max(predicted, true boxes); 1 if there are no boxes."""
     slots = max(len(predicted), len(true))
     pairs = match_by_confidence(iou_matrix(predicted, true), scores, 0.0)
     return sum(iou for _, _, iou in pairs) / slots if slots else 1.0

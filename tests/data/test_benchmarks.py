@@ -91,12 +91,12 @@ def test_bad_flowers_are_named(tmp_path: Path) -> None:
     savemat(folder / "setid.mat", {"trnid": train, "tstid": [[1, 2]]})
     savemat(folder / "imagelabels.mat", {"labels": [[1, 2, 1, 2, 1, 2, 1, 103, 1, 2, 1, 2]]})
     listed = said_of(lambda **more: FlowersData(str(folder), **more), tmp_path, ClassificationTask()).splitlines()
-    number = "expected the number of an image, 1 to 12"
+    number = "expected an image number from 1 to 12"
     assert [line.removeprefix(f"{folder / 'setid.mat'}: ") for line in listed] == [
         f"trnid[1] (id 99): {number}",
         f"trnid[2] (id 0): {number}",
         *(f"trnid[{i}] (id -1): {number}" for i in (3, 4, 5, 6)),
-        f"trnid[8] (id 7): image_00007.jpg is there twice; first in {folder / 'setid.mat'}: trnid[7] (id 7)",
+        f"trnid[8] (id 7): image_00007.jpg appears twice; first in {folder / 'setid.mat'}: trnid[7] (id 7)",
         "trnid[9] (id 8): imagelabels.mat: labels[7]: expected 1 to 102",
     ]
 
@@ -108,7 +108,7 @@ def test_a_matlab_file_that_crashes_scipy_is_refused(tmp_path: Path) -> None:
     content[content.index(b"labels") + 8] = 255  # a type of numbers that there is not
     (folder / "imagelabels.mat").write_bytes(content)
     said = refused(lambda **more: FlowersData(str(folder), **more), tmp_path)
-    assert said.startswith(f"{folder / 'imagelabels.mat'}: not a MATLAB file that can be read")
+    assert said.startswith(f"{folder / 'imagelabels.mat'}: not a readable MATLAB file")
 
 
 def test_matlab_may_store_numbers_as_floats(tmp_path: Path) -> None:
@@ -130,15 +130,15 @@ def test_lists_skip_comments_and_take_any_line_ends(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("kind", "write", "file", "line", "said"),
     [
-        (PetsData, formats.write_pets, "annotations/test.txt", "Abyssinian", "line 6: expected a name like"),
-        (PetsData, formats.write_pets, "annotations/test.txt", "_100 1 1 1", "line 6: expected a name like"),
-        (PetsData, formats.write_pets, "annotations/test.txt", "a\0_100 1 1 1", "line 6: expected a name like"),
+        (PetsData, formats.write_pets, "annotations/test.txt", "Abyssinian", "line 6: expected a line like"),
+        (PetsData, formats.write_pets, "annotations/test.txt", "_100 1 1 1", "line 6: expected a line like"),
+        (PetsData, formats.write_pets, "annotations/test.txt", "a\0_100 1 1 1", "line 6: expected a line like"),
         (
             PetsData,
             formats.write_pets,
             "annotations/test.txt",
             "Abyssinian_104 1 1 1",
-            "Abyssinian_104.jpg is there twice",
+            "Abyssinian_104.jpg appears twice",
         ),
         (PetsData, formats.write_pets, "annotations/test.txt", "Bengal_1 1 1 1", "Bengal_1.jpg: no such image"),
         (
@@ -146,14 +146,14 @@ def test_lists_skip_comments_and_take_any_line_ends(tmp_path: Path) -> None:
             formats.write_aircraft,
             "data/images_variant_test.txt",
             "x 707-320",
-            "line 5: expected the number",
+            "line 5: expected an image number",
         ),
         (
             AircraftData,
             formats.write_aircraft,
             "data/images_variant_test.txt",
             "1025794",
-            "line 5: expected the number",
+            "line 5: expected an image number",
         ),
         (
             AircraftData,
@@ -195,7 +195,7 @@ def test_bad_cars_are_named(tmp_path: Path) -> None:
         "[2] ('00003.jpg'): expected a class from 1 to 2 with a name, got 'x'",
         "[3] ('00004.jpg'): expected a class from 1 to 2 with a name, got nan",
         "[4] (7): expected fname to be a file name",
-        f"[5] ('00001.jpg'): 00001.jpg is there twice; first in {file}: annotations[0] ('00001.jpg')",
+        f"[5] ('00001.jpg'): 00001.jpg appears twice; first in {file}: annotations[0] ('00001.jpg')",
     ]
     savemat(file, {"annotations": [[1, 2]]})
     assert "expected the fields fname and class" in refused(lambda **more: CarsData(str(folder), **more), tmp_path)

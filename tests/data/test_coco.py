@@ -80,7 +80,7 @@ def test_lvis_negatives_are_those_that_were_looked_for(tmp_path: Path) -> None:
     [
         ({"annotations": None}, "not a COCO or LVIS instances file"),
         ({"categories": [{"id": 1}]}, "categories[0]: expected an integer id and a name"),
-        ({"categories": [{"id": 1, "name": "a"}] * 2}, "categories[1].id: 1 is there twice"),
+        ({"categories": [{"id": 1, "name": "a"}] * 2}, "categories[1].id: 1 appears twice"),
         ({"annotations": []}, "no train records; expected at least one"),
     ],
 )
@@ -99,8 +99,8 @@ def test_a_bad_file_ends_it(changes: dict[str, Any], said: str, tmp_path: Path) 
         (BOX | {"bbox": [0, 0, float("inf"), 1]}, "in finite numbers"),
         (BOX | {"bbox": None}, "in finite numbers, got None"),
         (BOX | {"bbox": [0, 0, 0, 5]}, "[0, 0, 0, 5] has no area"),
-        (BOX | {"bbox": [30, 0, 12, 5]}, "[30, 0, 12, 5] stands out of its image of 40 x 30"),
-        (BOX | {"bbox": [-2, 0, 5, 5]}, "stands out of its image"),
+        (BOX | {"bbox": [30, 0, 12, 5]}, "[30, 0, 12, 5] extends beyond its image of 40 x 30"),
+        (BOX | {"bbox": [-2, 0, 5, 5]}, "extends beyond its image"),
         (BOX | {"bbox": [40.5, 0, 0.4, 5]}, "has no area in its image"),
         (BOX | {"image_id": 5}, "no image has id 5"),
         (BOX | {"category_id": 4}, "no category has id 4"),
@@ -129,10 +129,10 @@ def test_a_bad_annotation_is_named_and_its_image_left_out(
     [
         (IMAGE | {"file_name": "c.png"}, "c.png: no such image"),
         (IMAGE | {"file_name": None}, "images[0] (id 7): expected a file_name, got None"),
-        (IMAGE | {"file_name": "instances.json"}, "not an image that can be read"),
+        (IMAGE | {"file_name": "instances.json"}, "not a readable image"),
         (IMAGE | {"file_name": "cut.png"}, "can't be decoded"),
         (IMAGE | {"id": "7"}, "images[0] (id '7'): expected an integer id"),
-        (IMAGE | {"id": 8}, "images[0] (id 8): the id is there 2 times"),
+        (IMAGE | {"id": 8}, "images[0] (id 8): the id appears 2 times"),
         (IMAGE | {"width": 30, "height": 40}, "is 40 x 30, expected 30 x 40"),
         (IMAGE | {"width": "40"}, "expected width and height, got '40' and 30"),
         (IMAGE | {"height": 0}, "expected width and height, got 40 and 0"),
@@ -161,7 +161,7 @@ def test_all_problems_are_reported_at_once_and_counted(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError) as caught:
         samples_of(coco_data(tmp_path, {"images": [IMAGE, OTHER], "annotations": [GOOD, *many]}), tmp_path)
     lines = str(caught.value).splitlines()
-    assert lines[0].startswith("60 bad records; mend them")  # the file is read for both parts
+    assert lines[0].startswith("60 bad records; fix them")  # the file is read for both parts
     assert len(lines) == 22
     assert lines[-1] == "and 40 more"
 
@@ -197,7 +197,7 @@ def test_a_split_shares_no_image(tmp_path: Path) -> None:
 
 
 def test_an_image_that_is_trained_on_and_held_out_is_said(tmp_path: Path) -> None:
-    with pytest.warns(UserWarning, match="2 held-out records have an image that is trained on"):
+    with pytest.warns(UserWarning, match="2 held-out records have an image of the training data"):
         samples_of(coco_data(tmp_path), tmp_path)
 
 

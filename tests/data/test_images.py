@@ -26,7 +26,7 @@ def test_an_image_that_turns_unreadable_is_replaced_in_training_and_blank_in_eva
     for sample in (replaced, blank):
         assert "a.png" in sample.metadata["replaced"][0] or "image 7" in sample.metadata["replaced"][0]
     (tmp_path / "b.png").unlink()
-    with pytest.raises(ConfigurationError, match="no image of the training data can be read any more"):
+    with pytest.raises(ConfigurationError, match="no training image can be read any more"):
         data.train_set()[0]
 
 
@@ -70,7 +70,7 @@ def test_exif_orientation_is_applied_unless_the_annotations_were_made_without(or
 
 
 @pytest.mark.parametrize(
-    ("size", "reason"), [((20_000, 20_000), "pixels"), ((9500, 9500), "are more than"), ((2100, 10), "one side")]
+    ("size", "reason"), [((20_000, 20_000), "pixels"), ((9500, 9500), "is more than"), ((2100, 10), "one side")]
 )
 def test_bombs_and_threads_are_refused(size: tuple[int, int], reason: str, tmp_path: Path) -> None:
     Image.new("1", size).save(tmp_path / "x.png")  # a few kilobytes

@@ -67,7 +67,7 @@ def test_a_folder_of_parquet_files_and_a_split_are_read(tmp_path: Path) -> None:
     datasets.DatasetDict(parts).save_to_disk(tmp_path / "both")
     train, val = samples_of(HubData(str(tmp_path / "both"), split="val", val_fraction=0.5), tmp_path)
     assert {sample.query for sample in train + val} == {boxes[0].label for boxes in drawn("val")}
-    assert "can't be read as a data set" in refused(
+    assert "can't be read as a dataset" in refused(
         lambda **more: HubData(str(tmp_path / "both"), split="test", val_fraction=0.5, **more), tmp_path
     )
 
@@ -154,7 +154,7 @@ GOOD = LINE | {"solution": "<answer>No Objects</answer>"}
         (GOOD | {"image": "a\0b"}, "image: expected one, got 'a\\x00b'"),
         (GOOD | {"image": "\ud800"}, "image: expected one"),
         (GOOD | {"image": "none.png"}, "none.png: no such image"),
-        (GOOD | {"image": "train.jsonl"}, "train.jsonl: not an image"),
+        (GOOD | {"image": "train.jsonl"}, "train.jsonl: not a readable image"),
         (GOOD | {"image": "images"}, "can't be opened"),
         (GOOD | {"image": "x" * 999}, "can't be opened"),
         (GOOD | {"choices": 3}, "choices: expected a list of texts, got 3"),
@@ -198,7 +198,7 @@ def table(**columns: Any) -> Any:
 @pytest.mark.parametrize(
     ("columns", "said"),
     [
-        ({"image": [1], "problem": ["a"], "solution": ["b"]}, "can't be read as a data set"),
+        ({"image": [1], "problem": ["a"], "solution": ["b"]}, "can't be read as a dataset"),
         ({"problem": ["a"], "solution": ["b"]}, "no column 'image'; it has problem, solution"),
         ({"picture": [1]}, "no column 'image'; it has picture"),
     ],
@@ -245,12 +245,12 @@ def test_a_broken_table_ends_it(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "disk" / "state.json").write_bytes(content)
     for name in ("x.parquet", "empty", "disk"):
         message = refused(lambda name=name, **more: HubData(str(tmp_path / name), val_fraction=0.5, **more), tmp_path)
-        assert message.startswith(f"data.train: {tmp_path / name} can't be read as a data set")
+        assert message.startswith(f"data.train: {tmp_path / name} can't be read as a dataset")
 
 
 def test_without_datasets_or_its_data_set_it_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make = lambda **more: HubData("nobody/has-this", val_fraction=0.5, **more)  # noqa: E731
-    assert "data.train: nobody/has-this can't be read as a data set" in refused(make, tmp_path)  # tests are offline
+    assert "data.train: nobody/has-this can't be read as a dataset" in refused(make, tmp_path)  # tests are offline
     monkeypatch.setitem(__import__("sys").modules, "datasets", None)
     assert "vrft[hub]" in refused(make, tmp_path)
 

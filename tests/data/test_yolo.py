@@ -61,8 +61,8 @@ def test_yolo_categories_and_negatives(tmp_path: Path) -> None:
         ("0 .5 .5 .2 1e999", "expected class, x, y, width and height"),
         ("0 .5 .5 0 .2", "has no area"),
         ("0 .5 .5 -.2 .2", "has no area"),
-        ("0 .9 .5 .4 .2", "stands out of its image"),
-        ("0 30 30 10 10", "stands out of its image"),  # pixels
+        ("0 .9 .5 .4 .2", "extends beyond its image"),
+        ("0 30 30 10 10", "extends beyond its image"),  # pixels
         ("0 .1 .1 .5 .1 .3 .1", "has no area"),  # an outline without height
     ],
 )
@@ -95,7 +95,7 @@ def test_labels_that_are_no_text_are_named(content: bytes, tmp_path: Path) -> No
     assert f"{file}: can't be read" in said_of(lambda **more: YoloData(str(config), **more), tmp_path)
     file.rmdir()
     (tmp_path / "x" / "images" / "train" / "2.png").write_bytes(b"no image")
-    assert "2.png: not an image" in said_of(lambda **more: YoloData(str(config), **more), tmp_path)
+    assert "2.png: not a readable image" in said_of(lambda **more: YoloData(str(config), **more), tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -104,19 +104,19 @@ def test_labels_that_are_no_text_are_named(content: bytes, tmp_path: Path) -> No
         ("", "names: expected a list"),
         ("[1]", "names: expected a list"),
         ("train: images/train\nnames: red", "names: expected a list"),
-        ("train: images/train\nnames: [red, yes]", "names: expected text in quotes for a number, got True for 1"),
-        ("train: images/train\nnames: {a: red}", "names: expected text in quotes for a number, got 'red' for 'a'"),
-        ("train: images/train\nnames: [[red]]", "names: expected text in quotes for a number, got ['red'] for 0"),
+        ("train: images/train\nnames: [red, yes]", "names: expected a number and a text, got 1 and True"),
+        ("train: images/train\nnames: {a: red}", "names: expected a number and a text, got 'a' and 'red'"),
+        ("train: images/train\nnames: [[red]]", "names: expected a number and a text, got 0 and ['red']"),
         ("train: 3\nnames: [red]", "train: expected a folder of images, got 3"),
         ("path: [a]\ntrain: images/train\nnames: [red]", "train: expected a folder of images"),
         ("train: images/none\nnames: [red]", "train: no such folder"),
         ('train: "a\\0b"\nnames: [red]', "train: no such folder"),
-        ("names: {1: [", "is not YAML that can be read"),
-        ("names: !!python/object/apply:os.system [true]", "is not YAML that can be read"),
-        ("names: 2020-99-99", "is not YAML that can be read"),
-        ("names: !!float ''", "is not YAML that can be read"),
-        ("[" * 5000, "is not YAML that can be read"),
-        ("a: &a [x]\nb: &b [*a, *a]\nnames: [*b]\ntrain: x", "got a list for 0"),
+        ("names: {1: [", "is not valid YAML"),
+        ("names: !!python/object/apply:os.system [true]", "is not valid YAML"),
+        ("names: 2020-99-99", "is not valid YAML"),
+        ("names: !!float ''", "is not valid YAML"),
+        ("[" * 5000, "is not valid YAML"),
+        ("a: &a [x]\nb: &b [*a, *a]\nnames: [*b]\ntrain: x", "got 0 and a list"),
     ],
 )
 def test_a_bad_data_yaml_ends_it(text: str, said: str, tmp_path: Path) -> None:

@@ -55,7 +55,7 @@ def test_what_a_function_gives_is_cut_off_at_the_bounds(given: float | None, exp
 def test_what_is_not_finite_is_a_fault_with_a_warning_and_no_part_of_means(fault: float) -> None:
     values = iter([fault, 0.5])
     reward = FunctionReward(lambda *_: next(values))
-    with pytest.warns(UserWarning, match=f"FunctionReward gave {fault}, which is no score"):
+    with pytest.warns(UserWarning, match=f"FunctionReward returned {fault}; expected a finite score"):
         scores = reward(answers("a", "b"), [sample(ONE)] * 2)
     assert scores.tolist() == [math.inf, 0.5]
     assert reward.compute() == 0.5

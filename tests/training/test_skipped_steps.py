@@ -84,7 +84,7 @@ def test_a_reward_that_is_no_number_costs_the_step_and_names_the_completion(
     reward = f"{{class_path: FunctionReward, init_args: {{function: {__name__}.nan_now_and_then}}}}"
     monkeypatch.setitem(CALLS, "reward", 0)
     more = [f"--model.rewards.own={reward}", "--trainer.limit_val_batches=0", "--transcripts.every_n_rollouts=1"]
-    with pytest.warns(UserWarning, match="gave nan, which is no score"):
+    with pytest.warns(UserWarning, match="returned nan; expected a finite score"):
         assert main(quick_fit(CSV_ONLY, *SMALL, *more)) == 0
     assert logged(tmp_path / "run", "train/skipped_steps") == [1, 0, 0]  # two steps were asked for, and made
     assert all(math.isfinite(value) for value in logged(tmp_path / "run", "train/reward"))

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from vrft.answers import tag_fault
+from vrft.answers import format_error
 from vrft.boxes import Box, iou_matrix
 from vrft.guards.base import WINDOW, Guard, Seen, mean
 from vrft.guards.training import numbers
@@ -176,7 +176,7 @@ def fault(answer: Answer, reasoning: bool) -> str:
         return "it is empty"
     if answer.well_formed:
         return "the answer block can't be read"
-    return tag_fault(answer.text, reasoning)
+    return format_error(answer.text, reasoning)
 
 
 def answered(seen: Seen) -> Iterator[tuple[Sample, Answer]]:

@@ -1,4 +1,4 @@
-"""Verifiable rewards: each is a pure function of one answer and one sample, wrapped in a metric."""
+"""Verifiable rewards: pure functions of an answer and its sample, each wrapped in a metric."""
 
 from vrft.rewards.base import Reward
 from vrft.rewards.consistency import Consistency

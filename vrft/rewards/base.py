@@ -1,4 +1,4 @@
-"""What a reward is: a pure score of one answer, wrapped in a metric that remembers its mean."""
+"""The reward base class: a pure score of one answer, wrapped in a metric that averages scores."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from vrft.types import Answer, Question
 
 
 class Reward(Metric):
-    """Scores N answers at once; `compute` is the mean of everything scored since the last `reset`.
+    """Base class of rewards. `compute` returns the mean of all scores since the last `reset`.
 
-    A subclass writes `score`. Calling the reward returns one score per answer, (N,) float32, NaN where the reward does
-    not apply; NaN is left out of means and sums. A score that is NaN or infinite comes as infinity: the training step
-    is skipped, and means go without it.
+    A subclass implements `score`. Calling the reward returns one score per answer, (N,) float32, NaN where the reward
+    does not apply; NaN is left out of means and sums. If `score` returns NaN or infinity, the result is infinity: the
+    training step is skipped, and means ignore the score.
     """
 
     full_state_update = False
@@ -31,7 +31,7 @@ class Reward(Metric):
     count: Tensor
 
     def __init__(self, weight: float = 1.0) -> None:
-        """`weight`: of the score in the sum of all rewards; 0 shows a score without training on it."""
+        """Set the weight of the score in the sum of all rewards; 0 logs it without training on it."""
         super().__init__()
         self.weight = weight
         self.add_state("total", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
@@ -39,17 +39,17 @@ class Reward(Metric):
 
     @abstractmethod
     def score(self, answer: Answer, sample: Question) -> float | None:
-        """The reward of one answer, within `bounds`. None means "does not apply", which may depend on the sample alone.
+        """Return the reward of one answer, or None if it does not apply, which may depend on the sample alone.
 
-        What is outside the bounds is cut off. NaN and infinities are faults of the reward.
+        Values are clipped to `bounds`. NaN and infinities count as errors of the reward.
         """
 
     def scores(self, answers: Sequence[Answer], samples: Sequence[Question]) -> Sequence[float | None]:
-        """`score` of N answers."""
+        """Return the scores of N answers."""
         return [self.score(answer, sample) for answer, sample in zip(answers, samples, strict=True)]
 
     def load(self) -> None:
-        """Read what scoring needs, before training starts."""
+        """Load models or files that scoring needs. Called once before training starts."""
 
     def update(self, answers: Sequence[Answer], samples: Sequence[Question]) -> None:
         self._accumulate(self._scores(answers, samples))
@@ -58,13 +58,13 @@ class Reward(Metric):
         return (self.total / self.count).float()
 
     def forward(self, answers: Sequence[Answer], samples: Sequence[Question]) -> Tensor:
-        """Score, accumulate and return the scores (N,)."""
+        """Return the scores (N,) and add them to the mean."""
         scores = self._scores(answers, samples)
         self._accumulate(scores)
         return scores
 
     def bounded_scores(self, answers: Sequence[Answer], samples: Sequence[Question]) -> list[float | None]:
-        """`scores`, cut off at `bounds`; infinity for what isn't finite."""
+        """Return `scores` clipped to `bounds`, with infinity for values that are not finite."""
         return [None if value is None else self._bounded(value) for value in self.scores(answers, samples)]
 
     def _scores(self, answers: Sequence[Answer], samples: Sequence[Question]) -> Tensor:
@@ -74,7 +74,7 @@ class Reward(Metric):
     def _bounded(self, value: float) -> float:
         lowest, highest = self.bounds
         if not math.isfinite(value):
-            rank_zero_warn(f"{type(self).__name__} gave {value}, which is no score")
+            rank_zero_warn(f"{type(self).__name__} returned {value}; expected a finite score")
             return math.inf
         return min(max(float(value), lowest), highest)
 

@@ -1,4 +1,4 @@
-"""Agreement of answers to the same question: a reward that needs no label."""
+"""Agreement among the answers to a question: a reward that needs no label."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from vrft.types import Answer, Question
 
 
 class Consistency(Reward):
-    """The mean agreement of an answer with the others to its question (after TTRL, arXiv 2504.16084, eq. 2).
+    """Mean agreement of an answer with the other answers to its question (after TTRL, arXiv 2504.16084, eq. 2).
 
-    Boxes agree by their matched IoU / max(boxes of either answer), names by being equal, and an answer that can't be
-    read agrees with none. It does not apply where there is one answer. Without a reward that knows what is right, it
-    only makes a policy surer of what it mostly says.
+    The agreement of boxes is their matched IoU / max(number of boxes in either answer), that of texts is equality, and
+    that of an unreadable answer 0. The reward does not apply to a single answer. Without another reward based on the
+    truth, it only reinforces the policy's most frequent answers.
     """
 
     def scores(self, answers: Sequence[Answer], samples: Sequence[Question]) -> Sequence[float | None]:
@@ -30,15 +30,15 @@ class Consistency(Reward):
         return found
 
     def score(self, answer: Answer, sample: Question) -> None:
-        """Of one answer alone there is nothing to say."""
+        """Return None: a single answer has no agreement."""
 
 
 def agreement(answer: Answer, other: Answer) -> float:
-    """How far two answers say the same, in 0..1; the order of the two matters for boxes of unequal confidence only."""
-    mine, theirs = answer.value, other.value
-    if isinstance(mine, str) and isinstance(theirs, str):
-        return float(normalise_label(mine) == normalise_label(theirs))
-    if not isinstance(mine, tuple) or not isinstance(theirs, tuple):
+    """Return the agreement of two answers in 0..1, symmetric unless boxes differ in confidence."""
+    a, b = answer.value, other.value
+    if isinstance(a, str) and isinstance(b, str):
+        return float(normalise_label(a) == normalise_label(b))
+    if not isinstance(a, tuple) or not isinstance(b, tuple):
         return 0.0
-    scores = [1.0 if found.score is None else found.score for found in mine]
-    return matched_iou([found.box for found in mine], scores, [found.box for found in theirs])
+    scores = [1.0 if found.score is None else found.score for found in a]
+    return matched_iou([found.box for found in a], scores, [found.box for found in b])

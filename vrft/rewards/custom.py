@@ -1,4 +1,4 @@
-"""A reward that is a function of the user's own."""
+"""A reward computed by a user's function."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from vrft.types import Answer, Question
 
 
 class FunctionReward(Reward):
-    """`function(completion, answer, target, size, metadata)`, in 0..1, or None where it does not apply.
+    """A function `function(completion, answer, target, size, metadata)` that returns 0..1, or None if it doesn't apply.
 
-    `completion` is the text; `answer` what the task read of it (detections in pixels, a text, or None if it can't be
-    read); `target` what is right; `size` width and height of the image; `metadata` what the data knows besides. Errors
-    in the function end the run.
+    `completion` is the text; `answer` its parsed value (detections in pixels, a text, or None if it can't be parsed);
+    `target` the correct value; `size` the width and height of the image; `metadata` the other fields of the sample.
+    Errors raised by the function end the run.
     """
 
     def __init__(self, function: Callable[..., float | None], weight: float = 1.0) -> None:
-        """Names the function.
+        """Set the function.
 
         Args:
-            function: its import path, `my_module.my_reward`.
-            weight: of the score in the sum of all rewards.
+            function: import path of the function, e.g. `my_module.my_reward`.
+            weight: weight of the score in the sum of all rewards.
         """
         super().__init__(weight)
         self.function = function

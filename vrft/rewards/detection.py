@@ -1,7 +1,7 @@
-"""Detection rewards of Visual-RFT (arXiv 2503.01785, section 3.2), strict, and relatives.
+"""Strict versions of Visual-RFT's detection rewards (arXiv 2503.01785, section 3.2), and related ones.
 
-Predictions are matched to true boxes of the same label; a pair counts if its overlap is above `threshold`. A task that
-asks for one category gives all boxes its label. An answer that can't be read scores 0.
+Predictions are matched to true boxes of the same label; a pair counts if its overlap is above `threshold`. If a task
+asks for one category, all boxes have that label. An answer that can't be parsed scores 0.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from vrft.types import Answer, Detection, Question
 Matching = Literal["confidence", "optimal"]
 
 OTHER_LABEL = -1.0
-"""Overlap of boxes with different labels: below every threshold."""
+"""Overlap of boxes with different labels, below every threshold."""
 
 
 class Matches(NamedTuple):
-    """Matched (confidence, overlap) pairs, confidences of the wrong boxes, and the number of true boxes."""
+    """Matched (confidence, overlap) pairs, confidences of the unmatched boxes, and the number of true boxes."""
 
     right: list[tuple[float | None, float]]
     wrong: list[float | None]
@@ -36,20 +36,20 @@ class Matches(NamedTuple):
 
     @property
     def num_slots(self) -> int:
-        """max(true, predicted): a missed object and a surplus box each cost one slot."""
+        """The denominator max(true, predicted): a missed object and a surplus box each cost one slot."""
         return max(self.num_true, self.num_predicted)
 
 
 class DetectionReward(Reward):
-    """A score of matched boxes: 0 for an answer that can't be read, 1 for a right "No Objects"."""
+    """Base class of rewards on matched boxes: 0 for an unreadable answer, 1 for a correct "No Objects"."""
 
     def __init__(self, weight: float = 1.0, threshold: float = 0.5, matching: Matching = "confidence") -> None:
-        """How boxes are matched.
+        """Set how boxes are matched.
 
         Args:
-            weight: of the score in the sum of all rewards.
-            threshold: a box is right if its overlap with its match is above it.
-            matching: by falling confidence as in the paper, or optimal: the largest sum of overlaps.
+            weight: weight of the score in the sum of all rewards.
+            threshold: overlap above which a matched box is correct.
+            matching: greedily by falling confidence as in the paper, or optimally for the largest sum of overlaps.
         """
         super().__init__(weight)
         self.threshold, self.matching = threshold, matching
@@ -62,7 +62,7 @@ class DetectionReward(Reward):
 
     @abstractmethod
     def earned(self, matches: Matches) -> float:
-        """The score, where there is something or something was found."""
+        """Return the score, given at least one true or predicted box."""
 
     def match(self, predicted: tuple[Detection, ...], true: tuple[Detection, ...]) -> Matches:
         """Match an answer's boxes to the true ones."""
@@ -80,20 +80,21 @@ class DetectionReward(Reward):
         )
 
     def overlaps(self, predicted: tuple[Detection, ...], true: tuple[Detection, ...]) -> Matrix:
-        """Overlap of every pair in 0..1 (predicted, true)."""
+        """Return the overlap of every pair (predicted, true) in 0..1, or OTHER_LABEL if their labels differ."""
         names, true_names = ([normalise_label(d.label) for d in boxes] for boxes in (predicted, true))
         same = np.array([[a == b for b in true_names] for a in names], dtype=bool).reshape(len(names), len(true_names))
         return np.where(same, self.overlap([d.box for d in predicted], [d.box for d in true]), OTHER_LABEL)
 
     def overlap(self, a: Sequence[Box], b: Sequence[Box]) -> Matrix:
-        """Overlap of every pair of boxes in 0..1, whatever their labels."""
+        """Return the overlap of every pair of boxes in 0..1, regardless of labels."""
         return iou_matrix(a, b)
 
 
 class DetectionIoU(DetectionReward):
     """Sum of the matched IoUs / max(true, predicted boxes).
 
-    The released code's denominator; eq. 6 of the paper divides by the predictions alone, which forgives missed ones.
+    The denominator is that of the released code; eq. 6 of the paper divides by the predictions alone, so that missed
+    objects cost nothing.
     """
 
     def earned(self, matches: Matches) -> float:
@@ -101,10 +102,16 @@ class DetectionIoU(DetectionReward):
 
 
 class DetectionGIoU(DetectionIoU):
-    """As `DetectionIoU`, of (1 + GIoU) / 2 and with every pair counted: boxes that miss learn from how far they are."""
+    """`DetectionIoU` with the overlap (1 + GIoU) / 2 of all pairs, so that a box that misses scores by distance."""
 
     def __init__(self, weight: float = 1.0, threshold: float = 0.0, matching: Matching = "optimal") -> None:
-        """As `DetectionReward`."""
+        """Set how boxes are matched.
+
+        Args:
+            weight: weight of the score in the sum of all rewards.
+            threshold: overlap above which a matched box is correct.
+            matching: greedily by falling confidence as in the paper, or optimally for the largest sum of overlaps.
+        """
         super().__init__(weight, threshold, matching)
 
     def overlap(self, a: Sequence[Box], b: Sequence[Box]) -> Matrix:
@@ -112,18 +119,18 @@ class DetectionGIoU(DetectionIoU):
 
 
 class DetectionDIoU(DetectionGIoU):
-    """As `DetectionGIoU`, of (1 + DIoU) / 2, which looks at the distance of the centres."""
+    """`DetectionGIoU` with the overlap (1 + DIoU) / 2, based on the distance of the centres."""
 
     def overlap(self, a: Sequence[Box], b: Sequence[Box]) -> Matrix:
         return (1 + diou_matrix(a, b)) / 2
 
 
 class DetectionConfidence(DetectionReward):
-    """Sum of c over right boxes plus half the sum of 1 - c over wrong ones, / max(true, predicted boxes).
+    """(Sum of c over correct boxes + half the sum of 1 - c over wrong ones) / max(true, predicted boxes).
 
-    Eq. 7-8 of the paper average c or 1 - c over the predictions alone, which pays 1 for a wrong box with confidence 0
-    and for one sure box out of many objects. Here missed objects count, wrong boxes earn half at the most however many
-    they are, and saying nothing where there is something earns nothing. A box without a confidence earns nothing.
+    Eq. 7-8 of the paper average c or 1 - c over the predictions alone, which gives 1 to a wrong box with confidence 0
+    and to a single confident box among many objects. Here missed objects count, wrong boxes earn at most half in total,
+    and an empty answer about an image with objects earns 0, as does a box without a confidence.
     """
 
     def earned(self, matches: Matches) -> float:
@@ -132,7 +139,7 @@ class DetectionConfidence(DetectionReward):
 
 
 class PaperConfidence(DetectionReward):
-    """Eq. 7-8 of the paper: the mean over predictions of c for right boxes and 1 - c for wrong ones; 0 without any."""
+    """Eq. 7-8 of the paper: mean over predictions of c for correct boxes and 1 - c for wrong ones; 0 if none."""
 
     def earned(self, matches: Matches) -> float:
         right = sum(c for c, _ in matches.right if c is not None)
@@ -141,7 +148,7 @@ class PaperConfidence(DetectionReward):
 
 
 class DetectionF1(DetectionReward):
-    """F-measure of the matched boxes; `recall_weight` says how much more recall counts than precision (F1: 1)."""
+    """F-measure of the matched boxes; `recall_weight` is the weight of recall relative to precision (F1: 1)."""
 
     def __init__(
         self,
@@ -150,13 +157,13 @@ class DetectionF1(DetectionReward):
         matching: Matching = "confidence",
         recall_weight: float = 1.0,
     ) -> None:
-        """As `DetectionReward`.
+        """Set how boxes are matched and scored.
 
         Args:
-            weight: of the score in the sum of all rewards.
-            threshold: a box is right if its overlap with its match is above it.
-            matching: by falling confidence as in the paper, or optimal: the largest sum of overlaps.
-            recall_weight: the beta of the F-measure, (1 + b²) TP / ((1 + b²) TP + b² missed + surplus).
+            weight: weight of the score in the sum of all rewards.
+            threshold: overlap above which a matched box is correct.
+            matching: greedily by falling confidence as in the paper, or optimally for the largest sum of overlaps.
+            recall_weight: b of the F-measure (1 + b²) TP / ((1 + b²) TP + b² missed + surplus).
         """
         super().__init__(weight, threshold, matching)
         self.recall_weight = recall_weight

@@ -7,11 +7,11 @@ from vrft.types import Answer, Question
 
 
 class Format(Reward):
-    """1 if the whole completion is `<think>…</think><answer>…</answer>`, each tag once and nothing around them, else 0.
+    """1 if the completion is exactly `<think>…</think><answer>…</answer>`, each tag once, else 0.
 
-    Where the task asks for no reasoning, `<answer>…</answer>` alone is right.
+    If the task asks for no reasoning, the format is `<answer>…</answer>` alone.
 
-    Visual-RFT, section 3.2, made strict: a second answer block, or one inside the reasoning, is not the format.
+    Stricter than Visual-RFT, section 3.2: a second answer block, or one inside the reasoning, scores 0.
     """
 
     def score(self, answer: Answer, sample: Question) -> float:

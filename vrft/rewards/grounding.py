@@ -1,4 +1,4 @@
-"""Rewards of one box for one object. An answer that can't be read, or names more than one box, scores 0."""
+"""Rewards for grounding one object by one box. An unreadable answer or one with several boxes scores 0."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from vrft.types import Answer, Question
 
 
 class GroundingReward(Reward):
-    """A score of a box beside the true one; it does not apply where there is not exactly one to find."""
+    """Base class of grounding rewards. They apply only to samples with exactly one true box."""
 
     def score(self, answer: Answer, sample: Question) -> float | None:
         if not isinstance(sample.target, tuple) or len(sample.target) != 1:
@@ -22,25 +22,25 @@ class GroundingReward(Reward):
 
     @abstractmethod
     def compare(self, box: Box, true: Box, size: tuple[int, int]) -> float:
-        """The score of a box; boxes are in pixels of an image of `size` (width, height)."""
+        """Return the score of a box. Boxes are in pixels of an image of `size` (width, height)."""
 
 
 class GroundingIoU(GroundingReward):
-    """The IoU, as the paper says (section 3.2)."""
+    """IoU with the true box (Visual-RFT, section 3.2)."""
 
     def compare(self, box: Box, true: Box, size: tuple[int, int]) -> float:
         return float(iou_matrix([box], [true])[0, 0])
 
 
 class GroundingGIoU(GroundingReward):
-    """(1 + GIoU) / 2: a box that misses learns from how far it is."""
+    """(1 + GIoU) / 2, so that a box that misses its object scores by distance."""
 
     def compare(self, box: Box, true: Box, size: tuple[int, int]) -> float:
         return (1 + float(giou_matrix([box], [true])[0, 0])) / 2
 
 
 class PaperGroundingGIoU(GroundingReward):
-    """1 + GIoU in 0..2, the value that the released code trains reasoning grounding with."""
+    """1 + GIoU in 0..2, the reward of Visual-RFT's released code for reasoning grounding."""
 
     bounds = (0.0, 2.0)
 
@@ -49,7 +49,7 @@ class PaperGroundingGIoU(GroundingReward):
 
 
 class PointInBox(GroundingReward):
-    """1 if the centre of the answer's box lies in the true one, else 0."""
+    """1 if the centre of the predicted box lies in the true box, else 0."""
 
     def compare(self, box: Box, true: Box, size: tuple[int, int]) -> float:
         x, y = _centre(box)
@@ -57,7 +57,7 @@ class PointInBox(GroundingReward):
 
 
 class CentreDistance(GroundingReward):
-    """1 less the distance of the centres in diagonals of the image."""
+    """1 - distance of the box centres / diagonal of the image."""
 
     def compare(self, box: Box, true: Box, size: tuple[int, int]) -> float:
         return 1 - math.dist(_centre(box), _centre(true)) / math.hypot(*size)

@@ -1,4 +1,4 @@
-"""Rewards of names, letters and numbers."""
+"""Rewards for answers that are names, letters or numbers."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from vrft.types import Answer, Question
 
 
 class Accuracy(Reward):
-    """1 if the answer is the right name, letter or number, else 0.
+    """1 if the answer is the correct name, letter or number, else 0.
 
-    Both sides are compared whole, after `normalise_label`: case, white space, hyphens and underscores don't count. The
-    released code accepts either text inside the other, so an empty answer wins; here it never does.
+    The whole texts are compared after `normalise_label`, which ignores case, white space, hyphens and underscores. The
+    released code of Visual-RFT accepts a text that contains the other, so that an empty answer always wins.
     """
 
     def __init__(self, weight: float = 1.0, aliases: Mapping[str, Sequence[str]] | None = None) -> None:
-        """What else is right.
+        """Set the accepted names.
 
         Args:
-            weight: of the score in the sum of all rewards.
-            aliases: other names of a class, by its name in the data.
+            weight: weight of the score in the sum of all rewards.
+            aliases: further accepted names of a class, by its name in the data.
         """
         super().__init__(weight)
         self.aliases = {
@@ -37,7 +37,7 @@ class Accuracy(Reward):
 
 
 class CountError(Reward):
-    """1 less the relative error of a count, |answer - truth| / max(truth, 1); 0 from an error of 100 % on."""
+    """1 - |answer - truth| / max(truth, 1), at least 0."""
 
     def score(self, answer: Answer, sample: Question) -> float:
         if not isinstance(answer.value, str) or not isinstance(sample.target, str):

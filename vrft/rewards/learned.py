@@ -1,4 +1,4 @@
-"""A reward that is a model: a Hugging Face sequence classifier that reads the question and the completion."""
+"""A learned reward: a Hugging Face sequence classifier of the query and the completion."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from vrft.types import Answer, Question
 
 
 class RewardModel(Reward):
-    """The classifier's probability: the logistic function of its one logit, or its share for one of several classes."""
+    """The classifier's probability: the sigmoid of a single logit, or the softmax of class `label` among several."""
 
     model: torch.nn.Module
 
     def __init__(self, checkpoint: str, label: int = 0, max_length: int = 1024, weight: float = 1.0) -> None:
-        """Names the model, which is read before training starts.
+        """Set the model, which is loaded before training starts.
 
         Args:
-            checkpoint: a folder or a Hugging Face model for sequence classification.
-            label: number of the class that is good, where there are several.
-            max_length: tokens after which the text is cut, if the model can read as many.
-            weight: of the score in the sum of all rewards.
+            checkpoint: folder or Hugging Face name of a sequence classification model.
+            label: index of the class whose probability is the reward, if the model has several.
+            max_length: tokens to truncate the text to, at most the model's own limit.
+            weight: weight of the score in the sum of all rewards.
         """
         super().__init__(weight)
         self.checkpoint, self.label, self.max_length = checkpoint, label, max_length
@@ -57,8 +57,8 @@ class RewardModel(Reward):
     @torch.no_grad()
     def scores(self, answers: Sequence[Answer], samples: Sequence[Question]) -> Sequence[float | None]:
         texts = [(sample.query, answer.text) for answer, sample in zip(answers, samples, strict=True)]
-        longest = min(self.max_length, self.tokenizer.model_max_length)
-        inputs = self.tokenizer(texts, truncation=True, max_length=longest, padding=True, return_tensors="pt").to(
+        limit = min(self.max_length, self.tokenizer.model_max_length)
+        inputs = self.tokenizer(texts, truncation=True, max_length=limit, padding=True, return_tensors="pt").to(
             next(self.model.parameters()).device
         )
         logits = self.model(**inputs).logits.float()  # (N, classes)

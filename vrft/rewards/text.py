@@ -1,4 +1,4 @@
-"""Rewards of how an answer is written, whatever it says."""
+"""Rewards for the length and repetitiveness of completions, independent of their answers."""
 
 from __future__ import annotations
 
@@ -8,10 +8,16 @@ from vrft.types import Answer, Question
 
 
 class Length(Reward):
-    """1 for a completion of `shortest` to `longest` words, falling evenly to 0 at none and at twice the longest."""
+    """1 for a completion of `shortest` to `longest` words, falling linearly to 0 at no words and at twice `longest`."""
 
     def __init__(self, weight: float = 1.0, shortest: int = 0, longest: int = 200) -> None:
-        """Words are what stands between white space."""
+        """Set the range of lengths.
+
+        Args:
+            weight: weight of the score in the sum of all rewards.
+            shortest: fewest words with the full score; words are separated by white space.
+            longest: most words with the full score.
+        """
         super().__init__(weight)
         self.shortest, self.longest = shortest, longest
 
@@ -23,10 +29,15 @@ class Length(Reward):
 
 
 class Repetition(Reward):
-    """1 less the share of runs of `size` words that were there before: 1 for a text that never repeats itself."""
+    """Share of distinct n-grams of `size` words: 1 for a completion that never repeats one."""
 
     def __init__(self, weight: float = 1.0, size: int = 4) -> None:
-        """A text shorter than two runs can't repeat one."""
+        """Set the length of the n-grams.
+
+        Args:
+            weight: weight of the score in the sum of all rewards.
+            size: words per n-gram.
+        """
         super().__init__(weight)
         if size < 1:
             raise ConfigurationError(f"model.rewards: Repetition.size: expected at least 1, got {size}")
@@ -34,15 +45,20 @@ class Repetition(Reward):
 
     def score(self, answer: Answer, sample: Question) -> float:
         words = answer.text.lower().split()
-        runs = [tuple(words[i : i + self.size]) for i in range(len(words) - self.size + 1)]
-        return len({*runs}) / len(runs) if runs else 1.0
+        ngrams = [tuple(words[i : i + self.size]) for i in range(len(words) - self.size + 1)]
+        return len({*ngrams}) / len(ngrams) if ngrams else 1.0
 
 
 class ReasoningPresent(Reward):
-    """1 if the reasoning has at least `words` words, less in proportion to what is missing."""
+    """1 if the reasoning has at least `words` words, else its number of words / `words`."""
 
     def __init__(self, weight: float = 1.0, words: int = 10) -> None:
-        """Words are what stands between white space."""
+        """Set the required length.
+
+        Args:
+            weight: weight of the score in the sum of all rewards.
+            words: fewest words with the full score; words are separated by white space.
+        """
         super().__init__(weight)
         if words < 1:
             raise ConfigurationError(f"model.rewards: ReasoningPresent.words: expected at least 1, got {words}")

@@ -1,4 +1,4 @@
-"""Tasks: the question, the right answer as text, and how to read an answer."""
+"""Tasks: build prompts and target texts, and parse answers."""
 
 from vrft.tasks.base import Task
 from vrft.tasks.classification import ClassificationTask

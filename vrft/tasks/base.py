@@ -1,4 +1,4 @@
-"""What a task knows: how to ask, what the right answer looks like, how to read an answer. No data, no model."""
+"""The task base class: prompt, target text and answer parser of a problem, independent of data and model."""
 
 from __future__ import annotations
 
@@ -11,28 +11,31 @@ from vrft.errors import ConfigurationError
 from vrft.rewards import Format, Reward
 from vrft.types import Answer, Frame, Question, Target
 
-FIELDS = ("query", "width", "height", "numbers")
+TEMPLATE_FIELDS = ("query", "width", "height", "numbers")
 
 WITH_REASONING = " Reason first, then answer, in exactly this form:\n<think>your reasoning</think>"
 WITHOUT_REASONING = " Give the answer alone, in exactly this form:\n"
 
 
 class Task(ABC):
-    """One instance is shared by data, model, rewards and evaluators. `frame` is the model's coordinate system."""
+    """Base class of tasks. Data, model, rewards and evaluators share one instance.
+
+    The `frame` that methods receive is the model's coordinate system.
+    """
 
     prompt: ClassVar[str]
-    """The question; what it may hold is named in `FIELDS`."""
+    """The question, with `TEMPLATE_FIELDS` in braces."""
     form: ClassVar[str]
-    """What stands in the answer block, in braces doubled for `str.format`."""
+    """The form of the answer block, with braces doubled for `str.format`."""
 
     def __init__(self, template: str | None = None, system: str | None = None, reasoning: bool = True) -> None:
-        """How to ask.
+        """Set the prompt.
 
         Args:
-            template: the user's turn, whole; {query}, {width}, {height} and {numbers} are filled in. Default: the
-                task's own words and the form of the answer.
-            system: the system's turn; default: none.
-            reasoning: ask for reasoning before the answer; without it, the right format has none.
+            template: text of the user turn; {query}, {width}, {height} and {numbers} are filled in. Default: the
+                task's own question and the form of its answer.
+            system: text of the system turn; default: none.
+            reasoning: ask for reasoning before the answer. If false, the format is the answer block alone.
         """
         if template is None:
             lead = WITH_REASONING if reasoning else WITHOUT_REASONING
@@ -41,7 +44,7 @@ class Task(ABC):
         self.template, self.system, self.reasoning = template, system, reasoning
 
     def messages(self, sample: Question, frame: Frame) -> list[dict[str, Any]]:
-        """Chat messages for a sample, in the processors' format; the image itself is handed over beside them."""
+        """Return the chat messages for a sample, with a placeholder for the image, which is passed separately."""
         content = [{"type": "image"}, {"type": "text", "text": self.question(sample, frame)}]
         turns: list[dict[str, Any]] = [{"role": "user", "content": content}]
         if self.system:
@@ -49,44 +52,44 @@ class Task(ABC):
         return turns
 
     def question(self, sample: Question, frame: Frame) -> str:
-        """The text of the user's turn."""
+        """Return the text of the user turn."""
         numbers = f"numbers with {frame.decimals} decimals" if frame.decimals else "integers"
         return self.template.format(query=sample.query, width=frame.width, height=frame.height, numbers=numbers)
 
     def target_text(self, sample: Question, frame: Frame) -> str:
-        """The completion that supervised fine-tuning teaches, and that earns the most."""
+        """Return the correct completion: the target of supervised fine-tuning, with the highest reward."""
         answer = f"<answer>{self.answer_text(sample, frame)}</answer>"
         return f"<think>{self.reasoning_text(sample)}</think>{answer}" if self.reasoning else answer
 
     def answer_text(self, sample: Question, frame: Frame) -> str:
-        """The right answer, as it stands in the answer block."""
+        """Return the content of the correct answer block."""
         return str(sample.target)
 
     @abstractmethod
     def reasoning_text(self, sample: Question) -> str:
-        """A short reasoning that leads to it."""
+        """Return a short reasoning for the correct answer."""
 
     def parse(self, text: str, sample: Question, frame: Frame) -> Answer:
-        """Read a completion. Never raises: what can't be read has `value` None."""
+        """Parse a completion. Never raises: `value` is None if the answer can't be parsed."""
         reasoning, content, well_formed = split_blocks(text, self.reasoning)
         value = None if content is None else self.read(content, sample, frame)
         return Answer(text, reasoning, value, well_formed)
 
     def read_solution(self, text: str, sample: Question, frame: Frame) -> Target | None:
-        """What is right, out of a solution in the answer format, tagged or not; None if it can't be read."""
+        """Parse the target from a solution in the answer format, with or without tags; None if that fails."""
         block = split_blocks(text).answer
         return self.read_target(text.strip() if block is None else block, sample, frame)
 
     def read_target(self, content: str, sample: Question, frame: Frame) -> Target | None:
-        """As `read`, of the answer block of a solution."""
+        """Parse the answer block of a solution; see `read`."""
         return self.read(content, sample, frame)
 
     @abstractmethod
     def read(self, content: str, sample: Question, frame: Frame) -> Target | None:
-        """The value of an answer block, None if it can't be read."""
+        """Parse the content of an answer block; None if that fails."""
 
     def rewards(self) -> dict[str, Reward]:
-        """The rewards that the paper gives for the task, by name."""
+        """Return the paper's rewards for the task, by name."""
         return {"format": Format()}
 
 
@@ -96,7 +99,7 @@ def _check_fields(template: str) -> None:
     except ValueError as error:
         raise ConfigurationError(f"task.template: {error}; write {{{{ and }}}} for literal braces") from error
     for name, form in fields:
-        if name is not None and (name not in FIELDS or form):
+        if name is not None and (name not in TEMPLATE_FIELDS or form):
             raise ConfigurationError(
                 f"task.template: {{{name}}} can't be filled in; expected plain {{query}}, {{width}}, {{height}} or "
                 "{numbers}, and {{ and }} for literal braces"

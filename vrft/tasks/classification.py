@@ -1,4 +1,4 @@
-"""Name the class of an image."""
+"""Image classification."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from vrft.types import Frame, Question
 
 
 class ClassificationTask(Task):
-    """One class name per image. The answer may be any text: an exact match is asked of it by `Accuracy`."""
+    """Naming the class of an image. An answer may be any text; `Accuracy` compares it with the class name."""
 
     prompt = "What is shown in this image? Name the class as precisely as you can."
     form = "class name"

@@ -1,4 +1,4 @@
-"""Find every object of one category, or of several."""
+"""Detection of all objects of one category, or of several."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ COORDINATES = (
 
 
 class DetectionTask(Task):
-    """Visual-RFT's detection: one category per prompt, `[{'Position': [x1, y1, x2, y2], 'Confidence': c}]`.
+    """Visual-RFT's detection of one category per prompt: `[{'Position': [x1, y1, x2, y2], 'Confidence': c}]`.
 
-    The category may be any words, so this is open-vocabulary detection as well. A label in an answer is not compared.
+    The category may be any text (open-vocabulary detection). Labels in an answer are ignored.
     """
 
     prompt = "Find all objects of the category '{query}' in the image." + COORDINATES
@@ -53,7 +53,7 @@ class DetectionTask(Task):
         )
 
     def labels(self, items: Sequence[Item], sample: Question) -> list[str | None]:
-        """The category of each box; None if it names none and has to."""
+        """Return the category of each box, None where a required label is missing."""
         return [sample.query] * len(items)
 
     def rewards(self) -> dict[str, Reward]:
@@ -61,9 +61,9 @@ class DetectionTask(Task):
 
 
 class MultiCategoryDetectionTask(DetectionTask):
-    """Several categories in one prompt, each box with its label: `[{'Label': 'cat', 'Position': …, 'Confidence': c}]`.
+    """Detection of several categories in one prompt: `[{'Label': 'cat', 'Position': …, 'Confidence': c}]`.
 
-    The query names the categories, with commas between them.
+    The query names the categories, separated by commas.
     """
 
     prompt = "Find all objects of these categories in the image: {query}." + COORDINATES
@@ -84,7 +84,7 @@ class MultiCategoryDetectionTask(DetectionTask):
 
 
 def boxes_text(boxes: Sequence[Box], confidences: Sequence[float], labels: Sequence[str] = ()) -> str:
-    """Boxes in the paper's format, with labels if there are any.
+    """Format boxes as in the paper, with labels if given.
 
     >>> boxes_text([(0, 10, 500, 1000)], [0.9])
     "[{'Position': [0, 10, 500, 1000], 'Confidence': 0.9}]"
@@ -102,4 +102,4 @@ def boxes_text(boxes: Sequence[Box], confidences: Sequence[float], labels: Seque
 
 
 def _quoted(label: str) -> str:
-    return repr(label) if label.isprintable() else json.dumps(label)  # repr escapes what isn't, in ways JSON has not
+    return repr(label) if label.isprintable() else json.dumps(label)  # repr's escapes are not valid JSON

@@ -1,4 +1,4 @@
-"""Find the one object that an instruction means, after reasoning about it."""
+"""Grounding of the one object that an instruction refers to."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from vrft.types import Detection, Frame, Question
 
 
 class GroundingTask(Task):
-    """Visual-RFT's reasoning grounding: one box `(x1,y1),(x2,y2)`. An answer with more boxes than one can't be read."""
+    """Visual-RFT's reasoning grounding: one box `(x1,y1),(x2,y2)`. An answer with several boxes is invalid."""
 
     prompt = (
         "Find what is meant in the image: '{query}'. Give one box by its upper left and its lower right corner in "
@@ -21,7 +21,7 @@ class GroundingTask(Task):
 
     def answer_text(self, sample: Question, frame: Frame) -> str:
         if not isinstance(sample.target, tuple) or len(sample.target) != 1:
-            raise ConfigurationError(f"task: GroundingTask expects one box to find, got {sample.target!r:.200}")
+            raise ConfigurationError(f"task: GroundingTask expects one target box, got {sample.target!r:.200}")
         x0, y0, x1, y1 = to_frame(sample.target[0].box, sample.size, frame)
         return f"({x0},{y0}),({x1},{y1})"
 

@@ -1,4 +1,4 @@
-"""Say which of some categories are in an image: what decides which of them are asked for next."""
+"""Presence of categories in an image, to decide which of them a detector is asked for."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from vrft.answers import normalise_label
 from vrft.tasks.base import Task
 from vrft.types import Detection, Frame, Question
 
-NOTHING = "None"
+NO_CATEGORIES = "None"
 
 
 class PresenceTask(Task):
-    """The names of the categories that are in the image, `cat, dog`, or `None`; the query names all, with commas.
+    """Naming the categories of a comma-separated query that are in the image: `cat, dog`, or `None`.
 
-    What is named counts as a box of the whole image. Words that are no category asked for are passed over.
+    Each named category counts as a box of the whole image. Other words are ignored.
     """
 
     prompt = "Which of these categories are in the image: {query}? Name all that are, with commas between, or say None."
     form = "category, category"
 
     def answer_text(self, sample: Question, frame: Frame) -> str:
-        return ", ".join(names_of(sample.target)) or NOTHING
+        return ", ".join(names_of(sample.target)) or NO_CATEGORIES
 
     def reasoning_text(self, sample: Question) -> str:
         return f"{len(names_of(sample.target))} categories"
@@ -38,6 +38,6 @@ class PresenceTask(Task):
 
 
 def names_of(boxes: object) -> Sequence[str]:
-    """The categories of boxes, each once, in their order."""
+    """Return the categories of boxes in order, without duplicates."""
     assert isinstance(boxes, tuple)
     return list(dict.fromkeys(box.label for box in boxes))

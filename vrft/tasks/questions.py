@@ -1,4 +1,4 @@
-"""Questions with a short answer: a letter, or a number."""
+"""Questions with a short answer: a letter or a number."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from vrft.types import Frame, Question
 
 
 class MultipleChoiceTask(Task):
-    """A question with lettered choices; the answer is a letter.
+    """A multiple-choice question, answered by a letter.
 
-    The query holds the choices, or `metadata["choices"]` has their texts; then a text counts as its letter.
+    The query contains the choices, or `metadata["choices"]` lists their texts; then a choice's text counts as its
+    letter.
     """
 
     prompt = "{query}"
@@ -33,7 +34,7 @@ class MultipleChoiceTask(Task):
 
 
 class CountingTask(Task):
-    """How many of something there are; the answer is a whole number in digits."""
+    """Counting objects; the answer is a whole number in digits."""
 
     prompt = "How many are there in the image: {query}? Answer with a whole number in digits."
     form = "number"

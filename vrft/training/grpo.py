@@ -1,9 +1,9 @@
-"""Group Relative Policy Optimization (DeepSeekMath, arXiv 2402.03300) and the objectives that grew from it.
+"""Group Relative Policy Optimization (DeepSeekMath, arXiv 2402.03300) and objectives derived from it.
 
 Pure functions on tensors. P prompts, G generations each, N = P * G rows, T completion tokens.
 
 The released Visual-RFT code makes one update per rollout, so its importance ratio is 1 and it has no clipping. The
-clipped objective below has the same gradient there, and stays right when a rollout feeds several updates.
+clipped objective below has the same gradient in that case, and stays correct for several updates per rollout.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ def group_advantages(rewards: Tensor, scale_rewards: ScaleRewards = "group", lea
     """A = (r - mean(r)) / (std(r) + 1e-4) over the generations of each prompt (DeepSeekMath, section 4.1.2).
 
     Args:
-        rewards: (P, G), of all ranks if `scale_rewards` is "batch".
+        rewards: rewards (P, G), of all ranks if `scale_rewards` is "batch".
         scale_rewards: divide by the group's unbiased standard deviation, by that of all rewards (arXiv 2508.08221,
             section 4), or by nothing (Dr. GRPO, arXiv 2503.20783).
         leave_one_out: compare with the mean of the other generations, A = r - (sum(r) - r) / (G - 1) (RLOO, arXiv
-            2402.14740). RLOO goes without scaling.
+            2402.14740). RLOO uses no scaling.
 
     Returns:
         Advantages (P, G). A group whose rewards are all equal has advantages 0.
     """
     centred = rewards - rewards.mean(1, keepdim=True)  # (P, G)
-    # The mean of equal rewards is rounded, which would push all of them alike.
+    # The rounded mean of equal rewards may differ from them, which would push all of them the same way.
     centred = centred.masked_fill(zero_variance_groups(rewards)[:, None], 0.0)
     if leave_one_out:
         group = rewards.shape[1]
@@ -45,18 +45,18 @@ def group_advantages(rewards: Tensor, scale_rewards: ScaleRewards = "group", lea
 
 
 def zero_variance_groups(rewards: Tensor) -> Tensor:
-    """Return which groups of rewards (P, G) are all equal, (P,) bool: their advantages are 0."""
+    """Return which groups of rewards (P, G) have zero variance, (P,) bool: their advantages are 0."""
     return (rewards == rewards[:, :1]).all(1)
 
 
 def replace_zero_variance(zero_variance: Tensor, count: int) -> list[int]:
-    """Return the numbers of `count` prompts to train on (dynamic sampling, DAPO, arXiv 2503.14476, section 3.2).
+    """Return the indices of `count` prompts to train on (dynamic sampling, DAPO, arXiv 2503.14476, section 3.2).
 
-    These are the first `count` of the prompts that were sampled, where those with zero variance give way to later ones
-    without, as long as there are any.
+    These are the first `count` prompts, with those of zero variance replaced by later ones that have some, as far as
+    available.
 
     Args:
-        zero_variance: of at least `count` groups (P,) bool.
+        zero_variance: whether each of at least `count` groups has zero variance (P,) bool.
         count: prompts in a training step.
     """
     flat = zero_variance.tolist()
@@ -65,25 +65,25 @@ def replace_zero_variance(zero_variance: Tensor, count: int) -> list[int]:
 
 
 def overlong_penalty(lengths: Tensor, max_completion_length: int, buffer: int) -> Tensor:
-    """What is added to the rewards of long completions (DAPO, arXiv 2503.14476, eq. 13).
+    """Return the penalty to add to the rewards of long completions (DAPO, arXiv 2503.14476, eq. 13).
 
-        0 up to M - B tokens,  (M - B - length) / B from there,  so -1 at the limit M
+        0 up to M - B tokens,  (M - B - length) / B beyond,  so -1 at the limit M
 
     Args:
-        lengths: tokens of each completion (N,).
+        lengths: number of tokens of each completion (N,).
         max_completion_length: M.
-        buffer: B, tokens before the limit where the penalty begins.
+        buffer: B, number of tokens before the limit at which the penalty begins.
     """
     return ((max_completion_length - buffer - lengths) / buffer).clamp(-1.0, 0.0)
 
 
 def kl_to_reference(log_probs: Tensor, reference: Tensor, estimator: KLEstimator = "k3") -> Tensor:
-    """Estimates of KL(pi, ref) from tokens that pi sampled (Schulman 2020, "Approximating KL Divergence"), (N, T).
+    """Estimate KL(pi, ref) from tokens sampled by pi (Schulman 2020, "Approximating KL Divergence"), (N, T).
 
         k1 = -d,    k2 = d^2 / 2,    k3 = exp(d) - d - 1,    d = log ref - log pi
 
-    k3 is never negative and is the one of DeepSeekMath (eq. 4). k1 is unbiased as a value, but as a loss its gradient
-    is 0 on average; that of k2 is the gradient of the KL (arXiv 2510.01555).
+    k3 is never negative and is used by DeepSeekMath (eq. 4). k1 is an unbiased value, but its gradient as a loss is 0
+    on average; the gradient of k2 is that of the KL (arXiv 2510.01555).
     """
     d = reference - log_probs
     if estimator == "k1":
@@ -96,18 +96,18 @@ def kl_to_reference(log_probs: Tensor, reference: Tensor, estimator: KLEstimator
 def token_weights(
     lengths: Tensor, loss_type: LossType, max_completion_length: int, num_tokens: Tensor | None = None
 ) -> Tensor:
-    """The weight of each row's tokens in the loss, which is the sum over rows of weight * (sum over tokens). (N,).
+    """Return the weight of each row's tokens (N,), for the loss = sum over rows of weight * (sum over tokens).
 
-        grpo, gspo    1 / (N * length)    sequences count alike (DeepSeekMath, eq. 3; GSPO, arXiv 2507.18071, eq. 5)
-        bnpo          1 / tokens          tokens of this rank count alike
-        dapo, cispo   1 / tokens          tokens of all ranks do (DAPO, eq. 8; MiniMax-M1, arXiv 2506.13585, eq. 4)
-        dr_grpo       1 / (N * M)         a constant, so that length has no influence (Dr. GRPO, arXiv 2503.20783)
+        grpo, gspo    1 / (N * length)    mean over sequences (DeepSeekMath, eq. 3; GSPO, arXiv 2507.18071, eq. 5)
+        bnpo          1 / tokens          mean over the tokens of this rank
+        dapo, cispo   1 / tokens          mean over the tokens of all ranks (DAPO, eq. 8; arXiv 2506.13585, eq. 4)
+        dr_grpo       1 / (N * M)         a constant, independent of length (Dr. GRPO, arXiv 2503.20783)
 
     Args:
-        lengths: real tokens of each row of the minibatch (N,); a row without any has no influence.
+        lengths: number of real tokens of each row of the minibatch (N,); 0 for a row that is left out.
         loss_type: one of the above.
         max_completion_length: M.
-        num_tokens: for dapo and cispo, tokens of all ranks divided by their number (); default: this rank's.
+        num_tokens: for dapo and cispo, mean number of tokens per rank over all ranks (); default: this rank's tokens.
     """
     if loss_type in ("grpo", "gspo"):
         return 1 / (len(lengths) * lengths.clamp(min=1))
@@ -118,11 +118,11 @@ def token_weights(
 
 
 class PolicyLoss(NamedTuple):
-    """The loss of some rows and what it is made of, one value per row."""
+    """The loss summed over rows, and statistics per row."""
 
     loss: Tensor  # ()
     kl: Tensor  # (N,) mean over the row's tokens
-    clipped: Tensor  # (N,) share of the row's tokens where clipping took the gradient away, or capped it (cispo)
+    clipped: Tensor  # (N,) share of the row's tokens whose gradient is zeroed by clipping, or capped (cispo)
 
 
 def policy_loss(
@@ -140,7 +140,7 @@ def policy_loss(
     kl_estimator: KLEstimator = "k3",
     correction: Tensor | None = None,
 ) -> PolicyLoss:
-    """Sum over rows and tokens of weight * correction * (surrogate + beta * KL).
+    """Return the sum over rows and tokens of weight * correction * (surrogate + beta * KL).
 
     The surrogate, with rho = pi / pi_old:
 
@@ -150,18 +150,18 @@ def policy_loss(
 
     Args:
         log_probs: log pi of the sampled tokens (N, T), with gradient.
-        old_log_probs: the same under the weights that sampled (N, T).
-        advantages: (N,).
-        mask: 1 at real tokens (N, T).
-        weights: of each row's tokens (N,), from `token_weights`.
+        old_log_probs: log pi_old of the sampled tokens (N, T), under the weights at the start of the step.
+        advantages: advantage of each row (N,).
+        mask: 1 at real tokens, 0 at padding (N, T).
+        weights: weight of each row's tokens (N,), from `token_weights`.
         loss_type: one of the above.
-        epsilon: lower clip range, and the upper one if `epsilon_high` is None. GSPO's paper has 3e-4 and 4e-4.
-        epsilon_high: upper clip range ("clip higher", DAPO has 0.28); for cispo the largest ratio itself, default 5
+        epsilon: lower clip range, and the upper one if `epsilon_high` is None. GSPO's paper uses 3e-4 and 4e-4.
+        epsilon_high: upper clip range ("clip higher", 0.28 in DAPO); for cispo the largest ratio itself, default 5
             (ScaleRL, arXiv 2510.13786).
-        reference: log-probabilities under the reference policy (N, T); needed if beta > 0.
+        reference: log-probabilities under the reference policy (N, T); required if beta > 0.
         beta: weight of the KL term.
         kl_estimator: see `kl_to_reference`.
-        correction: from `importance_weights` (N, T), where another engine sampled; default: 1.
+        correction: weights from `importance_weights` (N, T) if another engine sampled; default: 1.
     """
     a = advantages[:, None]  # (N, 1)
     log_ratio = log_probs - old_log_probs  # (N, T)
@@ -189,14 +189,14 @@ def policy_loss(
 
 
 def importance_weights(log_ratio: Tensor, mode: ImportanceSampling, cap: float) -> Tensor:
-    """What makes tokens of another sampler count as the trainer's own, with w = pi_old / pi_sampler. (N, T).
+    """Return the importance weights (N, T) that correct for another sampler, with w = pi_old / pi_sampler.
 
-        truncate    min(w, cap): little variance, some bias (Ionides 2008, "Truncated Importance Sampling")
-        mask        w where 1 / cap <= w <= cap, else 0: tokens that the two see too differently don't count
+        truncate    min(w, cap): low variance, some bias (Ionides 2008, "Truncated Importance Sampling")
+        mask        w if 1 / cap <= w <= cap, else 0: drops tokens on which the two disagree too much
         none        1
 
-    pi_sampler is what drew the tokens: the same weights computed by other kernels, or weights that are a step older.
-    pi_old is the trainer's own under the weights that the step begins with, so that clipping is about the step alone.
+    pi_sampler drew the tokens: the same weights with other kernels, or the weights of an earlier step. pi_old is the
+    trainer's policy at the start of the step, so that clipping measures the change within the step alone.
 
     Args:
         log_ratio: log pi_old - log pi_sampler of the sampled tokens (N, T).
@@ -212,7 +212,7 @@ def importance_weights(log_ratio: Tensor, mode: ImportanceSampling, cap: float) 
 
 
 class Mismatch(NamedTuple):
-    """How far a sampler's log-probabilities are from the trainer's, over tokens; all ()."""
+    """Statistics of the mismatch between the sampler's and the trainer's log-probabilities over tokens; all ()."""
 
     gap: Tensor  # mean |log-ratio|
     gap_max: Tensor
@@ -223,7 +223,7 @@ class Mismatch(NamedTuple):
 
 
 def mismatch(log_ratio: Tensor, cap: float) -> Mismatch:
-    """Summary of log pi_old - log pi_sampler of some tokens (n,), of those that are finite; gap 0 where none is."""
+    """Summarise log pi_old - log pi_sampler of tokens (n,), ignoring values that are not finite; gap 0 if none is."""
     log_ratio = log_ratio[log_ratio.isfinite()]
     if not len(log_ratio):
         log_ratio = log_ratio.new_zeros(1)
@@ -234,5 +234,5 @@ def mismatch(log_ratio: Tensor, cap: float) -> Mismatch:
 
 
 def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
-    """Mean over the tokens of each row where mask is 1: (N, T) -> (N,); 0 for a row without tokens."""
+    """Return the mean over each row's tokens where mask is 1: (N, T) -> (N,); 0 for a row without tokens."""
     return (values * mask).sum(1) / mask.sum(1).clamp(min=1)
