@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import re
-from collections.abc import Callable
 from pathlib import Path
 
 import lightning.fabric.loggers.tensorboard
@@ -14,7 +13,7 @@ import torch
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from tests.helpers import CSV_ONLY, ROOT
+from tests.helpers import CSV_ONLY, ROOT, Command
 from tests.helpers.wandb_files import history, records
 from vrft.__main__ import main
 from vrft.callbacks.rollout_pictures import group_picture
@@ -33,7 +32,6 @@ from vrft.guards import GUARDS
 from vrft.types import Answer, Detection, Sample, ScoredRollout
 from vrft.utils.drawing import PREDICTION, TRUTH
 
-Command = Callable[..., list[str]]
 DOCS = (ROOT / "docs" / "dashboards.md").read_text()
 SMALL = ["--transcripts.every_n_rollouts=1", "--data.batch_size=2", "--model.num_generations=4"]
 

@@ -5,22 +5,18 @@ from __future__ import annotations
 import json
 import os
 import resource
-import runpy
 import shutil
-from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from tests.helpers import ROOT
+from tests.helpers import Command, callback
+from tests.helpers.kills import KILLS
 from vrft.__main__ import main
 from vrft.callbacks import checkpoint as run_checkpoint
 
-Command = Callable[..., list[str]]
-KILLS = SimpleNamespace(**runpy.run_path(str(ROOT / "benchmarks" / "kill_runs.py")))
 STEPS = 5  # of two in an epoch
 EVALUATED = (2, 4, 5)  # the last one after training, which ends between two evaluations
 STATE = {"state_dict", "optimizer_states", "lr_schedulers", "global_step", "epoch", "the loader's position"}
@@ -73,11 +69,6 @@ def kept(run: Path) -> list[str]:
 
 def found_by_test(run: Path) -> list[str]:
     return [f"{float(value):.6f}" for (_, key), value in KILLS.rows(run).items() if key == "test/mIoU"]
-
-
-def callback(name: str, **settings: int) -> str:
-    text = ", ".join(f"{key}: {value}" for key, value in settings.items())
-    return f"--trainer.callbacks+={{class_path: {__name__}.{name}, init_args: {{{text}}}}}"
 
 
 class Crashes(Callback):
@@ -177,7 +168,7 @@ def test_evaluations_that_were_cut_off_judge_when_the_run_goes_on(whole: Path, f
     for step, before in ((2, []), (4, names(whole, 2)), (5, names(whole, 2, 4))):
         more = ["--ckpt_path=last"] if before else []
         with pytest.raises(RuntimeError, match="the power is gone"):
-            main(command("cut-off", *more, callback("Crashes", step=step)))
+            main(command("cut-off", *more, callback(Crashes, step=step)))
         assert kept(folder / "cut-off") == before
     assert main(command("cut-off", "--ckpt_path=last")) == 0  # nothing is left to train
     assert KILLS.differences(whole, folder / "cut-off") == []
@@ -192,7 +183,7 @@ def test_a_run_goes_on_from_one_that_was_kept_as_from_any_other(whole: Path, fol
 
 def test_a_checkpoint_that_could_not_be_written_is_not_judged(whole: Path, folder: Path, command: Command) -> None:
     with pytest.warns(UserWarning, match="no checkpoint of step 4: "):
-        assert main(command("no-room", callback("NoRoom", step=4))) == 0
+        assert main(command("no-room", callback(NoRoom, step=4))) == 0
     assert KILLS.differences(whole, folder / "no-room") == []
     assert kept(folder / "no-room") == names(whole, 2, 5)
 

@@ -6,7 +6,6 @@ import csv
 import json
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import Mock
@@ -15,12 +14,10 @@ import pytest
 import torch
 import yaml
 
-from tests.helpers import CSV_ONLY, ROOT
+from tests.helpers import CSV_ONLY, ROOT, Command
 from vrft.__main__ import main
 from vrft.callbacks.summary import Summary
 from vrft.training.module import VisionModule
-
-Command = Callable[..., list[str]]
 
 
 def test_a_summary_has_all_that_a_report_has(tmp_path: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +12,12 @@ import torch
 import yaml
 from PIL import Image
 
-from tests.helpers import CSV_ONLY
+from tests.helpers import CSV_ONLY, Command
 from vrft.__main__ import main
 from vrft.policy.checkpoint import BUILT_IN
 from vrft.policy.processor import load_processor
 from vrft.report.model_card import code, fenced, write_card
 
-Command = Callable[..., list[str]]
 LARGER = ("--model.policy.min_pixels=12544", "--model.policy.max_pixels=12544")  # than the processor's own 3136
 KEEP = ("--checkpoint.every_n_train_steps=1", "--checkpoint.save_top_k=-1")
 

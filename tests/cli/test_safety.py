@@ -17,12 +17,11 @@ import yaml
 from lightning.pytorch.loggers import CSVLogger
 from safetensors.torch import load_file
 
-from tests.helpers import CSV_ONLY, ROOT
+from tests.helpers import CSV_ONLY, ROOT, Command
 from vrft.__main__ import main
 from vrft.policy.checkpoint import BUILT_IN
 from vrft.utils.redact import is_secret, redact, redact_settings
 
-Command = Callable[..., list[str]]
 PACKAGE = ROOT / "vrft"
 CANARY = "VRFT_TEST_CANARY"
 

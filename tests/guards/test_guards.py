@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.helpers import CSV_ONLY
+from tests.helpers import CSV_ONLY, Command
 from vrft.__main__ import main
 from vrft.callbacks.guards import Guards, some_weights
 from vrft.guards import GUARDS, Guard, Seen
@@ -23,7 +23,6 @@ from vrft.guards.training import Overfitting, spacing
 from vrft.training.progress_bar import PhaseProgressBar
 from vrft.types import Answer, Detection, Sample
 
-Command = Callable[..., list[str]]
 Box = tuple[float, float, float, float]
 GUARD = {guard.name: guard for guard in GUARDS}
 

@@ -9,3 +9,9 @@ ROOT = Path(__file__).parents[2]
 CSV_ONLY = "--trainer.logger={class_path: vrft.loggers.CSVLogger, init_args: {save_dir: '${....run_dir}', name: logs}}"
 Command = Callable[..., list[str]]
 """Makes the words of a command; more arguments may follow."""
+
+
+def callback(kind: type, **settings: object) -> str:
+    """Return the argument that adds a callback to a run."""
+    text = ", ".join(f"{key}: {value}" for key, value in settings.items())
+    return f"--trainer.callbacks+={{class_path: {kind.__module__}.{kind.__name__}, init_args: {{{text}}}}}"

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.helpers.browser import CHROMIUM, DRIVER, Browser, browser
-from tests.report.test_report import HOSTILE, completion, write_lines, write_run
+from tests.helpers.run_folders import HOSTILE, completion, write_lines, write_run
 from vrft.report import write_report
 
 REQUIRED = os.environ.get("VRFT_BROWSER") == "required"

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers import ROOT
-from tests.training.test_faults import callback
+from tests.helpers import ROOT, callback
+from tests.helpers.kills import Sends
 from tests.training.test_parallel import ROUNDING, checkpoint, distance, fit
 from vrft.__main__ import main
 
@@ -85,7 +85,7 @@ def test_a_slurm_job_is_queued_again_and_goes_on(folder: Path, tmp_path: Path) -
     job = {"SLURM_JOB_ID": "4711", "SLURM_JOB_NAME": "slurm.sh", "SLURM_NNODES": "1", "SLURM_NODEID": "0"}
     job |= {"SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "2", "MASTER_PORT": str(free_port())}
     job |= {"PATH": f"{tmp_path}:{Path(sys.executable).parent}:{os.environ['PATH']}"}
-    sends = callback("Sends", number=int(signal.SIGUSR1), after=0)
+    sends = callback(Sends, number=int(signal.SIGUSR1), after=0)
     script = [str(ROOT / "docs" / "slurm.sh"), *on_two(folder, "slurm", sends)]
     (tmp_path / "runs" / "job-4711").mkdir(parents=True)
     (tmp_path / "runs" / "job-4711" / "config.yaml").write_text("of a machine that broke before anything was saved")

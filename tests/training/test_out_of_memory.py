@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +11,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.helpers import CSV_ONLY, ROOT
+from tests.helpers import CSV_ONLY, ROOT, Command
 from vrft.__main__ import main
 from vrft.policy import Policy
 from vrft.rollout import TransformersEngine
 
-Command = Callable[..., list[str]]
 SETTINGS = (
     "--data.batch_size=4",
     "--model.num_generations=4",

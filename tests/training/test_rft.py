@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.helpers import CSV_ONLY, ROOT
+from tests.helpers import CSV_ONLY, ROOT, Command
 from vrft.__main__ import main
 from vrft.policy import shared_prefix
 from vrft.policy.processor import MicroBatch
@@ -23,8 +22,6 @@ from vrft.training.grpo import replace_zero_variance, zero_variance_groups
 from vrft.training.loss_inputs import Minibatch
 from vrft.training.rft import RFT
 from vrft.types import Answer, Frame, PromptBatch, Question, Rollout, ScoredRollout
-
-Command = Callable[..., list[str]]
 
 
 def logged(run: Path) -> dict[str, list[float]]:

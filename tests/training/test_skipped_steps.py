@@ -16,12 +16,11 @@ import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from tests.helpers import CSV_ONLY, ROOT
+from tests.helpers import CSV_ONLY, ROOT, Command
 from vrft.__main__ import main
 from vrft.training.module import VisionModule
 from vrft.types import Target
 
-Command = Callable[..., list[str]]
 SMALL = ("--data.batch_size=2", "--model.num_generations=2", "--model.max_completion_length=24")
 CALLS = {"reward": 0}
 

@@ -7,17 +7,15 @@ import pty
 import re
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 import vrft.utils.progress
-from tests.helpers import CSV_ONLY, ROOT
+from tests.helpers import CSV_ONLY, ROOT, Command
 from vrft.__main__ import main
 from vrft.utils.progress import ThrottledPrinter, progress
 
-Command = Callable[..., list[str]]
 SHOWN = ("--trainer.enable_progress_bar=true", CSV_ONLY, "--trainer.max_steps=2")
 
 

@@ -1,0 +1,135 @@
+"""Rollouts on servers, and the commands of servers and runs on them."""
+
+from __future__ import annotations
+
+import os
+import random
+import shlex
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from tests.helpers import ROOT
+from vrft.policy import LoRA, Policy
+from vrft.rollout import Sampling, SamplingKey, VLLMServer
+from vrft.rollout.vllm.client import Client, Unavailable
+from vrft.rollout.vllm.command import ON_CPU
+from vrft.tasks import DetectionTask
+from vrft.types import Detection, PromptBatch, Rollout, Sample
+
+TASK = DetectionTask(template="Detect {query}")
+REAL = pytest.mark.vllm
+PLAIN = Sampling()
+
+
+def launch(kind: str, checkpoint: str, folder: Path) -> tuple[subprocess.Popen[bytes], str]:
+    """Run what `serve-command` prints."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{free.getsockname()[1]}"
+    words = [f"--model.policy.checkpoint={checkpoint}", f"--model.engine.init_args.urls=[{url}]"]
+    words += ["--model.policy.lora={r: 8}"] if kind == "lora" else []
+    line = served(*words)
+    environment, command = split_command(line)
+    command += ON_CPU if shutil.which("nvidia-smi") is None else []
+    if kind == "reload":
+        place = command.index("--weight-transfer-config")
+        del command[place : place + 2]
+    home = Path(os.environ.get("VLLM_ENV", ROOT / ".venv-vllm")) / "bin"
+    log = (folder / "log").open("wb")
+    more = {"VLLM_CPU_KVCACHE_SPACE": "1", "OMP_NUM_THREADS": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+    process = subprocess.Popen(
+        [str(home / command[0]), *command[1:], "--max-model-len", "2048"],
+        env=os.environ | environment | more | {"PATH": f"{home}:{os.environ['PATH']}"},
+        cwd=folder,
+        stdout=log,
+        stderr=subprocess.STDOUT,
+    )
+    deadline = time.monotonic() + 600
+    while time.monotonic() < deadline:
+        assert process.poll() is None, (folder / "log").read_text()[-3000:]
+        try:
+            Client(url).ask("GET", "/health", timeout=2)
+        except Unavailable:
+            time.sleep(1)
+        else:
+            return process, url
+    raise TimeoutError(str(folder / "log"))
+
+
+def served(*words: str) -> str:
+    """What `serve-command` prints for the quickstart with a server."""
+    configs = [str(ROOT / "configs" / name) for name in ("quickstart.yaml", "engine/vllm.yaml")]
+    command = ["-m", "vrft", "serve-command", "--config", configs[0], "--config", configs[1], *words]
+    done = subprocess.run([sys.executable, *command], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def split_command(text: str) -> tuple[dict[str, str], list[str]]:
+    """Environment and words of a command line with comments."""
+    words = shlex.split(text, comments=True)
+    count = next(i for i, word in enumerate(words) if "=" not in word)
+    return dict(word.split("=", 1) for word in words[:count]), words[count:]
+
+
+def a_policy(checkpoint: str, lora: LoRA | None = None) -> Policy:
+    policy = Policy(checkpoint, dtype="float32", lora=lora)
+    policy.load(keep_reference=False)
+    return policy
+
+
+def a_batch(policy: Policy, count: int = 2) -> PromptBatch:
+    rng = random.Random(0)
+    samples = []
+    for i, colour in enumerate(("red", "green", "blue")[:count]):
+        pixels = bytes(rng.randrange(256) for _ in range(56 * 56 * 3))
+        image = Image.frombytes("RGB", (56, 56), pixels)
+        samples.append(Sample(i, image, i, colour, (Detection((0, 0, 10, 10), colour),)))
+    return policy.encoder(TASK)(samples)
+
+
+def engine(policy: Policy, folder: Path, *urls: str, **settings: Any) -> VLLMServer:
+    made = VLLMServer([*urls], **({"timeout": 120.0, "patience": 240.0} | settings))
+    made.connect(policy, TASK, folder, os.urandom(4).hex())
+    made.write_weights(policy, first=True)
+    made.update_servers()
+    return made
+
+
+def roll(
+    made: VLLMServer, policy: Policy, sampling: Sampling = PLAIN, group: int = 4, step: int = 0, limit: int = 12
+) -> Rollout:
+    return made.generate(
+        policy,
+        a_batch(policy),
+        group,
+        max_completion_length=limit,
+        sampling=sampling,
+        key=SamplingKey(0, step),
+        on_token=lambda *_: None,
+    )
+
+
+@torch.no_grad()
+def gap(policy: Policy, rollout: Rollout, temperature: float = 1.0) -> float:
+    """Largest |log p of the sampler - log p of the trainer|."""
+    own, _ = policy(a_batch(policy).inputs, rollout.ids, rollout.mask, temperature)
+    return float((own - rollout.log_probs).abs().max())
+
+
+@torch.no_grad()
+def train(policy: Policy, step: int) -> None:
+    """Move all that trains by a good deal."""
+    generator = torch.Generator().manual_seed(step)
+    for parameter in policy.parameters():
+        if parameter.requires_grad:
+            parameter += 0.02 * torch.randn(parameter.shape, generator=generator)

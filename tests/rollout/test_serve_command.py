@@ -1,0 +1,79 @@
+"""`serve-command`: the command line of a server for a config."""
+
+from __future__ import annotations
+
+import pytest
+import yaml
+
+from tests.helpers import ROOT
+from tests.helpers.vllm_rollouts import (
+    split_command,
+)
+from vrft.__main__ import main
+
+
+@pytest.mark.parametrize("config", ["quickstart.yaml", "quickstart_sft.yaml", "digits.yaml"])
+def test_the_fragment_changes_the_engine_of_any_config(config: str, capsys: pytest.CaptureFixture[str]) -> None:
+    configs = [f"--config={ROOT / 'configs' / name}" for name in (config, "engine/vllm.yaml")]
+    with pytest.raises(SystemExit):
+        main(["fit", *configs, "--print_config"])
+    found = yaml.safe_load(capsys.readouterr().out)
+    assert found["model"]["init_args"]["engine"]["class_path"] == "vrft.rollout.VLLMServer"
+    assert found["run_dir"] == f"runs/{config.removesuffix('.yaml')}"
+
+
+@pytest.mark.parametrize(
+    ("more", "expected", "absent"),
+    [
+        pytest.param([], ["--weight-transfer-config", '{"backend": "vrft"}'], "--enable-lora", id="full"),
+        pytest.param(
+            ["--model.policy.lora={r: 20}"],
+            ["--enable-lora", "--max-lora-rank", "32"],
+            "--weight-transfer-config",
+            id="lora",
+        ),
+        pytest.param(
+            ["--model.policy.lora={target_modules: all-linear}"],
+            ["--enable-tower-connector-lora"],
+            "min_pixels",
+            id="tower",
+        ),
+        pytest.param(
+            ["--model.policy.lora={target_modules: all-linear}", "--model.policy.freeze_vision=true"],
+            ["--enable-tower-connector-lora"],  # adapters train on a tower that is frozen
+            "--enforce-eager",
+            id="frozen-tower",
+        ),
+        pytest.param(
+            ["--model.policy.trust_remote_code=true"],
+            ["--trust-remote-code"],
+            "--no-enable-chunked-prefill",
+            id="trust",
+        ),
+        pytest.param(
+            ["--model.policy.max_pixels=3136", "--model.policy.dtype=bfloat16"],
+            ["--mm-processor-kwargs", '{"max_pixels": 3136}', "--dtype", "bfloat16"],
+            "--enable-lora",
+            id="pixels",
+        ),
+    ],
+)
+def test_serve_command_prints_what_a_server_needs(
+    more: list[str], expected: list[str], absent: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    configs = [str(ROOT / "configs" / name) for name in ("quickstart.yaml", "engine/vllm.yaml")]
+    assert main(["serve-command", "--config", configs[0], "--config", configs[1], *more]) == 0
+    printed = capsys.readouterr().out
+    environment, words = split_command(printed)
+    assert words[:2] == ["vllm", "serve"]
+    assert words[3:7] == ["--host", "127.0.0.1", "--port", "8000"]
+    assert {*expected} <= {*words}
+    assert {"--logprobs-mode", "processed_logprobs"} <= {*words}
+    assert absent not in printed.splitlines()[-1]
+    assert environment["VLLM_SERVER_DEV_MODE"] == "1"
+    assert ("VLLM_ALLOW_RUNTIME_LORA_UPDATING" in environment) == ("lora" in "".join(more))
+
+
+def test_serve_command_of_a_config_without_servers(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["serve-command", "--config", str(ROOT / "configs" / "quickstart.yaml")]) == 2
+    assert "expected vrft.rollout.VLLMServer, got TransformersEngine" in capsys.readouterr().err

@@ -1,0 +1,294 @@
+"""Servers that fail, hang, restart or hold other weights: what is tried again, and what ends the run."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import SafetensorError
+
+from tests.helpers.vllm_rollouts import (
+    a_policy,
+    engine,
+    gap,
+    roll,
+    train,
+)
+from tests.helpers.vllm_server import VLLM
+from vrft.errors import ConfigurationError, RolloutFailed
+from vrft.policy import LoRA, Policy
+from vrft.rollout.vllm.client import Unavailable
+from vrft.training.prefetch import RolloutPrefetcher
+
+FAULTS = [(fault, None) for fault in ("500", "cut", "fewer", "nan", "aborted", "restart", "restart-silently", "slow")]
+FAULTS += [(fault, LoRA(r=8)) for fault in ("restart", "restart-silently")]
+
+
+@pytest.mark.parametrize(
+    ("fault", "lora"), FAULTS, ids=[f"{fault}-{'lora' if lora else 'full'}" for fault, lora in FAULTS]
+)
+def test_after_a_fault_the_rollout_is_that_without_it(
+    fault: str, lora: LoRA | None, fake: VLLM, checkpoint: str, tmp_path: Path
+) -> None:
+    policy = a_policy(checkpoint, lora)
+    made = engine(policy, tmp_path, fake.url, timeout=1.0 if fault == "slow" else 60.0)
+    train(policy, 1)
+    made.write_weights(policy, first=True)
+    made.update_servers()
+    expected = roll(made, policy)
+    fake.faults.extend(["", fault])
+    found = roll(made, policy)
+    assert not fake.faults
+    assert torch.equal(found.ids, expected.ids)
+    assert gap(policy, found) < 1e-4
+
+
+@pytest.mark.parametrize("route", ["/finish_weight_update", "/reset_prefix_cache", "/resume", "/update_weight_version"])
+def test_an_update_that_is_cut_off_is_made_again(route: str, fake: VLLM, checkpoint: str, tmp_path: Path) -> None:
+    policy = a_policy(checkpoint)
+    made = engine(policy, tmp_path, fake.url, timeout=10.0, patience=30.0)
+    train(policy, 1)
+    fake.lost.append(route)
+    made.write_weights(policy, first=True)
+    made.update_servers()
+    assert not fake.lost
+    assert gap(policy, roll(made, policy)) < 1e-4
+    assert not fake.paused
+
+
+def test_another_server_takes_over(fakes: Callable[..., VLLM], checkpoint: str, tmp_path: Path) -> None:
+    policy, servers = a_policy(checkpoint), [fakes(), fakes()]
+    made = engine(policy, tmp_path, *(server.url for server in servers))
+    servers[0].stop()
+    start = time.monotonic()
+    assert gap(policy, roll(made, policy)) < 1e-4
+    assert time.monotonic() - start < 5
+
+
+def test_a_server_that_was_away_gets_the_weights_it_missed(
+    fakes: Callable[..., VLLM], checkpoint: str, tmp_path: Path
+) -> None:
+    policy, first = a_policy(checkpoint), fakes()
+    made = engine(policy, tmp_path, first.url)
+    port = first.http.server_port
+    first.stop()
+    train(policy, 1)
+    made.write_weights(policy, first=True)
+    made.update_servers()  # in vain
+    again = VLLM(checkpoint, port=port)
+    assert gap(policy, roll(made, policy)) < 1e-4
+    again.stop()
+
+
+def test_rests_grow_until_a_completion_is_there(
+    fake: VLLM, checkpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy = a_policy(checkpoint)
+    made = engine(policy, tmp_path, fake.url)
+    now, rests = [1000.0], []
+    monkeypatch.setattr("vrft.rollout.vllm.engine.time.monotonic", lambda: now[0])
+    for _ in range(1100):
+        with pytest.raises(Unavailable), made.servers[0]._trying():
+            raise Unavailable("no")
+        rests.append(made.servers[0].retry_at - now[0])
+        now[0] += rests[-1]
+    assert rests == [0.5, 1, 2, 4, 8, 16, *[30] * 1094]
+    made.servers[0].update(made.weights, now[0] + 1)  # whose routes answer: that alone proves little
+    assert made.servers[0].failures == 1100
+    roll(made, policy)
+    assert made.servers[0].failures == 0
+
+
+def test_in_the_end_there_is_one_clear_error(fake: VLLM, checkpoint: str, tmp_path: Path) -> None:
+    policy = a_policy(checkpoint)
+    made = engine(policy, tmp_path, fake.url, patience=1.2)
+    fake.faults.extend(["500"] * 20)
+    with pytest.raises(RolloutFailed, match=r"sample [01] .* within 1\.2 s .*EngineCore died"):
+        roll(made, policy)
+
+
+def test_a_server_that_hangs_costs_no_more_than_the_patience(fake: VLLM, checkpoint: str, tmp_path: Path) -> None:
+    policy = a_policy(checkpoint)
+    made = engine(policy, tmp_path, fake.url, patience=2.0)
+    fake.stop()
+    with socket.create_server(("127.0.0.1", fake.http.server_port)):  # takes connections, says nothing
+        made.servers[0].has = None
+        start = time.monotonic()
+        with pytest.raises(RolloutFailed, match=r"within 2 s"):
+            roll(made, policy)
+        assert time.monotonic() - start < 5
+
+
+def test_a_process_that_brings_weights_for_long_is_not_waited_for_any_longer(
+    fake: VLLM, checkpoint: str, tmp_path: Path
+) -> None:
+    policy = a_policy(checkpoint)
+    made = engine(policy, tmp_path, fake.url, patience=1.0)
+    made.servers[0].has = None
+    with made.weights._lock(made.servers[0].client), pytest.raises(RolloutFailed, match="another process still brings"):
+        roll(made, policy)
+
+
+@pytest.mark.parametrize(
+    ("path", "answer", "said"),
+    [
+        pytest.param("/weight_info", ({"detail": "Forbidden"}, 403), "Forbidden", id="forbidden"),
+        pytest.param("/reset_prefix_cache", (b"", 200), "can't be read", id="empty"),
+    ],
+)
+def test_control_routes_that_fail_are_tried_again(
+    path: str, answer: tuple[Any, int], said: str, fake: VLLM, checkpoint: str, tmp_path: Path
+) -> None:
+    policy = a_policy(checkpoint)
+    made = engine(policy, tmp_path, fake.url, patience=2.0)
+    made.write_weights(policy, first=True)
+    fake.instead[path] = answer
+    with pytest.raises(RolloutFailed, match=said):
+        roll(made, policy)
+    made.patience = 240.0
+    fake.instead.clear()
+    assert gap(policy, roll(made, policy)) < 1e-4
+
+
+def test_weights_that_cannot_be_written_or_seen_end_the_run(
+    fake: VLLM, checkpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy = a_policy(checkpoint)
+    made = engine(policy, tmp_path, fake.url)
+    made.write_weights(policy, first=True)
+    shutil.rmtree(tmp_path / "vllm")
+    with pytest.raises(RolloutFailed, match=r"weights_dir: every rank has to see that folder"):
+        roll(made, policy)
+
+    def full(*_: Any) -> None:
+        raise SafetensorError("I/O error: no space left")
+
+    monkeypatch.setattr("vrft.rollout.vllm.weights.save_file", full)
+    with pytest.raises(RolloutFailed, match=r"can't be written .*no space left"):
+        made.write_weights(policy, first=True)
+
+
+@pytest.mark.parametrize("lora", [None, LoRA()], ids=["full", "lora"])
+def test_a_server_that_says_too_little_of_itself_is_refused(
+    lora: LoRA | None, fake: VLLM, checkpoint: str, tmp_path: Path
+) -> None:
+    policy, info = a_policy(checkpoint, lora), fake.info()
+    del info["vllm_config"]["weight_transfer_config" if lora is None else "lora_config"]
+    fake.instead["/server_info"] = (info, 200)
+    with pytest.raises(ConfigurationError, match="does not say how it was started"):
+        engine(policy, tmp_path, fake.url)
+
+
+def test_no_redirect_is_followed(fake: VLLM, checkpoint: str, tmp_path: Path) -> None:
+    policy = a_policy(checkpoint)
+    made = engine(policy, tmp_path, fake.url)
+    fake.faults.append("redirect")
+    with pytest.raises(ConfigurationError, match="redirect, which is not followed"):
+        roll(made, policy)
+
+
+def test_proxies_of_the_environment_are_not_used(
+    fake: VLLM, checkpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")  # where nobody listens
+    policy = a_policy(checkpoint)
+    assert gap(policy, roll(engine(policy, tmp_path, fake.url), policy)) < 1e-4
+
+
+def test_a_prompt_that_the_server_reads_otherwise_is_refused(fake: VLLM, checkpoint: str, tmp_path: Path) -> None:
+    policy = a_policy(checkpoint)
+    made = engine(policy, tmp_path, fake.url)
+    template = fake.policy.processor.tokenizer.chat_template
+    fake.policy.processor.chat_template = "{{ 'system\n' }}" + template
+    with pytest.raises(ConfigurationError, match="from token 0 on: another chat template"):
+        roll(made, policy)
+    fake.policy.processor.chat_template = template.replace("<|image_pad|>", "<|image_pad|><|image_pad|>")
+    policy.processor.image_processor.size["longest_edge"] = 4 * 56 * 56
+    fake.policy.processor.chat_template = template
+    fake.policy.processor.image_processor.size["shortest_edge"] = 4 * 56 * 56
+    fake.policy.processor.image_processor.size["longest_edge"] = 4 * 56 * 56
+    with pytest.raises(ConfigurationError, match=r"16 image tokens instead of 4: other min_pixels or max_pixels"):
+        roll(made, policy)
+
+
+def test_weights_of_another_run_are_not_taken_for_ones_own(fake: VLLM, checkpoint: str, tmp_path: Path) -> None:
+    policy, other = a_policy(checkpoint), a_policy(checkpoint)
+    train(other, 1)
+    made = engine(policy, tmp_path / "mine", fake.url)
+    roll(made, policy)
+    engine(other, tmp_path / "other", fake.url)
+    assert gap(policy, roll(made, policy)) < 1e-4
+
+
+def test_what_another_run_trained_and_this_one_does_not_is_overwritten(
+    fake: VLLM, checkpoint: str, tmp_path: Path
+) -> None:
+    other, policy = a_policy(checkpoint), Policy(checkpoint, dtype="float32", freeze_vision=True)
+    policy.load(keep_reference=False)
+    train(other, 1)
+    engine(other, tmp_path, fake.url)
+    made = engine(policy, tmp_path, fake.url)
+    assert gap(policy, roll(made, policy)) < 1e-4
+    train(policy, 1)
+    made.write_weights(policy, first=True)
+    made.update_servers()
+    assert gap(policy, roll(made, policy)) < 1e-4
+
+
+@pytest.mark.parametrize("lora", [None, LoRA(r=8)], ids=["full", "lora"])
+def test_a_folder_that_a_server_sees_late_is_waited_for(
+    lora: LoRA | None, fake: VLLM, checkpoint: str, tmp_path: Path
+) -> None:
+    policy = a_policy(checkpoint, lora)
+    made = engine(policy, tmp_path, fake.url)
+    train(policy, 1)
+    made.write_weights(policy, first=True)
+    made.weights.path.rename(tmp_path / "late")
+    made.update_servers()  # in vain
+    (tmp_path / "late").rename(made.weights.path)
+    assert gap(policy, roll(made, policy)) < 1e-4
+
+
+def test_an_adapter_that_is_being_loaded_is_waited_for(fake: VLLM, checkpoint: str, tmp_path: Path) -> None:
+    policy = a_policy(checkpoint, LoRA(r=8))
+    message = {"error": {"message": "The lora adapter 'x' has already been loaded."}}
+    fake.instead["/v1/load_lora_adapter"] = (message, 400)
+    made = engine(policy, tmp_path, fake.url)
+    fake.instead.clear()
+    assert gap(policy, roll(made, policy)) < 1e-4
+
+
+def test_weights_are_collected_where_they_are_written(
+    fake: VLLM, checkpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy = a_policy(checkpoint)
+    made = engine(policy, tmp_path, fake.url)
+    monkeypatch.setattr(policy, "trained_weights", None)
+    made.write_weights(policy, first=False)
+    assert made.weights.number == 1
+
+
+def test_a_rollout_ends_when_it_is_told_to(fake: VLLM, checkpoint: str, tmp_path: Path) -> None:
+    policy = a_policy(checkpoint)
+    made = engine(policy, tmp_path, fake.url)
+    fake.faults.extend(["500"] * 100)
+    prefetcher = RolloutPrefetcher()
+    prefetcher.submit([0], 0, lambda: roll(made, policy))
+    assert prefetcher.pending is not None
+    rollout = prefetcher.pending.rollout
+    while len(fake.faults) > 96:
+        time.sleep(0.05)
+    made.stop()
+    assert prefetcher.pop([1]) is None, "of other samples"
+    assert rollout.done()
+    with pytest.raises(RolloutFailed, match="was given up"):
+        rollout.result(timeout=0)
+    fake.faults.clear()
+    assert gap(policy, roll(made, policy)) < 1e-4

@@ -1,0 +1,184 @@
+"""Whole runs on vLLM servers, and what is never learnt from."""
+
+from __future__ import annotations
+
+import csv
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.helpers import CSV_ONLY, ROOT, Command
+from tests.helpers.vllm_server import VLLM
+from vrft.__main__ import main
+from vrft.callbacks.checkpoint import RunCheckpoint
+from vrft.errors import ConfigurationError
+from vrft.training.grpo import PolicyLoss, policy_loss
+from vrft.training.rft import RFT
+
+
+@pytest.fixture
+def built_in(fakes: Callable[..., VLLM]) -> VLLM:
+    """A server of the built-in policy."""
+    return fakes("tiny-detection")
+
+
+@pytest.fixture
+def fit(quick_fit: Command) -> Command:
+    """The command of a short run on servers."""
+
+    def command(*urls: str, more: tuple[str, ...] = ()) -> list[str]:
+        words = [CSV_ONLY, "--data.batch_size=2", "--model.num_generations=4", "--model.max_completion_length=24"]
+        words += ["--trainer.limit_val_batches=1", "--model.lr_scheduler=null"]
+        if urls:
+            words += ["--config", str(ROOT / "configs" / "engine" / "vllm.yaml")]
+            words += [f"--model.engine.init_args.urls=[{', '.join(urls)}]"]
+        return quick_fit(*words, *more)
+
+    return command
+
+
+def logged(run: Path, version: int = 0) -> list[dict[str, float]]:
+    """Rows of training steps."""
+    with (run / "logs" / f"version_{version}" / "metrics.csv").open() as file:
+        rows = [row for row in csv.DictReader(file) if row.get("train/reward")]
+    return [{name: float(value) for name, value in row.items() if value} for row in rows]
+
+
+def files_of_weights(run: Path) -> list[Path]:
+    """What is left of weights that were written for servers."""
+    return [path for path in (run / "vllm").iterdir() if path.is_dir()]
+
+
+def comparable(row: dict[str, float]) -> dict[str, float]:
+    return {
+        name: value for name, value in row.items() if not name.startswith(("time/", "memory/", "train/samples_per"))
+    }
+
+
+@pytest.mark.parametrize("lora", [(), ("--model.policy.lora={r: 4}",)], ids=["full", "lora"])
+def test_a_run_trains_and_measures_the_mismatch(
+    lora: tuple[str, ...], fit: Command, built_in: VLLM, tmp_path: Path
+) -> None:
+    assert main(fit(built_in.url, more=lora)) == 0
+    rows = logged(tmp_path / "run")
+    assert [row["train/sampling_gap_max"] < 1e-4 for row in rows] == [True, True]
+    assert [row["train/importance/ratio_p50"] for row in rows] == pytest.approx([1, 1], abs=1e-4)
+    assert max(row["train/grad_norm"] for row in rows) > 0
+    assert not rows[0].get("train/staleness")
+    assert not files_of_weights(tmp_path / "run")
+    assert not built_in.adapters
+
+
+def test_other_weights_on_the_server_end_the_run_before_anything_is_learnt(
+    fit: Command, fakes: Callable[..., VLLM], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = fakes("tiny-digits")
+    more = ("--model.policy.lora={r: 4}", "--trainer.limit_val_batches=0")
+    assert main(fit(other.url, more=more)) == 1
+    assert "log-probabilities differ from the trainer's by" in capsys.readouterr().out
+    assert not (tmp_path / "run" / "checkpoints" / "last.ckpt").exists()
+
+
+@pytest.mark.parametrize("command", ["validate", "predict"])
+@pytest.mark.parametrize("config", ["quickstart.yaml", "quickstart_sft.yaml"])
+def test_other_weights_on_the_server_are_not_evaluated(
+    command: str, config: str, fit: Command, fakes: Callable[..., VLLM], capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = fit(fakes("tiny-digits").url, more=("--model.policy.lora={r: 4}",))[1:]
+    words = [word for word in words if command == "validate" or "callbacks" not in word]
+    if config == "quickstart_sft.yaml":
+        words = [word for word in words if "num_generations" not in word]
+        words[words.index(str(ROOT / "configs" / "quickstart.yaml"))] = str(ROOT / "configs" / config)
+    assert main([command, *words]) == 1
+    assert "log-probabilities differ from the trainer's by" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("images", [pytest.param(12, id="in-an-epoch"), pytest.param(1, id="at-the-start-of-one")])
+def test_a_run_that_no_server_answers_saves_and_goes_on_as_if_nothing_had_been(
+    images: int, fit: Command, built_in: VLLM, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    steps = ("--trainer.max_steps=4", "--trainer.limit_val_batches=0", f"--data.train_size={images}")
+    assert main(fit(built_in.url, more=(*steps, f"--run_dir={tmp_path}/whole"))) == 0
+    capsys.readouterr()
+    command = fit(built_in.url, more=(*steps, "--model.engine.init_args.patience=1"))
+    built_in.faults.extend([""] * 4 + ["500"] * 20)
+    assert main(command) == 1
+    said = capsys.readouterr().out
+    assert "stopped: no server answered the prompt of sample" in said
+    assert "last.ckpt" in said
+    assert not files_of_weights(tmp_path / "run")
+    assert "--ckpt_path last" in said
+    built_in.faults.clear()
+    assert main([*command, "--ckpt_path=last"]) == 0
+    whole, parts = logged(tmp_path / "whole"), logged(tmp_path / "run") + logged(tmp_path / "run", 1)
+    steps_of = {row["step"]: comparable(row) for row in parts}
+    assert [steps_of[row["step"]] for row in whole] == [pytest.approx(comparable(row), abs=1e-4) for row in whole]
+
+
+def test_one_step_ahead_is_one_step_stale_and_corrected(
+    fit: Command, built_in: VLLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    corrections: list[float] = []
+
+    def spied(*args: Any, correction: torch.Tensor, **settings: Any) -> PolicyLoss:
+        corrections.append(float((correction - 1).abs().max()))
+        return policy_loss(*args, correction=correction, **settings)
+
+    monkeypatch.setattr("vrft.training.rft.policy_loss", spied)
+    more = ("--model.engine.init_args.one_step_ahead=true", "--trainer.max_steps=4", "--trainer.val_check_interval=2")
+    assert main(fit(built_in.url, more=more)) == 0
+    rows = logged(tmp_path / "run")
+    assert [row["train/staleness"] for row in rows] == [0, 1, 1, 1]
+    assert rows[0]["train/sampling_gap_max"] < 1e-4
+    assert all(row["train/sampling_gap_max"] > 1e-4 for row in rows[1:]), "sampled with the weights of a step before"
+    assert corrections[0] < 1e-3
+    assert corrections[-1] > 1e-4, "what is learnt from them counts by its ratio"
+
+
+def test_two_ranks_share_a_server(fit: Command, built_in: VLLM, tmp_path: Path) -> None:
+    more = ("--trainer.accelerator=cpu", "--trainer.devices=2", "--trainer.strategy=ddp", "--trainer.max_steps=3")
+    more += ("--model.engine.init_args.one_step_ahead=true", "--model.engine.init_args.max_gap=1")
+    command = fit(built_in.url, more=more)
+    done = subprocess.run(
+        [sys.executable, "-m", "vrft", *command],
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-1000:] + done.stderr[-2000:]
+    rows = logged(tmp_path / "run")
+    assert rows[0]["train/sampling_gap_max"] < 1e-4
+    assert [row["train/staleness"] for row in rows] == [0, 1, 1]
+    seeds = [body["seed"] for body in built_in.bodies if "seed" in body]
+    assert len({*seeds}) == len(seeds) == 3 * 2 * 2, "steps, ranks, prompts"
+    assert not files_of_weights(tmp_path / "run")
+
+
+def test_other_mistakes_of_the_user_do_not_count_batches(
+    fit: Command, built_in: VLLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Only one rank may know of them, and the loader may not have handed out the batch."""
+
+    def dead(*_: Any) -> None:
+        raise ConfigurationError("data.num_workers: 3 workers died")
+
+    monkeypatch.setattr(RFT, "on_train_batch_start", dead)
+    monkeypatch.setattr(RunCheckpoint, "_take_batch_back", dead)
+    assert main(fit(built_in.url, more=("--trainer.limit_val_batches=0",))) == 2
+    assert "stopped" not in capsys.readouterr().out
+    assert not list((tmp_path / "run").glob("vllm/*/"))
+
+
+def test_nothing_listens(fit: Command, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(fit("http://127.0.0.1:9")) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith("vrft: model.engine: http://127.0.0.1:9 does not say how it was started")
+    assert "serve-command" in said

@@ -1,0 +1,50 @@
+"""Importance weights of samples that another program drew."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from vrft.training.grpo import importance_weights, mismatch, policy_loss
+
+
+def test_importance_weights_by_hand() -> None:
+    ratios = torch.tensor([[0.25, 0.5, 1.0, 2.0, 4.0]])
+    weigh = lambda mode: importance_weights(ratios.log(), mode, 2.0)  # noqa: E731
+    torch.testing.assert_close(weigh("truncate"), torch.tensor([[0.25, 0.5, 1.0, 2.0, 2.0]]))
+    torch.testing.assert_close(weigh("mask"), torch.tensor([[0.0, 0.5, 1.0, 2.0, 0.0]]))
+    assert weigh("none").tolist() == [[1.0] * 5]
+    for mode, largest in (("truncate", 2.0), ("mask", 0.0)):
+        assert importance_weights(torch.tensor([[100.0, -200.0]]), mode, 2.0).tolist() == [[largest, 0.0]]  # type: ignore[arg-type]
+
+
+def test_corrected_gradient_is_that_of_the_trainers_own_samples() -> None:
+    """E_q[p / q * A * grad log p] = E_p[A * grad log p], summed over a whole vocabulary instead of sampled."""
+    generator = torch.Generator().manual_seed(0)
+    logits, sampler = (torch.randn(6, generator=generator, dtype=torch.float64) for _ in range(2))
+    q, reward = sampler.softmax(0), torch.randn(6, generator=generator, dtype=torch.float64)
+    leaf = logits.clone().requires_grad_()
+    log_p = leaf.log_softmax(0)
+    loss = policy_loss(
+        log_p[:, None],
+        log_p.detach()[:, None],
+        reward,
+        torch.ones(6, 1),
+        q,  # each token as often as the sampler draws it
+        correction=importance_weights((log_p.detach() - q.log())[:, None], "truncate", math.inf),
+    ).loss
+    loss.backward()
+    own = logits.clone().requires_grad_()
+    (own.softmax(0) @ -reward).backward()
+    torch.testing.assert_close(leaf.grad, own.grad)
+
+
+def test_mismatch_by_hand() -> None:
+    found = mismatch(torch.tensor([0.0, 0.5, -1.5, math.nan]), cap=2.0)
+    assert found.gap == pytest.approx(2 / 3)
+    assert found.gap_max == 1.5
+    assert found.ratio_p50 == 1.0
+    assert found.beyond == pytest.approx(1 / 3)  # exp(-1.5) is below 1 / 2
+    assert mismatch(torch.tensor([]), cap=2.0).gap == 0

@@ -1,0 +1,154 @@
+"""Runs that are interrupted or killed: what is saved is whole, and the end is the same."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Callback, Trainer
+
+from tests.helpers import ROOT, Command, callback
+from tests.helpers.kills import KILLS, STATE, Sends
+from vrft.__main__ import main
+from vrft.callbacks.graceful_stop import GracefulStop
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
+def test_a_signal_ends_the_step_saves_and_says_how_to_go_on(
+    name: str, whole: Path, like_whole: Command, tmp_path: Path
+) -> None:
+    number = signal.Signals[name]
+    command = [sys.executable, "-m", "vrft", *like_whole()]
+    run = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while not (tmp_path / "run" / "transcripts.jsonl").exists():  # one step is done
+        assert run.poll() is None
+        time.sleep(0.01)
+    run.send_signal(number)
+    output, errors = run.communicate()
+    assert run.returncode == 128 + number, errors
+    assert f"{name}: stopping when this step is done" in errors
+    assert f"stopped: {name} after step" in output
+    assert not (tmp_path / "run" / "summary.json").exists()
+    assert len(list((tmp_path / "run" / "evaluation").iterdir())) == 1  # of the base
+    hint = next(line for line in output.splitlines() if line.startswith("to resume: "))
+    words = shlex.split(hint.removeprefix("to resume: "))
+    assert words[:3] == ["python", "-m", "vrft"]
+    if name == "SIGTERM":
+        assert main(words[3:]) == 0
+        assert KILLS.differences(whole, tmp_path / "run") == []
+        assert (tmp_path / "run" / "summary.json").exists()
+
+
+def test_a_job_is_queued_again_after_sigusr1_and_handlers_are_restored(
+    like_whole: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scontrol = tmp_path / "bin" / "scontrol"
+    scontrol.parent.mkdir()
+    scontrol.write_text(f'#!/bin/sh\necho "$@" > {tmp_path}/asked\nls {tmp_path}/run/checkpoints >> {tmp_path}/asked\n')
+    scontrol.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{scontrol.parent}:{os.environ['PATH']}")
+    monkeypatch.setenv("SLURM_JOB_ID", "4711")
+    before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)]
+    number = int(signal.SIGUSR1)
+    assert main(like_whole(callback(Sends, number=number, after=1))) == 128 + number
+    assert (tmp_path / "asked").read_text().split()[:3] == ["requeue", "4711", "last.ckpt"]  # once it was saved
+    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)] == before
+
+
+def test_a_signal_before_the_first_step_leaves_nothing_to_save(
+    like_whole: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sends = callback(Sends, number=int(signal.SIGTERM), after=0, validation=True)
+    assert main(like_whole(sends, "--data.eval_batch_size=2")) == 128 + signal.SIGTERM
+    assert "SIGTERM before the first step, nothing to save" in capsys.readouterr().out
+    assert list((tmp_path / "run" / "checkpoints").iterdir()) == []
+
+
+@pytest.mark.parametrize("step", [3, 4], ids=["in an epoch", "at its end"])
+def test_a_signal_in_an_evaluation_on_the_way_leaves_the_training_as_it_would_be(
+    step: int, whole: Path, like_whole: Command, tmp_path: Path
+) -> None:
+    sends = callback(Sends, number=int(signal.SIGINT), after=step, validation=True)
+    more = [f"--trainer.val_check_interval={step}", "--data.eval_batch_size=2"]
+    more += ["--checkpoint.every_n_train_steps=9"]  # so that the evaluation's step isn't saved before it
+    assert main(like_whole(*more, sends)) == 128 + signal.SIGINT
+    last = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
+    assert last["global_step"] == step
+    assert main(like_whole(*more, "--ckpt_path=last")) == 0
+    assert not {*STATE} & {*KILLS.differences(whole, tmp_path / "run")}
+
+
+class Crashes(Callback):
+    """Ends a run in the middle of an evaluation, the checkpoint of whose step is written."""
+
+    def on_validation_batch_start(self, trainer: Trainer, *_: Any) -> None:
+        if trainer.global_step == 2:
+            raise RuntimeError("the power is gone")
+
+
+def test_an_evaluation_that_was_cut_off_is_made_by_the_continuation(
+    whole: Path, like_whole: Command, tmp_path: Path
+) -> None:
+    often = "--trainer.val_check_interval=2"
+    assert main(like_whole(often)) == 0
+    alone = (tmp_path / "run").rename(tmp_path / "alone")
+    with pytest.raises(RuntimeError, match="the power is gone"):
+        main(like_whole(often, callback(Crashes)))
+    assert main(like_whole(often, "--ckpt_path=last")) == 0
+    assert KILLS.differences(alone, tmp_path / "run") == []
+    assert sorted(KILLS.rows(tmp_path / "run")) == sorted(KILLS.rows(alone))
+    evaluations = [sorted(path.name for path in (run / "evaluation").iterdir()) for run in (alone, tmp_path / "run")]
+    assert evaluations == [["val-0", "val-2", "val-4", "val-6"]] * 2
+
+
+def test_a_second_interrupt_quits_at_once() -> None:
+    stop = GracefulStop()
+    stop.quiet = True
+    stop.note(signal.SIGTERM, None)
+    stop.note(signal.SIGINT, None)
+    with pytest.raises(KeyboardInterrupt):
+        stop.note(signal.SIGINT, None)
+
+
+def test_outside_the_main_thread_there_are_no_signals_and_no_error() -> None:
+    trainer = SimpleNamespace(is_global_zero=True)
+    before = signal.getsignal(signal.SIGTERM)
+    with ThreadPoolExecutor() as threads:
+        threads.submit(GracefulStop().on_train_start, trainer, None).result()  # type: ignore[arg-type]
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_a_run_made_longer_ends_like_one_that_was_as_long_from_the_start(
+    whole: Path, like_whole: Command, tmp_path: Path
+) -> None:
+    assert main(like_whole("--trainer.max_steps=5")) == 0  # between two checkpoints
+    assert main(like_whole("--ckpt_path=last")) == 0
+    assert not {*STATE} & {*KILLS.differences(whole, tmp_path / "run")}
+
+
+def test_killed_while_saving_while_training_and_after_a_step_it_ends_the_same(
+    whole: Path, like_whole: Command, tmp_path: Path
+) -> None:
+    run, command = tmp_path / "run", like_whole()
+    saves = (run / "checkpoints").glob
+    instants: list[Callable[[], bool]] = [
+        lambda: next(saves("*.partial"), None) is not None,  # the first checkpoint, or the link to it
+        lambda: (run / "transcripts.jsonl").exists() and KILLS.rows(run).keys() >= {(2, "train/reward")},
+        lambda: next(saves("step=6*"), None) is not None,  # the last one is written, but maybe not linked to
+    ]
+    for instant in instants:
+        assert KILLS.kill_when(KILLS.start(KILLS.continuation(run, command)), instant)
+    assert main(KILLS.continuation(run, command)) == 0
+    assert KILLS.differences(whole, run) == []
+    assert not list(saves("*.partial"))
