@@ -10,6 +10,7 @@ from lightning.pytorch import Callback, Trainer
 from vrft.data import VisionData
 from vrft.evaluators import Evaluator
 from vrft.training.module import VisionModule
+from vrft.utils.distributed import raise_on_all_ranks
 
 
 class Stopped(Exception):
@@ -41,15 +42,15 @@ class VisionTrainer(Trainer):
         self, filepath: str | Path, weights_only: bool | None = None, storage_options: Any = None
     ) -> None:
         """Save as Lightning does. If the writing rank fails, all ranks raise its OSError."""
-        error: OSError | None = None
-        try:
-            super().save_checkpoint(filepath, weights_only, storage_options)
-        except OSError as problem:
-            error = problem
-            self.strategy.barrier("Trainer.save_checkpoint")  # where the other ranks wait
-        error = self.strategy.broadcast(error)
-        if error is not None:
-            raise error
+
+        def save() -> None:
+            try:
+                super(VisionTrainer, self).save_checkpoint(filepath, weights_only, storage_options)
+            except OSError:
+                self.strategy.barrier("Trainer.save_checkpoint")  # where the other ranks wait
+                raise
+
+        raise_on_all_ranks(self, save, (OSError,))
 
     def check_data(self, model: VisionModule, datamodule: VisionData) -> None:
         """Read and check the files of a run, and that its evaluators fit them. No model is loaded.

@@ -1,8 +1,9 @@
-"""Work whose failure on one rank has to reach all of them."""
+"""Work whose failure on one rank ends it on all ranks."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -13,12 +14,22 @@ from vrft.errors import ConfigurationError, RolloutFailed
 Result = TypeVar("Result")
 
 
-def raise_on_all_ranks(trainer: Trainer, work: Callable[[], Result]) -> Result:
-    """The result of a rank's work; if that of any rank fails, all of them raise its error."""
-    error: RolloutFailed | ConfigurationError | None = None
+def raise_on_all_ranks(
+    trainer: Trainer,
+    work: Callable[[], Result],
+    errors: tuple[type[Exception], ...] = (RolloutFailed, ConfigurationError),
+) -> Result:
+    """Return the result of this rank's work. If the work of any rank fails, raise its error on all ranks.
+
+    Args:
+        trainer: the trainer whose ranks call this together.
+        work: the work of this rank.
+        errors: errors that are shared; others are raised on this rank alone.
+    """
+    error: Exception | None = None
     try:
         result = work()
-    except (RolloutFailed, ConfigurationError) as problem:
+    except errors as problem:
         error = problem
     strategy = trainer.strategy
     rank = trainer.global_rank if error is not None else -1
@@ -31,13 +42,6 @@ def raise_on_all_ranks(trainer: Trainer, work: Callable[[], Result]) -> Result:
 
 
 def on_rank_zero(trainer: Trainer, write: Callable[..., None], *args: Any) -> None:
-    """Write on the first rank; all ranks wait for it, and raise the OSError that it raises."""
-    error: OSError | None = None
-    if trainer.is_global_zero:
-        try:
-            write(*args)
-        except OSError as problem:
-            error = problem
-    error = trainer.strategy.broadcast(error)
-    if error is not None:
-        raise error
+    """Write on rank zero. All ranks wait, and raise its OSError if it fails."""
+    work = partial(write, *args) if trainer.is_global_zero else lambda: None
+    raise_on_all_ranks(trainer, work, (OSError,))
