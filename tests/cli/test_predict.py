@@ -126,8 +126,8 @@ def test_a_classifier_needs_no_query(photos: Path, tmp_path: Path) -> None:
             "no readable image in photos/broken.png",
         ),
         (["--images", "photos"], "query: the task's template needs one; expected e.g. --query cat"),
-        (["--query", "red"], "query: expected --images, which it is asked of"),
-        (["--images", "photos", "--query", "red", "--ckpt_path=photos"], "ckpt_path: photos is no folder of a model"),
+        (["--query", "red"], "query: expected --images too, the images to ask about"),
+        (["--images", "photos", "--query", "red", "--ckpt_path=photos"], "photos is not the folder of a model"),
     ],
 )
 def test_mistakes_are_one_line(

@@ -99,7 +99,7 @@ def test_only_the_command_line_can_trust_code(
     (tmp_path / "trusting.yaml").write_text("model: {policy: {trust_remote_code: true}}\n")
     command = quick_fit("--config", str(tmp_path / "trusting.yaml"), f"--model.policy.checkpoint={checkpoint}")
     assert main(command) == 2
-    assert "a file can't say that code of strangers may run" in capsys.readouterr().err
+    assert "only the command line can permit code that comes with a checkpoint" in capsys.readouterr().err
 
 
 def test_on_the_command_line_it_is_the_users_decision(

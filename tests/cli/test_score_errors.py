@@ -126,8 +126,8 @@ def test_a_file_that_is_no_text_is_named(refused, tmp_path: Path) -> None:
         pytest.param(["--task", "detection", "--rewards", "accuracy"], ["'accuracy'", "iou, confidence"], id="name"),
         pytest.param(["--task", "detection", "--rewards", "no_such.Thing"], ["no_such"], id="module"),
         pytest.param(["--task", "detection", "--rewards", "vrft.rewards.Thing"], ["Thing"], id="class"),
-        pytest.param(["--task", "detection", "--rewards", "json.JSONDecoder"], ["is no reward"], id="no-reward"),
-        pytest.param(["--task", "detection", "--rewards", "json.loads"], ["is no reward"], id="function"),
+        pytest.param(["--task", "detection", "--rewards", "json.JSONDecoder"], ["is not a reward"], id="no-reward"),
+        pytest.param(["--task", "detection", "--rewards", "json.loads"], ["is not a reward"], id="function"),
         pytest.param(["--task", "detection", "--rewards", "..x"], ["..x"], id="dots"),
         pytest.param(["--task", "detection", "--rewards", "vrft.rewards.Reward"], ["abstract"], id="abstract"),
         pytest.param(

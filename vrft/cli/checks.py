@@ -24,10 +24,10 @@ def check_trust(config: Namespace, args: Sequence[str]) -> None:
 
 
 def untrusted(option: str) -> str:
-    """Return the message for a file that permits foreign code. `option`: what permits it on the command line."""
+    """Return the message for a config that permits a checkpoint's own code. `option`: the one that may permit it."""
     return (
-        f"model.policy.{TRUST}: a file can't say that code of strangers may run; if you mean it, say {option} on the "
-        "command line"
+        f"model.policy.{TRUST}: only the command line can permit code that comes with a checkpoint, not a file; if you "
+        f"trust it, add {option}"
     )
 
 
@@ -55,5 +55,5 @@ def resolve_checkpoints(config: Namespace) -> None:
     against = config.get("against")  # of `test` alone
     for field, path in (("ckpt_path", config.ckpt_path), ("against", None if against == "base" else against)):
         if path is not None and not Path(path).exists():
-            hint = "; checkpoint.monitor makes it" if Path(path).name == "best.ckpt" else ""
+            hint = "; it is written if checkpoint.monitor is set" if Path(path).name == "best.ckpt" else ""
             raise ConfigurationError(f"{field}: no such checkpoint: {path}{hint}")

@@ -64,7 +64,7 @@ def print_best(run: RunDir, best: dict[str, Any], last_checkpoint: Path) -> None
     """Print which checkpoint is the best, and how to export it if it is not the last one."""
     print(f"best by {best['metric']}: {best['checkpoint']} ({best['score']:.4f})")
     if not Path(best["checkpoint"]).samefile(last_checkpoint):
-        print(f"export/ is of the last step; of the best: python -m vrft export {run} --ckpt best")
+        print(f"export/ holds the last step; to export the best: python -m vrft export {run} --ckpt best")
 
 
 def print_stopped(run: RunDir, reason: str, last_checkpoint: Path) -> None:

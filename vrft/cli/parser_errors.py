@@ -31,9 +31,9 @@ def message_lines(error: BaseException) -> str:
 
 
 HINTS = {
-    r"unrecognized arguments: [^-]\S*\.ya?ml": "a config is named by --config FILE",
-    r"arguments are required: fit": "they stand in a config: --config FILE",
-    r"is abstract$": "nothing says its class_path; is the name right?",
+    r"unrecognized arguments: [^-]\S*\.ya?ml": "pass a config with --config FILE",
+    r"arguments are required: fit": "a config has them: --config FILE",
+    r"is abstract$": "no class_path is given; is the name right?",
 }
 """Hints by a pattern of the parser's message."""
 
@@ -41,6 +41,7 @@ NOISE = re.compile(
     r"Does not validate against|Subtypes:|Errors:|Expected a <class 'NoneType'>|Given value|Subclass types expect|"
     r"Expected a path but|a class path \(str\)|a dict with|a dict without|Unexpected import path format|$"
 )
+"""Beginnings of lines that name no cause."""
 
 
 def shorten(message: str, fields: Sequence[str]) -> str:
@@ -51,9 +52,21 @@ def shorten(message: str, fields: Sequence[str]) -> str:
     >>> shorten("unrecognized arguments: --trainer.max_step=3", ["trainer.max_steps"])
     "unrecognized arguments: --trainer.max_step=3 (did you mean 'trainer.max_steps'?)"
     """
+    field, cause = _field(message), _cause(message)
+    while (first := cause.partition(": ")[0]) in field.split("."):
+        cause = cause[len(first) + 2 :]
+    return f"{field}{': ' if field else ''}{cause}{_suggestion(message, cause, fields)}"
+
+
+def _field(message: str) -> str:
+    """Return the path of the wrong field, or an empty text."""
     keys = re.findall(r'Parser key "([^"]+)":', message)[:1]
     keys += re.findall(r"NestedArg\(key='([^']+)'", message)[-1:] if keys else []
-    where = ".".join(keys)
+    return ".".join(keys)
+
+
+def _cause(message: str) -> str:
+    """Return the first entry of the message that names a cause, in one line."""
     causes: list[str] = []
     for line in message.splitlines():
         text = re.sub(r'^[\s-]*(Parser key "[^"]+":\s*)*', "", line)
@@ -63,10 +76,7 @@ def shorten(message: str, fields: Sequence[str]) -> str:
             causes[-1] += f" {text}"
         else:
             causes.append(text)
-    cause = causes[0] if causes else " ".join(message.split())
-    while (first := cause.partition(": ")[0]) in where.split("."):
-        cause = cause[len(first) + 2 :]
-    return f"{where}{': ' if where else ''}{cause}{_suggestion(message, cause, fields)}"
+    return causes[0] if causes else " ".join(message.split())
 
 
 def find_user_error(error: BaseException) -> BaseException:

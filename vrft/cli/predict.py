@@ -21,7 +21,7 @@ def use_images(config: Namespace) -> None:
     """
     if config.images is None:
         if config.query is not None:
-            raise ConfigurationError("query: expected --images, which it is asked of")
+            raise ConfigurationError("query: expected --images too, the images to ask about")
         return
     if not config.images:
         raise ConfigurationError("images: expected files or folders")
@@ -49,8 +49,9 @@ def use_exported_folder(config: Namespace) -> None:
     if folder is None or not folder.is_dir():
         return
     if not (folder / "config.json").exists():
-        adapter = (folder / "adapter_config.json").exists()
-        what = "an adapter without its base; expected the merged folder above it" if adapter else "no folder of a model"
-        raise ConfigurationError(f"ckpt_path: {folder} is {what}{'' if adapter else ': it has no config.json'}")
+        what = "is not the folder of a model: it has no config.json"
+        if (folder / "adapter_config.json").exists():
+            what = "holds an adapter without its base; expected the merged folder above it"
+        raise ConfigurationError(f"ckpt_path: {folder} {what}")
     config.model.init_args.policy.init_args.checkpoint = str(folder)
     config.ckpt_path = None

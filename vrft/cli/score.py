@@ -117,10 +117,10 @@ def select_rewards(task: Task, names: Sequence[str] | None) -> dict[str, Reward]
     own = task.rewards()
     if names is None:
         return own
-    return {name.rpartition(".")[2]: own[name] if name in own else _imported(name, own) for name in names}
+    return {name.rpartition(".")[2]: own[name] if name in own else _import_reward(name, own) for name in names}
 
 
-def _imported(path: str, own: dict[str, Reward]) -> Reward:
+def _import_reward(path: str, own: dict[str, Reward]) -> Reward:
     from vrft.rewards import Reward
 
     module, _, name = path.rpartition(".")
@@ -130,12 +130,12 @@ def _imported(path: str, own: dict[str, Reward]) -> Reward:
         raise ConfigurationError(f"score: --rewards: {path!r}: {error}") from error
     if not (isinstance(cls, type) and issubclass(cls, Reward)):
         raise ConfigurationError(
-            f"score: --rewards: {path!r} is no reward; expected {', '.join(own)}, or the class path of one"
+            f"score: --rewards: {path!r} is not a reward; expected one of {', '.join(own)}, or a class path"
         )
     try:
         return cls()
     except TypeError as error:
-        raise ConfigurationError(f"score: --rewards: {path!r} can't be made without settings: {error}") from error
+        raise ConfigurationError(f"score: --rewards: {path!r} needs settings: {error}") from error
 
 
 def read_records(path: Path, task: Task, coordinates: Coordinates) -> tuple[list[Record], list[Answer]]:
@@ -157,43 +157,43 @@ def read_records(path: Path, task: Task, coordinates: Coordinates) -> tuple[list
     return records, answers
 
 
-def _read_line(where: str, line: str, task: Task, coordinates: Coordinates) -> tuple[Record, Answer]:
+def _read_line(location: str, line: str, task: Task, coordinates: Coordinates) -> tuple[Record, Answer]:
     from vrft.boxes import frame_of
 
     try:
         entry = json.loads(line)
     except (ValueError, RecursionError) as error:
-        raise ConfigurationError(f"{where}: not JSON: {error}") from error
+        raise ConfigurationError(f"{location}: not JSON: {error}") from error
     if not isinstance(entry, dict):
-        raise ConfigurationError(f"{where}: expected an object, got {type(entry).__name__}")
+        raise ConfigurationError(f"{location}: expected an object, got {type(entry).__name__}")
     for key, kind in (("completion", str), ("solution", str), ("query", str), ("metadata", dict)):
         needed = key in ("completion", "solution")
         if not isinstance(entry.get(key, None if needed else kind()), kind):
-            raise ConfigurationError(f"{where}: {key}: expected {kind.__name__}, got {entry.get(key)!r}")
+            raise ConfigurationError(f"{location}: {key}: expected {kind.__name__}, got {entry.get(key)!r}")
     choices = entry.get("metadata", {}).get("choices", [])
     if not (isinstance(choices, list) and all(isinstance(choice, str) for choice in choices)):
-        raise ConfigurationError(f"{where}: metadata: choices: expected a list of texts, got {choices!r}")
-    size = _size(where, entry)
+        raise ConfigurationError(f"{location}: metadata: choices: expected a list of texts, got {choices!r}")
+    size = _size(location, entry)
     width, height = size or (1, 1)
     asked = Record(0, entry.get("query", ""), "", (width, height), entry.get("metadata", {}))
     frame = frame_of(coordinates, (width, height))
     target = task.read_solution(entry["solution"], asked, frame)
     if target is None:
         raise ConfigurationError(
-            f"{where}: solution: can't be read as {type(task).__name__}: {entry['solution']!r:.300}; expected "
+            f"{location}: solution: can't be read as {type(task).__name__}: {entry['solution']!r:.300}; expected "
             f"<answer>{task.form.format()}</answer>"
         )
     if isinstance(target, tuple) and size is None:
-        raise ConfigurationError(f"{where}: width and height: expected pixels, got nothing")
+        raise ConfigurationError(f"{location}: width and height: expected pixels, got nothing")
     record = asked._replace(target=target)
     return record, task.parse(entry["completion"], record, frame)
 
 
-def _size(where: str, entry: dict[str, Any]) -> tuple[int, int] | None:
+def _size(location: str, entry: dict[str, Any]) -> tuple[int, int] | None:
     size = entry.get("width"), entry.get("height")
     if size == (None, None):
         return None
     for side in size:
         if not isinstance(side, int) or isinstance(side, bool) or not 0 < side <= MAX_SIDE:
-            raise ConfigurationError(f"{where}: width and height: expected pixels, got {size[0]!r} and {size[1]!r}")
+            raise ConfigurationError(f"{location}: width and height: expected pixels, got {size[0]!r} and {size[1]!r}")
     return entry["width"], entry["height"]
