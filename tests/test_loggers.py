@@ -13,7 +13,7 @@ import wandb
 from PIL import Image
 
 from vrft.callbacks.rollout_pictures import log_table, overlays
-from vrft.callbacks.transcripts import row
+from vrft.callbacks.transcripts import transcript_row
 from vrft.loggers import WandbLogger, run_id
 from vrft.types import Answer, Detection, Sample, ScoredRollout
 
@@ -58,7 +58,7 @@ def test_a_continued_run_keeps_its_id(tmp_path: Path) -> None:
 def test_table_of_completions_with_boxes(tmp_path: Path) -> None:
     logger = WandbLogger(str(tmp_path / "run"))
     rollout = scored()
-    log_table(logger, rollout, [row(rollout, 1, n) for n in range(2)], step=0)
+    log_table(logger, rollout, [transcript_row(rollout, 1, n) for n in range(2)], step=0)
     logger.finish()
     tables = list((tmp_path / "run" / "wandb").rglob("*.table.json"))
     content = json.loads(tables[0].read_text())
@@ -79,7 +79,7 @@ def test_overlays_are_true_and_predicted_boxes() -> None:
 
 
 def test_transcript_rows_are_plain_json() -> None:
-    entry = json.loads(json.dumps(row(scored(), 5, 1), allow_nan=False))
+    entry = json.loads(json.dumps(transcript_row(scored(), 5, 1), allow_nan=False))
     assert entry["rewards"] == {"iou": 0.0, "optional": None}
     assert (entry["rollout"], entry["generation"], entry["valid"], entry["answer"]) == (5, 1, False, None)
     assert entry["target"] == [[[1, 2, 3, 4], "cat", 1.0]]

@@ -1,4 +1,4 @@
-"""Where numbers, tables and pictures go: loggers that never end a run."""
+"""Loggers whose failures never end a run, and what they show of pictures and tables."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import CSVLogger as LightningCSVLogger
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.loggers import WandbLogger as LightningWandbLogger
@@ -25,7 +24,7 @@ from vrft.utils.redact import redact
 
 
 class CSVLogger(LightningCSVLogger):
-    """Lightning's logger; rows that a full disk has no room for are written as soon as there is."""
+    """Lightning's CSVLogger. Rows that don't fit on a full disk are written as soon as there is room."""
 
     @rank_zero_only
     def save(self) -> None:
@@ -45,9 +44,9 @@ class CSVLogger(LightningCSVLogger):
 
 
 class WandbLogger(LightningWandbLogger):
-    """Lightning's logger, which goes on offline where there is no key or the server can't be reached.
+    """Lightning's WandbLogger. Without an API key or a reachable server it logs offline.
 
-    `wandb sync` uploads an offline run later. A continued run goes on under the id that it began with.
+    `wandb sync` uploads an offline run later. A resumed run keeps the id of the run.
     """
 
     def __init__(
@@ -58,104 +57,122 @@ class WandbLogger(LightningWandbLogger):
         offline: bool = True,
         init_timeout: float = 30.0,
     ) -> None:
-        """Names the run; it starts with the first thing that is logged.
+        """Configure the run; it starts with the first thing that is logged.
 
         Args:
             save_dir: folder for the run's files.
-            project: on the server.
-            name: of the run; default: the folder's name.
+            project: name of the project on the server.
+            name: name of the run; default: the folder's name.
             offline: write files only.
             init_timeout: seconds after which the server counts as unreachable.
         """
         import wandb
 
-        super().__init__(
-            name or Path(save_dir).name,
-            save_dir,
-            project=project,
-            mode="offline" if offline else "online",
-            settings=wandb.Settings(
+        name = name or Path(save_dir).name
+        super().__init__(name, save_dir, project=project)
+        self.run: Any = None
+        """The W&B run, once it has started."""
+        self.run_id: str | None = None
+        self.scores = set[str]()
+        """Held-out scores that W&B knows to summarise."""
+        self.init_arguments: dict[str, Any] = {
+            "name": name,
+            "project": project,
+            "dir": save_dir,
+            "resume": "allow",
+            "mode": "offline" if offline else "online",
+            "settings": wandb.Settings(
                 init_timeout=init_timeout,
                 silent=True,
-                x_disable_meta=any(redact(word) != word for word in sys.argv),  # it has the command line in it
+                x_disable_meta=any(redact(word) != word for word in sys.argv),  # the metadata has the command line
             ),
-        )
-        del self._wandb_init["anonymous"]  # wandb warns about it even where it is None
+        }
 
     @property
     @rank_zero_experiment
     def experiment(self) -> Any:
-        if self._experiment is None:
-            self._start()
-        return self._experiment
+        """The W&B run, which this starts."""
+        if self.run is None:
+            self.start()
+        return self.run
+
+    def __getstate__(self) -> dict[str, Any]:
+        return super().__getstate__() | {"run": None}  # processes that Lightning spawns start it again
+
+    @property
+    def version(self) -> str | None:
+        """The id of the run, once it has started."""
+        return self.run_id
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
         """Log numbers, and pictures and tables, which Lightning logs as such; if the service has died, by a new one."""
         for _ in range(2):
             try:
-                self._define_scores(metrics)
+                self.define_scores(metrics)
                 super().log_metrics(metrics, step)
                 return
             except OSError as error:
                 rank_zero_warn(f"Weights & Biases: {error}; its service is started again")
-                self._forget_service()
+                self.forget_service()
 
-    def _define_scores(self, metrics: Mapping[str, Any]) -> None:
-        """The table of runs shows a held-out score's best beside its last.
+    def define_scores(self, metrics: Mapping[str, Any]) -> None:
+        """Let the table of runs show the best of each held-out score beside the last.
 
-        By name: a pattern would mean pictures as well, and of two patterns that fit W&B takes any.
+        Scores are defined by name: a pattern would match pictures too, and if two patterns match, W&B takes either.
         """
         experiment = self.experiment
         for name, value in metrics.items():
-            if name.startswith("val/") and isinstance(value, int | float) and name not in self._scores:
+            if name.startswith("val/") and isinstance(value, int | float) and name not in self.scores:
                 experiment.define_metric(name, step_metric="trainer/global_step", step_sync=True, summary="max,last")
-                self._scores.add(name)
+                self.scores.add(name)
 
     def finish(self) -> None:
         """End the run; the process may start another."""
-        if self._experiment is not None:
+        if self.run is not None:
             try:
-                self._experiment.finish()
+                self.run.finish()
             except OSError as error:
                 rank_zero_warn(f"Weights & Biases: {error}; `wandb sync` uploads what is there")
-                self._forget_service()
-            self._experiment = None
+                self.forget_service()
+            self.run = None
 
-    def _forget_service(self) -> None:
+    def forget_service(self) -> None:
+        """Let wandb start a new service process with the next run."""
         import wandb
 
-        with suppress(OSError):  # of saying goodbye to one that is dead
+        with suppress(OSError):  # the dead service can't be told
             wandb.teardown()
-        self._experiment = None
+        self.run = None
 
-    def _start(self) -> None:
+    def start(self) -> None:
+        """Start the run, offline if there is no API key or the server can't be reached."""
         import wandb
         from wandb.errors import AuthenticationError, CommError, UsageError
 
-        folder = Path(str(self._wandb_init["dir"]))
-        # Without this, pictures in tables are staged in the home folder and are not part of the run.
+        folder = Path(str(self.save_dir))
+        # Without this, wandb stages the pictures of tables in the home folder and they are not part of the run.
         os.environ["WANDB_DATA_DIR"] = str(RunDir(folder.resolve()).wandb)
-        self._wandb_init["id"] = self._id = run_id(folder)
-        if self._wandb_init["mode"] == "online" and not wandb.login(prompt=False, verify=False):
-            self._go_offline("no API key; `wandb login` once, or set WANDB_API_KEY")
+        self.init_arguments["id"] = self.run_id = run_id(folder)
+        if self.init_arguments["mode"] == "online" and not wandb.login(prompt=False, verify=False):
+            self.go_offline("no API key; `wandb login` once, or set WANDB_API_KEY")
         try:
-            self._experiment = wandb.init(**self._wandb_init)
+            self.run = wandb.init(**self.init_arguments)
         except (AuthenticationError, CommError, UsageError) as error:
-            self._go_offline(str(error).splitlines()[0])
+            self.go_offline(str(error).splitlines()[0])
             wandb.teardown()  # its service still holds the id
-            self._experiment = wandb.init(**self._wandb_init)
-        self._experiment.define_metric("trainer/global_step")
-        self._experiment.define_metric("*", step_metric="trainer/global_step", step_sync=True)
-        self._scores = set[str]()
+            self.run = wandb.init(**self.init_arguments)
+        self.run.define_metric("trainer/global_step")
+        self.run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
+        self.scores = set()
 
-    def _go_offline(self, reason: str) -> None:
+    def go_offline(self, reason: str) -> None:
         rank_zero_warn(f"Weights & Biases: {reason}. The run goes on offline; `wandb sync` uploads it.")
-        self._wandb_init["mode"] = "offline"
+        self.init_arguments["mode"] = "offline"
 
 
 def run_id(folder: Path) -> str:
-    """The id of the run in this folder, made on first use."""
+    """Return the W&B id of the run in a folder; the first call makes one up."""
     file = RunDir(folder).wandb_run_id
     if not file.exists():
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -163,13 +180,8 @@ def run_id(folder: Path) -> str:
     return file.read_text()
 
 
-def logged_step(trainer: Trainer) -> int:
-    """The step of the loggers: rollouts before the present one."""
-    return trainer.fit_loop.epoch_loop._batches_that_stepped
-
-
 def show_picture(loggers: Iterable[Logger], name: str, picture: Image.Image, step: int) -> None:
-    """Log a picture where it can be looked at: Weights & Biases, TensorBoard."""
+    """Log a picture to the loggers that show pictures: Weights & Biases and TensorBoard."""
     for logger in loggers:
         if isinstance(logger, LightningWandbLogger):
             logger.log_image(name, [picture], step=step)
@@ -180,7 +192,7 @@ def show_picture(loggers: Iterable[Logger], name: str, picture: Image.Image, ste
 def show_table(
     loggers: Iterable[Logger], name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], step: int
 ) -> None:
-    """Log a table of plain values where it can be looked at."""
+    """Log a table of plain values to Weights & Biases and, as Markdown, to TensorBoard."""
     for logger in loggers:
         if isinstance(logger, LightningWandbLogger):
             logger.log_table(name, [*columns], [[*row] for row in rows], step=step)
@@ -189,7 +201,7 @@ def show_table(
 
 
 def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    r"""A table in Markdown; what a cell holds is text, whatever it looks like.
+    r"""Return a table in Markdown, whose cells are escaped.
 
     >>> print(markdown_table(["name", "AP"], [["a|b\n<i>", 0.5]]))
     | name | AP |

@@ -15,7 +15,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from tests.helpers import Command, callback
 from tests.helpers.kills import KILLS
 from vrft.__main__ import main
-from vrft.callbacks import checkpoint as run_checkpoint
+from vrft.callbacks import safe_checkpoint
 
 STEPS = 5  # of two in an epoch
 EVALUATED = (2, 4, 5)  # the last one after training, which ends between two evaluations
@@ -147,7 +147,7 @@ def test_the_end_of_an_epoch_that_ended_a_run_is_remembered(whole: Path, folder:
 def test_the_best_is_there_whenever_a_run_is_killed(
     whole: Path, folder: Path, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    links, link = [], run_checkpoint.replace_link
+    links, link = [], safe_checkpoint.replace_link
 
     def killed(name: Path, target: Path) -> None:
         links.append(target)
@@ -155,7 +155,7 @@ def test_the_best_is_there_whenever_a_run_is_killed(
             raise RuntimeError("the power is gone")
         link(name, target)
 
-    monkeypatch.setattr(run_checkpoint, "replace_link", killed)
+    monkeypatch.setattr(safe_checkpoint, "replace_link", killed)
     with pytest.raises(RuntimeError, match="the power is gone"):
         main(command("killed", "--checkpoint.save_top_k=1"))
     assert (folder / "killed" / "checkpoints" / "best.ckpt").resolve().name == names(whole, 2)[0]

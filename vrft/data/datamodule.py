@@ -6,20 +6,55 @@ import signal
 import threading
 import warnings
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from multiprocessing.process import BaseProcess
-from typing import Any
+from typing import Any, Protocol, cast
 
 import torch
-from lightning.pytorch import LightningDataModule
+from lightning.pytorch import LightningDataModule, Trainer
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from vrft.errors import ConfigurationError
+from vrft.tasks import Task
 from vrft.types import PromptBatch, Sample
 
 MAX_CONSECUTIVE_DEATHS = 3
 """Worker deaths without a batch in between that end a run."""
+
+
+class TrainedModule(Protocol):
+    """What loaders and evaluators need of the trainer's module."""
+
+    task: Task
+    batches_per_step: int
+    """Batches that one training step gets as one."""
+    prefetches: bool
+    """Whether a training step needs the batch of the next one."""
+
+    @property
+    def encoder(self) -> Callable[[list[Sample]], PromptBatch]:
+        """The loaders' collate function."""
+
+    @property
+    def logged_step(self) -> int:
+        """The step that loggers get: the number of rollouts before the current one."""
+
+
+def module_of(trainer: Trainer) -> TrainedModule:
+    """Return the trainer's module, typed."""
+    return cast(TrainedModule, trainer.lightning_module)
+
+
+def data_of(trainer: Trainer) -> VisionData:
+    """Return the trainer's data module, typed."""
+    data: VisionData = trainer.datamodule  # type: ignore[attr-defined]  # Lightning doesn't declare it
+    return data
+
+
+def train_loader_of(trainer: Trainer) -> ResumableLoader:
+    """Return the trainer's loader of training batches, typed."""
+    return cast(ResumableLoader, trainer.train_dataloader)
 
 
 class ResumableSampler(Sampler[int]):
@@ -229,7 +264,7 @@ class VisionData(LightningDataModule):
             raise ConfigurationError("data: expected at least one training sample")
         rank, world_size = self._rank_and_world_size()
         assert self.trainer is not None
-        module: Any = self.trainer.lightning_module
+        module = module_of(self.trainer)
         batch_size = self.batch_size * module.batches_per_step
         sampler = PromptSampler(len(samples), batch_size, rank, world_size, self.seed, self.shuffle)  # type: ignore[arg-type]
         loader = ResumableLoader(samples, batch_size=batch_size, sampler=sampler, **self._workers())
@@ -270,7 +305,7 @@ class VisionData(LightningDataModule):
 
     def _workers(self) -> dict[str, Any]:
         assert self.trainer is not None
-        encoder = self.trainer.lightning_module.encoder
+        encoder = module_of(self.trainer).encoder
         return {"num_workers": self.num_workers, "collate_fn": encoder, "worker_init_fn": ignore_signals}
 
 

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from lightning.fabric.utilities.rank_zero import _get_rank
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 from PIL import Image
 
@@ -28,6 +27,7 @@ from vrft.data.images import BadImage, ImageSource, check_image, read_image
 from vrft.errors import ConfigurationError
 from vrft.run_dir import RunDir
 from vrft.types import Sample, Target
+from vrft.utils.distributed import is_rank_zero
 from vrft.utils.progress import progress
 
 Split = Literal["train", "val"]
@@ -306,7 +306,7 @@ def check_images(records: Sequence[Record], bad_records: BadRecords) -> list[Rec
     with ThreadPoolExecutor(CHECK_THREADS) as pool:
         results = pool.map(check, firsts.values())
         sizes: dict[Hashable, tuple[int, int] | BadImage] = {}
-        quiet = len(firsts) < PROGRESS_MIN_IMAGES or _get_rank() not in (None, 0)
+        quiet = len(firsts) < PROGRESS_MIN_IMAGES or not is_rank_zero()
         with progress("images checked", len(firsts), quiet) as advance:
             for key, size in zip(firsts, results, strict=True):
                 sizes[key] = size

@@ -9,6 +9,7 @@ from typing import Any
 from lightning.pytorch.utilities import rank_zero_warn
 from PIL import Image
 
+from vrft.data.datamodule import module_of
 from vrft.data.records import MAX_LISTED, BadRecords, Record, RecordData, RecordSet, Split, check_images, write_lines
 from vrft.errors import ConfigurationError
 from vrft.run_dir import RunDir
@@ -42,8 +43,7 @@ class UnlabelledData(RecordData):
         if stage != "predict":
             raise ConfigurationError("data: UnlabelledData has no annotations; it is for predict")
         assert self.trainer is not None
-        module: Any = self.trainer.lightning_module
-        if "{query}" in module.task.template and not any(self.queries):
+        if "{query}" in module_of(self.trainer).task.template and not any(self.queries):
             raise ConfigurationError("query: the task's template needs one; expected e.g. --query cat")
         bad_records = BadRecords()
         found = check_images(self.records("val", bad_records), bad_records)

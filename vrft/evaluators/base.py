@@ -1,4 +1,4 @@
-"""What an evaluator is: a callback that collects held-out answers and logs scores of them."""
+"""The base of evaluators: a callback that collects held-out answers and logs their scores."""
 
 from __future__ import annotations
 
@@ -13,8 +13,7 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
-from vrft.data.datamodule import VisionData
-from vrft.loggers import logged_step
+from vrft.data.datamodule import VisionData, data_of, module_of
 from vrft.run_dir import RunDir
 from vrft.types import Answer, PromptBatch, Sample
 
@@ -22,11 +21,11 @@ Row = TypeVar("Row")
 
 
 class Evaluator(Callback, Generic[Row]):
-    """Collects one row per sample, brings the rows of all ranks together and logs `val/…` or `test/…`.
+    """Collects one row per sample, gathers the rows of all ranks and logs their scores as `val/…` or `test/…`.
 
     A subclass turns an answer into a row of plain values and rows into scores. A sample that several ranks saw, because
-    they take equal numbers of steps, counts once; rows are in the order of the data set whatever the number of ranks,
-    so scores are the same to the last bit. All ranks take part in the same two collectives, rows or not.
+    ranks take equal numbers of steps, counts once. Rows are in the order of the data set for any number of ranks, so
+    scores are equal to the last bit. All ranks take part in the same two collectives, even without rows.
     """
 
     def __init__(self) -> None:
@@ -34,36 +33,36 @@ class Evaluator(Callback, Generic[Row]):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage != "predict":
-            self.check(trainer.datamodule)  # type: ignore[attr-defined]
+            self.check(data_of(trainer))
 
     def check(self, data: VisionData) -> None:
-        """Raise ConfigurationError if held-out samples can't be evaluated. Called before any work, data being read."""
+        """Raise ConfigurationError if the held-out samples can't be evaluated. Called once the data is read."""
 
     @abstractmethod
     def row(self, answer: Answer, sample: Sample) -> Row:
-        """What is kept of one answer."""
+        """Return what to keep of one answer."""
 
     @abstractmethod
     def scores(self, rows: list[Row]) -> dict[str, float]:
-        """The scores of all samples, by name; what is undefined is left out."""
+        """Return the scores of all samples by name, without undefined ones."""
 
     def image_of(self, row: Row, index: int) -> int:
-        """What a row is about; rows of one image are resampled together. Default: each is of an image of its own."""
+        """Return the image of a row: rows of one image are resampled together. Default: one image per row."""
         return index
 
     def scores_of(self, images: list[list[Row]]) -> dict[str, float]:
-        """The scores of images, one of which may be there more than once: each time it counts as another image."""
+        """Return the scores of a bootstrap sample of images. A repeated image counts as another image each time."""
         return self.scores([row for rows in images for row in rows])
 
     def quality(self, row: Row) -> float | None:
-        """How good one answer is, from 0 to 1: what the best and the worst images are told by. None: nothing says."""
+        """Return how good one answer is, from 0 to 1, to find the best and the worst images; None if unknown."""
         return None
 
     def write(self, folder: Path, rows: list[Row]) -> None:
-        """Write what is worth keeping of an evaluation. Called on rank zero, after `scores`."""
+        """Write result files of an evaluation. Called on rank zero, after `scores`."""
 
     def show(self, loggers: Sequence[Logger], stage: str, folder: Path, step: int) -> None:
-        """Log tables and pictures of what was written to `folder`. `step`: that of the loggers."""
+        """Log tables and pictures of the files in `folder`. `step`: the step of the loggers."""
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.rows = {}
@@ -86,12 +85,12 @@ class Evaluator(Callback, Generic[Row]):
         rows = [self.rows[index] for index in sorted(self.rows)]
         scores = self.scores(rows) if rows else {}
         for name, value in scores.items():
-            pl_module.log(f"{stage}/{name}", value, sync_dist=True, reduce_fx="max")  # the same on all ranks
+            pl_module.log(f"{stage}/{name}", value, sync_dist=True, reduce_fx="max")  # equal on all ranks
         if rows and trainer.is_global_zero:
             folder = evaluation_folder(trainer)
             try:
                 self.write(folder, rows)
-                self.show(trainer.loggers, stage, folder, logged_step(trainer))
+                self.show(trainer.loggers, stage, folder, module_of(trainer).logged_step)
             except OSError as error:  # the scores are logged all the same
                 rank_zero_warn(f"{folder}: files of this evaluation are missing: {error}")
 
@@ -101,22 +100,28 @@ class Evaluator(Callback, Generic[Row]):
 
 
 def evaluation_folder(trainer: Trainer) -> Path:
-    """Where the evaluation that is on writes to: in the run's folder, by stage and optimizer step or checkpoint."""
+    """Return the folder of the current evaluation, named by stage and by checkpoint or optimizer step."""
     stage = "test" if trainer.testing else "val"
-    asked = trainer.ckpt_path is not None and trainer.state.fn != TrainerFn.FITTING  # which goes on from it
-    name = Path(str(trainer.ckpt_path)).stem if asked else str(trainer.global_step)
+    of_checkpoint = trainer.ckpt_path is not None and trainer.state.fn != TrainerFn.FITTING  # `fit` resumes from it
+    name = Path(str(trainer.ckpt_path)).stem if of_checkpoint else str(trainer.global_step)
     return RunDir.of(trainer).evaluation(stage, name)
 
 
+def evaluators_of(trainer: Trainer) -> list[Evaluator[Any]]:
+    """Return the evaluators among the trainer's callbacks."""
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]  # Lightning doesn't declare it
+    return [callback for callback in callbacks if isinstance(callback, Evaluator)]
+
+
 def gather(rows: dict[int, Row], world_size: int) -> dict[int, Row]:
-    """The rows of all ranks: each rank's are packed into one buffer, whose size goes around first."""
+    """Return the rows of all ranks by sample. If several ranks have a sample, the first rank's row counts."""
     if world_size == 1:
         return rows
     parts: list[dict[int, Row]] = [{}] * world_size
     dist.all_gather_object(parts, rows)
-    return {index: row for part in reversed(parts) for index, row in part.items()}  # the first one to see it counts
+    return {index: row for part in reversed(parts) for index, row in part.items()}
 
 
 def defined(scores: Mapping[str, float], prefix: str, undefined: float) -> dict[str, float]:
-    """Scores under `prefix/`, without those that have no value."""
+    """Return scores under `prefix/`, without those that equal `undefined`."""
     return {f"{prefix}/{name}": value for name, value in scores.items() if value != undefined}

@@ -1,4 +1,4 @@
-"""Answers of a test, written as they come, so that an interrupted one goes on where it stopped."""
+"""Answers of a test, written one by one, so that an interrupted test resumes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ END = {"complete": True}
 
 
 class Entry(msgspec.Struct):
-    """An answer, with its tokens and their log-probabilities."""
+    """A line of the log: an answer with its tokens and their log-probabilities."""
 
     sample: int
     image_id: int
@@ -25,18 +25,18 @@ class Entry(msgspec.Struct):
 
 
 class AnswerLog:
-    """A folder of JSON lines: one file per rank, with what was asked first.
+    """A folder with one file of JSON lines per rank, whose first line identifies the test.
 
-    The answers of an earlier test are taken over if it was interrupted, and if the same was asked of the same weights.
+    The answers of an earlier test are reused if it was interrupted and its first lines are equal to the new one's.
     """
 
     def __init__(self, folder: Path, rank: int, asked: Mapping[str, Any]) -> None:
-        """Reads what is there.
+        """Read the answers of an earlier test and start this rank's file.
 
         Args:
-            folder: of the log.
-            rank: whose answers are written.
-            asked: what has to be the same, as plain values: weights, task, length.
+            folder: folder of the log.
+            rank: rank whose answers are written.
+            asked: weights, task and limits of the test, as plain values.
         """
         folder.mkdir(parents=True, exist_ok=True)
         files = sorted(folder.glob("answers-*.jsonl"))
@@ -47,16 +47,16 @@ class AnswerLog:
         self.path = folder / f"answers-{rank}.jsonl"
         mine = next((part for file, part in zip(files, parts, strict=True) if file == self.path), [])
         entries = mine if mine in kept else [{"asked": dict(asked)}]
-        self.path.write_text("".join(f"{json.dumps(entry)}\n" for entry in entries))  # without a line that was cut off
+        self.path.write_text("".join(f"{json.dumps(entry)}\n" for entry in entries))  # drops a partial last line
 
     def recall(self, sample: Sample) -> dict[str, Any] | None:
-        """The completion and its tokens that were written for a sample; None if there is none."""
+        """Return the earlier answer to a sample, or None."""
         entry = self.known.get(sample.index)
         same = entry is not None and (entry["image_id"], entry["query"]) == (sample.image_id, sample.query)
         return entry if same else None
 
     def add(self, sample: Sample, answer: Answer) -> None:
-        """Write an answer."""
+        """Append an answer."""
         entry = {
             "sample": sample.index,
             "image_id": sample.image_id,
@@ -67,7 +67,7 @@ class AnswerLog:
         self._append(entry)
 
     def close(self) -> None:
-        """The test is complete: another one starts anew."""
+        """Mark the test as complete, so that the next one starts anew."""
         self._append(END)
 
     def _append(self, entry: Mapping[str, Any]) -> None:
@@ -84,7 +84,7 @@ def _is_entry(value: Any) -> bool:
 
 
 def _read(path: Path) -> list[Any]:
-    """The lines of a file; the last one may have been cut off."""
+    """Return the lines of a file, up to a partial one."""
     entries = []
     for line in path.read_bytes().splitlines():
         try:

@@ -1,4 +1,4 @@
-"""Reading and writing checkpoints."""
+"""Atomic writing and safe reading of checkpoints."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from vrft.utils.files import atomic_write
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes beside the file and renames, so that a kill never leaves half a checkpoint under its name."""
+    """Writes to a temporary file and renames it, so that a kill never leaves a partial checkpoint."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         with atomic_write(Path(path)) as partial, partial.open("wb") as file:
             try:
                 torch.save(checkpoint, file)
-            except RuntimeError as error:  # what torch's zip writer makes of a write that failed
+            except RuntimeError as error:  # torch's zip writer hides the OSError of a failed write
                 if isinstance(error.__context__, OSError):
                     raise error.__context__ from None
                 raise
@@ -30,12 +30,12 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     def load_checkpoint(
         self, path: str | Path, map_location: Any = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
-        """Read a checkpoint of a run; nothing in it is executed, whatever `weights_only` says.
+        """Read a checkpoint of a run. `weights_only` is always true, so that nothing in the file is executed.
 
         Raises:
-            ConfigurationError: it is something else, or damaged.
+            ConfigurationError: the file is no checkpoint of a run, or it is damaged.
         """
-        if not zipfile.is_zipfile(path):  # torch would try formats of its own past
+        if not zipfile.is_zipfile(path):  # torch would try to unpickle older formats
             raise ConfigurationError(f"ckpt_path: {path} is no checkpoint, or not all of one")
         try:
             checkpoint = torch.load(path, map_location or "cpu", weights_only=True)

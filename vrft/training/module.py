@@ -28,6 +28,7 @@ from vrft.training.answer_log import AnswerLog
 from vrft.training.cached_answers import cached_answers
 from vrft.training.checks import SharedPromptCheck, check_prompt_lengths, warn_of_replaced_images
 from vrft.training.cross_entropy import CrossEntropy
+from vrft.training.lightning_internals import logged_step
 from vrft.training.optimization import Optimization, OptimizerStep
 from vrft.training.progress_bar import phase
 from vrft.training.rollouts import Generation, rollouts_for
@@ -108,6 +109,11 @@ class VisionModule(LightningModule):
     def prefetches(self) -> bool:
         """A training step needs to know the next batch."""
         return self.rollouts.prefetches
+
+    @property
+    def logged_step(self) -> int:
+        """The step that loggers get: the number of rollouts before the current one."""
+        return logged_step(self.trainer)
 
     # ----------------------------------------------------------------------------------------------------- training
 

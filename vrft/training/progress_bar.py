@@ -1,4 +1,4 @@
-"""A bar that shows what a run is doing, so that a rollout of minutes never looks hung."""
+"""A progress bar that shows the phase of a step, so that a rollout of minutes never looks hung."""
 
 from __future__ import annotations
 
@@ -7,26 +7,29 @@ from contextlib import contextmanager
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import RichProgressBar
 
+from vrft.training.lightning_internals import ProgressBarBase
 from vrft.utils.progress import ThrottledPrinter, has_terminal
 
 
-class PhaseProgressBar(RichProgressBar):
-    """Lightning's bar with a second line for the phase of the step. Where there is no terminal, a line now and then."""
+class PhaseProgressBar(ProgressBarBase):
+    """Lightning's bar with a second line for the phase of the step; without a terminal, a printed line now and then."""
 
     def __init__(self) -> None:
         self.plain = not has_terminal()
         super().__init__(refresh_rate=0 if self.plain else 10)
         self.lines = ThrottledPrinter()
         self.guards: list[str] = []
-        """Those that have found something which is not over."""
+        """Names of the guards that are raised."""
 
     @contextmanager
     def phase(self, name: str, total: int, main: bool) -> Iterator[Callable[..., None]]:
-        """Show `name` while the context lasts; yields a function that is told how much of `total` is done.
+        """Show a phase while the context lasts. Yield a function `advance(done, remark)` that updates it.
 
-        It may be told a remark as well. `main`: this process is the one that shows things.
+        Args:
+            name: name of the phase.
+            total: what `done` counts up to.
+            main: whether this process prints.
         """
         if self.plain and main:
             said = name
@@ -46,7 +49,7 @@ class PhaseProgressBar(RichProgressBar):
 
         def advance(done: int, remark: str = "") -> None:
             progress.update(task, completed=done, description=f"  {name}, {remark}" if remark else None)
-            self.refresh()  # Lightning's bar is drawn again only where it is asked for
+            self.refresh()  # Lightning disables automatic refreshing
 
         try:
             yield advance
@@ -55,13 +58,14 @@ class PhaseProgressBar(RichProgressBar):
             progress.refresh()
 
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
-        """Rewards and KL, without the prefix that loggers group by, and guards that are raised."""
+        """Return the metrics of training without the prefix `train/`, and the guards that are raised."""
         metrics = super().get_metrics(trainer, pl_module)
         shown = {name.removeprefix("train/"): value for name, value in metrics.items() if name.startswith("train/")}
         return shown | ({"guards": ", ".join(self.guards)} if self.guards else {})
 
-    def _get_train_description(self, current_epoch: int) -> str:
-        return f"rollouts, epoch {current_epoch}"
+    @property
+    def train_description(self) -> str:
+        return "rollouts"
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
         super().on_train_batch_end(trainer, pl_module, *args)
@@ -93,7 +97,7 @@ class PhaseProgressBar(RichProgressBar):
 
 @contextmanager
 def phase(trainer: Trainer, name: str, total: int) -> Iterator[Callable[..., None]]:
-    """Show work in the trainer's bar, if it has this one: see `PhaseProgressBar.phase`."""
+    """Show a phase in the trainer's bar, if that is a PhaseProgressBar: see `PhaseProgressBar.phase`."""
     bar = trainer.progress_bar_callback
     if isinstance(bar, PhaseProgressBar):
         with bar.phase(name, total, trainer.is_global_zero) as advance:

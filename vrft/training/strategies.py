@@ -26,6 +26,7 @@ from torch.optim import Optimizer
 
 from vrft.policy import Policy
 from vrft.policy.sharding import FULL_STATE, fsdp_modules
+from vrft.training.lightning_internals import set_data_parallel_size
 from vrft.types import PromptBatch
 
 ALLREDUCE_BUCKET_BYTES = 64 * 2**20
@@ -51,7 +52,7 @@ class FSDP2Strategy(ModelParallelStrategy):
         self.offload, self.gather = offload, gather
 
     def setup_environment(self) -> None:
-        self._data_parallel_size = self.num_nodes * self.num_processes  # Lightning's default is the number of nodes
+        set_data_parallel_size(self, self.num_nodes * self.num_processes)
         super().setup_environment()
 
     def shard(self, policy: Policy) -> None:

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 import torch
 from lightning.pytorch import Trainer
+from lightning.pytorch.utilities import rank_zero_only
 
 from vrft.errors import ConfigurationError, RolloutFailed
 
@@ -39,6 +40,11 @@ def raise_on_all_ranks(
         assert error is not None
         raise error
     return result
+
+
+def is_rank_zero() -> bool:
+    """Return whether this process is the first rank, also before there is a trainer."""
+    return rank_zero_only(lambda: True, default=False)()
 
 
 def on_rank_zero(trainer: Trainer, write: Callable[..., None], *args: Any) -> None:

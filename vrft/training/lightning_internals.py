@@ -1,0 +1,145 @@
+"""Every private name of Lightning that vrft uses, each behind a public one.
+
+Lightning may change these names in any minor release, so `pyproject.toml` allows one minor version only.
+"""
+
+from __future__ import annotations
+
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
+from lightning.pytorch.cli import LightningCLI
+from lightning.pytorch.strategies import ModelParallelStrategy
+from torch import Tensor
+
+
+def logged_step(trainer: Trainer) -> int:
+    """Return the step that Lightning gives to loggers: the number of rollouts before the current one.
+
+    Lightning has no public name for it. `trainer.global_step` counts optimizer steps, and a rollout may have several.
+    """
+    return trainer.fit_loop.epoch_loop._batches_that_stepped
+
+
+def shift_logged_step(trainer: Trainer, by: int) -> None:
+    """Correct `logged_step` where Lightning counts a batch too many or too few."""
+    trainer.fit_loop.epoch_loop._batches_that_stepped += by
+
+
+def logged_metrics(trainer: Trainer) -> dict[str, float]:
+    """Return what the step has logged so far.
+
+    `trainer.logged_metrics` has it only after the callbacks' `on_train_batch_end`, where checkpoints are written.
+    """
+    return {name: float(value) for name, value in trainer._logger_connector.metrics["log"].items()}
+
+
+def evaluation_is_due(trainer: Trainer) -> bool:
+    """Return whether Lightning evaluates after the current batch.
+
+    A checkpoint has to be written before the evaluation, and only the loop knows `val_check_interval` in batches.
+    """
+    loop = trainer.fit_loop
+    assert loop._data_fetcher is not None
+    return loop.epoch_loop._should_check_val_fx(loop._data_fetcher)
+
+
+def forget_evaluation(trainer: Trainer) -> None:
+    """Make Lightning believe that the fit loop has not evaluated yet.
+
+    A restarting epoch loop is done as soon as it has evaluated: a run resumed after the last batch of an epoch would
+    end before it trains.
+    """
+    trainer.fit_loop.epoch_loop.val_loop._has_run = False
+
+
+def set_data_parallel_size(strategy: ModelParallelStrategy, size: int) -> None:
+    """Set the number of data-parallel ranks, which Lightning takes as the number of nodes by default."""
+    strategy._data_parallel_size = size
+
+
+class CheckpointBase(ModelCheckpoint):
+    """ModelCheckpoint with public names for its private hooks and state.
+
+    Lightning decides when to save, link and remove; subclasses override how. Its own code calls the private hooks,
+    which call the public ones here.
+    """
+
+    @property
+    def every_n_steps(self) -> int:
+        """The argument `every_n_train_steps`; 0: never."""
+        return self._every_n_train_steps
+
+    @property
+    def last_saved_step(self) -> int:
+        """The optimizer step of the last checkpoint that this process has written; 0: none."""
+        return self._last_global_step_saved
+
+    @property
+    def last_saved_path(self) -> str:
+        """The last checkpoint that this process has written; empty: none."""
+        return self._last_checkpoint_saved
+
+    def forget_last_saved_step(self) -> None:
+        """Allow the current step to be saved once more."""
+        self._last_global_step_saved = 0
+
+    def candidates(self, trainer: Trainer) -> dict[str, Tensor]:
+        """Return the metrics that `monitor` may name, with `epoch` and `step`."""
+        return self._monitor_candidates(trainer)
+
+    def write_if_among_best(self, trainer: Trainer, candidates: dict[str, Tensor]) -> None:
+        """Write a checkpoint if the monitored score is among the `save_top_k` best."""
+        self._save_monitor_checkpoint(trainer, candidates)
+
+    def may_remove(self, trainer: Trainer, path: str) -> bool:
+        """Return whether a file lies in this callback's folder and is not the checkpoint that the run resumed from."""
+        return self._should_remove_checkpoint(trainer, path, "")
+
+    def write(self, trainer: Trainer, path: str) -> None:
+        """Write a checkpoint."""
+        super()._save_checkpoint(trainer, path)
+
+    def write_last(self, trainer: Trainer, candidates: dict[str, Tensor]) -> None:
+        """Write `last.ckpt`, or let it point at the checkpoint that was written last."""
+        super()._save_last_checkpoint(trainer, candidates)
+
+    def link(self, trainer: Trainer, path: str, link: str) -> None:
+        """Let `link` point at a checkpoint."""
+        super()._link_checkpoint(trainer, path, link)
+
+    def remove(self, trainer: Trainer, path: str) -> None:
+        """Remove a checkpoint."""
+        super()._remove_checkpoint(trainer, path)
+
+    def _save_checkpoint(self, trainer: Trainer, filepath: str) -> None:
+        self.write(trainer, filepath)
+
+    def _save_last_checkpoint(self, trainer: Trainer, monitor_candidates: dict[str, Tensor]) -> None:
+        self.write_last(trainer, monitor_candidates)
+
+    def _link_checkpoint(self, trainer: Trainer, filepath: str, linkpath: str) -> None:  # type: ignore[override]
+        self.link(trainer, filepath, linkpath)
+
+    def _remove_checkpoint(self, trainer: Trainer, filepath: str) -> None:
+        self.remove(trainer, filepath)
+
+
+class ProgressBarBase(RichProgressBar):
+    """RichProgressBar whose training bar shows the public `train_description`, which Lightning leaves out."""
+
+    def _get_train_description(self, current_epoch: int) -> str:
+        return f"{self.train_description}, epoch {current_epoch}"
+
+
+class CLIBase(LightningCLI):
+    """LightningCLI with a public hook around each command, whose checkpoints never override the command line."""
+
+    def run_command(self, command: str) -> None:
+        """Run `before_…`, the trainer's method and `after_…`."""
+        super()._run_subcommand(command)
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        self.run_command(subcommand)
+
+    def _parse_ckpt_path(self) -> None:
+        """Do nothing: Lightning would let the hyper-parameters in a checkpoint override the command line."""
