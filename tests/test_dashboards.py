@@ -17,7 +17,7 @@ from tests.helpers import CSV_ONLY, ROOT, Command
 from tests.helpers.wandb_files import history, records
 from vrft.__main__ import main
 from vrft.callbacks.rollout_pictures import group_picture
-from vrft.callbacks.transcripts import row
+from vrft.callbacks.transcripts import transcript_row
 from vrft.evaluators import (
     AccuracyEvaluator,
     BoxSegmenter,
@@ -144,7 +144,7 @@ def test_a_group_is_drawn_with_true_and_predicted_boxes() -> None:
     ]
     one = torch.ones(2)
     scored = ScoredRollout([sample], answers, {"iou": one}, one[None], one[None], one > 0)
-    picture = group_picture(scored, [row(scored, 1, n) for n in range(2)], 0)
+    picture = group_picture(scored, [transcript_row(scored, 1, n) for n in range(2)], 0)
     half = picture.width // 2
     first, second = (picture.crop((x, 0, x + half, picture.height)) for x in (0, half))
     for tile, colours in ((first, {TRUTH, PREDICTION}), (second, {TRUTH})):

@@ -9,7 +9,7 @@ import torch
 
 from tests.helpers import CSV_ONLY, Command
 from vrft.__main__ import main
-from vrft.callbacks import checkpoint as run_checkpoint
+from vrft.callbacks import safe_checkpoint
 from vrft.training.checkpoint_io import AtomicCheckpointIO
 from vrft.utils.files import hardlink, replace_link
 
@@ -82,7 +82,7 @@ def test_old_checkpoints_go_when_the_link_points_at_the_new_one(
         seen.append((link.is_symlink() and link.resolve().name, sorted(path.name for path in folder.glob("step*"))))
         replace_link(link, target)
 
-    monkeypatch.setattr(run_checkpoint, "replace_link", watched)
+    monkeypatch.setattr(safe_checkpoint, "replace_link", watched)
     folder.mkdir(parents=True)
     (folder / "step=9.ckpt.partial").write_text("of a killed run")
     assert main(quick_fit(CSV_ONLY, "--checkpoint.every_n_train_steps=1")) == 0

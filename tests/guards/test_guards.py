@@ -16,7 +16,7 @@ from PIL import Image
 
 from tests.helpers import CSV_ONLY, Command
 from vrft.__main__ import main
-from vrft.callbacks.guards import Guards, some_weights
+from vrft.callbacks.guards import Guards, sample_weights
 from vrft.guards import GUARDS, Guard, Seen
 from vrft.guards.base import WINDOW
 from vrft.guards.training import Overfitting, spacing
@@ -172,10 +172,10 @@ def trained(dtype: torch.dtype, rate: float, steps: int = WINDOW) -> list[Seen]:
     for _ in range(steps):
         module = torch.nn.Module()
         module.layer = layer
-        before = some_weights(module)  # type: ignore[arg-type]
+        before = sample_weights(module)  # type: ignore[arg-type]
         layer.weight.grad = torch.randn(64, 64, generator=generator).to(dtype)
         optimizer.step()
-        after = some_weights(module)  # type: ignore[arg-type]
+        after = sample_weights(module)  # type: ignore[arg-type]
         assert before is not None
         assert after is not None
         metrics = {"learning_rate": rate, "grad_norm": 1.0, "skipped_steps": 0.0}
@@ -302,9 +302,9 @@ def test_the_bar_names_guards_that_are_raised(tmp_path: Path) -> None:
     trainer = Mock(is_global_zero=False, default_root_dir=tmp_path, global_step=3, **shown)
     guards.on_train_start(trainer, Mock())
     assert bar.get_metrics(trainer, Mock()) == {"reward": 1.0}
-    guards.say(guards.guards[0], "wrong", trainer, Mock(steps_done=3))
+    guards.report(guards.guards[0], "wrong", trainer, Mock(steps_done=3))
     assert bar.get_metrics(trainer, Mock()) == {"reward": 1.0, "guards": "no_format"}
-    guards.say(guards.guards[0], None, trainer, Mock())
+    guards.report(guards.guards[0], None, trainer, Mock())
     assert bar.get_metrics(trainer, Mock()) == {"reward": 1.0}
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from tests.helpers import ROOT
 from tests.helpers.run_folders import HOSTILE, completion, report, write_lines, write_run
-from vrft.callbacks.transcripts import append
+from vrft.callbacks.transcripts import append_json_lines
 
 
 class Tags(HTMLParser):
@@ -117,8 +117,8 @@ def test_lines_that_cannot_be_read_are_left_out_and_counted(tmp_path: Path) -> N
 def test_what_follows_half_a_line_is_a_line_of_its_own(content: bytes, expected: int, tmp_path: Path) -> None:
     path = tmp_path / "transcripts.jsonl"
     path.write_bytes(content)
-    append(path, [{"b": 2}])
-    append(path, [])
+    append_json_lines(path, [{"b": 2}])
+    append_json_lines(path, [])
     found = path.read_bytes().splitlines()
     assert len(found) == expected
     assert found[-1] == b'{"b": 2}'

@@ -1,1 +1,1 @@
-"""What runs beside training: progress, transcripts, export, summary."""
+"""Callbacks of a run: checkpoints, signals, transcripts, guards, held-out answers, predictions, export, summary."""

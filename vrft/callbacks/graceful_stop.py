@@ -1,4 +1,4 @@
-"""Signals that end a run: a checkpoint first."""
+"""Signals that end a run after a checkpoint."""
 
 from __future__ import annotations
 
@@ -15,60 +15,64 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
+from vrft.callbacks.base import vision_trainer
 from vrft.callbacks.checkpoint import RunCheckpoint
-from vrft.training.trainer import Stopped, VisionTrainer
+from vrft.training.trainer import Stopped
 
 SIGNALS = tuple(number for number in signal.Signals if number.name in ("SIGTERM", "SIGUSR1", "SIGINT"))
 
 
 class GracefulStop(Checkpoint):
-    """At SIGTERM, SIGUSR1 or Ctrl-C: finish the step, save, say how to go on, exit with 128 + the signal's number.
+    """At SIGTERM, SIGUSR1 or Ctrl-C, finishes the step, saves it and ends the run with 128 + the signal's number.
 
-    A handler only takes a note; ranks agree on it when a batch ends, since what ranks do together would deadlock in a
-    handler. Under SLURM, the job is put back in the queue after SIGUSR1. A second Ctrl-C quits at once.
+    The signal handler only records the signal. The ranks agree on it when a batch ends, because a collective in a
+    handler would deadlock. Under SLURM, SIGUSR1 also requeues the job. A second Ctrl-C quits at once.
+
+    This is a Checkpoint because Lightning runs checkpoint callbacks last, when all others have seen the batch.
     """
 
     def __init__(self) -> None:
-        self.noted = 0
+        self.received = 0
+        """The number of the last signal; 0: none."""
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Replace the handlers that Lightning has just set; it restores those before them when the stage ends."""
-        if threading.current_thread() is threading.main_thread():  # no other can; Ray Train starts runs in one
+        """Replace the handlers that Lightning has just set. It restores the original ones when the stage ends."""
+        if threading.current_thread() is threading.main_thread():  # Python allows no other; Ray Train uses threads
             for number in SIGNALS:
-                signal.signal(number, self.note)
+                signal.signal(number, self.record)
         self.quiet = not trainer.is_global_zero
 
     on_validation_start = on_train_start
 
-    def note(self, number: int, frame: FrameType | None) -> None:
-        if number == self.noted == signal.SIGINT:
+    def record(self, number: int, frame: FrameType | None) -> None:
+        """Handle a signal: record it, or quit at the second Ctrl-C."""
+        if number == self.received == signal.SIGINT:
             signal.default_int_handler(number, frame)
-        self.noted = number
+        self.received = number
         if not self.quiet:
             name = signal.Signals(number).name
             text = f"\n{name}: stopping when this step is done; a second Ctrl-C quits at once\n"
-            os.write(2, text.encode())  # print may be what was interrupted
+            os.write(2, text.encode())  # the signal may have interrupted print, which is not reentrant
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
-        """By then all other callbacks have seen the batch."""
-        self._stop_if_noted(trainer)
+        self._stop_if_received(trainer)
 
     def on_validation_batch_end(self, trainer: Trainer, *_: Any) -> None:
-        """Raise Stopped: an evaluation in part is of no use."""
-        if self._stop_if_noted(trainer):
+        """Raise Stopped: part of an evaluation is of no use."""
+        if self._stop_if_received(trainer):
             raise Stopped
 
-    def _stop_if_noted(self, trainer: Trainer) -> bool:
-        assert isinstance(trainer, VisionTrainer)
-        noted = torch.tensor(float(self.noted), device=trainer.strategy.root_device)
-        number = int(trainer.strategy.reduce(noted, reduce_op="max"))
+    def _stop_if_received(self, trainer: Trainer) -> bool:
+        """Stop the run if any rank has received a signal. Return whether this call has stopped it."""
+        trainer = vision_trainer(trainer)
+        received = torch.tensor(float(self.received), device=trainer.strategy.root_device)
+        number = int(trainer.strategy.reduce(received, reduce_op="max"))
         if number == 0 or trainer.stopped is not None:
             return False
         name = signal.Signals(number).name
-        checkpoint = next(callback for callback in trainer.checkpoint_callbacks if isinstance(callback, RunCheckpoint))
         if trainer.global_step == 0:
             trainer.stop(f"{name} before the first step, nothing to save", 128 + number)
-        elif trainer.state.fn == TrainerFn.FITTING and not checkpoint.save_last_step(trainer):
+        elif trainer.state.fn == TrainerFn.FITTING and not RunCheckpoint.of(trainer).save_last_step(trainer):
             trainer.stop(f"{name}, and step {trainer.global_step} can't be saved", 1)
         else:
             trainer.stop(f"{name} after step {trainer.global_step}, which is saved", 128 + number)
@@ -78,7 +82,7 @@ class GracefulStop(Checkpoint):
 
 
 def requeue(job: str) -> None:
-    """Put a SLURM job back in the queue."""
+    """Put a SLURM job back in the queue; warn if that fails."""
     try:
         subprocess.run(["scontrol", "requeue", job], check=True)
     except (OSError, subprocess.CalledProcessError) as error:

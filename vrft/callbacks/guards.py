@@ -1,10 +1,9 @@
-"""Guards at work: what they find is said once, in the console, in the loggers and in `warnings.jsonl`."""
+"""Reports of what guards find, in the console, in the loggers and in `warnings.jsonl`."""
 
 from __future__ import annotations
 
 import difflib
 import json
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,31 +12,33 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from vrft.callbacks.transcripts import append
+from vrft.callbacks.base import vision_module
+from vrft.callbacks.transcripts import append_json_lines
 from vrft.errors import ConfigurationError
 from vrft.guards import GUARDS, Guard, Seen
 from vrft.guards.training import SCORES, Overfitting
-from vrft.loggers import logged_step, show_table
+from vrft.loggers import show_table
 from vrft.run_dir import RunDir
 from vrft.training.module import VisionModule
 from vrft.training.progress_bar import PhaseProgressBar
 from vrft.types import PromptBatch, ScoredRollout
 from vrft.utils.files import atomic_write
 
-TENSORS, ELEMENTS = 64, 256
-"""Trainable tensors, and weights of each, that are compared before and after a step."""
+MAX_TENSORS, MAX_ELEMENTS = 64, 256
+"""Trainable tensors, and elements of each, that are compared before and after a step."""
 
 COLUMNS = ("rollout", "step", "guard", "message")
 
 
 class Guards(Callback):
-    """Looks at each rollout and evaluation for what a rising reward hides; each finding is said until it is over.
+    """Checks each rollout and evaluation for problems that a rising reward hides.
 
-    All of it happens on the first rank, on what ranks have in common and on that rank's own completions; no rank waits.
+    A finding is reported once, when it begins. Only the first rank checks, on metrics of all ranks and on its own
+    completions, so that no rank waits for another.
     """
 
     def __init__(self, off: list[str] | None = None) -> None:
-        """`off`: names of guards that keep quiet."""
+        """`off`: names of guards that are switched off."""
         names = [guard.name for guard in GUARDS]
         for name in off or ():
             if name not in names:
@@ -45,59 +46,60 @@ class Guards(Callback):
                 hint = f" (did you mean {close[0]!r}?)" if close else ""
                 raise ConfigurationError(f"guards.off: no guard is called {name!r}{hint}; expected {', '.join(names)}")
         self.guards: list[Guard] = [guard() for guard in GUARDS if guard.name not in (off or ())]
-        self.said: list[dict[str, Any]] = []
-        self.training = False
-        self.before: Tensor | None = None
+        self.reported: list[dict[str, Any]] = []
+        """The lines of `warnings.jsonl`."""
+        self.training_began = False
+        self.weights_before: Tensor | None = None
 
     def state_dict(self) -> dict[str, Any]:
-        return {"guards": {guard.name: guard.state_dict() for guard in self.guards}, "said": self.said}
+        return {"guards": {guard.name: guard.state_dict() for guard in self.guards}, "said": self.reported}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.said = state_dict["said"]
+        self.reported = state_dict["said"]
         for guard in self.guards:
             if guard.name in state_dict["guards"]:
                 guard.load_state_dict(state_dict["guards"][guard.name])
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.training = True
-        self.show(trainer)
-        path = self.path(trainer)
-        if trainer.is_global_zero and path.exists():  # what was said after the checkpoint comes again
+        """Drop lines of `warnings.jsonl` from after the checkpoint, since a resumed run reports them again."""
+        self.training_began = True
+        self.show_raised(trainer)
+        path = RunDir.of(trainer).warnings
+        if trainer.is_global_zero and path.exists():
             try:
                 with atomic_write(path) as partial:
-                    partial.write_text("".join(json.dumps(entry) + "\n" for entry in self.said))
+                    partial.write_text("".join(json.dumps(entry) + "\n" for entry in self.reported))
             except OSError as error:
-                rank_zero_warn(f"{path} is of the run before it was continued: {error}")
+                rank_zero_warn(f"{path} may repeat findings from before the run was resumed: {error}")
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: PromptBatch, batch_idx: int
     ) -> None:
         if trainer.is_global_zero:
-            self.before = some_weights(pl_module)
+            self.weights_before = sample_weights(pl_module)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: PromptBatch, batch_idx: int
     ) -> None:
         if not trainer.is_global_zero:
             return
-        assert isinstance(pl_module, VisionModule)
+        module = vision_module(pl_module)
         scored = outputs.get("scored") if isinstance(outputs, dict) else None
-        after = some_weights(pl_module)
+        before, after = self.weights_before, sample_weights(module)
         seen = Seen(
             trainer.callback_metrics,
             scored.samples if isinstance(scored, ScoredRollout) else (),
             scored.answers if isinstance(scored, ScoredRollout) else (),
-            None if self.before is None or after is None else (self.before, after),
-            pl_module.max_completion_length,
-            pl_module.task.reasoning,
+            None if before is None or after is None else (before, after),
+            module.max_completion_length,
+            module.task.reasoning,
         )
         for guard in self.guards:
-            self.say(guard, guard.watch(seen), trainer, pl_module)
+            self.report(guard, guard.watch(seen), trainer, module)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.sanity_checking or not trainer.is_global_zero:
             return
-        assert isinstance(pl_module, VisionModule)
         scores = {
             name: float(trainer.callback_metrics[f"val/{name}"])
             for name in SCORES
@@ -105,51 +107,46 @@ class Guards(Callback):
         }
         for guard in self.guards:
             if isinstance(guard, Overfitting):
-                self.say(guard, guard.evaluated(scores), trainer, pl_module)
+                self.report(guard, guard.evaluated(scores), trainer, vision_module(pl_module))
 
-    def say(self, guard: Guard, message: str | None, trainer: Trainer, pl_module: VisionModule) -> None:
-        """Say what a guard has found, unless that has been said; and note when it is over."""
-        if guard.raised == (message is not None) or not self.training:
+    def report(self, guard: Guard, message: str | None, trainer: Trainer, module: VisionModule) -> None:
+        """Report what a guard has found unless it is reported already, and log when it is over (`message` None)."""
+        if guard.raised == (message is not None) or not self.training_began:
             return
         guard.raised = message is not None
-        self.show(trainer)
-        step = logged_step(trainer)
+        self.show_raised(trainer)
+        step = module.logged_step
         for logger in trainer.loggers:
             logger.log_metrics({f"guards/{guard.name}": float(guard.raised)}, step)
         if message is None:
             return
         entry = {
-            "rollout": int(pl_module.steps_done),
+            "rollout": int(module.steps_done),
             "step": trainer.global_step,
             "guard": guard.name,
             "message": message,
         }
-        self.said.append(entry)
-        append(self.path(trainer), [entry])
+        self.reported.append(entry)
+        append_json_lines(RunDir.of(trainer).warnings, [entry])
         rank_zero_warn(f"guard {guard.name}, rollout {entry['rollout']}: {message}")
-        show_table(
-            trainer.loggers, "guards/said", COLUMNS, [[said[key] for key in COLUMNS] for said in self.said], step
-        )
+        rows = [[reported[key] for key in COLUMNS] for reported in self.reported]
+        show_table(trainer.loggers, "guards/said", COLUMNS, rows, step)
 
-    def show(self, trainer: Trainer) -> None:
-        """Let the bar name the guards that are raised."""
+    def show_raised(self, trainer: Trainer) -> None:
+        """Show the names of the raised guards in the progress bar."""
         bar = trainer.progress_bar_callback
         if isinstance(bar, PhaseProgressBar):
             bar.guards = [guard.name for guard in self.guards if guard.raised]
 
-    @staticmethod
-    def path(trainer: Trainer) -> Path:
-        return RunDir.of(trainer).warnings
-
 
 @torch.no_grad()
-def some_weights(module: LightningModule) -> Tensor | None:
-    """A few weights of trainable tensors all over the model, of those in the commonest dtype; None if none trains."""
+def sample_weights(module: LightningModule) -> Tensor | None:
+    """Return some weights of trainable tensors across the model, of the most common dtype; None if nothing trains."""
     trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
     dtypes = [parameter.dtype for parameter in trained]
     if not trained:
         return None
-    commonest = max(dtypes, key=dtypes.count)
-    local = [p.to_local() if isinstance(p, DTensor) else p for p in trained if p.dtype == commonest]
-    chosen = local[:: -(-len(local) // TENSORS)]
-    return torch.cat([p.detach().flatten()[:: max(1, -(-p.numel() // ELEMENTS))].cpu() for p in chosen])
+    most_common = max(dtypes, key=dtypes.count)
+    local = [p.to_local() if isinstance(p, DTensor) else p for p in trained if p.dtype == most_common]
+    chosen = local[:: -(-len(local) // MAX_TENSORS)]
+    return torch.cat([p.detach().flatten()[:: max(1, -(-p.numel() // MAX_ELEMENTS))].cpu() for p in chosen])

@@ -1,4 +1,4 @@
-"""Held-out answers to look at: a JSON line each for every evaluation, and the images of some."""
+"""Held-out answers: one JSON line each for every evaluation, and the images of some."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import msgspec
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
-from vrft.data.datamodule import VisionData
-from vrft.evaluators.base import Evaluator, evaluation_folder, gather
+from vrft.data.datamodule import VisionData, data_of
+from vrft.evaluators.base import evaluation_folder, evaluators_of, gather
 from vrft.report.held_out import choose, read_answers
 from vrft.report.lines import HeldOut
 from vrft.run_dir import ANSWERS, RunDir
@@ -21,14 +21,15 @@ from vrft.utils.thumbnails import save_thumbnail
 
 
 class HeldOutAnswers(Callback):
-    """Writes `answers.jsonl` beside what the evaluators write.
+    """Writes `answers.jsonl` in the folder of each evaluation.
 
-    A line has the score that the first evaluator gives one answer, or else the reward. Images are kept of the answers
-    that went worst, of those that gained or lost most since the run's first evaluation, and of some of all.
+    The score of a line is the first evaluator's quality of the answer, or the reward if there is no evaluator. Images
+    are kept of the worst answers, of those that gained or lost most since the first evaluation, and of a fair sample.
     """
 
     def __init__(self) -> None:
         self.answers: dict[int, dict[str, Any]] = {}
+        """The lines of this rank's answers, by sample."""
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.answers = {}
@@ -42,34 +43,34 @@ class HeldOutAnswers(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
+        data = data_of(trainer)
         for answer, sample in zip(outputs, batch.samples, strict=True):
-            if trainer.datamodule.is_owned_by_rank(sample):  # type: ignore[attr-defined]
-                self.answers[sample.index] = as_values(answer, sample)
+            if data.is_owned_by_rank(sample):
+                self.answers[sample.index] = answer_line(answer, sample)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """By then the evaluators have the rows of all ranks."""
+        """Write the answers of all ranks, after the evaluators have gathered their rows."""
         if trainer.sanity_checking:
             return
-        everyones = gather(self.answers, trainer.world_size)
-        if not trainer.is_global_zero or not everyones:
+        lines = gather(self.answers, trainer.world_size)
+        if not trainer.is_global_zero or not lines:
             return
-        evaluator = next((found for found in trainer.callbacks if isinstance(found, Evaluator)), None)  # type: ignore[attr-defined]
-        for index, values in everyones.items():
-            if evaluator is not None and index in evaluator.rows:
-                values["score"] = evaluator.quality(evaluator.rows[index])
-        answers = {index: HeldOut(**everyones[index]) for index in sorted(everyones)}
+        for evaluator in evaluators_of(trainer)[:1]:
+            for index in lines.keys() & evaluator.rows.keys():
+                lines[index]["score"] = evaluator.quality(evaluator.rows[index])
+        answers = {index: HeldOut(**lines[index]) for index in sorted(lines)}
         folder = evaluation_folder(trainer)
-        keep_images(RunDir.of(trainer), folder, answers, trainer.datamodule)  # type: ignore[attr-defined]
-        lines = [json.dumps(msgspec.structs.asdict(answer), allow_nan=False) + "\n" for answer in answers.values()]
+        keep_images(RunDir.of(trainer), folder, answers, data_of(trainer))
+        texts = [json.dumps(msgspec.structs.asdict(answer), allow_nan=False) + "\n" for answer in answers.values()]
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            (folder / ANSWERS).write_text("".join(lines))
+            (folder / ANSWERS).write_text("".join(texts))
         except OSError as error:
-            rank_zero_warn(f"{folder / ANSWERS} is not whole: {error}")
+            rank_zero_warn(f"{folder / ANSWERS} is incomplete: {error}")
 
 
-def as_values(answer: Answer, sample: Sample) -> dict[str, Any]:
-    """An answer as plain values."""
+def answer_line(answer: Answer, sample: Sample) -> dict[str, Any]:
+    """Return an answer as plain values, with the reward as its score."""
     reward = answer.reward if answer.reward is not None and math.isfinite(answer.reward) else None
     return {
         "sample": sample.index,
@@ -87,7 +88,10 @@ def as_values(answer: Answer, sample: Sample) -> dict[str, Any]:
 
 
 def keep_images(run: RunDir, folder: Path, answers: dict[int, HeldOut], data: VisionData) -> None:
-    """Keep the images of the answers that are worth a look, and name them there. `folder`: of the evaluation."""
+    """Save the images of the answers that the report shows, and name the files in the answers.
+
+    `folder`: the folder of the evaluation.
+    """
     earlier = [other for _, other in run.evaluations_by_step() if other != folder]
     first = read_answers(earlier[0], []) if earlier else answers
     samples = data.val_set()

@@ -11,26 +11,27 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from vrft.callbacks.base import vision_trainer
 from vrft.data import VisionData
+from vrft.data.datamodule import data_of
 from vrft.data.records import RecordData
 from vrft.run_dir import RunDir
 from vrft.training.checks import warn_of_replaced_images
 from vrft.training.progress_bar import phase
-from vrft.training.trainer import VisionTrainer
 from vrft.types import Answer, Detection, PromptBatch, Sample
 from vrft.utils.drawing import COLOURS, draw_boxes, with_caption
 from vrft.utils.files import write_json
 
 Row = dict[str, Any]
 
-STEM = 200
-"""Bytes of an image's name in that of its picture: file systems take 255 with number and ending."""
+MAX_STEM_BYTES = 200
+"""Bytes of an image's name in the name of its picture. File systems allow 255, with number and suffix."""
 
 
 class Predictions(Callback):
-    """Writes `predictions.jsonl` in the run's folder; where answers are boxes, the results file of COCO as well.
+    """Writes `predictions.jsonl` in the run's folder, and COCO's results file if answers are boxes.
 
-    Ranks write their answers as they come, each to a file of its own; at the end they are one, in the data's order.
+    Each rank writes its answers to a file of its own, batch by batch. At the end these are merged in the data's order.
     """
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -49,14 +50,14 @@ class Predictions(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         warn_of_replaced_images(batch)
-        data: VisionData = trainer.datamodule  # type: ignore[attr-defined]
+        data = data_of(trainer)
         with self.part.open("a") as file:
             for answer, sample in zip(outputs, batch.samples, strict=True):
                 if data.is_owned_by_rank(sample) and "replaced" not in sample.metadata:
-                    file.write(json.dumps(row(answer, sample, data), allow_nan=False) + "\n")
+                    file.write(json.dumps(prediction_row(answer, sample, data), allow_nan=False) + "\n")
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        assert isinstance(trainer, VisionTrainer)
+        trainer = vision_trainer(trainer)
         trainer.strategy.barrier("predictions")
         if not trainer.is_global_zero:
             return
@@ -68,7 +69,7 @@ class Predictions(Callback):
         for part in parts:
             part.unlink()
         print(f"predictions: {path}")
-        data: VisionData = trainer.datamodule  # type: ignore[attr-defined]
+        data = data_of(trainer)
         if any(isinstance(entry["answer"], list) for entry in rows):
             ids = data.category_ids() if isinstance(data, RecordData) else {}
             print(f"COCO results: {write_coco_results(self.run, rows, ids)}")
@@ -76,8 +77,8 @@ class Predictions(Callback):
             print(f"pictures: {draw_all(self.run.predictions_drawn, rows, trainer)}")
 
 
-def row(answer: Answer, sample: Sample, data: VisionData) -> Row:
-    """An answer as plain values; boxes are in pixels of the upright image."""
+def prediction_row(answer: Answer, sample: Sample, data: VisionData) -> Row:
+    """Return an answer as plain values; boxes are in pixels of the upright image."""
     file = str(data.val_set().records[sample.index].image) if isinstance(data, RecordData) else None
     boxes = answer.value if isinstance(answer.value, tuple) else None
     return {
@@ -95,10 +96,10 @@ def row(answer: Answer, sample: Sample, data: VisionData) -> Row:
 
 
 def write_coco_results(run: RunDir, rows: Sequence[Row], ids: dict[str, int]) -> Path:
-    """Write `predictions_coco.json`, and beside it `predictions_images.json`, the images and categories that it names.
+    """Write `predictions_coco.json` and `predictions_images.json`, its images and categories. Return the first path.
 
-    A box without a label is of its query's category. Boxes of other categories than `ids` knows are left out; if it
-    knows none, categories are numbered by name.
+    A box without a label has the query as its category. Boxes whose category is not in `ids` are left out; if `ids` is
+    empty, categories are numbered by name.
     """
     boxes = [(entry, box, box["label"] or entry["query"]) for entry in rows for box in entry["answer"] or () if box]
     ids = ids or {name: number for number, name in enumerate(sorted({label for *_, label in boxes}), 1)}
@@ -123,8 +124,8 @@ def write_coco_results(run: RunDir, rows: Sequence[Row], ids: dict[str, int]) ->
 
 
 def draw_all(folder: Path, rows: Sequence[Row], trainer: Trainer) -> Path:
-    """Draw a picture of each image with what was answered about it, each query in a colour."""
-    data: VisionData = trainer.datamodule  # type: ignore[attr-defined]
+    """Draw each image with its answers, one colour per query. Return the folder."""
+    data = data_of(trainer)
     folder.mkdir(parents=True, exist_ok=True)
     images = [list(group) for _, group in itertools.groupby(rows, lambda entry: (entry["image_id"], entry["file"]))]
     with phase(trainer, "pictures", len(images)) as advance:
@@ -132,25 +133,25 @@ def draw_all(folder: Path, rows: Sequence[Row], trainer: Trainer) -> Path:
             sample: Sample = data.val_set()[entries[0]["sample"]]
             layers = [(boxes_of(entry), COLOURS[i % len(COLOURS)]) for i, entry in enumerate(entries)]
             picture = with_caption(draw_boxes(sample.image, layers), [*captions(entries)])
-            stem = os.fsencode(Path(entries[0]["file"] or "image").stem)[:STEM].decode(errors="ignore")
+            stem = os.fsencode(Path(entries[0]["file"] or "image").stem)[:MAX_STEM_BYTES].decode(errors="ignore")
             picture.save(folder / f"{entries[0]['sample']:06d}-{stem}.jpg", quality=90)
             advance(done)
     return folder
 
 
 def boxes_of(entry: Row) -> list[Detection]:
-    """The boxes of a row, without labels as its query's."""
+    """Return the boxes of a row; a box without a label gets the query."""
     answer = entry["answer"] if isinstance(entry["answer"], list) else []
     return [Detection(tuple(box["box"]), box["label"] or entry["query"], box["score"]) for box in answer]
 
 
 def captions(entries: Sequence[Row]) -> Iterator[str]:
-    """What a picture can't show: answers that are no boxes."""
+    """Yield the answers that are not boxes, as text below the picture."""
     for entry in entries:
-        asked = f"{entry['query']}: " if entry["query"] else ""
+        query = f"{entry['query']}: " if entry["query"] else ""
         if entry["answer"] is None:
-            yield f"{asked}can't be read"
+            yield f"{query}can't be read"
         elif isinstance(entry["answer"], str):
-            yield f"{asked}{entry['answer']}"
+            yield f"{query}{entry['answer']}"
         elif not entry["answer"]:
-            yield f"{asked}nothing"
+            yield f"{query}nothing"

@@ -1,4 +1,4 @@
-"""How fast a step was, and how much memory it took."""
+"""Speed and memory of each step."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import psutil
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from vrft.training.module import VisionModule
+from vrft.callbacks.base import vision_module
 from vrft.types import PromptBatch
 
 GB = 1e9
 
 
 class Resources(Callback):
-    """Logs `train/samples_per_second`, of all ranks together, and `memory/…`, of the rank that has most."""
+    """Logs `train/samples_per_second`, summed over ranks, and `memory/…` of the rank that uses most."""
 
     def on_train_batch_start(self, *_: Any) -> None:
         self.start = time.perf_counter()
@@ -24,13 +24,13 @@ class Resources(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: PromptBatch, batch_idx: int
     ) -> None:
-        assert isinstance(pl_module, VisionModule)
+        module = vision_module(pl_module)
         seconds = time.perf_counter() - self.start
-        samples = len(batch.samples) // pl_module.batches_per_step * pl_module.group_size * trainer.world_size
-        pl_module.log("train/samples_per_second", samples / seconds, sync_dist=True)
+        samples = len(batch.samples) // module.batches_per_step * module.group_size * trainer.world_size
+        module.log("train/samples_per_second", samples / seconds, sync_dist=True)
         memory = {"rss": psutil.Process().memory_info().rss}
-        if pl_module.device.type == "cuda":
-            memory["gpu"] = torch.cuda.max_memory_allocated(pl_module.device)
-            torch.cuda.reset_peak_memory_stats(pl_module.device)
+        if module.device.type == "cuda":
+            memory["gpu"] = torch.cuda.max_memory_allocated(module.device)
+            torch.cuda.reset_peak_memory_stats(module.device)
         for name, size in memory.items():
-            pl_module.log(f"memory/{name}_gb", size / GB, sync_dist=True, reduce_fx="max")
+            module.log(f"memory/{name}_gb", size / GB, sync_dist=True, reduce_fx="max")

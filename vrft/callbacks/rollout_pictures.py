@@ -1,4 +1,4 @@
-"""Rollouts to look at, where the loggers can show them."""
+"""Rollouts in the loggers: tables with boxes in Weights & Biases, pictures in TensorBoard."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from vrft.utils.drawing import PREDICTION, TRUTH, draw_boxes, side_by_side, with
 
 
 def show_rollout(loggers: Sequence[Logger], scored: ScoredRollout, rows: Sequence[dict[str, Any]], step: int) -> None:
-    """Completions of a rollout, the first `len(rows)` of it: a table in Weights & Biases, pictures in TensorBoard.
+    """Log the first completions of a rollout: as a table to Weights & Biases, as pictures to TensorBoard.
 
     Args:
-        loggers: of the run.
+        loggers: the loggers of the run.
         scored: the rollout.
-        rows: what `vrft.callbacks.transcripts.row` says of its first completions.
-        step: of the loggers.
+        rows: the first completions, as `vrft.callbacks.transcripts.transcript_row` returns them.
+        step: the step of the loggers.
     """
     for logger in loggers:
         if isinstance(logger, WandbLogger):
@@ -31,7 +31,7 @@ def show_rollout(loggers: Sequence[Logger], scored: ScoredRollout, rows: Sequenc
 
 
 def log_table(logger: WandbLogger, scored: ScoredRollout, rows: Sequence[dict[str, Any]], step: int) -> None:
-    """One table row per completion: the image with true and predicted boxes, what was said and what it earned."""
+    """Log a table row per completion: the image with true and predicted boxes, the texts and the rewards."""
     names = list(scored.rewards)
     columns = ["step", "rollout", "image", "query", "reasoning", "completion", *names, "reward", "advantage"]
     group = scored.reward.shape[1]
@@ -53,7 +53,7 @@ def log_table(logger: WandbLogger, scored: ScoredRollout, rows: Sequence[dict[st
 
 
 def overlays(sample: Sample, answer: Answer) -> Any:
-    """A W&B image; boxes are overlays that can be switched on and off."""
+    """Return a W&B image whose boxes are overlays that can be switched on and off."""
     import wandb
 
     boxes = {}
@@ -78,7 +78,7 @@ def _overlay(detection: Detection) -> dict[str, Any]:
 
 
 def group_picture(scored: ScoredRollout, rows: Sequence[dict[str, Any]], p: int) -> Image.Image:
-    """The completions of prompt p side by side: true and predicted boxes, or the answer, and what it earned."""
+    """Draw the completions of prompt p side by side: true and predicted boxes, or the answer, and the reward."""
     sample, group = scored.samples[p], scored.reward.shape[1]
     tiles = []
     for n in range(p * group, (p + 1) * group):
@@ -88,8 +88,8 @@ def group_picture(scored: ScoredRollout, rows: Sequence[dict[str, Any]], p: int)
             layers.append((tuple(true._replace(score=None) for true in sample.target), TRUTH))
         if isinstance(value, tuple):
             layers.append((value, PREDICTION))
-        said = f"{sample.query}: " if sample.query else ""
-        said += value if isinstance(value, str) else "can't be read" if value is None else f"boxes: {len(value)}"
-        earned = "no number" if rows[n]["reward"] is None else f"reward {rows[n]['reward']:.2f}"
-        tiles.append(with_caption(draw_boxes(sample.image, layers), [said, earned]))
+        text = f"{sample.query}: " if sample.query else ""
+        text += value if isinstance(value, str) else "can't be read" if value is None else f"boxes: {len(value)}"
+        reward = "no number" if rows[n]["reward"] is None else f"reward {rows[n]['reward']:.2f}"
+        tiles.append(with_caption(draw_boxes(sample.image, layers), [text, reward]))
     return side_by_side(tiles)

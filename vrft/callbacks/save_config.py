@@ -1,4 +1,4 @@
-"""The configuration that a run had, in its folder."""
+"""The resolved configuration of a run, in its folder."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from vrft.utils.redact import redact_settings
 
 
 class SaveResolvedConfig(SaveConfigCallback):
-    """Writes `config.yaml`: every field with the value that it had, but for secrets.
+    """Writes `config.yaml`: every field with the value that it had, without secrets.
 
-    Only paths in the run's folder stay relative to `run_dir`, so that a rerun of the file has a folder of its own.
+    Paths in the run's folder are written relative to `run_dir`, so that a rerun of the file gets a folder of its own.
     """
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -33,6 +33,7 @@ class SaveResolvedConfig(SaveConfigCallback):
 
 
 def _relative_to(run_dir: str, value: Any) -> Any:
+    """Replace `run_dir` at the start of every string in a config by an interpolation."""
     if isinstance(value, dict):
         return {key: _relative_to(run_dir, entry) for key, entry in value.items()}
     if isinstance(value, list):

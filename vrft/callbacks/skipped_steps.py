@@ -1,4 +1,4 @@
-"""Steps that could not be made: which completions were to blame, and an end to it."""
+"""Skipped optimizer steps: which completions caused them, and an end to a run of them."""
 
 from __future__ import annotations
 
@@ -8,19 +8,21 @@ from typing import Any
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
+from vrft.callbacks.base import vision_module, vision_trainer
 from vrft.callbacks.checkpoint import RunCheckpoint
-from vrft.callbacks.transcripts import append, row
+from vrft.callbacks.transcripts import append_json_lines, transcript_row
 from vrft.errors import ConfigurationError
 from vrft.run_dir import RunDir
-from vrft.training.module import VisionModule
-from vrft.training.trainer import VisionTrainer
 from vrft.types import PromptBatch, ScoredRollout
 
 
 class SkippedSteps(Checkpoint):
-    """Writes the completions of skipped steps to `faults.jsonl`, each of several ranks to its own, and ends the run.
+    """Writes the completions behind skipped steps to `faults.jsonl`, and ends a run that only skips.
 
-    Of a rollout these are the completions whose reward or log-probabilities aren't finite, or all if there are none.
+    These are the completions whose reward or log-probabilities are not finite, or the whole rollout if all are finite.
+    With several ranks, each writes a file of its own.
+
+    This is a Checkpoint because Lightning runs checkpoint callbacks last, when all others have seen the batch.
     """
 
     def __init__(self, max_in_a_row: int = 10) -> None:
@@ -39,27 +41,25 @@ class SkippedSteps(Checkpoint):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: PromptBatch, batch_idx: int
     ) -> None:
-        assert isinstance(trainer, VisionTrainer)
-        assert isinstance(pl_module, VisionModule)
-        if pl_module.step.skipped_steps:
+        trainer, module = vision_trainer(trainer), vision_module(pl_module)
+        if module.step.skipped_steps:
             path = RunDir.of(trainer).faults(trainer.global_rank if trainer.world_size > 1 else None)
-            append(path, faults(int(pl_module.steps_done), batch, outputs))
+            append_json_lines(path, fault_rows(int(module.steps_done), batch, outputs))
         self.in_a_row = self.in_a_row + 1 if trainer.global_step == self.last_step else 0
         self.last_step = trainer.global_step
         if self.in_a_row == self.max_in_a_row:
-            self.in_a_row = 0  # of a run that goes on from here
-            checkpoint = next(saves for saves in trainer.checkpoint_callbacks if isinstance(saves, RunCheckpoint))
-            saved = "" if checkpoint.save_last_step(trainer) else "; the last step can't be saved"
+            self.in_a_row = 0  # saved with the checkpoint: a run that resumes from it counts anew
+            saved = "" if RunCheckpoint.of(trainer).save_last_step(trainer) else "; the last step can't be saved"
             trainer.stop(f"no finite gradient in {self.max_in_a_row} steps in a row, see faults.jsonl{saved}", 1)
 
 
-def faults(step: int, batch: PromptBatch, outputs: Any) -> Iterator[dict[str, Any]]:
-    """What is to be known of a skipped step."""
+def fault_rows(step: int, batch: PromptBatch, outputs: Any) -> Iterator[dict[str, Any]]:
+    """Yield the lines of `faults.jsonl` for a skipped step: its completions, or its samples in supervised training."""
     scored: ScoredRollout | None = outputs.get("scored")
-    if scored is None:  # supervised
+    if scored is None:
         for sample in batch.samples:
             yield {"rollout": step, "sample": sample.index, "image_id": sample.image_id, "query": sample.query}
         return
     bad = (~scored.finite).nonzero().flatten().tolist()
     for n in bad or range(len(scored.answers)):
-        yield {"finite": bool(scored.finite[n]), **row(scored, step, n)}
+        yield {"finite": bool(scored.finite[n]), **transcript_row(scored, step, n)}

@@ -1,4 +1,4 @@
-"""Base against tuned, on the same held-out images: the table at the end and `summary.json`."""
+"""Held-out scores of the base and the tuned model: the table at the end of a run and `summary.json`."""
 
 from __future__ import annotations
 
@@ -11,16 +11,15 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from rich.console import Console
 from rich.table import Table
 
+from vrft.callbacks.base import vision_module
 from vrft.report.facts import SCORES
 from vrft.run_dir import RunDir
-from vrft.training.module import VisionModule
 
 
 class Summary(Callback):
-    """Keeps the first and the last held-out scores of a run.
+    """Keeps the first and the last held-out scores of a run, and the seconds of training.
 
-    The base's scores are part of a checkpoint and survive a continuation; `seconds` is the wall-clock time of training
-    itself, over all continuations.
+    Checkpoints have the scores of the base and the seconds, so that a resumed run counts on.
     """
 
     def __init__(self) -> None:
@@ -29,19 +28,19 @@ class Summary(Callback):
         self.tuned_step: int | None = None
         self.rollouts = 0
         self.seconds = 0.0
-        self._start = 0.0
+        self.train_start = 0.0
 
     def state_dict(self) -> dict[str, Any]:
-        return {"base": self.base, "seconds": self.seconds + time.perf_counter() - self._start}
+        return {"base": self.base, "seconds": self.seconds + time.perf_counter() - self.train_start}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.base, self.seconds = state["base"], state["seconds"]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._start = time.perf_counter()
+        self.train_start = time.perf_counter()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.seconds += time.perf_counter() - self._start
+        self.seconds += time.perf_counter() - self.train_start
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.sanity_checking:
@@ -55,16 +54,16 @@ class Summary(Callback):
         }
         if self.base is None:
             self.base = scores
-        assert isinstance(pl_module, VisionModule)
-        self.tuned, self.tuned_step, self.rollouts = scores, trainer.global_step, int(pl_module.steps_done)
+        self.tuned, self.tuned_step = scores, trainer.global_step
+        self.rollouts = int(vision_module(pl_module).steps_done)
 
     def write(self, folder: Path, best: dict[str, Any] | None) -> Path:
-        """Print the table and write `summary.json`, with the best checkpoint if one was chosen; returns its path."""
+        """Print the table, write `summary.json` and return its path. `best`: the best checkpoint, if one was chosen."""
         assert self.base is not None
         table = Table(title="held-out images, greedy answers")
         for column in ("", "base", "tuned", "change"):
             table.add_column(column, justify="left" if not column else "right")
-        for key in [key for key in self.base if key in self.tuned]:  # a continued run may have other evaluators
+        for key in [key for key in self.base if key in self.tuned]:  # a resumed run may have other evaluators
             before, after = self.base[key], self.tuned[key]
             table.add_row(key, f"{before:.3f}", f"{after:.3f}", f"{after - before:+.3f}")
         Console().print(table)

@@ -1,4 +1,4 @@
-"""Completions to read: a JSON line each and their images in the run's folder, and where the loggers can show them."""
+"""Transcripts of training: a JSON line for each completion, small images, and tables or pictures in the loggers."""
 
 from __future__ import annotations
 
@@ -12,19 +12,18 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 
+from vrft.callbacks.base import vision_module
 from vrft.callbacks.rollout_pictures import show_rollout
 from vrft.errors import ConfigurationError
-from vrft.loggers import logged_step
 from vrft.run_dir import RunDir
-from vrft.training.module import VisionModule
 from vrft.types import ScoredRollout
 from vrft.utils.thumbnails import save_thumbnail
 
 
 class Transcripts(Callback):
-    """Writes `transcripts.jsonl`: question, completion, answer, rewards and advantage of rollouts, and the images.
+    """Writes `transcripts.jsonl`: question, completion, answer, rewards, advantage and image of rollouts.
 
-    A line names its image in the folder `pictures`, null where it could not be written.
+    A line names its image in the folder `pictures`, or null if the image can't be written.
     """
 
     def __init__(self, every_n_rollouts: int = 10, max_prompts: int = 4) -> None:
@@ -39,25 +38,27 @@ class Transcripts(Callback):
         scored = outputs.get("scored") if isinstance(outputs, dict) else None
         if not isinstance(scored, ScoredRollout) or not trainer.is_global_zero:
             return
-        assert isinstance(pl_module, VisionModule)
-        rollout = int(pl_module.steps_done)
+        module = vision_module(pl_module)
+        rollout = int(module.steps_done)
         if rollout % self.every_n_rollouts and rollout != 1:
             return
-        shown = min(len(scored.answers), self.max_prompts * scored.reward.shape[1])
-        rows = [row(scored, rollout, n) for n in range(shown)]
-        run, group, task = RunDir.of(trainer), scored.reward.shape[1], type(pl_module.task).__name__
-        pictures = [save_thumbnail(sample.image, run.pictures) for sample in scored.samples[: shown // group]]
-        seen = [
-            {"task": task, "image": pictures[n // group], "size": scored.samples[n // group].size} for n in range(shown)
+        run, group, task = RunDir.of(trainer), scored.reward.shape[1], type(module.task).__name__
+        shown = min(len(scored.answers), self.max_prompts * group)
+        rows = [transcript_row(scored, rollout, n) for n in range(shown)]
+        samples = scored.samples[: shown // group]
+        pictures = [save_thumbnail(sample.image, run.pictures) for sample in samples]
+        lines = [
+            row | {"task": task, "image": pictures[n // group], "size": samples[n // group].size}
+            for n, row in enumerate(rows)
         ]
-        append(run.transcripts, [entry | more for entry, more in zip(rows, seen, strict=True)])
-        show_rollout(trainer.loggers, scored, rows, logged_step(trainer))
+        append_json_lines(run.transcripts, lines)
+        show_rollout(trainer.loggers, scored, rows, module.logged_step)
 
 
-def append(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    """Add a line of JSON for each. Nothing depends on them: a run goes on without those that can't be written.
+def append_json_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    """Append a line of JSON for each row, or warn if that fails.
 
-    Half a line that a killed run left ends first.
+    A killed run may have left a partial line at the end of the file; it gets a line break first.
     """
     try:
         with path.open("ab+") as file:
@@ -69,8 +70,8 @@ def append(path: Path, rows: Iterable[dict[str, Any]]) -> None:
         rank_zero_warn(f"{path.name}: lines are missing: {error}")
 
 
-def row(scored: ScoredRollout, rollout: int, n: int) -> dict[str, Any]:
-    """Completion n of a rollout as plain values; null for a reward that does not apply, and for what isn't finite."""
+def transcript_row(scored: ScoredRollout, rollout: int, n: int) -> dict[str, Any]:
+    """Return completion n of a rollout as plain values; None for rewards that don't apply or are not finite."""
     group = scored.reward.shape[1]
     sample, answer = scored.samples[n // group], scored.answers[n]
     return {
