@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 from jsonargparse import set_parsing_settings
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.cli import LightningArgumentParser
 from omegaconf.errors import OmegaConfBaseException
 
 from vrft.callbacks.checkpoint import RunCheckpoint
@@ -39,6 +39,7 @@ from vrft.errors import ConfigurationError, RolloutFailed
 from vrft.loggers import CSVLogger, WandbLogger
 from vrft.run_dir import RunDir
 from vrft.tasks import Task
+from vrft.training.lightning_internals import CLIBase
 from vrft.training.module import VisionModule
 from vrft.training.progress_bar import PhaseProgressBar
 from vrft.training.trainer import Stopped
@@ -101,7 +102,7 @@ class OneLineParser(LightningArgumentParser):
         raise ConfigurationError(shorten(message, [action.dest for action in self._actions]))
 
 
-class VRFTCLI(LightningCLI):
+class VRFTCLI(CLIBase):
     """One task for model and data, one folder for a run, the same evaluation before and after training."""
 
     trainer: CommandTrainer
@@ -110,7 +111,7 @@ class VRFTCLI(LightningCLI):
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
-        return LightningCLI.subcommands() | {name: {"model", "datamodule"} for name in WITHOUT_RUN}
+        return CLIBase.subcommands() | {name: {"model", "datamodule"} for name in WITHOUT_RUN}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--run_dir", type=str, help="folder for everything that the run writes")
@@ -177,12 +178,9 @@ class VRFTCLI(LightningCLI):
             trainer.loggers = [*trainer.loggers, CSVLogger(trainer.default_root_dir, name="logs")]
         return trainer
 
-    def _parse_ckpt_path(self) -> None:
-        """Do nothing: Lightning would let the settings in a checkpoint override the command line."""
-
-    def _run_subcommand(self, subcommand: str) -> None:
+    def run_command(self, command: str) -> None:
         with suppress(Stopped, RolloutFailed):
-            super()._run_subcommand(subcommand)
+            super().run_command(command)
         if self.trainer.stopped is not None and self.trainer.is_global_zero:
             print_stopped(RunDir.of(self.trainer), self.trainer.stopped, self.last_checkpoint)
 

@@ -14,6 +14,7 @@ from vrft.data import VisionData
 from vrft.report import write_report
 from vrft.report.model_card import write_card
 from vrft.run_dir import RunDir
+from vrft.training.lightning_internals import shift_logged_step
 from vrft.training.module import VisionModule
 from vrft.training.trainer import VisionTrainer
 
@@ -48,7 +49,7 @@ def complete_finished_run(trainer: VisionTrainer) -> None:
     """If a resumed run had nothing left to train, count its last step and epoch, which Lightning does not."""
     loop = trainer.fit_loop
     if loop.restarting:
-        loop.epoch_loop._batches_that_stepped += 1
+        shift_logged_step(trainer, 1)
         loop.epoch_progress.increment_completed()
 
 

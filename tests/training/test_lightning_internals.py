@@ -1,0 +1,79 @@
+"""Private names of Lightning, which may change in any minor release, are used in one file."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import inspect
+import textwrap
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import lightning.pytorch
+
+import vrft
+
+PACKAGE = Path(vrft.__file__).parent
+ALLOWED = PACKAGE / "training" / "lightning_internals.py"
+NOT_ITS_OWN = {"_replace", "_asdict", "_fields", "_Unpickler"}
+"""Names of the standard library that Lightning uses too."""
+
+
+def is_private(name: str) -> bool:
+    return name.startswith("_") and not name.startswith("__")
+
+
+def private_names(tree: ast.AST) -> set[str]:
+    """Private attributes that are read or written, and private functions that are defined."""
+    used = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute) and is_private(node.attr)}
+    return used | {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) and is_private(node.name)}
+
+
+@cache
+def names_in_lightning() -> set[str]:
+    folder = Path(lightning.pytorch.__file__).parent
+    trees = (ast.parse(path.read_text()) for path in folder.rglob("*.py"))
+    return {name for tree in trees for name in private_names(tree)} - NOT_ITS_OWN
+
+
+def private_imports(tree: ast.AST) -> Iterator[str]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == "lightning":
+            yield from (alias.name for alias in node.names if is_private(alias.name))
+
+
+def foreign_accesses(tree: ast.AST) -> Iterator[str]:
+    """Names of Lightning on other objects than `self` and `cls`."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and node.attr in names_in_lightning():
+            owner = node.value
+            if not (isinstance(owner, ast.Name) and owner.id in ("self", "cls")):
+                yield ast.unparse(node)
+
+
+def inherited_names(path: Path) -> Iterator[str]:
+    """Private names in a class that a Lightning base of the class uses too."""
+    if path.name in ("__main__.py", "vllm_plugin.py"):  # without such classes, and not meant to be imported
+        return
+    name = ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__")
+    module = importlib.import_module(name)
+    for kind in vars(module).values():
+        if inspect.isclass(kind) and kind.__module__ == name:
+            bases = [base for base in kind.__mro__ if base.__module__.partition(".")[0] == "lightning"]
+            theirs = {found for base in bases for found in private_names(parsed(base))}
+            yield from (f"{kind.__name__}.{found}" for found in sorted(private_names(parsed(kind)) & theirs))
+
+
+@cache
+def parsed(kind: type) -> ast.AST:
+    return ast.parse(textwrap.dedent(inspect.getsource(kind)))
+
+
+def test_no_other_file_uses_private_names_of_lightning() -> None:
+    found = {}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        tree = ast.parse(path.read_text())
+        found[path] = [*private_imports(tree), *foreign_accesses(tree), *inherited_names(path)]
+    assert len(found[ALLOWED]) > 10
+    assert {path: names for path, names in found.items() if names and path != ALLOWED} == {}
