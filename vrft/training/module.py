@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torchmetrics import MeanMetric
 
-from vrft.data.datamodule import ResumableLoader, VisionData
+from vrft.data.datamodule import data_of, train_loader_of
 from vrft.errors import ConfigurationError
 from vrft.policy import Policy
 from vrft.policy.processor import Encoder
@@ -132,11 +132,7 @@ class VisionModule(LightningModule):
     def on_train_batch_start(self, batch: PromptBatch, batch_idx: int) -> None:
         check_prompt_lengths(batch, self.max_completion_length, self.policy.max_positions)
         self.log("train/replaced_images", float(warn_of_replaced_images(batch)))
-        self.log("train/dead_workers", float(self.train_loader.dead_workers))
-
-    @property
-    def train_loader(self) -> ResumableLoader:
-        return cast(ResumableLoader, self.trainer.train_dataloader)
+        self.log("train/dead_workers", float(train_loader_of(self.trainer).dead_workers))
 
     def begin_step(self) -> None:
         """Seed every random number of the step by (seed, step, rank), so that a resumed run is the same run."""
@@ -178,7 +174,7 @@ class VisionModule(LightningModule):
         """Return greedy answers, scored by the rewards of training. Evaluators compute the benchmark's scores."""
         warn_of_replaced_images(batch)
         answers = self.predict_step(batch, batch_idx) if self.answer_log is None else self.test_answers(batch)
-        data = cast(VisionData, self.trainer.datamodule)  # type: ignore[attr-defined]
+        data = data_of(self.trainer)
         pairs = zip(answers, batch.samples, strict=True)
         owned = [(answer, sample) for answer, sample in pairs if data.is_owned_by_rank(sample)]
         _, total = self.score([answer for answer, _ in owned], [sample for _, sample in owned])

@@ -10,6 +10,7 @@ import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 
+from vrft.data.datamodule import data_of, train_loader_of
 from vrft.errors import ConfigurationError
 from vrft.policy import Policy
 from vrft.policy.processor import MicroBatch
@@ -151,7 +152,7 @@ class RFT(VisionModule):
         self.importance_cap = importance_cap
 
     def setup(self, stage: str) -> None:
-        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        data = data_of(self.trainer)
         if data is not None and data.batch_size < self.num_minibatches:
             raise ConfigurationError(
                 f"model.num_minibatches: {self.num_minibatches} parts of {data.batch_size} prompts (data.batch_size) "
@@ -204,7 +205,7 @@ class RFT(VisionModule):
         """Return the rollout that was sampled during the last step, and start sampling the next step's."""
         rollout, staleness = self.rollouts.prefetched(batch, generation, advance)
         self.log("train/staleness", float(staleness))
-        next_batch = self.train_loader.next_batch
+        next_batch = train_loader_of(self.trainer).next_batch
         optimizer_steps = self.num_iterations * self.num_minibatches
         if next_batch is not None and self.trainer.global_step + optimizer_steps != self.trainer.max_steps:
             self.rollouts.prefetch(next_batch.select(range(len(batch.samples))), generation)
