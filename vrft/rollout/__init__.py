@@ -1,4 +1,4 @@
-"""Rollout engines: what samples completions."""
+"""Rollout engines, which sample completions from the policy."""
 
 from vrft.rollout.base import RemoteEngine, RolloutEngine, Sampling, SamplingKey
 from vrft.rollout.predictor import Predictor

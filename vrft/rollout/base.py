@@ -1,4 +1,4 @@
-"""What makes completions."""
+"""Interfaces of rollout engines, and the settings of sampling."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from vrft.types import PromptBatch, Rollout
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """The distribution that tokens are drawn from.
+    """The distribution that tokens are sampled from.
 
     Attributes:
-        temperature: logits are divided by it.
-        top_p: draw from the most probable tokens that together have this probability; 1 is off.
-        top_k: draw from this many most probable tokens; 0 is off.
-        min_p: draw from tokens with at least this share of the most probable one's probability; 0 is off.
-        greedy: take the most probable token, always.
+        temperature: divides the logits.
+        top_p: sample from the most probable tokens that together have this probability; 1 is off.
+        top_k: sample from this many most probable tokens; 0 is off.
+        min_p: sample from tokens with at least this fraction of the most probable one's probability; 0 is off.
+        greedy: always take the most probable token.
     """
 
     temperature: float = 1.0
@@ -36,20 +36,20 @@ class Sampling:
 
     @property
     def truncated(self) -> bool:
-        """Whether some tokens can't be drawn."""
+        """Whether top-p, top-k or min-p exclude tokens."""
         return self.top_p < 1 or self.top_k > 0 or self.min_p > 0
 
 
 @dataclass(frozen=True, slots=True)
 class SamplingKey:
-    """Where sampling key comes from: each row has its own, whatever rank or batch it is sampled in.
+    """The key of a rollout's random numbers. Each row has its own numbers, in whichever rank or batch it is sampled.
 
     Attributes:
-        seed: of the run.
+        seed: seed of the run.
         rollout: number of the rollout.
         rank, world_size: prompt p of a rank is number (first + p) * world_size + rank of the global batch.
-        first: prompts of this rank that were sampled for in the same rollout before.
-        first_generation: completions of each of these prompts that were.
+        first: number of this rank's prompts that earlier calls of the same rollout have sampled for.
+        first_generation: number of completions that earlier calls have sampled for each of these prompts.
     """
 
     seed: int
@@ -60,7 +60,7 @@ class SamplingKey:
     first_generation: int = 0
 
     def uniform(self, num_prompts: int, num_generations: int, num_tokens: int) -> Tensor:
-        """One number in [0, 1) for each token of each row, (N, T) float64."""
+        """Return a random number in [0, 1) for each token of each row, (N, T) float64."""
         keys = [
             (self.seed, self.rollout, (self.first + p) * self.world_size + self.rank, self.first_generation + g)
             for p in range(num_prompts)
@@ -84,26 +84,26 @@ class RolloutEngine(ABC):
         key: SamplingKey,
         on_token: Callable[..., None],
     ) -> Rollout:
-        """N = P * num_generations completions, row p * G + g for prompt p.
+        """Sample N = P * G completions; row p * G + g belongs to prompt p.
 
         Args:
-            policy: what to sample from, with its current weights.
+            policy: the model to sample from, with its current weights.
             batch: P prompts.
-            num_generations: G.
-            max_completion_length: tokens after which a completion is cut off.
+            num_generations: completions per prompt, G.
+            max_completion_length: number of tokens after which a completion is truncated.
             sampling: the distribution.
-            key: that decides; greedy decoding needs none.
-            on_token: called as tokens are made, with their number so far per row and, where it is known, a remark on
-                how many rows are done.
+            key: of the random numbers; greedy decoding ignores it.
+            on_token: called during sampling with the number of tokens per row so far and, if known, a text about how
+                much is done.
         """
 
 
 class RemoteEngine(RolloutEngine):
-    """Samples elsewhere, with a copy of the policy's weights.
+    """An engine whose completions come from other processes, which have a copy of the policy's weights.
 
     Attributes:
-        max_gap: mean |log-probability here - the trainer's| above which a run ends instead of learning from it.
-        one_step_ahead: sample the next step's completions while this one trains, with weights that are one step old.
+        max_gap: mean |engine's log-probability - trainer's| above which a run ends instead of training on completions.
+        one_step_ahead: sample for the next step while this one trains, with weights that are one step old.
     """
 
     max_gap: float
@@ -111,30 +111,30 @@ class RemoteEngine(RolloutEngine):
 
     @abstractmethod
     def connect(self, policy: Policy, task: Task, folder: Path, run: str) -> None:
-        """Get to know the policy, once it is loaded, and check that it can be sampled from.
+        """Check that the servers can sample from a policy.
 
         Args:
-            policy: what will be sampled from.
-            task: that asks.
-            folder: the run's, for weights.
-            run: a name that no other run has, the same on all ranks.
+            policy: the policy, loaded.
+            task: the task that formats the prompts.
+            folder: the run's folder, for weights.
+            run: a unique name of the run, the same on all ranks.
 
         Raises:
-            ConfigurationError: it can't be.
+            ConfigurationError: a server can't be reached, or can't sample from the policy.
         """
 
     @abstractmethod
     def write_weights(self, policy: Policy, first: bool) -> None:
-        """Write the policy's weights, which have changed. All ranks call it together; the `first` one writes."""
+        """Write a new version of the policy's weights. All ranks call this together; the `first` one writes."""
 
     @abstractmethod
     def update_servers(self) -> None:
-        """Let all that sample take the weights over that were published last, as far as they can at the moment."""
+        """Let all servers load the latest version of the weights; skip those that can't at the moment."""
 
     @abstractmethod
     def stop(self) -> None:
-        """Let what is being sampled end soon, by RolloutFailed."""
+        """Make calls of `generate` that are in progress raise RolloutFailed soon."""
 
     @abstractmethod
     def remove(self) -> None:
-        """Remove the files of the weights that were published last, if any were."""
+        """Remove the files of the latest version of the weights, if there is one."""

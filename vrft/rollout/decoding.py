@@ -1,7 +1,7 @@
-"""Decoding a token at a time for P prompts with G rows each, every prompt's keys and values kept once.
+"""Decoding for P prompts with G rows each, one token at a time. Keys and values of each prompt are stored once.
 
-A new token attends to the prompt it shares with its group and to its row's own tokens. The split is Hydragen's (arXiv
-2402.05099); here the scores of both stand side by side, so that no softmax has to be merged.
+A new token attends to its prompt, which its group shares, and to the tokens of its own row, as in Hydragen (arXiv
+2402.05099). The scores of both are concatenated before the softmax; Hydragen merges two softmaxes instead.
 """
 
 from __future__ import annotations
@@ -19,38 +19,52 @@ from vrft.policy.prompts import TOKEN_KEYS, ImageFeatures, Prompt, encode_images
 from vrft.policy.shared_prefix import PromptCache, forward_with_layout, layer_types, prefill
 
 MASKED = -1e30
-"""Added to the scores of keys that a token must not see."""
+"""Added to the attention scores of keys that a token must not attend to."""
 
 
 class Decoder(Protocol):
-    """Rows that grow by a token at a time, with the hidden states that predict it."""
+    """Computes the hidden states of rows that grow by one token at a time."""
 
     hidden: Tensor
-    """What predicts the first token of each row (N, H)."""
+    """Hidden states that predict the first token of each row (N, H)."""
 
     def step(self, tokens: Tensor) -> Tensor:
-        """Append a token to each row (n,); the states that predict the next ones (n, H)."""
+        """Append a token to each row (n,); return the hidden states that predict the next ones (n, H)."""
 
     def select_rows(self, rows: Tensor) -> None:
-        """Go on with these of the present rows only, a grid (prompts, rows of each)."""
+        """Drop all rows but these, given by their current indices (prompts, rows of each prompt)."""
 
 
 class GroupCache:
-    """Keys and values of P prompts and, for each of their G rows, of the tokens so far.
+    """Keys and values of P prompts and of the tokens in each of their G rows.
 
     Attributes:
-        prompts: per layer keys and values (P, heads, L, dim).
-        rows: per layer keys and values (P, heads, G, slots, dim).
-        position: where the next token goes (1,).
+        prompts: keys and values of each layer (P, heads, L, dim).
+        rows: keys and values of each layer (P, heads, G, slots, dim).
+        position: slot of the next token (1,).
     """
 
-    def __init__(self, cache: PromptCache, group: int, slots: int, types: Sequence[str], window: int | None) -> None:
-        self.prompts = [cache.layers[layer] for layer in range(len(types))]
+    def __init__(
+        self, cache: PromptCache, group_size: int, slots: int, layer_types: Sequence[str], window: int | None
+    ) -> None:
+        """Allocate the rows.
+
+        Args:
+            cache: of the P prompts.
+            group_size: rows per prompt, G.
+            slots: largest number of tokens in a row.
+            layer_types: type of each layer.
+            window: size of the sliding window, if the model has one.
+        """
+        self.prompts = [cache.layers[layer] for layer in range(len(layer_types))]
         self.rows = [
-            (k.new_zeros(*k.shape[:2], group, slots, k.shape[3]), v.new_zeros(*v.shape[:2], group, slots, v.shape[3]))
+            (
+                k.new_zeros(*k.shape[:2], group_size, slots, k.shape[3]),
+                v.new_zeros(*v.shape[:2], group_size, slots, v.shape[3]),
+            )
             for k, v in self.prompts
         ]
-        self.layer_types, self.window = types, window
+        self.layer_types, self.window = layer_types, window
         device = self.rows[0][0].device
         self.lengths = torch.tensor(cache.lengths, device=device)  # (P,)
         self.ragged = min(cache.lengths) < max(cache.lengths)
@@ -59,12 +73,12 @@ class GroupCache:
         self.bias: dict[str, Tensor | None] = {}
 
     def set_visible(self, static_shapes: bool) -> None:
-        """Open the slots up to the next token's, or all of them, behind a bias, so that shapes never change."""
+        """Let attention read the slots up to the next token's; with static shapes, all slots, with a mask."""
         self.slots = self.rows[0][0].shape[3] if static_shapes else self.used + 1
         self.bias = {kind: self._bias(kind, static_shapes) for kind in dict.fromkeys(self.layer_types)}
 
     def _bias(self, kind: str, static_shapes: bool) -> Tensor | None:
-        """What is added to scores, (P, 1, 1, L + slots); None if every key is in sight."""
+        """Return the mask that is added to scores, (P, 1, 1, L + slots); None if every key is visible."""
         sliding = kind == "sliding_attention"
         if not (sliding or self.ragged or static_shapes):
             return None
@@ -72,15 +86,15 @@ class GroupCache:
         prompt = torch.arange(self.prompts[0][0].shape[2], device=device).expand(len(self.lengths), -1)  # (P, L)
         own = self.lengths[:, None] + torch.arange(self.slots, device=device)  # (P, slots)
         now = self.lengths[:, None] + self.position  # (P, 1)
-        seen = torch.cat([prompt < self.lengths[:, None], own <= now], 1)
+        visible = torch.cat([prompt < self.lengths[:, None], own <= now], 1)
         if sliding and self.window is not None:
-            seen &= torch.cat([prompt, own], 1) > now - self.window
-        return torch.zeros(seen.shape, device=device).masked_fill(~seen, MASKED)[:, None, None]
+            visible &= torch.cat([prompt, own], 1) > now - self.window
+        return torch.zeros(visible.shape, device=device).masked_fill(~visible, MASKED)[:, None, None]
 
     def attend(
         self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *, scaling: float | None = None, **_: Any
     ) -> Tensor:
-        """Attention of one new token per row: (N, heads, 1, dim) -> (N, 1, heads, dim)."""
+        """Compute attention of one new token per row: (N, heads, 1, dim) -> (N, 1, heads, dim)."""
         layer: int = module.layer_idx  # type: ignore[assignment]
         keys, values = self.prompts[layer]  # (P, kv, L, dim)
         own_keys, own_values = self.rows[layer]  # (P, kv, G, slots, dim)
@@ -88,55 +102,55 @@ class GroupCache:
         own_values.index_copy_(3, self.position, self._grid(value).to(own_values.dtype))
         own_keys, own_values = own_keys[..., : self.slots, :], own_values[..., : self.slots, :]
         q = self._grid(query).to(keys.dtype)  # (P, kv, G, queries per kv, dim)
-        group, length = q.shape[2], keys.shape[2]
+        group_size, length = q.shape[2], keys.shape[2]
         scores = torch.cat([q.flatten(2, 3) @ keys.mT, (q @ own_keys.mT).flatten(2, 3)], -1)  # (P, kv, G q, L + slots)
         scores = scores.float() * (query.shape[-1] ** -0.5 if scaling is None else scaling)
         bias = self.bias[self.layer_types[layer]]
         weights = (scores if bias is None else scores + bias).softmax(-1).to(values.dtype)
-        output = (weights[..., :length] @ values).unflatten(2, (group, -1))  # (P, kv, G, q, dim)
-        output = output + weights[..., length:].unflatten(2, (group, -1)) @ own_values
+        output = (weights[..., :length] @ values).unflatten(2, (group_size, -1))  # (P, kv, G, q, dim)
+        output = output + weights[..., length:].unflatten(2, (group_size, -1)) @ own_values
         return output.transpose(1, 2).flatten(0, 1).flatten(1, 2)[:, None]
 
     def _grid(self, x: Tensor) -> Tensor:
-        """(N, kv * q, 1, dim) -> (P, kv, G, q, dim)."""
-        prompts, heads, group = self.rows[0][0].shape[:3]
-        return x.view(prompts, group, heads, -1, x.shape[-1]).transpose(1, 2)
+        """Reshape (N, kv * q, 1, dim) -> (P, kv, G, q, dim)."""
+        prompts, heads, group_size = self.rows[0][0].shape[:3]
+        return x.view(prompts, group_size, heads, -1, x.shape[-1]).transpose(1, 2)
 
     def select_rows(self, rows: Tensor) -> None:
-        """Go on with a grid (prompts, rows of each) of the present rows."""
-        group = self.rows[0][0].shape[2]
-        prompts = rows[:, 0] // group
+        """Drop all rows but these, given by their current indices (prompts, rows of each prompt)."""
+        group_size = self.rows[0][0].shape[2]
+        prompts = rows[:, 0] // group_size
 
-        def pick(x: Tensor) -> Tensor:
-            return x.transpose(1, 2)[prompts[:, None], rows % group].transpose(1, 2).contiguous()
+        def select(x: Tensor) -> Tensor:
+            return x.transpose(1, 2)[prompts[:, None], rows % group_size].transpose(1, 2).contiguous()
 
         self.lengths = self.lengths[prompts]
         self.prompts = [(k[prompts], v[prompts]) for k, v in self.prompts]
-        self.rows = [(pick(k), pick(v)) for k, v in self.rows]
+        self.rows = [(select(k), select(v)) for k, v in self.rows]
 
 
 class GroupDecoder:
-    """Each prompt computed once and shared by its rows."""
+    """A decoder that computes each prompt once and shares it between its rows."""
 
     def __init__(
-        self, model: PreTrainedModel, prompts: Sequence[Prompt], group: int, limit: int, cuda_graph: bool
+        self, model: PreTrainedModel, prompts: Sequence[Prompt], group_size: int, limit: int, cuda_graph: bool
     ) -> None:
-        """Computes the prompts.
+        """Compute the prompts.
 
         Args:
-            model: after `share_prefixes`.
-            prompts: P of them.
-            group: rows per prompt, G.
-            limit: tokens that a row can get.
-            cuda_graph: a step always has the same shapes, and runs as a CUDA graph where there is one.
+            model: a model after `share_prefixes`.
+            prompts: P prompts.
+            group_size: rows per prompt, G.
+            limit: largest number of tokens in a row.
+            cuda_graph: keep the shapes of steps fixed and, on a GPU, run them as a CUDA graph.
         """
         hidden, cache = prefill(model, prompts)  # (P, H)
         window = getattr(model.config.get_text_config(), "sliding_window", None)
         first = torch.cat([next_position(prompt_positions(model, prompt)) for prompt in prompts], -1)  # (…, P)
         self.model, self.cuda_graph = model, cuda_graph
-        self.hidden = hidden.repeat_interleave(group, 0)
-        self.first = first.repeat_interleave(group, -1)[..., None]  # (…, N, 1)
-        self.cache = GroupCache(cache, group, limit, layer_types(model), window)
+        self.hidden = hidden.repeat_interleave(group_size, 0)
+        self.first = first.repeat_interleave(group_size, -1)[..., None]  # (…, N, 1)
+        self.cache = GroupCache(cache, group_size, limit, layer_types(model), window)
         self.graph_step: CUDAGraphStep | None = None
 
     def step(self, tokens: Tensor) -> Tensor:
@@ -154,15 +168,15 @@ class GroupDecoder:
         return forward_with_layout(self.model, tokens[:, None], self.first + self.cache.position, self.cache)[:, -1]
 
     def select_rows(self, rows: Tensor) -> None:
-        self.graph_step = None  # it reads and writes tensors of the old shapes
+        self.graph_step = None  # a graph is bound to tensors of the old shapes
         self.cache.select_rows(rows)
         self.first = self.first[..., rows.flatten(), :]
 
 
 class CUDAGraphStep:
-    """A decoding step as a CUDA graph: its thousand small kernels are launched as one.
+    """A decoding step as a CUDA graph, which launches about a thousand small kernels at once.
 
-    The step must write nothing but what the same step would write again: it runs before it is recorded.
+    The step must be idempotent: it runs twice before it is captured.
     """
 
     def __init__(self, step: Callable[[Tensor], Tensor], tokens: Tensor) -> None:
@@ -170,7 +184,7 @@ class CUDAGraphStep:
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
-            for _ in range(2):  # libraries choose and allocate on the first calls, which can't be recorded
+            for _ in range(2):  # libraries select kernels and allocate on the first calls, which can't be captured
                 step(self.tokens)
         torch.cuda.current_stream().wait_stream(side)
         self.graph = torch.cuda.CUDAGraph()
@@ -184,10 +198,10 @@ class CUDAGraphStep:
 
 
 class RepeatedDecoder:
-    """A model's own cache, with every prompt computed once and then repeated: for recurrent layers."""
+    """A decoder for models with recurrent layers: computes each prompt once and repeats it in the model's own cache."""
 
-    def __init__(self, model: PreTrainedModel, prompts: Sequence[Prompt], group: int, limit: int) -> None:
-        """Computes the prompts, left-padded; arguments as in `GroupDecoder`."""
+    def __init__(self, model: PreTrainedModel, prompts: Sequence[Prompt], group_size: int, limit: int) -> None:
+        """Compute the prompts, left-padded; arguments as in `GroupDecoder`."""
         lengths = [prompt["input_ids"].shape[1] for prompt in prompts]
         inputs = {
             key: pad_sequence([prompt[key][0] for prompt in prompts], batch_first=True, padding_side="left")
@@ -207,7 +221,7 @@ class RepeatedDecoder:
             past_key_values=self.cache,
             use_cache=True,
         ).last_hidden_state[:, -1]  # (P, H)
-        rows = torch.arange(len(prompts), device=hidden.device).repeat_interleave(group)
+        rows = torch.arange(len(prompts), device=hidden.device).repeat_interleave(group_size)
         self.cache.reorder_cache(rows)
         self.hidden = hidden[rows]
         self.first = first[..., rows, None]  # (…, N, 1)

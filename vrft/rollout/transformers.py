@@ -14,12 +14,12 @@ from vrft.rollout.base import RolloutEngine, Sampling, SamplingKey
 from vrft.rollout.decoding import Decoder, GroupDecoder, RepeatedDecoder
 from vrft.types import PromptBatch, Rollout
 
-GPU_CHECK_EVERY = 8
-"""Tokens between two looks at which rows have ended: each look waits for the GPU."""
+TOKENS_BETWEEN_GPU_CHECKS = 8
+"""How often decoding checks which rows have ended: on a GPU each check waits for all kernels before it."""
 
 
 class TransformersEngine(RolloutEngine):
-    """Each prompt and its images are computed once, whatever G is; rows that have ended leave the batch."""
+    """Samples with the policy itself. Each prompt and its images are computed once; rows that end leave the batch."""
 
     def __init__(self) -> None:
         self.cuda_graph: bool | None = None
@@ -39,27 +39,28 @@ class TransformersEngine(RolloutEngine):
     ) -> Rollout:
         device = policy.banned_ids.device
         uniform = key.uniform(len(batch.samples), num_generations, max_completion_length).to(device)  # (N, T)
-        draw = _draw(sampling, policy.banned_ids)
+        cuda_graph = self.cuda_graph
+        if cuda_graph is None:
+            cuda_graph = device.type == "cuda" and not policy.gather_per_layer
         with policy.decoding() as model:
             shape = (model, batch.inputs, num_generations, max_completion_length)
-            cuda_graph = (
-                device.type == "cuda" and not policy.gather_per_layer if self.cuda_graph is None else self.cuda_graph
-            )
             decoder = GroupDecoder(*shape, cuda_graph) if policy.shares_prefixes else RepeatedDecoder(*shape)
-            ids, log_probs, sampling_log_probs = _decode(
-                decoder, policy, model.get_output_embeddings(), draw, uniform, num_generations, on_token
-            )
+            grid = DecodingGrid(uniform, num_generations, policy.stop_ids)
+            sample_tokens = token_sampler(sampling, policy.banned_ids)
+            decode(decoder, model.get_output_embeddings(), sample_tokens, grid, policy.all_ranks_done, on_token)
+        ids, log_probs, sampling_log_probs = grid.completions()
         mask = (ids >= 0).long()  # (N, T)
         ids = ids.clamp(min=0)
         truncated = ~(torch.isin(ids, policy.stop_ids) & mask.bool()).any(1)  # (N,)
         return Rollout(ids, mask, log_probs, sampling_log_probs, truncated, policy.decode(ids, mask))
 
 
-Draw = Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
-"""Logits (n, V), numbers in [0, 1) (n,) -> tokens and their log-probabilities before and after truncation, all (n,)."""
+TokenSampler = Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
+"""Maps logits (n, V) and numbers in [0, 1) (n,) to tokens and their log-probabilities before and after truncation."""
 
 
-def _draw(sampling: Sampling, banned: Tensor) -> Draw:
+def token_sampler(sampling: Sampling, banned: Tensor) -> TokenSampler:
+    """Return a function that samples tokens as `sampling` says, and none of the banned ids."""
     warpers = LogitsProcessorList()
     if sampling.top_k > 0:
         warpers.append(TopKLogitsWarper(sampling.top_k))
@@ -68,67 +69,118 @@ def _draw(sampling: Sampling, banned: Tensor) -> Draw:
     if sampling.min_p > 0:
         warpers.append(MinPLogitsWarper(sampling.min_p))
 
-    def draw(logits: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def sample_tokens(logits: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         full = token_distribution(logits, sampling.temperature, banned)  # (n, V)
         truncated = warpers(None, full).log_softmax(-1) if warpers else full
         tokens = full.argmax(-1) if sampling.greedy else inverse_transform(truncated, uniform)
-        chosen, drawn = (log_p.gather(-1, tokens[:, None])[:, 0] for log_p in (full, truncated))
-        return tokens, chosen, drawn
+        log_probs, sampling_log_probs = (log_p.gather(-1, tokens[:, None])[:, 0] for log_p in (full, truncated))
+        return tokens, log_probs, sampling_log_probs
 
-    return draw
+    return sample_tokens
 
 
 def inverse_transform(log_p: Tensor, uniform: Tensor) -> Tensor:
-    """The first token whose cumulated probability exceeds the row's number: (n, V), (n,) -> (n,)."""
-    cumulated = log_p.exp().cumsum(-1, dtype=torch.float64)
-    tokens = torch.searchsorted(cumulated, (uniform * cumulated[:, -1])[:, None], right=True)[:, 0]
+    """Return the first token whose cumulative probability exceeds the row's number: (n, V), (n,) -> (n,)."""
+    cumulative = log_p.exp().cumsum(-1, dtype=torch.float64)
+    tokens = torch.searchsorted(cumulative, (uniform * cumulative[:, -1])[:, None], right=True)[:, 0]
     return tokens.clamp(max=log_p.shape[-1] - 1)
 
 
-def _decode(
-    decoder: Decoder,
-    policy: Policy,
-    head: Callable[[Tensor], Tensor],
-    draw: Draw,
-    uniform: Tensor,
-    group: int,
-    on_token: Callable[..., None],
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Tokens (N, T), -1 behind the end, and their log-probabilities before and after truncation (N, T).
+class DecodingGrid:
+    """The N rows of a rollout and, while they are decoded, a grid (prompts, rows per prompt) of those still needed.
 
-    Rows are decoded as a grid of prompts and rows per prompt. Once ended rows would leave a quarter of it empty, the
-    grid shrinks to the prompts that are still written for, and as many rows as the busiest of them needs. What
-    is computed only because other ranks still need forwards is left out.
+    All rows of the grid are decoded at each step, also those that have ended. Once these make up a quarter of the grid,
+    `shrink` removes them.
+
+    Attributes:
+        rows: the row in each cell of the grid (prompts, rows per prompt).
+        active: whether the row in each cell has not ended (cells,).
     """
-    limit, device = uniform.shape[1], uniform.device
-    rows = torch.arange(len(uniform), device=device).view(-1, group)  # which row each place of the grid is
-    going = torch.ones_like(rows, dtype=torch.bool).flatten()
-    ids = torch.full(uniform.shape, -1, device=device)
-    log_probs, sampling_log_probs = (torch.zeros(uniform.shape, device=device) for _ in range(2))
+
+    def __init__(self, uniform: Tensor, group_size: int, stop_ids: Tensor) -> None:
+        """Start with all rows.
+
+        Args:
+            uniform: a number in [0, 1) for each token (N, T).
+            group_size: rows per prompt, G.
+            stop_ids: tokens that end a row.
+        """
+        self.uniform, self.stop_ids = uniform, stop_ids
+        self.rows = torch.arange(len(uniform), device=uniform.device).view(-1, group_size)
+        self.active = torch.ones_like(self.rows, dtype=torch.bool).flatten()
+        self.ids = torch.full(uniform.shape, -1, device=uniform.device)  # (N, T), -1 after the end token
+        self.log_probs, self.sampling_log_probs = (torch.zeros(uniform.shape, device=uniform.device) for _ in range(2))
+
+    def append(self, t: int, logits: Tensor, sample_tokens: TokenSampler) -> Tensor:
+        """Sample token t of each cell from logits (cells, V), and store it where the row is active; return all."""
+        rows = self.rows.flatten()
+        tokens, log_probs, sampling_log_probs = sample_tokens(logits, self.uniform[rows, t])
+        self.ids[rows, t] = torch.where(self.active, tokens, -1)
+        self.log_probs[rows, t] = torch.where(self.active, log_probs, 0.0)
+        self.sampling_log_probs[rows, t] = torch.where(self.active, sampling_log_probs, 0.0)
+        self.active = self.active & ~torch.isin(tokens, self.stop_ids)
+        return tokens
+
+    def shrink(self, num_active: Tensor) -> Tensor | None:
+        """Remove rows that have ended, if they are a quarter of the grid; keep its shape rectangular.
+
+        What stays are the prompts with active rows, each with as many rows as the largest number of active ones.
+
+        Args:
+            num_active: number of active rows of each prompt (prompts,).
+
+        Returns:
+            Indices of the kept cells (prompts, rows per prompt), or None if nothing is removed.
+        """
+        group_size, prompts = int(num_active.max()), int((num_active > 0).sum())
+        if not 0 < group_size * prompts <= 0.75 * self.rows.numel():
+            return None
+        active = self.active.view(self.rows.shape)[num_active > 0].int()
+        order = active.argsort(dim=1, descending=True, stable=True)[:, :group_size]
+        kept = (num_active > 0).nonzero() * self.rows.shape[1] + order
+        self.rows, self.active = self.rows.flatten()[kept], self.active[kept.flatten()]
+        return kept
+
+    def completions(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Return ids and log-probabilities before and after truncation, all (N, length of the longest row)."""
+        width = int((self.ids >= 0).sum(1).max())
+        return self.ids[:, :width], self.log_probs[:, :width], self.sampling_log_probs[:, :width]
+
+
+def decode(
+    decoder: Decoder,
+    head: Callable[[Tensor], Tensor],
+    sample_tokens: TokenSampler,
+    grid: DecodingGrid,
+    all_ranks_done: Callable[[bool], bool],
+    on_token: Callable[..., None],
+) -> None:
+    """Sample tokens until all rows have ended or are full.
+
+    Args:
+        decoder: computes hidden states.
+        head: maps them to logits.
+        sample_tokens: samples from logits.
+        grid: stores the tokens.
+        all_ranks_done: returns whether decoding may end, given whether it may end on this rank.
+        on_token: reports progress, as in `RolloutEngine.generate`.
+    """
+    num_rows, limit = grid.uniform.shape
+    check_every = TOKENS_BETWEEN_GPU_CHECKS if grid.uniform.is_cuda else 1
     hidden = decoder.hidden
-    check_every = GPU_CHECK_EVERY if device.type == "cuda" else 1
     for t in range(limit):
-        indices = rows.flatten()
-        tokens, *drawn = draw(head(hidden), uniform[indices, t])
-        ids[indices, t] = torch.where(going, tokens, -1)
-        for kept, values in zip((log_probs, sampling_log_probs), drawn, strict=True):
-            kept[indices, t] = torch.where(going, values, 0.0)
-        going = going & ~torch.isin(tokens, policy.stop_ids)
+        tokens = grid.append(t, head(hidden), sample_tokens)
         on_token(t + 1)
         if t + 1 == limit:
             break
         if (t + 1) % check_every == 0:
-            busy = going.view(rows.shape).sum(1)  # (prompts,)
-            needed, prompts = int(busy.max()), int((busy > 0).sum())
-            on_token(t + 1, f"{len(uniform) - int(busy.sum())} of {len(uniform)} rows done")
-            if policy.all_ranks_done(needed == 0):
+            num_active = grid.active.view(grid.rows.shape).sum(1)  # (prompts,)
+            remaining = int(num_active.sum())
+            on_token(t + 1, f"{num_rows - remaining} of {num_rows} rows done")
+            if all_ranks_done(remaining == 0):
                 break
-            if 0 < needed * prompts <= 0.75 * rows.numel():
-                order = going.view(rows.shape)[busy > 0].int().argsort(dim=1, descending=True, stable=True)[:, :needed]
-                grid = (busy > 0).nonzero() * rows.shape[1] + order
-                decoder.select_rows(grid)
-                indices, going, tokens = indices[grid].flatten(), going[grid.flatten()], tokens[grid.flatten()]
-                rows = indices.view(grid.shape)
+            kept = grid.shrink(num_active)
+            if kept is not None:
+                decoder.select_rows(kept)
+                tokens = tokens[kept.flatten()]
         hidden = decoder.step(tokens)
-    width = int((ids >= 0).sum(1).max())
-    return ids[:, :width], log_probs[:, :width], sampling_log_probs[:, :width]
