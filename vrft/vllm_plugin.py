@@ -1,7 +1,7 @@
-"""A plugin of vLLM servers: takes over weights from a safetensors file, on a disk or in shared memory.
+"""A plugin for vLLM servers that loads new weights from a safetensors file, on a disk or in shared memory.
 
-vLLM loads it by its entry point where vrft is installed (`pip install --no-deps .` will do), in each of its
-processes. Nothing here is imported where training runs.
+vLLM finds it by its entry point if vrft is installed (`pip install --no-deps .`), and imports it in each of its
+processes. Training does not import it.
 """
 
 from __future__ import annotations
@@ -19,24 +19,24 @@ from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, i
 
 
 def register() -> None:
-    """Make `--weight-transfer-config '{"backend": "vrft"}'` known. vLLM calls it once in each process."""
+    """Register the backend of `--weight-transfer-config '{"backend": "vrft"}'`. vLLM calls this in each process."""
     WeightTransferEngineFactory.register_engine("vrft", FileEngine)
 
 
 @dataclass
 class NoInitInfo(WeightTransferInitInfo):
-    """A file needs no meeting."""
+    """Empty: reading a file needs no set-up between trainer and server."""
 
 
 @dataclass
 class WeightsFile(WeightTransferUpdateInfo):
-    """Where new weights are: a path that the server sees."""
+    """The file with new weights, by a path that the server sees."""
 
     path: str
 
 
 class FileEngine(WeightTransferEngine[NoInitInfo, WeightsFile]):
-    """Loads the tensors of a file into the model, whatever layout and quantisation the server keeps them in."""
+    """Loads tensors from a file into the model, in the server's own layout and quantisation."""
 
     init_info_cls = NoInitInfo
     update_info_cls = WeightsFile
@@ -48,7 +48,7 @@ class FileEngine(WeightTransferEngine[NoInitInfo, WeightsFile]):
         pass
 
     def receive_weights(self, update_info: WeightsFile) -> None:
-        weights = load_file(update_info.path)  # before the model is touched: a file may be missing
+        weights = load_file(update_info.path)  # first, so that a missing file leaves the model unchanged
         initialize_layerwise_reload(self.model)
         self.model.load_weights(weights.items())
 

@@ -21,7 +21,7 @@ from tests.helpers import ROOT
 from vrft.policy import LoRA, Policy
 from vrft.rollout import Sampling, SamplingKey, VLLMServer
 from vrft.rollout.vllm.client import Client, Unavailable
-from vrft.rollout.vllm.command import ON_CPU
+from vrft.rollout.vllm.command import CPU_FLAGS
 from vrft.tasks import DetectionTask
 from vrft.types import Detection, PromptBatch, Rollout, Sample
 
@@ -39,7 +39,7 @@ def launch(kind: str, checkpoint: str, folder: Path) -> tuple[subprocess.Popen[b
     words += ["--model.policy.lora={r: 8}"] if kind == "lora" else []
     line = served(*words)
     environment, command = split_command(line)
-    command += ON_CPU if shutil.which("nvidia-smi") is None else []
+    command += CPU_FLAGS if shutil.which("nvidia-smi") is None else []
     if kind == "reload":
         place = command.index("--weight-transfer-config")
         del command[place : place + 2]
@@ -57,7 +57,7 @@ def launch(kind: str, checkpoint: str, folder: Path) -> tuple[subprocess.Popen[b
     while time.monotonic() < deadline:
         assert process.poll() is None, (folder / "log").read_text()[-3000:]
         try:
-            Client(url).ask("GET", "/health", timeout=2)
+            Client(url).request("GET", "/health", timeout=2)
         except Unavailable:
             time.sleep(1)
         else:

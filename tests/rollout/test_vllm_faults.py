@@ -94,7 +94,7 @@ def test_rests_grow_until_a_completion_is_there(
     now, rests = [1000.0], []
     monkeypatch.setattr("vrft.rollout.vllm.engine.time.monotonic", lambda: now[0])
     for _ in range(1100):
-        with pytest.raises(Unavailable), made.servers[0]._trying():
+        with pytest.raises(Unavailable), made.servers[0]._delay_after_failure():
             raise Unavailable("no")
         rests.append(made.servers[0].retry_at - now[0])
         now[0] += rests[-1]
@@ -118,7 +118,7 @@ def test_a_server_that_hangs_costs_no_more_than_the_patience(fake: VLLM, checkpo
     made = engine(policy, tmp_path, fake.url, patience=2.0)
     fake.stop()
     with socket.create_server(("127.0.0.1", fake.http.server_port)):  # takes connections, says nothing
-        made.servers[0].has = None
+        made.servers[0].weights_version = None
         start = time.monotonic()
         with pytest.raises(RolloutFailed, match=r"within 2 s"):
             roll(made, policy)
@@ -130,8 +130,9 @@ def test_a_process_that_brings_weights_for_long_is_not_waited_for_any_longer(
 ) -> None:
     policy = a_policy(checkpoint)
     made = engine(policy, tmp_path, fake.url, patience=1.0)
-    made.servers[0].has = None
-    with made.weights._lock(made.servers[0].client), pytest.raises(RolloutFailed, match="another process still brings"):
+    made.servers[0].weights_version = None
+    said = "is still updating its weights|has not loaded the weights in time"  # one thread waits for the file's lock
+    with made.weights._lock(made.servers[0].client), pytest.raises(RolloutFailed, match=said):
         roll(made, policy)
 
 
@@ -175,13 +176,13 @@ def test_weights_that_cannot_be_written_or_seen_end_the_run(
 
 
 @pytest.mark.parametrize("lora", [None, LoRA()], ids=["full", "lora"])
-def test_a_server_that_says_too_little_of_itself_is_refused(
+def test_a_server_that_reports_too_little_is_refused(
     lora: LoRA | None, fake: VLLM, checkpoint: str, tmp_path: Path
 ) -> None:
     policy, info = a_policy(checkpoint, lora), fake.info()
     del info["vllm_config"]["weight_transfer_config" if lora is None else "lora_config"]
     fake.instead["/server_info"] = (info, 200)
-    with pytest.raises(ConfigurationError, match="does not say how it was started"):
+    with pytest.raises(ConfigurationError, match="does not report how it was started"):
         engine(policy, tmp_path, fake.url)
 
 
@@ -288,7 +289,7 @@ def test_a_rollout_ends_when_it_is_told_to(fake: VLLM, checkpoint: str, tmp_path
     made.stop()
     assert prefetcher.pop([1]) is None, "of other samples"
     assert rollout.done()
-    with pytest.raises(RolloutFailed, match="was given up"):
+    with pytest.raises(RolloutFailed, match="was cancelled"):
         rollout.result(timeout=0)
     fake.faults.clear()
     assert gap(policy, roll(made, policy)) < 1e-4

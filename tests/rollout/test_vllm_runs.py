@@ -180,5 +180,5 @@ def test_other_mistakes_of_the_user_do_not_count_batches(
 def test_nothing_listens(fit: Command, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(fit("http://127.0.0.1:9")) == 2
     said = capsys.readouterr().err.splitlines()[-1]
-    assert said.startswith("vrft: model.engine: http://127.0.0.1:9 does not say how it was started")
+    assert said.startswith("vrft: model.engine: http://127.0.0.1:9 does not report how it was started")
     assert "serve-command" in said

@@ -1,4 +1,4 @@
-"""Plain HTTP to addresses that the user gave, and to no others: no redirects, no proxies of the environment."""
+"""An HTTP client that connects only to addresses from the config: it follows no redirects and uses no proxies."""
 
 from __future__ import annotations
 
@@ -15,19 +15,17 @@ from urllib.parse import urlsplit
 from vrft.errors import ConfigurationError, RolloutRefused
 from vrft.utils.redact import redact
 
-MAX_BODY = 2**28
-"""Bytes of an answer: G completions with their log-probabilities are a few megabytes."""
-CHUNK = 2**16
-RETRIED = (408, 425, 429)
-"""What a 4xx answer says of the moment and not of the request."""
+MAX_RESPONSE_BYTES = 2**28  # G completions with their log-probabilities take a few megabytes
+READ_BYTES = 2**16
+RETRYABLE_STATUSES = (408, 425, 429)  # of the 4xx: timeout, too early, too many requests
 
 
 class Unavailable(Exception):
-    """No good answer this time; another attempt may get one."""
+    """The server gave no valid answer; another attempt may succeed."""
 
 
 class Refused(Exception):
-    """The server won't, and would not the next time."""
+    """The server refused a request; another attempt would be refused too."""
 
     def __init__(self, status: int, message: str) -> None:
         super().__init__(f"{status}: {message}")
@@ -35,13 +33,13 @@ class Refused(Exception):
 
 
 class Client:
-    """One server. Each request has a connection of its own, so that threads can share a client."""
+    """A client of one server. Each request opens its own connection, so threads can share a client."""
 
     def __init__(self, url: str) -> None:
-        """Reads the address.
+        """Parse the address.
 
         Raises:
-            ConfigurationError: it is none.
+            ConfigurationError: it is not an http or https address, or has a login or a path that ends with /v1.
         """
         expected = f"model.engine.urls: expected addresses like http://127.0.0.1:8000, got {redact(url)!r}"
         try:
@@ -58,25 +56,26 @@ class Client:
         self.host, self.port, self.prefix = parts.hostname, port, parts.path.rstrip("/")
         self.deadline = math.inf
 
-    def until(self, deadline: float) -> Client:
-        """The same server, for requests that end by then (of `time.monotonic`), give or take a second."""
+    def with_deadline(self, deadline: float) -> Client:
+        """Return a client whose requests end by a time of `time.monotonic`, or up to a second later."""
         limited = copy.copy(self)
         limited.deadline = deadline
         return limited
 
-    def ask(self, method: str, path: str, body: Mapping[str, Any] | None = None, *, timeout: float) -> bytes:
-        """The body of the answer.
+    def request(self, method: str, path: str, body: Mapping[str, Any] | None = None, *, timeout: float) -> bytes:
+        """Send a request and return the body of the response.
 
         Args:
             method: GET or POST.
-            path: of the route.
-            body: sent as JSON.
-            timeout: seconds for all of it.
+            path: path of the route.
+            body: content, sent as JSON.
+            timeout: seconds for the whole request.
 
         Raises:
-            Unavailable: no connection, no answer in time, not all of it, or one of status 5xx.
-            Refused: an answer of status 4xx.
-            RolloutRefused: it sends elsewhere.
+            Unavailable: the connection fails, the response is late, incomplete, too long, or has a status that may
+                change: 5xx, 408, 425 or 429.
+            Refused: the response has another status 4xx.
+            RolloutRefused: the response is a redirect.
         """
         timeout = max(1.0, min(timeout, self.deadline - time.monotonic()))
         deadline = time.monotonic() + timeout
@@ -105,22 +104,22 @@ class Client:
                 "address itself"
             )
         message = " ".join(content[:500].decode(errors="replace").split())
-        if status >= 500 or status in RETRIED:
+        if status >= 500 or status in RETRYABLE_STATUSES:
             raise Unavailable(f"{self.url}{path}: {status}: {message}")
         raise Refused(status, f"{self.url}{path}: {message}")
 
 
 def _read(response: HTTPResponse, deadline: float) -> bytes:
-    """All of a body that is as long as it says, not too long, and there in time."""
+    """Read the body of a response. Raise OSError if it is incomplete, too long or late."""
     parts: list[bytes] = []
     size = 0
-    while part := response.read1(CHUNK):
+    while part := response.read1(READ_BYTES):
         parts.append(part)
         size += len(part)
         if time.monotonic() > deadline:
             raise TimeoutError("timed out")
-        if size > MAX_BODY:
-            raise OSError(f"an answer of more than {MAX_BODY} bytes")
+        if size > MAX_RESPONSE_BYTES:
+            raise OSError(f"the response has more than {MAX_RESPONSE_BYTES} bytes")
     if response.length:
         raise OSError(f"the connection ended {response.length} bytes too early")
     return b"".join(parts)

@@ -1,4 +1,4 @@
-"""`python -m vrft serve-command`: how to start the vLLM servers that a config names."""
+"""`python -m vrft serve-command`: print the commands that start the vLLM servers of a config."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from vrft.policy import Policy
 from vrft.rollout.base import RolloutEngine
 from vrft.rollout.vllm.engine import VLLMServer
 
-PUBLIC = """\
-# These routes load weights and files: whoever reaches the port controls the server. Let nobody else reach it."""
-PLUGIN = """\
-# Full fine-tuning needs vrft's plugin beside vLLM: pip install --no-deps . in vrft's repository. Without it, leave
-# out --weight-transfer-config; each update then loads a folder as at the start."""
-ON_CPU = ("--enforce-eager", "--no-enable-chunked-prefill")
-"""Seeds and chunks end vLLM 0.32 on a CPU."""
+SECURITY_NOTE = """\
+# The server loads weights and files on request: whoever can reach its port controls it. Let nobody else reach it."""
+PLUGIN_NOTE = """\
+# Full fine-tuning needs vrft's plugin installed with vLLM: pip install --no-deps . in vrft's repository. Without it,
+# leave out --weight-transfer-config; each update then loads a folder, as when the server starts."""
+CPU_FLAGS = ("--enforce-eager", "--no-enable-chunked-prefill")
+"""On a CPU, vLLM 0.32 crashes on requests that have a seed if chunked prefill is enabled."""
 
 
 def serve_commands(engine: RolloutEngine, policy: Policy) -> str:
-    """The commands, one for each server, with what has to be known about them.
+    """Return one command for each server, with comments.
 
     Raises:
-        ConfigurationError: the engine is no `VLLMServer`.
+        ConfigurationError: the engine is not a `VLLMServer`.
     """
     if not isinstance(engine, VLLMServer):
         raise ConfigurationError(
@@ -32,37 +32,37 @@ def serve_commands(engine: RolloutEngine, policy: Policy) -> str:
             f"{type(engine).__name__}; --config configs/engine/vllm.yaml adds it"
         )
     flags = server_flags(policy)
-    lines = [PUBLIC] if policy.lora is not None else [PUBLIC, PLUGIN]
-    lines.append(f"# Where vLLM runs on a CPU, add {' '.join(ON_CPU)}.")
+    lines = [SECURITY_NOTE] if policy.lora is not None else [SECURITY_NOTE, PLUGIN_NOTE]
+    lines.append(f"# If vLLM runs on a CPU, add {' '.join(CPU_FLAGS)}.")
     for client in engine.clients:
         parts = urlsplit(client.url)
         if parts.scheme == "https" or parts.path:
             lines.append(f"# behind {client.url}:")
-        where = ["--host", parts.hostname or "127.0.0.1", "--port", str(parts.port or 8000)]
-        words = ["vllm", "serve", policy.checkpoint, *where, *flags]
+        address = ["--host", parts.hostname or "127.0.0.1", "--port", str(parts.port or 8000)]
+        words = ["vllm", "serve", policy.checkpoint, *address, *flags]
         environment = [f"{name}={value}" for name, value in server_environment(policy).items()]
         lines.append(" ".join([*environment, shlex.join(words)]))
     return "\n".join(lines) + "\n"
 
 
 def server_environment(policy: Policy) -> dict[str, str]:
-    """Variables: the routes for caches and weights, no usage statistics."""
+    """Return the environment variables that enable the routes for caches and weights and disable usage statistics."""
     variables = {"VLLM_SERVER_DEV_MODE": "1", "VLLM_NO_USAGE_STATS": "1"}
     return variables if policy.lora is None else variables | {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1"}
 
 
 def server_flags(policy: Policy) -> list[str]:
-    """Flags without which the server's distribution, prompts or weights would not be the trainer's."""
+    """Return the flags that make the server's distribution, prompts and weights equal to the trainer's."""
     flags = ["--dtype", str(policy.dtype).removeprefix("torch.")]
-    flags += ["--logprobs-mode", "processed_logprobs"]  # of what is drawn
-    flags += ["--generation-config", "vllm"]  # no sampling defaults of the checkpoint's
+    flags += ["--logprobs-mode", "processed_logprobs"]  # those of the distribution that tokens are sampled from
+    flags += ["--generation-config", "vllm"]  # ignore the sampling defaults of the checkpoint
     flags += ["--chat-template-content-format", "openai"]
     flags += ["--limit-mm-per-prompt", json.dumps({"image": 1, "video": 0})]
     limits = {
         f"{name}_pixels": policy.pixels[edge] for name, edge in (("min", "shortest_edge"), ("max", "longest_edge"))
     }
-    if stated := {name: value for name, value in limits.items() if value is not None}:
-        flags += ["--mm-processor-kwargs", json.dumps(stated)]
+    if given := {name: value for name, value in limits.items() if value is not None}:
+        flags += ["--mm-processor-kwargs", json.dumps(given)]
     if policy.trust_remote_code:
         flags.append("--trust-remote-code")
     if policy.lora is None:
@@ -72,5 +72,5 @@ def server_flags(policy: Policy) -> list[str]:
 
 
 def lora_rank(rank: int) -> int:
-    """The smallest that vLLM can be started for and that suffices."""
-    return min((known for known in (8, 16, 32, 64, 128, 256, 320, 512) if known >= rank), default=rank)
+    """Return the smallest `--max-lora-rank` of vLLM that is large enough."""
+    return min((allowed for allowed in (8, 16, 32, 64, 128, 256, 320, 512) if allowed >= rank), default=rank)

@@ -1,4 +1,4 @@
-"""Rollouts on vLLM servers, over HTTP. vLLM itself is not imported."""
+"""The rollout engine for vLLM servers. vLLM itself is not imported."""
 
 from __future__ import annotations
 
@@ -17,22 +17,19 @@ from vrft.errors import ConfigurationError, RolloutFailed, RolloutRefused
 from vrft.policy import Policy
 from vrft.rollout.base import RemoteEngine, Sampling, SamplingKey
 from vrft.rollout.vllm.client import Client, Refused, Unavailable
-from vrft.rollout.vllm.reply import Completion, CompletionRequest, chat, request_seed, sampling_settings
+from vrft.rollout.vllm.completions import Completion, CompletionRequest, chat, request_seed, sampling_settings
 from vrft.rollout.vllm.status import ServerInfo, get_json, model_names
 from vrft.rollout.vllm.weights import FullWeights, LoRAWeights, Weights
 from vrft.tasks import Task
 from vrft.types import PromptBatch, Rollout
 
-START = 60.0
-"""Seconds that a server has to say how it was started."""
-AT_ONCE = 64
-"""Requests on their way: servers put what they can't compute yet into a queue."""
-FIRST_REST, LONGEST_REST = 0.5, 30.0
-"""Seconds that a server is left alone after a failure; twice as long after each further one."""
+SERVER_INFO_TIMEOUT = 60.0  # seconds
+MAX_CONCURRENT_REQUESTS = 64  # a server queues those that it can't compute yet
+MIN_RETRY_DELAY, MAX_RETRY_DELAY = 0.5, 30.0  # seconds; the delay doubles with each failure
 
 
 class VLLMServer(RemoteEngine):
-    """vLLM servers that share the prompts. A prompt and its image are sent once, whatever G is."""
+    """Samples on vLLM servers, which share the prompts. Each prompt and its image are sent once, whatever G is."""
 
     def __init__(
         self,
@@ -43,15 +40,15 @@ class VLLMServer(RemoteEngine):
         max_gap: float = 0.1,
         one_step_ahead: bool = False,
     ) -> None:
-        """Names the servers; `python -m vrft serve-command` prints how to start one.
+        """Name the servers; `python -m vrft serve-command` prints the commands to start them.
 
         Args:
             urls: addresses, e.g. [http://127.0.0.1:8000]; nothing is sent anywhere else.
-            weights_dir: for new weights; servers have to see it under the same path (/dev/shm/NAME on one machine, a
-                shared folder on several). Default: vllm in the run's folder.
-            timeout: seconds that a server has for the completions of a prompt, or for taking weights over.
-            patience: seconds after which a run gives up a prompt that no server answers: it saves and ends.
-            max_gap: mean difference of log-probabilities from the trainer's above which it ends as well.
+            weights_dir: folder for new weights, which servers must see under the same path: /dev/shm/NAME on one
+                machine, a shared folder on several. Default: vllm in the run's folder.
+            timeout: seconds that a server has to return the completions of a prompt, or to load new weights.
+            patience: seconds without an answer to a prompt from any server, after which the run saves and ends.
+            max_gap: mean difference of log-probabilities from the trainer's above which the run ends.
             one_step_ahead: sample for the next step while this one trains, with weights that are one step old.
         """
         if not urls:
@@ -68,19 +65,20 @@ class VLLMServer(RemoteEngine):
 
     def connect(self, policy: Policy, task: Task, folder: Path, run: str) -> None:
         self.task = task
-        place = Path(self.weights_dir) if self.weights_dir else folder / "vllm"
+        weights_dir = Path(self.weights_dir) if self.weights_dir else folder / "vllm"
         if policy.lora is None:
-            self.weights = FullWeights(place, run, self.timeout)
+            self.weights = FullWeights(weights_dir, run, self.timeout)
         else:
-            self.weights = LoRAWeights(place, run, self.timeout, rank=policy.lora.r, tower=not policy.frozen_vision)
+            tower = not policy.frozen_vision
+            self.weights = LoRAWeights(weights_dir, run, self.timeout, rank=policy.lora.r, tower=tower)
         self.servers = [Server(client) for client in self.clients]
         for server in self.servers:
             try:
-                info = server.describe()
+                info = server.check_settings()
             except Unavailable as error:
                 raise ConfigurationError(
-                    f"model.engine: {server.client.url} does not say how it was started: {error} (`python -m vrft "
-                    "serve-command` with the same arguments prints how to)"
+                    f"model.engine: {server.client.url} does not report how it was started: {error} (`python -m vrft "
+                    "serve-command` with the same arguments prints the command to start it with)"
                 ) from error
             self.weights.check(server.client, info)
 
@@ -91,7 +89,7 @@ class VLLMServer(RemoteEngine):
         deadline = time.monotonic() + self.patience
 
         def update(server: Server) -> None:
-            with suppress(Unavailable):  # it gets another chance with the first prompt that it is asked
+            with suppress(Unavailable):  # the server is updated again before its first prompt
                 server.update(self.weights, deadline)
 
         with ThreadPoolExecutor(len(self.servers)) as pool:
@@ -117,144 +115,183 @@ class VLLMServer(RemoteEngine):
         key: SamplingKey,
         on_token: Callable[..., None],
     ) -> Rollout:
-        banned, stop = policy.banned_ids.tolist(), policy.stop_ids.tolist()
-        fixed = sampling_settings(sampling, banned, stop) | {
-            "n": 1 if sampling.greedy else num_generations,  # one greedy answer is all of them
-            "max_tokens": max_completion_length,
-            "logprobs": True,
-            "return_token_ids": True,
-        }
-        config = policy.base.config
-
-        def request_for(p: int) -> CompletionRequest:
-            sample, frame, prompt = batch.samples[p], batch.frames[p], batch.inputs[p]
-            body = fixed | {"messages": chat(self.task.messages(sample, frame), sample.image)}
-            if not sampling.greedy:
-                body["seed"] = request_seed(key, p)
-            ids = prompt["input_ids"][0].tolist()
-            size = config.get_text_config().vocab_size
-            name = f"sample {sample.index} (image {sample.image_id}, {sample.query!r})"
-            return CompletionRequest(body, name, ids, config.image_token_id, frozenset(stop), frozenset(banned), size)
-
+        request = self._request_builder(policy, batch, num_generations, max_completion_length, sampling, key)
         done: list[int] = []
         prompts, stopped = range(len(batch.samples)), self.stopped
 
-        def answer(p: int) -> list[Completion]:
-            found = self._answer(request_for(p), key.first + p + key.rank, stopped)
+        def complete(p: int) -> list[Completion]:
+            rows = self._complete(request(p), key.first + p + key.rank, stopped)
             done.append(p)
             on_token(max_completion_length * len(done) // len(prompts), f"{len(done)} of {len(prompts)} prompts done")
-            return found * (num_generations // len(found))
+            return rows * (num_generations // len(rows))
 
-        pool = ThreadPoolExecutor(min(len(prompts), AT_ONCE))
+        pool = ThreadPoolExecutor(min(len(prompts), MAX_CONCURRENT_REQUESTS))
         try:
-            completions = [row for rows in pool.map(answer, prompts) for row in rows]
+            completions = [row for rows in pool.map(complete, prompts) for row in rows]
         finally:
             if len(done) < len(prompts):
                 self.stop()
             pool.shutdown(wait=False, cancel_futures=True)
         return as_rollout(policy, completions)
 
-    def _answer(self, request: CompletionRequest, first: int, stopped: threading.Event) -> list[Completion]:
-        """Of the first server that gives one that can be trained on, beginning with number `first`."""
+    def _request_builder(
+        self,
+        policy: Policy,
+        batch: PromptBatch,
+        num_generations: int,
+        max_completion_length: int,
+        sampling: Sampling,
+        key: SamplingKey,
+    ) -> Callable[[int], CompletionRequest]:
+        """Return a function that builds the request for prompt p, which includes encoding its image."""
+        banned, stop = policy.banned_ids.tolist(), policy.stop_ids.tolist()
+        settings = sampling_settings(sampling, banned, stop) | {
+            "n": 1 if sampling.greedy else num_generations,  # all greedy completions are equal
+            "max_tokens": max_completion_length,
+            "logprobs": True,
+            "return_token_ids": True,
+        }
+        config = policy.base.config
+
+        def build(p: int) -> CompletionRequest:
+            sample, frame, prompt = batch.samples[p], batch.frames[p], batch.inputs[p]
+            body = settings | {"messages": chat(self.task.messages(sample, frame), sample.image)}
+            if not sampling.greedy:
+                body["seed"] = request_seed(key, p)
+            return CompletionRequest(
+                body,
+                sample_name=f"sample {sample.index} (image {sample.image_id}, {sample.query!r})",
+                prompt_ids=prompt["input_ids"][0].tolist(),
+                image_token_id=config.image_token_id,
+                stop_ids=frozenset(stop),
+                banned_ids=frozenset(banned),
+                vocab_size=config.get_text_config().vocab_size,
+            )
+
+        return build
+
+    def _complete(self, request: CompletionRequest, first: int, stopped: threading.Event) -> list[Completion]:
+        """Return the completions of the first server that gives valid ones; start with server number `first`.
+
+        Raises:
+            RolloutFailed: `stopped` is set, or no server gives valid completions within `patience`.
+        """
         deadline = time.monotonic() + self.patience
         while True:
-            turn = [self.servers[(first + i) % len(self.servers)] for i in range(len(self.servers))]
-            server = min(turn, key=lambda server: max(0.0, server.retry_at - time.monotonic()))
+            servers = [self.servers[(first + i) % len(self.servers)] for i in range(len(self.servers))]
+            server = min(servers, key=lambda server: max(0.0, server.retry_at - time.monotonic()))
             if stopped.wait(max(0.0, min(server.retry_at, deadline) - time.monotonic())):
-                raise RolloutFailed(f"the prompt of {request.name} was given up")
+                raise RolloutFailed(f"the prompt of {request.sample_name} was cancelled")
             try:
                 return server.complete(request, self.weights, deadline)
             except Unavailable as error:
-                problem = error
+                last_error = error
             if time.monotonic() >= deadline:
                 raise RolloutFailed(
-                    f"no server answered the prompt of {request.name} within {self.patience:g} s "
-                    f"(model.engine.patience); the last word was: {problem}"
+                    f"no server answered the prompt of {request.sample_name} within {self.patience:g} s "
+                    f"(model.engine.patience); the last error was: {last_error}"
                 )
 
 
 class Server:
-    """A server, what it is known to have, and whether it is left alone for a while."""
+    """A server with the version of its weights and, after failures, the time of the next attempt.
+
+    Attributes:
+        weights_version: version that the server is known to have, if any.
+        failures: number of failures since the last completions.
+        retry_at: time of `time.monotonic` before which the server gets no requests.
+        last_error: error of the last failure.
+        accepts_seeds: whether requests may have a seed.
+        model_name: name that the server has for the base model.
+    """
 
     def __init__(self, client: Client) -> None:
         self.client = client
-        self.has: str | None = None  # the version of the weights
+        self.weights_version: str | None = None
         self.failures, self.retry_at = 0, 0.0
-        self.problem: Unavailable | None = None  # the last one
-        self.seeds = True
-        self.base = ""  # its name of the model
+        self.last_error: Unavailable | None = None
+        self.accepts_seeds = True
+        self.model_name = ""
         self.lock = threading.Lock()
 
-    def describe(self) -> ServerInfo:
-        """How it was started.
+    def check_settings(self) -> ServerInfo:
+        """Ask the server how it was started, check its log-probabilities and return the answer.
 
         Raises:
-            ConfigurationError: its log-probabilities are not those of what is drawn.
-            Unavailable: it does not say.
+            ConfigurationError: its log-probabilities are not of the distribution that tokens are sampled from.
+            Unavailable: it does not answer.
         """
-        info = get_json(self.client, "/server_info?config_format=json", ServerInfo, timeout=START)
+        info = get_json(self.client, "/server_info?config_format=json", ServerInfo, timeout=SERVER_INFO_TIMEOUT)
         config = info.vllm_config
         if config.model_config.logprobs_mode != "processed_logprobs":
             raise ConfigurationError(
-                f"model.engine: {self.client.url} gives log-probabilities of another distribution than it draws from: "
-                "--logprobs-mode processed_logprobs"
+                f"model.engine: {self.client.url} returns log-probabilities of another distribution than it samples "
+                "from: start it with --logprobs-mode processed_logprobs"
             )
         on_cpu = str(config.device_config.device).startswith("cpu")
-        self.seeds = not (on_cpu and config.scheduler_config.enable_chunked_prefill)  # together they end vLLM 0.32
-        self.base = model_names(self.client)[0]
+        # On a CPU, vLLM 0.32 crashes on requests that have a seed if chunked prefill is enabled.
+        self.accepts_seeds = not (on_cpu and config.scheduler_config.enable_chunked_prefill)
+        self.model_name = model_names(self.client)[0]
         return info
 
     def update(self, weights: Weights, deadline: float) -> None:
-        """Let it have the present weights. Raises Unavailable."""
+        """Let the server load the current weights, unless it has them. Raise Unavailable if it fails."""
         if not self.lock.acquire(timeout=max(0.0, deadline - time.monotonic())):
-            raise Unavailable(f"{self.client.url} has not taken the weights over in time")
+            raise Unavailable(f"{self.client.url} has not loaded the weights in time")
         try:
-            if self.problem is not None and time.monotonic() < self.retry_at:  # since this thread began to wait
-                raise Unavailable(str(self.problem))
-            if self.has != weights.version:
-                with self._trying():
-                    weights.update(self.client.until(deadline))
-                self.has = weights.version
+            if self.last_error is not None and time.monotonic() < self.retry_at:  # failed while this thread waited
+                raise Unavailable(str(self.last_error))
+            if self.weights_version != weights.version:
+                with self._delay_after_failure():
+                    weights.update(self.client.with_deadline(deadline))
+                self.weights_version = weights.version
         finally:
             self.lock.release()
 
     def complete(self, request: CompletionRequest, weights: Weights, deadline: float) -> list[Completion]:
-        """Completions under the present weights. Raises Unavailable."""
+        """Return completions under the current weights.
+
+        Raises:
+            Unavailable: the server gives none that are valid.
+            RolloutRefused: the server refuses the request.
+        """
         self.update(weights, deadline)
-        client, model = self.client.until(deadline), weights.model(self.base)
+        client, model = self.client.with_deadline(deadline), weights.model_name(self.model_name)
         body = request.body | {"model": model}
-        if not self.seeds:
+        if not self.accepts_seeds:
             body.pop("seed", None)
-        with self._trying():
+        with self._delay_after_failure():
             try:
-                content = client.ask("POST", "/v1/chat/completions", body, timeout=weights.timeout)
+                content = client.request("POST", "/v1/chat/completions", body, timeout=weights.timeout)
             except Refused as error:
-                if error.status == 404:  # started again, it knows no adapter
+                if error.status == 404:  # a server that has restarted knows no adapter
                     raise Unavailable(str(error)) from error
-                raise RolloutRefused(f"model.engine: the prompt of {request.name} is refused: {error}") from error
-            found = request.read(content, model)
+                raise RolloutRefused(
+                    f"model.engine: the prompt of {request.sample_name} is refused: {error}"
+                ) from error
+            completions = request.parse(content, model)
             if not weights.is_current(client):
                 raise Unavailable(f"{self.client.url} answered with other weights than it was sent")
         self.failures, self.retry_at = 0, 0.0
-        return found
+        return completions
 
     @contextmanager
-    def _trying(self) -> Iterator[None]:
-        """Around what it is asked: after a failure it rests, and its weights are looked at again."""
+    def _delay_after_failure(self) -> Iterator[None]:
+        """If the block raises Unavailable, set the time of the next attempt and forget the version of the weights."""
         try:
             yield
         except Unavailable as error:
-            self.problem = error
+            self.last_error = error
             now = time.monotonic()
             if now >= self.retry_at:  # of several requests that fail together, the first counts
-                self.retry_at = now + min(LONGEST_REST, FIRST_REST * 2 ** min(self.failures, 10))
+                self.retry_at = now + min(MAX_RETRY_DELAY, MIN_RETRY_DELAY * 2 ** min(self.failures, 10))
                 self.failures += 1
-            self.has = None
+            self.weights_version = None
             raise
 
 
 def as_rollout(policy: Policy, completions: list[Completion]) -> Rollout:
-    """N completions, padded, on the policy's device."""
+    """Return N completions as a rollout, padded, on the policy's device."""
     device = policy.banned_ids.device
     ids = pad_sequence([torch.tensor(row) for row, _ in completions], batch_first=True).to(device)  # (N, T)
     log_probs = pad_sequence([torch.tensor(row) for _, row in completions], batch_first=True).to(device)  # (N, T)

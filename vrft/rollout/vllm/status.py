@@ -1,4 +1,4 @@
-"""What a server says of itself."""
+"""The routes that report a server's settings, models and version of the weights."""
 
 from __future__ import annotations
 
@@ -8,45 +8,44 @@ import msgspec
 
 from vrft.rollout.vllm.client import Client, Refused, Unavailable
 
-Kind = TypeVar("Kind")
+ResponseT = TypeVar("ResponseT")
 
-STATUS_TIMEOUT = 20.0
-"""Seconds that a server has to say what it has."""
+STATUS_TIMEOUT = 20.0  # seconds
 
 
 class ModelConfig(msgspec.Struct):
-    """Of the model."""
+    """The part `model_config` of a server's configuration."""
 
     logprobs_mode: str
 
 
 class DeviceConfig(msgspec.Struct):
-    """Of the device."""
+    """The part `device_config` of a server's configuration."""
 
     device: Any
 
 
 class SchedulerConfig(msgspec.Struct):
-    """Of the scheduler."""
+    """The part `scheduler_config` of a server's configuration."""
 
     enable_chunked_prefill: bool | None
 
 
 class LoRAConfig(msgspec.Struct):
-    """Of adapters."""
+    """The part `lora_config` of a server's configuration."""
 
     max_lora_rank: int
     enable_tower_connector_lora: bool = False
 
 
 class TransferConfig(msgspec.Struct):
-    """Of the plugin that takes weights over."""
+    """The part `weight_transfer_config` of a server's configuration: the plugin that loads weights."""
 
     backend: str
 
 
 class Config(msgspec.Struct):
-    """What of a server's configuration matters here."""
+    """A server's configuration, without the fields that are not used here."""
 
     model_config: ModelConfig
     device_config: DeviceConfig
@@ -56,59 +55,59 @@ class Config(msgspec.Struct):
 
 
 class ServerInfo(msgspec.Struct):
-    """What `/server_info` says of how a server was started."""
+    """Response of `/server_info`: how the server was started."""
 
     vllm_config: Config
     vllm_env: dict[str, Any]
 
 
 class Reset(msgspec.Struct):
-    """What `/reset_prefix_cache` says."""
+    """Response of `/reset_prefix_cache`."""
 
     success: bool
 
 
 class Model(msgspec.Struct):
-    """A name that requests can use; adapters have a parent."""
+    """A model that requests can name. Adapters have a parent."""
 
     id: str
     parent: str | None = None
 
 
 class Models(msgspec.Struct):
-    """What `/v1/models` lists."""
+    """Response of `/v1/models`."""
 
     data: list[Model]
 
 
 class WeightInfo(msgspec.Struct):
-    """What `/weight_info` says."""
+    """Response of `/weight_info`."""
 
     weight_version: str
 
 
 def model_names(server: Client) -> list[str]:
-    """Names of the model and of its adapters; the model's is the first."""
+    """Return the names of the base model, which comes first, and of the adapters."""
     listed = get_json(server, "/v1/models", Models)
     return [model.id for model in sorted(listed.data, key=lambda model: model.parent is not None)]
 
 
 def weight_version(server: Client) -> str:
-    """The name of the weights that a server answers with."""
+    """Return the version of the weights that a server uses."""
     return get_json(server, "/weight_info", WeightInfo).weight_version
 
 
-def get_json(server: Client, path: str, kind: type[Kind], timeout: float = STATUS_TIMEOUT) -> Kind:
-    """What a route says, if it is of that kind; raises Unavailable if it isn't, or nothing is said."""
+def get_json(server: Client, path: str, kind: type[ResponseT], timeout: float = STATUS_TIMEOUT) -> ResponseT:
+    """Send a GET request and decode the response. Raise Unavailable if either fails."""
     try:
-        return decode(server.ask("GET", path, timeout=timeout), kind, server)
+        return decode(server.request("GET", path, timeout=timeout), kind, server)
     except Refused as error:
         raise Unavailable(str(error)) from error
 
 
-def decode(content: bytes, kind: type[Kind], server: Client) -> Kind:
-    """An answer, if it is of that kind; raises Unavailable if it isn't."""
+def decode(content: bytes, kind: type[ResponseT], server: Client) -> ResponseT:
+    """Decode a response. Raise Unavailable if it is not of that type."""
     try:
         return msgspec.json.decode(content, type=kind)
     except (msgspec.DecodeError, RecursionError) as error:
-        raise Unavailable(f"{server.url}: an answer that can't be read: {error}") from error
+        raise Unavailable(f"{server.url}: the response can't be read: {error}") from error

@@ -1,4 +1,7 @@
-"""Bringing weights to vLLM servers: adapters by their own route, all else through a file that both sides see."""
+"""Versions of the weights for vLLM servers: an adapter's folder, or a safetensors file.
+
+Trainer and servers share a folder. The trainer writes a version there and tells each server, over HTTP, to load it.
+"""
 
 from __future__ import annotations
 
@@ -20,25 +23,25 @@ from vrft.policy import Policy
 from vrft.rollout.vllm.client import Client, Refused, Unavailable
 from vrft.rollout.vllm.status import STATUS_TIMEOUT, Reset, ServerInfo, decode, model_names, weight_version
 
-CACHES = ("/reset_prefix_cache", "/reset_mm_cache", "/reset_encoder_cache")
-"""What a server remembers that old weights made: keys and values, images, what the vision tower made of them."""
+CACHE_RESET_ROUTES = ("/reset_prefix_cache", "/reset_mm_cache", "/reset_encoder_cache")
+"""Routes that clear keys and values, processed images and image features, which depend on the old weights."""
 
-NOT_SEEN = ("No such file", "Cannot find any model weights")
-"""What a server that looks for weights in vain says with status 500."""
+FILE_NOT_FOUND_MESSAGES = ("No such file", "Cannot find any model weights")
+"""In responses with status 500, if the server does not see the weights."""
 
-LOADING = "already been loaded"
-"""What it says of an adapter that it was told to load before, in a request that timed out."""
+ALREADY_LOADED_MESSAGE = "already been loaded"
+"""In responses with status 400, if an earlier request to load the adapter has timed out but not ended."""
 
 
 class Weights(ABC):
-    """Versions of the weights: on a disk or in shared memory, and on servers."""
+    """The current version of the weights, in a shared folder and on servers."""
 
     def __init__(self, folder: Path, run: str, timeout: float) -> None:
-        """Starts at no version.
+        """Start without a version.
 
         Args:
-            folder: for files, that all servers see under the same path.
-            run: part of every version's name, so that no other run's weights are taken for these.
+            folder: folder for files, which all servers must see under the same path.
+            run: unique name of the run; part of each version's name, which tells runs apart.
             timeout: seconds for one request.
         """
         self.folder, self.run, self.timeout = folder, run, timeout
@@ -46,44 +49,45 @@ class Weights(ABC):
 
     @property
     def version(self) -> str:
+        """Name of the current version."""
         return f"vrft-{self.run}-{self.number}"
 
     @property
     def path(self) -> Path:
-        """Of the present version."""
+        """Folder of the current version."""
         return self.folder / self.version
 
     @abstractmethod
     def check(self, server: Client, info: ServerInfo) -> None:
-        """Raise ConfigurationError if a server can't take weights like these."""
+        """Raise ConfigurationError if a server was not started to load such weights."""
 
     @abstractmethod
     def write(self, policy: Policy, weights: dict[str, Tensor], folder: Path) -> None:
-        """Write the present version."""
+        """Write the weights of the current version to a folder."""
 
     def collect(self, policy: Policy) -> dict[str, Tensor]:
-        """What the present version consists of."""
+        """Return the weights that the current version consists of."""
         return policy.trained_weights()
 
     @abstractmethod
     def is_current(self, server: Client) -> bool:
-        """Whether a server answers with the present version."""
+        """Return whether a server uses the current version."""
 
     @abstractmethod
     def push(self, server: Client) -> None:
-        """Let it take the present version over. Raises Unavailable or Refused."""
+        """Make a server load the current version. Raise Unavailable or Refused if it fails."""
 
-    def model(self, base: str) -> str:
-        """What a request calls the model; `base`: the server's name of it."""
+    def model_name(self, base: str) -> str:
+        """Return the model that requests must name. `base`: the server's name of the base model."""
         return base
 
     def write_version(self, policy: Policy, first: bool) -> None:
-        """Go on to the next version, which the `first` of several ranks writes. They call this together.
+        """Write the next version and delete the one before. All ranks call this together; the `first` one writes.
 
         Raises:
-            RolloutFailed: it can't be written.
+            RolloutFailed: the files can't be written.
         """
-        before, self.number = self.path, self.number + 1
+        previous, self.number = self.path, self.number + 1
         weights = self.collect(policy) if first or policy.is_sharded else {}
         if first:
             partial = self.path.with_suffix(".partial")
@@ -94,18 +98,19 @@ class Weights(ABC):
             except (OSError, SafetensorError) as error:
                 shutil.rmtree(partial, ignore_errors=True)
                 raise RolloutFailed(f"the weights can't be written to {self.path}: {error}") from error
-            shutil.rmtree(before, ignore_errors=True)
+            shutil.rmtree(previous, ignore_errors=True)
 
     def remove(self, servers: Sequence[Client]) -> None:
-        """Remove the files of the present version."""
+        """Remove the files of the current version."""
         shutil.rmtree(self.path, ignore_errors=True)
 
     def update(self, server: Client) -> None:
-        """Let a server have the present version, unless it has. One process at a time does that.
+        """Make a server load the current version, unless it has. A lock lets one process do this at a time.
 
         Raises:
-            Unavailable: it could not be had this time.
-            RolloutRefused: the server does not see the first version; of later ones, a folder may know late.
+            Unavailable: the server did not load it; another attempt may succeed. This includes files that it does not
+                see, since shared folders can be slow to show new files.
+            RolloutRefused: the server refuses the first version, or does not see its files.
         """
         with self._lock(server):
             if self.is_current(server):
@@ -117,14 +122,14 @@ class Weights(ABC):
                     raise Unavailable(str(error)) from error
                 kind = RolloutRefused if self.number == 0 else Unavailable
                 raise kind(
-                    f"model.engine: {server.url} does not take the weights of {self.path}: {error}; does it see that "
+                    f"model.engine: {server.url} does not load the weights in {self.path}: {error}; does it see that "
                     "folder (model.engine.weights_dir)?"
                 ) from error
             if not self.is_current(server):
-                raise Unavailable(f"{server.url} does not answer with the weights it was sent ({self.version})")
+                raise Unavailable(f"{server.url} does not use the weights that it has loaded ({self.version})")
 
     def _lock(self, server: Client) -> TextIO:
-        import fcntl  # POSIX alone has it, and Windows alone has no vLLM
+        import fcntl  # not on Windows, where there is no vLLM either
 
         name = "".join(c if c.isalnum() else "-" for c in server.url)
         try:
@@ -134,57 +139,59 @@ class Weights(ABC):
                     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     return lock
                 if time.monotonic() > server.deadline:
-                    raise Unavailable(f"{server.url}: another process still brings it weights")
+                    raise Unavailable(f"{server.url}: another process is still updating its weights")
                 time.sleep(0.05)
         except OSError as error:
             raise RolloutFailed(f"model.engine.weights_dir: every rank has to see that folder: {error}") from error
 
     def post(self, server: Client, path: str, body: Mapping[str, Any] | None = None) -> bytes:
-        return server.ask("POST", path, body, timeout=self.timeout)
+        return server.request("POST", path, body, timeout=self.timeout)
 
     def reset_caches(self, server: Client) -> None:
-        """Forget what old weights made."""
-        for path in CACHES:
-            answer = self.post(server, path)
-            if path == CACHES[0] and not decode(answer, Reset, server).success:
+        """Clear a server's caches, which depend on the old weights."""
+        for path in CACHE_RESET_ROUTES:
+            response = self.post(server, path)
+            if path == CACHE_RESET_ROUTES[0] and not decode(response, Reset, server).success:
                 raise Unavailable(f"{server.url}{path}: the cache is in use")
 
 
 def is_final(error: Unavailable | Refused) -> bool:
-    """Whether a server that did not take weights over won't the next time."""
+    """Return whether loading the same weights again would fail again."""
     if isinstance(error, Refused):
-        return LOADING not in str(error)
-    return any(text in str(error) for text in NOT_SEEN)
+        return ALREADY_LOADED_MESSAGE not in str(error)
+    return any(text in str(error) for text in FILE_NOT_FOUND_MESSAGES)
 
 
 class LoRAWeights(Weights):
-    """LoRA: every version is an adapter of its own, in a folder and under a name that are new.
+    """Versions of adapters, each in a new folder and under a new name.
 
-    An adapter that is loaded again under its old name is answered for out of caches that the old one filled.
+    Under its old name, a server would use caches that the adapter's old weights have filled.
     """
 
     def __init__(self, *args: Any, rank: int, tower: bool) -> None:
-        """`rank` of the adapters; `tower`: the vision tower has some."""
+        """`rank`: rank of the adapters. `tower`: whether the vision tower has adapters."""
         super().__init__(*args)
         self.rank, self.tower = rank, tower
 
-    def model(self, base: str) -> str:
+    def model_name(self, base: str) -> str:
         return self.version
 
     def check(self, server: Client, info: ServerInfo) -> None:
         lora = info.vllm_config.lora_config
         if lora is None or not info.vllm_env.get("VLLM_ALLOW_RUNTIME_LORA_UPDATING"):
-            problem = "takes no adapters at run time: --enable-lora and VLLM_ALLOW_RUNTIME_LORA_UPDATING=1"
+            problem = "loads no adapters: start it with --enable-lora and VLLM_ALLOW_RUNTIME_LORA_UPDATING=1"
         elif lora.max_lora_rank < self.rank:
-            problem = f"takes adapters of rank {lora.max_lora_rank} at most: --max-lora-rank {self.rank}"
+            problem = f"loads adapters of rank up to {lora.max_lora_rank}: start it with --max-lora-rank {self.rank}"
         elif self.tower and not lora.enable_tower_connector_lora:
             problem = (
-                "would leave the vision tower's adapters out without a word: --enable-tower-connector-lora, or no "
-                "adapters there (model.policy.lora.target_modules)"
+                "would silently ignore the vision tower's adapters: start it with --enable-tower-connector-lora, or "
+                "train no adapters there (model.policy.lora.target_modules)"
             )
         else:
             return
-        raise ConfigurationError(f"model.engine: {server.url} {problem} (`python -m vrft serve-command` prints all)")
+        raise ConfigurationError(
+            f"model.engine: {server.url} {problem} (`python -m vrft serve-command` prints the whole command)"
+        )
 
     def write(self, policy: Policy, weights: dict[str, Tensor], folder: Path) -> None:
         assert isinstance(policy.model, PeftModel)
@@ -193,44 +200,44 @@ class LoRAWeights(Weights):
     def remove(self, servers: Sequence[Client]) -> None:
         deadline = time.monotonic() + STATUS_TIMEOUT
         for server in servers:
-            with suppress(Unavailable, Refused):  # it has lost it already
-                self.post(server.until(deadline), "/v1/unload_lora_adapter", {"lora_name": self.version})
+            with suppress(Unavailable, Refused):  # the server is gone, or has restarted without the adapter
+                self.post(server.with_deadline(deadline), "/v1/unload_lora_adapter", {"lora_name": self.version})
         super().remove(servers)
 
     def is_current(self, server: Client) -> bool:
         return self.version in model_names(server)
 
     def push(self, server: Client) -> None:
-        mine = [name for name in model_names(server) if name.startswith(f"vrft-{self.run}-")]
+        old = [name for name in model_names(server) if name.startswith(f"vrft-{self.run}-")]
         self.post(server, "/v1/load_lora_adapter", {"lora_name": self.version, "lora_path": str(self.path.resolve())})
-        for name in mine:
+        for name in old:
             self.post(server, "/v1/unload_lora_adapter", {"lora_name": name})
         self.reset_caches(server)
 
 
 class FullWeights(Weights):
-    """Full fine-tuning: one safetensors file, which the server's plugin reads while requests wait.
+    """Versions of all trained weights, each a safetensors file that the server's plugin loads while requests wait.
 
-    Without the plugin, the server loads a folder as it did at its start.
+    A server without the plugin loads the folder, as it did when it started.
     """
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
-        self.plugged: dict[str, bool] = {}
+        self.has_plugin: dict[str, bool] = {}  # by the server's address
 
     def check(self, server: Client, info: ServerInfo) -> None:
         transfer = info.vllm_config.weight_transfer_config
-        self.plugged[server.url] = transfer is not None and transfer.backend == "vrft"
+        self.has_plugin[server.url] = transfer is not None and transfer.backend == "vrft"
 
     def collect(self, policy: Policy) -> dict[str, Tensor]:
-        """At first all there is: what this run leaves as it is, another may have changed on a server."""
+        """Return the trained weights; for the first version all, since another run may have changed the frozen ones."""
         return policy.trained_weights(frozen=self.number == 0)
 
     def write(self, policy: Policy, weights: dict[str, Tensor], folder: Path) -> None:
-        once = {value.data_ptr(): name for name, value in reversed(weights.items())}  # a tied head is the embeddings
-        rounded = {name: weights[name].to(policy.dtype).contiguous() for name in once.values()}  # as it is computed
-        save_file(rounded, folder / "model.safetensors")
-        if not all(self.plugged.values()):
+        unique = {value.data_ptr(): name for name, value in reversed(weights.items())}  # a tied head is saved once
+        converted = {name: weights[name].to(policy.dtype).contiguous() for name in unique.values()}
+        save_file(converted, folder / "model.safetensors")
+        if not all(self.has_plugin.values()):
             policy.base.config.save_pretrained(folder)
 
     def is_current(self, server: Client) -> bool:
@@ -239,21 +246,20 @@ class FullWeights(Weights):
     def push(self, server: Client) -> None:
         self.post(server, "/pause?mode=keep")
         folder = str(self.path.resolve())
-        if self.plugged[server.url]:
+        if self.has_plugin[server.url]:
             self.post(server, "/init_weight_transfer_engine", {"init_info": {}})
             self._start(server)
             self.post(server, "/update_weights", {"update_info": {"path": f"{folder}/model.safetensors"}})
             self.post(server, "/finish_weight_update")
         else:
-            reload = {"method": "reload_weights", "kwargs": {"weights_path": folder}}
-            self.post(server, "/collective_rpc", reload)
+            self.post(server, "/collective_rpc", {"method": "reload_weights", "kwargs": {"weights_path": folder}})
         self.reset_caches(server)
         self.post(server, "/resume")
-        self.post(server, "/update_weight_version", {"new_version": self.version})  # by now all of it is in place
+        self.post(server, "/update_weight_version", {"new_version": self.version})  # last: all else is done
 
     def _start(self, server: Client) -> None:
         try:
             self.post(server, "/start_weight_update")
-        except Unavailable:  # one that was cut off is still going on
+        except Unavailable:  # an interrupted update is still open
             self.post(server, "/finish_weight_update")
             self.post(server, "/start_weight_update")

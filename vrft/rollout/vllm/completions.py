@@ -1,0 +1,159 @@
+"""Requests for completions, and checks of the responses before they are used for training."""
+
+from __future__ import annotations
+
+import base64
+import io
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+import numpy as np
+from PIL import Image
+
+from vrft.errors import RolloutRefused
+from vrft.rollout.base import Sampling, SamplingKey
+from vrft.rollout.vllm.client import Unavailable
+
+
+class TokenLogProb(msgspec.Struct):
+    """Log-probability of a token under the distribution that it was sampled from."""
+
+    logprob: float
+
+
+class LogProbs(msgspec.Struct):
+    """Log-probabilities of a completion's tokens."""
+
+    content: list[TokenLogProb]
+
+
+class Choice(msgspec.Struct):
+    """A completion of the prompt."""
+
+    index: int
+    token_ids: list[int]
+    logprobs: LogProbs
+    finish_reason: str
+
+
+class Reply(msgspec.Struct):
+    """Response of `/v1/chat/completions`: G completions of a prompt."""
+
+    model: str
+    prompt_token_ids: list[int]  # the server's encoding of the prompt
+    choices: list[Choice]
+
+
+Completion = tuple[list[int], list[float]]
+"""Token ids, including the end token, and their log-probabilities."""
+
+
+@dataclass(frozen=True)
+class CompletionRequest:
+    """A request for G completions of a prompt, and what is needed to check its response.
+
+    Attributes:
+        body: the request without the model.
+        sample_name: name of the sample, for messages.
+        prompt_ids: the trainer's encoding of the prompt, including image tokens.
+        image_token_id: id of image tokens.
+        stop_ids: ids that end a completion.
+        banned_ids: ids that must not be sampled.
+        vocab_size: number of ids.
+    """
+
+    body: dict[str, Any]
+    sample_name: str
+    prompt_ids: list[int]
+    image_token_id: int
+    stop_ids: frozenset[int]
+    banned_ids: frozenset[int]
+    vocab_size: int
+
+    def parse(self, content: bytes, model: str) -> list[Completion]:
+        """Return the completions of a response, in order.
+
+        Raises:
+            Unavailable: the response is not valid for this request.
+            RolloutRefused: the server encodes the prompt differently than the trainer.
+        """
+        try:
+            reply = msgspec.json.decode(content, type=Reply)
+        except (msgspec.DecodeError, RecursionError) as error:
+            raise Unavailable(f"the response can't be read: {error}") from error
+        if reply.model != model:
+            raise Unavailable(f"the response is of model {reply.model!r}, expected {model!r}")
+        self._check_prompt(reply.prompt_token_ids)
+        choices = sorted(reply.choices, key=lambda choice: choice.index)
+        if [choice.index for choice in choices] != list(range(self.body["n"])):
+            raise Unavailable(f"the response has {len(choices)} completions, expected {self.body['n']}")
+        return [self._check_completion(choice) for choice in choices]
+
+    def _check_prompt(self, found: list[int]) -> None:
+        expected = self.prompt_ids
+        if found == expected:
+            return
+        found_images, expected_images = (ids.count(self.image_token_id) for ids in (found, expected))
+        start = next((i for i, (a, b) in enumerate(zip(found, expected, strict=False)) if a != b), len(expected))
+        if found_images != expected_images:
+            reason = f"{found_images} image tokens instead of {expected_images}: other min_pixels or max_pixels?"
+        else:
+            reason = f"{len(found)} tokens instead of {len(expected)}, from token {start} on: another chat template?"
+        raise RolloutRefused(
+            f"model.engine: the server reads the prompt of {self.sample_name} differently than the trainer: {reason} "
+            "(`python -m vrft serve-command` prints the command to start it with)"
+        )
+
+    def _check_completion(self, choice: Choice) -> Completion:
+        ids, log_probs = choice.token_ids, [token.logprob for token in choice.logprobs.content]
+        ended = bool(ids) and ids[-1] in self.stop_ids
+        if len(ids) != len(log_probs) or not 0 < len(ids) <= self.body["max_tokens"]:
+            raise Unavailable(f"a completion has {len(ids)} tokens and {len(log_probs)} log-probabilities")
+        if choice.finish_reason not in ("stop", "length") or not (ended or len(ids) == self.body["max_tokens"]):
+            raise Unavailable(f"a completion ended early, with finish_reason {choice.finish_reason!r}")
+        if not all(math.isfinite(value) and value <= 1e-3 for value in log_probs):
+            raise Unavailable("a completion has log-probabilities that are not finite or above 0")
+        if not all(0 <= token < self.vocab_size and token not in self.banned_ids for token in ids):
+            raise Unavailable("a completion has banned or unknown tokens")
+        return ids, log_probs
+
+
+def sampling_settings(sampling: Sampling, banned: list[int], stop: list[int]) -> dict[str, Any]:
+    """Return the trainer's distribution as settings of a request; all are set, since the server has its own defaults.
+
+    Banned tokens get the lowest bias allowed, -100 before the temperature, which leaves a probability of 0 in float32.
+    """
+    return {
+        "temperature": 0.0 if sampling.greedy else sampling.temperature,
+        "top_p": sampling.top_p,
+        "top_k": sampling.top_k,
+        "min_p": sampling.min_p,
+        "repetition_penalty": 1.0,
+        "presence_penalty": 0.0,
+        "frequency_penalty": 0.0,
+        "logit_bias": {str(token): -100 for token in banned},
+        "stop_token_ids": stop,
+    }
+
+
+def chat(messages: list[dict[str, Any]], image: Image.Image) -> list[dict[str, Any]]:
+    """Insert the image, without loss, into a task's messages."""
+    buffer = io.BytesIO()
+    image.convert("RGB").save(buffer, "PNG", compress_level=1)
+    url = "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+    part = {"type": "image_url", "image_url": {"url": url}}
+    return [
+        {"role": turn["role"], "content": [part if item["type"] == "image" else item for item in turn["content"]]}
+        for turn in messages
+    ]
+
+
+def request_seed(key: SamplingKey, prompt: int) -> int:
+    """Return the seed of a request for prompt number `prompt` of this rank; it does not depend on the server.
+
+    The server derives the seeds of the G completions from it.
+    """
+    numbers = (key.seed, key.rollout, (key.first + prompt) * key.world_size + key.rank, key.first_generation)
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(2))
