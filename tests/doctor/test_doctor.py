@@ -82,7 +82,7 @@ def lose_an_image(content: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        (swap_axes, "x and y change places"),
+        (swap_axes, "x and y are swapped"),
         (shift_ids_beyond, "no category has id 9"),
         (lose_an_image, "gone.png: no such image"),
     ],
@@ -123,7 +123,7 @@ class Oracle(RolloutEngine):
     ("change", "code", "reason"),
     [
         (lambda _: None, 0, "mean IoU 1.000 on"),
-        (shift_ids, 1, "objects carry the name of the category behind their own"),
+        (shift_ids, 1, "objects are labelled with the category after their own"),
     ],
 )
 def test_ids_that_are_off_by_one_are_found_by_a_model_that_knows_the_categories(
@@ -139,9 +139,9 @@ def test_ids_that_are_off_by_one_are_found_by_a_model_that_knows_the_categories(
     [
         ("--model.policy.coordinates=pixels", "thousandths (model.policy.coordinates=thousandths)"),
         ("--model.policy.coordinates=unit", "thousandths (model.policy.coordinates=thousandths)"),
-        ("--model.max_completion_length=20", "max_completion_length=20 cuts off right answers"),
-        (f"--model.engine={__name__}.Babbler", "answers has the format that is asked for"),
-        ("--gpu_memory=1", "GB of GPU memory are needed and there are 1.0; try"),
+        ("--model.max_completion_length=20", "max_completion_length=20 truncates correct answers"),
+        (f"--model.engine={__name__}.Babbler", "answers has the required format"),
+        ("--gpu_memory=1", "GB of GPU memory are needed, and 1.0 are available; try"),
         (
             f"--model.rewards={{talk: {PAYS_FOR_GARBAGE}}}",
             "garbage earns 1.000 and the truth 0.000",
@@ -173,7 +173,7 @@ def test_solutions_in_another_frame_are_found(tmp_path: Path, capsys: pytest.Cap
 def test_a_wrong_frame_is_found_without_asking_the_model(doctor: Callable[..., Said]) -> None:
     code, said = doctor("--model.policy.coordinates=unit", "--probe=0")
     assert code == 1
-    assert "coordinates=unit, but a qwen2_vl was taught thousandths" in said
+    assert "coordinates=unit, but a qwen2_vl was trained with thousandths" in said
 
 
 def test_images_smaller_than_a_patch_are_found(doctor: Callable[..., Said], tmp_path: Path) -> None:

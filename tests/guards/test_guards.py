@@ -17,7 +17,7 @@ from PIL import Image
 from tests.helpers import CSV_ONLY, Command
 from vrft.__main__ import main
 from vrft.callbacks.guards import Guards, sample_weights
-from vrft.guards import GUARDS, Guard, Seen
+from vrft.guards import GUARDS, Guard, Observation
 from vrft.guards.base import WINDOW
 from vrft.guards.training import Overfitting, spacing
 from vrft.training.progress_bar import PhaseProgressBar
@@ -27,16 +27,16 @@ Box = tuple[float, float, float, float]
 GUARD = {guard.name: guard for guard in GUARDS}
 
 
-def step(samples: Sequence[Sample] = (), answers: Sequence[Answer] = (), **metrics: float) -> Seen:
+def step(samples: Sequence[Sample] = (), answers: Sequence[Answer] = (), **metrics: float) -> Observation:
     named = {f"train/{name}": torch.tensor(value) for name, value in metrics.items()}
-    return Seen(named, samples, answers, None, limit=100)
+    return Observation(named, samples, answers, None, limit=100)
 
 
-def said(guard: Guard, steps: Sequence[Seen]) -> list[str | None]:
+def said(guard: Guard, steps: Sequence[Observation]) -> list[str | None]:
     return [guard.watch(seen) for seen in steps]
 
 
-def ramp(name: str, start: float, end: float, count: int = 30, **fixed: float) -> list[Seen]:
+def ramp(name: str, start: float, end: float, count: int = 30, **fixed: float) -> list[Observation]:
     """Steps in which a number goes from one value to another."""
     return [step(**{name: start + (end - start) * i / (count - 1)}, **fixed) for i in range(count)]
 
@@ -53,7 +53,7 @@ def rollouts(
     answer: Callable[[int], Answer],
     truth: Callable[[int], Box] = lambda n: (7 * n % 70, 0, 7 * n % 70 + 20, 20),
     prompts: int = 3,
-) -> list[Seen]:
+) -> list[Observation]:
     """Steps of three images, or one, with six answers together; both functions get a running number."""
     return [
         step(
@@ -78,18 +78,18 @@ def unreadable(text: str, well_formed: bool = False) -> Callable[[int], Answer]:
     return lambda n: Answer(text, "", None, well_formed)
 
 
-def without_format(answer: Callable[[int], Answer], truncated: float = 0.0) -> list[Seen]:
+def without_format(answer: Callable[[int], Answer], truncated: float = 0.0) -> list[Observation]:
     samples = [image(0, FIXED)]
     return [step(samples, [answer(n) for n in range(4)], valid=0.0, truncated=truncated) for _ in range(WINDOW)]
 
 
-PROVOKED: list[tuple[str, list[Seen], str]] = [
-    ("no_format", without_format(unreadable("<think>and so on"), truncated=0.9), "90% are cut off at .*length=100"),
+PROVOKED: list[tuple[str, list[Observation], str]] = [
+    ("no_format", without_format(unreadable("<think>and so on"), truncated=0.9), "90% are truncated at .*length=100"),
     ("no_format", without_format(unreadable("<answer>[]</answer>")), r"\(100%\) <think> is missing"),
     (
         "no_format",
         without_format(unreadable("<think>x</think><answer>[1]</answer>", True)),
-        "answer block can't be read",
+        "answer block can't be parsed",
     ),
     ("no_format", without_format(unreadable("  ")), "it is empty"),
     ("equal_rewards", ramp("reward", 0.0, 0.0, zero_variance_groups=1.0), r"earned the same \(mean reward 0.00\)"),
@@ -106,7 +106,7 @@ PROVOKED: list[tuple[str, list[Seen], str]] = [
     ("equal_confidences", rollouts(lambda n: boxes(moving(n), score=0.8)), "60 boxes state a confidence of 0.80"),
 ]
 
-SILENT: list[tuple[str, list[Seen], str]] = [
+SILENT: list[tuple[str, list[Observation], str]] = [
     (
         "no_format",
         [*without_format(unreadable("x"))[1:], *rollouts(lambda n: boxes(FIXED))[:1]],
@@ -131,7 +131,7 @@ SILENT: list[tuple[str, list[Seen], str]] = [
 
 
 @pytest.mark.parametrize(("name", "steps", "message"), PROVOKED)
-def test_what_provokes_a_guard(name: str, steps: list[Seen], message: str) -> None:
+def test_what_provokes_a_guard(name: str, steps: list[Observation], message: str) -> None:
     found = said(GUARD[name](), steps)
     assert found[: WINDOW - 1] == [None] * (WINDOW - 1)  # less than a window may be chance
     text = found[-1]
@@ -144,7 +144,7 @@ def test_what_provokes_a_guard(name: str, steps: list[Seen], message: str) -> No
 
 
 @pytest.mark.parametrize(("name", "steps", "reason"), SILENT, ids=[f"{name}: {why}" for name, _, why in SILENT])
-def test_what_is_no_reason_to_say_anything(name: str, steps: list[Seen], reason: str) -> None:
+def test_what_is_no_reason_to_say_anything(name: str, steps: list[Observation], reason: str) -> None:
     assert said(GUARD[name](), steps) == [None] * len(steps)
 
 
@@ -162,7 +162,7 @@ def test_supervised_steps_have_no_completions_to_guard() -> None:
     assert all(said(guard(), steps) == [None] * len(steps) for guard in GUARDS)
 
 
-def trained(dtype: torch.dtype, rate: float, steps: int = WINDOW) -> list[Seen]:
+def trained(dtype: torch.dtype, rate: float, steps: int = WINDOW) -> list[Observation]:
     """Steps of AdamW on weights as large as a language model's."""
     generator = torch.Generator().manual_seed(0)
     layer = torch.nn.Linear(64, 64, bias=False).to(dtype)
@@ -179,7 +179,7 @@ def trained(dtype: torch.dtype, rate: float, steps: int = WINDOW) -> list[Seen]:
         assert before is not None
         assert after is not None
         metrics = {"learning_rate": rate, "grad_norm": 1.0, "skipped_steps": 0.0}
-        found.append(Seen({f"train/{k}": torch.tensor(v) for k, v in metrics.items()}, weights=(before, after)))
+        found.append(Observation({f"train/{k}": torch.tensor(v) for k, v in metrics.items()}, weights=(before, after)))
     return found
 
 
@@ -279,7 +279,7 @@ def test_a_run_says_each_thing_once_and_a_continued_one_not_again(quick_fit: Com
     assert {entry["guard"]: entry["rollout"] for entry in found} == {"no_format": 10, "equal_rewards": 10}
     assert len(found) == 2
     assert all({*entry} == {"rollout", "step", "guard", "message"} for entry in found)
-    assert "100% are cut off at model.max_completion_length=4" in found[0]["message"]
+    assert "100% are truncated at model.max_completion_length=4" in found[0]["message"]
     assert logged(run, "guards/no_format") == [1.0]
     (run / "warnings.jsonl").write_bytes(b'{"rollout": "x"}\n\xff\n[]\n{')  # the checkpoint knows what was said
     early = f"--ckpt_path={run}/checkpoints/step=5.ckpt"

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from vrft.utils.thumbnails import SIDE, save_thumbnail
+from vrft.utils.thumbnails import MAX_SIDE, save_thumbnail
 
 
 def test_pictures_are_kept_once_and_small(tmp_path: Path) -> None:
@@ -17,7 +17,7 @@ def test_pictures_are_kept_once_and_small(tmp_path: Path) -> None:
     assert save_thumbnail(image.copy(), tmp_path / "pictures") == name
     assert [path.name for path in (tmp_path / "pictures").iterdir()] == [name]
     with Image.open(tmp_path / "pictures" / name) as kept:
-        assert kept.size == (SIDE, SIDE * 3 // 4)
+        assert kept.size == (MAX_SIDE, MAX_SIDE * 3 // 4)
 
 
 def test_a_picture_that_cannot_be_written_ends_nothing(tmp_path: Path) -> None:

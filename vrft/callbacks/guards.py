@@ -15,7 +15,7 @@ from torch.distributed.tensor import DTensor
 from vrft.callbacks.base import vision_module
 from vrft.callbacks.transcripts import append_json_lines
 from vrft.errors import ConfigurationError
-from vrft.guards import GUARDS, Guard, Seen
+from vrft.guards import GUARDS, Guard, Observation
 from vrft.guards.training import SCORES, Overfitting
 from vrft.loggers import show_table
 from vrft.run_dir import RunDir
@@ -86,7 +86,7 @@ class Guards(Callback):
         module = vision_module(pl_module)
         scored = outputs.get("scored") if isinstance(outputs, dict) else None
         before, after = self.weights_before, sample_weights(module)
-        seen = Seen(
+        seen = Observation(
             trainer.callback_metrics,
             scored.samples if isinstance(scored, ScoredRollout) else (),
             scored.answers if isinstance(scored, ScoredRollout) else (),

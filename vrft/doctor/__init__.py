@@ -1,4 +1,4 @@
-"""What is looked at before hours are spent: data, prompts, rewards, coordinates, memory."""
+"""Checks before a long run: data, prompts, rewards, coordinates and memory."""
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ from rich.table import Table
 from vrft.data import RecordData, VisionData
 from vrft.data.records import Record, category
 from vrft.doctor.memory import check_memory
-from vrft.doctor.picture import draw_sheet
 from vrft.doctor.probe import check_readings
 from vrft.doctor.prompts import check_frames, check_lengths, check_rewards, patch_side
+from vrft.doctor.samples_picture import draw_sheet
 from vrft.training.module import VisionModule
 from vrft.types import Sample
 
-SAMPLES = 64
-"""Training samples that are looked at one by one; data as a whole is looked at without images."""
+NUM_SAMPLES = 64
+"""Training samples to check with their images; the rest is checked without."""
 
 
 def examine(
     module: VisionModule, data: VisionData, folder: Path, console: Console, probe: int, gpu_memory: float | None
 ) -> Iterator[str]:
-    """Look at all that `fit` would use, and say on the console what there is. Yields what is wrong.
+    """Check everything that `fit` would use, describe it on the console, and yield the problems.
 
     Args:
-        module: loaded.
-        data: set up for fitting.
-        folder: gets `samples.png`.
-        console: for what is fine as well.
-        probe: prompts that the model answers; 0 for none.
-        gpu_memory: GB that the run may use; default: what this machine's GPU has.
+        module: the loaded module.
+        data: the data module, set up for fitting.
+        folder: folder for `samples.png`.
+        console: receives the description, including what is fine.
+        probe: number of prompts for the model to answer; 0 for none.
+        gpu_memory: GB of GPU memory that the run may use; default: that of this machine's GPU.
     """
     samples = choose_samples(data)
     yield from check_data(module, data, console)
@@ -48,19 +48,19 @@ def examine(
 
 
 def choose_samples(data: VisionData) -> list[Sample]:
-    """Some training samples: those with most boxes, and others all over the data."""
+    """Choose training samples: those with most boxes, and others evenly spread over the data."""
     dataset = data.train_set()
     size: int = len(dataset)  # type: ignore[arg-type]
-    spread = [*range(0, size, -(-size // SAMPLES))]
-    longest: list[int] = []
+    spread = [*range(0, size, -(-size // NUM_SAMPLES))]
+    largest: list[int] = []
     if isinstance(data, RecordData):
         targets = [len(record.target) for record in data.train_set().records]
-        longest = sorted(range(size), key=lambda index: -targets[index])[:8]
-    return [dataset[index] for index in dict.fromkeys([*longest, *spread])]
+        largest = sorted(range(size), key=lambda index: -targets[index])[:8]
+    return [dataset[index] for index in dict.fromkeys([*largest, *spread])]
 
 
 def check_data(module: VisionModule, data: VisionData, console: Console) -> Iterator[str]:
-    """Sizes, classes and images too small to be seen."""
+    """Show the size and the categories of the data, and yield images smaller than a patch."""
     if not isinstance(data, RecordData):
         return
     side = patch_side(module.policy.base.config)

@@ -1,4 +1,4 @@
-"""How much GPU memory a run will need, estimated from the model and the settings."""
+"""Estimate of the GPU memory that a run needs, from the model and the settings."""
 
 from __future__ import annotations
 
@@ -15,27 +15,27 @@ from vrft.training.module import VisionModule
 from vrft.types import PromptBatch
 
 GB = 1e9
-FLOAT32 = 4
-LOGITS = 1024
-"""Completion tokens that have logits at a time."""
+FLOAT32_BYTES = 4
+LOGITS_CHUNK = 1024
+"""Completion tokens whose logits exist at the same time."""
 
 RESERVE = 1.5 * GB
-"""CUDA itself, libraries and fragments."""
+"""CUDA context, libraries and fragmentation."""
 
 
-class Shape(NamedTuple):
-    """What decides about memory."""
+class ModelShape(NamedTuple):
+    """The sizes of the language model that determine memory."""
 
     layers: int
     hidden: int
     intermediate: int
-    key_values: int  # numbers per token and layer: keys and values
+    key_values: int  # elements of keys and values per token and layer
     vocabulary: int
-    bytes: int  # of the computation's dtype
+    bytes: int  # per element of the compute dtype
 
 
-class Load(NamedTuple):
-    """Tokens at work."""
+class Workload(NamedTuple):
+    """The largest numbers of prompts, rows and tokens that are processed together."""
 
     prompts: int
     rows: int
@@ -47,9 +47,9 @@ class Load(NamedTuple):
 def check_memory(
     module: VisionModule, data: VisionData, batch: PromptBatch, gpu_memory: float | None, console: Console
 ) -> Iterator[str]:
-    """Show the estimate, and yield that it does not fit, with what to change.
+    """Show the estimate; if it exceeds the available memory, yield that with settings to change.
 
-    The formulas count what is stored; they have not been compared with a GPU.
+    The formulas count stored tensors; they have not been compared with measurements on a GPU.
     """
     available = gpu_memory
     if available is None and torch.cuda.is_available():
@@ -64,40 +64,40 @@ def check_memory(
     table.add_row("together", f"{total:.3f}")
     console.print(table)
     if available is not None and total > available:
-        yield f"about {total:.1f} GB of GPU memory are needed and there are {available:.1f}; {advice(module)}"
+        yield f"about {total:.1f} GB of GPU memory are needed, and {available:.1f} are available; {advice(module)}"
 
 
 def estimate(module: VisionModule, data: VisionData, batch: PromptBatch) -> dict[str, float]:
-    """Bytes of each part."""
+    """Estimate the bytes of each part."""
     policy = module.policy
     shape, load = model_shape(module), workload(module, data, batch)
     trained = sum(parameter.numel() for parameter in policy.model.parameters() if parameter.requires_grad)
     frozen = sum(parameter.numel() for parameter in policy.model.parameters() if not parameter.requires_grad)
     reference = 0 if policy.reference is None or policy.offload_reference else trained + frozen
-    copies = shape.bytes < FLOAT32 or policy.lora is not None  # rollouts decode through them
+    copies = shape.bytes < FLOAT32_BYTES or policy.lora is not None  # rollouts decode with copies of the linear layers
     tokens = load.prompts * load.prompt_tokens + load.rows * load.completion_tokens
     per_layer = load.micro_batch * (14 * shape.hidden + 4 * shape.intermediate) * shape.bytes
     kept = load.micro_batch * shape.hidden * shape.bytes
     activations = kept * shape.layers + per_layer if policy.gradient_checkpointing else per_layer * shape.layers
     return {
-        "policy": FLOAT32 * trained + shape.bytes * frozen,
-        "gradients": FLOAT32 * trained,
+        "policy": FLOAT32_BYTES * trained + shape.bytes * frozen,
+        "gradients": FLOAT32_BYTES * trained,
         "optimizer": optimizer_bytes(module) * trained,
         "reference": shape.bytes * reference,
         "rollout: decoding weights": shape.bytes * linear_parameters(policy.base) if copies else 0,
         "rollout: keys and values": tokens * shape.key_values * shape.layers * shape.bytes,
         "update: activations": activations,
-        "update: logits": 4 * LOGITS * shape.vocabulary * FLOAT32,
+        "update: logits": 4 * LOGITS_CHUNK * shape.vocabulary * FLOAT32_BYTES,
         "reserve": RESERVE,
     }
 
 
-def model_shape(module: VisionModule) -> Shape:
-    """The language model's sizes."""
+def model_shape(module: VisionModule) -> ModelShape:
+    """Read the sizes of the language model from its config."""
     text = module.policy.base.config.get_text_config().to_dict()
     heads = text["num_attention_heads"]
     head = text.get("head_dim") or text["hidden_size"] // heads
-    return Shape(
+    return ModelShape(
         layers=text["num_hidden_layers"],
         hidden=text["hidden_size"],
         intermediate=text["intermediate_size"],
@@ -107,19 +107,19 @@ def model_shape(module: VisionModule) -> Shape:
     )
 
 
-def workload(module: VisionModule, data: VisionData, batch: PromptBatch) -> Load:
-    """Tokens of the larger of a training rollout and an evaluation, and of a forward and backward."""
+def workload(module: VisionModule, data: VisionData, batch: PromptBatch) -> Workload:
+    """Return the larger of a training rollout and an evaluation, and the tokens of a micro-batch."""
     prompt = max(prompt["input_ids"].shape[1] for prompt in batch.inputs)
     prompts = max(data.batch_size, data.eval_batch_size)
     rows = max(data.batch_size * module.group_size, data.eval_batch_size)
-    whole = data.batch_size * (prompt + module.group_size * module.max_completion_length)
-    return Load(
-        prompts, rows, prompt, module.max_completion_length, min(whole, module.optimization.max_tokens_per_micro_batch)
+    step = data.batch_size * (prompt + module.group_size * module.max_completion_length)
+    return Workload(
+        prompts, rows, prompt, module.max_completion_length, min(step, module.optimization.max_tokens_per_micro_batch)
     )
 
 
 def optimizer_bytes(module: VisionModule) -> float:
-    """Bytes per parameter that the optimizer keeps, found by a step on a small matrix."""
+    """Measure the bytes of optimizer state per parameter, by a step on a small matrix."""
     matrix = nn.Parameter(torch.zeros(512, 512))
     optimizer = module.optimizer_callable([matrix])
     matrix.grad = torch.zeros_like(matrix)
@@ -129,12 +129,12 @@ def optimizer_bytes(module: VisionModule) -> float:
 
 
 def linear_parameters(model: nn.Module) -> int:
-    """Weights of linear layers."""
+    """Count the weights of linear layers."""
     return sum(layer.weight.numel() for layer in model.modules() if isinstance(layer, nn.Linear))
 
 
 def advice(module: VisionModule) -> str:
-    """What makes it smaller, the cheapest first."""
+    """List settings that reduce memory, cheapest first."""
     policy = module.policy
     steps = []
     if not policy.gradient_checkpointing:

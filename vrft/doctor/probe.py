@@ -1,7 +1,7 @@
-"""Ask the model itself: do its boxes fit the data, or would they if the data were read in another way?
+"""A probe of the data with the model's own answers: do they fit the data better if its numbers mean something else?
 
-Numbers in the wrong frame, x in place of y or a category beside the right one look fine in every file. A model that
-finds anything at all shows them: its answers then fit another reading of the same numbers better.
+Coordinates in the wrong frame, swapped x and y, or category ids that are off by one look valid in every file. If the
+model finds objects at all, its answers reveal such errors: they fit another reading of the numbers better.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ from vrft.policy.processor import Encoder
 from vrft.training.module import VisionModule
 from vrft.types import Answer, Frame, Sample
 
-LARGE_ON_CPU = 200_000_000
-"""Parameters above which a model is not asked without a GPU: it would take minutes."""
+MAX_PARAMETERS_ON_CPU = 200_000_000
+"""Larger models are not probed without a GPU: it would take minutes."""
 
-ANYWHERE = Frame(10**9, 10**9)
-CLEARLY = 0.1
-"""How much better, in mean IoU, another reading has to fit; and by half."""
+UNBOUNDED = Frame(10**9, 10**9)
+MIN_GAIN = 0.1
+"""Gain in mean IoU from which another reading counts as better, if it is also half of the configured reading's IoU."""
 
-MANY = 8
-"""Prompts that have to have something to say."""
+MIN_PROMPTS = 8
+"""Number of prompts required to judge a reading."""
 
 
-class Seen(NamedTuple):
-    """What the model said of one sample, and its boxes as they stand in the answer."""
+class ProbedSample(NamedTuple):
+    """The model's answer about one sample, and its boxes in the coordinates of the answer."""
 
     sample: Sample
     frame: Frame
@@ -42,7 +42,7 @@ class Seen(NamedTuple):
 
 
 class Fit(NamedTuple):
-    """How well answers fit another reading of the data, and as configured: IoUs of the same prompts."""
+    """IoUs of the same prompts under another reading of the data and under the configured one."""
 
     reading: str
     other: list[float]
@@ -50,33 +50,36 @@ class Fit(NamedTuple):
 
     @property
     def gain(self) -> float:
-        """Mean difference."""
+        """The mean difference in IoU."""
         return float(np.subtract(self.other, self.configured).mean())
 
     @property
     def is_better(self) -> bool:
-        """Clearly, and by more than chance: the difference of prompts is above three standard errors."""
+        """Whether the gain is large, and above three standard errors of the difference."""
         difference = np.subtract(self.other, self.configured)
         error = float(difference.std(ddof=1)) / len(difference) ** 0.5
-        return self.gain > max(CLEARLY, 0.5 * float(np.mean(self.configured)), 3 * error)
+        return self.gain > max(MIN_GAIN, 0.5 * float(np.mean(self.configured)), 3 * error)
 
 
-Reading = Callable[[Box, Seen], Box]
+Reading = Callable[[Box, ProbedSample], Box]
 
 
 def check_readings(module: VisionModule, data: VisionData, probe: int, console: Console) -> Iterator[str]:
-    """Yield readings of the data that the model's own boxes fit clearly better than the one that is configured."""
+    """Yield a reading of the data that the model's own boxes fit clearly better than the configured one."""
     policy = module.policy
     disagrees = policy.coordinates not in (None, policy.family_coordinates)
     mismatch = (
-        f"model.policy.coordinates={policy.coordinates}, but a {policy.base.config.model_type} was taught "
+        f"model.policy.coordinates={policy.coordinates}, but a {policy.base.config.model_type} was trained with "
         f"{policy.family_coordinates}"
     )
-    large = sum(parameter.numel() for parameter in policy.parameters()) > LARGE_ON_CPU and module.device.type == "cpu"
+    large = (
+        sum(parameter.numel() for parameter in policy.parameters()) > MAX_PARAMETERS_ON_CPU
+        and module.device.type == "cpu"
+    )
     samples = choose(data, probe)
     if large or not samples:
         if large:
-            console.print("the model was not asked: it is large and there is no GPU")
+            console.print("the model was not probed: it is large and there is no GPU")
         if disagrees:
             yield mismatch
         return
@@ -85,8 +88,8 @@ def check_readings(module: VisionModule, data: VisionData, probe: int, console: 
     console.print(f"the model's own answers, before training: {right} of {len(seen)} in the right format")
     if not right and module.group_size > 1:
         yield (
-            f"none of {len(seen)} answers has the format that is asked for, so all would earn the same: train with "
-            f"vrft.SFT first, or ask otherwise (task.template); the first is {seen[0].answer.text[:100]!r}"
+            f"none of {len(seen)} answers has the required format, so all would earn the same: train with vrft.SFT "
+            f"first, or change task.template; the first answer is {seen[0].answer.text[:100]!r}"
         )
     seen = [one for one in seen if isinstance(one.sample.target, tuple) and one.sample.target]
     if not seen:
@@ -95,22 +98,22 @@ def check_readings(module: VisionModule, data: VisionData, probe: int, console: 
     console.print(f"the model's own boxes, before training: mean IoU {np.mean(base):.3f} on {len(seen)} prompts")
     fits = [Fit(name, overlaps(seen, reading), base) for name, reading in readings(policy.processor, seen).items()]
     if isinstance(data, SolutionData) and data.coordinates == "thousandths":
-        reading = "the data's boxes, which are read as thousandths, are pixels (data.coordinates=pixels)"
+        reading = "the data's boxes, configured as thousandths, are pixels (data.coordinates=pixels)"
         fits.append(Fit(reading, overlaps(seen, as_shrunk), base))
     if isinstance(data, RecordData):
         fits += shifted_categories(seen, data)
-    best = max((fit for fit in fits if len(fit.other) >= MANY), key=lambda fit: fit.gain, default=None)
+    best = max((fit for fit in fits if len(fit.other) >= MIN_PROMPTS), key=lambda fit: fit.gain, default=None)
     if best is not None and best.is_better:
         yield (
             f"the model's own boxes fit the data better if {best.reading}: mean IoU {np.mean(best.other):.3f} instead "
             f"of {np.mean(best.configured):.3f} on {len(best.other)} prompts"
         )
-    elif disagrees and np.mean(base) < CLEARLY:
+    elif disagrees and np.mean(base) < MIN_GAIN:
         yield mismatch
 
 
 def choose(data: VisionData, count: int) -> list[Sample]:
-    """Training samples all over the data; first of images with several categories, which tell more."""
+    """Choose evenly spread training samples, preferably of images with several categories, which reveal more."""
     dataset = data.train_set()
     size: int = len(dataset)  # type: ignore[arg-type]
     if not count:
@@ -126,42 +129,42 @@ def choose(data: VisionData, count: int) -> list[Sample]:
 
 
 @torch.no_grad()
-def ask(module: VisionModule, data: VisionData, samples: Sequence[Sample]) -> list[Seen]:
-    """The model's greedy answers."""
+def ask(module: VisionModule, data: VisionData, samples: Sequence[Sample]) -> list[ProbedSample]:
+    """Return the model's greedy answers."""
     seen = []
     for start in range(0, len(samples), 16):
         batch = module.encoder(list(samples[start : start + 16]))
         batch = data.transfer_batch_to_device(batch, module.device, 0)
         answers = module.predict_step(batch, 0)
         for answer, sample, frame in zip(answers, batch.samples, batch.frames, strict=True):
-            items = read_boxes(split_blocks(answer.text).answer or "", ANYWHERE) or []
-            seen.append(Seen(sample, frame, [item.box for item in items], answer))
+            items = read_boxes(split_blocks(answer.text).answer or "", UNBOUNDED) or []
+            seen.append(ProbedSample(sample, frame, [item.box for item in items], answer))
     return seen
 
 
-def as_configured(box: Box, seen: Seen) -> Box:
-    """Numbers in the frame that prompts name."""
+def as_configured(box: Box, seen: ProbedSample) -> Box:
+    """Read numbers in the frame that the prompt states."""
     return from_frame(box, seen.sample.size, seen.frame)
 
 
-def as_shrunk(box: Box, seen: Seen) -> Box:
-    """Where a box is in data whose pixels were taken for thousandths."""
+def as_shrunk(box: Box, seen: ProbedSample) -> Box:
+    """Return where a box would be if the data's pixels had been taken for thousandths."""
     (width, height), (x0, y0, x1, y1) = seen.sample.size, as_configured(box, seen)
     return x0 * width / 1000, y0 * height / 1000, x1 * width / 1000, y1 * height / 1000
 
 
-def readings(processor: object, seen: Sequence[Seen]) -> dict[str, Reading]:
-    """Other ways to read the numbers of an answer, by what they would mean."""
+def readings(processor: object, seen: Sequence[ProbedSample]) -> dict[str, Reading]:
+    """Return other readings of the numbers in an answer, by description."""
 
-    def swapped(box: Box, one: Seen) -> Box:
+    def swapped(box: Box, one: ProbedSample) -> Box:
         (width, height), (x0, y0, x1, y1) = one.sample.size, as_configured(box, one)
         return y0 * width / height, x0 * height / width, y1 * width / height, x1 * height / width
 
-    def sides(box: Box, one: Seen) -> Box:
+    def sides(box: Box, one: ProbedSample) -> Box:
         return as_configured((box[0], box[1], box[0] + box[2], box[1] + box[3]), one)
 
     found: dict[str, Reading] = {
-        "x and y change places (in the data, or in what the model was taught)": swapped,
+        "x and y are swapped (in the data, or in the model's training)": swapped,
         "its numbers are x, y, width and height": sides,
         "its numbers are pixels of the original image": lambda box, _: box,
     }
@@ -178,37 +181,37 @@ def readings(processor: object, seen: Sequence[Seen]) -> dict[str, Reading]:
     return found
 
 
-def overlaps(seen: Sequence[Seen], reading: Reading) -> list[float]:
-    """The matched IoU / max(predicted, true boxes) of each prompt."""
+def overlaps(seen: Sequence[ProbedSample], reading: Reading) -> list[float]:
+    """Return matched IoU / max(predicted, true boxes) of each prompt."""
     return [overlap([reading(box, one) for box in one.boxes], one.sample) for one in seen]
 
 
 def overlap(boxes: Sequence[Box], sample: Sample) -> float:
-    """Matched IoU / max(predicted, true boxes) of one sample."""
+    """Return matched IoU / max(predicted, true boxes) of one sample."""
     assert isinstance(sample.target, tuple)
     return matched(boxes, [true.box for true in sample.target])
 
 
 def matched(boxes: Sequence[Box], true: Sequence[Box]) -> float:
-    """Matched IoU / max(predicted, true boxes); all boxes are equally sure."""
+    """Return matched IoU / max(predicted, true boxes), with equal confidences."""
     return matched_iou(boxes, [1.0] * len(boxes), true)
 
 
-def shifted_categories(seen: Sequence[Seen], data: RecordData) -> Iterator[Fit]:
-    """How boxes fit the category before or behind the one asked for, in images that have it.
+def shifted_categories(seen: Sequence[ProbedSample], data: RecordData) -> Iterator[Fit]:
+    """Yield how boxes fit the category before and after the one asked for, in images that have it.
 
-    If ids are off by one, that is where the model's objects are.
+    They fit if category ids are off by one.
     """
     ordered = data.ordered_categories()
-    place = {name: i for i, name in enumerate(ordered)}
+    index = {name: i for i, name in enumerate(ordered)}
     boxes: dict[tuple[int, str], list[Box]] = defaultdict(list)
     for record in data.train_set().records:
         if isinstance(record.target, tuple):
             boxes[record.image_id, record.query] += [true.box for true in record.target]
-    for step, said in ((-1, "before"), (1, "behind")):
-        fits = Fit(f"objects carry the name of the category {said} their own: ids are off by one", [], [])
+    for step, side in ((-1, "before"), (1, "after")):
+        fits = Fit(f"objects are labelled with the category {side} their own: ids are off by one", [], [])
         for one in seen:
-            other = ordered[(place[one.sample.query] + step) % len(ordered)] if one.sample.query in place else ""
+            other = ordered[(index[one.sample.query] + step) % len(ordered)] if one.sample.query in index else ""
             if true := boxes[one.sample.image_id, other]:
                 read = [as_configured(box, one) for box in one.boxes]
                 fits.other.append(matched(read, true))

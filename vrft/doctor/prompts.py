@@ -1,4 +1,4 @@
-"""Prompts, targets and rewards of some samples, as a run would see them."""
+"""Checks of the prompts, targets and rewards of some samples."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
 GARBAGE = "The picture shows what it shows, }]{ 1 2 3 4 <answer"
-TOLERANCE = 1e-6
+REWARD_TOLERANCE = 1e-6
 
 
 def patch_side(config: PretrainedConfig) -> int:
-    """Pixels along the side of what becomes one image token."""
+    """Return the side in pixels of the image region that becomes one token."""
     vision = config.vision_config.to_dict()
     patch = vision.get("patch_size", 1)
     return int((patch[0] if isinstance(patch, list) else patch) * vision.get("spatial_merge_size", 1))
 
 
 def check_frames(module: VisionModule, batch: PromptBatch, console: Console) -> Iterator[str]:
-    """That pixels are those of the image as the processor really resizes it."""
+    """Check that pixel coordinates refer to the image as the processor resizes it."""
     coordinates = module.encoder.coordinates
     console.print(f"coordinates: {coordinates} ({module.policy.base.config.model_type})")
     if coordinates != "pixels" or "image_grid_thw" not in batch.inputs[0]:
@@ -46,7 +46,7 @@ def check_frames(module: VisionModule, batch: PromptBatch, console: Console) -> 
 
 
 def check_lengths(module: VisionModule, batch: PromptBatch, console: Console) -> Iterator[str]:
-    """Tokens of prompts, images and targets, the last against `max_completion_length`."""
+    """Show the numbers of tokens of prompts, images and targets, and check targets against `max_completion_length`."""
     image_id = module.policy.base.config.image_token_id
     prompts = [prompt["input_ids"] for prompt in batch.inputs]
     texts = [module.task.target_text(*pair) for pair in zip(batch.samples, batch.frames, strict=True)]
@@ -66,15 +66,15 @@ def check_lengths(module: VisionModule, batch: PromptBatch, console: Console) ->
     if longest > limit:
         sample = batch.samples[targets.index(longest)]
         yield (
-            f"model.max_completion_length={limit} cuts off right answers: the longest target has {longest} tokens "
-            f"(sample {sample.index}, {sample.query or sample.target!r}), before any reasoning of the model's own"
+            f"model.max_completion_length={limit} truncates correct answers: the longest target has {longest} tokens "
+            f"(sample {sample.index}, {sample.query or sample.target!r}), even without reasoning by the model"
         )
 
 
 def check_rewards(module: VisionModule, batch: PromptBatch, console: Console) -> Iterator[str]:
-    """That nothing earns more than the truth."""
+    """Check that the correct answer earns the highest reward."""
     pairs = list(zip(batch.samples, batch.frames, strict=True))
-    said = {
+    completions = {
         "the truth": [module.task.target_text(*pair) for pair in pairs],
         "nothing": [""] * len(pairs),
         "a box around everything": [whole_image(module.task, *pair) for pair in pairs],
@@ -84,7 +84,7 @@ def check_rewards(module: VisionModule, batch: PromptBatch, console: Console) ->
     for column in ("", *module.rewards, "weighted sum"):
         table.add_column(column, justify="right" if column else "left")
     totals = {}
-    for name, texts in said.items():
+    for name, texts in completions.items():
         answers = [module.task.parse(text, *pair) for text, pair in zip(texts, pairs, strict=True)]
         with torch.no_grad():
             scores, total = module.score(answers, batch.samples)
@@ -93,25 +93,25 @@ def check_rewards(module: VisionModule, batch: PromptBatch, console: Console) ->
         if name == "the truth":
             for answer, (sample, _) in zip(answers, pairs, strict=True):
                 if not answer.valid:
-                    yield f"sample {sample.index}: the right answer can't be read back: {answer.text[:200]}"
+                    yield f"sample {sample.index}: the correct answer can't be parsed: {answer.text[:200]}"
                     break
     console.print(table)
     for reward in module.rewards.values():
         reward.reset()  # type: ignore[operator]
     for name, total in totals.items():
-        better = (total > totals["the truth"] + TOLERANCE).nonzero()
+        better = (total > totals["the truth"] + REWARD_TOLERANCE).nonzero()
         if len(better):
             n = int(better[0])
             yield (
                 f"rewards: {name} earns {total[n]:.3f} and the truth {totals['the truth'][n]:.3f} "
                 f"(sample {pairs[n][0].index}, and {len(better) - 1} more)"
             )
-    if not (totals["the truth"] > totals["nothing"] + TOLERANCE).any():
+    if not (totals["the truth"] > totals["nothing"] + REWARD_TOLERANCE).any():
         yield "rewards: the truth earns no more than an empty answer, so there is nothing to learn from"
 
 
 def whole_image(task: Task, sample: Sample, frame: Frame) -> str:
-    """An answer with one box around everything; where answers have no boxes, an empty block."""
+    """Return an answer with one box around the image, or an empty block if answers have no boxes."""
     if not isinstance(sample.target, tuple):
         return "<think></think><answer></answer>"
     label = sample.target[0].label if sample.target else sample.query

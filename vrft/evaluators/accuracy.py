@@ -1,4 +1,4 @@
-"""Accuracy of names, letters and numbers."""
+"""Accuracy of answers that are names, letters or numbers."""
 
 from __future__ import annotations
 
@@ -18,13 +18,12 @@ from vrft.loggers import show_picture, show_table
 from vrft.types import Answer, Sample
 
 NO_CLASS = "(none of them)"
-CELL, TEXT = 18, 150
-MOST = 60
-"""Classes that the picture shows."""
+CELL, LABEL_WIDTH = 18, 150
+MAX_CLASSES_DRAWN = 60
 
 
 class Row(NamedTuple):
-    """One answer: the right name, and the one that was given, both normalised; None if it can't be read."""
+    """One answer: the true name and the answered one, normalised; `named` is None if it can't be parsed."""
 
     true: str
     named: str | None
@@ -34,8 +33,8 @@ class Row(NamedTuple):
 class AccuracyEvaluator(Evaluator[Row]):
     """Logs `val/accuracy`, `val/class_accuracy` (the mean over classes) and `val/valid`.
 
-    Names are compared as in `Accuracy`, and what can't be read is wrong. The run's folder gets a table of the classes
-    and a picture of what was taken for what.
+    Names are compared as in the `Accuracy` reward, and unreadable answers are wrong. Writes a table of class accuracies
+    and a picture of the confusion matrix.
     """
 
     def row(self, answer: Answer, sample: Sample) -> Row:
@@ -73,7 +72,7 @@ class AccuracyEvaluator(Evaluator[Row]):
 
 
 def per_class(rows: Sequence[Row]) -> dict[str, float]:
-    """The accuracy of each class."""
+    """Return the accuracy of each class."""
     right = defaultdict(list)
     for row in rows:
         right[row.true].append(row.named == row.true)
@@ -81,25 +80,26 @@ def per_class(rows: Sequence[Row]) -> dict[str, float]:
 
 
 def draw_confusion(rows: Sequence[Row], path: Path) -> None:
-    """Draw the share of each true class (lines) that was given each name (columns), of the most frequent classes."""
-    names = [name for name, _ in Counter(row.true for row in rows).most_common(MOST)]
+    """Draw the confusion matrix of the most frequent classes, true class by answer, as shares of each true class."""
+    names = [name for name, _ in Counter(row.true for row in rows).most_common(MAX_CLASSES_DRAWN)]
     names.sort()
-    place = {name: i for i, name in enumerate(names)}
+    index = {name: i for i, name in enumerate(names)}
     counts = np.zeros((len(names), len(names) + 1))
     for row in rows:
-        if row.true in place:
-            counts[place[row.true], place.get(row.named or "", len(names))] += 1
+        if row.true in index:
+            counts[index[row.true], index.get(row.named or "", len(names))] += 1
     shares = counts / counts.sum(1, keepdims=True)
-    picture = Image.new("RGB", (TEXT + CELL * (len(names) + 1) + 10, TEXT + CELL * len(names) + 10), "white")
+    size = LABEL_WIDTH + CELL * (len(names) + 1) + 10, LABEL_WIDTH + CELL * len(names) + 10
+    picture = Image.new("RGB", size, "white")
     pen, font = ImageDraw.Draw(picture), ImageFont.load_default(11)
     for i, line in enumerate(shares):
-        pen.text((5, TEXT + CELL * i + 2), names[i][:24], fill="black", font=font)
+        pen.text((5, LABEL_WIDTH + CELL * i + 2), names[i][:24], fill="black", font=font)
         for j, share in enumerate(line):
-            corner = TEXT + CELL * j, TEXT + CELL * i
+            corner = LABEL_WIDTH + CELL * j, LABEL_WIDTH + CELL * i
             colour = (255 - int(205 * share), 255 - int(165 * share), 255 - int(55 * share))
             pen.rectangle([corner, (corner[0] + CELL - 1, corner[1] + CELL - 1)], fill=colour)
     for j, name in enumerate([*names, NO_CLASS]):
-        strip = Image.new("RGB", (TEXT, CELL), "white")
+        strip = Image.new("RGB", (LABEL_WIDTH, CELL), "white")
         ImageDraw.Draw(strip).text((2, 2), name[:24], fill="black", font=font)
-        picture.paste(strip.rotate(90, expand=True), (TEXT + CELL * j, 0))
+        picture.paste(strip.rotate(90, expand=True), (LABEL_WIDTH + CELL * j, 0))
     picture.save(path)

@@ -1,7 +1,7 @@
-"""Average precision and recall of boxes as COCO and LVIS define them, out of a file of truth and a table of results.
+"""Average precision and recall of boxes as defined by COCO and LVIS, from an annotation file and a table of results.
 
-hotcoco does the work: it agrees with pycocotools and with lvis-api's rules to the last bit that matters, and takes a
-hundredth of their time. pycocotools can be chosen instead for COCO.
+hotcoco computes them: it agrees with pycocotools and with lvis-api's rules to rounding, and takes a hundredth of their
+time. pycocotools can be chosen instead for COCO.
 """
 
 from __future__ import annotations
@@ -30,26 +30,26 @@ Array = NDArray[np.float64]
 COCO_NUMBERS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 LVIS_NUMBERS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "APr", "APc", "APf", "AR", "ARs", "ARm", "ARl")
 UNDEFINED = -1.0
-"""What the benchmarks say where there is no true box to find."""
+"""The benchmarks' value of a number that has no true box."""
 
-USED = ("id", "image_id", "category_id", "bbox", "area", "iscrowd", "ignore")
-"""What counts of an annotation; polygons are not kept. LVIS has no `iscrowd`, and some files no `area`."""
+ANNOTATION_FIELDS = ("id", "image_id", "category_id", "bbox", "area", "iscrowd", "ignore")
+"""Fields of an annotation that are kept, i.e. no polygons. LVIS has no `iscrowd`, and some files no `area`."""
 
-BEYOND = 1e12
-"""An area above that of the largest range."""
+IGNORED_AREA = 1e12
+"""An area above the largest range, so that hotcoco ignores the box."""
 
 COLUMNS = 7
-"""Of a table of results: image id, x, y, width, height, score, category id."""
+"""Columns of a table of results: image id, x, y, width, height, score, category id."""
 
 
 class TruthImage(msgspec.Struct, gc=False):
-    """What has to be known of an image."""
+    """An image of an annotation file."""
 
     id: int
 
 
 class TruthCategory(msgspec.Struct, gc=False):
-    """A category; LVIS says how frequent it is."""
+    """A category, in LVIS with its frequency."""
 
     id: int
     name: str
@@ -57,7 +57,7 @@ class TruthCategory(msgspec.Struct, gc=False):
 
 
 class TruthFile(msgspec.Struct, gc=False):
-    """An annotation file, but for its annotations."""
+    """An annotation file without its annotations."""
 
     images: list[TruthImage]
     categories: list[TruthCategory]
@@ -74,13 +74,15 @@ class Result(msgspec.Struct, gc=False):
 
 @dataclass(frozen=True)
 class Curves:
-    """What an evaluation found, -1 where there is no true box.
+    """Precision and recall of an evaluation, -1 without a true box.
+
+    T = 10 IoU thresholds, R = 101 recall levels, K categories, A = 4 ranges of area, M limits on detections per image.
 
     Attributes:
-        precision: at ten IoU thresholds, 101 recalls, of K categories, four ranges of area (T, R, K, A).
-        recall: with at most so many detections (T, K, A, M).
-        names: of the categories, in the order of their ids (K,).
-        frequencies: r, c or f in LVIS, else empty (K,).
+        precision: precision (T, R, K, A).
+        recall: recall (T, K, A, M).
+        names: category names in the order of their ids (K,).
+        frequencies: category frequencies: r, c or f in LVIS, else empty (K,).
     """
 
     precision: Array
@@ -89,7 +91,7 @@ class Curves:
     frequencies: Sequence[str]
 
     def select(self, names: Iterable[str]) -> Curves:
-        """These categories of it."""
+        """Return the curves of some categories."""
         wanted = {*names}
         chosen = [k for k, name in enumerate(self.names) if name in wanted]
         return Curves(
@@ -100,20 +102,20 @@ class Curves:
         )
 
     def per_category(self, convention: Convention = "standard") -> dict[str, float]:
-        """The average precision of each category that has a true box."""
+        """Return the average precision of each category that has a true box."""
         areas = slice(None) if convention == "visual_rft" else slice(1)
         values = {name: _mean(self.precision[:, :, k, areas]) for k, name in enumerate(self.names)}
         return {name: value for name, value in values.items() if value != UNDEFINED}
 
     def coco(self) -> dict[str, float]:
-        """The 12 numbers of COCO, in 0..1, -1 where undefined."""
+        """Return COCO's 12 numbers, in 0..1, -1 where undefined."""
         p, r = self.precision, self.recall
         values = [p[..., 0], p[0, ..., 0], p[5, ..., 0], p[..., 1], p[..., 2], p[..., 3]]
         values += [r[..., 0, 0], r[..., 0, 1], r[..., 0, 2], r[..., 1, 2], r[..., 2, 2], r[..., 3, 2]]
         return dict(zip(COCO_NUMBERS, map(_mean, values), strict=True))
 
     def lvis(self) -> dict[str, float]:
-        """The 13 numbers of LVIS, in 0..1, -1 where undefined."""
+        """Return LVIS's 13 numbers, in 0..1, -1 where undefined."""
         p, r = self.precision, self.recall
         kinds = {kind: [k for k, value in enumerate(self.frequencies) if value == kind] for kind in "rcf"}
         values = [p[..., 0], p[0, ..., 0], p[5, ..., 0], p[..., 1], p[..., 2], p[..., 3]]
@@ -122,7 +124,7 @@ class Curves:
         return dict(zip(LVIS_NUMBERS, map(_mean, values), strict=True))
 
     def numbers(self, format: Format, convention: Convention = "standard") -> dict[str, float]:
-        """The benchmark's numbers; with `visual_rft`, AP is that of the paper, over all ranges of area in LVIS."""
+        """Return the benchmark's numbers; with `visual_rft`, LVIS's AP is averaged over all ranges of area."""
         found = self.coco() if format == "coco" else self.lvis()
         if convention == "visual_rft" and format == "lvis":
             each = self.per_category(convention)
@@ -139,10 +141,15 @@ class Truth:
     """An annotation file of COCO or LVIS."""
 
     def __init__(self, path: Path, field: str = "annotations", skip_bad: bool = False) -> None:
-        """Reads it. `skip_bad`: leave out annotations that are no boxes of an image, which a data module reports.
+        """Read the file.
+
+        Args:
+            path: annotation file.
+            field: setting that names the file, for messages.
+            skip_bad: leave out invalid annotations, which a data module reports.
 
         Raises:
-            ConfigurationError: there is no such file, it is none, or an annotation is no box.
+            ConfigurationError: the file can't be read, has another format, or holds an invalid annotation.
         """
         self.path = path
         try:
@@ -161,7 +168,8 @@ class Truth:
         for i, entry in enumerate(self.content["annotations"]):
             if is_box(entry, *known):
                 area = entry["bbox"][2] * entry["bbox"][3]
-                kept.append({"iscrowd": 0, "area": area} | {key: entry[key] for key in USED if key in entry})
+                given = {key: entry[key] for key in ANNOTATION_FIELDS if key in entry}
+                kept.append({"iscrowd": 0, "area": area} | given)
             elif not skip_bad:
                 raise ConfigurationError(
                     f"{field}: {path}: annotations[{i}]: expected an image_id and a category_id of the file and a bbox "
@@ -177,12 +185,12 @@ class Truth:
             )
 
     def images_with(self, names: Iterable[str] | None) -> set[int]:
-        """Ids of the images with a true box of these categories, or of any."""
+        """Return the ids of images with a true box of the given categories, or of any."""
         wanted = {*self.ids.values()} if names is None else {self.ids[name] for name in names}
         return {entry["image_id"] for entry in self.content["annotations"] if entry["category_id"] in wanted}
 
     def resampled(self, images: Sequence[int]) -> Truth:
-        """The truth of these images, numbered from 1; one that is there twice becomes two."""
+        """Return the truth of some images, numbered from 1; an image given twice becomes two images."""
         by_id = {image["id"]: image for image in self.content["images"]}
         boxes: dict[int, list[dict[str, Any]]] = {}
         for entry in self.content["annotations"]:
@@ -202,33 +210,33 @@ class Truth:
         backend: Backend = "hotcoco",
         images: Iterable[int] | None = None,
     ) -> Curves:
-        """Compare results (N, 7) with the truth.
+        """Evaluate results (N, 7).
 
         Args:
             results: image id, x, y, width, height, score, category id.
-            format: whose rules: COCO's, or LVIS's federated ones with 300 detections per image.
-            backend: what does it.
-            images: ids of the images that count; default: all.
+            format: rules: COCO's, or LVIS's federated ones with 300 detections per image.
+            backend: library that computes the numbers.
+            images: ids of the images to evaluate; default: all.
         """
-        content = self.content if images is None else part_of(self.content, {*images})
+        content = self.content if images is None else select_images(self.content, {*images})
         precision, recall = BACKENDS[backend](content, results.reshape(-1, COLUMNS), format)
         names = [category.name for category in self.categories]
         return Curves(precision, recall, names, [category.frequency for category in self.categories])
 
 
 def read_content(data: bytes) -> dict[str, Any]:
-    """The JSON of an annotation file. Raises ValueError if it is none, or has no annotations."""
+    """Decode an annotation file. Raises ValueError if it is not JSON or has no annotations."""
     try:
         content = msgspec.json.decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError):
-        content = json.loads(data)  # which reads NaN as well
+        content = json.loads(data)  # unlike msgspec, reads NaN
     if not isinstance(content, dict) or not isinstance(content.get("annotations"), list):
         raise ValueError("expected images, annotations and categories")
     return content
 
 
 def is_box(entry: Any, images: set[int], categories: set[int]) -> bool:
-    """Whether an annotation is a box of a category in an image."""
+    """Return whether an annotation is a box of a known category in a known image."""
     if not isinstance(entry, dict) or not isinstance(entry.get("bbox"), list) or len(entry["bbox"]) != 4:
         return False
     ids = entry.get("image_id"), entry.get("category_id")
@@ -237,8 +245,8 @@ def is_box(entry: Any, images: set[int], categories: set[int]) -> bool:
     return ids[0] in images and ids[1] in categories
 
 
-def part_of(content: dict[str, Any], images: set[int]) -> dict[str, Any]:
-    """An annotation file with these images alone."""
+def select_images(content: dict[str, Any], images: set[int]) -> dict[str, Any]:
+    """Return the content of an annotation file reduced to some images."""
     return content | {
         "images": [image for image in content["images"] if image["id"] in images],
         "annotations": [true for true in content["annotations"] if true["image_id"] in images],
@@ -246,9 +254,10 @@ def part_of(content: dict[str, Any], images: set[int]) -> dict[str, Any]:
 
 
 def as_lvis_reads(content: dict[str, Any]) -> dict[str, Any]:
-    """LVIS has no crowds, and leaves out what is marked `ignore`: as hotcoco does with areas beyond all ranges."""
+    """Apply LVIS's reading: no crowds, and annotations marked `ignore` are ignored, by an area beyond all ranges."""
     rows = [
-        row | {"iscrowd": 0, "area": BEYOND if row.get("ignore") else row["area"]} for row in content["annotations"]
+        row | {"iscrowd": 0, "area": IGNORED_AREA if row.get("ignore") else row["area"]}
+        for row in content["annotations"]
     ]
     return content | {"annotations": rows}
 
@@ -268,13 +277,13 @@ def _with_hotcoco(content: dict[str, Any], results: Array, format: Format) -> tu
 
 def _with_pycocotools(content: dict[str, Any], results: Array, format: Format) -> tuple[Array, Array]:
     if format == "lvis":
-        raise ConfigurationError("backend: pycocotools knows COCO's rules alone; expected hotcoco for LVIS")
+        raise ConfigurationError("backend: pycocotools implements COCO's rules only; expected hotcoco for LVIS")
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 
     with contextlib.redirect_stdout(io.StringIO()):
         truth = COCO()
-        # numbered from 1: an annotation with id 0 would count as not found
+        # numbered from 1: pycocotools counts a match with annotation id 0 as unmatched
         truth.dataset = content | {"annotations": [row | {"id": i} for i, row in enumerate(content["annotations"], 1)]}
         truth.createIndex()
         found = truth.loadRes(results) if len(results) else COCO()
@@ -293,10 +302,10 @@ BACKENDS: dict[Backend, Callable[[dict[str, Any], Array, Format], tuple[Array, A
 
 
 def read_results(path: Path, truth: Truth, field: str = "results") -> Array:
-    """A results file as a table (N, 7).
+    """Read a results file as a table (N, 7).
 
     Raises:
-        ConfigurationError: it is not a list of results, or one of them does not belong to the truth.
+        ConfigurationError: the file is not a list of results, or names an image or category that the truth lacks.
     """
     try:
         entries = msgspec.json.decode(path.read_bytes(), type=list[Result])

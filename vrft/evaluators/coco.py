@@ -1,4 +1,4 @@
-"""Average precision of boxes, as COCO and LVIS publish it."""
+"""Average precision of boxes by the rules of COCO and LVIS."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ from vrft.evaluators.average_precision import (
 )
 from vrft.evaluators.base import Evaluator, defined
 from vrft.evaluators.confidence import Confidence, with_confidence
-from vrft.evaluators.picture import draw_curves
+from vrft.evaluators.curves_picture import draw_curves
 from vrft.loggers import show_picture, show_table
 from vrft.types import Answer, Detection, Sample
 from vrft.utils.files import write_json
 
-MANY_TIES = 0.5
-"""Share of boxes with a score that others have as well, from which average precision says more about order."""
+MAX_TIED_SHARE = 0.5
+"""Warn if more than this share of boxes has a score that other boxes have too."""
 
 
 class Row(NamedTuple):
@@ -54,9 +54,9 @@ class Row(NamedTuple):
 class CocoEvaluator(Evaluator[Row]):
     """Logs COCO's twelve numbers as `val/coco/AP` and so on, `val/mIoU` and `val/valid`.
 
-    Numbers are in 0..1 and means over the categories asked for that have a true box. mIoU is the mean over prompts of
-    the matched IoU (above 0, by falling confidence) / max(true, predicted boxes). An answer that can't be read has no
-    boxes. The run's folder gets the results file in COCO's format, what was measured how, a table and a picture.
+    Numbers are in 0..1, averaged over the configured categories that have a true box. mIoU is the mean over prompts of
+    the IoU matched by falling confidence / max(true, predicted boxes). An unreadable answer counts as no boxes. Writes
+    a results file in COCO's format, the settings of the evaluation, a table per category and precision-recall curves.
     """
 
     format: Format = "coco"
@@ -70,16 +70,16 @@ class CocoEvaluator(Evaluator[Row]):
         convention: Convention = "standard",
         confidence: Confidence = "answer",
     ) -> None:
-        """Names the truth.
+        """Set the ground truth and the rules.
 
         Args:
-            annotations: the instances file that the held-out samples come from.
+            annotations: instances file of the held-out samples.
             categories: names of the categories to average over, or a list of `vrft.data.splits`; default: all.
-            images: count objects in images that were not asked about as missed, or leave such images out.
-            backend: what computes the numbers.
-            convention: visual_rft averages LVIS's AP over all ranges of area, as the paper does.
-            confidence: of a box: what the answer states, the probability of its tokens (the geometric mean), which
-                also models give that never learnt to state any, or the product of both.
+            images: `all` counts objects in images without questions as missed, `asked` leaves such images out.
+            backend: library that computes the numbers.
+            convention: `visual_rft` averages LVIS's AP over all ranges of area, as the paper does.
+            confidence: score of a box: as stated in the answer, the geometric mean of its token probabilities (also
+                for models that don't state a confidence), or the product of both.
         """
         super().__init__()
         self.path = Path(annotations)
@@ -94,7 +94,7 @@ class CocoEvaluator(Evaluator[Row]):
 
     @cached_property
     def truth(self) -> Truth:
-        """The annotation file, read when it is first needed: generated data is written late."""
+        """The annotation file, read on first use, because generated data is written after this object is created."""
         return Truth(self.path, f"{self.field}.annotations", skip_bad=True)
 
     def check(self, data: VisionData) -> None:
@@ -112,8 +112,8 @@ class CocoEvaluator(Evaluator[Row]):
         """Raise ConfigurationError if an image is not in the file."""
         if unknown := sorted(asked - self.truth.image_ids):
             raise ConfigurationError(
-                f"{self.field}.annotations: {self.path} has no image {unknown[0]}; expected the file that the held-out "
-                "samples come from"
+                f"{self.field}.annotations: {self.path} has no image {unknown[0]}; expected the instances file of the "
+                "held-out samples"
             )
 
     def row(self, answer: Answer, sample: Sample) -> Row:
@@ -136,7 +136,7 @@ class CocoEvaluator(Evaluator[Row]):
         return {**defined(curves.numbers(self.format, self.convention), self.format, UNDEFINED), **plain_scores(rows)}
 
     def measure(self, rows: list[Row]) -> dict[str, float]:
-        """The benchmark's numbers of some rows."""
+        """Compute the benchmark's numbers."""
         asked = {row.image_id for row in rows}
         self.check_images(asked)
         self.results, self.dropped = table_of(rows, self.truth)
@@ -145,27 +145,27 @@ class CocoEvaluator(Evaluator[Row]):
         return self.curves.numbers(self.format, self.convention)
 
     def compare(self, truth: Truth, results: Array, images: set[int] | None) -> Curves:
-        """Results beside the truth, of the categories that are averaged over and of some images or all."""
+        """Evaluate results (N, 7) for the configured categories, on `images` or all."""
         curves = truth.evaluate(results, self.format, self.backend, images)
         return curves if self.categories is None else curves.select(self.categories)
 
     def warn(self, rows: list[Row]) -> None:
-        """Say what makes the numbers worth less."""
-        held = self.truth.images_with(self.categories)
-        if self.images == "all" and (left_out := held.difference(row.image_id for row in rows)):
+        """Warn about circumstances that make the numbers less meaningful."""
+        with_boxes = self.truth.images_with(self.categories)
+        if self.images == "all" and (left_out := with_boxes.difference(row.image_id for row in rows)):
             rank_zero_warn(
-                f"{self.format}: {len(left_out)} of {len(held)} images with true boxes were not asked about; their "
-                f"objects count as missed, unless {self.field}.images=asked leaves them out"
+                f"{self.format}: {len(left_out)} of {len(with_boxes)} images with true boxes were not asked about; "
+                f"their objects count as missed, unless {self.field}.images=asked leaves them out"
             )
         found = [box for row in rows for box in row.detections]
-        unsure = sum(box.score is None for box in found)
-        if unsure:
-            rank_zero_warn(f"{self.format}: {unsure} of {len(found)} boxes state no confidence and count as 1.0")
-        if found and tied(self.results[:, 5]) > MANY_TIES:
+        unscored = sum(box.score is None for box in found)
+        if unscored:
+            rank_zero_warn(f"{self.format}: {unscored} of {len(found)} boxes state no confidence and count as 1.0")
+        if found and tied(self.results[:, 5]) > MAX_TIED_SHARE:
             rank_zero_warn(
-                f"{self.format}: {tied(self.results[:, 5]):.0%} of the boxes share their score with others; their "
-                "order, and with it the average precision, is that of the data; "
-                f"{self.field}.confidence=logprob orders them by their own probability"
+                f"{self.format}: {tied(self.results[:, 5]):.0%} of the boxes share their score with others, so that "
+                "average precision depends on the order of the data; "
+                f"{self.field}.confidence=logprob ranks boxes by their token probabilities"
             )
 
     def quality(self, row: Row) -> float:
@@ -183,7 +183,7 @@ class CocoEvaluator(Evaluator[Row]):
             for image, x, y, w, h, score, category in self.results.tolist()
         ]
         write_json(folder / f"detections_{self.path.stem}_vrft_results.json", entries)
-        about = {
+        settings = {
             "annotations": str(self.path),
             "sha256": hashlib.sha256(self.path.read_bytes()).hexdigest(),
             "versions": {name: version(name) for name in ("hotcoco", "torch", "transformers")},
@@ -201,7 +201,7 @@ class CocoEvaluator(Evaluator[Row]):
             "tied_scores": tied(self.results[:, 5]),
             "numbers": self.curves.numbers(self.format, self.convention),
         }
-        write_json(folder / f"{self.format}.meta.json", about)
+        write_json(folder / f"{self.format}.meta.json", settings)
         with (folder / f"{self.format}_per_category.csv").open("w", newline="") as file:
             writer = csv.writer(file)
             writer.writerow(["category", "AP"])
@@ -217,17 +217,17 @@ class CocoEvaluator(Evaluator[Row]):
 
 
 class LvisEvaluator(CocoEvaluator):
-    """Logs LVIS's thirteen numbers as `val/lvis/AP` and so on, by its federated rules; else as `CocoEvaluator`.
+    """Logs LVIS's thirteen numbers as `val/lvis/AP` and so on, by its federated rules; see `CocoEvaluator`.
 
-    A box of a category that nobody looked for in its image is dropped, an unmatched one of a category that is not
-    annotated exhaustively does not count, and 300 boxes per image count over all categories.
+    Boxes of categories that were not annotated in their image are dropped, unmatched boxes of categories that were not
+    annotated exhaustively are ignored, and up to 300 boxes per image count over all categories.
     """
 
     format: Format = "lvis"
 
 
 def plain_scores(rows: Sequence[Row]) -> dict[str, float]:
-    """Means over prompts."""
+    """Return the scores that are means over prompts."""
     return {
         "mIoU": sum(row.iou for row in rows) / len(rows),
         "valid": sum(row.valid for row in rows) / len(rows),
@@ -235,7 +235,7 @@ def plain_scores(rows: Sequence[Row]) -> dict[str, float]:
 
 
 def table_of(rows: Sequence[Row], truth: Truth) -> tuple[Array, int]:
-    """Boxes as they are written, in hundredths of a pixel, and how many had no area left. Boxes with labels only."""
+    """Return boxes with known labels as a table (N, 7), rounded to 0.01 pixels, and the number dropped without area."""
     found, dropped = [], 0
     for row in rows:
         for (x0, y0, x1, y1), label, score in row.detections:
@@ -250,7 +250,7 @@ def table_of(rows: Sequence[Row], truth: Truth) -> tuple[Array, int]:
 
 
 def tied(scores: Array) -> float:
-    """Share of the scores that occur more than once."""
+    """Return the share of scores that occur more than once."""
     if not scores.size:
         return 0.0
     _, counts = np.unique(scores, return_counts=True)

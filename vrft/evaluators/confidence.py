@@ -1,4 +1,4 @@
-"""How sure a model is of a box: what it says, or how probable the tokens of the box are."""
+"""Confidence of boxes: stated in the answer, or the probability of the box's tokens."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from vrft.types import Answer, Detection
 
 Confidence = Literal["answer", "logprob", "product"]
 
-ITEM = re.compile(r"\{[^{}]*\}|\([^()]*\)\s*,\s*\([^()]*\)")
-"""A box in an answer: an object, or two corners."""
+BOX_TEXT = re.compile(r"\{[^{}]*\}|\([^()]*\)\s*,\s*\([^()]*\)")
+"""A box in the text of an answer: an object, or two corners."""
 
 
 def with_confidence(answer: Answer, confidence: Confidence) -> tuple[Detection, ...]:
-    """The boxes of an answer with their scores; None where an answer states none or its tokens can't be told apart."""
+    """Return the boxes of an answer with scores, None where no confidence is stated or tokens can't be assigned."""
     boxes = answer.value if isinstance(answer.value, tuple) else ()
     if confidence == "answer" or not boxes:
         return boxes
@@ -32,12 +32,12 @@ def with_confidence(answer: Answer, confidence: Confidence) -> tuple[Detection, 
 
 
 def token_probabilities(answer: Answer) -> list[float]:
-    """The geometric mean of the tokens' probabilities for each box of the last answer block, in its order."""
+    """Return the geometric mean of the token probabilities of each box in the last answer block, in order."""
     text = "".join(piece for piece, _ in answer.tokens)
     ends = list(accumulate(len(piece) for piece, _ in answer.tokens))
     starts = [0, *ends[:-1]]
     found = []
-    for item in ITEM.finditer(text, max(text.rfind("<answer>"), 0)):
+    for item in BOX_TEXT.finditer(text, max(text.rfind("<answer>"), 0)):
         inside = [
             log_prob
             for start, end, (_, log_prob) in zip(starts, ends, answer.tokens, strict=False)

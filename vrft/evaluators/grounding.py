@@ -1,4 +1,4 @@
-"""Grounding: the IoU of one box, and of masks as ReasonSeg scores them (arXiv 2308.00692)."""
+"""Grounding: IoU of boxes, and of masks by the rules of ReasonSeg (arXiv 2308.00692)."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from vrft.utils.files import write_json
 
 Mask = NDArray[np.bool_]
 
-RIGHT = 0.5
-"""A box is right from this IoU on."""
+ACCURACY_IOU = 0.5
+"""IoU from which a box counts as correct."""
 
 
 class Segmenter(ABC):
@@ -27,11 +27,11 @@ class Segmenter(ABC):
 
     @abstractmethod
     def segment(self, image: Image.Image, box: Box) -> Mask:
-        """What is in the box, (height, width) of the image."""
+        """Return the mask of the object in the box, (height, width) of the image."""
 
 
 class BoxSegmenter(Segmenter):
-    """The box itself as the mask: a lower bound that needs no model."""
+    """Uses the box itself as the mask: a lower bound that needs no model."""
 
     def segment(self, image: Image.Image, box: Box) -> Mask:
         mask = np.zeros((image.height, image.width), bool)
@@ -41,7 +41,7 @@ class BoxSegmenter(Segmenter):
 
 
 class Row(NamedTuple):
-    """One answer. The areas are of masks, in pixels; both 0 without a segmenter."""
+    """One answer. `intersection` and `union` are mask areas in pixels, 0 without a segmenter."""
 
     image_id: int
     query: str
@@ -53,15 +53,19 @@ class Row(NamedTuple):
 
 
 class GroundingEvaluator(Evaluator[Row]):
-    """Logs `val/mIoU`, `val/Acc@0.5` and `val/valid`; with a segmenter `val/gIoU` and `val/cIoU` as well.
+    """Logs `val/mIoU`, `val/Acc@0.5` and `val/valid`, and with a segmenter `val/gIoU` and `val/cIoU`.
 
-    gIoU is the mean over prompts of the masks' intersection / union, and cIoU the sum of the intersections / the sum of
-    the unions. True masks are the union of all target polygons of a sample, and regions to ignore count neither for nor
-    against (`metadata["polygons"]` and `["ignore"]`, polygons or RLE). An answer that can't be read is an empty mask.
+    gIoU is the mean over prompts of the masks' intersection / union, and cIoU the sum of intersections / the sum of
+    unions. The true mask is the union of a sample's target polygons, and regions to ignore count neither for nor
+    against (`metadata["polygons"]` and `["ignore"]`, polygons or RLE). An unreadable answer counts as an empty mask.
     """
 
     def __init__(self, segmenter: Segmenter | None = None) -> None:
-        """What turns boxes into masks; default: none, and boxes are compared alone."""
+        """Set the segmenter.
+
+        Args:
+            segmenter: model that turns boxes into masks; default: none, only boxes are compared.
+        """
         super().__init__()
         self.segmenter = segmenter
 
@@ -84,7 +88,7 @@ class GroundingEvaluator(Evaluator[Row]):
     def scores(self, rows: list[Row]) -> dict[str, float]:
         found = {
             "mIoU": sum(row.iou for row in rows) / len(rows),
-            f"Acc@{RIGHT}": sum(row.iou >= RIGHT for row in rows) / len(rows),
+            f"Acc@{ACCURACY_IOU}": sum(row.iou >= ACCURACY_IOU for row in rows) / len(rows),
             "valid": sum(row.valid for row in rows) / len(rows),
         }
         if self.segmenter is not None:
@@ -100,7 +104,7 @@ class GroundingEvaluator(Evaluator[Row]):
 
 
 def true_masks(sample: Sample) -> tuple[Mask, Mask]:
-    """The target's mask and that of what is to be ignored, (height, width) of the image.
+    """Return the mask of the target and the mask of regions to ignore, (height, width) of the image.
 
     Raises:
         ConfigurationError: the data has no polygons.
@@ -113,7 +117,7 @@ def true_masks(sample: Sample) -> tuple[Mask, Mask]:
 
 
 def _merged(shapes: list[Any], size: tuple[int, int]) -> Mask:
-    """The union of polygons (x and y in turns) and RLEs."""
+    """Return the union of polygons [x0, y0, x1, y1, ...] and RLEs as a mask."""
     from hotcoco import mask
 
     width, height = size

@@ -1,4 +1,4 @@
-"""Which categories are in an image: how well that is said, and the map of it that detection can be asked by."""
+"""Precision and recall of the categories named in images, and a map of them for `data.val_queries`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from vrft.utils.files import write_json
 
 
 class Row(NamedTuple):
-    """One image: the categories that were named and those that are there."""
+    """One image, with the categories that were named and those that are present."""
 
     image_id: int
     named: tuple[str, ...]
@@ -23,8 +23,8 @@ class Row(NamedTuple):
 class PresenceEvaluator(Evaluator[Row]):
     """Logs `val/presence/precision` and `val/presence/recall` over pairs of image and category, and `val/valid`.
 
-    The run's folder gets `category_map.json`, the names by image id, which `data.val_queries` takes: recall is the
-    share of what is there that a model asked by this map can find at all.
+    Writes `category_map.json`, the named categories by image id, as input for `data.val_queries`. Recall is then the
+    largest share of present categories that a detector asked by this map can find.
     """
 
     def row(self, answer: Answer, sample: Sample) -> Row:
@@ -41,9 +41,9 @@ class PresenceEvaluator(Evaluator[Row]):
         return row.image_id
 
     def quality(self, row: Row) -> float:
-        """Shared categories / all of either."""
-        either = {*row.named} | {*row.true}
-        return len({*row.named} & {*row.true}) / len(either) if either else 1.0
+        """Return the intersection over union of named and present categories."""
+        union = {*row.named} | {*row.true}
+        return len({*row.named} & {*row.true}) / len(union) if union else 1.0
 
     def write(self, folder: Path, rows: list[Row]) -> None:
         write_json(folder / "category_map.json", {str(row.image_id): row.named for row in rows})

@@ -1,4 +1,4 @@
-"""Masks of boxes by a Segment Anything model."""
+"""Segmentation of boxes by a Segment Anything model."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from vrft.evaluators.grounding import Mask, Segmenter
 
 
 class SamSegmenter(Segmenter):
-    """A SAM checkpoint (arXiv 2304.02643) that is asked with the box; of its three masks the surest counts."""
+    """A SAM checkpoint (arXiv 2304.02643) prompted with the box; returns the mask with the highest predicted IoU."""
 
     def __init__(self, checkpoint: str = "facebook/sam-vit-huge", device: str = "cpu") -> None:
-        """Names the model; it is read with the first box.
+        """Set the model, which is loaded for the first box.
 
         Args:
-            checkpoint: a folder or a Hugging Face model.
-            device: where it runs.
+            checkpoint: folder or Hugging Face name of a SAM model.
+            device: device to run the model on.
         """
         self.checkpoint, self.device = checkpoint, device
         self.model: Any = None

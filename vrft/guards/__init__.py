@@ -1,7 +1,7 @@
-"""Guards: rules over recent rollouts that tell when a run goes wrong in a way that its reward does not show."""
+"""Guards: rules over recent rollouts that detect failures which the mean reward does not show."""
 
 from vrft.guards.answers import DuplicateBoxes, EqualConfidences, NoFormat, SameBox, WholeImage
-from vrft.guards.base import Guard, Seen
+from vrft.guards.base import Guard, Observation
 from vrft.guards.training import EntropyCollapse, EqualRewards, GrowingCompletions, Overfitting, TinyUpdates
 
 GUARDS: tuple[type[Guard], ...] = (
@@ -17,4 +17,4 @@ GUARDS: tuple[type[Guard], ...] = (
     EqualConfidences,
 )
 
-__all__ = ["GUARDS", "Guard", "Seen"]
+__all__ = ["GUARDS", "Guard", "Observation"]

@@ -1,4 +1,4 @@
-"""Guards over what completions say: their format, their boxes and their confidences."""
+"""Guards on answers: their format, boxes and confidences."""
 
 from __future__ import annotations
 
@@ -10,52 +10,52 @@ import numpy as np
 
 from vrft.answers import format_error
 from vrft.boxes import Box, iou_matrix
-from vrft.guards.base import WINDOW, Guard, Seen, mean
+from vrft.guards.base import WINDOW, Guard, Observation, mean
 from vrft.guards.training import numbers
 from vrft.types import Answer, Detection, Sample
 
-FEW_VALID = 0.01
-"""Share of completions in the right format that counts as none."""
+MIN_VALID_SHARE = 0.01
+"""Share of completions in the correct format up to which the format counts as not learned."""
 
-ENOUGH = 40
-"""Boxes or answers in a window below which nothing is said about them."""
+MIN_COUNT = 40
+"""Number of boxes or answers in a window required for a warning about them."""
 
-EXAMINED = 128
-"""Completions of a rollout that are looked at."""
+MAX_EXAMINED = 128
+"""Number of completions of a rollout to examine."""
 
-WHOLE, ALWAYS = 0.9, 0.9
-"""Share of the image's area from which on a box is all of it; share of boxes from which on that is always so."""
+WHOLE_IMAGE_AREA, WHOLE_IMAGE_SHARE = 0.9, 0.9
+"""Share of the image's area from which a box covers the whole image; share of such boxes that is a problem."""
 
-SAME, GRID = 0.8, 50
-"""Share of answers with the same boxes, in steps of 1 / GRID of the image, that is always the same."""
+SAME_BOX_SHARE, GRID = 0.8, 50
+"""Share of answers with the same boxes, rounded to 1 / GRID of the image, that is a problem."""
 
-TWIN, DUPLICATES = 0.9, 0.3
-"""IoU with an earlier box of its answer and label that makes a box a duplicate; share of boxes that may be."""
+DUPLICATE_IOU, DUPLICATE_SHARE = 0.9, 0.3
+"""IoU with an earlier box of an answer with its label that makes a duplicate; share of duplicates that is a problem."""
 
-EQUAL = 0.95
-"""Share of boxes with the same confidence that is always the same."""
+EQUAL_CONFIDENCE_SHARE = 0.95
+"""Share of boxes with the same confidence that is a problem."""
 
 
 class NoFormat(Guard):
-    """Nothing can be read, or the format is never right: the commonest reason is named."""
+    """Warns if no completion is valid, with the most common reason."""
 
     name = "no_format"
 
-    def note(self, seen: Seen) -> list[Any] | None:
+    def note(self, seen: Observation) -> list[Any] | None:
         found = numbers(seen, "train/valid", "train/truncated")
         if found is None:
             return None
-        faults = Counter(fault(answer, seen.reasoning) for answer in seen.answers[:EXAMINED] if not answer.valid)
+        faults = Counter(fault(answer, seen.reasoning) for answer in seen.answers[:MAX_EXAMINED] if not answer.valid)
         return [*found, dict(faults)]
 
-    def judge(self, seen: Seen) -> str | None:
-        if mean([valid for valid, *_ in self.recent]) > FEW_VALID:
+    def judge(self, seen: Observation) -> str | None:
+        if mean([valid for valid, *_ in self.recent]) > MIN_VALID_SHARE:
             return None
         cut = mean([truncated for _, truncated, _ in self.recent])
         if cut >= 0.5:
             reason = (
-                f"{cut:.0%} are cut off at model.max_completion_length={seen.limit}; a higher limit, or a prompt that "
-                "asks for less"
+                f"{cut:.0%} are truncated at model.max_completion_length={seen.limit}; try a higher limit, or a prompt "
+                "that asks for less"
             )
         else:
             faults: Counter[str] = Counter()
@@ -63,94 +63,95 @@ class NoFormat(Guard):
                 faults.update(found)
             (commonest, count), *_ = faults.most_common(1) or [("unknown", 0)]
             reason = (
-                f"most often ({count / max(faults.total(), 1):.0%}) {commonest}; read transcripts.jsonl, and say the "
-                "form in task.template, or begin with some steps of SFT"
+                f"most often ({count / max(faults.total(), 1):.0%}) {commonest}; read transcripts.jsonl, and state the "
+                "format in task.template, or begin with some steps of SFT"
             )
-        return f"no completion of the last {WINDOW} rollouts is in the right format: {reason}"
+        return f"no completion of the last {WINDOW} rollouts is in the required format: {reason}"
 
 
 class WholeImage(Guard):
-    """Boxes are always the whole image, where true ones are not."""
+    """Warns if almost every box covers the whole image although the true boxes do not."""
 
     name = "whole_image"
 
-    def note(self, seen: Seen) -> list[int] | None:
+    def note(self, seen: Observation) -> list[int] | None:
         boxes = [
-            share_of(box.box, sample) >= WHOLE
+            area_share(box.box, sample) >= WHOLE_IMAGE_AREA
             for sample, answer in answered(seen)
-            if not any(share_of(true.box, sample) >= WHOLE for true in detections(sample.target))
+            if not any(area_share(true.box, sample) >= WHOLE_IMAGE_AREA for true in detections(sample.target))
             for box in detections(answer.value)
         ]
         return [sum(boxes), len(boxes)] if boxes else None
 
-    def judge(self, seen: Seen) -> str | None:
+    def judge(self, seen: Observation) -> str | None:
         whole, count = map(sum, zip(*self.recent, strict=True))
-        if count < ENOUGH or whole < ALWAYS * count:
+        if count < MIN_COUNT or whole < WHOLE_IMAGE_SHARE * count:
             return None
         return (
-            f"{whole / count:.0%} of the last {count} boxes are the whole image, and the true ones are not; are "
-            "policy.coordinates those of the checkpoint (vrft doctor tells), is the IoU reward's threshold too low"
+            f"{whole / count:.0%} of the last {count} boxes are the whole image, and the true ones are not; check "
+            "whether policy.coordinates fit the checkpoint (vrft doctor) and whether the IoU reward's threshold is too "
+            "low"
         )
 
 
 class SameBox(Guard):
-    """Answers are always the same boxes, whatever the image."""
+    """Warns if almost all answers have the same boxes, whatever the image."""
 
     name = "same_box"
 
-    def note(self, seen: Seen) -> list[Any] | None:
+    def note(self, seen: Observation) -> list[Any] | None:
         said, true = Counter[str](), Counter[str]()
         for sample, answer in answered(seen):
             boxes = detections(answer.value)
-            if boxes and not all(share_of(box.box, sample) >= WHOLE for box in boxes):
+            if boxes and not all(area_share(box.box, sample) >= WHOLE_IMAGE_AREA for box in boxes):
                 said[on_grid(boxes, sample)] += 1
                 true[on_grid(detections(sample.target), sample)] += 1
         if not said:
             return None
         return [*said.most_common(1)[0], said.total(), *true.most_common(1)[0]]
 
-    def judge(self, seen: Seen) -> str | None:
+    def judge(self, seen: Observation) -> str | None:
         said, true = Counter[str](), Counter[str]()
         for key, count, _, true_key, true_count in self.recent:
             said[key] += count
             true[true_key] += true_count
         commonest, same = said.most_common(1)[0]
         total = sum(entry[2] for entry in self.recent)
-        if total < ENOUGH or same < SAME * total or true.most_common(1)[0][1] > same / 2:
+        if total < MIN_COUNT or same < SAME_BOX_SHARE * total or true.most_common(1)[0][1] > same / 2:
             return None
         return (
             f"{same / total:.0%} of the last {total} answers with boxes give the same ones whatever the image (in "
-            f"fiftieths of it: {commonest}); does the model see its images (vrft doctor draws them), is the learning "
-            "rate too high"
+            f"fiftieths of it: {commonest}); check whether the model sees its images (vrft doctor draws them) and "
+            "whether the learning rate is too high"
         )
 
 
 class DuplicateBoxes(Guard):
-    """The same object is boxed more than once."""
+    """Warns if many answers box the same object more than once."""
 
     name = "duplicate_boxes"
 
-    def note(self, seen: Seen) -> list[int] | None:
+    def note(self, seen: Observation) -> list[int] | None:
         found = [detections(answer.value) for _, answer in answered(seen)]
         total = sum(map(len, found))
         return [sum(map(duplicates, found)), total] if total else None
 
-    def judge(self, seen: Seen) -> str | None:
-        twins, total = map(sum, zip(*self.recent, strict=True))
-        if total < ENOUGH or twins < DUPLICATES * total:
+    def judge(self, seen: Observation) -> str | None:
+        repeated, total = map(sum, zip(*self.recent, strict=True))
+        if total < MIN_COUNT or repeated < DUPLICATE_SHARE * total:
             return None
         return (
-            f"{twins / total:.0%} of the last {total} boxes repeat another one of their answer; a reward that counts "
-            "them (DetectionIoU, DetectionF1), and no reward that grows with the number of boxes"
+            f"{repeated / total:.0%} of the last {total} boxes repeat another one of their answer; try a reward that "
+            "penalises them (DetectionIoU, DetectionF1), and none that grows with the number of boxes"
         )
 
 
 class EqualConfidences(Guard):
-    """Every box has the same confidence, so that average precision can't order them."""
+    """Warns if almost all boxes have the same confidence, so that average precision can't rank them."""
 
     name = "equal_confidences"
 
-    def note(self, seen: Seen) -> list[Any] | None:
+    def note(self, seen: Observation) -> list[Any] | None:
         scores = Counter(
             round(box.score, 2)
             for _, answer in answered(seen)
@@ -159,55 +160,55 @@ class EqualConfidences(Guard):
         )
         return [*scores.most_common(1)[0], scores.total()] if scores else None
 
-    def judge(self, seen: Seen) -> str | None:
+    def judge(self, seen: Observation) -> str | None:
         score = Counter(score for score, *_ in self.recent).most_common(1)[0][0]
         same, total = sum(n for s, n, _ in self.recent if s == score), sum(entry[2] for entry in self.recent)
-        if total < ENOUGH or same < EQUAL * total:
+        if total < MIN_COUNT or same < EQUAL_CONFIDENCE_SHARE * total:
             return None
         return (
             f"{same / total:.0%} of the last {total} boxes state a confidence of {score:.2f}, so that average "
-            "precision can't order them; a DetectionConfidence reward, or the evaluator's confidence=logprob"
+            "precision can't rank them; try a DetectionConfidence reward, or the evaluator's confidence=logprob"
         )
 
 
 def fault(answer: Answer, reasoning: bool) -> str:
-    """Why a completion is not valid."""
+    """Explain why a completion is invalid."""
     if not answer.text.strip():
         return "it is empty"
     if answer.well_formed:
-        return "the answer block can't be read"
+        return "the answer block can't be parsed"
     return format_error(answer.text, reasoning)
 
 
-def answered(seen: Seen) -> Iterator[tuple[Sample, Answer]]:
-    """Completions that give boxes, with their samples."""
+def answered(seen: Observation) -> Iterator[tuple[Sample, Answer]]:
+    """Yield the answers with boxes and their samples."""
     group = len(seen.answers) // max(len(seen.samples), 1)
-    for n, answer in enumerate(seen.answers[:EXAMINED]):
+    for n, answer in enumerate(seen.answers[:MAX_EXAMINED]):
         if isinstance(answer.value, tuple):
             yield seen.samples[n // group], answer
 
 
 def detections(value: object) -> tuple[Detection, ...]:
-    """The boxes of a target or an answer; none if it is a text."""
+    """Return the boxes of a target or an answer; empty if it is text or None."""
     return value if isinstance(value, tuple) else ()
 
 
-def share_of(box: Box, sample: Sample) -> float:
-    """A box's share of the image's area."""
+def area_share(box: Box, sample: Sample) -> float:
+    """Return a box's share of the image's area."""
     x0, y0, x1, y1 = box
     width, height = sample.size
     return (x1 - x0) * (y1 - y0) / (width * height)
 
 
 def on_grid(boxes: Sequence[Detection], sample: Sample) -> str:
-    """Boxes in coarse steps of the image, in an order of their own, as text."""
+    """Return boxes as text, rounded to 1 / GRID of the image and sorted."""
     sides = (*sample.size, *sample.size)
     coarse = sorted([round(GRID * v / side) for v, side in zip(box.box, sides, strict=True)] for box in boxes)
     return " ".join(map(str, coarse))
 
 
 def duplicates(boxes: Sequence[Detection]) -> int:
-    """How many boxes repeat an earlier one with their label.
+    """Count the boxes that repeat an earlier one with the same label.
 
     >>> twice = [Detection((0, 0, 10, 10), "cat"), Detection((0, 0, 10, 10), "cat")]
     >>> duplicates(twice), duplicates([twice[0], twice[1]._replace(label="dog")])
@@ -216,5 +217,5 @@ def duplicates(boxes: Sequence[Detection]) -> int:
     if len(boxes) < 2:
         return 0
     corners, labels = [box.box for box in boxes], np.array([box.label for box in boxes])
-    twins = (iou_matrix(corners, corners) >= TWIN) & (labels[:, None] == labels)
-    return int(np.tril(twins, -1).any(1).sum())
+    same = (iou_matrix(corners, corners) >= DUPLICATE_IOU) & (labels[:, None] == labels)
+    return int(np.tril(same, -1).any(1).sum())

@@ -1,4 +1,4 @@
-"""What a guard is: it keeps a few numbers of the first and the last rollouts, and says what is wrong with them."""
+"""The guard base class: keeps statistics of the first and the latest training steps and warns about them."""
 
 from __future__ import annotations
 
@@ -12,55 +12,55 @@ from torch import Tensor
 from vrft.types import Answer, Sample
 
 WINDOW = 10
-"""Rollouts that have to show a thing before it is said: one may be chance."""
+"""Number of steps kept; a single one may show a problem by chance."""
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
-    """A training step, as guards see it."""
+class Observation:
+    """One training step as input of the guards."""
 
     metrics: Mapping[str, Tensor]
-    """What was logged, the same on all ranks."""
+    """Logged metrics, the same on all ranks."""
     samples: Sequence[Sample] = ()  # P, of the first rank
     answers: Sequence[Answer] = ()  # N; empty in supervised fine-tuning
     weights: tuple[Tensor, Tensor] | None = None
-    """Some of the weights before and after the step, flat."""
+    """A sample of the weights before and after the step, flat."""
     limit: int = 0
-    """Tokens of a completion."""
+    """`model.max_completion_length`, in tokens."""
     reasoning: bool = True
-    """Whether the task asks for it."""
+    """Whether the task asks for reasoning."""
 
 
 class Guard(ABC):
-    """One rule. What it keeps is plain values, part of a checkpoint, so that a continued run says the same."""
+    """Base class of guards. Statistics are plain values and part of a checkpoint, so that a resumed run warns alike."""
 
     name: ClassVar[str]
-    """In `warnings.jsonl` and as `guards/NAME`."""
-    least: ClassVar[int] = WINDOW
-    """Recent steps before it judges."""
+    """Name in `warnings.jsonl` and of the metric `guards/NAME`."""
+    min_steps: ClassVar[int] = WINDOW
+    """Number of recent steps required for a warning."""
 
     def __init__(self) -> None:
         self.first: list[Any] = []
         self.recent: list[Any] = []
         self.raised = False
-        """Whether what is wrong has been said and is not over yet."""
+        """Whether the problem has been reported and persists."""
 
-    def watch(self, seen: Seen) -> str | None:
-        """What is wrong, in one sentence with numbers and what to do; None if nothing is, or not known yet."""
+    def watch(self, seen: Observation) -> str | None:
+        """Record a step and return a warning with numbers and remedies, or None if there is no problem (yet)."""
         kept = self.note(seen)
         if kept is not None:
             if len(self.first) < WINDOW:
                 self.first.append(kept)
             self.recent = [*self.recent, kept][-WINDOW:]
-        return self.judge(seen) if len(self.recent) >= self.least else None
+        return self.judge(seen) if len(self.recent) >= self.min_steps else None
 
     @abstractmethod
-    def note(self, seen: Seen) -> Any | None:
-        """What is kept of a step, as plain values; None if it says nothing about this."""
+    def note(self, seen: Observation) -> Any | None:
+        """Return the statistics to keep of a step as plain values, or None to skip the step."""
 
     @abstractmethod
-    def judge(self, seen: Seen) -> str | None:
-        """What is wrong with recent steps, at least `least` and at most `WINDOW`."""
+    def judge(self, seen: Observation) -> str | None:
+        """Return a warning about the recent steps, at least `min_steps` and at most `WINDOW`, or None."""
 
     def state_dict(self) -> dict[str, Any]:
         return {"first": self.first, "recent": self.recent, "raised": self.raised}
@@ -70,5 +70,5 @@ class Guard(ABC):
 
 
 def mean(values: Sequence[float]) -> float:
-    """The arithmetic mean."""
+    """Return the arithmetic mean."""
     return sum(values) / len(values)

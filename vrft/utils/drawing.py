@@ -1,4 +1,4 @@
-"""Boxes drawn on images."""
+"""Drawing boxes on images, and arranging pictures with captions."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Colour = tuple[int, int, int]
 
 TRUTH: Colour = (0, 158, 115)
 PREDICTION: Colour = (213, 94, 0)
-"""Told apart by people who see red and green alike."""
+"""Both distinguishable with red-green colour blindness."""
 
 COLOURS: tuple[Colour, ...] = (
     PREDICTION,
@@ -22,17 +22,17 @@ COLOURS: tuple[Colour, ...] = (
     (230, 159, 0),
     (86, 180, 233),
 )
-SMALLEST = 320
-"""Pixels of the longer side from which on labels can be read; smaller images are enlarged."""
+MIN_SIDE = 320
+"""Images whose longer side has fewer pixels are enlarged, so that labels are legible."""
 
-LINE, LONGEST, GAP = 14, 60, 6
+LINE_HEIGHT, MAX_LINE_CHARACTERS, GAP = 14, 60, 6
 
 
 def draw_boxes(image: Image.Image, layers: Iterable[tuple[Sequence[Detection], Colour]]) -> Image.Image:
-    """A copy of an image with boxes and their labels, each layer in its colour."""
-    scale = max(1.0, SMALLEST / max(image.size))
+    """Return a copy of an image with boxes and their labels, each layer in its colour."""
+    scale = max(1.0, MIN_SIDE / max(image.size))
     picture = image.convert("RGB").resize((round(image.width * scale), round(image.height * scale)))
-    pen, font = ImageDraw.Draw(picture), ImageFont.load_default(LINE - 2)
+    pen, font = ImageDraw.Draw(picture), ImageFont.load_default(LINE_HEIGHT - 2)
     width = max(2, max(picture.size) // 300)
     for detections, colour in layers:
         for detection in detections:
@@ -40,36 +40,36 @@ def draw_boxes(image: Image.Image, layers: Iterable[tuple[Sequence[Detection], C
             pen.rectangle((x0, y0, x1, y1), outline=colour, width=width)
             text = label_of(detection)
             if text:
-                corner = (x0, max(0.0, y0 - LINE))
+                corner = (x0, max(0.0, y0 - LINE_HEIGHT))
                 pen.rectangle(pen.textbbox(corner, text, font=font), fill=colour)
                 pen.text(corner, text, fill="white", font=font)
     return picture
 
 
 def label_of(detection: Detection) -> str:
-    """The label of a box with its score, as it is written beside it."""
+    """Return the label of a box with its score, as drawn."""
     score = "" if detection.score is None else f"{detection.score:.2f}"
     return f"{brief(detection.label)} {score}".strip()
 
 
 def brief(text: str) -> str:
-    """A text in one line that has room in a picture."""
+    """Shorten a text to one line of a picture."""
     line = " ".join(text.split())
-    return line if len(line) <= LONGEST else f"{line[: LONGEST - 1]}…"
+    return line if len(line) <= MAX_LINE_CHARACTERS else f"{line[: MAX_LINE_CHARACTERS - 1]}…"
 
 
 def with_caption(picture: Image.Image, lines: Sequence[str]) -> Image.Image:
-    """A picture with lines of text below."""
-    whole = Image.new("RGB", (picture.width, picture.height + LINE * len(lines) + 4), "white")
-    whole.paste(picture)
-    pen, font = ImageDraw.Draw(whole), ImageFont.load_default(LINE - 2)
+    """Return a picture with lines of text below."""
+    captioned = Image.new("RGB", (picture.width, picture.height + LINE_HEIGHT * len(lines) + 4), "white")
+    captioned.paste(picture)
+    pen, font = ImageDraw.Draw(captioned), ImageFont.load_default(LINE_HEIGHT - 2)
     for i, line in enumerate(lines):
-        pen.text((4, picture.height + LINE * i), brief(line), fill="black", font=font)
-    return whole
+        pen.text((4, picture.height + LINE_HEIGHT * i), brief(line), fill="black", font=font)
+    return captioned
 
 
 def side_by_side(pictures: Sequence[Image.Image], columns: int = 4) -> Image.Image:
-    """Pictures in rows, on white."""
+    """Arrange pictures in a grid on white."""
     width = max(picture.width for picture in pictures) + GAP
     height = max(picture.height for picture in pictures) + GAP
     columns = min(columns, len(pictures))

@@ -1,4 +1,4 @@
-"""Files that are whole or absent, whenever a process is killed."""
+"""Atomic writes: a file is complete or absent, whenever the process is killed."""
 
 from __future__ import annotations
 
@@ -11,40 +11,40 @@ from pathlib import Path
 from typing import Any
 
 PARTIAL = ".partial"
-"""What the name of an unfinished file ends with. A killed run may leave one."""
+"""Suffix of unfinished files. A killed run may leave one."""
 
 
 def replace_link(link: Path, target: Path) -> None:
-    """Let a symbolic link point elsewhere; it becomes a copy where links can't be made."""
+    """Point a symbolic link to `target` atomically, or copy the target where links are not supported."""
     with atomic_write(link) as partial:
         try:
             partial.symlink_to(os.path.relpath(target, link.parent))
-        except OSError:  # Windows asks for a permission, some file systems have none
+        except OSError:  # Windows requires a privilege, some file systems have no links
             shutil.copy(target, partial)
 
 
 def hardlink(path: Path, name: Path) -> None:
-    """Give a file a second name, which stays when the first is given to another; a copy where files have but one."""
+    """Give a file a second name that survives when `path` is replaced, or copy it where hard links are unsupported."""
     if name.exists() and name.samefile(path):
         return
     with atomic_write(name) as partial:
         try:
             partial.hardlink_to(path.resolve())
-        except OSError:  # FAT has none, other file systems are another disk
+        except OSError:  # FAT has no hard links, and they can't cross file systems
             shutil.copy(path, partial)
 
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """Yields a name to write to, in the same folder; what is written there takes the place of `path` at once.
+    """Yield a temporary path in the same folder, which replaces `path` atomically after the block.
 
     Raises:
-        OSError: it can't be written; the message names `path` and the reason.
+        OSError: writing fails; the message names `path` and the reason.
     """
     partial = path.with_name(path.name + PARTIAL)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial.unlink(missing_ok=True)  # a link that a killed run left would be written through
+        partial.unlink(missing_ok=True)  # writing would follow a link left by a killed run
         yield partial
         sync(partial)
         partial.replace(path)
@@ -53,11 +53,11 @@ def atomic_write(path: Path) -> Iterator[Path]:
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
-        partial.unlink(missing_ok=True)  # on a full disk, its space is needed
+        partial.unlink(missing_ok=True)  # free its space if the disk is full
 
 
 def sync(path: Path) -> None:
-    """Return when what the file or the folder holds is on the disk."""
+    """Flush a file or a folder to disk (fsync)."""
     descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
     try:
         os.fsync(descriptor)
@@ -66,6 +66,6 @@ def sync(path: Path) -> None:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write JSON whole or not at all; NaN and infinities are refused."""
+    """Write JSON atomically. Raises ValueError for NaN and infinities."""
     with atomic_write(path) as partial:
         partial.write_text(json.dumps(content, allow_nan=False) + "\n")

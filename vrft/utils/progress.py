@@ -1,4 +1,4 @@
-"""Progress of long work: a bar where there is a terminal, else a line every few seconds."""
+"""Progress of long work: a bar in a terminal, else a line every few seconds."""
 
 from __future__ import annotations
 
@@ -10,36 +10,36 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 INTERVAL = 10.0
-"""Seconds between two lines."""
+"""Minimum seconds between two lines."""
 
 
 class ThrottledPrinter:
-    """Prints a line if the last one is `INTERVAL` seconds ago, so that short work leaves none."""
+    """Prints at most one line per `INTERVAL` seconds, so that short work prints nothing."""
 
     def __init__(self) -> None:
         self.last = time.monotonic()
 
     def say(self, text: str, *, always: bool = False) -> None:
-        """Print it, or not yet."""
+        """Print a line, unless one was printed recently and `always` is false."""
         if always or time.monotonic() - self.last >= INTERVAL:
             self.last = time.monotonic()
             print(text, flush=True)
 
 
 def has_terminal() -> bool:
-    """Whether a bar can be drawn."""
+    """Return whether a progress bar can be drawn."""
     console = Console()
     return console.is_terminal or console.is_jupyter
 
 
 @contextmanager
 def progress(name: str, total: int, quiet: bool = False) -> Iterator[Callable[[int], None]]:
-    """Show how far work is; yields a function that is told how much of `total` is done.
+    """Show progress, and yield a function that takes the number of finished parts.
 
     Args:
-        name: of the work.
-        total: parts that it has.
-        quiet: show nothing, as on all ranks but the first.
+        name: name of the work.
+        total: number of parts.
+        quiet: show nothing, e.g. on all ranks but the first.
     """
     if quiet:
         yield lambda _: None

@@ -1,4 +1,4 @@
-"""Small copies of images for people to look at, each kept once in the run's folder."""
+"""Small copies of images for viewing, stored once each in the run's folder."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from pathlib import Path
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from PIL import Image
 
-SIDE = 448
-"""Pixels of the longer side, from which an image is made smaller."""
+MAX_SIDE = 448
+"""Larger images are scaled down to this longer side, in pixels."""
 
-SMALL = 128
-"""Pixels of the longer side, up to which colours are kept as sharp as the rest."""
+FULL_CHROMA_MAX_SIDE = 128
+"""Thumbnails up to this longer side are saved without chroma subsampling."""
 
 
 def save_thumbnail(image: Image.Image, folder: Path) -> str | None:
     """Write a small JPEG, named by its content, and return the name, or None with a warning if writing fails."""
     small = image.convert("RGB")
-    small.thumbnail((SIDE, SIDE))
+    small.thumbnail((MAX_SIDE, MAX_SIDE))
     buffer = io.BytesIO()
-    quality, subsampling = (95, 0) if max(small.size) <= SMALL else (75, 2)
+    quality, subsampling = (95, 0) if max(small.size) <= FULL_CHROMA_MAX_SIDE else (75, 2)
     small.save(buffer, "JPEG", quality=quality, subsampling=subsampling)
     content = buffer.getvalue()
     path = folder / f"{hashlib.sha256(content).hexdigest()[:16]}.jpg"

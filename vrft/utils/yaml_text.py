@@ -1,4 +1,4 @@
-"""YAML that others wrote."""
+"""Decoding of untrusted YAML."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import yaml
 
 
 def decode_yaml(text: str, *, as_text: bool = False) -> Any:
-    """The value of a YAML text; tags make nothing but plain values, and with `as_text` all of them are text.
+    """Decode YAML to plain values only, or with `as_text` to strings instead of numbers, booleans and dates.
 
     Raises:
-        ValueError: it is none.
+        ValueError: the text is not valid YAML.
 
     >>> decode_yaml("made: 2026-99-99")
     Traceback (most recent call last):
@@ -23,4 +23,4 @@ def decode_yaml(text: str, *, as_text: bool = False) -> Any:
     except ValueError:
         raise
     except (yaml.YAMLError, LookupError, ArithmeticError, TypeError, AttributeError, RecursionError) as error:
-        raise ValueError(str(error)) from error  # of the YAML, or what a tag's own reader stumbled over
+        raise ValueError(str(error)) from error  # a YAML error, or one of a tag's constructor

@@ -1,0 +1,49 @@
+"""A picture of samples as the model gets them: prompt, target text, and true boxes in the model's coordinates."""
+
+from __future__ import annotations
+
+import textwrap
+from pathlib import Path
+
+from PIL import Image, ImageDraw, ImageFont
+
+from vrft.tasks import Task
+from vrft.types import Frame, PromptBatch, Sample
+
+MAX_TILES, COLUMNS = 12, 4
+TILE_WIDTH, IMAGE_HEIGHT, LINE_HEIGHT = 360, 300, 13
+MAX_LINES = 16
+BOX_COLOUR = (220, 30, 30)
+
+
+def draw_sheet(task: Task, batch: PromptBatch, path: Path) -> None:
+    """Draw some samples in a grid."""
+    tiles = [draw_tile(task, *pair) for pair in list(zip(batch.samples, batch.frames, strict=True))[:MAX_TILES]]
+    height = tiles[0].height
+    rows = -(-len(tiles) // COLUMNS)
+    sheet = Image.new("RGB", (TILE_WIDTH * min(COLUMNS, len(tiles)), height * rows), "white")
+    for i, tile in enumerate(tiles):
+        sheet.paste(tile, (TILE_WIDTH * (i % COLUMNS), height * (i // COLUMNS)))
+    sheet.save(path)
+
+
+def draw_tile(task: Task, sample: Sample, frame: Frame) -> Image.Image:
+    """Draw a sample's image with the boxes parsed from its target text, above the prompt and that text."""
+    tile = Image.new("RGB", (TILE_WIDTH, IMAGE_HEIGHT + MAX_LINES * LINE_HEIGHT + 10), "white")
+    pen, font = ImageDraw.Draw(tile), ImageFont.load_default(11)
+    width, height = sample.size
+    scale = min((TILE_WIDTH - 10) / width, (IMAGE_HEIGHT - 10) / height)
+    shown = sample.image.resize((max(1, round(width * scale)), max(1, round(height * scale))))
+    tile.paste(shown, (5, 5))
+    target = task.target_text(sample, frame)
+    value = task.parse(target, sample, frame).value
+    for detection in value if isinstance(value, tuple) else ():
+        corners = [5 + v * scale for v in detection.box]
+        pen.rectangle(corners, outline=BOX_COLOUR, width=2)
+        pen.text((corners[0] + 3, corners[1] + 1), detection.label[:30], fill=BOX_COLOUR, font=font)
+    question = textwrap.wrap(f"{sample.index}: {task.question(sample, frame)}", 62)[: MAX_LINES // 2]
+    answer = textwrap.wrap(target, 62)[: MAX_LINES // 2]
+    for i, line in enumerate([*question, *answer]):
+        colour = "black" if i < len(question) else BOX_COLOUR
+        pen.text((5, IMAGE_HEIGHT + i * LINE_HEIGHT), line, fill=colour, font=font)
+    return tile
