@@ -29,8 +29,10 @@ class TrainedModule(Protocol):
     task: Task
     batches_per_step: int
     """Batches that one training step gets as one."""
-    prefetches: bool
-    """Whether a training step needs the batch of the next one."""
+
+    @property
+    def prefetches(self) -> bool:
+        """Whether a training step needs the batch of the next one."""
 
     @property
     def encoder(self) -> Callable[[list[Sample]], PromptBatch]:
