@@ -15,7 +15,7 @@ from tests.helpers.run_folders import completion, held_out, report, write_lines,
 from vrft.__main__ import main
 from vrft.report.held_out import choose
 from vrft.report.lines import HeldOut
-from vrft.report.metrics import MOST, read_metrics, thin
+from vrft.report.metrics import MAX_POINTS, read_metrics, thin
 from vrft.run_dir import RunDir
 
 
@@ -129,9 +129,9 @@ def test_evaluations_stand_at_the_rollouts_before_them(
 
 
 def test_long_curves_are_means_of_neighbours() -> None:
-    points = [(i, float(i % 2)) for i in range(4 * MOST)]
+    points = [(i, float(i % 2)) for i in range(4 * MAX_POINTS)]
     thinned = thin(points)
-    assert len(thinned) == MOST
+    assert len(thinned) == MAX_POINTS
     assert {value for _, value in thinned} == {0.5}
     assert thinned[0][0] == 1.5
 
@@ -139,10 +139,10 @@ def test_long_curves_are_means_of_neighbours() -> None:
 def test_the_last_rollout_of_a_long_run_is_a_whole_number(tmp_path: Path) -> None:
     folder = tmp_path / "logs" / "version_0"
     folder.mkdir(parents=True)
-    (folder / "metrics.csv").write_text("step,train/reward\n" + "".join(f"{i},1.0\n" for i in range(2 * MOST)))
+    (folder / "metrics.csv").write_text("step,train/reward\n" + "".join(f"{i},1.0\n" for i in range(2 * MAX_POINTS)))
     _, data = report(tmp_path)
-    assert data["rollouts"] == 2 * MOST
-    assert len(data["series"]["train/reward"]) == MOST
+    assert data["rollouts"] == 2 * MAX_POINTS
+    assert len(data["series"]["train/reward"]) == MAX_POINTS
 
 
 def test_a_prompt_twice_in_a_rollout_is_two_groups(tmp_path: Path) -> None:

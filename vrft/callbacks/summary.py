@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from vrft.callbacks.base import vision_module
-from vrft.report.facts import SCORES
+from vrft.report.run_facts import SCORES
 from vrft.run_dir import RunDir
 
 

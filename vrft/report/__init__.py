@@ -1,4 +1,4 @@
-"""The report of a run: one HTML file."""
+"""The report of a run as one HTML file."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from vrft.errors import ConfigurationError
-from vrft.report import facts, held_out, rollouts
+from vrft.report import held_out, rollouts, run_facts
 from vrft.report.metrics import read_metrics, thin
 from vrft.report.page import read_pictures, render
 from vrft.run_dir import RunDir
@@ -15,10 +15,10 @@ from vrft.utils.files import PARTIAL
 
 
 def write_report(folder: Path) -> Path:
-    """Write `report.html` in a run's folder; returns its path.
+    """Write `report.html` in a run's folder and return its path.
 
     Raises:
-        ConfigurationError: there is no run.
+        ConfigurationError: the folder does not exist or holds no run.
         OSError: the file can't be written.
     """
     if not folder.is_dir():
@@ -40,34 +40,34 @@ def write_report(folder: Path) -> Path:
 
 
 def read_run(run: RunDir, problems: list[str]) -> dict[str, Any]:
-    """All that the page shows, as plain values; what can't be read is left out and named in `problems`."""
-    config, settings = facts.read_config(run, problems)
+    """Read everything that the page shows as plain values. Unreadable parts are left out and listed in `problems`."""
+    config, settings = run_facts.read_config(run, problems)
     series = read_metrics(run, problems)
-    summary = facts.read_summary(run, problems)
+    summary = run_facts.read_summary(run, problems)
     done = max((points[-1][0] for points in series.values()), default=0)
-    everything = rollouts.read_groups(run, problems)
-    groups = rollouts.thin(everything)
+    all_groups = rollouts.read_groups(run, problems)
+    groups = rollouts.thin(all_groups)
     evaluations = [folder for _, folder in run.evaluations_by_step()]
     return {
         "name": run.path.resolve().name,
         "written": time.strftime("%Y-%m-%d %H:%M"),
         "facts": settings,
-        "ended": bool(summary) and done <= (facts.number(summary, "rollouts") or 0),
-        "seconds": facts.number(summary, "seconds"),
-        "scores": facts.read_scores(summary, series),
+        "ended": bool(summary) and done <= (run_facts.number(summary, "rollouts") or 0),
+        "seconds": run_facts.number(summary, "seconds"),
+        "scores": run_facts.read_scores(summary, series),
         "rollouts": done,
         "series": {name: thin(points) for name, points in series.items()},
         "groups": [rollouts.as_values(group) for group in groups],
-        "all_groups": len(everything),
+        "all_groups": len(all_groups),
         "pairs": rollouts.pairs(groups),
         "held_out": held_out.read_pairs(evaluations, problems),
-        "categories": facts.read_categories(evaluations, problems),
-        "warnings": facts.read_warnings(run, problems),
+        "categories": run_facts.read_categories(evaluations, problems),
+        "warnings": run_facts.read_warnings(run, problems),
         "config": config,
         "problems": problems,
     }
 
 
 def _names(data: dict[str, Any]) -> list[str | None]:
-    """The pictures that are shown."""
+    """Return the names of the pictures that the page shows."""
     return [group["image"] for group in data["groups"]] + [pair["image"] for pair in data["held_out"]["answers"]]

@@ -1,4 +1,4 @@
-// Line charts over rollouts. Pointing at one shows the values of all at the same rollout.
+// Line charts over rollouts. Hovering over one shows the values of all charts at that rollout.
 
 const LAST = Math.max(1, DATA.rollouts);
 
@@ -27,7 +27,7 @@ function tickLabel(value) {
   return String(+value.toPrecision(4)).replace("-", "−");
 }
 
-// The mean over neighbours, as many on both sides.
+// The mean over equally many neighbours on both sides.
 function smooth(points, width) {
   const sums = [0];
   for (const [, y] of points) sums.push(sums[sums.length - 1] + y);
@@ -50,7 +50,7 @@ function nearest(points, x) {
 
 const reachOf = (points) => Math.max(1, Math.round(points.length / 30));
 
-// series: {label, points, dots, colour}; with dots each value is marked and none is averaged.
+// series: {label, points, dots, colour}; with dots, each value is marked and the curve is not smoothed.
 function chart({ title, hint, series, height = 150, low, high, stacked = false }) {
   const shown = series.map((each, i) => ({
     colour: i,
@@ -79,7 +79,7 @@ function chart({ title, hint, series, height = 150, low, high, stacked = false }
     const top = Math.max(...shown.flatMap((each) => (stacked ? each.upper : each.points).map((point) => point[1])), high ?? -Infinity);
     const bottom = Math.min(...shown.flatMap((each) => each.points.map((point) => point[1])), low ?? Infinity, stacked ? 0 : Infinity);
     const room = top - bottom > Math.abs(top) * 1e-6 ? top - bottom : Math.abs(top) * 0.2 || 1;
-    const y0 = low ?? (bottom >= 0 && bottom < room ? 0 : bottom - room * 0.06); // from 0 unless the changes would be too small to see
+    const y0 = low ?? (bottom >= 0 && bottom < room ? 0 : bottom - room * 0.06); // start at 0 unless changes would be invisible
     const y1 = top > y0 ? top + (high === top ? 0 : (top - y0) * 0.04) : y0 + room;
     const levels = ticks(y0, y1, height > 170 ? 4 : 3);
     const left = 14 + 6.5 * Math.max(3, ...levels.map((y) => tickLabel(y).length)), right = 10, head = 8, foot = 20;
@@ -146,7 +146,7 @@ function summary(each) {
   return `${each.label} from ${number(first[1])} to ${number(last[1])}`;
 }
 
-// Areas on top of each other; all series have to be known at the same rollouts, or count as 0 there.
+// Stacked areas. A series without a value at a rollout counts as 0 there.
 function stack(shown) {
   const xs = [...new Set(shown.flatMap((each) => each.line.map((point) => point[0])))].sort((a, b) => a - b);
   const level = new Map(xs.map((x) => [x, 0]));

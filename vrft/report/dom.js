@@ -1,4 +1,4 @@
-// Elements and numbers. What a run wrote becomes text nodes and attribute values, never markup.
+// Elements and number formats. Content of a run becomes text nodes and attribute values, never markup.
 
 const DATA = JSON.parse(document.getElementById("data").textContent);
 const PICTURES = JSON.parse(document.getElementById("pictures").textContent);
@@ -44,7 +44,7 @@ function duration(seconds) {
   return minutes < 120 ? `${minutes} min` : `${Math.floor(minutes / 60)} h ${minutes % 60} min`;
 }
 
-// A way of switching between views: one button each, of which one is pressed.
+// A switch between views: one button each, with one pressed.
 function switcher(label, options, change) {
   const buttons = options.map(([value, text]) =>
     h("button", { type: "button", "aria-pressed": "false", onclick: () => choose(value) }, text));

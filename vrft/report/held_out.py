@@ -1,4 +1,4 @@
-"""Which held-out answers are worth a look: those that went worst, that gained and that lost most, and a fair sample."""
+"""Choice of held-out answers to show: the worst, the most improved, the most worsened, and an even sample."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from typing import Any
 from vrft.report.lines import HeldOut, read_lines
 from vrft.run_dir import ANSWERS
 
-MOST = 12
-"""Images of each kind."""
+MAX_IMAGES = 12
+"""Images per list."""
 
 Answers = Mapping[int, HeldOut]
-"""By sample."""
+"""Answers by sample index."""
 
 
 def choose(first: Answers, last: Answers) -> dict[str, list[int]]:
-    """Samples to look at, by why, each of another image; the fair sample is the same in every evaluation.
+    """Return lists of samples to show by reason, one per image; the even sample is the same in every evaluation.
 
     Args:
-        first: of the first evaluation.
-        last: of another one.
+        first: answers of the first evaluation.
+        last: answers of the last evaluation.
     """
     gains = {sample: gain for sample in last if sample in first and (gain := _gain(first[sample], last[sample]))}
     scores = {sample: answer.score for sample, answer in last.items() if answer.score is not None}
     order = sorted(last)
-    step = max(1, math.ceil(len(order) / MOST))
+    step = max(1, math.ceil(len(order) / MAX_IMAGES))
     return {
         "improved": _best(last, [s for s in gains if gains[s] > 0], lambda sample: -gains[sample]),
         "worsened": _best(last, [s for s in gains if gains[s] < 0], lambda sample: gains[sample]),
@@ -44,36 +44,36 @@ def _best(answers: Answers, samples: list[int], key: Callable[[int], float]) -> 
     chosen: dict[int, int] = {}
     for sample in sorted(samples, key=lambda sample: (key(sample), sample)):
         chosen.setdefault(answers[sample].image_id, sample)
-    return [*chosen.values()][:MOST]
+    return [*chosen.values()][:MAX_IMAGES]
 
 
 def read_answers(folder: Path, problems: list[str]) -> dict[int, HeldOut]:
-    """The answers of an evaluation."""
+    """Read the answers of an evaluation."""
     return {answer.sample: answer for answer in read_lines(folder / ANSWERS, HeldOut, problems)}
 
 
 def read_pairs(folders: list[Path], problems: list[str]) -> dict[str, Any]:
-    """Answers that are worth a look, with that of the run's first evaluation beside each.
+    """Choose answers of the last evaluation and pair them with those of the first.
 
     Args:
-        folders: of evaluations, in their order.
-        problems: gets what can't be read.
+        folders: folders of the evaluations in order.
+        problems: receives messages about unreadable files.
 
     Returns:
-        `answers`, and `lists` of positions among them by why they are worth a look.
+        `answers`, and `lists` of positions among them by reason.
     """
     with_answers = [folder for folder in folders if (folder / ANSWERS).exists()]
     if not with_answers:
         return {"answers": [], "lists": {}}
-    alone = len(with_answers) == 1
+    single = len(with_answers) == 1
     last = read_answers(with_answers[-1], problems)
-    first = last if alone else read_answers(with_answers[0], problems)
+    first = last if single else read_answers(with_answers[0], problems)
     chosen = choose(first, last)
     samples = sorted({sample for some in chosen.values() for sample in some})
-    place = {sample: position for position, sample in enumerate(samples)}
+    positions = {sample: position for position, sample in enumerate(samples)}
     return {
-        "answers": [_pair(None if alone else first.get(sample), last[sample]) for sample in samples],
-        "lists": {why: [place[sample] for sample in some] for why, some in chosen.items()},
+        "answers": [_pair(None if single else first.get(sample), last[sample]) for sample in samples],
+        "lists": {reason: [positions[sample] for sample in some] for reason, some in chosen.items()},
     }
 
 

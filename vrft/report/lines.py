@@ -1,4 +1,4 @@
-"""The lines that a run writes for people to look at, and how they are read back: whole, of the right types, or not."""
+"""Schemas of the JSON lines that a run writes, and a reader that validates them."""
 
 from __future__ import annotations
 
@@ -8,16 +8,15 @@ from typing import Annotated, TypeVar
 
 import msgspec
 
-LONGEST = 1_000_000
-"""Bytes of a line."""
+MAX_LINE_BYTES = 1_000_000
 
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
 Number = Annotated[float, msgspec.Meta(ge=-1e12, le=1e12)]
-"""What a page can compute with."""
+"""A number that the page can compute with."""
 
 Box = tuple[tuple[Number, Number, Number, Number], str, Number | None]
 Value = list[Box] | str | None
-"""Boxes with labels and confidences, a text, or null for what can't be read."""
+"""Boxes with labels and confidences, a text, or null if the answer can't be parsed."""
 
 
 class Completion(msgspec.Struct):
@@ -42,7 +41,7 @@ class Completion(msgspec.Struct):
 
 
 class HeldOut(msgspec.Struct):
-    """A held-out answer of an evaluation's `answers.jsonl`. `score` is the evaluator's, or the reward without one."""
+    """A held-out answer of an evaluation's `answers.jsonl`. `score` is the evaluator's, else the reward."""
 
     sample: Count
     image_id: int
@@ -68,7 +67,7 @@ class Warned(msgspec.Struct):
 
 
 class Fault(msgspec.Struct):
-    """A line of `faults.jsonl`: a completion, or a sample, of an optimizer step that was left out."""
+    """A line of `faults.jsonl`: a completion or a sample of a skipped optimizer step."""
 
     rollout: Count
     sample: Count
@@ -80,9 +79,9 @@ Line = TypeVar("Line", bound=msgspec.Struct)
 
 
 def read_lines(path: Path, kind: type[Line], problems: list[str]) -> Iterator[Line]:
-    """The lines of a file that are what they should be; how many others there are goes to `problems`.
+    """Yield the valid lines of a file; the number of invalid ones is reported in `problems`.
 
-    A run that is going on or was killed may leave half a line at the end. A file that isn't there has no lines.
+    A running or killed run may leave half a line at the end. A missing file has no lines.
     """
     decoder = msgspec.json.Decoder(kind)
     bad = 0
@@ -90,7 +89,7 @@ def read_lines(path: Path, kind: type[Line], problems: list[str]) -> Iterator[Li
         with path.open("rb") as file:
             for line in file:
                 try:
-                    if len(line) > LONGEST:
+                    if len(line) > MAX_LINE_BYTES:
                         raise msgspec.DecodeError
                     yield decoder.decode(line)
                 except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):

@@ -1,4 +1,4 @@
-"""The numbers of a run, out of the CSV files that its logger wrote."""
+"""The metrics of a run, read from its CSV files."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from typing import NamedTuple
 
 from vrft.run_dir import RunDir
 
-MOST = 1500
-"""Points of a curve; of longer runs, neighbours are averaged."""
+MAX_POINTS = 1500
+"""Points per curve; longer curves are averaged over neighbours."""
 
-LARGEST = 1e100
-"""Values beyond it, infinities and NaN are gaps."""
+MAX_VALUE = 1e100
+"""Larger values, infinities and NaN become gaps."""
 
-TRAINED = "train/"
+TRAIN_PREFIX = "train/"
 
 
 class Point(NamedTuple):
-    """A value after so many rollouts."""
+    """The value of a metric after a number of rollouts."""
 
     rollouts: int
     name: str
@@ -29,16 +29,16 @@ class Point(NamedTuple):
 
 
 Series = dict[str, list[tuple[int, float]]]
-"""Rollouts and value, by name."""
+"""Pairs of rollouts and value by metric name."""
 
 
 def read_metrics(run: RunDir, problems: list[str]) -> Series:
-    """Every metric over rollouts. Where a continued run did some again, the later ones count."""
+    """Read every metric over rollouts. If a resumed run repeated rollouts, the later values count."""
     found: dict[str, dict[int, float]] = defaultdict(dict)
     for path in sorted(run.metrics_files(), key=_version):
         points = list(_read(path, problems))
-        trained = [point.rollouts for point in points if point.name.startswith(TRAINED)]
-        if not trained and found:  # an evaluation of some checkpoint counts as step 0, that of a run's end does not
+        trained = [point.rollouts for point in points if point.name.startswith(TRAIN_PREFIX)]
+        if not trained and found:  # a separate evaluation logs step 0, which is not the base
             points = [point for point in points if point.rollouts > 0]
         if trained:
             for values in found.values():
@@ -55,19 +55,19 @@ def _version(path: Path) -> tuple[int, str]:
 
 
 def _read(path: Path, problems: list[str]) -> Iterator[Point]:
-    """The points of a file.
+    """Yield the points of a file.
 
-    Lightning counts the steps before a row. An evaluation within training has the step of the rollout that it follows;
-    those before and after training come at a step that no rollout has had.
+    Lightning logs the number of steps before a row. An evaluation during training has the step of the rollout that it
+    follows; evaluations before and after training have a step without a rollout.
     """
     try:
         text = path.read_text(errors="replace")
     except OSError as error:
         problems.append(f"{path.parent.name}/{path.name} can't be read: {error.strerror}")
         return
-    whole = text[: text.rfind("\n") + 1]  # a killed run may leave half a line
+    complete = text[: text.rfind("\n") + 1]  # a killed run may leave half a line
     trained, bad = -1, 0
-    rows = csv.DictReader(whole.splitlines())
+    rows = csv.DictReader(complete.splitlines())
     try:
         for row in rows:
             step = _number(row.get("step"))
@@ -76,7 +76,7 @@ def _read(path: Path, problems: list[str]) -> Iterator[Point]:
                 continue
             values = {name: _number(text) for name, text in row.items() if isinstance(name, str) and name.count("/")}
             known = {name: value for name, value in values.items() if value is not None}
-            if any(name.startswith(TRAINED) for name in known):
+            if any(name.startswith(TRAIN_PREFIX) for name in known):
                 trained = int(step)
             rollouts = int(step) + (trained == step)
             yield from (Point(rollouts, name, value) for name, value in known.items())
@@ -87,23 +87,23 @@ def _read(path: Path, problems: list[str]) -> Iterator[Point]:
 
 
 def _number(text: object) -> float | None:
-    """What a cell says, if that is a number to draw."""
+    """Parse a cell as a number that can be drawn, else None."""
     if not isinstance(text, str) or len(text) > 40:
         return None
     try:
         value = float(text)
     except ValueError:
         return None
-    return value if abs(value) < LARGEST else None
+    return value if abs(value) < MAX_VALUE else None
 
 
 def thin(points: list[tuple[int, float]]) -> list[tuple[float, float]]:
-    """At most `MOST` points, each the mean of equally many neighbours but for the last."""
-    each = max(1, -(-len(points) // MOST))
+    """Reduce a curve to at most MAX_POINTS points, each the mean of equally many neighbours except the last."""
+    each = max(1, -(-len(points) // MAX_POINTS))
     parts = [points[start : start + each] for start in range(0, len(points), each)]
     return [(_mean([x for x, _ in part]), _mean([y for _, y in part])) for part in parts]
 
 
 def _mean(values: Sequence[float]) -> float:
-    """In six digits: more are not seen."""
+    """Return the mean in six digits; more are invisible."""
     return float(f"{math.fsum(value / len(values) for value in values):.6g}")

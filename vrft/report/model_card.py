@@ -1,4 +1,4 @@
-"""The README.md of an exported model: what the run's own files say about it, and nothing else."""
+"""The README.md of an exported model, written from the files of its run."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import yaml
 from omegaconf import OmegaConf
 
 from vrft.errors import ConfigurationError
-from vrft.report.facts import SCORES, number, read_summary
+from vrft.report.run_facts import SCORES, number, read_summary
 from vrft.run_dir import RunDir
 from vrft.utils.redact import redact
 from vrft.utils.yaml_text import decode_yaml
 
-TRAINING = (
+OBJECTIVE_SETTINGS = (
     "num_generations",
     "loss_type",
     "beta",
@@ -26,17 +26,16 @@ TRAINING = (
     "scale_rewards",
     "sft_weight",
 )
-"""Settings of the objective that a card names."""
+"""Settings of the objective that a card lists."""
 
-LONGEST = 300
-"""Characters of a value in a card."""
+MAX_VALUE_CHARACTERS = 300
 
 
 def read_run(run: Path) -> dict[str, Any]:
-    """The config of a run's folder.
+    """Read the config of a run and resolve its interpolations.
 
     Raises:
-        ConfigurationError: there is none.
+        ConfigurationError: the folder has no config of a run.
     """
     path = RunDir(run).config
     try:
@@ -54,7 +53,7 @@ def read_run(run: Path) -> dict[str, Any]:
 
 
 def is_reinforced(config: dict[str, Any]) -> bool:
-    """Whether a run was of `vrft.RFT` or a subclass: no other model has generations."""
+    """Return whether a run trained `vrft.RFT` or a subclass: only these have generations."""
     return "num_generations" in config["model"]["init_args"]
 
 
@@ -62,11 +61,11 @@ def write_card(folder: Path, run: Path, template: str, *, adapter: bool, step: i
     """Write a model card.
 
     Args:
-        folder: of the exported model.
-        run: the run's folder.
-        template: the words that the model was asked with.
-        adapter: the folder holds an adapter alone.
-        step: optimizer steps behind the weights; `summary.json` is of one of them.
+        folder: folder of the exported model.
+        run: folder of the run.
+        template: the task's template, i.e. the prompt of training.
+        adapter: whether the folder holds only an adapter.
+        step: optimizer step of the weights. Scores of `summary.json` are listed if they belong to it.
     """
     config = read_run(run)
     summary = read_summary(RunDir(run), [])
@@ -77,7 +76,7 @@ def write_card(folder: Path, run: Path, template: str, *, adapter: bool, step: i
 
 
 def front_matter(config: dict[str, Any], adapter: bool) -> Iterator[str]:
-    """What the Hugging Face Hub reads."""
+    """Yield the metadata that the Hugging Face Hub reads."""
     base = str(config["model"]["init_args"]["policy"]["init_args"]["checkpoint"])
     about: dict[str, Any] = {
         "library_name": "peft" if adapter else "transformers",
@@ -90,12 +89,12 @@ def front_matter(config: dict[str, Any], adapter: bool) -> Iterator[str]:
 
 
 def lora_of(config: dict[str, Any]) -> Any:
-    """The config's LoRA settings, None without."""
+    """Return the config's LoRA settings, or None."""
     return config["model"]["init_args"]["policy"]["init_args"].get("lora")
 
 
 def description(config: dict[str, Any], run: Path, template: str, adapter: bool) -> Iterator[str]:
-    """What it is, what it was trained on and how."""
+    """Yield the title, the training data, the settings and the prompt."""
     model = config["model"]["init_args"]
     base = code(model["policy"]["init_args"]["checkpoint"])
     how = (
@@ -120,23 +119,23 @@ def description(config: dict[str, Any], run: Path, template: str, adapter: bool)
     yield f"| optimizer steps at most | {code(config['trainer'].get('max_steps'))} |"
     yield f"| learning rate | {code(rate)} |"
     yield f"| LoRA | {code(lora_of(config) or 'no')} |"
-    for name in TRAINING if is_reinforced(config) else ():
+    for name in OBJECTIVE_SETTINGS if is_reinforced(config) else ():
         yield f"| {name} | {code(model.get(name))} |"
-    yield from ("", "The run:", "", fenced(f"python -m vrft fit --config {RunDir(run).config}"), "")
-    yield from ("It was asked in these words, beside the image:", "", fenced(template), "")
+    yield from ("", "Command of the run:", "", fenced(f"python -m vrft fit --config {RunDir(run).config}"), "")
+    yield from ("Prompt beside the image:", "", fenced(template), "")
 
 
 def table(summary: dict[str, Any], step: int) -> Iterator[str]:
-    """The numbers of the run."""
+    """Yield the held-out scores before and after training."""
     yield from ("## Held-out images", "")
     at = number(summary, "step")
     if at is None:
         yield "This checkpoint was not evaluated."
         return
     if at != step:
-        yield f"This checkpoint is of step {step}, the numbers of its run are of step {at:.0f}."
+        yield f"This checkpoint is from step {step}; the scores of its run are from step {at:.0f}."
         return
-    yield from ("Greedy answers, scores in the run's own terms, before and after.", "")
+    yield from ("Scores of greedy answers by the run's evaluators, before and after training.", "")
     yield from ("| | base | tuned | change |", "|--|--|--|--|")
     for name in SCORES:
         before, after = (number(summary.get(part), name) for part in ("base", "tuned"))
@@ -145,13 +144,13 @@ def table(summary: dict[str, Any], step: int) -> Iterator[str]:
 
 
 def code(value: Any) -> str:
-    r"""A value without secrets as inline code in a table cell: one line, in more backticks than it has in a row.
+    r"""Format a value, without secrets, as one line of inline code in a table cell, whatever backticks it has.
 
     >>> code("a|`b`\n<script>")
     '`` a\\|`b` <script> ``'
     """
     text = " ".join(redact(str(value)).split())
-    text = text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…"
+    text = text if len(text) <= MAX_VALUE_CHARACTERS else f"{text[: MAX_VALUE_CHARACTERS - 1]}…"
     ticks = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
     padding = " " if "`" in text else ""
     cell = text.replace("|", r"\|")
@@ -159,7 +158,7 @@ def code(value: Any) -> str:
 
 
 def fenced(text: str) -> str:
-    """A block of text, without secrets, in a fence that it can't close."""
+    """Format text, without secrets, as a code block whose fence the text can't close."""
     text = redact(text)
     fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
     return f"{fence}text\n{text}\n{fence}"

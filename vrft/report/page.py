@@ -1,4 +1,4 @@
-"""One HTML file with all that it needs: style, script, data and pictures."""
+"""Rendering of a self-contained HTML file with style, script, data and pictures."""
 
 from __future__ import annotations
 
@@ -13,17 +13,16 @@ from typing import Any
 
 SCRIPTS = ("dom.js", "charts.js", "pictures.js", "rollouts.js", "report.js")
 
-NAME = re.compile(r"[0-9a-f]{16}\.jpg")
-JPEG = b"\xff\xd8\xff"
-LARGEST = 2_000_000
-"""Bytes of a picture."""
+PICTURE_NAME = re.compile(r"[0-9a-f]{16}\.jpg")
+JPEG_SIGNATURE = b"\xff\xd8\xff"
+MAX_PICTURE_BYTES = 2_000_000
 
 
 def render(data: dict[str, Any], pictures: dict[str, str]) -> str:
-    """The page.
+    """Render the page.
 
-    What a run wrote is in it as JSON alone, in which no character can end a script block; the page shows it as text.
-    Only the page's own style and script may act, by their hashes in its Content-Security-Policy.
+    The run's content is embedded as JSON without characters that could end the script block, and is shown as text. The
+    Content-Security-Policy allows the page's own style and script only, by their hashes.
     """
     folder = files("vrft.report")
     style = (folder / "report.css").read_text(encoding="utf-8")
@@ -41,7 +40,7 @@ def render(data: dict[str, Any], pictures: dict[str, str]) -> str:
 
 
 def embedded(value: Any) -> str:
-    r"""JSON that stands in a script block: without the characters that mean something in HTML.
+    r"""Encode a value as JSON for a script block, with the characters that are special in HTML escaped.
 
     >>> embedded("</script>")
     '"\\u003c/script\\u003e"'
@@ -55,18 +54,18 @@ def _hash(text: str) -> str:
 
 
 def read_pictures(folder: Path, names: Iterable[str | None], problems: list[str]) -> dict[str, str]:
-    """Pictures in base64, by name; those that are no JPEG or aren't there are left out and counted."""
+    """Return pictures in base64 by name. Missing files and files that are no JPEG are counted in `problems`."""
     wanted = sorted({name for name in names if name is not None})
     found: dict[str, str] = {}
     for name in wanted:
         path = folder / name
-        if not NAME.fullmatch(name):
+        if not PICTURE_NAME.fullmatch(name):
             continue
         try:
-            content = path.read_bytes() if path.stat().st_size <= LARGEST else b""
+            content = path.read_bytes() if path.stat().st_size <= MAX_PICTURE_BYTES else b""
         except OSError:
             continue
-        if content.startswith(JPEG):
+        if content.startswith(JPEG_SIGNATURE):
             found[name] = base64.b64encode(content).decode()
     if missing := len(wanted) - len(found):
         problems.append(f"{missing} of {len(wanted)} pictures are missing or broken")

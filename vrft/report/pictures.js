@@ -1,4 +1,4 @@
-// An image with boxes over it: what is there, and what was answered.
+// An image with its true and its predicted boxes.
 
 const isBoxes = (value) => Array.isArray(value);
 
@@ -9,7 +9,7 @@ function sizeOf({ size, target, answers = [] }) {
   return [extent(2), extent(3)];
 }
 
-// The question; where all are the same and it is not written, what is right.
+// The query, or the true answer if samples have no query.
 const titleOf = (subject) => subject.query || said(subject.target);
 
 const clamp = (value, high) => Math.min(Math.max(value, -high), 2 * high);
@@ -51,7 +51,7 @@ const said = (value) =>
 const key = () => h("ul", { class: "legend key" },
   h("li", {}, h("i", { class: "swatch truth" }), "true"), h("li", {}, h("i", { class: "swatch predicted" }), "predicted"));
 
-// Two looks at one image, before and after.
+// One image with answers before and after training.
 function pair(subject, sides, onopen) {
   return h("li", { class: "pair" },
     h("h3", { class: "hostile" }, titleOf(subject)),

@@ -1,4 +1,4 @@
-// The page: what was run, curves, rollouts, before and after, categories, config and warnings.
+// The page: summary of the run, curves, rollouts, before and after, categories, warnings and config.
 
 const METRICS = {
   "train/zero_variance_groups": ["Groups without variance", "share of groups whose answers all earn the same; they teach nothing", 0, 1],
@@ -26,7 +26,7 @@ function section(id, name, intro, ...content) {
   return h("section", { id, "aria-labelledby": `${id}-title` }, h("h2", { id: `${id}-title` }, name), intro && h("p", { class: "intro" }, intro), content);
 }
 
-// ------------------------------------------------------------------------------------------------ what was run
+// --------------------------------------------------------------------------------------------- summary of the run
 
 function change(before, after) {
   if (before == null || after == null) return null;
@@ -84,11 +84,11 @@ function curves() {
     .map((name) => name.replace(/^(train|val)\//, ""));
   const part = (name) => chart({ title: name.replace("reward/", ""), series: pick(take(`train/${name}`, { label: "training" }), take(`val/${name}`, { label: "held out", dots: true, colour: 1 })) });
   const partCharts = parts.map(part);
-  const place = (name) => PHASES.indexOf(name.slice(5)) >>> 0; // those not known come last
+  const place = (name) => PHASES.indexOf(name.slice(5)) >>> 0; // unknown ones come last
   const phases = names.filter((name) => name.startsWith("time/") && of(name).length > 1).sort((a, b) => place(a) - place(b));
   const time = phases.map((name, i) => take(name, { colour: i % 6 }));
   const memory = names.filter((name) => name.startsWith("memory/")).map((name, i) => take(name, { colour: i % 6 }));
-  names.filter((name) => name.startsWith("guards/")).forEach((name) => used.add(name)); // what they said is among the warnings
+  names.filter((name) => name.startsWith("guards/")).forEach((name) => used.add(name)); // shown among the warnings
   const quiet = names.filter((name) => !used.has(name) && name.startsWith("train/") && of(name).every(([, value]) => value === 0));
   quiet.forEach((name) => used.add(name));
   const health = Object.entries(METRICS).filter(([name]) => of(name) && !quiet.includes(name)).map(([name, [text, hint, low, high]]) => (used.add(name), chart({ title: text, hint, low, high, series: [{ label: text, points: of(name) }] })));

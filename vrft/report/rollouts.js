@@ -1,4 +1,4 @@
-// The browser of rollouts: filters, pages of groups, and one group with all its answers.
+// The rollout browser: filters, pages of groups, and the details of one group.
 
 const PAGE = 28;
 

@@ -1,4 +1,4 @@
-"""Groups of completions, and the same prompt early and late in a run."""
+"""Groups of completions, and pairs of groups of the same prompt early and late in a run."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from typing import Any
 from vrft.report.lines import Completion, read_lines
 from vrft.run_dir import RunDir
 
-MOST = 5000
-"""Completions that a report shows; of more, those of evenly spaced rollouts."""
+MAX_COMPLETIONS = 5000
+"""Completions in a report; if there are more, those of evenly spaced rollouts."""
 
-PAIRS = 12
+MAX_PAIRS = 12
 
 
 @dataclass
 class Group:
-    """The completions of one prompt in one rollout; what they share is in the first."""
+    """The completions of one prompt in one rollout. Fields of the prompt are read from the first."""
 
     completions: list[Completion] = field(default_factory=list)
 
@@ -25,7 +25,7 @@ class Group:
         return self.completions[0]
 
     def takes(self, line: Completion) -> bool:
-        """Whether a line is of this group: a prompt may be in a rollout twice."""
+        """Return whether a line belongs to this group. A prompt may be in a rollout twice."""
         same = (line.rollout, line.sample, line.query) == (self.first.rollout, self.first.sample, self.first.query)
         return same and all(line.generation != known.generation for known in self.completions)
 
@@ -36,7 +36,7 @@ class Group:
 
 
 def read_groups(run: RunDir, problems: list[str]) -> list[Group]:
-    """Groups in the order of rollouts. Where a continued run did some again, the later ones count."""
+    """Read the groups in the order of rollouts. If a resumed run repeated rollouts, the later ones count."""
     groups: list[Group] = []
     for line in read_lines(run.transcripts, Completion, problems):
         if groups and line.rollout < groups[-1].first.rollout:
@@ -48,31 +48,31 @@ def read_groups(run: RunDir, problems: list[str]) -> list[Group]:
 
 
 def thin(groups: list[Group]) -> list[Group]:
-    """Groups with at most `MOST` completions together: of every second, every third … rollout, and of the last."""
+    """Keep the groups of every n-th rollout and of the last, with the least n for at most MAX_COMPLETIONS in total."""
     sizes: dict[int, int] = {}
     for group in groups:
         sizes[group.first.rollout] = sizes.get(group.first.rollout, 0) + len(group.completions)
     rollouts = sorted(sizes)
     for every in range(1, len(rollouts) + 1):
         kept = {*rollouts[::every], *rollouts[-1:]}
-        if sum(sizes[rollout] for rollout in kept) <= MOST:
+        if sum(sizes[rollout] for rollout in kept) <= MAX_COMPLETIONS:
             break
     return [group for group in groups if group.first.rollout in kept]
 
 
 def pairs(groups: list[Group]) -> list[tuple[int, int]]:
-    """Positions of the first and the last group of the same prompt, of those that lie furthest apart."""
+    """Return positions of the first and the last group of a prompt, for the prompts with the largest distance."""
     seen: dict[tuple[int, int, str], list[int]] = {}
     for position, group in enumerate(groups):
         key = group.first.sample, group.first.image_id, group.first.query
         seen.setdefault(key, []).append(position)
-    found = [(places[0], places[-1]) for places in seen.values()]
+    found = [(positions[0], positions[-1]) for positions in seen.values()]
     apart = [pair for pair in found if groups[pair[0]].first.rollout < groups[pair[1]].first.rollout]
-    return sorted(apart, key=lambda pair: groups[pair[0]].first.rollout - groups[pair[1]].first.rollout)[:PAIRS]
+    return sorted(apart, key=lambda pair: groups[pair[0]].first.rollout - groups[pair[1]].first.rollout)[:MAX_PAIRS]
 
 
 def as_values(group: Group) -> dict[str, Any]:
-    """A group as the page has it."""
+    """Return a group as plain values for the page."""
     line = group.first
     return {
         "rollout": line.rollout,

@@ -1,4 +1,4 @@
-"""What a run was: its config, its scores, its categories and what it was warned of."""
+"""Config, scores, per-category scores and warnings of a run."""
 
 from __future__ import annotations
 
@@ -15,13 +15,12 @@ from vrft.run_dir import RunDir
 from vrft.utils.redact import redact
 from vrft.utils.yaml_text import decode_yaml
 
-LARGEST = 1_000_000
-"""Bytes of a config or a list."""
+MAX_FILE_BYTES = 1_000_000
 
-SHOWN = 200
+MAX_WARNINGS = 200
 """Lines of each kind of warning."""
 
-FACTS = {
+HEADLINE_SETTINGS = {
     "method": ("model", "class_path"),
     "policy": ("model", "init_args", "policy", "init_args", "checkpoint"),
     "task": ("task", "class_path"),
@@ -34,7 +33,7 @@ FACTS = {
     "beta": ("model", "init_args", "beta"),
     "seed": ("seed_everything",),
 }
-"""What the top of the page says, and where the config has it."""
+"""Settings at the top of the page by title, with their paths in the config."""
 
 SCORES = {
     "mAP": ("coco/AP", "lvis/AP"),
@@ -49,16 +48,16 @@ SCORES = {
     "valid": ("valid",),
     "reward": ("reward",),
 }
-"""Held-out scores of summaries, cards and reports, and the names under which evaluators log them as `val/…`."""
+"""Titles of held-out scores in summaries, cards and reports, with the names of the metrics `val/…`."""
 
 TABLES = {"coco_per_category.csv": "AP", "lvis_per_category.csv": "AP", "accuracy_per_class.csv": "accuracy"}
 
 
 def read_text(path: Path, problems: list[str]) -> str:
-    """A small text file; empty if there is none."""
+    """Read a small text file; return "" if it does not exist or can't be read."""
     try:
-        if path.stat().st_size > LARGEST:
-            problems.append(f"{path.name} is larger than {LARGEST} bytes and left out")
+        if path.stat().st_size > MAX_FILE_BYTES:
+            problems.append(f"{path.name} is larger than {MAX_FILE_BYTES} bytes and left out")
             return ""
         return path.read_text(errors="replace")
     except FileNotFoundError:
@@ -69,7 +68,7 @@ def read_text(path: Path, problems: list[str]) -> str:
 
 
 def read_config(run: RunDir, problems: list[str]) -> tuple[str, dict[str, str]]:
-    """The config as text, without secrets, and what of it stands at the top of the page."""
+    """Return the config as text without secrets, and its headline settings."""
     text = redact(read_text(run.config, problems))
     try:
         config = decode_yaml(text, as_text=True)
@@ -77,7 +76,7 @@ def read_config(run: RunDir, problems: list[str]) -> tuple[str, dict[str, str]]:
         problems.append("config.yaml is not YAML")
         return text, {}
     facts = {}
-    for name, path in FACTS.items():
+    for name, path in HEADLINE_SETTINGS.items():
         value: Any = config
         for key in path:
             value = value.get(key) if isinstance(value, dict) else None
@@ -87,7 +86,7 @@ def read_config(run: RunDir, problems: list[str]) -> tuple[str, dict[str, str]]:
 
 
 def read_scores(summary: dict[str, Any], series: Series) -> list[dict[str, Any]]:
-    """Each held-out score of the base and of the last evaluation; the summary's where the log has none."""
+    """Return each held-out score of the base and of the last evaluation, from the log or else from the summary."""
     found = []
     for key, names in SCORES.items():
         points = next((series[f"val/{name}"] for name in names if f"val/{name}" in series), [])
@@ -102,7 +101,7 @@ def read_scores(summary: dict[str, Any], series: Series) -> list[dict[str, Any]]
 
 
 def read_summary(run: RunDir, problems: list[str]) -> dict[str, Any]:
-    """What a run that has ended wrote last; empty if it has not."""
+    """Read the summary of a finished run; empty if the run has not finished."""
     text = read_text(run.summary, problems)
     try:
         summary = json.loads(text) if text else {}
@@ -115,13 +114,13 @@ def read_summary(run: RunDir, problems: list[str]) -> dict[str, Any]:
 
 
 def number(scores: Any, key: str) -> float | None:
-    """The number under a key, if there is one."""
+    """Return the number under a key, or None."""
     value = scores.get(key) if isinstance(scores, dict) else None
     return float(value) if isinstance(value, int | float) and abs(value) < 1e300 else None
 
 
 def read_categories(folders: list[Path], problems: list[str]) -> dict[str, Any] | None:
-    """A score per category, in the first and the last evaluation that has one; None without."""
+    """Return scores per category of the first and the last evaluation that have them, or None."""
     for name, score in TABLES.items():
         tables = [path for folder in folders if (path := folder / name).exists()]
         if tables:
@@ -145,13 +144,13 @@ def _table(path: Path, problems: list[str]) -> Iterator[tuple[str, float]]:
 
 
 def read_warnings(run: RunDir, problems: list[str]) -> list[dict[str, Any]]:
-    """What guards said, which steps were skipped and which records were left out."""
+    """Return warnings of guards, completions of skipped steps and skipped records."""
     found = [
         {"kind": warned.guard, "rollout": warned.rollout, "text": warned.message}
         for warned in read_lines(run.warnings, Warned, problems)
     ]
     left_out = read_text(run.bad_records, problems).splitlines()
-    found += [{"kind": "bad record", "rollout": None, "text": line[:500]} for line in left_out[:SHOWN]]
+    found += [{"kind": "bad record", "rollout": None, "text": line[:500]} for line in left_out[:MAX_WARNINGS]]
     faults = [fault for path in run.faults_files() for fault in read_lines(path, Fault, problems)]
     found += [
         {
@@ -159,9 +158,9 @@ def read_warnings(run: RunDir, problems: list[str]) -> list[dict[str, Any]]:
             "rollout": fault.rollout,
             "text": f"sample {fault.sample} ({fault.query}): {fault.completion[:500]}",
         }
-        for fault in faults[:SHOWN]
+        for fault in faults[:MAX_WARNINGS]
     ]
     for name, rows in (("bad records", left_out), ("completions of skipped steps", faults)):
-        if len(rows) > SHOWN:
-            found.append({"kind": "more", "rollout": None, "text": f"{len(rows) - SHOWN} more {name}"})
+        if len(rows) > MAX_WARNINGS:
+            found.append({"kind": "more", "rollout": None, "text": f"{len(rows) - MAX_WARNINGS} more {name}"})
     return found
