@@ -28,7 +28,7 @@ from vrft.callbacks.skipped_steps import SkippedSteps
 from vrft.callbacks.summary import Summary
 from vrft.callbacks.transcripts import Transcripts
 from vrft.cli.argv import normalise_argv
-from vrft.cli.checks import check_trust, check_writable, resolve_checkpoints
+from vrft.cli.config_checks import check_trust, check_writable, resolve_checkpoints
 from vrft.cli.fit import finish_run, print_stopped
 from vrft.cli.harmless import silence_harmless
 from vrft.cli.parser_errors import find_user_error, message_lines, shorten

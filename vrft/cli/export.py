@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vrft.cli.checks import untrusted
+from vrft.cli.config_checks import untrusted
 from vrft.cli.parser import Parser
 from vrft.errors import ConfigurationError
 from vrft.run_dir import RunDir
