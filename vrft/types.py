@@ -1,4 +1,4 @@
-"""The typed data walk: sample, prompt, rollout, answer.
+"""The data of a training step: sample, prompt, rollout, answer, reward.
 
 Shapes: P prompts on this rank, G generations per prompt, N = P * G rows (row p * G + g belongs to prompt p),
 L prompt tokens, T completion tokens.
@@ -17,21 +17,21 @@ from torch import Tensor
 
 
 class Detection(NamedTuple):
-    """One box, x0 y0 x1 y1 in pixels of the original image."""
+    """A labelled box, x0 y0 x1 y1 in pixels of the original image."""
 
     box: tuple[float, float, float, float]
     label: str
-    score: float | None = 1.0  # None: the answer states none
+    score: float | None = 1.0  # None: the answer has no confidence
 
 
 Target = tuple[Detection, ...] | str
-"""What is right: boxes for detection and grounding, a name, letter or number for the other tasks."""
+"""The ground truth: boxes for detection and grounding, a name, letter or number for the other tasks."""
 
 
 class Frame(NamedTuple):
-    """The coordinate system in which a model names positions: its width, height and decimals.
+    """The coordinate system of a model's boxes: width, height and decimals.
 
-    (1000, 1000), the pixels of the resized image, or (1, 1) with three decimals.
+    It is (1000, 1000), the size of the resized image in pixels, or (1, 1) with three decimals.
     """
 
     width: int
@@ -40,7 +40,7 @@ class Frame(NamedTuple):
 
 
 class Question(Protocol):
-    """What a task and a reward know of a sample. The image is not among it: they work without pixels."""
+    """A sample without its image. Tasks and rewards work without pixels."""
 
     @property
     def image_id(self) -> int: ...
@@ -58,9 +58,9 @@ class Question(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One image, one question about it and what is right.
+    """An image, a question about it and the ground truth.
 
-    `index` is the position in its data set and identifies the sample on every rank; `image_id` is the file's own.
+    `index` is the position in the data set and identifies the sample on every rank; `image_id` comes from the file.
     """
 
     index: int
@@ -78,7 +78,7 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class PromptBatch:
-    """P samples and what the model reads of them: for each the processor's output, a batch of one, without padding."""
+    """P samples with their prompts: the processor's output for each, as a batch of one without padding."""
 
     samples: list[Sample]
     frames: list[Frame]
@@ -97,13 +97,13 @@ class PromptBatch:
 
 @dataclass(frozen=True, slots=True)
 class Rollout:
-    """G completions for each of P prompts. `mask` is 1 up to and including the end token."""
+    """G completions for each of P prompts. `mask` is 1 up to and including the stop token."""
 
     ids: Tensor  # (N, T)
     mask: Tensor  # (N, T)
-    log_probs: Tensor  # (N, T), of the tokens under the policy at its temperature: what the trainer computes
-    sampling_log_probs: Tensor  # (N, T), of the tokens as they were drawn: less what top-p, top-k or min-p left out
-    truncated: Tensor  # (N,) bool: no end token within the limit
+    log_probs: Tensor  # (N, T), under the policy at the sampling temperature, as the trainer computes them
+    sampling_log_probs: Tensor  # (N, T), under the distribution that top-p, top-k and min-p leave
+    truncated: Tensor  # (N,) bool: no stop token within the limit
     texts: list[str]
 
     def select(self, rows: Sequence[int]) -> Rollout:
@@ -120,7 +120,7 @@ class Rollout:
 
     @staticmethod
     def join(rollouts: Sequence[Rollout]) -> Rollout:
-        """The rows of several, padded to the width of the widest."""
+        """Return the rows of several rollouts, padded to the widest."""
         width = max(rollout.ids.shape[1] for rollout in rollouts)
 
         def cat(parts: Iterable[Tensor]) -> Tensor:  # (N, T)
@@ -138,9 +138,9 @@ class Rollout:
 
 @dataclass(slots=True)  # not frozen: Lightning copies what `predict` returns field by field
 class Answer:
-    """One completion, read. `value` is None where the answer can't be read; `well_formed` is about the tags alone.
+    """A parsed completion. `value` is None if the answer can't be parsed; `well_formed` refers to the tags alone.
 
-    `tokens` are its pieces with their log-probabilities, and `reward` is what it earned: of held-out answers alone.
+    Held-out answers also have `tokens`, the text and log-probability of each token, and the `reward`.
     """
 
     text: str
@@ -152,7 +152,7 @@ class Answer:
 
     @property
     def valid(self) -> bool:
-        """In the format that was asked for, with an answer that can be read."""
+        """The completion has the requested format and an answer that can be parsed."""
         return self.well_formed and self.value is not None
 
 

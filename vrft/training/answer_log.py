@@ -67,7 +67,7 @@ class AnswerLog:
         self._append(entry)
 
     def close(self) -> None:
-        """Mark the test as complete, so that the next one starts anew."""
+        """Mark the test as complete, so that the next one starts from the beginning."""
         self._append(END)
 
     def _append(self, entry: Mapping[str, Any]) -> None:

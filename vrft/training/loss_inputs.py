@@ -1,4 +1,4 @@
-"""What the loss needs of each completion, and the minibatches that it is computed on."""
+"""Inputs of the loss: tensors for each completion, and the minibatches of an optimizer step."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From micro-batches to an optimizer step: backward, average, clip, step or skip."""
+"""The optimizer step: backward of micro-batches, gradient averaging, clipping, step or skip."""
 
 from __future__ import annotations
 

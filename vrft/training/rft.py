@@ -77,42 +77,40 @@ class RFT(VisionModule):
         importance_sampling: ImportanceSampling | None = None,
         importance_cap: float = 2.0,
     ) -> None:
-        """Defaults are Visual-RFT's unless said otherwise.
+        """Defaults are those of Visual-RFT where no other source is named.
 
         Args:
-            task: how to ask and how to read answers.
-            policy: the model that is trained.
-            rewards: named rewards; their weighted sum is what is maximised.
-            engine: what samples completions; default: the policy itself.
-            optimizer: makes an optimizer of the parameters that train.
-            lr_scheduler: makes a schedule of the optimizer; it advances with each optimizer step.
+            task: words the prompts and parses the answers.
+            policy: the model to train.
+            rewards: named rewards; training maximises their weighted sum.
+            engine: samples the completions; default: the policy itself.
+            optimizer: callable that makes an optimizer from the trainable parameters.
+            lr_scheduler: callable that makes a schedule from the optimizer; it advances with every optimizer step.
             num_generations: completions per prompt, G.
-            num_iterations: how often a rollout is gone through; above 1 clipping matters.
-            num_minibatches: optimizer steps each time, on equal parts of the prompts.
-            loss_type: what is minimised, see `vrft.training.grpo`: grpo is the official per-sequence mean.
-            beta: weight of the KL divergence from the reference; 0 keeps no reference.
-            kl_estimator: k1, k2 or k3.
+            num_iterations: passes over each rollout; clipping matters above 1.
+            num_minibatches: optimizer steps per pass, on equal parts of the prompts.
+            loss_type: objective, see `vrft.training.grpo`; grpo is the official per-sequence mean.
+            beta: weight of the KL divergence from the reference; with 0 no reference is kept.
+            kl_estimator: estimator of the KL divergence, k1, k2 or k3.
             epsilon: clip range of the importance ratio.
-            epsilon_high: upper clip range; default: `epsilon`. For cispo the largest ratio, default 5.
-            scale_rewards: divide advantages by the standard deviation of the group, of the batch, or by none.
-            leave_one_out: compare a completion with the others of its group only (RLOO).
-            temperature: of the sampling distribution, which is also the one that is trained.
-            top_p: sample from the most probable tokens that together have this probability; 1 is off.
-            top_k: sample from this many most probable tokens; 0 is off.
-            min_p: sample from tokens with at least this share of the most probable one's probability; 0 is off.
-            max_completion_length: tokens after which a completion is cut off.
-            mask_truncated_completions: leave completions that were cut off out of the loss.
-            overlong_buffer: tokens before the limit from which the reward falls, by up to 1 (DAPO); 0 is off.
-            max_extra_rollouts: dynamic sampling (DAPO): rollouts of further prompts that replace groups with equal
-                rewards. A step takes this many more batches from the loader.
-            sft_weight: weight of the cross-entropy on the task's target texts, which is added to the loss: `SFT` on the
-                same prompts in the same step; 0 is off.
-            max_tokens_per_micro_batch: prompts and completions in one forward and backward.
-            max_grad_norm: gradients are scaled down to this norm (TRL's default; the paper gives none).
-            importance_sampling: how to correct for an engine whose probabilities are not quite the trainer's: truncate
-                the ratio, mask tokens where it is too far from 1, or none. Default: truncate, unless the policy itself
-                samples.
-            importance_cap: the largest ratio.
+            epsilon_high: upper clip range; default: `epsilon`. For cispo: the largest ratio, default 5.
+            scale_rewards: divide advantages by the standard deviation of the group, of the batch, or by nothing.
+            leave_one_out: use the mean of the other completions of the group as the baseline (RLOO).
+            temperature: temperature of the sampling distribution, which is also the trained one.
+            top_p: sample from the most probable tokens up to this total probability; 1: off.
+            top_k: sample from this many most probable tokens; 0: off.
+            min_p: sample from tokens with at least this share of the largest probability; 0: off.
+            max_completion_length: largest number of tokens in a completion.
+            mask_truncated_completions: leave truncated completions out of the loss.
+            overlong_buffer: tokens before the limit over which the reward falls by up to 1 (DAPO); 0: off.
+            max_extra_rollouts: dynamic sampling (DAPO): up to so many further rollouts, whose groups replace those with
+                zero variance. A step takes this many more batches from the loader.
+            sft_weight: weight of the cross-entropy on the target texts of the same prompts, added to the loss; 0: off.
+            max_tokens_per_micro_batch: tokens of prompts and completions in one forward and backward.
+            max_grad_norm: largest norm of the gradient (default of TRL; the paper has no value).
+            importance_sampling: correction for an engine whose probabilities differ from the trainer's: truncate the
+                ratio, mask tokens whose ratio is too far from 1, or none. Default: truncate for remote engines.
+            importance_cap: largest importance ratio.
         """
         super().__init__(
             task,

@@ -1,4 +1,4 @@
-"""How training gets completions: from the policy in this process, or from servers with a copy of its weights.
+"""Completions for training: from the policy in this process, or from servers with copies of its weights.
 
 `rollouts_for` is the one place that tells engines apart.
 """
@@ -34,7 +34,7 @@ OnToken = Callable[..., None]
 
 @dataclass(frozen=True)
 class Generation:
-    """How completions are sampled."""
+    """Settings of a rollout."""
 
     num_generations: int  # G
     max_completion_length: int

@@ -1,4 +1,4 @@
-"""From completions to answers and rewards."""
+"""Parsing and scoring of completions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Supervised fine-tuning on the same tasks and data: the baseline, and how the built-in policies were made."""
+"""Supervised fine-tuning on the same tasks and data: the baseline of RFT."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from vrft.types import PromptBatch
 
 
 class SFT(VisionModule):
-    """Next-token cross-entropy on the task's target text; the prompt is not learnt."""
+    """Next-token cross-entropy on the task's target text; prompt tokens have no loss."""
 
     def __init__(
         self,
@@ -30,18 +30,18 @@ class SFT(VisionModule):
         max_tokens_per_micro_batch: int = 16384,
         max_grad_norm: float = 1.0,
     ) -> None:
-        """Sets up the baseline.
+        """Set up the parts of training.
 
         Args:
-            task: how to ask, and the target text.
-            policy: the model that is trained.
-            rewards: scores of held-out answers; they are not trained on.
-            engine: what decodes held-out answers; default: the policy itself.
-            optimizer: makes an optimizer of the parameters that train.
-            lr_scheduler: makes a schedule of the optimizer; it advances with each optimizer step.
-            max_completion_length: tokens after which a held-out answer is cut off.
-            max_tokens_per_micro_batch: prompts and targets in one forward and backward.
-            max_grad_norm: gradients are scaled down to this norm.
+            task: words the prompts and the target texts.
+            policy: the model to train.
+            rewards: scores for held-out answers; they are not trained on.
+            engine: decodes held-out answers; default: the policy itself.
+            optimizer: callable that makes an optimizer from the trainable parameters.
+            lr_scheduler: callable that makes a schedule from the optimizer; it advances with every optimizer step.
+            max_completion_length: largest number of tokens in a held-out answer.
+            max_tokens_per_micro_batch: tokens of prompts and targets in one forward and backward.
+            max_grad_norm: largest norm of the gradient.
         """
         super().__init__(
             task,

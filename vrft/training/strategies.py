@@ -1,4 +1,7 @@
-"""Sharding of weights, gradients and optimizer states over ranks: FSDP2 for any Hugging Face model."""
+"""FSDP2 for any Hugging Face model, and what ranks exchange under each strategy.
+
+`parallelism_of` is the one place that tells strategies apart.
+"""
 
 from __future__ import annotations
 
@@ -34,18 +37,18 @@ ALLREDUCE_BUCKET_BYTES = 64 * 2**20
 
 
 class FSDP2Strategy(ModelParallelStrategy):
-    """Every rank is a data-parallel rank and holds a share of each weight; `--trainer.strategy=fsdp2`.
+    """FSDP2 over all ranks: each holds a shard of each weight; `--trainer.strategy=fsdp2`.
 
-    Checkpoints are those of one device: one file with the weights that train, whole, and optimizer states by name.
+    A checkpoint is one file, as on one device: full trainable weights, and optimizer states by name.
     """
 
     def __init__(self, offload: bool = False, gather: Literal["rollout", "layer"] = "rollout", **kwargs: Any) -> None:
-        """Shards over all ranks.
+        """Shard over all ranks.
 
         Args:
-            offload: keep shares and optimizer states in the CPU's memory.
-            gather: what is whole on each rank while it samples: the model, gathered once for a rollout, or the decoder
-                layer at work, gathered for every token. Slower by far, for models that no single GPU has room for.
+            offload: keep shards and optimizer states in CPU memory.
+            gather: what each rank gathers to sample: the whole model once per rollout, or one decoder layer at a time
+                for every token, which is much slower but fits models that are larger than a GPU.
             kwargs: `process_group_backend` and `timeout` of Lightning's ModelParallelStrategy.
         """
         super().__init__(tensor_parallel_size=1, save_distributed_checkpoint=False, **kwargs)
@@ -56,7 +59,7 @@ class FSDP2Strategy(ModelParallelStrategy):
         super().setup_environment()
 
     def shard(self, policy: Policy) -> None:
-        """Share out a policy: each block by itself, and the rest together."""
+        """Shard a policy: each block by itself, and the rest together."""
         mesh: DeviceMesh = self.device_mesh["data_parallel"]
         precision = MixedPrecisionPolicy(
             param_dtype=policy.dtype, reduce_dtype=torch.float32, cast_forward_inputs=False
@@ -64,19 +67,19 @@ class FSDP2Strategy(ModelParallelStrategy):
         offload = CPUOffloadPolicy() if self.offload else OffloadPolicy()
         layers = policy.decoder_layers()
         for module in (*blocks(policy), policy):
-            sheds = module in layers
+            reshard = module in layers
             fully_shard(
-                module, mesh=mesh, mp_policy=precision, offload_policy=offload, reshard_after_forward=sheds
-            ).set_reshard_after_backward(sheds, recurse=False)
-        # Ranks have different numbers of images: what each image goes through is whole until all of them are done.
-        self.whole = [module for module in fsdp_modules(policy) if module not in layers]
+                module, mesh=mesh, mp_policy=precision, offload_policy=offload, reshard_after_forward=reshard
+            ).set_reshard_after_backward(reshard, recurse=False)
+        # Ranks have different numbers of images, so modules that run once per image stay gathered until the backward.
+        self.per_image = [module for module in fsdp_modules(policy) if module not in layers]
         policy.gather_per_layer = self.gather == "layer"
         also_forward(policy, "prepare")
-        policy.prepare(PromptBatch([], [], []))  # the first one to be called becomes the root
+        policy.prepare(PromptBatch([], [], []))  # FSDP takes the first module that is called for the root
 
     def post_backward(self, closure_loss: Tensor) -> None:
         super().post_backward(closure_loss)
-        for module in self.whole:
+        for module in self.per_image:
             module.reshard()
 
     @property
@@ -107,11 +110,13 @@ class FSDP2Strategy(ModelParallelStrategy):
             set_optimizer_state_dict(self.model, optimizer, state, options=options)
 
 
-StrategyRegistry.register("fsdp2", FSDP2Strategy, description="FSDP2: weights, gradients, optimizer states in shares")
+StrategyRegistry.register(
+    "fsdp2", FSDP2Strategy, description="FSDP2: weights, gradients and optimizer states are sharded"
+)
 
 
 def blocks(module: nn.Module) -> Iterator[nn.Module]:
-    """Decoder layers, vision blocks and whatever else a model has a list of; lists within them stay together."""
+    """Yield decoder layers, vision blocks and the entries of any other outermost ModuleList."""
     for child in module.children():
         if isinstance(child, nn.ModuleList):
             yield from child
@@ -120,7 +125,7 @@ def blocks(module: nn.Module) -> Iterator[nn.Module]:
 
 
 class SingleProcess:
-    """The training of one rank: nothing is exchanged. Subclasses say how several ranks train together.
+    """Training on one rank: nothing is exchanged. Subclasses define how several ranks train together.
 
     Attributes:
         waits_for_all_ranks: every forward and backward is a collective, so ranks have to make equally many.

@@ -22,7 +22,7 @@ class VisionTrainer(Trainer):
 
     callbacks: list[Callback]
     exit_code = 0
-    """Of the command."""
+    """Exit code of the command."""
     draw = False
     """Whether `predict` draws pictures."""
     stopped: str | None = None
