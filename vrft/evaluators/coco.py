@@ -161,9 +161,10 @@ class CocoEvaluator(Evaluator[Row]):
         unscored = sum(box.score is None for box in found)
         if unscored:
             rank_zero_warn(f"{self.format}: {unscored} of {len(found)} boxes state no confidence and count as 1.0")
-        if found and tied(self.results[:, 5]) > MAX_TIED_SHARE:
+        tied = tied_share(self.results[:, 5])
+        if found and tied > MAX_TIED_SHARE:
             rank_zero_warn(
-                f"{self.format}: {tied(self.results[:, 5]):.0%} of the boxes share their score with others, so that "
+                f"{self.format}: {tied:.0%} of the boxes share their score with others, so that "
                 "average precision depends on the order of the data; "
                 f"{self.field}.confidence=logprob ranks boxes by their token probabilities"
             )
@@ -198,7 +199,7 @@ class CocoEvaluator(Evaluator[Row]):
             "prompts": len(rows),
             "invalid": sum(not row.valid for row in rows),
             "without_area": self.dropped,
-            "tied_scores": tied(self.results[:, 5]),
+            "tied_scores": tied_share(self.results[:, 5]),
             "numbers": self.curves.numbers(self.format, self.convention),
         }
         write_json(folder / f"{self.format}.meta.json", settings)
@@ -249,7 +250,7 @@ def table_of(rows: Sequence[Row], truth: Truth) -> tuple[Array, int]:
     return np.array(found, np.float64).reshape(-1, COLUMNS), dropped
 
 
-def tied(scores: Array) -> float:
+def tied_share(scores: Array) -> float:
     """Return the share of scores that occur more than once."""
     if not scores.size:
         return 0.0

@@ -100,22 +100,22 @@ class SameBox(Guard):
     name = "same_box"
 
     def note(self, seen: Observation) -> list[Any] | None:
-        said, true = Counter[str](), Counter[str]()
+        predicted, true = Counter[str](), Counter[str]()
         for sample, answer in answered(seen):
             boxes = detections(answer.value)
             if boxes and not all(area_share(box.box, sample) >= WHOLE_IMAGE_AREA for box in boxes):
-                said[on_grid(boxes, sample)] += 1
+                predicted[on_grid(boxes, sample)] += 1
                 true[on_grid(detections(sample.target), sample)] += 1
-        if not said:
+        if not predicted:
             return None
-        return [*said.most_common(1)[0], said.total(), *true.most_common(1)[0]]
+        return [*predicted.most_common(1)[0], predicted.total(), *true.most_common(1)[0]]
 
     def judge(self, seen: Observation) -> str | None:
-        said, true = Counter[str](), Counter[str]()
+        predicted, true = Counter[str](), Counter[str]()
         for key, count, _, true_key, true_count in self.recent:
-            said[key] += count
+            predicted[key] += count
             true[true_key] += true_count
-        commonest, same = said.most_common(1)[0]
+        commonest, same = predicted.most_common(1)[0]
         total = sum(entry[2] for entry in self.recent)
         if total < MIN_COUNT or same < SAME_BOX_SHARE * total or true.most_common(1)[0][1] > same / 2:
             return None
