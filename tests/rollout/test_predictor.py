@@ -56,6 +56,6 @@ def test_an_open_image_gets_the_answer_of_its_file(predictor: Predictor, tmp_pat
 
 def test_a_file_that_is_no_image_is_an_error(predictor: Predictor, tmp_path: Path) -> None:
     (tmp_path / "notes.png").write_text("no image")
-    with pytest.raises(BadImage, match="not an image"):
+    with pytest.raises(BadImage, match="not a readable image"):
         predictor(tmp_path / "notes.png", "red")
     assert predictor(Image.new("RGB", (56, 56)), "red").text  # still answers

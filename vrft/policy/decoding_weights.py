@@ -22,9 +22,9 @@ def decoding_weights(model: PreTrainedModel, dtype: torch.dtype, device: torch.d
     Merging into the weights themselves would change them: subtracting the adapters again rounds.
 
     Args:
-        model: with its weights unsharded.
-        dtype: of the computation.
-        device: of the computation.
+        model: the model, with unsharded weights.
+        dtype: dtype of the computation.
+        device: device of the computation.
     """
     weights = merged_weights(model, dtype, device)
     with without_adapters(model), replaced(weights):

@@ -40,11 +40,11 @@ def export_policy(
 
     Args:
         policy: the base and how it was trained; it need not be loaded.
-        folder: to create.
+        folder: folder to create.
         weights: trained weights by their name in the model, as `Policy.trained_weights` returns them.
         max_new_tokens: limit for an answer.
         adapter_alone: write only the adapter, directly to the folder.
-        dtype: of the weights; default: the base's dtype or that of the computation, whichever is more precise.
+        dtype: dtype of the weights; default: the base's dtype or that of the computation, whichever is more precise.
         advance: called with the number of completed steps, up to `EXPORT_STEPS`.
 
     Raises:

@@ -40,7 +40,7 @@ def token_log_probs(
         hidden: states that predict the M real tokens of `ids`, row after row (M, H).
         ids: completions (N, T).
         mask: 1 at real tokens (N, T), M of them.
-        temperature: of the sampling distribution.
+        temperature: temperature of the sampling distribution.
         banned: ids that can't be sampled (B,).
         entropy: compute the entropy; otherwise it is 0.
         chunk: tokens whose logits exist at once. With several chunks the backward pass computes logits again.

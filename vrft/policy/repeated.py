@@ -65,11 +65,11 @@ def naive_log_probs(
     """Return log-probabilities of completions from the model's own forward, and their mean rounding error.
 
     Args:
-        model: with unsharded weights.
-        prompt: with its pixels.
+        model: the model, with unsharded weights.
+        prompt: the prompt, with its pixels.
         completions: without padding, each (T,).
         banned: ids that can't be sampled (B,).
-        dtype: of the computation.
+        dtype: dtype of the computation.
         autocast: a context that computes in that dtype.
 
     Returns:

@@ -27,8 +27,8 @@ def unshard(modules: Collection[FSDPModule], reshard_after_forward: Collection[o
     """Gather the weights of some modules; their forwards inside need no other rank.
 
     Args:
-        modules: to gather.
-        reshard_after_forward: those of them that go back to resharding after each forward.
+        modules: modules to gather; at the end they are resharded.
+        reshard_after_forward: modules that reshard after each forward, outside this context.
     """
     for module in modules:
         module.unshard()

@@ -59,13 +59,13 @@ class Policy(nn.Module):
             checkpoint: a folder, a model on the Hugging Face Hub, or a built-in one (tiny-detection, tiny-digits).
             lora: train low-rank adapters instead of all weights; the reference is then the model without them.
             freeze_vision: do not train the vision tower and its projector; each image is then encoded once a step.
-            dtype: of the computation, and of weights that are not trained.
+            dtype: dtype of the computation, and of weights that are not trained.
             min_pixels: smaller images are enlarged to this area; default: the checkpoint's own.
             max_pixels: larger images are shrunk to this area; default: the checkpoint's own.
             gradient_checkpointing: compute activations again in the backward pass: slower, less memory.
             offload_reference: keep a full reference in CPU memory while it is not used.
-            coordinates: of boxes in prompts and answers: thousandths of the image (Qwen2-VL, Qwen3-VL), pixels of the
-                resized image (Qwen2.5-VL) or unit, 0..1 (LLaVA); default: what the checkpoint's family was taught.
+            coordinates: coordinates of boxes in prompts and answers: thousandths of the image (Qwen2-VL, Qwen3-VL),
+                pixels of the resized image (Qwen2.5-VL) or unit, 0..1 (LLaVA); default: those of the checkpoint's family.
             trust_remote_code: run Python code that comes with the checkpoint; on the command line only.
         """
         super().__init__()
@@ -96,7 +96,7 @@ class Policy(nn.Module):
             model.gradient_checkpointing_enable({"use_reentrant": False})
         if keep_reference and self.lora is None:
             reference = copy.deepcopy(model).requires_grad_(False).eval().to(self.dtype)
-            if self.offload_reference:  # past nn.Module, which would move it to the GPU with the policy
+            if self.offload_reference:  # not registered as a submodule, which would move to the GPU with the policy
                 self.__dict__["reference"] = reference
             else:
                 self.reference = reference
@@ -164,7 +164,7 @@ class Policy(nn.Module):
             prompts: P prompts from the encoder or `prepare`.
             ids: completions, right-padded (N, T).
             mask: 1 at real tokens (N, T).
-            temperature: of the sampling distribution.
+            temperature: temperature of the sampling distribution.
             reference: use the reference model; call under `no_grad`, inside `reference_on_device`.
             entropy: compute the entropy; otherwise it is 0.
         """
@@ -186,7 +186,7 @@ class Policy(nn.Module):
         Both are mean absolute differences. In bfloat16, the limit is larger by twice the model's own rounding error.
 
         Args:
-            prompt: with its pixels.
+            prompt: the prompt, with its pixels.
             ids: completions of the prompt, right-padded (n, T).
             mask: 1 at real tokens (n, T).
         """

@@ -92,7 +92,7 @@ class RolloutEngine(ABC):
             num_generations: completions per prompt, G.
             max_completion_length: number of tokens after which a completion is truncated.
             sampling: the distribution.
-            key: of the random numbers; greedy decoding ignores it.
+            key: key of the random numbers; greedy decoding ignores it.
             on_token: called during sampling with the number of tokens per row so far and, if known, a text about how
                 much is done.
         """

@@ -50,7 +50,7 @@ class GroupCache:
         """Allocate the rows.
 
         Args:
-            cache: of the P prompts.
+            cache: keys and values of the P prompts.
             group_size: rows per prompt, G.
             slots: largest number of tokens in a row.
             layer_types: type of each layer.

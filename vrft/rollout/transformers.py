@@ -87,10 +87,9 @@ def inverse_transform(log_p: Tensor, uniform: Tensor) -> Tensor:
 
 
 class DecodingGrid:
-    """The N rows of a rollout and, while they are decoded, a grid (prompts, rows per prompt) of those still needed.
+    """The N rows of a rollout, and the grid (prompts, rows per prompt) of rows that are decoded at each step.
 
-    All rows of the grid are decoded at each step, also those that have ended. Once these make up a quarter of the grid,
-    `shrink` removes them.
+    The grid also holds rows that have ended, until `shrink` removes them.
 
     Attributes:
         rows: the row in each cell of the grid (prompts, rows per prompt).
@@ -122,9 +121,10 @@ class DecodingGrid:
         return tokens
 
     def shrink(self, num_active: Tensor) -> Tensor | None:
-        """Remove rows that have ended, if they are a quarter of the grid; keep its shape rectangular.
+        """Remove rows that have ended, if this makes the grid at least a quarter smaller.
 
-        What stays are the prompts with active rows, each with as many rows as the largest number of active ones.
+        Prompts without active rows are removed. The others keep as many rows as the prompt with the most active rows
+        needs, since the grid is rectangular.
 
         Args:
             num_active: number of active rows of each prompt (prompts,).
