@@ -65,7 +65,7 @@ class Policy(nn.Module):
             gradient_checkpointing: compute activations again in the backward pass: slower, less memory.
             offload_reference: keep a full reference in CPU memory while it is not used.
             coordinates: coordinates of boxes in prompts and answers: thousandths of the image (Qwen2-VL, Qwen3-VL),
-                pixels of the resized image (Qwen2.5-VL) or unit, 0..1 (LLaVA); default: those of the checkpoint's family.
+                pixels of the resized image (Qwen2.5-VL) or unit, 0..1 (LLaVA); default: the model family's.
             trust_remote_code: run Python code that comes with the checkpoint; on the command line only.
         """
         super().__init__()
