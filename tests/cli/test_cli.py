@@ -17,6 +17,7 @@ import yaml
 from tests.helpers import CSV_ONLY, ROOT, Command
 from vrft.__main__ import main
 from vrft.callbacks.summary import Summary
+from vrft.run_dir import RunDir
 from vrft.training.module import VisionModule
 
 
@@ -31,7 +32,7 @@ def test_a_summary_has_all_that_a_report_has(tmp_path: Path) -> None:
 def test_a_summary_compares_what_both_evaluations_have(tmp_path: Path) -> None:
     summary = Summary()
     summary.base, summary.tuned = {"mAP": 0.1, "reward": 1.0}, {"reward": 2.0, "accuracy": 0.5}
-    written = json.loads(summary.write(tmp_path, None).read_text())
+    written = json.loads(summary.write(RunDir(tmp_path), None).read_text())
     assert written["base"] == {"mAP": 0.1, "reward": 1.0}
 
 

@@ -57,17 +57,10 @@ class Summary(Callback):
         self.tuned, self.tuned_step = scores, trainer.global_step
         self.rollouts = int(vision_module(pl_module).steps_done)
 
-    def write(self, folder: Path, best: dict[str, Any] | None) -> Path:
+    def write(self, run: RunDir, best: dict[str, Any] | None) -> Path:
         """Print the table, write `summary.json` and return its path. `best`: the best checkpoint, if one was chosen."""
         assert self.base is not None
-        table = Table(title="held-out images, greedy answers")
-        for column in ("", "base", "tuned", "change"):
-            table.add_column(column, justify="left" if not column else "right")
-        for key in [key for key in self.base if key in self.tuned]:  # a resumed run may have other evaluators
-            before, after = self.base[key], self.tuned[key]
-            table.add_row(key, f"{before:.3f}", f"{after:.3f}", f"{after - before:+.3f}")
-        Console().print(table)
-        path = RunDir(folder).summary
+        Console().print(comparison_table(self.base, self.tuned))
         content = {
             "base": self.base,
             "tuned": self.tuned,
@@ -76,5 +69,16 @@ class Summary(Callback):
             "rollouts": self.rollouts,
             "best": best,
         }
-        path.write_text(json.dumps(content, indent=1) + "\n")
-        return path
+        run.summary.write_text(json.dumps(content, indent=1) + "\n")
+        return run.summary
+
+
+def comparison_table(base: dict[str, float], tuned: dict[str, float]) -> Table:
+    """Return a table of the scores that both have. A resumed run may have other evaluators than the base had."""
+    table = Table(title="held-out images, greedy answers")
+    for column in ("", "base", "tuned", "change"):
+        table.add_column(column, justify="left" if not column else "right")
+    for key in [key for key in base if key in tuned]:
+        before, after = base[key], tuned[key]
+        table.add_row(key, f"{before:.3f}", f"{after:.3f}", f"{after - before:+.3f}")
+    return table

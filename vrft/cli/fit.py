@@ -32,7 +32,7 @@ def finish_run(trainer: VisionTrainer, model: VisionModule, data: VisionData, la
         return
     run = RunDir.of(trainer)
     if summary.base is not None and summary.tuned:
-        print(f"summary: {summary.write(run.path, best)}")
+        print(f"summary: {summary.write(run, best)}")
     write_card(run.export, run.path, model.task.template, adapter=False, step=trainer.global_step)
     try_to_report(run)
     print(f"checkpoint: {last_checkpoint}")

@@ -32,14 +32,14 @@ class PhaseProgressBar(ProgressBarBase):
             main: whether this process prints.
         """
         if self.plain and main:
-            said = name
+            label = name
 
-            def say(done: int, remark: str = "") -> None:
-                nonlocal said
-                said = f"{name}, {remark}," if remark else said
-                self.lines.say(f"{said} {done}/{total}")
+            def print_line(done: int, remark: str = "") -> None:
+                nonlocal label
+                label = f"{name}, {remark}," if remark else label
+                self.lines.say(f"{label} {done}/{total}")
 
-            yield say
+            yield print_line
             return
         if not self.is_enabled or self.progress is None:
             yield lambda *_: None
@@ -80,17 +80,17 @@ class PhaseProgressBar(ProgressBarBase):
 
     def on_validation_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
         super().on_validation_batch_end(trainer, pl_module, *args)
-        self._say_batches(trainer, "evaluation", args[2], trainer.num_val_batches)
+        self._print_batches(trainer, "evaluation", args[2], trainer.num_val_batches)
 
     def on_test_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
         super().on_test_batch_end(trainer, pl_module, *args)
-        self._say_batches(trainer, "test", args[2], trainer.num_test_batches)
+        self._print_batches(trainer, "test", args[2], trainer.num_test_batches)
 
     def on_predict_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
         super().on_predict_batch_end(trainer, pl_module, *args)
-        self._say_batches(trainer, "prediction", args[2], trainer.num_predict_batches)
+        self._print_batches(trainer, "prediction", args[2], trainer.num_predict_batches)
 
-    def _say_batches(self, trainer: Trainer, name: str, batch_idx: int, totals: list[int | float]) -> None:
+    def _print_batches(self, trainer: Trainer, name: str, batch_idx: int, totals: list[int | float]) -> None:
         if trainer.is_global_zero and self.plain:
             self.lines.say(f"{name} {batch_idx + 1}/{sum(totals)} batches")
 

@@ -20,6 +20,7 @@ from vrft.rollout.vllm.client import Client, Refused, Unavailable
 from vrft.rollout.vllm.completions import Completion, CompletionRequest, chat, request_seed, sampling_settings
 from vrft.rollout.vllm.status import ServerInfo, get_json, model_names
 from vrft.rollout.vllm.weights import FullWeights, LoRAWeights, Weights
+from vrft.run_dir import RunDir
 from vrft.tasks import Task
 from vrft.types import PromptBatch, Rollout
 
@@ -65,7 +66,7 @@ class VLLMServer(RemoteEngine):
 
     def connect(self, policy: Policy, task: Task, folder: Path, run: str) -> None:
         self.task = task
-        weights_dir = Path(self.weights_dir) if self.weights_dir else folder / "vllm"
+        weights_dir = Path(self.weights_dir) if self.weights_dir else RunDir(folder).vllm
         if policy.lora is None:
             self.weights = FullWeights(weights_dir, run, self.timeout)
         else:
