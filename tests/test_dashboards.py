@@ -14,6 +14,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests.helpers import CSV_ONLY, ROOT, Command
+from tests.helpers.answers import scored_rollout
 from tests.helpers.wandb_files import history, records
 from vrft.__main__ import main
 from vrft.callbacks.rollout_pictures import group_picture
@@ -29,7 +30,7 @@ from vrft.evaluators import (
 )
 from vrft.evaluators.average_precision import COCO_NUMBERS, LVIS_NUMBERS
 from vrft.guards import GUARDS
-from vrft.types import Answer, Detection, Sample, ScoredRollout
+from vrft.types import Answer, Detection, Sample
 from vrft.utils.drawing import PREDICTION, TRUTH
 
 DOCS = (ROOT / "docs" / "dashboards.md").read_text()
@@ -143,7 +144,7 @@ def test_a_group_is_drawn_with_true_and_predicted_boxes() -> None:
         Answer("", "", None, False),
     ]
     one = torch.ones(2)
-    scored = ScoredRollout([sample], answers, {"iou": one}, one[None], one[None], one > 0)
+    scored = scored_rollout(sample, answers, {"iou": one}, one[None], one[None])
     picture = group_picture(scored, [transcript_row(scored, 1, n) for n in range(2)], 0)
     half = picture.width // 2
     first, second = (picture.crop((x, 0, x + half, picture.height)) for x in (0, half))

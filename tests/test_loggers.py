@@ -12,6 +12,7 @@ import torch
 import wandb
 from PIL import Image
 
+from tests.helpers.answers import scored_rollout
 from vrft.callbacks.rollout_pictures import log_table, overlays
 from vrft.callbacks.transcripts import transcript_row
 from vrft.loggers import WandbLogger, run_id
@@ -25,16 +26,14 @@ def scored() -> ScoredRollout:
         Answer("<script>", "", None, False),
     ]
     rewards = {"iou": torch.tensor([0.5, 0.0]), "optional": torch.tensor([1.0, float("nan")])}
-    return ScoredRollout(
-        [sample], answers, rewards, torch.tensor([[1.5, 0.0]]), torch.tensor([[0.7, -0.7]]), torch.ones(2) > 0
-    )
+    return scored_rollout(sample, answers, rewards, torch.tensor([[1.5, 0.0]]), torch.tensor([[0.7, -0.7]]))
 
 
 def test_no_key_means_offline_not_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))  # no ~/.netrc either
     logger = WandbLogger(str(tmp_path / "run"), offline=False)
-    with pytest.warns(UserWarning, match="goes on offline"):
+    with pytest.warns(UserWarning, match="logs offline"):
         logger.log_metrics({"train/reward": 1.0}, step=0)
     logger.finish()
     assert list((tmp_path / "run" / "wandb").glob("offline-run-*/*.wandb"))
@@ -44,7 +43,7 @@ def test_unreachable_server_means_offline(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")  # nothing listens there
     logger = WandbLogger(str(tmp_path / "run"), offline=False, init_timeout=2)
-    with pytest.warns(UserWarning, match="goes on offline"):
+    with pytest.warns(UserWarning, match="logs offline"):
         logger.log_metrics({"train/reward": 1.0}, step=0)
     logger.finish()
     assert list((tmp_path / "run" / "wandb").glob("offline-run-*/*.wandb"))
@@ -93,7 +92,7 @@ def test_a_service_that_dies_is_started_again(tmp_path: Path, monkeypatch: pytes
     for number in found.stdout.split():
         os.kill(int(number), signal.SIGKILL)
     time.sleep(0.5)  # until the connection is known to be lost
-    with pytest.warns(UserWarning, match="its service is started again"):
+    with pytest.warns(UserWarning, match="restarting its service"):
         logger.log_metrics({"train/reward": 2.0}, step=1)
     logger.log_metrics({"train/reward": 3.0}, step=2)
     logger.finish()

@@ -106,14 +106,14 @@ class WandbLogger(LightningWandbLogger):
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
-        """Log numbers, and pictures and tables, which Lightning logs as such; if the service has died, by a new one."""
+        """Log numbers, pictures and tables; restart the service if it has died."""
         for _ in range(2):
             try:
                 self.define_scores(metrics)
                 super().log_metrics(metrics, step)
                 return
             except OSError as error:
-                rank_zero_warn(f"Weights & Biases: {error}; its service is started again")
+                rank_zero_warn(f"Weights & Biases: {error}; restarting its service")
                 self.forget_service()
 
     def define_scores(self, metrics: Mapping[str, Any]) -> None:
@@ -167,7 +167,7 @@ class WandbLogger(LightningWandbLogger):
         self.scores = set()
 
     def go_offline(self, reason: str) -> None:
-        rank_zero_warn(f"Weights & Biases: {reason}. The run goes on offline; `wandb sync` uploads it.")
+        rank_zero_warn(f"Weights & Biases: {reason}. The run logs offline; `wandb sync` uploads it.")
         self.init_arguments["mode"] = "offline"
 
 

@@ -151,11 +151,11 @@ def weights_alone(path: Path) -> None:
 @pytest.mark.parametrize(
     ("write", "reason"),
     [
-        pytest.param(no_zip, "is no checkpoint, or not all of one", id="pickle"),
-        pytest.param(old_format, "is no checkpoint, or not all of one", id="old-format"),
-        pytest.param(payload, f"holds more than numbers, and is refused: it asks for {__name__}.", id="code"),
-        pytest.param(half, "is no checkpoint, or not all of one", id="half"),
-        pytest.param(weights_alone, "is not of a run: it has no optimizer_states", id="weights-alone"),
+        pytest.param(no_zip, "is not a checkpoint, or it is incomplete", id="pickle"),
+        pytest.param(old_format, "is not a checkpoint, or it is incomplete", id="old-format"),
+        pytest.param(payload, f"is refused, because loading it would run code: {__name__}.", id="code"),
+        pytest.param(half, "is not a checkpoint, or it is incomplete", id="half"),
+        pytest.param(weights_alone, "is not a checkpoint of a run: it has no optimizer_states", id="weights-alone"),
     ],
 )
 def test_a_checkpoint_is_numbers_or_refused_in_one_line(

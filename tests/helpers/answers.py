@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import torch
 from hypothesis import strategies as st
 from PIL import Image
+from torch import Tensor
 
 from vrft.rewards import (
     DetectionConfidence,
@@ -11,7 +13,7 @@ from vrft.rewards import (
     Format,
 )
 from vrft.tasks import DetectionTask
-from vrft.types import Answer, Detection, Frame, Sample, Target
+from vrft.types import Answer, Detection, Frame, PromptBatch, Rollout, Sample, ScoredRollout, Target
 
 FRAME = Frame(1000, 1000)
 EXACT = [10, 20, 300, 400]
@@ -65,3 +67,14 @@ def overlap_of(a: list[float], b: list[float]) -> tuple[float, float]:
 
 def answers(*texts: str) -> list[Answer]:
     return [Answer(text, "", None, False) for text in texts]
+
+
+def scored_rollout(
+    sample: Sample, answers: list[Answer], rewards: dict[str, Tensor], reward: Tensor, advantages: Tensor
+) -> ScoredRollout:
+    """Return a rollout of one prompt whose completions have one token each; rewards are (G,), the others (1, G)."""
+    batch = PromptBatch([sample], [Frame(*sample.size)], [{}])
+    ids, values = torch.zeros(len(answers), 1, dtype=torch.long), torch.zeros(len(answers), 1)
+    texts = [answer.text for answer in answers]
+    rollout = Rollout(ids, torch.ones_like(ids), values, values, torch.zeros(len(answers), dtype=torch.bool), texts)
+    return ScoredRollout(batch, rollout, answers, rewards, reward, advantages)

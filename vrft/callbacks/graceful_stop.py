@@ -86,4 +86,4 @@ def requeue(job: str) -> None:
     try:
         subprocess.run(["scontrol", "requeue", job], check=True)
     except (OSError, subprocess.CalledProcessError) as error:
-        rank_zero_warn(f"the job is not in the queue again: {error}")
+        rank_zero_warn(f"the job is not requeued: {error}")

@@ -36,15 +36,15 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             ConfigurationError: the file is no checkpoint of a run, or it is damaged.
         """
         if not zipfile.is_zipfile(path):  # torch would try to unpickle older formats
-            raise ConfigurationError(f"ckpt_path: {path} is no checkpoint, or not all of one")
+            raise ConfigurationError(f"ckpt_path: {path} is not a checkpoint, or it is incomplete")
         try:
             checkpoint = torch.load(path, map_location or "cpu", weights_only=True)
         except pickle.UnpicklingError as error:
             found = re.search(r"GLOBAL ([\w.]+)", str(error))
-            asked = f": it asks for {found[1]}" if found else ""
-            raise ConfigurationError(f"ckpt_path: {path} holds more than numbers, and is refused{asked}") from error
+            code = f"code: {found[1]}" if found else "code"
+            raise ConfigurationError(f"ckpt_path: {path} is refused, because loading it would run {code}") from error
         except RuntimeError as error:
             raise ConfigurationError(f"ckpt_path: {path} is damaged: {str(error).partition(chr(10))[0]}") from error
         if not isinstance(checkpoint, dict) or not {"state_dict", "optimizer_states"} <= checkpoint.keys():
-            raise ConfigurationError(f"ckpt_path: {path} is not of a run: it has no optimizer_states")
+            raise ConfigurationError(f"ckpt_path: {path} is not a checkpoint of a run: it has no optimizer_states")
         return checkpoint
