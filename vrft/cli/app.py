@@ -79,6 +79,7 @@ def run(args: Sequence[str]) -> int:
 def run_cli(args: Sequence[str]) -> CommandTrainer:
     """Parse the arguments, run the command and return its trainer."""
     callbacks = [Summary(), HeldOutAnswers(), ExportHuggingFace(), Predictions()]
+    args = normalise_argv(args)
     return VRFTCLI(
         VisionModule,
         VisionData,
@@ -91,7 +92,8 @@ def run_cli(args: Sequence[str]) -> CommandTrainer:
         parser_kwargs={"parser_mode": "omegaconf+", "allow_abbrev": False, "prog": "python -m vrft"},
         auto_configure_optimizers=False,
         seed_everything_default=0,
-        args=normalise_argv(args),
+        args=args,
+        command=args[0],
     ).trainer
 
 
@@ -109,9 +111,14 @@ class VRFTCLI(CLIBase):
     model: VisionModule
     datamodule: VisionData
 
-    @staticmethod
-    def subcommands() -> dict[str, set[str]]:
-        return CLIBase.subcommands() | {name: {"model", "datamodule"} for name in WITHOUT_RUN}
+    def __init__(self, *args: Any, command: str, **kwargs: Any) -> None:
+        self.command = command
+        super().__init__(*args, **kwargs)
+
+    def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override] # static in Lightning
+        """Return the command that runs, without the others: building the parser of each takes a while."""
+        commands = CLIBase.subcommands() | {name: {"model", "datamodule"} for name in WITHOUT_RUN}
+        return {self.command: commands[self.command]}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--run_dir", type=str, help="folder for everything that the run writes")
