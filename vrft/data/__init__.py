@@ -1,4 +1,4 @@
-"""Data modules: where samples come from."""
+"""Data modules for files in common formats and for generated data."""
 
 from vrft.data.benchmarks import AircraftData, BenchmarkData, CarsData, FlowersData, PetsData
 from vrft.data.coco import CocoData

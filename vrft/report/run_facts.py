@@ -18,7 +18,7 @@ from vrft.utils.yaml_text import decode_yaml
 MAX_FILE_BYTES = 1_000_000
 
 MAX_WARNINGS = 200
-"""Lines of each kind of warning."""
+"""Maximum number of lines per kind of warning."""
 
 HEADLINE_SETTINGS = {
     "method": ("model", "class_path"),
