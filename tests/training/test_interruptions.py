@@ -115,10 +115,10 @@ def test_an_evaluation_that_was_cut_off_is_made_by_the_continuation(
 def test_a_second_interrupt_quits_at_once() -> None:
     stop = GracefulStop()
     stop.quiet = True
-    stop.note(signal.SIGTERM, None)
-    stop.note(signal.SIGINT, None)
+    stop.record(signal.SIGTERM, None)
+    stop.record(signal.SIGINT, None)
     with pytest.raises(KeyboardInterrupt):
-        stop.note(signal.SIGINT, None)
+        stop.record(signal.SIGINT, None)
 
 
 def test_outside_the_main_thread_there_are_no_signals_and_no_error() -> None:
