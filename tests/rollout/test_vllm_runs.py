@@ -16,7 +16,6 @@ import torch
 from tests.helpers import CSV_ONLY, ROOT, Command
 from tests.helpers.vllm_server import VLLM
 from vrft.__main__ import main
-from vrft.callbacks.checkpoint import RunCheckpoint
 from vrft.errors import ConfigurationError
 from vrft.training.grpo import PolicyLoss, policy_loss
 from vrft.training.rft import RFT
@@ -171,7 +170,7 @@ def test_other_mistakes_of_the_user_do_not_count_batches(
         raise ConfigurationError("data.num_workers: 3 workers died")
 
     monkeypatch.setattr(RFT, "on_train_batch_start", dead)
-    monkeypatch.setattr(RunCheckpoint, "_take_batch_back", dead)
+    monkeypatch.setattr("vrft.callbacks.checkpoint.uncount_batch", dead)
     assert main(fit(built_in.url, more=("--trainer.limit_val_batches=0",))) == 2
     assert "stopped" not in capsys.readouterr().out
     assert not list((tmp_path / "run").glob("vllm/*/"))
