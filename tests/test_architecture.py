@@ -8,8 +8,6 @@ from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
-import pytest
-
 from tests.helpers import ROOT
 
 LAYERS = [
@@ -26,7 +24,6 @@ LAYERS = [
 ]
 """Folders and files of the package. Each imports from layers below its own, or from its own without a circle."""
 
-MOVING = pytest.mark.xfail(reason="modules are still being moved", strict=False)
 DEPTH = {name: depth for depth, layer in enumerate(LAYERS) for name in layer}
 
 
@@ -92,19 +89,16 @@ def test_every_part_of_the_package_has_a_layer() -> None:
     assert {part(module) for module in modules()} == {*DEPTH}
 
 
-@MOVING
 def test_no_import_runs_upward() -> None:
     upward = [where for start, end, where in arrows() if DEPTH[part(start)] > DEPTH[part(end)]]
     assert not upward, "\n".join(upward)
 
 
-@MOVING
 def test_no_files_import_each_other_in_a_circle() -> None:
     found = circle({(start, end) for start, end, _ in arrows()})
     assert not found, " -> ".join(found)
 
 
-@MOVING
 def test_no_folders_import_each_other_in_a_circle() -> None:
     found = circle({(part(start), part(end)) for start, end, _ in arrows() if part(start) != part(end)})
     assert not found, " -> ".join(found)
