@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: browser install quickstart test fuzz tiny-policies vllm-env
+.PHONY: bench-env browser check fuzz install quickstart test tiny-policies vllm-env
 
 install: .venv/installed
 
@@ -15,16 +15,23 @@ install: .venv/installed
 quickstart: install
 	$(BIN)/python -m vrft fit --config configs/quickstart.yaml
 
+# Linters and the fast tests.
+check: install
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m 'not slow and not vllm'
+
+# Linters and all tests.
 test: install browser
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -n 2 --dist loadfile
-	$(BIN)/python tests/fuzz/run.py --inputs 40000
 
-# Broken inputs for everything that reads what others wrote: about 20 minutes on two cores.
+# A million broken inputs for the readers of foreign texts and files.
 fuzz: install
-	$(BIN)/python tests/fuzz/run.py --inputs 1000000 --seed 1
+	FUZZ_INPUTS=1000000 $(BIN)/python -m pytest -n 2 tests/fuzz
 
 # What the tests of the report need: they are skipped where it isn't there, unless VRFT_BROWSER=required.
 browser:
@@ -50,3 +57,11 @@ tiny-policies: install
 # A vLLM server for `pytest -m vllm`: on a machine without a GPU, 3.6 GB and a few minutes.
 vllm-env:
 	$(PYTHON) tests/vllm_env.py .venv-vllm
+
+# The TRL side of benchmarks/step.py, in an environment of its own: about 2 minutes and 1.6 GB.
+bench-env: .venv-bench/installed
+
+.venv-bench/installed: benchmarks/requirements.txt constraints.txt
+	$(PYTHON) -m venv .venv-bench
+	.venv-bench/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt --requirement $<
+	touch $@

@@ -1,4 +1,4 @@
-"""Write a random Qwen2-VL or Qwen2.5-VL checkpoint: config, weights, tokenizer, image processor. Needs no network.
+"""Write a random Qwen2-VL or Qwen2.5-VL checkpoint: config, weights, tokenizer and image processor, without a network.
 
     python benchmarks/build_checkpoint.py CKPT --preset tiny
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 def build_tokenizer(folder: Path) -> Any:
-    """A byte-level BPE of 2,000 pieces, trained on random words, numbers and letters."""
+    """Train a byte-level BPE tokenizer of 2,000 tokens on random words, numbers and letters."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import Qwen2TokenizerFast
 
@@ -68,7 +69,7 @@ def build_tokenizer(folder: Path) -> Any:
 
 
 def build_config(arch: str, preset: dict[str, Any], tokenizer: Any) -> Any:
-    """The model's configuration, with two key-value heads and rotary positions of three axes."""
+    """Return the model's configuration, with two key-value heads and rotary positions on three axes."""
     from transformers import AutoConfig
 
     ids = {name: tokenizer.convert_tokens_to_ids(f"<|{name}|>") for name in NAMES}
@@ -97,16 +98,15 @@ def build_config(arch: str, preset: dict[str, Any], tokenizer: Any) -> Any:
     return AutoConfig.for_model(arch, text_config=text, vision_config=vision, tie_word_embeddings=False, **named)
 
 
-def main() -> None:
-    """Write the folder."""
+def main(args: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--arch", default="qwen2_5_vl", choices=["qwen2_5_vl", "qwen2_vl"])
     parser.add_argument("--preset", default="tiny", choices=list(PRESETS))
     parser.add_argument("--dtype", default="float32")
-    parser.add_argument("--device", default="cpu", help="where the weights are made")
+    parser.add_argument("--device", default="cpu", help="device on which the weights are made")
     parser.add_argument("--seed", type=int, default=0)
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(args)
 
     import torch
     from transformers import AutoModelForImageTextToText

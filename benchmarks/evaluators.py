@@ -1,9 +1,9 @@
-"""Seconds of COCO evaluations on the same boxes, in one run, and of a gather over ranks.
+"""Measure seconds of COCO evaluations on the same boxes, and of a gather over ranks.
 
     python benchmarks/evaluators.py --images 5000 --detections 100000
 
-Prints a JSON line for each tool with its seconds and AP, and one for the gather. torchmetrics needs torchvision, and is
-left out where there is none.
+Prints a JSON line with seconds and AP for each tool, and one for the gather. torchmetrics is skipped where torchvision,
+which it needs, is missing.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import io
 import json
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ CATEGORIES, TRUE_PER_IMAGE = 80, 7
 
 
 def make(images: int, detections: int, folder: Path) -> tuple[Path, Array]:
-    """A file of truth with some crowds, and boxes near the true ones, each with a score of its own."""
+    """Write ground truth with some crowds, and make detections near the true boxes, each with a different score."""
     rng = np.random.default_rng(0)
     count = images * TRUE_PER_IMAGE
     corner, size = rng.uniform(0, 400, (count, 2)), rng.uniform(5, 200, (count, 2))
@@ -66,7 +66,7 @@ def make(images: int, detections: int, folder: Path) -> tuple[Path, Array]:
 
 
 def with_backend(backend: Backend) -> Callable[[Path, Array], float]:
-    """An evaluation by one of vrft's backends."""
+    """Return a function that evaluates with one of vrft's backends."""
 
     def evaluate(path: Path, results: Array) -> float:
         return Truth(path).evaluate(results, "coco", backend).numbers("coco")["AP"]
@@ -75,7 +75,7 @@ def with_backend(backend: Backend) -> Callable[[Path, Array], float]:
 
 
 def with_torchmetrics(path: Path, results: Array) -> float:
-    """An evaluation by torchmetrics."""
+    """Evaluate with torchmetrics."""
     from torchmetrics.detection import MeanAveragePrecision
 
     content = json.loads(path.read_text())
@@ -101,11 +101,11 @@ def with_torchmetrics(path: Path, results: Array) -> float:
 
 
 def gather_on(rank: int, world_size: int, rows: int, boxes: int, file: str) -> None:
-    """Bring the rows of all ranks together, and let rank zero say how long that took."""
+    """Gather the rows of all ranks and print on rank zero how long it takes."""
     dist.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=world_size)
     box = Detection((1.5, 2.5, 30.25, 40.75), "person", 0.9)
     mine = {i: Row(i, (box,) * boxes, 0.5, True) for i in range(rank, rows, world_size)}
-    gather(mine, world_size)  # the first one sets up connections
+    gather(mine, world_size)  # the first call sets up connections
     dist.barrier()
     start = time.perf_counter()
     everything = gather(mine, world_size)
@@ -116,13 +116,12 @@ def gather_on(rank: int, world_size: int, rows: int, boxes: int, file: str) -> N
     dist.destroy_process_group()
 
 
-def main() -> None:
-    """Run every tool once on the same boxes."""
+def main(args: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=5000)
     parser.add_argument("--detections", type=int, default=100_000)
     parser.add_argument("--ranks", type=int, default=2)
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(args)
     torch.set_num_threads(1)
     tools: dict[str, Callable[[Path, Array], float]] = {
         "hotcoco": with_backend("hotcoco"),

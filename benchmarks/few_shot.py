@@ -1,10 +1,10 @@
-"""RFT or SFT with few labels? A whole table: shots x methods x seeds, each tuned on a fold with the same budget.
+"""Compare RFT and SFT on few labels: a table of shots x methods x seeds, each tuned on a fold with the same budget.
 
     python benchmarks/few_shot.py --study detection --seeds 3 --shots 1 4 16
     python benchmarks/few_shot.py --config configs/coco_few_shot.yaml --device cuda -- --data.train_annotations=...
 
-What is finished stays in `runs/few_shot` (or --results), and a rerun does only what is missing. What follows `--` is
-handed to every run of vrft.
+Finished runs stay in `runs/few_shot` (or --results); a rerun does only what is missing. Arguments after `--` are passed
+to every run of vrft.
 """
 
 from __future__ import annotations

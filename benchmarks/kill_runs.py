@@ -1,13 +1,12 @@
-"""Runs that are killed at random instants, continued, and compared bit for bit with one that was not.
+"""Kill runs at random instants, resume them, and compare them bit for bit with a run that was not killed.
 
     python benchmarks/kill_runs.py --kills 30
 
 Starts a small fit of the quickstart's kind, kills its whole process group by SIGKILL at an instant drawn uniformly from
-the time that such a run takes, and continues it with `--ckpt_path last`, or starts anew where there is no checkpoint
-yet; once in three the continuation is killed as well. At the end weights, optimizer states, schedules, the loader's
-position and every number that was logged, except for seconds and memory, have to be those of the run that was left
-alone. A checkpoint every other step makes it likely that a kill hits one. Prints a line for each kill; `--write` makes
-a table in `benchmarks/results/`.
+the duration of such a run, and resumes it with `--ckpt_path last`, or starts it again where there is no checkpoint yet.
+One in three resumed runs is killed as well. In the end, weights, optimizer states, schedules, the loader's position and
+every logged number except seconds and memory must equal those of the uninterrupted run. Checkpoints every other step
+make it likely that a kill hits one. Prints a line for each kill; `--write` writes a table to `benchmarks/results/`.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +30,12 @@ import torch
 
 ROOT = Path(__file__).parents[1]
 MEASURED = ("time/", "memory/", "train/samples_per_second")
-"""Numbers that no two runs share."""
+"""Prefixes of the numbers in which any two runs differ."""
 COLUMNS = ("instant", "continued", "hit", "step", "identical")
 
 
 def arguments(folder: Path, data: Path, processes: int = 1, steps: int = 48) -> list[str]:
-    """The command of a small run in `folder`, with its data in a folder that runs share."""
+    """Return the arguments of a small run in `folder`, with its data in a folder that runs share."""
     several = ["--trainer.strategy=ddp", f"--trainer.devices={processes}"] if processes > 1 else []
     places = [f"--data.{part}_annotations={data}/{part}.json" for part in ("train", "val")]
     places += [f"--data.{part}_images={data}/{part}" for part in ("train", "val")]
@@ -50,7 +49,7 @@ def arguments(folder: Path, data: Path, processes: int = 1, steps: int = 48) -> 
 
 
 def start(command: list[str]) -> subprocess.Popen[bytes]:
-    """A run, as the leader of a process group of its own."""
+    """Start a run as the leader of its own process group."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
         [sys.executable, "-m", "vrft", *command],
@@ -63,7 +62,7 @@ def start(command: list[str]) -> subprocess.Popen[bytes]:
 
 
 def kill_when(process: subprocess.Popen[bytes], now: Callable[[], bool]) -> bool:
-    """Kill a run and all that it started as soon as `now` says so; False if it ended before."""
+    """Kill a run and its children as soon as `now` returns True. Return False if the run ended before."""
     while not now():
         if process.poll() is not None:
             return False
@@ -74,17 +73,17 @@ def kill_when(process: subprocess.Popen[bytes], now: Callable[[], bool]) -> bool
 
 
 def continuation(folder: Path, command: list[str]) -> list[str]:
-    """The command that goes on after a kill; without a checkpoint, the folder is emptied and the command the same."""
+    """Return the command that resumes a killed run. Without a checkpoint, empty the folder: the command is the same."""
     last = folder / "checkpoints" / "last.ckpt"
     if last.exists():
         return [*command, "--ckpt_path=last"]
-    assert not last.is_symlink(), f"{last} points at nothing"
+    assert not last.is_symlink(), f"{last} is a broken link"
     shutil.rmtree(folder, ignore_errors=True)
     return command
 
 
 def scene(folder: Path) -> str:
-    """What a killed run was doing, as far as its folder tells."""
+    """Guess from its folder what a run did when it was killed."""
     if partial := sorted((folder / "checkpoints").glob("*.partial")):
         return f"writing {partial[0].name}"
     if (folder / "export").exists():
@@ -95,7 +94,7 @@ def scene(folder: Path) -> str:
 
 
 def rows(folder: Path) -> dict[tuple[int, str], str]:
-    """All numbers that a run and its continuations logged, by step and name: the last ones, if they did twice."""
+    """Return all numbers that a run logged, by step and name. Of a number logged again after a resume, the last one."""
     found = {}
     logs = sorted((folder / "logs").glob("*/metrics.csv"), key=lambda path: int(path.parent.name.split("_")[1]))
     for path in logs:
@@ -106,7 +105,7 @@ def rows(folder: Path) -> dict[tuple[int, str], str]:
 
 
 def differences(left_alone: Path, killed: Path) -> list[str]:
-    """Where two runs differ in what their last checkpoints hold and in what they logged."""
+    """Return the parts of the last checkpoint and the logged steps in which two runs differ."""
     a, b = (torch.load(run / "checkpoints" / "last.ckpt", weights_only=True) for run in (left_alone, killed))
     parts = ("state_dict", "optimizer_states", "lr_schedulers", "global_step", "epoch")
     found = [part for part in parts if not same(a[part], b[part])]
@@ -120,7 +119,7 @@ def differences(left_alone: Path, killed: Path) -> list[str]:
 
 
 def same(a: Any, b: Any) -> bool:
-    """Equal to the last bit, in nested dicts and lists."""
+    """Whether two values are equal to the last bit, in nested dicts and lists."""
     if isinstance(a, torch.Tensor):
         return a.dtype == b.dtype and torch.equal(a, b)
     if isinstance(a, dict):
@@ -130,36 +129,36 @@ def same(a: Any, b: Any) -> bool:
     return bool(a == b)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def main(args: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=30)
     parser.add_argument("--processes", type=int, choices=(1, 2), default=1)
+    parser.add_argument("--steps", type=int, default=48, help="of each run, an even number")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--write", action="store_true")
-    options = parser.parse_args()
+    options = parser.parse_args(args)
     draw = random.Random(options.seed)
     with tempfile.TemporaryDirectory() as place:
         whole, data = Path(place) / "whole", Path(place) / "data"
-        start(arguments(whole, data, options.processes)).wait()  # makes the data
-        shutil.rmtree(whole)
         began = time.monotonic()
-        assert start(arguments(whole, data, options.processes)).wait() == 0
+        assert start(arguments(whole, data, options.processes, options.steps)).wait() == 0
         duration = time.monotonic() - began
         print(f"a run takes {duration:.1f} s", flush=True)
         table: list[dict[str, str]] = []
         while len(table) < options.kills:
-            table += killed_run(Path(place) / f"killed-{len(table)}", whole, data, duration, options.processes, draw)
-    same_ones = sum(line["identical"] == "yes" for line in table)
-    print(f"{same_ones} of {len(table)} identical")
+            folder = Path(place) / f"killed-{len(table)}"
+            command = arguments(folder, data, options.processes, options.steps)
+            table += killed_run(folder, command, whole, duration, draw)
+    identical = sum(line["identical"] == "yes" for line in table)
+    print(f"{identical} of {len(table)} identical")
     if options.write:
         write(table, duration, options.processes)
 
 
 def killed_run(
-    folder: Path, whole: Path, data: Path, duration: float, processes: int, draw: random.Random
+    folder: Path, command: list[str], whole: Path, duration: float, draw: random.Random
 ) -> list[dict[str, str]]:
-    """A run that is killed once or, once in three times, twice, and then completed: a line for each kill."""
-    command = [*arguments(folder, data, processes)]
+    """Kill a run once or, in one of three cases, twice, and complete it. Return a line for each kill."""
     lines = []
     for _ in range(2 if draw.random() < 1 / 3 else 1):
         instant = draw.uniform(0, duration)
@@ -168,8 +167,8 @@ def killed_run(
         hit = kill_when(start(again), lambda due=due: time.monotonic() >= due)
         step = max((step for step, name in rows(folder) if name.startswith("train/")), default=-1) + 1
         how = {"instant": f"{instant:.2f} s", "continued": "no" if again is command else "yes"}
-        lines.append({**how, "hit": scene(folder) if hit else "nothing, it was done", "step": str(step)})
-    assert start(continuation(folder, command)).wait() == 0, f"{folder} can't be continued"
+        lines.append({**how, "hit": scene(folder) if hit else "nothing: the run had ended", "step": str(step)})
+    assert start(continuation(folder, command)).wait() == 0, f"{folder}: resuming fails"
     wrong = differences(whole, folder)
     shutil.rmtree(folder)
     for line in lines:

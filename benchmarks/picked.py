@@ -1,10 +1,10 @@
-"""Which of two was meant? Shares of questions about a pair for which the right one, the other or none was found.
+"""Count how often a policy finds the right one of a pair, the other one, or neither.
 
     python benchmarks/picked.py runs/few_shot/data/ordinals_val.json \\
         runs/few_shot/grounding/*/test-pairs/evaluation/*/*_results.json
 
-A line for each results file of a test, of the questions for "red one" and "red two". Found is the one that a box of the
-answer overlaps more with than any does with the other; neither, if there is no overlap, or as much with both.
+Prints a line for each results file of a test with questions such as "red one" and "red two". The one found is the one
+with the largest IoU with a box of the answer; neither, if there is no overlap or the same with both.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ FOUND = ("right", "wrong", "neither")
 
 
 def picked(instances: Mapping[str, Any], results: Sequence[Mapping[str, Any]]) -> list[str]:
-    """For each question about one of two, in the order of the annotations, which was `FOUND`."""
+    """Return an entry of `FOUND` for each question about one of a pair, in the order of the annotations."""
     ids = {category["name"]: category["id"] for category in instances["categories"]}
     true = {(entry["image_id"], entry["category_id"]): corners(entry["bbox"]) for entry in instances["annotations"]}
     found = defaultdict(list)
@@ -49,8 +49,8 @@ def corners(box: Sequence[float]) -> Box:
 
 def main(args: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("annotations", type=Path, help="COCO file of what is there")
-    parser.add_argument("results", type=Path, nargs="+", help="COCO files of what was found")
+    parser.add_argument("annotations", type=Path, help="COCO annotation file")
+    parser.add_argument("results", type=Path, nargs="+", help="COCO results files")
     chosen = parser.parse_args(args)
     instances = json.loads(chosen.annotations.read_text())
     for path in chosen.results:

@@ -1,11 +1,11 @@
-"""Weak scaling from 1 to 2 processes, communication of a step counted, and a model of the step on up to 1,024 ranks.
+"""Measure weak scaling from 1 to 2 processes, count a step's communication, and model the step on up to 1,024 ranks.
 
     python benchmarks/scaling.py --write
 
-Each side is the quickstart with four prompts per process and completions of full length, so that the work of a process
-is always the same; sides take turns, and each run has a process group of its own. Calls and bytes of collectives are
-counted in runs of their own and have to be those of the formulas below. The model's terms are measured here, but for
-bandwidth and latency of a network, which are assumptions and stand in the table.
+Each side is the quickstart with four prompts per process and completions of full length, so that every process does the
+same work. Sides take turns, each run in a process group of its own. Separate runs count the calls and bytes of
+collectives, which must equal those of the formulas below. The terms of the model are measured, except for bandwidth and
+latency of a network: those are assumptions, which the table states.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -37,9 +38,9 @@ ROOT = Path(__file__).parents[1]
 BANDWIDTH = 50e9
 """Assumption: bytes per second in and out of a GPU, one port of 400 Gbit/s each."""
 LATENCY = 10e-6
-"""Assumption: seconds that a message takes from one GPU to another."""
+"""Assumption: seconds for a message from one GPU to another."""
 PARAMETERS = 2.2e9
-"""Of the larger model in the last table, as an example."""
+"""Parameters of the larger model in the last table, an example."""
 RANKS = (1, 2, 8, 64, 256, 1024)
 COLLECTIVES = (
     "all_reduce",
@@ -52,23 +53,26 @@ PROMPTS, GENERATIONS, TOKENS = 4, 8, 48
 WARMUP = 2
 
 Traffic = dict[str, list[int]]
-"""Calls and bytes of each kind of collective, in one step of one rank."""
+"""Calls and bytes of each kind of collective in one step of one rank."""
 
 
 # ------------------------------------------------------------------------------------------------- formulas and model
 
 
 def ddp_traffic(weights: Sequence[int]) -> Traffic:
-    """Of an optimizer step: gradients are averaged a bucket at a time. `weights`: bytes of what trains."""
+    """Return the traffic of an optimizer step under DDP, which averages gradients a bucket at a time.
+
+    `weights`: bytes of each trained parameter.
+    """
     return {"all_reduce": [len(buckets(weights, ALLREDUCE_BUCKET_BYTES)), sum(weights)]}
 
 
 def fsdp2_traffic(groups: Sequence[dict[str, Any]], micro_batches: int) -> Traffic:
-    """Of a step with one optimizer step, where weights train and a frozen copy is the reference.
+    """Return the traffic of a step with one optimizer step under FSDP2, with a frozen copy as the reference.
 
-    All groups but the reference's are gathered once for the rollout. Then, for each micro-batch, decoder layers are in
-    each forward and once more in each backward; the vision tower and the rest stay whole from a forward to its
-    backward, and without one until the next. Gradients are scattered after each backward.
+    The rollout gathers every group of the policy once. For each micro-batch, decoder layers are gathered in the forward
+    and again in the backward; the vision tower and the rest stay gathered from a forward to its backward, or, where
+    there is no backward, until the next forward. Gradients are scattered after each backward.
     """
     times = {
         "layer": 1 + 2 * micro_batches,
@@ -86,17 +90,17 @@ def fsdp2_traffic(groups: Sequence[dict[str, Any]], micro_batches: int) -> Traff
 
 
 def expected_maximum(values: Sequence[float], draws: int) -> float:
-    """Of so many independent draws from the distribution of these values."""
+    """Return the expected maximum of independent draws from the distribution of `values`."""
     found, counts = np.unique(np.asarray(values, dtype=float), return_counts=True)
     below = np.concatenate([[0.0], np.cumsum(counts) / counts.sum()]) ** draws
     return float((found * np.diff(below)).sum())
 
 
 def network_seconds(traffic: Traffic, ranks: int) -> float:
-    """Of a step's collectives between so many ranks, none of them hidden behind computation.
+    """Return the seconds of a step's collectives between n ranks, none of them hidden behind computation.
 
-    Rings: a rank sends (n - 1) / n of the bytes, twice in an all-reduce. Latency: n - 1 messages in a row, and in an
-    all-reduce, which can go along a tree, 2 log2 n.
+    In a ring, a rank sends (n - 1) / n of the bytes, twice in an all-reduce. The latency is that of n - 1 messages in a
+    row; of 2 log2 n in an all-reduce, which can use a tree.
     """
     seconds = 0.0
     for kind, (calls, size) in traffic.items():
@@ -107,7 +111,7 @@ def network_seconds(traffic: Traffic, ranks: int) -> float:
 
 
 def step_seconds(terms: dict[str, Any], traffic: Traffic, ranks: int) -> dict[str, float]:
-    """Of a step: all ranks wait for the one with the longest completion, then for the network."""
+    """Return the seconds of a step: all ranks wait for the longest completion, then for the network."""
     longest = expected_maximum(terms["lengths"], ranks * terms["rows"])
     parts = {
         "longest": longest,
@@ -122,7 +126,7 @@ def step_seconds(terms: dict[str, Any], traffic: Traffic, ranks: int) -> dict[st
 
 
 class Watch(Callback):
-    """Writes the seconds of each step and its phases, or what the ranks sent to each other in it."""
+    """Write the seconds of each step's phases, the lengths of its completions and its traffic to a file."""
 
     def __init__(self, file: str, full_length: bool, count: bool) -> None:
         self.file, self.full_length, self.count = file, full_length, count
@@ -130,33 +134,38 @@ class Watch(Callback):
         self.phases = ["other"]
         self.calls: Counter[tuple[str, str]] = Counter()
         self.bytes: Counter[tuple[str, str]] = Counter()
+        self.seconds: Counter[str] = Counter()
+        self.lengths: list[int] = []
 
     def on_fit_start(self, trainer: Any, module: Any) -> None:
-        policy = module.policy
+        policy, engine = module.policy, module.engine
         if self.full_length:
             policy.banned_ids = torch.cat([policy.banned_ids, policy.stop_ids])
-        phase, log, forward = module.step.phase, module.log_rollout, policy.forward
+        phase, generate, forward = module.step.phase, engine.generate, policy.forward
 
         @contextmanager
-        def watched(name: str, total: int) -> Iterator[Callable[[int], None]]:
+        def watched_phase(name: str, total: int) -> Iterator[Callable[..., None]]:
             self.phases.append(name)
+            start = time.perf_counter()
             with phase(name, total) as advance:
                 yield advance
+            self.seconds[name] += time.perf_counter() - start
             self.phases.pop()
 
-        def lengths(scored: Any, *args: Any) -> None:
-            self.lengths = scored.rollout.mask.sum(1).tolist()
-            log(scored, *args)
+        def watched_generate(*args: Any, **kwargs: Any) -> Any:
+            rollout = generate(*args, **kwargs)
+            self.lengths += rollout.mask.sum(1).tolist()
+            return rollout
 
-        def passes(*args: Any, **kwargs: Any) -> Any:
+        def watched_forward(*args: Any, **kwargs: Any) -> Any:
             self.calls[self.phases[-1], "forward"] += 1
             return forward(*args, **kwargs)
 
-        module.step.phase, module.log_rollout, policy.forward = watched, lengths, passes
+        module.step.phase, engine.generate, policy.forward = watched_phase, watched_generate, watched_forward
 
     def on_train_batch_start(self, *_: Any) -> None:
-        self.calls.clear()
-        self.bytes.clear()
+        for counted in (self.calls, self.bytes, self.seconds, self.lengths):
+            counted.clear()
         self.stack = ExitStack()
         if self.count:
             for name in vars(dist).keys() & {*COLLECTIVES}:
@@ -176,7 +185,7 @@ class Watch(Callback):
     def on_train_batch_end(self, trainer: Any, module: Any, *_: Any) -> None:
         self.stack.close()
         traffic = {f"{phase} {kind}": [n, self.bytes[phase, kind]] for (phase, kind), n in self.calls.items()}
-        self.steps.append({"seconds": module.step.seconds, "lengths": self.lengths, "traffic": traffic})
+        self.steps.append({"seconds": dict(self.seconds), "lengths": [*self.lengths], "traffic": traffic})
 
     def on_train_end(self, trainer: Any, module: Any) -> None:
         weights = [p.numel() * p.element_size() for p in module.parameters() if p.requires_grad]
@@ -186,7 +195,7 @@ class Watch(Callback):
 
 
 def groups_of(policy: Any) -> Iterator[dict[str, Any]]:
-    """What FSDP2 gathers together: of which kind, and how many bytes with the padding of each share."""
+    """Yield each group that FSDP2 gathers together: its kind, and its bytes with the padding of each shard."""
     from vrft.policy.sharding import fsdp_modules
 
     layers = policy.decoder_layers()
@@ -207,7 +216,7 @@ def groups_of(policy: Any) -> Iterator[dict[str, Any]]:
 
 
 def run(folder: Path, strategy: str, steps: int, *, full_length: bool = True, count: bool = False) -> dict[str, Any]:
-    """A run of the quickstart on one process, or on two with a strategy: what its first rank has watched."""
+    """Run the quickstart on one process, or on two with a strategy, and return what its first rank has watched."""
     file = folder / "watched.json"
     processes = 1 if strategy == "one" else 2
     watch = f"{{class_path: scaling.Watch, init_args: {{file: {file}, full_length: {full_length}, count: {count}}}}}"
@@ -224,17 +233,28 @@ def run(folder: Path, strategy: str, steps: int, *, full_length: bool = True, co
     ]
     paths = os.pathsep.join([str(ROOT), str(ROOT / "benchmarks")])
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths}
-    subprocess.run(command, cwd=folder, env=environment, check=True, capture_output=True)
+    launch(command, folder, environment)
     return json.loads(file.read_text())
 
 
+def launch(command: Sequence[str], folder: Path, environment: dict[str, str]) -> None:
+    """Run a command in `folder`; if it fails, exit with its error output."""
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(f"{done.stderr}scaling.py: {' '.join(command)} ended with exit code {done.returncode}")
+
+
 def seconds_of(step: dict[str, Any]) -> float:
-    """Of its phases."""
+    """Return the seconds of a step: the sum over its phases."""
     return sum(step["seconds"].values())
 
 
 def check_traffic(watched: dict[str, Any], strategy: str) -> tuple[Traffic, int]:
-    """The traffic of each step is that of the formula, or this raises; that of the last, and its micro-batches."""
+    """Return the traffic of the last step and its number of micro-batches.
+
+    Raises:
+        AssertionError: a step has other traffic than the formulas give.
+    """
     for step in watched["steps"]:
         counted: dict[str, list[int]] = {}
         for name, (calls, size) in step["traffic"].items():
@@ -249,7 +269,7 @@ def check_traffic(watched: dict[str, Any], strategy: str) -> tuple[Traffic, int]
 
 
 def terms_of(free: Sequence[dict[str, Any]], rows: int) -> dict[str, Any]:
-    """The model's terms, of steps on one process whose completions end where they do."""
+    """Return the model's terms, measured in steps on one process whose completions end by themselves."""
     longest = [max(step["lengths"]) for step in free]
     slope, base = np.polyfit(longest, [step["seconds"]["rollout"] for step in free], 1)
     rest = [seconds_of(step) - step["seconds"]["rollout"] for step in free]
@@ -273,7 +293,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 def report(
     seconds: dict[str, list[float]], traffic: dict[str, Traffic], rounds: int, terms: dict[str, Any]
 ) -> list[str]:
-    """All that was measured and what follows from it, as markdown."""
+    """Return the measurements and what follows from them as Markdown lines."""
     medians = {side: statistics.median(values) for side, values in seconds.items()}
     weak = [
         [side, f"{1 if side == 'one' else 2}", " ".join(f"{v:.3f}" for v in values), f"{medians[side]:.3f}",
@@ -301,8 +321,8 @@ def report(
     return [
         "## Weak scaling, measured",
         "",
-        "Seconds of a step (phases added up, median of a run's steps), of each run in turn. Efficiency is the time of",
-        "one process over that of two with twice the prompts, by medians.",
+        "Seconds of a step (the sum over its phases, median of a run's steps) for each run in turn. Efficiency is the",
+        "time of one process over that of two with twice the prompts, by medians.",
         "",
         *table(["side", "processes", "runs", "median s", "efficiency"], weak),
         "",
@@ -333,12 +353,12 @@ def report(
     ]
 
 
-def main() -> None:
+def main(args: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=12, help="measured in each run")
     parser.add_argument("--repeats", type=int, default=3, help="turns of each side")
     parser.add_argument("--write", action="store_true", help="to benchmarks/results/scaling_cpu.md")
-    options = parser.parse_args()
+    options = parser.parse_args(args)
     seconds: dict[str, list[float]] = {"one": [], "ddp": [], "fsdp2": []}
     traffic: dict[str, Traffic] = {}
     with tempfile.TemporaryDirectory() as place:

@@ -1,39 +1,46 @@
-"""Seconds, memory and redundant work of one GRPO step, alone or beside TRL on the same work.
+"""Measure seconds, memory and redundant work of one GRPO step, alone or beside TRL on the same work.
 
     python benchmarks/build_checkpoint.py CKPT --preset tiny
-    python benchmarks/step.py --checkpoint CKPT --image-size 448x448 --beta 0.04 --against trl
+    python benchmarks/step.py --checkpoint CKPT --image-size 448x448
+    python benchmarks/step.py --checkpoint CKPT --image-size 448x448 --against trl
 
-A side prints one JSON line; with `--against trl` both sides run in turns, each time in a process of its own, and a last
-line has the ratio of their medians.
+A side prints one JSON line. With `--against trl`, both sides run in turns, each time in a process of its own, and the
+last line has the ratios of their medians. TRL runs in the environment that `make bench-env` makes.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import statistics
 import subprocess
 import sys
 from argparse import Namespace
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parent))
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+ROOT = Path(__file__).parents[1]
+PYTHON = {"vrft": Path(sys.executable), "trl": ROOT / ".venv-bench" / "bin" / "python"}
 RATIOS = ("samples_per_cpu_s", "samples_per_s", "peak_rss_MB", "peak_cuda_MB")
+PARTS = ("rollout", "reference", "update", "optimizer", "other")
 
 
-def main() -> None:
+def main(args: Sequence[str] | None = None) -> None:
     from work import parser
 
     p = parser()
-    p.description = __doc__
-    p.add_argument("--side", choices=["vrft", "trl"], default="vrft", help="which one to measure")
+    p.description, p.formatter_class = __doc__, argparse.RawDescriptionHelpFormatter
+    p.add_argument("--side", choices=["vrft", "trl"], help="measure this one alone (default: vrft)")
     p.add_argument("--against", choices=["trl"], help="measure both, in turns")
     p.add_argument("--repeats", type=int, default=3, help="turns of each side")
-    arguments = p.parse_args()
-    if arguments.against:
-        compare(arguments)
+    p.add_argument("--table", type=Path, help="with --against: append a Markdown row for every run to this file")
+    said = list(sys.argv[1:] if args is None else args)
+    arguments = p.parse_args(said)
+    if arguments.against and not arguments.side:
+        compare(arguments, said)
         return
     if arguments.device == "cpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
@@ -53,23 +60,45 @@ def measure(arguments: Namespace) -> dict[str, Any]:
     return vrft_side.measure(arguments)
 
 
-def compare(arguments: Namespace) -> None:
-    """Run both sides in turns and print every line, then the ratios of medians, vrft over TRL."""
-    flags = [x for x in sys.argv[1:] if x not in ("--against", "trl")]
+def compare(arguments: Namespace, said: Sequence[str]) -> None:
+    """Run both sides in turns, print every line, then the ratios of medians, vrft over TRL."""
+    if not PYTHON["trl"].exists():
+        sys.exit(f"step.py: {PYTHON['trl']} does not exist; `make bench-env` makes it")
     lines: dict[str, list[dict[str, Any]]] = {"vrft": [], "trl": []}
     for _ in range(arguments.repeats):
         for side, results in lines.items():
-            command = [sys.executable, __file__, *flags, "--side", side]
-            environment = os.environ | {"OMP_NUM_THREADS": str(arguments.threads)}
-            done = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
-            results.append(json.loads(done.stdout.splitlines()[-1]))
+            results.append(run_side(side, said, arguments.threads))
             print(json.dumps(results[-1]), flush=True)
+            if arguments.table:
+                with arguments.table.open("a") as file:
+                    file.write(table_row(results[-1]))
     medians = {
         side: {key: statistics.median(line[key] for line in results) for key in RATIOS if results[0].get(key)}
         for side, results in lines.items()
     }
     ratios = {key: round(value / medians["trl"][key], 3) for key, value in medians["vrft"].items()}
     print(json.dumps({"vrft_over_trl": ratios, "repeats": arguments.repeats}), flush=True)
+
+
+def run_side(side: str, said: Sequence[str], threads: int) -> dict[str, Any]:
+    """Run one side in a process of its own and return what it prints."""
+    command = [str(PYTHON[side]), __file__, *said, "--side", side]
+    environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(f"{done.stderr}step.py: {' '.join(command)} ended with exit code {done.returncode}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def table_row(line: dict[str, Any]) -> str:
+    """Return a row of the table of runs in results/step_cpu.md, in CPU-seconds (on a GPU, in seconds)."""
+    on_cpu = "split_cpu_s" in line
+    step, split = line["cpu_step_s" if on_cpu else "step_s"], line["split_cpu_s" if on_cpu else "split_s"]
+    seconds = [f"{value:.2f}" for value in (step, *(split[name] for name in PARTS))]
+    memory = line["peak_rss_MB"] if on_cpu else line["peak_cuda_MB"]
+    images = [f"{line[f'{name}_per_step']:g}" for name in ("images_preprocessed", "vision_tower_images")]
+    cells = [str(line["image_tokens"]), line["mode"], line["lib"], *seconds, f"{memory:.0f}", *images]
+    return f"| {' | '.join(cells)} |\n"
 
 
 if __name__ == "__main__":

@@ -1,4 +1,7 @@
-"""The same work by TRL's GRPOTrainer (`pip install -e '.[benchmark]'`), with clocks around its methods."""
+"""The same work by TRL's GRPOTrainer, with clocks around its methods. Runs in the environment of `make bench-env`.
+
+It imports nothing of vrft.
+"""
 
 from __future__ import annotations
 
@@ -15,18 +18,17 @@ import transformers
 import trl
 from datasets import Dataset
 from peft import LoraConfig
-from transformers import TrainerCallback
+from transformers import AutoProcessor, TrainerCallback
+from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
+from transformers.utils import is_torchvision_available
 from trl import GRPOConfig, GRPOTrainer
-from vrft_side import images_in
-from work import Clock, counted, pictures, result
-
-from vrft.policy.processor import load_processor
+from work import Clock, count_images, pictures, result
 
 LANGUAGE_MODEL = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
 
 
 class Timed(GRPOTrainer):
-    """Counts the time of sampling, of log-probabilities without gradient, and of whole calls of `training_step`."""
+    """Add the time of sampling, of log-probabilities without gradient and of `training_step` to a clock."""
 
     clock: Clock
 
@@ -50,7 +52,7 @@ class Timed(GRPOTrainer):
 
 
 class Steps(TrainerCallback):
-    """From one optimizer step's beginning to its end, which is where TRL prepares its pictures too."""
+    """Measure steps from the beginning to the end of an optimizer step, within which TRL prepares its pictures too."""
 
     def __init__(self, clock: Clock, counts: dict[str, int], warmup: int) -> None:
         self.clock, self.counts, self.warmup = clock, counts, warmup
@@ -78,8 +80,19 @@ def arbitrary(completion_ids: list[list[int]], **_: Any) -> list[float]:
     return [sum(ids) % 7 / 7 for ids in completion_ids]
 
 
+def load_processor(folder: str, **settings: Any) -> Any:
+    """Load the checkpoint's processor, for images alone where torchvision, which its video part needs, is missing."""
+    config = transformers.AutoConfig.from_pretrained(folder)
+    kind = PROCESSOR_MAPPING[type(config)]
+    if is_torchvision_available() or "video_processor" not in kind.get_attributes():
+        return AutoProcessor.from_pretrained(folder, **settings)
+    attributes = [name for name in kind.get_attributes() if name != "video_processor"]
+    images_only = type(kind.__name__, (kind,), {"get_attributes": classmethod(lambda _: attributes)})
+    return images_only.from_pretrained(folder, video_processor=None, **settings)
+
+
 def measure(arguments: Namespace) -> dict[str, Any]:
-    """Train for a few steps; the line to print."""
+    """Train for a few steps and return the line to print."""
     warnings.filterwarnings("ignore")
     logging.disable(logging.WARNING)
     transformers.utils.logging.disable_progress_bar()
@@ -131,12 +144,10 @@ def measure(arguments: Namespace) -> dict[str, Any]:
             callbacks=[Steps(clock, counts, arguments.warmup)],
         )
         trainer.clock = clock
-        for model in (trainer.accelerator.unwrap_model(trainer.model), trainer.ref_model):
-            if model is not None:
-                tower = next(module for name, module in model.named_modules() if name.endswith("visual"))
-                tower.forward = counted(tower.forward, images_in, counts, "tower")
-        kind: Any = type(processor.image_processor)
-        kind._preprocess = counted(kind._preprocess, lambda _, images, *a, **k: len(images), counts, "preprocessed")
+        models = [trainer.accelerator.unwrap_model(trainer.model), trainer.ref_model]
+        named = [model.named_modules() for model in models if model is not None]
+        towers = [next(module for name, module in modules if name.endswith("visual")) for modules in named]
+        count_images(counts, processor.image_processor, towers)
         trainer.train()
     about = {"lib": "trl", "trl": trl.__version__, "transformers": transformers.__version__}
     return result(arguments, clock, counts, about | {"threads": torch.get_num_threads()})

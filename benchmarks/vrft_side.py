@@ -14,7 +14,7 @@ import torch
 import transformers
 from lightning.pytorch import Callback, Trainer
 from torch.utils.data import Dataset
-from work import Clock, counted, pictures, result
+from work import Clock, count_images, image_size, image_tokens, pictures, result
 
 from vrft import RFT
 from vrft.data.datamodule import VisionData
@@ -26,7 +26,7 @@ from vrft.types import Answer, Frame, Question, Sample
 
 
 class AnyText(Task):
-    """Asks the question as it is; every completion is an answer."""
+    """Ask the question unchanged and accept every completion."""
 
     def answer_text(self, sample: Question, frame: Frame) -> str:
         return ""
@@ -39,14 +39,14 @@ class AnyText(Task):
 
 
 class Arbitrary(Reward):
-    """Something that differs between completions."""
+    """A reward that differs between completions."""
 
     def score(self, answer: Answer, sample: Question) -> float:
         return sum(map(ord, answer.text)) % 7 / 7
 
 
 class Pictures(VisionData):
-    """The pictures of the run, in order."""
+    """The generated pictures, in order."""
 
     shuffle = False
 
@@ -64,7 +64,7 @@ class Pictures(VisionData):
 
 
 def time_phases(module: RFT, clock: Clock) -> None:
-    """Count the time of each phase of a training step."""
+    """Add the time of each phase of a training step to a clock."""
     phase = module.step.phase
 
     @contextmanager
@@ -76,10 +76,19 @@ def time_phases(module: RFT, clock: Clock) -> None:
 
 
 class Steps(Callback):
-    """A step lasts from the end of the one before to its own, so that loading its pictures is part of it."""
+    """Measure steps, each from the end of the previous one, so that loading its pictures is part of it."""
 
-    def __init__(self, clock: Clock, counts: dict[str, int], warmup: int) -> None:
-        self.clock, self.counts, self.warmup = clock, counts, warmup
+    def __init__(self, arguments: Namespace, clock: Clock, counts: dict[str, int]) -> None:
+        self.arguments, self.clock, self.counts = arguments, clock, counts
+
+    def on_fit_start(self, trainer: Trainer, module: Any) -> None:
+        """Change the loaded policy: fixed threads, completions of full length, counted images."""
+        if self.arguments.device == "cpu":
+            torch.set_num_threads(self.arguments.threads)
+        policy = module.policy
+        policy.banned_ids = torch.cat([policy.banned_ids, policy.stop_ids])
+        towers = [model.get_encoder(modality="image") for model in (policy.base, policy.reference) if model is not None]
+        count_images(self.counts, policy.processor.image_processor, towers)
 
     def on_train_start(self, *_: Any) -> None:
         self.start = self.clock.now()
@@ -87,57 +96,22 @@ class Steps(Callback):
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
         self.clock.add("step", self.start)
-        for suffix in ("", "@cpu"):
-            self.clock.steps[-1][f"update{suffix}"] -= self.clock.steps[-1][f"optimizer{suffix}"]
         self.start = self.clock.now()
-        if trainer.global_step == self.warmup:
-            self.counts.clear()  # the check at the start is no step's work
+        if trainer.global_step == self.arguments.warmup:
+            self.counts.clear()  # the check of prefix sharing belongs to no step
         if trainer.global_step < trainer.max_steps:
             self.clock.start_step()
 
 
 def measure(arguments: Namespace) -> dict[str, Any]:
-    """Train for a few steps; the line to print."""
+    """Train for a few steps and return the line to print."""
     warnings.filterwarnings("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     transformers.utils.logging.disable_progress_bar()
     clock = Clock(arguments.device)
     counts: dict[str, int] = {}
-    tokens = 28 * 28
-    policy = Policy(
-        arguments.checkpoint,
-        lora=LoRA(r=arguments.lora_r, alpha=2 * arguments.lora_r) if arguments.lora_r else None,
-        freeze_vision=arguments.freeze_vision,
-        dtype="float32" if arguments.device == "cpu" else "bfloat16",
-        max_pixels=tokens * 16384,
-        gradient_checkpointing=arguments.gradient_checkpointing,
-    )
-    per_prompt = arguments.prompt_tokens + 64 + arguments.num_generations * arguments.completion_tokens
-    width, height = (int(x) for x in arguments.image_size.split("x"))
-    module = RFT(
-        task=AnyText("{query}"),
-        policy=policy,
-        rewards={"arbitrary": Arbitrary()},
-        optimizer=lambda parameters: torch.optim.AdamW(parameters, lr=1e-5 if arguments.lora_r else 1e-6, fused=True),
-        num_generations=arguments.num_generations,
-        beta=arguments.beta,
-        max_completion_length=arguments.completion_tokens,
-        max_tokens_per_micro_batch=max(1, arguments.micro_batch // arguments.num_generations)
-        * (per_prompt + width * height // tokens),
-    )
+    module = build_module(arguments)
     time_phases(module, clock)
-    module.configure_model()
-    if arguments.device == "cpu":
-        torch.set_num_threads(arguments.threads)
-    policy.banned_ids = torch.cat([policy.banned_ids, policy.stop_ids])  # so that every completion is of full length
-    tower = policy.base.get_encoder(modality="image")
-    processor = policy.processor.image_processor
-    tower.forward = counted(tower.forward, images_in, counts, "tower")
-    kind: Any = type(processor)
-    kind._preprocess = counted(kind._preprocess, lambda _, images, *a, **k: len(images), counts, "preprocessed")
-    if policy.reference is not None:
-        other = policy.reference.get_encoder(modality="image")
-        other.forward = counted(other.forward, images_in, counts, "tower")
     trainer = Trainer(
         max_steps=arguments.steps + arguments.warmup,
         accelerator="gpu" if arguments.device == "cuda" else "cpu",
@@ -146,7 +120,7 @@ def measure(arguments: Namespace) -> dict[str, Any]:
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
-        callbacks=[Steps(clock, counts, arguments.warmup)],
+        callbacks=[Steps(arguments, clock, counts)],
         limit_val_batches=0,
     )
     if arguments.profile:
@@ -160,7 +134,25 @@ def measure(arguments: Namespace) -> dict[str, Any]:
     return result(arguments, clock, counts, about)
 
 
-def images_in(*args: Any, **kwargs: Any) -> int:
-    """Images in a call of the vision tower."""
-    grid = kwargs["grid_thw"] if "grid_thw" in kwargs else args[1]
-    return len(grid)
+def build_module(arguments: Namespace) -> RFT:
+    """Build the module from the arguments that both sides share."""
+    policy = Policy(
+        arguments.checkpoint,
+        lora=LoRA(r=arguments.lora_r, alpha=2 * arguments.lora_r) if arguments.lora_r else None,
+        freeze_vision=arguments.freeze_vision,
+        dtype="float32" if arguments.device == "cpu" else "bfloat16",
+        max_pixels=28 * 28 * 16384,
+        gradient_checkpointing=arguments.gradient_checkpointing,
+    )
+    per_prompt = arguments.prompt_tokens + 64 + arguments.num_generations * arguments.completion_tokens
+    prompts = max(1, arguments.micro_batch // arguments.num_generations)
+    return RFT(
+        task=AnyText("{query}"),
+        policy=policy,
+        rewards={"arbitrary": Arbitrary()},
+        optimizer=lambda parameters: torch.optim.AdamW(parameters, lr=1e-5 if arguments.lora_r else 1e-6, fused=True),
+        num_generations=arguments.num_generations,
+        beta=arguments.beta,
+        max_completion_length=arguments.completion_tokens,
+        max_tokens_per_micro_batch=prompts * (per_prompt + image_tokens(*image_size(arguments))),
+    )

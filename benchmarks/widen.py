@@ -1,14 +1,15 @@
-"""A built-in policy as one that vLLM's CPU backend can run: twice as wide, heads of 32, a head of its own.
+"""Widen a built-in policy so that vLLM's CPU backend can run it: twice the width, heads of 32, an untied LM head.
 
     python benchmarks/widen.py tiny-detection FOLDER
 
-Every unit is there twice and what reads it halves its weights; heads are padded with zeros, at places where the rotary
-frequencies of the wider head are those of the narrow one. So it computes the same function, and needs no training.
+Every unit is duplicated, and the weights that read it are halved. Attention heads are padded with zeros, at the places
+where the rotary frequencies of the wide head equal those of the narrow one. The wide policy computes the same function.
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -19,32 +20,32 @@ from vrft.policy.checkpoint import find_checkpoint
 from vrft.policy.tiny import build_model, build_tokenizer, write_checkpoint
 
 PLACES = torch.tensor([2 * c if c < 8 else 16 + 2 * (c - 8) for c in range(16)])
-"""Where the 16 numbers of a narrow head stand in a wide one."""
+"""Positions of the 16 channels of a narrow head in a wide one."""
 
 
 def twice(w: Tensor) -> Tensor:
-    """Each output twice."""
+    """Duplicate each output."""
     return torch.cat([w, w])
 
 
 def halved(w: Tensor) -> Tensor:
-    """Read inputs that are there twice (out, in)."""
+    """Read duplicated inputs: (out, in) -> (out, 2 in)."""
     return torch.cat([w, w], 1) / 2
 
 
 def padded(w: Tensor) -> Tensor:
-    """Outputs of 16 per head become 32 (heads * 16, …)."""
+    """Pad the outputs of each head: (heads * 16, …) -> (heads * 32, …)."""
     heads = w.unflatten(0, (-1, 16))
     return w.new_zeros(len(heads), 32, *w.shape[1:]).index_copy(1, PLACES, heads).flatten(0, 1)
 
 
 def queries(w: Tensor) -> Tensor:
-    """The same for queries; attention divides their scores by the root of the head's width."""
+    """Pad queries, and scale them: attention divides the scores by the square root of the head's width."""
     return padded(w) * 2**0.5
 
 
 def widen(name: str, w: Tensor) -> Tensor:
-    """A parameter of the wide model."""
+    """Return a parameter of the wide model, given that of the narrow one."""
     if "embed_tokens" in name:
         return torch.cat([w, w], 1)
     if "lm_head" in name:
@@ -64,12 +65,11 @@ def widen(name: str, w: Tensor) -> Tensor:
     return twice(w_in)
 
 
-def main() -> None:
-    """Write the checkpoint."""
+def main(args: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint")
     parser.add_argument("folder", type=Path)
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(args)
     narrow = AutoModelForImageTextToText.from_pretrained(find_checkpoint(arguments.checkpoint), dtype=torch.float32)
     write_checkpoint(arguments.folder, width=128, tied=False)
     wide = build_model(build_tokenizer(), 0, width=128, tied=False)

@@ -1,11 +1,14 @@
-"""The work that both sides of the speed comparison do: arguments, pictures, questions, and how time is counted."""
+"""The work that both sides of step.py do: arguments, pictures, questions, and how time and images are counted.
+
+Needs neither vrft nor TRL, since each side runs in an environment of its own.
+"""
 
 from __future__ import annotations
 
 import argparse
 import resource
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,36 +22,43 @@ PARTS = ("rollout", "reference", "update", "optimizer")
 
 
 def parser() -> argparse.ArgumentParser:
-    """Arguments of one measurement."""
+    """Return a parser of the arguments of one measurement."""
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     p.add_argument("--checkpoint", required=True, help="folder from build_checkpoint.py, or a real Qwen2(.5)-VL")
     p.add_argument("--prompts", type=int, default=2, help="images with a question per optimizer step")
     p.add_argument("--image-size", default="448x448", help="WxH; 28 x 28 pixels are a token")
-    p.add_argument("--prompt-tokens", type=int, default=32, help="of text in each question")
+    p.add_argument("--prompt-tokens", type=int, default=32, help="text tokens in each question")
     p.add_argument("--num-generations", type=int, default=8)
-    p.add_argument("--completion-tokens", type=int, default=64, help="of every completion: the end can't be sampled")
+    p.add_argument(
+        "--completion-tokens", type=int, default=64, help="length of every completion: the end token can't be sampled"
+    )
     p.add_argument("--beta", type=float, default=0.04)
     p.add_argument("--lora-r", type=int, default=0, help="rank of adapters on the language model; 0 trains everything")
     p.add_argument("--freeze-vision", action="store_true", help="vrft alone: train all but the vision tower")
     p.add_argument("--micro-batch", type=int, default=8, help="completions in one forward and backward")
     p.add_argument("--gradient-checkpointing", action="store_true")
     p.add_argument("--steps", type=int, default=4, help="measured steps")
-    p.add_argument("--warmup", type=int, default=1, help="steps before them")
+    p.add_argument("--warmup", type=int, default=1, help="leading steps that are not measured")
     p.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
-    p.add_argument("--threads", type=int, default=1, help="of torch on the CPU")
+    p.add_argument("--threads", type=int, default=1, help="torch threads on the CPU")
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--profile", action="store_true", help="vrft alone: print the costliest operations to stderr")
     return p
 
 
 def image_size(arguments: argparse.Namespace) -> tuple[int, int]:
-    """Width and height in pixels."""
+    """Return width and height in pixels."""
     width, height = arguments.image_size.lower().split("x")
     return int(width), int(height)
 
 
+def image_tokens(width: int, height: int) -> int:
+    """Return the number of tokens of an image."""
+    return (width // 28) * (height // 28)
+
+
 def pictures(arguments: argparse.Namespace, tokenizer: Any) -> list[tuple[Image.Image, str]]:
-    """A picture and a question for every prompt of the run."""
+    """Make a picture and a question for every prompt of the run."""
     random = np.random.default_rng(arguments.seed)
     width, height = image_size(arguments)
     return [
@@ -76,7 +86,7 @@ def _question(i: int, tokenizer: Any, tokens: int) -> str:
 
 @dataclass
 class Clock:
-    """Wall and CPU seconds of the parts of each step; on a GPU it waits before it looks."""
+    """Wall and CPU seconds of the parts of each step. On a GPU, it synchronizes before it reads the time."""
 
     device: str
     steps: list[dict[str, float]] = field(default_factory=list)
@@ -90,7 +100,7 @@ class Clock:
         self.steps.append({})
 
     def add(self, part: str, start: tuple[float, float]) -> None:
-        """Count the time since `start` to a part of the present step."""
+        """Add the time since `start` to a part of the current step."""
         wall, cpu = (now - then for now, then in zip(self.now(), start, strict=True))
         for name, seconds in ((part, wall), (f"{part}@cpu", cpu)):
             self.steps[-1][name] = self.steps[-1].get(name, 0.0) + seconds
@@ -102,20 +112,29 @@ class Clock:
         self.add(name, start)
 
 
-def counted(function: Callable[..., Any], count: Callable[..., int], counts: dict[str, int], name: str) -> Any:
-    """`function`, with what each call does added to counts[name]."""
+def count_images(counts: dict[str, int], image_processor: Any, towers: Sequence[Any]) -> None:
+    """Count the images that are preprocessed and those that go through the vision towers (policy and reference)."""
 
-    def call(*args: Any, **kwargs: Any) -> Any:
-        counts[name] = counts.get(name, 0) + count(*args, **kwargs)
-        return function(*args, **kwargs)
+    def counted(name: str, function: Callable[..., Any], number: Callable[..., int]) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            counts[name] = counts.get(name, 0) + number(*args, **kwargs)
+            return function(*args, **kwargs)
 
-    return call
+        return call
+
+    def in_call(*args: Any, **kwargs: Any) -> int:
+        return len(kwargs["grid_thw"] if "grid_thw" in kwargs else args[1])
+
+    for tower in towers:
+        tower.forward = counted("tower", tower.forward, in_call)
+    kind = type(image_processor)  # an attribute of the processor itself would be one of its settings
+    kind._preprocess = counted("preprocessed", kind._preprocess, lambda _, images, *args, **kwargs: len(images))
 
 
 def result(
     arguments: argparse.Namespace, clock: Clock, counts: dict[str, int], about: dict[str, Any]
 ) -> dict[str, Any]:
-    """The line that a side prints. All figures are means over the measured steps."""
+    """Return the line that a side prints. All figures are means over the measured steps."""
     measured = clock.steps[arguments.warmup :]
     samples = arguments.prompts * arguments.num_generations
 
@@ -127,14 +146,13 @@ def result(
         return parts | {"other": round(mean(f"step{suffix}") - sum(parts.values()), 4)}
 
     cpu = {"cpu_step_s": round(mean("step@cpu"), 4), "samples_per_cpu_s": round(samples / mean("step@cpu"), 4)}
-    width, height = image_size(arguments)
     return about | {
         "torch": torch.__version__,
         "device": torch.cuda.get_device_name() if arguments.device == "cuda" else "cpu",
         "mode": f"lora-r{arguments.lora_r}" if arguments.lora_r else "full",
         "beta": arguments.beta,
         "samples_per_step": samples,
-        "image_tokens": (width // 28) * (height // 28),
+        "image_tokens": image_tokens(*image_size(arguments)),
         "completion_len": arguments.completion_tokens,
         "step_s": round(mean("step"), 4),
         "samples_per_s": round(samples / mean("step"), 4),

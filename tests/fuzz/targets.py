@@ -1,21 +1,23 @@
-"""What reads texts and files of others, and how it is given broken ones.
+"""The readers of foreign texts and files, which `test_fuzz.py` gives broken inputs.
 
-A target may take an input or raise ConfigurationError. Everything else is a finding: another error, a value that is no
-finite number, a box outside its image, or more than `SECONDS` of computing.
+A target may read an input or refuse it with ConfigurationError. Anything else is a bug: another error, a number that is
+not finite, a box outside its image, or more than `SECONDS` of CPU time.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import random
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
+from hypothesis import strategies as st
+from hypothesis.strategies import SearchStrategy
 from PIL import Image
 
+from tests.fuzz.broken import broken_bytes, broken_json, broken_lines, broken_text
 from tests.helpers import formats
 from vrft import tasks
 from vrft.boxes import FRAMES
@@ -30,98 +32,45 @@ from vrft.training.answer_log import AnswerLog
 from vrft.types import Detection, Sample
 
 SECONDS = 2.0
-"""Of computing that an input may take; the longest example takes a hundredth."""
+"""CPU time that an input may take. The slowest example takes a hundredth of it."""
 
-WORDS = [
-    *("<think>", "</think>", "<answer>", "</answer>", "<answer", "{", "}", "[", "]", "(", ")", '"', "'", ",", ":"),
-    *("'Position': ", "'Confidence': ", '"bbox_2d": ', '"label": ', "null", "None", "true", "No Objects", "```json"),
-    *("nan", "NaN", "inf", "-Infinity", "1e999", "-1", "0", "-0.0", "1e-320", "9" * 400, "0x10", "1_000", "٣", "½"),
-    *("\0", "\ufeff", "\u2028", "\U0001f984", "\ud800", "__import__('os')", "<script>", "../", "%s", "\r\n", " " * 50),
-]
-VALUES: list[Any] = [
-    *(None, True, False, 0, -1, 1, 2**31, 2**63, 2**70, 0.5, -0.0, 1e308, math.nan, math.inf, -math.inf, {"a": 1}, {}),
-    *("", "x", "a" * 3000, "\0", "../../x", "nan", "1", "\U0001f984", [], [[]], [1, 2, 3, 4], [None] * 9),
-]
+WEIGHTS = {
+    "answer DetectionTask": 30,
+    "answer DetectionTask (no reasoning)": 30,
+    "answer MultiCategoryDetectionTask": 30,
+    "answer GroundingTask": 30,
+    "answer ClassificationTask": 30,
+    **dict.fromkeys(("answer MultipleChoiceTask", "answer CountingTask", "answer PresenceTask"), 20),
+    **dict.fromkeys(("coco", "lvis", "RefCOCO pickle", "RefCOCO JSON", "RefCOCO instances", "ReasonSeg"), 4),
+    **dict.fromkeys(("YOLO data.yaml", "YOLO boxes", "YOLO outlines", "JSON lines", "CSV"), 4),
+    **dict.fromkeys(("image png", "image jpg", "image gif", "image webp"), 4),
+    **dict.fromkeys(("results file", "truth file", "completions to score", "answers of a test"), 6),
+    **dict.fromkeys(("report of transcripts.jsonl", "report of evaluation/val-0/answers.jsonl"), 3),
+    **dict.fromkeys(("report of warnings.jsonl", "report of summary.json", "report of config.yaml"), 3),
+    **dict.fromkeys(("report of logs/version_0/metrics.csv", "report of evaluation/val-0/coco_per_category.csv"), 3),
+}
+"""Name of each target, and its share of the inputs."""
+
+Breaks = Callable[[bytes], SearchStrategy[bytes]]
 
 
 class Target(NamedTuple):
-    """Something that reads, valid inputs for it, how they are broken, and how often it gets one."""
+    """A reader, valid inputs for it, and the strategy that breaks them."""
 
     name: str
     examples: list[bytes]
     read: Callable[[bytes], object]
-    breaks: Callable[[random.Random, bytes], bytes]
-    weight: int
+    breaks: Breaks
+
+    def inputs(self) -> SearchStrategy[bytes]:
+        """Draw an example and break it."""
+        return st.sampled_from(self.examples).flatmap(self.breaks)
 
 
-def all_targets(folder: Path) -> list[Target]:
-    """Every target; its files are in `folder`."""
-    return [*answer_targets(), *reader_targets(folder), *result_targets(folder), *report_targets(folder)]
-
-
-def broken_text(rng: random.Random, content: bytes) -> bytes:
-    """A few cuts, repeats, foreign words and changed characters."""
-    text = content.decode("utf-8", "surrogateescape")
-    for _ in range(rng.choice((1, 1, 2, 4, 9))):
-        start = rng.randrange(len(text) + 1)
-        end = min(len(text), start + rng.choice((0, 1, 3, 20)))
-        kind = rng.randrange(6)
-        if kind == 0:
-            text = text[:start] + text[end:]
-        elif kind == 1:
-            text = text[:end] + text[start:end] * rng.choice((1, 2, 200)) + text[end:]
-        elif kind == 2:
-            text = text[:start] + chr(rng.choice((rng.randrange(32, 127), rng.randrange(0xD7FF)))) + text[end:]
-        elif kind == 3:
-            opening = rng.choice(("[", "{", "(", "<answer>", "'", "9"))
-            text = text[:start] + opening * rng.choice((50, 5000)) + text[end:]
-        else:
-            text = text[:start] + rng.choice(WORDS) + text[end:]
-    return text.encode("utf-8", "replace" if rng.random() < 0.9 else "surrogatepass")
-
-
-def broken_bytes(rng: random.Random, content: bytes) -> bytes:
-    """A few changed, lost or repeated bytes."""
-    data = bytearray(content)
-    for _ in range(rng.choice((1, 2, 8))):
-        start = rng.randrange(len(data) + 1)
-        end = min(len(data), start + rng.choice((0, 1, 4, 100)))
-        data[start:end] = rng.choice((b"", rng.randbytes(3), bytes(data[start:end]) * 3, b"\xff", b"\0" * 9, b"I9\n"))
-    return bytes(data[: rng.randrange(len(data) + 1)] if rng.random() < 0.1 else data)
-
-
-def broken_json(rng: random.Random, content: bytes) -> bytes:
-    """Fields with another value, missing, doubled or deep; sometimes the text as well."""
-    value = json.loads(content)
-    for _ in range(rng.choice((1, 1, 2, 5))):
-        value = _changed(rng, value)
-    broken = json.dumps(value).encode()
-    if rng.random() < 0.02:
-        broken = broken.replace(b"1", b"[" * 20_000, 1)
-    return broken_text(rng, broken) if rng.random() < 0.2 else broken
-
-
-def broken_lines(rng: random.Random, content: bytes) -> bytes:
-    """A line of JSON that is broken."""
-    lines = content.splitlines()
-    chosen = rng.randrange(len(lines))
-    lines[chosen] = broken_json(rng, lines[chosen])
-    return b"\n".join(lines) + b"\n"
-
-
-def _changed(rng: random.Random, value: Any) -> Any:
-    inside = isinstance(value, dict | list) and value and rng.random() < 0.9
-    if not inside:
-        return rng.choice(VALUES)
-    if isinstance(value, list):
-        i = rng.randrange(len(value))
-        kind = rng.randrange(8)
-        middle = [] if kind == 0 else [value[i]] * 2 if kind == 1 else [_changed(rng, value[i])]
-        return value[:i] + middle + value[i + 1 :]
-    key = rng.choice(list(value))
-    if rng.random() < 0.1:
-        return {name: entry for name, entry in value.items() if name != key}
-    return value | {key: _changed(rng, value[key])}
+def all_targets(folder: Path) -> dict[str, Target]:
+    """Return every target by name; their files are in `folder`."""
+    targets = [*answer_targets(), *reader_targets(folder), *result_targets(folder), *report_targets(folder)]
+    return {target.name: target for target in targets}
 
 
 BOXES = (Detection((10, 20, 300, 400), "cat"), Detection((0, 0, 50, 60), "cat"))
@@ -147,14 +96,14 @@ FORMS += [
 
 
 def answer_targets() -> list[Target]:
-    """Each task reads completions, and its rewards score them."""
+    """Return a target for each task: it parses completions, and its rewards score them."""
     found = []
-    for i, (task, target, metadata, query) in enumerate(QUESTIONS):
+    for task, target, metadata, query in QUESTIONS:
         sample = Sample(0, Image.new("1", (500, 400)), 7, query, target, metadata)
         frame = FRAMES["thousandths"]
         examples = [text.encode() for text in (task.target_text(sample, frame), *FORMS)]
         name = f"answer {type(task).__name__}{'' if task.reasoning else ' (no reasoning)'}"
-        found.append(Target(name, examples, _scorer(task, sample), broken_text, weight=30 if i < 5 else 20))
+        found.append(Target(name, examples, _scorer(task, sample), broken_text))
     return found
 
 
@@ -172,13 +121,13 @@ def _scorer(task: Task, sample: Sample) -> Callable[[bytes], None]:
 
 
 def reader_targets(folder: Path) -> list[Target]:
-    """Each data module reads a folder in which one file is broken."""
+    """Return the data modules, each of which reads a folder with one broken file."""
     detection, classes = tasks.DetectionTask(), tasks.ClassificationTask()
     made: list[Target] = []
 
-    def add(name: str, file: Path, make: Callable[..., RecordData], breaks: Any, task: Task = detection) -> None:
+    def add(name: str, file: Path, make: Callable[..., RecordData], breaks: Breaks, task: Task = detection) -> None:
         examples = [file.read_bytes()]
-        made.append(Target(name, examples, _loader(file, make, task, folder / "run"), breaks, weight=4))
+        made.append(Target(name, examples, _loader(file, make, task, folder / "run"), breaks))
 
     for name in ("coco", "lvis"):
         root = folder / name
@@ -264,7 +213,7 @@ def _check_sample(sample: Sample) -> None:
 
 
 def result_targets(folder: Path) -> list[Target]:
-    """Files of boxes and their truth, completions to score, and the answers of an interrupted test."""
+    """Return the readers of results, of ground truth, of completions to score and of an interrupted test's answers."""
     folder = folder / "results"
     tables, _ = formats.coco_tables(folder, "val", 2)
     truth_file, results_file, lines = folder / "truth.json", folder / "results.json", folder / "completions.jsonl"
@@ -299,15 +248,15 @@ def result_targets(folder: Path) -> list[Target]:
 
     completions = (json.dumps(entry) + "\n").encode() * 2
     return [
-        Target("results file", [json.dumps(results).encode()], evaluate, broken_json, weight=6),
-        Target("truth file", [truth_file.read_bytes()], lambda c: Truth(write(truth_file, c)), broken_json, weight=6),
-        Target("completions to score", [completions], score, broken_lines, weight=6),
-        Target("answers of a test", [log.encode()], read_log, broken_lines, weight=6),
+        Target("results file", [json.dumps(results).encode()], evaluate, broken_json),
+        Target("truth file", [truth_file.read_bytes()], lambda c: Truth(write(truth_file, c)), broken_json),
+        Target("completions to score", [completions], score, broken_lines),
+        Target("answers of a test", [log.encode()], read_log, broken_lines),
     ]
 
 
 def report_targets(folder: Path) -> list[Target]:
-    """Files of a run that a report is made of; whatever is in them, there is one."""
+    """Return the reader of a run's report, for each of its files. It must accept any content."""
     line = {
         "rollout": 1,
         "sample": 3,
@@ -320,7 +269,7 @@ def report_targets(folder: Path) -> list[Target]:
     line |= {"answer": [[[0, 0, 5.5, 6], "cat", 0.5]], "target": "cat", "reward": 1.5, "image": "0" * 16 + ".jpg"}
     rollout = line | {"generation": 0, "rewards": {"iou": 0.5, "own": None}, "advantage": -0.5, "size": [9, 9]}
     warned = {"rollout": 3, "step": 3, "guard": "entropy", "message": "low"}
-    files: list[tuple[str, bytes, Callable[[random.Random, bytes], bytes]]] = [
+    files: list[tuple[str, bytes, Breaks]] = [
         ("transcripts.jsonl", _lines(rollout, rollout | {"generation": 1}, rollout | {"rollout": 2}), broken_lines),
         ("evaluation/val-0/answers.jsonl", _lines(line | {"score": 0.5}, line | {"score": None}), broken_lines),
         ("warnings.jsonl", _lines(warned), broken_lines),
@@ -343,7 +292,7 @@ def report_targets(folder: Path) -> list[Target]:
         run = folder / "report" / name.replace("/", "-")
         file = run / name
         file.parent.mkdir(parents=True)
-        made.append(Target(f"report of {name}", [example], reader(file, run), breaks, weight=3))
+        made.append(Target(f"report of {name}", [example], reader(file, run), breaks))
     return made
 
 

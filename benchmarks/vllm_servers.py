@@ -1,10 +1,10 @@
-"""The same training with the policy's own rollouts and with those of vLLM servers: mAP, time and mismatch.
+"""Train with the policy's own rollouts and with those of vLLM servers, and compare mAP, time and mismatch.
 
     python benchmarks/widen.py tiny-detection FOLDER
-    python benchmarks/vllm.py --checkpoint FOLDER --urls http://127.0.0.1:8000
+    python benchmarks/vllm_servers.py --checkpoint FOLDER --urls http://127.0.0.1:8000
 
-FOLDER has to be something that the server can run: on a CPU, heads of 32 and a head that is not tied to the embeddings.
-The servers are those that `python -m vrft serve-command` prints, started before.
+The servers must be able to run the checkpoint in FOLDER: on a CPU, that takes attention heads of width 32 and an LM
+head that is not tied to the embeddings. Start them first, as `python -m vrft serve-command` says.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import json
 import statistics
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from vrft.__main__ import main as vrft
@@ -24,7 +25,7 @@ COLUMNS = ("engine", "seed", "mAP before", "mAP after", "reward after", "rollout
 
 
 def run(arguments: argparse.Namespace, engine: str, seed: int, folder: Path) -> dict[str, float]:
-    """One training run; what it gained and what its rollouts cost."""
+    """Train once and return the scores, the time of its rollouts and their mismatch."""
     words = ["fit", "--config", str(ROOT / "configs" / "quickstart.yaml")]
     if engine == "vLLM":
         words += ["--config", str(ROOT / "configs" / "engine" / "vllm.yaml")]
@@ -52,7 +53,7 @@ def run(arguments: argparse.Namespace, engine: str, seed: int, folder: Path) -> 
 
 
 def table(results: list[tuple[str, int, dict[str, float]]]) -> str:
-    """As Markdown."""
+    """Return the results as a Markdown table."""
     lines = ["| " + " | ".join(COLUMNS) + " |", "|" + "--|" * len(COLUMNS)]
     for engine, seed, found in results:
         shown = {name: f"{value:.1e}" if "gap" in name else f"{value:.3f}" for name, value in found.items()}
@@ -61,8 +62,7 @@ def table(results: list[tuple[str, int, dict[str, float]]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def main() -> None:
-    """Run all."""
+def main(args: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", required=True)
     parser.add_argument("--urls", nargs="+", required=True)
@@ -70,8 +70,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=120)
     parser.add_argument("--val_size", type=int, default=64)
     parser.add_argument("--out", type=Path)
-    parser.add_argument("--more", nargs="*", default=[], help="further arguments of both sides")
-    arguments = parser.parse_args()
+    parser.add_argument("--more", nargs="*", default=[], help="further arguments of both engines")
+    arguments = parser.parse_args(args)
     results: list[tuple[str, int, dict[str, float]]] = []
     with tempfile.TemporaryDirectory() as folder:
         arguments.scenes = folder
