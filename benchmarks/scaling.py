@@ -19,7 +19,6 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -134,7 +133,6 @@ class Watch(Callback):
         self.phases = ["other"]
         self.calls: Counter[tuple[str, str]] = Counter()
         self.bytes: Counter[tuple[str, str]] = Counter()
-        self.seconds: Counter[str] = Counter()
         self.lengths: list[int] = []
 
     def on_fit_start(self, trainer: Any, module: Any) -> None:
@@ -146,10 +144,8 @@ class Watch(Callback):
         @contextmanager
         def watched_phase(name: str, total: int) -> Iterator[Callable[..., None]]:
             self.phases.append(name)
-            start = time.perf_counter()
             with phase(name, total) as advance:
                 yield advance
-            self.seconds[name] += time.perf_counter() - start
             self.phases.pop()
 
         def watched_generate(*args: Any, **kwargs: Any) -> Any:
@@ -164,7 +160,7 @@ class Watch(Callback):
         module.step.phase, engine.generate, policy.forward = watched_phase, watched_generate, watched_forward
 
     def on_train_batch_start(self, *_: Any) -> None:
-        for counted in (self.calls, self.bytes, self.seconds, self.lengths):
+        for counted in (self.calls, self.bytes, self.lengths):
             counted.clear()
         self.stack = ExitStack()
         if self.count:
@@ -176,8 +172,10 @@ class Watch(Callback):
 
         def call(*args: Any, **kwargs: Any) -> Any:
             tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, torch.Tensor)]
-            self.calls[self.phases[-1], kind] += 1
-            self.bytes[self.phases[-1], kind] += max(tensor.numel() * tensor.element_size() for tensor in tensors)
+            largest = max(tensors, key=torch.Tensor.numel)
+            if largest.numel() > 1:  # not a scalar of the log or a decision of all ranks
+                self.calls[self.phases[-1], kind] += 1
+                self.bytes[self.phases[-1], kind] += largest.nbytes
             return function(*args, **kwargs)
 
         return call
@@ -185,7 +183,7 @@ class Watch(Callback):
     def on_train_batch_end(self, trainer: Any, module: Any, *_: Any) -> None:
         self.stack.close()
         traffic = {f"{phase} {kind}": [n, self.bytes[phase, kind]] for (phase, kind), n in self.calls.items()}
-        self.steps.append({"seconds": dict(self.seconds), "lengths": [*self.lengths], "traffic": traffic})
+        self.steps.append({"seconds": module.step.seconds, "lengths": [*self.lengths], "traffic": traffic})
 
     def on_train_end(self, trainer: Any, module: Any) -> None:
         weights = [p.numel() * p.element_size() for p in module.parameters() if p.requires_grad]
@@ -329,7 +327,7 @@ def report(
         "## Communication of a step, counted",
         "",
         f"Per rank, in one optimizer step of {rounds} micro-batches; every step had what the formulas give",
-        "(`ddp_traffic`, `fsdp2_traffic`). Scalars of the log are left out.",
+        "(`ddp_traffic`, `fsdp2_traffic`). Scalars are left out.",
         "",
         *table(["side", "collective", "calls", "bytes"], sent),
         "",

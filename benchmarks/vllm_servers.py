@@ -4,7 +4,8 @@
     python benchmarks/vllm_servers.py --checkpoint FOLDER --urls http://127.0.0.1:8000
 
 The servers must be able to run the checkpoint in FOLDER: on a CPU, that takes attention heads of width 32 and an LM
-head that is not tied to the embeddings. Start them first, as `python -m vrft serve-command` says.
+head that is not tied to the embeddings. Start them first, as `python -m vrft serve-command` says. Arguments after
+`--` are passed to every run of vrft.
 """
 
 from __future__ import annotations
@@ -70,8 +71,10 @@ def main(args: Sequence[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=120)
     parser.add_argument("--val_size", type=int, default=64)
     parser.add_argument("--out", type=Path)
-    parser.add_argument("--more", nargs="*", default=[], help="further arguments of both engines")
-    arguments = parser.parse_args(args)
+    said = list(sys.argv[1:] if args is None else args)
+    end = said.index("--") if "--" in said else len(said)
+    arguments = parser.parse_args(said[:end])
+    arguments.more = said[end + 1 :]
     results: list[tuple[str, int, dict[str, float]]] = []
     with tempfile.TemporaryDirectory() as folder:
         arguments.scenes = folder

@@ -2,39 +2,36 @@
 
 from __future__ import annotations
 
-import runpy
 import statistics
-from types import SimpleNamespace
 
 import pytest
+import scaling
 
-from tests.helpers import ROOT
 from vrft.training.strategies import ALLREDUCE_BUCKET_BYTES, buckets
 
-SCALING = SimpleNamespace(**runpy.run_path(str(ROOT / "benchmarks" / "scaling.py")))
 TERMS = {"lengths": [10, 10, 40], "rows": 8, "rollout_base": 0.5, "rollout_per_token": 0.1, "rest": 2.0}
 
 
 def test_one_rank_has_no_network() -> None:
     traffic = {"all_reduce": [57, 10**9], "all_gather": [9, 10**9], "reduce_scatter": [3, 10**9]}
-    assert SCALING.network_seconds(traffic, 1) == 0
-    parts = SCALING.step_seconds(TERMS, traffic, 1)
+    assert scaling.network_seconds(traffic, 1) == 0
+    parts = scaling.step_seconds(TERMS, traffic, 1)
     assert parts["step"] == pytest.approx(0.5 + 0.1 * parts["longest"] + 2.0)
 
 
 def test_many_ranks_wait_for_the_bandwidth_and_for_the_longest_completion() -> None:
-    size = int(SCALING.BANDWIDTH)  # a second's
-    assert SCALING.network_seconds({"all_reduce": [0, size]}, 2) == pytest.approx(1)
-    assert SCALING.network_seconds({"all_reduce": [0, size]}, 1024) == pytest.approx(2, rel=2e-3)
-    assert SCALING.network_seconds({"all_gather": [0, size]}, 1024) == pytest.approx(1, rel=2e-3)
-    assert SCALING.network_seconds({"all_gather": [2, 0]}, 5) == pytest.approx(8 * SCALING.LATENCY)
-    assert SCALING.step_seconds(TERMS, {}, 1024)["longest"] == pytest.approx(40)
+    size = int(scaling.BANDWIDTH)  # a second's
+    assert scaling.network_seconds({"all_reduce": [0, size]}, 2) == pytest.approx(1)
+    assert scaling.network_seconds({"all_reduce": [0, size]}, 1024) == pytest.approx(2, rel=2e-3)
+    assert scaling.network_seconds({"all_gather": [0, size]}, 1024) == pytest.approx(1, rel=2e-3)
+    assert scaling.network_seconds({"all_gather": [2, 0]}, 5) == pytest.approx(8 * scaling.LATENCY)
+    assert scaling.step_seconds(TERMS, {}, 1024)["longest"] == pytest.approx(40)
 
 
 def test_the_expected_maximum_is_the_mean_of_one_draw_and_that_of_two_dice() -> None:
-    assert SCALING.expected_maximum([3, 5, 10], 1) == pytest.approx(statistics.mean([3, 5, 10]))
+    assert scaling.expected_maximum([3, 5, 10], 1) == pytest.approx(statistics.mean([3, 5, 10]))
     pairs = [max(a, b) for a in range(1, 7) for b in range(1, 7)]
-    assert SCALING.expected_maximum(range(1, 7), 2) == pytest.approx(statistics.mean(pairs))
+    assert scaling.expected_maximum(range(1, 7), 2) == pytest.approx(statistics.mean(pairs))
 
 
 @pytest.mark.parametrize(
@@ -51,14 +48,14 @@ def test_gradients_travel_in_buckets(sizes: list[int], expected: list[list[int]]
 
 
 def test_traffic_is_that_of_the_weights() -> None:
-    assert SCALING.ddp_traffic([400, 40]) == {"all_reduce": [1, 440]}
-    assert SCALING.ddp_traffic([ALLREDUCE_BUCKET_BYTES, 4]) == {"all_reduce": [2, ALLREDUCE_BUCKET_BYTES + 4]}
+    assert scaling.ddp_traffic([400, 40]) == {"all_reduce": [1, 440]}
+    assert scaling.ddp_traffic([ALLREDUCE_BUCKET_BYTES, 4]) == {"all_reduce": [2, ALLREDUCE_BUCKET_BYTES + 4]}
     groups = [
         {"kind": "rest", "bytes": 1000, "trained_bytes": 600},
         {"kind": "layer", "bytes": 100, "trained_bytes": 100},
         {"kind": "reference layer", "bytes": 10, "trained_bytes": 0},
     ]
-    one = SCALING.fsdp2_traffic(groups, micro_batches=1)  # rollout, reference, forward and backward
+    one = scaling.fsdp2_traffic(groups, micro_batches=1)  # rollout, reference, forward and backward
     assert one == {"all_gather": [2 + 3 + 1, 2000 + 300 + 10], "reduce_scatter": [2, 700]}
-    more = SCALING.fsdp2_traffic(groups, micro_batches=3)
+    more = scaling.fsdp2_traffic(groups, micro_batches=3)
     assert more == {"all_gather": [4 + 7 + 3, 4000 + 700 + 30], "reduce_scatter": [6, 2100]}

@@ -1,0 +1,155 @@
+"""Every benchmark runs at its smallest size, so that its results can be measured again."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from functools import cache
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import build_checkpoint
+import evaluators
+import kill_runs
+import pytest
+import scaling
+import step
+import torch
+import torch.distributed as dist
+import vllm_servers
+import widen
+from lightning.fabric.plugins.environments.lightning import find_free_network_port
+from transformers import AutoModelForImageTextToText
+
+from tests.helpers import ROOT
+from tests.helpers.vllm_server import VLLM
+from vrft.__main__ import main
+from vrft.policy.checkpoint import find_checkpoint
+
+SMALL = ["--image-size=56x56", "--num-generations=2", "--micro-batch=2", "--completion-tokens=4", "--steps=1"]
+TRL = pytest.mark.skipif(not step.PYTHON["trl"].exists(), reason="no .venv-bench: `make bench-env` makes it")
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("checkpoint")
+    build_checkpoint.main([str(folder)])
+    return str(folder)
+
+
+def run_script(name: str, *args: str) -> list[str]:
+    """Run a script as a user does and return the lines that it prints."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    command = [sys.executable, f"benchmarks/{name}", *args]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+def test_step_measures_vrft(checkpoint: str) -> None:
+    (line,) = run_script("step.py", "--checkpoint", checkpoint, *SMALL)
+    found = json.loads(line)
+    assert found["lib"] == "vrft"
+    assert found["images_preprocessed_per_step"] == 2
+    assert found["vision_tower_images_per_step"] == 2 * 3  # rollout, reference, policy
+    assert 0 < found["split_cpu_s"]["update"] < found["cpu_step_s"]
+
+
+@TRL
+def test_step_compares_with_trl(checkpoint: str, tmp_path: Path) -> None:
+    more = ["--against", "trl", "--repeats", "1", "--table", f"{tmp_path}/table.md"]
+    vrft, trl, ratios = map(json.loads, run_script("step.py", "--checkpoint", checkpoint, *SMALL, *more))
+    assert [vrft["lib"], trl["lib"]] == ["vrft", "trl"]
+    assert trl["images_preprocessed_per_step"] == 8
+    assert ratios["vrft_over_trl"].keys() == {"samples_per_cpu_s", "samples_per_s", "peak_rss_MB"}
+    rows = (tmp_path / "table.md").read_text().splitlines()
+    assert [row.split(" | ")[1:3] for row in rows] == [["full", "vrft"], ["full", "trl"]]
+
+
+def test_step_says_what_makes_the_environment_of_trl(checkpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(step.PYTHON, "trl", Path("nowhere/python"))
+    with pytest.raises(SystemExit, match="`make bench-env` makes it"):
+        step.main(["--checkpoint", checkpoint, "--against", "trl"])
+
+
+def test_evaluators_agree_and_ranks_gather(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evaluators.mp, "spawn", lambda function, args, ranks: function(0, *args))
+    evaluators.main(["--images", "20", "--detections", "100", "--ranks", "1"])
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    precision = {line["tool"]: line["AP"] for line in lines if "tool" in line}
+    assert precision["hotcoco"] == pytest.approx(precision["pycocotools"], abs=1e-6)
+    assert lines[-1]["gather"] == 1
+
+
+def test_a_killed_run_ends_like_the_one_that_was_not(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    in_process = SimpleNamespace  # only the run that is killed needs a process of its own
+    starts: list[Callable[[list[str]], Any]] = [
+        lambda command: in_process(wait=lambda: main(command)),
+        kill_runs.start,
+        lambda command: in_process(wait=lambda: main(command)),
+    ]
+    monkeypatch.setattr(kill_runs, "start", lambda command: starts.pop(0)(command))
+    kill_runs.main(["--kills", "1", "--steps", "2", "--seed", "0"])
+    assert not starts
+    assert capsys.readouterr().out.endswith("1 of 1 identical\n")
+
+
+@pytest.fixture
+def few_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let scaling.py run each side once: FSDP2 on two processes, the others in this one."""
+    launch = scaling.launch
+
+    def launch_here(command: Sequence[str], folder: Path, environment: dict[str, str]) -> None:
+        if "--trainer.strategy=fsdp2" in command:
+            launch(command, folder, environment)
+            return
+        words = [word.replace("devices=2", "devices=1") for word in command]
+        assert main(words[words.index("fit") :]) == 0
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+    run = cache(lambda folder, side, run=scaling.run: run(folder, side, 1, count=True))
+    monkeypatch.setattr(scaling, "run", lambda folder, side, steps, **settings: run(folder, side))
+    monkeypatch.setattr(scaling, "launch", launch_here)
+    alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "TORCHELASTIC_RUN_ID": "none"}
+    for name, value in (alone | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(find_free_network_port())}).items():
+        monkeypatch.setenv(name, value)
+    for name, value in {"PROMPTS": 1, "GENERATIONS": 2, "TOKENS": 6}.items():
+        monkeypatch.setattr(scaling, name, value)
+
+
+@pytest.mark.usefixtures("few_processes")
+def test_scaling_counts_what_its_formulas_give(capsys: pytest.CaptureFixture[str]) -> None:
+    scaling.main(["--steps", "1", "--repeats", "1"])
+    text = capsys.readouterr().out
+    assert "| ddp | all_reduce | 1 |" in text
+    assert text.count("| fsdp2 | 1,024 |") == 2
+
+
+def test_vllm_servers_trains_with_both_engines(tmp_path: Path) -> None:
+    server = VLLM("tiny-detection")
+    command = ["--checkpoint", "tiny-detection", "--urls", server.url, "--out", f"{tmp_path}/table.md"]
+    command += ["--seeds", "0", "--steps", "1", "--val_size", "2", "--", "--data.train_size=4"]
+    command += ["--data.batch_size=1", "--model.num_generations=2", "--model.max_completion_length=8"]
+    try:
+        vllm_servers.main(command)
+    finally:
+        server.stop()
+    rows = (tmp_path / "table.md").read_text().splitlines()[2:]
+    assert [row.split(" | ")[0] for row in rows] == ["| own", "| vLLM"]
+
+
+def test_the_wide_policy_computes_the_same_function(tmp_path: Path) -> None:
+    widen.main(["tiny-detection", str(tmp_path)])
+    ids = torch.arange(5, 45)[None]
+    narrow, wide = (
+        AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)(input_ids=ids).logits
+        for folder in (find_checkpoint("tiny-detection"), str(tmp_path))
+    )
+    assert torch.allclose(narrow, wide, atol=1e-4)
