@@ -140,6 +140,7 @@ def commands(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[list[st
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", names())
 def test_the_settings_of_every_method_are_there(
     name: str,
@@ -350,6 +351,7 @@ def data_of(folder: Path) -> list[str]:
     return arguments + small
 
 
+@pytest.mark.slow
 def test_a_study_of_the_paper_runs_and_a_rerun_does_only_what_is_missing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -50,6 +50,7 @@ def run_script(name: str, *args: str) -> list[str]:
     return done.stdout.splitlines()
 
 
+@pytest.mark.slow
 def test_step_measures_vrft(checkpoint: str) -> None:
     (line,) = run_script("step.py", "--checkpoint", checkpoint, *SMALL)
     found = json.loads(line)
@@ -60,6 +61,7 @@ def test_step_measures_vrft(checkpoint: str) -> None:
 
 
 @TRL
+@pytest.mark.slow
 def test_step_compares_with_trl(checkpoint: str, tmp_path: Path) -> None:
     more = ["--against", "trl", "--repeats", "1", "--table", f"{tmp_path}/table.md"]
     vrft, trl, ratios = map(json.loads, run_script("step.py", "--checkpoint", checkpoint, *SMALL, *more))
@@ -85,6 +87,7 @@ def test_evaluators_agree_and_ranks_gather(capsys: pytest.CaptureFixture[str], m
     assert lines[-1]["gather"] == 1
 
 
+@pytest.mark.slow
 def test_a_killed_run_ends_like_the_one_that_was_not(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -124,6 +127,7 @@ def few_processes(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(scaling, name, value)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("few_processes")
 def test_scaling_counts_what_its_formulas_give(capsys: pytest.CaptureFixture[str]) -> None:
     scaling.main(["--steps", "1", "--repeats", "1"])
@@ -132,6 +136,7 @@ def test_scaling_counts_what_its_formulas_give(capsys: pytest.CaptureFixture[str
     assert text.count("| fsdp2 | 1,024 |") == 2
 
 
+@pytest.mark.slow
 def test_vllm_servers_trains_with_both_engines(tmp_path: Path) -> None:
     server = VLLM("tiny-detection")
     command = ["--checkpoint", "tiny-detection", "--urls", server.url, "--out", f"{tmp_path}/table.md"]

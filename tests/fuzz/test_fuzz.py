@@ -71,6 +71,7 @@ def targets(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Targ
     logging.disable(logging.NOTSET)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", WEIGHTS)
 def test_a_broken_input_is_read_or_refused(name: str, targets: dict[str, Target]) -> None:
