@@ -8,13 +8,14 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
 from tests.helpers import ROOT
+from tests.helpers.ranks import Ranks
 
 
 @pytest.fixture(autouse=True)
@@ -45,3 +46,11 @@ def quick_fit(tmp_path: Path, tiny_scenes: list[str]) -> Callable[..., list[str]
         return ["fit", "--config", config, *tiny_scenes, *short, "--trainer.enable_progress_bar=false", *more]
 
     return command
+
+
+@pytest.fixture(scope="session")
+def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ranks]:
+    """Two processes that run commands together."""
+    ranks = Ranks(tmp_path_factory.mktemp("ranks"), 2)
+    yield ranks
+    ranks.stop()

@@ -5,9 +5,6 @@ from __future__ import annotations
 import csv
 import itertools
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +14,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.distributed.tensor import DTensor
 
 from tests.helpers import CSV_ONLY, ROOT
+from tests.helpers.ranks import Ranks
 from vrft.__main__ import main
 from vrft.data.datamodule import PromptSampler
 from vrft.policy import Policy
@@ -116,14 +114,14 @@ class LittleMemory(Callback):
 def continued(folder: Path, kind: str, first: str, second: str) -> list[str]:
     """Two more steps of a run of two, under another strategy."""
     checkpoint = f"--ckpt_path={folder}/{kind}-half-{first}/checkpoints/last.ckpt"
-    return fit(folder, kind, second, checkpoint, name=f"{kind}-{first}-{second}")
+    return fit(folder, kind, second, checkpoint, UNJUDGED, name=f"{kind}-{first}-{second}")
 
 
 def wider(folder: Path, strategy: str, run: str, steps: int = 3) -> list[str]:
     """Goes on after a run with a global batch that is twice as large."""
     batch = f"--data.batch_size={8 if strategy == 'one' else 4}"
     checkpoint = f"--ckpt_path={folder}/{run}/checkpoints/last.ckpt"
-    return fit(folder, "full", strategy, batch, checkpoint, name=f"wider-{strategy}-{steps}", steps=steps)
+    return fit(folder, "full", strategy, batch, checkpoint, UNJUDGED, name=f"wider-{strategy}-{steps}", steps=steps)
 
 
 def held_out(folder: Path, command: str, strategy: str) -> list[str]:
@@ -132,6 +130,7 @@ def held_out(folder: Path, command: str, strategy: str) -> list[str]:
     return [command, *fit(folder, "lora", strategy, checkpoint, name=f"{command}-{strategy}")[1:]]
 
 
+UNJUDGED = "--trainer.limit_val_batches=0"
 LITTLE_MEMORY = f"--trainer.callbacks+={{class_path: {__name__}.LittleMemory}}"
 LAYER_BY_LAYER = [(kind, "layer") for kind in ("full", "lora")]
 HELD_OUT = [("validate", "fsdp2"), ("test", "ddp")]
@@ -140,42 +139,23 @@ HANDOVERS += [("lora", "one", "fsdp2"), ("lora", "fsdp2", "ddp"), ("lora", "ddp"
 
 
 @pytest.fixture(scope="module")
-def runs(folder: Path) -> Path:
-    """The folder of all runs; those on two processes are made by one torchrun."""
-    little = [fit(folder, kind, "ddp", LITTLE_MEMORY, name=f"{kind}-little") for kind in ("packed", "sft")]
+def runs(folder: Path, two_ranks: Ranks) -> Path:
+    """The folder of all runs."""
+    whole = [(kind, strategy) for kind in KINDS for strategy in STRATEGIES if (kind, strategy) != ("tied", "one")]
     halves = [(kind, strategy) for kind in ("full", "lora") for strategy in STRATEGIES]
-    whole = [(kind, strategy) for kind in KINDS for strategy in STRATEGIES] + LAYER_BY_LAYER
-    commands = [(b, fit(folder, kind, b)) for kind, b in whole]
-    commands += [(b, fit(folder, kind, b, name=f"{kind}-half-{b}", steps=2)) for kind, b in halves]
+    commands = [(b, fit(folder, kind, b)) for kind, b in whole + LAYER_BY_LAYER]
+    commands += [(b, fit(folder, kind, b, UNJUDGED, name=f"{kind}-half-{b}", steps=2)) for kind, b in halves]
+    commands += [("ddp", fit(folder, kind, "ddp", LITTLE_MEMORY, name=f"{kind}-little")) for kind in ("packed", "sft")]
+    commands += [(b, continued(folder, kind, a, b)) for kind, a, b in HANDOVERS]
+    commands += [(b, wider(folder, b, "full-half-one")) for b in STRATEGIES]
+    commands += [("one", wider(folder, "one", "full-one", steps=5))]
+    commands += [(b, held_out(folder, command, b)) for command, several in HELD_OUT for b in ("one", several)]
     for strategy, command in commands:
         if strategy == "one":
             assert main(command) == 0
-    together([*[command for strategy, command in commands if strategy != "one"], *little], folder)
-    later = [(b, continued(folder, kind, a, b)) for kind, a, b in HANDOVERS]
-    later += [(b, wider(folder, b, "full-half-one")) for b in STRATEGIES]
-    later += [("one", wider(folder, "one", "full-one", steps=5))]
-    later += [(b, held_out(folder, command, b)) for command, several in HELD_OUT for b in ("one", several)]
-    for strategy, command in later:
-        if strategy == "one":
-            assert main(command) == 0
-    together([command for strategy, command in later if strategy != "one"], folder)
+        else:
+            two_ranks.run(command)
     return folder
-
-
-def together(commands: list[list[str]], folder: Path) -> None:
-    """Run commands on two processes."""
-    file = folder / "commands.json"
-    file.write_text(json.dumps(commands))
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    done = subprocess.run(
-        [*torchrun, str(ROOT / "tests" / "helpers" / "parallel_runs.py"), str(file)],
-        cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    assert done.returncode == 0, done.stdout[-1000:] + done.stderr[-3000:]
 
 
 def checkpoint(run: Path) -> dict[str, Any]:

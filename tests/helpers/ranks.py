@@ -1,0 +1,120 @@
+"""Processes that torchrun starts once for many commands: a start alone takes as long as several short runs.
+
+`python -m tests.helpers.ranks FOLDER OWNER` is what each of them runs: it waits for `FOLDER/0.json`, `FOLDER/1.json`
+and so on, runs the command in it, and leaves its exit code and what it printed beside it, until the process OWNER has
+ended.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import traceback
+from pathlib import Path
+
+import psutil
+
+from tests.helpers import ROOT
+
+PATIENCE = 600.0
+"""Seconds that a command may take, on a machine that is busy with other things."""
+
+
+class Ranks:
+    """Processes of one torchrun, which run commands together; others take their place after a command that failed."""
+
+    def __init__(self, folder: Path, count: int) -> None:
+        self.root, self.count, self.number, self.starts = folder, count, 0, 0
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        self.folder, self.number, self.starts = self.root / str(self.starts), 0, self.starts + 1
+        self.folder.mkdir()
+        torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={self.count}"]
+        with (self.folder / "torchrun.txt").open("w") as log:
+            self.process = subprocess.Popen(
+                [*torchrun, "-m", "tests.helpers.ranks", str(self.folder), str(os.getpid())],
+                cwd=ROOT,
+                env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+
+    @property
+    def alive(self) -> bool:
+        return self.process is not None and self.process.poll() is None
+
+    def run(self, command: list[str], cwd: Path = ROOT) -> str:
+        """Run a command of vrft on every rank and return what they printed; each has to end with exit code 0."""
+        if not self.alive:
+            self.start()
+        number, self.number = self.number, self.number + 1
+        write(self.folder / f"{number}.json", json.dumps({"command": command, "cwd": str(cwd)}))
+        codes = [self.folder / f"{number}-{rank}.code" for rank in range(self.count)]
+        deadline = time.monotonic() + PATIENCE
+        while not all(code.exists() for code in codes):
+            failed = any(code.exists() and code.read_text() != "0" for code in codes)
+            if failed or not self.alive or time.monotonic() > deadline:
+                self.stop()  # the other ranks may wait for one that is gone
+                raise AssertionError(f"{command}\n{self.printed(number)}")
+            time.sleep(0.02)
+        if any(code.read_text() != "0" for code in codes):
+            raise AssertionError(f"{command}\n{self.printed(number)}")
+        return self.printed(number)
+
+    def printed(self, number: int) -> str:
+        files = [self.folder / f"{number}-{rank}.txt" for rank in range(self.count)]
+        return "\n".join(file.read_text() for file in [*files, self.folder / "torchrun.txt"] if file.exists())
+
+    def stop(self) -> None:
+        if self.process is not None and self.alive:
+            os.killpg(self.process.pid, signal.SIGTERM)  # torchrun ends the processes that it has started
+            self.process.wait()
+
+
+def write(path: Path, text: str) -> None:
+    """Write a file that is there as a whole or not at all."""
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_text(text)
+    partial.replace(path)
+
+
+def run(command: list[str]) -> int:
+    from vrft.__main__ import main
+
+    try:
+        return main(command)
+    except SystemExit as error:
+        return error.code if isinstance(error.code, int) else 1
+    except BaseException:
+        traceback.print_exc()
+        return 1
+
+
+def serve(folder: Path, owner: int) -> None:
+    rank, number = os.environ["RANK"], 0
+    while psutil.pid_exists(owner):
+        file = folder / f"{number}.json"
+        if not file.exists():
+            time.sleep(0.02)
+            continue
+        job = json.loads(file.read_text())
+        output = os.open(folder / f"{number}-{rank}.txt", os.O_CREAT | os.O_WRONLY)
+        os.dup2(output, 1)
+        os.dup2(output, 2)
+        os.close(output)
+        os.chdir(job["cwd"])
+        code = run(job["command"])
+        sys.stdout.flush()
+        sys.stderr.flush()
+        write(folder / f"{number}-{rank}.code", str(code))
+        number += 1
+
+
+if __name__ == "__main__":
+    serve(Path(sys.argv[1]), int(sys.argv[2]))
