@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +11,7 @@ from PIL import Image
 from pycocotools.coco import COCO
 
 from tests.helpers import ROOT
+from tests.helpers.ranks import Ranks
 from vrft.__main__ import main
 from vrft.cli.argv import join_lists, normalise_argv
 
@@ -151,7 +149,7 @@ def test_lists_are_of_all_their_occurrences() -> None:
     assert join_lists(words) == ['--images=["a", "b", "c", "1", "[d].png"]', '--query=["x", "y"]']
 
 
-def test_ranks_write_one_file_in_order(photos: Path, tmp_path: Path) -> None:
+def test_ranks_write_one_file_in_order(photos: Path, two_ranks: Ranks, tmp_path: Path) -> None:
     found = []
     for ranks in (1, 2):
         run = tmp_path / str(ranks)
@@ -160,11 +158,7 @@ def test_ranks_write_one_file_in_order(photos: Path, tmp_path: Path) -> None:
         if ranks == 1:
             assert main(command) == 0
         else:
-            environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-            done = subprocess.run(
-                [sys.executable, "-m", "vrft", *command, *parts], env=environment, capture_output=True
-            )
-            assert done.returncode == 0, done.stderr.decode()[-2000:]
+            two_ranks.run([*command, *parts], cwd=tmp_path)
         found.append((lines(run / "predictions.jsonl"), (run / "predictions_coco.json").exists()))
         assert not list(run.glob("predictions-*"))
     assert found[0] == found[1]

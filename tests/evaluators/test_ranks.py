@@ -13,37 +13,38 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from tests.helpers import CSV_ONLY, ROOT
+from tests.helpers.ranks import Ranks
+from vrft.__main__ import main
 from vrft.evaluators.base import gather
 from vrft.evaluators.coco import Row
 from vrft.types import Detection
 
 
-def evaluate(tmp_path: Path, tiny_scenes: list[str], ranks: int) -> tuple[dict[str, object], list[str]]:
+def evaluate(tmp_path: Path, tiny_scenes: list[str], ranks: int, pair: Ranks) -> tuple[dict[str, object], list[str]]:
     """What `validate` measures on so many processes, and the files that it writes: results and answers."""
-    config = str(ROOT / "configs" / "quickstart.yaml")
-    command = [
-        sys.executable,
-        "-m",
-        "vrft",
-        "validate",
-        "--config",
-        config,
-        *tiny_scenes,
-        "--data.val_size=7",
-        CSV_ONLY,
-    ]
-    command += ["--data.eval_batch_size=4", f"--run_dir={tmp_path}/{ranks}", "--trainer.enable_progress_bar=false"]
-    command += ["--trainer.accelerator=cpu", f"--trainer.devices={ranks}", "--trainer.strategy=ddp"]
-    done = subprocess.run(command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert "sync_dist" not in done.stderr  # values are those of all ranks
+    config = f"--config={ROOT}/configs/quickstart.yaml"
+    command = ["validate", config, *tiny_scenes, "--data.val_size=7", CSV_ONLY, "--data.eval_batch_size=4"]
+    command += [f"--run_dir={tmp_path}/{ranks}", "--trainer.enable_progress_bar=false"]
+    command += ["--trainer.accelerator=cpu", f"--trainer.devices={ranks}"]
+    command += ["--trainer.strategy=ddp"] if ranks > 1 else []
+    if ranks == 1:
+        assert main(command) == 0
+    elif ranks == 2:
+        assert "sync_dist" not in pair.run(command)  # values are those of all ranks
+    else:
+        words, environment = [sys.executable, "-m", "vrft", *command], os.environ | {"OMP_NUM_THREADS": "1"}
+        done = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-2000:]
+        assert "sync_dist" not in done.stderr
     folder = tmp_path / str(ranks) / "evaluation" / "val-0"
     about = json.loads((folder / "coco.meta.json").read_text())
     return about, [(folder / name).read_text() for name in ("detections_val_vrft_results.json", "answers.jsonl")]
 
 
-def test_one_two_and_four_processes_measure_the_same_to_the_last_bit(tmp_path: Path, tiny_scenes: list[str]) -> None:
-    alone, files = evaluate(tmp_path, tiny_scenes, 1)
+def test_one_two_and_four_processes_measure_the_same_to_the_last_bit(
+    tmp_path: Path, tiny_scenes: list[str], two_ranks: Ranks
+) -> None:
+    alone, files = evaluate(tmp_path, tiny_scenes, 1, two_ranks)
     content = json.loads((tmp_path / "val.json").read_text())
     asked = sorted({(entry["image_id"], entry["category_id"]) for entry in content["annotations"]})
     assert alone["prompts"] == len(asked)
@@ -53,30 +54,39 @@ def test_one_two_and_four_processes_measure_the_same_to_the_last_bit(tmp_path: P
     assert any(asked[start - 1][0] == asked[start][0] for start in range(each, len(asked), each))  # on two ranks
     assert alone["numbers"]["AP"] > 0  # type: ignore[index]
     for ranks in (2, 4):
-        several, same = evaluate(tmp_path, tiny_scenes, ranks)
+        several, same = evaluate(tmp_path, tiny_scenes, ranks, two_ranks)
         assert several == alone
         assert same == files
 
 
-def gather_on(rank: int, shares: list[list[int]], folder: str) -> None:
-    """On one of several processes: bring together rows with these numbers."""
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=len(shares))
-    rows = {i: Row(i, (Detection((0, 0, 1, 1), "cat", rank / 4),), 0.5, True) for i in shares[rank]}
-    found = {str(index): row.detections[0].score for index, row in gather(rows, len(shares)).items()}
+CASES = [
+    ([[0, 1], []], {"0": 0.0, "1": 0.0}),
+    ([[], [5]], {"5": 0.25}),
+    ([[], []], {}),
+    ([[0, 1], [1, 2]], {"0": 0.0, "1": 0.0, "2": 0.25}),  # what fills up a share is another rank's
+]
+
+
+def gather_on(rank: int, folder: str) -> None:
+    """On one of two processes: bring together rows with the numbers of each case."""
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+    found = []
+    for shares, _ in CASES:
+        rows = {i: Row(i, (Detection((0, 0, 1, 1), "cat", rank / 4),), 0.5, True) for i in shares[rank]}
+        found.append({str(index): row.detections[0].score for index, row in gather(rows, len(shares)).items()})
     Path(folder, f"{rank}.json").write_text(json.dumps(found))
     dist.destroy_process_group()
 
 
-@pytest.mark.parametrize(
-    ("shares", "expected"),
-    [
-        ([[0, 1], []], {"0": 0.0, "1": 0.0}),
-        ([[], [5]], {"5": 0.25}),
-        ([[], []], {}),
-        ([[0, 1], [1, 2]], {"0": 0.0, "1": 0.0, "2": 0.25}),  # what fills up a share is another rank's
-    ],
-)
-def test_ranks_without_rows_gather_as_well(shares: list[list[int]], expected: dict[str, float], tmp_path: Path) -> None:
-    mp.spawn(gather_on, (shares, str(tmp_path)), len(shares))
-    for rank in range(len(shares)):
-        assert json.loads((tmp_path / f"{rank}.json").read_text()) == expected
+@pytest.fixture(scope="module")
+def gathered(tmp_path_factory: pytest.TempPathFactory) -> list[list[dict[str, float]]]:
+    """What each rank has after each case."""
+    folder = tmp_path_factory.mktemp("gathered")
+    mp.spawn(gather_on, (str(folder),), 2)
+    return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
+
+
+@pytest.mark.parametrize("case", range(len(CASES)), ids=["none-on-the-second", "none-on-the-first", "none", "twice"])
+def test_ranks_without_rows_gather_as_well(case: int, gathered: list[list[dict[str, float]]]) -> None:
+    for found in gathered:
+        assert found[case] == CASES[case][1]

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 import traceback
+import warnings
 from pathlib import Path
 
 import psutil
@@ -88,7 +89,8 @@ def run(command: list[str]) -> int:
     from vrft.__main__ import main
 
     try:
-        return main(command)
+        with warnings.catch_warnings():  # so that each command warns, whatever others have warned of
+            return main(command)
     except SystemExit as error:
         return error.code if isinstance(error.code, int) else 1
     except BaseException:

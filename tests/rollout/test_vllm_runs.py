@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import csv
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +11,7 @@ import pytest
 import torch
 
 from tests.helpers import CSV_ONLY, ROOT, Command
+from tests.helpers.ranks import Ranks
 from tests.helpers.vllm_server import VLLM
 from vrft.__main__ import main
 from vrft.errors import ConfigurationError
@@ -140,19 +138,10 @@ def test_one_step_ahead_is_one_step_stale_and_corrected(
     assert corrections[-1] > 1e-4, "what is learnt from them counts by its ratio"
 
 
-def test_two_ranks_share_a_server(fit: Command, built_in: VLLM, tmp_path: Path) -> None:
+def test_two_ranks_share_a_server(fit: Command, built_in: VLLM, two_ranks: Ranks, tmp_path: Path) -> None:
     more = ("--trainer.accelerator=cpu", "--trainer.devices=2", "--trainer.strategy=ddp", "--trainer.max_steps=3")
     more += ("--model.engine.init_args.one_step_ahead=true", "--model.engine.init_args.max_gap=1")
-    command = fit(built_in.url, more=more)
-    done = subprocess.run(
-        [sys.executable, "-m", "vrft", *command],
-        cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout[-1000:] + done.stderr[-2000:]
+    two_ranks.run(fit(built_in.url, more=more))
     rows = logged(tmp_path / "run")
     assert rows[0]["train/sampling_gap_max"] < 1e-4
     assert [row["train/staleness"] for row in rows] == [0, 1, 1]

@@ -5,9 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import math
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +13,8 @@ import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from tests.helpers import CSV_ONLY, ROOT, Command
+from tests.helpers import CSV_ONLY, ROOT, Command, callback
+from tests.helpers.ranks import Ranks
 from vrft.__main__ import main
 from vrft.training.module import VisionModule
 from vrft.types import Target
@@ -58,8 +56,7 @@ class Breaks(Callback):
 
 
 def breaks(**settings: object) -> str:
-    text = ", ".join(f"{key}: {value}" for key, value in settings.items())
-    return f"--trainer.callbacks+={{class_path: {__name__}.Breaks, init_args: {{{text}}}}}"
+    return callback(Breaks, **settings)
 
 
 def nan_now_and_then(text: str, answer: object, target: Target, size: object, metadata: object) -> float:
@@ -129,19 +126,14 @@ def test_a_supervised_step_names_its_samples(quick_fit: Command, tmp_path: Path)
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
-def test_a_fault_of_one_rank_costs_all_of_them_the_step(strategy: str, quick_fit: Command, tmp_path: Path) -> None:
+def test_a_fault_of_one_rank_costs_all_of_them_the_step(
+    strategy: str, quick_fit: Command, two_ranks: Ranks, tmp_path: Path
+) -> None:
     two = [f"--trainer.strategy={strategy}", "--trainer.devices=2", "--trainer.accelerator=cpu"]
-    fit = quick_fit(CSV_ONLY, *SMALL, *two, breaks(what="engine", first=1, last=1, rank=1))
-    command = [sys.executable, "-m", "vrft", *fit]
-    run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=200, env=environment())
-    assert run.returncode == 0, run.stderr
+    two_ranks.run(quick_fit(CSV_ONLY, *SMALL, *two, breaks(what="engine", first=1, last=1, rank=1)), cwd=tmp_path)
     assert logged(tmp_path / "run", "train/skipped_steps") == [0, 1, 0]
     assert [fault["finite"] for fault in lines(tmp_path / "run" / "faults-1.jsonl")] == [False]
     assert {fault["finite"] for fault in lines(tmp_path / "run" / "faults-0.jsonl")} == {True}
-
-
-def environment() -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 
 
 def test_the_limit_has_to_be_one_at_least(quick_fit: Command, capsys: pytest.CaptureFixture[str]) -> None:
