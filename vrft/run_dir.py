@@ -74,7 +74,7 @@ class RunDir:
 
     @property
     def logs(self) -> Path:
-        """What CSVLogger writes."""
+        """The folder of CSVLogger."""
         return self.path / "logs"
 
     def metrics_files(self) -> list[Path]:
@@ -83,7 +83,7 @@ class RunDir:
 
     @property
     def wandb(self) -> Path:
-        """What WandbLogger writes."""
+        """The folder of WandbLogger."""
         return self.path / "wandb"
 
     @property
@@ -154,7 +154,7 @@ class RunDir:
 
     @property
     def comparison(self) -> Path:
-        """What `test --against` writes."""
+        """The comparison that `test --against` writes."""
         return self.evaluations / "comparison.json"
 
     # -------------------------------------------------------------------------------------------------- prediction

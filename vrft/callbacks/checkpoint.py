@@ -28,9 +28,9 @@ class RunCheckpoint(SafeCheckpoint):
     """
 
     _unscored = ""
-    """File with the current weights, until they are evaluated; empty if there is none."""
+    """File with the current weights until they are evaluated, otherwise empty."""
     _ranked = ""
-    """That file, while its score is compared with others."""
+    """The just evaluated file, while its score is compared with others."""
     _evaluation_due = False
     """Whether the current weights are evaluated next. A checkpoint has it as of its own step."""
 
@@ -51,7 +51,7 @@ class RunCheckpoint(SafeCheckpoint):
 
     @property
     def best(self) -> dict[str, Any] | None:
-        """Path, metric and score of the best checkpoint by a held-out score; None if there is none."""
+        """Path, metric and score of the best checkpoint by a held-out score, or None without one."""
         if not self.monitors_held_out or self.best_model_score is None:
             return None
         path = os.path.relpath(self.best_model_path)
@@ -63,7 +63,7 @@ class RunCheckpoint(SafeCheckpoint):
         super().setup(trainer, pl_module, stage)
         self._training_began = False
         self._row: dict[str, float] = {}
-        """Metrics of the step that the next checkpoint is of."""
+        """Metrics of the step that the next checkpoint saves."""
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         if trainer.state.fn == TrainerFn.FITTING:
@@ -88,7 +88,7 @@ class RunCheckpoint(SafeCheckpoint):
         return {**super().state_dict(), "mode": self.mode, "row": self._row, "due": self._evaluation_due}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load the best scores only if they are of the metric that is monitored now."""
+        """Load the best scores only if they belong to the metric that is monitored now."""
         if (state_dict["monitor"], state_dict["mode"]) == (self.monitor, self.mode):
             super().load_state_dict(self._moved_here(state_dict) if self.monitors_held_out else state_dict)
         self._row, self._evaluation_due = state_dict["row"], state_dict["due"]
@@ -186,7 +186,7 @@ class RunCheckpoint(SafeCheckpoint):
             run.stop("the last checkpoint can't be written", exit_code=1)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """If rollouts fail, which all ranks know, save the last completed step. A resumed run repeats the batch."""
+        """Save the last completed step if rollouts fail, which all ranks know. A resumed run repeats the batch."""
         vision_module(pl_module).rollouts.release()
         if not isinstance(exception, RolloutFailed):
             return

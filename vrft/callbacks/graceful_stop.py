@@ -23,7 +23,7 @@ SIGNALS = tuple(number for number in signal.Signals if number.name in ("SIGTERM"
 
 
 class GracefulStop(Checkpoint):
-    """At SIGTERM, SIGUSR1 or Ctrl-C, finishes the step, saves it and ends the run with 128 + the signal's number.
+    """Finishes the step on SIGTERM, SIGUSR1 or Ctrl-C, saves it and ends the run with 128 + the signal's number.
 
     The signal handler only records the signal. The ranks agree on it when a batch ends, because a collective in a
     handler would deadlock. Under SLURM, SIGUSR1 also requeues the job. A second Ctrl-C quits at once.

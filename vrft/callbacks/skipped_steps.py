@@ -1,4 +1,4 @@
-"""Skipped optimizer steps: which completions caused them, and an end to a run of them."""
+"""Skipped optimizer steps: record the completions that caused them, and end a run that only skips."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class SkippedSteps(Checkpoint):
         self.in_a_row = self.in_a_row + 1 if trainer.global_step == self.last_step else 0
         self.last_step = trainer.global_step
         if self.in_a_row == self.max_in_a_row:
-            self.in_a_row = 0  # saved with the checkpoint: a run that resumes from it counts anew
+            self.in_a_row = 0  # part of the checkpoint: a resumed run starts counting from 0
             saved = "" if RunCheckpoint.of(trainer).save_last_step(trainer) else "; the last step can't be saved"
             trainer.stop(f"no finite gradient in {self.max_in_a_row} steps in a row, see faults.jsonl{saved}", 1)
 

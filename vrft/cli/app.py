@@ -45,10 +45,10 @@ from vrft.training.progress_bar import PhaseProgressBar
 from vrft.training.trainer import Stopped
 
 WITHOUT_RUN = ("doctor", "serve_command")
-"""Commands that look at a run from one process, however many it is configured for."""
+"""Commands that inspect a run from one process, regardless of the configured number."""
 
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
-"""The disk is full, or read-only by now."""
+"""Error numbers of a disk that is full or has become read-only."""
 
 
 def run(args: Sequence[str]) -> int:
@@ -135,7 +135,7 @@ class VRFTCLI(CLIBase):
                 "checkpoint.every_n_train_steps": 20,
                 "checkpoint.save_last": "link",
                 "checkpoint.enable_version_counter": False,
-                "checkpoint.mode": "max",  # of every held-out score the larger is the better one
+                "checkpoint.mode": "max",  # every held-out score is better the larger it is
             }
         )
 

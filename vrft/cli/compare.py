@@ -25,19 +25,19 @@ def compare_checkpoints(
     seed: int,
     verbose: bool,
 ) -> Any:
-    """Test both checkpoints, print a table with intervals and write it to `evaluation/comparison.json`.
+    """Test two checkpoints, print a table with intervals and write it to `evaluation/comparison.json`.
 
     Args:
         trainer: has the evaluators.
         test: `Trainer.test` with everything but `ckpt_path` and `verbose`.
         ckpt_path: the checkpoint; None is the base.
-        against: the one that it is compared with, or `base`.
+        against: the checkpoint to compare with, or `base`.
         resamples: bootstrap samples per interval.
-        seed: of the bootstrap.
+        seed: seed of the bootstrap.
         verbose: print the scores of `ckpt_path`.
 
     Returns:
-        What `test` returns for `ckpt_path`.
+        The scores that `test` returns for `ckpt_path`.
     """
     evaluators = [callback for callback in trainer.callbacks if isinstance(callback, Evaluator)]
     test(ckpt_path=None if against == "base" else against, verbose=False)

@@ -18,9 +18,9 @@ def run_doctor(
     """Load everything as `fit` does, print what was found, and return the exit code: 1 if there are problems.
 
     Args:
-        trainer: of the run.
+        trainer: trainer of the run.
         model: the module, not loaded yet.
-        data: its data.
+        data: the data module.
         probe: prompts that the model answers; 0 is off.
         gpu_memory: GB of the GPU that the run is meant for; None: this machine's.
     """

@@ -20,7 +20,7 @@ Writes a folder that transformers, peft and vLLM load: the model of a run with a
 with processor, chat template, a greedy generation config and a model card with the numbers of the run.
 """
 PREFIX = "policy.model."
-"""Of the policy's weights in a checkpoint."""
+"""Prefix of the names of the policy's weights in a checkpoint."""
 
 
 def build_parser() -> Parser:
@@ -91,7 +91,7 @@ def instantiate(config: dict[str, Any], trusted: bool) -> tuple[Policy, Task]:
     """Return the policy and the task of a run, without weights.
 
     Args:
-        config: of the run.
+        config: config of the run.
         trusted: the command line permits code that comes with the base's checkpoint.
 
     Raises:

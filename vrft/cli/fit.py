@@ -1,4 +1,4 @@
-"""`python -m vrft fit`: what follows training."""
+"""`python -m vrft fit`: the steps after training."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def find_callback(trainer: VisionTrainer, kind: type[CallbackT]) -> CallbackT:
 
 
 def complete_finished_run(trainer: VisionTrainer) -> None:
-    """If a resumed run had nothing left to train, count its last step and epoch, which Lightning does not."""
+    """Count the last step and epoch of a resumed run that had nothing left to train; Lightning does not."""
     loop = trainer.fit_loop
     if loop.restarting:
         shift_logged_step(trainer, 1)

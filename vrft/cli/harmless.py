@@ -18,7 +18,7 @@ HARMLESS = (
 
 
 def silence_harmless() -> None:
-    """Hide these warnings, and Lightning's advertisement of litlogger."""
+    """Hide the warnings of `HARMLESS`, and Lightning's advertisement of litlogger."""
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda record: "litlogger" not in record.msg)
     for message in HARMLESS:
         warnings.filterwarnings("ignore", message=message)

@@ -54,14 +54,14 @@ def _fields(prefix: str, cls: type) -> Iterator[str]:
     parser.add_class_arguments(cls, prefix)
     for action in parser._actions:
         is_field = action.dest.startswith(f"{prefix}.") and action.default != SUPPRESS
-        if is_field and action.dest != f"{prefix}.task":  # it has a field of its own, shared with the data
+        if is_field and action.dest != f"{prefix}.task":  # the task is a separate field, shared with the data
             default = _value(action.default)
             shown = f" ({default})" if default else ""
             yield f"{f'  --{action.dest}':<43} {textwrap.shorten(f'{action.help}{shown}', 86)}"
 
 
 def _value(default: object) -> str:
-    """Return a default as text, or an empty text if there is none."""
+    """Return a default as text, empty without a default."""
     if default is None or default is inspect.Parameter.empty:
         return ""
     return str(default["class_path"]).rpartition(".")[2] if isinstance(default, dict) else str(default)

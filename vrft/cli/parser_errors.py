@@ -106,8 +106,8 @@ def did_you_mean(message: str, fields: Sequence[str], classes: Mapping[str, str]
     """Return a suggestion for the first misspelt name in a message, or an empty text.
 
     Args:
-        message: of a parser.
-        fields: names of its options, without dashes in front.
+        message: message of a parser.
+        fields: names of the parser's options, without leading dashes.
         classes: class paths by the names that may be misspelt.
     """
     tops = {name.partition(".")[0] for name in fields}

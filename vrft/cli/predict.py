@@ -40,7 +40,7 @@ def use_images(config: Namespace) -> None:
 
 
 def use_exported_folder(config: Namespace) -> None:
-    """If `ckpt_path` is an exported folder, load the policy from it.
+    """Load the policy from `ckpt_path` if that is an exported folder.
 
     Raises:
         ConfigurationError: the folder holds no model.

@@ -17,7 +17,7 @@ TRAINER_DEFAULTS: dict[str, Any] = {
     "log_every_n_steps": 1,
     "num_sanity_val_steps": 0,
     "check_val_every_n_epoch": None,
-    "val_check_interval": 100,  # in rollouts, whatever the size of the data set
+    "val_check_interval": 100,  # in rollouts, independent of the size of the data set
     "enable_model_summary": False,
     "inference_mode": False,  # tensors made under it can't be trained on later
     "use_distributed_sampler": False,  # the data modules shard by themselves
@@ -78,7 +78,7 @@ class CommandTrainer(VisionTrainer):
     ) -> None:
         """Write answers to the run's folder; none is kept in memory.
 
-        `vrft.cli.predict` has applied `images` and `query` to the config by then.
+        `vrft.cli.predict` has already applied `images` and `query` to the config.
 
         Args:
             model: the module.
@@ -113,6 +113,6 @@ class CommandTrainer(VisionTrainer):
             datamodule: its data.
             probe: prompts that the model answers, to see whether its boxes fit the data better if they are read in
                 another way; 0 is off.
-            gpu_memory: in GB, of the GPU that the run is meant for; default: that of this machine's, if it has one.
+            gpu_memory: GB of memory of the GPU that the run is meant for; default: this machine's GPU, if it has one.
         """
         self.exit_code = run_doctor(self, model, datamodule, probe, gpu_memory)

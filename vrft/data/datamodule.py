@@ -24,11 +24,11 @@ MAX_CONSECUTIVE_DEATHS = 3
 
 
 class TrainedModule(Protocol):
-    """What loaders and evaluators need of the trainer's module."""
+    """The part of the trainer's module that loaders and evaluators use."""
 
     task: Task
     batches_per_step: int
-    """Batches that one training step gets as one."""
+    """Number of loader batches that are joined into one training step."""
 
     @property
     def prefetches(self) -> bool:
@@ -126,7 +126,7 @@ class AugmentedSet(Dataset[Sample]):
 
 
 class WorkerRestartLoader(DataLoader[Sample]):
-    """A DataLoader that restarts its workers where they were if one dies, e.g. killed when memory runs out."""
+    """A DataLoader whose workers restart at their position if one dies, e.g. killed when memory runs out."""
 
     dead_workers = 0
     first_batch = 0

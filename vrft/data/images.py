@@ -95,7 +95,7 @@ def _open(source: ImageSource) -> BinaryIO:
 
 @contextmanager
 def _decoding_errors_as_bad_image() -> Iterator[None]:
-    """Turn whatever Pillow's decoders raise on broken files into BadImage."""
+    """Turn the errors that Pillow's decoders raise on broken files into BadImage."""
     try:
         yield
     except BadImage:

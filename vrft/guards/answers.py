@@ -95,7 +95,7 @@ class WholeImage(Guard):
 
 
 class SameBox(Guard):
-    """Warns if almost all answers have the same boxes, whatever the image."""
+    """Warns if almost all answers have the same boxes, regardless of the image."""
 
     name = "same_box"
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 TOKENS_PER_CHUNK = 1024
-"""Their logits take 0.6 GB in float32 for a vocabulary of 152k."""
+"""Tokens whose logits exist at once: 0.6 GB in float32 for a vocabulary of 152k."""
 
 BANNED_LOGIT = -1e30
 """Makes a probability of 0 for which p log p is 0; with -inf it would be NaN."""

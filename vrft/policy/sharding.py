@@ -14,7 +14,7 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 from torch.distributed.fsdp import FSDPModule
 
 FULL_STATE = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
-"""State dicts of trained parameters, unsharded and on the CPU, whatever the strategy."""
+"""State dicts of trained parameters, unsharded and on the CPU under every strategy."""
 
 
 def fsdp_modules(root: nn.Module) -> list[FSDPModule]:

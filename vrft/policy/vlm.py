@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 class Policy(nn.Module):
     """A Hugging Face vision-language model with its processor.
 
-    Trained weights are float32 whatever `dtype` is: bfloat16 weights do not change at a learning rate of 1e-6.
+    Trained weights are float32 for any `dtype`: bfloat16 weights do not change at a learning rate of 1e-6.
     """
 
     model: nn.Module
@@ -79,7 +79,7 @@ class Policy(nn.Module):
         self.reference = None
         self.shares_prefixes = self.frozen_vision = False
         self.gather_per_layer = False
-        """With sharded weights: gather each decoder layer for every token of a rollout, not all of them once."""
+        """Gather each sharded decoder layer for every token of a rollout, instead of all layers once."""
         self.processor: Any = None
 
     def load(self, keep_reference: bool) -> None:

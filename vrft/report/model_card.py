@@ -144,7 +144,7 @@ def table(summary: dict[str, Any], step: int) -> Iterator[str]:
 
 
 def code(value: Any) -> str:
-    r"""Format a value, without secrets, as one line of inline code in a table cell, whatever backticks it has.
+    r"""Format a value, without secrets, as one line of inline code in a table cell, with any number of backticks.
 
     >>> code("a|`b`\n<script>")
     '`` a\\|`b` <script> ``'

@@ -133,7 +133,7 @@ class RemoteEngine(RolloutEngine):
 
     @abstractmethod
     def stop(self) -> None:
-        """Make calls of `generate` that are in progress raise RolloutFailed soon."""
+        """Make running calls of `generate` raise RolloutFailed soon."""
 
     @abstractmethod
     def remove(self) -> None:

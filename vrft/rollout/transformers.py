@@ -15,7 +15,7 @@ from vrft.rollout.decoding import Decoder, GroupDecoder, RepeatedDecoder
 from vrft.types import PromptBatch, Rollout
 
 TOKENS_BETWEEN_GPU_CHECKS = 8
-"""How often decoding checks which rows have ended: on a GPU each check waits for all kernels before it."""
+"""Interval between checks of which rows have ended: on a GPU each check waits for all earlier kernels."""
 
 
 class TransformersEngine(RolloutEngine):

@@ -1,1 +1,1 @@
-"""Training: the algorithms, what a step is made of, and what a run needs around it."""
+"""Training: the algorithms, the parts of a step, and the run around them."""

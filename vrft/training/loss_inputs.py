@@ -53,8 +53,8 @@ class Minibatch:
     chosen: list[int]  # numbers of this minibatch's prompts
     trains: Tensor  # (P,) bool, prompts with a gradient
     on_policy: bool = False  # the weights are still those that sampled, so old log-probabilities are the policy's own
-    first_pass: bool = True  # of `num_iterations`
-    targets: Targets | None = None  # texts that are learnt beside the rewards
+    first_pass: bool = True  # the first of `num_iterations` passes
+    targets: Targets | None = None  # texts to learn in addition to the rewards
     sums: list[Tensor] = field(default_factory=list)  # rows, KL, entropy, clipped share, sampling gap: each (5,)
     cross_entropy: Tensor | None = None  # (), of the targets
 

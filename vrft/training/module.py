@@ -53,7 +53,7 @@ class VisionModule(LightningModule):
     group_size = 1
     """Completions per prompt in a training step, G."""
     batches_per_step = 1
-    """Batches of the loader that a training step gets as one."""
+    """Number of loader batches that are joined into one training step."""
     steps_done: Tensor
 
     def __init__(

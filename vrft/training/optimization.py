@@ -18,7 +18,7 @@ from vrft.training.strategies import parallelism_of
 
 Result = TypeVar("Result")
 Split = Callable[[int], list[MicroBatch]]
-"""Makes micro-batches of at most so many tokens."""
+"""Makes micro-batches of at most the given number of tokens."""
 
 
 class OptimizerStep(NamedTuple):

@@ -13,7 +13,7 @@ from vrft.utils.progress import ThrottledPrinter, has_terminal
 
 
 class PhaseProgressBar(ProgressBarBase):
-    """Lightning's bar with a second line for the phase of the step; without a terminal, a printed line now and then."""
+    """Lightning's bar with a second line for the phase of the step; without a terminal, occasional lines."""
 
     def __init__(self) -> None:
         self.plain = not has_terminal()
@@ -28,7 +28,7 @@ class PhaseProgressBar(ProgressBarBase):
 
         Args:
             name: name of the phase.
-            total: what `done` counts up to.
+            total: final value of `done`.
             main: whether this process prints.
         """
         if self.plain and main:
@@ -97,7 +97,7 @@ class PhaseProgressBar(ProgressBarBase):
 
 @contextmanager
 def phase(trainer: Trainer, name: str, total: int) -> Iterator[Callable[..., None]]:
-    """Show a phase in the trainer's bar, if that is a PhaseProgressBar: see `PhaseProgressBar.phase`."""
+    """Show a phase in the trainer's bar if it is a PhaseProgressBar, see `PhaseProgressBar.phase`."""
     bar = trainer.progress_bar_callback
     if isinstance(bar, PhaseProgressBar):
         with bar.phase(name, total, trainer.is_global_zero) as advance:

@@ -77,7 +77,7 @@ class RFT(VisionModule):
         importance_sampling: ImportanceSampling | None = None,
         importance_cap: float = 2.0,
     ) -> None:
-        """Defaults are those of Visual-RFT where no other source is named.
+        """Set up the parts of training. Defaults are those of Visual-RFT unless another source is named.
 
         Args:
             task: words the prompts and parses the answers.
@@ -103,8 +103,8 @@ class RFT(VisionModule):
             max_completion_length: largest number of tokens in a completion.
             mask_truncated_completions: leave truncated completions out of the loss.
             overlong_buffer: tokens before the limit over which the reward falls by up to 1 (DAPO); 0: off.
-            max_extra_rollouts: dynamic sampling (DAPO): up to so many further rollouts, whose groups replace those with
-                zero variance. A step takes this many more batches from the loader.
+            max_extra_rollouts: dynamic sampling (DAPO): at most this many further rollouts, whose groups replace those
+                with zero variance. A step takes this many more batches from the loader.
             sft_weight: weight of the cross-entropy on the target texts of the same prompts, added to the loss; 0: off.
             max_tokens_per_micro_batch: tokens of prompts and completions in one forward and backward.
             max_grad_norm: largest norm of the gradient (default of TRL; the paper has no value).
@@ -173,7 +173,7 @@ class RFT(VisionModule):
     # ------------------------------------------------------------------------------------------- rollout and reward
 
     def collect(self, batch: PromptBatch) -> ScoredRollout:
-        """Sample and score the first P prompts; dynamic sampling replaces groups of zero variance by further ones."""
+        """Sample and score the first P prompts; dynamic sampling replaces groups of zero variance by further groups."""
         prompts = len(batch.samples) // self.batches_per_step  # P
         scored = self.score_rollout(*self.rollout(batch.select(range(prompts)), 0))
         for start in range(prompts, len(batch.samples), prompts):
@@ -266,7 +266,7 @@ class RFT(VisionModule):
         return minibatches + later
 
     def loss_inputs(self, scored: ScoredRollout, minibatches: Sequence[int]) -> LossInputs:
-        """Return the loss's inputs but for log-probabilities. `minibatches`: prompts in each."""
+        """Return the loss's inputs without log-probabilities. `minibatches`: prompts of each minibatch."""
         rollout = scored.rollout
         mask = rollout.mask * ~rollout.truncated[:, None] if self.mask_truncated_completions else rollout.mask
         weights = []
@@ -347,7 +347,7 @@ class RFT(VisionModule):
         return loss, torch.stack(per_row).sum(1).detach()
 
     def check_engine(self, minibatch: Minibatch) -> None:
-        """Raise RolloutFailed if an engine's log-probabilities differ too much, before its completions are learnt."""
+        """Raise RolloutFailed before training on completions if the engine's log-probabilities differ too much."""
         if minibatch.first_pass:
             max_tokens = self.optimization.max_tokens_per_micro_batch
             self.rollouts.check(partial(minibatch.log_ratio, max_tokens), self.sampling.top_p)

@@ -77,7 +77,7 @@ class Rollouts:
 
         Args:
             log_ratio: returns log pi_old - log pi_sampler of some tokens (n,).
-            top_p: of the sampling.
+            top_p: top-p of the sampling distribution.
         """
 
     def mismatch(self, cap: float) -> Mismatch | None:
@@ -205,7 +205,7 @@ class RemoteRollouts(Rollouts):
         self.prefetcher.submit([sample.index for sample in batch.samples], step, sample)
 
     def _update_weights(self) -> None:
-        """Bring changed weights to the servers, once nothing is sampled with the old ones any more."""
+        """Update the servers if the weights have changed, once no rollout with the old weights is running."""
         if not self.outdated:
             return
         self.prefetcher.join()

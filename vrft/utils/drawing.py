@@ -12,7 +12,7 @@ Colour = tuple[int, int, int]
 
 TRUTH: Colour = (0, 158, 115)
 PREDICTION: Colour = (213, 94, 0)
-"""Both distinguishable with red-green colour blindness."""
+"""Colours that remain distinguishable with red-green colour blindness."""
 
 COLOURS: tuple[Colour, ...] = (
     PREDICTION,

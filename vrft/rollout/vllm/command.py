@@ -17,7 +17,7 @@ PLUGIN_NOTE = """\
 # Full fine-tuning needs vrft's plugin installed with vLLM: pip install --no-deps . in vrft's repository. Without it,
 # leave out --weight-transfer-config; each update then loads a folder, as when the server starts."""
 CPU_FLAGS = ("--enforce-eager", "--no-enable-chunked-prefill")
-"""On a CPU, vLLM 0.32 crashes on requests that have a seed if chunked prefill is enabled."""
+"""Flag for CPUs, where vLLM 0.32 with chunked prefill crashes on requests that have a seed."""
 
 
 def serve_commands(engine: RolloutEngine, policy: Policy) -> str:

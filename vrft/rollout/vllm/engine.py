@@ -30,7 +30,7 @@ MIN_RETRY_DELAY, MAX_RETRY_DELAY = 0.5, 30.0  # seconds; the delay doubles with 
 
 
 class VLLMServer(RemoteEngine):
-    """Samples on vLLM servers, which share the prompts. Each prompt and its image are sent once, whatever G is."""
+    """Samples on vLLM servers, which share the prompts. Each prompt and its image are sent once for any G."""
 
     def __init__(
         self,
@@ -278,7 +278,7 @@ class Server:
 
     @contextmanager
     def _delay_after_failure(self) -> Iterator[None]:
-        """If the block raises Unavailable, set the time of the next attempt and forget the version of the weights."""
+        """Set the time of the next attempt and forget the version of the weights if the block raises Unavailable."""
         try:
             yield
         except Unavailable as error:

@@ -27,10 +27,10 @@ CACHE_RESET_ROUTES = ("/reset_prefix_cache", "/reset_mm_cache", "/reset_encoder_
 """Routes that clear keys and values, processed images and image features, which depend on the old weights."""
 
 FILE_NOT_FOUND_MESSAGES = ("No such file", "Cannot find any model weights")
-"""In responses with status 500, if the server does not see the weights."""
+"""Parts of a status 500 response from a server that does not see the weights."""
 
 ALREADY_LOADED_MESSAGE = "already been loaded"
-"""In responses with status 400, if an earlier request to load the adapter has timed out but not ended."""
+"""Part of a status 400 response if an earlier request to load the adapter timed out but has not ended."""
 
 
 class Weights(ABC):
@@ -255,7 +255,7 @@ class FullWeights(Weights):
             self.post(server, "/collective_rpc", {"method": "reload_weights", "kwargs": {"weights_path": folder}})
         self.reset_caches(server)
         self.post(server, "/resume")
-        self.post(server, "/update_weight_version", {"new_version": self.version})  # last: all else is done
+        self.post(server, "/update_weight_version", {"new_version": self.version})  # last, after all other updates
 
     def _start(self, server: Client) -> None:
         try:
