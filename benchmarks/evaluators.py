@@ -2,8 +2,8 @@
 
     python benchmarks/evaluators.py --images 5000 --detections 100000
 
-Prints a JSON line with seconds and AP for each tool, and one for the gather. torchmetrics is skipped where torchvision,
-which it needs, is missing.
+Prints a JSON line with seconds and AP for each tool, and one for the gather. Without torchvision, torchmetrics is
+skipped.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ def with_torchmetrics(path: Path, results: Array) -> float:
 
 
 def gather_on(rank: int, world_size: int, rows: int, boxes: int, file: str) -> None:
-    """Gather the rows of all ranks and print on rank zero how long it takes."""
+    """Gather the rows of all ranks and print the duration on rank zero."""
     dist.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=world_size)
     box = Detection((1.5, 2.5, 30.25, 40.75), "person", 0.9)
     mine = {i: Row(i, (box,) * boxes, 0.5, True) for i in range(rank, rows, world_size)}

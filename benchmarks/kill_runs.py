@@ -73,7 +73,7 @@ def kill_when(process: subprocess.Popen[bytes], now: Callable[[], bool]) -> bool
 
 
 def continuation(folder: Path, command: list[str]) -> list[str]:
-    """Return the command that resumes a killed run. Without a checkpoint, empty the folder: the command is the same."""
+    """Return the command that resumes a killed run. Without a checkpoint, empty the folder and start over."""
     last = folder / "checkpoints" / "last.ckpt"
     if last.exists():
         return [*command, "--ckpt_path=last"]
@@ -94,7 +94,7 @@ def scene(folder: Path) -> str:
 
 
 def rows(folder: Path) -> dict[tuple[int, str], str]:
-    """Return all numbers that a run logged, by step and name. Of a number logged again after a resume, the last one."""
+    """Return all numbers that a run logged, by step and name. If a resumed run logged one again, the last counts."""
     found = {}
     logs = sorted((folder / "logs").glob("*/metrics.csv"), key=lambda path: int(path.parent.name.split("_")[1]))
     for path in logs:
@@ -119,7 +119,7 @@ def differences(left_alone: Path, killed: Path) -> list[str]:
 
 
 def same(a: Any, b: Any) -> bool:
-    """Whether two values are equal to the last bit, in nested dicts and lists."""
+    """Return whether two values are equal to the last bit, in nested dicts and lists."""
     if isinstance(a, torch.Tensor):
         return a.dtype == b.dtype and torch.equal(a, b)
     if isinstance(a, dict):
@@ -158,7 +158,7 @@ def main(args: Sequence[str] | None = None) -> None:
 def killed_run(
     folder: Path, command: list[str], whole: Path, duration: float, draw: random.Random
 ) -> list[dict[str, str]]:
-    """Kill a run once or, in one of three cases, twice, and complete it. Return a line for each kill."""
+    """Kill a run, in one of three cases twice, then complete it. Return a line for each kill."""
     lines = []
     for _ in range(2 if draw.random() < 1 / 3 else 1):
         instant = draw.uniform(0, duration)

@@ -3,8 +3,8 @@
     python benchmarks/picked.py runs/few_shot/data/ordinals_val.json \\
         runs/few_shot/grounding/*/test-pairs/evaluation/*/*_results.json
 
-Prints a line for each results file of a test with questions such as "red one" and "red two". The one found is the one
-with the largest IoU with a box of the answer; neither, if there is no overlap or the same with both.
+Prints a line for each results file of a test with questions such as "red one" and "red two". The object found is the
+one with the largest IoU with a box of the answer; neither, if both have the same IoU or no overlap.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ FOUND = ("right", "wrong", "neither")
 
 
 def picked(instances: Mapping[str, Any], results: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return an entry of `FOUND` for each question about one of a pair, in the order of the annotations."""
+    """Return an entry of `FOUND` for each question about an object of a pair, in the order of the annotations."""
     ids = {category["name"]: category["id"] for category in instances["categories"]}
     true = {(entry["image_id"], entry["category_id"]): corners(entry["bbox"]) for entry in instances["annotations"]}
     found = defaultdict(list)

@@ -4,8 +4,8 @@
 
 Each side is the quickstart with four prompts per process and completions of full length, so that every process does the
 same work. Sides take turns, each run in a process group of its own. Separate runs count the calls and bytes of
-collectives, which must equal those of the formulas below. The terms of the model are measured, except for bandwidth and
-latency of a network: those are assumptions, which the table states.
+collectives, which must equal the formulas below. The terms of the model are measured, except for the network's
+bandwidth and latency, which are assumed; the table states both.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ from vrft.training.strategies import ALLREDUCE_BUCKET_BYTES, buckets
 
 ROOT = Path(__file__).parents[1]
 BANDWIDTH = 50e9
-"""Assumption: bytes per second in and out of a GPU, one port of 400 Gbit/s each."""
+"""Assumed bytes per second in and out of a GPU, one port of 400 Gbit/s each."""
 LATENCY = 10e-6
-"""Assumption: seconds for a message from one GPU to another."""
+"""Assumed seconds for a message from one GPU to another."""
 PARAMETERS = 2.2e9
 """Parameters of the larger model in the last table, an example."""
 RANKS = (1, 2, 8, 64, 256, 1024)
@@ -98,8 +98,8 @@ def expected_maximum(values: Sequence[float], draws: int) -> float:
 def network_seconds(traffic: Traffic, ranks: int) -> float:
     """Return the seconds of a step's collectives between n ranks, none of them hidden behind computation.
 
-    In a ring, a rank sends (n - 1) / n of the bytes, twice in an all-reduce. The latency is that of n - 1 messages in a
-    row; of 2 log2 n in an all-reduce, which can use a tree.
+    In a ring, a rank sends (n - 1) / n of the bytes, twice in an all-reduce. The latency is that of n - 1 consecutive
+    messages, or of 2 log2 n in an all-reduce, which can use a tree.
     """
     seconds = 0.0
     for kind, (calls, size) in traffic.items():
@@ -214,7 +214,7 @@ def groups_of(policy: Any) -> Iterator[dict[str, Any]]:
 
 
 def run(folder: Path, strategy: str, steps: int, *, full_length: bool = True, count: bool = False) -> dict[str, Any]:
-    """Run the quickstart on one process, or on two with a strategy, and return what its first rank has watched."""
+    """Run the quickstart on one process, or on two with a strategy, and return the measurements of its first rank."""
     file = folder / "watched.json"
     processes = 1 if strategy == "one" else 2
     watch = f"{{class_path: scaling.Watch, init_args: {{file: {file}, full_length: {full_length}, count: {count}}}}}"
@@ -291,7 +291,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 def report(
     seconds: dict[str, list[float]], traffic: dict[str, Traffic], rounds: int, terms: dict[str, Any]
 ) -> list[str]:
-    """Return the measurements and what follows from them as Markdown lines."""
+    """Return the measurements and the model's results as Markdown lines."""
     medians = {side: statistics.median(values) for side, values in seconds.items()}
     weak = [
         [side, f"{1 if side == 'one' else 2}", " ".join(f"{v:.3f}" for v in values), f"{medians[side]:.3f}",

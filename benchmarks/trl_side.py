@@ -1,6 +1,6 @@
-"""The same work by TRL's GRPOTrainer, with clocks around its methods. Runs in the environment of `make bench-env`.
+"""The step of TRL's GRPOTrainer on the same work, with clocks around its methods.
 
-It imports nothing of vrft.
+Runs in the environment of `make bench-env` and does not import vrft.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Timed(GRPOTrainer):
 
 
 class Steps(TrainerCallback):
-    """Measure steps from the beginning to the end of an optimizer step, within which TRL prepares its pictures too."""
+    """Measure steps from the beginning to the end of an optimizer step, which includes loading pictures in TRL."""
 
     def __init__(self, clock: Clock, counts: dict[str, int], warmup: int) -> None:
         self.clock, self.counts, self.warmup = clock, counts, warmup
@@ -81,7 +81,7 @@ def arbitrary(completion_ids: list[list[int]], **_: Any) -> list[float]:
 
 
 def load_processor(folder: str, **settings: Any) -> Any:
-    """Load the checkpoint's processor, for images alone where torchvision, which its video part needs, is missing."""
+    """Load the checkpoint's processor; without torchvision, which videos need, for images only."""
     config = transformers.AutoConfig.from_pretrained(folder)
     kind = PROCESSOR_MAPPING[type(config)]
     if is_torchvision_available() or "video_processor" not in kind.get_attributes():

@@ -26,7 +26,7 @@ COLUMNS = ("engine", "seed", "mAP before", "mAP after", "reward after", "rollout
 
 
 def run(arguments: argparse.Namespace, engine: str, seed: int, folder: Path) -> dict[str, float]:
-    """Train once and return the scores, the time of its rollouts and their mismatch."""
+    """Train once and return the scores, the time of the rollouts and their mismatch."""
     words = ["fit", "--config", str(ROOT / "configs" / "quickstart.yaml")]
     if engine == "vLLM":
         words += ["--config", str(ROOT / "configs" / "engine" / "vllm.yaml")]

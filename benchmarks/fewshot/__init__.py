@@ -1,1 +1,1 @@
-"""What `benchmarks/few_shot.py` is made of: studies, trials with a budget, intervals, reports."""
+"""The parts of `benchmarks/few_shot.py`: studies, trials with a budget, intervals, reports."""

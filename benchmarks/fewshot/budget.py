@@ -1,4 +1,4 @@
-"""A budget for training, and what the fold thinks of it."""
+"""A budget for training, with evaluations on the fold."""
 
 from __future__ import annotations
 
@@ -15,16 +15,22 @@ Clock = Literal["cpu", "wall"]
 
 
 class FoldBudget(Callback):
-    """Ends training before its budget is spent; the run's result is the best of its looks at the fold.
+    """Ends training within its budget, and restores the weights with the best score on the fold.
 
-    The base is the first of them, so a training that does nothing but harm ends where it began. Looks at the fold are
-    part of the budget, and training ends if another interval of mean length would not fit into it; the first one is
-    made in any case. It ends earlier after `PATIENCE` looks without a better one. `fold.json` in the run's folder has
-    an entry for each look.
+    The base is scored first, so training that only harms ends with the base. Evaluations on the fold count towards the
+    budget, and training ends if another interval of mean length would exceed it; the first interval always runs.
+    Training ends earlier after `PATIENCE` evaluations without a better score. `fold.json` in the run's folder has an
+    entry for each evaluation.
     """
 
     def __init__(self, metric: str, seconds: float, clock: Clock = "cpu") -> None:
-        """`metric`: what is looked at, as it is logged. `clock`: seconds of this process's CPUs, or of the wall."""
+        """Set the budget.
+
+        Args:
+            metric: logged name of the fold's score.
+            seconds: the budget.
+            clock: count CPU seconds of this process, or wall-clock seconds.
+        """
         self.metric, self.seconds = metric, seconds
         self.now = time.process_time if clock == "cpu" else time.perf_counter
         self.started: float | None = None

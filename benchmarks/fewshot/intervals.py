@@ -1,4 +1,4 @@
-"""Means over seeds and how sure they are."""
+"""Means over seeds with confidence intervals."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ class Interval(NamedTuple):
 
     @property
     def bar(self) -> float:
-        """Its half as it can be drawn: none for a single seed."""
+        """Half the interval's width, as drawn: 0 for a single seed."""
         return 0.0 if math.isinf(self.half) else self.half
 
 
 def over_seeds(values: Sequence[float]) -> Interval:
-    """Student's interval for the mean of independent values: mean ± t(n - 1) · s / sqrt(n).
+    """Return Student's interval for the mean of independent values: mean ± t(n - 1) · s / sqrt(n).
 
     >>> over_seeds([1.0, 2.0, 3.0])
     Interval(mean=2.0, low=-0.48413771175033027, high=4.48413771175033)
@@ -44,5 +44,5 @@ def over_seeds(values: Sequence[float]) -> Interval:
 
 
 def difference(before: Sequence[float], after: Sequence[float]) -> Interval:
-    """Of the paired differences: a seed has the same shots, fold and test for both methods."""
+    """Return the interval of the paired differences: both methods have the same shots, fold and test for each seed."""
     return over_seeds([b - a for a, b in zip(before, after, strict=True)])

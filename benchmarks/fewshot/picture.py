@@ -1,4 +1,4 @@
-"""A study as a picture."""
+"""A plot of a study's scores."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ COLOURS = ("#4477aa", "#cc6677", "#228833", "#aa7700", "#663399", "#555555")
 
 
 def draw(results: Results, path: Path) -> None:
-    """A panel for each test: scores over shots, or over methods if there is one number of shots; the base is a line."""
+    """Draw a panel per test: scores over shots, or over methods for a single number of shots; the base is a line."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -39,7 +39,7 @@ def draw(results: Results, path: Path) -> None:
 
 
 def draw_shots(panel: Axes, results: Results, test: str) -> None:
-    """A line for each method, with the intervals of its means over seeds."""
+    """Draw a line for each method, with the intervals of its means over seeds."""
     for i, method in enumerate(results.methods):
         means = [over_seeds(results.values(test, method, shots, results.study.metric)) for shots in results.shots]
         places = [place + 0.08 * (i - (len(results.methods) - 1) / 2) for place in range(len(results.shots))]
@@ -51,7 +51,7 @@ def draw_shots(panel: Axes, results: Results, test: str) -> None:
 
 
 def draw_methods(panel: Axes, results: Results, test: str) -> None:
-    """The mean of each method with its interval, and each seed as a point."""
+    """Draw the mean of each method with its interval, and each seed as a point."""
     (shots,) = results.shots
     for place, method in enumerate(results.methods):
         values = results.values(test, method, shots, results.study.metric)

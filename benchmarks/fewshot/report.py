@@ -1,4 +1,4 @@
-"""A study's rows as CSV, and as tables to read."""
+"""A study's rows as CSV and as Markdown tables."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def text(results: Results, command: str, device: str) -> list[str]:
 
 
 def unequal(study: Study) -> str:
-    """Methods with other budgets."""
+    """Return the methods that have their own budgets as text, empty without such methods."""
     others = [f"{name}: {method.budget:g}" for name, method in study.methods.items() if method.budget]
     return f" ({', '.join(others)})" if others else ""
 
@@ -79,7 +79,7 @@ def head(columns: Sequence[str]) -> list[str]:
 
 
 def table(results: Results, test: str) -> list[str]:
-    """The study's metric, with what sets each method apart from the first one."""
+    """Return a table of the study's metric, with each method's difference from the first method."""
     study, methods = results.study, results.methods
     first, *others = methods
     shown_here = study.paper.values() if test == results.tests[0] else ()
@@ -102,7 +102,7 @@ def table(results: Results, test: str) -> list[str]:
 
 
 def by_method(results: Results, test: str) -> list[str]:
-    """The study's metric at its only number of shots, a row for each method."""
+    """Return a table of the study's metric at its only number of shots, with a row for each method."""
     study, methods, (shots,) = results.study, results.methods, results.shots
     values = {method: results.values(test, method, shots, study.metric) for method in methods}
     first = values[methods[0]]
@@ -119,10 +119,10 @@ def by_method(results: Results, test: str) -> list[str]:
 
 
 def other_metrics(results: Results) -> list[str]:
-    """Means over seeds of what else was measured."""
+    """Return a table of the other metrics, as means over seeds."""
     lines = ["## Other scores, means over seeds", "", *head(["test", "score", "shots", "base", *results.methods])]
     settings = [key for method in results.study.methods.values() for key in method.settings]
-    other = any(key.startswith("model.rewards") for key in settings)  # then methods have rewards that can't be compared
+    other = any(key.startswith("model.rewards") for key in settings)  # the rewards of methods are not comparable then
     metrics = [metric for metric in results.study.metrics if not (other and metric == "reward")]
     for test in results.tests:
         for metric in metrics:
@@ -134,7 +134,7 @@ def other_metrics(results: Results) -> list[str]:
 
 
 def tuning(results: Results) -> list[str]:
-    """What the fold has chosen, seed by seed."""
+    """Return a table of the trials that the fold has chosen, seed by seed."""
     lines = ["## What the fold chose", "", "learning rate @ step, for each seed; seconds are used, over the seeds", ""]
     lines += head(["shots", *results.methods, "seconds"])
     for shots in results.shots:
@@ -163,7 +163,7 @@ def shown(interval: Interval) -> str:
 
 
 def signed(interval: Interval) -> str:
-    """A difference; bold if its interval is all on one side of 0."""
+    """Format a difference; bold if its interval excludes 0."""
     if math.isinf(interval.half):
         return f"{interval.mean:+.3f}"
     value = f"{interval.mean:+.3f} [{interval.low:+.3f}, {interval.high:+.3f}]"
@@ -171,7 +171,7 @@ def signed(interval: Interval) -> str:
 
 
 def total_time(rows: Sequence[Row]) -> float:
-    """Seconds of all trials; a trained policy that has several tests counts once."""
+    """Return the seconds of all trials; a trained policy with several tests counts once."""
     return sum({(row["method"], row["shots"], row["seed"]): row["seconds"] for row in rows}.values())
 
 

@@ -1,4 +1,4 @@
-"""The rows of a study, by what one wants of them."""
+"""Access to the rows of a study."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from fewshot.trials import Row
 
 
 class Results:
-    """Rows, asked for by test, method and shots."""
+    """The rows of a study, selected by test, method and shots."""
 
     def __init__(self, study: Study, rows: Sequence[Row]) -> None:
         self.study, self.rows = study, rows
@@ -22,12 +22,12 @@ class Results:
         return next(row[metric] for row in self.rows if row["test"] == test and row["method"] == "base")
 
     def values(self, test: str, method: str, shots: int, metric: str) -> list[float]:
-        """One for each seed, in their order."""
+        """Return the values of a metric, one for each seed in order."""
         found = [row for row in self.rows if (row["test"], row["method"], row["shots"]) == (test, method, shots)]
         return [row[metric] for row in sorted(found, key=lambda row: row["seed"])]
 
     def over_shots(self, test: str, method: str, metric: str) -> list[float]:
-        """For each seed, the mean over all numbers of shots."""
+        """Return the mean over all numbers of shots, for each seed."""
         columns = zip(*(self.values(test, method, shots, metric) for shots in self.shots), strict=True)
         return [sum(column) / len(column) for column in columns]
 

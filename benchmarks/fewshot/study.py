@@ -1,4 +1,4 @@
-"""A study: what is trained by which methods on how many labels, how it is tuned, and what it is tested on."""
+"""Studies: the methods to compare, their labels and tuning, and the tests."""
 
 from __future__ import annotations
 
@@ -11,58 +11,58 @@ import yaml
 
 FOLDER = Path(__file__).parent / "studies"
 Settings = dict[str, Any]
-"""Fields of a run's config and their values, as `--field=value` says them."""
+"""Fields of a run's config and their values, as in `--field=value`."""
 
 
 @dataclass(frozen=True)
 class Method:
-    """One way to train. The first method of a study is what the others are compared with."""
+    """One way to train. The other methods of a study are compared with the first."""
 
     config: str
     learning_rates: tuple[float, ...]
     interval: int
-    """Steps between looks at the fold."""
+    """Steps between evaluations on the fold."""
     settings: Settings = field(default_factory=dict)
     budget: float | None = None
-    """Seconds of all its trials together; default: the study's."""
+    """Seconds of all trials together; default: the study's budget."""
     after: str | None = None
-    """The method whose result it starts from; default: the base."""
+    """The method whose result training starts from; default: the base."""
     folder: str = ""
-    """Where its runs are kept: that of the first study that has it, so that no study trains it again."""
+    """Folder of the runs; studies that share a method share its folder, so that it is trained once."""
 
 
 @dataclass(frozen=True)
 class Study:
-    """Everything but shots and seeds."""
+    """All settings of a study except shots and seeds."""
 
     name: str
     title: str
     about: str
     trained: str
-    """The study whose policies are tested; its own name unless it only tests those of another one."""
+    """Name of the study whose policies are tested: this study, or another one if this one trains nothing."""
     metric: str
-    """What trials are chosen by on the fold, and what the table shows, as evaluators log it after `val/`."""
+    """Score that chooses trials on the fold and is shown in the table: its logged name after `val/`."""
     metrics: tuple[str, ...]
-    """What else is kept of a test."""
+    """Other scores to keep of a test."""
     budget: float
-    """Seconds that a method has for all its trials at one number of shots and one seed."""
+    """Seconds of a method's trials together, for one number of shots and one seed."""
     settings: Settings
     fold: Settings
-    """What makes the held-out samples of a trial a fold of the training data."""
+    """Settings that make the held-out samples of a trial a fold of the training data."""
     tests: dict[str, Settings]
     methods: dict[str, Method]
     paper: dict[int, dict[str, float]]
-    """The paper's numbers by shots and method, in percent as it prints them."""
+    """The paper's numbers by shots and method, in percent as printed."""
     source: str = ""
-    """Where it prints them."""
+    """Where the paper prints the numbers."""
     shots: tuple[int, ...] = (1, 2, 4, 8, 16)
-    """Labelled images per category, if nothing else is asked for; 0 is all that there are."""
+    """Default numbers of labelled images per category; 0: all."""
 
 
 def load(name: str, budget: float | None = None) -> Study:
-    """Read `studies/NAME.yaml`; one that says `trained: OTHER` has the other's settings and methods.
+    """Read `studies/NAME.yaml`; a study with `trained: OTHER` has the settings and methods of OTHER.
 
-    `budget`: in place of the one that it says.
+    `budget`: replaces the study's budget.
     """
     if name not in names():
         raise SystemExit(f"few_shot: no study {name!r}; there are {', '.join(names())}")
@@ -80,7 +80,7 @@ def load(name: str, budget: float | None = None) -> Study:
 
 
 def read(name: str) -> dict[str, Any]:
-    """A study's file, on top of the one that it is `from` or whose policies it tests."""
+    """Return the content of a study's file, merged over the study named by its `from` or `trained`."""
     content: dict[str, Any] = yaml.safe_load((FOLDER / f"{name}.yaml").read_text())
     if "trained" in content:
         return read(content["trained"]) | content
@@ -91,9 +91,9 @@ def read(name: str) -> dict[str, Any]:
 
 
 def extended(name: str, other: dict[str, Any], content: dict[str, Any]) -> dict[str, Any]:
-    """A study with methods of its own, each of which is `like` one of the other's but for what it says.
+    """Return a study whose methods are `like` methods of the other study, apart from the given changes.
 
-    Settings come on top of the other's. A method that says nothing is the other's, with its runs.
+    Settings are merged over those of the other study. A method without changes shares the runs of the other study.
     """
     content |= {key: other[key] | content.get(key, {}) for key in ("settings", "fold")}
     alike = all(content.get(key, other[key]) == other[key] for key in ("budget", "settings", "fold"))
@@ -116,7 +116,7 @@ def names() -> list[str]:
 
 
 def of_config(path: Path) -> str:
-    """The study that reinforces with a config."""
+    """Return the name of the study that trains with a config."""
     for name in names():
         methods = yaml.safe_load((FOLDER / f"{name}.yaml").read_text()).get("methods", {})
         if path.as_posix() in [method.get("config") for method in methods.values()]:
@@ -125,5 +125,5 @@ def of_config(path: Path) -> str:
 
 
 def arguments(settings: Settings) -> list[str]:
-    """Settings as a command line says them."""
+    """Return settings as command-line arguments."""
     return [f"--{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in settings.items()]

@@ -1,4 +1,4 @@
-"""Runs of a study through `python -m vrft`, each done once: what is finished is read, what is missing is run."""
+"""Runs of a study through `python -m vrft`, each made once: finished runs are read, missing ones are run."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Runner:
-    """Where runs are kept and what they run on."""
+    """Makes the runs of studies in one folder and on one device."""
 
     results: Path
     device: str
     more: tuple[str, ...] = ()
-    """Arguments for every run."""
+    """Further arguments of every run."""
 
     def base(self, study: Study) -> list[Row]:
-        """The scores of the base, for each test."""
+        """Return a row with the scores of the base for each test."""
         method = next(iter(study.methods.values()))
         folder = self.results / f"{method.folder}-base"
         return [
@@ -45,7 +45,7 @@ class Runner:
         ]
 
     def cell(self, study: Study, name: str, shots: int, seed: int) -> list[Row]:
-        """Tune one method on one choice of shots, then test what it has chosen; a row for each test."""
+        """Tune one method on one choice of shots, test the chosen trial and return a row for each test."""
         choice = self.tune(study, name, shots, seed)
         folder = self.folder(study, name, shots, seed)
         rows = []
@@ -76,7 +76,7 @@ class Runner:
             trial = fixed | {"model.optimizer.lr": rate}
             trials.append(self.trial(self.command("fit", method, settings, trial), folder / f"lr-{rate:g}", rate))
         best = max(trials, key=lambda trial: trial["fold"])
-        if not Path(best["export"]).exists():  # another one was better, which is not there any more
+        if not Path(best["export"]).exists():  # this trial lost to one that has since been removed
             (Path(best["export"]).parent / "trial.json").unlink()
             return self.tune(study, name, shots, seed)
         for trial in trials:
@@ -85,7 +85,7 @@ class Runner:
         return best | {"seconds": round(sum(trial["seconds"] for trial in trials), 2)}
 
     def trial(self, command: list[str], folder: Path, rate: float) -> Row:
-        """Train once. `step` is the step with the best score on the fold, 0 for the base."""
+        """Train once and return the result, where `step` has the best score on the fold; 0 is the base."""
         done = finished(folder / "trial.json", command)
         if done is None:
             for outdated in (folder, *folder.parent.glob("test-*")):
@@ -100,7 +100,7 @@ class Runner:
         return done
 
     def test(self, study: Study, method: Method, name: str, folder: Path, export: str | None) -> dict[str, float]:
-        """The scores of a trained policy, or of the base, on held-out data."""
+        """Return the scores of a trained policy, or of the base, on held-out data."""
         settings = study.settings | method.settings | study.tests[name] | {"trainer.enable_progress_bar": False}
         settings["trainer.logger"] = QUIET["trainer.logger"]
         command = self.command("test", method, settings, {} if export is None else {"model.policy.checkpoint": export})
@@ -114,21 +114,21 @@ class Runner:
         return {metric: done[metric] for metric in (study.metric, *study.metrics) if metric in done}
 
     def command(self, name: str, method: Method, settings: Settings, fixed: Settings) -> list[str]:
-        """A command of vrft. What is said for every run comes after `settings` and can't change what is `fixed`."""
+        """Return a command of vrft. The arguments of every run override `settings`, and `fixed` overrides them."""
         hardware = f"configs/trainer/{'cpu' if self.device == 'cpu' else 'gpu'}.yaml"
         files = ["--config", method.config, "--config", hardware]
         return [name, *files, *arguments(settings), *self.more, *arguments(fixed)]
 
 
 def run(command: list[str]) -> None:
-    """Run vrft's command in this process; what ends it, ends the study."""
+    """Run vrft's command in this process, and exit if it fails."""
     code = main(command)
     if code:
         raise SystemExit(code)
 
 
 def finished(path: Path, command: list[str]) -> Row | None:
-    """What was found by the same command before."""
+    """Return the result of an earlier run of the same command, or None."""
     if not path.exists():
         return None
     content: dict[str, Any] = json.loads(path.read_text())
@@ -145,7 +145,7 @@ def finish(path: Path, command: list[str], found: Row) -> None:
 
 
 def logged(path: Path) -> dict[str, float]:
-    """The last value of each `test/…` in a log, without the prefix."""
+    """Return the last value of each `test/…` in a log, by name without the prefix."""
     found = {}
     with path.open(newline="") as file:
         for row in csv.DictReader(file):
@@ -158,7 +158,7 @@ def is_score(key: str, value: str) -> bool:
 
 
 def rows_of(runner: Runner, study: Study, shots: Sequence[int], seeds: int) -> Iterator[Row]:
-    """All rows of a study; seed by seed, so that an interrupted one has whole tables of fewer seeds."""
+    """Yield all rows of a study, seed by seed, so that an interrupted study has whole tables of fewer seeds."""
     yield from runner.base(study)
     for seed in range(seeds):
         for count in shots:
