@@ -1,4 +1,4 @@
-"""Scripts of benchmarks/ import each other from their folder."""
+"""Put benchmarks/ on the import path, since its scripts import each other from their folder."""
 
 from __future__ import annotations
 

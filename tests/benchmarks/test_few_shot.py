@@ -1,4 +1,4 @@
-"""The few-shot studies: intervals, budgets, folds, and a whole one on a made data set."""
+"""The few-shot studies: intervals, budgets, folds, and a complete study on a generated data set."""
 
 from __future__ import annotations
 
@@ -50,21 +50,21 @@ def test_the_table_is_the_arithmetic_of_its_rows() -> None:
         {"test": "held out", "method": method, "shots": shots, "seed": seed, "coco/AP": value}
         for method, by_shots in scores.items()
         for shots, values in by_shots.items()
-        for seed, value in reversed([*enumerate(values)])  # the order of rows means nothing
+        for seed, value in reversed([*enumerate(values)])  # the order of rows does not matter
     ]
     lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table(Results(study, rows), "held out")[4:-1]]
     half = stats.t.ppf(0.975, 2) * 0.1 / 3**0.5
     assert lines[0][:4] == ["1", "0.050", f"0.200 ± {half:.3f}", f"0.300 ± {half:.3f}"]
     assert lines[0][4] == f"+0.100 [{0.1 - half:+.3f}, {0.1 + half:+.3f}]"
-    assert lines[1][4].startswith("**+0.200 [+0.175")  # 0 is outside
-    assert lines[0][5:] == ["0.196", "0.195", "0.336"]  # the paper's
+    assert lines[1][4].startswith("**+0.200 [+0.175")  # bold: the interval excludes 0
+    assert lines[0][5:] == ["0.196", "0.195", "0.336"]  # the paper's numbers
     assert lines[1][5:] == ["0.196", "0.252", "0.406"]
     over = stats.t.ppf(0.975, 2) * stats.sem([0.35, 0.455, 0.395])
-    assert lines[2][2:4] == [f"0.250 ± {half / 2:.3f}", f"0.400 ± {over:.3f}"]  # seeds, each the mean over shots
+    assert lines[2][2:4] == [f"0.250 ± {half / 2:.3f}", f"0.400 ± {over:.3f}"]  # over seeds, of means over shots
 
 
 def looks(scores: list[float], seconds: float, budget: float) -> list[dict[str, float]]:
-    """What a trial does whose intervals take `seconds` each, and whether its end has the best weights."""
+    """Simulate a trial with intervals of `seconds`, check that it ends with the best weights and return its log."""
     module = torch.nn.Linear(1, 1, bias=False)
     callback = FoldBudget("val/x", budget)
     clock = SimpleNamespace(now=100.0)
@@ -89,9 +89,9 @@ def looks(scores: list[float], seconds: float, budget: float) -> list[dict[str, 
     [
         pytest.param([0.1, 0.2, 0.3, 0.4, 0.5], 3.0, 10.0, 3, id="a-fourth-interval-would-not-fit"),
         pytest.param([0.1, 0.2, 0.3, 0.4, 0.5], 2.5, 10.0, 4, id="the-fourth-just-fits"),
-        pytest.param([0.5, 0.2, 0.3], 30.0, 10.0, 1, id="the-first-is-made-in-any-case-and-the-base-is-kept"),
-        pytest.param([0.1, 0.2, *[0.1] * 9], 0.1, 10.0, 1 + PATIENCE, id="no-better-look-for-long"),
-        pytest.param([0.1, 0.2, 0.1, 0.1, 0.1, 0.3, 0.1, 0.1, 0.1, 0.1, 0.4], 0.1, 10.0, 9, id="patience-begins-anew"),
+        pytest.param([0.5, 0.2, 0.3], 30.0, 10.0, 1, id="the-first-interval-always-runs-and-the-base-is-kept"),
+        pytest.param([0.1, 0.2, *[0.1] * 9], 0.1, 10.0, 1 + PATIENCE, id="patience-ends-training"),
+        pytest.param([0.1, 0.2, 0.1, 0.1, 0.1, 0.3, 0.1, 0.1, 0.1, 0.1, 0.4], 0.1, 10.0, 9, id="patience-restarts"),
     ],
 )
 def test_training_ends_within_its_budget_with_the_best_weights(
@@ -108,23 +108,23 @@ def test_training_ends_within_its_budget_with_the_best_weights(
 def test_every_study_can_be_read_and_gives_its_methods_the_same_budget(name: str) -> None:
     study = load(name)
     assert study.trained in names()
-    assert len(study.fold["trainer.callbacks"]) == 1  # what sees the fold
+    assert len(study.fold["trainer.callbacks"]) == 1  # the callback that scores the fold
     assert all((ROOT / method.config).exists() for method in study.methods.values())
     spent = {key: method.budget or study.budget for key, method in study.methods.items()}
     total = {key: spent[key] + (spent[method.after] if method.after else 0) for key, method in study.methods.items()}
-    parts = {method.after for method in study.methods.values()}  # those that others start from are no rivals
+    parts = {method.after for method in study.methods.values()}  # methods that others start from are not compared
     assert {value for key, value in total.items() if key not in parts} == {study.budget}
 
 
 @pytest.fixture(scope="module")
 def commands(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[list[str]]]:
-    """Return a command of each method by study, without those that differ from an earlier one in numbers alone."""
+    """Return a command of each method by study, without commands that differ from an earlier one only in numbers."""
     tried: list[list[str]] = []
     folder = tmp_path_factory.mktemp("exports")
 
     def trial(self: trials.Runner, command: list[str], place: Path, rate: float) -> dict[str, Any]:
         tried.append(command)
-        return {"learning_rate": rate, "fold": -rate, "seconds": 1.0, "export": str(folder)}  # the first is the best
+        return {"learning_rate": rate, "fold": -rate, "seconds": 1.0, "export": str(folder)}  # the first rate wins
 
     found: dict[str, list[list[str]]] = {name: [] for name in names()}
     shapes = set()
@@ -134,7 +134,7 @@ def commands(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[list[st
             for name, method in study.methods.items():
                 trials.Runner(folder, "cuda").tune(study, name, 1, 0)
                 shape = tuple(re.sub(r"[\d.e+-]+", "0", word) for word in tried[-1])
-                if method.folder.startswith(f"{study.name}/") and shape not in shapes:  # it is not another study's
+                if method.folder.startswith(f"{study.name}/") and shape not in shapes:  # not of another study
                     shapes.add(shape)
                     found[study.name].append(tried[-1])
     return found
@@ -142,7 +142,7 @@ def commands(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[list[st
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", names())
-def test_the_settings_of_every_method_are_there(
+def test_the_settings_of_every_method_exist(
     name: str,
     commands: dict[str, list[list[str]]],
     monkeypatch: pytest.MonkeyPatch,
@@ -189,7 +189,7 @@ def test_with_one_number_of_shots_methods_are_the_rows() -> None:
 
 
 @pytest.mark.parametrize(("name", "compared"), [("ablation_kl", True), ("ablation_reward", False)])
-def test_rewards_of_methods_that_have_other_ones_are_not_compared(name: str, compared: bool) -> None:
+def test_rewards_are_compared_only_if_all_methods_have_the_same_ones(name: str, compared: bool) -> None:
     study = load(name)
     scores = dict.fromkeys([study.metric, *study.metrics], 0.5)
     rows: list[dict[str, Any]] = [
@@ -232,7 +232,7 @@ def test_shots_fold_and_test_share_no_image(tmp_path: Path) -> None:
     assert images(scene_data(tmp_path, 4, seed=1, val_shots=3, **novel))[1] != fold[4]
 
 
-def test_a_fold_that_the_data_has_no_room_for_is_refused(tmp_path: Path) -> None:
+def test_a_fold_that_is_larger_than_the_data_allows_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match=r"data\.val_shots: expected at least 500 images of 'brown', got \d+"):
         scene_data(tmp_path, 1, val_shots=500, categories=["brown"])
     with pytest.raises(ConfigurationError, match=r"data\.val_shots: data\.val_fraction"):
@@ -271,15 +271,15 @@ def test_a_base_can_be_shown_pairs_among_ordinary_scenes() -> None:
 @pytest.mark.parametrize(
     ("boxes", "found"),
     [
-        pytest.param([[1, 1, 10, 10]], ["right", "wrong"], id="the-left-one"),
-        pytest.param([[20, 0, 20, 10], [31, 0, 9, 10]], ["wrong", "right"], id="the-best-box-counts"),
-        pytest.param([[0, 0, 10, 9], [30, 0, 10, 10]], ["wrong", "right"], id="of-both-the-one-that-is-met-better"),
-        pytest.param([[0, 0, 10, 10], [30, 0, 10, 10]], ["neither", "neither"], id="both-alike-are-no-choice"),
+        pytest.param([[1, 1, 10, 10]], ["right", "wrong"], id="left"),
+        pytest.param([[20, 0, 20, 10], [31, 0, 9, 10]], ["wrong", "right"], id="the-best-box-decides"),
+        pytest.param([[0, 0, 10, 9], [30, 0, 10, 10]], ["wrong", "right"], id="the-larger-overlap-decides"),
+        pytest.param([[0, 0, 10, 10], [30, 0, 10, 10]], ["neither", "neither"], id="equal-overlaps-decide-nothing"),
         pytest.param([[15, 0, 10, 10]], ["neither", "neither"], id="neither"),
-        pytest.param([], ["neither", "neither"], id="nothing"),
+        pytest.param([], ["neither", "neither"], id="no-boxes"),
     ],
 )
-def test_which_of_two_was_found(
+def test_the_picked_object_of_a_pair_is_counted(
     boxes: list[list[float]], found: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     names = {"red one": [0, 0, 10, 10], "blue": [50, 50, 10, 10], "red two": [30, 0, 10, 10]}
@@ -290,7 +290,7 @@ def test_which_of_two_was_found(
     results = [{"image_id": 7, "category_id": i, "bbox": box} for i in range(3) for box in boxes]
     (tmp_path / "true.json").write_text(json.dumps(instances))
     (tmp_path / "found.json").write_text(json.dumps(results))
-    assert picked.picked(instances, results) == found  # blue is no pair
+    assert picked.picked(instances, results) == found  # the blue object has no pair
     picked.main([f"{tmp_path}/true.json", f"{tmp_path}/found.json"])
     shares = ", ".join(f"{name} {found.count(name) / 2:.3f}" for name in ("right", "wrong", "neither"))
     assert capsys.readouterr().out.startswith(f"{shares} of 2  ")
@@ -304,11 +304,11 @@ def test_consistency_is_the_mean_agreement_with_the_other_answers() -> None:
     texts += ["<answer>?</answer>", texts[0]]
     frame = Frame(1000, 1000)
     answers = [DetectionTask().parse(text, sample, frame) for text, sample in zip(texts, about, strict=True)]
-    # half of the larger box is in both; nothing agrees with what can't be read; one answer alone has no score
+    # the smaller box is half of the larger one; an unreadable answer agrees with nothing; a single answer has no score
     assert Consistency().scores(answers, about) == [0.25, 0.25, 0.0, None]
 
 
-def test_trials_are_chosen_by_the_fold_and_what_comes_after_starts_from_the_choice(
+def test_trials_are_chosen_by_the_fold_and_later_methods_start_from_the_chosen_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     commands: dict[str, list[str]] = {}
@@ -328,10 +328,10 @@ def test_trials_are_chosen_by_the_fold_and_what_comes_after_starts_from_the_choi
     )
     choice = runner.tune(study, "SFT then RFT", 16, 0)
     assert choice["learning_rate"] == 3e-4  # ties go to the first
-    assert choice["seconds"] == 4.0  # of both trials
+    assert choice["seconds"] == 4.0  # the sum of both trials
     after = commands["SFT_then_RFT-16-shots-seed-0/lr-0.0003"]
     starts = [part for part in after if part.startswith("--model.policy.checkpoint=")]
-    assert starts[-1].endswith("SFT,_half-16-shots-seed-0/lr-0.0006/export")  # and not what is said for all runs
+    assert starts[-1].endswith("SFT,_half-16-shots-seed-0/lr-0.0006/export")  # overrides the argument of all runs
     assert [part for part in after if part.startswith("--data.shots=")][-1] == "--data.shots=16"
     assert sorted(name.partition("/")[0] for name in commands) == sorted(
         2 * ["SFT,_half-16-shots-seed-0"] + 2 * ["SFT_then_RFT-16-shots-seed-0"]
@@ -339,7 +339,7 @@ def test_trials_are_chosen_by_the_fold_and_what_comes_after_starts_from_the_choi
 
 
 def data_of(folder: Path) -> list[str]:
-    """Arguments for COCO files of pictures with a red or a green shape, and for a policy and runs of seconds."""
+    """Write COCO files with red and green shapes; return arguments for them, a tiny policy and runs of seconds."""
     arguments = []
     for part, count, start in (("train", 26, 1), ("val", 4, 1001)):
         tables, _ = coco_tables(folder / part, part, count, start)
@@ -352,7 +352,7 @@ def data_of(folder: Path) -> list[str]:
 
 
 @pytest.mark.slow
-def test_a_study_of_the_paper_runs_and_a_rerun_does_only_what_is_missing(
+def test_a_study_of_the_paper_runs_and_a_rerun_makes_only_missing_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(ROOT)
@@ -379,6 +379,6 @@ def test_a_study_of_the_paper_runs_and_a_rerun_does_only_what_is_missing(
     lost = tmp_path / "runs" / "coco_few_shot" / "RFT-1-shots-seed-0"
     (lost / "lr-2e-05" / "trial.json").unlink()
     few_shot.main([*command, *more])
-    assert done in (["fit", "test"], ["fit", "fit", "test"])  # the other one as well if it is the better one now
+    assert done in (["fit", "test"], ["fit", "fit", "test"])  # the other trial reruns too if it is the better one now
     with pytest.raises(SystemExit, match="made with other settings"):
         few_shot.main([*command, *more, "--model.max_completion_length=25"])

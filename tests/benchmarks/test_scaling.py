@@ -1,4 +1,4 @@
-"""The arithmetic of benchmarks/scaling.py: its limits, and values that are known."""
+"""The arithmetic of benchmarks/scaling.py: limits and known values."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def test_one_rank_has_no_network() -> None:
 
 
 def test_many_ranks_wait_for_the_bandwidth_and_for_the_longest_completion() -> None:
-    size = int(scaling.BANDWIDTH)  # a second's
+    size = int(scaling.BANDWIDTH)  # one second of transfer
     assert scaling.network_seconds({"all_reduce": [0, size]}, 2) == pytest.approx(1)
     assert scaling.network_seconds({"all_reduce": [0, size]}, 1024) == pytest.approx(2, rel=2e-3)
     assert scaling.network_seconds({"all_gather": [0, size]}, 1024) == pytest.approx(1, rel=2e-3)
@@ -28,7 +28,7 @@ def test_many_ranks_wait_for_the_bandwidth_and_for_the_longest_completion() -> N
     assert scaling.step_seconds(TERMS, {}, 1024)["longest"] == pytest.approx(40)
 
 
-def test_the_expected_maximum_is_the_mean_of_one_draw_and_that_of_two_dice() -> None:
+def test_the_expected_maximum_of_one_draw_is_the_mean_and_of_two_dice_is_known() -> None:
     assert scaling.expected_maximum([3, 5, 10], 1) == pytest.approx(statistics.mean([3, 5, 10]))
     pairs = [max(a, b) for a in range(1, 7) for b in range(1, 7)]
     assert scaling.expected_maximum(range(1, 7), 2) == pytest.approx(statistics.mean(pairs))
@@ -40,14 +40,14 @@ def test_the_expected_maximum_is_the_mean_of_one_draw_and_that_of_two_dice() -> 
         pytest.param([], [], id="nothing-trains"),
         pytest.param([3, 3, 4], [[3, 3, 4]], id="full"),
         pytest.param([3, 3, 5, 1], [[3, 3], [5, 1]], id="one-more"),
-        pytest.param([11, 1, 30], [[11], [1], [30]], id="larger-ones-alone"),
+        pytest.param([11, 1, 30], [[11], [1], [30]], id="larger-ones-are-separate"),
     ],
 )
 def test_gradients_travel_in_buckets(sizes: list[int], expected: list[list[int]]) -> None:
     assert [sizes[part] for part in buckets(sizes, 10)] == expected
 
 
-def test_traffic_is_that_of_the_weights() -> None:
+def test_traffic_follows_from_the_bytes_of_the_weights() -> None:
     assert scaling.ddp_traffic([400, 40]) == {"all_reduce": [1, 440]}
     assert scaling.ddp_traffic([ALLREDUCE_BUCKET_BYTES, 4]) == {"all_reduce": [2, ALLREDUCE_BUCKET_BYTES + 4]}
     groups = [

@@ -72,7 +72,7 @@ def test_step_compares_with_trl(checkpoint: str, tmp_path: Path) -> None:
     assert [row.split(" | ")[1:3] for row in rows] == [["full", "vrft"], ["full", "trl"]]
 
 
-def test_step_says_what_makes_the_environment_of_trl(checkpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_step_says_how_to_make_the_environment_of_trl(checkpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(step.PYTHON, "trl", Path("nowhere/python"))
     with pytest.raises(SystemExit, match="`make bench-env` makes it"):
         step.main(["--checkpoint", checkpoint, "--against", "trl"])
@@ -88,10 +88,10 @@ def test_evaluators_agree_and_ranks_gather(capsys: pytest.CaptureFixture[str], m
 
 
 @pytest.mark.slow
-def test_a_killed_run_ends_like_the_one_that_was_not(
+def test_a_killed_run_ends_like_an_uninterrupted_one(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    in_process = SimpleNamespace  # only the run that is killed needs a process of its own
+    in_process = SimpleNamespace  # only the killed run needs a separate process
     starts: list[Callable[[list[str]], Any]] = [
         lambda command: in_process(wait=lambda: main(command)),
         kill_runs.start,
@@ -105,7 +105,7 @@ def test_a_killed_run_ends_like_the_one_that_was_not(
 
 @pytest.fixture
 def few_processes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let scaling.py run each side once: FSDP2 on two processes, the others in this one."""
+    """Reduce scaling.py to one run per side: FSDP2 on two processes, the others in this process."""
     launch = scaling.launch
 
     def launch_here(command: Sequence[str], folder: Path, environment: dict[str, str]) -> None:
@@ -129,7 +129,7 @@ def few_processes(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("few_processes")
-def test_scaling_counts_what_its_formulas_give(capsys: pytest.CaptureFixture[str]) -> None:
+def test_scaling_counts_the_traffic_of_its_formulas(capsys: pytest.CaptureFixture[str]) -> None:
     scaling.main(["--steps", "1", "--repeats", "1"])
     text = capsys.readouterr().out
     assert "| ddp | all_reduce | 1 |" in text

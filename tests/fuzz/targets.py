@@ -1,6 +1,6 @@
 """The readers of foreign texts and files, which `test_fuzz.py` gives broken inputs.
 
-A target may read an input or refuse it with ConfigurationError. Anything else is a bug: another error, a number that is
+A target reads an input or refuses it with ConfigurationError. Anything else is a bug: another error, a number that is
 not finite, a box outside its image, or more than `SECONDS` of CPU time.
 """
 
@@ -32,7 +32,7 @@ from vrft.training.answer_log import AnswerLog
 from vrft.types import Detection, Sample
 
 SECONDS = 2.0
-"""CPU time that an input may take. The slowest example takes a hundredth of it."""
+"""Limit on the CPU time of an input. The slowest example takes a hundredth of this."""
 
 WEIGHTS = {
     "answer DetectionTask": 30,

@@ -1,7 +1,7 @@
-"""Broken inputs for every reader of foreign texts and files: `make test` gives some, `make fuzz` gives a million.
+"""Broken inputs for every reader of foreign texts and files: a few in `make test`, a million in `make fuzz`.
 
-FUZZ_INPUTS is the number of inputs. Without it there are few, the same in every run; with it, they are random.
-Hypothesis shrinks a failing input, keeps it in `.hypothesis`, and begins the next run with it.
+FUZZ_INPUTS sets the number of random inputs; by default there are a few, the same in every run. Hypothesis shrinks a
+failing input, keeps it in `.hypothesis`, and begins the next run with it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ INPUTS = int(os.environ.get("FUZZ_INPUTS", "4000"))
 RANDOM = "FUZZ_INPUTS" in os.environ
 PROFILE = settings(
     derandomize=not RANDOM,
-    deadline=None,  # `limits` counts CPU time and interrupts
+    deadline=None,  # `limits` enforces a limit on CPU time instead
     print_blob=RANDOM,
     suppress_health_check=list(HealthCheck),
     **({} if RANDOM else {"database": None}),
@@ -52,7 +52,7 @@ def limits(seconds: float) -> Iterator[None]:
 
 
 def fuzz(target: Target, inputs: int, seconds: float = SECONDS, **more: Any) -> None:
-    """Let a target read broken inputs. It may refuse them."""
+    """Check that a target reads or refuses broken inputs."""
 
     @settings(PROFILE, max_examples=inputs, **more)
     @given(target.inputs())
@@ -108,9 +108,9 @@ def test_reading_and_refusing_are_no_failures(read: Callable[[bytes], object]) -
 @pytest.mark.parametrize(
     ("read", "problem"),
     [
-        pytest.param(fails, KeyError, id="an-error-that-is-not-for-users"),
-        pytest.param(computes, TimeoutError, id="no-end"),
-        pytest.param(loses_a_number, AssertionError, id="a-check-of-the-target"),
+        pytest.param(fails, KeyError, id="unexpected-error"),
+        pytest.param(computes, TimeoutError, id="endless"),
+        pytest.param(loses_a_number, AssertionError, id="failed-check"),
     ],
 )
 def test_a_bug_in_a_reader_is_a_failure(read: Callable[[bytes], object], problem: type[Exception]) -> None:

@@ -1,4 +1,4 @@
-"""What several tests use: the repository's root, arguments of commands, and modules with writers and servers."""
+"""Helpers of several tests: the repository's root, arguments of commands, file writers and fake servers."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 CSV_ONLY = "--trainer.logger={class_path: vrft.loggers.CSVLogger, init_args: {save_dir: '${....run_dir}', name: logs}}"
 Command = Callable[..., list[str]]
-"""Makes the words of a command; more arguments may follow."""
+"""Returns a command as a list of arguments, with further arguments appended."""
 
 
 def callback(kind: type, **settings: object) -> str:

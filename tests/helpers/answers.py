@@ -1,4 +1,4 @@
-"""Samples and answers in the format that is asked for."""
+"""Samples, and answers in the requested format."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ NONE: Target = ()
 
 
 def sample(target: Target) -> Sample:
-    """An image of 500 x 500: what is true in pixels is twice that in the frame."""
+    """Return a sample of 500 x 500 pixels; its coordinates in a frame of 1000 x 1000 are twice those in pixels."""
     return Sample(0, Image.new("1", (500, 500)), 0, "cat", target)
 
 
@@ -41,7 +41,7 @@ SURE = boxes((GOOD, 0.9))
 
 
 def detection_scores(text: str, target: Target) -> tuple[float, float, float]:
-    """Scores of IoU, confidence and format."""
+    """Return the scores of IoU, confidence and format."""
     about = sample(target)
     answer = DetectionTask().parse(text, about, FRAME)
     return (
@@ -57,7 +57,7 @@ def position() -> st.SearchStrategy[list[int]]:
 
 
 def overlap_of(a: list[float], b: list[float]) -> tuple[float, float]:
-    """IoU and GIoU, written out."""
+    """Return IoU and GIoU, computed from their definitions."""
     wide = max(0, min(a[2], b[2]) - max(a[0], b[0]))
     high = max(0, min(a[3], b[3]) - max(a[1], b[1]))
     union = (a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - wide * high

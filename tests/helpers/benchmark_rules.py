@@ -1,4 +1,4 @@
-"""Fuzzed files of COCO and LVIS, and their numbers: pycocotools' and LVIS's rules in plain loops."""
+"""Fuzzed files of COCO and LVIS, and their expected numbers from pycocotools and from LVIS's rules as plain loops."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from vrft.evaluators.average_precision import COCO_NUMBERS, LVIS_NUMBERS, UNDEFI
 
 Entry = dict[str, Any]
 Case = tuple[Entry, list[Entry]]
-"""The content of an annotation file and that of a results file."""
+"""The contents of an annotation file and of a results file."""
 T = TypeVar("T")
 CASES = 320
 IOUS = np.linspace(0.5, 0.95, 10).tolist()
@@ -28,9 +28,9 @@ RECALLS = np.linspace(0, 1, 101).tolist()
 AREAS = {"": (0, 1e10), "s": (0, 32**2), "m": (32**2, 96**2), "l": (96**2, 1e10)}
 MOST = {"coco": 100, "lvis": 300}
 FIRST_IDS = (0, 1, 2**24 + 1, 2**40 + 1)
-"""float32 can't tell the last two from their neighbours; 0 is false in Python."""
+"""First ids: float32 can't represent the last two exactly, and 0 is false in Python."""
 SIZES = ((32, 32), (16, 64), (96, 96), (64, 144), (20, 20), (40, 40))
-"""At the edges of the ranges of area, and cut to twentieths at those of the IoUs."""
+"""Sizes of boxes with areas at the edges of the ranges; cut to n / 20 of the height, their IoUs are at thresholds."""
 
 
 def pick(rng: np.random.Generator, options: Iterable[T]) -> T:
@@ -44,12 +44,12 @@ def some_ids(rng: np.random.Generator, number: int) -> list[int]:
 
 
 def decimals(value: float) -> float:
-    """Hundredths of a pixel, as results are written."""
+    """Round to 0.01 pixels, as in results files."""
     return round(float(value), 2)
 
 
 def any_box(rng: np.random.Generator) -> list[float]:
-    """x, y, width, height; one in 25 has no area."""
+    """Draw a box as x, y, width, height; one in 25 has no area."""
     sides = pick(rng, SIZES) if rng.random() < 0.6 else (decimals(rng.uniform(1, 150)), decimals(rng.uniform(1, 150)))
     if rng.random() < 0.04:
         sides = (sides[0], 0)
@@ -58,7 +58,7 @@ def any_box(rng: np.random.Generator) -> list[float]:
 
 
 def box_near(rng: np.random.Generator, true: list[float]) -> list[float]:
-    """The same box, one whose IoU is at a threshold, one beside it, or any."""
+    """Draw a box: the true one, one whose IoU is at a threshold, one nearby, or any."""
     x, y, w, h = true
     cut = [x, y, w, decimals(h * int(rng.integers(10, 20)) / 20)]
     beside = [decimals(v) for v in (*rng.normal((x, y), 4), *abs(rng.normal((w, h), 4)))]
@@ -66,12 +66,12 @@ def box_near(rng: np.random.Generator, true: list[float]) -> list[float]:
 
 
 def any_score(rng: np.random.Generator) -> float:
-    """Mostly one decimal, so that scores tie."""
+    """Draw a score, mostly with one decimal, so that scores tie."""
     return round(rng.random(), 1) if rng.random() < 0.8 else rng.random()
 
 
 def true_boxes(rng: np.random.Generator, image: int, categories: list[int]) -> list[Entry]:
-    """Annotations of an image, which may have none; some are there twice, or in two categories."""
+    """Draw the annotations of an image, possibly none; some occur twice or in two categories."""
     found = []
     for category in categories:
         for _ in range(pick(rng, [0, 0, 1, 2, 4])):
@@ -85,7 +85,7 @@ def true_boxes(rng: np.random.Generator, image: int, categories: list[int]) -> l
 
 
 def found_boxes(rng: np.random.Generator, image: int, categories: list[int], true: list[Entry]) -> list[Entry]:
-    """Results of an image: some at true boxes, some twice, some in another category, some anywhere."""
+    """Draw the results of an image: near true boxes, twice, in another category, or anywhere."""
     found = []
     for entry in true:
         for _ in range(pick(rng, [0, 1, 1, 3])):
@@ -101,9 +101,9 @@ def found_boxes(rng: np.random.Generator, image: int, categories: list[int], tru
 
 
 def too_many(rng: np.random.Generator, image: int, categories: list[int], true: list[Entry], most: int) -> list[Entry]:
-    """More boxes of an image than count; those of COCO are of one category, of LVIS at times.
+    """Draw more boxes than the limit per image: of one category for COCO, of one or all for LVIS.
 
-    They are surer than many others, so that the others are cut off.
+    Their scores are higher than many others, so that the limit drops the others.
     """
     one = [pick(rng, [entry["category_id"] for entry in true] or categories)]
     chosen = one if most == MOST["coco"] else pick(rng, [one, categories])
@@ -121,7 +121,7 @@ def too_many(rng: np.random.Generator, image: int, categories: list[int], true: 
 
 @cache
 def fuzzed(seed: int, format: Format) -> Case:
-    """A file of truth with 3 to 8 images and 2 to 5 categories, and results, all in no order."""
+    """Return an annotation file with 3 to 8 images and 2 to 5 categories, and results, both shuffled."""
     rng = np.random.default_rng([seed, MOST[format]])
     images = some_ids(rng, int(rng.integers(3, 9)))
     categories = some_ids(rng, int(rng.integers(2, 6)))
@@ -129,7 +129,7 @@ def fuzzed(seed: int, format: Format) -> Case:
     found: list[Entry] = []
     crowded = pick(rng, images) if rng.random() < 0.2 else None
     for image in images:
-        here = true_boxes(rng, image, categories[1:] if seed % 3 else categories)  # the first one may be nowhere
+        here = true_boxes(rng, image, categories[1:] if seed % 3 else categories)  # the first may have no boxes
         true += here
         found += found_boxes(rng, image, categories, here)
         if image == crowded:
@@ -146,22 +146,22 @@ def fuzzed(seed: int, format: Format) -> Case:
 
 
 def described(rng: np.random.Generator, image: int, categories: list[int]) -> Entry:
-    """An image as LVIS has it."""
+    """Return an image entry with LVIS's fields."""
     absent, open_ended = ([i for i in categories if rng.random() < 0.3] for _ in range(2))
     lists = {"neg_category_ids": absent, "not_exhaustive_category_ids": open_ended}
     return {"id": image, "width": 400, "height": 400, **lists}
 
 
 def numbered(truth: Entry) -> Entry:
-    """The same with annotations that count from 1: pycocotools takes a match with number 0 for none."""
+    """Return the truth with annotation ids from 1: pycocotools counts a match with id 0 as unmatched."""
     return truth | {"annotations": [row | {"id": i} for i, row in enumerate(truth["annotations"], 1)]}
 
 
 def pycocotools_numbers(truth: Entry, results: list[Entry], most: int = 100) -> dict[str, float]:
-    """What pycocotools says of them as they are."""
+    """Return pycocotools' numbers for unchanged files."""
     with contextlib.redirect_stdout(io.StringIO()):
         gt, dt = COCO(), COCO()
-        gt.dataset = json.loads(json.dumps(truth))  # it writes into what it is given
+        gt.dataset = json.loads(json.dumps(truth))  # COCO modifies its input
         gt.createIndex()
         dt.dataset = {"images": truth["images"], "categories": truth["categories"], "annotations": []}
         dt.createIndex()
@@ -169,7 +169,7 @@ def pycocotools_numbers(truth: Entry, results: list[Entry], most: int = 100) -> 
         evaluation.params.maxDets = [1, 10, most]
         evaluation.evaluate()
         evaluation.accumulate()
-        evaluation.params.maxDets = [1, 10, 100]  # names of columns from here on
+        evaluation.params.maxDets = [1, 10, 100]  # `summarize` looks columns up by these numbers
         evaluation.summarize()
     return dict(zip(COCO_NUMBERS, evaluation.stats.tolist(), strict=True))
 
@@ -189,7 +189,7 @@ def iou_of(a: list[float], b: list[float]) -> float:
 
 
 def lvis_results(truth: Entry, results: list[Entry], image: Entry, without: str) -> list[Entry]:
-    """The boxes of an image that count, by falling score: 300 of all categories, then those that were looked for."""
+    """Return the boxes of an image that count: the 300 best of all categories, then only annotated categories."""
     found = sorted((r for r in results if r["image_id"] == image["id"]), key=lambda r: -r["score"])
     wanted = {row["category_id"] for row in truth["annotations"] if row["image_id"] == image["id"]}
     if without != "negatives":
@@ -210,10 +210,10 @@ def lvis_results(truth: Entry, results: list[Entry], image: Entry, without: str)
 def judged(
     found: list[Entry], true: list[Entry], area: str, threshold: float, open_ended: bool, without: str
 ) -> list[tuple[float, bool]]:
-    """Score of each box of a category in an image that counts, and whether it is right.
+    """Return the score of each counted box of one category in one image, and whether the box is correct.
 
-    A box takes the true one that it overlaps most (of equals the last) of those that are left and of this area; if
-    there is none, one of another area, and does not count.
+    A box matches the free true box of this range of area with the largest overlap, the last one among equals. If there
+    is none, it may match a true box of another range and is then not counted.
     """
     low, high = AREAS[area]
     strict = without == "edges of areas"
@@ -238,7 +238,7 @@ def judged(
 
 
 def precision_and_recall(counted: list[tuple[float, bool]], positives: int) -> tuple[float, float]:
-    """Mean of the best precision at 101 recalls or beyond, and the recall of all boxes."""
+    """Return the mean over 101 recalls of the best precision at that recall or above, and the recall of all boxes."""
     hits = 0
     precisions, recalls = [], []
     for i, (_, right) in enumerate(sorted(counted, key=lambda one: -one[0]), 1):
@@ -252,7 +252,7 @@ def precision_and_recall(counted: list[tuple[float, bool]], positives: int) -> t
 
 
 def lvis_numbers(truth: Entry, results: list[Entry], without: str = "") -> dict[str, float]:
-    """LVIS's numbers as its rules say, or without one of them."""
+    """Return LVIS's numbers by its rules, or without one of the rules."""
     counted: dict[tuple[str, int, float], list[tuple[float, bool]]] = defaultdict(list)
     positives = Counter[tuple[str, int]]()
     for image in sorted(truth["images"], key=lambda image: image["id"]):
@@ -291,6 +291,6 @@ def expected_of(seed: int, format: Format) -> dict[str, float]:
 
 
 def same(expected: dict[str, float]) -> Any:
-    """All names, each within 1e-12; no NaN, and -1 where nothing is defined equals -1 alone."""
+    """Return an object equal to the same numbers within 1e-12; an undefined number, -1, equals -1 alone."""
     assert all(value == UNDEFINED or 0 <= value < 1 + 1e-12 for value in expected.values())
     return pytest.approx(expected, rel=0, abs=1e-12)

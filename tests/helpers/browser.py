@@ -1,4 +1,4 @@
-"""Chromium without a window, by chromedriver's own protocol (W3C WebDriver): the standard library will do."""
+"""Headless Chromium, driven over chromedriver's protocol (W3C WebDriver) with the standard library."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ FLAGS = (
 
 
 class Browser:
-    """A session with one page."""
+    """A browser session with one page."""
 
     def __init__(self, address: str, profile: Path) -> None:
         options = {"binary": CHROMIUM, "args": [*FLAGS, f"--user-data-dir={profile}", "--window-size=1280,900"]}
@@ -44,7 +44,7 @@ class Browser:
             raise AssertionError(json.load(error)["value"]["message"]) from None
 
     def open(self, path: Path, *, width: int = 1280, height: int = 900, dark: bool = False) -> float:
-        """Load a page; the seconds until it has drawn itself."""
+        """Load a page and return the seconds until it is drawn."""
         size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
         self.devtools("Emulation.setDeviceMetricsOverride", size)
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
@@ -55,22 +55,22 @@ class Browser:
         return time.perf_counter() - start
 
     def devtools(self, command: str, parameters: dict[str, Any]) -> Any:
-        """A command of the DevTools protocol."""
+        """Send a command of the DevTools protocol and return the result."""
         return self._send("POST", "/goog/cdp/execute", {"cmd": command, "params": parameters})
 
     def run(self, script: str, *arguments: Any) -> Any:
-        """The value of a JavaScript expression; `arguments` are in it."""
+        """Return the value of a JavaScript expression, which may use `arguments`."""
         return self._send("POST", "/execute/sync", {"script": f"return {script.strip()}", "args": list(arguments)})
 
     def wait_for(self, script: str, seconds: float = 20) -> None:
-        """Return when an expression is true."""
+        """Wait until an expression is true."""
         end = time.monotonic() + seconds
         while not self.run(script):
             assert time.monotonic() < end, f"not true within {seconds} s: {script}"
             time.sleep(0.02)
 
     def press(self, key: str) -> None:
-        """Press and release a key, as a keyboard does."""
+        """Press and release a key."""
         for kind in ("keyDown", "keyUp"):
             text = {"text": "\r"} if key == "Enter" and kind == "keyDown" else {}
             codes = {"Enter": 13, "Escape": 27, "Tab": 9, "ArrowLeft": 37, "ArrowRight": 39}
@@ -78,11 +78,11 @@ class Browser:
             self.devtools("Input.dispatchKeyEvent", event)
 
     def console(self) -> list[str]:
-        """What the page has complained of since the last call."""
+        """Return the page's console messages since the last call."""
         return [entry["message"] for entry in self._send("POST", "/se/log", {"type": "browser"})]
 
     def screenshot(self, path: Path) -> None:
-        """Save what is seen."""
+        """Save a screenshot."""
         import base64
 
         path.write_bytes(base64.b64decode(self._send("GET", "/screenshot")))
@@ -90,7 +90,7 @@ class Browser:
 
 @contextmanager
 def browser(profile: Path) -> Iterator[Browser]:
-    """A browser with an empty profile in a folder; both it and its driver are gone afterwards."""
+    """Yield a browser with an empty profile in a folder; end it and its driver afterwards."""
     assert DRIVER is not None
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

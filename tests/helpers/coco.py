@@ -1,4 +1,4 @@
-"""A small COCO file, and a data module of it."""
+"""A small COCO file and its data module."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from vrft.data import CocoData
 
 
 def coco(tmp_path: Path, **changes: Any) -> Path:
-    """A COCO file with two images; `changes` replace its tables."""
+    """Write a COCO file with two images and return its path. `changes`: tables to replace."""
     for name in ("a.png", "b.png"):
         Image.new("RGB", (40, 30)).save(tmp_path / name)
     content = {

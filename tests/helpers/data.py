@@ -1,4 +1,4 @@
-"""What a data module reads, without a trainer."""
+"""Samples and errors of data modules, without a trainer."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Samples = list[Sample]
 def samples_of(
     data: RecordData, tmp_path: Path, task: Task | None = None, stage: str = "fit"
 ) -> tuple[Samples, Samples]:
-    """What a data module trains on and holds out, without a trainer."""
+    """Return the training and the held-out samples of a data module."""
     module = SimpleNamespace(task=task or DetectionTask())
     data.trainer = SimpleNamespace(default_root_dir=str(tmp_path / "run"), lightning_module=module)  # type: ignore[assignment]
     data.setup(stage)
@@ -32,7 +32,7 @@ def samples_of(
 
 
 def said_of(make: Callable[..., RecordData], tmp_path: Path, task: Task | None = None, stage: str = "fit") -> str:
-    """The message that stops a run; with "skip", the same lines are listed and the rest is read."""
+    """Return the bad records that stop a run. With "skip", check that the run lists them and reads the rest."""
     with pytest.raises(ConfigurationError) as caught:
         samples_of(make(), tmp_path, task, stage)
     with warnings.catch_warnings():
@@ -46,7 +46,7 @@ def said_of(make: Callable[..., RecordData], tmp_path: Path, task: Task | None =
 
 
 def refused(make: Callable[..., RecordData], tmp_path: Path, task: Task | None = None) -> str:
-    """The message that stops a run, also where bad records are skipped."""
+    """Return the message of the error that stops a run even if bad records are skipped."""
     with pytest.raises(ConfigurationError) as caught:
         samples_of(make(on_bad_record="skip"), tmp_path, task)
     return str(caught.value)

@@ -1,4 +1,4 @@
-"""Small random checkpoints of real architectures with their real processors, as the Hub would have them."""
+"""Small random checkpoints of real architectures with their real processors, in the Hub's format."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ SIGLIP = {
 
 
 def write(folder: Path, family: str) -> str:
-    """Write config, safetensors, tokenizer and processor of a family; the folder's name."""
+    """Write config, safetensors, tokenizer and processor of a family, and return the folder's name."""
     tokenizer(folder, family)
     config, processor = settings(family)
     config["tie_word_embeddings"] = False
@@ -89,8 +89,8 @@ def write(folder: Path, family: str) -> str:
     model = AutoModelForImageTextToText.from_config(AutoConfig.for_model(family, **config))
     generator = torch.Generator().manual_seed(0)
     for name, parameter in model.named_parameters():
-        # Random weights as usual hardly look at their input: large ones show a wrong mask or position. Through
-        # recurrent layers they magnify rounding.
+        # Models with the usual random weights hardly depend on their input: large weights reveal a wrong mask or
+        # position. In recurrent layers they would magnify rounding.
         if parameter.ndim >= 2:
             scale = 0.5 if "lm_head" in name else 0.7 if family == RECURRENT else 1.2
             std = 1.0 if "embed" in name else scale * parameter[0].numel() ** -0.5
@@ -135,14 +135,14 @@ def tokenizer(folder: Path, family: str) -> None:
 
 
 def placeholder(family: str) -> str:
-    """What stands for an image in a prompt before the processor expands it."""
+    """Return the text of an image in a prompt before the processor expands it."""
     if family.startswith("qwen"):
         return "<|vision_start|><|image_pad|><|vision_end|>"
     return "<start_image>" if family == "gemma3" else "<image>"
 
 
 def settings(family: str) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
-    """Arguments of the model's configuration, and the processor's files."""
+    """Return the arguments of the model's configuration, and the processor's files."""
     if family.startswith("qwen"):
         return _qwen(family)
     tie = {"tie_word_embeddings": False}

@@ -1,6 +1,6 @@
-"""Writers of small data sets in the formats that are read, with pictures whose boxes are known.
+"""Writers of small data sets in the supported formats, with pictures whose boxes are known.
 
-Each makes a part of at least four pictures, whose first objects have the first colours in turn.
+Each split has at least four pictures; their first objects cycle through the first colours.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Scene = tuple[Image.Image, list[Detection]]
 
 
 def scenes(part: str, count: int, objects: tuple[int, int] = (1, 3)) -> list[Scene]:
-    """Pictures with a first object of each of `CLASSES` in turn; the same ones for the same part."""
+    """Draw the pictures of a part; their first objects cycle through `CLASSES`. A part is always the same."""
     found: list[Scene] = []
     rng = random.Random(f"formats/{part}")
     while len(found) < count:
@@ -36,19 +36,19 @@ def scenes(part: str, count: int, objects: tuple[int, int] = (1, 3)) -> list[Sce
 
 
 def save(picture: Image.Image, path: Path) -> str:
-    """The name of the file that the picture is in."""
+    """Save a picture and return the file's name."""
     path.parent.mkdir(parents=True, exist_ok=True)
     picture.save(path, **({"quality": 95} if path.suffix == ".jpg" else {}))
     return path.name
 
 
 def colours(part: str, count: int) -> list[tuple[Image.Image, int]]:
-    """Pictures of one object and the number of its class, from 1."""
+    """Draw pictures of one object; return each with the number of its class, from 1."""
     return [(picture, CLASSES.index(boxes[0].label) + 1) for picture, boxes in scenes(part, count, (1, 1))]
 
 
 def write_flowers(folder: Path, count: int = 4) -> Path:
-    """Flowers-102 with `count` pictures in each of its three splits; red ones are class 1, green ones class 2."""
+    """Write Flowers-102 with `count` pictures in each of the three splits; red is class 1, green class 2."""
     labels: list[int] = []
     ids: dict[str, list[int]] = {}
     for name, part in (("tstid", "val"), ("trnid", "train"), ("valid", "valid")):
@@ -66,7 +66,7 @@ BREEDS = ("Abyssinian", "american_bulldog")
 
 
 def write_pets(folder: Path, count: int = 4) -> Path:
-    """Oxford-IIIT Pets with two breeds."""
+    """Write Oxford-IIIT Pets with two breeds."""
     (folder / "annotations").mkdir(parents=True)
     number = 100
     for name, part in (("trainval", "train"), ("test", "val")):
@@ -84,7 +84,7 @@ VARIANTS = ("707-320", "Boeing 717")
 
 
 def write_aircraft(folder: Path, count: int = 4) -> Path:
-    """FGVC-Aircraft with two variants."""
+    """Write FGVC-Aircraft with two variants."""
     number = 34309
     for name, part in (("train", "train"), ("val", "valid"), ("test", "val")):
         lines = []
@@ -100,7 +100,7 @@ MODELS = ("AM General Hummer SUV 2000", "Acura RL Sedan 2012")
 
 
 def write_cars(folder: Path, count: int = 4) -> Path:
-    """Stanford Cars with two models."""
+    """Write Stanford Cars with two models."""
     (folder / "devkit").mkdir(parents=True)
     savemat(folder / "devkit" / "cars_meta.mat", {"class_names": np.array([MODELS], object)})
     for part, name, file in (
@@ -116,13 +116,13 @@ def write_cars(folder: Path, count: int = 4) -> Path:
 
 
 def corners(box: tuple[float, ...]) -> list[list[float]]:
-    """The points of a box, as a polygon."""
+    """Return the corners of a box as a polygon."""
     x0, y0, x1, y1 = box
     return [[x0, y0], [x1, y0], [x1, y1], [x0, y1]]
 
 
 def write_reason_seg(folder: Path, count: int = 4, val_split: str = "val") -> Path:
-    """ReasonSeg: two instructions for the first object of each picture, whose other objects are to be ignored."""
+    """Write ReasonSeg: two instructions for the first object of each picture; the other objects are ignored."""
     for part, name in zip(PARTS, ("train", val_split), strict=True):
         for i, (picture, boxes) in enumerate(scenes(part, count)):
             save(picture, folder / name / f"{i}.jpg")
@@ -139,7 +139,7 @@ def write_reason_seg(folder: Path, count: int = 4, val_split: str = "val") -> Pa
 
 
 def coco_tables(folder: Path, part: str, count: int, start: int = 1) -> tuple[dict[str, Any], list[list[Detection]]]:
-    """A COCO instances file of pictures that are saved in `folder`, and their boxes; ids count from `start`."""
+    """Save pictures in `folder`; return a COCO instances file with ids from `start`, and the boxes."""
     tables: dict[str, Any] = {"images": [], "annotations": []}
     tables["categories"] = [{"id": i, "name": name} for i, name in enumerate(COLOURS, 1)]
     found = scenes(part, count)
@@ -162,7 +162,7 @@ def coco_tables(folder: Path, part: str, count: int, start: int = 1) -> tuple[di
 
 
 def write_references(folder: Path, count: int = 4, form: str = "pickle") -> Path:
-    """RefCOCO: two sentences for every object, in `refs(unc).p` or `refs.json`, with `instances.json` and `images/`."""
+    """Write RefCOCO: two sentences per object in `refs(unc).p` or `refs.json`, with `instances.json` and `images/`."""
     references: list[dict[str, Any]] = []
     instances: dict[str, list[Any]] = {"images": [], "annotations": [], "categories": []}
     for start, part in ((1, "train"), (1001, "val")):
@@ -194,7 +194,7 @@ def write_references(folder: Path, count: int = 4, form: str = "pickle") -> Path
 
 
 def write_yolo(folder: Path, count: int = 4) -> Path:
-    """The data.yaml of YOLO labels; the last picture of each part has its objects as outlines."""
+    """Write YOLO labels and return their data.yaml; the objects of each part's last picture are outlines."""
     for part in PARTS:
         for i, (picture, boxes) in enumerate(scenes(part, count)):
             save(picture, folder / "images" / part / f"{i}.png")
@@ -215,7 +215,7 @@ def write_yolo(folder: Path, count: int = 4) -> Path:
 
 
 def solved(part: str, count: int, size: tuple[int, int] = (1000, 1000)) -> list[tuple[Image.Image, str, str]]:
-    """Pictures, a category as the problem, and its boxes as the solution, in coordinates of `size`."""
+    """Draw pictures; return each with a category as problem and its boxes as solution, in a frame of `size`."""
     found = []
     for picture, boxes in scenes(part, count):
         scaled = [[round(value * size[i % 2] / SIZE) for i, value in enumerate(box.box)] for box in boxes]
@@ -226,7 +226,7 @@ def solved(part: str, count: int, size: tuple[int, int] = (1000, 1000)) -> list[
 
 
 def write_jsonl(folder: Path, count: int = 4, size: tuple[int, int] = (1000, 1000)) -> Path:
-    """`train.jsonl` and `val.jsonl` with detection's problems and solutions."""
+    """Write `train.jsonl` and `val.jsonl` with problems and solutions of detection."""
     for part in PARTS:
         lines = []
         for i, (picture, problem, solution) in enumerate(solved(part, count, size)):
@@ -237,7 +237,7 @@ def write_jsonl(folder: Path, count: int = 4, size: tuple[int, int] = (1000, 100
 
 
 def write_hub(folder: Path, count: int = 4, form: str = "parquet") -> Path:
-    """A data set like Visual-RFT's for each part: `train.parquet` and `val.parquet`, or what `save_to_disk` writes."""
+    """Write a data set like Visual-RFT's for each part, as parquet files or by `save_to_disk`."""
     import datasets
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -252,7 +252,7 @@ def write_hub(folder: Path, count: int = 4, form: str = "parquet") -> Path:
 
 
 def write_lvis(folder: Path, count: int = 4) -> Path:
-    """LVIS v1: `lvis_train.json`, `lvis_val.json`, and pictures in the folders that their addresses name."""
+    """Write LVIS v1: `lvis_train.json`, `lvis_val.json`, and pictures in the folders that their URLs name."""
     for start, part in ((1, "train"), (1001, "val")):
         name = f"{part}2017"
         tables, found = coco_tables(folder / name, part, count, start)

@@ -1,4 +1,4 @@
-"""Runs that are killed, and how they differ."""
+"""Killed runs and their comparison with uninterrupted ones."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lightning.pytorch import Callback, Trainer
 from tests.helpers import ROOT
 
 KILLS = SimpleNamespace(**runpy.run_path(str(ROOT / "benchmarks" / "kill_runs.py")))
-STEPS = 6  # of two in an epoch
+STEPS = 6  # two per epoch
 STATE = ("state_dict", "optimizer_states", "lr_schedulers", "global_step", "epoch", "the loader's position")
 
 

@@ -1,4 +1,4 @@
-"""Boxes as a model writes them, and the frame that they are in."""
+"""Boxes in the paper's answer format, and their frame."""
 
 from __future__ import annotations
 

@@ -1,8 +1,7 @@
-"""Processes that torchrun starts once for many commands: a start alone takes as long as several short runs.
+"""Processes that torchrun starts once for many commands: a start takes as long as several short runs.
 
-`python -m tests.helpers.ranks FOLDER OWNER` is what each of them runs: it waits for `FOLDER/0.json`, `FOLDER/1.json`
-and so on, runs the command in it, and leaves its exit code and what it printed beside it, until the process OWNER has
-ended.
+Each process runs `python -m tests.helpers.ranks FOLDER OWNER`: until the process OWNER ends, it waits for
+`FOLDER/0.json`, `FOLDER/1.json` and so on, runs the command in each and writes exit code and output beside it.
 """
 
 from __future__ import annotations
@@ -22,11 +21,11 @@ import psutil
 from tests.helpers import ROOT
 
 PATIENCE = 600.0
-"""Seconds that a command may take, on a machine that is busy with other things."""
+"""Seconds that a command may take on a busy machine."""
 
 
 class Ranks:
-    """Processes of one torchrun, which run commands together; others take their place after a command that failed."""
+    """Processes of one torchrun that run commands together; they are replaced after a failed command."""
 
     def __init__(self, folder: Path, count: int) -> None:
         self.root, self.count, self.number, self.starts = folder, count, 0, 0
@@ -51,7 +50,7 @@ class Ranks:
         return self.process is not None and self.process.poll() is None
 
     def run(self, command: list[str], cwd: Path = ROOT) -> str:
-        """Run a command of vrft on every rank and return what they printed; each has to end with exit code 0."""
+        """Run a command of vrft on every rank and return the output. Each rank has to end with exit code 0."""
         if not self.alive:
             self.start()
         number, self.number = self.number, self.number + 1
@@ -61,7 +60,7 @@ class Ranks:
         while not all(code.exists() for code in codes):
             failed = any(code.exists() and code.read_text() != "0" for code in codes)
             if failed or not self.alive or time.monotonic() > deadline:
-                self.stop()  # the other ranks may wait for one that is gone
+                self.stop()  # the other ranks may wait for a dead one
                 raise AssertionError(f"{command}\n{self.printed(number)}")
             time.sleep(0.02)
         if any(code.read_text() != "0" for code in codes):
@@ -79,7 +78,7 @@ class Ranks:
 
 
 def write(path: Path, text: str) -> None:
-    """Write a file that is there as a whole or not at all."""
+    """Write a file atomically."""
     partial = path.with_name(f"{path.name}.partial")
     partial.write_text(text)
     partial.replace(path)
@@ -89,7 +88,7 @@ def run(command: list[str]) -> int:
     from vrft.__main__ import main
 
     try:
-        with warnings.catch_warnings():  # so that each command warns, whatever others have warned of
+        with warnings.catch_warnings():  # so that each command repeats warnings of earlier ones
             return main(command)
     except SystemExit as error:
         return error.code if isinstance(error.code, int) else 1

@@ -1,4 +1,4 @@
-"""Folders of runs as `fit` leaves them, and the report of one."""
+"""Run folders as `fit` leaves them, and their reports."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ HOSTILE = (
 
 
 def completion(rollout: int, sample: int, generation: int, **more: Any) -> dict[str, Any]:
-    """A line of transcripts.jsonl."""
+    """Return a line of transcripts.jsonl."""
     reward = ((rollout * 7 + sample * 3 + generation) % 10) / 5
     box = [[4.0, 4.0, 20.0 + generation, 20.0], "cat", 0.5]
     line = {"rollout": rollout, "sample": sample, "image_id": sample, "query": f"category {sample % 3}"}
@@ -29,14 +29,14 @@ def completion(rollout: int, sample: int, generation: int, **more: Any) -> dict[
 
 
 def held_out(sample: int, score: float | None, **more: Any) -> dict[str, Any]:
-    """A line of an evaluation's answers.jsonl."""
+    """Return a line of an evaluation's answers.jsonl."""
     line = completion(0, sample, 0)
     names = ("sample", "image_id", "query", "completion", "reasoning", "valid", "answer", "target", "image", "size")
     return {name: line[name] for name in names} | {"score": score, "reward": 1.0} | more
 
 
 def write_run(run: Path, groups: int = 30, generations: int = 4) -> Path:
-    """A run's folder as `fit` leaves it, hostile in every text."""
+    """Write a run's folder as `fit` leaves it, with hostile content in every text."""
     run.mkdir(exist_ok=True)
     images = [save_thumbnail(Image.new("RGB", (64, 48), (40 * i, 90, 120)), run / "pictures") for i in range(6)]
     lines = [
@@ -79,7 +79,7 @@ def write_lines(path: Path, lines: list[dict[str, Any]]) -> None:
 
 
 def report(run: Path) -> tuple[str, dict[str, Any]]:
-    """The page that the command writes, and the data in it."""
+    """Return the page that the command writes, and the page's data."""
     assert main(["report", str(run)]) == 0
     page = (run / "report.html").read_text()
     return page, json.loads(re.search(r'id="data">(.*?)</script>', page)[1])  # type: ignore[index]

@@ -1,4 +1,4 @@
-"""Lines for `python -m vrft score`."""
+"""Input lines for `python -m vrft score`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ NAME = {"completion": "<think>a</think><answer>rose</answer>", "solution": "<ans
 
 
 def write(folder: Path, *entries: object) -> str:
-    """A file of JSON lines; text stays as it is."""
+    """Write entries as JSON lines, strings verbatim, and return the path."""
     path = folder / "answers.jsonl"
     lines = [entry if isinstance(entry, str) else json.dumps(entry) for entry in entries]
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Rollouts on servers, and the commands of servers and runs on them."""
+"""Rollouts on servers, and the commands that start servers."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ PLAIN = Sampling()
 
 
 def launch(kind: str, checkpoint: str, folder: Path) -> tuple[subprocess.Popen[bytes], str]:
-    """Run what `serve-command` prints."""
+    """Start a server by the command that `serve-command` prints."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{free.getsockname()[1]}"
@@ -66,7 +66,7 @@ def launch(kind: str, checkpoint: str, folder: Path) -> tuple[subprocess.Popen[b
 
 
 def served(*words: str) -> str:
-    """What `serve-command` prints for the quickstart with a server."""
+    """Return the output of `serve-command` for the quickstart with a server."""
     configs = [str(ROOT / "configs" / name) for name in ("quickstart.yaml", "engine/vllm.yaml")]
     command = ["-m", "vrft", "serve-command", "--config", configs[0], "--config", configs[1], *words]
     done = subprocess.run([sys.executable, *command], capture_output=True, text=True, check=False)
@@ -75,7 +75,7 @@ def served(*words: str) -> str:
 
 
 def split_command(text: str) -> tuple[dict[str, str], list[str]]:
-    """Environment and words of a command line with comments."""
+    """Split a command line with comments into environment and arguments."""
     words = shlex.split(text, comments=True)
     count = next(i for i, word in enumerate(words) if "=" not in word)
     return dict(word.split("=", 1) for word in words[:count]), words[count:]
@@ -121,14 +121,14 @@ def roll(
 
 @torch.no_grad()
 def gap(policy: Policy, rollout: Rollout, temperature: float = 1.0) -> float:
-    """Largest |log p of the sampler - log p of the trainer|."""
+    """Return the largest |log p of the sampler - log p of the trainer|."""
     own, _ = policy(a_batch(policy).inputs, rollout.ids, rollout.mask, temperature)
     return float((own - rollout.log_probs).abs().max())
 
 
 @torch.no_grad()
 def train(policy: Policy, step: int) -> None:
-    """Move all that trains by a good deal."""
+    """Change all trainable weights considerably."""
     generator = torch.Generator().manual_seed(step)
     for parameter in policy.parameters():
         if parameter.requires_grad:

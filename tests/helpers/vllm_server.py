@@ -1,8 +1,8 @@
-"""A server that speaks vLLM's protocol, with a real tiny policy behind it and faults on demand.
+"""A fake vLLM server with a real tiny policy and faults on demand.
 
-Routes, answers, errors and caches are those of vLLM 0.32, as far as `vrft.rollout.VLLMServer` uses them. Caches are
-stale after an update until they are reset, adapters under an old name are answered for out of them, and adapters of the
-vision tower are left out without a word unless the server was started for them.
+Routes, responses, errors and caches are those of vLLM 0.32, as far as `vrft.rollout.VLLMServer` uses them. Caches are
+stale after an update until they are reset, a reloaded adapter of the same name is answered from stale caches, and
+adapters of the vision tower are silently ignored unless the server supports them.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ State = dict[str, Tensor]
 
 
 class VLLM:
-    """The server and what it knows. `flags` are those of its command line that matter here."""
+    """The server and its state. `flags`: the relevant command-line flags."""
 
     def __init__(self, checkpoint: str, port: int = 0, **flags: Any) -> None:
         self.flags = {
@@ -47,14 +47,14 @@ class VLLM:
         self.policy.load(keep_reference=False)
         self.checkpoint = self.policy.checkpoint
         self.lock = threading.RLock()
-        self.faults: deque[str] = deque()  # one for each request of completions; "" is none
+        self.faults: deque[str] = deque()  # one per request for completions; "": no fault
         self.lost: list[str] = []  # routes whose next request never arrives
-        self.instead: dict[str, tuple[Any, int]] = {}  # what routes answer instead: content and status
+        self.instead: dict[str, tuple[Any, int]] = {}  # overriding responses of routes: content and status
         self.requests: list[str] = []
         self.bodies: list[dict[str, Any]] = []
         own = {value.data_ptr(): name for name, value in reversed(self.policy.model.state_dict().items())}
         state = self.policy.model.state_dict()
-        self.original: State = {name: state[name].clone() for name in own.values()}  # a tied head is the embeddings
+        self.original: State = {name: state[name].clone() for name in own.values()}  # a tied head is the embedding
         self.forget()
         server = self
 
@@ -72,12 +72,12 @@ class VLLM:
         self.http.server_close()
 
     def forget(self) -> None:
-        """What a restart does."""
+        """Reset the state, as a restart does."""
         self.version, self.paused, self.updating = "default", False, False
         self.weights: State = self.original
         self.adapters: dict[str, Path] = {}
         self.merged: dict[str, State] = {}
-        self.cache: dict[str, State] = {}  # prompt and model -> the weights that its keys and values are of
+        self.cache: dict[str, State] = {}  # prompt and model -> the weights that computed the cached keys and values
 
     # ---------------------------------------------------------------------------------------------------- weights
 
@@ -85,7 +85,7 @@ class VLLM:
         self.weights = self.weights | load_file(path)
 
     def adapted(self, name: str) -> State:
-        """The weights with an adapter merged into them, without those of the tower unless they are supported."""
+        """Return the weights with an adapter merged, without the tower's part unless supported."""
         if name not in self.merged:
             self.policy.model.load_state_dict(self.weights, strict=False)
             model = PeftModel.from_pretrained(self.policy.model, self.adapters[name])
@@ -169,7 +169,7 @@ class VLLM:
 
 
 class Routes(BaseHTTPRequestHandler):
-    """The routes."""
+    """The HTTP routes of the server."""
 
     vllm: VLLM
     protocol_version = "HTTP/1.1"
@@ -257,7 +257,7 @@ class Routes(BaseHTTPRequestHandler):
         return self.answer(reply, cut=fault == "cut")
 
     def pass_time(self, seconds: float) -> None:
-        """While other requests are answered."""
+        """Sleep without the lock, so that other requests are answered."""
         self.vllm.lock.release()
         time.sleep(seconds)
         self.vllm.lock.acquire()

@@ -1,4 +1,4 @@
-"""What an offline run of Weights & Biases wrote: records of protocol buffers in LevelDB's log format."""
+"""Reader of offline Weights & Biases runs: protocol buffer records in LevelDB's log format."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ FULL, FIRST = 1, 2
 
 
 def records(path: Path) -> Iterator[Any]:
-    """The records of a .wandb file, of which the last may not be whole."""
+    """Yield the records of a .wandb file, up to a possibly partial last one."""
     data, position, whole = path.read_bytes(), HEADER, b""
     while position + FRAME <= len(data):
-        if BLOCK - position % BLOCK < FRAME:  # the rest of a block is left empty
+        if BLOCK - position % BLOCK < FRAME:  # the rest of the block is padding
             position += BLOCK - position % BLOCK
             continue
         size, kind = int.from_bytes(data[position + 4 : position + 6], "little"), data[position + 6]
@@ -31,7 +31,7 @@ def records(path: Path) -> Iterator[Any]:
 
 
 def history(path: Path) -> list[dict[str, Any]]:
-    """The rows that were logged."""
+    """Return the logged rows."""
     return [
         {"/".join(item.nested_key) or item.key: json.loads(item.value_json) for item in record.history.item}
         for record in records(path)
