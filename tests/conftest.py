@@ -8,6 +8,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -16,6 +17,25 @@ import torch
 
 from tests.helpers import ROOT
 from tests.helpers.ranks import Ranks
+
+TRAINS = {"quick_fit", "like_whole", "command", "runs", "two_ranks", "doctor"}
+"""Fixtures of tests that make whole runs, which are therefore slow."""
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m leaves tests out
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark tests that make runs as slow; keep each file, and all tests on two ranks, on one worker; longest first."""
+    seconds: Counter[str] = Counter()
+    groups: dict[pytest.Item, str] = {}
+    for item in items:
+        fixtures = {*getattr(item, "fixturenames", ())}
+        if fixtures & TRAINS:
+            item.add_marker(pytest.mark.slow)
+        groups[item] = "two_ranks" if "two_ranks" in fixtures else str(item.path.relative_to(ROOT))
+        item.add_marker(pytest.mark.xdist_group(groups[item]))
+        marker = item.get_closest_marker("slow")
+        seconds[groups[item]] += 0 if marker is None else marker.kwargs.get("seconds", 2)
+    items.sort(key=lambda item: -seconds[groups[item]])
 
 
 @pytest.fixture(autouse=True)
@@ -54,3 +74,9 @@ def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ranks]:
     ranks = Ranks(tmp_path_factory.mktemp("ranks"), 2)
     yield ranks
     ranks.stop()
+
+
+@pytest.fixture
+def _no_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Work in a folder without runs: the name of a new run depends on those that are there."""
+    monkeypatch.chdir(tmp_path)

@@ -31,6 +31,9 @@ LAUNCHED = {"LOCAL_WORLD_SIZE": "4", "GROUP_WORLD_SIZE": "2", "SLURM_NTASKS_PER_
 """What torchrun and SLURM say to a process of two machines with four GPUs each."""
 
 
+pytestmark = pytest.mark.usefixtures("_no_runs")
+
+
 def test_every_fragment_is_named_by_a_config() -> None:
     named = {value for path in CONFIGS for value in yaml.safe_load(path.read_text()).values() if isinstance(value, str)}
     assert {f"{path.parent.name}/{path.name}" for path in FRAGMENTS} == {n for n in named if n.endswith(".yaml")}
@@ -50,7 +53,7 @@ def printed(capsys: pytest.CaptureFixture[str], *configs: Path) -> dict[str, Any
     return yaml.safe_load(capsys.readouterr().out)
 
 
-@pytest.mark.parametrize(("path", "hardware"), zip(CONFIGS, cycle(HARDWARE)), ids=lambda path: path.stem)
+@pytest.mark.parametrize(("path", "hardware"), [*zip(CONFIGS, cycle(HARDWARE))], ids=lambda path: path.stem)
 def test_config_is_accepted_on_any_hardware(path: Path, hardware: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = printed(capsys, path, hardware)
     assert found["model"]["class_path"] in ("vrft.RFT", "vrft.SFT")
@@ -148,6 +151,7 @@ EXPERIMENTS: dict[str, tuple[Callable[[Path], list[str]], str]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["", "_sft"], ids=["rft", "sft"])
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_experiments_run_on_the_tiny_policy(name: str, kind: str, tmp_path: Path) -> None:
@@ -162,6 +166,7 @@ def test_experiments_run_on_the_tiny_policy(name: str, kind: str, tmp_path: Path
     assert (tmp_path / "run" / "few_shot.json").exists() == any("shots" in argument for argument in files(tmp_path))
 
 
+@pytest.mark.slow
 def test_the_config_with_a_small_optimizer_runs_on_the_tiny_policy(tmp_path: Path) -> None:
     files = [*coco_files(tmp_path, "train", "val"), f"--data.categories={TWO}", "--data.shots=1"]
     small = ["--model.policy.checkpoint=tiny-detection", "--data.batch_size=2", "--data.num_workers=1"]
@@ -170,6 +175,7 @@ def test_the_config_with_a_small_optimizer_runs_on_the_tiny_policy(tmp_path: Pat
     assert {*json.loads((tmp_path / "run" / "few_shot.json").read_text())} == {"red", "green"}
 
 
+@pytest.mark.slow(seconds=5)
 def test_digits_config_runs(tmp_path: Path) -> None:
     short = ["--trainer.max_steps=1", f"--data.root={tmp_path}/digits", f"--run_dir={tmp_path}/run", CSV_ONLY]
     assert main(["fit", "--config", str(ROOT / "configs" / "digits.yaml"), "--data.shots=1", *short]) == 0

@@ -39,6 +39,7 @@ def test_no_key_means_offline_not_the_end(tmp_path: Path, monkeypatch: pytest.Mo
     assert list((tmp_path / "run" / "wandb").glob("offline-run-*/*.wandb"))
 
 
+@pytest.mark.slow(seconds=7)
 def test_unreachable_server_means_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")  # nothing listens there

@@ -59,6 +59,7 @@ def test_every_notebook_claims_something() -> None:
     assert {path.stem for path in NOTEBOOKS} == {*CLAIMS}
 
 
+@pytest.mark.slow(seconds=20)
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
 def test_notebook_runs(path: Path) -> None:
     notebook = nbformat.read(path, as_version=4)

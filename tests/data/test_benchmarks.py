@@ -31,6 +31,7 @@ BENCHMARKS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "write", "names"), BENCHMARKS)
 def test_a_benchmark_has_its_classes_and_its_split(
     kind: Any, write: Any, names: tuple[str, ...], tmp_path: Path
@@ -58,6 +59,7 @@ def test_the_validation_images_may_be_trained_on(kind: Any, write: Any, tmp_path
     assert len({np.asarray(sample.image).tobytes() for sample in train + val}) == 12
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "write", "names"), BENCHMARKS)
 def test_a_missing_file_or_image_of_a_benchmark_is_named(kind: Any, write: Any, names: Any, tmp_path: Path) -> None:
     folder = write(tmp_path / "x")
@@ -85,6 +87,7 @@ def test_there_are_102_flowers() -> None:
     assert {number: names[number - 1] for number in known} == known
 
 
+@pytest.mark.slow
 def test_bad_flowers_are_named(tmp_path: Path) -> None:
     folder = formats.write_flowers(tmp_path / "x")
     train = np.array([[5, 99, 0, np.nan, np.inf, 6.5, "six", 7, 7, 8]], object)
@@ -184,6 +187,7 @@ def test_the_labels_of_held_out_cars_may_lie_in_the_devkit(tmp_path: Path) -> No
     assert len(samples_of(CarsData(str(folder)), tmp_path, ClassificationTask())[1]) == 4
 
 
+@pytest.mark.slow
 def test_bad_cars_are_named(tmp_path: Path) -> None:
     folder = formats.write_cars(tmp_path / "x")
     rows = [("00001.jpg", 1), ("00002.jpg", 3), ("00003.jpg", "x"), ("00004.jpg", np.nan), (7, 1), ("00001.jpg", 1)]

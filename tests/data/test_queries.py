@@ -170,6 +170,7 @@ class Namer(RolloutEngine):
         return Rollout(nothing.long(), nothing.long(), nothing, nothing, nothing.bool(), texts)
 
 
+@pytest.mark.slow(seconds=7)
 def test_a_model_says_what_is_there_and_is_asked_for_it(tmp_path: Path, tiny_scenes: list[str]) -> None:
     config = ["--config", str(ROOT / "configs" / "quickstart.yaml"), *tiny_scenes, CSV_ONLY]
     first = ["--task=PresenceTask", "--data.per_image=true", "--data.val_queries=all"]

@@ -86,6 +86,7 @@ def gathered(tmp_path_factory: pytest.TempPathFactory) -> list[list[dict[str, fl
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", range(len(CASES)), ids=["none-on-the-second", "none-on-the-first", "none", "twice"])
 def test_ranks_without_rows_gather_as_well(case: int, gathered: list[list[dict[str, float]]]) -> None:
     for found in gathered:

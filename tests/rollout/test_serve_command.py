@@ -12,6 +12,7 @@ from tests.helpers.vllm_rollouts import (
 from vrft.__main__ import main
 
 
+@pytest.mark.usefixtures("_no_runs")
 @pytest.mark.parametrize("config", ["quickstart.yaml", "quickstart_sft.yaml", "digits.yaml"])
 def test_the_fragment_changes_the_engine_of_any_config(config: str, capsys: pytest.CaptureFixture[str]) -> None:
     configs = [f"--config={ROOT / 'configs' / name}" for name in (config, "engine/vllm.yaml")]

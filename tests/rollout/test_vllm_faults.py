@@ -30,6 +30,7 @@ FAULTS = [(fault, None) for fault in ("500", "cut", "fewer", "nan", "aborted", "
 FAULTS += [(fault, LoRA(r=8)) for fault in ("restart", "restart-silently")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("fault", "lora"), FAULTS, ids=[f"{fault}-{'lora' if lora else 'full'}" for fault, lora in FAULTS]
 )
@@ -105,6 +106,7 @@ def test_rests_grow_until_a_completion_is_there(
     assert made.servers[0].failures == 0
 
 
+@pytest.mark.slow
 def test_in_the_end_there_is_one_clear_error(fake: VLLM, checkpoint: str, tmp_path: Path) -> None:
     policy = a_policy(checkpoint)
     made = engine(policy, tmp_path, fake.url, patience=1.2)
@@ -113,6 +115,7 @@ def test_in_the_end_there_is_one_clear_error(fake: VLLM, checkpoint: str, tmp_pa
         roll(made, policy)
 
 
+@pytest.mark.slow
 def test_a_server_that_hangs_costs_no_more_than_the_patience(fake: VLLM, checkpoint: str, tmp_path: Path) -> None:
     policy = a_policy(checkpoint)
     made = engine(policy, tmp_path, fake.url, patience=2.0)
@@ -136,6 +139,7 @@ def test_a_process_that_brings_weights_for_long_is_not_waited_for_any_longer(
         roll(made, policy)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("path", "answer", "said"),
     [

@@ -61,12 +61,14 @@ def assert_like_one_process(folder: Path, run: Path) -> None:
     assert together["global_step"] == alone["global_step"] == 8
 
 
+@pytest.mark.slow(seconds=12)
 def test_lightning_starts_processes(folder: Path) -> None:
     command = on_two(folder, "ddp", "--trainer.devices=2", f"--run_dir={folder}/lightning")
     end(start([sys.executable, "-m", "vrft", *command], folder))
     assert_like_one_process(folder, folder / "lightning")
 
 
+@pytest.mark.slow(seconds=12)
 def test_two_torchrun_agents(folder: Path) -> None:
     where = ["--rdzv-backend=c10d", f"--rdzv-endpoint=127.0.0.1:{free_port()}"]
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1", *where]
@@ -77,6 +79,7 @@ def test_two_torchrun_agents(folder: Path) -> None:
     assert_like_one_process(folder, folder / "agents")
 
 
+@pytest.mark.slow(seconds=12)
 def test_a_slurm_job_is_queued_again_and_goes_on(folder: Path, tmp_path: Path) -> None:
     """Its time is over in the first step, and the same script is run once more."""
     for name, text in (("srun", SRUN), ("scontrol", f'#!/bin/sh\necho "$@" >> {tmp_path}/asked\n')):

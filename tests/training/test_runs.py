@@ -93,6 +93,7 @@ def test_a_longer_run_has_the_schedule_of_its_new_length(quick_fit: Callable[...
     assert learning_rates(tmp_path / "run")[-2:] == pytest.approx([0.0005, 0.00025])
 
 
+@pytest.mark.slow(seconds=40)
 def test_quickstart_raises_held_out_scores(tmp_path: Path) -> None:
     """The whole quickstart on one seed: what README promises, with room for another machine's rounding."""
     run = f"--run_dir={tmp_path}/run"
