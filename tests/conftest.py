@@ -1,4 +1,4 @@
-"""What several tests need: one thread, no W&B server, small overrides for a run of seconds."""
+"""Shared fixtures: one thread, no W&B server, and overrides for runs of seconds."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def _one_thread() -> None:
 
 @pytest.fixture
 def tiny_scenes(tmp_path: Path) -> list[str]:
-    """Arguments that make scene data small and put it in a folder of the test."""
+    """Return arguments for a small scene data set in the test's folder."""
     return [
         f"--data.train_annotations={tmp_path}/train.json",
         f"--data.train_images={tmp_path}/train",
@@ -58,7 +58,7 @@ def tiny_scenes(tmp_path: Path) -> list[str]:
 
 @pytest.fixture
 def quick_fit(tmp_path: Path, tiny_scenes: list[str]) -> Callable[..., list[str]]:
-    """The quickstart's command with two steps on twelve scenes, logged to CSV; more arguments may follow."""
+    """Return a function that builds the quickstart's command with two steps on twelve scenes, plus more arguments."""
 
     def command(*more: str) -> list[str]:
         config = str(ROOT / "configs" / "quickstart.yaml")
@@ -70,7 +70,7 @@ def quick_fit(tmp_path: Path, tiny_scenes: list[str]) -> Callable[..., list[str]
 
 @pytest.fixture(scope="session")
 def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ranks]:
-    """Two processes that run commands together."""
+    """Yield two processes that run commands together."""
     ranks = Ranks(tmp_path_factory.mktemp("ranks"), 2)
     yield ranks
     ranks.stop()

@@ -1,4 +1,4 @@
-"""Each supported architecture: its real class and processor, against what it computes without sharing anything."""
+"""Each supported architecture, with its real class and processor, against its own forward without shared prefixes."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def load(folder: str, **settings: Any) -> Policy:
 
 
 class Prompts:
-    """Three prompts of different lengths, the second with two images: one by one, and as a left-padded batch."""
+    """Three prompts of different lengths, one with two images: separately, and as a left-padded batch."""
 
     def __init__(self, policy: Policy, questions: Sequence[str] = QUESTIONS, which: Sequence[int] = (0, 1, 2)) -> None:
         random = np.random.default_rng(0)
@@ -85,7 +85,7 @@ def completions(policy: Policy) -> tuple[Tensor, Tensor]:
 
 
 def naive_log_probs(policy: Policy, prompts: Prompts, ids: Tensor, mask: Tensor) -> Tensor:
-    """The left-padded batch with every prompt, image and all, repeated for each completion, as peers compute it."""
+    """Return log-probabilities from a left-padded batch that repeats prompt and images for each completion."""
     inputs = prompts.padded(GROUP)
     tails = {"input_ids": ids, "attention_mask": mask}
     for key in ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids"):
@@ -137,7 +137,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
 @pytest.mark.parametrize("family", families.FAMILIES)
-def test_forward_and_gradient_are_the_naive_ones(
+def test_forward_and_gradient_equal_the_naive_ones(
     family: str, settings: dict[str, Any], checkpoint: Callable[[str], str]
 ) -> None:
     policy = load(checkpoint(family), **settings)
@@ -147,13 +147,13 @@ def test_forward_and_gradient_are_the_naive_ones(
 
 @pytest.mark.parametrize("family", SHARING)
 @pytest.mark.parametrize("wrong", ["mask", "position"])
-def test_a_wrong_mask_or_position_is_noticed(
+def test_a_wrong_mask_or_position_changes_the_result(
     family: str, wrong: str, checkpoint: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     policy = load(checkpoint(family))
     if wrong == "position":
         monkeypatch.setattr(shared_prefix, "next_position", lambda x: next_position(x) + 1)
-    elif family == "gemma3":  # its windows and image blocks
+    elif family == "gemma3":  # has sliding windows and image blocks
         monkeypatch.setattr(shared_prefix, "single_sequence_masks", lambda *_: None)
     else:
         future = lambda n, m: torch.ones(n, m, dtype=torch.bool)  # noqa: E731
@@ -186,7 +186,7 @@ def generate(
 
 @pytest.mark.parametrize("record", [False, True], ids=["growing", "fixed shapes"])
 @pytest.mark.parametrize("family", families.FAMILIES)
-def test_greedy_rollout_is_that_of_generate(family: str, record: bool, checkpoint: Callable[[str], str]) -> None:
+def test_greedy_rollout_equals_that_of_generate(family: str, record: bool, checkpoint: Callable[[str], str]) -> None:
     policy = load(checkpoint(family))
     prompts = Prompts(policy)
     policy.eval()
@@ -203,7 +203,7 @@ def test_greedy_rollout_is_that_of_generate(family: str, record: bool, checkpoin
 
 @pytest.mark.parametrize("settings", [{}, {"freeze_vision": True}], ids=["", "frozen tower"])
 @pytest.mark.parametrize("family", SHARING)
-def test_prompts_about_the_same_images_share_what_they_begin_with(
+def test_prompts_about_the_same_images_share_their_common_prefix(
     family: str, settings: dict[str, Any], checkpoint: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     policy = load(checkpoint(family), **settings)
@@ -226,7 +226,7 @@ def test_prompts_about_the_same_images_share_what_they_begin_with(
 @pytest.mark.parametrize("settings", [{}, SETTINGS["lora everywhere, checkpointed"]], ids=["full", "lora"])
 @pytest.mark.parametrize("record", [False, True], ids=["growing", "fixed shapes"])
 @pytest.mark.parametrize("family", families.FAMILIES)
-def test_sampled_log_probs_are_the_trainers(
+def test_sampled_log_probs_equal_the_trainers(
     family: str, record: bool, settings: dict[str, Any], checkpoint: Callable[[str], str]
 ) -> None:
     policy = load(checkpoint(family), **settings)
@@ -237,7 +237,7 @@ def test_sampled_log_probs_are_the_trainers(
     assert policy.training
     assert all(torch.equal(before[name], parameter) for name, parameter in policy.named_parameters())
     assert rollout.truncated.any()
-    assert not rollout.truncated.all()  # some rows ended early and left
+    assert not rollout.truncated.all()  # some rows ended early and were removed
     with torch.no_grad():
         log_probs, _ = policy(batch.inputs, rollout.ids, rollout.mask, 2.0)
     assert (rollout.log_probs - log_probs).abs().max() < 1e-4

@@ -56,7 +56,7 @@ def sampled(
 
 
 @pytest.mark.parametrize("ragged", [False, True], ids=["equal prompts", "ragged prompts"])
-def test_sampled_log_probs_are_the_trainers(ragged: bool) -> None:
+def test_sampled_log_probs_equal_the_trainers(ragged: bool) -> None:
     policy = loaded()
     batch = prompts(policy, ragged=ragged)
     rollout = sampled(policy, batch)
@@ -110,7 +110,7 @@ def test_rows_keep_their_noise_in_any_batch() -> None:
     batch = prompts(policy, count=3)
     together = sampled(policy, batch)
     assert sampled(policy, batch.select([0])).texts == together.texts[:4]
-    # prompt 0 of rank 2 is number 2 of the global batch, as is the third prompt of one rank
+    # prompt 0 of rank 2 has number 2 in the global batch, like the third prompt of a single rank
     assert sampled(policy, batch.select([2]), key=SamplingKey(3, 0, rank=2, world_size=3)).texts == together.texts[8:]
     assert sampled(policy, batch.select([2]), key=SamplingKey(3, 0, first=2)).texts == together.texts[8:]
 
@@ -155,7 +155,7 @@ def test_reference_is_the_model_at_the_start(settings: dict[str, object]) -> Non
         assert (policy(*call, reference=True)[0] - before).abs().max() < 1e-5
 
 
-def test_what_trains_is_float32_and_what_is_frozen_is_not() -> None:
+def test_trained_weights_are_float32_and_frozen_ones_are_not() -> None:
     policy = loaded(dtype="bfloat16", freeze_vision=True)
     for name, parameter in policy.model.named_parameters():
         assert parameter.dtype == (torch.float32 if parameter.requires_grad else torch.bfloat16), name
@@ -269,7 +269,7 @@ def test_logits_of_all_tokens_never_exist_at_once() -> None:
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_the_check_at_the_start_accepts_rounding_and_nothing_else(dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_check_of_prefix_sharing_accepts_only_rounding(dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
     policy = loaded(dtype=dtype)
     before = [parameter.dtype for parameter in policy.parameters()]
     batch = prompts(policy, count=1)
@@ -293,7 +293,7 @@ def test_bfloat16_rollouts_are_near_the_trainer(settings: dict[str, object]) -> 
     assert all(p.dtype == torch.float32 for p in policy.parameters() if p.requires_grad)
 
 
-def test_an_offloaded_reference_is_no_part_of_the_module() -> None:
+def test_an_offloaded_reference_is_not_part_of_the_module() -> None:
     policy = loaded(offload_reference=True)
     batch = prompts(policy)
     rollout = sampled(policy, batch)
@@ -305,7 +305,7 @@ def test_an_offloaded_reference_is_no_part_of_the_module() -> None:
 
 
 @pytest.mark.parametrize("size", [(8, 8), (56, 56), (640, 480), (123, 457), (3000, 20), (17, 3000)])
-def test_pixels_are_those_of_the_image_as_the_processor_resizes_it(size: tuple[int, int]) -> None:
+def test_pixel_coordinates_refer_to_the_image_as_the_processor_resizes_it(size: tuple[int, int]) -> None:
     policy = loaded(max_pixels=200_000)
     encoder = Encoder(policy.processor, TASK, "pixels")
     sample = Sample(0, Image.new("RGB", size), 0, "red", ())
@@ -318,7 +318,7 @@ def test_pixels_are_those_of_the_image_as_the_processor_resizes_it(size: tuple[i
     ("settings", "frame"),
     [({}, Frame(1000, 1000)), ({"coordinates": "unit"}, Frame(1, 1, 3)), ({"coordinates": "pixels"}, Frame(56, 56))],
 )
-def test_coordinates_are_the_familys_unless_they_are_set(settings: dict[str, Any], frame: Frame) -> None:
+def test_coordinates_default_to_those_of_the_family(settings: dict[str, Any], frame: Frame) -> None:
     policy = loaded(**settings)
     assert policy.encoder(TASK).frame(FreshScenes(1, 0, 0)[0].image) == frame
     assert policy.family_coordinates == "thousandths"
@@ -335,14 +335,14 @@ def test_coordinates_are_the_familys_unless_they_are_set(settings: dict[str, Any
         ("someone/some-model", "offline mode"),
     ],
 )
-def test_a_checkpoint_that_is_none_is_refused_at_once(name: str, said: str) -> None:
+def test_a_name_without_a_checkpoint_is_refused_at_once(name: str, said: str) -> None:
     with pytest.raises(ConfigurationError, match=r"model\.policy\.checkpoint") as caught:
         Policy(name)
     assert said in str(caught.value)
 
 
 class Hub(BaseHTTPRequestHandler):
-    """Refuses every model, the way the Hugging Face Hub does."""
+    """A Hugging Face Hub that refuses every model."""
 
     def do_HEAD(self) -> None:
         code, reason = (403, "GatedRepo") if "gated" in self.path else (404, "RepoNotFound")
@@ -356,9 +356,7 @@ class Hub(BaseHTTPRequestHandler):
 
 
 @pytest.mark.parametrize(("name", "said"), [("a/gated-model", "gated repo"), ("a/no-model", "Repository Not Found")])
-def test_the_hub_says_in_one_line_why_it_has_no_such_model(
-    name: str, said: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_error_of_the_hub_is_one_line(name: str, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with ThreadingHTTPServer(("127.0.0.1", 0), Hub) as hub:
         Thread(target=hub.serve_forever, daemon=True).start()
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)

@@ -1,4 +1,4 @@
-"""What is asked, what is taught and what is read."""
+"""Prompts, target texts and parsed answers of the tasks."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -33,7 +33,7 @@ TASKS = [
 
 @dataclass
 class Asked:
-    """A question without pixels: tasks need none."""
+    """A question without an image, which tasks don't need."""
 
     target: Target
     query: str = "fire hydrant"
@@ -57,7 +57,7 @@ def test_the_question_names_category_and_frame() -> None:
     assert "[{'Position': [x1, y1, x2, y2], 'Confidence': 0.00}]" in question
 
 
-def test_a_query_with_braces_stays_as_it_is() -> None:
+def test_a_query_with_braces_stays_unchanged() -> None:
     assert ClassificationTask("{query}?").question(sample("a", "{width}"), FRAME) == "{width}?"
 
 
@@ -65,7 +65,7 @@ def test_literal_braces_are_doubled() -> None:
     assert DetectionTask("{query} {{'x': {width}}}").question(sample(()), FRAME) == "fire hydrant {'x': 1000}"
 
 
-def test_a_frame_with_decimals_is_asked_for_in_decimals() -> None:
+def test_the_question_asks_for_decimals_in_a_frame_with_decimals() -> None:
     assert "in integers, with x from 0 (left) to 1000" in DetectionTask().question(sample(()), FRAME)
     unit = Frame(1, 1, 3)
     assert "in numbers with 3 decimals, with x from 0 (left) to 1 (right)" in DetectionTask().question(sample(()), unit)
@@ -73,7 +73,7 @@ def test_a_frame_with_decimals_is_asked_for_in_decimals() -> None:
 
 
 @pytest.mark.parametrize("kind", TASKS)
-def test_the_right_format_has_reasoning_if_it_is_asked_for(kind: type[Task]) -> None:
+def test_the_format_has_reasoning_if_the_task_asks_for_it(kind: type[Task]) -> None:
     about = sample(RIGHT[kind], metadata={"choices": ["red", "blue"]})
     silent, thinking = kind(reasoning=False), kind()
     assert "<think>your reasoning</think><answer>" in thinking.question(about, FRAME)
@@ -89,7 +89,7 @@ def test_the_right_format_has_reasoning_if_it_is_asked_for(kind: type[Task]) -> 
 
 
 @pytest.mark.parametrize("kind", TASKS)
-def test_the_taught_answer_earns_all_that_can_be_earned(kind: type[Task]) -> None:
+def test_the_target_text_earns_the_highest_rewards(kind: type[Task]) -> None:
     task, about = kind(), sample(RIGHT[kind])
     answer = task.parse(task.target_text(about, FRAME), about, FRAME)
     assert {name: reward.score(answer, about) for name, reward in task.rewards().items()} == {
@@ -116,10 +116,10 @@ RIGHT: dict[type[Task], Target] = {
         pytest.param("Find {query.upper}", "{query.upper}", id="attribute"),
         pytest.param("as [{'Position': [1, 2]}]", "{'Position'}", id="json-not-doubled"),
         pytest.param("Find {query", "{{ and }}", id="unclosed-brace"),
-        pytest.param("Find {query: the category}", "query", id="text-behind-a-colon"),
+        pytest.param("Find {query: the category}", "query", id="format-specifier"),
     ],
 )
-def test_a_wrong_template_is_refused_and_the_field_named(kind: type[Task], template: str, named: str) -> None:
+def test_a_wrong_template_is_refused_with_the_fields_name(kind: type[Task], template: str, named: str) -> None:
     with pytest.raises(ConfigurationError) as caught:
         kind(template)
     assert str(caught.value).startswith("task.template: ")
@@ -133,10 +133,10 @@ def test_a_wrong_template_is_refused_and_the_field_named(kind: type[Task], templ
         pytest.param([(0, 0, 640, 480), (200.5, 100.25, 399.75, 301.1)], (640, 480), id="whole-image-and-fractions"),
         pytest.param([(1000, 900, 2500, 2000)], (4000, 3000), id="image-larger-than-frame"),
         pytest.param([(3, 4, 29, 17)], (31, 23), id="image-smaller-than-frame"),
-        pytest.param([], (640, 480), id="nothing-to-find"),
+        pytest.param([], (640, 480), id="no-boxes"),
     ],
 )
-def test_the_taught_answer_is_the_right_one(
+def test_the_target_text_is_the_correct_answer(
     boxes: list[tuple[float, float, float, float]], size: tuple[int, int]
 ) -> None:
     about = sample(detections(*boxes), size=size)
@@ -147,13 +147,13 @@ def test_the_taught_answer_is_the_right_one(
     assert (iou_matrix([box for box, _, _ in answer.value], boxes).diagonal() > 0.95).all()
 
 
-def test_the_taught_answer_can_be_read_where_a_box_is_thinner_than_a_unit_of_the_frame() -> None:
+def test_the_target_text_can_be_parsed_if_a_box_is_thinner_than_a_unit_of_the_frame() -> None:
     about = sample(detections((11, 100, 12, 200), (500, 500, 900, 900)), size=(4000, 3000))
     assert DetectionTask().parse(DetectionTask().target_text(about, FRAME), about, FRAME).valid
 
 
 @pytest.mark.parametrize("system", [None, "Be brief."])
-def test_messages_are_an_image_and_a_question(system: str | None) -> None:
+def test_messages_have_an_image_and_a_question(system: str | None) -> None:
     task = DetectionTask("Where is {query}?", system)
     *before, user = task.messages(sample(()), FRAME)
     assert user == {
@@ -168,7 +168,7 @@ def test_messages_are_an_image_and_a_question(system: str | None) -> None:
     ("text", "value", "valid"),
     [
         pytest.param("<think>red</think><answer> pink primrose\n</answer>", "pink primrose", True, id="as-asked"),
-        pytest.param("<answer>rose</answer>", "rose", False, id="readable-but-no-reasoning"),
+        pytest.param("<answer>rose</answer>", "rose", False, id="no-reasoning"),
         pytest.param("<think>red</think><answer>\n</answer>", None, False, id="empty"),
         pytest.param("rose", None, False, id="no-tags"),
     ],
@@ -185,12 +185,12 @@ LETTERS = {"choices": ["red", "blue"]}
     ("kind", "content", "value"),
     [
         pytest.param(MultipleChoiceTask, "b", "B", id="choice-letter"),
-        pytest.param(MultipleChoiceTask, "Blue.", "B", id="choice-text"),
-        pytest.param(MultipleChoiceTask, "green", None, id="choice-that-there-is-not"),
+        pytest.param(MultipleChoiceTask, "Blue.", "B", id="choice-by-text"),
+        pytest.param(MultipleChoiceTask, "green", None, id="unknown-choice"),
         pytest.param(CountingTask, " 03 ", "3", id="count"),
         pytest.param(CountingTask, "three", None, id="count-in-words"),
         pytest.param(CountingTask, "", None, id="no-count"),
-        pytest.param(GroundingTask, "No Objects", None, id="grounding-of-nothing"),
+        pytest.param(GroundingTask, "No Objects", None, id="grounding-without-box"),
         pytest.param(GroundingTask, "(0,0),(500,350),(0,0),(500,350)", None, id="grounding-with-two-boxes"),
     ],
 )
@@ -222,9 +222,9 @@ def test_boxes_are_read_in_pixels_in_all_forms(kind: type[Task], label: str, con
 @pytest.mark.parametrize(
     ("item", "label"),
     [
-        pytest.param("'Label': 'car'", "Car", id="another-writing-is-the-queried-name"),
+        pytest.param("'Label': 'car'", "Car", id="other-case"),
         pytest.param("'Label': 'fire-hydrant'", "fire hydrant", id="hyphen"),
-        pytest.param("'Label': 'dog'", "dog", id="a-label-not-asked-for-stays"),
+        pytest.param("'Label': 'dog'", "dog", id="label-outside-the-query"),
         pytest.param("'Label': ''", "", id="empty-label"),
     ],
 )
@@ -242,7 +242,7 @@ def test_labels_of_several_categories(item: str, label: str) -> None:
         pytest.param('[{"bbox_2d": [0, 0, 500, 350], "label": "car"}, {"bbox_2d": [0, 0, 5, 5]}]', id="one-of-two"),
     ],
 )
-def test_where_there_are_several_categories_a_box_without_label_spoils_the_answer(content: str) -> None:
+def test_with_several_categories_a_box_without_label_invalidates_the_answer(content: str) -> None:
     about = sample((), "fire hydrant, car")
     assert MultiCategoryDetectionTask().parse(f"<answer>{content}</answer>", about, FRAME).value is None
 
@@ -273,14 +273,14 @@ def test_where_there_are_several_categories_a_box_without_label_spoils_the_answe
         pytest.param(ClassificationTask, "pink primrose", "pink primrose", id="class-without-tags"),
         pytest.param(ClassificationTask, "<answer></answer>", None, id="empty"),
         pytest.param(CountingTask, "<answer>07</answer>", "7", id="count"),
-        pytest.param(MultipleChoiceTask, "blue", "B", id="choice-by-its-text"),
+        pytest.param(MultipleChoiceTask, "blue", "B", id="text-of-a-choice"),
     ],
 )
 def test_solutions_are_read(kind: type[Task], text: str, target: Target | None) -> None:
     assert kind().read_solution(text, sample("", metadata=LETTERS), FRAME) == target
 
 
-def test_a_label_of_any_writing_is_taught_so_that_it_can_be_read() -> None:
+def test_a_label_with_any_characters_can_be_parsed_from_the_target_text() -> None:
     labels = [
         "cat's",
         'a "b"',
@@ -314,7 +314,7 @@ FRAMES = st.one_of(
 
 @settings(max_examples=200, deadline=None, derandomize=True)
 @given(st.tuples(st.integers(8, 6000), st.integers(8, 4000)), FRAMES, st.data())
-def test_taught_boxes_come_back_within_a_unit_in_every_frame(
+def test_boxes_survive_target_text_and_parsing_within_a_unit_in_every_frame(
     size: tuple[int, int], frame: Frame, data: st.DataObject
 ) -> None:
     boxes = data.draw(st.lists(boxes_of(size), min_size=1, max_size=5))
@@ -333,14 +333,14 @@ def test_taught_boxes_come_back_within_a_unit_in_every_frame(
 
 @settings(max_examples=200, deadline=None, derandomize=True)
 @given(st.text(min_size=1).filter(lambda name: name.strip() and "<" not in name), st.integers(0, 10**9 - 1))
-def test_taught_names_and_counts_come_back(name: str, count: int) -> None:
+def test_names_and_counts_survive_target_text_and_parsing(name: str, count: int) -> None:
     for task, target in ((ClassificationTask(), name), (CountingTask(), str(count))):
         about = sample(target)
         answer = task.parse(task.target_text(about, FRAME), about, FRAME)
         assert (answer.value, answer.valid) == (target.strip(), True)
 
 
-def test_the_taught_class_is_the_right_one() -> None:
+def test_the_target_text_has_the_correct_class() -> None:
     task, about = ClassificationTask(), sample("Boeing 737-200")
     answer = task.parse(task.target_text(about, FRAME), about, FRAME)
     assert (answer.value, answer.valid) == ("Boeing 737-200", True)

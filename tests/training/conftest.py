@@ -1,4 +1,4 @@
-"""A run that is left alone, and the command of the same run."""
+"""An uninterrupted run, and the command of the same run."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from vrft.__main__ import main
 
 @pytest.fixture(scope="session")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that is left alone. Its data is in the folder beside it."""
+    """Make an uninterrupted run and return its folder, next to that of its data."""
     folder = tmp_path_factory.mktemp("runs")
     assert main(KILLS.arguments(folder / "whole", folder / "data", steps=STEPS)) == 0
     return folder / "whole"
@@ -21,7 +21,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def like_whole(whole: Path, tmp_path: Path) -> Command:
-    """The command of the same run in a folder of its own; more arguments may follow."""
+    """Return a function that builds the command of the same run in the test's folder, plus further arguments."""
 
     def command(*more: str) -> list[str]:
         return [*KILLS.arguments(tmp_path / "run", whole.parent / "data", steps=STEPS), *more]

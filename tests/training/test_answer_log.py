@@ -1,4 +1,4 @@
-"""An interrupted test goes on where it stopped."""
+"""An interrupted test resumes where it stopped."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from vrft.rollout import TransformersEngine
 from vrft.types import PromptBatch, Rollout
 
 ASKED: list[int] = []
-"""Samples that the engine was asked about."""
+"""Indices of the samples for which the engine was called."""
 
 
 class Counting(TransformersEngine):
-    """Remembers what it is asked."""
+    """Records the samples of each call in `ASKED`."""
 
     def generate(self, policy: Any, batch: PromptBatch, *args: Any, **kwargs: Any) -> Rollout:
         ASKED.extend(sample.index for sample in batch.samples)
@@ -35,7 +35,7 @@ class Stops(Callback):
             raise RuntimeError("the power is gone")
 
 
-def test_an_interrupted_test_goes_on_and_a_complete_one_starts_anew(
+def test_an_interrupted_test_resumes_and_a_complete_one_starts_over(
     quick_fit: Callable[..., list[str]], tmp_path: Path
 ) -> None:
     common = [CSV_ONLY, f"--model.engine={__name__}.Counting", "--data.eval_batch_size=3"]
@@ -45,7 +45,7 @@ def test_an_interrupted_test_goes_on_and_a_complete_one_starts_anew(
         main(["test", *quick_fit(*common, evaluator, stop)[1:]])
     assert len(ASKED) == 6
     log = tmp_path / "run" / "evaluation" / "answers-base" / "answers-0.jsonl"
-    log.write_bytes(log.read_bytes()[:-20] + b"\xed")  # as if the last line had not been written whole, and badly
+    log.write_bytes(log.read_bytes()[:-20] + b"\xed")  # a partial last line that is not UTF-8
     ASKED.clear()
     assert main(["test", *quick_fit(*common, evaluator)[1:]]) == 0
     everything = json.loads((tmp_path / "run" / "evaluation" / "test-0" / "coco.meta.json").read_text())
@@ -57,7 +57,7 @@ def test_an_interrupted_test_goes_on_and_a_complete_one_starts_anew(
     assert again == everything
 
 
-def test_answers_to_something_else_are_not_taken_over(quick_fit: Callable[..., list[str]]) -> None:
+def test_answers_to_other_prompts_are_not_reused(quick_fit: Callable[..., list[str]]) -> None:
     common = [CSV_ONLY, f"--model.engine={__name__}.Counting", "--data.eval_batch_size=3"]
     with pytest.raises(RuntimeError, match="the power is gone"):
         main(["test", *quick_fit(*common, f"--trainer.callbacks+={__name__}.Stops")[1:]])

@@ -1,4 +1,4 @@
-"""Processes that read data and die, and prompts that are too long."""
+"""Data-loader workers that die, and prompts that are too long."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from vrft.data import scenes
 
 
 class KillsWorkers(Callback):
-    """Kills a process that reads data, as a system short of memory does: in one step, or in an evaluation."""
+    """Kills a data-loader worker during a step or an evaluation, as the kernel does when memory runs out."""
 
     def __init__(self, when: str) -> None:
         self.when = when
@@ -30,7 +30,7 @@ class KillsWorkers(Callback):
         if self.when == when:
             self.when = "done"
             os.kill(multiprocessing.active_children()[0].pid or 0, signal.SIGKILL)
-            time.sleep(0.2)  # so that it is dead before the step goes on
+            time.sleep(0.2)  # the worker has to be dead before the step continues
 
     def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
         if trainer.global_step == 2:
@@ -41,7 +41,7 @@ class KillsWorkers(Callback):
 
 
 @pytest.mark.parametrize("when", ["step", "evaluation"])
-def test_other_workers_take_over_where_one_died(when: str, whole: Path, like_whole: Command, tmp_path: Path) -> None:
+def test_workers_restart_where_one_died(when: str, whole: Path, like_whole: Command, tmp_path: Path) -> None:
     more = ["--data.num_workers=2", "--data.eval_batch_size=2", callback(KillsWorkers, when=when)]
     with pytest.warns(UserWarning, match="a DataLoader worker died, restarting"):
         assert main(like_whole(*more)) == 0
@@ -51,7 +51,7 @@ def test_other_workers_take_over_where_one_died(when: str, whole: Path, like_who
     assert counted[-1] == (when == "step")
 
 
-def test_workers_that_all_die_end_the_run_in_one_line(
+def test_workers_that_keep_dying_end_the_run_in_one_line(
     like_whole: Command, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     read = scenes.SceneData.train_set

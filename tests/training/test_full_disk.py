@@ -17,7 +17,7 @@ from vrft.loggers import CSVLogger
 
 
 class SmallDisk(Callback):
-    """No room for a checkpoint from one step on, until another."""
+    """Leaves no disk space for a checkpoint from step `since` until step `until`."""
 
     def __init__(self, since: int, until: int) -> None:
         self.since, self.until = since, until
@@ -33,12 +33,12 @@ class SmallDisk(Callback):
 def test_a_full_disk_does_not_end_a_run(whole: Path, like_whole: Command, tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match=r"no checkpoint of step 4: .*: '.*step=4\.ckpt'; last good one: .*step=2"):
         assert main(like_whole(callback(SmallDisk, since=3, until=5))) == 0
-    assert KILLS.differences(whole, tmp_path / "run") == []  # the checkpoint of step 6 is there
+    assert KILLS.differences(whole, tmp_path / "run") == []  # the checkpoint of step 6 is written
     assert sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir()) == ["last.ckpt", "step=6.ckpt"]
 
 
 class NoRoom(Callback):
-    """A disk without room for anything, in an evaluation after some steps or from the last checkpoint on."""
+    """Leaves no disk space at all, during an evaluation or from the last checkpoint on."""
 
     def __init__(self, when: str) -> None:
         self.when = when
@@ -58,7 +58,7 @@ class NoRoom(Callback):
         resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
 
 
-def test_no_room_for_an_evaluation_costs_its_files_alone(whole: Path, like_whole: Command, tmp_path: Path) -> None:
+def test_no_room_for_an_evaluation_only_costs_its_files(whole: Path, like_whole: Command, tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match=r"evaluation/val-3: files of this evaluation are missing: .*File too large"):
         assert main(like_whole("--trainer.val_check_interval=3", callback(NoRoom, when="evaluation"))) == 0
     assert not {*STATE} & {*KILLS.differences(whole, tmp_path / "run")}
@@ -85,11 +85,11 @@ def test_no_room_for_the_last_checkpoint_is_an_error(
         assert main(like_whole(callback(SmallDisk, since=5, until=9))) == 1
     assert "stopped: the last checkpoint can't be written" in capsys.readouterr().out
     assert not (tmp_path / "run" / "summary.json").exists()
-    assert main(like_whole("--ckpt_path=last")) == 0  # there is room again
+    assert main(like_whole("--ckpt_path=last")) == 0  # there is space again
     assert KILLS.differences(whole, tmp_path / "run") == []
 
 
-def test_a_folder_that_cannot_be_written_is_said_first(
+def test_a_folder_that_cannot_be_written_is_reported_first(
     quick_fit: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "file").write_text("no folder")
@@ -98,7 +98,7 @@ def test_a_folder_that_cannot_be_written_is_said_first(
     assert not (tmp_path / "train.json").exists()
 
 
-def test_a_full_disk_keeps_the_rows_of_the_log_waiting(tmp_path: Path) -> None:
+def test_rows_of_the_log_wait_until_the_disk_has_space(tmp_path: Path) -> None:
     logger = CSVLogger(str(tmp_path), name="logs")
     path = tmp_path / "logs" / "version_0" / "metrics.csv"
     rows = [{"a": 1.0}, {"a": 2.0, "b": 0.1}, {"a": 3.0, "b": 0.2, "long" * 20: 1.0}]

@@ -116,13 +116,13 @@ def test_on_policy_gradient_is_the_policy_gradient() -> None:
 
 
 def naive_kl(estimator: str, log_p: float, reference: float) -> tuple[float, float]:
-    """The estimate and its derivative by log_p."""
+    """Return the estimate and its derivative with respect to log_p."""
     d = reference - log_p
     return {"k1": (-d, 1.0), "k2": (d * d / 2, -d), "k3": (math.exp(d) - d - 1, 1 - math.exp(d))}[estimator]
 
 
 def naive_surrogate(ratio: float, a: float, low: float, high: float) -> tuple[float, float, bool]:
-    """Value, derivative by the log of the ratio, and whether clipping is active."""
+    """Return the value, its derivative with respect to the log-ratio, and whether clipping is active."""
     bounded = min(ratio, 1 + high) if a > 0 else max(ratio, 1 - low)
     clipped = a != 0 and bounded != ratio
     return -bounded * a, 0.0 if clipped else -ratio * a, clipped
@@ -131,7 +131,7 @@ def naive_surrogate(ratio: float, a: float, low: float, high: float) -> tuple[fl
 def naive_row(
     kind: str, log_p: list[float], old: list[float], a: float, low: float, high: float | None
 ) -> tuple[list[float], list[float], list[bool]]:
-    """Value of each token of a row, derivative of the row's sum by each log_p, and clipping."""
+    """Return each token's value, the derivative of their sum with respect to each log_p, and whether it is clipped."""
     n = len(log_p)
     if kind == "cispo":
         ratios = [math.exp(x - y) for x, y in zip(log_p, old, strict=True)]
@@ -141,7 +141,7 @@ def naive_row(
     if kind == "gspo":
         ratio = math.exp(sum(x - y for x, y in zip(log_p, old, strict=True)) / max(n, 1))
         value, slope, clipped = naive_surrogate(ratio, a, low, high or low)
-        return [value] * n, [slope] * n, [clipped] * n  # n tokens move the ratio by 1/n each, and each has its value
+        return [value] * n, [slope] * n, [clipped] * n  # each token moves the ratio by 1/n and has its value
     tokens = [naive_surrogate(math.exp(x - y), a, low, high or low) for x, y in zip(log_p, old, strict=True)]
     return [t[0] for t in tokens], [t[1] for t in tokens], [t[2] for t in tokens]
 
@@ -210,7 +210,7 @@ def test_dapo_counts_the_tokens_of_all_ranks() -> None:
 
 
 @pytest.mark.parametrize("kind", ["grpo", "bnpo", "dr_grpo", "dapo", "gspo", "cispo"])
-def test_a_batch_of_empty_rows_is_no_nan(kind: LossType) -> None:
+def test_a_batch_of_empty_rows_gives_no_nan(kind: LossType) -> None:
     log_probs, mask = normal(2, 3).requires_grad_(), torch.zeros(2, 3, dtype=torch.long)
     result = loss_of(log_probs, log_probs.detach(), torch.ones(2), mask, loss_type=kind, reference=normal(2, 3))
     result.loss.backward()

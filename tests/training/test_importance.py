@@ -1,4 +1,4 @@
-"""Importance weights of samples that another program drew."""
+"""Importance weights of samples from another engine."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def test_importance_weights_by_hand() -> None:
 
 
 def test_corrected_gradient_is_that_of_the_trainers_own_samples() -> None:
-    """E_q[p / q * A * grad log p] = E_p[A * grad log p], summed over a whole vocabulary instead of sampled."""
+    """Check E_q[p / q * A * grad log p] = E_p[A * grad log p] by a sum over the whole vocabulary."""
     generator = torch.Generator().manual_seed(0)
     logits, sampler = (torch.randn(6, generator=generator, dtype=torch.float64) for _ in range(2))
     q, reward = sampler.softmax(0), torch.randn(6, generator=generator, dtype=torch.float64)
@@ -32,7 +32,7 @@ def test_corrected_gradient_is_that_of_the_trainers_own_samples() -> None:
         log_p.detach()[:, None],
         reward,
         torch.ones(6, 1),
-        q,  # each token as often as the sampler draws it
+        q,  # weights each token by the sampler's probability
         correction=importance_weights((log_p.detach() - q.log())[:, None], "truncate", math.inf),
     ).loss
     loss.backward()

@@ -1,4 +1,4 @@
-"""Runs that are interrupted or killed: what is saved is whole, and the end is the same."""
+"""Interrupted and killed runs: saved files are complete, and the resumed run ends like the uninterrupted one."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from vrft.callbacks.graceful_stop import GracefulStop
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
-def test_a_signal_ends_the_step_saves_and_says_how_to_go_on(
+def test_a_signal_finishes_the_step_saves_and_prints_how_to_resume(
     name: str, whole: Path, like_whole: Command, tmp_path: Path
 ) -> None:
     number = signal.Signals[name]
@@ -40,7 +40,7 @@ def test_a_signal_ends_the_step_saves_and_says_how_to_go_on(
     assert f"{name}: stopping when this step is done" in errors
     assert f"stopped: {name} after step" in output
     assert not (tmp_path / "run" / "summary.json").exists()
-    assert len(list((tmp_path / "run" / "evaluation").iterdir())) == 1  # of the base
+    assert len(list((tmp_path / "run" / "evaluation").iterdir())) == 1  # the base's evaluation
     hint = next(line for line in output.splitlines() if line.startswith("to resume: "))
     words = shlex.split(hint.removeprefix("to resume: "))
     assert words[:3] == ["python", "-m", "vrft"]
@@ -50,7 +50,7 @@ def test_a_signal_ends_the_step_saves_and_says_how_to_go_on(
         assert (tmp_path / "run" / "summary.json").exists()
 
 
-def test_a_job_is_queued_again_after_sigusr1_and_handlers_are_restored(
+def test_a_job_is_requeued_after_sigusr1_and_handlers_are_restored(
     like_whole: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scontrol = tmp_path / "bin" / "scontrol"
@@ -62,7 +62,7 @@ def test_a_job_is_queued_again_after_sigusr1_and_handlers_are_restored(
     before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)]
     number = int(signal.SIGUSR1)
     assert main(like_whole(callback(Sends, number=number, after=1))) == 128 + number
-    assert (tmp_path / "asked").read_text().split()[:3] == ["requeue", "4711", "last.ckpt"]  # once it was saved
+    assert (tmp_path / "asked").read_text().split()[:3] == ["requeue", "4711", "last.ckpt"]  # requeued after saving
     assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)] == before
 
 
@@ -76,12 +76,12 @@ def test_a_signal_before_the_first_step_leaves_nothing_to_save(
 
 
 @pytest.mark.parametrize("step", [3, 4], ids=["in an epoch", "at its end"])
-def test_a_signal_in_an_evaluation_on_the_way_leaves_the_training_as_it_would_be(
+def test_a_signal_in_an_evaluation_during_training_does_not_change_the_training(
     step: int, whole: Path, like_whole: Command, tmp_path: Path
 ) -> None:
     sends = callback(Sends, number=int(signal.SIGINT), after=step, validation=True)
     more = [f"--trainer.val_check_interval={step}", "--data.eval_batch_size=2"]
-    more += ["--checkpoint.every_n_train_steps=9"]  # so that the evaluation's step isn't saved before it
+    more += ["--checkpoint.every_n_train_steps=9"]  # no checkpoint before the evaluation
     assert main(like_whole(*more, sends)) == 128 + signal.SIGINT
     last = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
     assert last["global_step"] == step
@@ -90,16 +90,14 @@ def test_a_signal_in_an_evaluation_on_the_way_leaves_the_training_as_it_would_be
 
 
 class Crashes(Callback):
-    """Ends a run in the middle of an evaluation, the checkpoint of whose step is written."""
+    """Ends a run in the middle of an evaluation, after the checkpoint of its step."""
 
     def on_validation_batch_start(self, trainer: Trainer, *_: Any) -> None:
         if trainer.global_step == 2:
             raise RuntimeError("the power is gone")
 
 
-def test_an_evaluation_that_was_cut_off_is_made_by_the_continuation(
-    whole: Path, like_whole: Command, tmp_path: Path
-) -> None:
+def test_a_resumed_run_repeats_an_interrupted_evaluation(whole: Path, like_whole: Command, tmp_path: Path) -> None:
     often = "--trainer.val_check_interval=2"
     assert main(like_whole(often)) == 0
     alone = (tmp_path / "run").rename(tmp_path / "alone")
@@ -121,7 +119,7 @@ def test_a_second_interrupt_quits_at_once() -> None:
         stop.record(signal.SIGINT, None)
 
 
-def test_outside_the_main_thread_there_are_no_signals_and_no_error() -> None:
+def test_outside_the_main_thread_signals_are_ignored_without_an_error() -> None:
     trainer = SimpleNamespace(is_global_zero=True)
     before = signal.getsignal(signal.SIGTERM)
     with ThreadPoolExecutor() as threads:
@@ -129,7 +127,7 @@ def test_outside_the_main_thread_there_are_no_signals_and_no_error() -> None:
     assert signal.getsignal(signal.SIGTERM) == before
 
 
-def test_a_run_made_longer_ends_like_one_that_was_as_long_from_the_start(
+def test_an_extended_run_ends_like_one_of_that_length_from_the_start(
     whole: Path, like_whole: Command, tmp_path: Path
 ) -> None:
     assert main(like_whole("--trainer.max_steps=5")) == 0  # between two checkpoints
@@ -137,15 +135,15 @@ def test_a_run_made_longer_ends_like_one_that_was_as_long_from_the_start(
     assert not {*STATE} & {*KILLS.differences(whole, tmp_path / "run")}
 
 
-def test_killed_while_saving_while_training_and_after_a_step_it_ends_the_same(
+def test_a_run_killed_while_saving_while_training_and_after_a_step_ends_the_same(
     whole: Path, like_whole: Command, tmp_path: Path
 ) -> None:
     run, command = tmp_path / "run", like_whole()
     saves = (run / "checkpoints").glob
     instants: list[Callable[[], bool]] = [
-        lambda: next(saves("*.partial"), None) is not None,  # the first checkpoint, or the link to it
+        lambda: next(saves("*.partial"), None) is not None,  # writing the first checkpoint or its link
         lambda: (run / "transcripts.jsonl").exists() and KILLS.rows(run).keys() >= {(2, "train/reward")},
-        lambda: next(saves("step=6*"), None) is not None,  # the last one is written, but maybe not linked to
+        lambda: next(saves("step=6*"), None) is not None,  # the last checkpoint is written, perhaps without its link
     ]
     for instant in instants:
         assert KILLS.kill_when(KILLS.start(KILLS.continuation(run, command)), instant)

@@ -1,4 +1,4 @@
-"""Whoever starts the processes, they do what one process does with the same global batch."""
+"""Processes started by any launcher train like one process with the same global batch."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ SLURM_PROCID=0 SLURM_LOCALID=0 "$@"
 code=$?
 wait $! && exit $code
 """
-"""What srun does for two tasks on one machine."""
+"""A stand-in for srun with two tasks on one machine."""
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Has the data, and a run of one process."""
+    """Return a folder with the data and a run of one process."""
     folder = tmp_path_factory.mktemp("launchers")
     assert main(fit(folder, "full", "one", steps=2)) == 0
     return folder
 
 
 def on_two(folder: Path, fragment: str, *more: str) -> list[str]:
-    """The same run on two processes, as far as the fragment goes."""
+    """Return the command of the same run on two processes, configured by a fragment of configs/trainer."""
     config = f"--config={ROOT}/configs/trainer/{fragment}.yaml"
     return fit(folder, "full", "one", "--data.batch_size=2", config, "--trainer.accelerator=cpu", *more, steps=2)
 
@@ -80,8 +80,8 @@ def test_two_torchrun_agents(folder: Path) -> None:
 
 
 @pytest.mark.slow(seconds=12)
-def test_a_slurm_job_is_queued_again_and_goes_on(folder: Path, tmp_path: Path) -> None:
-    """Its time is over in the first step, and the same script is run once more."""
+def test_a_slurm_job_is_requeued_and_resumes(folder: Path, tmp_path: Path) -> None:
+    """The time limit ends the job in the first step, and SLURM runs the same script again."""
     for name, text in (("srun", SRUN), ("scontrol", f'#!/bin/sh\necho "$@" >> {tmp_path}/asked\n')):
         (tmp_path / name).write_text(text)
         (tmp_path / name).chmod(0o755)

@@ -1,4 +1,4 @@
-"""Private names of Lightning, which may change in any minor release, are used in one file."""
+"""Only one file uses private names of Lightning, which may change in any minor release."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import vrft
 PACKAGE = Path(vrft.__file__).parent
 ALLOWED = PACKAGE / "training" / "lightning_internals.py"
 NOT_ITS_OWN = {"_replace", "_asdict", "_fields", "_Unpickler"}
-"""Names of the standard library that Lightning uses too."""
+"""Names of the standard library that also occur in Lightning."""
 
 
 def is_private(name: str) -> bool:
@@ -25,7 +25,7 @@ def is_private(name: str) -> bool:
 
 
 def private_names(tree: ast.AST) -> set[str]:
-    """Private attributes that are read or written, and private functions that are defined."""
+    """Return the private attributes that code accesses and the private functions that it defines."""
     used = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute) and is_private(node.attr)}
     return used | {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) and is_private(node.name)}
 
@@ -44,7 +44,7 @@ def private_imports(tree: ast.AST) -> Iterator[str]:
 
 
 def foreign_accesses(tree: ast.AST) -> Iterator[str]:
-    """Names of Lightning on other objects than `self` and `cls`."""
+    """Yield accesses to Lightning's private names on objects other than `self` and `cls`."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute) and node.attr in names_in_lightning():
             owner = node.value
@@ -53,8 +53,8 @@ def foreign_accesses(tree: ast.AST) -> Iterator[str]:
 
 
 def inherited_names(path: Path) -> Iterator[str]:
-    """Private names in a class that a Lightning base of the class uses too."""
-    if path.name in ("__main__.py", "vllm_plugin.py"):  # without such classes, and not meant to be imported
+    """Yield private names that a class shares with its Lightning base classes."""
+    if path.name in ("__main__.py", "vllm_plugin.py"):  # not importable here, and without such classes
         return
     name = ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__")
     module = importlib.import_module(name)

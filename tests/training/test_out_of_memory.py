@@ -1,4 +1,4 @@
-"""Memory that does not suffice: the work is done in smaller parts, with the same result, and it is said."""
+"""Out of memory: the work is repeated in smaller parts, with the same result and a warning."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SETTINGS = (
 
 
 def run(command: list[str], folder: Path) -> tuple[dict[str, Tensor], list[dict[str, str]], list[str]]:
-    """Weights at the end, rows of the log and warnings of memory."""
+    """Run a command; return the final weights, the rows of the log and the warnings about memory."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         assert main([*command, f"--run_dir={folder}"]) == 0
@@ -38,7 +38,7 @@ def run(command: list[str], folder: Path) -> tuple[dict[str, Tensor], list[dict[
 
 
 def less_memory(monkeypatch: pytest.MonkeyPatch, tokens: int, rows: int) -> list[int]:
-    """As if updates of more tokens and rollouts of more rows at a time did not fit. Rows of the rollouts."""
+    """Run out of memory above this number of tokens or rollout rows. Return a list that collects rows per rollout."""
     forward, generate, rolled = Policy.forward, TransformersEngine.generate, []
 
     def small_forward(self: Policy, prompts: Any, ids: Tensor, mask: Tensor, *args: Any, **kwargs: Any) -> Any:
@@ -69,7 +69,7 @@ def less_memory(monkeypatch: pytest.MonkeyPatch, tokens: int, rows: int) -> list
         pytest.param(10**6, 1, id="rollouts-of-one"),
     ],
 )
-def test_with_less_memory_a_run_gives_the_same(
+def test_a_run_with_less_memory_ends_the_same(
     tokens: int, rows: int, quick_fit: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fit = quick_fit(CSV_ONLY, *SETTINGS)
@@ -79,13 +79,13 @@ def test_with_less_memory_a_run_gives_the_same(
     rolled = less_memory(monkeypatch, tokens, rows)
     found, log, said = run(fit, tmp_path / "less")
     assert said
-    assert [float(row["train/out_of_memory"]) for row in log] == [len(said), 0]  # what was learnt is kept
+    assert [float(row["train/out_of_memory"]) for row in log] == [len(said), 0]  # the second step starts smaller
     assert max(rolled[-4:]) <= rows
     for name, weight in expected.items():
         torch.testing.assert_close(found[name], weight, rtol=0, atol=2e-5)
 
 
-def test_a_supervised_run_gives_the_same(quick_fit: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_supervised_run_ends_the_same(quick_fit: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = ["fit", "--config", str(ROOT / "configs" / "quickstart_sft.yaml")]
     fit = config + quick_fit(CSV_ONLY, "--data.batch_size=4", "--trainer.limit_val_batches=0")[3:]
     expected, _, _ = run(fit, tmp_path / "enough")
@@ -97,7 +97,7 @@ def test_a_supervised_run_gives_the_same(quick_fit: Command, tmp_path: Path, mon
 
 
 @pytest.mark.parametrize(("tokens", "rows"), [pytest.param(20, 16, id="update"), pytest.param(10**6, 0, id="rollout")])
-def test_memory_for_less_than_one_row_ends_the_run(
+def test_too_little_memory_for_one_row_ends_the_run(
     tokens: int, rows: int, quick_fit: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     less_memory(monkeypatch, tokens, rows)

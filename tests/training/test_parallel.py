@@ -1,4 +1,4 @@
-"""Two processes do what one does: DDP and FSDP2, everything or LoRA, and a checkpoint of one goes on in the other."""
+"""Two processes train like one: under DDP and FSDP2, fully or with LoRA, and across checkpoints of each other."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ LORA = ["--model.policy.lora.r=4", "--model.policy.freeze_vision=true", "--model
 KINDS = {
     "full": [],
     "lora": LORA,
-    # ranks have different numbers of groups that teach, and some have none
+    # ranks have different numbers of groups with a gradient, some have none
     "tied": ["--model.beta=0", "--model.temperature=0.1", "--model.max_extra_rollouts=1"],
     # ranks have different numbers of images in a micro-batch, of completions and of target texts
     "packed": [
@@ -35,7 +35,7 @@ KINDS = {
     "sft": [],
 }
 ROUNDING = 3e-5
-"""Of weights after four steps in another order of summation; the steps move them by a hundred times as much."""
+"""Tolerance for weights after four steps, due to another order of summation; the steps move them 100 times as far."""
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +44,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def fit(folder: Path, kind: str, strategy: str, *more: str, name: str | None = None, steps: int = 4) -> list[str]:
-    """A short run whose global batch has four prompts: minibatches, ragged micro-batches, two passes."""
+    """Return the command of a short run with a global batch of four, minibatches, micro-batches and two passes."""
     config = ROOT / "configs" / ("quickstart_sft.yaml" if kind == "sft" else "quickstart.yaml")
     rft = ["num_iterations=2", "num_minibatches=2", "num_generations=4", "max_tokens_per_micro_batch=150"]
     steps_per_rollout = 1 if kind == "sft" else 4
@@ -69,7 +69,7 @@ def fit(folder: Path, kind: str, strategy: str, *more: str, name: str | None = N
 
 
 def on(strategy: str) -> list[str]:
-    """Arguments for one process or two, with the same global batch."""
+    """Return arguments for one or two processes with the same global batch."""
     if strategy == "one":
         return ["--data.batch_size=4"]
     if strategy == "layer":
@@ -85,7 +85,7 @@ def on(strategy: str) -> list[str]:
 
 
 class LayersStayShared(Callback):
-    """Looks at where the weights are while a rollout begins: all else would be the same if the setting did nothing."""
+    """Checks that decoder layers stay sharded in a rollout; results would not show a setting without effect."""
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         policy: Policy = pl_module.policy  # type: ignore[assignment]
@@ -95,7 +95,7 @@ class LayersStayShared(Callback):
 
 
 class LittleMemory(Callback):
-    """A second rank whose memory does not suffice, at first, for the last of its target texts."""
+    """Makes the second rank run out of memory once, at the end of its first cross-entropy."""
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, VisionModule)
@@ -112,20 +112,20 @@ class LittleMemory(Callback):
 
 
 def continued(folder: Path, kind: str, first: str, second: str) -> list[str]:
-    """Two more steps of a run of two, under another strategy."""
+    """Return the command that resumes a run of two steps for two more, under another strategy."""
     checkpoint = f"--ckpt_path={folder}/{kind}-half-{first}/checkpoints/last.ckpt"
     return fit(folder, kind, second, checkpoint, UNJUDGED, name=f"{kind}-{first}-{second}")
 
 
 def wider(folder: Path, strategy: str, run: str, steps: int = 3) -> list[str]:
-    """Goes on after a run with a global batch that is twice as large."""
+    """Return the command that resumes a run with twice the global batch."""
     batch = f"--data.batch_size={8 if strategy == 'one' else 4}"
     checkpoint = f"--ckpt_path={folder}/{run}/checkpoints/last.ckpt"
     return fit(folder, "full", strategy, batch, checkpoint, UNJUDGED, name=f"wider-{strategy}-{steps}", steps=steps)
 
 
 def held_out(folder: Path, command: str, strategy: str) -> list[str]:
-    """`validate` or `test` of a checkpoint."""
+    """Return the command to validate or test a checkpoint."""
     checkpoint = f"--ckpt_path={folder}/lora-half-one/checkpoints/last.ckpt"
     return [command, *fit(folder, "lora", strategy, checkpoint, name=f"{command}-{strategy}")[1:]]
 
@@ -140,7 +140,7 @@ HANDOVERS += [("lora", "one", "fsdp2"), ("lora", "fsdp2", "ddp"), ("lora", "ddp"
 
 @pytest.fixture(scope="module")
 def runs(folder: Path, two_ranks: Ranks) -> Path:
-    """The folder of all runs."""
+    """Make all runs and return their folder."""
     whole = [(kind, strategy) for kind in KINDS for strategy in STRATEGIES if (kind, strategy) != ("tied", "one")]
     halves = [(kind, strategy) for kind in ("full", "lora") for strategy in STRATEGIES]
     commands = [(b, fit(folder, kind, b)) for kind, b in whole + LAYER_BY_LAYER]
@@ -169,7 +169,7 @@ def distance(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
 
 
 def metrics(run: Path) -> list[dict[str, float]]:
-    """All that was logged but times and memory, in the order of steps."""
+    """Return the logged rows in the order of steps, without times and memory."""
     with next((run / "logs").glob("version_*/metrics.csv")).open() as file:
         rows = list(csv.DictReader(file))
     own = ("time/", "memory/", "train/samples_per_second")
@@ -197,7 +197,7 @@ def test_two_processes_train_as_one(runs: Path, kind: str, strategy: str) -> Non
 
 
 @pytest.mark.parametrize("kind", ["packed", "sft"])
-def test_one_of_two_processes_can_do_its_work_again_for_want_of_memory(runs: Path, kind: str) -> None:
+def test_one_of_two_processes_can_run_out_of_memory_and_retry(runs: Path, kind: str) -> None:
     alone, found = (checkpoint(runs / f"{kind}-{name}")["state_dict"] for name in ("one", "little"))
     assert distance(alone, found) < ROUNDING
     expected, logged = metrics(runs / f"{kind}-one"), metrics(runs / f"{kind}-little")
@@ -211,11 +211,11 @@ def test_one_of_two_processes_can_do_its_work_again_for_want_of_memory(runs: Pat
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2", "layer"])
 def test_two_processes_sample_what_one_samples(runs: Path, kind: str, strategy: str) -> None:
     expected, found = rollouts(runs / f"{kind}-one"), rollouts(runs / f"{kind}-{strategy}")
-    assert len(found) == len(expected) / 2  # the first rank writes its own
+    assert len(found) == len(expected) / 2  # the first rank writes only its own rollouts
     assert found.items() <= expected.items()
 
 
-def test_ranks_with_different_numbers_of_groups_that_teach_do_not_wait_for_each_other(runs: Path) -> None:
+def test_ranks_with_different_numbers_of_groups_with_a_gradient_do_not_deadlock(runs: Path) -> None:
     ddp, fsdp2 = (checkpoint(runs / f"tied-{strategy}") for strategy in ("ddp", "fsdp2"))
     assert distance(ddp["state_dict"], fsdp2["state_dict"]) < ROUNDING
     shares = [row["train/zero_variance_groups"] for row in metrics(runs / "tied-ddp") if "train/reward" in row]
@@ -223,7 +223,7 @@ def test_ranks_with_different_numbers_of_groups_that_teach_do_not_wait_for_each_
 
 
 @pytest.mark.parametrize(("kind", "first", "second"), HANDOVERS)
-def test_a_checkpoint_goes_on_under_another_strategy(runs: Path, kind: str, first: str, second: str) -> None:
+def test_a_checkpoint_resumes_under_another_strategy(runs: Path, kind: str, first: str, second: str) -> None:
     whole, parts = checkpoint(runs / f"{kind}-one"), checkpoint(runs / f"{kind}-{first}-{second}")
     assert distance(whole["state_dict"], parts["state_dict"]) < ROUNDING
     moments, same = (content["optimizer_states"][0]["state"] for content in (whole, parts))
@@ -233,15 +233,15 @@ def test_a_checkpoint_goes_on_under_another_strategy(runs: Path, kind: str, firs
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
-def test_a_run_goes_on_with_another_global_batch(runs: Path, strategy: str) -> None:
+def test_a_run_resumes_with_another_global_batch(runs: Path, strategy: str) -> None:
     alone, together = checkpoint(runs / "wider-one-3"), checkpoint(runs / f"wider-{strategy}-3")
     assert distance(alone["state_dict"], together["state_dict"]) < ROUNDING
     moved = checkpoint(runs / "full-half-one")["state_dict"]
     assert distance(alone["state_dict"], moved) > 30 * ROUNDING
 
 
-def test_the_samples_of_an_epoch_are_taken_once_whatever_the_global_batch(runs: Path) -> None:
-    """Of 21 questions, 8 were had after two steps of 4, and 16 after four: two batches of 8, so the epoch is over."""
+def test_an_epoch_has_each_sample_once_with_any_global_batch(runs: Path) -> None:
+    """Double the batch after 8 of 21 samples: the epoch ends after 16, since the remaining 5 fill no batch of 8."""
 
     def samples(run: str, rollout: int) -> list[int]:
         return [*dict.fromkeys(sample for number, sample, _ in rollouts(runs / run) if number == rollout)]
@@ -276,5 +276,5 @@ def test_the_exported_model_does_not_depend_on_the_strategy(runs: Path, kind: st
     expected = load_file(runs / f"{kind}-one" / "export" / "model.safetensors")
     for strategy in ("ddp", "fsdp2"):
         found = load_file(runs / f"{kind}-{strategy}" / "export" / "model.safetensors")
-        for name, weight in expected.items():  # in bfloat16, as the checkpoint came
+        for name, weight in expected.items():  # in bfloat16, the dtype of the base
             torch.testing.assert_close(found[name], weight, rtol=2**-7, atol=ROUNDING)

@@ -1,4 +1,4 @@
-"""What a training step does with a rollout, through the command line where a user would set it."""
+"""Training steps of RFT, configured through the command line where a user would."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from vrft.types import Answer, Frame, PromptBatch, Question, Rollout, ScoredRoll
 
 
 def logged(run: Path) -> dict[str, list[float]]:
-    """Every metric of the run's CSV log, in order."""
+    """Return the values of every metric in the run's CSV log."""
     with next((run / "logs").glob("*/metrics.csv")).open() as file:
         rows = list(csv.DictReader(file))
     return {name: [float(row[name]) for row in rows if row[name]] for name in rows[0]}
@@ -51,7 +51,7 @@ def test_every_setting_trains(more: list[str], quick_fit: Command, tmp_path: Pat
     assert main(quick_fit(CSV_ONLY, "--data.batch_size=4", "--model.num_generations=4", *more)) == 0
     metrics = logged(tmp_path / "run")
     assert max(metrics["train/grad_norm"]) > 0
-    assert max(metrics["train/sampling_gap"]) < 1e-4  # the sampler's log-probabilities are the trainer's
+    assert max(metrics["train/sampling_gap"]) < 1e-4  # the sampler's log-probabilities equal the trainer's
     assert all(value == value for values in metrics.values() for value in values), "NaN"
 
 
@@ -67,7 +67,7 @@ def test_every_setting_trains(more: list[str], quick_fit: Command, tmp_path: Pat
         ("--model.loss_type=ppo", "loss_type"),
     ],
 )
-def test_a_setting_that_cannot_be_is_refused_before_training(
+def test_an_invalid_setting_is_refused_before_training(
     setting: str, said: str, quick_fit: Command, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(quick_fit("--data.batch_size=4", setting)) == 2
@@ -111,7 +111,7 @@ def test_the_combined_gradient_is_that_of_both_losses(quick_fit: Command, tmp_pa
     names = [name for name in base if name != "steps_done"]
     moved = torch.cat([(both[name] - base[name]).flatten() for name in names])
     expected = torch.cat([(rft[name] - base[name] + 0.3 * (sft[name] - base[name])).flatten() for name in names])
-    for part in (rft, sft):  # neither is too small to be seen
+    for part in (rft, sft):  # neither is negligible
         assert torch.cat([(part[name] - base[name]).flatten() for name in names]).norm() > 0.05 * moved.norm()
     torch.testing.assert_close(moved, expected, rtol=1e-3, atol=1e-6)
     metrics = logged(tmp_path / "both")
@@ -119,13 +119,13 @@ def test_the_combined_gradient_is_that_of_both_losses(quick_fit: Command, tmp_pa
 
 
 class Fruit(DetectionTask):
-    """Whose target texts have a word that the tokenizer of the built-in policy does not know."""
+    """A task whose target texts have a word that is unknown to the built-in policy's tokenizer."""
 
     def reasoning_text(self, sample: Question) -> str:
         return "apple"
 
 
-def test_what_cannot_be_sampled_is_not_learnt(quick_fit: Command, tmp_path: Path) -> None:
+def test_tokens_that_cannot_be_sampled_are_not_learnt(quick_fit: Command, tmp_path: Path) -> None:
     step = [CSV_ONLY, "--trainer.max_steps=1", f"--task={__name__}.Fruit", "--task.template=Detect {query}"]
     assert main(quick_fit(*step, "--model.sft_weight=0.1")) == 0
     assert 0 < logged(tmp_path / "run")["train/sft_loss"][0] < 10
@@ -142,7 +142,7 @@ def test_tied_groups_are_left_out_only_if_they_have_no_gradient(
             (minibatch,) = minibatches(self, scored)
             return [p for micro in minibatch.split(max_tokens=10**6) for p in micro.prompts]
 
-        scored.advantages[:2] = 0.0  # the first two of four groups of four
+        scored.advantages[:2] = 0.0  # two of four groups with four completions each
         seen.append(trained())
         result = minibatches(self, scored)
         scored.advantages = torch.zeros_like(scored.advantages)
@@ -153,10 +153,10 @@ def test_tied_groups_are_left_out_only_if_they_have_no_gradient(
     short = ["--data.batch_size=4", "--model.num_generations=4", "--trainer.max_steps=1"]
     assert main(quick_fit(*short, "--model.beta=0")) == 0
     assert [p for p in range(4) if p not in seen[0]] == [0, 1]
-    assert seen[1] == [0]  # one stays, so that every rank makes a backward pass
+    assert seen[1] == [0]  # one stays, so that every rank runs a backward
     seen.clear()
     assert main(quick_fit(*short, "--model.beta=0.1")) == 0
-    assert seen == [[0, 1, 2, 3]] * 2  # their KL counts
+    assert seen == [[0, 1, 2, 3]] * 2  # all have a KL term
 
 
 def scored_rollout(totals: list[list[float]]) -> ScoredRollout:
@@ -174,10 +174,10 @@ def scored_rollout(totals: list[list[float]]) -> ScoredRollout:
     )
 
 
-def test_groups_of_zero_variance_are_replaced_in_place_as_far_as_there_are_others() -> None:
+def test_groups_of_zero_variance_are_replaced_in_place_while_others_are_available() -> None:
     pool = scored_rollout([[1.0, 1.0], [0.0, 1.0], [2.0, 2.0], [3.0, 3.0], [0.0, 2.0]])
     chosen = pool.select(replace_zero_variance(zero_variance_groups(pool.reward), 3))
-    assert [sample.index for sample in chosen.batch.samples] == [4, 1, 2]  # one spare group teaches something
+    assert [sample.index for sample in chosen.batch.samples] == [4, 1, 2]  # one spare group has nonzero variance
     assert chosen.rollout.ids[:, 0].tolist() == [40, 41, 10, 11, 20, 21]
     assert [answer.text for answer in chosen.answers] == ["40", "41", "10", "11", "20", "21"]
     assert chosen.rewards["a"].tolist() == [0, 2, 0, 1, 2, 2]
@@ -193,7 +193,7 @@ def test_joined_rollouts_are_padded_to_the_longest() -> None:
     assert zero_variance_groups(both.reward).tolist() == [False, True]
 
 
-def test_dynamic_sampling_is_bounded_and_goes_on_without_variance(
+def test_dynamic_sampling_is_bounded_and_continues_without_variance(
     quick_fit: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls: list[int] = []
@@ -208,11 +208,11 @@ def test_dynamic_sampling_is_bounded_and_goes_on_without_variance(
     never = ["--model.rewards={format: {class_path: Format, init_args: {weight: 0.0}}}"]
     more = ["--data.batch_size=2", "--model.num_generations=2", "--model.max_extra_rollouts=2"]
     assert main(quick_fit(CSV_ONLY, *more, *never)) == 0
-    assert calls == [0, 2, 4] * 2  # two steps; every group is tied, so every candidate is tried
+    assert calls == [0, 2, 4] * 2  # two steps; every group has zero variance, so every candidate is tried
     assert logged(tmp_path / "run")["train/extra_rollouts"] == [2, 2]
 
 
-def test_a_model_that_shares_wrongly_is_trained_without_sharing(
+def test_a_model_with_wrong_prefix_sharing_is_trained_without_it(
     quick_fit: Command, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
 ) -> None:
     monkeypatch.setattr(shared_prefix, "next_position", lambda x: next_position(x) + 3)

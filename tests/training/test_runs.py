@@ -1,4 +1,4 @@
-"""Whole runs: a killed one goes on exactly where it was, and the quickstart keeps its promise."""
+"""Whole runs: a killed run resumes exactly where it was, and the quickstart reaches the scores in README."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_killed_run_ends_with_the_same_weights(quick_fit: Callable[..., list[str
     assert expected.keys() == got.keys()
     assert all(torch.equal(expected[name], got[name]) for name in expected)
     logged = sorted((tmp_path / "killed" / "logs").glob("*/metrics.csv"))
-    assert len(logged) == 2  # what was logged before the kill is still there
+    assert len(logged) == 2  # the rows from before the kill remain
     base = [(tmp_path / name / "summary.json").read_text().split('"tuned"')[0] for name in ("whole", "killed")]
     assert base[0] == base[1]  # the base's scores were part of the checkpoint
 
@@ -95,7 +95,7 @@ def test_a_longer_run_has_the_schedule_of_its_new_length(quick_fit: Callable[...
 
 @pytest.mark.slow(seconds=40)
 def test_quickstart_raises_held_out_scores(tmp_path: Path) -> None:
-    """The whole quickstart on one seed: what README promises, with room for another machine's rounding."""
+    """Run the quickstart on one seed; the limits are README's, with a margin for the rounding of other machines."""
     run = f"--run_dir={tmp_path}/run"
     config = str(ROOT / "configs" / "quickstart.yaml")
     places = [f"--data.{part}_annotations={tmp_path}/{part}.json" for part in ("train", "val")]
@@ -105,11 +105,11 @@ def test_quickstart_raises_held_out_scores(tmp_path: Path) -> None:
     assert summary["tuned"]["mAP"] - summary["base"]["mAP"] > 0.08
     assert summary["tuned"]["AP50"] - summary["base"]["AP50"] > 0.05
     assert summary["tuned"]["valid"] > summary["base"]["valid"]
-    assert not (tmp_path / "run" / "warnings.jsonl").exists()  # guards have nothing to say about it
+    assert not (tmp_path / "run" / "warnings.jsonl").exists()  # no guard warns
 
 
 class LosesAnImage(Callback):
-    """Breaks the pictures of a run while it is on."""
+    """Breaks the images of a run during training."""
 
     def __init__(self, folder: str) -> None:
         self.folder = Path(folder)

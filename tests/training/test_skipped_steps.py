@@ -1,4 +1,4 @@
-"""NaN and infinities: the step is skipped by all ranks, counted and shown, and a run of nothing else ends."""
+"""NaN and infinities: all ranks skip the step, it is counted and shown, and a run that only skips ends."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ CALLS = {"reward": 0}
 
 
 class Breaks(Callback):
-    """Spoils what steps compute, from one step to another: the `gradient` or the `engine`'s log-probabilities."""
+    """Makes the `gradient` infinite, or a log-probability of the `engine` NaN, in steps `first` to `last`."""
 
     def __init__(self, what: str, first: int = 0, last: int = 1000, rank: int = 0) -> None:
         self.what, self.steps, self.rank = what, range(first, last + 1), rank
@@ -60,7 +60,7 @@ def breaks(**settings: object) -> str:
 
 
 def nan_now_and_then(text: str, answer: object, target: Target, size: object, metadata: object) -> float:
-    """Not a number for the third completion, and numbers that differ for all others."""
+    """Return NaN for the third completion and varying numbers for the others."""
     CALLS["reward"] += 1
     return math.nan if CALLS["reward"] == 3 else CALLS["reward"] % 7 / 7
 
@@ -74,7 +74,7 @@ def lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def test_a_reward_that_is_no_number_costs_the_step_and_names_the_completion(
+def test_a_nan_reward_skips_the_step_and_names_the_completion(
     quick_fit: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reward = f"{{class_path: FunctionReward, init_args: {{function: {__name__}.nan_now_and_then}}}}"
@@ -82,7 +82,7 @@ def test_a_reward_that_is_no_number_costs_the_step_and_names_the_completion(
     more = [f"--model.rewards.own={reward}", "--trainer.limit_val_batches=0", "--transcripts.every_n_rollouts=1"]
     with pytest.warns(UserWarning, match="returned nan; expected a finite score"):
         assert main(quick_fit(CSV_ONLY, *SMALL, *more)) == 0
-    assert logged(tmp_path / "run", "train/skipped_steps") == [1, 0, 0]  # two steps were asked for, and made
+    assert logged(tmp_path / "run", "train/skipped_steps") == [1, 0, 0]  # the two configured steps are made
     assert all(math.isfinite(value) for value in logged(tmp_path / "run", "train/reward"))
     (fault,) = lines(tmp_path / "run" / "faults.jsonl")
     assert (fault["rollout"], fault["generation"], fault["reward"], fault["rewards"]["own"]) == (1, 0, None, None)
@@ -91,7 +91,7 @@ def test_a_reward_that_is_no_number_costs_the_step_and_names_the_completion(
 
 
 @pytest.mark.parametrize(("what", "count"), [("gradient", 4), ("engine", 1)])
-def test_other_faults_name_the_completion_or_else_all_of_the_step(
+def test_other_faults_name_the_completion_or_all_completions_of_the_step(
     what: str, count: int, quick_fit: Command, tmp_path: Path
 ) -> None:
     more = breaks(what=what, first=1, last=1), "--model.num_iterations=2", "--trainer.max_steps=4"
@@ -102,7 +102,7 @@ def test_other_faults_name_the_completion_or_else_all_of_the_step(
     assert {(fault["rollout"], fault["finite"]) for fault in faults} == {(2, what == "gradient")}
 
 
-def test_a_run_without_any_finite_step_saves_what_it_has_and_ends(
+def test_a_run_without_finite_steps_saves_and_ends(
     quick_fit: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     fit = quick_fit(CSV_ONLY, *SMALL, "--trainer.max_steps=3", "--skipped_steps.max_in_a_row=2")
@@ -126,7 +126,7 @@ def test_a_supervised_step_names_its_samples(quick_fit: Command, tmp_path: Path)
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
-def test_a_fault_of_one_rank_costs_all_of_them_the_step(
+def test_a_fault_of_one_rank_skips_the_step_on_all_ranks(
     strategy: str, quick_fit: Command, two_ranks: Ranks, tmp_path: Path
 ) -> None:
     two = [f"--trainer.strategy={strategy}", "--trainer.devices=2", "--trainer.accelerator=cpu"]
@@ -136,6 +136,6 @@ def test_a_fault_of_one_rank_costs_all_of_them_the_step(
     assert {fault["finite"] for fault in lines(tmp_path / "run" / "faults-0.jsonl")} == {True}
 
 
-def test_the_limit_has_to_be_one_at_least(quick_fit: Command, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_limit_has_to_be_at_least_one(quick_fit: Command, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(quick_fit("--skipped_steps.max_in_a_row=0")) == 2
     assert "skipped_steps.max_in_a_row: expected at least 1, got 0" in capsys.readouterr().err
