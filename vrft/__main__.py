@@ -23,9 +23,9 @@ usage: python -m vrft COMMAND --config FILE [--config FILE ...] [--field=value .
 commands
   fit        train; evaluate held-out images before and after; write everything to the run's folder
   validate   evaluate the base or a checkpoint (--ckpt_path last) on held-out images
-  test       the same, but resumes if it was interrupted; --against compares two checkpoints
-  predict    answer for held-out images, or for any images (--images FILES --query WORDS --draw), without scores
-  doctor     check a config before a long run: prompts and boxes drawn, tokens, rewards, memory
+  test       like validate, but resumes after an interruption; --against compares two checkpoints
+  predict    answer questions about held-out or any images (--images FILES --query WORDS --draw), without scores
+  doctor     check a config before a long run: draw prompts and boxes; check tokens, rewards and memory
   report     write a run as one HTML file: python -m vrft report RUN [--open]
   serve-command  print how to start the vLLM servers that a config names (docs/vllm.md)
   score      compute the rewards of completions in a file, without a model
@@ -37,7 +37,7 @@ examples
   python -m vrft fit --config configs/quickstart.yaml --model.beta=0.01     any field can be overridden
   python -m vrft fit --config configs/quickstart.yaml --ckpt_path last      resume a run
   python -m vrft fit --config configs/quickstart.yaml --print_config        all fields with their values
-  python -m vrft fit --help                                                 what the fields are
+  python -m vrft fit --help                                                 the most common fields
   python -m vrft fit --model.help vrft.RFT                                  the fields of a class, explained
   python -m vrft predict --config runs/NAME/config.yaml --ckpt_path last --images photos --query cat --draw
   python -m vrft export runs/NAME --output my-model

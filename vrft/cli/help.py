@@ -13,20 +13,20 @@ USAGE = "usage: python -m vrft {command} --config FILE [--config FILE ...] [--fi
 
 GENERAL = """
   --run_dir DIR                    folder for everything that the run writes (default: runs/ and the experiment's name)
-  --task CLASS, --task.template TEXT   how to ask and how to read answers
+  --task CLASS, --task.template TEXT   wording of questions and parsing of answers
   --ckpt_path last|FILE            resume a run, or evaluate its checkpoint
   --seed_everything INT            seed of sampling, order and the choice of shots
   --trainer.max_steps INT          optimizer steps
-  --trainer.val_check_interval INT evaluate held-out images every so many rollouts
+  --trainer.val_check_interval INT number of rollouts between evaluations of held-out images
   --trainer.devices, --trainer.accelerator, --trainer.strategy   as in Lightning
-  --trainer.logger.offline=false   send the run to Weights & Biases (the last logger of the list)
+  --trainer.logger.offline=false   log to Weights & Biases online (field of the last logger in the list)
   --transcripts.every_n_rollouts INT, --checkpoint.every_n_train_steps INT
-  --guards.off '[NAME, ...]'       guards to turn off, see docs/dashboards.md
+  --guards.off '[NAME, ...]'       guards to turn off; see docs/dashboards.md
 """
 
 PREDICT = """
-  --images FILE_OR_FOLDER ...      images to ask about, without annotations (default: the config's held-out images)
-  --query WORDS ...                what to ask of each: categories, an instruction (default: the config's categories)
+  --images FILE_OR_FOLDER ...      images to query, without annotations (default: the config's held-out images)
+  --query WORDS ...                categories or an instruction to ask about (default: the config's categories)
   --draw                           write pictures of the images with the answers
   --ckpt_path FOLDER               an exported folder works too
 """
