@@ -1,4 +1,4 @@
-"""Checkpoints kept by a held-out score: each by that of its own weights, whatever happens to the run."""
+"""Checkpoints kept by a held-out score of their own weights, also in interrupted runs."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from tests.helpers.kills import KILLS
 from vrft.__main__ import main
 from vrft.callbacks import safe_checkpoint
 
-STEPS = 5  # of two in an epoch
-EVALUATED = (2, 4, 5)  # the last one after training, which ends between two evaluations
+STEPS = 5  # two per epoch
+EVALUATED = (2, 4, 5)  # the last evaluation follows training, which ends between two evaluations
 STATE = {"state_dict", "optimizer_states", "lr_schedulers", "global_step", "epoch", "the loader's position"}
 
 
@@ -29,7 +29,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def command(folder: Path) -> Command:
-    """The command of a run that gets worse, for which it is praised: each evaluation changes what is kept."""
+    """Return a function that builds the command of a run whose score improves with each evaluation (mode: min)."""
 
     def command(name: str, *more: str) -> list[str]:
         return [
@@ -45,7 +45,7 @@ def command(folder: Path) -> Command:
 
 @pytest.fixture(scope="module")
 def whole(folder: Path, command: Command) -> Path:
-    """A run that is left alone."""
+    """Make an uninterrupted run and return its folder."""
     assert main(command("whole")) == 0
     judged = scores(folder / "whole")
     assert list(judged) == [*EVALUATED]
@@ -54,7 +54,7 @@ def whole(folder: Path, command: Command) -> Path:
 
 
 def scores(run: Path, name: str = "val/mIoU") -> dict[int, float]:
-    """What was logged of a run's evaluations after that of the base, by optimizer step."""
+    """Return the logged scores of a run's evaluations by optimizer step, without the base's."""
     found = {step: float(value) for (step, key), value in KILLS.rows(run).items() if key == name and step > 0}
     return {step if step == STEPS else step + 1: value for step, value in sorted(found.items())}
 
@@ -83,7 +83,7 @@ class Crashes(Callback):
 
 
 class NoRoom(Callback):
-    """A disk without room for the checkpoint of one step."""
+    """Leaves no disk space for the checkpoint of one step."""
 
     def __init__(self, step: int) -> None:
         self.step = step
@@ -104,14 +104,14 @@ def test_a_kept_checkpoint_has_the_score_in_its_name(whole: Path, folder: Path, 
         assert found_by_test(run) == [name[2:-5]]
 
 
-def test_the_best_has_a_name_of_its_own(whole: Path, folder: Path, command: Command) -> None:
+def test_the_best_checkpoint_has_a_separate_name(whole: Path, folder: Path, command: Command) -> None:
     best = ["--ckpt_path=best", f"--checkpoint.dirpath={whole}/checkpoints"]
     assert main(["test", *command("test-best")[1:], *best]) == 0
     assert found_by_test(folder / "test-best") == [names(whole, 5)[0][2:-5]]
     assert main(["export", str(whole), "--ckpt=best", f"--output={folder}/exported"]) == 0
 
 
-def test_all_that_were_judged_are_kept_by_a_run_that_is_made_longer(
+def test_an_extended_run_keeps_all_scored_checkpoints(
     whole: Path, folder: Path, command: Command, capsys: pytest.CaptureFixture[str]
 ) -> None:
     more = ["--checkpoint.save_top_k=-1", "--checkpoint.every_n_train_steps=1"]
@@ -125,26 +125,26 @@ def test_all_that_were_judged_are_kept_by_a_run_that_is_made_longer(
     assert best == {"checkpoint": path, "metric": "val/mIoU", "score": pytest.approx(scores(whole)[5], abs=1e-6)}
 
 
-def test_a_run_that_is_moved_and_made_longer_with_less_room_remembers_the_evaluation_that_it_ended_with(
+def test_a_moved_and_extended_run_with_a_smaller_top_k_remembers_its_last_evaluation(
     whole: Path, folder: Path, command: Command
 ) -> None:
     shutil.copytree(whole, folder / "moved", symlinks=True)
     no_better = ["--model.optimizer.lr=0", "--trainer.max_steps=6", "--checkpoint.save_top_k=1"]
     assert main(command("moved", *no_better, "--ckpt_path=last")) == 0
-    assert kept(folder / "moved") == names(whole, 5)  # the step's score is not in its own checkpoint
+    assert kept(folder / "moved") == names(whole, 5)  # the checkpoint of a step precedes its score
     checkpoints = folder / "moved" / "checkpoints"
     assert (checkpoints / "best.ckpt").resolve() == checkpoints.resolve() / names(whole, 5)[0]
 
 
-def test_the_end_of_an_epoch_that_ended_a_run_is_remembered(whole: Path, folder: Path, command: Command) -> None:
+def test_the_evaluation_at_the_end_of_the_last_epoch_is_remembered(whole: Path, folder: Path, command: Command) -> None:
     more = ["--trainer.max_steps=-1", "--trainer.val_check_interval=5", "--checkpoint.every_n_train_steps=2"]
     more += ["--checkpoint.save_top_k=1"]
     assert main(command("epochs-end", *more, "--trainer.max_epochs=1")) == 0
     assert main(command("epochs-end", *more, "--trainer.max_epochs=2", "--ckpt_path=last")) == 0
-    assert kept(folder / "epochs-end") == names(whole, 4)  # that of step 2 is known, and was not as good
+    assert kept(folder / "epochs-end") == names(whole, 4)  # step 2 was scored, but worse
 
 
-def test_the_best_is_there_whenever_a_run_is_killed(
+def test_the_best_checkpoint_exists_whenever_a_run_is_killed(
     whole: Path, folder: Path, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     links, link = [], safe_checkpoint.replace_link
@@ -164,7 +164,9 @@ def test_the_best_is_there_whenever_a_run_is_killed(
     assert kept(folder / "killed") == names(whole, 5)
 
 
-def test_evaluations_that_were_cut_off_judge_when_the_run_goes_on(whole: Path, folder: Path, command: Command) -> None:
+def test_interrupted_evaluations_score_checkpoints_when_the_run_resumes(
+    whole: Path, folder: Path, command: Command
+) -> None:
     for step, before in ((2, []), (4, names(whole, 2)), (5, names(whole, 2, 4))):
         more = ["--ckpt_path=last"] if before else []
         with pytest.raises(RuntimeError, match="the power is gone"):
@@ -175,20 +177,20 @@ def test_evaluations_that_were_cut_off_judge_when_the_run_goes_on(whole: Path, f
     assert kept(folder / "cut-off") == names(whole, 4, 5)
 
 
-def test_a_run_goes_on_from_one_that_was_kept_as_from_any_other(whole: Path, folder: Path, command: Command) -> None:
+def test_a_run_can_resume_from_a_kept_checkpoint(whole: Path, folder: Path, command: Command) -> None:
     assert main(command("other", f"--ckpt_path={whole}/checkpoints/{names(whole, 4)[0]}")) == 0
     assert not STATE & {*KILLS.differences(whole, folder / "other")}
     assert kept(folder / "other") == names(whole, 4, 5)
 
 
-def test_a_checkpoint_that_could_not_be_written_is_not_judged(whole: Path, folder: Path, command: Command) -> None:
+def test_an_unwritten_checkpoint_is_not_scored(whole: Path, folder: Path, command: Command) -> None:
     with pytest.warns(UserWarning, match="no checkpoint of step 4: "):
         assert main(command("no-room", callback(NoRoom, step=4))) == 0
     assert KILLS.differences(whole, folder / "no-room") == []
     assert kept(folder / "no-room") == names(whole, 2, 5)
 
 
-def test_a_score_can_be_monitored_from_a_continuation_on(whole: Path, folder: Path, command: Command) -> None:
+def test_a_resumed_run_can_start_to_monitor_a_score(whole: Path, folder: Path, command: Command) -> None:
     plain = ["--checkpoint.monitor=null", "--checkpoint.save_top_k=1", "--checkpoint.filename=of-{step}"]
     assert main(command("later", *plain, "--checkpoint.every_n_train_steps=2", "--trainer.max_steps=4")) == 0
     assert kept(folder / "later") == ["of-4.ckpt"]
@@ -197,13 +199,13 @@ def test_a_score_can_be_monitored_from_a_continuation_on(whole: Path, folder: Pa
     assert kept(folder / "later") == [*names(whole, 4, 5), "of-4.ckpt"]
 
 
-def test_evaluations_at_the_ends_of_epochs_judge_as_well(folder: Path, command: Command) -> None:
+def test_evaluations_at_the_ends_of_epochs_score_checkpoints(folder: Path, command: Command) -> None:
     ends = ["--trainer.check_val_every_n_epoch=1", "--trainer.val_check_interval=1.0", "--trainer.max_steps=4"]
     assert main(command("epochs", *ends)) == 0
     assert kept(folder / "epochs") == names(folder / "epochs", 2, 4)
 
 
-def test_a_number_of_training_is_that_of_the_step(folder: Path, command: Command) -> None:
+def test_a_monitored_training_metric_is_that_of_the_saved_step(folder: Path, command: Command) -> None:
     more = ["--checkpoint.monitor=train/reward", "--checkpoint.filename={step}-{train/reward:.6f}"]
     assert main(command("training", *more, "--checkpoint.every_n_train_steps=1", "--trainer.max_steps=3")) == 0
     rewards = {
@@ -215,7 +217,7 @@ def test_a_number_of_training_is_that_of_the_step(folder: Path, command: Command
     assert kept(folder / "training") == sorted(f"{step}-{rewards[step]:.6f}.ckpt" for step in worst)
 
 
-def test_a_score_that_nobody_computes_is_said_before_training(
+def test_an_unknown_score_is_reported_before_training(
     folder: Path, command: Command, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(command("misspelt", "--checkpoint.monitor=val/mIuO", "--trainer.max_steps=1")) == 2

@@ -14,7 +14,7 @@ from vrft.training.checkpoint_io import AtomicCheckpointIO
 from vrft.utils.files import hardlink, replace_link
 
 
-def test_the_link_is_there_whenever_a_process_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_link_exists_whenever_a_process_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     old, new, link = (tmp_path / name for name in ("step=2.ckpt", "step=4.ckpt", "last.ckpt"))
     old.write_text("old")
     new.write_text("new")
@@ -22,7 +22,7 @@ def test_the_link_is_there_whenever_a_process_is_killed(tmp_path: Path, monkeypa
 
     def killed(self: Path, target: Path) -> None:
         assert link.readlink() == Path("step=2.ckpt")
-        assert self.readlink() == Path("step=4.ckpt")  # beside it, complete
+        assert self.readlink() == Path("step=4.ckpt")  # a complete link beside the old one
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
@@ -35,7 +35,7 @@ def test_the_link_is_there_whenever_a_process_is_killed(tmp_path: Path, monkeypa
     assert sorted(tmp_path.iterdir()) == sorted([old, new, link])
 
 
-def test_links_are_copies_where_there_are_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_links_are_copies_on_file_systems_without_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refused(self: Path, target: str) -> None:
         raise OSError
 
@@ -47,7 +47,7 @@ def test_links_are_copies_where_there_are_none(tmp_path: Path, monkeypatch: pyte
 
 
 @pytest.mark.parametrize("links", [True, False])
-def test_a_second_name_stays_when_the_first_is_given_away(
+def test_a_second_name_survives_when_the_first_is_replaced(
     links: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refused(self: Path, target: Path) -> None:
@@ -57,7 +57,7 @@ def test_a_second_name_stays_when_the_first_is_given_away(
         monkeypatch.setattr(Path, "hardlink_to", refused)
     last, best = tmp_path / "last.ckpt", tmp_path / "best.ckpt"
     AtomicCheckpointIO().save_checkpoint({"step": 1}, last)
-    for _ in range(2):  # the second time, it has it already
+    for _ in range(2):  # the second time, the name already exists
         hardlink(last, best)
         assert best.samefile(last) == links
     AtomicCheckpointIO().save_checkpoint({"step": 2}, last)
@@ -65,7 +65,7 @@ def test_a_second_name_stays_when_the_first_is_given_away(
     assert sorted(tmp_path.iterdir()) == [best, last]
 
 
-def test_a_link_that_a_killed_run_left_is_not_written_through(tmp_path: Path) -> None:
+def test_writing_does_not_follow_a_link_left_by_a_killed_run(tmp_path: Path) -> None:
     (tmp_path / "step=2.ckpt").write_text("good")
     (tmp_path / "last.ckpt.partial").symlink_to("step=2.ckpt")
     AtomicCheckpointIO().save_checkpoint({"a": 1}, tmp_path / "last.ckpt")
@@ -73,7 +73,7 @@ def test_a_link_that_a_killed_run_left_is_not_written_through(tmp_path: Path) ->
     assert torch.load(tmp_path / "last.ckpt", weights_only=True) == {"a": 1}
 
 
-def test_old_checkpoints_go_when_the_link_points_at_the_new_one(
+def test_old_checkpoints_are_removed_once_the_link_points_at_the_new_one(
     quick_fit: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, seen = tmp_path / "run" / "checkpoints", []

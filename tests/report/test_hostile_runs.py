@@ -1,4 +1,4 @@
-"""Nothing in a run's folder can act in the page; what is broken in it is named and left out."""
+"""Hostile content of a run's folder never acts in the page; broken files are named and left out."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from vrft.callbacks.transcripts import append_json_lines
 
 
 class Tags(HTMLParser):
-    """The elements of a page, as a browser's parser finds them."""
+    """Collects the elements of a page as a browser's parser finds them."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -35,7 +35,7 @@ def test_hostile_text_stays_text_and_only_the_pages_own_script_may_run(tmp_path:
     assert names.count("script") == 3
     assert "img" not in names
     assert "<!--" not in page.split("</style>")[1]
-    assert data["groups"][0]["answers"][0]["completion"] == HOSTILE  # nothing is lost
+    assert data["groups"][0]["answers"][0]["completion"] == HOSTILE  # the text is complete
     policy = next(attrs["content"] for tag, attrs in tags.found if attrs.get("http-equiv") == "Content-Security-Policy")
     assert policy is not None
     script = re.search(r'<script type="module">(.*?)</script>', page, re.DOTALL)
@@ -54,7 +54,7 @@ def test_the_page_is_self_contained(tmp_path: Path) -> None:
     assert links == ["data:,", "#main"]
 
 
-def test_the_script_never_makes_markup_of_text() -> None:
+def test_the_script_never_turns_text_into_markup() -> None:
     scripts = list((ROOT / "vrft" / "report").glob("*.js"))
     assert scripts
     for script in scripts:
@@ -74,7 +74,7 @@ def test_the_script_never_makes_markup_of_text() -> None:
         "fedcba9876543210.jpg",
     ],
 )
-def test_names_of_pictures_lead_nowhere_else(tmp_path: Path, name: str) -> None:
+def test_names_of_pictures_stay_in_their_folder(tmp_path: Path, name: str) -> None:
     run = tmp_path / "run"
     (run / "pictures").mkdir(parents=True)
     (run / "pictures" / "fedcba9876543210.jpg").write_text("<svg onload='window.acted = 1'>")
@@ -105,7 +105,7 @@ def test_lines_that_cannot_be_read_are_left_out_and_counted(tmp_path: Path) -> N
         json.dumps(completion(1, 0, 2)).replace("0.5", "NaN"),
         json.dumps(completion(1, 0, 2, completion="x" * 1_100_000)),
         "\x00\xff",
-        good[0][:-20],  # a killed run
+        good[0][:-20],  # left by a killed run
     ]
     (run / "transcripts.jsonl").write_text("\n".join([*good, *bad]))
     _, data = report(run)
@@ -114,7 +114,7 @@ def test_lines_that_cannot_be_read_are_left_out_and_counted(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(("content", "expected"), [(b"", 1), (b'{"a": 1}\n', 2), (b'{"a": 1}\n{"a', 3)])
-def test_what_follows_half_a_line_is_a_line_of_its_own(content: bytes, expected: int, tmp_path: Path) -> None:
+def test_new_lines_are_not_joined_to_a_partial_one(content: bytes, expected: int, tmp_path: Path) -> None:
     path = tmp_path / "transcripts.jsonl"
     path.write_bytes(content)
     append_json_lines(path, [{"b": 2}])
@@ -167,17 +167,17 @@ def test_values_of_a_config_are_text(value: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "summary", ['{"base": {"mAP": 1e999}}', '{"tuned": {"mAP": "x"}, "base": 3}', '{"seconds": NaN}']
 )
-def test_numbers_that_are_none_are_left_out(tmp_path: Path, summary: str) -> None:
+def test_values_that_are_not_numbers_are_left_out(tmp_path: Path, summary: str) -> None:
     (tmp_path / "summary.json").write_text(summary)
     _, data = report(tmp_path)
     assert data["scores"] == []
     assert data["seconds"] is None
 
 
-def test_a_run_that_is_going_on_shows_what_there_is(tmp_path: Path) -> None:
+def test_a_running_run_shows_its_data_so_far(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run")
     metrics = run / "logs" / "version_0" / "metrics.csv"
-    metrics.write_text(metrics.read_text() + "0,40,0.5,2.0,1")  # half a line
+    metrics.write_text(metrics.read_text() + "0,40,0.5,2.0,1")  # a partial line
     _, data = report(run)
     assert not data["ended"]
     assert [score["tuned"] for score in data["scores"] if score["name"] == "mAP"] == [0.3]
@@ -185,7 +185,7 @@ def test_a_run_that_is_going_on_shows_what_there_is(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("rollouts", "ended"), [(40, True), (30, False)])
-def test_a_run_that_is_continued_has_not_ended(rollouts: int, ended: bool, tmp_path: Path) -> None:
-    run = write_run(tmp_path / "run")  # of 40 rollouts
+def test_a_resumed_run_has_not_ended(rollouts: int, ended: bool, tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")  # has 40 rollouts
     (run / "summary.json").write_text(json.dumps({"base": {"mAP": 0.1}, "tuned": {"mAP": 0.3}, "rollouts": rollouts}))
     assert report(run)[1]["ended"] == ended

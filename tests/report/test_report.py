@@ -1,4 +1,4 @@
-"""`python -m vrft report`: the command, and what the page shows of a run."""
+"""`python -m vrft report`: the command, and the data that the page shows."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from vrft.report.metrics import MAX_POINTS, read_metrics, thin
 from vrft.run_dir import RunDir
 
 
-def test_it_prints_where_the_report_is_and_opens_it(
+def test_the_command_prints_the_reports_path_and_opens_it(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     opened: list[str] = []
@@ -34,12 +34,12 @@ def test_it_prints_where_the_report_is_and_opens_it(
 @pytest.mark.parametrize(
     ("make", "said"),
     [
-        pytest.param(lambda path: None, "no such folder", id="nothing-there"),
+        pytest.param(lambda path: None, "no such folder", id="missing"),
         pytest.param(lambda path: path.mkdir(), "holds no run", id="empty-folder"),
         pytest.param(lambda path: path.write_text(""), "no such folder", id="a-file"),
     ],
 )
-def test_what_is_no_run_is_one_line(
+def test_a_path_without_a_run_is_an_error_of_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], make: Callable[[Path], None], said: str
 ) -> None:
     make(tmp_path / "run")
@@ -49,7 +49,7 @@ def test_what_is_no_run_is_one_line(
     assert error.count("\n") == 1
 
 
-def test_it_needs_no_torch(tmp_path: Path) -> None:
+def test_the_command_needs_no_torch(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run")
     command = [sys.executable, "-X", "importtime", "-m", "vrft", "report", str(run)]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
@@ -76,16 +76,16 @@ def test_fit_keeps_images_and_answers_and_writes_the_report(
     answers = [json.loads(line) for line in (run / "evaluation" / "val-2" / "answers.jsonl").read_text().splitlines()]
     scores = {row["name"]: row for row in data["scores"]}
     mean = sum(answer["score"] for answer in answers) / len(answers)
-    assert mean == pytest.approx(scores["mIoU"]["tuned"], abs=1e-5)  # per image is the evaluator's own number
+    assert mean == pytest.approx(scores["mIoU"]["tuned"], abs=1e-5)  # scores per image come from the evaluator
     assert sum(answer["reward"] for answer in answers) / len(answers) == pytest.approx(
         scores["reward"]["tuned"], abs=1e-5
     )
-    assert [point[0] for point in data["series"]["val/reward"]] == [0, 1, 2]  # the base, and after each rollout
+    assert [point[0] for point in data["series"]["val/reward"]] == [0, 1, 2]  # the base, then after each rollout
     assert [point[0] for point in data["series"]["train/reward"]] == [1, 2]
     assert data["problems"] == []
     assert data["rollouts"] == 2
     assert data["ended"]
-    for command in ("validate", "test"):  # what is asked of a checkpoint later is no base, and no rollout
+    for command in ("validate", "test"):  # later evaluations of a checkpoint are neither the base's nor a rollout's
         assert main([command, f"--config={run}/config.yaml", f"--ckpt_path={run}/checkpoints/last.ckpt"]) == 0
         later = report(run)[1]
         assert later["scores"] == data["scores"]
@@ -93,7 +93,7 @@ def test_fit_keeps_images_and_answers_and_writes_the_report(
     assert (run / "logs" / "version_2" / "metrics.csv").exists()
 
 
-def test_a_continued_run_counts_what_it_did_again_once(tmp_path: Path) -> None:
+def test_a_resumed_run_counts_repeated_rollouts_once(tmp_path: Path) -> None:
     header = "epoch,step,train/reward,val/reward\n"
     for version, rows in ((0, ["0,0,,1.0", *(f"0,{i},1.0," for i in range(30)), "0,29,,1.5"]), (1, ["0,20,2.0,"])):
         folder = tmp_path / "logs" / f"version_{version}"
@@ -105,7 +105,7 @@ def test_a_continued_run_counts_what_it_did_again_once(tmp_path: Path) -> None:
     )
     series = read_metrics(RunDir(tmp_path), [])
     assert series["train/reward"] == [*((i, 1.0) for i in range(1, 21)), (21, 2.0)]
-    assert series["val/reward"] == [(0, 1.0)]  # the other one came after a rollout that was done again
+    assert series["val/reward"] == [(0, 1.0)]  # the other evaluation followed a repeated rollout
     _, data = report(tmp_path)
     assert [group["rollout"] for group in data["groups"]] == [10, 20, 21]
 
@@ -115,11 +115,11 @@ def test_a_continued_run_counts_what_it_did_again_once(tmp_path: Path) -> None:
     [
         pytest.param(["0,,1.0", "0,1.0,", "1,1.0,", "2,,2.0"], [(0, 1.0), (2, 2.0)], id="base-and-end"),
         pytest.param(["0,,1.0", "0,1.0,", "0,,2.0", "1,1.0,"], [(0, 1.0), (1, 2.0)], id="within-training"),
-        pytest.param(["4,1.0,", "5,,2.0"], [(5, 2.0)], id="continued"),
+        pytest.param(["4,1.0,", "5,,2.0"], [(5, 2.0)], id="resumed"),
         pytest.param(["5,,2.0"], [(5, 2.0)], id="nothing-left-to-train"),
     ],
 )
-def test_evaluations_stand_at_the_rollouts_before_them(
+def test_an_evaluation_has_the_number_of_the_rollout_before_it(
     rows: list[str], expected: list[tuple[int, float]], tmp_path: Path
 ) -> None:
     folder = tmp_path / "logs" / "version_0"
@@ -136,7 +136,7 @@ def test_long_curves_are_means_of_neighbours() -> None:
     assert thinned[0][0] == 1.5
 
 
-def test_the_last_rollout_of_a_long_run_is_a_whole_number(tmp_path: Path) -> None:
+def test_the_last_rollout_of_a_long_run_is_an_integer(tmp_path: Path) -> None:
     folder = tmp_path / "logs" / "version_0"
     folder.mkdir(parents=True)
     (folder / "metrics.csv").write_text("step,train/reward\n" + "".join(f"{i},1.0\n" for i in range(2 * MAX_POINTS)))
@@ -145,13 +145,13 @@ def test_the_last_rollout_of_a_long_run_is_a_whole_number(tmp_path: Path) -> Non
     assert len(data["series"]["train/reward"]) == MAX_POINTS
 
 
-def test_a_prompt_twice_in_a_rollout_is_two_groups(tmp_path: Path) -> None:
+def test_a_prompt_that_occurs_twice_in_a_rollout_is_two_groups(tmp_path: Path) -> None:
     write_lines(tmp_path / "transcripts.jsonl", [completion(1, 0, g) for _ in range(2) for g in range(4)])
     _, data = report(tmp_path)
     assert [len(group["answers"]) for group in data["groups"]] == [4, 4]
 
 
-def test_of_long_runs_evenly_spaced_rollouts_are_shown(tmp_path: Path) -> None:
+def test_long_runs_show_evenly_spaced_rollouts(tmp_path: Path) -> None:
     write_lines(tmp_path / "transcripts.jsonl", [completion(1 + n, n, g) for n in range(1501) for g in range(8)])
     _, data = report(tmp_path)
     rollouts = [group["rollout"] for group in data["groups"]]
@@ -160,7 +160,7 @@ def test_of_long_runs_evenly_spaced_rollouts_are_shown(tmp_path: Path) -> None:
     assert rollouts == [*range(1, 1501, 3), 1501]
 
 
-def test_the_first_and_the_last_of_the_same_prompt_are_paired(tmp_path: Path) -> None:
+def test_the_first_and_the_last_group_of_a_prompt_are_paired(tmp_path: Path) -> None:
     order = [(1, 0), (2, 1), (3, 0), (4, 1), (9, 0)]
     write_lines(
         tmp_path / "transcripts.jsonl", [completion(rollout, sample, g) for rollout, sample in order for g in (0, 1)]
@@ -184,7 +184,7 @@ def test_worst_and_most_improved_are_chosen_by_score() -> None:
     assert chosen["sample"] == [*range(0, 41, 4)]
 
 
-def test_an_image_is_shown_once_however_many_questions_it_has() -> None:
+def test_an_image_with_many_questions_is_shown_once() -> None:
     chosen = choose({}, answers({n: n / 10 for n in range(10)}, images=2))
     assert chosen["worst"] == [0, 1]
     assert chosen["improved"] == []

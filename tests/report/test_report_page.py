@@ -1,4 +1,4 @@
-"""The report in a browser: that it draws itself, can be used with mouse and keyboard, and fits a phone and the dark."""
+"""The report in a browser: drawing, mouse and keyboard, small screens and dark mode."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def status(page: Browser) -> str:
 
 
 def put(page: Browser, control: str, value: str | bool) -> None:
-    """Set a filter as a user does."""
+    """Set a filter and send its events."""
     page.run(
         "((box, value) => { box.type === 'checkbox' ? box.checked = value : box.value = value;"
         " box.dispatchEvent(new Event('input', { bubbles: true })); })"
@@ -51,7 +51,7 @@ def put(page: Browser, control: str, value: str | bool) -> None:
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 @pytest.mark.parametrize("width", [400, 1280])
-def test_it_draws_itself_without_complaint_and_without_sideways_scrolling(
+def test_the_page_is_drawn_without_errors_and_horizontal_scrolling(
     page: Browser, report: Path, width: int, dark: bool
 ) -> None:
     page.open(report, width=width, dark=dark)
@@ -90,13 +90,13 @@ CONTRAST = """
 
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
-def test_text_has_the_contrast_that_wcag_asks_for(page: Browser, report: Path, dark: bool) -> None:
+def test_text_has_the_contrast_that_wcag_requires(page: Browser, report: Path, dark: bool) -> None:
     page.open(report, dark=dark)
     page.run("document.querySelector('.card').click()")
     assert page.run(CONTRAST) == []
 
 
-def test_hostile_text_does_nothing_and_is_seen(page: Browser, report: Path) -> None:
+def test_hostile_text_is_shown_and_does_nothing(page: Browser, report: Path) -> None:
     page.open(report)
     page.run("document.querySelector('.card').click()")
     assert HOSTILE in texts(page, ".answer pre")[0]
@@ -105,8 +105,8 @@ def test_hostile_text_does_nothing_and_is_seen(page: Browser, report: Path) -> N
     assert page.run("[...document.images].every((image) => image.src.startsWith('data:image/jpeg;base64,'))")
 
 
-def test_the_policy_stops_what_would_be_injected(page: Browser, report: Path) -> None:
-    """The second line of defence, were the first one to fail."""
+def test_the_content_security_policy_blocks_injected_code(page: Browser, report: Path) -> None:
+    """Test the second line of defence, after the escaping of texts."""
     page.open(report)
     page.run(
         "(() => { const script = document.createElement('script'); script.textContent = 'window.acted = 1';"
@@ -120,7 +120,7 @@ def test_the_policy_stops_what_would_be_injected(page: Browser, report: Path) ->
     assert page.run("window.acted === undefined")
 
 
-def test_it_filters_by_rollout_category_task_reward_and_text(page: Browser, report: Path) -> None:
+def test_groups_are_filtered_by_rollout_category_task_reward_and_text(page: Browser, report: Path) -> None:
     page.open(report)
     assert status(page) == "80 groups of answers"
     put(page, "from", "11")
@@ -146,12 +146,12 @@ def test_it_filters_by_rollout_category_task_reward_and_text(page: Browser, repo
     assert status(page) == "1 of 80 groups"
     put(page, "unreadable", False)
     put(page, "words", "ONERROR")
-    assert status(page) == "3 of 80 groups"  # a completion, a target, the label of a box
+    assert status(page) == "3 of 80 groups"  # matches in a completion, a target and the label of a box
     put(page, "words", "nobody said this")
     assert texts(page, ".groups") == ["Nothing matches these filters."]
 
 
-def test_it_orders_and_pages(page: Browser, report: Path) -> None:
+def test_groups_are_sorted_and_paginated(page: Browser, report: Path) -> None:
     page.open(report)
     put(page, "order", "best")
     means = [float(text) for text in texts(page, ".card-line b")]
@@ -182,20 +182,20 @@ def test_a_group_opens_from_the_keyboard_and_shows_its_answers(page: Browser, re
     assert page.run("document.activeElement === document.querySelectorAll('.card')[1]")
 
 
-def test_charts_tell_their_values_at_a_rollout(page: Browser, report: Path) -> None:
+def test_charts_show_their_values_at_a_rollout(page: Browser, report: Path) -> None:
     page.open(report)
     page.run("document.querySelector('.chart svg').focus()")
     for _ in range(3):
         page.press("ArrowLeft")
     values = texts(page, ".chart:first-child .value")
     assert texts(page, ".chart .when")[0] == "rollout 37"
-    assert values[0] == "1.80"  # of rollout 37
-    assert {*texts(page, ".chart .when")} == {"rollout 37"}  # all charts are at the same one
+    assert values[0] == "1.80"  # the value at rollout 37
+    assert {*texts(page, ".chart .when")} == {"rollout 37"}  # all charts show the same rollout
 
 
 def test_held_out_images_can_be_switched(page: Browser, report: Path) -> None:
     page.open(report)
-    assert texts(page, "#held-out .pair:first-child .side-title b") == ["0.380", "0.830"]  # sample 19 gained most
+    assert texts(page, "#held-out .pair:first-child .side-title b") == ["0.380", "0.830"]  # sample 19 improved most
     page.run("document.querySelectorAll('#held-out .switcher button')[2].click()")
     assert texts(page, "#held-out .switcher [aria-pressed=true]") == ["worst now"]
     assert texts(page, "#held-out .pair:first-child .side-title b") == ["0.000", "−0.500"]
@@ -213,7 +213,7 @@ def test_held_out_images_can_be_switched(page: Browser, report: Path) -> None:
         pytest.param(["transcripts.jsonl"], ["Rollouts", "First against last", "Warnings"], id="transcripts-alone"),
     ],
 )
-def test_a_run_has_the_sections_that_it_has_something_for(
+def test_a_run_has_only_the_sections_that_it_has_data_for(
     page: Browser, tmp_path: Path, kept: list[str], sections: list[str]
 ) -> None:
     whole, run = write_run(tmp_path / "whole"), tmp_path / "run"
@@ -236,8 +236,8 @@ def test_five_thousand_completions_stay_usable(page: Browser, tmp_path: Path) ->
     ]
     write_lines(run / "transcripts.jsonl", lines)
     report = write_report(run)
-    assert report.stat().st_size < 10e6  # each of the six images is in it once
-    assert page.open(report) < 10  # 1 s where nothing else runs
+    assert report.stat().st_size < 10e6  # each of the six images is embedded once
+    assert page.open(report) < 10  # 1 s on an idle machine
     assert status(page) == "625 groups of answers"
     assert page.run("document.querySelectorAll('*').length") < 5000
     assert page.run("document.images.length") < 150

@@ -37,7 +37,7 @@ from vrft.types import Answer, Question
 
 
 class Characters(Reward):
-    """Length of the answer; does not apply where nothing is to be found."""
+    """The length of the answer; does not apply to samples without a target."""
 
     bounds = (0.0, 100.0)
 
@@ -67,7 +67,7 @@ def test_a_score_that_does_not_apply_is_nan_and_left_out_of_the_mean() -> None:
     assert reward.compute() == 2
 
 
-def test_as_many_answers_as_samples_are_asked_for() -> None:
+def test_the_numbers_of_answers_and_samples_have_to_be_equal() -> None:
     with pytest.raises(ValueError, match="shorter"):
         Characters()(answers("a", "b"), [sample(ONE)])
 

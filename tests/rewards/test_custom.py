@@ -1,4 +1,4 @@
-"""Functions as rewards."""
+"""Users' functions as rewards."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from vrft.tasks import DetectionTask
 from vrft.types import Detection, Frame, Sample
 
 
-def test_a_function_of_your_own_gets_all_there_is_to_know() -> None:
+def test_a_function_receives_completion_answer_target_size_and_metadata() -> None:
     seen = []
     about = Sample(0, Image.new("1", (500, 400)), 7, "cat", ONE, {"source": "web"})
     answer = DetectionTask().parse(tagged(boxes((EXACT, 1))), about, Frame(500, 400))
@@ -46,13 +46,13 @@ def test_a_function_of_your_own_gets_all_there_is_to_know() -> None:
         pytest.param(None, None, id="does-not-apply"),
     ],
 )
-def test_what_a_function_gives_is_cut_off_at_the_bounds(given: float | None, expected: float | None) -> None:
+def test_a_functions_result_is_clipped_to_the_bounds(given: float | None, expected: float | None) -> None:
     reward = FunctionReward(lambda *_: given)
     assert reward.bounded_scores(answers("a"), [sample(ONE)]) == [expected]
 
 
 @pytest.mark.parametrize("fault", [math.nan, math.inf, -math.inf])
-def test_what_is_not_finite_is_a_fault_with_a_warning_and_no_part_of_means(fault: float) -> None:
+def test_a_result_that_is_not_finite_causes_a_warning_and_is_left_out_of_means(fault: float) -> None:
     values = iter([fault, 0.5])
     reward = FunctionReward(lambda *_: next(values))
     with pytest.warns(UserWarning, match=f"FunctionReward returned {fault}; expected a finite score"):

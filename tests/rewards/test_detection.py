@@ -1,4 +1,4 @@
-"""Detection rewards: the answers that broke the released ones (defects D1, D2, D5, D6), and the published formulas."""
+"""Detection rewards: answers that broke the released rewards (defects D1, D2, D5, D6), and the published formulas."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ FOUR: Target = (*TWO, Detection((200, 10, 250, 60), "cat"), Detection((10, 300, 
 @pytest.mark.parametrize(
     ("text", "target", "expected"),
     [
-        pytest.param(tagged(boxes((EXACT, 1))), FOUR, (0.25, 0.25, 1), id="one-sure-box-of-four"),
+        pytest.param(tagged(boxes((EXACT, 1))), FOUR, (0.25, 0.25, 1), id="one-confident-box-of-four"),
         pytest.param(tagged("No Objects", "I count 0"), ONE, (0, 0, 1), id="D1-zero-in-reasoning"),
         pytest.param(tagged("[]"), NONE, (1, 1, 1), id="D5-right-empty-list"),
         pytest.param(tagged("[]"), ONE, (0, 0, 1), id="wrong-empty-list"),
@@ -119,7 +119,7 @@ def test_rewards_of_readable_answers_lie_between_0_and_1(
 
 
 def random_answer(rng: random.Random, true: Target) -> list[tuple[list[int], float]]:
-    """Boxes near true ones and elsewhere, with different confidences; boxes are in the frame."""
+    """Draw boxes in the frame, near true ones and elsewhere, with different confidences."""
     found = []
     confidences = rng.sample(range(101), 8)
     for true_box in rng.sample(true, rng.randint(0, len(true))) * rng.choice([1, 1, 2]):
@@ -134,7 +134,7 @@ def random_answer(rng: random.Random, true: Target) -> list[tuple[list[int], flo
 
 
 def released(found: list[tuple[list[int], float]], true: list[list[float]]) -> tuple[float, float]:
-    """The released code's IoU reward and eq. 7-8's confidence reward of an answer whose boxes all differ."""
+    """Return the released code's IoU reward and eq. 7-8's confidence reward of an answer without equal boxes."""
     matched: dict[int, float] = {}
     free = set(range(len(true)))
     for i in sorted(range(len(found)), key=lambda i: -found[i][1]):
@@ -149,7 +149,7 @@ def released(found: list[tuple[list[int], float]], true: list[list[float]]) -> t
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_iou_and_paper_confidence_are_the_published_formulas(seed: int) -> None:
+def test_iou_and_paper_confidence_equal_the_published_formulas(seed: int) -> None:
     rng = random.Random(seed)
     matches = 0
     for _ in range(250):
@@ -169,15 +169,15 @@ def test_iou_and_paper_confidence_are_the_published_formulas(seed: int) -> None:
     [
         pytest.param(tagged("No Objects"), NONE, 1, id="right-no-objects"),
         pytest.param(tagged("No Objects"), ONE, 0, id="wrong-no-objects"),
-        pytest.param(tagged(boxes((FAR, 0))), ONE, 1, id="wrong-and-known-to-be"),
-        pytest.param(tagged(boxes((EXACT, 1))), FOUR, 1, id="missed-ones-are-forgiven"),
+        pytest.param(tagged(boxes((FAR, 0))), ONE, 1, id="wrong-without-confidence"),
+        pytest.param(tagged(boxes((EXACT, 1))), FOUR, 1, id="missed-boxes-cost-nothing"),
         pytest.param(tagged(boxes((EXACT, 1), (FAR, 0.2))), ONE, 0.9, id="mean-over-predictions"),
-        pytest.param(tagged(boxes((FAR, 0.2))), NONE, 0.8, id="where-there-is-nothing"),
-        pytest.param(tagged('[{"bbox_2d": [10, 20, 300, 400]}]'), ONE, 0, id="states-no-confidence"),
+        pytest.param(tagged(boxes((FAR, 0.2))), NONE, 0.8, id="box-without-objects"),
+        pytest.param(tagged('[{"bbox_2d": [10, 20, 300, 400]}]'), ONE, 0, id="no-confidence"),
         pytest.param("unreadable", ONE, 0, id="unreadable"),
     ],
 )
-def test_paper_confidence_where_it_differs_from_ours(text: str, target: Target, expected: float) -> None:
+def test_paper_confidence_differs_from_ours(text: str, target: Target, expected: float) -> None:
     about = sample(target)
     assert PaperConfidence().score(DetectionTask().parse(text, about, FRAME), about) == pytest.approx(expected)
 
@@ -201,7 +201,7 @@ def test_giou_and_diou_rewards_are_the_best_sum_over_all_matchings(kind: type[De
 
 
 def shifted(a: list[int], b: list[float], diou: bool) -> float:
-    """(1 + GIoU) / 2 or (1 + DIoU) / 2."""
+    """Return (1 + GIoU) / 2 or (1 + DIoU) / 2."""
     iou, giou = overlap_of(a, b)
     apart = math.hypot((a[0] + a[2] - b[0] - b[2]) / 2, (a[1] + a[3] - b[1] - b[3]) / 2)
     diagonal = math.hypot(max(a[2], b[2]) - min(a[0], b[0]), max(a[3], b[3]) - min(a[1], b[1]))
@@ -223,10 +223,10 @@ def test_a_box_that_misses_earns_more_the_nearer_it_is(kind: type[DetectionGIoU]
 @pytest.mark.parametrize(
     ("matching", "pairs"),
     [
-        # the sure prediction has IoU 0.9 with the first true box and 60 / 90 with the second; the other one has 0.8
-        # with the first and 60 / 125 with the second, which is no match
-        pytest.param("confidence", [0.9], id="by-confidence-the-sure-one-takes-the-best"),
-        pytest.param("optimal", [60 / 90, 0.8], id="optimal-gives-it-up-for-two"),
+        # the confident prediction has IoU 0.9 with the first true box and 60 / 90 with the second; the other one has
+        # 0.8 with the first and 60 / 125, below the threshold, with the second
+        pytest.param("confidence", [0.9], id="by-confidence-the-confident-box-takes-the-best"),
+        pytest.param("optimal", [60 / 90, 0.8], id="optimal-prefers-two-pairs"),
     ],
 )
 def test_matching_of_detection_rewards(matching: str, pairs: list[float]) -> None:
@@ -276,10 +276,12 @@ THERE = [600, 600, 800, 800]
         pytest.param(labelled(("dog", EXACT, 1), ("cat", THERE, 1)), (0, 0, 0), id="labels-swapped"),
         pytest.param(labelled(("cat", EXACT, 0.9), ("cat", THERE, 0.6)), (0.5, 0.55, 0.5), id="one-label-wrong"),
         pytest.param(
-            labelled(("dog", EXACT, 0.9), ("cat", EXACT, 0.8)), (0.5, 0.425, 0.5), id="the-surer-has-another-label"
+            labelled(("dog", EXACT, 0.9), ("cat", EXACT, 0.8)),
+            (0.5, 0.425, 0.5),
+            id="the-more-confident-has-another-label",
         ),
-        pytest.param(labelled((" CAT.", EXACT, 1)), (0.5, 0.5, 2 / 3), id="other-writing-of-a-label"),
-        pytest.param(labelled(("horse", EXACT, 0)), (0, 0.25, 0), id="label-that-was-not-asked-for"),
+        pytest.param(labelled((" CAT.", EXACT, 1)), (0.5, 0.5, 2 / 3), id="label-in-other-case"),
+        pytest.param(labelled(("horse", EXACT, 0)), (0, 0.25, 0), id="label-outside-the-query"),
         pytest.param(labelled(("", EXACT, 0)), (0, 0.25, 0), id="empty-label"),
         pytest.param(tagged(boxes((EXACT, 1))), (0, 0, 0), id="no-label-is-unreadable"),
         pytest.param(tagged("No Objects"), (0, 0, 0), id="no-objects"),
@@ -293,7 +295,7 @@ def test_boxes_are_matched_within_their_label(text: str, expected: tuple[float, 
 
 
 @pytest.mark.parametrize("kind", [DetectionGIoU, DetectionDIoU])
-def test_overlaps_with_another_label_count_for_nothing(kind: type[DetectionGIoU]) -> None:
+def test_overlaps_with_another_label_do_not_count(kind: type[DetectionGIoU]) -> None:
     about = Sample(0, Image.new("1", (500, 500)), 0, "cat, Dog", CAT_AND_DOG)
     wrong = MultiCategoryDetectionTask().parse(labelled(("horse", EXACT, 1), ("horse", THERE, 1)), about, FRAME)
     right = MultiCategoryDetectionTask().parse(labelled(("dog", THERE, 1), ("cat", EXACT, 1)), about, FRAME)

@@ -1,4 +1,4 @@
-"""Grounding rewards, against their formulas and on what is no box."""
+"""Grounding rewards, against their formulas and on answers without a box."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from vrft.types import Answer, Detection, Sample
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_paper_grounding_reward_is_one_and_the_giou(seed: int) -> None:
+def test_paper_grounding_reward_is_1_plus_giou(seed: int) -> None:
     rng = random.Random(seed)
     for _ in range(250):
         x0, y0, u0, v0 = (rng.randrange(999) for _ in range(4))
@@ -46,11 +46,11 @@ def test_paper_grounding_reward_is_one_and_the_giou(seed: int) -> None:
 @pytest.mark.parametrize(
     ("box", "inside"),
     [
-        pytest.param("(10,20),(300,400)", 1, id="the-box"),
+        pytest.param("(10,20),(300,400)", 1, id="exact"),
         pytest.param("(290,390),(310,410)", 1, id="centre-on-the-corner"),
         pytest.param("(290,390),(312,410)", 0, id="centre-just-outside"),
         pytest.param("(0,0),(500,700)", 1, id="larger-box-around"),
-        pytest.param("(600,20),(900,400)", 0, id="beside-it"),
+        pytest.param("(600,20),(900,400)", 0, id="beside"),
     ],
 )
 def test_point_in_box(box: str, inside: float) -> None:
@@ -59,7 +59,7 @@ def test_point_in_box(box: str, inside: float) -> None:
 
 
 @pytest.mark.parametrize("kind", [GroundingIoU, GroundingGIoU, PaperGroundingGIoU, PointInBox, CentreDistance])
-def test_grounding_rewards_of_what_is_no_box_are_0(kind: type[Reward]) -> None:
+def test_grounding_rewards_without_a_single_box_are_0(kind: type[Reward]) -> None:
     two = (*ONE, *ONE)
     assert kind().score(Answer("", "", None, True), sample(ONE)) == 0
     assert kind().score(Answer("", "", "cat", True), sample(ONE)) == 0

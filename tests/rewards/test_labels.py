@@ -16,7 +16,7 @@ from vrft.rewards import (
 from vrft.tasks import ClassificationTask, CountingTask
 
 
-def test_ten_classes_at_once_are_no_answer() -> None:
+def test_an_answer_with_ten_classes_is_wrong() -> None:
     names = [f"class {i}" for i in range(10)]
     for name in names:
         about = sample(name)
@@ -30,7 +30,7 @@ def test_ten_classes_at_once_are_no_answer() -> None:
         pytest.param(tagged("boeing_737-200."), "Boeing 737-200", 1, id="case-separators-full-stop"),
         pytest.param(tagged("737 200"), "737-200", 1, id="space-for-hyphen"),
         pytest.param("<think>hm</think>\n<answer>\nrose\n</answer>", "rose", 1, id="D3-own-line"),
-        pytest.param("<answer>rose</answer>", "rose", 1, id="no-think-is-a-matter-of-format"),
+        pytest.param("<answer>rose</answer>", "rose", 1, id="no-think-only-costs-format"),
         pytest.param(tagged(""), "rose", 0, id="D4-empty"),
         pytest.param(tagged(" \n"), "rose", 0, id="D4-white-space"),
         pytest.param(tagged("7"), "Boeing 717", 0, id="D4-part-of-the-class"),
@@ -54,7 +54,7 @@ def test_accuracy(text: str, target: str, expected: float) -> None:
     [
         pytest.param("puma", "Mountain lion", 1, id="alias"),
         pytest.param("MOUNTAIN_LION", "Mountain lion", 1, id="the-name-itself"),
-        pytest.param("cougar.", "Mountain lion", 1, id="alias-in-other-writing"),
+        pytest.param("cougar.", "Mountain lion", 1, id="alias-normalised"),
         pytest.param("Mountain lion", "puma", 0, id="aliases-go-one-way"),
         pytest.param("puma, cougar", "Mountain lion", 0, id="two-aliases-at-once"),
         pytest.param("puma", "cat", 0, id="alias-of-another-class"),
@@ -71,7 +71,7 @@ def test_aliases(text: str, target: str, expected: float) -> None:
     ("text", "target", "accuracy", "error"),
     [
         pytest.param("4", "4", 1, 1, id="right"),
-        pytest.param("04.", "4", 1, 1, id="other-writing"),
+        pytest.param("04.", "4", 1, 1, id="normalised"),
         pytest.param("3", "4", 0, 0.75, id="one-too-few"),
         pytest.param("5", "4", 0, 0.75, id="one-too-many"),
         pytest.param("8", "4", 0, 0, id="twice-as-many"),
@@ -81,7 +81,7 @@ def test_aliases(text: str, target: str, expected: float) -> None:
         pytest.param("1", "0", 0, 0, id="one-of-none"),
         pytest.param("four", "4", 0, 0, id="in-words"),
         pytest.param("-4", "4", 0, 0, id="negative"),
-        pytest.param("3", "many", 0, 0, id="truth-that-is-no-number"),
+        pytest.param("3", "many", 0, 0, id="truth-is-not-a-number"),
     ],
 )
 def test_counts(text: str, target: str, accuracy: float, error: float) -> None:

@@ -1,4 +1,4 @@
-"""Reward models, against a plain forward."""
+"""Reward models against a plain forward."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ TEXTS = ["a b c good", "bad", "c c c c c c c c c c", ""]
 
 @pytest.fixture(params=[1, 2, 3], ids=["one-logit", "two-classes", "three-classes"])
 def classifier(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Path, int]:
-    """The folder of a small random BERT that classifies pairs of texts, and its number of classes."""
+    """Write a small random BERT that classifies pairs of texts; return its folder and its number of classes."""
     from tokenizers import Tokenizer
     from tokenizers.models import WordLevel
     from tokenizers.pre_tokenizers import Whitespace
@@ -60,7 +60,7 @@ def classifier(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Path, in
     return tmp_path, request.param
 
 
-def test_a_reward_model_gives_the_probabilities_of_a_plain_forward(classifier: tuple[Path, int]) -> None:
+def test_a_reward_model_returns_the_probabilities_of_a_plain_forward(classifier: tuple[Path, int]) -> None:
     from transformers import BertForSequenceClassification
 
     folder, classes = classifier
@@ -70,8 +70,8 @@ def test_a_reward_model_gives_the_probabilities_of_a_plain_forward(classifier: t
         reward.load()
         about = Sample(0, Image.new("1", (5, 5)), 0, "find cat", ONE)
         expected = []
-        for text in TEXTS:  # one at a time, without padding; the first two tokens of a pair stand for the question
-            words = [WORDS.index(word) for word in text.split()][:7]  # 12 tokens at the most
+        for text in TEXTS:  # one at a time, without padding; the first two tokens of a pair are the question
+            words = [WORDS.index(word) for word in text.split()][:7]  # at most 12 tokens
             ids = [2, 4, 5, 3, *words, 3]
             kinds = [0] * 4 + [1] * (len(words) + 1)
             with torch.no_grad():
@@ -79,7 +79,7 @@ def test_a_reward_model_gives_the_probabilities_of_a_plain_forward(classifier: t
             expected.append((logits.sigmoid() if classes == 1 else logits.softmax(0))[label].item())
         found = reward(answers(*TEXTS), [about] * len(TEXTS)).tolist()
         assert found == pytest.approx(expected, abs=1e-5)
-        assert max(expected) - min(expected) > 0.01  # or any text would do
+        assert max(expected) - min(expected) > 0.01  # the texts have different scores
         assert reward.score(answers(TEXTS[0])[0], about) == pytest.approx(expected[0], abs=1e-5)
 
 
@@ -88,7 +88,7 @@ def test_a_reward_model_is_not_trained(classifier: tuple[Path, int]) -> None:
     reward.load()
     model = reward.model
     reward.load()
-    assert reward.model is model  # once is enough
+    assert reward.model is model  # loaded only once
     assert not any(parameter.requires_grad for parameter in reward.parameters())
     assert not reward.model.training
     assert not reward(answers("a"), [sample(ONE)]).requires_grad
@@ -99,7 +99,7 @@ def test_a_shorter_limit_cuts_the_text(classifier: tuple[Path, int]) -> None:
     reward.load()
     about = Sample(0, Image.new("1", (5, 5)), 0, "a", ONE)
     first, other = reward(answers("a b c good", "a b c bad"), [about] * 2).tolist()
-    assert first == other  # what differs is behind the limit
+    assert first == other  # they differ only beyond the limit
     longer = RewardModel(str(classifier[0]))
     longer.load()
     first, other = longer(answers("a b c good", "a b c bad"), [about] * 2).tolist()

@@ -1,4 +1,4 @@
-"""Answers that the released functions of Visual-RFT were run on; their results are in the comments of the tables."""
+"""Answers on which the released functions of Visual-RFT were run; comments in the tables have their results."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ from vrft.rewards import (
 from vrft.tasks import GroundingTask
 from vrft.types import Target
 
-TABLE_GOOD = [12, 25, 300, 390]  # the good box of the tables, for a true box [10, 20, 300, 400]
+TABLE_GOOD = [12, 25, 300, 390]  # the good box in the tables, for a true box [10, 20, 300, 400]
 
 
 @pytest.mark.parametrize(
     ("text", "target", "expected"),
     [
-        # what follows the arrow in the comments: IoU, confidence and format of the released functions
+        # after the arrows: IoU, confidence and format rewards of the released functions
         pytest.param(tagged(boxes((EXACT, 1))), ONE, (1, 1, 1), id="exact-box"),  # -> 1, 1, 1
         pytest.param(tagged(boxes((TABLE_GOOD, 0.9))), ONE, (0.954, 0.9, 1), id="good-box"),  # -> .954, .9, 1
         pytest.param(tagged(boxes((TABLE_GOOD, 0.9))), TWO, (0.477, 0.45, 1), id="good-box-of-two"),  # -> .477, .9, 1
@@ -105,7 +105,7 @@ TABLE_GOOD = [12, 25, 300, 390]  # the good box of the tables, for a true box [1
         ),
     ],
 )
-def test_the_answers_that_the_released_detection_rewards_were_run_on(
+def test_detection_rewards_of_answers_with_known_released_rewards(
     text: str, target: Target, expected: tuple[float, float, float]
 ) -> None:
     assert detection_scores(text, target) == pytest.approx(expected, abs=5e-4)
@@ -114,7 +114,7 @@ def test_the_answers_that_the_released_detection_rewards_were_run_on(
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        # the released accuracy takes math-verify's word, else 1 + GIoU of the first four numbers it finds
+        # the released accuracy is math-verify's verdict, or else 1 + GIoU of the first four numbers
         pytest.param(tagged("(10,20),(300,400)"), (1, 1, 2, 1, 1), id="exact"),  # -> 2.0
         pytest.param(tagged("(12,25),(300,390)"), (0.954, 0.977, 1.954, 0.998, 1), id="near"),  # -> about 1.9
         pytest.param(tagged("(700,600),(990,990)"), (0, 0.117, 0.235, 0.360, 1), id="disjoint"),
@@ -131,7 +131,7 @@ def test_the_answers_that_the_released_detection_rewards_were_run_on(
         pytest.param("<think>a</think>\n<answer>(10,20),(300,400)</answer>", (1, 1, 2, 1, 1), id="own-line"),
     ],
 )
-def test_the_answers_that_the_released_grounding_reward_was_run_on(text: str, expected: tuple[float, ...]) -> None:
+def test_grounding_rewards_of_answers_with_a_known_released_reward(text: str, expected: tuple[float, ...]) -> None:
     about = sample(ONE)
     answer = GroundingTask().parse(text, about, FRAME)
     rewards = (GroundingIoU(), GroundingGIoU(), PaperGroundingGIoU(), CentreDistance(), Format())

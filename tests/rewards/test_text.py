@@ -25,7 +25,7 @@ from vrft.types import Answer
     [
         pytest.param("<think>a</think><answer>b</answer>", 1, id="as-asked"),
         pytest.param("<think>\na\n</think>\n\n<answer>\nb\n</answer>\n", 1, id="white-space-around"),
-        pytest.param("<think></think><answer></answer>", 1, id="says-nothing"),
+        pytest.param("<think></think><answer></answer>", 1, id="empty-blocks"),
         pytest.param("<think>a</think><think>c</think><answer>b</answer>", 0, id="two-reasonings"),
         pytest.param("<think>a</think><answer>b</answer><answer>c</answer>", 0, id="two-answers"),
         pytest.param("<think>a<think>c</think><answer>b</answer>", 0, id="opened-twice"),
@@ -59,9 +59,9 @@ def test_length(words: int, expected: float) -> None:
     ("text", "size", "expected"),
     [
         pytest.param("a b c d e", 2, 1, id="no-repetition"),
-        pytest.param("a b a b", 2, 2 / 3, id="one-run-of-three-twice"),
+        pytest.param("a b a b", 2, 2 / 3, id="one-bigram-twice"),
         pytest.param("so so so so so", 2, 1 / 4, id="one-word"),
-        pytest.param("So SO so", 2, 1 / 2, id="case-does-not-count"),
+        pytest.param("So SO so", 2, 1 / 2, id="case-is-ignored"),
         pytest.param("a b c", 4, 1, id="too-short"),
         pytest.param("", 4, 1, id="empty"),
     ],

@@ -1,4 +1,4 @@
-"""Servers of a small policy."""
+"""Real and fake vLLM servers of a small policy."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from vrft.policy.tiny import write_checkpoint
 
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A small policy that vLLM's CPU backend can run."""
+    """Write a small policy that vLLM's CPU backend can run, and return its folder."""
     folder = tmp_path_factory.mktemp("checkpoint") / "untied"
     write_checkpoint(folder, width=128, tied=False)
     return str(folder)
@@ -26,7 +26,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="session")
 def real(checkpoint: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], str]]:
-    """Starts real servers: for `lora`, `full` or `reload` (full without the plugin); their addresses."""
+    """Yield a function that starts a real server for `lora`, `full` or `reload` (no plugin) and returns its address."""
     running: dict[str, tuple[subprocess.Popen[bytes], str]] = {}
 
     def start(kind: str) -> str:
@@ -49,7 +49,7 @@ def fake(checkpoint: str) -> Iterator[VLLM]:
 
 @pytest.fixture
 def fakes(checkpoint: str) -> Iterator[Callable[..., VLLM]]:
-    """Makes servers with given flags."""
+    """Yield a function that makes fake servers with the given flags."""
     made: list[VLLM] = []
 
     def make(path: str = checkpoint, **flags: Any) -> VLLM:
@@ -68,7 +68,7 @@ def kind(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(params=["fake", pytest.param("real", marks=REAL)])
 def server(request: pytest.FixtureRequest, kind: str, fakes: Callable[..., VLLM], real: Callable[[str], str]) -> str:
-    """The address of a server that a test runs against, real or not."""
+    """Return the address of the server under test, real or fake."""
     if request.param == "real":
         return real(kind)
     return fakes(backend=None if kind == "reload" else "vrft").url

@@ -22,7 +22,7 @@ def predictor() -> Predictor:
     return Predictor("tiny-detection", DetectionTask("Detect {query}"))
 
 
-def test_answers_are_those_of_the_command(
+def test_answers_equal_those_of_the_command(
     predictor: Predictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -54,8 +54,8 @@ def test_an_open_image_gets_the_answer_of_its_file(predictor: Predictor, tmp_pat
     assert predictor(picture, "red") == predictor(tmp_path / "scene.png", "red")
 
 
-def test_a_file_that_is_no_image_is_an_error(predictor: Predictor, tmp_path: Path) -> None:
+def test_a_file_that_is_not_an_image_is_an_error(predictor: Predictor, tmp_path: Path) -> None:
     (tmp_path / "notes.png").write_text("no image")
     with pytest.raises(BadImage, match="not a readable image"):
         predictor(tmp_path / "notes.png", "red")
-    assert predictor(Image.new("RGB", (56, 56)), "red").text  # still answers
+    assert predictor(Image.new("RGB", (56, 56)), "red").text  # the predictor remains usable

@@ -41,7 +41,7 @@ def test_the_fragment_changes_the_engine_of_any_config(config: str, capsys: pyte
         ),
         pytest.param(
             ["--model.policy.lora={target_modules: all-linear}", "--model.policy.freeze_vision=true"],
-            ["--enable-tower-connector-lora"],  # adapters train on a tower that is frozen
+            ["--enable-tower-connector-lora"],  # adapters target a frozen tower
             "--enforce-eager",
             id="frozen-tower",
         ),

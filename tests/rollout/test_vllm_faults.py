@@ -1,4 +1,4 @@
-"""Servers that fail, hang, restart or hold other weights: what is tried again, and what ends the run."""
+"""Servers that fail, hang, restart or have other weights: which requests are retried, and what ends the run."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ FAULTS += [(fault, LoRA(r=8)) for fault in ("restart", "restart-silently")]
 @pytest.mark.parametrize(
     ("fault", "lora"), FAULTS, ids=[f"{fault}-{'lora' if lora else 'full'}" for fault, lora in FAULTS]
 )
-def test_after_a_fault_the_rollout_is_that_without_it(
+def test_a_rollout_after_a_fault_equals_one_without(
     fault: str, lora: LoRA | None, fake: VLLM, checkpoint: str, tmp_path: Path
 ) -> None:
     policy = a_policy(checkpoint, lora)
@@ -51,7 +51,7 @@ def test_after_a_fault_the_rollout_is_that_without_it(
 
 
 @pytest.mark.parametrize("route", ["/finish_weight_update", "/reset_prefix_cache", "/resume", "/update_weight_version"])
-def test_an_update_that_is_cut_off_is_made_again(route: str, fake: VLLM, checkpoint: str, tmp_path: Path) -> None:
+def test_an_interrupted_update_is_retried(route: str, fake: VLLM, checkpoint: str, tmp_path: Path) -> None:
     policy = a_policy(checkpoint)
     made = engine(policy, tmp_path, fake.url, timeout=10.0, patience=30.0)
     train(policy, 1)
@@ -72,7 +72,7 @@ def test_another_server_takes_over(fakes: Callable[..., VLLM], checkpoint: str, 
     assert time.monotonic() - start < 5
 
 
-def test_a_server_that_was_away_gets_the_weights_it_missed(
+def test_a_restarted_server_gets_the_weights_that_it_missed(
     fakes: Callable[..., VLLM], checkpoint: str, tmp_path: Path
 ) -> None:
     policy, first = a_policy(checkpoint), fakes()
@@ -87,7 +87,7 @@ def test_a_server_that_was_away_gets_the_weights_it_missed(
     again.stop()
 
 
-def test_rests_grow_until_a_completion_is_there(
+def test_delays_grow_until_a_completion_arrives(
     fake: VLLM, checkpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     policy = a_policy(checkpoint)
@@ -100,14 +100,14 @@ def test_rests_grow_until_a_completion_is_there(
         rests.append(made.servers[0].retry_at - now[0])
         now[0] += rests[-1]
     assert rests == [0.5, 1, 2, 4, 8, 16, *[30] * 1094]
-    made.servers[0].update(made.weights, now[0] + 1)  # whose routes answer: that alone proves little
+    made.servers[0].update(made.weights, now[0] + 1)  # an update does not prove that completions work
     assert made.servers[0].failures == 1100
     roll(made, policy)
     assert made.servers[0].failures == 0
 
 
 @pytest.mark.slow
-def test_in_the_end_there_is_one_clear_error(fake: VLLM, checkpoint: str, tmp_path: Path) -> None:
+def test_failures_beyond_the_patience_end_in_one_clear_error(fake: VLLM, checkpoint: str, tmp_path: Path) -> None:
     policy = a_policy(checkpoint)
     made = engine(policy, tmp_path, fake.url, patience=1.2)
     fake.faults.extend(["500"] * 20)
@@ -116,11 +116,11 @@ def test_in_the_end_there_is_one_clear_error(fake: VLLM, checkpoint: str, tmp_pa
 
 
 @pytest.mark.slow
-def test_a_server_that_hangs_costs_no_more_than_the_patience(fake: VLLM, checkpoint: str, tmp_path: Path) -> None:
+def test_a_hanging_server_costs_no_more_than_the_patience(fake: VLLM, checkpoint: str, tmp_path: Path) -> None:
     policy = a_policy(checkpoint)
     made = engine(policy, tmp_path, fake.url, patience=2.0)
     fake.stop()
-    with socket.create_server(("127.0.0.1", fake.http.server_port)):  # takes connections, says nothing
+    with socket.create_server(("127.0.0.1", fake.http.server_port)):  # accepts connections but never responds
         made.servers[0].weights_version = None
         start = time.monotonic()
         with pytest.raises(RolloutFailed, match=r"within 2 s"):
@@ -128,13 +128,11 @@ def test_a_server_that_hangs_costs_no_more_than_the_patience(fake: VLLM, checkpo
         assert time.monotonic() - start < 5
 
 
-def test_a_process_that_brings_weights_for_long_is_not_waited_for_any_longer(
-    fake: VLLM, checkpoint: str, tmp_path: Path
-) -> None:
+def test_waiting_for_another_process_that_updates_a_server_ends(fake: VLLM, checkpoint: str, tmp_path: Path) -> None:
     policy = a_policy(checkpoint)
     made = engine(policy, tmp_path, fake.url, patience=1.0)
     made.servers[0].weights_version = None
-    said = "is still updating its weights|has not loaded the weights in time"  # one thread waits for the file's lock
+    said = "is still updating its weights|has not loaded the weights in time"  # one thread waits for the file lock
     with made.weights._lock(made.servers[0].client), pytest.raises(RolloutFailed, match=said):
         roll(made, policy)
 
@@ -147,7 +145,7 @@ def test_a_process_that_brings_weights_for_long_is_not_waited_for_any_longer(
         pytest.param("/reset_prefix_cache", (b"", 200), "can't be read", id="empty"),
     ],
 )
-def test_control_routes_that_fail_are_tried_again(
+def test_failing_control_routes_are_retried(
     path: str, answer: tuple[Any, int], said: str, fake: VLLM, checkpoint: str, tmp_path: Path
 ) -> None:
     policy = a_policy(checkpoint)
@@ -202,12 +200,12 @@ def test_proxies_of_the_environment_are_not_used(
     fake: VLLM, checkpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("http_proxy", "HTTP_PROXY", "all_proxy"):
-        monkeypatch.setenv(name, "http://127.0.0.1:9")  # where nobody listens
+        monkeypatch.setenv(name, "http://127.0.0.1:9")  # a closed port
     policy = a_policy(checkpoint)
     assert gap(policy, roll(engine(policy, tmp_path, fake.url), policy)) < 1e-4
 
 
-def test_a_prompt_that_the_server_reads_otherwise_is_refused(fake: VLLM, checkpoint: str, tmp_path: Path) -> None:
+def test_a_prompt_that_the_server_encodes_differently_is_refused(fake: VLLM, checkpoint: str, tmp_path: Path) -> None:
     policy = a_policy(checkpoint)
     made = engine(policy, tmp_path, fake.url)
     template = fake.policy.processor.tokenizer.chat_template
@@ -223,7 +221,7 @@ def test_a_prompt_that_the_server_reads_otherwise_is_refused(fake: VLLM, checkpo
         roll(made, policy)
 
 
-def test_weights_of_another_run_are_not_taken_for_ones_own(fake: VLLM, checkpoint: str, tmp_path: Path) -> None:
+def test_weights_of_another_run_are_replaced(fake: VLLM, checkpoint: str, tmp_path: Path) -> None:
     policy, other = a_policy(checkpoint), a_policy(checkpoint)
     train(other, 1)
     made = engine(policy, tmp_path / "mine", fake.url)
@@ -232,9 +230,7 @@ def test_weights_of_another_run_are_not_taken_for_ones_own(fake: VLLM, checkpoin
     assert gap(policy, roll(made, policy)) < 1e-4
 
 
-def test_what_another_run_trained_and_this_one_does_not_is_overwritten(
-    fake: VLLM, checkpoint: str, tmp_path: Path
-) -> None:
+def test_weights_that_only_another_run_trained_are_overwritten(fake: VLLM, checkpoint: str, tmp_path: Path) -> None:
     other, policy = a_policy(checkpoint), Policy(checkpoint, dtype="float32", freeze_vision=True)
     policy.load(keep_reference=False)
     train(other, 1)
@@ -248,7 +244,7 @@ def test_what_another_run_trained_and_this_one_does_not_is_overwritten(
 
 
 @pytest.mark.parametrize("lora", [None, LoRA(r=8)], ids=["full", "lora"])
-def test_a_folder_that_a_server_sees_late_is_waited_for(
+def test_a_folder_that_a_server_sees_late_is_retried(
     lora: LoRA | None, fake: VLLM, checkpoint: str, tmp_path: Path
 ) -> None:
     policy = a_policy(checkpoint, lora)
@@ -261,7 +257,7 @@ def test_a_folder_that_a_server_sees_late_is_waited_for(
     assert gap(policy, roll(made, policy)) < 1e-4
 
 
-def test_an_adapter_that_is_being_loaded_is_waited_for(fake: VLLM, checkpoint: str, tmp_path: Path) -> None:
+def test_an_adapter_that_is_still_being_loaded_is_retried(fake: VLLM, checkpoint: str, tmp_path: Path) -> None:
     policy = a_policy(checkpoint, LoRA(r=8))
     message = {"error": {"message": "The lora adapter 'x' has already been loaded."}}
     fake.instead["/v1/load_lora_adapter"] = (message, 400)
@@ -270,7 +266,7 @@ def test_an_adapter_that_is_being_loaded_is_waited_for(fake: VLLM, checkpoint: s
     assert gap(policy, roll(made, policy)) < 1e-4
 
 
-def test_weights_are_collected_where_they_are_written(
+def test_only_the_writing_process_collects_weights(
     fake: VLLM, checkpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     policy = a_policy(checkpoint)
@@ -280,7 +276,7 @@ def test_weights_are_collected_where_they_are_written(
     assert made.weights.number == 1
 
 
-def test_a_rollout_ends_when_it_is_told_to(fake: VLLM, checkpoint: str, tmp_path: Path) -> None:
+def test_a_rollout_can_be_cancelled(fake: VLLM, checkpoint: str, tmp_path: Path) -> None:
     policy = a_policy(checkpoint)
     made = engine(policy, tmp_path, fake.url)
     fake.faults.extend(["500"] * 100)

@@ -1,7 +1,7 @@
-"""Rollouts on vLLM servers: the protocol.
+"""The protocol between rollouts and vLLM servers.
 
-The tests run against the server of `tests/helpers/vllm_server.py`; with `pytest -m vllm`, those of the protocol run
-against a real one, started as `serve-command` says, from the environment that `make vllm-env` makes (or $VLLM_ENV).
+The tests run against the fake server of `tests/helpers/vllm_server.py`. With `pytest -m vllm`, most run against a real
+server as well, started by the output of `serve-command` in the environment of `make vllm-env` (or $VLLM_ENV).
 """
 
 from __future__ import annotations
@@ -30,7 +30,9 @@ from vrft.rollout import Sampling, VLLMServer
 TOWER = LoRA(r=4, target_modules="all-linear")
 
 
-def test_log_probs_are_the_trainers_after_every_update(kind: str, server: str, checkpoint: str, tmp_path: Path) -> None:
+def test_log_probs_equal_the_trainers_after_every_update(
+    kind: str, server: str, checkpoint: str, tmp_path: Path
+) -> None:
     policy = a_policy(checkpoint, LoRA(r=8) if kind == "lora" else None)
     made = engine(policy, tmp_path, server)
     gaps = [gap(policy, roll(made, policy))]
@@ -47,7 +49,9 @@ def test_log_probs_are_the_trainers_after_every_update(kind: str, server: str, c
     assert max(gaps) <= 1e-4
 
 
-def test_a_step_is_sampled_the_same_again(kind: str, server: str, checkpoint: str, tmp_path: Path) -> None:
+def test_a_step_can_be_sampled_again_with_the_same_result(
+    kind: str, server: str, checkpoint: str, tmp_path: Path
+) -> None:
     policy = a_policy(checkpoint, LoRA(r=8) if kind == "lora" else None)
     made = engine(policy, tmp_path, server)
     one, again, other = (roll(made, policy, step=step).ids for step in (3, 3, 4))
@@ -57,7 +61,7 @@ def test_a_step_is_sampled_the_same_again(kind: str, server: str, checkpoint: st
     assert len(rows) == len(one), "each completion has key of its own"
 
 
-def test_banned_tokens_are_never_sampled_and_top_p_is_the_servers(
+def test_banned_tokens_are_never_sampled_and_the_server_applies_top_p(
     kind: str, server: str, checkpoint: str, tmp_path: Path
 ) -> None:
     policy = a_policy(checkpoint, LoRA(r=8) if kind == "lora" else None)
@@ -65,13 +69,13 @@ def test_banned_tokens_are_never_sampled_and_top_p_is_the_servers(
     free = roll(made, policy, Sampling(temperature=2.0), group=16, limit=24)
     assert not torch.isin(free.ids, policy.banned_ids).any()
     few = roll(made, policy, Sampling(top_k=1), group=4)
-    assert few.sampling_log_probs.abs().max() < 1e-5  # one candidate has all the probability
+    assert few.sampling_log_probs.abs().max() < 1e-5  # only one candidate remains
     groups = few.ids.view(2, 4, -1)
     assert torch.equal(groups, groups[:, :1].expand_as(groups))
 
 
 @pytest.mark.parametrize("where", ["fake", pytest.param("real", marks=REAL)])
-def test_weights_that_a_server_does_not_see_are_said_at_once(
+def test_weights_that_a_server_does_not_see_are_reported_at_once(
     where: str, checkpoint: str, fake: VLLM, real: Callable[[str], str], tmp_path: Path
 ) -> None:
     policy = a_policy(checkpoint, LoRA(r=8))
@@ -94,7 +98,7 @@ def test_weights_that_a_server_does_not_see_are_said_at_once(
         pytest.param({}, TOWER, "--enable-tower-connector-lora", id="tower"),
     ],
 )
-def test_a_server_that_is_started_wrongly_is_refused(
+def test_a_server_with_wrong_flags_is_refused(
     flags: dict[str, Any], lora: LoRA | None, said: str, fakes: Callable[..., VLLM], checkpoint: str, tmp_path: Path
 ) -> None:
     policy = a_policy(checkpoint, lora)
@@ -102,7 +106,7 @@ def test_a_server_that_is_started_wrongly_is_refused(
         engine(policy, tmp_path, fakes(**flags).url)
 
 
-def test_adapters_of_the_tower_work_where_the_server_says_so(
+def test_adapters_of_the_tower_work_on_servers_that_support_them(
     fakes: Callable[..., VLLM], checkpoint: str, tmp_path: Path
 ) -> None:
     policy = a_policy(checkpoint, TOWER)
@@ -125,7 +129,7 @@ def test_adapters_of_the_tower_work_where_the_server_says_so(
         "http://h:x",
     ],
 )
-def test_an_address_that_is_none_is_refused(url: str) -> None:
+def test_an_invalid_address_is_refused(url: str) -> None:
     with pytest.raises(ConfigurationError, match=r"model\.engine\.urls") as error:
         VLLMServer([url])
     assert "pw" not in str(error.value)

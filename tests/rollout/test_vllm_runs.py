@@ -1,4 +1,4 @@
-"""Whole runs on vLLM servers, and what is never learnt from."""
+"""Whole runs on vLLM servers, and completions that are never trained on."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from vrft.training.rft import RFT
 
 @pytest.fixture
 def built_in(fakes: Callable[..., VLLM]) -> VLLM:
-    """A server of the built-in policy."""
+    """Start a server of the built-in policy."""
     return fakes("tiny-detection")
 
 
 @pytest.fixture
 def fit(quick_fit: Command) -> Command:
-    """The command of a short run on servers."""
+    """Return a function that builds the command of a short run on servers."""
 
     def command(*urls: str, more: tuple[str, ...] = ()) -> list[str]:
         words = [CSV_ONLY, "--data.batch_size=2", "--model.num_generations=4", "--model.max_completion_length=24"]
@@ -41,14 +41,14 @@ def fit(quick_fit: Command) -> Command:
 
 
 def logged(run: Path, version: int = 0) -> list[dict[str, float]]:
-    """Rows of training steps."""
+    """Return the log's rows of training steps."""
     with (run / "logs" / f"version_{version}" / "metrics.csv").open() as file:
         rows = [row for row in csv.DictReader(file) if row.get("train/reward")]
     return [{name: float(value) for name, value in row.items() if value} for row in rows]
 
 
 def files_of_weights(run: Path) -> list[Path]:
-    """What is left of weights that were written for servers."""
+    """Return the remaining folders of weights for servers."""
     return [path for path in (run / "vllm").iterdir() if path.is_dir()]
 
 
@@ -72,7 +72,7 @@ def test_a_run_trains_and_measures_the_mismatch(
     assert not built_in.adapters
 
 
-def test_other_weights_on_the_server_end_the_run_before_anything_is_learnt(
+def test_other_weights_on_the_server_end_the_run_before_training(
     fit: Command, fakes: Callable[..., VLLM], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     other = fakes("tiny-digits")
@@ -96,8 +96,8 @@ def test_other_weights_on_the_server_are_not_evaluated(
     assert "log-probabilities differ from the trainer's by" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("images", [pytest.param(12, id="in-an-epoch"), pytest.param(1, id="at-the-start-of-one")])
-def test_a_run_that_no_server_answers_saves_and_goes_on_as_if_nothing_had_been(
+@pytest.mark.parametrize("images", [pytest.param(12, id="in-an-epoch"), pytest.param(1, id="at-the-start-of-an-epoch")])
+def test_a_run_without_answers_saves_and_resumes_like_an_uninterrupted_run(
     images: int, fit: Command, built_in: VLLM, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     steps = ("--trainer.max_steps=4", "--trainer.limit_val_batches=0", f"--data.train_size={images}")
@@ -150,10 +150,10 @@ def test_two_ranks_share_a_server(fit: Command, built_in: VLLM, two_ranks: Ranks
     assert not files_of_weights(tmp_path / "run")
 
 
-def test_other_mistakes_of_the_user_do_not_count_batches(
+def test_configuration_errors_leave_the_count_of_batches_unchanged(
     fit: Command, built_in: VLLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Only one rank may know of them, and the loader may not have handed out the batch."""
+    """Ranks can't agree on the count: only one may see the error, and the loader may not have yielded the batch."""
 
     def dead(*_: Any) -> None:
         raise ConfigurationError("data.num_workers: 3 workers died")
@@ -165,7 +165,7 @@ def test_other_mistakes_of_the_user_do_not_count_batches(
     assert not list((tmp_path / "run").glob("vllm/*/"))
 
 
-def test_nothing_listens(fit: Command, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_address_without_a_server_is_reported(fit: Command, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(fit("http://127.0.0.1:9")) == 2
     said = capsys.readouterr().err.splitlines()[-1]
     assert said.startswith("vrft: model.engine: http://127.0.0.1:9 does not report how it was started")
