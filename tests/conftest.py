@@ -18,7 +18,7 @@ import torch
 from tests.helpers import ROOT
 from tests.helpers.ranks import Ranks
 
-TRAINS = {"quick_fit", "like_whole", "command", "runs", "two_ranks", "doctor"}
+TRAINS = {"quick_fit", "like_whole", "command", "runs", "two_ranks", "doctor", "workspace", "photos", "predictor"}
 """Fixtures of tests that make whole runs, which are therefore slow."""
 
 

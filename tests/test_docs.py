@@ -166,7 +166,6 @@ def run(arguments: list[str], folder: Path) -> bool:
     return finished([*arguments, *small])
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("_here")
 @pytest.mark.parametrize("command", [pytest.param(text, id=where) for text, where in commands().items()])
 def test_command(

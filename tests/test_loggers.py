@@ -29,6 +29,7 @@ def scored() -> ScoredRollout:
     return scored_rollout(sample, answers, rewards, torch.tensor([[1.5, 0.0]]), torch.tensor([[0.7, -0.7]]))
 
 
+@pytest.mark.slow
 def test_no_key_means_offline_not_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))  # no ~/.netrc either
@@ -85,6 +86,7 @@ def test_transcript_rows_are_plain_json() -> None:
     assert entry["target"] == [[[1, 2, 3, 4], "cat", 1.0]]
 
 
+@pytest.mark.slow
 def test_a_service_that_dies_is_started_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     logger = WandbLogger(str(tmp_path / "run"))

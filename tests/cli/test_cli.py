@@ -136,6 +136,7 @@ def test_lora_run_saves_adapters_alone(quick_fit: Command, tmp_path: Path) -> No
     assert (tmp_path / "run" / "export" / "adapter" / "adapter_model.safetensors").exists()
 
 
+@pytest.mark.slow
 def test_sft_on_the_same_data(tiny_scenes: list[str], tmp_path: Path) -> None:
     config = str(ROOT / "configs" / "quickstart_sft.yaml")
     short = ["--trainer.max_steps=3", f"--run_dir={tmp_path}/run", "--trainer.enable_progress_bar=false", CSV_ONLY]

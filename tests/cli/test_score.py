@@ -227,7 +227,7 @@ def test_rewards_by_name_and_by_class_path(score) -> None:
 def test_a_reward_of_your_own_is_told_what_the_line_says(
     score, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "my_rewards.py").write_text(
+    (tmp_path / "rewards_of_mine.py").write_text(
         "from vrft.rewards import Reward\n"
         "class Mine(Reward):\n"
         "    def score(self, answer, sample):\n"
@@ -236,10 +236,10 @@ def test_a_reward_of_your_own_is_told_what_the_line_says(
     )
     monkeypatch.syspath_prepend(str(tmp_path))
     entries = [DETECTION | {"query": "cat", "metadata": data} for data in ({"score": 0.25}, {}, {"score": 7})]
-    rows, summary = score("detection", *entries, options=("--rewards", "my_rewards.Mine"))
+    rows, summary = score("detection", *entries, options=("--rewards", "rewards_of_mine.Mine"))
     assert rows == [{"Mine": 0.25}, {"Mine": None}, {"Mine": 1.0}]
     assert summary[1] == "Mine                 0.6250"
-    sys.modules.pop("my_rewards")
+    sys.modules.pop("rewards_of_mine")
 
 
 def test_what_reads_are_not_numbers_never_reaches_the_output(score) -> None:

@@ -49,6 +49,7 @@ def test_a_benchmark_has_its_classes_and_its_split(
     assert len(samples_of(kind(str(folder), val_fraction=0.2), tmp_path, ClassificationTask())[0]) == 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "write"), [(FlowersData, formats.write_flowers), (AircraftData, formats.write_aircraft)]
 )
@@ -104,6 +105,7 @@ def test_bad_flowers_are_named(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.slow
 def test_a_matlab_file_that_crashes_scipy_is_refused(tmp_path: Path) -> None:
     folder = formats.write_flowers(tmp_path / "x")
     savemat(folder / "imagelabels.mat", {"labels": np.ones((1, 12), np.uint8)})
@@ -114,6 +116,7 @@ def test_a_matlab_file_that_crashes_scipy_is_refused(tmp_path: Path) -> None:
     assert said.startswith(f"{folder / 'imagelabels.mat'}: not a readable MATLAB file")
 
 
+@pytest.mark.slow
 def test_matlab_may_store_numbers_as_floats(tmp_path: Path) -> None:
     folder = formats.write_flowers(tmp_path / "x")
     savemat(folder / "setid.mat", {"trnid": [[5.0, 6.0]], "tstid": [[1.0]]})  # one element is no list
@@ -181,6 +184,7 @@ def test_aircraft_may_be_named_by_the_inner_folder(tmp_path: Path) -> None:
     assert len(samples_of(AircraftData(str(folder / "data")), tmp_path, ClassificationTask())[0]) == 4
 
 
+@pytest.mark.slow
 def test_the_labels_of_held_out_cars_may_lie_in_the_devkit(tmp_path: Path) -> None:
     folder = formats.write_cars(tmp_path / "x")
     shutil.move(folder / "cars_test_annos_withlabels.mat", folder / "devkit")

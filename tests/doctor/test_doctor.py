@@ -158,6 +158,7 @@ def pays_for_garbage(completion: str, *_: Any) -> float:
     return float(completion == GARBAGE)
 
 
+@pytest.mark.slow
 def test_solutions_in_another_frame_are_found(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = write_jsonl(tmp_path / "files", 40, size=(56, 56))  # in pixels
     config = ["--config", str(ROOT / "configs" / "quickstart.yaml"), f"--run_dir={tmp_path}/run", CSV_ONLY]
