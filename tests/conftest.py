@@ -19,12 +19,12 @@ from tests.helpers import ROOT
 from tests.helpers.ranks import Ranks
 
 TRAINS = {"quick_fit", "like_whole", "command", "runs", "two_ranks", "doctor", "workspace", "photos", "predictor"}
-"""Fixtures of tests that make whole runs, which are therefore slow."""
+"""Fixtures of slow tests, which make whole runs."""
 
 
-@pytest.hookimpl(tryfirst=True)  # before -m leaves tests out
+@pytest.hookimpl(tryfirst=True)  # before -m deselects tests
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark tests that make runs as slow; keep each file, and all tests on two ranks, on one worker; longest first."""
+    """Mark tests that make runs as slow, put each file and all tests on two ranks on one worker, longest group first."""
     seconds: Counter[str] = Counter()
     groups: dict[pytest.Item, str] = {}
     for item in items:
@@ -78,5 +78,5 @@ def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ranks]:
 
 @pytest.fixture
 def _no_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Work in a folder without runs: the name of a new run depends on those that are there."""
+    """Work in a folder without runs, since the name of a new run depends on existing ones."""
     monkeypatch.chdir(tmp_path)

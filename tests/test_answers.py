@@ -1,4 +1,4 @@
-"""Reading answers: what is read and what is not."""
+"""Parsing of answers: valid and invalid ones."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_split_blocks(text: str, expected: Blocks) -> None:
     assert split_blocks(text) == expected
 
 
-def test_an_answer_in_a_second_reasoning_block_is_no_answer() -> None:
+def test_an_answer_in_a_second_reasoning_block_does_not_count() -> None:
     assert split_blocks("<think>a</think><think>or <answer>b</answer></think>").answer is None
 
 
@@ -62,7 +62,7 @@ def test_an_answer_in_a_second_reasoning_block_is_no_answer() -> None:
     [
         pytest.param("<answer>b</answer>", Blocks("", "b", True), id="as-asked"),
         pytest.param("\n<answer>\nb</answer> ", Blocks("", "b", True), id="own-lines"),
-        pytest.param("<think>a</think><answer>b</answer>", Blocks("a", "b", False), id="reasons-all-the-same"),
+        pytest.param("<think>a</think><answer>b</answer>", Blocks("a", "b", False), id="unrequested-reasoning"),
         pytest.param("<think></think><answer>b</answer>", Blocks("", "b", False), id="empty-reasoning"),
         pytest.param("So <answer>b</answer>", Blocks("", "b", False), id="text-before"),
         pytest.param("<answer>b</answer>!", Blocks("", "b", False), id="text-after"),
@@ -70,7 +70,7 @@ def test_an_answer_in_a_second_reasoning_block_is_no_answer() -> None:
         pytest.param("b", Blocks("", None, False), id="no-tags"),
     ],
 )
-def test_split_blocks_where_no_reasoning_is_asked_for(text: str, expected: Blocks) -> None:
+def test_split_blocks_without_reasoning(text: str, expected: Blocks) -> None:
     assert split_blocks(text, reasoning=False) == expected
 
 
@@ -100,7 +100,7 @@ UNSURE, CALLED, SURE_CALLED = Item(BOX), Item(BOX, None, "cat"), Item(BOX, 0.9, 
 @pytest.mark.parametrize(
     ("answer", "expected"),
     [
-        pytest.param(" no objects. ", [], id="no-objects-in-other-writing"),
+        pytest.param(" no objects. ", [], id="no-objects-normalised"),
         pytest.param("```json\n[]\n```", [], id="fenced-empty-list"),
         pytest.param(f"```json\n[{box()}]\n```", READ, id="paper-in-a-fence"),
         pytest.param(f"```\n[{box()}]\n```\n", READ, id="fence-without-language"),
@@ -146,7 +146,7 @@ UNSURE, CALLED, SURE_CALLED = Item(BOX), Item(BOX, None, "cat"), Item(BOX, 0.9, 
         ),
     ],
 )
-def test_other_forms_that_are_read(answer: str, expected: list[Item]) -> None:
+def test_other_accepted_forms(answer: str, expected: list[Item]) -> None:
     assert read_boxes(answer, FRAME) == expected
 
 
@@ -170,7 +170,7 @@ def test_a_frame_with_decimals_ends_at_one() -> None:
         pytest.param(box(), id="no-list"),
         pytest.param("[10, 20, 300, 400]", id="list-of-numbers"),
         pytest.param("[null]", id="null-item"),
-        pytest.param(f"[{box()}, null]", id="one-bad-item-spoils-all"),
+        pytest.param(f"[{box()}, null]", id="one-bad-item-invalidates-all"),
         pytest.param(f"[[{box()}]]", id="nested-list"),
         pytest.param(f"[{box('[[10, 20, 300, 400]]')}]", id="nested-position"),
         pytest.param(f"[{box(confidence='[0.9]')}]", id="confidence-in-list"),
@@ -334,9 +334,9 @@ def test_read_count(text: str, expected: str | None) -> None:
         pytest.param("(B", [], "B", id="half-a-bracket"),
         pytest.param("B.", [], "B", id="full-stop"),
         pytest.param("B: red", [], "B", id="colon-and-text"),
-        pytest.param("B) red", ["blue", "green"], "B", id="letter-goes-before-its-text"),
+        pytest.param("B) red", ["blue", "green"], "B", id="letter-takes-precedence"),
         pytest.param("Red.", ["blue", "red"], "B", id="text-of-a-choice"),
-        pytest.param("fire_hydrant", ["car", "Fire hydrant"], "B", id="text-in-other-writing"),
+        pytest.param("fire_hydrant", ["car", "Fire hydrant"], "B", id="text-normalised"),
         pytest.param("A.C. Milan", ["Inter", "A.C. Milan"], "B", id="text-that-begins-like-a-letter"),
         pytest.param("A", ["C", "B", "A"], "A", id="letter-that-is-also-a-text"),
         pytest.param("(a).", ["x", "(a)."], "B", id="text-in-brackets-and-full-stop"),

@@ -1,4 +1,4 @@
-"""Imports of the package run one way: downward along one line of layers, without circles among files or folders."""
+"""Imports of the package run downward along one line of layers, without cycles among files or folders."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ LAYERS = [
     ["boxes", "answers", "utils", "run_dir", "vllm_plugin"],
     ["types", "errors"],
 ]
-"""Folders and files of the package. Each imports from layers below its own, or from its own without a circle."""
+"""Folders and files of the package by layer. Each imports from lower layers, or from its own without a cycle."""
 
 DEPTH = {name: depth for depth, layer in enumerate(LAYERS) for name in layer}
 
@@ -36,14 +36,14 @@ def modules() -> dict[str, Path]:
 
 @cache
 def homes() -> dict[str, str]:
-    """Return the module of each class that the package offers at its top (`from vrft import RFT`)."""
+    """Return the module of each class that can be imported from the package itself (`from vrft import RFT`)."""
     tree = ast.parse((ROOT / "vrft" / "__init__.py").read_text())
     nodes = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
     return {alias.name: str(node.module) for node in nodes for alias in node.names}
 
 
 def imports(path: Path) -> Iterator[tuple[int, str]]:
-    """Yield line and module of every import: at the top, in functions, under TYPE_CHECKING, by `import_module`."""
+    """Yield line and module of every import, also in functions, under TYPE_CHECKING and by `import_module`."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             yield from ((node.lineno, alias.name) for alias in node.names)
@@ -59,7 +59,7 @@ def imports(path: Path) -> Iterator[tuple[int, str]]:
 
 @cache
 def arrows() -> list[tuple[str, str, str]]:
-    """Return importing module, imported module, and where: every import of the package by itself."""
+    """Return every import within the package: the importing module, the imported module and the location."""
     return [
         (module, name, f"{path.relative_to(ROOT)}:{line} imports {name}")
         for module, path in modules().items()
@@ -69,12 +69,12 @@ def arrows() -> list[tuple[str, str, str]]:
 
 
 def part(module: str) -> str:
-    """Return the folder or file at the top of the package that a module belongs to."""
+    """Return the top-level folder or file that a module belongs to."""
     return [*module.split("."), "__init__"][1]
 
 
 def circle(edges: set[tuple[str, str]]) -> list[str]:
-    """Return the nodes of a circle, or nothing."""
+    """Return the nodes of a cycle, empty if there is no cycle."""
     graph: dict[str, set[str]] = {}
     for start, end in edges:
         graph.setdefault(start, set()).add(end)
@@ -94,17 +94,17 @@ def test_no_import_runs_upward() -> None:
     assert not upward, "\n".join(upward)
 
 
-def test_no_files_import_each_other_in_a_circle() -> None:
+def test_files_do_not_import_each_other_in_a_cycle() -> None:
     found = circle({(start, end) for start, end, _ in arrows()})
     assert not found, " -> ".join(found)
 
 
-def test_no_folders_import_each_other_in_a_circle() -> None:
+def test_folders_do_not_import_each_other_in_a_cycle() -> None:
     found = circle({(part(start), part(end)) for start, end, _ in arrows() if part(start) != part(end)})
     assert not found, " -> ".join(found)
 
 
-def test_a_circle_and_an_arrow_upward_are_found() -> None:
+def test_a_cycle_and_an_upward_import_are_found() -> None:
     assert circle({("a", "b"), ("b", "c")}) == []
     assert circle({("a", "b"), ("b", "c"), ("c", "a")})[0] in "abc"
     assert DEPTH["cli"] < DEPTH["training"] < DEPTH["types"]

@@ -27,7 +27,7 @@ HALF: Box = (0, 0, 10, 5)
 
 
 def random_boxes(rng: np.random.Generator, count: int) -> list[Box]:
-    """Integer boxes, up to 19 wide and high; some have no area or reversed corners."""
+    """Draw integer boxes up to 19 wide and high; some have no area or reversed corners."""
     rows = np.hstack([rng.integers(0, 6, (count, 2)), rng.integers(4, 20, (count, 2))])
     return [tuple(map(float, row)) for row in rows]
 
@@ -42,7 +42,7 @@ def test_frame_round_trip(frame: Frame) -> None:
         assert to_frame(from_frame((x0, y0, x1, y1), size, frame), size, frame) == (x0, y0, x1, y1)
 
 
-def test_to_frame_is_off_by_half_a_unit_at_most() -> None:
+def test_to_frame_is_off_by_at_most_half_a_unit() -> None:
     rng = np.random.default_rng(0)
     for corners in rng.uniform(0, 480, (100, 2, 2)):
         (x0, y0), (x1, y1) = corners.min(0), corners.max(0) + 1
@@ -64,17 +64,17 @@ SIZES = [(8, 8), (9, 13), (640, 480), (6000, 4000), (4000, 6000), (6000, 8), (8,
     [
         pytest.param(Frame(1000, 1000), id="thousandths"),
         pytest.param(Frame(1036, 420), id="pixels-of-a-resized-image"),
-        pytest.param(Frame(28, 3584), id="pixels-of-a-narrow-one"),
+        pytest.param(Frame(28, 3584), id="pixels-of-a-narrow-image"),
         pytest.param(Frame(1, 1, 3), id="unit"),
         pytest.param(Frame(1, 1, 1), id="unit-with-one-decimal"),
     ],
 )
-def test_a_box_comes_back_within_a_unit_of_the_frame(size: tuple[int, int], frame: Frame) -> None:
+def test_a_round_trip_of_a_box_is_within_a_unit_of_the_frame(size: tuple[int, int], frame: Frame) -> None:
     rng = np.random.default_rng(0)
     units = frame.width * 10**frame.decimals, frame.height * 10**frame.decimals
     unit = np.array([size[0] / units[0], size[1] / units[1]] * 2)  # in pixels
     for k in range(200):
-        corners = rng.uniform(0, 1, (2, 2)) * ([1, 1] if k % 2 else [0.01, 0.01])  # every other one is small
+        corners = rng.uniform(0, 1, (2, 2)) * ([1, 1] if k % 2 else [0.01, 0.01])  # every other box is small
         low, high = corners.min(0) * size, corners.max(0) * size
         box = (*low.tolist(), *high.tolist())
         named = to_frame(box, size, frame)
@@ -92,7 +92,7 @@ def test_a_box_comes_back_within_a_unit_of_the_frame(size: tuple[int, int], fram
     | st.integers(1, 4).map(lambda decimals: Frame(1, 1, decimals)),
     st.tuples(*[st.tuples(st.floats(0, 1), st.floats(0, 1)).map(sorted)] * 2),
 )
-def test_any_box_of_any_image_comes_back_within_a_unit_of_any_frame(
+def test_a_round_trip_of_any_box_in_any_image_is_within_a_unit_of_any_frame(
     size: tuple[int, int], frame: Frame, shares: tuple[list[float], list[float]]
 ) -> None:
     (x0, x1), (y0, y1) = shares
@@ -117,16 +117,16 @@ def test_any_box_of_any_image_comes_back_within_a_unit_of_any_frame(
         pytest.param((400, 300, 100, 100), (390, 416, 391, 417), id="reversed-corners"),
     ],
 )
-def test_an_odd_box_is_put_into_the_frame(box: Box, expected: Box) -> None:
+def test_an_invalid_box_is_moved_into_the_frame(box: Box, expected: Box) -> None:
     assert to_frame(box, (640, 480), Frame(1000, 1000)) == expected
 
 
-def test_the_whole_frame_is_the_whole_image_exactly() -> None:
+def test_the_whole_frame_is_exactly_the_whole_image() -> None:
     for width in range(1, 200):
         assert from_frame((0, 0, 84, 644), (width, 2 * width), Frame(84, 644)) == (0, 0, width, 2 * width)
 
 
-def test_iou_is_that_of_pycocotools() -> None:
+def test_iou_equals_that_of_pycocotools() -> None:
     rng = np.random.default_rng(0)
     for _ in range(50):
         a, b = (random_boxes(rng, count) for count in rng.integers(1, 8, 2))
@@ -161,7 +161,7 @@ def naive_iou(a: Box, b: Box) -> float:
 
 
 def exact(a: Box, b: Box) -> tuple[Fraction, Fraction, Fraction]:
-    """IoU, GIoU and DIoU of two boxes with area, from the papers' formulas, in fractions."""
+    """Return IoU, GIoU and DIoU of two boxes with area, from the papers' formulas, as fractions."""
     ax0, ay0, ax1, ay1, bx0, by0, bx1, by1 = map(Fraction, (*a, *b))
     zero = Fraction(0)
     both = max(zero, min(ax1, bx1) - max(ax0, bx0)) * max(zero, min(ay1, by1) - max(ay0, by0))
@@ -172,7 +172,7 @@ def exact(a: Box, b: Box) -> tuple[Fraction, Fraction, Fraction]:
     return iou, iou - (wide * high - either) / (wide * high), iou - apart / (wide**2 + high**2)
 
 
-def test_iou_giou_and_diou_are_those_of_the_papers() -> None:
+def test_iou_giou_and_diou_equal_the_papers_formulas() -> None:
     rng = np.random.default_rng(0)
     seen = []
     for _ in range(30):
@@ -196,14 +196,14 @@ def test_iou_giou_and_diou_are_those_of_the_papers() -> None:
         pytest.param((990, 990, 1000, 1000), -(1e6 - 200) / 1e6, -(990**2) / 1e6, id="far-away"),
     ],
 )
-def test_giou_and_diou_of_boxes_worked_out_by_hand(box: Box, giou: float, diou: float) -> None:
+def test_giou_and_diou_of_boxes_computed_by_hand(box: Box, giou: float, diou: float) -> None:
     assert giou_matrix([box], [SQUARE]).item() == pytest.approx(giou, abs=1e-12)
     assert diou_matrix([box], [SQUARE]).item() == pytest.approx(diou, abs=1e-12)
 
 
 @settings(max_examples=200, deadline=None, derandomize=True)
 @given(*[st.lists(st.floats(0, 6000, width=32), min_size=4, max_size=4)] * 2)
-def test_overlaps_are_symmetric_and_in_their_range_whatever_the_boxes(p: list[float], q: list[float]) -> None:
+def test_overlaps_of_any_boxes_are_symmetric_and_in_their_range(p: list[float], q: list[float]) -> None:
     a, b = (tuple(sorted(x[::2]) + sorted(x[1::2])) for x in (p, q))
     a, b = ((x0, y0, x1, y1) for x0, x1, y0, y1 in (a, b))
     for matrix, lowest in ((iou_matrix, 0), (giou_matrix, -1), (diou_matrix, -1)):
@@ -235,7 +235,7 @@ def naive_match(similarity: np.ndarray, scores: list[float], threshold: float) -
 
 
 @pytest.mark.parametrize("threshold", [0.0, 0.2, 0.5])
-def test_matching_is_that_of_a_plain_loop(threshold: float) -> None:
+def test_matching_equals_that_of_a_plain_loop(threshold: float) -> None:
     rng = np.random.default_rng(0)
     matched = 0
     for _ in range(200):
@@ -251,7 +251,7 @@ def test_matching_is_that_of_a_plain_loop(threshold: float) -> None:
 
 
 def best_sum(similarity: np.ndarray, threshold: float) -> float:
-    """The largest sum of similarities above the threshold, over all ways of giving predictions true boxes."""
+    """Return the largest sum of similarities above the threshold over all assignments."""
     if similarity.shape[0] > similarity.shape[1]:
         similarity = similarity.T
     rows, columns = similarity.shape
@@ -275,10 +275,10 @@ def test_optimal_matching_has_the_largest_sum_of_all_permutations(threshold: flo
         assert sum(value for _, _, value in pairs) == pytest.approx(best_sum(similarity, threshold), abs=1e-12)
         greedy = match_by_confidence(similarity, rng.uniform(0, 1, len(similarity)), threshold)
         better += sum(value for _, _, value in pairs) > sum(value for _, _, value in greedy) + 1e-9
-    assert better > 30  # or the two would be the same method
+    assert better > 30  # the methods have to differ
 
 
-def test_optimal_matching_gives_up_a_better_pair_for_two() -> None:
+def test_optimal_matching_prefers_two_pairs_to_a_better_one() -> None:
     similarity = np.array([[0.9, 0.8], [0.8, 0.0]])
     assert match_by_confidence(similarity, [0.9, 0.5], 0.5) == [(0, 0, 0.9)]
     assert sorted(match_optimally(similarity, 0.5)) == [(0, 1, 0.8), (1, 0, 0.8)]
@@ -287,7 +287,7 @@ def test_optimal_matching_gives_up_a_better_pair_for_two() -> None:
 @pytest.mark.parametrize(
     "match", [lambda s: match_by_confidence(s, [1.0] * len(s), 0.5), lambda s: match_optimally(s, 0.5)]
 )
-def test_matching_leaves_what_it_was_given_as_it_is(match: object) -> None:
+def test_matching_does_not_modify_its_input(match: object) -> None:
     similarity = np.array([[0.9, 0.8], [0.8, 0.1]])
     before = similarity.copy()
     match(similarity)
@@ -299,7 +299,7 @@ def test_equal_scores_keep_their_order() -> None:
     assert match_by_confidence(similarity, [0.5, 0.9, 0.9], 0.5) == [(1, 0, 1.0), (2, 1, 1.0)]
 
 
-def test_a_sure_mediocre_box_is_matched_before_an_unsure_exact_one() -> None:
+def test_a_confident_mediocre_box_is_matched_before_an_exact_one() -> None:
     assert match_by_confidence(iou_matrix([SQUARE, HALF], [SQUARE]), [0.8, 0.9], 0.4) == [(1, 0, 0.5)]
 
 

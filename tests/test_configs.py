@@ -1,4 +1,4 @@
-"""Every YAML opens with what a reader wants to know, and loads."""
+"""Every YAML has a header with command, hardware, time and result, and loads."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ FRAGMENTS = sorted([*(ROOT / "configs" / "data").glob("*.yaml"), *(ROOT / "confi
 ENGINES = sorted((ROOT / "configs" / "engine").glob("*.yaml"))
 HARDWARE = sorted((ROOT / "configs" / "trainer").glob("*.yaml"))
 LAUNCHED = {"LOCAL_WORLD_SIZE": "4", "GROUP_WORLD_SIZE": "2", "SLURM_NTASKS_PER_NODE": "4", "SLURM_NNODES": "2"}
-"""What torchrun and SLURM say to a process of two machines with four GPUs each."""
+"""Environment of a process that torchrun or SLURM starts on two machines with four GPUs each."""
 
 
 pytestmark = pytest.mark.usefixtures("_no_runs")
@@ -64,14 +64,14 @@ def test_config_is_accepted_on_any_hardware(path: Path, hardware: Path, capsys: 
 
 
 def outline(value: Any) -> Any:
-    """A class by its name, anything else as it is."""
+    """Return a value with classes replaced by their names."""
     if isinstance(value, list):
         return [outline(entry) for entry in value]
     return value["class_path"].rpartition(".")[2] if isinstance(value, dict) else value
 
 
 @pytest.mark.parametrize("hardware", HARDWARE, ids=lambda path: path.stem)
-def test_hardware_changes_nothing_else(
+def test_a_hardware_config_changes_nothing_else(
     hardware: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, value in LAUNCHED.items():
@@ -84,7 +84,7 @@ def test_hardware_changes_nothing_else(
     assert there == alone | {"trainer": alone["trainer"] | settings}
 
 
-def test_hardware_says_nothing_that_an_experiment_says() -> None:
+def test_hardware_and_experiment_configs_set_different_fields() -> None:
     experiments = [yaml.safe_load(path.read_text()) for path in CONFIGS]
     said = {name for content in experiments for name in content.get("trainer", {})}
     assert {"callbacks", "max_steps", "val_check_interval"} <= said
@@ -95,7 +95,7 @@ def test_hardware_says_nothing_that_an_experiment_says() -> None:
 
 
 def coco_files(folder: Path, *parts: str) -> list[str]:
-    """Arguments for COCO files of a few scenes."""
+    """Write COCO files of a few scenes and return arguments for them."""
     arguments = []
     for start, part in enumerate(parts):
         tables, _ = coco_tables(folder / part, part, 4, 1 + 1000 * start)

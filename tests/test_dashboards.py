@@ -1,4 +1,4 @@
-"""Loggers alone and together show the same run, and every number has its line in the documentation."""
+"""Loggers alone and together show the same run, and every metric is documented."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def tensorboard(run: Path) -> EventAccumulator:
 
 
 def documented() -> set[str]:
-    """The names in the table of metrics."""
+    """Return the names in the documentation's table of metrics."""
     table = DOCS.split("## Metrics")[1].split("## Guards")[0]
     cells = [line.split(" | ")[0] for line in table.splitlines() if line.startswith("| `")]
     return {name for cell in cells for name in re.findall(r"`([^`]+)`", cell)}
@@ -71,7 +71,7 @@ def test_all_loggers_together(quick_fit: Command, tmp_path: Path) -> None:
     logged = history(file)
     assert names <= {name for entry in logged for name in entry}
     steps = {step["trainer/global_step"] for step in logged if "train/reward" in step or "val/reward" in step}
-    assert steps == {0, 1, 2}  # the last evaluation comes after both rollouts
+    assert steps == {0, 1, 2}  # the last evaluation follows both rollouts
     assert all("trainer/global_step" in entry for entry in logged)
     summary = [record.metric for record in records(file) if record.WhichOneof("record_type") == "metric"]
     best = {metric.name for metric in summary if metric.summary.max and metric.summary.last}
@@ -92,7 +92,7 @@ def test_a_logger_alone(name: str, quick_fit: Command, tmp_path: Path) -> None:
         assert "rollouts/0" in tensorboard(run).Tags()["images"]
 
 
-def test_tensorboard_that_is_not_there_is_one_line(
+def test_a_missing_tensorboard_is_an_error_of_one_line(
     quick_fit: Command, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name in ("_TENSORBOARD_AVAILABLE", "_TENSORBOARDX_AVAILABLE"):
@@ -107,11 +107,11 @@ RUNS = {
 }
 NOT_HERE = {"memory/gpu_gb", "guards/NAME", "train/staleness", "train/sampling_gap_max"}
 NOT_HERE |= {f"train/importance/{name}" for name in ("ratio_p01", "ratio_p50", "ratio_p99", "beyond")}
-"""On a GPU; by guards that speak, see test_guards; with rollout servers."""
+"""Metrics that need a GPU, a raised guard (see test_guards) or rollout servers."""
 
 
 def evaluated() -> set[str]:
-    """What evaluators other than COCO's log."""
+    """Return the names of the scores that evaluators log."""
     box = (0.0, 0.0, 1.0, 1.0)
     names = {
         *GroundingEvaluator(BoxSegmenter()).scores([grounding.Row(1, "cat", box, 1.0, True, 1, 1)]),
@@ -123,7 +123,7 @@ def evaluated() -> set[str]:
     return {f"val/{name}" for name in names}
 
 
-def test_every_number_has_a_line_in_the_table_and_every_line_a_number(quick_fit: Command, tmp_path: Path) -> None:
+def test_every_metric_is_in_the_table_and_every_line_is_a_metric(quick_fit: Command, tmp_path: Path) -> None:
     seen = evaluated() | NOT_HERE
     for name, more in RUNS.items():
         command = ["fit", "--config", str(ROOT / "configs" / f"{name}.yaml"), *quick_fit(CSV_ONLY, *more)[3:]]
@@ -132,7 +132,7 @@ def test_every_number_has_a_line_in_the_table_and_every_line_a_number(quick_fit:
     assert {re.sub("/reward/.*", "/reward/NAME", name) for name in seen} == documented()
 
 
-def test_every_guard_has_a_line() -> None:
+def test_every_guard_is_in_the_table() -> None:
     table = DOCS.split("## Guards")[1]
     assert re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE) == [guard.name for guard in GUARDS]
 

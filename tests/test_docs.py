@@ -1,8 +1,8 @@
-"""What README and docs tell people to type is typed here, in a folder with small data in the places that they name.
+"""Commands and code of README and docs run in a folder that has small data at the documented paths.
 
-`python -m vrft` commands run, with a small policy, one step and nothing else changed. Parsed alone are those that start
-several processes or need servers, which `test_launchers.py` and `test_vllm.py` run, and those that train on the made
-scenes with another setting. A block below `<!-- not run: reason -->` is left out.
+`python -m vrft` commands run unchanged except for a small policy and one step. Two kinds are only parsed: those that
+start several processes or need servers, which `test_launchers.py` and `test_vllm_runs.py` run, and those that train on
+generated scenes with another setting. A block below `<!-- not run: reason -->` is left out.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from vrft.policy import LoRA
 
 PAGES = [ROOT / "README.md", ROOT / "SECURITY.md", *sorted((ROOT / "docs").glob("*.md"))]
 LEFT_OUT = 1
-"""Blocks that can't be run here: Ray's."""
+"""Number of blocks that can't run here: Ray's."""
 
 SMALL = [
     *("--model.policy.checkpoint=tiny-detection", "--model.policy.dtype=float32", "--model.max_completion_length=16"),
@@ -43,13 +43,13 @@ SMALL = [
     *("--trainer.accelerator=cpu", CSV_ONLY),
 ]
 OWN = re.compile(r"\bmy[/_]|--ckpt_path|--help|--print_config|--model.help")
-"""Commands to train that run: with files of the user, or on a run that is there."""
+"""Training commands that run: those with a user's files, or on an existing run."""
 
 PARSED_ALONE = ("configs/trainer/", "--trainer.strategy", "configs/engine/")
 
 
 class Block(NamedTuple):
-    """A fenced block: where it stands, its language, the name of the file that it is, if any, and its text."""
+    """A fenced block: its location, language, file name (if any) and text."""
 
     where: str
     language: str
@@ -69,7 +69,7 @@ def blocks(*languages: str) -> list[Block]:
 
 
 def commands() -> dict[str, str]:
-    """Each command that is told, with the place where it is told first."""
+    """Return each documented command with the location of its first occurrence."""
     found: dict[str, str] = {}
     for block in blocks("sh"):
         for line in block.text.replace("\\\n", " ").splitlines():
@@ -79,14 +79,14 @@ def commands() -> dict[str, str]:
 
 
 def renamed(tables: dict[str, Any], names: tuple[str, ...]) -> str:
-    """A COCO file whose first categories are called otherwise."""
+    """Rename the first categories of a COCO file, and return it as JSON."""
     for category, name in zip(tables["categories"], names, strict=False):
         category["name"] = name
     return json.dumps(tables)
 
 
 def write_images(folder: Path) -> None:
-    """The same pictures as scenes, as the user's COCO files and as the official ones; as class folders and tables."""
+    """Write pictures as scenes, as a user's and as the official COCO files, as class folders and as CSV tables."""
     for part, count in (("train", 40), ("val", 6)):
         scenes = [draw_scene(random.Random(f"{part}/{i}")) for i in range(count)]
         for file, images, names in (
@@ -112,7 +112,7 @@ def write_images(folder: Path) -> None:
 
 @pytest.fixture(scope="module")
 def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the repository's configs, data in all places that the pages name, and two runs."""
+    """Make a folder with the repository's configs, data at all documented paths, and two runs."""
     folder = tmp_path_factory.mktemp("docs")
     for name in ("configs", "docs"):
         (folder / name).symlink_to(ROOT / name)
@@ -141,7 +141,7 @@ def _here(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def finished(arguments: list[str]) -> bool:
-    """Whether a command does what it should; help and `--print_config` end by an exit."""
+    """Run a command and return whether it succeeds; help and `--print_config` raise SystemExit."""
     try:
         return main(arguments) == 0
     except SystemExit as stop:
@@ -149,7 +149,7 @@ def finished(arguments: list[str]) -> bool:
 
 
 def run(arguments: list[str], folder: Path) -> bool:
-    """Run what follows `python -m vrft`, small where it would be long."""
+    """Run the arguments of `python -m vrft`, with a small policy and few steps if needed."""
     if arguments[0] not in COMMANDS or {"--help", "--print_config", "--model.help"} & {*arguments}:
         return finished(arguments)
     small = [*SMALL]
@@ -162,7 +162,7 @@ def run(arguments: list[str], folder: Path) -> bool:
         small.append(f"--run_dir={folder / 'runs' / str(len([*(folder / 'runs').iterdir()]))}")
     if arguments[0] == "doctor":
         small.append("--probe=8")
-        return main([*arguments, *small]) in (0, 1)  # it may well find something: the policy is small
+        return main([*arguments, *small]) in (0, 1)  # it may find problems, since the policy is small
     return finished([*arguments, *small])
 
 
@@ -183,7 +183,7 @@ def test_command(
     else:
         start = words.index("docs/slurm.sh" if words[0] == "sbatch" else "vrft") + 1
         assert finished([*words[start:], "--print_config"])
-    if "PresenceEvaluator" in command:  # the next command asks by this map; the small policy has named nothing
+    if "PresenceEvaluator" in command:  # the next command uses this map, and the small policy names nothing
         (category_map,) = workspace.glob("runs/map/evaluation/*/category_map.json")
         named = json.loads(category_map.read_text())
         category_map.write_text(json.dumps(dict.fromkeys(named, COCO_FEW_SHOT8)))
@@ -218,7 +218,7 @@ def test_yaml(block: Block, workspace: Path) -> None:
 
 
 @pytest.mark.usefixtures("_here")
-def test_the_example_of_a_reward_scores_as_the_page_says(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_example_of_a_reward_gives_the_documented_scores(capsys: pytest.CaptureFixture[str]) -> None:
     page = (ROOT / "docs" / "rewards.md").read_text()
     command = next(line for line in page.splitlines() if line.startswith("python -m vrft score"))
     assert main(shlex.split(command)[3:]) == 0
@@ -227,7 +227,7 @@ def test_the_example_of_a_reward_scores_as_the_page_says(capsys: pytest.CaptureF
 
 
 def slug(heading: str) -> str:
-    """The anchor that GitHub makes of a heading."""
+    """Return GitHub's anchor for a heading."""
     return re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-")
 
 
@@ -256,14 +256,14 @@ PREFIXES: dict[str, list[Any]] = {
     "transcripts": [Transcripts],
     "skipped_steps": [SkippedSteps],
 }
-"""What the fields after a prefix are those of."""
+"""Classes that have the fields after a prefix."""
 
 DEEPER = ("model.optimizer", "model.lr_scheduler", "model.rewards", "trainer.callbacks", "trainer.logger")
-"""Fields whose own fields depend on a class that is named elsewhere."""
+"""Fields whose subfields depend on a class that is named elsewhere."""
 
 
 def fields(cls: type) -> set[str]:
-    """What its constructor and those that it hands arguments on to take."""
+    """Return the parameters of a class's constructor and of its bases' constructors."""
     return {name for base in cls.__mro__ if "__init__" in vars(base) for name in inspect.signature(base).parameters}
 
 
@@ -298,5 +298,5 @@ def test_every_page_is_in_the_index() -> None:
     assert pages == {"README.md", *re.findall(r"\((\w+\.md)\)", index)}
 
 
-def test_scenes_have_the_colours_that_become_categories() -> None:
+def test_scenes_have_the_colours_that_are_renamed_to_categories() -> None:
     assert len(COLOURS) == len(COCO_FEW_SHOT8)

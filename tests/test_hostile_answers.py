@@ -1,4 +1,4 @@
-"""Reading hostile text never raises, never takes long and gives nothing outside its image."""
+"""Parsing hostile text never raises, never takes long and gives no box outside the image."""
 
 from __future__ import annotations
 
@@ -101,12 +101,12 @@ def test_a_megabyte_of_rubbish_without_an_answer_takes_well_under_a_second(conte
 
 
 def answer_of(task: Task, about: Sample) -> Answer:
-    """The right answer, read."""
+    """Return the parsed correct answer."""
     return task.parse(task.target_text(about, FRAME), about, FRAME)
 
 
 @pytest.mark.parametrize("content", [pytest.param(text, id=name) for name, text in AS_LONG_AS_IS_READ.items()])
-def test_rubbish_of_the_length_that_is_read_takes_milliseconds(content: str) -> None:
+def test_rubbish_of_the_longest_parsed_length_takes_milliseconds(content: str) -> None:
     assert len(content) <= MAX_CHARACTERS
     started = time.process_time()
     assert read_boxes(content, FRAME) is None
@@ -132,7 +132,7 @@ ANSWERS = st.lists(st.lists(NUMBERS, min_size=5, max_size=5).map(sorted), max_si
 
 @settings(max_examples=300, deadline=None, derandomize=True)
 @given(TEXTS | ANSWERS)
-def test_parse_reads_boxes_inside_the_image_or_nothing(text: str) -> None:
+def test_parsed_boxes_are_inside_the_image(text: str) -> None:
     check_boxes(DetectionTask().parse(text, SAMPLE, FRAME).value)
 
 
@@ -148,7 +148,7 @@ def check_boxes(value: Target | None) -> None:
 
 
 @pytest.mark.parametrize(("task", "about"), QUESTIONS)
-def test_any_text_can_be_read_and_rewarded(task: Task, about: Sample) -> None:
+def test_any_text_can_be_parsed_and_scored(task: Task, about: Sample) -> None:
     @settings(max_examples=150, deadline=None, derandomize=True)
     @given(TEXTS.map(lambda text: f"<think>a</think><answer>{text}</answer>") | TEXTS | ANSWERS | st.text())
     def check(text: str) -> None:
@@ -170,7 +170,7 @@ def intervals(size: int) -> st.SearchStrategy[list[int]]:
 
 @settings(max_examples=100, deadline=None, derandomize=True)
 @given(st.lists(st.tuples(intervals(1000), intervals(800), st.floats(0, 1), st.text()), max_size=MAX_BOXES))
-def test_boxes_survive_writing_and_reading(rows: list[tuple[list[int], list[int], float, str]]) -> None:
+def test_boxes_survive_formatting_and_parsing(rows: list[tuple[list[int], list[int], float, str]]) -> None:
     boxes = [(x[0], y[0], x[1], y[1]) for x, y, _, _ in rows]
     confidences = [confidence for _, _, confidence, _ in rows]
     labels = [label for _, _, _, label in rows]
@@ -182,7 +182,7 @@ def test_boxes_survive_writing_and_reading(rows: list[tuple[list[int], list[int]
 
 
 def mutated(text: str, rng: random.Random) -> str:
-    """`text` after one to four accidents."""
+    """Return `text` after one to four random edits."""
     for _ in range(rng.randint(1, 4)):
         start = rng.randrange(len(text) + 1)
         end = min(len(text), start + rng.choice([1, 1, 1, 3, 20]))
@@ -215,7 +215,7 @@ ACCIDENTS = [
 
 
 @pytest.mark.parametrize(("task", "about"), QUESTIONS)
-def test_mutated_answers_are_read_without_an_error_in_under_a_millisecond(task: Task, about: Sample) -> None:
+def test_mutated_answers_are_parsed_without_an_error_in_under_a_millisecond(task: Task, about: Sample) -> None:
     count, rng = 100_000 // len(QUESTIONS) + 1, random.Random(0)
     valid = task.target_text(about, FRAME)
     forms = (
@@ -228,7 +228,7 @@ def test_mutated_answers_are_read_without_an_error_in_under_a_millisecond(task: 
     answers = [task.parse(text, about, FRAME) for text in texts]
     assert (time.process_time() - started) / count < 0.001
     readable = sum(answer.value is not None for answer in answers)
-    assert count / 20 < readable < count  # some accidents do no harm, some do
+    assert count / 20 < readable < count  # some edits are harmless, some are not
     assert sum(answer.valid for answer in answers) < readable
     for answer in answers[::10]:
         for reward in task.rewards().values():

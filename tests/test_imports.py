@@ -1,4 +1,4 @@
-"""Who may import what, and that help needs no torch."""
+"""Restrictions on imports, and help without torch."""
 
 import ast
 import subprocess
@@ -11,11 +11,11 @@ from tests.helpers import ROOT
 
 PACKAGE = ROOT / "vrft"
 MODELS = ["rewards/learned.py", "evaluators/segmenter.py"]
-"""Models beside the policy."""
+"""Modules with models other than the policy."""
 
 
 def imported(path: Path) -> set[str]:
-    """Every module that a file imports, at its top or inside functions; `from a import b` counts as a and a.b."""
+    """Return the modules that a file imports, also inside functions; `from a import b` counts as a and a.b."""
     names = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
@@ -43,7 +43,7 @@ def test_tasks_rewards_evaluators_and_data_do_not_know_transformers(part: str) -
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_models_beside_the_policy_import_transformers_only_when_they_are_loaded(name: str) -> None:
+def test_other_models_import_transformers_only_when_they_are_loaded(name: str) -> None:
     assert "transformers" in packages(PACKAGE / name)
     nodes = ast.parse((PACKAGE / name).read_text()).body
     tops = [node for node in nodes if isinstance(node, ast.Import | ast.ImportFrom)]
@@ -51,7 +51,7 @@ def test_models_beside_the_policy_import_transformers_only_when_they_are_loaded(
     assert not [node for node in tops if "transformers" in ast.unparse(node)]
 
 
-def test_only_the_front_door_knows_the_algorithms() -> None:
+def test_only_the_command_line_imports_the_algorithms() -> None:
     allowed = {PACKAGE / name for name in ("cli/app.py", "__init__.py", "__main__.py")}
     users = {file for file in PACKAGE.rglob("*.py") if imported(file) & {"vrft.training.rft", "vrft.training.sft"}}
     assert PACKAGE / "__init__.py" in users

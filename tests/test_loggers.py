@@ -30,9 +30,9 @@ def scored() -> ScoredRollout:
 
 
 @pytest.mark.slow
-def test_no_key_means_offline_not_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_key_a_run_is_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
-    monkeypatch.setenv("HOME", str(tmp_path))  # no ~/.netrc either
+    monkeypatch.setenv("HOME", str(tmp_path))  # without ~/.netrc
     logger = WandbLogger(str(tmp_path / "run"), offline=False)
     with pytest.warns(UserWarning, match="logs offline"):
         logger.log_metrics({"train/reward": 1.0}, step=0)
@@ -41,9 +41,9 @@ def test_no_key_means_offline_not_the_end(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 @pytest.mark.slow(seconds=7)
-def test_unreachable_server_means_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_with_an_unreachable_server_a_run_is_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
-    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")  # nothing listens there
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")  # a closed port
     logger = WandbLogger(str(tmp_path / "run"), offline=False, init_timeout=2)
     with pytest.warns(UserWarning, match="logs offline"):
         logger.log_metrics({"train/reward": 1.0}, step=0)
@@ -51,7 +51,7 @@ def test_unreachable_server_means_offline(tmp_path: Path, monkeypatch: pytest.Mo
     assert list((tmp_path / "run" / "wandb").glob("offline-run-*/*.wandb"))
 
 
-def test_a_continued_run_keeps_its_id(tmp_path: Path) -> None:
+def test_a_resumed_run_keeps_its_id(tmp_path: Path) -> None:
     assert run_id(tmp_path) == run_id(tmp_path)
     assert run_id(tmp_path) != run_id(tmp_path / "other")
 
@@ -87,14 +87,14 @@ def test_transcript_rows_are_plain_json() -> None:
 
 
 @pytest.mark.slow
-def test_a_service_that_dies_is_started_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_dead_service_is_restarted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     logger = WandbLogger(str(tmp_path / "run"))
     logger.log_metrics({"train/reward": 1.0}, step=0)
     found = subprocess.run(["pgrep", "-P", str(os.getpid()), "wandb-core"], capture_output=True, text=True, check=True)
     for number in found.stdout.split():
         os.kill(int(number), signal.SIGKILL)
-    time.sleep(0.5)  # until the connection is known to be lost
+    time.sleep(0.5)  # until the lost connection is noticed
     with pytest.warns(UserWarning, match="restarting its service"):
         logger.log_metrics({"train/reward": 2.0}, step=1)
     logger.log_metrics({"train/reward": 3.0}, step=2)

@@ -1,4 +1,4 @@
-"""The notebooks run, say what their text says of their outcome, and are committed with their pictures."""
+"""The notebooks run, give the results that their text claims, and are committed with their pictures."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 
 def said_in(notebook: nbformat.NotebookNode) -> str:
-    """What cells print and the tables that they show, without colours and frames."""
+    """Return the text output and the tables of all cells, without colours and frames."""
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
     texts = [output.get("text") or output.get("data", {}).get("text/plain", "") for output in outputs]
     return re.sub(r"\x1b\[[0-9;]*m|[│┃]", "", "\n".join(texts))
 
 
 def numbers_after(words: str, said: str) -> list[float]:
-    """The numbers of a table's line."""
+    """Return the numbers in the table row that starts with `words`."""
     line = next(line for line in said.splitlines() if line.strip().startswith(words))
     return [float(number) for number in re.findall(r"-?\d+\.\d+|nan", line.partition(words)[2])]
 
@@ -55,7 +55,7 @@ CLAIMS: dict[str, Callable[[str], bool]] = {
 }
 
 
-def test_every_notebook_claims_something() -> None:
+def test_every_notebook_has_a_claim() -> None:
     assert {path.stem for path in NOTEBOOKS} == {*CLAIMS}
 
 

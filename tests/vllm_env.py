@@ -1,6 +1,6 @@
-"""Make an environment with a vLLM server in it: `make vllm-env`. On a machine without a GPU, vLLM's CPU build.
+"""Make an environment for vLLM servers (`make vllm-env`). Without a GPU, it has vLLM's CPU build.
 
-vrft is installed into it without what training needs: the server only loads its plugin (`vrft.vllm_plugin`).
+vrft is installed without its dependencies: a server only loads the plugin (`vrft.vllm_plugin`).
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def make(folder: Path) -> None:
 
 
 def repair(packages: Path) -> None:
-    """Let the CPU build find its own version, and import a torchvision that was built for CUDA."""
+    """Add metadata with the CPU build's version, and the operators that a torchvision built for CUDA expects."""
     named = packages / f"vllm-{VERSION}+cpu.dist-info"
     named.mkdir(exist_ok=True)
     (named / "METADATA").write_text(f"Metadata-Version: 2.1\nName: vllm\nVersion: {VERSION}+cpu\n")

@@ -1,4 +1,4 @@
-"""The front door, typed as a user types it."""
+"""The command line from a user's point of view: fit, validate, test, predict, overrides and mistakes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from vrft.run_dir import RunDir
 from vrft.training.module import VisionModule
 
 
-def test_a_summary_has_all_that_a_report_has(tmp_path: Path) -> None:
+def test_a_summary_has_the_same_scores_as_a_report(tmp_path: Path) -> None:
     metrics = {f"val/{name}": torch.tensor(0.5) for name in ("gIoU", "Acc@0.5", "class_accuracy", "presence/recall")}
     trainer = SimpleNamespace(sanity_checking=False, callback_metrics=metrics, global_step=3)
     summary = Summary()
@@ -29,7 +29,7 @@ def test_a_summary_has_all_that_a_report_has(tmp_path: Path) -> None:
     assert {*(summary.base or ())} == {"gIoU", "Acc@0.5", "class accuracy", "recall"}
 
 
-def test_a_summary_compares_what_both_evaluations_have(tmp_path: Path) -> None:
+def test_a_summary_compares_scores_that_both_evaluations_have(tmp_path: Path) -> None:
     summary = Summary()
     summary.base, summary.tuned = {"mAP": 0.1, "reward": 1.0}, {"reward": 2.0, "accuracy": 0.5}
     written = json.loads(summary.write(RunDir(tmp_path), None).read_text())
@@ -59,19 +59,19 @@ def test_fit_leaves_everything_in_the_run_folder(quick_fit: Command, tmp_path: P
     assert float(rollouts[0]["train/kl"]) == pytest.approx(0, abs=1e-6)  # the first step starts at the reference
     transcripts = [json.loads(line) for line in (run / "transcripts.jsonl").read_text().splitlines()]
     assert {entry["rollout"] for entry in transcripts} == {1, 2}
-    assert len(transcripts) == 2 * 4 * 8  # four prompts of each rollout, with all their completions
+    assert len(transcripts) == 2 * 4 * 8  # four prompts per rollout with all completions
     group = transcripts[:8]
     assert sum(entry["advantage"] for entry in group) == pytest.approx(0, abs=1e-4)
     assert list((run / "wandb").glob("offline-run-*/*.wandb"))
     media = {path.name.split("_")[0] for path in (run / "wandb").glob("offline-run-*/files/media/*/val/coco/*")}
-    assert media == {"per", "precision"}  # a table of the categories, and a picture
+    assert media == {"per", "precision"}  # a table per category and a picture
     assert (run / "checkpoints" / "last.ckpt").exists()
     from transformers import AutoModelForImageTextToText
 
     assert AutoModelForImageTextToText.from_pretrained(run / "export").config.model_type == "qwen2_vl"
 
 
-def test_saved_config_reruns_unchanged_in_a_folder_of_its_own(quick_fit: Command, tmp_path: Path) -> None:
+def test_saved_config_reruns_unchanged_in_a_new_folder(quick_fit: Command, tmp_path: Path) -> None:
     assert main(quick_fit(CSV_ONLY)) == 0
     assert main(["fit", "--config", str(tmp_path / "run" / "config.yaml")]) == 0
     first, second = (yaml.safe_load((tmp_path / name / "config.yaml").read_text()) for name in ("run", "run-2"))
@@ -105,7 +105,7 @@ def test_overrides_reach_their_fields(capsys: pytest.CaptureFixture[str], tmp_pa
 
 
 @pytest.mark.parametrize("where", ["command line", "later config"])
-def test_an_override_reaches_what_is_derived_from_it(where: str, quick_fit: Command, tmp_path: Path) -> None:
+def test_an_override_reaches_fields_derived_from_it(where: str, quick_fit: Command, tmp_path: Path) -> None:
     later = tmp_path / "later.yaml"
     later.write_text("seed_everything: 7\n")
     more = ["--seed_everything=7"] if where == "command line" else ["--config", str(later)]
@@ -123,7 +123,7 @@ def test_rewards_can_be_added_and_weighted(quick_fit: Command, tmp_path: Path) -
         row = next(row for row in csv.DictReader(file) if row["train/reward"])
     assert float(row["train/reward/second"]) == float(row["train/reward/format"])
     assert float(row["train/reward"]) == pytest.approx(1.5 * float(row["train/reward/format"]))
-    assert float(row["train/reward/iou"]) > 0  # shown, though it does not count
+    assert float(row["train/reward/iou"]) > 0  # logged, with weight 0
 
 
 def test_lora_run_saves_adapters_alone(quick_fit: Command, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""`python -m vrft evaluate` against pycocotools, and against LVIS's rules worked out by hand."""
+"""`python -m vrft evaluate` against pycocotools, and against LVIS's rules computed by hand."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from vrft.__main__ import main
 from vrft.evaluators.average_precision import COCO_NUMBERS, LVIS_NUMBERS, UNDEFINED, Truth, read_results
 
 FIRST = 2**24 + 1
-"""float32 can't tell this image id from the next."""
+"""An image id that float32 can't represent exactly."""
 
 
 def fuzzed(seed: int, folder: Path) -> tuple[Path, Path]:
-    """Truth with crowds, areas at the edges of COCO's ranges, and results with ties, near misses and too many boxes."""
+    """Write truth with crowds and areas at the edges of COCO's ranges, and results with ties and too many boxes."""
     rng = random.Random(seed)
     images = [{"id": FIRST + 7 * i, "width": 400, "height": 400} for i in range(rng.randint(1, 10))]
     categories = [{"id": i, "name": f"c{i}"} for i in rng.sample(range(1, 90), 4)]
     truth: list[dict[str, Any]] = []
     results: list[dict[str, Any]] = []
     for image in images:
-        for category in categories[:3]:  # the last one is never there
+        for category in categories[:3]:  # the last category never occurs
             for _ in range(rng.choice([0, 0, 1, 2, 5])):
                 x, y = rng.uniform(0, 200), rng.uniform(0, 200)
                 w, h = rng.choice([(32, 32), (96, 96), (rng.uniform(1, 150), rng.uniform(1, 150))])
@@ -49,7 +49,7 @@ def fuzzed(seed: int, folder: Path) -> tuple[Path, Path]:
                     results.append(
                         {"image_id": image["id"], "category_id": category["id"], "bbox": box, "score": score}
                     )
-    if seed % 5 == 0:  # more than the 100 that count
+    if seed % 5 == 0:  # more than the limit of 100
         many = {"image_id": FIRST, "category_id": categories[0]["id"], "bbox": [1, 1, 30, 30]}
         results += [many | {"score": rng.random()} for _ in range(150)]
     rng.shuffle(results)
@@ -77,7 +77,7 @@ def numbers_of(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str,
 
 @pytest.mark.parametrize("backend", ["hotcoco", "pycocotools"])
 @pytest.mark.parametrize("seed", range(60))
-def test_the_numbers_of_coco_are_those_of_pycocotools(
+def test_the_numbers_of_coco_equal_those_of_pycocotools(
     seed: int, backend: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     truth, results = fuzzed(seed, tmp_path)
@@ -89,7 +89,7 @@ def test_the_numbers_of_coco_are_those_of_pycocotools(
     assert list(found.values()) == pytest.approx(reference(truth, results).stats.tolist(), abs=1e-12)
 
 
-def test_a_subset_is_the_whole_evaluation_then_a_choice(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_subset_is_selected_from_the_whole_evaluation(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     truth, results = fuzzed(3, tmp_path)
     names = [category["name"] for category in json.loads(truth.read_text())["categories"]]
     found = numbers_of(
@@ -102,7 +102,7 @@ def test_a_subset_is_the_whole_evaluation_then_a_choice(tmp_path: Path, capsys: 
 
 
 def lvis(tmp_path: Path, results: list[dict[str, Any]], **image: Any) -> tuple[str, ...]:
-    """One image with one box of category 1; category 2 is rare and not there, 3 was not looked for."""
+    """Write an image with a box of category 1; categories 2 (rare) and 3 are not annotated. Return arguments."""
     content = {
         "images": [{"id": 5, "width": 100, "height": 100, "neg_category_ids": [], "not_exhaustive_category_ids": []}],
         "annotations": [{"id": 1, "image_id": 5, "category_id": 1, "bbox": [0, 0, 50, 50], "area": 2500.0}],
@@ -119,7 +119,7 @@ def box(category: int, score: float, corner: float = 0.0) -> dict[str, Any]:
 
 
 RIGHT = box(1, 0.5)
-WRONG = box(1, 0.9, 45)  # a sure box beside the true one
+WRONG = box(1, 0.9, 45)  # a confident box beside the true one
 
 
 @pytest.mark.parametrize(
@@ -127,10 +127,10 @@ WRONG = box(1, 0.9, 45)  # a sure box beside the true one
     [
         ([RIGHT], {}, 1.0),
         ([RIGHT, WRONG], {}, 0.5),
-        ([RIGHT, WRONG], {"not_exhaustive_category_ids": [1]}, 1.0),  # what is not annotated may be there
+        ([RIGHT, WRONG], {"not_exhaustive_category_ids": [1]}, 1.0),  # unannotated objects are possible
         ([RIGHT, box(1, 0.4)], {"not_exhaustive_category_ids": [1]}, 1.0),
-        ([RIGHT, box(2, 0.9), box(3, 0.9)], {}, 1.0),  # nobody looked for them
-        ([RIGHT, *[box(2, 0.9)] * 300], {}, 0.0),  # 300 of an image count, of all categories together
+        ([RIGHT, box(2, 0.9), box(3, 0.9)], {}, 1.0),  # not annotated in this image
+        ([RIGHT, *[box(2, 0.9)] * 300], {}, 0.0),  # the limit of 300 boxes counts all categories
         ([RIGHT, *[box(2, 0.9)] * 299], {}, 1.0),
         ([], {}, 0.0),
     ],
@@ -148,7 +148,7 @@ def test_lvis_rules(
     assert found["APr"] == found["APc"] == UNDEFINED
 
 
-def test_an_absent_category_that_was_looked_for_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_box_of_a_category_annotated_as_absent_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = lvis(tmp_path, [RIGHT, box(2, 0.9)], neg_category_ids=[2])
     content = json.loads((tmp_path / "gt.json").read_text())
     content["images"].append(content["images"][0] | {"id": 6, "neg_category_ids": []})
@@ -175,7 +175,7 @@ def test_annotation_zero_counts(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert numbers_of(capsys, *arguments[:-1], "coco")["AP"] == pytest.approx(1, abs=1e-12)
 
 
-def test_the_table_is_the_benchmarks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_table_has_the_benchmarks_format(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     truth, results = fuzzed(4, tmp_path)
     assert main(["evaluate", "--annotations", str(truth), "--results", str(results), "--format", "coco"]) == 0
     said = capsys.readouterr().out.splitlines()[1:]
@@ -201,7 +201,7 @@ def test_the_table_is_the_benchmarks(tmp_path: Path, capsys: pytest.CaptureFixtu
         ("{}", "Expected `array`"),
     ],
 )
-def test_a_file_that_does_not_fit_is_one_error(
+def test_a_file_that_does_not_match_is_one_error(
     results: str, reason: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = lvis(tmp_path, [])
@@ -231,7 +231,7 @@ def test_bad_arguments_are_one_error(
     assert reason in said[0]
 
 
-def test_ids_above_float32_survive(tmp_path: Path) -> None:
+def test_ids_that_float32_cannot_represent_survive(tmp_path: Path) -> None:
     truth, results = fuzzed(1, tmp_path)
     table = read_results(results, Truth(truth))
     assert {*table[:, 0].astype(int).tolist()} <= Truth(truth).image_ids

@@ -1,4 +1,4 @@
-"""Exported folders give the answers that were evaluated, in plain transformers and peft."""
+"""Exported folders reproduce the evaluated answers in plain transformers and peft."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from vrft.policy.checkpoint import BUILT_IN
 from vrft.policy.processor import load_processor
 from vrft.report.model_card import code, fenced, write_card
 
-LARGER = ("--model.policy.min_pixels=12544", "--model.policy.max_pixels=12544")  # than the processor's own 3136
+LARGER = ("--model.policy.min_pixels=12544", "--model.policy.max_pixels=12544")  # the processor's default is 3136
 KEEP = ("--checkpoint.every_n_train_steps=1", "--checkpoint.save_top_k=-1")
 
 
@@ -27,7 +27,7 @@ def lines(path: Path) -> list[dict[str, Any]]:
 
 
 def answers(model: Any, folder: Path, asked: list[dict[str, Any]], **settings: Any) -> list[str]:
-    """What `generate` says, with the folder's own processor and generation config."""
+    """Return the answers of `generate` with the folder's processor and generation config."""
     processor = load_processor(str(folder))
     found = []
     for entry in asked:
@@ -74,20 +74,20 @@ def test_reloading_gives_the_same_greedy_answers(
             yaml.safe_load((tmp_path / "adapter" / "README.md").read_text().split("---")[1])["library_name"] == "peft"
         )
     assert main(["predict", "--config", f"{run}/config.yaml", f"--ckpt_path={run}/export-step=1"]) == 0
-    assert lines(run / "predictions.jsonl")[:5] == asked  # a folder goes as a checkpoint does
+    assert lines(run / "predictions.jsonl")[:5] == asked  # an exported folder works like a checkpoint
 
 
 def test_fit_leaves_a_card_with_the_numbers_of_the_run(quick_fit: Command, tmp_path: Path) -> None:
     assert main(quick_fit(CSV_ONLY)) == 0
     modes = {path.stat().st_mode for path in (tmp_path / "run" / "export").iterdir() if path.is_file()}
-    assert len(modes) == 1  # who may read the config may read the weights
+    assert len(modes) == 1  # the config and the weights have the same permissions
     card = (tmp_path / "run" / "export" / "README.md").read_text()
     about = yaml.safe_load(card.split("---")[1])
     assert about == {
         "library_name": "transformers",
         "pipeline_tag": "image-text-to-text",
         "tags": ["vrft", "grpo"],
-    }  # no base_model: the Hub has none of that name
+    }  # no base_model, since the Hub has no model of that name
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     for name, before in summary["base"].items():
         assert f"| {name} | {before:.3f} | {summary['tuned'][name]:.3f} |" in card
@@ -109,7 +109,7 @@ def config(**policy: object) -> dict[str, Any]:
     }
 
 
-def test_a_card_escapes_what_it_is_given(tmp_path: Path) -> None:
+def test_a_card_escapes_its_values(tmp_path: Path) -> None:
     hostile = "a|b`c\n---\n# d <script>alert(1)</script>"
     content = config()
     content["data"]["init_args"] = {"categories": [hostile], hostile: 1}
@@ -127,7 +127,7 @@ def test_a_card_escapes_what_it_is_given(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("step", [7, 8])
-def test_a_card_has_the_numbers_of_its_own_step_alone(step: int, tmp_path: Path) -> None:
+def test_a_card_has_only_the_numbers_of_its_own_step(step: int, tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config()))
     (tmp_path / "summary.json").write_text('{"base": {"mAP": 0.1}, "tuned": {"mAP": 0.3}, "step": 7}')
     card = write_card(tmp_path, tmp_path, "x", adapter=False, step=step).read_text()
@@ -159,7 +159,7 @@ def test_a_card_has_no_secrets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.parametrize(("name", "method"), [("their.OwnRFT", "GRPO"), ("their.OwnSFT", "supervised fine-tuning")])
 def test_a_card_names_the_method_by_the_models_settings(name: str, method: str, tmp_path: Path) -> None:
     content = config()
-    content["model"]["class_path"] = name  # a user's own, which need not be there
+    content["model"]["class_path"] = name  # a user's class, which need not exist
     if method != "GRPO":
         del content["model"]["init_args"]["num_generations"]
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(content))
@@ -168,7 +168,7 @@ def test_a_card_names_the_method_by_the_models_settings(name: str, method: str, 
     assert ("- grpo" in card) == (method == "GRPO")
 
 
-def test_code_and_fences_can_not_be_closed_by_what_they_hold() -> None:
+def test_code_and_fences_cannot_be_closed_by_their_content() -> None:
     assert code("x" * 1000) == "`" + "x" * 299 + "…`"
     assert code("`` ` |") == r"``` `` ` \| ```"
     assert fenced("```\nx").splitlines() == ["````text", "```", "x", "````"]
@@ -194,7 +194,9 @@ def test_mistakes_are_one_line(
     assert len(error.splitlines()) == 1
 
 
-def test_code_of_strangers_needs_a_word_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_code_of_a_checkpoint_needs_permission_on_the_command_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     content = config(checkpoint="tiny-detection", lora=None, trust_remote_code=True)
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(content))
     (tmp_path / "x.ckpt").write_bytes(b"")

@@ -1,4 +1,4 @@
-"""`predict`: any images in, JSON lines, COCO results and pictures out."""
+"""`predict`: JSON lines, COCO results and pictures for any images."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def lines(path: Path) -> list[dict[str, Any]]:
 
 @pytest.fixture
 def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder of images as a user has them, and none of the config's data."""
+    """Write a folder of images like a user's, without the config's data."""
     folder = tmp_path / "photos"
     (folder / "deeper").mkdir(parents=True)
     for number, name in enumerate(["b.png", "a.jpg", "deeper/c.webp", "A B.PNG"]):
@@ -50,7 +50,7 @@ def test_a_folder_of_images(photos: Path, tmp_path: Path, capsys: pytest.Capture
     assert [(row["file"], row["query"]) for row in rows] == expected
     assert [(row["width"], row["height"]) for row in rows[::2]] == [(80, 70), (80, 50), (80, 40), (80, 60)]
     assert "broken.png" in (run / "predictions_left_out.txt").read_text()
-    assert not (run / "bad_records.txt").exists()  # that is the training's
+    assert not (run / "bad_records.txt").exists()  # only training writes this
     results = json.loads((run / "predictions_coco.json").read_text())
     assert len(results) == sum(len(row["answer"] or ()) for row in rows)
     truth = COCO(str(run / "predictions_images.json"))
@@ -66,7 +66,7 @@ def test_a_folder_of_images(photos: Path, tmp_path: Path, capsys: pytest.Capture
 
 
 def test_boxes_become_coco_results_and_are_drawn(photos: Path, tmp_path: Path) -> None:
-    """Scenes that the policy can answer."""
+    """Predict scenes that the policy can answer."""
     from vrft.data.scenes import FreshScenes
 
     for number in range(6):
@@ -86,7 +86,7 @@ def test_boxes_become_coco_results_and_are_drawn(photos: Path, tmp_path: Path) -
 
 
 def test_pictures_of_images_with_the_longest_names(photos: Path, tmp_path: Path) -> None:
-    name = "é" * 125  # two bytes each; with the ending 254 of the 255 that file systems take
+    name = "é" * 125  # two bytes each: 254 bytes with the suffix, file systems allow 255
     (photos / "a.jpg").rename(photos / f"{name}.jpg")
     assert predict(tmp_path / "run", "--images", f"photos/{name}.jpg", "--query", "red", "--draw") == 0
     (drawn,) = (tmp_path / "run" / "predictions").iterdir()
@@ -98,7 +98,7 @@ def test_without_a_query_the_categories_of_the_config_are_asked_for(photos: Path
     assert [row["query"] for row in lines(tmp_path / "run" / "predictions.jsonl")] == ["red", "blue"]
 
 
-def test_all_categories_of_an_image_are_asked_at_once_where_the_data_does_that(photos: Path, tmp_path: Path) -> None:
+def test_all_categories_are_in_one_question_if_the_data_is_per_image(photos: Path, tmp_path: Path) -> None:
     more = ["--data.per_image=true", "--task=MultiCategoryDetectionTask", "--task.template=Detect {query}"]
     assert predict(tmp_path / "run", "--images=photos/a.jpg", "--query", "red", "blue", *more) == 0
     assert [row["query"] for row in lines(tmp_path / "run" / "predictions.jsonl")] == ["red, blue"]
@@ -137,14 +137,14 @@ def test_mistakes_are_one_line(
     assert message in found[0]
 
 
-def test_words_of_other_commands_stay_as_they_are() -> None:
+def test_arguments_of_other_commands_stay_unchanged() -> None:
     assert normalise_argv(["fit", "--draw", "--query", "a", "b"])[:-1] == ["fit", "--draw", "--query", "a", "b"]
     deep = "[" * 5000
-    assert join_lists(["--query", deep]) == [f'--query=["{deep}"]']  # it is no list
+    assert join_lists(["--query", deep]) == [f'--query=["{deep}"]']  # not a list
     assert join_lists(["--query", 'say "yes"', "--x=1"]) == ['--query=["say \\"yes\\""]', "--x=1"]
 
 
-def test_lists_are_of_all_their_occurrences() -> None:
+def test_lists_join_all_occurrences_of_an_option() -> None:
     words = ["--images", "a", "b", "--query=x", "--images=[c, '1']", "--images=[d].png", "--query", "y"]
     assert join_lists(words) == ['--images=["a", "b", "c", "1", "[d].png"]', '--query=["x", "y"]']
 

@@ -1,4 +1,4 @@
-"""What SECURITY.md promises: nobody's text, file or checkpoint is run as code, and keys stay out of what is written."""
+"""The promises of SECURITY.md: no text, file or checkpoint is run as code, and keys are never written."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ def leave_a_trace(*_: object, **__: object) -> None:
 
 
 class Stranger:
-    """Of no interface that a config can fill."""
+    """A class that fits no field of a config."""
 
     def __init__(self, *_: object, **__: object) -> None:
         leave_a_trace()
 
 
 class KeyedLogger(CSVLogger):
-    """A user's own, with a key among its settings."""
+    """A user's logger with a key among its settings."""
 
     def __init__(self, save_dir: str, api_key: str, address: str) -> None:
         super().__init__(save_dir, name="logs")
@@ -46,7 +46,7 @@ class KeyedLogger(CSVLogger):
 
 @pytest.fixture
 def trace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A file that nothing may write."""
+    """Yield the path of a file that nothing may write."""
     path = tmp_path / "trace"
     monkeypatch.setenv(CANARY, str(path))
     yield path
@@ -59,7 +59,7 @@ SLOTS += ["trainer.profiler", "trainer.accelerator", "model.policy.lora"]
 
 
 @pytest.mark.parametrize("slot", SLOTS)
-def test_a_class_outside_the_interface_is_refused_and_not_made(
+def test_a_class_outside_the_interface_is_refused_and_not_instantiated(
     slot: str, trace: Path, quick_fit: Command, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for value in (f"{{class_path: {__name__}.Stranger}}", f"{__name__}.leave_a_trace"):
@@ -75,7 +75,7 @@ def checkpoint(tmp_path: Path) -> Path:
 
 
 def bring_code(checkpoint: Path) -> None:
-    """As models on the Hub do that transformers knows nothing of."""
+    """Add code to a checkpoint, like models on the Hub that transformers does not support."""
     config = json.loads((checkpoint / "config.json").read_text())
     names = {"AutoConfig": "code.Config", "AutoModelForImageTextToText": "code.Model"}
     (checkpoint / "config.json").write_text(json.dumps(config | {"model_type": "strange_vl", "auto_map": names}))
@@ -108,7 +108,7 @@ def test_on_the_command_line_it_is_the_users_decision(
     monkeypatch.setenv(CANARY, str(tmp_path / "ran"))
     monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
     bring_code(checkpoint)
-    with pytest.raises(AttributeError, match="Config"):  # the file has no such class; but it was run
+    with pytest.raises(AttributeError, match="Config"):  # the file has no such class, but it ran
         main(quick_fit(f"--model.policy.checkpoint={checkpoint}", "--model.policy.trust_remote_code=true"))
     assert (tmp_path / "ran").exists()
 
@@ -158,7 +158,7 @@ def weights_alone(path: Path) -> None:
         pytest.param(weights_alone, "is not a checkpoint of a run: it has no optimizer_states", id="weights-alone"),
     ],
 )
-def test_a_checkpoint_is_numbers_or_refused_in_one_line(
+def test_a_checkpoint_with_more_than_numbers_is_refused_in_one_line(
     write: Callable[[Path], None],
     reason: str,
     trace: Path,
@@ -175,7 +175,7 @@ FORBIDDEN = {"eval", "exec", "compile", "__import__", "os.system", "os.popen", "
 FORBIDDEN |= {"yaml.unsafe_load", "yaml.full_load", "marshal.loads", "shelve.open", "np.load"}
 PROCESSES = {
     "vrft/callbacks/graceful_stop.py": ['["scontrol", "requeue", job]'],
-    "vrft/data/benchmarks.py": ["command"],  # this Python with a program of the package, a path and a name
+    "vrft/data/benchmarks.py": ["command"],  # this Python, with a script of the package, a path and a name
 }
 
 
@@ -185,7 +185,7 @@ def calls(path: Path) -> Iterator[tuple[str, ast.Call]]:
             yield ast.unparse(node.func), node
 
 
-def test_nothing_in_the_package_can_run_a_text() -> None:
+def test_nothing_in_the_package_can_execute_text() -> None:
     files = sorted(PACKAGE.rglob("*.py"))
     assert len(files) > 80
     started: dict[str, list[str]] = {}
@@ -194,14 +194,14 @@ def test_nothing_in_the_package_can_run_a_text() -> None:
             assert name not in FORBIDDEN, f"{path}:{call.lineno}: {name}"
             words = {word.arg: word.value for word in call.keywords}
             assert "shell" not in words, f"{path}:{call.lineno}: {name}"
-            if name == "yaml.load":  # which makes texts of everything
+            if name == "yaml.load":  # BaseLoader only returns strings
                 assert ast.unparse(call.args[1]) == "yaml.BaseLoader", f"{path}:{call.lineno}"
             if name == "torch.load":
                 assert ast.unparse(words["weights_only"]) == "True", f"{path}:{call.lineno}"
             if name.startswith("subprocess."):
                 place = path.relative_to(ROOT).as_posix()
                 started.setdefault(place, []).append(ast.unparse(call.args[0]).replace("'", '"'))
-    assert started == PROCESSES  # what a process is started with, none of which a model writes
+    assert started == PROCESSES  # commands of subprocesses, none with text of a model
 
 
 @pytest.mark.parametrize(
@@ -235,7 +235,7 @@ def test_secrets_are_hidden_in_texts_and_settings(monkeypatch: pytest.MonkeyPatc
     assert redact_settings(settings) == expected | {"none": None}
 
 
-def test_a_key_is_in_nothing_that_a_run_writes_or_prints(
+def test_a_run_neither_writes_nor_prints_a_key(
     quick_fit: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     secrets = [f"{word}-do-not-tell" for word in ("key", "hub", "login", "typed")]
@@ -246,7 +246,7 @@ def test_a_key_is_in_nothing_that_a_run_writes_or_prints(
     keyed |= {"init_args": {"save_dir": str(tmp_path / "run"), "api_key": secrets[3], "address": address}}
     wandb = {"class_path": "vrft.loggers.WandbLogger", "init_args": {"save_dir": str(tmp_path / "run")}}
     command = quick_fit(f"--trainer.logger={json.dumps([keyed, wandb])}", "--transcripts.every_n_rollouts=1")
-    monkeypatch.setattr("sys.argv", ["vrft", *command])  # which W&B writes down
+    monkeypatch.setattr("sys.argv", ["vrft", *command])  # W&B records the command line
     assert main(command) == 0
     for wrong in (f"--trainer.hub_token={secrets[3]}", f"--model.beta={secrets[0]}", f"--model.task={address}"):
         assert main([*command, wrong]) == 2

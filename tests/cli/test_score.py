@@ -1,4 +1,4 @@
-"""`python -m vrft score`, as it is typed: lines in, lines out."""
+"""`python -m vrft score`: scores of JSON lines for every task."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def tagged(answer: str) -> str:
 
 @pytest.fixture
 def score(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    """Scores lines with a task and options; gives the objects that were written and the summary's lines."""
+    """Return a function that scores entries and returns the written objects and the summary's lines."""
 
     def command(task: str, *entries: object, options: tuple[str, ...] = ()) -> tuple[list[dict[str, float]], list[str]]:
         assert main(["score", "--task", task, "--input", write(tmp_path, *entries), *options]) == 0
@@ -47,7 +47,7 @@ def test_scores_are_written_in_full(score) -> None:
     assert summary[1] == "iou                  0.6667"
 
 
-def test_empty_lines_are_passed_over(score) -> None:
+def test_empty_lines_are_skipped(score) -> None:
     rows, summary = score("classification", "", NAME, "  ", NAME, "")
     assert len(rows) == 2
     assert summary[0] == "2 completions, 2 of them valid"
@@ -69,7 +69,7 @@ def test_many_lines_keep_their_order(score) -> None:
     assert [row["accuracy"] for row in rows] == [float(i % 3 > 0) for i in range(600)]
 
 
-def test_a_line_may_hold_separators_that_end_lines_elsewhere(score) -> None:
+def test_a_line_may_contain_unicode_line_separators(score) -> None:
     entry = NAME | {"completion": "<think>a\u2028b\x85c\u2029</think><answer>rose</answer>"}
     rows, _ = score("classification", json.dumps(entry, ensure_ascii=False))
     assert rows == [{"accuracy": 1.0, "format": 1.0}]
@@ -95,7 +95,7 @@ def test_a_file_from_windows_is_read(tmp_path: Path, capsys: pytest.CaptureFixtu
             "detection",
             DETECTION | {"solution": "No Objects"},
             {"iou": 0, "confidence": 0.05, "format": 1},
-            id="box-where-there-is-nothing",
+            id="box-without-objects",
         ),
         pytest.param(
             "detection",
@@ -144,7 +144,7 @@ def test_a_file_from_windows_is_read(tmp_path: Path, capsys: pytest.CaptureFixtu
             "classification",
             {"completion": tagged("Pink_Primrose."), "solution": "pink primrose"},
             {"accuracy": 1, "format": 1},
-            id="class-in-other-writing",
+            id="class-normalised",
         ),
         pytest.param(
             "classification",
@@ -224,9 +224,7 @@ def test_rewards_by_name_and_by_class_path(score) -> None:
     assert [line.split()[0] for line in summary[1:]] == ["format", "PaperConfidence", "DetectionF1"]
 
 
-def test_a_reward_of_your_own_is_told_what_the_line_says(
-    score, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_users_reward_receives_the_fields_of_the_line(score, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "rewards_of_mine.py").write_text(
         "from vrft.rewards import Reward\n"
         "class Mine(Reward):\n"
@@ -242,7 +240,7 @@ def test_a_reward_of_your_own_is_told_what_the_line_says(
     sys.modules.pop("rewards_of_mine")
 
 
-def test_what_reads_are_not_numbers_never_reaches_the_output(score) -> None:
+def test_the_output_has_only_finite_numbers(score) -> None:
     hostile = [tagged(f"[{{'Position': [0, 10, 500, 1000], 'Confidence': {c}}}]") for c in ("NaN", "1e400", "-1")]
     rows, _ = score("detection", *[DETECTION | {"completion": text} for text in [*hostile, "[" * 100_000]])
     assert [(row["iou"], row["confidence"]) for row in rows] == [(0, 0)] * 4

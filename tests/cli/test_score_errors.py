@@ -12,7 +12,7 @@ from vrft.__main__ import main
 
 @pytest.fixture
 def refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    """The one line on standard error after arguments that are refused with exit code 2."""
+    """Return a function that returns the one error line of arguments refused with exit code 2."""
 
     def command(*arguments: str) -> str:
         assert main(["score", *arguments]) == 2
@@ -102,11 +102,11 @@ def test_a_missing_file_is_named(refused, tmp_path: Path) -> None:
     assert "no.jsonl" in line
 
 
-def test_a_folder_is_no_file(refused, tmp_path: Path) -> None:
+def test_a_folder_is_refused_as_a_file(refused, tmp_path: Path) -> None:
     assert str(tmp_path) in refused("--task", "detection", "--input", str(tmp_path))
 
 
-def test_a_file_that_is_no_text_is_named(refused, tmp_path: Path) -> None:
+def test_a_file_that_is_not_text_is_named(refused, tmp_path: Path) -> None:
     (tmp_path / "a.bin").write_bytes(b"\xff\xfe\x00{")
     assert "a.bin can't be read" in refused("--task", "detection", "--input", str(tmp_path / "a.bin"))
 
@@ -120,7 +120,7 @@ def test_a_file_that_is_no_text_is_named(refused, tmp_path: Path) -> None:
         pytest.param(
             ["--task", "detection", "--reward", "iou", "--x"],
             ["--x", "did you mean 'rewards'?"],
-            id="option-that-there-is-not",
+            id="unknown-option",
         ),
         pytest.param(["--task", "detection", "--no-reason"], ["did you mean 'no-reasoning'?"], id="hyphen"),
         pytest.param(["--task", "detection", "--rewards", "accuracy"], ["'accuracy'", "iou, confidence"], id="name"),
@@ -140,5 +140,5 @@ def test_wrong_options_are_named(refused, tmp_path: Path, options: list[str], na
     assert [text for text in named if text not in line] == []
 
 
-def test_no_file_named(refused) -> None:
+def test_a_missing_file_argument_is_named(refused) -> None:
     assert "--input" in refused("--task", "detection")

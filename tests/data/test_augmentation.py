@@ -1,4 +1,4 @@
-"""Augmentation: boxes follow, and the same seed gives the same image."""
+"""Augmentation: boxes are transformed along, and the same seed gives the same image."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_boxes_follow_a_flip() -> None:
     assert moved.image.getpixel((10, 15)) == (0, 0, 0)
 
 
-def test_augmentation_follows_from_seed_epoch_and_index(tmp_path: Path) -> None:
+def test_augmentation_depends_on_seed_epoch_and_index_alone(tmp_path: Path) -> None:
     scene, boxes = draw_scene(random.Random(1))
     sample = Sample(0, scene, 0, "x", tuple(boxes))
     modules = [kornia.RandomAffine(degrees=0.0, translate=(0.1, 0.1), scale=(0.9, 1.1), p=1.0)]
@@ -40,17 +40,17 @@ def test_augmentation_follows_from_seed_epoch_and_index(tmp_path: Path) -> None:
     assert np.array_equal(np.asarray(first.image), np.asarray(same.image))
     state = torch.random.get_rng_state()
     augment(sample, modules, (0, 1, 0))
-    assert torch.equal(state, torch.random.get_rng_state())  # the run's own numbers are left alone
+    assert torch.equal(state, torch.random.get_rng_state())  # the global generator is unchanged
 
 
-def test_a_sample_whose_box_would_leave_the_image_stays_as_it_is() -> None:
+def test_a_sample_whose_box_would_leave_the_image_stays_unchanged() -> None:
     sample = Sample(0, Image.new("RGB", (40, 40)), 0, "x", (Detection((0, 0, 8, 8), "x"),))
     away = [kornia.RandomAffine(degrees=0.0, translate=(0.9, 0.9), p=1.0)]
     kept = [augment(sample, away, (0, 0, index)) for index in range(20)]
     assert any(other is sample for other in kept)
     for other in kept:
         x0, y0, x1, y1 = other.target[0].box
-        assert (x1 - x0) * (y1 - y0) >= 32  # half of it
+        assert (x1 - x0) * (y1 - y0) >= 32  # half of the box's area
 
 
 def test_only_training_is_augmented(tmp_path: Path) -> None:

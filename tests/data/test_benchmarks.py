@@ -1,4 +1,4 @@
-"""Flowers, pets, aircraft and cars: the official folders and what is wrong in them."""
+"""Flowers, pets, aircraft and cars: official folders and broken ones."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_a_benchmark_has_its_classes_and_its_split(
     for part, samples in (("train", train), ("val", val)):
         assert [sample.target for sample in samples] == [names[i % 2] for i in range(5)]
         for sample, (picture, _) in zip(samples, formats.colours(part, 5), strict=True):
-            assert np.abs(np.asarray(sample.image, float) - np.asarray(picture)).mean() < 8  # JPEG
+            assert np.abs(np.asarray(sample.image, float) - np.asarray(picture)).mean() < 8  # JPEG is lossy
     again, _ = samples_of(kind(str(folder)), tmp_path, ClassificationTask())
     assert [sample.image_id for sample in again] == [sample.image_id for sample in train] == list(range(5))
     shots, _ = samples_of(kind(str(folder), shots=1), tmp_path, ClassificationTask())
@@ -110,7 +110,7 @@ def test_a_matlab_file_that_crashes_scipy_is_refused(tmp_path: Path) -> None:
     folder = formats.write_flowers(tmp_path / "x")
     savemat(folder / "imagelabels.mat", {"labels": np.ones((1, 12), np.uint8)})
     content = bytearray((folder / "imagelabels.mat").read_bytes())
-    content[content.index(b"labels") + 8] = 255  # a type of numbers that there is not
+    content[content.index(b"labels") + 8] = 255  # an unknown number type
     (folder / "imagelabels.mat").write_bytes(content)
     said = refused(lambda **more: FlowersData(str(folder), **more), tmp_path)
     assert said.startswith(f"{folder / 'imagelabels.mat'}: not a readable MATLAB file")
@@ -119,14 +119,14 @@ def test_a_matlab_file_that_crashes_scipy_is_refused(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_matlab_may_store_numbers_as_floats(tmp_path: Path) -> None:
     folder = formats.write_flowers(tmp_path / "x")
-    savemat(folder / "setid.mat", {"trnid": [[5.0, 6.0]], "tstid": [[1.0]]})  # one element is no list
+    savemat(folder / "setid.mat", {"trnid": [[5.0, 6.0]], "tstid": [[1.0]]})  # a single element is not stored as a list
     train, val = samples_of(FlowersData(str(folder)), tmp_path, ClassificationTask())
     assert (len(train), len(val)) == (2, 1)
     savemat(folder / "setid.mat", {"tstid": [[1.0]]})
     assert "no variable 'trnid'" in refused(lambda **more: FlowersData(str(folder), **more), tmp_path)
 
 
-def test_lists_skip_comments_and_take_any_line_ends(tmp_path: Path) -> None:
+def test_lists_skip_comments_and_accept_any_line_ends(tmp_path: Path) -> None:
     folder = formats.write_pets(tmp_path / "x")
     file = folder / "annotations" / "trainval.txt"
     file.write_bytes(b"\xef\xbb\xbf# caf\xc3\xa9\r\n\r\n" + file.read_bytes().replace(b"\n", b"\r\n"))
@@ -179,7 +179,7 @@ def test_a_bad_line_is_named(kind: Any, write: Any, file: str, line: str, said: 
     assert said in listed
 
 
-def test_aircraft_may_be_named_by_the_inner_folder(tmp_path: Path) -> None:
+def test_the_root_of_aircraft_may_be_the_inner_folder(tmp_path: Path) -> None:
     folder = formats.write_aircraft(tmp_path / "x")
     assert len(samples_of(AircraftData(str(folder / "data")), tmp_path, ClassificationTask())[0]) == 4
 

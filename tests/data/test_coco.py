@@ -15,14 +15,14 @@ from vrft.data.splits import COCO_BASE65, COCO_FEW_SHOT8, COCO_NOVEL15
 from vrft.errors import ConfigurationError
 
 
-def test_one_sample_for_each_image_and_category(tmp_path: Path) -> None:
+def test_there_is_one_sample_per_image_and_category(tmp_path: Path) -> None:
     samples, _ = samples_of(coco_data(tmp_path), tmp_path)
     assert [(sample.image_id, sample.query, len(sample.target)) for sample in samples] == [(7, "dog", 2), (7, "cat", 1)]
     assert samples[0].target[0] == ((1, 2, 4, 6), "dog", 1.0)  # corners, from x, y, width, height
     assert samples[1].size == (40, 30)
 
 
-def test_one_sample_for_each_image(tmp_path: Path) -> None:
+def test_there_is_one_sample_per_image(tmp_path: Path) -> None:
     samples, _ = samples_of(coco_data(tmp_path, per_image=True, categories=["dog", "cat"]), tmp_path)
     assert [(sample.query, [box.label for box in sample.target]) for sample in samples] == [
         ("cat, dog", ["cat", "dog", "dog"])
@@ -35,7 +35,7 @@ def test_categories_select_and_may_differ_for_held_out_images(tmp_path: Path) ->
     assert [sample.query for sample in val] == ["dog"]
 
 
-def test_lists_of_the_paper_have_names(tmp_path: Path) -> None:
+def test_category_lists_of_the_paper_can_be_named(tmp_path: Path) -> None:
     table = [{"id": i, "name": name} for i, name in enumerate(COCO_NOVEL15, 3)]
     train, _ = samples_of(coco_data(tmp_path, {"categories": table}, categories="coco_novel15"), tmp_path)
     assert {sample.query for sample in train} == {"mouse", "parking meter"}  # ids 3 and 9
@@ -45,21 +45,21 @@ def test_lists_of_the_paper_have_names(tmp_path: Path) -> None:
         coco_data(tmp_path, categories="coco_15")
 
 
-def test_negatives_ask_for_what_is_not_there(tmp_path: Path) -> None:
+def test_negatives_ask_for_absent_categories(tmp_path: Path) -> None:
     several = [{"id": i, "file_name": "a.png", "width": 40, "height": 30} for i in range(10)]
     boxes = [{"image_id": i, "category_id": 3, "bbox": [1, 1, 5, 5]} for i in range(8)]
     crowd = [{"image_id": 9, "category_id": 3, "bbox": [1, 1, 5, 5], "iscrowd": 1}]
     changes = {"images": several, "annotations": boxes + crowd}
     train, val = samples_of(coco_data(tmp_path, changes, negatives=0.5), tmp_path)
     absent = [sample for sample in train if not sample.target]
-    assert (len(train), len(absent)) == (12, 4)  # half as many as there are positives
-    assert all(sample.query == "dog" or sample.image_id == 8 for sample in absent)  # 9 has a crowd of cats
+    assert (len(train), len(absent)) == (12, 4)  # half as many as the positives
+    assert all(sample.query == "dog" or sample.image_id == 8 for sample in absent)  # image 9 has a crowd of cats
     assert all(sample.target for sample in val)
     again, _ = samples_of(coco_data(tmp_path, changes, negatives=0.5), tmp_path)
     assert [(s.image_id, s.query) for s in again] == [(s.image_id, s.query) for s in train]
 
 
-def test_lvis_negatives_are_those_that_were_looked_for(tmp_path: Path) -> None:
+def test_lvis_negatives_are_categories_annotated_as_absent(tmp_path: Path) -> None:
     def image(key: int, absent: list[int]) -> dict[str, Any]:
         url = f"http://images.cocodataset.org/val2017/{key}.png"
         return {"id": key, "coco_url": url, "width": 40, "height": 30, "neg_category_ids": absent}
@@ -84,7 +84,7 @@ def test_lvis_negatives_are_those_that_were_looked_for(tmp_path: Path) -> None:
         ({"annotations": []}, "no train records; expected at least one"),
     ],
 )
-def test_a_bad_file_ends_it(changes: dict[str, Any], said: str, tmp_path: Path) -> None:
+def test_a_bad_file_is_an_error(changes: dict[str, Any], said: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError) as caught:
         samples_of(coco_data(tmp_path, changes, on_bad_record="skip"), tmp_path)
     assert said in str(caught.value)
@@ -161,12 +161,12 @@ def test_all_problems_are_reported_at_once_and_counted(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError) as caught:
         samples_of(coco_data(tmp_path, {"images": [IMAGE, OTHER], "annotations": [GOOD, *many]}), tmp_path)
     lines = str(caught.value).splitlines()
-    assert lines[0].startswith("60 bad records; fix them")  # the file is read for both parts
+    assert lines[0].startswith("60 bad records; fix them")  # the same file serves both splits
     assert len(lines) == 22
     assert lines[-1] == "and 40 more"
 
 
-def test_a_box_that_stands_out_by_rounding_is_cut(tmp_path: Path) -> None:
+def test_a_box_outside_by_rounding_is_clipped(tmp_path: Path) -> None:
     changes = {"images": [IMAGE], "annotations": [BOX | {"bbox": [-0.5, 0, 41, 30.4]}]}
     train, _ = samples_of(coco_data(tmp_path, changes), tmp_path)
     assert train[0].target[0].box == (0, 0, 40, 30)
@@ -178,7 +178,7 @@ def test_an_unknown_category_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"images": 3}', "[" * 100_000, "\xff"])
-def test_a_file_that_is_no_instances_file(text: str, tmp_path: Path) -> None:
+def test_a_file_that_is_not_an_instances_file_is_an_error(text: str, tmp_path: Path) -> None:
     data = coco_data(tmp_path)
     (tmp_path / "instances.json").write_bytes(text.encode("latin1"))
     with pytest.raises(ConfigurationError, match="not a COCO or LVIS instances file"):
@@ -196,12 +196,12 @@ def test_a_split_shares_no_image(tmp_path: Path) -> None:
         CocoData(str(file), str(tmp_path))
 
 
-def test_an_image_that_is_trained_on_and_held_out_is_said(tmp_path: Path) -> None:
+def test_an_image_in_both_splits_causes_a_warning(tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match="2 held-out records have an image of the training data"):
         samples_of(coco_data(tmp_path), tmp_path)
 
 
-def test_why_there_are_too_few_shots_is_said(tmp_path: Path) -> None:
+def test_too_few_shots_are_explained_by_bad_records(tmp_path: Path) -> None:
     data = coco_data(tmp_path, shots=1)
     (tmp_path / "a.png").unlink()
     with pytest.raises(ConfigurationError, match="no such image"):

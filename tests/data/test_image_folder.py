@@ -43,4 +43,4 @@ def test_digits_become_an_image_folder(tmp_path: Path) -> None:
     data.prepare_data()
     assert before == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.png")}
     assert samples[0].size == (56, 56)
-    assert samples[0].target == "eight"  # folders in the order of their names
+    assert samples[0].target == "eight"  # folders are sorted by name

@@ -1,4 +1,4 @@
-"""Images: any kind becomes RGB, and what is broken, turned or too large is found."""
+"""Images: every mode becomes RGB, orientation is applied, and broken or too large files are found."""
 
 from __future__ import annotations
 
@@ -33,16 +33,18 @@ def test_an_image_that_turns_unreadable_is_replaced_in_training_and_blank_in_eva
 @pytest.mark.parametrize(
     ("mode", "fill", "expected"),
     [
-        ("RGBA", (10, 20, 30, 0), (255, 255, 255)),  # what is transparent is white, not what lies beneath
+        ("RGBA", (10, 20, 30, 0), (255, 255, 255)),  # transparent pixels become white regardless of their colour
         ("LA", (50, 255), (50, 50, 50)),
         ("L", 77, (77, 77, 77)),
         ("1", 1, (255, 255, 255)),
         ("P", 3, None),
         ("CMYK", (0, 0, 0, 0), (255, 255, 255)),
-        ("I;16", 40_000, (156, 156, 156)),  # the upper eight bits
+        ("I;16", 40_000, (156, 156, 156)),  # the upper 8 bits
     ],
 )
-def test_any_kind_of_image_becomes_rgb(mode: str, fill: Any, expected: tuple[int, ...] | None, tmp_path: Path) -> None:
+def test_an_image_of_any_mode_becomes_rgb(
+    mode: str, fill: Any, expected: tuple[int, ...] | None, tmp_path: Path
+) -> None:
     path = tmp_path / ("x.tiff" if mode == "CMYK" else "x.png")
     Image.new(mode, (30, 20), fill).save(path)
     image = read_image(path)
@@ -64,7 +66,7 @@ def test_exif_orientation_is_applied_unless_the_annotations_were_made_without(or
     assert np.array_equal(np.asarray(read_image(path)), np.asarray(reference))
     if orientation > 4:
         assert check_image(path, (64, 32)) == (64, 32)
-        assert max(read_image(path, (64, 32)).getpixel((4, 4))) < 40  # as it lies in the file
+        assert max(read_image(path, (64, 32)).getpixel((4, 4))) < 40  # as stored in the file
     with pytest.raises(BadImage, match="expected 10 x 10"):
         check_image(path, (10, 10))
 
@@ -72,18 +74,20 @@ def test_exif_orientation_is_applied_unless_the_annotations_were_made_without(or
 @pytest.mark.parametrize(
     ("size", "reason"), [((20_000, 20_000), "pixels"), ((9500, 9500), "is more than"), ((2100, 10), "one side")]
 )
-def test_bombs_and_threads_are_refused(size: tuple[int, int], reason: str, tmp_path: Path) -> None:
-    Image.new("1", size).save(tmp_path / "x.png")  # a few kilobytes
+def test_decompression_bombs_and_elongated_images_are_refused(
+    size: tuple[int, int], reason: str, tmp_path: Path
+) -> None:
+    Image.new("1", size).save(tmp_path / "x.png")  # takes a few kilobytes
     for read in (read_image, check_image):
         with pytest.raises(BadImage, match=reason):
             read(tmp_path / "x.png")
 
 
-def test_a_cut_jpeg_is_found_without_decoding_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_truncated_jpeg_is_found_without_decoding_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Image.effect_noise((200, 200), 90).convert("RGB").save(tmp_path / "x.jpg")
     whole = (tmp_path / "x.jpg").read_bytes()
     (tmp_path / "cut.jpg").write_bytes(whole[: len(whole) // 2])
-    (tmp_path / "padded.jpg").write_bytes(whole + b"\0" * 100)  # whole, but without its marker at the end
+    (tmp_path / "padded.jpg").write_bytes(whole + b"\0" * 100)  # complete, but its end marker is not at the end
     with pytest.raises(BadImage, match="truncated"):
         check_image(tmp_path / "cut.jpg")
     assert check_image(tmp_path / "padded.jpg") == (200, 200)

@@ -1,4 +1,4 @@
-"""Shots, samplers and loaders: seeded, shared among ranks, and resumed where they were."""
+"""Shots, samplers and loaders: seeded, sharded over ranks and resumed at their position."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def test_shots_are_seeded_nested_and_per_category() -> None:
     assert four != choose_shots(items, lambda item: item[0], 4, 2, lambda _: True)
     assert set(four) < set(choose_shots(items, lambda item: item[0], 5, 1, lambda _: True))
     usable = choose_shots(items, lambda item: item[0], 4, 1, lambda item: item not in four)
-    assert not {*usable} & {*four}  # others take the place of what can't be used
+    assert not {*usable} & {*four}  # others replace unusable ones
     with pytest.raises(ConfigurationError, match="at least 51 images of 'a', got 50"):
         choose_shots(items, lambda item: item[0], 51, 1, lambda _: True)
     with pytest.raises(ConfigurationError, match="at least 1"):
@@ -46,7 +46,7 @@ def test_four_images_fill_a_batch_of_eight() -> None:
     assert [len(part) for part in order(5, 2, 4)] == [2, 2, 2, 2]
 
 
-def test_loader_goes_on_where_it_was() -> None:
+def test_a_loader_resumes_at_its_position() -> None:
     def loader() -> ResumableLoader:
         sampler = PromptSampler(12, 2, 0, 1, seed=0, shuffle=True)
         return ResumableLoader(list(range(12)), batch_size=2, sampler=sampler, collate_fn=list)  # type: ignore[arg-type]
@@ -58,22 +58,24 @@ def test_loader_goes_on_where_it_was() -> None:
     again = loader()
     again.load_state_dict(part.state_dict())
     assert list(again) == expected[2:]
-    assert list(again) == expected  # the next epoch is whole
+    assert list(again) == expected  # the next epoch is complete
 
 
 @pytest.mark.parametrize(
     ("had", "batch", "world", "start"),
     [
         (8, 4, 1, 8),  # a larger batch
-        (8, 2, 2, 8),  # the same on two ranks
-        (10, 1, 1, 10),  # a smaller one
-        (10, 6, 1, 6),  # the remainder of a batch is taken again
+        (8, 2, 2, 8),  # the same size on two ranks
+        (10, 1, 1, 10),  # a smaller batch
+        (10, 6, 1, 6),  # the remainder of a batch is repeated
         (8, 11, 1, 0),
-        (20, 3, 3, 0),  # 3 of 23 are left, which are no batch of 9: the next epoch
+        (20, 3, 3, 0),  # the remaining 3 of 23 fill no batch of 9: the next epoch
         (22, 5, 2, 0),  # the epoch was over
     ],
 )
-def test_a_loader_with_another_global_batch_goes_on_where_it_was(had: int, batch: int, world: int, start: int) -> None:
+def test_a_loader_with_another_global_batch_resumes_at_its_position(
+    had: int, batch: int, world: int, start: int
+) -> None:
     def loaders(batch: int, world: int) -> list[ResumableLoader]:
         samplers = [PromptSampler(23, batch, rank, world, seed=0, shuffle=True) for rank in range(world)]
         return [ResumableLoader(list(range(23)), batch_size=batch, sampler=s, collate_fn=list) for s in samplers]  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""LVIS files as they are published."""
+"""LVIS files in their published format."""
 
 from __future__ import annotations
 

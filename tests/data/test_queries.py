@@ -1,4 +1,4 @@
-"""Which categories a held-out image is asked for, and the map of what a model says is there."""
+"""Categories to ask for in held-out images, and a model's map of present categories."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def annotated(folder: Path) -> list[tuple[int, str]]:
     return list(dict.fromkeys((entry["image_id"], names[entry["category_id"]]) for entry in entries))
 
 
-def test_images_are_asked_for_what_is_annotated_or_for_everything(tmp_path: Path) -> None:
+def test_questions_ask_for_annotated_categories_or_for_all(tmp_path: Path) -> None:
     asked = held_out(coco(tmp_path), tmp_path)
     assert pairs(asked) == annotated(tmp_path)
     assert all(sample.target for sample in asked)
@@ -62,7 +62,7 @@ def test_images_are_asked_for_what_is_annotated_or_for_everything(tmp_path: Path
     assert 0 < sum(bool(sample.target) for sample in everything) < len(everything)
 
 
-def test_a_map_says_what_is_asked_and_what_it_leaves_out_is_counted(tmp_path: Path) -> None:
+def test_a_map_sets_the_questions_and_omitted_categories_are_counted(tmp_path: Path) -> None:
     coco(tmp_path)
     there = annotated(tmp_path)
     image, name = there[0]
@@ -78,7 +78,7 @@ def test_a_map_says_what_is_asked_and_what_it_leaves_out_is_counted(tmp_path: Pa
     assert pairs(whole) == [(image, f"{absent}, {name}")]
 
 
-def test_training_is_not_touched_by_held_out_queries(tmp_path: Path) -> None:
+def test_training_is_independent_of_held_out_queries(tmp_path: Path) -> None:
     sets = []
     for queries in ("annotated", "all"):
         data = coco(tmp_path, val_queries=queries)
@@ -88,7 +88,7 @@ def test_training_is_not_touched_by_held_out_queries(tmp_path: Path) -> None:
     assert sets[0] == sets[1]
 
 
-def test_yolo_images_are_asked_for_everything_or_by_a_map(tmp_path: Path) -> None:
+def test_yolo_questions_ask_for_all_categories_or_by_a_map(tmp_path: Path) -> None:
     config = str(formats.write_yolo(tmp_path / "x"))
     names = list(formats.COLOURS)[:2]
     everything = held_out(YoloData(config, val_queries="all", categories=names), tmp_path)
@@ -137,20 +137,20 @@ def question(query: str = "traffic light, dog, cat", labels: tuple[str, ...] = (
         ("Cat,Traffic_Light.", ["traffic light", "cat"]),
         ("['dog', \"cat\"]", ["dog", "cat"]),
         ("dog\ncat\ncat", ["dog", "cat"]),
-        ("a dog, two cats", []),  # no names of categories
+        ("a dog, two cats", []),  # not names of categories
         ("None", []),
         ("unicorn, dog", ["dog"]),
         ("", None),
     ],
 )
-def test_names_in_an_answer_are_those_that_were_asked_for(answer: str, named: list[str] | None) -> None:
+def test_only_queried_names_in_an_answer_count(answer: str, named: list[str] | None) -> None:
     value = PresenceTask().parse(f"<think>x</think><answer>{answer}</answer>", question(), FRAME).value
     assert (None if value is None else [box.label for box in value]) == named  # type: ignore[union-attr]
     assert value is None or all(box.box == (0, 0, 40, 30) for box in value)  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize("labels", [("dog", "dog", "cat"), ()])
-def test_what_supervised_tuning_teaches_is_read_back(labels: tuple[str, ...]) -> None:
+def test_the_target_text_can_be_parsed(labels: tuple[str, ...]) -> None:
     task, asked = PresenceTask(), question(labels=labels)
     answer = task.parse(task.target_text(asked, FRAME), asked, FRAME)
     assert answer.well_formed
@@ -158,7 +158,7 @@ def test_what_supervised_tuning_teaches_is_read_back(labels: tuple[str, ...]) ->
 
 
 class Namer(RolloutEngine):
-    """Names the first category that is there, and one that is not."""
+    """An engine that names the first present category and an absent one."""
 
     def generate(self, policy: Any, batch: PromptBatch, *_: Any, **__: Any) -> Rollout:
         texts = []
@@ -171,7 +171,7 @@ class Namer(RolloutEngine):
 
 
 @pytest.mark.slow(seconds=7)
-def test_a_model_says_what_is_there_and_is_asked_for_it(tmp_path: Path, tiny_scenes: list[str]) -> None:
+def test_a_models_map_of_present_categories_sets_the_questions(tmp_path: Path, tiny_scenes: list[str]) -> None:
     config = ["--config", str(ROOT / "configs" / "quickstart.yaml"), *tiny_scenes, CSV_ONLY]
     first = ["--task=PresenceTask", "--data.per_image=true", "--data.val_queries=all"]
     first += ["--trainer.callbacks=[PresenceEvaluator]", f"--model.engine={__name__}.Namer"]

@@ -20,7 +20,7 @@ from vrft.types import Detection
 
 
 def reason_seg(folder: Path, **changes: Any) -> Path:
-    """ReasonSeg with a training image that has these changes."""
+    """Write ReasonSeg with changes to the annotation of a training image."""
     formats.write_reason_seg(folder)
     content = {"text": "what?", "is_sentence": True, "shapes": [shape([[1, 1], [5, 1], [5, 9]])]} | changes
     shutil.copy(folder / "train" / "0.jpg", folder / "train" / "x.jpg")
@@ -86,7 +86,7 @@ TRIANGLE = [[1, 1], [5, 1], [5, 9]]
         ({"text": []}, "text: expected an instruction or a list of them, got ["),
         ({"text": ["a", 3]}, "text: expected an instruction"),
         ({"text": " "}, "text: expected an instruction or a list of them, got ' '"),
-        ({"text": "\ud800"}, "text: expected an instruction"),  # half a character can't be written to a file
+        ({"text": "\ud800"}, "text: expected an instruction"),  # half a surrogate pair can't be written to a file
         ({"shapes": {}}, "shapes: expected a list, got a dict"),
         ({"shapes": []}, "shapes: no polygon with the label 'target'"),
         ({"shapes": [shape(TRIANGLE, "ignore")]}, "shapes: no polygon with the label 'target'"),
@@ -114,7 +114,7 @@ def test_a_bad_annotation_of_reason_seg_is_named(changes: dict[str, Any], said: 
 @pytest.mark.parametrize(
     "content", [b"", b"[]", b"3", b"{", b"[" * 100_000, b"\x81", b'{"text": 1' + b"0" * 5000 + b"}"]
 )
-def test_a_json_file_that_is_none_is_named(content: bytes, tmp_path: Path) -> None:
+def test_an_invalid_json_file_is_named(content: bytes, tmp_path: Path) -> None:
     folder = reason_seg(tmp_path / "x")
     (folder / "train" / "x.json").write_bytes(content)
     listed = said_of(lambda **more: ReasonSegData(str(folder), **more), tmp_path, GroundingTask())

@@ -1,4 +1,4 @@
-"""Referring expressions: what is read, broken references, and pickles that attack."""
+"""Referring expressions: valid and broken references, and malicious pickles."""
 
 from __future__ import annotations
 
@@ -128,15 +128,15 @@ def attacks(marker: Path) -> dict[str, bytes]:
         "empty": b"",
         "noise": bytes(range(128, 256)) * 9,
         "length": b"\x80\x04\x8e" + b"\xff" * 7 + b"\x7f.",
-        "memory": b"\x80\x02]r\xff\xff\xff\x7f.",  # the list's place; C's unpickler allocates all before it
+        "memory": b"\x80\x02]r\xff\xff\xff\x7f.",  # a memo index of 2**31: C's unpickler allocates all of it
         "zeros": b"\x80\x05\x96" + b"\xff" * 5 + b"\0\0\0.",  # a byte array of a terabyte
-        "hash": b"\x80\x02]K\x01" + b"\x862" * 60 + b"}q\x00.",  # nested pairs, exponential as a key
+        "hash": b"\x80\x02]K\x01" + b"\x862" * 60 + b"}q\x00.",  # nested pairs, hashed in exponential time
         "no-list": pickle.dumps("text"),
     }
 
 
 @pytest.mark.parametrize("name", attacks(Path("x")))
-def test_a_pickle_runs_nothing(name: str, tmp_path: Path) -> None:
+def test_a_pickle_never_runs_code(name: str, tmp_path: Path) -> None:
     folder = formats.write_references(tmp_path / "x")
     marker = tmp_path / "ran"
     (folder / "refs(unc).p").write_bytes(attacks(marker)[name])
@@ -144,7 +144,7 @@ def test_a_pickle_runs_nothing(name: str, tmp_path: Path) -> None:
     assert not marker.exists()
 
 
-def test_the_attacks_are_attacks(tmp_path: Path) -> None:
+def test_the_attacks_work_on_pickles_own_loader(tmp_path: Path) -> None:
     for name in ("reduce", "reduce-0", "class", "instance", "object", "stack-global"):
         pickle.loads(attacks(tmp_path / name)[name])
         assert (tmp_path / name).exists(), name
@@ -154,7 +154,7 @@ def test_a_large_or_self_containing_pickle_is_refused(tmp_path: Path, monkeypatc
     folder = formats.write_references(tmp_path / "x")
     laughs: list[Any] = []
     for _ in range(60):
-        laughs = [laughs] * 10  # small in a pickle, without end when printed
+        laughs = [laughs] * 10  # small in a pickle, endless when printed
     content: list[Any] = [{"ref_id": 0, "split": "train", "ann_id": laughs}]
     content[0]["sentences"] = content
     more = pickle.loads((folder / "refs(unc).p").read_bytes())

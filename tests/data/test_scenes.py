@@ -1,4 +1,4 @@
-"""Generated scenes."""
+"""Generated scenes and their boxes."""
 
 from __future__ import annotations
 

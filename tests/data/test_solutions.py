@@ -1,4 +1,4 @@
-"""Solutions in JSON lines and in tables: read by the task, or named."""
+"""Solutions in JSON lines and Hub datasets: parsed by the task, or reported."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_a_folder_of_parquet_files_and_a_split_are_read(tmp_path: Path) -> None:
 
     folder = formats.write_hub(tmp_path / "x")
     train, val = samples_of(HubData(str(folder), val_fraction=0.25), tmp_path)
-    assert (len(train), len(val)) == (3, 1)  # the file that is named after the other part is none of it
+    assert (len(train), len(val)) == (3, 1)  # a file named after the other split does not belong to it
     parts = {part: datasets.Dataset.from_parquet(str(folder / f"{part}.parquet")) for part in formats.PARTS}
     datasets.DatasetDict(parts).save_to_disk(tmp_path / "both")
     train, val = samples_of(HubData(str(tmp_path / "both"), split="val", val_fraction=0.5), tmp_path)
@@ -203,7 +203,7 @@ def table(**columns: Any) -> Any:
         ({"picture": [1]}, "no column 'image'; it has picture"),
     ],
 )
-def test_a_table_without_what_is_needed_ends_it(columns: dict[str, Any], said: str, tmp_path: Path) -> None:
+def test_a_table_without_a_required_column_is_an_error(columns: dict[str, Any], said: str, tmp_path: Path) -> None:
     table(**columns).to_parquet(tmp_path / "train.parquet")
     message = refused(lambda **more: HubData(str(tmp_path / "train.parquet"), val_fraction=0.5, **more), tmp_path)
     assert message.startswith(f"data.train: {tmp_path / 'train.parquet'}")
@@ -238,7 +238,7 @@ def test_bad_rows_of_a_table_are_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"PAR1", b"PAR1" + b"\0" * 50 + b"PAR1", b"text"])
-def test_a_broken_table_ends_it(content: bytes, tmp_path: Path) -> None:
+def test_a_broken_table_is_an_error(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "x.parquet").write_bytes(content)
     (tmp_path / "empty").mkdir()
     (tmp_path / "disk").mkdir()
@@ -248,14 +248,14 @@ def test_a_broken_table_ends_it(content: bytes, tmp_path: Path) -> None:
         assert message.startswith(f"data.train: {tmp_path / name} can't be read as a dataset")
 
 
-def test_without_datasets_or_its_data_set_it_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_datasets_package_or_data_set_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make = lambda **more: HubData("nobody/has-this", val_fraction=0.5, **more)  # noqa: E731
     assert "data.train: nobody/has-this can't be read as a dataset" in refused(make, tmp_path)  # tests are offline
     monkeypatch.setitem(__import__("sys").modules, "datasets", None)
     assert "vrft[hub]" in refused(make, tmp_path)
 
 
-def test_images_of_a_table_are_read_when_they_are_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_images_of_a_table_are_read_on_access(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = hub(formats.write_hub(tmp_path / "x"))
     samples_of(data, tmp_path)
     copied = pickle.loads(pickle.dumps(data.train_set()))  # as for a worker process

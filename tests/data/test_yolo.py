@@ -1,4 +1,4 @@
-"""YOLO: boxes, outlines, and broken labels or settings."""
+"""YOLO: boxes, outlines, broken labels and broken settings."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_a_bad_label_is_named_and_its_image_left_out(line: str, said: str, tmp_p
     assert {sample.image_id for sample in train} == {0, 2, 3}
 
 
-def test_a_repeated_label_counts_once_and_rounding_is_cut_off(tmp_path: Path) -> None:
+def test_a_repeated_label_counts_once_and_rounding_is_clipped(tmp_path: Path) -> None:
     config = formats.write_yolo(tmp_path / "x")
     (tmp_path / "x" / "labels" / "train" / "0.txt").write_text("0 .5 .5 1.0004 1\n" * 2)
     train, _ = samples_of(YoloData(str(config)), tmp_path)
@@ -85,7 +85,7 @@ def test_a_repeated_label_counts_once_and_rounding_is_cut_off(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("content", [b"\x81\x8d 1", b"\xff\xfe0\x00 \x00"])
-def test_labels_that_are_no_text_are_named(content: bytes, tmp_path: Path) -> None:
+def test_labels_that_are_not_text_are_named(content: bytes, tmp_path: Path) -> None:
     config = formats.write_yolo(tmp_path / "x")
     file = tmp_path / "x" / "labels" / "train" / "1.txt"
     file.write_bytes(content)
@@ -119,7 +119,7 @@ def test_labels_that_are_no_text_are_named(content: bytes, tmp_path: Path) -> No
         ("a: &a [x]\nb: &b [*a, *a]\nnames: [*b]\ntrain: x", "got 0 and a list"),
     ],
 )
-def test_a_bad_data_yaml_ends_it(text: str, said: str, tmp_path: Path) -> None:
+def test_a_bad_data_yaml_is_an_error(text: str, said: str, tmp_path: Path) -> None:
     config = formats.write_yolo(tmp_path / "x")
     config.write_text(text)
     message = refused(lambda **more: YoloData(str(config), **more), tmp_path)

@@ -1,4 +1,4 @@
-"""The doctor finds what would cost a day, and is quiet about a config that is right."""
+"""The doctor finds mistakes that would cost a day, and none in a correct config."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ PAYS_FOR_GARBAGE = f"{{class_path: FunctionReward, init_args: {{function: {__nam
 
 @pytest.fixture
 def doctor(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., Said]:
-    """Runs the command on 60 scenes, whose annotations may be changed; exit code and what it says, in one line."""
+    """Return a function that runs doctor on 60 scenes, optionally changed, and returns exit code and output."""
     write_coco([draw_scene(random.Random(i)) for i in range(60)], tmp_path / "x.json", tmp_path / "images")
 
     def run(*more: str, change: Callable[[dict[str, Any]], None] = lambda _: None) -> Said:
@@ -47,7 +47,7 @@ def doctor(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., 
 
 
 def test_nothing_is_wrong_with_the_quickstart(doctor: Callable[..., Said], tmp_path: Path) -> None:
-    code, said = doctor("--trainer.devices=2", "--trainer.strategy=fsdp2")  # from one process all the same
+    code, said = doctor("--trainer.devices=2", "--trainer.strategy=fsdp2")  # still from one process
     assert (code, "problem:" in said) == (0, False)
     assert "nothing is wrong" in said
     for part in ("records, 8 categories", "target with end token", "the truth", "together"):
@@ -56,7 +56,7 @@ def test_nothing_is_wrong_with_the_quickstart(doctor: Callable[..., Said], tmp_p
         colours = sheet.convert("RGB").getcolors(1 << 24)
     assert colours is not None
     assert {(220, 30, 30)} <= {colour for _, colour in colours}  # the boxes
-    assert not (tmp_path / "run" / "config.yaml").exists()  # the folder is still free for the run itself
+    assert not (tmp_path / "run" / "config.yaml").exists()  # the folder is still free for the run
 
 
 def swap_axes(content: dict[str, Any]) -> None:
@@ -101,14 +101,14 @@ def said(texts: list[str]) -> Rollout:
 
 
 class Babbler(RolloutEngine):
-    """Never answers."""
+    """An engine that never gives a valid answer."""
 
     def generate(self, policy: Any, batch: PromptBatch, *_: Any, **__: Any) -> Rollout:
         return said(["Certainly! I see a red thing."] * len(batch.samples))
 
 
 class Oracle(RolloutEngine):
-    """Answers with the objects that really have the colour in the drawn scenes, whatever the annotations say."""
+    """An engine that finds the objects of the queried colour in the drawn scenes, independent of the annotations."""
 
     def generate(self, policy: Any, batch: PromptBatch, *_: Any, **__: Any) -> Rollout:
         texts = []

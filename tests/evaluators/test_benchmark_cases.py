@@ -1,4 +1,4 @@
-"""The fuzzed files of COCO and LVIS need every rule and hold every trap."""
+"""The fuzzed files of COCO and LVIS cover every rule and every trap."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ from vrft.evaluators.average_precision import Format
     ],
 )
 def test_the_cases_of_lvis_need_each_rule(rule: str) -> None:
-    """A rule that no case needs would not be tested."""
+    """Check that leaving a rule out changes some numbers, since otherwise no case tests the rule."""
     others = ((seed, lvis_numbers(*fuzzed(seed, "lvis"), without=rule)) for seed in range(CASES))
     changed = (seed for seed, other in others if other != same(expected_of(seed, "lvis")))
     assert len([*islice(changed, 3)]) == 3
@@ -104,5 +104,5 @@ def keys(entries: list[Entry], *names: str) -> list[str]:
         ),
     ],
 )
-def test_the_cases_hold_each_trap(trap: Callable[[Entry, list[Entry]], object], format: Format) -> None:
+def test_the_cases_contain_each_trap(trap: Callable[[Entry, list[Entry]], object], format: Format) -> None:
     assert sum(bool(trap(*fuzzed(seed, format))) for seed in range(CASES)) >= 5

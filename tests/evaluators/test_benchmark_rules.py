@@ -1,4 +1,4 @@
-"""COCO's and LVIS's numbers of fuzzed files: against pycocotools, and against LVIS's rules in plain loops."""
+"""COCO's and LVIS's numbers of fuzzed files, against pycocotools and against LVIS's rules as plain loops."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ from vrft.evaluators.average_precision import LVIS_NUMBERS, UNDEFINED, Format
 from vrft.types import Answer, Detection, Sample
 
 BLOCK = 16
-"""Seeds of one test; a failure names its own."""
+"""Seeds per test; a failure names the seed."""
 
 
 def evaluated(case: Case, folder: Path, capsys: pytest.CaptureFixture[str], *options: str) -> dict[str, float]:
-    """What `vrft evaluate` says."""
+    """Return the numbers of `vrft evaluate`."""
     files = folder / "truth.json", folder / "results.json"
     for path, content in zip(files, case, strict=True):
         path.write_text(json.dumps(content))
@@ -46,7 +46,7 @@ blocks = pytest.mark.parametrize("first", range(0, CASES, BLOCK))
 
 @blocks
 def test_coco(first: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """`vrft evaluate` with either backend beside pycocotools itself."""
+    """Compare `vrft evaluate` with each backend to pycocotools."""
     for seed in range(first, first + BLOCK):
         truth, results = fuzzed(seed, "coco")
         for backend in ("hotcoco", "pycocotools"):
@@ -56,14 +56,14 @@ def test_coco(first: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
 
 @blocks
 def test_lvis(first: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """`vrft evaluate` beside the rules as they are written out above."""
+    """Compare `vrft evaluate` to the rules in `benchmark_rules`."""
     for seed in range(first, first + BLOCK):
         found = evaluated(fuzzed(seed, "lvis"), tmp_path, capsys, "--format", "lvis")
         assert found == same(expected_of(seed, "lvis")), f"seed {seed}"
 
 
-def test_the_reference_is_that_of_coco_where_the_rules_are() -> None:
-    """With every category looked for and annotated in full, few boxes and no crowds, LVIS's numbers are COCO's."""
+def test_the_lvis_reference_equals_cocos_where_the_rules_agree() -> None:
+    """Compare both where LVIS's rules are COCO's: all categories annotated exhaustively, few boxes, no crowds."""
     shared = {name: "AR100" if name == "AR" else name for name in LVIS_NUMBERS if name not in ("APr", "APc", "APf")}
     for seed in range(2 * BLOCK):
         truth, results = fuzzed(seed, "lvis")
@@ -77,7 +77,7 @@ def test_the_reference_is_that_of_coco_where_the_rules_are() -> None:
 
 
 def logged(case: Case, format: Format, folder: Path) -> dict[str, float]:
-    """What a run logs after answers with these boxes, one answer to an image."""
+    """Return the numbers that a run logs after one answer per image with these boxes."""
     truth, results = case
     (folder / "truth.json").write_text(json.dumps(truth))
     evaluator = (CocoEvaluator if format == "coco" else LvisEvaluator)(str(folder / "truth.json"))
@@ -96,8 +96,8 @@ def logged(case: Case, format: Format, folder: Path) -> dict[str, float]:
 
 @pytest.mark.filterwarnings("ignore:(coco|lvis). .*(share their score|were not asked about)")
 @pytest.mark.parametrize("format", ["coco", "lvis"])
-def test_a_run_logs_what_is_defined(format: Format, tmp_path: Path) -> None:
-    """Boxes without area are no results of ours; numbers that nothing defines are not logged as -1."""
+def test_a_run_logs_only_defined_numbers(format: Format, tmp_path: Path) -> None:
+    """Check that boxes without area are dropped, and undefined numbers are not logged as -1."""
     undefined = 0
     for seed in range(40):
         truth, results = fuzzed(seed, format)

@@ -25,7 +25,7 @@ NAMES = {1: "cat", 5: "dog", 8: "never there"}
 
 
 def random_case(rng: random.Random, folder: Path) -> tuple[Path, list[Row]]:
-    """A COCO file with crowds and small boxes, and detections near its boxes, with tied scores."""
+    """Write a COCO file with crowds and small boxes; return it with detections near its boxes with tied scores."""
     images = [{"id": 2**30 + i, "file_name": f"{i}.png", "width": 300, "height": 300} for i in range(12)]
     annotations = []
     rows = []
@@ -78,12 +78,12 @@ def precision_of(evaluator: CocoEvaluator, rows: list[Row]) -> tuple[float, floa
 
 
 @pytest.mark.parametrize("seed", range(10))
-def test_average_precision_is_that_of_pycocotools(seed: int, tmp_path: Path) -> None:
+def test_average_precision_equals_that_of_pycocotools(seed: int, tmp_path: Path) -> None:
     file, rows = random_case(random.Random(seed), tmp_path)
     assert precision_of(CocoEvaluator(str(file)), rows) == pytest.approx(pycocotools_ap(file, rows), abs=1e-12)
 
 
-def test_a_subset_is_the_full_evaluation_then_a_choice(tmp_path: Path) -> None:
+def test_a_subset_is_selected_from_the_full_evaluation(tmp_path: Path) -> None:
     file, rows = random_case(random.Random(3), tmp_path)
     each = [precision_of(CocoEvaluator(str(file), [name]), rows)[0] for name in ("cat", "dog")]
     assert np.mean(each) == pytest.approx(pycocotools_ap(file, rows)[0], abs=1e-12)
@@ -129,7 +129,7 @@ SAMPLE = Sample(0, Image.new("RGB", (100, 100)), 7, "cat", (Detection((0, 0, 10,
     [
         ((Detection((0, 0, 10, 10), "cat", 0.1),), 1.0),
         ((Detection((0, 0, 10, 5), "cat"),), 0.5),
-        ((Detection((0, 0, 10, 10), "cat"), Detection((50, 50, 60, 60), "cat")), 0.5),  # a surplus box costs its share
+        ((Detection((0, 0, 10, 10), "cat"), Detection((50, 50, 60, 60), "cat")), 0.5),  # a surplus box lowers the mean
         ((), 0.0),
         (None, 0.0),
     ],
@@ -141,7 +141,7 @@ def test_miou_of_one_answer(value: tuple[Detection, ...] | None, iou: float, tmp
     assert row.image_id == 7
 
 
-def test_right_no_objects_has_miou_one() -> None:
+def test_correct_no_objects_has_miou_one() -> None:
     nothing = Sample(0, SAMPLE.image, 7, "cat", ())
     assert CocoEvaluator("unused").row(Answer("", "", (), True), nothing).iou == 1.0
 
@@ -159,7 +159,7 @@ def test_accuracy_counts_names_not_substrings() -> None:
     assert evaluator.scores(rows) == {"accuracy": 0.5, "class_accuracy": 0.5, "valid": 0.5}
 
 
-def test_classes_count_alike_in_the_mean_over_classes(tmp_path: Path) -> None:
+def test_classes_count_equally_in_the_mean_over_classes(tmp_path: Path) -> None:
     evaluator = AccuracyEvaluator()
     samples = [Sample(i, SAMPLE.image, 0, "", name) for i, name in enumerate(["rose", "rose", "rose", "lily"])]
     given = ["rose", "rose", "lily", "tulip"]
@@ -169,13 +169,13 @@ def test_classes_count_alike_in_the_mean_over_classes(tmp_path: Path) -> None:
     evaluator.write(tmp_path, rows)
     lines = (tmp_path / "accuracy_per_class.csv").read_text().split()
     assert lines == ["class,images,accuracy", "lily,1,0.0", "rose,3,0.6666666666666666"]
-    with Image.open(tmp_path / "confusion.png") as picture:  # lily and rose by lily, rose and anything else
+    with Image.open(tmp_path / "confusion.png") as picture:  # rows lily and rose; columns lily, rose and other
         cells = [[picture.getpixel((150 + 18 * j + 9, 150 + 18 * i + 9)) for j in range(3)] for i in range(2)]
     assert cells[0] == [(255, 255, 255), (255, 255, 255), (50, 90, 200)]
     assert cells[1][1] < cells[1][0] < (255, 255, 255) == cells[1][2]
 
 
-def test_an_evaluation_leaves_its_results_and_how_it_was_made(tmp_path: Path) -> None:
+def test_an_evaluation_writes_its_results_and_settings(tmp_path: Path) -> None:
     file, rows = random_case(random.Random(3), tmp_path)
     evaluator = CocoEvaluator(str(file))
     logged = evaluator.scores(rows)
@@ -198,7 +198,7 @@ def test_an_evaluation_leaves_its_results_and_how_it_was_made(tmp_path: Path) ->
         assert len(picture.convert("RGB").getcolors(1 << 16) or ()) > 4
 
 
-def test_boxes_without_confidence_are_said(tmp_path: Path) -> None:
+def test_boxes_without_confidence_cause_a_warning(tmp_path: Path) -> None:
     file, rows = random_case(random.Random(3), tmp_path)
     silent = [row._replace(detections=tuple(box._replace(score=None) for box in row.detections)) for row in rows]
     with pytest.warns(UserWarning, match="state no confidence and count as 1.0"):
@@ -207,7 +207,7 @@ def test_boxes_without_confidence_are_said(tmp_path: Path) -> None:
 
 
 def spoken(text: str, log_probs: dict[str, float], *boxes: Detection) -> Answer:
-    """An answer whose tokens are its words and marks; those that are named have other log-probabilities than 0."""
+    """Return an answer with one token per word or mark, whose log-probability is 0 unless given in `log_probs`."""
     pieces = re.findall(r"\w+|\W", text)
     return Answer(text, "", boxes, True, tuple((piece, log_probs.get(piece, 0.0)) for piece in pieces))
 
@@ -216,7 +216,7 @@ TWO_BOXES = "<think>{7}</think><answer>[{'Position': [1, 2, 30, 40]}, {'Position
 PAIR = (Detection((1, 2, 30, 40), "cat", 0.5), Detection((5, 6, 70, 80), "cat", 0.25))
 
 
-def test_confidence_may_be_that_of_the_tokens_of_a_box() -> None:
+def test_confidence_can_be_the_probability_of_a_boxs_tokens() -> None:
     answer = spoken(TWO_BOXES, {"30": -1.0, "70": -2.0, "80": -3.0, "7": -100.0}, *PAIR)
     first, second = (len(re.findall(r"\w+|\W", item)) for item in re.findall(r"\{'.*?\}", TWO_BOXES))
     expected = [math.exp(-1 / first), math.exp(-5 / second)]
@@ -227,7 +227,7 @@ def test_confidence_may_be_that_of_the_tokens_of_a_box() -> None:
     assert with_confidence(answer, "answer") == PAIR
 
 
-def test_tokens_that_do_not_fit_the_boxes_give_no_confidence() -> None:
+def test_tokens_that_do_not_match_the_boxes_give_no_confidence() -> None:
     answer = spoken("<answer>nothing like it</answer>", {}, *PAIR)
     assert [box.score for box in with_confidence(answer, "logprob")] == [None, None]
     corners = spoken("<answer>(1,2),(30,40)</answer>", {"30": -2.0}, PAIR[0])

@@ -1,4 +1,4 @@
-"""Masks and boxes of reasoning grounding, against plain loops over pixels."""
+"""Scores of masks and boxes in reasoning grounding, against plain loops over pixels."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_masks_are_counted_pixel_by_pixel() -> None:
         rows.append(evaluator.row(answer(box), asked))
         inside = outside = 0
         for py in range(SIZE[1]):
-            for px in range(10, SIZE[0]):  # the first ten columns are to be ignored
+            for px in range(10, SIZE[0]):  # the first ten columns are ignored
                 true = (5 <= px < 25 and 5 <= py < 20) or (30 <= px < 50 and 10 <= py < 30)
                 found = box[0] <= px < box[2] and box[1] <= py < box[3]
                 inside, outside = inside + (true and found), outside + (true or found)
@@ -66,7 +66,7 @@ def test_boxes_alone_need_no_masks() -> None:
     assert evaluator.scores(rows) == {"mIoU": pytest.approx((1 + 0.5 + 0.4) / 4), "Acc@0.5": 0.5, "valid": 0.75}
 
 
-def test_nothing_to_find_and_nothing_found_is_right() -> None:
+def test_an_empty_answer_about_an_empty_target_is_correct() -> None:
     rows = [Row(0, "", None, 0.0, True, 0, 0), Row(1, "", None, 0.0, True, 5, 10)]
     assert GroundingEvaluator(BoxSegmenter()).scores(rows)["gIoU"] == 0.75
 

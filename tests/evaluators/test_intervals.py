@@ -1,4 +1,4 @@
-"""Bootstrap intervals against scipy's, and two checkpoints in one table."""
+"""Bootstrap intervals against scipy's, and the comparison of two checkpoints."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def named(shares: list[float], seed: int) -> list[Named]:
     return [Named("rose", "rose" if rng.random() < share else "lily", True) for share in shares]
 
 
-def test_intervals_of_a_mean_are_those_of_scipy() -> None:
+def test_intervals_of_a_mean_equal_those_of_scipy() -> None:
     before, after = named([0.4] * 150, 0), named([0.7] * 150, 1)
     found = compare(AccuracyEvaluator(), before, after, resamples=3000, seed=0)["accuracy"]
     for rows, interval in ((before, found.before), (after, found.after)):
@@ -43,7 +43,7 @@ def test_intervals_of_a_mean_are_those_of_scipy() -> None:
     assert found.difference[1:] == pytest.approx(scipys, abs=0.015)
 
 
-def test_a_model_does_not_differ_from_itself() -> None:
+def test_a_model_compared_with_itself_has_difference_0() -> None:
     rows = named([0.5] * 40, 0)
     found = compare(AccuracyEvaluator(), rows, rows, resamples=50, seed=0)
     assert found["accuracy"].difference == (0, 0, 0)

@@ -1,4 +1,4 @@
-"""Held-out numbers are the same on any number of processes."""
+"""Held-out numbers are equal on any number of processes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from vrft.types import Detection
 
 
 def evaluate(tmp_path: Path, tiny_scenes: list[str], ranks: int, pair: Ranks) -> tuple[dict[str, object], list[str]]:
-    """What `validate` measures on so many processes, and the files that it writes: results and answers."""
+    """Run `validate` on some ranks; return the evaluation's metadata, and its files of results and answers."""
     config = f"--config={ROOT}/configs/quickstart.yaml"
     command = ["validate", config, *tiny_scenes, "--data.val_size=7", CSV_ONLY, "--data.eval_batch_size=4"]
     command += [f"--run_dir={tmp_path}/{ranks}", "--trainer.enable_progress_bar=false"]
@@ -30,7 +30,7 @@ def evaluate(tmp_path: Path, tiny_scenes: list[str], ranks: int, pair: Ranks) ->
     if ranks == 1:
         assert main(command) == 0
     elif ranks == 2:
-        assert "sync_dist" not in pair.run(command)  # values are those of all ranks
+        assert "sync_dist" not in pair.run(command)  # Lightning would warn of values that are not synchronised
     else:
         words, environment = [sys.executable, "-m", "vrft", *command], os.environ | {"OMP_NUM_THREADS": "1"}
         done = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True)
@@ -49,9 +49,9 @@ def test_one_two_and_four_processes_measure_the_same_to_the_last_bit(
     asked = sorted({(entry["image_id"], entry["category_id"]) for entry in content["annotations"]})
     assert alone["prompts"] == len(asked)
     assert len(files[1].splitlines()) == len(asked)
-    assert len(asked) % 2 == 1  # so that a sample is taken twice
+    assert len(asked) % 2 == 1  # odd, so that a sample is repeated
     each = -(-len(asked) // 4)
-    assert any(asked[start - 1][0] == asked[start][0] for start in range(each, len(asked), each))  # on two ranks
+    assert any(asked[start - 1][0] == asked[start][0] for start in range(each, len(asked), each))  # split over ranks
     assert alone["numbers"]["AP"] > 0  # type: ignore[index]
     for ranks in (2, 4):
         several, same = evaluate(tmp_path, tiny_scenes, ranks, two_ranks)
@@ -63,12 +63,12 @@ CASES = [
     ([[0, 1], []], {"0": 0.0, "1": 0.0}),
     ([[], [5]], {"5": 0.25}),
     ([[], []], {}),
-    ([[0, 1], [1, 2]], {"0": 0.0, "1": 0.0, "2": 0.25}),  # what fills up a share is another rank's
+    ([[0, 1], [1, 2]], {"0": 0.0, "1": 0.0, "2": 0.25}),  # a sample repeated to fill a shard belongs to another rank
 ]
 
 
 def gather_on(rank: int, folder: str) -> None:
-    """On one of two processes: bring together rows with the numbers of each case."""
+    """Gather the rows of each case on one of two processes, and write the result."""
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
     found = []
     for shares, _ in CASES:

@@ -1,4 +1,4 @@
-"""Guards: what provokes each, what must not, and how a run says it."""
+"""Guards: steps that raise each of them, steps that must not, and reports of a run."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def said(guard: Guard, steps: Sequence[Observation]) -> list[str | None]:
 
 
 def ramp(name: str, start: float, end: float, count: int = 30, **fixed: float) -> list[Observation]:
-    """Steps in which a number goes from one value to another."""
+    """Return steps in which a metric changes linearly from `start` to `end`."""
     return [step(**{name: start + (end - start) * i / (count - 1)}, **fixed) for i in range(count)]
 
 
@@ -54,7 +54,7 @@ def rollouts(
     truth: Callable[[int], Box] = lambda n: (7 * n % 70, 0, 7 * n % 70 + 20, 20),
     prompts: int = 3,
 ) -> list[Observation]:
-    """Steps of three images, or one, with six answers together; both functions get a running number."""
+    """Return steps with `prompts` images and six answers each; both functions get a running number."""
     return [
         step(
             [image(n, truth(n)) for n in range(prompts * i, prompts * i + prompts)],
@@ -131,25 +131,25 @@ SILENT: list[tuple[str, list[Observation], str]] = [
 
 
 @pytest.mark.parametrize(("name", "steps", "message"), PROVOKED)
-def test_what_provokes_a_guard(name: str, steps: list[Observation], message: str) -> None:
+def test_a_problem_raises_its_guard(name: str, steps: list[Observation], message: str) -> None:
     found = said(GUARD[name](), steps)
-    assert found[: WINDOW - 1] == [None] * (WINDOW - 1)  # less than a window may be chance
+    assert found[: WINDOW - 1] == [None] * (WINDOW - 1)  # fewer steps than a window may be chance
     text = found[-1]
     assert text is not None
     assert "\n" not in text
     assert re.search(message, text), text
     if steps[0].samples:
         others = {other.name for other in GUARDS if said(other(), steps)[-1] is not None}
-        assert others - {"equal_confidences"} == {name} - {"equal_confidences"}  # those of one kind name one thing
+        assert others - {"equal_confidences"} == {name} - {"equal_confidences"}  # guards of one kind report one problem
 
 
 @pytest.mark.parametrize(("name", "steps", "reason"), SILENT, ids=[f"{name}: {why}" for name, _, why in SILENT])
-def test_what_is_no_reason_to_say_anything(name: str, steps: list[Observation], reason: str) -> None:
+def test_a_harmless_run_raises_no_guard(name: str, steps: list[Observation], reason: str) -> None:
     assert said(GUARD[name](), steps) == [None] * len(steps)
 
 
 @pytest.mark.parametrize(("prompts", "speaks"), [(1, 10), (2, 10), (4, 5), (8, 5)])
-def test_equal_rewards_of_many_groups_are_no_chance_after_fewer_rollouts(prompts: int, speaks: int) -> None:
+def test_equal_rewards_of_many_groups_are_reported_after_fewer_rollouts(prompts: int, speaks: int) -> None:
     samples = [image(n, FIXED) for n in range(prompts)]
     tied, not_tied = (step(samples, reward=0.0, zero_variance_groups=share) for share in (1.0, 0.9))
     found = said(GUARD["equal_rewards"](), [*[not_tied] * 12, *[tied] * 16])
@@ -163,7 +163,7 @@ def test_supervised_steps_have_no_completions_to_guard() -> None:
 
 
 def trained(dtype: torch.dtype, rate: float, steps: int = WINDOW) -> list[Observation]:
-    """Steps of AdamW on weights as large as a language model's."""
+    """Return steps of AdamW on weights of the size in language models."""
     generator = torch.Generator().manual_seed(0)
     layer = torch.nn.Linear(64, 64, bias=False).to(dtype)
     layer.weight.data = (torch.randn(64, 64, generator=generator) * 0.02).to(dtype)
@@ -191,7 +191,7 @@ def test_bfloat16_weights_do_not_move_at_small_learning_rates() -> None:
 
 
 @pytest.mark.parametrize(("dtype", "rate"), [(torch.float32, 1e-6), (torch.bfloat16, 1e-3)])
-def test_updates_that_arrive(dtype: torch.dtype, rate: float) -> None:
+def test_updates_that_change_the_weights_are_not_reported(dtype: torch.dtype, rate: float) -> None:
     assert said(GUARD["tiny_updates"](), trained(dtype, rate))[-1] is None
 
 
@@ -211,7 +211,7 @@ def train(guard: Overfitting, rewards: Sequence[float], supervised: bool = False
 
 
 @pytest.mark.parametrize("supervised", [False, True])
-def test_training_up_and_held_out_down(supervised: bool) -> None:
+def test_a_held_out_drop_while_training_improves_is_reported(supervised: bool) -> None:
     guard = Overfitting()
     assert guard.evaluated({"coco/AP": 0.20, "reward": 1.0}) is None
     train(guard, [-1.5] * 20, supervised)
@@ -221,7 +221,7 @@ def test_training_up_and_held_out_down(supervised: bool) -> None:
     assert text is not None
     what = "the loss fell from 1.500 to 0.500" if supervised else "the reward rose from -1.500 to -0.500"
     assert f"{what} in training while val/coco/AP fell from 0.300 to 0.250" in text
-    assert guard.evaluated({"coco/AP": 0.31, "reward": 1.3}) is None  # it is over
+    assert guard.evaluated({"coco/AP": 0.31, "reward": 1.3}) is None  # the drop is over
 
 
 @pytest.mark.parametrize(
@@ -234,7 +234,7 @@ def test_training_up_and_held_out_down(supervised: bool) -> None:
         ([0.20, 0.30], [1.0, 2.0], "both rise"),
     ],
 )
-def test_held_out_scores_that_are_no_reason(scores: list[float], rewards: list[float], why: str) -> None:
+def test_harmless_held_out_scores_raise_no_warning(scores: list[float], rewards: list[float], why: str) -> None:
     guard = Overfitting()
     for score, reward in zip(scores, rewards, strict=True):
         train(guard, [reward] * WINDOW)
@@ -248,7 +248,7 @@ def test_the_base_may_be_the_best() -> None:
     assert "fell from 0.500 to 0.300" in (guard.evaluated({"mIoU": 0.3}) or "")
 
 
-def test_a_continued_guard_says_the_same() -> None:
+def test_a_resumed_guard_gives_the_same_warnings() -> None:
     for name, steps, _ in PROVOKED:
         whole, first, second = GUARD[name](), GUARD[name](), GUARD[name]()
         said(first, steps[:7])
@@ -270,7 +270,7 @@ def logged(run: Path, name: str) -> list[float]:
         return [float(row[name]) for row in csv.DictReader(file) if row.get(name)]
 
 
-def test_a_run_says_each_thing_once_and_a_continued_one_not_again(quick_fit: Command, tmp_path: Path) -> None:
+def test_a_run_reports_each_problem_once_and_a_resumed_run_not_again(quick_fit: Command, tmp_path: Path) -> None:
     run = tmp_path / "run"
     cut_off = ("--model.max_completion_length=4", "--checkpoint.every_n_train_steps=5", "--checkpoint.save_top_k=-1")
     with pytest.warns(UserWarning, match=r"guard no_format, rollout 10: no completion of the last 10 rollouts"):
@@ -281,14 +281,14 @@ def test_a_run_says_each_thing_once_and_a_continued_one_not_again(quick_fit: Com
     assert all({*entry} == {"rollout", "step", "guard", "message"} for entry in found)
     assert "100% are truncated at model.max_completion_length=4" in found[0]["message"]
     assert logged(run, "guards/no_format") == [1.0]
-    (run / "warnings.jsonl").write_bytes(b'{"rollout": "x"}\n\xff\n[]\n{')  # the checkpoint knows what was said
+    (run / "warnings.jsonl").write_bytes(b'{"rollout": "x"}\n\xff\n[]\n{')  # the checkpoint has the reported warnings
     early = f"--ckpt_path={run}/checkpoints/step=5.ckpt"
-    for checkpoint, steps in (("--ckpt_path=last", 15), (early, 13)):  # after it was said, and before
+    for checkpoint, steps in (("--ckpt_path=last", 15), (early, 13)):  # after and before the report
         assert main(quick_fit(*SMALL, *cut_off, f"--trainer.max_steps={steps}", checkpoint)) == 0
         assert lines(run / "warnings.jsonl") == found
 
 
-def test_a_learning_rate_that_is_rounded_off_is_said_and_can_be_left_out(quick_fit: Command, tmp_path: Path) -> None:
+def test_updates_lost_to_rounding_are_reported_unless_the_guard_is_off(quick_fit: Command, tmp_path: Path) -> None:
     tiny = (*SMALL, "--model.optimizer.lr=1e-13", "--trainer.max_steps=11")
     assert main(quick_fit(*tiny)) == 0
     assert [entry["guard"] for entry in lines(tmp_path / "run" / "warnings.jsonl")] == ["tiny_updates"]
@@ -308,7 +308,7 @@ def test_the_bar_names_guards_that_are_raised(tmp_path: Path) -> None:
     assert bar.get_metrics(trainer, Mock()) == {"reward": 1.0}
 
 
-def test_a_guard_of_another_name_is_refused(quick_fit: Command, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unknown_guard_is_refused(quick_fit: Command, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(quick_fit("--guards.off=[entropy]")) == 2
     assert "guards.off: no guard is called 'entropy' (did you mean 'entropy_collapse'?)" in capsys.readouterr().err
 

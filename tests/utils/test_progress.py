@@ -1,4 +1,4 @@
-"""Progress: a bar in a terminal, a line now and then elsewhere."""
+"""Progress: a bar in a terminal, occasional lines elsewhere."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SHOWN = ("--trainer.enable_progress_bar=true", CSV_ONLY, "--trainer.max_steps=2"
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """A time that the test sets."""
+    """Return a mutable time that replaces `time.monotonic`."""
     now = [0.0]
     monkeypatch.setattr(vrft.utils.progress.time, "monotonic", lambda: now[0])
     return now
@@ -36,7 +36,7 @@ def test_lines_come_at_intervals(clock: list[float], capsys: pytest.CaptureFixtu
     assert capsys.readouterr().out.splitlines() == ["at 10", "at 20", "at 30", "the end"]
 
 
-def test_short_work_leaves_no_line(clock: list[float], capsys: pytest.CaptureFixture[str]) -> None:
+def test_short_work_prints_only_its_end(clock: list[float], capsys: pytest.CaptureFixture[str]) -> None:
     with progress("images checked", 3) as advance:
         for done in range(3):
             advance(done + 1)
@@ -48,10 +48,10 @@ def test_short_work_leaves_no_line(clock: list[float], capsys: pytest.CaptureFix
     assert capsys.readouterr().out == "images checked 3/3\n"
 
 
-def test_without_a_terminal_all_long_work_says_how_far_it_is(
+def test_without_a_terminal_long_work_prints_its_progress(
     quick_fit: Command, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(vrft.utils.progress, "INTERVAL", 0.0)  # every line that could be printed
+    monkeypatch.setattr(vrft.utils.progress, "INTERVAL", 0.0)  # print every line
     assert main(quick_fit(*SHOWN)) == 0
     shown = capsys.readouterr().out
     assert re.search(r"^rollout 1/64$", shown, re.MULTILINE)
@@ -64,7 +64,7 @@ def test_without_a_terminal_all_long_work_says_how_far_it_is(
     assert "━" not in shown.split("held-out images, greedy answers")[0]
 
 
-def test_a_short_run_is_quiet_but_for_its_last_step(quick_fit: Command, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_short_run_prints_only_its_last_step(quick_fit: Command, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(quick_fit(*SHOWN)) == 0
     said = [line for line in capsys.readouterr().out.splitlines() if re.search(r"\d/\d", line)]
     assert len(said) < 4
@@ -81,7 +81,7 @@ def test_in_a_terminal_there_are_bars(quick_fit: Command, tmp_path: Path) -> Non
     while True:
         try:
             part = os.read(leader, 65536)
-        except OSError:  # the other end is closed
+        except OSError:  # the other end of the terminal is closed
             break
         if not part:
             break

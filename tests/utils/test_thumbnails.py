@@ -1,4 +1,4 @@
-"""Thumbnails of images."""
+"""Thumbnails: size, reuse and failed writes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def test_pictures_are_kept_once_and_small(tmp_path: Path) -> None:
         assert kept.size == (MAX_SIDE, MAX_SIDE * 3 // 4)
 
 
-def test_a_picture_that_cannot_be_written_ends_nothing(tmp_path: Path) -> None:
+def test_a_picture_that_cannot_be_written_causes_only_a_warning(tmp_path: Path) -> None:
     (tmp_path / "pictures").write_text("in the way")
     with pytest.warns(UserWarning, match="images are missing"):
         assert save_thumbnail(Image.new("RGB", (8, 8)), tmp_path / "pictures") is None
