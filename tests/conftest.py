@@ -24,7 +24,7 @@ TRAINS = {"quick_fit", "like_whole", "command", "runs", "two_ranks", "doctor", "
 
 @pytest.hookimpl(tryfirst=True)  # before -m deselects tests
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark tests that make runs as slow, put each file and all tests on two ranks on one worker, longest group first."""
+    """Mark tests that make runs as slow, put each file and all tests on two ranks on one worker, longest first."""
     seconds: Counter[str] = Counter()
     groups: dict[pytest.Item, str] = {}
     for item in items:
