@@ -83,7 +83,7 @@ def continuation(folder: Path, command: list[str]) -> list[str]:
 
 
 def scene(folder: Path) -> str:
-    """Guess from its folder what a run did when it was killed."""
+    """Guess from a run's folder what the run did when it was killed."""
     if partial := sorted((folder / "checkpoints").glob("*.partial")):
         return f"writing {partial[0].name}"
     if (folder / "export").exists():

@@ -3,7 +3,7 @@
     python benchmarks/scaling.py --write
 
 Each side is the quickstart with four prompts per process and completions of full length, so that every process does the
-same work. Sides take turns, each run in a process group of its own. Separate runs count the calls and bytes of
+same work. Sides take turns, each run in a separate process group. Separate runs count the calls and bytes of
 collectives, which must equal the formulas below. The terms of the model are measured, except for the network's
 bandwidth and latency, which are assumed; the table states both.
 """
@@ -96,7 +96,7 @@ def expected_maximum(values: Sequence[float], draws: int) -> float:
 
 
 def network_seconds(traffic: Traffic, ranks: int) -> float:
-    """Return the seconds of a step's collectives between n ranks, none of them hidden behind computation.
+    """Return the seconds of a step's collectives between n ranks, without overlap with computation.
 
     In a ring, a rank sends (n - 1) / n of the bytes, twice in an all-reduce. The latency is that of n - 1 consecutive
     messages, or of 2 log2 n in an all-reduce, which can use a tree.

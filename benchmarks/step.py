@@ -4,8 +4,8 @@
     python benchmarks/step.py --checkpoint CKPT --image-size 448x448
     python benchmarks/step.py --checkpoint CKPT --image-size 448x448 --against trl
 
-A side prints one JSON line. With `--against trl`, both sides run in turns, each time in a process of its own, and the
-last line has the ratios of their medians. TRL runs in the environment that `make bench-env` makes.
+A side prints one JSON line. With `--against trl`, both sides run in turns, each time in a new process, and the last
+line has the ratios of their medians. TRL runs in the environment that `make bench-env` makes.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def compare(arguments: Namespace, said: Sequence[str]) -> None:
 
 
 def run_side(side: str, said: Sequence[str], threads: int) -> dict[str, Any]:
-    """Run one side in a process of its own and return what it prints."""
+    """Run one side in a separate process and return the line that it prints."""
     command = [str(PYTHON[side]), __file__, *said, "--side", side]
     environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
     done = subprocess.run(command, env=environment, capture_output=True, text=True)

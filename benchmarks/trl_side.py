@@ -76,7 +76,7 @@ class Steps(TrainerCallback):
 
 
 def arbitrary(completion_ids: list[list[int]], **_: Any) -> list[float]:
-    """A reward that differs between completions."""
+    """Return a reward that differs between completions."""
     return [sum(ids) % 7 / 7 for ids in completion_ids]
 
 

@@ -1,6 +1,6 @@
 """The work that both sides of step.py do: arguments, pictures, questions, and how time and images are counted.
 
-Needs neither vrft nor TRL, since each side runs in an environment of its own.
+Needs neither vrft nor TRL, since each side runs in a separate environment.
 """
 
 from __future__ import annotations

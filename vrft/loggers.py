@@ -1,4 +1,4 @@
-"""Loggers whose failures never end a run, and what they show of pictures and tables."""
+"""Loggers whose failures never end a run, and functions that log pictures and tables."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class WandbLogger(LightningWandbLogger):
         offline: bool = True,
         init_timeout: float = 30.0,
     ) -> None:
-        """Configure the run; it starts with the first thing that is logged.
+        """Configure the run, which starts with the first log call.
 
         Args:
             save_dir: folder for the run's files.

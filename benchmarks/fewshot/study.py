@@ -54,7 +54,7 @@ class Study:
     paper: dict[int, dict[str, float]]
     """The paper's numbers by shots and method, in percent as printed."""
     source: str = ""
-    """Where the paper prints the numbers."""
+    """Place of the numbers in the paper."""
     shots: tuple[int, ...] = (1, 2, 4, 8, 16)
     """Default numbers of labelled images per category; 0: all."""
 

@@ -34,7 +34,7 @@ from vrft.types import Frame, Sample
 
 
 @pytest.mark.parametrize("count", [2, 3, 10])
-def test_intervals_are_those_of_scipy(count: int) -> None:
+def test_intervals_equal_those_of_scipy(count: int) -> None:
     before, after = np.random.default_rng(count).normal(0.5, 0.1, (2, count)).tolist()
     expected = stats.t.interval(0.95, count - 1, loc=np.mean(before), scale=stats.sem(before))
     assert over_seeds(before) == pytest.approx((np.mean(before), *expected))
@@ -42,7 +42,7 @@ def test_intervals_are_those_of_scipy(count: int) -> None:
     assert difference(before, after) == pytest.approx((np.mean(after) - np.mean(before), paired.low, paired.high))
 
 
-def test_the_table_is_the_arithmetic_of_its_rows() -> None:
+def test_the_table_follows_from_the_rows() -> None:
     study = load("coco_few_shot")
     scores = {"SFT": {1: [0.1, 0.2, 0.3], 4: [0.3, 0.3, 0.3]}, "RFT": {1: [0.2, 0.4, 0.3], 4: [0.5, 0.51, 0.49]}}
     rows: list[dict[str, Any]] = [{"test": "held out", "method": "base", "shots": 0, "seed": 0, "coco/AP": 0.05}]
@@ -155,7 +155,7 @@ def test_the_settings_of_every_method_exist(
         assert ended.value.code == 0, capsys.readouterr().err
 
 
-def test_studies_share_runs_that_are_the_same_and_no_others() -> None:
+def test_studies_share_only_equal_runs() -> None:
     runs: dict[str, list[tuple[str, Any]]] = {}
     for name in names():
         study = load(name)
@@ -169,7 +169,7 @@ def test_studies_share_runs_that_are_the_same_and_no_others() -> None:
     assert len(shared["ablation_time/RFT"]) > 5
 
 
-def test_with_one_number_of_shots_methods_are_the_rows() -> None:
+def test_with_one_number_of_shots_the_table_has_a_row_per_method() -> None:
     study = load("ablation_kl")
     scores = {"RFT": [0.1, 0.2, 0.3], "beta = 0": [0.2, 0.3, 0.4], "beta = 0.2": [0.1, 0.1, 0.1]}
     rows: list[dict[str, Any]] = [{"test": "novel colours", "method": "base", "shots": 0, "seed": 0, "mIoU": 0.05}]
@@ -239,7 +239,7 @@ def test_a_fold_that_is_larger_than_the_data_allows_is_refused(tmp_path: Path) -
         scene_data(tmp_path, 1, val_shots=5, val_fraction=0.5)
 
 
-def test_pairs_are_told_apart_from_left_to_right(tmp_path: Path) -> None:
+def test_pairs_are_numbered_from_left_to_right(tmp_path: Path) -> None:
     data = scene_data(tmp_path, 1, ordinals=["red", "navy"], categories=["red one", "red two"])
     boxes = data.instances.boxes  # type: ignore[union-attr]
     pairs = [found for found in boxes.values() if "red one" in found]
@@ -250,7 +250,7 @@ def test_pairs_are_told_apart_from_left_to_right(tmp_path: Path) -> None:
         assert "red" not in found
 
 
-def test_a_base_can_be_shown_pairs_among_ordinary_scenes() -> None:
+def test_pretraining_scenes_can_contain_pairs() -> None:
     taught, before = ["purple", "navy"], FreshScenes(40, 0, seed=3)
     scenes = FreshScenes(40, 0, seed=3, ordinals=taught)
     paired = [scenes[i] for i in range(40)]

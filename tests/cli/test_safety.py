@@ -102,7 +102,7 @@ def test_only_the_command_line_can_trust_code(
     assert "only the command line can permit code that comes with a checkpoint" in capsys.readouterr().err
 
 
-def test_on_the_command_line_it_is_the_users_decision(
+def test_the_command_line_can_permit_code(
     tmp_path: Path, checkpoint: Path, quick_fit: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(CANARY, str(tmp_path / "ran"))
@@ -220,7 +220,7 @@ def test_nothing_in_the_package_can_execute_text() -> None:
         ("key", False),
     ],
 )
-def test_what_counts_as_a_secret(name: str, secret: bool) -> None:
+def test_secrets_are_recognised_by_name(name: str, secret: bool) -> None:
     assert is_secret(name) is secret
 
 

@@ -80,7 +80,7 @@ def gather_on(rank: int, folder: str) -> None:
 
 @pytest.fixture(scope="module")
 def gathered(tmp_path_factory: pytest.TempPathFactory) -> list[list[dict[str, float]]]:
-    """What each rank has after each case."""
+    """Return the gathered rows of each rank for each case."""
     folder = tmp_path_factory.mktemp("gathered")
     mp.spawn(gather_on, (str(folder),), 2)
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
@@ -88,6 +88,6 @@ def gathered(tmp_path_factory: pytest.TempPathFactory) -> list[list[dict[str, fl
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", range(len(CASES)), ids=["none-on-the-second", "none-on-the-first", "none", "twice"])
-def test_ranks_without_rows_gather_as_well(case: int, gathered: list[list[dict[str, float]]]) -> None:
+def test_ranks_without_rows_take_part_in_the_gather(case: int, gathered: list[list[dict[str, float]]]) -> None:
     for found in gathered:
         assert found[case] == CASES[case][1]

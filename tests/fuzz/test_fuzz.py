@@ -101,7 +101,7 @@ def loses_a_number(_: bytes) -> None:
 
 
 @pytest.mark.parametrize("read", [len, refuses])
-def test_reading_and_refusing_are_no_failures(read: Callable[[bytes], object]) -> None:
+def test_reading_and_refusing_are_not_failures(read: Callable[[bytes], object]) -> None:
     fuzz(Target("planted", [b"1234567"], read, broken.broken_bytes), 20)
 
 
@@ -120,7 +120,7 @@ def test_a_bug_in_a_reader_is_a_failure(read: Callable[[bytes], object], problem
 
 
 @pytest.mark.parametrize("breaks", ["broken_text", "broken_bytes", "broken_json", "broken_lines"])
-def test_inputs_are_broken_and_the_same_in_each_run(breaks: str) -> None:
+def test_inputs_are_broken_and_equal_in_each_run(breaks: str) -> None:
     whole = b'{"images": [{"id": 1, "width": 30}], "annotations": [[1, 2], null, "text"]}'
     runs: list[list[bytes]] = [[], []]
     for inputs in runs:

@@ -66,7 +66,7 @@ def test_sampled_log_probs_equal_the_trainers(ragged: bool) -> None:
     assert (entropy * (1 - rollout.mask) == 0).all()
 
 
-def test_entropy_is_that_of_the_distribution_with_banned_tokens_left_out() -> None:
+def test_entropy_leaves_out_banned_tokens() -> None:
     policy = loaded()
     head, hidden = policy.base.get_output_embeddings(), torch.randn(5, 64, generator=torch.Generator().manual_seed(0))
     ids, mask = torch.tensor([[7, 8, 9], [10, 11, 0]]), torch.tensor([[1, 1, 1], [1, 1, 0]])
@@ -169,7 +169,7 @@ def test_trained_weights_are_float32_and_frozen_ones_are_not() -> None:
 
 
 @pytest.mark.parametrize("settings", [{}, {"lora": LoRA(r=4)}], ids=["full", "lora"])
-def test_an_interrupted_rollout_leaves_the_model_as_it_was(settings: dict[str, object]) -> None:
+def test_an_interrupted_rollout_leaves_the_model_unchanged(settings: dict[str, object]) -> None:
     policy = loaded(dtype="bfloat16", **settings)
     before = {name: parameter.clone() for name, parameter in policy.named_parameters()}
     with pytest.raises(KeyboardInterrupt), policy.decoding():

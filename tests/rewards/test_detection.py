@@ -73,11 +73,11 @@ def test_detection_rewards(text: str, target: Target, expected: tuple[float, flo
 
 
 @pytest.mark.parametrize("count", [1, 2, 10, 100])
-def test_wrong_boxes_without_confidence_earn_exactly_half_however_many(count: int) -> None:
+def test_any_number_of_wrong_boxes_without_confidence_earns_exactly_half(count: int) -> None:
     assert detection_scores(tagged(boxes(*[(FAR, 0)] * count)), ONE) == (0, 0.5, 1)
 
 
-def test_surplus_boxes_never_beat_the_right_answer_alone() -> None:
+def test_surplus_boxes_never_beat_the_correct_answer() -> None:
     right = detection_scores(tagged(boxes((EXACT, 1))), ONE)[1]
     assert all(detection_scores(tagged(boxes((EXACT, 1), *[(FAR, 0)] * n)), ONE)[1] < right for n in (1, 5, 99))
 
@@ -107,7 +107,7 @@ PREDICTIONS = st.lists(st.tuples(position() | st.just(EXACT) | st.just(GOOD), st
 
 @settings(max_examples=200, deadline=None, derandomize=True)
 @given(PREDICTIONS, st.sampled_from([NONE, ONE, TWO, FOUR]))
-def test_rewards_of_readable_answers_lie_between_0_and_1(
+def test_rewards_of_valid_answers_are_between_0_and_1(
     predictions: list[tuple[list[int], float]], target: Target
 ) -> None:
     answer = DetectionTask().parse(tagged(boxes(*predictions)), sample(target), FRAME)
@@ -209,7 +209,7 @@ def shifted(a: list[int], b: list[float], diou: bool) -> float:
 
 
 @pytest.mark.parametrize("kind", [DetectionGIoU, DetectionDIoU])
-def test_a_box_that_misses_earns_more_the_nearer_it_is(kind: type[DetectionGIoU]) -> None:
+def test_a_box_that_misses_earns_more_if_it_is_nearer(kind: type[DetectionGIoU]) -> None:
     about = sample(ONE)
     rows = [[310 + step, 20, 600 + step, 400] for step in (400, 200, 100, 0)]
     answers = [DetectionTask().parse(tagged(boxes((row, 1))), about, FRAME) for row in rows]

@@ -48,7 +48,7 @@ def test_answers_equal_those_of_the_command(
     assert boxes > 0
 
 
-def test_an_open_image_gets_the_answer_of_its_file(predictor: Predictor, tmp_path: Path) -> None:
+def test_an_open_image_gets_the_same_answer_as_its_file(predictor: Predictor, tmp_path: Path) -> None:
     picture = FreshScenes(4, 0, seed=0)[0].image
     picture.save(tmp_path / "scene.png")
     assert predictor(picture, "red") == predictor(tmp_path / "scene.png", "red")

@@ -59,7 +59,7 @@ def test_the_fragment_changes_the_engine_of_any_config(config: str, capsys: pyte
         ),
     ],
 )
-def test_serve_command_prints_what_a_server_needs(
+def test_serve_command_prints_the_flags_that_a_server_needs(
     more: list[str], expected: list[str], absent: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     configs = [str(ROOT / "configs" / name) for name in ("quickstart.yaml", "engine/vllm.yaml")]

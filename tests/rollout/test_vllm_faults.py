@@ -100,7 +100,7 @@ def test_delays_grow_until_a_completion_arrives(
         rests.append(made.servers[0].retry_at - now[0])
         now[0] += rests[-1]
     assert rests == [0.5, 1, 2, 4, 8, 16, *[30] * 1094]
-    made.servers[0].update(made.weights, now[0] + 1)  # an update does not prove that completions work
+    made.servers[0].update(made.weights, now[0] + 1)  # does not prove that completions work
     assert made.servers[0].failures == 1100
     roll(made, policy)
     assert made.servers[0].failures == 0

@@ -1,7 +1,7 @@
 """The protocol between rollouts and vLLM servers.
 
-The tests run against the fake server of `tests/helpers/vllm_server.py`. With `pytest -m vllm`, most run against a real
-server as well, started by the output of `serve-command` in the environment of `make vllm-env` (or $VLLM_ENV).
+The tests run against the fake server of `tests/helpers/vllm_server.py`. With `pytest -m vllm`, those with the fixture
+`server` run against a real one, started as `serve-command` prints in the environment of `make vllm-env` (or $VLLM_ENV).
 """
 
 from __future__ import annotations

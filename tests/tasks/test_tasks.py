@@ -199,7 +199,7 @@ def test_short_answers_are_read(kind: type[Task], content: str, value: str | Non
     assert (answer.value, answer.valid) == (value, value is not None)
 
 
-def test_choices_stand_below_the_question_with_their_letters() -> None:
+def test_choices_follow_the_question_with_their_letters() -> None:
     task = MultipleChoiceTask("{query}")
     assert task.question(sample("B", "Which?", metadata=LETTERS), FRAME) == "Which?\nA. red\nB. blue"
     assert task.question(sample("B", "Which?"), FRAME) == "Which?"

@@ -34,7 +34,7 @@ def ragged_mask(lengths: list[int]) -> Tensor:
     return (torch.arange(max(lengths))[None] < torch.tensor(lengths)[:, None]).long()
 
 
-def test_advantages_are_those_of_numpy() -> None:
+def test_advantages_equal_those_of_numpy() -> None:
     rewards = torch.rand(5, 8, dtype=torch.float64, generator=generator())
     r = rewards.numpy()
     centred = r - r.mean(1, keepdims=True)
@@ -56,7 +56,7 @@ def test_equal_rewards_have_no_advantage(reward: float, scale_rewards: ScaleRewa
         assert not group_advantages(torch.full((3, group), reward), scale_rewards).any()
 
 
-def test_groups_do_not_see_each_other() -> None:
+def test_groups_are_independent() -> None:
     rewards = torch.tensor([[0.0, 1.0], [5.0, 5.0]])
     assert group_advantages(rewards, "none").tolist() == [[-0.5, 0.5], [0, 0]]
 
@@ -155,7 +155,7 @@ def naive_weight(kind: str, length: int) -> float:
 @pytest.mark.parametrize("estimator", ["k1", "k2", "k3"])
 @pytest.mark.parametrize(("beta", "high"), [(0.0, None), (0.04, None), (0.5, 0.4)])
 @pytest.mark.parametrize("kind", ["grpo", "bnpo", "dr_grpo", "dapo", "gspo", "cispo"])
-def test_policy_loss_is_that_of_a_plain_loop(
+def test_policy_loss_equals_that_of_a_plain_loop(
     kind: LossType, beta: float, high: float | None, estimator: KLEstimator
 ) -> None:
     mask = ragged_mask(LENGTHS)

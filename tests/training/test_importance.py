@@ -20,7 +20,7 @@ def test_importance_weights_by_hand() -> None:
         assert importance_weights(torch.tensor([[100.0, -200.0]]), mode, 2.0).tolist() == [[largest, 0.0]]  # type: ignore[arg-type]
 
 
-def test_corrected_gradient_is_that_of_the_trainers_own_samples() -> None:
+def test_corrected_gradient_equals_that_of_the_trainers_own_samples() -> None:
     """Check E_q[p / q * A * grad log p] = E_p[A * grad log p] by a sum over the whole vocabulary."""
     generator = torch.Generator().manual_seed(0)
     logits, sampler = (torch.randn(6, generator=generator, dtype=torch.float64) for _ in range(2))

@@ -263,7 +263,7 @@ def test_held_out_numbers_do_not_depend_on_the_strategy(runs: Path, command: str
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_a_checkpoint_holds_only_what_trains(runs: Path, strategy: str) -> None:
+def test_a_checkpoint_holds_only_trained_weights(runs: Path, strategy: str) -> None:
     content = checkpoint(runs / f"lora-{strategy}")
     assert all("lora_" in name or name == "steps_done" for name in content["state_dict"])
     assert (runs / f"lora-{strategy}" / "checkpoints" / "last.ckpt").stat().st_size < 600_000

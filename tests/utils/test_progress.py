@@ -36,7 +36,7 @@ def test_lines_come_at_intervals(clock: list[float], capsys: pytest.CaptureFixtu
     assert capsys.readouterr().out.splitlines() == ["at 10", "at 20", "at 30", "the end"]
 
 
-def test_short_work_prints_only_its_end(clock: list[float], capsys: pytest.CaptureFixture[str]) -> None:
+def test_work_prints_nothing_before_the_interval(clock: list[float], capsys: pytest.CaptureFixture[str]) -> None:
     with progress("images checked", 3) as advance:
         for done in range(3):
             advance(done + 1)

@@ -1,4 +1,4 @@
-"""Reports of what guards find, in the console, in the loggers and in `warnings.jsonl`."""
+"""Reports of guards' findings in the console, in the loggers and in `warnings.jsonl`."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ class Guards(Callback):
                 self.report(guard, guard.evaluated(scores), trainer, vision_module(pl_module))
 
     def report(self, guard: Guard, message: str | None, trainer: Trainer, module: VisionModule) -> None:
-        """Report what a guard has found unless it is reported already, and log when it is over (`message` None)."""
+        """Report a guard's finding unless already reported, and log the end of the problem (`message` None)."""
         if guard.raised == (message is not None) or not self.training_began:
             return
         guard.raised = message is not None

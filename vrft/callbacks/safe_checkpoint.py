@@ -60,10 +60,10 @@ class SafeCheckpoint(CheckpointBase):
             on_rank_zero(trainer, replace_link, Path(link), Path(path))
 
     def remove(self, trainer: Trainer, path: str) -> None:
-        """Put a file off: `last.ckpt` may still point at it."""
+        """Postpone the removal of a file, since `last.ckpt` may still point at it."""
         self.outdated.append(path)
 
     def remove_outdated(self, trainer: Trainer) -> None:
-        """Remove the files that `remove` has put off."""
+        """Remove the files whose removal was postponed."""
         while self.outdated:
             on_rank_zero(trainer, super().remove, trainer, self.outdated.pop())

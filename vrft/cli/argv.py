@@ -131,7 +131,7 @@ def _experiment(configs: dict[str, dict[str, Any]]) -> str:
 
 
 def _names_model(content: dict[str, Any]) -> bool:
-    """Whether a config names the model's class, or a file that does."""
+    """Return whether a config names the model's class, or a file that does."""
     model = content.get("model")
     return isinstance(model, str) or (isinstance(model, dict) and "class_path" in model)
 

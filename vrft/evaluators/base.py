@@ -40,7 +40,7 @@ class Evaluator(Callback, Generic[Row]):
 
     @abstractmethod
     def row(self, answer: Answer, sample: Sample) -> Row:
-        """Return what to keep of one answer."""
+        """Return one answer as a row of plain values."""
 
     @abstractmethod
     def scores(self, rows: list[Row]) -> dict[str, float]:

@@ -223,7 +223,7 @@ class Mismatch(NamedTuple):
 
 
 def mismatch(log_ratio: Tensor, cap: float) -> Mismatch:
-    """Summarise log pi_old - log pi_sampler of tokens (n,), ignoring values that are not finite; gap 0 if none is."""
+    """Summarise log pi_old - log pi_sampler of tokens (n,), without non-finite values; gap 0 if no value is finite."""
     log_ratio = log_ratio[log_ratio.isfinite()]
     if not len(log_ratio):
         log_ratio = log_ratio.new_zeros(1)

@@ -26,7 +26,7 @@ def shift_logged_step(trainer: Trainer, by: int) -> None:
 
 
 def logged_metrics(trainer: Trainer) -> dict[str, float]:
-    """Return what the step has logged so far.
+    """Return the metrics that the step has logged so far.
 
     `trainer.logged_metrics` has it only after the callbacks' `on_train_batch_end`, where checkpoints are written.
     """

@@ -229,13 +229,13 @@ class VisionModule(LightningModule):
     # -------------------------------------------------------------------------------------------------- checkpoints
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep what trains, and optimizer states by parameter name."""
+        """Keep the trained weights alone, and optimizer states by parameter name."""
         checkpoint_state.name_optimizer_states(self, self.trainer.optimizers, checkpoint["optimizer_states"])
         kept = self.state_names()
         checkpoint["state_dict"] = {name: value for name, value in checkpoint["state_dict"].items() if name in kept}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Raise ConfigurationError unless the checkpoint holds exactly what trains."""
+        """Raise ConfigurationError unless the checkpoint holds exactly the trained weights."""
         checkpoint_state.check_state_names({*checkpoint["state_dict"]}, self.state_names())
         if parallelism_of(self.trainer).numbers_optimizer_states:
             checkpoint_state.number_optimizer_states(self, checkpoint["optimizer_states"])

@@ -14,6 +14,6 @@ def is_out_of_memory(error: RuntimeError) -> bool:
 
 
 def free_memory(change: str) -> None:
-    """Empty the GPU's cache and warn what changes from here on, on every rank."""
+    """Empty the GPU's cache, and warn on every rank what changes from now on."""
     torch.cuda.empty_cache()
     warnings.warn(f"out of memory; from here on {change}", stacklevel=3)

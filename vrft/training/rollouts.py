@@ -70,7 +70,7 @@ class Rollouts:
         """Start sampling the rollout of the next step."""
 
     def begin_step(self) -> None:
-        """Forget what `check` has measured."""
+        """Forget the measurements of `check`."""
 
     def check(self, log_ratio: Callable[[], Tensor], top_p: float) -> None:
         """Raise RolloutFailed if the engine's log-probabilities are too far from the trainer's.
@@ -94,7 +94,7 @@ class Rollouts:
         """Check the engine again with its next rollout."""
 
     def release(self) -> None:
-        """Stop sampling and free what the engine holds between stages."""
+        """Stop sampling and free the engine's resources between stages."""
 
 
 def rollouts_for(

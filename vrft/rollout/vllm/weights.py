@@ -105,7 +105,7 @@ class Weights(ABC):
         shutil.rmtree(self.path, ignore_errors=True)
 
     def update(self, server: Client) -> None:
-        """Make a server load the current version, unless it has. A lock lets one process do this at a time.
+        """Make a server load the current version, unless it has. A lock admits one process at a time.
 
         Raises:
             Unavailable: the server did not load it; another attempt may succeed. This includes files that it does not
