@@ -62,7 +62,7 @@ class Browser:
         """Return the value of a JavaScript expression, which may use `arguments`."""
         return self._send("POST", "/execute/sync", {"script": f"return {script.strip()}", "args": list(arguments)})
 
-    def wait_for(self, script: str, seconds: float = 20) -> None:
+    def wait_for(self, script: str, seconds: float = 60) -> None:
         """Wait until an expression is true."""
         end = time.monotonic() + seconds
         while not self.run(script):
@@ -99,7 +99,7 @@ def browser(profile: Path) -> Iterator[Browser]:
         [DRIVER, f"--port={port}", "--silent"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
     try:
-        for _ in range(200):
+        for _ in range(1200):
             try:
                 socket.create_connection(("127.0.0.1", port), timeout=1).close()
                 break

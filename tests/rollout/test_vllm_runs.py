@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -98,12 +99,21 @@ def test_other_weights_on_the_server_are_not_evaluated(
 
 @pytest.mark.parametrize("images", [pytest.param(12, id="in-an-epoch"), pytest.param(1, id="at-the-start-of-an-epoch")])
 def test_a_run_without_answers_saves_and_resumes_like_an_uninterrupted_run(
-    images: int, fit: Command, built_in: VLLM, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    images: int,
+    fit: Command,
+    built_in: VLLM,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """A clock that is put forward by an hour with each error stands for the wait for an answer."""
+    late, monotonic = [0.0], time.monotonic
+    monkeypatch.setattr("vrft.rollout.vllm.engine.time.monotonic", lambda: monotonic() + late[0])
+    built_in.on_error = lambda: late.__setitem__(0, late[0] + 3600.0)
     steps = ("--trainer.max_steps=4", "--trainer.limit_val_batches=0", f"--data.train_size={images}")
     assert main(fit(built_in.url, more=(*steps, f"--run_dir={tmp_path}/whole"))) == 0
     capsys.readouterr()
-    command = fit(built_in.url, more=(*steps, "--model.engine.init_args.patience=1"))
+    command = fit(built_in.url, more=steps)
     built_in.faults.extend([""] * 4 + ["500"] * 20)
     assert main(command) == 1
     said = capsys.readouterr().out

@@ -7,7 +7,6 @@ import multiprocessing
 import os
 import re
 import signal
-import time
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +28,9 @@ class KillsWorkers(Callback):
     def kill(self, when: str) -> None:
         if self.when == when:
             self.when = "done"
-            os.kill(multiprocessing.active_children()[0].pid or 0, signal.SIGKILL)
-            time.sleep(0.2)  # the worker has to be dead before the step continues
+            worker = multiprocessing.active_children()[0]
+            os.kill(worker.pid or 0, signal.SIGKILL)
+            worker.join(60)  # the worker has to be dead before the step continues
 
     def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
         if trainer.global_step == 2:

@@ -45,7 +45,7 @@ def start(command: list[str], folder: Path, **environment: str) -> subprocess.Po
 
 
 def end(process: subprocess.Popen[str], code: int = 0) -> None:
-    _, errors = process.communicate(timeout=300)
+    _, errors = process.communicate(timeout=600)
     assert process.returncode == code, errors[-3000:]
 
 
