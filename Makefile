@@ -31,7 +31,7 @@ test: install browser
 
 # A million broken inputs for the readers of foreign texts and files.
 fuzz: install
-	FUZZ_INPUTS=1000000 $(BIN)/python -m pytest -n 2 tests/fuzz
+	FUZZ_INPUTS=1000000 FUZZ_RANDOM=1 $(BIN)/python -m pytest -n 2 tests/fuzz
 
 # What the tests of the report need: they are skipped where it isn't there, unless VRFT_BROWSER=required.
 browser:

@@ -1,7 +1,7 @@
 """Broken inputs for every reader of foreign texts and files: a few in `make test`, a million in `make fuzz`.
 
-FUZZ_INPUTS sets the number of random inputs; by default there are a few, the same in every run. Hypothesis shrinks a
-failing input, keeps it in `.hypothesis`, and begins the next run with it.
+FUZZ_INPUTS sets the number of inputs, which are the same in every run unless FUZZ_RANDOM is set. Hypothesis then shrinks
+a failing input, keeps it in `.hypothesis`, and begins the next run with it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from tests.fuzz.targets import SECONDS, WEIGHTS, Target, all_targets
 from vrft.errors import ConfigurationError
 
 INPUTS = int(os.environ.get("FUZZ_INPUTS", "4000"))
-RANDOM = "FUZZ_INPUTS" in os.environ
+RANDOM = "FUZZ_RANDOM" in os.environ
 PROFILE = settings(
     derandomize=not RANDOM,
     deadline=None,  # `limits` enforces a limit on CPU time instead
