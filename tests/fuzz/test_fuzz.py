@@ -1,7 +1,7 @@
 """Broken inputs for every reader of foreign texts and files: a few in `make test`, a million in `make fuzz`.
 
-FUZZ_INPUTS sets the number of inputs, which are the same in every run unless FUZZ_RANDOM is set. Hypothesis then shrinks
-a failing input, keeps it in `.hypothesis`, and begins the next run with it.
+FUZZ_INPUTS sets the number of inputs, which are the same in every run unless FUZZ_RANDOM is set. With it, Hypothesis
+shrinks a failing input, keeps it in `.hypothesis`, and begins the next run with it.
 """
 
 from __future__ import annotations
