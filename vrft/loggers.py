@@ -77,7 +77,7 @@ class WandbLogger(LightningWandbLogger):
         """Held-out scores that W&B knows to summarise."""
         self.init_arguments: dict[str, Any] = {
             "name": name,
-            "project": project,
+            "project": self.name,
             "dir": save_dir,
             "resume": "allow",
             "mode": "offline" if offline else "online",

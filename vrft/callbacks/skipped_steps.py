@@ -60,6 +60,7 @@ def fault_rows(step: int, batch: PromptBatch, outputs: Any) -> Iterator[dict[str
         for sample in batch.samples:
             yield {"rollout": step, "sample": sample.index, "image_id": sample.image_id, "query": sample.query}
         return
-    bad = (~scored.finite).nonzero().flatten().tolist()
-    for n in bad or range(len(scored.answers)):
-        yield {"finite": bool(scored.finite[n]), **transcript_row(scored, step, n)}
+    finite: list[bool] = scored.finite.tolist()
+    bad = [n for n, is_finite in enumerate(finite) if not is_finite]
+    for n in bad or range(len(finite)):
+        yield {"finite": finite[n], **transcript_row(scored, step, n)}

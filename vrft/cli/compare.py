@@ -9,6 +9,7 @@ from typing import Any
 from rich.console import Console
 
 from vrft.evaluators import Evaluator
+from vrft.evaluators.base import evaluators_of
 from vrft.evaluators.intervals import Comparison, as_json, compare, table
 from vrft.run_dir import RunDir
 from vrft.training.trainer import VisionTrainer
@@ -39,7 +40,7 @@ def compare_checkpoints(
     Returns:
         The scores that `test` returns for `ckpt_path`.
     """
-    evaluators = [callback for callback in trainer.callbacks if isinstance(callback, Evaluator)]
+    evaluators = evaluators_of(trainer)
     test(ckpt_path=None if against == "base" else against, verbose=False)
     before = [_ordered_rows(evaluator) for evaluator in evaluators]
     scores = test(ckpt_path=ckpt_path, verbose=verbose)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from lightning.pytorch import Callback
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from vrft.callbacks.checkpoint import RunCheckpoint
@@ -18,16 +17,14 @@ from vrft.training.lightning_internals import shift_logged_step
 from vrft.training.module import VisionModule
 from vrft.training.trainer import VisionTrainer
 
-CallbackT = TypeVar("CallbackT", bound=Callback)
-
 
 def finish_run(trainer: VisionTrainer, model: VisionModule, data: VisionData, last_checkpoint: Path) -> None:
     """Evaluate the last step, then write the summary, the model card and the report."""
-    summary = find_callback(trainer, Summary)
+    summary = next(callback for callback in trainer.callbacks if isinstance(callback, Summary))
     complete_finished_run(trainer)
     if summary.tuned_step != trainer.global_step:
         trainer.validate(model, data, verbose=False)
-    best = find_callback(trainer, RunCheckpoint).best
+    best = RunCheckpoint.of(trainer).best
     if not trainer.is_global_zero:
         return
     run = RunDir.of(trainer)
@@ -38,11 +35,6 @@ def finish_run(trainer: VisionTrainer, model: VisionModule, data: VisionData, la
     print(f"checkpoint: {last_checkpoint}")
     if best is not None:
         print_best(run, best, last_checkpoint)
-
-
-def find_callback(trainer: VisionTrainer, kind: type[CallbackT]) -> CallbackT:
-    """Return the trainer's first callback of a class."""
-    return next(callback for callback in trainer.callbacks if isinstance(callback, kind))
 
 
 def complete_finished_run(trainer: VisionTrainer) -> None:

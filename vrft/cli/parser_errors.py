@@ -34,6 +34,9 @@ HINTS = {
     r"unrecognized arguments: [^-]\S*\.ya?ml": "pass a config with --config FILE",
     r"arguments are required: fit": "a config has them: --config FILE",
     r"is abstract$": "no class_path is given; is the name right?",
+    r"vrft\.checkpoint_io\b": "it is now vrft.training.checkpoint_io.AtomicCheckpointIO",
+    r"vrft\.strategies\b": "it is now vrft.training.strategies.FSDP2Strategy",
+    r"vrft\.policy\.segmenter\b": "it is now vrft.evaluators.SamSegmenter",
 }
 """Hints by a pattern of the parser's message."""
 

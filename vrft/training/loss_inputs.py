@@ -51,7 +51,7 @@ class Minibatch:
     prompts: list[Prompt]  # all P of the rollout
     inputs: LossInputs  # all N of the rollout
     chosen: list[int]  # numbers of this minibatch's prompts
-    trains: Tensor  # (P,) bool, prompts with a gradient
+    trains: list[bool]  # for each of the P prompts, whether it has a gradient
     on_policy: bool = False  # the weights are still those that sampled, so old log-probabilities are the policy's own
     first_pass: bool = True  # the first of `num_iterations` passes
     targets: Targets | None = None  # texts to learn in addition to the rewards

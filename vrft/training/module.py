@@ -54,6 +54,8 @@ class VisionModule(LightningModule):
     """Completions per prompt in a training step, G."""
     batches_per_step = 1
     """Number of loader batches that are joined into one training step."""
+    prefetches = False
+    """A training step needs to know the next batch."""
     steps_done: Tensor
 
     def __init__(
@@ -73,7 +75,7 @@ class VisionModule(LightningModule):
             raise ConfigurationError("model.rewards: expected at least one reward, e.g. {format: {class_path: Format}}")
         self.automatic_optimization = False
         self.strict_loading = False  # checkpoints hold what trains; `on_load_checkpoint` checks that all of it is there
-        self.task, self.policy, self.engine = task, policy, engine
+        self.task, self.policy = task, policy
         self.rewards = nn.ModuleDict(rewards)
         self.held_out_reward = MeanMetric()
         self.optimizer_callable, self.lr_scheduler_callable = optimizer, lr_scheduler
@@ -101,14 +103,14 @@ class VisionModule(LightningModule):
         self.rollouts.release()
 
     @property
+    def engine(self) -> RolloutEngine:
+        """The rollout engine."""
+        return self.rollouts.engine
+
+    @property
     def encoder(self) -> Encoder:
         """The loaders' collate function, which turns samples into prompts."""
         return self.policy.encoder(self.task)
-
-    @property
-    def prefetches(self) -> bool:
-        """A training step needs to know the next batch."""
-        return self.rollouts.prefetches
 
     @property
     def logged_step(self) -> int:
@@ -173,7 +175,7 @@ class VisionModule(LightningModule):
     def validation_step(self, batch: PromptBatch, batch_idx: int) -> list[Answer]:  # type: ignore[override]
         """Return greedy answers, scored by the rewards of training. Evaluators compute the benchmark's scores."""
         warn_of_replaced_images(batch)
-        answers = self.predict_step(batch, batch_idx) if self.answer_log is None else self.test_answers(batch)
+        answers = self.test_answers(batch) if self.trainer.testing else self.predict_step(batch, batch_idx)
         data = data_of(self.trainer)
         pairs = zip(answers, batch.samples, strict=True)
         owned = [(answer, sample) for answer, sample in pairs if data.is_owned_by_rank(sample)]
@@ -205,7 +207,6 @@ class VisionModule(LightningModule):
     def on_test_end(self) -> None:
         assert self.answer_log is not None
         self.answer_log.close()
-        self.answer_log = None
 
     def on_validation_epoch_start(self) -> None:
         self.rollouts.begin_stage()

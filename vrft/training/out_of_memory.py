@@ -10,7 +10,9 @@ from accelerate.utils.memory import should_reduce_batch_size
 
 def is_out_of_memory(error: RuntimeError) -> bool:
     """Return whether an error means out of memory: CUDA's, cuDNN's and the CPU allocator's among them."""
-    return isinstance(error, torch.OutOfMemoryError) or should_reduce_batch_size(error)
+    if isinstance(error, torch.OutOfMemoryError):
+        return True
+    return all(isinstance(argument, str) for argument in error.args) and should_reduce_batch_size(error)
 
 
 def free_memory(change: str) -> None:

@@ -145,7 +145,7 @@ class RFT(VisionModule):
         self.sampling = Sampling(temperature, top_p, top_k, min_p)
         self.mask_truncated_completions, self.overlong_buffer = mask_truncated_completions, overlong_buffer
         self.sft_weight = sft_weight
-        self.keep_reference = beta > 0
+        self.keep_reference, self.prefetches = beta > 0, self.rollouts.prefetches
         self.importance_sampling = importance_sampling or self.rollouts.importance_sampling
         self.importance_cap = importance_cap
 
@@ -253,7 +253,7 @@ class RFT(VisionModule):
         parts = [part.tolist() for part in torch.arange(len(prompts)).tensor_split(self.num_minibatches)]
         inputs = self.loss_inputs(scored, [len(part) for part in parts])
         trains = inputs.mask.any(1) & ((inputs.advantages != 0) | (self.beta > 0))  # (N,)
-        groups = trains.view(-1, self.num_generations).any(1)  # (P,)
+        groups: list[bool] = trains.view(-1, self.num_generations).any(1).tolist()  # (P,)
         minibatches = [Minibatch(prompts, inputs, part, groups) for part in parts]
         inputs.old_log_probs = self.fixed_log_probs(inputs, minibatches[1:])
         if self.beta > 0:

@@ -50,6 +50,7 @@ class Rollouts:
         importance_sampling: default correction of the engine's distribution.
     """
 
+    engine: RolloutEngine
     prefetches = False
     importance_sampling: ImportanceSampling = "none"
 
@@ -151,6 +152,7 @@ class LocalRollouts(Rollouts):
 class RemoteRollouts(Rollouts):
     """Servers sample with copies of the weights: keeps the copies current and checks the log-probabilities."""
 
+    engine: RemoteEngine
     importance_sampling = "truncate"
 
     def __init__(self, engine: RemoteEngine, module: LightningModule, policy: Policy, task: Task) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 from lightning.pytorch import Callback, Trainer
 
 from vrft.data import VisionData
-from vrft.evaluators import Evaluator
+from vrft.evaluators.base import evaluators_of
 from vrft.training.module import VisionModule
 from vrft.utils.distributed import raise_on_all_ranks
 
@@ -62,6 +62,5 @@ class VisionTrainer(Trainer):
         model.trainer = datamodule.trainer = self
         datamodule.prepare_data()
         datamodule.setup("fit")
-        for callback in self.callbacks:
-            if isinstance(callback, Evaluator):
-                callback.check(datamodule)
+        for evaluator in evaluators_of(self):
+            evaluator.check(datamodule)
