@@ -22,20 +22,16 @@ TRAINS = {"quick_fit", "like_whole", "command", "runs", "two_ranks", "doctor", "
 """Fixtures of slow tests, which make whole runs."""
 
 
-@pytest.hookimpl(tryfirst=True)  # before -m deselects tests
+@pytest.hookimpl(tryfirst=True)  # before -m leaves tests out
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark tests that make runs as slow, put each file and all tests on two ranks on one worker, longest first."""
-    seconds: Counter[str] = Counter()
-    groups: dict[pytest.Item, str] = {}
+    """Mark tests that make runs as slow, and put the files that take longest first: they decide when all are done."""
+    seconds: Counter[Path] = Counter()
     for item in items:
-        fixtures = {*getattr(item, "fixturenames", ())}
-        if fixtures & TRAINS:
+        if TRAINS & {*getattr(item, "fixturenames", ())}:
             item.add_marker(pytest.mark.slow)
-        groups[item] = "two_ranks" if "two_ranks" in fixtures else str(item.path.relative_to(ROOT))
-        item.add_marker(pytest.mark.xdist_group(groups[item]))
         marker = item.get_closest_marker("slow")
-        seconds[groups[item]] += 0 if marker is None else marker.kwargs.get("seconds", 2)
-    items.sort(key=lambda item: -seconds[groups[item]])
+        seconds[item.path] += 0 if marker is None else marker.kwargs.get("seconds", 2)
+    items.sort(key=lambda item: -seconds[item.path])
 
 
 @pytest.fixture(autouse=True)
@@ -62,8 +58,9 @@ def quick_fit(tmp_path: Path, tiny_scenes: list[str]) -> Callable[..., list[str]
 
     def command(*more: str) -> list[str]:
         config = str(ROOT / "configs" / "quickstart.yaml")
-        short = ["--trainer.max_steps=2", "--trainer.val_check_interval=100", f"--run_dir={tmp_path}/run"]
-        return ["fit", "--config", config, *tiny_scenes, *short, "--trainer.enable_progress_bar=false", *more]
+        short = ["--trainer.max_steps=2", "--trainer.val_check_interval=100", "--data.batch_size=2"]
+        short += [f"--run_dir={tmp_path}/run", "--trainer.enable_progress_bar=false"]
+        return ["fit", "--config", config, *tiny_scenes, *short, *more]
 
     return command
 

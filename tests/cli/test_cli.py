@@ -37,7 +37,7 @@ def test_a_summary_compares_scores_that_both_evaluations_have(tmp_path: Path) ->
 
 
 def test_fit_leaves_everything_in_the_run_folder(quick_fit: Command, tmp_path: Path) -> None:
-    assert main(quick_fit("--transcripts.every_n_rollouts=1", "--model.optimizer.lr=0.01")) == 0
+    assert main(quick_fit("--data.batch_size=8", "--transcripts.every_n_rollouts=1", "--model.optimizer.lr=0.01")) == 0
     run = tmp_path / "run"
     summary = json.loads((run / "summary.json").read_text())
     assert set(summary) == {"base", "tuned", "seconds", "step", "rollouts", "best"}

@@ -62,7 +62,7 @@ def test_fit_keeps_images_and_answers_and_writes_the_report(
     quick_fit: Callable[..., list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     more = ("--transcripts.every_n_rollouts=1", "--trainer.val_check_interval=1", "--model.optimizer.lr=0.01")
-    assert main(quick_fit(CSV_ONLY, *more)) == 0
+    assert main(quick_fit(CSV_ONLY, "--data.batch_size=8", *more)) == 0
     run = tmp_path / "run"
     assert f"report: {run / 'report.html'}\n" in capsys.readouterr().out
     _, data = report(run)

@@ -16,7 +16,7 @@ from tests.helpers import CSV_ONLY, ROOT, Command
 from vrft.__main__ import main
 from vrft.utils.progress import ThrottledPrinter, progress
 
-SHOWN = ("--trainer.enable_progress_bar=true", CSV_ONLY, "--trainer.max_steps=2")
+SHOWN = ("--trainer.enable_progress_bar=true", CSV_ONLY, "--data.batch_size=8", "--trainer.max_steps=2")
 
 
 @pytest.fixture
