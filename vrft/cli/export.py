@@ -51,7 +51,7 @@ def main(args: Sequence[str]) -> int:
     config = read_run(run.path)
     if arguments.adapter and not lora_of(config):
         raise ConfigurationError(f"export: --adapter: {run} trained all weights and has no adapter")
-    checkpoint = find_checkpoint(run, arguments.ckpt)
+    checkpoint = checkpoint_of_run(run, arguments.ckpt)
     folder = arguments.output or default_folder(run, checkpoint, arguments.adapter)
     policy, task = instantiate(config, arguments.trust_remote_code)
     content = AtomicCheckpointIO().load_checkpoint(checkpoint)
@@ -66,7 +66,7 @@ def main(args: Sequence[str]) -> int:
     return 0
 
 
-def find_checkpoint(run: RunDir, name: str) -> Path:
+def checkpoint_of_run(run: RunDir, name: str) -> Path:
     """Return the path of a checkpoint, given by its path or by its name in the run's folder.
 
     Raises:

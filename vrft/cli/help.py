@@ -43,8 +43,9 @@ def overview(command: str) -> str:
     from vrft.data import CocoData
 
     sections = [USAGE.format(command=command), GENERAL, *([PREDICT] if command == "predict" else [])]
-    for prefix, cls in (("model", RFT), ("model.policy", Policy), ("data", CocoData)):
-        sections.append("\n".join([f"{prefix}: {cls.__module__}.{cls.__qualname__}", *_fields(prefix, cls)]) + "\n")
+    classes = {"model: vrft.RFT": RFT, "model.policy: vrft.Policy": Policy, "data: vrft.data.CocoData": CocoData}
+    for title, cls in classes.items():
+        sections.append("\n".join([title, *_fields(title.partition(":")[0], cls)]) + "\n")
     return "\n".join([*sections, MORE.format(command=command)])
 
 

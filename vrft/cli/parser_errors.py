@@ -130,9 +130,9 @@ def did_you_mean(message: str, fields: Sequence[str], classes: Mapping[str, str]
 
 def class_names() -> dict[str, str]:
     """Return the class paths that can be named in a config, by their short names and by themselves."""
-    from vrft import data, evaluators, rewards, rollout, tasks
+    from vrft import data, evaluators, rewards, tasks
 
-    paths = ["vrft.RFT", "vrft.SFT", "vrft.Policy"]
-    packages = (data, evaluators, rewards, rollout, tasks)
+    paths = ["vrft.RFT", "vrft.SFT", "vrft.Policy", "vrft.rollout.TransformersEngine", "vrft.rollout.VLLMServer"]
+    packages = (data, evaluators, rewards, tasks)
     paths += [f"{package.__name__}.{name}" for package in packages for name in package.__all__]
     return {path.rpartition(".")[2]: path for path in paths} | {path: path for path in paths}

@@ -11,7 +11,7 @@ from vrft.report import held_out, rollouts, run_facts
 from vrft.report.metrics import read_metrics, thin
 from vrft.report.page import read_pictures, render
 from vrft.run_dir import RunDir
-from vrft.utils.files import PARTIAL
+from vrft.utils.files import atomic_write
 
 
 def write_report(folder: Path) -> Path:
@@ -29,14 +29,9 @@ def write_report(folder: Path) -> Path:
     problems: list[str] = []
     data = read_run(run, problems)
     pictures = read_pictures(run.pictures, _names(data), problems)
-    path = run.report
-    partial = path.with_name(path.name + PARTIAL)
-    try:
+    with atomic_write(run.report) as partial:
         partial.write_text(render(data, pictures), encoding="utf-8")
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
-    return path
+    return run.report
 
 
 def read_run(run: RunDir, problems: list[str]) -> dict[str, Any]:

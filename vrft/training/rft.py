@@ -311,13 +311,17 @@ class RFT(VisionModule):
         minibatch.sums = []
         with self.step.phase("update", len(work)) as advance:
             for i, (micro, counts) in enumerate(self.optimization.padded(work)):
-                loss, sums = self.loss(minibatch, micro)
-                self.optimization.backward(loss * counts)
-                minibatch.sums.append(sums * counts)
+                minibatch.sums.append(self.backward_micro_batch(minibatch, micro, counts))
                 advance(i + 1)
         if minibatch.targets is not None:
             split = minibatch.targets.split(self.optimization.max_tokens_per_micro_batch)
             minibatch.cross_entropy = self.cross_entropy.backward(minibatch.targets, split, self.sft_weight)
+
+    def backward_micro_batch(self, minibatch: Minibatch, micro: MicroBatch, counts: bool) -> Tensor:
+        """Add the gradient of n rows, unless they only pad, and return their sums (5,). Returning frees the graph."""
+        loss, sums = self.loss(minibatch, micro)
+        self.optimization.backward(loss * counts)
+        return sums * counts
 
     def loss(self, minibatch: Minibatch, micro: MicroBatch) -> tuple[Tensor, Tensor]:
         """Return the loss of n rows, (), and sums over rows of 1, KL, entropy, clipped share and sampling gap, (5,)."""

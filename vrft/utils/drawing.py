@@ -49,10 +49,10 @@ def draw_boxes(image: Image.Image, layers: Iterable[tuple[Sequence[Detection], C
 def label_of(detection: Detection) -> str:
     """Return the label of a box with its score, as drawn."""
     score = "" if detection.score is None else f"{detection.score:.2f}"
-    return f"{brief(detection.label)} {score}".strip()
+    return f"{one_line(detection.label)} {score}".strip()
 
 
-def brief(text: str) -> str:
+def one_line(text: str) -> str:
     """Shorten a text to one line of a picture."""
     line = " ".join(text.split())
     return line if len(line) <= MAX_LINE_CHARACTERS else f"{line[: MAX_LINE_CHARACTERS - 1]}…"
@@ -64,7 +64,7 @@ def with_caption(picture: Image.Image, lines: Sequence[str]) -> Image.Image:
     captioned.paste(picture)
     pen, font = ImageDraw.Draw(captioned), ImageFont.load_default(LINE_HEIGHT - 2)
     for i, line in enumerate(lines):
-        pen.text((4, picture.height + LINE_HEIGHT * i), brief(line), fill="black", font=font)
+        pen.text((4, picture.height + LINE_HEIGHT * i), one_line(line), fill="black", font=font)
     return captioned
 
 
