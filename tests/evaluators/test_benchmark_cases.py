@@ -25,6 +25,8 @@ from tests.helpers.benchmark_rules import (
 )
 from vrft.evaluators.average_precision import Format
 
+pytestmark = pytest.mark.slow(seconds=0.2)
+
 
 @pytest.mark.parametrize(
     "rule",

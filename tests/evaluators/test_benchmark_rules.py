@@ -26,6 +26,8 @@ from vrft.evaluators import CocoEvaluator, LvisEvaluator
 from vrft.evaluators.average_precision import LVIS_NUMBERS, UNDEFINED, Format
 from vrft.types import Answer, Detection, Sample
 
+pytestmark = pytest.mark.slow(seconds=0.2)
+
 BLOCK = 16
 """Seeds per test; a failure names the seed."""
 

@@ -17,6 +17,8 @@ from vrft.policy.prompts import next_position
 from vrft.rollout import Sampling, SamplingKey, TransformersEngine
 from vrft.types import Frame, PromptBatch, Sample
 
+pytestmark = pytest.mark.slow(seconds=0.2)
+
 GROUP, TEMPERATURE = 3, 0.8
 NOISE = SamplingKey(3, 0)
 LENGTHS = [5, 1, 7, 2, 6, 6, 7, 3, 4]  # tokens of three completions for each of three prompts
