@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import nbformat
 import pytest
-from jupyter_client.manager import AsyncKernelManager
-from jupyter_core.utils import run_sync
 from nbclient import NotebookClient
 
 from tests.helpers import ROOT
@@ -61,20 +59,11 @@ def test_every_notebook_has_a_claim() -> None:
     assert {path.stem for path in NOTEBOOKS} == {*CLAIMS}
 
 
-@pytest.fixture(scope="module")
-def kernel() -> Iterator[AsyncKernelManager]:
-    """Yield a kernel for all notebooks: importing torch and transformers takes longer than most of their cells."""
-    manager = AsyncKernelManager(kernel_name="python3")
-    yield manager
-    run_sync(manager.shutdown_kernel)(now=True)
-
-
 @pytest.mark.slow(seconds=20)
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
-def test_notebook_runs(path: Path, kernel: AsyncKernelManager) -> None:
+def test_notebook_runs(path: Path) -> None:
     notebook = nbformat.read(path, as_version=4)
-    notebook.cells.insert(0, nbformat.v4.new_code_cell("%reset -f"))  # no name of another notebook is left
-    NotebookClient(notebook, km=kernel, timeout=900, resources={"metadata": {"path": str(ROOT)}}).execute()
+    NotebookClient(notebook, timeout=900, kernel_name="python3", resources={"metadata": {"path": str(ROOT)}}).execute()
     assert CLAIMS[path.stem](said_in(notebook))
 
 
