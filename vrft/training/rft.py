@@ -351,7 +351,7 @@ class RFT(VisionModule):
         return loss, torch.stack(per_row).sum(1).detach()
 
     def check_engine(self, minibatch: Minibatch) -> None:
-        """Raise RolloutFailed before training on completions if the engine's log-probabilities differ too much."""
+        """Raise RolloutFailed before the optimizer step if the engine's log-probabilities differ too much."""
         if minibatch.first_pass:
             max_tokens = self.optimization.max_tokens_per_micro_batch
             self.rollouts.check(partial(minibatch.log_ratio, max_tokens), self.sampling.top_p)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import sys
+from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -54,6 +55,7 @@ class Rollouts:
     prefetches = False
     importance_sampling: ImportanceSampling = "none"
 
+    @abstractmethod
     def generate(self, batch: PromptBatch, generation: Generation, on_token: OnToken) -> Rollout:
         """Return G completions for each of P prompts.
 
@@ -61,7 +63,6 @@ class Rollouts:
             torch.OutOfMemoryError: memory runs out with a single row, or other ranks wait for this one in a forward.
             RolloutFailed: an engine returns no completions to this rank or to another, or those of other weights.
         """
-        raise NotImplementedError
 
     def prefetched(self, batch: PromptBatch, generation: Generation, on_token: OnToken) -> tuple[Rollout, int]:
         """Return the rollout that was prefetched for a batch, or else a new one, and its weights' age in steps."""
