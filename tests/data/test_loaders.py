@@ -6,8 +6,8 @@ from collections import Counter
 
 import pytest
 
-from vrft.data.datamodule import PromptSampler, ResumableLoader
 from vrft.data.few_shot import choose_shots
+from vrft.data.loaders import PromptSampler, ResumableLoader
 from vrft.errors import ConfigurationError
 
 

@@ -16,7 +16,7 @@ from torch.distributed.tensor import DTensor
 from tests.helpers import CSV_ONLY, ROOT
 from tests.helpers.ranks import Ranks
 from vrft.__main__ import main
-from vrft.data.datamodule import PromptSampler
+from vrft.data.loaders import PromptSampler
 from vrft.policy import Policy
 from vrft.training.module import VisionModule
 

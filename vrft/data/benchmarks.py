@@ -12,8 +12,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from vrft.data.bad_records import BadRecords
 from vrft.data.files import brief, decode_json, is_file_name, is_text, read_lines
-from vrft.data.records import BadRecords, Record, RecordData, Split
+from vrft.data.record import Record, Split
+from vrft.data.records import RecordData
 from vrft.errors import ConfigurationError
 
 

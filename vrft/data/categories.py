@@ -11,8 +11,10 @@ from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
+from vrft.data.bad_records import BadRecords
 from vrft.data.files import brief, decode_json, read_bytes, require_file
-from vrft.data.records import BadRecords, Record, RecordData, Split
+from vrft.data.record import Record, Split
+from vrft.data.records import RecordData
 from vrft.data.splits import Categories, category_names
 from vrft.errors import ConfigurationError
 

@@ -12,9 +12,10 @@ from typing import Any
 import msgspec
 from lightning.pytorch.utilities import rank_zero_info
 
+from vrft.data.bad_records import BadRecords
 from vrft.data.categories import ANNOTATED, CategoryData
 from vrft.data.files import brief, clip_to, is_id, is_number, read_bytes, require_file, require_folder
-from vrft.data.records import BadRecords, Record, Split
+from vrft.data.record import Record, Split
 from vrft.errors import ConfigurationError
 from vrft.types import Detection
 

@@ -1,26 +1,19 @@
-"""The data module base class and its loaders: seeded order, sharding over ranks, and a resumable position."""
+"""The data module base class, and typed access to a trainer's parts."""
 
 from __future__ import annotations
 
-import signal
-import threading
-import warnings
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from multiprocessing.process import BaseProcess
+from collections.abc import Callable
 from typing import Any, Protocol, cast
 
 import torch
 from lightning.pytorch import LightningDataModule, Trainer
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset
 
+from vrft.data.loaders import IndexSampler, PromptSampler, ResumableLoader, WorkerRestartLoader, ignore_signals
 from vrft.errors import ConfigurationError
 from vrft.tasks import Task
 from vrft.types import PromptBatch, Sample
-
-MAX_CONSECUTIVE_DEATHS = 3
-"""Worker deaths without a batch in between that end a run."""
 
 
 class TrainedModule(Protocol):
@@ -57,184 +50,6 @@ def data_of(trainer: Trainer) -> VisionData:
 def train_loader_of(trainer: Trainer) -> ResumableLoader:
     """Return the trainer's loader of training batches, typed."""
     return cast(ResumableLoader, trainer.train_dataloader)
-
-
-class ResumableSampler(Sampler[int]):
-    """A fixed order of samples that can resume in the middle."""
-
-    def __init__(self) -> None:
-        self.start = 0
-        """Samples to skip in the next pass, because they were yielded before."""
-
-    @abstractmethod
-    def order(self) -> Sequence[int]:
-        """Return the indices of all samples in order."""
-
-    def __iter__(self) -> Iterator[int]:
-        start, self.start = self.start, 0
-        return iter(self.order()[start:])
-
-
-class IndexSampler(ResumableSampler):
-    """A sampler over a given list of indices."""
-
-    def __init__(self, samples: Sequence[int]) -> None:
-        super().__init__()
-        self.samples = samples
-
-    def __len__(self) -> int:
-        return len(self.samples)
-
-    def order(self) -> Sequence[int]:
-        return self.samples
-
-
-class PromptSampler(ResumableSampler):
-    """A permutation of the dataset for each (seed, epoch), sharded over the ranks.
-
-    Every rank gets the same number of full batches. A dataset smaller than one global batch is repeated to fill it, so
-    that four images suffice for training.
-    """
-
-    def __init__(self, size: int, batch_size: int, rank: int, world_size: int, seed: int, shuffle: bool) -> None:
-        super().__init__()
-        self.size, self.batch_size, self.rank, self.world_size = size, batch_size, rank, world_size
-        self.seed, self.shuffle = seed, shuffle
-        self.epoch = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        return max(1, self.size // (self.batch_size * self.world_size)) * self.batch_size
-
-    def order(self) -> Sequence[int]:
-        order = torch.arange(self.size)
-        if self.shuffle:
-            generator = torch.Generator().manual_seed((self.seed << 20) + self.epoch)
-            order = torch.randperm(self.size, generator=generator)
-        needed = len(self) * self.world_size
-        order = order.repeat(-(-needed // self.size))[:needed]
-        shard: list[int] = order[self.rank :: self.world_size].tolist()
-        return shard
-
-
-class AugmentedSet(Dataset[Sample]):
-    """A dataset whose samples depend on the epoch."""
-
-    epoch = 0
-
-
-class WorkerRestartLoader(DataLoader[Sample]):
-    """A DataLoader whose workers restart at their position if one dies, e.g. killed when memory runs out."""
-
-    dead_workers = 0
-    first_batch = 0
-    """Batches to skip in the next pass."""
-
-    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
-        batches: Any = self.batch_sampler  # for prediction, Lightning wraps the same sampler in another one
-        yielded, self.first_batch = self.first_batch, 0
-        deaths = 0
-        while True:
-            batches.sampler.start = yielded * batches.batch_size
-            try:
-                for batch in self._batches():
-                    yielded, deaths = yielded + 1, 0
-                    yield batch
-                return
-            except (RuntimeError, OSError, EOFError) as error:
-                if self.num_workers == 0 or "in DataLoader worker process" in str(error):  # raised by a living worker
-                    raise
-                self.dead_workers, deaths = self.dead_workers + 1, deaths + 1
-                if deaths == MAX_CONSECUTIVE_DEATHS:
-                    raise ConfigurationError(
-                        f"data.num_workers: {deaths} workers died in a row ({error}); {self.num_workers} may need more "
-                        "memory than there is. With 0 the main process reads the data"
-                    ) from error
-                warnings.warn(f"a DataLoader worker died, restarting the workers: {error}", stacklevel=2)
-
-    def _batches(self) -> Iterator[Any]:
-        """Iterate over torch's loader, but detect dead workers while waiting for a batch, not in a signal handler.
-
-        Torch's own handler for SIGCHLD would raise in the middle of a training step.
-        """
-        before = signal.getsignal(signal.SIGCHLD)
-        batches: Any = super().__iter__()
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGCHLD, before or signal.SIG_DFL)
-        workers = batches._workers if self.num_workers else []
-        while True:
-            with raise_on_worker_death(workers):
-                try:
-                    batch = next(batches)
-                except StopIteration:
-                    return
-            yield batch
-
-
-@contextmanager
-def raise_on_worker_death(workers: Sequence[BaseProcess]) -> Iterator[None]:
-    """Raise RuntimeError if a worker is dead or dies inside the block, which could wait forever for its batch."""
-
-    def check(*_: Any) -> None:
-        if dead := [worker.pid for worker in workers if worker.exitcode]:
-            raise RuntimeError(f"worker {dead[0]} died")
-
-    check()
-    if threading.current_thread() is not threading.main_thread():  # only the main thread can set signal handlers
-        yield
-        return
-    before = signal.signal(signal.SIGCHLD, check)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGCHLD, before or signal.SIG_DFL)
-
-
-class ResumableLoader(WorkerRestartLoader):
-    """A loader whose position in the epoch is part of a checkpoint.
-
-    The position counts samples over all ranks, so that a run can resume with another global batch size. A remainder
-    that fills no global batch is repeated.
-    """
-
-    sampler: PromptSampler
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        assert self.batch_size is not None
-        self.global_batch = self.batch_size * self.sampler.world_size
-        self.batches = 0  # yielded in this epoch
-        self.prefetches = False
-        """Read one batch ahead."""
-        self.next_batch: Any = None
-        """The prefetched batch that follows the last one yielded."""
-
-    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
-        if isinstance(self.dataset, AugmentedSet):
-            self.dataset.epoch = self.sampler.epoch
-        self.batches = self.first_batch
-        batches = super().__iter__()
-        self.next_batch = next(batches, None) if self.prefetches else None
-        while (batch := self.next_batch if self.prefetches else next(batches, None)) is not None:
-            self.next_batch = next(batches, None) if self.prefetches else None
-            self.batches += 1
-            yield batch
-
-    def return_last_batch(self) -> None:
-        """Count the last yielded batch as not trained on, so that a resumed run yields it again."""
-        self.batches -= 1
-
-    def state_dict(self) -> dict[str, int]:
-        samples = self.sampler.size if self.batches == len(self) else self.batches * self.global_batch
-        return {"samples": samples, "epoch": self.sampler.epoch}
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        finished = state["samples"] >= self.sampler.size
-        self.batches = len(self) if finished else min(state["samples"] // self.global_batch, len(self))
-        self.first_batch = self.batches % len(self)  # after an epoch's last batch, Lightning begins the next epoch
-        self.sampler.set_epoch(state["epoch"])
 
 
 class VisionData(LightningDataModule):
@@ -309,10 +124,3 @@ class VisionData(LightningDataModule):
         assert self.trainer is not None
         encoder = module_of(self.trainer).encoder
         return {"num_workers": self.num_workers, "collate_fn": encoder, "worker_init_fn": ignore_signals}
-
-
-def ignore_signals(worker: int) -> None:
-    """Ignore signals that stop a run in its workers: they often reach all processes, but the last step needs data."""
-    for number in signal.Signals:
-        if number.name in ("SIGTERM", "SIGUSR1", "SIGINT"):
-            signal.signal(number, signal.SIG_IGN)

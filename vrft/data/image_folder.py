@@ -8,8 +8,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from vrft.data.bad_records import BadRecords
 from vrft.data.files import read_text, require_file, require_folder
-from vrft.data.records import BadRecords, Record, RecordData, Split
+from vrft.data.record import Record, Split
+from vrft.data.records import RecordData
 from vrft.errors import ConfigurationError
 
 IMAGE_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}

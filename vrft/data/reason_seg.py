@@ -7,8 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from vrft.data.bad_records import BadRecords
 from vrft.data.files import brief, clip_to, decode_json, hull, is_number, is_text, read_bytes, require_folder
-from vrft.data.records import BadRecords, Record, RecordData, Split
+from vrft.data.record import Record, Split
+from vrft.data.records import RecordData
 from vrft.errors import ConfigurationError
 from vrft.types import Detection
 

@@ -1,134 +1,23 @@
-"""Records: samples without their images, read from a user's files and checked before training.
-
-Images are decoded on access.
-"""
+"""The base class of data modules that read a user's files and check them before training."""
 
 from __future__ import annotations
 
 import gc
-import random
 from abc import abstractmethod
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import Any, Literal
 
 import torch
-from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
-from PIL import Image
 
-from vrft.answers import MAX_BOXES
-from vrft.data.augmentation import augment
-from vrft.data.datamodule import AugmentedSet, VisionData
+from vrft.data.bad_records import BadRecords, OnBadRecord
+from vrft.data.datamodule import VisionData
 from vrft.data.few_shot import choose_shots, record_shots
-from vrft.data.images import BadImage, ImageSource, check_image, read_image
+from vrft.data.held_out import split_by_image, split_by_shots
+from vrft.data.record import Record, Split, category
+from vrft.data.record_checks import UsableImages, check_images, check_targets, warn_about_shared_images
+from vrft.data.record_set import RecordSet
 from vrft.errors import ConfigurationError
 from vrft.run_dir import RunDir
-from vrft.types import Sample, Target
-from vrft.utils.distributed import is_rank_zero
-from vrft.utils.progress import progress
-
-Split = Literal["train", "val"]
-OnBadRecord = Literal["stop", "skip"]
-
-MAX_LISTED = 20
-"""Bad records listed in an error message; the rest are only counted."""
-
-CHECK_THREADS = 16
-PROGRESS_MIN_IMAGES = 1000
-"""Fewer images are checked without showing progress."""
-
-UNKNOWN_SIZE = (0, 0)
-
-
-@dataclass(frozen=True, slots=True)
-class Record:
-    """A sample without its image. `location` (the file and the entry in it) names the record in messages."""
-
-    image: ImageSource
-    location: str
-    image_id: int
-    query: str
-    target: Target
-    size: tuple[int, int] = UNKNOWN_SIZE
-    metadata: dict[str, Any] = field(default_factory=dict)
-
-
-class BadRecords:
-    """Collects the bad records of all files, so that one error can report them together."""
-
-    def __init__(self) -> None:
-        self.found: list[str] = []
-
-    def add(self, location: str, reason: str) -> None:
-        """Add a record. `location` names the file, the entry in it and its id."""
-        self.found.append(f"{location}: {reason}")
-
-    def report(self, on_bad_record: OnBadRecord, run: RunDir, *, replace_list: bool) -> None:
-        """Raise ConfigurationError if there are bad records; with "skip", warn and list them in `bad_records.txt`.
-
-        Args:
-            on_bad_record: raise or warn.
-            run: folder of the run.
-            replace_list: overwrite an existing list. An evaluation after training sees fewer records and keeps it.
-        """
-        if not self.found:
-            return
-        count = f"{len(self.found)} bad record{'s' if len(self.found) > 1 else ''}"
-        if on_bad_record == "stop":
-            more = [f"and {len(self.found) - MAX_LISTED} more"] if len(self.found) > MAX_LISTED else []
-            advice = "fix them, or skip them with data.on_bad_record=skip"
-            raise ConfigurationError("\n".join([f"{count}; {advice}", *self.found[:MAX_LISTED], *more]))
-        rank_zero_warn(f"{count} skipped, listed in {run.bad_records}: {self.found[0]}")
-        if replace_list or not run.bad_records.exists():
-            write_lines(run.bad_records, self.found)
-
-
-@rank_zero_only
-def write_lines(path: Path, lines: Iterable[str]) -> None:
-    """Write lines to a file in the run's folder."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(f"{line}\n" for line in lines))
-
-
-class RecordSet(AugmentedSet):
-    """A dataset that reads the image of each record on access.
-
-    If a training image can no longer be read, the next readable sample takes its place and lists the failures in
-    `metadata["replaced"]`. An unreadable held-out image becomes a blank one, so that its question still counts.
-    """
-
-    def __init__(
-        self, records: Sequence[Record], *, training: bool, augmentation: Sequence[torch.nn.Module] = (), seed: int = 0
-    ) -> None:
-        self.records, self.training = records, training
-        self.augmentation, self.seed = augmentation, seed
-
-    def __len__(self) -> int:
-        return len(self.records)
-
-    def __getitem__(self, index: int) -> Sample:
-        replaced = []
-        for offset in range(len(self.records) if self.training else 1):
-            position = (index + offset) % len(self.records)
-            record = self.records[position]
-            try:
-                image = read_image(record.image, record.size)
-            except BadImage as error:
-                replaced.append(f"{record.location}: {error}")
-                continue
-            sample = self._sample(position, record, image, replaced)
-            return augment(sample, self.augmentation, (self.seed, self.epoch, position))
-        if self.training:
-            raise ConfigurationError(f"data: no training image can be read any more; the last error: {replaced[-1]}")
-        return self._sample(index, self.records[index], Image.new("RGB", self.records[index].size), replaced)
-
-    @staticmethod
-    def _sample(index: int, record: Record, image: Image.Image, replaced: list[str]) -> Sample:
-        metadata = record.metadata | ({"replaced": replaced} if replaced else {})
-        return Sample(index, image, record.image_id, record.query, record.target, metadata)
 
 
 class RecordData(VisionData):
@@ -261,91 +150,3 @@ def gc_disabled() -> Iterator[None]:
         yield
     finally:
         gc.enable()
-
-
-def category(record: Record) -> str:
-    """Return the category that shots are counted by: the query for boxes, else the target text."""
-    return record.query if isinstance(record.target, tuple) else record.target
-
-
-class UsableImages:
-    """A predicate: whether the image of a record is usable. Reports each unusable image to `bad_records` once."""
-
-    def __init__(self, bad_records: BadRecords) -> None:
-        self.bad_records = bad_records
-        self.known: dict[Hashable, bool] = {}
-
-    def __call__(self, record: Record) -> bool:
-        key = image_key(record)
-        if key not in self.known:
-            self.known[key] = bool(check_images([record], self.bad_records))
-        return self.known[key]
-
-
-def check_targets(records: Sequence[Record], bad_records: BadRecords) -> list[Record]:
-    """Return the records whose target an answer can hold, i.e. at most MAX_BOXES boxes."""
-    for record in records:
-        if isinstance(record.target, tuple) and len(record.target) > MAX_BOXES:
-            bad_records.add(record.location, f"{len(record.target)} boxes; an answer has at most {MAX_BOXES}")
-    return [record for record in records if isinstance(record.target, str) or len(record.target) <= MAX_BOXES]
-
-
-def check_images(records: Sequence[Record], bad_records: BadRecords) -> list[Record]:
-    """Return the records whose images exist, are complete and have the annotated size; `size` is filled in."""
-    keys = [image_key(record) for record in records]
-    firsts: dict[Hashable, Record] = {}
-    for key, record in zip(keys, records, strict=True):
-        firsts.setdefault(key, record)
-
-    def check(record: Record) -> tuple[int, int] | BadImage:
-        try:
-            return check_image(record.image, None if record.size == UNKNOWN_SIZE else record.size)
-        except BadImage as error:
-            return error
-
-    with ThreadPoolExecutor(CHECK_THREADS) as pool:
-        results = pool.map(check, firsts.values())
-        sizes: dict[Hashable, tuple[int, int] | BadImage] = {}
-        quiet = len(firsts) < PROGRESS_MIN_IMAGES or not is_rank_zero()
-        with progress("images checked", len(firsts), quiet) as advance:
-            for key, size in zip(firsts, results, strict=True):
-                sizes[key] = size
-                advance(len(sizes))
-    for key, size in sizes.items():
-        if isinstance(size, BadImage):
-            bad_records.add(firsts[key].location, f"{firsts[key].image}: {size}")
-    found = [(record, sizes[key]) for key, record in zip(keys, records, strict=True)]
-    return [replace(record, size=size) for record, size in found if not isinstance(size, BadImage)]
-
-
-def image_key(record: Record) -> Hashable:
-    """Return a key that all records of one image share."""
-    return record.image if isinstance(record.image, Path) else record.image.key()
-
-
-def split_by_image(records: Sequence[Record], val_fraction: float, seed: int) -> tuple[list[Record], list[Record]]:
-    """Split into train and held-out records without common images, rounding the held-out images up."""
-    images = list(dict.fromkeys(map(image_key, records)))
-    random.Random(f"{seed}/split").shuffle(images)
-    held_out = {*images[: -int(-len(images) * val_fraction // 1)]}
-    return (
-        [record for record in records if image_key(record) not in held_out],
-        [record for record in records if image_key(record) in held_out],
-    )
-
-
-def split_by_shots(
-    records: Sequence[Record], val_shots: int, seed: int, usable: Callable[[Record], bool]
-) -> tuple[list[Record], list[Record]]:
-    """Split into train and held-out records without common images, holding out `val_shots` of each category."""
-    val = choose_shots(records, category, val_shots, f"{seed}/fold", usable, "data.val_shots")
-    held_out = {image_key(record) for record in val}
-    return [record for record in records if image_key(record) not in held_out], val
-
-
-def warn_about_shared_images(train: Sequence[Record], val: Sequence[Record]) -> None:
-    """Warn if training and held-out records share images."""
-    files = {record.image for record in train if isinstance(record.image, Path)}
-    shared = [record.image for record in val if record.image in files]
-    if shared:
-        rank_zero_warn(f"data: {len(shared)} held-out records have an image of the training data, e.g. {shared[0]}")

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+from vrft.data.bad_records import BadRecords
 from vrft.data.coco import (
     AnnotationEntry,
     ImageEntry,
@@ -30,7 +31,8 @@ from vrft.data.files import (
     require_file,
     require_folder,
 )
-from vrft.data.records import BadRecords, Record, RecordData, Split
+from vrft.data.record import Record, Split
+from vrft.data.records import RecordData
 from vrft.errors import ConfigurationError
 from vrft.types import Detection
 

@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 
 from vrft.data.coco import CocoData
 from vrft.data.datamodule import VisionData
-from vrft.data.records import Split
+from vrft.data.record import Split
 from vrft.errors import ConfigurationError
 from vrft.types import Detection, Sample
 

@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from vrft.boxes import Coordinates, frame_of
+from vrft.data.bad_records import BadRecords
 from vrft.data.files import brief, decode_json, is_file_name, is_text, read_bytes, require_file
 from vrft.data.images import BadImage, ImageSource
-from vrft.data.records import BadRecords, Record, RecordData, Split
+from vrft.data.record import Record, Split
+from vrft.data.records import RecordData
 from vrft.errors import ConfigurationError
 from vrft.tasks import Task
 from vrft.types import Frame, Target

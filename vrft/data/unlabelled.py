@@ -9,8 +9,12 @@ from typing import Any
 from lightning.pytorch.utilities import rank_zero_warn
 from PIL import Image
 
+from vrft.data.bad_records import MAX_LISTED, BadRecords, write_lines
 from vrft.data.datamodule import module_of
-from vrft.data.records import MAX_LISTED, BadRecords, Record, RecordData, RecordSet, Split, check_images, write_lines
+from vrft.data.record import Record, Split
+from vrft.data.record_checks import check_images
+from vrft.data.record_set import RecordSet
+from vrft.data.records import RecordData
 from vrft.errors import ConfigurationError
 from vrft.run_dir import RunDir
 

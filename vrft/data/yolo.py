@@ -8,11 +8,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from vrft.data.bad_records import BadRecords
 from vrft.data.categories import CategoryData
 from vrft.data.files import brief, clip_to, decode_text, hull, is_id, is_text, read_bytes, require_file
 from vrft.data.image_folder import IMAGE_SUFFIXES
 from vrft.data.images import BadImage, check_image
-from vrft.data.records import BadRecords, Record, Split
+from vrft.data.record import Record, Split
 from vrft.errors import ConfigurationError
 from vrft.types import Detection
 from vrft.utils.yaml_text import decode_yaml

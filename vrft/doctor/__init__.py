@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from vrft.data import RecordData, VisionData
-from vrft.data.records import Record, category
+from vrft.data.record import Record, category
 from vrft.doctor.memory import check_memory
 from vrft.doctor.probe import check_readings
 from vrft.doctor.prompts import check_frames, check_lengths, check_rewards, patch_side

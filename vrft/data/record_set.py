@@ -1,0 +1,53 @@
+"""The dataset of records."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from PIL import Image
+
+from vrft.data.augmentation import augment
+from vrft.data.images import BadImage, read_image
+from vrft.data.loaders import AugmentedSet
+from vrft.data.record import Record
+from vrft.errors import ConfigurationError
+from vrft.types import Sample
+
+
+class RecordSet(AugmentedSet):
+    """A dataset that reads the image of each record on access.
+
+    If a training image can no longer be read, the next readable sample takes its place and lists the failures in
+    `metadata["replaced"]`. An unreadable held-out image becomes a blank one, so that its question still counts.
+    """
+
+    def __init__(
+        self, records: Sequence[Record], *, training: bool, augmentation: Sequence[torch.nn.Module] = (), seed: int = 0
+    ) -> None:
+        self.records, self.training = records, training
+        self.augmentation, self.seed = augmentation, seed
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, index: int) -> Sample:
+        replaced = []
+        for offset in range(len(self.records) if self.training else 1):
+            position = (index + offset) % len(self.records)
+            record = self.records[position]
+            try:
+                image = read_image(record.image, record.size)
+            except BadImage as error:
+                replaced.append(f"{record.location}: {error}")
+                continue
+            sample = self._sample(position, record, image, replaced)
+            return augment(sample, self.augmentation, (self.seed, self.epoch, position))
+        if self.training:
+            raise ConfigurationError(f"data: no training image can be read any more; the last error: {replaced[-1]}")
+        return self._sample(index, self.records[index], Image.new("RGB", self.records[index].size), replaced)
+
+    @staticmethod
+    def _sample(index: int, record: Record, image: Image.Image, replaced: list[str]) -> Sample:
+        metadata = record.metadata | ({"replaced": replaced} if replaced else {})
+        return Sample(index, image, record.image_id, record.query, record.target, metadata)
