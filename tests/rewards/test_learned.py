@@ -13,6 +13,7 @@ from tests.helpers.answers import (
     answers,
     sample,
 )
+from vrft.errors import ConfigurationError
 from vrft.rewards import (
     RewardModel,
 )
@@ -104,3 +105,13 @@ def test_a_shorter_limit_cuts_the_text(classifier: tuple[Path, int]) -> None:
     longer.load()
     first, other = longer(answers("a b c good", "a b c bad"), [about] * 2).tolist()
     assert first != other
+
+
+@pytest.mark.parametrize("classifier", [1], indirect=True)
+def test_a_reward_model_without_its_head_is_refused(classifier: tuple[Path, int]) -> None:
+    from safetensors.torch import load_file, save_file
+
+    file = classifier[0] / "model.safetensors"
+    save_file({k: v for k, v in load_file(file).items() if "classifier" not in k}, file, {"format": "pt"})
+    with pytest.raises(ConfigurationError, match=r"RewardModel\.checkpoint: .* lack classifier\.bias, classifier\.wei"):
+        RewardModel(str(classifier[0])).load()

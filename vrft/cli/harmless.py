@@ -18,7 +18,11 @@ HARMLESS = (
 
 
 def silence_harmless() -> None:
-    """Hide the warnings of `HARMLESS`, and Lightning's advertisement of litlogger."""
+    """Hide the warnings of `HARMLESS`, Lightning's advertisement of litlogger, and transformers' report on weights.
+
+    Weights that the report lists end the command with an error that names them.
+    """
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda record: "litlogger" not in record.msg)
+    logging.getLogger("transformers.modeling_utils").addFilter(lambda record: "LOAD REPORT" not in record.getMessage())
     for message in HARMLESS:
         warnings.filterwarnings("ignore", message=message)

@@ -30,11 +30,13 @@ class SamSegmenter(Segmenter):
         if self.model is None:
             from transformers import SamModel, SamProcessor
 
-            from vrft.utils.hub import loading
+            from vrft.utils.hub import WITH_REPORT, check_loaded, loading
 
             with loading("SamSegmenter.checkpoint", self.checkpoint):
                 self.processor = SamProcessor.from_pretrained(self.checkpoint)
-                self.model = SamModel.from_pretrained(self.checkpoint, use_safetensors=True).eval().to(self.device)
+                model, info = SamModel.from_pretrained(self.checkpoint, use_safetensors=True, **WITH_REPORT)
+            check_loaded("SamSegmenter.checkpoint", self.checkpoint, model, info, whole=False)
+            self.model = model.eval().to(self.device)
         inputs = self.processor(image, input_boxes=[[[*box]]], return_tensors="pt").to(self.device)
         output = self.model(**inputs)
         masks = self.processor.post_process_masks(

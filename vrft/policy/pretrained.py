@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from vrft.utils.hub import WITH_REPORT, check_loaded
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
@@ -17,12 +19,23 @@ TRUST_REMOTE_CODE_HINT = (
 
 
 def load_pretrained(checkpoint: str, dtype: torch.dtype, trust_remote_code: bool, **kwargs: Any) -> PreTrainedModel:
-    """Load a checkpoint's model from safetensors; kwargs go to `from_pretrained`."""
+    """Load a checkpoint's model from safetensors; kwargs go to `from_pretrained`.
+
+    Raises:
+        ConfigurationError: a weight is missing, unexpected or of another shape.
+    """
     from transformers import AutoModelForImageTextToText
 
-    return AutoModelForImageTextToText.from_pretrained(
-        checkpoint, dtype=dtype, use_safetensors=True, trust_remote_code=trust_remote_code, **kwargs
+    model, info = AutoModelForImageTextToText.from_pretrained(
+        checkpoint,
+        dtype=dtype,
+        use_safetensors=True,
+        trust_remote_code=trust_remote_code,
+        **WITH_REPORT,
+        **kwargs,
     )
+    check_loaded("model.policy.checkpoint", checkpoint, model, info)
+    return model
 
 
 def token_ids(model: PreTrainedModel, tokenizer: Any) -> tuple[list[int], list[int]]:

@@ -39,6 +39,14 @@ PROCESSOR_FILES = (
     "chat_template.jinja",
 )
 
+IMAGE_PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
+
+RENAMED_IMAGE_PROCESSORS = {
+    "Qwen2_5_VLImageProcessor": "Qwen2VLImageProcessor",
+    "Qwen2_5_VLImageProcessorFast": "Qwen2VLImageProcessorFast",
+}
+"""Names in the first Qwen2.5-VL checkpoints and many fine-tunes of them, which transformers 5 does not know."""
+
 
 def load_processor(folder: str, trust_remote_code: bool = False, **kwargs: Any) -> Any:
     """Load a processor as `AutoProcessor.from_pretrained` does; without torchvision, for images only.
@@ -51,6 +59,8 @@ def load_processor(folder: str, trust_remote_code: bool = False, **kwargs: Any) 
     from transformers.utils import is_torchvision_available
 
     config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    if has_renamed_image_processor(folder):
+        kwargs["config"] = config  # transformers then takes the image processor of the model's type
     cls = None if is_torchvision_available() else PROCESSOR_MAPPING.get(type(config), None)
     if cls is None or "video_processor" not in cls.get_attributes():
         return AutoProcessor.from_pretrained(folder, trust_remote_code=trust_remote_code, **kwargs)
@@ -73,14 +83,38 @@ def limit_pixels(processor: Any, pixels: Mapping[str, int | None]) -> None:
             processor.image_processor.size[edge] = area
 
 
+def has_renamed_image_processor(checkpoint: str) -> bool:
+    """Return whether a checkpoint names its image processor by one of `RENAMED_IMAGE_PROCESSORS`."""
+    from transformers.utils import cached_file
+
+    for name in IMAGE_PROCESSOR_FILES:
+        found = cached_file(checkpoint, name, _raise_exceptions_for_missing_entries=False)
+        if found is not None and current_names(text := Path(found).read_text(encoding="utf-8")) != text:
+            return True
+    return False
+
+
+def current_names(text: str) -> str:
+    """Replace each of `RENAMED_IMAGE_PROCESSORS` in the text of a processor's file."""
+    for old, new in RENAMED_IMAGE_PROCESSORS.items():
+        text = text.replace(f'"{old}"', f'"{new}"')
+    return text
+
+
 def copy_processor(source: str, folder: Path) -> None:
-    """Copy a checkpoint's processor files: saving an image-only processor instead would lose the video settings."""
+    """Copy a checkpoint's processor files, with names that transformers 5 knows.
+
+    Saving an image-only processor instead would lose the video settings.
+    """
     from transformers.utils import cached_file
 
     for name in PROCESSOR_FILES:
         found = cached_file(source, name, _raise_exceptions_for_missing_entries=False)
         if found is not None:
             shutil.copyfile(found, folder / name)
+    for path in (folder / name for name in IMAGE_PROCESSOR_FILES):
+        if path.exists():
+            path.write_text(current_names(path.read_text(encoding="utf-8")), encoding="utf-8")
 
 
 @dataclass(frozen=True)

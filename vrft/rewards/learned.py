@@ -34,13 +34,14 @@ class RewardModel(Reward):
         if self.tokenizer is None:
             from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-            from vrft.utils.hub import loading
+            from vrft.utils.hub import WITH_REPORT, check_loaded, loading
 
             with loading("RewardModel.checkpoint", self.checkpoint):
                 self.tokenizer = AutoTokenizer.from_pretrained(self.checkpoint, trust_remote_code=False)
-                model = AutoModelForSequenceClassification.from_pretrained(
-                    self.checkpoint, use_safetensors=True, trust_remote_code=False
+                model, info = AutoModelForSequenceClassification.from_pretrained(
+                    self.checkpoint, use_safetensors=True, trust_remote_code=False, **WITH_REPORT
                 )
+            check_loaded("RewardModel.checkpoint", self.checkpoint, model, info, whole=False)
             self.model = model.requires_grad_(False).eval()
             if self.tokenizer.pad_token is None:
                 self.tokenizer.pad_token = self.tokenizer.eos_token
