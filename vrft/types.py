@@ -15,6 +15,9 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+Id = int | float | str
+"""The id of an image or a category as its file has it: a whole number, possibly written as 1.0, or text."""
+
 
 class Detection(NamedTuple):
     """A labelled box, x0 y0 x1 y1 in pixels of the original image."""
@@ -43,7 +46,7 @@ class Question(Protocol):
     """A sample without its image. Tasks and rewards work without pixels."""
 
     @property
-    def image_id(self) -> int: ...
+    def image_id(self) -> Id: ...
     @property
     def query(self) -> str: ...
     @property
@@ -65,7 +68,7 @@ class Sample:
 
     index: int
     image: Image.Image
-    image_id: int
+    image_id: Id
     query: str
     target: Target
     metadata: dict[str, Any] = field(default_factory=dict)

@@ -15,7 +15,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from vrft.__main__ import main
-from vrft.evaluators.average_precision import COCO_NUMBERS, LVIS_NUMBERS, UNDEFINED, Truth, read_results
+from vrft.evaluators.average_precision import COCO_NUMBERS, LVIS_NUMBERS, UNDEFINED
 
 FIRST = 2**24 + 1
 """An image id that float32 can't represent exactly."""
@@ -190,9 +190,10 @@ def test_the_table_has_the_benchmarks_format(tmp_path: Path, capsys: pytest.Capt
     ("results", "reason"),
     [
         ('[{"image_id": 6, "category_id": 1, "bbox": [0, 0, 1, 1], "score": 1}]', "[0].image_id: "),
-        ('[{"image_id": 5, "category_id": 9, "bbox": [0, 0, 1, 1], "score": 1}]', "has no category 9"),
-        ('[{"image_id": "5", "category_id": 1, "bbox": [0, 0, 1, 1], "score": 1}]', "Expected `int`, got `str`"),
-        ('[{"image_id": 5.5, "category_id": 1, "bbox": [0, 0, 1, 1], "score": 1}]', "$[0].image_id"),
+        ('[{"image_id": "5", "category_id": 1, "bbox": [0, 0, 1, 1], "score": 1}]', "has no image '5'"),
+        ('[{"image_id": 5.5, "category_id": 1, "bbox": [0, 0, 1, 1], "score": 1}]', "[0].image_id: expected a whole"),
+        ('[{"image_id": 5, "category_id": true, "bbox": [0, 0, 1, 1], "score": 1}]', "$[0].category_id"),
+        ('[{"image_id": 5, "category_id": 1.5, "bbox": [0, 0, 1, 1], "score": 1}]', "[0].category_id: expected a"),
         ('[{"image_id": 5, "category_id": 1, "bbox": [0, 0, 1], "score": 1}]', "$[0].bbox"),
         ('[{"image_id": 5, "category_id": 1, "bbox": [0, 0, -1, 1], "score": 1}]', "[0].bbox: expected x, y"),
         ('[{"image_id": 5, "category_id": 1, "bbox": [0, 0, 1, 1]}]', "missing required field `score`"),
@@ -229,10 +230,3 @@ def test_bad_arguments_are_one_error(
     said = capsys.readouterr().err.splitlines()
     assert len(said) == 1
     assert reason in said[0]
-
-
-def test_ids_that_float32_cannot_represent_survive(tmp_path: Path) -> None:
-    truth, results = fuzzed(1, tmp_path)
-    table = read_results(results, Truth(truth))
-    assert {*table[:, 0].astype(int).tolist()} <= Truth(truth).image_ids
-    assert table.dtype == np.float64

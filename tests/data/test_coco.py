@@ -79,8 +79,8 @@ def test_lvis_negatives_are_categories_annotated_as_absent(tmp_path: Path) -> No
     ("changes", "said"),
     [
         ({"annotations": None}, "not a COCO or LVIS instances file"),
-        ({"categories": [{"id": 1}]}, "categories[0]: expected an integer id and a name"),
-        ({"categories": [{"id": 1, "name": "a"}] * 2}, "categories[1].id: 1 appears twice"),
+        ({"categories": [{"id": 1}]}, "categories[0].name: expected text, got None"),
+        ({"categories": [{"id": 1, "name": "a"}] * 2}, "categories[1].id: 1 appears twice, as 'a' and 'a'"),
         ({"annotations": []}, "no train records; expected at least one"),
     ],
 )
@@ -106,7 +106,14 @@ def test_a_bad_file_is_an_error(changes: dict[str, Any], said: str, tmp_path: Pa
         (BOX | {"category_id": 4}, "no category has id 4"),
         (BOX | {"category_id": True}, "no category has id True"),
         (BOX | {"category_id": "3"}, "no category has id '3'"),
-        (BOX | {"id": "x"}, "expected an integer id"),
+        (BOX | {"id": 1.5}, "expected a whole number, text or null as id"),
+        (BOX | {"id": [1]}, "expected a whole number, text or null as id"),
+        (BOX | {"image_id": [7]}, "no image has id [7]"),
+        (BOX | {"category_id": 3.5}, "no category has id 3.5"),
+        (BOX | {"iscrowd": "yes"}, "iscrowd: expected 0 or 1, got 'yes'"),
+        (BOX | {"iscrowd": 2}, "iscrowd: expected 0 or 1, got 2"),
+        (BOX | {"area": "12"}, "area: expected a finite number of at least 0, got '12'"),
+        (BOX | {"area": True}, "area: expected a finite number of at least 0, got True"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -131,7 +138,10 @@ def test_a_bad_annotation_is_named_and_its_image_left_out(
         (IMAGE | {"file_name": None}, "images[0] (id 7): expected a file_name, got None"),
         (IMAGE | {"file_name": "instances.json"}, "not a readable image"),
         (IMAGE | {"file_name": "cut.png"}, "can't be decoded"),
-        (IMAGE | {"id": "7"}, "images[0] (id '7'): expected an integer id"),
+        (IMAGE | {"id": True}, "images[0] (id True): id: expected a whole number or text, got True"),
+        (IMAGE | {"id": 7.5}, "images[0] (id 7.5): id: expected a whole number or text, got 7.5"),
+        (IMAGE | {"id": None}, "images[0] (id None): id: expected a whole number or text, got None"),
+        (IMAGE | {"neg_category_ids": 3}, "neg_category_ids: expected a list of ids, got 3"),
         (IMAGE | {"id": 8}, "images[0] (id 8): the id appears 2 times"),
         (IMAGE | {"width": 30, "height": 40}, "is 40 x 30, expected 30 x 40"),
         (IMAGE | {"width": "40"}, "expected width and height, got '40' and 30"),
@@ -206,3 +216,27 @@ def test_too_few_shots_are_explained_by_bad_records(tmp_path: Path) -> None:
     (tmp_path / "a.png").unlink()
     with pytest.raises(ConfigurationError, match="no such image"):
         samples_of(data, tmp_path)
+
+
+def test_ids_may_be_huge_negative_whole_floats_texts_and_those_of_annotations_equal(tmp_path: Path) -> None:
+    keys = [2**63 + 1, -5, 2.0, "a/b"]
+    images = [IMAGE | {"id": key, "width": 40.0} for key in keys]
+    boxes = [{"id": 0, "image_id": key, "category_id": "x", "bbox": [1, 1, 5, 5], "iscrowd": "0"} for key in keys]
+    changes = {"images": images, "annotations": boxes, "categories": [{"id": "x", "name": "cat"}]}
+    data = coco_data(tmp_path, changes)
+    train, _ = samples_of(data, tmp_path)
+    assert [(sample.image_id, len(sample.target), sample.size) for sample in train] == [(k, 1, (40, 30)) for k in keys]
+    assert data.category_ids() == {"cat": "x"}
+
+
+def test_categories_of_one_name_are_one_and_an_empty_supercategory_is_not_asked_for(tmp_path: Path) -> None:
+    names = {0: "cells", 1: "red", 2: "white", 5: "red"}
+    table = [{"id": key, "name": name, "supercategory": "cells" if key else "none"} for key, name in names.items()]
+    boxes = [BOX | {"category_id": 1}, BOX | {"category_id": 5, "bbox": [9, 9, 5, 5]}]
+    changes = {"categories": table, "annotations": boxes, "images": [IMAGE]}
+    data = coco_data(tmp_path, changes, val_queries="all", negatives=9.0)
+    train, val = samples_of(data, tmp_path)
+    assert [(sample.query, len(sample.target)) for sample in train] == [("red", 2), ("white", 0)]
+    assert [sample.query for sample in val] == ["red", "white"]
+    assert data.category_ids() == {"cells": 0, "red": 1, "white": 2}
+    assert data.ordered_categories() == ["cells", "red", "white"]

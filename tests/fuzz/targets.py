@@ -23,7 +23,8 @@ from vrft import tasks
 from vrft.boxes import FRAMES
 from vrft.cli.score import read_records
 from vrft.data import CocoData, CsvData, ImageFolderData, JsonlData, ReasonSegData, RecordData, ReferenceData, YoloData
-from vrft.evaluators.average_precision import Truth, read_results
+from vrft.evaluators.results import read_results
+from vrft.evaluators.truth import Truth
 from vrft.report import read_run
 from vrft.report.page import embedded
 from vrft.run_dir import RunDir
@@ -218,7 +219,7 @@ def result_targets(folder: Path) -> list[Target]:
     tables, _ = formats.coco_tables(folder, "val", 2)
     truth_file, results_file, lines = folder / "truth.json", folder / "results.json", folder / "completions.jsonl"
     truth_file.write_text(json.dumps(tables))
-    truth = Truth(truth_file)
+    truth = Truth.read(truth_file)
     results = [
         {"image_id": row["image_id"], "category_id": row["category_id"], "bbox": row["bbox"], "score": 0.5}
         for row in tables["annotations"]
@@ -249,7 +250,7 @@ def result_targets(folder: Path) -> list[Target]:
     completions = (json.dumps(entry) + "\n").encode() * 2
     return [
         Target("results file", [json.dumps(results).encode()], evaluate, broken_json),
-        Target("truth file", [truth_file.read_bytes()], lambda c: Truth(write(truth_file, c)), broken_json),
+        Target("truth file", [truth_file.read_bytes()], lambda c: Truth.read(write(truth_file, c)), broken_json),
         Target("completions to score", [completions], score, broken_lines),
         Target("answers of a test", [log.encode()], read_log, broken_lines),
     ]

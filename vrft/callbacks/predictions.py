@@ -18,7 +18,7 @@ from vrft.data.records import RecordData
 from vrft.run_dir import RunDir
 from vrft.training.checks import warn_of_replaced_images
 from vrft.training.progress_bar import phase
-from vrft.types import Answer, Detection, PromptBatch, Sample
+from vrft.types import Answer, Detection, Id, PromptBatch, Sample
 from vrft.utils.drawing import COLOURS, draw_boxes, with_caption
 from vrft.utils.files import write_json
 
@@ -95,7 +95,7 @@ def prediction_row(answer: Answer, sample: Sample, data: VisionData) -> Row:
     }
 
 
-def write_coco_results(run: RunDir, rows: Sequence[Row], ids: dict[str, int]) -> Path:
+def write_coco_results(run: RunDir, rows: Sequence[Row], ids: dict[str, Id]) -> Path:
     """Write `predictions_coco.json` and `predictions_images.json`, its images and categories. Return the first path.
 
     A box without a label has the query as its category. Boxes whose category is not in `ids` are left out; if `ids` is

@@ -41,9 +41,10 @@ def main(args: Sequence[str]) -> int:
     """Run the command and return its exit code."""
     arguments = build_parser().parse_args(args)
     from vrft.data.splits import NAMED
-    from vrft.evaluators.average_precision import Truth, read_results
+    from vrft.evaluators.results import read_results
+    from vrft.evaluators.truth import Truth
 
-    truth = Truth(arguments.annotations)
+    truth = Truth.read(arguments.annotations)
     results = read_results(arguments.results, truth)
     names = arguments.categories
     if names is not None:

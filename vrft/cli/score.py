@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from vrft.boxes import Coordinates
     from vrft.rewards import Reward
     from vrft.tasks import Task
-    from vrft.types import Answer, Target
+    from vrft.types import Answer, Id, Target
 
 TASKS = {
     "detection": "DetectionTask",
@@ -47,7 +47,7 @@ not apply, and the means to standard error. An answer that can't be parsed score
 class Record(NamedTuple):
     """A line of the file, in the place of a sample."""
 
-    image_id: int
+    image_id: Id
     query: str
     target: Target
     size: tuple[int, int]

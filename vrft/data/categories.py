@@ -17,6 +17,7 @@ from vrft.data.record import Record, Split
 from vrft.data.records import RecordData
 from vrft.data.splits import Categories, category_names
 from vrft.errors import ConfigurationError
+from vrft.types import Id
 
 ANNOTATED, ALL = "annotated", "all"
 
@@ -74,11 +75,11 @@ class CategoryData(RecordData):
     def queries(
         self,
         split: Split,
-        present: Mapping[int, Sequence[str]],
+        present: Mapping[Id, Sequence[str]],
         wanted: Sequence[str],
         source: object,
         bad_records: BadRecords,
-    ) -> dict[int, Sequence[str]]:
+    ) -> dict[Id, Sequence[str]]:
         """Return the categories to ask for by image id, without images that have none.
 
         Args:
@@ -88,13 +89,13 @@ class CategoryData(RecordData):
             source: file of the annotations, for messages.
             bad_records: receives invalid entries of a file of queries.
         """
-        chosen: Mapping[int, Sequence[str]] = present
+        chosen: Mapping[Id, Sequence[str]] = present
         if split == "val" and self.val_queries == ALL:
             chosen = dict.fromkeys(present, wanted)
         elif split == "val" and self.val_queries != ANNOTATED:
             chosen = read_map(Path(self.val_queries), present, source, bad_records)
         allowed = {*wanted}
-        asked: dict[int, Sequence[str]] = {}
+        asked: dict[Id, Sequence[str]] = {}
         for image in present:
             if names := [name for name in chosen.get(image, ()) if name in allowed]:
                 asked[image] = names
@@ -114,11 +115,11 @@ class CategoryData(RecordData):
         return asked
 
     @abstractmethod
-    def absent(self, images: set[int] | None) -> Iterator[tuple[int, str]]:
+    def absent(self, images: set[Id] | None) -> Iterator[tuple[Id, str]]:
         """Yield pairs of image id and training category known to be absent, of the given images or of all."""
 
     @abstractmethod
-    def absent_record(self, image_id: int, name: str) -> Record:
+    def absent_record(self, image_id: Id, name: str) -> Record:
         """Return a record that asks for an absent category."""
 
     def extra_records(self, train: Sequence[Record]) -> list[Record]:
@@ -131,8 +132,8 @@ class CategoryData(RecordData):
 
 
 def read_map(
-    path: Path, present: Mapping[int, Sequence[str]], source: object, bad_records: BadRecords
-) -> dict[int, Sequence[str]]:
+    path: Path, present: Mapping[Id, Sequence[str]], source: object, bad_records: BadRecords
+) -> dict[Id, Sequence[str]]:
     """Read category names by image id, {"image id": ["name", ...]}.
 
     Invalid entries are reported to `bad_records` and left out.
@@ -149,7 +150,9 @@ def read_map(
             f'data.val_queries: {path}: expected {{"image id": ["name", ...]}}, got {brief(content)}'
         )
     ids = {str(image): image for image in present}
-    found: dict[int, Sequence[str]] = {}
+    if len(ids) < len(present):
+        raise ConfigurationError(f"data.val_queries: {source} has image ids that are equal as text, e.g. 1 and '1'")
+    found: dict[Id, Sequence[str]] = {}
     for key, names in content.items():
         if key not in ids:
             bad_records.add(f"{path}: {brief(key)}", f"{source} has no such image")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -14,49 +13,21 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from vrft.data.bad_records import BadRecords
 from vrft.data.categories import ANNOTATED, CategoryData
-from vrft.data.files import brief, clip_to, is_id, is_number, read_bytes, require_file, require_folder
+from vrft.data.coco_entries import (
+    AnnotationEntry,
+    CategoryEntry,
+    ImageEntry,
+    box_reason,
+    clip,
+    empty_parents,
+    image_reason,
+    read_instances,
+)
+from vrft.data.coco_fields import id_order, is_json_id, read_flag, values_reason
+from vrft.data.files import brief, require_file, require_folder
 from vrft.data.record import Record, Split
 from vrft.errors import ConfigurationError
-from vrft.types import Detection
-
-TOLERANCE = 1.0
-"""Pixels by which a box may extend beyond its image and is clipped: rounding errors."""
-
-
-class ImageEntry(msgspec.Struct, gc=False):
-    """An entry of `images`. Types are checked later, so that all errors are reported together."""
-
-    id: Any = None
-    file_name: Any = None
-    coco_url: Any = None  # LVIS, instead of file_name
-    width: Any = None
-    height: Any = None
-    neg_category_ids: Any = None  # LVIS: categories known to be absent
-
-
-class AnnotationEntry(msgspec.Struct, gc=False):
-    """An entry of `annotations`, without its polygons."""
-
-    id: Any = None
-    image_id: Any = None
-    category_id: Any = None
-    bbox: Any = None
-    iscrowd: Any = 0
-
-
-class CategoryEntry(msgspec.Struct, gc=False):
-    """An entry of `categories`."""
-
-    id: Any = None
-    name: Any = None
-
-
-class InstancesFile(msgspec.Struct, gc=False):
-    """The parts of a file that are read. The rest is never built, which saves memory for COCO's 118,000 images."""
-
-    images: list[ImageEntry]
-    annotations: list[AnnotationEntry]
-    categories: list[CategoryEntry]
+from vrft.types import Detection, Id
 
 
 class CocoData(CategoryData):
@@ -99,10 +70,14 @@ class CocoData(CategoryData):
             require_folder(f"{split}_images", images, "a folder of images")
 
     def ordered_categories(self) -> Sequence[str]:
-        return [] if self.instances is None else [self.instances.names[key] for key in sorted(self.instances.names)]
+        if self.instances is None:
+            return []
+        names = self.instances.names
+        return list(dict.fromkeys(names[key] for key in sorted(names, key=id_order)))
 
-    def category_ids(self) -> dict[str, int]:
-        return {} if self.instances is None else {name: key for key, name in self.instances.names.items()}
+    def category_ids(self) -> dict[str, Id]:
+        names = {} if self.instances is None else self.instances.names
+        return {names[key]: key for key in sorted(names, key=id_order, reverse=True)}  # the first of several ids
 
     def records(self, split: Split, bad_records: BadRecords) -> list[Record]:
         instances = Instances(*self.files[split], bad_records)
@@ -119,11 +94,11 @@ class CocoData(CategoryData):
             asked = dict.fromkeys(asked, wanted)  # absent categories are part of the question
         return list(instances.image_questions(asked))
 
-    def absent(self, images: set[int] | None) -> Iterator[tuple[int, str]]:
+    def absent(self, images: set[Id] | None) -> Iterator[tuple[Id, str]]:
         assert self.instances is not None
         return self.instances.absent(self.select("train", self.instances.known, self.instances.path), images)
 
-    def absent_record(self, image_id: int, name: str) -> Record:
+    def absent_record(self, image_id: Id, name: str) -> Record:
         assert self.instances is not None
         return self.instances.record(image_id, name, [])
 
@@ -135,24 +110,28 @@ class Instances:
         self.path, self.folder, self.bad_records = path, folder, bad_records
         content = read_instances(path)
         self.names = self._names(content.categories)
+        self.empty_parents = empty_parents(content)
+        if self.empty_parents:
+            listed = ", ".join(map(repr, sorted(self.empty_parents)))
+            rank_zero_info(f"{path}: {listed} has no boxes and is the supercategory of all others; it is not asked for")
         self.images = self._images(content.images)
-        self.locations: dict[int, tuple[Path, str]] = {}
-        self.crowds: set[tuple[int, str]] = set()
-        self.boxes: dict[int, dict[str, list[Detection]]] = {image_id: {} for image_id in self.images}
+        self.locations: dict[Id, tuple[Path, str]] = {}
+        self.crowds: set[tuple[Id, str]] = set()
+        self.boxes: dict[Id, dict[str, list[Detection]]] = {image_id: {} for image_id in self.images}
         self._read_boxes(content.annotations)
 
     @property
     def known(self) -> list[str]:
-        """Category names in the order of the file, without duplicates."""
-        return list(dict.fromkeys(self.names.values()))
+        """Category names in the order of the file, without duplicates and empty supercategories."""
+        return [name for name in dict.fromkeys(self.names.values()) if name not in self.empty_parents]
 
-    def questions(self, asked: Mapping[int, Sequence[str]]) -> Iterator[Record]:
+    def questions(self, asked: Mapping[Id, Sequence[str]]) -> Iterator[Record]:
         """Yield a record for each pair of image and category to ask for."""
         for image_id, names in asked.items():
             for name in names:
                 yield self.record(image_id, name, self.boxes[image_id].get(name, ()))
 
-    def absent(self, wanted: Sequence[str], images: set[int] | None) -> Iterator[tuple[int, str]]:
+    def absent(self, wanted: Sequence[str], images: set[Id] | None) -> Iterator[tuple[Id, str]]:
         """Yield pairs of image id and category known to be absent. A category with a crowd is not absent."""
         everything = {*wanted}
         for image_id in self.boxes:
@@ -164,17 +143,17 @@ class Instances:
                 if name in candidates and name not in self.boxes[image_id] and (image_id, name) not in self.crowds:
                     yield image_id, name
 
-    def image_questions(self, asked: Mapping[int, Sequence[str]]) -> Iterator[Record]:
+    def image_questions(self, asked: Mapping[Id, Sequence[str]]) -> Iterator[Record]:
         """Yield one record per image that asks for all its categories."""
         for image_id, names in asked.items():
             boxes = [box for name in names for box in self.boxes[image_id].get(name, ())]
             yield self.record(image_id, ", ".join(names), boxes)
 
-    def record(self, image_id: int, query: str, boxes: Iterable[Detection]) -> Record:
+    def record(self, image_id: Id, query: str, boxes: Iterable[Detection]) -> Record:
         """Return a record that asks about an image."""
         entry = self.images[image_id]
         if image_id not in self.locations:
-            self.locations[image_id] = self._file(entry), f"{self.path}: image {image_id}"
+            self.locations[image_id] = self._file(entry), f"{self.path}: image {image_id!r}"
         return Record(*self.locations[image_id], image_id, query, tuple(boxes), (entry.width, entry.height))
 
     def _file(self, entry: ImageEntry) -> Path:
@@ -184,50 +163,46 @@ class Instances:
         nested = self.folder.joinpath(*parts)
         return nested if os.path.isdir(nested.parent) else self.folder / parts[-1]
 
-    def _names(self, entries: Sequence[CategoryEntry]) -> dict[int, str]:
+    def _names(self, entries: Sequence[CategoryEntry]) -> dict[Id, str]:
         """Return category names by id. Raise ConfigurationError for an invalid entry: all boxes depend on them."""
-        names: dict[int, str] = {}
+        names: dict[Id, str] = {}
         for i, entry in enumerate(entries):
             location = f"{self.path}: categories[{i}]"
-            if not is_id(entry.id) or not isinstance(entry.name, str):
-                raise ConfigurationError(
-                    f"{location}: expected an integer id and a name, got {entry.id!r}, {entry.name!r}"
-                )
+            if not is_json_id(entry.id):
+                raise ConfigurationError(f"{location}.id: expected a whole number or text, got {brief(entry.id)}")
+            if not isinstance(entry.name, str):
+                raise ConfigurationError(f"{location}.name: expected text, got {brief(entry.name)}")
             if entry.id in names:
-                raise ConfigurationError(f"{location}.id: {entry.id} appears twice")
+                raise ConfigurationError(
+                    f"{location}.id: {entry.id!r} appears twice, as {names[entry.id]!r} and {entry.name!r}"
+                )
             names[entry.id] = entry.name
         return names
 
-    def _images(self, entries: Sequence[ImageEntry]) -> dict[int, ImageEntry]:
-        seen = Counter(entry.id for entry in entries if is_id(entry.id))
+    def _images(self, entries: Sequence[ImageEntry]) -> dict[Id, ImageEntry]:
+        seen = Counter(entry.id for entry in entries if is_json_id(entry.id))
         images = {}
         for i, entry in enumerate(entries):
-            location = f"{self.path}: images[{i}] (id {entry.id!r})"
-            if not is_id(entry.id):
-                self.bad_records.add(location, "expected an integer id")
-            elif seen[entry.id] > 1:
-                self.bad_records.add(location, f"the id appears {seen[entry.id]} times")
-            elif not isinstance(entry.file_name or entry.coco_url, str):
-                self.bad_records.add(location, f"expected a file_name, got {entry.file_name!r}")
-            elif not all(is_id(side) and side > 0 for side in (entry.width, entry.height)):
-                self.bad_records.add(location, f"expected width and height, got {entry.width!r} and {entry.height!r}")
-            else:
+            reason = image_reason(entry, seen)
+            if reason is None:
+                entry.width, entry.height = int(entry.width), int(entry.height)
                 images[entry.id] = entry
+            else:
+                self.bad_records.add(f"{self.path}: images[{i}] (id {entry.id!r})", reason)
         self.known_ids = seen
         return images
 
     def _read_boxes(self, entries: Sequence[AnnotationEntry]) -> None:
-        seen = Counter(entry.id for entry in entries if is_id(entry.id))
         bad: set[Any] = set()
         crowds = 0
         for i, entry in enumerate(entries):
-            reason = self._reason(entry, seen)
+            reason = self._reason(entry)
             if reason is not None:
                 self.bad_records.add(f"{self.path}: annotations[{i}] (id {entry.id!r})", reason)
-                bad |= {entry.image_id} if is_id(entry.image_id) else set()
+                bad |= {entry.image_id} if is_json_id(entry.image_id) else set()
             elif entry.image_id not in self.images:
                 continue  # the image itself is invalid
-            elif entry.iscrowd:
+            elif read_flag(entry.iscrowd):
                 crowds += 1
                 self.crowds.add((entry.image_id, self.names[entry.category_id]))
             else:
@@ -239,55 +214,16 @@ class Instances:
         if crowds:
             rank_zero_info(f"{self.path}: {crowds} crowd regions are ignored")
 
-    def _reason(self, entry: AnnotationEntry, seen: Counter[int]) -> str | None:
-        """Return why an annotation is invalid, or None if it is valid."""
-        if entry.id is not None and not is_id(entry.id):
-            return "expected an integer id"
-        if is_id(entry.id) and seen[entry.id] > 1:
-            return f"the id appears {seen[entry.id]} times"
-        if not is_id(entry.image_id) or entry.image_id not in self.known_ids:
+    def _reason(self, entry: AnnotationEntry) -> str | None:
+        """Return why an annotation is invalid, or None if it is valid. Ids of annotations may be equal."""
+        if entry.id is not None and not is_json_id(entry.id):
+            return "expected a whole number, text or null as id"
+        if not is_json_id(entry.image_id) or entry.image_id not in self.known_ids:
             return f"no image has id {entry.image_id!r}"
-        if not is_id(entry.category_id) or entry.category_id not in self.names:
-            return f"no category has id {entry.category_id!r}; ids are {', '.join(map(str, sorted(self.names)[:20]))}"
+        if not is_json_id(entry.category_id) or entry.category_id not in self.names:
+            known = ", ".join(str(key) for key in sorted(self.names, key=id_order)[:20])
+            return f"no category has id {entry.category_id!r}; ids are {known}"
+        if reason := values_reason(msgspec.structs.asdict(entry)):
+            return reason
         image = self.images.get(entry.image_id)
-        return None if image is None else box_reason(entry.bbox, image, crowd=bool(entry.iscrowd))
-
-
-def box_reason(bbox: Any, image: ImageEntry, *, crowd: bool) -> str | None:
-    """Return why a COCO box [x, y, width, height] is invalid, or None. Crowd regions may have any finite box."""
-    if not isinstance(bbox, list) or len(bbox) != 4 or not all(map(is_number, bbox)):
-        return f"expected bbox [x, y, width, height] in finite numbers, got {brief(bbox)}"
-    x, y, w, h = bbox
-    if crowd:
-        return None
-    if w <= 0 or h <= 0:
-        return f"bbox {brief(bbox)} has no area"
-    if min(x, y) < -TOLERANCE or x + w > image.width + TOLERANCE or y + h > image.height + TOLERANCE:
-        return f"bbox {brief(bbox)} extends beyond its image of {image.width} x {image.height}"
-    x0, y0, x1, y1 = clip(bbox, image)
-    return None if x0 < x1 and y0 < y1 else f"bbox {brief(bbox)} has no area in its image"
-
-
-def clip(bbox: Sequence[float], image: ImageEntry) -> tuple[float, float, float, float]:
-    """Convert COCO's x, y, width, height to corners inside the image."""
-    x, y, w, h = map(float, bbox)
-    return clip_to((x, y, x + w, y + h), image.width, image.height)
-
-
-def read_instances(path: Path) -> InstancesFile:
-    """Read an instances file.
-
-    Raises:
-        ConfigurationError: the file is not JSON or lacks one of the three lists.
-    """
-    data = read_bytes(path)
-    try:
-        return msgspec.json.decode(data, type=InstancesFile)
-    except (msgspec.ValidationError, RecursionError) as error:
-        raise ConfigurationError(f"{path}: not a COCO or LVIS instances file: {error}") from error
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        pass  # Python reads NaN and infinities, which are not JSON; they are reported per record
-    try:
-        return msgspec.convert(json.loads(data), type=InstancesFile)
-    except (ValueError, RecursionError) as error:
-        raise ConfigurationError(f"{path}: not a COCO or LVIS instances file: {error}") from error
+        return None if image is None else box_reason(entry.bbox, image, crowd=bool(read_flag(entry.iscrowd)))

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from vrft.data.images import ImageSource
-from vrft.types import Target
+from vrft.types import Id, Target
 
 Split = Literal["train", "val"]
 
@@ -21,7 +21,7 @@ class Record:
 
     image: ImageSource
     location: str
-    image_id: int
+    image_id: Id
     query: str
     target: Target
     size: tuple[int, int] = UNKNOWN_SIZE

@@ -18,6 +18,7 @@ from vrft.data.record_checks import UsableImages, check_images, check_targets, w
 from vrft.data.record_set import RecordSet
 from vrft.errors import ConfigurationError
 from vrft.run_dir import RunDir
+from vrft.types import Id
 
 
 class RecordData(VisionData):
@@ -84,7 +85,7 @@ class RecordData(VisionData):
         """Return the category names by ascending id; empty if the data has no ids. Call after `setup`."""
         return ()
 
-    def category_ids(self) -> dict[str, int]:
+    def category_ids(self) -> dict[str, Id]:
         """Return the category ids by name; empty if the data has no ids. Call after `setup`."""
         return {}
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from vrft.data.bad_records import BadRecords
-from vrft.data.coco import (
+from vrft.data.coco_entries import (
     AnnotationEntry,
     ImageEntry,
     InstancesFile,
@@ -20,6 +20,7 @@ from vrft.data.coco import (
     clip,
     read_instances,
 )
+from vrft.data.coco_fields import is_json_id
 from vrft.data.files import (
     brief,
     decode_json,
@@ -34,7 +35,7 @@ from vrft.data.files import (
 from vrft.data.record import Record, Split
 from vrft.data.records import RecordData
 from vrft.errors import ConfigurationError
-from vrft.types import Detection
+from vrft.types import Detection, Id
 
 MAX_BYTES = 200_000_000
 """Size limit of a file of references; the official ones have at most 60 million bytes."""
@@ -94,7 +95,8 @@ class ReferenceData(RecordData):
                 f"data.{split}_split: no split {name!r} in {self.references}; it has {', '.join(sorted(splits))}"
             )
         objects = Objects(read_instances(self.instances))
-        ids = Counter(entry["ref_id"] for entry in references if isinstance(entry, dict) and is_id(entry.get("ref_id")))
+        keys = [entry.get("ref_id") for entry in references if isinstance(entry, dict)]
+        ids = Counter(key for key in keys if is_json_id(key))
         found: list[Record] = []
         for i, entry in enumerate(references):
             location = f"{self.references}: [{i}]"
@@ -128,12 +130,12 @@ class Objects:
     """Images and boxes of an instances file by id, checked only for the references that name them."""
 
     def __init__(self, content: InstancesFile) -> None:
-        self.images: dict[int, ImageEntry] = {entry.id: entry for entry in content.images if is_id(entry.id)}
-        self.annotations: dict[int, AnnotationEntry] = {
-            entry.id: entry for entry in content.annotations if is_id(entry.id)
+        self.images: dict[Id, ImageEntry] = {entry.id: entry for entry in content.images if is_json_id(entry.id)}
+        self.annotations: dict[Id, AnnotationEntry] = {
+            entry.id: entry for entry in content.annotations if is_json_id(entry.id)
         }
-        self.image_ids = Counter(entry.id for entry in content.images if is_id(entry.id))
-        self.annotation_ids = Counter(entry.id for entry in content.annotations if is_id(entry.id))
+        self.image_ids = Counter(entry.id for entry in content.images if is_json_id(entry.id))
+        self.annotation_ids = Counter(entry.id for entry in content.annotations if is_json_id(entry.id))
 
     def reason(self, entry: dict[str, Any]) -> str | None:
         """Return why the object that a reference names is invalid, or None if it is valid."""
@@ -154,11 +156,11 @@ class Objects:
         return box_reason(annotation.bbox, image, crowd=False)
 
 
-def reference_reason(entry: dict[str, Any], ids: Counter[int]) -> str | None:
+def reference_reason(entry: dict[str, Any], ids: Counter[Id]) -> str | None:
     """Return why a reference itself is invalid, or None if it is valid."""
     for key in ("ref_id", "ann_id", "image_id"):
-        if not is_id(entry.get(key)):
-            return f"expected {key} to be an integer, got {brief(entry.get(key))}"
+        if not is_json_id(entry.get(key)):
+            return f"expected {key} to be a whole number or text, got {brief(entry.get(key))}"
     if ids[entry["ref_id"]] > 1:
         return f"the ref_id appears {ids[entry['ref_id']]} times"
     sentences = entry.get("sentences")

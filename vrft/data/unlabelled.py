@@ -17,6 +17,7 @@ from vrft.data.record_set import RecordSet
 from vrft.data.records import RecordData
 from vrft.errors import ConfigurationError
 from vrft.run_dir import RunDir
+from vrft.types import Id
 
 
 class UnlabelledData(RecordData):
@@ -61,7 +62,7 @@ class UnlabelledData(RecordData):
             raise ConfigurationError(f"images: no readable image in {self.images[0]}")
         self._val = RecordSet(found, training=False)
 
-    def category_ids(self) -> dict[str, int]:
+    def category_ids(self) -> dict[str, Id]:
         names = [name for query in self.queries for name in (query.split(", "))]
         return {name: number for number, name in enumerate(dict.fromkeys(names), 1)}
 

@@ -15,7 +15,7 @@ from vrft.data.image_folder import IMAGE_SUFFIXES
 from vrft.data.images import BadImage, check_image
 from vrft.data.record import Record, Split
 from vrft.errors import ConfigurationError
-from vrft.types import Detection
+from vrft.types import Detection, Id
 from vrft.utils.yaml_text import decode_yaml
 
 TOLERANCE = 1e-3
@@ -44,7 +44,7 @@ class YoloData(CategoryData):
         super().__init__(**kwargs)
         self.config = Path(config)
         self.names: dict[int, str] = {}
-        self.images: dict[int, Labelled] = {}
+        self.images: dict[Id, Labelled] = {}
         require_file("config", self.config, "a YOLO data.yaml")
 
     def ordered_categories(self) -> Sequence[str]:
@@ -58,7 +58,7 @@ class YoloData(CategoryData):
     def records(self, split: Split, bad_records: BadRecords) -> list[Record]:
         folder, self.names = read_config(self.config, split)
         wanted = self.select(split, self.known, self.config)
-        images = {}
+        images: dict[Id, Labelled] = {}
         files = [file for file in sorted(folder.rglob("*")) if file.suffix.lower() in IMAGE_SUFFIXES]
         for image_id, image in enumerate(file for file in files if not file.name.startswith(".")):
             path = label_file(image)
@@ -73,22 +73,22 @@ class YoloData(CategoryData):
         asked = self.queries(split, categories_in(images, wanted), wanted, self.config, bad_records)
         return [self._record(image_id, images[image_id], name) for image_id, names in asked.items() for name in names]
 
-    def absent(self, images: set[int] | None) -> Iterator[tuple[int, str]]:
+    def absent(self, images: set[Id] | None) -> Iterator[tuple[Id, str]]:
         wanted = self.select("train", self.known, self.config)
         present = categories_in(self.images, wanted)
         chosen = [key for key in self.images if images is None or key in images]
         return ((key, name) for key in chosen for name in wanted if name not in present[key])
 
-    def absent_record(self, image_id: int, name: str) -> Record:
+    def absent_record(self, image_id: Id, name: str) -> Record:
         return self._record(image_id, self.images[image_id], name)
 
     @staticmethod
-    def _record(image_id: int, labelled: Labelled, name: str) -> Record:
+    def _record(image_id: Id, labelled: Labelled, name: str) -> Record:
         target = tuple(box for box in labelled.boxes if box.label == name)
         return Record(labelled.image, str(labelled.labels), image_id, name, target, labelled.size)
 
 
-def categories_in(images: Mapping[int, Labelled], wanted: Sequence[str]) -> dict[int, list[str]]:
+def categories_in(images: Mapping[Id, Labelled], wanted: Sequence[str]) -> dict[Id, list[str]]:
     """Return the categories in each image, in the order of `wanted`."""
     labels = {image_id: {box.label for box in labelled.boxes} for image_id, labelled in images.items()}
     return {image_id: [name for name in wanted if name in present] for image_id, present in labels.items()}

@@ -19,7 +19,7 @@ from vrft.boxes import FRAMES, Box, from_frame, matched_iou
 from vrft.data import RecordData, SolutionData, VisionData
 from vrft.policy.processor import Encoder
 from vrft.training.module import VisionModule
-from vrft.types import Answer, Frame, Sample
+from vrft.types import Answer, Frame, Id, Sample
 
 MAX_PARAMETERS_ON_CPU = 200_000_000
 """Larger models are not probed without a GPU: it would take minutes."""
@@ -204,7 +204,7 @@ def shifted_categories(seen: Sequence[ProbedSample], data: RecordData) -> Iterat
     """
     ordered = data.ordered_categories()
     index = {name: i for i, name in enumerate(ordered)}
-    boxes: dict[tuple[int, str], list[Box]] = defaultdict(list)
+    boxes: dict[tuple[Id, str], list[Box]] = defaultdict(list)
     for record in data.train_set().records:
         if isinstance(record.target, tuple):
             boxes[record.image_id, record.query] += [true.box for true in record.target]

@@ -15,7 +15,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from vrft.data.datamodule import VisionData, data_of, module_of
 from vrft.run_dir import RunDir
-from vrft.types import Answer, PromptBatch, Sample
+from vrft.types import Answer, Id, PromptBatch, Sample
 
 Row = TypeVar("Row")
 
@@ -46,7 +46,7 @@ class Evaluator(Callback, Generic[Row]):
     def scores(self, rows: list[Row]) -> dict[str, float]:
         """Return the scores of all samples by name, without undefined ones."""
 
-    def image_of(self, row: Row, index: int) -> int:
+    def image_of(self, row: Row, index: int) -> Id:
         """Return the image of a row: rows of one image are resampled together. Default: one image per row."""
         return index
 

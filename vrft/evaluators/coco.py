@@ -17,6 +17,7 @@ from PIL import Image
 
 from vrft.boxes import matched_iou
 from vrft.data.categories import CategoryData
+from vrft.data.coco_fields import id_order
 from vrft.data.datamodule import VisionData
 from vrft.data.records import RecordData
 from vrft.data.splits import Categories, category_names
@@ -29,13 +30,13 @@ from vrft.evaluators.average_precision import (
     Convention,
     Curves,
     Format,
-    Truth,
 )
 from vrft.evaluators.base import Evaluator, defined
 from vrft.evaluators.confidence import Confidence, with_confidence
 from vrft.evaluators.curves_picture import draw_curves
+from vrft.evaluators.truth import Truth
 from vrft.loggers import show_picture, show_table
-from vrft.types import Answer, Detection, Sample
+from vrft.types import Answer, Detection, Id, Sample
 from vrft.utils.files import write_json
 
 MAX_TIED_SHARE = 0.5
@@ -45,7 +46,7 @@ MAX_TIED_SHARE = 0.5
 class Row(NamedTuple):
     """One answer about an image."""
 
-    image_id: int
+    image_id: Id
     detections: tuple[Detection, ...]
     iou: float
     valid: bool
@@ -95,25 +96,25 @@ class CocoEvaluator(Evaluator[Row]):
     @cached_property
     def truth(self) -> Truth:
         """The annotation file, read on first use, because generated data is written after this object is created."""
-        return Truth(self.path, f"{self.field}.annotations", skip_bad=True)
+        return Truth.read(self.path, f"{self.field}.annotations", skip_bad=True)
 
     def check(self, data: VisionData) -> None:
         self.truth.check_names(self.categories or (), f"{self.field}.categories")
         self.queries = data.val_queries if isinstance(data, CategoryData) else None
-        averaged = len(self.truth.ids) if self.categories is None else len(self.categories)
+        averaged = len(self.truth.categories) if self.categories is None else len(self.categories)
         rank_zero_info(
-            f"{self.format}: mean over {averaged} of {len(self.truth.ids)} categories, {self.images} images, "
+            f"{self.format}: mean over {averaged} of {len(self.truth.categories)} categories, {self.images} images, "
             f"{self.convention} convention, confidence by {self.confidence}, {self.backend}"
         )
         if isinstance(data, RecordData):
             self.check_images({record.image_id for record in data.val_set().records})
 
-    def check_images(self, asked: set[int]) -> None:
+    def check_images(self, asked: set[Id]) -> None:
         """Raise ConfigurationError if an image is not in the file."""
-        if unknown := sorted(asked - self.truth.image_ids):
+        if unknown := sorted(asked - self.truth.image_numbers.keys(), key=id_order):
             raise ConfigurationError(
-                f"{self.field}.annotations: {self.path} has no image {unknown[0]}; expected the instances file of the "
-                "held-out samples"
+                f"{self.field}.annotations: {self.path} has no image {unknown[0]!r}; expected the instances file of "
+                "the held-out samples"
             )
 
     def row(self, answer: Answer, sample: Sample) -> Row:
@@ -126,13 +127,14 @@ class CocoEvaluator(Evaluator[Row]):
     def scores(self, rows: list[Row]) -> dict[str, float]:
         return {**defined(self.measure(rows), self.format, UNDEFINED), **plain_scores(rows)}
 
-    def image_of(self, row: Row, index: int) -> int:
+    def image_of(self, row: Row, index: int) -> Id:
         return row.image_id
 
     def scores_of(self, images: list[list[Row]]) -> dict[str, float]:
         ids = [rows[0].image_id for rows in images]
-        rows = [row._replace(image_id=number) for number, group in enumerate(images, 1) for row in group]
-        curves = self.compare(self.truth.resampled(ids), table_of(rows, self.truth)[0], None)
+        rows = [row._replace(image_id=number) for number, group in enumerate(images) for row in group]
+        truth = self.truth.resampled(ids)
+        curves = self.compare(truth, table_of(rows, truth)[0], None)
         return {**defined(curves.numbers(self.format, self.convention), self.format, UNDEFINED), **plain_scores(rows)}
 
     def measure(self, rows: list[Row]) -> dict[str, float]:
@@ -144,7 +146,7 @@ class CocoEvaluator(Evaluator[Row]):
         self.warn(rows)
         return self.curves.numbers(self.format, self.convention)
 
-    def compare(self, truth: Truth, results: Array, images: set[int] | None) -> Curves:
+    def compare(self, truth: Truth, results: Array, images: set[Id] | None) -> Curves:
         """Evaluate results (N, 7) for the configured categories, on `images` or all."""
         curves = truth.evaluate(results, self.format, self.backend, images)
         return curves if self.categories is None else curves.select(self.categories)
@@ -176,8 +178,8 @@ class CocoEvaluator(Evaluator[Row]):
         assert self.curves is not None
         entries = [
             {
-                "image_id": int(image),
-                "category_id": int(category),
+                "image_id": self.truth.image_ids[int(image)],
+                "category_id": self.truth.categories[int(category)].ids[0],
                 "bbox": [x, y, w, h],
                 "score": score,
             }
@@ -241,12 +243,13 @@ def table_of(rows: Sequence[Row], truth: Truth) -> tuple[Array, int]:
     for row in rows:
         for (x0, y0, x1, y1), label, score in row.detections:
             bbox = [round(v, 2) for v in (x0, y0, x1 - x0, y1 - y0)]
-            if label not in truth.ids:
+            if label not in truth.category_numbers:
                 continue
             if bbox[2] <= 0 or bbox[3] <= 0:
                 dropped += 1
                 continue
-            found.append((row.image_id, *bbox, 1.0 if score is None else score, truth.ids[label]))
+            number, category = truth.image_numbers[row.image_id], truth.category_numbers[label]
+            found.append((number, *bbox, 1.0 if score is None else score, category))
     return np.array(found, np.float64).reshape(-1, COLUMNS), dropped
 
 

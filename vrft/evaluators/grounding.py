@@ -13,7 +13,7 @@ from PIL import Image
 from vrft.boxes import Box, iou_matrix
 from vrft.errors import ConfigurationError
 from vrft.evaluators.base import Evaluator
-from vrft.types import Answer, Sample
+from vrft.types import Answer, Id, Sample
 from vrft.utils.files import write_json
 
 Mask = NDArray[np.bool_]
@@ -43,7 +43,7 @@ class BoxSegmenter(Segmenter):
 class Row(NamedTuple):
     """One answer. `intersection` and `union` are mask areas in pixels, 0 without a segmenter."""
 
-    image_id: int
+    image_id: Id
     query: str
     box: Box | None
     iou: float
@@ -82,7 +82,7 @@ class GroundingEvaluator(Evaluator[Row]):
             intersection=int((found & truth & ~ignore).sum()), union=int(((found | truth) & ~ignore).sum())
         )
 
-    def image_of(self, row: Row, index: int) -> int:
+    def image_of(self, row: Row, index: int) -> Id:
         return row.image_id
 
     def scores(self, rows: list[Row]) -> dict[str, float]:

@@ -10,7 +10,9 @@ from typing import Any, NamedTuple
 
 from rich.table import Table
 
+from vrft.data.coco_fields import id_order
 from vrft.evaluators.base import Evaluator, Row
+from vrft.types import Id
 
 CONFIDENCE_LEVEL = 0.95
 
@@ -49,7 +51,7 @@ def compare(
         seed: seed of the resampling.
     """
     images = [_by_image(evaluator, rows) for rows in (before, after)]
-    keys = sorted(images[0].keys() & images[1].keys())
+    keys = sorted(images[0].keys() & images[1].keys(), key=id_order)
     rng = random.Random(seed)
     draws = [[rng.choice(keys) for _ in keys] for _ in range(resamples)]
     full = [evaluator.scores_of([rows[key] for key in keys]) for rows in images]
@@ -65,8 +67,8 @@ def compare(
     return {name: found[name] for name in full[0] if name in found}
 
 
-def _by_image(evaluator: Evaluator[Row], rows: Sequence[Row]) -> dict[int, list[Row]]:
-    groups: dict[int, list[Row]] = defaultdict(list)
+def _by_image(evaluator: Evaluator[Row], rows: Sequence[Row]) -> dict[Id, list[Row]]:
+    groups: dict[Id, list[Row]] = defaultdict(list)
     for index, row in enumerate(rows):
         groups[evaluator.image_of(row, index)].append(row)
     return groups

@@ -7,14 +7,14 @@ from typing import NamedTuple
 
 from vrft.evaluators.base import Evaluator
 from vrft.tasks.presence import names_of
-from vrft.types import Answer, Sample
+from vrft.types import Answer, Id, Sample
 from vrft.utils.files import write_json
 
 
 class Row(NamedTuple):
     """One image, with the categories that were named and those that are present."""
 
-    image_id: int
+    image_id: Id
     named: tuple[str, ...]
     true: tuple[str, ...]
     valid: bool
@@ -37,7 +37,7 @@ class PresenceEvaluator(Evaluator[Row]):
         shares = {f"presence/{name}": right / count for name, count in counts.items() if count}
         return shares | {"valid": sum(row.valid for row in rows) / len(rows)}
 
-    def image_of(self, row: Row, index: int) -> int:
+    def image_of(self, row: Row, index: int) -> Id:
         return row.image_id
 
     def quality(self, row: Row) -> float:

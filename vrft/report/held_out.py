@@ -41,7 +41,7 @@ def _gain(first: HeldOut, last: HeldOut) -> float:
 
 
 def _best(answers: Answers, samples: list[int], key: Callable[[int], float]) -> list[int]:
-    chosen: dict[int, int] = {}
+    chosen: dict[int | float | str, int] = {}
     for sample in sorted(samples, key=lambda sample: (key(sample), sample)):
         chosen.setdefault(answers[sample].image_id, sample)
     return [*chosen.values()][:MAX_IMAGES]
@@ -80,7 +80,7 @@ def read_pairs(folders: list[Path], problems: list[str]) -> dict[str, Any]:
 def _pair(first: HeldOut | None, last: HeldOut) -> dict[str, Any]:
     return {
         "sample": last.sample,
-        "image_id": last.image_id,
+        "image_id": str(last.image_id),
         "query": last.query,
         "target": last.target,
         "image": last.image or (first and first.image),

@@ -24,7 +24,7 @@ class Completion(msgspec.Struct):
 
     rollout: Count
     sample: Count
-    image_id: int
+    image_id: int | float | str
     query: str
     generation: Count
     completion: str
@@ -44,7 +44,7 @@ class HeldOut(msgspec.Struct):
     """A held-out answer of an evaluation's `answers.jsonl`. `score` is the evaluator's, else the reward."""
 
     sample: Count
-    image_id: int
+    image_id: int | float | str
     query: str
     completion: str
     reasoning: str

@@ -62,7 +62,7 @@ def thin(groups: list[Group]) -> list[Group]:
 
 def pairs(groups: list[Group]) -> list[tuple[int, int]]:
     """Return positions of the first and the last group of a prompt, for the prompts with the largest distance."""
-    seen: dict[tuple[int, int, str], list[int]] = {}
+    seen: dict[tuple[int, int | float | str, str], list[int]] = {}
     for position, group in enumerate(groups):
         key = group.first.sample, group.first.image_id, group.first.query
         seen.setdefault(key, []).append(position)
@@ -77,7 +77,7 @@ def as_values(group: Group) -> dict[str, Any]:
     return {
         "rollout": line.rollout,
         "sample": line.sample,
-        "image_id": line.image_id,
+        "image_id": str(line.image_id),
         "task": line.task,
         "query": line.query,
         "target": line.target,

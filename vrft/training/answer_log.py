@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from vrft.types import Answer, Sample
+from vrft.types import Answer, Id, Sample
 
 END = {"complete": True}
 
@@ -18,7 +18,7 @@ class Entry(msgspec.Struct):
     """A line of the log: an answer with its tokens and their log-probabilities."""
 
     sample: int
-    image_id: int
+    image_id: Id
     query: str
     completion: str
     tokens: list[tuple[str, float]]

@@ -1,0 +1,126 @@
+"""Entries of COCO's and LVIS's instances files: their types, and why one is invalid."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from vrft.data.coco_fields import is_json_id
+from vrft.data.files import brief, clip_to, is_number, read_bytes
+from vrft.errors import ConfigurationError
+from vrft.types import Id
+
+TOLERANCE = 1.0
+"""Pixels by which a box may extend beyond its image and is clipped: rounding errors."""
+
+
+class ImageEntry(msgspec.Struct, gc=False):
+    """An entry of `images`. Types are checked later, so that all errors are reported together."""
+
+    id: Any = None
+    file_name: Any = None
+    coco_url: Any = None  # LVIS, instead of file_name
+    width: Any = None
+    height: Any = None
+    neg_category_ids: Any = None  # LVIS: categories known to be absent
+
+
+class AnnotationEntry(msgspec.Struct, gc=False):
+    """An entry of `annotations`, without its polygons."""
+
+    id: Any = None
+    image_id: Any = None
+    category_id: Any = None
+    bbox: Any = None
+    iscrowd: Any = None
+    ignore: Any = None
+    area: Any = None
+
+
+class CategoryEntry(msgspec.Struct, gc=False):
+    """An entry of `categories`."""
+
+    id: Any = None
+    name: Any = None
+    supercategory: Any = None
+
+
+class InstancesFile(msgspec.Struct, gc=False):
+    """The parts of a file that are read. The rest is never built, which saves memory for COCO's 118,000 images."""
+
+    images: list[ImageEntry]
+    annotations: list[AnnotationEntry]
+    categories: list[CategoryEntry]
+
+
+def empty_parents(content: InstancesFile) -> set[str]:
+    """Return the category without boxes that all others name as their supercategory, as Roboflow writes it."""
+    used = {entry.category_id for entry in content.annotations if is_json_id(entry.category_id)}
+    with_boxes = {entry.name for entry in content.categories if entry.id in used}
+    found = set()
+    for entry in content.categories:
+        others = [other for other in content.categories if other is not entry]
+        if entry.name not in with_boxes and others and all(other.supercategory == entry.name for other in others):
+            found.add(entry.name)
+    return found
+
+
+def image_reason(entry: ImageEntry, seen: Counter[Id]) -> str | None:
+    """Return why an image is invalid, or None if it is valid. `seen`: how often each id appears."""
+    if not is_json_id(entry.id):
+        return f"id: expected a whole number or text, got {brief(entry.id)}"
+    if seen[entry.id] > 1:
+        return f"the id appears {seen[entry.id]} times"
+    if not isinstance(entry.file_name or entry.coco_url, str):
+        return f"expected a file_name, got {entry.file_name!r}"
+    if not all(is_number(side) and side > 0 and side == int(side) for side in (entry.width, entry.height)):
+        return f"expected width and height, got {entry.width!r} and {entry.height!r}"
+    absent = entry.neg_category_ids
+    if absent is not None and not (isinstance(absent, list) and all(map(is_json_id, absent))):
+        return f"neg_category_ids: expected a list of ids, got {brief(absent)}"
+    return None
+
+
+def box_reason(bbox: Any, image: ImageEntry, *, crowd: bool) -> str | None:
+    """Return why a COCO box [x, y, width, height] is invalid, or None. Crowd regions may have any finite box."""
+    if not isinstance(bbox, list) or len(bbox) != 4 or not all(map(is_number, bbox)):
+        return f"expected bbox [x, y, width, height] in finite numbers, got {brief(bbox)}"
+    x, y, w, h = bbox
+    if crowd:
+        return None
+    if w <= 0 or h <= 0:
+        return f"bbox {brief(bbox)} has no area"
+    if min(x, y) < -TOLERANCE or x + w > image.width + TOLERANCE or y + h > image.height + TOLERANCE:
+        return f"bbox {brief(bbox)} extends beyond its image of {image.width} x {image.height}"
+    x0, y0, x1, y1 = clip(bbox, image)
+    return None if x0 < x1 and y0 < y1 else f"bbox {brief(bbox)} has no area in its image"
+
+
+def clip(bbox: Sequence[float], image: ImageEntry) -> tuple[float, float, float, float]:
+    """Convert COCO's x, y, width, height to corners inside the image."""
+    x, y, w, h = map(float, bbox)
+    return clip_to((x, y, x + w, y + h), image.width, image.height)
+
+
+def read_instances(path: Path) -> InstancesFile:
+    """Read an instances file.
+
+    Raises:
+        ConfigurationError: the file is not JSON or lacks one of the three lists.
+    """
+    data = read_bytes(path)
+    try:
+        return msgspec.json.decode(data, type=InstancesFile)
+    except (msgspec.ValidationError, RecursionError) as error:
+        raise ConfigurationError(f"{path}: not a COCO or LVIS instances file: {error}") from error
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        pass  # Python reads NaN and infinities, which are not JSON; they are reported per record
+    try:
+        return msgspec.convert(json.loads(data), type=InstancesFile)
+    except (ValueError, RecursionError) as error:
+        raise ConfigurationError(f"{path}: not a COCO or LVIS instances file: {error}") from error

@@ -1,0 +1,59 @@
+"""Fields of COCO's and LVIS's entries: ids, flags and areas, in every form that files have them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, TypeGuard
+
+from vrft.data.files import brief, is_text
+from vrft.types import Id
+
+FLAGS: dict[Any, int] = {0: 0, 1: 1, "0": 0, "1": 1, None: 0}
+"""Values of a flag. A key also matches the booleans and the floats that equal it."""
+
+
+def is_json_id(value: Any) -> TypeGuard[Id]:
+    """Return whether a value is an id: a whole number, also written as 1.0, or text."""
+    if isinstance(value, float):
+        return value.is_integer()
+    return is_text(value) or (isinstance(value, int) and not isinstance(value, bool))
+
+
+def id_order(value: Id) -> tuple[bool, Id]:
+    """Return the sort key of an id: numbers by value, then texts."""
+    return isinstance(value, str), value
+
+
+def read_flag(value: Any) -> int:
+    """Return `iscrowd` or `ignore` as 0 or 1; null is 0. Raises ValueError for any other value.
+
+    >>> read_flag("0"), read_flag(True), read_flag(None)
+    (0, 1, 0)
+    """
+    if isinstance(value, list | dict) or value not in FLAGS:
+        raise ValueError(f"expected 0 or 1, got {brief(value)}")
+    return FLAGS[value]
+
+
+def read_area(value: Any) -> float | None:
+    """Return an area, None for null. Raises ValueError for anything but a finite number from 0."""
+    if value is None:
+        return None
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value < math.inf:
+        raise ValueError(f"expected a finite number of at least 0, got {brief(value)}")
+    return float(value)
+
+
+def values_reason(entry: Mapping[str, Any]) -> str | None:
+    """Return why `iscrowd`, `ignore` or `area` of an annotation is invalid, or None."""
+    for key in ("iscrowd", "ignore"):
+        try:
+            read_flag(entry.get(key))
+        except ValueError as error:
+            return f"{key}: {error}"
+    try:
+        read_area(entry.get("area"))
+    except ValueError as error:
+        return f"area: {error}"
+    return None
