@@ -119,7 +119,10 @@ def test_pickled_weights_are_refused(
     torch.save(load_file(checkpoint / "model.safetensors"), checkpoint / "pytorch_model.bin")
     (checkpoint / "model.safetensors").unlink()
     assert main(quick_fit(f"--model.policy.checkpoint={checkpoint}")) == 2
-    assert f"{checkpoint} is not a checkpoint folder: it has no *.safetensors" in capsys.readouterr().err
+    assert (
+        f"{checkpoint} is not a checkpoint folder: it has no model.safetensors, only pytorch_"
+        in capsys.readouterr().err
+    )
 
 
 class Payload:
@@ -176,6 +179,7 @@ FORBIDDEN |= {"yaml.unsafe_load", "yaml.full_load", "marshal.loads", "shelve.ope
 PROCESSES = {
     "vrft/callbacks/graceful_stop.py": ['["scontrol", "requeue", job]'],
     "vrft/data/benchmarks.py": ["command"],  # this Python, with a script of the package, a path and a name
+    "vrft/policy/chat_template.py": ["command"],  # this Python, with a script of the package
 }
 
 

@@ -6,6 +6,7 @@ import difflib
 from pathlib import Path
 
 from vrft.errors import ConfigurationError
+from vrft.policy.checkpoint_files import check_config, check_folder
 
 BUILT_IN = Path(__file__).parent / "checkpoints"
 HUB_TIMEOUT = 10.0  # seconds
@@ -15,19 +16,14 @@ def find_checkpoint(name: str) -> str:
     """Return the folder or Hub name that `from_pretrained` takes, after a quick check that it can be loaded.
 
     Raises:
-        ConfigurationError: `name` is not a folder with a config.json, not a built-in policy and not found on the Hub.
+        ConfigurationError: `name` is not a folder with a whole checkpoint, not a built-in policy and not found on the
+            Hub.
     """
     if name in (path.name for path in BUILT_IN.iterdir()):
         return str(BUILT_IN / name)
     folder = Path(name).expanduser()
     if folder.exists():
-        missing = [file for file in ("config.json", "tokenizer.json") if not (folder / file).is_file()]
-        if not missing and not list(folder.glob("*.safetensors")):
-            missing = ["*.safetensors"]
-        if missing:
-            raise ConfigurationError(
-                f"model.policy.checkpoint: {name} is not a checkpoint folder: it has no {missing[0]}"
-            )
+        check_folder(folder)
         return str(folder)
     if name.count("/") != 1 or name.startswith((".", "/", "~")) or folder.parent.exists():
         raise ConfigurationError(
@@ -73,3 +69,15 @@ def _check_hub(name: str) -> None:
             f"model.policy.checkpoint: {name!r} is not a folder here{_suggestion(Path(name))}, "
             f"and the Hugging Face Hub does not provide it: {' '.join(str(error).split())}"
         ) from error
+
+
+def check_hub_config(checkpoint: str) -> None:
+    """Check the config.json of a model on the Hub, which is in the cache or is downloaded, before its weights are.
+
+    Raises:
+        ConfigurationError: the model is quantised, or does not answer questions about images.
+    """
+    from transformers.utils import cached_file
+
+    if not Path(checkpoint).exists():  # folders were checked when they were named
+        check_config(Path(cached_file(checkpoint, "config.json")))

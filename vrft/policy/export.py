@@ -52,7 +52,7 @@ def export_policy(
     """
     from transformers import AutoConfig
 
-    with loading("model.policy.checkpoint", policy.checkpoint, TRUST_REMOTE_CODE_HINT):
+    with loading("model.policy.checkpoint", policy.checkpoint, TRUST_REMOTE_CODE_HINT, policy.trust_remote_code):
         processor = load_processor(policy.checkpoint, policy.trust_remote_code)
         config = AutoConfig.from_pretrained(policy.checkpoint, trust_remote_code=policy.trust_remote_code)
         model = load_pretrained(policy.checkpoint, torch.float32, policy.trust_remote_code)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -63,7 +64,7 @@ def load_processor(folder: str, trust_remote_code: bool = False, **kwargs: Any) 
         kwargs["config"] = config  # transformers then takes the image processor of the model's type
     cls = None if is_torchvision_available() else PROCESSOR_MAPPING.get(type(config), None)
     if cls is None or "video_processor" not in cls.get_attributes():
-        return AutoProcessor.from_pretrained(folder, trust_remote_code=trust_remote_code, **kwargs)
+        return with_template(AutoProcessor.from_pretrained(folder, trust_remote_code=trust_remote_code, **kwargs))
     kept = [name for name in cls.get_attributes() if name != "video_processor"]
 
     class ImageOnly(cls):  # type: ignore[misc, valid-type]
@@ -73,7 +74,16 @@ def load_processor(folder: str, trust_remote_code: bool = False, **kwargs: Any) 
         video_processor = SimpleNamespace(num_frames=1, fps=1)  # SmolVLM's chat template reads it for any message
 
     ImageOnly.__name__ = cls.__name__
-    return ImageOnly.from_pretrained(folder, video_processor=None, trust_remote_code=trust_remote_code, **kwargs)
+    return with_template(
+        ImageOnly.from_pretrained(folder, video_processor=None, trust_remote_code=trust_remote_code, **kwargs)
+    )
+
+
+def with_template(processor: Any) -> Any:
+    """Give a processor the chat template of its tokenizer, in tokenizer_config.json, if it has no other."""
+    if processor.chat_template is None:
+        processor.chat_template = processor.tokenizer.chat_template
+    return processor
 
 
 def limit_pixels(processor: Any, pixels: Mapping[str, int | None]) -> None:
@@ -115,6 +125,19 @@ def copy_processor(source: str, folder: Path) -> None:
     for path in (folder / name for name in IMAGE_PROCESSOR_FILES):
         if path.exists():
             path.write_text(current_names(path.read_text(encoding="utf-8")), encoding="utf-8")
+    write_template(folder)
+
+
+def write_template(folder: Path) -> None:
+    """Write chat_template.jinja if only tokenizer_config.json has the template: processors do not read it there."""
+    if any((folder / name).exists() for name in ("chat_template.jinja", "chat_template.json")):
+        return
+    path = folder / "tokenizer_config.json"
+    template = json.loads(path.read_text(encoding="utf-8")).get("chat_template") if path.exists() else None
+    if isinstance(template, list):
+        template = {entry["name"]: entry["template"] for entry in template}.get("default")
+    if template:
+        (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from vrft.boxes import Coordinates
-from vrft.policy.checkpoint import find_checkpoint
+from vrft.policy.chat_template import check_template
+from vrft.policy.checkpoint import check_hub_config, find_checkpoint
 from vrft.policy.decoding_weights import decoding_weights
 from vrft.policy.logprobs import token_log_probs
 from vrft.policy.lora import LoRA, add_adapters, without_adapters
@@ -86,8 +87,10 @@ class Policy(nn.Module):
         """Read the checkpoint. `keep_reference`: keep a frozen copy as the reference; with LoRA none is needed."""
         from vrft.policy.shared_prefix import share_prefixes
 
-        with loading("model.policy.checkpoint", self.checkpoint, TRUST_REMOTE_CODE_HINT):
+        with loading("model.policy.checkpoint", self.checkpoint, TRUST_REMOTE_CODE_HINT, self.trust_remote_code):
+            check_hub_config(self.checkpoint)
             self.processor = load_processor(self.checkpoint, self.trust_remote_code)
+            check_template(self.processor, self.checkpoint)
             model = load_pretrained(self.checkpoint, torch.float32, self.trust_remote_code, attn_implementation="sdpa")
         limit_pixels(self.processor, self.pixels)
         self.shares_prefixes = share_prefixes(model)
@@ -133,6 +136,8 @@ class Policy(nn.Module):
 
     def encoder(self, task: Task) -> Encoder:
         """Return the encoder that turns a task's samples into prompts for this model."""
+        if task.system:
+            check_template(self.processor, self.checkpoint, system=True)
         return Encoder(self.processor, task, self.coordinates or self.family_coordinates)
 
     @torch.no_grad()

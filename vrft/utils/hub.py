@@ -6,41 +6,61 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from huggingface_hub.errors import StrictDataclassError
+
 from vrft.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from torch import nn
 
+LOADING_ERRORS_WITH_CODE = (ValueError, OSError)
+LOADING_ERRORS = (
+    *LOADING_ERRORS_WITH_CODE,
+    StrictDataclassError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    ImportError,
+    RuntimeError,
+)
+"""What transformers raises if the files of a checkpoint contradict what it expects."""
+
 WITH_REPORT: dict[str, Any] = {"output_loading_info": True, "ignore_mismatched_sizes": True}
 """Arguments of `from_pretrained` that make it return what `check_loaded` needs, too."""
+
+MESSAGE_CHARACTERS = 300
+"""Characters of a message of transformers, which may list everything that it knows."""
 
 NAMED_KEYS = 3
 """Weights that a message names; it counts the rest."""
 
 
 @contextmanager
-def loading(field: str, name: str, remedy: str = "vrft runs none of it") -> Iterator[None]:
-    """Turn the errors that `from_pretrained` raises for a bad checkpoint into a ConfigurationError.
+def loading(field: str, name: str, remedy: str = "vrft runs none of it", trusts_code: bool = False) -> Iterator[None]:
+    """Turn the errors that `from_pretrained` raises for a bad checkpoint into a ConfigurationError of one line.
 
     Args:
         field: the setting that names the checkpoint.
         name: the checkpoint.
         remedy: what the message advises if the checkpoint comes with its own code.
+        trusts_code: whether that code may run; its errors then keep their tracebacks.
 
     Raises:
-        ConfigurationError: the checkpoint has no safetensors, lacks a file, or comes with its own code.
+        ConfigurationError: the checkpoint can't be loaded, or comes with its own code.
     """
     try:
         yield
-    except ValueError as error:
-        if "trust_remote_code" not in str(error):
+    except ConfigurationError:
+        raise
+    except Exception as error:
+        expected = LOADING_ERRORS_WITH_CODE if trusts_code else LOADING_ERRORS
+        if not isinstance(error, expected) and type(error) is not Exception:  # tokenizers raises plain Exceptions
             raise
-        raise ConfigurationError(
-            f"{field}: {name} brings Python code of its own, which would run with all your rights; {remedy}"
-        ) from error
-    except OSError as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise ConfigurationError(f"{field}: {name}: {reason} (weights have to be safetensors)") from error
+        if "trust_remote_code" in str(error):
+            reason = f"brings Python code of its own, which would run with all your rights; {remedy}"
+            raise ConfigurationError(f"{field}: {name} {reason}") from error
+        reason = " ".join(str(error).split())[:MESSAGE_CHARACTERS] or type(error).__name__
+        raise ConfigurationError(f"{field}: {name}: transformers can't load it: {reason}") from error
 
 
 def check_loaded(field: str, name: str, model: nn.Module, info: Mapping[str, Any], *, whole: bool = True) -> None:

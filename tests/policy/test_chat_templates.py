@@ -1,0 +1,93 @@
+"""Chat templates that are missing, wrong or never end: refused when the checkpoint is read."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from pathlib import Path
+
+import pytest
+
+from vrft.errors import ConfigurationError
+from vrft.policy import Policy
+from vrft.policy.chat_template import template_problem
+from vrft.policy.checkpoint import BUILT_IN
+from vrft.policy.export import export_policy
+from vrft.policy.processor import load_processor
+from vrft.policy.tiny import CHAT_TEMPLATE
+from vrft.tasks import DetectionTask
+
+USER = "{% for m in messages %}{% for p in m.content %}{{ p.text or '<image>' }}{% endfor %}{% endfor %}"
+LOOP = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return Path(shutil.copytree(BUILT_IN / "tiny-detection", tmp_path / "folder"))
+
+
+@pytest.mark.parametrize(
+    ("template", "said"),
+    [
+        (LOOP, "does not end within 2 s"),
+        ("{{ 'a' * 10 ** 10 }}", "needs more than 512 MB"),
+        ("{{ 'a' * 10 ** 6 }}", "makes 1000000 characters"),
+        ("{{ raise_exception('only two turns') }}", "only two turns"),
+        ("{% for m in messages %}", "fails: TemplateSyntaxError"),
+        ("<image>", "leaves out the question"),
+        ("{% for m in messages %}{{ m.content }}{% endfor %}", "no place for an image"),
+        ("{% for m in messages %}{{ m.content[-1].text }}{% endfor %}", "no place for an image"),
+    ],
+)
+def test_a_template_that_makes_no_prompt_is_refused(template: str, said: str) -> None:
+    start = time.monotonic()
+    assert said in (template_problem(template, "{}", False) or "")
+    assert time.monotonic() - start < 60
+
+
+def test_a_template_is_checked_when_the_checkpoint_is_read(folder: Path) -> None:
+    (folder / "chat_template.jinja").write_text("{{ raise_exception('nothing for you') }}")
+    with pytest.raises(ConfigurationError, match=r"model\.policy\.checkpoint: .*its chat template .*nothing for you"):
+        Policy(str(folder)).load(keep_reference=False)
+
+
+def test_a_template_that_knows_no_system_turn_is_refused_if_the_task_has_one(folder: Path) -> None:
+    no_system = "{% if messages[0].role == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
+    (folder / "chat_template.jinja").write_text(no_system + USER.replace("<image>", "<|image_pad|>"))
+    policy = Policy(str(folder))
+    policy.load(keep_reference=False)
+    policy.encoder(DetectionTask())
+    with pytest.raises(ConfigurationError, match=r"no system role \(with a system turn\)"):
+        policy.encoder(DetectionTask(system="Be brief."))
+
+
+@pytest.mark.parametrize(
+    "place", ["tokenizer_config.json", "a list", "chat_template.json", "chat_template.jinja", None]
+)
+def test_a_template_counts_wherever_it_stands(folder: Path, tmp_path: Path, place: str | None) -> None:
+    (folder / "chat_template.jinja").unlink()
+    path = folder / "tokenizer_config.json"
+    content = json.loads(path.read_text())
+    if place == "tokenizer_config.json":
+        path.write_text(json.dumps(content | {"chat_template": CHAT_TEMPLATE}))
+    elif place == "a list":
+        several = [{"name": "tools", "template": "-"}, {"name": "default", "template": CHAT_TEMPLATE}]
+        path.write_text(json.dumps(content | {"chat_template": several}))
+    elif place == "chat_template.json":
+        (folder / place).write_text(json.dumps({"chat_template": CHAT_TEMPLATE}))
+    elif place is not None:
+        (folder / place).write_text(CHAT_TEMPLATE)
+    policy = Policy(str(folder), dtype="float32")
+    if place is None:
+        with pytest.raises(ConfigurationError, match="has no chat template"):
+            policy.load(keep_reference=False)
+        return
+    policy.load(keep_reference=False)
+    chat = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Detect red"}]}]
+    expected = policy.processor.apply_chat_template(chat, tokenize=False)
+    assert expected.endswith("Detect red<|im_end|>\n")
+    export_policy(policy, tmp_path / "exported", policy.trained_weights(), 8)
+    assert place == "chat_template.json" or (tmp_path / "exported" / "chat_template.jinja").exists()
+    again = load_processor(str(tmp_path / "exported"))
+    assert again.apply_chat_template(chat, tokenize=False) == expected

@@ -1,0 +1,230 @@
+"""Folders that can't be what the user means: one line that names the file, before anything long is read."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+from vrft.errors import ConfigurationError
+from vrft.policy import Policy
+from vrft.policy.checkpoint import BUILT_IN
+
+Edit = Callable[[Path], None]
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 3219\n"
+POINTED = ("model.safetensors", "tokenizer.json", "config.json", "chat_template.jinja", "preprocessor_config.json")
+BROKEN = {"[]": "[]", "truncated": '{"model_type": "qwen2_vl", "mod', "utf-16": '{"a": 1}'.encode("utf-16")}
+JSON_FILES = (
+    "config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "preprocessor_config.json",
+    "generation_config.json",
+    "model.safetensors.index.json",
+)
+
+
+def settings(name: str, **values: Any) -> Edit:
+    def edit(folder: Path) -> None:
+        path = folder / name
+        content = json.loads(path.read_text()) if path.exists() else {}
+        path.write_text(json.dumps(content | values))
+
+    return edit
+
+
+def content(name: str, text: str | bytes) -> Edit:
+    return lambda folder: (folder / name).write_bytes(text if isinstance(text, bytes) else text.encode()) and None
+
+
+def only(*names: str) -> Edit:
+    """Return an edit that leaves files of these names alone, empty if they are new."""
+
+    def edit(folder: Path) -> None:
+        for path in folder.iterdir():
+            if path.name not in names:
+                path.unlink()
+        for name in names:
+            (folder / name).parent.mkdir(exist_ok=True)
+            (folder / name).touch()
+
+    return edit
+
+
+def both(first: Edit, second: Edit) -> Edit:
+    def edit(folder: Path) -> None:
+        first(folder)
+        second(folder)
+
+    return edit
+
+
+def without(*names: str) -> Edit:
+    return lambda folder: [(folder / name).unlink() for name in names] and None
+
+
+def renamed(old: str, new: str) -> Edit:
+    return lambda folder: (folder / old).rename(folder / new) and None
+
+
+def cut(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def shards(folder: Path) -> None:
+    weights = load_file(folder / "model.safetensors")
+    names = sorted(weights)
+    parts = {f"model-0000{i + 1}-of-00002.safetensors": names[i::2] for i in range(2)}
+    for file, keys in parts.items():
+        save_file({key: weights[key] for key in keys}, folder / file, {"format": "pt"})
+    index = {"metadata": {}, "weight_map": {key: file for file, keys in parts.items() for key in keys}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    (folder / "model.safetensors").unlink()
+
+
+def index(edit: Callable[[dict[str, str]], object]) -> Edit:
+    def apply(folder: Path) -> None:
+        shards(folder)
+        path = folder / "model.safetensors.index.json"
+        found = json.loads(path.read_text())
+        edit(found["weight_map"])
+        path.write_text(json.dumps(found))
+
+    return apply
+
+
+def float8(folder: Path) -> None:
+    weights = load_file(folder / "model.safetensors")
+    weights["model.layers.0.mlp.up_proj.weight"] = weights["model.layers.0.mlp.up_proj.weight"].to(torch.float8_e4m3fn)
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+
+
+ADAPTER = {"peft_type": "LORA", "base_model_name_or_path": "Qwen/Qwen2-VL-2B-Instruct"}
+CASES: dict[str, tuple[Edit, str]] = {
+    # folders of another kind
+    "empty": (only(), "is empty"),
+    "gguf": (only("model-Q4_K_M.gguf"), "no config.json, only model-Q4_K_M.gguf"),
+    "a folder below": (only("checkpoint-100/config.json"), "only checkpoint-100/config.json (in a folder below"),
+    "gguf with a config": (renamed("model.safetensors", "model.gguf"), "no model.safetensors, only model.gguf"),
+    "pickled": (renamed("model.safetensors", "pytorch_model.bin"), "no model.safetensors, only pytorch_model.bin"),
+    "consolidated": (renamed("model.safetensors", "consolidated.safetensors"), "only consolidated.safetensors (M"),
+    "an adapter": (settings("adapter_config.json", **ADAPTER), "adapter of Qwen/Qwen2-VL-2B-Instruct (LORA)"),
+    "a broken adapter": (content("adapter_config.json", "[]"), "adapter_config.json is not valid"),
+    "no tokenizer": (without("tokenizer.json"), "has no tokenizer.json"),
+    "half a tokenizer": (renamed("tokenizer.json", "vocab.json"), "has no merges.txt"),
+    "no image processor": (without("preprocessor_config.json"), "has no preprocessor_config.json"),
+    # models of another kind
+    "text only": (settings("config.json", model_type="llama", vision_config=None), "'llama': a text-only model"),
+    "text part": (settings("config.json", model_type="qwen2_vl_text"), "'qwen2_vl_text'"),
+    "speech": (settings("config.json", model_type="whisper"), "'whisper': a model of sound"),
+    "sound": (settings("config.json", model_type="qwen2_audio", audio_config={}), "'qwen2_audio': a model of sound"),
+    "omni": (settings("config.json", model_type="qwen2_5_omni"), "expected a checkpoint of the part that answers"),
+    "images only": (settings("config.json", model_type="clip"), "'clip': no model that answers questions"),
+    "newer": (settings("config.json", model_type="qwen9_vl"), "'qwen9_vl', which transformers"),
+    "no type": (settings("config.json", model_type=None), "config.json has no 'model_type'"),
+    "types": (settings("config.json", model_type=["qwen2_vl"]), "expected the name of a model_type"),
+    # quantised weights
+    **{
+        method: (settings("config.json", quantization_config={"quant_method": method}), f"config: {method})")
+        for method in ("awq", "gptq", "compressed-tensors", "fp8", "bitsandbytes", "a-new-one")
+    },
+    "4 bits": (settings("config.json", quantization_config={"load_in_4bit": True}), "load_in_4bit"),
+    "text part quantised": (
+        settings("config.json", text_config={"quantization_config": {"quant_method": "awq"}}),
+        "quantization_config: awq",
+    ),
+    "old gptq": (settings("quantize_config.json", bits=4), "quantize_config.json says"),
+    "mlx": (settings("config.json", quantization={"bits": 4}), "(quantization: {'bits': 4})"),
+    "float8": (float8, "model.layers.0.mlp.up_proj.weight: F8_E4M3"),
+    # downloads that are not whole
+    **{f"pointer {name}": (content(name, POINTER), f"{name} is a Git-LFS pointer") for name in POINTED},
+    "cut": (cut, "model.safetensors is not a whole safetensors file"),
+    "no weights": (content("model.safetensors", ""), "model.safetensors is not a whole safetensors file"),
+    "html": (content("model.safetensors", "<!doctype html><html>" * 9), "is not a whole safetensors file"),
+    "no shard": (index(lambda found: found.update(x="model-00003-of-00003.safetensors")), "lacks model-00003-of-00003"),
+    "no such key": (index(lambda found: found.update(x="model-00001-of-00002.safetensors")), ".safetensors has no x"),
+    "elsewhere": (index(lambda found: found.update(x="../model.safetensors")), "names of weights to names of files"),
+    "no index": (
+        both(shards, without("model.safetensors.index.json")),
+        "only model-00001-of-00002.safetensors (without model.safetensors.index.json",
+    ),
+    # broken texts
+    **{
+        f"{name} {kind}": (both(shards, content(name, text)), name)
+        for name in JSON_FILES
+        for kind, text in BROKEN.items()
+    },
+    "{} config.json": (content("config.json", "{}"), "config.json has no 'model_type'"),
+    "{} tokenizer.json": (content("tokenizer.json", "{}"), "tokenizer.json has no 'model'"),
+    "{} image processor": (content("preprocessor_config.json", "{}"), "preprocessor_config.json is empty: {}"),
+    "{} generation config": (content("generation_config.json", "{}"), "generation_config.json is empty: {}"),
+    "{} index": (both(shards, content("model.safetensors.index.json", "{}")), "index.json has no 'weight_map'"),
+    "template in latin-1": (content("chat_template.jinja", "é".encode("latin-1")), "chat_template.jinja is not text"),
+}
+
+
+@pytest.mark.parametrize(("edit", "said"), CASES.values(), ids=CASES)
+def test_a_folder_that_is_no_whole_checkpoint_is_refused_by_its_name(tmp_path: Path, edit: Edit, said: str) -> None:
+    folder = Path(shutil.copytree(BUILT_IN / "tiny-detection", tmp_path / "folder"))
+    edit(folder)
+    with pytest.raises(ConfigurationError, match=r"model\.policy\.checkpoint: ") as caught:
+        Policy(str(folder))
+    message = str(caught.value)
+    assert said in message
+    assert str(folder) in message
+    assert "\n" not in message
+
+
+def test_a_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="is a file; expected the folder"):
+        Policy(str(BUILT_IN / "tiny-detection" / "config.json"))
+
+
+LATER: dict[str, tuple[Edit, str]] = {
+    "config": (settings("config.json", text_config="large"), "can't load it"),
+    "sizes": (settings("config.json", vision_config={"embed_dim": "64"}), "can't load it"),
+    "tokenizer": (content("tokenizer.json", '{"model": {"type": "Nothing"}}'), "can't load it"),
+    "image processor": (settings("preprocessor_config.json", image_processor_type="Nothing"), "image processor"),
+}
+
+
+@pytest.mark.parametrize(("edit", "said"), LATER.values(), ids=LATER)
+def test_what_only_transformers_can_tell_is_one_line_too(tmp_path: Path, edit: Edit, said: str) -> None:
+    folder = Path(shutil.copytree(BUILT_IN / "tiny-detection", tmp_path / "folder"))
+    edit(folder)
+    policy = Policy(str(folder))
+    with pytest.raises(ConfigurationError, match=r"model\.policy\.checkpoint: .*folder") as caught:
+        policy.load(keep_reference=False)
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_shards_load(tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(BUILT_IN / "tiny-detection", tmp_path / "folder"))
+    shards(folder)
+    (folder / "results.json").write_text("[1, 2]")
+    Policy(str(folder)).load(keep_reference=False)
+
+
+def test_a_tokenizer_is_built_from_its_vocabulary_and_merges(tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(BUILT_IN / "tiny-detection", tmp_path / "folder"))
+    (folder / "tokenizer.json").unlink()
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>"]
+    vocabulary = [*special, "<|video_pad|>", *bytes_to_unicode().values(), "de", "re"]
+    (folder / "vocab.json").write_text(json.dumps({token: i for i, token in enumerate(vocabulary)}))
+    (folder / "merges.txt").write_text("#version: 0.2\nd e\nr e\n")
+    added = {str(i): {"content": token, "special": True} for i, token in enumerate(special)}
+    settings("tokenizer_config.json", tokenizer_class="Qwen2Tokenizer", added_tokens_decoder=added)(folder)
+    policy = Policy(str(folder), dtype="float32")
+    policy.load(keep_reference=False)
+    ids = policy.tokenizer("<|im_end|>red de", add_special_tokens=False)["input_ids"]
+    names = ["<|im_end|>", "re", "d", "\u0120", "de"]
+    assert ids == [vocabulary.index(name) for name in names]

@@ -1,0 +1,230 @@
+"""Checks of the files of a checkpoint folder before anything long is read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+
+from vrft.errors import ConfigurationError
+from vrft.policy.processor import IMAGE_PROCESSOR_FILES, PROCESSOR_FILES
+
+FIELD = "model.policy.checkpoint"
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+READ_SUFFIXES = (".json", ".jinja", ".txt", ".model", ".safetensors")
+"""Files that a checkpoint is read from; others may be anything."""
+
+REQUIRED_KEYS = {"config.json": "model_type", "tokenizer.json": "model", "chat_template.json": "chat_template"}
+"""A key that a file must have; `.index.json` files must have a weight_map."""
+
+MAY_BE_EMPTY = ("special_tokens_map.json", "added_tokens.json")
+
+TOKENIZER_FILES = (
+    ("tokenizer.json",),
+    ("vocab.json", "merges.txt"),
+    ("vocab.txt",),
+    ("tokenizer.model",),
+    ("spiece.model",),
+    ("tekken.json",),
+)
+"""Alternative sets of files that transformers builds a tokenizer from."""
+
+TEXT_FILES = (*PROCESSOR_FILES, "generation_config.json")
+SINGLE_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
+
+OTHER_FORMATS = {
+    "consolidated*": "Mistral's or Meta's own format; expected the one that transformers reads",
+    "*.gguf": "a format for inference; expected the safetensors that it was made from",
+    "pytorch_model*.bin": "pickled, which can run code; `model.save_pretrained(folder)` writes safetensors",
+    "*.bin": "pickled, which can run code; `model.save_pretrained(folder)` writes safetensors",
+    "*.pt*": "pickled, which can run code; `model.save_pretrained(folder)` writes safetensors",
+    "*.safetensors": f"without {INDEX_FILE}; is the download complete?",
+    "*/config.json": "in a folder below; name that one",
+}
+"""What else a folder may hold in place of the expected weights, by pattern."""
+
+QUANTISATION_FILES = ("quantize_config.json", "quant_config.json", "hf_quant_config.json")
+QUANTISED_TYPES = ("F8", "F4", "F6", "I4", "U8", "I8")
+"""Beginnings of the safetensors types of quantised weights."""
+
+
+def check_folder(folder: Path) -> None:
+    """Check that a folder holds a whole checkpoint of a model that answers questions about images, not quantised.
+
+    Raises:
+        ConfigurationError: it does not; the message names the file.
+    """
+    if not folder.is_dir():
+        raise _refused(folder, "is a file; expected the folder of a checkpoint")
+    if not any(folder.iterdir()):
+        raise _refused(folder, "is empty; expected a folder with config.json and safetensors")
+    _check_pointers(folder)
+    if (folder / "adapter_config.json").exists():
+        raise _refused(folder, _adapter(_read_json(folder / "adapter_config.json")))
+    if not (folder / "config.json").is_file():
+        raise _refused(folder, f"is not a checkpoint folder: it has no config.json{_instead(folder)}")
+    check_config(folder / "config.json")
+    _check_texts(folder)
+    _check_tokenizer(folder)
+    _check_weights(folder)
+
+
+def check_config(path: Path) -> None:
+    """Check the config.json of a checkpoint: its model type, and that its weights are not quantised.
+
+    Raises:
+        ConfigurationError: transformers has no model of this type that answers questions about images, or the weights
+            are quantised.
+    """
+    config = _read_json(path)
+    _check_type(path, config)
+    for section in (config, *(part for part in config.values() if isinstance(part, dict))):
+        for key in ("quantization_config", "compression_config", "quantization"):
+            if section.get(key):
+                raise _quantised(path, key, section[key])
+    for name in QUANTISATION_FILES:
+        if (path.parent / name).exists():
+            raise _quantised(path.parent / name, "quant_method", _read_json(path.parent / name))
+
+
+def _refused(path: Path, reason: str) -> ConfigurationError:
+    return ConfigurationError(f"{FIELD}: {path} {reason}")
+
+
+def _check_pointers(folder: Path) -> None:
+    """Refuse Git-LFS pointers in place of files that are read."""
+    for path in sorted(folder.iterdir()):
+        if path.suffix in READ_SUFFIXES and path.is_file():
+            with path.open("rb") as file:
+                if file.read(len(LFS_POINTER)) == LFS_POINTER:
+                    raise _refused(path, "is a Git-LFS pointer, not the file itself; run `git lfs pull` in its folder")
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """Return the object in a JSON file.
+
+    Raises:
+        ConfigurationError: the file can't be read, holds no object, or lacks the key of `REQUIRED_KEYS`.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise _refused(path, f"is not valid JSON in UTF-8: {error}") from error
+    if not isinstance(content, dict):
+        raise _refused(path, f"is not valid: expected a JSON object, got {type(content).__name__}")
+    required = "weight_map" if path.name.endswith(".index.json") else REQUIRED_KEYS.get(path.name)
+    if required is not None and not content.get(required):
+        raise _refused(path, f"has no {required!r}")
+    if not content and path.name not in MAY_BE_EMPTY:
+        raise _refused(path, "is empty: {}")
+    return content
+
+
+def _check_texts(folder: Path) -> None:
+    """Check that JSON files hold an object, and that other texts are in UTF-8."""
+    for path in (folder / name for name in TEXT_FILES if (folder / name).is_file()):
+        if path.suffix == ".json":
+            _read_json(path)
+        elif path.suffix in (".jinja", ".txt"):
+            try:
+                path.read_text(encoding="utf-8")
+            except (OSError, ValueError) as error:
+                raise _refused(path, f"is not text in UTF-8: {error}") from error
+    if not any((folder / name).is_file() for name in IMAGE_PROCESSOR_FILES):
+        raise _refused(folder, f"has no {IMAGE_PROCESSOR_FILES[0]}, the settings of its image processor")
+
+
+def _check_tokenizer(folder: Path) -> None:
+    if any(all((folder / name).is_file() for name in names) for names in TOKENIZER_FILES):
+        return
+    part = next((names for names in TOKENIZER_FILES if any((folder / name).is_file() for name in names)), None)
+    lacks = "tokenizer.json" if part is None else next(name for name in part if not (folder / name).is_file())
+    raise _refused(folder, f"is not a checkpoint folder: it has no {lacks}")
+
+
+def _check_type(path: Path, config: Mapping[str, Any]) -> None:
+    """Refuse types that transformers has no image-text-to-text model for, unless the checkpoint brings its own code."""
+    from transformers import __version__
+    from transformers.models.auto import modeling_auto
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+
+    kind = config["model_type"]
+    if not isinstance(kind, str):
+        raise _refused(path, f"is not valid: expected the name of a model_type, got {kind!r}")
+    if kind in modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES or "auto_map" in config:
+        return
+    if kind not in CONFIG_MAPPING_NAMES:
+        raise _refused(path, f"has model_type {kind!r}, which transformers {__version__} does not know")
+    if f"{kind}_thinker" in CONFIG_MAPPING_NAMES:
+        reason = f"a model that also speaks; expected a checkpoint of the part that answers in text, {kind}_thinker"
+    elif kind in modeling_auto.MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES or config.get("audio_config") is not None:
+        reason = "a model of sound"
+    elif kind in modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and not config.get("vision_config"):
+        reason = "a text-only model"
+    else:
+        reason = "no model that answers questions about images in text"
+    raise _refused(path, f"has model_type {kind!r}: {reason}; vrft trains vision-language models, as Qwen2.5-VL")
+
+
+def _quantised(path: Path, key: str, settings: object) -> ConfigurationError:
+    method = settings.get("quant_method") if isinstance(settings, dict) else None
+    return _refused(
+        path,
+        f"says that the weights are quantised ({key}: {method or settings}), and these can't be trained; use the "
+        "checkpoint that it was made from, in bfloat16 (its name has no AWQ, GPTQ, FP8 or 4bit), with "
+        "model.policy.lora to save memory",
+    )
+
+
+def _adapter(settings: Mapping[str, Any]) -> str:
+    base = settings.get("base_model_name_or_path") or "a model that adapter_config.json does not name"
+    return (
+        f"holds an adapter of {base} ({settings.get('peft_type', 'adapter_config.json')}), not a model; expected a "
+        "folder with merged weights: the folder above, if vrft exported both, or what `model.merge_and_unload()` of "
+        "peft and `save_pretrained` write"
+    )
+
+
+def _instead(folder: Path) -> str:
+    """Describe what a folder without the expected files holds."""
+    for pattern, what in OTHER_FORMATS.items():
+        if found := sorted(folder.glob(pattern)):
+            return f", only {found[0].relative_to(folder)} ({what})"
+    return ""
+
+
+def _check_weights(folder: Path) -> None:
+    """Check that all safetensors that transformers reads are there and whole."""
+    if (folder / SINGLE_FILE).is_file():
+        _tensors(folder / SINGLE_FILE)
+        return
+    index = folder / INDEX_FILE
+    if not index.is_file():
+        raise _refused(folder, f"is not a checkpoint folder: it has no {SINGLE_FILE}{_instead(folder)}")
+    weight_map = _read_json(index)["weight_map"]
+    names = weight_map.values() if isinstance(weight_map, dict) else [None]
+    if not all(isinstance(name, str) and Path(name).name == name for name in names):
+        raise _refused(index, "is not valid: expected a weight_map from names of weights to names of files")
+    for name in sorted({*weight_map.values()}):
+        shard = folder / name
+        if not shard.is_file():
+            raise _refused(folder, f"lacks {name}, which {INDEX_FILE} names; is the download complete?")
+        expected = {key for key, file in weight_map.items() if file == name}
+        if missing := sorted(expected - _tensors(shard)):
+            raise _refused(shard, f"has no {missing[0]}, which {INDEX_FILE} says it has ({len(missing)} such weights)")
+
+
+def _tensors(path: Path) -> set[str]:
+    """Return the names of a file's tensors; only the header is read, whose sizes must be the file's."""
+    try:
+        with safe_open(path, "pt") as file:
+            names = {*file.keys()}
+            types = {name: file.get_slice(name).get_dtype() for name in names}
+    except (SafetensorError, OSError) as error:
+        raise _refused(path, f"is not a whole safetensors file: {error}; is the download complete?") from error
+    if quantised := sorted(name for name, kind in types.items() if kind.startswith(QUANTISED_TYPES)):
+        raise _quantised(path, quantised[0], types[quantised[0]])
+    return names
