@@ -274,7 +274,7 @@ def test_options_exist(page: Path) -> None:
         known = option
         for deep in DEEPER:
             known = deep if option.startswith(f"{deep}.") else known
-        if known.endswith((".ckpt", ".yaml", ".jsonl", ".py", "global_step")):
+        if known.endswith((".ckpt", ".yaml", ".jsonl", ".py", ".json", ".safetensors", "global_step")):
             continue
         *above, field = [name for name in known.split(".") if name != "init_args"]
         assert any(field in fields(cls) for cls in PREFIXES[above[-1]]), option
