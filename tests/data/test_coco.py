@@ -160,7 +160,7 @@ def test_a_bad_image_is_named(image: dict[str, Any], said: str, tmp_path: Path) 
     with pytest.raises(ConfigurationError) as caught:
         samples_of(data, tmp_path)
     assert said in str(caught.value)
-    data = coco_data(tmp_path, changes, on_bad_record="skip")
+    data = coco_data(tmp_path, changes, on_bad_record="skip", on_missing_image="skip")
     train, _ = samples_of(data, tmp_path)
     assert 9 in {sample.image_id for sample in train}
     assert 7 not in {sample.image_id for sample in train}

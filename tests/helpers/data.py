@@ -37,7 +37,7 @@ def said_of(make: Callable[..., RecordData], tmp_path: Path, task: Task | None =
         samples_of(make(), tmp_path, task, stage)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        train, val = samples_of(make(on_bad_record="skip"), tmp_path, task, stage)
+        train, val = samples_of(make(on_bad_record="skip", on_missing_image="skip"), tmp_path, task, stage)
     assert val
     assert train or stage != "fit"
     listed = (tmp_path / "run" / "bad_records.txt").read_text()
@@ -48,7 +48,7 @@ def said_of(make: Callable[..., RecordData], tmp_path: Path, task: Task | None =
 def refused(make: Callable[..., RecordData], tmp_path: Path, task: Task | None = None) -> str:
     """Return the message of the error that stops a run even if bad records are skipped."""
     with pytest.raises(ConfigurationError) as caught:
-        samples_of(make(on_bad_record="skip"), tmp_path, task)
+        samples_of(make(on_bad_record="skip", on_missing_image="skip"), tmp_path, task)
     return str(caught.value)
 
 

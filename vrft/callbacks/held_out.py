@@ -94,6 +94,6 @@ def keep_images(run: RunDir, folder: Path, answers: dict[int, HeldOut], data: Vi
     """
     earlier = [other for _, other in run.evaluations_by_step() if other != folder]
     first = read_answers(earlier[0], []) if earlier else answers
-    samples = data.val_set()
+    samples = data.evaluated_set()
     for index in {index for chosen in choose(first, answers).values() for index in chosen}:
         answers[index].image = save_thumbnail(samples[index].image, run.pictures)

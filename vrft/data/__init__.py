@@ -2,9 +2,10 @@
 
 from vrft.data.benchmarks import AircraftData, BenchmarkData, CarsData, FlowersData, PetsData
 from vrft.data.coco import CocoData
+from vrft.data.csv_table import CsvData
 from vrft.data.datamodule import VisionData
 from vrft.data.digits import DigitsData, RenderedDigitData
-from vrft.data.image_folder import CsvData, ImageFolderData
+from vrft.data.image_folder import ImageFolderData
 from vrft.data.reason_seg import ReasonSegData
 from vrft.data.records import RecordData
 from vrft.data.refcoco import ReferenceData

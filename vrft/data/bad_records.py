@@ -1,8 +1,9 @@
-"""Bad records of a user's files, reported together."""
+"""What a user's files have that can't be used: bad records, missing images, and files that were passed over."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -22,33 +23,79 @@ class BadRecords:
 
     def __init__(self) -> None:
         self.found: list[str] = []
+        self.missing: list[str] = []
+        """Records whose image does not exist."""
+        self.passed_over: Counter[str] = Counter()
+        """Number of files and images that are not bad but not used either, by reason."""
 
     def add(self, location: str, reason: str) -> None:
         """Add a record. `location` names the file, the entry in it and its id."""
         self.found.append(f"{location}: {reason}")
 
-    def report(self, on_bad_record: OnBadRecord, run: RunDir, *, replace_list: bool) -> None:
+    def add_missing(self, location: str, reason: str) -> None:
+        """Add a record whose image does not exist."""
+        self.missing.append(f"{location}: {reason}")
+
+    def update(self, other: BadRecords) -> None:
+        """Add everything that another object has collected."""
+        self.found += other.found
+        self.missing += other.missing
+        self.passed_over.update(other.passed_over)
+
+    def left_out(self) -> list[str]:
+        """Return counts with their reasons, for one line of output."""
+        counts = [("bad records", len(self.found)), ("missing images", len(self.missing)), *self.passed_over.items()]
+        return [f"{count} {reason}" for reason, count in counts if count]
+
+    def report(
+        self, on_bad_record: OnBadRecord, on_missing_image: OnBadRecord, run: RunDir, *, replace_list: bool
+    ) -> None:
         """Raise ConfigurationError if there are bad records; with "skip", warn and list them in `bad_records.txt`.
 
         Args:
             on_bad_record: raise or warn.
+            on_missing_image: raise or warn if images don't exist.
             run: folder of the run.
             replace_list: overwrite an existing list. An evaluation after training sees fewer records and keeps it.
         """
-        if not self.found:
-            return
-        count = f"{len(self.found)} bad record{'s' if len(self.found) > 1 else ''}"
-        if on_bad_record == "stop":
-            more = [f"and {len(self.found) - MAX_LISTED} more"] if len(self.found) > MAX_LISTED else []
-            advice = "fix them, or skip them with data.on_bad_record=skip"
-            raise ConfigurationError("\n".join([f"{count}; {advice}", *self.found[:MAX_LISTED], *more]))
-        rank_zero_warn(f"{count} skipped, listed in {run.bad_records}: {self.found[0]}")
-        if replace_list or not run.bad_records.exists():
-            write_lines(run.bad_records, self.found)
+        stopped = [
+            *(self.missing if on_missing_image == "stop" else ()),
+            *(self.found if on_bad_record == "stop" else ()),
+        ]
+        if stopped:
+            raise ConfigurationError("\n".join([self._advice(on_bad_record, on_missing_image), *shortened(stopped)]))
+        listed = [*self.missing, *self.found]
+        if listed:
+            rank_zero_warn(f"{_count(listed, 'bad record')} skipped, listed in {run.bad_records}: {listed[0]}")
+            if replace_list or not run.bad_records.exists():
+                write_lines(run.bad_records, listed)
+
+    def _advice(self, on_bad_record: OnBadRecord, on_missing_image: OnBadRecord) -> str:
+        found = []
+        if self.missing and on_missing_image == "stop":
+            found.append(
+                f"{_count(self.missing, 'missing image')}; check the folder of images, or leave them out with "
+                "data.on_missing_image=skip"
+            )
+        if self.found and on_bad_record == "stop":
+            found.append(
+                f"{_count(self.found, 'bad record')}; fix them, or leave them out with data.on_bad_record=skip"
+            )
+        return "; ".join(found)
+
+
+def shortened(lines: Sequence[str]) -> list[str]:
+    """Return the first lines and the number of the others."""
+    more = [f"and {len(lines) - MAX_LISTED} more"] if len(lines) > MAX_LISTED else []
+    return [*lines[:MAX_LISTED], *more]
+
+
+def _count(lines: Sequence[str], noun: str) -> str:
+    return f"{len(lines)} {noun}{'s' if len(lines) > 1 else ''}"
 
 
 @rank_zero_only
 def write_lines(path: Path, lines: Iterable[str]) -> None:
     """Write lines to a file in the run's folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(f"{line}\n" for line in lines))
+    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8", errors="surrogateescape")

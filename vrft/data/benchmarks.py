@@ -30,6 +30,8 @@ class Labelled(NamedTuple):
 class BenchmarkData(RecordData):
     """Base class of datasets with an official split. A subclass reads the files."""
 
+    noun = "classes"
+    test_setting = "no setting (the official test split is held out already)"
     files: Sequence[str]
     """Required files below the root; "a or b" if either suffices."""
     subfolder = ""
@@ -71,7 +73,7 @@ class FlowersData(BenchmarkData):
 
     def read(self, split: Split, bad_records: BadRecords) -> Iterator[Labelled]:
         labels = _list(self.root / "imagelabels.mat", "labels")
-        lists = ["tstid"] if split == "val" else ["trnid", *(["valid"] if self.with_valid else [])]
+        lists = ["tstid"] if split != "train" else ["trnid", *(["valid"] if self.with_valid else [])]
         names = FLOWERS.replace("\n", " ").split(", ")
         for name in lists:
             for i, value in enumerate(_list(self.root / "setid.mat", name)):
@@ -92,8 +94,8 @@ class PetsData(BenchmarkData):
     files = ("images", "annotations/trainval.txt", "annotations/test.txt")
 
     def read(self, split: Split, bad_records: BadRecords) -> Iterator[Labelled]:
-        path = self.root / "annotations" / ("test.txt" if split == "val" else "trainval.txt")
-        for location, line in read_lines(path):
+        path = self.root / "annotations" / ("test.txt" if split != "train" else "trainval.txt")
+        for location, line in read_lines(path, self.encoding):
             stem = line.split()[0]
             name, _, number = stem.rpartition("_")
             if name and number.isdecimal() and is_file_name(stem):
@@ -112,9 +114,9 @@ class AircraftData(BenchmarkData):
     subfolder = "data"
 
     def read(self, split: Split, bad_records: BadRecords) -> Iterator[Labelled]:
-        official = ["test"] if split == "val" else ["train", *(["val"] if self.with_valid else [])]
+        official = ["test"] if split != "train" else ["train", *(["val"] if self.with_valid else [])]
         for variant_list in official:
-            for location, line in read_lines(self.root / f"images_variant_{variant_list}.txt"):
+            for location, line in read_lines(self.root / f"images_variant_{variant_list}.txt", self.encoding):
                 number, _, name = line.partition(" ")
                 if number.isdecimal() and is_file_name(number) and name.strip():
                     yield Labelled(self.root / "images" / f"{number}.jpg", name.strip(), location)
@@ -138,7 +140,7 @@ class CarsData(BenchmarkData):
         names = _list(meta, "class_names")
         test = self.root / "cars_test_annos_withlabels.mat"
         test = test if test.exists() else self.root / "devkit" / test.name
-        path, folder = (test, "cars_test") if split == "val" else (self.root / self.files[3], "cars_train")
+        path, folder = (test, "cars_test") if split != "train" else (self.root / self.files[3], "cars_train")
         table = _variable(path, "annotations")
         if not isinstance(table, dict) or not {"fname", "class"} <= {*table}:
             raise ConfigurationError(f"{path}: annotations: expected the fields fname and class")

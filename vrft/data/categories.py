@@ -25,6 +25,8 @@ ANNOTATED, ALL = "annotated", "all"
 class CategoryData(RecordData):
     """Base class of images with boxes of categories. A subclass reads them and names absent categories."""
 
+    noun = "categories"
+
     def __init__(
         self,
         categories: Categories = None,
@@ -37,7 +39,7 @@ class CategoryData(RecordData):
 
         Args:
             categories: names of the categories to ask for, or a list of `vrft.data.splits`; default: all.
-            val_categories: categories to ask for in held-out images; default: `categories`.
+            val_categories: categories to ask for in held-out and test images; default: `categories`.
             val_queries: categories asked for in each held-out image: those `annotated` in it (a model then can't find
                 absent ones), `all`, or a JSON file as `PresenceEvaluator` writes it: {"image id": ["name", ...]}.
             negatives: training prompts for absent categories per prompt for a present one.
@@ -57,6 +59,7 @@ class CategoryData(RecordData):
             "train": category_names(categories),
             "val": category_names(categories if val_categories is None else val_categories, "data.val_categories"),
         }
+        self.categories["test"] = self.categories["val"]
 
     def select(self, split: Split, known: Sequence[str], source: object) -> list[str]:
         """Return the names of the categories to ask for, in the order of `known`.
@@ -66,7 +69,7 @@ class CategoryData(RecordData):
         """
         wanted = self.categories[split]
         if unknown := sorted(set(wanted or ()).difference(known)):
-            field = "val_categories" if split == "val" else "categories"
+            field = "categories" if split == "train" else "val_categories"
             raise ConfigurationError(
                 f"data.{field}: {unknown[0]!r} is not in {source}; it has {', '.join(sorted(known)[:100])}"
             )
@@ -90,16 +93,16 @@ class CategoryData(RecordData):
             bad_records: receives invalid entries of a file of queries.
         """
         chosen: Mapping[Id, Sequence[str]] = present
-        if split == "val" and self.val_queries == ALL:
+        if split != "train" and self.val_queries == ALL:
             chosen = dict.fromkeys(present, wanted)
-        elif split == "val" and self.val_queries != ANNOTATED:
-            chosen = read_map(Path(self.val_queries), present, source, bad_records)
+        elif split != "train" and self.val_queries != ANNOTATED:
+            chosen = read_map(Path(self.val_queries), present, source, bad_records, self.encoding)
         allowed = {*wanted}
         asked: dict[Id, Sequence[str]] = {}
         for image in present:
             if names := [name for name in chosen.get(image, ()) if name in allowed]:
                 asked[image] = names
-        if split == "val":
+        if split != "train":
             annotated = [(image, name) for image, names in present.items() for name in names if name in allowed]
             missed = sum(name not in asked.get(image, ()) for image, name in annotated)
             which = {ANNOTATED: "the categories annotated in them", ALL: "all categories"}
@@ -132,7 +135,7 @@ class CategoryData(RecordData):
 
 
 def read_map(
-    path: Path, present: Mapping[Id, Sequence[str]], source: object, bad_records: BadRecords
+    path: Path, present: Mapping[Id, Sequence[str]], source: object, bad_records: BadRecords, encoding: str
 ) -> dict[Id, Sequence[str]]:
     """Read category names by image id, {"image id": ["name", ...]}.
 
@@ -142,7 +145,7 @@ def read_map(
         ConfigurationError: the file has another format.
     """
     try:
-        content = decode_json(read_bytes(path))
+        content = decode_json(read_bytes(path), encoding)
     except ValueError as error:
         raise ConfigurationError(f"data.val_queries: {path} is not JSON: {error}") from error
     if not isinstance(content, dict):

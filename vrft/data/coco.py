@@ -33,6 +33,8 @@ from vrft.types import Detection, Id
 class CocoData(CategoryData):
     """Images with a COCO or LVIS instances file for each of the training and the held-out split."""
 
+    test_setting = "data.test_annotations"
+
     def __init__(
         self,
         train_annotations: str,
@@ -40,6 +42,8 @@ class CocoData(CategoryData):
         val_annotations: str | None = None,
         val_images: str | None = None,
         per_image: bool = False,
+        test_annotations: str | None = None,
+        test_images: str | None = None,
         **kwargs: Any,
     ) -> None:
         """Set the files, which are read when training starts.
@@ -50,12 +54,18 @@ class CocoData(CategoryData):
             val_annotations: instances file of the held-out images; default: see `val_fraction`.
             val_images: folder of the held-out images.
             per_image: ask for all categories in one prompt per image; for `MultiCategoryDetectionTask`.
+            test_annotations: instances file of the images for `test`; default: those of the held-out images.
+            test_images: folder of the images for `test`.
             kwargs: see `CategoryData`.
         """
         super().__init__(**kwargs)
         self.files: dict[Split, tuple[Path, Path]] = {"train": (Path(train_annotations), Path(train_images))}
         if val_annotations is not None and val_images is not None:
             self.files["val"] = Path(val_annotations), Path(val_images)
+        if test_annotations is not None and test_images is not None:
+            self.files["test"] = Path(test_annotations), Path(test_images)
+        elif test_annotations is not None or test_images is not None:
+            raise ConfigurationError("data.test_annotations and test_images: expected both or none")
         self.check_held_out("val" in self.files, "val_annotations and val_images")
         if per_image and self.negatives:
             raise ConfigurationError("data.negatives: prompts of data.per_image ask for absent categories already")
@@ -69,6 +79,9 @@ class CocoData(CategoryData):
             require_file(f"{split}_annotations", file, "a COCO or LVIS instances file")
             require_folder(f"{split}_images", images, "a folder of images")
 
+    def has_test_split(self) -> bool:
+        return "test" in self.files
+
     def ordered_categories(self) -> Sequence[str]:
         if self.instances is None:
             return []
@@ -80,7 +93,7 @@ class CocoData(CategoryData):
         return {names[key]: key for key in sorted(names, key=id_order, reverse=True)}  # the first of several ids
 
     def records(self, split: Split, bad_records: BadRecords) -> list[Record]:
-        instances = Instances(*self.files[split], bad_records)
+        instances = Instances(*self.files[split], bad_records, self.encoding)
         if split == "train" or self.instances is None:  # an evaluation reads the held-out file alone
             self.instances = instances
         wanted = self.select(split, instances.known, instances.path)
@@ -106,9 +119,9 @@ class CocoData(CategoryData):
 class Instances:
     """A checked COCO or LVIS instances file. An image with an invalid annotation is left out."""
 
-    def __init__(self, path: Path, folder: Path, bad_records: BadRecords) -> None:
+    def __init__(self, path: Path, folder: Path, bad_records: BadRecords, encoding: str) -> None:
         self.path, self.folder, self.bad_records = path, folder, bad_records
-        content = read_instances(path)
+        content = read_instances(path, encoding)
         self.names = self._names(content.categories)
         self.empty_parents = empty_parents(content)
         if self.empty_parents:

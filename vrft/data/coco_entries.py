@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 import msgspec
 
 from vrft.data.coco_fields import is_json_id
-from vrft.data.files import brief, clip_to, is_number, read_bytes
+from vrft.data.files import UTF8, brief, clip_to, decode_json, decode_text, is_number, read_bytes
 from vrft.errors import ConfigurationError
 from vrft.types import Id
 
@@ -107,7 +106,7 @@ def clip(bbox: Sequence[float], image: ImageEntry) -> tuple[float, float, float,
     return clip_to((x, y, x + w, y + h), image.width, image.height)
 
 
-def read_instances(path: Path) -> InstancesFile:
+def read_instances(path: Path, encoding: str = UTF8) -> InstancesFile:
     """Read an instances file.
 
     Raises:
@@ -115,12 +114,13 @@ def read_instances(path: Path) -> InstancesFile:
     """
     data = read_bytes(path)
     try:
+        data = data if encoding == UTF8 else decode_text(data, encoding).encode()
         return msgspec.json.decode(data, type=InstancesFile)
     except (msgspec.ValidationError, RecursionError) as error:
         raise ConfigurationError(f"{path}: not a COCO or LVIS instances file: {error}") from error
     except (msgspec.DecodeError, UnicodeDecodeError):
         pass  # Python reads NaN and infinities, which are not JSON; they are reported per record
     try:
-        return msgspec.convert(json.loads(data), type=InstancesFile)
-    except (ValueError, RecursionError) as error:
+        return msgspec.convert(decode_json(data), type=InstancesFile)
+    except ValueError as error:
         raise ConfigurationError(f"{path}: not a COCO or LVIS instances file: {error}") from error

@@ -88,8 +88,16 @@ class VisionData(LightningDataModule):
         loader.prefetches = module.prefetches
         return loader
 
+    def test_set(self) -> Dataset[Sample]:
+        """Return the samples of a test; by default, the held-out samples."""
+        return self.val_set()
+
+    def evaluated_set(self) -> Dataset[Sample]:
+        """Return the samples that the current evaluation asks about: those of a test, or the held-out samples."""
+        return self.test_set() if self.trainer is not None and self.trainer.testing else self.val_set()
+
     def val_dataloader(self) -> DataLoader[Sample]:
-        samples = self.val_set()
+        samples = self.evaluated_set()
         size = len(samples)  # type: ignore[arg-type]
         sampler = IndexSampler([index % size for index in self.rank_range(size)])
         return WorkerRestartLoader(samples, batch_size=self.eval_batch_size, sampler=sampler, **self._workers())
@@ -105,7 +113,7 @@ class VisionData(LightningDataModule):
 
     def is_owned_by_rank(self, sample: Sample) -> bool:
         """Return whether a held-out sample is in this rank's shard; other ranks only repeat it to fill theirs."""
-        return sample.index in self.rank_range(len(self.val_set()))  # type: ignore[arg-type]
+        return sample.index in self.rank_range(len(self.evaluated_set()))  # type: ignore[arg-type]
 
     test_dataloader = val_dataloader
     predict_dataloader = val_dataloader

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import codecs
 import json
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -10,6 +12,15 @@ from typing import Any, TypeGuard
 from vrft.errors import ConfigurationError
 
 MAX_COORDINATE = 1e9
+
+UTF8 = "utf-8"
+BYTE_ORDER_MARKS = {
+    codecs.BOM_UTF8: "utf-8-sig",
+    codecs.BOM_UTF32_LE: "utf-32",  # before UTF-16, whose mark it begins with
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
 
 
 def require_file(field: str, path: Path, expected: str) -> None:
@@ -36,41 +47,70 @@ def read_bytes(path: Path) -> bytes:
         raise ConfigurationError(f"{path}: can't be read: {error.strerror}") from error
 
 
-def decode_text(data: bytes) -> str:
-    """Decode UTF-8, or else Windows-1252. Raises UnicodeDecodeError if both fail."""
+def check_encoding(encoding: str) -> None:
+    """Raise ConfigurationError if Python has no text encoding of this name."""
     try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        return data.decode("cp1252")
+        "".encode(encoding)
+    except (LookupError, ValueError) as error:
+        raise ConfigurationError(
+            f"data.encoding: expected the name of an encoding, such as gbk, shift_jis or cp1252, got {encoding!r}"
+        ) from error
 
 
-def read_text(path: Path) -> str:
+def decode_text(data: bytes, encoding: str = UTF8) -> str:
+    r"""Decode text by its byte order mark, or else with `encoding`.
+
+    Raises:
+        ValueError: the text has another encoding; the message names the line.
+
+    >>> decode_text("ok\nStra\u00dfe".encode("cp1252"))
+    Traceback (most recent call last):
+    ...
+    ValueError: line 2: byte 0xdf is not utf-8; data.encoding sets another encoding, such as gbk, shift_jis or cp1252
+    """
+    marked = next((name for mark, name in BYTE_ORDER_MARKS.items() if data.startswith(mark)), encoding)
+    try:
+        return data.decode(marked)
+    except UnicodeDecodeError as error:
+        line, byte = data.count(b"\n", 0, error.start) + 1, data[error.start]
+        raise ValueError(
+            f"line {line}: byte 0x{byte:02x} is not {marked}; data.encoding sets another encoding, such as gbk, "
+            "shift_jis or cp1252"
+        ) from error
+
+
+def read_text(path: Path, encoding: str = UTF8) -> str:
     """Read a text file.
 
     Raises:
-        ConfigurationError: the file can't be read or is not text.
+        ConfigurationError: the file can't be read, or is not text in `encoding`.
     """
     try:
-        return decode_text(read_bytes(path))
-    except UnicodeDecodeError as error:
-        raise ConfigurationError(f"{path}: not a text file: {error}") from error
+        return decode_text(read_bytes(path), encoding)
+    except ValueError as error:
+        raise ConfigurationError(f"{path}: {error}") from error
 
 
-def read_lines(path: Path) -> Iterator[tuple[str, str]]:
+def split_lines(text: str) -> list[str]:
+    """Split text at the line ends of any system, but not at U+2028 and the like, which may be part of a name."""
+    return re.split(r"\r\n?|\n", text)
+
+
+def read_lines(path: Path, encoding: str = UTF8) -> Iterator[tuple[str, str]]:
     """Yield the location and the stripped text of each line that is not empty.
 
     Raises:
         ConfigurationError: the file is not text.
     """
-    for number, line in enumerate(read_text(path).split("\n"), 1):
+    for number, line in enumerate(split_lines(read_text(path, encoding)), 1):
         if line.strip():
             yield f"{path}: line {number}", line.strip()
 
 
-def decode_json(text: str | bytes) -> Any:
+def decode_json(text: str | bytes, encoding: str = UTF8) -> Any:
     """Decode JSON. Raises ValueError if the text is invalid or nested too deeply."""
     try:
-        return json.loads(text if isinstance(text, str) else decode_text(text))
+        return json.loads(text if isinstance(text, str) else decode_text(text, encoding))
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
 

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import io
 import os
+import stat
 import struct
 import warnings
 from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import BinaryIO, Literal, NamedTuple, Protocol
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
+
+from vrft.data.grey_levels import eight_bits
 
 MAX_PIXELS = 89_478_485
 """Limit on image size: Pillow's own, above which a small file may be a decompression bomb."""
@@ -26,7 +30,8 @@ ORIENTATION = 0x0112
 
 UPRIGHT, ROTATED_90 = 1, (5, 6, 7, 8)
 
-SIXTEEN_BITS = ("I;16", "I;16B", "I;16L", "I;16N")
+UNREAD_FORMATS = {"BUFR", "EPS", "GRIB", "HDF5", "WMF"}
+"""Formats that Pillow identifies, but reads only with another program or not at all."""
 
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # such images raise BadImage below
 
@@ -48,24 +53,48 @@ class BadImage(ValueError):
     """Raised for an unusable image; the message gives the reason."""
 
 
-def read_image(source: ImageSource, size: tuple[int, int] | None = None) -> Image.Image:
+class MissingImage(BadImage):
+    """Raised if an image does not exist."""
+
+
+Convention = Literal["upright", "stored", "untold", "same"]
+"""Whether annotations belong to the upright or the stored pixels, by their size; `same`: the image is stored upright.
+
+`untold`: an Exif orientation turns or mirrors the image, but the size is the same, or the annotations have none.
+"""
+
+
+class Header(NamedTuple):
+    """Facts from an image's header."""
+
+    size: tuple[int, int]
+    """Width and height that annotations belong to."""
+    convention: Convention
+
+
+def read_image(source: ImageSource, size: tuple[int, int] | None = None, *, upright: bool = True) -> Image.Image:
     """Read an image as RGB.
 
-    Exif orientation is applied, unless `size` (width, height) shows that the annotations ignore it. Transparent parts
-    become white; 16-bit channels become 8-bit.
+    Exif orientation is applied, unless `size` (width, height) shows that the annotations ignore it. If the size does
+    not tell, `upright` decides. Transparent parts become white; see `eight_bits` for grey values of other depths.
 
     Raises:
         BadImage: the image is missing, unreadable, truncated, too large, too elongated, or not of `size`.
     """
     with _open(source) as file, _decoding_errors_as_bad_image():
         image = _identify(file)
-        if _upright_size(image, size) is None or _orientation(image) == UPRIGHT:
-            return _to_rgb(image)
-        return _to_rgb(ImageOps.exif_transpose(image))
+        convention = _header(image, size).convention
+        turn = convention == "upright" or (convention == "untold" and upright)
+        return _to_rgb(ImageOps.exif_transpose(image) if turn else image)
 
 
 def check_image(source: ImageSource, size: tuple[int, int] | None = None) -> tuple[int, int]:
-    """Return the upright width and height from an image's header, and check that the file is complete.
+    """Return the width and height of an image, see `check_header`."""
+    return check_header(source, size).size
+
+
+def check_header(source: ImageSource, size: tuple[int, int] | None = None) -> Header:
+    """Read an image's header, and check that the file is complete.
 
     An image is decoded only if its end marker is missing, so that thousands of files take seconds.
 
@@ -74,7 +103,7 @@ def check_image(source: ImageSource, size: tuple[int, int] | None = None) -> tup
     """
     with _open(source) as file, _decoding_errors_as_bad_image():
         image = _identify(file)
-        found = _upright_size(image, size) or image.size
+        found = _header(image, size)
         marker = END_MARKERS.get(image.format or "")
         file.seek(0, os.SEEK_END)
         file.seek(-min(file.tell(), 64), os.SEEK_END)
@@ -84,11 +113,31 @@ def check_image(source: ImageSource, size: tuple[int, int] | None = None) -> tup
         return found
 
 
+@cache
+def image_formats() -> tuple[str, ...]:
+    """Return Pillow's names of the formats that are read."""
+    Image.init()
+    return tuple(sorted({*Image.OPEN} - UNREAD_FORMATS))
+
+
+@cache
+def image_suffixes() -> frozenset[str]:
+    """Return the file suffixes of the formats that are read, in lower case."""
+    formats = image_formats()
+    return frozenset(suffix for suffix, name in Image.registered_extensions().items() if name in formats)
+
+
 def _open(source: ImageSource) -> BinaryIO:
     try:
-        return source.open("rb") if isinstance(source, Path) else io.BytesIO(source.read())
+        if not isinstance(source, Path):
+            return io.BytesIO(source.read())
+        if not stat.S_ISREG(source.stat().st_mode):  # opening a pipe would wait for ever
+            raise BadImage("not a regular file")
+        return source.open("rb")
+    except BadImage:
+        raise
     except FileNotFoundError as error:
-        raise BadImage("no such image") from error
+        raise MissingImage("no such image") from error
     except (OSError, ValueError) as error:  # ValueError: the path contains a NUL
         raise BadImage(f"can't be opened: {error}") from error
 
@@ -109,7 +158,7 @@ def _decoding_errors_as_bad_image() -> Iterator[None]:
 
 
 def _identify(file: BinaryIO) -> Image.Image:
-    image = Image.open(file)
+    image = Image.open(file, formats=image_formats())
     width, height = image.size
     if width * height > MAX_PIXELS:
         raise BadImage(f"{width} x {height} is more than {MAX_PIXELS} pixels")
@@ -118,15 +167,17 @@ def _identify(file: BinaryIO) -> Image.Image:
     return image
 
 
-def _upright_size(image: Image.Image, size: tuple[int, int] | None) -> tuple[int, int] | None:
-    """Return the size with orientation applied, or None if `size` is that of the stored pixels instead."""
+def _header(image: Image.Image, size: tuple[int, int] | None) -> Header:
     width, height = image.size
-    upright = (height, width) if _orientation(image) in ROTATED_90 else image.size
-    if size is None or size == upright:
-        return upright
-    if size == image.size:
-        return None
-    raise BadImage(f"is {width} x {height}, expected {size[0]} x {size[1]}")
+    orientation = _orientation(image)
+    upright = (height, width) if orientation in ROTATED_90 else image.size
+    if size not in (None, upright, image.size):
+        raise BadImage(f"is {width} x {height}, expected {size[0]} x {size[1]}")
+    if orientation == UPRIGHT:
+        return Header(upright, "same")
+    if size is None or upright == image.size:
+        return Header(upright, "untold")
+    return Header(size, "upright" if size == upright else "stored")
 
 
 def _orientation(image: Image.Image) -> int:
@@ -134,12 +185,12 @@ def _orientation(image: Image.Image) -> int:
     if image.format == "TIFF" or (image.format == "PNG" and "exif" not in image.info):
         return UPRIGHT  # Pillow rotates TIFF files itself, and would decode a PNG to look for a tag after its pixels
     found = image.getexif().get(ORIENTATION, UPRIGHT)
-    return found if isinstance(found, int) else UPRIGHT
+    return found if found in range(2, 9) else UPRIGHT
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode in SIXTEEN_BITS:
-        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
+    if image.mode[0] in "IF":  # I, I;16 and its byte orders, F
+        return Image.fromarray(eight_bits(np.asarray(image))).convert("RGB")
     if image.has_transparency_data:
         rgba = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")

@@ -8,7 +8,17 @@ from pathlib import Path
 from typing import Any
 
 from vrft.data.bad_records import BadRecords
-from vrft.data.files import brief, clip_to, decode_json, hull, is_number, is_text, read_bytes, require_folder
+from vrft.data.files import (
+    brief,
+    clip_to,
+    decode_json,
+    decode_text,
+    hull,
+    is_number,
+    is_text,
+    read_bytes,
+    require_folder,
+)
 from vrft.data.record import Record, Split
 from vrft.data.records import RecordData
 from vrft.errors import ConfigurationError
@@ -25,19 +35,29 @@ class ReasonSegData(RecordData):
     that count neither for nor against a mask; each polygon is x0, y0, x1, y1, ... in pixels.
     """
 
-    def __init__(self, root: str, val_split: str = "val", **kwargs: Any) -> None:
+    noun = "instructions"
+    test_setting = "data.test_split"
+
+    def __init__(self, root: str, val_split: str = "val", test_split: str | None = None, **kwargs: Any) -> None:
         """Set the folder, which is read when training starts.
 
         Args:
             root: folder with `train` and `val`, each with images and JSON files.
             val_split: held-out folder in `root`.
-            kwargs: see `RecordData`.
+            test_split: folder in `root` for `test`; default: the held-out one.
+            kwargs: see `RecordData`; `encoding` is that of files that are not UTF-8, cp1252 for the official ones.
         """
         super().__init__(**kwargs)
         self.folders: dict[Split, Path] = {"train": Path(root) / "train", "val": Path(root) / val_split}
+        if test_split is not None:
+            self.folders["test"] = Path(root) / test_split
+            require_folder("test_split", self.folders["test"], "images with JSON files")
         require_folder("root", self.folders["train"], "images with JSON files")
         if self.val_fraction is None:
             require_folder("val_split", self.folders["val"], "images with JSON files")
+
+    def has_test_split(self) -> bool:
+        return "test" in self.folders
 
     def records(self, split: Split, bad_records: BadRecords) -> list[Record]:
         files = sorted(file for file in self.folders[split].glob("*.json") if not file.name.startswith("."))
@@ -46,7 +66,7 @@ class ReasonSegData(RecordData):
         found: list[Record] = []
         for image_id, file in enumerate(files):
             try:
-                found += read_annotation(file, image_id)
+                found += read_annotation(file, image_id, self.encoding)
             except ValueError as error:
                 bad_records.add(str(file), str(error).removeprefix(f"{file}: "))
         return found
@@ -64,9 +84,9 @@ class ReasonSegData(RecordData):
         return found
 
 
-def read_annotation(file: Path, image_id: int) -> Iterator[Record]:
+def read_annotation(file: Path, image_id: int, encoding: str) -> Iterator[Record]:
     """Return a record for each instruction in a file. Raises ValueError if the content is invalid."""
-    content = decode_json(read_bytes(file))
+    content = decode_json(_decode(read_bytes(file), encoding))
     if not isinstance(content, dict):
         raise ValueError(f"expected text and shapes, got {brief(content)}")
     instructions, shapes = content.get("text"), content.get("shapes")
@@ -87,6 +107,14 @@ def read_annotation(file: Path, image_id: int) -> Iterator[Record]:
         )
         for i, instruction in enumerate(instructions)
     )
+
+
+def _decode(data: bytes, encoding: str) -> str:
+    """Decode UTF-8, or else `encoding`: the official files have both."""
+    try:
+        return decode_text(data)
+    except ValueError:
+        return decode_text(data, encoding)
 
 
 def read_shapes(shapes: Any) -> tuple[list[Polygon], list[Polygon]]:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from vrft.data.images import ImageSource
+from vrft.data.images import Convention, ImageSource
 from vrft.types import Id, Target
 
-Split = Literal["train", "val"]
+Split = Literal["train", "val", "test"]
 
 UNKNOWN_SIZE = (0, 0)
 
@@ -25,6 +25,11 @@ class Record:
     query: str
     target: Target
     size: tuple[int, int] = UNKNOWN_SIZE
+    """Width and height of the image that the boxes belong to."""
+    annotated_size: bool = True
+    """Whether `size` comes from the annotations and not from the image."""
+    convention: Convention = "untold"
+    """Whether the boxes belong to the upright or to the stored pixels; known once the image is checked."""
     metadata: dict[str, Any] = field(default_factory=dict)
 
 
@@ -36,3 +41,15 @@ def category(record: Record) -> str:
 def image_key(record: Record) -> Hashable:
     """Return a key that all records of one image share."""
     return record.image if isinstance(record.image, Path) else record.image.key()
+
+
+def content(records: Sequence[Record], noun: str) -> str:
+    """Describe how much records hold, e.g. "12 images with 30 boxes and 3 categories".
+
+    `noun`: what the records differ in, see `RecordData.noun`.
+    """
+    boxes = sum(len(record.target) for record in records if isinstance(record.target, tuple))
+    with_boxes = any(isinstance(record.target, tuple) for record in records)
+    parts = [f"{boxes} boxes"] if with_boxes else []
+    parts.append(f"{len({category(record) for record in records})} {noun}")
+    return f"{len({image_key(record) for record in records})} images with {' and '.join(parts)}"

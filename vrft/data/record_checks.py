@@ -11,7 +11,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from vrft.answers import MAX_BOXES
 from vrft.data.bad_records import BadRecords
-from vrft.data.images import BadImage, check_image
+from vrft.data.images import BadImage, Convention, Header, MissingImage, check_header
 from vrft.data.record import UNKNOWN_SIZE, Record, image_key
 from vrft.utils.distributed import is_rank_zero
 from vrft.utils.progress import progress
@@ -50,25 +50,77 @@ def check_images(records: Sequence[Record], bad_records: BadRecords) -> list[Rec
     for key, record in zip(keys, records, strict=True):
         firsts.setdefault(key, record)
 
-    def check(record: Record) -> tuple[int, int] | BadImage:
+    headers = dict(zip(firsts, read_headers([*firsts.values()], "images checked"), strict=True))
+    for key, header in headers.items():
+        if isinstance(header, MissingImage):
+            bad_records.add_missing(firsts[key].location, f"{firsts[key].image}: {header}")
+        elif isinstance(header, BadImage):
+            bad_records.add(firsts[key].location, f"{firsts[key].image}: {header}")
+    found = [(record, headers[key]) for key, record in zip(keys, records, strict=True)]
+    return [checked(record, header) for record, header in found if isinstance(header, Header)]
+
+
+def checked(record: Record, header: Header) -> Record:
+    """Return a record with the facts of its image."""
+    annotated = record.annotated_size and record.size != UNKNOWN_SIZE
+    return replace(record, size=header.size, annotated_size=annotated, convention=header.convention)
+
+
+def read_headers(records: Sequence[Record], title: str) -> list[Header | BadImage]:
+    """Read the headers of the records' images in threads; show progress under `title` if there are many."""
+
+    def read(record: Record) -> Header | BadImage:
+        known = record.annotated_size and record.size != UNKNOWN_SIZE
         try:
-            return check_image(record.image, None if record.size == UNKNOWN_SIZE else record.size)
+            return check_header(record.image, record.size if known else None)
         except BadImage as error:
             return error
 
-    with ThreadPoolExecutor(CHECK_THREADS) as pool:
-        results = pool.map(check, firsts.values())
-        sizes: dict[Hashable, tuple[int, int] | BadImage] = {}
-        quiet = len(firsts) < PROGRESS_MIN_IMAGES or not is_rank_zero()
-        with progress("images checked", len(firsts), quiet) as advance:
-            for key, size in zip(firsts, results, strict=True):
-                sizes[key] = size
-                advance(len(sizes))
-    for key, size in sizes.items():
-        if isinstance(size, BadImage):
-            bad_records.add(firsts[key].location, f"{firsts[key].image}: {size}")
-    found = [(record, sizes[key]) for key, record in zip(keys, records, strict=True)]
-    return [replace(record, size=size) for record, size in found if not isinstance(size, BadImage)]
+    quiet = len(records) < PROGRESS_MIN_IMAGES or not is_rank_zero()
+    headers: list[Header | BadImage] = []
+    with ThreadPoolExecutor(CHECK_THREADS) as pool, progress(title, len(records), quiet) as advance:
+        for header in pool.map(read, records):
+            headers.append(header)
+            advance(len(headers))
+    return headers
+
+
+def settle_orientation(records: list[Record], everything: Sequence[Record], bad_records: BadRecords) -> list[Record]:
+    """Decide whether boxes belong to upright or stored pixels if the size of their image does not tell.
+
+    Annotation tools treat all images alike, so the other images of the same file show it.
+
+    Args:
+        records: checked records.
+        everything: all records of the file, of which `records` may be few.
+        bad_records: receives images that can't be decided, because others contradict each other.
+    """
+    boxed = [record for record in records if isinstance(record.target, tuple)]
+    untold = {image_key(record): record for record in boxed if record.convention == "untold"}
+    if not untold:
+        return records
+    others = {image_key(record): record for record in everything}
+    for record in records:
+        others.pop(image_key(record), None)
+    headers = read_headers([*others.values()], "orientations read")
+    found = {record.convention for record in boxed} | {
+        header.convention for header in headers if isinstance(header, Header)
+    }
+    if {"upright", "stored"} <= found:
+        for record in untold.values():
+            bad_records.add(
+                record.location,
+                f"{record.image}: its Exif orientation keeps the size, and other images contradict each other on "
+                "whether boxes belong to the upright image; rotate the image, or remove the tag",
+            )
+        return [record for record in records if image_key(record) not in untold]
+    convention: Convention = "stored" if "stored" in found else "upright"
+    if convention not in found:
+        rank_zero_warn(
+            f"data: {len(untold)} images have an Exif orientation, e.g. {next(iter(untold.values())).image}, and no "
+            "size tells whether their boxes belong to the upright image; this is assumed"
+        )
+    return [replace(record, convention=convention) if image_key(record) in untold else record for record in records]
 
 
 def warn_about_shared_images(train: Sequence[Record], val: Sequence[Record]) -> None:

@@ -37,7 +37,7 @@ class RecordSet(AugmentedSet):
             position = (index + offset) % len(self.records)
             record = self.records[position]
             try:
-                image = read_image(record.image, record.size)
+                image = read_image(record.image, record.size, upright=record.convention != "stored")
             except BadImage as error:
                 replaced.append(f"{record.location}: {error}")
                 continue

@@ -8,13 +8,21 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
+from lightning.pytorch.utilities import rank_zero_info
 
 from vrft.data.bad_records import BadRecords, OnBadRecord
 from vrft.data.datamodule import VisionData
 from vrft.data.few_shot import choose_shots, record_shots
+from vrft.data.files import UTF8, check_encoding
 from vrft.data.held_out import split_by_image, split_by_shots
-from vrft.data.record import Record, Split, category
-from vrft.data.record_checks import UsableImages, check_images, check_targets, warn_about_shared_images
+from vrft.data.record import Record, Split, category, content
+from vrft.data.record_checks import (
+    UsableImages,
+    check_images,
+    check_targets,
+    settle_orientation,
+    warn_about_shared_images,
+)
 from vrft.data.record_set import RecordSet
 from vrft.errors import ConfigurationError
 from vrft.run_dir import RunDir
@@ -23,6 +31,11 @@ from vrft.types import Id
 
 class RecordData(VisionData):
     """Base class of data modules that read files. A subclass implements `records`."""
+
+    noun = "answers"
+    """What the records differ in, for messages."""
+    test_setting = "a test split"
+    """What to set or to provide for a test split, for messages."""
 
     def __init__(
         self,
@@ -34,6 +47,8 @@ class RecordData(VisionData):
         val_fraction: float | None = None,
         val_shots: int | None = None,
         on_bad_record: OnBadRecord = "stop",
+        on_missing_image: OnBadRecord = "stop",
+        encoding: str = UTF8,
         augmentation: list[torch.nn.Module] | None = None,
     ) -> None:
         """Set the options that all file formats share. Files are read when training starts.
@@ -48,6 +63,8 @@ class RecordData(VisionData):
             val_shots: training records per category to hold out together with their images, chosen by `seed`: a fold
                 to tune on. A held-out file is then left for the final test.
             on_bad_record: stop with a list of all bad records, or skip and count them.
+            on_missing_image: stop with a list of all records whose image does not exist, or skip and count them.
+            encoding: encoding of text files that have no byte order mark.
             augmentation: kornia.augmentation modules for training images; boxes are transformed along.
         """
         super().__init__(batch_size, eval_batch_size, num_workers, seed)
@@ -55,11 +72,14 @@ class RecordData(VisionData):
             raise ConfigurationError(f"data.val_fraction: expected a number between 0 and 1, got {val_fraction}")
         if val_fraction is not None and val_shots is not None:
             raise ConfigurationError("data.val_shots: data.val_fraction holds out training images already")
+        check_encoding(encoding)
         self.shots, self.val_fraction, self.val_shots = shots, val_fraction, val_shots
-        self.on_bad_record = on_bad_record
+        self.on_bad_record, self.on_missing_image = on_bad_record, on_missing_image
+        self.encoding = encoding
         self.augmentation = augmentation or []
         self._train: RecordSet | None = None
         self._val: RecordSet | None = None
+        self._test: RecordSet | None = None
 
     def check_held_out(self, given: bool, field: str) -> None:
         """Raise ConfigurationError unless exactly one of a held-out file and `val_fraction` is given.
@@ -72,6 +92,10 @@ class RecordData(VisionData):
     @abstractmethod
     def records(self, split: Split, bad_records: BadRecords) -> list[Record]:
         """Read the records of a split. Report invalid ones to `bad_records` and leave them out."""
+
+    def has_test_split(self) -> bool:
+        """Return whether `records` can read the split "test"."""
+        return False
 
     def extra_records(self, train: Sequence[Record]) -> list[Record]:
         """Return further training records, added to those read from the files."""
@@ -91,35 +115,73 @@ class RecordData(VisionData):
 
     def setup(self, stage: str) -> None:
         """Read and check the files. A split that an earlier stage has read is kept."""
-        needs_train = stage == "fit" and self._train is None
-        if not needs_train and self._val is not None:
+        if stage == "test" and self.has_test_split():
+            self._setup_test()
             return
+        if stage == "test":
+            rank_zero_info(
+                f"data: no test split is given, so the test uses the held-out images, which may also have chosen the "
+                f"checkpoint; {self.test_setting} provides one"
+            )
+        needs_train = stage == "fit" and self._train is None
+        if needs_train or self._val is None:
+            self._setup_train_and_val(needs_train, replace_list=stage == "fit")
+
+    def _setup_test(self) -> None:
+        if self._test is not None:
+            return
+        bad_records = BadRecords()
+        with gc_disabled():
+            test = self.records("test", bad_records)
+        test = self._checked(test, test, bad_records)
+        self._report(bad_records, replace_list=False)
+        self._test = RecordSet(at_least_one(test, "test"), training=False)
+        self._say([f"{content(test, self.noun)} are tested on"], bad_records)
+
+    def _setup_train_and_val(self, needs_train: bool, *, replace_list: bool) -> None:
         assert self.trainer is not None
-        run = RunDir.of(self.trainer)
         bad_records = BadRecords()
         with gc_disabled():
             inner = self.val_fraction is not None or self.val_shots is not None
-            train = self.records("train", bad_records) if needs_train or inner else []
-            val = self.records("val", bad_records) if not inner else []
+            all_train = self.records("train", bad_records) if needs_train or inner else []
+            all_val = self.records("val", bad_records) if not inner else all_train
         try:
-            train, val = self._choose(train, val, bad_records, needs_train)
+            train, val = self._choose(all_train, [] if inner else all_val, bad_records, needs_train)
         except ConfigurationError:
-            bad_records.report(self.on_bad_record, run, replace_list=True)  # the likely reason for too few shots
+            self._report(bad_records, replace_list=True)  # the likely reason for too few shots
             raise
         if needs_train:
             if self.shots is not None:
-                record_shots(run, [(category(record), str(record.image)) for record in train])
+                record_shots(RunDir.of(self.trainer), [(category(record), str(record.image)) for record in train])
             train += self.extra_records(train)
-            train = check_targets(self.finish(check_images(train, bad_records), bad_records), bad_records)
+            train = check_targets(self._checked(train, all_train, bad_records), bad_records)
             warn_about_shared_images(train, val)
-        val = self.finish(check_images(val, bad_records), bad_records)
-        bad_records.report(self.on_bad_record, run, replace_list=stage == "fit")
-        for name, records in (("train", train), ("val", val)):
-            if not records and (name == "val" or needs_train):
-                raise ConfigurationError(f"data: no {name} records; expected at least one")
-        self._val = RecordSet(val, training=False)
+        val = self._checked(val, all_val, bad_records)
+        self._report(bad_records, replace_list=replace_list)
+        if needs_train:
+            at_least_one(train, "train")
+        self._val = RecordSet(at_least_one(val, "val"), training=False)
+        said = [f"{content(val, self.noun)} are held out"]
         if needs_train:
             self._train = RecordSet(train, training=True, augmentation=self.augmentation, seed=self.seed)
+            said = [f"{content(train, self.noun)} train", *said]
+            if self.shots is not None:
+                said.append(f"data.shots={self.shots} leaves {len(all_train) - len(train)} of {len(all_train)} records")
+        self._say(said, bad_records)
+
+    def _checked(self, records: list[Record], everything: list[Record], bad_records: BadRecords) -> list[Record]:
+        """Return the records whose images and targets are usable. `everything`: all records of the same file."""
+        records = settle_orientation(check_images(records, bad_records), everything, bad_records)
+        return self.finish(records, bad_records)
+
+    def _report(self, bad_records: BadRecords, *, replace_list: bool) -> None:
+        assert self.trainer is not None
+        run = RunDir.of(self.trainer)
+        bad_records.report(self.on_bad_record, self.on_missing_image, run, replace_list=replace_list)
+
+    def _say(self, parts: Sequence[str], bad_records: BadRecords) -> None:
+        left_out = ", ".join(bad_records.left_out())
+        rank_zero_info("data: " + "; ".join([*parts, *([f"left out: {left_out}"] if left_out else [])]))
 
     def _choose(
         self, train: list[Record], val: list[Record], bad_records: BadRecords, needs_train: bool
@@ -141,6 +203,16 @@ class RecordData(VisionData):
     def val_set(self) -> RecordSet:
         assert self._val is not None
         return self._val
+
+    def test_set(self) -> RecordSet:
+        return self.val_set() if self._test is None else self._test
+
+
+def at_least_one(records: list[Record], name: str) -> list[Record]:
+    """Return the records. Raise ConfigurationError if there are none."""
+    if not records:
+        raise ConfigurationError(f"data: no {name} records; expected at least one")
+    return records
 
 
 @contextmanager

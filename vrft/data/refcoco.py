@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import codecs
 import io
 import pickle
 import struct
@@ -22,6 +21,7 @@ from vrft.data.coco_entries import (
 )
 from vrft.data.coco_fields import is_json_id
 from vrft.data.files import (
+    BYTE_ORDER_MARKS,
     brief,
     decode_json,
     is_file_name,
@@ -58,6 +58,9 @@ UNPICKLING_ERRORS = (
 class ReferenceData(RecordData):
     """Referring expressions in RefCOCO's format, with the boxes of a COCO instances file. One sample per sentence."""
 
+    noun = "expressions"
+    test_setting = "data.test_split"
+
     def __init__(
         self,
         references: str,
@@ -66,6 +69,7 @@ class ReferenceData(RecordData):
         train_split: str = "train",
         val_split: str = "val",
         expressions: Literal["all", "first"] = "all",
+        test_split: str | None = None,
         **kwargs: Any,
     ) -> None:
         """Set the files, which are read when training starts.
@@ -77,24 +81,30 @@ class ReferenceData(RecordData):
             train_split: split of the references to train on.
             val_split: held-out split, e.g. testA.
             expressions: use all sentences of a reference, or only the first.
+            test_split: split for `test`, e.g. testB; default: the held-out one.
             kwargs: see `RecordData`.
         """
         super().__init__(**kwargs)
         self.references, self.instances, self.images = Path(references), Path(instances), Path(images)
         self.splits: dict[Split, str] = {"train": train_split, "val": val_split}
+        if test_split is not None:
+            self.splits["test"] = test_split
         self.expressions = expressions
         require_file("references", self.references, "refs(unc).p, or the same as JSON")
         require_file("instances", self.instances, "a COCO instances file")
         require_folder("images", self.images, "the images of the instances file")
 
+    def has_test_split(self) -> bool:
+        return "test" in self.splits
+
     def records(self, split: Split, bad_records: BadRecords) -> list[Record]:
-        references, name = read_references(self.references), self.splits[split]
+        references, name = read_references(self.references, self.encoding), self.splits[split]
         splits = {entry["split"] for entry in references if isinstance(entry, dict) and is_text(entry.get("split"))}
         if name not in splits:
             raise ConfigurationError(
                 f"data.{split}_split: no split {name!r} in {self.references}; it has {', '.join(sorted(splits))}"
             )
-        objects = Objects(read_instances(self.instances))
+        objects = Objects(read_instances(self.instances, self.encoding))
         keys = [entry.get("ref_id") for entry in references if isinstance(entry, dict)]
         ids = Counter(key for key in keys if is_json_id(key))
         found: list[Record] = []
@@ -178,7 +188,7 @@ def sentence_text(sentence: Any) -> str:
     return next((text.strip() for text in texts if is_text(text)), "")
 
 
-def read_references(path: Path) -> list[Any]:
+def read_references(path: Path, encoding: str) -> list[Any]:
     """Read references from JSON or the official pickle.
 
     Raises:
@@ -188,8 +198,8 @@ def read_references(path: Path) -> list[Any]:
         raise ConfigurationError(f"{path}: larger than {MAX_BYTES} bytes; expected a file of references")
     data = read_bytes(path)
     try:
-        is_json = data.removeprefix(codecs.BOM_UTF8).lstrip()[:1] in (b"[", b"{")
-        content = decode_json(data) if is_json else PlainUnpickler(data).load()
+        is_json = data.startswith(tuple(BYTE_ORDER_MARKS)) or data.lstrip()[:1] in (b"[", b"{")
+        content = decode_json(data, encoding) if is_json else PlainUnpickler(data).load()
     except UNPICKLING_ERRORS as error:
         raise ConfigurationError(
             f"{path}: not a file of references: {brief(str(error) or type(error).__name__)}"

@@ -11,7 +11,7 @@ from typing import Any
 
 from vrft.boxes import Coordinates, frame_of
 from vrft.data.bad_records import BadRecords
-from vrft.data.files import brief, decode_json, is_file_name, is_text, read_bytes, require_file
+from vrft.data.files import brief, decode_json, is_file_name, is_text, read_lines, require_file
 from vrft.data.images import BadImage, ImageSource
 from vrft.data.record import Record, Split
 from vrft.data.records import RecordData
@@ -29,10 +29,15 @@ class SolutionData(RecordData):
     Use `task.template="{query}"`.
     """
 
+    test_setting = "data.test"
+
     def __init__(self, sources: dict[Split, str], coordinates: Coordinates, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.sources, self.coordinates = sources, coordinates
         self.check_held_out("val" in sources, "val")
+
+    def has_test_split(self) -> bool:
+        return "test" in self.sources
 
     @abstractmethod
     def rows(self, split: Split) -> Iterator[tuple[str, Any]]:
@@ -76,6 +81,12 @@ class SolutionData(RecordData):
         return target
 
 
+def given(train: str, val: str | None, test: str | None) -> dict[Split, str]:
+    """Return the sources of the splits that have one."""
+    sources: dict[Split, str | None] = {"train": train, "val": val, "test": test}
+    return {split: source for split, source in sources.items() if source is not None}
+
+
 def _reason(row: Any) -> str | None:
     """Return why a row is invalid, or None if it is valid."""
     if isinstance(row, ValueError):
@@ -95,7 +106,12 @@ class JsonlData(SolutionData):
     """JSON lines `{"image": relative path, "problem": text, "solution": text}`; other fields become metadata."""
 
     def __init__(
-        self, train: str, val: str | None = None, coordinates: Coordinates = "thousandths", **kwargs: Any
+        self,
+        train: str,
+        val: str | None = None,
+        coordinates: Coordinates = "thousandths",
+        test: str | None = None,
+        **kwargs: Any,
     ) -> None:
         """Set the files, which are read when training starts.
 
@@ -103,25 +119,25 @@ class JsonlData(SolutionData):
             train: training file.
             val: held-out file; default: see `val_fraction`.
             coordinates: unit of boxes in solutions: thousandths of the image, pixels, or 0..1.
+            test: file or dataset for `test`; default: the held-out one.
             kwargs: see `RecordData`.
         """
-        sources: dict[Split, str] = {"train": train} if val is None else {"train": train, "val": val}
+        sources = given(train, val, test)
         super().__init__(sources, coordinates, **kwargs)
         for split, name in sources.items():
             require_file(split, Path(name), "JSON lines")
 
     def rows(self, split: Split) -> Iterator[tuple[str, Any]]:
         path = Path(self.sources[split])
-        for number, line in enumerate(read_bytes(path).split(b"\n"), 1):
-            if line.strip():
-                yield f"{path}: line {number}", _parse(line)
+        for location, line in read_lines(path, self.encoding):
+            yield location, _parse(line)
 
     def image(self, split: Split, index: int, row: dict[str, Any]) -> ImageSource | None:
         name = row.get("image")
         return Path(self.sources[split]).parent / name if is_file_name(name) else None
 
 
-def _parse(line: bytes) -> Any:
+def _parse(line: str) -> Any:
     try:
         return decode_json(line)
     except ValueError as error:
@@ -165,6 +181,7 @@ class HubData(SolutionData):
         val: str | None = None,
         split: str = "train",
         coordinates: Coordinates = "thousandths",
+        test: str | None = None,
         **kwargs: Any,
     ) -> None:
         """Set the datasets, which are read when training starts.
@@ -175,10 +192,10 @@ class HubData(SolutionData):
             val: held-out data, given likewise; default: see `val_fraction`.
             split: split to read of a dataset that has several.
             coordinates: unit of boxes in solutions: thousandths of the image, pixels, or 0..1.
+            test: file or dataset for `test`; default: the held-out one.
             kwargs: see `RecordData`.
         """
-        sources: dict[Split, str] = {"train": train} if val is None else {"train": train, "val": val}
-        super().__init__(sources, coordinates, **kwargs)
+        super().__init__(given(train, val, test), coordinates, **kwargs)
         self.split = split
         self.tables: dict[Split, Any] = {}
 

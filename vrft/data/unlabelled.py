@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_warn
-from PIL import Image
 
 from vrft.data.bad_records import MAX_LISTED, BadRecords, write_lines
 from vrft.data.datamodule import module_of
+from vrft.data.folders import find_images
 from vrft.data.record import Record, Split
 from vrft.data.record_checks import check_images
 from vrft.data.record_set import RecordSet
@@ -39,7 +38,10 @@ class UnlabelledData(RecordData):
 
     def records(self, split: Split, bad_records: BadRecords) -> list[Record]:
         """Return a record for each pair of image and query, grouped by image."""
-        files = dict.fromkeys(file for path in self.images for file in image_files(path))
+        counts = bad_records.passed_over
+        files = dict.fromkeys(
+            file for path in self.images for file in (find_images(path, counts) if path.is_dir() else [path])
+        )
         return [
             Record(file, "images", number, query, ()) for number, file in enumerate(files, 1) for query in self.queries
         ]
@@ -52,12 +54,14 @@ class UnlabelledData(RecordData):
             raise ConfigurationError("query: the task's template needs one; expected e.g. --query cat")
         bad_records = BadRecords()
         found = check_images(self.records("val", bad_records), bad_records)
-        for problem in bad_records.found[:MAX_LISTED]:
+        problems = [*bad_records.missing, *bad_records.found]
+        for problem in problems[:MAX_LISTED]:
             rank_zero_warn(f"left out: {problem}")
-        if len(bad_records.found) > MAX_LISTED:
-            rank_zero_warn(f"{len(bad_records.found)} images are left out, all listed in predictions_left_out.txt")
-        if bad_records.found:
-            write_lines(RunDir.of(self.trainer).predictions_left_out, bad_records.found)
+        if len(problems) > MAX_LISTED:
+            rank_zero_warn(f"{len(problems)} images are left out, all listed in predictions_left_out.txt")
+        if problems:
+            write_lines(RunDir.of(self.trainer).predictions_left_out, problems)
+        self._say([f"{len({record.image for record in found})} images are asked about"], bad_records)
         if not found:
             raise ConfigurationError(f"images: no readable image in {self.images[0]}")
         self._val = RecordSet(found, training=False)
@@ -65,18 +69,3 @@ class UnlabelledData(RecordData):
     def category_ids(self) -> dict[str, Id]:
         names = [name for query in self.queries for name in (query.split(", "))]
         return {name: number for number, name in enumerate(dict.fromkeys(names), 1)}
-
-
-def image_files(path: Path) -> Iterator[Path]:
-    """Yield a file itself, or the files of a folder and its subfolders that have an image suffix."""
-    if not path.is_dir():
-        yield path
-        return
-    suffixes = image_suffixes()
-    yield from sorted(file for file in path.rglob("*") if file.suffix.lower() in suffixes and file.is_file())
-
-
-def image_suffixes() -> Sequence[str]:
-    """Return the file suffixes of the formats that Pillow reads."""
-    Image.init()
-    return [suffix for suffix, name in Image.registered_extensions().items() if name in Image.OPEN]

@@ -3,125 +3,98 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal
 
 from vrft.data.bad_records import BadRecords
-from vrft.data.categories import CategoryData
-from vrft.data.files import brief, clip_to, decode_text, hull, is_id, is_text, read_bytes, require_file
-from vrft.data.image_folder import IMAGE_SUFFIXES
-from vrft.data.images import BadImage, check_image
-from vrft.data.record import Record, Split
+from vrft.data.box_data import BoxData, BoxImage, Corners
+from vrft.data.files import brief, clip_to, decode_text, hull, read_bytes, require_file, split_lines
+from vrft.data.images import BadImage, MissingImage, check_image
+from vrft.data.record import Split
+from vrft.data.yolo_config import KEYS, YoloConfig
 from vrft.errors import ConfigurationError
 from vrft.types import Detection, Id
-from vrft.utils.yaml_text import decode_yaml
 
-TOLERANCE = 1e-3
-"""Fraction of the image by which a box may extend beyond it and is clipped: rounding errors."""
+TOLERANCE = 0.01
+"""Fraction of the image by which a box may extend beyond it and is clipped, as in Ultralytics."""
 
+ROUNDING = 1e-6
+"""Error of coordinates that are written with six digits."""
 
-class Labelled(NamedTuple):
-    """An image with its label file and its boxes."""
-
-    image: Path
-    labels: Path
-    size: tuple[int, int]
-    boxes: list[Detection]
+FourPoints = Literal["refuse", "outline"]
 
 
-class YoloData(CategoryData):
-    """A data.yaml with `path`, `train`, `val` and `names`; labels of `…/images/x.jpg` are in `…/labels/x.txt`."""
+class YoloData(BoxData):
+    """A data.yaml with `train`, `val` and `names`; labels of `…/images/x.jpg` are in `…/labels/x.txt`.
 
-    def __init__(self, config: str, **kwargs: Any) -> None:
+    `test` is the test split, if there is one. Lines of more than five numbers are outlines, or poses if the file has
+    `kpt_shape`.
+    """
+
+    test_setting = "`test:` in data.yaml"
+
+    def __init__(self, config: str, four_points: FourPoints = "refuse", **kwargs: Any) -> None:
         """Set the file, which is read when training starts.
 
         Args:
             config: path of the data.yaml.
+            four_points: read labels of four points as outlines even if they may be oriented boxes; the box is then the
+                smallest upright one around the points.
             kwargs: see `CategoryData`.
         """
         super().__init__(**kwargs)
-        self.config = Path(config)
-        self.names: dict[int, str] = {}
-        self.images: dict[Id, Labelled] = {}
+        self.config, self.four_points = Path(config), four_points
         require_file("config", self.config, "a YOLO data.yaml")
 
+    @cached_property
+    def yaml(self) -> YoloConfig:
+        """The data.yaml, read on first use."""
+        return YoloConfig.read(self.config, self.encoding)
+
+    def splits(self) -> Sequence[Split]:
+        return [split for split in KEYS if self.yaml.entries(split)]
+
+    def source(self, split: Split) -> Path:
+        return self.config
+
     def ordered_categories(self) -> Sequence[str]:
-        return [self.names[key] for key in sorted(self.names)]
+        """Return the class names by ascending number, without duplicates."""
+        return list(dict.fromkeys(self.yaml.names[key] for key in sorted(self.yaml.names)))
 
-    @property
-    def known(self) -> list[str]:
-        """Class names by ascending number, without duplicates."""
-        return list(dict.fromkeys(self.ordered_categories()))
+    def category_ids(self) -> dict[str, Id]:
+        return {name: key for key, name in sorted(self.yaml.names.items(), reverse=True)}
 
-    def records(self, split: Split, bad_records: BadRecords) -> list[Record]:
-        folder, self.names = read_config(self.config, split)
-        wanted = self.select(split, self.known, self.config)
-        images: dict[Id, Labelled] = {}
-        files = [file for file in sorted(folder.rglob("*")) if file.suffix.lower() in IMAGE_SUFFIXES]
-        for image_id, image in enumerate(file for file in files if not file.name.startswith(".")):
-            path = label_file(image)
+    def read(self, split: Split, bad_records: BadRecords) -> Iterator[BoxImage | None]:
+        files = [(image, label_file(image)) for image in self.yaml.images(split, bad_records.passed_over)]
+        if files and not any(labels.exists() for _, labels in files):
+            raise ConfigurationError(
+                f"data.config: {self.config}: {split}: none of {len(files)} images has a label file; expected e.g. "
+                f"{files[0][1]} for {files[0][0]}"
+            )
+        rules = Rules(self.yaml.names, self.yaml.keypoints, self.four_points == "outline" or self._has_outlines(files))
+        for image, labels in files:
+            found = None
             try:
                 size = check_image(image)
-                images[image_id] = Labelled(image, path, size, read_labels(path, size, self.names))
+                found = BoxImage(image, str(labels), size, False, read_labels(labels, size, rules, self.encoding))
+            except MissingImage as error:
+                bad_records.add_missing(str(self.config), f"{image}: {error}")
             except (BadImage, ValueError) as error:
-                location = str(image if isinstance(error, BadImage) else path)
+                location = str(image if isinstance(error, BadImage) else labels)
                 bad_records.add(location, str(error).removeprefix(f"{location}: "))
-        if split == "train":
-            self.images = images
-        asked = self.queries(split, categories_in(images, wanted), wanted, self.config, bad_records)
-        return [self._record(image_id, images[image_id], name) for image_id, names in asked.items() for name in names]
+            yield found
 
-    def absent(self, images: set[Id] | None) -> Iterator[tuple[Id, str]]:
-        wanted = self.select("train", self.known, self.config)
-        present = categories_in(self.images, wanted)
-        chosen = [key for key in self.images if images is None or key in images]
-        return ((key, name) for key in chosen for name in wanted if name not in present[key])
-
-    def absent_record(self, image_id: Id, name: str) -> Record:
-        return self._record(image_id, self.images[image_id], name)
-
-    @staticmethod
-    def _record(image_id: Id, labelled: Labelled, name: str) -> Record:
-        target = tuple(box for box in labelled.boxes if box.label == name)
-        return Record(labelled.image, str(labelled.labels), image_id, name, target, labelled.size)
-
-
-def categories_in(images: Mapping[Id, Labelled], wanted: Sequence[str]) -> dict[Id, list[str]]:
-    """Return the categories in each image, in the order of `wanted`."""
-    labels = {image_id: {box.label for box in labelled.boxes} for image_id, labelled in images.items()}
-    return {image_id: [name for name in wanted if name in present] for image_id, present in labels.items()}
-
-
-def read_config(path: Path, split: Split) -> tuple[Path, dict[int, str]]:
-    """Return the image folder of a split and the class names by number.
-
-    Raises:
-        ConfigurationError: the file is not a YOLO data.yaml, or the folder does not exist.
-    """
-    try:
-        content = decode_yaml(decode_text(read_bytes(path)))
-    except ValueError as error:
-        raise ConfigurationError(f"data.config: {path} is not valid YAML: {error}") from error
-    content = content if isinstance(content, dict) else {}
-    names = content.get("names")
-    names = dict(enumerate(names)) if isinstance(names, list) else names
-    if not isinstance(names, dict) or not names:
-        raise ConfigurationError(f"data.config: {path}: names: expected a list, or a name for each class number")
-    for key, name in names.items():
-        if not is_id(key) or not is_text(name):
-            raise ConfigurationError(
-                f"data.config: {path}: names: expected a number and a text, got {brief(key)} and {brief(name)}; quote "
-                "names such as 'yes' or '1'"
-            )
-    root, below = content.get("path") or "", content.get(split)
-    if not isinstance(root, str) or not is_text(below):
-        raise ConfigurationError(f"data.config: {path}: {split}: expected a folder of images, got {brief(below)}")
-    folder = path.parent / root / below
-    if not os.path.isdir(folder):  # unlike Path.is_dir, false for a name that is too long
-        raise ConfigurationError(f"data.config: {path}: {split}: no such folder: {brief(str(folder))}")
-    return folder, names
+    def _has_outlines(self, files: Sequence[tuple[Path, Path]]) -> bool:
+        """Return whether some label has three or more than four points, so that one of four is no oriented box."""
+        for _, labels in files:
+            if labels.is_file():
+                counts = {len(line.split()) for line in read_bytes(labels).splitlines()}
+                if any(count > 9 or count == 7 for count in counts):
+                    return True
+        return False
 
 
 def label_file(image: Path) -> Path:
@@ -134,10 +107,19 @@ def label_file(image: Path) -> Path:
     return Path(*parts).with_suffix(".txt")
 
 
-def read_labels(path: Path, size: tuple[int, int], names: Mapping[int, str]) -> list[Detection]:
+@dataclass(frozen=True)
+class Rules:
+    """How to read the lines of a data set."""
+
+    names: Mapping[int, str]
+    keypoints: tuple[int, int] | None
+    four_points_are_outlines: bool
+
+
+def read_labels(path: Path, size: tuple[int, int], rules: Rules, encoding: str) -> list[Detection]:
     """Read boxes in pixels of an image of `size` (width, height); none if the file does not exist.
 
-    Duplicate lines count once. A line with more than five numbers is a segment's outline; its hull is the box.
+    Duplicate lines count once.
 
     Raises:
         ValueError: a line is invalid; the message has its number and the reason.
@@ -145,32 +127,80 @@ def read_labels(path: Path, size: tuple[int, int], names: Mapping[int, str]) -> 
     if not path.exists():
         return []
     boxes: dict[Detection, None] = {}
-    for number, line in enumerate(decode_text(read_bytes(path)).split("\n"), 1):
+    for number, line in enumerate(split_lines(decode_text(read_bytes(path), encoding)), 1):
         if line.strip():
             try:
-                boxes[_read_line(line.split(), size, names)] = None
+                boxes[_read_line(line.split(), size, rules)] = None
             except ValueError as error:
                 raise ValueError(f"line {number}: {error}") from error
     return list(boxes)
 
 
-def _read_line(words: list[str], size: tuple[int, int], names: Mapping[int, str]) -> Detection:
-    label, *values = words
-    key = int(label) if label.isdecimal() and len(label) < 10 else -1
-    if key not in names:
-        raise ValueError(f"no class has number {brief(label)}; there are {len(names)}")
-    numbers = [float(value) for value in values]
-    if len(numbers) < 4 or (len(numbers) > 4 and len(numbers) % 2) or not all(map(math.isfinite, numbers)):
-        raise ValueError(f"expected class, x, y, width and height as fractions, got {brief(' '.join(words))}")
-    if len(numbers) == 4:
-        x, y, w, h = numbers
-        corners = x - w / 2, y - h / 2, x + w / 2, y + h / 2
-    else:
-        corners = hull(zip(numbers[::2], numbers[1::2], strict=True))
-    if min(corners) < -TOLERANCE or max(corners) > 1 + TOLERANCE:
+def _read_line(words: list[str], size: tuple[int, int], rules: Rules) -> Detection:
+    key = class_number(words[0])
+    if key not in rules.names:
+        raise ValueError(f"no class has number {brief(words[0])}; there are {len(rules.names)}")
+    numbers = [float(word) for word in words[1:]]
+    if not all(map(math.isfinite, numbers)):
+        raise ValueError(f"expected finite numbers, got {brief(' '.join(words))}")
+    corners = corners_of(words, numbers, rules)
+    if min(corners) < -TOLERANCE - ROUNDING or max(corners) > 1 + TOLERANCE + ROUNDING:
         raise ValueError(f"the box {corners} extends beyond its image")
     x0, y0, x1, y1 = clip_to(corners, 1, 1)
     if x0 >= x1 or y0 >= y1:
         raise ValueError(f"the box {corners} has no area")
     width, height = size
-    return Detection((x0 * width, y0 * height, x1 * width, y1 * height), names[key])
+    return Detection((x0 * width, y0 * height, x1 * width, y1 * height), rules.names[key])
+
+
+def class_number(word: str) -> int:
+    """Return the number of a class, which may be written as 3 or 3.000000, or -1 if it is none."""
+    try:
+        value = float(word)
+    except ValueError:
+        return -1
+    return int(value) if value.is_integer() and 0 <= value < 1e9 else -1
+
+
+def corners_of(words: Sequence[str], numbers: Sequence[float], rules: Rules) -> Corners:
+    """Return the corners in fractions of the image. Raise ValueError for what is no box, outline or pose."""
+    if rules.keypoints is not None:
+        count, values = rules.keypoints
+        if len(numbers) != 4 + count * values:
+            raise ValueError(
+                f"expected a pose by kpt_shape, class, x, y, width, height and {count} x {values} numbers, got "
+                f"{len(words)} numbers"
+            )
+        return centred(numbers[:4])
+    if len(numbers) == 4:
+        return centred(numbers)
+    if len(numbers) < 4 or (len(numbers) % 2 and len(numbers) != 5):
+        raise ValueError(f"expected class, x, y, width and height as fractions, got {brief(' '.join(words))}")
+    if len(numbers) == 5 or (len(numbers) == 6 and is_track(words[-1])):
+        what = "class, x, y, width, height, confidence" + (" and track" if len(numbers) == 6 else "")
+        raise ValueError(f"{len(words)} numbers: a saved prediction ({what}), not a label: {brief(' '.join(words))}")
+    points = [*zip(numbers[::2], numbers[1::2], strict=True)]
+    if len(points) == 4 and not rules.four_points_are_outlines and not is_upright(points):
+        raise ValueError(
+            "four points: an oriented box (OBB), whose object has no known upright box, or an outline; "
+            "data.four_points=outline reads the smallest box around the points"
+        )
+    return hull(points)
+
+
+def centred(numbers: Sequence[float]) -> Corners:
+    """Return the corners of a box from its centre, width and height."""
+    x, y, w, h = numbers
+    return x - w / 2, y - h / 2, x + w / 2, y + h / 2
+
+
+def is_track(word: str) -> bool:
+    """Return whether a word is the number of a tracked object, which is at least 1 and written without a point."""
+    return word.isdecimal() and int(word[:9]) >= 1
+
+
+def is_upright(points: Sequence[tuple[float, float]]) -> bool:
+    """Return whether four points are the corners of an upright box, up to rounding."""
+    x0, y0, x1, y1 = hull(points)
+    distances = (max(min(abs(x - x0), abs(x - x1)), min(abs(y - y0), abs(y - y1))) for x, y in points)
+    return max(distances) < 10 * ROUNDING and len({(x - x0 < x1 - x, y - y0 < y1 - y) for x, y in points}) == 4

@@ -1,0 +1,224 @@
+"""Base classes of data whose files give each image its labelled boxes."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from vrft.data.bad_records import BadRecords
+from vrft.data.categories import ANNOTATED, CategoryData
+from vrft.data.files import MAX_COORDINATE, brief, clip_to, is_text, require_folder
+from vrft.data.images import BadImage, MissingImage, check_image
+from vrft.data.record import Record, Split
+from vrft.errors import ConfigurationError
+from vrft.types import Detection, Id
+
+TOLERANCE = 1.0
+"""Pixels by which a box may extend beyond its image and is clipped: rounding errors."""
+
+Corners = tuple[float, float, float, float]
+
+
+class BoxImage(NamedTuple):
+    """An image with its boxes in pixels, and the location of both for messages."""
+
+    image: Path
+    location: str
+    size: tuple[int, int]
+    annotated_size: bool
+    """Whether `size` is from the annotations and not from the image."""
+    boxes: Sequence[Detection]
+
+
+class BoxData(CategoryData):
+    """Base class of images with boxes. Images are numbered from 0 in each split, categories from 1 by name."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self._files: dict[Split, tuple[dict[Id, BoxImage], BadRecords]] = {}
+
+    @abstractmethod
+    def read(self, split: Split, bad_records: BadRecords) -> Iterator[BoxImage | None]:
+        """Yield the images of a split, with or without boxes, or None for an invalid one, which is reported."""
+
+    @abstractmethod
+    def splits(self) -> Sequence[Split]:
+        """Return the splits that `read` can read."""
+
+    def has_test_split(self) -> bool:
+        return "test" in self.splits()
+
+    def images(self, split: Split) -> dict[Id, BoxImage]:
+        """Return the images of a split by id, read once."""
+        return self._load(split)[0]
+
+    def _load(self, split: Split) -> tuple[dict[Id, BoxImage], BadRecords]:
+        if split not in self._files:
+            bad_records = BadRecords()
+            found = enumerate(self.read(split, bad_records))  # an invalid image changes no id
+            self._files[split] = {key: image for key, image in found if image is not None}, bad_records
+        return self._files[split]
+
+    def ordered_categories(self) -> Sequence[str]:
+        """Return the names in all splits, so that ids are equal whichever of them a command reads."""
+        found = (self.images(split).values() for split in self.splits())
+        return sorted({box.label for images in found for image in images for box in image.boxes})
+
+    def category_ids(self) -> dict[str, Id]:
+        return {name: number for number, name in enumerate(self.ordered_categories(), 1)}
+
+    def records(self, split: Split, bad_records: BadRecords) -> list[Record]:
+        images, bad = self._load(split)
+        bad_records.update(bad)
+        source = self.source(split)
+        wanted = self.select(split, self.ordered_categories(), source)
+        asked = self.queries(split, categories_in(images, wanted), wanted, source, bad_records)
+        without = (
+            "images without boxes of the categories" if self.val_queries == ANNOTATED else "images not asked about"
+        )
+        bad_records.passed_over[without] += len(images) - len(asked)
+        return [self._record(key, images[key], name) for key, names in asked.items() for name in names]
+
+    @abstractmethod
+    def source(self, split: Split) -> Path:
+        """Return the file or folder of a split, for messages."""
+
+    def absent(self, images: set[Id] | None) -> Iterator[tuple[Id, str]]:
+        train = self.images("train")
+        wanted = self.select("train", self.ordered_categories(), self.source("train"))
+        present = categories_in(train, wanted)
+        chosen = [key for key in train if images is None or key in images]
+        return ((key, name) for key in chosen for name in wanted if name not in present[key])
+
+    def absent_record(self, image_id: Id, name: str) -> Record:
+        return self._record(image_id, self.images("train")[image_id], name)
+
+    @staticmethod
+    def _record(image_id: Id, found: BoxImage, name: str) -> Record:
+        target = tuple(box for box in found.boxes if box.label == name)
+        return Record(found.image, found.location, image_id, name, target, found.size, found.annotated_size)
+
+
+def categories_in(images: Mapping[Id, BoxImage], wanted: Sequence[str]) -> dict[Id, list[str]]:
+    """Return the categories in each image, in the order of `wanted`."""
+    labels = {image_id: {box.label for box in found.boxes} for image_id, found in images.items()}
+    return {image_id: [name for name in wanted if name in present] for image_id, present in labels.items()}
+
+
+class Entry(NamedTuple):
+    """An image with its boxes as a file has them."""
+
+    image: Path
+    location: str
+    size: tuple[int, int] | None
+    """Width and height, if the file has them."""
+    boxes: Sequence[tuple[str, Corners]]
+    """Labels with corners in pixels."""
+
+
+class AnnotatedData(BoxData):
+    """Base class of formats with a file or folder of annotations for each split. A subclass implements `entries`."""
+
+    test_setting = "data.test_annotations"
+    expected: str
+    """What `train_annotations` and the like name, for messages."""
+
+    def __init__(
+        self,
+        train_annotations: str,
+        train_images: str | None = None,
+        val_annotations: str | None = None,
+        val_images: str | None = None,
+        test_annotations: str | None = None,
+        test_images: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Set the files, which are read when training starts.
+
+        Args:
+            train_annotations: annotations of the training images.
+            train_images: folder of the training images; default: where the format keeps them.
+            val_annotations: annotations of the held-out images; default: see `val_fraction`.
+            val_images: folder of the held-out images.
+            test_annotations: annotations of the images for `test`; default: the held-out images.
+            test_images: folder of the images for `test`.
+            kwargs: see `CategoryData`.
+        """
+        super().__init__(**kwargs)
+        named: dict[Split, tuple[str | None, str | None]] = {
+            "train": (train_annotations, train_images),
+            "val": (val_annotations, val_images),
+            "test": (test_annotations, test_images),
+        }
+        self.sources = {
+            split: (Path(file), None if folder is None else Path(folder))
+            for split, (file, folder) in named.items()
+            if file is not None
+        }
+        self.check_held_out("val" in self.sources, "val_annotations")
+        for split, (file, folder) in self.sources.items():
+            if not file.exists():
+                raise ConfigurationError(
+                    f"data.{split}_annotations: no such file or folder: {file}; expected {self.expected}"
+                )
+            if folder is not None:
+                require_folder(f"{split}_images", folder, "a folder of images")
+
+    def splits(self) -> Sequence[Split]:
+        return [*self.sources]
+
+    def source(self, split: Split) -> Path:
+        return self.sources[split][0]
+
+    @abstractmethod
+    def entries(self, annotations: Path, images: Path | None, bad_records: BadRecords) -> Iterator[Entry]:
+        """Yield the images that a file or folder annotates.
+
+        Args:
+            annotations: the file or folder.
+            images: folder of the images, if one is configured.
+            bad_records: receives what can't be read.
+        """
+
+    def read(self, split: Split, bad_records: BadRecords) -> Iterator[BoxImage | None]:
+        for entry in self.entries(*self.sources[split], bad_records):
+            found = None
+            try:
+                size = check_image(entry.image) if entry.size is None else entry.size
+                boxes = pixel_boxes(entry.boxes, size)
+                found = BoxImage(entry.image, entry.location, size, entry.size is not None, boxes)
+            except MissingImage as error:
+                bad_records.add_missing(entry.location, f"{entry.image}: {error}")
+            except BadImage as error:
+                bad_records.add(entry.location, f"{entry.image}: {error}")
+            except ValueError as error:
+                bad_records.add(entry.location, str(error))
+            yield found
+
+
+def pixel_boxes(boxes: Iterable[tuple[str, Corners]], size: tuple[int, int]) -> list[Detection]:
+    """Check boxes and clip them to their image of `size` (width, height). Equal boxes count once.
+
+    Raises:
+        ValueError: a box has no label or no area, or extends beyond the image by more than `TOLERANCE`.
+    """
+    found: dict[Detection, None] = {}
+    width, height = size
+    for i, (label, corners) in enumerate(boxes):
+        if not is_text(label):
+            raise ValueError(f"box {i}: expected a label, got {brief(label)}")
+        shown = f"box {i} ({label.strip()}): {brief([round(value, 2) for value in corners])}"
+        x0, y0, x1, y1 = corners
+        if not all(abs(value) < MAX_COORDINATE for value in corners):  # false for NaN too
+            raise ValueError(f"{shown}: expected finite numbers")
+        if x0 >= x1 or y0 >= y1:
+            raise ValueError(f"{shown} has no area")
+        if min(x0, y0) < -TOLERANCE or x1 > width + TOLERANCE or y1 > height + TOLERANCE:
+            raise ValueError(f"{shown} extends beyond its image of {width} x {height}")
+        clipped = clip_to(corners, width, height)
+        if clipped[0] >= clipped[2] or clipped[1] >= clipped[3]:
+            raise ValueError(f"{shown} has no area in its image of {width} x {height}")
+        found[Detection(clipped, label.strip())] = None
+    return list(found)

@@ -1,0 +1,71 @@
+"""Searching folders for images and other files: follows links, passes over hidden files, and counts them."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Collection, Iterator
+from pathlib import Path
+
+from vrft.data.images import image_suffixes
+from vrft.errors import ConfigurationError
+
+SYSTEM_FOLDERS = {"__MACOSX", "@eaDir"}
+"""Folders that macOS's archives and Synology's disks add."""
+
+
+def find_images(folder: Path, passed_over: Counter[str], expected: Collection[str] = ()) -> list[Path]:
+    """Return the images in a folder and its subfolders, sorted by path.
+
+    Args:
+        folder: folder to search.
+        passed_over: counts the other files by reason.
+        expected: suffixes of files that belong to the format and are not counted.
+    """
+    return find_files(folder, image_suffixes(), passed_over, expected)
+
+
+def find_files(
+    folder: Path, suffixes: Collection[str], passed_over: Counter[str], expected: Collection[str] = ()
+) -> list[Path]:
+    """Return the files with one of the suffixes in a folder and its subfolders, see `find_images`."""
+    found = []
+    for path in walk(folder, passed_over):
+        suffix = path.suffix.lower()
+        if path.name.startswith(".") or not path.is_file():
+            passed_over["hidden files" if path.name.startswith(".") else "broken links or special files"] += 1
+        elif suffix in suffixes:
+            found.append(path)
+        elif suffix not in expected:
+            passed_over[f"{suffix or 'suffixless'} files"] += 1
+    return sorted(found)
+
+
+def walk(folder: Path, passed_over: Counter[str]) -> Iterator[Path]:
+    """Yield everything but folders below a folder. A folder that links lead to again is searched once."""
+    seen: set[str] = set()
+    for place, subfolders, names in os.walk(folder, followlinks=True, onerror=_refuse):
+        real = os.path.realpath(place)
+        if real in seen:
+            passed_over["folders that links lead to again"] += 1
+            subfolders.clear()
+            continue
+        seen.add(real)
+        hidden = [name for name in subfolders if is_hidden_folder(name)]
+        passed_over["hidden folders"] += len(hidden)
+        subfolders[:] = sorted(name for name in subfolders if name not in hidden)
+        yield from (Path(place, name) for name in names)
+
+
+def _refuse(error: OSError) -> None:
+    raise ConfigurationError(f"{error.filename}: can't be read: {error.strerror}") from error
+
+
+def is_hidden_folder(name: str) -> bool:
+    """Return whether a folder is hidden or made by the system."""
+    return name.startswith(".") or name in SYSTEM_FOLDERS
+
+
+def subfolders(folder: Path) -> list[Path]:
+    """Return the folders in a folder, sorted, without hidden ones."""
+    return sorted(path for path in folder.iterdir() if path.is_dir() and not is_hidden_folder(path.name))

@@ -1,0 +1,151 @@
+"""YOLO's data.yaml: class names, and the images of each split, also if its paths are those of another machine."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.utilities import rank_zero_warn
+
+from vrft.data.files import brief, decode_text, is_file_name, is_id, is_text, read_bytes, read_lines
+from vrft.data.folders import find_images
+from vrft.data.record import Split
+from vrft.errors import ConfigurationError
+from vrft.utils.yaml_text import decode_yaml
+
+KEYS: dict[Split, tuple[str, ...]] = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
+"""Accepted names of each split's entry."""
+
+
+@dataclass(frozen=True)
+class YoloConfig:
+    """A data.yaml."""
+
+    path: Path
+    encoding: str
+    content: dict[Any, Any]
+    names: dict[int, str]
+    """Class names by number."""
+    keypoints: tuple[int, int] | None
+    """Number of keypoints and of values per keypoint in each label, if labels are poses."""
+
+    @classmethod
+    def read(cls, path: Path, encoding: str) -> YoloConfig:
+        """Read a file.
+
+        Raises:
+            ConfigurationError: it is not a YOLO data.yaml.
+        """
+        try:
+            content = decode_yaml(decode_text(read_bytes(path), encoding))
+        except ValueError as error:
+            raise ConfigurationError(f"data.config: {path} is not valid YAML: {error}") from error
+        content = content if isinstance(content, dict) else {}
+        try:
+            return cls(path, encoding, content, read_names(content), read_keypoints(content))
+        except ValueError as error:
+            raise ConfigurationError(f"data.config: {path}: {error}") from error
+
+    def entries(self, split: Split) -> list[Any]:
+        """Return the entries of a split: folders, or files that list images."""
+        found = [self.content[key] for key in KEYS[split] if self.content.get(key) not in (None, "", [])]
+        return [] if not found else found[0] if isinstance(found[0], list) else [found[0]]
+
+    def images(self, split: Split, passed_over: Counter[str]) -> list[Path]:
+        """Return the images of a split. `passed_over` counts other files, see `find_images`.
+
+        Raises:
+            ConfigurationError: an entry is missing or names no file or folder.
+        """
+        entries = self.entries(split)
+        if not entries or not all(map(is_text, entries)):
+            got = brief(self.content.get(split))
+            raise ConfigurationError(
+                f"data.config: {self.path}: {split}: expected a folder of images, a file that lists images, or a list "
+                f"of these, got {got}"
+            )
+        found: dict[Path, None] = {}
+        for entry in entries:
+            place = self.locate(split, entry)
+            images = find_images(place, passed_over, {".txt", ".cache"}) if place.is_dir() else self.listed(place)
+            found.update(dict.fromkeys(images))
+        return list(found)
+
+    def listed(self, file: Path) -> Iterator[Path]:
+        """Yield the images that a file lists, relative to its folder or to that of the data.yaml."""
+        for location, line in read_lines(file, self.encoding):
+            if not is_file_name(line):
+                raise ConfigurationError(f"{location}: expected the path of an image, got {brief(line)}")
+            places = [folder / name for name in endings(line) for folder in (file.parent, self.path.parent)]
+            yield next((place for place in places if os.path.isfile(place)), file.parent / line)
+
+    def locate(self, split: Split, entry: str) -> Path:
+        """Return the file or folder of an entry. If it does not exist, look beside the data.yaml and say so.
+
+        `../train/images` may mean `train/images`; of a path of another machine, the last folders count.
+        """
+        root = self.content.get("path") or ""
+        if not isinstance(root, str):
+            raise ConfigurationError(f"data.config: {self.path}: path: expected a folder, got {brief(root)}")
+        written = self.path.parent / root / entry
+        if os.path.exists(written):  # unlike Path.exists, false for a name that is too long
+            return written
+        tails = [*dict.fromkeys([*endings(f"{root}/{entry}"), *endings(entry)])]
+        common = "images" if endings(entry) != ["images"] else None  # by itself, the folder of any split
+        places = [self.path.parent / tail for tail in tails if tail != common]
+        found = next((place for place in places if os.path.exists(place)), None)
+        if found is None:
+            raise ConfigurationError(
+                f"data.config: {self.path}: {split}: no such file or folder: {brief(str(written))}, and no folder of "
+                f"this name beside {self.path.name}"
+            )
+        rank_zero_warn(f"{self.path}: {split}: {brief(entry)} does not exist; {found} is read instead")
+        return found
+
+
+def endings(path: str) -> list[str]:
+    r"""Return the endings of a path of any system, the longest first, without what leads upwards.
+
+    >>> endings("C:\\set\\train")
+    ['set/train', 'train']
+    """
+    parts = [part for part in re.split(r"[/\\]", path) if part not in ("", ".", "..") and not part.endswith(":")]
+    return ["/".join(parts[i:]) for i in range(len(parts))]
+
+
+def read_names(content: dict[Any, Any]) -> dict[int, str]:
+    """Return class names by number, from a list or a mapping. Raise ValueError if they or their number are invalid."""
+    names = content.get("names")
+    names = dict(enumerate(names)) if isinstance(names, list) else names
+    if not isinstance(names, dict) or not names:
+        raise ValueError("names: expected a list, or a name for each class number")
+    found: dict[int, str] = {}
+    for key, name in names.items():
+        number = int(key) if isinstance(key, str) and re.fullmatch(r"[0-9]{1,9}", key) else key
+        if not is_id(number) or not is_text(name):
+            raise ValueError(
+                f"names: expected a number and a text, got {brief(key)} and {brief(name)}; quote names such as 'yes' "
+                "or '1'"
+            )
+        if number in found:
+            raise ValueError(f"names: class {number} has two names, {found[number]!r} and {name!r}")
+        found[number] = name
+    count = content.get("nc")
+    if count is not None and count != len(found):
+        raise ValueError(f"nc: {brief(count)} classes, but there are {len(found)} names")
+    return found
+
+
+def read_keypoints(content: dict[Any, Any]) -> tuple[int, int] | None:
+    """Return `kpt_shape`, or None if there is none. Raise ValueError if it is invalid."""
+    shape = content.get("kpt_shape")
+    if shape is None:
+        return None
+    if not isinstance(shape, Sequence) or len(shape) != 2 or not all(map(is_id, shape)) or shape[1] not in (2, 3):
+        raise ValueError(f"kpt_shape: expected [number of keypoints, 2 or 3], got {brief(shape)}")
+    return shape[0], shape[1]
