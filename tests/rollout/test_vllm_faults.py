@@ -217,7 +217,7 @@ def test_a_prompt_that_the_server_encodes_differently_is_refused(fake: VLLM, che
     fake.policy.processor.chat_template = template
     fake.policy.processor.image_processor.size["shortest_edge"] = 4 * 56 * 56
     fake.policy.processor.image_processor.size["longest_edge"] = 4 * 56 * 56
-    with pytest.raises(ConfigurationError, match=r"16 image tokens instead of 4: other min_pixels or max_pixels"):
+    with pytest.raises(ConfigurationError, match=r"16 image tokens instead of 4: other limits for images"):
         roll(made, policy)
 
 

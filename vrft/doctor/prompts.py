@@ -10,6 +10,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from vrft.policy.processor import load_processor
 from vrft.tasks import Task
 from vrft.training.module import VisionModule
 from vrft.types import Detection, Frame, PromptBatch, Sample
@@ -57,6 +58,7 @@ def check_lengths(module: VisionModule, batch: PromptBatch, console: Console) ->
     for name, counts in (
         ("prompt with image", [ids.shape[1] for ids in prompts]),
         ("image", [int((ids == image_id).sum()) for ids in prompts]),
+        *unlimited_counts(module, batch),
         ("target with end token", targets),
     ):
         ordered = sorted(counts)
@@ -69,6 +71,18 @@ def check_lengths(module: VisionModule, batch: PromptBatch, console: Console) ->
             f"model.max_completion_length={limit} truncates correct answers: the longest target has {longest} tokens "
             f"(sample {sample.index}, {sample.query or sample.target!r}), even without reasoning by the model"
         )
+
+
+def unlimited_counts(module: VisionModule, batch: PromptBatch) -> Iterator[tuple[str, list[int]]]:
+    """Yield the numbers of image tokens without the run's limits for images, and a name for them, if it has limits."""
+    policy = module.policy
+    given = {name: value for name, value in vars(policy.limits).items() if value is not None}
+    if not given:
+        return
+    encode = replace(module.encoder, processor=load_processor(policy.checkpoint, policy.trust_remote_code))
+    prompts = [encode.prompt(*pair)["input_ids"] for pair in zip(batch.samples, batch.frames, strict=True)]
+    counts = [int((ids == policy.base.config.image_token_id).sum()) for ids in prompts]
+    yield f"image without {', '.join(f'{name}={value}' for name, value in given.items())}", counts
 
 
 def check_rewards(module: VisionModule, batch: PromptBatch, console: Console) -> Iterator[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from vrft.errors import ConfigurationError
+from vrft.policy.image_size import apply_to_config, limited_fields, write_fields
 from vrft.policy.lora import add_adapters
 from vrft.policy.pretrained import TRUST_REMOTE_CODE_HINT, load_pretrained, token_ids, vision_parameters
 from vrft.policy.processor import copy_processor, load_processor
@@ -55,7 +55,9 @@ def export_policy(
     with loading("model.policy.checkpoint", policy.checkpoint, TRUST_REMOTE_CODE_HINT, policy.trust_remote_code):
         processor = load_processor(policy.checkpoint, policy.trust_remote_code)
         config = AutoConfig.from_pretrained(policy.checkpoint, trust_remote_code=policy.trust_remote_code)
+        fields = limited_fields(processor.image_processor, policy.limits)
         model = load_pretrained(policy.checkpoint, torch.float32, policy.trust_remote_code)
+    apply_to_config(model.config, fields)
     generation = greedy_generation(model, processor.tokenizer, max_new_tokens)
     advance(1)
     if policy.lora is None:
@@ -72,7 +74,7 @@ def export_policy(
         model.to(dtype or precise).save_pretrained(folder)
     advance(3)
     copy_processor(policy.checkpoint, folder)
-    set_pixels(folder, policy.pixels)
+    write_fields(folder, fields)
     mode = next(folder.glob("*.json")).stat().st_mode
     for weights_file in folder.rglob("*.safetensors"):  # safetensors makes them readable by the owner alone
         weights_file.chmod(mode)
@@ -110,20 +112,3 @@ def greedy_generation(model: PreTrainedModel, tokenizer: object, max_new_tokens:
         bos_token_id=base.bos_token_id,
         pad_token_id=stop[0] if base.pad_token_id is None else base.pad_token_id,
     )
-
-
-def set_pixels(folder: Path, pixels: Mapping[str, int | None]) -> None:
-    """Write the training's limits for the area of resized images to the processor's files; None changes nothing."""
-    chosen = {edge: value for edge, value in pixels.items() if value is not None}
-    if not chosen:
-        return
-    for path in (folder / "preprocessor_config.json", folder / "processor_config.json"):
-        if path.exists():
-            content = json.loads(path.read_text())
-            settings = content if path.name.startswith("pre") else content.get("image_processor", {})
-            if "size" in settings:
-                settings["size"] |= chosen
-                for edge, old in (("shortest_edge", "min_pixels"), ("longest_edge", "max_pixels")):
-                    if old in settings:
-                        settings[old] = settings["size"][edge]
-                path.write_text(json.dumps(content, indent=2) + "\n")

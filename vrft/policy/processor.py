@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from PIL import Image
 
 from vrft.boxes import FRAMES, Coordinates, frame_of
+from vrft.policy.image_size import resized
 from vrft.policy.prompts import Prompt
 from vrft.tasks import Task
 from vrft.types import Frame, PromptBatch, Sample
@@ -86,13 +87,6 @@ def with_template(processor: Any) -> Any:
     return processor
 
 
-def limit_pixels(processor: Any, pixels: Mapping[str, int | None]) -> None:
-    """Set the smallest and largest area of resized images: `shortest_edge`, `longest_edge`; None changes nothing."""
-    for edge, area in pixels.items():
-        if area is not None:
-            processor.image_processor.size[edge] = area
-
-
 def has_renamed_image_processor(checkpoint: str) -> bool:
     """Return whether a checkpoint names its image processor by one of `RENAMED_IMAGE_PROCESSORS`."""
     from transformers.utils import cached_file
@@ -159,23 +153,16 @@ class Encoder:
         """Return the processor's output for one sample."""
         chat = self.task.messages(sample, frame)
         text = self.processor.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
-        return dict(self.processor(text=[text], images=[[sample.image]], return_tensors="pt"))
+        # As `apply_chat_template(tokenize=True)` does: a tokenizer that adds bos must not repeat the template's.
+        bos = self.processor.tokenizer.bos_token
+        once = {"add_special_tokens": False} if bos is not None and text.startswith(bos) else {}
+        return dict(self.processor(text=[text], images=[[sample.image]], return_tensors="pt", **once))
 
     def frame(self, image: Image.Image) -> Frame:
         """Return the coordinate system of an image: thousandths, unit, or pixels of the resized image."""
         if self.coordinates != "pixels":
             return FRAMES[self.coordinates]
-        from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
-
-        settings = self.processor.image_processor
-        height, width = smart_resize(
-            image.height,
-            image.width,
-            factor=settings.patch_size * settings.merge_size,
-            min_pixels=settings.size["shortest_edge"],
-            max_pixels=settings.size["longest_edge"],
-        )
-        return frame_of("pixels", (width, height))
+        return frame_of("pixels", resized(self.processor.image_processor, image.size))
 
 
 class MicroBatch(NamedTuple):

@@ -14,11 +14,12 @@ from vrft.boxes import Coordinates
 from vrft.policy.chat_template import check_template
 from vrft.policy.checkpoint import check_hub_config, find_checkpoint
 from vrft.policy.decoding_weights import decoding_weights
+from vrft.policy.image_size import ImageLimits, apply_fields, apply_to_config, limited_fields
 from vrft.policy.logprobs import token_log_probs
 from vrft.policy.lora import LoRA, add_adapters, without_adapters
 from vrft.policy.patches import project_patches
 from vrft.policy.pretrained import TRUST_REMOTE_CODE_HINT, load_pretrained, token_ids, vision_parameters
-from vrft.policy.processor import FAMILY_COORDINATES, Encoder, limit_pixels, load_processor
+from vrft.policy.processor import FAMILY_COORDINATES, Encoder, load_processor
 from vrft.policy.prompts import Prompt, prepare_prompts
 from vrft.policy.sharding import done_on_all_ranks, fsdp_modules, full_state_dict, unshard
 from vrft.policy.texts import completion_texts, completion_token_texts
@@ -49,6 +50,7 @@ class Policy(nn.Module):
         dtype: Literal["float32", "bfloat16"] = "bfloat16",
         min_pixels: int | None = None,
         max_pixels: int | None = None,
+        max_tiles: int | None = None,
         gradient_checkpointing: bool = False,
         offload_reference: bool = False,
         coordinates: Coordinates | None = None,
@@ -62,7 +64,11 @@ class Policy(nn.Module):
             freeze_vision: do not train the vision tower and its projector; each image is then encoded once a step.
             dtype: dtype of the computation, and of weights that are not trained.
             min_pixels: smaller images are enlarged to this area; default: the checkpoint's own.
-            max_pixels: larger images are shrunk to this area; default: the checkpoint's own.
+            max_pixels: larger images are shrunk to this area; default: the checkpoint's own. Families that resize
+                images by area honour it (Qwen-VL, GLM-V), others refuse it.
+            max_tiles: largest number of tiles that an image is cut into, not counting an overview; default: the
+                checkpoint's own. Families that cut images into tiles honour it (InternVL, LLaVA-OneVision, Idefics3,
+                SmolVLM), others refuse it.
             gradient_checkpointing: compute activations again in the backward pass: slower, less memory.
             offload_reference: keep a full reference in CPU memory while it is not used.
             coordinates: coordinates of boxes in prompts and answers: thousandths of the image (Qwen2-VL, Qwen3-VL),
@@ -74,7 +80,7 @@ class Policy(nn.Module):
         self.lora = lora
         self.freeze_vision = freeze_vision
         self.dtype = getattr(torch, dtype)
-        self.pixels = {"shortest_edge": min_pixels, "longest_edge": max_pixels}
+        self.limits = ImageLimits(min_pixels, max_pixels, max_tiles)
         self.gradient_checkpointing, self.offload_reference = gradient_checkpointing, offload_reference
         self.coordinates, self.trust_remote_code = coordinates, trust_remote_code
         self.reference = None
@@ -91,8 +97,10 @@ class Policy(nn.Module):
             check_hub_config(self.checkpoint)
             self.processor = load_processor(self.checkpoint, self.trust_remote_code)
             check_template(self.processor, self.checkpoint)
+            fields = limited_fields(self.processor.image_processor, self.limits)
             model = load_pretrained(self.checkpoint, torch.float32, self.trust_remote_code, attn_implementation="sdpa")
-        limit_pixels(self.processor, self.pixels)
+        apply_fields(self.processor.image_processor, fields)
+        apply_to_config(model.config, fields)
         self.shares_prefixes = share_prefixes(model)
         project_patches(model)
         if self.gradient_checkpointing:

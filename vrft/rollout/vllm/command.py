@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import json
 import shlex
+from typing import Any
 from urllib.parse import urlsplit
 
 from vrft.errors import ConfigurationError
 from vrft.policy import Policy
+from vrft.policy.image_size import AREA_EDGES, AREA_PROCESSORS, ImageLimits, is_a, limited_fields
+from vrft.policy.pretrained import TRUST_REMOTE_CODE_HINT
+from vrft.policy.processor import load_processor
 from vrft.rollout.base import RolloutEngine
 from vrft.rollout.vllm.engine import VLLMServer
+from vrft.utils.hub import loading
 
 SECURITY_NOTE = """\
 # The server loads weights and files on request: whoever can reach its port controls it. Let nobody else reach it."""
@@ -58,10 +63,7 @@ def server_flags(policy: Policy) -> list[str]:
     flags += ["--generation-config", "vllm"]  # ignore the sampling defaults of the checkpoint
     flags += ["--chat-template-content-format", "openai"]
     flags += ["--limit-mm-per-prompt", json.dumps({"image": 1, "video": 0})]
-    limits = {
-        f"{name}_pixels": policy.pixels[edge] for name, edge in (("min", "shortest_edge"), ("max", "longest_edge"))
-    }
-    if given := {name: value for name, value in limits.items() if value is not None}:
+    if given := image_arguments(policy):
         flags += ["--mm-processor-kwargs", json.dumps(given)]
     if policy.trust_remote_code:
         flags.append("--trust-remote-code")
@@ -69,6 +71,20 @@ def server_flags(policy: Policy) -> list[str]:
         return [*flags, "--weight-transfer-config", json.dumps({"backend": "vrft"})]
     flags += ["--enable-lora", "--max-lora-rank", str(lora_rank(policy.lora.r))]
     return flags if policy.lora.target_modules is None else [*flags, "--enable-tower-connector-lora"]
+
+
+def image_arguments(policy: Policy) -> dict[str, Any]:
+    """Return the arguments of the server's image processor that limit images as the policy's does."""
+    if policy.limits == ImageLimits():
+        return {}
+    with loading("model.policy.checkpoint", policy.checkpoint, TRUST_REMOTE_CODE_HINT):
+        image_processor = load_processor(policy.checkpoint, policy.trust_remote_code).image_processor
+    fields = limited_fields(image_processor, policy.limits)
+    if not is_a(image_processor, AREA_PROCESSORS):
+        return fields
+    own, size = dict(image_processor.size), fields["size"]
+    changed = [edge for edge, name in AREA_EDGES.items() if name in policy.limits.pixels or size[edge] != own[edge]]
+    return {AREA_EDGES[edge]: size[edge] for edge in changed}
 
 
 def lora_rank(rank: int) -> int:

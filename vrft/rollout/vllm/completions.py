@@ -98,7 +98,7 @@ class CompletionRequest:
         found_images, expected_images = (ids.count(self.image_token_id) for ids in (found, expected))
         start = next((i for i, (a, b) in enumerate(zip(found, expected, strict=False)) if a != b), len(expected))
         if found_images != expected_images:
-            reason = f"{found_images} image tokens instead of {expected_images}: other min_pixels or max_pixels?"
+            reason = f"{found_images} image tokens instead of {expected_images}: other limits for images?"
         else:
             reason = f"{len(found)} tokens instead of {len(expected)}, from token {start} on: another chat template?"
         raise RolloutRefused(
