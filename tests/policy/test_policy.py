@@ -322,8 +322,6 @@ def test_coordinates_default_to_those_of_the_family(settings: dict[str, Any], fr
     policy = loaded(**settings)
     assert policy.encoder(TASK).frame(FreshScenes(1, 0, 0)[0].image) == frame
     assert policy.family_coordinates == "thousandths"
-    policy.base.config.model_type = "qwen2_5_vl"
-    assert policy.family_coordinates == "pixels"
 
 
 @pytest.mark.parametrize(

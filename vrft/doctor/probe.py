@@ -67,10 +67,11 @@ Reading = Callable[[Box, ProbedSample], Box]
 def check_readings(module: VisionModule, data: VisionData, probe: int, console: Console) -> Iterator[str]:
     """Yield a reading of the data that the model's own boxes fit clearly better than the configured one."""
     policy = module.policy
-    disagrees = policy.coordinates not in (None, policy.family_coordinates)
+    family = policy.family_coordinates
+    disagrees = None not in (family, policy.coordinates) and policy.coordinates != family
     mismatch = (
         f"model.policy.coordinates={policy.coordinates}, but a {policy.base.config.model_type} was trained with "
-        f"{policy.family_coordinates}"
+        f"{family}"
     )
     large = (
         sum(parameter.numel() for parameter in policy.parameters()) > MAX_PARAMETERS_ON_CPU

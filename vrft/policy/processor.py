@@ -18,14 +18,6 @@ from vrft.policy.prompts import Prompt
 from vrft.tasks import Task
 from vrft.types import Frame, PromptBatch, Sample
 
-FAMILY_COORDINATES: dict[str, Coordinates] = {
-    "qwen2_5_vl": "pixels",
-    "llava": "unit",
-    "llava_next": "unit",
-    "llava_onevision": "unit",
-}
-"""Coordinates that a model type was taught for boxes, where not thousandths (Qwen2-VL, Qwen3-VL, InternVL)."""
-
 PROCESSOR_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",

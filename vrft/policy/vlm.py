@@ -13,13 +13,14 @@ from torch import Tensor, nn
 from vrft.boxes import Coordinates
 from vrft.policy.chat_template import check_template
 from vrft.policy.checkpoint import check_hub_config, find_checkpoint
+from vrft.policy.coordinates import FAMILY_COORDINATES, choose_coordinates
 from vrft.policy.decoding_weights import decoding_weights
 from vrft.policy.image_size import ImageLimits, apply_fields, apply_to_config, limited_fields
 from vrft.policy.logprobs import token_log_probs
 from vrft.policy.lora import LoRA, add_adapters, without_adapters
 from vrft.policy.patches import project_patches
 from vrft.policy.pretrained import TRUST_REMOTE_CODE_HINT, load_pretrained, token_ids, vision_parameters
-from vrft.policy.processor import FAMILY_COORDINATES, Encoder, load_processor
+from vrft.policy.processor import Encoder, load_processor
 from vrft.policy.prompts import Prompt, prepare_prompts
 from vrft.policy.sharding import done_on_all_ranks, fsdp_modules, full_state_dict, unshard
 from vrft.policy.texts import completion_texts, completion_token_texts
@@ -72,7 +73,8 @@ class Policy(nn.Module):
             gradient_checkpointing: compute activations again in the backward pass: slower, less memory.
             offload_reference: keep a full reference in CPU memory while it is not used.
             coordinates: coordinates of boxes in prompts and answers: thousandths of the image (Qwen2-VL, Qwen3-VL),
-                pixels of the resized image (Qwen2.5-VL) or unit, 0..1 (LLaVA); default: the model family's.
+                pixels of the resized image (Qwen2.5-VL) or unit, 0..1 (LLaVA); default: the model family's, and
+                thousandths, with a warning, if those are not known.
             trust_remote_code: run Python code that comes with the checkpoint; on the command line only.
         """
         super().__init__()
@@ -138,15 +140,16 @@ class Policy(nn.Module):
         return int(self.base.config.get_text_config().max_position_embeddings)
 
     @property
-    def family_coordinates(self) -> Coordinates:
-        """The coordinates that the checkpoint's family was taught for boxes."""
-        return FAMILY_COORDINATES.get(self.base.config.model_type, "thousandths")
+    def family_coordinates(self) -> Coordinates | None:
+        """The coordinates that the checkpoint's family was taught for boxes, if they are known."""
+        return FAMILY_COORDINATES.get(self.base.config.model_type)
 
     def encoder(self, task: Task) -> Encoder:
         """Return the encoder that turns a task's samples into prompts for this model."""
         if task.system:
             check_template(self.processor, self.checkpoint, system=True)
-        return Encoder(self.processor, task, self.coordinates or self.family_coordinates)
+        coordinates = choose_coordinates(self.coordinates, self.base.config.model_type, self.processor, task)
+        return Encoder(self.processor, task, coordinates)
 
     @torch.no_grad()
     def prepare(self, batch: PromptBatch) -> PromptBatch:

@@ -1,0 +1,47 @@
+"""Coordinates that model families were taught for boxes."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+from vrft.boxes import Coordinates
+from vrft.errors import ConfigurationError
+from vrft.tasks import Task
+
+FAMILY_COORDINATES: dict[str, Coordinates] = {
+    **dict.fromkeys(("qwen2_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe"), "thousandths"),
+    **dict.fromkeys(("qwen3_omni_moe_thinker", "internvl", "glm4v", "glm4v_moe", "glm46v"), "thousandths"),
+    **dict.fromkeys(("qwen2_5_vl", "qwen2_5_omni_thinker"), "pixels"),
+    **dict.fromkeys(("llava", "llava_next", "llava_next_video", "llava_onevision", "vipllava"), "unit"),
+}
+"""Coordinates by model type. Other types were taught none, special tokens, or what their makers do not say."""
+
+
+def choose_coordinates(chosen: Coordinates | None, model_type: str, processor: Any, task: Task) -> Coordinates:
+    """Return the coordinates of boxes in prompts and answers.
+
+    For a family whose coordinates are not known they are thousandths, with a warning if the task asks for boxes.
+
+    Args:
+        chosen: the setting, if it is not the default.
+        model_type: type of the model.
+        processor: processor of the checkpoint.
+        task: words the prompts.
+
+    Raises:
+        ConfigurationError: coordinates are pixels of the resized image, and the processor resizes to no single one.
+    """
+    coordinates = chosen or FAMILY_COORDINATES.get(model_type)
+    if coordinates == "pixels" and "merge_size" not in processor.image_processor.to_dict():
+        raise ConfigurationError(
+            f"model.policy.coordinates: pixels of the resized image are known for Qwen's processors alone, not for "
+            f"{type(processor).__name__}; expected thousandths or unit"
+        )
+    if coordinates is None and "{width}" in task.prompt + task.template:
+        warnings.warn(
+            f"model.policy.coordinates: vrft does not know in which coordinates a {model_type} was taught to give "
+            "boxes, and asks for thousandths; set it to thousandths, unit or pixels",
+            stacklevel=2,
+        )
+    return coordinates or "thousandths"
