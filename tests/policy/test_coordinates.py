@@ -4,14 +4,16 @@ import warnings
 from types import SimpleNamespace
 
 import pytest
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from vrft.boxes import Coordinates
 from vrft.errors import ConfigurationError
 from vrft.policy.coordinates import choose_coordinates
 from vrft.tasks import ClassificationTask, DetectionTask, GroundingTask
 
-QWEN = SimpleNamespace(image_processor=SimpleNamespace(to_dict=lambda: {"merge_size": 2}))
-LLAVA = SimpleNamespace(image_processor=SimpleNamespace(to_dict=dict))
+QWEN = SimpleNamespace(image_processor=Qwen2VLImageProcessorPil())
+LLAVA = SimpleNamespace(image_processor=CLIPImageProcessorPil())
 
 
 @pytest.mark.parametrize(
@@ -46,5 +48,5 @@ def test_no_warning_if_the_setting_is_given_or_there_are_no_boxes() -> None:
 
 
 def test_pixels_of_a_processor_that_resizes_otherwise_are_refused() -> None:
-    with pytest.raises(ConfigurationError, match=r"model\.policy\.coordinates: pixels"):
+    with pytest.raises(ConfigurationError, match=r"model\.policy\.coordinates: CLIPImageProcessor"):
         choose_coordinates("pixels", "llava", LLAVA, DetectionTask())

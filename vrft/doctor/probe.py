@@ -17,6 +17,7 @@ from rich.console import Console
 from vrft.answers import read_boxes, split_blocks
 from vrft.boxes import FRAMES, Box, from_frame, matched_iou
 from vrft.data import RecordData, SolutionData, VisionData
+from vrft.policy.image_size import AREA_PROCESSORS, FRAME_AREA_PROCESSORS, is_a
 from vrft.policy.processor import Encoder
 from vrft.training.module import VisionModule
 from vrft.types import Answer, Frame, Id, Sample
@@ -174,7 +175,7 @@ def readings(processor: object, seen: Sequence[ProbedSample]) -> dict[str, Readi
             found[f"its numbers are {coordinates} (model.policy.coordinates={coordinates})"] = (
                 lambda box, one, frame=frame: from_frame(box, one.sample.size, frame)  # type: ignore[misc]
             )
-    if "merge_size" in processor.image_processor.to_dict():  # type: ignore[attr-defined]
+    if is_a(processor.image_processor, (*AREA_PROCESSORS, *FRAME_AREA_PROCESSORS)):  # type: ignore[attr-defined]
         resized = Encoder(processor, None, "pixels")  # type: ignore[arg-type]
         found["its numbers are pixels of the resized image (model.policy.coordinates=pixels)"] = lambda box, one: (
             from_frame(box, one.sample.size, resized.frame(one.sample.image))

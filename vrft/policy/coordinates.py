@@ -6,7 +6,7 @@ import warnings
 from typing import Any
 
 from vrft.boxes import Coordinates
-from vrft.errors import ConfigurationError
+from vrft.policy.image_size import resized
 from vrft.tasks import Task
 
 FAMILY_COORDINATES: dict[str, Coordinates] = {
@@ -30,14 +30,12 @@ def choose_coordinates(chosen: Coordinates | None, model_type: str, processor: A
         task: words the prompts.
 
     Raises:
-        ConfigurationError: coordinates are pixels of the resized image, and the processor resizes to no single one.
+        ConfigurationError: coordinates are pixels of the resized image, and the processor does not resize it
+            as a whole.
     """
     coordinates = chosen or FAMILY_COORDINATES.get(model_type)
-    if coordinates == "pixels" and "merge_size" not in processor.image_processor.to_dict():
-        raise ConfigurationError(
-            f"model.policy.coordinates: pixels of the resized image are known for Qwen's processors alone, not for "
-            f"{type(processor).__name__}; expected thousandths or unit"
-        )
+    if coordinates == "pixels":
+        resized(processor.image_processor, (100, 100))
     if coordinates is None and "{width}" in task.prompt + task.template:
         warnings.warn(
             f"model.policy.coordinates: vrft does not know in which coordinates a {model_type} was taught to give "
