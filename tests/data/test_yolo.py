@@ -20,10 +20,10 @@ def test_yolo_labels_are_boxes_and_outlines(tmp_path: Path) -> None:
     data = YoloData(str(config))
     train, val = samples_of(data, tmp_path)
     for part, samples in (("train", train), ("val", val)):
-        expected = Counter((i, box.label) for i, boxes in enumerate(drawn(part)) for box in boxes)
+        expected = Counter((str(i), box.label) for i, boxes in enumerate(drawn(part)) for box in boxes)
         assert {(sample.image_id, sample.query): len(sample.target) for sample in samples} == expected
         for sample in samples:
-            true = [box for box in drawn(part)[sample.image_id] if box.label == sample.query]
+            true = [box for box in drawn(part)[int(sample.image_id)] if box.label == sample.query]
             assert_same_boxes(sample.target, true)
     assert list(data.ordered_categories()) == list(formats.COLOURS)
 
@@ -38,7 +38,7 @@ def test_yolo_categories_and_negatives(tmp_path: Path) -> None:
     assert {sample.query for sample in train} == {"red", "green"}
     assert {sample.query for sample in val} == {"red"}
     assert 0 < len(absent) <= len(found)
-    assert 1 not in {sample.image_id for sample in found}
+    assert "1" not in {sample.image_id for sample in found}
     assert all(sample.target for sample in val)
     assert "data.val_categories: 'blu' is not in" in refused(
         lambda **more: YoloData(str(config), val_categories=["blu"], **more), tmp_path
@@ -74,7 +74,7 @@ def test_a_bad_label_is_named_and_its_image_left_out(line: str, said: str, tmp_p
     assert listed.startswith(f"{file}: line 3: ")
     assert said in listed
     train, _ = samples_of(YoloData(str(config), on_bad_record="skip"), tmp_path)
-    assert {sample.image_id for sample in train} == {0, 2, 3}
+    assert {sample.image_id for sample in train} == {"0", "2", "3"}
 
 
 def test_a_repeated_label_counts_once_and_rounding_is_clipped(tmp_path: Path) -> None:

@@ -25,7 +25,8 @@ def samples_of(
 ) -> tuple[Samples, Samples]:
     """Return the training and the held-out samples of a data module."""
     module = SimpleNamespace(task=task or DetectionTask())
-    data.trainer = SimpleNamespace(default_root_dir=str(tmp_path / "run"), lightning_module=module)  # type: ignore[assignment]
+    run = str(tmp_path / "run")
+    data.trainer = SimpleNamespace(default_root_dir=run, lightning_module=module, testing=stage == "test")  # type: ignore[assignment]
     data.setup(stage)
     train = [data.train_set()[i] for i in range(len(data.train_set()))] if stage == "fit" else []
     return train, [data.val_set()[i] for i in range(len(data.val_set()))]

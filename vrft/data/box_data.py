@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from vrft.data.bad_records import BadRecords
 from vrft.data.categories import ANNOTATED, CategoryData
 from vrft.data.files import MAX_COORDINATE, brief, clip_to, is_text, require_folder
+from vrft.data.ground_truth import LabelledImage, file_ids
 from vrft.data.images import BadImage, MissingImage, check_image
 from vrft.data.record import Record, Split
 from vrft.errors import ConfigurationError
@@ -33,7 +34,7 @@ class BoxImage(NamedTuple):
 
 
 class BoxData(CategoryData):
-    """Base class of images with boxes. Images are numbered from 0 in each split, categories from 1 by name."""
+    """Base class of images with boxes. Images have their file names as ids, categories numbers from 1 by name."""
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -57,8 +58,9 @@ class BoxData(CategoryData):
     def _load(self, split: Split) -> tuple[dict[Id, BoxImage], BadRecords]:
         if split not in self._files:
             bad_records = BadRecords()
-            found = enumerate(self.read(split, bad_records))  # an invalid image changes no id
-            self._files[split] = {key: image for key, image in found if image is not None}, bad_records
+            found = [image for image in self.read(split, bad_records) if image is not None]
+            ids = file_ids([image.image for image in found])
+            self._files[split] = dict(zip(ids, found, strict=True)), bad_records
         return self._files[split]
 
     def ordered_categories(self) -> Sequence[str]:
@@ -68,6 +70,15 @@ class BoxData(CategoryData):
 
     def category_ids(self) -> dict[str, Id]:
         return {name: number for number, name in enumerate(self.ordered_categories(), 1)}
+
+    def labelled_images(self) -> list[LabelledImage]:
+        split = self.evaluated_split()
+        evaluated = {record.image_id for record in self.evaluated_set().records}
+        return [
+            LabelledImage(key, str(found.image), found.size, found.boxes)
+            for key, found in self.images(split).items()
+            if split != "train" or key in evaluated
+        ]
 
     def records(self, split: Split, bad_records: BadRecords) -> list[Record]:
         images, bad = self._load(split)

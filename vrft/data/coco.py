@@ -24,7 +24,7 @@ from vrft.data.coco_entries import (
     read_instances,
 )
 from vrft.data.coco_fields import id_order, is_json_id, read_flag, values_reason
-from vrft.data.files import brief, require_file, require_folder
+from vrft.data.files import brief, decode_json, read_bytes, require_file, require_folder
 from vrft.data.record import Record, Split
 from vrft.errors import ConfigurationError
 from vrft.types import Detection, Id
@@ -92,6 +92,19 @@ class CocoData(CategoryData):
         names = {} if self.instances is None else self.instances.names
         return {names[key]: key for key in sorted(names, key=id_order, reverse=True)}  # the first of several ids
 
+    def truth_file(self) -> Path | None:
+        split = self.evaluated_split()
+        return None if split == "train" else self.files[split][0]
+
+    def truth_tables(self) -> dict[str, Any]:
+        """Return the entries of the file that belong to the evaluated images, as they are."""
+        content: dict[str, Any] = decode_json(read_bytes(self.files[self.evaluated_split()][0]), self.encoding)
+        evaluated = {record.image_id for record in self.evaluated_set().records}
+        return content | {
+            "images": [entry for entry in content["images"] if has_id(entry, "id", evaluated)],
+            "annotations": [entry for entry in content["annotations"] if has_id(entry, "image_id", evaluated)],
+        }
+
     def records(self, split: Split, bad_records: BadRecords) -> list[Record]:
         instances = Instances(*self.files[split], bad_records, self.encoding)
         if split == "train" or self.instances is None:  # an evaluation reads the held-out file alone
@@ -114,6 +127,12 @@ class CocoData(CategoryData):
     def absent_record(self, image_id: Id, name: str) -> Record:
         assert self.instances is not None
         return self.instances.record(image_id, name, [])
+
+
+def has_id(entry: Mapping[str, Any], field: str, ids: set[Id]) -> bool:
+    """Return whether an entry, which may be invalid, has one of the ids."""
+    value = entry.get(field)
+    return is_json_id(value) and value in ids
 
 
 class Instances:

@@ -6,6 +6,8 @@ import gc
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
 import torch
 from lightning.pytorch.utilities import rank_zero_info
@@ -14,6 +16,7 @@ from vrft.data.bad_records import BadRecords, OnBadRecord
 from vrft.data.datamodule import VisionData
 from vrft.data.few_shot import choose_shots, record_shots
 from vrft.data.files import UTF8, check_encoding
+from vrft.data.ground_truth import LabelledImage, coco_tables, labelled_images
 from vrft.data.held_out import split_by_image, split_by_shots
 from vrft.data.record import Record, Split, category, content
 from vrft.data.record_checks import (
@@ -112,6 +115,27 @@ class RecordData(VisionData):
     def category_ids(self) -> dict[str, Id]:
         """Return the category ids by name; empty if the data has no ids. Call after `setup`."""
         return {}
+
+    def evaluated_set(self) -> RecordSet:
+        return self.test_set() if self.trainer is not None and self.trainer.testing else self.val_set()
+
+    def evaluated_split(self) -> Split:
+        """Return the split that has the images of the current evaluation; held-out ones may be from "train"."""
+        if self.trainer is not None and self.trainer.testing and self.has_test_split():
+            return "test"
+        return "val" if self.val_fraction is None and self.val_shots is None else "train"
+
+    def labelled_images(self) -> list[LabelledImage]:
+        """Return the evaluated images with all their boxes. Default: the boxes of the questions about them."""
+        return labelled_images(self.evaluated_set().records)
+
+    def truth_file(self) -> Path | None:
+        """Return the COCO or LVIS file of the evaluated images, or None if there is none for them alone."""
+        return None
+
+    def truth_tables(self) -> dict[str, Any]:
+        """Return the ground truth of the evaluated images in COCO's format. Call after `setup`."""
+        return coco_tables(self.labelled_images(), self.category_ids())
 
     def setup(self, stage: str) -> None:
         """Read and check the files. A split that an earlier stage has read is kept."""

@@ -5,10 +5,9 @@ from __future__ import annotations
 import csv
 import hashlib
 from collections.abc import Sequence
-from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from lightning.pytorch.loggers import Logger
@@ -64,7 +63,7 @@ class CocoEvaluator(Evaluator[Row]):
 
     def __init__(
         self,
-        annotations: str,
+        annotations: str | None = None,
         categories: Categories = None,
         images: Literal["all", "asked"] = "all",
         backend: Backend = "hotcoco",
@@ -74,8 +73,9 @@ class CocoEvaluator(Evaluator[Row]):
         """Set the ground truth and the rules.
 
         Args:
-            annotations: instances file of the held-out samples.
-            categories: names of the categories to average over, or a list of `vrft.data.splits`; default: all.
+            annotations: COCO or LVIS file of the held-out samples; default: the boxes that the data itself has.
+            categories: names of the categories to average over, or a list of `vrft.data.splits`; default: all of
+                `annotations`, or without it those that the data asks for.
             images: `all` counts objects in images without questions as missed, `asked` leaves such images out.
             backend: library that computes the numbers.
             convention: `visual_rft` averages LVIS's AP over all ranges of area, as the paper does.
@@ -83,22 +83,42 @@ class CocoEvaluator(Evaluator[Row]):
                 for models that don't state a confidence), or the product of both.
         """
         super().__init__()
-        self.path = Path(annotations)
+        self.annotations = self.path = None if annotations is None else Path(annotations)
         field = f"trainer.callbacks: {type(self).__name__}"
-        self.categories = category_names(categories, f"{field}.categories")
+        self.asked_categories = self.categories = category_names(categories, f"{field}.categories")
         self.images, self.backend, self.convention, self.confidence = images, backend, convention, confidence
         self.field = field
+        self._truth: Truth | None = None
+        self.tables: dict[str, Any] | None = None
         self.queries: str | None = None
         self.curves: Curves | None = None
         self.results: Array = np.zeros((0, COLUMNS))
         self.dropped = 0
 
-    @cached_property
+    @property
     def truth(self) -> Truth:
-        """The annotation file, read on first use, because generated data is written after this object is created."""
-        return Truth.read(self.path, f"{self.field}.annotations", skip_bad=True)
+        """The ground truth. A file is read on first use, because generated data is written after `__init__`."""
+        if self._truth is None:
+            assert self.path is not None
+            self._truth = Truth.read(self.path, f"{self.field}.annotations", skip_bad=True)
+        return self._truth
+
+    def use_boxes_of(self, data: VisionData) -> None:
+        """Take the ground truth and the categories from the data."""
+        if not isinstance(data, RecordData):
+            raise ConfigurationError(f"{self.field}.annotations: {type(data).__name__} has no boxes; expected a file")
+        self.path = data.truth_file()
+        if self.path is None:
+            self.tables = data.truth_tables()
+            self._truth = Truth(self.tables, f"evaluated images of {type(data).__name__}", self.field, skip_bad=True)
+        else:
+            self._truth = Truth.read(self.path, self.field, skip_bad=True, encoding=data.encoding)
+        if isinstance(data, CategoryData) and self.asked_categories is None:
+            self.categories = data.categories["val"]
 
     def check(self, data: VisionData) -> None:
+        if self.annotations is None:
+            self.use_boxes_of(data)
         self.truth.check_names(self.categories or (), f"{self.field}.categories")
         self.queries = data.val_queries if isinstance(data, CategoryData) else None
         averaged = len(self.truth.categories) if self.categories is None else len(self.categories)
@@ -113,8 +133,8 @@ class CocoEvaluator(Evaluator[Row]):
         """Raise ConfigurationError if an image is not in the file."""
         if unknown := sorted(asked - self.truth.image_numbers.keys(), key=id_order):
             raise ConfigurationError(
-                f"{self.field}.annotations: {self.path} has no image {unknown[0]!r}; expected the instances file of "
-                "the held-out samples"
+                f"{self.field}.annotations: {self.truth.source} has no image {unknown[0]!r}; expected the instances "
+                "file of the held-out samples"
             )
 
     def row(self, answer: Answer, sample: Sample) -> Row:
@@ -185,10 +205,11 @@ class CocoEvaluator(Evaluator[Row]):
             }
             for image, x, y, w, h, score, category in self.results.tolist()
         ]
-        write_json(folder / f"detections_{self.path.stem}_vrft_results.json", entries)
+        path = self.write_truth(folder)
+        write_json(folder / f"detections_{path.stem}_vrft_results.json", entries)
         settings = {
-            "annotations": str(self.path),
-            "sha256": hashlib.sha256(self.path.read_bytes()).hexdigest(),
+            "annotations": str(path),
+            "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
             "versions": {name: version(name) for name in ("hotcoco", "torch", "transformers")},
             "format": self.format,
             "convention": self.convention,
@@ -210,6 +231,14 @@ class CocoEvaluator(Evaluator[Row]):
             writer.writerow(["category", "AP"])
             writer.writerows(sorted(self.curves.per_category(self.convention).items()))
         draw_curves(self.curves, folder / f"{self.format}_precision_recall.png")
+
+    def write_truth(self, folder: Path) -> Path:
+        """Return the annotation file. A ground truth that the data has is written beside the evaluations."""
+        if self.path is not None:
+            return self.path
+        path = folder.parent / f"annotations_{folder.name.partition('-')[0]}.json"
+        write_json(path, self.tables)
+        return path
 
     def show(self, loggers: Sequence[Logger], stage: str, folder: Path, step: int) -> None:
         assert self.curves is not None

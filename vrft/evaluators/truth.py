@@ -18,7 +18,7 @@ import msgspec
 from lightning.pytorch.utilities import rank_zero_warn
 
 from vrft.data.coco_fields import id_order, is_json_id, read_area, read_flag, values_reason
-from vrft.data.files import brief, decode_json, is_number
+from vrft.data.files import UTF8, brief, decode_json, is_number
 from vrft.errors import ConfigurationError
 from vrft.evaluators.average_precision import BACKENDS, COLUMNS, Array, Backend, Curves, Format
 from vrft.types import Id
@@ -68,9 +68,9 @@ class Truth:
             rank_zero_warn(f"{self.name}: {len(self.bad)} invalid entries are left out: {self.bad[0]}")
 
     @classmethod
-    def read(cls, path: Path, field: str = "annotations", skip_bad: bool = False) -> Truth:
+    def read(cls, path: Path, field: str = "annotations", skip_bad: bool = False, encoding: str = UTF8) -> Truth:
         """Read an annotation file; see the constructor."""
-        return cls(read_content(path, field), str(path), field, skip_bad)
+        return cls(read_content(path, field, encoding), str(path), field, skip_bad)
 
     def _tables(self, content: Any) -> list[list[Any]]:
         tables = content if isinstance(content, dict) else {}
@@ -212,7 +212,7 @@ class Truth:
         return Curves(precision, recall, names, [category.frequency for category in self.categories])
 
 
-def read_content(path: Path, field: str = "annotations") -> Any:
+def read_content(path: Path, field: str, encoding: str) -> Any:
     """Decode a JSON file.
 
     Raises:
@@ -227,7 +227,7 @@ def read_content(path: Path, field: str = "annotations") -> Any:
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         pass  # reads a byte order mark and, unlike msgspec, NaN, which is reported per record
     try:
-        return decode_json(data)
+        return decode_json(data, encoding)
     except ValueError as error:
         raise ConfigurationError(f"{field}: {path} is not a COCO or LVIS annotation file: {error}") from error
 

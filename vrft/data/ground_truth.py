@@ -1,0 +1,80 @@
+"""Held-out images with all their boxes, as tables in COCO's format: the ground truth of data without a COCO file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from vrft.data.record import Record
+from vrft.types import Detection, Id
+
+
+class LabelledImage(NamedTuple):
+    """An image with its boxes. Those in `ignored`, crowds and difficult objects, neither raise nor lower a score."""
+
+    image_id: Id
+    file_name: str
+    size: tuple[int, int]
+    boxes: Sequence[Detection]
+    ignored: Sequence[Detection] = ()
+
+
+def labelled_images(records: Iterable[Record]) -> list[LabelledImage]:
+    """Return the images of records with the boxes of all questions about them."""
+    found: dict[Id, tuple[Record, dict[str, Sequence[Detection]]]] = {}
+    for record in records:
+        _, by_query = found.setdefault(record.image_id, (record, {}))
+        by_query[record.query] = record.target if isinstance(record.target, tuple) else ()
+    return [
+        LabelledImage(key, str(first.image), first.size, [box for boxes in by_query.values() for box in boxes])
+        for key, (first, by_query) in found.items()
+    ]
+
+
+def coco_tables(images: Iterable[LabelledImage], ids: Mapping[str, Id]) -> dict[str, Any]:
+    """Return images and boxes as COCO's tables, in pixels of the original images.
+
+    Args:
+        images: images with their boxes.
+        ids: category ids by name; if empty, categories are numbered from 1 by name.
+    """
+    images = list(images)
+    if not ids:
+        ids = {name: i for i, name in enumerate(sorted({box.label for image in images for box in image.boxes}), 1)}
+    annotations: list[dict[str, Any]] = []
+    for image in images:
+        for box, iscrowd in [(box, 0) for box in image.boxes] + [(box, 1) for box in image.ignored]:
+            x0, y0, x1, y1 = box.box
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": image.image_id,
+                    "category_id": ids[box.label],
+                    "bbox": [x0, y0, x1 - x0, y1 - y0],
+                    "area": (x1 - x0) * (y1 - y0),
+                    "iscrowd": iscrowd,
+                }
+            )
+    return {
+        "images": [
+            {"id": key, "file_name": name, "width": width, "height": height}
+            for key, name, (width, height), *_ in images
+        ],
+        "annotations": annotations,
+        "categories": [{"id": key, "name": name} for name, key in ids.items()],
+    }
+
+
+def file_ids(files: Sequence[Path]) -> list[Id]:
+    """Return an id for each image file: its name without suffix, or its path if names repeat.
+
+    Results files of other detectors name images in the same way.
+    """
+    stems = [file.stem for file in files]
+    if len({*stems}) == len(stems):
+        return [*stems]
+    found: dict[Id, None] = {}
+    for i, file in enumerate(files):
+        found[f"{file.as_posix()} ({i})" if file.as_posix() in found else file.as_posix()] = None
+    return list(found)
