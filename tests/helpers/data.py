@@ -29,7 +29,7 @@ def samples_of(
     data.trainer = SimpleNamespace(default_root_dir=run, lightning_module=module, testing=stage == "test")  # type: ignore[assignment]
     data.setup(stage)
     train = [data.train_set()[i] for i in range(len(data.train_set()))] if stage == "fit" else []
-    return train, [data.val_set()[i] for i in range(len(data.val_set()))]
+    return train, [data.evaluated_set()[i] for i in range(len(data.evaluated_set()))]
 
 
 def said_of(make: Callable[..., RecordData], tmp_path: Path, task: Task | None = None, stage: str = "fit") -> str:

@@ -127,7 +127,7 @@ class CocoEvaluator(Evaluator[Row]):
             f"{self.convention} convention, confidence by {self.confidence}, {self.backend}"
         )
         if isinstance(data, RecordData):
-            self.check_images({record.image_id for record in data.val_set().records})
+            self.check_images({record.image_id for record in data.evaluated_set().records})
 
     def check_images(self, asked: set[Id]) -> None:
         """Raise ConfigurationError if an image is not in the file."""
