@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,31 +18,34 @@ from vrft.evaluators.coco import Row
 from vrft.types import Detection
 
 
-def evaluate(tmp_path: Path, tiny_scenes: list[str], ranks: int, pair: Ranks) -> tuple[dict[str, object], list[str]]:
+@pytest.fixture
+def four_ranks(tmp_path: Path) -> Iterator[Ranks]:
+    ranks = Ranks(tmp_path, 4)
+    yield ranks
+    ranks.stop()
+
+
+def evaluate(tmp_path: Path, tiny_scenes: list[str], ranks: Ranks | None) -> tuple[dict[str, object], list[str]]:
     """Run `validate` on some ranks; return the evaluation's metadata, and its files of results and answers."""
+    count = ranks.count if ranks else 1
     config = f"--config={ROOT}/configs/quickstart.yaml"
     command = ["validate", config, *tiny_scenes, "--data.val_size=7", CSV_ONLY, "--data.eval_batch_size=4"]
-    command += [f"--run_dir={tmp_path}/{ranks}", "--trainer.enable_progress_bar=false"]
-    command += ["--trainer.accelerator=cpu", f"--trainer.devices={ranks}"]
-    command += ["--trainer.strategy=ddp"] if ranks > 1 else []
-    if ranks == 1:
-        assert main(command) == 0
-    elif ranks == 2:
-        assert "sync_dist" not in pair.run(command)  # Lightning would warn of values that are not synchronised
+    command += [f"--run_dir={tmp_path}/of-{count}", "--trainer.enable_progress_bar=false"]
+    command += ["--trainer.accelerator=cpu", f"--trainer.devices={count}"]
+    if ranks:
+        # Lightning would warn of values that are not synchronised
+        assert "sync_dist" not in ranks.run([*command, "--trainer.strategy=ddp"])
     else:
-        words, environment = [sys.executable, "-m", "vrft", *command], os.environ | {"OMP_NUM_THREADS": "1"}
-        done = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr[-2000:]
-        assert "sync_dist" not in done.stderr
-    folder = tmp_path / str(ranks) / "evaluation" / "val-0"
+        assert main(command) == 0
+    folder = tmp_path / f"of-{count}" / "evaluation" / "val-0"
     about = json.loads((folder / "coco.meta.json").read_text())
     return about, [(folder / name).read_text() for name in ("detections_val_vrft_results.json", "answers.jsonl")]
 
 
 def test_one_two_and_four_processes_measure_the_same_to_the_last_bit(
-    tmp_path: Path, tiny_scenes: list[str], two_ranks: Ranks
+    tmp_path: Path, tiny_scenes: list[str], two_ranks: Ranks, four_ranks: Ranks
 ) -> None:
-    alone, files = evaluate(tmp_path, tiny_scenes, 1, two_ranks)
+    alone, files = evaluate(tmp_path, tiny_scenes, None)
     content = json.loads((tmp_path / "val.json").read_text())
     asked = sorted({(entry["image_id"], entry["category_id"]) for entry in content["annotations"]})
     assert alone["prompts"] == len(asked)
@@ -53,8 +54,8 @@ def test_one_two_and_four_processes_measure_the_same_to_the_last_bit(
     each = -(-len(asked) // 4)
     assert any(asked[start - 1][0] == asked[start][0] for start in range(each, len(asked), each))  # split over ranks
     assert alone["numbers"]["AP"] > 0  # type: ignore[index]
-    for ranks in (2, 4):
-        several, same = evaluate(tmp_path, tiny_scenes, ranks, two_ranks)
+    for ranks in (two_ranks, four_ranks):
+        several, same = evaluate(tmp_path, tiny_scenes, ranks)
         assert several == alone
         assert same == files
 
@@ -82,7 +83,7 @@ def gather_on(rank: int, folder: str) -> None:
 def gathered(tmp_path_factory: pytest.TempPathFactory) -> list[list[dict[str, float]]]:
     """Return the gathered rows of each rank for each case."""
     folder = tmp_path_factory.mktemp("gathered")
-    mp.spawn(gather_on, (str(folder),), 2)
+    mp.start_processes(gather_on, (str(folder),), 2, start_method="forkserver")
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
 
 

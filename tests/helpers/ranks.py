@@ -1,15 +1,13 @@
-"""Processes that torchrun starts once for many commands: a start takes as long as several short runs.
+"""Processes that start once for many commands, with the environment that torchrun gives to its own.
 
-Each process runs `python -m tests.helpers.ranks FOLDER OWNER`: until the process OWNER ends, it waits for
-`FOLDER/0.json`, `FOLDER/1.json` and so on, runs the command in each and writes exit code and output beside it.
+Each process runs `serve(FOLDER, OWNER)`: until the process OWNER ends, it waits for `FOLDER/0.json`, `FOLDER/1.json`
+and so on, runs the command in each and writes exit code and output beside it.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import signal
-import subprocess
 import sys
 import time
 import traceback
@@ -17,37 +15,36 @@ import warnings
 from pathlib import Path
 
 import psutil
+from lightning.fabric.plugins.environments.lightning import find_free_network_port
 
 from tests.helpers import ROOT
+from tests.helpers.forks import Fork
 
 PATIENCE = 600.0
 """Seconds that a command may take on a busy machine."""
 
 
 class Ranks:
-    """Processes of one torchrun that run commands together; they are replaced after a failed command."""
+    """Processes that run commands together; they are replaced after a failed command."""
 
     def __init__(self, folder: Path, count: int) -> None:
         self.root, self.count, self.number, self.starts = folder, count, 0, 0
-        self.process: subprocess.Popen[bytes] | None = None
+        self.processes: list[Fork] = []
 
     def start(self) -> None:
+        self.stop()
         self.folder, self.number, self.starts = self.root / str(self.starts), 0, self.starts + 1
         self.folder.mkdir()
-        torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={self.count}"]
-        with (self.folder / "torchrun.txt").open("w") as log:
-            self.process = subprocess.Popen(
-                [*torchrun, "-m", "tests.helpers.ranks", str(self.folder), str(os.getpid())],
-                cwd=ROOT,
-                env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
+        together = {"WORLD_SIZE": str(self.count), "LOCAL_WORLD_SIZE": str(self.count), "TORCHELASTIC_RUN_ID": "ranks"}
+        together |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(find_free_network_port())}
+        for rank in map(str, range(self.count)):
+            own = {"RANK": rank, "LOCAL_RANK": rank, "GROUP_RANK": "0"}
+            log = self.folder / f"process-{rank}.txt"
+            self.processes.append(Fork(serve, self.folder, os.getpid(), output=log, **together, **own))
 
     @property
     def alive(self) -> bool:
-        return self.process is not None and self.process.poll() is None
+        return bool(self.processes) and all(process.poll() is None for process in self.processes)
 
     def run(self, command: list[str], cwd: Path = ROOT) -> str:
         """Run a command of vrft on every rank and return the output. Each rank has to end with exit code 0."""
@@ -68,13 +65,13 @@ class Ranks:
         return self.printed(number)
 
     def printed(self, number: int) -> str:
-        files = [self.folder / f"{number}-{rank}.txt" for rank in range(self.count)]
-        return "\n".join(file.read_text() for file in [*files, self.folder / "torchrun.txt"] if file.exists())
+        names = [f"{kind}-{rank}.txt" for kind in (number, "process") for rank in range(self.count)]
+        return "\n".join((self.folder / name).read_text() for name in names if (self.folder / name).exists())
 
     def stop(self) -> None:
-        if self.process is not None and self.alive:
-            os.killpg(self.process.pid, signal.SIGTERM)  # torchrun ends the processes that it has started
-            self.process.wait()
+        for process in self.processes:
+            process.kill()
+        self.processes = []
 
 
 def write(path: Path, text: str) -> None:
@@ -97,7 +94,7 @@ def run(command: list[str]) -> int:
         return 1
 
 
-def serve(folder: Path, owner: int) -> None:
+def serve(folder: Path, owner: int) -> int:
     rank, number = os.environ["RANK"], 0
     while psutil.pid_exists(owner):
         file = folder / f"{number}.json"
@@ -115,7 +112,4 @@ def serve(folder: Path, owner: int) -> None:
         sys.stderr.flush()
         write(folder / f"{number}-{rank}.code", str(code))
         number += 1
-
-
-if __name__ == "__main__":
-    serve(Path(sys.argv[1]), int(sys.argv[2]))
+    return 0

@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import shlex
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +16,8 @@ import pytest
 import torch
 from lightning.pytorch import Callback, Trainer
 
-from tests.helpers import ROOT, Command, callback
+from tests.helpers import Command, callback
+from tests.helpers.forks import fork_vrft
 from tests.helpers.kills import KILLS, STATE, Sends
 from vrft.__main__ import main
 from vrft.callbacks.graceful_stop import GracefulStop
@@ -29,15 +28,14 @@ def test_a_signal_finishes_the_step_saves_and_prints_how_to_resume(
     name: str, whole: Path, like_whole: Command, tmp_path: Path
 ) -> None:
     number = signal.Signals[name]
-    command = [sys.executable, "-m", "vrft", *like_whole()]
-    run = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    run = fork_vrft(like_whole(), tmp_path / "output")
     while not (tmp_path / "run" / "transcripts.jsonl").exists():  # one step is done
         assert run.poll() is None
         time.sleep(0.01)
     run.send_signal(number)
-    output, errors = run.communicate()
-    assert run.returncode == 128 + number, errors
-    assert f"{name}: stopping when this step is done" in errors
+    assert run.wait() == 128 + number
+    output = run.output.read_text()
+    assert f"{name}: stopping when this step is done" in output
     assert f"stopped: {name} after step" in output
     assert not (tmp_path / "run" / "summary.json").exists()
     assert len(list((tmp_path / "run" / "evaluation").iterdir())) == 1  # the base's evaluation
@@ -146,7 +144,8 @@ def test_a_run_killed_while_saving_while_training_and_after_a_step_ends_the_same
         lambda: next(saves("step=6*"), None) is not None,  # the last checkpoint is written, perhaps without its link
     ]
     for instant in instants:
-        assert KILLS.kill_when(KILLS.start(KILLS.continuation(run, command)), instant)
+        process = fork_vrft(KILLS.continuation(run, command), tmp_path / "output")
+        assert KILLS.kill_when(process, instant), process.output.read_text()
     assert main(KILLS.continuation(run, command)) == 0
     assert KILLS.differences(whole, run) == []
     assert not list(saves("*.partial"))

@@ -5,8 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
-import subprocess
-import sys
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,23 +15,23 @@ import torch
 from lightning.pytorch import Callback
 
 from tests.helpers import CSV_ONLY, ROOT
+from tests.helpers.forks import Fork
 from vrft.__main__ import main
 
-KILLER = """
-import os, signal, sys
-from vrft import RFT
-from vrft.__main__ import main
 
-step = RFT.training_step
+def die_in_step_five(command: list[str]) -> int:
+    """Run a command whose sixth training step kills the process."""
+    from vrft import RFT
 
-def training_step(self, batch, batch_idx):
-    if int(self.steps_done) == 5:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return step(self, batch, batch_idx)
+    step = RFT.training_step
 
-RFT.training_step = training_step
-main(sys.argv[1:])
-"""
+    def training_step(self: RFT, *args: Any) -> Any:
+        if int(self.steps_done) == 5:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return step(self, *args)
+
+    RFT.training_step = training_step  # type: ignore[method-assign]
+    return main(command)
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -48,9 +47,8 @@ def test_killed_run_ends_with_the_same_weights(quick_fit: Callable[..., list[str
     ]
     assert main(quick_fit(*more, f"--run_dir={tmp_path}/whole")) == 0
     killed = quick_fit(*more, f"--run_dir={tmp_path}/killed")
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([sys.executable, "-c", KILLER, *killed], cwd=ROOT, env=environment, capture_output=True)
-    assert done.returncode == -9, done.stderr.decode()[-2000:]
+    process = Fork(die_in_step_five, killed, output=tmp_path / "output")
+    assert process.wait() == -signal.SIGKILL, process.output.read_text()
     assert (tmp_path / "killed" / "checkpoints" / "last.ckpt").exists()
     assert not (tmp_path / "killed" / "summary.json").exists()
     assert main([*killed, "--ckpt_path=last"]) == 0
