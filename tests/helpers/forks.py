@@ -1,0 +1,78 @@
+"""Processes forked from one that has imported vrft: a new interpreter takes longer to start than a short run takes."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from tests.helpers import ROOT
+
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(["vrft.cli.app", "vrft.data", "vrft.rewards", "vrft.rollout", "vrft.tasks", "peft"])
+
+
+class Fork:
+    """A process that calls a function, with its output in a file; the interface is that of `subprocess.Popen`."""
+
+    def __init__(
+        self, function: Callable[..., int], *args: Any, output: Path, cwd: Path = ROOT, **environment: str
+    ) -> None:
+        self.output = output
+        self._process = FORKS.Process(target=_call, args=(function, args, output, cwd, environment))
+        self._process.start()
+
+    @property
+    def pid(self) -> int:
+        assert self._process.pid is not None
+        return self._process.pid
+
+    @property
+    def returncode(self) -> int | None:
+        return self._process.exitcode
+
+    def poll(self) -> int | None:
+        return self.returncode
+
+    def wait(self) -> int | None:
+        self._process.join()
+        return self.returncode
+
+    def send_signal(self, number: int) -> None:
+        os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        """Kill the process and its children."""
+        if self.poll() is None:
+            os.killpg(self.pid, signal.SIGKILL)
+        self.wait()
+
+
+def fork_vrft(command: list[str], output: Path, cwd: Path = ROOT, **environment: str) -> Fork:
+    """Start a command as `python -m vrft` does."""
+    return Fork(_run_vrft, command, output=output, cwd=cwd, **environment)
+
+
+def _run_vrft(command: list[str]) -> int:
+    from vrft.__main__ import main
+
+    return main(command)
+
+
+def _call(
+    function: Callable[..., int], args: tuple[Any, ...], output: Path, cwd: Path, environment: dict[str, str]
+) -> None:
+    os.setsid()  # the process leads a group of its own, so that its children can be killed with it
+    file = os.open(output, os.O_CREAT | os.O_WRONLY | os.O_APPEND)
+    for stream in (1, 2):
+        os.dup2(file, stream)
+    os.environ.update(environment)
+    os.chdir(cwd)
+    code = function(*args)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    sys.exit(code)
