@@ -100,6 +100,12 @@ def run_cli(args: Sequence[str]) -> CommandTrainer:
 class OneLineParser(LightningArgumentParser):
     """Names the wrong field and what was expected in one line, instead of pages of usage."""
 
+    def dump(self, *args: Any, **kwargs: Any) -> str:
+        """Serialize a configuration without validating it again, which takes as long as parsing it."""
+        if "skip_none" in kwargs:  # Lightning uses the deprecated name
+            kwargs["skip_unset"] = kwargs.pop("skip_none")
+        return super().dump(*args, **{"skip_validation": True} | kwargs)
+
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         raise ConfigurationError(shorten(message, [action.dest for action in self._actions]))
 
