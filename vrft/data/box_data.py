@@ -31,6 +31,8 @@ class BoxImage(NamedTuple):
     annotated_size: bool
     """Whether `size` is from the annotations and not from the image."""
     boxes: Sequence[Detection]
+    ignored: Sequence[Detection] = ()
+    """Objects that are not asked about and count neither for nor against an answer."""
 
 
 class BoxData(CategoryData):
@@ -66,7 +68,7 @@ class BoxData(CategoryData):
     def ordered_categories(self) -> Sequence[str]:
         """Return the names in all splits, so that ids are equal whichever of them a command reads."""
         found = (self.images(split).values() for split in self.splits())
-        return sorted({box.label for images in found for image in images for box in image.boxes})
+        return sorted({box.label for images in found for image in images for box in (*image.boxes, *image.ignored)})
 
     def category_ids(self) -> dict[str, Id]:
         return {name: number for number, name in enumerate(self.ordered_categories(), 1)}
@@ -75,7 +77,7 @@ class BoxData(CategoryData):
         split = self.evaluated_split()
         evaluated = {record.image_id for record in self.evaluated_set().records}
         return [
-            LabelledImage(key, str(found.image), found.size, found.boxes)
+            LabelledImage(key, str(found.image), found.size, found.boxes, found.ignored)
             for key, found in self.images(split).items()
             if split != "train" or key in evaluated
         ]
@@ -99,8 +101,8 @@ class BoxData(CategoryData):
     def absent(self, images: set[Id] | None) -> Iterator[tuple[Id, str]]:
         train = self.images("train")
         wanted = self.select("train", self.ordered_categories(), self.source("train"))
-        present = categories_in(train, wanted)
         chosen = [key for key in train if images is None or key in images]
+        present = {key: {box.label for box in (*train[key].boxes, *train[key].ignored)} for key in chosen}
         return ((key, name) for key in chosen for name in wanted if name not in present[key])
 
     def absent_record(self, image_id: Id, name: str) -> Record:
@@ -127,6 +129,8 @@ class Entry(NamedTuple):
     """Width and height, if the file has them."""
     boxes: Sequence[tuple[str, Corners]]
     """Labels with corners in pixels."""
+    ignored: Sequence[tuple[str, Corners]] = ()
+    """Objects marked as difficult."""
 
 
 class AnnotatedData(BoxData):
@@ -194,12 +198,16 @@ class AnnotatedData(BoxData):
         """
 
     def read(self, split: Split, bad_records: BadRecords) -> Iterator[BoxImage | None]:
+        largest: float | None = None
         for entry in self.entries(*self.sources[split], bad_records):
+            for _, corners in (*entry.boxes, *entry.ignored):
+                largest = max(*corners, 0 if largest is None else largest)
             found = None
             try:
                 size = check_image(entry.image) if entry.size is None else entry.size
-                boxes = pixel_boxes(entry.boxes, size)
-                found = BoxImage(entry.image, entry.location, size, entry.size is not None, boxes)
+                boxes, ignored = pixel_boxes(entry.boxes, size), pixel_boxes(entry.ignored, size)
+                found = BoxImage(entry.image, entry.location, size, entry.size is not None, boxes, ignored)
+                bad_records.passed_over["objects marked as difficult"] += len(ignored)
             except MissingImage as error:
                 bad_records.add_missing(entry.location, f"{entry.image}: {error}")
             except BadImage as error:
@@ -207,6 +215,10 @@ class AnnotatedData(BoxData):
             except ValueError as error:
                 bad_records.add(entry.location, str(error))
             yield found
+        if largest is not None and largest <= 1:
+            raise ConfigurationError(
+                f"{self.source(split)}: no coordinate is above {largest}; expected pixels, not fractions of the image"
+            )
 
 
 def pixel_boxes(boxes: Iterable[tuple[str, Corners]], size: tuple[int, int]) -> list[Detection]:

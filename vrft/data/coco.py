@@ -14,6 +14,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from vrft.data.bad_records import BadRecords
 from vrft.data.categories import ANNOTATED, CategoryData
 from vrft.data.coco_entries import (
+    EXPECTED,
     AnnotationEntry,
     CategoryEntry,
     ImageEntry,
@@ -25,6 +26,7 @@ from vrft.data.coco_entries import (
 )
 from vrft.data.coco_fields import id_order, is_json_id, read_flag, values_reason
 from vrft.data.files import brief, decode_json, read_bytes, require_file, require_folder
+from vrft.data.other_formats import refuse_other_format
 from vrft.data.record import Record, Split
 from vrft.errors import ConfigurationError
 from vrft.types import Detection, Id
@@ -76,7 +78,9 @@ class CocoData(CategoryData):
     def check_paths(self) -> None:
         """Raise ConfigurationError if a file or folder is missing."""
         for split, (file, images) in self.files.items():
-            require_file(f"{split}_annotations", file, "a COCO or LVIS instances file")
+            if file.is_dir():
+                refuse_other_format(file, EXPECTED)
+            require_file(f"{split}_annotations", file, EXPECTED)
             require_folder(f"{split}_images", images, "a folder of images")
 
     def has_test_split(self) -> bool:

@@ -11,8 +11,10 @@ import msgspec
 
 from vrft.data.coco_fields import is_json_id
 from vrft.data.files import UTF8, brief, clip_to, decode_json, decode_text, is_number, read_bytes
-from vrft.errors import ConfigurationError
+from vrft.data.other_formats import refuse_other_format
 from vrft.types import Id
+
+EXPECTED = "a COCO or LVIS instances file"
 
 TOLERANCE = 1.0
 """Pixels by which a box may extend beyond its image and is clipped: rounding errors."""
@@ -117,10 +119,10 @@ def read_instances(path: Path, encoding: str = UTF8) -> InstancesFile:
         data = data if encoding == UTF8 else decode_text(data, encoding).encode()
         return msgspec.json.decode(data, type=InstancesFile)
     except (msgspec.ValidationError, RecursionError) as error:
-        raise ConfigurationError(f"{path}: not a COCO or LVIS instances file: {error}") from error
+        refuse_other_format(path, EXPECTED, str(error))
     except (msgspec.DecodeError, UnicodeDecodeError):
         pass  # Python reads NaN and infinities, which are not JSON; they are reported per record
     try:
         return msgspec.convert(decode_json(data), type=InstancesFile)
     except ValueError as error:
-        raise ConfigurationError(f"{path}: not a COCO or LVIS instances file: {error}") from error
+        refuse_other_format(path, EXPECTED, str(error))

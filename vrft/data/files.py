@@ -8,8 +8,10 @@ import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeGuard
+from xml.etree.ElementTree import Element
 
 from vrft.errors import ConfigurationError
+from vrft.utils.xml_text import declared_encoding, decode_xml
 
 MAX_COORDINATE = 1e9
 
@@ -96,6 +98,16 @@ def split_lines(text: str) -> list[str]:
     return re.split(r"\r\n?|\n", text)
 
 
+def endings(path: str) -> list[str]:
+    r"""Return the endings of a path of any system, the longest first, without what leads upwards.
+
+    >>> endings("C:\\set\\train")
+    ['set/train', 'train']
+    """
+    parts = [part for part in re.split(r"[/\\]", path) if part not in ("", ".", "..") and not part.endswith(":")]
+    return ["/".join(parts[i:]) for i in range(len(parts))]
+
+
 def read_lines(path: Path, encoding: str = UTF8) -> Iterator[tuple[str, str]]:
     """Yield the location and the stripped text of each line that is not empty.
 
@@ -113,6 +125,21 @@ def decode_json(text: str | bytes, encoding: str = UTF8) -> Any:
         return json.loads(text if isinstance(text, str) else decode_text(text, encoding))
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
+
+
+def read_xml(path: Path, encoding: str = UTF8) -> Element:
+    """Read XML in the encoding that it declares, unless `encoding` is another one than UTF-8.
+
+    Raises:
+        ConfigurationError: the file can't be read.
+        ValueError: it is not XML.
+    """
+    data = read_bytes(path)
+    declared = declared_encoding(data) if encoding == UTF8 else None
+    try:
+        return decode_xml(decode_text(data, declared or encoding))
+    except LookupError as error:
+        raise ValueError(f"unknown encoding {declared!r}") from error
 
 
 def is_text(value: Any) -> TypeGuard[str]:
@@ -133,6 +160,24 @@ def is_id(value: Any) -> TypeGuard[int]:
 def is_number(value: Any) -> bool:
     """Return whether a value is a number below MAX_COORDINATE in size; not a boolean, NaN or infinity."""
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < MAX_COORDINATE
+
+
+def size_of(width: Any, height: Any) -> tuple[int, int] | None:
+    """Return an annotated size, which may be text; None if the annotations have none (null, empty or 0).
+
+    Raises:
+        ValueError: the size is not two positive whole numbers.
+    """
+    if width in (None, "", 0, "0") and height in (None, "", 0, "0"):
+        return None
+    said = f"expected width and height as whole numbers, got {brief(width)} and {brief(height)}"
+    try:
+        found = float(width), float(height)
+    except (TypeError, ValueError) as error:
+        raise ValueError(said) from error
+    if not all(side.is_integer() and 0 < side < MAX_COORDINATE for side in found):
+        raise ValueError(said)
+    return int(found[0]), int(found[1])
 
 
 def brief(value: Any) -> str:

@@ -13,6 +13,7 @@ from vrft.data.bad_records import BadRecords
 from vrft.data.box_data import BoxData, BoxImage, Corners
 from vrft.data.files import brief, clip_to, decode_text, hull, read_bytes, require_file, split_lines
 from vrft.data.images import BadImage, MissingImage, check_image
+from vrft.data.other_formats import refuse_other_format
 from vrft.data.record import Split
 from vrft.data.yolo_config import KEYS, YoloConfig
 from vrft.errors import ConfigurationError
@@ -47,6 +48,8 @@ class YoloData(BoxData):
         """
         super().__init__(**kwargs)
         self.config, self.four_points = Path(config), four_points
+        if self.config.is_dir() or self.config.suffix.lower() in (".xml", ".json"):
+            refuse_other_format(self.config, "a YOLO data.yaml")
         require_file("config", self.config, "a YOLO data.yaml")
 
     @cached_property

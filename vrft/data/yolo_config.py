@@ -12,7 +12,7 @@ from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_warn
 
-from vrft.data.files import brief, decode_text, is_file_name, is_id, is_text, read_bytes, read_lines
+from vrft.data.files import brief, decode_text, endings, is_file_name, is_id, is_text, read_bytes, read_lines
 from vrft.data.folders import find_images
 from vrft.data.record import Split
 from vrft.errors import ConfigurationError
@@ -106,16 +106,6 @@ class YoloConfig:
             )
         rank_zero_warn(f"{self.path}: {split}: {brief(entry)} does not exist; {found} is read instead")
         return found
-
-
-def endings(path: str) -> list[str]:
-    r"""Return the endings of a path of any system, the longest first, without what leads upwards.
-
-    >>> endings("C:\\set\\train")
-    ['set/train', 'train']
-    """
-    parts = [part for part in re.split(r"[/\\]", path) if part not in ("", ".", "..") and not part.endswith(":")]
-    return ["/".join(parts[i:]) for i in range(len(parts))]
 
 
 def read_names(content: dict[Any, Any]) -> dict[int, str]:

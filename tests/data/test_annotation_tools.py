@@ -1,0 +1,182 @@
+"""Annotations as tools write them: the boxes that were drawn, and errors that name the format and the record."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.helpers import formats
+from tests.helpers.annotation_tools import TOOLS, voc_xml, write, write_voc_folder
+from tests.helpers.data import assert_same_boxes, drawn, samples_of
+from vrft.data import CocoData, CvatData, LabelStudioData, VocData, YoloData
+from vrft.errors import ConfigurationError
+
+
+@pytest.mark.parametrize("tool", TOOLS)
+def test_the_boxes_of_every_tool_are_those_that_were_drawn(tool: str, tmp_path: Path) -> None:
+    train, val = (str(write(tool, tmp_path / part, part)) for part in ("train", "val"))
+    data = TOOLS[tool][0](train, val_annotations=val, test_annotations=val)
+    for part, samples in zip(("train", "val"), samples_of(data, tmp_path), strict=True):
+        true = drawn(part, 2)
+        assert sum(len(sample.target) for sample in samples) == sum(map(len, true))
+        for sample in samples:
+            assert_same_boxes(sample.target, [box for box in true[int(sample.image_id)] if box.label == sample.query])
+    labels = sorted({box.label for part in ("train", "val") for boxes in drawn(part, 2) for box in boxes})
+    assert data.category_ids() == {name: number for number, name in enumerate(labels, 1)}
+    assert data.has_test_split()
+
+
+@pytest.mark.parametrize("tool", TOOLS)
+def test_a_file_of_another_tool_is_named(tool: str, tmp_path: Path) -> None:
+    path = write(tool, tmp_path / "x")
+    with pytest.raises(ConfigurationError) as caught:
+        samples_of(CocoData(str(path), str(tmp_path), val_fraction=0.5), tmp_path)
+    expected = TOOLS[tool][0].__name__
+    assert f"--data={expected}" in str(caught.value)
+    other = LabelStudioData if tool == "cvat" else CvatData
+    with pytest.raises(ConfigurationError, match=f"--data={expected}"):
+        samples_of(other(str(path), val_fraction=0.5), tmp_path)
+
+
+def change_json(file: Path, change: Callable[[Any], Any]) -> None:
+    content = json.loads(file.read_text())
+    file.write_text(json.dumps(change(content) or content))
+
+
+def read(tool: str, path: Path, tmp_path: Path) -> str:
+    """Return the error of reading a file."""
+    with pytest.raises(ConfigurationError) as caught:
+        samples_of(TOOLS[tool][0](str(path), val_fraction=0.5), tmp_path)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("<bndbox>", "<robndbox>", "object 0 (red): a rotated box"),
+        ("<xmin>", "<xmin>x", "object 0 (red): xmin: expected a number, got 'x"),
+        ("<name>red", "<name> ", "box 0: expected a label, got ''"),
+        ("<xmax>", "<xmax>9", "extends beyond its image of 56 x 56"),
+        ("<annotation>", "<!DOCTYPE a [<!ENTITY b 'c'>]><annotation>", "document type"),
+        ("<annotation>", "<!DOCTYPE a SYSTEM 'file:///etc/passwd'><annotation>", "document type"),
+        ("</annotation>", "", "not well-formed XML"),
+        ("<width>56", "<width>80", "is 56 x 56, expected 80 x 56"),
+        ("<filename>0.png", "<filename>none", "x/none: no such image"),
+        ("<name>red", "<name>caf\xe9", "line 15: byte 0xe9 is not utf-8"),
+    ],
+)
+def test_a_bad_voc_file_is_named(old: str, new: str, said: str, tmp_path: Path) -> None:
+    folder = write("voc_folder", tmp_path / "x")
+    file = folder / "0.xml"
+    text = file.read_text().replace(old, new, 1).replace("</bndbox>", "</robndbox>" if "rob" in new else "</bndbox>", 1)
+    file.write_bytes(text.encode("latin-1"))
+    if "none" in new:
+        (folder / "0.png").unlink()
+    message = read("voc", folder, tmp_path)
+    assert f"{file}: " in message
+    assert said in message
+
+
+def test_voc_has_its_own_encoding_and_the_official_files_count_pixels_from_one(tmp_path: Path) -> None:
+    folder = write_voc_folder(tmp_path, formats.scenes("train", 2))
+    text = (folder / "0.xml").read_text().replace("red", "\u8f66")
+    (folder / "0.xml").write_bytes(f"<?xml version='1.0' encoding='gbk'?>{text}".encode("gbk"))
+    box = drawn("train")[1][0]
+    official = voc_xml("1.png", [box]).replace("Unknown", "The VOC2012 Database")
+    (folder / "1.xml").write_text(official)
+    train, val = samples_of(VocData(str(folder), val_annotations=str(folder)), tmp_path)
+    assert "\u8f66" in {sample.query for sample in train}
+    x0, y0, x1, y1 = box.box
+    assert [sample.target[0].box for sample in val if sample.image_id == "1"] == [(x0 - 1, y0 - 1, x1, y1)]
+
+
+def test_difficult_objects_of_voc_are_not_asked_about_and_ignored_in_evaluation(tmp_path: Path) -> None:
+    folder = write("voc_folder", tmp_path / "x")
+    file = folder / "0.xml"
+    file.write_text(file.read_text().replace("<difficult>0", "<difficult>1", 1))
+    data = VocData(str(folder), val_annotations=str(folder), negatives=9.0)
+    train, _ = samples_of(data, tmp_path)
+    first = drawn("train")[0][0]
+    assert (first.label, "0") not in {(sample.query, sample.image_id) for sample in train}
+    truth = data.truth_tables()["annotations"]
+    assert [row["bbox"][:2] for row in truth if row["iscrowd"]] == [pytest.approx(first.box[:2])]
+
+
+BOMB = "<!DOCTYPE z [<!ENTITY a 'aaaaaaaaaa'>" + "".join(
+    f"<!ENTITY {y} '{f'&{x};' * 10}'>" for x, y in zip("abcdefghij", "bcdefghijk", strict=True)
+)
+
+
+@pytest.mark.parametrize("content", [f"{BOMB}]><annotations>&k;</annotations>", "<a>" * 200_000])
+def test_hostile_xml_is_refused_within_limits(content: str, tmp_path: Path) -> None:
+    file = tmp_path / "annotations.xml"
+    file.write_text(content)
+    assert read("cvat", file, tmp_path).startswith(f"{file}: ")
+
+
+@pytest.mark.parametrize(
+    ("tool", "old", "new", "said"),
+    [
+        ("cvat", "<box ", '<box rotation="30" ', "box 0 (red): rotated by 30 degrees"),
+        ("cvat", "<box ", '<points points="1,2" ', "points 0 (red): a shape without a box"),
+        ("cvat", 'xtl="', 'xtl="x', "box 0 (red): xtl: expected a number"),
+        ("cvat", "<image ", "<track/><image ", "tracks of a video"),
+        ("label_studio", '"rotation": 0', '"rotation": 5', "rotated by 5 degrees"),
+        ("label_studio", '"type": "rectanglelabels"', '"type": "brushlabels"', "a region without a box"),
+        ("label_studio", '"was_cancelled": true', '"was_cancelled": false', "2 annotations; expected one"),
+        ("label_studio", '"original_width": 56', '"original_width": null', "expected width and height as whole"),
+        ("label_studio", '"rectanglelabels": ["red"]', '"x2": 1', "a region without a label"),
+        ("via", '"name": "rect"', '"name": "point"', "regions[0]: shape 'point' has no upright box"),
+        ("via", '{"colour": ', '{"a": "b", "colour": ', "data.label_attribute names the category's"),
+        ("csv", ",red,", ",,", "box 0: expected a label"),
+        ("csv", ",red,", ",red,x", "expected corners in pixels, got ['x"),
+        ("csv", "filename,width", "filename,Image Path,width", "columns 'filename' and 'Image Path' mean the same"),
+        ("csv", "xmin", "x_mi", "no column for x0; expected one of xmin, x0, x1, left"),
+    ],
+)
+def test_a_bad_entry_of_a_tool_is_named(tool: str, old: str, new: str, said: str, tmp_path: Path) -> None:
+    file = write(tool, tmp_path / "x")
+    assert old in file.read_text()
+    if old == new:
+        return
+    file.write_text(
+        file.read_text().replace(old, new, 1).replace("</box>", "</points>" if "<points" in new else "</box>", 1)
+    )
+    message = read(tool, file, tmp_path)
+    assert said in message
+    assert str(file) in message
+
+
+@pytest.mark.parametrize("tool", ["labelme", "supervisely"])
+def test_a_bad_shape_in_a_file_per_image_is_named(tool: str, tmp_path: Path) -> None:
+    folder = write(tool, tmp_path / "x")
+    file = next(file for file in sorted(folder.rglob("*.json")) if file.name.startswith("0"))
+    text = file.read_text().replace('"rectangle"', '"point"', 1)
+    file.write_text(text)
+    assert f"{file}: " in read(tool, folder, tmp_path)
+    file.write_text("{")
+    assert f"{file}: " in read(tool, folder, tmp_path)
+
+
+def test_fractions_where_pixels_are_expected_are_refused(tmp_path: Path) -> None:
+    formats.save(formats.scenes("train", 1)[0][0], tmp_path / "a.png")
+    file = tmp_path / "x.csv"
+    file.write_text("image,label,x1,y1,x2,y2\na.png,cat,.1,.1,.5,.6\n")
+    assert "no coordinate is above 0.6; expected pixels" in read("csv", file, tmp_path)
+
+
+def test_missing_paths_and_formats_without_a_reader_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match=r"data\.train_annotations: no such file or folder: none; expected a "):
+        VocData("none", val_fraction=0.5)
+    with pytest.raises(ConfigurationError, match=r"expected either held-out samples or data\.val_fraction"):
+        VocData(str(tmp_path))
+    (tmp_path / "data.yaml").write_text("names: [a]")
+    with pytest.raises(ConfigurationError, match="this is YOLO: --data=YoloData"):
+        samples_of(VocData(str(tmp_path), val_fraction=0.5), tmp_path)
+    write("voc_folder", tmp_path / "x")
+    with pytest.raises(ConfigurationError, match="this is Pascal VOC: --data=VocData"):
+        YoloData(str(tmp_path / "x"))

@@ -1,0 +1,124 @@
+"""Label Studio: a JSON or JSON-MIN export."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, unquote, urlsplit
+
+from vrft.data.bad_records import BadRecords
+from vrft.data.box_data import AnnotatedData, Corners, Entry
+from vrft.data.files import brief, hull, is_number, is_text, size_of
+from vrft.data.image_names import find_image
+from vrft.data.other_formats import load_json, refuse_other_format
+
+SHAPES = ("rectanglelabels", "polygonlabels", "ellipselabels", "rectangle", "polygon", "ellipse", "labels")
+REGIONS = ("keypoint", "brush", "bitmask", "vector", "video")
+"""Beginnings of the types of regions that have no box."""
+
+UPLOAD = re.compile(r"^[0-9a-f]{8}-")
+"""The prefix that Label Studio gives uploaded files."""
+
+PERCENT = 100.0
+
+
+class LabelStudioData(AnnotatedData):
+    """A JSON export of Label Studio with rectangles, polygons or ellipses. Images are in `train_images`.
+
+    Images are found by their file name, also without the prefix of an upload. An image that several people annotated is
+    a bad record.
+    """
+
+    expected = "a JSON export of Label Studio"
+
+    def entries(self, annotations: Path, images: Path | None, bad_records: BadRecords) -> Iterator[Entry]:
+        tasks = load_json(annotations, self.encoding, self.expected)
+        if not isinstance(tasks, list) or not all(isinstance(task, dict) for task in tasks):
+            refuse_other_format(annotations, self.expected)
+        if tasks and not any("data" in task or "image" in task for task in tasks):
+            refuse_other_format(annotations, self.expected)
+        folders = [images] if images is not None else [annotations.parent, annotations.parent / "images"]
+        for i, task in enumerate(tasks):
+            location = f"{annotations}: [{i}] (id {brief(task.get('id'))})"
+            try:
+                regions = regions_of(task)
+                boxes = [box for region in regions for box in boxes_of(region)]
+                yield Entry(image_of(task, folders), location, original_size(regions), boxes)
+            except ValueError as error:
+                bad_records.add(location, str(error))
+
+
+def regions_of(task: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the regions of a task. Raise ValueError if several people annotated it."""
+    if "data" in task:  # JSON; JSON-MIN has the labels beside the image
+        done = [entry for entry in task.get("annotations") or () if not entry.get("was_cancelled")]
+        if len(done) > 1:
+            raise ValueError(f"{len(done)} annotations; expected one")
+        regions = done[0].get("result") if done else []
+    else:
+        lists = [value for value in task.values() if isinstance(value, list)]
+        regions = [region for value in lists for region in value if isinstance(region, dict)]
+    if not isinstance(regions, list) or not all(isinstance(region, dict) for region in regions):
+        raise ValueError(f"result: expected a list of regions, got {brief(regions)}")
+    return regions
+
+
+def boxes_of(region: dict[str, Any]) -> Iterator[tuple[str, Corners]]:
+    """Yield the boxes of a region, one per label; none if the region is a choice, a text or a relation."""
+    value = region.get("value", region)
+    kind = str(region.get("type") or "")
+    if any(kind.startswith(name) for name in REGIONS) or "rle" in value:
+        raise ValueError(f"type {kind}: a region without a box; expected rectangles, polygons or ellipses")
+    labels = next((value[name] for name in SHAPES if isinstance(value.get(name), list)), None)
+    if labels is None:
+        if {"width", "points"} & {*value}:
+            raise ValueError("a region without a label")
+        return
+    size = original_size([region])
+    if size is None:
+        raise ValueError("original_width and original_height: expected the size of the image")
+    try:
+        x0, y0, x1, y1 = _percents(value)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{kind or 'region'}: expected numbers in percent: {brief(str(error))}") from error
+    corners = (x0 * size[0] / PERCENT, y0 * size[1] / PERCENT, x1 * size[0] / PERCENT, y1 * size[1] / PERCENT)
+    yield from ((str(label), corners) for label in labels)
+
+
+def _percents(value: dict[str, Any]) -> Corners:
+    if value.get("rotation"):
+        raise ValueError(f"rotated by {value['rotation']} degrees, not upright")
+    if "points" in value:
+        return hull((float(x), float(y)) for x, y in value["points"])
+    numbers = [
+        value[name] for name in ("x", "y", *(("radiusX", "radiusY") if "radiusX" in value else ("width", "height")))
+    ]
+    if not all(map(is_number, numbers)):
+        raise ValueError(f"got {brief(numbers)}")
+    x, y, w, h = map(float, numbers)
+    return (x - w, y - h, x + w, y + h) if "radiusX" in value else (x, y, x + w, y + h)
+
+
+def original_size(regions: Sequence[dict[str, Any]]) -> tuple[int, int] | None:
+    """Return the size of the image that a region is relative to, or None if there is none."""
+    if any(region.get("image_rotation") for region in regions):
+        raise ValueError("image_rotation: the image was rotated in Label Studio; rotate the file instead")
+    sizes = (size_of(region.get("original_width"), region.get("original_height")) for region in regions)
+    return next((size for size in sizes if size is not None), None)
+
+
+def image_of(task: dict[str, Any], folders: Sequence[Path]) -> Path:
+    """Return the image of a task, whose address may be an upload, a local file or a URL."""
+    data = task.get("data", task)
+    address = data.get("image") if isinstance(data, dict) else None
+    if address is None and isinstance(data, dict):
+        texts = [value for value in data.values() if is_text(value) and "." in value]
+        address = texts[0] if len(texts) == 1 else None
+    if not is_text(address):
+        raise ValueError(f"image: expected one address of an image, got {brief(address)}")
+    parts = urlsplit(address)
+    path = unquote(parse_qs(parts.query).get("d", [parts.path])[0])
+    found = find_image(path, folders)
+    return found if found.is_file() else find_image(UPLOAD.sub("", found.name), folders)

@@ -1,0 +1,71 @@
+"""LabelMe: a JSON file for each image."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from vrft.data.bad_records import BadRecords
+from vrft.data.box_data import AnnotatedData, Corners, Entry
+from vrft.data.files import brief, decode_json, hull, is_number, read_bytes, size_of
+from vrft.data.folders import find_files
+from vrft.data.image_names import find_image
+from vrft.data.images import image_suffixes
+from vrft.data.other_formats import refuse_other_format
+
+OUTLINES = {"rectangle": 2, "polygon": 3, "linestrip": 2, "line": 2, "mask": 2}
+"""Shapes whose box is that around their points, with the least number of points."""
+
+
+class LabelMeData(AnnotatedData):
+    """A folder of LabelMe's JSON files. Images are where the files say, or in `train_images`."""
+
+    expected = "a folder of LabelMe's JSON files"
+
+    def entries(self, annotations: Path, images: Path | None, bad_records: BadRecords) -> Iterator[Entry]:
+        files = find_files(annotations, {".json"}, bad_records.passed_over, image_suffixes())
+        if not files:
+            refuse_other_format(annotations, self.expected)
+        for file in files:
+            try:
+                content = decode_json(read_bytes(file), self.encoding)
+                if not isinstance(content, dict) or not isinstance(content.get("shapes"), list):
+                    refuse_other_format(file, self.expected)
+                yield read_labelme(file, content, file.parent if images is None else images)
+            except ValueError as error:
+                bad_records.add(str(file), str(error).removeprefix(f"{file}: "))
+
+
+def read_labelme(file: Path, content: dict[str, Any], folder: Path) -> Entry:
+    """Return the content of a file. Raise ValueError if a shape has no box."""
+    boxes = []
+    for i, shape in enumerate(content["shapes"]):
+        if not isinstance(shape, dict):
+            raise ValueError(f"shapes[{i}]: expected an object, got {brief(shape)}")
+        try:
+            boxes.append((shape.get("label", ""), corners_of(shape)))
+        except ValueError as error:
+            raise ValueError(f"shapes[{i}] ({brief(shape.get('label'))}): {error}") from error
+    name = content.get("imagePath") or file.with_suffix(".jpg").name
+    size = size_of(content.get("imageWidth"), content.get("imageHeight"))
+    return Entry(find_image(name, [folder]), str(file), size, boxes)
+
+
+def corners_of(shape: dict[str, Any]) -> Corners:
+    """Return the corners of the box around a shape. Raise ValueError if it is a point or invalid."""
+    kind, points = shape.get("shape_type") or "polygon", shape.get("points")
+    if not isinstance(points, list) or not all(isinstance(p, list) and len(p) == 2 for p in points):
+        raise ValueError(f"points: expected [[x, y], ...], got {brief(points)}")
+    if not all(is_number(value) for point in points for value in point):
+        raise ValueError("points: expected finite numbers")
+    if kind == "circle" and len(points) == 2:
+        (x, y), edge = points
+        radius = math.dist((x, y), edge)
+        return x - radius, y - radius, x + radius, y + radius
+    if kind not in OUTLINES:
+        raise ValueError(f"shape_type {brief(kind)} has no box; expected {', '.join(OUTLINES)} or circle")
+    if len(points) < OUTLINES[kind]:
+        raise ValueError(f"points: expected at least {OUTLINES[kind]} of a {kind}, got {len(points)}")
+    return hull((x, y) for x, y in points)

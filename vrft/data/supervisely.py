@@ -1,0 +1,50 @@
+"""Supervisely: a folder with `ann/` and `img/`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from vrft.data.bad_records import BadRecords
+from vrft.data.box_data import AnnotatedData, Corners, Entry
+from vrft.data.files import brief, hull, is_number, size_of
+from vrft.data.folders import find_files
+from vrft.data.image_names import find_image
+from vrft.data.other_formats import load_json, refuse_other_format
+
+OUTLINES = ("rectangle", "polygon", "line")
+
+
+class SuperviselyData(AnnotatedData):
+    """A dataset folder of a Supervisely project: `ann/x.jpg.json` for each `img/x.jpg`."""
+
+    expected = "a dataset folder of a Supervisely project, with ann/ and img/"
+
+    def entries(self, annotations: Path, images: Path | None, bad_records: BadRecords) -> Iterator[Entry]:
+        folder = annotations / "ann"
+        if not folder.is_dir():
+            refuse_other_format(annotations, self.expected)
+        for file in find_files(folder, {".json"}, bad_records.passed_over):
+            try:
+                content = load_json(file, self.encoding, self.expected)
+                if not isinstance(content, dict) or not isinstance(content.get("objects"), list):
+                    refuse_other_format(file, self.expected)
+                size = content.get("size") or {}
+                boxes = [
+                    (str(item.get("classTitle", "")), _corners(i, item)) for i, item in enumerate(content["objects"])
+                ]
+                image = find_image(file.name.removesuffix(".json"), [annotations / "img" if images is None else images])
+                yield Entry(image, str(file), size_of(size.get("width"), size.get("height")), boxes)
+            except (ValueError, AttributeError) as error:
+                bad_records.add(str(file), str(error).removeprefix(f"{file}: "))
+
+
+def _corners(i: int, item: dict[str, Any]) -> Corners:
+    kind = item.get("geometryType", "polygon")
+    points = item["points"].get("exterior") if isinstance(item.get("points"), dict) else None
+    if kind not in OUTLINES or not isinstance(points, list) or len(points) < 2:
+        raise ValueError(f"objects[{i}]: {brief(kind)} has no box; expected points of {', '.join(OUTLINES)}")
+    if not all(isinstance(p, list) and len(p) == 2 and all(map(is_number, p)) for p in points):
+        raise ValueError(f"objects[{i}]: points: expected [[x, y], ...] in finite numbers")
+    return hull((x, y) for x, y in points)

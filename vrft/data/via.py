@@ -1,0 +1,85 @@
+"""VGG Image Annotator (VIA): a project, or its annotations as JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from vrft.data.bad_records import BadRecords
+from vrft.data.box_data import AnnotatedData, Corners, Entry
+from vrft.data.files import brief, hull, is_number
+from vrft.data.image_names import find_image
+from vrft.data.other_formats import load_json, refuse_other_format
+
+
+class ViaData(AnnotatedData):
+    """A JSON file of VIA 1 or 2. Images are in `train_images`, or beside the file."""
+
+    expected = "a project or a JSON export of VIA"
+
+    def __init__(self, train_annotations: str, label_attribute: str | None = None, **kwargs: Any) -> None:
+        """Set the files, which are read when training starts.
+
+        Args:
+            train_annotations: annotations of the training images.
+            label_attribute: attribute of regions that is their category; default: the only one.
+            kwargs: see `AnnotatedData`.
+        """
+        super().__init__(train_annotations, **kwargs)
+        self.label_attribute = label_attribute
+
+    def entries(self, annotations: Path, images: Path | None, bad_records: BadRecords) -> Iterator[Entry]:
+        content = load_json(annotations, self.encoding, self.expected)
+        content = content.get("_via_img_metadata", content) if isinstance(content, dict) else None
+        if not isinstance(content, dict) or not all(isinstance(v, dict) and "regions" in v for v in content.values()):
+            refuse_other_format(annotations, self.expected)
+        for key, item in content.items():
+            location = f"{annotations}: {brief(key)}"
+            regions = item["regions"]
+            regions = [*regions.values()] if isinstance(regions, dict) else regions
+            try:
+                boxes = [self._box(i, region) for i, region in enumerate(regions)]
+                image = find_image(item.get("filename"), [annotations.parent if images is None else images])
+                yield Entry(image, location, None, boxes)
+            except (ValueError, TypeError, AttributeError) as error:
+                bad_records.add(location, str(error))
+
+    def _box(self, i: int, region: dict[str, Any]) -> tuple[str, Corners]:
+        try:
+            return label_of(region.get("region_attributes") or {}, self.label_attribute), corners_of(
+                region.get("shape_attributes") or {}
+            )
+        except (KeyError, ValueError) as error:
+            raise ValueError(f"regions[{i}]: {error}") from error
+
+
+def label_of(attributes: dict[str, Any], name: str | None) -> str:
+    """Return the category of a region: text, or the only option that is ticked."""
+    if name is None:
+        if len(attributes) != 1:
+            listed = ", ".join(attributes) or "none"
+            raise ValueError(f"expected one attribute, got {listed}; data.label_attribute names the category's")
+        name = next(iter(attributes))
+    value = attributes.get(name)
+    if isinstance(value, dict):
+        ticked = [option for option, on in value.items() if on]
+        value = ticked[0] if len(ticked) == 1 else value
+    if not isinstance(value, str):
+        raise ValueError(f"attribute {name}: expected one category, got {brief(value)}")
+    return value
+
+
+def corners_of(shape: dict[str, Any]) -> Corners:
+    """Return the corners of the box around a shape. Raise ValueError if it has none."""
+    kind = shape.get("name")
+    if kind in ("polygon", "polyline"):
+        return hull(zip(shape["all_points_x"], shape["all_points_y"], strict=True))
+    names = {"rect": ("x", "y", "width", "height"), "circle": ("cx", "cy", "r"), "ellipse": ("cx", "cy", "rx", "ry")}
+    if kind not in names or shape.get("theta"):
+        raise ValueError(f"shape {brief(kind)} has no upright box; expected rect, polygon, polyline, circle or ellipse")
+    numbers = [shape.get(name) for name in names[kind]]
+    if not all(map(is_number, numbers)):
+        raise ValueError(f"{kind}: expected {', '.join(names[kind])} as numbers, got {brief(numbers)}")
+    x, y, w, h = (float(value or 0) for value in [*numbers, numbers[-1]][:4])
+    return (x, y, x + w, y + h) if kind == "rect" else (x - w, y - h, x + w, y + h)

@@ -1,0 +1,118 @@
+"""Pascal VOC: an XML file for each image."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from xml.etree.ElementTree import Element
+
+from vrft.data.bad_records import BadRecords
+from vrft.data.box_data import AnnotatedData, Corners, Entry
+from vrft.data.files import brief, hull, read_lines, read_xml
+from vrft.data.folders import find_files
+from vrft.data.image_names import find_image
+from vrft.data.images import image_suffixes
+from vrft.data.other_formats import refuse_other_format
+from vrft.errors import ConfigurationError
+
+OFFICIAL = re.compile(r"The VOC20\d\d Database", re.I)
+"""Name of the database in the official files, whose pixels count from 1 and include the last one."""
+
+
+class VocData(AnnotatedData):
+    """A folder of XML files, or a list `ImageSets/Main/train.txt` of those in `Annotations/`.
+
+    Images are in `train_images`, or beside the XML files, or in `JPEGImages/` or `images/`. Objects marked as difficult
+    are ignored, as in the VOC challenge. Coordinates are the edges of the box in pixels, as LabelImg, CVAT and Roboflow
+    write them; in the official files, pixels count from 1, and 1 is subtracted from xmin and ymin.
+    """
+
+    expected = "a folder of Pascal VOC XML files, or a list of them such as ImageSets/Main/train.txt"
+
+    def entries(self, annotations: Path, images: Path | None, bad_records: BadRecords) -> Iterator[Entry]:
+        files = self._folder(annotations, bad_records) if annotations.is_dir() else self._listed(annotations)
+        for location, file in files:
+            root = file.parent.parent
+            folders = [file.parent, root / "JPEGImages", root / "images"] if images is None else [images]
+            try:
+                if not file.is_file():
+                    raise ValueError(f"no such file: {file}")
+                yield read_voc(file, folders, self.encoding)
+            except ValueError as error:
+                bad_records.add(location, str(error))
+
+    def _folder(self, folder: Path, bad_records: BadRecords) -> Iterator[tuple[str, Path]]:
+        files = find_files(folder, {".xml"}, bad_records.passed_over, image_suffixes())
+        if not files:
+            refuse_other_format(folder, self.expected)
+        return ((str(file), file) for file in files)
+
+    def _listed(self, file: Path) -> Iterator[tuple[str, Path]]:
+        if file.suffix != ".txt":
+            refuse_other_format(file, self.expected)
+        root = next((folder for folder in file.parents[:4] if (folder / "Annotations").is_dir()), None)
+        if root is None:
+            raise ConfigurationError(f"{file}: no folder Annotations beside or above it; expected {self.expected}")
+        for location, line in read_lines(file, self.encoding):
+            name = line.split()[0]  # lists of a single class have a second column
+            yield location, root / "Annotations" / f"{name}.xml"
+
+
+def read_voc(file: Path, folders: Sequence[Path], encoding: str) -> Entry:
+    """Read the file of one image.
+
+    Args:
+        file: XML file.
+        folders: where the image may be.
+        encoding: encoding of a file that declares none.
+
+    Raises:
+        ValueError: the file is not VOC, or an object has no box.
+    """
+    root = read_xml(file, encoding)
+    if root.tag != "annotation":
+        raise ValueError(f"expected <annotation>, got <{root.tag}>")
+    size = [_number(root, f"size/{side}", default="0") for side in ("width", "height")]
+    shift = 1 if OFFICIAL.match(root.findtext("source/database", "").strip()) else 0
+    boxes: list[tuple[str, Corners]] = []
+    difficult: list[tuple[str, Corners]] = []
+    for i, item in enumerate(root.findall("object")):
+        label = (item.findtext("name") or "").strip()
+        try:
+            x0, y0, x1, y1 = _corners(item)
+        except ValueError as error:
+            raise ValueError(f"object {i} ({label}): {error}") from error
+        kept = difficult if (item.findtext("difficult") or "").strip() == "1" else boxes
+        kept.append((label, (x0 - shift, y0 - shift, x1, y1)))
+    name = (root.findtext("filename") or "").strip() or file.stem
+    image = find_image(name, folders)
+    if not image.is_file():  # often the name in the file is older than that of the file
+        renamed = find_image(file.with_suffix(".jpg").name, folders)
+        image = renamed if renamed.is_file() else image
+    return Entry(image, str(file), (int(size[0]), int(size[1])) if min(size) > 0 else None, boxes, difficult)
+
+
+def _corners(item: Element) -> Corners:
+    if item.find("robndbox") is not None:
+        raise ValueError("a rotated box (robndbox); expected an upright one")
+    box, polygon = item.find("bndbox"), item.find("polygon")
+    if box is not None:
+        x0, y0, x1, y1 = (_number(box, side) for side in ("xmin", "ymin", "xmax", "ymax"))
+        return x0, y0, x1, y1
+    if polygon is None:
+        raise ValueError("expected a bndbox")
+    points: list[tuple[float, float]] = []
+    while polygon.find(f"x{len(points) + 1}") is not None:
+        points.append((_number(polygon, f"x{len(points) + 1}"), _number(polygon, f"y{len(points) + 1}")))
+    if len(points) < 3:
+        raise ValueError(f"a polygon of {len(points)} points; expected at least 3")
+    return hull(points)
+
+
+def _number(element: Element, path: str, default: str = "") -> float:
+    text = (element.findtext(path) or default).strip()
+    try:
+        return float(text)
+    except ValueError as error:
+        raise ValueError(f"{path}: expected a number, got {brief(text)}") from error
