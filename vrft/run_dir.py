@@ -9,6 +9,9 @@ from typing import Protocol
 ANSWERS = "answers.jsonl"
 """Held-out answers in the folder of an evaluation."""
 
+EVALUATOR_WARNINGS = "warnings_{}.json"
+"""A list of an evaluator's warnings in the folder of an evaluation, by the evaluator's class."""
+
 
 class HasRootDir(Protocol):
     """A Lightning Trainer, as far as `RunDir.of` needs it."""

@@ -92,11 +92,11 @@ def test_yolo_questions_ask_for_all_categories_or_by_a_map(tmp_path: Path) -> No
     config = str(formats.write_yolo(tmp_path / "x"))
     names = list(formats.COLOURS)[:2]
     everything = held_out(YoloData(config, val_queries="all", categories=names), tmp_path)
-    assert pairs(everything) == [(image, name) for image in range(4) for name in names]
+    assert pairs(everything) == [(str(image), name) for image in range(4) for name in names]
     (tmp_path / "map.json").write_text(json.dumps({"2": names[:1]}))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        assert pairs(held_out(YoloData(config, val_queries=str(tmp_path / "map.json")), tmp_path)) == [(2, names[0])]
+        assert pairs(held_out(YoloData(config, val_queries=str(tmp_path / "map.json")), tmp_path)) == [("2", names[0])]
 
 
 @pytest.mark.parametrize(

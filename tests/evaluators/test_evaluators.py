@@ -227,8 +227,17 @@ def test_confidence_can_be_the_probability_of_a_boxs_tokens() -> None:
     assert with_confidence(answer, "answer") == PAIR
 
 
-def test_tokens_that_do_not_match_the_boxes_give_no_confidence() -> None:
-    answer = spoken("<answer>nothing like it</answer>", {}, *PAIR)
+def test_boxes_without_tokens_of_their_own_share_the_probability_of_the_answer() -> None:
+    answer = spoken("<answer>nothing like it</answer>", {"nothing": -3.0}, *PAIR)
+    shared = math.exp(-3 / len(answer.tokens))
+    assert [box.score for box in with_confidence(answer, "logprob")] == pytest.approx([shared, shared])
+    assert [box.score for box in with_confidence(answer, "product")] == pytest.approx([0.5 * shared, 0.25 * shared])
+    corners = spoken("<answer>(1,2),(30,40)</answer>", {"30": -2.0}, PAIR[0]._replace(score=None))
+    for confidence in ("logprob", "product"):  # a product without a stated confidence is the probability
+        assert with_confidence(corners, confidence)[0].score == pytest.approx(math.exp(-2 / 11))
+
+
+def test_an_answer_without_tokens_has_its_stated_confidences_only() -> None:
+    answer = Answer("", "", PAIR, True)
+    assert with_confidence(answer, "product") == PAIR
     assert [box.score for box in with_confidence(answer, "logprob")] == [None, None]
-    corners = spoken("<answer>(1,2),(30,40)</answer>", {"30": -2.0}, PAIR[0])
-    assert with_confidence(corners, "logprob")[0].score == pytest.approx(math.exp(-2 / 11))

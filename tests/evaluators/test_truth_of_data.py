@@ -138,6 +138,7 @@ def test_a_yolo_run_logs_average_precision(tmp_path: Path, capsys: pytest.Captur
     about = read(folder / "val-0" / "coco.meta.json")
     results = folder / "val-0" / "detections_annotations_val_vrft_results.json"
     truth = folder / "annotations_val.json"
+    assert about["confidence"] == "product"
     assert about["numbers"] == pytest.approx(pycocotools_numbers(read(truth), read(results)), abs=1e-12)
     assert main(["evaluate", f"--annotations={truth}", f"--results={results}", "--format=coco", "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == about["numbers"]

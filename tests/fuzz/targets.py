@@ -48,6 +48,7 @@ WEIGHTS = {
     **dict.fromkeys(("results file", "truth file", "completions to score", "answers of a test"), 6),
     **dict.fromkeys(("report of transcripts.jsonl", "report of evaluation/val-0/answers.jsonl"), 3),
     **dict.fromkeys(("report of warnings.jsonl", "report of summary.json", "report of config.yaml"), 3),
+    "report of evaluation/val-0/warnings_X.json": 3,
     **dict.fromkeys(("report of logs/version_0/metrics.csv", "report of evaluation/val-0/coco_per_category.csv"), 3),
 }
 """Name of each target, and its share of the inputs."""
@@ -277,6 +278,7 @@ def report_targets(folder: Path) -> list[Target]:
         ("summary.json", b'{"base": {"mAP": 0.1}, "tuned": {"mAP": 0.2}, "seconds": 9, "rollouts": 2}', broken_json),
         ("config.yaml", b"seed_everything: !!int 0\ntask: {class_path: !!str T}\nmodel: {a: !!bool no}\n", broken_text),
         ("logs/version_0/metrics.csv", b"step,train/reward,val/coco/AP\n0,,0.1\n0,1.5,\n1,2.5,\n", broken_text),
+        ("evaluation/val-0/warnings_X.json", b'["low", "tied"]', broken_json),
         ("evaluation/val-0/coco_per_category.csv", b'category,AP\ncat,0.5\n"a, b",0.1\n', broken_text),
     ]
 

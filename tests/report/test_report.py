@@ -188,3 +188,13 @@ def test_an_image_with_many_questions_is_shown_once() -> None:
     chosen = choose({}, answers({n: n / 10 for n in range(10)}, images=2))
     assert chosen["worst"] == [0, 1]
     assert chosen["improved"] == []
+
+
+def test_evaluators_warnings_are_shown(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    for step in (2, 40):
+        (run / "evaluation" / f"val-{step}").mkdir(exist_ok=True)
+        (run / "evaluation" / f"val-{step}" / "warnings_CocoEvaluator.json").write_text(f'["tied at {step}"]')
+    _, data = report(run)
+    shown = [(entry["kind"], entry["text"]) for entry in data["warnings"] if "tied" in entry["text"]]
+    assert shown == [("evaluation at step 2", "tied at 2"), ("evaluation at step 40", "tied at 40")]

@@ -40,11 +40,15 @@ def build_parser() -> Parser:
 def main(args: Sequence[str]) -> int:
     """Run the command and return its exit code."""
     arguments = build_parser().parse_args(args)
+    from lightning.pytorch.utilities import rank_zero_warn
+
     from vrft.data.splits import NAMED
     from vrft.evaluators.results import read_results
     from vrft.evaluators.truth import Truth
 
     truth = Truth.read(arguments.annotations)
+    for message in truth.warnings:
+        rank_zero_warn(message)
     results = read_results(arguments.results, truth)
     names = arguments.categories
     if names is not None:

@@ -14,8 +14,9 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from vrft.data.datamodule import VisionData, data_of, module_of
-from vrft.run_dir import RunDir
+from vrft.run_dir import EVALUATOR_WARNINGS, RunDir
 from vrft.types import Answer, Id, PromptBatch, Sample
+from vrft.utils.files import write_json
 
 Row = TypeVar("Row")
 
@@ -30,10 +31,15 @@ class Evaluator(Callback, Generic[Row]):
 
     def __init__(self) -> None:
         self.rows: dict[int, Row] = {}
+        self.warnings: list[str] = []
+        """Warnings of `check` and of the current evaluation, which the report shows."""
+        self.warnings_of_check = 0
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage != "predict":
+            self.warnings = []
             self.check(data_of(trainer))
+            self.warnings_of_check = len(self.warnings)
 
     def check(self, data: VisionData) -> None:
         """Raise ConfigurationError if the held-out samples can't be evaluated. Called once the data is read."""
@@ -61,11 +67,17 @@ class Evaluator(Callback, Generic[Row]):
     def write(self, folder: Path, rows: list[Row]) -> None:
         """Write result files of an evaluation. Called on rank zero, after `scores`."""
 
+    def warn(self, message: str) -> None:
+        """Warn about circumstances that make the scores less meaningful, in the console and in the report."""
+        rank_zero_warn(message)
+        self.warnings.append(message)
+
     def show(self, loggers: Sequence[Logger], stage: str, folder: Path, step: int) -> None:
         """Log tables and pictures of the files in `folder`. `step`: the step of the loggers."""
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.rows = {}
+        del self.warnings[self.warnings_of_check :]
 
     def on_validation_batch_end(
         self,
@@ -90,6 +102,8 @@ class Evaluator(Callback, Generic[Row]):
             folder = evaluation_folder(trainer)
             try:
                 self.write(folder, rows)
+                if self.warnings:
+                    write_json(folder / EVALUATOR_WARNINGS.format(type(self).__name__), self.warnings)
                 self.show(trainer.loggers, stage, folder, module_of(trainer).logged_step)
             except OSError as error:  # the scores are logged all the same
                 rank_zero_warn(f"{folder}: files of this evaluation are missing: {error}")

@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from lightning.pytorch.loggers import Logger
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info
 from PIL import Image
 
 from vrft.boxes import matched_iou
@@ -33,6 +33,7 @@ from vrft.evaluators.average_precision import (
 from vrft.evaluators.base import Evaluator, defined
 from vrft.evaluators.confidence import Confidence, with_confidence
 from vrft.evaluators.curves_picture import draw_curves
+from vrft.evaluators.ties import Keys, tie_key, tied_share, without_ties
 from vrft.evaluators.truth import Truth
 from vrft.loggers import show_picture, show_table
 from vrft.types import Answer, Detection, Id, Sample
@@ -49,6 +50,7 @@ class Row(NamedTuple):
     detections: tuple[Detection, ...]
     iou: float
     valid: bool
+    tie_key: int = 0
 
 
 class CocoEvaluator(Evaluator[Row]):
@@ -68,7 +70,7 @@ class CocoEvaluator(Evaluator[Row]):
         images: Literal["all", "asked"] = "all",
         backend: Backend = "hotcoco",
         convention: Convention = "standard",
-        confidence: Confidence = "answer",
+        confidence: Confidence = "product",
     ) -> None:
         """Set the ground truth and the rules.
 
@@ -79,8 +81,8 @@ class CocoEvaluator(Evaluator[Row]):
             images: `all` counts objects in images without questions as missed, `asked` leaves such images out.
             backend: library that computes the numbers.
             convention: `visual_rft` averages LVIS's AP over all ranges of area, as the paper does.
-            confidence: score of a box: as stated in the answer, the geometric mean of its token probabilities (also
-                for models that don't state a confidence), or the product of both.
+            confidence: score of a box: as stated in the answer, the geometric mean of its token probabilities, or the
+                product of both; without a stated confidence, the product is the probability.
         """
         super().__init__()
         self.annotations = self.path = None if annotations is None else Path(annotations)
@@ -93,7 +95,7 @@ class CocoEvaluator(Evaluator[Row]):
         self.queries: str | None = None
         self.curves: Curves | None = None
         self.results: Array = np.zeros((0, COLUMNS))
-        self.dropped = 0
+        self.dropped, self.tied = 0, 0.0
 
     @property
     def truth(self) -> Truth:
@@ -120,6 +122,8 @@ class CocoEvaluator(Evaluator[Row]):
         if self.annotations is None:
             self.use_boxes_of(data)
         self.truth.check_names(self.categories or (), f"{self.field}.categories")
+        for message in self.truth.warnings:
+            self.warn(message)
         self.queries = data.val_queries if isinstance(data, CategoryData) else None
         averaged = len(self.truth.categories) if self.categories is None else len(self.categories)
         rank_zero_info(
@@ -142,7 +146,7 @@ class CocoEvaluator(Evaluator[Row]):
         detections = with_confidence(answer, self.confidence)
         scores = [1.0 if d.score is None else d.score for d in detections]
         iou = matched_iou([d.box for d in detections], scores, [true.box for true in sample.target])
-        return Row(sample.image_id, detections, iou, answer.valid)
+        return Row(sample.image_id, detections, iou, answer.valid, tie_key(sample) if detections else 0)
 
     def scores(self, rows: list[Row]) -> dict[str, float]:
         return {**defined(self.measure(rows), self.format, UNDEFINED), **plain_scores(rows)}
@@ -154,16 +158,18 @@ class CocoEvaluator(Evaluator[Row]):
         ids = [rows[0].image_id for rows in images]
         rows = [row._replace(image_id=number) for number, group in enumerate(images) for row in group]
         truth = self.truth.resampled(ids)
-        curves = self.compare(truth, table_of(rows, truth)[0], None)
+        curves = self.compare(truth, without_ties(*table_of(rows, truth)[:2]), None)
         return {**defined(curves.numbers(self.format, self.convention), self.format, UNDEFINED), **plain_scores(rows)}
 
     def measure(self, rows: list[Row]) -> dict[str, float]:
         """Compute the benchmark's numbers."""
         asked = {row.image_id for row in rows}
         self.check_images(asked)
-        self.results, self.dropped = table_of(rows, self.truth)
+        table, keys, self.dropped = table_of(rows, self.truth)
+        self.tied = tied_share(table[:, 5])
+        self.results = without_ties(table, keys)
         self.curves = self.compare(self.truth, self.results, asked if self.images == "asked" else None)
-        self.warn(rows)
+        self.check_meaning(rows)
         return self.curves.numbers(self.format, self.convention)
 
     def compare(self, truth: Truth, results: Array, images: set[Id] | None) -> Curves:
@@ -171,24 +177,23 @@ class CocoEvaluator(Evaluator[Row]):
         curves = truth.evaluate(results, self.format, self.backend, images)
         return curves if self.categories is None else curves.select(self.categories)
 
-    def warn(self, rows: list[Row]) -> None:
+    def check_meaning(self, rows: list[Row]) -> None:
         """Warn about circumstances that make the numbers less meaningful."""
         with_boxes = self.truth.images_with(self.categories)
         if self.images == "all" and (left_out := with_boxes.difference(row.image_id for row in rows)):
-            rank_zero_warn(
+            self.warn(
                 f"{self.format}: {len(left_out)} of {len(with_boxes)} images with true boxes were not asked about; "
                 f"their objects count as missed, unless {self.field}.images=asked leaves them out"
             )
         found = [box for row in rows for box in row.detections]
         unscored = sum(box.score is None for box in found)
         if unscored:
-            rank_zero_warn(f"{self.format}: {unscored} of {len(found)} boxes state no confidence and count as 1.0")
-        tied = tied_share(self.results[:, 5])
-        if found and tied > MAX_TIED_SHARE:
-            rank_zero_warn(
-                f"{self.format}: {tied:.0%} of the boxes share their score with others, so that "
-                "average precision depends on the order of the data; "
-                f"{self.field}.confidence=logprob ranks boxes by their token probabilities"
+            self.warn(f"{self.format}: {unscored} of {len(found)} boxes state no confidence and count as 1.0")
+        if found and self.tied > MAX_TIED_SHARE:
+            self.warn(
+                f"{self.format}: {self.tied:.0%} of the boxes share their score with others and are ordered by chance "
+                f"(a hash of the image), which average precision depends on; {self.field}.confidence=product ranks "
+                "them by their token probabilities"
             )
 
     def quality(self, row: Row) -> float:
@@ -222,7 +227,7 @@ class CocoEvaluator(Evaluator[Row]):
             "prompts": len(rows),
             "invalid": sum(not row.valid for row in rows),
             "without_area": self.dropped,
-            "tied_scores": tied_share(self.results[:, 5]),
+            "tied_scores": self.tied,
             "numbers": self.curves.numbers(self.format, self.convention),
         }
         write_json(folder / f"{self.format}.meta.json", settings)
@@ -266,9 +271,12 @@ def plain_scores(rows: Sequence[Row]) -> dict[str, float]:
     }
 
 
-def table_of(rows: Sequence[Row], truth: Truth) -> tuple[Array, int]:
-    """Return boxes with known labels as a table (N, 7), rounded to 0.01 pixels, and the number dropped without area."""
-    found, dropped = [], 0
+def table_of(rows: Sequence[Row], truth: Truth) -> tuple[Array, Keys, int]:
+    """Return boxes with known labels as a table (N, 7), their tie keys (N,) and the number dropped without area.
+
+    Boxes are rounded to 0.01 pixels.
+    """
+    found, keys, dropped = [], [], 0
     for row in rows:
         for (x0, y0, x1, y1), label, score in row.detections:
             bbox = [round(v, 2) for v in (x0, y0, x1 - x0, y1 - y0)]
@@ -279,12 +287,5 @@ def table_of(rows: Sequence[Row], truth: Truth) -> tuple[Array, int]:
                 continue
             number, category = truth.image_numbers[row.image_id], truth.category_numbers[label]
             found.append((number, *bbox, 1.0 if score is None else score, category))
-    return np.array(found, np.float64).reshape(-1, COLUMNS), dropped
-
-
-def tied_share(scores: Array) -> float:
-    """Return the share of scores that occur more than once."""
-    if not scores.size:
-        return 0.0
-    _, counts = np.unique(scores, return_counts=True)
-    return float(counts[counts > 1].sum() / scores.size)
+            keys.append(row.tie_key)
+    return np.array(found, np.float64).reshape(-1, COLUMNS), np.array(keys, np.uint64), dropped

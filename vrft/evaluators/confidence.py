@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 from itertools import accumulate
 from typing import Literal
 
@@ -16,19 +17,26 @@ BOX_TEXT = re.compile(r"\{[^{}]*\}|\([^()]*\)\s*,\s*\([^()]*\)")
 
 
 def with_confidence(answer: Answer, confidence: Confidence) -> tuple[Detection, ...]:
-    """Return the boxes of an answer with scores, None where no confidence is stated or tokens can't be assigned."""
+    """Return the boxes of an answer with scores.
+
+    `logprob` is the probability of a box's tokens, `product` multiplies it by the stated confidence if there is one. A
+    score is None if it would be a confidence that is not stated, or a probability of tokens that are not known.
+    """
     boxes = answer.value if isinstance(answer.value, tuple) else ()
     if confidence == "answer" or not boxes:
         return boxes
+    if not answer.tokens:
+        return boxes if confidence == "product" else tuple(box._replace(score=None) for box in boxes)
     found = token_probabilities(answer)
-    if len(found) != len(boxes):
-        return tuple(box._replace(score=None) for box in boxes)
-    if confidence == "logprob":
-        return tuple(box._replace(score=value) for box, value in zip(boxes, found, strict=True))
-    return tuple(
-        box._replace(score=None if box.score is None else box.score * value)
-        for box, value in zip(boxes, found, strict=True)
-    )
+    if len(found) != len(boxes):  # e.g. a label with braces: the boxes of the answer share its probability
+        found = [mean_probability([log_prob for _, log_prob in answer.tokens])] * len(boxes)
+    stated = [1.0 if confidence == "logprob" or box.score is None else box.score for box in boxes]
+    return tuple(box._replace(score=score * value) for box, score, value in zip(boxes, stated, found, strict=True))
+
+
+def mean_probability(log_probs: Sequence[float]) -> float:
+    """Return the geometric mean of probabilities."""
+    return math.exp(sum(log_probs) / len(log_probs))
 
 
 def token_probabilities(answer: Answer) -> list[float]:
@@ -43,5 +51,5 @@ def token_probabilities(answer: Answer) -> list[float]:
             for start, end, (_, log_prob) in zip(starts, ends, answer.tokens, strict=False)
             if start < item.end() and end > item.start()
         ]
-        found.append(math.exp(sum(inside) / len(inside)))
+        found.append(mean_probability(inside))
     return found

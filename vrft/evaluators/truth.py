@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import msgspec
-from lightning.pytorch.utilities import rank_zero_warn
 
 from vrft.data.coco_fields import id_order, is_json_id, read_area, read_flag, values_reason
 from vrft.data.files import UTF8, brief, decode_json, is_number
@@ -45,13 +44,14 @@ class Truth:
             content: `images`, `annotations` and `categories` of COCO or LVIS.
             source: name of the file, for messages.
             field: setting that names the file, for messages.
-            skip_bad: leave out invalid images and annotations with a warning.
+            skip_bad: leave out invalid images and annotations, which `warnings` counts.
 
         Raises:
             ConfigurationError: the content has another format, or holds an invalid entry.
         """
         self.source, self.name = source, f"{field}: {source}"
         self.bad: list[str] | None = [] if skip_bad else None
+        self.warnings: list[str] = []
         images, annotations, entries = self._tables(content)
         self.categories = self._categories(entries)
         self.category_numbers = {category.name: k for k, category in enumerate(self.categories)}
@@ -65,7 +65,7 @@ class Truth:
             "categories": [{"id": k, "name": category.name} for k, category in enumerate(self.categories)],
         }
         if self.bad:
-            rank_zero_warn(f"{self.name}: {len(self.bad)} invalid entries are left out: {self.bad[0]}")
+            self.warnings.append(f"{self.name}: {len(self.bad)} invalid entries are left out: {self.bad[0]}")
 
     @classmethod
     def read(cls, path: Path, field: str = "annotations", skip_bad: bool = False, encoding: str = UTF8) -> Truth:
@@ -108,7 +108,7 @@ class Truth:
         for category in merged.values():
             if len(category.ids) > 1:
                 ids = ", ".join(map(repr, category.ids))
-                rank_zero_warn(f"{self.name}: {category.name!r} has the ids {ids}; they are one category")
+                self.warnings.append(f"{self.name}: {category.name!r} has the ids {ids}; they are one category")
         return [*merged.values()]
 
     def _images(self, entries: Sequence[Any]) -> dict[Id, tuple[int, dict[str, Any]]]:

@@ -147,7 +147,7 @@ class DuplicateBoxes(Guard):
 
 
 class EqualConfidences(Guard):
-    """Warns if almost all boxes have the same confidence, so that average precision can't rank them."""
+    """Warns if almost all boxes have the same confidence, which then says nothing about them."""
 
     name = "equal_confidences"
 
@@ -166,8 +166,8 @@ class EqualConfidences(Guard):
         if total < MIN_COUNT or same < EQUAL_CONFIDENCE_SHARE * total:
             return None
         return (
-            f"{same / total:.0%} of the last {total} boxes state a confidence of {score:.2f}, so that average "
-            "precision can't rank them; try a DetectionConfidence reward, or the evaluator's confidence=logprob"
+            f"{same / total:.0%} of the last {total} boxes state a confidence of {score:.2f}, which says "
+            "nothing about them; try a DetectionConfidence reward"
         )
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from vrft.report.lines import Fault, Warned, read_lines
 from vrft.report.metrics import Series
-from vrft.run_dir import RunDir
+from vrft.run_dir import EVALUATOR_WARNINGS, RunDir
 from vrft.utils.redact import redact
 from vrft.utils.yaml_text import decode_yaml
 
@@ -143,12 +143,31 @@ def _table(path: Path, problems: list[str]) -> Iterator[tuple[str, float]]:
         problems.append(f"{path.parent.name}/{path.name} can't be read to its end")
 
 
+def read_list_of_texts(path: Path, problems: list[str]) -> list[str]:
+    """Read a JSON list of texts; any other content is a problem."""
+    text = read_text(path, problems)
+    try:
+        content = json.loads(text) if text else []
+    except (ValueError, RecursionError):
+        content = None
+    if not isinstance(content, list) or not all(isinstance(entry, str) for entry in content):
+        problems.append(f"{path.parent.name}/{path.name} can't be read")
+        return []
+    return content
+
+
 def read_warnings(run: RunDir, problems: list[str]) -> list[dict[str, Any]]:
-    """Return warnings of guards, completions of skipped steps and skipped records."""
+    """Return warnings of guards and evaluators, completions of skipped steps and skipped records."""
     found = [
         {"kind": warned.guard, "rollout": warned.rollout, "text": warned.message}
         for warned in read_lines(run.warnings, Warned, problems)
     ]
+    for step, folder in run.evaluations_by_step():
+        for path in sorted(folder.glob(EVALUATOR_WARNINGS.format("*"))):
+            messages = read_list_of_texts(path, problems)
+            found += [
+                {"kind": f"evaluation at step {step}", "rollout": None, "text": text[:500]} for text in messages[:20]
+            ]
     left_out = read_text(run.bad_records, problems).splitlines()
     found += [{"kind": "bad record", "rollout": None, "text": line[:500]} for line in left_out[:MAX_WARNINGS]]
     faults = [fault for path in run.faults_files() for fault in read_lines(path, Fault, problems)]
