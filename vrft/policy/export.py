@@ -70,6 +70,7 @@ def export_policy(
     advance(2)
     if not adapter_alone:
         model.generation_config = generation
+        keep_published_layout(model)
         precise = torch.promote_types(config.dtype or torch.float32, policy.dtype)
         model.to(dtype or precise).save_pretrained(folder)
     advance(3)
@@ -96,6 +97,21 @@ def fill(model: nn.Module, weights: Mapping[str, Tensor], frozen: set[nn.Paramet
         raise ConfigurationError(f"ckpt: made with other model settings: {error}") from error
     if unexpected:
         raise ConfigurationError(f"ckpt: made with other model settings: it has {unexpected[0]!r}")
+
+
+def keep_published_layout(model: PreTrainedModel) -> None:
+    """Let `save_pretrained` transpose the experts of Qwen3-VL-MoE back, as vLLM and transformers 4 read them.
+
+    Loading transposes weights whose shape is not that of the model. Saving reverses that with the same condition, which
+    never holds for the model's own weights.
+    """
+    from transformers.core_model_loading import Transpose, WeightConverter
+
+    for conversion in model._weight_conversions or ():
+        if isinstance(conversion, WeightConverter):
+            for operation in conversion.operations:
+                if isinstance(operation, Transpose):
+                    operation.check_dims = False
 
 
 def greedy_generation(model: PreTrainedModel, tokenizer: object, max_new_tokens: int) -> GenerationConfig:

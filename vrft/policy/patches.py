@@ -1,4 +1,4 @@
-"""Faster embedding of image patches that the processor has already cut out."""
+"""Changes to the modules of some families: faster embedding of patches, and one dtype for text and images."""
 
 from __future__ import annotations
 
@@ -29,3 +29,23 @@ def project_patches(model: PreTrainedModel) -> None:
     for module in model.modules():
         if type(module) is nn.Conv3d and module.kernel_size == module.stride:
             module.__class__ = PatchProjection
+
+
+class VisionDtypeEmbedding(nn.Embedding):
+    """A text embedding whose output has the dtype of the vision tower's first layer."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input).to(self.__dict__["vision"].weight.dtype)
+
+
+def match_dtypes(model: PreTrainedModel) -> None:
+    """Let SmolVLM insert images into text of any dtype.
+
+    Its forward converts images to the dtype of its first weight, the vision tower's. Text has another while a tied head
+    decodes in bfloat16, or while frozen layers compute in float32.
+    """
+    if model.config.model_type == "smolvlm":
+        embedding = model.get_input_embeddings()
+        embedding.__class__ = VisionDtypeEmbedding
+        # Not registered as a submodule, which it is already.
+        embedding.__dict__["vision"] = model.base_model.vision_model.embeddings.patch_embedding

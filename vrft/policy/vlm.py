@@ -18,7 +18,7 @@ from vrft.policy.decoding_weights import decoding_weights
 from vrft.policy.image_size import ImageLimits, apply_fields, apply_to_config, limited_fields
 from vrft.policy.logprobs import token_log_probs
 from vrft.policy.lora import LoRA, add_adapters, without_adapters
-from vrft.policy.patches import project_patches
+from vrft.policy.patches import match_dtypes, project_patches
 from vrft.policy.pretrained import TRUST_REMOTE_CODE_HINT, load_pretrained, token_ids, vision_parameters
 from vrft.policy.processor import Encoder, load_processor
 from vrft.policy.prompts import Prompt, prepare_prompts
@@ -105,6 +105,7 @@ class Policy(nn.Module):
         apply_to_config(model.config, fields)
         self.shares_prefixes = share_prefixes(model)
         project_patches(model)
+        match_dtypes(model)
         if self.gradient_checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
         if keep_reference and self.lora is None:
