@@ -51,7 +51,8 @@ def naive_logits(model: PreTrainedModel, prompt: Prompt, completion: Tensor) -> 
     """Return logits (T, V) of one completion (T,) from the model's own forward of text and pixels."""
     rows = with_tokens(prompt, completion[None], torch.ones_like(completion)[None])
     images = {key: value for key, value in prompt.items() if key not in TOKEN_KEYS}
-    return model(**rows, **images, use_cache=False).logits[0, -len(completion) - 1 : -1]
+    kept = len(completion) + 1  # models without `logits_to_keep` ignore it
+    return model(**rows, **images, use_cache=False, logits_to_keep=kept).logits[0, -kept:-1]
 
 
 def naive_log_probs(
