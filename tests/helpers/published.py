@@ -36,7 +36,7 @@ class Form:
         limits: limits of `vrft.Policy` for images in the tests' training step.
         image_tokens: image tokens of a 600 x 400 photo without limits.
         stop: ids that end an answer.
-        coordinates: coordinates of boxes that the family was taught.
+        coordinates: coordinates of boxes that the family was taught, if they are known.
         transposed: published shapes have the last two dimensions of these weights exchanged.
         extra: published weights that the model doesn't have.
     """
@@ -49,7 +49,7 @@ class Form:
     image_tokens: int
     limits: dict[str, int] = field(default_factory=dict)
     renames: tuple[tuple[str, str], ...] = ()
-    coordinates: str = "thousandths"
+    coordinates: str | None = "thousandths"
     transposed: str = "no such weight"
     extra: tuple[str, ...] = ()
     dtype: torch.dtype = torch.bfloat16

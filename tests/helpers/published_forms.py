@@ -236,6 +236,7 @@ def gemma3() -> Form:
         build_tokenizer=gemma,
         stop=[1, 106],
         image_tokens=256,
+        coordinates=None,
         renames=(
             ("^model.language_model", "language_model.model"),
             ("^model.vision_tower", "vision_tower.vision_model"),
@@ -435,6 +436,7 @@ def idefics3() -> Form:
         build_tokenizer=byte_level,
         stop=[100257],
         image_tokens=13 * 64,
+        coordinates=None,
         limits={"max_tiles": 3},  # 1 x 1
     )
 
