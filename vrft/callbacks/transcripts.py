@@ -48,7 +48,13 @@ class Transcripts(Callback):
         samples = scored.samples[: shown // group]
         pictures = [save_thumbnail(sample.image, run.pictures) for sample in samples]
         lines = [
-            row | {"task": task, "image": pictures[n // group], "size": samples[n // group].size}
+            row
+            | {
+                "task": task,
+                "image": pictures[n // group],
+                "size": samples[n // group].size,
+                "frame": scored.batch.frames[n // group],
+            }
             for n, row in enumerate(rows)
         ]
         append_json_lines(run.transcripts, lines)
@@ -74,7 +80,8 @@ def transcript_row(scored: ScoredRollout, rollout: int, n: int) -> dict[str, Any
     """Return completion n of a rollout as plain values; None for rewards that don't apply or are not finite."""
     group = scored.reward.shape[1]
     sample, answer = scored.samples[n // group], scored.answers[n]
-    return {
+    choices = {"metadata": {"choices": sample.metadata["choices"]}} if "choices" in sample.metadata else {}
+    return choices | {
         "rollout": rollout,
         "sample": sample.index,
         "image_id": sample.image_id,

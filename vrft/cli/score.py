@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from vrft.boxes import Coordinates
     from vrft.rewards import Reward
     from vrft.tasks import Task
-    from vrft.types import Answer, Id, Target
+    from vrft.types import Answer, Frame, Id, Target
 
 TASKS = {
     "detection": "DetectionTask",
@@ -31,7 +31,7 @@ MAX_SIDE = 1_000_000  # pixels
 BATCH = 256  # answers that a reward model scores at once
 
 DESCRIPTION = """\
-Scores completions. FILE has a JSON object per line:
+Scores completions. FILE is the transcripts.jsonl of a run, or has a JSON object per line:
   completion   the model's answer
   solution     the right answer in the same format, <answer>[{'Position': [0, 10, 500, 1000]}]</answer>,
                <answer>No Objects</answer>, <answer>(x1,y1),(x2,y2)</answer> or <answer>label</answer>
@@ -158,42 +158,74 @@ def read_records(path: Path, task: Task, coordinates: Coordinates) -> tuple[list
 
 
 def _read_line(location: str, line: str, task: Task, coordinates: Coordinates) -> tuple[Record, Answer]:
-    from vrft.boxes import frame_of
-
-    try:
-        entry = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise ConfigurationError(f"{location}: not JSON: {error}") from error
-    if not isinstance(entry, dict):
-        raise ConfigurationError(f"{location}: expected an object, got {type(entry).__name__}")
-    for key, kind in (("completion", str), ("solution", str), ("query", str), ("metadata", dict)):
-        needed = key in ("completion", "solution")
-        if not isinstance(entry.get(key, None if needed else kind()), kind):
-            raise ConfigurationError(f"{location}: {key}: expected {kind.__name__}, got {entry.get(key)!r}")
-    choices = entry.get("metadata", {}).get("choices", [])
-    if not (isinstance(choices, list) and all(isinstance(choice, str) for choice in choices)):
-        raise ConfigurationError(f"{location}: metadata: choices: expected a list of texts, got {choices!r}")
+    entry = _read_entry(location, line)
     size = _size(location, entry)
-    width, height = size or (1, 1)
-    asked = Record(0, entry.get("query", ""), "", (width, height), entry.get("metadata", {}))
-    frame = frame_of(coordinates, (width, height))
-    target = task.read_solution(entry["solution"], asked, frame)
-    if target is None:
-        raise ConfigurationError(
-            f"{location}: solution: can't be read as {type(task).__name__}: {entry['solution']!r:.300}; expected "
-            f"<answer>{task.form.format()}</answer>"
-        )
+    asked = Record(0, entry.get("query", ""), "", size or (1, 1), entry.get("metadata", {}))
+    frame = _frame(location, entry, asked.size, coordinates)
+    target = _target(location, entry, task, asked, frame)
     if isinstance(target, tuple) and size is None:
         raise ConfigurationError(f"{location}: width and height: expected pixels, got nothing")
     record = asked._replace(target=target)
     return record, task.parse(entry["completion"], record, frame)
 
 
+def _read_entry(location: str, line: str) -> dict[str, Any]:
+    """Return the object of a line, with its texts and metadata checked."""
+    try:
+        entry = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise ConfigurationError(f"{location}: not JSON: {error}") from error
+    if not isinstance(entry, dict):
+        raise ConfigurationError(f"{location}: expected an object, got {type(entry).__name__}")
+    transcript = "target" in entry and "solution" not in entry
+    needed = ("completion",) if transcript else ("completion", "solution")
+    for key, kind in (("completion", str), ("solution", str), ("query", str), ("metadata", dict)):
+        if not isinstance(entry.get(key, None if key in needed else kind()), kind):
+            raise ConfigurationError(f"{location}: {key}: expected {kind.__name__}, got {entry.get(key)!r}")
+    choices = entry.get("metadata", {}).get("choices", [])
+    if not (isinstance(choices, list) and all(isinstance(choice, str) for choice in choices)):
+        raise ConfigurationError(f"{location}: metadata: choices: expected a list of texts, got {choices!r}")
+    return entry
+
+
+def _target(location: str, entry: dict[str, Any], task: Task, asked: Record, frame: Frame) -> Target:
+    """Return the target: that of a transcript as it is, or the solution as the task reads it."""
+    from vrft.cli.transcript_lines import read_target
+
+    if "solution" not in entry:
+        try:
+            return read_target(entry["target"], task)
+        except ValueError as error:
+            raise ConfigurationError(f"{location}: target: {error}") from error
+    target = task.read_solution(entry["solution"], asked, frame)
+    if target is None:
+        raise ConfigurationError(
+            f"{location}: solution: can't be read as {type(task).__name__}: {entry['solution']!r:.300}; expected "
+            f"<answer>{task.form.format()}</answer>"
+        )
+    return target
+
+
+def _frame(location: str, entry: dict[str, Any], size: tuple[int, int], coordinates: Coordinates) -> Frame:
+    """Return the coordinate system of the completion: that of a transcript, or the one that is set."""
+    from vrft.boxes import frame_of
+    from vrft.cli.transcript_lines import read_frame
+
+    if "frame" not in entry:
+        return frame_of(coordinates, size)
+    try:
+        return read_frame(entry["frame"])
+    except ValueError as error:
+        raise ConfigurationError(f"{location}: frame: {error}") from error
+
+
 def _size(location: str, entry: dict[str, Any]) -> tuple[int, int] | None:
-    size = entry.get("width"), entry.get("height")
+    size: Any = entry.get("width"), entry.get("height")
+    if size == (None, None) and isinstance(entry.get("size"), list) and len(entry["size"]) == 2:
+        size = entry["size"][0], entry["size"][1]  # of a transcript
     if size == (None, None):
         return None
     for side in size:
         if not isinstance(side, int) or isinstance(side, bool) or not 0 < side <= MAX_SIDE:
             raise ConfigurationError(f"{location}: width and height: expected pixels, got {size[0]!r} and {size[1]!r}")
-    return entry["width"], entry["height"]
+    return size[0], size[1]
