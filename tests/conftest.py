@@ -11,11 +11,13 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from tests.helpers import ROOT
+from tests.helpers.forks import run_python
 from tests.helpers.ranks import Ranks
 
 TRAINS = {"quick_fit", "like_whole", "command", "runs", "two_ranks", "doctor", "workspace", "photos", "predictor"}
@@ -71,6 +73,12 @@ def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ranks]:
     ranks = Ranks(tmp_path_factory.mktemp("ranks"), 2)
     yield ranks
     ranks.stop()
+
+
+@pytest.fixture
+def _forked_readers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fork the processes that read MATLAB files, which takes a fraction of their start."""
+    monkeypatch.setattr("vrft.data.benchmarks.subprocess", SimpleNamespace(run=run_python))
 
 
 @pytest.fixture

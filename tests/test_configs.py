@@ -31,7 +31,7 @@ LAUNCHED = {"LOCAL_WORLD_SIZE": "4", "GROUP_WORLD_SIZE": "2", "SLURM_NTASKS_PER_
 """Environment of a process that torchrun or SLURM starts on two machines with four GPUs each."""
 
 
-pytestmark = pytest.mark.usefixtures("_no_runs")
+pytestmark = pytest.mark.usefixtures("_no_runs", "_forked_readers")
 
 
 def test_every_fragment_is_named_by_a_config() -> None:

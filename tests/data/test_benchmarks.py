@@ -23,6 +23,8 @@ from vrft.data.benchmarks import FLOWERS
 from vrft.errors import ConfigurationError
 from vrft.tasks import ClassificationTask
 
+pytestmark = pytest.mark.usefixtures("_forked_readers")
+
 BENCHMARKS = [
     pytest.param(FlowersData, formats.write_flowers, ("pink primrose", "hard-leaved pocket orchid"), id="flowers"),
     pytest.param(PetsData, formats.write_pets, ("Abyssinian", "american bulldog"), id="pets"),

@@ -6,14 +6,18 @@ import multiprocessing
 import os
 import signal
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from tests.helpers import ROOT
 
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["vrft.cli.app", "vrft.data", "vrft.rewards", "vrft.rollout", "vrft.tasks", "peft"])
+FORKS.set_forkserver_preload(
+    ["vrft.cli.app", "vrft.data", "vrft.rewards", "vrft.rollout", "vrft.tasks", "peft", "scipy.io"]
+)
 
 
 class Fork:
@@ -50,6 +54,21 @@ class Fork:
         if self.poll() is None:
             os.killpg(self.pid, signal.SIGKILL)
         self.wait()
+
+
+def run_python(command: list[str], **_: object) -> SimpleNamespace:
+    """Run `python -P -c CODE ARGUMENTS` like `subprocess.run`."""
+    with tempfile.TemporaryDirectory() as folder:
+        process = Fork(_run_code, command[command.index("-c") + 1 :], output=Path(folder, "output"))
+        code = process.wait()
+        printed = process.output.read_bytes()
+    return SimpleNamespace(returncode=code, stdout=printed, stderr=printed)
+
+
+def _run_code(words: list[str]) -> int:
+    code, *sys.argv[1:] = words
+    exec(code, {"__name__": "__main__"})
+    return 0
 
 
 def fork_vrft(command: list[str], output: Path, cwd: Path = ROOT, **environment: str) -> Fork:
