@@ -8,19 +8,36 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+import contextlib
+import io
+import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from tests.helpers import ROOT
+from tests.helpers import Command
+from tests.helpers.finished import EVERYTHING, Finished, scene_arguments, short_fit
 from tests.helpers.forks import run_python
 from tests.helpers.ranks import Ranks
+from vrft.__main__ import main
 
-TRAINS = {"quick_fit", "like_whole", "command", "runs", "two_ranks", "doctor", "workspace", "photos", "predictor"}
+TRAINS = {
+    "quick_fit",
+    "like_whole",
+    "command",
+    "runs",
+    "two_ranks",
+    "doctor",
+    "workspace",
+    "photos",
+    "predictor",
+    "finished",
+}
 """Fixtures of slow tests, which make whole runs."""
 
 
@@ -44,27 +61,32 @@ def _one_thread() -> None:
 @pytest.fixture
 def tiny_scenes(tmp_path: Path) -> list[str]:
     """Return arguments for a small scene data set in the test's folder."""
-    return [
-        f"--data.train_annotations={tmp_path}/train.json",
-        f"--data.train_images={tmp_path}/train",
-        f"--data.val_annotations={tmp_path}/val.json",
-        f"--data.val_images={tmp_path}/val",
-        "--data.train_size=12",
-        "--data.val_size=6",
-    ]
+    return scene_arguments(tmp_path)
 
 
 @pytest.fixture
-def quick_fit(tmp_path: Path, tiny_scenes: list[str]) -> Callable[..., list[str]]:
+def quick_fit(tmp_path: Path) -> Command:
     """Return a function that builds the quickstart's command with two steps on twelve scenes, plus more arguments."""
+    return partial(short_fit, tmp_path)
 
-    def command(*more: str) -> list[str]:
-        config = str(ROOT / "configs" / "quickstart.yaml")
-        short = ["--trainer.max_steps=2", "--trainer.val_check_interval=100", "--data.batch_size=2"]
-        short += [f"--run_dir={tmp_path}/run", "--trainer.enable_progress_bar=false"]
-        return ["fit", "--config", config, *tiny_scenes, *short, *more]
 
-    return command
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    """Make a run in `folder/run` with all loggers, transcripts, checkpoints and evaluations, and keep its output."""
+    folder = tmp_path_factory.mktemp("finished")
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        assert main(short_fit(folder, *EVERYTHING)) == 0
+    return Finished(folder, printed.getvalue())
+
+
+@pytest.fixture
+def finished_run(finished: Finished, tmp_path: Path) -> Path:
+    """Copy the finished run and its data to the test's folder, and return the copy."""
+    shutil.copytree(finished.folder, tmp_path, symlinks=True, dirs_exist_ok=True)
+    config = tmp_path / "run" / "config.yaml"
+    config.write_text(config.read_text().replace(str(finished.folder), str(tmp_path)))
+    return tmp_path / "run"
 
 
 @pytest.fixture(scope="session")

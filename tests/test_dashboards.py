@@ -15,6 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from tests.helpers import CSV_ONLY, ROOT, Command
 from tests.helpers.answers import scored_rollout
+from tests.helpers.finished import Finished
 from tests.helpers.wandb_files import history, records
 from vrft.__main__ import main
 from vrft.callbacks.rollout_pictures import group_picture
@@ -58,13 +59,12 @@ def documented() -> set[str]:
     return {name for cell in cells for name in re.findall(r"`([^`]+)`", cell)}
 
 
-def test_all_loggers_together(quick_fit: Command, tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    assert main([*quick_fit(), *fragment("all")]) == 0
+def test_all_loggers_together(finished: Finished) -> None:
+    run = finished.folder / "run"
     names = csv_names(run)
     events = tensorboard(run)
     assert {*events.Tags()["scalars"]} - {"epoch", "hp_metric"} == names
-    assert events.Tags()["images"] == ["val/coco/precision_recall", "rollouts/0", "rollouts/1"]
+    assert events.Tags()["images"] == ["val/coco/precision_recall", *(f"rollouts/{n}" for n in range(4))]
     assert [image.step for image in events.Images("rollouts/0")] == [0, 1]
     assert "val/coco/per_category/text_summary" in events.Tags()["tensors"]
     (file,) = (run / "wandb").glob("offline-run-*/*.wandb")

@@ -15,6 +15,7 @@ import torch
 import yaml
 
 from tests.helpers import CSV_ONLY, ROOT, Command
+from tests.helpers.finished import EVERYTHING, Finished
 from vrft.__main__ import main
 from vrft.callbacks.summary import Summary
 from vrft.run_dir import RunDir
@@ -36,9 +37,8 @@ def test_a_summary_compares_scores_that_both_evaluations_have(tmp_path: Path) ->
     assert written["base"] == {"mAP": 0.1, "reward": 1.0}
 
 
-def test_fit_leaves_everything_in_the_run_folder(quick_fit: Command, tmp_path: Path) -> None:
-    assert main(quick_fit("--data.batch_size=8", "--transcripts.every_n_rollouts=1", "--model.optimizer.lr=0.01")) == 0
-    run = tmp_path / "run"
+def test_fit_leaves_everything_in_the_run_folder(finished: Finished) -> None:
+    run = finished.folder / "run"
     summary = json.loads((run / "summary.json").read_text())
     assert set(summary) == {"base", "tuned", "seconds", "step", "rollouts", "best"}
     assert list(summary["base"]) == list(summary["tuned"]) == ["mAP", "AP50", "mIoU", "valid", "reward"]
@@ -71,8 +71,7 @@ def test_fit_leaves_everything_in_the_run_folder(quick_fit: Command, tmp_path: P
     assert AutoModelForImageTextToText.from_pretrained(run / "export").config.model_type == "qwen2_vl"
 
 
-def test_saved_config_reruns_unchanged_in_a_new_folder(quick_fit: Command, tmp_path: Path) -> None:
-    assert main(quick_fit(CSV_ONLY)) == 0
+def test_saved_config_reruns_unchanged_in_a_new_folder(finished_run: Path, tmp_path: Path) -> None:
     assert main(["fit", "--config", str(tmp_path / "run" / "config.yaml")]) == 0
     first, second = (yaml.safe_load((tmp_path / name / "config.yaml").read_text()) for name in ("run", "run-2"))
     assert second.pop("run_dir") == first.pop("run_dir") + "-2"
@@ -146,10 +145,11 @@ def test_sft_on_the_same_data(tiny_scenes: list[str], tmp_path: Path) -> None:
     assert losses[-1] < losses[0]
 
 
-def test_validate_test_and_predict(quick_fit: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(quick_fit(CSV_ONLY)) == 0
+def test_validate_test_and_predict(
+    quick_fit: Command, finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     tuned = json.loads((tmp_path / "run" / "summary.json").read_text())["tuned"]
-    arguments = [argument for argument in quick_fit(CSV_ONLY)[1:] if "max_steps" not in argument]
+    arguments = [argument for argument in quick_fit(*EVERYTHING, CSV_ONLY)[1:] if "max_steps" not in argument]
     capsys.readouterr()
     for command, key in (("validate", "val/mIoU"), ("test", "test/mIoU")):
         assert main([command, *arguments, "--ckpt_path=last"]) == 0
@@ -274,8 +274,7 @@ def test_fit_help_names_the_fields(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_a_checkpoint_of_other_settings_is_refused(
-    quick_fit: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    quick_fit: Command, finished_run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(quick_fit(CSV_ONLY)) == 0
     assert main(quick_fit(CSV_ONLY, "--ckpt_path=last", "--model.policy.lora.r=4")) == 2
     assert "ckpt_path: made with other model settings" in capsys.readouterr().err

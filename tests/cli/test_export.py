@@ -12,14 +12,12 @@ import torch
 import yaml
 from PIL import Image
 
-from tests.helpers import CSV_ONLY, Command
+from tests.helpers import CSV_ONLY
+from tests.helpers.finished import EVERYTHING, Finished, short_fit
 from vrft.__main__ import main
 from vrft.policy.checkpoint import BUILT_IN
 from vrft.policy.processor import load_processor
 from vrft.report.model_card import code, fenced, write_card
-
-LARGER = ("--model.policy.min_pixels=12544", "--model.policy.max_pixels=12544")  # the processor's default is 3136
-KEEP = ("--checkpoint.every_n_train_steps=1", "--checkpoint.save_top_k=-1")
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
@@ -40,15 +38,21 @@ def answers(model: Any, folder: Path, asked: list[dict[str, Any]], **settings: A
     return found
 
 
+LARGER = ("--model.policy.min_pixels=12544", "--model.policy.max_pixels=12544")  # the processor's default is 3136
+
+
 @pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
 def test_reloading_gives_the_same_greedy_answers(
-    lora: bool, quick_fit: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    lora: bool, request: pytest.FixtureRequest, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from transformers import AutoModelForImageTextToText, GenerationConfig
 
     run = tmp_path / "run"
-    adapters = ["--model.policy.lora.r=4"] if lora else []
-    assert main(quick_fit(CSV_ONLY, *LARGER, *KEEP, *adapters, "--model.optimizer.lr=0.01")) == 0
+    if lora:
+        more = (CSV_ONLY, *LARGER, "--data.batch_size=2", "--trainer.val_check_interval=100", "--model.policy.lora.r=4")
+        assert main(short_fit(tmp_path, *EVERYTHING, *more)) == 0
+    else:
+        request.getfixturevalue("finished_run")
     for name in ("last", "step=1"):
         assert main(["predict", "--config", f"{run}/config.yaml", f"--ckpt_path={run}/checkpoints/{name}.ckpt"]) == 0
         asked = lines(run / "predictions.jsonl")[:5]
@@ -77,8 +81,8 @@ def test_reloading_gives_the_same_greedy_answers(
     assert lines(run / "predictions.jsonl")[:5] == asked  # an exported folder works like a checkpoint
 
 
-def test_fit_leaves_a_card_with_the_numbers_of_the_run(quick_fit: Command, tmp_path: Path) -> None:
-    assert main(quick_fit(CSV_ONLY)) == 0
+def test_fit_leaves_a_card_with_the_numbers_of_the_run(finished: Finished) -> None:
+    tmp_path = finished.folder
     modes = {path.stat().st_mode for path in (tmp_path / "run" / "export").iterdir() if path.is_file()}
     assert len(modes) == 1  # the config and the weights have the same permissions
     card = (tmp_path / "run" / "export" / "README.md").read_text()
@@ -205,9 +209,8 @@ def test_code_of_a_checkpoint_needs_permission_on_the_command_line(
 
 
 def test_a_checkpoint_of_other_settings_is_refused(
-    quick_fit: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(quick_fit(CSV_ONLY, "--trainer.max_steps=1", "--trainer.limit_val_batches=0")) == 0
     path = tmp_path / "run" / "config.yaml"
     content = yaml.safe_load(path.read_text())
     content["model"]["init_args"]["policy"]["init_args"]["lora"] = {"r": 4}

@@ -6,7 +6,6 @@ import contextlib
 import io
 import json
 import random
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +14,8 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from scipy.stats import bootstrap
 
-from tests.helpers import CSV_ONLY
+from tests.helpers import CSV_ONLY, Command
+from tests.helpers.finished import EVERYTHING
 from vrft.__main__ import main
 from vrft.data.scenes import draw_scene, write_coco
 from vrft.evaluators import AccuracyEvaluator, CocoEvaluator
@@ -80,10 +80,9 @@ def test_an_image_that_is_drawn_twice_counts_as_two(tmp_path: Path) -> None:
 
 
 def test_two_checkpoints_are_compared_in_one_table(
-    quick_fit: Callable[..., list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    quick_fit: Command, finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(quick_fit(CSV_ONLY, "--model.optimizer.lr=0.01")) == 0
-    arguments = ["test", *quick_fit(CSV_ONLY)[1:], "--ckpt_path=last", "--against=base", "--resamples=20"]
+    arguments = ["test", *quick_fit(*EVERYTHING, CSV_ONLY)[1:], "--ckpt_path=last", "--against=base", "--resamples=20"]
     assert main(arguments) == 0
     said = capsys.readouterr().out
     assert "the same held-out images, 95% intervals over images" in said

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers import CSV_ONLY, ROOT
+from tests.helpers import ROOT
+from tests.helpers.finished import Finished
 from tests.helpers.run_folders import completion, held_out, report, write_lines, write_run
 from vrft.__main__ import main
 from vrft.report.held_out import choose
@@ -58,13 +59,9 @@ def test_the_command_needs_no_torch(tmp_path: Path) -> None:
     assert not modules & {"torch", "lightning", "transformers", "numpy"}
 
 
-def test_fit_keeps_images_and_answers_and_writes_the_report(
-    quick_fit: Callable[..., list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    more = ("--transcripts.every_n_rollouts=1", "--trainer.val_check_interval=1", "--model.optimizer.lr=0.01")
-    assert main(quick_fit(CSV_ONLY, "--data.batch_size=8", *more)) == 0
-    run = tmp_path / "run"
-    assert f"report: {run / 'report.html'}\n" in capsys.readouterr().out
+def test_fit_keeps_images_and_answers_and_writes_the_report(finished: Finished, finished_run: Path) -> None:
+    assert f"report: {finished.folder / 'run' / 'report.html'}\n" in finished.printed
+    run = finished_run
     _, data = report(run)
     assert [len(group["answers"]) for group in data["groups"]] == [8] * 8
     assert {group["task"] for group in data["groups"]} == {"DetectionTask"}
