@@ -65,13 +65,13 @@ def test_all_loggers_together(finished: Finished) -> None:
     events = tensorboard(run)
     assert {*events.Tags()["scalars"]} - {"epoch", "hp_metric"} == names
     assert events.Tags()["images"] == ["val/coco/precision_recall", *(f"rollouts/{n}" for n in range(4))]
-    assert [image.step for image in events.Images("rollouts/0")] == [0, 1]
+    assert [image.step for image in events.Images("rollouts/0")] == [0, 1, 2]
     assert "val/coco/per_category/text_summary" in events.Tags()["tensors"]
     (file,) = (run / "wandb").glob("offline-run-*/*.wandb")
     logged = history(file)
     assert names <= {name for entry in logged for name in entry}
     steps = {step["trainer/global_step"] for step in logged if "train/reward" in step or "val/reward" in step}
-    assert steps == {0, 1, 2}  # the last evaluation follows both rollouts
+    assert steps == {0, 1, 2, 3}  # the last evaluation follows all rollouts
     assert all("trainer/global_step" in entry for entry in logged)
     summary = [record.metric for record in records(file) if record.WhichOneof("record_type") == "metric"]
     best = {metric.name for metric in summary if metric.summary.max and metric.summary.last}

@@ -63,7 +63,7 @@ def test_reloading_gives_the_same_greedy_answers(
         assert answers(model, folder, asked) == [entry["completion"] for entry in asked]
         card = (folder / "README.md").read_text()
         assert ("| mIoU | 0." in card) == (name == "last")
-        other = "This checkpoint is from step 1; the scores of its run are from step 2."
+        other = "This checkpoint is from step 1; the scores of its run are from step 3."
         assert (other in card) == (name != "last")
     if lora:
         from peft import PeftModel

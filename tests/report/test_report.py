@@ -63,24 +63,24 @@ def test_fit_keeps_images_and_answers_and_writes_the_report(finished: Finished, 
     assert f"report: {finished.folder / 'run' / 'report.html'}\n" in finished.printed
     run = finished_run
     _, data = report(run)
-    assert [len(group["answers"]) for group in data["groups"]] == [8] * 8
+    assert [len(group["answers"]) for group in data["groups"]] == [8] * 12
     assert {group["task"] for group in data["groups"]} == {"DetectionTask"}
     assert all((run / "pictures" / group["image"]).exists() for group in data["groups"])
     assert len(data["held_out"]["answers"]) > 0
     for entry in data["held_out"]["answers"]:
         assert (run / "pictures" / entry["image"]).exists()
         assert entry["first"] is not None
-    answers = [json.loads(line) for line in (run / "evaluation" / "val-2" / "answers.jsonl").read_text().splitlines()]
+    answers = [json.loads(line) for line in (run / "evaluation" / "val-3" / "answers.jsonl").read_text().splitlines()]
     scores = {row["name"]: row for row in data["scores"]}
     mean = sum(answer["score"] for answer in answers) / len(answers)
     assert mean == pytest.approx(scores["mIoU"]["tuned"], abs=1e-5)  # scores per image come from the evaluator
     assert sum(answer["reward"] for answer in answers) / len(answers) == pytest.approx(
         scores["reward"]["tuned"], abs=1e-5
     )
-    assert [point[0] for point in data["series"]["val/reward"]] == [0, 1, 2]  # the base, then after each rollout
-    assert [point[0] for point in data["series"]["train/reward"]] == [1, 2]
+    assert [point[0] for point in data["series"]["val/reward"]] == [0, 2, 3]  # the base, then after rollouts
+    assert [point[0] for point in data["series"]["train/reward"]] == [1, 2, 3]
     assert data["problems"] == []
-    assert data["rollouts"] == 2
+    assert data["rollouts"] == 3
     assert data["ended"]
     for command in ("validate", "test"):  # later evaluations of a checkpoint are neither the base's nor a rollout's
         assert main([command, f"--config={run}/config.yaml", f"--ckpt_path={run}/checkpoints/last.ckpt"]) == 0
