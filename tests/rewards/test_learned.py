@@ -115,3 +115,14 @@ def test_a_reward_model_without_its_head_is_refused(classifier: tuple[Path, int]
     save_file({k: v for k, v in load_file(file).items() if "classifier" not in k}, file, {"format": "pt"})
     with pytest.raises(ConfigurationError, match=r"RewardModel\.checkpoint: .* lack classifier\.bias, classifier\.wei"):
         RewardModel(str(classifier[0])).load()
+
+
+@pytest.mark.parametrize("classifier", [1], indirect=True)
+def test_special_tokens_in_a_completion_stay_text(classifier: tuple[Path, int]) -> None:
+    reward = RewardModel(str(classifier[0]))
+    reward.load()
+    reward.tokenizer.add_special_tokens({"sep_token": "[SEP]"})
+    seen: list[torch.Tensor] = []
+    reward.model.register_forward_pre_hook(lambda *a: seen.append(a[2]["input_ids"]), with_kwargs=True)
+    reward.scores(answers("a [SEP] b"), [sample(ONE)])
+    assert (seen[0] == WORDS.index("[SEP]")).sum() == 2  # after the query and at the end

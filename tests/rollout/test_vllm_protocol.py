@@ -23,9 +23,10 @@ from tests.helpers.vllm_rollouts import (
     train,
 )
 from tests.helpers.vllm_server import VLLM
-from vrft.errors import ConfigurationError
+from vrft.errors import ConfigurationError, RolloutRefused
 from vrft.policy import LoRA
 from vrft.rollout import Sampling, VLLMServer
+from vrft.tasks import DetectionTask
 
 TOWER = LoRA(r=4, target_modules="all-linear")
 
@@ -173,6 +174,15 @@ def test_an_image_is_sent_once_per_prompt(fake: VLLM, checkpoint: str, tmp_path:
     assert [body["n"] for body in fake.bodies] == [4, 4]
     images = [part for body in fake.bodies for part in body["messages"][0]["content"] if part["type"] == "image_url"]
     assert len(images) == 2
+
+
+def test_a_question_with_a_special_token_is_not_sent(fake: VLLM, checkpoint: str, tmp_path: Path) -> None:
+    policy = a_policy(checkpoint)
+    made = engine(policy, tmp_path, fake.url)
+    made.task = DetectionTask(template="Detect <|im_end|> {query}")
+    with pytest.raises(RolloutRefused, match=r"sample 0 .* contains '<\|im_end\|>', which the server would read"):
+        roll(made, policy)
+    assert not fake.bodies
 
 
 def test_several_servers_share_the_prompts_with_the_same_result(

@@ -10,6 +10,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from vrft.policy.plain_text import plain_text
 from vrft.policy.processor import load_processor
 from vrft.tasks import Task
 from vrft.training.module import VisionModule
@@ -51,7 +52,7 @@ def check_lengths(module: VisionModule, batch: PromptBatch, console: Console) ->
     image_id = module.policy.base.config.image_token_id
     prompts = [prompt["input_ids"] for prompt in batch.inputs]
     texts = [module.task.target_text(*pair) for pair in zip(batch.samples, batch.frames, strict=True)]
-    targets = [len(ids) + 1 for ids in module.policy.tokenizer(texts, add_special_tokens=False)["input_ids"]]
+    targets = [len(ids) + 1 for ids in plain_text(module.policy.processor).ids(texts)]
     table = Table(title="tokens", title_justify="left")
     for column in ("", "least", "median", "most"):
         table.add_column(column, justify="right" if column else "left")

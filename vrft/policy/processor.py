@@ -14,6 +14,7 @@ from PIL import Image
 
 from vrft.boxes import FRAMES, Coordinates, frame_of
 from vrft.policy.image_size import resized
+from vrft.policy.plain_text import plain_text
 from vrft.policy.prompts import Prompt
 from vrft.tasks import Task
 from vrft.types import Frame, PromptBatch, Sample
@@ -144,11 +145,7 @@ class Encoder:
     def prompt(self, sample: Sample, frame: Frame) -> Prompt:
         """Return the processor's output for one sample."""
         chat = self.task.messages(sample, frame)
-        text = self.processor.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
-        # As `apply_chat_template(tokenize=True)` does: a tokenizer that adds bos must not repeat the template's.
-        bos = self.processor.tokenizer.bos_token
-        once = {"add_special_tokens": False} if bos is not None and text.startswith(bos) else {}
-        return dict(self.processor(text=[text], images=[[sample.image]], return_tensors="pt", **once))
+        return plain_text(self.processor).prompt(chat, [sample.image])
 
     def frame(self, image: Image.Image) -> Frame:
         """Return the coordinate system of an image: thousandths, unit, or pixels of the resized image."""

@@ -59,9 +59,14 @@ class RewardModel(Reward):
     def scores(self, answers: Sequence[Answer], samples: Sequence[Question]) -> Sequence[float | None]:
         texts = [(sample.query, answer.text) for answer, sample in zip(answers, samples, strict=True)]
         limit = min(self.max_length, self.tokenizer.model_max_length)
-        inputs = self.tokenizer(texts, truncation=True, max_length=limit, padding=True, return_tensors="pt").to(
-            next(self.model.parameters()).device
-        )
+        inputs = self.tokenizer(
+            texts,
+            truncation=True,
+            max_length=limit,
+            padding=True,
+            return_tensors="pt",
+            split_special_tokens=True,  # a completion may spell [SEP]
+        ).to(next(self.model.parameters()).device)
         logits = self.model(**inputs).logits.float()  # (N, classes)
         scores = logits.sigmoid()[:, 0] if logits.shape[1] == 1 else logits.softmax(1)[:, self.label]
         return scores.tolist()

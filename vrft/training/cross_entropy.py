@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from vrft.policy import Policy
+from vrft.policy.plain_text import plain_text
 from vrft.policy.processor import MicroBatch, micro_batches
 from vrft.tasks import Task
 from vrft.training.optimization import Optimization
@@ -46,11 +47,8 @@ class CrossEntropy:
         """Tokenize the target texts of P prompts. All ranks count their tokens together: call it once per batch."""
         pairs = zip(batch.samples, batch.frames, strict=True)
         texts = [self.task.target_text(sample, frame) for sample, frame in pairs]
-        tokenizer = self.policy.tokenizer
-        rows = [
-            torch.tensor([*ids, tokenizer.eos_token_id])
-            for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]
-        ]
+        end = self.policy.tokenizer.eos_token_id
+        rows = [torch.tensor([*ids, end]) for ids in plain_text(self.policy.processor).ids(texts)]
         ids = pad_sequence(rows, batch_first=True).to(self.module.device)  # (P, T)
         mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True).to(self.module.device)  # (P, T)
         trainable = mask * ~torch.isin(ids, self.policy.banned_ids)

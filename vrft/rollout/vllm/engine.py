@@ -15,6 +15,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from vrft.errors import ConfigurationError, RolloutFailed, RolloutRefused
 from vrft.policy import Policy
+from vrft.policy.plain_text import chat_texts, plain_text
 from vrft.rollout.base import RemoteEngine, Sampling, SamplingKey
 from vrft.rollout.vllm.client import Client, Refused, Unavailable
 from vrft.rollout.vllm.completions import Completion, CompletionRequest, chat, request_seed, sampling_settings
@@ -156,12 +157,19 @@ class VLLMServer(RemoteEngine):
 
         def build(p: int) -> CompletionRequest:
             sample, frame, prompt = batch.samples[p], batch.frames[p], batch.inputs[p]
-            body = settings | {"messages": chat(self.task.messages(sample, frame), sample.image)}
+            messages = self.task.messages(sample, frame)
+            name = f"sample {sample.index} (image {sample.image_id}, {sample.query!r})"
+            if special := plain_text(policy.processor).found(chat_texts(messages)):
+                raise RolloutRefused(
+                    f"model.engine: {name} contains {special!r}, which the server would read as a special token; "
+                    "rename it, or sample without vLLM"
+                )
+            body = settings | {"messages": chat(messages, sample.image)}
             if not sampling.greedy:
                 body["seed"] = request_seed(key, p)
             return CompletionRequest(
                 body,
-                sample_name=f"sample {sample.index} (image {sample.image_id}, {sample.query!r})",
+                sample_name=name,
                 prompt_ids=prompt["input_ids"][0].tolist(),
                 image_token_id=config.image_token_id,
                 stop_ids=frozenset(stop),

@@ -1,0 +1,173 @@
+"""Tokenize text that users or models wrote: what looks like a special token in it stays text.
+
+A category called `<|im_end|>` would otherwise end the user's turn, and `<image>` would ask for another image. Text
+without such names is tokenized as `apply_chat_template(tokenize=True)` does.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Callable, Sequence
+from functools import cached_property, lru_cache
+from typing import Any
+
+import torch
+
+from vrft.errors import ConfigurationError
+from vrft.policy.prompts import TOKEN_KEYS, Prompt
+
+MARK, SEGMENT = 0x10F000, 0x10F800
+"""Private-use characters that stand for the n-th special name in user text, and for the n-th piece of a prompt."""
+MAX_SEGMENTS = 16
+FORMAT_TAGS = {"<think>", "</think>", "<answer>", "</answer>"}
+"""Tags of the answer format, which prompts and targets always have; some tokenizers know them as special tokens."""
+PRIVATE = re.compile("[\U0010f000-\U0010ffff]")
+
+
+class PlainText:
+    """Special names of a processor, and tokenizers that leave them alone in user text."""
+
+    def __init__(self, processor: Any) -> None:
+        tokenizer = processor.tokenizer
+        added = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+        attributes = {**vars(processor), **tokenizer.special_tokens_map}
+        named = {str(value) for name, value in attributes.items() if name.endswith("_token") and value is not None}
+        self.names = sorted({*added, *tokenizer.all_special_tokens, *named} - FORMAT_TAGS - {""}, key=len, reverse=True)
+        self.pattern = re.compile("|".join(map(re.escape, self.names)) or "(?!)")
+        self.processor = processor
+
+    @cached_property
+    def with_segments(self) -> Any:
+        """A copy of the processor whose tokenizer has one token for each `SEGMENT` character.
+
+        Names that are not special, such as LLaVA's <image>, are special in it, so that `split_special_tokens` leaves
+        them alone.
+        """
+        from tokenizers import AddedToken
+
+        tokenizer = copy.deepcopy(self.processor.tokenizer)
+        names = [AddedToken(name, normalized=False, special=True) for name in self.names]
+        tokenizer.add_tokens(names, special_tokens=True)
+        tokenizer.add_tokens([AddedToken(chr(SEGMENT + i), normalized=False) for i in range(MAX_SEGMENTS)])
+        copied = copy.copy(self.processor)
+        copied.tokenizer = tokenizer
+        return copied
+
+    def found(self, texts: Sequence[str]) -> str | None:
+        """Return the first special name in any of the texts."""
+        return next((match[0] for text in texts if (match := self.pattern.search(text))), None)
+
+    def ids(self, texts: Sequence[str]) -> list[list[int]]:
+        """Return the ids of texts on their own, without bos or eos."""
+        whole = self.processor.tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+        pairs = zip(texts, whole, strict=True)
+        return [self._plain(text, first=True) if self.found([text]) else ids for text, ids in pairs]
+
+    def prompt(self, chat: Sequence[dict[str, Any]], images: Sequence[Any]) -> Prompt:
+        """Return the processor's output for a chat with images.
+
+        Raises:
+            ConfigurationError: the tokenizer turns a special name in the chat's texts into a special token anyway.
+        """
+        originals: list[str] = []
+        if self.found(chat_texts(chat)):
+            chat = self._marked(chat, originals)
+        text = self.processor.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
+        # As `apply_chat_template(tokenize=True)` does: a tokenizer that adds bos must not repeat the template's.
+        bos = self.processor.tokenizer.bos_token
+        once = {"add_special_tokens": False} if bos is not None and text.startswith(bos) else {}
+        if not originals:
+            return dict(self.processor(text=[text], images=[images], return_tensors="pt", **once))
+        text, segments = self._cut(text, originals)
+        output = dict(self.with_segments(text=[text], images=[images], return_tensors="pt", **once))
+        first = text.startswith(chr(SEGMENT))
+        return self._filled(output, [self._plain(part, first and i == 0) for i, part in enumerate(segments)])
+
+    def _marked(self, chat: Sequence[dict[str, Any]], originals: list[str]) -> list[dict[str, Any]]:
+        """Replace special names in a chat's texts by `MARK` characters, and append the names to `originals`."""
+
+        def replace(match: re.Match[str]) -> str:
+            originals.append(match[0])
+            return chr(MARK + len(originals) - 1)
+
+        def marked(text: str) -> str:
+            if PRIVATE.search(text):
+                raise ConfigurationError(f"a text with a special token has private-use characters, too: {text[:200]!r}")
+            return self.pattern.sub(replace, text)
+
+        return map_texts(chat, marked)
+
+    def _cut(self, text: str, originals: Sequence[str]) -> tuple[str, list[str]]:
+        """Replace the pieces of a prompt between its own special tokens that have marks by `SEGMENT` characters.
+
+        Returns:
+            The shorter text, and the pieces with the names that the marks stand for.
+        """
+        segments: list[str] = []
+        pieces = []
+        end = 0
+        for match in [*self.pattern.finditer(text), None]:
+            piece = text[end : match.start() if match else len(text)]
+            if PRIVATE.search(piece):
+                segments.append(PRIVATE.sub(lambda found: originals[ord(found[0]) - MARK], piece))
+                piece = chr(SEGMENT + len(segments) - 1)
+            pieces += [piece, match[0]] if match else [piece]
+            end = match.end() if match else end
+        if len(segments) > MAX_SEGMENTS:
+            raise ConfigurationError(f"a prompt has special tokens in more than {MAX_SEGMENTS} of its texts")
+        return "".join(pieces), segments
+
+    def _plain(self, text: str, first: bool) -> list[int]:
+        """Return the ids of a text without special tokens. `first`: nothing stands before it."""
+        tokenizer = self.with_segments.tokenizer
+        border = chr(SEGMENT)
+        bordered = f"{text}{border}" if first else f"{border}{text}{border}"
+        ids: list[int] = tokenizer(bordered, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        ids = ids[:-1] if first else ids[1:-1]
+        special = {*tokenizer.convert_tokens_to_ids(self.names)} - {tokenizer.unk_token_id}
+        if special.intersection(ids):
+            name = next(name for name in self.names if tokenizer.convert_tokens_to_ids(name) in ids)
+            raise ConfigurationError(
+                f"the text {text[:200]!r} contains {name!r}, which {type(tokenizer).__name__} can only read as a "
+                "special token; rename it"
+            )
+        return ids
+
+    def _filled(self, output: Prompt, segments: Sequence[list[int]]) -> Prompt:
+        """Replace the tokens of `SEGMENT` characters by the ids of the pieces that they stand for."""
+        stand_ins = self.with_segments.tokenizer.convert_tokens_to_ids([chr(SEGMENT + i) for i in range(len(segments))])
+        columns: list[torch.Tensor] = []
+        ids: list[int] = []
+        for position, token in enumerate(output["input_ids"][0].tolist()):
+            new = segments[stand_ins.index(token)] if token in stand_ins else [token]
+            columns.append(torch.full((len(new),), position))
+            ids += new
+        source = torch.cat(columns)
+        keys = [key for key in TOKEN_KEYS if key in output]
+        return output | {key: output[key][:, source] for key in keys} | {"input_ids": torch.tensor([ids])}
+
+
+@lru_cache(maxsize=4)
+def plain_text(processor: Any) -> PlainText:
+    """Return the plain-text tokenization of a processor."""
+    return PlainText(processor)
+
+
+def chat_texts(chat: Sequence[dict[str, Any]]) -> list[str]:
+    """Return all texts in a chat's messages."""
+    contents = [turn["content"] for turn in chat]
+    parts = [[{"type": "text", "text": given}] if isinstance(given, str) else given for given in contents]
+    return [part["text"] for turn in parts for part in turn if part["type"] == "text"]
+
+
+def map_texts(chat: Sequence[dict[str, Any]], change: Callable[[str], str]) -> list[dict[str, Any]]:
+    """Return a chat's messages with changed texts."""
+
+    def part(item: dict[str, Any]) -> dict[str, Any]:
+        return item | {"text": change(item["text"])} if item["type"] == "text" else item
+
+    def content(given: Any) -> Any:
+        return change(given) if isinstance(given, str) else [part(item) for item in given]
+
+    return [turn | {"content": content(turn["content"])} for turn in chat]
