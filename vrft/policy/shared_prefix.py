@@ -311,14 +311,10 @@ def single_sequence_masks(model: PreTrainedModel, prompt: Prompt, n: int) -> dic
     device = prompt["input_ids"].device
     length = prompt["input_ids"].shape[1] + n
     build = getattr(model, "create_masks_for_generate", create_masks_for_generate)
-    masks = build(
-        config=model.config,
-        inputs_embeds=torch.empty((1, length, 0), dtype=model.dtype, device=device),
-        attention_mask=None,
-        past_key_values=None,
-        position_ids=None,
-        **{key: F.pad(prompt[key], (0, n)) for key in TOKEN_TYPE_KEYS if key in prompt},
-    )
+    embeds = torch.empty((1, length, 0), dtype=model.dtype, device=device)
+    token_types = {key: F.pad(prompt[key], (0, n)) for key in TOKEN_TYPE_KEYS if key in prompt}
+    # neither attention mask nor cache; transformers 5.24 renames the argument of the cache, so it is given by position
+    masks = build(model.config, embeds, None, None, position_ids=None, **token_types)
     by_layer = masks if isinstance(masks, dict) else {"full_attention": masks}
     if all(mask is None for mask in by_layer.values()):
         return None
