@@ -23,7 +23,7 @@ usage: python -m vrft COMMAND --config FILE [--config FILE ...] [--field=value .
 commands
   fit        train; evaluate held-out images before and after; write everything to the run's folder
   validate   evaluate the base or a checkpoint (--ckpt_path last) on held-out images
-  test       like validate, but resumes after an interruption; --against compares two checkpoints
+  test       like validate, but resumes after an interruption; --against compares with another model
   predict    answer questions about held-out or any images (--images FILES --query WORDS --draw), without scores
   doctor     check a config before a long run: draw prompts and boxes; check tokens, rewards and memory
   report     write a run as one HTML file: python -m vrft report RUN [--open]

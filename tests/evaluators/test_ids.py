@@ -76,7 +76,7 @@ def test_numbers_do_not_depend_on_the_form_of_ids(data: st.DataObject, seed: int
     read = Truth.read(file)
     backends: tuple[Backend, ...] = tuple(BACKENDS) if form == "coco" else ("hotcoco",)
     for backend in backends:
-        numbers = read.evaluate(read_results(found, read), form, backend).numbers(form)
+        numbers = read.evaluate(read_results(found, read)[0], form, backend).numbers(form)
         assert list(numbers.values()) == pytest.approx(list(expected.values()), abs=1e-12)
 
 
@@ -211,7 +211,7 @@ def test_invalid_entries_of_an_evaluators_file_are_counted(tmp_path: Path) -> No
     assert "2 invalid entries are left out: annotations[1]: category_id" in read.warnings[0]
     with pytest.raises(ConfigurationError, match=r"annotations\[1\]: category_id"):
         Truth.read(tmp_path / "t.json")
-    assert np.size(read_results(write(tmp_path, []), Truth(cats([3, 9], []), "x"))) == 0
+    assert np.size(read_results(write(tmp_path, []), Truth(cats([3, 9], []), "x"))[0]) == 0
 
 
 def write(folder: Path, results: list[Any]) -> Path:

@@ -241,7 +241,7 @@ def result_targets(folder: Path) -> list[Target]:
     log = "".join(json.dumps(line) + "\n" for line in ({"asked": {"weights": "x"}}, sample, sample | {"sample": 4}))
 
     def evaluate(content: bytes) -> None:
-        array = read_results(write(results_file, content), truth)
+        array, _ = read_results(write(results_file, content), truth)
         curves = truth.evaluate(array, "coco", "hotcoco")
         json.dumps(curves.numbers("coco", "standard"), allow_nan=False)
 

@@ -1,4 +1,4 @@
-"""`python -m vrft test --against`: compare two checkpoints on the same images."""
+"""`python -m vrft test --against`: compare two checkpoints, or one and another detector, on the same images."""
 
 from __future__ import annotations
 
@@ -8,12 +8,16 @@ from typing import Any
 
 from rich.console import Console
 
-from vrft.evaluators import Evaluator
+from vrft.errors import ConfigurationError
+from vrft.evaluators import CocoEvaluator, Evaluator
 from vrft.evaluators.base import evaluators_of
 from vrft.evaluators.intervals import Comparison, as_json, compare, table
 from vrft.run_dir import RunDir
 from vrft.training.trainer import VisionTrainer
 from vrft.utils.files import write_json
+
+RESULTS = ".json"
+"""Suffix of a results file, which a checkpoint does not have."""
 
 
 def compare_checkpoints(
@@ -32,7 +36,7 @@ def compare_checkpoints(
         trainer: has the evaluators.
         test: `Trainer.test` with everything but `ckpt_path` and `verbose`.
         ckpt_path: the checkpoint; None is the base.
-        against: the checkpoint to compare with, or `base`.
+        against: the checkpoint to compare with, `base`, or a results file.
         resamples: bootstrap samples per interval.
         seed: seed of the bootstrap.
         verbose: print the scores of `ckpt_path`.
@@ -41,6 +45,8 @@ def compare_checkpoints(
         The scores that `test` returns for `ckpt_path`.
     """
     evaluators = evaluators_of(trainer)
+    if against.endswith(RESULTS):
+        return compare_with_results(trainer, test, ckpt_path, Path(against), resamples=resamples, seed=seed)
     test(ckpt_path=None if against == "base" else against, verbose=False)
     before = [_ordered_rows(evaluator) for evaluator in evaluators]
     scores = test(ckpt_path=ckpt_path, verbose=verbose)
@@ -48,12 +54,47 @@ def compare_checkpoints(
         comparisons: dict[str, Comparison] = {}
         for evaluator, rows in zip(evaluators, before, strict=True):
             comparisons |= compare(evaluator, rows, _ordered_rows(evaluator), resamples, seed)
-        names = _names(against, ckpt_path)
-        path = RunDir.of(trainer).comparison
-        write_json(path, as_json(comparisons, names))
-        Console(width=110).print(table(comparisons, names))
-        print(f"comparison: {path}")
+        show(trainer, comparisons, _names(against, ckpt_path))
     return scores
+
+
+def compare_with_results(
+    trainer: VisionTrainer,
+    test: Callable[..., Any],
+    ckpt_path: str | None,
+    against: Path,
+    *,
+    resamples: int,
+    seed: int,
+) -> Any:
+    """Compare a checkpoint with the boxes of a results file on the images that are asked about.
+
+    See `compare_checkpoints`.
+
+    Raises:
+        ConfigurationError: no evaluator compares boxes.
+    """
+    evaluators = [evaluator for evaluator in evaluators_of(trainer) if isinstance(evaluator, CocoEvaluator)]
+    if not evaluators:
+        raise ConfigurationError(f"against: {against}: comparing boxes needs a CocoEvaluator or LvisEvaluator")
+    for evaluator in evaluators:
+        evaluator.against = against
+    scores = test(ckpt_path=ckpt_path, verbose=False)
+    if trainer.is_global_zero:
+        comparisons: dict[str, Comparison] = {}
+        for evaluator in evaluators:
+            found = compare(evaluator, evaluator.rows_against, _ordered_rows(evaluator), resamples, seed)
+            comparisons |= {name: scores for name, scores in found.items() if name.startswith(f"{evaluator.format}/")}
+        show(trainer, comparisons, _names(str(against), ckpt_path))
+    return scores
+
+
+def show(trainer: VisionTrainer, comparisons: dict[str, Comparison], names: tuple[str, str]) -> None:
+    """Print a comparison and write it to the run's folder."""
+    path = RunDir.of(trainer).comparison
+    write_json(path, as_json(comparisons, names))
+    Console(width=110).print(table(comparisons, names))
+    print(f"comparison: {path}")
 
 
 def _ordered_rows(evaluator: Evaluator[Any]) -> list[Any]:

@@ -56,4 +56,5 @@ def resolve_checkpoints(config: Namespace) -> None:
     for field, path in (("ckpt_path", config.ckpt_path), ("against", None if against == "base" else against)):
         if path is not None and not Path(path).exists():
             hint = "; it is written if checkpoint.monitor is set" if Path(path).name == "best.ckpt" else ""
-            raise ConfigurationError(f"{field}: no such checkpoint: {path}{hint}")
+            kind = "results file" if Path(path).suffix == ".json" else "checkpoint"
+            raise ConfigurationError(f"{field}: no such {kind}: {path}{hint}")

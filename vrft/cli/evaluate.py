@@ -47,9 +47,9 @@ def main(args: Sequence[str]) -> int:
     from vrft.evaluators.truth import Truth
 
     truth = Truth.read(arguments.annotations)
-    for message in truth.warnings:
+    results, messages = read_results(arguments.results, truth)
+    for message in [*truth.warnings, *messages]:
         rank_zero_warn(message)
-    results = read_results(arguments.results, truth)
     names = arguments.categories
     if names is not None:
         names = [name for given in names for name in NAMED.get(given, (given,))]

@@ -55,7 +55,7 @@ class CommandTrainer(VisionTrainer):
             verbose: print the scores.
             datamodule: the data.
             weights_only: load checkpoints without running code.
-            against: another checkpoint, or `base`, to compare with on the same images.
+            against: another checkpoint, `base` or a results file of any detector, to compare with on the same images.
             resamples: bootstrap samples per interval of the comparison.
         """
         test = partial(super().test, model, dataloaders, datamodule=datamodule, weights_only=weights_only)

@@ -7,7 +7,7 @@ import hashlib
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 from lightning.pytorch.loggers import Logger
@@ -15,7 +15,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from PIL import Image
 
 from vrft.boxes import matched_iou
-from vrft.data.categories import CategoryData
+from vrft.data.categories import ANNOTATED, CategoryData
 from vrft.data.coco_fields import id_order
 from vrft.data.datamodule import VisionData
 from vrft.data.records import RecordData
@@ -33,24 +33,15 @@ from vrft.evaluators.average_precision import (
 from vrft.evaluators.base import Evaluator, defined
 from vrft.evaluators.confidence import Confidence, with_confidence
 from vrft.evaluators.curves_picture import draw_curves
-from vrft.evaluators.ties import Keys, tie_key, tied_share, without_ties
+from vrft.evaluators.detection_rows import Row, plain_scores, rows_of_results, table_of
+from vrft.evaluators.ties import tie_key, tied_share, without_ties
 from vrft.evaluators.truth import Truth
 from vrft.loggers import show_picture, show_table
-from vrft.types import Answer, Detection, Id, Sample
+from vrft.types import Answer, Id, Sample
 from vrft.utils.files import write_json
 
 MAX_TIED_SHARE = 0.5
 """Warn if more than this share of boxes has a score that other boxes have too."""
-
-
-class Row(NamedTuple):
-    """One answer about an image."""
-
-    image_id: Id
-    detections: tuple[Detection, ...]
-    iou: float
-    valid: bool
-    tie_key: int = 0
 
 
 class CocoEvaluator(Evaluator[Row]):
@@ -92,6 +83,9 @@ class CocoEvaluator(Evaluator[Row]):
         self.field = field
         self._truth: Truth | None = None
         self.tables: dict[str, Any] | None = None
+        self.against: Path | None = None
+        """Results file of another detector, for a comparison on the same images."""
+        self.rows_against: list[Row] = []
         self.queries: str | None = None
         self.curves: Curves | None = None
         self.results: Array = np.zeros((0, COLUMNS))
@@ -132,6 +126,15 @@ class CocoEvaluator(Evaluator[Row]):
         )
         if isinstance(data, RecordData):
             self.check_images({record.image_id for record in data.evaluated_set().records})
+        if self.against is not None:
+            self.rows_against, messages = rows_of_results(self.against, self.truth)
+            if self.queries == ANNOTATED:
+                messages.append(
+                    f"{self.against}: its boxes are compared with answers to questions about the categories that are "
+                    "present in each image, which the other detector was not told; data.val_queries=all asks for all"
+                )
+            for message in messages:
+                self.warn(message)
 
     def check_images(self, asked: set[Id]) -> None:
         """Raise ConfigurationError if an image is not in the file."""
@@ -261,31 +264,3 @@ class LvisEvaluator(CocoEvaluator):
     """
 
     format: Format = "lvis"
-
-
-def plain_scores(rows: Sequence[Row]) -> dict[str, float]:
-    """Return the scores that are means over prompts."""
-    return {
-        "mIoU": sum(row.iou for row in rows) / len(rows),
-        "valid": sum(row.valid for row in rows) / len(rows),
-    }
-
-
-def table_of(rows: Sequence[Row], truth: Truth) -> tuple[Array, Keys, int]:
-    """Return boxes with known labels as a table (N, 7), their tie keys (N,) and the number dropped without area.
-
-    Boxes are rounded to 0.01 pixels.
-    """
-    found, keys, dropped = [], [], 0
-    for row in rows:
-        for (x0, y0, x1, y1), label, score in row.detections:
-            bbox = [round(v, 2) for v in (x0, y0, x1 - x0, y1 - y0)]
-            if label not in truth.category_numbers:
-                continue
-            if bbox[2] <= 0 or bbox[3] <= 0:
-                dropped += 1
-                continue
-            number, category = truth.image_numbers[row.image_id], truth.category_numbers[label]
-            found.append((number, *bbox, 1.0 if score is None else score, category))
-            keys.append(row.tie_key)
-    return np.array(found, np.float64).reshape(-1, COLUMNS), np.array(keys, np.uint64), dropped

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
-from lightning.pytorch.utilities import rank_zero_warn
 
 from vrft.data.coco_fields import is_json_id
 from vrft.data.files import brief
@@ -27,48 +26,66 @@ class Result(msgspec.Struct, gc=False):
     score: float
 
 
-def read_results(path: Path, truth: Truth, field: str = "results") -> Array:
+def read_results(
+    path: Path, truth: Truth, field: str = "results", other_images: bool = False
+) -> tuple[Array, list[str]]:
     """Read a results file as a table (N, 7): image, x, y, width, height, score, category, with the truth's numbers.
 
-    Boxes of categories that the truth lacks are left out with a warning, as pycocotools leaves them out.
+    Boxes of categories that the truth lacks are left out, as pycocotools leaves them out. They are counted in a
+    warning.
+
+    Args:
+        path: results file.
+        truth: has the ids of images and categories.
+        field: option that names the file, for messages.
+        other_images: leave out and count boxes in images that the truth lacks; an error otherwise, as in pycocotools.
+
+    Returns:
+        The table, and warnings.
 
     Raises:
         ConfigurationError: the file is not a list of results, or names an image that the truth lacks.
     """
+    entries = _read(path, field)
+    rows = []
+    unknown, elsewhere = Counter[Id](), Counter[Id]()
+    for i, entry in enumerate(entries):
+        if reason := _reason(entry):
+            raise ConfigurationError(f"{field}: {path}: [{i}].{reason}")
+        image, category = truth.number_of_image(entry.image_id), truth.numbers_of_ids.get(entry.category_id)
+        if image is None and not other_images:
+            raise ConfigurationError(f"{field}: {path}: [{i}].image_id: {truth.source} has no image {entry.image_id!r}")
+        if image is None:
+            elsewhere[entry.image_id] += 1
+        elif category is None:
+            unknown[entry.category_id] += 1
+        else:
+            rows.append((image, *entry.bbox, entry.score, category))
+    messages = [
+        f"{field}: {path}: {ids.total()} of {len(entries)} boxes are left out, because {truth.source} has no {noun} "
+        f"with the ids {', '.join(map(repr, [*ids][:20]))}"
+        for noun, ids in (("category", unknown), ("image", elsewhere))
+        if ids
+    ]
+    return np.array(rows, np.float64).reshape(-1, COLUMNS), messages
+
+
+def _read(path: Path, field: str) -> list[Result]:
     try:
-        data = path.read_bytes().removeprefix(codecs.BOM_UTF8)
-        entries = msgspec.json.decode(data, type=list[Result])
+        return msgspec.json.decode(path.read_bytes().removeprefix(codecs.BOM_UTF8), type=list[Result])
     except OSError as error:
         raise ConfigurationError(f"{field}: {path} can't be read: {error.strerror}") from error
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ConfigurationError(
             f"{field}: {path} is not a list of {{image_id, category_id, bbox, score}}: {error}"
         ) from error
-    rows = []
-    unknown = Counter[Id]()
-    for i, entry in enumerate(entries):
-        if reason := _reason(entry, truth):
-            raise ConfigurationError(f"{field}: {path}: [{i}].{reason}")
-        if entry.category_id in truth.numbers_of_ids:
-            image, category = truth.image_numbers[entry.image_id], truth.numbers_of_ids[entry.category_id]
-            rows.append((image, *entry.bbox, entry.score, category))
-        else:
-            unknown[entry.category_id] += 1
-    if unknown:
-        rank_zero_warn(
-            f"{field}: {path}: {unknown.total()} of {len(entries)} boxes are left out, because {truth.source} has no "
-            f"category with the ids {', '.join(map(repr, [*unknown][:20]))}"
-        )
-    return np.array(rows, np.float64).reshape(-1, COLUMNS)
 
 
-def _reason(entry: Result, truth: Truth) -> str | None:
+def _reason(entry: Result) -> str | None:
     """Return the field and the reason why an entry is invalid, or None."""
     for field, key in (("image_id", entry.image_id), ("category_id", entry.category_id)):
         if not is_json_id(key):
             return f"{field}: expected a whole number or text, got {brief(key)}"
-    if entry.image_id not in truth.image_numbers:
-        return f"image_id: {truth.source} has no image {entry.image_id!r}"
     if min(entry.bbox[2:]) < 0:
         return f"bbox: expected x, y, width, height, got {list(entry.bbox)}"
     return None

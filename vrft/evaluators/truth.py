@@ -158,6 +158,23 @@ class Truth:
             )
         return kept
 
+    @cached_property
+    def _numbers_of_names(self) -> dict[int, int]:
+        """Images whose ids are file names of digits alone, by the value of these digits."""
+        names = [key for key in self.image_ids if isinstance(key, str)]
+        digits = Counter(int(name) for name in names if name.isdecimal() and len(name) < 100)
+        plain = {int(name): self.image_numbers[name] for name in names if name.isdecimal() and len(name) < 100}
+        return {value: number for value, number in plain.items() if digits[value] == 1}
+
+    def number_of_image(self, key: Id) -> int | None:
+        """Return the number of an image, None for an unknown id.
+
+        Ultralytics writes 17 for the file 000017.jpg, so a number also stands for a file name of digits alone.
+        """
+        if key in self.image_numbers or isinstance(key, str):
+            return self.image_numbers.get(key)
+        return self._numbers_of_names.get(int(key))
+
     def check_names(self, names: Iterable[str], field: str) -> None:
         """Raise ConfigurationError if a category is not in the file."""
         if unknown := sorted({*names}.difference(self.category_numbers)):
