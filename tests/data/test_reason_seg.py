@@ -76,7 +76,7 @@ def test_an_older_encoding_and_a_target_over_the_edge_are_read(tmp_path: Path) -
     assert said == f"{file}: line 1: byte 0xe9 is not utf-8; data.encoding sets another encoding, such as gbk, " + (
         "shift_jis or cp1252\n"
     )
-    train, _ = samples_of(ReasonSegData(str(folder), encoding="cp1252"), tmp_path, GroundingTask())
+    train, _ = samples_of(ReasonSegData(str(folder), second_encoding="cp1252"), tmp_path, GroundingTask())
     assert (train[-1].query, train[-1].target[0].box) == ("caf\xe9\u2019s?", (0, 10, 56, 56))
 
 

@@ -45,7 +45,7 @@ class BadRecords:
     def left_out(self) -> list[str]:
         """Return counts with their reasons, for one line of output."""
         counts = [("bad records", len(self.found)), ("missing images", len(self.missing)), *self.passed_over.items()]
-        return [f"{count} {reason}" for reason, count in counts if count]
+        return [f"{reason} {count}" for reason, count in counts if count]
 
     def report(
         self, on_bad_record: OnBadRecord, on_missing_image: OnBadRecord, run: RunDir, *, replace_list: bool

@@ -52,6 +52,9 @@ class BenchmarkData(RecordData):
             if not any((self.root / path).exists() for path in name.split(" or ")):
                 raise ConfigurationError(f"data.root: no such file: {self.root / name}; expected {type(self).__doc__}")
 
+    def has_val_split(self) -> bool:
+        return True
+
     @abstractmethod
     def read(self, split: Split, bad_records: BadRecords) -> Iterator[Labelled]:
         """Yield the images of a split, in the order of the files."""

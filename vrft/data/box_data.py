@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from vrft.data.bad_records import BadRecords
-from vrft.data.categories import ANNOTATED, CategoryData
+from vrft.data.categories import CategoryData
 from vrft.data.files import MAX_COORDINATE, brief, clip_to, is_text, require_folder
 from vrft.data.ground_truth import LabelledImage, file_ids
 from vrft.data.images import BadImage, MissingImage, check_image
@@ -50,6 +50,9 @@ class BoxData(CategoryData):
     def splits(self) -> Sequence[Split]:
         """Return the splits that `read` can read."""
 
+    def has_val_split(self) -> bool:
+        return "val" in self.splits()
+
     def has_test_split(self) -> bool:
         return "test" in self.splits()
 
@@ -88,10 +91,6 @@ class BoxData(CategoryData):
         source = self.source(split)
         wanted = self.select(split, self.ordered_categories(), source)
         asked = self.queries(split, categories_in(images, wanted), wanted, source, bad_records)
-        without = (
-            "images without boxes of the categories" if self.val_queries == ANNOTATED else "images not asked about"
-        )
-        bad_records.passed_over[without] += len(images) - len(asked)
         return [self._record(key, images[key], name) for key, names in asked.items() for name in names]
 
     @abstractmethod

@@ -102,12 +102,14 @@ class CategoryData(RecordData):
         for image in present:
             if names := [name for name in chosen.get(image, ()) if name in allowed]:
                 asked[image] = names
+        without = "without boxes of the categories" if chosen is present else "not asked about"
+        bad_records.passed_over[f"images {without}"] += len(present) - len(asked)
         if split != "train":
             annotated = [(image, name) for image, names in present.items() for name in names if name in allowed]
             missed = sum(name not in asked.get(image, ()) for image, name in annotated)
             which = {ANNOTATED: "the categories annotated in them", ALL: "all categories"}
             rank_zero_info(
-                f"{source}: {sum(map(len, asked.values()))} questions about {len(asked)} held-out images, for "
+                f"{source}: {sum(map(len, asked.values()))} questions about {len(asked)} {'test' if split == 'test' else 'held-out'} images, for "
                 f"{which.get(self.val_queries, f'the categories named in {self.val_queries}')}"
             )
             if missed:

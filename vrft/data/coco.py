@@ -83,6 +83,9 @@ class CocoData(CategoryData):
             require_file(f"{split}_annotations", file, EXPECTED)
             require_folder(f"{split}_images", images, "a folder of images")
 
+    def has_val_split(self) -> bool:
+        return "val" in self.files
+
     def has_test_split(self) -> bool:
         return "test" in self.files
 

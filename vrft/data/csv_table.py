@@ -51,6 +51,9 @@ class CsvData(RecordData):
         for split, path in self.files.items():
             require_file(f"{split}_csv", path, "a CSV file with a header")
 
+    def has_val_split(self) -> bool:
+        return "val" in self.files
+
     def has_test_split(self) -> bool:
         return "test" in self.files
 

@@ -43,7 +43,7 @@ def find_files(
 
 def walk(folder: Path, passed_over: Counter[str]) -> Iterator[Path]:
     """Yield everything but folders below a folder. A folder that links lead to again is searched once."""
-    seen: set[str] = set()
+    seen = {os.path.realpath(parent) for parent in folder.absolute().parents}  # a link may lead out and around
     for place, subfolders, names in os.walk(folder, followlinks=True, onerror=_refuse):
         real = os.path.realpath(place)
         if real in seen:
@@ -66,6 +66,9 @@ def is_hidden_folder(name: str) -> bool:
     return name.startswith(".") or name in SYSTEM_FOLDERS
 
 
-def subfolders(folder: Path) -> list[Path]:
-    """Return the folders in a folder, sorted, without hidden ones."""
-    return sorted(path for path in folder.iterdir() if path.is_dir() and not is_hidden_folder(path.name))
+def subfolders(folder: Path, passed_over: Counter[str]) -> list[Path]:
+    """Return the folders in a folder, sorted, without hidden ones, which are counted."""
+    found = sorted(path for path in folder.iterdir() if path.is_dir())
+    kept = [path for path in found if not is_hidden_folder(path.name)]
+    passed_over["hidden folders"] += len(found) - len(kept)
+    return kept

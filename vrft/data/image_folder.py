@@ -61,11 +61,14 @@ class ImageFolderData(RecordData):
     def has_test_split(self) -> bool:
         return self.folder("test").is_dir()
 
+    def has_val_split(self) -> bool:
+        return self.folder("val").is_dir()
+
     def records(self, split: Split, bad_records: BadRecords) -> list[Record]:
         folder = self.folder(split)
         counts = bad_records.passed_over
         files = []
-        for classes in subfolders(folder):
+        for classes in subfolders(folder, counts):
             found = find_images(classes, counts)
             files += [(file, classes.name) for file in found]
             counts["class folders without images"] += not found

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 from vrft.data.bad_records import BadRecords
 from vrft.data.files import (
     brief,
+    check_encoding,
     clip_to,
     decode_json,
     decode_text,
@@ -38,16 +39,27 @@ class ReasonSegData(RecordData):
     noun = "instructions"
     test_setting = "data.test_split"
 
-    def __init__(self, root: str, val_split: str = "val", test_split: str | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        root: str,
+        val_split: str = "val",
+        test_split: str | None = None,
+        second_encoding: str | None = None,
+        **kwargs: Any,
+    ) -> None:
         """Set the folder, which is read when training starts.
 
         Args:
             root: folder with `train` and `val`, each with images and JSON files.
             val_split: held-out folder in `root`.
             test_split: folder in `root` for `test`; default: the held-out one.
-            kwargs: see `RecordData`; `encoding` is that of files that are not UTF-8, cp1252 for the official ones.
+            second_encoding: encoding of files that are not in `encoding`: cp1252 for some of the official ones.
+            kwargs: see `RecordData`.
         """
         super().__init__(**kwargs)
+        self.encodings = [self.encoding, *([] if second_encoding is None else [second_encoding])]
+        for name in self.encodings:
+            check_encoding(name)
         self.folders: dict[Split, Path] = {"train": Path(root) / "train", "val": Path(root) / val_split}
         if test_split is not None:
             self.folders["test"] = Path(root) / test_split
@@ -55,6 +67,9 @@ class ReasonSegData(RecordData):
         require_folder("root", self.folders["train"], "images with JSON files")
         if self.val_fraction is None:
             require_folder("val_split", self.folders["val"], "images with JSON files")
+
+    def has_val_split(self) -> bool:
+        return self.folders["val"].is_dir()
 
     def has_test_split(self) -> bool:
         return "test" in self.folders
@@ -66,7 +81,7 @@ class ReasonSegData(RecordData):
         found: list[Record] = []
         for image_id, file in enumerate(files):
             try:
-                found += read_annotation(file, image_id, self.encoding)
+                found += read_annotation(file, image_id, self.encodings)
             except ValueError as error:
                 bad_records.add(str(file), str(error).removeprefix(f"{file}: "))
         return found
@@ -84,9 +99,9 @@ class ReasonSegData(RecordData):
         return found
 
 
-def read_annotation(file: Path, image_id: int, encoding: str) -> Iterator[Record]:
+def read_annotation(file: Path, image_id: int, encodings: Sequence[str]) -> Iterator[Record]:
     """Return a record for each instruction in a file. Raises ValueError if the content is invalid."""
-    content = decode_json(_decode(read_bytes(file), encoding))
+    content = decode_json(_decode(read_bytes(file), encodings))
     if not isinstance(content, dict):
         raise ValueError(f"expected text and shapes, got {brief(content)}")
     instructions, shapes = content.get("text"), content.get("shapes")
@@ -109,12 +124,15 @@ def read_annotation(file: Path, image_id: int, encoding: str) -> Iterator[Record
     )
 
 
-def _decode(data: bytes, encoding: str) -> str:
-    """Decode UTF-8, or else `encoding`: the official files have both."""
+def _decode(data: bytes, encodings: Sequence[str]) -> str:
+    """Decode text by the first encoding that fits."""
+    first, *others = encodings
     try:
-        return decode_text(data)
+        return decode_text(data, first)
     except ValueError:
-        return decode_text(data, encoding)
+        if not others:
+            raise
+        return _decode(data, others)
 
 
 def read_shapes(shapes: Any) -> tuple[list[Polygon], list[Polygon]]:

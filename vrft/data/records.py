@@ -90,7 +90,8 @@ class RecordData(VisionData):
         With `val_shots`, a held-out file is optional.
         """
         if self.val_shots is None and given == (self.val_fraction is not None):
-            raise ConfigurationError(f"data.{field}: expected either held-out samples or data.val_fraction")
+            both = "; both are given: data.val_fraction=null uses the held-out samples" if given else ""
+            raise ConfigurationError(f"data.{field}: expected either held-out samples or data.val_fraction{both}")
 
     @abstractmethod
     def records(self, split: Split, bad_records: BadRecords) -> list[Record]:
@@ -99,6 +100,21 @@ class RecordData(VisionData):
     def has_test_split(self) -> bool:
         """Return whether `records` can read the split "test"."""
         return False
+
+    def has_val_split(self) -> bool:
+        """Return whether `records` can read the split "val"."""
+        return False
+
+    def tested_split(self) -> Split | None:
+        """Return the split that `test` reads, or None if it uses the held-out images.
+
+        Without a test split, one that is called held out is unused, and thus a test split, if training images are held
+        out instead.
+        """
+        if self.has_test_split():
+            return "test"
+        inner = self.val_fraction is not None or self.val_shots is not None
+        return "val" if inner and self.has_val_split() else None
 
     def extra_records(self, train: Sequence[Record]) -> list[Record]:
         """Return further training records, added to those read from the files."""
@@ -121,8 +137,8 @@ class RecordData(VisionData):
 
     def evaluated_split(self) -> Split:
         """Return the split that has the images of the current evaluation; held-out ones may be from "train"."""
-        if self.trainer is not None and self.trainer.testing and self.has_test_split():
-            return "test"
+        if self.trainer is not None and self.trainer.testing and (split := self.tested_split()) is not None:
+            return split
         return "val" if self.val_fraction is None and self.val_shots is None else "train"
 
     def labelled_images(self) -> list[LabelledImage]:
@@ -139,8 +155,8 @@ class RecordData(VisionData):
 
     def setup(self, stage: str) -> None:
         """Read and check the files. A split that an earlier stage has read is kept."""
-        if stage == "test" and self.has_test_split():
-            self._setup_test()
+        if stage == "test" and (split := self.tested_split()) is not None:
+            self._setup_test(split)
             return
         if stage == "test":
             rank_zero_info(
@@ -151,15 +167,15 @@ class RecordData(VisionData):
         if needs_train or self._val is None:
             self._setup_train_and_val(needs_train, replace_list=stage == "fit")
 
-    def _setup_test(self) -> None:
+    def _setup_test(self, split: Split) -> None:
         if self._test is not None:
             return
         bad_records = BadRecords()
         with gc_disabled():
-            test = self.records("test", bad_records)
+            test = self.records(split, bad_records)
         test = self._checked(test, test, bad_records)
         self._report(bad_records, replace_list=False)
-        self._test = RecordSet(at_least_one(test, "test"), training=False)
+        self._test = RecordSet(at_least_one(test, "test", bad_records), training=False)
         self._say([f"{content(test, self.noun)} are tested on"], bad_records)
 
     def _setup_train_and_val(self, needs_train: bool, *, replace_list: bool) -> None:
@@ -183,9 +199,11 @@ class RecordData(VisionData):
         val = self._checked(val, all_val, bad_records)
         self._report(bad_records, replace_list=replace_list)
         if needs_train:
-            at_least_one(train, "train")
-        self._val = RecordSet(at_least_one(val, "val"), training=False)
+            at_least_one(train, "train", bad_records)
+        self._val = RecordSet(at_least_one(val, "val", bad_records), training=False)
         said = [f"{content(val, self.noun)} are held out"]
+        if inner and self.has_val_split() and not self.has_test_split():
+            said.append("the held-out split of the files is left for `test`")
         if needs_train:
             self._train = RecordSet(train, training=True, augmentation=self.augmentation, seed=self.seed)
             said = [f"{content(train, self.noun)} train", *said]
@@ -232,10 +250,12 @@ class RecordData(VisionData):
         return self.val_set() if self._test is None else self._test
 
 
-def at_least_one(records: list[Record], name: str) -> list[Record]:
-    """Return the records. Raise ConfigurationError if there are none."""
+def at_least_one(records: list[Record], name: str, bad_records: BadRecords) -> list[Record]:
+    """Return the records. Raise ConfigurationError if there are none; skipped bad records are the likely reason."""
     if not records:
-        raise ConfigurationError(f"data: no {name} records; expected at least one")
+        skipped = [*bad_records.missing, *bad_records.found]
+        reason = f"; {len(skipped)} bad records are skipped, e.g. {skipped[0]}" if skipped else ""
+        raise ConfigurationError(f"data: no {name} records; expected at least one{reason}")
     return records
 
 

@@ -94,6 +94,9 @@ class ReferenceData(RecordData):
         require_file("instances", self.instances, "a COCO instances file")
         require_folder("images", self.images, "the images of the instances file")
 
+    def has_val_split(self) -> bool:
+        return True
+
     def has_test_split(self) -> bool:
         return "test" in self.splits
 

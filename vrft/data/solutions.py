@@ -36,6 +36,9 @@ class SolutionData(RecordData):
         self.sources, self.coordinates = sources, coordinates
         self.check_held_out("val" in sources, "val")
 
+    def has_val_split(self) -> bool:
+        return "val" in self.sources
+
     def has_test_split(self) -> bool:
         return "test" in self.sources
 

@@ -1,0 +1,133 @@
+"""Three splits: `test` uses images that neither trained nor chose the checkpoint, and says so if there are none."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.data.test_yolo_exports import roboflow
+from tests.helpers import ROOT, formats
+from tests.helpers.annotation_tools import write
+from tests.helpers.coco import coco
+from tests.helpers.data import samples_of
+from vrft.__main__ import main
+from vrft.data import (
+    BoxCsvData,
+    CocoData,
+    CsvData,
+    ImageFolderData,
+    JsonlData,
+    PetsData,
+    ReasonSegData,
+    RecordData,
+    ReferenceData,
+    YoloData,
+)
+
+
+def coco_splits(folder: Path) -> RecordData:
+    files = []
+    for start, part in enumerate(("train", "val", "test")):
+        tables, _ = formats.coco_tables(folder / part, part, 2, 1 + 100 * start)
+        (folder / f"{part}.json").write_text(json.dumps(tables))
+        files += [str(folder / f"{part}.json"), str(folder / part)]
+    return CocoData(*files[:4], test_annotations=files[4], test_images=files[5])
+
+
+def class_folders(folder: Path) -> RecordData:
+    for part in ("train", "valid", "test"):
+        for i, (picture, label) in enumerate(formats.colours(part, 2)):
+            formats.save(picture, folder / part / formats.CLASSES[label - 1] / f"{part}{i}.png")
+    return ImageFolderData(str(folder))
+
+
+def tables(folder: Path) -> RecordData:
+    for part in ("train", "val", "test"):
+        name = formats.save(formats.scenes(part, 1)[0][0], folder / f"{part}.png")
+        (folder / f"{part}.csv").write_text(f"image,label\n{name},red\n")
+    return CsvData(*(str(folder / f"{part}.csv") for part in ("train", "val")), test_csv=str(folder / "test.csv"))
+
+
+def lines(folder: Path) -> RecordData:
+    formats.write_jsonl(folder)
+    shutil.copy(folder / "val.jsonl", folder / "test.jsonl")
+    (folder / "test.jsonl").write_text((folder / "val.jsonl").read_text().replace("images/val0", "images/train0"))
+    return JsonlData(*(str(folder / f"{part}.jsonl") for part in ("train", "val")), test=str(folder / "test.jsonl"))
+
+
+def reason_seg(folder: Path) -> RecordData:
+    shutil.copytree(formats.write_reason_seg(folder) / "train", folder / "test")
+    return ReasonSegData(str(folder), test_split="test")
+
+
+def references(folder: Path) -> RecordData:
+    formats.write_references(folder, form="json")
+    files = [str(folder / name) for name in ("refs.json", "instances.json", "images")]
+    return ReferenceData(*files, val_split="val", test_split="train")
+
+
+SOURCES: dict[str, Callable[[Path], RecordData]] = {
+    "coco": coco_splits,
+    "yolo": lambda folder: YoloData(str(roboflow(folder))),
+    "classes": class_folders,
+    "csv": tables,
+    "jsonl": lines,
+    "reason_seg": reason_seg,
+    "references": references,
+    "boxes": lambda folder: BoxCsvData(
+        str(write("csv", folder / "train")),
+        val_annotations=str(write("csv", folder / "val", "val")),
+        test_annotations=str(write("csv", folder / "test", "test")),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_every_source_has_a_test_split(name: str, tmp_path: Path) -> None:
+    data = SOURCES[name](tmp_path / "x")
+    assert data.has_test_split()
+    _, held_out = samples_of(data, tmp_path)
+    _, tested = samples_of(data, tmp_path, stage="test")
+    images = [
+        {str(record.image) for record in records} for records in (data.val_set().records, data.test_set().records)
+    ]
+    assert held_out
+    assert tested
+    assert images[0] != images[1]
+    assert len(tested) == len(data.test_set())
+
+
+def test_with_a_fold_for_choosing_the_held_out_file_is_the_test(tmp_path: Path) -> None:
+    data = PetsData(str(formats.write_pets(tmp_path / "x", 8)), val_shots=1)
+    samples_of(data, tmp_path)
+    samples_of(data, tmp_path, stage="test")
+    assert [len(data.val_set()), len(data.test_set())] == [2, 8]
+    assert data.evaluated_split() == "val"
+
+
+def test_without_a_test_split_the_held_out_images_are_used_and_this_is_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = str(coco(tmp_path))
+    data = CocoData(file, str(tmp_path), file, str(tmp_path))
+    with caplog.at_level("INFO"):
+        samples_of(data, tmp_path, stage="test")
+    assert "no test split is given, so the test uses the held-out images" in caplog.text
+    assert "data.test_annotations provides one" in caplog.text
+    assert data.test_set() is data.val_set()
+
+
+@pytest.mark.slow
+def test_the_command_tests_on_the_test_split(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    config = roboflow(tmp_path / "x", "{}/images")
+    command = ["test", "--config", str(ROOT / "configs" / "quickstart.yaml"), "--data=YoloData"]
+    command += [f"--data.config={config}", f"--run_dir={tmp_path}/run", "--trainer.logger=false"]
+    with caplog.at_level("INFO"):
+        assert main([*command, "--model.max_completion_length=8", "--trainer.enable_progress_bar=false"]) == 0
+    assert "data: 2 images with 5 boxes and 4 categories are tested on" in caplog.text
+    truth = json.loads((tmp_path / "run" / "evaluation" / "annotations_test.json").read_text())
+    assert {Path(image["file_name"]).name for image in truth["images"]} == {"test0.png", "test1.png"}
