@@ -108,8 +108,9 @@ class CategoryData(RecordData):
             annotated = [(image, name) for image, names in present.items() for name in names if name in allowed]
             missed = sum(name not in asked.get(image, ()) for image, name in annotated)
             which = {ANNOTATED: "the categories annotated in them", ALL: "all categories"}
+            images = "test" if split == "test" else "held-out"
             rank_zero_info(
-                f"{source}: {sum(map(len, asked.values()))} questions about {len(asked)} {'test' if split == 'test' else 'held-out'} images, for "
+                f"{source}: {sum(map(len, asked.values()))} questions about {len(asked)} {images} images, for "
                 f"{which.get(self.val_queries, f'the categories named in {self.val_queries}')}"
             )
             if missed:
