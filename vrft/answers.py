@@ -113,7 +113,7 @@ def read_boxes(answer: str, frame: Frame, *, is_solution: bool = False) -> list[
 
     One invalid box invalidates the whole answer: corners out of order or outside the frame, a confidence outside 0..1,
     a missing or unknown key, or a value that is not a finite number. So do more than `MAX_BOXES` boxes or
-    `MAX_CHARACTERS` characters. Duplicate boxes are kept.
+    `MAX_CHARACTERS` characters, except in a solution. Duplicate boxes are kept.
 
     >>> read_boxes("[{'Position': [0, 10, 500, 1000], 'Confidence': 0.9}]", Frame(1000, 1000))
     [Item(box=(0.0, 10.0, 500.0, 1000.0), confidence=0.9, label=None)]
@@ -122,7 +122,7 @@ def read_boxes(answer: str, frame: Frame, *, is_solution: bool = False) -> list[
     >>> read_boxes("No Objects", Frame(1000, 1000))
     []
     """
-    if len(answer) > MAX_CHARACTERS:
+    if len(answer) > MAX_CHARACTERS and not is_solution:
         return None
     if normalise_label(answer) == normalise_label(NO_OBJECTS):
         return []
@@ -133,7 +133,7 @@ def read_boxes(answer: str, frame: Frame, *, is_solution: bool = False) -> list[
         return None
     if text.startswith("("):
         items = _pair_corners(items)
-    if len(items) > MAX_BOXES:
+    if len(items) > MAX_BOXES and not is_solution:
         return None
     boxes = [_read_item(item, frame, is_solution) for item in items]
     return None if None in boxes else [box for box in boxes if box is not None]

@@ -6,6 +6,7 @@ from collections.abc import Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 from lightning.pytorch.utilities import rank_zero_warn
 
@@ -13,8 +14,12 @@ from vrft.answers import MAX_BOXES
 from vrft.data.bad_records import BadRecords
 from vrft.data.images import BadImage, Convention, Header, MissingImage, check_header
 from vrft.data.record import UNKNOWN_SIZE, Record, image_key
+from vrft.errors import ConfigurationError
+from vrft.types import Detection
 from vrft.utils.distributed import is_rank_zero
 from vrft.utils.progress import progress
+
+TooManyBoxes = Literal["largest", "refuse"]
 
 CHECK_THREADS = 16
 PROGRESS_MIN_IMAGES = 1000
@@ -35,12 +40,51 @@ class UsableImages:
         return self.known[key]
 
 
-def check_targets(records: Sequence[Record], bad_records: BadRecords) -> list[Record]:
-    """Return the records whose target an answer can hold, i.e. at most MAX_BOXES boxes."""
-    for record in records:
-        if isinstance(record.target, tuple) and len(record.target) > MAX_BOXES:
-            bad_records.add(record.location, f"{len(record.target)} boxes; an answer has at most {MAX_BOXES}")
-    return [record for record in records if isinstance(record.target, str) or len(record.target) <= MAX_BOXES]
+def limit_targets(records: list[Record], too_many_boxes: TooManyBoxes) -> list[Record]:
+    """Return training records with targets that an answer can hold, i.e. at most MAX_BOXES boxes.
+
+    Raises:
+        ConfigurationError: a target has more, and `too_many_boxes` is "refuse".
+    """
+    over = [record for record in records if is_over_limit(record)]
+    if not over:
+        return records
+    largest = max(over, key=lambda record: len(record.target))
+    found = (
+        f"{len(over)} of {len(records)} training records have more than {MAX_BOXES} boxes, the limit of an answer; up "
+        f"to {len(largest.target)} in {largest.location}"
+    )
+    if too_many_boxes == "refuse":
+        raise ConfigurationError(
+            f"data.too_many_boxes: {found}; data.too_many_boxes=largest trains on the {MAX_BOXES} largest of each"
+        )
+    rank_zero_warn(
+        f"data: {found}. They train on their {MAX_BOXES} largest boxes; data.too_many_boxes=refuse stops instead, and "
+        "smaller tiles of the images have fewer objects"
+    )
+    return [replace(record, target=largest_boxes(record)) if is_over_limit(record) else record for record in records]
+
+
+def is_over_limit(record: Record) -> bool:
+    """Return whether the target has more boxes than an answer can hold."""
+    return isinstance(record.target, tuple) and len(record.target) > MAX_BOXES
+
+
+def largest_boxes(record: Record) -> tuple[Detection, ...]:
+    """Return the MAX_BOXES largest boxes of a target in their order."""
+    assert isinstance(record.target, tuple)
+    areas = [(found.box[2] - found.box[0]) * (found.box[3] - found.box[1]) for found in record.target]
+    kept = {*sorted(range(len(areas)), key=lambda i: -areas[i])[:MAX_BOXES]}
+    return tuple(found for i, found in enumerate(record.target) if i in kept)
+
+
+def warn_of_targets_over_limit(records: Sequence[Record]) -> None:
+    """Warn if an answer can't hold all objects of a held-out record."""
+    if over := sum(map(is_over_limit, records)):
+        rank_zero_warn(
+            f"data: {over} of {len(records)} evaluated records have more than {MAX_BOXES} boxes, the limit of an "
+            "answer; the objects beyond it count as missed"
+        )
 
 
 def check_images(records: Sequence[Record], bad_records: BadRecords) -> list[Record]:

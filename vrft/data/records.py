@@ -20,11 +20,13 @@ from vrft.data.ground_truth import LabelledImage, coco_tables, labelled_images
 from vrft.data.held_out import split_by_image, split_by_shots
 from vrft.data.record import Record, Split, category, content
 from vrft.data.record_checks import (
+    TooManyBoxes,
     UsableImages,
     check_images,
-    check_targets,
+    limit_targets,
     settle_orientation,
     warn_about_shared_images,
+    warn_of_targets_over_limit,
 )
 from vrft.data.record_set import RecordSet
 from vrft.errors import ConfigurationError
@@ -52,6 +54,7 @@ class RecordData(VisionData):
         on_bad_record: OnBadRecord = "stop",
         on_missing_image: OnBadRecord = "stop",
         encoding: str = UTF8,
+        too_many_boxes: TooManyBoxes = "largest",
         augmentation: list[torch.nn.Module] | None = None,
     ) -> None:
         """Set the options that all file formats share. Files are read when training starts.
@@ -68,6 +71,8 @@ class RecordData(VisionData):
             on_bad_record: stop with a list of all bad records, or skip and count them.
             on_missing_image: stop with a list of all records whose image does not exist, or skip and count them.
             encoding: encoding of text files that have no byte order mark.
+            too_many_boxes: what to do with training records that have more boxes than an answer may have, 100: train on
+                the largest, or refuse. In held-out records, the objects beyond the limit count as missed.
             augmentation: kornia.augmentation modules for training images; boxes are transformed along.
         """
         super().__init__(batch_size, eval_batch_size, num_workers, seed)
@@ -78,7 +83,7 @@ class RecordData(VisionData):
         check_encoding(encoding)
         self.shots, self.val_fraction, self.val_shots = shots, val_fraction, val_shots
         self.on_bad_record, self.on_missing_image = on_bad_record, on_missing_image
-        self.encoding = encoding
+        self.encoding, self.too_many_boxes = encoding, too_many_boxes
         self.augmentation = augmentation or []
         self._train: RecordSet | None = None
         self._val: RecordSet | None = None
@@ -175,6 +180,7 @@ class RecordData(VisionData):
             test = self.records(split, bad_records)
         test = self._checked(test, test, bad_records)
         self._report(bad_records, replace_list=False)
+        warn_of_targets_over_limit(test)
         self._test = RecordSet(at_least_one(test, "test", bad_records), training=False)
         self._say([f"{content(test, self.noun)} are tested on"], bad_records)
 
@@ -194,12 +200,13 @@ class RecordData(VisionData):
             if self.shots is not None:
                 record_shots(RunDir.of(self.trainer), [(category(record), str(record.image)) for record in train])
             train += self.extra_records(train)
-            train = check_targets(self._checked(train, all_train, bad_records), bad_records)
+            train = limit_targets(self._checked(train, all_train, bad_records), self.too_many_boxes)
             warn_about_shared_images(train, val)
         val = self._checked(val, all_val, bad_records)
         self._report(bad_records, replace_list=replace_list)
         if needs_train:
             at_least_one(train, "train", bad_records)
+        warn_of_targets_over_limit(val)
         self._val = RecordSet(at_least_one(val, "val", bad_records), training=False)
         said = [f"{content(val, self.noun)} are held out"]
         if inner and self.has_val_split() and not self.has_test_split():

@@ -1,0 +1,80 @@
+"""More boxes than an answer may have: a limit of answers, not a bad record."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from tests.helpers.data import samples_of
+from vrft.answers import MAX_BOXES
+from vrft.data import JsonlData, YoloData
+from vrft.errors import ConfigurationError
+from vrft.evaluators import CocoEvaluator
+from vrft.evaluators.coco import Row
+from vrft.tasks import DetectionTask
+from vrft.tasks.detection import boxes_text
+from vrft.types import Detection, Frame
+
+COUNT = 381
+SIDE = 400
+
+
+def crowded(folder: Path) -> Path:
+    """Write YOLO data whose images have 381 cells of rising size, and one with two."""
+    for split in ("train", "val"):
+        (folder / "images" / split).mkdir(parents=True)
+        (folder / "labels" / split).mkdir(parents=True)
+        for name, count in (("a", COUNT), ("b", 2)):
+            Image.new("RGB", (SIDE, SIDE)).save(folder / "images" / split / f"{name}.png")
+            lines = [
+                f"0 {(i % 20) / 20 + 0.02} {i // 20 / 20 + 0.02} 0.01 {0.01 + i * 1e-5:.5f}\n" for i in range(count)
+            ]
+            (folder / "labels" / split / f"{name}.txt").write_text("".join(lines))
+    config = folder / "data.yaml"
+    config.write_text("train: images/train\nval: images/val\nnames: [cell]\n")
+    return config
+
+
+def test_the_largest_boxes_train_and_all_are_evaluated(tmp_path: Path) -> None:
+    data = YoloData(str(crowded(tmp_path / "x")))
+    with pytest.warns(UserWarning, match="boxes, the limit of an answer") as warned:
+        train, val = samples_of(data, tmp_path)
+    said = [str(warning.message) for warning in warned]
+    assert any(f"1 of 2 training records have more than {MAX_BOXES} boxes, the limit of" in text for text in said)
+    assert any(f"up to {COUNT} in {tmp_path}/x/labels/train/a.txt. They train on their" in text for text in said)
+    assert any(f"1 of 2 evaluated records have more than {MAX_BOXES} boxes" in text for text in said)
+    assert [len(sample.target) for sample in train] == [MAX_BOXES, 2]
+    heights = [box.box[3] - box.box[1] for box in train[0].target]
+    assert heights == sorted(heights)  # the last ones are the largest, in the order of the file
+    assert heights[0] == pytest.approx(SIDE * (0.01 + (COUNT - MAX_BOXES) * 1e-5))
+    assert [len(sample.target) for sample in val] == [COUNT, 2]
+    task = DetectionTask()
+    assert task.parse(task.target_text(train[0], FRAME), train[0], FRAME).valid
+    evaluator = CocoEvaluator()
+    evaluator.check(data)
+    rows = [Row(sample.image_id, tuple(sample.target[:MAX_BOXES]), 1.0, True) for sample in val]
+    numbers = evaluator.measure(rows)
+    assert numbers["AR100"] == pytest.approx((MAX_BOXES + 2) / (COUNT + 2))
+
+
+FRAME = Frame(1000, 1000)
+
+
+def test_they_can_be_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match=r"data\.too_many_boxes: 1 of 2 .* up to 381 in .*a\.txt"):
+        samples_of(YoloData(str(crowded(tmp_path / "x")), too_many_boxes="refuse"), tmp_path)
+
+
+def test_a_solution_may_have_any_number_of_boxes(tmp_path: Path) -> None:
+    Image.new("RGB", (SIDE, SIDE)).save(tmp_path / "a.png")
+    boxes = [(i, 0.0, i + 5.0 + i / COUNT, 9.0) for i in range(COUNT)]
+    row = {"image": "a.png", "problem": "cells", "solution": boxes_text(boxes, [1.0] * COUNT)}
+    (tmp_path / "x.jsonl").write_text(json.dumps(row))
+    data = JsonlData(str(tmp_path / "x.jsonl"), str(tmp_path / "x.jsonl"))
+    with pytest.warns(UserWarning, match="They train on their 100 largest boxes"):
+        train, val = samples_of(data, tmp_path)
+    assert (len(train[0].target), len(val[0].target)) == (MAX_BOXES, COUNT)
+    assert isinstance(val[0].target[0], Detection)
