@@ -124,7 +124,7 @@ def test_a_published_checkpoint_is_read_as_its_authors_meant(
     sample = Sample(0, photo(600, 400), 0, "a bird", ())
     prompt = policy.encoder(TASK)([sample]).inputs[0]
     assert int((prompt["input_ids"] == policy.base.config.image_token_id).sum()) == form.image_tokens
-    assert_same_prompt(prompt, own_prompt(processor_of(folder), sample.image, "Detect a bird"))
+    assert_same_prompt(prompt, own_prompt(load_processor(str(folder)), sample.image, "Detect a bird"))
 
 
 def published_name(form: Form, name: str) -> str:

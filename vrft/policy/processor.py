@@ -54,11 +54,12 @@ def load_processor(folder: str, trust_remote_code: bool = False, **kwargs: Any) 
     from transformers.utils import is_torchvision_available
 
     config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
-    if has_renamed_image_processor(folder):
-        kwargs["config"] = config  # transformers then takes the image processor of the model's type
-    cls = None if is_torchvision_available() else PROCESSOR_MAPPING.get(type(config), None)
-    if cls is None or "video_processor" not in cls.get_attributes():
-        return with_template(AutoProcessor.from_pretrained(folder, trust_remote_code=trust_remote_code, **kwargs))
+    cls = PROCESSOR_MAPPING.get(type(config), None)
+    auto = AutoProcessor
+    if cls is not None and has_renamed_image_processor(folder):
+        auto, kwargs["config"] = cls, config  # transformers then takes the image processor of the model's type
+    if cls is None or is_torchvision_available() or "video_processor" not in cls.get_attributes():
+        return with_template(auto.from_pretrained(folder, trust_remote_code=trust_remote_code, **kwargs))
     kept = [name for name in cls.get_attributes() if name != "video_processor"]
 
     class ImageOnly(cls):  # type: ignore[misc, valid-type]
