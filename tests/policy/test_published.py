@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import Trainer
-from PIL import Image
+from PIL import Image, ImageFilter
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageTextToText, AutoProcessor
 from transformers.utils import is_torchvision_available
 
 from tests.helpers.published import Form, write
@@ -198,3 +198,23 @@ def test_a_published_checkpoint_trains_and_is_exported_as_what_it_was(
     prompt = own_prompt(processor_of(tmp_path), samples[0].image, "Detect a bird")
     assert_same_prompt(prompt, policy.encoder(TASK)(samples).inputs[0])
     assert_same_answer(exported, prompt, greedy_answer(policy, samples))
+
+
+@pytest.mark.skipif(not is_torchvision_available(), reason="needs torchvision")
+@pytest.mark.parametrize("family", FORMS)
+def test_torchvision_changes_no_token_and_no_pixel_by_more_than_rounding(
+    family: str, published: Callable[[str], Published]
+) -> None:
+    folder, _, _ = published(family)
+    image = photo(600, 400).filter(ImageFilter.GaussianBlur(1.5))  # no edges that interpolation overshoots
+    with_torchvision = load_processor(str(folder))
+    config = AutoConfig.from_pretrained(folder)  # for the early name
+    pil = AutoImageProcessor.from_pretrained(folder, backend="pil", config=config)
+    assert type(pil) is not type(with_torchvision.image_processor)
+    prompts = [own_prompt(with_torchvision, image, "Detect a bird")]
+    with_torchvision.image_processor = pil
+    prompts.append(own_prompt(with_torchvision, image, "Detect a bird"))
+    assert prompts[0]["input_ids"].tolist() == prompts[1]["input_ids"].tolist()
+    grey = 1 / 255 / min(pil.image_std)
+    gap = (prompts[0]["pixel_values"] - prompts[1]["pixel_values"]).abs().max() / grey
+    assert gap < 3.01  # Idefics3 and SmolVLM resize twice

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -61,9 +62,21 @@ def main(args: Sequence[str]) -> int:
     dtype = arguments.dtype and getattr(torch, arguments.dtype)
     with progress("export", EXPORT_STEPS) as advance:
         export_policy(policy, folder, weights, length, adapter_alone=arguments.adapter, dtype=dtype, advance=advance)
-    write_card(folder, run.path, task.template, adapter=arguments.adapter, step=step)
+    program = None if arguments.adapter else usage_program(task, policy, folder)
+    write_card(folder, run.path, task.template, adapter=arguments.adapter, step=step, program=program)
     print(f"Hugging Face folder: {folder}")
     return 0
+
+
+def usage_program(task: Task, policy: Policy, folder: Path) -> str:
+    """Return the program for the model card of an exported folder."""
+    from vrft.policy.coordinates import FAMILY_COORDINATES
+    from vrft.report.usage import usage
+
+    model_type = json.loads((folder / "config.json").read_text())["model_type"]
+    coordinates = policy.coordinates or FAMILY_COORDINATES.get(model_type, "thousandths")
+    has_boxes = "{width}" in task.prompt + task.template
+    return usage(task.template, task.system, coordinates if has_boxes else None)
 
 
 def checkpoint_of_run(run: RunDir, name: str) -> Path:

@@ -9,6 +9,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from vrft.callbacks.checkpoint import RunCheckpoint
 from vrft.callbacks.summary import Summary
+from vrft.cli.export import usage_program
 from vrft.data import VisionData
 from vrft.report import write_report
 from vrft.report.model_card import write_card
@@ -30,7 +31,8 @@ def finish_run(trainer: VisionTrainer, model: VisionModule, data: VisionData, la
     run = RunDir.of(trainer)
     if summary.base is not None and summary.tuned:
         print(f"summary: {summary.write(run, best)}")
-    write_card(run.export, run.path, model.task.template, adapter=False, step=trainer.global_step)
+    program = usage_program(model.task, model.policy, run.export)
+    write_card(run.export, run.path, model.task.template, adapter=False, step=trainer.global_step, program=program)
     try_to_report(run)
     print(f"checkpoint: {last_checkpoint}")
     if best is not None:

@@ -57,7 +57,7 @@ def is_reinforced(config: dict[str, Any]) -> bool:
     return "num_generations" in config["model"]["init_args"]
 
 
-def write_card(folder: Path, run: Path, template: str, *, adapter: bool, step: int) -> Path:
+def write_card(folder: Path, run: Path, template: str, *, adapter: bool, step: int, program: str | None = None) -> Path:
     """Write a model card.
 
     Args:
@@ -65,11 +65,13 @@ def write_card(folder: Path, run: Path, template: str, *, adapter: bool, step: i
         run: folder of the run.
         template: the task's template, i.e. the prompt of training.
         adapter: whether the folder holds only an adapter.
+        program: Python program that asks the model about an image.
         step: optimizer step of the weights. Scores of `summary.json` are listed if they belong to it.
     """
     config = read_run(run)
     summary = read_summary(RunDir(run), [])
     lines = [*front_matter(config, adapter), *description(config, run, template, adapter), *table(summary, step)]
+    lines += usage_section(program) if program else []
     path = folder / "README.md"
     path.write_text("\n".join(lines) + "\n")
     return path
@@ -143,6 +145,12 @@ def table(summary: dict[str, Any], step: int) -> Iterator[str]:
             yield f"| {name} | {before:.3f} | {after:.3f} | {after - before:+.3f} |"
 
 
+def usage_section(program: str) -> Iterator[str]:
+    """Yield a program that asks the model about an image."""
+    yield from ("", "## Use", "", "With transformers and torchvision (SmolVLM also needs num2words; `pip install")
+    yield from ("'vrft[processors]'` installs both):", "", fenced(program, "python"))
+
+
 def code(value: Any) -> str:
     r"""Format a value, without secrets, as one line of inline code in a table cell, with any number of backticks.
 
@@ -157,8 +165,8 @@ def code(value: Any) -> str:
     return f"{ticks}{padding}{cell}{padding}{ticks}"
 
 
-def fenced(text: str) -> str:
+def fenced(text: str, language: str = "text") -> str:
     """Format text, without secrets, as a code block whose fence the text can't close."""
     text = redact(text)
     fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
-    return f"{fence}text\n{text}\n{fence}"
+    return f"{fence}{language}\n{text}\n{fence}"
