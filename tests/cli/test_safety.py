@@ -92,13 +92,28 @@ def test_code_of_a_checkpoint_does_not_run(
     assert "say --model.policy.trust_remote_code=true on the command line" in said
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        pytest.param([], id="nothing"),
+        pytest.param(["--model.policy.trust_remote_code=false"], id="an earlier no"),
+        pytest.param(["--run_dir={folder}/about_trust_remote_code"], id="a word that contains it"),
+        pytest.param(["--model.policy.trust_remote_code=${{oc.env:VRFT_TEST_CANARY}}"], id="no boolean"),
+    ],
+)
 def test_only_the_command_line_can_trust_code(
-    tmp_path: Path, trace: Path, checkpoint: Path, quick_fit: Command, capsys: pytest.CaptureFixture[str]
+    words: list[str],
+    tmp_path: Path,
+    trace: Path,
+    checkpoint: Path,
+    quick_fit: Command,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     bring_code(checkpoint)
-    (tmp_path / "trusting.yaml").write_text("model: {policy: {trust_remote_code: true}}\n")
-    command = quick_fit("--config", str(tmp_path / "trusting.yaml"), f"--model.policy.checkpoint={checkpoint}")
-    assert main(command) == 2
+    config = tmp_path / "no_trust_remote_code.yaml"
+    config.write_text("model: {policy: {trust_remote_code: true}}\n")
+    words = [word.format(folder=tmp_path) for word in words]
+    assert main(quick_fit(*words, f"--config={config}", f"--model.policy.checkpoint={checkpoint}")) == 2
     assert "only the command line can permit code that comes with a checkpoint" in capsys.readouterr().err
 
 

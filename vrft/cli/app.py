@@ -8,9 +8,8 @@ import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-from jsonargparse import set_parsing_settings
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser
@@ -29,9 +28,10 @@ from vrft.callbacks.summary import Summary
 from vrft.callbacks.transcripts import Transcripts
 from vrft.cli.argv import normalise_argv
 from vrft.cli.config_checks import check_trust, check_writable, resolve_checkpoints
+from vrft.cli.config_parser import ConfigParser, harden_parsing
 from vrft.cli.fit import finish_run, print_stopped
 from vrft.cli.harmless import silence_harmless
-from vrft.cli.parser_errors import find_user_error, message_lines, shorten
+from vrft.cli.parser_errors import find_user_error, message_lines
 from vrft.cli.predict import use_exported_folder, use_images
 from vrft.cli.trainer import TRAINER_DEFAULTS, CommandTrainer
 from vrft.data import VisionData
@@ -54,7 +54,7 @@ DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 def run(args: Sequence[str]) -> int:
     """Run one command and return its exit code: 2 after one line about a wrong setting, 1 if the disk is full."""
     silence_harmless()
-    set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
+    harden_parsing()
     try:
         trainer = run_cli(args)
     except (ValueError, OmegaConfBaseException) as error:
@@ -88,26 +88,13 @@ def run_cli(args: Sequence[str]) -> CommandTrainer:
         subclass_mode_data=True,
         save_config_callback=SaveResolvedConfig,
         trainer_defaults=TRAINER_DEFAULTS | {"callbacks": callbacks},
-        parser_class=OneLineParser,
+        parser_class=ConfigParser,
         parser_kwargs={"parser_mode": "omegaconf+", "allow_abbrev": False, "prog": "python -m vrft"},
         auto_configure_optimizers=False,
         seed_everything_default=0,
         args=args,
         command=args[0],
     ).trainer
-
-
-class OneLineParser(LightningArgumentParser):
-    """Names the wrong field and what was expected in one line, instead of pages of usage."""
-
-    def dump(self, *args: Any, **kwargs: Any) -> str:
-        """Serialize a configuration without validating it again, which takes as long as parsing it."""
-        if "skip_none" in kwargs:  # Lightning uses the deprecated name
-            kwargs["skip_unset"] = kwargs.pop("skip_none")
-        return super().dump(*args, **{"skip_validation": True} | kwargs)
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        raise ConfigurationError(shorten(message, [action.dest for action in self._actions]))
 
 
 class VRFTCLI(CLIBase):

@@ -5,12 +5,15 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from jsonargparse import Namespace
 
 from vrft.errors import ConfigurationError
+from vrft.utils.yaml_text import decode_yaml
 
 TRUST = "trust_remote_code"
+TRUST_FIELDS = ("model", "policy", TRUST)
 
 
 def check_trust(config: Namespace, args: Sequence[str]) -> None:
@@ -19,8 +22,46 @@ def check_trust(config: Namespace, args: Sequence[str]) -> None:
     Raises:
         ConfigurationError: it comes from a file.
     """
-    if config.get(f"model.init_args.policy.init_args.{TRUST}") and not any(TRUST in arg for arg in args):
+    if config.get(f"model.init_args.policy.init_args.{TRUST}") and not permits_code(args):
         raise ConfigurationError(untrusted(f"--model.policy.{TRUST}=true"))
+
+
+def permits_code(args: Sequence[str]) -> bool:
+    """Return the last value that the options themselves give to the policy's `trust_remote_code`; no file is read.
+
+    >>> permits_code(["fit", "--model.policy.trust_remote_code=true"])
+    True
+    >>> permits_code(["fit", "--model.policy", "{init_args: {trust_remote_code: true}}"])
+    True
+    >>> permits_code(["fit", "--model.policy.trust_remote_code=true", "--model.policy.trust_remote_code=false"])
+    False
+    >>> permits_code(["fit", "--config=trust_remote_code.yaml", "--run_dir", "trust_remote_code"])
+    False
+    """
+    permitted = False
+    for number, option in enumerate(args):
+        name, equals, value = option.partition("=")
+        fields = [field for field in name.removeprefix("--").split(".") if field != "init_args"]
+        if not name.startswith("--") or fields != [*TRUST_FIELDS[: len(fields)]]:
+            continue
+        text = value if equals else args[number + 1] if number + 1 < len(args) else ""
+        found = _value_at(text, TRUST_FIELDS[len(fields) :])
+        permitted = permitted if found is None else found is True
+    return permitted
+
+
+def _value_at(text: str, fields: Sequence[str]) -> Any:
+    """Return the value of a field in a YAML text, or None."""
+    try:
+        content = decode_yaml(text)
+    except ValueError:
+        return None
+    for field in fields:
+        if not isinstance(content, dict):
+            return None
+        content = content.get("init_args", content)
+        content = content.get(field) if isinstance(content, dict) else None
+    return content
 
 
 def untrusted(option: str) -> str:

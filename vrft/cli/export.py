@@ -110,15 +110,17 @@ def instantiate(config: dict[str, Any], trusted: bool) -> tuple[Policy, Task]:
     Raises:
         ConfigurationError: a setting is wrong, or code that comes with the checkpoint is needed and not permitted.
     """
-    from jsonargparse import ArgumentError, ArgumentParser
+    from jsonargparse import ArgumentError
 
+    from vrft.cli.config_parser import ConfigParser, harden_parsing
     from vrft.policy import Policy
     from vrft.tasks import Task
 
     settings = config["model"]["init_args"]["policy"]
     if settings["init_args"].get("trust_remote_code") and not trusted:
         raise ConfigurationError(untrusted("--trust-remote-code"))
-    parser = ArgumentParser(exit_on_error=False)
+    harden_parsing()
+    parser = ConfigParser(exit_on_error=False)
     parser.add_subclass_arguments(Policy, "policy")
     parser.add_subclass_arguments(Task, "task")
     try:

@@ -1,0 +1,115 @@
+"""Functions that a config names: the user's own, looked up and never called to make another."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import inspect
+import site
+import sysconfig
+from collections.abc import Callable, Sequence
+from functools import cache
+from pathlib import Path
+from types import FunctionType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin
+
+from jsonargparse.typing import register_type
+from torch import Tensor
+
+OWN_PACKAGE = __name__.partition(".")[0]
+
+
+class UserFunction:
+    """The type of a field that takes a function of the user's by its name, `module.function`."""
+
+
+def find_function(path: object) -> Callable[..., Any]:
+    """Return the function of the user's that a field names.
+
+    The function has to be written in a module in the working folder or in a folder of `PYTHONPATH`. Functions of
+    installed packages are refused: a config could load a pickle with `torch.load`, or run a completion as a command.
+
+    Raises:
+        ValueError: the value is no such name.
+    """
+    if inspect.isfunction(path):
+        return path
+    expected = "expected the name of a function of your own, module.function"
+    if not isinstance(path, str) or not all(part.isidentifier() for part in path.split(".")) or "." not in path:
+        raise ValueError(f"{expected}, got {path!r}")
+    module, _, name = path.rpartition(".")
+    if not _is_users(module):
+        raise ValueError(f"{expected}, in the working folder or in a folder of PYTHONPATH, got {path!r}")
+    try:
+        function = getattr(importlib.import_module(module), name, None)
+    except ImportError as error:
+        raise ValueError(f"{expected}; {path!r}: {error}") from error
+    if not isinstance(function, FunctionType) or not _is_users(function.__module__):
+        raise ValueError(f"{expected}; {module} defines no function {name!r}")
+    return function
+
+
+def _is_users(module: str) -> bool:
+    """Return whether a module lies outside of Python's library, the installed packages and this package."""
+    top = module.partition(".")[0]
+    if top == OWN_PACKAGE:
+        return False
+    try:
+        spec = importlib.util.find_spec(top)
+    except (ImportError, ValueError):  # `__main__` has no spec in a notebook
+        return top == "__main__"
+    if spec is None:
+        return False
+    files = [*(spec.submodule_search_locations or []), *([spec.origin] if spec.has_location and spec.origin else [])]
+    return bool(files) and not any(_in_library(Path(file).resolve()) for file in files)
+
+
+def _in_library(file: Path) -> bool:
+    return any(folder in file.parents for folder in _library_folders())
+
+
+@cache
+def _library_folders() -> frozenset[Path]:
+    names = ("stdlib", "platstdlib", "purelib", "platlib")
+    folders = [*map(sysconfig.get_path, names), *site.getsitepackages(), site.getusersitepackages()]
+    return frozenset(Path(folder).resolve() for folder in folders)
+
+
+def function_path(function: Callable[..., Any]) -> str:
+    """Return the name by which a config refers to a function."""
+    return f"{function.__module__}.{function.__qualname__}"
+
+
+register_type(UserFunction, function_path, find_function, type_check=lambda value, _: inspect.isfunction(value))
+
+
+def restrict_callables(hint: Any) -> Any:
+    """Replace `Callable` in a type by `UserFunction`, unless it is a factory of a class, e.g. of an optimizer.
+
+    jsonargparse would take any importable callable for it, and instantiate any class that has a `__call__`.
+
+    >>> restrict_callables(list[Callable[[int], float]])
+    list[vrft.cli.functions.UserFunction]
+    """
+    origin, arguments = get_origin(hint), get_args(hint)
+    if Callable in (origin, hint):
+        return hint if arguments and _is_factory(arguments[-1]) else UserFunction
+    if origin is Literal or not arguments:
+        return hint
+    replaced = tuple(restrict_callables(argument) for argument in arguments)
+    if replaced == arguments:
+        return hint
+    return Union[replaced] if origin in (Union, UnionType) else origin[replaced]
+
+
+def _is_factory(returned: Any) -> bool:
+    """Return whether a type consists of classes that a config can name by `class_path`."""
+    members = _members(returned)
+    return bool(members) and all(
+        inspect.isclass(member) and member.__module__ not in ("builtins", "typing") and not issubclass(member, Tensor)
+        for member in members
+    )
+
+
+def _members(hint: Any) -> Sequence[Any]:
+    return get_args(hint) if get_origin(hint) in (Union, UnionType) else [hint]
