@@ -25,7 +25,7 @@ from vrft.data.coco_entries import (
     read_instances,
 )
 from vrft.data.coco_fields import id_order, is_json_id, read_flag, values_reason
-from vrft.data.files import brief, decode_json, read_bytes, require_file, require_folder
+from vrft.data.files import UTF8, brief, decode_json, read_bytes, require_file, require_folder
 from vrft.data.other_formats import refuse_other_format
 from vrft.data.record import Record, Split
 from vrft.errors import ConfigurationError
@@ -145,7 +145,7 @@ def has_id(entry: Mapping[str, Any], field: str, ids: set[Id]) -> bool:
 class Instances:
     """A checked COCO or LVIS instances file. An image with an invalid annotation is left out."""
 
-    def __init__(self, path: Path, folder: Path, bad_records: BadRecords, encoding: str) -> None:
+    def __init__(self, path: Path, folder: Path, bad_records: BadRecords, encoding: str = UTF8) -> None:
         self.path, self.folder, self.bad_records = path, folder, bad_records
         content = read_instances(path, encoding)
         self.names = self._names(content.categories)
