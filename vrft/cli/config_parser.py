@@ -36,7 +36,7 @@ class ConfigParser(LightningArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         raise ConfigurationError(shorten(message, [action.dest for action in self._actions]))
 
-    def _add_signature_parameter(self, container: Any, nested_key: str | None, param: Any, *args: Any, **kw: Any) -> None:
+    def _add_signature_parameter(self, container: Any, nested_key: str | None, param: Any, *a: Any, **kw: Any) -> None:
         """Add a parameter of a class, at any depth; a `Callable` takes nothing but a function of the user's."""
         param = replace(param, annotation=restrict_callables(param.annotation))
-        super()._add_signature_parameter(container, nested_key, param, *args, **kw)
+        super()._add_signature_parameter(container, nested_key, param, *a, **kw)

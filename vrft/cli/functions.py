@@ -8,7 +8,8 @@ import inspect
 import site
 import sysconfig
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import cache, reduce
+from operator import or_
 from pathlib import Path
 from types import FunctionType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin
@@ -99,7 +100,7 @@ def restrict_callables(hint: Any) -> Any:
     replaced = tuple(restrict_callables(argument) for argument in arguments)
     if replaced == arguments:
         return hint
-    return Union[replaced] if origin in (Union, UnionType) else origin[replaced]
+    return reduce(or_, replaced) if origin in (Union, UnionType) else origin[replaced]
 
 
 def _is_factory(returned: Any) -> bool:
