@@ -23,7 +23,7 @@ import yaml
 from lightning.pytorch import Trainer
 
 import vrft
-from tests.helpers import CSV_ONLY, ROOT, formats
+from tests.helpers import CSV_ONLY, ROOT, annotation_tools, formats
 from vrft import data, evaluators, rewards, rollout, tasks
 from vrft.__main__ import COMMANDS, main
 from vrft.callbacks.checkpoint import RunCheckpoint
@@ -119,6 +119,10 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_images(folder)
     labels = formats.write_yolo(folder / "my/yolo", 8)
     labels.write_text(labels.read_text().replace(": red", ": cat").replace(": green", ": dog"))
+    split = annotation_tools.write_voc(folder / "my/voc", formats.scenes("train", 8))
+    names = split.read_text().split()
+    split.write_text("\n".join(names[:6]))
+    split.with_name("val.txt").write_text("\n".join(names[6:]))
     formats.write_jsonl(folder / "my/jsonl", 8)
     formats.write_hub(folder / "my/hub", 8)
     formats.write_references(folder / "my/refs")

@@ -166,19 +166,20 @@ class AnnotatedData(BoxData):
             "val": (val_annotations, val_images),
             "test": (test_annotations, test_images),
         }
-        self.sources = {
-            split: (Path(file), None if folder is None else Path(folder))
-            for split, (file, folder) in named.items()
-            if file is not None
-        }
+        self.sources: dict[Split, tuple[Path, Path | None]] = {}
+        for split, (file, folder) in named.items():
+            if file is not None:
+                self.sources[split] = Path(file), None if folder is None else Path(folder)
+            elif folder is not None:
+                raise ConfigurationError(f"data.{split}_images: expected data.{split}_annotations too")
         self.check_held_out("val" in self.sources, "val_annotations")
-        for split, (file, folder) in self.sources.items():
-            if not file.exists():
+        for split, (source, images) in self.sources.items():
+            if not source.exists():
                 raise ConfigurationError(
-                    f"data.{split}_annotations: no such file or folder: {file}; expected {self.expected}"
+                    f"data.{split}_annotations: no such file or folder: {source}; expected {self.expected}"
                 )
-            if folder is not None:
-                require_folder(f"{split}_images", folder, "a folder of images")
+            if images is not None:
+                require_folder(f"{split}_images", images, "a folder of images")
 
     def splits(self) -> Sequence[Split]:
         return [*self.sources]

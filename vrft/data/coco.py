@@ -40,7 +40,7 @@ class CocoData(CategoryData):
     def __init__(
         self,
         train_annotations: str,
-        train_images: str,
+        train_images: str | None = None,
         val_annotations: str | None = None,
         val_images: str | None = None,
         per_image: bool = False,
@@ -52,7 +52,7 @@ class CocoData(CategoryData):
 
         Args:
             train_annotations: COCO or LVIS instances file of the training images.
-            train_images: folder of the training images.
+            train_images: folder of the training images; default: that of the instances file.
             val_annotations: instances file of the held-out images; default: see `val_fraction`.
             val_images: folder of the held-out images.
             per_image: ask for all categories in one prompt per image; for `MultiCategoryDetectionTask`.
@@ -61,14 +61,18 @@ class CocoData(CategoryData):
             kwargs: see `CategoryData`.
         """
         super().__init__(**kwargs)
-        self.files: dict[Split, tuple[Path, Path]] = {"train": (Path(train_annotations), Path(train_images))}
-        if val_annotations is not None and val_images is not None:
-            self.files["val"] = Path(val_annotations), Path(val_images)
-        if test_annotations is not None and test_images is not None:
-            self.files["test"] = Path(test_annotations), Path(test_images)
-        elif test_annotations is not None or test_images is not None:
-            raise ConfigurationError("data.test_annotations and test_images: expected both or none")
-        self.check_held_out("val" in self.files, "val_annotations and val_images")
+        named: dict[Split, tuple[str | None, str | None]] = {
+            "train": (train_annotations, train_images),
+            "val": (val_annotations, val_images),
+            "test": (test_annotations, test_images),
+        }
+        self.files: dict[Split, tuple[Path, Path]] = {}
+        for split, (file, images) in named.items():
+            if file is not None:
+                self.files[split] = Path(file), Path(file).parent if images is None else Path(images)
+            elif images is not None:
+                raise ConfigurationError(f"data.{split}_images: expected data.{split}_annotations too")
+        self.check_held_out("val" in self.files, "val_annotations")
         if per_image and self.negatives:
             raise ConfigurationError("data.negatives: prompts of data.per_image ask for absent categories already")
         self.per_image = per_image
