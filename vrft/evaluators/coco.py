@@ -48,8 +48,9 @@ class CocoEvaluator(Evaluator[Row]):
     """Logs COCO's twelve numbers as `val/coco/AP` and so on, `val/mIoU` and `val/valid`.
 
     Numbers are in 0..1, averaged over the configured categories that have a true box. mIoU is the mean over prompts of
-    the IoU matched by falling confidence / max(true, predicted boxes). An unreadable answer counts as no boxes. Writes
-    a results file in COCO's format, the settings of the evaluation, a table per category and precision-recall curves.
+    the IoU matched by falling stated confidence / max(true, predicted boxes). An unreadable answer counts as no boxes.
+    Writes a results file in COCO's format, the settings of the evaluation, a table per category and precision-recall
+    curves.
     """
 
     format: Format = "coco"
@@ -147,8 +148,9 @@ class CocoEvaluator(Evaluator[Row]):
     def row(self, answer: Answer, sample: Sample) -> Row:
         assert isinstance(sample.target, tuple)
         detections = with_confidence(answer, self.confidence)
-        scores = [1.0 if d.score is None else d.score for d in detections]
-        iou = matched_iou([d.box for d in detections], scores, [true.box for true in sample.target])
+        stated = with_confidence(answer, "answer")
+        scores = [1.0 if d.score is None else d.score for d in stated]
+        iou = matched_iou([d.box for d in stated], scores, [true.box for true in sample.target])
         return Row(sample.image_id, detections, iou, answer.valid, tie_key(sample) if detections else 0)
 
     def scores(self, rows: list[Row]) -> dict[str, float]:
