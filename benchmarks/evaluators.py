@@ -24,9 +24,10 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from vrft.evaluators.average_precision import Array, Backend, Truth
+from vrft.evaluators.average_precision import Array, Backend
 from vrft.evaluators.base import gather
 from vrft.evaluators.coco import Row
+from vrft.evaluators.truth import Truth
 from vrft.types import Detection
 
 CATEGORIES, TRUE_PER_IMAGE = 80, 7
@@ -69,7 +70,8 @@ def with_backend(backend: Backend) -> Callable[[Path, Array], float]:
     """Return a function that evaluates with one of vrft's backends."""
 
     def evaluate(path: Path, results: Array) -> float:
-        return Truth(path).evaluate(results, "coco", backend).numbers("coco")["AP"]
+        numbered = results - np.array([1, 0, 0, 0, 0, 0, 1])  # ids begin at 1, numbers at 0
+        return Truth.read(path).evaluate(numbered, "coco", backend).numbers("coco")["AP"]
 
     return evaluate
 
