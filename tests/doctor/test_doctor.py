@@ -7,6 +7,7 @@ import random
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,9 +18,10 @@ from torch import nn
 from tests.helpers import CSV_ONLY, ROOT
 from tests.helpers.formats import write_jsonl
 from vrft.__main__ import main
-from vrft.data.scenes import draw_scene, write_coco
+from vrft.data.scenes import FreshScenes, draw_scene, write_coco
 from vrft.doctor.memory import optimizer_bytes
-from vrft.doctor.prompts import GARBAGE
+from vrft.doctor.prompts import GARBAGE, unlimited_counts
+from vrft.policy import Policy
 from vrft.rollout import RolloutEngine
 from vrft.tasks import DetectionTask
 from vrft.types import PromptBatch, Rollout
@@ -44,6 +46,17 @@ def doctor(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., 
         return code, " ".join(capsys.readouterr().out.split())
 
     return run
+
+
+@pytest.mark.parametrize("limits", [{"min_pixels": 12544, "max_pixels": 12544}, {}], ids=str)
+def test_image_tokens_are_counted_with_and_without_limits(limits: dict[str, int]) -> None:
+    policy = Policy("tiny-detection", **limits)  # type: ignore[arg-type]
+    policy.load(keep_reference=False)
+    module: Any = SimpleNamespace(policy=policy, encoder=policy.encoder(DetectionTask("Detect {query}")))
+    batch = module.encoder([FreshScenes(1, 0, 0)[0]])
+    assert int((batch.inputs[0]["input_ids"] == policy.base.config.image_token_id).sum()) == (16 if limits else 4)
+    expected = [("image without min_pixels=12544, max_pixels=12544", [4])] if limits else []
+    assert list(unlimited_counts(module, batch)) == expected
 
 
 def test_nothing_is_wrong_with_the_quickstart(doctor: Callable[..., Said], tmp_path: Path) -> None:

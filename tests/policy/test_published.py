@@ -20,6 +20,7 @@ from tests.helpers.published import Form, write
 from tests.helpers.published_forms import FORMS
 from vrft import RFT
 from vrft.data import VisionData
+from vrft.errors import ConfigurationError
 from vrft.policy import LoRA, Policy, chat_template
 from vrft.policy.export import export_policy
 from vrft.policy.processor import load_processor
@@ -131,6 +132,18 @@ def published_name(form: Form, name: str) -> str:
     for pattern, replacement in form.renames:
         name = re.sub(pattern, replacement, name)
     return name
+
+
+@pytest.mark.parametrize("family", FORMS)
+def test_a_limit_that_a_family_lacks_is_refused_before_weights_are_read(
+    family: str, published: Callable[[str], Published], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, form, _ = published(family)
+    monkeypatch.setattr("vrft.policy.vlm.load_pretrained", lambda *_, **__: pytest.fail("read"))
+    for name, value in (("max_pixels", 401408), ("max_tiles", 4)):
+        if name not in form.limits:
+            with pytest.raises(ConfigurationError, match=rf"model\.policy\.{name}={value}: .*{name}=null$"):
+                Policy(str(folder), **{name: value}).load(keep_reference=False)
 
 
 def train(policy: Policy, samples: list[Sample]) -> None:

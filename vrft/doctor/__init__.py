@@ -71,7 +71,8 @@ def check_data(module: VisionModule, data: VisionData, console: Console) -> Iter
             width, height = small[0].size
             yield (
                 f"{len(small)} of {len(records)} images ({name}) are smaller than a patch of {side} x {side} pixels, "
-                f"e.g. {width} x {height}: {small[0].location}; enlarge them, or set model.policy.min_pixels"
+                f"e.g. {width} x {height}: {small[0].location}; enlarge them, or set "
+                "model.policy.min_pixels if the family has it"
             )
 
 

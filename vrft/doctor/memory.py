@@ -11,6 +11,7 @@ from rich.table import Table
 from torch import nn
 
 from vrft.data import VisionData
+from vrft.policy.image_size import smaller_images
 from vrft.training.module import VisionModule
 from vrft.types import PromptBatch
 
@@ -144,5 +145,6 @@ def advice(module: VisionModule) -> str:
         steps.append("model.policy.offload_reference=true")
     if policy.lora is None:
         steps += ["model.policy.lora.r=16", "model.optimizer=torch.optim.Adafactor"]
-    steps += ["model.policy.max_pixels=200704", "a smaller data.batch_size and data.eval_batch_size"]
+    steps += smaller_images(policy.processor.image_processor)
+    steps.append("a smaller data.batch_size and data.eval_batch_size")
     return f"try, in this order, {', '.join(steps)}"

@@ -209,6 +209,15 @@ def instead(image_processor: Any) -> str:
     return f"preprocessor_config.json: {given or 'no size'}"
 
 
+def smaller_images(image_processor: Any) -> list[str]:
+    """Return the setting that makes images smaller, or none if the image processor has no limit, for advice."""
+    if is_a(image_processor, (*AREA_PROCESSORS, *FRAME_AREA_PROCESSORS)):
+        return ["model.policy.max_pixels=200704"]
+    if is_a(image_processor, (*EDGE_TILE_PROCESSORS, *PATCH_TILE_PROCESSORS, *GRID_TILE_PROCESSORS)):
+        return ["model.policy.max_tiles=4"]
+    return []
+
+
 def apply_fields(image_processor: Any, fields: dict[str, Any]) -> None:
     """Set the fields of an image processor that `limited_fields` returned."""
     for name, value in fields.items():
