@@ -25,8 +25,9 @@ class Evaluator(Callback, Generic[Row]):
     """Collects one row per sample, gathers the rows of all ranks and logs their scores as `val/…` or `test/…`.
 
     A subclass turns an answer into a row of plain values and rows into scores. A sample that several ranks saw, because
-    ranks take equal numbers of steps, counts once. Rows are in the order of the data set for any number of ranks,
-    so equal answers have equal scores, to the last bit. All ranks take part in the same two collectives, even without rows.
+    ranks take equal numbers of steps, counts once. Rows are in the order of the data set for any number of ranks, so
+    equal answers have equal scores, to the last bit. All ranks take part in the same two collectives, even without
+    rows.
     """
 
     def __init__(self) -> None:
