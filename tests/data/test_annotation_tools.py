@@ -12,7 +12,7 @@ import pytest
 from tests.helpers import formats
 from tests.helpers.annotation_tools import TOOLS, voc_xml, write, write_voc_folder
 from tests.helpers.data import assert_same_boxes, drawn, samples_of
-from vrft.data import CocoData, CvatData, LabelStudioData, VocData, YoloData
+from vrft.data import BoxCsvData, CocoData, CvatData, LabelStudioData, VocData, YoloData
 from vrft.errors import ConfigurationError
 
 
@@ -180,3 +180,29 @@ def test_missing_paths_and_formats_without_a_reader_are_named(tmp_path: Path) ->
     write("voc_folder", tmp_path / "x")
     with pytest.raises(ConfigurationError, match="this is Pascal VOC: --data=VocData"):
         YoloData(str(tmp_path / "x"))
+
+
+@pytest.mark.parametrize("tool", ["voc_folder", "labelme", "supervisely"])
+def test_images_without_annotations_are_counted(tool: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = write(tool, tmp_path / "x")
+    for image in [*(tmp_path / "x").rglob("1.png")]:
+        formats.save(formats.scenes("val", 1)[0][0], image.with_name("more.png"))
+    with caplog.at_level("INFO"):
+        samples_of(TOOLS[tool][0](str(path), val_annotations=str(path)), tmp_path)
+    assert "images without annotations 2" in caplog.text  # one in each split
+
+
+@pytest.mark.parametrize("images", ["val_images", "test_images"])
+def test_images_without_their_annotations_are_an_error(images: str, tmp_path: Path) -> None:
+    path = str(write("csv", tmp_path / "x"))
+    for data in (CocoData, BoxCsvData):
+        with pytest.raises(ConfigurationError, match=f"data.{images}: expected data.{images[:-7]}_annotations too"):
+            data(path, val_fraction=0.5, **{images: str(tmp_path)})
+
+
+def test_a_coco_file_lies_among_its_images_by_default(tmp_path: Path) -> None:
+    tables, _ = formats.coco_tables(tmp_path, "train", 2)
+    file = tmp_path / "_annotations.coco.json"  # as Roboflow exports it
+    file.write_text(json.dumps(tables))
+    train, _ = samples_of(CocoData(str(file), val_annotations=str(file)), tmp_path)
+    assert {sample.image_id for sample in train} == {1, 2}

@@ -27,6 +27,7 @@ from vrft.data import (
     ReferenceData,
     YoloData,
 )
+from vrft.errors import ConfigurationError
 
 
 def coco_splits(folder: Path) -> RecordData:
@@ -131,3 +132,15 @@ def test_the_command_tests_on_the_test_split(tmp_path: Path, caplog: pytest.LogC
     assert "data: 2 images with 5 boxes and 4 categories are tested on" in caplog.text
     truth = json.loads((tmp_path / "run" / "evaluation" / "annotations_test.json").read_text())
     assert {Path(image["file_name"]).name for image in truth["images"]} == {"test0.png", "test1.png"}
+
+
+def test_mistakes_and_shared_images_of_the_test_split_are_found_before_training(tmp_path: Path) -> None:
+    config = roboflow(tmp_path / "x", "{}/images")
+    config.write_text(config.read_text().replace("test: test/images", "test: valid/images"))
+    with pytest.warns(UserWarning, match="test records have an image of the held-out data"):
+        samples_of(YoloData(str(config)), tmp_path)
+    config.write_text(config.read_text().replace("test: valid/images", "test: test/images"))
+    label = tmp_path / "x" / "test" / "labels" / "test0.txt"
+    label.write_text("0 .5 .5 2 2\n")
+    with pytest.raises(ConfigurationError, match=f"{label}: line 1: the box"):
+        samples_of(YoloData(str(config)), tmp_path)

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from vrft.data.bad_records import BadRecords
 from vrft.data.categories import CategoryData
 from vrft.data.files import MAX_COORDINATE, brief, clip_to, is_text, require_folder
+from vrft.data.folders import count_unused
 from vrft.data.ground_truth import LabelledImage, file_ids
 from vrft.data.images import BadImage, MissingImage, check_image
 from vrft.data.record import Record, Split
@@ -199,9 +200,11 @@ class AnnotatedData(BoxData):
 
     def read(self, split: Split, bad_records: BadRecords) -> Iterator[BoxImage | None]:
         largest: float | None = None
+        used: list[Path] = []
         for entry in self.entries(*self.sources[split], bad_records):
             for _, corners in (*entry.boxes, *entry.ignored):
                 largest = max(*corners, 0 if largest is None else largest)
+            used.append(entry.image)
             found = None
             try:
                 size = check_image(entry.image) if entry.size is None else entry.size
@@ -215,6 +218,8 @@ class AnnotatedData(BoxData):
             except ValueError as error:
                 bad_records.add(entry.location, str(error))
             yield found
+        if self.source(split).is_dir():
+            count_unused({image.parent for image in used}, used, bad_records.passed_over)
         if largest is not None and largest <= 1:
             raise ConfigurationError(
                 f"{self.source(split)}: no coordinate is above {largest}; expected pixels, not fractions of the image"

@@ -81,6 +81,8 @@ class BoxCsvData(AnnotatedData):
 def find_columns(path: Path, header: Sequence[str]) -> dict[str, int]:
     """Return the number of each column. Raise ConfigurationError if one is missing or appears twice."""
     plain = ["".join(c for c in name.lower() if c not in " _-") for name in header]
+    if "regionshapeattributes" in plain:
+        raise ConfigurationError(f"{path}: a CSV file of VIA; export the annotations as JSON, for --data=ViaData")
     starts_at_one = "x2" in plain  # x1, y1, x2, y2 instead of x0, y0, x1, y1
     found = {}
     for key, names in (COLUMNS | SIZE).items():

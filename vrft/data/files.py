@@ -173,7 +173,7 @@ def size_of(width: Any, height: Any) -> tuple[int, int] | None:
     said = f"expected width and height as whole numbers, got {brief(width)} and {brief(height)}"
     try:
         found = float(width), float(height)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise ValueError(said) from error
     if not all(side.is_integer() and 0 < side < MAX_COORDINATE for side in found):
         raise ValueError(said)
@@ -188,6 +188,17 @@ def brief(value: Any) -> str:
         return f"[{', '.join(map(brief, value))}]"
     text = repr(value) if isinstance(value, str | int | float | None) else f"a {type(value).__name__}"
     return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def points_of(value: Any, least: int = 2) -> list[tuple[float, float]]:
+    """Return points of the form [[x, y], ...]. Raise ValueError if they are not numbers, or fewer than `least`."""
+    if not isinstance(value, list) or not all(isinstance(point, list) and len(point) == 2 for point in value):
+        raise ValueError(f"points: expected [[x, y], ...], got {brief(value)}")
+    if not all(is_number(number) for point in value for number in point):
+        raise ValueError("points: expected finite numbers")
+    if len(value) < least:
+        raise ValueError(f"points: expected at least {least}, got {len(value)}")
+    return [(float(x), float(y)) for x, y in value]
 
 
 def hull(points: Iterable[tuple[float, float]]) -> tuple[float, float, float, float]:

@@ -41,6 +41,13 @@ def find_files(
     return sorted(found)
 
 
+def count_unused(folders: Collection[Path], used: Collection[Path], passed_over: Counter[str]) -> None:
+    """Count the images in folders that no annotations name. Folders need not exist."""
+    names = {os.path.realpath(path) for path in used}
+    found = {os.path.realpath(path) for folder in folders if folder.is_dir() for path in find_images(folder, Counter())}
+    passed_over["images without annotations"] += len(found - names)
+
+
 def walk(folder: Path, passed_over: Counter[str]) -> Iterator[Path]:
     """Yield everything but folders below a folder. A folder that links lead to again is searched once."""
     seen = {os.path.realpath(parent) for parent in folder.absolute().parents}  # a link may lead out and around

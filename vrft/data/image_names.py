@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -22,12 +23,12 @@ def find_image(name: object, folders: Sequence[Path]) -> Path:
     plain = name.replace("\\", "/")
     for tail in (plain, *endings(name)):
         for folder in folders:
-            if (folder / tail).is_file():
+            if os.path.isfile(folder / tail):  # unlike Path.is_file, false for a name that is too long
                 return folder / tail
     last = endings(name)[-1]
     for folder in folders:
         for suffix in sorted(image_suffixes()):
             for other in (folder / last).with_suffix(suffix), (folder / last).with_suffix(suffix.upper()):
-                if other.is_file():
+                if os.path.isfile(other):
                     return other
     return folders[0] / last

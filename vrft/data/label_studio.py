@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -10,7 +11,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 from vrft.data.bad_records import BadRecords
 from vrft.data.box_data import AnnotatedData, Corners, Entry
-from vrft.data.files import brief, hull, is_number, is_text, size_of
+from vrft.data.files import brief, hull, is_number, is_text, points_of, size_of
 from vrft.data.image_names import find_image
 from vrft.data.other_formats import load_json, refuse_other_format
 
@@ -53,7 +54,10 @@ class LabelStudioData(AnnotatedData):
 def regions_of(task: dict[str, Any]) -> list[dict[str, Any]]:
     """Return the regions of a task. Raise ValueError if several people annotated it."""
     if "data" in task:  # JSON; JSON-MIN has the labels beside the image
-        done = [entry for entry in task.get("annotations") or () if not entry.get("was_cancelled")]
+        listed = task.get("annotations") or []
+        if not isinstance(listed, list) or not all(isinstance(entry, dict) for entry in listed):
+            raise ValueError(f"annotations: expected a list of objects, got {brief(listed)}")
+        done = [entry for entry in listed if not entry.get("was_cancelled")]
         if len(done) > 1:
             raise ValueError(f"{len(done)} annotations; expected one")
         regions = done[0].get("result") if done else []
@@ -69,6 +73,8 @@ def boxes_of(region: dict[str, Any]) -> Iterator[tuple[str, Corners]]:
     """Yield the boxes of a region, one per label; none if the region is a choice, a text or a relation."""
     value = region.get("value", region)
     kind = str(region.get("type") or "")
+    if not isinstance(value, dict):
+        raise ValueError(f"value: expected an object, got {brief(value)}")
     if any(kind.startswith(name) for name in REGIONS) or "rle" in value:
         raise ValueError(f"type {kind}: a region without a box; expected rectangles, polygons or ellipses")
     labels = next((value[name] for name in SHAPES if isinstance(value.get(name), list)), None)
@@ -91,7 +97,7 @@ def _percents(value: dict[str, Any]) -> Corners:
     if value.get("rotation"):
         raise ValueError(f"rotated by {value['rotation']} degrees, not upright")
     if "points" in value:
-        return hull((float(x), float(y)) for x, y in value["points"])
+        return hull(points_of(value["points"]))
     numbers = [
         value[name] for name in ("x", "y", *(("radiusX", "radiusY") if "radiusX" in value else ("width", "height")))
     ]
@@ -121,4 +127,4 @@ def image_of(task: dict[str, Any], folders: Sequence[Path]) -> Path:
     parts = urlsplit(address)
     path = unquote(parse_qs(parts.query).get("d", [parts.path])[0])
     found = find_image(path, folders)
-    return found if found.is_file() else find_image(UPLOAD.sub("", found.name), folders)
+    return found if os.path.isfile(found) else find_image(UPLOAD.sub("", found.name), folders)

@@ -9,7 +9,7 @@ from typing import Any
 
 from vrft.data.bad_records import BadRecords
 from vrft.data.box_data import AnnotatedData, Corners, Entry
-from vrft.data.files import brief, decode_json, hull, is_number, read_bytes, size_of
+from vrft.data.files import brief, decode_json, hull, points_of, read_bytes, size_of
 from vrft.data.folders import find_files
 from vrft.data.image_names import find_image
 from vrft.data.images import image_suffixes
@@ -55,17 +55,12 @@ def read_labelme(file: Path, content: dict[str, Any], folder: Path) -> Entry:
 
 def corners_of(shape: dict[str, Any]) -> Corners:
     """Return the corners of the box around a shape. Raise ValueError if it is a point or invalid."""
-    kind, points = shape.get("shape_type") or "polygon", shape.get("points")
-    if not isinstance(points, list) or not all(isinstance(p, list) and len(p) == 2 for p in points):
-        raise ValueError(f"points: expected [[x, y], ...], got {brief(points)}")
-    if not all(is_number(value) for point in points for value in point):
-        raise ValueError("points: expected finite numbers")
-    if kind == "circle" and len(points) == 2:
-        (x, y), edge = points
-        radius = math.dist((x, y), edge)
-        return x - radius, y - radius, x + radius, y + radius
-    if kind not in OUTLINES:
+    kind = shape.get("shape_type") or "polygon"
+    if not isinstance(kind, str) or (kind != "circle" and kind not in OUTLINES):
         raise ValueError(f"shape_type {brief(kind)} has no box; expected {', '.join(OUTLINES)} or circle")
-    if len(points) < OUTLINES[kind]:
-        raise ValueError(f"points: expected at least {OUTLINES[kind]} of a {kind}, got {len(points)}")
-    return hull((x, y) for x, y in points)
+    points = points_of(shape.get("points"), OUTLINES.get(kind, 2))
+    if kind != "circle":
+        return hull(points)
+    (x, y), edge = points[:2]
+    radius = math.dist((x, y), edge)
+    return x - radius, y - radius, x + radius, y + radius

@@ -14,6 +14,8 @@ MAX_LISTED = 1000
 SUFFIXES = {
     ".csv": "a table: --data=BoxCsvData if it has boxes, --data=CsvData if it has classes",
     ".jsonl": "JSON lines: --data=JsonlData",
+    ".data": "YOLO 1.1 of Darknet or CVAT; export it for Ultralytics, with a data.yaml",
+    ".names": "YOLO 1.1 of Darknet or CVAT; export it for Ultralytics, with a data.yaml",
     ".parquet": "a Hugging Face data set: --data=HubData",
     ".txt": "YOLO labels or a list: --data=YoloData with data.config=data.yaml, or --data=VocData for ImageSets/Main",
     ".yaml": "YOLO: --data=YoloData with data.config",
@@ -87,5 +89,6 @@ def format_of_json(content: Any) -> str | None:
         return LABELME
     if "objects" in content:
         return SUPERVISELY
-    values = [*content.get("_via_img_metadata", content).values()] if content else []
+    images = content.get("_via_img_metadata", content)
+    values = [*images.values()] if isinstance(images, dict) else []
     return VIA if values and all(isinstance(value, dict) and "regions" in value for value in values) else None

@@ -167,9 +167,9 @@ def settle_orientation(records: list[Record], everything: Sequence[Record], bad_
     return [replace(record, convention=convention) if image_key(record) in untold else record for record in records]
 
 
-def warn_about_shared_images(train: Sequence[Record], val: Sequence[Record]) -> None:
-    """Warn if training and held-out records share images."""
-    files = {record.image for record in train if isinstance(record.image, Path)}
-    shared = [record.image for record in val if record.image in files]
+def warn_about_shared_images(used: Sequence[Record], others: Sequence[Record], name: str, use: str) -> None:
+    """Warn if images of `others`, which `name` describes, are among those of `used`; `use`: what those are for."""
+    files = {record.image for record in used if isinstance(record.image, Path)}
+    shared = [record.image for record in others if record.image in files]
     if shared:
-        rank_zero_warn(f"data: {len(shared)} held-out records have an image of the training data, e.g. {shared[0]}")
+        rank_zero_warn(f"data: {len(shared)} {name} records have an image of the {use} data, e.g. {shared[0]}")

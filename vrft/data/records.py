@@ -201,7 +201,11 @@ class RecordData(VisionData):
                 record_shots(RunDir.of(self.trainer), [(category(record), str(record.image)) for record in train])
             train += self.extra_records(train)
             train = limit_targets(self._checked(train, all_train, bad_records), self.too_many_boxes)
-            warn_about_shared_images(train, val)
+            warn_about_shared_images(train, val, "held-out", "training")
+            if (split := self.tested_split()) is not None:  # its mistakes are found before training, not after it
+                test = self.records(split, bad_records)
+                warn_about_shared_images(train, test, "test", "training")
+                warn_about_shared_images(val, test, "test", "held-out")
         val = self._checked(val, all_val, bad_records)
         self._report(bad_records, replace_list=replace_list)
         if needs_train:
@@ -215,7 +219,9 @@ class RecordData(VisionData):
             self._train = RecordSet(train, training=True, augmentation=self.augmentation, seed=self.seed)
             said = [f"{content(train, self.noun)} train", *said]
             if self.shots is not None:
-                said.append(f"data.shots={self.shots} leaves {len(all_train) - len(train)} of {len(all_train)} records")
+                said.append(
+                    f"data.shots={self.shots} leaves out {len(all_train) - len(train)} of {len(all_train)} records"
+                )
         self._say(said, bad_records)
 
     def _checked(self, records: list[Record], everything: list[Record], bad_records: BadRecords) -> list[Record]:

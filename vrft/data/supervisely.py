@@ -8,7 +8,7 @@ from typing import Any
 
 from vrft.data.bad_records import BadRecords
 from vrft.data.box_data import AnnotatedData, Corners, Entry
-from vrft.data.files import brief, hull, is_number, size_of
+from vrft.data.files import brief, hull, points_of, size_of
 from vrft.data.folders import find_files
 from vrft.data.image_names import find_image
 from vrft.data.other_formats import load_json, refuse_other_format
@@ -42,9 +42,9 @@ class SuperviselyData(AnnotatedData):
 
 def _corners(i: int, item: dict[str, Any]) -> Corners:
     kind = item.get("geometryType", "polygon")
-    points = item["points"].get("exterior") if isinstance(item.get("points"), dict) else None
-    if kind not in OUTLINES or not isinstance(points, list) or len(points) < 2:
-        raise ValueError(f"objects[{i}]: {brief(kind)} has no box; expected points of {', '.join(OUTLINES)}")
-    if not all(isinstance(p, list) and len(p) == 2 and all(map(is_number, p)) for p in points):
-        raise ValueError(f"objects[{i}]: points: expected [[x, y], ...] in finite numbers")
-    return hull((x, y) for x, y in points)
+    if kind not in OUTLINES:
+        raise ValueError(f"objects[{i}]: {brief(kind)} has no box; expected {', '.join(OUTLINES)}")
+    try:
+        return hull(points_of(item["points"]["exterior"]))
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"objects[{i}]: expected points with an exterior: {error}") from error

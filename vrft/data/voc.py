@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -36,7 +37,7 @@ class VocData(AnnotatedData):
             root = file.parent.parent
             folders = [file.parent, root / "JPEGImages", root / "images"] if images is None else [images]
             try:
-                if not file.is_file():
+                if not os.path.isfile(file):  # unlike Path.is_file, false for a name that is too long
                     raise ValueError(f"no such file: {file}")
                 yield read_voc(file, folders, self.encoding)
             except ValueError as error:
@@ -87,9 +88,9 @@ def read_voc(file: Path, folders: Sequence[Path], encoding: str) -> Entry:
         kept.append((label, (x0 - shift, y0 - shift, x1, y1)))
     name = (root.findtext("filename") or "").strip() or file.stem
     image = find_image(name, folders)
-    if not image.is_file():  # often the name in the file is older than that of the file
+    if not os.path.isfile(image):  # often the name in the file is older than that of the file
         renamed = find_image(file.with_suffix(".jpg").name, folders)
-        image = renamed if renamed.is_file() else image
+        image = renamed if os.path.isfile(renamed) else image
     return Entry(image, str(file), (int(size[0]), int(size[1])) if min(size) > 0 else None, boxes, difficult)
 
 

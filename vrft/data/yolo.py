@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -48,7 +49,7 @@ class YoloData(BoxData):
         """
         super().__init__(**kwargs)
         self.config, self.four_points = Path(config), four_points
-        if self.config.is_dir() or self.config.suffix.lower() in (".xml", ".json"):
+        if self.config.is_dir() or self.config.suffix.lower() in (".xml", ".json", ".data", ".names"):
             refuse_other_format(self.config, "a YOLO data.yaml")
         require_file("config", self.config, "a YOLO data.yaml")
 
@@ -72,7 +73,7 @@ class YoloData(BoxData):
 
     def read(self, split: Split, bad_records: BadRecords) -> Iterator[BoxImage | None]:
         files = [(image, label_file(image)) for image in self.yaml.images(split, bad_records.passed_over)]
-        if files and not any(labels.exists() for _, labels in files):
+        if files and not any(os.path.exists(labels) for _, labels in files):
             raise ConfigurationError(
                 f"data.config: {self.config}: {split}: none of {len(files)} images has a label file; expected e.g. "
                 f"{files[0][1]} for {files[0][0]}"
@@ -93,7 +94,7 @@ class YoloData(BoxData):
     def _has_outlines(self, files: Sequence[tuple[Path, Path]]) -> bool:
         """Return whether some label has three or more than four points, so that one of four is no oriented box."""
         for _, labels in files:
-            if labels.is_file():
+            if os.path.isfile(labels):
                 counts = {len(line.split()) for line in read_bytes(labels).splitlines()}
                 if any(count > 9 or count == 7 for count in counts):
                     return True
@@ -127,7 +128,7 @@ def read_labels(path: Path, size: tuple[int, int], rules: Rules, encoding: str) 
     Raises:
         ValueError: a line is invalid; the message has its number and the reason.
     """
-    if not path.exists():
+    if not os.path.exists(path):  # unlike Path.exists, false for a name that is too long
         return []
     boxes: dict[Detection, None] = {}
     for number, line in enumerate(split_lines(decode_text(read_bytes(path), encoding)), 1):
