@@ -142,5 +142,7 @@ def test_mistakes_and_shared_images_of_the_test_split_are_found_before_training(
     config.write_text(config.read_text().replace("test: valid/images", "test: test/images"))
     label = tmp_path / "x" / "test" / "labels" / "test0.txt"
     label.write_text("0 .5 .5 2 2\n")
-    with pytest.raises(ConfigurationError, match=f"{label}: line 1: the box"):
+    with pytest.warns(UserWarning, match=f"`test` will stop at 1 bad records of .*{label}: line 1: "):
         samples_of(YoloData(str(config)), tmp_path)
+    with pytest.raises(ConfigurationError, match=f"{label}: line 1: the box"):
+        samples_of(YoloData(str(config)), tmp_path, stage="test")

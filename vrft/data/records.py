@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from vrft.data.bad_records import BadRecords, OnBadRecord
 from vrft.data.datamodule import VisionData
@@ -196,16 +196,14 @@ class RecordData(VisionData):
         except ConfigurationError:
             self._report(bad_records, replace_list=True)  # the likely reason for too few shots
             raise
+        chosen, available = len(train), len(all_train) - (len(val) if inner else 0)
         if needs_train:
             if self.shots is not None:
                 record_shots(RunDir.of(self.trainer), [(category(record), str(record.image)) for record in train])
             train += self.extra_records(train)
             train = limit_targets(self._checked(train, all_train, bad_records), self.too_many_boxes)
             warn_about_shared_images(train, val, "held-out", "training")
-            if (split := self.tested_split()) is not None:  # its mistakes are found before training, not after it
-                test = self.records(split, bad_records)
-                warn_about_shared_images(train, test, "test", "training")
-                warn_about_shared_images(val, test, "test", "held-out")
+            self._look_at_test_split(train, val)
         val = self._checked(val, all_val, bad_records)
         self._report(bad_records, replace_list=replace_list)
         if needs_train:
@@ -219,10 +217,19 @@ class RecordData(VisionData):
             self._train = RecordSet(train, training=True, augmentation=self.augmentation, seed=self.seed)
             said = [f"{content(train, self.noun)} train", *said]
             if self.shots is not None:
-                said.append(
-                    f"data.shots={self.shots} leaves out {len(all_train) - len(train)} of {len(all_train)} records"
-                )
+                said.append(f"data.shots={self.shots} leaves out {available - chosen} of {available} training records")
         self._say(said, bad_records)
+
+    def _look_at_test_split(self, train: Sequence[Record], val: Sequence[Record]) -> None:
+        """Warn before training if the test split shares images with the others, or has bad records."""
+        if (split := self.tested_split()) is None:
+            return
+        bad_records = BadRecords()
+        test = self.records(split, bad_records)
+        warn_about_shared_images(train, test, "test", "training")
+        warn_about_shared_images(val, test, "test", "held-out")
+        if (bad := bad_records.found) and self.on_bad_record == "stop":
+            rank_zero_warn(f"data: `test` will stop at {len(bad)} bad records of the test split, e.g. {bad[0]}")
 
     def _checked(self, records: list[Record], everything: list[Record], bad_records: BadRecords) -> list[Record]:
         """Return the records whose images and targets are usable. `everything`: all records of the same file."""

@@ -1,0 +1,54 @@
+"""The line that says what trains, what is held out and what was left out, and images that don't exist."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.helpers import formats
+from tests.helpers.data import samples_of
+from vrft.data import YoloData
+from vrft.errors import ConfigurationError
+
+
+def yolo(folder: Path) -> Path:
+    """Write three images with a red box and one without a box for each part."""
+    config = formats.write_yolo(folder, 4)
+    for part, count in (("train", 4), ("val", 4)):
+        for i in range(count):
+            (folder / "labels" / part / f"{i}.txt").write_text("0 .5 .5 .2 .2\n" if i else "")
+    return config
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        (
+            {},
+            "data: 3 images with 3 boxes and 1 categories train; 3 images with 3 boxes and 1 categories are held out; "
+            "left out: images without boxes of the categories 2",
+        ),
+        ({"shots": 2}, "2 images with 2 boxes and 1 categories train; 3 images"),
+        ({"shots": 2, "negatives": 0.5}, "data.shots=2 leaves out 1 of 3 training records"),
+        ({"val_fraction": 0.3, "shots": 1}, "data.shots=1 leaves out 1 of 2 training records"),
+        ({"val_fraction": 0.3}, "the held-out split of the files is left for `test`"),
+    ],
+)
+def test_a_line_says_what_the_data_hold(
+    settings: dict[str, float], said: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("INFO"):
+        samples_of(YoloData(str(yolo(tmp_path / "x")), **settings), tmp_path)
+    assert said in caplog.text
+
+
+def test_missing_images_stop_even_if_bad_records_are_skipped(tmp_path: Path) -> None:
+    """The error speaks of the images and not of shots, which there are too few of."""
+    config = yolo(tmp_path / "x")
+    (tmp_path / "x" / "train.txt").write_text("".join(f"images/train/{i}.jpg\n" for i in range(4)))
+    config.write_text(config.read_text().replace("train: images/train", "train: train.txt"))
+    with pytest.raises(ConfigurationError, match=r"^4 missing images; check the folder of images, or leave them out "):
+        samples_of(YoloData(str(config), shots=1, on_bad_record="skip"), tmp_path)
+    with pytest.raises(ConfigurationError, match=r"no train records; expected at least one; 4 bad records are skipped"):
+        samples_of(YoloData(str(config), on_missing_image="skip"), tmp_path)
