@@ -26,13 +26,14 @@ from vrft.callbacks.save_config import SaveResolvedConfig
 from vrft.callbacks.skipped_steps import SkippedSteps
 from vrft.callbacks.summary import Summary
 from vrft.callbacks.transcripts import Transcripts
-from vrft.cli.argv import normalise_argv
-from vrft.cli.config_checks import check_trust, check_writable, resolve_checkpoints
+from vrft.cli.argv import normalise_argv, option_values
+from vrft.cli.config_checks import check_trust, resolve_checkpoints
 from vrft.cli.config_parser import ConfigParser, harden_parsing
 from vrft.cli.fit import finish_run, print_stopped
 from vrft.cli.harmless import silence_harmless
 from vrft.cli.parser_errors import find_user_error, message_lines
 from vrft.cli.predict import use_exported_folder, use_images
+from vrft.cli.run_folder import RunFolder
 from vrft.cli.trainer import TRAINER_DEFAULTS, CommandTrainer
 from vrft.data import VisionData
 from vrft.errors import ConfigurationError, RolloutFailed
@@ -56,7 +57,8 @@ def run(args: Sequence[str]) -> int:
     silence_harmless()
     harden_parsing()
     try:
-        trainer = run_cli(args)
+        with RunFolder() as folder:
+            trainer = run_cli(args, folder)
     except (ValueError, OmegaConfBaseException) as error:
         print(f"vrft: {message_lines(find_user_error(error))}", file=sys.stderr)
         return 2
@@ -76,7 +78,7 @@ def run(args: Sequence[str]) -> int:
     return trainer.exit_code if trainer.is_global_zero else 0
 
 
-def run_cli(args: Sequence[str]) -> CommandTrainer:
+def run_cli(args: Sequence[str], folder: RunFolder) -> CommandTrainer:
     """Parse the arguments, run the command and return its trainer."""
     callbacks = [Summary(), HeldOutAnswers(), ExportHuggingFace(), Predictions()]
     args = normalise_argv(args)
@@ -94,6 +96,7 @@ def run_cli(args: Sequence[str]) -> CommandTrainer:
         seed_everything_default=0,
         args=args,
         command=args[0],
+        folder=folder,
     ).trainer
 
 
@@ -104,8 +107,8 @@ class VRFTCLI(CLIBase):
     model: VisionModule
     datamodule: VisionData
 
-    def __init__(self, *args: Any, command: str, **kwargs: Any) -> None:
-        self.command = command
+    def __init__(self, *args: Any, command: str, folder: RunFolder, **kwargs: Any) -> None:
+        self.command, self.folder = command, folder
         super().__init__(*args, **kwargs)
 
     def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override] # static in Lightning
@@ -133,8 +136,14 @@ class VRFTCLI(CLIBase):
         )
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse the arguments, choose the run's folder, and parse again if it isn't the one that was requested."""
         self.args: list[str] = args
         super().parse_arguments(parser, args)
+        config = self.config[self.command]
+        configs, resumes = option_values(args, "--config"), config.get("ckpt_path") is not None
+        chosen = self.folder.choose(self.command, Path(config.run_dir), resumes=resumes, configs=configs)
+        if str(chosen) != config.run_dir:
+            super().parse_arguments(parser, [*args, f"--run_dir={chosen}"])
 
     def before_instantiate_classes(self) -> None:
         config = self.config[self.subcommand]
@@ -142,9 +151,9 @@ class VRFTCLI(CLIBase):
         if config.trainer.default_root_dir is None:
             config.trainer.default_root_dir = config.run_dir
         if self.subcommand != "serve_command":
-            check_writable(Path(config.run_dir))
+            self.folder.make_writable(Path(config.run_dir))
         if self.subcommand == "fit":
-            check_writable(Path(config.checkpoint.dirpath))
+            self.folder.make_writable(Path(config.checkpoint.dirpath))
         if self.subcommand in WITHOUT_RUN:
             return
         config.weights_only = True

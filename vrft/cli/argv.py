@@ -1,7 +1,7 @@
 """Edit the command line before the parser sees it.
 
 jsonargparse takes `--field=VALUE` with a YAML value. `normalise_argv` turns shorter forms into that one and adds the
-run's folder, which other fields refer to as `${run_dir}`.
+requested folder of the run, which other fields refer to as `${run_dir}`.
 """
 
 from __future__ import annotations
@@ -9,12 +9,11 @@ from __future__ import annotations
 import itertools
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from vrft.errors import ConfigurationError
-from vrft.run_dir import RunDir
 from vrft.utils.yaml_text import decode_yaml
 
 LISTS = ("--images", "--query")
@@ -37,7 +36,7 @@ def normalise_argv(args: Sequence[str]) -> list[str]:
     options = args[1:]
     if command == "predict":
         options = join_lists(options)
-    return [command, *nest_nulls(options), *choose_run_dir(command, options)]
+    return [command, *nest_nulls(options), *request_run_dir(options)]
 
 
 def join_lists(options: Sequence[str]) -> list[str]:
@@ -82,32 +81,21 @@ def nest_nulls(options: Sequence[str]) -> list[str]:
     return [NULL_PART.sub(r"--model.policy={\1: null}", option) for option in options]
 
 
-def choose_run_dir(command: str, options: Sequence[str]) -> list[str]:
+def request_run_dir(options: Sequence[str]) -> list[str]:
     """Return the `--run_dir` option to append: the requested folder, or `runs/` and the name of the experiment.
 
     The experiment is the last config that names a model class; configs without one are parts of others.
-
-    A folder that holds a run is never overwritten: a new `fit` writes to the first free one of `DIR`, `DIR-2`, `DIR-3`
-    and so on. Other commands, and `fit --ckpt_path …`, use the latest of these, or the run whose own config.yaml is
-    given. A folder holds a run if it has a config.yaml. It is written after all ranks have started, so that all of
-    them choose the same folder.
+    `vrft.cli.run_folder` chooses the folder once the parser has resolved the value.
     """
     if any(option in ("-h", "--help") or option.partition("=")[0].endswith(".help") for option in options):
         return []
-    configs = {path: _read_config(path) for path in _values(options, "--config")}
+    configs = {path: _read_config(path) for path in option_values(options, "--config")}
     named = [content["run_dir"] for content in configs.values() if isinstance(content.get("run_dir"), str)]
-    requested = _values(options, "--run_dir") or named
-    base = Path(requested[-1]) if requested else Path("runs") / _experiment(configs)
-    if command == "fit" and not _values(options, "--ckpt_path"):
-        chosen = _first_free(base)
-    elif RunDir(base).config in map(Path, configs):  # the run's own config
-        chosen = base
-    else:
-        chosen = _latest_run(base)
-    return [f"--run_dir={chosen}"]
+    requested = option_values(options, "--run_dir") or named
+    return [f"--run_dir={requested[-1] if requested else Path('runs') / _experiment(configs)}"]
 
 
-def _values(options: Sequence[str], name: str) -> list[str]:
+def option_values(options: Sequence[str], name: str) -> list[str]:
     """Return the values of an option, given as `--name=value` or `--name value`."""
     values = [option.partition("=")[2] for option in options if option.startswith(f"{name}=")]
     return values + [value for option, value in itertools.pairwise(options) if option == name]
@@ -134,20 +122,3 @@ def _names_model(content: dict[str, Any]) -> bool:
     """Return whether a config names the model's class, or a file that does."""
     model = content.get("model")
     return isinstance(model, str) or (isinstance(model, dict) and "class_path" in model)
-
-
-def _run_dirs(base: Path) -> Iterator[Path]:
-    """Yield `DIR`, `DIR-2`, `DIR-3` and so on."""
-    yield base
-    for number in itertools.count(2):
-        yield base.with_name(f"{base.name}-{number}")
-
-
-def _first_free(base: Path) -> Path:
-    return next(folder for folder in _run_dirs(base) if not RunDir(folder).config.exists())
-
-
-def _latest_run(base: Path) -> Path:
-    """Return the last folder before the first free one, or `base` if it holds no run."""
-    runs = [*itertools.takewhile(lambda folder: RunDir(folder).config.exists(), _run_dirs(base))]
-    return runs[-1] if runs else base

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -70,19 +69,6 @@ def untrusted(option: str) -> str:
         f"model.policy.{TRUST}: only the command line can permit code that comes with a checkpoint, not a file; if you "
         f"trust it, add {option}"
     )
-
-
-def check_writable(folder: Path) -> None:
-    """Check that a run can write to a folder, before it has worked for hours.
-
-    Raises:
-        ConfigurationError: it can't.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=folder).close()
-    except OSError as error:
-        raise ConfigurationError(f"run_dir: can't write to {folder}: {error.strerror}") from error
 
 
 def resolve_checkpoints(config: Namespace) -> None:

@@ -1,0 +1,196 @@
+"""Choose, create and lock the folder of a run."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import tempfile
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from vrft.errors import ConfigurationError
+from vrft.run_dir import RunDir
+from vrft.utils.distributed import is_rank_zero
+
+LOCK = ".lock"
+"""Name of the file that rank zero locks while a run writes to its folder. It stays afterwards."""
+
+LAUNCH = ".launch"
+"""Name of the file by which the other ranks of a launch recognise the folder that rank zero chose."""
+
+INHERITED = "VRFT_RUN_DIR"
+"""Environment variable with the folder that rank zero chose, for the ranks that it starts itself."""
+
+LAUNCH_VARIABLES = (
+    *("SLURM_JOB_ID", "SLURM_STEP_ID", "TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT"),
+    *("MASTER_ADDR", "MASTER_PORT"),
+)
+"""Environment variables that the ranks of one launch share."""
+
+LOCK_SECONDS = 0.3
+"""Seconds to wait for a lock: another rank may look at it for a moment."""
+
+RANK_ZERO_SECONDS = 60.0
+"""Seconds that other ranks wait for rank zero's choice."""
+
+
+class RunFolder:
+    """The folder of one command. It is unlocked when the command ends, and removed if it was refused."""
+
+    def __init__(self) -> None:
+        self.lock: FileLock | None = None
+        self.created: list[Path] = []
+        """Folders that this command has created, parents first."""
+
+    def __enter__(self) -> RunFolder:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if self.lock is not None:
+            os.environ.pop(INHERITED, None)
+            file = Path(self.lock.lock_file)
+            file.with_name(LAUNCH).unlink(missing_ok=True)
+            if kind is not None and file.parent in self.created and not any(_content(file.parent)):
+                file.unlink(missing_ok=True)
+            self.lock.release()
+        if kind is not None:
+            for folder in reversed(self.created):
+                with suppress(OSError):  # it isn't empty, or another rank has removed it
+                    folder.rmdir()
+
+    def choose(self, command: str, requested: Path, *, resumes: bool, configs: Iterable[str]) -> Path:
+        """Return the folder of a command's run; if it trains, create and lock it.
+
+        A folder that holds a run is never overwritten, and none is shared: a new `fit` takes the first of `DIR`,
+        `DIR-2`, `DIR-3` and so on that holds no run and that no other process has locked. Other commands, and a `fit`
+        that resumes, use the latest of these, or the run whose own config.yaml is given. A folder holds a run if it has
+        a config.yaml.
+
+        All ranks choose the same folder: rank zero chooses, locks the folder and leaves a name of the launch in it, by
+        which the others find it. Ranks that it starts itself inherit the choice.
+
+        Args:
+            command: the command.
+            requested: the value of `run_dir`, resolved.
+            resumes: whether `fit` continues a run.
+            configs: the configs that the command line names.
+
+        Raises:
+            ConfigurationError: another process writes to the run that should continue, or the folder can't be written.
+        """
+        if command == "fit" and not resumes:
+            return self._claim_free(requested) if is_rank_zero() else _choice_of_rank_zero(requested)
+        own = RunDir(requested).config in map(Path, configs)
+        chosen = requested if own else _latest_run(requested)
+        if command == "fit" and is_rank_zero() and not self._acquire(chosen):
+            raise ConfigurationError(f"run_dir: another process writes to {chosen}; wait until it has ended")
+        return chosen
+
+    def _claim_free(self, requested: Path) -> Path:
+        chosen = next(folder for folder in _run_dirs(requested) if self._claim(folder))
+        (chosen / LAUNCH).write_text(launch_name())
+        os.environ[INHERITED] = str(chosen)
+        return chosen
+
+    def _claim(self, folder: Path) -> bool:
+        """Lock a folder if it holds no run. Return whether it is locked now."""
+        if RunDir(folder).config.exists() or not self._acquire(folder):
+            return False
+        if RunDir(folder).config.exists():  # written before the other run released its lock
+            assert self.lock is not None
+            self.lock.release()
+            self.lock = None
+            return False
+        return True
+
+    def _acquire(self, folder: Path) -> bool:
+        """Create a folder if it is absent, and lock it. Return whether it is locked now."""
+        self.make_writable(folder)
+        lock = FileLock(folder / LOCK)
+        try:
+            lock.acquire(timeout=LOCK_SECONDS)
+        except Timeout:
+            return False
+        self.lock = lock
+        return True
+
+    def make_writable(self, folder: Path) -> None:
+        """Create a folder, and check that a run can write to it before it has worked for hours.
+
+        Raises:
+            ConfigurationError: it can't.
+        """
+        absent = [*itertools.takewhile(lambda path: not path.exists(), (folder, *folder.parents))]
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self.created += reversed(absent)
+            tempfile.TemporaryFile(dir=folder).close()
+        except OSError as error:
+            raise ConfigurationError(f"run_dir: can't write to {folder}: {error.strerror}") from error
+
+
+def launch_name() -> str:
+    """Return a name that all ranks of this launch share."""
+    return "\n".join(os.environ.get(name, "") for name in LAUNCH_VARIABLES)
+
+
+def _choice_of_rank_zero(requested: Path) -> Path:
+    """Return the folder that rank zero has chosen.
+
+    Raises:
+        ConfigurationError: it has chosen none in a minute.
+    """
+    if inherited := os.environ.get(INHERITED):
+        return Path(inherited)
+    end = time.monotonic() + RANK_ZERO_SECONDS
+    while time.monotonic() < end:
+        for folder in _run_dirs(requested):
+            if not folder.exists():
+                break
+            if _is_of_this_launch(folder):
+                return folder
+        time.sleep(0.05)
+    raise ConfigurationError(
+        f"run_dir: rank 0 has chosen no folder like {requested}; "
+        "all ranks need the same run_dir, on a file system that they share"
+    )
+
+
+def _is_of_this_launch(folder: Path) -> bool:
+    """Return whether rank zero of this launch has locked a folder; a killed launch of the same name has not."""
+    launch = folder / LAUNCH
+    try:
+        if launch.read_text() != launch_name():
+            return False
+    except OSError:
+        return False
+    try:
+        with FileLock(folder / LOCK).acquire(timeout=0):
+            return False
+    except Timeout:
+        return True
+
+
+def _content(folder: Path) -> Iterator[Path]:
+    """Yield what a folder holds besides the lock and empty folders."""
+    for path in folder.iterdir():
+        if path.name != LOCK and not (path.is_dir() and not path.is_symlink() and not any(path.iterdir())):
+            yield path
+
+
+def _run_dirs(requested: Path) -> Iterator[Path]:
+    """Yield `DIR`, `DIR-2`, `DIR-3` and so on."""
+    requested = requested if requested.name else requested.resolve()
+    yield requested
+    for number in itertools.count(2):
+        yield requested.with_name(f"{requested.name}-{number}")
+
+
+def _latest_run(requested: Path) -> Path:
+    """Return the last folder before the first without a run, or `requested` if it holds no run."""
+    runs = [*itertools.takewhile(lambda folder: RunDir(folder).config.exists(), _run_dirs(requested))]
+    return runs[-1] if runs else requested
