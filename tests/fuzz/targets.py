@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -18,7 +19,7 @@ from hypothesis.strategies import SearchStrategy
 from PIL import Image
 
 from tests.fuzz.broken import broken_bytes, broken_json, broken_lines, broken_text
-from tests.helpers import formats
+from tests.helpers import annotation_tools, formats
 from vrft import tasks
 from vrft.boxes import FRAMES
 from vrft.cli.score import read_records
@@ -44,6 +45,7 @@ WEIGHTS = {
     **dict.fromkeys(("answer MultipleChoiceTask", "answer CountingTask", "answer PresenceTask"), 20),
     **dict.fromkeys(("coco", "lvis", "RefCOCO pickle", "RefCOCO JSON", "RefCOCO instances", "ReasonSeg"), 4),
     **dict.fromkeys(("YOLO data.yaml", "YOLO boxes", "YOLO outlines", "JSON lines", "CSV"), 4),
+    **dict.fromkeys((f"tool {name}" for name in annotation_tools.TOOLS), 3),
     **dict.fromkeys(("image png", "image jpg", "image gif", "image webp"), 4),
     **dict.fromkeys(("results file", "truth file", "completions to score", "answers of a test"), 6),
     **dict.fromkeys(("report of transcripts.jsonl", "report of evaluation/val-0/answers.jsonl"), 3),
@@ -166,6 +168,7 @@ def reader_targets(folder: Path) -> list[Target]:
     labels = yolo.parent / "labels" / "train"
     for name, file in (("YOLO data.yaml", yolo), ("YOLO boxes", labels / "0.txt"), ("YOLO outlines", labels / "1.txt")):
         add(name, file, lambda **more: YoloData(str(yolo), **more), broken_text)
+    made += tool_targets(folder)
     rows = formats.write_jsonl(folder / "jsonl", 2)
     train, val = str(rows / "train.jsonl"), str(rows / "val.jsonl")
     add("JSON lines", rows / "train.jsonl", lambda **more: JsonlData(train, val, **more), broken_lines)
@@ -182,6 +185,20 @@ def reader_targets(folder: Path) -> list[Target]:
     held_out = images / "val.csv"
     held_out.write_text("image,label\nval/class0/0.png,kind 0\n")
     add("CSV", table, lambda **more: CsvData(str(table), str(held_out), **more), broken_text, classes)
+    return made
+
+
+def tool_targets(folder: Path) -> list[Target]:
+    """Return the readers of annotation tools, each of which reads a folder with one broken file."""
+    made = []
+    for name, (kind, _) in annotation_tools.TOOLS.items():
+        path = annotation_tools.write(name, folder / f"tool {name}")
+        root = folder / f"tool {name}"
+        file = min(file for file in root.rglob("*") if file.suffix in (".json", ".xml", ".csv"))
+        make = partial(kind, str(path), val_fraction=0.5)
+        read = _loader(file, make, tasks.DetectionTask(), folder / "run")
+        breaks = broken_json if file.suffix == ".json" else broken_text
+        made.append(Target(f"tool {name}", [file.read_bytes()], read, breaks))
     return made
 
 
