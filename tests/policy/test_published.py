@@ -200,7 +200,7 @@ def test_a_published_checkpoint_trains_and_is_exported_as_what_it_was(
 ) -> None:
     folder, form, weights = published(family)
     policy = Policy(str(folder), lora=LoRA(r=2) if lora else None, **form.limits)  # type: ignore[arg-type]
-    samples = [Sample(0, photo(160, 120), 0, "a bird", ())]
+    samples = [Sample(0, photo(600, 400), 0, "a bird", ())]  # exceeds the limits
     train(policy, samples)
     export_policy(policy, tmp_path, policy.trained_weights(), TOKENS)
 
