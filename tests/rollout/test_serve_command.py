@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import json
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
+import transformers
 import yaml
 
 from tests.helpers import ROOT
@@ -10,6 +15,8 @@ from tests.helpers.vllm_rollouts import (
     split_command,
 )
 from vrft.__main__ import main
+from vrft.policy import Policy
+from vrft.rollout.vllm.command import server_flags
 
 
 @pytest.mark.usefixtures("_no_runs")
@@ -73,6 +80,26 @@ def test_serve_command_prints_the_flags_that_a_server_needs(
     assert absent not in printed.splitlines()[-1]
     assert environment["VLLM_SERVER_DEV_MODE"] == "1"
     assert ("VLLM_ALLOW_RUNTIME_LORA_UPDATING" in environment) == ("lora" in "".join(more))
+
+
+@pytest.mark.parametrize(
+    ("name", "limits", "expected"),
+    [
+        ("GotOcr2ImageProcessor", {"max_tiles": 4}, [{"max_patches": 4, "min_patches": 1}]),
+        ("LlavaOnevisionImageProcessor", {"max_tiles": 1}, [{"image_grid_pinpoints": [[384, 384]]}] * 2),  # model's too
+        ("Glm4vImageProcessor", {"max_pixels": 50176}, [{"size": {"shortest_edge": 12544, "longest_edge": 100352}}]),
+        ("Qwen2VLImageProcessor", {"max_pixels": 2000}, [{"min_pixels": 2000, "max_pixels": 2000}]),
+        ("Qwen2VLImageProcessor", {"min_pixels": 4000}, [{"min_pixels": 4000}]),
+    ],
+)
+def test_a_server_gets_the_limits_of_the_family(
+    name: str, limits: dict[str, int], expected: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    processor = SimpleNamespace(image_processor=getattr(transformers, f"{name}Pil")())
+    monkeypatch.setattr("vrft.rollout.vllm.command.load_processor", lambda *_: processor)
+    flags = server_flags(Policy("tiny-detection", **limits))  # type: ignore[arg-type]
+    given = [flags.index(flag) + 1 for flag in ("--mm-processor-kwargs", "--hf-overrides") if flag in flags]
+    assert [json.loads(flags[i]) for i in given] == expected
 
 
 def test_serve_command_of_a_config_without_servers(capsys: pytest.CaptureFixture[str]) -> None:

@@ -228,10 +228,15 @@ def apply_fields(image_processor: Any, fields: dict[str, Any]) -> None:
             setattr(image_processor, name, value)
 
 
+def config_fields(fields: dict[str, Any]) -> dict[str, Any]:
+    """Return the fields that a model's config repeats: the grids from which the LLaVA models derive their features."""
+    return {name: value for name, value in fields.items() if name == "image_grid_pinpoints"}
+
+
 def apply_to_config(config: Any, fields: dict[str, Any]) -> None:
-    """Set the fields that a model's config repeats: the grids from which the LLaVA models derive their features."""
-    if "image_grid_pinpoints" in fields:
-        config.image_grid_pinpoints = fields["image_grid_pinpoints"]
+    """Set the fields that a model's config repeats."""
+    for name, value in config_fields(fields).items():
+        setattr(config, name, value)
 
 
 def write_fields(folder: Path, fields: dict[str, Any]) -> None:

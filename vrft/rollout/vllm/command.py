@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 from vrft.errors import ConfigurationError
 from vrft.policy import Policy
-from vrft.policy.image_size import AREA_EDGES, AREA_PROCESSORS, ImageLimits, is_a, limited_fields
+from vrft.policy.image_size import AREA_EDGES, AREA_PROCESSORS, ImageLimits, config_fields, is_a, limited_fields
 from vrft.policy.pretrained import TRUST_REMOTE_CODE_HINT
 from vrft.policy.processor import load_processor
 from vrft.rollout.base import RolloutEngine
@@ -65,6 +65,8 @@ def server_flags(policy: Policy) -> list[str]:
     flags += ["--limit-mm-per-prompt", json.dumps({"image": 1, "video": 0})]
     if given := image_arguments(policy):
         flags += ["--mm-processor-kwargs", json.dumps(given)]
+        if repeated := config_fields(given):
+            flags += ["--hf-overrides", json.dumps(repeated)]
     if policy.trust_remote_code:
         flags.append("--trust-remote-code")
     if policy.lora is None:
