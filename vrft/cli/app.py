@@ -28,6 +28,7 @@ from vrft.callbacks.summary import Summary
 from vrft.callbacks.transcripts import Transcripts
 from vrft.cli.argv import normalise_argv, option_values
 from vrft.cli.config_checks import check_trust, resolve_checkpoints
+from vrft.cli.config_files import check_files, hide_contents
 from vrft.cli.config_parser import ConfigParser, harden_parsing
 from vrft.cli.fit import finish_run, print_stopped
 from vrft.cli.harmless import silence_harmless
@@ -60,7 +61,7 @@ def run(args: Sequence[str]) -> int:
         with RunFolder() as folder:
             trainer = run_cli(args, folder)
     except (ValueError, OmegaConfBaseException) as error:
-        print(f"vrft: {message_lines(find_user_error(error))}", file=sys.stderr)
+        print(f"vrft: {hide_contents(message_lines(find_user_error(error)), args)}", file=sys.stderr)
         return 2
     except OSError as error:
         if error.errno not in DISK_ERRORS:
@@ -81,6 +82,7 @@ def run(args: Sequence[str]) -> int:
 def run_cli(args: Sequence[str], folder: RunFolder) -> CommandTrainer:
     """Parse the arguments, run the command and return its trainer."""
     callbacks = [Summary(), HeldOutAnswers(), ExportHuggingFace(), Predictions()]
+    check_files(args)
     args = normalise_argv(args)
     return VRFTCLI(
         VisionModule,

@@ -11,6 +11,7 @@ import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 from vrft.errors import ConfigurationError
@@ -109,7 +110,9 @@ def _read_config(config: str) -> dict[str, Any]:
         content = decode_yaml(path.read_text())
     except ValueError as error:
         raise ConfigurationError(f"--config: {path} is not YAML: {error}") from error
-    return content if isinstance(content, dict) else {}
+    if not isinstance(content, dict | NoneType):
+        raise ConfigurationError(f"--config: {path} is no config: expected fields with values")
+    return content or {}
 
 
 def _experiment(configs: dict[str, dict[str, Any]]) -> str:

@@ -6,21 +6,71 @@ from typing import Any
 
 import yaml
 
+MAX_VALUES = 100_000
+"""Values that aliases may expand to: a text of a kilobyte can stand for billions."""
+
+
+class UnboundedYAML(ValueError):
+    """The aliases of a YAML text stand for too many values."""
+
 
 def decode_yaml(text: str, *, as_text: bool = False) -> Any:
     """Decode YAML to plain values only, or with `as_text` to strings instead of numbers, booleans and dates.
 
+    Args:
+        text: the YAML.
+        as_text: keep all scalars as strings.
+
     Raises:
-        ValueError: the text is not valid YAML.
+        ValueError: the text is not valid YAML, or its aliases expand without bounds. The message has a line and a
+            reason, but no part of the text.
 
     >>> decode_yaml("made: 2026-99-99")
     Traceback (most recent call last):
     ...
     ValueError: month must be in 1..12
+    >>> decode_yaml("a: [secret")
+    Traceback (most recent call last):
+    ...
+    ValueError: line 1: expected ',' or ']', but got '<stream end>'
+    >>> decode_yaml("a: &a [*a]")
+    Traceback (most recent call last):
+    ...
+    vrft.utils.yaml_text.UnboundedYAML: an alias contains itself
     """
     try:
-        return yaml.load(text, yaml.BaseLoader) if as_text else yaml.safe_load(text)
+        value = yaml.load(text, yaml.BaseLoader) if as_text else yaml.safe_load(text)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        raise ValueError(f"line {mark.line + 1 if mark else 1}: {error.problem or error.context}") from None
     except ValueError:
         raise
     except (yaml.YAMLError, LookupError, ArithmeticError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(str(error)) from error  # a YAML error, or one of a tag's constructor
+    if "*" in text:
+        check_expansion(value)
+    return value
+
+
+def check_expansion(value: Any) -> None:
+    """Check how many values a decoded text stands for, with its aliases written out.
+
+    Raises:
+        UnboundedYAML: they are more than `MAX_VALUES`, or an alias contains itself.
+    """
+    sizes: dict[int, int] = {}
+
+    def size(entry: Any) -> int:
+        if not isinstance(entry, dict | list):
+            return 1
+        known = sizes.get(id(entry))
+        if known == 0:
+            raise UnboundedYAML("an alias contains itself")
+        if known is None:
+            sizes[id(entry)] = 0
+            known = 1 + sum(map(size, entry.values() if isinstance(entry, dict) else entry))
+            sizes[id(entry)] = known
+        return known
+
+    if size(value) > MAX_VALUES:
+        raise UnboundedYAML(f"its aliases stand for more than {MAX_VALUES} values")

@@ -1,0 +1,58 @@
+"""Files that a config names: their text stays out of messages, and none of them blocks or expands without bounds."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from tests.helpers import Command
+from vrft.__main__ import main
+from vrft.cli.config_files import check_files, hide_contents
+from vrft.errors import ConfigurationError
+
+BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"{new}: &{new} [{', '.join([f'*{old}'] * 9)}]\n" for old, new in zip("abcde", "bcdef", strict=True)
+)
+
+
+@pytest.mark.parametrize("field", ["config", "data", "model.rewards"])
+def test_a_message_has_no_text_of_a_file(
+    field: str, quick_fit: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "passwd").write_text("root:x:0:0:hidden-one:/root\n- hidden-two\n")
+    (tmp_path / "names.yaml").write_text(f"{field}: {tmp_path}/passwd\n" if field != "config" else "[hidden-one\n")
+    for option in (f"--{field}={tmp_path}/passwd", f"--config={tmp_path}/names.yaml"):
+        assert main(quick_fit(option)) == 2
+        said = capsys.readouterr().err
+        assert "hidden-" not in said
+        assert len(said.splitlines()) == 1
+
+
+def test_lines_are_hidden_but_not_words_of_the_command(tmp_path: Path) -> None:
+    (tmp_path / "token").write_text("abc-123\n--model.beta\n")
+    message = "Got value: abc-123, --model.beta"
+    command = ["fit", f"--task={{class_path: {tmp_path}/token}}", "--model.beta", "1"]
+    assert hide_contents(message, command) == f"Got value: (a line of {tmp_path}/token), --model.beta"
+
+
+@pytest.mark.parametrize("place", ["--config={}", "--data={}", "--config={folder}/outer.yaml"])
+def test_aliases_that_expand_without_bounds_are_refused(place: str, tmp_path: Path) -> None:
+    (tmp_path / "bomb.yaml").write_text(BOMB)
+    (tmp_path / "outer.yaml").write_text("model: {rewards: bomb.yaml}")
+    with pytest.raises(ConfigurationError, match="aliases stand for more than 100000 values"):
+        check_files(["fit", place.format(tmp_path / "bomb.yaml", folder=tmp_path)])
+    with pytest.raises(ConfigurationError, match="aliases stand for more than 100000 values"):
+        check_files(["fit", f"--model={{{', '.join(BOMB.splitlines())}}}"])
+    with pytest.raises(ConfigurationError, match="an alias contains itself"):
+        check_files(["fit", "--model", "{a: &a [*a]}"])
+    check_files(["fit", "--model={a: &a [1], b: *a}"])
+
+
+def test_special_files_are_refused_before_they_are_opened(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "outer.yaml").write_text(f"data: {{train_annotations: {tmp_path}/fifo}}")
+    for option in (f"--data={tmp_path}/fifo", f"--config={tmp_path}/outer.yaml", "--data=/dev/zero"):
+        with pytest.raises(ConfigurationError, match="is a FIFO, a device or a socket; expected a regular file"):
+            check_files(["fit", option])

@@ -1,0 +1,110 @@
+"""Files that a command line or a config names: what they hold never appears in a message."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from vrft.errors import ConfigurationError
+from vrft.utils.yaml_text import UnboundedYAML, decode_yaml
+
+MAX_BYTES = 2**18
+"""Size of the largest file that counts as a config; data files are larger or hold no aliases."""
+
+MIN_CHARACTERS = 3
+"""Length of the shortest line that is hidden: shorter ones occur in messages by chance."""
+
+
+def check_files(args: Sequence[str]) -> None:
+    """Check that no YAML that the parser may read expands without bounds, and that no option names a special file.
+
+    Raises:
+        ConfigurationError: one does.
+    """
+    for value in _values(args):
+        _check(value.partition(":")[0], value)
+    for path, text in named_files(args).items():
+        _check(str(path), text)
+
+
+def _check(name: str, text: str) -> None:
+    if "&" not in text or "*" not in text:
+        return
+    try:
+        decode_yaml(text)
+    except UnboundedYAML as error:
+        raise ConfigurationError(f"{name}: {error}") from error
+    except ValueError:
+        return  # no YAML: the parser will say so
+
+
+def hide_contents(message: str, args: Sequence[str]) -> str:
+    """Replace the lines of files that are no configs in a message of the parser, which takes any file for one."""
+    for path, text in named_files(args).items():
+        if isinstance(_decode(text), dict):
+            continue
+        lines = {" ".join(line.split()).removeprefix("- ") for line in text.splitlines()}
+        for line in sorted(lines, key=len, reverse=True):
+            if len(line) >= MIN_CHARACTERS and line not in " ".join(args):
+                message = message.replace(line, f"(a line of {path})")
+    return message
+
+
+def named_files(args: Sequence[str]) -> dict[Path, str]:
+    """Return the files that options name, or configs among them, with their texts; large ones are left out."""
+    found: dict[Path, str] = {}
+    waiting = [(Path(), value) for value in _values(args)]
+    while waiting:
+        folder, value = waiting.pop()
+        for path in {folder / value, Path(value)} if len(value) < 4096 and "\0" not in value else ():
+            text = None if path in found else _read_small(path)
+            if text is not None:
+                found[path] = text
+                waiting += [(path.parent, leaf) for leaf in _leaves(_decode(text))]
+    return found
+
+
+def _values(args: Sequence[str]) -> Iterator[str]:
+    """Yield the values of options, and the texts in those that are YAML."""
+    for word in args:
+        value = word.partition("=")[2] if word.startswith("--") else word
+        yield value
+        if value.startswith(("{", "[")):
+            yield from _leaves(_decode(value))
+
+
+def _read_small(path: Path) -> str | None:
+    """Return the text of a small regular file, or None.
+
+    Raises:
+        ConfigurationError: the path names a FIFO, a device or a socket, whose reader may wait forever.
+    """
+    try:
+        if path.is_file():
+            return path.read_text(errors="replace") if path.stat().st_size <= MAX_BYTES else None
+        special = path.exists() and not path.is_dir()
+    except OSError:
+        return None
+    if special:
+        raise ConfigurationError(f"{path} is a FIFO, a device or a socket; expected a regular file or a folder")
+    return None
+
+
+def _decode(text: str) -> Any:
+    try:
+        return decode_yaml(text)
+    except ValueError:
+        return None
+
+
+def _leaves(value: Any) -> Iterator[str]:
+    """Yield the texts in a value."""
+    if isinstance(value, dict):
+        for entry in value.values():
+            yield from _leaves(entry)
+    elif isinstance(value, list):
+        for entry in value:
+            yield from _leaves(entry)
+    elif isinstance(value, str):
+        yield value
