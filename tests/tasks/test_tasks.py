@@ -344,3 +344,12 @@ def test_the_target_text_has_the_correct_class() -> None:
     task, about = ClassificationTask(), sample("Boeing 737-200")
     answer = task.parse(task.target_text(about, FRAME), about, FRAME)
     assert (answer.value, answer.valid) == ("Boeing 737-200", True)
+
+
+def test_categories_that_differ_in_case_alone_are_told_apart() -> None:
+    boxes = ", ".join(
+        f"{{'Label': '{label}', 'Position': [0, 0, 500, 500], 'Confidence': 1.0}}"
+        for label in ("cat", "Cat", "CAT", "Dog House")
+    )
+    answer = MultiCategoryDetectionTask().parse(f"<answer>[{boxes}]</answer>", sample((), "Cat, cat, dog-house"), FRAME)
+    assert [box.label for box in answer.value or ()] == ["cat", "Cat", "Cat", "dog-house"]

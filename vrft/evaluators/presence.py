@@ -46,4 +46,7 @@ class PresenceEvaluator(Evaluator[Row]):
         return len({*row.named} & {*row.true}) / len(union) if union else 1.0
 
     def write(self, folder: Path, rows: list[Row]) -> None:
-        write_json(folder / "category_map.json", {str(row.image_id): row.named for row in rows})
+        named = {str(row.image_id): row.named for row in rows}
+        if len(named) < len({row.image_id for row in rows}):
+            self.warn("category_map.json: some image ids are equal as text, e.g. 1 and '1'; the map has one of them")
+        write_json(folder / "category_map.json", named)

@@ -78,9 +78,12 @@ class MultiCategoryDetectionTask(DetectionTask):
         return f"{len(sample.target)} objects"
 
     def labels(self, items: Sequence[Item], sample: Question) -> list[str | None]:
-        known = {normalise_label(name): name for name in sample.query.split(", ")}
-        stated = [item.label for item in items]
-        return [None if label is None else known.get(normalise_label(label), label) for label in stated]
+        names = sample.query.split(", ")
+        known = {normalise_label(name): name for name in reversed(names)} | {name: name for name in names}
+        stated = [item.label for item in items]  # names that differ in case alone are told apart by the exact one
+        return [
+            None if label is None else known.get(label, known.get(normalise_label(label), label)) for label in stated
+        ]
 
 
 def boxes_text(boxes: Sequence[Box], confidences: Sequence[float], labels: Sequence[str] = ()) -> str:
