@@ -352,4 +352,4 @@ def test_categories_that_differ_in_case_alone_are_told_apart() -> None:
         for label in ("cat", "Cat", "CAT", "Dog House")
     )
     answer = MultiCategoryDetectionTask().parse(f"<answer>[{boxes}]</answer>", sample((), "Cat, cat, dog-house"), FRAME)
-    assert [box.label for box in answer.value or ()] == ["cat", "Cat", "Cat", "dog-house"]
+    assert [box.label for box in answer.value or ()] == ["cat", "Cat", "cat", "dog-house"]
