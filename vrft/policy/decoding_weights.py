@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from vrft.policy.lora import without_adapters
+from vrft.policy.weights import replaced
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -48,16 +49,3 @@ def merged_weights(model: PreTrainedModel, dtype: torch.dtype, device: torch.dev
     if on_cpu:  # a CPU multiplies few rows faster by weights in column-major order
         weights = {weight: value.t().contiguous().t() for weight, value in weights.items()}
     return weights
-
-
-@contextmanager
-def replaced(weights: dict[Tensor, Tensor]) -> Iterator[None]:
-    """Replace the data of each parameter (key) by another tensor (value)."""
-    originals = {parameter: parameter.data for parameter in weights}
-    for parameter, value in weights.items():
-        parameter.data = value
-    try:
-        yield
-    finally:
-        for parameter, value in originals.items():
-            parameter.data = value

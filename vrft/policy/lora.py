@@ -7,9 +7,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import torch
 from torch import nn
 
 from vrft.policy.pretrained import language_model_layers
+from vrft.policy.weights import replaced
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -38,7 +40,10 @@ def add_adapters(model: PreTrainedModel, lora: LoRA) -> nn.Module:
     # No dropout: all completions of a group share the forward of their prompt, and so one dropout mask.
     targets = lora.target_modules or language_model_layers(model)
     config = LoraConfig(r=lora.r, lora_alpha=lora.alpha, target_modules=targets, lora_dropout=0.0)
-    return get_peft_model(model, config)
+    # peft rounds fresh adapters to the dtype of their layer. These stand-ins for weights take no memory.
+    float32 = {p: torch.zeros((), device=p.device).expand(p.shape) for p in model.parameters()}
+    with replaced(float32):
+        return get_peft_model(model, config)
 
 
 @contextmanager

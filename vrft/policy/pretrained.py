@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from vrft.utils.hub import WITH_REPORT, check_loaded
 
@@ -21,21 +25,73 @@ TRUST_REMOTE_CODE_HINT = (
 def load_pretrained(checkpoint: str, dtype: torch.dtype, trust_remote_code: bool, **kwargs: Any) -> PreTrainedModel:
     """Load a checkpoint's model from safetensors; kwargs go to `from_pretrained`.
 
+    Args:
+        checkpoint: a folder or a model on the Hugging Face Hub.
+        dtype: dtype of the weights. Buffers are as in a float32 model: in bfloat16, Gemma's embedding scale is rounded.
+        trust_remote_code: run Python code that comes with the checkpoint.
+        kwargs: more arguments; `device_map="meta"` makes a model without values.
+
     Raises:
         ConfigurationError: a weight is missing, unexpected or of another shape.
     """
     from transformers import AutoModelForImageTextToText
 
-    model, info = AutoModelForImageTextToText.from_pretrained(
-        checkpoint,
-        dtype=dtype,
-        use_safetensors=True,
-        trust_remote_code=trust_remote_code,
-        **WITH_REPORT,
-        **kwargs,
-    )
+    with new_parameters_in(dtype):
+        model, info = AutoModelForImageTextToText.from_pretrained(
+            checkpoint,
+            dtype=torch.float32,
+            use_safetensors=True,
+            trust_remote_code=trust_remote_code,
+            **WITH_REPORT,
+            **kwargs,
+        )
     check_loaded("model.policy.checkpoint", checkpoint, model, info)
     return model
+
+
+@contextmanager
+def new_parameters_in(dtype: torch.dtype) -> Iterator[None]:
+    """Give parameters without values another dtype as modules register them.
+
+    `from_pretrained` creates a model without values, and reads each weight in the dtype of its parameter.
+    """
+
+    def convert(module: nn.Module, name: str, parameter: Tensor | None) -> Tensor | None:
+        if parameter is None or not parameter.is_meta or not parameter.is_floating_point():
+            return parameter
+        return nn.Parameter(parameter.to(dtype), parameter.requires_grad)
+
+    handle = register_module_parameter_registration_hook(convert)  # type: ignore[arg-type]  # annotated wrongly
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def exact_dtype(checkpoint: str, dtype: torch.dtype) -> torch.dtype:
+    """Return `dtype` if it represents all stored weights exactly, otherwise float32."""
+    from safetensors import safe_open
+
+    if dtype == torch.float32:
+        return dtype
+    for file in weight_files(checkpoint):
+        with safe_open(file, framework="pt") as weights:
+            names = weights.keys()
+            if any(weights.get_slice(name).get_dtype().startswith("F") for name in names):  # bfloat16 is "BF16"
+                return torch.float32
+    return dtype
+
+
+def weight_files(checkpoint: str) -> list[str]:
+    """Return the safetensors files that transformers reads, downloaded if the checkpoint is on the Hub."""
+    from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
+    from transformers.utils.hub import get_checkpoint_shard_files
+
+    find = partial(cached_file, checkpoint, _raise_exceptions_for_missing_entries=False)
+    if (single := find(SAFE_WEIGHTS_NAME)) is not None:
+        return [single]
+    index = find(SAFE_WEIGHTS_INDEX_NAME)
+    return [] if index is None else get_checkpoint_shard_files(checkpoint, index)[0]
 
 
 def token_ids(model: PreTrainedModel, tokenizer: Any) -> tuple[list[int], list[int]]:

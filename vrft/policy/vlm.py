@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, Literal
@@ -19,11 +18,12 @@ from vrft.policy.image_size import ImageLimits, apply_fields, apply_to_config, l
 from vrft.policy.logprobs import token_log_probs
 from vrft.policy.lora import LoRA, add_adapters, without_adapters
 from vrft.policy.patches import match_dtypes, project_patches
-from vrft.policy.pretrained import TRUST_REMOTE_CODE_HINT, load_pretrained, token_ids, vision_parameters
+from vrft.policy.pretrained import TRUST_REMOTE_CODE_HINT, exact_dtype, load_pretrained, token_ids, vision_parameters
 from vrft.policy.processor import Encoder, load_processor
 from vrft.policy.prompts import Prompt, prepare_prompts
 from vrft.policy.sharding import done_on_all_ranks, fsdp_modules, full_state_dict, unshard
 from vrft.policy.texts import completion_texts, completion_token_texts
+from vrft.policy.weights import frozen_copy, own_weights
 from vrft.tasks import Task
 from vrft.types import PromptBatch, Rollout
 from vrft.utils.hub import loading
@@ -93,14 +93,33 @@ class Policy(nn.Module):
 
     def load(self, keep_reference: bool) -> None:
         """Read the checkpoint. `keep_reference`: keep a frozen copy as the reference; with LoRA none is needed."""
+        self.read(keep_reference)
+        for model in self.models:
+            own_weights(model, self.dtype)
+
+    def read(self, keep_reference: bool, values: bool = True) -> None:
+        """Build the model as the checkpoint stores it; `vrft.policy.placement` or `load` makes it fit for use.
+
+        Weights have the dtype in which they were read. The reference's may share memory with the policy's and, on a
+        CPU, both with the file.
+
+        Args:
+            keep_reference: keep a frozen copy as the reference; with LoRA none is needed.
+            values: read the weights; otherwise parameters and the model's buffers are on the meta device.
+        """
         from vrft.policy.shared_prefix import share_prefixes
 
+        device: dict[str, Any] = {} if values else {"device_map": "meta"}
         with loading("model.policy.checkpoint", self.checkpoint, TRUST_REMOTE_CODE_HINT, self.trust_remote_code):
             check_hub_config(self.checkpoint)
             self.processor = load_processor(self.checkpoint, self.trust_remote_code)
             check_template(self.processor, self.checkpoint)
             fields = limited_fields(self.processor.image_processor, self.limits)
-            model = load_pretrained(self.checkpoint, torch.float32, self.trust_remote_code, attn_implementation="sdpa")
+            # Weights that are trained are raised to float32 later, and must not have lost digits before.
+            dtype = self.dtype if self.lora is not None else exact_dtype(self.checkpoint, self.dtype)
+            model = load_pretrained(
+                self.checkpoint, dtype, self.trust_remote_code, attn_implementation="sdpa", **device
+            )
         apply_fields(self.processor.image_processor, fields)
         apply_to_config(model.config, fields)
         self.shares_prefixes = share_prefixes(model)
@@ -109,7 +128,7 @@ class Policy(nn.Module):
         if self.gradient_checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
         if keep_reference and self.lora is None:
-            reference = copy.deepcopy(model).requires_grad_(False).eval().to(self.dtype)
+            reference = frozen_copy(model, self.dtype)
             if self.offload_reference:  # not registered as a submodule, which would move to the GPU with the policy
                 self.__dict__["reference"] = reference
             else:
@@ -119,12 +138,18 @@ class Policy(nn.Module):
                 parameter.requires_grad_(False)
         self.model = model if self.lora is None else add_adapters(model, self.lora)
         self.frozen_vision = not any(parameter.requires_grad for parameter in vision_parameters(model))
-        for parameter in self.model.parameters():
-            if not parameter.requires_grad:
-                parameter.data = parameter.data.to(self.dtype)
         stop, banned = token_ids(model, self.tokenizer)
         self.register_buffer("banned_ids", torch.tensor(banned), persistent=False)
         self.register_buffer("stop_ids", torch.tensor(stop), persistent=False)
+
+    @property
+    def models(self) -> list[nn.Module]:
+        """The model and, if it is a model of its own, the reference."""
+        return [self.model] if self.reference is None else [self.model, self.reference]
+
+    def home_of(self, model: nn.Module, device: torch.device) -> torch.device:
+        """Return where a model waits between its forwards, which run on `device`."""
+        return torch.device("cpu") if model is self.reference and self.offload_reference else device
 
     @property
     def tokenizer(self) -> Any:

@@ -91,8 +91,7 @@ class VisionModule(LightningModule):
 
     def configure_model(self) -> None:
         if self.policy.processor is None:
-            self.policy.load(keep_reference=self.keep_reference)
-            parallelism_of(self.trainer).shard(self.policy)
+            parallelism_of(self.trainer).load(self.policy, self.keep_reference)
             for reward in self.rewards.values():
                 cast(Reward, reward).load()
             if sum(parameter.numel() for parameter in self.parameters()) < CPU_THREADING_MIN_PARAMETERS:

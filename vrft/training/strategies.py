@@ -28,6 +28,7 @@ from torch.distributed.fsdp import register_fsdp_forward_method as also_forward
 from torch.optim import Optimizer
 
 from vrft.policy import Policy
+from vrft.policy.placement import read_once, replicate, replicate_buffers, scatter, take_weights
 from vrft.policy.sharding import FULL_STATE, fsdp_modules
 from vrft.training.lightning_internals import set_data_parallel_size
 from vrft.types import PromptBatch
@@ -59,7 +60,8 @@ class FSDP2Strategy(ModelParallelStrategy):
         super().setup_environment()
 
     def shard(self, policy: Policy) -> None:
-        """Shard a policy: each block by itself, and the rest together."""
+        """Shard a policy that has just been read: each block by itself, and the rest together."""
+        weights = take_weights(policy)
         mesh: DeviceMesh = self.device_mesh["data_parallel"]
         precision = MixedPrecisionPolicy(
             param_dtype=policy.dtype, reduce_dtype=torch.float32, cast_forward_inputs=False
@@ -71,6 +73,9 @@ class FSDP2Strategy(ModelParallelStrategy):
             fully_shard(
                 module, mesh=mesh, mp_policy=precision, offload_policy=offload, reshard_after_forward=reshard
             ).set_reshard_after_backward(reshard, recurse=False)
+        scatter(policy, weights, self.root_device, torch.device("cpu") if self.offload else self.root_device)
+        for model in policy.children():
+            replicate_buffers(model, self.root_device, self.root_device)
         # Ranks have different numbers of images, so modules that run once per image stay gathered until the backward.
         self.per_image = [module for module in fsdp_modules(policy) if module not in layers]
         policy.gather_per_layer = self.gather == "layer"
@@ -135,8 +140,9 @@ class SingleProcess:
     waits_for_all_ranks = False
     numbers_optimizer_states = True
 
-    def shard(self, policy: Policy) -> None:
-        """Distribute the weights of a policy that has just been loaded."""
+    def load(self, policy: Policy, keep_reference: bool) -> None:
+        """Load a policy. Ranks that train together load it together, and one of them reads the checkpoint."""
+        policy.load(keep_reference)
 
     def no_sync(self) -> AbstractContextManager[Any]:
         """Return a context in which a backward exchanges no gradients."""
@@ -155,6 +161,12 @@ class ReplicatedRanks(SingleProcess):
 
     def __init__(self, strategy: DDPStrategy) -> None:
         self.strategy = strategy
+
+    def load(self, policy: Policy, keep_reference: bool) -> None:
+        read_once(policy, keep_reference)
+        device = self.strategy.root_device
+        for model in policy.models:
+            replicate(model, policy.dtype, device, policy.home_of(model, device))
 
     def no_sync(self) -> AbstractContextManager[Any]:
         return self.strategy.block_backward_sync()
@@ -179,7 +191,11 @@ class ShardedRanks(SingleProcess):
     def __init__(self, strategy: FSDP2Strategy) -> None:
         self.strategy = strategy
 
-    def shard(self, policy: Policy) -> None:
+    def load(self, policy: Policy, keep_reference: bool) -> None:
+        read_once(policy, keep_reference)
+        device = self.strategy.root_device
+        if policy.reference is not None and policy.offload_reference:
+            replicate(policy.reference, policy.dtype, device, policy.home_of(policy.reference, device))
         self.strategy.shard(policy)
 
     def rounds(self, count: int) -> int:
@@ -189,7 +205,9 @@ class ShardedRanks(SingleProcess):
 
 
 def parallelism_of(trainer: Trainer) -> SingleProcess:
-    """Return how the ranks of a trainer train together."""
+    """Return how the ranks of a trainer train together. The doctor has one process under any strategy."""
+    if not dist.is_initialized():
+        return SingleProcess()
     if isinstance(trainer.strategy, FSDP2Strategy):
         return ShardedRanks(trainer.strategy)
     if isinstance(trainer.strategy, DDPStrategy):

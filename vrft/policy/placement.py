@@ -1,0 +1,129 @@
+"""Weights that the first rank reads and hands to the others, which never hold more than their share.
+
+A rank without values has parameters and buffers on the meta device. All ranks call each function together.
+"""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from vrft.policy.vlm import Policy
+from vrft.policy.weights import final_dtype, replace_parameters
+
+READER = 0
+"""The rank that reads the checkpoint."""
+
+
+def is_reader() -> bool:
+    """Return whether this rank reads the checkpoint."""
+    return dist.get_rank() == READER
+
+
+def read_once(policy: Policy, keep_reference: bool) -> None:
+    """Read a policy on the first rank; the others build the same model without values."""
+    policy.read(keep_reference, values=is_reader())
+    for model in policy.models:
+        tie_as_reader(model)
+
+
+def tie_as_reader(model: nn.Module) -> None:
+    """Tie the parameters that are tied on the first rank: for some checkpoints, that depends on values."""
+    first_names: dict[Tensor, str] = {}
+    names = model.named_parameters(remove_duplicate=False)
+    ties = [[(name, first_names.setdefault(parameter, name)) for name, parameter in names]]
+    dist.broadcast_object_list(ties, READER)
+    for name, first in ties[0]:
+        owner, _, leaf = name.rpartition(".")
+        setattr(model.get_submodule(owner), leaf, model.get_parameter(first))
+
+
+def replicate(model: nn.Module, dtype: torch.dtype, device: torch.device, home: torch.device) -> None:
+    """Give each rank a replica of the first rank's model.
+
+    Args:
+        model: the model as `Policy.read` returns it.
+        dtype: dtype of parameters that are not trained.
+        device: device of the exchange.
+        home: device of the replica.
+    """
+
+    def replica(parameter: nn.Parameter) -> nn.Parameter:
+        value = broadcast(parameter.detach(), device).to(home, final_dtype(parameter, dtype), copy=is_reader())
+        return nn.Parameter(value, parameter.requires_grad)
+
+    replace_parameters(model, replica)
+    replicate_buffers(model, device, home)
+
+
+def replicate_buffers(model: nn.Module, device: torch.device, home: torch.device) -> None:
+    """Give each rank the buffers of the first rank's model."""
+    for module in model.modules():
+        for name, buffer in [*module.named_buffers(recurse=False)]:
+            setattr(module, name, broadcast(buffer, device).to(home))
+
+
+def broadcast(tensor: Tensor, device: torch.device) -> Tensor:
+    """Return the first rank's tensor. The other ranks pass one of the same shape and dtype, without values."""
+    value = tensor.to(device).contiguous() if is_reader() else torch.empty_like(tensor, device=device)
+    dist.broadcast(value, READER)
+    return value
+
+
+def take_weights(policy: Policy) -> dict[str, Tensor]:
+    """Return the parameters by name, as they were read; those of the policy itself then have no values."""
+    weights = {name: parameter.detach() for name, parameter in policy.named_parameters()}
+    replace_parameters(
+        policy,
+        lambda p: nn.Parameter(torch.empty_like(p, dtype=final_dtype(p, policy.dtype), device="meta"), p.requires_grad),
+    )
+    return weights
+
+
+def scatter(policy: Policy, weights: dict[str, Tensor], device: torch.device, home: torch.device) -> None:
+    """Fill the sharded parameters of a policy; `weights` is empty afterwards.
+
+    Args:
+        policy: the policy, sharded by FSDP2 while it had no values.
+        weights: parameters by name, with values on the first rank only.
+        device: device of the exchange.
+        home: device of the shards.
+    """
+    names = {parameter: name for name, parameter in policy.named_parameters()}
+
+    def filled(parameter: nn.Parameter) -> nn.Parameter:
+        sharded = cast(DTensor, parameter)
+        share = own_share(weights.pop(names[parameter]), sharded.to_local().shape, device)
+        local = DTensor.from_local(
+            share.to(home, sharded.dtype, copy=is_reader()),
+            sharded.device_mesh,
+            sharded.placements,
+            shape=sharded.shape,
+            stride=sharded.stride(),
+        )
+        return nn.Parameter(local, parameter.requires_grad)
+
+    replace_parameters(policy, filled)
+
+
+def own_share(weight: Tensor, shape: torch.Size, device: torch.device) -> Tensor:
+    """Return this rank's part of the first rank's weight along the first dimension, as FSDP2 cuts it.
+
+    Args:
+        weight: the whole weight, with values on the first rank only.
+        shape: shape of this rank's part, which is empty if there are more ranks than rows.
+        device: device of the exchange.
+    """
+    if is_reader():
+        first, *others = weight.chunk(dist.get_world_size())
+        for rank, part in enumerate(others, start=1):
+            dist.send(part.to(device).contiguous(), rank)
+        return first
+    share = torch.empty(shape, dtype=weight.dtype, device=device)
+    if share.numel() > 0:
+        dist.recv(share, READER)
+    return share
