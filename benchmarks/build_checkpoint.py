@@ -2,7 +2,7 @@
 
     python benchmarks/build_checkpoint.py CKPT --preset tiny
 
-`tiny` has 4.9 M parameters; `small` and `3b` have the widths and the vocabulary of real models.
+`tiny` has 4.9 M parameters; `small`, `1b` and `3b` have the widths and the vocabulary of real models.
 """
 
 from __future__ import annotations
@@ -30,6 +30,11 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
     "small": {
         "text": {"hidden_size": 1024, "num_hidden_layers": 12, "num_attention_heads": 16, "intermediate_size": 4096},
+        "vision": {"width": 640, "depth": 12, "num_heads": 10, "intermediate_size": 1712, "full": [7]},
+        "vocabulary": 151936,
+    },
+    "1b": {
+        "text": {"hidden_size": 1536, "num_hidden_layers": 14, "num_attention_heads": 12, "intermediate_size": 8960},
         "vision": {"width": 640, "depth": 12, "num_heads": 10, "intermediate_size": 1712, "full": [7]},
         "vocabulary": 151936,
     },

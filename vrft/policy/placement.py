@@ -84,30 +84,31 @@ def take_weights(policy: Policy) -> dict[str, Tensor]:
     return weights
 
 
-def scatter(policy: Policy, weights: dict[str, Tensor], device: torch.device, home: torch.device) -> None:
+def allocate(policy: Policy, home: torch.device) -> None:
+    """Give the sharded parameters of a policy memory on `home`, without values."""
+
+    def allocated(parameter: nn.Parameter) -> nn.Parameter:
+        sharded = cast(DTensor, parameter)
+        local = torch.empty_like(sharded.to_local(), device=home)
+        mesh, placements = sharded.device_mesh, sharded.placements
+        memory = DTensor.from_local(local, mesh, placements, shape=sharded.shape, stride=sharded.stride())
+        return nn.Parameter(memory, parameter.requires_grad)
+
+    replace_parameters(policy, allocated)
+
+
+@torch.no_grad()
+def scatter(policy: Policy, weights: dict[str, Tensor], device: torch.device) -> None:
     """Fill the sharded parameters of a policy; `weights` is empty afterwards.
 
     Args:
-        policy: the policy, sharded by FSDP2 while it had no values.
+        policy: the policy, sharded by FSDP2 and allocated.
         weights: parameters by name, with values on the first rank only.
         device: device of the exchange.
-        home: device of the shards.
     """
-    names = {parameter: name for name, parameter in policy.named_parameters()}
-
-    def filled(parameter: nn.Parameter) -> nn.Parameter:
-        sharded = cast(DTensor, parameter)
-        share = own_share(weights.pop(names[parameter]), sharded.to_local().shape, device)
-        local = DTensor.from_local(
-            share.to(home, sharded.dtype, copy=is_reader()),
-            sharded.device_mesh,
-            sharded.placements,
-            shape=sharded.shape,
-            stride=sharded.stride(),
-        )
-        return nn.Parameter(local, parameter.requires_grad)
-
-    replace_parameters(policy, filled)
+    for name, parameter in policy.named_parameters():
+        local = cast(DTensor, parameter).to_local()
+        local.copy_(own_share(weights.pop(name), local.shape, device))
 
 
 def own_share(weight: Tensor, shape: torch.Size, device: torch.device) -> Tensor:

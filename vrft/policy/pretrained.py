@@ -57,7 +57,7 @@ def new_parameters_in(dtype: torch.dtype) -> Iterator[None]:
     """
 
     def convert(module: nn.Module, name: str, parameter: Tensor | None) -> Tensor | None:
-        if parameter is None or not parameter.is_meta or not parameter.is_floating_point():
+        if parameter is None or not (parameter.is_meta and parameter.is_floating_point()) or parameter.dtype == dtype:
             return parameter
         return nn.Parameter(parameter.to(dtype), parameter.requires_grad)
 

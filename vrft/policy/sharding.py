@@ -22,6 +22,15 @@ def fsdp_modules(root: nn.Module) -> list[FSDPModule]:
     return [module for module in root.modules() if isinstance(module, FSDPModule)]
 
 
+def make_root(module: nn.Module) -> None:
+    """Make a sharded module the root of FSDP.
+
+    FSDP takes the first module that runs a forward for the root, and gathers its weights. It has no public way to set
+    the root without that.
+    """
+    cast(FSDPModule, module)._get_fsdp_state()._lazy_init()
+
+
 @contextmanager
 def unshard(modules: Collection[FSDPModule], reshard_after_forward: Collection[object]) -> Iterator[None]:
     """Gather the weights of some modules; their forwards inside need no other rank.

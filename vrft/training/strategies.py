@@ -28,10 +28,9 @@ from torch.distributed.fsdp import register_fsdp_forward_method as also_forward
 from torch.optim import Optimizer
 
 from vrft.policy import Policy
-from vrft.policy.placement import read_once, replicate, replicate_buffers, scatter, take_weights
-from vrft.policy.sharding import FULL_STATE, fsdp_modules
+from vrft.policy.placement import allocate, read_once, replicate, replicate_buffers, scatter, take_weights
+from vrft.policy.sharding import FULL_STATE, fsdp_modules, make_root
 from vrft.training.lightning_internals import set_data_parallel_size
-from vrft.types import PromptBatch
 
 ALLREDUCE_BUCKET_BYTES = 64 * 2**20
 """Bytes of gradients in one all-reduce: small messages cost a round trip each."""
@@ -73,14 +72,15 @@ class FSDP2Strategy(ModelParallelStrategy):
             fully_shard(
                 module, mesh=mesh, mp_policy=precision, offload_policy=offload, reshard_after_forward=reshard
             ).set_reshard_after_backward(reshard, recurse=False)
-        scatter(policy, weights, self.root_device, torch.device("cpu") if self.offload else self.root_device)
-        for model in policy.children():
-            replicate_buffers(model, self.root_device, self.root_device)
         # Ranks have different numbers of images, so modules that run once per image stay gathered until the backward.
         self.per_image = [module for module in fsdp_modules(policy) if module not in layers]
         policy.gather_per_layer = self.gather == "layer"
         also_forward(policy, "prepare")
-        policy.prepare(PromptBatch([], [], []))  # FSDP takes the first module that is called for the root
+        allocate(policy, torch.device("cpu") if self.offload else self.root_device)
+        make_root(policy)
+        scatter(policy, weights, self.root_device)
+        for model in policy.children():
+            replicate_buffers(model, self.root_device, self.root_device)
 
     def post_backward(self, closure_loss: Tensor) -> None:
         super().post_backward(closure_loss)
