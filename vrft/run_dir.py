@@ -12,6 +12,19 @@ ANSWERS = "answers.jsonl"
 EVALUATOR_WARNINGS = "warnings_{}.json"
 """A list of an evaluator's warnings in the folder of an evaluation, by the evaluator's class."""
 
+UNSHARDED = "run.pt"
+"""What is not sharded of a sharded checkpoint, in its folder."""
+
+
+def is_sharded(checkpoint: Path) -> bool:
+    """Return whether a path is a sharded checkpoint or a link to one."""
+    return (checkpoint / UNSHARDED).is_file()
+
+
+def is_checkpoint(path: Path) -> bool:
+    """Return whether a path is a file or a sharded checkpoint."""
+    return path.is_file() or is_sharded(path)
+
 
 class HasRootDir(Protocol):
     """A Lightning Trainer, as far as `RunDir.of` needs it."""

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from vrft.training.lightning_internals import CheckpointBase
 from vrft.utils.distributed import on_rank_zero
-from vrft.utils.files import PARTIAL, replace_link
+from vrft.utils.files import remove_unpublished, replace_link
 
 
 class SafeCheckpoint(CheckpointBase):
@@ -28,8 +28,7 @@ class SafeCheckpoint(CheckpointBase):
         self.outdated: list[str] = []
         """Files to remove as soon as the links point elsewhere."""
         if stage == "fit" and trainer.is_global_zero:
-            for partial in Path(str(self.dirpath)).glob(f"*{PARTIAL}"):  # a killed run may have left some
-                partial.unlink()
+            remove_unpublished(Path(str(self.dirpath)), f"*{self.FILE_EXTENSION}")
 
     def save_last_step(self, trainer: Trainer) -> bool:
         """Write `last.ckpt` unless the current step is saved. Return whether it is saved now."""

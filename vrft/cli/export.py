@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from vrft.cli.config_checks import untrusted
 from vrft.cli.parser import Parser
 from vrft.errors import ConfigurationError
-from vrft.run_dir import RunDir
+from vrft.run_dir import RunDir, is_checkpoint
 
 if TYPE_CHECKING:
     from vrft.policy import Policy
@@ -86,7 +86,7 @@ def checkpoint_of_run(run: RunDir, name: str) -> Path:
         ConfigurationError: there is no such checkpoint.
     """
     for path in (Path(name), run.checkpoints / name, run.checkpoint(name)):
-        if path.is_file():
+        if is_checkpoint(path):
             return path
     names = ", ".join(sorted(path.stem for path in run.checkpoints.glob("*.ckpt"))) or "none"
     raise ConfigurationError(f"export: --ckpt: no such checkpoint: {name}; {run.checkpoints} has {names}")

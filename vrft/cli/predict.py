@@ -9,6 +9,7 @@ from jsonargparse import Namespace
 
 from vrft.data.splits import category_names
 from vrft.errors import ConfigurationError
+from vrft.run_dir import is_sharded
 
 
 def use_images(config: Namespace) -> None:
@@ -46,7 +47,7 @@ def use_exported_folder(config: Namespace) -> None:
         ConfigurationError: the folder holds no model.
     """
     folder = None if config.ckpt_path is None else Path(config.ckpt_path)
-    if folder is None or not folder.is_dir():
+    if folder is None or not folder.is_dir() or is_sharded(folder):
         return
     if not (folder / "config.json").exists():
         what = "is not the folder of a model: it has no config.json"

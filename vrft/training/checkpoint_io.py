@@ -12,7 +12,9 @@ import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from vrft.errors import ConfigurationError
-from vrft.utils.files import atomic_write
+from vrft.run_dir import UNSHARDED, is_sharded
+from vrft.training.sharded_checkpoint import load_whole
+from vrft.utils.files import atomic_write, remove_folder
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -31,6 +33,22 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         self, path: str | Path, map_location: Any = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
         """Read a checkpoint of a run. `weights_only` is always true, so that nothing in the file is executed.
+
+        Raises:
+            ConfigurationError: the file is no checkpoint of a run, or it is damaged.
+        """
+        if is_sharded(Path(path)):
+            return load_whole(self.read(Path(path, UNSHARDED), map_location), Path(path))
+        return self.read(Path(path), map_location)
+
+    def remove_checkpoint(self, path: str | Path) -> None:
+        if Path(path).is_symlink() and is_sharded(Path(path)):
+            remove_folder(Path(path))
+        else:
+            super().remove_checkpoint(path)
+
+    def read(self, path: Path, map_location: Any = None) -> dict[str, Any]:
+        """Read one file, which of a sharded checkpoint is that without the shards.
 
         Raises:
             ConfigurationError: the file is no checkpoint of a run, or it is damaged.

@@ -5,8 +5,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -25,12 +27,16 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 from torch.distributed.fsdp import register_fsdp_forward_method as also_forward
+from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from vrft.policy import Policy
 from vrft.policy.placement import allocate, read_once, replicate, replicate_buffers, scatter, take_weights
 from vrft.policy.sharding import FULL_STATE, fsdp_modules, make_root
+from vrft.run_dir import UNSHARDED, is_sharded
+from vrft.training.checkpoint_io import AtomicCheckpointIO
 from vrft.training.lightning_internals import set_data_parallel_size
+from vrft.training.sharded_checkpoint import Place, load_shards, shards_of, write_shards
 
 ALLREDUCE_BUCKET_BYTES = 64 * 2**20
 """Bytes of gradients in one all-reduce: small messages cost a round trip each."""
@@ -39,20 +45,30 @@ ALLREDUCE_BUCKET_BYTES = 64 * 2**20
 class FSDP2Strategy(ModelParallelStrategy):
     """FSDP2 over all ranks: each holds a shard of each weight; `--trainer.strategy=fsdp2`.
 
-    A checkpoint is one file, as on one device: full trainable weights, and optimizer states by name.
+    A checkpoint is one file, as on one device: full trainable weights, and optimizer states by name. With
+    `save_distributed_checkpoint` it is a folder to which each rank writes its shards, and no rank holds more.
     """
 
-    def __init__(self, offload: bool = False, gather: Literal["rollout", "layer"] = "rollout", **kwargs: Any) -> None:
+    def __init__(
+        self,
+        offload: bool = False,
+        gather: Literal["rollout", "layer"] = "rollout",
+        save_distributed_checkpoint: bool = False,
+        **kwargs: Any,
+    ) -> None:
         """Shard over all ranks.
 
         Args:
             offload: keep shards and optimizer states in CPU memory.
             gather: what each rank gathers to sample: the whole model once per rollout, or one decoder layer at a time
                 for every token, which is much slower but fits models that are larger than a GPU.
+            save_distributed_checkpoint: write sharded checkpoints, for models whose weights and optimizer states do not
+                fit in the memory of one rank.
             kwargs: `process_group_backend` and `timeout` of Lightning's ModelParallelStrategy.
         """
-        super().__init__(tensor_parallel_size=1, save_distributed_checkpoint=False, **kwargs)
+        super().__init__(tensor_parallel_size=1, save_distributed_checkpoint=save_distributed_checkpoint, **kwargs)
         self.offload, self.gather = offload, gather
+        self.saves_shards = save_distributed_checkpoint
 
     def setup_environment(self) -> None:
         set_data_parallel_size(self, self.num_nodes * self.num_processes)
@@ -91,28 +107,61 @@ class FSDP2Strategy(ModelParallelStrategy):
     def lightning_restore_optimizer(self) -> bool:
         return True
 
+    @property
+    def saved_state(self) -> StateDictOptions:
+        """The form of state dicts in checkpoints."""
+        return replace(FULL_STATE, full_state_dict=not self.saves_shards)
+
     def lightning_module_state_dict(self) -> dict[str, Any]:
         assert self.model is not None
-        return get_model_state_dict(self.model, options=FULL_STATE)
+        return get_model_state_dict(self.model, options=self.saved_state)
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
         assert self.model is not None
-        plain = optimizer.optimizer if isinstance(optimizer, LightningOptimizer) else optimizer
-        return get_optimizer_state_dict(self.model, plain, options=FULL_STATE)
+        return get_optimizer_state_dict(self.model, plain(optimizer), options=self.saved_state)
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
+        assert self.lightning_module is not None
+        if self.saves_shards:
+            write_shards(self.lightning_module.trainer, checkpoint, Path(filepath))
+        elif self.is_global_zero:
+            self.checkpoint_io.save_checkpoint(checkpoint, filepath, storage_options)
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
-        return self.checkpoint_io.load_checkpoint(checkpoint_path, weights_only=weights_only)
+        path = Path(checkpoint_path)
+        if not is_sharded(path):
+            return self.checkpoint_io.load_checkpoint(path, weights_only=weights_only)
+        return load_shards(AtomicCheckpointIO().read(path / UNSHARDED), path, self.own_shards())
+
+    def own_shards(self) -> dict[Place, Tensor]:
+        """Return the shards of this rank's trained weights and optimizer states by their places in a checkpoint."""
+        assert self.model is not None
+        model, options = self.model, StateDictOptions(ignore_frozen_params=True)
+        states = [get_optimizer_state_dict(model, plain(optimizer), options=options) for optimizer in self.optimizers]
+        return shards_of({"state_dict": get_model_state_dict(model, options=options), "optimizer_states": states})
 
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
         assert self.model is not None
-        options = StateDictOptions(full_state_dict=True, strict=False)
-        set_model_state_dict(self.model, checkpoint["state_dict"], options=options)
+        weights = checkpoint["state_dict"]
+        options = StateDictOptions(full_state_dict=not has_shards(weights.values()), strict=False)
+        set_model_state_dict(self.model, weights, options=options)
 
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
         assert self.model is not None
-        options = StateDictOptions(full_state_dict=True, strict=False)
+        sharded = has_shards(checkpoint["state_dict"].values())
+        options = StateDictOptions(full_state_dict=not sharded, strict=False)
         for optimizer, state in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
             set_optimizer_state_dict(self.model, optimizer, state, options=options)
+
+
+def plain(optimizer: Optimizer) -> Optimizer:
+    """Return torch's optimizer in Lightning's wrapper."""
+    return optimizer.optimizer if isinstance(optimizer, LightningOptimizer) else optimizer
+
+
+def has_shards(tensors: Iterable[Tensor]) -> bool:
+    """Return whether some tensors are sharded."""
+    return any(isinstance(tensor, DTensor) for tensor in tensors)
 
 
 StrategyRegistry.register(

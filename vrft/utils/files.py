@@ -1,4 +1,4 @@
-"""Atomic writes: a file is complete or absent, whenever the process is killed."""
+"""Atomic writes: a file or folder is complete or absent, whenever the process is killed."""
 
 from __future__ import annotations
 
@@ -27,11 +27,65 @@ def hardlink(path: Path, name: Path) -> None:
     """Give a file a second name that survives when `path` is replaced, or copy it where hard links are unsupported."""
     if name.exists() and name.samefile(path):
         return
+    if path.is_dir():
+        folder = spare_folder(name)
+        shutil.copytree(path, folder, copy_function=link_or_copy, dirs_exist_ok=True)
+        publish_folder(name, folder)
+        return
     with atomic_write(name) as partial:
-        try:
-            partial.hardlink_to(path.resolve())
-        except OSError:  # FAT has no hard links, and they can't cross file systems
-            shutil.copy(path, partial)
+        link_or_copy(str(path), str(partial))
+
+
+def link_or_copy(path: str, name: str) -> None:
+    """Give a file a second name, or copy it where hard links are unsupported."""
+    try:
+        Path(name).hardlink_to(Path(path).resolve())
+    except OSError:  # FAT has no hard links, and they can't cross file systems
+        shutil.copy(path, name)
+
+
+SIDES = (".a", ".b")
+"""Suffixes of two folders that take turns: `path` is a link to one while the other is written."""
+
+
+def spare_folder(path: Path) -> Path:
+    """Return a new empty folder for the next content of `path`, for `publish_folder`."""
+    live = path.resolve()
+    spare = next(folder for folder in sides(path) if folder.resolve() != live)
+    shutil.rmtree(spare, ignore_errors=True)  # of a killed run
+    spare.mkdir(parents=True)
+    return spare
+
+
+def publish_folder(path: Path, folder: Path) -> None:
+    """Let `path` link to a complete folder atomically, and remove the folder that it linked to before."""
+    sync(folder)
+    replace_link(path, folder)
+    for other in sides(path):
+        if other != folder:
+            shutil.rmtree(other, ignore_errors=True)
+
+
+def remove_folder(path: Path) -> None:
+    """Remove a link that `publish_folder` has made, and its folder."""
+    path.unlink()
+    for folder in sides(path):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def sides(path: Path) -> list[Path]:
+    """Return the two folders that `path` may link to."""
+    return [path.with_name(path.name + side) for side in SIDES]
+
+
+def remove_unpublished(folder: Path, pattern: str) -> None:
+    """Remove what a killed run left: unfinished files, and folders that no link of their own points at."""
+    for partial in folder.glob(f"{pattern}{PARTIAL}"):
+        partial.unlink()
+    for side in SIDES:
+        for spare in folder.glob(f"{pattern}{side}"):
+            if spare.with_suffix("").resolve() != spare.resolve():
+                shutil.rmtree(spare)
 
 
 @contextmanager
