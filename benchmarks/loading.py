@@ -3,10 +3,10 @@
     python benchmarks/loading.py --preset 1b
     python benchmarks/loading.py --preset 1b --processes 2
 
-Builds a random bfloat16 checkpoint in a temporary folder and loads it in fresh processes through Lightning's strategies,
-as `fit` does. Memory is anonymous memory (RssAnon in /proc/PID/status): what a process has allocated, without pages of
-files, which the system can drop. It is sampled every 2 ms, in each process while it loads and over all of them together.
-Prints one JSON line for each way of training.
+Builds a random bfloat16 checkpoint in a temporary folder and loads it in fresh processes through Lightning's
+strategies, as `fit` does. Memory is anonymous memory (RssAnon in /proc/PID/status): what a process has allocated,
+without pages of files, which the system can drop. It is sampled every 2 ms, in each process while it loads and over all
+of them together. Prints one JSON line for each way of training.
 """
 
 from __future__ import annotations
