@@ -18,6 +18,7 @@ from tests.helpers.ranks import Ranks
 from vrft.__main__ import main
 from vrft.data.loaders import PromptSampler
 from vrft.policy import Policy
+from vrft.training.checkpoint_io import AtomicCheckpointIO
 from vrft.training.module import VisionModule
 
 STRATEGIES = ("one", "ddp", "fsdp2")
@@ -79,6 +80,8 @@ def on(strategy: str) -> list[str]:
         layer = "{class_path: vrft.training.strategies.FSDP2Strategy, init_args: {gather: layer}}"
         watch = f"--trainer.callbacks+={{class_path: {__name__}.LayersStayShared}}"
         return [*on("fsdp2"), f"--trainer.strategy={layer}", watch]
+    if strategy == "shards":
+        return [*on("fsdp2"), f"--trainer.strategy={SHARDS}"]
     return [
         "--data.batch_size=2",
         f"--trainer.strategy={strategy}",
@@ -133,19 +136,21 @@ def held_out(folder: Path, command: str, strategy: str) -> list[str]:
     return [command, *fit(folder, "lora", strategy, checkpoint, name=f"{command}-{strategy}")[1:]]
 
 
+SHARDS = "{class_path: vrft.training.strategies.FSDP2Strategy, init_args: {save_distributed_checkpoint: true}}"
 UNJUDGED = "--trainer.limit_val_batches=0"
 LITTLE_MEMORY = f"--trainer.callbacks+={{class_path: {__name__}.LittleMemory}}"
 LAYER_BY_LAYER = [(kind, "layer") for kind in ("full", "lora")]
 HELD_OUT = [("validate", "fsdp2"), ("test", "ddp")]
 HANDOVERS = [("full", a, b) for a in STRATEGIES for b in STRATEGIES if a != b]
 HANDOVERS += [("lora", "one", "fsdp2"), ("lora", "fsdp2", "ddp"), ("lora", "ddp", "one")]
+HANDOVERS += [("full", "shards", "shards"), ("full", "shards", "one")]
 
 
 @pytest.fixture(scope="module")
 def runs(folder: Path, two_ranks: Ranks) -> Path:
     """Make all runs and return their folder."""
     whole = [(kind, strategy) for kind in KINDS for strategy in STRATEGIES if (kind, strategy) != ("tied", "one")]
-    halves = [(kind, strategy) for kind in ("full", "lora") for strategy in STRATEGIES]
+    halves = [(kind, strategy) for kind in ("full", "lora") for strategy in STRATEGIES] + [("full", "shards")]
     commands = [(b, fit(folder, kind, b, steps=LENGTHS.get(kind, 2))) for kind, b in whole + LAYER_BY_LAYER]
     commands += [(b, fit(folder, kind, b, UNJUDGED, name=f"{kind}-half-{b}", steps=1)) for kind, b in halves]
     commands += [
@@ -165,8 +170,7 @@ def runs(folder: Path, two_ranks: Ranks) -> Path:
 
 
 def checkpoint(run: Path) -> dict[str, Any]:
-    content: dict[str, Any] = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
-    return content
+    return AtomicCheckpointIO().load_checkpoint(run / "checkpoints" / "last.ckpt")
 
 
 def distance(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
@@ -236,6 +240,23 @@ def test_a_checkpoint_resumes_under_another_strategy(runs: Path, kind: str, firs
     assert moments.keys() == same.keys() == whole["state_dict"].keys() - {"steps_done"}
     for name, state in moments.items():
         assert distance(state, same[name]) < ROUNDING
+
+
+def test_a_sharded_run_resumes_bit_for_bit(runs: Path) -> None:
+    whole, parts = checkpoint(runs / "full-fsdp2"), checkpoint(runs / "full-shards-shards")
+    assert distance(whole["state_dict"], parts["state_dict"]) == 0
+    folder = (runs / "full-shards-shards" / "checkpoints" / "last.ckpt").resolve()
+    assert len([*folder.glob("*.safetensors")]) == 2
+    largest = max(file.stat().st_size for file in folder.iterdir())
+    assert largest < 0.6 * (runs / "full-fsdp2" / "checkpoints" / "last.ckpt").stat().st_size
+
+
+def test_a_sharded_checkpoint_is_exported(runs: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+
+    assert main(["export", str(runs / "full-shards-shards"), f"--output={tmp_path}"]) == 0
+    found, expected = (load_file(path / "model.safetensors") for path in (tmp_path, runs / "full-fsdp2" / "export"))
+    assert distance(expected, found) == 0
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
