@@ -55,7 +55,7 @@ def main(args: Sequence[str]) -> int:
     checkpoint = checkpoint_of_run(run, arguments.ckpt)
     folder = arguments.output or default_folder(run, checkpoint, arguments.adapter)
     policy, task = instantiate(config, arguments.trust_remote_code)
-    content = AtomicCheckpointIO().load_checkpoint(checkpoint)
+    content = AtomicCheckpointIO().load_weights(checkpoint)
     state, step = content["state_dict"], content["global_step"]
     weights = {name.removeprefix(PREFIX): value for name, value in state.items() if name.startswith(PREFIX)}
     length = config["model"]["init_args"].get("max_completion_length", 256)

@@ -42,18 +42,18 @@ def tie_as_reader(model: nn.Module) -> None:
         setattr(model.get_submodule(owner), leaf, model.get_parameter(first))
 
 
-def replicate(model: nn.Module, dtype: torch.dtype, device: torch.device, home: torch.device) -> None:
+def replicate(policy: Policy, model: nn.Module, device: torch.device) -> None:
     """Give each rank a replica of the first rank's model.
 
     Args:
-        model: the model as `Policy.read` returns it.
-        dtype: dtype of parameters that are not trained.
-        device: device of the exchange.
-        home: device of the replica.
+        policy: the policy as `read_once` returns it.
+        model: its model or its reference.
+        device: device of the exchange, and of the replica unless that is an offloaded reference.
     """
+    home = torch.device("cpu") if model is policy.reference and policy.offload_reference else device
 
     def replica(parameter: nn.Parameter) -> nn.Parameter:
-        value = broadcast(parameter.detach(), device).to(home, final_dtype(parameter, dtype), copy=is_reader())
+        value = broadcast(parameter.detach(), device).to(home, final_dtype(parameter, policy.dtype), copy=is_reader())
         return nn.Parameter(value, parameter.requires_grad)
 
     replace_parameters(model, replica)

@@ -147,10 +147,6 @@ class Policy(nn.Module):
         """The model and, if it is a model of its own, the reference."""
         return [self.model] if self.reference is None else [self.model, self.reference]
 
-    def home_of(self, model: nn.Module, device: torch.device) -> torch.device:
-        """Return where a model waits between its forwards, which run on `device`."""
-        return torch.device("cpu") if model is self.reference and self.offload_reference else device
-
     @property
     def tokenizer(self) -> Any:
         return self.processor.tokenizer

@@ -41,6 +41,16 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             return load_whole(self.read(Path(path, UNSHARDED), map_location), Path(path))
         return self.read(Path(path), map_location)
 
+    def load_weights(self, path: Path) -> dict[str, Any]:
+        """Read a checkpoint for its weights: the optimizer states of a sharded one are left out.
+
+        Raises:
+            ConfigurationError: the file is no checkpoint of a run, or it is damaged.
+        """
+        if is_sharded(path):
+            return load_whole(self.read(path / UNSHARDED), path, weights_alone=True)
+        return self.read(path)
+
     def remove_checkpoint(self, path: str | Path) -> None:
         if Path(path).is_symlink() and is_sharded(Path(path)):
             remove_folder(Path(path))

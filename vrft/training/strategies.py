@@ -213,9 +213,8 @@ class ReplicatedRanks(SingleProcess):
 
     def load(self, policy: Policy, keep_reference: bool) -> None:
         read_once(policy, keep_reference)
-        device = self.strategy.root_device
         for model in policy.models:
-            replicate(model, policy.dtype, device, policy.home_of(model, device))
+            replicate(policy, model, self.strategy.root_device)
 
     def no_sync(self) -> AbstractContextManager[Any]:
         return self.strategy.block_backward_sync()
@@ -242,9 +241,8 @@ class ShardedRanks(SingleProcess):
 
     def load(self, policy: Policy, keep_reference: bool) -> None:
         read_once(policy, keep_reference)
-        device = self.strategy.root_device
         if policy.reference is not None and policy.offload_reference:
-            replicate(policy.reference, policy.dtype, device, policy.home_of(policy.reference, device))
+            replicate(policy, policy.reference, self.strategy.root_device)
         self.strategy.shard(policy)
 
     def rounds(self, count: int) -> int:
@@ -254,9 +252,7 @@ class ShardedRanks(SingleProcess):
 
 
 def parallelism_of(trainer: Trainer) -> SingleProcess:
-    """Return how the ranks of a trainer train together. The doctor has one process under any strategy."""
-    if not dist.is_initialized():
-        return SingleProcess()
+    """Return how the ranks of a trainer train together."""
     if isinstance(trainer.strategy, FSDP2Strategy):
         return ShardedRanks(trainer.strategy)
     if isinstance(trainer.strategy, DDPStrategy):
