@@ -148,9 +148,9 @@ class FSDP2Strategy(ModelParallelStrategy):
 
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
         assert self.model is not None
-        sharded = has_shards(checkpoint["state_dict"].values())
-        options = StateDictOptions(full_state_dict=not sharded, strict=False)
         for optimizer, state in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
+            tensors = [value for fields in state["state"].values() for value in fields.values()]
+            options = StateDictOptions(full_state_dict=not has_shards(tensors), strict=False)
             set_optimizer_state_dict(self.model, optimizer, state, options=options)
 
 
