@@ -28,6 +28,8 @@ def class_folders(folder: Path) -> Path:
     formats.save(picture, folder / "elsewhere" / "b.png")
     (folder / "set" / "dog").symlink_to(folder / "elsewhere")
     formats.save(picture, folder / "set" / "cat" / "deeper" / "c.png")
+    formats.save(picture, folder / "far" / "e.png")
+    (folder / "set" / "cat" / "linked").symlink_to(folder / "far")
     (folder / "set" / "cat" / "deeper" / "loop").symlink_to(folder / "set")
     for name in ("cat/._a.jpg", ".ipynb_checkpoints/d.png", "__MACOSX/cat/e.png", "cat/.thumbs/f.png", "top.png"):
         formats.save(picture, folder / "set" / name)
@@ -46,7 +48,7 @@ def test_class_folders_follow_links_and_count_what_is_passed_over(
     records = [*data.train_set().records, *data.val_set().records]
     found = {(record.target, record.image.relative_to(tmp_path / "set").as_posix()) for record in records}  # type: ignore[union-attr]
     expected = {("cat", f"cat/a{suffix}") for suffix in SUFFIXES}
-    assert found == expected | {("cat", "cat/deeper/c.png"), ("dog", "dog/b.png")}
+    assert found == expected | {("cat", "cat/deeper/c.png"), ("cat", "cat/linked/e.png"), ("dog", "dog/b.png")}
     for part in ("hidden files 1", "hidden folders 3", ".docx files 1", "broken links or special files 2"):
         assert part in caplog.text
     assert "files outside of class folders 1" in caplog.text
