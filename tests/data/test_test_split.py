@@ -140,8 +140,12 @@ def test_mistakes_and_shared_images_of_the_test_split_are_found_before_training(
     with pytest.warns(UserWarning, match="test records have an image of the held-out data"):
         samples_of(YoloData(str(config)), tmp_path)
     config.write_text(config.read_text().replace("test: valid/images", "test: test/images"))
+    absent = config.with_name("absent.yaml")
+    absent.write_text(config.read_text().replace("test: test/images", "test: test-dev"))
     label = tmp_path / "x" / "test" / "labels" / "test0.txt"
     label.write_text("0 .5 .5 2 2\n")
+    with pytest.warns(UserWarning, match="`test` will stop, because its split can't be read: .* no such file"):
+        samples_of(YoloData(str(absent)), tmp_path)
     with pytest.warns(UserWarning, match=f"`test` will stop at 1 bad records of .*{label}: line 1: "):
         samples_of(YoloData(str(config)), tmp_path)
     with pytest.raises(ConfigurationError, match=f"{label}: line 1: the box"):

@@ -225,7 +225,11 @@ class RecordData(VisionData):
         if (split := self.tested_split()) is None:
             return
         bad_records = BadRecords()
-        test = self.records(split, bad_records)
+        try:
+            test = self.records(split, bad_records)
+        except ConfigurationError as error:  # a data.yaml often names a test split that isn't there
+            rank_zero_warn(f"data: `test` will stop, because its split can't be read: {error}")
+            return
         warn_about_shared_images(train, test, "test", "training")
         warn_about_shared_images(val, test, "test", "held-out")
         if (bad := bad_records.found) and self.on_bad_record == "stop":
