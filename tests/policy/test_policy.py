@@ -16,6 +16,7 @@ from vrft.errors import ConfigurationError
 from vrft.policy import LoRA, Policy
 from vrft.policy.export import export_policy
 from vrft.policy.logprobs import token_log_probs
+from vrft.policy.pretrained import token_ids
 from vrft.policy.processor import Encoder, micro_batches
 from vrft.policy.prompts import next_position
 from vrft.rollout import Sampling, SamplingKey, TransformersEngine
@@ -302,6 +303,17 @@ def test_an_offloaded_reference_is_not_part_of_the_module() -> None:
     with torch.no_grad(), policy.reference_on_device():
         same = policy(batch.inputs, rollout.ids, rollout.mask, 0.8, reference=True)[0]
         assert (same - policy(batch.inputs, rollout.ids, rollout.mask, 0.8)[0]).abs().max() < 1e-5
+
+
+def test_special_tokens_that_the_model_does_not_know_are_not_banned() -> None:
+    policy = loaded()
+    before = policy.banned_ids.tolist()
+    policy.tokenizer.add_special_tokens({"additional_special_tokens": [f"<added {i}>" for i in range(20)]})
+    vocabulary = policy.base.get_output_embeddings().weight.shape[0]
+    assert len(policy.tokenizer) > vocabulary
+    _, banned = token_ids(policy.base, policy.tokenizer)
+    assert max(banned) < vocabulary
+    assert {*before} <= {*banned}
 
 
 @pytest.mark.parametrize("size", [(8, 8), (56, 56), (640, 480), (123, 457), (3000, 20), (17, 3000)])

@@ -98,12 +98,14 @@ def token_ids(model: PreTrainedModel, tokenizer: Any) -> tuple[list[int], list[i
     """Return the ids that end a completion, and the ids that are banned from completions.
 
     Image tokens are banned since the model would expect an image for each of them, other special tokens since they
-    belong to the chat format.
+    belong to the chat format. Idefics3's processor gives some tokenizers a token that the model does not have.
     """
     stop = model.generation_config.eos_token_id
     stop = sorted({*(stop if isinstance(stop, list) else [stop]), tokenizer.eos_token_id})
     special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
-    return stop, sorted({*special, *tokenizer.all_special_ids, model.config.image_token_id}.difference(stop))
+    banned = {*special, *tokenizer.all_special_ids, model.config.image_token_id}.difference(stop)
+    known = model.get_output_embeddings().weight.shape[0]
+    return stop, sorted(i for i in banned if i < known)
 
 
 def vision_parameters(model: PreTrainedModel) -> list[nn.Parameter]:
