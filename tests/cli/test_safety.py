@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import ast
+import html
 import json
+import logging
 import os
 import pickle
 import shutil
+import sys
+import warnings
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 import torch
@@ -19,7 +25,9 @@ from safetensors.torch import load_file
 
 from tests.helpers import CSV_ONLY, ROOT, Command
 from vrft.__main__ import main
+from vrft.errors import ConfigurationError
 from vrft.policy.checkpoint import BUILT_IN
+from vrft.training.checkpoint_io import AtomicCheckpointIO
 from vrft.utils.redact import is_secret, redact, redact_settings
 
 PACKAGE = ROOT / "vrft"
@@ -40,8 +48,10 @@ class Stranger:
 class KeyedLogger(CSVLogger):
     """A user's logger with a key among its settings."""
 
-    def __init__(self, save_dir: str, api_key: str, address: str) -> None:
+    def __init__(self, save_dir: str, api_key: str, address: str, notes: dict[str, str] = {}) -> None:  # noqa: B006
         super().__init__(save_dir, name="logs")
+        print(warnings.formatwarning(f"connecting to {address}", UserWarning, __file__, 1, ""), file=sys.stderr)
+        logging.getLogger("lightning.pytorch").warning("connecting to %s, %s", address, notes)
 
 
 @pytest.fixture
@@ -162,6 +172,18 @@ def half(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:2000])
 
 
+def one_bit(path: Path) -> None:
+    torch.save({"state_dict": {"a": torch.zeros(1000)}, "optimizer_states": []}, path)
+    content = bytearray(path.read_bytes())
+    content[content.index(bytes(1000)) + 100] ^= 1
+    path.write_bytes(content)
+
+
+def compressed(path: Path) -> None:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data.pkl", bytes(10**6))
+
+
 def weights_alone(path: Path) -> None:
     torch.save({"a": torch.zeros(3)}, path)
 
@@ -173,6 +195,8 @@ def weights_alone(path: Path) -> None:
         pytest.param(old_format, "is not a checkpoint, or it is incomplete", id="old-format"),
         pytest.param(payload, f"is refused, because loading it would run code: {__name__}.", id="code"),
         pytest.param(half, "is not a checkpoint, or it is incomplete", id="half"),
+        pytest.param(one_bit, "is damaged: the checksum of strange/data/0 is wrong", id="one-bit"),
+        pytest.param(compressed, "is damaged: it has compressed parts", id="compressed"),
         pytest.param(weights_alone, "is not a checkpoint of a run: it has no optimizer_states", id="weights-alone"),
     ],
 )
@@ -185,8 +209,13 @@ def test_a_checkpoint_with_more_than_numbers_is_refused_in_one_line(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     write(tmp_path / "strange.ckpt")
-    assert main(quick_fit(CSV_ONLY, f"--ckpt_path={tmp_path}/strange.ckpt")) == 2
-    assert f"vrft: ckpt_path: {tmp_path}/strange.ckpt {reason}" in capsys.readouterr().err
+    with pytest.raises(ConfigurationError) as refused:
+        AtomicCheckpointIO().load_checkpoint(tmp_path / "strange.ckpt")
+    assert str(refused.value).startswith(f"ckpt_path: {tmp_path}/strange.ckpt {reason}")
+    assert len(str(refused.value).splitlines()) == 1
+    if write is half:
+        assert main(quick_fit(CSV_ONLY, f"--ckpt_path={tmp_path}/strange.ckpt")) == 2
+        assert f"vrft: ckpt_path: {tmp_path}/strange.ckpt {reason}" in capsys.readouterr().err
 
 
 FORBIDDEN = {"eval", "exec", "compile", "__import__", "os.system", "os.popen", "pickle.load", "pickle.loads"}
@@ -235,8 +264,20 @@ def test_nothing_in_the_package_can_execute_text() -> None:
         ("max_tokens_per_micro_batch", False),
         ("max_tokens", False),
         ("tokenizer", False),
+        ("clientSecret", True),
+        ("auth_header", True),
+        ("aws_access_key_id", True),
+        ("GH_PAT", True),
+        ("pgpass", True),
         ("secretary", False),
         ("key", False),
+        ("image_key", False),
+        ("eos_token", False),
+        ("pad_token_id", False),
+        ("author", False),
+        ("passes", False),
+        ("patience", False),
+        ("path", False),
     ],
 )
 def test_secrets_are_recognised_by_name(name: str, secret: bool) -> None:
@@ -249,9 +290,44 @@ def test_secrets_are_hidden_in_texts_and_settings(monkeypatch: pytest.MonkeyPatc
     said = "run with token: 'xyz' and abcdefgh-1234 at https://me:pw@host:80/path?x=1, max_tokens: 7"
     hidden = "run with token: '(hidden)' and (hidden) at https://(hidden)@host:80/path?x=1, max_tokens: 7"
     assert redact(said) == hidden
+    assert redact("'password': 'two words', url: http://me:p@s/s@host/x") == (
+        "'password': '(hidden)', url: http://(hidden)@host/x"
+    )
+    assert (
+        redact("{'Authorization': 'Basic Zm9v'} Bearer abcdef") == "{'Authorization': 'Basic (hidden)'} Bearer (hidden)"
+    )
+    for harmless in ("http://host:80/path of a@b", "urls: http://a:80,http://b:81", "author: X", "eos_token: </s>"):
+        assert redact(harmless) == harmless
     settings = {"a": [{"api_key": "k", "url": "http://me:pw@host"}], "max_tokens": 7, "password": ["p"], "none": None}
     expected = {"a": [{"api_key": None, "url": "http://(hidden)@host"}], "max_tokens": 7, "password": None}
     assert redact_settings(settings) == expected | {"none": None}
+
+
+PREFIXES = (
+    "AWS_SECRET_ACCESS",
+    "AZURE_STORAGE",
+    "OPENAI_API",
+    "SSH_PRIVATE",
+    "STRIPE",
+    "DJANGO_SECRET",
+    "S3",
+    "MASTER",
+)
+PLANTED = [f"{prefix}_KEY" for prefix in PREFIXES]
+PLANTED += [
+    "MASTER_KEY",
+    "AWS_ACCESS_KEY_ID",
+    "AWS_SESSION_TOKEN",
+    "HF_TOKEN",
+    "GITHUB_TOKEN",
+    "NPM_AUTH_TOKEN",
+    "CI_JOB_TOKEN",
+]
+PLANTED += ["TOKEN", "SLACK_BOT_TOKEN", "TOKEN_FILE_CONTENT", "GITHUBTOKEN", "CLIENT_SECRET", "SECRET", "SECRETS"]
+PLANTED += ["SECRET_OF_THE_APP", "AZURE_CLIENT_SECRET", "KMS_SECRETS", "PGPASS", "PGPASSWORD", "MYSQL_PWD", "DB_PASS"]
+PLANTED += ["REDIS_PASSWORD", "KEY_PASSPHRASE", "SMTP_PASSWD", "PASSWORD", "PASS", "CREDENTIAL", "DB_CREDENTIALS"]
+PLANTED += ["GOOGLE_CREDENTIALS_JSON", "PAT", "GH_PAT", "AUTH", "AUTHORIZATION", "AUTH_HEADER", "PROXY_AUTH"]
+"""Names of environment variables with secrets."""
 
 
 def test_a_run_neither_writes_nor_prints_a_key(
@@ -259,22 +335,32 @@ def test_a_run_neither_writes_nor_prints_a_key(
 ) -> None:
     secrets = [f"{word}-do-not-tell" for word in ("key", "hub", "login", "typed")]
     monkeypatch.setenv("WANDB_API_KEY", secrets[0])
-    monkeypatch.setenv("HF_TOKEN", secrets[1])
+    assert len(PLANTED) >= 40
+    for number, name in enumerate(PLANTED):
+        secrets.append(f"planted'{number}/&é-{name[::-1].lower()}")
+        monkeypatch.setenv(name, secrets[-1])
+    monkeypatch.setenv("VRFT_TEST_TOKEN", secrets[1])
     address = f"http://me:{secrets[2]}@host/"
     keyed = {"class_path": f"{__name__}.KeyedLogger"}
     keyed |= {"init_args": {"save_dir": str(tmp_path / "run"), "api_key": secrets[3], "address": address}}
+    keyed["init_args"]["notes"] = {f"note{number}": f"a ${{oc.env:{name}}}" for number, name in enumerate(PLANTED)}
     wandb = {"class_path": "vrft.loggers.WandbLogger", "init_args": {"save_dir": str(tmp_path / "run")}}
-    command = quick_fit(f"--trainer.logger={json.dumps([keyed, wandb])}", "--transcripts.every_n_rollouts=1")
+    (tmp_path / "keyed.yaml").write_text(yaml.safe_dump({"trainer": {"logger": [keyed, wandb]}}))
+    command = quick_fit(f"--config={tmp_path}/keyed.yaml", "--transcripts.every_n_rollouts=1")
     monkeypatch.setattr("sys.argv", ["vrft", *command])  # W&B records the command line
     assert main(command) == 0
     for wrong in (f"--trainer.hub_token={secrets[3]}", f"--model.beta={secrets[0]}", f"--model.task={address}"):
         assert main([*command, wrong]) == 2
+    with pytest.raises(SystemExit):
+        main([*command, "--print_config"])
     monkeypatch.undo()
     printed = "".join(capfd.readouterr())
+    assert "note39: a (hidden)" in printed
     written = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
     assert len(written) > 10
     for secret in secrets:
-        assert secret not in printed
-        assert [str(path) for path, content in written.items() if secret.encode() in content] == []
+        forms = {secret, json.dumps(secret)[1:-1], html.escape(secret), quote(secret, safe="")}
+        assert not [form for form in forms if form in printed]
+        assert [str(path) for path, content in written.items() if any(form.encode() in content for form in forms)] == []
     saved = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
     assert saved["trainer"]["logger"][0]["init_args"]["api_key"] is None

@@ -6,7 +6,7 @@ import errno
 import signal
 import sys
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +29,9 @@ from vrft.callbacks.transcripts import Transcripts
 from vrft.cli.argv import normalise_argv, option_values
 from vrft.cli.config_checks import check_trust, resolve_checkpoints
 from vrft.cli.config_files import check_files, hide_contents
-from vrft.cli.config_parser import ConfigParser, harden_parsing
+from vrft.cli.config_parser import ConfigParser, harden_parsing, hiding_secrets
 from vrft.cli.fit import finish_run, print_stopped
-from vrft.cli.harmless import silence_harmless
+from vrft.cli.harmless import hide_secrets, silence_harmless
 from vrft.cli.parser_errors import find_user_error, message_lines
 from vrft.cli.predict import use_exported_folder, use_images
 from vrft.cli.run_folder import RunFolder
@@ -56,6 +56,7 @@ DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 def run(args: Sequence[str]) -> int:
     """Run one command and return its exit code: 2 after one line about a wrong setting, 1 if the disk is full."""
     silence_harmless()
+    hide_secrets()
     harden_parsing()
     try:
         with RunFolder() as folder:
@@ -140,7 +141,8 @@ class VRFTCLI(CLIBase):
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse the arguments, choose the run's folder, and parse again if it isn't the one that was requested."""
         self.args: list[str] = args
-        super().parse_arguments(parser, args)
+        with hiding_secrets() if any(arg.startswith("--print_config") for arg in args) else nullcontext():
+            super().parse_arguments(parser, args)
         config = self.config[self.command]
         configs, resumes = option_values(args, "--config"), config.get("ckpt_path") is not None
         chosen = self.folder.choose(self.command, Path(config.run_dir), resumes=resumes, configs=configs)

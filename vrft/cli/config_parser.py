@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import replace
 from typing import Any, NoReturn
 
+import yaml
 from jsonargparse import set_parsing_settings
 from lightning.pytorch.cli import LightningArgumentParser
 
 from vrft.cli.functions import restrict_callables
 from vrft.cli.parser_errors import shorten
 from vrft.errors import ConfigurationError
+from vrft.utils.redact import redact_settings
 
 
 def harden_parsing() -> None:
@@ -22,6 +27,20 @@ def harden_parsing() -> None:
     set_parsing_settings(
         omegaconf_absolute_to_relative_paths=True, import_path_denylist=[], instantiate_subclass_spec_in_any=False
     )
+
+
+@contextmanager
+def hiding_secrets() -> Iterator[None]:
+    """Print what `--print_config` prints in the block without secrets."""
+    printed = io.StringIO()
+    try:
+        with redirect_stdout(printed):
+            yield
+    finally:
+        text = printed.getvalue()
+        settings = yaml.safe_load(text)
+        hidden = redact_settings(settings)
+        print(text if hidden == settings else yaml.safe_dump(hidden, sort_keys=False), end="")
 
 
 class ConfigParser(LightningArgumentParser):

@@ -1,9 +1,12 @@
-"""Warnings and log lines of libraries that a user of vrft can't act on."""
+"""Warnings and log lines: those that a user of vrft can't act on, and secrets in the others."""
 
 from __future__ import annotations
 
 import logging
 import warnings
+from typing import Any
+
+from vrft.utils.redact import redact
 
 HARMLESS = (
     "LightningCLI's args parameter is intended to run",  # tests call `main([...])` as the command line does
@@ -15,6 +18,31 @@ HARMLESS = (
     "Using ModelCheckpoint with manual optimization",  # the state between rollouts is the one to keep
     "Checkpoint directory .* exists and is not empty",  # a resumed run
 )
+
+
+MAKE_RECORD = logging.getLogRecordFactory()
+FORMAT_WARNING = warnings.formatwarning
+
+
+def hide_secrets() -> None:
+    """Redact secrets in log records and warnings from now on, whichever library they come from."""
+    logging.setLogRecordFactory(_redacted_record)
+    warnings.formatwarning = _redacted_warning
+
+
+def _redacted_record(*args: Any, **kwargs: Any) -> logging.LogRecord:
+    record = MAKE_RECORD(*args, **kwargs)
+    try:
+        text = record.getMessage()
+    except (TypeError, ValueError):  # arguments that don't fit: its handler reports them
+        return record
+    if (hidden := redact(text)) != text:
+        record.msg, record.args = hidden, None
+    return record
+
+
+def _redacted_warning(*args: Any, **kwargs: Any) -> str:
+    return redact(FORMAT_WARNING(*args, **kwargs))
 
 
 def silence_harmless() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import re
+import struct
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -65,14 +66,34 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         """
         if not zipfile.is_zipfile(path):  # torch would try to unpickle older formats
             raise ConfigurationError(f"ckpt_path: {path} is not a checkpoint, or it is incomplete")
+        check_sums(path)
         try:
             checkpoint = torch.load(path, map_location or "cpu", weights_only=True)
         except pickle.UnpicklingError as error:
             found = re.search(r"GLOBAL ([\w.]+)", str(error))
             code = f"code: {found[1]}" if found else "code"
             raise ConfigurationError(f"ckpt_path: {path} is refused, because loading it would run {code}") from error
-        except RuntimeError as error:
+        except (RuntimeError, ValueError, LookupError, TypeError, AttributeError, EOFError) as error:
             raise ConfigurationError(f"ckpt_path: {path} is damaged: {str(error).partition(chr(10))[0]}") from error
         if not isinstance(checkpoint, dict) or not {"state_dict", "optimizer_states"} <= checkpoint.keys():
             raise ConfigurationError(f"ckpt_path: {path} is not a checkpoint of a run: it has no optimizer_states")
         return checkpoint
+
+
+def check_sums(path: str | Path) -> None:
+    """Check the checksum of every part of a checkpoint before any of it is read.
+
+    Raises:
+        ConfigurationError: one is wrong, or the parts are not stored as torch stores them, uncompressed.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if any(part.compress_type != zipfile.ZIP_STORED for part in archive.infolist()):
+                raise ConfigurationError(f"ckpt_path: {path} is damaged: it has compressed parts, unlike a checkpoint")
+            wrong = archive.testzip()
+    except (zipfile.BadZipFile, EOFError, RuntimeError, NotImplementedError, ValueError, struct.error) as error:
+        if isinstance(error, ConfigurationError):
+            raise
+        raise ConfigurationError(f"ckpt_path: {path} is damaged: {error}") from error
+    if wrong is not None:
+        raise ConfigurationError(f"ckpt_path: {path} is damaged: the checksum of {wrong} is wrong")

@@ -2,34 +2,102 @@
 
 from __future__ import annotations
 
+import html
+import json
 import os
 import re
+from collections.abc import Iterator
+from itertools import pairwise
 from typing import Any
+from urllib.parse import quote
 
 PLACEHOLDER = "(hidden)"
-NAME = r"(?:[\w.]*[._-])?(?:api_?key|token|passw(?:or)?d|secret|credentials?)"
-SECRET_NAME = re.compile(NAME, re.IGNORECASE)
-ASSIGNED = re.compile(rf"(?<![\w.])({NAME}[\"']?\s*[=:]\s*)([\"']?)[^\s\"',}}\]]+", re.IGNORECASE)
-IN_ADDRESS = re.compile(r"(\w://)[^\s/@]+@")
-MIN_SECRET_CHARACTERS = 8
+
+WORDS = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
+"""The words of `HF_TOKEN`, `api-key` and `clientSecret`."""
+
+SECRET_WORD = re.compile(
+    r"\w*secrets?|\w*token|(?!(?:by|com|sur|over|tres)pass)\w*pass(?:word|wd|phrase|code)?s?|\w*credentials?|pwd|pat|apikeys?"
+)
+"""Words that name a secret: `secret`, not `secretary`; `token`, not `tokens` or `tokenizer`."""
+
+AUTH = re.compile(r"auth(?!or(?!i))\w*")
+"""`auth` and `authorization`, not `author`."""
+
+KEYS = re.compile(
+    "api|access|account|client|deploy|encryption|hmac|licen[cs]e|master|private|secret|service|shared|signing|ssh|storage"
+)
+"""Words before `key` in the names of settings. A setting like `image_key` names a field of the data."""
+
+OF_THE_MODEL = re.compile(r"(?:bos|eos|pad|unk|cls|sep|mask|image|video|vision|stop|special|per|next|first|last)token")
+"""Tokens of a vocabulary."""
+
+ASSIGNED = re.compile(r"""(?<![\w.-])([-\w.]+)(["']?\s*[=:]\s*)("[^"]*"|'[^']*'|[^\s"',}\]]+)""")
+AUTHORIZATION = re.compile(
+    r"""((?:\bauthorization["']?\s*[=:]\s*["']?(?:\w+\s+)?)|\bbearer\s+)[^\s"',}\]]+""", re.IGNORECASE
+)
+IN_ADDRESS = re.compile(r"""(\w://)(?:(?:(?!://)[^\s"'<>,])*:(?:(?!://)[^\s"'<>])*|[^\s/@"'<>]+)@""")
+MIN_SECRET_CHARACTERS = 6
 """Shorter values of environment variables are not redacted, because they occur in texts by chance."""
+
+NO_SECRETS = frozenset({"false", "disabled", "enabled", "default"})
+"""Values of switches, which are no secrets whatever the variable's name."""
 
 
 def is_secret(name: str) -> bool:
-    """Return whether a setting or variable of this name holds a secret: `api_key`, `hf_token`, not `max_tokens`."""
-    return SECRET_NAME.fullmatch(name) is not None
+    """Return whether a setting of this name holds a secret: `api_key`, `hf_token`, not `max_tokens` or `image_key`."""
+    words = _words(name.rpartition(".")[2])
+    if OF_THE_MODEL.fullmatch("".join(words[-2:])):
+        return False
+    after_key = [KEYS.fullmatch(first) for first, second in pairwise(words) if second == "key"]
+    if any(after_key) or any(AUTH.fullmatch(word) for word in words):
+        return True
+    return bool(words) and SECRET_WORD.fullmatch(words[-1]) is not None
+
+
+def is_secret_variable(name: str) -> bool:
+    """Return whether an environment variable holds a secret: any `…_KEY`, and the words of secrets at any place."""
+    words = _words(name)
+    return "key" in words[1:] or any(SECRET_WORD.fullmatch(word) or AUTH.fullmatch(word) for word in words)
+
+
+def _words(name: str) -> list[str]:
+    return [word.lower() for word in WORDS.findall(name)]
 
 
 def redact(text: str) -> str:
-    """Redact secrets in a text: values of environment variables, assignments to such names, logins in URLs.
+    """Redact secrets in a text: values of environment variables, assignments to names of secrets, logins in URLs.
 
-    >>> redact("--logger.api_key=abc http://me:pw@host")
-    '--logger.api_key=(hidden) http://(hidden)@host'
+    >>> redact("--logger.api_key=abc http://me:p/w@host -H 'Authorization: Bearer abc'")
+    "--logger.api_key=(hidden) http://(hidden)@host -H 'Authorization: Bearer (hidden)'"
     """
+    for value in sorted(_secret_values(), key=len, reverse=True):
+        text = text.replace(value, PLACEHOLDER)
+    text = AUTHORIZATION.sub(rf"\1{PLACEHOLDER}", text)
+    return IN_ADDRESS.sub(rf"\1{PLACEHOLDER}@", ASSIGNED.sub(_redact_assigned, text))
+
+
+def _redact_assigned(found: re.Match[str]) -> str:
+    name, sign, value = found.groups()
+    if value.strip("\"'").startswith(PLACEHOLDER) or AUTHORIZATION.match(found[0]):
+        return found[0]
+    if not is_secret(name):  # "unrecognized arguments: --api_key=…"
+        return name + sign + ASSIGNED.sub(_redact_assigned, value)
+    around = value[0] if value[0] in "\"'" else ""
+    return f"{name}{sign}{around}{PLACEHOLDER}{around}"
+
+
+def _secret_values() -> Iterator[str]:
+    """Yield what environment variables with names of secrets hold, also as it is written in JSON, HTML and URLs."""
     for name, value in os.environ.items():
-        if is_secret(name) and len(value) >= MIN_SECRET_CHARACTERS:
-            text = text.replace(value, PLACEHOLDER)
-    return IN_ADDRESS.sub(rf"\1{PLACEHOLDER}@", ASSIGNED.sub(rf"\1\2{PLACEHOLDER}", text))
+        if len(value) >= MIN_SECRET_CHARACTERS and value.lower() not in NO_SECRETS and is_secret_variable(name):
+            yield from {
+                value,
+                json.dumps(value)[1:-1],
+                html.escape(value),
+                quote(value, safe=""),
+                " ".join(value.split()),
+            }
 
 
 def redact_settings(value: Any) -> Any:
