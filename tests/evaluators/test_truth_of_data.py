@@ -20,6 +20,7 @@ from vrft.data.ground_truth import LabelledImage, coco_tables
 from vrft.errors import ConfigurationError
 from vrft.evaluators import CocoEvaluator
 from vrft.evaluators.coco import Row
+from vrft.tasks import ClassificationTask
 from vrft.types import Detection, Sample
 
 
@@ -126,6 +127,20 @@ def test_data_without_boxes_needs_a_file() -> None:
 
     with pytest.raises(ConfigurationError, match=r"CocoEvaluator\.annotations: FreshSceneData has no boxes"):
         CocoEvaluator().check(FreshSceneData(1))
+
+
+def test_names_are_no_boxes(tmp_path: Path) -> None:
+    formats.write_jsonl(tmp_path / "x", 4)
+    files = [str(tmp_path / "x" / f"{part}.jsonl") for part in ("train", "val")]
+    for file in files:
+        lines = [
+            json.loads(line) | {"solution": "<answer>red</answer>"} for line in Path(file).read_text().splitlines()
+        ]
+        Path(file).write_text("".join(json.dumps(line) + "\n" for line in lines))
+    data = JsonlData(*files)
+    samples_of(data, tmp_path, ClassificationTask())
+    with pytest.raises(ConfigurationError, match="JsonlData has no boxes"):
+        CocoEvaluator().check(data)
 
 
 @pytest.mark.slow

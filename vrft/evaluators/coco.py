@@ -102,7 +102,8 @@ class CocoEvaluator(Evaluator[Row]):
 
     def use_boxes_of(self, data: VisionData) -> None:
         """Take the ground truth and the categories from the data."""
-        if not isinstance(data, RecordData):
+        records = data.evaluated_set().records if isinstance(data, RecordData) else []
+        if not isinstance(data, RecordData) or not any(isinstance(record.target, tuple) for record in records):
             raise ConfigurationError(f"{self.field}.annotations: {type(data).__name__} has no boxes; expected a file")
         self.path = data.truth_file()
         if self.path is None:
