@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -97,7 +98,8 @@ def prompt_positions(model: PreTrainedModel, prompt: Prompt) -> Tensor:
     get_rope_index = getattr(model.base_model, "get_rope_index", None)
     if get_rope_index is None:
         return torch.arange(prompt["input_ids"].shape[1], device=prompt["input_ids"].device)[None]
-    return get_rope_index(**prompt)[0]
+    taken = inspect.signature(get_rope_index).parameters  # Qwen-Omni's takes no pixels
+    return get_rope_index(**{key: value for key, value in prompt.items() if key in taken})[0]
 
 
 def next_position(positions: Tensor) -> Tensor:

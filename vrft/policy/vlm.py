@@ -22,6 +22,7 @@ from vrft.policy.pretrained import TRUST_REMOTE_CODE_HINT, exact_dtype, load_pre
 from vrft.policy.processor import Encoder, load_processor
 from vrft.policy.prompts import Prompt, prepare_prompts
 from vrft.policy.sharding import done_on_all_ranks, fsdp_modules, full_state_dict, unshard
+from vrft.policy.support import check_supported
 from vrft.policy.texts import completion_texts, completion_token_texts
 from vrft.policy.weights import frozen_copy, own_weights
 from vrft.tasks import Task
@@ -112,6 +113,7 @@ class Policy(nn.Module):
         device: dict[str, Any] = {} if values else {"device_map": "meta"}
         with loading("model.policy.checkpoint", self.checkpoint, TRUST_REMOTE_CODE_HINT, self.trust_remote_code):
             check_hub_config(self.checkpoint)
+            check_supported(self.checkpoint, self.trust_remote_code)
             self.processor = load_processor(self.checkpoint, self.trust_remote_code)
             check_template(self.processor, self.checkpoint)
             fields = limited_fields(self.processor.image_processor, self.limits)

@@ -40,13 +40,13 @@ def warn_of_replaced_images(batch: PromptBatch) -> int:
 
 
 class SharedPromptCheck:
-    """Compares log-probabilities with a shared prompt to the model's own, once per process."""
+    """Compares log-probabilities of completions to those of the model's own forward, once per process."""
 
     def __init__(self) -> None:
         self.done = False
 
     def __call__(self, trainer: Trainer, policy: Policy, batch: PromptBatch, ids: Tensor, mask: Tensor) -> None:
-        """Let the policy repeat prompts if they differ on any rank.
+        """Let the policy repeat prompts if log-probabilities with a shared prompt differ on any rank.
 
         Args:
             trainer: whose ranks decide together.
@@ -54,15 +54,23 @@ class SharedPromptCheck:
             batch: P prompts with their pixels.
             ids: completions (N, T).
             mask: 1 at real tokens (N, T).
+
+        Raises:
+            ConfigurationError: those with repeated prompts differ, too.
         """
-        if self.done or not policy.shares_prefixes:
+        if self.done:
             return
         self.done = True
         group = min(2, len(ids) // len(batch.inputs))
-        gap, allowed = policy.sharing_gap(batch.inputs[0], ids[:group], mask[:group])
-        if not trainer.strategy.reduce_boolean_decision(gap <= allowed, all=True):
-            policy.shares_prefixes = False
-            rank_zero_warn(
-                f"{type(policy.base).__name__}: log-probabilities with a shared prompt differ from the model's own by "
-                f"{gap:.2g} on average (allowed: {allowed:.2g}); prompts are repeated instead, which is slower"
+        while True:
+            gap, allowed = policy.sharing_gap(batch.inputs[0], ids[:group], mask[:group])
+            if trainer.strategy.reduce_boolean_decision(gap <= allowed, all=True):
+                return
+            differ = (
+                f"{type(policy.base).__name__}: log-probabilities with a {{}} prompt differ from the model's own by "
+                f"{gap:.2g} on average (allowed: {allowed:.2g})"
             )
+            if not policy.shares_prefixes:
+                raise ConfigurationError(f"model.policy: {differ.format('repeated')}, so it can't be trained")
+            policy.shares_prefixes = False
+            rank_zero_warn(f"{differ.format('shared')}; prompts are repeated instead, which is slower")
