@@ -50,6 +50,7 @@ SIZES = {
     **dict.fromkeys(("num_key_value_heads", "num_experts_per_tok", "moe_k"), 2),
     **dict.fromkeys(("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts"), 4),
     "head_dim": 8,
+    "hidden_size_per_layer_input": 8,
     "mrope_section": [2, 1, 1],
     "mlp_ratio": 2,
     "max_position_embeddings": 8192,
