@@ -106,7 +106,7 @@ def test_settings_that_contradict_each_other_are_named(settings: str, said: str,
     assert said in refused(lambda **more: YoloData(str(config), **more), tmp_path)
 
 
-def labelled(tmp_path: Path, line: str, more: str = "", **settings: str) -> YoloData:
+def labelled(tmp_path: Path, line: str, more: str = "", **settings: bool) -> YoloData:
     """Return data whose labels are all one line."""
     config = formats.write_yolo(tmp_path / "x")
     for file in (tmp_path / "x" / "labels").rglob("*.txt"):
@@ -153,8 +153,16 @@ def test_what_is_no_box_is_refused_by_name(line: str, more: str, said: str, tmp_
 
 
 def test_oriented_boxes_can_be_read_as_outlines(tmp_path: Path) -> None:
-    train, _ = samples_of(labelled(tmp_path, QUAD, four_points="outline"), tmp_path)
+    train, _ = samples_of(labelled(tmp_path, QUAD, outlines=True), tmp_path)
     assert train[0].target[0].box == pytest.approx((5.6, 5.6, 50.4, 50.4))
+
+
+def test_poses_without_kpt_shape_are_not_taken_for_outlines(tmp_path: Path) -> None:
+    line = "0 .5 .5 .4 .4 .4 .4 .6 .6 .5 .65"  # a box and three keypoints, or an outline of five points
+    with pytest.raises(ValueError, match="4 labels of 10 numbers after the class look like poses; set kpt_shape"):
+        samples_of(labelled(tmp_path, line), tmp_path)
+    train, _ = samples_of(labelled(tmp_path, line, "kpt_shape: [3, 2]\n"), tmp_path)
+    assert train[0].target[0].box == pytest.approx((16.8, 16.8, 39.2, 39.2))
 
 
 def test_a_folder_without_any_label_file_is_an_error(tmp_path: Path) -> None:

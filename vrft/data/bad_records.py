@@ -98,4 +98,4 @@ def _count(lines: Sequence[str], noun: str) -> str:
 def write_lines(path: Path, lines: Iterable[str]) -> None:
     """Write lines to a file in the run's folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8", errors="surrogateescape")
+    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8", errors="backslashreplace")

@@ -30,7 +30,7 @@ ORIENTATION = 0x0112
 
 UPRIGHT, ROTATED_90 = 1, (5, 6, 7, 8)
 
-UNREAD_FORMATS = {"BUFR", "EPS", "GRIB", "HDF5", "WMF"}
+UNREAD_FORMATS = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
 """Formats that Pillow identifies, but reads only with another program or not at all."""
 
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # such images raise BadImage below

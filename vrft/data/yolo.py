@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from vrft.data.bad_records import BadRecords
 from vrft.data.box_data import BoxData, BoxImage, Corners
@@ -17,6 +17,7 @@ from vrft.data.images import BadImage, MissingImage, check_image
 from vrft.data.other_formats import refuse_other_format
 from vrft.data.record import Split
 from vrft.data.yolo_config import KEYS, YoloConfig
+from vrft.data.yolo_outlines import are_outlines, are_poses, long_labels
 from vrft.errors import ConfigurationError
 from vrft.types import Detection, Id
 
@@ -25,8 +26,6 @@ TOLERANCE = 0.01
 
 ROUNDING = 1e-6
 """Error of coordinates that are written with six digits."""
-
-FourPoints = Literal["refuse", "outline"]
 
 
 class YoloData(BoxData):
@@ -38,17 +37,17 @@ class YoloData(BoxData):
 
     test_setting = "`test:` in data.yaml"
 
-    def __init__(self, config: str, four_points: FourPoints = "refuse", **kwargs: Any) -> None:
+    def __init__(self, config: str, outlines: bool = False, **kwargs: Any) -> None:
         """Set the file, which is read when training starts.
 
         Args:
             config: path of the data.yaml.
-            four_points: read labels of four points as outlines even if they may be oriented boxes; the box is then the
-                smallest upright one around the points.
+            outlines: read labels of more than five numbers as outlines, whose box is the smallest upright one around
+                them, even if they may be oriented boxes or poses.
             kwargs: see `CategoryData`.
         """
         super().__init__(**kwargs)
-        self.config, self.four_points = Path(config), four_points
+        self.config, self.outlines = Path(config), outlines
         if self.config.is_dir() or self.config.suffix.lower() in (".xml", ".json", ".data", ".names"):
             refuse_other_format(self.config, "a YOLO data.yaml")
         require_file("config", self.config, "a YOLO data.yaml")
@@ -78,7 +77,7 @@ class YoloData(BoxData):
                 f"data.config: {self.config}: {split}: none of {len(files)} images has a label file; expected e.g. "
                 f"{files[0][1]} for {files[0][0]}"
             )
-        rules = Rules(self.yaml.names, self.yaml.keypoints, self.four_points == "outline" or self._has_outlines(files))
+        rules = Rules(self.yaml.names, self.yaml.keypoints, self._are_outlines(split, [file for _, file in files]))
         for image, labels in files:
             found = None
             try:
@@ -91,14 +90,17 @@ class YoloData(BoxData):
                 bad_records.add(location, str(error).removeprefix(f"{location}: "))
             yield found
 
-    def _has_outlines(self, files: Sequence[tuple[Path, Path]]) -> bool:
-        """Return whether some label has three or more than four points, so that one of four is no oriented box."""
-        for _, labels in files:
-            if os.path.isfile(labels):
-                counts = {len(line.split()) for line in read_bytes(labels).splitlines()}
-                if any(count > 9 or count == 7 for count in counts):
-                    return True
-        return False
+    def _are_outlines(self, split: Split, files: Sequence[Path]) -> bool:
+        """Return whether labels of four points are outlines. Raise ConfigurationError if labels look like poses."""
+        if self.outlines or self.yaml.keypoints is not None:
+            return True
+        labels = [*long_labels(files)]
+        if are_poses(labels):
+            raise ConfigurationError(
+                f"data.config: {self.config}: {split}: {len(labels)} labels of {len(labels[0])} numbers after the "
+                "class look like poses; set kpt_shape in this file, or data.outlines=true if they are outlines"
+            )
+        return are_outlines(labels)
 
 
 def label_file(image: Path) -> Path:
@@ -187,7 +189,7 @@ def corners_of(words: Sequence[str], numbers: Sequence[float], rules: Rules) -> 
     if len(points) == 4 and not rules.four_points_are_outlines and not is_upright(points):
         raise ValueError(
             "four points: an oriented box (OBB), whose object has no known upright box, or an outline; "
-            "data.four_points=outline reads the smallest box around the points"
+            "data.outlines=true reads the smallest box around the points"
         )
     return hull(points)
 

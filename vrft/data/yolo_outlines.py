@@ -1,0 +1,57 @@
+"""Telling apart what YOLO labels of more than five numbers are: outlines, oriented boxes or poses."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+from vrft.data.files import read_bytes
+
+MIN_POSES = 3
+"""Labels that have to look like poses; a few outlines may do so by chance."""
+
+MARGIN = 0.05
+"""Fraction of the image by which a keypoint may lie outside of its box."""
+
+
+def long_labels(files: Iterable[Path]) -> Iterator[list[float]]:
+    """Yield the numbers after the class of each label of more than five numbers. Invalid lines are passed over."""
+    for file in files:
+        for line in read_bytes(file).splitlines() if os.path.isfile(file) else ():
+            words = line.split()
+            if len(words) > 6:
+                try:
+                    yield [float(word) for word in words[1:]]
+                except ValueError:
+                    continue  # an error of its line, later
+
+
+def are_outlines(labels: Iterable[Sequence[float]]) -> bool:
+    """Return whether some label has three or more than four points, so that one of four is no oriented box."""
+    return any(len(numbers) == 6 or len(numbers) > 8 for numbers in labels)
+
+
+def are_poses(labels: Sequence[Sequence[float]]) -> bool:
+    """Return whether all labels look like a box with the same number of keypoints in it.
+
+    >>> are_poses([[0.5, 0.5, 0.4, 0.4, 0.4, 0.4, 0.6, 0.6, 0.5, 0.6]] * 3)
+    True
+    >>> are_poses([[0.1, 0.1, 0.9, 0.1, 0.9, 0.9, 0.5, 0.9, 0.1, 0.5]] * 3)
+    False
+    """
+    counts = {len(numbers) for numbers in labels}
+    return len(labels) >= MIN_POSES and len(counts) == 1 and min(counts) > 8 and all(map(_is_pose, labels))
+
+
+def _is_pose(numbers: Sequence[float]) -> bool:
+    x, y, w, h = numbers[:4]
+    rest = numbers[4:]
+    for size in (2, 3):
+        keypoints = [rest[i : i + size] for i in range(0, len(rest), size)]
+        if len(keypoints[-1]) < size or (size == 3 and any(point[2] not in (0, 1, 2) for point in keypoints)):
+            continue
+        visible = [point for point in keypoints if any(point[:2])]
+        if all(abs(px - x) <= w / 2 + MARGIN and abs(py - y) <= h / 2 + MARGIN for px, py, *_ in visible):
+            return True
+    return False
