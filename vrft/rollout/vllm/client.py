@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
 import copy
 import json
 import math
 import os
+import ssl
+import threading
 import time
 from collections.abc import Mapping
-from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
+from functools import cache
 from typing import Any
 from urllib.parse import urlsplit
+
+import httpx
 
 from vrft.errors import ConfigurationError, RolloutRefused
 from vrft.utils.redact import redact
 
 MAX_RESPONSE_BYTES = 2**28  # G completions with their log-probabilities take a few megabytes
-READ_BYTES = 2**16
+CLOSING_SECONDS = 0.2  # for closing the connection of a late response
 RETRYABLE_STATUSES = (408, 425, 429)  # of the 4xx: timeout, too early, too many requests
 
 
@@ -44,16 +49,14 @@ class Client:
         expected = f"model.engine.urls: expected addresses like http://127.0.0.1:8000, got {redact(url)!r}"
         try:
             parts = urlsplit(url)
-            port = parts.port
-        except ValueError as error:
+            httpx.URL(url)
+        except (ValueError, httpx.InvalidURL) as error:
             raise ConfigurationError(expected) from error
         if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
             raise ConfigurationError(expected)
         if parts.username is not None or parts.path.rstrip("/").endswith("/v1"):
             raise ConfigurationError(f"{expected}; without a login and without /v1")
         self.url = url.rstrip("/")
-        self.connection = HTTPSConnection if parts.scheme == "https" else HTTPConnection
-        self.host, self.port, self.prefix = parts.hostname, port, parts.path.rstrip("/")
         self.deadline = math.inf
 
     def with_deadline(self, deadline: float) -> Client:
@@ -69,7 +72,7 @@ class Client:
             method: GET or POST.
             path: path of the route.
             body: content, sent as JSON.
-            timeout: seconds for the whole request.
+            timeout: seconds for the whole request, from the name of the host to the last trailer.
 
         Raises:
             Unavailable: the connection fails, the response is late, incomplete, too long, or has a status that may
@@ -77,23 +80,42 @@ class Client:
             Refused: the response has another status 4xx.
             RolloutRefused: the response is a redirect.
         """
-        timeout = max(1.0, min(timeout, self.deadline - time.monotonic()))
-        deadline = time.monotonic() + timeout
-        connection = self.connection(self.host, self.port, timeout=timeout)
-        headers = {"Content-Type": "application/json", "Connection": "close"}
+        timeout = min(timeout, max(1.0, self.deadline - time.monotonic()))
+        data = None if body is None else json.dumps(body).encode()
+        sent = asyncio.run_coroutine_threadsafe(self._send(method, path, data, timeout), _event_loop(os.getpid()))
+        try:
+            status, content = sent.result(timeout + CLOSING_SECONDS)
+        except TimeoutError as error:
+            raise Unavailable(f"{self.url}{path}: no complete response within {timeout:.3g} s") from error
+        except (OSError, httpx.HTTPError, httpx.InvalidURL) as error:
+            raise Unavailable(f"{self.url}{path}: {error or type(error).__name__}") from error
+        finally:
+            sent.cancel()  # if this thread was interrupted
+        return self._content(path, status, content)
+
+    async def _send(self, method: str, path: str, data: bytes | None, timeout: float) -> tuple[int, bytes]:
+        """Send a request and return the status and the body of the response.
+
+        Raises:
+            TimeoutError: the response is late.
+            OSError: it is too long.
+            httpx.HTTPError: the connection fails, or the response is not valid HTTP.
+        """
+        headers = {"Content-Type": "application/json", "Connection": "close", "Accept-Encoding": "identity"}
         if key := os.environ.get("VLLM_API_KEY"):
             headers["Authorization"] = f"Bearer {key}"
-        try:
-            data = None if body is None else json.dumps(body).encode()
-            connection.request(method, self.prefix + path, data, headers)
-            response = connection.getresponse()
-            content = _read(response, deadline)
-        except (OSError, HTTPException) as error:
-            reason = str(error) or type(error).__name__
-            raise Unavailable(f"{self.url}{path}: {reason}") from error
-        finally:
-            connection.close()
-        return self._content(path, response.status, content)
+        verify = _tls() if self.url.startswith("https") else False
+        async with (
+            asyncio.timeout(timeout),
+            httpx.AsyncClient(verify=verify, trust_env=False, timeout=None) as client,
+            client.stream(method, self.url + path, content=data, headers=headers) as response,
+        ):
+            content = bytearray()
+            async for part in response.aiter_raw():
+                content += part
+                if len(content) > MAX_RESPONSE_BYTES:
+                    raise OSError(f"the response has more than {MAX_RESPONSE_BYTES} bytes")
+            return response.status_code, bytes(content)
 
     def _content(self, path: str, status: int, content: bytes) -> bytes:
         if 200 <= status < 300:
@@ -109,17 +131,17 @@ class Client:
         raise Refused(status, f"{self.url}{path}: {message}")
 
 
-def _read(response: HTTPResponse, deadline: float) -> bytes:
-    """Read the body of a response. Raise OSError if it is incomplete, too long or late."""
-    parts: list[bytes] = []
-    size = 0
-    while part := response.read1(READ_BYTES):
-        parts.append(part)
-        size += len(part)
-        if time.monotonic() > deadline:
-            raise TimeoutError("timed out")
-        if size > MAX_RESPONSE_BYTES:
-            raise OSError(f"the response has more than {MAX_RESPONSE_BYTES} bytes")
-    if response.length:
-        raise OSError(f"the connection ended {response.length} bytes too early")
-    return b"".join(parts)
+@cache
+def _event_loop(process: int) -> asyncio.AbstractEventLoop:
+    """Return the loop that sends the requests of a process, in a thread of its own.
+
+    Only an asynchronous request has one deadline for everything, and the thread that waits for it can be interrupted.
+    """
+    loop = asyncio.new_event_loop()
+    threading.Thread(target=loop.run_forever, name=f"http-{process}", daemon=True).start()
+    return loop
+
+
+@cache
+def _tls() -> ssl.SSLContext:
+    return ssl.create_default_context()

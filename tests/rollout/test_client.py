@@ -1,0 +1,124 @@
+"""The HTTP client against hostile servers: one deadline for a whole request, whatever part of the response is late."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+
+import pytest
+
+from vrft.rollout.vllm.client import Client, Refused, Unavailable
+
+TIMEOUT = 0.3
+OK = b"HTTP/1.1 200 OK\r\n"
+CHUNKED = OK + b"Transfer-Encoding: chunked\r\n\r\n"
+
+DRIPS = {
+    "silence": (b"", b""),
+    "the status byte by byte": (b"HTTP/1.1 2", b"0"),
+    "a header byte by byte": (OK + b"X-Slow: ", b"a"),
+    "headers without end": (OK, b"X-One: a\r\n"),
+    "100 Continue without end": (b"", b"HTTP/1.1 100 Continue\r\n\r\n"),
+    "103 Early Hints without end": (b"", b"HTTP/1.1 103 Early Hints\r\n\r\n"),
+    "a body byte by byte": (OK + b"Content-Length: 1000000\r\n\r\n", b"a"),
+    "a body without length": (OK + b"\r\n", b"a"),
+    "chunks of a byte": (CHUNKED, b"1\r\na\r\n"),
+    "a chunk's size byte by byte": (CHUNKED, b"0"),
+    "a chunk's extension byte by byte": (CHUNKED + b"1;x=", b"a"),
+    "trailers without end": (CHUNKED + b"0\r\n", b"X-Trailer: a\r\n"),
+}
+FLOODS = {
+    "100 Continue at once": (b"", b"HTTP/1.1 100 Continue\r\n\r\n" * 1000),
+    "headers at once": (OK, b"X-One: a\r\n" * 1000),
+    "trailers at once": (CHUNKED + b"0\r\n", b"X-Trailer: a\r\n" * 1000),
+}
+BROKEN = {
+    "no HTTP": b"220 mail.example.org ESMTP\r\n",
+    "nothing": b"",
+    "half a header": OK + b"Content-",
+    "half a body": OK + b"Content-Length: 10\r\n\r\nabc",
+    "half a chunk": CHUNKED + b"5\r\nab",
+    "a chunk's size that is no number": CHUNKED + b"x\r\n",
+    "a negative length": OK + b"Content-Length: -1\r\n\r\nabc",
+    "two lengths": OK + b"Content-Length: 1\r\nContent-Length: 2\r\n\r\nab",
+    "a status that is no number": b"HTTP/1.1 abc OK\r\n\r\n",
+    "a NUL in a header": OK + b"X: \0\r\n\r\n",
+    "a header without a name": OK + b": a\r\n\r\n",
+}
+
+
+def serve(listener: socket.socket, answer: Callable[[socket.socket], None]) -> None:
+    with suppress(OSError):
+        while True:
+            connection, _ = listener.accept()
+            with connection, suppress(OSError):
+                connection.recv(2**16)
+                answer(connection)
+
+
+@pytest.fixture
+def hostile() -> Iterator[Callable[..., Client]]:
+    """Yield a function that starts a server which answers a request by a function, and returns a client of it."""
+    listeners: list[socket.socket] = []
+
+    def start(answer: Callable[[socket.socket], None]) -> Client:
+        listeners.append(socket.create_server(("127.0.0.1", 0)))
+        threading.Thread(target=serve, args=(listeners[-1], answer), daemon=True).start()
+        return Client(f"http://127.0.0.1:{listeners[-1].getsockname()[1]}")
+
+    yield start
+    for listener in listeners:
+        listener.close()
+
+
+def repeat(start: bytes, piece: bytes, pause: float) -> Callable[[socket.socket], None]:
+    def answer(connection: socket.socket) -> None:
+        connection.sendall(start)
+        end = time.monotonic() + 20 * TIMEOUT
+        while time.monotonic() < end:
+            connection.sendall(piece)
+            time.sleep(pause)
+
+    return answer
+
+
+ANSWERS = {name: repeat(*parts, 0.02) for name, parts in DRIPS.items()}
+ANSWERS |= {name: repeat(*parts, 0) for name, parts in FLOODS.items()}
+
+
+@pytest.mark.parametrize("name", ANSWERS)
+def test_a_response_that_never_ends_costs_the_timeout_once(name: str, hostile: Callable[..., Client]) -> None:
+    start = time.monotonic()
+    with pytest.raises(Unavailable):
+        hostile(ANSWERS[name]).request("GET", "/", timeout=TIMEOUT)
+    assert time.monotonic() - start < 2 * TIMEOUT
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_broken_response_is_unavailable(name: str, hostile: Callable[..., Client]) -> None:
+    client = hostile(lambda connection: connection.sendall(BROKEN[name]))
+    with pytest.raises(Unavailable, match=client.url):
+        client.request("POST", "/x", {"a": 1}, timeout=5)
+
+
+def test_the_deadline_of_a_run_bounds_a_request(hostile: Callable[..., Client]) -> None:
+    start = time.monotonic()
+    client = hostile(ANSWERS["a header byte by byte"]).with_deadline(start)
+    with pytest.raises(Unavailable, match="no complete response within 1 s"):
+        client.request("GET", "/", timeout=60)
+    assert time.monotonic() - start < 1.5
+
+
+def test_a_valid_response_is_returned_and_errors_are_told_apart(hostile: Callable[..., Client]) -> None:
+    def answering(text: bytes) -> Client:
+        return hostile(lambda connection: connection.sendall(text))
+
+    assert answering(OK + b"Content-Length: 2\r\n\r\n{}").request("GET", "/", timeout=5) == b"{}"
+    assert answering(CHUNKED + b"2\r\n{}\r\n0\r\n\r\n").request("GET", "/", timeout=5) == b"{}"
+    with pytest.raises(Refused, match=r"404: .*no such route"):
+        answering(b"HTTP/1.1 404 No\r\nContent-Length: 13\r\n\r\nno such route").request("GET", "/", timeout=5)
+    with pytest.raises(Unavailable, match="503: "):
+        answering(b"HTTP/1.1 503 No\r\nContent-Length: 0\r\n\r\n").request("GET", "/", timeout=5)
