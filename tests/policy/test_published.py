@@ -216,6 +216,13 @@ def test_a_published_checkpoint_trains_and_is_exported_as_what_it_was(
     assert_same_answer(exported, prompt, greedy_answer(policy, samples))
 
 
+def test_an_adapter_alone_cannot_hold_llavas_grids(published: Callable[[str], Published], tmp_path: Path) -> None:
+    policy = Policy(str(published("llava_onevision")[0]), lora=LoRA(r=2), max_tiles=1)
+    with pytest.raises(ConfigurationError, match=r"max_tiles changes image_grid_pinpoints in the model's config\.json"):
+        export_policy(policy, tmp_path, {}, TOKENS, adapter_alone=True)
+    assert not [*tmp_path.iterdir()]
+
+
 @pytest.mark.skipif(not is_torchvision_available(), reason="needs torchvision")
 @pytest.mark.parametrize("family", FORMS)
 def test_torchvision_changes_no_token_and_no_pixel_by_more_than_rounding(

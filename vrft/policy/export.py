@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from vrft.errors import ConfigurationError
-from vrft.policy.image_size import apply_to_config, limited_fields, write_fields
+from vrft.policy.image_size import apply_to_config, config_fields, limited_fields, write_fields
 from vrft.policy.lora import add_adapters
 from vrft.policy.pretrained import TRUST_REMOTE_CODE_HINT, load_pretrained, token_ids, vision_parameters
 from vrft.policy.processor import copy_processor, load_processor
@@ -48,16 +48,10 @@ def export_policy(
         advance: called with the number of completed steps, up to `EXPORT_STEPS`.
 
     Raises:
-        ConfigurationError: the weights do not match the policy's trained parameters.
+        ConfigurationError: the weights do not match the policy's trained parameters, or an adapter alone can't hold
+            the policy's limits for images.
     """
-    from transformers import AutoConfig
-
-    with loading("model.policy.checkpoint", policy.checkpoint, TRUST_REMOTE_CODE_HINT, policy.trust_remote_code):
-        processor = load_processor(policy.checkpoint, policy.trust_remote_code)
-        config = AutoConfig.from_pretrained(policy.checkpoint, trust_remote_code=policy.trust_remote_code)
-        fields = limited_fields(processor.image_processor, policy.limits)
-        model = load_pretrained(policy.checkpoint, torch.float32, policy.trust_remote_code)
-    apply_to_config(model.config, fields)
+    processor, fields, model, base_dtype = read_base(policy, adapter_alone)
     generation = greedy_generation(model, processor.tokenizer, max_new_tokens)
     advance(1)
     if policy.lora is None:
@@ -71,7 +65,7 @@ def export_policy(
     if not adapter_alone:
         model.generation_config = generation
         keep_published_layout(model)
-        precise = torch.promote_types(config.dtype or torch.float32, policy.dtype)
+        precise = torch.promote_types(base_dtype, policy.dtype)
         model.to(dtype or precise).save_pretrained(folder)
     advance(3)
     copy_processor(policy.checkpoint, folder)
@@ -80,6 +74,28 @@ def export_policy(
     for weights_file in folder.rglob("*.safetensors"):  # safetensors makes them readable by the owner alone
         weights_file.chmod(mode)
     advance(EXPORT_STEPS)
+
+
+def read_base(policy: Policy, adapter_alone: bool) -> tuple[Any, dict[str, Any], PreTrainedModel, torch.dtype]:
+    """Return a policy's processor, the fields of its image processor that limits change, its base, and its dtype.
+
+    Raises:
+        ConfigurationError: an adapter alone can't hold the limits.
+    """
+    from transformers import AutoConfig
+
+    with loading("model.policy.checkpoint", policy.checkpoint, TRUST_REMOTE_CODE_HINT, policy.trust_remote_code):
+        processor = load_processor(policy.checkpoint, policy.trust_remote_code)
+        config = AutoConfig.from_pretrained(policy.checkpoint, trust_remote_code=policy.trust_remote_code)
+        fields = limited_fields(processor.image_processor, policy.limits)
+        if adapter_alone and (repeated := config_fields(fields)):
+            raise ConfigurationError(
+                f"export: --adapter: model.policy.max_tiles changes {', '.join(repeated)} in the model's config.json, "
+                "which an adapter does not have; leave out --adapter to export the merged model"
+            )
+        model = load_pretrained(policy.checkpoint, torch.float32, policy.trust_remote_code)
+    apply_to_config(model.config, fields)
+    return processor, fields, model, config.dtype or torch.float32
 
 
 def fill(model: nn.Module, weights: Mapping[str, Tensor], frozen: set[nn.Parameter]) -> None:
