@@ -43,7 +43,7 @@ def folder(tmp_path: Path) -> Path:
 def test_a_template_that_makes_no_prompt_is_refused(template: str, said: str) -> None:
     start = time.monotonic()
     assert said in (template_problem(template, "{}", False) or "")
-    assert time.monotonic() - start < 60
+    assert time.monotonic() - start < 120
 
 
 def test_a_template_is_checked_when_the_checkpoint_is_read(folder: Path) -> None:

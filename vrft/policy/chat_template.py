@@ -14,8 +14,8 @@ from vrft.policy.tiny import CHAT_TEMPLATE
 
 LIMITS = {"cpu_seconds": 2, "memory_bytes": 2**29, "characters": 100_000}
 """What the template may use for one short question; see `render_template`."""
-SECONDS = 60.0
-"""Time for the process that renders, which first imports transformers."""
+SECONDS = 300.0
+"""Time for the process that renders, which first imports transformers, perhaps from a slow disk."""
 
 QUESTION, SYSTEM = "Where is it?", "Answer in English."
 
