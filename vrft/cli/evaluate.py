@@ -10,7 +10,9 @@ from vrft.cli.parser import Parser
 
 DESCRIPTION = """\
 Scores a file of boxes, [{"image_id": 1, "category_id": 3, "bbox": [x, y, width, height], "score": 0.9}, ...], by the
-rules of COCO or LVIS. Numbers are in 0..1, or -1 if there is no annotated box to find.
+rules of COCO or LVIS. Numbers are in 0..1, or -1 if there is no annotated box to find. Boxes of categories that the
+annotations lack are left out, as in pycocotools, and counted; a box in an image that they lack is an error, also as in
+pycocotools. Ids are whole numbers or texts; categories with one name are one category.
 """
 
 AREAS = {"s": "small", "m": "medium", "l": "large", "r": "rare", "c": "common", "f": "frequent"}
