@@ -27,7 +27,7 @@ from vrft.callbacks.skipped_steps import SkippedSteps
 from vrft.callbacks.summary import Summary
 from vrft.callbacks.transcripts import Transcripts
 from vrft.cli.argv import normalise_argv, option_values
-from vrft.cli.config_checks import check_trust, resolve_checkpoints
+from vrft.cli.config_checks import check_seed, check_trust, resolve_checkpoints
 from vrft.cli.config_files import check_files, hide_contents
 from vrft.cli.config_parser import ConfigParser, harden_parsing, hiding_secrets
 from vrft.cli.fit import finish_run, print_stopped
@@ -144,6 +144,7 @@ class VRFTCLI(CLIBase):
         with hiding_secrets() if any(arg.startswith("--print_config") for arg in args) else nullcontext():
             super().parse_arguments(parser, args)
         config = self.config[self.command]
+        check_seed(config.seed_everything)
         configs, resumes = option_values(args, "--config"), config.get("ckpt_path") is not None
         chosen = self.folder.choose(self.command, Path(config.run_dir), resumes=resumes, configs=configs)
         if str(chosen) != config.run_dir:

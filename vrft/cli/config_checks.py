@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 from jsonargparse import Namespace
@@ -23,6 +24,16 @@ def check_trust(config: Namespace, args: Sequence[str]) -> None:
     """
     if config.get(f"model.init_args.policy.init_args.{TRUST}") and not permits_code(args):
         raise ConfigurationError(untrusted(f"--model.policy.{TRUST}=true"))
+
+
+def check_seed(seed: object) -> None:
+    """Check the run's seed, whose type is Lightning's.
+
+    Raises:
+        ConfigurationError: it is negative or too large.
+    """
+    if not isinstance(seed, bool | NoneType) and not (isinstance(seed, int) and 0 <= seed < 2**32):
+        raise ConfigurationError(f"seed_everything: expected a whole number from 0 to {2**32 - 1}, got {seed}")
 
 
 def permits_code(args: Sequence[str]) -> bool:

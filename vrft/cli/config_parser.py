@@ -12,6 +12,7 @@ import yaml
 from jsonargparse import set_parsing_settings
 from lightning.pytorch.cli import LightningArgumentParser
 
+from vrft.cli.bounded_types import bound_numbers
 from vrft.cli.functions import restrict_callables
 from vrft.cli.parser_errors import shorten
 from vrft.errors import ConfigurationError
@@ -56,6 +57,7 @@ class ConfigParser(LightningArgumentParser):
         raise ConfigurationError(shorten(message, [action.dest for action in self._actions]))
 
     def _add_signature_parameter(self, container: Any, nested_key: str | None, param: Any, *a: Any, **kw: Any) -> None:
-        """Add a parameter of a class, at any depth; a `Callable` takes nothing but a function of the user's."""
-        param = replace(param, annotation=restrict_callables(param.annotation))
+        """Add a parameter of a class, at any depth, with a type that restricts functions and bounds numbers."""
+        annotation = bound_numbers(restrict_callables(param.annotation), param.default)
+        param = replace(param, annotation=annotation)
         super()._add_signature_parameter(container, nested_key, param, *a, **kw)

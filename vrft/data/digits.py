@@ -14,6 +14,7 @@ from torch.utils.data import Dataset
 from vrft.data.datamodule import VisionData
 from vrft.data.image_folder import ImageFolderData
 from vrft.types import Sample
+from vrft.utils.bounds import Seed
 
 DIGIT_NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 UPSCALING = 7  # 8 x 8 scan -> 56 x 56 pixels
@@ -112,7 +113,7 @@ class RenderedDigitData(VisionData):
 
     shuffle = False
 
-    def __init__(self, steps: int, batch_size: int = 64, eval_batch_size: int = 200, seed: int = 0) -> None:
+    def __init__(self, steps: int, batch_size: int = 64, eval_batch_size: int = 200, seed: Seed = 0) -> None:
         """Draw `steps` training batches and 200 held-out digits."""
         super().__init__(batch_size, eval_batch_size, num_workers=0, seed=seed)
         self.steps = steps

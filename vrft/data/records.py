@@ -32,6 +32,7 @@ from vrft.data.record_set import RecordSet
 from vrft.errors import ConfigurationError
 from vrft.run_dir import RunDir
 from vrft.types import Id
+from vrft.utils.bounds import Fraction, Seed
 
 
 class RecordData(VisionData):
@@ -47,9 +48,9 @@ class RecordData(VisionData):
         batch_size: int = 8,
         eval_batch_size: int = 32,
         num_workers: int = 0,
-        seed: int = 0,
+        seed: Seed = 0,
         shots: int | None = None,
-        val_fraction: float | None = None,
+        val_fraction: Fraction | None = None,
         val_shots: int | None = None,
         on_bad_record: OnBadRecord = "stop",
         on_missing_image: OnBadRecord = "stop",

@@ -16,6 +16,7 @@ from vrft.data.datamodule import VisionData
 from vrft.data.record import Split
 from vrft.errors import ConfigurationError
 from vrft.types import Detection, Sample
+from vrft.utils.bounds import Seed
 
 SIZE = 56  # pixels
 CELLS = 20  # box corners lie on a 20 x 20 grid, so coordinates in thousandths are multiples of 50
@@ -258,7 +259,7 @@ class FreshSceneData(VisionData):
         simple_steps: int = 0,
         batch_size: int = 64,
         eval_batch_size: int = 128,
-        seed: int = 0,
+        seed: Seed = 0,
         ordinals: list[str] | None = None,
     ) -> None:
         """Set the number and the content of the scenes.

@@ -16,6 +16,7 @@ from vrft.answers import normalise_label
 from vrft.boxes import Box, Matrix, diou_matrix, giou_matrix, iou_matrix, match_by_confidence, match_optimally
 from vrft.rewards.base import Reward
 from vrft.types import Answer, Detection, Question
+from vrft.utils.bounds import Fraction
 
 Matching = Literal["confidence", "optimal"]
 
@@ -43,7 +44,7 @@ class Matches(NamedTuple):
 class DetectionReward(Reward):
     """Base class of rewards on matched boxes: 0 for an unreadable answer, 1 for a correct "No Objects"."""
 
-    def __init__(self, weight: float = 1.0, threshold: float = 0.5, matching: Matching = "confidence") -> None:
+    def __init__(self, weight: float = 1.0, threshold: Fraction = 0.5, matching: Matching = "confidence") -> None:
         """Set how boxes are matched.
 
         Args:
@@ -104,7 +105,7 @@ class DetectionIoU(DetectionReward):
 class DetectionGIoU(DetectionIoU):
     """`DetectionIoU` with the overlap (1 + GIoU) / 2 of all pairs, so that a box that misses scores by distance."""
 
-    def __init__(self, weight: float = 1.0, threshold: float = 0.0, matching: Matching = "optimal") -> None:
+    def __init__(self, weight: float = 1.0, threshold: Fraction = 0.0, matching: Matching = "optimal") -> None:
         """Set how boxes are matched.
 
         Args:
@@ -153,7 +154,7 @@ class DetectionF1(DetectionReward):
     def __init__(
         self,
         weight: float = 1.0,
-        threshold: float = 0.5,
+        threshold: Fraction = 0.5,
         matching: Matching = "confidence",
         recall_weight: float = 1.0,
     ) -> None:

@@ -37,6 +37,7 @@ from vrft.training.module import VisionModule
 from vrft.training.rollouts import Generation
 from vrft.training.scoring import parse_completions
 from vrft.types import PromptBatch, Rollout, ScoredRollout
+from vrft.utils.bounds import Fraction, NonNegative
 
 
 class RFT(VisionModule):
@@ -57,25 +58,25 @@ class RFT(VisionModule):
         num_iterations: int = 1,
         num_minibatches: int = 1,
         loss_type: LossType = "grpo",
-        beta: float = 0.04,
+        beta: NonNegative = 0.04,
         kl_estimator: KLEstimator = "k3",
-        epsilon: float = 0.2,
+        epsilon: NonNegative = 0.2,
         epsilon_high: float | None = None,
         scale_rewards: ScaleRewards = "group",
         leave_one_out: bool = False,
-        temperature: float = 1.0,
-        top_p: float = 1.0,
+        temperature: NonNegative = 1.0,
+        top_p: Fraction = 1.0,
         top_k: int = 0,
-        min_p: float = 0.0,
+        min_p: Fraction = 0.0,
         max_completion_length: int = 256,
         mask_truncated_completions: bool = False,
         overlong_buffer: int = 0,
         max_extra_rollouts: int = 0,
-        sft_weight: float = 0.0,
+        sft_weight: NonNegative = 0.0,
         max_tokens_per_micro_batch: int = 16384,
-        max_grad_norm: float = 1.0,
+        max_grad_norm: NonNegative = 1.0,
         importance_sampling: ImportanceSampling | None = None,
-        importance_cap: float = 2.0,
+        importance_cap: NonNegative = 2.0,
     ) -> None:
         """Set up the parts of training. Defaults are those of Visual-RFT unless another source is named.
 

@@ -13,6 +13,7 @@ from vrft.rollout import RolloutEngine, TransformersEngine
 from vrft.tasks import Task
 from vrft.training.module import VisionModule
 from vrft.types import PromptBatch
+from vrft.utils.bounds import NonNegative
 
 
 class SFT(VisionModule):
@@ -28,7 +29,7 @@ class SFT(VisionModule):
         lr_scheduler: LRSchedulerCallable | None = None,
         max_completion_length: int = 256,
         max_tokens_per_micro_batch: int = 16384,
-        max_grad_norm: float = 1.0,
+        max_grad_norm: NonNegative = 1.0,
     ) -> None:
         """Set up the parts of training.
 

@@ -24,6 +24,7 @@ from vrft.rollout.vllm.weights import FullWeights, LoRAWeights, Weights
 from vrft.run_dir import RunDir
 from vrft.tasks import Task
 from vrft.types import PromptBatch, Rollout
+from vrft.utils.bounds import NonNegative
 
 SERVER_INFO_TIMEOUT = 60.0  # seconds
 MAX_CONCURRENT_REQUESTS = 64  # a server queues those that it can't compute yet
@@ -37,9 +38,9 @@ class VLLMServer(RemoteEngine):
         self,
         urls: list[str],
         weights_dir: str | None = None,
-        timeout: float = 300.0,
-        patience: float = 900.0,
-        max_gap: float = 0.1,
+        timeout: NonNegative = 300.0,
+        patience: NonNegative = 900.0,
+        max_gap: NonNegative = 0.1,
         one_step_ahead: bool = False,
     ) -> None:
         """Name the servers; `python -m vrft serve-command` prints the commands to start them.
