@@ -4,7 +4,7 @@
     python benchmarks/families.py qwen2_vl gemma3     some types
     python benchmarks/families.py --write docs/families.md
 
-Each type is built in a forked process of at most 120 s and 8 GB. Default configurations are kept but for the sizes of
+Each type is built in a forked process of at most 300 s and 8 GB. Default configurations are kept but for the sizes of
 layers, and images go through the type's own image processor.
 """
 
@@ -38,7 +38,7 @@ from vrft.policy.repeated import naive_log_probs, repeated_hidden_states
 from vrft.policy.shared_prefix import group_hidden_states, share_prefixes
 from vrft.policy.support import unsupported
 
-SECONDS, BYTES = 120, 8 * 2**30
+SECONDS, BYTES = 300, 8 * 2**30
 MAX_PARAMETERS = 400_000_000
 TOLERANCE = 1e-4
 MADE = "Made on"

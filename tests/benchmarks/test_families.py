@@ -34,4 +34,4 @@ def test_a_row_is_what_the_script_finds(kind: str) -> None:
 
 def test_a_type_that_takes_too_long_or_too_much_is_not_built(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(families, "row", lambda kind: [bytes(2**34)])
-    assert families.bounded_row("qwen2_vl").prompt == "not built: no end within 120 s and 8 GB"
+    assert families.bounded_row("qwen2_vl").prompt == "not built: no end within 300 s and 8 GB"
