@@ -20,6 +20,7 @@ from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 from PIL import Image
 
 from vrft.run_dir import RunDir
+from vrft.utils.display import visible
 from vrft.utils.redact import redact
 
 
@@ -209,5 +210,7 @@ def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str
     | a&#124;b &lt;i&gt; | 0.5 |
     """
     lines = [columns, ["---"] * len(columns), *rows]
-    cells = [[html.escape(" ".join(str(cell).split())).replace("|", "&#124;") for cell in line] for line in lines]
+    cells = [
+        [html.escape(visible(" ".join(str(cell).split()))).replace("|", "&#124;") for cell in line] for line in lines
+    ]
     return "\n".join(f"| {' | '.join(line)} |" if line != cells[1] else f"|{'|'.join(line)}|" for line in cells)

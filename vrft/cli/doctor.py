@@ -10,6 +10,7 @@ from vrft.errors import ConfigurationError
 from vrft.run_dir import RunDir
 from vrft.training.module import VisionModule
 from vrft.training.trainer import VisionTrainer
+from vrft.utils.display import visible
 
 
 def run_doctor(
@@ -35,7 +36,7 @@ def run_doctor(
     except ConfigurationError as error:
         problems = [str(error)]
     for problem in problems:
-        console.print(f"problem: {problem}", style="red", highlight=False, markup=False, soft_wrap=True)
+        console.print(f"problem: {visible(problem)}", style="red", highlight=False, markup=False, soft_wrap=True)
     if not problems:
         console.print("nothing is wrong", style="green")
     return 1 if problems else 0

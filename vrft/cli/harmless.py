@@ -6,6 +6,7 @@ import logging
 import warnings
 from typing import Any
 
+from vrft.utils.display import visible
 from vrft.utils.redact import redact
 
 HARMLESS = (
@@ -25,7 +26,7 @@ FORMAT_WARNING = warnings.formatwarning
 
 
 def hide_secrets() -> None:
-    """Redact secrets in log records and warnings from now on, whichever library they come from."""
+    """Hide secrets and control characters in log records and warnings from now on, of every library."""
     logging.setLogRecordFactory(_redacted_record)
     warnings.formatwarning = _redacted_warning
 
@@ -36,13 +37,13 @@ def _redacted_record(*args: Any, **kwargs: Any) -> logging.LogRecord:
         text = record.getMessage()
     except (TypeError, ValueError):  # arguments that don't fit: its handler reports them
         return record
-    if (hidden := redact(text)) != text:
+    if (hidden := visible(redact(text))) != text:
         record.msg, record.args = hidden, None
     return record
 
 
 def _redacted_warning(*args: Any, **kwargs: Any) -> str:
-    return redact(FORMAT_WARNING(*args, **kwargs))
+    return visible(redact(FORMAT_WARNING(*args, **kwargs)))
 
 
 def silence_harmless() -> None:

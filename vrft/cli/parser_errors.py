@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from vrft.errors import ConfigurationError
+from vrft.utils.display import visible
 from vrft.utils.redact import redact
 
 NAMES = re.compile(r"--([\w.-]+)|class_path '([\w.]+)'|import path string: ([\w.]+)|[Oo]ption '([\w.]+)'")
@@ -24,7 +25,7 @@ def run_command(command: Callable[[Sequence[str]], int], args: Sequence[str]) ->
 
 def message_lines(error: BaseException) -> str:
     """Return the message of an error without secrets; only a ConfigurationError may have several lines."""
-    text = redact(str(error))
+    text = visible(redact(str(error)))
     if isinstance(error, ConfigurationError):
         return "\n".join(" ".join(line.split()) for line in text.splitlines())
     return " ".join(text.split())

@@ -11,6 +11,7 @@ from typing import Any, TypeGuard
 from xml.etree.ElementTree import Element
 
 from vrft.errors import ConfigurationError
+from vrft.utils.regular_files import read_regular
 from vrft.utils.xml_text import declared_encoding, decode_xml
 
 MAX_COORDINATE = 1e9
@@ -44,7 +45,7 @@ def read_bytes(path: Path) -> bytes:
         ConfigurationError: the file can't be read.
     """
     try:
-        return path.read_bytes()
+        return read_regular(path)
     except OSError as error:
         raise ConfigurationError(f"{path}: can't be read: {error.strerror}") from error
 

@@ -16,6 +16,7 @@ from vrft.answers import normalise_label
 from vrft.evaluators.base import Evaluator
 from vrft.loggers import show_picture, show_table
 from vrft.types import Answer, Sample
+from vrft.utils.display import table_cell
 
 NO_CLASS = "(none of them)"
 CELL, LABEL_WIDTH = 18, 150
@@ -59,7 +60,7 @@ class AccuracyEvaluator(Evaluator[Row]):
         with (folder / "accuracy_per_class.csv").open("w", newline="") as file:
             writer = csv.writer(file)
             writer.writerow(["class", "images", "accuracy"])
-            writer.writerows((name, counts[name], value) for name, value in sorted(per_class(rows).items()))
+            writer.writerows((table_cell(name), counts[name], value) for name, value in sorted(per_class(rows).items()))
         draw_confusion(rows, folder / "confusion.png")
 
     def show(self, loggers: Sequence[Logger], stage: str, folder: Path, step: int) -> None:

@@ -38,6 +38,7 @@ from vrft.evaluators.ties import tie_key, tied_share, without_ties
 from vrft.evaluators.truth import Truth
 from vrft.loggers import show_picture, show_table
 from vrft.types import Answer, Id, Sample
+from vrft.utils.display import table_cell
 from vrft.utils.files import write_json
 
 MAX_TIED_SHARE = 0.5
@@ -240,7 +241,8 @@ class CocoEvaluator(Evaluator[Row]):
         with (folder / f"{self.format}_per_category.csv").open("w", newline="") as file:
             writer = csv.writer(file)
             writer.writerow(["category", "AP"])
-            writer.writerows(sorted(self.curves.per_category(self.convention).items()))
+            found = sorted(self.curves.per_category(self.convention).items())
+            writer.writerows((table_cell(name), value) for name, value in found)
         draw_curves(self.curves, folder / f"{self.format}_precision_recall.png")
 
     def write_truth(self, folder: Path) -> Path:

@@ -15,6 +15,7 @@ from vrft.errors import ConfigurationError
 from vrft.evaluators.average_precision import COLUMNS, Array
 from vrft.evaluators.truth import Truth
 from vrft.types import Id
+from vrft.utils.regular_files import read_regular
 
 
 class Result(msgspec.Struct, gc=False):
@@ -72,7 +73,7 @@ def read_results(
 
 def _read(path: Path, field: str) -> list[Result]:
     try:
-        return msgspec.json.decode(path.read_bytes().removeprefix(codecs.BOM_UTF8), type=list[Result])
+        return msgspec.json.decode(read_regular(path).removeprefix(codecs.BOM_UTF8), type=list[Result])
     except OSError as error:
         raise ConfigurationError(f"{field}: {path} can't be read: {error.strerror}") from error
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:

@@ -21,6 +21,7 @@ from vrft.data.files import UTF8, brief, decode_json, is_number
 from vrft.errors import ConfigurationError
 from vrft.evaluators.average_precision import BACKENDS, COLUMNS, Array, Backend, Curves, Format
 from vrft.types import Id
+from vrft.utils.regular_files import read_regular
 
 LVIS_LISTS = ("neg_category_ids", "not_exhaustive_category_ids")
 """Categories that LVIS annotated as absent from an image, or not exhaustively."""
@@ -236,7 +237,7 @@ def read_content(path: Path, field: str, encoding: str) -> Any:
         ConfigurationError: the file can't be read or is not JSON.
     """
     try:
-        data = path.read_bytes()
+        data = read_regular(path)
     except OSError as error:
         raise ConfigurationError(f"{field}: {path} can't be read: {error.strerror}") from error
     try:

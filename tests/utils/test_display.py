@@ -1,0 +1,76 @@
+"""Text as it is shown, and files that are no files."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import warnings
+from pathlib import Path
+
+import pytest
+
+from vrft.cli.harmless import hide_secrets
+from vrft.cli.parser_errors import message_lines
+from vrft.data.files import read_bytes
+from vrft.errors import ConfigurationError
+from vrft.loggers import markdown_table
+from vrft.utils.display import table_cell, visible
+from vrft.utils.regular_files import read_regular
+
+HOSTILE = [
+    ("\x1b[31mred\x1b[0m", r"\x1b[31mred\x1b[0m"),
+    ("\x1b]0;title\x07", r"\x1b]0;title\x07"),
+    ("\x9b2J", r"\x9b2J"),
+    ("abc\u202edcba", r"abc\u202edcba"),
+    ("\u2066a\u2069", r"\u2066a\u2069"),
+    ("cat\ud800", r"cat\ud800"),
+    ("\ufeffcat\u200b", r"\ufeffcat\u200b"),
+    ("\U000e0041", r"\U000e0041"),
+    ("over\rwrite\x08", r"over\x0dwrite\x08"),
+    ("\N{CAT FACE} Straße 猫\tb\nc", "\N{CAT FACE} Straße 猫\tb\nc"),
+]
+
+
+@pytest.mark.parametrize(("text", "shown"), HOSTILE)
+def test_no_character_controls_the_terminal_or_hides(text: str, shown: str) -> None:
+    assert visible(text) == shown
+    visible(text).encode()
+    assert "\x1b" not in message_lines(ConfigurationError(text))
+    assert "\x1b" not in markdown_table(["name"], [[text]])
+
+
+def test_warnings_and_log_records_are_shown_without_controls(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)
+    factory = logging.getLogRecordFactory()
+    try:
+        hide_secrets()
+        logging.getLogger("somebody").warning("a %s", "\x1b[31m")
+        assert warnings.formatwarning("\x1b[31m", UserWarning, "f.py", 1, "").endswith("UserWarning: \\x1b[31m\n")
+    finally:
+        logging.setLogRecordFactory(factory)
+    assert caplog.messages == [r"a \x1b[31m"]
+
+
+@pytest.mark.parametrize("name", ["=1+1", "+cmd", "-2", "@SUM(A1)", "\t=1", "\r=1", " =1"])
+def test_no_cell_is_a_formula(name: str) -> None:
+    assert table_cell(name).startswith("'")
+
+
+def test_a_category_stays_as_it_is() -> None:
+    assert table_cell("traffic light") == "traffic light"
+
+
+def test_special_files_are_refused_at_once(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(tmp_path / "socket"))
+        (tmp_path / "circle").symlink_to(tmp_path / "circle")
+        for path in (tmp_path / "fifo", tmp_path / "socket", tmp_path / "circle", tmp_path, Path("/dev/zero")):
+            with pytest.raises(ConfigurationError, match=f"{path}: can't be read: "):
+                read_bytes(path)
+    (tmp_path / "file").write_bytes(b"abc")
+    (tmp_path / "link").symlink_to("file")
+    assert read_regular(tmp_path / "link") == b"abc"
