@@ -53,8 +53,8 @@ def replicate(policy: Policy, model: nn.Module, device: torch.device) -> None:
     home = torch.device("cpu") if model is policy.reference and policy.offload_reference else device
 
     def replica(parameter: nn.Parameter) -> nn.Parameter:
-        value = broadcast(parameter.detach(), device).to(home, final_dtype(parameter, policy.dtype), copy=is_reader())
-        return nn.Parameter(value, parameter.requires_grad)
+        dtype = final_dtype(parameter, policy.dtype)
+        return nn.Parameter(broadcast(parameter.detach(), device, dtype).to(home), parameter.requires_grad)
 
     replace_parameters(model, replica)
     replicate_buffers(model, device, home)
@@ -64,12 +64,15 @@ def replicate_buffers(model: nn.Module, device: torch.device, home: torch.device
     """Give each rank the buffers of the first rank's model."""
     for module in model.modules():
         for name, buffer in [*module.named_buffers(recurse=False)]:
-            setattr(module, name, broadcast(buffer, device).to(home))
+            setattr(module, name, broadcast(buffer, device, buffer.dtype).to(home))
 
 
-def broadcast(tensor: Tensor, device: torch.device) -> Tensor:
-    """Return the first rank's tensor. The other ranks pass one of the same shape and dtype, without values."""
-    value = tensor.to(device).contiguous() if is_reader() else torch.empty_like(tensor, device=device)
+def broadcast(tensor: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Return a copy of the first rank's tensor in a dtype. The others pass one of the same shape, without values."""
+    if is_reader():
+        value = tensor.to(device, dtype, copy=True).contiguous()
+    else:
+        value = torch.empty_like(tensor, dtype=dtype, device=device)
     dist.broadcast(value, READER)
     return value
 
