@@ -112,6 +112,16 @@ def test_the_deadline_of_a_run_bounds_a_request(hostile: Callable[..., Client]) 
     assert time.monotonic() - start < 1.5
 
 
+def test_a_request_can_be_cancelled(hostile: Callable[..., Client]) -> None:
+    client = hostile(ANSWERS["silence"])
+    start = time.monotonic()
+    threading.Timer(0.2, client.with_deadline(start + 60).cancel).start()
+    with pytest.raises(Unavailable, match="cancelled"):
+        client.request("GET", "/", timeout=60)
+    assert time.monotonic() - start < 2
+    assert not client.in_flight
+
+
 def test_a_valid_response_is_returned_and_errors_are_told_apart(hostile: Callable[..., Client]) -> None:
     def answering(text: bytes) -> Client:
         return hostile(lambda connection: connection.sendall(text))

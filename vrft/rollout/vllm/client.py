@@ -11,6 +11,7 @@ import ssl
 import threading
 import time
 from collections.abc import Mapping
+from concurrent.futures import CancelledError, Future
 from functools import cache
 from typing import Any
 from urllib.parse import urlsplit
@@ -58,12 +59,19 @@ class Client:
             raise ConfigurationError(f"{expected}; without a login and without /v1")
         self.url = url.rstrip("/")
         self.deadline = math.inf
+        self.in_flight: set[Future[tuple[int, bytes]]] = set()
+        """Requests without an answer yet, also those of copies."""
 
     def with_deadline(self, deadline: float) -> Client:
         """Return a client whose requests end by a time of `time.monotonic`, or up to a second later."""
         limited = copy.copy(self)
         limited.deadline = deadline
         return limited
+
+    def cancel(self) -> None:
+        """End all requests in flight, which raise Unavailable."""
+        for sent in [*self.in_flight]:
+            sent.cancel()
 
     def request(self, method: str, path: str, body: Mapping[str, Any] | None = None, *, timeout: float) -> bytes:
         """Send a request and return the body of the response.
@@ -83,14 +91,18 @@ class Client:
         timeout = min(timeout, max(1.0, self.deadline - time.monotonic()))
         data = None if body is None else json.dumps(body).encode()
         sent = asyncio.run_coroutine_threadsafe(self._send(method, path, data, timeout), _event_loop(os.getpid()))
+        self.in_flight.add(sent)
         try:
             status, content = sent.result(timeout + CLOSING_SECONDS)
+        except CancelledError as error:
+            raise Unavailable(f"{self.url}{path}: cancelled") from error
         except TimeoutError as error:
             raise Unavailable(f"{self.url}{path}: no complete response within {timeout:.3g} s") from error
         except (OSError, httpx.HTTPError, httpx.InvalidURL) as error:
             raise Unavailable(f"{self.url}{path}: {error or type(error).__name__}") from error
         finally:
             sent.cancel()  # if this thread was interrupted
+            self.in_flight.discard(sent)
         return self._content(path, status, content)
 
     async def _send(self, method: str, path: str, data: bytes | None, timeout: float) -> tuple[int, bytes]:

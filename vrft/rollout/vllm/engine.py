@@ -99,8 +99,11 @@ class VLLMServer(RemoteEngine):
             list(pool.map(update, self.servers))
 
     def stop(self) -> None:
+        """End the rollouts that are being sampled. Their threads would keep the process for the time of a request."""
         self.stopped.set()
         self.stopped = threading.Event()
+        for server in self.servers:
+            server.client.cancel()
 
     def remove(self) -> None:
         if self.servers and self.weights.number >= 0:
