@@ -95,8 +95,14 @@ class VLLMServer(RemoteEngine):
             with suppress(Unavailable):  # the server is updated again before its first prompt
                 server.update(self.weights, deadline)
 
-        with ThreadPoolExecutor(len(self.servers)) as pool:
+        pool = ThreadPoolExecutor(len(self.servers))
+        try:
             list(pool.map(update, self.servers))
+        except KeyboardInterrupt:
+            self.stop()
+            raise
+        finally:
+            pool.shutdown(wait=False)
 
     def stop(self) -> None:
         """End the rollouts that are being sampled. Their threads would keep the process for the time of a request."""
