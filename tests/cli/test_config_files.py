@@ -50,9 +50,14 @@ def test_aliases_that_expand_without_bounds_are_refused(place: str, tmp_path: Pa
     check_files(["fit", "--model={a: &a [1], b: *a}"])
 
 
-def test_special_files_are_refused_before_they_are_opened(tmp_path: Path) -> None:
+def test_special_files_are_refused_before_they_are_opened(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     os.mkfifo(tmp_path / "fifo")
     (tmp_path / "outer.yaml").write_text(f"data: {{train_annotations: {tmp_path}/fifo}}")
     for option in (f"--data={tmp_path}/fifo", f"--config={tmp_path}/outer.yaml", "--data=/dev/zero"):
         with pytest.raises(ConfigurationError, match="is a FIFO, a device or a socket; expected a regular file"):
             check_files(["fit", option])
+    assert main(["fit", "--config", f"{tmp_path}/fifo"]) == 2
+    assert main(["score", "--task=counting", f"--input={tmp_path}/fifo"]) == 2
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 2
+    assert all(f"{tmp_path}/fifo" in line for line in said)

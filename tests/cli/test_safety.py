@@ -298,6 +298,8 @@ def test_secrets_are_hidden_in_texts_and_settings(monkeypatch: pytest.MonkeyPatc
     )
     for harmless in ("http://host:80/path of a@b", "urls: http://a:80,http://b:81", "author: X", "eos_token: </s>"):
         assert redact(harmless) == harmless
+    monkeypatch.setenv("PWD", "/home/somebody")
+    assert redact("/home/somebody/x") == "/home/somebody/x"
     settings = {"a": [{"api_key": "k", "url": "http://me:pw@host"}], "max_tokens": 7, "password": ["p"], "none": None}
     expected = {"a": [{"api_key": None, "url": "http://(hidden)@host"}], "max_tokens": 7, "password": None}
     assert redact_settings(settings) == expected | {"none": None}

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from vrft.errors import ConfigurationError
+from vrft.utils.regular_files import read_regular
 from vrft.utils.yaml_text import UnboundedYAML, decode_yaml
 
 MAX_BYTES = 2**18
@@ -24,8 +25,13 @@ def check_files(args: Sequence[str]) -> None:
     """
     for value in _values(args):
         _check(value.partition(":")[0], value)
-    for path, text in named_files(args).items():
+    files = named_files(args)
+    for path, text in files.items():
         _check(str(path), text)
+    for folder, value in _named(args, files):
+        for path in (folder / value, Path(value)):
+            if _is_special(path):
+                raise ConfigurationError(f"{path} is a FIFO, a device or a socket; expected a regular file or a folder")
 
 
 def _check(name: str, text: str) -> None:
@@ -58,7 +64,7 @@ def named_files(args: Sequence[str]) -> dict[Path, str]:
     while waiting:
         folder, value = waiting.pop()
         for path in {folder / value, Path(value)} if len(value) < 4096 and "\0" not in value else ():
-            text = None if path in found else _read_small(path)
+            text = None if path in found or _is_special(path) else _read_small(path)
             if text is not None:
                 found[path] = text
                 waiting += [(path.parent, leaf) for leaf in _leaves(_decode(text))]
@@ -74,20 +80,30 @@ def _values(args: Sequence[str]) -> Iterator[str]:
             yield from _leaves(_decode(value))
 
 
-def _read_small(path: Path) -> str | None:
-    """Return the text of a small regular file, or None.
+def _named(args: Sequence[str], files: dict[Path, str]) -> Iterator[tuple[Path, str]]:
+    """Yield every text that may be a path, with the folder that it is relative to."""
+    for value in _values(args):
+        yield Path(), value
+    for path, text in files.items():
+        for leaf in _leaves(_decode(text)):
+            yield path.parent, leaf
 
-    Raises:
-        ConfigurationError: the path names a FIFO, a device or a socket, whose reader may wait forever.
-    """
+
+def _is_special(path: Path) -> bool:
+    """Return whether a path names a FIFO, a device or a socket, whose reader may wait forever."""
     try:
-        if path.is_file():
-            return path.read_text(errors="replace") if path.stat().st_size <= MAX_BYTES else None
-        special = path.exists() and not path.is_dir()
-    except OSError:
+        return path.exists() and not path.is_file() and not path.is_dir()
+    except (OSError, ValueError):  # too long for a path, or with a NUL
+        return False
+
+
+def _read_small(path: Path) -> str | None:
+    """Return the text of a small file, or None."""
+    try:
+        if path.is_file() and path.stat().st_size <= MAX_BYTES:
+            return read_regular(path).decode(errors="replace")
+    except (OSError, ValueError):
         return None
-    if special:
-        raise ConfigurationError(f"{path} is a FIFO, a device or a socket; expected a regular file or a folder")
     return None
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vrft.cli.parser import Parser
 from vrft.errors import ConfigurationError
+from vrft.utils.regular_files import read_regular
 
 if TYPE_CHECKING:
     from vrft.boxes import Coordinates
@@ -145,7 +146,8 @@ def read_records(path: Path, task: Task, coordinates: Coordinates) -> tuple[list
         ConfigurationError: there is no such file, or a line is wrong. The message names the line and the field.
     """
     try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")  # not splitlines: a text may hold U+2028 as it is
+        text = read_regular(path).decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
+        lines = text.split("\n")  # not splitlines: a text may hold U+2028 as it is
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigurationError(f"score: --input: {path} can't be read: {error}") from error
     records, answers = [], []

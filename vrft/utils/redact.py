@@ -57,6 +57,8 @@ def is_secret(name: str) -> bool:
 
 def is_secret_variable(name: str) -> bool:
     """Return whether an environment variable holds a secret: any `…_KEY`, and the words of secrets at any place."""
+    if name in ("PWD", "OLDPWD"):  # the working folder
+        return False
     words = _words(name)
     return "key" in words[1:] or any(SECRET_WORD.fullmatch(word) or AUTH.fullmatch(word) for word in words)
 
