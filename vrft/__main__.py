@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from io import TextIOWrapper
 
 COMMANDS = ("fit", "validate", "test", "predict", "doctor", "serve-command")
 WITHOUT_CONFIG = {
@@ -53,6 +54,8 @@ def main(args: Sequence[str] | None = None) -> int:
     message says. 128 + N: signal N stopped the run.
     """
     args = sys.argv[1:] if args is None else list(args)
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names of files and categories may have lone surrogates
     if not args or args[0] in ("-h", "--help", "help"):
         print(HELP, end="")
         return 0

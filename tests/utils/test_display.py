@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import socket
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from vrft.__main__ import main
 from vrft.cli.harmless import hide_secrets
 from vrft.cli.parser_errors import message_lines
 from vrft.data.files import read_bytes
@@ -61,6 +63,14 @@ def test_no_cell_is_a_formula(name: str) -> None:
 
 def test_a_category_stays_as_it_is() -> None:
     assert table_cell("traffic light") == "traffic light"
+
+
+def test_a_lone_surrogate_can_be_printed(monkeypatch: pytest.MonkeyPatch) -> None:
+    written = io.BytesIO()
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(written, encoding="ascii"))
+    assert main(["--version"]) == 0
+    print("cat\ud800 é", flush=True)
+    assert written.getvalue().endswith(rb"cat\ud800 \xe9" + b"\n")
 
 
 def test_special_files_are_refused_at_once(tmp_path: Path) -> None:
