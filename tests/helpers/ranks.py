@@ -16,6 +16,7 @@ from pathlib import Path
 
 import psutil
 from lightning.fabric.plugins.environments.lightning import find_free_network_port
+from lightning.fabric.utilities.rank_zero import rank_zero_only
 
 from tests.helpers import ROOT
 from tests.helpers.forks import Fork
@@ -96,6 +97,7 @@ def run(command: list[str]) -> int:
 
 def serve(folder: Path, owner: int) -> int:
     rank, number = os.environ["RANK"], 0
+    rank_zero_only.rank = int(rank)  # as Lightning sets it in a new process
     while psutil.pid_exists(owner):
         file = folder / f"{number}.json"
         if not file.exists():
