@@ -62,7 +62,7 @@ def test_every_setting_trains(more: list[str], quick_fit: Command, tmp_path: Pat
         ("--model.num_minibatches=5", "model.num_minibatches: 5 parts of 4 prompts"),
         ("--model.overlong_buffer=300", "model.overlong_buffer"),
         ("--model.top_p=0", "model.top_p"),
-        ("--model.sft_weight=-1", "model.sft_weight: expected at least 0, got -1"),
+        ("--model.sft_weight=-1", "model.sft_weight: expected a number of at least 0, got -1"),
         ("--model.temperature=0", "model.temperature"),
         ("--model.loss_type=ppo", "loss_type"),
     ],

@@ -73,7 +73,7 @@ def _cause(message: str) -> str:
     """Return the first entry of the message that names a cause, in one line."""
     causes: list[str] = []
     for line in message.splitlines():
-        text = re.sub(r'^[\s-]*(Parser key "[^"]+":\s*)*', "", line)
+        text = re.sub(r'^[\s-]*(Parser key "[^"]+":\s*)*(Not of type \w+: )?', "", line)
         if NOISE.match(text):
             continue
         if causes and not line.lstrip().startswith("- "):
