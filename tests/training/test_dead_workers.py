@@ -28,7 +28,7 @@ class KillsWorkers(Callback):
     def kill(self, when: str) -> None:
         if self.when == when:
             self.when = "done"
-            worker = multiprocessing.active_children()[0]
+            worker = next(child for child in multiprocessing.active_children() if child.daemon)
             os.kill(worker.pid or 0, signal.SIGKILL)
             worker.join(60)  # the worker has to be dead before the step continues
 
