@@ -138,7 +138,7 @@ def tile_limits(image_processor: Any, max_tiles: int) -> dict[str, Any]:
     """Return the fields of an image processor that limit the number of tiles."""
     if is_a(image_processor, EDGE_TILE_PROCESSORS):
         side = image_processor.max_image_size["longest_edge"]
-        return {"size": {"longest_edge": math.isqrt(max_tiles) * side}}
+        return {"size": {"longest_edge": min(image_processor.size["longest_edge"], math.isqrt(max_tiles) * side)}}
     if is_a(image_processor, PATCH_TILE_PROCESSORS):
         return {"max_patches": max_tiles, "min_patches": min(image_processor.min_patches, max_tiles)}
     if is_a(image_processor, GRID_TILE_PROCESSORS):

@@ -31,12 +31,16 @@ def replace_parameters(module: nn.Module, make: Callable[[nn.Parameter], nn.Para
 
     `parameter.data = …` can't move a parameter from or to the meta device, and `module.to` would untie.
     """
-    made: dict[Tensor, nn.Parameter] = {}
+    places: dict[nn.Parameter, list[tuple[nn.Module, str]]] = {}
     for owner in module.modules():
-        for name, parameter in [*owner.named_parameters(recurse=False)]:
-            if parameter not in made:
-                made[parameter] = make(parameter)
-            setattr(owner, name, made[parameter])
+        for name, parameter in owner.named_parameters(recurse=False):
+            places.setdefault(parameter, []).append((owner, name))
+    while places:  # the old parameter is freed before the next one is made
+        parameter, owners = places.popitem()
+        made = make(parameter)
+        for owner, name in owners:
+            setattr(owner, name, made)
+        del parameter
 
 
 def final_dtype(parameter: Tensor, dtype: torch.dtype) -> torch.dtype:

@@ -12,9 +12,9 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from vrft.policy.processor import MicroBatch
-from vrft.training.out_of_memory import free_memory, is_out_of_memory
 from vrft.training.step_state import StepState
 from vrft.training.strategies import parallelism_of
+from vrft.utils.out_of_memory import free_memory, is_out_of_memory
 
 Result = TypeVar("Result")
 Split = Callable[[int], list[MicroBatch]]

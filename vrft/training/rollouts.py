@@ -23,12 +23,12 @@ from vrft.rollout import RemoteEngine, RolloutEngine, Sampling, SamplingKey
 from vrft.run_dir import RunDir
 from vrft.tasks import Task
 from vrft.training.grpo import ImportanceSampling, Mismatch, mismatch
-from vrft.training.out_of_memory import free_memory, is_out_of_memory
 from vrft.training.prefetch import RolloutPrefetcher
 from vrft.training.step_state import StepState
 from vrft.training.strategies import parallelism_of
 from vrft.types import PromptBatch, Rollout
 from vrft.utils.distributed import raise_on_all_ranks
+from vrft.utils.out_of_memory import free_memory, is_out_of_memory
 
 OnToken = Callable[..., None]
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from huggingface_hub.errors import StrictDataclassError
 
 from vrft.errors import ConfigurationError
+from vrft.utils.out_of_memory import is_out_of_memory
 
 if TYPE_CHECKING:
     from torch import nn
@@ -60,6 +61,11 @@ def loading(field: str, name: str, remedy: str = "vrft runs none of it", trusts_
             reason = f"brings Python code of its own, which would run with all your rights; {remedy}"
             raise ConfigurationError(f"{field}: {name} {reason}") from error
         reason = " ".join(str(error).split())[:MESSAGE_CHARACTERS] or type(error).__name__
+        if isinstance(error, RuntimeError) and is_out_of_memory(error):
+            advice = "LoRA, another dtype or FSDP2 need less, see docs/memory_and_speed.md"
+            raise ConfigurationError(
+                f"{field}: {name}: out of memory while weights are read: {reason}; {advice}"
+            ) from error
         raise ConfigurationError(f"{field}: {name}: transformers can't load it: {reason}") from error
 
 
