@@ -16,10 +16,11 @@ from tests.helpers.coco import coco
 from tests.helpers.data import samples_of
 from vrft.__main__ import main
 from vrft.data import CocoData, JsonlData, RecordData, YoloData
-from vrft.data.ground_truth import LabelledImage, coco_tables
+from vrft.data.ground_truth import LabelledImage, coco_tables, file_ids
 from vrft.errors import ConfigurationError
 from vrft.evaluators import CocoEvaluator
 from vrft.evaluators.coco import Row
+from vrft.evaluators.truth import Truth
 from vrft.tasks import ClassificationTask
 from vrft.types import Detection, Sample
 
@@ -107,6 +108,39 @@ def test_questions_are_the_categories_of_data_without_names(tmp_path: Path) -> N
     assert evaluated(data, samples, tmp_path / "out")["coco/AP"] > 0
     names = {entry["name"] for entry in read(tmp_path / "out" / "annotations_val.json")["categories"]}
     assert names == {sample.query for sample in samples}
+
+
+def test_a_fold_of_the_training_images_is_averaged_over_the_training_categories(tmp_path: Path) -> None:
+    data = fold(tmp_path, categories=["red", "green"], val_categories=["blue"], val_queries="all")
+    _, samples = samples_of(data, tmp_path)
+    assert {sample.query for sample in samples} == {"red", "green"}
+    assert evaluated(data, samples, tmp_path / "out")["coco/AP"] > 0
+    about = read(tmp_path / "out" / "val-0" / "coco.meta.json")
+    assert (about["categories"], about["queries"]) == (["red", "green"], "annotated")
+
+
+def fold(folder: Path, **settings: Any) -> CocoData:
+    """Return COCO data with one held-out training record per category."""
+    tables, _ = formats.coco_tables(folder / "images", "train", 6)
+    (folder / "train.json").write_text(json.dumps(tables))
+    return CocoData(str(folder / "train.json"), str(folder / "images"), val_shots=1, **settings)
+
+
+@pytest.mark.parametrize(
+    ("names", "ids"),
+    [
+        (["a.png", "b.png"], ["a", "b"]),
+        (["a.png", "x/a.png", "a.png"], ["a.png", "x/a.png", "a.png (2)"]),
+        (["caf\udce9.png", "caf\udcea.png"], ["caf\\udce9", "caf\\udcea"]),  # bytes that are not UTF-8
+        (["caf\udce9.png", "caf\\udce9.jpg"], ["caf\\udce9.png", "caf\\udce9.jpg"]),
+        ([" .png", "a.png"], [" .png", "a.png"]),
+    ],
+)
+def test_ids_of_files_are_unique_text(names: list[str], ids: list[str]) -> None:
+    images = [LabelledImage(key, name, (4, 4), []) for key, name in zip(ids, names, strict=True)]
+    assert file_ids([Path(name) for name in names]) == ids
+    json.dumps(coco_tables(images, {}), ensure_ascii=False).encode()
+    assert Truth(coco_tables(images, {}), "x").image_ids == sorted(ids)
 
 
 def test_ignored_boxes_are_crowds() -> None:

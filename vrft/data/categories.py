@@ -61,6 +61,10 @@ class CategoryData(RecordData):
         }
         self.categories["test"] = self.categories["val"]
 
+    def evaluated_queries(self) -> str:
+        """Return `val_queries`, or `annotated` if the evaluated images are held out of the training ones."""
+        return ANNOTATED if self.evaluated_split() == "train" else self.val_queries
+
     def select(self, split: Split, known: Sequence[str], source: object) -> list[str]:
         """Return the names of the categories to ask for, in the order of `known`.
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from vrft.data.files import is_text
 from vrft.data.record import Record
 from vrft.types import Detection, Id
 
@@ -58,7 +59,7 @@ def coco_tables(images: Iterable[LabelledImage], ids: Mapping[str, Id]) -> dict[
             )
     return {
         "images": [
-            {"id": key, "file_name": name, "width": width, "height": height}
+            {"id": key, "file_name": escaped(name), "width": width, "height": height}
             for key, name, (width, height), *_ in images
         ],
         "annotations": annotations,
@@ -67,14 +68,25 @@ def coco_tables(images: Iterable[LabelledImage], ids: Mapping[str, Id]) -> dict[
 
 
 def file_ids(files: Sequence[Path]) -> list[Id]:
-    """Return an id for each image file: its name without suffix, or its path if names repeat.
+    """Return an id for each image file: its name without suffix, or its path if names repeat or are blank.
 
-    Results files of other detectors name images in the same way.
+    Results files of other detectors name images in the same way. Bytes that are not UTF-8 are escaped, since ids are
+    written as JSON.
     """
-    stems = [file.stem for file in files]
-    if len({*stems}) == len(stems):
+    stems = [escaped(file.stem) for file in files]
+    if len({*stems}) == len(stems) and all(map(is_text, stems)):
         return [*stems]
     found: dict[Id, None] = {}
     for i, file in enumerate(files):
-        found[f"{file.as_posix()} ({i})" if file.as_posix() in found else file.as_posix()] = None
+        path = escaped(file.as_posix())
+        found[f"{path} ({i})" if path in found else path] = None
     return list(found)
+
+
+def escaped(name: str) -> str:
+    r"""Return a file name as valid text.
+
+    >>> escaped("caf\udce9")
+    'caf\\udce9'
+    """
+    return name.encode(errors="backslashreplace").decode()

@@ -113,7 +113,7 @@ class CocoEvaluator(Evaluator[Row]):
         else:
             self._truth = Truth.read(self.path, self.field, skip_bad=True, encoding=data.encoding)
         if isinstance(data, CategoryData) and self.asked_categories is None:
-            self.categories = data.categories["val"]
+            self.categories = data.categories[data.evaluated_split()]
 
     def check(self, data: VisionData) -> None:
         if self.annotations is None:
@@ -121,7 +121,7 @@ class CocoEvaluator(Evaluator[Row]):
         self.truth.check_names(self.categories or (), f"{self.field}.categories")
         for message in self.truth.warnings:
             self.warn(message)
-        self.queries = data.val_queries if isinstance(data, CategoryData) else None
+        self.queries = data.evaluated_queries() if isinstance(data, CategoryData) else None
         averaged = len(self.truth.categories) if self.categories is None else len(self.categories)
         rank_zero_info(
             f"{self.format}: mean over {averaged} of {len(self.truth.categories)} categories, {self.images} images, "
