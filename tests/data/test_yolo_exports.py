@@ -78,6 +78,28 @@ def test_splits_may_be_files_that_list_images(tmp_path: Path) -> None:
     assert "none.png: no such image" in said_of(lambda **more: YoloData(str(config), **more), tmp_path)
 
 
+def test_a_listed_path_that_exists_is_never_another_image(tmp_path: Path) -> None:
+    folders = [formats.write_yolo(tmp_path / name).parent for name in "AB"]
+    config = folders[0] / "data.yaml"
+    config.write_text(config.read_text().replace("train: images/train", "train: train.txt"))
+    listed = [folder / "images" / "train" / "1.png" for folder in folders]
+    for other in (str(listed[1]), "../B/images/train/1.png"):
+        (folders[0] / "train.txt").write_text(f"{listed[0]}\nimages/train/1.png\n{other}\n")
+        data = YoloData(str(config))
+        assert [image.image.resolve() for image in data.images("train").values()] == [path.resolve() for path in listed]
+
+
+@pytest.mark.parametrize("first", ["images/train/1.png", "/there/A/images/train/1.png"])
+def test_different_listed_paths_that_lead_to_one_image_are_an_error(first: str, tmp_path: Path) -> None:
+    config = formats.write_yolo(tmp_path / "x")
+    config.write_text(config.read_text().replace("train: images/train", "train: train.txt"))
+    lines = [first, "/there/B/images/train/1.png"]
+    for order in (lines, lines[::-1]):
+        (config.parent / "train.txt").write_text("\n".join(order))
+        said = refused(lambda **more: YoloData(str(config), **more), tmp_path)
+        assert f"train.txt: line 2: {order[1]!r} and {order[0]!r} both lead to " in said
+
+
 @pytest.mark.parametrize(
     "names", ["[red, green, blue]", "{0: red, 1: green, 2: blue}", "{'0': red, '1': green, '2': blue}"]
 )

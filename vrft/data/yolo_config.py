@@ -7,6 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -69,20 +70,38 @@ class YoloConfig:
                 f"data.config: {self.path}: {split}: expected a folder of images, a file that lists images, or a list "
                 f"of these, got {got}"
             )
-        found: dict[Path, None] = {}
+        found: dict[Path, Path] = {}
         for entry in entries:
             place = self.locate(split, entry)
             images = find_images(place, passed_over, {".txt", ".cache"}) if place.is_dir() else self.listed(place)
-            found.update(dict.fromkeys(images))
-        return list(found)
+            for image in images:
+                found.setdefault(without_links(image), image)
+        return [*found.values()]
 
     def listed(self, file: Path) -> Iterator[Path]:
-        """Yield the images that a file lists, relative to its folder or to that of the data.yaml."""
+        """Yield the images that a file lists, relative to its folder or to that of the data.yaml.
+
+        The longest ending of a path counts only if the path as written is no file.
+
+        Raises:
+            ConfigurationError: a line is no path, or different lines lead to the same image by their endings.
+        """
+        folders = (file.parent, self.path.parent)
+        lines: dict[Path, tuple[str, bool]] = {}
         for location, line in read_lines(file, self.encoding):
             if not is_file_name(line):
                 raise ConfigurationError(f"{location}: expected the path of an image, got {brief(line)}")
-            places = [folder / name for name in endings(line) for folder in (file.parent, self.path.parent)]
-            yield next((place for place in places if os.path.isfile(place)), file.parent / line)
+            written = [folder / line for folder in folders]
+            places = [*written, *(folder / name for name in endings(line) for folder in folders)]
+            place = next((place for place in places if os.path.isfile(place)), written[0])
+            by_ending = place not in written
+            other, other_by_ending = lines.setdefault(without_links(place), (line, by_ending))
+            if other != line and (by_ending or other_by_ending):
+                raise ConfigurationError(
+                    f"{location}: {brief(line)} and {brief(other)} both lead to {place} by the last parts of their "
+                    "paths; expected paths that exist"
+                )
+            yield place
 
     def locate(self, split: Split, entry: str) -> Path:
         """Return the file or folder of an entry. If it does not exist, look beside the data.yaml and say so.
@@ -106,6 +125,16 @@ class YoloConfig:
             )
         rank_zero_warn(f"{self.path}: {split}: {brief(entry)} does not exist; {found} is read instead")
         return found
+
+
+def without_links(image: Path) -> Path:
+    """Return the path of an image in the folder that links and `..` lead to, which is equal for all ways to it."""
+    return _real_folder(image.parent) / image.name
+
+
+@lru_cache(maxsize=1024)
+def _real_folder(folder: Path) -> Path:
+    return Path(os.path.realpath(folder))
 
 
 def read_names(content: dict[Any, Any]) -> dict[int, str]:
