@@ -89,8 +89,47 @@ def test_images_are_found_by_file_name_or_by_its_number(tmp_path: Path) -> None:
     ]
 
 
-def test_a_file_about_other_images_is_refused(tmp_path: Path) -> None:
-    truth = Truth({"images": [{"id": 1}], "annotations": [], "categories": [{"id": 0, "name": "cat"}]}, "x")
-    (tmp_path / "r.json").write_text('[{"image_id": 17, "category_id": 0, "bbox": [1, 2, 3, 4], "score": 0.5}]')
-    with pytest.raises(ConfigurationError, match=r"against: .*r\.json: no box is in an image of x"):
-        rows_of_results(tmp_path / "r.json", truth)
+def rows(folder: Path, ids: list[Any], categories: list[Any], image: Any = 1) -> list[str]:
+    """Read results with the given category ids for a truth with `ids`, and return the warnings."""
+    names = [{"id": key, "name": f"c{key}"} for key in ids]
+    truth = Truth({"images": [{"id": 1}], "annotations": [], "categories": names}, "x")
+    box = {"image_id": image, "bbox": [1, 2, 3, 4], "score": 0.5}
+    (folder / "r.json").write_text(json.dumps([box | {"category_id": key} for key in categories]))
+    return rows_of_results(folder / "r.json", truth)[1]
+
+
+@pytest.mark.parametrize(
+    ("image", "category", "message"),
+    [
+        (17, 0, r"against: .*r\.json: no box is .* in an image of x; .* has no image with the ids 17"),
+        (1, 7, r"against: .*r\.json: no box is of a category .* of x; .* has no category with the ids 7"),
+    ],
+)
+def test_a_file_about_other_images_or_categories_is_refused(
+    image: int, category: int, message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        rows(tmp_path, [0], [category], image)
+
+
+@pytest.mark.parametrize(("ids", "categories"), [([0], [1]), ([0, 1, 2], [1, 3]), ([0, 5], [6, 1.0]), ([0, "a"], [1])])
+def test_categories_that_count_from_1_are_refused(ids: list[Any], categories: list[Any], tmp_path: Path) -> None:
+    message = r"r\.json: category_id counts from 1, .* x counts from 0 \('c0'\); .* subtract 1 from each category_id"
+    with pytest.raises(ConfigurationError, match=message):
+        rows(tmp_path, ids, categories)
+
+
+@pytest.mark.parametrize(
+    ("ids", "categories", "warnings"),
+    [
+        ([0, 1], [1], 0),  # the first category is rarely found
+        ([0, 1], [0, 2], 1),
+        ([0, 1], [1, 2, 3], 1),
+        ([1, 2], [2, 3], 1),  # COCO's own ids start at 1
+        ([0, 1], [1, "2"], 1),
+    ],
+)
+def test_other_unknown_categories_are_left_out(
+    ids: list[Any], categories: list[Any], warnings: int, tmp_path: Path
+) -> None:
+    assert len(rows(tmp_path, ids, categories)) == warnings

@@ -65,7 +65,9 @@ def rows_of_results(path: Path, truth: Truth) -> tuple[list[Row], list[str]]:
     """
     results, messages = read_results(path, truth, "against", other_images=True)
     if not len(results):
-        raise ConfigurationError(f"against: {path}: no box is in an image of {truth.source}; ids of images differ")
+        raise ConfigurationError(
+            "; ".join([f"against: {path}: no box is of a category and in an image of {truth.source}", *messages])
+        )
     boxes: dict[int, list[tuple[Detection, tuple[float, ...]]]] = defaultdict(list)
     for image, x, y, w, h, score, category in results.tolist():
         found = Detection((x, y, x + w, y + h), truth.categories[int(category)].name, score)

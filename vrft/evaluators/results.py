@@ -45,7 +45,8 @@ def read_results(
         The table, and warnings.
 
     Raises:
-        ConfigurationError: the file is not a list of results, or names an image that the truth lacks.
+        ConfigurationError: the file is not a list of results, numbers categories from 1 where the truth numbers them
+            from 0, or names an image that the truth lacks.
     """
     entries = _read(path, field)
     rows = []
@@ -62,6 +63,12 @@ def read_results(
             unknown[entry.category_id] += 1
         else:
             rows.append((image, *entry.bbox, entry.score, category))
+    if is_shifted({entry.category_id for entry in entries}, truth):
+        first = truth.categories[truth.numbers_of_ids[0]].name
+        raise ConfigurationError(
+            f"{field}: {path}: category_id counts from 1, as Ultralytics writes it for custom data, but {truth.source} "
+            f"counts from 0 ({first!r}); expected the same ids: subtract 1 from each category_id"
+        )
     messages = [
         f"{field}: {path}: {ids.total()} of {len(entries)} boxes are left out, because {truth.source} has no {noun} "
         f"with the ids {', '.join(map(repr, [*ids][:20]))}"
@@ -69,6 +76,14 @@ def read_results(
         if ids
     ]
     return np.array(rows, np.float64).reshape(-1, COLUMNS), messages
+
+
+def is_shifted(used: set[Id], truth: Truth) -> bool:
+    """Return whether ids of categories are those of a truth that counts from 0, plus 1."""
+    known = [key for key in truth.numbers_of_ids if not isinstance(key, str)]
+    if 0 not in known or 0 in used or max(known) + 1 not in used:
+        return False
+    return used <= {key + 1 for key in known}
 
 
 def _read(path: Path, field: str) -> list[Result]:
