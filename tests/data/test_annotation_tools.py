@@ -11,8 +11,9 @@ import pytest
 
 from tests.helpers import formats
 from tests.helpers.annotation_tools import TOOLS, voc_xml, write, write_voc_folder
-from tests.helpers.data import assert_same_boxes, drawn, samples_of
+from tests.helpers.data import assert_same_boxes, drawn, said_of, samples_of
 from vrft.data import BoxCsvData, CocoData, CvatData, LabelStudioData, VocData, YoloData
+from vrft.data.image_names import find_image
 from vrft.errors import ConfigurationError
 
 
@@ -149,6 +150,30 @@ def test_a_bad_entry_of_a_tool_is_named(tool: str, old: str, new: str, said: str
     message = read(tool, file, tmp_path)
     assert said in message
     assert str(file) in message
+
+
+@pytest.mark.parametrize("names", [("cam1/0.png", "cam2/0.png"), ("cam2/0.png", "cam1/0.png"), ("0.png", "0.jpg")])
+def test_two_entries_never_share_an_image(names: tuple[str, str], tmp_path: Path) -> None:
+    picture = formats.scenes("train", 1)[0][0]
+    for name in ("0.png", "1.png", "2.png"):
+        formats.save(picture, tmp_path / "cam1" / name)
+    rows = [f"{name},cat,{i},1,20,20\n" for i, name in enumerate((*names, "1.png", "2.png", "none.png"))]
+    file = tmp_path / "x.csv"
+    file.write_text("".join(["image,label,xmin,ymin,xmax,ymax\n", *rows]))
+    said = said_of(lambda **more: BoxCsvData(str(file), str(tmp_path / "cam1"), val_fraction=0.5, **more), tmp_path)
+    image = tmp_path / "cam1" / "0.png"
+    for line, other in ((2, 3), (3, 2)):  # which of the two the image belongs to is unknown
+        assert f"{file}: line {line}: {image} is also the image of {file}: line {other}; expected one" in said
+    assert said.count("\n") == 3  # and the image that does not exist
+
+
+def test_a_number_after_a_point_is_part_of_the_name_of_an_image(tmp_path: Path) -> None:
+    picture = formats.scenes("train", 1)[0][0]
+    formats.save(picture, tmp_path / "cam.png")
+    assert find_image("cam.jpg", [tmp_path]) == tmp_path / "cam.png"
+    assert find_image("cam.1", [tmp_path]) == tmp_path / "cam.1"
+    formats.save(picture, tmp_path / "cam.1.png")
+    assert find_image("cam.1", [tmp_path]) == tmp_path / "cam.1.png"
 
 
 @pytest.mark.parametrize("tool", ["labelme", "supervisely"])

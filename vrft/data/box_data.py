@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ from vrft.data.categories import CategoryData
 from vrft.data.files import MAX_COORDINATE, brief, clip_to, is_text, require_folder
 from vrft.data.folders import count_unused
 from vrft.data.ground_truth import LabelledImage, file_ids
+from vrft.data.image_names import without_links
 from vrft.data.images import BadImage, MissingImage, check_image
 from vrft.data.record import Record, Split
 from vrft.errors import ConfigurationError
@@ -200,13 +202,16 @@ class AnnotatedData(BoxData):
 
     def read(self, split: Split, bad_records: BadRecords) -> Iterator[BoxImage | None]:
         largest: float | None = None
-        used: list[Path] = []
-        for entry in self.entries(*self.sources[split], bad_records):
+        entries = [*self.entries(*self.sources[split], bad_records)]
+        locations: dict[Path, list[str]] = {}
+        for entry in entries:
+            locations.setdefault(without_links(entry.image), []).append(entry.location)
+        for entry in entries:
             for _, corners in (*entry.boxes, *entry.ignored):
                 largest = max(*corners, 0 if largest is None else largest)
-            used.append(entry.image)
             found = None
             try:
+                require_one_entry(entry, locations[without_links(entry.image)])
                 size = check_image(entry.image) if entry.size is None else entry.size
                 boxes, ignored = pixel_boxes(entry.boxes, size), pixel_boxes(entry.ignored, size)
                 found = BoxImage(entry.image, entry.location, size, entry.size is not None, boxes, ignored)
@@ -219,11 +224,19 @@ class AnnotatedData(BoxData):
                 bad_records.add(entry.location, str(error))
             yield found
         if self.source(split).is_dir():
+            used = [entry.image for entry in entries]
             count_unused({image.parent for image in used}, used, bad_records.passed_over)
         if largest is not None and largest <= 1:
             raise ConfigurationError(
                 f"{self.source(split)}: no coordinate is above {largest}; expected pixels, not fractions of the image"
             )
+
+
+def require_one_entry(entry: Entry, locations: Sequence[str]) -> None:
+    """Raise ValueError if an existing image has several entries, at `locations`: whose boxes it shows is unknown."""
+    others = [location for location in locations if location != entry.location] or locations[1:]
+    if others and os.path.isfile(entry.image):
+        raise ValueError(f"{entry.image} is also the image of {others[0]}; expected one entry per image")
 
 
 def pixel_boxes(boxes: Iterable[tuple[str, Corners]], size: tuple[int, int]) -> list[Detection]:

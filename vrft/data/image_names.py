@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 
 from vrft.data.files import endings, is_file_name
@@ -13,7 +14,8 @@ from vrft.data.images import image_suffixes
 def find_image(name: object, folders: Sequence[Path]) -> Path:
     """Return the image of a name: in one of the folders, by the longest ending of its path that exists there.
 
-    If there is none, a file that differs only in its suffix counts. The returned file may not exist.
+    If there is none, a file that differs only in its image suffix counts, or that has one where the name has none. The
+    returned file may not exist.
 
     Raises:
         ValueError: the name is no file name.
@@ -26,9 +28,22 @@ def find_image(name: object, folders: Sequence[Path]) -> Path:
             if os.path.isfile(folder / tail):  # unlike Path.is_file, false for a name that is too long
                 return folder / tail
     last = endings(name)[-1]
+    suffixes = image_suffixes()
+    stem, suffix = os.path.splitext(last)
+    stem = stem if suffix.lower() in suffixes else last  # cam.1 may be cam.1.jpg but not cam.jpg
     for folder in folders:
-        for suffix in sorted(image_suffixes()):
-            for other in (folder / last).with_suffix(suffix), (folder / last).with_suffix(suffix.upper()):
-                if os.path.isfile(other):
-                    return other
+        for other in sorted(suffixes):
+            for file in (folder / f"{stem}{other}", folder / f"{stem}{other.upper()}"):
+                if os.path.isfile(file):
+                    return file
     return folders[0] / last
+
+
+def without_links(image: Path) -> Path:
+    """Return the path of an image in the folder that links and `..` lead to, which is equal for all ways to it."""
+    return _real_folder(image.parent) / image.name
+
+
+@lru_cache(maxsize=1024)
+def _real_folder(folder: Path) -> Path:
+    return Path(os.path.realpath(folder))

@@ -7,7 +7,6 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from vrft.data.files import brief, decode_text, endings, is_file_name, is_id, is_text, read_bytes, read_lines
 from vrft.data.folders import find_images
+from vrft.data.image_names import without_links
 from vrft.data.record import Split
 from vrft.errors import ConfigurationError
 from vrft.utils.yaml_text import decode_yaml
@@ -125,16 +125,6 @@ class YoloConfig:
             )
         rank_zero_warn(f"{self.path}: {split}: {brief(entry)} does not exist; {found} is read instead")
         return found
-
-
-def without_links(image: Path) -> Path:
-    """Return the path of an image in the folder that links and `..` lead to, which is equal for all ways to it."""
-    return _real_folder(image.parent) / image.name
-
-
-@lru_cache(maxsize=1024)
-def _real_folder(folder: Path) -> Path:
-    return Path(os.path.realpath(folder))
 
 
 def read_names(content: dict[Any, Any]) -> dict[int, str]:
