@@ -95,6 +95,26 @@ def test_voc_has_its_own_encoding_and_the_official_files_count_pixels_from_one(t
     assert [sample.target[0].box for sample in val if sample.image_id == "1"] == [(x0 - 1, y0 - 1, x1, y1)]
 
 
+def test_lists_of_voc_have_names_with_blanks_and_a_second_column(tmp_path: Path) -> None:
+    folder = write("voc_folder", tmp_path / "Annotations")
+    names = ["cat (1)", "cat 1"]
+    for i, name in enumerate(names):
+        (folder / f"{i}.png").rename(folder / f"{name}.png")
+        (folder / f"{i}.xml").rename(folder / f"{name}.xml")
+        file = folder / f"{name}.xml"
+        file.write_text(file.read_text().replace(f"{i}.png", f"{name}.png"))
+    listed = tmp_path / "ImageSets" / "Main" / "train.txt"
+    listed.parent.mkdir(parents=True)
+    for lines in (names, ["cat (1)  1", "cat 1 -1"]):
+        listed.write_text("\n".join(lines))
+        train, _ = samples_of(VocData(str(listed), val_annotations=str(folder)), tmp_path)
+        assert {sample.image_id for sample in train} == {*names}
+    listed.write_text("cat (1)\ncat (2)\ncat 1 1\n")
+    assert f"{listed}: line 2: no such file: {folder / 'cat (2).xml'}" in said_of(
+        lambda **more: VocData(str(listed), val_fraction=0.5, **more), tmp_path
+    )
+
+
 def test_difficult_objects_of_voc_are_not_asked_about_and_ignored_in_evaluation(tmp_path: Path) -> None:
     folder = write("voc_folder", tmp_path / "x")
     file = folder / "0.xml"
@@ -131,6 +151,7 @@ def test_hostile_xml_is_refused_within_limits(content: str, tmp_path: Path) -> N
         ("label_studio", '"was_cancelled": true', '"was_cancelled": false', "2 annotations; expected one"),
         ("label_studio", '"original_width": 56', '"original_width": null', "expected width and height as whole"),
         ("label_studio", '"rectanglelabels": ["red"]', '"x2": 1', "a region without a label"),
+        ("label_studio", '"rectanglelabels": ["red"]', '"rectanglelabels": []', "a region without a label"),
         ("via", '"name": "rect"', '"name": "point"', "regions[0]: shape 'point' has no upright box"),
         ("via", '{"colour": ', '{"a": "b", "colour": ', "data.label_attribute names the category's"),
         ("csv", ",red,", ",,", "box 0: expected a label"),
@@ -174,6 +195,33 @@ def test_a_number_after_a_point_is_part_of_the_name_of_an_image(tmp_path: Path) 
     assert find_image("cam.1", [tmp_path]) == tmp_path / "cam.1"
     formats.save(picture, tmp_path / "cam.1.png")
     assert find_image("cam.1", [tmp_path]) == tmp_path / "cam.1.png"
+
+
+def per_region(tasks: Any, shape: dict[str, Any] | None = None) -> None:
+    """Add a text, a choice and the bare shape to each labelled region, or to a region of this shape alone."""
+    for task in tasks:
+        minimal = "label" in task
+        results = task["label"] if minimal else task["annotations"][1]["result"]
+        for i, region in enumerate([*results] if shape is None else [{"type": "ellipse", "value": shape}]):
+            if region.get("type") == "choices":
+                continue
+            value = {key: of for key, of in region.get("value", region).items() if not key.endswith("labels")}
+            region["id"] = f"r{i}" if shape is None else "alone"
+            for kind, more in (("textarea", {"text": ["a"]}), ("choices", {"choices": ["b"]}), ("rectangle", {})):
+                whole = {**region, "type": kind, "value": value | more}
+                results.insert(0, value | more if minimal else whole)
+
+
+@pytest.mark.parametrize("tool", ["label_studio", "label_studio_min"])
+def test_texts_about_a_region_and_its_bare_shape_are_not_further_regions(tool: str, tmp_path: Path) -> None:
+    file = write(tool, tmp_path / "x")
+    before, _ = samples_of(LabelStudioData(str(file), val_annotations=str(file)), tmp_path)
+    change_json(file, per_region)
+    after, _ = samples_of(LabelStudioData(str(file), val_annotations=str(file)), tmp_path)
+    assert [sample.target for sample in before] == [sample.target for sample in after]
+    ellipse = {"x": 50, "y": 50, "radiusX": 3, "radiusY": 3}
+    change_json(file, lambda tasks: per_region(tasks, ellipse))
+    assert "a region without a label" in read(tool, file, tmp_path)
 
 
 @pytest.mark.parametrize("tool", ["labelme", "supervisely"])

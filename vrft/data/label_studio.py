@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -45,7 +45,8 @@ class LabelStudioData(AnnotatedData):
             location = f"{annotations}: [{i}] (id {brief(task.get('id'))})"
             try:
                 regions = regions_of(task)
-                boxes = [box for region in regions for box in boxes_of(region)]
+                labelled = {key for region in regions if labels_of(region) for key in keys_of(region)}
+                boxes = [box for region in regions for box in boxes_of(region, labelled)]
                 yield Entry(image_of(task, folders), location, original_size(regions), boxes)
             except ValueError as error:
                 bad_records.add(location, str(error))
@@ -69,17 +70,40 @@ def regions_of(task: dict[str, Any]) -> list[dict[str, Any]]:
     return regions
 
 
-def boxes_of(region: dict[str, Any]) -> Iterator[tuple[str, Corners]]:
-    """Yield the boxes of a region, one per label; none if the region is a choice, a text or a relation."""
+def labels_of(region: dict[str, Any]) -> list[Any]:
+    """Return the labels of a region; empty if it has none."""
     value = region.get("value", region)
-    kind = str(region.get("type") or "")
     if not isinstance(value, dict):
         raise ValueError(f"value: expected an object, got {brief(value)}")
+    return next((value[name] for name in SHAPES if isinstance(value.get(name), list)), [])
+
+
+def keys_of(region: dict[str, Any]) -> list[str]:
+    """Return the keys that a region shares with its other results, such as a text: its id and its shape."""
+    value = region.get("value", region)
+    shape = [value.get(name) for name in ("x", "y", "width", "height", "radiusX", "radiusY", "points")]
+    return [f"shape {shape}", *([f"id {region['id']}"] if region.get("id") is not None else [])]
+
+
+def boxes_of(region: dict[str, Any], labelled: Collection[str]) -> Iterator[tuple[str, Corners]]:
+    """Yield the boxes of a region, one per label; none if the region is a choice, a text or a relation.
+
+    A text about a region, or its shape alone, repeats the place of the result that has its label.
+
+    Args:
+        region: a result.
+        labelled: keys of the regions that have labels, see `keys_of`.
+
+    Raises:
+        ValueError: the region has no label or no box.
+    """
+    value = region.get("value", region)
+    kind = str(region.get("type") or "")
     if any(kind.startswith(name) for name in REGIONS) or "rle" in value:
         raise ValueError(f"type {kind}: a region without a box; expected rectangles, polygons or ellipses")
-    labels = next((value[name] for name in SHAPES if isinstance(value.get(name), list)), None)
-    if labels is None:
-        if {"width", "points"} & {*value}:
+    labels = labels_of(region)
+    if not labels:
+        if {"width", "radiusX", "points"} & {*value} and not {*keys_of(region)} & {*labelled}:
             raise ValueError("a region without a label")
         return
     size = original_size([region])

@@ -20,6 +20,9 @@ from vrft.errors import ConfigurationError
 OFFICIAL = re.compile(r"The VOC20\d\d Database", re.I)
 """Name of the database in the official files, whose pixels count from 1 and include the last one."""
 
+SECOND_COLUMN = re.compile(r"\s+-?[01]$")
+"""Whether an object is in the image, in lists of a single class."""
+
 
 class VocData(AnnotatedData):
     """A folder of XML files, or a list `ImageSets/Main/train.txt` of those in `Annotations/`.
@@ -56,8 +59,8 @@ class VocData(AnnotatedData):
         if root is None:
             raise ConfigurationError(f"{file}: no folder Annotations beside or above it; expected {self.expected}")
         for location, line in read_lines(file, self.encoding):
-            name = line.split()[0]  # lists of a single class have a second column
-            yield location, root / "Annotations" / f"{name}.xml"
+            whole = root / "Annotations" / f"{line}.xml"
+            yield location, whole if os.path.isfile(whole) else whole.with_name(f"{SECOND_COLUMN.sub('', line)}.xml")
 
 
 def read_voc(file: Path, folders: Sequence[Path], encoding: str) -> Entry:
