@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,9 +19,10 @@ from vrft.__main__ import main
 from vrft.data import CocoData, JsonlData, RecordData, YoloData
 from vrft.data.ground_truth import LabelledImage, coco_tables, file_ids
 from vrft.errors import ConfigurationError
-from vrft.evaluators import CocoEvaluator
+from vrft.evaluators import CocoEvaluator, LvisEvaluator
 from vrft.evaluators.coco import Row
-from vrft.evaluators.truth import Truth
+from vrft.evaluators.detection_rows import rows_of_results
+from vrft.evaluators.truth import LVIS_LISTS, Truth
 from vrft.tasks import ClassificationTask
 from vrft.types import Detection, Sample
 
@@ -119,6 +121,61 @@ def test_a_fold_of_the_training_images_is_averaged_over_the_training_categories(
     assert (about["categories"], about["queries"]) == (["red", "green"], "annotated")
 
 
+@pytest.mark.parametrize("name", ["coco", "yolo"])
+def test_objects_that_a_fold_does_not_ask_about_are_ignored(name: str, tmp_path: Path) -> None:
+    config = str(formats.write_yolo(tmp_path / "x", 6))
+    data = fold(tmp_path) if name == "coco" else YoloData(config, val_shots=1)
+    _, samples = samples_of(data, tmp_path)
+    evaluator = CocoEvaluator(confidence="answer")
+    evaluator.check(data)
+    rows = [Row(sample.image_id, sample.target, 1.0, True) for sample in samples]
+    assert evaluator.scores(rows)["coco/AP"] == pytest.approx(1)
+    evaluator.write(tmp_path / "out" / "val-0", rows)
+    truth = read(tmp_path / "out" / "annotations_val.json")
+    names = {entry["id"]: entry["name"] for entry in truth["categories"]}
+    asked = {(sample.image_id, sample.query) for sample in samples}
+    ignored = [(entry["image_id"], names[entry["category_id"]]) not in asked for entry in truth["annotations"]]
+    assert [bool(entry.get("iscrowd")) for entry in truth["annotations"]] == ignored
+    assert 0 < sum(ignored) < len(ignored)
+    # another detector finds all objects
+    found = [
+        {key: e[key] for key in ("image_id", "category_id", "bbox")} | {"score": 0.5} for e in truth["annotations"]
+    ]
+    (tmp_path / "r.json").write_text(json.dumps(found))
+    others, _ = rows_of_results(tmp_path / "r.json", evaluator.truth)
+    for other in (evaluator, LvisEvaluator()):
+        other.check(data)
+        assert other.scores(others)[f"{other.format}/AP"] == pytest.approx(1)
+
+
+@pytest.mark.parametrize("settings", [{"val_shots": 1}, {"val_fraction": 0.5}])
+def test_fields_that_are_not_read_may_hold_anything(settings: dict[str, Any], tmp_path: Path) -> None:
+    content, _ = formats.coco_tables(tmp_path / "images", "train", 6)
+    content["licenses"] = [math.nan]
+    content["images"] = [entry | {"date_captured": math.nan, "coco_url": math.nan} for entry in content["images"]]
+    content["annotations"] = [entry | {"attributes": {"x": math.inf}} for entry in content["annotations"]]
+    content["categories"] = [entry | {"frequency": math.nan} for entry in content["categories"]]
+    (tmp_path / "train.json").write_text(json.dumps(content))
+    data = CocoData(str(tmp_path / "train.json"), str(tmp_path / "images"), **settings)
+    _, samples = samples_of(data, tmp_path)
+    assert evaluated(data, samples, tmp_path / "out")["coco/AP"] > 0
+    written = read(tmp_path / "out" / "annotations_val.json")
+    assert written["images"][0].keys() == {"id", "file_name", "width", "height"}
+
+
+def test_lvis_lists_and_frequencies_are_kept(tmp_path: Path) -> None:
+    folder = formats.write_lvis(tmp_path / "x")
+    content = read(folder / "lvis_train.json")
+    data = CocoData(str(folder / "lvis_train.json"), str(folder / "train2017"), val_fraction=0.5)
+    samples_of(data, tmp_path)
+    tables = data.truth_tables()
+    assert tables["categories"] == [{k: e[k] for k in ("id", "name", "frequency")} for e in content["categories"]]
+    given = {entry["id"]: entry for entry in content["images"]}
+    for entry in tables["images"]:
+        for field in LVIS_LISTS:
+            assert entry[field] == given[entry["id"]][field]
+
+
 def fold(folder: Path, **settings: Any) -> CocoData:
     """Return COCO data with one held-out training record per category."""
     tables, _ = formats.coco_tables(folder / "images", "train", 6)
@@ -148,7 +205,7 @@ def test_ignored_boxes_are_crowds() -> None:
     tables = coco_tables([LabelledImage("a", "a.png", (40, 30), [box], [crowd])], {"cat": 3})
     assert tables["annotations"] == [
         {"id": 1, "image_id": "a", "category_id": 3, "bbox": [1, 2, 3, 4], "area": 12, "iscrowd": 0},
-        {"id": 2, "image_id": "a", "category_id": 3, "bbox": [10, 10, 20, 20], "area": 400, "iscrowd": 1},
+        {"id": 2, "image_id": "a", "category_id": 3, "bbox": [10, 10, 20, 20], "area": 400, "iscrowd": 1, "ignore": 1},
     ]
     inside = {"image_id": 1, "category_id": 3, "bbox": [12, 12, 5, 5], "score": 0.9}
     right = {"image_id": 1, "category_id": 3, "bbox": [1, 2, 3, 4], "score": 0.5}

@@ -82,11 +82,14 @@ class BoxData(CategoryData):
     def labelled_images(self) -> list[LabelledImage]:
         split = self.evaluated_split()
         evaluated = {record.image_id for record in self.evaluated_set().records}
-        return [
-            LabelledImage(key, str(found.image), found.size, found.boxes, found.ignored)
-            for key, found in self.images(split).items()
-            if split != "train" or key in evaluated
-        ]
+        chosen = self.chosen_pairs()
+        labelled = []
+        for key, found in self.images(split).items():
+            if split != "train" or key in evaluated:
+                unasked = [box for box in found.boxes if chosen is not None and (key, box.label) not in chosen]
+                boxes = [box for box in found.boxes if box not in unasked] if unasked else found.boxes
+                labelled.append(LabelledImage(key, str(found.image), found.size, boxes, [*found.ignored, *unasked]))
+        return labelled
 
     def records(self, split: Split, bad_records: BadRecords) -> list[Record]:
         images, bad = self._load(split)

@@ -65,6 +65,12 @@ class CategoryData(RecordData):
         """Return `val_queries`, or `annotated` if the evaluated images are held out of the training ones."""
         return ANNOTATED if self.evaluated_split() == "train" else self.val_queries
 
+    def chosen_pairs(self) -> set[tuple[Id, str]] | None:
+        """Return the pairs of image and category that `val_shots` chose; None if other images are evaluated."""
+        if self.val_shots is None or self.evaluated_split() != "train":
+            return None
+        return {(record.image_id, record.query) for record in self.evaluated_set().records}
+
     def select(self, split: Split, known: Sequence[str], source: object) -> list[str]:
         """Return the names of the categories to ask for, in the order of `known`.
 

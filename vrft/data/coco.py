@@ -18,14 +18,17 @@ from vrft.data.coco_entries import (
     AnnotationEntry,
     CategoryEntry,
     ImageEntry,
+    TruthFile,
     box_reason,
     clip,
     empty_parents,
     image_reason,
     read_instances,
+    read_parts,
+    truth_tables,
 )
 from vrft.data.coco_fields import id_order, is_json_id, read_flag, values_reason
-from vrft.data.files import UTF8, brief, decode_json, read_bytes, require_file, require_folder
+from vrft.data.files import UTF8, brief, require_file, require_folder
 from vrft.data.other_formats import refuse_other_format
 from vrft.data.record import Record, Split
 from vrft.errors import ConfigurationError
@@ -108,13 +111,10 @@ class CocoData(CategoryData):
         return None if split == "train" else self.files[split][0]
 
     def truth_tables(self) -> dict[str, Any]:
-        """Return the entries of the file that belong to the evaluated images, as they are."""
-        content: dict[str, Any] = decode_json(read_bytes(self.files[self.evaluated_split()][0]), self.encoding)
+        """Return the entries of the file that belong to the evaluated images."""
+        content = read_parts(self.files[self.evaluated_split()][0], TruthFile, self.encoding)
         evaluated = {record.image_id for record in self.evaluated_set().records}
-        return content | {
-            "images": [entry for entry in content["images"] if has_id(entry, "id", evaluated)],
-            "annotations": [entry for entry in content["annotations"] if has_id(entry, "image_id", evaluated)],
-        }
+        return truth_tables(content, evaluated, None if self.per_image else self.chosen_pairs())
 
     def records(self, split: Split, bad_records: BadRecords) -> list[Record]:
         instances = Instances(*self.files[split], bad_records, self.encoding)
@@ -138,12 +138,6 @@ class CocoData(CategoryData):
     def absent_record(self, image_id: Id, name: str) -> Record:
         assert self.instances is not None
         return self.instances.record(image_id, name, [])
-
-
-def has_id(entry: Mapping[str, Any], field: str, ids: set[Id]) -> bool:
-    """Return whether an entry, which may be invalid, has one of the ids."""
-    value = entry.get(field)
-    return is_json_id(value) and value in ids
 
 
 class Instances:

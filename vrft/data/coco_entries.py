@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
 from vrft.data.coco_fields import is_json_id
 from vrft.data.files import UTF8, brief, clip_to, decode_json, decode_text, is_number, read_bytes
+from vrft.data.ground_truth import IGNORED
 from vrft.data.other_formats import refuse_other_format
 from vrft.types import Id
+
+T = TypeVar("T", bound=msgspec.Struct)
+
+TEXTS = ("file_name", "coco_url", "supercategory", "frequency")
 
 EXPECTED = "a COCO or LVIS instances file"
 
@@ -57,6 +62,26 @@ class InstancesFile(msgspec.Struct, gc=False):
     images: list[ImageEntry]
     annotations: list[AnnotationEntry]
     categories: list[CategoryEntry]
+
+
+class TruthImage(ImageEntry, gc=False):
+    """An image of a ground truth."""
+
+    not_exhaustive_category_ids: Any = None  # LVIS: categories not all of whose objects are annotated
+
+
+class TruthCategory(CategoryEntry, gc=False):
+    """A category of a ground truth."""
+
+    frequency: Any = None  # LVIS: rare, common or frequent
+
+
+class TruthFile(msgspec.Struct, gc=False):
+    """The parts of a file that an evaluation needs."""
+
+    images: list[TruthImage]
+    annotations: list[AnnotationEntry]
+    categories: list[TruthCategory]
 
 
 def empty_parents(content: InstancesFile) -> set[str]:
@@ -108,8 +133,44 @@ def clip(bbox: Sequence[float], image: ImageEntry) -> tuple[float, float, float,
     return clip_to((x, y, x + w, y + h), image.width, image.height)
 
 
+def truth_tables(
+    content: TruthFile, evaluated: Set[Id], asked: Set[tuple[Id, str]] | None = None
+) -> dict[str, list[dict[str, Any]]]:
+    """Return the fields that an evaluation reads. Other fields of the file may hold anything, NaN included.
+
+    Args:
+        content: the file, with valid entries of all evaluated images.
+        evaluated: ids of the evaluated images.
+        asked: pairs of image and category whose objects count; the others are ignored. Default: all.
+    """
+    names = {entry.id: entry.name for entry in content.categories}
+    annotations = []
+    for entry in content.annotations:
+        if is_json_id(entry.image_id) and entry.image_id in evaluated:
+            counts = asked is None or (entry.image_id, names[entry.category_id]) in asked
+            _, _, width, height = entry.bbox
+            defaults = {"area": width * height, "iscrowd": 0}  # other tools can't read a file without them
+            annotations.append(defaults | plain(entry) | ({} if counts else IGNORED))
+    return {
+        "images": [plain(entry) for entry in content.images if is_json_id(entry.id) and entry.id in evaluated],
+        "annotations": annotations,
+        "categories": [plain(entry) for entry in content.categories],
+    }
+
+
+def plain(entry: msgspec.Struct) -> dict[str, Any]:
+    """Return the fields of an entry that are set. Texts that no check reads, such as LVIS's URLs, must be text."""
+    given = {key: value for key, value in msgspec.structs.asdict(entry).items() if value is not None}
+    return {key: value for key, value in given.items() if key not in TEXTS or isinstance(value, str)}
+
+
 def read_instances(path: Path, encoding: str = UTF8) -> InstancesFile:
-    """Read an instances file.
+    """Read an instances file; see `read_parts`."""
+    return read_parts(path, InstancesFile, encoding)
+
+
+def read_parts(path: Path, parts: type[T], encoding: str) -> T:
+    """Read the parts of an instances file that a type names.
 
     Raises:
         ConfigurationError: the file is not JSON or lacks one of the three lists.
@@ -117,12 +178,12 @@ def read_instances(path: Path, encoding: str = UTF8) -> InstancesFile:
     data = read_bytes(path)
     try:
         data = data if encoding == UTF8 else decode_text(data, encoding).encode()
-        return msgspec.json.decode(data, type=InstancesFile)
+        return msgspec.json.decode(data, type=parts)
     except (msgspec.ValidationError, RecursionError) as error:
         refuse_other_format(path, EXPECTED, str(error))
     except (msgspec.DecodeError, UnicodeDecodeError):
         pass  # Python reads NaN and infinities, which are not JSON; they are reported per record
     try:
-        return msgspec.convert(decode_json(data), type=InstancesFile)
+        return msgspec.convert(decode_json(data), type=parts)
     except ValueError as error:
         refuse_other_format(path, EXPECTED, str(error))

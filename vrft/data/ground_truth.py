@@ -10,9 +10,12 @@ from vrft.data.files import is_text
 from vrft.data.record import Record
 from vrft.types import Detection, Id
 
+IGNORED = {"iscrowd": 1, "ignore": 1}
+"""Fields of an object that neither raises nor lowers a score, by the rules of COCO and of LVIS."""
+
 
 class LabelledImage(NamedTuple):
-    """An image with its boxes. Those in `ignored`, crowds and difficult objects, neither raise nor lower a score."""
+    """An image with its boxes. Those in `ignored`, such as difficult objects, neither raise nor lower a score."""
 
     image_id: Id
     file_name: str
@@ -45,7 +48,7 @@ def coco_tables(images: Iterable[LabelledImage], ids: Mapping[str, Id]) -> dict[
         ids = {name: i for i, name in enumerate(sorted({box.label for image in images for box in image.boxes}), 1)}
     annotations: list[dict[str, Any]] = []
     for image in images:
-        for box, iscrowd in [(box, 0) for box in image.boxes] + [(box, 1) for box in image.ignored]:
+        for box, flags in [(box, {"iscrowd": 0}) for box in image.boxes] + [(box, IGNORED) for box in image.ignored]:
             x0, y0, x1, y1 = box.box
             annotations.append(
                 {
@@ -54,7 +57,7 @@ def coco_tables(images: Iterable[LabelledImage], ids: Mapping[str, Id]) -> dict[
                     "category_id": ids[box.label],
                     "bbox": [x0, y0, x1 - x0, y1 - y0],
                     "area": (x1 - x0) * (y1 - y0),
-                    "iscrowd": iscrowd,
+                    **flags,
                 }
             )
     return {

@@ -68,7 +68,7 @@ class RecordData(VisionData):
             shots: records per category to train on, chosen by `seed`; default: all.
             val_fraction: share of the training images to hold out, instead of reading a held-out file.
             val_shots: training records per category to hold out together with their images, chosen by `seed`: a fold
-                to tune on. A held-out file is then left for the final test.
+                to tune on. Other objects in these images are ignored. A held-out file is left for the final test.
             on_bad_record: stop with a list of all bad records, or skip and count them.
             on_missing_image: stop with a list of all records whose image does not exist, or skip and count them.
             encoding: encoding of text files that have no byte order mark.

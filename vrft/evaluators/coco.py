@@ -109,6 +109,8 @@ class CocoEvaluator(Evaluator[Row]):
         self.path = data.truth_file()
         if self.path is None:
             self.tables = data.truth_tables()
+            if isinstance(data, CategoryData) and data.chosen_pairs() is not None:
+                rank_zero_info(f"{self.format}: objects that data.val_shots did not choose are ignored")
             self._truth = Truth(self.tables, f"evaluated images of {type(data).__name__}", self.field, skip_bad=True)
         else:
             self._truth = Truth.read(self.path, self.field, skip_bad=True, encoding=data.encoding)
