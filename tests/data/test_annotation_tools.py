@@ -235,6 +235,21 @@ def test_a_bad_shape_in_a_file_per_image_is_named(tool: str, tmp_path: Path) -> 
     assert f"{file}: " in read(tool, folder, tmp_path)
 
 
+def test_a_row_of_a_table_without_corners_has_no_label(tmp_path: Path) -> None:
+    for name, (picture, _) in zip("abc", formats.scenes("train", 3), strict=True):
+        formats.save(picture, tmp_path / f"{name}.png")
+    file = tmp_path / "x.csv"
+    rows = "image,label,x1,y1,x2,y2\na.png,cat,1,1,9,9\nb.png,cat,1,1,9,9\nc.png,{},,,,\n"
+    file.write_text(rows.format(""))
+    data = BoxCsvData(str(file), val_annotations=str(file))
+    samples_of(data, tmp_path)
+    assert [len(image.boxes) for image in data.images("train").values()] == [1, 1, 0]
+    file.write_text(rows.format("cat"))
+    assert f"{file}: line 4: expected corners in pixels, got ['', " in said_of(
+        lambda **more: BoxCsvData(str(file), val_annotations=str(file), **more), tmp_path
+    )
+
+
 def test_fractions_where_pixels_are_expected_are_refused(tmp_path: Path) -> None:
     formats.save(formats.scenes("train", 1)[0][0], tmp_path / "a.png")
     file = tmp_path / "x.csv"

@@ -150,3 +150,31 @@ def test_mistakes_and_shared_images_of_the_test_split_are_found_before_training(
         samples_of(YoloData(str(config)), tmp_path)
     with pytest.raises(ConfigurationError, match=f"{label}: line 1: the box"):
         samples_of(YoloData(str(config)), tmp_path, stage="test")
+
+
+def test_a_test_split_that_cannot_be_read_says_how_to_do_without_one(tmp_path: Path) -> None:
+    config = roboflow(tmp_path / "x")
+    shutil.rmtree(tmp_path / "x" / "test")  # as Roboflow exports a set without test images
+    with pytest.raises(ConfigurationError, match=r"test: no such file or folder: .* without `test:` in data\.yaml, "):
+        samples_of(YoloData(str(config)), tmp_path, stage="test")
+    with pytest.warns(UserWarning, match=r"`test` will stop, .* without `test:` in data\.yaml, `test` uses the h"):
+        samples_of(YoloData(str(config)), tmp_path)
+
+
+def test_a_broken_file_of_the_test_split_does_not_stop_training(tmp_path: Path) -> None:
+    files = {part: str(write("csv", tmp_path / part, part)) for part in ("train", "val", "test")}
+    Path(files["test"]).write_text("image,label\n")
+
+    def data() -> BoxCsvData:
+        return BoxCsvData(files["train"], val_annotations=files["val"], test_annotations=files["test"])
+
+    with pytest.warns(UserWarning, match="`test` will stop, because its split can't be read: .* no column for x0"):
+        train, val = samples_of(data(), tmp_path)
+    assert train
+    assert val
+    with pytest.raises(ConfigurationError, match=r"no column for x0.* without data\.test_annotations, `test`"):
+        samples_of(data(), tmp_path, stage="test")
+    for part in ("train", "val"):  # but those that are trained and evaluated on do
+        broken = files | {part: files["test"], "test": files["val"]}
+        with pytest.raises(ConfigurationError, match="no column for x0"):
+            samples_of(BoxCsvData(broken["train"], val_annotations=broken["val"]), tmp_path)

@@ -61,7 +61,7 @@ def test_yolo_categories_and_negatives(tmp_path: Path) -> None:
         ("0 .5 .5 .2 1e999", "expected finite numbers"),
         ("0 .5 .5 0 .2", "has no area"),
         ("0 .5 .5 -.2 .2", "has no area"),
-        ("0 .9 .5 .4 .2", "extends beyond its image"),
+        ("0 .9 .5 1.4 .2", "extends beyond its image"),
         ("0 30 30 10 10", "extends beyond its image"),  # pixels
         ("0 .1 .1 .5 .1 .3 .1", "has no area"),  # an outline without height
     ],

@@ -14,6 +14,7 @@ from tests.helpers import formats
 from tests.helpers.data import assert_same_boxes, drawn, refused, said_of, samples_of
 from vrft.data import YoloData
 from vrft.data.scenes import COLOURS
+from vrft.errors import ConfigurationError
 
 
 def roboflow(folder: Path, paths: str = "../{}/images", count: int = 2) -> Path:
@@ -145,7 +146,10 @@ QUAD = "0 .5 .1 .9 .5 .5 .9 .1 .5"
     ("line", "more", "box"),
     [
         (POSE, "kpt_shape: [2, 3]\n", (21, 14, 35, 42)),  # not the hull of the keypoints
-        ("0 .5 .5 1.02 1.02", "", (0, 0, 56, 56)),
+        ("0 .5 .5 1.01 1.01", "", (0, 0, 56, 56)),
+        ("0 .98 .5 .10 .2", "", (52.08, 22.4, 56, 33.6)),  # Ultralytics checks the four numbers, not the corners
+        ("0 0 1.01 .5 .5", "", (0, 42.56, 14, 56)),
+        ("0 .98 .5 .10 .2 .9 .9 2", "kpt_shape: [1, 3]\n", (52.08, 22.4, 56, 33.6)),
         ("0 .1 .1 .6 .1 .6 .5 .1 .5", "", (5.6, 5.6, 33.6, 28)),  # an upright box, whatever it is
         ("0 .1 .1 .6 .1 .3 .5", "", (5.6, 5.6, 33.6, 28)),
         (f"{QUAD}\n0 .1 .1 .6 .1 .3 .5", "", (5.6, 5.6, 50.4, 50.4)),  # outlines in the same data
@@ -164,7 +168,10 @@ def test_boxes_of_poses_and_outlines(line: str, more: str, box: tuple[float, ...
         (QUAD, "", "four points: an oriented box (OBB)"),
         ("0 .5 .5 .2 .2 .93", "", "a saved prediction (class, x, y, width, height, confidence)"),
         ("0 .5 .5 .2 .2 .93 7", "", "a saved prediction (class, x, y, width, height, confidence and track)"),
-        ("0 .5 .5 1.03 .2", "", "extends beyond its image"),
+        ("0 .5 .5 1.02 .2", "", "extends beyond its image"),
+        ("0 .5 -.02 .2 .2", "", "extends beyond its image"),
+        ("0 1.009 .5 .01 .2", "", "has no area in its image"),
+        ("0 .9 .1 1.03 .1 .95 .5", "", "extends beyond its image"),
         ("0.5 .5 .5 .2 .2", "", "no class has number '0.5'"),
     ],
 )
@@ -177,6 +184,14 @@ def test_what_is_no_box_is_refused_by_name(line: str, more: str, said: str, tmp_
 def test_oriented_boxes_can_be_read_as_outlines(tmp_path: Path) -> None:
     train, _ = samples_of(labelled(tmp_path, QUAD, outlines=True), tmp_path)
     assert train[0].target[0].box == pytest.approx((5.6, 5.6, 50.4, 50.4))
+
+
+def test_a_triangle_that_ends_in_a_whole_number_can_be_read_as_an_outline(tmp_path: Path) -> None:
+    triangle = "0 .5 .2 .1 .6 .9 1"
+    with pytest.raises(ConfigurationError, match=r"track\), not a label: .* data\.outlines=true reads it"):
+        samples_of(labelled(tmp_path, triangle), tmp_path)
+    train, _ = samples_of(labelled(tmp_path, triangle, outlines=True), tmp_path)
+    assert train[0].target[0].box == pytest.approx((5.6, 11.2, 50.4, 56))
 
 
 def test_poses_without_kpt_shape_are_not_taken_for_outlines(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -44,6 +45,7 @@ class BoxData(CategoryData):
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self._files: dict[Split, tuple[dict[Id, BoxImage], BadRecords]] = {}
+        self._names: list[str] | None = None
 
     @abstractmethod
     def read(self, split: Split, bad_records: BadRecords) -> Iterator[BoxImage | None]:
@@ -72,9 +74,18 @@ class BoxData(CategoryData):
         return self._files[split]
 
     def ordered_categories(self) -> Sequence[str]:
-        """Return the names in all splits, so that ids are equal whichever of them a command reads."""
-        found = (self.images(split).values() for split in self.splits())
-        return sorted({box.label for images in found for image in images for box in (*image.boxes, *image.ignored)})
+        """Return the names in all splits, so that ids are equal whichever of them a command reads.
+
+        A split that can't be read counts as empty: a command that needs it has its error from `records`.
+        """
+        if self._names is None:
+            names: set[str] = set()
+            for split in self.splits():
+                with suppress(ConfigurationError):
+                    for image in self.images(split).values():
+                        names.update(box.label for box in (*image.boxes, *image.ignored))
+            self._names = sorted(names)
+        return self._names
 
     def category_ids(self) -> dict[str, Id]:
         return {name: number for number, name in enumerate(self.ordered_categories(), 1)}

@@ -32,7 +32,7 @@ CORNERS = ("x0", "y0", "x1", "y1")
 class BoxCsvData(AnnotatedData):
     """CSV files with a line per box: image, label, and corners in pixels, as `xmin, ymin, xmax, ymax`.
 
-    The header names the columns. A line without corners is an image without objects. Images are relative to
+    The header names the columns. A line without label and corners is an image without objects. Images are relative to
     `train_images`, or to the folder of the file. Columns `width` and `height` are the size of the image.
     """
 
@@ -50,7 +50,7 @@ class BoxCsvData(AnnotatedData):
             boxes.setdefault(name, [])
             try:
                 firsts.setdefault(name, (location, size_of(row.get("width"), row.get("height"))))
-                if any(row[corner] for corner in CORNERS):
+                if row["label"] or any(row[corner] for corner in CORNERS):
                     boxes[name].append((row["label"], _corners(row)))
             except ValueError as error:
                 bad.add(name)

@@ -178,12 +178,20 @@ class RecordData(VisionData):
             return
         bad_records = BadRecords()
         with gc_disabled():
-            test = self.records(split, bad_records)
+            test = self._read_test(split, bad_records)
         test = self._checked(test, test, bad_records)
         self._report(bad_records, replace_list=False)
         warn_of_targets_over_limit(test)
         self._test = RecordSet(at_least_one(test, "test", bad_records), training=False)
         self._say([f"{content(test, self.noun)} are tested on"], bad_records)
+
+    def _read_test(self, split: Split, bad_records: BadRecords) -> list[Record]:
+        """Read the records of `test`. Raise ConfigurationError that says how to do without a test split."""
+        try:
+            return self.records(split, bad_records)
+        except ConfigurationError as error:
+            hint = f"; without {self.test_setting}, `test` uses the held-out images" if split == "test" else ""
+            raise ConfigurationError(f"{error}{hint}") from error
 
     def _setup_train_and_val(self, needs_train: bool, *, replace_list: bool) -> None:
         assert self.trainer is not None
@@ -227,7 +235,7 @@ class RecordData(VisionData):
             return
         bad_records = BadRecords()
         try:
-            test = self.records(split, bad_records)
+            test = self._read_test(split, bad_records)
         except ConfigurationError as error:  # a data.yaml often names a test split that isn't there
             rank_zero_warn(f"data: `test` will stop, because its split can't be read: {error}")
             return

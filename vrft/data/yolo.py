@@ -22,7 +22,7 @@ from vrft.errors import ConfigurationError
 from vrft.types import Detection, Id
 
 TOLERANCE = 0.01
-"""Fraction of the image by which a box may extend beyond it and is clipped, as in Ultralytics."""
+"""How far the numbers of a label may lie outside of 0 to 1, as in Ultralytics. What is outside the image is clipped."""
 
 ROUNDING = 1e-6
 """Error of coordinates that are written with six digits."""
@@ -43,7 +43,7 @@ class YoloData(BoxData):
         Args:
             config: path of the data.yaml.
             outlines: read labels of more than five numbers as outlines, whose box is the smallest upright one around
-                them, even if they may be oriented boxes or poses.
+                them, even if they may be oriented boxes, poses, or saved predictions with a track.
             kwargs: see `CategoryData`.
         """
         super().__init__(**kwargs)
@@ -77,7 +77,8 @@ class YoloData(BoxData):
                 f"data.config: {self.config}: {split}: none of {len(files)} images has a label file; expected e.g. "
                 f"{files[0][1]} for {files[0][0]}"
             )
-        rules = Rules(self.yaml.names, self.yaml.keypoints, self._are_outlines(split, [file for _, file in files]))
+        four_points_are_outlines = self._are_outlines(split, [file for _, file in files])
+        rules = Rules(self.yaml.names, self.yaml.keypoints, self.outlines, four_points_are_outlines)
         for image, labels in files:
             found = None
             try:
@@ -119,6 +120,8 @@ class Rules:
 
     names: Mapping[int, str]
     keypoints: tuple[int, int] | None
+    outlines: bool
+    """Whether all labels of six or more numbers are outlines."""
     four_points_are_outlines: bool
 
 
@@ -150,11 +153,15 @@ def _read_line(words: list[str], size: tuple[int, int], rules: Rules) -> Detecti
     if not all(map(math.isfinite, numbers)):
         raise ValueError(f"expected finite numbers, got {brief(' '.join(words))}")
     corners = corners_of(words, numbers, rules)
-    if min(corners) < -TOLERANCE - ROUNDING or max(corners) > 1 + TOLERANCE + ROUNDING:
+    if corners[0] >= corners[2] or corners[1] >= corners[3]:
+        raise ValueError(f"the box {corners} has no area")
+    is_centred = rules.keypoints is not None or len(numbers) == 4
+    checked = numbers[:4] if is_centred else corners  # the centre and the size may reach beyond the image
+    if min(checked) < -TOLERANCE - ROUNDING or max(checked) > 1 + TOLERANCE + ROUNDING:
         raise ValueError(f"the box {corners} extends beyond its image")
     x0, y0, x1, y1 = clip_to(corners, 1, 1)
     if x0 >= x1 or y0 >= y1:
-        raise ValueError(f"the box {corners} has no area")
+        raise ValueError(f"the box {corners} has no area in its image")
     width, height = size
     return Detection((x0 * width, y0 * height, x1 * width, y1 * height), rules.names[key])
 
@@ -182,9 +189,12 @@ def corners_of(words: Sequence[str], numbers: Sequence[float], rules: Rules) -> 
         return centred(numbers)
     if len(numbers) < 4 or (len(numbers) % 2 and len(numbers) != 5):
         raise ValueError(f"expected class, x, y, width and height as fractions, got {brief(' '.join(words))}")
-    if len(numbers) == 5 or (len(numbers) == 6 and is_track(words[-1])):
-        what = "class, x, y, width, height, confidence" + (" and track" if len(numbers) == 6 else "")
-        raise ValueError(f"{len(words)} numbers: a saved prediction ({what}), not a label: {brief(' '.join(words))}")
+    if len(numbers) == 5 or (len(numbers) == 6 and is_track(words[-1]) and not rules.outlines):
+        track, hint = (" and track", "; data.outlines=true reads it as an outline") if len(numbers) == 6 else ("", "")
+        raise ValueError(
+            f"{len(words)} numbers: a saved prediction (class, x, y, width, height, confidence{track}), not a label: "
+            f"{brief(' '.join(words))}{hint}"
+        )
     points = [*zip(numbers[::2], numbers[1::2], strict=True)]
     if len(points) == 4 and not rules.four_points_are_outlines and not is_upright(points):
         raise ValueError(
