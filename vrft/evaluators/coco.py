@@ -136,7 +136,8 @@ class CocoEvaluator(Evaluator[Row]):
             if self.queries == ANNOTATED:
                 messages.append(
                     f"{self.against}: its boxes are compared with answers to questions about the categories that are "
-                    "present in each image, which the other detector was not told; data.val_queries=all asks for all, about a held-out file"
+                    "present in each image, which the other detector was not told; with a held-out file, "
+                    "data.val_queries=all asks for all"
                 )
             for message in messages:
                 self.warn(message)
