@@ -22,12 +22,12 @@ check: install
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m 'not slow and not vllm'
 
-# Linters and all tests.
+# Linters and all tests, in three processes on two cores since some tests wait for time-outs.
 test: install browser
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 # A million broken inputs for the readers of foreign texts and files.
 fuzz: install
