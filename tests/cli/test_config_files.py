@@ -9,6 +9,7 @@ import pytest
 
 from tests.helpers import Command
 from vrft.__main__ import main
+from vrft.cli.app import VRFTCLI
 from vrft.cli.config_files import check_files, hide_contents
 from vrft.errors import ConfigurationError
 
@@ -28,6 +29,19 @@ def test_a_message_has_no_text_of_a_file(
         said = capsys.readouterr().err
         assert "hidden-" not in said
         assert len(said.splitlines()) == 1
+
+
+def test_an_error_after_parsing_names_the_image_of_a_list(
+    quick_fit: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "train.txt").write_text("absent-image\n")
+
+    def read_data(cli: VRFTCLI) -> None:
+        raise ConfigurationError(f"{cli.config.fit.data.init_args.train_annotations}:1: no such file: absent-image.xml")
+
+    monkeypatch.setattr(VRFTCLI, "instantiate_classes", read_data)
+    assert main(quick_fit("--data=VocData", f"--data.train_annotations={tmp_path}/train.txt")) == 2
+    assert capsys.readouterr().err.endswith(f"vrft: {tmp_path}/train.txt:1: no such file: absent-image.xml\n")
 
 
 def test_lines_are_hidden_but_not_words_of_the_command(tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ from vrft.callbacks.summary import Summary
 from vrft.callbacks.transcripts import Transcripts
 from vrft.cli.argv import normalise_argv, option_values
 from vrft.cli.config_checks import check_seed, check_trust, resolve_checkpoints
-from vrft.cli.config_files import check_files, hide_contents
+from vrft.cli.config_files import check_files, hiding_contents
 from vrft.cli.config_parser import ConfigParser, harden_parsing, hiding_secrets
 from vrft.cli.fit import finish_run, print_stopped
 from vrft.cli.harmless import hide_secrets, silence_harmless
@@ -62,7 +62,7 @@ def run(args: Sequence[str]) -> int:
         with RunFolder() as folder:
             trainer = run_cli(args, folder)
     except (ValueError, OmegaConfBaseException) as error:
-        print(f"vrft: {hide_contents(message_lines(find_user_error(error)), args)}", file=sys.stderr)
+        print(f"vrft: {message_lines(find_user_error(error))}", file=sys.stderr)
         return 2
     except OSError as error:
         if error.errno not in DISK_ERRORS:
@@ -84,7 +84,8 @@ def run_cli(args: Sequence[str], folder: RunFolder) -> CommandTrainer:
     """Parse the arguments, run the command and return its trainer."""
     callbacks = [Summary(), HeldOutAnswers(), ExportHuggingFace(), Predictions()]
     check_files(args)
-    args = normalise_argv(args)
+    with hiding_contents(args):
+        args = normalise_argv(args)
     return VRFTCLI(
         VisionModule,
         VisionData,
@@ -141,14 +142,18 @@ class VRFTCLI(CLIBase):
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse the arguments, choose the run's folder, and parse again if it isn't the one that was requested."""
         self.args: list[str] = args
-        with hiding_secrets() if any(arg.startswith("--print_config") for arg in args) else nullcontext():
-            super().parse_arguments(parser, args)
+        self._parse(parser, args)
         config = self.config[self.command]
         check_seed(config.seed_everything)
         configs, resumes = option_values(args, "--config"), config.get("ckpt_path") is not None
         chosen = self.folder.choose(self.command, Path(config.run_dir), resumes=resumes, configs=configs)
         if str(chosen) != config.run_dir:
-            super().parse_arguments(parser, [*args, f"--run_dir={chosen}"])
+            self._parse(parser, [*args, f"--run_dir={chosen}"])
+
+    def _parse(self, parser: LightningArgumentParser, args: list[str]) -> None:
+        prints = any(arg.startswith("--print_config") for arg in args)
+        with hiding_contents(args), hiding_secrets() if prints else nullcontext():
+            super().parse_arguments(parser, args)
 
     def before_instantiate_classes(self) -> None:
         config = self.config[self.subcommand]

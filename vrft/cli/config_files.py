@@ -1,11 +1,15 @@
-"""Files that a command line or a config names: what they hold never appears in a message."""
+"""Files that a command line or a config names: what they hold never appears in a message of the parser."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from omegaconf.errors import OmegaConfBaseException
+
+from vrft.cli.parser_errors import find_user_error, message_lines
 from vrft.errors import ConfigurationError
 from vrft.utils.regular_files import read_regular
 from vrft.utils.yaml_text import UnboundedYAML, decode_yaml
@@ -43,6 +47,19 @@ def _check(name: str, text: str) -> None:
         raise ConfigurationError(f"{name}: {error}") from error
     except ValueError:
         return  # no YAML: the parser will say so
+
+
+@contextmanager
+def hiding_contents(args: Sequence[str]) -> Iterator[None]:
+    """Hide the lines of files that are no configs in the errors of a block that parses the arguments.
+
+    Errors of later work are left as they are: a list of images is no config either, and they name its images.
+    """
+    try:
+        yield
+    except (ValueError, OmegaConfBaseException) as error:
+        message = message_lines(find_user_error(error))
+        raise ConfigurationError(hide_contents(message, args)) from error
 
 
 def hide_contents(message: str, args: Sequence[str]) -> str:
