@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 from pathlib import Path
@@ -15,8 +16,8 @@ from vrft.cli.run_folder import INHERITED, LAUNCH, LOCK, RunFolder
 from vrft.errors import ConfigurationError
 
 
-def choose(folder: RunFolder, requested: Path, command: str = "fit", resumes: bool = False) -> Path:
-    return folder.choose(command, requested, resumes=resumes, configs=[])
+def choose(folder: RunFolder, requested: Path, command: str = "fit", resumes: bool = False, num_nodes: int = 1) -> Path:
+    return folder.choose(command, requested, resumes=resumes, configs=[], num_nodes=num_nodes)
 
 
 def finish(run: Path) -> None:
@@ -65,13 +66,57 @@ def test_ranks_find_the_folder_that_rank_zero_chose(tmp_path: Path, monkeypatch:
         assert chosen == tmp_path / "a-2"
         monkeypatch.setattr(rank_zero_only, "rank", 1)
         assert choose(RunFolder(), requested) == chosen  # started by Lightning: it inherits the choice
-        monkeypatch.delenv(INHERITED)
+        del os.environ[INHERITED]
         assert choose(RunFolder(), requested) == chosen  # started by a launcher
         monkeypatch.setattr("vrft.cli.run_folder.RANK_ZERO_SECONDS", 0.1)
         monkeypatch.setenv("MASTER_PORT", "4712")
         with pytest.raises(ConfigurationError, match="rank 0 has chosen no folder"):
             choose(RunFolder(), requested)
     assert sorted(path.name for path in chosen.iterdir()) == [LOCK]
+
+
+@pytest.mark.parametrize("variable", ["NODE_RANK", "GROUP_RANK"])
+def test_other_machines_find_the_folder_of_the_first(
+    variable: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rank_zero_only, "rank", 0)  # on each machine, before there is a trainer
+    with RunFolder() as first:
+        chosen = choose(first, tmp_path / "a")
+        del os.environ[INHERITED]
+        monkeypatch.setenv(variable, "1")
+        assert choose(RunFolder(), tmp_path / "a", num_nodes=2) == chosen == tmp_path / "a"
+        finish(chosen)
+        assert choose(RunFolder(), tmp_path / "a", resumes=True, num_nodes=2) == chosen
+        assert choose(RunFolder(), tmp_path / "a") == tmp_path / "a-2"  # a run of this machine alone
+
+
+@pytest.mark.parametrize("code", [errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_is_said_and_used(
+    code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    with RunFolder() as zero:
+        with pytest.warns(UserWarning, match=f"no locks .{os.strerror(code)}.: runs that start at the same time may"):
+            assert choose(zero, tmp_path / "a") == tmp_path / "a"
+        monkeypatch.setattr(rank_zero_only, "rank", 1)
+        del os.environ[INHERITED]
+        assert choose(RunFolder(), tmp_path / "a") == tmp_path / "a"
+        monkeypatch.setattr(rank_zero_only, "rank", 0)
+        finish(tmp_path / "a")
+    with RunFolder() as resumed, pytest.warns(UserWarning, match="no locks"):
+        assert choose(resumed, tmp_path / "a", resumes=True) == tmp_path / "a"
+
+
+def test_another_users_lock_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr("vrft.cli.run_folder.FileLock.acquire", refuse)
+    with pytest.raises(ConfigurationError, match=f"run_dir: can't write to {tmp_path}/a/.lock: Permission denied"):
+        choose(RunFolder(), tmp_path / "a")
 
 
 def test_a_refused_run_leaves_no_folder(quick_fit: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -86,11 +131,11 @@ def test_the_folder_is_chosen_after_interpolation(
 ) -> None:
     chosen = []
 
-    def record(folder: RunFolder, command: str, requested: Path, **_: object) -> Path:
-        chosen.append((command, requested))
+    def record(folder: RunFolder, command: str, requested: Path, *, num_nodes: int, **_: object) -> Path:
+        chosen.append((command, requested, num_nodes))
         raise ConfigurationError("far enough")
 
     monkeypatch.setattr(RunFolder, "choose", record)
     monkeypatch.setenv("VRFT_TEST_SCRATCH", str(tmp_path / "scratch"))
-    assert main(quick_fit("--run_dir=${oc.env:VRFT_TEST_SCRATCH}/7")) == 2
-    assert chosen == [("fit", tmp_path / "scratch" / "7")]
+    assert main(quick_fit("--run_dir=${oc.env:VRFT_TEST_SCRATCH}/7", "--trainer.num_nodes=3")) == 2
+    assert chosen == [("fit", tmp_path / "scratch" / "7", 3)]

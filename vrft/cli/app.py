@@ -146,7 +146,8 @@ class VRFTCLI(CLIBase):
         config = self.config[self.command]
         check_seed(config.seed_everything)
         configs, resumes = option_values(args, "--config"), config.get("ckpt_path") is not None
-        chosen = self.folder.choose(self.command, Path(config.run_dir), resumes=resumes, configs=configs)
+        requested, num_nodes = Path(config.run_dir), config.trainer.num_nodes
+        chosen = self.folder.choose(self.command, requested, resumes=resumes, configs=configs, num_nodes=num_nodes)
         if str(chosen) != config.run_dir:
             self._parse(parser, [*args, f"--run_dir={chosen}"])
 

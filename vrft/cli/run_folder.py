@@ -6,6 +6,7 @@ import itertools
 import os
 import tempfile
 import time
+import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -14,7 +15,7 @@ from filelock import FileLock, Timeout
 
 from vrft.errors import ConfigurationError
 from vrft.run_dir import RunDir
-from vrft.utils.distributed import is_rank_zero
+from vrft.utils.distributed import is_first_node, is_rank_zero
 
 LOCK = ".lock"
 """Name of the file that rank zero locks while a run writes to its folder. It stays afterwards."""
@@ -62,7 +63,9 @@ class RunFolder:
                 with suppress(OSError):  # it isn't empty, or another rank has removed it
                     folder.rmdir()
 
-    def choose(self, command: str, requested: Path, *, resumes: bool, configs: Iterable[str]) -> Path:
+    def choose(
+        self, command: str, requested: Path, *, resumes: bool, configs: Iterable[str], num_nodes: int = 1
+    ) -> Path:
         """Return the folder of a command's run; if it trains, create and lock it.
 
         A folder that holds a run is never overwritten, and none is shared: a new `fit` takes the first of `DIR`,
@@ -78,15 +81,17 @@ class RunFolder:
             requested: the value of `run_dir`, resolved.
             resumes: whether `fit` continues a run.
             configs: the configs that the command line names.
+            num_nodes: number of machines that the run uses.
 
         Raises:
             ConfigurationError: another process writes to the run that should continue, or the folder can't be written.
         """
+        chooses = is_rank_zero() and (num_nodes == 1 or is_first_node())
         if command == "fit" and not resumes:
-            return self._claim_free(requested) if is_rank_zero() else _choice_of_rank_zero(requested)
+            return self._claim_free(requested) if chooses else _choice_of_rank_zero(requested)
         own = RunDir(requested).config in map(Path, configs)
         chosen = requested if own else _latest_run(requested)
-        if command == "fit" and is_rank_zero() and not self._acquire(chosen):
+        if command == "fit" and chooses and not self._acquire(chosen):
             raise ConfigurationError(f"run_dir: another process writes to {chosen}; wait until it has ended")
         return chosen
 
@@ -108,13 +113,28 @@ class RunFolder:
         return True
 
     def _acquire(self, folder: Path) -> bool:
-        """Create a folder if it is absent, and lock it. Return whether it is locked now."""
+        """Create a folder if it is absent, and lock it if its file system has locks.
+
+        Returns:
+            Whether this command may write to it: no other process has locked it.
+
+        Raises:
+            ConfigurationError: the folder or its lock can't be written.
+        """
         self.make_writable(folder)
         lock = FileLock(folder / LOCK)
         try:
             lock.acquire(timeout=LOCK_SECONDS)
         except Timeout:
             return False
+        except PermissionError as error:  # another user's file
+            raise ConfigurationError(f"run_dir: can't write to {folder / LOCK}: {error.strerror}") from error
+        except OSError as error:
+            warnings.warn(
+                f"run_dir: the file system of {folder} has no locks ({error.strerror}): "
+                "runs that start at the same time may write to the same folder",
+                stacklevel=2,
+            )
         self.lock = lock
         return True
 
@@ -171,7 +191,7 @@ def _is_of_this_launch(folder: Path) -> bool:
     try:
         with FileLock(folder / LOCK).acquire(timeout=0):
             return False
-    except Timeout:
+    except OSError:  # Timeout is one; on a file system without locks, the name alone counts
         return True
 
 

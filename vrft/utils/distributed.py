@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from functools import partial
 from typing import Any, TypeVar
@@ -45,6 +46,14 @@ def raise_on_all_ranks(
 def is_rank_zero() -> bool:
     """Return whether this process is the first rank, also before there is a trainer."""
     return rank_zero_only(lambda: True, default=False)()
+
+
+def is_first_node() -> bool:
+    """Return whether this machine is the first one of a run that is started by hand on several.
+
+    Lightning knows the rank of such a process only once there is a trainer, and reads the same variables for it.
+    """
+    return os.environ.get("NODE_RANK", os.environ.get("GROUP_RANK", "0")) == "0"
 
 
 def on_rank_zero(trainer: Trainer, write: Callable[..., None], *args: Any) -> None:
