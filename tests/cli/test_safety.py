@@ -298,6 +298,14 @@ def test_secrets_are_hidden_in_texts_and_settings(monkeypatch: pytest.MonkeyPatc
     )
     for harmless in ("http://host:80/path of a@b", "urls: http://a:80,http://b:81", "author: X", "eos_token: </s>"):
         assert redact(harmless) == harmless
+    for harmless in ("forward pass: 3.2 s", "pass=3 of 5", "at token: 55 of 100", "pass: 3/5", "token=12ms"):
+        assert redact(harmless) == harmless
+    for secret in ("password: 1234", "db_pass=123456", "token=12345678", "api_key=12ab"):
+        assert redact(secret).endswith("(hidden)")
+    for name in ("SSH_AUTH_SOCK", "HF_TOKEN_PATH", "SECRETS_DIR", "TOKEN_FILE"):
+        monkeypatch.setenv(name, "/absent/project")
+    monkeypatch.setenv("MY_SECRETS", str(ROOT))
+    assert redact(f"/absent/project/x.jpg {ROOT}/x.jpg") == f"/absent/project/x.jpg {ROOT}/x.jpg"
     monkeypatch.setenv("PWD", "/home/somebody")
     assert redact("/home/somebody/x") == "/home/somebody/x"
     settings = {"a": [{"api_key": "k", "url": "http://me:pw@host"}], "max_tokens": 7, "password": ["p"], "none": None}

@@ -42,6 +42,11 @@ def test_no_character_controls_the_terminal_or_hides(text: str, shown: str) -> N
     assert "\x1b" not in markdown_table(["name"], [[text]])
 
 
+class Unprintable:
+    def __str__(self) -> str:
+        raise RuntimeError("no text")
+
+
 def test_warnings_and_log_records_are_shown_without_controls(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -49,11 +54,13 @@ def test_warnings_and_log_records_are_shown_without_controls(
     factory = logging.getLogRecordFactory()
     try:
         hide_secrets()
-        logging.getLogger("somebody").warning("a %s", "\x1b[31m")
-        assert warnings.formatwarning("\x1b[31m", UserWarning, "f.py", 1, "").endswith("UserWarning: \\x1b[31m\n")
+        logging.getLogger("somebody").warning("a %s", "\x1b[1;31mred\x1b[0m \x1b[2J")
+        assert warnings.formatwarning("\x1b[31ma\x1b[2J", UserWarning, "f.py", 1, "").endswith(": a\\x1b[2J\n")
+        for argument in ({"a": 1}, Unprintable()):
+            logging.getLogger("nobody").makeRecord("nobody", 30, "f.py", 1, "%(foo)s %s", (argument,), None)
     finally:
         logging.setLogRecordFactory(factory)
-    assert caplog.messages == [r"a \x1b[31m"]
+    assert caplog.messages == [r"a red \x1b[2J"]
 
 
 @pytest.mark.parametrize("name", ["=1+1", "+cmd", "-2", "@SUM(A1)", "\t=1", "\r=1", " =1"])

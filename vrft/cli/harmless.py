@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import warnings
 from typing import Any
 
@@ -21,6 +22,9 @@ HARMLESS = (
 )
 
 
+COLOUR = re.compile(r"\x1b\[[\d;]*m")
+"""Escape sequences by which other libraries colour their messages."""
+
 MAKE_RECORD = logging.getLogRecordFactory()
 FORMAT_WARNING = warnings.formatwarning
 
@@ -35,15 +39,20 @@ def _redacted_record(*args: Any, **kwargs: Any) -> logging.LogRecord:
     record = MAKE_RECORD(*args, **kwargs)
     try:
         text = record.getMessage()
-    except (TypeError, ValueError):  # arguments that don't fit: its handler reports them
+    except Exception:  # arguments that don't fit, or whose __str__ fails: its handler reports them
         return record
-    if (hidden := visible(redact(text))) != text:
+    if (hidden := _plain(text)) != text:
         record.msg, record.args = hidden, None
     return record
 
 
 def _redacted_warning(*args: Any, **kwargs: Any) -> str:
-    return visible(redact(FORMAT_WARNING(*args, **kwargs)))
+    return _plain(FORMAT_WARNING(*args, **kwargs))
+
+
+def _plain(text: str) -> str:
+    """Return a text without colours, secrets and control characters."""
+    return visible(redact(COLOUR.sub("", text)))
 
 
 def silence_harmless() -> None:

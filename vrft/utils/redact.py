@@ -40,6 +40,15 @@ IN_ADDRESS = re.compile(r"""(\w://)(?:(?:(?!://)[^\s"'<>,])*:(?:(?!://)[^\s"'<>]
 MIN_SECRET_CHARACTERS = 6
 """Shorter values of environment variables are not redacted, because they occur in texts by chance."""
 
+NUMBER = re.compile(r"[-+]?(?:\d{1,5}(?:/\d{1,5})?|\d*\.\d+(?:e[-+]?\d+)?)(?:%|s|ms)?[.;:)]*")
+"""Counts and times, like `forward pass: 3.2 s`. Whole numbers of six digits may be passwords."""
+
+PASSWORD = re.compile(r"\w*pass(?:word|wd|phrase|code)s?|pwd")
+"""Words for secrets that may be short numbers."""
+
+PLACES = ("path", "dir", "file", "sock")
+"""Last words of environment variables that name a place: `SSH_AUTH_SOCK`, `HF_TOKEN_PATH`."""
+
 NO_SECRETS = frozenset({"false", "disabled", "enabled", "default"})
 """Values of switches, which are no secrets whatever the variable's name."""
 
@@ -60,6 +69,8 @@ def is_secret_variable(name: str) -> bool:
     if name in ("PWD", "OLDPWD"):  # the working folder
         return False
     words = _words(name)
+    if words and words[-1] in PLACES:
+        return False
     return "key" in words[1:] or any(SECRET_WORD.fullmatch(word) or AUTH.fullmatch(word) for word in words)
 
 
@@ -85,6 +96,8 @@ def _redact_assigned(found: re.Match[str]) -> str:
         return found[0]
     if not is_secret(name):  # "unrecognized arguments: --api_key=…"
         return name + sign + ASSIGNED.sub(_redact_assigned, value)
+    if NUMBER.fullmatch(value) and not PASSWORD.fullmatch(_words(name)[-1]):
+        return found[0]
     around = value[0] if value[0] in "\"'" else ""
     return f"{name}{sign}{around}{PLACEHOLDER}{around}"
 
@@ -92,7 +105,9 @@ def _redact_assigned(found: re.Match[str]) -> str:
 def _secret_values() -> Iterator[str]:
     """Yield what environment variables with names of secrets hold, also as it is written in JSON, HTML and URLs."""
     for name, value in os.environ.items():
-        if len(value) >= MIN_SECRET_CHARACTERS and value.lower() not in NO_SECRETS and is_secret_variable(name):
+        if len(value) < MIN_SECRET_CHARACTERS or value.lower() in NO_SECRETS or not is_secret_variable(name):
+            continue
+        if os.sep not in value or not os.path.exists(value):  # a path is no secret
             yield from {
                 value,
                 json.dumps(value)[1:-1],
