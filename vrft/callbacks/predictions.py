@@ -68,7 +68,10 @@ class Predictions(Callback):
         path.write_text("".join(f"{json.dumps(entry)}\n" for entry in rows))
         for part in parts:
             part.unlink()
-        print(f"predictions: {path}")
+        valid = sum(bool(entry["valid"]) for entry in rows)
+        print(f"predictions: {path} ({valid} of {len(rows)} answers are valid)")
+        for stale in (self.run.predictions_coco, self.run.predictions_images):
+            stale.unlink(missing_ok=True)  # of an earlier command
         data = data_of(trainer)
         if any(isinstance(entry["answer"], list) for entry in rows):
             ids = data.category_ids() if isinstance(data, RecordData) else {}

@@ -147,8 +147,8 @@ def table(summary: dict[str, Any], step: int) -> Iterator[str]:
 
 def usage_section(program: str) -> Iterator[str]:
     """Yield a program that asks the model about an image."""
-    yield from ("", "## Use", "", "With transformers and torchvision (SmolVLM also needs num2words; `pip install")
-    yield from ("'vrft[processors]'` installs both):", "", fenced(program, "python"))
+    needs = "With transformers, and torchvision in the build of your torch, CPU or CUDA (SmolVLM also needs num2words):"
+    yield from ("", "## Use", "", needs, "", fenced(program, "python"))
 
 
 def code(value: Any) -> str:
