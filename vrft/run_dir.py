@@ -13,7 +13,7 @@ EVALUATOR_WARNINGS = "warnings_{}.json"
 """A list of an evaluator's warnings in the folder of an evaluation, by the evaluator's class."""
 
 UNSHARDED = "run.pt"
-"""What is not sharded of a sharded checkpoint, in its folder."""
+"""Name of the unsharded part of a sharded checkpoint, in its folder."""
 
 
 def is_sharded(checkpoint: Path) -> bool:

@@ -1,4 +1,4 @@
-"""What a user's files have that can't be used: bad records, missing images, and files that were passed over."""
+"""Parts of a user's files that can't be used: bad records, missing images, and files that were passed over."""
 
 from __future__ import annotations
 

@@ -17,6 +17,7 @@ from vrft.data.ground_truth import LabelledImage, file_ids
 from vrft.data.image_names import without_links
 from vrft.data.images import BadImage, MissingImage, check_image
 from vrft.data.record import Record, Split
+from vrft.data.split_sources import annotated, given
 from vrft.errors import ConfigurationError
 from vrft.types import Detection, Id
 
@@ -154,7 +155,7 @@ class AnnotatedData(BoxData):
 
     test_setting = "data.test_annotations"
     expected: str
-    """What `train_annotations` and the like name, for messages."""
+    """Description of the annotations that a config names, for messages."""
 
     def __init__(
         self,
@@ -178,17 +179,8 @@ class AnnotatedData(BoxData):
             kwargs: see `CategoryData`.
         """
         super().__init__(**kwargs)
-        named: dict[Split, tuple[str | None, str | None]] = {
-            "train": (train_annotations, train_images),
-            "val": (val_annotations, val_images),
-            "test": (test_annotations, test_images),
-        }
-        self.sources: dict[Split, tuple[Path, Path | None]] = {}
-        for split, (file, folder) in named.items():
-            if file is not None:
-                self.sources[split] = Path(file), None if folder is None else Path(folder)
-            elif folder is not None:
-                raise ConfigurationError(f"data.{split}_images: expected data.{split}_annotations too")
+        annotations = given(train_annotations, val_annotations, test_annotations)
+        self.sources = annotated(annotations, {"train": train_images, "val": val_images, "test": test_images})
         self.check_held_out("val" in self.sources, "val_annotations")
         for split, (source, images) in self.sources.items():
             if not source.exists():

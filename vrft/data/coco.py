@@ -31,6 +31,7 @@ from vrft.data.coco_fields import id_order, is_json_id, read_flag, values_reason
 from vrft.data.files import UTF8, brief, require_file, require_folder
 from vrft.data.other_formats import refuse_other_format
 from vrft.data.record import Record, Split
+from vrft.data.split_sources import annotated, given
 from vrft.errors import ConfigurationError
 from vrft.types import Detection, Id
 
@@ -64,17 +65,9 @@ class CocoData(CategoryData):
             kwargs: see `CategoryData`.
         """
         super().__init__(**kwargs)
-        named: dict[Split, tuple[str | None, str | None]] = {
-            "train": (train_annotations, train_images),
-            "val": (val_annotations, val_images),
-            "test": (test_annotations, test_images),
-        }
-        self.files: dict[Split, tuple[Path, Path]] = {}
-        for split, (file, images) in named.items():
-            if file is not None:
-                self.files[split] = Path(file), Path(file).parent if images is None else Path(images)
-            elif images is not None:
-                raise ConfigurationError(f"data.{split}_images: expected data.{split}_annotations too")
+        annotations = given(train_annotations, val_annotations, test_annotations)
+        named = annotated(annotations, {"train": train_images, "val": val_images, "test": test_images})
+        self.files = {split: (file, images or file.parent) for split, (file, images) in named.items()}
         self.check_held_out("val" in self.files, "val_annotations")
         if per_image and self.negatives:
             raise ConfigurationError("data.negatives: prompts of data.per_image ask for absent categories already")

@@ -13,6 +13,7 @@ from vrft.data.files import is_file_name, read_text, require_file
 from vrft.data.image_folder import labelled_records
 from vrft.data.record import Record, Split
 from vrft.data.records import RecordData
+from vrft.data.split_sources import given
 from vrft.errors import ConfigurationError
 
 OTHER_SEPARATORS = (";", "\t", "|")
@@ -44,8 +45,7 @@ class CsvData(RecordData):
             kwargs: see `RecordData`.
         """
         super().__init__(**kwargs)
-        named: dict[Split, str | None] = {"train": train_csv, "val": val_csv, "test": test_csv}
-        self.files = {split: Path(name) for split, name in named.items() if name is not None}
+        self.files = {split: Path(name) for split, name in given(train_csv, val_csv, test_csv).items()}
         self.check_held_out(val_csv is not None, "val_csv")
         self.columns = {"image_column": image_column, "label_column": label_column}
         for split, path in self.files.items():

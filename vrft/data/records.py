@@ -39,9 +39,9 @@ class RecordData(VisionData):
     """Base class of data modules that read files. A subclass implements `records`."""
 
     noun = "answers"
-    """What the records differ in, for messages."""
+    """Name of the records' targets, for messages."""
     test_setting = "a test split"
-    """What to set or to provide for a test split, for messages."""
+    """Setting or folder that provides a test split, for messages."""
 
     def __init__(
         self,

@@ -15,6 +15,7 @@ from vrft.data.files import brief, decode_json, is_file_name, is_text, read_line
 from vrft.data.images import BadImage, ImageSource
 from vrft.data.record import Record, Split
 from vrft.data.records import RecordData
+from vrft.data.split_sources import given
 from vrft.errors import ConfigurationError
 from vrft.tasks import Task
 from vrft.types import Frame, Target
@@ -82,12 +83,6 @@ class SolutionData(RecordData):
         if target is None:
             bad_records.add(record.location, f"solution can't be read by {type(task).__name__}: {brief(solution)}")
         return target
-
-
-def given(train: str, val: str | None, test: str | None) -> dict[Split, str]:
-    """Return the sources of the splits that have one."""
-    sources: dict[Split, str | None] = {"train": train, "val": val, "test": test}
-    return {split: source for split, source in sources.items() if source is not None}
 
 
 def _reason(row: Any) -> str | None:

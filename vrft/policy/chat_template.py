@@ -13,7 +13,7 @@ from vrft.errors import ConfigurationError
 from vrft.policy.tiny import CHAT_TEMPLATE
 
 LIMITS = {"cpu_seconds": 2, "memory_bytes": 2**29, "characters": 100_000}
-"""What the template may use for one short question; see `render_template`."""
+"""Limits of a template for one short question; see `render_template`."""
 SECONDS = 300.0
 """Time for the process that renders, which first imports transformers, perhaps from a slow disk."""
 

@@ -44,7 +44,7 @@ OTHER_FORMATS = {
     "*.safetensors": f"without {INDEX_FILE}; is the download complete?",
     "*/config.json": "in a folder below; name that one",
 }
-"""What else a folder may hold in place of the expected weights, by pattern."""
+"""Files that a folder may hold in place of the expected weights, by pattern."""
 
 QUANTISATION_FILES = ("quantize_config.json", "quant_config.json", "hf_quant_config.json")
 QUANTISED_TYPES = ("F8", "F4", "F6", "I4", "U8", "I8")

@@ -1,4 +1,4 @@
-"""What vrft needs from a model, checked before its weights are read."""
+"""Requirements that a model must meet, checked before its weights are read."""
 
 from __future__ import annotations
 

@@ -40,7 +40,6 @@ def replace_parameters(module: nn.Module, make: Callable[[nn.Parameter], nn.Para
         made = make(parameter)
         for owner, name in owners:
             setattr(owner, name, made)
-        del parameter
 
 
 def final_dtype(parameter: Tensor, dtype: torch.dtype) -> torch.dtype:

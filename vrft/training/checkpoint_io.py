@@ -91,9 +91,9 @@ def check_sums(path: str | Path) -> None:
             if any(part.compress_type != zipfile.ZIP_STORED for part in archive.infolist()):
                 raise ConfigurationError(f"ckpt_path: {path} is damaged: it has compressed parts, unlike a checkpoint")
             wrong = archive.testzip()
-    except (zipfile.BadZipFile, EOFError, RuntimeError, NotImplementedError, ValueError, struct.error) as error:
-        if isinstance(error, ConfigurationError):
-            raise
+    except ConfigurationError:
+        raise
+    except (zipfile.BadZipFile, EOFError, RuntimeError, ValueError, struct.error) as error:
         raise ConfigurationError(f"ckpt_path: {path} is damaged: {error}") from error
     if wrong is not None:
         raise ConfigurationError(f"ckpt_path: {path} is damaged: the checksum of {wrong} is wrong")

@@ -43,6 +43,6 @@ else:
         lowest = 0.0
 
     class Seed(Number):
-        """Of a generator of random numbers."""
+        """Seed of a generator of random numbers."""
 
         base, lowest, highest = int, 0, 2**32 - 1

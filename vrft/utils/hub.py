@@ -24,7 +24,7 @@ LOADING_ERRORS = (
     ImportError,
     RuntimeError,
 )
-"""What transformers raises if the files of a checkpoint contradict what it expects."""
+"""Errors that transformers raises if the files of a checkpoint contradict what it expects."""
 
 WITH_REPORT: dict[str, Any] = {"output_loading_info": True, "ignore_mismatched_sizes": True}
 """Arguments of `from_pretrained` that make it return what `check_loaded` needs, too."""
