@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from vrft.boxes import Box, iou_matrix
-from vrft.data.scenes import ORDINALS
+from vrft.data.datasets.scenes import ORDINALS
 
 FOUND = ("right", "wrong", "neither")
 

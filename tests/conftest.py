@@ -100,7 +100,7 @@ def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ranks]:
 @pytest.fixture
 def _forked_readers(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fork the processes that read MATLAB files, which takes a fraction of their start."""
-    monkeypatch.setattr("vrft.data.benchmarks.subprocess", SimpleNamespace(run=run_python))
+    monkeypatch.setattr("vrft.data.datasets.benchmarks.subprocess", SimpleNamespace(run=run_python))
 
 
 @pytest.fixture

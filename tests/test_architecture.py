@@ -104,6 +104,17 @@ def test_folders_do_not_import_each_other_in_a_cycle() -> None:
     assert not found, " -> ".join(found)
 
 
+def test_data_sources_build_on_the_rest_of_data() -> None:
+    sources = ("vrft.data.formats", "vrft.data.datasets")
+    upward = [
+        where
+        for start, end, where in arrows()
+        if start.startswith("vrft.data.") and not start.startswith(sources) and end.startswith(sources)
+    ]
+    assert not upward, "\n".join(upward)
+    assert not [where for start, end, where in arrows() if start.startswith(sources[0]) and end.startswith(sources[1])]
+
+
 def test_a_cycle_and_an_upward_import_are_found() -> None:
     assert circle({("a", "b"), ("b", "c")}) == []
     assert circle({("a", "b"), ("b", "c"), ("c", "a")})[0] in "abc"

@@ -29,7 +29,7 @@ from vrft.__main__ import COMMANDS, main
 from vrft.callbacks.checkpoint import RunCheckpoint
 from vrft.callbacks.skipped_steps import SkippedSteps
 from vrft.callbacks.transcripts import Transcripts
-from vrft.data.scenes import COLOURS, draw_scene, write_coco
+from vrft.data.datasets.scenes import COLOURS, draw_scene, write_coco
 from vrft.data.splits import COCO_FEW_SHOT8
 from vrft.policy import LoRA
 

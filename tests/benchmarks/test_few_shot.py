@@ -26,7 +26,7 @@ from scipy import stats
 from tests.helpers import ROOT
 from tests.helpers.formats import coco_tables
 from vrft.data import FreshSceneData, SceneData
-from vrft.data.scenes import COLOURS, NOVEL_COLOURS, FreshScenes
+from vrft.data.datasets.scenes import COLOURS, NOVEL_COLOURS, FreshScenes
 from vrft.errors import ConfigurationError
 from vrft.rewards import Consistency
 from vrft.tasks import DetectionTask

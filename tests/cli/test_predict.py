@@ -67,7 +67,7 @@ def test_a_folder_of_images(photos: Path, tmp_path: Path, capsys: pytest.Capture
 
 def test_boxes_become_coco_results_and_are_drawn(photos: Path, tmp_path: Path) -> None:
     """Predict scenes that the policy can answer."""
-    from vrft.data.scenes import FreshScenes
+    from vrft.data.datasets.scenes import FreshScenes
 
     for number in range(6):
         FreshScenes(6, 0, seed=0)[number].image.save(photos / f"scene{number}.png")

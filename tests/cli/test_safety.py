@@ -222,7 +222,7 @@ FORBIDDEN = {"eval", "exec", "compile", "__import__", "os.system", "os.popen", "
 FORBIDDEN |= {"yaml.unsafe_load", "yaml.full_load", "marshal.loads", "shelve.open", "np.load"}
 PROCESSES = {
     "vrft/callbacks/graceful_stop.py": ['["scontrol", "requeue", job]'],
-    "vrft/data/benchmarks.py": ["command"],  # this Python, with a script of the package, a path and a name
+    "vrft/data/datasets/benchmarks.py": ["command"],  # this Python, with a script of the package, a path and a name
     "vrft/policy/chat_template.py": ["command"],  # this Python, with a script of the package
 }
 

@@ -13,7 +13,7 @@ from PIL import Image
 from tests.helpers.coco import coco_data
 from tests.helpers.data import samples_of
 from vrft.data.augmentation import augment
-from vrft.data.scenes import draw_scene
+from vrft.data.datasets.scenes import draw_scene
 from vrft.types import Detection, Sample
 
 

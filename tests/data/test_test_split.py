@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.data.test_yolo_exports import roboflow
+from tests.data.formats.test_yolo_exports import roboflow
 from tests.helpers import ROOT, formats
 from tests.helpers.annotation_tools import write
 from tests.helpers.coco import coco

@@ -18,7 +18,7 @@ from torch import nn
 from tests.helpers import CSV_ONLY, ROOT
 from tests.helpers.formats import write_jsonl
 from vrft.__main__ import main
-from vrft.data.scenes import FreshScenes, draw_scene, write_coco
+from vrft.data.datasets.scenes import FreshScenes, draw_scene, write_coco
 from vrft.doctor.memory import optimizer_bytes
 from vrft.doctor.prompts import GARBAGE, unlimited_counts
 from vrft.policy import Policy

@@ -17,7 +17,7 @@ from scipy.stats import bootstrap
 from tests.helpers import CSV_ONLY, Command
 from tests.helpers.finished import EVERYTHING
 from vrft.__main__ import main
-from vrft.data.scenes import draw_scene, write_coco
+from vrft.data.datasets.scenes import draw_scene, write_coco
 from vrft.evaluators import AccuracyEvaluator, CocoEvaluator
 from vrft.evaluators.accuracy import Row as Named
 from vrft.evaluators.coco import Row

@@ -20,7 +20,7 @@ from vrft.data import (
     VocData,
 )
 from vrft.data.box_data import AnnotatedData
-from vrft.data.scenes import SIZE
+from vrft.data.datasets.scenes import SIZE
 
 Writer = Callable[[Path, list[Scene]], Path]
 """Writes pictures into a folder and returns what `train_annotations` names."""

@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 from scipy.io import savemat
 
-from vrft.data.scenes import COLOURS, SIZE, draw_scene
+from vrft.data.datasets.scenes import COLOURS, SIZE, draw_scene
 from vrft.tasks.detection import boxes_text
 from vrft.types import Detection
 

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from vrft.data.scenes import FreshScenes
+from vrft.data.datasets.scenes import FreshScenes
 from vrft.errors import ConfigurationError
 from vrft.policy import LoRA, Policy
 from vrft.policy.export import export_policy

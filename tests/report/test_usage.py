@@ -20,7 +20,7 @@ from transformers.utils import is_torchvision_available
 from vrft import Policy, Predictor
 from vrft.boxes import Coordinates
 from vrft.cli.export import usage_program
-from vrft.data.scenes import FreshScenes
+from vrft.data.datasets.scenes import FreshScenes
 from vrft.policy.export import export_policy
 from vrft.policy.processor import load_processor
 from vrft.report.model_card import write_card

@@ -11,8 +11,8 @@ from PIL import Image
 from tests.helpers import ROOT
 from vrft import Predictor
 from vrft.__main__ import main
+from vrft.data.datasets.scenes import FreshScenes
 from vrft.data.images import BadImage
-from vrft.data.scenes import FreshScenes
 from vrft.tasks import DetectionTask
 from vrft.types import Detection
 

@@ -16,8 +16,8 @@ from PIL import Image
 
 from vrft.boxes import matched_iou
 from vrft.data.categories import ANNOTATED, CategoryData
-from vrft.data.coco_fields import id_order
 from vrft.data.datamodule import VisionData
+from vrft.data.formats.coco_fields import id_order
 from vrft.data.records import RecordData
 from vrft.data.splits import Categories, category_names
 from vrft.errors import ConfigurationError

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from rich.table import Table
 
-from vrft.data.coco_fields import id_order
+from vrft.data.formats.coco_fields import id_order
 from vrft.evaluators.base import Evaluator, Row
 from vrft.types import Id
 

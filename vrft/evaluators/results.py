@@ -9,8 +9,8 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from vrft.data.coco_fields import is_json_id
 from vrft.data.files import brief
+from vrft.data.formats.coco_fields import is_json_id
 from vrft.errors import ConfigurationError
 from vrft.evaluators.average_precision import COLUMNS, Array
 from vrft.evaluators.truth import Truth

@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from vrft.data.coco_fields import id_order, is_json_id, read_area, read_flag, values_reason
 from vrft.data.files import UTF8, brief, decode_json, is_number
+from vrft.data.formats.coco_fields import id_order, is_json_id, read_area, read_flag, values_reason
 from vrft.errors import ConfigurationError
 from vrft.evaluators.average_precision import BACKENDS, COLUMNS, Array, Backend, Curves, Format
 from vrft.types import Id

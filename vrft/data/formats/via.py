@@ -9,8 +9,8 @@ from typing import Any
 from vrft.data.bad_records import BadRecords
 from vrft.data.box_data import AnnotatedData, Corners, Entry
 from vrft.data.files import brief, hull, is_number
+from vrft.data.formats.other_formats import load_json, refuse_other_format
 from vrft.data.image_names import find_image
-from vrft.data.other_formats import load_json, refuse_other_format
 
 
 class ViaData(AnnotatedData):

@@ -9,7 +9,7 @@ import numpy as np
 
 from tests.helpers.data import samples_of
 from vrft.data import CocoData
-from vrft.data.scenes import draw_scene, write_coco
+from vrft.data.datasets.scenes import draw_scene, write_coco
 
 
 def test_scenes_are_drawn_where_their_boxes_say(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from vrft.data.bad_records import BadRecords
 from vrft.data.files import is_file_name, read_text, require_file
-from vrft.data.image_folder import labelled_records
+from vrft.data.formats.image_folder import labelled_records
 from vrft.data.record import Record, Split
 from vrft.data.records import RecordData
 from vrft.data.split_sources import given

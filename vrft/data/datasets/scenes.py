@@ -11,8 +11,8 @@ from typing import Any
 from PIL import Image, ImageDraw
 from torch.utils.data import Dataset
 
-from vrft.data.coco import CocoData
 from vrft.data.datamodule import VisionData
+from vrft.data.formats.coco import CocoData
 from vrft.data.record import Split
 from vrft.errors import ConfigurationError
 from vrft.types import Detection, Sample

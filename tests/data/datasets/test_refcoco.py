@@ -161,7 +161,7 @@ def test_a_large_or_self_containing_pickle_is_refused(tmp_path: Path, monkeypatc
     (folder / "refs(unc).p").write_bytes(pickle.dumps(content + more[1:], protocol=2))
     listed = said_of(lambda **more: references(folder, **more), tmp_path, GroundingTask())
     assert "[0] (ref_id 0): expected ann_id to be a whole number or text, got a list" in listed
-    monkeypatch.setattr("vrft.data.refcoco.MAX_BYTES", 100)
+    monkeypatch.setattr("vrft.data.datasets.refcoco.MAX_BYTES", 100)
     assert "larger than 100 bytes" in refused(lambda **more: references(folder, **more), tmp_path)
 
 

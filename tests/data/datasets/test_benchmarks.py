@@ -19,7 +19,7 @@ from vrft.data import (
     FlowersData,
     PetsData,
 )
-from vrft.data.benchmarks import FLOWERS
+from vrft.data.datasets.benchmarks import FLOWERS
 from vrft.errors import ConfigurationError
 from vrft.tasks import ClassificationTask
 

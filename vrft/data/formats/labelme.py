@@ -11,9 +11,9 @@ from vrft.data.bad_records import BadRecords
 from vrft.data.box_data import AnnotatedData, Corners, Entry
 from vrft.data.files import brief, decode_json, hull, points_of, read_bytes, size_of
 from vrft.data.folders import find_files
+from vrft.data.formats.other_formats import refuse_other_format
 from vrft.data.image_names import find_image
 from vrft.data.images import image_suffixes
-from vrft.data.other_formats import refuse_other_format
 
 OUTLINES = {"rectangle": 2, "polygon": 3, "linestrip": 2, "line": 2, "mask": 2}
 """Shapes whose box is that around their points, with the least number of points."""

@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch.utils.data import Dataset
 
 from vrft.data.datamodule import VisionData
-from vrft.data.image_folder import ImageFolderData
+from vrft.data.formats.image_folder import ImageFolderData
 from vrft.types import Sample
 from vrft.utils.bounds import Seed
 

@@ -9,10 +9,10 @@ from pathlib import Path
 
 from vrft.data.bad_records import BadRecords
 from vrft.data.box_data import AnnotatedData, Corners, Entry
-from vrft.data.csv_table import OTHER_SEPARATORS
 from vrft.data.files import brief, read_text, size_of
+from vrft.data.formats.csv_table import OTHER_SEPARATORS
+from vrft.data.formats.other_formats import refuse_other_format
 from vrft.data.image_names import find_image
-from vrft.data.other_formats import refuse_other_format
 from vrft.errors import ConfigurationError
 
 COLUMNS = {

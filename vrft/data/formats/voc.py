@@ -12,9 +12,9 @@ from vrft.data.bad_records import BadRecords
 from vrft.data.box_data import AnnotatedData, Corners, Entry
 from vrft.data.files import brief, hull, read_lines, read_xml
 from vrft.data.folders import find_files
+from vrft.data.formats.other_formats import refuse_other_format
 from vrft.data.image_names import find_image
 from vrft.data.images import image_suffixes
-from vrft.data.other_formats import refuse_other_format
 from vrft.errors import ConfigurationError
 
 OFFICIAL = re.compile(r"The VOC20\d\d Database", re.I)

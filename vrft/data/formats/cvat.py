@@ -9,8 +9,8 @@ from xml.etree.ElementTree import Element
 from vrft.data.bad_records import BadRecords
 from vrft.data.box_data import AnnotatedData, Corners, Entry
 from vrft.data.files import brief, hull, read_xml, size_of
+from vrft.data.formats.other_formats import refuse_other_format
 from vrft.data.image_names import find_image
-from vrft.data.other_formats import refuse_other_format
 from vrft.errors import ConfigurationError
 
 OUTLINES = ("polygon", "polyline")

@@ -12,8 +12,8 @@ from urllib.parse import parse_qs, unquote, urlsplit
 from vrft.data.bad_records import BadRecords
 from vrft.data.box_data import AnnotatedData, Corners, Entry
 from vrft.data.files import brief, hull, is_number, is_text, points_of, size_of
+from vrft.data.formats.other_formats import load_json, refuse_other_format
 from vrft.data.image_names import find_image
-from vrft.data.other_formats import load_json, refuse_other_format
 
 SHAPES = ("rectanglelabels", "polygonlabels", "ellipselabels", "rectangle", "polygon", "ellipse", "labels")
 REGIONS = ("keypoint", "brush", "bitmask", "vector", "video")

@@ -10,8 +10,8 @@ from vrft.data.bad_records import BadRecords
 from vrft.data.box_data import AnnotatedData, Corners, Entry
 from vrft.data.files import brief, hull, points_of, size_of
 from vrft.data.folders import find_files
+from vrft.data.formats.other_formats import load_json, refuse_other_format
 from vrft.data.image_names import find_image
-from vrft.data.other_formats import load_json, refuse_other_format
 
 OUTLINES = ("rectangle", "polygon", "line")
 

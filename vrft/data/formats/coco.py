@@ -13,7 +13,8 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from vrft.data.bad_records import BadRecords
 from vrft.data.categories import ANNOTATED, CategoryData
-from vrft.data.coco_entries import (
+from vrft.data.files import UTF8, brief, require_file, require_folder
+from vrft.data.formats.coco_entries import (
     EXPECTED,
     AnnotationEntry,
     CategoryEntry,
@@ -27,9 +28,8 @@ from vrft.data.coco_entries import (
     read_parts,
     truth_tables,
 )
-from vrft.data.coco_fields import id_order, is_json_id, read_flag, values_reason
-from vrft.data.files import UTF8, brief, require_file, require_folder
-from vrft.data.other_formats import refuse_other_format
+from vrft.data.formats.coco_fields import id_order, is_json_id, read_flag, values_reason
+from vrft.data.formats.other_formats import refuse_other_format
 from vrft.data.record import Record, Split
 from vrft.data.split_sources import annotated, given
 from vrft.errors import ConfigurationError

@@ -9,10 +9,10 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from vrft.data.coco_fields import is_json_id
 from vrft.data.files import UTF8, brief, clip_to, decode_json, decode_text, is_number, read_bytes
+from vrft.data.formats.coco_fields import is_json_id
+from vrft.data.formats.other_formats import refuse_other_format
 from vrft.data.ground_truth import IGNORED
-from vrft.data.other_formats import refuse_other_format
 from vrft.types import Id
 
 T = TypeVar("T", bound=msgspec.Struct)

@@ -13,7 +13,7 @@ import pytest
 from tests.helpers import formats
 from tests.helpers.data import assert_same_boxes, drawn, refused, said_of, samples_of
 from vrft.data import YoloData
-from vrft.data.scenes import COLOURS
+from vrft.data.datasets.scenes import COLOURS
 from vrft.errors import ConfigurationError
 
 

@@ -13,11 +13,11 @@ from typing import Any
 from vrft.data.bad_records import BadRecords
 from vrft.data.box_data import BoxData, BoxImage, Corners
 from vrft.data.files import brief, clip_to, decode_text, hull, read_bytes, require_file, split_lines
+from vrft.data.formats.other_formats import refuse_other_format
+from vrft.data.formats.yolo_config import KEYS, YoloConfig
+from vrft.data.formats.yolo_outlines import are_outlines, are_poses, long_labels
 from vrft.data.images import BadImage, MissingImage, check_image
-from vrft.data.other_formats import refuse_other_format
 from vrft.data.record import Split
-from vrft.data.yolo_config import KEYS, YoloConfig
-from vrft.data.yolo_outlines import are_outlines, are_poses, long_labels
 from vrft.errors import ConfigurationError
 from vrft.types import Detection, Id
 

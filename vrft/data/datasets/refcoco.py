@@ -11,15 +11,6 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from vrft.data.bad_records import BadRecords
-from vrft.data.coco_entries import (
-    AnnotationEntry,
-    ImageEntry,
-    InstancesFile,
-    box_reason,
-    clip,
-    read_instances,
-)
-from vrft.data.coco_fields import is_json_id
 from vrft.data.files import (
     BYTE_ORDER_MARKS,
     brief,
@@ -32,6 +23,15 @@ from vrft.data.files import (
     require_file,
     require_folder,
 )
+from vrft.data.formats.coco_entries import (
+    AnnotationEntry,
+    ImageEntry,
+    InstancesFile,
+    box_reason,
+    clip,
+    read_instances,
+)
+from vrft.data.formats.coco_fields import is_json_id
 from vrft.data.record import Record, Split
 from vrft.data.records import RecordData
 from vrft.errors import ConfigurationError

@@ -1,0 +1,1 @@
+"""Published datasets, each read from its own files, and generated ones."""
