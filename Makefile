@@ -13,7 +13,7 @@ install: .venv/installed
 	touch $@
 
 quickstart: install
-	$(BIN)/python -m vrft fit --config configs/quickstart.yaml
+	$(BIN)/python -m vrft fit --config quickstart
 
 # Linters and the fast tests.
 check: install
@@ -44,15 +44,14 @@ browser:
 tiny-policies: install
 	rm -rf runs/tiny
 	$(BIN)/python -m vrft.policy.tiny runs/tiny/untrained
-	$(BIN)/python -m vrft fit --config configs/tiny/detection_1_warmup.yaml
-	$(BIN)/python -m vrft fit --config configs/tiny/detection_2_mistune.yaml
-	$(BIN)/python -m vrft fit --config configs/tiny/digits.yaml
-	rm -rf vrft/policy/checkpoints
+	$(BIN)/python -m vrft fit --config tiny/detection_1_warmup
+	$(BIN)/python -m vrft fit --config tiny/detection_2_mistune
+	$(BIN)/python -m vrft fit --config tiny/digits
+	rm -rf vrft/policy/checkpoints/tiny-detection vrft/policy/checkpoints/tiny-digits
 	$(BIN)/python -m vrft export runs/tiny/detection_2_mistune --dtype bfloat16 --output runs/tiny/tiny-detection
 	$(BIN)/python -m vrft export runs/tiny/digits --dtype bfloat16 --output runs/tiny/tiny-digits
-	mkdir vrft/policy/checkpoints
 	mv runs/tiny/tiny-detection runs/tiny/tiny-digits vrft/policy/checkpoints
-	rm vrft/policy/checkpoints/*/README.md
+	rm vrft/policy/checkpoints/tiny-d*/README.md
 
 # A vLLM server for `pytest -m vllm`: on a machine without a GPU, 3.6 GB and a few minutes.
 vllm-env:

@@ -41,7 +41,7 @@ def arguments(folder: Path, data: Path, processes: int = 1, steps: int = 48) -> 
     places += [f"--data.{part}_images={data}/{part}" for part in ("train", "val")]
     logger = f"{{class_path: vrft.loggers.CSVLogger, init_args: {{save_dir: '{folder}', name: logs}}}}"
     return [
-        *("fit", "--config", str(ROOT / "configs" / "quickstart.yaml"), *places, *several, f"--run_dir={folder}"),
+        *("fit", "--config", "quickstart", *places, *several, f"--run_dir={folder}"),
         *("--data.train_size=12", "--data.val_size=6", "--model.num_generations=4", "--trainer.accelerator=cpu"),
         *(f"--trainer.max_steps={steps}", "--trainer.val_check_interval=1000", "--checkpoint.every_n_train_steps=2"),
         *("--trainer.enable_progress_bar=false", f"--trainer.logger={logger}", "--transcripts.every_n_rollouts=1"),

@@ -222,7 +222,7 @@ def run(folder: Path, strategy: str, steps: int, *, full_length: bool = True, co
     places += [f"--data.{part}_images={folder}/{part}" for part in ("train", "val")]
     command = [
         *(sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", "-m", "vrft"),
-        *("fit", "--config", str(ROOT / "configs" / "quickstart.yaml"), *places, f"--run_dir={folder}/run"),
+        *("fit", "--config", "quickstart", *places, f"--run_dir={folder}/run"),
         *("--trainer.accelerator=cpu", f"--trainer.devices={processes}", f"--trainer.max_steps={steps + WARMUP}"),
         *("--data.val_size=2", f"--data.batch_size={PROMPTS}", f"--model.num_generations={GENERATIONS}"),
         *(f"--model.max_completion_length={TOKENS}", "--model.max_tokens_per_micro_batch=900"),

@@ -27,9 +27,9 @@ COLUMNS = ("engine", "seed", "mAP before", "mAP after", "reward after", "rollout
 
 def run(arguments: argparse.Namespace, engine: str, seed: int, folder: Path) -> dict[str, float]:
     """Train once and return the scores, the time of the rollouts and their mismatch."""
-    words = ["fit", "--config", str(ROOT / "configs" / "quickstart.yaml")]
+    words = ["fit", "--config", "quickstart"]
     if engine == "vLLM":
-        words += ["--config", str(ROOT / "configs" / "engine" / "vllm.yaml")]
+        words += ["--config", "engine/vllm"]
         words += [f"--model.engine.init_args.urls=[{','.join(arguments.urls)}]"]
     scenes = arguments.scenes
     words += [f"--data.train_annotations={scenes}/train.json", f"--data.train_images={scenes}/train"]

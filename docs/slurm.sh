@@ -1,5 +1,5 @@
 #!/bin/bash
-# sbatch docs/slurm.sh fit --config configs/coco_few_shot.yaml --config configs/trainer/slurm.yaml
+# sbatch docs/slurm.sh fit --config coco_few_shot --config trainer/slurm
 # Five minutes before its time limit, the job saves a checkpoint, exits and is requeued; then it resumes.
 #SBATCH --nodes=2 --ntasks-per-node=8 --gpus-per-node=8
 #SBATCH --time=04:00:00 --signal=USR1@300 --requeue --open-mode=append

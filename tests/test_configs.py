@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.helpers import CSV_ONLY, ROOT
+from tests.helpers import CSV_ONLY
 from tests.helpers.formats import (
     coco_tables,
     write_aircraft,
@@ -22,11 +22,13 @@ from tests.helpers.formats import (
     write_reason_seg,
 )
 from vrft.__main__ import main
+from vrft.cli.named_configs import CONFIGS as FOLDER
+from vrft.cli.named_configs import named_config
 
-CONFIGS = sorted(path for folder in (".", "tiny", "recipes") for path in (ROOT / "configs" / folder).glob("*.yaml"))
-FRAGMENTS = sorted([*(ROOT / "configs" / "data").glob("*.yaml"), *(ROOT / "configs" / "model").glob("*.yaml")])
-ENGINES = sorted((ROOT / "configs" / "engine").glob("*.yaml"))
-HARDWARE = sorted((ROOT / "configs" / "trainer").glob("*.yaml"))
+CONFIGS = sorted(path for folder in (".", "tiny", "recipes") for path in (FOLDER / folder).glob("*.yaml"))
+FRAGMENTS = sorted([*(FOLDER / "data").glob("*.yaml"), *(FOLDER / "model").glob("*.yaml")])
+ENGINES = sorted((FOLDER / "engine").glob("*.yaml"))
+HARDWARE = sorted((FOLDER / "trainer").glob("*.yaml"))
 LAUNCHED = {"LOCAL_WORLD_SIZE": "4", "GROUP_WORLD_SIZE": "2", "SLURM_NTASKS_PER_NODE": "4", "SLURM_NNODES": "2"}
 """Environment of a process that torchrun or SLURM starts on two machines with four GPUs each."""
 
@@ -76,7 +78,7 @@ def test_a_hardware_config_changes_nothing_else(
 ) -> None:
     for name, value in LAUNCHED.items():
         monkeypatch.setenv(name, value)
-    experiment = ROOT / "configs" / "quickstart.yaml"
+    experiment = named_config("quickstart")
     alone, there = printed(capsys, experiment), printed(capsys, experiment, hardware)
     settings = yaml.safe_load(hardware.read_text())["trainer"]
     if hardware.stem in ("multi_node", "slurm"):
@@ -156,7 +158,7 @@ EXPERIMENTS: dict[str, tuple[Callable[[Path], list[str]], str]] = {
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_experiments_run_on_the_tiny_policy(name: str, kind: str, tmp_path: Path) -> None:
     files, score = EXPERIMENTS[name]
-    config = str(ROOT / "configs" / f"{name}{kind}.yaml")
+    config = f"{name}{kind}"
     small = ["--model.policy.checkpoint=tiny-detection", "--model.policy.dtype=float32", "--model.policy.lora.r=2"]
     small += ["--data.batch_size=2", "--data.num_workers=0", "--model.max_completion_length=24", CSV_ONLY]
     small += ["--model.policy.max_pixels=3136", "--trainer.max_steps=1", f"--run_dir={tmp_path}/run"]
@@ -171,14 +173,14 @@ def test_the_config_with_a_small_optimizer_runs_on_the_tiny_policy(tmp_path: Pat
     files = [*coco_files(tmp_path, "train", "val"), f"--data.categories={TWO}", "--data.shots=1"]
     small = ["--model.policy.checkpoint=tiny-detection", "--data.batch_size=2", "--data.num_workers=1"]
     small += ["--trainer.max_steps=1", "--model.max_completion_length=24", f"--run_dir={tmp_path}/run", CSV_ONLY]
-    assert main(["fit", "--config", str(ROOT / "configs" / "coco_full.yaml"), *files, *small]) == 0
+    assert main(["fit", "--config", "coco_full", *files, *small]) == 0
     assert {*json.loads((tmp_path / "run" / "few_shot.json").read_text())} == {"red", "green"}
 
 
 @pytest.mark.slow(seconds=5)
 def test_digits_config_runs(tmp_path: Path) -> None:
     short = ["--trainer.max_steps=1", f"--data.root={tmp_path}/digits", f"--run_dir={tmp_path}/run", CSV_ONLY]
-    assert main(["fit", "--config", str(ROOT / "configs" / "digits.yaml"), "--data.shots=1", *short]) == 0
+    assert main(["fit", "--config", "digits", "--data.shots=1", *short]) == 0
     summary = yaml.safe_load((tmp_path / "run" / "summary.json").read_text())
     assert list(summary["base"]) == ["accuracy", "class accuracy", "valid", "reward"]
     assert summary["base"]["accuracy"] == pytest.approx(0.5, abs=0.02)

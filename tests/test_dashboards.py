@@ -39,7 +39,7 @@ SMALL = ["--transcripts.every_n_rollouts=1", "--data.batch_size=2", "--model.num
 
 
 def fragment(name: str) -> list[str]:
-    return ["--config", str(ROOT / "configs" / "logger" / f"{name}.yaml"), *SMALL]
+    return ["--config", f"logger/{name}", *SMALL]
 
 
 def csv_names(run: Path) -> set[str]:
@@ -126,7 +126,7 @@ def evaluated() -> set[str]:
 def test_every_metric_is_in_the_table_and_every_line_is_a_metric(quick_fit: Command, tmp_path: Path) -> None:
     seen = evaluated() | NOT_HERE
     for name, more in RUNS.items():
-        command = ["fit", "--config", str(ROOT / "configs" / f"{name}.yaml"), *quick_fit(CSV_ONLY, *more)[3:]]
+        command = ["fit", "--config", name, *quick_fit(CSV_ONLY, *more)[3:]]
         assert main([*command, f"--run_dir={tmp_path}/{name}", "--data.batch_size=2"]) == 0
         seen |= csv_names(tmp_path / name)
     assert {re.sub("/reward/.*", "/reward/NAME", name) for name in seen} == documented()

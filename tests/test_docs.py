@@ -45,7 +45,7 @@ SMALL = [
 OWN = re.compile(r"\bmy[/_]|--ckpt_path|--help|--print_config|--model.help")
 """Training commands that run: those with a user's files, or on an existing run."""
 
-PARSED_ALONE = ("configs/trainer/", "--trainer.strategy", "configs/engine/")
+PARSED_ALONE = ("--config trainer/", "--trainer.strategy", "--config engine/")
 
 
 class Block(NamedTuple):
@@ -112,10 +112,9 @@ def write_images(folder: Path) -> None:
 
 @pytest.fixture(scope="module")
 def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Make a folder with the repository's configs, data at all documented paths, and two runs."""
+    """Make a folder with data at all documented paths, and two runs."""
     folder = tmp_path_factory.mktemp("docs")
-    for name in ("configs", "docs"):
-        (folder / name).symlink_to(ROOT / name)
+    (folder / "docs").symlink_to(ROOT / "docs")
     write_images(folder)
     labels = formats.write_yolo(folder / "my/yolo", 8)
     labels.write_text(labels.read_text().replace(": red", ": cat").replace(": green", ": dog"))
@@ -217,7 +216,7 @@ def test_yaml(block: Block, workspace: Path) -> None:
     path = workspace / (block.name or "unnamed.yaml")
     path.write_text(block.text)
     assert yaml.safe_load(block.text)
-    layers = ["--config=configs/quickstart.yaml", f"--config={path}", "--trainer.callbacks=[]"]
+    layers = ["--config=quickstart", f"--config={path}", "--trainer.callbacks=[]"]
     assert finished(["fit", *layers, "--print_config"])
 
 
@@ -245,7 +244,7 @@ def test_links_and_files(page: Path) -> None:
             assert linked.exists(), target
             headings = re.findall(r"^#+ (.+)$", linked.read_text(), re.M) if anchor else []
             assert not anchor or anchor in map(slug, headings), target
-    for name in re.findall(r"`((?:vrft|tests|docs|configs|benchmarks|notebooks)/[\w./-]*)`", text):
+    for name in re.findall(r"`((?:vrft|tests|docs|benchmarks|notebooks)/[\w./-]*)`", text):
         assert (ROOT / name).exists(), name
 
 

@@ -34,10 +34,10 @@ commands
   export     write any checkpoint of a run as a Hugging Face folder, merged or the adapter alone
 
 examples
-  python -m vrft fit --config configs/quickstart.yaml                       no GPU, nothing to download
-  python -m vrft fit --config configs/quickstart.yaml --model.beta=0.01     any field can be overridden
-  python -m vrft fit --config configs/quickstart.yaml --ckpt_path last      resume a run
-  python -m vrft fit --config configs/quickstart.yaml --print_config        all fields with their values
+  python -m vrft fit --config quickstart                       no GPU, nothing to download
+  python -m vrft fit --config quickstart --model.beta=0.01     any field can be overridden
+  python -m vrft fit --config quickstart --ckpt_path last      resume a run
+  python -m vrft fit --config quickstart --print_config        all fields with their values
   python -m vrft fit --help                                                 the most common fields
   python -m vrft fit --model.help vrft.RFT                                  the fields of a class, explained
   python -m vrft predict --config runs/NAME/config.yaml --ckpt_path last --images photos --query cat --draw

@@ -115,7 +115,7 @@ class Runner:
 
     def command(self, name: str, method: Method, settings: Settings, fixed: Settings) -> list[str]:
         """Return a command of vrft. The arguments of every run override `settings`, and `fixed` overrides them."""
-        hardware = f"configs/trainer/{'cpu' if self.device == 'cpu' else 'gpu'}.yaml"
+        hardware = f"trainer/{'cpu' if self.device == 'cpu' else 'gpu'}"
         files = ["--config", method.config, "--config", hardware]
         return [name, *files, *arguments(settings), *self.more, *arguments(fixed)]
 

@@ -360,7 +360,7 @@ def test_a_study_of_the_paper_runs_and_a_rerun_makes_only_missing_runs(
 
     vrft_main = trials.main
     monkeypatch.setattr(trials, "main", lambda command: done.append(command[0]) or vrft_main(command))
-    command = ["--config", "configs/coco_few_shot.yaml", "--shots", "1", "--seeds", "1", "--budget", "0.2"]
+    command = ["--config", "coco_few_shot", "--shots", "1", "--seeds", "1", "--budget", "0.2"]
     command += ["--results", f"{tmp_path}/runs", "--out", f"{tmp_path}/out"]
     more = ["--", *data_of(tmp_path)]
     few_shot.main([*command, *more])

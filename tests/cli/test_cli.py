@@ -93,7 +93,7 @@ def test_overrides_reach_their_fields(capsys: pytest.CaptureFixture[str], tmp_pa
     later.write_text("model: {init_args: {num_generations: 4}}\n")
     config = printed_config(
         capsys,
-        *("fit", "--config", str(ROOT / "configs" / "quickstart.yaml"), "--config", str(later)),
+        *("fit", "--config", "quickstart", "--config", str(later)),
         *("--model.beta=0.01", "--data.shots=4", "--trainer.max_steps=10", "--model.rewards.iou.threshold=0.3"),
     )
     model = config["model"]["init_args"]
@@ -135,9 +135,8 @@ def test_lora_run_saves_adapters_alone(quick_fit: Command, tmp_path: Path) -> No
 
 @pytest.mark.slow
 def test_sft_on_the_same_data(tiny_scenes: list[str], tmp_path: Path) -> None:
-    config = str(ROOT / "configs" / "quickstart_sft.yaml")
     short = ["--trainer.max_steps=3", f"--run_dir={tmp_path}/run", "--trainer.enable_progress_bar=false", CSV_ONLY]
-    assert main(["fit", "--config", config, *tiny_scenes, *short]) == 0
+    assert main(["fit", "--config", "quickstart_sft", *tiny_scenes, *short]) == 0
     with (tmp_path / "run" / "logs" / "version_0" / "metrics.csv").open() as file:
         losses = [float(row["train/loss"]) for row in csv.DictReader(file) if row["train/loss"]]
     assert losses[-1] < losses[0]
@@ -164,7 +163,7 @@ MISTAKES = [
     (["--trainer.max_step=3"], "trainer.max_step", "did you mean 'trainer.max_steps'"),
     (["--model.rewards.iou.treshold=0.3"], "model.rewards.iou.treshold", "did you mean 'threshold'"),
     (["--modle.beta=0.1"], "modle.beta", "did you mean 'model.beta'"),
-    (["configs/quickstart.yaml"], "configs/quickstart.yaml", "--config FILE"),
+    (["quickstart.yaml"], "quickstart.yaml", "--config FILE"),
     (["--model.rewards.iuo.weight=2"], "model.rewards.iuo.weight", "is the name right?"),
     (["--task=DetectionTsk"], "task", "did you mean 'vrft.tasks.DetectionTask'"),
     (["--model.class_path=vrft.RTF"], "model.class_path", "did you mean 'vrft.RFT'"),
@@ -221,8 +220,8 @@ def test_a_mistake_is_one_line_that_names_the_field(
 @pytest.mark.parametrize(
     ("args", "hint"),
     [
-        (["fit", "--config", "configs/quickstrat.yaml"], "no such file"),
-        (["fti", "--config", str(ROOT / "configs" / "quickstart.yaml")], "'fit'"),
+        (["fit", "--config", "quickstrat"], "did you mean 'quickstart'?"),
+        (["fti", "--config", "quickstart"], "'fit'"),
     ],
 )
 def test_a_wrong_command_or_file(args: list[str], hint: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,12 +10,10 @@ import pytest
 from PIL import Image
 from pycocotools.coco import COCO
 
-from tests.helpers import ROOT
 from tests.helpers.ranks import Ranks
 from vrft.__main__ import main
 from vrft.cli.argv import join_lists, normalise_argv
 
-QUICKSTART = str(ROOT / "configs" / "quickstart.yaml")
 QUIET = ("--trainer.enable_progress_bar=false", "--trainer.logger=false")
 
 
@@ -37,7 +35,7 @@ def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def predict(folder: Path, *more: str) -> int:
-    return main(["predict", "--config", QUICKSTART, f"--run_dir={folder}", *QUIET, *more])
+    return main(["predict", "--config", "quickstart", f"--run_dir={folder}", *QUIET, *more])
 
 
 def test_a_folder_of_images(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -105,7 +103,7 @@ def test_all_categories_are_in_one_question_if_the_data_is_per_image(photos: Pat
 
 
 def test_a_classifier_needs_no_query(photos: Path, tmp_path: Path) -> None:
-    config = str(ROOT / "configs" / "digits.yaml")
+    config = "digits"
     command = ["predict", "--config", config, f"--run_dir={tmp_path}/run", *QUIET, "--images", "photos", "--draw"]
     assert main(command) == 0
     rows = lines(tmp_path / "run" / "predictions.jsonl")
@@ -154,7 +152,7 @@ def test_ranks_write_one_file_in_order(photos: Path, two_ranks: Ranks, tmp_path:
     for ranks in (1, 2):
         run = tmp_path / str(ranks)
         parts = ["--trainer.strategy=ddp", f"--trainer.devices={ranks}", "--trainer.accelerator=cpu"]
-        command = ["predict", "--config", QUICKSTART, f"--run_dir={run}", *QUIET, "--images", "photos", "--query=red"]
+        command = ["predict", "--config", "quickstart", f"--run_dir={run}", *QUIET, "--images", "photos", "--query=red"]
         if ranks == 1:
             assert main(command) == 0
         else:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.helpers import CSV_ONLY, ROOT, formats
+from tests.helpers import CSV_ONLY, formats
 from vrft.__main__ import main
 from vrft.data import CocoData, YoloData
 from vrft.errors import ConfigurationError
@@ -172,7 +172,7 @@ class Namer(RolloutEngine):
 
 @pytest.mark.slow(seconds=7)
 def test_a_models_map_of_present_categories_sets_the_questions(tmp_path: Path, tiny_scenes: list[str]) -> None:
-    config = ["--config", str(ROOT / "configs" / "quickstart.yaml"), *tiny_scenes, CSV_ONLY]
+    config = ["--config", "quickstart", *tiny_scenes, CSV_ONLY]
     first = ["--task=PresenceTask", "--data.per_image=true", "--data.val_queries=all"]
     first += ["--trainer.callbacks=[PresenceEvaluator]", f"--model.engine={__name__}.Namer"]
     main(["test", *config, *first, f"--run_dir={tmp_path}/map"])

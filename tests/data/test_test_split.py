@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.data.formats.test_yolo_exports import roboflow
-from tests.helpers import ROOT, formats
+from tests.helpers import formats
 from tests.helpers.annotation_tools import write
 from tests.helpers.coco import coco
 from tests.helpers.data import samples_of
@@ -125,7 +125,7 @@ def test_without_a_test_split_the_held_out_images_are_used_and_this_is_said(
 @pytest.mark.slow
 def test_the_command_tests_on_the_test_split(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     config = roboflow(tmp_path / "x", "{}/images")
-    command = ["test", "--config", str(ROOT / "configs" / "quickstart.yaml"), "--data=YoloData"]
+    command = ["test", "--config", "quickstart", "--data=YoloData"]
     command += [f"--data.config={config}", f"--run_dir={tmp_path}/run", "--trainer.logger=false"]
     with caplog.at_level("INFO"):
         assert main([*command, "--model.max_completion_length=8", "--trainer.enable_progress_bar=false"]) == 0

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from tests.helpers import CSV_ONLY, ROOT
+from tests.helpers import CSV_ONLY
 from tests.helpers.formats import write_jsonl
 from vrft.__main__ import main
 from vrft.data.datasets.scenes import FreshScenes, draw_scene, write_coco
@@ -41,7 +41,7 @@ def doctor(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., 
         (tmp_path / "changed.json").write_text(json.dumps(content))
         files = [f"--data.{part}_annotations={tmp_path}/changed.json" for part in ("train", "val")]
         files += [f"--data.{part}_images={tmp_path}/images" for part in ("train", "val")]
-        config = ["--config", str(ROOT / "configs" / "quickstart.yaml"), f"--run_dir={tmp_path}/run", CSV_ONLY]
+        config = ["--config", "quickstart", f"--run_dir={tmp_path}/run", CSV_ONLY]
         code = main(["doctor", *config, *files, *more])
         return code, " ".join(capsys.readouterr().out.split())
 
@@ -174,7 +174,7 @@ def pays_for_garbage(completion: str, *_: Any) -> float:
 @pytest.mark.slow
 def test_solutions_in_another_frame_are_found(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = write_jsonl(tmp_path / "files", 40, size=(56, 56))  # in pixels
-    config = ["--config", str(ROOT / "configs" / "quickstart.yaml"), f"--run_dir={tmp_path}/run", CSV_ONLY]
+    config = ["--config", "quickstart", f"--run_dir={tmp_path}/run", CSV_ONLY]
     files = f"{{train: {folder}/train.jsonl, val: {folder}/val.jsonl}}"
     plain = ["--task.template=Detect {query}", "--trainer.callbacks=null"]
     wrong = f"--data={{class_path: JsonlData, init_args: {files}}}"

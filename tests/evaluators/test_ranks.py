@@ -10,7 +10,7 @@ import pytest
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from tests.helpers import CSV_ONLY, ROOT
+from tests.helpers import CSV_ONLY
 from tests.helpers.ranks import Ranks
 from vrft.__main__ import main
 from vrft.evaluators.base import gather
@@ -28,7 +28,7 @@ def four_ranks(tmp_path: Path) -> Iterator[Ranks]:
 def evaluate(tmp_path: Path, tiny_scenes: list[str], ranks: Ranks | None) -> tuple[dict[str, object], list[str]]:
     """Run `validate` on some ranks; return the evaluation's metadata, and its files of results and answers."""
     count = ranks.count if ranks else 1
-    config = f"--config={ROOT}/configs/quickstart.yaml"
+    config = "--config=quickstart"
     command = ["validate", config, *tiny_scenes, "--data.val_size=7", CSV_ONLY, "--data.eval_batch_size=4"]
     command += [f"--run_dir={tmp_path}/of-{count}", "--trainer.enable_progress_bar=false"]
     command += ["--trainer.accelerator=cpu", f"--trainer.devices={count}"]

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.helpers import CSV_ONLY, ROOT, formats
+from tests.helpers import CSV_ONLY, formats
 from tests.helpers.benchmark_rules import pycocotools_numbers
 from tests.helpers.coco import coco
 from tests.helpers.data import samples_of
@@ -237,7 +237,7 @@ def test_names_are_no_boxes(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_yolo_run_logs_average_precision(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = formats.write_yolo(tmp_path / "x", 3)
-    command = ["validate", f"--config={ROOT}/configs/quickstart.yaml", "--data=YoloData", f"--data.config={config}"]
+    command = ["validate", "--config=quickstart", "--data=YoloData", f"--data.config={config}"]
     assert main([*command, CSV_ONLY, f"--run_dir={tmp_path}/run", "--trainer.enable_progress_bar=false"]) == 0
     assert "val/coco/AP" in capsys.readouterr().out
     folder = tmp_path / "run" / "evaluation"

@@ -5,10 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
-from tests.helpers import ROOT
-
 EVERYTHING = (
-    *("--config", str(ROOT / "configs" / "logger" / "all.yaml")),
+    *("--config", "logger/all"),
     *("--data.batch_size=8", "--model.optimizer.lr=0.01", "--trainer.max_steps=3", "--trainer.val_check_interval=2"),
     *("--transcripts.every_n_rollouts=1", "--checkpoint.every_n_train_steps=1", "--checkpoint.save_top_k=-1"),
 )
@@ -36,7 +34,6 @@ def scene_arguments(folder: Path) -> list[str]:
 
 def short_fit(folder: Path, *more: str) -> list[str]:
     """Return the quickstart's command with two steps on twelve scenes in a folder, plus more arguments."""
-    config = str(ROOT / "configs" / "quickstart.yaml")
     short = ["--trainer.max_steps=2", "--trainer.val_check_interval=100", "--data.batch_size=2"]
     short += [f"--run_dir={folder}/run", "--trainer.enable_progress_bar=false"]
-    return ["fit", "--config", config, *scene_arguments(folder), *short, *more]
+    return ["fit", "--config", "quickstart", *scene_arguments(folder), *short, *more]

@@ -67,8 +67,7 @@ def launch(kind: str, checkpoint: str, folder: Path) -> tuple[subprocess.Popen[b
 
 def served(*words: str) -> str:
     """Return the output of `serve-command` for the quickstart with a server."""
-    configs = [str(ROOT / "configs" / name) for name in ("quickstart.yaml", "engine/vllm.yaml")]
-    command = ["-m", "vrft", "serve-command", "--config", configs[0], "--config", configs[1], *words]
+    command = ["-m", "vrft", "serve-command", "--config", "quickstart", "--config", "engine/vllm", *words]
     done = subprocess.run([sys.executable, *command], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from tests.helpers import ROOT
 from vrft import Predictor
 from vrft.__main__ import main
 from vrft.data.datasets.scenes import FreshScenes
@@ -30,8 +29,7 @@ def test_answers_equal_those_of_the_command(
     for number, file in enumerate(files):
         FreshScenes(4, 0, seed=0)[number].image.resize((112, 84)).save(file)
     quiet = ["--trainer.enable_progress_bar=false", "--trainer.logger=false", "--run_dir=run"]
-    config = str(ROOT / "configs" / "quickstart.yaml")
-    assert main(["predict", "--config", config, *quiet, "--images", *files, "--query", "red", "blue"]) == 0
+    assert main(["predict", "--config", "quickstart", *quiet, "--images", *files, "--query", "red", "blue"]) == 0
     rows = [json.loads(line) for line in Path("run/predictions.jsonl").read_text().splitlines()]
     assert len(rows) == 8
     boxes = 0

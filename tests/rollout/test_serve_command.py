@@ -69,8 +69,7 @@ def test_the_fragment_changes_the_engine_of_any_config(config: str, capsys: pyte
 def test_serve_command_prints_the_flags_that_a_server_needs(
     more: list[str], expected: list[str], absent: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    configs = [str(ROOT / "configs" / name) for name in ("quickstart.yaml", "engine/vllm.yaml")]
-    assert main(["serve-command", "--config", configs[0], "--config", configs[1], *more]) == 0
+    assert main(["serve-command", "--config", "quickstart", "--config", "engine/vllm", *more]) == 0
     printed = capsys.readouterr().out
     environment, words = split_command(printed)
     assert words[:2] == ["vllm", "serve"]
@@ -103,5 +102,5 @@ def test_a_server_gets_the_limits_of_the_family(
 
 
 def test_serve_command_of_a_config_without_servers(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["serve-command", "--config", str(ROOT / "configs" / "quickstart.yaml")]) == 2
+    assert main(["serve-command", "--config", "quickstart"]) == 2
     assert "expected vrft.rollout.VLLMServer, got TransformersEngine" in capsys.readouterr().err

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.helpers import CSV_ONLY, ROOT, Command
+from tests.helpers import CSV_ONLY, Command
 from tests.helpers.ranks import Ranks
 from tests.helpers.vllm_server import VLLM
 from vrft.__main__ import main
@@ -34,7 +34,7 @@ def fit(quick_fit: Command) -> Command:
         words = [CSV_ONLY, "--data.batch_size=2", "--model.num_generations=4", "--model.max_completion_length=24"]
         words += ["--trainer.limit_val_batches=1", "--model.lr_scheduler=null"]
         if urls:
-            words += ["--config", str(ROOT / "configs" / "engine" / "vllm.yaml")]
+            words += ["--config", "engine/vllm"]
             words += [f"--model.engine.init_args.urls=[{', '.join(urls)}]"]
         return quick_fit(*words, *more)
 
@@ -84,15 +84,15 @@ def test_other_weights_on_the_server_end_the_run_before_training(
 
 
 @pytest.mark.parametrize("command", ["validate", "predict"])
-@pytest.mark.parametrize("config", ["quickstart.yaml", "quickstart_sft.yaml"])
+@pytest.mark.parametrize("config", ["quickstart", "quickstart_sft"])
 def test_other_weights_on_the_server_are_not_evaluated(
     command: str, config: str, fit: Command, fakes: Callable[..., VLLM], capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = fit(fakes("tiny-digits").url, more=("--model.policy.lora={r: 4}",))[1:]
     words = [word for word in words if command == "validate" or "callbacks" not in word]
-    if config == "quickstart_sft.yaml":
+    if config == "quickstart_sft":
         words = [word for word in words if "num_generations" not in word]
-        words[words.index(str(ROOT / "configs" / "quickstart.yaml"))] = str(ROOT / "configs" / config)
+        words[words.index("quickstart")] = config
     assert main([command, *words]) == 1
     assert "log-probabilities differ from the trainer's by" in capsys.readouterr().out
 

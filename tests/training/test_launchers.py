@@ -34,8 +34,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def on_two(folder: Path, fragment: str, *more: str) -> list[str]:
-    """Return the command of the same run on two processes, configured by a fragment of configs/trainer."""
-    config = f"--config={ROOT}/configs/trainer/{fragment}.yaml"
+    """Return the command of the same run on two processes, configured by a config in vrft/configs/trainer."""
+    config = f"--config=trainer/{fragment}"
     return fit(folder, "full", "one", "--data.batch_size=2", config, "--trainer.accelerator=cpu", *more, steps=2)
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.helpers import CSV_ONLY, ROOT, Command
+from tests.helpers import CSV_ONLY, Command
 from vrft.__main__ import main
 from vrft.policy import Policy
 from vrft.rollout import TransformersEngine
@@ -86,7 +86,7 @@ def test_a_run_with_less_memory_ends_the_same(
 
 
 def test_a_supervised_run_ends_the_same(quick_fit: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = ["fit", "--config", str(ROOT / "configs" / "quickstart_sft.yaml")]
+    config = ["fit", "--config", "quickstart_sft"]
     fit = config + quick_fit(CSV_ONLY, "--data.batch_size=4", "--trainer.limit_val_batches=0")[3:]
     expected, _, _ = run(fit, tmp_path / "enough")
     less_memory(monkeypatch, 100, 10**6)

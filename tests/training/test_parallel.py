@@ -13,7 +13,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.distributed.tensor import DTensor
 
-from tests.helpers import CSV_ONLY, ROOT
+from tests.helpers import CSV_ONLY
 from tests.helpers.ranks import Ranks
 from vrft.__main__ import main
 from vrft.data.loaders import PromptSampler
@@ -49,7 +49,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def fit(folder: Path, kind: str, strategy: str, *more: str, name: str | None = None, steps: int = 2) -> list[str]:
     """Return the command of a short run with a global batch of four, minibatches, micro-batches and two passes."""
-    config = ROOT / "configs" / ("quickstart_sft.yaml" if kind == "sft" else "quickstart.yaml")
+    config = "quickstart_sft" if kind == "sft" else "quickstart"
     rft = ["num_iterations=2", "num_minibatches=2", "num_generations=4", "max_tokens_per_micro_batch=150"]
     steps_per_rollout = 1 if kind == "sft" else 4
     return [

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.helpers import CSV_ONLY, ROOT, Command
+from tests.helpers import CSV_ONLY, Command
 from vrft.__main__ import main
 from vrft.policy import shared_prefix
 from vrft.policy.processor import MicroBatch
@@ -98,7 +98,7 @@ def test_the_combined_gradient_is_that_of_both_losses(quick_fit: Command, tmp_pa
     plain = "--model.optimizer={class_path: torch.optim.SGD, init_args: {lr: 0.1, momentum: 0, weight_decay: 0}}"
     step = [plain, "--model.lr_scheduler=null", "--model.max_grad_norm=1e9", "--data.batch_size=4"]
     step += ["--trainer.max_steps=1", CSV_ONLY]
-    supervised = ["fit", "--config", str(ROOT / "configs" / "quickstart_sft.yaml"), *quick_fit(*step)[3:]]
+    supervised = ["fit", "--config", "quickstart_sft", *quick_fit(*step)[3:]]
 
     def weights(name: str, command: list[str]) -> dict[str, Tensor]:
         assert main([*command, f"--run_dir={tmp_path}/{name}"]) == 0

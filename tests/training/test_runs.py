@@ -14,7 +14,7 @@ import pytest
 import torch
 from lightning.pytorch import Callback
 
-from tests.helpers import CSV_ONLY, ROOT
+from tests.helpers import CSV_ONLY
 from tests.helpers.forks import Fork
 from vrft.__main__ import main
 
@@ -95,10 +95,9 @@ def test_a_longer_run_has_the_schedule_of_its_new_length(quick_fit: Callable[...
 def test_quickstart_raises_held_out_scores(tmp_path: Path) -> None:
     """Run the quickstart on one seed; the limits are README's, with a margin for the rounding of other machines."""
     run = f"--run_dir={tmp_path}/run"
-    config = str(ROOT / "configs" / "quickstart.yaml")
     places = [f"--data.{part}_annotations={tmp_path}/{part}.json" for part in ("train", "val")]
     places += [f"--data.{part}_images={tmp_path}/{part}" for part in ("train", "val")]
-    assert main(["fit", "--config", config, *places, run, CSV_ONLY, "--trainer.enable_progress_bar=false"]) == 0
+    assert main(["fit", "--config", "quickstart", *places, run, CSV_ONLY, "--trainer.enable_progress_bar=false"]) == 0
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["tuned"]["mAP"] - summary["base"]["mAP"] > 0.08
     assert summary["tuned"]["AP50"] - summary["base"]["AP50"] > 0.05

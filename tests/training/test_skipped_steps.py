@@ -13,7 +13,7 @@ import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from tests.helpers import CSV_ONLY, ROOT, Command, callback
+from tests.helpers import CSV_ONLY, Command, callback
 from tests.helpers.ranks import Ranks
 from vrft.__main__ import main
 from vrft.training.module import VisionModule
@@ -118,7 +118,7 @@ def test_a_run_without_finite_steps_saves_and_ends(
 
 
 def test_a_supervised_step_names_its_samples(quick_fit: Command, tmp_path: Path) -> None:
-    config = ["fit", "--config", str(ROOT / "configs" / "quickstart_sft.yaml")]
+    config = ["fit", "--config", "quickstart_sft"]
     fit = config + quick_fit(CSV_ONLY, "--data.batch_size=2", breaks(what="gradient", last=0))[3:]
     assert main(fit) == 0
     assert logged(tmp_path / "run", "train/skipped_steps") == [1, 0, 0]

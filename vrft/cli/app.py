@@ -32,6 +32,7 @@ from vrft.cli.config_files import check_files, hiding_contents
 from vrft.cli.config_parser import ConfigParser, harden_parsing, hiding_secrets
 from vrft.cli.fit import finish_run, print_stopped
 from vrft.cli.harmless import hide_secrets, silence_harmless
+from vrft.cli.named_configs import find_configs
 from vrft.cli.parser_errors import find_user_error, message_lines
 from vrft.cli.predict import use_exported_folder, use_images
 from vrft.cli.run_folder import RunFolder
@@ -83,6 +84,7 @@ def run(args: Sequence[str]) -> int:
 def run_cli(args: Sequence[str], folder: RunFolder) -> CommandTrainer:
     """Parse the arguments, run the command and return its trainer."""
     callbacks = [Summary(), HeldOutAnswers(), ExportHuggingFace(), Predictions()]
+    args = find_configs(args)
     check_files(args)
     with hiding_contents(args):
         args = normalise_argv(args)

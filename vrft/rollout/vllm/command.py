@@ -33,8 +33,7 @@ def serve_commands(engine: RolloutEngine, policy: Policy) -> str:
     """
     if not isinstance(engine, VLLMServer):
         raise ConfigurationError(
-            "model.engine: expected vrft.rollout.VLLMServer, got "
-            f"{type(engine).__name__}; --config configs/engine/vllm.yaml adds it"
+            f"model.engine: expected vrft.rollout.VLLMServer, got {type(engine).__name__}; --config engine/vllm adds it"
         )
     flags = server_flags(policy)
     lines = [SECURITY_NOTE] if policy.lora is not None else [SECURITY_NOTE, PLUGIN_NOTE]

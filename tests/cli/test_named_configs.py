@@ -1,0 +1,66 @@
+"""Configs of the package are found by name, from any folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from vrft.__main__ import main
+from vrft.cli.named_configs import CONFIGS, config_names, find_configs
+from vrft.errors import ConfigurationError
+
+
+@pytest.fixture
+def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.usefixtures("_elsewhere")
+@pytest.mark.parametrize("name", ["trainer/cpu", "trainer/cpu.yaml", "configs/trainer/cpu.yaml"])
+@pytest.mark.parametrize("joined", [True, False])
+def test_a_name_is_replaced_by_the_path_in_the_package(name: str, joined: bool) -> None:
+    options = [f"--config={name}"] if joined else ["--config", name]
+    found = find_configs(["fit", *options, "--model.beta=0"])
+    assert "=".join(found[1:-1]) == f"--config={CONFIGS}/trainer/cpu.yaml"
+    assert (found[0], found[-1]) == ("fit", "--model.beta=0")
+
+
+@pytest.mark.usefixtures("_elsewhere")
+@pytest.mark.parametrize(
+    ("name", "is_file"),
+    [("quickstart", True), ("configs/quickstart.yaml", True), ("quickstart", False)],
+    ids=["file", "path", "a folder is no config"],
+)
+def test_an_existing_file_wins(name: str, is_file: bool) -> None:
+    path = Path(name)
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("trainer: {max_steps: 7}") if is_file else path.mkdir()
+    assert find_configs(["fit", "--config", name])[2] == (name if is_file else f"{CONFIGS}/quickstart.yaml")
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["../configs/quickstart", f"{CONFIGS}/quickstart", "trainer", "", "quickstart.yaml.yaml", "runs/quickstart", "\0"],
+)
+def test_other_names_are_refused(name: str) -> None:
+    with pytest.raises(ConfigurationError, match="no config of this name"):
+        find_configs(["fit", f"--config={name}"])
+
+
+@pytest.mark.usefixtures("_elsewhere")
+def test_names_compose_with_files_and_their_relative_paths(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("mine.yaml").write_text("trainer: {max_steps: 7}")
+    configs = ("coco_few_shot", "trainer/ddp", "mine.yaml")
+    with pytest.raises(SystemExit):
+        main(["fit", *(f"--config={name}" for name in configs), "--print_config"])
+    printed = yaml.safe_load(capsys.readouterr().out)
+    assert printed["run_dir"] == "runs/coco_few_shot"
+    assert printed["data"]["class_path"] == "vrft.data.CocoData"  # of data/coco_few_shot.yaml, beside the config
+    assert (printed["trainer"]["strategy"], printed["trainer"]["max_steps"]) == ("ddp", 7)
+
+
+def test_every_yaml_of_the_folder_has_a_name() -> None:
+    assert {*config_names()} == {str(path.relative_to(CONFIGS))[:-5] for path in CONFIGS.glob("**/*.yaml")}
+    assert {"quickstart", "recipes/few_labels", "trainer/cpu", "engine/vllm"} <= {*config_names()}

@@ -1,0 +1,57 @@
+"""Configs that are part of the package: `--config quickstart` names one in any working folder."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+
+from vrft.errors import ConfigurationError
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+
+
+def config_names() -> list[str]:
+    """Return the names of all configs in the package: their paths in `vrft/configs` without the suffix."""
+    return sorted(path.relative_to(CONFIGS).with_suffix("").as_posix() for path in CONFIGS.rglob("*.yaml"))
+
+
+def named_config(name: str) -> Path:
+    """Return the path of a config in the package.
+
+    Args:
+        name: its name. The suffix `.yaml` and the folder `configs/` may be given, as in earlier versions.
+
+    Raises:
+        ConfigurationError: no config has this name.
+
+    >>> named_config("trainer/cpu") == named_config("configs/trainer/cpu.yaml")
+    True
+    """
+    names = config_names()
+    short = Path(name).as_posix().removeprefix("configs/").removesuffix(".yaml")
+    if short in names:
+        return CONFIGS / f"{short}.yaml"
+    close = difflib.get_close_matches(short, names, n=1)
+    hint = f"did you mean {close[0]!r}?" if close else "`python -m vrft configs` lists the names"
+    raise ConfigurationError(f"--config: no such file, and no config of this name in the package: {name} ({hint})")
+
+
+def find_configs(args: Sequence[str]) -> list[str]:
+    """Replace names of configs in the package by their paths, in the values of `--config`. An existing file wins.
+
+    Raises:
+        ConfigurationError: a value is neither a file nor a name.
+    """
+    found = list(args)
+    for i, word in enumerate(found):
+        if word.startswith("--config="):
+            found[i] = f"--config={_find(word.partition('=')[2])}"
+        elif word == "--config" and i + 1 < len(found):
+            found[i + 1] = _find(found[i + 1])
+    return found
+
+
+def _find(value: str) -> str:
+    path = Path(value)
+    return value if path.exists() and not path.is_dir() else str(named_config(value))
