@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -51,16 +51,6 @@ class BoxData(CategoryData):
     @abstractmethod
     def read(self, split: Split, bad_records: BadRecords) -> Iterator[BoxImage | None]:
         """Yield the images of a split, with or without boxes, or None for an invalid one, which is reported."""
-
-    @abstractmethod
-    def splits(self) -> Sequence[Split]:
-        """Return the splits that `read` can read."""
-
-    def has_val_split(self) -> bool:
-        return "val" in self.splits()
-
-    def has_test_split(self) -> bool:
-        return "test" in self.splits()
 
     def images(self, split: Split) -> dict[Id, BoxImage]:
         """Return the images of a split by id, read once."""
@@ -190,8 +180,8 @@ class AnnotatedData(BoxData):
             if images is not None:
                 require_folder(f"{split}_images", images, "a folder of images")
 
-    def splits(self) -> Sequence[Split]:
-        return [*self.sources]
+    def splits(self) -> Collection[Split]:
+        return self.sources
 
     def source(self, split: Split) -> Path:
         return self.sources[split][0]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -103,13 +103,9 @@ class RecordData(VisionData):
     def records(self, split: Split, bad_records: BadRecords) -> list[Record]:
         """Read the records of a split. Report invalid ones to `bad_records` and leave them out."""
 
-    def has_test_split(self) -> bool:
-        """Return whether `records` can read the split "test"."""
-        return False
-
-    def has_val_split(self) -> bool:
-        """Return whether `records` can read the split "val"."""
-        return False
+    def splits(self) -> Collection[Split]:
+        """Return the splits that have files or folders of their own."""
+        return ["train"]
 
     def tested_split(self) -> Split | None:
         """Return the split that `test` reads, or None if it uses the held-out images.
@@ -117,10 +113,10 @@ class RecordData(VisionData):
         Without a test split, one that is called held out is unused, and thus a test split, if training images are held
         out instead.
         """
-        if self.has_test_split():
+        if "test" in self.splits():
             return "test"
         inner = self.val_fraction is not None or self.val_shots is not None
-        return "val" if inner and self.has_val_split() else None
+        return "val" if inner and "val" in self.splits() else None
 
     def extra_records(self, train: Sequence[Record]) -> list[Record]:
         """Return further training records, added to those read from the files."""
@@ -220,7 +216,7 @@ class RecordData(VisionData):
         warn_of_targets_over_limit(val)
         self._val = RecordSet(at_least_one(val, "val", bad_records), training=False)
         said = [f"{content(val, self.noun)} are held out"]
-        if inner and self.has_val_split() and not self.has_test_split():
+        if inner and self.tested_split() == "val":
             said.append("the held-out split of the files is left for `test`")
         if needs_train:
             self._train = RecordSet(train, training=True, augmentation=self.augmentation, seed=self.seed)

@@ -28,7 +28,7 @@ def test_the_boxes_of_every_tool_are_those_that_were_drawn(tool: str, tmp_path: 
             assert_same_boxes(sample.target, [box for box in true[int(sample.image_id)] if box.label == sample.query])
     labels = sorted({box.label for part in ("train", "val") for boxes in drawn(part, 2) for box in boxes})
     assert data.category_ids() == {name: number for number, name in enumerate(labels, 1)}
-    assert data.has_test_split()
+    assert "test" in data.splits()
 
 
 @pytest.mark.parametrize("tool", TOOLS)

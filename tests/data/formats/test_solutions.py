@@ -67,9 +67,55 @@ def test_a_folder_of_parquet_files_and_a_split_are_read(tmp_path: Path) -> None:
     datasets.DatasetDict(parts).save_to_disk(tmp_path / "both")
     train, val = samples_of(HubData(str(tmp_path / "both"), split="val", val_fraction=0.5), tmp_path)
     assert {sample.query for sample in train + val} == {boxes[0].label for boxes in drawn("val")}
-    assert "can't be read as a dataset" in refused(
-        lambda **more: HubData(str(tmp_path / "both"), split="test", val_fraction=0.5, **more), tmp_path
-    )
+
+
+def three_splits(folder: Path) -> None:
+    """Write three splits as a folder of parquet files and by `save_to_disk`; `test` has the first two rows of `val`."""
+    import datasets
+
+    parts = {part: datasets.Dataset.from_parquet(str(folder / f"{part}.parquet")) for part in formats.PARTS}
+    tables = {"train": parts["train"], "validation": parts["val"], "test": parts["val"].select([0, 1])}
+    datasets.DatasetDict(tables).save_to_disk(folder / "disk")
+    for name, part in tables.items():
+        part.to_parquet(folder / "files" / f"{name}-00000-of-00001.parquet")
+
+
+@pytest.mark.parametrize("kind", ["files", "disk"])
+def test_splits_of_one_data_set_are_named(kind: str, tmp_path: Path) -> None:
+    three_splits(formats.write_hub(tmp_path / "x"))
+    source = str(tmp_path / "x" / kind)
+    data = HubData(source, val_split="validation", test_split="test")
+    train, val = samples_of(data, tmp_path)
+    _, tested = samples_of(data, tmp_path, stage="test")
+    for part, samples in (("train", train), ("val", val)):
+        assert [sample.query for sample in samples] == [boxes[0].label for boxes in drawn(part)]
+    assert [sample.query for sample in tested] == [sample.query for sample in val[:2]]
+    assert data.test_set().records[0].location == f"{source}: test: row 0"
+    other = HubData(source, str(tmp_path / "x" / "val.parquet"))  # held-out data of its own: its split `train`
+    assert len(samples_of(other, tmp_path)[1]) == 4
+    for settings, said in (
+        ({"val_split": "dev"}, "data.val: .*'?dev'?.*validation"),
+        ({"val": source}, "data.val_split: .*'train' is data.train already"),
+        ({"val": f"{source}/../{kind}"}, "data.val_split: .*'train' is data.train already"),
+        ({"val_split": "train"}, "data.val_split: .*'train' is data.train already"),
+        (
+            {"val_split": "validation", "test_split": "validation"},
+            "data.test_split: .*'validation' is data.val already",
+        ),
+        ({"val_split": "validation", "val_fraction": 0.5}, "data.val: .*both are given"),
+    ):
+        with pytest.raises(ConfigurationError, match=said):
+            samples_of(HubData(source, **settings), tmp_path)
+
+
+@pytest.mark.parametrize("form", ["parquet", "disk"])
+def test_a_single_table_has_no_other_split(form: str, tmp_path: Path) -> None:
+    formats.write_hub(tmp_path / "x", form=form)
+    source = str(tmp_path / "x" / ("train" if form == "disk" else "train.parquet"))
+    message = refused(lambda **more: HubData(source, split="test", val_fraction=0.5, **more), tmp_path)
+    assert message.startswith(f"data.train: {source} can't be read as a dataset: ")
+    assert "test" in message
+    assert "train" in message.partition("can't be read")[2]
 
 
 @pytest.mark.parametrize(("coordinates", "size"), [("pixels", (56, 56)), ("thousandths", (1000, 1000))])
@@ -231,7 +277,15 @@ def test_bad_rows_of_a_table_are_named(tmp_path: Path) -> None:
     )
     make = lambda **more: HubData(str(file), str(tmp_path / "x" / "val.parquet"), **more)  # noqa: E731
     listed = said_of(make, tmp_path).splitlines()
-    assert sorted(int(line.removeprefix(f"{file}: row ").partition(":")[0]) for line in listed) == [1, 2, 3, 4, 5, 6, 7]
+    assert sorted(int(line.removeprefix(f"{file}: train: row ").partition(":")[0]) for line in listed) == [
+        1,
+        2,
+        3,
+        4,
+        5,
+        6,
+        7,
+    ]
     train, _ = samples_of(make(on_bad_record="skip"), tmp_path)
     assert [sample.image_id for sample in train] == [0, 8]
 

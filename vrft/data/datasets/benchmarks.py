@@ -8,7 +8,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -52,8 +52,8 @@ class BenchmarkData(RecordData):
             if not any((self.root / path).exists() for path in name.split(" or ")):
                 raise ConfigurationError(f"data.root: no such file: {self.root / name}; expected {type(self).__doc__}")
 
-    def has_val_split(self) -> bool:
-        return True
+    def splits(self) -> Collection[Split]:
+        return ["train", "val"]
 
     @abstractmethod
     def read(self, split: Split, bad_records: BadRecords) -> Iterator[Labelled]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -68,11 +68,8 @@ class ReasonSegData(RecordData):
         if self.val_fraction is None:
             require_folder("val_split", self.folders["val"], "images with JSON files")
 
-    def has_val_split(self) -> bool:
-        return self.folders["val"].is_dir()
-
-    def has_test_split(self) -> bool:
-        return "test" in self.folders
+    def splits(self) -> Collection[Split]:
+        return [split for split, folder in self.folders.items() if folder.is_dir()]
 
     def records(self, split: Split, bad_records: BadRecords) -> list[Record]:
         files = sorted(file for file in self.folders[split].glob("*.json") if not file.name.startswith("."))

@@ -6,7 +6,7 @@ import io
 import pickle
 import struct
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -86,22 +86,19 @@ class ReferenceData(RecordData):
         """
         super().__init__(**kwargs)
         self.references, self.instances, self.images = Path(references), Path(instances), Path(images)
-        self.splits: dict[Split, str] = {"train": train_split, "val": val_split}
+        self.split_names: dict[Split, str] = {"train": train_split, "val": val_split}
         if test_split is not None:
-            self.splits["test"] = test_split
+            self.split_names["test"] = test_split
         self.expressions = expressions
         require_file("references", self.references, "refs(unc).p, or the same as JSON")
         require_file("instances", self.instances, "a COCO instances file")
         require_folder("images", self.images, "the images of the instances file")
 
-    def has_val_split(self) -> bool:
-        return True
-
-    def has_test_split(self) -> bool:
-        return "test" in self.splits
+    def splits(self) -> Collection[Split]:
+        return self.split_names
 
     def records(self, split: Split, bad_records: BadRecords) -> list[Record]:
-        references, name = read_references(self.references, self.encoding), self.splits[split]
+        references, name = read_references(self.references, self.encoding), self.split_names[split]
         splits = {entry["split"] for entry in references if isinstance(entry, dict) and is_text(entry.get("split"))}
         if name not in splits:
             raise ConfigurationError(

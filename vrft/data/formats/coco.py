@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -83,11 +83,8 @@ class CocoData(CategoryData):
             require_file(f"{split}_annotations", file, EXPECTED)
             require_folder(f"{split}_images", images, "a folder of images")
 
-    def has_val_split(self) -> bool:
-        return "val" in self.files
-
-    def has_test_split(self) -> bool:
-        return "test" in self.files
+    def splits(self) -> Collection[Split]:
+        return self.files
 
     def ordered_categories(self) -> Sequence[str]:
         if self.instances is None:

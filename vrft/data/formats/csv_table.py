@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,11 +51,8 @@ class CsvData(RecordData):
         for split, path in self.files.items():
             require_file(f"{split}_csv", path, "a CSV file with a header")
 
-    def has_val_split(self) -> bool:
-        return "val" in self.files
-
-    def has_test_split(self) -> bool:
-        return "test" in self.files
+    def splits(self) -> Collection[Split]:
+        return self.files
 
     def records(self, split: Split, bad_records: BadRecords) -> list[Record]:
         path = self.files[split]

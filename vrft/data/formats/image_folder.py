@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,11 +58,8 @@ class ImageFolderData(RecordData):
         inner = self.val_fraction is not None or self.val_shots is not None
         return found[0] if found else self.root if split == "train" and inner else self.root / split
 
-    def has_test_split(self) -> bool:
-        return self.folder("test").is_dir()
-
-    def has_val_split(self) -> bool:
-        return self.folder("val").is_dir()
+    def splits(self) -> Collection[Split]:
+        return [split for split in FOLDERS if self.folder(split).is_dir()]
 
     def records(self, split: Split, bad_records: BadRecords) -> list[Record]:
         folder = self.folder(split)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -37,11 +38,8 @@ class SolutionData(RecordData):
         self.sources, self.coordinates = sources, coordinates
         self.check_held_out("val" in sources, "val")
 
-    def has_val_split(self) -> bool:
-        return "val" in self.sources
-
-    def has_test_split(self) -> bool:
-        return "test" in self.sources
+    def splits(self) -> Collection[Split]:
+        return self.sources
 
     @abstractmethod
     def rows(self, split: Split) -> Iterator[tuple[str, Any]]:
@@ -173,6 +171,8 @@ class HubImage:
 class HubData(SolutionData):
     """A Hugging Face dataset with the columns image, problem and solution; other columns become metadata."""
 
+    test_setting = "data.test or data.test_split"
+
     def __init__(
         self,
         train: str,
@@ -180,6 +180,8 @@ class HubData(SolutionData):
         split: str = "train",
         coordinates: Coordinates = "thousandths",
         test: str | None = None,
+        val_split: str | None = None,
+        test_split: str | None = None,
         **kwargs: Any,
     ) -> None:
         """Set the datasets, which are read when training starts.
@@ -187,22 +189,38 @@ class HubData(SolutionData):
         Args:
             train: training data: a dataset on the Hub, a folder of parquet files, a parquet file, or a folder written
                 by `save_to_disk`.
-            val: held-out data, given likewise; default: see `val_fraction`.
-            split: split to read of a dataset that has several.
+            val: held-out data, given likewise; default: `train` if `val_split` is set, otherwise see `val_fraction`.
+            split: name of the split to train on. A single table is called "train".
             coordinates: unit of boxes in solutions: thousandths of the image, pixels, or 0..1.
-            test: file or dataset for `test`; default: the held-out one.
+            test: data for `test`, given likewise; default: `train` if `test_split` is set, otherwise the held-out data.
+            val_split: name of the held-out split; default: `split`.
+            test_split: name of the split for `test`; default: `split`.
             kwargs: see `RecordData`.
         """
-        super().__init__(given(train, val, test), coordinates, **kwargs)
-        self.split = split
+        self.split_names: dict[Split, str] = {"train": split, "val": val_split or split, "test": test_split or split}
+        sources = given(train, val or (val_split and train), test or (test_split and train))
+        super().__init__(sources, coordinates, **kwargs)
+        self._check_distinct()
         self.tables: dict[Split, Any] = {}
 
+    def _check_distinct(self) -> None:
+        """Raise ConfigurationError if two splits are the same rows of the same data."""
+        rows: dict[tuple[str, str], Split] = {}
+        for split, source in self.sources.items():
+            name = self.split_names[split]
+            first = rows.setdefault((os.path.realpath(source), name), split)
+            if first != split:
+                raise ConfigurationError(
+                    f"data.{split}_split: {source}: split {name!r} is data.{first} already; expected another split"
+                )
+
     def rows(self, split: Split) -> Iterator[tuple[str, Any]]:
-        table = load_table(self.sources[split], self.split, f"data.{split}")
+        source, name = self.sources[split], self.split_names[split]
+        table = load_table(source, name, f"data.{split}")
         self.tables[split] = table.select_columns("image")
         plain = [name for name, feature in table.features.items() if name != "image" and not is_media(feature)]
         for index, row in enumerate(table.select_columns(plain)):
-            yield f"{self.sources[split]}: row {index}", row
+            yield f"{source}: {name}: row {index}", row
 
     def image(self, split: Split, index: int, row: dict[str, Any]) -> ImageSource | None:
         return HubImage(self.tables[split], index)
@@ -212,7 +230,7 @@ def load_table(name: str, split: str, field: str) -> Any:
     """Load a dataset with its images as encoded bytes.
 
     Raises:
-        ConfigurationError: `datasets` is not installed, or the dataset does not exist or lacks a column.
+        ConfigurationError: `datasets` is not installed, or the dataset does not exist, or lacks the split or a column.
     """
     try:
         import datasets
@@ -223,9 +241,9 @@ def load_table(name: str, split: str, field: str) -> Any:
     try:
         if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
             table = datasets.load_from_disk(name)
-            table = table[split] if isinstance(table, datasets.DatasetDict) else table
+            table = named_split(table if isinstance(table, datasets.DatasetDict) else {"train": table}, split)
         elif path.is_file():
-            table = datasets.load_dataset("parquet", data_files=name, split="train")
+            table = datasets.load_dataset("parquet", data_files=name, split=split)
         else:
             table = datasets.load_dataset(name, split=split)
         missing = {"image", "problem", "solution"}.difference(table.column_names)
@@ -235,6 +253,13 @@ def load_table(name: str, split: str, field: str) -> Any:
     if missing:
         raise ConfigurationError(f"{field}: {name}: no column {min(missing)!r}; it has {', '.join(table.column_names)}")
     return table
+
+
+def named_split(tables: Mapping[str, Any], split: str) -> Any:
+    """Return a split of a dataset on disk. Raise ValueError if it has no split of that name."""
+    if split not in tables:
+        raise ValueError(f"no split {split!r}; it has {', '.join(tables)}")
+    return tables[split]
 
 
 def is_media(feature: Any) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -57,7 +57,7 @@ class YoloData(BoxData):
         """The data.yaml, read on first use."""
         return YoloConfig.read(self.config, self.encoding)
 
-    def splits(self) -> Sequence[Split]:
+    def splits(self) -> Collection[Split]:
         return [split for split in KEYS if self.yaml.entries(split)]
 
     def source(self, split: Split) -> Path:
