@@ -64,6 +64,9 @@ def shared_prefix_attention(
     """
     if shared_prefix is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+    for name in ("softcap", "position_bias"):
+        if kwargs.get(name) is not None:
+            raise ValueError(f"{type(module).__name__}: attention with {name} can't share prompts")
     return shared_prefix.attend(module, query, key, value, **kwargs), None
 
 
@@ -140,24 +143,32 @@ class PackedLayout:
             length, lengths = self.prompts[p], self.completions[p]
             prompt, completions = ([part[2 * p + i] for part in parts] for i in (0, 1))
             prompt_mask = None if mask is None else mask[..., :length, :length]
-            outputs.append(sdpa_attention_forward(module, *prompt, prompt_mask, **kwargs)[0])
+            outputs.append(_attention(*prompt, prompt_mask, **kwargs))
             if not any(lengths):
                 continue
             q, k, v = (_fold(x, lengths) for x in completions)  # (G, heads, n, dim)
             k, v = (torch.cat([x.expand(len(q), -1, -1, -1), y], 2) for x, y in zip(prompt[1:], (k, v), strict=True))
-            bias: Any = causal_lower_right(q.shape[2], k.shape[2]) if mask is None else mask[..., length:, :]
-            outputs.append(_unfold(_attention(module, q, k, v, bias, **kwargs), lengths))
+            output = _attention(q, k, v, None if mask is None else mask[..., length:, :], **kwargs)
+            outputs.append(_unfold(output, lengths))
         return torch.cat(outputs, 1)
 
 
 def _attention(
-    module: nn.Module, q: Tensor, k: Tensor, v: Tensor, bias: Any, *, dropout: float, scaling: float | None, **_: Any
+    q: Tensor, k: Tensor, v: Tensor, mask: Any, *, dropout: float = 0.0, scaling: float | None = None, **_: Any
 ) -> Tensor:
-    """Compute attention with a bias: (G, heads, n, dim) -> (G, n, heads, dim). q may have more heads than k and v."""
-    if q.device.type == "cpu":  # its kernel does not copy keys for each group of query heads
-        output = F.scaled_dot_product_attention(q, k, v, bias, dropout, scale=scaling, enable_gqa=True)
-        return output.transpose(1, 2)
-    return sdpa_attention_forward(module, q, k, v, bias, dropout=dropout, scaling=scaling)[0]
+    """Compute attention: (G, heads, n, dim) -> (G, n, heads, dim). q may have more heads than k and v.
+
+    Without a mask, attention is causal and the last query attends to the last key.
+    """
+    grouped = q.shape[1] > k.shape[1]
+    if grouped and q.is_cuda and (mask is not None or q.dtype == torch.float32):
+        # CUDA's flash kernel alone takes fewer key heads, without mask and in half precision. With repeated keys the
+        # memory-efficient kernel runs; otherwise the math kernel would keep all scores.
+        k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], 1) for x in (k, v))
+        grouped = False
+    if mask is None and q.shape[2] > 1:  # a single query attends to all keys
+        mask = causal_lower_right(q.shape[2], k.shape[2])
+    return F.scaled_dot_product_attention(q, k, v, mask, dropout, scale=scaling, enable_gqa=grouped).transpose(1, 2)
 
 
 def _fold(x: Tensor, lengths: list[int]) -> Tensor:

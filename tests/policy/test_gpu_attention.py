@@ -1,0 +1,87 @@
+"""Attention of packed rows as a GPU computes it: code that branches on the device takes the GPU's branch."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.attention.bias import CausalBias
+
+from vrft.policy import shared_prefix
+from vrft.policy.shared_prefix import PackedLayout
+
+PROMPT, GROUP, HEADS, KEY_HEADS, WIDTH = 6, 3, 4, 2, 8
+
+
+class OnGPU(Tensor):
+    """A tensor of the CPU that says it is on a GPU."""
+
+    device = property(lambda self: torch.device("cuda"))  # type: ignore[assignment]
+    is_cuda = True  # type: ignore[assignment]
+
+
+@pytest.fixture(autouse=True)
+def kernels_of_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Causal masks as CUDA's kernels make them: from the shapes of queries and keys, not from the bias's own."""
+
+    def attention(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor, dropout_p: float = 0.0, **options: Any) -> Tensor:
+        mask = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool).tril(k.shape[2] - q.shape[2])
+        return F.scaled_dot_product_attention(q, k, v, mask, dropout_p, **options)
+
+    monkeypatch.setattr(CausalBias, "_dispatch", attention)
+
+
+def naive(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
+    """Return attention of one sequence, a head at a time: (heads, n, dim) -> (n, heads, dim)."""
+    groups = len(query) // len(key)
+    rows = []
+    for head in range(len(query)):
+        scores = query[head] @ key[head // groups].T * WIDTH**-0.5
+        rows.append(scores.masked_fill(~mask, -torch.inf).softmax(-1) @ value[head // groups])
+    return torch.stack(rows, 1)
+
+
+@pytest.mark.parametrize("masked", [False, True], ids=["causal", "bidirectional prompt"])
+@pytest.mark.parametrize("key_heads", [HEADS, KEY_HEADS])
+@pytest.mark.parametrize("n", [1, 2, 3])  # transformers' attention packs heads where there is one query
+@pytest.mark.parametrize("prompt", [PROMPT, 1])
+def test_attention_and_its_gradient_equal_those_of_each_sequence(
+    prompt: int, n: int, key_heads: int, masked: bool
+) -> None:
+    torch.manual_seed(0)
+    heads = (HEADS, key_heads, key_heads)
+    tensors = [torch.randn(1, count, prompt + GROUP * n, WIDTH, requires_grad=True) for count in heads]
+    mask = torch.ones(prompt + n, prompt + n, dtype=torch.bool).tril()
+    if masked:
+        mask[:prompt, :prompt] = True
+    layout = PackedLayout(
+        [prompt], [[n] * GROUP], [{"full_attention": mask[None, None]} if masked else None], ["full_attention"]
+    )
+    module: Any = SimpleNamespace(layer_idx=0, num_key_value_groups=HEADS // key_heads, is_causal=True)
+    weight = torch.randn(1, prompt + GROUP * n, HEADS, WIDTH)
+
+    output = layout.attend(module, *(x.as_subclass(OnGPU) for x in tensors), dropout=0.0, scaling=None)
+    gradients = torch.autograd.grad((output.as_subclass(Tensor) * weight).sum(), tensors)
+
+    expected = []
+    for g in range(GROUP):
+        own = [*range(prompt), *range(prompt + g * n, prompt + (g + 1) * n)]
+        sequence = naive(*(x[0][:, own] for x in tensors), mask)
+        expected += [sequence[prompt:]] if g else [sequence]
+    naive_output = torch.cat(expected)[None]
+    naive_gradients = torch.autograd.grad((naive_output * weight).sum(), tensors)
+    torch.testing.assert_close(output.as_subclass(Tensor), naive_output)
+    for gradient, naive_gradient in zip(gradients, naive_gradients, strict=True):
+        torch.testing.assert_close(gradient, naive_gradient)
+
+
+@pytest.mark.parametrize("name", ["softcap", "position_bias"])
+def test_attention_with_what_a_packed_row_ignores_is_refused(name: str) -> None:
+    layout: Any = SimpleNamespace(attend=lambda *_, **__: torch.zeros(1))
+    call = (torch.nn.Identity(), *[torch.zeros(1)] * 4)
+    with pytest.raises(ValueError, match=f"{name} can't share prompts"):
+        shared_prefix.shared_prefix_attention(*call, shared_prefix=layout, **{name: 30.0})
