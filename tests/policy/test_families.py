@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from tests.helpers import families
-from vrft.policy import LoRA, Policy, shared_prefix
+from vrft.policy import LoRA, Policy, packed_attention, shared_prefix
 from vrft.policy.prompts import next_position
 from vrft.rollout import Sampling, SamplingKey, TransformersEngine
 from vrft.types import Frame, PromptBatch, Sample
@@ -159,7 +159,7 @@ def test_a_wrong_mask_or_position_changes_the_result(
         monkeypatch.setattr(shared_prefix, "single_sequence_masks", lambda *_: None)
     else:
         future = lambda n, m: torch.ones(n, m, dtype=torch.bool)  # noqa: E731
-        monkeypatch.setattr(shared_prefix, "causal_lower_right", future)
+        monkeypatch.setattr(packed_attention, "causal_lower_right", future)
     with pytest.raises(AssertionError):
         check_exactness(policy)
 

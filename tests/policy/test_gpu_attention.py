@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.attention.bias import CausalBias
 
 from vrft.policy import shared_prefix
-from vrft.policy.shared_prefix import PackedLayout
+from vrft.policy.packed_attention import Completions, PackedLayout
 
 PROMPT, GROUP, HEADS, KEY_HEADS, WIDTH = 6, 3, 4, 2, 8
 
@@ -58,9 +58,9 @@ def test_attention_and_its_gradient_equal_those_of_each_sequence(
     mask = torch.ones(prompt + n, prompt + n, dtype=torch.bool).tril()
     if masked:
         mask[:prompt, :prompt] = True
-    layout = PackedLayout(
-        [prompt], [[n] * GROUP], [{"full_attention": mask[None, None]} if masked else None], ["full_attention"]
-    )
+    completions = Completions([n] * GROUP, torch.device("cpu"))
+    masks = {"full_attention": mask[None, None]} if masked else None
+    layout = PackedLayout([prompt], [completions], [masks], ["full_attention"])
     module: Any = SimpleNamespace(layer_idx=0, num_key_value_groups=HEADS // key_heads, is_causal=True)
     weight = torch.randn(1, prompt + GROUP * n, HEADS, WIDTH)
 

@@ -15,18 +15,16 @@ P prompts, G completions each, N = P * G, L prompt tokens, T completion tokens, 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.attention.bias import causal_lower_right
-from torch.nn.utils.rnn import pad_sequence
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import create_masks_for_generate, sdpa_mask
 
+from vrft.policy.packed_attention import Completions, PackedLayout, PromptCache
 from vrft.policy.prompts import (
     TOKEN_KEYS,
     TOKEN_TYPE_KEYS,
@@ -92,106 +90,6 @@ def share_prefixes(model: PreTrainedModel) -> bool:
     return True
 
 
-class PromptCache:
-    """Keys and values of P prompts from a packed forward: per layer (P, heads, L, dim).
-
-    Padding holds arbitrary finite values; attention must mask it.
-    """
-
-    def __init__(self, indices: list[Tensor]) -> None:
-        """`indices`: positions of each prompt's tokens in the packed row, P times (L,)."""
-        self.lengths = [len(index) for index in indices]
-        self.index = pad_sequence(indices, batch_first=True)  # (P, L)
-        self.layers: dict[int, tuple[Tensor, Tensor]] = {}
-
-    def store(self, layer: int, key: Tensor, value: Tensor) -> None:
-        """Keep a layer's key and value of the packed row, both (1, heads, tokens, dim)."""
-        padded = [x[0].transpose(0, 1)[self.index].transpose(1, 2).contiguous() for x in (key, value)]
-        self.layers[layer] = padded[0], padded[1]
-
-
-@dataclass(frozen=True)
-class PackedLayout:
-    """P prompts with their completions in one row.
-
-    Attributes:
-        prompts: length L of each prompt.
-        completions: for each prompt, the lengths of its completions without their last token, which predicts nothing.
-        masks: for each prompt, the model's masks for the sequence `[prompt | longest completion]` by layer type, each
-            (1, 1, L + n, L + n); None if they are causal.
-        layer_types: type of each layer.
-        cache: stores keys and values, if given.
-    """
-
-    prompts: list[int]
-    completions: list[list[int]]
-    masks: list[dict[str, Tensor] | None]
-    layer_types: list[str]
-    cache: PromptCache | None = None
-
-    def attend(self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, **kwargs: Any) -> Tensor:
-        """Let each prompt attend to itself, and its completions, as a batch, to the prompt and to themselves."""
-        query, key = query.to(value.dtype), key.to(value.dtype)  # autocast does not if the mask is a CausalBias
-        if self.cache is not None:
-            self.cache.store(module.layer_idx, key, value)  # type: ignore[arg-type]
-        kind = self.layer_types[module.layer_idx]  # type: ignore[index]
-        sizes = [size for pair in zip(self.prompts, map(sum, self.completions), strict=True) for size in pair]
-        parts = [x.split(sizes, 2) for x in (query, key, value)]
-        outputs = []
-        for p, masks in enumerate(self.masks):
-            mask = None if masks is None else masks[kind]
-            length, lengths = self.prompts[p], self.completions[p]
-            prompt, completions = ([part[2 * p + i] for part in parts] for i in (0, 1))
-            prompt_mask = None if mask is None else mask[..., :length, :length]
-            outputs.append(_attention(*prompt, prompt_mask, **kwargs))
-            if not any(lengths):
-                continue
-            q, k, v = (_fold(x, lengths) for x in completions)  # (G, heads, n, dim)
-            k, v = (torch.cat([x.expand(len(q), -1, -1, -1), y], 2) for x, y in zip(prompt[1:], (k, v), strict=True))
-            output = _attention(q, k, v, None if mask is None else mask[..., length:, :], **kwargs)
-            outputs.append(_unfold(output, lengths))
-        return torch.cat(outputs, 1)
-
-
-def _attention(
-    q: Tensor, k: Tensor, v: Tensor, mask: Any, *, dropout: float = 0.0, scaling: float | None = None, **_: Any
-) -> Tensor:
-    """Compute attention: (G, heads, n, dim) -> (G, n, heads, dim). q may have more heads than k and v.
-
-    Without a mask, attention is causal and the last query attends to the last key.
-    """
-    grouped = q.shape[1] > k.shape[1]
-    if grouped and q.is_cuda and (mask is not None or q.dtype == torch.float32):
-        # CUDA's flash kernel alone takes fewer key heads, without mask and in half precision. With repeated keys the
-        # memory-efficient kernel runs; otherwise the math kernel would keep all scores.
-        k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], 1) for x in (k, v))
-        grouped = False
-    if mask is None and q.shape[2] > 1:  # a single query attends to all keys
-        mask = causal_lower_right(q.shape[2], k.shape[2])
-    return F.scaled_dot_product_attention(q, k, v, mask, dropout, scale=scaling, enable_gqa=grouped).transpose(1, 2)
-
-
-def _fold(x: Tensor, lengths: list[int]) -> Tensor:
-    """Turn rows into a batch, padded by copies of the first token: (1, heads, sum, dim) -> (G, heads, n, dim)."""
-    n = max(lengths)
-    if min(lengths) < n:
-        starts = torch.tensor([0, *lengths]).cumsum(0)[:-1, None]  # (G, 1)
-        padding = torch.arange(n) >= torch.tensor(lengths)[:, None]  # (G, n)
-        # Only padding attends to padding, so the copied token gets no gradient from it.
-        index = (starts + torch.arange(n)).masked_fill(padding, 0).flatten()
-        x = x.index_select(2, index.to(x.device, non_blocking=True))
-    return x[0].unflatten(1, (len(lengths), n)).transpose(0, 1)
-
-
-def _unfold(x: Tensor, lengths: list[int]) -> Tensor:
-    """Undo `_fold` for attention's output: (G, n, heads, dim) -> (1, sum, heads, dim)."""
-    n = x.shape[1]
-    if min(lengths) < n:
-        index = torch.cat([g * n + torch.arange(length) for g, length in enumerate(lengths)])
-        return x.flatten(0, 1).index_select(0, index.to(x.device, non_blocking=True))[None]
-    return x.flatten(0, 1)[None]
-
-
 def group_hidden_states(
     model: PreTrainedModel, prompts: Sequence[Prompt], ids: Tensor, lengths: Sequence[int]
 ) -> Tensor:
@@ -224,7 +122,9 @@ def group_hidden_states(
     masks = [
         single_sequence_masks(model, prompt, max(counts)) for prompt, counts in zip(prompts, completions, strict=True)
     ]
-    layout = PackedLayout([p["input_ids"].shape[1] for p in prompts], completions, masks, layer_types(model))
+    lengths_of_prompts = [prompt["input_ids"].shape[1] for prompt in prompts]
+    folded = [Completions(counts, ids.device) for counts in completions]
+    layout = PackedLayout(lengths_of_prompts, folded, masks, layer_types(model))
     hidden = packed_forward(model, prompts, torch.cat(tokens)[None], torch.cat(positions, -1), layout)
     return hidden[0][torch.tensor(predictors).to(hidden.device, non_blocking=True)]
 
@@ -256,7 +156,8 @@ def prefill(model: PreTrainedModel, prompts: Sequence[Prompt]) -> tuple[Tensor, 
     ]
     masks = [single_sequence_masks(model, *pair) for pair in zip(prefixes, map(max, suffixes), strict=True)]
     cache = PromptCache(indices)
-    layout = PackedLayout(lengths, suffixes, masks, layer_types(model), cache)
+    rests = [Completions(counts, cache.index.device) for counts in suffixes]
+    layout = PackedLayout(lengths, rests, masks, layer_types(model), cache)
     hidden = packed_forward(model, prefixes, torch.cat(tokens, 1), torch.cat(positions, -1), layout)
     return hidden[0][torch.stack([index[-1] for index in indices])], cache
 

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache, PreTrainedModel
 
+from vrft.policy.packed_attention import PromptCache
 from vrft.policy.prompts import TOKEN_KEYS, ImageFeatures, Prompt, encode_images, next_position, prompt_positions
-from vrft.policy.shared_prefix import PromptCache, forward_with_layout, layer_types, prefill
+from vrft.policy.shared_prefix import forward_with_layout, layer_types, prefill
 
 MASKED = -1e30
 """Added to the attention scores of keys that a token must not attend to."""
