@@ -118,7 +118,7 @@ def evaluated() -> set[str]:
         *AccuracyEvaluator().scores([accuracy.Row("cat", "cat", True)]),
         *PresenceEvaluator().scores([presence.Row(1, ("cat",), ("cat",), True)]),
         *(f"coco/{name}" for name in COCO_NUMBERS),
-        *(f"lvis/{name}" for name in LVIS_NUMBERS),
+        *(f"lvis/{name}" for name in (*LVIS_NUMBERS, "AP_answer", "AP_logprob", "ECE")),
     }
     return {f"val/{name}" for name in names}
 

@@ -106,12 +106,15 @@ def test_a_run_logs_only_defined_numbers(format: Format, tmp_path: Path) -> None
     undefined = 0
     for seed in range(40):
         truth, results = fuzzed(seed, format)
-        results = [result | {"score": result["score"] - n * 1e-9} for n, result in enumerate(results)]
+        results = [result | {"score": 0.1 + 0.9 * result["score"] - n * 1e-9} for n, result in enumerate(results)]
         kept = [result for result in results if area_of(result["bbox"])]
         expected = pycocotools_numbers(numbered(truth), kept) if format == "coco" else lvis_numbers(truth, kept)
         defined = {f"{format}/{name}": value for name, value in expected.items() if value != UNDEFINED}
         undefined += len(expected) - len(defined)
-        assert logged((truth, results), format, tmp_path) == same(defined), f"seed {seed}"
+        found = logged((truth, results), format, tmp_path)
+        found.pop(f"{format}/ECE", None)
+        assert found.pop(f"{format}/AP_answer", None) in (found.get(f"{format}/AP"), None)
+        assert found == same(defined), f"seed {seed}"
     assert undefined
 
 

@@ -57,6 +57,9 @@ def write_run(run: Path, groups: int = 30, generations: int = 4) -> Path:
         write_lines(
             folder / "answers.jsonl", [held_out(n, n / 50 + gain * (n - 10), image=images[n % 6]) for n in range(20)]
         )
+        (folder / "coco_calibration.csv").write_text(
+            f"low,high,confidence,accuracy,boxes\n0.0,0.1,0.0,0.0,0\n0.5,0.6,0.5,{0.25 + gain},8\n0.9,1.0,1.0,0.5,2\n"
+        )
         (folder / "coco_per_category.csv").write_text(f'category,AP\ncat,{0.1 + gain}\n"{HOSTILE[:40]}",0.2\n')
     logs = run / "logs" / "version_0"
     logs.mkdir(parents=True)

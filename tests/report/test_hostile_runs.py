@@ -139,6 +139,12 @@ def test_new_lines_are_not_joined_to_a_partial_one(content: bytes, expected: int
         pytest.param(
             "evaluation/val-3/coco_per_category.csv", "c,AP\na,x\n", "coco_per_category.csv can't", id="table"
         ),
+        pytest.param(
+            "evaluation/val-3/coco_calibration.csv",
+            "low,high,confidence,accuracy,boxes\n0,0.1,0.05,0.5,3\n0.1,0.2,0.1,nan,3\n",
+            "coco_calibration.csv can't",
+            id="calibration",
+        ),
         pytest.param("evaluation/val-3/warnings_X.json", "[1]", "val-3/warnings_X.json can't", id="evaluator"),
         pytest.param("faults.jsonl", "1\n", "faults.jsonl: 1 line can't", id="faults"),
         pytest.param("warnings.jsonl", "{", "warnings.jsonl: 1 line can't", id="warnings"),

@@ -16,7 +16,7 @@ from vrft.answers import normalise_label
 from vrft.evaluators.base import Evaluator
 from vrft.loggers import show_picture, show_table
 from vrft.types import Answer, Sample
-from vrft.utils.display import table_cell
+from vrft.utils.files import write_table
 
 NO_CLASS = "(none of them)"
 CELL, LABEL_WIDTH = 18, 150
@@ -57,10 +57,8 @@ class AccuracyEvaluator(Evaluator[Row]):
     def write(self, folder: Path, rows: list[Row]) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         counts = Counter(row.true for row in rows)
-        with (folder / "accuracy_per_class.csv").open("w", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow(["class", "images", "accuracy"])
-            writer.writerows((table_cell(name), counts[name], value) for name, value in sorted(per_class(rows).items()))
+        found = [(name, counts[name], value) for name, value in sorted(per_class(rows).items())]
+        write_table(folder / "accuracy_per_class.csv", ["class", "images", "accuracy"], found)
         draw_confusion(rows, folder / "confusion.png")
 
     def show(self, loggers: Sequence[Logger], stage: str, folder: Path, step: int) -> None:

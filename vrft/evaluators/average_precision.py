@@ -108,12 +108,16 @@ def as_lvis_reads(content: dict[str, Any]) -> dict[str, Any]:
     return content | {"annotations": rows}
 
 
-def _with_hotcoco(content: dict[str, Any], results: Array, format: Format) -> tuple[Array, Array]:
+def hotcoco_evaluation(content: dict[str, Any], results: Array, format: Format) -> Any:
+    """Return hotcoco's evaluation object before `evaluate`."""
     import hotcoco
 
     truth = hotcoco.COCO(as_lvis_reads(content) if format == "lvis" else content)
-    found = truth.load_res(results)
-    evaluation = hotcoco.COCOeval(truth, found, "bbox", lvis_style=format == "lvis")
+    return hotcoco.COCOeval(truth, truth.load_res(results), "bbox", lvis_style=format == "lvis")
+
+
+def _with_hotcoco(content: dict[str, Any], results: Array, format: Format) -> tuple[Array, Array]:
+    evaluation = hotcoco_evaluation(content, results, format)
     evaluation.evaluate()
     evaluation.accumulate()
     assert evaluation.eval is not None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -31,15 +30,23 @@ from vrft.evaluators.average_precision import (
     Format,
 )
 from vrft.evaluators.base import Evaluator, defined
+from vrft.evaluators.calibration import Bin, Calibration
 from vrft.evaluators.confidence import Confidence, with_confidence
 from vrft.evaluators.curves_picture import draw_curves
-from vrft.evaluators.detection_rows import Row, plain_scores, rows_of_results, table_of
+from vrft.evaluators.detection_rows import (
+    Row,
+    plain_scores,
+    ranked_otherwise,
+    rows_of_results,
+    table_of,
+    with_scores,
+)
+from vrft.evaluators.results import entries_of
 from vrft.evaluators.ties import tie_key, tied_share, without_ties
 from vrft.evaluators.truth import Truth
 from vrft.loggers import show_picture, show_table
 from vrft.types import Answer, Id, Sample
-from vrft.utils.display import table_cell
-from vrft.utils.files import write_json
+from vrft.utils.files import write_json, write_table
 
 MAX_TIED_SHARE = 0.5
 """Warn if more than this share of boxes has a score that other boxes have too."""
@@ -50,8 +57,10 @@ class CocoEvaluator(Evaluator[Row]):
 
     Numbers are in 0..1, averaged over the configured categories that have a true box. mIoU is the mean over prompts of
     the IoU matched by falling stated confidence / max(true, predicted boxes). An unreadable answer counts as no boxes.
-    Writes a results file in COCO's format, the settings of the evaluation, a table per category and precision-recall
-    curves.
+    Whatever `confidence` is, `val/coco/AP_answer` and `val/coco/AP_logprob` are AP by stated confidence and by token
+    probability, and `val/coco/ECE` is the expected calibration error of the stated confidences; each is omitted if its
+    confidences are not known. Writes a results file in COCO's format, the settings of the evaluation, tables per
+    category and per bin of confidence, and precision-recall curves.
     """
 
     format: Format = "coco"
@@ -90,6 +99,8 @@ class CocoEvaluator(Evaluator[Row]):
         self.rows_against: list[Row] = []
         self.queries: str | None = None
         self.curves: Curves | None = None
+        self.calibration: Calibration | None = None
+        self.by_confidence: dict[str, float] = {}
         self.results: Array = np.zeros((0, COLUMNS))
         self.dropped, self.tied = 0, 0.0
 
@@ -156,10 +167,13 @@ class CocoEvaluator(Evaluator[Row]):
         stated = with_confidence(answer, "answer")
         scores = [1.0 if d.score is None else d.score for d in stated]
         iou = matched_iou([d.box for d in stated], scores, [true.box for true in sample.target])
-        return Row(sample.image_id, detections, iou, answer.valid, tie_key(sample) if detections else 0)
+        key = tie_key(sample) if detections else 0
+        probable = with_confidence(answer, "logprob")
+        return Row(sample.image_id, detections, iou, answer.valid, key, stated=stated, probable=probable)
 
     def scores(self, rows: list[Row]) -> dict[str, float]:
-        return {**defined(self.measure(rows), self.format, UNDEFINED), **plain_scores(rows)}
+        numbers = self.measure(rows) | self.by_confidence
+        return {**defined(numbers, self.format, UNDEFINED), **plain_scores(rows)}
 
     def image_of(self, row: Row, index: int) -> Id:
         return row.image_id
@@ -169,18 +183,36 @@ class CocoEvaluator(Evaluator[Row]):
         rows = [row._replace(image_id=number) for number, group in enumerate(images) for row in group]
         truth = self.truth.resampled(ids)
         curves = self.compare(truth, without_ties(*table_of(rows, truth)[:2]), None)
-        return {**defined(curves.numbers(self.format, self.convention), self.format, UNDEFINED), **plain_scores(rows)}
+        numbers = curves.numbers(self.format, self.convention) | self.compare_confidences(rows, truth, None)[0]
+        return {**defined(numbers, self.format, UNDEFINED), **plain_scores(rows)}
 
     def measure(self, rows: list[Row]) -> dict[str, float]:
-        """Compute the benchmark's numbers."""
+        """Compute the benchmark's numbers and, in `by_confidence`, those that compare confidences."""
         asked = {row.image_id for row in rows}
+        images = asked if self.images == "asked" else None
         self.check_images(asked)
         table, keys, self.dropped = table_of(rows, self.truth)
         self.tied = tied_share(table[:, 5])
         self.results = without_ties(table, keys)
-        self.curves = self.compare(self.truth, self.results, asked if self.images == "asked" else None)
+        self.curves = self.compare(self.truth, self.results, images)
         self.check_meaning(rows)
+        self.by_confidence, self.calibration = self.compare_confidences(rows, self.truth, images)
         return self.curves.numbers(self.format, self.convention)
+
+    def compare_confidences(
+        self, rows: list[Row], truth: Truth, images: set[Id] | None
+    ) -> tuple[dict[str, float], Calibration | None]:
+        """Return AP by each confidence that is known, and the calibration of stated confidences with its error."""
+        numbers, found = {}, None
+        for confidence, ranked in ranked_otherwise(rows).items():
+            curves = self.compare(truth, without_ties(*table_of(ranked, truth)[:2]), images)
+            numbers[f"AP_{confidence}"] = curves.numbers(self.format, self.convention)["AP"]
+            if confidence == "answer":
+                table, _, _ = table_of(with_scores(ranked), truth)
+                found = truth.calibration(table, self.format, self.categories, images)
+        if found is not None:
+            numbers["ECE"] = found.error
+        return numbers, found
 
     def compare(self, truth: Truth, results: Array, images: set[Id] | None) -> Curves:
         """Evaluate results (N, 7) for the configured categories, on `images` or all."""
@@ -211,17 +243,8 @@ class CocoEvaluator(Evaluator[Row]):
 
     def write(self, folder: Path, rows: list[Row]) -> None:
         assert self.curves is not None
-        entries = [
-            {
-                "image_id": self.truth.image_ids[int(image)],
-                "category_id": self.truth.categories[int(category)].ids[0],
-                "bbox": [x, y, w, h],
-                "score": score,
-            }
-            for image, x, y, w, h, score, category in self.results.tolist()
-        ]
         path = self.write_truth(folder)
-        write_json(folder / f"detections_{path.stem}_vrft_results.json", entries)
+        write_json(folder / f"detections_{path.stem}_vrft_results.json", entries_of(self.results, self.truth))
         settings = {
             "annotations": str(path),
             "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
@@ -239,14 +262,14 @@ class CocoEvaluator(Evaluator[Row]):
             "without_area": self.dropped,
             "tied_scores": self.tied,
             "numbers": self.curves.numbers(self.format, self.convention),
+            "by_confidence": self.by_confidence,
         }
         write_json(folder / f"{self.format}.meta.json", settings)
-        with (folder / f"{self.format}_per_category.csv").open("w", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow(["category", "AP"])
-            found = sorted(self.curves.per_category(self.convention).items())
-            writer.writerows((table_cell(name), value) for name, value in found)
+        found = sorted(self.curves.per_category(self.convention).items())
+        write_table(folder / f"{self.format}_per_category.csv", ["category", "AP"], found)
         draw_curves(self.curves, folder / f"{self.format}_precision_recall.png")
+        if self.calibration is not None:
+            write_table(folder / f"{self.format}_calibration.csv", Bin._fields, self.calibration.bins)
 
     def write_truth(self, folder: Path) -> Path:
         """Return the annotation file. A ground truth that the data has is written beside the evaluations."""
@@ -260,6 +283,8 @@ class CocoEvaluator(Evaluator[Row]):
         assert self.curves is not None
         rows = sorted(self.curves.per_category(self.convention).items())
         show_table(loggers, f"{stage}/{self.format}/per_category", ["category", "AP"], rows, step)
+        if self.calibration is not None:
+            show_table(loggers, f"{stage}/{self.format}/calibration", Bin._fields, self.calibration.bins, step)
         with Image.open(folder / f"{self.format}_precision_recall.png") as picture:
             show_picture(loggers, f"{stage}/{self.format}/precision_recall", picture, step)
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from vrft.errors import ConfigurationError
 from vrft.evaluators.average_precision import COLUMNS, Array
+from vrft.evaluators.confidence import Confidence
 from vrft.evaluators.results import read_results
 from vrft.evaluators.ties import Keys
 from vrft.evaluators.truth import Truth
@@ -27,6 +28,10 @@ class Row(NamedTuple):
     tie_key: int = 0
     bboxes: tuple[tuple[float, ...], ...] | None = None
     """x, y, width and height of each detection as a results file has them; else, boxes are rounded."""
+    stated: tuple[Detection, ...] = ()
+    """The detections with the stated confidences as scores, None where the answer has none."""
+    probable: tuple[Detection, ...] = ()
+    """The detections with the probabilities of their tokens as scores, None where they are not known."""
 
 
 def plain_scores(rows: Sequence[Row]) -> dict[str, float]:
@@ -35,6 +40,27 @@ def plain_scores(rows: Sequence[Row]) -> dict[str, float]:
         "mIoU": sum(row.iou for row in rows) / len(rows),
         "valid": sum(row.valid for row in rows) / len(rows),
     }
+
+
+def ranked_otherwise(rows: Sequence[Row]) -> dict[Confidence, list[Row]]:
+    """Return the rows with scores by stated confidence and by probability, as far as these are known.
+
+    `answer` is missing if no box states a confidence, `logprob` if the probability of a box is not known.
+    """
+    found: dict[Confidence, list[Row]] = {}
+    stated = [row._replace(detections=row.stated) for row in rows]
+    if any(box.score is not None for row in stated for box in row.detections):
+        found["answer"] = stated
+    probable = [row._replace(detections=row.probable) for row in rows]
+    scores = [box.score for row in probable for box in row.detections]
+    if scores and None not in scores:
+        found["logprob"] = probable
+    return found
+
+
+def with_scores(rows: Sequence[Row]) -> list[Row]:
+    """Return the rows without the boxes that have no score."""
+    return [row._replace(detections=tuple(box for box in row.detections if box.score is not None)) for row in rows]
 
 
 def table_of(rows: Sequence[Row], truth: Truth) -> tuple[Array, Keys, int]:

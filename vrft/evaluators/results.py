@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -76,6 +77,19 @@ def read_results(
         if ids
     ]
     return np.array(rows, np.float64).reshape(-1, COLUMNS), messages
+
+
+def entries_of(results: Array, truth: Truth) -> list[dict[str, Any]]:
+    """Return a table of results (N, 7) as the entries of a results file, with the ids of the annotation file."""
+    return [
+        {
+            "image_id": truth.image_ids[int(image)],
+            "category_id": truth.categories[int(category)].ids[0],
+            "bbox": [x, y, w, h],
+            "score": score,
+        }
+        for image, x, y, w, h, score, category in results.tolist()
+    ]
 
 
 def is_shifted(used: set[Id], truth: Truth) -> bool:

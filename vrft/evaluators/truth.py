@@ -20,6 +20,7 @@ from vrft.data.files import UTF8, brief, decode_json, is_number
 from vrft.data.formats.coco_fields import id_order, is_json_id, read_area, read_flag, values_reason
 from vrft.errors import ConfigurationError
 from vrft.evaluators.average_precision import BACKENDS, COLUMNS, Array, Backend, Curves, Format
+from vrft.evaluators.calibration import Calibration, calibration
 from vrft.types import Id
 from vrft.utils.regular_files import read_regular
 
@@ -222,12 +223,25 @@ class Truth:
             backend: library that computes the numbers.
             images: ids of the images to evaluate; default: all.
         """
-        content = self.content
-        if images is not None:
-            content = select_images(content, {self.image_numbers[key] for key in images})
-        precision, recall = BACKENDS[backend](content, results.reshape(-1, COLUMNS), format)
+        precision, recall = BACKENDS[backend](self._of_images(images), results.reshape(-1, COLUMNS), format)
         names = [category.name for category in self.categories]
         return Curves(precision, recall, names, [category.frequency for category in self.categories])
+
+    def calibration(
+        self, results: Array, format: Format, categories: Iterable[str] | None, images: Iterable[Id] | None = None
+    ) -> Calibration | None:
+        """Return the calibration of scores; see `evaluate` and `vrft.evaluators.calibration`.
+
+        `categories` are the names of those whose boxes count; default: all.
+        """
+        numbers = self.category_numbers
+        counted = numbers.values() if categories is None else [numbers[name] for name in categories]
+        return calibration(self._of_images(images), results.reshape(-1, COLUMNS), format, counted)
+
+    def _of_images(self, images: Iterable[Id] | None) -> dict[str, Any]:
+        if images is None:
+            return self.content
+        return select_images(self.content, {self.image_numbers[key] for key in images})
 
 
 def read_content(path: Path, field: str, encoding: str) -> Any:

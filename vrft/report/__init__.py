@@ -57,6 +57,7 @@ def read_run(run: RunDir, problems: list[str]) -> dict[str, Any]:
         "pairs": rollouts.pairs(groups),
         "held_out": held_out.read_pairs(evaluations, problems),
         "categories": run_facts.read_categories(evaluations, problems),
+        "calibration": run_facts.read_calibration(evaluations, problems),
         "warnings": run_facts.read_warnings(run, problems),
         "config": config,
         "problems": problems,

@@ -16,7 +16,7 @@ const METRICS = {
   "train/extra_rollouts": ["Extra rollouts", "of a step, by dynamic sampling", 0],
 };
 
-const title = (name) => METRICS[name]?.[0] ?? name.replace(/^(train|val|time|memory)\//, "").replace(/^(coco|lvis)\/AP$/, "mAP").replace(/^(coco|lvis)\//, "").replaceAll("_", " ");
+const title = (name) => METRICS[name]?.[0] ?? name.replace(/^(train|val|time|memory)\//, "").replace(/^(coco|lvis)\/AP$/, "mAP").replace(/^(coco|lvis)\/AP_answer$/, "mAP by stated confidence").replace(/^(coco|lvis)\/AP_logprob$/, "mAP by token probability").replace(/^(coco|lvis)\/ECE$/, "calibration error").replace(/^(coco|lvis)\//, "").replaceAll("_", " ");
 const PHASES = ["rollout", "reward", "old", "reference", "update", "optimizer"];
 const of = (name) => DATA.series[name];
 const sections = [];
@@ -28,19 +28,19 @@ function section(id, name, intro, ...content) {
 
 // --------------------------------------------------------------------------------------------- summary of the run
 
-function change(before, after) {
+function change(before, after, falls = false) {
   if (before == null || after == null) return null;
   const by = after - before;
   const kind = Math.abs(by) < 0.0005 ? "same" : by > 0 ? "up" : "down";
-  return h("span", { class: `change ${kind}` }, h("span", { "aria-hidden": "true" }, { same: "= ", up: "▲ ", down: "▼ " }[kind]), signed(by));
+  return h("span", { class: `change ${kind}${falls ? " inverse" : ""}` }, h("span", { "aria-hidden": "true" }, { same: "= ", up: "▲ ", down: "▼ " }[kind]), signed(by));
 }
 
-function dumbbell(before, after, high = 1) {
+function dumbbell(before, after, falls = false, high = 1) {
   const at = (value) => 4 + 92 * Math.min(1, Math.max(0, value / high));
   const dot = (value, kind) => value != null && svg("circle", { class: kind, cx: `${at(value)}%`, cy: 8, r: 5 });
   return svg("svg", { class: "dumbbell", height: 16, width: "100%", "aria-hidden": "true" },
     svg("line", { class: "rail", x1: "4%", x2: "96%", y1: 8, y2: 8 }),
-    before != null && after != null && svg("line", { class: after < before ? "span down" : "span", x1: `${at(before)}%`, x2: `${at(after)}%`, y1: 8, y2: 8 }),
+    before != null && after != null && svg("line", { class: (falls ? after > before : after < before) ? "span down" : "span", x1: `${at(before)}%`, x2: `${at(after)}%`, y1: 8, y2: 8 }),
     dot(before, "before"), dot(after, "after"));
 }
 
@@ -60,10 +60,10 @@ function overview() {
     warned > 0 && h("p", { class: "notice" }, h("a", { href: "#warnings" }, plural(warned, "warning")), " came up in this run."),
     DATA.scores.length > 0 && [
       h("h2", { class: "small" }, "Held-out images, greedy answers: base and ", DATA.ended ? "tuned" : "so far"),
-      h("ul", { class: "scores" }, DATA.scores.map(({ name, base, tuned }) =>
+      h("ul", { class: "scores" }, DATA.scores.map(({ name, base, tuned, falls }) =>
         h("li", {}, h("span", { class: "score-name" }, name), h("b", { class: "score" }, score(tuned ?? base)),
-          tuned == null ? h("span", { class: "quiet" }, "base, before training") : h("span", { class: "score-line" }, change(base, tuned), h("span", { class: "quiet" }, base == null ? "" : `from ${score(base)}`)),
-          dumbbell(base, tuned, Math.max(1, Math.ceil((tuned ?? 0) * 2) / 2, Math.ceil((base ?? 0) * 2) / 2)))))]);
+          tuned == null ? h("span", { class: "quiet" }, "base, before training") : h("span", { class: "score-line" }, change(base, tuned, falls), h("span", { class: "quiet" }, base == null ? "" : `from ${score(base)}`)),
+          dumbbell(base, tuned, falls, Math.max(1, Math.ceil((tuned ?? 0) * 2) / 2, Math.ceil((base ?? 0) * 2) / 2)))))]);
 }
 
 // ------------------------------------------------------------------------------------------------------ curves
@@ -76,7 +76,7 @@ function curves() {
   const pick = (...found) => found.filter(Boolean);
 
   const reward = pick(take("train/reward", { label: "in training, sampled" }), take("val/reward", { label: "held out, greedy", dots: true, colour: 1 }));
-  const scored = names.filter((name) => /^val\/((coco|lvis)\/AP(50)?|gIoU|mIoU|Acc@0\.5|accuracy|class_accuracy|presence\/\w+)$/.test(name));
+  const scored = names.filter((name) => /^val\/((coco|lvis)\/AP(50|_answer|_logprob)?|gIoU|mIoU|Acc@0\.5|accuracy|class_accuracy|presence\/\w+)$/.test(name));
   const held = scored.map((name, i) => take(name, { dots: true, colour: i % 6 }));
   if (of("val/valid")) held.push(take("val/valid", { dots: true, colour: 5 }));
   const loss = pick(take("train/loss", { label: "loss" }), take("train/sft_loss", { label: "loss" }));
@@ -174,6 +174,35 @@ function categories() {
     h("div", { class: "scroll" }, h("table", {}, h("thead", {}, h("tr", {}, ["category", "", "base", "tuned", "change"].map((text) => h("th", { scope: "col" }, text)))), body)), more);
 }
 
+// -------------------------------------------------------------------------------------------------- calibration
+
+// Share of correct boxes over stated confidence. On the diagonal, confidences are what they claim to be.
+function reliability({ evaluation, bins }) {
+  const side = 260, left = 40, top = 10, size = 200;
+  const sx = (x) => left + size * x, sy = (y) => top + size * (1 - y);
+  const boxes = bins.reduce((sum, bin) => sum + bin.boxes, 0);
+  const error = bins.reduce((sum, bin) => sum + (bin.boxes / boxes) * Math.abs(bin.accuracy - bin.confidence), 0);
+  const says = `${evaluation}: calibration error ${score(error)} on ${plural(boxes, "box").replace("boxs", "boxes")}`;
+  const axis = [0, 0.5, 1].flatMap((at) => [
+    svg("line", { class: "grid", x1: sx(0), x2: sx(1), y1: sy(at), y2: sy(at) }),
+    svg("text", { class: "tick", x: left - 8, y: sy(at) + 4, "text-anchor": "end" }, String(at)),
+    svg("text", { class: "tick", x: sx(at), y: top + size + 16, "text-anchor": "middle" }, String(at))]);
+  return h("figure", { class: "chart" },
+    h("figcaption", {}, h("div", { class: "chart-title" }, h("strong", {}, says)), h("p", {}, "share of correct boxes over stated confidence; larger dots are more boxes")),
+    svg("svg", { role: "img", "aria-label": says, viewBox: `0 0 ${side} ${top + size + 22}`, class: "reliability" },
+      axis, svg("line", { class: "hair", x1: sx(0), y1: sy(0), x2: sx(1), y2: sy(1) }),
+      bins.map((bin) => [
+        svg("line", { class: "gap", x1: sx(bin.confidence), x2: sx(bin.confidence), y1: sy(bin.confidence), y2: sy(bin.accuracy) }),
+        svg("circle", { class: "point c0", cx: sx(bin.confidence), cy: sy(bin.accuracy), r: 3 + 9 * Math.sqrt(bin.boxes / boxes) },
+          svg("title", {}, `${bin.boxes} stated ${score(bin.confidence)} on average; ${score(bin.accuracy)} of them are correct`))])));
+}
+
+function calibration() {
+  const found = DATA.calibration.filter(({ bins }) => bins.length);
+  return found.length > 0 && section("calibration", "Calibration", "Boxes of held-out answers in ten bins by the confidence that they state. A box is correct if it matches a true box of its label at an IoU of 0.5. The error is the mean distance to the diagonal, weighted by boxes.",
+    h("div", { class: "charts few" }, found.map(reliability)));
+}
+
 // ------------------------------------------------------------------------------------------ warnings and config
 
 function warnings() {
@@ -191,7 +220,7 @@ function config() {
 }
 
 document.title = `${DATA.name} · vrft report`;
-document.getElementById("main").append(...[overview(), curves(), browser(), firstAndLast(), heldOut(), categories(), warnings(), config()].filter(Boolean));
+document.getElementById("main").append(...[overview(), curves(), browser(), firstAndLast(), heldOut(), categories(), calibration(), warnings(), config()].filter(Boolean));
 document.getElementById("nav").append(h("a", { href: "#overview", class: "home hostile" }, DATA.name), h("div", {}, sections.map(([id, name]) => h("a", { href: `#${id}` }, name))));
 dialog.addEventListener("click", (event) => event.target === dialog && dialog.close());
 document.documentElement.dataset.ready = "true";

@@ -38,6 +38,9 @@ HEADLINE_SETTINGS = {
 SCORES = {
     "mAP": ("coco/AP", "lvis/AP"),
     "AP50": ("coco/AP50", "lvis/AP50"),
+    "mAP by stated confidence": ("coco/AP_answer", "lvis/AP_answer"),
+    "mAP by token probability": ("coco/AP_logprob", "lvis/AP_logprob"),
+    "calibration error": ("coco/ECE", "lvis/ECE"),
     "gIoU": ("gIoU",),
     "mIoU": ("mIoU",),
     "Acc@0.5": ("Acc@0.5",),
@@ -49,6 +52,11 @@ SCORES = {
     "reward": ("reward",),
 }
 """Titles of held-out scores in summaries, cards and reports, with the names of the metrics `val/…`."""
+
+LOWER_IS_BETTER = ("calibration error",)
+"""Titles of the scores that should fall."""
+
+CALIBRATION_TABLES = ("coco_calibration.csv", "lvis_calibration.csv")
 
 TABLES = {"coco_per_category.csv": "AP", "lvis_per_category.csv": "AP", "accuracy_per_class.csv": "accuracy"}
 
@@ -96,7 +104,7 @@ def read_scores(summary: dict[str, Any], series: Series) -> list[dict[str, Any]]
         if points and points[-1][0] > 0:
             tuned = points[-1][1]
         if base is not None or tuned is not None:
-            found.append({"name": key, "base": base, "tuned": tuned})
+            found.append({"name": key, "base": base, "tuned": tuned, "falls": key in LOWER_IS_BETTER})
     return found
 
 
@@ -129,6 +137,26 @@ def read_categories(folders: list[Path], problems: list[str]) -> dict[str, Any] 
             rows = [{"name": name, "base": first.get(name), "tuned": value} for name, value in last.items()]
             return {"score": score, "rows": rows}
     return None
+
+
+def read_calibration(folders: list[Path], problems: list[str]) -> list[dict[str, Any]]:
+    """Return the bins of stated confidences that have boxes, in the first and the last evaluation with such a table."""
+    tables = [path for name in CALIBRATION_TABLES for folder in folders if (path := folder / name).exists()]
+    chosen = tables[:1] + tables[1:][-1:]
+    return [{"evaluation": path.parent.name, "bins": [*_bins(path, problems)]} for path in chosen]
+
+
+def _bins(path: Path, problems: list[str]) -> Iterator[dict[str, float]]:
+    text = read_text(path, problems)
+    try:
+        for row in csv.DictReader(text.splitlines()):
+            found = {name: float(row[name]) for name in ("confidence", "accuracy", "boxes")}
+            if not (0 <= found["confidence"] <= 1 and 0 <= found["accuracy"] <= 1 and 0 <= found["boxes"] < 2**53):
+                raise ValueError
+            if found["boxes"]:
+                yield found
+    except (csv.Error, ValueError, KeyError, TypeError):
+        problems.append(f"{path.parent.name}/{path.name} can't be read to its end")
 
 
 def _table(path: Path, problems: list[str]) -> Iterator[tuple[str, float]]:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from vrft.utils.display import table_cell
 
 PARTIAL = ".partial"
 """Suffix of unfinished files. A killed run may leave one."""
@@ -123,3 +126,11 @@ def write_json(path: Path, content: Any) -> None:
     """Write JSON atomically. Raises ValueError for NaN and infinities."""
     with atomic_write(path) as partial:
         partial.write_text(json.dumps(content, allow_nan=False) + "\n")
+
+
+def write_table(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """Write a CSV file. Texts are written as `table_cell` returns them."""
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(columns)
+        writer.writerows([table_cell(cell) if isinstance(cell, str) else cell for cell in row] for row in rows)
