@@ -13,10 +13,11 @@ from functools import cache
 from pathlib import Path
 from typing import BinaryIO, Literal, NamedTuple, Protocol
 
-import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL.ImageFile import ImageFile
 
-from vrft.data.grey_levels import eight_bits
+from vrft.data.depths import deep_rgb, grey_rgb, low_bytes, raw_mode, refuse_wrong_depths
+from vrft.data.file_kinds import kind_of_file
 
 MAX_PIXELS = 89_478_485
 """Limit on image size: Pillow's own, above which a small file may be a decompression bomb."""
@@ -29,6 +30,12 @@ ORIENTATION = 0x0112
 """Exif tag of the rotation or flip that makes an image upright."""
 
 UPRIGHT, ROTATED_90 = 1, (5, 6, 7, 8)
+
+PNG_SCALES = {"L;2": 85, "L;4": 17}
+"""Factors from greys of 2 and 4 bits to 8, by Pillow's raw mode."""
+
+MAX_HEADER = 4096
+"""Bytes of a file that tell its format and depth."""
 
 UNREAD_FORMATS = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
 """Formats that Pillow identifies, but reads only with another program or not at all."""
@@ -76,7 +83,7 @@ def read_image(source: ImageSource, size: tuple[int, int] | None = None, *, upri
     """Read an image as RGB.
 
     Exif orientation is applied, unless `size` (width, height) shows that the annotations ignore it. If the size does
-    not tell, `upright` decides. Transparent parts become white; see `eight_bits` for grey values of other depths.
+    not tell, `upright` decides. Transparent parts become white; see `eight_bits` for other depths.
 
     Raises:
         BadImage: the image is missing, unreadable, truncated, too large, too elongated, or not of `size`.
@@ -84,8 +91,7 @@ def read_image(source: ImageSource, size: tuple[int, int] | None = None, *, upri
     with _open(source) as file, _decoding_errors_as_bad_image():
         image = _identify(file)
         convention = _header(image, size).convention
-        turn = convention == "upright" or (convention == "untold" and upright)
-        return _to_rgb(ImageOps.exif_transpose(image) if turn else image)
+        return _to_rgb(image, file, turn=convention == "upright" or (convention == "untold" and upright))
 
 
 def check_image(source: ImageSource, size: tuple[int, int] | None = None) -> tuple[int, int]:
@@ -108,8 +114,7 @@ def check_header(source: ImageSource, size: tuple[int, int] | None = None) -> He
         file.seek(0, os.SEEK_END)
         file.seek(-min(file.tell(), 64), os.SEEK_END)
         if marker is None or marker not in file.read():
-            file.seek(0)
-            _to_rgb(_identify(file))
+            _to_rgb(_identify(file), file)
         return found
 
 
@@ -151,14 +156,20 @@ def _decoding_errors_as_bad_image() -> Iterator[None]:
         raise
     except Image.DecompressionBombError as error:
         raise BadImage(f"more than {MAX_PIXELS} pixels") from error
-    except UnidentifiedImageError as error:
-        raise BadImage("not a readable image") from error
     except (OSError, SyntaxError, ValueError, TypeError, EOFError, struct.error) as error:
         raise BadImage(f"can't be decoded: {error}") from error
 
 
-def _identify(file: BinaryIO) -> Image.Image:
-    image = Image.open(file, formats=image_formats())
+def _identify(file: BinaryIO) -> ImageFile:
+    file.seek(0)
+    start = file.read(MAX_HEADER)
+    file.seek(0)
+    try:
+        image = Image.open(file, formats=image_formats())
+    except UnidentifiedImageError as error:
+        found = kind_of_file(start)
+        raise BadImage("not a readable image" + (f": {found}" if found else "")) from error
+    refuse_wrong_depths(image, start)
     width, height = image.size
     if width * height > MAX_PIXELS:
         raise BadImage(f"{width} x {height} is more than {MAX_PIXELS} pixels")
@@ -188,9 +199,19 @@ def _orientation(image: Image.Image) -> int:
     return found if found in range(2, 9) else UPRIGHT
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode[0] in "IF":  # I, I;16 and its byte orders, F
-        return Image.fromarray(eight_bits(np.asarray(image))).convert("RGB")
+def _to_rgb(image: ImageFile, file: BinaryIO, *, turn: bool = False) -> Image.Image:
+    if image.format == "PNG" and (scale := PNG_SCALES.get(raw_mode(image))) and "transparency" in image.info:
+        image.info["transparency"] *= scale  # Pillow scales the pixels alone
+    key = image.info.get("transparency")
+    low = low_bytes(image, lambda: _identify(file))
+    if low is not None:
+        high, low = (ImageOps.exif_transpose(part) if turn else part for part in (image, low))
+        return _on_white(deep_rgb(high, low, key))
+    upright = ImageOps.exif_transpose(image) if turn else image
+    return grey_rgb(upright) if image.mode[0] in "IF" else _on_white(upright)  # I, I;16 and its byte orders, F
+
+
+def _on_white(image: Image.Image) -> Image.Image:
     if image.has_transparency_data:
         rgba = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")

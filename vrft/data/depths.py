@@ -1,0 +1,151 @@
+"""Pixels of any depth as 8 bits. Pillow keeps greys of 16 and 32 bits, but of 16-bit colours only the upper byte."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from PIL.ImageFile import ImageFile
+from PIL.TiffImagePlugin import BITSPERSAMPLE, PHOTOMETRIC_INTERPRETATION, SAMPLEFORMAT, TiffImageFile
+
+DEPTHS = (8, 10, 12, 14, 16, 24, 32)
+"""Bits per pixel of cameras and files."""
+
+MAX_FRACTION = 1.5
+"""Largest value of float images in 0..1, which sharpening and resampling may exceed."""
+
+WHITE_IS_ZERO = 0
+"""TIFF's PhotometricInterpretation of images whose 0 is white."""
+
+UNSIGNED, SIGNED = 1, 2
+"""TIFF's SampleFormat of whole numbers."""
+
+OTHER_ORDER = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L"}
+"""The opposite byte order, by the last letter of Pillow's raw modes."""
+
+SIZ_MARKER, BEFORE_DEPTH = b"\xff\x4f\xff\x51", 42
+"""Start of a JPEG 2000 stream, and the bytes from there to the depth of its first component."""
+
+
+def eight_bits(values: NDArray[Any], max_bits: int = 32) -> NDArray[np.uint8]:
+    """Convert values to 8 bits.
+
+    Files don't say how many of their bits a camera used, so the depth is the smallest of `DEPTHS` that holds the
+    brightest value: a ramp looks the same with 8, 12 or 16 bits. Floats up to `MAX_FRACTION` are taken as 0..1.
+
+    Args:
+        values: greys or colours of an image.
+        max_bits: largest depth that the file can have.
+
+    Raises:
+        ValueError: a value is negative, infinite or NaN, so that no depth fits.
+
+    >>> eight_bits(np.array([[0, 2048, 4095]])).tolist()
+    [[0, 128, 255]]
+    >>> eight_bits(np.array([[0.0, 0.5, 1.0]])).tolist()
+    [[0, 127, 255]]
+    """
+    low, high = float(values.min()), float(values.max())
+    if not np.isfinite([low, high]).all():
+        raise ValueError("pixels are infinite or not a number; convert the image to 8 bits")
+    if values.dtype.kind == "f" and high <= MAX_FRACTION and low >= 1 - MAX_FRACTION:
+        return np.asarray(values.clip(0, 1) * 255).astype(np.uint8)
+    if low < 0:
+        raise ValueError(f"pixels from {low:g} to {high:g}, expected none below 0; convert the image to 8 bits")
+    return np.asarray(values // 2 ** (min(depth_of(high), max_bits) - 8)).astype(np.uint8)
+
+
+def depth_of(high: float) -> int:
+    """Return the depth of an image by its brightest value. Raise ValueError if it is above 32 bits."""
+    depth = next((bits for bits in DEPTHS if high < 2**bits), None)
+    if depth is None:
+        raise ValueError(f"pixels up to {high:g}, expected at most 32 bits; convert the image to 8 bits")
+    return depth
+
+
+def grey_rgb(image: Image.Image) -> Image.Image:
+    """Convert greys of modes I, I;16 and F to RGB. Pillow drops what TIFF says about their sign and white."""
+    values, max_bits, inverted = np.asarray(image), 32, False
+    if isinstance(image, TiffImageFile):
+        tags = image.tag_v2
+        bits, sign = tags.get(BITSPERSAMPLE, (1,))[0], tags.get(SAMPLEFORMAT, (UNSIGNED,))[0]
+        inverted = tags.get(PHOTOMETRIC_INTERPRETATION) == WHITE_IS_ZERO
+        if sign == UNSIGNED and bits == 32:
+            values = values.view(np.uint32)
+        elif sign == SIGNED:
+            max_bits = bits - 1
+    grey = eight_bits(values, max_bits)
+    grey = 255 - grey if inverted else grey
+    if (key := image.info.get("transparency")) is not None:
+        grey[values == key] = 255
+    return Image.fromarray(grey).convert("RGB")
+
+
+def refuse_wrong_depths(image: ImageFile, start: bytes) -> None:
+    """Raise ValueError for depths whose pixels Pillow decodes to other values.
+
+    Args:
+        image: image that is not decoded yet.
+        start: first bytes of its file.
+    """
+    found = None
+    if image.format == "JPEG2000" and image.mode[0] != "I" and (at := start.find(SIZ_MARKER)) >= 0:
+        depth = (start[at + BEFORE_DEPTH] & 0x7F) + 1
+        found = f"JPEG 2000 with {depth} bits per colour" if depth > 8 else None
+    elif isinstance(image, TiffImageFile):
+        tags = image.tag_v2
+        deep = max(tags.get(BITSPERSAMPLE, (1,))) > 8
+        if image.mode == "L" and tags.get(SAMPLEFORMAT, (UNSIGNED,))[0] == SIGNED:
+            found = "TIFF with signed 8-bit pixels"
+        elif deep and len(image.tile) > 1 and len(raw_mode(image)) == 1 and image.mode[0] != "I":
+            found = "TIFF with a plane of more than 8 bits for each colour"
+        elif raw_mode(image).startswith("RGBa;16"):
+            found = "TIFF with 16 bits per colour and premultiplied transparency"
+    if found is not None:
+        raise ValueError(f"{found}; convert the image to 8 bits")
+
+
+def raw_mode(image: ImageFile) -> str:
+    """Return Pillow's name of the layout of a file's pixels, before they are decoded; empty if its decoder has none."""
+    arguments = image.tile[0].args if image.tile else ""
+    name = arguments[0] if isinstance(arguments, tuple) and arguments else arguments
+    return name if isinstance(name, str) else ""
+
+
+def low_bytes(image: ImageFile, reopen: Callable[[], ImageFile]) -> Image.Image | None:
+    """Decode an image, and return the lower bytes of its 16-bit colours; None for other images.
+
+    In the opposite byte order, the byte that Pillow keeps is the lower one.
+    """
+    layout = raw_mode(image)
+    image.load()
+    if layout == "LA;16B":  # a pixel of two 16-bit numbers is one of four bytes
+        _, grey, _, alpha = _decode_as(reopen(), "RGBA").split()
+        return Image.merge("RGBA", (grey, grey, grey, alpha))
+    if layout[:-1] in ("RGB;16", "RGBA;16", "RGBX;16"):
+        return _decode_as(reopen(), layout[:-1] + OTHER_ORDER[layout[-1]])
+    return None
+
+
+def _decode_as(image: ImageFile, layout: str) -> Image.Image:
+    arguments = [(layout, *tile.args[1:]) if isinstance(tile.args, tuple) else layout for tile in image.tile]
+    image.tile = [tile._replace(args=args) for tile, args in zip(image.tile, arguments, strict=True)]
+    image.load()
+    return image
+
+
+def deep_rgb(high: Image.Image, low: Image.Image, key: tuple[int, ...] | None) -> Image.Image:
+    """Convert colours of 16 bits, given as two images of bytes, to RGB or RGBA with 8. `key`: a transparent colour."""
+    values = np.asarray(high).astype(np.uint16) << 8 | np.asarray(low)
+    rgb, alpha = eight_bits(values[..., :3]), values[..., 3:]
+    if alpha.size:
+        depth = depth_of(float(values[..., :3].max()))
+        depth = depth if alpha.max() < 2**depth else 16
+        return Image.fromarray(np.concatenate([rgb, (alpha >> (depth - 8)).astype(np.uint8)], axis=-1))
+    if key is not None:
+        rgb[(values == key).all(-1)] = 255
+    return Image.fromarray(rgb)
