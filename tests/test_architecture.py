@@ -44,7 +44,9 @@ def homes() -> dict[str, str]:
 
 def imports(path: Path) -> Iterator[tuple[int, str]]:
     """Yield line and module of every import, also in functions, under TYPE_CHECKING and by `import_module`."""
-    for node in ast.walk(ast.parse(path.read_text())):
+    stub = path.with_suffix(".pyi")  # what a package imports on first use
+    text = path.read_text() + (stub.read_text() if stub.exists() else "")
+    for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.Import):
             yield from ((node.lineno, alias.name) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):

@@ -8,7 +8,6 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import linear_sum_assignment
 
 from vrft.types import Frame
 
@@ -114,6 +113,8 @@ def match_optimally(similarity: Matrix, threshold: float) -> list[tuple[int, int
 
     Arguments and result are those of `match_by_confidence`, without scores.
     """
+    from scipy.optimize import linear_sum_assignment  # takes longer to import than most commands without a model
+
     counted = np.where(similarity > threshold, similarity, 0.0)
     pairs = zip(*linear_sum_assignment(counted, maximize=True), strict=True)
     return [(int(i), int(j), float(similarity[i, j])) for i, j in pairs if similarity[i, j] > threshold]

@@ -2,18 +2,19 @@
 
 Shapes: P prompts on this rank, G generations per prompt, N = P * G rows (row p * G + g belongs to prompt p),
 L prompt tokens, T completion tokens.
+
+Commands without a model import this module, so torch is imported by the methods that need it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-import torch
-import torch.nn.functional as F
-from PIL import Image
-from torch import Tensor
+if TYPE_CHECKING:
+    from PIL import Image
+    from torch import Tensor
 
 Id = int | float | str
 """The id of an image or a category as its file has it: a whole number, possibly written as 1.0, or text."""
@@ -124,10 +125,12 @@ class Rollout:
     @staticmethod
     def join(rollouts: Sequence[Rollout]) -> Rollout:
         """Return the rows of several rollouts, padded to the widest."""
+        import torch
+
         width = max(rollout.ids.shape[1] for rollout in rollouts)
 
         def cat(parts: Iterable[Tensor]) -> Tensor:  # (N, T)
-            return torch.cat([F.pad(part, (0, width - part.shape[1])) for part in parts])
+            return torch.cat([torch.nn.functional.pad(part, (0, width - part.shape[1])) for part in parts])
 
         return Rollout(
             cat(rollout.ids for rollout in rollouts),
@@ -168,7 +171,7 @@ class ScoredRollout:
     answers: list[Answer]  # N
     rewards: dict[str, Tensor]  # name -> (N,), NaN where a reward does not apply
     reward: Tensor  # (P, G), the weighted sum; NaN where a reward gave no finite number
-    advantages: Tensor = field(default_factory=lambda: torch.empty(0))  # (P, G), set once all ranks have rewards
+    advantages: Tensor = field(default_factory=lambda: _empty())  # (P, G), set once all ranks have rewards
 
     @property
     def samples(self) -> list[Sample]:
@@ -182,6 +185,8 @@ class ScoredRollout:
 
     def join(self, other: ScoredRollout) -> ScoredRollout:
         """Return the prompts of this rollout followed by those of `other`."""
+        import torch
+
         return ScoredRollout(
             self.batch.join(other.batch),
             Rollout.join([self.rollout, other.rollout]),
@@ -201,3 +206,9 @@ class ScoredRollout:
             {name: values[rows] for name, values in self.rewards.items()},
             self.reward[list(prompts)],
         )
+
+
+def _empty() -> Tensor:
+    import torch
+
+    return torch.empty(0)

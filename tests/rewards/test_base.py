@@ -1,11 +1,10 @@
-"""Rewards as metrics: running means, scores that don't apply, state."""
+"""The base class of rewards."""
 
 from __future__ import annotations
 
 import pickle
 
 import pytest
-import torch
 
 from tests.helpers.answers import (
     NONE,
@@ -45,31 +44,14 @@ class Characters(Reward):
         return float(len(answer.text)) if sample.target else None
 
 
-def test_a_reward_returns_scores_and_keeps_their_running_mean() -> None:
-    reward = Characters()
-    scores = reward(answers("a", "abc"), [sample(ONE)] * 2)
-    assert scores.dtype == torch.float32
-    assert scores.tolist() == [1, 3]
-    assert reward.compute() == 2
-    reward.update(answers("abcde"), [sample(ONE)])
-    assert reward.compute() == 3
-    reward(answers("abcdefg"), [sample(ONE)])
-    assert reward.compute() == 4
-    reward.reset()
-    reward(answers("ab"), [sample(ONE)])
-    assert reward.compute() == 2
-
-
-def test_a_score_that_does_not_apply_is_nan_and_left_out_of_the_mean() -> None:
-    reward = Characters()
-    scores = reward(answers("a", "abcdef", "abc"), [sample(ONE), sample(NONE), sample(ONE)])
-    assert scores.isnan().tolist() == [False, True, False]
-    assert reward.compute() == 2
+def test_scores_are_clipped_and_none_stays_none() -> None:
+    found = Characters().bounded_scores(answers("a", "abcdef", "a" * 101), [sample(ONE), sample(NONE), sample(ONE)])
+    assert found == [1.0, None, 100.0]
 
 
 def test_the_numbers_of_answers_and_samples_have_to_be_equal() -> None:
     with pytest.raises(ValueError, match="shorter"):
-        Characters()(answers("a", "b"), [sample(ONE)])
+        Characters().bounded_scores(answers("a", "b"), [sample(ONE)])
 
 
 ALL = [
@@ -94,9 +76,9 @@ ALL = [
 
 
 @pytest.mark.parametrize("kind", ALL)
-def test_rewards_have_no_state_to_save_and_can_be_sent_to_workers(kind: type[Reward]) -> None:
+def test_rewards_can_be_sent_to_workers(kind: type[Reward]) -> None:
     reward = kind(weight=0.5)
-    reward(answers("a", "b"), [sample(ONE)] * 2)
     copy = pickle.loads(pickle.dumps(reward))
-    assert reward.state_dict() == {}
-    assert (copy.weight, copy.compute()) == (0.5, reward.compute())
+    texts, samples = answers("a", "b"), [sample(ONE)] * 2
+    assert copy.weight == 0.5
+    assert copy.bounded_scores(texts, samples) == reward.bounded_scores(texts, samples)

@@ -29,7 +29,7 @@ from vrft.callbacks.transcripts import Transcripts
 from vrft.cli.argv import normalise_argv, option_values
 from vrft.cli.config_checks import check_seed, check_trust, resolve_checkpoints
 from vrft.cli.config_files import check_files, hiding_contents
-from vrft.cli.config_parser import ConfigParser, harden_parsing, hiding_secrets
+from vrft.cli.config_parser import ConfigParser, harden_parsing, hiding_secrets, import_classes
 from vrft.cli.fit import finish_run, print_stopped
 from vrft.cli.harmless import hide_secrets, silence_harmless
 from vrft.cli.named_configs import find_configs
@@ -59,6 +59,7 @@ def run(args: Sequence[str]) -> int:
     silence_harmless()
     hide_secrets()
     harden_parsing()
+    import_classes()
     try:
         with RunFolder() as folder:
             trainer = run_cli(args, folder)

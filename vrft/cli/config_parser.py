@@ -12,6 +12,7 @@ import yaml
 from jsonargparse import set_parsing_settings
 from lightning.pytorch.cli import LightningArgumentParser
 
+from vrft import data, evaluators
 from vrft.cli.bounded_types import bound_numbers
 from vrft.cli.functions import restrict_callables
 from vrft.cli.parser_errors import shorten
@@ -28,6 +29,13 @@ def harden_parsing() -> None:
     set_parsing_settings(
         omegaconf_absolute_to_relative_paths=True, import_path_denylist=[], instantiate_subclass_spec_in_any=False
     )
+
+
+def import_classes() -> None:
+    """Import the classes that packages import on first use. The parser finds short names among imported classes."""
+    for package in (data, evaluators):
+        for name in package.__all__:
+            getattr(package, name)
 
 
 @contextmanager

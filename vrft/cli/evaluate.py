@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -42,7 +43,6 @@ def build_parser() -> Parser:
 def main(args: Sequence[str]) -> int:
     """Run the command and return its exit code."""
     arguments = build_parser().parse_args(args)
-    from lightning.pytorch.utilities import rank_zero_warn
 
     from vrft.data.splits import NAMED
     from vrft.evaluators.results import read_results
@@ -51,7 +51,7 @@ def main(args: Sequence[str]) -> int:
     truth = Truth.read(arguments.annotations)
     results, messages = read_results(arguments.results, truth)
     for message in [*truth.warnings, *messages]:
-        rank_zero_warn(message)
+        print(f"vrft: {message}", file=sys.stderr)
     names = arguments.categories
     if names is not None:
         names = [name for given in names for name in NAMED.get(given, (given,))]

@@ -111,8 +111,6 @@ def check_rewards(module: VisionModule, batch: PromptBatch, console: Console) ->
                     yield f"sample {sample.index}: the correct answer can't be parsed: {answer.text[:200]}"
                     break
     console.print(table)
-    for reward in module.rewards.values():
-        reward.reset()  # type: ignore[operator]
     for name, total in totals.items():
         better = (total > totals["the truth"] + REWARD_TOLERANCE).nonzero()
         if len(better):

@@ -1,4 +1,4 @@
-"""Verifiable rewards: pure functions of an answer and its sample, each wrapped in a metric."""
+"""Verifiable rewards: pure functions of an answer and its sample."""
 
 from vrft.rewards.base import Reward
 from vrft.rewards.consistency import Consistency

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from vrft.errors import ConfigurationError
 from vrft.rewards.base import Reward
 from vrft.types import Answer, Question
+
+if TYPE_CHECKING:
+    import torch
 
 
 class RewardModel(Reward):
@@ -55,8 +56,9 @@ class RewardModel(Reward):
     def score(self, answer: Answer, sample: Question) -> float | None:
         return self.scores([answer], [sample])[0]
 
-    @torch.no_grad()
     def scores(self, answers: Sequence[Answer], samples: Sequence[Question]) -> Sequence[float | None]:
+        import torch
+
         texts = [(sample.query, answer.text) for answer, sample in zip(answers, samples, strict=True)]
         limit = min(self.max_length, self.tokenizer.model_max_length)
         inputs = self.tokenizer(
@@ -67,6 +69,7 @@ class RewardModel(Reward):
             return_tensors="pt",
             split_special_tokens=True,  # a completion may spell [SEP]
         ).to(next(self.model.parameters()).device)
-        logits = self.model(**inputs).logits.float()  # (N, classes)
+        with torch.no_grad():
+            logits = self.model(**inputs).logits.float()  # (N, classes)
         scores = logits.sigmoid()[:, 0] if logits.shape[1] == 1 else logits.softmax(1)[:, self.label]
         return scores.tolist()

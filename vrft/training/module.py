@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +14,6 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torchmetrics import MeanMetric
 
 from vrft.data.datamodule import data_of, train_loader_of
 from vrft.errors import ConfigurationError
@@ -32,7 +32,7 @@ from vrft.training.lightning_internals import logged_step
 from vrft.training.optimization import Optimization, OptimizerStep
 from vrft.training.progress_bar import phase
 from vrft.training.rollouts import Generation, rollouts_for
-from vrft.training.scoring import parse_completions, score_answers
+from vrft.training.scoring import HeldOutMeans, models_of, parse_completions, score_answers
 from vrft.training.step_state import StepState
 from vrft.training.strategies import parallelism_of
 from vrft.types import Answer, PromptBatch, Sample
@@ -76,8 +76,8 @@ class VisionModule(LightningModule):
         self.automatic_optimization = False
         self.strict_loading = False  # checkpoints hold what trains; `on_load_checkpoint` checks that all of it is there
         self.task, self.policy = task, policy
-        self.rewards = nn.ModuleDict(rewards)
-        self.held_out_reward = MeanMetric()
+        self.rewards, self.reward_models = rewards, nn.ModuleList()
+        self.held_out_means = HeldOutMeans()
         self.optimizer_callable, self.lr_scheduler_callable = optimizer, lr_scheduler
         self.max_completion_length = max_completion_length
         self.seed = torch.initial_seed() % 2**32
@@ -93,7 +93,8 @@ class VisionModule(LightningModule):
         if self.policy.processor is None:
             parallelism_of(self.trainer).load(self.policy, self.keep_reference)
             for reward in self.rewards.values():
-                cast(Reward, reward).load()
+                reward.load()
+            self.reward_models.extend(models_of(self.rewards))
             if sum(parameter.numel() for parameter in self.parameters()) < CPU_THREADING_MIN_PARAMETERS:
                 torch.set_num_threads(1)
             self.rollouts.connect()
@@ -178,8 +179,8 @@ class VisionModule(LightningModule):
         data = data_of(self.trainer)
         pairs = zip(answers, batch.samples, strict=True)
         owned = [(answer, sample) for answer, sample in pairs if data.is_owned_by_rank(sample)]
-        _, total = self.score([answer for answer, _ in owned], [sample for _, sample in owned])
-        self.held_out_reward.update(total[total.isfinite()])
+        scores, total = self.score([answer for answer, _ in owned], [sample for _, sample in owned])
+        self.held_out_means.add({"reward": total} | {f"reward/{name}": values for name, values in scores.items()})
         for (answer, _), reward in zip(owned, total.tolist(), strict=True):
             answer.reward = reward
         return answers
@@ -188,7 +189,7 @@ class VisionModule(LightningModule):
 
     def score(self, answers: Sequence[Answer], samples: Sequence[Sample]) -> tuple[dict[str, Tensor], Tensor]:
         """Return each reward's scores (N,) and their weighted sum (N,), see `score_answers`."""
-        return score_answers(self.rewards, answers, samples)
+        return score_answers(self.rewards, answers, samples, self.device)
 
     def test_answers(self, batch: PromptBatch) -> list[Answer]:
         """Return greedy answers; those that an interrupted test has written are read back."""
@@ -209,19 +210,15 @@ class VisionModule(LightningModule):
 
     def on_validation_epoch_start(self) -> None:
         self.rollouts.begin_stage()
-        self.held_out_reward.reset()
-        for reward in self.rewards.values():
-            cast(Reward, reward).reset()
+        self.held_out_means.reset()
 
     def on_validation_epoch_end(self) -> None:
         """Log the mean reward, and the mean of each reward over the held-out samples that it applies to."""
         stage = "test" if self.trainer.testing else "val"
         # All ranks have the same values, so that "max" exchanges nothing but is exact.
-        self.log(f"{stage}/reward", self.held_out_reward.compute(), sync_dist=True, reduce_fx="max")
-        for name, reward in self.rewards.items():
-            mean = cast(Reward, reward).compute()
-            if not mean.isnan():
-                self.log(f"{stage}/reward/{name}", mean, sync_dist=True, reduce_fx="max")
+        for name, mean in self.held_out_means.compute(self.trainer.world_size).items():
+            if name == "reward" or not math.isnan(mean):
+                self.log(f"{stage}/{name}", mean, sync_dist=True, reduce_fx="max")
 
     on_test_epoch_start = on_validation_epoch_start
     on_test_epoch_end = on_validation_epoch_end

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import cast
+import math
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from vrft.rewards import Reward
@@ -27,7 +28,7 @@ def parse_completions(task: Task, texts: Sequence[str], batch: PromptBatch) -> t
 
 
 def score_answers(
-    rewards: nn.ModuleDict, answers: Sequence[Answer], samples: Sequence[Sample]
+    rewards: Mapping[str, Reward], answers: Sequence[Answer], samples: Sequence[Sample], device: torch.device
 ) -> tuple[dict[str, Tensor], Tensor]:
     """Score N answers by named rewards.
 
@@ -35,7 +36,44 @@ def score_answers(
         Each reward's scores (N,), NaN where it does not apply, and their weighted sum (N,), to which a reward that does
         not apply adds 0. The sum is NaN where a reward gave no finite number.
     """
-    named = {name: cast(Reward, reward) for name, reward in rewards.items()}
-    scores = {name: reward(answers, samples) for name, reward in named.items()}
-    total = torch.stack([scores[name] * reward.weight for name, reward in named.items()]).nansum(0)
+    scores = {}
+    for name, reward in rewards.items():
+        values = [math.nan if value is None else value for value in reward.bounded_scores(answers, samples)]
+        scores[name] = torch.tensor(values, dtype=torch.float32, device=device)
+    total = torch.stack([scores[name] * reward.weight for name, reward in rewards.items()]).nansum(0)
     return scores, total.masked_fill(total.isinf(), torch.nan)
+
+
+def models_of(rewards: Mapping[str, Reward]) -> Iterator[nn.Module]:
+    """Yield the torch modules that rewards have loaded."""
+    for reward in rewards.values():
+        yield from (value for value in vars(reward).values() if isinstance(value, nn.Module))
+
+
+class HeldOutMeans:
+    """Means of held-out scores over all ranks, summed in double precision on the CPU: not every device has it."""
+
+    def __init__(self) -> None:
+        self.scores: dict[str, list[float]] = {}
+
+    def reset(self) -> None:
+        """Forget all scores."""
+        self.scores = {}
+
+    def add(self, scores: Mapping[str, Tensor]) -> None:
+        """Add scores by name, (N,) each. Values that are not finite are left out."""
+        for name, values in scores.items():
+            self.scores.setdefault(name, []).extend(filter(math.isfinite, values.tolist()))
+
+    def compute(self, world_size: int) -> dict[str, float]:
+        """Return the mean of each name over all ranks, NaN without a score. All ranks call this together."""
+        own = {name: (math.fsum(values), len(values)) for name, values in self.scores.items()}
+        parts = [own] * world_size
+        if world_size > 1:
+            dist.all_gather_object(parts, own)
+        means = {}
+        for name in dict.fromkeys(name for part in parts for name in part):
+            found = [part[name] for part in parts if name in part]
+            count = sum(count for _, count in found)
+            means[name] = math.fsum(total for total, _ in found) / count if count else math.nan
+        return means

@@ -1,0 +1,28 @@
+"""Packages that import their classes on first use, so that commands without a model start without torch."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+
+def exports(package: str) -> tuple[Callable[[str], Any], list[str]]:
+    """Return a package's `__getattr__` and `__all__`. The package exports what its stub `__init__.pyi` imports.
+
+    Args:
+        package: name of the package, which is being imported.
+    """
+    stub = Path(str(sys.modules[package].__file__)).with_suffix(".pyi")
+    imports = [node for node in ast.parse(stub.read_text()).body if isinstance(node, ast.ImportFrom)]
+    homes = {alias.name: str(node.module) for node in imports for alias in node.names}
+
+    def getattr_(name: str) -> Any:
+        if name not in homes:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        return getattr(import_module(homes[name]), name)
+
+    return getattr_, sorted(homes)
