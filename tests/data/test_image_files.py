@@ -42,7 +42,7 @@ def class_folders(folder: Path) -> Path:
 def test_class_folders_follow_links_and_count_what_is_passed_over(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    data = ImageFolderData(str(class_folders(tmp_path)), val_fraction=0.1)
+    data = ImageFolderData(str(class_folders(tmp_path)), val_fraction=0.1, allow_outside=True)
     with caplog.at_level("INFO"):
         samples_of(data, tmp_path)
     records = [*data.train_set().records, *data.val_set().records]
@@ -57,7 +57,7 @@ def test_class_folders_follow_links_and_count_what_is_passed_over(
 
 def test_prediction_and_data_take_the_same_files(tmp_path: Path) -> None:
     folder = class_folders(tmp_path)
-    found = UnlabelledData([str(folder / "cat")], ["x"]).records("val", BadRecords())
+    found = UnlabelledData([str(folder / "cat")], ["x"], allow_outside=True).records("val", BadRecords())
     assert {record.image.suffix for record in found} == {*SUFFIXES, ".png"}  # type: ignore[union-attr]
     assert ".eps" not in image_suffixes()  # Pillow runs Ghostscript for it
     Image.new("RGB", (9, 9)).save(tmp_path / "x.eps")
@@ -79,7 +79,7 @@ def test_images_in_linked_folders_of_yolo_are_found(tmp_path: Path) -> None:
     for kind in ("images", "labels"):
         (tmp_path / "x" / kind / "train").rename(tmp_path / f"real_{kind}")
         (tmp_path / "x" / kind / "train").symlink_to(tmp_path / f"real_{kind}")
-    train, _ = samples_of(YoloData(str(config)), tmp_path)
+    train, _ = samples_of(YoloData(str(config), allow_outside=True), tmp_path)
     assert len({sample.image_id for sample in train}) == 4
 
 

@@ -33,7 +33,7 @@ def use_images(config: Namespace) -> None:
         queries = category_names(named) if named else None
     if queries and settings.get("per_image"):
         queries = [", ".join(queries)]
-    kept = {name: settings[name] for name in ("eval_batch_size", "num_workers") if name in settings}
+    kept = {name: settings[name] for name in ("eval_batch_size", "num_workers", "allow_outside") if name in settings}
     config.data = Namespace(
         class_path="vrft.data.UnlabelledData",
         init_args=Namespace(images=config.images, queries=None if queries is None else [*queries], **kept),

@@ -14,6 +14,7 @@ from vrft.data.categories import CategoryData
 from vrft.data.files import MAX_COORDINATE, brief, clip_to, is_text, require_folder
 from vrft.data.folders import count_unused
 from vrft.data.ground_truth import LabelledImage, file_ids
+from vrft.data.image_folders import ImageFolders
 from vrft.data.image_names import without_links
 from vrft.data.images import BadImage, MissingImage, check_image
 from vrft.data.record import Record, Split
@@ -146,6 +147,8 @@ class AnnotatedData(BoxData):
     test_setting = "data.test_annotations"
     expected: str
     """Description of the annotations that a config names, for messages."""
+    image_field = "image"
+    """Name of the field that names an image, for messages."""
 
     def __init__(
         self,
@@ -183,6 +186,14 @@ class AnnotatedData(BoxData):
     def splits(self) -> Collection[Split]:
         return self.sources
 
+    def image_folders(self, split: Split) -> ImageFolders:
+        annotations, images = self.sources[split]
+        return ImageFolders(self.image_field, self.default_folders(annotations) if images is None else (images,))
+
+    def default_folders(self, annotations: Path) -> tuple[Path, ...]:
+        """Return the folders that images must lie in if no folder of images is configured."""
+        return (annotations if annotations.is_dir() else annotations.parent,)
+
     def source(self, split: Split) -> Path:
         return self.sources[split][0]
 
@@ -200,7 +211,10 @@ class AnnotatedData(BoxData):
         largest: float | None = None
         entries = [*self.entries(*self.sources[split], bad_records)]
         locations: dict[Path, list[str]] = {}
+        folders = self.required_folders(split)
         for entry in entries:
+            if folders is not None:
+                folders.require(entry.image, entry.location)
             locations.setdefault(without_links(entry.image), []).append(entry.location)
         for entry in entries:
             for _, corners in (*entry.boxes, *entry.ignored):

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
+from vrft.data.image_folders import ImageFolders
 from vrft.data.images import image_suffixes
 from vrft.errors import ConfigurationError
 
@@ -14,23 +15,33 @@ SYSTEM_FOLDERS = {"__MACOSX", "@eaDir"}
 """Folders that macOS's archives and Synology's disks add."""
 
 
-def find_images(folder: Path, passed_over: Counter[str], expected: Collection[str] = ()) -> list[Path]:
+def find_images(
+    folder: Path, passed_over: Counter[str], allowed: ImageFolders | None, expected: Collection[str] = ()
+) -> list[Path]:
     """Return the images in a folder and its subfolders, sorted by path.
 
     Args:
         folder: folder to search.
         passed_over: counts the other files by reason.
+        allowed: folders that links may lead to; None: any.
         expected: suffixes of files that belong to the format and are not counted.
+
+    Raises:
+        ConfigurationError: a link leads out of `allowed`.
     """
-    return find_files(folder, image_suffixes(), passed_over, expected)
+    return find_files(folder, image_suffixes(), passed_over, expected, allowed)
 
 
 def find_files(
-    folder: Path, suffixes: Collection[str], passed_over: Counter[str], expected: Collection[str] = ()
+    folder: Path,
+    suffixes: Collection[str],
+    passed_over: Counter[str],
+    expected: Collection[str] = (),
+    allowed: ImageFolders | None = None,
 ) -> list[Path]:
     """Return the files with one of the suffixes in a folder and its subfolders, see `find_images`."""
     found = []
-    for path in walk(folder, passed_over):
+    for path in walk(folder, passed_over, allowed):
         suffix = path.suffix.lower()
         if path.name.startswith(".") or not path.is_file():
             passed_over["hidden files" if path.name.startswith(".") else "broken links or special files"] += 1
@@ -44,12 +55,17 @@ def find_files(
 def count_unused(folders: Collection[Path], used: Collection[Path], passed_over: Counter[str]) -> None:
     """Count the images in folders that no annotations name. Folders need not exist."""
     names = {os.path.realpath(path) for path in used}
-    found = {os.path.realpath(path) for folder in folders if folder.is_dir() for path in find_images(folder, Counter())}
+    images = (path for folder in folders if folder.is_dir() for path in find_images(folder, Counter(), None))
+    found = {os.path.realpath(path) for path in images}
     passed_over["images without annotations"] += len(found - names)
 
 
-def walk(folder: Path, passed_over: Counter[str]) -> Iterator[Path]:
-    """Yield everything but folders below a folder. A folder that links lead to again is searched once."""
+def walk(folder: Path, passed_over: Counter[str], allowed: ImageFolders | None) -> Iterator[Path]:
+    """Yield everything but folders below a folder. A folder that links lead to again is searched once.
+
+    Raises:
+        ConfigurationError: a folder can't be read, or is outside of `allowed`.
+    """
     seen = {os.path.realpath(parent) for parent in folder.absolute().parents}  # a link may lead out and around
     for place, subfolders, names in os.walk(folder, followlinks=True, onerror=_refuse):
         real = os.path.realpath(place)
@@ -58,6 +74,8 @@ def walk(folder: Path, passed_over: Counter[str]) -> Iterator[Path]:
             subfolders.clear()
             continue
         seen.add(real)
+        if allowed is not None:
+            allowed.require(Path(place), str(folder))
         hidden = [name for name in subfolders if is_hidden_folder(name)]
         passed_over["hidden folders"] += len(hidden)
         subfolders[:] = sorted(name for name in subfolders if name not in hidden)

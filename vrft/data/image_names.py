@@ -41,7 +41,7 @@ def find_image(name: object, folders: Sequence[Path]) -> Path:
 
 def without_links(image: Path) -> Path:
     """Return the path of an image in the folder that links and `..` lead to, which is equal for all ways to it."""
-    return _real_folder(image.parent) / image.name
+    return _real_folder(image.parent.absolute()) / image.name
 
 
 @lru_cache(maxsize=1024)

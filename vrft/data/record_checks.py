@@ -12,6 +12,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from vrft.answers import MAX_BOXES
 from vrft.data.bad_records import BadRecords
+from vrft.data.image_folders import ImageFolders
 from vrft.data.images import BadImage, Convention, Header, MissingImage, check_header
 from vrft.data.record import UNKNOWN_SIZE, Record, image_key
 from vrft.errors import ConfigurationError
@@ -29,14 +30,14 @@ PROGRESS_MIN_IMAGES = 1000
 class UsableImages:
     """A predicate: whether the image of a record is usable. Reports each unusable image to `bad_records` once."""
 
-    def __init__(self, bad_records: BadRecords) -> None:
-        self.bad_records = bad_records
+    def __init__(self, bad_records: BadRecords, folders: ImageFolders | None) -> None:
+        self.bad_records, self.folders = bad_records, folders
         self.known: dict[Hashable, bool] = {}
 
     def __call__(self, record: Record) -> bool:
         key = image_key(record)
         if key not in self.known:
-            self.known[key] = bool(check_images([record], self.bad_records))
+            self.known[key] = bool(check_images([record], self.bad_records, self.folders))
         return self.known[key]
 
 
@@ -87,14 +88,18 @@ def warn_of_targets_over_limit(records: Sequence[Record]) -> None:
         )
 
 
-def check_images(records: Sequence[Record], bad_records: BadRecords) -> list[Record]:
-    """Return the records whose images exist, are complete and have the annotated size; `size` is filled in."""
+def check_images(records: Sequence[Record], bad_records: BadRecords, folders: ImageFolders | None) -> list[Record]:
+    """Return the records whose images exist, are complete and have the annotated size; `size` is filled in.
+
+    Raises:
+        ConfigurationError: an image is outside of `folders`.
+    """
     keys = [image_key(record) for record in records]
     firsts: dict[Hashable, Record] = {}
     for key, record in zip(keys, records, strict=True):
         firsts.setdefault(key, record)
 
-    headers = dict(zip(firsts, read_headers([*firsts.values()], "images checked"), strict=True))
+    headers = dict(zip(firsts, read_headers([*firsts.values()], "images checked", folders), strict=True))
     for key, header in headers.items():
         if isinstance(header, MissingImage):
             bad_records.add_missing(firsts[key].location, f"{firsts[key].image}: {header}")
@@ -110,8 +115,15 @@ def checked(record: Record, header: Header) -> Record:
     return replace(record, size=header.size, annotated_size=annotated, convention=header.convention)
 
 
-def read_headers(records: Sequence[Record], title: str) -> list[Header | BadImage]:
-    """Read the headers of the records' images in threads; show progress under `title` if there are many."""
+def read_headers(records: Sequence[Record], title: str, folders: ImageFolders | None) -> list[Header | BadImage]:
+    """Read the headers of the records' images in threads; show progress under `title` if there are many.
+
+    Raises:
+        ConfigurationError: an image is outside of `folders`. None of the images is opened then.
+    """
+    for record in records:
+        if folders is not None and isinstance(record.image, Path):
+            folders.require(record.image, record.location)
 
     def read(record: Record) -> Header | BadImage:
         known = record.annotated_size and record.size != UNKNOWN_SIZE
@@ -129,7 +141,9 @@ def read_headers(records: Sequence[Record], title: str) -> list[Header | BadImag
     return headers
 
 
-def settle_orientation(records: list[Record], everything: Sequence[Record], bad_records: BadRecords) -> list[Record]:
+def settle_orientation(
+    records: list[Record], everything: Sequence[Record], bad_records: BadRecords, folders: ImageFolders | None
+) -> list[Record]:
     """Decide whether boxes belong to upright or stored pixels if the size of their image does not tell.
 
     Annotation tools treat all images alike, so the other images of the same file show it.
@@ -138,6 +152,7 @@ def settle_orientation(records: list[Record], everything: Sequence[Record], bad_
         records: checked records.
         everything: all records of the file, of which `records` may be few.
         bad_records: receives images that can't be decided, because others contradict each other.
+        folders: folders that the images must lie in.
     """
     boxed = [record for record in records if isinstance(record.target, tuple)]
     untold = {image_key(record): record for record in boxed if record.convention == "untold"}
@@ -146,7 +161,7 @@ def settle_orientation(records: list[Record], everything: Sequence[Record], bad_
     others = {image_key(record): record for record in everything}
     for record in records:
         others.pop(image_key(record), None)
-    headers = read_headers([*others.values()], "orientations read")
+    headers = read_headers([*others.values()], "orientations read", folders)
     found = {record.convention for record in boxed} | {
         header.convention for header in headers if isinstance(header, Header)
     }

@@ -18,6 +18,7 @@ from vrft.data.few_shot import choose_shots, record_shots
 from vrft.data.files import UTF8, check_encoding
 from vrft.data.ground_truth import LabelledImage, coco_tables, labelled_images
 from vrft.data.held_out import split_by_image, split_by_shots
+from vrft.data.image_folders import ImageFolders
 from vrft.data.record import Record, Split, category, content
 from vrft.data.record_checks import (
     TooManyBoxes,
@@ -56,6 +57,7 @@ class RecordData(VisionData):
         on_missing_image: OnBadRecord = "stop",
         encoding: str = UTF8,
         too_many_boxes: TooManyBoxes = "largest",
+        allow_outside: bool = False,
         augmentation: list[torch.nn.Module] | None = None,
     ) -> None:
         """Set the options that all file formats share. Files are read when training starts.
@@ -74,6 +76,7 @@ class RecordData(VisionData):
             encoding: encoding of text files that have no byte order mark.
             too_many_boxes: what to do with training records that have more boxes than an answer may have, 100: train on
                 the largest, or refuse. In held-out records, the objects beyond the limit count as missed.
+            allow_outside: read images outside of their folder too, to which absolute paths, `..` or links lead.
             augmentation: kornia.augmentation modules for training images; boxes are transformed along.
         """
         super().__init__(batch_size, eval_batch_size, num_workers, seed)
@@ -85,6 +88,7 @@ class RecordData(VisionData):
         self.shots, self.val_fraction, self.val_shots = shots, val_fraction, val_shots
         self.on_bad_record, self.on_missing_image = on_bad_record, on_missing_image
         self.encoding, self.too_many_boxes = encoding, too_many_boxes
+        self.allow_outside = allow_outside
         self.augmentation = augmentation or []
         self._train: RecordSet | None = None
         self._val: RecordSet | None = None
@@ -106,6 +110,14 @@ class RecordData(VisionData):
     def splits(self) -> Collection[Split]:
         """Return the splits that have files or folders of their own."""
         return ["train"]
+
+    def image_folders(self, split: Split) -> ImageFolders | None:
+        """Return the folders that the images of a split must lie in. Default: None, any place."""
+        return None
+
+    def required_folders(self, split: Split) -> ImageFolders | None:
+        """Return `image_folders`, or None if `allow_outside` is set."""
+        return None if self.allow_outside else self.image_folders(split)
 
     def tested_split(self) -> Split | None:
         """Return the split that `test` reads, or None if it uses the held-out images.
@@ -175,7 +187,7 @@ class RecordData(VisionData):
         bad_records = BadRecords()
         with gc_disabled():
             test = self._read_test(split, bad_records)
-        test = self._checked(test, test, bad_records)
+        test = self._checked(test, test, split, bad_records)
         self._report(bad_records, replace_list=False)
         warn_of_targets_over_limit(test)
         self._test = RecordSet(at_least_one(test, "test", bad_records), training=False)
@@ -206,10 +218,10 @@ class RecordData(VisionData):
             if self.shots is not None:
                 record_shots(RunDir.of(self.trainer), [(category(record), str(record.image)) for record in train])
             train += self.extra_records(train)
-            train = limit_targets(self._checked(train, all_train, bad_records), self.too_many_boxes)
+            train = limit_targets(self._checked(train, all_train, "train", bad_records), self.too_many_boxes)
             warn_about_shared_images(train, val, "held-out", "training")
             self._look_at_test_split(train, val)
-        val = self._checked(val, all_val, bad_records)
+        val = self._checked(val, all_val, "train" if inner else "val", bad_records)
         self._report(bad_records, replace_list=replace_list)
         if needs_train:
             at_least_one(train, "train", bad_records)
@@ -240,9 +252,12 @@ class RecordData(VisionData):
         if (bad := bad_records.found) and self.on_bad_record == "stop":
             rank_zero_warn(f"data: `test` will stop at {len(bad)} bad records of the test split, e.g. {bad[0]}")
 
-    def _checked(self, records: list[Record], everything: list[Record], bad_records: BadRecords) -> list[Record]:
+    def _checked(
+        self, records: list[Record], everything: list[Record], split: Split, bad_records: BadRecords
+    ) -> list[Record]:
         """Return the records whose images and targets are usable. `everything`: all records of the same file."""
-        records = settle_orientation(check_images(records, bad_records), everything, bad_records)
+        folders = self.required_folders(split)
+        records = settle_orientation(check_images(records, bad_records, folders), everything, bad_records, folders)
         return self.finish(records, bad_records)
 
     def _report(self, bad_records: BadRecords, *, replace_list: bool) -> None:
@@ -258,7 +273,7 @@ class RecordData(VisionData):
         self, train: list[Record], val: list[Record], bad_records: BadRecords, needs_train: bool
     ) -> tuple[list[Record], list[Record]]:
         """Hold out training records if configured, then choose shots from the rest."""
-        usable = UsableImages(bad_records)
+        usable = UsableImages(bad_records, self.required_folders("train"))
         if self.val_fraction is not None:
             train, val = split_by_image(train, self.val_fraction, self.seed)
         elif self.val_shots is not None:

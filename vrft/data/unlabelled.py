@@ -10,6 +10,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from vrft.data.bad_records import MAX_LISTED, BadRecords, write_lines
 from vrft.data.datamodule import module_of
 from vrft.data.folders import find_images
+from vrft.data.image_folders import ImageFolders
 from vrft.data.record import Record, Split
 from vrft.data.record_checks import check_images
 from vrft.data.record_set import RecordSet
@@ -36,11 +37,14 @@ class UnlabelledData(RecordData):
             if not path.exists():
                 raise ConfigurationError(f"images: no such file or folder: {path}")
 
+    def image_folders(self, split: Split) -> ImageFolders:
+        return ImageFolders("images", tuple(self.images))
+
     def records(self, split: Split, bad_records: BadRecords) -> list[Record]:
         """Return a record for each pair of image and query, grouped by image."""
-        counts = bad_records.passed_over
+        counts, folders = bad_records.passed_over, self.required_folders(split)
         files = dict.fromkeys(
-            file for path in self.images for file in (find_images(path, counts) if path.is_dir() else [path])
+            file for path in self.images for file in (find_images(path, counts, folders) if path.is_dir() else [path])
         )
         return [
             Record(file, "images", number, query, ()) for number, file in enumerate(files, 1) for query in self.queries
@@ -53,7 +57,7 @@ class UnlabelledData(RecordData):
         if "{query}" in module_of(self.trainer).task.template and not any(self.queries):
             raise ConfigurationError("query: the task's template needs one; expected e.g. --query cat")
         bad_records = BadRecords()
-        found = check_images(self.records("val", bad_records), bad_records)
+        found = check_images(self.records("val", bad_records), bad_records, self.required_folders("val"))
         problems = [*bad_records.missing, *bad_records.found]
         for problem in problems[:MAX_LISTED]:
             rank_zero_warn(f"left out: {problem}")

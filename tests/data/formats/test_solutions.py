@@ -268,7 +268,7 @@ def test_bad_rows_of_a_table_are_named(tmp_path: Path) -> None:
         ({"bytes": None, "path": None}, "red", "No Objects"),
         (None, "red", "No Objects"),
         ({"bytes": None, "path": str(tmp_path / "none.png")}, "red", "No Objects"),
-        ({"bytes": None, "path": "a\0b"}, "red", "No Objects"),
+        ({"bytes": None, "path": str(tmp_path / "a\0b")}, "red", "No Objects"),
         ({"bytes": None, "path": str(good[0])}, "red", "No Objects"),
     ]
     file = tmp_path / "train.parquet"

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from vrft.data.bad_records import BadRecords
 from vrft.data.files import brief, decode_json, is_file_name, is_text, read_lines
+from vrft.data.image_folders import ImageFolders
 from vrft.data.record import Record, Split
 from vrft.data.records import RecordData
 from vrft.errors import ConfigurationError
@@ -54,6 +55,9 @@ class BenchmarkData(RecordData):
 
     def splits(self) -> Collection[Split]:
         return ["train", "val"]
+
+    def image_folders(self, split: Split) -> ImageFolders:
+        return ImageFolders("image", (self.root,))
 
     @abstractmethod
     def read(self, split: Split, bad_records: BadRecords) -> Iterator[Labelled]:

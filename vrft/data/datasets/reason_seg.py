@@ -20,6 +20,7 @@ from vrft.data.files import (
     read_bytes,
     require_folder,
 )
+from vrft.data.image_folders import ImageFolders
 from vrft.data.record import Record, Split
 from vrft.data.records import RecordData
 from vrft.errors import ConfigurationError
@@ -70,6 +71,9 @@ class ReasonSegData(RecordData):
 
     def splits(self) -> Collection[Split]:
         return [split for split, folder in self.folders.items() if folder.is_dir()]
+
+    def image_folders(self, split: Split) -> ImageFolders:
+        return ImageFolders("image", (self.folders[split],))
 
     def records(self, split: Split, bad_records: BadRecords) -> list[Record]:
         files = sorted(file for file in self.folders[split].glob("*.json") if not file.name.startswith("."))

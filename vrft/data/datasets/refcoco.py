@@ -32,6 +32,7 @@ from vrft.data.formats.coco_entries import (
     read_instances,
 )
 from vrft.data.formats.coco_fields import is_json_id
+from vrft.data.image_folders import ImageFolders
 from vrft.data.record import Record, Split
 from vrft.data.records import RecordData
 from vrft.errors import ConfigurationError
@@ -96,6 +97,9 @@ class ReferenceData(RecordData):
 
     def splits(self) -> Collection[Split]:
         return self.split_names
+
+    def image_folders(self, split: Split) -> ImageFolders:
+        return ImageFolders("file_name", (self.images,))
 
     def records(self, split: Split, bad_records: BadRecords) -> list[Record]:
         references, name = read_references(self.references, self.encoding), self.split_names[split]

@@ -30,6 +30,7 @@ from vrft.data.formats.coco_entries import (
 )
 from vrft.data.formats.coco_fields import id_order, is_json_id, read_flag, values_reason
 from vrft.data.formats.other_formats import refuse_other_format
+from vrft.data.image_folders import ImageFolders
 from vrft.data.record import Record, Split
 from vrft.data.split_sources import annotated, given
 from vrft.errors import ConfigurationError
@@ -85,6 +86,9 @@ class CocoData(CategoryData):
 
     def splits(self) -> Collection[Split]:
         return self.files
+
+    def image_folders(self, split: Split) -> ImageFolders:
+        return ImageFolders("file_name", (self.files[split][1],))
 
     def ordered_categories(self) -> Sequence[str]:
         if self.instances is None:

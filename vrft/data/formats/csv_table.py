@@ -11,6 +11,7 @@ from typing import Any
 from vrft.data.bad_records import BadRecords
 from vrft.data.files import is_file_name, read_text, require_file
 from vrft.data.formats.image_folder import labelled_records
+from vrft.data.image_folders import ImageFolders
 from vrft.data.record import Record, Split
 from vrft.data.records import RecordData
 from vrft.data.split_sources import given
@@ -53,6 +54,9 @@ class CsvData(RecordData):
 
     def splits(self) -> Collection[Split]:
         return self.files
+
+    def image_folders(self, split: Split) -> ImageFolders:
+        return ImageFolders(self.columns["image_column"], (self.files[split].parent,))
 
     def records(self, split: Split, bad_records: BadRecords) -> list[Record]:
         path = self.files[split]

@@ -21,6 +21,7 @@ class CvatData(AnnotatedData):
     """An `annotations.xml` of CVAT. Images are in `train_images`, or in `images/` beside the file."""
 
     expected = "the annotations.xml of a CVAT export (CVAT for images 1.1)"
+    image_field = "name"
 
     def entries(self, annotations: Path, images: Path | None, bad_records: BadRecords) -> Iterator[Entry]:
         if annotations.is_dir() or annotations.suffix.lower() != ".xml":

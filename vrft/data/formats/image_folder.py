@@ -9,6 +9,7 @@ from typing import Any
 from vrft.data.bad_records import BadRecords
 from vrft.data.files import require_folder
 from vrft.data.folders import find_images, subfolders
+from vrft.data.image_folders import ImageFolders
 from vrft.data.record import Record, Split
 from vrft.data.records import RecordData
 from vrft.errors import ConfigurationError
@@ -61,12 +62,15 @@ class ImageFolderData(RecordData):
     def splits(self) -> Collection[Split]:
         return [split for split in FOLDERS if self.folder(split).is_dir()]
 
+    def image_folders(self, split: Split) -> ImageFolders:
+        return ImageFolders("data.root", (self.root,))
+
     def records(self, split: Split, bad_records: BadRecords) -> list[Record]:
         folder = self.folder(split)
         counts = bad_records.passed_over
         files = []
         for classes in subfolders(folder, counts):
-            found = find_images(classes, counts)
+            found = find_images(classes, counts, self.required_folders(split))
             files += [(file, classes.name) for file in found]
             counts["class folders without images"] += not found
         counts["files outside of class folders"] += sum(path.is_file() for path in folder.iterdir())

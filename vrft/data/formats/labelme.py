@@ -23,6 +23,10 @@ class LabelMeData(AnnotatedData):
     """A folder of LabelMe's JSON files. Images are where the files say, or in `train_images`."""
 
     expected = "a folder of LabelMe's JSON files"
+    image_field = "imagePath"
+
+    def default_folders(self, annotations: Path) -> tuple[Path, ...]:
+        return (annotations.parent,)  # imagePath is often ../images/x.jpg
 
     def entries(self, annotations: Path, images: Path | None, bad_records: BadRecords) -> Iterator[Entry]:
         files = find_files(annotations, {".json"}, bad_records.passed_over, image_suffixes())

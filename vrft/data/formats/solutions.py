@@ -13,6 +13,7 @@ from typing import Any
 from vrft.boxes import Coordinates, frame_of
 from vrft.data.bad_records import BadRecords
 from vrft.data.files import brief, decode_json, is_file_name, is_text, read_lines, require_file
+from vrft.data.image_folders import ImageFolders
 from vrft.data.images import BadImage, ImageSource
 from vrft.data.record import Record, Split
 from vrft.data.records import RecordData
@@ -20,6 +21,7 @@ from vrft.data.split_sources import given
 from vrft.errors import ConfigurationError
 from vrft.tasks import Task
 from vrft.types import Frame, Target
+from vrft.utils.regular_files import read_regular
 
 UNBOUNDED = 10**9
 """Side of a frame that holds the coordinates of any image, used while the image's size is unknown."""
@@ -128,6 +130,9 @@ class JsonlData(SolutionData):
         for location, line in read_lines(path, self.encoding):
             yield location, _parse(line)
 
+    def image_folders(self, split: Split) -> ImageFolders:
+        return ImageFolders("image", (Path(self.sources[split]).parent,))
+
     def image(self, split: Split, index: int, row: dict[str, Any]) -> ImageSource | None:
         name = row.get("image")
         return Path(self.sources[split]).parent / name if is_file_name(name) else None
@@ -146,6 +151,9 @@ class HubImage:
 
     rows: Any
     index: int
+    source: str
+    folders: ImageFolders | None
+    """Folders that an image which the row only names must lie in; None: any."""
 
     def read(self) -> bytes:
         cell = self.rows[self.index]["image"] or {}
@@ -153,8 +161,11 @@ class HubImage:
             return bytes(cell["bytes"])
         if not cell.get("path"):
             raise BadImage("is empty")
+        path = Path(cell["path"])
+        if self.folders is not None:
+            self.folders.require(path, f"{self.source}: {self}")
         try:
-            return Path(cell["path"]).read_bytes()
+            return read_regular(path)
         except (OSError, ValueError) as error:
             raise BadImage(f"can't be opened: {error}") from error
 
@@ -202,6 +213,7 @@ class HubData(SolutionData):
         super().__init__(sources, coordinates, **kwargs)
         self._check_distinct()
         self.tables: dict[Split, Any] = {}
+        self.folders: dict[Split, ImageFolders | None] = {}
 
     def _check_distinct(self) -> None:
         """Raise ConfigurationError if two splits are the same rows of the same data."""
@@ -218,12 +230,21 @@ class HubData(SolutionData):
         source, name = self.sources[split], self.split_names[split]
         table = load_table(source, name, f"data.{split}")
         self.tables[split] = table.select_columns("image")
+        self.folders[split] = self.required_folders(split)
         plain = [name for name, feature in table.features.items() if name != "image" and not is_media(feature)]
         for index, row in enumerate(table.select_columns(plain)):
             yield f"{source}: {name}: row {index}", row
 
+    def image_folders(self, split: Split) -> ImageFolders:
+        import datasets
+        from huggingface_hub import constants
+
+        source = Path(self.sources[split])
+        named = Path(constants.HF_HUB_CACHE) if not source.exists() else source if source.is_dir() else source.parent
+        return ImageFolders("image", (named, Path(datasets.config.DOWNLOADED_DATASETS_PATH)))
+
     def image(self, split: Split, index: int, row: dict[str, Any]) -> ImageSource | None:
-        return HubImage(self.tables[split], index)
+        return HubImage(self.tables[split], index, self.sources[split], self.folders[split])
 
 
 def load_table(name: str, split: str, field: str) -> Any:

@@ -17,6 +17,7 @@ class ViaData(AnnotatedData):
     """A JSON file of VIA 1 or 2. Images are in `train_images`, or beside the file."""
 
     expected = "a project or a JSON export of VIA"
+    image_field = "filename"
 
     def __init__(self, train_annotations: str, label_attribute: str | None = None, **kwargs: Any) -> None:
         """Set the files, which are read when training starts.

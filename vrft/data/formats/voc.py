@@ -20,6 +20,9 @@ from vrft.errors import ConfigurationError
 OFFICIAL = re.compile(r"The VOC20\d\d Database", re.I)
 """Name of the database in the official files, whose pixels count from 1 and include the last one."""
 
+IMAGE_FOLDERS = ("JPEGImages", "images")
+"""Names of folders of images beside the folder of annotations."""
+
 SECOND_COLUMN = re.compile(r"\s+-?[01]$")
 """Whether an object is in the image, in lists of a single class."""
 
@@ -33,12 +36,18 @@ class VocData(AnnotatedData):
     """
 
     expected = "a folder of Pascal VOC XML files, or a list of them such as ImageSets/Main/train.txt"
+    image_field = "filename"
+
+    def default_folders(self, annotations: Path) -> tuple[Path, ...]:
+        if annotations.is_dir():
+            return (annotations, *(annotations.parent / name for name in IMAGE_FOLDERS))
+        return (root_of(annotations) or annotations.parent,)
 
     def entries(self, annotations: Path, images: Path | None, bad_records: BadRecords) -> Iterator[Entry]:
         files = self._folder(annotations, bad_records) if annotations.is_dir() else self._listed(annotations)
         for location, file in files:
             root = file.parent.parent
-            folders = [file.parent, root / "JPEGImages", root / "images"] if images is None else [images]
+            folders = [file.parent, *(root / name for name in IMAGE_FOLDERS)] if images is None else [images]
             try:
                 if not os.path.isfile(file):  # unlike Path.is_file, false for a name that is too long
                     raise ValueError(f"no such file: {file}")
@@ -55,12 +64,17 @@ class VocData(AnnotatedData):
     def _listed(self, file: Path) -> Iterator[tuple[str, Path]]:
         if file.suffix != ".txt":
             refuse_other_format(file, self.expected)
-        root = next((folder for folder in file.parents[:4] if (folder / "Annotations").is_dir()), None)
+        root = root_of(file)
         if root is None:
             raise ConfigurationError(f"{file}: no folder Annotations beside or above it; expected {self.expected}")
         for location, line in read_lines(file, self.encoding):
             whole = root / "Annotations" / f"{line}.xml"
             yield location, whole if os.path.isfile(whole) else whole.with_name(f"{SECOND_COLUMN.sub('', line)}.xml")
+
+
+def root_of(file: Path) -> Path | None:
+    """Return the folder beside or above a list that has the folder `Annotations`."""
+    return next((folder for folder in file.parents[:4] if (folder / "Annotations").is_dir()), None)
 
 
 def read_voc(file: Path, folders: Sequence[Path], encoding: str) -> Entry:

@@ -16,6 +16,7 @@ from vrft.data.files import brief, clip_to, decode_text, hull, read_bytes, requi
 from vrft.data.formats.other_formats import refuse_other_format
 from vrft.data.formats.yolo_config import KEYS, YoloConfig
 from vrft.data.formats.yolo_outlines import are_outlines, are_poses, long_labels
+from vrft.data.image_folders import ImageFolders
 from vrft.data.images import BadImage, MissingImage, check_image
 from vrft.data.record import Split
 from vrft.errors import ConfigurationError
@@ -70,8 +71,12 @@ class YoloData(BoxData):
     def category_ids(self) -> dict[str, Id]:
         return {name: key for key, name in sorted(self.yaml.names.items(), reverse=True)}
 
+    def image_folders(self, split: Split) -> ImageFolders:
+        return ImageFolders(split, (self.config.parent,))
+
     def read(self, split: Split, bad_records: BadRecords) -> Iterator[BoxImage | None]:
-        files = [(image, label_file(image)) for image in self.yaml.images(split, bad_records.passed_over)]
+        images = self.yaml.images(split, bad_records.passed_over, self.required_folders(split))
+        files = [(image, label_file(image)) for image in images]
         if files and not any(os.path.exists(labels) for _, labels in files):
             raise ConfigurationError(
                 f"data.config: {self.config}: {split}: none of {len(files)} images has a label file; expected e.g. "

@@ -14,6 +14,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from vrft.data.files import brief, decode_text, endings, is_file_name, is_id, is_text, read_bytes, read_lines
 from vrft.data.folders import find_images
+from vrft.data.image_folders import ImageFolders
 from vrft.data.image_names import without_links
 from vrft.data.record import Split
 from vrft.errors import ConfigurationError
@@ -57,11 +58,16 @@ class YoloConfig:
         found = [self.content[key] for key in KEYS[split] if self.content.get(key) not in (None, "", [])]
         return [] if not found else found[0] if isinstance(found[0], list) else [found[0]]
 
-    def images(self, split: Split, passed_over: Counter[str]) -> list[Path]:
-        """Return the images of a split. `passed_over` counts other files, see `find_images`.
+    def images(self, split: Split, passed_over: Counter[str], allowed: ImageFolders | None) -> list[Path]:
+        """Return the images of a split.
+
+        Args:
+            split: split to read.
+            passed_over: counts other files, see `find_images`.
+            allowed: folders that the images must lie in; None: any.
 
         Raises:
-            ConfigurationError: an entry is missing or names no file or folder.
+            ConfigurationError: an entry is missing or names no file or folder, or an image is outside of `allowed`.
         """
         entries = self.entries(split)
         if not entries or not all(map(is_text, entries)):
@@ -73,8 +79,13 @@ class YoloConfig:
         found: dict[Path, Path] = {}
         for entry in entries:
             place = self.locate(split, entry)
-            images = find_images(place, passed_over, {".txt", ".cache"}) if place.is_dir() else self.listed(place)
+            is_folder = place.is_dir()
+            if is_folder and allowed is not None:
+                allowed.require(place, str(self.path))
+            images = find_images(place, passed_over, allowed, {".txt", ".cache"}) if is_folder else self.listed(place)
             for image in images:
+                if allowed is not None:
+                    allowed.require(image, str(place))
                 found.setdefault(without_links(image), image)
         return [*found.values()]
 
