@@ -14,6 +14,7 @@ import pytest
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from tests.helpers.annotation_tools import write
 from vrft.__main__ import main
 from vrft.evaluators.average_precision import COCO_NUMBERS, LVIS_NUMBERS, UNDEFINED
 
@@ -212,6 +213,45 @@ def test_a_file_that_does_not_match_is_one_error(
     assert len(said) == 1
     assert reason in said[0]
     assert "dt.json" in said[0]
+
+
+@pytest.mark.parametrize("field", ["annotations", "results"])
+@pytest.mark.parametrize(
+    ("tool", "file", "name"),
+    [
+        ("voc_folder", "*.xml", "Pascal VOC"),
+        ("voc_folder", "", "Pascal VOC"),
+        ("labelme", "*.json", "LabelMe"),
+        ("cvat", "*.xml", "CVAT for images"),
+        ("label_studio", "*.json", "Label Studio"),
+        ("label_studio_min", "*.json", "Label Studio"),
+        ("via", "*.json", "VIA"),
+        ("supervisely", "ann/*.json", "Supervisely"),
+        ("csv", "*.csv", "a table"),
+    ],
+)
+def test_a_file_of_another_format_is_named(
+    field: str, tool: str, file: str, name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = lvis(tmp_path, [])
+    write(tool, tmp_path / tool)
+    path = next((tmp_path / tool).rglob(file)) if file else tmp_path / tool
+    assert main(["evaluate", *arguments, f"--{field}", str(path)]) == 2
+    (said,) = capsys.readouterr().err.splitlines()
+    assert said.startswith(f"vrft: {field}: {path} ")
+    assert said.endswith(f"; this is {name}")
+    if file:
+        expected = {"annotations": "not a COCO or LVIS annotation file", "results": "image_id, category_id, bbox"}
+        assert expected[field] in said
+
+
+def test_exchanged_files_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    _, truth, _, results, *_ = lvis(tmp_path, [RIGHT])
+    assert main(["evaluate", "--annotations", results, "--results", results, "--format", "lvis"]) == 2
+    assert "annotation file: expected lists of images, annotations" in (said := capsys.readouterr().err)
+    assert said.endswith("; this is a COCO results file; expected one with images, annotations and categories\n")
+    assert main(["evaluate", "--annotations", truth, "--results", truth, "--format", "lvis"]) == 2
+    assert capsys.readouterr().err.endswith("; this is COCO\n")
 
 
 @pytest.mark.parametrize(

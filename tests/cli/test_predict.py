@@ -7,12 +7,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from jsonargparse import Namespace
 from PIL import Image
 from pycocotools.coco import COCO
 
+from tests.helpers import formats
+from tests.helpers.annotation_tools import write
 from tests.helpers.ranks import Ranks
 from vrft.__main__ import main
 from vrft.cli.argv import join_lists, normalise_argv
+from vrft.cli.predict import categories_of
+from vrft.data import UnlabelledData
+from vrft.data.datasets.scenes import COLOURS
+from vrft.data.splits import category_names
 
 QUIET = ("--trainer.enable_progress_bar=false", "--trainer.logger=false")
 
@@ -96,6 +103,36 @@ def test_without_a_query_the_categories_of_the_config_are_asked_for(photos: Path
     assert [row["query"] for row in lines(tmp_path / "run" / "predictions.jsonl")] == ["red", "blue"]
 
 
+def test_without_a_query_all_categories_of_the_data_are_asked_for(
+    photos: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("INFO"):
+        assert predict(tmp_path / "run", "--images=photos/a.jpg", "--model.max_completion_length=2") == 0
+    assert [row["query"] for row in lines(tmp_path / "run" / "predictions.jsonl")] == list(COLOURS)
+    assert f"query: asking about the categories of the data: {', '.join(COLOURS)}" in caplog.text
+    assert not (tmp_path / "data").exists()  # the generated data is not needed
+
+
+@pytest.mark.parametrize("named", [None, "coco_few_shot8", ["a", "b"]])
+def test_categories_are_those_of_the_config_or_of_the_files(named: Any, tmp_path: Path) -> None:
+    tables, drawn = formats.coco_tables(tmp_path / "coco", "train", 2)
+    (tmp_path / "coco" / "train.json").write_text(json.dumps(tables))
+    files = {"CocoData": str(tmp_path / "coco" / "train.json"), "BoxCsvData": str(write("csv", tmp_path / "csv"))}
+    labels = {box.label for boxes in drawn for box in boxes}
+    expected = {"CocoData": [category["name"] for category in tables["categories"]], "BoxCsvData": sorted(labels)}
+    for name, file in files.items():
+        settings = Namespace(train_annotations=file, val_fraction=0.5, categories=named)
+        found = categories_of(Namespace(class_path=f"vrft.data.{name}", init_args=settings))
+        assert found == (expected[name] if named is None else category_names(named))
+
+
+def test_names_with_commas_are_one_category() -> None:
+    apart = UnlabelledData([], ["red, round", "blue"])
+    assert (apart.queries, apart.category_ids()) == (["red, round", "blue"], {"red, round": 1, "blue": 2})
+    together = UnlabelledData([], ["red", "blue"], per_image=True)
+    assert (together.queries, together.category_ids()) == (["red, blue"], {"red": 1, "blue": 2})
+
+
 def test_all_categories_are_in_one_question_if_the_data_is_per_image(photos: Path, tmp_path: Path) -> None:
     more = ["--data.per_image=true", "--task=MultiCategoryDetectionTask", "--task.template=Detect {query}"]
     assert predict(tmp_path / "run", "--images=photos/a.jpg", "--query", "red", "blue", *more) == 0
@@ -121,7 +158,14 @@ def test_a_classifier_needs_no_query(photos: Path, tmp_path: Path) -> None:
             ["--images", "photos/broken.png", "--query", "red"],
             "no readable image in photos/broken.png",
         ),
-        (["--images", "photos"], "query: the task's template needs one; expected e.g. --query cat"),
+        (
+            ["--images", "photos", "--data=CocoData", "--data.train_annotations=gone.json", "--data.val_fraction=0.1"],
+            "query: expected e.g. --query cat, or the config's data to read: data.train_annotations: no such file",
+        ),
+        (
+            ["--images", "photos", "--data=JsonlData", "--data.train=photos/notes.txt", "--data.val_fraction=0.1"],
+            "query: the task's template needs one; expected e.g. --query cat",
+        ),
         (["--query", "red"], "query: expected --images too, the images to ask about"),
         (["--images", "photos", "--query", "red", "--ckpt_path=photos"], "photos is not the folder of a model"),
     ],

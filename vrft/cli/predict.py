@@ -2,23 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from jsonargparse import Namespace
+from lightning.pytorch.utilities import rank_zero_info
 
+from vrft.cli.config_parser import ConfigParser
+from vrft.cli.parser_errors import find_user_error
+from vrft.data import VisionData
+from vrft.data.categories import CategoryData
 from vrft.data.splits import category_names
 from vrft.errors import ConfigurationError
 from vrft.run_dir import is_sharded
 
 
+KEPT = ("eval_batch_size", "num_workers", "allow_outside", "per_image")
+"""Settings of the config's data that hold for other images."""
+
+
 def use_images(config: Namespace) -> None:
     """Replace the config's data by the images and queries of the command line, so that its files need not exist.
 
-    Without queries, the categories that the config names are asked for.
+    Without queries, the categories that the config names are asked for, or all that its data has.
 
     Raises:
-        ConfigurationError: there are queries but no images.
+        ConfigurationError: there are queries but no images, or neither queries nor readable categories.
     """
     if config.images is None:
         if config.query is not None:
@@ -28,16 +39,44 @@ def use_images(config: Namespace) -> None:
         raise ConfigurationError("images: expected files or folders")
     settings: dict[str, Any] = vars(config.data.init_args)
     queries = config.query
-    if queries is None:
-        named = settings.get("val_categories") or settings.get("categories")
-        queries = category_names(named) if named else None
-    if queries and settings.get("per_image"):
-        queries = [", ".join(queries)]
-    kept = {name: settings[name] for name in ("eval_batch_size", "num_workers", "allow_outside") if name in settings}
+    if queries is None and has_query(config.task):
+        queries = categories_of(config.data)
+    kept = {name: settings[name] for name in KEPT if name in settings}
     config.data = Namespace(
         class_path="vrft.data.UnlabelledData",
         init_args=Namespace(images=config.images, queries=None if queries is None else [*queries], **kept),
     )
+
+
+def has_query(task: Namespace) -> bool:
+    """Return whether a task's question has a query."""
+    module, _, name = task.class_path.rpartition(".")
+    prompt: str = getattr(import_module(module), name).prompt
+    return "{query}" in (task.init_args.get("template") or prompt)
+
+
+def categories_of(data: Namespace) -> Sequence[str] | None:
+    """Return the categories that the config names, or all that its data has; None if it has no categories.
+
+    Raises:
+        ConfigurationError: the config names no categories, and the data's files can't be read.
+    """
+    if named := data.init_args.get("val_categories") or data.init_args.get("categories"):
+        return category_names(named)
+    parser = ConfigParser()
+    parser.add_subclass_arguments(VisionData, "data")
+    try:
+        source = parser.instantiate(Namespace(data=data)).data
+        if not isinstance(source, CategoryData):
+            return None
+        found = source.file_categories()
+    except ValueError as error:  # the parser wraps those of the constructor
+        reason = find_user_error(error)
+        raise ConfigurationError(f"query: expected e.g. --query cat, or the config's data to read: {reason}") from error
+    if not found:
+        raise ConfigurationError("query: expected e.g. --query cat; the config's data has no categories")
+    rank_zero_info(f"query: asking about the categories of the data: {', '.join(found)}")
+    return found
 
 
 def use_exported_folder(config: Namespace) -> None:

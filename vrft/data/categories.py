@@ -61,6 +61,10 @@ class CategoryData(RecordData):
         }
         self.categories["test"] = self.categories["val"]
 
+    def file_categories(self) -> Sequence[str]:
+        """Return the categories that the training files have, before `setup`."""
+        return self.ordered_categories()
+
     def evaluated_queries(self) -> str:
         """Return `val_queries`, or `annotated` if the evaluated images are held out of the training ones."""
         return ANNOTATED if self.evaluated_split() == "train" else self.val_queries

@@ -23,16 +23,20 @@ from vrft.types import Id
 class UnlabelledData(RecordData):
     """Asks every query about every image. Unreadable images are reported and left out."""
 
-    def __init__(self, images: list[str], queries: list[str] | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self, images: list[str], queries: list[str] | None = None, per_image: bool = False, **kwargs: Any
+    ) -> None:
         """Set the images, which are read when prediction starts.
 
         Args:
             images: image files, and folders that are searched recursively.
             queries: categories, instructions or questions; none for tasks whose prompt has no query.
+            per_image: ask for all categories in one prompt per image.
             kwargs: see `RecordData`.
         """
         super().__init__(**kwargs)
-        self.images, self.queries = [Path(image) for image in images], queries or [""]
+        self.images, self.categories = [Path(image) for image in images], list(dict.fromkeys(queries or ()))
+        self.queries = [", ".join(self.categories)] if per_image else self.categories or [""]
         for path in self.images:
             if not path.exists():
                 raise ConfigurationError(f"images: no such file or folder: {path}")
@@ -71,5 +75,4 @@ class UnlabelledData(RecordData):
         self._val = RecordSet(found, training=False)
 
     def category_ids(self) -> dict[str, Id]:
-        names = [name for query in self.queries for name in (query.split(", "))]
-        return {name: number for number, name in enumerate(dict.fromkeys(names), 1)}
+        return {name: number for number, name in enumerate(self.categories, 1)}

@@ -12,6 +12,7 @@ import numpy as np
 
 from vrft.data.files import brief
 from vrft.data.formats.coco_fields import is_json_id
+from vrft.data.formats.other_formats import format_of, this_is
 from vrft.errors import ConfigurationError
 from vrft.evaluators.average_precision import COLUMNS, Array
 from vrft.evaluators.truth import Truth
@@ -104,10 +105,12 @@ def _read(path: Path, field: str) -> list[Result]:
     try:
         return msgspec.json.decode(read_regular(path).removeprefix(codecs.BOM_UTF8), type=list[Result])
     except OSError as error:
-        raise ConfigurationError(f"{field}: {path} can't be read: {error.strerror}") from error
+        found = this_is(format_of(path)) if path.is_dir() else ""
+        raise ConfigurationError(f"{field}: {path} can't be read: {error.strerror}{found}") from error
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        found = this_is(format_of(path))
         raise ConfigurationError(
-            f"{field}: {path} is not a list of {{image_id, category_id, bbox, score}}: {error}"
+            f"{field}: {path} is not a list of {{image_id, category_id, bbox, score}}: {error}{found}"
         ) from error
 
 

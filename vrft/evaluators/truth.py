@@ -18,6 +18,7 @@ import msgspec
 
 from vrft.data.files import UTF8, brief, decode_json, is_number
 from vrft.data.formats.coco_fields import id_order, is_json_id, read_area, read_flag, values_reason
+from vrft.data.formats.other_formats import format_of, format_of_json, this_is
 from vrft.errors import ConfigurationError
 from vrft.evaluators.average_precision import BACKENDS, COLUMNS, Array, Backend, Curves, Format
 from vrft.evaluators.calibration import Calibration, calibration
@@ -80,7 +81,7 @@ class Truth:
             if not isinstance(tables.get(key), list):
                 raise ConfigurationError(
                     f"{self.name} is not a COCO or LVIS annotation file: expected lists of images, annotations and "
-                    f"categories; {key} is {brief(tables.get(key))}"
+                    f"categories; {key} is {brief(tables.get(key))}{this_is(format_of_json(content))}"
                 )
         return [tables["images"], tables["annotations"], tables["categories"]]
 
@@ -253,7 +254,8 @@ def read_content(path: Path, field: str, encoding: str) -> Any:
     try:
         data = read_regular(path)
     except OSError as error:
-        raise ConfigurationError(f"{field}: {path} can't be read: {error.strerror}") from error
+        found = this_is(format_of(path)) if path.is_dir() else ""
+        raise ConfigurationError(f"{field}: {path} can't be read: {error.strerror}{found}") from error
     try:
         return msgspec.json.decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
@@ -261,7 +263,8 @@ def read_content(path: Path, field: str, encoding: str) -> Any:
     try:
         return decode_json(data, encoding)
     except ValueError as error:
-        raise ConfigurationError(f"{field}: {path} is not a COCO or LVIS annotation file: {error}") from error
+        found = this_is(format_of(path))
+        raise ConfigurationError(f"{field}: {path} is not a COCO or LVIS annotation file: {error}{found}") from error
 
 
 def annotation_reason(entry: Any, images: set[Id], categories: Iterable[Id]) -> str | None:

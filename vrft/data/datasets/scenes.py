@@ -188,6 +188,9 @@ class SceneData(CocoData):
                 ]
                 write_coco(scenes, file, folder, self.names())
 
+    def file_categories(self) -> Sequence[str]:
+        return self.names()
+
     def names(self) -> list[str]:
         """Return the category names in the order of their ids."""
         return [*self.colours, *(f"{colour} {word}" for colour in self.ordinals for word in ORDINALS)]

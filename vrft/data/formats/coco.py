@@ -96,6 +96,9 @@ class CocoData(CategoryData):
         names = self.instances.names
         return list(dict.fromkeys(names[key] for key in sorted(names, key=id_order)))
 
+    def file_categories(self) -> Sequence[str]:
+        return Instances(*self.files["train"], BadRecords(), self.encoding).known
+
     def category_ids(self) -> dict[str, Id]:
         names = {} if self.instances is None else self.instances.names
         return {names[key]: key for key in sorted(names, key=id_order, reverse=True)}  # the first of several ids

@@ -62,6 +62,11 @@ def format_of(path: Path) -> str | None:
         return None
 
 
+def this_is(found: str | None) -> str:
+    """Return the end of a message that names a format as `format_of` returns it, without how to train on it."""
+    return f"; this is {found.partition(':')[0]}" if found else ""
+
+
 def _format_of_folder(folder: Path) -> str | None:
     if (folder / "Annotations").is_dir():
         return VOC
