@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import json
+import math
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -181,6 +182,20 @@ def size_of(width: Any, height: Any) -> tuple[int, int] | None:
     return int(found[0]), int(found[1])
 
 
+def read_number(text: str) -> float:
+    """Convert text to a number. Raise ValueError if it is none; unlike `float`, also for 1_000."""
+    if "_" in text:
+        raise ValueError(f"could not convert string to float: {text!r}")
+    return float(text)
+
+
+def require_object(value: Any, name: str) -> dict[str, Any]:
+    """Return a JSON object. Raise ValueError if the value is something else."""
+    if not isinstance(value, dict):
+        raise ValueError(f"{name}: expected an object, got {brief(value)}")
+    return value
+
+
 def brief(value: Any) -> str:
     """Format a value for a message, cut to one line; containers appear as their type unless short and flat."""
     if isinstance(value, int) and value.bit_length() > 64:
@@ -203,8 +218,10 @@ def points_of(value: Any, least: int = 2) -> list[tuple[float, float]]:
 
 
 def hull(points: Iterable[tuple[float, float]]) -> tuple[float, float, float, float]:
-    """Return the smallest box around points."""
+    """Return the smallest box around points. Raise ValueError if a number is infinite or NaN."""
     xs, ys = zip(*points, strict=True)
+    if not all(map(math.isfinite, (*xs, *ys))):  # min and max pass over NaN
+        raise ValueError("points: expected finite numbers")
     return min(xs), min(ys), max(xs), max(ys)
 
 

@@ -59,6 +59,9 @@ def read(tool: str, path: Path, tmp_path: Path) -> str:
     ("old", "new", "said"),
     [
         ("<bndbox>", "<robndbox>", "object 0 (red): a rotated box"),
+        ("<bndbox>", "<bndbox/><bndbox>", "object 0 (red): several bndbox; expected one"),
+        ("<difficult>0", "<difficult>maybe", "object 0 (red): difficult: expected 0 or 1, got 'maybe'"),
+        ("<xmin>", "<xmin>1_", "object 0 (red): xmin: expected a number, got '1_"),
         ("<xmin>", "<xmin>x", "object 0 (red): xmin: expected a number, got 'x"),
         ("<name>red", "<name> ", "box 0: expected a label, got ''"),
         ("<xmax>", "<xmax>9", "extends beyond its image of 56 x 56"),
@@ -139,6 +142,9 @@ def test_hostile_xml_is_refused_within_limits(content: str, tmp_path: Path) -> N
     assert read("cvat", file, tmp_path).startswith(f"{file}: ")
 
 
+POLYGON = '"name": "polygon", "all_points_x": {}, "all_points_y": [1, 5, 9]'
+
+
 @pytest.mark.parametrize(
     ("tool", "old", "new", "said"),
     [
@@ -152,6 +158,17 @@ def test_hostile_xml_is_refused_within_limits(content: str, tmp_path: Path) -> N
         ("label_studio", '"original_width": 56', '"original_width": null', "expected width and height as whole"),
         ("label_studio", '"rectanglelabels": ["red"]', '"x2": 1', "a region without a label"),
         ("label_studio", '"rectanglelabels": ["red"]', '"rectanglelabels": []', "a region without a label"),
+        ("cvat", "<box ", '<polygon points="1,2;nan,4;5,6" ', "polygon 0 (red): points: expected x,y;x,y"),
+        ("cvat", 'xtl="', 'xtl="1_', "box 0 (red): xtl: expected a number"),
+        ("label_studio", '"rectanglelabels": ["red"]', '"rectanglelabels": [null]', "expected a label, got None"),
+        ("label_studio", '"rectanglelabels": ["red"]', '"rectanglelabels": [3]', "expected a label, got 3"),
+        ("via", '"name": "rect"', '"name": "polygon"', "regions[0]: polygon: expected lists all_points_x and"),
+        ("via", '"name": "rect"', POLYGON.format('["1", 2, 3]'), "regions[0]: points: expected finite numbers"),
+        ("via", '"name": "rect"', POLYGON.format("[1, NaN, 3]"), "regions[0]: points: expected finite numbers"),
+        ("via", '"name": "rect"', POLYGON.format("[[1], 2, 3]"), "regions[0]: points: expected finite numbers"),
+        ("via", '"name": "rect"', POLYGON.format("[1, 2]"), "regions[0]: zip() argument 2 is longer"),
+        ("via", '"region_attributes": {', '"region_attributes": "red", "x": {', "expected an object, got 'red'"),
+        ("csv", ",red,", ",red,1_", "expected corners in pixels, got ['1_"),
         ("via", '"name": "rect"', '"name": "point"', "regions[0]: shape 'point' has no upright box"),
         ("via", '{"colour": ', '{"a": "b", "colour": ', "data.label_attribute names the category's"),
         ("csv", ",red,", ",,", "box 0: expected a label"),
@@ -165,9 +182,8 @@ def test_a_bad_entry_of_a_tool_is_named(tool: str, old: str, new: str, said: str
     assert old in file.read_text()
     if old == new:
         return
-    file.write_text(
-        file.read_text().replace(old, new, 1).replace("</box>", "</points>" if "<points" in new else "</box>", 1)
-    )
+    end = f"</{new[1:].split()[0]}>" if new.startswith(("<po", "<box")) else "</box>"
+    file.write_text(file.read_text().replace(old, new, 1).replace("</box>", end, 1))
     message = read(tool, file, tmp_path)
     assert said in message
     assert str(file) in message
@@ -233,6 +249,31 @@ def test_a_bad_shape_in_a_file_per_image_is_named(tool: str, tmp_path: Path) -> 
     assert f"{file}: " in read(tool, folder, tmp_path)
     file.write_text("{")
     assert f"{file}: " in read(tool, folder, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda content: content["objects"][0].update(classTitle=None), "box 0: expected a label, got None"),
+        (lambda content: content["objects"].insert(0, "x"), "objects[0]: expected an object, got 'x'"),
+        (lambda content: content.update(size=[1, 2]), "size: expected an object, got [1, 2]"),
+    ],
+)
+def test_a_bad_object_of_supervisely_is_named(change: Any, said: str, tmp_path: Path) -> None:
+    folder = write("supervisely", tmp_path / "x")
+    file = min(folder.rglob("*.json"))
+    change_json(file, change)
+    assert f"{file}: {said}" in read("supervisely", folder, tmp_path)
+
+
+def test_a_row_of_a_table_with_another_size_is_named(tmp_path: Path) -> None:
+    file = write("csv", tmp_path / "x")
+    lines = file.read_text().splitlines()
+    other = lines[1].replace(",56,56,", ",60,56,")
+    assert other != lines[1]
+    file.write_text("\n".join([*lines, other]))
+    said = f"{file}: line {len(lines) + 1}: the image is (60, 56), but (56, 56) in line 2"
+    assert said in read("csv", file, tmp_path)
 
 
 def test_a_row_of_a_table_without_corners_has_no_label(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from vrft.data.bad_records import BadRecords
 from vrft.data.box_data import AnnotatedData, Corners, Entry
-from vrft.data.files import brief, read_text, size_of
+from vrft.data.files import brief, read_number, read_text, size_of
 from vrft.data.formats.csv_table import OTHER_SEPARATORS
 from vrft.data.formats.other_formats import refuse_other_format
 from vrft.data.image_names import find_image
@@ -49,7 +49,10 @@ class BoxCsvData(AnnotatedData):
             name = row["image"]
             boxes.setdefault(name, [])
             try:
-                firsts.setdefault(name, (location, size_of(row.get("width"), row.get("height"))))
+                size = size_of(row.get("width"), row.get("height"))
+                first, known = firsts.setdefault(name, (location, size))
+                if size != known:
+                    raise ValueError(f"the image is {size}, but {known} in {first.removeprefix(f'{annotations}: ')}")
                 if row["label"] or any(row[corner] for corner in CORNERS):
                     boxes[name].append((row["label"], _corners(row)))
             except ValueError as error:
@@ -102,7 +105,7 @@ def find_columns(path: Path, header: Sequence[str]) -> dict[str, int]:
 
 def _corners(row: Mapping[str, str]) -> Corners:
     try:
-        x0, y0, x1, y1 = (float(row[corner]) for corner in CORNERS)
+        x0, y0, x1, y1 = (read_number(row[corner]) for corner in CORNERS)
     except ValueError as error:
         raise ValueError(f"expected corners in pixels, got {brief([row[corner] for corner in CORNERS])}") from error
     return x0, y0, x1, y1

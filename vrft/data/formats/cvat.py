@@ -8,7 +8,7 @@ from xml.etree.ElementTree import Element
 
 from vrft.data.bad_records import BadRecords
 from vrft.data.box_data import AnnotatedData, Corners, Entry
-from vrft.data.files import brief, hull, read_xml, size_of
+from vrft.data.files import brief, hull, read_number, read_xml, size_of
 from vrft.data.formats.other_formats import refuse_other_format
 from vrft.data.image_names import find_image
 from vrft.errors import ConfigurationError
@@ -71,7 +71,7 @@ def _corners(shape: Element) -> Corners:
     if shape.tag not in OUTLINES:
         raise ValueError("a shape without a box; expected box, polygon, polyline, ellipse or mask")
     try:
-        return hull(tuple(map(float, point.split(","))) for point in shape.get("points", "").split(";"))  # type: ignore[misc]
+        return hull(tuple(map(read_number, point.split(","))) for point in shape.get("points", "").split(";"))  # type: ignore[misc]
     except ValueError as error:
         raise ValueError(f"points: expected x,y;x,y;..., got {brief(shape.get('points'))}") from error
 
@@ -79,6 +79,6 @@ def _corners(shape: Element) -> Corners:
 def _value(element: Element, name: str, default: str = "") -> float:
     text = element.get(name, default)
     try:
-        return float(text)
+        return read_number(text)
     except ValueError as error:
         raise ValueError(f"{name}: expected a number, got {brief(text)}") from error

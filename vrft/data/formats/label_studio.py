@@ -114,7 +114,7 @@ def boxes_of(region: dict[str, Any], labelled: Collection[str]) -> Iterator[tupl
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{kind or 'region'}: expected numbers in percent: {brief(str(error))}") from error
     corners = (x0 * size[0] / PERCENT, y0 * size[1] / PERCENT, x1 * size[0] / PERCENT, y1 * size[1] / PERCENT)
-    yield from ((str(label), corners) for label in labels)
+    yield from ((label, corners) for label in labels)
 
 
 def _percents(value: dict[str, Any]) -> Corners:

@@ -35,8 +35,10 @@ class LabelMeData(AnnotatedData):
         for file in files:
             try:
                 content = decode_json(read_bytes(file), self.encoding)
-                if not isinstance(content, dict) or not isinstance(content.get("shapes"), list):
+                if not isinstance(content, dict) or "shapes" not in content:
                     refuse_other_format(file, self.expected)
+                if not isinstance(content["shapes"], list):
+                    raise ValueError(f"shapes: expected a list, got {brief(content['shapes'])}")
                 yield read_labelme(file, content, file.parent if images is None else images)
             except ValueError as error:
                 bad_records.add(str(file), str(error).removeprefix(f"{file}: "))

@@ -8,7 +8,7 @@ from typing import Any
 
 from vrft.data.bad_records import BadRecords
 from vrft.data.box_data import AnnotatedData, Corners, Entry
-from vrft.data.files import brief, hull, points_of, size_of
+from vrft.data.files import brief, hull, points_of, require_object, size_of
 from vrft.data.folders import find_files
 from vrft.data.formats.other_formats import load_json, refuse_other_format
 from vrft.data.image_names import find_image
@@ -30,13 +30,12 @@ class SuperviselyData(AnnotatedData):
                 content = load_json(file, self.encoding, self.expected)
                 if not isinstance(content, dict) or not isinstance(content.get("objects"), list):
                     refuse_other_format(file, self.expected)
-                size = content.get("size") or {}
-                boxes = [
-                    (str(item.get("classTitle", "")), _corners(i, item)) for i, item in enumerate(content["objects"])
-                ]
+                size = require_object(content.get("size") or {}, "size")
+                objects = [require_object(item, f"objects[{i}]") for i, item in enumerate(content["objects"])]
+                boxes = [(item.get("classTitle", ""), _corners(i, item)) for i, item in enumerate(objects)]
                 image = find_image(file.name.removesuffix(".json"), [annotations / "img" if images is None else images])
                 yield Entry(image, str(file), size_of(size.get("width"), size.get("height")), boxes)
-            except (ValueError, AttributeError) as error:
+            except ValueError as error:
                 bad_records.add(str(file), str(error).removeprefix(f"{file}: "))
 
 

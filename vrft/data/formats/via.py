@@ -8,7 +8,7 @@ from typing import Any
 
 from vrft.data.bad_records import BadRecords
 from vrft.data.box_data import AnnotatedData, Corners, Entry
-from vrft.data.files import brief, hull, is_number
+from vrft.data.files import brief, hull, is_number, points_of, require_object
 from vrft.data.formats.other_formats import load_json, refuse_other_format
 from vrft.data.image_names import find_image
 
@@ -40,18 +40,22 @@ class ViaData(AnnotatedData):
             regions = item["regions"]
             regions = [*regions.values()] if isinstance(regions, dict) else regions
             try:
+                if not isinstance(regions, list):
+                    raise ValueError(f"regions: expected a list, got {brief(regions)}")
                 boxes = [self._box(i, region) for i, region in enumerate(regions)]
                 image = find_image(item.get("filename"), [annotations.parent if images is None else images])
                 yield Entry(image, location, None, boxes)
-            except (ValueError, TypeError, AttributeError) as error:
+            except ValueError as error:
                 bad_records.add(location, str(error))
 
-    def _box(self, i: int, region: dict[str, Any]) -> tuple[str, Corners]:
+    def _box(self, i: int, region: Any) -> tuple[str, Corners]:
         try:
-            return label_of(region.get("region_attributes") or {}, self.label_attribute), corners_of(
-                region.get("shape_attributes") or {}
+            parts = require_object(region, "region")
+            attributes, shape = (
+                require_object(parts.get(name) or {}, name) for name in ("region_attributes", "shape_attributes")
             )
-        except (KeyError, ValueError) as error:
+            return label_of(attributes, self.label_attribute), corners_of(shape)
+        except ValueError as error:
             raise ValueError(f"regions[{i}]: {error}") from error
 
 
@@ -75,7 +79,10 @@ def corners_of(shape: dict[str, Any]) -> Corners:
     """Return the corners of the box around a shape. Raise ValueError if it has none."""
     kind = shape.get("name")
     if kind in ("polygon", "polyline"):
-        return hull(zip(shape["all_points_x"], shape["all_points_y"], strict=True))
+        xs, ys = shape.get("all_points_x"), shape.get("all_points_y")
+        if not isinstance(xs, list) or not isinstance(ys, list):
+            raise ValueError(f"{kind}: expected lists all_points_x and all_points_y, got {brief(xs)} and {brief(ys)}")
+        return hull(points_of([list(pair) for pair in zip(xs, ys, strict=True)]))
     names = {"rect": ("x", "y", "width", "height"), "circle": ("cx", "cy", "r"), "ellipse": ("cx", "cy", "rx", "ry")}
     if kind not in names or shape.get("theta"):
         raise ValueError(f"shape {brief(kind)} has no upright box; expected rect, polygon, polyline, circle or ellipse")

@@ -10,7 +10,7 @@ from xml.etree.ElementTree import Element
 
 from vrft.data.bad_records import BadRecords
 from vrft.data.box_data import AnnotatedData, Corners, Entry
-from vrft.data.files import brief, hull, read_lines, read_xml
+from vrft.data.files import brief, hull, read_lines, read_number, read_xml
 from vrft.data.folders import find_files
 from vrft.data.formats.other_formats import refuse_other_format
 from vrft.data.image_names import find_image
@@ -19,6 +19,8 @@ from vrft.errors import ConfigurationError
 
 OFFICIAL = re.compile(r"The VOC20\d\d Database", re.I)
 """Name of the database in the official files, whose pixels count from 1 and include the last one."""
+
+FLAGS = {"0": False, "false": False, "1": True, "true": True}
 
 IMAGE_FOLDERS = ("JPEGImages", "images")
 """Names of folders of images beside the folder of annotations."""
@@ -99,10 +101,10 @@ def read_voc(file: Path, folders: Sequence[Path], encoding: str) -> Entry:
         label = (item.findtext("name") or "").strip()
         try:
             x0, y0, x1, y1 = _corners(item)
+            is_difficult = _is_difficult(item)
         except ValueError as error:
             raise ValueError(f"object {i} ({label}): {error}") from error
-        kept = difficult if (item.findtext("difficult") or "").strip() == "1" else boxes
-        kept.append((label, (x0 - shift, y0 - shift, x1, y1)))
+        (difficult if is_difficult else boxes).append((label, (x0 - shift, y0 - shift, x1, y1)))
     name = (root.findtext("filename") or "").strip() or file.stem
     image = find_image(name, folders)
     if not os.path.isfile(image):  # often the name in the file is older than that of the file
@@ -111,9 +113,18 @@ def read_voc(file: Path, folders: Sequence[Path], encoding: str) -> Entry:
     return Entry(image, str(file), (int(size[0]), int(size[1])) if min(size) > 0 else None, boxes, difficult)
 
 
+def _is_difficult(item: Element) -> bool:
+    text = (item.findtext("difficult") or "0").strip().lower()
+    if text not in FLAGS:
+        raise ValueError(f"difficult: expected 0 or 1, got {brief(text)}")
+    return FLAGS[text]
+
+
 def _corners(item: Element) -> Corners:
     if item.find("robndbox") is not None:
         raise ValueError("a rotated box (robndbox); expected an upright one")
+    if len(item.findall("bndbox")) > 1:
+        raise ValueError("several bndbox; expected one")
     box, polygon = item.find("bndbox"), item.find("polygon")
     if box is not None:
         x0, y0, x1, y1 = (_number(box, side) for side in ("xmin", "ymin", "xmax", "ymax"))
@@ -131,6 +142,6 @@ def _corners(item: Element) -> Corners:
 def _number(element: Element, path: str, default: str = "") -> float:
     text = (element.findtext(path) or default).strip()
     try:
-        return float(text)
+        return read_number(text)
     except ValueError as error:
         raise ValueError(f"{path}: expected a number, got {brief(text)}") from error

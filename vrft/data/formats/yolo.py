@@ -12,7 +12,7 @@ from typing import Any
 
 from vrft.data.bad_records import BadRecords
 from vrft.data.box_data import BoxData, BoxImage, Corners
-from vrft.data.files import brief, clip_to, decode_text, hull, read_bytes, require_file, split_lines
+from vrft.data.files import brief, clip_to, decode_text, hull, read_bytes, read_number, require_file, split_lines
 from vrft.data.formats.other_formats import refuse_other_format
 from vrft.data.formats.yolo_config import KEYS, YoloConfig
 from vrft.data.formats.yolo_outlines import are_outlines, are_poses, long_labels
@@ -154,7 +154,7 @@ def _read_line(words: list[str], size: tuple[int, int], rules: Rules) -> Detecti
     key = class_number(words[0])
     if key not in rules.names:
         raise ValueError(f"no class has number {brief(words[0])}; there are {len(rules.names)}")
-    numbers = [float(word) for word in words[1:]]
+    numbers = [read_number(word) for word in words[1:]]
     if not all(map(math.isfinite, numbers)):
         raise ValueError(f"expected finite numbers, got {brief(' '.join(words))}")
     corners = corners_of(words, numbers, rules)
@@ -174,7 +174,7 @@ def _read_line(words: list[str], size: tuple[int, int], rules: Rules) -> Detecti
 def class_number(word: str) -> int:
     """Return the number of a class, which may be written as 3 or 3.000000, or -1 if it is none."""
     try:
-        value = float(word)
+        value = read_number(word)
     except ValueError:
         return -1
     return int(value) if value.is_integer() and 0 <= value < 1e9 else -1
