@@ -16,6 +16,7 @@ from filelock import FileLock, Timeout
 from vrft.errors import ConfigurationError
 from vrft.run_dir import RunDir
 from vrft.utils.distributed import is_first_node, is_rank_zero
+from vrft.utils.regular_files import read_regular
 
 LOCK = ".lock"
 """Name of the file that rank zero locks while a run writes to its folder. It stays afterwards."""
@@ -184,7 +185,7 @@ def _is_of_this_launch(folder: Path) -> bool:
     """Return whether rank zero of this launch has locked a folder; a killed launch of the same name has not."""
     launch = folder / LAUNCH
     try:
-        if launch.read_text() != launch_name():
+        if read_regular(launch).decode(errors="replace") != launch_name():
             return False
     except OSError:
         return False

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import os
-import stat
 import struct
 import warnings
 from collections.abc import Hashable, Iterator
@@ -18,6 +17,7 @@ from PIL.ImageFile import ImageFile
 
 from vrft.data.depths import deep_rgb, grey_rgb, low_bytes, raw_mode, refuse_wrong_depths
 from vrft.data.file_kinds import kind_of_file
+from vrft.utils.regular_files import open_regular
 
 MAX_PIXELS = 89_478_485
 """Limit on image size: Pillow's own, above which a small file may be a decompression bomb."""
@@ -136,14 +136,14 @@ def _open(source: ImageSource) -> BinaryIO:
     try:
         if not isinstance(source, Path):
             return io.BytesIO(source.read())
-        if not stat.S_ISREG(source.stat().st_mode):  # opening a pipe would wait for ever
-            raise BadImage("not a regular file")
-        return source.open("rb")
+        return open_regular(source)
     except BadImage:
         raise
     except FileNotFoundError as error:
         raise MissingImage("no such image") from error
-    except (OSError, ValueError) as error:  # ValueError: the path contains a NUL
+    except OSError as error:
+        raise BadImage(f"can't be opened: {error.strerror}") from error
+    except ValueError as error:  # the path contains a NUL
         raise BadImage(f"can't be opened: {error}") from error
 
 

@@ -47,6 +47,7 @@ from vrft.evaluators.truth import Truth
 from vrft.loggers import show_picture, show_table
 from vrft.types import Answer, Id, Sample
 from vrft.utils.files import write_json, write_table
+from vrft.utils.regular_files import read_regular
 
 MAX_TIED_SHARE = 0.5
 """Warn if more than this share of boxes has a score that other boxes have too."""
@@ -247,7 +248,7 @@ class CocoEvaluator(Evaluator[Row]):
         write_json(folder / f"detections_{path.stem}_vrft_results.json", entries_of(self.results, self.truth))
         settings = {
             "annotations": str(path),
-            "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+            "sha256": hashlib.sha256(read_regular(path)).hexdigest(),
             "versions": {name: version(name) for name in ("hotcoco", "torch", "transformers")},
             "format": self.format,
             "convention": self.convention,

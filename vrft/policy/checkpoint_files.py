@@ -11,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 
 from vrft.errors import ConfigurationError
 from vrft.policy.processor import IMAGE_PROCESSOR_FILES, PROCESSOR_FILES
+from vrft.utils.regular_files import open_regular
 
 FIELD = "model.policy.checkpoint"
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
@@ -61,7 +62,7 @@ def check_folder(folder: Path) -> None:
         raise _refused(folder, "is a file; expected the folder of a checkpoint")
     if not any(folder.iterdir()):
         raise _refused(folder, "is empty; expected a folder with config.json and safetensors")
-    _check_pointers(folder)
+    _check_files(folder)
     if (folder / "adapter_config.json").exists():
         raise _refused(folder, _adapter(_read_json(folder / "adapter_config.json")))
     if not (folder / "config.json").is_file():
@@ -94,13 +95,16 @@ def _refused(path: Path, reason: str) -> ConfigurationError:
     return ConfigurationError(f"{FIELD}: {path} {reason}")
 
 
-def _check_pointers(folder: Path) -> None:
-    """Refuse Git-LFS pointers in place of files that are read."""
-    for path in sorted(folder.iterdir()):
-        if path.suffix in READ_SUFFIXES and path.is_file():
-            with path.open("rb") as file:
-                if file.read(len(LFS_POINTER)) == LFS_POINTER:
-                    raise _refused(path, "is a Git-LFS pointer, not the file itself; run `git lfs pull` in its folder")
+def _check_files(folder: Path) -> None:
+    """Refuse what is no regular file, and Git-LFS pointers, in place of files that are read."""
+    for path in (path for path in sorted(folder.iterdir()) if path.suffix in READ_SUFFIXES):
+        try:
+            with open_regular(path) as file:
+                start = file.read(len(LFS_POINTER))
+        except OSError as error:
+            raise _refused(path, f"can't be read: {error.strerror}") from error
+        if start == LFS_POINTER:
+            raise _refused(path, "is a Git-LFS pointer, not the file itself; run `git lfs pull` in its folder")
 
 
 def _read_json(path: Path) -> dict[str, Any]:

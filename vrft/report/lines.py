@@ -8,6 +8,8 @@ from typing import Annotated, TypeVar
 
 import msgspec
 
+from vrft.utils.regular_files import open_regular
+
 MAX_LINE_BYTES = 1_000_000
 
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
@@ -86,7 +88,7 @@ def read_lines(path: Path, kind: type[Line], problems: list[str]) -> Iterator[Li
     decoder = msgspec.json.Decoder(kind)
     bad = 0
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             for line in file:
                 try:
                     if len(line) > MAX_LINE_BYTES:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from vrft.run_dir import RunDir
+from vrft.utils.regular_files import read_regular
 
 MAX_POINTS = 1500
 """Points per curve; longer curves are averaged over neighbours."""
@@ -61,7 +62,7 @@ def _read(path: Path, problems: list[str]) -> Iterator[Point]:
     follows; evaluations before and after training have a step without a rollout.
     """
     try:
-        text = path.read_text(errors="replace")
+        text = read_regular(path).decode(errors="replace")
     except OSError as error:
         problems.append(f"{path.parent.name}/{path.name} can't be read: {error.strerror}")
         return

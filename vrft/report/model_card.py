@@ -14,6 +14,7 @@ from vrft.errors import ConfigurationError
 from vrft.report.run_facts import SCORES, number, read_summary
 from vrft.run_dir import RunDir
 from vrft.utils.redact import redact
+from vrft.utils.regular_files import read_regular
 from vrft.utils.yaml_text import decode_yaml
 
 OBJECTIVE_SETTINGS = (
@@ -39,7 +40,7 @@ def read_run(run: Path) -> dict[str, Any]:
     """
     path = RunDir(run).config
     try:
-        content = decode_yaml(path.read_text())
+        content = decode_yaml(read_regular(path).decode())
     except (OSError, ValueError) as error:
         raise ConfigurationError(f"{run} is not the folder of a run: {path} can't be read") from error
     if not isinstance(content, dict) or not {"model", "task", "data"} <= content.keys():

@@ -11,6 +11,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from vrft.utils.regular_files import read_regular
+
 SCRIPTS = ("dom.js", "charts.js", "pictures.js", "rollouts.js", "report.js")
 
 PICTURE_NAME = re.compile(r"[0-9a-f]{16}\.jpg")
@@ -62,7 +64,7 @@ def read_pictures(folder: Path, names: Iterable[str | None], problems: list[str]
         if not PICTURE_NAME.fullmatch(name):
             continue
         try:
-            content = path.read_bytes() if path.stat().st_size <= MAX_PICTURE_BYTES else b""
+            content = read_regular(path) if path.stat().st_size <= MAX_PICTURE_BYTES else b""
         except OSError:
             continue
         if content.startswith(JPEG_SIGNATURE):

@@ -13,6 +13,7 @@ from vrft.report.lines import Fault, Warned, read_lines
 from vrft.report.metrics import Series
 from vrft.run_dir import EVALUATOR_WARNINGS, RunDir
 from vrft.utils.redact import redact
+from vrft.utils.regular_files import read_regular
 from vrft.utils.yaml_text import decode_yaml
 
 MAX_FILE_BYTES = 1_000_000
@@ -67,7 +68,7 @@ def read_text(path: Path, problems: list[str]) -> str:
         if path.stat().st_size > MAX_FILE_BYTES:
             problems.append(f"{path.name} is larger than {MAX_FILE_BYTES} bytes and left out")
             return ""
-        return path.read_text(errors="replace")
+        return read_regular(path).decode(errors="replace")
     except FileNotFoundError:
         return ""
     except OSError as error:

@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 
+from vrft.data.files import read_bytes
 from vrft.types import Answer, Id, Sample
 
 END = {"complete": True}
@@ -86,7 +87,7 @@ def _is_entry(value: Any) -> bool:
 def _read(path: Path) -> list[Any]:
     """Return the lines of a file, up to a partial one."""
     entries = []
-    for line in path.read_bytes().splitlines():
+    for line in read_bytes(path).splitlines():
         try:
             entries.append(json.loads(line))
         except (ValueError, RecursionError):

@@ -64,7 +64,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         Raises:
             ConfigurationError: the file is no checkpoint of a run, or it is damaged.
         """
-        if not zipfile.is_zipfile(path):  # torch would try to unpickle older formats
+        if not path.is_file() or not zipfile.is_zipfile(path):  # torch would try to unpickle older formats
             raise ConfigurationError(f"ckpt_path: {path} is not a checkpoint, or it is incomplete")
         check_sums(path)
         try:

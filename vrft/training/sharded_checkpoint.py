@@ -115,6 +115,8 @@ def check_shards(checkpoint: Mapping[str, Any], folder: Path) -> dict[str, torch
     Raises:
         ConfigurationError: a shard is missing or damaged.
     """
+    if special := [path.name for path in folder.iterdir() if not path.is_file()]:
+        raise ConfigurationError(f"ckpt_path: {folder} is damaged: {special[0]} is not a regular file")
     try:
         stored = HuggingFaceStorageReader(str(folder)).read_metadata().state_dict_metadata
     except SafetensorError as error:

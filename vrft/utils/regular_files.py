@@ -6,22 +6,35 @@ import errno
 import os
 import stat
 from pathlib import Path
+from typing import BinaryIO
 
 
-def read_regular(path: Path) -> bytes:
-    """Read a regular file. A FIFO, a device or a socket, which may have no end, is not opened for longer than a look.
+def open_regular(path: Path) -> BinaryIO:
+    """Open a regular file for reading. A FIFO, a device or a socket, which may have no end, is not waited for.
 
     Raises:
         OSError: the path is no regular file, or it can't be read.
     """
-    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0) | getattr(os, "O_BINARY", 0)
+    require_regular(path, os.stat(path).st_mode)  # opening a device may have effects
+    file = open(os.open(path, flags), "rb")  # noqa: SIM115  # the caller closes it
     try:
-        mode = os.fstat(descriptor).st_mode
-        if stat.S_ISDIR(mode):
-            raise OSError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
-        if not stat.S_ISREG(mode):
-            raise OSError(errno.EINVAL, "not a regular file", str(path))
-        with open(descriptor, "rb", closefd=False) as file:
-            return file.read()
-    finally:
-        os.close(descriptor)
+        require_regular(path, os.fstat(file.fileno()).st_mode)
+    except OSError:
+        file.close()
+        raise
+    return file
+
+
+def require_regular(path: Path, mode: int) -> None:
+    """Raise OSError unless the mode of a path is that of a regular file."""
+    if stat.S_ISDIR(mode):
+        raise OSError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if not stat.S_ISREG(mode):
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+
+
+def read_regular(path: Path) -> bytes:
+    """Read a regular file, see `open_regular`."""
+    with open_regular(path) as file:
+        return file.read()

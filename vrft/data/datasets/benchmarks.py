@@ -183,6 +183,8 @@ def _variable(path: Path, name: str) -> Any:
     Raises:
         ConfigurationError: the file is not a MATLAB file, or lacks the variable.
     """
+    if not path.is_file():
+        raise ConfigurationError(f"{path}: not a readable MATLAB file: expected a regular file")
     command = [sys.executable, "-P", "-c", MAT_READER, str(path), name]
     done = subprocess.run(command, capture_output=True, check=False)
     if done.returncode:

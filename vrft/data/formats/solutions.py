@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from abc import abstractmethod
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 from vrft.boxes import Coordinates, frame_of
 from vrft.data.bad_records import BadRecords
 from vrft.data.files import brief, decode_json, is_file_name, is_text, read_lines, require_file
+from vrft.data.folders import walk
 from vrft.data.image_folders import ImageFolders
 from vrft.data.images import BadImage, ImageSource
 from vrft.data.record import Record, Split
@@ -259,6 +261,8 @@ def load_table(name: str, split: str, field: str) -> Any:
     except ImportError as error:
         raise ConfigurationError(f"{field}: this needs `pip install 'vrft[hub]'`") from error
     path = Path(name)
+    if path.is_dir() and (special := [file for file in walk(path, Counter(), None) if not file.is_file()]):
+        raise ConfigurationError(f"{field}: {name} can't be read as a dataset: {special[0]} is not a regular file")
     try:
         if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
             table = datasets.load_from_disk(name)
