@@ -7,10 +7,19 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 
+from tests.helpers import CSV_ONLY, Command
+from vrft.__main__ import main
+from vrft.errors import RolloutFailed
+from vrft.rollout import VLLMServer
 from vrft.rollout.vllm.client import Client, Refused, Unavailable
+from vrft.rollout.vllm.completions import CompletionRequest
+from vrft.rollout.vllm.engine import Server
+from vrft.rollout.vllm.weights import Weights
 
 TIMEOUT = 0.3
 OK = b"HTTP/1.1 200 OK\r\n"
@@ -34,6 +43,8 @@ FLOODS = {
     "100 Continue at once": (b"", b"HTTP/1.1 100 Continue\r\n\r\n" * 1000),
     "headers at once": (OK, b"X-One: a\r\n" * 1000),
     "trailers at once": (CHUNKED + b"0\r\n", b"X-Trailer: a\r\n" * 1000),
+    "a chunk's extension at once": (CHUNKED + b"1", b";x=a" * 1000),
+    "a status line at once": (b"HTTP/1.1 200 ", b"O" * 1000),
 }
 BROKEN = {
     "no HTTP": b"220 mail.example.org ESMTP\r\n",
@@ -85,8 +96,13 @@ def repeat(start: bytes, piece: bytes, pause: float) -> Callable[[socket.socket]
     return answer
 
 
+def closing(response: bytes) -> Callable[[socket.socket], None]:
+    return lambda connection: connection.sendall(response)
+
+
 ANSWERS = {name: repeat(*parts, 0.02) for name, parts in DRIPS.items()}
 ANSWERS |= {name: repeat(*parts, 0) for name, parts in FLOODS.items()}
+HOSTILE = [*ANSWERS, *BROKEN]
 
 
 @pytest.mark.parametrize("name", ANSWERS)
@@ -102,6 +118,34 @@ def test_a_broken_response_is_unavailable(name: str, hostile: Callable[..., Clie
     client = hostile(lambda connection: connection.sendall(BROKEN[name]))
     with pytest.raises(Unavailable, match=client.url):
         client.request("POST", "/x", {"a": 1}, timeout=5)
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_patience_ends_the_wait_for_every_server(name: str, hostile: Callable[..., Client]) -> None:
+    client = hostile(ANSWERS.get(name) or closing(BROKEN[name]))
+    engine = VLLMServer([client.url], timeout=0.1, patience=0.3)
+    engine.weights = cast(Weights, SimpleNamespace(version="1", timeout=0.1, model_name=lambda name: name))
+    engine.servers = [Server(client)]
+    engine.servers[0].update = lambda *_: None  # type: ignore[method-assign]
+    request = cast(CompletionRequest, SimpleNamespace(body={}, sample_name="sample 3"))
+    start = time.monotonic()
+    with pytest.raises(RolloutFailed, match=r"no server answered the prompt of sample 3 within 0\.3 s"):
+        engine._complete(request, 0, threading.Event())
+    assert time.monotonic() - start < 1
+
+
+@pytest.mark.parametrize("name", ["silence", "headers at once"])
+def test_patience_ends_a_run(
+    name: str, hostile: Callable[..., Client], quick_fit: Command, capsys: pytest.CaptureFixture[str]
+) -> None:
+    client = hostile(ANSWERS.get(name) or closing(BROKEN[name]))
+    settings = f"urls: [{client.url}], patience: 1, timeout: 60"
+    words = [CSV_ONLY, f"--model.engine={{class_path: VLLMServer, init_args: {{{settings}}}}}"]
+    start = time.monotonic()
+    assert main(quick_fit(*words)) == 2
+    assert time.monotonic() - start < 20
+    said = capsys.readouterr().err.splitlines()
+    assert said[-1].startswith(f"vrft: model.engine: {client.url} does not report how it was started: ")
 
 
 def test_the_deadline_of_a_run_bounds_a_request(hostile: Callable[..., Client]) -> None:

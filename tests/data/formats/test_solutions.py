@@ -200,7 +200,7 @@ GOOD = LINE | {"solution": "<answer>No Objects</answer>"}
         (GOOD | {"image": "\ud800"}, "image: expected one"),
         (GOOD | {"image": "none.png"}, "none.png: no such image"),
         (GOOD | {"image": "train.jsonl"}, "train.jsonl: not a readable image"),
-        (GOOD | {"image": "images"}, "images: not a regular file"),
+        (GOOD | {"image": "images"}, "images: can't be opened: Is a directory"),
         (GOOD | {"image": "x" * 999}, "can't be opened"),
         (GOOD | {"choices": 3}, "choices: expected a list of texts, got 3"),
     ],

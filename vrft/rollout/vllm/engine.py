@@ -50,7 +50,8 @@ class VLLMServer(RemoteEngine):
             weights_dir: folder for new weights, which servers must see under the same path: /dev/shm/NAME on one
                 machine, a shared folder on several. Default: vllm in the run's folder.
             timeout: seconds that a server has to return the completions of a prompt, or to load new weights.
-            patience: seconds without an answer to a prompt from any server, after which the run saves and ends.
+            patience: seconds without an answer to a prompt from any server, after which the run saves and ends; at the
+                start, seconds that all servers have to say how they were started.
             max_gap: mean difference of log-probabilities from the trainer's above which the run ends.
             one_step_ahead: sample for the next step while this one trains, with weights that are one step old.
         """
@@ -75,9 +76,10 @@ class VLLMServer(RemoteEngine):
             tower = not policy.frozen_vision
             self.weights = LoRAWeights(weights_dir, run, self.timeout, rank=policy.lora.r, tower=tower)
         self.servers = [Server(client) for client in self.clients]
+        deadline = time.monotonic() + self.patience
         for server in self.servers:
             try:
-                info = server.check_settings()
+                info = server.check_settings(deadline)
             except Unavailable as error:
                 raise ConfigurationError(
                     f"model.engine: {server.client.url} does not report how it was started: {error} (`python -m vrft "
@@ -233,14 +235,18 @@ class Server:
         self.model_name = ""
         self.lock = threading.Lock()
 
-    def check_settings(self) -> ServerInfo:
+    def check_settings(self, deadline: float) -> ServerInfo:
         """Ask the server how it was started, check its log-probabilities and return the answer.
+
+        Args:
+            deadline: time of `time.monotonic` by which it must have answered.
 
         Raises:
             ConfigurationError: its log-probabilities are not of the distribution that tokens are sampled from.
             Unavailable: it does not answer.
         """
-        info = get_json(self.client, "/server_info?config_format=json", ServerInfo, timeout=SERVER_INFO_TIMEOUT)
+        client = self.client.with_deadline(deadline)
+        info = get_json(client, "/server_info?config_format=json", ServerInfo, timeout=SERVER_INFO_TIMEOUT)
         config = info.vllm_config
         if config.model_config.logprobs_mode != "processed_logprobs":
             raise ConfigurationError(
@@ -250,7 +256,7 @@ class Server:
         on_cpu = str(config.device_config.device).startswith("cpu")
         # On a CPU, vLLM 0.32 crashes on requests that have a seed if chunked prefill is enabled.
         self.accepts_seeds = not (on_cpu and config.scheduler_config.enable_chunked_prefill)
-        self.model_name = model_names(self.client)[0]
+        self.model_name = model_names(client)[0]
         return info
 
     def update(self, weights: Weights, deadline: float) -> None:
