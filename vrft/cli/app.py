@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.cli import LightningArgumentParser
 from omegaconf.errors import OmegaConfBaseException
 
@@ -33,12 +33,14 @@ from vrft.cli.config_parser import ConfigParser, harden_parsing, hiding_secrets,
 from vrft.cli.fit import finish_run, print_stopped
 from vrft.cli.harmless import hide_secrets, silence_harmless
 from vrft.cli.named_configs import find_configs
+from vrft.cli.own_code import print_own_error
 from vrft.cli.parser_errors import find_user_error, message_lines
 from vrft.cli.predict import use_exported_folder, use_images
 from vrft.cli.run_folder import RunFolder
 from vrft.cli.trainer import TRAINER_DEFAULTS, CommandTrainer
 from vrft.data import VisionData
 from vrft.errors import ConfigurationError, RolloutFailed
+from vrft.evaluators import Evaluator
 from vrft.loggers import CSVLogger, WandbLogger
 from vrft.run_dir import RunDir
 from vrft.tasks import Task
@@ -46,6 +48,7 @@ from vrft.training.lightning_internals import CLIBase
 from vrft.training.module import VisionModule
 from vrft.training.progress_bar import PhaseProgressBar
 from vrft.training.trainer import Stopped
+from vrft.utils.own_code import check_overrides
 
 WITHOUT_RUN = ("doctor", "serve_command")
 """Commands that inspect a run from one process, regardless of the configured number."""
@@ -63,23 +66,30 @@ def run(args: Sequence[str]) -> int:
     try:
         with RunFolder() as folder:
             trainer = run_cli(args, folder)
-    except (ValueError, OmegaConfBaseException) as error:
-        print(f"vrft: {message_lines(find_user_error(error))}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        if error.errno not in DISK_ERRORS:
-            raise
-        print(f"vrft: can't write {error.filename or 'to the disk'}: {error.strerror}", file=sys.stderr)
-        return 1
     except SystemExit as error:
         if isinstance(error.__context__, KeyboardInterrupt):  # Lightning exits with 1
             return 128 + signal.SIGINT
         raise
+    except Exception as error:
+        return exit_code_of(error)
     for logger in trainer.loggers:
         if isinstance(logger, WandbLogger):
             logger.finish()
     # Lightning kills all ranks that it started as soon as one of them ends with another code.
     return trainer.exit_code if trainer.is_global_zero else 0
+
+
+def exit_code_of(error: Exception) -> int:
+    """Print one line about an error that the user can act on, and return the exit code. Raise any other error."""
+    if isinstance(error, ValueError | OmegaConfBaseException) and (found := find_user_error(error)) is not None:
+        print(f"vrft: {message_lines(found)}", file=sys.stderr)
+        return 2
+    if isinstance(error, OSError) and error.errno in DISK_ERRORS:
+        print(f"vrft: can't write {error.filename or 'to the disk'}: {error.strerror}", file=sys.stderr)
+        return 1
+    if print_own_error(error):
+        return 1
+    raise error
 
 
 def run_cli(args: Sequence[str], folder: RunFolder) -> CommandTrainer:
@@ -183,6 +193,8 @@ class VRFTCLI(CLIBase):
             if "Neither `tensorboard` nor `tensorboardX` is available" not in str(error):
                 raise
             raise ConfigurationError("trainer.logger: TensorBoardLogger needs `pip install tensorboard`") from error
+        for callback in self.trainer.callbacks:
+            check_overrides(callback, Evaluator if isinstance(callback, Evaluator) else Callback)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         if self.config[self.subcommand].trainer.enable_progress_bar is not False:

@@ -58,8 +58,9 @@ def hiding_contents(args: Sequence[str]) -> Iterator[None]:
     try:
         yield
     except (ValueError, OmegaConfBaseException) as error:
-        message = message_lines(find_user_error(error))
-        raise ConfigurationError(hide_contents(message, args)) from error
+        if (found := find_user_error(error)) is None:
+            raise
+        raise ConfigurationError(hide_contents(message_lines(found), args)) from error
 
 
 def hide_contents(message: str, args: Sequence[str]) -> str:

@@ -62,10 +62,11 @@ def _is_users(module: str) -> bool:
     if spec is None:
         return False
     files = [*(spec.submodule_search_locations or []), *([spec.origin] if spec.has_location and spec.origin else [])]
-    return bool(files) and not any(_in_library(Path(file).resolve()) for file in files)
+    return bool(files) and not any(in_library(Path(file).resolve()) for file in files)
 
 
-def _in_library(file: Path) -> bool:
+def in_library(file: Path) -> bool:
+    """Return whether a file belongs to Python's library or to an installed package."""
     return any(folder in file.parents for folder in _library_folders())
 
 

@@ -15,12 +15,18 @@ NAMES = re.compile(r"--([\w.-]+)|class_path '([\w.]+)'|import path string: ([\w.
 
 
 def run_command(command: Callable[[Sequence[str]], int], args: Sequence[str]) -> int:
-    """Run a command and return its exit code, or 2 after printing a ConfigurationError."""
+    """Run a command and return its exit code, or that of an error that the user can act on, after printing it."""
     try:
         return command(args)
     except ConfigurationError as error:
         print(f"vrft: {message_lines(error)}", file=sys.stderr)
         return 2
+    except Exception as error:
+        from vrft.cli.own_code import print_own_error
+
+        if print_own_error(error):
+            return 1
+        raise
 
 
 def message_lines(error: BaseException) -> str:
@@ -83,12 +89,12 @@ def _cause(message: str) -> str:
     return causes[0] if causes else " ".join(message.split())
 
 
-def find_user_error(error: BaseException) -> BaseException:
-    """Return the ConfigurationError or OmegaConf error that `error` is or wraps, or raise `error` itself."""
+def find_user_error(error: BaseException) -> BaseException | None:
+    """Return the ConfigurationError or OmegaConf error that `error` is or wraps."""
     for link in _chain(error):
         if isinstance(link, ConfigurationError) or type(link).__module__.startswith("omegaconf"):
             return link
-    raise error
+    return None
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:

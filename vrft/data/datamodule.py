@@ -14,6 +14,7 @@ from vrft.data.loaders import IndexSampler, PromptSampler, ResumableLoader, Work
 from vrft.errors import ConfigurationError
 from vrft.tasks import Task
 from vrft.types import PromptBatch, Sample
+from vrft.utils.own_code import check_overrides
 
 
 class TrainedModule(Protocol):
@@ -62,6 +63,7 @@ class VisionData(LightningDataModule):
 
     def __init__(self, batch_size: int, eval_batch_size: int, num_workers: int, seed: int) -> None:
         super().__init__()
+        check_overrides(self, VisionData)
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size
         self.num_workers = num_workers

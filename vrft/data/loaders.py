@@ -126,13 +126,17 @@ class WorkerRestartLoader(DataLoader[Sample]):
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGCHLD, before or signal.SIG_DFL)
         workers = batches._workers if self.num_workers else []
-        while True:
-            with raise_on_worker_death(workers):
-                try:
-                    batch = next(batches)
-                except StopIteration:
-                    return
-            yield batch
+        try:
+            while True:
+                with raise_on_worker_death(workers):
+                    try:
+                        batch = next(batches)
+                    except StopIteration:
+                        return
+                yield batch
+        finally:  # workers ignore signals, so a process that ends with an exception would wait for them forever
+            if workers:
+                batches._shutdown_workers()
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from vrft.data.images import Convention, ImageSource
+from vrft.errors import ConfigurationError
 from vrft.types import Id, Target
 
 Split = Literal["train", "val", "test"]
@@ -31,6 +32,17 @@ class Record:
     convention: Convention = "untold"
     """Whether the boxes belong to the upright or to the stored pixels; known once the image is checked."""
     metadata: dict[str, Any] = field(default_factory=dict)
+
+
+def only_records(found: object, source: str) -> list[Record]:
+    """Return a list of records. Raise ConfigurationError if `source`, which returned it, returned anything else."""
+    expected = "expected a list of vrft.data.record.Record"
+    if not isinstance(found, list):
+        raise ConfigurationError(f"data: {source} returned {type(found).__name__}; {expected}")
+    for number, record in enumerate(found):
+        if not isinstance(record, Record):
+            raise ConfigurationError(f"data: {source}[{number}] is {type(record).__name__}; {expected}")
+    return found
 
 
 def category(record: Record) -> str:

@@ -19,7 +19,7 @@ from vrft.data.files import UTF8, check_encoding
 from vrft.data.ground_truth import LabelledImage, coco_tables, labelled_images
 from vrft.data.held_out import split_by_image, split_by_shots
 from vrft.data.image_folders import ImageFolders
-from vrft.data.record import Record, Split, category, content
+from vrft.data.record import Record, Split, category, content, only_records
 from vrft.data.record_checks import (
     TooManyBoxes,
     UsableImages,
@@ -34,6 +34,7 @@ from vrft.errors import ConfigurationError
 from vrft.run_dir import RunDir
 from vrft.types import Id
 from vrft.utils.bounds import Fraction, Seed
+from vrft.utils.own_code import check_overrides
 
 
 class RecordData(VisionData):
@@ -80,6 +81,7 @@ class RecordData(VisionData):
             augmentation: kornia.augmentation modules for training images; boxes are transformed along.
         """
         super().__init__(batch_size, eval_batch_size, num_workers, seed)
+        check_overrides(self, RecordData)
         if val_fraction is not None and not 0 < val_fraction < 1:
             raise ConfigurationError(f"data.val_fraction: expected a number between 0 and 1, got {val_fraction}")
         if val_fraction is not None and val_shots is not None:
@@ -181,6 +183,9 @@ class RecordData(VisionData):
         if needs_train or self._val is None:
             self._setup_train_and_val(needs_train, replace_list=stage == "fit")
 
+    def _read_records(self, split: Split, bad_records: BadRecords) -> list[Record]:
+        return only_records(self.records(split, bad_records), f"{type(self).__name__}.records({split!r})")
+
     def _setup_test(self, split: Split) -> None:
         if self._test is not None:
             return
@@ -196,7 +201,7 @@ class RecordData(VisionData):
     def _read_test(self, split: Split, bad_records: BadRecords) -> list[Record]:
         """Read the records of `test`. Raise ConfigurationError that says how to do without a test split."""
         try:
-            return self.records(split, bad_records)
+            return self._read_records(split, bad_records)
         except ConfigurationError as error:
             hint = f"; without {self.test_setting}, `test` uses the held-out images" if split == "test" else ""
             raise ConfigurationError(f"{error}{hint}") from error
@@ -206,8 +211,8 @@ class RecordData(VisionData):
         bad_records = BadRecords()
         with gc_disabled():
             inner = self.val_fraction is not None or self.val_shots is not None
-            all_train = self.records("train", bad_records) if needs_train or inner else []
-            all_val = self.records("val", bad_records) if not inner else all_train
+            all_train = self._read_records("train", bad_records) if needs_train or inner else []
+            all_val = self._read_records("val", bad_records) if not inner else all_train
         try:
             train, val = self._choose(all_train, [] if inner else all_val, bad_records, needs_train)
         except ConfigurationError:

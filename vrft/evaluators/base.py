@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -17,6 +18,7 @@ from vrft.data.datamodule import VisionData, data_of, module_of
 from vrft.run_dir import EVALUATOR_WARNINGS, RunDir
 from vrft.types import Answer, Id, PromptBatch, Sample
 from vrft.utils.files import write_json
+from vrft.utils.own_code import noted, question_note
 
 Row = TypeVar("Row")
 
@@ -90,7 +92,8 @@ class Evaluator(Callback, Generic[Row]):
         dataloader_idx: int = 0,
     ) -> None:
         for answer, sample in zip(outputs, batch.samples, strict=True):
-            self.rows[sample.index] = self.row(answer, sample)
+            with noted(partial(question_note, sample.image_id, sample.query, answer.text)):
+                self.rows[sample.index] = self.row(answer, sample)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.rows = gather(self.rows, trainer.world_size)

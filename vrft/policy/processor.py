@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -18,6 +19,7 @@ from vrft.policy.plain_text import plain_text
 from vrft.policy.prompts import Prompt
 from vrft.tasks import Task
 from vrft.types import Frame, PromptBatch, Sample
+from vrft.utils.own_code import noted, question_note
 
 PROCESSOR_FILES = (
     "tokenizer.json",
@@ -145,7 +147,8 @@ class Encoder:
 
     def prompt(self, sample: Sample, frame: Frame) -> Prompt:
         """Return the processor's output for one sample."""
-        chat = self.task.messages(sample, frame)
+        with noted(partial(question_note, sample.image_id, sample.query)):
+            chat = self.task.messages(sample, frame)
         return plain_text(self.processor).prompt(chat, [sample.image])
 
     def frame(self, image: Image.Image) -> Frame:

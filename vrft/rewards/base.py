@@ -6,9 +6,12 @@ import math
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from functools import partial
 from typing import ClassVar
 
+from vrft.errors import ConfigurationError
 from vrft.types import Answer, Question
+from vrft.utils.own_code import check_overrides, noted, question_note
 
 
 class Reward(ABC):
@@ -21,6 +24,7 @@ class Reward(ABC):
 
     def __init__(self, weight: float = 1.0) -> None:
         """Set the weight of the score in the sum of all rewards; 0 logs it without training on it."""
+        check_overrides(self, Reward)
         self.weight = weight
 
     @abstractmethod
@@ -32,7 +36,7 @@ class Reward(ABC):
 
     def scores(self, answers: Sequence[Answer], samples: Sequence[Question]) -> Sequence[float | None]:
         """Return the scores of N answers."""
-        return [self.score(answer, sample) for answer, sample in zip(answers, samples, strict=True)]
+        return [self._score(answer, sample) for answer, sample in zip(answers, samples, strict=True)]
 
     def load(self) -> None:  # noqa: B027 # most rewards have nothing to load
         """Load models or files that scoring needs. Called once before training starts.
@@ -42,11 +46,26 @@ class Reward(ABC):
 
     def bounded_scores(self, answers: Sequence[Answer], samples: Sequence[Question]) -> list[float | None]:
         """Return `scores` clipped to `bounds`, with infinity for values that are not finite."""
-        return [None if value is None else self._bounded(value) for value in self.scores(answers, samples)]
+        values = self.scores(answers, samples)
+        if len(values) != len(answers):
+            raise ConfigurationError(
+                f"{type(self).__name__}.scores: expected a score for each of {len(answers)} answers, got {len(values)}"
+            )
+        return [None if value is None else self._bounded(value) for value in values]
+
+    def _score(self, answer: Answer, sample: Question) -> float | None:
+        with noted(partial(question_note, sample.image_id, sample.query, answer.text)):
+            return self.score(answer, sample)
 
     def _bounded(self, value: float) -> float:
         lowest, highest = self.bounds
-        if not math.isfinite(value):
+        try:
+            number = float(value)
+        except (TypeError, ValueError, RuntimeError) as error:  # RuntimeError: a tensor of several numbers
+            raise ConfigurationError(
+                f"{type(self).__name__} returned {value!r}; expected a number, or None if it doesn't apply"
+            ) from error
+        if not math.isfinite(number):
             warnings.warn(f"{type(self).__name__} returned {value}; expected a finite score", stacklevel=2)
             return math.inf
-        return min(max(float(value), lowest), highest)
+        return min(max(number, lowest), highest)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import string
 from abc import ABC, abstractmethod
+from functools import partial
 from typing import Any, ClassVar
 
 from vrft.answers import split_blocks
 from vrft.errors import ConfigurationError
 from vrft.rewards import Format, Reward
-from vrft.types import Answer, Frame, Question, Target
+from vrft.types import Answer, Detection, Frame, Question, Target
+from vrft.utils.own_code import check_overrides, noted, question_note
 
 TEMPLATE_FIELDS = ("query", "width", "height", "numbers")
 
@@ -37,6 +39,7 @@ class Task(ABC):
             system: text of the system turn; default: none.
             reasoning: ask for reasoning before the answer. If false, the format is the answer block alone.
         """
+        check_overrides(self, Task)
         if template is None:
             lead = WITH_REASONING if reasoning else WITHOUT_REASONING
             template = f"{self.prompt}{lead}<answer>{self.form}</answer>"
@@ -72,7 +75,10 @@ class Task(ABC):
     def parse(self, text: str, sample: Question, frame: Frame) -> Answer:
         """Parse a completion. Never raises: `value` is None if the answer can't be parsed."""
         reasoning, content, well_formed = split_blocks(text, self.reasoning)
-        value = None if content is None else self.read(content, sample, frame)
+        value = None
+        if content is not None:
+            with noted(partial(question_note, sample.image_id, sample.query, text)):
+                value = self._checked(self.read(content, sample, frame))
         return Answer(text, reasoning, value, well_formed)
 
     def read_solution(self, text: str, sample: Question, frame: Frame) -> Target | None:
@@ -83,6 +89,16 @@ class Task(ABC):
     def read_target(self, content: str, sample: Question, frame: Frame) -> Target | None:
         """Parse the answer block of a solution; see `read`."""
         return self.read(content, sample, frame)
+
+    def _checked(self, value: Target | None) -> Target | None:
+        """Return what `read` returned. Raise ConfigurationError if rewards would take it for something else."""
+        if value is None or isinstance(value, str):
+            return value
+        if isinstance(value, tuple) and all(isinstance(found, Detection) for found in value):
+            return value
+        raise ConfigurationError(
+            f"{type(self).__name__}.read returned {value!r}; expected a tuple of vrft.types.Detection, a text or None"
+        )
 
     @abstractmethod
     def read(self, content: str, sample: Question, frame: Frame) -> Target | None:

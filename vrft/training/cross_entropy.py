@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -17,6 +18,7 @@ from vrft.tasks import Task
 from vrft.training.optimization import Optimization
 from vrft.training.step_state import StepState
 from vrft.types import PromptBatch
+from vrft.utils.own_code import noted, question_note
 
 
 class Targets(NamedTuple):
@@ -45,8 +47,10 @@ class CrossEntropy:
 
     def targets(self, batch: PromptBatch) -> Targets:
         """Tokenize the target texts of P prompts. All ranks count their tokens together: call it once per batch."""
-        pairs = zip(batch.samples, batch.frames, strict=True)
-        texts = [self.task.target_text(sample, frame) for sample, frame in pairs]
+        texts = []
+        for sample, frame in zip(batch.samples, batch.frames, strict=True):
+            with noted(partial(question_note, sample.image_id, sample.query)):
+                texts.append(self.task.target_text(sample, frame))
         end = self.policy.tokenizer.eos_token_id
         rows = [torch.tensor([*ids, end]) for ids in plain_text(self.policy.processor).ids(texts)]
         ids = pad_sequence(rows, batch_first=True).to(self.module.device)  # (P, T)

@@ -1,0 +1,47 @@
+"""One line about an exception in a user's own code."""
+
+from __future__ import annotations
+
+import re
+import sys
+import traceback
+from pathlib import Path
+
+from vrft.cli.functions import in_library
+from vrft.cli.parser_errors import message_lines
+from vrft.errors import ConfigurationError
+
+PACKAGE = Path(__file__).resolve().parents[1]
+WORKER = re.compile(r"Caught \w+ in DataLoader worker process \d+\.\nOriginal Traceback")
+FRAME = re.compile(r'^  File "([^"\n]+)", line (\d+), in (\S+)$', re.M)
+
+
+def print_own_error(error: Exception) -> bool:
+    """Print one line about an exception that a user's own code raised, and return True; otherwise return False.
+
+    An exception that vrft raised inside a call from a user's code isn't the user's: its traceback is needed.
+    """
+    frames, said = _worker_frames(str(error)) if WORKER.match(str(error)) else _frames(error)
+    for file, line, name in reversed(frames):
+        path = Path(file).resolve()
+        if PACKAGE in path.parents:
+            return False
+        if path.is_file() and not in_library(path):
+            text = f"{path.name}, line {line}, in {name}: {said}".replace("\n", " ")
+            print(f"vrft: {message_lines(ConfigurationError(text))}", file=sys.stderr)
+            return True
+    return False
+
+
+def _frames(error: Exception) -> tuple[list[tuple[str, int, str]], str]:
+    """Return the frames of an exception from outside to inside, and its text with its notes."""
+    frames = [(frame.filename, frame.lineno or 0, frame.name) for frame in traceback.extract_tb(error.__traceback__)]
+    return frames, "; ".join([f"{type(error).__name__}: {error}", *getattr(error, "__notes__", ())])
+
+
+def _worker_frames(text: str) -> tuple[list[tuple[str, int, str]], str]:
+    """Return the same of an exception in a DataLoader worker, which torch raises again with the traceback as text."""
+    found = [*FRAME.finditer(text)]
+    rest = text[found[-1].end() :] if found else text
+    said = [line for line in rest.splitlines() if line and not line.startswith(" ")]
+    return [(match[1], int(match[2]), match[3]) for match in found], "; ".join(said)

@@ -1,0 +1,73 @@
+"""Checks and notes that make mistakes in a user's own classes readable."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from vrft.errors import ConfigurationError
+
+POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+MAX_TEXT = 200
+"""Characters of a completion in a message."""
+
+
+def check_overrides(instance: object, base: type) -> None:
+    """Raise ConfigurationError if a method that the class of `instance` overrides can't be called like the base's."""
+    cls = type(instance)
+    for name, method in inspect.getmembers(base, inspect.isfunction):
+        own = getattr(cls, name)
+        if own is method or name.startswith("_") or not callable(own):
+            continue
+        expected = [*inspect.signature(method).parameters.values()]
+        if all(parameter.kind in POSITIONAL for parameter in expected) and not accepts(own, len(expected)):
+            names = ", ".join(parameter.name for parameter in expected)
+            raise ConfigurationError(
+                f"{cls.__module__}.{cls.__qualname__}.{name}{inspect.signature(own)}: expected the parameters of "
+                f"{base.__module__}.{base.__qualname__}.{name}: ({names})"
+            )
+
+
+def accepts(function: Callable[..., object], count: int) -> bool:
+    """Return whether a function can be called with this number of positional arguments."""
+    try:
+        inspect.signature(function).bind(*[None] * count)
+    except TypeError:
+        return False
+    return True
+
+
+def check_arguments(function: Callable[..., object], names: tuple[str, ...], field: str) -> None:
+    """Raise ConfigurationError that starts with `field` if a function can't be called with arguments by these names."""
+    signature = inspect.signature(function)
+    try:
+        signature.bind(**dict.fromkeys(names))
+    except TypeError as error:
+        raise ConfigurationError(
+            f"{field}: {function.__module__}.{function.__qualname__}{signature}: {error}; it is called with "
+            f"{', '.join(names)}, by name, so leave out what you don't need and add **kwargs"
+        ) from error
+
+
+@contextmanager
+def noted(note: Callable[[], str]) -> Iterator[None]:
+    """Add a note to an exception that leaves the block: the sample that was being worked on."""
+    try:
+        yield
+    except Exception as error:
+        error.add_note(note())
+        raise
+
+
+def question_note(image_id: object, query: str, completion: str | None = None) -> str:
+    """Return a note about a question and, if there is one, the completion that answers it.
+
+    >>> question_note(7, "cat", "No Objects")
+    "image 7, query 'cat', completion 'No Objects'"
+    """
+    note = f"image {image_id}, query {query!r}"
+    if completion is None:
+        return note
+    rest = len(completion) - MAX_TEXT
+    return f"{note}, completion {completion[:MAX_TEXT]!r}" + (f" and {rest} characters more" if rest > 0 else "")
