@@ -156,8 +156,7 @@ def test_the_best_checkpoint_exists_whenever_a_run_is_killed(
         link(name, target)
 
     monkeypatch.setattr(safe_checkpoint, "replace_link", killed)
-    with pytest.raises(RuntimeError, match="the power is gone"):
-        main(command("killed", "--checkpoint.save_top_k=1"))
+    assert main(command("killed", "--checkpoint.save_top_k=1")) == 1
     assert (folder / "killed" / "checkpoints" / "best.ckpt").resolve().name == names(whole, 2)[0]
     assert (folder / "killed" / "checkpoints" / "best.ckpt").exists()
     assert main(command("killed", "--checkpoint.save_top_k=1", "--ckpt_path=last")) == 0
@@ -169,8 +168,7 @@ def test_interrupted_evaluations_score_checkpoints_when_the_run_resumes(
 ) -> None:
     for step, before in ((2, []), (4, names(whole, 2)), (5, names(whole, 2, 4))):
         more = ["--ckpt_path=last"] if before else []
-        with pytest.raises(RuntimeError, match="the power is gone"):
-            main(command("cut-off", *more, callback(Crashes, step=step)))
+        assert main(command("cut-off", *more, callback(Crashes, step=step))) == 1
         assert kept(folder / "cut-off") == before
     assert main(command("cut-off", "--ckpt_path=last")) == 0  # nothing is left to train
     assert KILLS.differences(whole, folder / "cut-off") == []

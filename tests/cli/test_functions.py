@@ -139,7 +139,7 @@ def test_a_factory_makes_only_what_it_is_for() -> None:
 
 
 def test_a_users_function_is_found_by_name_and_written_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "my_module_of_rewards.py").write_text("def mine(*given):\n    return 0.25\n")
+    (tmp_path / "my_module_of_rewards.py").write_text("def mine(**given):\n    return 0.25\n")
     monkeypatch.syspath_prepend(tmp_path)
     harden_parsing()
     parser = ConfigParser(exit_on_error=False)

@@ -167,7 +167,7 @@ def test_faults_of_the_settings_are_found(setting: str, reason: str, doctor: Cal
     assert reason in said.partition("problem:")[2]
 
 
-def pays_for_garbage(completion: str, *_: Any) -> float:
+def pays_for_garbage(completion: str, **_: Any) -> float:
     return float(completion == GARBAGE)
 
 

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pytest
 from lightning.pytorch import Callback
 
 from tests.helpers import CSV_ONLY
@@ -41,8 +40,7 @@ def test_an_interrupted_test_resumes_and_a_complete_one_starts_over(
     common = [CSV_ONLY, f"--model.engine={__name__}.Counting", "--data.eval_batch_size=3"]
     stop = f"--trainer.callbacks+={__name__}.Stops"
     evaluator = "--trainer.callbacks.confidence=logprob"
-    with pytest.raises(RuntimeError, match="the power is gone"):
-        main(["test", *quick_fit(*common, evaluator, stop)[1:]])
+    assert main(["test", *quick_fit(*common, evaluator, stop)[1:]]) == 1
     assert len(ASKED) == 6
     log = tmp_path / "run" / "evaluation" / "answers-base" / "answers-0.jsonl"
     log.write_bytes(log.read_bytes()[:-20] + b"\xed")  # a partial last line that is not UTF-8
@@ -59,8 +57,7 @@ def test_an_interrupted_test_resumes_and_a_complete_one_starts_over(
 
 def test_answers_to_other_prompts_are_not_reused(quick_fit: Callable[..., list[str]]) -> None:
     common = [CSV_ONLY, f"--model.engine={__name__}.Counting", "--data.eval_batch_size=3"]
-    with pytest.raises(RuntimeError, match="the power is gone"):
-        main(["test", *quick_fit(*common, f"--trainer.callbacks+={__name__}.Stops")[1:]])
+    assert main(["test", *quick_fit(*common, f"--trainer.callbacks+={__name__}.Stops")[1:]]) == 1
     ASKED.clear()
     assert main(["test", *quick_fit(*common, "--task.template=Detect the {query}")[1:]]) == 0
     assert min(ASKED) == 0

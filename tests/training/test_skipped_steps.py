@@ -17,7 +17,6 @@ from tests.helpers import CSV_ONLY, Command, callback
 from tests.helpers.ranks import Ranks
 from vrft.__main__ import main
 from vrft.training.module import VisionModule
-from vrft.types import Target
 
 SMALL = ("--data.batch_size=2", "--model.num_generations=2", "--model.max_completion_length=24")
 CALLS = {"reward": 0}
@@ -59,7 +58,7 @@ def breaks(**settings: object) -> str:
     return callback(Breaks, **settings)
 
 
-def nan_now_and_then(text: str, answer: object, target: Target, size: object, metadata: object) -> float:
+def nan_now_and_then(**_: object) -> float:
     """Return NaN for the third completion and varying numbers for the others."""
     CALLS["reward"] += 1
     return math.nan if CALLS["reward"] == 3 else CALLS["reward"] % 7 / 7

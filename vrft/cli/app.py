@@ -33,7 +33,7 @@ from vrft.cli.config_parser import ConfigParser, harden_parsing, hiding_secrets,
 from vrft.cli.fit import finish_run, print_stopped
 from vrft.cli.harmless import hide_secrets, silence_harmless
 from vrft.cli.named_configs import find_configs
-from vrft.cli.own_code import print_own_error
+from vrft.cli.own_code import own_error
 from vrft.cli.parser_errors import find_user_error, message_lines
 from vrft.cli.predict import use_exported_folder, use_images
 from vrft.cli.run_folder import RunFolder
@@ -87,7 +87,8 @@ def exit_code_of(error: Exception) -> int:
     if isinstance(error, OSError) and error.errno in DISK_ERRORS:
         print(f"vrft: can't write {error.filename or 'to the disk'}: {error.strerror}", file=sys.stderr)
         return 1
-    if print_own_error(error):
+    if (said := own_error(error)) is not None:
+        print(f"vrft: {message_lines(ValueError(said))}", file=sys.stderr)
         return 1
     raise error
 

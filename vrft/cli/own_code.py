@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import re
-import sys
 import traceback
 from pathlib import Path
 
 from vrft.cli.functions import in_library
-from vrft.cli.parser_errors import message_lines
-from vrft.errors import ConfigurationError
 
 PACKAGE = Path(__file__).resolve().parents[1]
 WORKER = re.compile(r"Caught \w+ in DataLoader worker process \d+\.\nOriginal Traceback")
 FRAME = re.compile(r'^  File "([^"\n]+)", line (\d+), in (\S+)$', re.M)
 
 
-def print_own_error(error: Exception) -> bool:
-    """Print one line about an exception that a user's own code raised, and return True; otherwise return False.
+def own_error(error: Exception) -> str | None:
+    """Return one line about an exception that a user's own code raised, or None if another's raised it.
 
     An exception that vrft raised inside a call from a user's code isn't the user's: its traceback is needed.
     """
@@ -25,12 +22,10 @@ def print_own_error(error: Exception) -> bool:
     for file, line, name in reversed(frames):
         path = Path(file).resolve()
         if PACKAGE in path.parents:
-            return False
+            return None
         if path.is_file() and not in_library(path):
-            text = f"{path.name}, line {line}, in {name}: {said}".replace("\n", " ")
-            print(f"vrft: {message_lines(ConfigurationError(text))}", file=sys.stderr)
-            return True
-    return False
+            return " ".join(f"{path.name}, line {line}, in {name}: {said}".split())
+    return None
 
 
 def _frames(error: Exception) -> tuple[list[tuple[str, int, str]], str]:

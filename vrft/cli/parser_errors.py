@@ -22,11 +22,12 @@ def run_command(command: Callable[[Sequence[str]], int], args: Sequence[str]) ->
         print(f"vrft: {message_lines(error)}", file=sys.stderr)
         return 2
     except Exception as error:
-        from vrft.cli.own_code import print_own_error
+        from vrft.cli.own_code import own_error
 
-        if print_own_error(error):
-            return 1
-        raise
+        if (said := own_error(error)) is None:
+            raise
+        print(f"vrft: {message_lines(ValueError(said))}", file=sys.stderr)
+        return 1
 
 
 def message_lines(error: BaseException) -> str:
