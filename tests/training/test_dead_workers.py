@@ -16,7 +16,7 @@ from lightning.pytorch import Callback, Trainer
 from tests.helpers import Command, callback
 from tests.helpers.kills import KILLS, STATE
 from vrft.__main__ import main
-from vrft.data import scenes
+from vrft.data.datasets import scenes
 
 
 class KillsWorkers(Callback):
