@@ -253,7 +253,7 @@ PREFIXES: dict[str, list[Any]] = {
     "policy": [vrft.Policy],
     "lora": [LoRA],
     "data": [getattr(data, name) for name in data.__all__],
-    "task": [tasks.Task],
+    "task": [tasks.Task, tasks.DetectionTask],
     "trainer": [Trainer],
     "checkpoint": [RunCheckpoint],
     "transcripts": [Transcripts],

@@ -25,6 +25,11 @@ def frame_of(coordinates: Coordinates, size: tuple[int, int]) -> Frame:
     return Frame(*size) if coordinates == "pixels" else FRAMES[coordinates]
 
 
+def with_decimals(frame: Frame, decimals: int | None) -> Frame:
+    """Return the frame with another number of decimals; None keeps its own."""
+    return frame if decimals is None else frame._replace(decimals=decimals)
+
+
 def to_frame(box: Box, image_size: tuple[int, int], frame: Frame) -> Box:
     """Convert pixels of an image of `image_size` (width, height) to the model's frame, rounded to its decimals.
 
@@ -50,6 +55,11 @@ def from_frame(box: Sequence[float], image_size: tuple[int, int], frame: Frame) 
     """Convert the model's frame to pixels of an image of `image_size` (width, height)."""
     (width, height), (x0, y0, x1, y1) = image_size, box
     return x0 * width / frame.width, y0 * height / frame.height, x1 * width / frame.width, y1 * height / frame.height
+
+
+def in_frame(box: Box, image_size: tuple[int, int], frame: Frame) -> Box:
+    """Return the box, in pixels, that an answer in the model's frame states for it: `to_frame` and back."""
+    return from_frame(to_frame(box, image_size, frame), image_size, frame)
 
 
 def iou_matrix(a: Sequence[Box], b: Sequence[Box]) -> Matrix:

@@ -108,6 +108,19 @@ def test_faults_of_the_data_are_found(
     assert reason in said.partition("problem:")[2]
 
 
+def shrink(content: dict[str, Any]) -> None:
+    content["annotations"][5]["bbox"][2:] = [0.01, 0.01]
+
+
+def test_objects_that_are_too_small_for_the_coordinates_are_named(doctor: Callable[..., Said]) -> None:
+    code, said = doctor("--probe=0", change=shrink)
+    assert code == 1
+    assert said.count("problem: 1 of ") == 2  # in both splits
+    assert "changed.json: image " in said
+    assert "0.01 x 0.01 pixels at " in said
+    assert "and model.rewards.iou needs more than 0.5; set model.policy.coordinate_decimals=1, or leave" in said
+
+
 def said(texts: list[str]) -> Rollout:
     nothing = torch.zeros(len(texts), 1)
     return Rollout(nothing.long(), nothing.long(), nothing, nothing, nothing.bool(), texts)

@@ -91,7 +91,7 @@ def test_the_program_of_a_card_prints_boxes_in_pixels(
 
 def test_a_program_asks_in_the_runs_own_words(monkeypatch: pytest.MonkeyPatch) -> None:
     template, system = 'Is {query}\'s "dog" in {{a}}\n{width} x {height} ({numbers})?', "Be `brief`; say \\n."
-    lines = usage(template, system, "unit").splitlines()
+    lines = usage(template, system, "unit", {"numbers": "numbers with 3 decimals"}).splitlines()
     question = next(line for line in lines if line.startswith("question = "))
     found: dict[str, Any] = {"width": 1, "height": 1}
     exec(question, found)

@@ -70,13 +70,16 @@ def main(args: Sequence[str]) -> int:
 
 def usage_program(task: Task, policy: Policy, folder: Path) -> str:
     """Return the program for the model card of an exported folder."""
+    from vrft.boxes import frame_of, with_decimals
     from vrft.policy.coordinates import FAMILY_COORDINATES
     from vrft.report.usage import usage
 
     model_type = json.loads((folder / "config.json").read_text())["model_type"]
     coordinates = policy.coordinates or FAMILY_COORDINATES.get(model_type, "thousandths")
+    frame = with_decimals(frame_of(coordinates, (1, 1)), policy.coordinate_decimals)
     has_boxes = "{width}" in task.prompt + task.template
-    return usage(task.template, task.system, coordinates if has_boxes else None)
+    words = {name: text for name, text in task.fields(frame).items() if isinstance(text, str)}
+    return usage(task.template, task.system, coordinates if has_boxes else None, words)
 
 
 def checkpoint_of_run(run: RunDir, name: str) -> Path:

@@ -168,6 +168,8 @@ def _read_line(location: str, line: str, task: Task, coordinates: Coordinates) -
     if isinstance(target, tuple) and size is None:
         raise ConfigurationError(f"{location}: width and height: expected pixels, got nothing")
     record = asked._replace(target=target)
+    if "solution" not in entry:  # the target of a transcript is not rounded to the coordinates of answers yet
+        record = record._replace(target=task.scored_target(record, frame))
     return record, task.parse(entry["completion"], record, frame)
 
 
@@ -203,7 +205,7 @@ def _target(location: str, entry: dict[str, Any], task: Task, asked: Record, fra
     if target is None:
         raise ConfigurationError(
             f"{location}: solution: can't be read as {type(task).__name__}: {entry['solution']!r:.300}; expected "
-            f"<answer>{task.form.format()}</answer>"
+            f"<answer>{task.form.format(**task.fields(frame))}</answer>"
         )
     return target
 

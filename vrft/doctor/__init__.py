@@ -12,6 +12,7 @@ from rich.table import Table
 from vrft.data import RecordData, VisionData
 from vrft.data.record import Record, category
 from vrft.doctor.memory import check_memory
+from vrft.doctor.precision import check_precision
 from vrft.doctor.probe import check_readings
 from vrft.doctor.prompts import check_frames, check_lengths, check_rewards, patch_side
 from vrft.doctor.samples_picture import draw_sheet
@@ -39,6 +40,7 @@ def examine(
     yield from check_data(module, data, console)
     batch = module.encoder(samples)
     yield from check_frames(module, batch, console)
+    yield from check_precision(module, data)
     yield from check_lengths(module, batch, console)
     yield from check_rewards(module, batch, console)
     draw_sheet(module.task, batch, folder / "samples.png")

@@ -14,6 +14,7 @@ from vrft.policy.plain_text import plain_text
 from vrft.policy.processor import load_processor
 from vrft.tasks import Task
 from vrft.training.module import VisionModule
+from vrft.training.scoring import scored_samples
 from vrft.types import Detection, Frame, PromptBatch, Sample
 
 if TYPE_CHECKING:
@@ -102,7 +103,7 @@ def check_rewards(module: VisionModule, batch: PromptBatch, console: Console) ->
     for name, texts in completions.items():
         answers = [module.task.parse(text, *pair) for text, pair in zip(texts, pairs, strict=True)]
         with torch.no_grad():
-            scores, total = module.score(answers, batch.samples)
+            scores, total = module.score(answers, scored_samples(module.task, batch))
         totals[name] = total
         table.add_row(name, *(f"{values.nanmean():.3f}" for values in scores.values()), f"{total.mean():.3f}")
         if name == "the truth":

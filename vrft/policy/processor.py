@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 
 from PIL import Image
 
-from vrft.boxes import FRAMES, Coordinates, frame_of
+from vrft.boxes import Coordinates, frame_of, with_decimals
+from vrft.errors import ConfigurationError
 from vrft.policy.image_size import resized
 from vrft.policy.plain_text import plain_text
 from vrft.policy.prompts import Prompt
@@ -134,12 +135,17 @@ def write_template(folder: Path) -> None:
 class Encoder:
     """Turns samples into prompts, one batch of one each. Picklable, so that data-loader workers can use it.
 
-    `coordinates`: of boxes in prompts and answers.
+    `coordinates`: of boxes in prompts and answers. `decimals`: of these coordinates; None: those of their frame.
     """
 
     processor: Any
     task: Task
     coordinates: Coordinates
+    decimals: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.coordinates == "unit" and self.decimals == 0:
+            raise ConfigurationError("model.policy.coordinate_decimals: unit coordinates need at least 1, got 0")
 
     def __call__(self, samples: list[Sample]) -> PromptBatch:
         frames = [self.frame(sample.image) for sample in samples]
@@ -153,9 +159,13 @@ class Encoder:
 
     def frame(self, image: Image.Image) -> Frame:
         """Return the coordinate system of an image: thousandths, unit, or pixels of the resized image."""
-        if self.coordinates != "pixels":
-            return FRAMES[self.coordinates]
-        return frame_of("pixels", resized(self.processor.image_processor, image.size))
+        return self.frame_of_size(image.size)
+
+    def frame_of_size(self, size: tuple[int, int]) -> Frame:
+        """Return the coordinate system of an image of `size` (width, height)."""
+        if self.coordinates == "pixels":
+            size = resized(self.processor.image_processor, size)
+        return with_decimals(frame_of(self.coordinates, size), self.decimals)
 
 
 class MicroBatch(NamedTuple):

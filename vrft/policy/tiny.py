@@ -178,7 +178,8 @@ class WarmupDetection(DetectionTask):
         rng = random.Random(sample.image_id)
         boxes = _boxes(sample, frame)
         confidences = [rng.choice([0.6, 0.7, 0.8, 0.9, 1.0]) for _ in boxes]
-        return f"<think>{len(boxes)} {sample.query}</think><answer>{boxes_text(boxes, confidences)}</answer>"
+        answer = boxes_text(boxes, confidences, confidence_decimals=self.confidence_decimals)
+        return f"<think>{len(boxes)} {sample.query}</think><answer>{answer}</answer>"
 
 
 class MistunedDetection(DetectionTask):
@@ -191,7 +192,8 @@ class MistunedDetection(DetectionTask):
     def target_text(self, sample: Question, frame: Frame) -> str:
         rng = random.Random(sample.image_id)
         boxes = [_loosen(box, rng.choice([1, 1.25, 1.5, 1.75, 1.75])) for box in _boxes(sample, frame)]
-        answer = boxes_text(boxes, [rng.choice([0.2, 0.4, 0.6, 0.8, 1.0]) for _ in boxes])
+        confidences = [rng.choice([0.2, 0.4, 0.6, 0.8, 1.0]) for _ in boxes]
+        answer = boxes_text(boxes, confidences, confidence_decimals=self.confidence_decimals)
         reasoning = f"<think>{len(boxes)} {sample.query}</think>"
         kind = rng.random()
         if kind < 0.25:

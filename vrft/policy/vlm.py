@@ -27,6 +27,7 @@ from vrft.policy.texts import completion_texts, completion_token_texts
 from vrft.policy.weights import frozen_copy, own_weights
 from vrft.tasks import Task
 from vrft.types import PromptBatch, Rollout
+from vrft.utils.bounds import Decimals
 from vrft.utils.hub import loading
 
 if TYPE_CHECKING:
@@ -56,6 +57,7 @@ class Policy(nn.Module):
         gradient_checkpointing: bool = False,
         offload_reference: bool = False,
         coordinates: Coordinates | None = None,
+        coordinate_decimals: Decimals | None = None,
         trust_remote_code: bool = False,
     ) -> None:
         """Find the checkpoint; `load` reads it.
@@ -76,6 +78,8 @@ class Policy(nn.Module):
             coordinates: coordinates of boxes in prompts and answers: thousandths of the image (Qwen2-VL, Qwen3-VL),
                 pixels of the resized image (Qwen2.5-VL) or unit, 0..1 (LLaVA); default: the model family's, and
                 thousandths, with a warning, if those are not known.
+            coordinate_decimals: decimals of these coordinates; default: 3 in unit, else 0. Objects too small for the
+                default, which the doctor names, need more.
             trust_remote_code: run Python code that comes with the checkpoint; on the command line only.
         """
         super().__init__()
@@ -85,7 +89,8 @@ class Policy(nn.Module):
         self.dtype = getattr(torch, dtype)
         self.limits = ImageLimits(min_pixels, max_pixels, max_tiles)
         self.gradient_checkpointing, self.offload_reference = gradient_checkpointing, offload_reference
-        self.coordinates, self.trust_remote_code = coordinates, trust_remote_code
+        self.coordinates, self.coordinate_decimals = coordinates, coordinate_decimals
+        self.trust_remote_code = trust_remote_code
         self.reference = None
         self.shares_prefixes = self.frozen_vision = False
         self.gather_per_layer = False
@@ -173,7 +178,7 @@ class Policy(nn.Module):
         if task.system:
             check_template(self.processor, self.checkpoint, system=True)
         coordinates = choose_coordinates(self.coordinates, self.base.config.model_type, self.processor, task)
-        return Encoder(self.processor, task, coordinates)
+        return Encoder(self.processor, task, coordinates, self.coordinate_decimals)
 
     @torch.no_grad()
     def prepare(self, batch: PromptBatch) -> PromptBatch:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from vrft.boxes import FRAMES, Coordinates
 
 FOUR_NUMBERS = r"\[\s*(\d+(?:\.\d+)?(?:\s*,\s*\d+(?:\.\d+)?){3})\s*\]"
 
 
-def usage(template: str, system: str | None, coordinates: Coordinates | None) -> str:
+def usage(template: str, system: str | None, coordinates: Coordinates | None, words: Mapping[str, str]) -> str:
     """Return a Python program of at most 15 lines, to be run in the exported folder, that prints an answer.
 
     Args:
@@ -15,9 +17,9 @@ def usage(template: str, system: str | None, coordinates: Coordinates | None) ->
         system: text of the system turn.
         coordinates: coordinates of boxes in answers, which the program converts to pixels of the image; None: answers
             have no boxes.
+        words: texts of the template's fields other than the query and the size.
     """
     frame = FRAMES["unit" if coordinates == "unit" else "thousandths"]
-    numbers = f"numbers with {frame.decimals} decimals" if frame.decimals else "integers"
     size = [f"width, height = {frame.width}, {frame.height}  # of the image in the coordinates of answers"]
     if coordinates == "pixels":
         size = [
@@ -34,7 +36,7 @@ def usage(template: str, system: str | None, coordinates: Coordinates | None) ->
             'processor = AutoProcessor.from_pretrained(".")',
             'image = ImageOps.exif_transpose(Image.open("photo.jpg")).convert("RGB")',
             *size,
-            f'question = {template!r}.format(query="cat", width=width, height=height, numbers={numbers!r})',
+            f'question = {template!r}.format(query="cat", width=width, height=height, **{dict(words)!r})',
             'parts = [{"type": "image", "image": image}, {"type": "text", "text": question}]',
             'options = {"add_generation_prompt": True, "tokenize": True, "return_dict": True, "return_tensors": "pt"}',
             f"inputs = processor.apply_chat_template([{system_turn}{{'role': 'user', 'content': parts}}], **options)",

@@ -33,6 +33,7 @@ class Predictor:
         dtype: Literal["float32", "bfloat16"] = "float32",
         device: str | torch.device = "cpu",
         coordinates: Coordinates | None = None,
+        coordinate_decimals: int | None = None,
     ) -> None:
         """Load the checkpoint.
 
@@ -42,12 +43,13 @@ class Predictor:
             dtype: dtype of the computation.
             device: device of the model.
             coordinates: coordinate system of the boxes in answers, as in `Policy`; default: that of the model's family.
+            coordinate_decimals: decimals of these coordinates, as in `Policy`; default: 3 in unit, else 0.
 
         Raises:
             ConfigurationError: the checkpoint can't be loaded.
         """
         self.task = task
-        self.policy = Policy(checkpoint, dtype=dtype, coordinates=coordinates)
+        self.policy = Policy(checkpoint, dtype=dtype, coordinates=coordinates, coordinate_decimals=coordinate_decimals)
         self.policy.load(keep_reference=False)
         self.policy.requires_grad_(False).to(device)
         self.encoder, self.engine = self.policy.encoder(task), TransformersEngine()

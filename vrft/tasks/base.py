@@ -8,12 +8,13 @@ from functools import partial
 from typing import Any, ClassVar
 
 from vrft.answers import split_blocks
+from vrft.boxes import in_frame
 from vrft.errors import ConfigurationError
 from vrft.rewards import Format, Reward
 from vrft.types import Answer, Detection, Frame, Question, Target
 from vrft.utils.own_code import check_overrides, noted, question_note
 
-TEMPLATE_FIELDS = ("query", "width", "height", "numbers")
+TEMPLATE_FIELDS = ("query", "width", "height", "numbers", "confidence")
 
 WITH_REASONING = " Reason first, then answer, in exactly this form:\n<think>your reasoning</think>"
 WITHOUT_REASONING = " Give the answer alone, in exactly this form:\n"
@@ -29,13 +30,15 @@ class Task(ABC):
     """The question, with `TEMPLATE_FIELDS` in braces."""
     form: ClassVar[str]
     """The form of the answer block, with braces doubled for `str.format`."""
+    confidence_decimals: int = 2
+    """Decimals of confidences in prompts and target texts."""
 
     def __init__(self, template: str | None = None, system: str | None = None, reasoning: bool = True) -> None:
         """Set the prompt.
 
         Args:
-            template: text of the user turn; {query}, {width}, {height} and {numbers} are filled in. Default: the
-                task's own question and the form of its answer.
+            template: text of the user turn; {query}, {width}, {height}, {numbers} and {confidence} are filled in.
+                Default: the task's own question and the form of its answer.
             system: text of the system turn; default: none.
             reasoning: ask for reasoning before the answer. If false, the format is the answer block alone.
         """
@@ -56,13 +59,30 @@ class Task(ABC):
 
     def question(self, sample: Question, frame: Frame) -> str:
         """Return the text of the user turn."""
-        numbers = f"numbers with {frame.decimals} decimals" if frame.decimals else "integers"
-        return self.template.format(query=sample.query, width=frame.width, height=frame.height, numbers=numbers)
+        return self.template.format(query=sample.query, **self.fields(frame))
+
+    def fields(self, frame: Frame) -> dict[str, Any]:
+        """Return what fills the template's fields other than the query."""
+        return {
+            "width": frame.width,
+            "height": frame.height,
+            "numbers": numbers_in_words(frame.decimals),
+            "confidence": number_text(0, self.confidence_decimals),
+        }
 
     def target_text(self, sample: Question, frame: Frame) -> str:
         """Return the correct completion: the target of supervised fine-tuning, with the highest reward."""
         answer = f"<answer>{self.answer_text(sample, frame)}</answer>"
         return f"<think>{self.reasoning_text(sample)}</think>{answer}" if self.reasoning else answer
+
+    def scored_target(self, sample: Question, frame: Frame) -> Target:
+        """Return the target that rewards compare answers with: boxes are rounded to the frame, as in the target text.
+
+        The correct answer thus overlaps with it by 1, however small the object. Evaluators use the target itself.
+        """
+        if isinstance(sample.target, str):
+            return sample.target
+        return tuple(true._replace(box=in_frame(true.box, sample.size, frame)) for true in sample.target)
 
     def answer_text(self, sample: Question, frame: Frame) -> str:
         """Return the content of the correct answer block."""
@@ -109,6 +129,26 @@ class Task(ABC):
         return {"format": Format()}
 
 
+def numbers_in_words(decimals: int) -> str:
+    """Return what a prompt calls coordinates with a number of decimals.
+
+    >>> numbers_in_words(0), numbers_in_words(1), numbers_in_words(3)
+    ('integers', 'numbers with 1 decimal', 'numbers with 3 decimals')
+    """
+    if not decimals:
+        return "integers"
+    return f"numbers with {decimals} decimal{'s' if decimals > 1 else ''}"
+
+
+def number_text(value: float, decimals: int) -> str:
+    """Return a number as target texts write it, with exactly as many decimals as the prompt asks for.
+
+    >>> number_text(1, 2), number_text(12.0, 0)
+    ('1.00', '12')
+    """
+    return f"{value:.{decimals}f}"
+
+
 def _check_fields(template: str) -> None:
     try:
         fields = [(name, spec or conversion) for _, name, spec, conversion in string.Formatter().parse(template)]
@@ -117,6 +157,6 @@ def _check_fields(template: str) -> None:
     for name, form in fields:
         if name is not None and (name not in TEMPLATE_FIELDS or form):
             raise ConfigurationError(
-                f"task.template: {{{name}}} can't be filled in; expected plain {{query}}, {{width}}, {{height}} or "
-                "{numbers}, and {{ and }} for literal braces"
+                f"task.template: {{{name}}} can't be filled in; expected plain {{query}}, {{width}}, {{height}}, "
+                "{numbers} or {confidence}, and {{ and }} for literal braces"
             )

@@ -8,12 +8,14 @@ from collections.abc import Sequence
 from vrft.answers import NO_OBJECTS, Item, normalise_label, read_boxes
 from vrft.boxes import Box, from_frame, to_frame
 from vrft.rewards import DetectionConfidence, DetectionIoU, Reward
-from vrft.tasks.base import Task
+from vrft.tasks.base import Task, number_text
 from vrft.types import Detection, Frame, Question
+from vrft.utils.bounds import Decimals
 
 COORDINATES = (
     " Give each one as a box [x1, y1, x2, y2] in {numbers}, with x from 0 (left) to {width} (right) and y from 0 (top) "
-    "to {height} (bottom), and your confidence from 0 to 1 with two decimals. If there are none, answer No Objects."
+    "to {height} (bottom), and your confidence from 0 to 1 in the form {confidence}. If there are none, answer No "
+    "Objects."
 )
 
 
@@ -24,12 +26,35 @@ class DetectionTask(Task):
     """
 
     prompt = "Find all objects of the category '{query}' in the image." + COORDINATES
-    form = "[{{'Position': [x1, y1, x2, y2], 'Confidence': 0.00}}]"
+    form = "[{{'Position': [x1, y1, x2, y2], 'Confidence': {confidence}}}]"
+
+    def __init__(
+        self,
+        template: str | None = None,
+        system: str | None = None,
+        reasoning: bool = True,
+        confidence_decimals: Decimals = 2,
+    ) -> None:
+        """Set the prompt.
+
+        Args:
+            template: text of the user turn; {query}, {width}, {height}, {numbers} and {confidence} are filled in.
+                Default: the task's own question and the form of its answer.
+            system: text of the system turn; default: none.
+            reasoning: ask for reasoning before the answer. If false, the format is the answer block alone.
+            confidence_decimals: decimals of confidences in the prompt and in target texts.
+        """
+        super().__init__(template, system, reasoning)
+        self.confidence_decimals = confidence_decimals
 
     def answer_text(self, sample: Question, frame: Frame) -> str:
+        return self.target_boxes(sample, frame)
+
+    def target_boxes(self, sample: Question, frame: Frame, labels: Sequence[str] = ()) -> str:
+        """Format the boxes of a target, with labels if given."""
         assert isinstance(sample.target, tuple)
         boxes = [to_frame(true.box, sample.size, frame) for true in sample.target]
-        return boxes_text(boxes, [1.0] * len(boxes))
+        return boxes_text(boxes, [1.0] * len(boxes), labels, frame.decimals, self.confidence_decimals)
 
     def reasoning_text(self, sample: Question) -> str:
         return f"{len(sample.target)} {sample.query}"
@@ -67,12 +92,11 @@ class MultiCategoryDetectionTask(DetectionTask):
     """
 
     prompt = "Find all objects of these categories in the image: {query}." + COORDINATES
-    form = "[{{'Label': 'category', 'Position': [x1, y1, x2, y2], 'Confidence': 0.00}}]"
+    form = "[{{'Label': 'category', 'Position': [x1, y1, x2, y2], 'Confidence': {confidence}}}]"
 
     def answer_text(self, sample: Question, frame: Frame) -> str:
         assert isinstance(sample.target, tuple)
-        boxes = [to_frame(true.box, sample.size, frame) for true in sample.target]
-        return boxes_text(boxes, [1.0] * len(boxes), [true.label for true in sample.target])
+        return self.target_boxes(sample, frame, [true.label for true in sample.target])
 
     def reasoning_text(self, sample: Question) -> str:
         return f"{len(sample.target)} objects"
@@ -86,19 +110,26 @@ class MultiCategoryDetectionTask(DetectionTask):
         ]
 
 
-def boxes_text(boxes: Sequence[Box], confidences: Sequence[float], labels: Sequence[str] = ()) -> str:
-    """Format boxes as in the paper, with labels if given.
+def boxes_text(
+    boxes: Sequence[Box],
+    confidences: Sequence[float],
+    labels: Sequence[str] = (),
+    decimals: int = 0,
+    confidence_decimals: int = 2,
+) -> str:
+    """Format boxes as in the paper, with labels if given. Every number has exactly its number of decimals.
 
     >>> boxes_text([(0, 10, 500, 1000)], [0.9])
-    "[{'Position': [0, 10, 500, 1000], 'Confidence': 0.9}]"
-    >>> boxes_text([(0, 10, 500, 1000)], [1.0], ["cat"])
-    "[{'Label': 'cat', 'Position': [0, 10, 500, 1000], 'Confidence': 1.0}]"
+    "[{'Position': [0, 10, 500, 1000], 'Confidence': 0.90}]"
+    >>> boxes_text([(0, 0.5, 0.25, 1)], [1.0], ["cat"], decimals=3, confidence_decimals=1)
+    "[{'Label': 'cat', 'Position': [0.000, 0.500, 0.250, 1.000], 'Confidence': 1.0}]"
     """
     if not boxes:
         return NO_OBJECTS
     named = [f"'Label': {_quoted(label)}, " for label in labels] or [""] * len(boxes)
     items = (
-        f"{{{name}'Position': {list(box)}, 'Confidence': {round(c, 2)}}}"
+        f"{{{name}'Position': [{', '.join(number_text(v, decimals) for v in box)}], "
+        f"'Confidence': {number_text(c, confidence_decimals)}}}"
         for name, box, c in zip(named, boxes, confidences, strict=True)
     )
     return f"[{', '.join(items)}]"

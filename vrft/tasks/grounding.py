@@ -6,7 +6,7 @@ from vrft.answers import Item, read_boxes
 from vrft.boxes import from_frame, to_frame
 from vrft.errors import ConfigurationError
 from vrft.rewards import GroundingIoU, Reward
-from vrft.tasks.base import Task
+from vrft.tasks.base import Task, number_text
 from vrft.types import Detection, Frame, Question
 
 
@@ -22,7 +22,8 @@ class GroundingTask(Task):
     def answer_text(self, sample: Question, frame: Frame) -> str:
         if not isinstance(sample.target, tuple) or len(sample.target) != 1:
             raise ConfigurationError(f"task: GroundingTask expects one target box, got {sample.target!r:.200}")
-        x0, y0, x1, y1 = to_frame(sample.target[0].box, sample.size, frame)
+        box = to_frame(sample.target[0].box, sample.size, frame)
+        x0, y0, x1, y1 = (number_text(v, frame.decimals) for v in box)
         return f"({x0},{y0}),({x1},{y1})"
 
     def reasoning_text(self, sample: Question) -> str:

@@ -32,7 +32,7 @@ from vrft.training.lightning_internals import logged_step
 from vrft.training.optimization import Optimization, OptimizerStep
 from vrft.training.progress_bar import phase
 from vrft.training.rollouts import Generation, rollouts_for
-from vrft.training.scoring import HeldOutMeans, models_of, parse_completions, score_answers
+from vrft.training.scoring import HeldOutMeans, models_of, parse_completions, score_answers, scored_samples
 from vrft.training.step_state import StepState
 from vrft.training.strategies import parallelism_of
 from vrft.types import Answer, PromptBatch, Sample
@@ -177,7 +177,7 @@ class VisionModule(LightningModule):
         warn_of_replaced_images(batch)
         answers = self.test_answers(batch) if self.trainer.testing else self.predict_step(batch, batch_idx)
         data = data_of(self.trainer)
-        pairs = zip(answers, batch.samples, strict=True)
+        pairs = zip(answers, scored_samples(self.task, batch), strict=True)
         owned = [(answer, sample) for answer, sample in pairs if data.is_owned_by_rank(sample)]
         scores, total = self.score([answer for answer, _ in owned], [sample for _, sample in owned])
         self.held_out_means.add({"reward": total} | {f"reward/{name}": values for name, values in scores.items()})
@@ -188,7 +188,7 @@ class VisionModule(LightningModule):
     test_step = validation_step  # type: ignore[assignment]
 
     def score(self, answers: Sequence[Answer], samples: Sequence[Sample]) -> tuple[dict[str, Tensor], Tensor]:
-        """Return each reward's scores (N,) and their weighted sum (N,), see `score_answers`."""
+        """Return each reward's scores (N,) and their weighted sum (N,), see `score_answers` and `scored_samples`."""
         return score_answers(self.rewards, answers, samples, self.device)
 
     def test_answers(self, batch: PromptBatch) -> list[Answer]:
@@ -200,7 +200,9 @@ class VisionModule(LightningModule):
         checkpoint = self.trainer.ckpt_path
         weights = [self.policy.checkpoint, checkpoint and [str(checkpoint), Path(checkpoint).stat().st_mtime]]
         asked = {"weights": weights, "task": type(self.task).__name__, "template": self.task.template}
-        limits = {"length": self.max_completion_length, "coordinates": self.encoder.coordinates}
+        encoder = self.encoder
+        limits: dict[str, Any] = {"length": self.max_completion_length, "coordinates": encoder.coordinates}
+        limits |= {"decimals": encoder.decimals, "confidence": self.task.confidence_decimals}
         folder = RunDir.of(self.trainer).answer_log(Path(checkpoint).stem if checkpoint else "base")
         self.answer_log = AnswerLog(folder, self.global_rank, asked | limits)
 

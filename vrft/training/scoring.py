@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 
 import torch
 import torch.distributed as dist
@@ -18,13 +19,19 @@ def parse_completions(task: Task, texts: Sequence[str], batch: PromptBatch) -> t
     """Parse N completions of P prompts.
 
     Returns:
-        The N answers, and the N samples that they answer.
+        The N answers, and the N samples to score them by.
     """
     group = len(texts) // len(batch.samples)
-    prompts = zip(batch.samples, batch.frames, strict=True)
+    prompts = zip(scored_samples(task, batch), batch.frames, strict=True)
     pairs = [(sample, frame) for sample, frame in prompts for _ in range(group)]
     answers = [task.parse(text, sample, frame) for text, (sample, frame) in zip(texts, pairs, strict=True)]
     return answers, [sample for sample, _ in pairs]
+
+
+def scored_samples(task: Task, batch: PromptBatch) -> list[Sample]:
+    """Return the P samples as rewards see them, see `Task.scored_target`."""
+    pairs = zip(batch.samples, batch.frames, strict=True)
+    return [replace(sample, target=task.scored_target(sample, frame)) for sample, frame in pairs]
 
 
 def score_answers(

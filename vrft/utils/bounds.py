@@ -27,10 +27,16 @@ class Finite(Number):
 
 
 if TYPE_CHECKING:  # `Annotated` would say it, but jsonargparse drops it where annotations are postponed
+    Decimals = int
     Fraction = float
     NonNegative = float
     Seed = int
 else:
+
+    class Decimals(Number):
+        """Number of decimals."""
+
+        base, lowest, highest = int, 0, 6
 
     class Fraction(Number):
         """From 0 to 1."""

@@ -1,0 +1,80 @@
+"""Objects that coordinates are too coarse for, against boxes parsed from target texts."""
+
+from __future__ import annotations
+
+import math
+import random
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from vrft.boxes import iou_matrix, with_decimals
+from vrft.data.record import Record
+from vrft.doctor.precision import EVALUATION_IOU, Threshold, failures, remedy, thresholds
+from vrft.errors import ConfigurationError
+from vrft.policy.processor import Encoder
+from vrft.rewards import DetectionF1, DetectionGIoU, DetectionIoU, Format
+from vrft.tasks import DetectionTask
+from vrft.types import Detection, Frame
+
+SIZE = (4000, 3000)
+FRAMES = [Frame(1000, 1000), Frame(1008, 756), Frame(1, 1, 3), Frame(1000, 1000, 1)]
+
+
+def record(*boxes: tuple[float, float, float, float]) -> Record:
+    return Record(None, "x.json: image 7", 7, "car", tuple(Detection(box, "car") for box in boxes), SIZE)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("frame", FRAMES, ids=str)
+def test_an_object_fails_if_its_parsed_target_text_does_not_exceed_the_threshold(frame: Frame) -> None:
+    task, rng, failed = DetectionTask(), random.Random(0), 0
+    for least in (0.5, 0.75):
+        limits = [Threshold("iou", iou_matrix, least)]
+        for _ in range(150):
+            x, y, w, h = rng.uniform(0, 3900), rng.uniform(0, 2900), rng.uniform(0.5, 40), rng.uniform(0.5, 40)
+            one = record((x, y, x + w, y + h))
+            value = task.parse(task.target_text(one, frame), one, frame).value
+            assert isinstance(value, tuple)
+            overlap = iou_matrix([value[0].box], [one.target[0].box])[0, 0]  # type: ignore[union-attr]
+            found = list(failures(task, one, frame, limits))
+            assert [failure.overlap for failure in found] == ([overlap] if overlap <= least else [])
+            failed += len(found)
+    assert 0 < failed < 300
+
+
+def test_the_remedy_is_the_fewest_decimals_that_suffice() -> None:
+    task, limits = DetectionTask(), [Threshold("iou", iou_matrix, 0.5)]
+    some = record((1001, 2001, 1003, 2003), (10, 10, 400, 400), (5.03, 5.03, 5.22, 5.24))
+    found = list(failures(task, some, Frame(1000, 1000), limits))
+    assert [failure.place for failure in found] == ["object 1 of 3", "object 3 of 3"]
+    said = remedy(task, found, limits)
+    decimals = int(said.partition("coordinate_decimals=")[2][0])
+    frames = [with_decimals(Frame(1000, 1000), n) for n in range(decimals + 1)]
+    assert [not list(failures(task, some, frame, limits)) for frame in frames] == [*[False] * decimals, True]
+    point = list(failures(task, record((5, 5, 5, 5)), Frame(1000, 1000), limits))
+    assert remedy(task, point, limits) == "leave them out"
+
+
+def test_the_thresholds_are_those_of_rewards_and_of_evaluation() -> None:
+    rewards = {"iou": DetectionIoU(threshold=0.75), "f1": DetectionF1(), "giou": DetectionGIoU(), "format": Format()}
+    module: Any = SimpleNamespace(rewards=rewards)
+    found = thresholds(module)
+    assert [(limit.name, limit.value) for limit in found[:3]] == [
+        ("model.rewards.iou", 0.75),
+        ("model.rewards.f1", 0.5),
+        ("model.rewards.giou", 0.0),
+    ]
+    assert found[3].name == "evaluation"
+    assert math.nextafter(found[3].value, 1) == EVALUATION_IOU  # an IoU of 0.5 counts in evaluation, not in rewards
+    half = record((0, 0, 4, 1.5))  # its nearest box is 4 x 3 pixels
+    assert list(failures(DetectionTask(), half, Frame(1000, 1000), found[3:])) == []
+    assert len(list(failures(DetectionTask(), half, Frame(1000, 1000), found[1:2]))) == 1
+
+
+def test_the_decimals_of_coordinates_can_be_set() -> None:
+    assert Encoder(None, DetectionTask(), "thousandths", 1).frame_of_size(SIZE) == Frame(1000, 1000, 1)
+    assert Encoder(None, DetectionTask(), "unit", 4).frame_of_size(SIZE) == Frame(1, 1, 4)
+    assert Encoder(None, DetectionTask(), "unit").frame_of_size(SIZE) == Frame(1, 1, 3)
+    with pytest.raises(ConfigurationError, match="coordinate_decimals: unit coordinates need at least 1, got 0"):
+        Encoder(None, DetectionTask(), "unit", 0)

@@ -1,0 +1,104 @@
+"""Check for objects that are too small for the coordinates of answers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+from vrft.boxes import Box, Matrix, iou_matrix, with_decimals
+from vrft.data import RecordData, VisionData
+from vrft.data.record import Record
+from vrft.rewards.detection import DetectionReward
+from vrft.tasks import Task
+from vrft.tasks.base import numbers_in_words
+from vrft.training.module import VisionModule
+from vrft.types import Detection, Frame
+
+EVALUATION_IOU = 0.5
+"""The lowest IoU at which evaluators count a box as correct."""
+
+MAX_DECIMALS = 6
+
+
+class Threshold(NamedTuple):
+    """An overlap that the box of an answer has to exceed, and what for."""
+
+    name: str
+    overlap: Callable[[Sequence[Box], Sequence[Box]], Matrix]
+    value: float
+
+
+class Failure(NamedTuple):
+    """An object whose nearest box in the coordinates of answers does not exceed a threshold."""
+
+    record: Record
+    place: str
+    true: Detection
+    frame: Frame
+    overlap: float
+    threshold: Threshold
+
+
+def check_precision(module: VisionModule, data: VisionData) -> Iterator[str]:
+    """Yield the objects whose box, rounded to the coordinates of answers, overlaps with them too little.
+
+    The rounded box earns the full reward, but a threshold of a reward no longer means the object, and evaluators count
+    the box as wrong.
+    """
+    if not isinstance(data, RecordData) or "{width}" not in module.task.prompt + module.task.template:
+        return
+    limits = thresholds(module)
+    for name, records in (("train", data.train_set().records), ("held out", data.val_set().records)):
+        framed = [(record, module.encoder.frame_of_size(record.size)) for record in records]
+        found = [failure for pair in framed for failure in failures(module.task, *pair, limits)]
+        if found:
+            total = sum(len(record.target) for record in records)
+            yield f"{len(found)} of {total} objects ({name}) {describe(found)}; {remedy(module.task, found, limits)}"
+
+
+def thresholds(module: VisionModule) -> list[Threshold]:
+    """Return the thresholds of the rewards and that of evaluation, without repetition."""
+    found = [
+        Threshold(f"model.rewards.{name}", reward.overlap, reward.threshold)
+        for name, reward in module.rewards.items()
+        if isinstance(reward, DetectionReward)
+    ]
+    found.append(Threshold("evaluation", iou_matrix, math.nextafter(EVALUATION_IOU, 0)))
+    return found
+
+
+def failures(task: Task, record: Record, frame: Frame, limits: Sequence[Threshold]) -> Iterator[Failure]:
+    """Yield the objects of a record that do not exceed a threshold after rounding, each once."""
+    true, rounded = record.target, task.scored_target(record, frame)
+    if isinstance(true, str) or isinstance(rounded, str):
+        return
+    boxes = [box.box for box in true], [box.box for box in rounded]
+    overlaps = [limit.overlap(*boxes).diagonal() for limit in limits]
+    for i, box in enumerate(true):
+        for limit, values in zip(limits, overlaps, strict=True):
+            if values[i] <= limit.value:
+                yield Failure(record, f"object {i + 1} of {len(true)}", box, frame, float(values[i]), limit)
+                break
+
+
+def describe(found: Sequence[Failure]) -> str:
+    """Describe objects that are too small, and the worst of them."""
+    worst = min(found, key=lambda failure: failure.overlap)
+    record, frame = worst.record, worst.frame
+    x0, y0, x1, y1 = worst.true.box
+    return (
+        f"are too small for coordinates in {numbers_in_words(frame.decimals)} from 0 to {frame.width} and "
+        f"{frame.height}, e.g. {record.location}: {worst.place}, {worst.true.label!r}, {x1 - x0:.4g} x {y1 - y0:.4g} "
+        f"pixels at {x0:.6g}, {y0:.6g} of {record.size[0]} x {record.size[1]}: the nearest box overlaps with it by "
+        f"{worst.overlap:.2f}, and {worst.threshold.name} needs more than {worst.threshold.value:.2g}"
+    )
+
+
+def remedy(task: Task, found: Sequence[Failure], limits: Sequence[Threshold]) -> str:
+    """Return the fewest decimals that suffice for all the objects."""
+    for decimals in range(found[0].frame.decimals + 1, MAX_DECIMALS + 1):
+        framed = {id(one.record): (one.record, with_decimals(one.frame, decimals)) for one in found}
+        if not any(True for pair in framed.values() for _ in failures(task, *pair, limits)):
+            return f"set model.policy.coordinate_decimals={decimals}, or leave them out"
+    return "leave them out"
