@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 
 from tests.helpers import formats
 from tests.helpers.data import samples_of
-from vrft.data import YoloData
+from vrft.data import ImageFolderData, YoloData
 from vrft.errors import ConfigurationError
 
 
@@ -52,3 +53,12 @@ def test_missing_images_stop_even_if_bad_records_are_skipped(tmp_path: Path) -> 
         samples_of(YoloData(str(config), shots=1, on_bad_record="skip"), tmp_path)
     with pytest.raises(ConfigurationError, match=r"no train records; expected at least one; 4 bad records are skipped"):
         samples_of(YoloData(str(config), on_missing_image="skip"), tmp_path)
+
+
+@pytest.mark.parametrize(("one", "other"), [("dog", "Dog"), ("hot dog", "hotdog "), ("caf\u00e9", "cafe\u0301")])
+def test_names_that_differ_in_form_alone_are_named(one: str, other: str, tmp_path: Path) -> None:
+    for i, (part, name) in enumerate([("train", one), ("train", "cat"), ("val", other)]):
+        formats.save(formats.scenes("train", 3)[i][0], tmp_path / "x" / part / name / f"{i}.png")
+    said = re.escape(f"1 pairs of names differ only in case, blanks or Unicode form, e.g. {one!r} and {other!r}")
+    with pytest.warns(UserWarning, match=said):
+        samples_of(ImageFolderData(str(tmp_path / "x")), tmp_path)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+import unicodedata
+from collections.abc import Hashable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from vrft.answers import MAX_BOXES
 from vrft.data.bad_records import BadRecords
 from vrft.data.image_folders import ImageFolders
 from vrft.data.images import BadImage, Convention, Header, MissingImage, check_header
-from vrft.data.record import UNKNOWN_SIZE, Record, image_key
+from vrft.data.record import UNKNOWN_SIZE, Record, category, image_key
 from vrft.errors import ConfigurationError
 from vrft.types import Detection
 from vrft.utils.distributed import is_rank_zero
@@ -184,7 +185,22 @@ def settle_orientation(
 
 def warn_about_shared_images(used: Sequence[Record], others: Sequence[Record], name: str, use: str) -> None:
     """Warn if images of `others`, which `name` describes, are among those of `used`; `use`: what those are for."""
-    files = {record.image for record in used if isinstance(record.image, Path)}
-    shared = [record.image for record in others if record.image in files]
+    keys = {image_key(record) for record in used}
+    shared = [record.image for record in others if image_key(record) in keys]
     if shared:
         rank_zero_warn(f"data: {len(shared)} {name} records have an image of the {use} data, e.g. {shared[0]}")
+
+
+def warn_about_similar_names(records: Iterable[Record]) -> None:
+    """Warn if names of categories or classes are the same but for case, blanks and the form of their characters."""
+    names: dict[str, str] = {}
+    similar = []
+    for name in dict.fromkeys(map(category, records)):
+        other = names.setdefault(unicodedata.normalize("NFKC", "".join(name.split())).casefold(), name)
+        if other != name:
+            similar.append(f"{other!r} and {name!r}")
+    if similar:
+        rank_zero_warn(
+            f"data: {len(similar)} pairs of names differ only in case, blanks or Unicode form, e.g. {similar[0]}; "
+            "rename one of each if they mean the same"
+        )

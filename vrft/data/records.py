@@ -27,6 +27,7 @@ from vrft.data.record_checks import (
     limit_targets,
     settle_orientation,
     warn_about_shared_images,
+    warn_about_similar_names,
     warn_of_targets_over_limit,
 )
 from vrft.data.record_set import RecordSet
@@ -35,6 +36,9 @@ from vrft.run_dir import RunDir
 from vrft.types import Id
 from vrft.utils.bounds import Fraction, Seed
 from vrft.utils.own_code import check_overrides
+
+NAMES = ("categories", "classes")
+"""Values of `RecordData.noun` for targets that are names."""
 
 
 class RecordData(VisionData):
@@ -226,6 +230,8 @@ class RecordData(VisionData):
             train = limit_targets(self._checked(train, all_train, "train", bad_records), self.too_many_boxes)
             warn_about_shared_images(train, val, "held-out", "training")
             self._look_at_test_split(train, val)
+            if self.noun in NAMES:
+                warn_about_similar_names([*train, *val])
         val = self._checked(val, all_val, "train" if inner else "val", bad_records)
         self._report(bad_records, replace_list=replace_list)
         if needs_train:

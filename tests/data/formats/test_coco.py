@@ -81,13 +81,24 @@ def test_lvis_negatives_are_categories_annotated_as_absent(tmp_path: Path) -> No
         ({"annotations": None}, "not a COCO or LVIS instances file"),
         ({"categories": [{"id": 1}]}, "categories[0].name: expected text, got None"),
         ({"categories": [{"id": 1, "name": "a"}] * 2}, "categories[1].id: 1 appears twice, as 'a' and 'a'"),
+        ({"categories": [{"id": 1, "name": " "}]}, "categories[0].name: expected text, got ' '"),
         ({"annotations": []}, "no train records; expected at least one"),
+        (
+            {"annotations": [BOX | {"bbox": [0.1, 0.2, 0.3, 0.8]}]},
+            "no coordinate is above 1; expected pixels",
+        ),
     ],
 )
 def test_a_bad_file_is_an_error(changes: dict[str, Any], said: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError) as caught:
         samples_of(coco_data(tmp_path, changes, on_bad_record="skip"), tmp_path)
     assert said in str(caught.value)
+
+
+def test_entries_that_share_a_file_are_named(tmp_path: Path) -> None:
+    changes = {"images": [IMAGE, OTHER | {"file_name": IMAGE["file_name"]}], "annotations": [BOX, GOOD]}
+    with pytest.warns(UserWarning, match=r"1 files have several entries of images, e\.g\. 'a\.png'; the boxes of one"):
+        samples_of(coco_data(tmp_path, changes), tmp_path)
 
 
 @pytest.mark.parametrize(

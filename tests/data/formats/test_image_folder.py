@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from tests.helpers import formats
 from tests.helpers.coco import coco
-from tests.helpers.data import samples_of
+from tests.helpers.data import said_of, samples_of
 from vrft.data import CocoData, CsvData, DigitsData, ImageFolderData
 from vrft.errors import ConfigurationError
 
@@ -31,6 +32,15 @@ def test_missing_folder_is_named_at_once(tmp_path: Path) -> None:
         CocoData(file, str(tmp_path), file, str(tmp_path / "none"))
     with pytest.raises(ConfigurationError, match=r"data\.root"):
         ImageFolderData(str(tmp_path))
+
+
+def test_an_image_has_one_line_in_a_table(tmp_path: Path) -> None:
+    picture = formats.scenes("train", 1)[0][0]
+    (tmp_path / "x.csv").write_text("image,label\na.png,cat\nb.png,dog\na.png,dog\n")
+    for name in "ab":
+        formats.save(picture, tmp_path / f"{name}.png")
+    said = said_of(lambda **more: CsvData(str(tmp_path / "x.csv"), val_fraction=0.5, **more), tmp_path)
+    assert said == f"{tmp_path / 'x.csv'}: line 4: a.png is also in line 2\n"
 
 
 def test_digits_become_an_image_folder(tmp_path: Path) -> None:

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from vrft.data.bad_records import BadRecords
 from vrft.data.categories import ANNOTATED, CategoryData
-from vrft.data.files import UTF8, brief, require_file, require_folder
+from vrft.data.files import UTF8, brief, is_text, require_file, require_folder
 from vrft.data.formats.coco_entries import (
     EXPECTED,
     AnnotationEntry,
@@ -23,6 +23,7 @@ from vrft.data.formats.coco_entries import (
     box_reason,
     clip,
     empty_parents,
+    file_of,
     image_reason,
     read_instances,
     read_parts,
@@ -204,7 +205,7 @@ class Instances:
             location = f"{self.path}: categories[{i}]"
             if not is_json_id(entry.id):
                 raise ConfigurationError(f"{location}.id: expected a whole number or text, got {brief(entry.id)}")
-            if not isinstance(entry.name, str):
+            if not is_text(entry.name):
                 raise ConfigurationError(f"{location}.name: expected text, got {brief(entry.name)}")
             if entry.id in names:
                 raise ConfigurationError(
@@ -224,6 +225,12 @@ class Instances:
             else:
                 self.bad_records.add(f"{self.path}: images[{i}] (id {entry.id!r})", reason)
         self.known_ids = seen
+        files = Counter(file_of(entry) for entry in images.values())
+        if shared := [name for name, count in files.items() if count > 1]:
+            rank_zero_warn(
+                f"{self.path}: {len(shared)} files have several entries of images, e.g. {shared[0]!r}; the boxes of "
+                "one entry are no targets of the others"
+            )
         return images
 
     def _read_boxes(self, entries: Sequence[AnnotationEntry]) -> None:
@@ -247,6 +254,11 @@ class Instances:
             self.boxes.pop(image_id, None)
         if crowds:
             rank_zero_info(f"{self.path}: {crowds} crowd regions are ignored")
+        boxes = [box.box for by_name in self.boxes.values() for found in by_name.values() for box in found]
+        if boxes and max(map(max, boxes)) <= 1 and any(value % 1 for box in boxes for value in box):
+            raise ConfigurationError(
+                f"{self.path}: no coordinate is above 1; expected pixels, not fractions of the image"
+            )
 
     def _reason(self, entry: AnnotationEntry) -> str | None:
         """Return why an annotation is invalid, or None if it is valid. Ids of annotations may be equal."""

@@ -96,13 +96,19 @@ def empty_parents(content: InstancesFile) -> set[str]:
     return found
 
 
+def file_of(entry: ImageEntry) -> str | None:
+    """Return the name or the address of an image's file; None if it has none."""
+    name = entry.file_name or entry.coco_url
+    return name if isinstance(name, str) else None
+
+
 def image_reason(entry: ImageEntry, seen: Counter[Id]) -> str | None:
     """Return why an image is invalid, or None if it is valid. `seen`: how often each id appears."""
     if not is_json_id(entry.id):
         return f"id: expected a whole number or text, got {brief(entry.id)}"
     if seen[entry.id] > 1:
         return f"the id appears {seen[entry.id]} times"
-    if not isinstance(entry.file_name or entry.coco_url, str):
+    if file_of(entry) is None:
         return f"expected a file_name, got {entry.file_name!r}"
     if not all(is_number(side) and side > 0 and side == int(side) for side in (entry.width, entry.height)):
         return f"expected width and height, got {entry.width!r} and {entry.height!r}"

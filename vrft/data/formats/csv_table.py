@@ -60,14 +60,17 @@ class CsvData(RecordData):
 
     def records(self, split: Split, bad_records: BadRecords) -> list[Record]:
         path = self.files[split]
-        files, locations = [], []
+        files: list[tuple[Path, str]] = []
+        locations: dict[str, str] = {}
         for location, (image, label) in read_rows(path, self.encoding, self.columns, bad_records):
-            if is_file_name(image) and label:
-                files.append((path.parent / image, label))
-                locations.append(location)
-            else:
+            if not is_file_name(image) or not label:
                 bad_records.add(location, f"expected an image and a label, got {image!r} and {label!r}")
-        return labelled_records(files, locations)
+            elif image in locations:
+                bad_records.add(location, f"{image} is also in {locations[image].removeprefix(f'{path}: ')}")
+            else:
+                files.append((path.parent / image, label))
+                locations[image] = location
+        return labelled_records(files, [*locations.values()])
 
 
 def read_rows(

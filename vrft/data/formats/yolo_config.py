@@ -154,7 +154,7 @@ def read_names(content: dict[Any, Any]) -> dict[int, str]:
             )
         if number in found:
             raise ValueError(f"names: class {number} has two names, {found[number]!r} and {name!r}")
-        found[number] = name
+        found[number] = name.strip()
     count = content.get("nc")
     if count is not None and count != len(found):
         raise ValueError(f"nc: {brief(count)} classes, but there are {len(found)} names")
