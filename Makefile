@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: bench-env browser check fuzz install quickstart test tiny-policies vllm-env
+.PHONY: bench-env browser check fuzz install quickstart standin test tiny-policies vllm-env
 
 install: .venv/installed
 
@@ -28,6 +28,15 @@ test: install browser
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
+
+# Tests on a stand-in for a GPU: skipped without g++ and Python's headers, unless VRFT_STANDIN=required.
+standin: install
+	@if command -v g++ >/dev/null \
+	  && test -f "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("include"))')/Python.h"; then \
+	  $(BIN)/python -m tests.standin.build \
+	  && $(BIN)/python -m pytest -p tests.standin.device -n 2 tests/standin; \
+	elif test "$$VRFT_STANDIN" = required; then echo "make standin needs g++ and Python's headers"; exit 1; \
+	else echo "no g++ and Python's headers: the tests on a stand-in for a GPU are skipped"; fi
 
 # A million broken inputs for the readers of foreign texts and files.
 fuzz: install

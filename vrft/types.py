@@ -88,6 +88,11 @@ class PromptBatch:
     frames: list[Frame]
     inputs: list[dict[str, Any]]  # P times input_ids, attention_mask (1, L) and the images
 
+    def pin_memory(self) -> PromptBatch:
+        """Return the prompts in page-locked memory, which is copied to a GPU while it computes."""
+        inputs = [{key: value.pin_memory() for key, value in prompt.items()} for prompt in self.inputs]
+        return PromptBatch(self.samples, self.frames, inputs)
+
     def select(self, prompts: Sequence[int]) -> PromptBatch:
         """Return some of the prompts."""
         return PromptBatch(

@@ -11,17 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention.bias import CausalBias
 
+from tests.helpers.gpu import OnGPU
 from vrft.policy import shared_prefix
 from vrft.policy.packed_attention import Completions, PackedLayout
 
 PROMPT, GROUP, HEADS, KEY_HEADS, WIDTH = 6, 3, 4, 2, 8
-
-
-class OnGPU(Tensor):
-    """A tensor of the CPU that says it is on a GPU."""
-
-    device = property(lambda self: torch.device("cuda"))  # type: ignore[assignment]
-    is_cuda = True  # type: ignore[assignment]
 
 
 @pytest.fixture(autouse=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,8 @@ class Transcripts(Callback):
             return
         run, group, task = RunDir.of(trainer), scored.reward.shape[1], type(module.task).__name__
         shown = min(len(scored.answers), self.max_prompts * group)
-        rows = [transcript_row(scored, rollout, n) for n in range(shown)]
+        on_cpu = replace(scored, advantages=scored.advantages.cpu())  # a GPU would be waited for with every number
+        rows = [transcript_row(on_cpu, rollout, n) for n in range(shown)]
         samples = scored.samples[: shown // group]
         pictures = [save_thumbnail(sample.image, run.pictures) for sample in samples]
         lines = [

@@ -133,4 +133,10 @@ class VisionData(LightningDataModule):
     def _workers(self) -> dict[str, Any]:
         assert self.trainer is not None
         encoder = module_of(self.trainer).encoder
-        return {"num_workers": self.num_workers, "collate_fn": encoder, "worker_init_fn": ignore_signals}
+        on_gpu = self.trainer.strategy.root_device.type == "cuda"
+        return {
+            "num_workers": self.num_workers,
+            "collate_fn": encoder,
+            "worker_init_fn": ignore_signals,
+            "pin_memory": on_gpu,
+        }

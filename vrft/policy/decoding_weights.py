@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @contextmanager
 def decoding_weights(model: PreTrainedModel, dtype: torch.dtype, device: torch.device) -> Iterator[None]:
-    """Merge adapters and convert the weights of linear layers, in copies.
+    """Merge adapters and convert the weights and biases of linear layers, in copies.
 
     Merging into the weights themselves would change them: subtracting the adapters again rounds.
 
@@ -46,6 +46,8 @@ def merged_weights(model: PreTrainedModel, dtype: torch.dtype, device: torch.dev
             weights[weight] = (weight + module.get_delta_weight("default")).to(dtype)
         elif isinstance(module, nn.Linear) and (on_cpu or module.weight.dtype != dtype):
             weights.setdefault(module.weight, module.weight.to(dtype))
+            if module.bias is not None and module.bias.dtype != dtype:  # autocast would convert it for every token
+                weights[module.bias] = module.bias.to(dtype)
     if on_cpu:  # a CPU multiplies few rows faster by weights in column-major order
-        weights = {weight: value.t().contiguous().t() for weight, value in weights.items()}
+        weights = {weight: value.t().contiguous().t() if value.ndim > 1 else value for weight, value in weights.items()}
     return weights

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from vrft.policy.vlm import Policy
-from vrft.policy.weights import final_dtype, replace_parameters
+from vrft.policy.weights import final_dtype, page_locked, replace_parameters
 
 READER = 0
 """The rank that reads the checkpoint."""
@@ -48,23 +48,23 @@ def replicate(policy: Policy, model: nn.Module, device: torch.device) -> None:
     Args:
         policy: the policy as `read_once` returns it.
         model: its model or its reference.
-        device: device of the exchange, and of the replica unless that is an offloaded reference.
+        device: device of the exchange, and of the replica; the weights of an offloaded reference are in CPU memory.
     """
-    home = torch.device("cpu") if model is policy.reference and policy.offload_reference else device
+    offloaded = model is policy.reference and policy.offload_reference
 
     def replica(parameter: nn.Parameter) -> nn.Parameter:
-        dtype = final_dtype(parameter, policy.dtype)
-        return nn.Parameter(broadcast(parameter.detach(), device, dtype).to(home), parameter.requires_grad)
+        value = broadcast(parameter.detach(), device, final_dtype(parameter, policy.dtype))
+        return nn.Parameter(page_locked(value, device) if offloaded else value, parameter.requires_grad)
 
     replace_parameters(model, replica)
-    replicate_buffers(model, device, home)
+    replicate_buffers(model, device)
 
 
-def replicate_buffers(model: nn.Module, device: torch.device, home: torch.device) -> None:
+def replicate_buffers(model: nn.Module, device: torch.device) -> None:
     """Give each rank the buffers of the first rank's model."""
     for module in model.modules():
         for name, buffer in [*module.named_buffers(recurse=False)]:
-            setattr(module, name, broadcast(buffer, device, buffer.dtype).to(home))
+            setattr(module, name, broadcast(buffer, device, buffer.dtype))
 
 
 def broadcast(tensor: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:

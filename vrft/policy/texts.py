@@ -12,6 +12,7 @@ from vrft.types import Rollout
 
 def completion_texts(tokenizer: Any, ids: Tensor, mask: Tensor, stop_ids: Tensor) -> list[str]:
     """Return texts of completions (N, T) without the end token. Other special tokens are part of the answer."""
+    ids, mask, stop_ids = ids.cpu(), mask.cpu(), stop_ids.cpu()  # on a GPU, each read of a row would wait for it
     kept = mask.bool() & ~torch.isin(ids, stop_ids)
     rows = [row[keep].tolist() for row, keep in zip(ids, kept, strict=True)]
     texts: list[str] = tokenizer.batch_decode(rows, skip_special_tokens=False)
@@ -20,9 +21,9 @@ def completion_texts(tokenizer: Any, ids: Tensor, mask: Tensor, stop_ids: Tensor
 
 def completion_token_texts(tokenizer: Any, rollout: Rollout, stop_ids: Tensor) -> list[tuple[tuple[str, float], ...]]:
     """Return text and log-probability of each completion's tokens, without the end token."""
-    kept = rollout.mask.bool() & ~torch.isin(rollout.ids, stop_ids)
-    rows = zip(rollout.ids, rollout.log_probs, kept, strict=True)
+    ids, log_probs, mask = rollout.ids.cpu(), rollout.log_probs.cpu(), rollout.mask.cpu()
+    kept = mask.bool() & ~torch.isin(ids, stop_ids.cpu())
     return [
-        tuple(zip(map(tokenizer.decode, ids[keep].tolist()), log_probs[keep].tolist(), strict=True))
-        for ids, log_probs, keep in rows
+        tuple(zip(map(tokenizer.decode, row[keep].tolist()), values[keep].tolist(), strict=True))
+        for row, values, keep in zip(ids, log_probs, kept, strict=True)
     ]

@@ -24,7 +24,7 @@ from vrft.policy.prompts import Prompt, prepare_prompts
 from vrft.policy.sharding import done_on_all_ranks, fsdp_modules, full_state_dict, unshard
 from vrft.policy.support import check_supported
 from vrft.policy.texts import completion_texts, completion_token_texts
-from vrft.policy.weights import frozen_copy, own_weights
+from vrft.policy.weights import frozen_copy, own_weights, page_locked, replaced
 from vrft.tasks import Task
 from vrft.types import PromptBatch, Rollout
 from vrft.utils.bounds import Decimals
@@ -100,8 +100,10 @@ class Policy(nn.Module):
     def load(self, keep_reference: bool) -> None:
         """Read the checkpoint. `keep_reference`: keep a frozen copy as the reference; with LoRA none is needed."""
         self.read(keep_reference)
-        for model in self.models:
-            own_weights(model, self.dtype)
+        own_weights(self.models, self.dtype)
+        if self.reference is not None and self.offload_reference:
+            for parameter in self.reference.parameters():
+                parameter.data = page_locked(parameter.data, self.device)
 
     def read(self, keep_reference: bool, values: bool = True) -> None:
         """Build the model as the checkpoint stores it; `vrft.policy.placement` or `load` makes it fit for use.
@@ -135,7 +137,8 @@ class Policy(nn.Module):
         if self.gradient_checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
         if keep_reference and self.lora is None:
-            reference = frozen_copy(model, self.dtype)
+            home = torch.device("cpu") if self.offload_reference and values else None
+            reference = frozen_copy(model, self.dtype, home)
             if self.offload_reference:  # not registered as a submodule, which would move to the GPU with the policy
                 self.__dict__["reference"] = reference
             else:
@@ -153,6 +156,11 @@ class Policy(nn.Module):
     def models(self) -> list[nn.Module]:
         """The model and, if it is a model of its own, the reference."""
         return [self.model] if self.reference is None else [self.model, self.reference]
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the computation."""
+        return self.banned_ids.device
 
     @property
     def tokenizer(self) -> Any:
@@ -191,7 +199,7 @@ class Policy(nn.Module):
         """Return a context that runs forwards in the dtype of the computation."""
         if self.dtype == torch.float32:
             return nullcontext()
-        return torch.autocast(self.banned_ids.device.type, self.dtype)
+        return torch.autocast(self.device.type, self.dtype)
 
     def forward(
         self,
@@ -248,12 +256,12 @@ class Policy(nn.Module):
 
     @contextmanager
     def reference_on_device(self) -> Iterator[None]:
-        """Move an offloaded reference to the GPU, and back to the CPU at the end."""
-        if self.reference is not None and self.offload_reference:
-            self.reference.to(self.banned_ids.device)
+        """Copy an offloaded reference to the policy's device, and drop the copy at the end."""
+        if self.reference is None or not self.offload_reference:
             yield
-            self.reference.to("cpu")
-        else:
+            return
+        tensors = [*self.reference.parameters(), *self.reference.buffers()]
+        with replaced({x: x.data.to(self.device, non_blocking=True) for x in tensors if x.device != self.device}):
             yield
 
     @contextmanager
@@ -278,7 +286,7 @@ class Policy(nn.Module):
                 if self.gather_per_layer:
                     yield self.base
                 else:
-                    with decoding_weights(self.base, self.dtype, self.banned_ids.device):
+                    with decoding_weights(self.base, self.dtype, self.device):
                         yield self.base
         finally:
             self.train(training)
@@ -315,7 +323,7 @@ class Policy(nn.Module):
 
     def all_ranks_done(self, done: bool) -> bool:
         """Return whether decoding may end: with `gather_per_layer`, only once all ranks are done."""
-        return done_on_all_ranks(done, self.banned_ids.device) if self.gather_per_layer else done
+        return done_on_all_ranks(done, self.device) if self.gather_per_layer else done
 
     def trained_weights(self, frozen: bool = False) -> dict[str, Tensor]:
         """Return unsharded copies of the trained weights on the CPU. Ranks that share weights call this together.

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -48,21 +48,36 @@ def final_dtype(parameter: Tensor, dtype: torch.dtype) -> torch.dtype:
 
 
 @torch.no_grad()
-def own_weights(module: nn.Module, dtype: torch.dtype) -> None:
+def own_weights(modules: Iterable[nn.Module], dtype: torch.dtype) -> None:
     """Give each parameter memory of its own, in float32 if it is trained and in `dtype` otherwise.
 
-    On a CPU, weights that were read in their stored dtype are the file itself, mapped to memory: a run would change
-    with the file.
+    A reference in the policy's dtype shares its memory and would be trained with it. On a CPU, weights that were read
+    in their stored dtype are the file itself, mapped to memory: a run would change with the file.
     """
-    for parameter in module.parameters():
-        mapped = parameter.device.type == "cpu"
-        parameter.data = parameter.data.to(final_dtype(parameter, dtype), copy=mapped)
+    used: set[int] = set()
+    for module in modules:
+        for parameter in module.parameters():
+            shared = parameter.device.type == "cpu" or parameter.data_ptr() in used
+            parameter.data = parameter.data.to(final_dtype(parameter, dtype), copy=shared)
+            used.add(parameter.data_ptr())
 
 
-def frozen_copy(model: Model, dtype: torch.dtype) -> Model:
+def frozen_copy(model: Model, dtype: torch.dtype, device: torch.device | None = None) -> Model:
     """Return a copy of a model for inference, with parameters in `dtype`.
 
-    Parameters that have this dtype already share their memory with the original's.
+    Parameters that have this dtype and device already share their memory with the original's.
+
+    Args:
+        model: the model.
+        dtype: dtype of the copy's parameters.
+        device: device of the copy's parameters; buffers stay where they are.
     """
-    memo = {id(p): nn.Parameter(p.detach().to(dtype), requires_grad=False) for p in model.parameters()}
+    parameters = {id(p): p.detach().to(device, dtype) for p in model.parameters()}
+    memo: dict[int, Any] = {key: nn.Parameter(value, requires_grad=False) for key, value in parameters.items()}
     return copy.deepcopy(model, memo).eval()
+
+
+def page_locked(tensor: Tensor, device: torch.device) -> Tensor:
+    """Return a copy in CPU memory, page-locked if it is copied to a GPU again and again."""
+    on_cpu = tensor.cpu()
+    return on_cpu.pin_memory() if device.type == "cuda" else on_cpu

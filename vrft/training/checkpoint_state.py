@@ -65,6 +65,9 @@ def use_configured_settings(
     for group in optimizer.param_groups:
         group.pop("initial_lr", None)
         group.update(optimizer.defaults)
+    if optimizer.defaults.get("fused"):  # without fused kernels, Adam's steps are on the CPU
+        for parameter, state in optimizer.state.items():
+            state["step"] = state["step"].to(parameter.device)
     for config in schedulers:
         assert make_scheduler is not None
         steps = config.scheduler.last_epoch

@@ -20,6 +20,37 @@ def check_settings(**settings: tuple[float, float, float]) -> None:
             raise ConfigurationError(f"model.{name}: expected at least {lowest}{upper}, got {value}")
 
 
+def check_precision(trainer: Trainer) -> None:
+    """Raise ConfigurationError for another `trainer.precision` than float32.
+
+    Lightning would open a context around whole steps that caches casts of weights: those cached in a rollout carry no
+    gradient into the update, and optimizer steps leave them stale.
+    """
+    precision = trainer.precision
+    if precision != "32-true":
+        raise ConfigurationError(
+            f"trainer.precision: expected 32-true, got {precision}; model.policy.dtype is the setting for bfloat16"
+        )
+
+
+BFLOAT16_CAPABILITY = (8, 0)
+"""Compute capability of the first GPUs that compute in bfloat16; on others it is emulated, many times slower."""
+
+
+def check_device(device: torch.device, dtype: torch.dtype) -> None:
+    """Raise ConfigurationError if a device can't compute in a dtype."""
+    if device.type == "mps":
+        raise ConfigurationError("trainer.accelerator: expected cpu or gpu; vrft needs float64, which mps lacks")
+    if device.type != "cuda" or dtype != torch.bfloat16:
+        return
+    capability = torch.cuda.get_device_capability(device)
+    if capability < BFLOAT16_CAPABILITY:
+        raise ConfigurationError(
+            f"model.policy.dtype: {torch.cuda.get_device_name(device)} has compute capability "
+            f"{capability[0]}.{capability[1]} and can't compute in bfloat16, which needs 8.0; expected float32"
+        )
+
+
 def check_prompt_lengths(batch: PromptBatch, max_completion_length: int, max_positions: int) -> None:
     """Raise ConfigurationError for a prompt that leaves no room for a completion in the model's context."""
     for sample, prompt in zip(batch.samples, batch.inputs, strict=True):

@@ -26,10 +26,16 @@ from vrft.tasks import Task
 from vrft.training import checkpoint_state
 from vrft.training.answer_log import AnswerLog
 from vrft.training.cached_answers import cached_answers
-from vrft.training.checks import SharedPromptCheck, check_prompt_lengths, warn_of_replaced_images
+from vrft.training.checks import (
+    SharedPromptCheck,
+    check_device,
+    check_precision,
+    check_prompt_lengths,
+    warn_of_replaced_images,
+)
 from vrft.training.cross_entropy import CrossEntropy
 from vrft.training.lightning_internals import logged_step
-from vrft.training.optimization import Optimization, OptimizerStep
+from vrft.training.optimization import Optimization, OptimizerStep, use_fused_kernels
 from vrft.training.progress_bar import phase
 from vrft.training.rollouts import Generation, rollouts_for
 from vrft.training.scoring import HeldOutMeans, models_of, parse_completions, score_answers, scored_samples
@@ -90,6 +96,8 @@ class VisionModule(LightningModule):
         self.answer_log: AnswerLog | None = None
 
     def configure_model(self) -> None:
+        check_precision(self.trainer)
+        check_device(self.trainer.strategy.root_device, self.policy.dtype)
         if self.policy.processor is None:
             parallelism_of(self.trainer).load(self.policy, self.keep_reference)
             for reward in self.rewards.values():
@@ -121,6 +129,7 @@ class VisionModule(LightningModule):
 
     def configure_optimizers(self) -> Any:
         optimizer = self.optimizer_callable(parameter for parameter in self.parameters() if parameter.requires_grad)
+        use_fused_kernels(optimizer)
         if self.lr_scheduler_callable is None:
             return optimizer
         return {"optimizer": optimizer, "lr_scheduler": self.lr_scheduler_callable(optimizer)}
@@ -166,7 +175,7 @@ class VisionModule(LightningModule):
         check_prompt_lengths(batch, self.max_completion_length, self.policy.max_positions)
         generation = Generation(1, self.max_completion_length, Sampling(greedy=True), self.sampling_key())
         with phase(self.trainer, "decoding", self.max_completion_length) as advance:
-            rollout = self.rollouts.generate(batch, generation, advance)
+            rollout = self.rollouts.generate(self.policy.prepare(batch), generation, advance)
         answers, _ = parse_completions(self.task, rollout.texts, batch)
         for answer, tokens in zip(answers, self.policy.token_texts(rollout), strict=True):
             answer.tokens = tokens

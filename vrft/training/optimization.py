@@ -10,6 +10,7 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor
 from torch.distributed.tensor import DTensor
+from torch.optim import Adam, AdamW, Optimizer
 
 from vrft.policy.processor import MicroBatch
 from vrft.training.step_state import StepState
@@ -19,6 +20,18 @@ from vrft.utils.out_of_memory import free_memory, is_out_of_memory
 Result = TypeVar("Result")
 Split = Callable[[int], list[MicroBatch]]
 """Makes micro-batches of at most the given number of tokens."""
+
+
+def use_fused_kernels(optimizer: Optimizer) -> None:
+    """Let Adam and AdamW on a GPU update all weights in one kernel, unless the config says otherwise.
+
+    Torch's own choice on a GPU, foreach, needs temporary memory as large as the weights.
+    """
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    undecided = optimizer.defaults.get("fused") is None and optimizer.defaults.get("foreach") is None
+    if type(optimizer) in (Adam, AdamW) and undecided and all(parameter.is_cuda for parameter in parameters):
+        for settings in (optimizer.defaults, *optimizer.param_groups):
+            settings["fused"] = True
 
 
 class OptimizerStep(NamedTuple):

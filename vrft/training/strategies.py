@@ -96,7 +96,7 @@ class FSDP2Strategy(ModelParallelStrategy):
         make_root(policy)
         scatter(policy, weights, self.root_device)
         for model in policy.children():
-            replicate_buffers(model, self.root_device, self.root_device)
+            replicate_buffers(model, self.root_device)
 
     def post_backward(self, closure_loss: Tensor) -> None:
         super().post_backward(closure_loss)

@@ -9,6 +9,7 @@ from lightning.pytorch import Callback, Trainer
 
 from vrft.data import VisionData
 from vrft.evaluators.base import evaluators_of
+from vrft.training.checks import check_precision
 from vrft.training.module import VisionModule
 from vrft.utils.distributed import raise_on_all_ranks
 
@@ -58,6 +59,7 @@ class VisionTrainer(Trainer):
         Raises:
             ConfigurationError: something is wrong.
         """
+        check_precision(self)
         self.strategy.connect(model)
         model.trainer = datamodule.trainer = self
         datamodule.prepare_data()

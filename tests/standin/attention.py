@@ -1,0 +1,129 @@
+"""CUDA's attention kernels on the stand-in: each is one launch, and reads and writes its arguments alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.attention.bias as causal_bias
+from torch import Tensor
+
+KERNELS: dict[str, Callable[..., Any]] = {}
+"""Implementations of torch's operators, by name."""
+
+gpu: Any = None
+
+
+@contextmanager
+def one_kernel(name: str, tensors: list[Tensor], flops: int) -> Iterator[None]:
+    """Count what runs inside as one kernel that reads and writes `tensors`."""
+    gpu.quiet(1)
+    try:
+        yield
+    finally:
+        gpu.fused(name, sum(tensor.numel() * tensor.element_size() for tensor in tensors), flops)
+        gpu.quiet(-1)
+
+
+def added_to_scores(q: Tensor, k: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
+    """Return 0 where a query sees a key, otherwise -inf. A causal mask ends at the lower right."""
+    bias = torch.zeros(q.shape[-2], k.shape[-2], device=q.device)
+    if causal:
+        bias.masked_fill_(torch.ones_like(bias).tril(k.shape[-2] - q.shape[-2]) == 0, -torch.inf)
+    if mask is not None:
+        bias = bias.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else bias + mask
+    return bias
+
+
+def probabilities(q: Tensor, k: Tensor, mask: Tensor | None, causal: bool, scale: float | None) -> tuple[Any, Any]:
+    """Return attention probabilities (batch, heads, n, m) and the logarithm of their denominators."""
+    k = k.repeat_interleave(q.shape[1] // k.shape[1], 1)
+    scores = q.float() @ k.float().mT * (scale or q.shape[-1] ** -0.5) + added_to_scores(q, k, mask, causal)
+    return scores.softmax(-1).nan_to_num(0.0), scores.logsumexp(-1)  # a query without keys gets zeros
+
+
+def flops(q: Tensor, k: Tensor, causal: bool) -> int:
+    """Return the operations of the forward; half of the scores are left out of a square causal one."""
+    return 4 * q.numel() * k.shape[2] // (2 if causal and q.shape[2] == k.shape[2] else 1)
+
+
+def forward(q: Tensor, k: Tensor, v: Tensor, mask: Any, causal: bool, scale: float | None) -> tuple[Tensor, Tensor]:
+    with one_kernel("attention", [q, k, v, q], flops(q, k, causal)):
+        p, denominators = probabilities(q, k, mask, causal, scale)
+        values = v.float().repeat_interleave(q.shape[1] // v.shape[1], 1)
+        return (p @ values).to(q.dtype), denominators
+
+
+def backward(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, mask: Any, causal: bool, scale: float | None) -> Any:
+    with one_kernel("attention_backward", [q, k, v, grad, q, k, v, q], flops(q, k, causal) * 5 // 2):
+        groups = q.shape[1] // k.shape[1]
+        p, _ = probabilities(q, k, mask, causal, scale)
+        g, keys = grad.float(), k.float().repeat_interleave(groups, 1)
+        dp = g @ v.float().repeat_interleave(groups, 1).mT
+        ds = p * (dp - (dp * p).sum(-1, keepdim=True)) * (scale or q.shape[-1] ** -0.5)
+        dk, dv = (x.unflatten(1, (-1, groups)).sum(2) for x in (ds.mT @ q.float(), p.mT @ g))
+        return (ds @ keys).to(q.dtype), dk.to(k.dtype), dv.to(v.dtype)
+
+
+def seed(q: Tensor) -> Tensor:
+    return torch.empty(0, dtype=torch.long, device=q.device)
+
+
+def swap(*tensors: Tensor) -> list[Tensor]:
+    return [x.transpose(1, 2) for x in tensors]
+
+
+def kernel(name: str) -> Callable[[Callable[..., Any]], None]:
+    return lambda function: KERNELS.__setitem__(name, function)
+
+
+@kernel("_scaled_dot_product_flash_attention")
+def _(q, k, v, dropout_p=0.0, is_causal=False, return_debug_mask=False, *, scale=None):  # type: ignore
+    out, lse = forward(q, k, v, None, is_causal, scale)
+    return out, lse, None, None, q.shape[2], k.shape[2], seed(q), seed(q), seed(q)
+
+
+@kernel("_scaled_dot_product_flash_attention_backward")
+def _(grad, q, k, v, out, lse, cq, ck, mq, mk, dropout_p, is_causal, s, offset, *, scale=None):  # type: ignore
+    return backward(grad, q, k, v, None, is_causal, scale)
+
+
+@kernel("_scaled_dot_product_efficient_attention")
+def _(q, k, v, bias, compute_lse, dropout_p=0.0, is_causal=False, *, scale=None):  # type: ignore
+    out, lse = forward(q, k, v, bias, is_causal, scale)
+    return out, lse, seed(q), seed(q)
+
+
+@kernel("_scaled_dot_product_efficient_attention_backward")
+def _(grad, q, k, v, bias, out, lse, s, offset, dropout_p, wanted, is_causal=False, *, scale=None):  # type: ignore
+    return *backward(grad, q, k, v, bias, is_causal, scale), None
+
+
+@kernel("_efficient_attention_forward")
+def _(q, k, v, bias, cq, ck, mq, mk, dropout_p, kind, compute_lse=False, *, scale=None, **_):  # type: ignore
+    out, lse = forward(*swap(q, k, v), bias, kind > 0, scale)
+    return out.transpose(1, 2), lse, seed(q), seed(q), q.shape[1], k.shape[1]
+
+
+@kernel("_efficient_attention_backward")
+def _(grad, q, k, v, bias, out, cq, ck, mq, mk, lse, dropout_p, s, o, kind, wanted, *, scale=None, **_):  # type: ignore
+    return *swap(*backward(*swap(grad, q, k, v), bias, kind > 0, scale)), None
+
+
+def register(extension: Any) -> torch.library.Library:
+    """Register flash and memory-efficient attention; keep what is returned."""
+    global gpu
+    gpu = extension
+    library = torch.library.Library("aten", "IMPL")
+    for name, function in KERNELS.items():
+        library.impl(name, function, "CUDA")
+    half = (torch.bfloat16, torch.float16)
+    causal_bias.can_use_flash_attention = lambda p: (
+        p.query.is_cuda and p.query.dtype in half and p.query.shape[-1] <= 256
+    )
+    causal_bias.can_use_efficient_attention = lambda p: (
+        p.query.is_cuda and not (p.enable_gqa and p.query.shape[1] != p.key.shape[1])
+    )
+    return library

@@ -1,0 +1,194 @@
+"""A stand-in for a GPU: gives torch's CPU build a "cuda" device in the CPU's memory, with real numbers.
+
+As on a GPU, tensors of two devices don't mix, reading a tensor of the device is a synchronisation, and none of that may
+happen while a graph is recorded: each raises. Counted by phase: kernels, those recorded in graphs, synchronisations and
+the lines they come from, copies, bytes, FLOPs and peak memory. `gpu.limit(bytes)` makes memory run out.
+
+Not stood in for: streams and races, speed, fragmentation, which attention kernel runs below compute capability 8, NCCL,
+Triton and torch.compile. What passes here can still fail on a GPU; what fails here fails there.
+
+Import this module before torch.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import ctypes
+import importlib.util
+import traceback
+import types
+from collections.abc import Iterator
+from typing import Any
+
+from tests.standin import build
+
+for library in (build.TORCH / "lib/libc10.so", build.TORCH / "lib/libtorch_cpu.so", build.hooks()):
+    ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)  # before torch looks for a GPU
+
+import torch  # noqa: E402
+from torch import Tensor  # noqa: E402
+
+from tests.standin import attention  # noqa: E402
+
+
+def load() -> Any:
+    """Import the extension module, which registers the device."""
+    spec = importlib.util.spec_from_file_location(build.MODULE, build.device())
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+gpu = load()
+kernels = attention.register(gpu)
+
+events: dict[str, collections.Counter[tuple[str, str, str]]] = collections.defaultdict(collections.Counter)
+"""How often each event (kind, operator, where) happened, by phase."""
+phases = ["setup"]
+
+
+def where() -> str:
+    """Return the innermost line of vrft, and the innermost line outside torch that it called."""
+    frames = [f for f in traceback.extract_stack() if "/standin/" not in f.filename and "/torch/" not in f.filename]
+    ours = [f"{f.filename.split('/vrft/')[-1]}:{f.lineno}" for f in frames if "/vrft/" in f.filename]
+    innermost = f"{'/'.join(frames[-1].filename.split('/')[-2:])}:{frames[-1].lineno}" if frames else "backward"
+    return f"{ours[-1] if ours else '-'} < {innermost}"
+
+
+def on_event(kind: str, op: str) -> None:
+    events[phases[-1]][kind, op, where()] += 1
+
+
+gpu.on_event(on_event)
+
+
+@contextlib.contextmanager
+def phase(name: str) -> Iterator[None]:
+    """Count what happens inside under a name."""
+    phases.append(name)
+    gpu.set_phase(name)
+    try:
+        yield
+    finally:
+        phases.pop()
+        gpu.set_phase(phases[-1])
+
+
+class Stream(contextlib.nullcontext[None]):
+    """A stream: everything runs at once and in order."""
+
+    def __init__(self, *_: Any, **__: Any) -> None:
+        super().__init__()
+
+    def wait_stream(self, *_: Any) -> None: ...
+
+    wait_event = synchronize = record_event = wait_stream
+    device = torch.device("cuda", 0)
+
+
+class SelectedDevice(contextlib.nullcontext[None]):
+    """The context of `torch.cuda.device(…)`: there is one GPU."""
+
+    def __init__(self, *_: Any) -> None:
+        super().__init__()
+
+
+class Event:
+    """An event that has happened."""
+
+    def __init__(self, *_: Any, **__: Any) -> None: ...
+
+    def record(self, *_: Any) -> None: ...
+
+    wait = synchronize = record
+
+    def query(self) -> bool:
+        return True
+
+    def elapsed_time(self, _: Event) -> float:
+        return 0.0
+
+
+class CUDAGraph:
+    """The kernels that ran while it was recorded."""
+
+    def __init__(self, *_: Any) -> None:
+        self.graph = gpu.Graph()
+
+    def replay(self) -> None:
+        self.graph.replay()
+
+
+@contextlib.contextmanager
+def recording(graph: CUDAGraph, **_: Any) -> Iterator[None]:
+    events[phases[-1]]["record", "graph", where()] += 1
+    graph.graph.begin()
+    try:
+        yield
+    finally:
+        graph.graph.end()
+
+
+def nothing(*_: Any, **__: Any) -> None: ...
+
+
+def peak(*_: Any) -> int:
+    return max((count["peak"] for count in gpu.counts().values()), default=0)
+
+
+def generator_state(*_: Any) -> Tensor:
+    return torch.zeros(16, dtype=torch.uint8)
+
+
+CAPABILITY = (9, 0)
+NOTHING = "_lazy_init set_device empty_cache synchronize reset_peak_memory_stats init ipc_collect manual_seed"
+NOTHING += " manual_seed_all set_rng_state set_rng_state_all _lazy_call set_stream"
+properties = types.SimpleNamespace(
+    name="stand-in", total_memory=141 * 10**9, major=CAPABILITY[0], minor=CAPABILITY[1], multi_processor_count=132
+)
+NAMES: dict[str, Any] = {
+    **dict.fromkeys(NOTHING.split(), nothing),
+    **dict.fromkeys(("is_available", "is_initialized", "is_bf16_supported"), lambda *_, **__: True),
+    **dict.fromkeys(("is_current_stream_capturing", "_is_in_bad_fork"), lambda: False),
+    **dict.fromkeys(("current_stream", "default_stream"), lambda *_: Stream()),
+    "Stream": Stream,
+    "Event": Event,
+    "stream": lambda stream: stream or contextlib.nullcontext(),
+    "device": SelectedDevice,
+    "device_count": lambda: 1,
+    "current_device": lambda: 0,
+    "get_device_name": lambda *_: "stand-in",
+    "get_device_capability": lambda *_: (properties.major, properties.minor),
+    "get_device_properties": lambda *_: properties,
+    "max_memory_allocated": peak,
+    "max_memory_reserved": peak,
+    "memory_allocated": lambda *_: gpu.memory(),
+    "memory_reserved": lambda *_: gpu.memory(),
+    "mem_get_info": lambda *_: (properties.total_memory - gpu.memory(), properties.total_memory),
+    "memory_stats": lambda *_: {},
+    "get_rng_state": generator_state,
+    "get_rng_state_all": lambda: [generator_state()],
+    "graph_pool_handle": lambda: (0, 0),
+    "CUDAGraph": CUDAGraph,
+    "graph": recording,
+}
+for name, value in NAMES.items():
+    setattr(torch.cuda, name, value)
+
+
+def storage_bytes(storage: torch.UntypedStorage) -> Tensor:
+    empty = torch.empty(0, dtype=torch.uint8, device=storage.device)
+    return empty.set_(storage, 0, (storage.nbytes(),), (1,)) if storage.nbytes() else empty  # type: ignore[call-overload]
+
+
+def storage_to(storage: torch.UntypedStorage, *, device: torch.device, non_blocking: bool = False) -> Any:
+    return storage_bytes(storage).to(device, non_blocking).untyped_storage()
+
+
+torch.UntypedStorage.to = storage_to  # type: ignore
+torch.UntypedStorage.cpu = lambda storage: storage_bytes(storage).cpu().untyped_storage()  # type: ignore
+torch.UntypedStorage.clone = lambda storage: storage_bytes(storage).clone().untyped_storage()  # type: ignore
+torch.cuda.amp.common.amp_definitely_not_available = lambda: False  # type: ignore[attr-defined]
