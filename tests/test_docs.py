@@ -289,7 +289,7 @@ def test_classes_and_modules_exist() -> None:
         module, _, name = path.rpartition(".")
         assert hasattr(import_module(module), name) or find_spec(path), path
     homes = (vrft, data, evaluators, rewards, rollout, tasks)
-    known = {name for home in homes for name in dir(home)}
+    known = {name for home in homes for name in (*vars(home), *home.__all__)}
     endings = "Data|Task|Evaluator|Engine|Segmenter|IoU|F1|Reward|Format|Accuracy|Confidence|Distance|InBox"
     for name in re.findall(rf"(?<![\w.])[A-Z][A-Za-z0-9]*(?:{endings})\b", code):
         assert name in known or name in ("mIoU", "SamSegmenter"), name

@@ -113,7 +113,8 @@ def shrink(content: dict[str, Any]) -> None:
 
 
 def test_objects_that_are_too_small_for_the_coordinates_are_named(doctor: Callable[..., Said]) -> None:
-    code, said = doctor("--probe=0", change=shrink)
+    counting = "--model.rewards.length=Length", "--model.rewards.repetition=Repetition"  # need the tokens of texts
+    code, said = doctor("--probe=0", *counting, change=shrink)
     assert code == 1
     assert said.count("problem: 1 of ") == 2  # in both splits
     assert "changed.json: image " in said

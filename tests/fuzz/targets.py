@@ -255,6 +255,7 @@ def result_targets(folder: Path) -> list[Target]:
 
     (folder / "log").mkdir()
     sample = {"sample": 3, "image_id": 7, "query": "cat", "completion": "x", "tokens": [["x", -0.5]]}
+    sample["token_ids"] = [5]
     log = "".join(json.dumps(line) + "\n" for line in ({"asked": {"weights": "x"}}, sample, sample | {"sample": 4}))
 
     def evaluate(content: bytes) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from dataclasses import replace
 
 import pytest
 
@@ -79,6 +80,6 @@ ALL = [
 def test_rewards_can_be_sent_to_workers(kind: type[Reward]) -> None:
     reward = kind(weight=0.5)
     copy = pickle.loads(pickle.dumps(reward))
-    texts, samples = answers("a", "b"), [sample(ONE)] * 2
+    texts, samples = [replace(answer, token_ids=(1, 2)) for answer in answers("a", "b")], [sample(ONE)] * 2
     assert copy.weight == 0.5
     assert copy.bounded_scores(texts, samples) == reward.bounded_scores(texts, samples)

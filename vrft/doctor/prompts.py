@@ -102,6 +102,8 @@ def check_rewards(module: VisionModule, batch: PromptBatch, console: Console) ->
     totals = {}
     for name, texts in completions.items():
         answers = [module.task.parse(text, *pair) for text, pair in zip(texts, pairs, strict=True)]
+        for answer, ids in zip(answers, plain_text(module.policy.processor).ids(texts), strict=True):
+            answer.token_ids = (*ids, int(module.policy.stop_ids[0]))
         with torch.no_grad():
             scores, total = module.score(answers, scored_samples(module.task, batch))
         totals[name] = total

@@ -6,17 +6,21 @@ from collections import defaultdict
 from collections.abc import Sequence
 
 from vrft.answers import normalise_label
-from vrft.boxes import matched_iou
 from vrft.rewards.base import Reward
+from vrft.rewards.detection import DetectionIoU
 from vrft.types import Answer, Question
+
+OVERLAP = DetectionIoU(threshold=0.0)
+"""Matches the boxes of two answers."""
 
 
 class Consistency(Reward):
     """Mean agreement of an answer with the other answers to its question (after TTRL, arXiv 2504.16084, eq. 2).
 
-    The agreement of boxes is their matched IoU / max(number of boxes in either answer), that of texts is equality, and
-    that of an unreadable answer 0. The reward does not apply to a single answer. Without another reward based on the
-    truth, it only reinforces the policy's most frequent answers.
+    The agreement of boxes is the sum of the IoUs of pairs with equal labels, matched by falling confidence, over the
+    larger number of boxes; that of two answers without boxes is 1. The agreement of texts is equality, and that of an
+    unreadable answer 0. The reward does not apply to a single answer. Without another reward based on the truth, it
+    only reinforces the policy's most frequent answers.
     """
 
     def scores(self, answers: Sequence[Answer], samples: Sequence[Question]) -> Sequence[float | None]:
@@ -40,5 +44,5 @@ def agreement(answer: Answer, other: Answer) -> float:
         return float(normalise_label(a) == normalise_label(b))
     if not isinstance(a, tuple) or not isinstance(b, tuple):
         return 0.0
-    scores = [1.0 if found.score is None else found.score for found in a]
-    return matched_iou([found.box for found in a], scores, [found.box for found in b])
+    matches = OVERLAP.match(a, b)
+    return OVERLAP.earned(matches) if matches.num_slots else 1.0

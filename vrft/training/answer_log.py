@@ -23,6 +23,7 @@ class Entry(msgspec.Struct):
     query: str
     completion: str
     tokens: list[tuple[str, float]]
+    token_ids: list[int]
 
 
 class AnswerLog:
@@ -64,6 +65,7 @@ class AnswerLog:
             "query": sample.query,
             "completion": answer.text,
             "tokens": answer.tokens,
+            "token_ids": answer.token_ids,
         }
         self._append(entry)
 

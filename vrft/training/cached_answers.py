@@ -31,6 +31,7 @@ def cached_answers(
     for p, (sample, frame) in enumerate(zip(batch.samples, batch.frames, strict=True)):
         if (entry := log.recall(sample)) is not None:
             answers[p] = task.parse(entry["completion"], sample, frame)
+            answers[p].token_ids = tuple(entry["token_ids"])
             answers[p].tokens = tuple((piece, log_prob) for piece, log_prob in entry["tokens"])
     missing = [p for p in range(len(batch.samples)) if p not in answers]
     if strategy.reduce_boolean_decision(bool(missing), all=False):

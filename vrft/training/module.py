@@ -176,7 +176,7 @@ class VisionModule(LightningModule):
         generation = Generation(1, self.max_completion_length, Sampling(greedy=True), self.sampling_key())
         with phase(self.trainer, "decoding", self.max_completion_length) as advance:
             rollout = self.rollouts.generate(self.policy.prepare(batch), generation, advance)
-        answers, _ = parse_completions(self.task, rollout.texts, batch)
+        answers, _ = parse_completions(self.task, rollout, batch)
         for answer, tokens in zip(answers, self.policy.token_texts(rollout), strict=True):
             answer.tokens = tokens
         return answers

@@ -213,7 +213,7 @@ class RFT(VisionModule):
     def score_rollout(self, batch: PromptBatch, rollout: Rollout) -> ScoredRollout:
         """Parse and score the completions."""
         with self.step.phase("reward", 1):
-            answers, samples = parse_completions(self.task, rollout.texts, batch)
+            answers, samples = parse_completions(self.task, rollout, batch)
             rewards, total = self.score(answers, samples)  # name -> (N,), (N,)
             if self.overlong_buffer:
                 lengths = rollout.mask.sum(1).to(total.device)

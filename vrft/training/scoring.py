@@ -12,19 +12,22 @@ from torch import Tensor, nn
 
 from vrft.rewards import Reward
 from vrft.tasks import Task
-from vrft.types import Answer, PromptBatch, Sample
+from vrft.types import Answer, PromptBatch, Rollout, Sample
 
 
-def parse_completions(task: Task, texts: Sequence[str], batch: PromptBatch) -> tuple[list[Answer], list[Sample]]:
-    """Parse N completions of P prompts.
+def parse_completions(task: Task, rollout: Rollout, batch: PromptBatch) -> tuple[list[Answer], list[Sample]]:
+    """Parse the N completions of P prompts.
 
     Returns:
         The N answers, and the N samples to score them by.
     """
-    group = len(texts) // len(batch.samples)
+    group = len(rollout.texts) // len(batch.samples)
     prompts = zip(scored_samples(task, batch), batch.frames, strict=True)
     pairs = [(sample, frame) for sample, frame in prompts for _ in range(group)]
-    answers = [task.parse(text, sample, frame) for text, (sample, frame) in zip(texts, pairs, strict=True)]
+    answers = [task.parse(text, sample, frame) for text, (sample, frame) in zip(rollout.texts, pairs, strict=True)]
+    rows = zip(rollout.ids.tolist(), rollout.mask.sum(1).tolist(), strict=True)
+    for answer, (ids, length) in zip(answers, rows, strict=True):
+        answer.token_ids = tuple(ids[: int(length)])
     return answers, [sample for sample, _ in pairs]
 
 
