@@ -119,15 +119,16 @@ def match_by_confidence(similarity: Matrix, scores: Sequence[float], threshold: 
 
 
 def match_optimally(similarity: Matrix, threshold: float) -> list[tuple[int, int, float]]:
-    """Match for the largest sum of similarities above `threshold` (Hungarian method).
+    """Match for the most pairs above `threshold`, and among these for the largest sum of similarities (Hungarian method).
 
     Arguments and result are those of `match_by_confidence`, without scores.
     """
     from scipy.optimize import linear_sum_assignment  # takes longer to import than most commands without a model
 
-    counted = np.where(similarity > threshold, similarity, 0.0)
-    pairs = zip(*linear_sum_assignment(counted, maximize=True), strict=True)
-    return [(int(i), int(j), float(similarity[i, j])) for i, j in pairs if similarity[i, j] > threshold]
+    counts = similarity > threshold
+    worth = np.where(counts, 1 + min(similarity.shape) + similarity, 0.0)
+    pairs = zip(*linear_sum_assignment(worth, maximize=True), strict=True)
+    return [(int(i), int(j), float(similarity[i, j])) for i, j in pairs if counts[i, j]]
 
 
 def matched_iou(predicted: Sequence[Box], scores: Sequence[float], true: Sequence[Box]) -> float:

@@ -1,7 +1,10 @@
 """Strict versions of Visual-RFT's detection rewards (arXiv 2503.01785, section 3.2), and related ones.
 
 Predictions are matched to true boxes of the same label; a pair counts if its overlap is above `threshold`. If a task
-asks for one category, all boxes have that label. An answer that can't be parsed scores 0.
+asks for one category, all boxes have that label. An answer that can't be parsed scores 0, and so does one with a
+confidence outside 0..1.
+
+`benchmarks/reward_search.py` looks for answers that earn more than better ones. The docstrings state what it finds.
 """
 
 from __future__ import annotations
@@ -44,19 +47,21 @@ class Matches(NamedTuple):
 class DetectionReward(Reward):
     """Base class of rewards on matched boxes: 0 for an unreadable answer, 1 for a correct "No Objects"."""
 
-    def __init__(self, weight: float = 1.0, threshold: Fraction = 0.5, matching: Matching = "confidence") -> None:
+    def __init__(self, weight: float = 1.0, threshold: Fraction = 0.5, matching: Matching = "optimal") -> None:
         """Set how boxes are matched.
 
         Args:
             weight: weight of the score in the sum of all rewards.
             threshold: overlap above which a matched box is correct.
-            matching: greedily by falling confidence as in the paper, or optimally for the largest sum of overlaps.
+            matching: optimally, for the most pairs, or greedily by falling confidence as in the paper.
         """
         super().__init__(weight)
         self.threshold, self.matching = threshold, matching
 
     def score(self, answer: Answer, sample: Question) -> float:
         if not isinstance(answer.value, tuple) or not isinstance(sample.target, tuple):
+            return 0.0
+        if not all(box.score is None or 0 <= box.score <= 1 for box in answer.value):
             return 0.0
         matches = self.match(answer.value, sample.target)
         return self.earned(matches) if matches.num_slots else 1.0
@@ -95,7 +100,11 @@ class DetectionIoU(DetectionReward):
     """Sum of the matched IoUs / max(true, predicted boxes).
 
     The denominator is that of the released code; eq. 6 of the paper divides by the predictions alone, so that missed
-    objects cost nothing.
+    objects cost nothing. With `matching: confidence` the score is that of the released code.
+
+    Nothing earns more than the truth. Because IoU counts, six exact boxes of ten earn more than ten boxes of IoU 0.51,
+    whose F1 is higher. If there are more boxes than objects, leaving out a box with less IoU than the mean raises the
+    score, and so does another box that overlaps an object better than the box that was matched to it.
     """
 
     def earned(self, matches: Matches) -> float:
@@ -111,7 +120,7 @@ class DetectionGIoU(DetectionIoU):
         Args:
             weight: weight of the score in the sum of all rewards.
             threshold: overlap above which a matched box is correct.
-            matching: greedily by falling confidence as in the paper, or optimally for the largest sum of overlaps.
+            matching: optimally, for the most pairs, or greedily by falling confidence as in the paper.
         """
         super().__init__(weight, threshold, matching)
 
@@ -127,20 +136,40 @@ class DetectionDIoU(DetectionGIoU):
 
 
 class DetectionConfidence(DetectionReward):
-    """(Sum of c over correct boxes + half the sum of 1 - c over wrong ones) / max(true, predicted boxes).
+    """Two thirds for finding the objects, one third for stating how sure each box is.
 
-    Eq. 7-8 of the paper average c or 1 - c over the predictions alone, which gives 1 to a wrong box with confidence 0
-    and to a single confident box among many objects. Here missed objects count, wrong boxes earn at most half in total,
-    and an empty answer about an image with objects earns 0, as does a box without a confidence.
+    The score is (2 F2 + calibration) / 3. F2 is the F-measure in which recall counts double. With n boxes for m objects,
+    calibration = (m + 1) / (max(m, n) + 1) * (3 + S / max(m, n)) / 4, and S sums 2c - c² over the correct boxes and -c²
+    over the wrong ones. A box without a confidence c counts as one with 0.
+
+    S is a proper score: a box that is correct with probability p earns most if c = p. The truth alone earns 1. A box more
+    than there are objects never raises the score, whatever its confidence and wherever it is, unless it finds an object
+    that the other boxes miss. Leaving out a box never raises the score if that leaves an object unfound. An answer that
+    can be read earns more than one that can't.
     """
 
     def earned(self, matches: Matches) -> float:
-        right = sum(c for c, _ in matches.right if c is not None)
-        return (right + sum(1 - c for c in matches.wrong if c is not None) / 2) / matches.num_slots
+        total = sum(c * (2 - c) for c, _ in matches.right if c) - sum(c * c for c in matches.wrong if c)
+        surplus = (matches.num_true + 1) / (matches.num_slots + 1)
+        calibration = surplus * (3 + total / matches.num_slots) / 4
+        return (2 * f_measure(matches, 2.0) + calibration) / 3
 
 
 class PaperConfidence(DetectionReward):
-    """Eq. 7-8 of the paper: mean over predictions of c for correct boxes and 1 - c for wrong ones; 0 if none."""
+    """Eq. 7-8 of the paper: mean over predictions of c for correct boxes and 1 - c for wrong ones; 0 if none.
+
+    A wrong box with confidence 0 earns as much as the truth, and missed objects cost nothing.
+    """
+
+    def __init__(self, weight: float = 1.0, threshold: Fraction = 0.5, matching: Matching = "confidence") -> None:
+        """Set how boxes are matched.
+
+        Args:
+            weight: weight of the score in the sum of all rewards.
+            threshold: overlap above which a matched box is correct.
+            matching: optimally, for the most pairs, or greedily by falling confidence as in the paper.
+        """
+        super().__init__(weight, threshold, matching)
 
     def earned(self, matches: Matches) -> float:
         right = sum(c for c, _ in matches.right if c is not None)
@@ -155,7 +184,7 @@ class DetectionF1(DetectionReward):
         self,
         weight: float = 1.0,
         threshold: Fraction = 0.5,
-        matching: Matching = "confidence",
+        matching: Matching = "optimal",
         recall_weight: float = 1.0,
     ) -> None:
         """Set how boxes are matched and scored.
@@ -163,14 +192,19 @@ class DetectionF1(DetectionReward):
         Args:
             weight: weight of the score in the sum of all rewards.
             threshold: overlap above which a matched box is correct.
-            matching: greedily by falling confidence as in the paper, or optimally for the largest sum of overlaps.
+            matching: optimally, for the most pairs, or greedily by falling confidence as in the paper.
             recall_weight: b of the F-measure (1 + b²) TP / ((1 + b²) TP + b² missed + surplus).
         """
         super().__init__(weight, threshold, matching)
         self.recall_weight = recall_weight
 
     def earned(self, matches: Matches) -> float:
-        squared = self.recall_weight**2
-        hits = (1 + squared) * len(matches.right)
-        missed = matches.num_true - len(matches.right)
-        return hits / (hits + squared * missed + len(matches.wrong)) if hits else 0.0
+        return f_measure(matches, self.recall_weight)
+
+
+def f_measure(matches: Matches, recall_weight: float) -> float:
+    """Return (1 + b²) TP / ((1 + b²) TP + b² missed + surplus) with b = `recall_weight`, 0 if no box is correct."""
+    squared = recall_weight**2
+    hits = (1 + squared) * len(matches.right)
+    missed = matches.num_true - len(matches.right)
+    return hits / (hits + squared * missed + len(matches.wrong)) if hits else 0.0

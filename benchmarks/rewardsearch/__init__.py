@@ -1,0 +1,1 @@
+"""Scenes, answers and climbs of reward_search.py."""
