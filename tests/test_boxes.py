@@ -250,19 +250,20 @@ def test_matching_equals_that_of_a_plain_loop(threshold: float) -> None:
     assert matched > 50
 
 
-def best_sum(similarity: np.ndarray, threshold: float) -> float:
-    """Return the largest sum of similarities above the threshold over all assignments."""
+def best_matching(similarity: np.ndarray, threshold: float) -> tuple[int, float]:
+    """Return the most pairs above the threshold over all assignments, and the largest sum of that many."""
     if similarity.shape[0] > similarity.shape[1]:
         similarity = similarity.T
     rows, columns = similarity.shape
-    return max(
-        sum(similarity[i, j] for i, j in enumerate(order) if similarity[i, j] > threshold)
+    counted = [
+        [similarity[i, j] for i, j in enumerate(order) if similarity[i, j] > threshold]
         for order in itertools.permutations(range(columns), rows)
-    )
+    ]
+    return max((len(values), sum(values)) for values in counted)
 
 
 @pytest.mark.parametrize("threshold", [0.0, 0.3, 0.5])
-def test_optimal_matching_has_the_largest_sum_of_all_permutations(threshold: float) -> None:
+def test_optimal_matching_has_the_most_pairs_and_then_the_largest_sum(threshold: float) -> None:
     rng = np.random.default_rng(0)
     better = 0
     for _ in range(300):
@@ -272,10 +273,16 @@ def test_optimal_matching_has_the_largest_sum_of_all_permutations(threshold: flo
         assert len({*rows}) == len(rows)
         assert len({*columns}) == len(columns)
         assert all(value == similarity[i, j] > threshold for i, j, value in pairs)
-        assert sum(value for _, _, value in pairs) == pytest.approx(best_sum(similarity, threshold), abs=1e-12)
+        most, largest = best_matching(similarity, threshold)
+        assert (len(pairs), sum(value for _, _, value in pairs)) == (most, pytest.approx(largest, abs=1e-12))
         greedy = match_by_confidence(similarity, rng.uniform(0, 1, len(similarity)), threshold)
         better += sum(value for _, _, value in pairs) > sum(value for _, _, value in greedy) + 1e-9
     assert better > 30  # the methods have to differ
+
+
+def test_optimal_matching_prefers_three_pairs_to_two_better_ones() -> None:
+    similarity = np.array([[0.51, 0.0, 0.0], [1.0, 0.51, 0.0], [0.0, 1.0, 0.51]])
+    assert sorted(match_optimally(similarity, 0.5)) == [(0, 0, 0.51), (1, 1, 0.51), (2, 2, 0.51)]
 
 
 def test_optimal_matching_prefers_two_pairs_to_a_better_one() -> None:

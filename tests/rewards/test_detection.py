@@ -51,30 +51,45 @@ FOUR: Target = (*TWO, Detection((200, 10, 250, 60), "cat"), Detection((10, 300, 
 @pytest.mark.parametrize(
     ("text", "target", "expected"),
     [
-        pytest.param(tagged(boxes((EXACT, 1))), FOUR, (0.25, 0.25, 1), id="one-confident-box-of-four"),
-        pytest.param(tagged("No Objects", "I count 0"), ONE, (0, 0, 1), id="D1-zero-in-reasoning"),
+        pytest.param(tagged(boxes((EXACT, 1))), FOUR, (0.25, (2 * 5 / 17 + 3.25 / 4) / 3, 1), id="one-confident-box-of-four"),
+        pytest.param(tagged("No Objects", "I count 0"), ONE, (0, 0.25, 1), id="D1-zero-in-reasoning"),
         pytest.param(tagged("[]"), NONE, (1, 1, 1), id="D5-right-empty-list"),
-        pytest.param(tagged("[]"), ONE, (0, 0, 1), id="wrong-empty-list"),
+        pytest.param(tagged("[]"), ONE, (0, 0.25, 1), id="wrong-empty-list"),
         pytest.param(tagged(boxes((GOOD, "true"))), ONE, (0, 0, 1), id="D6-confidence-boolean"),
         pytest.param(tagged(boxes((GOOD[:3], 0.9))), ONE, (0, 0, 1), id="D6-three-numbers"),
         pytest.param(tagged(boxes(([12, 25, 300, 1390], 0.9))), ONE, (0, 0, 1), id="D6-out-of-frame"),
         pytest.param(
-            tagged("[{'bbox_2d': [12, 25, 300, 390]}]"), ONE, (GOOD_IOU, 0, 1), id="qwen-states-no-confidence"
+            tagged("[{'bbox_2d': [12, 25, 300, 390]}]"), ONE, (GOOD_IOU, 11 / 12, 1), id="qwen-states-no-confidence"
         ),
         pytest.param(tagged("[{'bbox_2d': [12, 25, 300, 390], 'Confidence': 0.9}]"), ONE, (0, 0, 1), id="mixed-keys"),
         pytest.param(tagged("[{'Position': 'the cat's', 'Confidence': 0.9}]"), ONE, (0, 0, 1), id="apostrophe"),
-        pytest.param(tagged("No Objects", tagged(SURE)), ONE, (0, 0, 0), id="box-inside-think"),
-        pytest.param(tagged(f"{SURE}</answer><answer>No Objects"), ONE, (0, 0, 0), id="last-answer-is-wrong"),
-        pytest.param(tagged(f"[]</answer><answer>{SURE}"), ONE, (GOOD_IOU, 0.9, 0), id="last-answer-is-right"),
+        pytest.param(tagged("No Objects", tagged(SURE)), ONE, (0, 0.25, 0), id="box-inside-think"),
+        pytest.param(tagged(f"{SURE}</answer><answer>No Objects"), ONE, (0, 0.25, 0), id="last-answer-is-wrong"),
+        pytest.param(tagged(f"[]</answer><answer>{SURE}"), ONE, (GOOD_IOU, (2 + 3.99 / 4) / 3, 0), id="last-answer-is-right"),
     ],
 )
 def test_detection_rewards(text: str, target: Target, expected: tuple[float, float, float]) -> None:
     assert detection_scores(text, target) == pytest.approx(expected, abs=1e-12)
 
 
-@pytest.mark.parametrize("count", [1, 2, 10, 100])
-def test_any_number_of_wrong_boxes_without_confidence_earns_exactly_half(count: int) -> None:
-    assert detection_scores(tagged(boxes(*[(FAR, 0)] * count)), ONE) == (0, 0.5, 1)
+@pytest.mark.parametrize(
+    ("right", "wrong", "objects", "expected"),
+    [
+        pytest.param([1.0], [], 1, 1, id="truth"),
+        pytest.param([0.5], [], 1, (2 + 3.75 / 4) / 3, id="unsure"),
+        pytest.param([0.0], [], 1, (2 + 3 / 4) / 3, id="stated-to-be-wrong"),
+        pytest.param([], [1.0], 1, (2 / 4) / 3, id="wrong-and-sure"),
+        pytest.param([], [0.0], 1, 0.25, id="wrong-and-known-to-be"),
+        pytest.param([], [], 1, 0.25, id="missed"),
+        pytest.param([1.0], [1.0], 1, (2 * 5 / 6 + 2 / 3 * 3 / 4) / 3, id="one-too-many"),
+        pytest.param([0.8], [0.3], 4, (2 * 5 / 18 + (3 + (0.96 - 0.09) / 4) / 4) / 3, id="some-of-four"),
+        pytest.param([], [0.0], 0, (1 / 2 * 3 / 4) / 3, id="box-without-objects"),
+        pytest.param([], [], 0, 1, id="no-objects"),
+    ],
+)
+def test_confidence(right: list[float], wrong: list[float], objects: int, expected: float) -> None:
+    found = boxes(*[(EXACT, c) for c in right], *[(FAR, c) for c in wrong])
+    assert detection_scores(tagged(found), FOUR[:objects])[1] == pytest.approx(expected)
 
 
 def test_surplus_boxes_never_beat_the_correct_answer() -> None:
@@ -86,8 +101,7 @@ def test_surplus_boxes_never_beat_the_correct_answer() -> None:
 def test_threshold_is_an_option(kind: type[DetectionIoU | DetectionConfidence]) -> None:
     about = sample(ONE)
     answer = DetectionTask().parse(tagged(boxes((MEDIOCRE, 1))), about, FRAME)
-    assert kind(threshold=0.7).score(answer, about) > 0
-    assert kind(threshold=0.71).score(answer, about) == 0
+    assert kind(threshold=0.7).score(answer, about) > kind(threshold=0.71).score(answer, about)
 
 
 def test_D2_a_nan_confidence_leaves_its_group_finite() -> None:
@@ -158,7 +172,7 @@ def test_iou_and_paper_confidence_equal_the_published_formulas(seed: int) -> Non
         about = sample(target)
         answer = DetectionTask().parse(tagged(boxes(*found)), about, FRAME)
         iou, confidence = released(found, [[2 * side for side in true.box] for true in target])
-        assert DetectionIoU().score(answer, about) == pytest.approx(iou, abs=1e-9)
+        assert DetectionIoU(matching="confidence").score(answer, about) == pytest.approx(iou, abs=1e-9)
         assert PaperConfidence().score(answer, about) == pytest.approx(confidence, abs=1e-9)
         matches += 0 < iou < 1
     assert matches > 100
@@ -273,18 +287,18 @@ THERE = [600, 600, 800, 800]
     ("text", "expected"),
     [
         pytest.param(labelled(("cat", EXACT, 1), ("dog", THERE, 1)), (1, 1, 1), id="both"),
-        pytest.param(labelled(("dog", EXACT, 1), ("cat", THERE, 1)), (0, 0, 0), id="labels-swapped"),
-        pytest.param(labelled(("cat", EXACT, 0.9), ("cat", THERE, 0.6)), (0.5, 0.55, 0.5), id="one-label-wrong"),
+        pytest.param(labelled(("dog", EXACT, 1), ("cat", THERE, 1)), (0, 1 / 6, 0), id="labels-swapped"),
+        pytest.param(labelled(("cat", EXACT, 0.9), ("cat", THERE, 0.6)), (0.5, (1 + 3.315 / 4) / 3, 0.5), id="one-label-wrong"),
         pytest.param(
             labelled(("dog", EXACT, 0.9), ("cat", EXACT, 0.8)),
-            (0.5, 0.425, 0.5),
+            (0.5, (1 + 3.075 / 4) / 3, 0.5),
             id="the-more-confident-has-another-label",
         ),
-        pytest.param(labelled((" CAT.", EXACT, 1)), (0.5, 0.5, 2 / 3), id="label-in-other-case"),
+        pytest.param(labelled((" CAT.", EXACT, 1)), (0.5, (10 / 9 + 3.5 / 4) / 3, 2 / 3), id="label-in-other-case"),
         pytest.param(labelled(("horse", EXACT, 0)), (0, 0.25, 0), id="label-outside-the-query"),
         pytest.param(labelled(("", EXACT, 0)), (0, 0.25, 0), id="empty-label"),
         pytest.param(tagged(boxes((EXACT, 1))), (0, 0, 0), id="no-label-is-unreadable"),
-        pytest.param(tagged("No Objects"), (0, 0, 0), id="no-objects"),
+        pytest.param(tagged("No Objects"), (0, 0.25, 0), id="no-objects"),
     ],
 )
 def test_boxes_are_matched_within_their_label(text: str, expected: tuple[float, float, float]) -> None:
