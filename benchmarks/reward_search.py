@@ -28,7 +28,14 @@ from vrft import rewards
 from vrft.rewards import Reward
 
 CONFIGS = Path(vrft.__file__).parent / "configs"
-KINDS = ("above the truth", "F1 in the wrong order", "surplus box pays", "leaving out pays", "lying pays", "unreadable pays")
+KINDS = (
+    "above the truth",
+    "F1 in the wrong order",
+    "surplus box pays",
+    "leaving out pays",
+    "lying pays",
+    "unreadable pays",
+)
 PER_SCENE = 400
 """Answers of the climbs in one scene."""
 BOXES = ("boxes", "labelled boxes")

@@ -103,7 +103,11 @@ def wrong_order(found: Sequence[Judged]) -> float:
 def surplus(rng: random.Random, judge: Judge, judged: Judged) -> float:
     """Return what one more box adds to an answer that has no fewer boxes than objects, unless it finds an object."""
     scene, attempt = judge.scene, judged.attempt
-    if not len(scene.boxes) <= len(attempt.items) < MAX_BOXES or judged.answer.value is None or scene.kind == "grounding":
+    if (
+        not len(scene.boxes) <= len(attempt.items) < MAX_BOXES
+        or judged.answer.value is None
+        or scene.kind == "grounding"
+    ):
         return 0.0
     places = [near(rng, scene), random_box(rng), *[jittered(rng, item.box) for item in attempt.items[:1]]]
     box = Item(rng.choice(places), rng.choice([0, 100, rng.randint(0, 100)]), label_of(rng, scene))

@@ -51,7 +51,9 @@ FOUR: Target = (*TWO, Detection((200, 10, 250, 60), "cat"), Detection((10, 300, 
 @pytest.mark.parametrize(
     ("text", "target", "expected"),
     [
-        pytest.param(tagged(boxes((EXACT, 1))), FOUR, (0.25, (2 * 5 / 17 + 3.25 / 4) / 3, 1), id="one-confident-box-of-four"),
+        pytest.param(
+            tagged(boxes((EXACT, 1))), FOUR, (0.25, (2 * 5 / 17 + 3.25 / 4) / 3, 1), id="one-confident-box-of-four"
+        ),
         pytest.param(tagged("No Objects", "I count 0"), ONE, (0, 0.25, 1), id="D1-zero-in-reasoning"),
         pytest.param(tagged("[]"), NONE, (1, 1, 1), id="D5-right-empty-list"),
         pytest.param(tagged("[]"), ONE, (0, 0.25, 1), id="wrong-empty-list"),
@@ -65,7 +67,9 @@ FOUR: Target = (*TWO, Detection((200, 10, 250, 60), "cat"), Detection((10, 300, 
         pytest.param(tagged("[{'Position': 'the cat's', 'Confidence': 0.9}]"), ONE, (0, 0, 1), id="apostrophe"),
         pytest.param(tagged("No Objects", tagged(SURE)), ONE, (0, 0.25, 0), id="box-inside-think"),
         pytest.param(tagged(f"{SURE}</answer><answer>No Objects"), ONE, (0, 0.25, 0), id="last-answer-is-wrong"),
-        pytest.param(tagged(f"[]</answer><answer>{SURE}"), ONE, (GOOD_IOU, (2 + 3.99 / 4) / 3, 0), id="last-answer-is-right"),
+        pytest.param(
+            tagged(f"[]</answer><answer>{SURE}"), ONE, (GOOD_IOU, (2 + 3.99 / 4) / 3, 0), id="last-answer-is-right"
+        ),
     ],
 )
 def test_detection_rewards(text: str, target: Target, expected: tuple[float, float, float]) -> None:
@@ -288,7 +292,9 @@ THERE = [600, 600, 800, 800]
     [
         pytest.param(labelled(("cat", EXACT, 1), ("dog", THERE, 1)), (1, 1, 1), id="both"),
         pytest.param(labelled(("dog", EXACT, 1), ("cat", THERE, 1)), (0, 1 / 6, 0), id="labels-swapped"),
-        pytest.param(labelled(("cat", EXACT, 0.9), ("cat", THERE, 0.6)), (0.5, (1 + 3.315 / 4) / 3, 0.5), id="one-label-wrong"),
+        pytest.param(
+            labelled(("cat", EXACT, 0.9), ("cat", THERE, 0.6)), (0.5, (1 + 3.315 / 4) / 3, 0.5), id="one-label-wrong"
+        ),
         pytest.param(
             labelled(("dog", EXACT, 0.9), ("cat", EXACT, 0.8)),
             (0.5, (1 + 3.075 / 4) / 3, 0.5),
