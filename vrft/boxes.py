@@ -119,7 +119,7 @@ def match_by_confidence(similarity: Matrix, scores: Sequence[float], threshold: 
 
 
 def match_optimally(similarity: Matrix, threshold: float) -> list[tuple[int, int, float]]:
-    """Match for the most pairs above `threshold`, and among these for the largest sum of similarities (Hungarian method).
+    """Match for the most pairs above `threshold`, then for the largest sum of similarities (Hungarian method).
 
     Arguments and result are those of `match_by_confidence`, without scores.
     """

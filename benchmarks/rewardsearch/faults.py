@@ -61,7 +61,7 @@ class Judge:
 
 
 def climbs(rng: random.Random, judge: Judge, answers: int) -> list[Judged]:
-    """Return the answers of climbs: to much reward for little F1 or the reverse, half with one confidence for all boxes."""
+    """Return the answers of climbs towards much reward for little F1, or the reverse; most state one confidence."""
     found = [judge.judge(truth(judge.scene)), judge.judge(Attempt(words="?!", form="plain"))]
     while len(found) < answers:
         uniform, sign = rng.random() < 0.7, rng.choice([-1, 1])

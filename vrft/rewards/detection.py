@@ -138,14 +138,14 @@ class DetectionDIoU(DetectionGIoU):
 class DetectionConfidence(DetectionReward):
     """Two thirds for finding the objects, one third for stating how sure each box is.
 
-    The score is (2 F2 + calibration) / 3. F2 is the F-measure in which recall counts double. With n boxes for m objects,
-    calibration = (m + 1) / (max(m, n) + 1) * (3 + S / max(m, n)) / 4, and S sums 2c - c² over the correct boxes and -c²
-    over the wrong ones. A box without a confidence c counts as one with 0.
+    The score is (2 F2 + calibration) / 3. F2 is the F-measure in which recall counts double. With n boxes for m
+    objects, calibration = (m + 1) / (max(m, n) + 1) * (3 + S / max(m, n)) / 4, where S sums 2c - c² over the correct
+    boxes and -c² over the wrong ones. A box without a confidence c counts as one with 0.
 
-    S is a proper score: a box that is correct with probability p earns most if c = p. The truth alone earns 1. A box more
-    than there are objects never raises the score, whatever its confidence and wherever it is, unless it finds an object
-    that the other boxes miss. Leaving out a box never raises the score if that leaves an object unfound. An answer that
-    can be read earns more than one that can't.
+    S is a proper score: a box that is correct with probability p earns most if c = p. Nothing earns more than the
+    truth. A box more than there are objects never raises the score, whatever its confidence and wherever it is, unless
+    it finds an object that the other boxes miss. Leaving out a box never raises the score if that leaves an object
+    unfound. An answer that can be read earns more than one that can't.
     """
 
     def earned(self, matches: Matches) -> float:
