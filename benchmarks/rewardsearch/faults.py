@@ -141,7 +141,8 @@ def lying(rng: random.Random, judge: Judge, judged: Judged) -> float:
     item, others = attempt.items[i], attempt.items[:i] + attempt.items[i + 1 :]
     elsewhere = random_box(rng)
     near_it = iou_matrix([item.box, elsewhere], [item.box, *(other.box for other in others)])
-    if near_it[0, 1:].max(initial=0) > 0.5 or near_it[1].max() > 0.5:
+    objects = iou_matrix([item.box], [box for box, _ in scene.boxes])
+    if max(near_it[0, 1:].max(initial=0), near_it[1].max(), objects.max(initial=0)) > 0.5:
         return 0.0  # whether the box is right depends on the others
     with_it = scene.with_boxes((*scene.boxes, (item.box, item.label)))
     without = scene.with_boxes((*scene.boxes, (elsewhere, item.label)))
