@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import replace
@@ -24,8 +25,10 @@ def harden_parsing() -> None:
     """Set what jsonargparse may do with a value, for the whole process.
 
     A list of denied import paths, even an empty one, makes it refuse the modules that run commands or pickles. A
-    `class_path` in a field of any type stays a mapping.
+    `class_path` in a field of any type stays a mapping. Its default logger, which has no output, is disabled: it makes
+    hundreds of records in each parse.
     """
+    logging.getLogger("jsonargparse_null_logger").disabled = True
     set_parsing_settings(
         omegaconf_absolute_to_relative_paths=True, import_path_denylist=[], instantiate_subclass_spec_in_any=False
     )
