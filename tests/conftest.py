@@ -9,6 +9,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import contextlib
+import gc
 import io
 import shutil
 from collections import Counter
@@ -51,6 +52,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         marker = item.get_closest_marker("slow")
         seconds[item.path] += 0 if marker is None else marker.kwargs.get("seconds", 2)
     items.sort(key=lambda item: -seconds[item.path])
+
+
+def pytest_collection_finish() -> None:
+    """Turn on the garbage collection that `tests/__init__.py` turns off."""
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(autouse=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from collections.abc import Callable
 from itertools import cycle
@@ -153,16 +154,31 @@ EXPERIMENTS: dict[str, tuple[Callable[[Path], list[str]], str]] = {
 }
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", ["", "_sft"], ids=["rft", "sft"])
+SFT = [f"{name}_sft" for name in ("flowers", "coco_few_shot", "lisa")]
+"""SFT configs that run: one for each config in configs/model, which is all that they add to their RFT config."""
+
+
 @pytest.mark.parametrize("name", EXPERIMENTS)
-def test_experiments_run_on_the_tiny_policy(name: str, kind: str, tmp_path: Path) -> None:
-    files, score = EXPERIMENTS[name]
-    config = f"{name}{kind}"
+def test_an_sft_config_differs_from_its_rft_config_in_the_model_and_the_reasoning(name: str) -> None:
+    rft, sft = (yaml.safe_load((FOLDER / f"{name}{kind}.yaml").read_text()) for kind in ("", "_sft"))
+    assert sft.pop("model") == rft.pop("model").replace("/rft_", "/sft_")
+    assert sft["task"].pop("init_args") == {"reasoning": False}
+    assert sft == rft
+
+
+def test_every_sft_model_runs() -> None:
+    models = {yaml.safe_load((FOLDER / f"{name}.yaml").read_text())["model"] for name in SFT}
+    assert models == {f"model/{path.name}" for path in (FOLDER / "model").glob("sft_*.yaml")}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [*EXPERIMENTS, *SFT])
+def test_experiments_run_on_the_tiny_policy(name: str, tmp_path: Path) -> None:
+    files, score = EXPERIMENTS[name.removesuffix("_sft")]
     small = ["--model.policy.checkpoint=tiny-detection", "--model.policy.dtype=float32", "--model.policy.lora.r=2"]
     small += ["--data.batch_size=2", "--data.num_workers=0", "--model.max_completion_length=24", CSV_ONLY]
     small += ["--model.policy.max_pixels=3136", "--trainer.max_steps=1", f"--run_dir={tmp_path}/run"]
-    assert main(["fit", "--config", config, *files(tmp_path / "files"), *small]) == 0
+    assert main(["fit", "--config", name, *files(tmp_path / "files"), *small]) == 0
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert score in summary["base"]
     assert (tmp_path / "run" / "few_shot.json").exists() == any("shots" in argument for argument in files(tmp_path))
@@ -179,8 +195,11 @@ def test_the_config_with_a_small_optimizer_runs_on_the_tiny_policy(tmp_path: Pat
 
 @pytest.mark.slow(seconds=5)
 def test_digits_config_runs(tmp_path: Path) -> None:
-    short = ["--trainer.max_steps=1", f"--data.root={tmp_path}/digits", f"--run_dir={tmp_path}/run", CSV_ONLY]
-    assert main(["fit", "--config", "digits", "--data.shots=1", *short]) == 0
-    summary = yaml.safe_load((tmp_path / "run" / "summary.json").read_text())
-    assert list(summary["base"]) == ["accuracy", "class accuracy", "valid", "reward"]
-    assert summary["base"]["accuracy"] == pytest.approx(0.5, abs=0.02)
+    short = [f"--data.root={tmp_path}/digits", "--data.shots=1", CSV_ONLY, "--trainer.max_steps=1"]
+    command = ["--config", "digits", *short]
+    assert main(["fit", *command, f"--run_dir={tmp_path}/run", "--trainer.limit_val_batches=0"]) == 0
+    assert main(["validate", *command, f"--run_dir={tmp_path}/base"]) == 0
+    with next((tmp_path / "base" / "logs").glob("*/metrics.csv")).open() as file:
+        (scores,) = csv.DictReader(file)
+    assert {"val/accuracy", "val/class_accuracy", "val/valid", "val/reward"} <= scores.keys()
+    assert float(scores["val/accuracy"]) == pytest.approx(0.5, abs=0.02)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import runpy
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import redirect_stdout
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
@@ -26,6 +28,7 @@ from lightning.fabric.plugins.environments.lightning import find_free_network_po
 from transformers import AutoModelForImageTextToText
 
 from tests.helpers import ROOT
+from tests.helpers.forks import Fork
 from tests.helpers.vllm_server import VLLM
 from vrft.__main__ import main
 from vrft.policy.checkpoint import find_checkpoint
@@ -50,10 +53,21 @@ def run_script(name: str, *args: str) -> list[str]:
     return done.stdout.splitlines()
 
 
+def run_forked(path: str, args: list[str], printed: Path) -> int:
+    """Run a script in this process, with its output in a file."""
+    sys.argv = [path, *args]
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    with printed.open("w") as file, redirect_stdout(file):
+        runpy.run_path(path, run_name="__main__")
+    return 0
+
+
 @pytest.mark.slow
-def test_step_measures_vrft(checkpoint: str) -> None:
-    (line,) = run_script("step.py", "--checkpoint", checkpoint, *SMALL)
-    found = json.loads(line)
+def test_step_measures_vrft(checkpoint: str, tmp_path: Path) -> None:
+    words = ["--checkpoint", checkpoint, *SMALL]
+    script = Fork(run_forked, "benchmarks/step.py", words, tmp_path / "printed", output=tmp_path / "errors")
+    assert script.wait() == 0, script.output.read_text()
+    found = json.loads((tmp_path / "printed").read_text())
     assert found["lib"] == "vrft"
     assert found["images_preprocessed_per_step"] == 2
     assert found["vision_tower_images_per_step"] == 2 * 3  # rollout, reference, policy

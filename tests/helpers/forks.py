@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import signal
@@ -16,7 +17,7 @@ from tests.helpers import ROOT
 
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(
-    ["vrft.cli.app", "vrft.data", "vrft.rewards", "vrft.rollout", "vrft.tasks", "peft", "scipy.io"]
+    ["tests", "vrft.cli.app", "vrft.data", "vrft.rewards", "vrft.rollout", "vrft.tasks", "peft", "scipy.io"]
 )
 
 
@@ -85,10 +86,14 @@ def _run_vrft(command: list[str]) -> int:
 def _call(
     function: Callable[..., int], args: tuple[Any, ...], output: Path, cwd: Path, environment: dict[str, str]
 ) -> None:
+    gc.freeze()
+    gc.enable()  # which `tests/__init__.py` turns off
     os.setsid()  # the process leads a group of its own, so that its children can be killed with it
     file = os.open(output, os.O_CREAT | os.O_WRONLY | os.O_APPEND)
     for stream in (1, 2):
         os.dup2(file, stream)
+    # those of the fork server can't write to a terminal
+    sys.stdout, sys.stderr = (os.fdopen(stream, "w", buffering=1, closefd=False) for stream in (1, 2))
     os.environ.update(environment)
     os.chdir(cwd)
     code = function(*args)

@@ -1,4 +1,7 @@
-"""Processes started by any launcher train like one process with the same global batch."""
+"""Processes started by any launcher train like one process with the same global batch.
+
+Lightning starts interpreters. The `python` of torchrun and srun forks instead.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +10,14 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.helpers import ROOT, callback
+from tests.helpers.fork_python import forking_python
+from tests.helpers.forks import Fork
 from tests.helpers.kills import Sends
 from tests.training.test_parallel import ROUNDING, checkpoint, distance, fit
 from vrft.__main__ import main
@@ -31,6 +37,21 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("launchers")
     assert main(fit(folder, "full", "one", steps=2)) == 0
     return folder
+
+
+@pytest.fixture
+def python(tmp_path: Path) -> Iterator[Path]:
+    """Yield a `python` for launchers, in a folder of its own."""
+    (tmp_path / "bin").mkdir()
+    with forking_python(tmp_path / "bin") as stub:
+        yield stub
+
+
+def torchrun(words: list[str]) -> int:
+    from torch.distributed.run import main as run
+
+    run(words)
+    return 0
 
 
 def on_two(folder: Path, fragment: str, *more: str) -> list[str]:
@@ -69,25 +90,25 @@ def test_lightning_starts_processes(folder: Path) -> None:
 
 
 @pytest.mark.slow(seconds=12)
-def test_two_torchrun_agents(folder: Path) -> None:
-    where = ["--rdzv-backend=c10d", f"--rdzv-endpoint=127.0.0.1:{free_port()}"]
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1", *where]
+def test_two_torchrun_agents(folder: Path, tmp_path: Path, python: Path) -> None:
+    where = ["--rdzv-backend=c10d", f"--rdzv-endpoint=127.0.0.1:{free_port()}", "--nnodes=2", "--nproc-per-node=1"]
     command = on_two(folder, "multi_node", "--trainer.strategy=fsdp2", f"--run_dir={folder}/agents")
-    agents = [start([*torchrun, "-m", "vrft", *command], folder) for _ in range(2)]
+    words, by = [*where, "-m", "vrft", *command], {"PYTHON_EXEC": str(python)}
+    agents = [Fork(torchrun, words, output=tmp_path / f"agent{i}", cwd=folder, **by) for i in range(2)]
     for agent in agents:
-        end(agent)
+        assert agent.wait() == 0, agent.output.read_text()[-3000:]
     assert_like_one_process(folder, folder / "agents")
 
 
 @pytest.mark.slow(seconds=12)
-def test_a_slurm_job_is_requeued_and_resumes(folder: Path, tmp_path: Path) -> None:
+def test_a_slurm_job_is_requeued_and_resumes(folder: Path, tmp_path: Path, python: Path) -> None:
     """The time limit ends the job in the first step, and SLURM runs the same script again."""
     for name, text in (("srun", SRUN), ("scontrol", f'#!/bin/sh\necho "$@" >> {tmp_path}/asked\n')):
         (tmp_path / name).write_text(text)
         (tmp_path / name).chmod(0o755)
     job = {"SLURM_JOB_ID": "4711", "SLURM_JOB_NAME": "slurm.sh", "SLURM_NNODES": "1", "SLURM_NODEID": "0"}
     job |= {"SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "2", "MASTER_PORT": str(free_port())}
-    job |= {"PATH": f"{tmp_path}:{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    job |= {"PATH": f"{tmp_path}:{python.parent}:{os.environ['PATH']}"}
     sends = callback(Sends, number=int(signal.SIGUSR1), after=0)
     script = [str(ROOT / "docs" / "slurm.sh"), *on_two(folder, "slurm", sends)]
     (tmp_path / "runs" / "job-4711").mkdir(parents=True)

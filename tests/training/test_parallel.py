@@ -151,10 +151,13 @@ def runs(folder: Path, two_ranks: Ranks) -> Path:
     """Make all runs and return their folder."""
     whole = [(kind, strategy) for kind in KINDS for strategy in STRATEGIES if (kind, strategy) != ("tied", "one")]
     halves = [(kind, strategy) for kind in ("full", "lora") for strategy in STRATEGIES] + [("full", "shards")]
-    commands = [(b, fit(folder, kind, b, steps=LENGTHS.get(kind, 2))) for kind, b in whole + LAYER_BY_LAYER]
+    commands = [
+        (b, fit(folder, kind, b, *([] if kind == "full" else [UNJUDGED]), steps=LENGTHS.get(kind, 2)))
+        for kind, b in whole + LAYER_BY_LAYER
+    ]
     commands += [(b, fit(folder, kind, b, UNJUDGED, name=f"{kind}-half-{b}", steps=1)) for kind, b in halves]
     commands += [
-        ("ddp", fit(folder, kind, "ddp", LITTLE_MEMORY, name=f"{kind}-little", steps=LENGTHS.get(kind, 2)))
+        ("ddp", fit(folder, kind, "ddp", LITTLE_MEMORY, UNJUDGED, name=f"{kind}-little", steps=LENGTHS.get(kind, 2)))
         for kind in ("packed", "sft")
     ]
     commands += [(b, continued(folder, kind, a, b)) for kind, a, b in HANDOVERS]

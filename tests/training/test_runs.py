@@ -91,13 +91,14 @@ def test_a_longer_run_has_the_schedule_of_its_new_length(quick_fit: Callable[...
     assert learning_rates(tmp_path / "run")[-2:] == pytest.approx([0.0005, 0.00025])
 
 
-@pytest.mark.slow(seconds=40)
+@pytest.mark.slow(seconds=15)
 def test_quickstart_raises_held_out_scores(tmp_path: Path) -> None:
-    """Run the quickstart on one seed; the limits are README's, with a margin for the rounding of other machines."""
+    """Run a third of the quickstart, whose mAP rises by 0.13 then, with a margin for the rounding of other machines."""
     run = f"--run_dir={tmp_path}/run"
     places = [f"--data.{part}_annotations={tmp_path}/{part}.json" for part in ("train", "val")]
     places += [f"--data.{part}_images={tmp_path}/{part}" for part in ("train", "val")]
-    assert main(["fit", "--config", "quickstart", *places, run, CSV_ONLY, "--trainer.enable_progress_bar=false"]) == 0
+    third = ["--trainer.max_steps=40", "--trainer.enable_progress_bar=false"]
+    assert main(["fit", "--config", "quickstart", *places, run, CSV_ONLY, *third]) == 0
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["tuned"]["mAP"] - summary["base"]["mAP"] > 0.08
     assert summary["tuned"]["AP50"] - summary["base"]["AP50"] > 0.05

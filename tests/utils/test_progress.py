@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 import pty
 import re
-import subprocess
-import sys
+import select
 from pathlib import Path
 
 import pytest
 
 import vrft.utils.progress
-from tests.helpers import CSV_ONLY, ROOT, Command
+from tests.helpers import CSV_ONLY, Command
+from tests.helpers.forks import fork_vrft
 from vrft.__main__ import main
 from vrft.utils.progress import ThrottledPrinter, progress
 
@@ -73,21 +73,15 @@ def test_a_short_run_prints_only_its_last_step(quick_fit: Command, capsys: pytes
 
 def test_in_a_terminal_there_are_bars(quick_fit: Command, tmp_path: Path) -> None:
     leader, follower = pty.openpty()
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "TERM": "xterm", "COLUMNS": "200"}
-    command = [sys.executable, "-m", "vrft", *quick_fit(*SHOWN, "--trainer.limit_val_batches=0")]
-    process = subprocess.Popen(command, env=environment, stdout=follower, stderr=follower, cwd=tmp_path)
-    os.close(follower)
+    command = quick_fit(*SHOWN, "--trainer.limit_val_batches=0")
+    process = fork_vrft(command, Path(os.ttyname(follower)), cwd=tmp_path, TERM="xterm", COLUMNS="200")
     shown = b""
-    while True:
-        try:
-            part = os.read(leader, 65536)
-        except OSError:  # the other end of the terminal is closed
-            break
-        if not part:
-            break
-        shown += part
+    while process.poll() is None or select.select([leader], [], [], 0)[0]:
+        if select.select([leader], [], [], 0.1)[0]:
+            shown += os.read(leader, 65536)
+    os.close(follower)
     os.close(leader)
-    assert process.wait() == 0
+    assert process.wait() == 0, shown.decode()
     text = shown.decode()
     assert "rollouts, epoch" in text
     assert re.search(r"rollout, \d+ of 64 rows done", text)
