@@ -1,8 +1,6 @@
-"""Restrictions on imports, and help without torch."""
+"""Restrictions on imports."""
 
 import ast
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -56,20 +54,3 @@ def test_only_the_command_line_imports_the_algorithms() -> None:
     users = {file for file in PACKAGE.rglob("*.py") if imported(file) & {"vrft.training.rft", "vrft.training.sft"}}
     assert PACKAGE / "__init__.py" in users
     assert {str(file.relative_to(ROOT)) for file in users - allowed} == set()
-
-
-@pytest.mark.parametrize(
-    ("arguments", "shown"),
-    [
-        pytest.param(["--help"], "fit", id="help"),
-        pytest.param(["score", "--help"], "--task", id="score-help"),
-        pytest.param(["export", "--help"], "--adapter", id="export-help"),
-    ],
-)
-def test_help_needs_no_torch(arguments: list[str], shown: str) -> None:
-    command = [sys.executable, "-X", "importtime", "-m", "vrft", *arguments]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    modules = {line.rpartition("|")[2].strip() for line in result.stderr.splitlines()}
-    assert shown in result.stdout
-    assert "vrft" in modules
-    assert not modules & {"torch", "lightning", "transformers"}

@@ -13,13 +13,14 @@ WITHOUT_CONFIG = {
     "evaluate": "vrft.cli.evaluate",
     "export": "vrft.cli.export",
     "report": "vrft.cli.report",
+    "configs": "vrft.cli.configs",
 }
 """Commands that take no config, and their modules."""
 
 HELP = """\
 vrft: visual reinforcement fine-tuning of vision-language models
 
-usage: python -m vrft COMMAND --config FILE [--config FILE ...] [--field=value ...]
+usage: python -m vrft COMMAND --config NAME_OR_FILE [--config NAME_OR_FILE ...] [--field=value ...]
 
 commands
   fit        train; evaluate held-out images before and after; write everything to the run's folder
@@ -31,6 +32,7 @@ commands
   serve-command  print how to start the vLLM servers that a config names (docs/vllm.md)
   score      compute the rewards of completions in a file, without a model
   evaluate   print COCO's or LVIS's table for a file of boxes, without a model
+  configs    list the configs that --config can name; show one, or copy it to a file of your own
   export     write any checkpoint of a run as a Hugging Face folder, merged or the adapter alone
 
 examples
@@ -69,15 +71,23 @@ def main(args: Sequence[str] | None = None) -> int:
 
         print(overview(args[0]), end="")
         return 0
-    if args[0] in WITHOUT_CONFIG:
-        from vrft.cli.parser_errors import run_command
-
-        return run_command(import_module(WITHOUT_CONFIG[args[0]]).main, args[1:])
-    if args[0] not in COMMANDS:
+    if args[0] not in COMMANDS and args[0] not in WITHOUT_CONFIG:
         return unknown(args[0])
+    from vrft.cli.parser_errors import run_command
+
+    if args[0] in WITHOUT_CONFIG:
+        return run_command(import_module(WITHOUT_CONFIG[args[0]]).main, args[1:])
+    return run_command(run_with_config, args)
+
+
+def run_with_config(args: Sequence[str]) -> int:
+    """Run a command that takes a config. What can be checked without torch is checked before torch is imported."""
+    from vrft.cli.first_checks import prepare
+
+    prepared = prepare(args)
     from vrft.cli.app import run
 
-    return run(args)
+    return run(prepared)
 
 
 def unknown(command: str) -> int:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import Mock
@@ -14,7 +12,7 @@ import pytest
 import torch
 import yaml
 
-from tests.helpers import CSV_ONLY, ROOT, Command
+from tests.helpers import CSV_ONLY, Command
 from tests.helpers.finished import EVERYTHING, Finished
 from vrft.__main__ import main
 from vrft.callbacks.summary import Summary
@@ -227,47 +225,6 @@ def test_a_mistake_is_one_line_that_names_the_field(
 def test_a_wrong_command_or_file(args: list[str], hint: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(args) == 2
     assert hint in capsys.readouterr().err
-
-
-WITHOUT_TORCH = [
-    (["--help"], "python -m vrft fit --config"),
-    (["--version"], "."),
-    (["fti"], "did you mean 'fit'?"),
-    (["score", "--help"], "--coordinates"),
-    (["evaluate", "--help"], "--convention"),
-    (["export", "--help"], "--adapter"),
-    (["report", "--help"], "--open"),
-    (["score", "--input", "x"], "the following arguments are required: --task"),
-    (["evaluate", "--resutls=x"], "did you mean 'results'?"),
-    (["export"], "the following arguments are required: RUN"),
-    (["report", "nowhere"], "no such folder: nowhere"),
-]
-
-
-def test_help_and_wrong_commands_need_no_torch() -> None:
-    script = """
-import json, sys
-from vrft.__main__ import main
-for args in json.loads(sys.argv[1]):
-    try:
-        main(args)
-    except SystemExit as stop:
-        assert not stop.code
-    print("====", flush=True)
-sys.exit("torch" in sys.modules or "lightning" in sys.modules)
-"""
-    command = [sys.executable, "-c", script, json.dumps([args for args, _ in WITHOUT_TORCH])]
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT, check=True)
-    for (args, expected), shown in zip(WITHOUT_TORCH, done.stdout.split("====\n"), strict=False):
-        assert expected in shown, args
-
-
-def test_fit_help_names_the_fields(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["fit", "--help"]) == 0
-    shown = capsys.readouterr().out
-    assert "--model.beta" in shown
-    assert "--data.shots" in shown
-    assert len(shown.splitlines()) < 90
 
 
 def test_a_checkpoint_of_other_settings_is_refused(

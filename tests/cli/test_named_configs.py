@@ -62,5 +62,56 @@ def test_names_compose_with_files_and_their_relative_paths(capsys: pytest.Captur
 
 
 def test_every_yaml_of_the_folder_has_a_name() -> None:
-    assert {*config_names()} == {str(path.relative_to(CONFIGS))[:-5] for path in CONFIGS.glob("**/*.yaml")}
+    paths = {str(path.relative_to(CONFIGS))[:-5] for path in CONFIGS.glob("**/*.yaml")}
+    assert {*config_names()} == {path for path in paths if not path.startswith(("data/", "model/"))}
     assert {"quickstart", "recipes/few_labels", "trainer/cpu", "engine/vllm"} <= {*config_names()}
+
+
+@pytest.mark.usefixtures("_elsewhere")
+@pytest.mark.parametrize("name", config_names())
+def test_a_copy_holds_the_parts_of_a_config(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["configs", "copy", name]) == 0
+    path = Path(f"{name.rpartition('/')[2]}.yaml")
+    assert capsys.readouterr().out == f"wrote {path}; pass it with --config {path}\n"
+    source = CONFIGS / f"{name}.yaml"
+    expected = yaml.safe_load(source.read_text())
+    for field, value in expected.items():
+        if isinstance(value, str) and value.endswith(".yaml"):
+            expected[field] = yaml.safe_load((source.parent / value).read_text())
+    text = path.read_text()
+    assert yaml.safe_load(text) == expected
+    assert f"--config {name} " not in f"{text} ".replace("\n", " ")
+
+
+@pytest.mark.usefixtures("_elsewhere")
+def test_a_copied_experiment_is_the_same_experiment(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["configs", "copy", "coco_few_shot", "mine.yaml"]) == 0
+    printed = []
+    for config in ("coco_few_shot", "mine.yaml"):
+        capsys.readouterr()
+        with pytest.raises(SystemExit):
+            main(["fit", "--config", config, "--run_dir=run", "--print_config"])
+        printed.append(yaml.safe_load(capsys.readouterr().out))
+    assert printed[0] == printed[1]
+
+
+@pytest.mark.usefixtures("_elsewhere")
+def test_a_copy_overwrites_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("folder").mkdir()
+    assert main(["configs", "copy", "quickstart", "folder"]) == 0
+    assert main(["configs", "copy", "quickstart", "folder"]) == 2
+    assert main(["configs", "copy", "quickstart", "absent/mine.yaml"]) == 2
+    assert main(["configs", "copy", "quikstart"]) == 2
+    assert main(["configs", "show"]) == 2
+    errors = capsys.readouterr().err.splitlines()
+    reasons = ("folder/quickstart.yaml exists already", "can't write to absent/mine.yaml", "'quickstart'?", "a NAME")
+    assert len(errors) == len(reasons)
+    assert all(reason in error for reason, error in zip(reasons, errors, strict=True))
+    assert [path.name for path in tmp_path.rglob("*.yaml")] == ["quickstart.yaml"]
+
+
+def test_the_list_has_a_line_for_each_name(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["configs"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert sorted(line.split()[0] for line in lines) == config_names()
+    assert all(len(line.split()) > 3 for line in lines)

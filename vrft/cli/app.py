@@ -26,13 +26,12 @@ from vrft.callbacks.save_config import SaveResolvedConfig
 from vrft.callbacks.skipped_steps import SkippedSteps
 from vrft.callbacks.summary import Summary
 from vrft.callbacks.transcripts import Transcripts
-from vrft.cli.argv import normalise_argv, option_values
+from vrft.cli.argv import option_values
 from vrft.cli.config_checks import check_seed, check_trust, resolve_checkpoints
-from vrft.cli.config_files import check_files, hiding_contents
+from vrft.cli.config_files import hiding_contents
 from vrft.cli.config_parser import ConfigParser, harden_parsing, hiding_secrets, import_classes
 from vrft.cli.fit import finish_run, print_stopped
 from vrft.cli.harmless import hide_secrets, silence_harmless
-from vrft.cli.named_configs import find_configs
 from vrft.cli.own_code import own_error
 from vrft.cli.parser_errors import find_user_error, message_lines
 from vrft.cli.predict import use_exported_folder, use_images
@@ -58,7 +57,11 @@ DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 
 def run(args: Sequence[str]) -> int:
-    """Run one command and return its exit code: 2 after one line about a wrong setting, 1 if the disk is full."""
+    """Run one command and return its exit code: 2 after one line about a wrong setting, 1 if the disk is full.
+
+    Args:
+        args: the arguments, as `vrft.cli.first_checks.prepare` returns them.
+    """
     silence_harmless()
     hide_secrets()
     harden_parsing()
@@ -96,10 +99,6 @@ def exit_code_of(error: Exception) -> int:
 def run_cli(args: Sequence[str], folder: RunFolder) -> CommandTrainer:
     """Parse the arguments, run the command and return its trainer."""
     callbacks = [Summary(), HeldOutAnswers(), ExportHuggingFace(), Predictions()]
-    args = find_configs(args)
-    check_files(args)
-    with hiding_contents(args):
-        args = normalise_argv(args)
     return VRFTCLI(
         VisionModule,
         VisionData,

@@ -90,7 +90,7 @@ def request_run_dir(options: Sequence[str]) -> list[str]:
     """
     if any(option in ("-h", "--help") or option.partition("=")[0].endswith(".help") for option in options):
         return []
-    configs = {path: _read_config(path) for path in option_values(options, "--config")}
+    configs = {path: read_config(path) for path in option_values(options, "--config")}
     named = [content["run_dir"] for content in configs.values() if isinstance(content.get("run_dir"), str)]
     requested = option_values(options, "--run_dir") or named
     return [f"--run_dir={requested[-1] if requested else Path('runs') / _experiment(configs)}"]
@@ -102,7 +102,12 @@ def option_values(options: Sequence[str], name: str) -> list[str]:
     return values + [value for option, value in itertools.pairwise(options) if option == name]
 
 
-def _read_config(config: str) -> dict[str, Any]:
+def read_config(config: str) -> dict[str, Any]:
+    """Return the fields of a config.
+
+    Raises:
+        ConfigurationError: there is no such file, or it is not YAML.
+    """
     path = Path(config)
     if not path.is_file():
         raise ConfigurationError(f"--config: no such file: {path}")

@@ -1,4 +1,7 @@
-"""Print `fit --help`: the fields that people set, from the signatures and docstrings of the classes."""
+"""Print `fit --help`: the fields that people set, from the signatures and docstrings of the classes.
+
+`python -m vrft.cli.help` writes the file that holds them.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +9,17 @@ import inspect
 import textwrap
 from argparse import SUPPRESS
 from collections.abc import Iterator
+from pathlib import Path
 
 from jsonargparse import ArgumentParser
+
+FIELDS = Path(__file__).with_name("fields.txt")
+"""Fields of the classes, as `describe_fields` returns them."""
+
+INDENT = 44
+"""Column of the descriptions."""
+
+WIDTH = 120
 
 USAGE = "usage: python -m vrft {command} --config FILE [--config FILE ...] [--field=value ...]"
 
@@ -38,19 +50,25 @@ Every field and its value:    python -m vrft {command} --config FILE --print_con
 
 
 def overview(command: str) -> str:
-    """Return the help of one command."""
+    """Return the help of one command. It is read from a file, because the classes take seconds to import."""
+    sections = [USAGE.format(command=command), GENERAL, *([PREDICT] if command == "predict" else [])]
+    return "\n".join([*sections, FIELDS.read_text(), MORE.format(command=command)])
+
+
+def describe_fields() -> str:
+    """Return the fields of the model, the policy and COCO data: the text of `FIELDS`."""
     from vrft import RFT, Policy
     from vrft.data import CocoData
 
-    sections = [USAGE.format(command=command), GENERAL, *([PREDICT] if command == "predict" else [])]
     classes = {"model: vrft.RFT": RFT, "model.policy: vrft.Policy": Policy, "data: vrft.data.CocoData": CocoData}
-    for title, cls in classes.items():
-        sections.append("\n".join([title, *_fields(title.partition(":")[0], cls)]) + "\n")
-    return "\n".join([*sections, MORE.format(command=command)])
+    return "\n".join(
+        "".join(f"{line}\n" for line in [title, *_fields(title.partition(":")[0], cls)])
+        for title, cls in classes.items()
+    )
 
 
 def _fields(prefix: str, cls: type) -> Iterator[str]:
-    """Yield a line for each parameter of a class: name, description and default."""
+    """Yield the lines of each parameter of a class: name, description and default."""
     parser = ArgumentParser()
     parser.add_class_arguments(cls, prefix)
     for action in parser._actions:
@@ -58,7 +76,9 @@ def _fields(prefix: str, cls: type) -> Iterator[str]:
         if is_field and action.dest != f"{prefix}.task":  # the task is a separate field, shared with the data
             default = _value(action.default)
             shown = f" ({default})" if default else ""
-            yield f"{f'  --{action.dest}':<43} {textwrap.shorten(f'{action.help}{shown}', 86)}"
+            lines = textwrap.wrap(f"{action.help}{shown}", WIDTH - INDENT)
+            yield f"{f'  --{action.dest}':<{INDENT}}{lines[0]}"
+            yield from (f"{'':<{INDENT}}{line}" for line in lines[1:])
 
 
 def _value(default: object) -> str:
@@ -66,3 +86,7 @@ def _value(default: object) -> str:
     if default is None or default is inspect.Parameter.empty:
         return ""
     return str(default["class_path"]).rpartition(".")[2] if isinstance(default, dict) else str(default)
+
+
+if __name__ == "__main__":
+    FIELDS.write_text(describe_fields())

@@ -10,10 +10,14 @@ from vrft.errors import ConfigurationError
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 
+PARTS = ("data", "model")
+"""Folders with values of one field, which the configs name by their paths."""
+
 
 def config_names() -> list[str]:
     """Return the names of all configs in the package: their paths in `vrft/configs` without the suffix."""
-    return sorted(path.relative_to(CONFIGS).with_suffix("").as_posix() for path in CONFIGS.rglob("*.yaml"))
+    paths = [path.relative_to(CONFIGS) for path in CONFIGS.rglob("*.yaml")]
+    return sorted(path.with_suffix("").as_posix() for path in paths if path.parts[0] not in PARTS)
 
 
 def named_config(name: str) -> Path:

@@ -1,0 +1,92 @@
+"""Commands without a model, help and mistakes are answered without torch, by the modules that they import."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.helpers import ROOT
+from vrft.cli.help import FIELDS, describe_fields, overview
+
+HEAVY = ("torch", "lightning", "transformers", "torchmetrics", "scipy", "matplotlib", "wandb")
+BOX = "<think>a</think><answer>[{'Position': [0, 10, 500, 1000], 'Confidence': 0.9}]</answer>"
+
+CASES = [
+    (["--help"], "python -m vrft fit --config", 0),
+    (["--version"], ".", 0),
+    (["fti"], "did you mean 'fit'?", 2),
+    (["fit", "--help"], "--model.beta", 0),
+    (["predict", "--help"], "--images", 0),
+    (["fit", "--config", "nowhere/mine.yaml"], "no such file, and no config of this name", 2),
+    (["fit", "--config", "quikstart"], "did you mean 'quickstart'?", 2),
+    (["doctor", "--config=broken.yaml"], "broken.yaml is not YAML: line 1", 2),
+    (["fit", "--config=unknown.yaml"], "unknown.yaml: no such field: modle (did you mean 'model'?)", 2),
+    (["fit", "--config", "quickstart", "--modle.beta=1"], "--modle.beta=1 (did you mean 'model.beta'?)", 2),
+    (["fit", "--config", "quickstart", "--max_steps=1"], "--max_steps=1 (did you mean 'trainer.max_steps'?)", 2),
+    (["fit", "quickstart"], "unrecognized arguments: quickstart (did you mean --config quickstart?)", 2),
+    (["fit", "mine.yaml"], "unrecognized arguments: mine.yaml (pass a config with --config FILE)", 2),
+    (["configs"], "GRPO on generated scenes", 0),
+    (["configs", "show", "quickstart"], "checkpoint: tiny-detection", 0),
+    (["score", "--help"], "--coordinates", 0),
+    (["evaluate", "--help"], "--convention", 0),
+    (["export", "--help"], "--adapter", 0),
+    (["report", "--help"], "--open", 0),
+    (["score", "--input", "x"], "the following arguments are required: --task", 2),
+    (["score", "--task", "detection", "--input", "answers.jsonl"], "iou                  1.0000", 0),
+    (["score", "--task", "grounding", "--input", "answers.jsonl"], "iou                  1.0000", 0),
+    (["evaluate", "--resutls=x"], "did you mean 'results'?", 2),
+    (["evaluate", "--annotations=t.json", "--results=r.json", "--format=coco"], "] = 1.000", 0),
+    (["export"], "the following arguments are required: RUN", 2),
+    (["report", "nowhere"], "no such folder: nowhere", 2),
+]
+
+SCRIPT = """
+import json, sys
+from vrft.__main__ import main
+for args in json.loads(sys.argv[1]):
+    try:
+        code = main(args)
+    except SystemExit as stop:
+        code = stop.code or 0
+    heavy = sorted({name.partition(".")[0] for name in sys.modules} & {*sys.argv[2:]})
+    print("====", json.dumps([code, heavy]), flush=True)
+"""
+
+
+def test_commands_without_a_model_and_mistakes_need_no_torch(tmp_path: Path) -> None:
+    line = {"completion": BOX, "solution": BOX, "width": 10, "height": 10}
+    (tmp_path / "answers.jsonl").write_text(json.dumps(line))
+    box = {"image_id": 1, "category_id": 1, "bbox": [0, 0, 50, 50], "area": 2500, "iscrowd": 0}
+    truth = {"images": [{"id": 1}], "categories": [{"id": 1, "name": "cat"}], "annotations": [box | {"id": 1}]}
+    (tmp_path / "t.json").write_text(json.dumps(truth))
+    (tmp_path / "r.json").write_text(json.dumps([box | {"score": 0.5}]))
+    (tmp_path / "broken.yaml").write_text("model: [")
+    (tmp_path / "unknown.yaml").write_text("modle: {}")
+    command = [sys.executable, "-c", SCRIPT, json.dumps([args for args, _, _ in CASES]), *HEAVY]
+    environment = {"PYTHONPATH": str(ROOT), "PATH": ""}
+    done = subprocess.run(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=tmp_path, check=True, env=environment
+    )
+    *outputs, rest = done.stdout.split("==== ")
+    shown = [output if i == 0 else output.partition("\n")[2] for i, output in enumerate(outputs)]
+    ends = [json.loads(output.partition("\n")[0]) for output in [*outputs[1:], rest]]
+    for (args, expected, code), text, end in zip(CASES, shown, ends, strict=True):
+        assert expected in text, args
+        assert end == [code, []], args
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        *("answers.jsonl", "broken.yaml", "r.json", "t.json", "unknown.yaml"),
+    ]
+
+
+def test_the_help_is_that_of_the_classes() -> None:
+    assert FIELDS.read_text() == describe_fields(), "run `python -m vrft.cli.help`"
+
+
+def test_the_help_of_a_command_fits_a_page_and_is_whole() -> None:
+    shown = overview("predict")
+    assert all(text in shown for text in ("--model.beta", "--data.shots", "--model.policy.lora", "--draw"))
+    assert "[...]" not in shown
+    assert max(map(len, shown.splitlines())) <= 120
+    assert "--images" not in overview("fit")
