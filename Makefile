@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: bench-env browser check fuzz install quickstart standin test tiny-policies vllm-env
+.PHONY: bench-env browser check docs fuzz install quickstart standin test tiny-policies vllm-env
 
 install: .venv/installed
 
@@ -37,6 +37,14 @@ standin: install
 	  && $(BIN)/python -m pytest -p tests.standin.device -n 2 tests/standin; \
 	elif test "$$VRFT_STANDIN" = required; then echo "make standin needs g++ and Python's headers"; exit 1; \
 	else echo "no g++ and Python's headers: the tests on a stand-in for a GPU are skipped"; fi
+
+# The documentation as a site, in site/: open site/index.html. A broken link or reference is an error.
+docs: .venv/docs-installed
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+.venv/docs-installed: .venv/installed
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[docs]'
+	touch $@
 
 # A million broken inputs for the readers of foreign texts and files.
 fuzz: install

@@ -33,7 +33,8 @@ from vrft.data.datasets.scenes import COLOURS, draw_scene, write_coco
 from vrft.data.splits import COCO_FEW_SHOT8
 from vrft.policy import LoRA
 
-PAGES = [ROOT / "README.md", ROOT / "SECURITY.md", *sorted((ROOT / "docs").glob("*.md"))]
+ROOT_PAGES = [ROOT / name for name in ("README.md", "SECURITY.md", "CONTRIBUTING.md")]
+PAGES = [*ROOT_PAGES, *sorted((ROOT / "docs").glob("*.md"))]
 LEFT_OUT = 1
 """Number of blocks that can't run here: Ray's."""
 
@@ -252,6 +253,7 @@ PREFIXES: dict[str, list[Any]] = {
     "model": [vrft.RFT, vrft.SFT],
     "policy": [vrft.Policy],
     "lora": [LoRA],
+    "engine": [rollout.VLLMServer],
     "data": [getattr(data, name) for name in data.__all__],
     "task": [tasks.Task, tasks.DetectionTask],
     "trainer": [Trainer],
