@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: bench-env browser check docs fuzz install quickstart standin test tiny-policies vllm-env
+.PHONY: bench-env browser check docs fuzz install quickstart standin test tiny-policies vllm-env wheel
 
 install: .venv/installed
 
@@ -44,6 +44,14 @@ docs: .venv/docs-installed
 
 .venv/docs-installed: .venv/installed
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[docs]'
+	touch $@
+
+# Builds the wheel, checks its metadata, and uses it outside of the checkout: half a minute.
+wheel: .venv/release-installed
+	$(BIN)/python tests/wheel.py
+
+.venv/release-installed: .venv/installed
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[release]'
 	touch $@
 
 # A million broken inputs for the readers of foreign texts and files.

@@ -10,7 +10,7 @@ from pathlib import Path
 from tests.helpers import ROOT
 from vrft.cli.help import FIELDS, describe_fields, overview
 
-HEAVY = ("torch", "lightning", "transformers", "torchmetrics", "scipy", "matplotlib", "wandb")
+HEAVY = ("torch", "lightning", "transformers", "torchmetrics", "matplotlib", "wandb")
 BOX = "<think>a</think><answer>[{'Position': [0, 10, 500, 1000], 'Confidence': 0.9}]</answer>"
 
 CASES = [

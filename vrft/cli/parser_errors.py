@@ -41,6 +41,7 @@ def message_lines(error: BaseException) -> str:
 HINTS = {
     r"unrecognized arguments: [^-]\S*\.ya?ml": "pass a config with --config FILE",
     r"arguments are required: fit": "a config has them: --config FILE",
+    r"No module named 'kornia'": "augmentation needs `pip install 'kornia>=0.8'`",
     r"is abstract$": "no class_path is given; is the name right?",
     r"vrft\.checkpoint_io\b": "it is now vrft.training.checkpoint_io.AtomicCheckpointIO",
     r"vrft\.strategies\b": "it is now vrft.training.strategies.FSDP2Strategy",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -41,6 +42,12 @@ def test_an_image_has_one_line_in_a_table(tmp_path: Path) -> None:
         formats.save(picture, tmp_path / f"{name}.png")
     said = said_of(lambda **more: CsvData(str(tmp_path / "x.csv"), val_fraction=0.5, **more), tmp_path)
     assert said == f"{tmp_path / 'x.csv'}: line 4: a.png is also in line 2\n"
+
+
+def test_digits_name_the_package_that_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
+    with pytest.raises(ConfigurationError, match=r"DigitsData needs `pip install 'scikit-learn>=1\.4'`"):
+        DigitsData(root=str(tmp_path / "digits")).prepare_data()
 
 
 def test_digits_become_an_image_folder(tmp_path: Path) -> None:

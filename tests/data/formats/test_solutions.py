@@ -305,7 +305,7 @@ def test_a_missing_datasets_package_or_data_set_is_reported(tmp_path: Path, monk
     make = lambda **more: HubData("nobody/has-this", val_fraction=0.5, **more)  # noqa: E731
     assert "data.train: nobody/has-this can't be read as a dataset" in refused(make, tmp_path)  # tests are offline
     monkeypatch.setitem(__import__("sys").modules, "datasets", None)
-    assert "vrft[hub]" in refused(make, tmp_path)
+    assert "pip install 'datasets>=4'" in refused(make, tmp_path)
 
 
 def test_images_of_a_table_are_read_on_access(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,7 @@ from torch.utils.data import Dataset
 
 from vrft.data.datamodule import VisionData
 from vrft.data.formats.image_folder import ImageFolderData
+from vrft.errors import ConfigurationError
 from vrft.types import Sample
 from vrft.utils.bounds import Seed
 
@@ -43,7 +44,10 @@ class DigitsData(ImageFolderData):
     def prepare_data(self) -> None:
         if (self.root / "train").exists():
             return
-        from sklearn.datasets import load_digits
+        try:
+            from sklearn.datasets import load_digits
+        except ImportError as error:
+            raise ConfigurationError("data: DigitsData needs `pip install 'scikit-learn>=1.4'`") from error
 
         scans = load_digits()
         order = np.random.default_rng(0).permutation(len(scans.images))

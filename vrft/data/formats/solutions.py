@@ -259,7 +259,7 @@ def load_table(name: str, split: str, field: str) -> Any:
         import datasets
         import pyarrow
     except ImportError as error:
-        raise ConfigurationError(f"{field}: this needs `pip install 'vrft[hub]'`") from error
+        raise ConfigurationError(f"{field}: this needs `pip install 'datasets>=4'`") from error
     path = Path(name)
     if path.is_dir() and (special := [file for file in walk(path, Counter(), None) if not file.is_file()]):
         raise ConfigurationError(f"{field}: {name} can't be read as a dataset: {special[0]} is not a regular file")
