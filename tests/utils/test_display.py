@@ -29,6 +29,7 @@ HOSTILE = [
     ("cat\ud800", r"cat\ud800"),
     ("\ufeffcat\u200b", r"\ufeffcat\u200b"),
     ("\U000e0041", r"\U000e0041"),
+    ("a\xadb\u034f\u3164\u180e\U000e0101", r"a\xadb\u034f\u3164\u180e\U000e0101"),
     ("over\rwrite\x08", r"over\x0dwrite\x08"),
     ("\N{CAT FACE} Straße 猫\tb\nc", "\N{CAT FACE} Straße 猫\tb\nc"),
 ]

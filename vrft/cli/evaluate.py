@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from vrft.cli.parser import Parser
+from vrft.utils.display import visible
 
 DESCRIPTION = """\
 Scores a file of boxes, [{"image_id": 1, "category_id": 3, "bbox": [x, y, width, height], "score": 0.9}, ...], by the
@@ -51,7 +52,7 @@ def main(args: Sequence[str]) -> int:
     truth = Truth.read(arguments.annotations)
     results, messages = read_results(arguments.results, truth)
     for message in [*truth.warnings, *messages]:
-        print(f"vrft: {message}", file=sys.stderr)
+        print(f"vrft: {visible(message)}", file=sys.stderr)
     names = arguments.categories
     if names is not None:
         names = [name for given in names for name in NAMED.get(given, (given,))]
@@ -63,7 +64,7 @@ def main(args: Sequence[str]) -> int:
         print(json.dumps(numbers, allow_nan=False))
     else:
         for line in table(numbers, arguments.format, names, arguments.convention):
-            print(line)
+            print(visible(line))
     return 0
 
 

@@ -17,6 +17,8 @@ from vrft.run_dir import RunDir
 from vrft.training.lightning_internals import shift_logged_step
 from vrft.training.module import VisionModule
 from vrft.training.trainer import VisionTrainer
+from vrft.utils.display import visible
+from vrft.utils.redact import redact
 
 
 def finish_run(trainer: VisionTrainer, model: VisionModule, data: VisionData, last_checkpoint: Path) -> None:
@@ -64,7 +66,7 @@ def print_best(run: RunDir, best: dict[str, Any], last_checkpoint: Path) -> None
 
 def print_stopped(run: RunDir, reason: str, last_checkpoint: Path) -> None:
     """Print why a run stopped early, and how to resume it."""
-    print(f"stopped: {reason}")
+    print(f"stopped: {visible(redact(reason))}")
     if last_checkpoint.exists():
         print(f"checkpoint: {last_checkpoint}")
         print(f"to resume: python -m vrft fit --config {run.config} --ckpt_path last")

@@ -12,6 +12,7 @@ from typing import Any, TypeGuard
 from xml.etree.ElementTree import Element
 
 from vrft.errors import ConfigurationError
+from vrft.utils.display import LONE_SURROGATE
 from vrft.utils.regular_files import read_regular
 from vrft.utils.xml_text import declared_encoding, decode_xml
 
@@ -146,7 +147,7 @@ def read_xml(path: Path, encoding: str = UTF8) -> Element:
 
 def is_text(value: Any) -> TypeGuard[str]:
     """Return whether a value is a string with more than white space that can be encoded as UTF-8."""
-    return isinstance(value, str) and bool(value.strip()) and not any("\ud800" <= c <= "\udfff" for c in value)
+    return isinstance(value, str) and bool(value.strip()) and LONE_SURROGATE.search(value) is None
 
 
 def is_file_name(value: Any) -> TypeGuard[str]:

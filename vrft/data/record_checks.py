@@ -13,11 +13,13 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from vrft.answers import MAX_BOXES
 from vrft.data.bad_records import BadRecords
+from vrft.data.files import brief
 from vrft.data.image_folders import ImageFolders
 from vrft.data.images import BadImage, Convention, Header, MissingImage, check_header
 from vrft.data.record import UNKNOWN_SIZE, Record, category, image_key
 from vrft.errors import ConfigurationError
 from vrft.types import Detection
+from vrft.utils.display import LONE_SURROGATE
 from vrft.utils.distributed import is_rank_zero
 from vrft.utils.progress import progress
 
@@ -87,6 +89,19 @@ def warn_of_targets_over_limit(records: Sequence[Record]) -> None:
             f"data: {over} of {len(records)} evaluated records have more than {MAX_BOXES} boxes, the limit of an "
             "answer; the objects beyond it count as missed"
         )
+
+
+def check_texts(records: Sequence[Record], bad_records: BadRecords) -> list[Record]:
+    """Return the records whose questions and answers are whole characters, which alone can be tokenized and written."""
+    found = []
+    for record in records:
+        texts = (record.query, record.target) if isinstance(record.target, str) else (record.query,)
+        broken = next((text for text in texts if LONE_SURROGATE.search(text)), None)
+        if broken is None:
+            found.append(record)
+        else:
+            bad_records.add(record.location, f"expected text in UTF-8, got {brief(broken)}")
+    return found
 
 
 def check_images(records: Sequence[Record], bad_records: BadRecords, folders: ImageFolders | None) -> list[Record]:

@@ -24,6 +24,7 @@ from vrft.data.record_checks import (
     TooManyBoxes,
     UsableImages,
     check_images,
+    check_texts,
     limit_targets,
     settle_orientation,
     warn_about_shared_images,
@@ -268,7 +269,8 @@ class RecordData(VisionData):
     ) -> list[Record]:
         """Return the records whose images and targets are usable. `everything`: all records of the same file."""
         folders = self.required_folders(split)
-        records = settle_orientation(check_images(records, bad_records, folders), everything, bad_records, folders)
+        records = check_images(check_texts(records, bad_records), bad_records, folders)
+        records = settle_orientation(records, everything, bad_records, folders)
         return self.finish(records, bad_records)
 
     def _report(self, bad_records: BadRecords, *, replace_list: bool) -> None:

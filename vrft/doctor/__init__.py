@@ -8,6 +8,7 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from vrft.data import RecordData, VisionData
 from vrft.data.record import Record, category
@@ -18,6 +19,7 @@ from vrft.doctor.prompts import check_frames, check_lengths, check_rewards, patc
 from vrft.doctor.samples_picture import draw_sheet
 from vrft.training.module import VisionModule
 from vrft.types import Sample
+from vrft.utils.display import visible
 
 NUM_SAMPLES = 64
 """Training samples to check with their images; the rest is checked without."""
@@ -84,5 +86,5 @@ def _balance(name: str, records: object) -> Table:
     table = Table("", f"{len(records)} records, {len(counts)} categories or answers", title=name, title_justify="left")
     ranked = counts.most_common()
     for label, count in [*ranked[:10], *ranked[10:][-3:]]:
-        table.add_row(label[:60] or "-", str(count))
+        table.add_row(Text(visible(label[:60]) or "-"), str(count))
     return table

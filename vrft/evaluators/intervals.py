@@ -8,11 +8,13 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from rich.markup import escape
 from rich.table import Table
 
 from vrft.data.formats.coco_fields import id_order
 from vrft.evaluators.base import Evaluator, Row
 from vrft.types import Id
+from vrft.utils.display import visible
 
 CONFIDENCE_LEVEL = 0.95
 
@@ -86,7 +88,7 @@ def interval(value: float, resampled: Sequence[float]) -> Interval:
 def table(found: dict[str, Comparison], names: tuple[str, str]) -> Table:
     """Return the comparison as a table."""
     drawn = Table(title=f"the same held-out images, {CONFIDENCE_LEVEL:.0%} intervals over images")
-    for column in ("", *names, "difference"):
+    for column in ("", *(escape(visible(name)) for name in names), "difference"):
         drawn.add_column(column, justify="right" if column else "left", no_wrap=True)
     for name, scores in found.items():
         drawn.add_row(name, *map(str, scores))

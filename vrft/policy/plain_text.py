@@ -16,6 +16,7 @@ import torch
 
 from vrft.errors import ConfigurationError
 from vrft.policy.prompts import TOKEN_KEYS, Prompt
+from vrft.utils.display import LONE_SURROGATE
 
 MARK, SEGMENT = 0x10F000, 0x10F800
 """Private-use characters that stand for the n-th special name in user text, and for the n-th piece of a prompt."""
@@ -68,8 +69,11 @@ class PlainText:
         """Return the processor's output for a chat with images.
 
         Raises:
-            ConfigurationError: the tokenizer turns a special name in the chat's texts into a special token anyway.
+            ConfigurationError: the tokenizer turns a special name in the chat's texts into a special token anyway, or
+                a text has half a character.
         """
+        if broken := next((text for text in chat_texts(chat) if LONE_SURROGATE.search(text)), None):
+            raise ConfigurationError(f"a prompt has half a character, a lone surrogate: {broken[:200]!r}")
         originals: list[str] = []
         if self.found(chat_texts(chat)):
             chat = self._marked(chat, originals)

@@ -13,6 +13,7 @@ from omegaconf import OmegaConf
 from vrft.errors import ConfigurationError
 from vrft.report.run_facts import SCORES, number, read_summary
 from vrft.run_dir import RunDir
+from vrft.utils.display import visible
 from vrft.utils.redact import redact
 from vrft.utils.regular_files import read_regular
 from vrft.utils.yaml_text import decode_yaml
@@ -74,7 +75,7 @@ def write_card(folder: Path, run: Path, template: str, *, adapter: bool, step: i
     lines = [*front_matter(config, adapter), *description(config, run, template, adapter), *table(summary, step)]
     lines += usage_section(program) if program else []
     path = folder / "README.md"
-    path.write_text("\n".join(lines) + "\n")
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return path
 
 
@@ -158,7 +159,7 @@ def code(value: Any) -> str:
     >>> code("a|`b`\n<script>")
     '`` a\\|`b` <script> ``'
     """
-    text = " ".join(redact(str(value)).split())
+    text = visible(" ".join(redact(str(value)).split()))
     text = text if len(text) <= MAX_VALUE_CHARACTERS else f"{text[: MAX_VALUE_CHARACTERS - 1]}…"
     ticks = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
     padding = " " if "`" in text else ""
@@ -168,6 +169,6 @@ def code(value: Any) -> str:
 
 def fenced(text: str, language: str = "text") -> str:
     """Format text, without secrets, as a code block whose fence the text can't close."""
-    text = redact(text)
+    text = visible(redact(text))
     fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
     return f"{fence}{language}\n{text}\n{fence}"

@@ -8,10 +8,18 @@ FORMULA = ("=", "+", "-", "@", "\t", "\r")
 """First characters of a cell that a spreadsheet would compute."""
 
 INVISIBLE = re.compile(
-    r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028\u2029\u202a-\u202e\u2060-\u2069\ufeff\ud800-\udfff"
-    r"\U000e0000-\U000e007f]"
+    r"[\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b\u200e\u200f\u2028-\u202e"
+    r"\u2060-\u206f\u3164\ud800-\udfff\ufeff\uffa0\ufff9-\ufffb\U0001bca0-\U0001bca3\U0001d173-\U0001d17a"
+    r"\U000e0000-\U000e0fff]"
 )
-"""Control characters but tab and newline, direction marks, zero-width spaces, tags and lone surrogates."""
+"""Control characters but tab and newline, direction marks, invisible letters and spaces, tags and lone surrogates.
+
+The joiners of emoji and of Persian and Indic scripts, U+200C and U+200D, and U+FE0F are shown as they are.
+"""
+
+
+LONE_SURROGATE = re.compile(r"[\ud800-\udfff]")
+"""Half a character, which no UTF-8 file can hold. JSON escapes and names of files that aren't UTF-8 lead to it."""
 
 
 def visible(text: str) -> str:

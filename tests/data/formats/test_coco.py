@@ -80,6 +80,7 @@ def test_lvis_negatives_are_categories_annotated_as_absent(tmp_path: Path) -> No
     [
         ({"annotations": None}, "not a COCO or LVIS instances file"),
         ({"categories": [{"id": 1}]}, "categories[0].name: expected text, got None"),
+        ({"categories": [{"id": 1, "name": "a\ud800"}]}, "categories[0].name: expected text, got 'a\\ud800'"),
         ({"categories": [{"id": 1, "name": "a"}] * 2}, "categories[1].id: 1 appears twice, as 'a' and 'a'"),
         ({"categories": [{"id": 1, "name": " "}]}, "categories[0].name: expected text, got ' '"),
         ({"annotations": []}, "no train records; expected at least one"),
