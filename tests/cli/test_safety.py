@@ -355,7 +355,8 @@ def test_a_run_neither_writes_nor_prints_a_key(
     keyed |= {"init_args": {"save_dir": str(tmp_path / "run"), "api_key": secrets[3], "address": address}}
     keyed["init_args"]["notes"] = {f"note{number}": f"a ${{oc.env:{name}}}" for number, name in enumerate(PLANTED)}
     wandb = {"class_path": "vrft.loggers.WandbLogger", "init_args": {"save_dir": str(tmp_path / "run")}}
-    (tmp_path / "keyed.yaml").write_text(yaml.safe_dump({"trainer": {"logger": [keyed, wandb]}}))
+    events = {"class_path": "TensorBoardLogger", "init_args": {"save_dir": str(tmp_path / "run"), "name": "events"}}
+    (tmp_path / "keyed.yaml").write_text(yaml.safe_dump({"trainer": {"logger": [keyed, wandb, events]}}))
     command = quick_fit(f"--config={tmp_path}/keyed.yaml", "--transcripts.every_n_rollouts=1")
     monkeypatch.setattr("sys.argv", ["vrft", *command])  # W&B records the command line
     assert main(command) == 0
@@ -368,6 +369,8 @@ def test_a_run_neither_writes_nor_prints_a_key(
     assert "note39: a (hidden)" in printed
     written = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
     assert len(written) > 10
+    for name in (".wandb", "events.out.tfevents", "report.html", "config.yaml", "metrics.csv", "transcripts.jsonl"):
+        assert any(name in path.name for path in written)
     for secret in secrets:
         forms = {secret, json.dumps(secret)[1:-1], html.escape(secret), quote(secret, safe="")}
         assert not [form for form in forms if form in printed]

@@ -69,6 +69,7 @@ def read(tool: str, path: Path, tmp_path: Path) -> str:
         ("<annotation>", "<!DOCTYPE a SYSTEM 'file:///etc/passwd'><annotation>", "document type"),
         ("</annotation>", "", "not well-formed XML"),
         ("<width>56", "<width>80", "is 56 x 56, expected 80 x 56"),
+        ("<width>56", "<width>1" + "0" * 400, "expected width and height as whole numbers, got '10000"),
         ("<filename>0.png", "<filename>none", "x/none: no such image"),
         ("<name>red", "<name>caf\xe9", "line 15: byte 0xe9 is not utf-8"),
     ],

@@ -125,6 +125,7 @@ def test_entries_that_share_a_file_are_named(tmp_path: Path) -> None:
         (BOX | {"iscrowd": "yes"}, "iscrowd: expected 0 or 1, got 'yes'"),
         (BOX | {"iscrowd": 2}, "iscrowd: expected 0 or 1, got 2"),
         (BOX | {"area": "12"}, "area: expected a finite number of at least 0, got '12'"),
+        (BOX | {"area": 10**400}, "area: expected a finite number of at least 0, got a very large number"),
         (BOX | {"area": True}, "area: expected a finite number of at least 0, got True"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",

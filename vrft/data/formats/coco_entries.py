@@ -109,9 +109,9 @@ def image_reason(entry: ImageEntry, seen: Counter[Id]) -> str | None:
     if seen[entry.id] > 1:
         return f"the id appears {seen[entry.id]} times"
     if file_of(entry) is None:
-        return f"expected a file_name, got {entry.file_name!r}"
+        return f"expected a file_name, got {brief(entry.file_name)}"
     if not all(is_number(side) and side > 0 and side == int(side) for side in (entry.width, entry.height)):
-        return f"expected width and height, got {entry.width!r} and {entry.height!r}"
+        return f"expected width and height, got {brief(entry.width)} and {brief(entry.height)}"
     absent = entry.neg_category_ids
     if absent is not None and not (isinstance(absent, list) and all(map(is_json_id, absent))):
         return f"neg_category_ids: expected a list of ids, got {brief(absent)}"

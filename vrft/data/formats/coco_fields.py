@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Mapping
 from typing import Any, TypeGuard
 
@@ -40,7 +40,7 @@ def read_area(value: Any) -> float | None:
     """Return an area, None for null. Raises ValueError for anything but a finite number from 0."""
     if value is None:
         return None
-    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value < math.inf:
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value <= sys.float_info.max:
         raise ValueError(f"expected a finite number of at least 0, got {brief(value)}")
     return float(value)
 

@@ -10,7 +10,7 @@ from xml.etree.ElementTree import Element
 
 from vrft.data.bad_records import BadRecords
 from vrft.data.box_data import AnnotatedData, Corners, Entry
-from vrft.data.files import brief, hull, read_lines, read_number, read_xml
+from vrft.data.files import brief, hull, read_lines, read_number, read_xml, size_of
 from vrft.data.folders import find_files
 from vrft.data.formats.other_formats import refuse_other_format
 from vrft.data.image_names import find_image
@@ -93,7 +93,7 @@ def read_voc(file: Path, folders: Sequence[Path], encoding: str) -> Entry:
     root = read_xml(file, encoding)
     if root.tag != "annotation":
         raise ValueError(f"expected <annotation>, got <{root.tag}>")
-    size = [_number(root, f"size/{side}", default="0") for side in ("width", "height")]
+    width, height = ((root.findtext(f"size/{side}") or "").strip() for side in ("width", "height"))
     shift = 1 if OFFICIAL.match(root.findtext("source/database", "").strip()) else 0
     boxes: list[tuple[str, Corners]] = []
     difficult: list[tuple[str, Corners]] = []
@@ -110,7 +110,7 @@ def read_voc(file: Path, folders: Sequence[Path], encoding: str) -> Entry:
     if not os.path.isfile(image):  # often the name in the file is older than that of the file
         renamed = find_image(file.with_suffix(".jpg").name, folders)
         image = renamed if os.path.isfile(renamed) else image
-    return Entry(image, str(file), (int(size[0]), int(size[1])) if min(size) > 0 else None, boxes, difficult)
+    return Entry(image, str(file), size_of(width, height), boxes, difficult)
 
 
 def _is_difficult(item: Element) -> bool:
@@ -139,8 +139,8 @@ def _corners(item: Element) -> Corners:
     return hull(points)
 
 
-def _number(element: Element, path: str, default: str = "") -> float:
-    text = (element.findtext(path) or default).strip()
+def _number(element: Element, path: str) -> float:
+    text = (element.findtext(path) or "").strip()
     try:
         return read_number(text)
     except ValueError as error:
