@@ -15,19 +15,23 @@ install: .venv/installed
 quickstart: install
 	$(BIN)/python -m vrft fit --config quickstart
 
+# pytest with arguments, and mypy beside it, which alone leaves a core idle; fails if either does, and ends with what mypy
+# says.
+beside_mypy = types=$$(mktemp); $(BIN)/mypy >$$types 2>&1 & mypy=$$!; \
+	$(BIN)/python -m pytest --dist loadfile --no-loadscope-reorder $(1); tests=$$?; \
+	wait $$mypy; typed=$$?; cat $$types; rm $$types; exit $$((tests + typed))
+
 # Linters and the fast tests.
 check: install
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
-	$(BIN)/mypy
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m 'not slow and not vllm'
+	@$(call beside_mypy,-n 2 -m 'not slow and not vllm')
 
 # Linters and all tests, in three processes on two cores since some tests wait for time-outs.
 test: install browser
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
-	$(BIN)/mypy
-	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
+	@$(call beside_mypy,-n 3)
 
 # Tests on a stand-in for a GPU: skipped without g++ and Python's headers, unless VRFT_STANDIN=required.
 standin: install

@@ -56,6 +56,7 @@ def printed(capsys: pytest.CaptureFixture[str], *configs: Path) -> dict[str, Any
     return yaml.safe_load(capsys.readouterr().out)
 
 
+@pytest.mark.slow(seconds=0.4)
 @pytest.mark.parametrize(("path", "hardware"), [*zip(CONFIGS, cycle(HARDWARE))], ids=lambda path: path.stem)
 def test_config_is_accepted_on_any_hardware(path: Path, hardware: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = printed(capsys, path, hardware)
@@ -73,6 +74,7 @@ def outline(value: Any) -> Any:
     return value["class_path"].rpartition(".")[2] if isinstance(value, dict) else value
 
 
+@pytest.mark.slow(seconds=1)
 @pytest.mark.parametrize("hardware", HARDWARE, ids=lambda path: path.stem)
 def test_a_hardware_config_changes_nothing_else(
     hardware: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch

@@ -31,6 +31,8 @@ from vrft.tasks import (
 from vrft.tasks.detection import boxes_text
 from vrft.types import Answer, Detection, Sample, Target
 
+pytestmark = pytest.mark.slow(seconds=0.2)
+
 IMAGE = Image.new("1", (640, 480))
 SAMPLE = Sample(0, IMAGE, 0, "cat", ())
 CAT = (Detection((6.4, 12, 192, 240), "cat"),)

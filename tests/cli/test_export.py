@@ -41,6 +41,7 @@ def answers(model: Any, folder: Path, asked: list[dict[str, Any]], **settings: A
 LARGER = ("--model.policy.min_pixels=12544", "--model.policy.max_pixels=12544")  # the processor's default is 3136
 
 
+@pytest.mark.slow(seconds=7)
 @pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
 def test_reloading_gives_the_same_greedy_answers(
     lora: bool, request: pytest.FixtureRequest, tmp_path: Path, capsys: pytest.CaptureFixture[str]

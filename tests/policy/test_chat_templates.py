@@ -18,6 +18,8 @@ from vrft.policy.processor import load_processor
 from vrft.policy.tiny import CHAT_TEMPLATE
 from vrft.tasks import DetectionTask
 
+pytestmark = pytest.mark.slow(seconds=0.8)
+
 USER = "{% for m in messages %}{% for p in m.content %}{{ p.text or '<image>' }}{% endfor %}{% endfor %}"
 LOOP = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
 

@@ -26,6 +26,8 @@ from vrft.policy.image_size import (
     write_fields,
 )
 
+pytestmark = pytest.mark.slow(seconds=0.2)
+
 SIZES = [(600, 400), (50, 40), (900, 300), (200, 700)]
 TILES = (*EDGE_TILE_PROCESSORS, *PATCH_TILE_PROCESSORS, *GRID_TILE_PROCESSORS)
 AREAS = (*AREA_PROCESSORS, *FRAME_AREA_PROCESSORS)

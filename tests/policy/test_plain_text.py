@@ -50,6 +50,7 @@ def special_counts(processor: Any, ids: list[int]) -> Counter[int]:
     return Counter(token for token in ids if token in special)
 
 
+@pytest.mark.slow(seconds=1)
 @pytest.mark.parametrize("style", STYLES)
 def test_special_tokens_in_a_question_stay_text(processor: Callable[[str], Any], style: str) -> None:
     reader = processor(style)

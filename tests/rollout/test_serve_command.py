@@ -18,6 +18,8 @@ from vrft.__main__ import main
 from vrft.policy import Policy
 from vrft.rollout.vllm.command import server_flags
 
+pytestmark = pytest.mark.slow(seconds=0.4)
+
 
 @pytest.mark.usefixtures("_no_runs")
 @pytest.mark.parametrize("config", ["quickstart.yaml", "quickstart_sft.yaml", "digits.yaml"])

@@ -26,6 +26,8 @@ from vrft.policy import LoRA, Policy
 from vrft.rollout.vllm.client import Unavailable
 from vrft.training.prefetch import RolloutPrefetcher
 
+pytestmark = pytest.mark.slow(seconds=0.5)
+
 FAULTS = [(fault, None) for fault in ("500", "cut", "fewer", "nan", "aborted", "restart", "restart-silently", "slow")]
 FAULTS += [(fault, LoRA(r=8)) for fault in ("restart", "restart-silently")]
 

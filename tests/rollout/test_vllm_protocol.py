@@ -28,6 +28,8 @@ from vrft.policy import LoRA
 from vrft.rollout import Sampling, VLLMServer
 from vrft.tasks import DetectionTask
 
+pytestmark = pytest.mark.slow(seconds=0.5)
+
 TOWER = LoRA(r=4, target_modules="all-linear")
 
 
