@@ -80,7 +80,8 @@ def test_every_notebook_has_a_claim() -> None:
 @pytest.mark.slow(seconds=20)
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
 def test_notebook_runs(path: Path, tmp_path: Path) -> None:
-    process = Fork(run_cells, path, output=tmp_path / "output", COLUMNS="200")
+    (tmp_path / "empty").mkdir()  # like Colab: no file of the repository is in the working folder
+    process = Fork(run_cells, path, output=tmp_path / "output", cwd=tmp_path / "empty", COLUMNS="200")
     assert process.wait() == 0, process.output.read_text()
     assert CLAIMS[path.stem](plain(process.output.read_text()))
 
