@@ -30,7 +30,7 @@ def record(*boxes: tuple[float, float, float, float]) -> Record:
 def test_an_object_fails_if_its_parsed_target_text_does_not_exceed_the_threshold(frame: Frame) -> None:
     task, rng, failed = DetectionTask(), random.Random(0), 0
     for least in (0.5, 0.75):
-        limits = [Threshold("iou", iou_matrix, least)]
+        limits = [Threshold("iou", DetectionIoU(), least)]
         for _ in range(150):
             x, y, w, h = rng.uniform(0, 3900), rng.uniform(0, 2900), rng.uniform(0.5, 40), rng.uniform(0.5, 40)
             one = record((x, y, x + w, y + h))
@@ -44,7 +44,7 @@ def test_an_object_fails_if_its_parsed_target_text_does_not_exceed_the_threshold
 
 
 def test_the_remedy_is_the_fewest_decimals_that_suffice() -> None:
-    task, limits = DetectionTask(), [Threshold("iou", iou_matrix, 0.5)]
+    task, limits = DetectionTask(), [Threshold("iou", DetectionIoU(), 0.5)]
     some = record((1001, 2001, 1003, 2003), (10, 10, 400, 400), (5.03, 5.03, 5.22, 5.24))
     found = list(failures(task, some, Frame(1000, 1000), limits))
     assert [failure.place for failure in found] == ["object 1 of 3", "object 3 of 3"]

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from vrft.boxes import Box, Matrix, iou_matrix, with_decimals
+from vrft.boxes import with_decimals
 from vrft.data import RecordData, VisionData
 from vrft.data.record import Record
-from vrft.rewards.detection import DetectionReward
+from vrft.rewards.detection import DetectionIoU, DetectionReward
 from vrft.tasks import Task
 from vrft.tasks.base import numbers_in_words
 from vrft.training.module import VisionModule
@@ -22,10 +22,10 @@ MAX_DECIMALS = 6
 
 
 class Threshold(NamedTuple):
-    """An overlap that the box of an answer has to exceed, and what for."""
+    """An overlap, as a reward computes it, that the box of an answer has to exceed, and what for."""
 
     name: str
-    overlap: Callable[[Sequence[Box], Sequence[Box]], Matrix]
+    reward: DetectionReward
     value: float
 
 
@@ -60,11 +60,11 @@ def check_precision(module: VisionModule, data: VisionData) -> Iterator[str]:
 def thresholds(module: VisionModule) -> list[Threshold]:
     """Return the thresholds of the rewards and that of evaluation, without repetition."""
     found = [
-        Threshold(f"model.rewards.{name}", reward.overlap, reward.threshold)
+        Threshold(f"model.rewards.{name}", reward, reward.threshold)
         for name, reward in module.rewards.items()
         if isinstance(reward, DetectionReward)
     ]
-    found.append(Threshold("evaluation", iou_matrix, math.nextafter(EVALUATION_IOU, 0)))
+    found.append(Threshold("evaluation", DetectionIoU(), math.nextafter(EVALUATION_IOU, 0)))
     return found
 
 
@@ -74,11 +74,13 @@ def failures(task: Task, record: Record, frame: Frame, limits: Sequence[Threshol
     if isinstance(true, str) or isinstance(rounded, str):
         return
     boxes = [box.box for box in true], [box.box for box in rounded]
-    overlaps = [limit.overlap(*boxes).diagonal() for limit in limits]
+    kinds = {type(limit.reward).overlap: limit.reward for limit in limits}  # most rewards share the IoU
+    overlaps = {kind: reward.overlap(*boxes).diagonal() for kind, reward in kinds.items()}
     for i, box in enumerate(true):
-        for limit, values in zip(limits, overlaps, strict=True):
-            if values[i] <= limit.value:
-                yield Failure(record, f"object {i + 1} of {len(true)}", box, frame, float(values[i]), limit)
+        for limit in limits:
+            overlap = float(overlaps[type(limit.reward).overlap][i])
+            if overlap <= limit.value:
+                yield Failure(record, f"object {i + 1} of {len(true)}", box, frame, overlap, limit)
                 break
 
 
