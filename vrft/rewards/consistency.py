@@ -10,7 +10,7 @@ from vrft.rewards.base import Reward
 from vrft.rewards.detection import DetectionIoU
 from vrft.types import Answer, Question
 
-OVERLAP = DetectionIoU(threshold=0.0)
+OVERLAP = DetectionIoU(threshold=0.0, matching="confidence")
 """Matches the boxes of two answers."""
 
 
