@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
+import os
 import shutil
 import time
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from vrft.errors import ConfigurationError
 from vrft.policy import Policy
-from vrft.policy.chat_template import template_problem
+from vrft.policy.chat_template import LIMITS, RENDERER, chat_text, rendered, template_problem
 from vrft.policy.checkpoint import BUILT_IN
 from vrft.policy.export import export_policy
 from vrft.policy.processor import load_processor
@@ -32,7 +35,7 @@ def folder(tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     ("template", "said"),
     [
-        (LOOP, "does not end within 2 s"),
+        (LOOP, "does not end within 0 s"),
         ("{{ 'a' * 10 ** 10 }}", "needs more than 512 MB"),
         ("{{ 'a' * 10 ** 6 }}", "makes 1000000 characters"),
         ("{{ raise_exception('only two turns') }}", "only two turns"),
@@ -42,7 +45,8 @@ def folder(tmp_path: Path) -> Path:
         ("{% for m in messages %}{{ m.content[-1].text }}{% endfor %}", "no place for an image"),
     ],
 )
-def test_a_template_that_makes_no_prompt_is_refused(template: str, said: str) -> None:
+def test_a_template_that_makes_no_prompt_is_refused(template: str, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(LIMITS, "cpu_seconds", 0)
     start = time.monotonic()
     assert said in (template_problem(template, "{}", False) or "")
     assert time.monotonic() - start < 120
@@ -93,3 +97,49 @@ def test_a_template_counts_wherever_it_stands(folder: Path, tmp_path: Path, plac
     assert place == "chat_template.json" or (tmp_path / "exported" / "chat_template.jinja").exists()
     again = load_processor(str(tmp_path / "exported"))
     assert again.apply_chat_template(chat, tokenize=False) == expected
+
+
+CONDITION = "{% if 'x' in messages[0].content[-1].text %}{}{% endif %}"
+
+
+@pytest.mark.parametrize(
+    ("trap", "said"),
+    [
+        (LOOP, "does not end within 0 s"),
+        ("{{ 'a' * 10 ** 10 }}", "needs more than 512 MB"),
+        ("{{ 'a' * 10 ** 6 }}", "makes 10000.* characters"),
+        ("{{ raise_exception('no x') }}", "fails: TemplateError: no x"),
+    ],
+)
+def test_a_template_that_fails_for_some_questions_alone_is_stopped_there(
+    trap: str, said: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Harmless questions have their text, before and after."""
+    monkeypatch.setitem(LIMITS, "cpu_seconds", 0)
+    (folder / "chat_template.jinja").write_text(
+        CONDITION.replace("{}", trap) + USER.replace("<image>", "<|image_pad|>")
+    )
+    policy = Policy(str(folder))
+    policy.load(keep_reference=False)
+    for text in ("cat", "axe", "owl"):
+        chat = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": text}]}]
+        if "x" in text:
+            with pytest.raises(ConfigurationError, match=rf"its chat template {said}.*axe"):
+                chat_text(policy.processor, chat)
+        else:
+            assert chat_text(policy.processor, chat) == f"<|image_pad|>{text}"
+
+
+def texts(start: int) -> list[str]:
+    chats = [[{"role": "user", "content": [{"type": "text", "text": f"{start + i}"}]}] for i in range(20)]
+    return [rendered(USER, "{}", json.dumps(chat)) for chat in chats]
+
+
+def test_a_forked_process_renders_by_itself() -> None:
+    """A data worker must not read the answers to its parent's requests."""
+    assert texts(0) == [str(i) for i in range(20)]
+    with ProcessPoolExecutor(1, multiprocessing.get_context("fork")) as pool:
+        there = pool.submit(texts, 200)
+        here = texts(100)
+    assert (here, there.result()) == ([str(100 + i) for i in range(20)], [str(200 + i) for i in range(20)])
+    assert RENDERER.owner == os.getpid()

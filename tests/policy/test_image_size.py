@@ -82,6 +82,20 @@ def test_tiles_are_honoured(name: str, most: int) -> None:
 
 
 @pytest.mark.parametrize(
+    ("name", "most"), [*((name, 4) for name in TILES), *((name, 99) for name in EDGE_TILE_PROCESSORS)]
+)
+def test_a_limit_on_tiles_never_enlarges_an_image(name: str, most: int) -> None:
+    """Idefics3 shrinks images to a longest edge, which more tiles than its own must not raise."""
+    settings: dict[str, Any] = {"crop_to_patches": True} if name in PATCH_TILE_PROCESSORS else {}
+    own, with_limit = (
+        np.asarray(each(images=[Image.new("RGB", (60, 40))])["pixel_values"]).size
+        for each in (processor(name, **settings), limited(processor(name, **settings), max_tiles=most))
+    )
+    assert with_limit <= own
+    assert with_limit == own or most == 4
+
+
+@pytest.mark.parametrize(
     ("limits", "size"),
     [
         ({"max_pixels": 50_176}, {"shortest_edge": 50_176, "longest_edge": 50_176}),  # the checkpoint's least is larger

@@ -12,7 +12,7 @@ import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
 from vrft.data.datamodule import VisionData, data_of, module_of
 from vrft.run_dir import EVALUATOR_WARNINGS, RunDir
@@ -37,6 +37,7 @@ class Evaluator(Callback, Generic[Row]):
         self.warnings: list[str] = []
         """Warnings of `check` and of the current evaluation, which the report shows."""
         self.warnings_of_check = 0
+        self.said: set[str] = set()
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage != "predict":
@@ -74,6 +75,12 @@ class Evaluator(Callback, Generic[Row]):
         """Warn about circumstances that make the scores less meaningful, in the console and in the report."""
         rank_zero_warn(message)
         self.warnings.append(message)
+
+    def say(self, message: str) -> None:
+        """Print a message about the evaluation, once: `check` runs before each of the evaluations of a run."""
+        if message not in self.said:
+            rank_zero_info(message)
+            self.said.add(message)
 
     def show(self, loggers: Sequence[Logger], stage: str, folder: Path, step: int) -> None:
         """Log tables and pictures of the files in `folder`. `step`: the step of the loggers."""

@@ -10,7 +10,6 @@ from typing import Any, Literal
 
 import numpy as np
 from lightning.pytorch.loggers import Logger
-from lightning.pytorch.utilities import rank_zero_info
 from PIL import Image
 
 from vrft.boxes import matched_iou
@@ -122,7 +121,7 @@ class CocoEvaluator(Evaluator[Row]):
         if self.path is None:
             self.tables = data.truth_tables()
             if isinstance(data, CategoryData) and data.chosen_pairs() is not None:
-                rank_zero_info(f"{self.format}: objects that data.val_shots did not choose are ignored")
+                self.say(f"{self.format}: objects that data.val_shots did not choose are ignored")
             self._truth = Truth(self.tables, f"evaluated images of {type(data).__name__}", self.field, skip_bad=True)
         else:
             self._truth = Truth.read(self.path, self.field, skip_bad=True, encoding=data.encoding)
@@ -137,7 +136,7 @@ class CocoEvaluator(Evaluator[Row]):
             self.warn(message)
         self.queries = data.evaluated_queries() if isinstance(data, CategoryData) else None
         averaged = len(self.truth.categories) if self.categories is None else len(self.categories)
-        rank_zero_info(
+        self.say(
             f"{self.format}: mean over {averaged} of {len(self.truth.categories)} categories, {self.images} images, "
             f"{self.convention} convention, confidence by {self.confidence}, {self.backend}"
         )

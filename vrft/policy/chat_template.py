@@ -1,10 +1,14 @@
-"""Check of a checkpoint's chat template before the first prompt."""
+"""Chat templates: checked before the first prompt, and rendered within limits of time and memory."""
 
 from __future__ import annotations
 
+import atexit
 import json
+import os
 import subprocess
 import sys
+import threading
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -13,9 +17,9 @@ from vrft.errors import ConfigurationError
 from vrft.policy.tiny import CHAT_TEMPLATE
 
 LIMITS = {"cpu_seconds": 2, "memory_bytes": 2**29, "characters": 100_000}
-"""Limits of a template for one short question; see `render_template`."""
+"""Limits of a template for one question; the characters are those for a short one. See `render_template`."""
 SECONDS = 300.0
-"""Time for the process that renders, which first imports transformers, perhaps from a slow disk."""
+"""Time for an answer of the process that renders, which first imports transformers, perhaps from a slow disk."""
 
 QUESTION, SYSTEM = "Where is it?", "Answer in English."
 
@@ -32,17 +36,15 @@ def check_template(processor: Any, checkpoint: str, system: bool = False) -> Non
         ConfigurationError: there is no template, it does not end, needs too much memory, fails, or has no place for the
             question, the system turn or the image.
     """
-    template = processor.chat_template
-    if isinstance(template, dict):
-        template = template.get("default")
+    template = template_of(processor)
     where = f"model.policy.checkpoint: {checkpoint}"
     if not template:
         raise ConfigurationError(
             f"{where} has no chat template: expected chat_template.jinja, chat_template.json or chat_template in "
             "tokenizer_config.json; copy it from the instruction-tuned model of the family"
         )
-    tokens = {name: str(token) for name, token in processor.tokenizer.special_tokens_map.items() if token}
-    if template != CHAT_TEMPLATE and (problem := template_problem(template, json.dumps(tokens), system)):
+    tokens = special_tokens(processor)
+    if template != CHAT_TEMPLATE and (problem := template_problem(template, tokens, system)):
         raise ConfigurationError(f"{where}: its chat template {problem}")
 
 
@@ -66,16 +68,90 @@ def template_problem(template: str, tokens: str, system: bool) -> str | None:
     return None
 
 
-def render(request: dict[str, Any]) -> dict[str, Any]:
-    """Return the answer of `render_template` to a request."""
-    command = [sys.executable, "-P", str(Path(__file__).with_name("render_template.py"))]
-    given = json.dumps(request | LIMITS)
-    try:
-        done = subprocess.run(command, input=given, capture_output=True, text=True, timeout=SECONDS, check=False)
-    except subprocess.TimeoutExpired:
-        return {"error": f"does not end within {SECONDS:.0f} s"}
-    if done.returncode < 0:  # killed by the limit of time
-        return {"error": f"does not end within {LIMITS['cpu_seconds']} s"}
-    if done.returncode:
-        return {"error": f"can't be rendered: {' '.join(done.stderr.split())[-200:]}"}
-    return dict(json.loads(done.stdout))
+def chat_text(processor: Any, chat: Sequence[dict[str, Any]]) -> str:
+    """Return a chat as text that ends where the answer begins: `apply_chat_template`, within limits.
+
+    A template may be harmless for one question and never end for another, so every text is rendered in the process that
+    `check_template` uses, once.
+
+    Raises:
+        ConfigurationError: the template does not end, needs too much memory, or fails.
+    """
+    template = template_of(processor)
+    if template is None or template == CHAT_TEMPLATE:
+        return str(processor.apply_chat_template(chat, add_generation_prompt=True, tokenize=False))
+    return rendered(template, special_tokens(processor), json.dumps(chat))
+
+
+@lru_cache(maxsize=4096)
+def rendered(template: str, tokens: str, chat: str) -> str:
+    """Return the text of a chat. `tokens` and `chat` are JSON."""
+    answer = render(
+        {"template": template, "tokens": json.loads(tokens), "conversations": [json.loads(chat)]}, len(chat)
+    )
+    if "error" in answer:
+        raise ConfigurationError(f"model.policy.checkpoint: its chat template {answer['error']}: {chat[:500]}")
+    return str(answer["texts"][0])
+
+
+def template_of(processor: Any) -> str | None:
+    """Return a processor's default template, or None if it has none."""
+    template = processor.chat_template
+    return template.get("default") if isinstance(template, dict) else template
+
+
+def special_tokens(processor: Any) -> str:
+    """Return the special tokens that a template may use, as JSON."""
+    return json.dumps(processor.tokenizer.special_tokens_map, default=str)
+
+
+class Renderer:
+    """The process that runs `render_template`, started on first use and again after a template ended it."""
+
+    def __init__(self) -> None:
+        self.process: subprocess.Popen[str] | None = None
+        self.owner = 0
+
+    def answer(self, request: str) -> str:
+        """Return the line that answers a request; empty if the process ended."""
+        if self.owner != os.getpid() or self.process is None or self.process.poll() is not None:
+            self._start()
+        assert self.process is not None
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        timer = threading.Timer(SECONDS, self.process.kill)
+        timer.start()
+        try:
+            self.process.stdin.write(f"{request}\n")
+            self.process.stdin.flush()
+            return self.process.stdout.readline()
+        except BrokenPipeError:
+            return ""
+        finally:
+            timer.cancel()
+
+    def _start(self) -> None:
+        """Start the process; that of a process which forked this one is left to it."""
+        command = [sys.executable, "-P", str(Path(__file__).with_name("render_template.py"))]
+        pipe = subprocess.PIPE
+        self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True, encoding="utf-8")
+        self.owner = os.getpid()
+        atexit.register(self.process.communicate)  # which closes its input, so that it ends
+
+    def failure(self) -> str:
+        """Return why the process ended."""
+        assert self.process is not None
+        _, said = self.process.communicate()
+        if self.process.returncode < 0:  # killed by the limit of time
+            return f"does not end within {LIMITS['cpu_seconds']} s"
+        return f"can't be rendered: {' '.join(said.split())[-200:]}"
+
+
+RENDERER = Renderer()
+
+
+def render(request: dict[str, Any], length: int = 0) -> dict[str, Any]:
+    """Return the answer of `render_template` to a request. `length`: characters of the chat, if it isn't short."""
+    limits = LIMITS | {"characters": LIMITS["characters"] + 2 * length}
+    line = RENDERER.answer(json.dumps(request | limits))
+    return dict(json.loads(line)) if line else {"error": RENDERER.failure()}

@@ -12,6 +12,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from vrft.errors import ConfigurationError
 from vrft.policy.vlm import Policy
 from vrft.policy.weights import final_dtype, page_locked, replace_parameters
 
@@ -25,8 +26,20 @@ def is_reader() -> bool:
 
 
 def read_once(policy: Policy, keep_reference: bool) -> None:
-    """Read a policy on the first rank; the others build the same model without values."""
-    policy.read(keep_reference, values=is_reader())
+    """Read a policy on the first rank; the others build the same model without values.
+
+    Raises:
+        ConfigurationError: a rank can't read the checkpoint; all ranks raise the first rank's error.
+    """
+    error: ConfigurationError | None = None
+    try:
+        policy.read(keep_reference, values=is_reader())
+    except ConfigurationError as problem:
+        error = problem
+    errors: list[ConfigurationError | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(errors, error)  # otherwise, the other ranks would wait for its weights
+    if first := next(filter(None, errors), None):
+        raise first
     for model in policy.models:
         tie_as_reader(model)
 

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from vrft.errors import ConfigurationError
+from vrft.policy.chat_template import chat_text
 from vrft.policy.prompts import TOKEN_KEYS, Prompt
 from vrft.utils.display import LONE_SURROGATE
 
@@ -77,7 +78,7 @@ class PlainText:
         originals: list[str] = []
         if self.found(chat_texts(chat)):
             chat = self._marked(chat, originals)
-        text = self.processor.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
+        text = chat_text(self.processor, chat)
         # As `apply_chat_template(tokenize=True)` does: a tokenizer that adds bos must not repeat the template's.
         bos = self.processor.tokenizer.bos_token
         once = {"add_special_tokens": False} if bos is not None and text.startswith(bos) else {}

@@ -1,12 +1,15 @@
-"""Render a chat template in a process of its own, with limits: it is a program by a stranger and may never end.
+"""Render chat templates in a process of its own, with limits: they are programs by strangers and may never end.
 
-Run as a file: reads a request as JSON from standard input and writes the texts, or what went wrong, to standard output.
-Jinja's sandbox limits neither time nor memory, and `'a' * 10**10` can't be interrupted within a process.
+Run as a file: reads requests from standard input, one line of JSON each, and writes the texts, or what went wrong, as a
+line to standard output. Jinja's sandbox limits neither time nor memory, and `'a' * 10**10` can't be interrupted within
+a process.
 """
 
 import json
+import signal
 import sys
 from pathlib import Path
+from typing import Any
 
 
 def limit(cpu_seconds: int, memory_bytes: int) -> None:
@@ -15,15 +18,14 @@ def limit(cpu_seconds: int, memory_bytes: int) -> None:
 
     usage = resource.getrusage(resource.RUSAGE_SELF)
     seconds = int(usage.ru_utime + usage.ru_stime) + 1 + cpu_seconds
-    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
+    resource.setrlimit(resource.RLIMIT_CPU, (seconds, resource.RLIM_INFINITY))
     if sys.platform == "linux":
         used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-        resource.setrlimit(resource.RLIMIT_AS, (used + memory_bytes, used + memory_bytes))
+        resource.setrlimit(resource.RLIMIT_AS, (used + memory_bytes, resource.RLIM_INFINITY))
 
 
-def main() -> None:
+def answer(request: dict[str, Any]) -> dict[str, Any]:
     """Render the request's template for each of its conversations."""
-    request = json.load(sys.stdin)
     from jinja2 import TemplateError
     from transformers.utils.chat_template_utils import render_jinja_template
 
@@ -37,16 +39,23 @@ def main() -> None:
             add_generation_prompt=True,
             **request["tokens"],
         )
-        longest = max(map(len, texts))
-        if longest > request["characters"]:
-            answer = {"error": f"makes {longest} characters of a short question"}
-        else:
-            answer = {"texts": texts}
     except MemoryError:
-        answer = {"error": f"needs more than {request['memory_bytes'] >> 20} MB for a short question"}
+        return {"error": f"needs more than {request['memory_bytes'] >> 20} MB for one question"}
     except failures as error:
-        answer = {"error": f"fails: {type(error).__name__}: {' '.join(str(error).split())[:200]}"}
-    print(json.dumps(answer))  # noqa: T201
+        return {"error": f"fails: {type(error).__name__}: {' '.join(str(error).split())[:200]}"}
+    longest = max(map(len, texts))
+    if longest > request["characters"]:
+        return {"error": f"makes {longest} characters of one question"}
+    return {"texts": texts}
+
+
+def main() -> None:
+    """Answer requests until standard input ends. The process that asks handles signals."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    answers, sys.stdout = sys.stdout, sys.stderr
+    for line in sys.stdin:
+        print(json.dumps(answer(json.loads(line))), file=answers, flush=True)
 
 
 if __name__ == "__main__":
