@@ -38,13 +38,18 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     return scene_arguments(tmp_path_factory.mktemp("data"))
 
 
+def command(folder: Path, device: str, data: list[str], *more: str, config: str = "quickstart") -> list[str]:
+    """Return the command of a short run on a device, in float32 unless `more` says otherwise."""
+    short = [option for option in SHORT if config == "quickstart" or "num_generations" not in option]
+    on_device = ["--trainer.devices=1", f"--trainer.accelerator={ACCELERATORS[device]}"]
+    return ["fit", f"--config={config}", *data, *short, f"--run_dir={folder}", *on_device, *more]
+
+
 def run(folder: Path, device: str, data: list[str], *more: str, config: str = "quickstart") -> Run:
     """Run `fit` on a device."""
-    short = [option for option in SHORT if config == "quickstart" or "num_generations" not in option]
-    command = ["fit", f"--config={config}", *data, *short, f"--run_dir={folder}", "--trainer.devices=1"]
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        assert main([*command, f"--trainer.accelerator={ACCELERATORS[device]}", *more]) == 0
+        assert main(command(folder, device, data, *more, config=config)) == 0
     weights = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True, map_location="cpu")["state_dict"]
     with (folder / "logs" / "version_0" / "metrics.csv").open() as file:
         rows = [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(file)]

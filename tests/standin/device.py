@@ -88,6 +88,9 @@ class Stream(contextlib.nullcontext[None]):
     wait_event = synchronize = record_event = wait_stream
     device = torch.device("cuda", 0)
 
+    def is_capturing(self) -> bool:
+        return False
+
 
 class SelectedDevice(contextlib.nullcontext[None]):
     """The context of `torch.cuda.device(…)`: there is one GPU."""
@@ -158,7 +161,7 @@ NAMES: dict[str, Any] = {
     "Event": Event,
     "stream": lambda stream: stream or contextlib.nullcontext(),
     "device": SelectedDevice,
-    "device_count": lambda: 1,
+    "device_count": lambda: 8,  # ranks share the only one
     "current_device": lambda: 0,
     "get_device_name": lambda *_: "stand-in",
     "get_device_capability": lambda *_: (properties.major, properties.minor),
@@ -175,8 +178,17 @@ NAMES: dict[str, Any] = {
     "CUDAGraph": CUDAGraph,
     "graph": recording,
 }
-for name, value in NAMES.items():
-    setattr(torch.cuda, name, value)
+ACCELERATOR: dict[str, Any] = {
+    "is_available": lambda: True,
+    "current_accelerator": lambda check_available=False: torch.device("cuda"),
+    "current_device_index": lambda: 0,
+    "device_count": lambda: 1,
+    **dict.fromkeys(("set_device_index", "synchronize", "empty_cache"), nothing),
+    "current_stream": lambda *_: Stream(),
+}
+for module, names in ((torch.cuda, NAMES), (torch.accelerator, ACCELERATOR)):
+    for name, value in names.items():
+        setattr(module, name, value)
 
 
 def storage_bytes(storage: torch.UntypedStorage) -> Tensor:
@@ -188,6 +200,16 @@ def storage_to(storage: torch.UntypedStorage, *, device: torch.device, non_block
     return storage_bytes(storage).to(device, non_blocking).untyped_storage()
 
 
+start_process_group = torch.distributed.init_process_group
+
+
+def init_process_group(*args: Any, device_id: Any = None, **options: Any) -> None:
+    """Start the ranks without a device of their own, as which gloo's groups can't be split."""
+    start_process_group(*args, **options)
+
+
+torch.distributed.init_process_group = init_process_group
+torch.distributed.Logger.set_runtime_stats_and_log = nothing  # type: ignore[method-assign]  # it needs CUDA's timer
 torch.UntypedStorage.to = storage_to  # type: ignore
 torch.UntypedStorage.cpu = lambda storage: storage_bytes(storage).cpu().untyped_storage()  # type: ignore
 torch.UntypedStorage.clone = lambda storage: storage_bytes(storage).clone().untyped_storage()  # type: ignore

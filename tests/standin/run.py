@@ -5,6 +5,10 @@ python -m tests.standin.run fit --config quickstart --trainer.max_steps=1
 
 from __future__ import annotations
 
+from tests.standin.device import gpu, phase  # before torch
+
+# isort: split
+
 import contextlib
 import sys
 from collections.abc import Callable, Iterator
@@ -13,7 +17,6 @@ from typing import Any
 import torch
 from lightning.pytorch.accelerators import CUDAAccelerator
 
-from tests.standin.device import gpu, phase  # before torch
 from vrft.__main__ import main
 from vrft.policy import Policy
 from vrft.rollout import decoding

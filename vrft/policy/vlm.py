@@ -28,7 +28,7 @@ from vrft.policy.weights import frozen_copy, own_weights, page_locked, replaced
 from vrft.tasks import Task
 from vrft.types import PromptBatch, Rollout
 from vrft.utils.bounds import Decimals
-from vrft.utils.hub import loading
+from vrft.utils.hub import fitting_in_memory, loading
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -99,11 +99,12 @@ class Policy(nn.Module):
 
     def load(self, keep_reference: bool) -> None:
         """Read the checkpoint. `keep_reference`: keep a frozen copy as the reference; with LoRA none is needed."""
-        self.read(keep_reference)
-        own_weights(self.models, self.dtype)
-        if self.reference is not None and self.offload_reference:
-            for parameter in self.reference.parameters():
-                parameter.data = page_locked(parameter.data, self.device)
+        with fitting_in_memory("model.policy.checkpoint", self.checkpoint):
+            self.read(keep_reference)
+            own_weights(self.models, self.dtype)
+            if self.reference is not None and self.offload_reference:
+                for parameter in self.reference.parameters():
+                    parameter.data = page_locked(parameter.data, self.device)
 
     def read(self, keep_reference: bool, values: bool = True) -> None:
         """Build the model as the checkpoint stores it; `vrft.policy.placement` or `load` makes it fit for use.

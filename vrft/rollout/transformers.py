@@ -14,6 +14,10 @@ from vrft.rollout.base import RolloutEngine, Sampling, SamplingKey
 from vrft.rollout.decoding import Decoder, GroupDecoder, RepeatedDecoder
 from vrft.types import PromptBatch, Rollout
 
+SHRINK_SHARE, GPU_SHRINK_SHARE = 0.75, 0.5
+"""Rows that have ended leave the batch once at most this part is left: on a GPU each change records a new graph, and a
+step takes as long for half of the rows."""
+
 TOKENS_BETWEEN_GPU_CHECKS = 8
 """Interval between checks of which rows have ended: on a GPU each check waits for all earlier kernels."""
 
@@ -120,20 +124,21 @@ class DecodingGrid:
         self.active = self.active & ~torch.isin(tokens, self.stop_ids)
         return tokens
 
-    def shrink(self, num_active: Tensor) -> Tensor | None:
-        """Remove rows that have ended, if this makes the grid at least a quarter smaller.
+    def shrink(self, num_active: Tensor, largest_share: float) -> Tensor | None:
+        """Remove rows that have ended, if this leaves at most `largest_share` of the grid.
 
         Prompts without active rows are removed. The others keep as many rows as the prompt with the most active rows
         needs, since the grid is rectangular.
 
         Args:
             num_active: number of active rows of each prompt (prompts,).
+            largest_share: largest part of the grid that may be left.
 
         Returns:
             Indices of the kept cells (prompts, rows per prompt), or None if nothing is removed.
         """
         group_size, prompts = int(num_active.max()), int((num_active > 0).sum())
-        if not 0 < group_size * prompts <= 0.75 * self.rows.numel():
+        if not 0 < group_size * prompts <= largest_share * self.rows.numel():
             return None
         active = self.active.view(self.rows.shape)[num_active > 0].int()
         order = active.argsort(dim=1, descending=True, stable=True)[:, :group_size]
@@ -166,7 +171,9 @@ def decode(
         on_token: reports progress, as in `RolloutEngine.generate`.
     """
     num_rows, limit = grid.uniform.shape
-    check_every = TOKENS_BETWEEN_GPU_CHECKS if grid.uniform.is_cuda else 1
+    on_gpu = grid.uniform.is_cuda
+    check_every = TOKENS_BETWEEN_GPU_CHECKS if on_gpu else 1
+    largest_share = GPU_SHRINK_SHARE if on_gpu else SHRINK_SHARE
     hidden = decoder.hidden
     for t in range(limit):
         tokens = grid.append(t, head(hidden), sample_tokens)
@@ -179,7 +186,7 @@ def decode(
             on_token(t + 1, f"{num_rows - remaining} of {num_rows} rows done")
             if all_ranks_done(remaining == 0):
                 break
-            kept = grid.shrink(num_active)
+            kept = grid.shrink(num_active, largest_share)
             if kept is not None:
                 decoder.select_rows(kept)
                 tokens = tokens[kept.flatten()]

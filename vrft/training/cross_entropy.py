@@ -18,6 +18,7 @@ from vrft.tasks import Task
 from vrft.training.optimization import Optimization
 from vrft.training.step_state import StepState
 from vrft.types import PromptBatch
+from vrft.utils.indices import index_on
 from vrft.utils.own_code import noted, question_note
 
 
@@ -70,8 +71,9 @@ class CrossEntropy:
         with self.state.phase("update", len(work)) as advance:
             for i, ((prompts, rows), counts) in enumerate(self.optimization.padded(work)):
                 inputs = [batch.inputs[p] for p in prompts]
-                log_probs, _ = self.policy(inputs, ids[rows], mask[rows], temperature=1.0)  # (p, T)
-                loss = -(log_probs * trainable[rows]).sum() / tokens * counts
+                index = index_on(ids.device, rows)
+                log_probs, _ = self.policy(inputs, ids[index], mask[index], temperature=1.0)  # (p, T)
+                loss = -(log_probs * trainable[index]).sum() / tokens * counts
                 self.optimization.backward(weight * loss)
                 total += loss.detach()
                 advance(i + 1)

@@ -11,6 +11,7 @@ from torch import Tensor
 from vrft.policy.processor import MicroBatch, micro_batches
 from vrft.policy.prompts import Prompt
 from vrft.training.cross_entropy import Targets
+from vrft.utils.indices import index_on
 
 
 @dataclass(slots=True)
@@ -27,15 +28,16 @@ class LossInputs:
 
     def select(self, rows: Sequence[int]) -> LossInputs:
         """Return some rows, cut to the longest of them."""
-        width = max(1, int(self.mask[rows].sum(1).max()))
+        index = index_on(self.ids.device, rows)
+        width = max(1, int(self.mask[index].sum(1).max()))
         return LossInputs(
-            self.ids[rows, :width],
-            self.mask[rows, :width],
-            self.sampled_log_probs[rows, :width],
-            self.old_log_probs[rows, :width],
-            self.advantages[rows],
-            self.weights[rows],
-            None if self.reference is None else self.reference[rows, :width],
+            self.ids[index, :width],
+            self.mask[index, :width],
+            self.sampled_log_probs[index, :width],
+            self.old_log_probs[index, :width],
+            self.advantages[index],
+            self.weights[index],
+            None if self.reference is None else self.reference[index, :width],
         )
 
     def log_ratio(self, rows: Sequence[int]) -> Tensor:

@@ -38,6 +38,7 @@ from vrft.training.rollouts import Generation
 from vrft.training.scoring import parse_completions
 from vrft.types import PromptBatch, Rollout, ScoredRollout
 from vrft.utils.bounds import Fraction, NonNegative
+from vrft.utils.indices import index_on
 
 
 class RFT(VisionModule):
@@ -298,7 +299,7 @@ class RFT(VisionModule):
                         reference=reference,
                         entropy=False,
                     )
-                    log_probs[micro.rows, : values.shape[1]] = values
+                    log_probs[index_on(values.device, micro.rows), : values.shape[1]] = values
                     advance(i + 1)
             return log_probs
 
@@ -331,7 +332,8 @@ class RFT(VisionModule):
         log_probs, entropy = self.policy(prompts, mine.ids, mine.mask, self.sampling.temperature)  # (n, T)
         if minibatch.on_policy:
             mine.old_log_probs = log_probs.detach()
-            minibatch.inputs.old_log_probs[micro.rows, : log_probs.shape[1]] = mine.old_log_probs
+            rows = index_on(log_probs.device, micro.rows)
+            minibatch.inputs.old_log_probs[rows, : log_probs.shape[1]] = mine.old_log_probs
         log_ratio = mine.old_log_probs - mine.sampled_log_probs  # (n, T)
         loss, kl, clipped = policy_loss(
             log_probs,

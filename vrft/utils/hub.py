@@ -50,7 +50,8 @@ def loading(field: str, name: str, remedy: str = "vrft runs none of it", trusts_
         ConfigurationError: the checkpoint can't be loaded, or comes with its own code.
     """
     try:
-        yield
+        with fitting_in_memory(field, name):
+            yield
     except ConfigurationError:
         raise
     except Exception as error:
@@ -60,13 +61,33 @@ def loading(field: str, name: str, remedy: str = "vrft runs none of it", trusts_
         if "trust_remote_code" in str(error):
             reason = f"brings Python code of its own, which would run with all your rights; {remedy}"
             raise ConfigurationError(f"{field}: {name} {reason}") from error
-        reason = " ".join(str(error).split())[:MESSAGE_CHARACTERS] or type(error).__name__
-        if isinstance(error, RuntimeError) and is_out_of_memory(error):
-            advice = "LoRA, another dtype or FSDP2 need less, see docs/memory_and_speed.md"
-            raise ConfigurationError(
-                f"{field}: {name}: out of memory while weights are read: {reason}; {advice}"
-            ) from error
-        raise ConfigurationError(f"{field}: {name}: transformers can't load it: {reason}") from error
+        raise ConfigurationError(f"{field}: {name}: transformers can't load it: {_shortened(error)}") from error
+
+
+@contextmanager
+def fitting_in_memory(field: str, name: str) -> Iterator[None]:
+    """Turn out of memory while a model is loaded into a ConfigurationError of one line.
+
+    Args:
+        field: the setting that names the checkpoint.
+        name: the checkpoint.
+
+    Raises:
+        ConfigurationError: memory runs out.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        advice = "LoRA, another dtype or FSDP2 need less, see docs/memory_and_speed.md"
+        raise ConfigurationError(
+            f"{field}: {name}: out of memory while weights are read: {_shortened(error)}; {advice}"
+        ) from error
+
+
+def _shortened(error: Exception) -> str:
+    return " ".join(str(error).split())[:MESSAGE_CHARACTERS] or type(error).__name__
 
 
 def check_loaded(field: str, name: str, model: nn.Module, info: Mapping[str, Any], *, whole: bool = True) -> None:

@@ -1,0 +1,98 @@
+"""What a GPU is waited for and how many kernels it gets, by part."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tests.standin.device import events, gpu, phase
+from vrft.policy import Policy
+from vrft.rollout.transformers import DecodingGrid, decode
+from vrft.training.loss_inputs import LossInputs
+from vrft.training.optimization import use_fused_kernels
+from vrft.types import Rollout
+
+ROWS, LENGTH = 24, 8
+
+
+@pytest.fixture(autouse=True)
+def _counted() -> None:
+    gpu.reset()
+    events.clear()
+
+
+@pytest.fixture(scope="module")
+def policy() -> Policy:
+    policy = Policy("tiny-detection", dtype="float32")
+    with torch.device("cuda"):
+        policy.load(keep_reference=False)
+    return policy
+
+
+def rollout(policy: Policy) -> Rollout:
+    ids = torch.full((ROWS, LENGTH), 100, device="cuda")
+    zeros = torch.zeros(ROWS, LENGTH, device="cuda")
+    return Rollout(ids, torch.ones_like(ids), zeros, zeros, ids[:, 0] > 0, [""] * ROWS)
+
+
+def test_texts_of_all_rows_are_read_at_once(policy: Policy) -> None:
+    done = rollout(policy)
+    with phase("texts"):
+        assert len(policy.decode(done.ids, done.mask)) == ROWS
+        assert len(policy.token_texts(done)) == ROWS
+    assert gpu.counts()["texts"]["syncs"] < 10
+
+
+def test_rows_of_the_loss_are_selected_without_waiting() -> None:
+    shape = torch.ones(ROWS, LENGTH, device="cuda")
+    inputs = LossInputs(shape.long(), shape.long(), shape, shape, shape[:, 0], shape[:, 0], shape)
+    with phase("select"):
+        inputs.select([3, 1, 2])
+    assert gpu.counts()["select"]["syncs"] == 1  # the longest row
+
+
+def test_adam_needs_no_temporary_memory() -> None:
+    weights = [nn.Parameter(torch.ones(100, 100, device="cuda")) for _ in range(10)]
+    size = sum(weight.nbytes for weight in weights)
+    optimizer = torch.optim.AdamW(weights, lr=1e-3)
+    use_fused_kernels(optimizer)
+    for weight in weights:
+        weight.grad = torch.ones_like(weight)
+    optimizer.step()
+    before = gpu.memory()
+    with phase("optimizer"):
+        optimizer.step()
+    assert gpu.counts()["optimizer"]["peak"] < before + 0.1 * size
+
+
+def test_a_batch_whose_rows_end_one_by_one_changes_seldom() -> None:
+    grid = DecodingGrid(torch.zeros(64, 128, device="cuda"), 8, torch.zeros(1, dtype=torch.long, device="cuda"))
+    changes = []
+
+    class Decoder:
+        hidden = torch.zeros(64, 2, device="cuda")
+
+        def step(self, tokens: Tensor) -> Tensor:
+            return torch.zeros(len(tokens), 2, device="cuda")
+
+        def select_rows(self, rows: Tensor) -> None:
+            changes.append(rows.numel())
+
+    step = iter(range(128))
+
+    def sample(logits: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        tokens = (grid.rows.flatten() > next(step)).long()
+        return tokens, uniform, uniform
+
+    decode(Decoder(), lambda hidden: hidden, sample, grid, lambda done: done, lambda *_: None)
+    assert 1 <= len(changes) <= 6
+    assert all(later <= earlier / 2 for earlier, later in zip([64, *changes], changes, strict=False))
+
+
+def test_batches_are_copied_from_page_locked_memory() -> None:
+    batch = torch.ones(8).pin_memory()
+    with phase("copy"):
+        batch.to("cuda", non_blocking=True)
+    assert gpu.counts()["copy"]["syncs"] == 0
+    assert not events["copy"]
