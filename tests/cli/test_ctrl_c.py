@@ -66,7 +66,7 @@ def wait_for_template(folder: Path) -> int:
 
 
 def slow_images(items: list[int]) -> list[int]:
-    time.sleep(600)
+    time.sleep(60)
     return items
 
 
