@@ -1,0 +1,1 @@
+import faulthandler; faulthandler.dump_traceback_later(130, exit=True)
