@@ -1,1 +1,0 @@
-import faulthandler; faulthandler.dump_traceback_later(130, exit=True)
