@@ -436,6 +436,15 @@ static void fused(const std::string& name, int64_t bytes, int64_t flops) {
   ops[phase][name]++;
 }
 
+// Give the storage of a tensor another size, as FSDP does to free gathered weights.
+static void resize_storage(const Tensor& t, int64_t size) {
+  auto* impl = t.storage().unsafeGetStorageImpl();
+  c10::DataPtr data = memory.allocate(size);
+  if (size_t kept = std::min<size_t>(size, impl->nbytes())) std::memcpy(data.get(), impl->data(), kept);
+  impl->set_data_ptr_noswap(std::move(data));
+  impl->set_nbytes(size);
+}
+
 static py::dict as_dict() {
   py::dict all;
   for (auto& [name, c] : counts) {
@@ -463,6 +472,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("on_event", [](py::object f) { on_event = new py::object(f); });
   m.def("quiet", [](int by) { quiet += by; });
   m.def("fused", &fused);
+  m.def("resize_storage", &resize_storage);
   m.def("memory", [] { return used; });
   m.def("limit", [](int64_t bytes) { limit = bytes; });
   m.def("counts", &as_dict);

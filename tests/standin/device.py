@@ -210,6 +210,17 @@ def init_process_group(*args: Any, device_id: Any = None, **options: Any) -> Non
 
 torch.distributed.init_process_group = init_process_group
 torch.distributed.Logger.set_runtime_stats_and_log = nothing  # type: ignore[method-assign]  # it needs CUDA's timer
+resize_on_cpu = torch.UntypedStorage.resize_
+
+
+def resize_storage(storage: torch.UntypedStorage, size: int) -> torch.UntypedStorage:
+    if storage.device.type == "cpu":
+        return resize_on_cpu(storage, size)
+    gpu.resize_storage(torch.empty(0, dtype=torch.uint8, device="cuda").set_(storage, 0, (0,), (1,)), size)  # type: ignore
+    return storage
+
+
+torch.UntypedStorage.resize_ = resize_storage  # type: ignore
 torch.UntypedStorage.to = storage_to  # type: ignore
 torch.UntypedStorage.cpu = lambda storage: storage_bytes(storage).cpu().untyped_storage()  # type: ignore
 torch.UntypedStorage.clone = lambda storage: storage_bytes(storage).clone().untyped_storage()  # type: ignore
