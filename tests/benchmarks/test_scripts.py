@@ -18,6 +18,7 @@ import build_checkpoint
 import evaluators
 import kill_runs
 import pytest
+import reward_search
 import scaling
 import step
 import torch
@@ -99,6 +100,25 @@ def test_evaluators_agree_and_ranks_gather(capsys: pytest.CaptureFixture[str], m
     precision = {line["tool"]: line["AP"] for line in lines if "tool" in line}
     assert precision["hotcoco"] == pytest.approx(precision["pycocotools"], abs=1e-6)
     assert lines[-1]["gather"] == 1
+
+
+def test_reward_search_finds_faults_of_the_papers_reward_and_none_of_the_defaults(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    reward_search.main(["--answers", "500", "--only", "Confidence", "--out", f"{tmp_path}/table.md"])
+    _, _, *rows = capsys.readouterr().out.splitlines()
+    faults = {name: sizes for name, _, *sizes in (row.strip("| ").split(" | ") for row in rows)}
+    assert len(faults) == 3
+    for name, sizes in faults.items():
+        paper = "Paper" in name
+        assert (sum(map(float, sizes)) > 1) == paper, name
+    assert (tmp_path / "table.md").read_text().count("Confidence |") == 2
+
+
+def test_reward_search_covers_every_sum_of_the_configs() -> None:
+    kinds = [reward_search.kinds_of(sum_of) for sum_of in reward_search.shipped().values()]
+    assert len(kinds) >= 4
+    assert all(kinds)
 
 
 @pytest.mark.slow
