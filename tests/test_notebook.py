@@ -52,7 +52,7 @@ def most_moved_as_they_should(said: str) -> bool:
 
 def bugs_are_not_ours(said: str) -> bool:
     strange = numbers_after("a wrong box with the true y1", said)
-    return strange == [0.0, 0.25, 1.0, 1.0, 1.0, 1.0] and numbers_after("a good box ", said)[:3] == [0.95, 0.9, 1.0]
+    return strange == [0.0, 0.23, 1.0, 1.0, 1.0, 1.0] and numbers_after("a good box ", said)[:3] == [0.95, 1.0, 1.0]
 
 
 def training_helped(said: str) -> bool:

@@ -33,7 +33,10 @@ class GroundingIoU(GroundingReward):
 
 
 class GroundingGIoU(GroundingReward):
-    """(1 + GIoU) / 2, so that a box that misses its object scores by distance."""
+    """(1 + GIoU) / 2, so that a box that misses its object scores by distance.
+
+    A box with IoU just below 0.5 can earn more than one just above, if less of the hull around both is empty.
+    """
 
     def compare(self, box: Box, true: Box, size: tuple[int, int]) -> float:
         return (1 + float(giou_matrix([box], [true])[0, 0])) / 2
@@ -49,7 +52,7 @@ class PaperGroundingGIoU(GroundingReward):
 
 
 class PointInBox(GroundingReward):
-    """1 if the centre of the predicted box lies in the true box, else 0."""
+    """1 if the centre of the predicted box lies in the true box, else 0. A box of any size earns 1."""
 
     def compare(self, box: Box, true: Box, size: tuple[int, int]) -> float:
         x, y = _centre(box)
@@ -57,7 +60,7 @@ class PointInBox(GroundingReward):
 
 
 class CentreDistance(GroundingReward):
-    """1 - distance of the box centres / diagonal of the image."""
+    """1 - distance of the box centres / diagonal of the image. A box of any size around the right centre earns 1."""
 
     def compare(self, box: Box, true: Box, size: tuple[int, int]) -> float:
         return 1 - math.dist(_centre(box), _centre(true)) / math.hypot(*size)
