@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 import torch
 
 from tests.helpers import CSV_ONLY, Command
+from tests.helpers.forks import fork_vrft
 from tests.helpers.ranks import Ranks
 from tests.helpers.vllm_server import VLLM
 from vrft.__main__ import main
@@ -180,3 +182,21 @@ def test_an_address_without_a_server_is_reported(fit: Command, capsys: pytest.Ca
     said = capsys.readouterr().err.splitlines()[-1]
     assert said.startswith("vrft: model.engine: http://127.0.0.1:9 does not report how it was started")
     assert "serve-command" in said
+
+
+def test_one_ctrl_c_ends_the_wait_for_a_server(fit: Command, built_in: VLLM, tmp_path: Path) -> None:
+    built_in.faults.extend([""] * 2 + ["slow"] * 20)
+    command = fit(built_in.url, more=("--trainer.limit_val_batches=0", "--trainer.max_steps=3"))
+    run = fork_vrft(command, tmp_path / "output")
+    try:
+        while len(built_in.faults) > 19:  # the second step waits for its answers
+            assert run.poll() is None, run.output.read_text()
+            time.sleep(0.02)
+        start = time.monotonic()
+        run.send_signal(signal.SIGINT)
+        assert run.wait() == 128 + signal.SIGINT, run.output.read_text()
+        assert time.monotonic() - start < 30  # the timeout is 300 s; the last step is saved
+    finally:
+        run.kill()
+    assert "stopped: SIGINT during a rollout, step 1 is saved" in run.output.read_text()
+    assert (tmp_path / "run" / "checkpoints" / "last.ckpt").exists()

@@ -15,18 +15,24 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
-from vrft.callbacks.base import vision_trainer
+from vrft.callbacks.base import vision_module, vision_trainer
 from vrft.callbacks.checkpoint import RunCheckpoint
+from vrft.errors import RolloutFailed
+from vrft.training.rollouts import Rollouts
 from vrft.training.trainer import Stopped
 
 SIGNALS = tuple(number for number in signal.Signals if number.name in ("SIGTERM", "SIGUSR1", "SIGINT"))
+
+POLL_SECONDS = 0.2
+"""Seconds between attempts to end a rollout: one that begins after a signal has to end, too."""
 
 
 class GracefulStop(Checkpoint):
     """Finishes the step on SIGTERM, SIGUSR1 or Ctrl-C, saves it and ends the run with 128 + the signal's number.
 
     The signal handler only records the signal. The ranks agree on it when a batch ends, because a collective in a
-    handler would deadlock. Under SLURM, SIGUSR1 also requeues the job. A second Ctrl-C quits at once.
+    handler would deadlock. Under SLURM, SIGUSR1 also requeues the job. Ctrl-C doesn't wait for the answers of rollout
+    servers: a resumed run repeats the step. A second Ctrl-C quits at once.
 
     This is a Checkpoint because Lightning runs checkpoint callbacks last, when all others have seen the batch.
     """
@@ -34,6 +40,9 @@ class GracefulStop(Checkpoint):
     def __init__(self) -> None:
         self.received = 0
         """The number of the last signal; 0: none."""
+        self.rollouts: Rollouts | None = None
+        self.ended = threading.Event()
+        """Set once no rollout has to be ended any more."""
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Replace the handlers that Lightning has just set. It restores the original ones when the stage ends."""
@@ -41,6 +50,8 @@ class GracefulStop(Checkpoint):
             for number in SIGNALS:
                 signal.signal(number, self.record)
         self.quiet = not trainer.is_global_zero
+        self.rollouts = vision_module(pl_module).rollouts
+        self.ended.clear()
 
     on_validation_start = on_train_start
 
@@ -53,9 +64,26 @@ class GracefulStop(Checkpoint):
             name = signal.Signals(number).name
             text = f"\n{name}: stopping when this step is done; a second Ctrl-C quits at once\n"
             os.write(2, text.encode())  # the signal may have interrupted print, which is not reentrant
+        if number == signal.SIGINT:
+            threading.Thread(target=self._end_rollouts, daemon=True).start()
+
+    def _end_rollouts(self) -> None:
+        while self.rollouts is not None and not self.ended.wait(POLL_SECONDS):
+            self.rollouts.interrupt()
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
         self._stop_if_received(trainer)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Report the signal instead of the rollout that it ended."""
+        self.ended.set()
+        run = vision_trainer(trainer)
+        if self.received == signal.SIGINT and isinstance(exception, RolloutFailed) and run.stopped is not None:
+            saved = f"step {trainer.global_step} is saved" if trainer.global_step else "nothing to save"
+            run.stop(f"SIGINT during a rollout, {saved}", 128 + self.received)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self.ended.set()
 
     def on_validation_batch_end(self, trainer: Trainer, *_: Any) -> None:
         """Raise Stopped: part of an evaluation is of no use."""
@@ -69,6 +97,7 @@ class GracefulStop(Checkpoint):
         number = int(trainer.strategy.reduce(received, reduce_op="max"))
         if number == 0 or trainer.stopped is not None:
             return False
+        self.ended.set()
         name = signal.Signals(number).name
         if trainer.global_step == 0:
             trainer.stop(f"{name} before the first step, nothing to save", 128 + number)

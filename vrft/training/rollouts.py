@@ -95,6 +95,9 @@ class Rollouts:
     def begin_stage(self) -> None:
         """Check the engine again with its next rollout."""
 
+    def interrupt(self) -> None:
+        """End the rollouts that wait for other processes, which raise RolloutFailed. Any thread may call this."""
+
     def release(self) -> None:
         """Stop sampling and free the engine's resources between stages."""
 
@@ -255,6 +258,9 @@ class RemoteRollouts(Rollouts):
 
     def begin_stage(self) -> None:
         self.checked = False
+
+    def interrupt(self) -> None:
+        self.engine.stop()
 
     def release(self) -> None:
         """Stop sampling and remove the files of the weights, which are as large as the model."""
