@@ -49,9 +49,9 @@ class GracefulStop(Checkpoint):
         if threading.current_thread() is threading.main_thread():  # Python allows no other; Ray Train uses threads
             for number in SIGNALS:
                 signal.signal(number, self.record)
+            self.rollouts = vision_module(pl_module).rollouts
+            self.ended.clear()
         self.quiet = not trainer.is_global_zero
-        self.rollouts = vision_module(pl_module).rollouts
-        self.ended.clear()
 
     on_validation_start = on_train_start
 
