@@ -64,6 +64,8 @@ def test_config_is_accepted_on_any_hardware(path: Path, hardware: Path, capsys: 
     assert found["checkpoint"]["dirpath"] == f"{found['run_dir']}/checkpoints"
     assert found["run_dir"] in (f"runs/{path.stem}", f"runs/tiny/{path.stem}")
     for name, value in yaml.safe_load(path.read_text()).get("trainer", {}).items():
+        if name == "accelerator":  # that of the later config
+            value = yaml.safe_load(hardware.read_text())["trainer"].get(name, value)
         assert outline(found["trainer"][name]) == outline(value), name
 
 
@@ -96,7 +98,14 @@ def test_hardware_and_experiment_configs_set_different_fields() -> None:
     for path in HARDWARE:
         content = yaml.safe_load(path.read_text())
         assert content.keys() == {"trainer"}
-        assert not content["trainer"].keys() & said, path.stem
+        assert content["trainer"].keys() & said <= {"accelerator"}, path.stem
+
+
+def test_only_the_built_in_policies_are_bound_to_the_cpu() -> None:
+    for path in CONFIGS:
+        content = yaml.safe_load(path.read_text())
+        built_in = "checkpoint: tiny-" in path.read_text() or path.parent.name == "tiny"
+        assert content.get("trainer", {}).get("accelerator") == ("cpu" if built_in else None), path.stem
 
 
 def coco_files(folder: Path, *parts: str) -> list[str]:

@@ -178,6 +178,7 @@ MISTAKES = [
     ),
     (["--ckpt_path=last"], "ckpt_path", "last.ckpt"),
     (["--trainer.callbacks.annotations=${nope}"], "nope", "not found"),
+    (["--trainer.accelerator=mps"], "trainer: ", "MPSAccelerator"),
 ]
 
 

@@ -23,6 +23,11 @@ def weight(on_gpu: bool = True) -> nn.Parameter:
     return nn.Parameter(value.as_subclass(OnGPU) if on_gpu else value)
 
 
+def test_a_device_without_float64_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match=r"trainer\.accelerator: .* float64, which mps lacks"):
+        check_device(torch.device("mps"), torch.float32)
+
+
 @pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true", "16-mixed", "64-true"])
 def test_another_precision_is_refused(precision: Any) -> None:
     with pytest.raises(ConfigurationError, match=rf"trainer.precision: .* {precision}; model.policy.dtype"):

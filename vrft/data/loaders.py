@@ -17,6 +17,9 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from vrft.errors import ConfigurationError
 from vrft.types import Sample
 
+SIGCHLD: Any = getattr(signal, "SIGCHLD", None)
+"""Signal of a worker's death. Windows has none; torch asks its workers every few seconds."""
+
 MAX_CONSECUTIVE_DEATHS = 3
 """Worker deaths without a batch in between that end a run."""
 
@@ -121,10 +124,10 @@ class WorkerRestartLoader(DataLoader[Sample]):
 
         Torch's own handler for SIGCHLD would raise in the middle of a training step.
         """
-        before = signal.getsignal(signal.SIGCHLD)
+        before = None if SIGCHLD is None else signal.getsignal(SIGCHLD)
         batches: Any = super().__iter__()
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGCHLD, before or signal.SIG_DFL)
+        if handles_deaths():
+            signal.signal(SIGCHLD, before or signal.SIG_DFL)
         workers = batches._workers if self.num_workers else []
         try:
             while True:
@@ -148,14 +151,19 @@ def raise_on_worker_death(workers: Sequence[BaseProcess]) -> Iterator[None]:
             raise RuntimeError(f"worker {dead[0]} died")
 
     check()
-    if threading.current_thread() is not threading.main_thread():  # only the main thread can set signal handlers
+    if not handles_deaths():
         yield
         return
-    before = signal.signal(signal.SIGCHLD, check)
+    before = signal.signal(SIGCHLD, check)
     try:
         yield
     finally:
-        signal.signal(signal.SIGCHLD, before or signal.SIG_DFL)
+        signal.signal(SIGCHLD, before or signal.SIG_DFL)
+
+
+def handles_deaths() -> bool:
+    """Return whether this thread can set a handler for SIGCHLD: only the main thread can, and Windows has none."""
+    return SIGCHLD is not None and threading.current_thread() is threading.main_thread()
 
 
 class ResumableLoader(WorkerRestartLoader):

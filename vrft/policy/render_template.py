@@ -13,8 +13,13 @@ from typing import Any
 
 
 def limit(cpu_seconds: int, memory_bytes: int) -> None:
-    """Limit what the process may use from here on. Only Linux tells, and limits, the size of a process."""
-    import resource  # not on Windows
+    """Limit what the process may use from here on. Only Linux tells, and limits, the size of a process.
+
+    Windows limits neither; the process that waits for this one has a time-out.
+    """
+    if sys.platform == "win32":
+        return
+    import resource
 
     usage = resource.getrusage(resource.RUSAGE_SELF)
     seconds = int(usage.ru_utime + usage.ru_stime) + 1 + cpu_seconds

@@ -1,0 +1,55 @@
+"""Systems other than Linux: names that Windows lacks, and devices without float64."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.helpers import CSV_ONLY, ROOT
+from tests.helpers.finished import short_fit
+
+WINDOWS = """
+import importlib, json, os, pkgutil, signal, sys, types
+
+import filelock, lightning.pytorch.cli, peft, transformers, wandb  # these ask for the system's name
+from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.trainer.connectors import signal_connector
+
+signal_connector.signal = types.SimpleNamespace(**vars(signal))  # Lightning asks for the system's name
+
+for name in ("SIGUSR1", "SIGUSR2", "SIGCHLD", "SIGHUP", "SIGKILL", "SIGALRM", "SIGSTOP", "SIGCONT", "SIGQUIT"):
+    delattr(signal, name)
+for name in ("fork", "forkpty", "mkfifo", "getuid", "geteuid", "getgid", "killpg", "setsid", "uname", "chown",
+             "O_NOCTTY", "getpgid", "statvfs"):
+    delattr(os, name)
+for name in ("fcntl", "resource", "pwd", "grp", "termios", "tty", "pty", "syslog"):
+    sys.modules[name] = None
+
+def refuse(*args, **kwargs):
+    raise OSError(1314, "A required privilege is not held by the client")
+
+os.symlink = os.link = refuse
+
+import vrft
+from vrft.__main__ import main
+
+for module in pkgutil.walk_packages(vrft.__path__, "vrft."):
+    if module.name not in ("vrft.vllm_plugin", "vrft.__main__"):
+        importlib.import_module(module.name)
+sys.exit(main(json.loads(sys.argv[1])))
+"""
+
+
+@pytest.mark.slow(seconds=15)
+def test_a_run_needs_no_names_that_windows_lacks(tmp_path: Path) -> None:
+    more = [CSV_ONLY, "--trainer.max_steps=1", "--model.num_generations=2", "--model.max_completion_length=8"]
+    command = [sys.executable, "-c", WINDOWS, json.dumps([*short_fit(tmp_path, *more), "--data.val_size=2"])]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    last = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    assert last.is_file()
+    assert not last.is_symlink()
