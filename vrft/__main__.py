@@ -73,8 +73,10 @@ def main(args: Sequence[str] | None = None) -> int:
         return 0
     if args[0] not in COMMANDS and args[0] not in WITHOUT_CONFIG:
         return unknown(args[0])
+    from vrft.cli.harmless import tidy_output
     from vrft.cli.parser_errors import run_command
 
+    tidy_output()
     if args[0] in WITHOUT_CONFIG:
         return run_command(import_module(WITHOUT_CONFIG[args[0]]).main, args[1:])
     return run_command(run_with_config, args)

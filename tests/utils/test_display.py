@@ -6,13 +6,14 @@ import io
 import logging
 import os
 import socket
+import sys
 import warnings
 from pathlib import Path
 
 import pytest
 
 from vrft.__main__ import main
-from vrft.cli.harmless import hide_secrets
+from vrft.cli.harmless import BARS, tidy_output
 from vrft.cli.parser_errors import message_lines
 from vrft.data.files import read_bytes
 from vrft.errors import ConfigurationError
@@ -54,14 +55,30 @@ def test_warnings_and_log_records_are_shown_without_controls(
     monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)
     factory = logging.getLogRecordFactory()
     try:
-        hide_secrets()
+        tidy_output()
         logging.getLogger("somebody").warning("a %s", "\x1b[1;31mred\x1b[0m \x1b[2J")
-        assert warnings.formatwarning("\x1b[31ma\x1b[2J", UserWarning, "f.py", 1, "").endswith(": a\\x1b[2J\n")
+        assert warnings.formatwarning("\x1b[31ma\x1b[2J", UserWarning, "f.py", 1, "") == "warning: a\\x1b[2J\n"
         for argument in ({"a": 1}, Unprintable()):
             logging.getLogger("nobody").makeRecord("nobody", 30, "f.py", 1, "%(foo)s %s", (argument,), None)
     finally:
         logging.setLogRecordFactory(factory)
     assert caplog.messages == [r"a red \x1b[2J"]
+
+
+def test_a_warning_is_shown_once_and_libraries_draw_no_bars_in_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    for name in BARS:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv(BARS[1], "0")
+    factory = logging.getLogRecordFactory()
+    try:
+        tidy_output()
+    finally:
+        logging.setLogRecordFactory(factory)
+    shown = [warnings.formatwarning(text, FutureWarning, "f.py", line, "x = 1") for line, text in enumerate("aba")]
+    assert shown == ["warning: a\n", "warning: b\n", ""]
+    assert [os.environ[name] for name in BARS] == ["1", "0", "1"]
 
 
 @pytest.mark.parametrize("name", ["=1+1", "+cmd", "-2", "@SUM(A1)", "\t=1", "\r=1", " =1"])

@@ -31,7 +31,7 @@ from vrft.cli.config_checks import check_seed, check_trust, resolve_checkpoints
 from vrft.cli.config_files import hiding_contents
 from vrft.cli.config_parser import ConfigParser, harden_parsing, hiding_secrets, import_classes
 from vrft.cli.fit import finish_run, print_stopped
-from vrft.cli.harmless import hide_secrets, silence_harmless
+from vrft.cli.harmless import silence_harmless
 from vrft.cli.own_code import own_error
 from vrft.cli.parser_errors import find_user_error, message_lines
 from vrft.cli.predict import use_exported_folder, use_images
@@ -63,7 +63,6 @@ def run(args: Sequence[str]) -> int:
         args: the arguments, as `vrft.cli.first_checks.prepare` returns them.
     """
     silence_harmless()
-    hide_secrets()
     harden_parsing()
     import_classes()
     try:

@@ -1,9 +1,11 @@
-"""Warnings and log lines: those that a user of vrft can't act on, and secrets in the others."""
+"""What other libraries print: warnings, log lines and bars that help no user of vrft, and secrets in the others."""
 
 from __future__ import annotations
 
 import logging
+import os
 import re
+import sys
 import warnings
 from typing import Any
 
@@ -22,17 +24,25 @@ HARMLESS = (
 )
 
 
+BARS = ("HF_HUB_DISABLE_PROGRESS_BARS", "HF_DATASETS_DISABLE_PROGRESS_BARS", "TQDM_DISABLE")
+"""Environment variables that turn progress bars off. Libraries read them when they are imported."""
+
 COLOUR = re.compile(r"\x1b\[[\d;]*m")
 """Escape sequences by which other libraries colour their messages."""
 
 MAKE_RECORD = logging.getLogRecordFactory()
-FORMAT_WARNING = warnings.formatwarning
 
 
-def hide_secrets() -> None:
-    """Hide secrets and control characters in log records and warnings from now on, of every library."""
+def tidy_output() -> None:
+    """Shorten warnings, hide secrets and control characters in warnings and log records, and hide bars in files.
+
+    Called before libraries are imported, and again by each command of a process, whose warnings count anew.
+    """
     logging.setLogRecordFactory(_redacted_record)
-    warnings.formatwarning = _redacted_warning
+    warnings.formatwarning = _WarningFormatter()
+    if not sys.stderr.isatty():
+        for name in BARS:
+            os.environ.setdefault(name, "1")
 
 
 def _redacted_record(*args: Any, **kwargs: Any) -> logging.LogRecord:
@@ -46,8 +56,18 @@ def _redacted_record(*args: Any, **kwargs: Any) -> logging.LogRecord:
     return record
 
 
-def _redacted_warning(*args: Any, **kwargs: Any) -> str:
-    return _plain(FORMAT_WARNING(*args, **kwargs))
+class _WarningFormatter:
+    """Formats a warning as one paragraph, without its line of source, and a repeated one as nothing."""
+
+    def __init__(self) -> None:
+        self.shown: set[str] = set()
+
+    def __call__(self, message: Warning | str, *_: Any, **__: Any) -> str:
+        text = f"warning: {_plain(str(message)).strip()}\n"
+        if text in self.shown:
+            return ""
+        self.shown.add(text)
+        return text
 
 
 def _plain(text: str) -> str:
