@@ -81,14 +81,14 @@ def test_tiles_are_honoured(name: str, most: int) -> None:
     assert max(counts) > 1 or most < 4  # Idefics3 has squares alone
 
 
-@pytest.mark.parametrize(
-    ("name", "most"), [*((name, 4) for name in TILES), *((name, 99) for name in EDGE_TILE_PROCESSORS)]
-)
+@pytest.mark.parametrize("name", TILES)
+@pytest.mark.parametrize("most", [4, 99])
 def test_a_limit_on_tiles_never_enlarges_an_image(name: str, most: int) -> None:
-    """Idefics3 shrinks images to a longest edge, which more tiles than its own must not raise."""
+    """With a limit above its own, InternVL would cut a wide image into more tiles, and Idefics3 would shrink less."""
+    size = (910, 70) if name in PATCH_TILE_PROCESSORS and most == 99 else (60, 40)
     settings: dict[str, Any] = {"crop_to_patches": True} if name in PATCH_TILE_PROCESSORS else {}
     own, with_limit = (
-        np.asarray(each(images=[Image.new("RGB", (60, 40))])["pixel_values"]).size
+        np.asarray(each(images=[Image.new("RGB", size)])["pixel_values"]).size
         for each in (processor(name, **settings), limited(processor(name, **settings), max_tiles=most))
     )
     assert with_limit <= own

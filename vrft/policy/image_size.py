@@ -135,12 +135,13 @@ def area_limits(image_processor: Any, limits: ImageLimits) -> dict[str, int]:
 
 
 def tile_limits(image_processor: Any, max_tiles: int) -> dict[str, Any]:
-    """Return the fields of an image processor that limit the number of tiles."""
+    """Return the fields of an image processor that limit the number of tiles to `max_tiles`, or to its own if smaller."""
     if is_a(image_processor, EDGE_TILE_PROCESSORS):
         side = image_processor.max_image_size["longest_edge"]
         return {"size": {"longest_edge": min(image_processor.size["longest_edge"], math.isqrt(max_tiles) * side)}}
     if is_a(image_processor, PATCH_TILE_PROCESSORS):
-        return {"max_patches": max_tiles, "min_patches": min(image_processor.min_patches, max_tiles)}
+        most = min(image_processor.max_patches, max_tiles)
+        return {"max_patches": most, "min_patches": min(image_processor.min_patches, most)}
     if is_a(image_processor, GRID_TILE_PROCESSORS):
         tiles = {tuple(grid): grid_tiles(image_processor, grid) for grid in image_processor.image_grid_pinpoints}
         kept = [list(grid) for grid, count in tiles.items() if count <= max_tiles]
