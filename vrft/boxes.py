@@ -131,8 +131,13 @@ def match_optimally(similarity: Matrix, threshold: float) -> list[tuple[int, int
     return [(int(i), int(j), float(similarity[i, j])) for i, j in pairs if counts[i, j]]
 
 
-def matched_iou(predicted: Sequence[Box], scores: Sequence[float], true: Sequence[Box]) -> float:
-    """Return the sum of IoUs matched by falling score / max(predicted, true boxes); 1 if there are no boxes."""
-    slots = max(len(predicted), len(true))
-    pairs = match_by_confidence(iou_matrix(predicted, true), scores, 0.0)
+def matched_iou(overlaps: Matrix, scores: Sequence[float]) -> float:
+    """Return the sum of IoUs matched by falling score / max(predicted, true boxes); 1 if there are no boxes.
+
+    Args:
+        overlaps: IoU of each prediction and true box (predictions, true); pairs without a positive one never match.
+        scores: scores of the predictions.
+    """
+    slots = max(overlaps.shape)
+    pairs = match_by_confidence(overlaps, scores, 0.0)
     return sum(iou for _, _, iou in pairs) / slots if slots else 1.0

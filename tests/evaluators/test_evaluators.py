@@ -141,6 +141,37 @@ def test_miou_of_one_answer(value: tuple[Detection, ...] | None, iou: float, tmp
     assert row.image_id == 7
 
 
+def looped_iou(predicted: list[Detection], true: list[Detection]) -> float:
+    """Return the score of one answer by plain loops: by falling confidence, each box takes the best of its label."""
+    free, total = list(true), 0.0
+    for label, box in ((d.label, d.box) for d in sorted(predicted, key=lambda d: -(d.score or 0))):
+        best, best_iou = None, 0.0
+        for other in free:
+            width, height = (min(box[i + 2], other.box[i + 2]) - max(box[i], other.box[i]) for i in (0, 1))
+            both = max(width, 0) * max(height, 0)
+            areas = sum((x1 - x0) * (y1 - y0) for x0, y0, x1, y1 in (box, other.box))
+            if label == other.label and both / (areas - both) > best_iou:
+                best, best_iou = other, both / (areas - both)
+        if best is not None:
+            free.remove(best)
+            total += best_iou
+    return total / max(len(predicted), len(true))
+
+
+def test_miou_matches_boxes_within_their_label() -> None:
+    rng = random.Random(0)
+
+    def draw(most: int) -> list[Detection]:
+        corners = [(rng.randint(0, 40), rng.randint(0, 40)) for _ in range(rng.randint(1, most))]
+        return [Detection((x, y, x + 40, y + 30), rng.choice("ab"), rng.random()) for x, y in corners]
+
+    for _ in range(100):
+        predicted, true = draw(6), draw(4)
+        sample = Sample(0, SAMPLE.image, 7, "a, b", tuple(box._replace(score=None) for box in true))
+        row = CocoEvaluator("unused").row(Answer("", "", tuple(predicted), True), sample)
+        assert row.iou == pytest.approx(looped_iou(predicted, true), abs=1e-12)
+
+
 def test_correct_no_objects_has_miou_one() -> None:
     nothing = Sample(0, SAMPLE.image, 7, "cat", ())
     assert CocoEvaluator("unused").row(Answer("", "", (), True), nothing).iou == 1.0

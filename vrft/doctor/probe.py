@@ -15,7 +15,7 @@ import torch
 from rich.console import Console
 
 from vrft.answers import read_boxes, split_blocks
-from vrft.boxes import FRAMES, Box, from_frame, matched_iou
+from vrft.boxes import FRAMES, Box, from_frame, iou_matrix, matched_iou
 from vrft.data import RecordData, SolutionData, VisionData
 from vrft.policy.image_size import AREA_PROCESSORS, FRAME_AREA_PROCESSORS, is_a
 from vrft.policy.processor import Encoder
@@ -196,7 +196,7 @@ def overlap(boxes: Sequence[Box], sample: Sample) -> float:
 
 def matched(boxes: Sequence[Box], true: Sequence[Box]) -> float:
     """Return matched IoU / max(predicted, true boxes), with equal confidences."""
-    return matched_iou(boxes, [1.0] * len(boxes), true)
+    return matched_iou(iou_matrix(boxes, true), [1.0] * len(boxes))
 
 
 def shifted_categories(seen: Sequence[ProbedSample], data: RecordData) -> Iterator[Fit]:

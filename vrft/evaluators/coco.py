@@ -12,7 +12,7 @@ import numpy as np
 from lightning.pytorch.loggers import Logger
 from PIL import Image
 
-from vrft.boxes import matched_iou
+from vrft.boxes import iou_matrix, matched_iou
 from vrft.data.categories import ANNOTATED, CategoryData
 from vrft.data.datamodule import VisionData
 from vrft.data.formats.coco_fields import id_order
@@ -44,6 +44,7 @@ from vrft.evaluators.results import entries_of
 from vrft.evaluators.ties import tie_key, tied_share, without_ties
 from vrft.evaluators.truth import Truth
 from vrft.loggers import show_picture, show_table
+from vrft.rewards.detection import within_labels
 from vrft.types import Answer, Id, Sample
 from vrft.utils.files import write_json, write_table
 from vrft.utils.regular_files import read_regular
@@ -56,7 +57,8 @@ class CocoEvaluator(Evaluator[Row]):
     """Logs COCO's twelve numbers as `val/coco/AP` and so on, `val/mIoU` and `val/valid`.
 
     Numbers are in 0..1, averaged over the configured categories that have a true box. mIoU is the mean over prompts of
-    the IoU matched by falling stated confidence / max(true, predicted boxes). An unreadable answer counts as no boxes.
+    the IoU matched within labels by falling stated confidence / max(true, predicted boxes). An unreadable answer counts
+    as no boxes.
     Whatever `confidence` is, `val/coco/AP_answer` and `val/coco/AP_logprob` are AP by stated confidence and by token
     probability, and `val/coco/ECE` is the expected calibration error of the stated confidences; each is omitted if its
     confidences are not known. Writes a results file in COCO's format, the settings of the evaluation, tables per
@@ -166,7 +168,7 @@ class CocoEvaluator(Evaluator[Row]):
         detections = with_confidence(answer, self.confidence)
         stated = with_confidence(answer, "answer")
         scores = [1.0 if d.score is None else d.score for d in stated]
-        iou = matched_iou([d.box for d in stated], scores, [true.box for true in sample.target])
+        iou = matched_iou(within_labels(stated, sample.target, iou_matrix), scores)
         key = tie_key(sample) if detections else 0
         probable = with_confidence(answer, "logprob")
         return Row(sample.image_id, detections, iou, answer.valid, key, stated=stated, probable=probable)

@@ -135,7 +135,7 @@ def area_limits(image_processor: Any, limits: ImageLimits) -> dict[str, int]:
 
 
 def tile_limits(image_processor: Any, max_tiles: int) -> dict[str, Any]:
-    """Return the fields of an image processor that limit the number of tiles to `max_tiles`, or to its own if smaller."""
+    """Return the fields of an image processor that limit the tiles to `max_tiles`, or to its own number if smaller."""
     if is_a(image_processor, EDGE_TILE_PROCESSORS):
         side = image_processor.max_image_size["longest_edge"]
         return {"size": {"longest_edge": min(image_processor.size["longest_edge"], math.isqrt(max_tiles) * side)}}

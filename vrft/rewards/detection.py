@@ -10,7 +10,7 @@ confidence outside 0..1.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -42,6 +42,17 @@ class Matches(NamedTuple):
     def num_slots(self) -> int:
         """The denominator max(true, predicted): a missed object and a surplus box each cost one slot."""
         return max(self.num_true, self.num_predicted)
+
+
+def within_labels(
+    predicted: Sequence[Detection],
+    true: Sequence[Detection],
+    overlap: Callable[[Sequence[Box], Sequence[Box]], Matrix],
+) -> Matrix:
+    """Return the overlap of every pair (predicted, true), or OTHER_LABEL if their normalised labels differ."""
+    names, true_names = ([normalise_label(d.label) for d in boxes] for boxes in (predicted, true))
+    same = np.array([[a == b for b in true_names] for a in names], dtype=bool).reshape(len(names), len(true_names))
+    return np.where(same, overlap([d.box for d in predicted], [d.box for d in true]), OTHER_LABEL)
 
 
 class DetectionReward(Reward):
@@ -87,9 +98,7 @@ class DetectionReward(Reward):
 
     def overlaps(self, predicted: tuple[Detection, ...], true: tuple[Detection, ...]) -> Matrix:
         """Return the overlap of every pair (predicted, true) in 0..1, or OTHER_LABEL if their labels differ."""
-        names, true_names = ([normalise_label(d.label) for d in boxes] for boxes in (predicted, true))
-        same = np.array([[a == b for b in true_names] for a in names], dtype=bool).reshape(len(names), len(true_names))
-        return np.where(same, self.overlap([d.box for d in predicted], [d.box for d in true]), OTHER_LABEL)
+        return within_labels(predicted, true, self.overlap)
 
     def overlap(self, a: Sequence[Box], b: Sequence[Box]) -> Matrix:
         """Return the overlap of every pair of boxes in 0..1, regardless of labels."""
