@@ -12,6 +12,7 @@ from vrft.__main__ import main
 from vrft.cli.app import VRFTCLI
 from vrft.cli.config_files import check_files, hide_contents
 from vrft.errors import ConfigurationError
+from vrft.utils.yaml_text import RepeatedKey, decode_yaml
 
 BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"{new}: &{new} [{', '.join([f'*{old}'] * 9)}]\n" for old, new in zip("abcde", "bcdef", strict=True)
@@ -62,6 +63,33 @@ def test_aliases_that_expand_without_bounds_are_refused(place: str, tmp_path: Pa
     with pytest.raises(ConfigurationError, match="an alias contains itself"):
         check_files(["fit", "--model", "{a: &a [*a]}"])
     check_files(["fit", "--model={a: &a [1], b: *a}"])
+
+
+@pytest.mark.parametrize("place", ["--config={}", "--data={}", "--config={folder}/outer.yaml"])
+def test_keys_that_a_file_or_a_value_has_twice_are_refused(place: str, tmp_path: Path) -> None:
+    (tmp_path / "twice.yaml").write_text("beta: 0.04\nname:\n  beta: 1\nbeta: 0\n")
+    (tmp_path / "outer.yaml").write_text("model: {rewards: twice.yaml}")
+    with pytest.raises(ConfigurationError, match=r"twice\.yaml: line 4: the key 'beta' is in line 1 already$"):
+        check_files(["fit", place.format(tmp_path / "twice.yaml", folder=tmp_path)])
+    with pytest.raises(ConfigurationError, match="the key 'r' is in line 1 already"):
+        check_files(["fit", "--model.policy.lora={r: 2, r: 4}"])
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        pytest.param("a: {beta: 1}\nb: {beta: 2}", id="of-two-mappings"),
+        pytest.param("a: &a {beta: 1}\nb: {<<: *a, beta: 2}\nc: {<<: *a, beta: 3}", id="merged-and-overridden"),
+        pytest.param("1: a\n'1': b", id="number-and-text"),
+    ],
+)
+def test_keys_that_are_written_once_are_not_refused(text: str) -> None:
+    check_files(["fit", "--model", text])
+
+
+def test_keys_that_are_the_same_number_are_refused() -> None:
+    with pytest.raises(RepeatedKey, match="line 2: the key '0x1' is in line 1 already"):
+        decode_yaml("1: a\n0x1: b")
 
 
 def test_special_files_are_refused_before_they_are_opened(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

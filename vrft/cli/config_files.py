@@ -1,9 +1,10 @@
-"""Files that a command line or a config names: what they hold never appears in a message of the parser."""
+"""Files that a command line or a config names: messages of the parser show nothing of them but a repeated key."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 from vrft.cli.parser_errors import find_user_error, message_lines
 from vrft.errors import ConfigurationError
 from vrft.utils.regular_files import read_regular
-from vrft.utils.yaml_text import UnboundedYAML, decode_yaml
+from vrft.utils.yaml_text import RepeatedKey, UnboundedYAML, decode_yaml
 
 MAX_BYTES = 2**18
 """Size of the largest file that counts as a config; data files are larger or hold no aliases."""
@@ -22,7 +23,9 @@ MIN_CHARACTERS = 3
 
 
 def check_files(args: Sequence[str]) -> None:
-    """Check that no YAML that the parser may read expands without bounds, and that no option names a special file.
+    """Check the files and values that the parser may read as YAML, and that no option names a special file.
+
+    YAML may not have a key twice in a mapping, nor aliases that expand without bounds.
 
     Raises:
         ConfigurationError: one does.
@@ -39,14 +42,9 @@ def check_files(args: Sequence[str]) -> None:
 
 
 def _check(name: str, text: str) -> None:
-    if "&" not in text or "*" not in text:
-        return
-    try:
-        decode_yaml(text)
-    except UnboundedYAML as error:
-        raise ConfigurationError(f"{name}: {error}") from error
-    except ValueError:
-        return  # no YAML: the parser will say so
+    error = _decoded(text)[1]
+    if isinstance(error, UnboundedYAML | RepeatedKey):
+        raise ConfigurationError(f"{name}: {error}")
 
 
 @contextmanager
@@ -126,10 +124,16 @@ def _read_small(path: Path) -> str | None:
 
 
 def _decode(text: str) -> Any:
+    return _decoded(text)[0]
+
+
+@cache
+def _decoded(text: str) -> tuple[Any, ValueError | None]:
+    """Return what a text is as YAML and no error, or nothing and the error. Several checks read the same files."""
     try:
-        return decode_yaml(text)
-    except ValueError:
-        return None
+        return decode_yaml(text), None
+    except ValueError as error:
+        return None, error
 
 
 def _leaves(value: Any) -> Iterator[str]:

@@ -175,9 +175,11 @@ def _read_line(location: str, line: str, task: Task, coordinates: Coordinates) -
 
 def _read_entry(location: str, line: str) -> dict[str, Any]:
     """Return the object of a line, with its texts and metadata checked."""
+    from vrft.data.files import decode_json
+
     try:
-        entry = json.loads(line)
-    except (ValueError, RecursionError) as error:
+        entry = decode_json(line)
+    except ValueError as error:
         raise ConfigurationError(f"{location}: not JSON: {error}") from error
     if not isinstance(entry, dict):
         raise ConfigurationError(f"{location}: expected an object, got {type(entry).__name__}")

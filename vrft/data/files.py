@@ -123,11 +123,29 @@ def read_lines(path: Path, encoding: str = UTF8) -> Iterator[tuple[str, str]]:
 
 
 def decode_json(text: str | bytes, encoding: str = UTF8) -> Any:
-    """Decode JSON. Raises ValueError if the text is invalid or nested too deeply."""
+    """Decode JSON.
+
+    Raises:
+        ValueError: the text is invalid or nested too deeply, or an object has a key twice.
+
+    >>> decode_json('{"a.jpg": [1, 2], "a.jpg": []}')
+    Traceback (most recent call last):
+    ...
+    ValueError: an object has the key 'a.jpg' twice
+    """
     try:
-        return json.loads(text if isinstance(text, str) else decode_text(text, encoding))
+        content = text if isinstance(text, str) else decode_text(text, encoding)
+        return json.loads(content, object_pairs_hook=_object)
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        repeated = next(key for i, (key, _) in enumerate(pairs) if key in dict(pairs[:i]))
+        raise ValueError(f"an object has the key {brief(repeated)} twice")
+    return found
 
 
 def read_xml(path: Path, encoding: str = UTF8) -> Element:

@@ -59,6 +59,7 @@ class CocoEvaluator(Evaluator[Row]):
     Numbers are in 0..1, averaged over the configured categories that have a true box. mIoU is the mean over prompts of
     the IoU matched within labels by falling stated confidence / max(true, predicted boxes). An unreadable answer counts
     as no boxes.
+
     Whatever `confidence` is, `val/coco/AP_answer` and `val/coco/AP_logprob` are AP by stated confidence and by token
     probability, and `val/coco/ECE` is the expected calibration error of the stated confidences; each is omitted if its
     confidences are not known. Writes a results file in COCO's format, the settings of the evaluation, tables per

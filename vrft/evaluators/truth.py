@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from vrft.data.files import UTF8, brief, decode_json, is_number
+from vrft.data.formats.coco_entries import require_each_part_once
 from vrft.data.formats.coco_fields import id_order, is_json_id, read_area, read_flag, values_reason
 from vrft.data.formats.other_formats import format_of, format_of_json, this_is
 from vrft.errors import ConfigurationError
@@ -257,11 +258,13 @@ def read_content(path: Path, field: str, encoding: str) -> Any:
         found = this_is(format_of(path)) if path.is_dir() else ""
         raise ConfigurationError(f"{field}: {path} can't be read: {error.strerror}{found}") from error
     try:
-        return msgspec.json.decode(data)
+        content = msgspec.json.decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        pass  # reads a byte order mark and, unlike msgspec, NaN, which is reported per record
+        content = None  # Python reads a byte order mark and, unlike msgspec, NaN, which is reported per record
     try:
-        return decode_json(data, encoding)
+        if isinstance(content, dict):
+            require_each_part_once(data)
+        return decode_json(data, encoding) if content is None else content
     except ValueError as error:
         found = this_is(format_of(path))
         raise ConfigurationError(f"{field}: {path} is not a COCO or LVIS annotation file: {error}{found}") from error

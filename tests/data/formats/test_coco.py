@@ -13,6 +13,7 @@ from tests.helpers.data import samples_of
 from vrft.data import CocoData
 from vrft.data.splits import COCO_BASE65, COCO_FEW_SHOT8, COCO_NOVEL15
 from vrft.errors import ConfigurationError
+from vrft.evaluators.truth import Truth
 
 
 def test_there_is_one_sample_per_image_and_category(tmp_path: Path) -> None:
@@ -206,6 +207,19 @@ def test_a_file_that_is_not_an_instances_file_is_an_error(text: str, tmp_path: P
     (tmp_path / "instances.json").write_bytes(text.encode("latin1"))
     with pytest.raises(ConfigurationError, match="not a COCO or LVIS instances file"):
         samples_of(data, tmp_path)
+
+
+@pytest.mark.parametrize("part", ["images", "annotations", "categories"])
+def test_a_file_with_a_list_twice_is_an_error(part: str, tmp_path: Path) -> None:
+    data = coco_data(tmp_path, {"categories": [{"id": 3, "name": "cat"}, {"id": 9, "name": part}]})
+    assert samples_of(data, tmp_path)  # the word alone does no harm
+    file = tmp_path / "instances.json"
+    file.write_text(file.read_text().removesuffix("}") + f', "{part}": []}}')
+    again = f"the file has the list '{part}' twice"
+    with pytest.raises(ConfigurationError, match=rf"instances\.json: not a COCO or LVIS instances file; {again}$"):
+        samples_of(CocoData(str(file), str(tmp_path)), tmp_path)
+    with pytest.raises(ConfigurationError, match=again):
+        Truth.read(file)
 
 
 def test_a_split_shares_no_image(tmp_path: Path) -> None:

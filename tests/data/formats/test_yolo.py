@@ -119,6 +119,7 @@ def test_labels_that_are_not_text_are_named(content: bytes, tmp_path: Path) -> N
         ("names: 2020-99-99", "is not valid YAML"),
         ("names: !!float ''", "is not valid YAML"),
         ("[" * 5000, "is not valid YAML"),
+        ("train: a\nnames: [red]\nnames: [blue]", "is not valid YAML: line 3: the key 'names' is in line 2 already"),
         ("a: &a [x]\nb: &b [*a, *a]\nnames: [*b]\ntrain: x", "got 0 and a list"),
     ],
 )

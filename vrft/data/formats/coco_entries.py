@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Sequence, Set
 from pathlib import Path
@@ -18,6 +19,8 @@ from vrft.types import Id
 T = TypeVar("T", bound=msgspec.Struct)
 
 TEXTS = ("file_name", "coco_url", "supercategory", "frequency")
+
+PARTS = ("images", "annotations", "categories")
 
 EXPECTED = "a COCO or LVIS instances file"
 
@@ -170,6 +173,14 @@ def plain(entry: msgspec.Struct) -> dict[str, Any]:
     return {key: value for key, value in given.items() if key not in TEXTS or isinstance(value, str)}
 
 
+def require_each_part_once(data: bytes) -> None:
+    """Raise ValueError if a file that is a JSON object has one of the three lists twice: msgspec keeps the last."""
+    if max(data.count(f'"{part}"'.encode()) for part in PARTS) > 1:  # or the word occurs in the file for another reason
+        found = json.loads(data, object_pairs_hook=lambda pairs: [key for key, _ in pairs if key in PARTS])
+        if len({*found}) < len(found):
+            raise ValueError(f"the file has the list {Counter(found).most_common(1)[0][0]!r} twice")
+
+
 def read_instances(path: Path, encoding: str = UTF8) -> InstancesFile:
     """Read an instances file; see `read_parts`."""
     return read_parts(path, InstancesFile, encoding)
@@ -179,17 +190,20 @@ def read_parts(path: Path, parts: type[T], encoding: str) -> T:
     """Read the parts of an instances file that a type names.
 
     Raises:
-        ConfigurationError: the file is not JSON or lacks one of the three lists.
+        ConfigurationError: the file is not JSON, or lacks one of the three lists or has it twice.
     """
     data = read_bytes(path)
     try:
         data = data if encoding == UTF8 else decode_text(data, encoding).encode()
-        return msgspec.json.decode(data, type=parts)
+        content = msgspec.json.decode(data, type=parts)
     except (msgspec.ValidationError, RecursionError) as error:
         refuse_other_format(path, EXPECTED, str(error))
     except (msgspec.DecodeError, UnicodeDecodeError):
-        pass  # Python reads NaN and infinities, which are not JSON; they are reported per record
+        content = None  # Python reads NaN and infinities, which are not JSON; they are reported per record
     try:
-        return msgspec.convert(decode_json(data), type=parts)
+        if content is None:
+            return msgspec.convert(decode_json(data), type=parts)
+        require_each_part_once(data)
+        return content
     except ValueError as error:
         refuse_other_format(path, EXPECTED, str(error))
