@@ -217,7 +217,7 @@ def test_a_file_with_a_list_twice_is_an_error(part: str, tmp_path: Path) -> None
     file.write_text(file.read_text().removesuffix("}") + f', "{part}": []}}')
     again = f"the file has the list '{part}' twice"
     with pytest.raises(ConfigurationError, match=rf"instances\.json: not a COCO or LVIS instances file; {again}$"):
-        samples_of(CocoData(str(file), str(tmp_path)), tmp_path)
+        samples_of(CocoData(*[str(file), str(tmp_path)] * 2), tmp_path)
     with pytest.raises(ConfigurationError, match=again):
         Truth.read(file)
 
