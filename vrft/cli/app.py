@@ -37,6 +37,7 @@ from vrft.cli.parser_errors import find_user_error, message_lines
 from vrft.cli.predict import use_exported_folder, use_images
 from vrft.cli.run_folder import RunFolder
 from vrft.cli.trainer import TRAINER_DEFAULTS, CommandTrainer
+from vrft.cli.trainer_settings import check_callbacks, check_early_stopping, check_trainer_settings
 from vrft.data import VisionData
 from vrft.errors import ConfigurationError, RolloutFailed
 from vrft.evaluators import Evaluator
@@ -85,6 +86,9 @@ def exit_code_of(error: Exception) -> int:
     """Print one line about an error that the user can act on, and return the exit code. Raise any other error."""
     if isinstance(error, ValueError | OmegaConfBaseException) and (found := find_user_error(error)) is not None:
         print(f"vrft: {message_lines(found)}", file=sys.stderr)
+        return 2
+    if isinstance(error, MisconfigurationException):  # Lightning's, of settings that don't fit the data
+        print(f"vrft: trainer: {message_lines(error)}", file=sys.stderr)
         return 2
     if isinstance(error, OSError) and error.errno in DISK_ERRORS:
         print(f"vrft: can't write {error.filename or 'to the disk'}: {error.strerror}", file=sys.stderr)
@@ -162,6 +166,8 @@ class VRFTCLI(CLIBase):
         chosen = self.folder.choose(self.command, requested, resumes=resumes, configs=configs, num_nodes=num_nodes)
         if str(chosen) != config.run_dir:
             self._parse(parser, [*args, f"--run_dir={chosen}"])
+            config = self.config[self.command]
+        check_trainer_settings(config.trainer, config.run_dir, self.command == "fit")
 
     def _parse(self, parser: LightningArgumentParser, args: list[str]) -> None:
         prints = any(arg.startswith("--print_config") for arg in args)
@@ -192,6 +198,7 @@ class VRFTCLI(CLIBase):
             if "Neither `tensorboard` nor `tensorboardX` is available" not in str(error):
                 raise
             raise ConfigurationError("trainer.logger: TensorBoardLogger needs `pip install tensorboard`") from error
+        check_callbacks(self.trainer.callbacks)
         for callback in self.trainer.callbacks:
             check_overrides(callback, Evaluator if isinstance(callback, Evaluator) else Callback)
 
@@ -206,9 +213,10 @@ class VRFTCLI(CLIBase):
             trainer = super().instantiate_trainer(**kwargs)
         except ConfigurationError:
             raise
-        except (ValueError, MisconfigurationException) as error:  # Lightning's, e.g. of a strategy's name
+        except (ValueError, TypeError, MisconfigurationException) as error:  # Lightning's, e.g. of a strategy's name
             raise ConfigurationError(f"trainer: {error}") from error
-        if trainer.loggers and not any(isinstance(logger, CSVLogger) for logger in trainer.loggers):
+        needs_metrics = bool(trainer.loggers) or self.subcommand == "fit"  # of which the report is made
+        if needs_metrics and not any(isinstance(logger, CSVLogger) for logger in trainer.loggers):
             trainer.loggers = [*trainer.loggers, CSVLogger(trainer.default_root_dir, name="logs")]
         return trainer
 
@@ -227,6 +235,7 @@ class VRFTCLI(CLIBase):
             self.trainer.check_data(self.model, self.datamodule)
         if self.config.fit.ckpt_path is None:
             self.trainer.validate(self.model, self.datamodule, verbose=False)
+            check_early_stopping(self.trainer)
 
     def after_fit(self) -> None:
         if self.trainer.stopped is None:

@@ -1,0 +1,134 @@
+"""Settings of Lightning's Trainer that vrft has settings of its own for, or that would change a run in silence."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+from jsonargparse import Namespace
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import (
+    BatchSizeFinder,
+    EarlyStopping,
+    GradientAccumulationScheduler,
+    LearningRateFinder,
+    StochasticWeightAveraging,
+    WeightAveraging,
+)
+
+from vrft.errors import ConfigurationError
+
+ONLY: dict[str, tuple[tuple[Any, ...], str]] = {
+    "fast_dev_run": ((0, False), "--trainer.max_steps=1 is a short run, and `doctor` checks a config without training"),
+    "overfit_batches": ((0, 0.0), "to overfit a few images, give their files as training and as held-out data"),
+    "limit_train_batches": ((None, 1.0), "trainer.max_steps limits the run; data.shots or fewer files the images"),
+    "accumulate_grad_batches": (
+        (1,),
+        "data.batch_size is the number of prompts per step, and model.max_tokens_per_micro_batch saves memory",
+    ),
+    "gradient_clip_val": ((None,), "model.max_grad_norm is the setting"),
+    "gradient_clip_algorithm": ((None, "norm"), "model.max_grad_norm clips by the norm"),
+    "barebones": ((False,), "a run needs its checkpoints and logs"),
+    "enable_checkpointing": ((None, True), "checkpoint.every_n_train_steps sets how often a checkpoint is written"),
+    "num_sanity_val_steps": ((0,), "`fit` evaluates the base before it trains"),
+    "inference_mode": ((False,), "tensors that are made in inference mode can't be trained on later"),
+    "use_distributed_sampler": ((False,), "the data shards itself, with an order that a resumed run knows"),
+    "reload_dataloaders_every_n_epochs": ((0,), "each epoch has an order of its own"),
+    "sync_batchnorm": ((False,), "ranks share nothing but gradients"),
+    "model_registry": ((None,), "ckpt_path takes a file"),
+}
+"""The values that a setting may have, and what to use instead of others."""
+
+UNSUPPORTED = (
+    *(BatchSizeFinder, GradientAccumulationScheduler, LearningRateFinder, StochasticWeightAveraging, WeightAveraging),
+)
+"""Callbacks that need Lightning's automatic optimization, or change the weights that checkpoints and rollouts see."""
+
+ENVIRONMENT = "PL_TRAINER_"
+"""Beginning of the environment variables that set defaults of Lightning's own Trainer."""
+
+
+def check_trainer_settings(settings: Namespace, run_dir: str, trains: bool) -> None:
+    """Check the settings below `trainer`.
+
+    Args:
+        settings: the settings.
+        run_dir: folder of the run.
+        trains: whether the command is `fit`.
+
+    Raises:
+        ConfigurationError: one is wrong. The message names what to use instead.
+    """
+    for name in sorted(os.environ):
+        if name.startswith(ENVIRONMENT) and os.environ[name]:
+            option = f"--trainer.{name.removeprefix(ENVIRONMENT).lower()}"
+            raise ConfigurationError(f"environment: {name} has no effect; {option} is the setting")
+    for name, (allowed, instead) in ONLY.items():
+        value = settings[name]
+        if (type(value), value) not in [(type(each), each) for each in allowed]:
+            raise ConfigurationError(f"trainer.{name}: expected {_text(allowed[-1])}, got {_text(value)}; {instead}")
+    if settings.default_root_dir not in (None, run_dir):
+        raise ConfigurationError(
+            f"trainer.default_root_dir: expected null, got {settings.default_root_dir}; run_dir is the setting"
+        )
+    if settings.log_every_n_steps == 0:
+        raise ConfigurationError("trainer.log_every_n_steps: expected at least 1, got 0; the report needs the metrics")
+    for name in ("max_steps", "max_epochs"):
+        if trains and settings[name] == 0:
+            raise ConfigurationError(f"trainer.{name}: expected at least 1, or -1 for no limit, got 0")
+    _check_evaluations(settings.val_check_interval, settings.check_val_every_n_epoch)
+
+
+def _check_evaluations(interval: Any, every_epochs: int | None) -> None:
+    """Check when evaluations are due. Lightning does it in `fit`, after the base has been evaluated.
+
+    Raises:
+        ConfigurationError: the settings contradict each other.
+    """
+    field = "trainer.val_check_interval"
+    if every_epochs is not None and every_epochs < 1:
+        raise ConfigurationError(f"trainer.check_val_every_n_epoch: expected at least 1 or null, got {every_epochs}")
+    if interval is not None and not isinstance(interval, int | float):
+        raise ConfigurationError(f"{field}: expected a number of rollouts, got {interval}; clocks of ranks differ")
+    if interval is not None and interval <= 0:
+        raise ConfigurationError(f"{field}: expected at least 1, got {interval}; trainer.limit_val_batches=0 is never")
+    is_share = interval is None or (isinstance(interval, float) and interval <= 1)
+    if is_share and every_epochs is None:
+        raise ConfigurationError(
+            f"{field}: expected a number of rollouts, got {_text(interval)}; a share of an epoch, e.g. 1.0, needs "
+            "trainer.check_val_every_n_epoch=1"
+        )
+    if not is_share and every_epochs is not None:
+        raise ConfigurationError(
+            f"{field}: expected a share of an epoch, e.g. 1.0 for its end, got {interval}; a number of rollouts needs "
+            "trainer.check_val_every_n_epoch=null"
+        )
+
+
+def check_callbacks(callbacks: Sequence[Callback]) -> None:
+    """Raise ConfigurationError for a callback that doesn't work with several optimizer steps per rollout."""
+    for callback in callbacks:
+        if isinstance(callback, UNSUPPORTED):
+            raise ConfigurationError(f"trainer.callbacks: {type(callback).__name__} is not supported")
+
+
+def check_early_stopping(trainer: Trainer) -> None:
+    """Check held-out scores that `EarlyStopping` monitors, after an evaluation.
+
+    Raises:
+        ConfigurationError: the evaluation has no such score.
+    """
+    known = [name for name in trainer.callback_metrics if name.startswith("val/")]
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]  # Lightning doesn't declare it
+        if not isinstance(callback, EarlyStopping) or not callback.strict or not known:
+            continue
+        if not callback.monitor.startswith("train/") and callback.monitor not in known:
+            raise ConfigurationError(
+                f"trainer.callbacks: EarlyStopping.monitor: expected a metric of training, train/NAME, or one of "
+                f"{', '.join(sorted(known))}; got {callback.monitor}"
+            )
+
+
+def _text(value: Any) -> str:
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
