@@ -108,6 +108,23 @@ def test_splits_of_one_data_set_are_named(kind: str, tmp_path: Path) -> None:
             samples_of(HubData(source, **settings), tmp_path)
 
 
+def test_a_subset_of_a_data_set_is_named(tmp_path: Path) -> None:
+    folder = formats.write_hub(tmp_path / "x")
+    configs = "".join(f"- config_name: only-{part}\n  data_files: {part}.parquet\n" for part in formats.PARTS)
+    (folder / "README.md").write_text(f"---\nconfigs:\n{configs}---\n")
+    data = HubData(str(folder), subset="only-val", val_fraction=0.5)
+    queries = [sample.query for part in samples_of(data, tmp_path) for sample in part]
+    assert sorted(queries) == sorted(boxes[0].label for boxes in drawn("val"))
+    assert data.train_set().records[0].location.startswith(f"{folder}: only-val: train: row ")
+    for source, subset, said in (
+        (folder, None, r"data\.subset is missing\. .*'only-train', 'only-val'"),
+        (folder, "other", "'other' not found. Available: .*'only-train', 'only-val'"),
+        (folder / "val.parquet", "only-val", r"data\.subset: data\.train: .*val.parquet has no subsets; expected null"),
+    ):
+        with pytest.raises(ConfigurationError, match=said):
+            samples_of(HubData(str(source), subset=subset, val_fraction=0.5), tmp_path)
+
+
 @pytest.mark.parametrize("form", ["parquet", "disk"])
 def test_a_single_table_has_no_other_split(form: str, tmp_path: Path) -> None:
     formats.write_hub(tmp_path / "x", form=form)

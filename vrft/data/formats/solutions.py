@@ -195,6 +195,7 @@ class HubData(SolutionData):
         test: str | None = None,
         val_split: str | None = None,
         test_split: str | None = None,
+        subset: str | None = None,
         **kwargs: Any,
     ) -> None:
         """Set the datasets, which are read when training starts.
@@ -208,11 +209,13 @@ class HubData(SolutionData):
             test: data for `test`, given likewise; default: `train` if `test_split` is set, otherwise the held-out data.
             val_split: name of the held-out split; default: `split`.
             test_split: name of the split for `test`; default: `split`.
+            subset: name of the subset (configuration) of each dataset on the Hub or folder of files.
             kwargs: see `RecordData`.
         """
         self.split_names: dict[Split, str] = {"train": split, "val": val_split or split, "test": test_split or split}
         sources = given(train, val or (val_split and train), test or (test_split and train))
         super().__init__(sources, coordinates, **kwargs)
+        self.subset = subset
         self._check_distinct()
         self.tables: dict[Split, Any] = {}
         self.folders: dict[Split, ImageFolders | None] = {}
@@ -230,12 +233,12 @@ class HubData(SolutionData):
 
     def rows(self, split: Split) -> Iterator[tuple[str, Any]]:
         source, name = self.sources[split], self.split_names[split]
-        table = load_table(source, name, f"data.{split}")
+        table = load_table(source, name, f"data.{split}", self.subset)
         self.tables[split] = table.select_columns("image")
         self.folders[split] = self.required_folders(split)
         plain = [name for name, feature in table.features.items() if name != "image" and not is_media(feature)]
         for index, row in enumerate(table.select_columns(plain)):
-            yield f"{source}: {name}: row {index}", row
+            yield f"{source}: {f'{self.subset}: ' if self.subset else ''}{name}: row {index}", row
 
     def image_folders(self, split: Split) -> ImageFolders:
         import datasets
@@ -249,7 +252,7 @@ class HubData(SolutionData):
         return HubImage(self.tables[split], index, self.sources[split], self.folders[split])
 
 
-def load_table(name: str, split: str, field: str) -> Any:
+def load_table(name: str, split: str, field: str, subset: str | None = None) -> Any:
     """Load a dataset with its images as encoded bytes.
 
     Raises:
@@ -263,14 +266,17 @@ def load_table(name: str, split: str, field: str) -> Any:
     path = Path(name)
     if path.is_dir() and (special := [file for file in walk(path, Counter(), None) if not file.is_file()]):
         raise ConfigurationError(f"{field}: {name} can't be read as a dataset: {special[0]} is not a regular file")
+    on_disk = (path / "dataset_dict.json").is_file() or (path / "state.json").is_file()
+    if subset is not None and (on_disk or path.is_file()):
+        raise ConfigurationError(f"data.subset: {field}: {name} has no subsets; expected null, got {subset!r}")
     try:
-        if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
+        if on_disk:
             table = datasets.load_from_disk(name)
             table = named_split(table if isinstance(table, datasets.DatasetDict) else {"train": table}, split)
         elif path.is_file():
             table = datasets.load_dataset("parquet", data_files=name, split=split)
         else:
-            table = datasets.load_dataset(name, split=split)
+            table = datasets.load_dataset(name, subset, split=split)
         missing = {"image", "problem", "solution"}.difference(table.column_names)
         table = table if missing else table.cast_column("image", datasets.Image(decode=False))
     except (OSError, ValueError, LookupError, TypeError, RuntimeError, pyarrow.ArrowException) as error:
@@ -295,5 +301,8 @@ def is_media(feature: Any) -> bool:
 
 
 def _one_line(error: Exception) -> str:
-    """Return the first line of an error's cause, or of the error itself."""
-    return next(iter(str(error.__cause__ or error).splitlines()), type(error).__name__)
+    """Return the first line of an error's cause, or of the error itself; the names of subsets if one is missing."""
+    lines = str(error.__cause__ or error).splitlines() or [type(error).__name__]
+    if lines[0].startswith("Config name is missing") and len(lines) > 1:
+        return f"data.subset is missing. {lines[1]}"
+    return lines[0]
