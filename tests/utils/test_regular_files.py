@@ -12,7 +12,7 @@ import pytest
 
 from tests.helpers.run_folders import write_run
 from vrft.data.datasets.benchmarks import _variable
-from vrft.data.formats.solutions import load_table
+from vrft.data.formats.hub import load_table
 from vrft.data.images import BadImage, read_image
 from vrft.errors import ConfigurationError
 from vrft.policy.checkpoint_files import check_folder

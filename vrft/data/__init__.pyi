@@ -10,10 +10,11 @@ from vrft.data.formats.box_table import BoxCsvData
 from vrft.data.formats.coco import CocoData
 from vrft.data.formats.csv_table import CsvData
 from vrft.data.formats.cvat import CvatData
+from vrft.data.formats.hub import HubData
 from vrft.data.formats.image_folder import ImageFolderData
 from vrft.data.formats.label_studio import LabelStudioData
 from vrft.data.formats.labelme import LabelMeData
-from vrft.data.formats.solutions import HubData, JsonlData, SolutionData
+from vrft.data.formats.solutions import JsonlData, SolutionData
 from vrft.data.formats.supervisely import SuperviselyData
 from vrft.data.formats.via import ViaData
 from vrft.data.formats.voc import VocData

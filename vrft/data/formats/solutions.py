@@ -1,29 +1,23 @@
-"""Images with a problem and a solution as text, the format of Visual-RFT's data: JSON lines or a Hub dataset."""
+"""Images with a problem and a solution as text, the format of Visual-RFT's data, and JSON lines of these."""
 
 from __future__ import annotations
 
-import hashlib
-import os
 from abc import abstractmethod
-from collections import Counter
-from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from vrft.boxes import Coordinates, frame_of
 from vrft.data.bad_records import BadRecords
 from vrft.data.files import brief, decode_json, is_file_name, is_text, read_lines, require_file
-from vrft.data.folders import walk
 from vrft.data.image_folders import ImageFolders
-from vrft.data.images import BadImage, ImageSource
+from vrft.data.images import ImageSource
 from vrft.data.record import Record, Split
 from vrft.data.records import RecordData
 from vrft.data.split_sources import given
-from vrft.errors import ConfigurationError
 from vrft.tasks import Task
 from vrft.types import Frame, Target
-from vrft.utils.regular_files import read_regular
 
 UNBOUNDED = 10**9
 """Side of a frame that holds the coordinates of any image, used while the image's size is unknown."""
@@ -145,164 +139,3 @@ def _parse(line: str) -> Any:
         return decode_json(line)
     except ValueError as error:
         return error
-
-
-@dataclass(frozen=True)
-class HubImage:
-    """An image in a row of a Hugging Face dataset, read on access."""
-
-    rows: Any
-    index: int
-    source: str
-    folders: ImageFolders | None
-    """Folders that an image which the row only names must lie in; None: any."""
-
-    def read(self) -> bytes:
-        cell = self.rows[self.index]["image"] or {}
-        if cell.get("bytes") is not None:
-            return bytes(cell["bytes"])
-        if not cell.get("path"):
-            raise BadImage("is empty")
-        path = Path(cell["path"])
-        if self.folders is not None:
-            self.folders.require(path, f"{self.source}: {self}")
-        try:
-            return read_regular(path)
-        except (OSError, ValueError) as error:
-            raise BadImage(f"can't be opened: {error}") from error
-
-    def key(self) -> str:
-        try:
-            return hashlib.sha256(self.read()).hexdigest()
-        except BadImage:
-            return str(self)
-
-    def __str__(self) -> str:
-        return f"row {self.index}"
-
-
-class HubData(SolutionData):
-    """A Hugging Face dataset with the columns image, problem and solution; other columns become metadata."""
-
-    test_setting = "data.test or data.test_split"
-
-    def __init__(
-        self,
-        train: str,
-        val: str | None = None,
-        split: str = "train",
-        coordinates: Coordinates = "thousandths",
-        test: str | None = None,
-        val_split: str | None = None,
-        test_split: str | None = None,
-        subset: str | None = None,
-        **kwargs: Any,
-    ) -> None:
-        """Set the datasets, which are read when training starts.
-
-        Args:
-            train: training data: a dataset on the Hub, a folder of parquet files, a parquet file, or a folder written
-                by `save_to_disk`.
-            val: held-out data, given likewise; default: `train` if `val_split` is set, otherwise see `val_fraction`.
-            split: name of the split to train on. A single table is called "train".
-            coordinates: unit of boxes in solutions: thousandths of the image, pixels, or 0..1.
-            test: data for `test`, given likewise; default: `train` if `test_split` is set, otherwise the held-out data.
-            val_split: name of the held-out split; default: `split`.
-            test_split: name of the split for `test`; default: `split`.
-            subset: name of the subset (configuration) of each dataset on the Hub or folder of files.
-            kwargs: see `RecordData`.
-        """
-        self.split_names: dict[Split, str] = {"train": split, "val": val_split or split, "test": test_split or split}
-        sources = given(train, val or (val_split and train), test or (test_split and train))
-        super().__init__(sources, coordinates, **kwargs)
-        self.subset = subset
-        self._check_distinct()
-        self.tables: dict[Split, Any] = {}
-        self.folders: dict[Split, ImageFolders | None] = {}
-
-    def _check_distinct(self) -> None:
-        """Raise ConfigurationError if two splits are the same rows of the same data."""
-        rows: dict[tuple[str, str], Split] = {}
-        for split, source in self.sources.items():
-            name = self.split_names[split]
-            first = rows.setdefault((os.path.realpath(source), name), split)
-            if first != split:
-                raise ConfigurationError(
-                    f"data.{split}_split: {source}: split {name!r} is data.{first} already; expected another split"
-                )
-
-    def rows(self, split: Split) -> Iterator[tuple[str, Any]]:
-        source, name = self.sources[split], self.split_names[split]
-        table = load_table(source, name, f"data.{split}", self.subset)
-        self.tables[split] = table.select_columns("image")
-        self.folders[split] = self.required_folders(split)
-        plain = [name for name, feature in table.features.items() if name != "image" and not is_media(feature)]
-        for index, row in enumerate(table.select_columns(plain)):
-            yield f"{source}: {f'{self.subset}: ' if self.subset else ''}{name}: row {index}", row
-
-    def image_folders(self, split: Split) -> ImageFolders:
-        import datasets
-        from huggingface_hub import constants
-
-        source = Path(self.sources[split])
-        named = Path(constants.HF_HUB_CACHE) if not source.exists() else source if source.is_dir() else source.parent
-        return ImageFolders("image", (named, Path(datasets.config.DOWNLOADED_DATASETS_PATH)))
-
-    def image(self, split: Split, index: int, row: dict[str, Any]) -> ImageSource | None:
-        return HubImage(self.tables[split], index, self.sources[split], self.folders[split])
-
-
-def load_table(name: str, split: str, field: str, subset: str | None = None) -> Any:
-    """Load a dataset with its images as encoded bytes.
-
-    Raises:
-        ConfigurationError: `datasets` is not installed, or the dataset does not exist, or lacks the split or a column.
-    """
-    try:
-        import datasets
-        import pyarrow
-    except ImportError as error:
-        raise ConfigurationError(f"{field}: this needs `pip install 'datasets>=4'`") from error
-    path = Path(name)
-    if path.is_dir() and (special := [file for file in walk(path, Counter(), None) if not file.is_file()]):
-        raise ConfigurationError(f"{field}: {name} can't be read as a dataset: {special[0]} is not a regular file")
-    on_disk = (path / "dataset_dict.json").is_file() or (path / "state.json").is_file()
-    if subset is not None and (on_disk or path.is_file()):
-        raise ConfigurationError(f"data.subset: {field}: {name} has no subsets; expected null, got {subset!r}")
-    try:
-        if on_disk:
-            table = datasets.load_from_disk(name)
-            table = named_split(table if isinstance(table, datasets.DatasetDict) else {"train": table}, split)
-        elif path.is_file():
-            table = datasets.load_dataset("parquet", data_files=name, split=split)
-        else:
-            table = datasets.load_dataset(name, subset, split=split)
-        missing = {"image", "problem", "solution"}.difference(table.column_names)
-        table = table if missing else table.cast_column("image", datasets.Image(decode=False))
-    except (OSError, ValueError, LookupError, TypeError, RuntimeError, pyarrow.ArrowException) as error:
-        raise ConfigurationError(f"{field}: {name} can't be read as a dataset: {_one_line(error)}") from error
-    if missing:
-        raise ConfigurationError(f"{field}: {name}: no column {min(missing)!r}; it has {', '.join(table.column_names)}")
-    return table
-
-
-def named_split(tables: Mapping[str, Any], split: str) -> Any:
-    """Return a split of a dataset on disk. Raise ValueError if it has no split of that name."""
-    if split not in tables:
-        raise ValueError(f"no split {split!r}; it has {', '.join(tables)}")
-    return tables[split]
-
-
-def is_media(feature: Any) -> bool:
-    """Return whether a column holds images, audio or video, whose decoding is avoided."""
-    import datasets
-
-    return isinstance(feature, datasets.Image | datasets.Audio | datasets.Video)
-
-
-def _one_line(error: Exception) -> str:
-    """Return the first line of an error's cause, or of the error itself; the names of subsets if one is missing."""
-    lines = str(error.__cause__ or error).splitlines() or [type(error).__name__]
-    if lines[0].startswith("Config name is missing") and len(lines) > 1:
-        return f"data.subset is missing. {lines[1]}"
-    return lines[0]
