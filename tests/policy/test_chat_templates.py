@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import multiprocessing
 import os
 import shutil
+import subprocess
+import sys
 import time
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from vrft.errors import ConfigurationError
-from vrft.policy import Policy
-from vrft.policy.chat_template import LIMITS, RENDERER, chat_text, rendered, template_problem
+from vrft.policy import Policy, chat_template
+from vrft.policy.chat_template import LIMITS, RENDERER, Renderer, chat_text, rendered, template_problem
 from vrft.policy.checkpoint import BUILT_IN
 from vrft.policy.export import export_policy
 from vrft.policy.processor import load_processor
@@ -143,3 +147,34 @@ def test_a_forked_process_renders_by_itself() -> None:
         here = texts(100)
     assert (here, there.result()) == ([str(100 + i) for i in range(20)], [str(200 + i) for i in range(20)])
     assert RENDERER.owner == os.getpid()
+
+
+REQUEST = {"template": USER, "tokens": {}, "conversations": [[{"role": "user", "content": [{"text": "cat"}]}]]}
+
+
+def test_a_data_worker_that_still_runs_does_not_keep_the_command_from_ending(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A forked worker inherits the pipe, so that the process which renders sees no end of its input."""
+    at_exit: list[Callable[[], None]] = []
+    monkeypatch.setattr(atexit, "register", at_exit.append)
+    renderer = Renderer()
+    assert json.loads(renderer.answer(json.dumps(REQUEST | LIMITS))) == {"texts": ["cat"]}
+    worker = multiprocessing.get_context("fork").Process(target=time.sleep, args=(30,))
+    worker.start()
+    try:
+        at_exit[0]()
+        assert worker.is_alive()
+        assert renderer.process is not None
+        assert renderer.process.returncode is not None
+    finally:
+        worker.kill()
+        worker.join()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits the size of a process")
+def test_hard_limits_of_a_cluster_are_kept() -> None:
+    script = Path(chat_template.__file__).with_name("render_template.py")
+    limited = f"ulimit -t 3600; ulimit -v 100000000; exec {sys.executable} -P {script}"
+    run = subprocess.run(
+        ["bash", "-c", limited], input=json.dumps(REQUEST | LIMITS) + "\n", capture_output=True, text=True, check=True
+    )
+    assert json.loads(run.stdout) == {"texts": ["cat"]}

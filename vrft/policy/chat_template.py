@@ -136,7 +136,13 @@ class Renderer:
         pipe = subprocess.PIPE
         self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True, encoding="utf-8")
         self.owner = os.getpid()
-        atexit.register(self.process.communicate)  # which closes its input, so that it ends
+        atexit.register(self._end)
+
+    def _end(self) -> None:
+        """End the process. Closing its input would not: worker processes inherit the pipe and may live longer."""
+        if self.process is not None:
+            self.process.kill()
+            self.process.communicate()
 
     def failure(self) -> str:
         """Return why the process ended."""

@@ -23,10 +23,19 @@ def limit(cpu_seconds: int, memory_bytes: int) -> None:
 
     usage = resource.getrusage(resource.RUSAGE_SELF)
     seconds = int(usage.ru_utime + usage.ru_stime) + 1 + cpu_seconds
-    resource.setrlimit(resource.RLIMIT_CPU, (seconds, resource.RLIM_INFINITY))
+    lower_limit(resource.RLIMIT_CPU, seconds)
     if sys.platform == "linux":
         used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-        resource.setrlimit(resource.RLIMIT_AS, (used + memory_bytes, resource.RLIM_INFINITY))
+        lower_limit(resource.RLIMIT_AS, used + memory_bytes)
+
+
+def lower_limit(kind: int, value: int) -> None:
+    """Set a soft limit, at most the hard one, which a cluster may set and no process may raise."""
+    import resource
+
+    _, hard = resource.getrlimit(kind)
+    soft = value if hard == resource.RLIM_INFINITY else min(value, hard)
+    resource.setrlimit(kind, (soft, hard))
 
 
 def answer(request: dict[str, Any]) -> dict[str, Any]:
