@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+import vrft.training.progress_bar
 import vrft.utils.progress
 from tests.helpers import CSV_ONLY, Command
 from tests.helpers.forks import fork_vrft
@@ -17,6 +18,7 @@ from vrft.__main__ import main
 from vrft.utils.progress import ThrottledPrinter, progress
 
 SHOWN = ("--trainer.enable_progress_bar=true", CSV_ONLY, "--data.batch_size=8", "--trainer.max_steps=2")
+SMALL = ("--model.num_generations=2", "--model.max_completion_length=8")
 
 
 @pytest.fixture
@@ -33,7 +35,7 @@ def test_lines_come_at_intervals(clock: list[float], capsys: pytest.CaptureFixtu
         clock[0] = float(second)
         lines.say(f"at {second}")
     lines.say("the end", always=True)
-    assert capsys.readouterr().out.splitlines() == ["at 10", "at 20", "at 30", "the end"]
+    assert capsys.readouterr().out.splitlines() == ["at 9", "at 18", "at 27", "the end"]
 
 
 def test_work_prints_nothing_before_the_interval(clock: list[float], capsys: pytest.CaptureFixture[str]) -> None:
@@ -48,27 +50,45 @@ def test_work_prints_nothing_before_the_interval(clock: list[float], capsys: pyt
     assert capsys.readouterr().out == "images checked 3/3\n"
 
 
+def test_slow_work_prints_each_line(clock: list[float], capsys: pytest.CaptureFixture[str]) -> None:
+    """With steps of 19 s, a printer of 30 s that skipped one would say nothing for 38 s."""
+    lines = ThrottledPrinter(30.0)
+    for second in (19.0, 38.0, 57.0):
+        clock[0] = second
+        lines.say(f"at {second:.0f}")
+    assert capsys.readouterr().out.splitlines() == ["at 19", "at 38", "at 57"]
+
+
 def test_without_a_terminal_long_work_prints_its_progress(
     quick_fit: Command, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(vrft.utils.progress, "INTERVAL", 0.0)  # print every line
-    assert main(quick_fit(*SHOWN)) == 0
+    monkeypatch.setattr(vrft.training.progress_bar, "LINE_SECONDS", 0.0)  # print every line
+    assert main(quick_fit(*SHOWN, "--trainer.val_check_interval=1")) == 0
     shown = capsys.readouterr().out
-    assert re.search(r"^rollout 1/64$", shown, re.MULTILINE)
-    assert re.search(r"^rollout, \d+ of 64 rows done, \d+/64$", shown, re.MULTILINE)
-    assert re.search(r"^update 1/1$", shown, re.MULTILINE)
-    assert re.search(r"^decoding, \d+ of 13 rows done, \d+/64$", shown, re.MULTILINE)
-    assert re.search(r"^evaluation 1/1 batches$", shown, re.MULTILINE)
+    assert re.search(r"^step 1/2: rollout 1/64$", shown, re.MULTILINE)
+    assert re.search(r"^step 2/2: rollout, \d+ of 64 rows done, \d+/64$", shown, re.MULTILINE)
+    assert re.search(r"^step 1/2: update 1/1$", shown, re.MULTILINE)
+    assert re.search(r"^evaluation: decoding, \d+ of 13 rows done, \d+/64$", shown, re.MULTILINE)
+    assert re.search(r"^evaluation: 1/1 batches$", shown, re.MULTILINE)
+    assert re.search(r"^evaluation after step 1/2: 1/1 batches$", shown, re.MULTILINE)
     assert re.search(r"^step 2/2  reward ", shown, re.MULTILINE)
     assert re.search(r"^export 4/4$", shown, re.MULTILINE)
     assert "━" not in shown.split("held-out images, greedy answers")[0]
 
 
-def test_a_short_run_prints_only_its_last_step(quick_fit: Command, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(quick_fit(*SHOWN)) == 0
+def test_a_short_run_prints_its_first_and_last_step_and_those_before_evaluations(
+    quick_fit: Command, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(quick_fit(*SHOWN, *SMALL, "--trainer.max_steps=6", "--trainer.val_check_interval=3")) == 0
     said = [line for line in capsys.readouterr().out.splitlines() if re.search(r"\d/\d", line)]
-    assert len(said) < 4
-    assert any(line.startswith("step 2/2") for line in said)
+    assert [line.partition("  ")[0] for line in said] == ["step 1/6", "step 3/6", "step 6/6"]
+
+
+def test_epochs_are_shown_where_only_epochs_are_limited(quick_fit: Command, capsys: pytest.CaptureFixture[str]) -> None:
+    epochs = ("--trainer.max_steps=-1", "--trainer.max_epochs=2", "--trainer.limit_val_batches=0")
+    assert main(quick_fit(*SHOWN, *SMALL, *epochs)) == 0
+    said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("step ")]
+    assert [line.partition("  ")[0] for line in said] == ["step 1, epoch 1/2", "step 4, epoch 2/2"]
 
 
 def test_in_a_terminal_there_are_bars(quick_fit: Command, tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ class ExportHuggingFace(Callback):
         weights = module.policy.trained_weights()
         if trainer.is_global_zero:
             folder = RunDir.of(trainer).export
-            with phase(trainer, "export", EXPORT_STEPS) as advance:
+            with phase(trainer, "export", EXPORT_STEPS, alone=True) as advance:
                 export_policy(module.policy, folder, weights, module.max_completion_length, advance=advance)
             print(f"Hugging Face folder: {folder}")
         trainer.strategy.barrier("export")

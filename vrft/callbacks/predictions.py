@@ -131,7 +131,7 @@ def draw_all(folder: Path, rows: Sequence[Row], trainer: Trainer) -> Path:
     data = data_of(trainer)
     folder.mkdir(parents=True, exist_ok=True)
     images = [list(group) for _, group in itertools.groupby(rows, lambda entry: (entry["image_id"], entry["file"]))]
-    with phase(trainer, "pictures", len(images)) as advance:
+    with phase(trainer, "pictures", len(images), alone=True) as advance:
         for done, entries in enumerate(images, 1):
             sample: Sample = data.val_set()[entries[0]["sample"]]
             layers = [(boxes_of(entry), COLOURS[i % len(COLOURS)]) for i, entry in enumerate(entries)]

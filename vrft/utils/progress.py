@@ -10,20 +10,28 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 INTERVAL = 10.0
-"""Minimum seconds between two lines."""
+"""Seconds after which work says how far it is."""
 
 
 class ThrottledPrinter:
-    """Prints at most one line per `INTERVAL` seconds, so that short work prints nothing."""
+    """Prints a line whenever the next one would come more than `interval` seconds after the last.
 
-    def __init__(self) -> None:
-        self.last = time.monotonic()
+    Short work prints nothing, and regular calls print at least one line per interval.
+    """
 
-    def say(self, text: str, *, always: bool = False) -> None:
-        """Print a line, unless one was printed recently and `always` is false."""
-        if always or time.monotonic() - self.last >= INTERVAL:
-            self.last = time.monotonic()
+    def __init__(self, interval: float | None = None) -> None:
+        self.interval = INTERVAL if interval is None else interval
+        self.last = self.called = time.monotonic()
+
+    def say(self, text: str, *, always: bool = False) -> bool:
+        """Print a line if it is due or `always` is true. Return whether it was printed."""
+        now = time.monotonic()
+        since_call, self.called = now - self.called, now
+        due = always or now - self.last + since_call >= self.interval
+        if due:
+            self.last = now
             print(text, flush=True)
+        return due
 
 
 def has_terminal() -> bool:
