@@ -68,6 +68,13 @@ def test_every_yaml_of_the_folder_has_a_name() -> None:
 
 
 @pytest.mark.usefixtures("_elsewhere")
+@pytest.mark.parametrize("name", ["quickstart", "quickstart.yaml", "configs/quickstart.yaml"])
+def test_the_command_in_a_copy_names_the_copy(name: str) -> None:
+    assert main(["configs", "copy", name, "mine.yaml"]) == 0
+    assert "# command:  python -m vrft fit --config mine.yaml\n" in Path("mine.yaml").read_text()
+
+
+@pytest.mark.usefixtures("_elsewhere")
 @pytest.mark.parametrize("name", config_names())
 def test_a_copy_holds_the_parts_of_a_config(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["configs", "copy", name]) == 0

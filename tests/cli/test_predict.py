@@ -18,6 +18,7 @@ from vrft.__main__ import main
 from vrft.cli.argv import join_lists, normalise_argv
 from vrft.cli.predict import categories_of
 from vrft.data import UnlabelledData
+from vrft.data.categories import CategoryData
 from vrft.data.datasets.scenes import COLOURS
 from vrft.data.splits import category_names
 
@@ -205,3 +206,14 @@ def test_ranks_write_one_file_in_order(photos: Path, two_ranks: Ranks, tmp_path:
         assert not list(run.glob("predictions-*"))
     assert found[0] == found[1]
     assert len(found[0][0]) == 4
+
+
+class Unfinished(CategoryData):
+    def __init__(self) -> None:
+        raise ValueError("mine")
+
+
+def test_an_error_of_own_data_is_not_taken_for_unreadable_files() -> None:
+    data = Namespace(class_path=f"{__name__}.Unfinished", init_args=Namespace())
+    with pytest.raises(ValueError, match="mine"):
+        categories_of(data)

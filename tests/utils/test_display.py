@@ -11,9 +11,10 @@ import warnings
 from pathlib import Path
 
 import pytest
+from lightning.fabric.utilities.warnings import _custom_format_warning
 
 from vrft.__main__ import main
-from vrft.cli.harmless import BARS, tidy_output
+from vrft.cli.harmless import BARS, silence_harmless, tidy_output
 from vrft.cli.parser_errors import message_lines
 from vrft.data.files import read_bytes
 from vrft.errors import ConfigurationError
@@ -79,6 +80,13 @@ def test_a_warning_is_shown_once_and_libraries_draw_no_bars_in_files(monkeypatch
     shown = [warnings.formatwarning(text, FutureWarning, "f.py", line, "x = 1") for line, text in enumerate("aba")]
     assert shown == ["warning: a\n", "warning: b\n", ""]
     assert [os.environ[name] for name in BARS] == ["1", "0", "1"]
+
+
+def test_warnings_of_lightning_are_shown_like_all_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(warnings, "formatwarning", _custom_format_warning)  # set by its import
+    silence_harmless()
+    shown = warnings.formatwarning("\x1b[31mapi_key=abcdefgh", UserWarning, "lightning/trainer.py", 1, "x = 1")
+    assert shown == "warning: api_key=(hidden)\n"
 
 
 @pytest.mark.parametrize("name", ["=1+1", "+cmd", "-2", "@SUM(A1)", "\t=1", "\r=1", " =1"])

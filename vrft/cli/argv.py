@@ -97,9 +97,18 @@ def request_run_dir(options: Sequence[str]) -> list[str]:
 
 
 def option_values(options: Sequence[str], name: str) -> list[str]:
-    """Return the values of an option, given as `--name=value` or `--name value`."""
-    values = [option.partition("=")[2] for option in options if option.startswith(f"{name}=")]
-    return values + [value for option, value in itertools.pairwise(options) if option == name]
+    """Return the values of an option in the order of the command line.
+
+    >>> option_values(["--config", "a.yaml", "--config=b.yaml"], "--config")
+    ['a.yaml', 'b.yaml']
+    """
+    values = []
+    for option, following in itertools.pairwise([*options, ""]):
+        if option.startswith(f"{name}="):
+            values.append(option.partition("=")[2])
+        elif option == name:
+            values.append(following)
+    return values
 
 
 def read_config(config: str) -> dict[str, Any]:

@@ -69,12 +69,13 @@ def copy(name: str, dest: Path | None) -> Path:
     Raises:
         ConfigurationError: no config has this name, or the file exists or can't be written.
     """
-    text, path = whole(name), dest or Path()
+    source, path = named_config(name), dest or Path()
+    name = source.relative_to(CONFIGS).with_suffix("").as_posix()  # as its own header names it
     if path.is_dir():
-        path = path / f"{named_config(name).stem}.yaml"
+        path = path / source.name
     try:
         with path.open("x") as file:
-            file.write(re.sub(rf"--config {name}(?![\w/])", lambda _: f"--config {path}", text))
+            file.write(re.sub(rf"--config {name}(?![\w/])", lambda _: f"--config {path}", whole(name)))
     except FileExistsError as error:
         raise ConfigurationError(f"configs: {path} exists already; name another file") from error
     except OSError as error:

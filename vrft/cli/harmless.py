@@ -78,8 +78,9 @@ def _plain(text: str) -> str:
 def silence_harmless() -> None:
     """Hide the warnings of `HARMLESS`, Lightning's advertisement of litlogger, and transformers' report on weights.
 
-    Weights that the report lists end the command with an error that names them.
+    Weights that the report lists end the command with an error that names them. Call this after Lightning is imported.
     """
+    warnings.formatwarning = _WarningFormatter()  # Lightning has set one that shows its own warnings as they are
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda record: "litlogger" not in record.msg)
     logging.getLogger("transformers.modeling_utils").addFilter(lambda record: "LOAD REPORT" not in record.getMessage())
     for message in HARMLESS:

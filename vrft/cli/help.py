@@ -21,7 +21,7 @@ INDENT = 44
 
 WIDTH = 120
 
-USAGE = "usage: python -m vrft {command} --config FILE [--config FILE ...] [--field=value ...]"
+USAGE = "usage: python -m vrft {command} --config NAME_OR_FILE [--config NAME_OR_FILE ...] [--field=value ...]"
 
 GENERAL = """
   --run_dir DIR                    folder for everything that the run writes (default: runs/ and the experiment's name)
@@ -45,7 +45,7 @@ PREDICT = """
 
 MORE = """
 The fields of any class:    python -m vrft {command} --model.help vrft.SFT    (also --data.help, --task.help)
-Every field and its value:    python -m vrft {command} --config FILE --print_config
+Every field and its value:    python -m vrft {command} --config NAME_OR_FILE --print_config
 """
 
 

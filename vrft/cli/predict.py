@@ -70,7 +70,8 @@ def categories_of(data: Namespace) -> Sequence[str] | None:
             return None
         found = source.file_categories()
     except ValueError as error:  # the parser wraps those of the constructor
-        reason = find_user_error(error)
+        if (reason := find_user_error(error)) is None:
+            raise
         raise ConfigurationError(f"query: expected e.g. --query cat, or the config's data to read: {reason}") from error
     if not found:
         raise ConfigurationError("query: expected e.g. --query cat; the config's data has no categories")

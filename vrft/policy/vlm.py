@@ -63,7 +63,8 @@ class Policy(nn.Module):
         """Find the checkpoint; `load` reads it.
 
         Args:
-            checkpoint: a folder, a model on the Hugging Face Hub, or a built-in one (tiny-detection, tiny-digits).
+            checkpoint: a folder, a model on the Hugging Face Hub, or a built-in one (tiny-detection, tiny-digits,
+                tiny-clean).
             lora: train low-rank adapters instead of all weights; the reference is then the model without them.
             freeze_vision: do not train the vision tower and its projector; each image is then encoded once a step.
             dtype: dtype of the computation, and of weights that are not trained.
