@@ -7,7 +7,7 @@ import os
 import runpy
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import redirect_stdout
 from functools import cache
 from pathlib import Path
@@ -26,10 +26,12 @@ import torch.distributed as dist
 import vllm_servers
 import widen
 from lightning.fabric.plugins.environments.lightning import find_free_network_port
+from torch.distributed.run import get_args_parser
 from transformers import AutoModelForImageTextToText
 
 from tests.helpers import ROOT
 from tests.helpers.forks import Fork
+from tests.helpers.ranks import Ranks
 from tests.helpers.vllm_server import VLLM
 from vrft.__main__ import main
 from vrft.policy.checkpoint import find_checkpoint
@@ -138,16 +140,17 @@ def test_a_killed_run_ends_like_an_uninterrupted_one(
 
 
 @pytest.fixture
-def few_processes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Reduce scaling.py to one run per side: FSDP2 on two processes, the others in this process."""
-    launch = scaling.launch
+def few_processes(monkeypatch: pytest.MonkeyPatch, two_ranks: Ranks) -> list[list[str]]:
+    """Reduce scaling.py to one run per side: FSDP2 on two forks, the others in this process. Return its commands."""
+    launched: list[list[str]] = []
 
-    def launch_here(command: Sequence[str], folder: Path, environment: dict[str, str]) -> None:
-        if "--trainer.strategy=fsdp2" in command:
-            launch(command, folder, environment)
+    def launch_here(command: list[str], folder: Path, environment: dict[str, str]) -> None:
+        launched.append(command)
+        words = command[command.index("fit") :]
+        if "--trainer.strategy=fsdp2" in words:
+            two_ranks.run(words)
             return
-        words = [word.replace("devices=2", "devices=1") for word in command]
-        assert main(words[words.index("fit") :]) == 0
+        assert main([word.replace("devices=2", "devices=1") for word in words]) == 0
         if dist.is_initialized():
             dist.destroy_process_group()
 
@@ -159,15 +162,29 @@ def few_processes(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv(name, value)
     for name, value in {"PROMPTS": 1, "GENERATIONS": 2, "TOKENS": 6}.items():
         monkeypatch.setattr(scaling, name, value)
+    return launched
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("few_processes")
-def test_scaling_counts_the_traffic_of_its_formulas(capsys: pytest.CaptureFixture[str]) -> None:
+def test_scaling_counts_the_traffic_of_its_formulas(
+    few_processes: list[list[str]], capsys: pytest.CaptureFixture[str]
+) -> None:
     scaling.main(["--steps", "1", "--repeats", "1"])
     text = capsys.readouterr().out
     assert "| ddp | all_reduce | 1 |" in text
     assert text.count("| fsdp2 | 1,024 |") == 2
+    for command, processes in zip(few_processes, ("1", "2", "2"), strict=True):  # one, DDP, FSDP2
+        assert command[:3] == [sys.executable, "-m", "torch.distributed.run"]
+        launcher = get_args_parser().parse_args(command[3:])
+        assert (launcher.nproc_per_node, launcher.module, launcher.training_script) == (processes, True, "vrft")
+        assert launcher.training_script_args == command[command.index("fit") :]
+
+
+def test_scaling_ends_with_the_error_of_a_process(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match=r"(?s)no such rank.*ended with exit code 1"):
+        scaling.launch([sys.executable, "-ISc", "raise SystemExit('no such rank')"], tmp_path, {})
+    scaling.launch([sys.executable, "-ISc", "import os; os.mkdir(os.environ['NAME'])"], tmp_path, {"NAME": "made"})
+    assert (tmp_path / "made").is_dir()
 
 
 @pytest.mark.slow
