@@ -4,23 +4,41 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import build_checkpoint
 import loading
 import pytest
 import torch
 
+from tests.helpers.forks import Fork
+
+
+def run(arguments: list[str]) -> int:
+    """Run the script in this process, as its own processes do."""
+    loading.main(arguments)
+    return 0
+
 
 @pytest.mark.slow
 def test_each_process_and_all_together_are_reported(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
+    """Fork the process that loads, whose imports take longer than loading."""
+
     def build(folder: Path, preset: str) -> None:
         build_checkpoint.main([str(folder), "--preset", preset, "--arch", "qwen2_vl", "--dtype", "bfloat16"])
         capsys.readouterr()
 
+    def fork(command: list[str], **_: Any) -> Fork:
+        assert command[:2] == [sys.executable, loading.__file__]
+        return Fork(run, command[2:], output=tmp_path / "output")
+
     monkeypatch.setattr(loading, "build", build)
+    monkeypatch.setattr(loading, "subprocess", SimpleNamespace(Popen=fork))
     loading.main(["--preset", "tiny", "--way", "full with a reference"])
     found = json.loads(capsys.readouterr().out)
     least = (4 + 2) * found["parameters"]  # float32 and the reference in bfloat16
