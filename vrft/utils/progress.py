@@ -58,4 +58,8 @@ def progress(name: str, total: int, quiet: bool = False) -> Iterator[Callable[[i
             yield lambda done: progress.update(task, completed=done)
     else:
         lines = ThrottledPrinter()
-        yield lambda done: lines.say(f"{name} {done}/{total}")
+
+        def print_line(done: int) -> None:
+            lines.say(f"{name} {done}/{total}")
+
+        yield print_line
