@@ -17,6 +17,8 @@ from vrft.data import (
     HubData,
     JsonlData,
 )
+from vrft.data.formats.hub import HubImage
+from vrft.data.record import image_key
 from vrft.errors import ConfigurationError
 from vrft.tasks import ClassificationTask, CountingTask, DetectionTask, GroundingTask, MultipleChoiceTask, Task
 from vrft.types import Detection
@@ -332,3 +334,11 @@ def test_images_of_a_table_are_read_on_access(tmp_path: Path, monkeypatch: pytes
     assert np.array_equal(np.asarray(copied[1].image), np.asarray(data.train_set()[1].image))
     assert all(not isinstance(record.image, Path) for record in data.train_set().records)
     assert len({str(record.image) for record in data.train_set().records}) == 4
+
+
+def test_each_image_of_a_table_is_hashed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The check for shared images needs its key several times."""
+    data = hub(formats.write_hub(tmp_path / "x"))
+    samples_of(data, tmp_path)
+    monkeypatch.delattr(HubImage, "read")
+    assert len({image_key(record) for record in data.train_set().records}) == 4

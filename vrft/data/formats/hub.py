@@ -7,6 +7,7 @@ import os
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,10 @@ class HubImage:
             raise BadImage(f"can't be opened: {error}") from error
 
     def key(self) -> str:
+        return self._key
+
+    @cached_property
+    def _key(self) -> str:
         try:
             return hashlib.sha256(self.read()).hexdigest()
         except BadImage:
