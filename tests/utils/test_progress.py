@@ -94,7 +94,7 @@ def test_epochs_are_shown_where_only_epochs_are_limited(quick_fit: Command, caps
 def test_in_a_terminal_there_are_bars(quick_fit: Command, tmp_path: Path) -> None:
     leader, follower = pty.openpty()
     command = quick_fit(*SHOWN, "--trainer.limit_val_batches=0")
-    process = fork_vrft(command, Path(os.ttyname(follower)), cwd=tmp_path, TERM="xterm", COLUMNS="200")
+    process = fork_vrft(command, Path(os.ttyname(follower)), cwd=tmp_path, TERM="xterm", COLUMNS="80")
     shown = b""
     while process.poll() is None or select.select([leader], [], [], 0)[0]:
         if select.select([leader], [], [], 0.1)[0]:
@@ -105,4 +105,6 @@ def test_in_a_terminal_there_are_bars(quick_fit: Command, tmp_path: Path) -> Non
     text = shown.decode()
     assert "rollouts, epoch" in text
     assert re.search(r"rollout, \d+ of 64 rows done", text)
+    assert re.search(r"confidence:\s", text)  # not cut
+    assert not re.search(r"•[^•\n]*it/s", text)
     assert "step 2/2" not in text

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks.progress.rich_progress import ProcessingSpeedColumn
 from lightning.pytorch.trainer.states import TrainerFn
 
 from vrft.training.lightning_internals import ProgressBarBase
@@ -70,10 +71,18 @@ class PhaseProgressBar(ProgressBarBase):
             progress.remove_task(task)
             progress.refresh()
 
+    def configure_columns(self, trainer: Trainer) -> list[Any]:
+        """Leave out batches per second, since the metrics need the room in a terminal of 80 columns."""
+        columns = super().configure_columns(trainer)
+        return [column for column in columns if not isinstance(column, ProcessingSpeedColumn)]
+
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
-        """Return the metrics of training without the prefix `train/`, and the guards that are raised."""
+        """Return the metrics of training without prefixes, and the guards that are raised."""
         metrics = super().get_metrics(trainer, pl_module)
         shown = {name.removeprefix("train/"): value for name, value in metrics.items() if name.startswith("train/")}
+        for name in [name for name in shown if name.startswith("reward/")]:
+            if (short := name.removeprefix("reward/")) not in shown:
+                shown[short] = shown.pop(name)
         return shown | ({"guards": ", ".join(self.guards)} if self.guards else {})
 
     @property
