@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import wandb
 from PIL import Image
 
 from tests.helpers.answers import scored_rollout
@@ -71,6 +70,8 @@ def test_table_of_completions_with_boxes(tmp_path: Path) -> None:
 
 
 def test_overlays_are_true_and_predicted_boxes() -> None:
+    import wandb  # here, so that only a worker with this test imports it
+
     rollout = scored()
     boxes = overlays(rollout.samples[0], rollout.answers[0])._boxes
     assert boxes["truth"]._val[0]["position"] == {"minX": 1, "maxX": 3, "minY": 2, "maxY": 4}

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
+from typing import Any
 
-import kornia.augmentation as kornia
 import numpy as np
 import torch
 from PIL import Image
@@ -18,7 +18,15 @@ from vrft.types import Detection, Sample
 
 
 def flip() -> list[torch.nn.Module]:
-    return [kornia.RandomHorizontalFlip(p=1.0)]
+    from kornia.augmentation import RandomHorizontalFlip  # here, so that only workers with these tests import it
+
+    return [RandomHorizontalFlip(p=1.0)]
+
+
+def affine(**settings: Any) -> list[torch.nn.Module]:
+    from kornia.augmentation import RandomAffine
+
+    return [RandomAffine(degrees=0.0, p=1.0, **settings)]
 
 
 def test_boxes_follow_a_flip() -> None:
@@ -34,7 +42,7 @@ def test_boxes_follow_a_flip() -> None:
 def test_augmentation_depends_on_seed_epoch_and_index_alone(tmp_path: Path) -> None:
     scene, boxes = draw_scene(random.Random(1))
     sample = Sample(0, scene, 0, "x", tuple(boxes))
-    modules = [kornia.RandomAffine(degrees=0.0, translate=(0.1, 0.1), scale=(0.9, 1.1), p=1.0)]
+    modules = affine(translate=(0.1, 0.1), scale=(0.9, 1.1))
     first, same, other = (augment(sample, modules, (0, epoch, 0)) for epoch in (3, 3, 4))
     assert first.target == same.target != other.target
     assert np.array_equal(np.asarray(first.image), np.asarray(same.image))
@@ -45,7 +53,7 @@ def test_augmentation_depends_on_seed_epoch_and_index_alone(tmp_path: Path) -> N
 
 def test_a_sample_whose_box_would_leave_the_image_stays_unchanged() -> None:
     sample = Sample(0, Image.new("RGB", (40, 40)), 0, "x", (Detection((0, 0, 8, 8), "x"),))
-    away = [kornia.RandomAffine(degrees=0.0, translate=(0.9, 0.9), p=1.0)]
+    away = affine(translate=(0.9, 0.9))
     kept = [augment(sample, away, (0, 0, index)) for index in range(20)]
     assert any(other is sample for other in kept)
     for other in kept:

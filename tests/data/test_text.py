@@ -8,7 +8,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pandas
 import pytest
 from PIL import Image
 
@@ -108,6 +107,8 @@ TABLES = [
 
 @pytest.mark.parametrize("text", TABLES)
 def test_a_table_is_read_as_pandas_reads_it_or_refused_as_well(text: str, tmp_path: Path) -> None:
+    import pandas  # here, so that only a worker with this test imports it
+
     file = folder_with_image(tmp_path) / "x.csv"
     file.write_text(text)
     try:

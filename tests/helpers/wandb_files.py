@@ -7,14 +7,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from wandb.proto import wandb_internal_pb2
-
 HEADER, BLOCK, FRAME = 7, 32768, 7
 FULL, FIRST = 1, 2
 
 
 def records(path: Path) -> Iterator[Any]:
     """Yield the records of a .wandb file, up to a possibly partial last one."""
+    from wandb.proto.wandb_internal_pb2 import Record  # here, so that only workers that read records import it
+
     data, position, whole = path.read_bytes(), HEADER, b""
     while position + FRAME <= len(data):
         if BLOCK - position % BLOCK < FRAME:  # the rest of the block is padding
@@ -25,7 +25,7 @@ def records(path: Path) -> Iterator[Any]:
         position += FRAME + size
         whole = part if kind in (FULL, FIRST) else whole + part
         if kind in (FULL, 4):
-            record = wandb_internal_pb2.Record()
+            record = Record()
             record.ParseFromString(whole)
             yield record
 
