@@ -115,8 +115,8 @@ def shrink(content: dict[str, Any]) -> None:
 def test_objects_that_are_too_small_for_the_coordinates_are_named(doctor: Callable[..., Said]) -> None:
     counting = "--model.rewards.length=Length", "--model.rewards.repetition=Repetition"  # need the tokens of texts
     code, said = doctor("--probe=0", *counting, change=shrink)
-    assert code == 1
-    assert said.count("problem: 1 of ") == 2  # in both splits
+    assert code == 0
+    assert said.count("note: 1 of ") == 2  # in both splits, of more than 100 objects each
     assert "changed.json: image " in said
     assert "0.01 x 0.01 pixels at " in said
     assert "and model.rewards.iou needs more than 0.5; set model.policy.coordinate_decimals=1, or leave" in said

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import io
 import math
 import random
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from rich.console import Console
 
-from vrft.boxes import iou_matrix, with_decimals
+from vrft.boxes import in_frame, iou_matrix, with_decimals
 from vrft.data.record import Record
-from vrft.doctor.precision import EVALUATION_IOU, Threshold, failures, remedy, thresholds
+from vrft.doctor import precision
+from vrft.doctor.precision import EVALUATION_IOU, Threshold, are_large, failures, remedy, thresholds
 from vrft.errors import ConfigurationError
 from vrft.policy.processor import Encoder
-from vrft.rewards import DetectionF1, DetectionGIoU, DetectionIoU, Format
+from vrft.rewards import DetectionDIoU, DetectionF1, DetectionGIoU, DetectionIoU, Format
 from vrft.tasks import DetectionTask
 from vrft.types import Detection, Frame
 
@@ -41,6 +44,42 @@ def test_an_object_fails_if_its_parsed_target_text_does_not_exceed_the_threshold
             assert [failure.overlap for failure in found] == ([overlap] if overlap <= least else [])
             failed += len(found)
     assert 0 < failed < 300
+
+
+@pytest.mark.parametrize("kind", [DetectionIoU, DetectionGIoU, DetectionDIoU])
+@pytest.mark.parametrize("least", [0.0, 0.5, 0.9])
+def test_objects_that_are_large_enough_by_their_sides_exceed_the_threshold(
+    kind: type[DetectionIoU], least: float
+) -> None:
+    limits = [Threshold("reward", kind(threshold=least), least)]
+    task, rng, skipped = DetectionTask(), random.Random(0), 0
+    for frame in FRAMES * 200:
+        x, y, w, h = rng.uniform(0, 3700), rng.uniform(0, 2700), *(10 ** rng.uniform(-1, 2.5) for _ in range(2))
+        box = x, y, x + w, y + h
+        if are_large(task, [Detection(box, "car")], SIZE, frame, limits):
+            skipped += 1
+            assert kind().overlap([box], [in_frame(box, SIZE, frame)]).item() > least
+    assert 9 < skipped < 800
+    wide, outside, thin = (Detection(box, "car") for box in ((0, 0, 600, 600), (-9, 0, 600, 600), (0, 0, 1, 600)))
+    for objects in ([wide], [wide, outside], [wide, thin]):
+        assert are_large(task, objects, SIZE, FRAMES[0], limits) == (objects == [wide])
+
+
+@pytest.mark.parametrize("number", [99, 101])
+def test_a_few_objects_of_many_are_no_problem(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(precision, "RecordData", SimpleNamespace)
+    small, large = record((5, 5, 6, 6)), record((0, 0, 300, 300))
+    few, none = SimpleNamespace(records=[small, *[large] * (number - 1)]), SimpleNamespace(records=[large])
+    encoder = SimpleNamespace(frame_of_size=lambda size: FRAMES[0])
+    module: Any = SimpleNamespace(task=DetectionTask(), rewards={"iou": DetectionIoU()}, encoder=encoder)
+    data: Any = SimpleNamespace(train_set=lambda: none, val_set=lambda: few)
+    console = Console(file=io.StringIO(), width=80)
+    problems = list(precision.check_precision(module, data, console))
+    printed = console.file.getvalue()  # type: ignore[attr-defined]
+    said = f"1 of {number} objects (held out) are too small"
+    assert [problem.startswith(said) for problem in problems] == ([True] if number == 99 else [])
+    assert printed.startswith(f"note: {said}") == (number == 101)
+    assert ("set model.policy.coordinate_decimals=1" in printed) == (number == 101)
 
 
 def test_the_remedy_is_the_fewest_decimals_that_suffice() -> None:

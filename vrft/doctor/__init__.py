@@ -42,7 +42,7 @@ def examine(
     yield from check_data(module, data, console)
     batch = module.encoder(samples)
     yield from check_frames(module, batch, console)
-    yield from check_precision(module, data)
+    yield from check_precision(module, data, console)
     yield from check_lengths(module, batch, console)
     yield from check_rewards(module, batch, console)
     draw_sheet(module.task, batch, folder / "samples.png")

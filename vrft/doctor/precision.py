@@ -6,19 +6,28 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+from rich.console import Console
+
 from vrft.boxes import with_decimals
 from vrft.data import RecordData, VisionData
 from vrft.data.record import Record
-from vrft.rewards.detection import DetectionIoU, DetectionReward
+from vrft.rewards.detection import DetectionDIoU, DetectionGIoU, DetectionIoU, DetectionReward
 from vrft.tasks import Task
 from vrft.tasks.base import numbers_in_words
 from vrft.training.module import VisionModule
 from vrft.types import Detection, Frame
+from vrft.utils.display import visible
 
 EVALUATION_IOU = 0.5
 """The lowest IoU at which evaluators count a box as correct."""
 
+MIN_SHARE = 0.01
+"""Share of the objects of a split from which on objects that are too small are a problem."""
+
 MAX_DECIMALS = 6
+
+OVERLAPS = (DetectionReward.overlap, DetectionGIoU.overlap, DetectionDIoU.overlap)
+"""Overlaps whose loss by rounding is bounded."""
 
 
 class Threshold(NamedTuple):
@@ -40,21 +49,28 @@ class Failure(NamedTuple):
     threshold: Threshold
 
 
-def check_precision(module: VisionModule, data: VisionData) -> Iterator[str]:
+def check_precision(module: VisionModule, data: VisionData, console: Console) -> Iterator[str]:
     """Yield the objects whose box, rounded to the coordinates of answers, overlaps with them too little.
 
     The rounded box earns the full reward, but a threshold of a reward no longer means the object, and evaluators count
-    the box as wrong.
+    the box as wrong. Objects that are fewer than `MIN_SHARE` of their split lower no score by more than that: they are
+    described on the console and are no problem.
     """
     if not isinstance(data, RecordData) or "{width}" not in module.task.prompt + module.task.template:
         return
     limits = thresholds(module)
     for name, records in (("train", data.train_set().records), ("held out", data.val_set().records)):
-        framed = [(record, module.encoder.frame_of_size(record.size)) for record in records]
+        framed = ((record, module.encoder.frame_of_size(record.size)) for record in records)
         found = [failure for pair in framed for failure in failures(module.task, *pair, limits)]
-        if found:
-            total = sum(len(record.target) for record in records)
-            yield f"{len(found)} of {total} objects ({name}) {describe(found)}; {remedy(module.task, found, limits)}"
+        if not found:
+            continue
+        total = sum(len(record.target) for record in records)
+        said = f"{len(found)} of {total} objects ({name}) {describe(found)}; {remedy(module.task, found, limits)}"
+        if len(found) >= MIN_SHARE * total:
+            yield said
+        else:
+            note = f"note: {visible(said)}; they are less than {MIN_SHARE:.0%}, so the data can be used as it is"
+            console.print(note, highlight=False, markup=False, soft_wrap=True)
 
 
 def thresholds(module: VisionModule) -> list[Threshold]:
@@ -70,8 +86,11 @@ def thresholds(module: VisionModule) -> list[Threshold]:
 
 def failures(task: Task, record: Record, frame: Frame, limits: Sequence[Threshold]) -> Iterator[Failure]:
     """Yield the objects of a record that do not exceed a threshold after rounding, each once."""
-    true, rounded = record.target, task.scored_target(record, frame)
-    if isinstance(true, str) or isinstance(rounded, str):
+    true = record.target
+    if isinstance(true, str) or are_large(task, true, record.size, frame, limits):
+        return
+    rounded = task.scored_target(record, frame)
+    if isinstance(rounded, str):
         return
     boxes = [box.box for box in true], [box.box for box in rounded]
     kinds = {type(limit.reward).overlap: limit.reward for limit in limits}  # most rewards share the IoU
@@ -82,6 +101,27 @@ def failures(task: Task, record: Record, frame: Frame, limits: Sequence[Threshol
             if overlap <= limit.value:
                 yield Failure(record, f"object {i + 1} of {len(true)}", box, frame, overlap, limit)
                 break
+
+
+def are_large(
+    task: Task, objects: Sequence[Detection], size: tuple[int, int], frame: Frame, limits: Sequence[Threshold]
+) -> bool:
+    """Return whether the size alone of all objects shows that they exceed all thresholds, as it does for most.
+
+    Rounding moves an edge by half a unit at most. With sides of at least a units, the IoU is thus at least
+    ((a - 1) / (a + 1))², and so are (1 + GIoU) / 2 and (1 + DIoU) / 2.
+    """
+    known = all(type(limit.reward).overlap in OVERLAPS for limit in limits)
+    if not known or type(task).scored_target is not Task.scored_target:
+        return False
+    (width, height), units = size, 10**frame.decimals
+    across, down = frame.width * units / width, frame.height * units / height
+    root = math.sqrt(max(limit.value for limit in limits))
+    return all(
+        min((x1 - x0) * across, (y1 - y0) * down) * (1 - root) > 1 + root
+        and min(x0, y0, width - x1, height - y1) >= 0  # what lies outside is cut off
+        for (x0, y0, x1, y1), _, _ in objects
+    )
 
 
 def describe(found: Sequence[Failure]) -> str:
