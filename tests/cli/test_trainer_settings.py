@@ -15,7 +15,7 @@ from jsonargparse import Namespace
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
 
-from tests.helpers import Command, callback
+from tests.helpers import CSV_ONLY, Command, callback
 from vrft.__main__ import main
 from vrft.cli.trainer import TRAINER_DEFAULTS
 from vrft.cli.trainer_settings import ONLY, check_trainer_settings
@@ -163,3 +163,18 @@ def test_a_score_that_no_evaluation_has_ends_a_run_before_it_trains(
 ) -> None:
     assert main(quick_fit(f"--trainer.callbacks+={EARLY % 'val/accuracy'}")) == 2
     assert "EarlyStopping.monitor: expected a metric of training, train/NAME, or one of val/" in capsys.readouterr().err
+
+
+def test_a_schedule_follows_epochs_and_resumes_at_their_end(quick_fit: Command, tmp_path: Path) -> None:
+    """Two epochs of two batches; the first run ends with the first epoch."""
+    small = ["--data.batch_size=8", "--model.num_generations=2", "--model.max_completion_length=8"]
+    small += ["--model.lr_scheduler={class_path: StepLR, init_args: {step_size: 1, gamma: 0.5}}"]
+    small += ["--model.lr_scheduler_interval=epoch", "--model.optimizer.lr=0.5", "--trainer.limit_val_batches=0"]
+    assert main(quick_fit(CSV_ONLY, *small)) == 0
+    assert main(quick_fit(CSV_ONLY, *small, "--trainer.max_steps=5", "--ckpt_path=last")) == 0
+    rates: dict[int, float] = {}
+    for path in sorted((tmp_path / "run/logs").rglob("metrics.csv")):
+        with path.open() as file:
+            trained = [row for row in csv.DictReader(file) if row["train/learning_rate"]]
+        rates |= {int(row["step"]): float(row["train/learning_rate"]) for row in trained}
+    assert rates == {0: 0.5, 1: 0.5, 2: 0.25, 3: 0.25, 4: 0.125}

@@ -35,7 +35,7 @@ from vrft.training.checks import (
 )
 from vrft.training.cross_entropy import CrossEntropy
 from vrft.training.lightning_internals import logged_step
-from vrft.training.optimization import Optimization, OptimizerStep, use_fused_kernels
+from vrft.training.optimization import Interval, Optimization, OptimizerStep, use_fused_kernels
 from vrft.training.progress_bar import phase
 from vrft.training.rollouts import Generation, rollouts_for
 from vrft.training.scoring import HeldOutMeans, models_of, parse_completions, score_answers, scored_samples
@@ -75,6 +75,7 @@ class VisionModule(LightningModule):
         max_completion_length: int,
         max_tokens_per_micro_batch: int,
         max_grad_norm: float,
+        lr_scheduler_interval: Interval = "step",
     ) -> None:
         super().__init__()
         if not rewards:
@@ -90,7 +91,9 @@ class VisionModule(LightningModule):
         self.register_buffer("steps_done", torch.zeros((), dtype=torch.long))
         self.step = StepState(self)
         self.rollouts = rollouts_for(engine, self, policy, task, self.step)
-        self.optimization = Optimization(self, self.step, max_grad_norm, max_tokens_per_micro_batch)
+        self.optimization = Optimization(
+            self, self.step, max_grad_norm, max_tokens_per_micro_batch, lr_scheduler_interval
+        )
         self.cross_entropy = CrossEntropy(self, task, policy, self.optimization, self.step)
         self.check_sharing = SharedPromptCheck()
         self.answer_log: AnswerLog | None = None
@@ -163,6 +166,13 @@ class VisionModule(LightningModule):
         self.log("train/grad_norm", done.grad_norm)
         self.log("train/skipped_steps", float(self.step.skipped_steps))
         self.log("train/out_of_memory", float(self.step.out_of_memory), sync_dist=True, reduce_fx="sum")
+
+    def end_step(self) -> None:
+        """Count the training step. The last one of an epoch advances a schedule whose unit is the epoch."""
+        self.steps_done += 1
+        loader = train_loader_of(self.trainer)
+        if loader.batches == len(loader):
+            self.optimization.advance_schedule("epoch")
 
     def sampling_key(self, first: int = 0) -> SamplingKey:
         """Return the key of this step's random numbers; `first`: prompts of this rank that were sampled before."""

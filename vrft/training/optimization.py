@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple, TypeVar
+from typing import Literal, NamedTuple, TypeVar
 
 import torch
 from lightning.pytorch import LightningModule
@@ -17,6 +17,7 @@ from vrft.training.step_state import StepState
 from vrft.training.strategies import parallelism_of
 from vrft.utils.out_of_memory import free_memory, is_out_of_memory
 
+Interval = Literal["step", "epoch"]
 Result = TypeVar("Result")
 Split = Callable[[int], list[MicroBatch]]
 """Makes micro-batches of at most the given number of tokens."""
@@ -47,13 +48,20 @@ class Optimization:
 
     Attributes:
         max_tokens_per_micro_batch: tokens in one forward and backward; halved when memory runs out.
+        schedule_interval: after what the schedule advances.
     """
 
     def __init__(
-        self, module: LightningModule, step: StepState, max_grad_norm: float, max_tokens_per_micro_batch: int
+        self,
+        module: LightningModule,
+        step: StepState,
+        max_grad_norm: float,
+        max_tokens_per_micro_batch: int,
+        schedule_interval: Interval,
     ) -> None:
         self.module, self.state = module, step
         self.max_grad_norm, self.max_tokens_per_micro_batch = max_grad_norm, max_tokens_per_micro_batch
+        self.schedule_interval = schedule_interval
         self.finite = torch.ones((), dtype=torch.bool)
 
     def begin_step(self) -> None:
@@ -119,7 +127,12 @@ class Optimization:
             optimizer.zero_grad()
         self.finite.fill_(True)
         self.state.skipped_steps += not finite
-        scheduler = module.lr_schedulers()
-        if scheduler is not None and finite:
-            scheduler.step()  # type: ignore[union-attr]
+        if finite:
+            self.advance_schedule("step")
         return OptimizerStep(learning_rate, norm, not finite)
+
+    def advance_schedule(self, after: Interval) -> None:
+        """Advance the schedule if its unit is an optimizer step or an epoch, whichever has just ended."""
+        scheduler = self.module.lr_schedulers()
+        if scheduler is not None and after == self.schedule_interval:
+            scheduler.step()  # type: ignore[union-attr]

@@ -34,6 +34,7 @@ from vrft.training.grpo import (
 )
 from vrft.training.loss_inputs import LossInputs, Minibatch, micro_batches_of, total_sums
 from vrft.training.module import VisionModule
+from vrft.training.optimization import Interval
 from vrft.training.rollouts import Generation
 from vrft.training.scoring import parse_completions
 from vrft.types import PromptBatch, Rollout, ScoredRollout
@@ -78,6 +79,7 @@ class RFT(VisionModule):
         max_grad_norm: NonNegative = 1.0,
         importance_sampling: ImportanceSampling | None = None,
         importance_cap: NonNegative = 2.0,
+        lr_scheduler_interval: Interval = "step",
     ) -> None:
         """Set up the parts of training. Defaults are those of Visual-RFT unless another source is named.
 
@@ -87,7 +89,7 @@ class RFT(VisionModule):
             rewards: named rewards; training maximises their weighted sum.
             engine: samples the completions; default: the policy itself.
             optimizer: callable that makes an optimizer from the trainable parameters.
-            lr_scheduler: callable that makes a schedule from the optimizer; it advances with every optimizer step.
+            lr_scheduler: callable that makes a schedule from the optimizer.
             num_generations: completions per prompt, G.
             num_iterations: passes over each rollout; clipping matters above 1.
             num_minibatches: optimizer steps per pass, on equal parts of the prompts.
@@ -113,6 +115,7 @@ class RFT(VisionModule):
             importance_sampling: correction for an engine whose probabilities differ from the trainer's: truncate the
                 ratio, mask tokens whose ratio is too far from 1, or none. Default: truncate for remote engines.
             importance_cap: largest importance ratio.
+            lr_scheduler_interval: after what the schedule advances, an optimizer step or an epoch.
         """
         super().__init__(
             task,
@@ -124,6 +127,7 @@ class RFT(VisionModule):
             max_completion_length,
             max_tokens_per_micro_batch,
             max_grad_norm,
+            lr_scheduler_interval,
         )
         check_settings(
             num_generations=(num_generations, 2, float("inf")),
@@ -169,7 +173,7 @@ class RFT(VisionModule):
             self.check_engine(minibatch)
             self.log_step(self.optimization.step())
         self.log_update(minibatches)
-        self.steps_done += 1
+        self.end_step()
         return {"scored": scored}
 
     # ------------------------------------------------------------------------------------------- rollout and reward

@@ -12,6 +12,7 @@ from vrft.rewards import Reward
 from vrft.rollout import RolloutEngine, TransformersEngine
 from vrft.tasks import Task
 from vrft.training.module import VisionModule
+from vrft.training.optimization import Interval
 from vrft.types import PromptBatch
 from vrft.utils.bounds import NonNegative
 
@@ -30,6 +31,7 @@ class SFT(VisionModule):
         max_completion_length: int = 256,
         max_tokens_per_micro_batch: int = 16384,
         max_grad_norm: NonNegative = 1.0,
+        lr_scheduler_interval: Interval = "step",
     ) -> None:
         """Set up the parts of training.
 
@@ -39,10 +41,11 @@ class SFT(VisionModule):
             rewards: scores for held-out answers; they are not trained on.
             engine: decodes held-out answers; default: the policy itself.
             optimizer: callable that makes an optimizer from the trainable parameters.
-            lr_scheduler: callable that makes a schedule from the optimizer; it advances with every optimizer step.
+            lr_scheduler: callable that makes a schedule from the optimizer.
             max_completion_length: largest number of tokens in a held-out answer.
             max_tokens_per_micro_batch: tokens of prompts and targets in one forward and backward.
             max_grad_norm: largest norm of the gradient.
+            lr_scheduler_interval: after what the schedule advances, an optimizer step or an epoch.
         """
         super().__init__(
             task,
@@ -54,6 +57,7 @@ class SFT(VisionModule):
             max_completion_length,
             max_tokens_per_micro_batch,
             max_grad_norm,
+            lr_scheduler_interval,
         )
 
     def training_step(self, batch: PromptBatch, batch_idx: int) -> None:
@@ -64,4 +68,4 @@ class SFT(VisionModule):
         loss = self.optimization.retry_smaller(targets.split, partial(self.cross_entropy.backward, targets))
         self.log_step(self.optimization.step())
         self.log("train/loss", loss, prog_bar=True, sync_dist=True)
-        self.steps_done += 1
+        self.end_step()
