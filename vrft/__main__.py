@@ -67,9 +67,9 @@ def main(args: Sequence[str] | None = None) -> int:
         print(__version__)
         return 0
     if args[0] in COMMANDS and {"-h", "--help"} & {*args}:
-        from vrft.cli.help import overview
+        from vrft.cli.help import overview, terminal_width
 
-        print(overview(args[0]), end="")
+        print(overview(args[0], terminal_width()), end="")
         return 0
     if args[0] not in COMMANDS and args[0] not in WITHOUT_CONFIG:
         return unknown(args[0])

@@ -7,8 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.helpers import ROOT
-from vrft.cli.help import FIELDS, describe_fields, overview
+from vrft.cli.help import FIELDS, describe_fields, overview, terminal_width
 
 HEAVY = ("torch", "lightning", "transformers", "torchmetrics", "matplotlib", "wandb")
 BOX = "<think>a</think><answer>[{'Position': [0, 10, 500, 1000], 'Confidence': 0.9}]</answer>"
@@ -84,9 +86,12 @@ def test_the_help_is_that_of_the_classes() -> None:
     assert FIELDS.read_text() == describe_fields(), "run `python -m vrft.cli.help`"
 
 
-def test_the_help_of_a_command_fits_a_page_and_is_whole() -> None:
-    shown = overview("predict")
+@pytest.mark.parametrize("width", [80, 120])
+def test_the_help_of_a_command_fits_a_page_and_is_whole(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", {80: "80", 120: "400"}[width])
+    shown = overview("predict", terminal_width())
+    assert shown.split() == overview("predict", 10_000).split()  # all words, in their order
     assert all(text in shown for text in ("--model.beta", "--data.shots", "--model.policy.lora", "--draw"))
     assert "[...]" not in shown
-    assert max(map(len, shown.splitlines())) <= 120
+    assert width - 5 <= max(map(len, shown.splitlines())) <= width
     assert "--images" not in overview("fit")

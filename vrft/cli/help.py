@@ -6,10 +6,13 @@
 from __future__ import annotations
 
 import inspect
+import re
+import shutil
 import textwrap
 from argparse import SUPPRESS
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from jsonargparse import ArgumentParser
 
@@ -21,26 +24,32 @@ INDENT = 44
 
 WIDTH = 120
 
+MIN_WIDTH = 16
+"""Width of the narrowest column of descriptions."""
+
+WHOLE: Any = {"break_long_words": False, "break_on_hyphens": False}
+"""Words that `textwrap` keeps as they are."""
+
 USAGE = "usage: python -m vrft {command} --config NAME_OR_FILE [--config NAME_OR_FILE ...] [--field=value ...]"
 
 GENERAL = """
-  --run_dir DIR                    folder for everything that the run writes (default: runs/ and the experiment's name)
+  --run_dir DIR                     folder for everything that the run writes (default: runs/ and the experiment's name)
   --task CLASS, --task.template TEXT   wording of questions and parsing of answers
-  --ckpt_path last|FILE            resume a run, or evaluate its checkpoint
-  --seed_everything INT            seed of sampling, order and the choice of shots
-  --trainer.max_steps INT          optimizer steps
-  --trainer.val_check_interval INT number of rollouts between evaluations of held-out images
+  --ckpt_path last|FILE             resume a run, or evaluate its checkpoint
+  --seed_everything INT             seed of sampling, order and the choice of shots
+  --trainer.max_steps INT           optimizer steps
+  --trainer.val_check_interval INT  number of rollouts between evaluations of held-out images
   --trainer.devices, --trainer.accelerator, --trainer.strategy   as in Lightning
-  --trainer.logger.offline=false   log to Weights & Biases online (field of the last logger in the list)
+  --trainer.logger.offline=false    log to Weights & Biases online (field of the last logger in the list)
   --transcripts.every_n_rollouts INT, --checkpoint.every_n_train_steps INT
-  --guards.off '[NAME, ...]'       guards to turn off; see docs/dashboards.md
+  --guards.off '[NAME, ...]'        guards to turn off; see docs/dashboards.md
 """
 
 PREDICT = """
-  --images FILE_OR_FOLDER ...      images to query, without annotations (default: the config's held-out images)
-  --query WORDS ...                categories or an instruction to ask about (default: the config's categories)
-  --draw                           write pictures of the images with the answers
-  --ckpt_path FOLDER               an exported folder works too
+  --images FILE_OR_FOLDER ...       images to query, without annotations (default: the config's held-out images)
+  --query WORDS ...                 categories or an instruction to ask about (default: the config's categories)
+  --draw                            write pictures of the images with the answers
+  --ckpt_path FOLDER                an exported folder works too
 """
 
 MORE = """
@@ -49,10 +58,38 @@ Every field and its value:    python -m vrft {command} --config NAME_OR_FILE --p
 """
 
 
-def overview(command: str) -> str:
-    """Return the help of one command. It is read from a file, because the classes take seconds to import."""
+def overview(command: str, width: int = WIDTH) -> str:
+    """Return the help of one command. It is read from a file, because the classes take seconds to import.
+
+    Args:
+        command: the command.
+        width: length of the longest line, as far as names fit.
+    """
     sections = [USAGE.format(command=command), GENERAL, *([PREDICT] if command == "predict" else [])]
-    return "\n".join([*sections, FIELDS.read_text(), MORE.format(command=command)])
+    text = "\n".join([*sections, FIELDS.read_text(), MORE.format(command=command)])
+    return "".join(f"{part}\n" for line in text.splitlines() for part in _wrap(line, width))
+
+
+def terminal_width() -> int:
+    """Return the width of help: that of the terminal, at most `WIDTH`, which is also that of a file."""
+    return min(shutil.get_terminal_size((WIDTH, 24)).columns, WIDTH)
+
+
+def _wrap(line: str, width: int) -> list[str]:
+    """Break a line of a name and, after two blanks or more, a description, which stays in its column if there is room.
+
+    >>> _wrap("  --beta    weight of the KL term", 28)
+    ['  --beta    weight of the KL', '            term']
+    """
+    found = re.fullmatch(r"( *\S.*?  +)(\S.*)", line)
+    if len(line) <= width or found is None:
+        return textwrap.wrap(line, width, subsequent_indent="    ", **WHOLE) or [""]
+    name, description = found.groups()
+    if len(name) + MIN_WIDTH > width:
+        indent = " " * 8
+        below = textwrap.wrap(description, width, initial_indent=indent, subsequent_indent=indent, **WHOLE)
+        return [name.rstrip(), *below]
+    return textwrap.wrap(description, width, initial_indent=name, subsequent_indent=" " * len(name), **WHOLE)
 
 
 def describe_fields() -> str:
@@ -68,7 +105,7 @@ def describe_fields() -> str:
 
 
 def _fields(prefix: str, cls: type) -> Iterator[str]:
-    """Yield the lines of each parameter of a class: name, description and default."""
+    """Yield a line for each parameter of a class: name, description and default."""
     parser = ArgumentParser()
     parser.add_class_arguments(cls, prefix)
     for action in parser._actions:
@@ -76,9 +113,7 @@ def _fields(prefix: str, cls: type) -> Iterator[str]:
         if is_field and action.dest != f"{prefix}.task":  # the task is a separate field, shared with the data
             default = _value(action.default)
             shown = f" ({default})" if default else ""
-            lines = textwrap.wrap(f"{action.help}{shown}", WIDTH - INDENT)
-            yield f"{f'  --{action.dest}':<{INDENT}}{lines[0]}"
-            yield from (f"{'':<{INDENT}}{line}" for line in lines[1:])
+            yield f"{f'  --{action.dest}':<{INDENT}}{' '.join(f'{action.help}{shown}'.split())}"
 
 
 def _value(default: object) -> str:
