@@ -22,7 +22,7 @@ from tests.fuzz import broken
 from tests.fuzz.targets import SECONDS, WEIGHTS, Target, all_targets
 from vrft.errors import ConfigurationError
 
-INPUTS = int(os.environ.get("FUZZ_INPUTS", "4000"))
+INPUTS = int(os.environ.get("FUZZ_INPUTS", "2000"))
 RANDOM = "FUZZ_RANDOM" in os.environ
 PROFILE = settings(
     derandomize=not RANDOM,
