@@ -16,6 +16,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
 
 from tests.helpers import CSV_ONLY, Command, callback
+from vrft import RFT
 from vrft.__main__ import main
 from vrft.cli.trainer import TRAINER_DEFAULTS
 from vrft.cli.trainer_settings import ONLY, check_trainer_settings
@@ -178,3 +179,8 @@ def test_a_schedule_follows_epochs_and_resumes_at_their_end(quick_fit: Command, 
             trained = [row for row in csv.DictReader(file) if row["train/learning_rate"]]
         rates |= {int(row["step"]): float(row["train/learning_rate"]) for row in trained}
     assert rates == {0: 0.5, 1: 0.5, 2: 0.25, 3: 0.25, 4: 0.125}
+
+
+def test_load_from_checkpoint_says_what_to_use_instead() -> None:
+    with pytest.raises(ConfigurationError, match=r"pass it as ckpt_path to fit, .*vrft\.Predict"):
+        RFT.load_from_checkpoint("last.ckpt", task=None)

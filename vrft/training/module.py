@@ -6,7 +6,7 @@ import math
 import random
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 
 import numpy as np
 import torch
@@ -245,6 +245,15 @@ class VisionModule(LightningModule):
     on_test_epoch_end = on_validation_epoch_end
 
     # -------------------------------------------------------------------------------------------------- checkpoints
+
+    @classmethod
+    def load_from_checkpoint(cls, *_: Any, **__: Any) -> NoReturn:
+        """Raise ConfigurationError: the weights that a checkpoint lacks are loaded with a Trainer's devices."""
+        raise ConfigurationError(
+            "load_from_checkpoint: a checkpoint holds trained weights alone, without settings; pass it as ckpt_path "
+            "to fit, validate, test or predict of a Trainer with a module of the same settings, or export it "
+            "(python -m vrft export RUN --output FOLDER) and load the folder with vrft.Predictor"
+        )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the trained weights alone, and optimizer states by parameter name."""
