@@ -134,7 +134,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         for experiment in ("quickstart", "coco_few_shot"):
-            assert main(["fit", f"--config=configs/{experiment}.yaml", *SMALL]) == 0
+            assert main(["fit", f"--config={experiment}", *SMALL]) == 0
     return folder
 
 

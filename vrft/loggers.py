@@ -177,8 +177,8 @@ def run_id(folder: Path) -> str:
     file = RunDir(folder).wandb_run_id
     if not file.exists():
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(secrets.token_hex(4))
-    return file.read_text()
+        file.write_text(secrets.token_hex(4), encoding="utf-8")
+    return file.read_text(encoding="utf-8")
 
 
 def show_picture(loggers: Iterable[Logger], name: str, picture: Image.Image, step: int) -> None:

@@ -103,3 +103,15 @@ def test_special_files_are_refused_before_they_are_opened(tmp_path: Path, capsys
     said = capsys.readouterr().err.splitlines()
     assert len(said) == 2
     assert all(f"{tmp_path}/fifo" in line for line in said)
+
+
+def test_other_characters_need_a_locale_that_the_parser_reads_as_utf8(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, text in (("plain", "task: {}"), ("outer", "data: inner.yaml"), ("inner", "classes: [Käfer]")):
+        (tmp_path / f"{name}.yaml").write_text(text, encoding="utf-8")
+    check_files(["fit", f"--config={tmp_path}/outer.yaml"])
+    monkeypatch.setattr("locale.getpreferredencoding", lambda *_: "cp1252")
+    check_files(["fit", f"--config={tmp_path}/plain.yaml"])
+    with pytest.raises(ConfigurationError, match=r"inner\.yaml: .* cp1252 here; set PYTHONUTF8=1"):
+        check_files(["fit", f"--config={tmp_path}/outer.yaml"])

@@ -18,10 +18,9 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("_elsewhere")
-@pytest.mark.parametrize("name", ["trainer/cpu", "trainer/cpu.yaml", "configs/trainer/cpu.yaml"])
 @pytest.mark.parametrize("joined", [True, False])
-def test_a_name_is_replaced_by_the_path_in_the_package(name: str, joined: bool) -> None:
-    options = [f"--config={name}"] if joined else ["--config", name]
+def test_a_name_is_replaced_by_the_path_in_the_package(joined: bool) -> None:
+    options = ["--config=trainer/cpu"] if joined else ["--config", "trainer/cpu"]
     found = find_configs(["fit", *options, "--model.beta=0"])
     assert "=".join(found[1:-1]) == f"--config={CONFIGS}/trainer/cpu.yaml"
     assert (found[0], found[-1]) == ("fit", "--model.beta=0")
@@ -30,8 +29,8 @@ def test_a_name_is_replaced_by_the_path_in_the_package(name: str, joined: bool) 
 @pytest.mark.usefixtures("_elsewhere")
 @pytest.mark.parametrize(
     ("name", "is_file"),
-    [("quickstart", True), ("configs/quickstart.yaml", True), ("quickstart", False)],
-    ids=["file", "path", "a folder is no config"],
+    [("quickstart", True), ("quickstart.yaml", True), ("configs/quickstart.yaml", True), ("quickstart", False)],
+    ids=["file", "suffix", "path", "a folder is no config"],
 )
 def test_an_existing_file_wins(name: str, is_file: bool) -> None:
     path = Path(name)
@@ -47,6 +46,25 @@ def test_an_existing_file_wins(name: str, is_file: bool) -> None:
 def test_other_names_are_refused(name: str) -> None:
     with pytest.raises(ConfigurationError, match="no config of this name"):
         find_configs(["fit", f"--config={name}"])
+
+
+@pytest.mark.usefixtures("_elsewhere")
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        ("flowers.yaml", "flowers"),
+        ("flowers.yml", "flowers"),
+        ("./flowers", "flowers"),
+        ("configs/flowers", "flowers"),
+        ("configs/flowers.yaml", "flowers"),
+        ("mine/flowers.yaml", "flowers"),
+        ("trainer/ddp.yaml", "trainer/ddp"),
+        ("configs/trainer/ddp.yaml", "trainer/ddp"),
+    ],
+)
+def test_a_missing_file_is_not_replaced_by_a_config_of_the_package(path: str, name: str) -> None:
+    with pytest.raises(ConfigurationError, match=rf"no such file.*: {path} \(did you mean --config {name}\?\)"):
+        find_configs(["fit", "--config", path])
 
 
 @pytest.mark.usefixtures("_elsewhere")
@@ -68,10 +86,11 @@ def test_every_yaml_of_the_folder_has_a_name() -> None:
 
 
 @pytest.mark.usefixtures("_elsewhere")
-@pytest.mark.parametrize("name", ["quickstart", "quickstart.yaml", "configs/quickstart.yaml"])
-def test_the_command_in_a_copy_names_the_copy(name: str) -> None:
-    assert main(["configs", "copy", name, "mine.yaml"]) == 0
-    assert "# command:  python -m vrft fit --config mine.yaml\n" in Path("mine.yaml").read_text()
+@pytest.mark.parametrize(("name", "quoted"), [("mine.yaml", "mine.yaml"), ("my config.yaml", "'my config.yaml'")])
+def test_the_command_in_a_copy_names_the_copy(name: str, quoted: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["configs", "copy", "quickstart", name]) == 0
+    assert capsys.readouterr().out == f"wrote {name}; pass it with --config {quoted}\n"
+    assert f"# command:  python -m vrft fit --config {quoted}\n" in Path(name).read_text()
 
 
 @pytest.mark.usefixtures("_elsewhere")
@@ -111,7 +130,7 @@ def test_a_copy_overwrites_nothing(tmp_path: Path, capsys: pytest.CaptureFixture
     assert main(["configs", "copy", "quikstart"]) == 2
     assert main(["configs", "show"]) == 2
     errors = capsys.readouterr().err.splitlines()
-    reasons = ("folder/quickstart.yaml exists already", "can't write to absent/mine.yaml", "'quickstart'?", "a NAME")
+    reasons = ("folder/quickstart.yaml exists already", "can't write to absent/mine.yaml", "quickstart?", "a NAME")
     assert len(errors) == len(reasons)
     assert all(reason in error for reason, error in zip(reasons, errors, strict=True))
     assert [path.name for path in tmp_path.rglob("*.yaml")] == ["quickstart.yaml"]

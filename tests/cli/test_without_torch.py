@@ -22,7 +22,7 @@ CASES = [
     (["fit", "--help"], "--model.beta", 0),
     (["predict", "--help"], "--images", 0),
     (["fit", "--config", "nowhere/mine.yaml"], "no such file, and no config of this name", 2),
-    (["fit", "--config", "quikstart"], "did you mean 'quickstart'?", 2),
+    (["fit", "--config", "quikstart"], "did you mean --config quickstart?", 2),
     (["doctor", "--config=broken.yaml"], "broken.yaml is not YAML: line 1", 2),
     (["fit", "--config=unknown.yaml"], "unknown.yaml: no such field: modle (did you mean 'model'?)", 2),
     (["fit", "--config", "quickstart", "--modle.beta=1"], "--modle.beta=1 (did you mean 'model.beta'?)", 2),

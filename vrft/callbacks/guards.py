@@ -68,7 +68,7 @@ class Guards(Callback):
         if trainer.is_global_zero and path.exists():
             try:
                 with atomic_write(path) as partial:
-                    partial.write_text("".join(json.dumps(entry) + "\n" for entry in self.reported))
+                    partial.write_text("".join(json.dumps(entry) + "\n" for entry in self.reported), encoding="utf-8")
             except OSError as error:
                 rank_zero_warn(f"{path} may repeat findings from before the run was resumed: {error}")
 

@@ -64,7 +64,7 @@ class HeldOutAnswers(Callback):
         texts = [json.dumps(msgspec.structs.asdict(answer), allow_nan=False) + "\n" for answer in answers.values()]
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            (folder / ANSWERS).write_text("".join(texts))
+            (folder / ANSWERS).write_text("".join(texts), encoding="utf-8")
         except OSError as error:
             rank_zero_warn(f"{folder / ANSWERS} is incomplete: {error}")
 

@@ -38,7 +38,7 @@ class Predictions(Callback):
         self.run = RunDir.of(trainer)
         self.part = self.run.predictions_of_rank(trainer.global_rank)
         self.run.path.mkdir(parents=True, exist_ok=True)
-        self.part.write_text("")
+        self.part.write_text("", encoding="utf-8")
 
     def on_predict_batch_end(
         self,
@@ -51,7 +51,7 @@ class Predictions(Callback):
     ) -> None:
         warn_of_replaced_images(batch)
         data = data_of(trainer)
-        with self.part.open("a") as file:
+        with self.part.open("a", encoding="utf-8") as file:
             for answer, sample in zip(outputs, batch.samples, strict=True):
                 if data.is_owned_by_rank(sample) and "replaced" not in sample.metadata:
                     file.write(json.dumps(prediction_row(answer, sample, data), allow_nan=False) + "\n")
@@ -62,10 +62,10 @@ class Predictions(Callback):
         if not trainer.is_global_zero:
             return
         parts = [self.run.predictions_of_rank(rank) for rank in range(trainer.world_size)]
-        rows = [json.loads(line) for part in parts for line in part.read_text().split("\n") if line]
+        rows = [json.loads(line) for part in parts for line in part.read_text(encoding="utf-8").split("\n") if line]
         rows.sort(key=lambda entry: entry["sample"])
         path = self.run.predictions
-        path.write_text("".join(f"{json.dumps(entry)}\n" for entry in rows))
+        path.write_text("".join(f"{json.dumps(entry)}\n" for entry in rows), encoding="utf-8")
         for part in parts:
             part.unlink()
         valid = sum(bool(entry["valid"]) for entry in rows)

@@ -69,7 +69,7 @@ class Summary(Callback):
             "rollouts": self.rollouts,
             "best": best,
         }
-        run.summary.write_text(json.dumps(content, indent=1) + "\n")
+        run.summary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
         return run.summary
 
 

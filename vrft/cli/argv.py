@@ -121,7 +121,7 @@ def read_config(config: str) -> dict[str, Any]:
     if not path.is_file():
         raise ConfigurationError(f"--config: no such file: {path}")
     try:
-        content = decode_yaml(path.read_text())
+        content = decode_yaml(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ConfigurationError(f"--config: {path} is not YAML: {error}") from error
     if not isinstance(content, dict | NoneType):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import codecs
+import locale
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
@@ -18,6 +20,8 @@ from vrft.utils.yaml_text import RepeatedKey, UnboundedYAML, decode_yaml
 MAX_BYTES = 2**18
 """Size of the largest file that counts as a config; data files are larger or hold no aliases."""
 
+YAML = (".yaml", ".yml")
+
 MIN_CHARACTERS = 3
 """Length of the shortest line that is hidden: shorter ones occur in messages by chance."""
 
@@ -25,7 +29,8 @@ MIN_CHARACTERS = 3
 def check_files(args: Sequence[str]) -> None:
     """Check the files and values that the parser may read as YAML, and that no option names a special file.
 
-    YAML may not have a key twice in a mapping, nor aliases that expand without bounds.
+    YAML may not have a key twice in a mapping, nor aliases that expand without bounds. The parser (jsonargparse 4.53)
+    reads files in the encoding of the locale, so other characters than ASCII need a locale with UTF-8.
 
     Raises:
         ConfigurationError: one does.
@@ -35,10 +40,17 @@ def check_files(args: Sequence[str]) -> None:
     files = named_files(args)
     for path, text in files.items():
         _check(str(path), text)
+        if path.suffix in YAML and not text.isascii() and not _reads_utf8():
+            encoding = locale.getpreferredencoding(False)
+            raise ConfigurationError(f"{path}: Python reads texts as {encoding} here; set PYTHONUTF8=1 to read UTF-8")
     for folder, value in _named(args, files):
         for path in (folder / value, Path(value)):
             if _is_special(path):
                 raise ConfigurationError(f"{path} is a FIFO, a device or a socket; expected a regular file or a folder")
+
+
+def _reads_utf8() -> bool:
+    return codecs.lookup(locale.getpreferredencoding(False)).name == "utf-8"
 
 
 def _check(name: str, text: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import textwrap
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -41,7 +42,7 @@ def main(args: Sequence[str]) -> int:
         print(whole(arguments.name), end="")
     else:
         path = copy(arguments.name, arguments.dest)
-        print(f"wrote {path}; pass it with --config {path}")
+        print(f"wrote {path}; pass it with --config {shlex.quote(str(path))}")
     return 0
 
 
@@ -50,17 +51,17 @@ def listing() -> Iterator[str]:
     names = sorted(config_names(), key=lambda name: ("/" in name, name))
     width = max(map(len, names)) + 2
     for name in names:
-        first = named_config(name).read_text().partition("\n")[0].removeprefix("# ")
+        first = named_config(name).read_text(encoding="utf-8").partition("\n")[0].removeprefix("# ")
         yield f"{name:<{width}}{first}"
 
 
 def whole(name: str) -> str:
     """Return the text of a config, with the files that it names in their places."""
-    return PART.sub(lambda match: f"{match[1]}:\n{_part(match[2])}", named_config(name).read_text())
+    return PART.sub(lambda match: f"{match[1]}:\n{_part(match[2])}", named_config(name).read_text(encoding="utf-8"))
 
 
 def _part(path: str) -> str:
-    return textwrap.indent((CONFIGS / path).read_text().rstrip(), "  ")
+    return textwrap.indent((CONFIGS / path).read_text(encoding="utf-8").rstrip(), "  ")
 
 
 def copy(name: str, dest: Path | None) -> Path:
@@ -70,12 +71,13 @@ def copy(name: str, dest: Path | None) -> Path:
         ConfigurationError: no config has this name, or the file exists or can't be written.
     """
     source, path = named_config(name), dest or Path()
-    name = source.relative_to(CONFIGS).with_suffix("").as_posix()  # as its own header names it
     if path.is_dir():
         path = path / source.name
     try:
-        with path.open("x") as file:
-            file.write(re.sub(rf"--config {name}(?![\w/])", lambda _: f"--config {path}", whole(name)))
+        with path.open("x", encoding="utf-8") as file:
+            file.write(
+                re.sub(rf"--config {name}(?![\w/])", lambda _: f"--config {shlex.quote(str(path))}", whole(name))
+            )
     except FileExistsError as error:
         raise ConfigurationError(f"configs: {path} exists already; name another file") from error
     except OSError as error:

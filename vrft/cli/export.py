@@ -74,7 +74,7 @@ def usage_program(task: Task, policy: Policy, folder: Path) -> str:
     from vrft.policy.coordinates import FAMILY_COORDINATES
     from vrft.report.usage import usage
 
-    model_type = json.loads((folder / "config.json").read_text())["model_type"]
+    model_type = json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"]
     coordinates = policy.coordinates or FAMILY_COORDINATES.get(model_type, "thousandths")
     frame = with_decimals(frame_of(coordinates, (1, 1)), policy.coordinate_decimals)
     has_boxes = "{width}" in task.prompt + task.template

@@ -66,7 +66,7 @@ def overview(command: str, width: int = WIDTH) -> str:
         width: length of the longest line, as far as names fit.
     """
     sections = [USAGE.format(command=command), GENERAL, *([PREDICT] if command == "predict" else [])]
-    text = "\n".join([*sections, FIELDS.read_text(), MORE.format(command=command)])
+    text = "\n".join([*sections, FIELDS.read_text(encoding="utf-8"), MORE.format(command=command)])
     return "".join(f"{part}\n" for line in text.splitlines() for part in _wrap(line, width))
 
 
@@ -124,4 +124,4 @@ def _value(default: object) -> str:
 
 
 if __name__ == "__main__":
-    FIELDS.write_text(describe_fields())
+    FIELDS.write_text(describe_fields(), encoding="utf-8")

@@ -24,21 +24,30 @@ def named_config(name: str) -> Path:
     """Return the path of a config in the package.
 
     Args:
-        name: its name. The suffix `.yaml` and the folder `configs/` may be given, as in earlier versions.
+        name: its name as `config_names` returns it. A path such as `configs/quickstart.yaml` means a file of the
+            user's, even if the package has a config of that name: a missing file is never replaced.
 
     Raises:
         ConfigurationError: no config has this name.
 
-    >>> named_config("trainer/cpu") == named_config("configs/trainer/cpu.yaml")
-    True
+    >>> named_config("trainer/cpu").relative_to(CONFIGS).as_posix()
+    'trainer/cpu.yaml'
     """
     names = config_names()
-    short = Path(name).as_posix().removeprefix("configs/").removesuffix(".yaml")
-    if short in names:
-        return CONFIGS / f"{short}.yaml"
-    close = difflib.get_close_matches(short, names, n=1)
-    hint = f"did you mean {close[0]!r}?" if close else "`python -m vrft configs` lists the names"
-    raise ConfigurationError(f"--config: no such file, and no config of this name in the package: {name} ({hint})")
+    if name in names:
+        return CONFIGS / f"{name}.yaml"
+    raise ConfigurationError(
+        f"--config: no such file, and no config of this name in the package: {name} ({_hint(name)})"
+    )
+
+
+def _hint(name: str) -> str:
+    names = config_names()
+    path = Path(name)
+    for short in (path.with_suffix("").as_posix() if path.name else name, path.stem):
+        if close := difflib.get_close_matches(short.removeprefix("configs/"), names, n=1):
+            return f"did you mean --config {close[0]}?"
+    return "`python -m vrft configs` lists the names"
 
 
 def find_configs(args: Sequence[str]) -> list[str]:

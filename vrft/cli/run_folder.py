@@ -98,7 +98,7 @@ class RunFolder:
 
     def _claim_free(self, requested: Path) -> Path:
         chosen = next(folder for folder in _run_dirs(requested) if self._claim(folder))
-        (chosen / LAUNCH).write_text(launch_name())
+        (chosen / LAUNCH).write_text(launch_name(), encoding="utf-8")
         os.environ[INHERITED] = str(chosen)
         return chosen
 

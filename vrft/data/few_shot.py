@@ -54,4 +54,4 @@ def record_shots(run: RunDir, chosen: Sequence[tuple[str, int | str]]) -> None:
     for name, image in chosen:
         table[name].append(image)
     run.path.mkdir(parents=True, exist_ok=True)
-    run.few_shot.write_text(json.dumps(table, indent=1) + "\n")
+    run.few_shot.write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")

@@ -62,7 +62,7 @@ class AccuracyEvaluator(Evaluator[Row]):
         draw_confusion(rows, folder / "confusion.png")
 
     def show(self, loggers: Sequence[Logger], stage: str, folder: Path, step: int) -> None:
-        with (folder / "accuracy_per_class.csv").open(newline="") as file:
+        with (folder / "accuracy_per_class.csv").open(newline="", encoding="utf-8") as file:
             header, *lines = csv.reader(file)
         rows = [[name, int(count), float(accuracy)] for name, count, accuracy in lines]
         show_table(loggers, f"{stage}/per_class", header, rows, step)

@@ -245,7 +245,7 @@ def write_fields(folder: Path, fields: dict[str, Any]) -> None:
     for path in (folder / "preprocessor_config.json", folder / "processor_config.json"):
         if not fields or not path.exists():
             continue
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding="utf-8"))
         settings = content if path.name.startswith("pre") else content.get("image_processor")
         if not isinstance(settings, dict):
             continue
@@ -255,4 +255,4 @@ def write_fields(folder: Path, fields: dict[str, Any]) -> None:
             settings |= areas
         else:
             settings |= fields | {name: areas[name] for name in old if name in areas}  # they override `size`
-        path.write_text(json.dumps(content, indent=2) + "\n")
+        path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

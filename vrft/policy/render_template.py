@@ -25,7 +25,7 @@ def limit(cpu_seconds: int, memory_bytes: int) -> None:
     seconds = int(usage.ru_utime + usage.ru_stime) + 1 + cpu_seconds
     lower_limit(resource.RLIMIT_CPU, seconds)
     if sys.platform == "linux":
-        used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        used = int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[0]) * resource.getpagesize()
         lower_limit(resource.RLIMIT_AS, used + memory_bytes)
 
 

@@ -168,7 +168,7 @@ def write_checkpoint(folder: Path, seed: int = 0, width: int = 64, tied: bool = 
     }
     for name, kind in (("preprocessor_config", "Image"), ("video_preprocessor_config", "Video")):
         text = json.dumps(settings | {f"{kind.lower()}_processor_type": f"Qwen2VL{kind}Processor"}, indent=2)
-        (folder / f"{name}.json").write_text(text + "\n")
+        (folder / f"{name}.json").write_text(text + "\n", encoding="utf-8")
 
 
 class WarmupDetection(DetectionTask):

@@ -49,7 +49,8 @@ class AnswerLog:
         self.path = folder / f"answers-{rank}.jsonl"
         mine = next((part for file, part in zip(files, parts, strict=True) if file == self.path), [])
         entries = mine if mine in kept else [{"asked": dict(asked)}]
-        self.path.write_text("".join(f"{json.dumps(entry)}\n" for entry in entries))  # drops a partial last line
+        lines = [f"{json.dumps(entry)}\n" for entry in entries]
+        self.path.write_text("".join(lines), encoding="utf-8")  # drops a partial last line
 
     def recall(self, sample: Sample) -> dict[str, Any] | None:
         """Return the earlier answer to a sample, or None."""
@@ -74,7 +75,7 @@ class AnswerLog:
         self._append(END)
 
     def _append(self, entry: Mapping[str, Any]) -> None:
-        with self.path.open("a") as file:
+        with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(entry, allow_nan=False) + "\n")
 
 

@@ -125,12 +125,12 @@ def sync(path: Path) -> None:
 def write_json(path: Path, content: Any) -> None:
     """Write JSON atomically. Raises ValueError for NaN and infinities."""
     with atomic_write(path) as partial:
-        partial.write_text(json.dumps(content, allow_nan=False) + "\n")
+        partial.write_text(json.dumps(content, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def write_table(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
     """Write a CSV file. Texts are written as `table_cell` returns them."""
-    with path.open("w", newline="") as file:
+    with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(columns)
         writer.writerows([table_cell(cell) if isinstance(cell, str) else cell for cell in row] for row in rows)

@@ -17,7 +17,7 @@ def exports(package: str) -> tuple[Callable[[str], Any], list[str]]:
         package: name of the package, which is being imported.
     """
     stub = Path(str(sys.modules[package].__file__)).with_suffix(".pyi")
-    imports = [node for node in ast.parse(stub.read_text()).body if isinstance(node, ast.ImportFrom)]
+    imports = [node for node in ast.parse(stub.read_text(encoding="utf-8")).body if isinstance(node, ast.ImportFrom)]
     homes = {alias.name: str(node.module) for node in imports for alias in node.names}
 
     def getattr_(name: str) -> Any:

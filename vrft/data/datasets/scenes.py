@@ -227,7 +227,7 @@ def write_coco(
     categories = [{"id": i, "name": name} for name, i in ids.items()]
     content = {"images": image_records, "annotations": boxes, "categories": categories}
     partial = annotations.with_suffix(".partial")
-    partial.write_text(json.dumps(content) + "\n")
+    partial.write_text(json.dumps(content) + "\n", encoding="utf-8")
     partial.replace(annotations)
 
 

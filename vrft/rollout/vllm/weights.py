@@ -133,7 +133,7 @@ class Weights(ABC):
 
         name = "".join(c if c.isalnum() else "-" for c in server.url)
         try:
-            lock = (self.folder / f"{name}.lock").open("w")
+            lock = (self.folder / f"{name}.lock").open("w", encoding="utf-8")
             while True:
                 with suppress(BlockingIOError):
                     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
