@@ -219,3 +219,12 @@ def warn_about_similar_names(records: Iterable[Record]) -> None:
             f"data: {len(similar)} pairs of names differ only in case, blanks or Unicode form, e.g. {similar[0]}; "
             "rename one of each if they mean the same"
         )
+
+
+def at_least_one(records: list[Record], name: str, bad_records: BadRecords) -> list[Record]:
+    """Return the records. Raise ConfigurationError if there are none; skipped bad records are the likely reason."""
+    if not records:
+        skipped = [*bad_records.missing, *bad_records.found]
+        reason = f"; {len(skipped)} bad records are skipped, e.g. {skipped[0]}" if skipped else ""
+        raise ConfigurationError(f"data: no {name} records; expected at least one{reason}")
+    return records

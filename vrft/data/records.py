@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import gc
 from abc import abstractmethod
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +21,7 @@ from vrft.data.record import Record, Split, category, content, only_records
 from vrft.data.record_checks import (
     TooManyBoxes,
     UsableImages,
+    at_least_one,
     check_images,
     check_texts,
     limit_targets,
@@ -36,6 +35,7 @@ from vrft.errors import ConfigurationError
 from vrft.run_dir import RunDir
 from vrft.types import Id
 from vrft.utils.bounds import Fraction, Seed
+from vrft.utils.garbage import gc_disabled
 from vrft.utils.own_code import check_overrides
 
 NAMES = ("categories", "classes")
@@ -305,22 +305,3 @@ class RecordData(VisionData):
 
     def test_set(self) -> RecordSet:
         return self.val_set() if self._test is None else self._test
-
-
-def at_least_one(records: list[Record], name: str, bad_records: BadRecords) -> list[Record]:
-    """Return the records. Raise ConfigurationError if there are none; skipped bad records are the likely reason."""
-    if not records:
-        skipped = [*bad_records.missing, *bad_records.found]
-        reason = f"; {len(skipped)} bad records are skipped, e.g. {skipped[0]}" if skipped else ""
-        raise ConfigurationError(f"data: no {name} records; expected at least one{reason}")
-    return records
-
-
-@contextmanager
-def gc_disabled() -> Iterator[None]:
-    """Disable garbage collection, which would traverse a million new records again and again."""
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.enable()
