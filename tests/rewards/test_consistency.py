@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 
 from tests.helpers.answers import FRAME, NONE, overlap_of, sample
+from vrft.cli.score import Record
 from vrft.rewards import Consistency
 from vrft.tasks import ClassificationTask, MultiCategoryDetectionTask
 from vrft.types import Answer, Detection
@@ -62,3 +64,25 @@ def test_texts_agree_if_they_are_equal() -> None:
     about = sample("red")
     answers = [ClassificationTask().parse(f"<answer>{name}</answer>", about, FRAME) for name in ("red", "Red.", "blue")]
     assert Consistency().scores(answers, [about] * 3) == [0.5, 0.5, 0.0]
+
+
+def test_records_that_ask_the_same_are_groups_of_their_own() -> None:
+    """Two records may share the image and the query, and expect different answers."""
+    first = sample("red")
+    answers = [ClassificationTask().parse(f"<answer>{name}</answer>", first, FRAME) for name in ("red", "red", "blue")]
+    other = replace(first, index=1, target="blue")
+    assert Consistency().scores(answers, [first, first, other]) == [1.0, 1.0, None]
+    records = [Record(one.image_id, one.query, one.target, one.size, {}) for one in (first, first, other)]
+    assert Consistency().scores(answers, records) == [1.0, 1.0, None]
+
+
+def test_one_object_given_twice_counts_as_two_answers() -> None:
+    one = answer([("cat", (0, 0, 9, 9))])
+    assert Consistency().scores([one, one, answer([])], [sample(NONE)] * 3) == [0.5, 0.5, 0.0]
+
+
+def test_each_answer_is_matched_in_the_order_of_its_own_confidences() -> None:
+    wide, narrow, true = (0.0, 0.0, 10.0, 10.0), (0.0, 0.0, 5.0, 10.0), (0.0, 0.0, 10.0, 10.0)
+    unsure = Answer("", "", (Detection(narrow, "cat", 0.9), Detection(wide, "cat", 0.1)), True)
+    single = Answer("", "", (Detection(true, "cat", 0.5),), True)
+    assert Consistency().scores([unsure, single], [sample(NONE)] * 2) == [0.25, 0.5]

@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
+from itertools import combinations
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
 
 from vrft.answers import normalise_label
+from vrft.boxes import Box, iou_matrix, match_by_confidence
 from vrft.rewards.base import Reward
-from vrft.rewards.detection import DetectionIoU
-from vrft.types import Answer, Question
+from vrft.rewards.detection import OTHER_LABEL
+from vrft.types import Answer, Question, Sample
 
-OVERLAP = DetectionIoU(threshold=0.0, matching="confidence")
-"""Matches the boxes of two answers."""
+
+class Boxes(NamedTuple):
+    """The boxes of an answer with a number for each normalised label, and their confidences, 1 where there is none."""
+
+    boxes: list[Box]
+    labels: NDArray[np.int64]
+    confidences: list[float]
 
 
 class Consistency(Reward):
@@ -25,24 +36,61 @@ class Consistency(Reward):
 
     def scores(self, answers: Sequence[Answer], samples: Sequence[Question]) -> Sequence[float | None]:
         groups = defaultdict(list)
-        for answer, sample in zip(answers, samples, strict=True):
-            groups[sample.image_id, sample.query].append(answer)
-        found: list[float | None] = []
-        for answer, sample in zip(answers, samples, strict=True):
-            others = [other for other in groups[sample.image_id, sample.query] if other is not answer]
-            found.append(sum(agreement(answer, other) for other in others) / len(others) if others else None)
+        for row, sample in enumerate(samples):
+            groups[question_key(sample)].append(row)
+        found: list[float | None] = [None] * len(answers)
+        for rows in groups.values():
+            if len(rows) > 1:
+                for row, mean in zip(rows, mean_agreements([answers[row] for row in rows]), strict=True):
+                    found[row] = mean
         return found
 
     def score(self, answer: Answer, sample: Question) -> None:
         """Return None: a single answer has no agreement."""
 
 
-def agreement(answer: Answer, other: Answer) -> float:
-    """Return the agreement of two answers in 0..1, symmetric unless boxes differ in confidence."""
-    a, b = answer.value, other.value
-    if isinstance(a, str) and isinstance(b, str):
-        return float(normalise_label(a) == normalise_label(b))
-    if not isinstance(a, tuple) or not isinstance(b, tuple):
-        return 0.0
-    matches = OVERLAP.match(a, b)
-    return OVERLAP.earned(matches) if matches.num_slots else 1.0
+def question_key(sample: Question) -> Hashable:
+    """Return what identifies a question: the position in a data set, else the image, the query and the target.
+
+    Two records may ask the same of an image, and expect different answers.
+    """
+    return sample.index if isinstance(sample, Sample) else (sample.image_id, sample.query, sample.target)
+
+
+def mean_agreements(answers: Sequence[Answer]) -> list[float]:
+    """Return the mean agreement of each answer to a question with the others, of which there is at least one."""
+    numbers: dict[str, int] = {}
+    readings = [_reading(answer, numbers) for answer in answers]
+    totals = [0.0] * len(answers)
+    for i, j in combinations(range(len(answers)), 2):
+        first, second = _agreements(readings[i], readings[j])
+        totals[i] += first
+        totals[j] += second
+    return [total / (len(answers) - 1) for total in totals]
+
+
+def _reading(answer: Answer, numbers: dict[str, int]) -> Boxes | str | None:
+    """Return an answer with normalised labels, which get the next number in `numbers` when they are new."""
+    value = answer.value
+    if not isinstance(value, tuple):
+        return None if value is None else normalise_label(value)
+    labels = [numbers.setdefault(normalise_label(found.label), len(numbers)) for found in value]
+    confidences = [1.0 if found.score is None else found.score for found in value]
+    return Boxes([found.box for found in value], np.array(labels, np.int64), confidences)
+
+
+def _agreements(a: Boxes | str | None, b: Boxes | str | None) -> tuple[float, float]:
+    """Return the agreements of a with b and of b with a. They may differ if boxes differ in confidence."""
+    if not isinstance(a, Boxes) or not isinstance(b, Boxes):
+        equal = float(isinstance(a, str) and a == b)
+        return equal, equal
+    slots = max(len(a.boxes), len(b.boxes))
+    if not slots:
+        return 1.0, 1.0
+    overlaps = np.where(a.labels[:, None] == b.labels, iou_matrix(a.boxes, b.boxes), OTHER_LABEL)
+    pairs = (
+        match_by_confidence(overlaps, a.confidences, 0.0),
+        match_by_confidence(overlaps.T, b.confidences, 0.0),
+    )
+    first, second = (sum(overlap for _, _, overlap in found) / slots for found in pairs)
+    return first, second
