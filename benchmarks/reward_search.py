@@ -1,4 +1,4 @@
-"""Search for answers that earn more than better ones, for each reward and each sum of rewards that a config ships.
+"""Search for answers that earn more than better ones, for each reward and each sum that configs or tasks use.
 
     python benchmarks/reward_search.py --answers 100000 --out benchmarks/results/reward_search.md
 
@@ -14,6 +14,7 @@ import random
 import sys
 import time
 from importlib import import_module
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from rewardsearch.faults import Faults, Judge, faults_of
 from rewardsearch.scenes import random_scene
 
 import vrft
-from vrft import rewards
+from vrft import rewards, tasks
 from vrft.rewards import Reward
 
 CONFIGS = Path(vrft.__file__).parent / "configs"
@@ -60,16 +61,16 @@ ALONE = {
 
 
 def shipped() -> dict[str, list[Reward]]:
-    """Return the different sums of rewards in the configs of vrft, by their description."""
-    sums: dict[str, list[Reward]] = {}
+    """Return the different sums of rewards in the configs and in the defaults of tasks, by their description."""
+    sums = []
     for path in sorted(CONFIGS.rglob("*.yaml")):
         content = yaml.safe_load(path.read_text())
         model = content.get("model", content) if isinstance(content, dict) else {}
         settings = model.get("init_args", {}).get("rewards", {}) if isinstance(model, dict) else {}
-        if settings:
-            built = [build(**setting) for setting in settings.values()]
-            sums[" + ".join(map(described, settings.values()))] = built
-    return sums
+        sums.append([build(**setting) for setting in settings.values()])
+    own = [getattr(tasks, name) for name in tasks.__all__]
+    sums += [[*task().rewards().values()] for task in own if task is not tasks.Task]
+    return {" + ".join(map(described, sum_of)): sum_of for sum_of in sums if sum_of}
 
 
 def build(class_path: str, init_args: dict[str, Any] | None = None) -> Reward:
@@ -78,17 +79,18 @@ def build(class_path: str, init_args: dict[str, Any] | None = None) -> Reward:
     return reward
 
 
-def described(setting: dict[str, Any]) -> str:
-    settings = dict(setting.get("init_args", {}))
-    weight = settings.pop("weight", 1)
-    name = setting["class_path"].rpartition(".")[2]
-    given = ", ".join(f"{key}={value}" for key, value in settings.items())
-    return (f"{weight:g} " if weight != 1 else "") + name + (f"({given})" if given else "")
+def described(reward: Reward) -> str:
+    """Return a reward's weight, name and settings that differ from the defaults."""
+    defaults = {name: setting.default for name, setting in signature(type(reward)).parameters.items()}
+    given = {name: value for name, value in vars(reward).items() if name in defaults and name != "weight"}
+    changed = [f"{name}={value}" for name, value in given.items() if (value or None) != (defaults[name] or None)]
+    name = type(reward).__name__ + (f"({', '.join(changed)})" if changed else "")
+    return name if reward.weight == 1 else f"{reward.weight:g} {name}"
 
 
 def kinds_of(sum_of: list[Reward]) -> tuple[str, ...]:
     """Return the kinds of scenes that all rewards of a sum apply to."""
-    kinds = [ALONE[type(reward).__name__] for reward in sum_of if type(reward).__name__ != "Format"]
+    kinds = [ALONE[type(reward).__name__] for reward in sum_of if type(reward).__name__ != "Format"] or [BOXES]
     return tuple(kind for kind in kinds[0] if all(kind in other for other in kinds))
 
 
@@ -122,9 +124,10 @@ def main(args: list[str] | None = None) -> None:
     head = "| " + " | ".join(("rewards", "answers", *KINDS)) + " |\n" + "|--" * (len(KINDS) + 2) + "|"
     lines = [head]
     print(head)
-    todo = [(name, sum_of, kinds_of(sum_of), chosen.answers) for name, sum_of in shipped().items()]
+    sums = shipped()
+    todo = [(name, sum_of, kinds_of(sum_of), chosen.answers) for name, sum_of in sums.items()]
     alone = chosen.answers if chosen.alone is None else chosen.alone
-    todo += [(name, [getattr(rewards, name)()], kinds, alone) for name, kinds in ALONE.items()]
+    todo += [(name, [getattr(rewards, name)()], kinds, alone) for name, kinds in ALONE.items() if name not in sums]
     for name, sum_of, kinds, answers in todo:
         if answers and (chosen.only is None or any(part in name for part in chosen.only)):
             lines.append(row(name, search(sum_of, kinds, answers, chosen.seed)))

@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable
 from itertools import cycle
 from pathlib import Path
+from pydoc import locate
 from typing import Any
 
 import pytest
@@ -47,6 +48,28 @@ def test_header_names_command_hardware_time_and_result(path: Path) -> None:
     header = [line for line in path.read_text().splitlines() if line.startswith("#")]
     for name in ("command:", "hardware:", "time:", "result:"):
         assert any(line.startswith(f"# {name}") for line in header), name
+
+
+def test_rewards_are_the_defaults_of_the_task() -> None:
+    """`reward_search.py` has searched these sums."""
+    checked = 0
+    for path in CONFIGS:
+        config = yaml.safe_load(path.read_text())
+        if path.parent.name == "tiny":  # stages of built-in policies, with rewards of their own
+            continue
+        model = config["model"]
+        model = yaml.safe_load((FOLDER / model).read_text()) if isinstance(model, str) else model
+        task = build(**config["task"])
+        rewards = {name: build(**setting) for name, setting in model["init_args"]["rewards"].items()}
+        assert {name: (type(reward), vars(reward)) for name, reward in rewards.items()} == {
+            name: (type(reward), vars(reward)) for name, reward in task.rewards().items()
+        }, path
+        checked += 1
+    assert checked > 20
+
+
+def build(class_path: str, init_args: dict[str, Any] | None = None) -> Any:
+    return locate(class_path)(**init_args or {})  # type: ignore[operator]
 
 
 def printed(capsys: pytest.CaptureFixture[str], *configs: Path) -> dict[str, Any]:

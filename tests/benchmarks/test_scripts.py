@@ -117,9 +117,11 @@ def test_reward_search_finds_faults_of_the_papers_reward_and_none_of_the_default
     assert (tmp_path / "table.md").read_text().count("Confidence |") == 2
 
 
-def test_reward_search_covers_every_sum_of_the_configs() -> None:
-    kinds = [reward_search.kinds_of(sum_of) for sum_of in reward_search.shipped().values()]
-    assert len(kinds) >= 4
+def test_reward_search_covers_every_sum_of_configs_and_tasks() -> None:
+    sums = reward_search.shipped()
+    assert "0.5 DetectionIoU + 3 DetectionConfidence + Format" in sums
+    assert "Accuracy + CountError + Format" in sums
+    kinds = [reward_search.kinds_of(sum_of) for sum_of in sums.values()]
     assert all(kinds)
 
 

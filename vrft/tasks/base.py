@@ -125,7 +125,7 @@ class Task(ABC):
         """Parse the content of an answer block; None if that fails."""
 
     def rewards(self) -> dict[str, Reward]:
-        """Return the paper's rewards for the task, by name."""
+        """Return the default rewards of the task, by name, with the weights of its configs."""
         return {"format": Format()}
 
 

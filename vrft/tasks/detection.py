@@ -82,7 +82,7 @@ class DetectionTask(Task):
         return [sample.query] * len(items)
 
     def rewards(self) -> dict[str, Reward]:
-        return {"iou": DetectionIoU(), "confidence": DetectionConfidence(), **super().rewards()}
+        return {"iou": DetectionIoU(weight=0.5), "confidence": DetectionConfidence(weight=3.0), **super().rewards()}
 
 
 class MultiCategoryDetectionTask(DetectionTask):
