@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from importlib import import_module
 from io import TextIOWrapper
 
@@ -54,7 +55,12 @@ def main(args: Sequence[str] | None = None) -> int:
 
     0: done. 1: the run could not be finished, or `doctor` found problems. 2: a setting or a file is wrong, as the
     message says. 128 + N: signal N stopped the run.
+
+    Args:
+        args: the words of the command; default: those that the process was started with. If they are given, the
+            process is the caller's, and its warnings, log records and environment are as before when this returns.
     """
+    called = args is not None
     args = sys.argv[1:] if args is None else list(args)
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # names of files and categories may have lone surrogates
@@ -73,10 +79,17 @@ def main(args: Sequence[str] | None = None) -> int:
         return 0
     if args[0] not in COMMANDS and args[0] not in WITHOUT_CONFIG:
         return unknown(args[0])
-    from vrft.cli.harmless import tidy_output
+    from vrft.cli.harmless import restored_output, tidy_output
+
+    with restored_output() if called else nullcontext():
+        tidy_output()
+        return run(args)
+
+
+def run(args: Sequence[str]) -> int:
+    """Run a command other than help."""
     from vrft.cli.parser_errors import run_command
 
-    tidy_output()
     if args[0] in WITHOUT_CONFIG:
         return run_command(import_module(WITHOUT_CONFIG[args[0]]).main, args[1:])
     return run_command(run_with_config, args)
@@ -87,9 +100,9 @@ def run_with_config(args: Sequence[str]) -> int:
     from vrft.cli.first_checks import prepare
 
     prepared = prepare(args)
-    from vrft.cli.app import run
+    from vrft.cli import app
 
-    return run(prepared)
+    return app.run(prepared)
 
 
 def unknown(command: str) -> int:

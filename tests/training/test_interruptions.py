@@ -107,13 +107,24 @@ def test_a_resumed_run_repeats_an_interrupted_evaluation(whole: Path, like_whole
     assert evaluations == [["val-0", "val-2", "val-4", "val-6"]] * 2
 
 
-def test_a_second_interrupt_quits_at_once() -> None:
+@pytest.mark.parametrize("between", [[], [signal.SIGTERM], [signal.SIGUSR1, signal.SIGTERM]])
+def test_a_second_interrupt_quits_at_once(between: list[int], capfd: pytest.CaptureFixture[str]) -> None:
     stop = GracefulStop()
-    stop.quiet = True
-    stop.record(signal.SIGTERM, None)
-    stop.record(signal.SIGINT, None)
+    for number in (signal.SIGTERM, signal.SIGINT, *between):
+        stop.record(number, None)
     with pytest.raises(KeyboardInterrupt):
         stop.record(signal.SIGINT, None)
+    assert capfd.readouterr().err.count("a second Ctrl-C quits at once") == 2 + len(between)
+
+
+def test_a_signal_during_the_installation_of_handlers_is_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    stop = GracefulStop()
+    monkeypatch.setattr(signal, "signal", lambda number, handler: handler(number, None))
+    monkeypatch.setattr("vrft.callbacks.graceful_stop.SIGNALS", (signal.SIGTERM,))
+    module = SimpleNamespace(rollouts=None)
+    monkeypatch.setattr("vrft.callbacks.graceful_stop.vision_module", lambda _: module)
+    stop.on_train_start(SimpleNamespace(is_global_zero=True), module)  # type: ignore[arg-type]
+    assert stop.received == signal.SIGTERM
 
 
 def test_outside_the_main_thread_signals_are_ignored_without_an_error() -> None:

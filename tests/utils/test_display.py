@@ -82,6 +82,40 @@ def test_a_warning_is_shown_once_and_libraries_draw_no_bars_in_files(monkeypatch
     assert [os.environ[name] for name in BARS] == ["1", "0", "1"]
 
 
+@pytest.mark.parametrize("called", [True, False])
+def test_a_program_that_calls_a_command_keeps_its_output(called: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)
+    monkeypatch.setattr(sys, "argv", ["vrft", "report", "nowhere"])
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    monkeypatch.setenv(BARS[0], "0")
+    for name in BARS[1:]:
+        monkeypatch.setenv(name, "0")  # so that it is restored after the test
+        monkeypatch.delenv(name)
+    factory = logging.getLogRecordFactory()
+
+    def state() -> list[object]:
+        return [warnings.formatwarning, logging.getLogRecordFactory(), *map(os.environ.get, BARS)]
+
+    before = state()
+    try:
+        assert main(["report", "nowhere"] if called else None) == 2
+        same = [one == other for one, other in zip(before, state(), strict=True)]
+    finally:
+        logging.setLogRecordFactory(factory)
+    assert same == ([True] * 5 if called else [False, False, True, False, False])
+
+
+def test_a_warning_of_a_users_code_names_its_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)
+    own = tmp_path / "mine.py"
+    own.write_text("")
+    silence_harmless()
+    places = (str(own), io.__file__, pytest.__file__, sys.modules[main.__module__].__file__, "<stdin>")
+    shown = [warnings.formatwarning(str(i), UserWarning, str(place), 7, "") for i, place in enumerate(places)]
+    assert shown == ["warning: mine.py:7: 0\n", *(f"warning: {i}\n" for i in range(1, 5))]
+    assert warnings.formatwarning("0", UserWarning, str(own), 7) == ""
+
+
 def test_warnings_of_lightning_are_shown_like_all_others(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(warnings, "formatwarning", _custom_format_warning)  # set by its import
     silence_harmless()

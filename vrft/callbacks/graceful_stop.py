@@ -40,24 +40,28 @@ class GracefulStop(Checkpoint):
     def __init__(self) -> None:
         self.received = 0
         """The number of the last signal; 0: none."""
+        self.interrupts = 0
+        """How many times SIGINT came, also between other signals."""
+        self.quiet = False
         self.rollouts: Rollouts | None = None
         self.ended = threading.Event()
         """Set once no rollout has to be ended any more."""
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Replace the handlers that Lightning has just set. It restores the original ones when the stage ends."""
+        self.quiet = not trainer.is_global_zero
         if threading.current_thread() is threading.main_thread():  # Python allows no other; Ray Train uses threads
             for number in SIGNALS:
                 signal.signal(number, self.record)
             self.rollouts = vision_module(pl_module).rollouts
             self.ended.clear()
-        self.quiet = not trainer.is_global_zero
 
     on_validation_start = on_train_start
 
     def record(self, number: int, frame: FrameType | None) -> None:
         """Handle a signal: record it, or quit at the second Ctrl-C."""
-        if number == self.received == signal.SIGINT:
+        self.interrupts += number == signal.SIGINT
+        if number == signal.SIGINT and self.interrupts > 1:
             signal.default_int_handler(number, frame)
         self.received = number
         if not self.quiet:
@@ -78,9 +82,9 @@ class GracefulStop(Checkpoint):
         """Report the signal instead of the rollout that it ended."""
         self.ended.set()
         run = vision_trainer(trainer)
-        if self.received == signal.SIGINT and isinstance(exception, RolloutFailed) and run.stopped is not None:
+        if self.interrupts and isinstance(exception, RolloutFailed) and run.stopped is not None:
             saved = f"step {trainer.global_step} is saved" if trainer.global_step else "nothing to save"
-            run.stop(f"SIGINT during a rollout, {saved}", 128 + self.received)
+            run.stop(f"SIGINT during a rollout, {saved}", 128 + signal.SIGINT)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self.ended.set()

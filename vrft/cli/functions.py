@@ -5,10 +5,8 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import inspect
-import site
-import sysconfig
 from collections.abc import Callable, Sequence
-from functools import cache, reduce
+from functools import reduce
 from operator import or_
 from pathlib import Path
 from types import FunctionType, UnionType
@@ -16,6 +14,8 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 from jsonargparse.typing import register_type
 from torch import Tensor
+
+from vrft.utils.own_code import in_library
 
 OWN_PACKAGE = __name__.partition(".")[0]
 
@@ -63,18 +63,6 @@ def _is_users(module: str) -> bool:
         return False
     files = [*(spec.submodule_search_locations or []), *([spec.origin] if spec.has_location and spec.origin else [])]
     return bool(files) and not any(in_library(Path(file).resolve()) for file in files)
-
-
-def in_library(file: Path) -> bool:
-    """Return whether a file belongs to Python's library or to an installed package."""
-    return any(folder in file.parents for folder in _library_folders())
-
-
-@cache
-def _library_folders() -> frozenset[Path]:
-    names = ("stdlib", "platstdlib", "purelib", "platlib")
-    folders = [*map(sysconfig.get_path, names), *site.getsitepackages(), site.getusersitepackages()]
-    return frozenset(Path(folder).resolve() for folder in folders)
 
 
 def function_path(function: Callable[..., Any]) -> str:

@@ -7,9 +7,13 @@ import os
 import re
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from vrft.utils.display import visible
+from vrft.utils.own_code import is_own_code
 from vrft.utils.redact import redact
 
 HARMLESS = (
@@ -45,6 +49,21 @@ def tidy_output() -> None:
             os.environ.setdefault(name, "1")
 
 
+@contextmanager
+def restored_output() -> Iterator[None]:
+    """Undo after the block what `tidy_output` and `silence_harmless` set for the process, except for their filters."""
+    format_warning, make_record = warnings.formatwarning, logging.getLogRecordFactory()
+    bars = {name: os.environ.get(name) for name in BARS}
+    try:
+        yield
+    finally:
+        warnings.formatwarning = format_warning
+        logging.setLogRecordFactory(make_record)
+        for name, value in bars.items():
+            if value is None:
+                os.environ.pop(name, None)
+
+
 def _redacted_record(*args: Any, **kwargs: Any) -> logging.LogRecord:
     record = MAKE_RECORD(*args, **kwargs)
     try:
@@ -57,13 +76,20 @@ def _redacted_record(*args: Any, **kwargs: Any) -> logging.LogRecord:
 
 
 class _WarningFormatter:
-    """Formats a warning as one paragraph, without its line of source, and a repeated one as nothing."""
+    """Formats a warning as one paragraph, without its line of source, and a repeated one as nothing.
+
+    A warning of a user's own code begins with its file and line.
+    """
 
     def __init__(self) -> None:
         self.shown: set[str] = set()
 
-    def __call__(self, message: Warning | str, *_: Any, **__: Any) -> str:
-        text = f"warning: {_plain(str(message)).strip()}\n"
+    def __call__(
+        self, message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+    ) -> str:
+        file = Path(filename)
+        place = f"{file.name}:{lineno}: " if is_own_code(file) else ""
+        text = f"warning: {_plain(f'{place}{message}').strip()}\n"
         if text in self.shown:
             return ""
         self.shown.add(text)

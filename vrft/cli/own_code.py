@@ -6,9 +6,8 @@ import re
 import traceback
 from pathlib import Path
 
-from vrft.cli.functions import in_library
+from vrft.utils.own_code import PACKAGE, in_library
 
-PACKAGE = Path(__file__).resolve().parents[1]
 WORKER = re.compile(r"Caught \w+ in DataLoader worker process \d+\.\nOriginal Traceback")
 FRAME = re.compile(r'^  File "([^"\n]+)", line (\d+), in (\S+)$', re.M)
 

@@ -3,14 +3,38 @@
 from __future__ import annotations
 
 import inspect
+import site
+import sysconfig
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
 
 from vrft.errors import ConfigurationError
+
+PACKAGE = Path(__file__).resolve().parents[1]
 
 POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 MAX_TEXT = 200
 """Characters of a completion in a message."""
+
+
+def is_own_code(file: Path) -> bool:
+    """Return whether a file is a user's: it exists, and belongs neither to vrft nor to a library."""
+    file = file.resolve()
+    return file.is_file() and PACKAGE not in file.parents and not in_library(file)
+
+
+def in_library(file: Path) -> bool:
+    """Return whether a file belongs to Python's library or to an installed package."""
+    return any(folder in file.parents for folder in _library_folders())
+
+
+@cache
+def _library_folders() -> frozenset[Path]:
+    names = ("stdlib", "platstdlib", "purelib", "platlib")
+    folders = [*map(sysconfig.get_path, names), *site.getsitepackages(), site.getusersitepackages()]
+    return frozenset(Path(folder).resolve() for folder in folders)
 
 
 def check_overrides(instance: object, base: type) -> None:
