@@ -18,6 +18,8 @@ from tests.helpers import CSV_ONLY
 from tests.helpers.forks import Fork
 from vrft.__main__ import main
 
+UNJUDGED = "--trainer.limit_val_batches=0"
+
 
 def die_in_step_five(command: list[str]) -> int:
     """Run a command whose sixth training step kills the process."""
@@ -62,8 +64,9 @@ def test_killed_run_ends_with_the_same_weights(quick_fit: Callable[..., list[str
 
 
 def test_command_line_wins_over_the_checkpoint(quick_fit: Callable[..., list[str]], tmp_path: Path) -> None:
-    assert main(quick_fit(CSV_ONLY)) == 0
-    assert main(quick_fit(CSV_ONLY, "--ckpt_path=last", "--trainer.max_steps=3", "--model.optimizer.lr=0.125")) == 0
+    fit = quick_fit(CSV_ONLY, UNJUDGED)
+    assert main(fit) == 0
+    assert main([*fit, "--ckpt_path=last", "--trainer.max_steps=3", "--model.optimizer.lr=0.125"]) == 0
     last = (tmp_path / "run" / "checkpoints" / "last.ckpt").resolve()
     content = torch.load(last, weights_only=True)
     assert content["global_step"] == 3
@@ -84,7 +87,7 @@ def test_a_longer_run_has_the_schedule_of_its_new_length(quick_fit: Callable[...
     decay = {"start_factor": 1.0, "end_factor": 0.0, "total_iters": "${trainer.max_steps}"}
     schedule = {"class_path": "torch.optim.lr_scheduler.LinearLR", "init_args": decay}
     (tmp_path / "decay.yaml").write_text(json.dumps({"model": {"init_args": {"lr_scheduler": schedule}}}))
-    more = [CSV_ONLY, f"--config={tmp_path}/decay.yaml", "--model.optimizer.lr=0.001"]
+    more = [CSV_ONLY, UNJUDGED, f"--config={tmp_path}/decay.yaml", "--model.optimizer.lr=0.001"]
     assert main(quick_fit(*more)) == 0
     assert main(quick_fit(*more, "--ckpt_path=last", "--trainer.max_steps=4")) == 0
     assert learning_rates(tmp_path / "run")[:2] == pytest.approx([0.001, 0.0005])
