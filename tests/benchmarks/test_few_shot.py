@@ -25,6 +25,7 @@ from scipy import stats
 
 from tests.helpers import ROOT
 from tests.helpers.formats import coco_tables
+from vrft.cli.named_configs import config_names
 from vrft.data import FreshSceneData, SceneData
 from vrft.data.datasets.scenes import COLOURS, NOVEL_COLOURS, FreshScenes
 from vrft.errors import ConfigurationError
@@ -109,7 +110,7 @@ def test_every_study_can_be_read_and_gives_its_methods_the_same_budget(name: str
     study = load(name)
     assert study.trained in names()
     assert len(study.fold["trainer.callbacks"]) == 1  # the callback that scores the fold
-    assert all((ROOT / method.config).exists() for method in study.methods.values())
+    assert all(method.config in config_names() for method in study.methods.values())
     spent = {key: method.budget or study.budget for key, method in study.methods.items()}
     total = {key: spent[key] + (spent[method.after] if method.after else 0) for key, method in study.methods.items()}
     parts = {method.after for method in study.methods.values()}  # methods that others start from are not compared

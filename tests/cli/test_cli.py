@@ -39,7 +39,8 @@ def test_fit_leaves_everything_in_the_run_folder(finished: Finished) -> None:
     run = finished.folder / "run"
     summary = json.loads((run / "summary.json").read_text())
     assert set(summary) == {"base", "tuned", "seconds", "step", "rollouts", "best"}
-    assert list(summary["base"]) == list(summary["tuned"]) == ["mAP", "AP50", "mIoU", "valid", "reward"]
+    scores = ["mAP", "AP50", "mAP by stated confidence", "mAP by token probability", "calibration error"]
+    assert list(summary["base"]) == list(summary["tuned"]) == [*scores, "mIoU", "valid", "reward"]
     assert summary["base"] != summary["tuned"]
     with (run / "logs" / "version_0" / "metrics.csv").open() as file:
         rows = list(csv.DictReader(file))
@@ -52,7 +53,8 @@ def test_fit_leaves_everything_in_the_run_folder(finished: Finished) -> None:
         *(f"train/{name}" for name in ("truncated", "learning_rate", "grad_norm", "valid")),
         *(f"time/{name}" for name in ("rollout", "reward", "update")),
     }
-    parts = sum(float(rollouts[0][f"train/reward/{name}"]) for name in ("iou", "confidence", "format"))
+    weights = {"iou": 0.5, "confidence": 3, "format": 1}
+    parts = sum(weight * float(rollouts[0][f"train/reward/{name}"]) for name, weight in weights.items())
     assert float(rollouts[0]["train/reward"]) == pytest.approx(parts, abs=1e-5)
     assert float(rollouts[0]["train/kl"]) == pytest.approx(0, abs=1e-6)  # the first step starts at the reference
     transcripts = [json.loads(line) for line in (run / "transcripts.jsonl").read_text().splitlines()]
