@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -147,6 +147,32 @@ def test_a_forked_process_renders_by_itself() -> None:
         here = texts(100)
     assert (here, there.result()) == ([str(100 + i) for i in range(20)], [str(200 + i) for i in range(20)])
     assert RENDERER.owner == os.getpid()
+
+
+def test_threads_get_the_answers_to_their_own_requests() -> None:
+    starts = range(1000, 1080, 20)
+    with ThreadPoolExecutor(4) as pool:
+        assert [*pool.map(texts, starts)] == [[str(start + i) for i in range(20)] for start in starts]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="processes are not forked")
+def test_a_process_that_is_forked_while_a_thread_renders_does_not_wait_for_it() -> None:
+    with RENDERER.lock, ProcessPoolExecutor(1, multiprocessing.get_context("fork")) as pool:
+        assert pool.submit(texts, 300).result(timeout=60) == [str(300 + i) for i in range(20)]
+
+
+def test_an_interrupted_request_leaves_no_answer_to_the_next_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(process: subprocess.Popen[str], request: str) -> str:
+        assert process.stdin is not None
+        process.stdin.write(f"{request}\n")
+        process.stdin.flush()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Renderer, "_ask", staticmethod(interrupted))
+        with pytest.raises(KeyboardInterrupt):
+            texts(400)
+    assert texts(420) == [str(420 + i) for i in range(20)]
 
 
 REQUEST = {"template": USER, "tokens": {}, "conversations": [[{"role": "user", "content": [{"text": "cat"}]}]]}

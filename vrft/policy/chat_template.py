@@ -11,7 +11,9 @@ import threading
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryFile
+from threading import Lock
+from typing import IO, Any
 
 from vrft.errors import ConfigurationError
 from vrft.policy.tiny import CHAT_TEMPLATE
@@ -110,47 +112,72 @@ class Renderer:
 
     def __init__(self) -> None:
         self.process: subprocess.Popen[str] | None = None
+        self.said: IO[bytes] | None = None
+        """What the process writes to its standard error, a file since nothing reads it while the process runs."""
         self.owner = 0
+        self.lock = Lock()
+        """Held from a request to its answer, so that no thread reads the answer to another one's request."""
+        if sys.platform != "win32":
+            os.register_at_fork(after_in_child=self._renew_lock)
 
     def answer(self, request: str) -> str:
-        """Return the line that answers a request; empty if the process ended."""
-        if self.owner != os.getpid() or self.process is None or self.process.poll() is not None:
-            self._start()
-        assert self.process is not None
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        timer = threading.Timer(SECONDS, self.process.kill)
+        """Return the line that answers a request, or that says why the process ended."""
+        with self.lock:
+            if self.owner != os.getpid() or self.process is None or self.process.poll() is not None:
+                self._start()
+            process, line = self.process, None
+            assert process is not None
+            try:
+                line = self._ask(process, request)
+            finally:
+                if line is None:  # interrupted: the next request must not read this one's answer
+                    self.process = None
+                    process.kill()
+                    process.communicate()
+            return line or json.dumps({"error": self._failure(process)})
+
+    @staticmethod
+    def _ask(process: subprocess.Popen[str], request: str) -> str:
+        """Return the answer of a process; empty if it ended."""
+        assert process.stdin is not None
+        assert process.stdout is not None
+        timer = threading.Timer(SECONDS, process.kill)
         timer.start()
         try:
-            self.process.stdin.write(f"{request}\n")
-            self.process.stdin.flush()
-            return self.process.stdout.readline()
+            process.stdin.write(f"{request}\n")
+            process.stdin.flush()
+            return process.stdout.readline()
         except BrokenPipeError:
             return ""
         finally:
             timer.cancel()
 
+    def _renew_lock(self) -> None:
+        """Replace the lock in a forked process: another thread of the parent, which is not copied, may hold it."""
+        self.lock = Lock()
+
     def _start(self) -> None:
         """Start the process; that of a process which forked this one is left to it."""
         command = [sys.executable, "-P", str(Path(__file__).with_name("render_template.py"))]
-        pipe = subprocess.PIPE
-        self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True, encoding="utf-8")
+        pipe, self.said = subprocess.PIPE, TemporaryFile()  # noqa: SIM115 # open as long as the process
+        self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=self.said, text=True, encoding="utf-8")
         self.owner = os.getpid()
         atexit.register(self._end)
 
     def _end(self) -> None:
         """End the process. Closing its input would not: worker processes inherit the pipe and may live longer."""
-        if self.process is not None:
+        if self.process is not None and self.owner == os.getpid():
             self.process.kill()
             self.process.communicate()
 
-    def failure(self) -> str:
-        """Return why the process ended."""
-        assert self.process is not None
-        _, said = self.process.communicate()
-        if self.process.returncode < 0:  # killed by the limit of time
+    def _failure(self, process: subprocess.Popen[str]) -> str:
+        """Return why a process ended."""
+        process.communicate()
+        if process.returncode < 0:  # killed by the limit of time
             return f"does not end within {LIMITS['cpu_seconds']} s"
-        return f"can't be rendered: {' '.join(said.split())[-200:]}"
+        assert self.said is not None
+        self.said.seek(0)
+        return f"can't be rendered: {' '.join(self.said.read().decode(errors='replace').split())[-200:]}"
 
 
 RENDERER = Renderer()
@@ -159,5 +186,4 @@ RENDERER = Renderer()
 def render(request: dict[str, Any], length: int = 0) -> dict[str, Any]:
     """Return the answer of `render_template` to a request. `length`: characters of the chat, if it isn't short."""
     limits = LIMITS | {"characters": LIMITS["characters"] + 2 * length}
-    line = RENDERER.answer(json.dumps(request | limits))
-    return dict(json.loads(line)) if line else {"error": RENDERER.failure()}
+    return dict(json.loads(RENDERER.answer(json.dumps(request | limits))))
