@@ -24,25 +24,25 @@ vrft: visual reinforcement fine-tuning of vision-language models
 usage: python -m vrft COMMAND --config NAME_OR_FILE [--config NAME_OR_FILE ...] [--field=value ...]
 
 commands
-  fit        train; evaluate held-out images before and after; write everything to the run's folder
-  validate   evaluate the base or a checkpoint (--ckpt_path last) on held-out images
-  test       like validate, but resumes after an interruption; --against compares with another model
-  predict    answer questions about held-out or any images (--images FILES --query WORDS --draw), without scores
-  doctor     check a config before a long run: draw prompts and boxes; check tokens, rewards and memory
-  report     write a run as one HTML file: python -m vrft report RUN [--open]
+  fit            train; evaluate held-out images before and after; write everything to the run's folder
+  validate       evaluate the base or a checkpoint (--ckpt_path last) on held-out images
+  test           like validate, but resumes after an interruption; --against compares with another model
+  predict        answer questions about held-out or any images (--images FILES --query WORDS --draw), without scores
+  doctor         check a config before a long run: draw prompts and boxes; check tokens, rewards and memory
+  report         write a run as one HTML file: python -m vrft report RUN [--open]
   serve-command  print how to start the vLLM servers that a config names (docs/vllm.md)
-  score      compute the rewards of completions in a file, without a model
-  evaluate   print COCO's or LVIS's table for a file of boxes, without a model
-  configs    list the configs that --config can name; show one, or copy it to a file of your own
-  export     write any checkpoint of a run as a Hugging Face folder, merged or the adapter alone
+  score          compute the rewards of completions in a file, without a model
+  evaluate       print COCO's or LVIS's table for a file of boxes, without a model
+  configs        list the configs that --config can name; show one, or copy it to a file of your own
+  export         write any checkpoint of a run as a Hugging Face folder, merged or the adapter alone
 
 examples
   python -m vrft fit --config quickstart                       no GPU, nothing to download
   python -m vrft fit --config quickstart --model.beta=0.01     any field can be overridden
   python -m vrft fit --config quickstart --ckpt_path last      resume a run
   python -m vrft fit --config quickstart --print_config        all fields with their values
-  python -m vrft fit --help                                                 the most common fields
-  python -m vrft fit --model.help vrft.RFT                                  the fields of a class, explained
+  python -m vrft fit --help                                    the most common fields
+  python -m vrft fit --model.help vrft.RFT                     the fields of a class, explained
   python -m vrft predict --config runs/NAME/config.yaml --ckpt_path last --images photos --query cat --draw
   python -m vrft export runs/NAME --output my-model
 

@@ -63,7 +63,7 @@ def test_nothing_is_wrong_with_the_quickstart(doctor: Callable[..., Said], tmp_p
     code, said = doctor("--trainer.devices=2", "--trainer.strategy=fsdp2")  # still from one process
     assert (code, "problem:" in said) == (0, False)
     assert "nothing is wrong" in said
-    for part in ("records, 8 categories", "target with end token", "the truth", "together"):
+    for part in ("records, 8 categories", "target with end token", "ground truth", "together"):
         assert part in said
     with Image.open(tmp_path / "run" / "doctor" / "samples.png") as sheet:
         colours = sheet.convert("RGB").getcolors(1 << 24)
@@ -171,7 +171,7 @@ def test_ids_that_are_off_by_one_are_found_by_a_model_that_knows_the_categories(
         ("--gpu_memory=1", "GB of GPU memory are needed, and 1.0 are available; try"),
         (
             f"--model.rewards={{talk: {PAYS_FOR_GARBAGE}}}",
-            "garbage earns 1.000 and the truth 0.000",
+            "garbage earns 1.000 and the ground truth 0.000",
         ),
     ],
 )

@@ -161,6 +161,17 @@ def test_a_broken_file_is_named_and_the_rest_is_shown(tmp_path: Path, file: str,
     assert problem in data["problems"][0]
 
 
+def test_each_evaluator_shows_its_first_and_last_calibration(tmp_path: Path) -> None:
+    for step, names in ((0, ("coco", "lvis")), (3, ("coco", "lvis")), (6, ("coco",))):
+        folder = tmp_path / "evaluation" / f"val-{step}"
+        folder.mkdir(parents=True)
+        for name in names:
+            (folder / f"{name}_calibration.csv").write_text(f"confidence,accuracy,boxes\n0.5,0.5,{step + 1}\n")
+    _, data = report(tmp_path)
+    shown = [(table["evaluation"], table["bins"][0]["boxes"]) for table in data["calibration"]]
+    assert shown == [("val-0, coco", 1), ("val-6, coco", 7), ("val-0, lvis", 1), ("val-3, lvis", 4)]
+
+
 @pytest.mark.parametrize(
     "value", ["!!bool foo", "!!int x", "!!float x", "!!timestamp x", "!!binary ä", "0x" + "f" * 5000, "2026-13-99"]
 )

@@ -103,7 +103,8 @@ def finite(scores: Sequence[float | None]) -> list[float | None]:
 
 def summary(totals: dict[str, list[float]], answers: Sequence[Answer]) -> Iterator[str]:
     """Yield the mean of each reward as a line of text."""
-    yield f"{len(answers)} completions, {sum(answer.valid for answer in answers)} of them valid"
+    count = f"{len(answers)} completion{'' if len(answers) == 1 else 's'}"
+    yield f"{count}, {sum(answer.valid for answer in answers)} of them valid"
     for name, values in totals.items():
         mean = f"{sum(values) / len(values):.4f}" if values else "does not apply"
         yield f"{name:<20} {mean}"

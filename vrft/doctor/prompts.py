@@ -55,7 +55,7 @@ def check_lengths(module: VisionModule, batch: PromptBatch, console: Console) ->
     texts = [module.task.target_text(*pair) for pair in zip(batch.samples, batch.frames, strict=True)]
     targets = [len(ids) + 1 for ids in plain_text(module.policy.processor).ids(texts)]
     table = Table(title="tokens", title_justify="left")
-    for column in ("", "least", "median", "most"):
+    for column in ("", "min", "median", "max"):
         table.add_column(column, justify="right" if column else "left")
     for name, counts in (
         ("prompt with image", [ids.shape[1] for ids in prompts]),
@@ -91,7 +91,7 @@ def check_rewards(module: VisionModule, batch: PromptBatch, console: Console) ->
     """Check that the correct answer earns the highest reward."""
     pairs = list(zip(batch.samples, batch.frames, strict=True))
     completions = {
-        "the truth": [module.task.target_text(*pair) for pair in pairs],
+        "ground truth": [module.task.target_text(*pair) for pair in pairs],
         "nothing": [""] * len(pairs),
         "a box around everything": [whole_image(module.task, *pair) for pair in pairs],
         "garbage": [GARBAGE] * len(pairs),
@@ -108,22 +108,22 @@ def check_rewards(module: VisionModule, batch: PromptBatch, console: Console) ->
             scores, total = module.score(answers, scored_samples(module.task, batch))
         totals[name] = total
         table.add_row(name, *(f"{values.nanmean():.3f}" for values in scores.values()), f"{total.mean():.3f}")
-        if name == "the truth":
+        if name == "ground truth":
             for answer, (sample, _) in zip(answers, pairs, strict=True):
                 if not answer.valid:
                     yield f"sample {sample.index}: the correct answer can't be parsed: {answer.text[:200]}"
                     break
     console.print(table)
     for name, total in totals.items():
-        better = (total > totals["the truth"] + REWARD_TOLERANCE).nonzero()
+        better = (total > totals["ground truth"] + REWARD_TOLERANCE).nonzero()
         if len(better):
             n = int(better[0])
             yield (
-                f"rewards: {name} earns {total[n]:.3f} and the truth {totals['the truth'][n]:.3f} "
+                f"rewards: {name} earns {total[n]:.3f} and the ground truth {totals['ground truth'][n]:.3f} "
                 f"(sample {pairs[n][0].index}, and {len(better) - 1} more)"
             )
-    if not (totals["the truth"] > totals["nothing"] + REWARD_TOLERANCE).any():
-        yield "rewards: the truth earns no more than an empty answer, so there is nothing to learn from"
+    if not (totals["ground truth"] > totals["nothing"] + REWARD_TOLERANCE).any():
+        yield "rewards: the ground truth earns no more than an empty answer, so there is nothing to learn from"
 
 
 def whole_image(task: Task, sample: Sample, frame: Frame) -> str:

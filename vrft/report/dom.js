@@ -30,7 +30,7 @@ const score = (value) => (value == null ? "–" : value.toFixed(3).replace("-", 
 
 const signed = (value, text = score) => (value == null ? "–" : (value > 0 ? "+" : "") + text(value));
 
-const plural = (count, word) => `${count.toLocaleString("en")} ${word}${count === 1 ? "" : "s"}`;
+const plural = (count, word) => `${count.toLocaleString("en")} ${word}${count === 1 ? "" : word.endsWith("x") ? "es" : "s"}`;
 
 function mean(values) {
   const known = values.filter((value) => value != null);

@@ -46,7 +46,7 @@ function picture(subject, predicted, answers = []) {
 }
 
 const said = (value) =>
-  value == null ? "can't be read" : isBoxes(value) ? (value.length ? plural(value.length, "box").replace("boxs", "boxes") : "no objects") : value || "(empty)";
+  value == null ? "can't be read" : isBoxes(value) ? (value.length ? plural(value.length, "box") : "no objects") : value || "(empty)";
 
 const key = () => h("ul", { class: "legend key" },
   h("li", {}, h("i", { class: "swatch truth" }), "true"), h("li", {}, h("i", { class: "swatch predicted" }), "predicted"));

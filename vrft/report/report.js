@@ -182,7 +182,7 @@ function reliability({ evaluation, bins }) {
   const sx = (x) => left + size * x, sy = (y) => top + size * (1 - y);
   const boxes = bins.reduce((sum, bin) => sum + bin.boxes, 0);
   const error = bins.reduce((sum, bin) => sum + (bin.boxes / boxes) * Math.abs(bin.accuracy - bin.confidence), 0);
-  const says = `${evaluation}: calibration error ${score(error)} on ${plural(boxes, "box").replace("boxs", "boxes")}`;
+  const says = `${evaluation}: calibration error ${score(error)} on ${plural(boxes, "box")}`;
   const axis = [0, 0.5, 1].flatMap((at) => [
     svg("line", { class: "grid", x1: sx(0), x2: sx(1), y1: sy(at), y2: sy(at) }),
     svg("text", { class: "tick", x: left - 8, y: sy(at) + 4, "text-anchor": "end" }, String(at)),

@@ -141,10 +141,14 @@ def read_categories(folders: list[Path], problems: list[str]) -> dict[str, Any] 
 
 
 def read_calibration(folders: list[Path], problems: list[str]) -> list[dict[str, Any]]:
-    """Return the bins of stated confidences that have boxes, in the first and the last evaluation with such a table."""
-    tables = [path for name in CALIBRATION_TABLES for folder in folders if (path := folder / name).exists()]
-    chosen = tables[:1] + tables[1:][-1:]
-    return [{"evaluation": path.parent.name, "bins": [*_bins(path, problems)]} for path in chosen]
+    """Return the bins of stated confidences that have boxes: of each evaluator, in its first and last evaluation."""
+    existing = [[path for folder in folders if (path := folder / name).exists()] for name in CALIBRATION_TABLES]
+    tables = [paths for paths in existing if paths]
+    found = []
+    for path in (path for paths in tables for path in paths[:1] + paths[1:][-1:]):
+        evaluator = f", {path.name.partition('_')[0]}" if len(tables) > 1 else ""
+        found.append({"evaluation": f"{path.parent.name}{evaluator}", "bins": [*_bins(path, problems)]})
+    return found
 
 
 def _bins(path: Path, problems: list[str]) -> Iterator[dict[str, float]]:

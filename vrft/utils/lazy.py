@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 
-def exports(package: str) -> tuple[Callable[[str], Any], list[str]]:
-    """Return a package's `__getattr__` and `__all__`. The package exports what its stub `__init__.pyi` imports.
+def exports(package: str) -> tuple[Callable[[str], Any], Callable[[], list[str]], list[str]]:
+    """Return a package's `__getattr__`, `__dir__` and `__all__`. It exports what its stub `__init__.pyi` imports.
 
     Args:
         package: name of the package, which is being imported.
@@ -25,4 +25,7 @@ def exports(package: str) -> tuple[Callable[[str], Any], list[str]]:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
         return getattr(import_module(homes[name]), name)
 
-    return getattr_, sorted(homes)
+    def dir_() -> list[str]:
+        return sorted({*vars(sys.modules[package]), *homes})
+
+    return getattr_, dir_, sorted(homes)
