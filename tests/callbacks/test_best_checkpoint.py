@@ -29,12 +29,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def command(folder: Path) -> Command:
-    """Return a function that builds the command of a run whose score improves with each evaluation (mode: min)."""
+    """Return a function that builds the command of a run with falling scores, which `min` takes as improvements."""
 
     def command(name: str, *more: str) -> list[str]:
         return [
             *KILLS.arguments(folder / name, folder / "data", steps=STEPS),
-            *("--model.optimizer.lr=0.004", "--trainer.val_check_interval=2", "--checkpoint.every_n_train_steps=3"),
+            *("--model.optimizer.lr=0.008", "--trainer.val_check_interval=2", "--checkpoint.every_n_train_steps=3"),
             *("--checkpoint.monitor=val/mIoU", "--checkpoint.mode=min", "--checkpoint.save_top_k=2"),
             *("--checkpoint.filename={step}-{val/mIoU:.6f}", "--checkpoint.auto_insert_metric_name=false"),
             *more,

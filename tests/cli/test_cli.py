@@ -64,7 +64,7 @@ def test_fit_leaves_everything_in_the_run_folder(finished: Finished) -> None:
     assert sum(entry["advantage"] for entry in group) == pytest.approx(0, abs=1e-4)
     assert list((run / "wandb").glob("offline-run-*/*.wandb"))
     media = {path.name.split("_")[0] for path in (run / "wandb").glob("offline-run-*/files/media/*/val/coco/*")}
-    assert media == {"per", "precision"}  # a table per category and a picture
+    assert media == {"per", "calibration", "precision"}  # tables per category and per confidence, and a picture
     assert (run / "checkpoints" / "last.ckpt").exists()
     from transformers import AutoModelForImageTextToText
 
@@ -221,7 +221,7 @@ def test_a_mistake_is_one_line_that_names_the_field(
 @pytest.mark.parametrize(
     ("args", "hint"),
     [
-        (["fit", "--config", "quickstrat"], "did you mean 'quickstart'?"),
+        (["fit", "--config", "quickstrat"], "did you mean --config quickstart?"),
         (["fti", "--config", "quickstart"], "'fit'"),
     ],
 )
