@@ -14,12 +14,18 @@ import torch
 from tests.helpers import CSV_ONLY, formats
 from vrft.__main__ import main
 from vrft.data import CocoData, YoloData
+from vrft.data.bad_records import BadRecords
+from vrft.data.record import Record
+from vrft.data.record_checks import check_queries
 from vrft.errors import ConfigurationError
 from vrft.rollout import RolloutEngine
-from vrft.tasks import PresenceTask
+from vrft.tasks import DetectionTask, PresenceTask
 from vrft.types import Detection, Frame, PromptBatch, Rollout, Sample
 
 FRAME = Frame(1000, 1000)
+
+ASKING = SimpleNamespace(task=DetectionTask())
+"""Module of a trainer whose task asks for boxes."""
 
 
 def coco(folder: Path, **settings: Any) -> CocoData:
@@ -34,7 +40,7 @@ ENDS = (("annotations", ".json"), ("images", ""))
 
 
 def held_out(data: CocoData | YoloData, tmp_path: Path) -> list[Sample]:
-    data.trainer = SimpleNamespace(default_root_dir=str(tmp_path / "run"))  # type: ignore[assignment]
+    data.trainer = SimpleNamespace(default_root_dir=str(tmp_path / "run"), lightning_module=ASKING)  # type: ignore[assignment]
     data.setup("validate")
     return [data.val_set()[i] for i in range(len(data.val_set()))]
 
@@ -82,7 +88,7 @@ def test_training_is_independent_of_held_out_queries(tmp_path: Path) -> None:
     sets = []
     for queries in ("annotated", "all"):
         data = coco(tmp_path, val_queries=queries)
-        data.trainer = SimpleNamespace(default_root_dir=str(tmp_path / "run"))  # type: ignore[assignment]
+        data.trainer = SimpleNamespace(default_root_dir=str(tmp_path / "run"), lightning_module=ASKING)  # type: ignore[assignment]
         data.setup("fit")
         sets.append(pairs([data.train_set()[i] for i in range(len(data.train_set()))]))
     assert sets[0] == sets[1]
@@ -147,6 +153,17 @@ def test_only_queried_names_in_an_answer_count(answer: str, named: list[str] | N
     value = PresenceTask().parse(f"<think>x</think><answer>{answer}</answer>", question(), FRAME).value
     assert (None if value is None else [box.label for box in value]) == named  # type: ignore[union-attr]
     assert value is None or all(box.box == (0, 0, 40, 30) for box in value)  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("query", ["none.", "cat, None"])
+def test_a_category_called_none_is_a_bad_record(query: str) -> None:
+    records = [Record(Path("x.png"), f"line {i}", i, name, ()) for i, name in enumerate(["cat, nonesuch", query])]
+    bad = BadRecords()
+    assert check_queries(records, PresenceTask(), bad) == records[:1]
+    assert bad.found == [
+        f"line 1: category {query[-5:].strip()!r} reads like the answer None of PresenceTask; rename it"
+    ]
+    assert check_queries(records, DetectionTask(), bad) == records
 
 
 @pytest.mark.parametrize("labels", [("dog", "dog", "cat"), ()])

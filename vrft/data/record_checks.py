@@ -18,6 +18,7 @@ from vrft.data.image_folders import ImageFolders
 from vrft.data.images import BadImage, Convention, Header, MissingImage, check_header
 from vrft.data.record import UNKNOWN_SIZE, Record, category, image_key
 from vrft.errors import ConfigurationError
+from vrft.tasks import Task
 from vrft.types import Detection
 from vrft.utils.display import LONE_SURROGATE
 from vrft.utils.distributed import is_rank_zero
@@ -102,6 +103,15 @@ def check_texts(records: Sequence[Record], bad_records: BadRecords) -> list[Reco
         else:
             bad_records.add(record.location, f"expected text in UTF-8, got {brief(broken)}")
     return found
+
+
+def check_queries(records: Sequence[Record], task: Task, bad_records: BadRecords) -> list[Record]:
+    """Return the records whose queries the task can ask."""
+    problems = {query: task.query_problem(query) for query in {record.query for record in records}}
+    for record in records:
+        if problem := problems[record.query]:
+            bad_records.add(record.location, problem)
+    return [record for record in records if not problems[record.query]]
 
 
 def check_images(records: Sequence[Record], bad_records: BadRecords, folders: ImageFolders | None) -> list[Record]:

@@ -11,7 +11,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from vrft.data.bad_records import BadRecords, OnBadRecord
-from vrft.data.datamodule import VisionData
+from vrft.data.datamodule import VisionData, module_of
 from vrft.data.few_shot import choose_shots, record_shots
 from vrft.data.files import UTF8, check_encoding
 from vrft.data.ground_truth import LabelledImage, coco_tables, labelled_images
@@ -23,6 +23,7 @@ from vrft.data.record_checks import (
     UsableImages,
     at_least_one,
     check_images,
+    check_queries,
     check_texts,
     limit_targets,
     settle_orientation,
@@ -269,7 +270,9 @@ class RecordData(VisionData):
     ) -> list[Record]:
         """Return the records whose images and targets are usable. `everything`: all records of the same file."""
         folders = self.required_folders(split)
-        records = check_images(check_texts(records, bad_records), bad_records, folders)
+        assert self.trainer is not None
+        records = check_queries(check_texts(records, bad_records), module_of(self.trainer).task, bad_records)
+        records = check_images(records, bad_records, folders)
         records = settle_orientation(records, everything, bad_records, folders)
         return self.finish(records, bad_records)
 

@@ -12,7 +12,7 @@ from vrft.data.datamodule import module_of
 from vrft.data.folders import find_images
 from vrft.data.image_folders import ImageFolders
 from vrft.data.record import Record, Split
-from vrft.data.record_checks import check_images
+from vrft.data.record_checks import check_images, check_queries
 from vrft.data.record_set import RecordSet
 from vrft.data.records import RecordData
 from vrft.errors import ConfigurationError
@@ -61,7 +61,8 @@ class UnlabelledData(RecordData):
         if "{query}" in module_of(self.trainer).task.template and not any(self.queries):
             raise ConfigurationError("query: the task's template needs one; expected e.g. --query cat")
         bad_records = BadRecords()
-        found = check_images(self.records("val", bad_records), bad_records, self.required_folders("val"))
+        asked = check_queries(self.records("val", bad_records), module_of(self.trainer).task, bad_records)
+        found = check_images(asked, bad_records, self.required_folders("val"))
         problems = [*bad_records.missing, *bad_records.found]
         for problem in problems[:MAX_LISTED]:
             rank_zero_warn(f"left out: {problem}")

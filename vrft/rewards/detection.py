@@ -159,6 +159,9 @@ class DetectionConfidence(DetectionReward):
     truth. A box more than there are objects never raises the score, whatever its confidence and wherever it is, unless
     it finds an object that the other boxes miss. Leaving out a box never raises the score if that leaves an object
     unfound. An answer that can be read earns more than one that can't.
+
+    As long as there are no more boxes than objects, wrong boxes with confidence 0 cost nothing if no box is correct, and
+    beside a correct one only what F2 takes off.
     """
 
     def earned(self, matches: Matches) -> float:

@@ -70,6 +70,10 @@ class Task(ABC):
             "confidence": number_text(0, self.confidence_decimals),
         }
 
+    def query_problem(self, query: str) -> str | None:
+        """Return why the task can't ask a query, or None if it can. Records with other queries are bad records."""
+        return None
+
     def target_text(self, sample: Question, frame: Frame) -> str:
         """Return the correct completion: the target of supervised fine-tuning, with the highest reward."""
         answer = f"<answer>{self.answer_text(sample, frame)}</answer>"

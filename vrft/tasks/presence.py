@@ -15,11 +15,17 @@ NO_CATEGORIES = "None"
 class PresenceTask(Task):
     """Naming the categories of a comma-separated query that are in the image: `cat, dog`, or `None`.
 
-    Each named category counts as a box of the whole image. Other words are ignored.
+    Each named category counts as a box of the whole image. Other words are ignored. A category
+    can't be called "None".
     """
 
     prompt = "Which of these categories are in the image: {query}? Name all that are, with commas between, or say None."
     form = "category, category"
+
+    def query_problem(self, query: str) -> str | None:
+        no_category = normalise_label(NO_CATEGORIES)
+        name = next((name for name in query.split(", ") if normalise_label(name) == no_category), None)
+        return name and f"category {name!r} reads like the answer {NO_CATEGORIES} of {type(self).__name__}; rename it"
 
     def answer_text(self, sample: Question, frame: Frame) -> str:
         return ", ".join(names_of(sample.target)) or NO_CATEGORIES
