@@ -208,7 +208,8 @@ def scene_data(folder: Path, shots: int, seed: int = 0, **more: Any) -> SceneDat
     names = [*COLOURS, *NOVEL_COLOURS]
     data = SceneData(*files, train_size=120, val_size=20, colours=names, shots=shots, seed=seed, **more)
     data.prepare_data()
-    data.trainer = SimpleNamespace(default_root_dir=str(folder / "run"))  # type: ignore[assignment]
+    asking = SimpleNamespace(task=DetectionTask())
+    data.trainer = SimpleNamespace(default_root_dir=str(folder / "run"), lightning_module=asking)  # type: ignore[assignment]
     data.setup("fit")
     return data
 

@@ -161,7 +161,7 @@ def test_a_category_called_none_is_a_bad_record(query: str) -> None:
     bad = BadRecords()
     assert check_queries(records, PresenceTask(), bad) == records[:1]
     assert bad.found == [
-        f"line 1: category {query[-5:].strip()!r} reads like the answer None of PresenceTask; rename it"
+        f"line 1: category {query.removeprefix('cat, ')!r} reads like the answer None of PresenceTask; rename it"
     ]
     assert check_queries(records, DetectionTask(), bad) == records
 

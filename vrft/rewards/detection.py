@@ -160,8 +160,8 @@ class DetectionConfidence(DetectionReward):
     it finds an object that the other boxes miss. Leaving out a box never raises the score if that leaves an object
     unfound. An answer that can be read earns more than one that can't.
 
-    As long as there are no more boxes than objects, wrong boxes with confidence 0 cost nothing if no box is correct, and
-    beside a correct one only what F2 takes off.
+    As long as there are no more boxes than objects, wrong boxes with confidence 0 cost nothing if no box is correct;
+    beside a correct one, they lower F2 alone.
     """
 
     def earned(self, matches: Matches) -> float:
