@@ -33,8 +33,13 @@ def prepare(args: Sequence[str]) -> list[str]:
     """Return the arguments that the parser gets, with the paths of configs and the requested folder of the run.
 
     Raises:
-        ConfigurationError: there is no such config, it is not YAML, or a word or a field at the top is unknown.
+        ConfigurationError: no option is given, there is no such config, it is not YAML, or a word or a field at the top
+            is unknown.
     """
+    if len(args) == 1:
+        raise ConfigurationError(
+            f"{args[0]} needs a config: --config NAME_OR_FILE (`python -m vrft configs` lists names)"
+        )
     args = find_configs(args)
     check_files(args)
     with hiding_contents(args):

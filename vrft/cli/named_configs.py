@@ -54,13 +54,15 @@ def find_configs(args: Sequence[str]) -> list[str]:
     """Replace names of configs in the package by their paths, in the values of `--config`. An existing file wins.
 
     Raises:
-        ConfigurationError: a value is neither a file nor a name.
+        ConfigurationError: a value is missing, or neither a file nor a name.
     """
     found = list(args)
     for i, word in enumerate(found):
         if word.startswith("--config="):
             found[i] = f"--config={_find(word.partition('=')[2])}"
-        elif word == "--config" and i + 1 < len(found):
+        elif word == "--config":
+            if i + 1 == len(found) or found[i + 1].startswith("--"):
+                raise ConfigurationError("--config: expected a name or a file after it")
             found[i + 1] = _find(found[i + 1])
     return found
 
