@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.helpers.data import samples_of
 from tests.helpers.deep_images import write_png, write_tiff
+from vrft.data import ImageFolderData
 from vrft.data.images import BadImage, check_image, read_image
+from vrft.errors import ConfigurationError
+from vrft.tasks import ClassificationTask
 
 RAMP = np.linspace(0, 65535, 20 * 30).round().astype(np.uint16).reshape(20, 30)
 RGB = np.stack([RAMP, RAMP[::-1], RAMP[:, ::-1]], axis=-1)
@@ -155,3 +160,30 @@ def test_files_that_are_no_images_are_named(content: bytes, said: str, tmp_path:
     (tmp_path / "x.png").write_bytes(content)
     with pytest.raises(BadImage, match=f"not a readable image: .*{said}"):
         check_image(tmp_path / "x.png")
+
+
+@pytest.mark.parametrize("kind", ["png", "png_grey", "png_alpha", "tiff", "tiff_grey_big_endian"])
+def test_images_of_one_camera_keep_their_brightness(kind: str, tmp_path: Path) -> None:
+    """A dark frame of a 12-bit camera, whose brightest pixel needs 10 bits."""
+    write, pixels = CASES[kind]
+    dark = pixels >> 6
+    path = write(tmp_path / f"x.{kind[:3]}", with_alpha(dark[..., :3], WHITE) if "alpha" in kind else dark)
+    expected = np.broadcast_to(dark[..., : 1 if "grey" in kind else 3] >> 4, (20, 30, 3))
+    assert np.array_equal(np.asarray(read_image(path, bits=12)), expected)
+    assert np.asarray(read_image(path)).max() == 255
+
+
+def test_the_bits_of_the_camera_are_stated_or_a_guess_is_reported(tmp_path: Path) -> None:
+    (tmp_path / "cat").mkdir()
+    for name in "ab":
+        write_png(tmp_path / "cat" / f"{name}.png", GREY >> 4)
+    folder, shared = str(tmp_path), {"val_fraction": 0.5}
+    with pytest.warns(UserWarning, match=r"1 images have more than 8 bits per colour, e.g. .*[ab]\.png\. The depth"):
+        samples_of(ImageFolderData(folder, **shared), tmp_path, ClassificationTask())  # type: ignore[arg-type]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        samples_of(ImageFolderData(folder, image_bits=12, **shared), tmp_path, ClassificationTask())  # type: ignore[arg-type]
+    with pytest.raises(ConfigurationError, match=r"image_bits: .*[ab]\.png: pixels up to 4095, expected at most 1023"):
+        samples_of(ImageFolderData(folder, image_bits=10, **shared), tmp_path, ClassificationTask())  # type: ignore[arg-type]
+    with pytest.raises(ConfigurationError, match=r"data.image_bits: expected a number from 9 to 32, got 8"):
+        ImageFolderData(folder, image_bits=8, **shared)  # type: ignore[arg-type]

@@ -18,7 +18,7 @@ from vrft.data.splits import category_names
 from vrft.errors import ConfigurationError
 from vrft.run_dir import is_sharded
 
-KEPT = ("eval_batch_size", "num_workers", "allow_outside", "per_image")
+KEPT = ("eval_batch_size", "num_workers", "allow_outside", "image_bits", "per_image")
 """Settings of the config's data that hold for other images."""
 
 

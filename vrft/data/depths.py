@@ -31,7 +31,11 @@ SIZ_MARKER, BEFORE_DEPTH = b"\xff\x4f\xff\x51", 42
 """Start of a JPEG 2000 stream, and the bytes from there to the depth of its first component."""
 
 
-def eight_bits(values: NDArray[Any], max_bits: int = 32) -> NDArray[np.uint8]:
+class TooBright(ValueError):
+    """Raised for an image with values above those of the camera's bits."""
+
+
+def eight_bits(values: NDArray[Any], max_bits: int = 32, bits: int | None = None) -> NDArray[np.uint8]:
     """Convert values to 8 bits.
 
     Files don't say how many of their bits a camera used, so the depth is the smallest of `DEPTHS` that holds the
@@ -40,8 +44,10 @@ def eight_bits(values: NDArray[Any], max_bits: int = 32) -> NDArray[np.uint8]:
     Args:
         values: greys or colours of an image.
         max_bits: largest depth that the file can have.
+        bits: depth of the camera; default: that of the brightest value.
 
     Raises:
+        TooBright: a value needs more than `bits` bits.
         ValueError: a value is negative, infinite or NaN, so that no depth fits.
 
     >>> eight_bits(np.array([[0, 2048, 4095]])).tolist()
@@ -56,7 +62,9 @@ def eight_bits(values: NDArray[Any], max_bits: int = 32) -> NDArray[np.uint8]:
         return np.asarray(values.clip(0, 1) * 255).astype(np.uint8)
     if low < 0:
         raise ValueError(f"pixels from {low:g} to {high:g}, expected none below 0; convert the image to 8 bits")
-    return np.asarray(values // 2 ** (min(depth_of(high), max_bits) - 8)).astype(np.uint8)
+    if bits is not None and high >= 2**bits:
+        raise TooBright(f"pixels up to {high:g}, expected at most {2**bits - 1}, the largest number of {bits} bits")
+    return np.asarray(values // 2 ** ((bits or min(depth_of(high), max_bits)) - 8)).astype(np.uint8)
 
 
 def depth_of(high: float) -> int:
@@ -67,7 +75,7 @@ def depth_of(high: float) -> int:
     return depth
 
 
-def grey_rgb(image: Image.Image) -> Image.Image:
+def grey_rgb(image: Image.Image, camera_bits: int | None = None) -> Image.Image:
     """Convert greys of modes I, I;16 and F to RGB. Pillow drops what TIFF says about their sign and white."""
     values, max_bits, inverted = np.asarray(image), 32, False
     if isinstance(image, TiffImageFile):
@@ -78,7 +86,7 @@ def grey_rgb(image: Image.Image) -> Image.Image:
             values = values.view(np.uint32)
         elif sign == SIGNED:
             max_bits = bits - 1
-    grey = eight_bits(values, max_bits)
+    grey = eight_bits(values, max_bits, camera_bits)
     grey = 255 - grey if inverted else grey
     if (key := image.info.get("transparency")) is not None:
         grey[values == key] = 255
@@ -107,6 +115,11 @@ def refuse_wrong_depths(image: ImageFile, start: bytes) -> None:
             found = "TIFF with 16 bits per colour and premultiplied transparency"
     if found is not None:
         raise ValueError(f"{found}; convert the image to 8 bits")
+
+
+def is_deep(image: ImageFile) -> bool:
+    """Return whether an image, not decoded yet, has more than 8 bits, so that `eight_bits` converts it."""
+    return image.mode[0] in "IF" or ";16" in raw_mode(image)
 
 
 def raw_mode(image: ImageFile) -> str:
@@ -138,12 +151,14 @@ def _decode_as(image: ImageFile, layout: str) -> Image.Image:
     return image
 
 
-def deep_rgb(high: Image.Image, low: Image.Image, key: tuple[int, ...] | None) -> Image.Image:
+def deep_rgb(
+    high: Image.Image, low: Image.Image, key: tuple[int, ...] | None, camera_bits: int | None = None
+) -> Image.Image:
     """Convert colours of 16 bits, given as two images of bytes, to RGB or RGBA with 8. `key`: a transparent colour."""
     values = np.asarray(high).astype(np.uint16) << 8 | np.asarray(low)
-    rgb, alpha = eight_bits(values[..., :3]), values[..., 3:]
+    rgb, alpha = eight_bits(values[..., :3], bits=camera_bits), values[..., 3:]
     if alpha.size:
-        depth = depth_of(float(values[..., :3].max()))
+        depth = camera_bits or depth_of(float(values[..., :3].max()))
         depth = depth if alpha.max() < 2**depth else 16
         return Image.fromarray(np.concatenate([rgb, (alpha >> (depth - 8)).astype(np.uint8)], axis=-1))
     if key is not None:

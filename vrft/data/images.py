@@ -15,7 +15,7 @@ from typing import BinaryIO, Literal, NamedTuple, Protocol
 from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.ImageFile import ImageFile
 
-from vrft.data.depths import deep_rgb, grey_rgb, low_bytes, raw_mode, refuse_wrong_depths
+from vrft.data.depths import TooBright, deep_rgb, grey_rgb, is_deep, low_bytes, raw_mode, refuse_wrong_depths
 from vrft.data.file_kinds import kind_of_file
 from vrft.utils.regular_files import open_regular
 
@@ -77,21 +77,27 @@ class Header(NamedTuple):
     size: tuple[int, int]
     """Width and height that annotations belong to."""
     convention: Convention
+    deep: bool = False
+    """Whether pixels have more than 8 bits."""
 
 
-def read_image(source: ImageSource, size: tuple[int, int] | None = None, *, upright: bool = True) -> Image.Image:
+def read_image(
+    source: ImageSource, size: tuple[int, int] | None = None, *, upright: bool = True, bits: int | None = None
+) -> Image.Image:
     """Read an image as RGB.
 
     Exif orientation is applied, unless `size` (width, height) shows that the annotations ignore it. If the size does
-    not tell, `upright` decides. Transparent parts become white; see `eight_bits` for other depths.
+    not tell, `upright` decides. Transparent parts become white; see `eight_bits` for other depths, of which `bits` is
+    the camera's.
 
     Raises:
+        TooBright: a pixel needs more than `bits` bits.
         BadImage: the image is missing, unreadable, truncated, too large, too elongated, or not of `size`.
     """
     with _open(source) as file, _decoding_errors_as_bad_image():
         image = _identify(file)
         convention = _header(image, size).convention
-        return _to_rgb(image, file, turn=convention == "upright" or (convention == "untold" and upright))
+        return _to_rgb(image, file, turn=convention == "upright" or (convention == "untold" and upright), bits=bits)
 
 
 def check_image(source: ImageSource, size: tuple[int, int] | None = None) -> tuple[int, int]:
@@ -109,7 +115,7 @@ def check_header(source: ImageSource, size: tuple[int, int] | None = None) -> He
     """
     with _open(source) as file, _decoding_errors_as_bad_image():
         image = _identify(file)
-        found = _header(image, size)
+        found = _header(image, size)._replace(deep=is_deep(image))
         marker = END_MARKERS.get(image.format or "")
         file.seek(0, os.SEEK_END)
         file.seek(-min(file.tell(), 64), os.SEEK_END)
@@ -152,7 +158,7 @@ def _decoding_errors_as_bad_image() -> Iterator[None]:
     """Turn the errors that Pillow's decoders raise on broken files into BadImage."""
     try:
         yield
-    except BadImage:
+    except (BadImage, TooBright):
         raise
     except Image.DecompressionBombError as error:
         raise BadImage(f"more than {MAX_PIXELS} pixels") from error
@@ -199,16 +205,16 @@ def _orientation(image: Image.Image) -> int:
     return found if found in range(2, 9) else UPRIGHT
 
 
-def _to_rgb(image: ImageFile, file: BinaryIO, *, turn: bool = False) -> Image.Image:
+def _to_rgb(image: ImageFile, file: BinaryIO, *, turn: bool = False, bits: int | None = None) -> Image.Image:
     if image.format == "PNG" and (scale := PNG_SCALES.get(raw_mode(image))) and "transparency" in image.info:
         image.info["transparency"] *= scale  # Pillow scales the pixels alone
     key = image.info.get("transparency")
     low = low_bytes(image, lambda: _identify(file))
     if low is not None:
         high, low = (ImageOps.exif_transpose(part) if turn else part for part in (image, low))
-        return _on_white(deep_rgb(high, low, key))
+        return _on_white(deep_rgb(high, low, key, bits))
     upright = ImageOps.exif_transpose(image) if turn else image
-    return grey_rgb(upright) if image.mode[0] in "IF" else _on_white(upright)  # I, I;16 and its byte orders, F
+    return grey_rgb(upright, bits) if image.mode[0] in "IF" else _on_white(upright)  # I, I;16 and its byte orders, F
 
 
 def _on_white(image: Image.Image) -> Image.Image:

@@ -31,6 +31,8 @@ class Record:
     """Whether `size` comes from the annotations and not from the image."""
     convention: Convention = "untold"
     """Whether the boxes belong to the upright or to the stored pixels; known once the image is checked."""
+    deep: bool = False
+    """Whether the image's pixels have more than 8 bits; known once the image is checked."""
     metadata: dict[str, Any] = field(default_factory=dict)
 
 

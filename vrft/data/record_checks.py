@@ -138,7 +138,7 @@ def check_images(records: Sequence[Record], bad_records: BadRecords, folders: Im
 def checked(record: Record, header: Header) -> Record:
     """Return a record with the facts of its image."""
     annotated = record.annotated_size and record.size != UNKNOWN_SIZE
-    return replace(record, size=header.size, annotated_size=annotated, convention=header.convention)
+    return replace(record, size=header.size, annotated_size=annotated, convention=header.convention, deep=header.deep)
 
 
 def read_headers(records: Sequence[Record], title: str, folders: ImageFolders | None) -> list[Header | BadImage]:
@@ -206,6 +206,15 @@ def settle_orientation(
             "size tells whether their boxes belong to the upright image; this is assumed"
         )
     return [replace(record, convention=convention) if image_key(record) in untold else record for record in records]
+
+
+def warn_of_guessed_depths(records: Sequence[Record]) -> None:
+    """Warn if the depth of images is guessed."""
+    if deep := list(dict.fromkeys(record.image for record in records if record.deep)):
+        rank_zero_warn(
+            f"data: {len(deep)} images have more than 8 bits per colour, e.g. {deep[0]}. The depth of each is guessed "
+            "from its brightest pixel, so images of one camera may differ in brightness; data.image_bits=12 states it"
+        )
 
 
 def warn_about_shared_images(used: Sequence[Record], others: Sequence[Record], name: str, use: str) -> None:

@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 
 from vrft.data.augmentation import augment
+from vrft.data.depths import TooBright
 from vrft.data.images import BadImage, read_image
 from vrft.data.loaders import AugmentedSet
 from vrft.data.record import Record
@@ -23,9 +24,15 @@ class RecordSet(AugmentedSet):
     """
 
     def __init__(
-        self, records: Sequence[Record], *, training: bool, augmentation: Sequence[torch.nn.Module] = (), seed: int = 0
+        self,
+        records: Sequence[Record],
+        *,
+        training: bool,
+        augmentation: Sequence[torch.nn.Module] = (),
+        seed: int = 0,
+        image_bits: int | None = None,
     ) -> None:
-        self.records, self.training = records, training
+        self.records, self.training, self.image_bits = records, training, image_bits
         self.augmentation, self.seed = augmentation, seed
 
     def __len__(self) -> int:
@@ -37,7 +44,10 @@ class RecordSet(AugmentedSet):
             position = (index + offset) % len(self.records)
             record = self.records[position]
             try:
-                image = read_image(record.image, record.size, upright=record.convention != "stored")
+                upright = record.convention != "stored"
+                image = read_image(record.image, record.size, upright=upright, bits=self.image_bits)
+            except TooBright as error:
+                raise ConfigurationError(f"data.image_bits: {record.location}: {record.image}: {error}") from error
             except BadImage as error:
                 replaced.append(f"{record.location}: {error}")
                 continue

@@ -29,6 +29,7 @@ from vrft.data.record_checks import (
     settle_orientation,
     warn_about_shared_images,
     warn_about_similar_names,
+    warn_of_guessed_depths,
     warn_of_targets_over_limit,
 )
 from vrft.data.record_set import RecordSet
@@ -65,6 +66,7 @@ class RecordData(VisionData):
         encoding: str = UTF8,
         too_many_boxes: TooManyBoxes = "largest",
         allow_outside: bool = False,
+        image_bits: int | None = None,
         augmentation: list[torch.nn.Module] | None = None,
     ) -> None:
         """Set the options that all file formats share. Files are read when training starts.
@@ -84,6 +86,8 @@ class RecordData(VisionData):
             too_many_boxes: what to do with training records that have more boxes than an answer may have, 100: train on
                 the largest, or refuse. In held-out records, the objects beyond the limit count as missed.
             allow_outside: read images outside of their folder too, to which absolute paths, `..` or links lead.
+            image_bits: bits per colour of the camera, for images of more than 8 bits; default: as many as the brightest
+                value of each image needs.
             augmentation: kornia.augmentation modules for training images; boxes are transformed along.
         """
         super().__init__(batch_size, eval_batch_size, num_workers, seed)
@@ -92,11 +96,13 @@ class RecordData(VisionData):
             raise ConfigurationError(f"data.val_fraction: expected a number between 0 and 1, got {val_fraction}")
         if val_fraction is not None and val_shots is not None:
             raise ConfigurationError("data.val_shots: data.val_fraction holds out training images already")
+        if image_bits is not None and not 8 < image_bits <= 32:
+            raise ConfigurationError(f"data.image_bits: expected a number from 9 to 32, got {image_bits}")
         check_encoding(encoding)
         self.shots, self.val_fraction, self.val_shots = shots, val_fraction, val_shots
         self.on_bad_record, self.on_missing_image = on_bad_record, on_missing_image
         self.encoding, self.too_many_boxes = encoding, too_many_boxes
-        self.allow_outside = allow_outside
+        self.allow_outside, self.image_bits = allow_outside, image_bits
         self.augmentation = augmentation or []
         self._train: RecordSet | None = None
         self._val: RecordSet | None = None
@@ -201,7 +207,7 @@ class RecordData(VisionData):
         test = self._checked(test, test, split, bad_records)
         self._report(bad_records, replace_list=False)
         warn_of_targets_over_limit(test)
-        self._test = RecordSet(at_least_one(test, "test", bad_records), training=False)
+        self._test = RecordSet(at_least_one(test, "test", bad_records), training=False, image_bits=self.image_bits)
         self._say([f"{content(test, self.noun)} are tested on"], bad_records)
 
     def _read_test(self, split: Split, bad_records: BadRecords) -> list[Record]:
@@ -239,12 +245,14 @@ class RecordData(VisionData):
         if needs_train:
             at_least_one(train, "train", bad_records)
         warn_of_targets_over_limit(val)
-        self._val = RecordSet(at_least_one(val, "val", bad_records), training=False)
+        self._val = RecordSet(at_least_one(val, "val", bad_records), training=False, image_bits=self.image_bits)
         said = [f"{content(val, self.noun)} are held out"]
         if inner and self.tested_split() == "val":
             said.append("the held-out split of the files is left for `test`")
         if needs_train:
-            self._train = RecordSet(train, training=True, augmentation=self.augmentation, seed=self.seed)
+            self._train = RecordSet(
+                train, training=True, augmentation=self.augmentation, seed=self.seed, image_bits=self.image_bits
+            )
             said = [f"{content(train, self.noun)} train", *said]
             if self.shots is not None:
                 said.append(f"data.shots={self.shots} leaves out {available - chosen} of {available} training records")
@@ -273,6 +281,8 @@ class RecordData(VisionData):
         assert self.trainer is not None
         records = check_queries(check_texts(records, bad_records), module_of(self.trainer).task, bad_records)
         records = check_images(records, bad_records, folders)
+        if self.image_bits is None:
+            warn_of_guessed_depths(records)
         records = settle_orientation(records, everything, bad_records, folders)
         return self.finish(records, bad_records)
 

@@ -12,7 +12,7 @@ from vrft.data.datamodule import module_of
 from vrft.data.folders import find_images
 from vrft.data.image_folders import ImageFolders
 from vrft.data.record import Record, Split
-from vrft.data.record_checks import check_images, check_queries
+from vrft.data.record_checks import check_images, check_queries, warn_of_guessed_depths
 from vrft.data.record_set import RecordSet
 from vrft.data.records import RecordData
 from vrft.errors import ConfigurationError
@@ -63,6 +63,8 @@ class UnlabelledData(RecordData):
         bad_records = BadRecords()
         asked = check_queries(self.records("val", bad_records), module_of(self.trainer).task, bad_records)
         found = check_images(asked, bad_records, self.required_folders("val"))
+        if self.image_bits is None:
+            warn_of_guessed_depths(found)
         problems = [*bad_records.missing, *bad_records.found]
         for problem in problems[:MAX_LISTED]:
             rank_zero_warn(f"left out: {problem}")
@@ -73,7 +75,7 @@ class UnlabelledData(RecordData):
         self._say([f"{len({record.image for record in found})} images are asked about"], bad_records)
         if not found:
             raise ConfigurationError(f"images: no readable image in {self.images[0]}")
-        self._val = RecordSet(found, training=False)
+        self._val = RecordSet(found, training=False, image_bits=self.image_bits)
 
     def category_ids(self) -> dict[str, Id]:
         return {name: number for number, name in enumerate(self.categories, 1)}
