@@ -84,6 +84,7 @@ class WandbLogger(LightningWandbLogger):
             "mode": "offline" if offline else "online",
             "settings": wandb.Settings(
                 init_timeout=init_timeout,
+                reinit="finish_previous",  # a run that failed earlier in this process may be open
                 silent=True,
                 x_disable_meta=any(redact(word) != word for word in sys.argv),  # the metadata has the command line
             ),
