@@ -38,7 +38,11 @@ def test_the_scores_of_a_runs_transcripts_are_its_rewards(
 
 def test_the_coordinates_of_a_transcript_are_its_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["score", "--task=detection", "--input", write(tmp_path, LINE)]) == 0
-    assert json.loads(capsys.readouterr().out) == {"iou": 1.0, "confidence": 0.5, "format": 1.0}
+    assert json.loads(capsys.readouterr().out) == {
+        "iou": 1.0,
+        "confidence": pytest.approx((2 + (3 + 0.5 * (2 - 0.5)) / 4) / 3),  # one right box with confidence 0.5
+        "format": 1.0,
+    }
 
 
 def test_other_tasks_have_texts_as_targets(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,7 +10,6 @@ import pytest
 import transformers
 import yaml
 
-from tests.helpers import ROOT
 from tests.helpers.vllm_rollouts import (
     split_command,
 )
@@ -22,14 +21,14 @@ pytestmark = pytest.mark.slow(seconds=0.4)
 
 
 @pytest.mark.usefixtures("_no_runs")
-@pytest.mark.parametrize("config", ["quickstart.yaml", "quickstart_sft.yaml", "digits.yaml"])
+@pytest.mark.parametrize("config", ["quickstart", "quickstart_sft", "digits"])
 def test_the_fragment_changes_the_engine_of_any_config(config: str, capsys: pytest.CaptureFixture[str]) -> None:
-    configs = [f"--config={ROOT / 'configs' / name}" for name in (config, "engine/vllm.yaml")]
+    configs = [f"--config={name}" for name in (config, "engine/vllm")]
     with pytest.raises(SystemExit):
         main(["fit", *configs, "--print_config"])
     found = yaml.safe_load(capsys.readouterr().out)
     assert found["model"]["init_args"]["engine"]["class_path"] == "vrft.rollout.VLLMServer"
-    assert found["run_dir"] == f"runs/{config.removesuffix('.yaml')}"
+    assert found["run_dir"] == f"runs/{config}"
 
 
 @pytest.mark.parametrize(
