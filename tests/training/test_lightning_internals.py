@@ -17,7 +17,7 @@ import vrft
 PACKAGE = Path(vrft.__file__).parent
 ALLOWED = PACKAGE / "training" / "lightning_internals.py"
 NOT_ITS_OWN = {"_shutdown_workers", "_replace", "_asdict", "_fields", "_Unpickler"}
-"""Names of the standard library that also occur in Lightning."""
+"""Names of the standard library and of torch that also occur in Lightning."""
 
 
 def is_private(name: str) -> bool:
