@@ -13,11 +13,9 @@ from typing import get_args
 import numpy as np
 import pytest
 import torch
-from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
 from torchmetrics.functional.classification import binary_calibration_error
 
-from tests.evaluators.test_evaluators import NAMES, SAMPLE, random_case, spoken
+from tests.evaluators.test_evaluators import NAMES, SAMPLE, by_pycocotools, random_case, spoken
 from vrft.evaluators import CocoEvaluator
 from vrft.evaluators.calibration import calibration
 from vrft.evaluators.coco import Row
@@ -36,16 +34,9 @@ def stating(rows: list[Row], rng: random.Random | None = None) -> list[Row]:
 
 def matches(file: Path, rows: list[Row], names: list[str]) -> list[tuple[float, bool]]:
     """Return (confidence, correct) of the boxes that pycocotools does not ignore at an IoU of 0.5."""
-    ids = {name: number for number, name in NAMES.items()}
-    results = [
-        [row.image_id, *(round(v, 2) for v in (x0, y0, x1 - x0, y1 - y0)), score, ids[name]]
-        for row in rows
-        for (x0, y0, x1, y1), name, score in row.detections
-    ]
     with contextlib.redirect_stdout(io.StringIO()):
-        truth = COCO(str(file))
-        evaluation = COCOeval(truth, truth.loadRes(np.array(results)), "bbox")
-        evaluation.params.catIds = [ids[name] for name in names]
+        evaluation = by_pycocotools(file, rows)
+        evaluation.params.catIds = [number for number, name in NAMES.items() if name in names]
         evaluation.evaluate()
     whole = evaluation.params.areaRng[0]
     cells = [cell for cell in evaluation.evalImgs if cell is not None and cell["aRng"] == whole]

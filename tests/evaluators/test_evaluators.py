@@ -56,16 +56,21 @@ def random_case(rng: random.Random, folder: Path) -> tuple[Path, list[Row]]:
     return file, rows
 
 
-def pycocotools_ap(file: Path, rows: list[Row]) -> tuple[float, float]:
+def by_pycocotools(file: Path, rows: list[Row]) -> COCOeval:
+    """Return pycocotools' evaluation of rows, which has computed nothing yet."""
     ids = {name: i for i, name in NAMES.items()}
     results = [
         [row.image_id, *(round(v, 2) for v in (x0, y0, x1 - x0, y1 - y0)), score, ids[name]]
         for row in rows
         for (x0, y0, x1, y1), name, score in row.detections
     ]
+    truth = COCO(str(file))
+    return COCOeval(truth, truth.loadRes(np.array(results)), "bbox")
+
+
+def pycocotools_ap(file: Path, rows: list[Row]) -> tuple[float, float]:
     with contextlib.redirect_stdout(io.StringIO()):
-        truth = COCO(str(file))
-        evaluation = COCOeval(truth, truth.loadRes(np.array(results)), "bbox")
+        evaluation = by_pycocotools(file, rows)
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()

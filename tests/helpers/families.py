@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedTokenizerFast
@@ -99,6 +102,16 @@ def write(folder: Path, family: str) -> str:
     model.generation_config.pad_token_id = 0
     model.save_pretrained(folder)
     return str(folder)
+
+
+def written_once(factory: pytest.TempPathFactory) -> Callable[[str], str]:
+    """Return a function that returns the folder of a family's checkpoint, which it writes on the first call."""
+
+    @cache
+    def folder(family: str) -> str:
+        return write(factory.mktemp(family), family)
+
+    return folder
 
 
 def tokenizer(folder: Path, family: str) -> None:

@@ -28,14 +28,7 @@ SHARING = [family for family in families.FAMILIES if family != families.RECURREN
 
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
-    written: dict[str, str] = {}
-
-    def folder(family: str) -> str:
-        if family not in written:
-            written[family] = families.write(tmp_path_factory.mktemp(family), family)
-        return written[family]
-
-    return folder
+    return families.written_once(tmp_path_factory)
 
 
 def load(folder: str, **settings: Any) -> Policy:

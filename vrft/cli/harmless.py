@@ -1,4 +1,4 @@
-"""What other libraries print: warnings, log lines and bars that help no user of vrft, and secrets in the others."""
+"""Tidy the output of other libraries: hide secrets, and warnings, log lines and bars that help no user of vrft."""
 
 from __future__ import annotations
 

@@ -6,7 +6,7 @@ import re
 import traceback
 from pathlib import Path
 
-from vrft.utils.own_code import PACKAGE, in_library
+from vrft.utils.own_code import PACKAGE, is_own_code
 
 WORKER = re.compile(r"Caught \w+ in DataLoader worker process \d+\.\nOriginal Traceback")
 FRAME = re.compile(r'^  File "([^"\n]+)", line (\d+), in (\S+)$', re.M)
@@ -22,7 +22,7 @@ def own_error(error: Exception) -> str | None:
         path = Path(file).resolve()
         if PACKAGE in path.parents:
             return None
-        if path.is_file() and not in_library(path):
+        if is_own_code(path):
             return " ".join(f"{path.name}, line {line}, in {name}: {said}".split())
     return None
 

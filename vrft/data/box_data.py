@@ -89,9 +89,11 @@ class BoxData(CategoryData):
         labelled = []
         for key, found in self.images(split).items():
             if split != "train" or key in evaluated:
-                unasked = [box for box in found.boxes if chosen is not None and (key, box.label) not in chosen]
-                boxes = [box for box in found.boxes if box not in unasked] if unasked else found.boxes
-                labelled.append(LabelledImage(key, str(found.image), found.size, boxes, [*found.ignored, *unasked]))
+                asked: list[Detection] = []
+                ignored = [*found.ignored]
+                for box in found.boxes:
+                    (asked if chosen is None or (key, box.label) in chosen else ignored).append(box)
+                labelled.append(LabelledImage(key, str(found.image), found.size, asked, ignored))
         return labelled
 
     def records(self, split: Split, bad_records: BadRecords) -> list[Record]:

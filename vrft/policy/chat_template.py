@@ -113,12 +113,13 @@ class Renderer:
     def __init__(self) -> None:
         self.process: subprocess.Popen[str] | None = None
         self.said: IO[bytes] | None = None
-        """What the process writes to its standard error, a file since nothing reads it while the process runs."""
+        """Standard error of the process, a file since nothing reads it while the process runs."""
         self.owner = 0
         self.lock = Lock()
         """Held from a request to its answer, so that no thread reads the answer to another one's request."""
         if sys.platform != "win32":
             os.register_at_fork(after_in_child=self._renew_lock)
+        atexit.register(self._end)
 
     def answer(self, request: str) -> str:
         """Return the line that answers a request, or that says why the process ended."""
@@ -162,7 +163,6 @@ class Renderer:
         pipe, self.said = subprocess.PIPE, TemporaryFile()  # noqa: SIM115 # open as long as the process
         self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=self.said, text=True, encoding="utf-8")
         self.owner = os.getpid()
-        atexit.register(self._end)
 
     def _end(self) -> None:
         """End the process. Closing its input would not: worker processes inherit the pipe and may live longer."""

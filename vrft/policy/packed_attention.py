@@ -116,8 +116,8 @@ def attention(
     """
     grouped = q.shape[1] > k.shape[1]
     if grouped and q.is_cuda and (mask is not None or q.dtype == torch.float32):
-        # Of CUDA's kernels only flash takes fewer key heads, without a mask and in half precision. With repeated keys
-        # the memory-efficient kernel runs; the math kernel would keep all scores.
+        # Only CUDA's flash kernel takes fewer key heads, without a mask and in half precision. With repeated keys the
+        # memory-efficient kernel runs; the math kernel would keep all scores.
         k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], 1) for x in (k, v))
         grouped = False
     if mask is None and q.shape[2] > 1:  # a single query attends to all keys
