@@ -28,6 +28,8 @@ class Fork:
         self, function: Callable[..., int], *args: Any, output: Path, cwd: Path = ROOT, **environment: str
     ) -> None:
         self.output = output
+        # the fork server keeps the environment of the moment when it started, perhaps in the middle of another test's run
+        environment = {**os.environ, **environment}
         self._process = FORKS.Process(target=_call, args=(function, args, output, cwd, environment))
         self._process.start()
 
@@ -94,6 +96,8 @@ def _call(
         os.dup2(file, stream)
     # those of the fork server can't write to a terminal
     sys.stdout, sys.stderr = (os.fdopen(stream, "w", buffering=1, closefd=False) for stream in (1, 2))
+    for name in os.environ.keys() - environment.keys():
+        del os.environ[name]
     os.environ.update(environment)
     os.chdir(cwd)
     code = function(*args)
