@@ -28,7 +28,7 @@ class Fork:
         self, function: Callable[..., int], *args: Any, output: Path, cwd: Path = ROOT, **environment: str
     ) -> None:
         self.output = output
-        # the fork server keeps the environment of the moment when it started, perhaps in the middle of another test's run
+        # the fork server keeps the environment of its start, perhaps in the middle of another run
         environment = {**os.environ, **environment}
         self._process = FORKS.Process(target=_call, args=(function, args, output, cwd, environment))
         self._process.start()
