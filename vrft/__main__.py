@@ -34,7 +34,7 @@ commands
   score          compute the rewards of completions in a file, without a model
   evaluate       print COCO's or LVIS's table for a file of boxes, without a model
   configs        list the configs that --config can name; show one, or copy it to a file of your own
-  export         write any checkpoint of a run as a Hugging Face folder, merged or the adapter alone
+  export         write any checkpoint of a run as a Hugging Face folder, merged or the adapter alone; upload it
 
 examples
   python -m vrft fit --config quickstart                       no GPU, nothing to download

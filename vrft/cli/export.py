@@ -7,9 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from jsonargparse import Namespace
+
 from vrft.cli.config_checks import untrusted
 from vrft.cli.parser import Parser
 from vrft.errors import ConfigurationError
+from vrft.report.model_card import lora_of, read_run, write_card
 from vrft.run_dir import RunDir, is_checkpoint
 
 if TYPE_CHECKING:
@@ -18,7 +21,8 @@ if TYPE_CHECKING:
 
 DESCRIPTION = """\
 Writes a folder that transformers, peft and vLLM load: the model of a run with adapters merged, or the adapter alone,
-with processor, chat template, a greedy generation config and a model card with the numbers of the run.
+with processor, chat template, a greedy generation config and a model card with the numbers of the run. --push uploads
+that folder, and nothing else, to the Hugging Face Hub, with the token of HF_TOKEN or `hf auth login`.
 """
 PREFIX = "policy.model."
 """Prefix of the names of the policy's weights in a checkpoint."""
@@ -31,6 +35,8 @@ def build_parser() -> Parser:
     parser.add_argument("--ckpt", default="last", metavar="PATH", help="a checkpoint, or its name in the run's folder")
     parser.add_argument("--output", type=Path, metavar="DIR", help="default: export in the run's folder")
     parser.add_argument("--adapter", action="store_true", help="write the adapter of a LoRA run alone, for peft")
+    parser.add_argument("--push", metavar="NAME", help="upload the folder to this model on the Hugging Face Hub")
+    parser.add_argument("--private", action="store_true", help="with --push: a new model is private")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="precision of the weights; default: exact")
     parser.add_argument(
         "--trust-remote-code", action="store_true", help="run Python code that comes with the base's checkpoint"
@@ -40,21 +46,43 @@ def build_parser() -> Parser:
 
 def main(args: Sequence[str]) -> int:
     """Run the command and return its exit code."""
+    from vrft.cli import push
+
     arguments = build_parser().parse_args(args)
-    import torch
-
-    from vrft.policy.export import EXPORT_STEPS, export_policy
-    from vrft.report.model_card import lora_of, read_run, write_card
-    from vrft.training.checkpoint_io import AtomicCheckpointIO
-    from vrft.utils.progress import progress
-
+    if arguments.push is not None:
+        push.check_name(arguments.push)
+    elif arguments.private:
+        raise ConfigurationError("export: --private: only with --push NAME")
     run = RunDir(arguments.run)
     config = read_run(run.path)
     if arguments.adapter and not lora_of(config):
         raise ConfigurationError(f"export: --adapter: {run} trained all weights and has no adapter")
     checkpoint = checkpoint_of_run(run, arguments.ckpt)
     folder = arguments.output or default_folder(run, checkpoint, arguments.adapter)
+    name = None
+    if arguments.push is not None:
+        push.check_output(folder)
+        name = push.full_name(arguments.push)
     policy, task = instantiate(config, arguments.trust_remote_code)
+    address = None if name is None else push.create_repository(name, arguments.private)
+    write(arguments, config, checkpoint, folder, policy, task)
+    print(f"Hugging Face folder: {folder}")
+    if name is not None:
+        push.upload(folder, name)
+        print(f"Hugging Face Hub: {address}")
+    return 0
+
+
+def write(
+    arguments: Namespace, config: dict[str, Any], checkpoint: Path, folder: Path, policy: Policy, task: Task
+) -> None:
+    """Write a checkpoint of a run and its model card to a folder."""
+    import torch
+
+    from vrft.policy.export import EXPORT_STEPS, export_policy
+    from vrft.training.checkpoint_io import AtomicCheckpointIO
+    from vrft.utils.progress import progress
+
     content = AtomicCheckpointIO().load_weights(checkpoint)
     state, step = content["state_dict"], content["global_step"]
     weights = {name.removeprefix(PREFIX): value for name, value in state.items() if name.startswith(PREFIX)}
@@ -63,9 +91,7 @@ def main(args: Sequence[str]) -> int:
     with progress("export", EXPORT_STEPS) as advance:
         export_policy(policy, folder, weights, length, adapter_alone=arguments.adapter, dtype=dtype, advance=advance)
     program = None if arguments.adapter else usage_program(task, policy, folder)
-    write_card(folder, run.path, task.template, adapter=arguments.adapter, step=step, program=program)
-    print(f"Hugging Face folder: {folder}")
-    return 0
+    write_card(folder, arguments.run, task.template, adapter=arguments.adapter, step=step, program=program)
 
 
 def usage_program(task: Task, policy: Policy, folder: Path) -> str:
