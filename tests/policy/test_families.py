@@ -23,7 +23,7 @@ GROUP, TEMPERATURE = 3, 0.8
 NOISE = SamplingKey(3, 0)
 LENGTHS = [5, 1, 7, 2, 6, 6, 7, 3, 4]  # tokens of three completions for each of three prompts
 QUESTIONS = ("find the red box", "is a blue dog left of the box ?", "why")
-SHARING = [family for family in families.FAMILIES if family != families.RECURRENT]
+SHARING = families.FAMILIES
 
 
 @pytest.fixture(scope="session")
@@ -136,7 +136,7 @@ def test_forward_and_gradient_equal_the_naive_ones(
     family: str, settings: dict[str, Any], checkpoint: Callable[[str], str]
 ) -> None:
     policy = load(checkpoint(family), **settings)
-    assert policy.shares_prefixes == (family != families.RECURRENT)
+    assert policy.shares_prefixes
     check_exactness(policy)
 
 

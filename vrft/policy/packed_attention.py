@@ -1,4 +1,4 @@
-"""Attention of rows that hold several prompts, each followed by its completions or by the rests of longer prompts.
+"""Layers of rows that hold several prompts, each followed by its completions or by the rests of longer prompts.
 
 P prompts, G completions each, L prompt tokens, n completion tokens.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -15,11 +16,17 @@ from torch import Tensor, nn
 from torch.nn.attention.bias import causal_lower_right
 from torch.nn.utils.rnn import pad_sequence
 
+from vrft.policy.recurrent import LayerState, StatefulForward, StatefulRows
+
 
 class PromptCache:
     """Keys and values of P prompts from a packed forward: per layer (P, heads, L, dim).
 
     Padding holds arbitrary finite values; attention must mask it.
+
+    Attributes:
+        layers: keys and values of each attention layer.
+        states: state of each recurrent layer.
     """
 
     def __init__(self, indices: list[Tensor]) -> None:
@@ -27,6 +34,7 @@ class PromptCache:
         self.lengths = [len(index) for index in indices]
         self.index = pad_sequence(indices, batch_first=True)  # (P, L)
         self.layers: dict[int, tuple[Tensor, Tensor]] = {}
+        self.states: dict[int, LayerState] = {}
 
     def store(self, layer: int, key: Tensor, value: Tensor) -> None:
         """Keep a layer's key and value of the packed row, both (1, heads, tokens, dim)."""
@@ -38,11 +46,13 @@ class Completions:
     """The completions of a prompt, which lie one after the other in a row and attend as a batch.
 
     Attributes:
+        lengths: number of tokens of each completion (G).
         total: number of their tokens in the row.
     """
 
     def __init__(self, lengths: Sequence[int], device: torch.device) -> None:
         """`lengths`: number of tokens of each completion (G). The indices are built once for all layers."""
+        self.lengths, self.device = lengths, device
         self.total, self.count, self.n = sum(lengths), len(lengths), max(lengths)
         self.fold_index = self.unfold_index = None
         if min(lengths) < self.n:
@@ -75,7 +85,7 @@ class PackedLayout:
         masks: for each prompt, the model's masks for the sequence `[prompt | longest completion]` by layer type, each
             (1, 1, L + n, L + n); None if they are causal.
         layer_types: type of each layer.
-        cache: stores keys and values, if given.
+        cache: stores keys, values and states, if given.
     """
 
     prompts: list[int]
@@ -83,6 +93,19 @@ class PackedLayout:
     masks: list[dict[str, Tensor] | None]
     layer_types: list[str]
     cache: PromptCache | None = None
+
+    @cached_property
+    def stateful_rows(self) -> StatefulRows:
+        """The rows as recurrent layers compute them."""
+        lengths = [completions.lengths for completions in self.completions]
+        return StatefulRows(self.prompts, lengths, self.completions[0].device, keep_states=self.cache is not None)
+
+    def recur(self, module: nn.Module, forward: StatefulForward, hidden: Tensor) -> Tensor:
+        """Compute a recurrent layer (1, tokens, H): each completion starts from the state after its prompt."""
+        output, states = self.stateful_rows.forward(forward, hidden)
+        if self.cache is not None:
+            self.cache.states[module.layer_idx] = self.stateful_rows.last_states(states)  # type: ignore[index]
+        return output
 
     def attend(self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, **kwargs: Any) -> Tensor:
         """Let each prompt attend to itself, and its completions, as a batch, to the prompt and to themselves."""

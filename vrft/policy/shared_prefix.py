@@ -35,13 +35,14 @@ from vrft.policy.prompts import (
     prompt_positions,
     same_images,
 )
+from vrft.policy.recurrent import RECURRENT_LAYER_TYPES, StateLayout, mixers, share_states
 
 ATTENTION_NAME = "vrft_shared_prefix"
-SHAREABLE_LAYER_TYPES = {"full_attention", "sliding_attention"}
+SHAREABLE_LAYER_TYPES = {"full_attention", "sliding_attention", "moe", "mlp"} | RECURRENT_LAYER_TYPES
 
 
-class AttentionLayout(Protocol):
-    """Tells which tokens of a forward attend to which; passed to the model as `shared_prefix`."""
+class Layout(StateLayout, Protocol):
+    """Tells which tokens of a forward belong together; passed to the model as `shared_prefix`."""
 
     def attend(self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, **kwargs: Any) -> Tensor:
         """Compute attention of one layer: (batch, heads, tokens, dim) -> (batch, tokens, heads, dim)."""
@@ -53,7 +54,7 @@ def shared_prefix_attention(
     key: Tensor,
     value: Tensor,
     attention_mask: Tensor | None,
-    shared_prefix: AttentionLayout | None = None,
+    shared_prefix: Layout | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """Compute attention for transformers: plain sdpa unless the forward was given `shared_prefix`.
@@ -79,13 +80,20 @@ def layer_types(model: PreTrainedModel) -> list[str]:
 
 
 def share_prefixes(model: PreTrainedModel) -> bool:
-    """Set the text model's attention to one that can share prompts. Without a `shared_prefix` argument it is sdpa.
+    """Let attention and recurrent layers of the text model share prompts. Without a `shared_prefix` argument they are
+    sdpa's and the model's own.
 
     Returns:
-        False for a model with recurrent layers, which is left unchanged: its rows can't hold several completions.
+        False for a model with layers of other kinds, which is left unchanged.
     """
-    if not set(layer_types(model)) <= SHAREABLE_LAYER_TYPES:
+    kinds = layer_types(model)
+    if not set(kinds) <= SHAREABLE_LAYER_TYPES:
         return False
+    if not RECURRENT_LAYER_TYPES.isdisjoint(kinds):
+        stateful = mixers(model.get_decoder().layers, kinds)
+        if stateful is None:
+            return False
+        share_states(stateful)
     model.set_attn_implementation({"text_config": ATTENTION_NAME})
     return True
 
@@ -205,7 +213,7 @@ def packed_forward(
 
 
 def forward_with_layout(
-    model: PreTrainedModel, tokens: Tensor, positions: Tensor, layout: AttentionLayout, **kwargs: Any
+    model: PreTrainedModel, tokens: Tensor, positions: Tensor, layout: Layout, **kwargs: Any
 ) -> Tensor:
     """Return hidden states of tokens that attend as `layout` says. A 4-D mask keeps the model from making its own."""
     return model.base_model(

@@ -6,7 +6,7 @@ A new token attends to its prompt, which its group shares, and to the tokens of 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -17,6 +17,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 from vrft.policy.packed_attention import PromptCache
 from vrft.policy.prompts import TOKEN_KEYS, ImageFeatures, Prompt, encode_images, next_position, prompt_positions
+from vrft.policy.recurrent import GrowingState, StatefulForward
 from vrft.policy.shared_prefix import forward_with_layout, layer_types, prefill
 
 MASKED = -1e30
@@ -40,8 +41,9 @@ class GroupCache:
     """Keys and values of P prompts and of the tokens in each of their G rows.
 
     Attributes:
-        prompts: keys and values of each layer (P, heads, L, dim).
-        rows: keys and values of each layer (P, heads, G, slots, dim).
+        prompts: keys and values of each attention layer (P, heads, L, dim).
+        rows: keys and values of each attention layer (P, heads, G, slots, dim).
+        states: state of each recurrent layer (N, …).
         position: slot of the next token (1,).
     """
 
@@ -51,32 +53,36 @@ class GroupCache:
         """Allocate the rows.
 
         Args:
-            cache: keys and values of the P prompts.
+            cache: keys, values and states of the P prompts.
             group_size: rows per prompt, G.
             slots: largest number of tokens in a row.
             layer_types: type of each layer.
             window: size of the sliding window, if the model has one.
         """
-        self.prompts = [cache.layers[layer] for layer in range(len(layer_types))]
-        self.rows = [
-            (
+        self.prompts = dict(cache.layers)
+        self.rows = {
+            layer: (
                 k.new_zeros(*k.shape[:2], group_size, slots, k.shape[3]),
                 v.new_zeros(*v.shape[:2], group_size, slots, v.shape[3]),
             )
-            for k, v in self.prompts
-        ]
-        self.layer_types, self.window = layer_types, window
-        device = self.rows[0][0].device
+            for layer, (k, v) in self.prompts.items()
+        }
+        counts = [group_size] * len(cache.lengths)
+        self.states = {layer: GrowingState(*state.copies(counts)) for layer, state in cache.states.items()}
+        self.layer_types, self.window, self.group_size = layer_types, window, group_size
+        device = cache.index.device
         self.lengths = torch.tensor(cache.lengths, device=device)  # (P,)
         self.ragged = min(cache.lengths) < max(cache.lengths)
         self.position = torch.zeros(1, dtype=torch.long, device=device)
-        self.used, self.slots = 0, slots
+        self.used = 0
+        self.slots = self.max_slots = slots
+        self.length = cache.index.shape[1]  # L
         self.bias: dict[str, Tensor | None] = {}
 
     def set_visible(self, static_shapes: bool) -> None:
         """Let attention read the slots up to the next token's; with static shapes, all slots, with a mask."""
-        self.slots = self.rows[0][0].shape[3] if static_shapes else self.used + 1
-        self.bias = {kind: self._bias(kind, static_shapes) for kind in dict.fromkeys(self.layer_types)}
+        self.slots = self.max_slots if static_shapes else self.used + 1
+        self.bias = {kind: self._bias(kind, static_shapes) for kind in {self.layer_types[layer] for layer in self.rows}}
 
     def _bias(self, kind: str, static_shapes: bool) -> Tensor | None:
         """Return the mask that is added to scores, (P, 1, 1, L + slots); None if every key is visible."""
@@ -84,7 +90,7 @@ class GroupCache:
         if not (sliding or self.ragged or static_shapes):
             return None
         device = self.lengths.device
-        prompt = torch.arange(self.prompts[0][0].shape[2], device=device).expand(len(self.lengths), -1)  # (P, L)
+        prompt = torch.arange(self.length, device=device).expand(len(self.lengths), -1)  # (P, L)
         own = self.lengths[:, None] + torch.arange(self.slots, device=device)  # (P, slots)
         now = self.lengths[:, None] + self.position  # (P, 1)
         visible = torch.cat([prompt < self.lengths[:, None], own <= now], 1)
@@ -99,11 +105,12 @@ class GroupCache:
         layer: int = module.layer_idx  # type: ignore[assignment]
         keys, values = self.prompts[layer]  # (P, kv, L, dim)
         own_keys, own_values = self.rows[layer]  # (P, kv, G, slots, dim)
-        own_keys.index_copy_(3, self.position, self._grid(key).to(own_keys.dtype))
-        own_values.index_copy_(3, self.position, self._grid(value).to(own_values.dtype))
+        heads = keys.shape[1]
+        own_keys.index_copy_(3, self.position, self._grid(key, heads).to(own_keys.dtype))
+        own_values.index_copy_(3, self.position, self._grid(value, heads).to(own_values.dtype))
         own_keys, own_values = own_keys[..., : self.slots, :], own_values[..., : self.slots, :]
-        q = self._grid(query).to(keys.dtype)  # (P, kv, G, queries per kv, dim)
-        group_size, length = q.shape[2], keys.shape[2]
+        q = self._grid(query, heads).to(keys.dtype)  # (P, kv, G, queries per kv, dim)
+        group_size, length = self.group_size, self.length
         scores = torch.cat([q.flatten(2, 3) @ keys.mT, (q @ own_keys.mT).flatten(2, 3)], -1)  # (P, kv, G q, L + slots)
         scores = scores.float() * (query.shape[-1] ** -0.5 if scaling is None else scaling)
         bias = self.bias[self.layer_types[layer]]
@@ -112,22 +119,27 @@ class GroupCache:
         output = output + weights[..., length:].unflatten(2, (group_size, -1)) @ own_values
         return output.transpose(1, 2).flatten(0, 1).flatten(1, 2)[:, None]
 
-    def _grid(self, x: Tensor) -> Tensor:
+    def recur(self, module: nn.Module, forward: StatefulForward, hidden: Tensor) -> Tensor:
+        """Compute a recurrent layer for one new token per row (N, 1, H)."""
+        return forward(hidden, self.states[module.layer_idx], None)  # type: ignore[index]
+
+    def _grid(self, x: Tensor, heads: int) -> Tensor:
         """Reshape (N, kv * q, 1, dim) -> (P, kv, G, q, dim)."""
-        prompts, heads, group_size = self.rows[0][0].shape[:3]
-        return x.view(prompts, group_size, heads, -1, x.shape[-1]).transpose(1, 2)
+        return x.view(len(self.lengths), self.group_size, heads, -1, x.shape[-1]).transpose(1, 2)
 
     def select_rows(self, rows: Tensor) -> None:
         """Drop all rows but these, given by their current indices (prompts, rows of each prompt)."""
-        group_size = self.rows[0][0].shape[2]
-        prompts = rows[:, 0] // group_size
+        prompts = rows[:, 0] // self.group_size
 
         def select(x: Tensor) -> Tensor:
-            return x.transpose(1, 2)[prompts[:, None], rows % group_size].transpose(1, 2).contiguous()
+            return x.transpose(1, 2)[prompts[:, None], rows % self.group_size].transpose(1, 2).contiguous()
 
         self.lengths = self.lengths[prompts]
-        self.prompts = [(k[prompts], v[prompts]) for k, v in self.prompts]
-        self.rows = [(select(k), select(v)) for k, v in self.rows]
+        self.prompts = {layer: (k[prompts], v[prompts]) for layer, (k, v) in self.prompts.items()}
+        self.rows = {layer: (select(k), select(v)) for layer, (k, v) in self.rows.items()}
+        for state in self.states.values():
+            state.select_rows(rows.flatten())
+        self.group_size = rows.shape[1]
 
 
 class GroupDecoder:
@@ -156,7 +168,7 @@ class GroupDecoder:
 
     def step(self, tokens: Tensor) -> Tensor:
         if self.cuda_graph and tokens.is_cuda:
-            self.graph_step = self.graph_step or CUDAGraphStep(self._forward, tokens)
+            self.graph_step = self.graph_step or CUDAGraphStep(self._forward, tokens, self.cache.states.values())
             hidden = self.graph_step(tokens)
         else:
             hidden = self._forward(tokens)
@@ -177,17 +189,23 @@ class GroupDecoder:
 class CUDAGraphStep:
     """A decoding step as a CUDA graph, which launches about a thousand small kernels at once.
 
-    The step must be idempotent: it runs twice before it is captured.
+    The step runs twice before it is captured. But for `states`, which are restored, it must be idempotent.
     """
 
-    def __init__(self, step: Callable[[Tensor], Tensor], tokens: Tensor) -> None:
+    def __init__(
+        self, step: Callable[[Tensor], Tensor], tokens: Tensor, states: Iterable[GrowingState] = ()
+    ) -> None:
         self.tokens = tokens.clone()
+        changed = [x for state in states for x in state.tensors()]
+        before = [x.clone() for x in changed]
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
             for _ in range(2):  # libraries select kernels and allocate on the first calls, which can't be captured
                 step(self.tokens)
         torch.cuda.current_stream().wait_stream(side)
+        for x, value in zip(changed, before, strict=True):
+            x.copy_(value)
         self.graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self.graph):
             self.hidden = step(self.tokens)

@@ -1,0 +1,261 @@
+"""Layers with a state, in rows that hold several prompts, each followed by its completions.
+
+Gated delta nets, short convolutions and Mamba-2 read earlier tokens from a state: the last inputs of a convolution and,
+in all but short convolutions, a matrix per head. The state after a prompt is computed once; each completion starts from
+a copy, and the gradients of the copies add up.
+
+The layers' own code runs, once for all prompts and once for all completions: transformers' layers read their state from
+a cache and write it back, and `LayerState` is such a cache, which keeps gradients.
+
+P prompts, G completions each, n tokens, H hidden size.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from types import MethodType
+from typing import Any, NamedTuple, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+RECURRENT_LAYER_TYPES = {"linear_attention", "conv"}
+CACHE_NAMES = {"cache", "cache_params", "past_key_values"}
+"""Names that versions of transformers have for a layer's cache."""
+
+MIN_COMPLETION = 2
+"""Least number of tokens of a completion with gradients: kernels for a single token have none."""
+
+
+class LayerState:
+    """The state of a layer for n rows, with the methods of a transformers cache that such layers call.
+
+    Attributes:
+        conv: last inputs of the convolution (n, channels, kernel size); None before the first token.
+        recurrent: recurrent state (n, …); None before the first token and in short convolutions.
+    """
+
+    def __init__(
+        self, conv: Tensor | None = None, recurrent: Tensor | None = None, mask: Tensor | None = None
+    ) -> None:
+        """`mask`: False at the padding to the left of the first tokens (n, tokens)."""
+        self.conv, self.recurrent, self.mask = conv, recurrent, mask
+
+    def get_conv_state(self, layer_idx: int, state_idx: int = 0) -> Tensor | None:
+        return self.conv
+
+    def get_recurrent_state(self, layer_idx: int, state_idx: int = 0) -> Tensor | None:
+        return self.recurrent
+
+    def update_conv_state(
+        self, conv_states: Tensor, layer_idx: int, state_idx: int = 0, *, conv_kernel_size: int
+    ) -> Tensor:
+        """Append inputs of the convolution (n, channels, tokens); return them after those that are kept."""
+        if self.mask is not None:
+            conv_states = conv_states * self.mask[:, None]
+        if self.conv is not None:
+            conv_states = torch.cat([self.conv, conv_states], -1)
+        self.conv = F.pad(conv_states, (max(conv_kernel_size - conv_states.shape[-1], 0), 0))[..., -conv_kernel_size:]
+        return conv_states
+
+    def update_recurrent_state(self, recurrent_states: Tensor, layer_idx: int, state_idx: int = 0) -> Tensor:
+        """Replace the recurrent state."""
+        self.recurrent = recurrent_states
+        return recurrent_states
+
+    def is_recording_past(self, layer_idx: int) -> bool:
+        """Return True, which keeps layers from kernels that change the convolution's state in place."""
+        return True
+
+    def copies(self, counts: Sequence[int]) -> tuple[Tensor | None, Tensor | None]:
+        """Return `counts[i]` copies of row i of both tensors."""
+
+        def repeat(x: Tensor | None) -> Tensor | None:
+            if x is None:
+                return None
+            rows = zip(x.split(1), counts, strict=True)
+            return torch.cat([row.expand(count, *row.shape[1:]) for row, count in rows if count])
+
+        return repeat(self.conv), repeat(self.recurrent)
+
+
+class GrowingState(LayerState):
+    """A state of rows that grow by one token at a time. It is changed in place, as a CUDA graph needs."""
+
+    def update_recurrent_state(self, recurrent_states: Tensor, layer_idx: int, state_idx: int = 0) -> Tensor:
+        assert self.recurrent is not None
+        return self.recurrent.copy_(recurrent_states)
+
+    def is_recording_past(self, layer_idx: int) -> bool:
+        return False
+
+    def tensors(self) -> list[Tensor]:
+        """Return the tensors that a token changes."""
+        return [x for x in (self.conv, self.recurrent) if x is not None]
+
+    def select_rows(self, rows: Tensor) -> None:
+        """Keep these rows (n,) alone."""
+        self.conv, self.recurrent = (None if x is None else x[rows] for x in (self.conv, self.recurrent))
+
+
+StatefulForward = Callable[[Tensor, LayerState, Tensor | None], Tensor]
+"""A layer's forward: hidden states (n, tokens, H), the state that they start from, and the mask of left padding."""
+
+
+class StateLayout(Protocol):
+    """Tells which tokens of a forward follow which; passed to the model as `shared_prefix`."""
+
+    def recur(self, module: nn.Module, forward: StatefulForward, hidden: Tensor) -> Tensor:
+        """Compute one layer, hidden states in and out."""
+
+
+def mixers(layers: Sequence[nn.Module], layer_types: Sequence[str]) -> list[nn.Module] | None:
+    """Return the module with a state of each recurrent layer; None if a layer's can't be told."""
+    found = []
+    for layer, kind in zip(layers, layer_types, strict=False):
+        if kind not in RECURRENT_LAYER_TYPES:
+            continue
+        candidates = [child for child in layer.children() if takes_cache(child)]
+        if len(candidates) != 1:
+            return None
+        found += candidates
+    return found
+
+
+def takes_cache(module: nn.Module) -> bool:
+    """Return whether a module's arguments are hidden states, a cache and a mask of padding, in this order."""
+    first, cache, mask, *_ = [*inspect.signature(module.forward).parameters, "", "", ""]
+    return first == "hidden_states" and cache in CACHE_NAMES and mask == "attention_mask"
+
+
+def share_states(modules: Sequence[nn.Module]) -> None:
+    """Let modules compute rows of several completions. Without a `shared_prefix` argument they are as before."""
+    for module in modules:
+        module.forward = MethodType(shared_prefix_forward, module)
+
+
+def shared_prefix_forward(
+    module: nn.Module, hidden_states: Tensor, *args: Any, shared_prefix: StateLayout | None = None, **kwargs: Any
+) -> Tensor:
+    """Compute a layer for transformers: its own forward unless the model was given `shared_prefix`."""
+    forward = MethodType(type(module).forward, module)
+    if shared_prefix is None:
+        return forward(hidden_states, *args, **kwargs)
+    return shared_prefix.recur(module, forward, hidden_states)
+
+
+class Row(NamedTuple):
+    """A completion in a packed row: its prompt, its first token's place and its number of tokens."""
+
+    prompt: int
+    start: int
+    length: int
+
+
+class PaddedRows:
+    """Prompts or completions of a packed row as a batch.
+
+    Attributes:
+        tokens: places of their tokens in the packed row, and where the flattened batch has them.
+        mask: False at padding (rows, n); None without.
+    """
+
+    def __init__(self, rows: Sequence[Row], n: int, device: torch.device, left: bool = False) -> None:
+        """Pad rows to n tokens, on the left or on the right."""
+        start, length = (torch.tensor([getattr(row, name) for row in rows])[:, None] for name in ("start", "length"))
+        offset = torch.arange(n) - (n - length if left else 0)  # (rows, n)
+        real = (offset >= 0) & (offset < length)
+        index = (start + offset).masked_fill(~real, 0)
+        self.shape, self.tokens = real.shape, (index[real], real.flatten().nonzero()[:, 0])
+        self.index = index.flatten().to(device, non_blocking=True)
+        self.mask = None if bool(real.all()) else real.to(device, non_blocking=True)
+
+    def pad(self, x: Tensor) -> Tensor:
+        """Return the batch: (tokens, H) -> (rows, n, H). Padding repeats the first token."""
+        return x.index_select(0, self.index).view(*self.shape, -1)
+
+
+class StatefulRows:
+    """The order in which layers with a state compute a packed row: all prompts, then their completions.
+
+    Prompts are padded on the left, where the mask keeps the state at zero. Completions are padded on the right, where
+    nothing follows; if their last states are needed, those of each length are a batch of their own, without padding.
+    """
+
+    def __init__(
+        self,
+        prompts: Sequence[int],
+        completions: Sequence[Sequence[int]],
+        device: torch.device,
+        keep_states: bool = False,
+    ) -> None:
+        """Build indices, once for all layers.
+
+        Args:
+            prompts: length of each prompt.
+            completions: lengths of its completions.
+            device: device of the computation.
+            keep_states: the states after the completions' last tokens are needed.
+        """
+        firsts, rows = place(prompts, completions)
+        batches: dict[int, list[int]] = {}
+        for i, row in enumerate(rows):
+            if row.length:
+                batches.setdefault(row.length if keep_states else 0, []).append(i)
+        self.prompts = PaddedRows(firsts, max(prompts), device, left=True)
+        self.batches: list[tuple[list[int], PaddedRows]] = []
+        last = [row.prompt for row in rows]  # the state of a completion without tokens is its prompt's
+        num_states = len(prompts)
+        for members in batches.values():
+            own = [rows[i] for i in members]
+            n = max(row.length for row in own)
+            padded = PaddedRows(own, n if keep_states else max(n, MIN_COMPLETION), device)
+            self.batches.append(([sum(row.prompt == p for row in own) for p in range(len(prompts))], padded))
+            for i in members:
+                last[i] = num_states
+                num_states += 1
+        self.last = torch.tensor(last).to(device, non_blocking=True)
+        order, base = torch.empty(sum(prompts) + sum(map(sum, completions)), dtype=torch.long), 0
+        for padded in (self.prompts, *(padded for _, padded in self.batches)):
+            tokens, places = padded.tokens
+            order[tokens] = base + places
+            base += len(padded.index)
+        self.order = order.to(device, non_blocking=True)
+
+    def forward(self, layer: StatefulForward, hidden: Tensor) -> tuple[Tensor, list[LayerState]]:
+        """Compute a layer of the packed row (1, tokens, H).
+
+        Returns:
+            The layer's output (1, tokens, H), and the states after the prompts and after each batch of completions.
+        """
+        first = LayerState(mask=self.prompts.mask)
+        outputs, states = [layer(self.prompts.pad(hidden[0]), first, self.prompts.mask)], [first]
+        for counts, rows in self.batches:
+            states.append(LayerState(*first.copies(counts)))
+            outputs.append(layer(rows.pad(hidden[0]), states[-1], None))
+        return torch.cat([x.flatten(0, 1) for x in outputs]).index_select(0, self.order)[None], states
+
+    def last_states(self, states: Sequence[LayerState]) -> LayerState:
+        """Return the states after the last token of each completion, from those that `forward` returned."""
+
+        def join(parts: Sequence[Tensor | None]) -> Tensor | None:
+            tensors = [part for part in parts if part is not None]
+            return torch.cat(tensors).index_select(0, self.last) if tensors else None
+
+        return LayerState(join([state.conv for state in states]), join([state.recurrent for state in states]))
+
+
+def place(prompts: Sequence[int], completions: Sequence[Sequence[int]]) -> tuple[list[Row], list[Row]]:
+    """Return where the prompts and all their completions lie in a packed row."""
+    firsts: list[Row] = []
+    rows: list[Row] = []
+    start = 0
+    for p, (length, counts) in enumerate(zip(prompts, completions, strict=True)):
+        firsts.append(Row(p, start, length))
+        start += length
+        for count in counts:
+            rows.append(Row(p, start, count))
+            start += count
+    return firsts, rows
