@@ -23,8 +23,12 @@ FAMILIES = (
     "idefics3",
     "smolvlm",
     "qwen3_5",
+    "llava_onevision+lfm2",
+    "llava_onevision+granitemoehybrid",
 )
-RECURRENT = "qwen3_5"
+"""Model types; after a plus sign, that of the language model."""
+RECURRENT = FAMILIES[-3:]
+"""Families with gated delta nets, short convolutions and Mamba-2."""
 WORDS = [
     *[
         "find",
@@ -89,13 +93,15 @@ def write(folder: Path, family: str) -> str:
     if "video" in processor:
         (folder / "video_preprocessor_config.json").write_text(json.dumps(MEAN | processor["video"]))
     (folder / "processor_config.json").write_text(json.dumps(processor["processor"]))
-    model = AutoModelForImageTextToText.from_config(AutoConfig.for_model(family, **config))
+    with torch.random.fork_rng():
+        torch.manual_seed(0)  # of the decays in recurrent layers
+        model = AutoModelForImageTextToText.from_config(AutoConfig.for_model(family.partition("+")[0], **config))
     generator = torch.Generator().manual_seed(0)
     for name, parameter in model.named_parameters():
         # Models with the usual random weights hardly depend on their input: large weights reveal a wrong mask or
         # position. In recurrent layers they would magnify rounding.
         if parameter.ndim >= 2:
-            scale = 0.5 if "lm_head" in name else 0.7 if family == RECURRENT else 1.2
+            scale = 0.5 if "lm_head" in name else 0.5 if family in RECURRENT else 1.2
             std = 1.0 if "embed" in name else scale * parameter[0].numel() ** -0.5
             torch.nn.init.normal_(parameter, 0, std, generator=generator)
     model.generation_config.eos_token_id = [1, 2]
@@ -182,11 +188,11 @@ def settings(family: str) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
         video = {"video_processor_type": "InternVLVideoProcessor", "size": {"height": 28, "width": 28}}
         processor = {"processor_class": "InternVLProcessor", "image_seq_length": 4}
         return config | {"image_seq_length": 4}, {"image": image, "video": video, "processor": processor}
-    if family == "llava_onevision":
+    if family.startswith("llava_onevision"):
         vision = SIGLIP | {"model_type": "siglip_vision_model", "vision_use_head": False}
         grids = [[28, 28], [28, 56], [56, 28]]
         config = {
-            "text_config": TEXT | {"model_type": "qwen2"} | tie,
+            "text_config": TEXT | _language_model(family.partition("+")[2] or "qwen2") | tie,
             "vision_config": vision,
             "image_token_index": 3,
             "video_token_index": 4,
@@ -217,6 +223,18 @@ def settings(family: str) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
     if family == "smolvlm":
         files["video"] = image | {"video_processor_type": "SmolVLMVideoProcessor"}
     return config, files
+
+
+def _language_model(kind: str) -> dict[str, Any]:
+    if kind == "lfm2":
+        recurrent = {"layer_types": ["conv", "full_attention", "conv"], "block_auto_adjust_ff_dim": False}
+    elif kind == "granitemoehybrid":
+        recurrent = {"layer_types": ["linear_attention", "full_attention", "linear_attention"], "mamba_n_heads": 4}
+        recurrent |= {"mamba_d_state": 8, "mamba_chunk_size": 8, "shared_intermediate_size": 48}
+        recurrent |= {"num_local_experts": 0, "num_experts_per_tok": 0, "position_embedding_type": "rope"}
+    else:
+        recurrent = {}
+    return {"model_type": kind} | recurrent
 
 
 def _qwen(family: str) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:

@@ -12,8 +12,9 @@ from PIL import Image
 from torch import Tensor
 
 from tests.helpers import families
-from vrft.policy import LoRA, Policy, packed_attention, shared_prefix
+from vrft.policy import LoRA, Policy, packed_attention, recurrent, shared_prefix
 from vrft.policy.prompts import next_position
+from vrft.policy.recurrent import LayerState
 from vrft.rollout import Sampling, SamplingKey, TransformersEngine
 from vrft.types import Frame, PromptBatch, Sample
 
@@ -23,7 +24,6 @@ GROUP, TEMPERATURE = 3, 0.8
 NOISE = SamplingKey(3, 0)
 LENGTHS = [5, 1, 7, 2, 6, 6, 7, 3, 4]  # tokens of three completions for each of three prompts
 QUESTIONS = ("find the red box", "is a blue dog left of the box ?", "why")
-SHARING = families.FAMILIES
 
 
 @pytest.fixture(scope="session")
@@ -140,7 +140,7 @@ def test_forward_and_gradient_equal_the_naive_ones(
     check_exactness(policy)
 
 
-@pytest.mark.parametrize("family", SHARING)
+@pytest.mark.parametrize("family", families.FAMILIES)
 @pytest.mark.parametrize("wrong", ["mask", "position"])
 def test_a_wrong_mask_or_position_changes_the_result(
     family: str, wrong: str, checkpoint: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
@@ -153,6 +153,27 @@ def test_a_wrong_mask_or_position_changes_the_result(
     else:
         future = lambda n, m: torch.ones(n, m, dtype=torch.bool)  # noqa: E731
         monkeypatch.setattr(packed_attention, "causal_lower_right", future)
+    with pytest.raises(AssertionError):
+        check_exactness(policy)
+
+
+@pytest.mark.parametrize("lost", ["convolution", "recurrent", "padding"])
+@pytest.mark.parametrize("family", families.RECURRENT)
+def test_a_lost_state_changes_the_result(
+    family: str, lost: str, checkpoint: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy = load(checkpoint(family))
+    copies, rows = LayerState.copies, recurrent.PaddedRows
+    if lost == "padding":
+        on_the_right = lambda given, n, device, left=False: rows(given, n, device)  # noqa: E731
+        monkeypatch.setattr(recurrent, "PaddedRows", on_the_right)
+    elif lost == "convolution":
+        without = lambda state, counts: (torch.zeros_like(copies(state, counts)[0]), copies(state, counts)[1])  # noqa: E731
+        monkeypatch.setattr(LayerState, "copies", without)
+    elif family == "llava_onevision+lfm2":
+        pytest.skip("a short convolution has no other state")
+    else:
+        monkeypatch.setattr(LayerState, "copies", lambda state, counts: (copies(state, counts)[0], None))
     with pytest.raises(AssertionError):
         check_exactness(policy)
 
@@ -197,7 +218,7 @@ def test_greedy_rollout_equals_that_of_generate(family: str, record: bool, check
 
 
 @pytest.mark.parametrize("settings", [{}, {"freeze_vision": True}], ids=["", "frozen tower"])
-@pytest.mark.parametrize("family", SHARING)
+@pytest.mark.parametrize("family", families.FAMILIES)
 def test_prompts_about_the_same_images_share_their_common_prefix(
     family: str, settings: dict[str, Any], checkpoint: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -238,3 +259,17 @@ def test_sampled_log_probs_equal_the_trainers(
     assert (rollout.log_probs - log_probs).abs().max() < 1e-4
     assert torch.equal(rollout.log_probs, rollout.sampling_log_probs)
     assert not torch.isin(rollout.ids[rollout.mask.bool()], policy.banned_ids).any()
+
+
+def test_repeated_prompts_give_the_same_result(checkpoint: Callable[[str], str]) -> None:
+    policy = load(checkpoint("qwen3_5"))
+    batch = policy.prepare(Prompts(policy).batch)
+    shared = generate(policy, batch, 2, Sampling(temperature=2.0))
+    policy.shares_prefixes = False  # as the check at the first step does, and models with other layers
+    check_exactness(policy)
+    repeated = generate(policy, batch, 2, Sampling(temperature=2.0))
+    assert torch.equal(repeated.ids, shared.ids)
+    assert (repeated.log_probs - shared.log_probs).abs().max() < 1e-5
+    with torch.no_grad():
+        log_probs, _ = policy(batch.inputs, repeated.ids, repeated.mask, 2.0)
+    assert (repeated.log_probs - log_probs).abs().max() < 1e-5

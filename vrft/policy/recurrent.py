@@ -37,9 +37,7 @@ class LayerState:
         recurrent: recurrent state (n, …); None before the first token and in short convolutions.
     """
 
-    def __init__(
-        self, conv: Tensor | None = None, recurrent: Tensor | None = None, mask: Tensor | None = None
-    ) -> None:
+    def __init__(self, conv: Tensor | None = None, recurrent: Tensor | None = None, mask: Tensor | None = None) -> None:
         """`mask`: False at the padding to the left of the first tokens (n, tokens)."""
         self.conv, self.recurrent, self.mask = conv, recurrent, mask
 

@@ -2,12 +2,14 @@
 
 All prompts and completions of a micro-batch form one row without padding,
 `[prompt 1 | its completions | prompt 2 | its completions | …]`, so each image, prompt and real token is computed once.
-Only attention, which needs to know what belongs together, is replaced.
+Only attention, which needs to know what belongs together, is replaced. Recurrent layers, whose state would run from one
+completion into the next, compute prompts and completions one after the other (`vrft.policy.recurrent`).
 
 Sharing prefixes in training is not new. PrefixGrouper (arXiv 2506.05433) splits attention in the same way, with small
-changes to the model's code; the asynchronous trainer of TRL 1.16 shares trees of prefixes, for text only. Here the
-model's code is unchanged, and its rotary positions with three axes, sliding windows and bidirectional image blocks keep
-their meaning.
+changes to the model's code. The asynchronous trainer of TRL 1.16 computes a batch of texts as a tree of prefixes, which
+also shares what completions have in common; it takes no images and refuses models with recurrent layers. Here images
+are part of the prompt, the model's code is unchanged, and its rotary positions with three axes, sliding windows,
+bidirectional image blocks and recurrent states keep their meaning.
 
 P prompts, G completions each, N = P * G, L prompt tokens, T completion tokens, H hidden size.
 """
@@ -80,8 +82,9 @@ def layer_types(model: PreTrainedModel) -> list[str]:
 
 
 def share_prefixes(model: PreTrainedModel) -> bool:
-    """Let attention and recurrent layers of the text model share prompts. Without a `shared_prefix` argument they are
-    sdpa's and the model's own.
+    """Let the text model's attention and recurrent layers share prompts.
+
+    Without a `shared_prefix` argument, attention is sdpa and recurrent layers are as before.
 
     Returns:
         False for a model with layers of other kinds, which is left unchanged.

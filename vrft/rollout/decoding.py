@@ -1,5 +1,7 @@
 """Decoding for P prompts with G rows each, one token at a time. Keys and values of each prompt are stored once.
 
+Recurrent layers have a state per row, which is a copy of its prompt's at first.
+
 A new token attends to its prompt, which its group shares, and to the tokens of its own row, as in Hydragen (arXiv
 2402.05099). The scores of both are concatenated before the softmax; Hydragen merges two softmaxes instead.
 """
@@ -38,7 +40,7 @@ class Decoder(Protocol):
 
 
 class GroupCache:
-    """Keys and values of P prompts and of the tokens in each of their G rows.
+    """Keys and values of P prompts and of the tokens in each of their G rows, and states of recurrent layers.
 
     Attributes:
         prompts: keys and values of each attention layer (P, heads, L, dim).
@@ -192,9 +194,7 @@ class CUDAGraphStep:
     The step runs twice before it is captured. But for `states`, which are restored, it must be idempotent.
     """
 
-    def __init__(
-        self, step: Callable[[Tensor], Tensor], tokens: Tensor, states: Iterable[GrowingState] = ()
-    ) -> None:
+    def __init__(self, step: Callable[[Tensor], Tensor], tokens: Tensor, states: Iterable[GrowingState] = ()) -> None:
         self.tokens = tokens.clone()
         changed = [x for state in states for x in state.tensors()]
         before = [x.clone() for x in changed]
@@ -217,7 +217,7 @@ class CUDAGraphStep:
 
 
 class RepeatedDecoder:
-    """A decoder for models with recurrent layers: computes each prompt once and repeats it in the model's own cache."""
+    """A decoder for models that can't share prompts: computes each prompt once, and repeats it in the model's cache."""
 
     def __init__(self, model: PreTrainedModel, prompts: Sequence[Prompt], group_size: int, limit: int) -> None:
         """Compute the prompts, left-padded; arguments as in `GroupDecoder`."""
