@@ -10,7 +10,10 @@ from pathlib import Path
 import pytest
 
 from tests.helpers import ROOT
+from vrft.cli.describe import describe_classes
+from vrft.cli.field_names import CLASSES, check_names
 from vrft.cli.help import FIELDS, describe_fields, overview, terminal_width
+from vrft.cli.named_configs import CONFIGS, config_names, named_config
 
 HEAVY = ("torch", "lightning", "transformers", "torchmetrics", "matplotlib", "wandb")
 BOX = "<think>a</think><answer>[{'Position': [0, 10, 500, 1000], 'Confidence': 0.9}]</answer>"
@@ -30,6 +33,47 @@ CASES = [
     (["fit", "--config=unknown.yaml"], "unknown.yaml: no such field: modle (did you mean 'model'?)", 2),
     (["fit", "--config", "quickstart", "--modle.beta=1"], "--modle.beta=1 (did you mean 'model.beta'?)", 2),
     (["fit", "--config", "quickstart", "--max_steps=1"], "--max_steps=1 (did you mean 'trainer.max_steps'?)", 2),
+    (
+        ["fit", "--config", "quickstart", "--model.betta=1"],
+        "model.betta: Option 'betta' is not accepted (did you mean 'beta'?)",
+        2,
+    ),
+    (
+        ["fit", "--config", "quickstart", "--data.shot", "4"],
+        "data.shot: Option 'shot' is not accepted (did you mean 'shots'?)",
+        2,
+    ),
+    (
+        ["fit", "--config=quickstart", "--model.policy.lora.rank=8"],
+        "policy.lora.rank: Option 'rank' is not accepted (exp",
+        2,
+    ),
+    (
+        ["fit", "--config=quickstart", "--trainer.max_step=3"],
+        "--trainer.max_step=3 (did you mean 'trainer.max_steps'?)",
+        2,
+    ),
+    (
+        ["fit", "--config=quickstart", "--model.rewards.iou.weigth=3"],
+        "'weigth' is not accepted (did you mean 'weight'?)",
+        2,
+    ),
+    (
+        ["fit", "--config=quickstart", "--model.policy={checkpont: a}"],
+        "model.policy.checkpont: Option 'checkpont' is not",
+        2,
+    ),
+    (
+        ["fit", "--config=quickstart", "--config=deep.yaml"],
+        "deep.yaml: model.policy.lora.rank: Option 'rank' is not acc",
+        2,
+    ),
+    (
+        ["fit", "--config=quickstart", "--config=evaluator.yaml"],
+        "evaluator.yaml: trainer.callbacks.bakend: Option 'b",
+        2,
+    ),
+    (["fit", "--config=quickstart", "--config=part.yaml"], "part.yaml: model.betta: Option 'betta' is not accepted", 2),
     (["fit", "quickstart"], "unrecognized arguments: quickstart (did you mean --config quickstart?)", 2),
     (["fit", "mine.yaml"], "unrecognized arguments: mine.yaml (pass a config with --config FILE)", 2),
     (["configs"], "GRPO on generated scenes", 0),
@@ -68,6 +112,11 @@ def test_commands_without_a_model_and_mistakes_need_no_torch(tmp_path: Path) -> 
     (tmp_path / "t.json").write_text(json.dumps(truth))
     (tmp_path / "r.json").write_text(json.dumps([box | {"score": 0.5}]))
     (tmp_path / "broken.yaml").write_text("model: [")
+    (tmp_path / "deep.yaml").write_text("model: {init_args: {policy: {init_args: {lora: {rank: 8}}}}}")
+    evaluator = "{class_path: CocoEvaluator, init_args: {bakend: pycocotools}}"
+    (tmp_path / "evaluator.yaml").write_text(f"trainer: {{callbacks: [{evaluator}]}}")
+    (tmp_path / "part.yaml").write_text("model: model.yaml")
+    (tmp_path / "model.yaml").write_text("class_path: vrft.RFT\ninit_args: {betta: 1}")
     (tmp_path / "unknown.yaml").write_text("modle: {}")
     command = [sys.executable, "-c", SCRIPT, json.dumps([args for args, _, _ in CASES]), *HEAVY]
     environment = {"PYTHONPATH": str(ROOT), "PATH": ""}
@@ -81,12 +130,14 @@ def test_commands_without_a_model_and_mistakes_need_no_torch(tmp_path: Path) -> 
         assert expected in text, args
         assert end == [code, []], args
     assert sorted(path.name for path in tmp_path.iterdir()) == [
-        *("answers.jsonl", "broken.yaml", "r.json", "t.json", "unknown.yaml"),
+        *("answers.jsonl", "broken.yaml", "deep.yaml", "evaluator.yaml", "model.yaml", "part.yaml"),
+        *("r.json", "t.json", "unknown.yaml"),
     ]
 
 
 def test_the_help_is_that_of_the_classes() -> None:
     assert FIELDS.read_text() == describe_fields(), "run `python -m vrft.cli.help`"
+    assert CLASSES.read_text() == describe_classes(), "run `python -m vrft.cli.help`"
 
 
 @pytest.mark.parametrize("width", [80, 120])
@@ -98,3 +149,30 @@ def test_the_help_of_a_command_fits_a_page_and_is_whole(width: int, monkeypatch:
     assert "[...]" not in shown
     assert width - 5 <= max(map(len, shown.splitlines())) <= width
     assert "--images" not in overview("fit")
+
+
+LEFT_TO_THE_PARSER = [
+    ["--model=my_code.MyRFT", "--model.betta=1"],
+    ["--model", "my_code.MyRFT", "--model.betta=1"],
+    ["--model={class_path: my_code.MyRFT, init_args: {betta: 1}}"],
+    ["--model.class_path=my_code.MyRFT", "--model.init_args.betta=1"],
+    ["--model.policy.lora=my_code.MyLoRA", "--model.policy.lora.rank=8"],
+    ["--model.policy=my_code.MyPolicy", "--model.policy.lora.rank=8"],
+    ["--model.rewards.mine=my_code.Mine", "--model.rewards.mine.strict=true"],
+    ["--model.optimizer=torch.optim.SGD", "--model.optimizer.momentum=0.9"],
+    ["--model.dict_kwargs.more=1", "--model.help", "vrft.SFT"],
+    ["--data=CocoData", "--data.shots=4", "--data.train_size=4"],  # both classes are named: either may be meant
+    ["--trainer.logger.offline=false", "--trainer.callbacks+=CocoEvaluator", "--trainer.callbacks.convention=standard"],
+    ["--trainer.max_time={hours: 1}", "--trainer.strategy.find_unused_parameters=true"],
+    ["--model.rewards+={more: {class_path: vrft.rewards.Format}}", "--task.template", "--betta"],
+]
+
+
+@pytest.mark.parametrize("options", LEFT_TO_THE_PARSER, ids=lambda options: options[0])
+def test_names_of_other_classes_are_left_to_the_parser(options: list[str]) -> None:
+    check_names([f"--config={CONFIGS / 'quickstart.yaml'}", *options])
+
+
+def test_every_config_of_the_package_has_known_names() -> None:
+    for name in config_names():
+        check_names([f"--config={named_config(name)}"])

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from vrft.cli.argv import normalise_argv, option_values, read_config
 from vrft.cli.config_files import check_files, hiding_contents
+from vrft.cli.field_names import check_names
 from vrft.cli.help import overview
 from vrft.cli.named_configs import config_names, find_configs
 from vrft.cli.parser_errors import shorten
@@ -33,8 +34,8 @@ def prepare(args: Sequence[str]) -> list[str]:
     """Return the arguments that the parser gets, with the paths of configs and the requested folder of the run.
 
     Raises:
-        ConfigurationError: no option is given, there is no such config, it is not YAML, or a word or a field at the top
-            is unknown.
+        ConfigurationError: no option is given, there is no such config, it is not YAML, or a word or a field's name is
+            unknown.
     """
     if len(args) == 1:
         raise ConfigurationError(
@@ -47,6 +48,7 @@ def prepare(args: Sequence[str]) -> list[str]:
         check_options(args[0], prepared[1:])
         for config in option_values(args, "--config"):
             check_fields(config)
+        check_names(prepared[1:])
     return prepared
 
 

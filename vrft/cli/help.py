@@ -1,6 +1,6 @@
 """Print `fit --help`: the fields that people set, from the signatures and docstrings of the classes.
 
-`python -m vrft.cli.help` writes the file that holds them.
+`python -m vrft.cli.help` writes the file that holds them, and the one of `vrft.cli.field_names`.
 """
 
 from __future__ import annotations
@@ -124,4 +124,8 @@ def _value(default: object) -> str:
 
 
 if __name__ == "__main__":
+    from vrft.cli.describe import describe_classes
+    from vrft.cli.field_names import CLASSES
+
     FIELDS.write_text(describe_fields(), encoding="utf-8")
+    CLASSES.write_text(describe_classes(), encoding="utf-8")
