@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from tests.helpers import families
 from vrft.policy import LoRA, Policy, packed_attention, recurrent, shared_prefix
+from vrft.policy.fused import own_forwards
 from vrft.policy.prompts import next_position
 from vrft.policy.recurrent import LayerState
 from vrft.rollout import Sampling, SamplingKey, TransformersEngine
@@ -97,12 +99,14 @@ def check_exactness(policy: Policy) -> None:
     weights = torch.rand(ids.shape, generator=torch.Generator().manual_seed(2))
     policy.train()
     values, gradients = [], []
-    for log_probs in (
-        policy(policy.prepare(prompts.batch).inputs, ids, mask, TEMPERATURE)[0],
-        naive_log_probs(policy, prompts, ids, mask),
-    ):
+    for naive in (False, True):
         policy.zero_grad()
-        (log_probs * weights).sum().backward()
+        with own_forwards(policy.base) if naive else nullcontext():
+            prepared = policy.prepare(prompts.batch).inputs
+            log_probs = (
+                naive_log_probs(policy, prompts, ids, mask) if naive else policy(prepared, ids, mask, TEMPERATURE)[0]
+            )
+            (log_probs * weights).sum().backward()
         values.append(log_probs.detach())
         gradients.append(
             torch.cat(

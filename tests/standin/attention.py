@@ -76,7 +76,25 @@ def swap(*tensors: Tensor) -> list[Tensor]:
 
 
 def kernel(name: str) -> Callable[[Callable[..., Any]], None]:
-    return lambda function: KERNELS.__setitem__(name, function)
+    return lambda function: KERNELS.__setitem__(name, recorded(function))
+
+
+def recorded(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Let a kernel run again on the same tensors when a graph that was recorded meanwhile is replayed."""
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        result = function(*args, **kwargs)
+        if gpu.capturing():
+
+            def again() -> None:
+                for found, kept in zip(function(*args, **kwargs), result, strict=True):
+                    if isinstance(kept, Tensor):
+                        kept.copy_(found)
+
+            gpu.record(again)
+        return result
+
+    return call
 
 
 @kernel("_scaled_dot_product_flash_attention")

@@ -92,8 +92,9 @@ C10_REGISTER_GUARD_IMPL(CUDA, Guard);
 // ---------------------------------------------------------------------------------------------------- graphs
 
 struct Record {
-  c10::OperatorHandle op;
+  std::optional<c10::OperatorHandle> op;
   Stack in, out;
+  py::object python;  // a kernel in Python, which runs again when it is called
 };
 
 struct Graph {
@@ -280,7 +281,7 @@ static void fallback(const c10::OperatorHandle& op, DispatchKeySet, Stack* stack
   Stack out = in;
   run(op, out);
   count(name, in, out);
-  if (capturing && !quiet) capturing->records.push_back({op, in, out});
+  if (capturing && !quiet) capturing->records.push_back({op, in, out, {}});
   for (auto& value : out) stack->push_back(value);
 }
 
@@ -319,7 +320,7 @@ static Tensor& copy_(Tensor& self, const Tensor& src, bool non_blocking) {
   static auto op = c10::Dispatcher::singleton().findSchemaOrThrow("aten::copy_", "");
   Stack in{self, src, non_blocking};
   if (self.is_cuda() && src.is_cuda()) count("aten::copy_", in, {self});
-  if (capturing && !quiet) capturing->records.push_back({op, in, {self}});
+  if (capturing && !quiet) capturing->records.push_back({op, in, {self}, {}});
   return self;
 }
 
@@ -354,13 +355,17 @@ static void replay(Graph& graph) {
   at::AutoDispatchBelowADInplaceOrView below;
   quiet++;
   for (auto& record : graph.records) {
+    if (!record.op) {
+      record.python();
+      continue;
+    }
     Stack stack = record.in;
-    if (record.op.schema().name() == "aten::copy_") {
+    if (record.op->schema().name() == "aten::copy_") {
       Tensor to = stack[0].toTensor();
       copy_(to, stack[1].toTensor(), false);
       continue;
     }
-    run(record.op, stack);
+    run(*record.op, stack);
     for (size_t i = 0; i < stack.size(); i++) {
       std::vector<Tensor> now, recorded;
       each(stack[i], [&](const Tensor& t) { now.push_back(t); });
@@ -472,6 +477,8 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("on_event", [](py::object f) { on_event = new py::object(f); });
   m.def("quiet", [](int by) { quiet += by; });
   m.def("fused", &fused);
+  m.def("capturing", [] { return capturing != nullptr; });
+  m.def("record", [](py::object python) { capturing->records.push_back({std::nullopt, {}, {}, std::move(python)}); });
   m.def("resize_storage", &resize_storage);
   m.def("memory", [] { return used; });
   m.def("limit", [](int64_t bytes) { limit = bytes; });

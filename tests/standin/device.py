@@ -29,7 +29,7 @@ for library in (build.TORCH / "lib/libc10.so", build.TORCH / "lib/libtorch_cpu.s
 import torch  # noqa: E402
 from torch import Tensor  # noqa: E402
 
-from tests.standin import attention  # noqa: E402
+from tests.standin import attention, norms  # noqa: E402, F401
 
 
 def load() -> Any:
@@ -186,7 +186,8 @@ ACCELERATOR: dict[str, Any] = {
     **dict.fromkeys(("set_device_index", "synchronize", "empty_cache"), nothing),
     "current_stream": lambda *_: Stream(),
 }
-for module, names in ((torch.cuda, NAMES), (torch.accelerator, ACCELERATOR)):
+COMPILED = {"_cuda_getCurrentRawStream": lambda *_: 0}  # bitsandbytes, where installed, imports it
+for module, names in ((torch.cuda, NAMES), (torch.accelerator, ACCELERATOR), (torch._C, COMPILED)):
     for name, value in names.items():
         setattr(module, name, value)
 

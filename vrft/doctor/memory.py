@@ -95,10 +95,10 @@ def estimate(module: VisionModule, data: VisionData, batch: PromptBatch) -> dict
 
 def update_bytes(policy: Policy, shape: ModelShape, tokens: int) -> tuple[float, float]:
     """Estimate the bytes of activations and logits in the forward and backward of some tokens."""
-    logits = 4 * min(tokens, LOGITS_CHUNK) * shape.vocabulary * FLOAT32_BYTES
+    logits = min(tokens, LOGITS_CHUNK) * shape.vocabulary * (3 * FLOAT32_BYTES + shape.bytes)
     # Trained embeddings are float32, and with them the sum of the layers' outputs, which norms keep.
     residual = tokens * shape.hidden * (FLOAT32_BYTES if policy.lora is None else shape.bytes)
-    per_layer = tokens * (8 * shape.hidden + 4 * shape.intermediate) * shape.bytes + 6 * residual
+    per_layer = tokens * (8 * shape.hidden + 4 * shape.intermediate) * shape.bytes + 2 * residual
     if not policy.gradient_checkpointing:
         return per_layer * shape.layers, logits
     return residual * shape.layers + max(per_layer - logits, 0), logits  # logits are freed before a layer is repeated

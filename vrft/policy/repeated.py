@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from vrft.policy.fused import own_forwards
 from vrft.policy.logprobs import token_distribution
 from vrft.policy.prompts import TOKEN_KEYS, ImageFeatures, Prompt, encode_images
 
@@ -82,12 +83,13 @@ def naive_log_probs(
         log_p = token_distribution(logits, 1.0, banned)
         return log_p.gather(-1, torch.cat([*completions])[:, None])[:, 0]
 
-    with autocast:
-        own = compute()
-    if dtype == torch.float32:
-        return own, 0.0
-    with float32_layers(model):
-        return own, float((own - compute()).abs().mean())
+    with own_forwards(model):
+        with autocast:
+            own = compute()
+        if dtype == torch.float32:
+            return own, 0.0
+        with float32_layers(model):
+            return own, float((own - compute()).abs().mean())
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from vrft.policy.chat_template import check_template
 from vrft.policy.checkpoint import check_hub_config, find_checkpoint
 from vrft.policy.coordinates import FAMILY_COORDINATES, choose_coordinates
 from vrft.policy.decoding_weights import decoding_weights
+from vrft.policy.fused import fuse_layers
 from vrft.policy.image_size import ImageLimits, apply_fields, apply_to_config, limited_fields
 from vrft.policy.logprobs import token_log_probs
 from vrft.policy.lora import LoRA, add_adapters, without_adapters
@@ -136,6 +137,7 @@ class Policy(nn.Module):
         self.shares_prefixes = share_prefixes(model)
         project_patches(model)
         match_dtypes(model)
+        fuse_layers(model)
         if self.gradient_checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
         if keep_reference and self.lora is None:

@@ -1,0 +1,101 @@
+"""Fused layers compute what their own classes compute; layers with other formulas keep theirs."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers.models.gemma3 import modeling_gemma3
+from transformers.models.glm4v import modeling_glm4v
+from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl
+from transformers.models.qwen3_5 import modeling_qwen3_5
+
+from tests.policy.test_families import Prompts, load
+from vrft.policy.fused import FusedLayer, fuse_layers, fused_attention, own_forwards, rotate
+
+NORMS = (modeling_qwen2_5_vl.Qwen2_5_VLRMSNorm, modeling_gemma3.Gemma3RMSNorm)
+
+
+def gradients(module: nn.Module, x: Tensor) -> list[Tensor]:
+    """Return the output of a module, and the gradients of its input and weights after a loss."""
+    x = x.clone().requires_grad_()
+    output = module(x)
+    weights = torch.arange(output.numel()).cos().view(output.shape)
+    return [output, *torch.autograd.grad((output * weights).sum(), [x, *module.parameters()])]
+
+
+@pytest.mark.parametrize("kind", NORMS)
+def test_fused_norms_equal_their_own(kind: type[nn.Module]) -> None:
+    own = kind(16)
+    nn.init.normal_(own.weight)
+    fused = copy.deepcopy(own)
+    fuse_layers(fused)
+    assert isinstance(fused, FusedLayer)
+    assert isinstance(fused, kind)
+    x = torch.randn(3, 5, 16)
+    for found, expected in zip(gradients(fused, x), gradients(own, x), strict=True):
+        torch.testing.assert_close(found, expected)
+
+
+def test_a_fused_norm_computes_in_autocasts_dtype() -> None:
+    norm = modeling_qwen2_5_vl.Qwen2_5_VLRMSNorm(16)
+    fuse_layers(norm)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert norm(torch.randn(2, 16)).dtype == torch.bfloat16
+
+
+class LeftOut(nn.Module):
+    """A normalization that leaves out the mean of squares."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight, self.eps = nn.Parameter(torch.ones(16)), 1e-6
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.weight * x
+
+
+@pytest.mark.parametrize("own", [LeftOut(), modeling_qwen3_5.Qwen3_5RMSNormGated(16), nn.LayerNorm(16)])
+def test_other_normalizations_keep_their_forward(own: nn.Module) -> None:
+    kind = type(own)
+    fuse_layers(own)
+    assert type(own) is kind
+
+
+@pytest.mark.parametrize("heads", [2, 4])
+def test_rotations_equal_transformers(heads: int) -> None:
+    q, k = torch.randn(2, 4, 5, 8, requires_grad=True), torch.randn(2, heads, 5, 8, requires_grad=True)
+    cos, sin = torch.randn(2, 2, 5, 8)
+    results = []
+    for rotation in (rotate, modeling_qwen2_5_vl.apply_rotary_pos_emb):
+        rotated = rotation(q, k, cos, sin)
+        weighted = sum((x * torch.arange(x.numel()).cos().view(x.shape)).sum() for x in rotated)
+        results.append([*rotated, *torch.autograd.grad(weighted, [q, k])])
+    for found, expected in zip(*results, strict=True):
+        torch.testing.assert_close(found, expected)
+
+
+def test_attention_with_another_rotation_keeps_its_forward() -> None:
+    assert fused_attention(modeling_glm4v.Glm4vTextAttention) is None  # rotates neighbours instead of halves
+    assert fused_attention(modeling_glm4v.Glm4vVisionAttention) is not None
+
+
+def test_own_forwards_are_those_of_transformers() -> None:
+    policy = load("tiny-detection")
+    fused = [module for module in policy.modules() if isinstance(module, FusedLayer)]
+    assert fused
+    with own_forwards(policy.base):
+        assert not any(isinstance(module, FusedLayer) for module in policy.modules())
+    assert fused == [module for module in policy.modules() if isinstance(module, FusedLayer)]
+
+
+def test_a_fused_model_gives_its_own_logits() -> None:
+    policy = load("tiny-detection")
+    inputs = Prompts(policy).batch.inputs[0]
+    with torch.no_grad():
+        found = policy.base(**inputs).logits
+        with own_forwards(policy.base):
+            expected = policy.base(**inputs).logits
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)

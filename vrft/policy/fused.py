@@ -1,0 +1,220 @@
+"""Layers of Hugging Face models with fewer operations: normalization and rotary positions.
+
+A layer is changed only if it gives the values of its own forward, so that families with other formulas keep theirs.
+
+N rows, L tokens, D size of a head.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from functools import cache
+from types import FunctionType
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.utils.weak import WeakTensorKeyDictionary
+
+ROTATIONS = ("apply_rotary_pos_emb", "apply_rotary_pos_emb_vision")
+"""Names by which attention layers call the rotation of queries and keys."""
+
+EPSILONS = ("variance_epsilon", "eps")
+"""Names that normalizations have for the number that keeps them from dividing by 0."""
+
+TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
+"""Largest difference between a layer's own values, which are about 1, and those of its fused version."""
+
+
+class FusedLayer(nn.Module):
+    """Base of fused layers, each of which is also an instance of its own class."""
+
+    own_class: type[nn.Module]
+    """The layer's class in transformers."""
+
+
+def fuse_layers(model: nn.Module) -> None:
+    """Let layers compute with fewer operations, if they give the same values."""
+    norms: dict[Any, type[nn.Module] | None] = {}  # of one class, epsilon and size, all are alike
+    for module in model.modules():
+        kind = fused_attention(type(module))
+        if (epsilon := epsilon_of(module)) is not None:
+            key = (type(module), getattr(module, epsilon), module.weight.shape)
+            if key not in norms:
+                norms[key] = fused_norm(module, epsilon)
+            kind = norms[key]
+        if kind is not None:
+            module.__class__ = kind
+
+
+@contextmanager
+def own_forwards(model: nn.Module) -> Iterator[None]:
+    """Let all layers compute as they do in transformers."""
+    fused: dict[FusedLayer, Any] = {
+        module: type(module) for module in model.modules() if isinstance(module, FusedLayer)
+    }
+    for module, kind in fused.items():
+        module.__class__ = kind.own_class
+    try:
+        yield
+    finally:
+        for module, kind in fused.items():
+            module.__class__ = kind
+
+
+# ------------------------------------------------------------------------------------------------------ normalization
+
+
+class FusedNorm(FusedLayer):
+    """Root mean square normalization by one kernel, in the dtype that autocast computes in."""
+
+    epsilon: str
+    """Name of the attribute with the number that keeps it from dividing by 0."""
+    offset: float
+    """Added to the weight."""
+    weight: nn.Parameter
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        device, dtype = hidden_states.device.type, hidden_states.dtype
+        weight = self.weight + self.offset if self.offset else self.weight
+        with torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext():
+            normed = F.rms_norm(hidden_states, weight.shape, weight.to(dtype), getattr(self, self.epsilon))
+        # The next layer would convert it, each of its matrix products anew.
+        return normed.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else normed
+
+
+def epsilon_of(module: nn.Module) -> str | None:
+    """Return the name of a normalization's epsilon; None if the module isn't one, or takes more than one tensor."""
+    names = [name for name in EPSILONS if isinstance(vars(module).get(name), float)]
+    parameters = dict(module.named_parameters())
+    one_weight = [*parameters] == ["weight"] and parameters["weight"].ndim == 1
+    one_tensor = len(inspect.signature(module.forward).parameters) == 1
+    return names[0] if one_weight and one_tensor and len(names) == 1 else None
+
+
+def fused_norm(module: nn.Module, epsilon: str) -> type[nn.Module] | None:
+    """Return the fused class of a normalization, None if its formula is another."""
+    own: Any = type(module)
+    kinds = [subclass(FusedNorm, own, epsilon=epsilon, offset=offset) for offset in (0.0, 1.0)]
+    return next((kind for kind in kinds if norms_agree(module, kind)), None)
+
+
+@torch.no_grad()
+def norms_agree(module: nn.Module, kind: type[nn.Module]) -> bool:
+    """Return whether a normalization gives the same values as its own class and as `kind`."""
+    own, size = type(module), len(cast(Tensor, module.weight))
+    for dtype, tolerance in TOLERANCE.items():
+        numbers = torch.arange(3.0 * size, device="cpu").sin()
+        weight, hidden = numbers[:size].to(dtype), numbers[size:].view(2, size).to(dtype)
+        expected = functional_call(module, {"weight": weight}, hidden)
+        module.__class__ = kind
+        found = functional_call(module, {"weight": weight}, hidden)
+        module.__class__ = own
+        if found.dtype != expected.dtype or not torch.allclose(found, expected, rtol=tolerance, atol=tolerance):
+            return False
+    return True
+
+
+@cache
+def subclass(base: Any, own: Any, **attributes: Any) -> type[nn.Module]:
+    """Return a subclass of a fused layer and a class of transformers, under the latter's name."""
+    return type(own.__name__, (base, own), {"own_class": own, "__module__": own.__module__, **attributes})
+
+
+# --------------------------------------------------------------------------------------------------- rotary positions
+
+
+def fused_attention(kind: Any) -> type[nn.Module] | None:
+    """Return a subclass of an attention layer that calls `rotate`; None if it doesn't rotate, or by another formula."""
+    forward = inspect.unwrap(kind.forward)
+    if issubclass(kind, FusedLayer) or not isinstance(forward, FunctionType):
+        return None
+    namespace = forward.__globals__
+    called = [name for name in ROTATIONS if name in forward.__code__.co_names and name in namespace]
+    replaced = {name: rotate for name in called if rotations_agree(namespace[name], name)}
+    if not replaced:
+        return None
+    return attention_subclass(kind, tuple(replaced))
+
+
+@cache
+def attention_subclass(kind: Any, names: tuple[str, ...]) -> type[nn.Module]:
+    """Return a subclass of an attention layer whose forward calls `rotate` under each name."""
+    own = cast(FunctionType, inspect.unwrap(kind.forward))
+    namespace = {**own.__globals__, **dict.fromkeys(names, rotate)}
+    forward = FunctionType(own.__code__, namespace, own.__name__, own.__defaults__, own.__closure__)
+    forward.__kwdefaults__ = own.__kwdefaults__
+    return subclass(FusedLayer, kind, forward=forward)
+
+
+@cache
+@torch.no_grad()
+def rotations_agree(own: Callable[..., tuple[Tensor, Tensor]], name: str) -> bool:
+    """Return whether a function of transformers rotates queries and keys as `rotate` does."""
+    with torch.device("cpu"):
+        q, k = torch.arange(4 * 3 * 8.0).sin().view(3, 4, 8), torch.arange(2 * 3 * 8.0).cos().view(3, 2, 8)
+        angles = torch.arange(3 * 8.0).view(3, 8)
+    if name == "apply_rotary_pos_emb":
+        q, k, angles = q.transpose(0, 1)[None], k.transpose(0, 1)[None], angles[None]
+    arguments = (q, k, angles.cos(), angles.sin())
+    try:
+        expected = own(*arguments)
+    except (TypeError, ValueError, RuntimeError):  # a function of the same name with other arguments
+        return False
+    found = rotate(*arguments)
+    return all(x.shape == y.shape and torch.allclose(x, y, atol=1e-5) for x, y in zip(expected, found, strict=True))
+
+
+def rotate(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, unsqueeze_dim: int = 1, **_: Any) -> tuple[Tensor, Tensor]:
+    """Rotate queries and keys (N, heads, L, D), or (L, heads, D) in a vision tower, by the angles of their positions.
+
+    Args:
+        q: queries.
+        k: keys.
+        cos: cosine of each angle (N, L, D) or (L, D).
+        sin: their sine.
+        unsqueeze_dim: dimension of the heads.
+    """
+    factors = rotation_factors(cos, sin, unsqueeze_dim)
+    return cast(tuple[Tensor, Tensor], Rotation.apply(q, k, *factors, unsqueeze_dim))
+
+
+FACTORS: Any = WeakTensorKeyDictionary()
+"""Factors by the sine that they were made of: all layers of a forward get the same."""
+
+
+def rotation_factors(cos: Tensor, sin: Tensor, dim: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the factors of x, of x with swapped halves, and of the swapped gradient, which broadcast over heads."""
+    if sin not in FACTORS:
+        half = sin.shape[-1] // 2
+        swapped = torch.cat([-sin[..., :half], sin[..., half:]], -1)
+        FACTORS[sin] = tuple(x.unsqueeze(dim) for x in (cos, swapped, swapped.roll(half, -1)))
+    return cast(tuple[Tensor, Tensor, Tensor], FACTORS[sin])
+
+
+class Rotation(torch.autograd.Function):
+    """Rotation of queries and keys at once. It keeps nothing of their size for the backward."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, gradient_sin: Tensor, dim: int
+    ) -> tuple[Tensor, ...]:
+        ctx.save_for_backward(cos, gradient_sin)
+        ctx.dim = dim
+        return rotated(q, k, cos, sin, dim)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        cos, gradient_sin = ctx.saved_tensors
+        return *rotated(gradients[0], gradients[1], cos, gradient_sin, ctx.dim), None, None, None, None
+
+
+def rotated(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, dim: int) -> tuple[Tensor, ...]:
+    """Return x * cos + swapped halves of x * sin for queries and keys."""
+    x = torch.cat([q, k], dim)
+    result = torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin).to(x.dtype)
+    return result.split([q.shape[dim], k.shape[dim]], dim)
