@@ -2,7 +2,8 @@
 
     python benchmarks/build_checkpoint.py CKPT --preset tiny
 
-`tiny` has 4.9 M parameters; `small`, `1b` and `3b` have the widths and the vocabulary of real models.
+`tiny` has 4.9 M parameters; `small`, `1b` and `3b` have the widths and the vocabulary of real models; `narrow` has the
+layers of `3b` and little width.
 """
 
 from __future__ import annotations
@@ -26,6 +27,11 @@ PRESETS: dict[str, dict[str, Any]] = {
     "tiny": {
         "text": {"hidden_size": 256, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 688},
         "vision": {"width": 128, "depth": 2, "num_heads": 4, "intermediate_size": 344, "full": [1]},
+        "vocabulary": None,
+    },
+    "narrow": {
+        "text": {"hidden_size": 256, "num_hidden_layers": 36, "num_attention_heads": 16, "intermediate_size": 256},
+        "vision": {"width": 64, "depth": 32, "num_heads": 4, "intermediate_size": 96, "full": [7, 15, 23, 31]},
         "vocabulary": None,
     },
     "small": {
