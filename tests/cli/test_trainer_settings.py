@@ -38,7 +38,7 @@ WORKS = {
 
 
 def check(**settings: Any) -> None:
-    check_trainer_settings(Namespace({**DEFAULTS, **settings}), "runs/a", trains=True)
+    check_trainer_settings(Namespace({**DEFAULTS, "max_steps": 3, **settings}), "runs/a", trains=True)
 
 
 def test_every_argument_of_lightnings_trainer_is_decided() -> None:
@@ -73,6 +73,8 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"log_every_n_steps": 0}, "log_every_n_steps: expected at least 1"),
     ({"max_steps": 0}, "max_steps: expected at least 1"),
     ({"max_epochs": 0}, "max_epochs: expected at least 1"),
+    ({"max_steps": -2}, "max_steps: expected at least 1, or -1 for no limit, got -2"),
+    ({"max_epochs": -2}, "max_epochs: expected at least 1, or -1 for no limit, got -2"),
     (
         {"val_check_interval": 0.25},
         r"val_check_interval: expected a number of rollouts, got 0.25; .*n_epoch=1",
@@ -94,6 +96,8 @@ def test_a_setting_is_refused_by_name(settings: dict[str, Any], said: str) -> No
 
 ACCEPTED: list[dict[str, Any]] = [
     {},
+    {"max_epochs": -1, "max_steps": -1},
+    {"max_time": {"minutes": 3}, "max_steps": -1},
     {"max_epochs": 3, "max_steps": -1, "max_time": "00:01:00:00"},
     {"limit_train_batches": 1.0, "overfit_batches": 0, "fast_dev_run": 0, "gradient_clip_algorithm": "norm"},
     {"val_check_interval": 1.0, "check_val_every_n_epoch": 2},
@@ -105,6 +109,12 @@ ACCEPTED: list[dict[str, Any]] = [
 @pytest.mark.parametrize("settings", ACCEPTED)
 def test_a_setting_is_accepted(settings: dict[str, Any]) -> None:
     check(**settings)
+
+
+def test_a_run_without_an_end_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match=r"^trainer: the run has no end; set trainer\.max_steps, "):
+        check(max_steps=-1)
+    check_trainer_settings(Namespace({**DEFAULTS, "max_steps": -1}), "runs/a", trains=False)
 
 
 def test_a_variable_of_the_environment_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

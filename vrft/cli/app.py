@@ -179,6 +179,8 @@ class VRFTCLI(CLIBase):
         check_trust(config, self.args)
         if config.trainer.default_root_dir is None:
             config.trainer.default_root_dir = config.run_dir
+        if config.trainer.max_epochs is None:
+            config.trainer.max_epochs = -1  # Lightning: 1000 with a warning, unless there is another limit
         if self.subcommand != "serve_command":
             self.folder.make_writable(Path(config.run_dir))
         if self.subcommand == "fit":

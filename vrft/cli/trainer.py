@@ -13,7 +13,6 @@ from vrft.training.module import VisionModule
 from vrft.training.trainer import VisionTrainer
 
 TRAINER_DEFAULTS: dict[str, Any] = {
-    "max_epochs": -1,
     "log_every_n_steps": 1,
     "num_sanity_val_steps": 0,
     "check_val_every_n_epoch": None,

@@ -75,8 +75,14 @@ def check_trainer_settings(settings: Namespace, run_dir: str, trains: bool) -> N
     if settings.log_every_n_steps == 0:
         raise ConfigurationError("trainer.log_every_n_steps: expected at least 1, got 0; the report needs the metrics")
     for name in ("max_steps", "max_epochs"):
-        if trains and settings[name] == 0:
-            raise ConfigurationError(f"trainer.{name}: expected at least 1, or -1 for no limit, got 0")
+        value = settings[name]
+        if trains and value is not None and value < 1 and value != -1:
+            raise ConfigurationError(f"trainer.{name}: expected at least 1, or -1 for no limit, got {value}")
+    if trains and settings.max_epochs is None and settings.max_steps == -1 and settings.max_time is None:
+        raise ConfigurationError(
+            "trainer: the run has no end; set trainer.max_steps, trainer.max_epochs or trainer.max_time, or "
+            "trainer.max_epochs=-1 to train until it is stopped"
+        )
     _check_evaluations(settings.val_check_interval, settings.check_val_every_n_epoch)
 
 
