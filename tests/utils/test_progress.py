@@ -105,6 +105,10 @@ def test_in_a_terminal_there_are_bars(quick_fit: Command, tmp_path: Path) -> Non
     text = shown.decode()
     assert "rollouts, epoch" in text
     assert re.search(r"rollout, \d+ of 64 rows done", text)
-    assert re.search(r"confidence:\s", text)  # not cut
+    plain = re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "", text)
+    assert re.search(r"^reward \d\.\d{3}  kl -?\d\.\d{3}  iou .*  confidence .*  format \d\.\d{3} *\r?$", plain, re.M)
+    assert max(len(line.strip()) for line in plain.splitlines() if "•" in line) <= 80
+    assert "device: cpu" in text
+    assert not re.search("Loading weights|available|Seed set|shards", text)
     assert not re.search(r"•[^•\n]*it/s", text)
     assert "step 2/2" not in text

@@ -13,6 +13,7 @@ from typing import Any
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.cli import LightningArgumentParser
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from omegaconf.errors import OmegaConfBaseException
 
 from vrft.callbacks.checkpoint import RunCheckpoint
@@ -36,7 +37,7 @@ from vrft.cli.own_code import own_error
 from vrft.cli.parser_errors import find_user_error, message_lines
 from vrft.cli.predict import use_exported_folder, use_images
 from vrft.cli.run_folder import RunFolder
-from vrft.cli.trainer import TRAINER_DEFAULTS, CommandTrainer
+from vrft.cli.trainer import TRAINER_DEFAULTS, CommandTrainer, describe_devices
 from vrft.cli.trainer_settings import check_callbacks, check_early_stopping, check_trainer_settings
 from vrft.data import VisionData
 from vrft.errors import ConfigurationError, RolloutFailed
@@ -217,6 +218,8 @@ class VRFTCLI(CLIBase):
             raise
         except (ValueError, TypeError, MisconfigurationException) as error:  # Lightning's, e.g. of a strategy's name
             raise ConfigurationError(f"trainer: {error}") from error
+        if self.subcommand not in WITHOUT_RUN:
+            rank_zero_info(describe_devices(trainer))
         needs_metrics = bool(trainer.loggers) or self.subcommand == "fit"  # of which the report is made
         if needs_metrics and not any(isinstance(logger, CSVLogger) for logger in trainer.loggers):
             trainer.loggers = [*trainer.loggers, CSVLogger(trainer.default_root_dir, name="logs")]

@@ -28,6 +28,16 @@ HARMLESS = (
 )
 
 
+NOISE: dict[str, tuple[str, ...]] = {
+    "lightning.pytorch.utilities.rank_zero": ("GPU available: ", "TPU available: ", "-----", "💡"),
+    "lightning.fabric.utilities.rank_zero": ("-----",),
+    "lightning.fabric.utilities.distributed": ("Initializing distributed: ",),
+    "lightning.fabric.utilities.seed": ("Seed set to ", "[rank: "),
+    "lightning.pytorch.accelerators.cuda": ("LOCAL_RANK: ",),
+    "bitsandbytes.backends.cpu.ops": ("Failed to load CPU gemm_4bit_forward",),  # logged when peft imports it
+}
+"""Beginnings of log lines, by logger. The line of devices that vrft prints and config.yaml say the same."""
+
 BARS = ("HF_HUB_DISABLE_PROGRESS_BARS", "HF_DATASETS_DISABLE_PROGRESS_BARS", "TQDM_DISABLE")
 """Environment variables that turn progress bars off. Libraries read them when they are imported."""
 
@@ -43,6 +53,8 @@ def tidy_output() -> None:
     Called before libraries are imported, and again by each command of a process, whose warnings count anew.
     """
     logging.setLogRecordFactory(_redacted_record)
+    for name in NOISE:
+        logging.getLogger(name).addFilter(_is_of_use)
     warnings.formatwarning = _WarningFormatter()
     if not sys.stderr.isatty():
         for name in BARS:
@@ -62,6 +74,10 @@ def restored_output() -> Iterator[None]:
         for name, value in bars.items():
             if value is None:
                 os.environ.pop(name, None)
+
+
+def _is_of_use(record: logging.LogRecord) -> bool:
+    return not record.getMessage().startswith(NOISE.get(record.name, ()))
 
 
 def _redacted_record(*args: Any, **kwargs: Any) -> logging.LogRecord:
@@ -102,12 +118,15 @@ def _plain(text: str) -> str:
 
 
 def silence_harmless() -> None:
-    """Hide the warnings of `HARMLESS`, Lightning's advertisement of litlogger, and transformers' report on weights.
+    """Hide the warnings of `HARMLESS`, and transformers' report on weights.
 
     Weights that the report lists end the command with an error that names them. Call this after Lightning is imported.
     """
     warnings.formatwarning = _WarningFormatter()  # Lightning has set one that shows its own warnings as they are
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda record: "litlogger" not in record.msg)
-    logging.getLogger("transformers.modeling_utils").addFilter(lambda record: "LOAD REPORT" not in record.getMessage())
+    logging.getLogger("transformers.modeling_utils").addFilter(_is_no_report)
     for message in HARMLESS:
         warnings.filterwarnings("ignore", message=message)
+
+
+def _is_no_report(record: logging.LogRecord) -> bool:
+    return "LOAD REPORT" not in record.getMessage()

@@ -5,6 +5,9 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
+import torch
+from lightning.pytorch import Trainer
+
 from vrft.cli.compare import compare_checkpoints
 from vrft.cli.doctor import run_doctor
 from vrft.data import VisionData
@@ -29,6 +32,20 @@ TRAINER_DEFAULTS: dict[str, Any] = {
         {"class_path": "vrft.loggers.WandbLogger", "init_args": {"save_dir": "${.....run_dir}"}},
     ],
 }
+
+
+def describe_devices(trainer: Trainer) -> str:
+    """Return one line about the devices of a run and its strategy.
+
+    >>> describe_devices(Trainer(accelerator="cpu", logger=False))
+    'device: cpu'
+    """
+    device = trainer.strategy.root_device
+    name = f"{device.type} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else device.type
+    if trainer.world_size == 1:
+        return f"device: {name}"
+    machines = f" on {trainer.num_nodes} machines" if trainer.num_nodes > 1 else ""
+    return f"devices: {trainer.world_size} x {name}{machines}, {type(trainer.strategy).__name__}"
 
 
 class CommandTrainer(VisionTrainer):

@@ -15,7 +15,7 @@ from vrft.policy.lora import add_adapters
 from vrft.policy.pretrained import TRUST_REMOTE_CODE_HINT, load_pretrained, token_ids, vision_parameters
 from vrft.policy.processor import copy_processor, load_processor
 from vrft.policy.vlm import Policy
-from vrft.utils.hub import loading
+from vrft.utils.hub import bars_if_large, loading
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedModel
@@ -66,7 +66,8 @@ def export_policy(
         model.generation_config = generation
         keep_published_layout(model)
         precise = torch.promote_types(base_dtype, policy.dtype)
-        model.to(dtype or precise).save_pretrained(folder)
+        with bars_if_large(policy.checkpoint):
+            model.to(dtype or precise).save_pretrained(folder)
     advance(3)
     copy_processor(policy.checkpoint, folder)
     write_fields(folder, fields)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
-from vrft.utils.hub import WITH_REPORT, check_loaded
+from vrft.utils.hub import WITH_REPORT, bars_if_large, check_loaded
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -36,7 +36,7 @@ def load_pretrained(checkpoint: str, dtype: torch.dtype, trust_remote_code: bool
     """
     from transformers import AutoModelForImageTextToText
 
-    with new_parameters_in(dtype):
+    with new_parameters_in(dtype), bars_if_large(checkpoint):
         model, info = AutoModelForImageTextToText.from_pretrained(
             checkpoint,
             dtype=torch.float32,

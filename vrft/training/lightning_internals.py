@@ -5,10 +5,15 @@ Lightning may change these names in any minor release, so `pyproject.toml` allow
 
 from __future__ import annotations
 
-from lightning.pytorch import Trainer
+from collections.abc import Iterator
+
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
+from lightning.pytorch.callbacks.progress.rich_progress import CustomProgress
 from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.strategies import ModelParallelStrategy
+from rich.console import RenderableType
+from rich.text import Text
 from torch import Tensor
 
 
@@ -124,8 +129,36 @@ class CheckpointBase(ModelCheckpoint):
         self.remove(trainer, filepath)
 
 
+class BarsAndMetrics(CustomProgress):
+    """Bars, and below them one line of metrics, as long as the terminal is wide."""
+
+    metrics = ""
+
+    def get_renderables(self) -> Iterator[RenderableType]:
+        yield self.make_tasks_table(self.tasks)
+        if self.metrics:
+            yield Text(self.metrics, no_wrap=True, overflow="ellipsis")
+
+
 class ProgressBarBase(RichProgressBar):
-    """RichProgressBar whose training bar shows the public `train_description`, which Lightning leaves out."""
+    """RichProgressBar that shows the public `train_description`, and the metrics below the bars.
+
+    Lightning shows them beside the bars, where they take several lines.
+    """
+
+    def _init_progress(self, trainer: Trainer) -> None:
+        super()._init_progress(trainer)
+        if self.progress is not None:
+            self.progress.__class__ = BarsAndMetrics  # Lightning makes it
+
+    def _update_metrics(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if isinstance(self.progress, BarsAndMetrics):
+            metrics = self.get_metrics(trainer, pl_module)
+            shown = (
+                f"{name} {value}" if isinstance(value, str) else f"{name} {value:.3f}"
+                for name, value in metrics.items()
+            )
+            self.progress.metrics = "  ".join(shown)
 
     def _get_train_description(self, current_epoch: int) -> str:
         return f"{self.train_description}, epoch {current_epoch}"

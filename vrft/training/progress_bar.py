@@ -9,12 +9,17 @@ from typing import Any
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks.progress.rich_progress import ProcessingSpeedColumn
 from lightning.pytorch.trainer.states import TrainerFn
+from rich.progress import TextColumn
+from rich.table import Column
 
 from vrft.training.lightning_internals import ProgressBarBase
 from vrft.utils.progress import ThrottledPrinter, has_terminal
 
 LINE_SECONDS = 30.0
 """Longest time between two lines about training steps, and time after which a phase says how far it is."""
+
+
+NAME_WIDTH = len("  decoding, 256 of 256 rows done")
 
 
 class PhaseProgressBar(ProgressBarBase):
@@ -72,9 +77,10 @@ class PhaseProgressBar(ProgressBarBase):
             progress.refresh()
 
     def configure_columns(self, trainer: Trainer) -> list[Any]:
-        """Leave out batches per second, since the metrics need the room in a terminal of 80 columns."""
-        columns = super().configure_columns(trainer)
-        return [column for column in columns if not isinstance(column, ProcessingSpeedColumn)]
+        """Leave out batches per second, and give each column the room of a phase, so that bars don't jump."""
+        _, *columns = super().configure_columns(trainer)
+        description = TextColumn("[progress.description]{task.description}", table_column=Column(min_width=NAME_WIDTH))
+        return [description, *(column for column in columns if not isinstance(column, ProcessingSpeedColumn))]
 
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
         """Return the metrics of training without prefixes, and the guards that are raised."""
@@ -83,7 +89,7 @@ class PhaseProgressBar(ProgressBarBase):
         for name in [name for name in shown if name.startswith("reward/")]:
             if (short := name.removeprefix("reward/")) not in shown:
                 shown[short] = shown.pop(name)
-        return shown | ({"guards": ", ".join(self.guards)} if self.guards else {})
+        return ({"guards": ", ".join(self.guards)} if self.guards else {}) | shown
 
     @property
     def train_description(self) -> str:

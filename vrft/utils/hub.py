@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from huggingface_hub.errors import StrictDataclassError
@@ -28,6 +29,9 @@ LOADING_ERRORS = (
 
 WITH_REPORT: dict[str, Any] = {"output_loading_info": True, "ignore_mismatched_sizes": True}
 """Arguments of `from_pretrained` that make it return what `check_loaded` needs, too."""
+
+LARGE = 2**30
+"""Bytes of weights whose loading takes long enough for a bar."""
 
 MESSAGE_CHARACTERS = 300
 """Characters of a message of transformers, which may list everything that it knows."""
@@ -84,6 +88,22 @@ def fitting_in_memory(field: str, name: str) -> Iterator[None]:
         raise ConfigurationError(
             f"{field}: {name}: out of memory while weights are read: {_shortened(error)}; {advice}"
         ) from error
+
+
+@contextmanager
+def bars_if_large(checkpoint: str) -> Iterator[None]:
+    """Hide transformers' bars while it reads or writes a checkpoint of a folder that takes a moment."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    size = sum(path.stat().st_size for path in Path(checkpoint).glob("*.safetensors"))
+    if 0 < size < LARGE:
+        logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def _shortened(error: Exception) -> str:
