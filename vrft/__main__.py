@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from importlib import import_module
 from io import TextIOWrapper
+from typing import NoReturn
 
 COMMANDS = ("fit", "validate", "test", "predict", "doctor", "serve-command")
 WITHOUT_CONFIG = {
@@ -116,5 +117,17 @@ def unknown(command: str) -> int:
     return 2
 
 
+def entry() -> NoReturn:
+    """Run the command of this process, and end it. A Ctrl-C ends it without a traceback."""
+    from vrft.utils.interrupts import INTERRUPTED, exit_with
+
+    try:
+        code = main()
+    except KeyboardInterrupt:
+        print("vrft: interrupted", file=sys.stderr)
+        code = INTERRUPTED
+    exit_with(code)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    entry()

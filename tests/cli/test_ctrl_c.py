@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
 import sys
+import threading
 import time
 from collections.abc import Callable
+from functools import partial
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from unittest.mock import Mock, patch
 
 import pytest
+import torch
+import torch.distributed as dist
 
 from tests.helpers.forks import Fork
+from vrft.__main__ import entry
+from vrft.utils.interrupts import exit_with
 
 SLOW = 10.0
 """Seconds that count as waiting: a loaded machine is slow, and every wait below lasts for a minute or more."""
@@ -86,6 +95,42 @@ def wait_for_workers(folder: Path) -> int:
     return 0
 
 
+def wait_for_download(folder: Path) -> int:
+    """Download the weights of a checkpoint in several files, of which a server sends a part."""
+    from huggingface_hub import snapshot_download
+
+    from vrft.utils.hub import loading
+
+    class Hub(BaseHTTPRequestHandler):
+        def do_HEAD(self) -> None:
+            self.send_response(200)
+            for name, value in (("ETag", '"1"'), ("X-Repo-Commit", "0" * 40), ("Content-Length", "1000000")):
+                self.send_header(name, value)
+            self.end_headers()
+
+        def do_GET(self) -> None:
+            if "/resolve/" in self.path:
+                self.do_HEAD()
+                self.wfile.write(b"x")
+                self.wfile.flush()
+                announce(folder)
+                time.sleep(600)
+            files = [{"type": "file", "path": f"{i}.safetensors", "size": 1000000, "oid": "1" * 40} for i in range(2)]
+            body = json.dumps(files if "/tree/" in self.path else {"id": "org/model", "sha": "0" * 40}).encode()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+    hub = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    hub.daemon_threads = True
+    threading.Thread(target=hub.serve_forever, daemon=True).start()
+    endpoint = f"http://127.0.0.1:{hub.server_port}"
+    with patch("huggingface_hub.constants.HF_HUB_OFFLINE", False), loading("model.policy.checkpoint", "org/model"):
+        snapshot_download("org/model", endpoint=endpoint, cache_dir=folder / "cache", etag_timeout=60)
+    return 0
+
+
 def interrupted(wait: Callable[[Path], int], folder: Path) -> int:
     """Run a wait and return the exit code of the command line after a Ctrl-C."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -96,7 +141,7 @@ def interrupted(wait: Callable[[Path], int], folder: Path) -> int:
         os._exit(130)
 
 
-WAITS = [wait_for_server, wait_for_rank_zero, wait_for_lock, wait_for_template, wait_for_workers]
+WAITS = [wait_for_server, wait_for_rank_zero, wait_for_lock, wait_for_template, wait_for_workers, wait_for_download]
 
 
 @pytest.mark.parametrize("wait", WAITS)
@@ -113,3 +158,58 @@ def test_one_ctrl_c_ends_a_wait(wait: Callable[[Path], int], tmp_path: Path) -> 
         assert time.monotonic() - start < SLOW
     finally:
         process.kill()
+
+
+def leave_a_thread(code: int, finished: Path) -> int:
+    """Exit while a thread runs for a second."""
+    threading.Timer(1, finished.touch).start()
+    exit_with(code)
+
+
+@pytest.mark.parametrize("code", [130, 2])
+def test_only_an_interrupted_command_leaves_threads_behind(code: int, tmp_path: Path) -> None:
+    process = Fork(leave_a_thread, code, tmp_path / "finished", output=tmp_path / "output")
+    assert process.wait() == code
+    assert (tmp_path / "finished").exists() == (code != 130)
+
+
+def test_an_interrupted_command_ends_without_a_traceback(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("vrft.__main__.main", Mock(side_effect=KeyboardInterrupt))
+    monkeypatch.setattr("vrft.utils.interrupts.threading.enumerate", list)
+    with pytest.raises(SystemExit, match="130"):
+        entry()
+    assert capsys.readouterr().err == "vrft: interrupted\n"
+
+
+def wait_in_collective(folder: Path, rank: int) -> int:
+    """Sum a number over two ranks, of which rank 1 never comes."""
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    dist.all_reduce(torch.ones(1))
+    (folder / f"rank{rank}").touch()
+    if rank == 0:
+        dist.all_reduce(torch.ones(1))
+    time.sleep(600)
+    return 0
+
+
+def test_one_ctrl_c_in_the_terminal_ends_a_rank_in_a_collective(tmp_path: Path) -> None:
+    """The signal reaches all ranks. The one in the collective ends with the others, whose connections are then lost."""
+    ranks = [
+        Fork(interrupted, partial(wait_in_collective, rank=rank), tmp_path, output=tmp_path / f"output{rank}")
+        for rank in (0, 1)
+    ]
+    try:
+        while len([*tmp_path.glob("rank*")]) < 2:
+            assert [rank.poll() for rank in ranks] == [None, None]
+            time.sleep(0.01)
+        time.sleep(0.2)
+        start = time.monotonic()
+        for rank in ranks:
+            rank.send_signal(signal.SIGINT)
+        assert [rank.wait() for rank in ranks] == [130, 130]
+        assert time.monotonic() - start < SLOW
+    finally:
+        for rank in ranks:
+            rank.kill()

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from huggingface_hub.errors import StrictDataclassError
 
 from vrft.errors import ConfigurationError
+from vrft.utils.interrupts import repeated_interrupts
 from vrft.utils.out_of_memory import is_out_of_memory
 
 if TYPE_CHECKING:
@@ -44,6 +45,8 @@ NAMED_KEYS = 3
 def loading(field: str, name: str, remedy: str = "vrft runs none of it", trusts_code: bool = False) -> Iterator[None]:
     """Turn the errors that `from_pretrained` raises for a bad checkpoint into a ConfigurationError of one line.
 
+    A Ctrl-C ends downloads.
+
     Args:
         field: the setting that names the checkpoint.
         name: the checkpoint.
@@ -54,7 +57,7 @@ def loading(field: str, name: str, remedy: str = "vrft runs none of it", trusts_
         ConfigurationError: the checkpoint can't be loaded, or comes with its own code.
     """
     try:
-        with fitting_in_memory(field, name):
+        with fitting_in_memory(field, name), repeated_interrupts():
             yield
     except ConfigurationError:
         raise

@@ -19,6 +19,7 @@ from vrft.data.images import BadImage, ImageSource
 from vrft.data.record import Split
 from vrft.data.split_sources import given
 from vrft.errors import ConfigurationError
+from vrft.utils.interrupts import repeated_interrupts
 from vrft.utils.regular_files import read_regular
 
 
@@ -155,7 +156,8 @@ def load_table(name: str, split: str, field: str, subset: str | None = None) -> 
         elif path.is_file():
             table = datasets.load_dataset("parquet", data_files=name, split=split)
         else:
-            table = datasets.load_dataset(name, subset, split=split)
+            with repeated_interrupts():
+                table = datasets.load_dataset(name, subset, split=split)
         missing = {"image", "problem", "solution"}.difference(table.column_names)
         table = table if missing else table.cast_column("image", datasets.Image(decode=False))
     except (OSError, ValueError, LookupError, TypeError, RuntimeError, pyarrow.ArrowException) as error:

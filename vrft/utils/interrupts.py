@@ -1,0 +1,59 @@
+"""A Ctrl-C that ends waits for the threads of a pool."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import NoReturn
+
+INTERRUPTED = 128 + signal.SIGINT
+"""Exit code after a Ctrl-C."""
+
+REPEAT_AFTER = 0.5
+"""Seconds between a Ctrl-C and its repetition."""
+
+
+@contextmanager
+def repeated_interrupts() -> Iterator[None]:
+    """Repeat a Ctrl-C if it does not end the block within `REPEAT_AFTER` seconds.
+
+    A pool of threads that is left by an exception waits for them, and those of the Hub's client download whole files.
+    A second KeyboardInterrupt ends that wait.
+    """
+    before = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or not callable(before):
+        yield
+        return
+    received, left = threading.Event(), threading.Event()
+
+    def repeat() -> None:
+        if not left.wait(REPEAT_AFTER):
+            os.kill(os.getpid(), signal.SIGINT)
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if not received.is_set():
+            received.set()
+            threading.Thread(target=repeat, daemon=True).start()
+        before(number, frame)
+
+    signal.signal(signal.SIGINT, handle)
+    try:
+        yield
+    finally:
+        left.set()
+        signal.signal(signal.SIGINT, before)
+
+
+def exit_with(code: int) -> NoReturn:
+    """End the process. After a Ctrl-C, do not wait for threads that still run."""
+    running = [one for one in threading.enumerate() if one is not threading.main_thread() and not one.daemon]
+    if code == INTERRUPTED and running:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
