@@ -134,6 +134,20 @@ def test_patience_ends_the_wait_for_every_server(name: str, hostile: Callable[..
     assert time.monotonic() - start < 1
 
 
+def test_an_update_of_the_weights_in_vain_is_part_of_the_patience(hostile: Callable[..., Client]) -> None:
+    client = hostile(ANSWERS["silence"])
+    engine = VLLMServer([client.url], timeout=60, patience=1.0)
+    update = SimpleNamespace(version="1", update=lambda server: server.request("GET", "/", timeout=60))
+    engine.weights = cast(Weights, update)
+    engine.servers = [Server(client)]
+    request = cast(CompletionRequest, SimpleNamespace(body={}, sample_name="sample 3"))
+    start = time.monotonic()
+    engine.update_servers()
+    with pytest.raises(RolloutFailed, match=r"within 1 s \(model\.engine\.patience\); the last error was: http"):
+        engine._complete(request, 0, threading.Event())
+    assert time.monotonic() - start < 1.8
+
+
 @pytest.mark.parametrize("name", ["silence", "headers at once"])
 def test_patience_ends_a_run(
     name: str, hostile: Callable[..., Client], quick_fit: Command, capsys: pytest.CaptureFixture[str]

@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -50,8 +50,8 @@ class VLLMServer(RemoteEngine):
             weights_dir: folder for new weights, which servers must see under the same path: /dev/shm/NAME on one
                 machine, a shared folder on several. Default: vllm in the run's folder.
             timeout: seconds that a server has to return the completions of a prompt, or to load new weights.
-            patience: seconds without an answer to a prompt from any server, after which the run saves and ends; at the
-                start, seconds that all servers have to say how they were started.
+            patience: seconds without new weights on any server or an answer to a prompt, after which the run saves and
+                ends; at the start, seconds that all servers have to say how they were started.
             max_gap: mean difference of log-probabilities from the trainer's above which the run ends.
             one_step_ahead: sample for the next step while this one trains, with weights that are one step old.
         """
@@ -64,6 +64,8 @@ class VLLMServer(RemoteEngine):
         self.max_gap, self.one_step_ahead = max_gap, one_step_ahead
         self.servers: list[Server] = []
         self.stopped = threading.Event()
+        self.waited = 0.0
+        """Seconds of the patience that an update of all servers took in vain, up to the next completions."""
         self.weights: Weights
         self.task: Task
 
@@ -91,15 +93,19 @@ class VLLMServer(RemoteEngine):
         self.weights.write_version(policy, first)
 
     def update_servers(self) -> None:
-        deadline = time.monotonic() + self.patience
+        start = time.monotonic()
 
-        def update(server: Server) -> None:
-            with suppress(Unavailable):  # the server is updated again before its first prompt
-                server.update(self.weights, deadline)
+        def update(server: Server) -> bool:
+            try:
+                server.update(self.weights, start + self.patience)
+            except Unavailable:  # the server is updated again before its first prompt
+                return False
+            return True
 
         pool = ThreadPoolExecutor(len(self.servers))
         try:
-            list(pool.map(update, self.servers))
+            updated = list(pool.map(update, self.servers))
+            self.waited = 0.0 if any(updated) else time.monotonic() - start
         except KeyboardInterrupt:
             self.stop()
             raise
@@ -197,16 +203,19 @@ class VLLMServer(RemoteEngine):
         Raises:
             RolloutFailed: `stopped` is set, or no server gives valid completions within `patience`.
         """
-        deadline = time.monotonic() + self.patience
+        deadline = time.monotonic() + max(0.0, self.patience - self.waited)
         while True:
             servers = [self.servers[(first + i) % len(self.servers)] for i in range(len(self.servers))]
             server = min(servers, key=lambda server: max(0.0, server.retry_at - time.monotonic()))
             if stopped.wait(max(0.0, min(server.retry_at, deadline) - time.monotonic())):
                 raise RolloutFailed(f"the prompt of {request.sample_name} was cancelled")
             try:
-                return server.complete(request, self.weights, deadline)
+                rows = server.complete(request, self.weights, deadline)
             except Unavailable as error:
                 last_error = error
+            else:
+                self.waited = 0.0
+                return rows
             if time.monotonic() >= deadline:
                 raise RolloutFailed(
                     f"no server answered the prompt of {request.sample_name} within {self.patience:g} s "
