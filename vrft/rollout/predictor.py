@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Literal
 
@@ -9,7 +10,8 @@ import torch
 from PIL import Image
 
 from vrft.boxes import Coordinates
-from vrft.data.images import read_image
+from vrft.data.images import BadImage, check_header, read_image
+from vrft.errors import ConfigurationError
 from vrft.policy import Policy
 from vrft.rollout.base import Sampling, SamplingKey
 from vrft.rollout.transformers import TransformersEngine
@@ -34,6 +36,7 @@ class Predictor:
         device: str | torch.device = "cpu",
         coordinates: Coordinates | None = None,
         coordinate_decimals: int | None = None,
+        image_bits: int | None = None,
     ) -> None:
         """Load the checkpoint.
 
@@ -44,11 +47,15 @@ class Predictor:
             device: device of the model.
             coordinates: coordinate system of the boxes in answers, as in `Policy`; default: that of the model's family.
             coordinate_decimals: decimals of these coordinates, as in `Policy`; default: 3 in unit, else 0.
+            image_bits: bits per colour of the camera, for files of more than 8 bits, as in `data.image_bits`; default:
+                guessed from each file's brightest pixel, with a warning.
 
         Raises:
-            ConfigurationError: the checkpoint can't be loaded.
+            ConfigurationError: the checkpoint can't be loaded, or `image_bits` is not from 9 to 32.
         """
-        self.task = task
+        if image_bits is not None and not 8 < image_bits <= 32:
+            raise ConfigurationError(f"image_bits: expected a number from 9 to 32, got {image_bits}")
+        self.task, self.image_bits = task, image_bits
         self.policy = Policy(checkpoint, dtype=dtype, coordinates=coordinates, coordinate_decimals=coordinate_decimals)
         self.policy.load(keep_reference=False)
         self.policy.requires_grad_(False).to(device)
@@ -66,9 +73,10 @@ class Predictor:
             query: what fills {query} in the task's template: a category, an instruction or a question.
 
         Raises:
-            BadImage: the file can't be read.
+            BadImage: the file can't be read, or the image is not in RGB.
+            TooBright: a pixel of the file needs more than `image_bits` bits.
         """
-        picture = image if isinstance(image, Image.Image) else read_image(Path(image))
+        picture = self._checked(image) if isinstance(image, Image.Image) else self._read(Path(image))
         batch = self.encoder([Sample(0, picture, 0, query, "")])
         device = self.policy.banned_ids.device
         for prompt in batch.inputs:
@@ -83,3 +91,17 @@ class Predictor:
             on_token=lambda *_: None,
         )
         return self.task.parse(rollout.texts[0], batch.samples[0], batch.frames[0])
+
+    def _read(self, path: Path) -> Image.Image:
+        if self.image_bits is None and check_header(path).deep:
+            warnings.warn(
+                f"{path} has more than 8 bits per colour. Its depth is guessed from its brightest pixel; "
+                "Predictor(image_bits=12) states it",
+                stacklevel=3,
+            )
+        return read_image(path, bits=self.image_bits)
+
+    def _checked(self, image: Image.Image) -> Image.Image:
+        if image.mode != "RGB":
+            raise BadImage(f"expected an image in RGB, got mode {image.mode}; files may have any that Pillow reads")
+        return image
