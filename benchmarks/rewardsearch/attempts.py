@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from rewardsearch.scenes import CLASSES, FRAME, LABELS, Box, Scene, random_box
+from vrft.boxes import Matrix, iou_matrix
 from vrft.tasks.detection import boxes_text
 from vrft.types import Answer
 
@@ -134,18 +136,13 @@ def changed(rng: random.Random, scene: Scene, attempt: Attempt) -> Attempt:
         items += new[:1] if scene.kind == "grounding" else new
         return replace(attempt, items=tuple(items))
     i = rng.randrange(len(items))
-    if change == "confidence of all":
-        value = rng.choice([0, 100, rng.randint(0, 100)])
-        return replace(attempt, items=tuple(replace(item, confidence=value) for item in items))
+    if change in TOGETHER:
+        return replace(attempt, items=tuple(TOGETHER[change](rng, scene, items)))
     items[i : i + 1] = list(replaced(rng, scene, items[i], change))
-    if change == "order":
-        rng.shuffle(items)
     if change == "merge" and len(items) > 1:
         other = items.pop(rng.randrange(len(items)))
         a, b = items[0].box, other.box
         items[0] = replace(items[0], box=(min(a[0], b[0]), min(a[1], b[1]), max(a[2], b[2]), max(a[3], b[3])))
-    if change == "empty":
-        items = []
     return replace(attempt, items=tuple(items))
 
 
@@ -171,7 +168,79 @@ def replaced(rng: random.Random, scene: Scene, item: Item, change: str) -> list[
     return [item]
 
 
-CHANGES = (
-    *("add", "remove", "double", "split", "move", "move", "place", "label", "confidence", "confidence of all"),
-    *("order", "merge", "empty"),
-)
+def one_confidence(rng: random.Random, _: Scene, items: list[Item]) -> list[Item]:
+    value = rng.choice([0, 100, rng.randint(0, 100)])
+    return [replace(item, confidence=value) for item in items]
+
+
+def new_confidences(rng: random.Random, _: Scene, items: list[Item]) -> list[Item]:
+    values = rng.choice([(0, 100), range(101)])
+    return [replace(item, confidence=rng.choice(values)) for item in items]
+
+
+def told_confidences(rng: random.Random, scene: Scene, items: list[Item]) -> list[Item]:
+    """State the truth about which boxes overlap an object, or the opposite."""
+    right, wrong = rng.choice([(100, 0), (0, 100), (100, 100), (0, 0)])
+    near_it = overlaps(scene, items).max(axis=1, initial=0) > 0.5
+    return [replace(item, confidence=right if near else wrong) for item, near in zip(items, near_it, strict=True)]
+
+
+def exact(rng: random.Random, scene: Scene, items: list[Item]) -> list[Item]:
+    """Replace the boxes that overlap an object by the object's own, or half of them."""
+    share, found = rng.choice([0.5, 1.0]), overlaps(scene, items)
+    return [
+        replace(item, box=scene.boxes[row.argmax()][0]) if row.max(initial=0) > 0 and rng.random() < share else item
+        for item, row in zip(items, found, strict=True)
+    ]
+
+
+def loose(rng: random.Random, scene: Scene, items: list[Item]) -> list[Item]:
+    """Shorten all boxes to a little more than half, or to a little less."""
+    share = rng.choice([0.51, 0.6, 0.49])
+    boxes = [item.box for item in items]
+    shorter = [(x0, y0, x0 + round(share * (x1 - x0)), y1) for x0, y0, x1, y1 in boxes]
+    return [replace(item, box=box) for item, box in zip(items, shorter, strict=True)]
+
+
+def exchanged(rng: random.Random, _: Scene, items: list[Item]) -> list[Item]:
+    """Exchange the places, the confidences or the labels of two boxes."""
+    i, j = rng.randrange(len(items)), rng.randrange(len(items))
+    name = rng.choice(["box", "confidence", "label"])
+    items[i], items[j] = (replace(items[a], **{name: getattr(items[b], name)}) for a, b in ((i, j), (j, i)))
+    return items
+
+
+def relabelled(rng: random.Random, scene: Scene, items: list[Item]) -> list[Item]:
+    """Permute the labels, or give all boxes one."""
+    labels = [item.label for item in items]
+    rng.shuffle(labels)
+    new = rng.choice([labels, [label_of(rng, scene)] * len(items)])
+    return [replace(item, label=label) for item, label in zip(items, new, strict=True)]
+
+
+def overlaps(scene: Scene, items: Sequence[Item]) -> Matrix:
+    return iou_matrix([item.box for item in items], [box for box, _ in scene.boxes])
+
+
+def half(rng: random.Random, _: Scene, items: list[Item]) -> list[Item]:
+    return rng.sample(items, (len(items) + 1) // 2)
+
+
+TOGETHER: dict[str, Callable[[random.Random, Scene, list[Item]], list[Item]]] = {
+    "one confidence": one_confidence,
+    "new confidences": new_confidences,
+    "told confidences": told_confidences,
+    "exact": exact,
+    "loose": loose,
+    "exchange": exchanged,
+    "relabel": relabelled,
+    "order": lambda rng, _, items: rng.sample(items, len(items)),
+    "move all": lambda rng, _, items: [replace(item, box=jittered(rng, item.box)) for item in items],
+    "half": half,
+    "twice": lambda rng, scene, items: items if scene.kind == "grounding" else items * rng.choice([2, 2, 5]),
+    "all but one": lambda rng, scene, items: items if scene.kind == "grounding" else rng.sample(items, 1),
+    "empty": lambda *_: [],
+}
+"""Changes of all boxes at once."""
+ALONE = ("add", "remove", "double", "split", "move", "move", "place", "label", "confidence", "merge")
+CHANGES = (*ALONE, *ALONE, *TOGETHER)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from rewardsearch.attempts import MAX_BOXES, UNREADABLE, Attempt, Item, jittered, label_of, mutated, near, start, truth
@@ -17,6 +17,8 @@ MIN_GAP = 0.2
 """Difference of F1 from which a pair in the wrong order is a fault."""
 STEPS = 25
 """Mutations of one climb."""
+NOTHING = -math.inf
+"""Size of a fault that an answer can't have."""
 PROBABILITIES = (0.1, 0.35, 0.6, 0.9)
 
 
@@ -103,19 +105,17 @@ def wrong_order(found: Sequence[Judged]) -> float:
 def surplus(rng: random.Random, judge: Judge, judged: Judged) -> float:
     """Return what one more box adds to an answer that has no fewer boxes than objects, unless it finds an object."""
     scene, attempt = judge.scene, judged.attempt
-    if (
-        not len(scene.boxes) <= len(attempt.items) < MAX_BOXES
-        or judged.answer.value is None
-        or scene.kind == "grounding"
-    ):
-        return 0.0
+    room = len(scene.boxes) <= len(attempt.items) < MAX_BOXES
+    if not room or judged.answer.value is None or scene.kind == "grounding":
+        return NOTHING
     places = [near(rng, scene), random_box(rng), *[jittered(rng, item.box) for item in attempt.items[:1]]]
+    places += [rng.choice(scene.boxes)[0]] * 3 if scene.boxes else []
     box = Item(rng.choice(places), rng.choice([0, 100, rng.randint(0, 100)]), label_of(rng, scene))
     items = list(attempt.items)
     items.insert(rng.randint(0, len(items)), box)
     more = judge.judge(replace(attempt, items=tuple(items)))
     if more.answer.value is None or hits(more.answer, scene) > hits(judged.answer, scene):
-        return 0.0
+        return NOTHING
     return more.reward - judged.reward
 
 
@@ -123,10 +123,21 @@ def leaving_out(rng: random.Random, judge: Judge, judged: Judged) -> float:
     """Return what leaving out a box adds that is needed to find an object."""
     attempt, right = judged.attempt, hits(judged.answer, judge.scene)
     if not right or judge.scene.kind == "grounding":
-        return 0.0
+        return NOTHING
     i = rng.randrange(len(attempt.items))
     less = judge.judge(replace(attempt, items=attempt.items[:i] + attempt.items[i + 1 :]))
-    return less.reward - judged.reward if hits(less.answer, judge.scene) < right else 0.0
+    return less.reward - judged.reward if hits(less.answer, judge.scene) < right else NOTHING
+
+
+def climb(rng: random.Random, judge: Judge, fault: Callable[[random.Random, Judge, Judged], float]) -> float:
+    """Return the largest fault on a climb from a start of its own."""
+    best = judge.judge(mutated(rng, judge.scene, start(rng, judge.scene), uniform=False))
+    size = fault(rng, judge, best)
+    for _ in range(STEPS):
+        new = judge.judge(mutated(rng, judge.scene, best.attempt, uniform=False))
+        if (of_new := max(fault(rng, judge, new) for _ in range(2))) >= size:
+            best, size = new, of_new
+    return size
 
 
 def lying(rng: random.Random, judge: Judge, judged: Judged) -> float:
@@ -136,18 +147,18 @@ def lying(rng: random.Random, judge: Judge, judged: Judged) -> float:
     """
     scene, attempt = judge.scene, judged.attempt
     if not attempt.items or judged.answer.value is None or scene.kind == "grounding":
-        return 0.0
+        return NOTHING
     i = rng.randrange(len(attempt.items))
     item, others = attempt.items[i], attempt.items[:i] + attempt.items[i + 1 :]
     elsewhere = random_box(rng)
     near_it = iou_matrix([item.box, elsewhere], [item.box, *(other.box for other in others)])
     objects = iou_matrix([item.box], [box for box, _ in scene.boxes])
     if max(near_it[0, 1:].max(initial=0), near_it[1].max(), objects.max(initial=0)) > 0.499:  # 0.5 may round upwards
-        return 0.0  # whether the box is right depends on the others
+        return NOTHING  # whether the box is right depends on the others
     with_it = scene.with_boxes((*scene.boxes, (item.box, item.label)))
     without = scene.with_boxes((*scene.boxes, (elsewhere, item.label)))
     if hits(judged.answer, with_it) != hits(judged.answer, without) + 1:
-        return 0.0
+        return NOTHING
 
     def expected(confidence: int, probability: float) -> float:
         items = (*attempt.items[:i], replace(item, confidence=confidence), *attempt.items[i + 1 :])
@@ -179,8 +190,8 @@ def faults_of(rng: random.Random, judge: Judge, answers: int) -> Iterator[tuple[
     unreadable = judge.total(judge.scene.task.parse(UNREADABLE, judge.scene, FRAME))
     readable = [judged.reward for judged in found if judged.answer.valid]
     yield "unreadable pays", unreadable - min(readable, default=unreadable)
-    for judged in rng.sample(found, min(len(found), answers // 8)):
-        yield "surplus box pays", surplus(rng, judge, judged)
-        yield "leaving out pays", leaving_out(rng, judge, judged)
-        if rng.random() < 0.2:
-            yield "lying pays", lying(rng, judge, judged)
+    for _ in range(max(1, answers // 100)):
+        yield "surplus box pays", climb(rng, judge, surplus)
+        yield "leaving out pays", climb(rng, judge, leaving_out)
+    for judged in rng.sample(found, min(len(found), answers // 40)):
+        yield "lying pays", lying(rng, judge, judged)
