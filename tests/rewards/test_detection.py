@@ -52,7 +52,7 @@ FOUR: Target = (*TWO, Detection((200, 10, 250, 60), "cat"), Detection((10, 300, 
     ("text", "target", "expected"),
     [
         pytest.param(
-            tagged(boxes((EXACT, 1))), FOUR, (0.25, (2 * 5 / 17 + 3.25 / 4) / 3, 1), id="one-confident-box-of-four"
+            tagged(boxes((EXACT, 1))), FOUR, (0.25, (11 * 5 / 17 + 4.25) / 16, 1), id="one-confident-box-of-four"
         ),
         pytest.param(tagged("No Objects", "I count 0"), ONE, (0, 0.25, 1), id="D1-zero-in-reasoning"),
         pytest.param(tagged("[]"), NONE, (1, 1, 1), id="D5-right-empty-list"),
@@ -61,15 +61,13 @@ FOUR: Target = (*TWO, Detection((200, 10, 250, 60), "cat"), Detection((10, 300, 
         pytest.param(tagged(boxes((GOOD[:3], 0.9))), ONE, (0, 0, 1), id="D6-three-numbers"),
         pytest.param(tagged(boxes(([12, 25, 300, 1390], 0.9))), ONE, (0, 0, 1), id="D6-out-of-frame"),
         pytest.param(
-            tagged("[{'bbox_2d': [12, 25, 300, 390]}]"), ONE, (GOOD_IOU, 11 / 12, 1), id="qwen-states-no-confidence"
+            tagged("[{'bbox_2d': [12, 25, 300, 390]}]"), ONE, (GOOD_IOU, 15 / 16, 1), id="qwen-states-no-confidence"
         ),
         pytest.param(tagged("[{'bbox_2d': [12, 25, 300, 390], 'Confidence': 0.9}]"), ONE, (0, 0, 1), id="mixed-keys"),
         pytest.param(tagged("[{'Position': 'the cat's', 'Confidence': 0.9}]"), ONE, (0, 0, 1), id="apostrophe"),
         pytest.param(tagged("No Objects", tagged(SURE)), ONE, (0, 0.25, 0), id="box-inside-think"),
         pytest.param(tagged(f"{SURE}</answer><answer>No Objects"), ONE, (0, 0.25, 0), id="last-answer-is-wrong"),
-        pytest.param(
-            tagged(f"[]</answer><answer>{SURE}"), ONE, (GOOD_IOU, (2 + 3.99 / 4) / 3, 0), id="last-answer-is-right"
-        ),
+        pytest.param(tagged(f"[]</answer><answer>{SURE}"), ONE, (GOOD_IOU, 15.99 / 16, 0), id="last-answer-is-right"),
     ],
 )
 def test_detection_rewards(text: str, target: Target, expected: tuple[float, float, float]) -> None:
@@ -80,14 +78,14 @@ def test_detection_rewards(text: str, target: Target, expected: tuple[float, flo
     ("right", "wrong", "objects", "expected"),
     [
         pytest.param([1.0], [], 1, 1, id="truth"),
-        pytest.param([0.5], [], 1, (2 + 3.75 / 4) / 3, id="unsure"),
-        pytest.param([0.0], [], 1, (2 + 3 / 4) / 3, id="stated-to-be-wrong"),
-        pytest.param([], [1.0], 1, (2 / 4) / 3, id="wrong-and-sure"),
+        pytest.param([0.5], [], 1, 15.75 / 16, id="unsure"),
+        pytest.param([0.0], [], 1, 15 / 16, id="stated-to-be-wrong"),
+        pytest.param([], [1.0], 1, 3 / 16, id="wrong-and-sure"),
         pytest.param([], [0.0], 1, 0.25, id="wrong-and-known-to-be"),
         pytest.param([], [], 1, 0.25, id="missed"),
-        pytest.param([1.0], [1.0], 1, (2 * 5 / 6 + 2 / 3 * 3 / 4) / 3, id="one-too-many"),
-        pytest.param([0.8], [0.3], 4, (2 * 5 / 18 + (3 + (0.96 - 0.09) / 4) / 4) / 3, id="some-of-four"),
-        pytest.param([], [0.0], 0, (1 / 2 * 3 / 4) / 3, id="box-without-objects"),
+        pytest.param([1.0], [1.0], 1, (11 * 5 / 6 + 4 * 2 / 3) / 16, id="one-too-many"),
+        pytest.param([0.8], [0.3], 4, (11 * 5 / 18 + 4 + (0.96 - 0.09) / 4) / 16, id="some-of-four"),
+        pytest.param([], [0.0], 0, 4 / 2 / 16, id="box-without-objects"),
         pytest.param([], [], 0, 1, id="no-objects"),
     ],
 )
@@ -215,7 +213,9 @@ def test_giou_and_diou_rewards_are_the_best_sum_over_all_matchings(kind: type[De
         best = max(
             sum(table[i][j] for i, j in enumerate(order)) for order in itertools.permutations(range(long), short)
         )
-        assert kind().score(answer, about) == pytest.approx(best / max(len(found), len(target)), abs=1e-9)
+        slots = max(len(found), len(target))
+        factor = (len(target) + 1) / (slots + 1)
+        assert kind().score(answer, about) == pytest.approx(best / slots * factor, abs=1e-9)
 
 
 def shifted(a: list[int], b: list[float], diou: bool) -> float:
@@ -291,16 +291,16 @@ THERE = [600, 600, 800, 800]
     ("text", "expected"),
     [
         pytest.param(labelled(("cat", EXACT, 1), ("dog", THERE, 1)), (1, 1, 1), id="both"),
-        pytest.param(labelled(("dog", EXACT, 1), ("cat", THERE, 1)), (0, 1 / 6, 0), id="labels-swapped"),
+        pytest.param(labelled(("dog", EXACT, 1), ("cat", THERE, 1)), (0, 3 / 16, 0), id="labels-swapped"),
         pytest.param(
-            labelled(("cat", EXACT, 0.9), ("cat", THERE, 0.6)), (0.5, (1 + 3.315 / 4) / 3, 0.5), id="one-label-wrong"
+            labelled(("cat", EXACT, 0.9), ("cat", THERE, 0.6)), (0.5, (5.5 + 4.315) / 16, 0.5), id="one-label-wrong"
         ),
         pytest.param(
             labelled(("dog", EXACT, 0.9), ("cat", EXACT, 0.8)),
-            (0.5, (1 + 3.075 / 4) / 3, 0.5),
+            (0.5, (5.5 + 4.075) / 16, 0.5),
             id="the-more-confident-has-another-label",
         ),
-        pytest.param(labelled((" CAT.", EXACT, 1)), (0.5, (10 / 9 + 3.5 / 4) / 3, 2 / 3), id="label-in-other-case"),
+        pytest.param(labelled((" CAT.", EXACT, 1)), (0.5, (11 * 5 / 9 + 4.5) / 16, 2 / 3), id="label-in-other-case"),
         pytest.param(labelled(("horse", EXACT, 0)), (0, 0.25, 0), id="label-outside-the-query"),
         pytest.param(labelled(("", EXACT, 0)), (0, 0.25, 0), id="empty-label"),
         pytest.param(tagged(boxes((EXACT, 1))), (0, 0, 0), id="no-label-is-unreadable"),

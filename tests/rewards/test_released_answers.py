@@ -35,13 +35,13 @@ TABLE_GOOD = [12, 25, 300, 390]  # the good box in the tables, for a true box [1
     [
         # after the arrows: IoU, confidence and format rewards of the released functions
         pytest.param(tagged(boxes((EXACT, 1))), ONE, (1, 1, 1), id="exact-box"),  # -> 1, 1, 1
-        pytest.param(tagged(boxes((TABLE_GOOD, 0.9))), ONE, (0.954, 0.9992, 1), id="good-box"),  # -> .954, .9, 1
-        pytest.param(tagged(boxes((TABLE_GOOD, 0.9))), TWO, (0.477, 0.6616, 1), id="good-box-of-two"),  # -> .477, .9, 1
+        pytest.param(tagged(boxes((TABLE_GOOD, 0.9))), ONE, (0.954, 0.9994, 1), id="good-box"),  # -> .954, .9, 1
+        pytest.param(tagged(boxes((TABLE_GOOD, 0.9))), TWO, (0.477, 0.6629, 1), id="good-box-of-two"),  # -> .477, .9, 1
         pytest.param(  # -> 1, 1, 1
-            tagged(boxes(([700, 20, 900, 990], 0.5))), ONE, (0, 0.2292, 1), id="wrong-box-with-the-same-y1"
+            tagged(boxes(([700, 20, 900, 990], 0.5))), ONE, (0, 0.2344, 1), id="wrong-box-with-the-same-y1"
         ),
         pytest.param(  # -> 0, .5, 1
-            tagged(boxes(([700, 21, 900, 990], 0.5))), ONE, (0, 0.2292, 1), id="wrong-box"
+            tagged(boxes(([700, 21, 900, 990], 0.5))), ONE, (0, 0.2344, 1), id="wrong-box"
         ),
         pytest.param(  # -> 0, 1, 1
             tagged(boxes(([700, 21, 900, 990], -10))), ONE, (0, 0, 1), id="wrong-box-confidence-minus-10"
@@ -59,36 +59,36 @@ TABLE_GOOD = [12, 25, 300, 390]  # the good box in the tables, for a true box [1
         ),
         pytest.param(tagged("No Objects"), NONE, (1, 1, 1), id="right-no-objects"),  # -> 0, 0, 1
         pytest.param(  # -> 0, 0, 1
-            tagged(boxes((TABLE_GOOD, 0.9))), NONE, (0, 0.0913, 1), id="box-where-there-is-nothing"
+            tagged(boxes((TABLE_GOOD, 0.9))), NONE, (0, 0.0997, 1), id="box-where-there-is-nothing"
         ),
         pytest.param(tagged("No Objects"), ONE, (0, 0.25, 1), id="wrong-no-objects"),  # -> 0, 0, 1
         pytest.param(boxes((TABLE_GOOD, 0.9)), ONE, (0, 0, 0), id="bare-list"),  # -> .954, .9, 0
         pytest.param(  # -> 0, 0, 1
-            f"<think>hm</think>\n<answer>\n{SURE}\n</answer>", ONE, (0.954, 0.9992, 1), id="answer-on-its-own-line"
+            f"<think>hm</think>\n<answer>\n{SURE}\n</answer>", ONE, (0.954, 0.9994, 1), id="answer-on-its-own-line"
         ),
         pytest.param(  # -> 0, 0, 1
-            tagged(f"```json\n{SURE}\n```"), ONE, (0.954, 0.9992, 1), id="json-code-fence"
+            tagged(f"```json\n{SURE}\n```"), ONE, (0.954, 0.9994, 1), id="json-code-fence"
         ),
         pytest.param(  # -> 0, 0, 1
-            tagged('[{"bbox_2d": [12, 25, 300, 390], "confidence": 0.9}]'), ONE, (0.954, 0.9992, 1), id="bbox-2d-keys"
+            tagged('[{"bbox_2d": [12, 25, 300, 390], "confidence": 0.9}]'), ONE, (0.954, 0.9994, 1), id="bbox-2d-keys"
         ),
         pytest.param(  # -> 0, 0, 1
             tagged("[{'Label': \"cat's\", 'Position': [12, 25, 300, 390], 'Confidence': 0.9}]"),
             ONE,
-            (0.954, 0.9992, 1),
+            (0.954, 0.9994, 1),
             id="apostrophe-in-a-string",
         ),
         pytest.param(  # -> 0, .1, 1
             tagged(boxes(([300, 390, 12, 25], 0.9))), ONE, (0, 0, 1), id="reversed-corners"
         ),
         pytest.param(  # -> .954, .9, 1
-            tagged(boxes((TABLE_GOOD, 0.9), (TABLE_GOOD, 0.9))), ONE, (0.477, 0.7272, 1), id="exact-duplicate"
+            tagged(boxes((TABLE_GOOD, 0.9), (TABLE_GOOD, 0.9))), ONE, (0.318, 0.7433, 1), id="exact-duplicate"
         ),
         pytest.param(  # -> .477, .9, 1
-            tagged(boxes((TABLE_GOOD, 0.9), ([13, 25, 300, 390], 0.9))), ONE, (0.477, 0.7272, 1), id="near-duplicate"
+            tagged(boxes((TABLE_GOOD, 0.9), ([13, 25, 300, 390], 0.9))), ONE, (0.318, 0.7433, 1), id="near-duplicate"
         ),
         pytest.param(  # -> 0, .1, 1
-            tagged(boxes(([10, 20, 155, 400], 0.9))), ONE, (0, 0.1825, 1), id="iou-exactly-a-half"
+            tagged(boxes(([10, 20, 155, 400], 0.9))), ONE, (0, 0.1994, 1), id="iou-exactly-a-half"
         ),
         pytest.param(f"<think>hm</think><answer>{SURE[:-10]}", ONE, (0, 0, 0), id="truncated-list"),  # -> 0, 0, 0
         pytest.param(  # -> .954, .9, 1
@@ -100,11 +100,11 @@ TABLE_GOOD = [12, 25, 300, 390]  # the good box in the tables, for a true box [1
         pytest.param(  # -> .954, .9, 1
             f"<think>hm</think><answer>{SURE}</answer><answer>{SURE}</answer>",
             ONE,
-            (0.954, 0.9992, 0),
+            (0.954, 0.9994, 0),
             id="two-answer-blocks",
         ),
         pytest.param(  # -> .351, .55, 1
-            tagged(boxes(([10, 20, 300, 287], 0.9), (EXACT, 0.8))), ONE, (0.5, 0.7264, 1), id="mediocre-box-first"
+            tagged(boxes(([10, 20, 300, 287], 0.9), (EXACT, 0.8))), ONE, (0.3333, 0.7427, 1), id="mediocre-box-first"
         ),
     ],
 )

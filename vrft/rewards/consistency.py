@@ -32,6 +32,10 @@ class Consistency(Reward):
     larger number of boxes; that of two answers without boxes is 1. The agreement of texts is equality, and that of an
     unreadable answer 0. The reward does not apply to a single answer. Without another reward based on the truth, it
     only reinforces the policy's most frequent answers.
+
+    The reward doesn't know the truth, so it has none of the properties of `DetectionConfidence`: an answer can earn
+    more than the truth, a surplus box pays if the other answers have it, and leaving out a right box pays if they lack
+    it. Confidences only decide which boxes are matched first: stating the probability of being right doesn't pay.
     """
 
     def scores(self, answers: Sequence[Answer], samples: Sequence[Question]) -> Sequence[float | None]:

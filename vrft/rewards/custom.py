@@ -17,6 +17,7 @@ class FunctionReward(Reward):
     `completion` is the text; `answer` its parsed value (detections in pixels, a text, or None if it can't be parsed);
     `target` the correct value; `size` the width and height of the image; `metadata` the other fields of the sample.
     Arguments are passed by name, so a function may take some of them and `**kwargs`. An error in it ends the run.
+    Whether anything earns more than the truth is up to the function; the doctor tries a few answers.
     """
 
     def __init__(self, function: Callable[..., float | None], weight: float = 1.0) -> None:

@@ -43,6 +43,11 @@ class Matches(NamedTuple):
         """The denominator max(true, predicted): a missed object and a surplus box each cost one slot."""
         return max(self.num_true, self.num_predicted)
 
+    @property
+    def surplus_factor(self) -> float:
+        """Return (true + 1) / (max(true, predicted) + 1): 1 without surplus boxes, and less with each."""
+        return (self.num_true + 1) / (self.num_slots + 1)
+
 
 def within_labels(
     predicted: Sequence[Detection],
@@ -106,25 +111,29 @@ class DetectionReward(Reward):
 
 
 class DetectionIoU(DetectionReward):
-    """Sum of the matched IoUs / max(true, predicted boxes).
+    """Sum of the matched IoUs / max(m, n) * (m + 1) / (max(m, n) + 1), for n boxes and m objects.
 
-    The denominator is that of the released code; eq. 6 of the paper divides by the predictions alone, so that missed
-    objects cost nothing. With `matching: confidence` the score is that of the released code.
+    With `matching: confidence` the score is that of the released code, without the second factor; eq. 6 of the paper
+    divides by n alone, so that missed objects cost nothing.
 
     Nothing earns more than the truth. Because IoU counts, six exact boxes of ten earn more than ten boxes of IoU 0.51,
     whose F1 is higher. If there are more boxes than objects, leaving out a box with less IoU than the mean raises the
-    score, and so does another box that overlaps an object better than the box that was matched to it.
+    score, and so does another box that overlaps an object better than the box that was matched to it. The score does
+    not depend on stated confidences.
     """
 
     def earned(self, matches: Matches) -> float:
-        return sum(overlap for _, overlap in matches.right) / matches.num_slots
+        mean = sum(overlap for _, overlap in matches.right) / matches.num_slots
+        return mean if self.matching == "confidence" else mean * matches.surplus_factor
 
 
 class DetectionGIoU(DetectionIoU):
     """`DetectionIoU` with the overlap (1 + GIoU) / 2 of all pairs, so that a box that misses scores by distance.
 
     Nothing earns more than the truth, but boxes that all miss by a little earn more than a few that hit, and a box
-    around the whole image more than a small overlap.
+    around the whole image more than a small overlap. A surplus box that is nearer than the matched one pays. If there
+    are more boxes than objects, so does leaving out a right box that is looser than the mean. The score does not depend
+    on stated confidences.
     """
 
     def __init__(self, weight: float = 1.0, threshold: Fraction = 0.0, matching: Matching = "optimal") -> None:
@@ -149,16 +158,17 @@ class DetectionDIoU(DetectionGIoU):
 
 
 class DetectionConfidence(DetectionReward):
-    """Two thirds for finding the objects, one third for stating how sure each box is.
+    """About two thirds for finding the objects, one third for stating how sure each box is.
 
-    The score is (2 F2 + calibration) / 3. F2 is the F-measure in which recall counts double. With n boxes for m
-    objects, calibration = (m + 1) / (max(m, n) + 1) * (3 + S / max(m, n)) / 4, where S sums 2c - c² over the correct
-    boxes and -c² over the wrong ones. A box without a confidence c counts as one with 0.
+    The score is (11 F2 + calibration) / 16. F2 is the F-measure in which recall counts double. With n boxes for m
+    objects, calibration = (m + 1) / (max(m, n) + 1) * (4 + S / max(m, n)), where S sums 2c - c² over the correct boxes
+    and -c² over the wrong ones. A box without a confidence c counts as one with 0.
 
     S is a proper score: a box that is correct with probability p earns most if c = p. Nothing earns more than the
     truth. A box more than there are objects never raises the score, whatever its confidence and wherever it is, unless
     it finds an object that the other boxes miss. Leaving out a box never raises the score if that leaves an object
-    unfound. An answer that can be read earns more than one that can't.
+    unfound. An answer that can be read earns more than one that can't. All this holds for the sum with `DetectionIoU`
+    as well, whose weight may be up to a sixth of this reward's.
 
     As long as there are no more boxes than objects, wrong boxes with confidence 0 cost nothing if no box is correct;
     beside a correct one, they lower F2 alone.
@@ -166,15 +176,16 @@ class DetectionConfidence(DetectionReward):
 
     def earned(self, matches: Matches) -> float:
         total = sum(c * (2 - c) for c, _ in matches.right if c) - sum(c * c for c in matches.wrong if c)
-        surplus = (matches.num_true + 1) / (matches.num_slots + 1)
-        calibration = surplus * (3 + total / matches.num_slots) / 4
-        return (2 * f_measure(matches, 2.0) + calibration) / 3
+        calibration = matches.surplus_factor * (4 + total / matches.num_slots)
+        return (11 * f_measure(matches, 2.0) + calibration) / 16
 
 
 class PaperConfidence(DetectionReward):
     """Eq. 7-8 of the paper: mean over predictions of c for correct boxes and 1 - c for wrong ones; 0 if none.
 
-    A wrong box with confidence 0 earns as much as the truth, and missed objects cost nothing.
+    A wrong box with confidence 0 earns as much as the truth, and missed objects cost nothing, so surplus boxes with
+    confidence 0 pay, and so does leaving out a box that is right but not sure. A policy earns most by stating 1 if a
+    box is right with a probability above a half, and 0 otherwise.
     """
 
     def __init__(self, weight: float = 1.0, threshold: Fraction = 0.5, matching: Matching = "confidence") -> None:
@@ -194,7 +205,11 @@ class PaperConfidence(DetectionReward):
 
 
 class DetectionF1(DetectionReward):
-    """F-measure of the matched boxes; `recall_weight` is the weight of recall relative to precision (F1: 1)."""
+    """F-measure of the matched boxes; `recall_weight` is the weight of recall relative to precision (F1: 1).
+
+    Nothing earns more than the truth, no surplus box pays, and no right box is left out for a gain. IoU above the
+    threshold and stated confidences don't count.
+    """
 
     def __init__(
         self,

@@ -12,6 +12,9 @@ class Format(Reward):
     If the task asks for no reasoning, the format is `<answer>…</answer>` alone.
 
     Stricter than Visual-RFT, section 3.2: a second answer block, or one inside the reasoning, scores 0.
+
+    The content doesn't count: a wrong answer in the right form earns as much as the truth, and surplus boxes, missed
+    objects and confidences change nothing.
     """
 
     def score(self, answer: Answer, sample: Question) -> float:

@@ -1,4 +1,7 @@
-"""Rewards for grounding one object by one box. An unreadable answer or one with several boxes scores 0."""
+"""Rewards for grounding one object by one box. An unreadable answer or one with several boxes scores 0.
+
+Nothing earns more than the truth, and neither a second box nor none ever pays. Answers state no confidence.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +29,7 @@ class GroundingReward(Reward):
 
 
 class GroundingIoU(GroundingReward):
-    """IoU with the true box (Visual-RFT, section 3.2)."""
+    """IoU with the true box (Visual-RFT, section 3.2). The true box alone earns 1."""
 
     def compare(self, box: Box, true: Box, size: tuple[int, int]) -> float:
         return float(iou_matrix([box], [true])[0, 0])
@@ -43,7 +46,10 @@ class GroundingGIoU(GroundingReward):
 
 
 class PaperGroundingGIoU(GroundingReward):
-    """1 + GIoU in 0..2, the reward of Visual-RFT's released code for reasoning grounding."""
+    """1 + GIoU in 0..2, the reward of Visual-RFT's released code for reasoning grounding.
+
+    As in `GroundingGIoU`, a box with IoU just below 0.5 can earn more than one just above.
+    """
 
     bounds = (0.0, 2.0)
 
@@ -52,7 +58,10 @@ class PaperGroundingGIoU(GroundingReward):
 
 
 class PointInBox(GroundingReward):
-    """1 if the centre of the predicted box lies in the true box, else 0. A box of any size earns 1."""
+    """1 if the centre of the predicted box lies in the true box, else 0.
+
+    A box of any size earns as much as the truth.
+    """
 
     def compare(self, box: Box, true: Box, size: tuple[int, int]) -> float:
         x, y = _centre(box)
@@ -60,7 +69,11 @@ class PointInBox(GroundingReward):
 
 
 class CentreDistance(GroundingReward):
-    """1 - distance of the box centres / diagonal of the image. A box of any size around the right centre earns 1."""
+    """1 - distance of the box centres / diagonal of the image.
+
+    A box of any size around the right centre earns as much as the truth, and more than one with a higher IoU whose
+    centre is off.
+    """
 
     def compare(self, box: Box, true: Box, size: tuple[int, int]) -> float:
         return 1 - math.dist(_centre(box), _centre(true)) / math.hypot(*size)

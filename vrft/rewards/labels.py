@@ -14,6 +14,8 @@ class Accuracy(Reward):
 
     The whole texts are compared after `normalise_label`, which ignores case, white space, hyphens and underscores. The
     released code of Visual-RFT accepts a text that contains the other, so that an empty answer always wins.
+
+    Nothing earns more than the truth. How near a wrong answer is doesn't count.
     """
 
     def __init__(self, weight: float = 1.0, aliases: Mapping[str, Sequence[str]] | None = None) -> None:
@@ -37,7 +39,10 @@ class Accuracy(Reward):
 
 
 class CountError(Reward):
-    """1 - |answer - truth| / max(truth, 1), at least 0."""
+    """1 - |answer - truth| / max(truth, 1), at least 0.
+
+    Nothing earns more than the truth, and 0 earns nothing unless it is true, like every number from twice the truth on.
+    """
 
     def score(self, answer: Answer, sample: Question) -> float:
         if not isinstance(answer.value, str) or not isinstance(sample.target, str):

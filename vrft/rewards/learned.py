@@ -14,7 +14,11 @@ if TYPE_CHECKING:
 
 
 class RewardModel(Reward):
-    """The classifier's probability: the sigmoid of a single logit, or the softmax of class `label` among several."""
+    """The classifier's probability: the sigmoid of a single logit, or the softmax of class `label` among several.
+
+    The classifier sees no ground truth, so a wrong answer can earn more than the truth, and training finds such
+    answers.
+    """
 
     model: torch.nn.Module
 

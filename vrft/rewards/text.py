@@ -1,4 +1,8 @@
-"""Rewards for the length and repetitiveness of completions, independent of their answers."""
+"""Rewards for the length and repetitiveness of completions.
+
+They don't look at the answer: a wrong one can earn more than the truth. Add them to a reward that does, with a small
+weight.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +14,8 @@ from vrft.types import Answer, Question
 class Length(Reward):
     """1 for `shortest` to `longest` tokens, falling linearly to 0 at no tokens and at twice `longest`.
 
-    Tokens are the policy's and include the end token, as in `train/completion_length`.
+    Tokens are the policy's and include the end token, as in `train/completion_length`. A true answer longer than
+    `longest` earns less than a wrong one within the range.
     """
 
     def __init__(self, weight: float = 1.0, shortest: int = 0, longest: int = 200) -> None:
@@ -57,7 +62,7 @@ class Repetition(Reward):
 
 
 class ReasoningPresent(Reward):
-    """1 if the reasoning has at least `words` words, else its number of words / `words`."""
+    """1 if the reasoning has at least `words` words, else its number of words / `words`. Any words count."""
 
     def __init__(self, weight: float = 1.0, words: int = 10) -> None:
         """Set the required length.
