@@ -56,6 +56,7 @@ def tidy_output() -> None:
     for name in NOISE:
         logging.getLogger(name).addFilter(_is_of_use)
     warnings.formatwarning = _WarningFormatter()
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)  # it misses a kernel that nothing uses
     if not sys.stderr.isatty():
         for name in BARS:
             os.environ.setdefault(name, "1")

@@ -10,6 +10,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from vrft.errors import ConfigurationError
+from vrft.policy.four_bits import is_bitsandbytes
 from vrft.policy.processor import IMAGE_PROCESSOR_FILES, PROCESSOR_FILES
 from vrft.utils.regular_files import open_regular
 
@@ -84,7 +85,7 @@ def check_config(path: Path) -> None:
     _check_type(path, config)
     for section in (config, *(part for part in config.values() if isinstance(part, dict))):
         for key in ("quantization_config", "compression_config", "quantization"):
-            if section.get(key):
+            if section.get(key) and not is_bitsandbytes(section[key]):
                 raise _quantised(path, key, section[key])
     for name in QUANTISATION_FILES:
         if (path.parent / name).exists():
@@ -229,6 +230,9 @@ def _tensors(path: Path) -> set[str]:
             types = {name: file.get_slice(name).get_dtype() for name in names}
     except (SafetensorError, OSError) as error:
         raise _refused(path, f"is not a whole safetensors file: {error}; is the download complete?") from error
-    if quantised := sorted(name for name, kind in types.items() if kind.startswith(QUANTISED_TYPES)):
+    described = any(".quant_state.bitsandbytes__" in name for name in names)
+    if not described and (
+        quantised := sorted(name for name, kind in types.items() if kind.startswith(QUANTISED_TYPES))
+    ):
         raise _quantised(path, quantised[0], types[quantised[0]])
     return names

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from vrft.policy.four_bits import is_in_four_bits
 from vrft.policy.lora import without_adapters
 from vrft.policy.weights import replaced
 
@@ -20,7 +21,8 @@ if TYPE_CHECKING:
 def decoding_weights(model: PreTrainedModel, dtype: torch.dtype, device: torch.device) -> Iterator[None]:
     """Merge adapters and convert the weights and biases of linear layers, in copies.
 
-    Merging into the weights themselves would change them: subtracting the adapters again rounds.
+    Merging into the weights themselves would change them: subtracting the adapters again rounds. Weights in four bits
+    stay as they are, with adapters beside them: a merged copy would need the memory that four bits save.
 
     Args:
         model: the model, with unsharded weights.
@@ -28,7 +30,7 @@ def decoding_weights(model: PreTrainedModel, dtype: torch.dtype, device: torch.d
         device: device of the computation.
     """
     weights = merged_weights(model, dtype, device)
-    with without_adapters(model), replaced(weights):
+    with without_adapters(model, lambda layer: not is_in_four_bits(layer)), replaced(weights):
         yield
 
 
@@ -41,6 +43,8 @@ def merged_weights(model: PreTrainedModel, dtype: torch.dtype, device: torch.dev
     on_cpu = device.type == "cpu"
     weights: dict[Tensor, Tensor] = {}
     for module in modules:
+        if is_in_four_bits(module) or (isinstance(module, LoraLayer) and is_in_four_bits(module.get_base_layer())):
+            continue
         if isinstance(module, LoraLayer):
             weight = module.get_base_layer().weight
             weights[weight] = (weight + module.get_delta_weight("default")).to(dtype)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -41,16 +41,22 @@ def add_adapters(model: PreTrainedModel, lora: LoRA) -> nn.Module:
     targets = lora.target_modules or language_model_layers(model)
     config = LoraConfig(r=lora.r, lora_alpha=lora.alpha, target_modules=targets, lora_dropout=0.0)
     # peft rounds fresh adapters to the dtype of their layer. These stand-ins for weights take no memory.
-    float32 = {p: torch.zeros((), device=p.device).expand(p.shape) for p in model.parameters()}
+    # Those of layers in four bits are float32 already.
+    weights = (p for p in model.parameters() if p.is_floating_point())
+    float32 = {p: torch.zeros((), device=p.device).expand(p.shape) for p in weights}
     with replaced(float32):
         return get_peft_model(model, config)
 
 
 @contextmanager
-def without_adapters(model: PreTrainedModel) -> Iterator[None]:
+def without_adapters(model: PreTrainedModel, which: Callable[[nn.Module], bool] = lambda layer: True) -> Iterator[None]:
     """Replace each layer that has adapters by its base layer.
 
     Adapters that are only disabled still cost each layer as much as a small matrix product.
+
+    Args:
+        model: the model.
+        which: tells by its base layer whether a layer is replaced; default: all are.
     """
     from peft.tuners.lora import LoraLayer
 
@@ -58,7 +64,7 @@ def without_adapters(model: PreTrainedModel) -> Iterator[None]:
         (parent, name, layer)
         for parent in model.modules()
         for name, layer in parent.named_children()
-        if isinstance(layer, LoraLayer)
+        if isinstance(layer, LoraLayer) and which(layer.get_base_layer())
     ]
     for parent, name, layer in adapted:
         setattr(parent, name, layer.get_base_layer())

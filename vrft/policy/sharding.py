@@ -60,4 +60,9 @@ def done_on_all_ranks(done: bool, device: torch.device) -> bool:
 def full_state_dict(model: nn.Module, include_frozen: bool) -> dict[str, Tensor]:
     """Return unsharded copies of a model's weights on the CPU. All ranks that share them call this together."""
     options = replace(FULL_STATE, ignore_frozen_params=not include_frozen)
-    return cast(dict[str, Tensor], get_model_state_dict(model, options=options))
+    weights = cast(dict[str, Tensor], get_model_state_dict(model, options=options))
+    if include_frozen:
+        return weights
+    frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    # the scales of a weight in four bits are neither parameters nor buffers
+    return {name: value for name, value in weights.items() if name.rpartition(".weight.")[0] + ".weight" not in frozen}

@@ -14,6 +14,8 @@ from vrft.policy.chat_template import check_template
 from vrft.policy.checkpoint import check_hub_config, find_checkpoint
 from vrft.policy.coordinates import FAMILY_COORDINATES, choose_coordinates
 from vrft.policy.decoding_weights import decoding_weights
+from vrft.policy.four_bits import FIELD as QUANTIZE
+from vrft.policy.four_bits import check_four_bits, compute_in, nf4_settings, published_in_four_bits
 from vrft.policy.fused import fuse_layers
 from vrft.policy.image_size import ImageLimits, apply_fields, apply_to_config, limited_fields
 from vrft.policy.logprobs import token_log_probs
@@ -52,6 +54,7 @@ class Policy(nn.Module):
         lora: LoRA | None = None,
         freeze_vision: bool = False,
         dtype: Literal["float32", "bfloat16"] = "bfloat16",
+        quantize: Literal["nf4"] | None = None,
         min_pixels: int | None = None,
         max_pixels: int | None = None,
         max_tiles: int | None = None,
@@ -69,6 +72,8 @@ class Policy(nn.Module):
             lora: train low-rank adapters instead of all weights; the reference is then the model without them.
             freeze_vision: do not train the vision tower and its projector; each image is then encoded once a step.
             dtype: dtype of the computation, and of weights that are not trained.
+            quantize: keep the language model's linear layers in four bits (QLoRA); only adapters can then be trained.
+                Checkpoints that bitsandbytes has quantised are loaded in four bits without it.
             min_pixels: smaller images are enlarged to this area; default: the checkpoint's own.
             max_pixels: larger images are shrunk to this area; default: the checkpoint's own. Families that resize
                 images by area honour it (Qwen-VL, GLM-V), others refuse it.
@@ -86,9 +91,11 @@ class Policy(nn.Module):
         """
         super().__init__()
         self.checkpoint = find_checkpoint(checkpoint)
-        self.lora = lora
+        self.lora, self.quantize = lora, quantize
         self.freeze_vision = freeze_vision
         self.dtype = getattr(torch, dtype)
+        if quantize:
+            check_four_bits(lora, QUANTIZE)
         self.limits = ImageLimits(min_pixels, max_pixels, max_tiles)
         self.gradient_checkpointing, self.offload_reference = gradient_checkpointing, offload_reference
         self.coordinates, self.coordinate_decimals = coordinates, coordinate_decimals
@@ -120,7 +127,7 @@ class Policy(nn.Module):
         """
         from vrft.policy.shared_prefix import share_prefixes
 
-        device: dict[str, Any] = {} if values else {"device_map": "meta"}
+        more: dict[str, Any] = {} if values else {"device_map": "meta"}
         with loading("model.policy.checkpoint", self.checkpoint, TRUST_REMOTE_CODE_HINT, self.trust_remote_code):
             check_hub_config(self.checkpoint)
             check_supported(self.checkpoint, self.trust_remote_code)
@@ -129,9 +136,12 @@ class Policy(nn.Module):
             fields = limited_fields(self.processor.image_processor, self.limits)
             # Weights that are trained are raised to float32 later, and must not have lost digits before.
             dtype = self.dtype if self.lora is not None else exact_dtype(self.checkpoint, self.dtype)
-            model = load_pretrained(
-                self.checkpoint, dtype, self.trust_remote_code, attn_implementation="sdpa", **device
-            )
+            if published_in_four_bits(self.checkpoint):
+                check_four_bits(self.lora, f"model.policy.checkpoint: {self.checkpoint} is in four bits")
+            elif self.quantize:
+                more |= nf4_settings(self.checkpoint, self.dtype, self.trust_remote_code)
+            model = load_pretrained(self.checkpoint, dtype, self.trust_remote_code, attn_implementation="sdpa", **more)
+            compute_in(model, self.dtype)
         apply_fields(self.processor.image_processor, fields)
         apply_to_config(model.config, fields)
         self.shares_prefixes = share_prefixes(model)
@@ -155,6 +165,11 @@ class Policy(nn.Module):
         stop, banned = token_ids(model, self.tokenizer)
         self.register_buffer("banned_ids", torch.tensor(banned), persistent=False)
         self.register_buffer("stop_ids", torch.tensor(stop), persistent=False)
+
+    @property
+    def in_four_bits(self) -> bool:
+        """Whether linear layers of the language model are in four bits, by `quantize` or in the checkpoint."""
+        return self.quantize is not None or published_in_four_bits(self.checkpoint)
 
     @property
     def models(self) -> list[nn.Module]:

@@ -43,7 +43,12 @@ def replace_parameters(module: nn.Module, make: Callable[[nn.Parameter], nn.Para
 
 
 def final_dtype(parameter: Tensor, dtype: torch.dtype) -> torch.dtype:
-    """Return the dtype that a parameter has in training: float32 if it is trained, otherwise `dtype`."""
+    """Return the dtype that a parameter has in training: float32 if it is trained, otherwise `dtype`.
+
+    Weights in four bits keep theirs.
+    """
+    if not parameter.is_floating_point():
+        return parameter.dtype
     return torch.float32 if parameter.requires_grad else dtype
 
 

@@ -30,6 +30,7 @@ from torch.distributed.fsdp import register_fsdp_forward_method as also_forward
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
+from vrft.errors import ConfigurationError
 from vrft.policy import Policy
 from vrft.policy.placement import allocate, read_once, replicate, replicate_buffers, scatter, take_weights
 from vrft.policy.sharding import FULL_STATE, fsdp_modules, make_root
@@ -212,6 +213,9 @@ class ReplicatedRanks(SingleProcess):
         self.strategy = strategy
 
     def load(self, policy: Policy, keep_reference: bool) -> None:
+        if policy.in_four_bits:  # each rank quantises its own, since the scales are no parameters
+            policy.load(keep_reference)
+            return
         read_once(policy, keep_reference)
         for model in policy.models:
             replicate(policy, model, self.strategy.root_device)
@@ -240,6 +244,10 @@ class ShardedRanks(SingleProcess):
         self.strategy = strategy
 
     def load(self, policy: Policy, keep_reference: bool) -> None:
+        if policy.in_four_bits:
+            raise ConfigurationError(
+                "trainer.strategy: fsdp2 can't shard weights in four bits; ddp can train with them"
+            )
         read_once(policy, keep_reference)
         if policy.reference is not None and policy.offload_reference:
             replicate(policy, policy.reference, self.strategy.root_device)

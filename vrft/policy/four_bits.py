@@ -1,0 +1,106 @@
+"""Linear layers of the language model in four bits (QLoRA, arXiv 2305.14314), by bitsandbytes."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vrft.errors import ConfigurationError
+from vrft.policy.lora import LoRA
+
+FIELD = "model.policy.quantize"
+
+
+def published_in_four_bits(checkpoint: str) -> bool:
+    """Return whether bitsandbytes has quantised the weights of a checkpoint to four bits."""
+    from transformers import PreTrainedConfig
+
+    config, _ = PreTrainedConfig.get_config_dict(checkpoint)
+    return is_bitsandbytes(config.get("quantization_config"))
+
+
+def is_bitsandbytes(settings: object) -> bool:
+    """Return whether the `quantization_config` of a config.json is that of bitsandbytes with four bits."""
+    return (
+        isinstance(settings, dict)
+        and settings.get("quant_method") == "bitsandbytes"
+        and bool(settings.get("load_in_4bit"))
+    )
+
+
+def check_four_bits(lora: LoRA | None, what: str) -> None:
+    """Check that weights in four bits can be trained here.
+
+    Args:
+        lora: the adapters that are trained.
+        what: what asks for four bits, for the message.
+
+    Raises:
+        ConfigurationError: there are no adapters, or bitsandbytes is not installed.
+    """
+    if lora is None:
+        raise ConfigurationError(
+            f"{what}: weights in four bits can't be trained themselves; train adapters with model.policy.lora.r=16"
+        )
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise ConfigurationError(f"{what}: needs bitsandbytes: pip install 'bitsandbytes>=0.50,<0.51'")
+
+
+def nf4_settings(checkpoint: str, dtype: torch.dtype, trust_remote_code: bool) -> dict[str, Any]:
+    """Return arguments of `from_pretrained` that quantise the language model's linear layers as they are read.
+
+    Weights become 4-bit normal floats in blocks of 64, whose scales are quantised to 8 bits in blocks of 256: 0.52
+    bytes per weight. The vision tower, the projector and the head keep the dtype of the computation.
+
+    Args:
+        checkpoint: a folder or a model on the Hugging Face Hub.
+        dtype: dtype of the computation.
+        trust_remote_code: run Python code that comes with the checkpoint.
+    """
+    from transformers import AutoConfig, AutoModelForImageTextToText, BitsAndBytesConfig
+
+    config = AutoConfig.from_pretrained(checkpoint, trust_remote_code=trust_remote_code)
+    with torch.device("meta"):
+        model = AutoModelForImageTextToText.from_config(config, trust_remote_code=trust_remote_code)
+    inside = {*model.get_decoder().modules()}
+    outside = [name for name, m in model.named_modules() if isinstance(m, nn.Linear) and m not in inside]
+    settings = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+        llm_int8_skip_modules=outside,
+    )
+    return {"quantization_config": settings}
+
+
+def compute_in(model: nn.Module, dtype: torch.dtype) -> None:
+    """Let layers in four bits compute in a dtype, and own their scales, which may be mapped from the file."""
+    for layer in four_bit_layers(model):
+        layer.compute_dtype, layer.compute_type_is_set = dtype, True
+        layer.support_avx512bf16_for_cpu = False  # the sampler would use other kernels than the trainer
+        state = layer.weight.quant_state
+        state.dtype = dtype
+        state.absmax = state.absmax.clone()
+
+
+def four_bit_layers(model: nn.Module) -> Iterator[Any]:
+    """Yield the linear layers in four bits."""
+    return (module for module in model.modules() if is_in_four_bits(module))
+
+
+def is_in_four_bits(module: nn.Module) -> bool:
+    """Return whether a module is a linear layer in four bits: a trainer's own always has a weight in floating point."""
+    return isinstance(module, nn.Linear) and not module.weight.is_floating_point()
+
+
+def dequantised(layer: Any) -> Tensor:
+    """Return the weight (out, in) that a layer in four bits computes with."""
+    from bitsandbytes.functional import dequantize_4bit
+
+    weight: Tensor = dequantize_4bit(layer.weight.data, layer.weight.quant_state)
+    return weight
