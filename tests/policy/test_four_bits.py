@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from transformers import AutoModelForImageTextToText
 
 from tests.policy.test_policy import prompts, sampled
 from vrft.errors import ConfigurationError
-from vrft.policy import LoRA, Policy
+from vrft.policy import LoRA, Policy, export
 from vrft.policy.decoding_weights import merged_weights
 from vrft.policy.four_bits import dequantised, four_bit_layers, is_in_four_bits
 from vrft.policy.lora import without_adapters
@@ -18,6 +19,8 @@ from vrft.policy.processor import load_processor
 from vrft.types import PromptBatch
 
 pytest.importorskip("bitsandbytes")
+
+NAMES = ("input_ids", "attention_mask", "mm_token_type_ids", "pixel_values", "image_grid_thw")
 
 
 def loaded(checkpoint: str = "tiny-detection", quantize: str | None = "nf4", **settings: object) -> Policy:
@@ -32,13 +35,19 @@ def loaded(checkpoint: str = "tiny-detection", quantize: str | None = "nf4", **s
     return policy
 
 
-def dense_twin(policy: Policy, **settings: object) -> Policy:
-    """Return a policy without four bits, with the weights that `policy` computes with."""
+def dense_twin(policy: Policy, dtype: torch.dtype = torch.float32, **settings: object) -> Policy:
+    """Return a policy without four bits, with the weights that `policy` computes with in `dtype`."""
     twin = loaded(quantize=None, **settings)
     for name, layer in policy.base.named_modules():
         if is_in_four_bits(layer):
-            twin.base.get_submodule(name).weight.data.copy_(dequantised(layer))  # type: ignore[operator,union-attr]
+            twin.base.get_submodule(name).weight.data.copy_(dequantised(layer).to(dtype))  # type: ignore[operator,union-attr]
     return twin
+
+
+def write_four_bits(policy: Policy, folder: Path) -> None:
+    with without_adapters(policy.base):
+        policy.base.save_pretrained(folder)
+    load_processor(policy.checkpoint).save_pretrained(folder)
 
 
 def log_probs(policy: Policy, batch: PromptBatch, **options: bool) -> torch.Tensor:
@@ -98,14 +107,41 @@ def test_decoding_copies_no_layer_in_four_bits() -> None:
 
 def test_a_checkpoint_that_is_published_in_four_bits_loads_as_such(tmp_path: Path) -> None:
     policy = loaded()
-    with without_adapters(policy.base):
-        policy.base.save_pretrained(tmp_path)
-    load_processor(policy.checkpoint).save_pretrained(tmp_path)
+    write_four_bits(policy, tmp_path)
     published = loaded(str(tmp_path), quantize=None)
     assert published.in_four_bits
     torch.testing.assert_close(log_probs(published, prompts(policy)), log_probs(policy, prompts(policy)))
     with pytest.raises(ConfigurationError, match=r"is in four bits: weights in four bits can't be trained themselves"):
         Policy(str(tmp_path)).load(keep_reference=False)
+
+
+def answers_of(folder: Path, policy: Policy) -> torch.Tensor:
+    """Return the logits of a folder's model as transformers reads it, for the policy's first prompt."""
+    model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)
+    prompt = prompts(policy).inputs[0]
+    with torch.no_grad():
+        return model(**{name: value for name, value in prompt.items() if name in NAMES}).logits
+
+
+@pytest.mark.parametrize("published", [False, True], ids=["quantised here", "published in four bits"])
+def test_export_merges_adapters_into_the_original_weights_file_by_file(
+    published: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(export, "FILE_BYTES", 200_000)
+    policy = loaded()
+    if published:
+        write_four_bits(policy, tmp_path / "base")
+        policy = loaded(str(tmp_path / "base"), quantize=None)
+    export.export_policy(policy, tmp_path / "out", policy.trained_weights(), 8, dtype=torch.float32)
+    assert len([*(tmp_path / "out").glob("model-*-of-*.safetensors")]) > 2
+    dense = loaded(quantize=None)  # the original weights, with the same adapters
+    if published:
+        dense = dense_twin(policy, torch.bfloat16)  # in which they are dequantised
+    with torch.no_grad():
+        prompt = prompts(dense).inputs[0]
+        expected = dense.model(**{name: value for name, value in prompt.items() if name in NAMES}).logits
+    torch.testing.assert_close(answers_of(tmp_path / "out", dense), expected, rtol=0, atol=1e-4)
+    assert "quantization_config" not in (tmp_path / "out" / "config.json").read_text()
 
 
 def test_four_bits_need_adapters() -> None:

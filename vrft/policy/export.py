@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from vrft.errors import ConfigurationError
+from vrft.policy.checkpoint_files import INDEX_FILE, SINGLE_FILE
+from vrft.policy.four_bits import compute_in, published_in_four_bits
 from vrft.policy.image_size import apply_to_config, config_fields, limited_fields, write_fields
 from vrft.policy.lora import add_adapters
-from vrft.policy.pretrained import TRUST_REMOTE_CODE_HINT, load_pretrained, token_ids, vision_parameters
+from vrft.policy.pretrained import TRUST_REMOTE_CODE_HINT, exact_dtype, load_pretrained, token_ids, vision_parameters
 from vrft.policy.processor import copy_processor, load_processor
 from vrft.policy.vlm import Policy
 from vrft.utils.hub import bars_if_large, loading
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedModel
+
+FILE_BYTES = 4 * 10**9
+"""Largest size of a file of weights: it is in memory while it is written."""
 
 EXPORT_STEPS = 4
 """The base is read, the trained weights are loaded into it, the model is written, the processor is written."""
@@ -53,21 +60,25 @@ def export_policy(
     """
     processor, fields, model, base_dtype = read_base(policy, adapter_alone)
     generation = greedy_generation(model, processor.tokenizer, max_new_tokens)
+    dtype = dtype or torch.promote_types(base_dtype, policy.dtype)
+    keep_published_layout(model)
     advance(1)
     if policy.lora is None:
         fill(model, weights, {*vision_parameters(model)} if policy.freeze_vision else set())
+        advance(2)
+        model.generation_config = generation
+        with bars_if_large(policy.checkpoint):
+            model.to(dtype).save_pretrained(folder)
     else:
+        published = published_weights(model)
         adapted = add_adapters(model, policy.lora)
         fill(adapted, weights, set())
         adapted.save_pretrained(folder if adapter_alone else folder / "adapter")  # type: ignore[operator]
-        model = adapted.merge_and_unload()  # type: ignore[operator]
-    advance(2)
-    if not adapter_alone:
-        model.generation_config = generation
-        keep_published_layout(model)
-        precise = torch.promote_types(base_dtype, policy.dtype)
-        with bars_if_large(policy.checkpoint):
-            model.to(dtype or precise).save_pretrained(folder)
+        advance(2)
+        if not adapter_alone:
+            model.generation_config = generation
+            with bars_if_large(policy.checkpoint):
+                save_merged(model, published, folder, dtype)
     advance(3)
     copy_processor(policy.checkpoint, folder)
     write_fields(folder, fields)
@@ -94,7 +105,12 @@ def read_base(policy: Policy, adapter_alone: bool) -> tuple[Any, dict[str, Any],
                 f"export: --adapter: model.policy.max_tiles changes {', '.join(repeated)} in the model's config.json, "
                 "which an adapter does not have; leave out --adapter to export the merged model"
             )
-        model = load_pretrained(policy.checkpoint, torch.float32, policy.trust_remote_code)
+        # Adapters are merged in float32, a weight at a time; the others stay in the file.
+        read = torch.float32 if policy.lora is None else exact_dtype(policy.checkpoint, torch.bfloat16)
+        model = load_pretrained(policy.checkpoint, read, policy.trust_remote_code)
+        if published_in_four_bits(policy.checkpoint):
+            compute_in(model, torch.bfloat16)
+            model = model.dequantize(torch.bfloat16)
     apply_to_config(model.config, fields)
     return processor, fields, model, config.dtype or torch.float32
 
@@ -116,6 +132,78 @@ def fill(model: nn.Module, weights: Mapping[str, Tensor], frozen: set[nn.Paramet
         raise ConfigurationError(f"ckpt: made with other model settings: it has {unexpected[0]!r}")
 
 
+def published_weights(model: PreTrainedModel) -> dict[str, Tensor]:
+    """Return a model's weights under the names of its published checkpoint, without copies of tied ones."""
+    from transformers.core_model_loading import revert_weight_conversion
+
+    places: set[tuple[int, torch.Size]] = set()
+    weights: dict[str, Tensor] = {}
+    for name, weight in model.state_dict().items():
+        place = weight.data_ptr(), weight.shape
+        if place not in places:
+            places.add(place)
+            weights[name] = weight
+    converted: dict[str, Tensor] = revert_weight_conversion(model, weights)
+    return converted
+
+
+@torch.no_grad()
+def save_merged(model: PreTrainedModel, published: Mapping[str, Tensor], folder: Path, dtype: torch.dtype) -> None:
+    """Write a model with its adapters merged, a file at a time: only one file's weights are in memory.
+
+    Args:
+        model: the model with adapters.
+        published: its weights without them, from `published_weights`.
+        folder: folder to write to.
+        dtype: dtype of the written weights.
+
+    Raises:
+        ConfigurationError: an adapted weight is stored in another form than the model's.
+    """
+    from peft.tuners.lora import LoraLayer
+
+    adapters = {m.get_base_layer().weight.data_ptr(): m for m in model.modules() if isinstance(m, LoraLayer)}
+    if odd := len(adapters.keys() - {weight.data_ptr() for weight in published.values()}):
+        raise ConfigurationError(
+            f"export: {odd} adapted weights of a {model.config.model_type} are stored in another form, "
+            "so they can't be merged; export the adapter alone: --adapter"
+        )
+    model.save_pretrained(folder, state_dict={})  # config and code, without weights
+    (folder / SINGLE_FILE).unlink(missing_ok=True)
+    model.config.dtype = dtype
+    model.config.save_pretrained(folder)
+    files = split(published, dtype)
+    index: dict[str, str] = {}
+    for number, names in enumerate(files, start=1):
+        file = SINGLE_FILE if len(files) == 1 else f"model-{number:05}-of-{len(files):05}.safetensors"
+        weights = {}
+        for name in names:
+            weight = published[name]
+            if (layer := adapters.get(weight.data_ptr())) is not None:
+                weight = weight.float() + layer.get_delta_weight("default")
+            weights[name] = weight.to(dtype if weight.is_floating_point() else weight.dtype).contiguous()
+        save_file(weights, folder / file, {"format": "pt"})
+        index |= dict.fromkeys(names, file)
+    if len(files) > 1:
+        total = sum(weight.numel() for weight in published.values())
+        content = {"metadata": {"total_parameters": total, "total_size": total * dtype.itemsize}, "weight_map": index}
+        (folder / INDEX_FILE).write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def split(weights: Mapping[str, Tensor], dtype: torch.dtype) -> list[list[str]]:
+    """Distribute names of weights to files of at most `FILE_BYTES`, in their order; a larger weight has its own."""
+    files: list[list[str]] = []
+    room = 0
+    for name, weight in weights.items():
+        size = weight.numel() * dtype.itemsize
+        if not files or size > room:
+            files.append([])
+            room = FILE_BYTES
+        files[-1].append(name)
+        room -= size
+    return files
+
+
 def keep_published_layout(model: PreTrainedModel) -> None:
     """Let `save_pretrained` transpose the experts of Qwen3-VL-MoE back, as vLLM and transformers 4 read them.
 
@@ -124,7 +212,8 @@ def keep_published_layout(model: PreTrainedModel) -> None:
     """
     from transformers.core_model_loading import Transpose, WeightConverter
 
-    for conversion in model._weight_conversions or ():
+    conversions = vars(model).get("_weight_conversions")  # a model that was dequantised has lost them
+    for conversion in conversions or ():
         if isinstance(conversion, WeightConverter):
             for operation in conversion.operations:
                 if isinstance(operation, Transpose):
