@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -12,6 +13,7 @@ from torch import nn
 
 from vrft.data import VisionData
 from vrft.policy import Policy
+from vrft.policy.four_bits import four_bit_layers, is_in_four_bits
 from vrft.policy.image_size import smaller_images
 from vrft.training.module import VisionModule
 from vrft.types import PromptBatch
@@ -75,13 +77,14 @@ def estimate(module: VisionModule, data: VisionData, batch: PromptBatch) -> dict
     policy = module.policy
     shape, load = model_shape(policy), workload(module, data, batch)
     trained = sum(parameter.numel() for parameter in policy.model.parameters() if parameter.requires_grad)
-    frozen = sum(parameter.numel() for parameter in policy.model.parameters() if not parameter.requires_grad)
-    reference = 0 if policy.reference is None or policy.offload_reference else trained + frozen
+    frozen = [parameter for parameter in policy.model.parameters() if not parameter.requires_grad]
+    whole = policy.reference is not None and not policy.offload_reference
+    reference = trained + sum(parameter.numel() for parameter in frozen) if whole else 0
     copies = shape.bytes < FLOAT32_BYTES or policy.lora is not None  # rollouts decode with copies of the linear layers
     tokens = load.prompts * load.prompt_tokens + load.rows * load.completion_tokens
     activations, logits = update_bytes(policy, shape, load.micro_batch)
     return {
-        "policy": FLOAT32_BYTES * trained + shape.bytes * frozen,
+        "policy": FLOAT32_BYTES * trained + sum(parameter.nbytes for parameter in frozen) + scale_bytes(policy.base),
         "gradients": FLOAT32_BYTES * trained,
         "optimizer": optimizer_bytes(module) * trained,
         "reference": shape.bytes * reference,
@@ -141,8 +144,16 @@ def optimizer_bytes(module: VisionModule) -> float:
 
 
 def linear_parameters(model: nn.Module) -> int:
-    """Count the weights of linear layers."""
-    return sum(layer.weight.numel() for layer in model.modules() if isinstance(layer, nn.Linear))
+    """Count the weights of linear layers that a rollout copies: those in four bits stay as they are."""
+    layers = (layer for layer in model.modules() if isinstance(layer, nn.Linear) and not is_in_four_bits(layer))
+    return sum(layer.weight.numel() for layer in layers)
+
+
+def scale_bytes(model: nn.Module) -> int:
+    """Return the bytes of the scales of weights in four bits, and of the largest of these weights while it is used."""
+    states = [layer.weight.quant_state for layer in four_bit_layers(model)]
+    scales = sum(state.absmax.nbytes + (state.state2.absmax.nbytes if state.nested else 0) for state in states)
+    return scales + max((math.prod(state.shape) * state.dtype.itemsize for state in states), default=0)
 
 
 def advice(module: VisionModule) -> str:
@@ -156,6 +167,8 @@ def advice(module: VisionModule) -> str:
         steps.append("model.policy.offload_reference=true")
     if policy.lora is None:
         steps += ["model.policy.lora.r=16", "model.optimizer=torch.optim.Adafactor"]
+    elif not policy.in_four_bits:
+        steps.append("model.policy.quantize=nf4")
     steps += smaller_images(policy.processor.image_processor)
     steps.append("a smaller data.batch_size and data.eval_batch_size")
     return f"try, in this order, {', '.join(steps)}"

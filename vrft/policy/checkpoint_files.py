@@ -54,7 +54,9 @@ QUANTISED_TYPES = ("F8", "F4", "F6", "I4", "U8", "I8")
 
 
 def check_folder(folder: Path) -> None:
-    """Check that a folder holds a whole checkpoint of a model that answers questions about images, not quantised.
+    """Check that a folder holds a whole checkpoint of a model that answers questions about images.
+
+    Weights may be quantised to four bits by bitsandbytes, and in no other way.
 
     Raises:
         ConfigurationError: it does not; the message names the file.
@@ -75,7 +77,7 @@ def check_folder(folder: Path) -> None:
 
 
 def check_config(path: Path) -> None:
-    """Check the config.json of a checkpoint: its model type, and that its weights are not quantised.
+    """Check the config.json of a checkpoint: its model type, and that its weights are not quantised in other ways.
 
     Raises:
         ConfigurationError: transformers has no model of this type that answers questions about images, or the weights
@@ -85,7 +87,7 @@ def check_config(path: Path) -> None:
     _check_type(path, config)
     for section in (config, *(part for part in config.values() if isinstance(part, dict))):
         for key in ("quantization_config", "compression_config", "quantization"):
-            if section.get(key) and not is_bitsandbytes(section[key]):
+            if section.get(key) and not (section is config and is_bitsandbytes(section[key])):
                 raise _quantised(path, key, section[key])
     for name in QUANTISATION_FILES:
         if (path.parent / name).exists():

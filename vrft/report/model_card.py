@@ -59,6 +59,12 @@ def is_reinforced(config: dict[str, Any]) -> bool:
     return "num_generations" in config["model"]["init_args"]
 
 
+FOUR_BITS = (
+    "Training and evaluation used the base in four bits (NF4). Merged weights are the original ones with the adapter, "
+    "so answers can differ from the evaluated ones."
+)
+
+
 def write_card(folder: Path, run: Path, template: str, *, adapter: bool, step: int, program: str | None = None) -> Path:
     """Write a model card.
 
@@ -108,6 +114,8 @@ def description(config: dict[str, Any], run: Path, template: str, adapter: bool)
     )
     weights = "a LoRA adapter" if adapter else "merged LoRA weights" if lora_of(config) else "full weights"
     yield from (f"# {code(run.name)}", "", f"{base}, tuned by {how} with vrft; {weights}.", "")
+    if model["policy"]["init_args"].get("quantize"):
+        yield from (FOUR_BITS, "")
     yield from ("## Training", "", "| | |", "|--|--|")
     yield f"| data | {code(config['data']['class_path'])} |"
     for name, value in sorted(config["data"].get("init_args", {}).items()):

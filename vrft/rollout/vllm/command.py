@@ -66,6 +66,8 @@ def server_flags(policy: Policy) -> list[str]:
         flags += ["--mm-processor-kwargs", json.dumps(given)]
         if repeated := config_fields(given):
             flags += ["--hf-overrides", json.dumps(repeated)]
+    if policy.quantize:  # a checkpoint in four bits says so itself
+        flags += ["--quantization", "bitsandbytes"]
     if policy.trust_remote_code:
         flags.append("--trust-remote-code")
     if policy.lora is None:
