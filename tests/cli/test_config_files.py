@@ -38,7 +38,7 @@ def test_an_error_after_parsing_names_the_image_of_a_list(
     (tmp_path / "train.txt").write_text("absent-image\n")
 
     def read_data(cli: VRFTCLI) -> None:
-        raise ConfigurationError(f"{cli.config.fit.data.init_args.train_annotations}:1: no such file: absent-image.xml")
+        raise ConfigurationError(f"{cli.config.data.init_args.train_annotations}:1: no such file: absent-image.xml")
 
     monkeypatch.setattr(VRFTCLI, "instantiate_classes", read_data)
     assert main(quick_fit("--data=VocData", f"--data.train_annotations={tmp_path}/train.txt")) == 2

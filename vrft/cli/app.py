@@ -12,7 +12,7 @@ from typing import Any
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.cli import LightningArgumentParser
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from omegaconf.errors import OmegaConfBaseException
 
@@ -45,7 +45,6 @@ from vrft.evaluators import Evaluator
 from vrft.loggers import CSVLogger, WandbLogger
 from vrft.run_dir import RunDir
 from vrft.tasks import Task
-from vrft.training.lightning_internals import CLIBase
 from vrft.training.module import VisionModule
 from vrft.training.progress_bar import PhaseProgressBar
 from vrft.training.trainer import Stopped
@@ -53,6 +52,9 @@ from vrft.utils.own_code import check_overrides
 
 WITHOUT_RUN = ("doctor", "serve_command")
 """Commands that inspect a run from one process, regardless of the configured number."""
+
+GIVEN = ("model", "datamodule", "dataloaders", "train_dataloaders", "val_dataloaders")
+"""Parameters of the trainer's methods that are no options."""
 
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 """Error numbers of a disk that is full or has become read-only."""
@@ -103,7 +105,7 @@ def exit_code_of(error: Exception) -> int:
 def run_cli(args: Sequence[str], folder: RunFolder) -> CommandTrainer:
     """Parse the arguments, run the command and return its trainer."""
     callbacks = [Summary(), HeldOutAnswers(), ExportHuggingFace(), Predictions()]
-    return VRFTCLI(
+    cli = VRFTCLI(
         VisionModule,
         VisionData,
         trainer_class=CommandTrainer,
@@ -115,13 +117,16 @@ def run_cli(args: Sequence[str], folder: RunFolder) -> CommandTrainer:
         parser_kwargs={"parser_mode": "omegaconf+", "allow_abbrev": False, "prog": "python -m vrft"},
         auto_configure_optimizers=False,
         seed_everything_default=0,
-        args=args,
+        args=args[1:],
+        run=False,  # the parser of one command, not one of all commands that would check every value once more
         command=args[0],
         folder=folder,
-    ).trainer
+    )
+    cli.run_command()
+    return cli.trainer
 
 
-class VRFTCLI(CLIBase):
+class VRFTCLI(LightningCLI):
     """One task for model and data, one folder for a run, the same evaluation before and after training."""
 
     trainer: CommandTrainer
@@ -131,11 +136,6 @@ class VRFTCLI(CLIBase):
     def __init__(self, *args: Any, command: str, folder: RunFolder, **kwargs: Any) -> None:
         self.command, self.folder = command, folder
         super().__init__(*args, **kwargs)
-
-    def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override] # static in Lightning
-        """Return the command that runs, without the others: building the parser of each takes a while."""
-        commands = CLIBase.subcommands() | {name: {"model", "datamodule"} for name in WITHOUT_RUN}
-        return {self.command: commands[self.command]}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--run_dir", type=str, help="folder for everything that the run writes")
@@ -155,19 +155,20 @@ class VRFTCLI(CLIBase):
                 "checkpoint.mode": "max",  # every held-out score is better the larger it is
             }
         )
+        self.options = parser.add_method_arguments(CommandTrainer, self.command, skip=set(GIVEN))
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse the arguments, choose the run's folder, and parse again if it isn't the one that was requested."""
         self.args: list[str] = args
         self._parse(parser, args)
-        config = self.config[self.command]
+        config = self.config
         check_seed(config.seed_everything)
         configs, resumes = option_values(args, "--config"), config.get("ckpt_path") is not None
         requested, num_nodes = Path(config.run_dir), config.trainer.num_nodes
         chosen = self.folder.choose(self.command, requested, resumes=resumes, configs=configs, num_nodes=num_nodes)
         if str(chosen) != config.run_dir:
             self._parse(parser, [*args, f"--run_dir={chosen}"])
-            config = self.config[self.command]
+            config = self.config
         check_trainer_settings(config.trainer, config.run_dir, self.command == "fit")
 
     def _parse(self, parser: LightningArgumentParser, args: list[str]) -> None:
@@ -176,20 +177,20 @@ class VRFTCLI(CLIBase):
             super().parse_arguments(parser, args)
 
     def before_instantiate_classes(self) -> None:
-        config = self.config[self.subcommand]
+        config = self.config
         check_trust(config, self.args)
         if config.trainer.default_root_dir is None:
             config.trainer.default_root_dir = config.run_dir
         if config.trainer.max_epochs is None:
             config.trainer.max_epochs = -1  # Lightning: 1000 with a warning, unless there is another limit
-        if self.subcommand != "serve_command":
+        if self.command != "serve_command":
             self.folder.make_writable(Path(config.run_dir))
-        if self.subcommand == "fit":
+        if self.command == "fit":
             self.folder.make_writable(Path(config.checkpoint.dirpath))
-        if self.subcommand in WITHOUT_RUN:
+        if self.command in WITHOUT_RUN:
             return
         config.weights_only = True
-        if self.subcommand == "predict":
+        if self.command == "predict":
             use_images(config)
             use_exported_folder(config)
         resolve_checkpoints(config)
@@ -206,11 +207,11 @@ class VRFTCLI(CLIBase):
             check_overrides(callback, Evaluator if isinstance(callback, Evaluator) else Callback)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        if self.config[self.subcommand].trainer.enable_progress_bar is not False:
+        if self.config.trainer.enable_progress_bar is not False:
             self.trainer_defaults["callbacks"].append(PhaseProgressBar())
-        if self.subcommand == "fit":
+        if self.command == "fit":
             self.trainer_defaults["callbacks"] += [Resources(), GracefulStop()]
-        if self.subcommand in WITHOUT_RUN:
+        if self.command in WITHOUT_RUN:
             kwargs |= {"devices": 1, "num_nodes": 1, "strategy": "auto"}
         try:
             trainer = super().instantiate_trainer(**kwargs)
@@ -218,27 +219,34 @@ class VRFTCLI(CLIBase):
             raise
         except (ValueError, TypeError, MisconfigurationException) as error:  # Lightning's, e.g. of a strategy's name
             raise ConfigurationError(f"trainer: {error}") from error
-        if self.subcommand not in WITHOUT_RUN:
+        if self.command not in WITHOUT_RUN:
             rank_zero_info(describe_devices(trainer))
-        needs_metrics = bool(trainer.loggers) or self.subcommand == "fit"  # of which the report is made
+        needs_metrics = bool(trainer.loggers) or self.command == "fit"  # of which the report is made
         if needs_metrics and not any(isinstance(logger, CSVLogger) for logger in trainer.loggers):
             trainer.loggers = [*trainer.loggers, CSVLogger(trainer.default_root_dir, name="logs")]
         return trainer
 
-    def run_command(self, command: str) -> None:
+    def run_command(self) -> None:
+        """Call the trainer's method of the command, for `fit` between what is done before and after it."""
+        options = {name: self.config_init[name] for name in self.options}
+        method = getattr(self.trainer, self.command)
         with suppress(Stopped, RolloutFailed):
-            super().run_command(command)
+            if self.command == "fit":
+                self.before_fit()
+            method(model=self.model, datamodule=self.datamodule, **options)
+            if self.command == "fit":
+                self.after_fit()
         if self.trainer.stopped is not None and self.trainer.is_global_zero:
             print_stopped(RunDir.of(self.trainer), self.trainer.stopped, self.last_checkpoint)
 
     @property
     def last_checkpoint(self) -> Path:
-        return Path(self.config[self.subcommand].checkpoint.dirpath) / "last.ckpt"
+        return Path(self.config.checkpoint.dirpath) / "last.ckpt"
 
     def before_fit(self) -> None:
         if self.trainer.is_global_zero:  # reports every mistake in the files before the base is evaluated
             self.trainer.check_data(self.model, self.datamodule)
-        if self.config.fit.ckpt_path is None:
+        if self.config.ckpt_path is None:
             self.trainer.validate(self.model, self.datamodule, verbose=False)
             check_early_stopping(self.trainer)
 

@@ -40,7 +40,7 @@ def message_lines(error: BaseException) -> str:
 
 HINTS = {
     r"unrecognized arguments: [^-]\S*\.ya?ml": "pass a config with --config FILE",
-    r"arguments are required: \w+\.": "a config has them: --config NAME_OR_FILE",
+    r"arguments are required: (task|model|data)\b": "a config has them: --config NAME_OR_FILE",
     r"No module named 'kornia'": "augmentation needs `pip install 'kornia>=0.8'`",
     r"is abstract$": "no class_path is given; is the name right?",
     r"vrft\.checkpoint_io\b": "it is now vrft.training.checkpoint_io.AtomicCheckpointIO",
@@ -63,8 +63,8 @@ def shorten(message: str, fields: Sequence[str]) -> str:
 
     >>> shorten("unrecognized arguments: --trainer.max_step=3", ["trainer.max_steps"])
     "unrecognized arguments: --trainer.max_step=3 (did you mean 'trainer.max_steps'?)"
-    >>> shorten("the following arguments are required: test.data", [])
-    'the following arguments are required: test.data (a config has them: --config NAME_OR_FILE)'
+    >>> shorten("the following arguments are required: data", [])
+    'the following arguments are required: data (a config has them: --config NAME_OR_FILE)'
     """
     field, cause = _field(message), _cause(message)
     while (first := cause.partition(": ")[0]) in field.split("."):

@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
 from lightning.pytorch.callbacks.progress.rich_progress import CustomProgress
-from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.strategies import ModelParallelStrategy
 from rich.console import RenderableType
 from rich.text import Text
@@ -162,17 +161,3 @@ class ProgressBarBase(RichProgressBar):
 
     def _get_train_description(self, current_epoch: int) -> str:
         return f"{self.train_description}, epoch {current_epoch}"
-
-
-class CLIBase(LightningCLI):
-    """LightningCLI with a public hook around each command, whose checkpoints never override the command line."""
-
-    def run_command(self, command: str) -> None:
-        """Run `before_…`, the trainer's method and `after_…`."""
-        super()._run_subcommand(command)
-
-    def _run_subcommand(self, subcommand: str) -> None:
-        self.run_command(subcommand)
-
-    def _parse_ckpt_path(self) -> None:
-        """Do nothing: Lightning would let the hyper-parameters in a checkpoint override the command line."""
