@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import json
+import pickle
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
+from PIL import Image
 
 from tests.helpers import CSV_ONLY, ROOT
 from tests.helpers.finished import short_fit
+from vrft.policy.checkpoint import BUILT_IN
+from vrft.policy.processor import Encoder, load_processor
+from vrft.tasks import DetectionTask
+from vrft.types import Sample
 
 WINDOWS = """
 import importlib, json, os, pkgutil, signal, sys, types
@@ -53,3 +60,12 @@ def test_a_run_needs_no_names_that_windows_lacks(tmp_path: Path) -> None:
     last = tmp_path / "run" / "checkpoints" / "last.ckpt"
     assert last.is_file()
     assert not last.is_symlink()
+
+
+def test_workers_that_are_spawned_get_the_encoder() -> None:
+    """macOS and Windows spawn workers: what they need is pickled."""
+    encoder = Encoder(load_processor(str(BUILT_IN / "tiny-detection")), DetectionTask(), "thousandths")
+    sample = Sample(0, Image.new("RGB", (60, 40), "red"), 1, "cat", None)
+    expected, found = (each([sample]).inputs[0] for each in (encoder, pickle.loads(pickle.dumps(encoder))))
+    assert {*found} == {*expected} != set()
+    assert all(torch.equal(found[name], expected[name]) for name in found if isinstance(found[name], torch.Tensor))

@@ -22,6 +22,7 @@ HARMLESS = (
     r"Found \d+ module\(s\) in eval mode at the start of training",  # the frozen reference
     "The '.*_dataloader' does not have many workers",  # one image per prompt; --data.num_workers is there
     r"`(is_)?gradient_checkpointing\w*` is deprecated",  # the name that transformers 5.18 and peft know
+    "Consider setting `persistent_workers=True`",  # workers start again at each epoch, from its order
     "The `srun` command is available on your system",
     "Using ModelCheckpoint with manual optimization",  # the state between rollouts is the one to keep
     "Checkpoint directory .* exists and is not empty",  # a resumed run

@@ -148,7 +148,7 @@ class Renderer:
             process.stdin.write(f"{request}\n")
             process.stdin.flush()
             return process.stdout.readline()
-        except BrokenPipeError:
+        except OSError:  # a BrokenPipeError, or EINVAL on Windows
             return ""
         finally:
             timer.cancel()

@@ -6,7 +6,7 @@ import json
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -63,18 +63,33 @@ def load_processor(folder: str, trust_remote_code: bool = False, **kwargs: Any) 
         auto, kwargs["config"] = cls, config  # transformers then takes the image processor of the model's type
     if cls is None or is_torchvision_available() or "video_processor" not in cls.get_attributes():
         return with_template(auto.from_pretrained(folder, trust_remote_code=trust_remote_code, **kwargs))
+    image_only = image_only_class(cls)
+    return with_template(
+        image_only.from_pretrained(folder, video_processor=None, trust_remote_code=trust_remote_code, **kwargs)
+    )
+
+
+@cache
+def image_only_class(cls: Any) -> Any:
+    """Return a processor's class without video. It has that class's name, from which transformers derives others."""
     kept = [name for name in cls.get_attributes() if name != "video_processor"]
 
-    class ImageOnly(cls):  # type: ignore[misc, valid-type]
-        """The processor's class without video. It takes that class's name, from which others are derived."""
-
+    class ImageOnly(cls):
         get_attributes = classmethod(lambda _: kept)
         video_processor = SimpleNamespace(num_frames=1, fps=1)  # SmolVLM's chat template reads it for any message
 
+        def __reduce__(self) -> tuple[Any, ...]:  # workers that are spawned, as on macOS and Windows, get a pickle
+            return restored, (cls, vars(self))
+
     ImageOnly.__name__ = cls.__name__
-    return with_template(
-        ImageOnly.from_pretrained(folder, video_processor=None, trust_remote_code=trust_remote_code, **kwargs)
-    )
+    return ImageOnly
+
+
+def restored(cls: Any, state: dict[str, Any]) -> Any:
+    """Return an unpickled object of `image_only_class(cls)`."""
+    processor = object.__new__(image_only_class(cls))
+    vars(processor).update(state)
+    return processor
 
 
 def with_template(processor: Any) -> Any:

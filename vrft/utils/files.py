@@ -105,8 +105,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
         yield partial
         sync(partial)
         partial.replace(path)
-        if os.name == "posix":
-            sync(path.parent)
+        sync(path.parent)
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
@@ -114,7 +113,9 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
 
 def sync(path: Path) -> None:
-    """Flush a file or a folder to disk (fsync)."""
+    """Flush a file or a folder to disk (fsync). Windows opens no folders."""
+    if os.name != "posix" and path.is_dir():
+        return
     descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
     try:
         os.fsync(descriptor)
