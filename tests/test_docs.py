@@ -193,6 +193,11 @@ def test_command(
         category_map.write_text(json.dumps(dict.fromkeys(named, COCO_FEW_SHOT8)))
 
 
+def test_every_target_of_the_makefile_has_commands_for_systems_without_make() -> None:
+    targets = re.findall(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(), re.M)[0].split()
+    assert {*re.findall(r"^\| `make ([\w-]+)` \|", (ROOT / "docs" / "platforms.md").read_text(), re.M)} == {*targets}
+
+
 def test_few_blocks_are_left_out() -> None:
     assert sum(page.read_text().count("<!-- not run: ") for page in PAGES) == LEFT_OUT
 
