@@ -1,6 +1,7 @@
 """Parsers of model output: tags, boxes and labels.
 
-The text is untrusted: nothing is evaluated, parsing takes linear time, and every failure gives None.
+The text is untrusted: nothing is evaluated, parsing takes linear time, and every failure gives None. `format_error`
+and `boxes_error` explain it.
 
 The answer is the last complete <answer> block outside the reasoning. The tags are well formed if the whole text is
 `<think>…</think><answer>…</answer>`, each tag once, with only white space around and between the blocks; if no
@@ -10,13 +11,13 @@ reasoning is asked for, `<answer>…</answer>` alone.
 from __future__ import annotations
 
 import itertools
-import json
 import re
 import unicodedata
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from vrft.types import Frame
+from vrft.utils.literals import Unreadable, excerpt, read_literal
 
 MAX_CHARACTERS = 20_000
 """Limit on an answer's length: 100 boxes in the paper's format take about 8,000 characters."""
@@ -29,11 +30,8 @@ NO_OBJECTS = "No Objects"
 _TAG = re.compile(r"</?(?:think|answer)>")
 _TAGS = ["<think>", "</think>", "<answer>", "</answer>"]
 _FENCE = re.compile(r"```[a-z]*\n(.*)```", re.DOTALL)
-_TOKEN = re.compile(
-    r"""\s+|[][{}(),:]|-?[0-9]+(?:\.[0-9]+)?(?:[eE][-+]?[0-9]+)?|"(?:[^"\\\n]|\\.)*"|'(?:[^'\\\n]|\\.)*'"""
-)
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
-_ESCAPE = re.compile(r'\\.|"')
+_DETAIL = re.compile(r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|-?[0-9][0-9.e+]*""")
 
 
 class Blocks(NamedTuple):
@@ -95,6 +93,15 @@ def format_error(text: str, reasoning: bool = True) -> str:
     return "there is text around the tags, or they are out of order"
 
 
+def without_details(reason: str) -> str:
+    """Return the kind of a reason, to count reasons by: numbers and quoted texts are left out.
+
+    >>> without_details("box 3: 5 coordinates, expected 4")
+    'box …: … coordinates, expected …'
+    """
+    return _DETAIL.sub("…", reason)
+
+
 class Item(NamedTuple):
     """A box of an answer, in the model's frame."""
 
@@ -122,69 +129,44 @@ def read_boxes(answer: str, frame: Frame, *, is_solution: bool = False) -> list[
     >>> read_boxes("No Objects", Frame(1000, 1000))
     []
     """
-    if len(answer) > MAX_CHARACTERS and not is_solution:
+    try:
+        return _parse_boxes(answer, frame, is_solution)
+    except Unreadable:
         return None
+
+
+def boxes_error(answer: str, frame: Frame) -> str | None:
+    """Explain why the boxes of an answer can't be read; None if they can.
+
+    >>> boxes_error("[{'Position': [0, 10, 500], 'Confidence': 0.9}]", Frame(1000, 1000))
+    'box 1: 3 coordinates, expected 4'
+    >>> boxes_error("(0,10),(500,1200)", Frame(1000, 1000))
+    'box 1: y from 10 to 1200 is not within 0 to 1000'
+    """
+    try:
+        _parse_boxes(answer, frame, is_solution=False)
+    except Unreadable as error:
+        return str(error)
+    return None
+
+
+def _parse_boxes(answer: str, frame: Frame, is_solution: bool) -> list[Item]:
+    """Return the boxes of an answer. Raise Unreadable if it is invalid."""
+    if len(answer) > MAX_CHARACTERS and not is_solution:
+        raise Unreadable(f"it has {len(answer)} characters, more than {MAX_CHARACTERS}")
     if normalise_label(answer) == normalise_label(NO_OBJECTS):
         return []
     fenced = _FENCE.fullmatch(answer.strip())
     text = (fenced[1] if fenced else answer).strip()
-    items = _read_literal(f"[{text}]") if text.startswith("(") else _read_literal(text)
+    are_pairs = text.startswith("(")
+    items = read_literal(f"[{text}]", offset=-1) if are_pairs else read_literal(text)
     if not isinstance(items, list):
-        return None
-    if text.startswith("("):
+        raise Unreadable(f"expected a list of boxes, got {_kind(items)}")
+    if are_pairs:
         items = _pair_corners(items)
     if len(items) > MAX_BOXES and not is_solution:
-        return None
-    boxes = [_read_item(item, frame, is_solution) for item in items]
-    return None if None in boxes else [box for box in boxes if box is not None]
-
-
-def _read_literal(text: str) -> Any:
-    """Parse JSON or a Python literal of lists, tuples, dicts, strings and numbers; None if it is invalid.
-
-    A Python literal is translated to JSON token by token: nothing is evaluated, and the time is linear.
-    """
-    tokens, position = [], 0
-    while found := _TOKEN.match(text, position):
-        tokens.append(found.group())
-        position = found.end()
-    tokens = [token for token in tokens if not token.isspace()]
-    if position != len(text) or not _brackets_match(tokens):
-        return None
-    tokens = ["", *map(_as_json, tokens), ""]
-    triples = zip(tokens, tokens[1:], tokens[2:], strict=False)
-    kept = [b for a, b, c in triples if b != "," or c not in ("]", "}") or a in ("[", "{")]  # `[1,]` is `[1]`
-    try:
-        return json.loads(" ".join(kept), object_pairs_hook=_unique)
-    except (ValueError, RecursionError):
-        return None
-
-
-def _brackets_match(tokens: Sequence[str]) -> bool:
-    """Return whether every `(` and `[` is closed by its own kind. JSON's parser checks the rest."""
-    opened = []
-    for token in tokens:
-        if token in ("(", "["):
-            opened.append(token)
-        elif token in (")", "]") and (not opened or opened.pop() + token not in ("()", "[]")):
-            return False
-    return True
-
-
-def _as_json(token: str) -> str:
-    if token[0] == "'":
-        return f'"{_ESCAPE.sub(_requote, token[1:-1])}"'
-    return {"(": "[", ")": "]"}.get(token, token)
-
-
-def _requote(found: re.Match[str]) -> str:
-    return {"\\'": "'", '"': '\\"'}.get(found.group(), found.group())
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    if len(dict(pairs)) < len(pairs):
-        raise ValueError("duplicate key")
-    return dict(pairs)
+        raise Unreadable(f"it has {len(items)} boxes, more than {MAX_BOXES}")
+    return [_read_item(item, frame, is_solution, f"box {i}") for i, item in enumerate(items, 1)]
 
 
 def _pair_corners(points: list[Any]) -> list[Any]:
@@ -197,30 +179,53 @@ def _is_point(value: Any) -> bool:
     return isinstance(value, list) and len(value) == 2
 
 
-def _read_item(item: Any, frame: Frame, is_solution: bool) -> Item | None:
-    if not isinstance(item, dict):
-        return None
-    if "Position" in item and item.keys() <= {"Label", "Position", "Confidence"}:
-        box, confidence, label = item["Position"], item.get("Confidence"), item.get("Label")
-    elif "bbox_2d" in item and item.keys() <= {"bbox_2d", "label", "confidence"}:
-        box, confidence, label = item["bbox_2d"], item.get("confidence"), item.get("label")
-    else:
-        return None
-    if not isinstance(box, list) or len(box) != 4 or not all(map(_is_number, box)):
-        return None
+def _read_item(item: Any, frame: Frame, is_solution: bool, name: str) -> Item:
+    """Return a box of an answer. Raise Unreadable that begins with `name` if it is invalid."""
+    box, confidence, label = _fields(item, name)
+    if not isinstance(box, list):
+        raise Unreadable(f"{name}: expected 4 coordinates, got {_kind(box)}")
+    if len(box) != 4:
+        raise Unreadable(f"{name}: {len(box)} coordinates, expected 4")
+    if wrong := [value for value in box if not _is_number(value)]:
+        raise Unreadable(f"{name}: expected numbers as coordinates, got {_kind(wrong[0])}")
     x0, y0, x1, y1 = box
-    if not (0 <= x0 < x1 <= frame.width and 0 <= y0 < y1 <= frame.height):
-        return None
+    for axis, low, high, size in (("x", x0, x1, frame.width), ("y", y0, y1, frame.height)):
+        if not 0 <= low < high <= size:
+            order = f"is not within 0 to {size}" if low < high else "is out of order or without extent"
+            raise Unreadable(f"{name}: {axis} from {_short(low)} to {_short(high)} {order}")
     if confidence is not None and not (_is_number(confidence) and 0 <= confidence <= 1):
-        return None
-    if ("Position" in item and confidence is None and not is_solution) or not _is_label(label):
-        return None
+        stated = _short(confidence) if _is_number(confidence) else _kind(confidence)
+        raise Unreadable(f"{name}: expected a confidence from 0 to 1, got {stated}")
+    if "Position" in item and confidence is None and not is_solution:
+        raise Unreadable(f"{name} has no 'Confidence'")
+    if label is not None and (not isinstance(label, str) or _SURROGATE.search(label)):
+        raise Unreadable(f"{name}: its label is no text")  # JSON can escape half a surrogate pair
     return Item((float(x0), float(y0), float(x1), float(y1)), None if confidence is None else float(confidence), label)
 
 
-def _is_label(value: Any) -> bool:
-    """Return whether a value is None or valid Unicode text: JSON can escape half a surrogate pair."""
-    return value is None or (isinstance(value, str) and not _SURROGATE.search(value))
+def _fields(item: Any, name: str) -> tuple[Any, Any, Any]:
+    """Return box, confidence and label of an item. Raise Unreadable that begins with `name` if it has other keys."""
+    if not isinstance(item, dict):
+        raise Unreadable(f"{name}: expected an object with 'Position' or 'bbox_2d', got {_kind(item)}")
+    place = next((key for key in ("Position", "bbox_2d") if key in item), None)
+    if place is None:
+        raise Unreadable(f"{name} has neither 'Position' nor 'bbox_2d'")
+    names = ("Confidence", "Label") if place == "Position" else ("confidence", "label")
+    if unknown := [key for key in item if key not in (place, *names)]:
+        raise Unreadable(f"{name}: {excerpt(unknown[0]) or 'an empty key'} does not belong in a box with {place!r}")
+    return item[place], item.get(names[0]), item.get(names[1])
+
+
+def _kind(value: Any) -> str:
+    """Name the kind of a JSON value."""
+    names = {dict: "an object", list: "a list", str: "a text", bool: "true or false", type(None): "null"}
+    return names.get(type(value), "a number")
+
+
+def _short(value: float) -> str:
+    """Return a number in at most 12 characters: an answer may have one of 4,000 digits."""
+    text = str(value)
+    return text if len(text) <= 12 else f"{text[:11]}…"
 
 
 def _is_number(value: Any) -> bool:

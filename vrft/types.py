@@ -151,6 +151,8 @@ class Rollout:
 class Answer:
     """A parsed completion. `value` is None if the answer can't be parsed; `well_formed` refers to the tags alone.
 
+    `problem` says in words why the answer is not valid; None if it is.
+
     Answers of a policy have `token_ids`, those of the completion with its end token; None: only the text is known.
     Held-out answers also have `tokens`, the text and log-probability of each token, and the `reward`.
     """
@@ -162,6 +164,7 @@ class Answer:
     tokens: tuple[tuple[str, float], ...] = ()
     reward: float | None = None
     token_ids: tuple[int, ...] | None = None
+    problem: str | None = None
 
     @property
     def valid(self) -> bool:

@@ -94,6 +94,7 @@ def prediction_row(answer: Answer, sample: Sample, data: VisionData) -> Row:
         "completion": answer.text,
         "reasoning": answer.reasoning,
         "valid": answer.valid,
+        "problem": answer.problem,
         "answer": answer.value if boxes is None else [box._asdict() for box in boxes],
     }
 

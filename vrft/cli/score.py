@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vrft.cli.parser import Parser
 from vrft.errors import ConfigurationError
+from vrft.utils.display import visible
 from vrft.utils.regular_files import read_regular
 
 if TYPE_CHECKING:
@@ -29,6 +30,8 @@ TASKS = {
     "counting": "CountingTask",
 }
 MAX_SIDE = 1_000_000  # pixels
+MAX_PROBLEMS = 5
+"""Kinds of invalid answers that the summary lists."""
 BATCH = 256  # answers that a reward model scores at once
 
 DESCRIPTION = """\
@@ -41,7 +44,8 @@ Scores completions. FILE is the transcripts.jsonl of a run, or has a JSON object
   query        optional: the category, the instruction or the question
   metadata     optional: an object, for rewards of your own; multiple_choice reads its "choices"
 Writes one JSON object per line to standard output, {"iou": 0.95, ...}, with unweighted scores, null if a reward does
-not apply, and the means to standard error. An answer that can't be parsed scores 0.
+not apply, and the means to standard error, with the reasons why answers are not valid. An answer that can't be parsed
+scores 0.
 """
 
 
@@ -102,9 +106,21 @@ def finite(scores: Sequence[float | None]) -> list[float | None]:
 
 
 def summary(totals: dict[str, list[float]], answers: Sequence[Answer]) -> Iterator[str]:
-    """Yield the mean of each reward as a line of text."""
+    """Yield why answers are not valid, and the mean of each reward, as lines of text."""
+    from vrft.answers import without_details
+
     count = f"{len(answers)} completion{'' if len(answers) == 1 else 's'}"
     yield f"{count}, {sum(answer.valid for answer in answers)} of them valid"
+    kinds: dict[str, list[int]] = {}
+    for number, answer in enumerate(answers):
+        if answer.problem is not None:
+            kinds.setdefault(without_details(answer.problem), []).append(number)
+    ranked = sorted(kinds.values(), key=len, reverse=True)
+    for numbers in ranked[:MAX_PROBLEMS]:
+        example = answers[numbers[0]].problem or ""
+        yield f"  {len(numbers)} not valid, e.g. completion {numbers[0] + 1}: {visible(example)}"
+    if rest := sum(map(len, ranked[MAX_PROBLEMS:])):
+        yield f"  {rest} not valid for other reasons"
     for name, values in totals.items():
         mean = f"{sum(values) / len(values):.4f}" if values else "does not apply"
         yield f"{name:<20} {mean}"

@@ -21,6 +21,7 @@ from vrft.policy.image_size import AREA_PROCESSORS, FRAME_AREA_PROCESSORS, is_a
 from vrft.policy.processor import Encoder
 from vrft.training.module import VisionModule
 from vrft.types import Answer, Frame, Id, Sample
+from vrft.utils.display import visible
 
 MAX_PARAMETERS_ON_CPU = 200_000_000
 """Larger models are not probed without a GPU: it would take minutes."""
@@ -28,6 +29,9 @@ MAX_PARAMETERS_ON_CPU = 200_000_000
 UNBOUNDED = Frame(10**9, 10**9)
 MIN_GAIN = 0.1
 """Gain in mean IoU from which another reading counts as better, if it is also half of the configured reading's IoU."""
+
+MAX_PROBLEMS = 3
+"""Reasons why answers are not valid that are printed."""
 
 MIN_PROMPTS = 8
 """Number of prompts required to judge a reading."""
@@ -86,8 +90,7 @@ def check_readings(module: VisionModule, data: VisionData, probe: int, console: 
             yield mismatch
         return
     seen = ask(module, data, samples)
-    right = sum(one.answer.well_formed for one in seen)
-    console.print(f"the model's own answers, before training: {right} of {len(seen)} in the right format")
+    right = print_formats(seen, console)
     if not right and module.group_size > 1:
         yield (
             f"none of {len(seen)} answers has the required format, so all would earn the same: train with vrft.SFT "
@@ -112,6 +115,16 @@ def check_readings(module: VisionModule, data: VisionData, probe: int, console: 
         )
     elif disagrees and np.mean(base) < MIN_GAIN:
         yield mismatch
+
+
+def print_formats(seen: Sequence[ProbedSample], console: Console) -> int:
+    """Print how many answers are in the right format and why the others aren't valid. Return the first number."""
+    right = sum(one.answer.well_formed for one in seen)
+    console.print(f"the model's own answers, before training: {right} of {len(seen)} in the right format")
+    problems = Counter(one.answer.problem for one in seen if one.answer.problem is not None)
+    for problem, count in problems.most_common(MAX_PROBLEMS):
+        console.print(f"  {count} of {len(seen)} not valid: {visible(problem)}", markup=False)
+    return right
 
 
 def choose(data: VisionData, count: int) -> list[Sample]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from vrft.answers import format_error
+from vrft.answers import format_error, without_details
 from vrft.boxes import Box, iou_matrix
 from vrft.guards.base import WINDOW, Guard, Observation, mean
 from vrft.guards.training import numbers
@@ -172,12 +172,12 @@ class EqualConfidences(Guard):
 
 
 def fault(answer: Answer, reasoning: bool) -> str:
-    """Explain why a completion is invalid."""
+    """Explain why a completion is invalid, without details that differ between completions."""
     if not answer.text.strip():
         return "it is empty"
-    if answer.well_formed:
-        return "the answer block can't be parsed"
-    return format_error(answer.text, reasoning)
+    if not answer.well_formed:
+        return format_error(answer.text, reasoning)
+    return f"the answer block can't be parsed ({without_details(answer.problem or 'no reason is known')})"
 
 
 def answered(seen: Observation) -> Iterator[tuple[Sample, Answer]]:

@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from functools import partial
 from typing import Any, ClassVar
 
-from vrft.answers import split_blocks
+from vrft.answers import format_error, split_blocks
 from vrft.boxes import in_frame
 from vrft.errors import ConfigurationError
 from vrft.rewards import Format, Reward
@@ -15,6 +15,9 @@ from vrft.types import Answer, Detection, Frame, Question, Target
 from vrft.utils.own_code import check_overrides, noted, question_note
 
 TEMPLATE_FIELDS = ("query", "width", "height", "numbers", "confidence")
+
+MAX_PROBLEM = 300
+"""Characters of the reason why an answer is not valid."""
 
 WITH_REASONING = " Reason first, then answer, in exactly this form:\n<think>your reasoning</think>"
 WITHOUT_REASONING = " Give the answer alone, in exactly this form:\n"
@@ -97,13 +100,19 @@ class Task(ABC):
         """Return a short reasoning for the correct answer."""
 
     def parse(self, text: str, sample: Question, frame: Frame) -> Answer:
-        """Parse a completion. Never raises: `value` is None if the answer can't be parsed."""
+        """Parse a completion. Never raises: `value` is None if the answer can't be parsed, and `problem` says why."""
         reasoning, content, well_formed = split_blocks(text, self.reasoning)
-        value = None
+        value, problems = None, []
         if content is not None:
             with noted(partial(question_note, sample.image_id, sample.query, text)):
                 value = self._checked(self.read(content, sample, frame))
-        return Answer(text, reasoning, value, well_formed)
+                if value is None:
+                    problems.append(self.read_error(content, sample, frame))
+        if not text.strip():
+            problems.append("it is empty")
+        elif not well_formed:
+            problems.append(format_error(text, self.reasoning))
+        return Answer(text, reasoning, value, well_formed, problem="; ".join(problems)[:MAX_PROBLEM] or None)
 
     def read_solution(self, text: str, sample: Question, frame: Frame) -> Target | None:
         """Parse the target from a solution in the answer format, with or without tags; None if that fails."""
@@ -127,6 +136,11 @@ class Task(ABC):
     @abstractmethod
     def read(self, content: str, sample: Question, frame: Frame) -> Target | None:
         """Parse the content of an answer block; None if that fails."""
+
+    def read_error(self, content: str, sample: Question, frame: Frame) -> str:
+        """Explain in words why `read` returned None."""
+        is_empty = not content.strip()
+        return f"the answer block {'is empty' if is_empty else 'has another form than the prompt asks for'}"
 
     def rewards(self) -> dict[str, Reward]:
         """Return the default rewards of the task, by name, with the weights of its configs."""

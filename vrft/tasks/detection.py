@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
-from vrft.answers import NO_OBJECTS, Item, normalise_label, read_boxes
+from vrft.answers import NO_OBJECTS, Item, boxes_error, normalise_label, read_boxes
 from vrft.boxes import Box, from_frame, to_frame
 from vrft.rewards import DetectionConfidence, DetectionIoU, Reward
 from vrft.tasks.base import Task, number_text
@@ -61,6 +61,14 @@ class DetectionTask(Task):
 
     def read(self, content: str, sample: Question, frame: Frame) -> tuple[Detection, ...] | None:
         return self._detections(read_boxes(content, frame), sample, frame)
+
+    def read_error(self, content: str, sample: Question, frame: Frame) -> str:
+        if error := boxes_error(content, frame):
+            return error
+        labels = self.labels(read_boxes(content, frame) or [], sample)
+        if None in labels:
+            return f"box {labels.index(None) + 1} has no label"
+        return super().read_error(content, sample, frame)
 
     def read_target(self, content: str, sample: Question, frame: Frame) -> tuple[Detection, ...] | None:
         found = self._detections(read_boxes(content, frame, is_solution=True), sample, frame)

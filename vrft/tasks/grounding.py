@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vrft.answers import Item, read_boxes
+from vrft.answers import Item, boxes_error, read_boxes
 from vrft.boxes import from_frame, to_frame
 from vrft.errors import ConfigurationError
 from vrft.rewards import GroundingIoU, Reward
@@ -31,6 +31,12 @@ class GroundingTask(Task):
 
     def read(self, content: str, sample: Question, frame: Frame) -> tuple[Detection, ...] | None:
         return self._detection(read_boxes(content, frame), sample, frame)
+
+    def read_error(self, content: str, sample: Question, frame: Frame) -> str:
+        if error := boxes_error(content, frame):
+            return error
+        count = len(read_boxes(content, frame) or ())
+        return f"it has {count} boxes, expected one" if count != 1 else super().read_error(content, sample, frame)
 
     def read_target(self, content: str, sample: Question, frame: Frame) -> tuple[Detection, ...] | None:
         found = self._detection(read_boxes(content, frame, is_solution=True), sample, frame)

@@ -6,6 +6,7 @@ from vrft.answers import read_choice, read_count
 from vrft.rewards import Accuracy, CountError, Reward
 from vrft.tasks.base import Task
 from vrft.types import Frame, Question
+from vrft.utils.literals import excerpt
 
 
 class MultipleChoiceTask(Task):
@@ -29,6 +30,9 @@ class MultipleChoiceTask(Task):
     def read(self, content: str, sample: Question, frame: Frame) -> str | None:
         return read_choice(content, sample.metadata.get("choices", ()))
 
+    def read_error(self, content: str, sample: Question, frame: Frame) -> str:
+        return f"expected a letter, got {excerpt(content) or 'nothing'}"
+
     def rewards(self) -> dict[str, Reward]:
         return {"accuracy": Accuracy(), **super().rewards()}
 
@@ -44,6 +48,9 @@ class CountingTask(Task):
 
     def read(self, content: str, sample: Question, frame: Frame) -> str | None:
         return read_count(content)
+
+    def read_error(self, content: str, sample: Question, frame: Frame) -> str:
+        return f"expected a whole number of at most nine digits, got {excerpt(content) or 'nothing'}"
 
     def rewards(self) -> dict[str, Reward]:
         return {"accuracy": Accuracy(), "error": CountError(), **super().rewards()}

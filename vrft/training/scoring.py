@@ -25,9 +25,11 @@ def parse_completions(task: Task, rollout: Rollout, batch: PromptBatch) -> tuple
     prompts = zip(scored_samples(task, batch), batch.frames, strict=True)
     pairs = [(sample, frame) for sample, frame in prompts for _ in range(group)]
     answers = [task.parse(text, sample, frame) for text, (sample, frame) in zip(rollout.texts, pairs, strict=True)]
-    rows = zip(rollout.ids.tolist(), rollout.mask.sum(1).tolist(), strict=True)
-    for answer, (ids, length) in zip(answers, rows, strict=True):
+    rows = zip(rollout.ids.tolist(), rollout.mask.sum(1).tolist(), rollout.truncated.tolist(), strict=True)
+    for answer, (ids, length, truncated) in zip(answers, rows, strict=True):
         answer.token_ids = tuple(ids[: int(length)])
+        if truncated and answer.problem is not None:
+            answer.problem = f"cut off at the limit of {int(length)} tokens; {answer.problem}"
     return answers, [sample for sample, _ in pairs]
 
 
