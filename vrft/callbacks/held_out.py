@@ -11,11 +11,14 @@ import msgspec
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
+from vrft.callbacks.base import vision_module
 from vrft.data.datamodule import VisionData, data_of
+from vrft.data.record_set import image_file
 from vrft.evaluators.base import evaluation_folder, evaluators_of, gather
 from vrft.report.held_out import choose, read_answers
 from vrft.report.lines import HeldOut
 from vrft.run_dir import ANSWERS, RunDir
+from vrft.training.module import VisionModule
 from vrft.types import Answer, Sample
 from vrft.utils.thumbnails import save_thumbnail
 
@@ -46,7 +49,7 @@ class HeldOutAnswers(Callback):
         data = data_of(trainer)
         for answer, sample in zip(outputs, batch.samples, strict=True):
             if data.is_owned_by_rank(sample):
-                self.answers[sample.index] = answer_line(answer, sample)
+                self.answers[sample.index] = answer_line(answer, sample, image_file(data.evaluated_set(), sample.index))
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the answers of all ranks, after the evaluators have gathered their rows."""
@@ -60,7 +63,7 @@ class HeldOutAnswers(Callback):
                 lines[index]["score"] = evaluator.quality(evaluator.rows[index])
         answers = {index: HeldOut(**lines[index]) for index in sorted(lines)}
         folder = evaluation_folder(trainer)
-        keep_images(RunDir.of(trainer), folder, answers, data_of(trainer))
+        keep_shown(RunDir.of(trainer), folder, answers, data_of(trainer), vision_module(pl_module))
         texts = [json.dumps(msgspec.structs.asdict(answer), allow_nan=False) + "\n" for answer in answers.values()]
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -69,8 +72,8 @@ class HeldOutAnswers(Callback):
             rank_zero_warn(f"{folder / ANSWERS} is incomplete: {error}")
 
 
-def answer_line(answer: Answer, sample: Sample) -> dict[str, Any]:
-    """Return an answer as plain values, with the reward as its score."""
+def answer_line(answer: Answer, sample: Sample, file: str | None) -> dict[str, Any]:
+    """Return an answer about the image in a file as plain values, with the reward as its score."""
     reward = answer.reward if answer.reward is not None and math.isfinite(answer.reward) else None
     return {
         "sample": sample.index,
@@ -79,21 +82,26 @@ def answer_line(answer: Answer, sample: Sample) -> dict[str, Any]:
         "completion": answer.text,
         "reasoning": answer.reasoning,
         "valid": answer.valid,
+        "problem": answer.problem,
         "answer": answer.value,
         "target": sample.target,
         "score": reward,
         "reward": reward,
         "size": sample.size,
+        "file": file,
     }
 
 
-def keep_images(run: RunDir, folder: Path, answers: dict[int, HeldOut], data: VisionData) -> None:
-    """Save the images of the answers that the report shows, and name the files in the answers.
+def keep_shown(run: RunDir, folder: Path, answers: dict[int, HeldOut], data: VisionData, module: VisionModule) -> None:
+    """Save the images of the answers that the report shows, and note the files and the prompts in the answers.
 
     `folder`: the folder of the evaluation.
     """
     earlier = [other for _, other in run.evaluations_by_step() if other != folder]
     first = read_answers(earlier[0], []) if earlier else answers
-    samples = data.evaluated_set()
+    samples, encoder = data.evaluated_set(), module.encoder
     for index in {index for chosen in choose(first, answers).values() for index in chosen}:
-        answers[index].image = save_thumbnail(samples[index].image, run.pictures)
+        sample = samples[index]
+        answers[index].image = save_thumbnail(sample.image, run.pictures)
+        texts = encoder.texts(sample, encoder.frame(sample.image))
+        answers[index].question, answers[index].prompt = texts

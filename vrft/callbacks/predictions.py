@@ -14,6 +14,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from vrft.callbacks.base import vision_trainer
 from vrft.data import VisionData
 from vrft.data.datamodule import data_of
+from vrft.data.record_set import image_file
 from vrft.data.records import RecordData
 from vrft.run_dir import RunDir
 from vrft.training.checks import warn_of_replaced_images
@@ -82,7 +83,7 @@ class Predictions(Callback):
 
 def prediction_row(answer: Answer, sample: Sample, data: VisionData) -> Row:
     """Return an answer as plain values; boxes are in pixels of the upright image."""
-    file = str(data.val_set().records[sample.index].image) if isinstance(data, RecordData) else None
+    file = image_file(data.val_set(), sample.index)
     boxes = answer.value if isinstance(answer.value, tuple) else None
     return {
         "sample": sample.index,

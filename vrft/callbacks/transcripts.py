@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +16,20 @@ from torch import Tensor
 
 from vrft.callbacks.base import vision_module
 from vrft.callbacks.rollout_pictures import show_rollout
+from vrft.data.datamodule import data_of
+from vrft.data.record_set import image_file
 from vrft.errors import ConfigurationError
 from vrft.run_dir import RunDir
-from vrft.types import ScoredRollout
+from vrft.training.module import VisionModule
+from vrft.types import PromptBatch, ScoredRollout
 from vrft.utils.thumbnails import save_thumbnail
 
 
 class Transcripts(Callback):
-    """Writes `transcripts.jsonl`: question, completion, answer, rewards, advantage and image of rollouts.
+    """Writes `transcripts.jsonl`: prompt, completion, answer, rewards, advantage and image of rollouts.
 
-    A line names its image in the folder `pictures`, or null if the image can't be written.
+    The first and the last rollout of a run are always written. A line names its image in the folder `pictures`, or null
+    if the image can't be written.
     """
 
     def __init__(self, every_n_rollouts: int = 10, max_prompts: int = 4) -> None:
@@ -32,6 +37,13 @@ class Transcripts(Callback):
         if every_n_rollouts < 1 or max_prompts < 1:
             raise ConfigurationError("trainer.callbacks: Transcripts: every_n_rollouts and max_prompts start at 1")
         self.every_n_rollouts, self.max_prompts = every_n_rollouts, max_prompts
+        self.pending: Callable[[], None] | None = None
+        """Writes the last rollout, unless that is done. It is dropped when the next step begins."""
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: PromptBatch, batch_idx: int
+    ) -> None:
+        self.pending = None
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -40,27 +52,40 @@ class Transcripts(Callback):
         if not isinstance(scored, ScoredRollout) or not trainer.is_global_zero:
             return
         module = vision_module(pl_module)
-        rollout = int(module.steps_done)
-        if rollout % self.every_n_rollouts and rollout != 1:
-            return
-        run, group, task = RunDir.of(trainer), scored.reward.shape[1], type(module.task).__name__
-        shown = min(len(scored.answers), self.max_prompts * group)
+        rollout, step = int(module.steps_done), module.logged_step
+        self.pending = partial(self.write, trainer, module, scored, rollout, step)
+        if rollout == 1 or rollout % self.every_n_rollouts == 0:
+            self.write_pending()
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.write_pending()
+
+    def write_pending(self) -> None:
+        """Write the last rollout unless that is done."""
+        if self.pending is not None:
+            self.pending()
+            self.pending = None
+
+    def write(self, trainer: Trainer, module: VisionModule, scored: ScoredRollout, rollout: int, step: int) -> None:
+        """Append the lines of a rollout and log it. `step`: the step of the loggers."""
+        run, group = RunDir.of(trainer), scored.reward.shape[1]
+        prompts = min(len(scored.samples), self.max_prompts)
         on_cpu = replace(scored, advantages=scored.advantages.cpu())  # a GPU would be waited for with every number
-        rows = [transcript_row(on_cpu, rollout, n) for n in range(shown)]
-        samples = scored.samples[: shown // group]
-        pictures = [save_thumbnail(sample.image, run.pictures) for sample in samples]
-        lines = [
-            row
-            | {
+        rows = [transcript_row(on_cpu, rollout, n) for n in range(prompts * group)]
+        data, task = data_of(trainer), type(module.task).__name__
+        about = [
+            {
                 "task": task,
-                "image": pictures[n // group],
-                "size": samples[n // group].size,
-                "frame": scored.batch.frames[n // group],
+                "image": save_thumbnail(sample.image, run.pictures),
+                "size": sample.size,
+                "frame": frame,
+                "file": image_file(data.train_set(), sample.index),
+                **dict(zip(("question", "prompt"), module.encoder.texts(sample, frame), strict=True)),
             }
-            for n, row in enumerate(rows)
+            for sample, frame in zip(scored.samples[:prompts], scored.batch.frames, strict=False)
         ]
-        append_json_lines(run.transcripts, lines)
-        show_rollout(trainer.loggers, scored, rows, module.logged_step)
+        append_json_lines(run.transcripts, [row | about[n // group] for n, row in enumerate(rows)])
+        show_rollout(trainer.loggers, scored, rows, step)
 
 
 def append_json_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
@@ -92,6 +117,7 @@ def transcript_row(scored: ScoredRollout, rollout: int, n: int) -> dict[str, Any
         "completion": answer.text,
         "reasoning": answer.reasoning,
         "valid": answer.valid,
+        "problem": answer.problem,
         "answer": answer.value,
         "target": sample.target,
         "rewards": {name: _finite(values[n]) for name, values in scored.rewards.items()},

@@ -61,3 +61,13 @@ class RecordSet(AugmentedSet):
     def _sample(index: int, record: Record, image: Image.Image, replaced: list[str]) -> Sample:
         metadata = record.metadata | ({"replaced": replaced} if replaced else {})
         return Sample(index, image, record.image_id, record.query, record.target, metadata)
+
+
+def image_file(samples: object, index: int) -> str | None:
+    """Return the file of a sample's image, to show to people; None if the samples are no records.
+
+    Bytes of a name that are no UTF-8 are escaped.
+    """
+    if not isinstance(samples, RecordSet):
+        return None
+    return str(samples.records[index].image).encode(errors="backslashreplace").decode()

@@ -15,8 +15,9 @@ from PIL import Image
 
 from vrft.boxes import Coordinates, frame_of, with_decimals
 from vrft.errors import ConfigurationError
+from vrft.policy.chat_template import chat_text
 from vrft.policy.image_size import resized
-from vrft.policy.plain_text import plain_text
+from vrft.policy.plain_text import chat_texts, plain_text
 from vrft.policy.prompts import Prompt
 from vrft.tasks import Task
 from vrft.types import Frame, PromptBatch, Sample
@@ -171,6 +172,14 @@ class Encoder:
         with noted(partial(question_note, sample.image_id, sample.query)):
             chat = self.task.messages(sample, frame)
         return plain_text(self.processor).prompt(chat, [sample.image])
+
+    def texts(self, sample: Sample, frame: Frame) -> tuple[str, str]:
+        """Return the texts that the task asks, and the whole chat as the processor gets it, to show to people.
+
+        The processor puts an image's tokens in the place of its placeholder.
+        """
+        chat = self.task.messages(sample, frame)
+        return "\n\n".join(chat_texts(chat)), chat_text(self.processor, chat)
 
     def frame(self, image: Image.Image) -> Frame:
         """Return the coordinate system of an image: thousandths, unit, or pixels of the resized image."""

@@ -40,10 +40,17 @@ class Completion(msgspec.Struct):
     task: str = ""
     image: str | None = None
     size: tuple[Count, Count] | None = None
+    file: str | None = None
+    question: str | None = None
+    prompt: str | None = None
+    problem: str | None = None
 
 
 class HeldOut(msgspec.Struct):
-    """A held-out answer of an evaluation's `answers.jsonl`. `score` is the evaluator's, else the reward."""
+    """A held-out answer of an evaluation's `answers.jsonl`. `score` is the evaluator's, else the reward.
+
+    Only answers that the report may show have `image`, `question` and `prompt`.
+    """
 
     sample: Count
     image_id: int | float | str
@@ -57,6 +64,10 @@ class HeldOut(msgspec.Struct):
     reward: Number | None
     image: str | None = None
     size: tuple[Count, Count] | None = None
+    file: str | None = None
+    question: str | None = None
+    prompt: str | None = None
+    problem: str | None = None
 
 
 class Warned(msgspec.Struct):
