@@ -12,6 +12,9 @@ ANSWERS = "answers.jsonl"
 EVALUATOR_WARNINGS = "warnings_{}.json"
 """A list of an evaluator's warnings in the folder of an evaluation, by the evaluator's class."""
 
+RESAMPLED = "resampled_{}.json"
+"""Scores of bootstrap samples in the folder of an evaluation, by the evaluator's class."""
+
 UNSHARDED = "run.pt"
 """Name of the unsharded part of a sharded checkpoint, in its folder."""
 
@@ -56,6 +59,11 @@ class RunDir:
     def summary(self) -> Path:
         """Held-out scores of the base, the tuned and the best weights, written when training ends."""
         return self.path / "summary.json"
+
+    @property
+    def progress(self) -> Path:
+        """How far `fit` is, kept up to date while it runs."""
+        return self.path / "progress.json"
 
     @property
     def report(self) -> Path:

@@ -28,10 +28,14 @@ class Summary(Callback):
         self.tuned_step: int | None = None
         self.rollouts = 0
         self.seconds = 0.0
-        self.train_start = 0.0
+        self.train_start: float | None = None
+
+    def seconds_so_far(self) -> float:
+        """Return the seconds of training, in all parts of a resumed run."""
+        return self.seconds + (0.0 if self.train_start is None else time.perf_counter() - self.train_start)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"base": self.base, "seconds": self.seconds + time.perf_counter() - self.train_start}
+        return {"base": self.base, "seconds": self.seconds_so_far()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.base, self.seconds = state["base"], state["seconds"]
@@ -40,7 +44,7 @@ class Summary(Callback):
         self.train_start = time.perf_counter()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.seconds += time.perf_counter() - self.train_start
+        self.seconds, self.train_start = self.seconds_so_far(), None
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.sanity_checking:

@@ -23,6 +23,7 @@ from vrft.callbacks.guards import Guards
 from vrft.callbacks.held_out import HeldOutAnswers
 from vrft.callbacks.predictions import Predictions
 from vrft.callbacks.resources import Resources
+from vrft.callbacks.run_progress import RunProgress
 from vrft.callbacks.save_config import SaveResolvedConfig
 from vrft.callbacks.skipped_steps import SkippedSteps
 from vrft.callbacks.summary import Summary
@@ -210,7 +211,7 @@ class VRFTCLI(LightningCLI):
         if self.config.trainer.enable_progress_bar is not False:
             self.trainer_defaults["callbacks"].append(PhaseProgressBar())
         if self.command == "fit":
-            self.trainer_defaults["callbacks"] += [Resources(), GracefulStop()]
+            self.trainer_defaults["callbacks"] += [Resources(), GracefulStop(), RunProgress()]
         if self.command in WITHOUT_RUN:
             kwargs |= {"devices": 1, "num_nodes": 1, "strategy": "auto"}
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -15,12 +16,16 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
 from vrft.data.datamodule import VisionData, data_of, module_of
+from vrft.evaluators.resampling import Scores, rows_by_image, write_resampled
 from vrft.run_dir import EVALUATOR_WARNINGS, RunDir
 from vrft.types import Answer, Id, PromptBatch, Sample
 from vrft.utils.files import write_json
 from vrft.utils.own_code import noted, question_note
 
 Row = TypeVar("Row")
+
+RESAMPLING_SECONDS = 60.0
+"""Longest time for the scores of bootstrap samples after an evaluation."""
 
 
 class Evaluator(Callback, Generic[Row]):
@@ -63,6 +68,20 @@ class Evaluator(Callback, Generic[Row]):
     def scores_of(self, images: list[list[Row]]) -> dict[str, float]:
         """Return the scores of a bootstrap sample of images. A repeated image counts as another image each time."""
         return self.scores([row for rows in images for row in rows])
+
+    def resampled(self, images: Sequence[list[Row]], draws: Sequence[Sequence[int]]) -> Scores:
+        """Return the scores of bootstrap samples by name, None where a sample has none; empty if that takes too long.
+
+        Args:
+            images: the rows of each image.
+            draws: positions of images, by sample.
+        """
+        start, found = time.perf_counter(), []
+        for draw in draws:
+            found.append(self.scores_of([images[i] for i in draw]))
+            if time.perf_counter() - start > RESAMPLING_SECONDS:
+                return {}
+        return {name: [scores.get(name) for scores in found] for name in found[0]}
 
     def quality(self, row: Row) -> float | None:
         """Return how good one answer is, from 0 to 1, to find the best and the worst images; None if unknown."""
@@ -113,6 +132,8 @@ class Evaluator(Callback, Generic[Row]):
             folder = evaluation_folder(trainer)
             try:
                 self.write(folder, rows)
+                images = rows_by_image(rows, self.image_of)
+                write_resampled(type(self).__name__, images, self.resampled, folder)
                 if self.warnings:
                     write_json(folder / EVALUATOR_WARNINGS.format(type(self).__name__), self.warnings)
                 self.show(trainer.loggers, stage, folder, module_of(trainer).logged_step)

@@ -32,6 +32,7 @@ from vrft.evaluators.base import Evaluator, defined
 from vrft.evaluators.calibration import Bin, Calibration
 from vrft.evaluators.confidence import Confidence, with_confidence
 from vrft.evaluators.curves_picture import draw_curves
+from vrft.evaluators.detection_resampling import resampled_scores
 from vrft.evaluators.detection_rows import (
     Row,
     plain_scores,
@@ -40,6 +41,7 @@ from vrft.evaluators.detection_rows import (
     table_of,
     with_scores,
 )
+from vrft.evaluators.resampling import Scores
 from vrft.evaluators.results import entries_of
 from vrft.evaluators.ties import tie_key, tied_share, without_ties
 from vrft.evaluators.truth import Truth
@@ -188,6 +190,9 @@ class CocoEvaluator(Evaluator[Row]):
         curves = self.compare(truth, without_ties(*table_of(rows, truth)[:2]), None)
         numbers = curves.numbers(self.format, self.convention) | self.compare_confidences(rows, truth, None)[0]
         return {**defined(numbers, self.format, UNDEFINED), **plain_scores(rows)}
+
+    def resampled(self, images: Sequence[list[Row]], draws: Sequence[Sequence[int]]) -> Scores:
+        return resampled_scores(self.truth, images, draws, self.format, self.convention, self.categories)
 
     def measure(self, rows: list[Row]) -> dict[str, float]:
         """Compute the benchmark's numbers and, in `by_confidence`, those that compare confidences."""

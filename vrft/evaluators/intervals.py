@@ -2,32 +2,16 @@
 
 from __future__ import annotations
 
-import math
-import random
-from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from rich.markup import escape
 from rich.table import Table
 
-from vrft.data.formats.coco_fields import id_order
 from vrft.evaluators.base import Evaluator, Row
-from vrft.types import Id
+from vrft.evaluators.resampling import rows_by_image
 from vrft.utils.display import visible
-
-CONFIDENCE_LEVEL = 0.95
-
-
-class Interval(NamedTuple):
-    """A score with the bounds of its 95 % interval."""
-
-    value: float
-    low: float
-    high: float
-
-    def __str__(self) -> str:
-        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
+from vrft.utils.intervals import CONFIDENCE_LEVEL, Interval, bootstrap_draws, interval
 
 
 class Comparison(NamedTuple):
@@ -52,12 +36,11 @@ def compare(
         resamples: number of bootstrap resamples.
         seed: seed of the resampling.
     """
-    images = [_by_image(evaluator, rows) for rows in (before, after)]
-    keys = sorted(images[0].keys() & images[1].keys(), key=id_order)
-    rng = random.Random(seed)
-    draws = [[rng.choice(keys) for _ in keys] for _ in range(resamples)]
+    images = [rows_by_image(rows, evaluator.image_of) for rows in (before, after)]
+    keys = [key for key in images[0] if key in images[1]]
+    draws = bootstrap_draws(len(keys), resamples, seed)
     full = [evaluator.scores_of([rows[key] for key in keys]) for rows in images]
-    sampled = [[evaluator.scores_of([rows[key] for key in draw]) for draw in draws] for rows in images]
+    sampled = [[evaluator.scores_of([rows[keys[i]] for i in draw]) for draw in draws] for rows in images]
     found = {}
     for name in full[0].keys() & full[1].keys():
         pairs = [(a[name], b[name]) for a, b in zip(*sampled, strict=True) if name in a and name in b]
@@ -67,22 +50,6 @@ def compare(
             interval(full[1][name] - full[0][name], [b - a for a, b in pairs]),
         )
     return {name: found[name] for name in full[0] if name in found}
-
-
-def _by_image(evaluator: Evaluator[Row], rows: Sequence[Row]) -> dict[Id, list[Row]]:
-    groups: dict[Id, list[Row]] = defaultdict(list)
-    for index, row in enumerate(rows):
-        groups[evaluator.image_of(row, index)].append(row)
-    return groups
-
-
-def interval(value: float, resampled: Sequence[float]) -> Interval:
-    """Return a value with the bounds of the middle 95 % of its resampled values."""
-    ordered = sorted(resampled)
-    if not ordered:
-        return Interval(value, value, value)
-    cut = math.floor(len(ordered) * (1 - CONFIDENCE_LEVEL) / 2)
-    return Interval(value, ordered[cut], ordered[-1 - cut])
 
 
 def table(found: dict[str, Comparison], names: tuple[str, str]) -> Table:

@@ -1,0 +1,99 @@
+"""Average precision of many bootstrap samples of images from one matching of their boxes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vrft.evaluators.average_precision import UNDEFINED, Array, Format, hotcoco_evaluation
+
+THRESHOLDS = {"AP": slice(None), "AP50": slice(0, 1), "AP75": slice(5, 6)}
+"""IoU thresholds, of COCO's 10, that a number is averaged over."""
+
+RECALLS = np.linspace(0, 1, 101)
+EPSILON = np.spacing(1)
+
+
+class Matches(NamedTuple):
+    """The boxes of one category by falling score, with T = 10 IoU thresholds, D boxes and I images."""
+
+    images: NDArray[np.int64]  # (D,)
+    right: Array  # (T, D), 1 where a true box is matched
+    wrong: Array  # (T, D), 1 where none is; both are 0 for boxes that the benchmark ignores
+    positives: Array  # (I,), true boxes to find
+
+
+def resampled_precision(
+    content: dict[str, Any], results: Array, format: Format, categories: Sequence[int], counts: Array
+) -> dict[str, Array]:
+    """Return AP, AP50 and AP75 over all areas for each of R samples of the images, `UNDEFINED` without a true box.
+
+    They equal the benchmark's numbers of data in which each image is repeated: repetitions of a box follow each other
+    by score, and interpolated precision does not depend on the positions between the first and the last of them. Only
+    the order of boxes of one image with equal scores may differ.
+
+    Args:
+        content: ground truth in COCO's or LVIS's tables, with numbers from 0 as ids.
+        results: image, x, y, width, height, score, category; the scores differ (N, 7).
+        format: rules of the matching.
+        categories: numbers of the categories to average over.
+        counts: number of times that each sample has each image (R, I).
+    """
+    found = matches(content, results, format, categories, counts.shape[1])
+    each = np.stack([_precision(match, counts) for match in found], 1)  # (R, K, T)
+    defined = each[:, :, 0] != UNDEFINED  # (R, K)
+    known = defined.sum(1)
+    numbers = {}
+    for name, part in THRESHOLDS.items():
+        sums = np.where(defined, each[:, :, part].mean(2), 0).sum(1)
+        numbers[name] = np.where(known > 0, sums / np.maximum(known, 1), UNDEFINED)
+    return numbers
+
+
+def matches(
+    content: dict[str, Any], results: Array, format: Format, categories: Sequence[int], images: int
+) -> list[Matches]:
+    """Match boxes by the rules of a benchmark, once for each category."""
+    evaluation = hotcoco_evaluation(content, results, format)
+    evaluation.params.cat_ids = [*categories]
+    evaluation.params.area_rng, evaluation.params.area_rng_lbl = evaluation.params.area_rng[:1], ["all"]
+    evaluation.evaluate()
+    parts: dict[int, list[dict[str, Any]]] = {number: [] for number in categories}
+    for part in evaluation.eval_imgs:
+        if part is not None and part["category_id"] in parts:
+            parts[part["category_id"]].append(part)
+    return [_join(parts[number], images) for number in categories]
+
+
+def _join(parts: Sequence[dict[str, Any]], images: int) -> Matches:
+    positives = np.zeros(images)
+    for part in parts:
+        positives[part["image_id"]] += np.count_nonzero(~np.asarray(part["gtIgnore"], bool))
+    boxes = [part for part in parts if part["dtScores"]]
+    if not boxes:
+        return Matches(np.zeros(0, np.int64), np.zeros((10, 0)), np.zeros((10, 0)), positives)
+    scores = np.concatenate([part["dtScores"] for part in boxes])
+    order = np.argsort(-scores, kind="stable")
+    owners = np.repeat([part["image_id"] for part in boxes], [len(part["dtScores"]) for part in boxes])
+    matched = np.concatenate([np.asarray(part["dtMatched"], bool) for part in boxes], 1)[:, order]
+    ignored = np.concatenate([np.asarray(part["dtIgnore"], bool) for part in boxes], 1)[:, order]
+    right, wrong = matched & ~ignored, ~matched & ~ignored
+    return Matches(owners[order].astype(np.int64), right.astype(float), wrong.astype(float), positives)
+
+
+def _precision(match: Matches, counts: Array) -> Array:
+    """Return the average precision of one category by sample and threshold (R, T)."""
+    weights, positives = counts[:, match.images], counts @ match.positives  # (R, D), (R,)
+    result = np.full((len(counts), len(match.right)), UNDEFINED)
+    for r in np.flatnonzero(positives):
+        result[r] = 0.0
+        right, wrong = np.cumsum(match.right * weights[r], 1), np.cumsum(match.wrong * weights[r], 1)  # (T, D)
+        recall, precision = right / positives[r], right / (right + wrong + EPSILON)
+        precision = np.maximum.accumulate(precision[:, ::-1], 1)[:, ::-1]
+        for t in range(len(right)):
+            at = np.searchsorted(recall[t], RECALLS, side="left")
+            result[r, t] = precision[t, at[at < recall.shape[1]]].sum() / len(RECALLS)
+    return result

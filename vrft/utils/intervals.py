@@ -1,0 +1,36 @@
+"""Bootstrap samples, and intervals of scores over them (Efron 1979)."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Sequence
+from typing import NamedTuple
+
+CONFIDENCE_LEVEL = 0.95
+
+
+class Interval(NamedTuple):
+    """A score with the bounds of its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
+
+
+def bootstrap_draws(size: int, resamples: int, seed: int) -> list[list[int]]:
+    """Return samples of 0..size-1 with replacement, each of the same size."""
+    rng = random.Random(seed)
+    return [[rng.choice(range(size)) for _ in range(size)] for _ in range(resamples)]
+
+
+def interval(value: float, resampled: Sequence[float]) -> Interval:
+    """Return a value with the bounds of the middle 95 % of its resampled values."""
+    ordered = sorted(resampled)
+    if not ordered:
+        return Interval(value, value, value)
+    cut = math.floor(len(ordered) * (1 - CONFIDENCE_LEVEL) / 2)
+    return Interval(value, ordered[cut], ordered[-1 - cut])
