@@ -8,8 +8,11 @@ from typing import Any
 
 from vrft.errors import ConfigurationError
 from vrft.report import held_out, rollouts, run_facts
-from vrft.report.metrics import read_metrics, thin
+from vrft.report.intervals import read_resampled, resampled_rewards, with_intervals
+from vrft.report.metrics import Series, read_metrics, thin
 from vrft.report.page import read_pictures, render
+from vrft.report.progress import Progress, describe, read_progress
+from vrft.report.texts import Prompts, limit
 from vrft.run_dir import RunDir
 from vrft.utils.files import atomic_write
 
@@ -42,26 +45,70 @@ def read_run(run: RunDir, problems: list[str]) -> dict[str, Any]:
     done = max((points[-1][0] for points in series.values()), default=0)
     all_groups = rollouts.read_groups(run, problems)
     groups = rollouts.thin(all_groups)
+    prompts, most = Prompts(), limit(sum(len(group.completions) for group in groups))
     evaluations = [folder for _, folder in run.evaluations_by_step()]
+    first, last = held_out.read_first_and_last(evaluations, problems)
+    progress = read_progress(run, problems)
+    ended = has_ended(run, summary, done, progress)
     return {
         "name": run.path.resolve().name,
         "written": time.strftime("%Y-%m-%d %H:%M"),
         "facts": settings,
-        "ended": bool(summary) and done <= (run_facts.number(summary, "rollouts") or 0),
-        "seconds": run_facts.number(summary, "seconds"),
-        "scores": run_facts.read_scores(summary, series),
+        "ended": ended,
+        "state": describe(progress, ended, time.time()),
+        "seconds": run_facts.number(summary, "seconds") or (progress and progress.seconds),
+        "scores": read_scores(run, summary, series, first, last, problems),
         "rollouts": done,
         "series": {name: thin(points) for name, points in series.items()},
-        "groups": [rollouts.as_values(group) for group in groups],
+        "groups": [rollouts.as_values(group, prompts, most) for group in groups],
         "all_groups": len(all_groups),
         "pairs": rollouts.pairs(groups),
-        "held_out": held_out.read_pairs(evaluations, problems),
+        "held_out": held_out.pairs(first, last, prompts),
+        "prompts": prompts.texts,
         "categories": run_facts.read_categories(evaluations, problems),
         "calibration": run_facts.read_calibration(evaluations, problems),
         "warnings": run_facts.read_warnings(run, problems),
         "config": config,
         "problems": problems,
     }
+
+
+def has_ended(run: RunDir, summary: dict[str, Any], rollouts: int, progress: Progress | None) -> bool:
+    """Return whether a run has finished and was not resumed since. `rollouts`: those that the metrics have."""
+    if not summary or rollouts > (run_facts.number(summary, "rollouts") or 0):
+        return False
+    return progress is None or progress.written <= run.summary.stat().st_mtime + 1
+
+
+def read_scores(
+    run: RunDir,
+    summary: dict[str, Any],
+    series: Series,
+    first: held_out.Answers | None,
+    last: held_out.Answers,
+    problems: list[str],
+) -> list[dict[str, Any]]:
+    """Return the held-out scores of the base and of the last evaluation, with intervals as far as they are known.
+
+    Args:
+        run: the run.
+        summary: content of its summary.
+        series: its metrics.
+        first: answers of the first evaluation, None if there is one evaluation.
+        last: answers of the last evaluation.
+        problems: receives messages about unreadable files.
+    """
+    scores = run_facts.read_scores(summary, series)
+    evaluations = run.evaluations_by_step()
+    base, tuned = {}, {}
+    if evaluations and evaluations[0][0] == 0:
+        base = read_resampled(evaluations[0][1], problems)
+        rewards = resampled_rewards(*([last] if first is None else [first, last]))
+        base |= {"reward": rewards[0]} if rewards else {}
+        if len(evaluations) > 1:
+            tuned = read_resampled(evaluations[-1][1], problems)
+            tuned |= {"reward": rewards[-1]} if rewards else {}
+    return with_intervals(scores, base, tuned)
 
 
 def _names(data: dict[str, Any]) -> list[str | None]:

@@ -44,6 +44,52 @@ function duration(seconds) {
   return minutes < 120 ? `${minutes} min` : `${Math.floor(minutes / 60)} h ${minutes % 60} min`;
 }
 
+// Text that a click copies. Pages from file:// may have no clipboard object, so a selected text field is the fallback.
+async function copy(text, holder) {
+  try {
+    await navigator.clipboard.writeText(text);
+  } catch {
+    const field = h("textarea", { class: "offscreen", readonly: true });
+    field.value = text;
+    holder.append(field);
+    field.select();
+    document.execCommand("copy");
+    field.remove();
+  }
+}
+
+function copyable(text, shown = text) {
+  const label = h("span", { class: "hostile" }, shown);
+  const button = h("button", { type: "button", class: "copy", title: `copy ${text}`, "aria-label": `copy ${text}` }, label);
+  button.addEventListener("click", async () => {
+    await copy(text, button.parentElement);
+    label.textContent = "copied";
+    setTimeout(() => (label.textContent = shown), 1200);
+    button.focus();
+  });
+  return button;
+}
+
+const shorten = (text, most) => (text.length > most ? `…${text.slice(1 - most)}` : text);
+
+// The file of an image, by its name, and the ids of its record. A click copies the whole path or the id.
+function origin(subject) {
+  const name = subject.file?.split(/[\\/]/).pop();
+  return [
+    subject.file && copyable(subject.file, shorten(name || subject.file, 60)),
+    subject.image_id !== name && copyable(subject.image_id, `image ${shorten(subject.image_id, 40)}`),
+    copyable(String(subject.sample), `sample ${subject.sample}`)];
+}
+
+// What the task asked, and the whole chat as the processor gets it.
+function prompt(subject, open = false) {
+  const question = DATA.prompts[subject.question], whole = DATA.prompts[subject.prompt];
+  if (question == null) return null;
+  return h("details", { class: "prompt", open }, h("summary", {}, "prompt"),
+    h("pre", { class: "hostile", tabindex: "0" }, question),
+    whole != null && h("details", {}, h("summary", {}, "whole chat, as the processor gets it"), h("pre", { class: "hostile", tabindex: "0" }, whole)));
+}
+
 // A switch between views: one button each, with one pressed.
 function switcher(label, options, change) {
   const buttons = options.map(([value, text]) =>

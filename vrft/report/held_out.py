@@ -8,10 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from vrft.report.lines import HeldOut, read_lines
+from vrft.report.texts import Prompts, cut
 from vrft.run_dir import ANSWERS
 
 MAX_IMAGES = 12
 """Images per list."""
+
+MAX_ANSWER = 50_000
+"""Characters of a held-out completion in a report."""
 
 Answers = Mapping[int, HeldOut]
 """Answers by sample index."""
@@ -52,32 +56,36 @@ def read_answers(folder: Path, problems: list[str]) -> dict[int, HeldOut]:
     return {answer.sample: answer for answer in read_lines(folder / ANSWERS, HeldOut, problems)}
 
 
-def read_pairs(folders: list[Path], problems: list[str]) -> dict[str, Any]:
-    """Choose answers of the last evaluation and pair them with those of the first.
+def read_first_and_last(folders: list[Path], problems: list[str]) -> tuple[Answers | None, Answers]:
+    """Read the answers of the first and the last evaluation that have them; None and the answers if it is the same.
 
     Args:
         folders: folders of the evaluations in order.
         problems: receives messages about unreadable files.
-
-    Returns:
-        `answers`, and `lists` of positions among them by reason.
     """
     with_answers = [folder for folder in folders if (folder / ANSWERS).exists()]
-    if not with_answers:
-        return {"answers": [], "lists": {}}
-    single = len(with_answers) == 1
-    last = read_answers(with_answers[-1], problems)
-    first = last if single else read_answers(with_answers[0], problems)
-    chosen = choose(first, last)
+    first = read_answers(with_answers[0], problems) if len(with_answers) > 1 else None
+    return first, read_answers(with_answers[-1], problems) if with_answers else {}
+
+
+def pairs(first: Answers | None, last: Answers, prompts: Prompts) -> dict[str, Any]:
+    """Choose answers of the last evaluation and pair them with those of the first, if there was another one.
+
+    Returns:
+        `answers`, `lists` of positions among them by reason, and the number of `images` in the evaluation.
+    """
+    chosen = choose(last if first is None else first, last) if last else {}
     samples = sorted({sample for some in chosen.values() for sample in some})
     positions = {sample: position for position, sample in enumerate(samples)}
+    earlier: Answers = {} if first is None else first
     return {
-        "answers": [_pair(None if single else first.get(sample), last[sample]) for sample in samples],
+        "answers": [_pair(earlier.get(sample), last[sample], prompts) for sample in samples],
         "lists": {reason: [positions[sample] for sample in some] for reason, some in chosen.items()},
+        "images": len({answer.image_id for answer in last.values()}),
     }
 
 
-def _pair(first: HeldOut | None, last: HeldOut) -> dict[str, Any]:
+def _pair(first: HeldOut | None, last: HeldOut, prompts: Prompts) -> dict[str, Any]:
     return {
         "sample": last.sample,
         "image_id": str(last.image_id),
@@ -85,11 +93,15 @@ def _pair(first: HeldOut | None, last: HeldOut) -> dict[str, Any]:
         "target": last.target,
         "image": last.image or (first and first.image),
         "size": last.size,
+        "file": last.file,
+        "question": prompts.position(last.question),
+        "prompt": prompts.position(last.prompt),
         "first": None if first is None else _answer(first),
         "last": _answer(last),
     }
 
 
 def _answer(line: HeldOut) -> dict[str, Any]:
-    names = ("completion", "reasoning", "valid", "answer", "score", "reward")
-    return {name: getattr(line, name) for name in names}
+    names = ("valid", "problem", "answer", "score", "reward")
+    texts = {name: cut(getattr(line, name), MAX_ANSWER) for name in ("completion", "reasoning")}
+    return texts | {name: getattr(line, name) for name in names}

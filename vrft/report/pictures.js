@@ -48,6 +48,10 @@ function picture(subject, predicted, answers = []) {
 const said = (value) =>
   value == null ? "can't be read" : isBoxes(value) ? (value.length ? plural(value.length, "box") : "no objects") : value || "(empty)";
 
+// What an answer says, or why it can't be read.
+const verdict = (answer) =>
+  answer.answer == null ? `can't be read${answer.problem ? `: ${answer.problem}` : ""}` : `not in the format that was asked for${answer.problem ? `: ${answer.problem}` : ""}`;
+
 const key = () => h("ul", { class: "legend key" },
   h("li", {}, h("i", { class: "swatch truth" }), "true"), h("li", {}, h("i", { class: "swatch predicted" }), "predicted"));
 
@@ -55,10 +59,12 @@ const key = () => h("ul", { class: "legend key" },
 function pair(subject, sides, onopen) {
   return h("li", { class: "pair" },
     h("h3", { class: "hostile" }, titleOf(subject)),
-    h("p", { class: "quiet" }, `image ${subject.image_id}`, subject.query && typeof subject.target === "string" && [" · true: ", h("b", { class: "hostile" }, subject.target)]),
+    h("p", { class: "origin" }, origin(subject)),
+    subject.query && typeof subject.target === "string" && h("p", { class: "quiet" }, "true: ", h("b", { class: "hostile" }, subject.target)),
     h("div", { class: "sides" }, sides.map((side) =>
       h(onopen ? "button" : "div", onopen ? { type: "button", onclick: () => onopen(side), class: "side" } : { class: "side" },
         picture(subject, side.answer),
         h("span", { class: "side-title" }, h("span", {}, side.title), h("b", {}, score(side.score))),
-        h("span", { class: `quiet hostile two-lines${side.answer == null ? " bad" : ""}` }, isBoxes(side.answer) && side.reasoning ? side.reasoning : said(side.answer))))));
+        h("span", { class: `quiet hostile two-lines${side.valid ? "" : " bad"}`, title: side.problem }, !side.valid ? verdict(side) : isBoxes(side.answer) && side.reasoning ? side.reasoning : said(side.answer))))),
+    prompt(subject));
 }

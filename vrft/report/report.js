@@ -21,6 +21,9 @@ const PHASES = ["rollout", "reward", "old", "reference", "update", "optimizer"];
 const of = (name) => DATA.series[name];
 const sections = [];
 
+// Comparisons of fewer groups or images are left out: they would be chance.
+const MIN_GROUPS = 8;
+
 function section(id, name, intro, ...content) {
   sections.push([id, name]);
   return h("section", { id, "aria-labelledby": `${id}-title` }, h("h2", { id: `${id}-title` }, name), intro && h("p", { class: "intro" }, intro), content);
@@ -44,10 +47,34 @@ function dumbbell(before, after, falls = false, high = 1) {
     dot(before, "before"), dot(after, "after"));
 }
 
+const bounds = (found, text = score) => `${text(found[0])} to ${text(found[1])}`;
+
+// A score of the last evaluation, or else of the base, with its interval and that of its change.
+function scoreCard({ name, base, tuned, falls, base_interval, tuned_interval, change_interval }) {
+  const range = tuned == null ? base_interval : tuned_interval;
+  const unsure = change_interval && change_interval[0] <= 0 && change_interval[1] >= 0;
+  return h("li", {}, h("span", { class: "score-name" }, name),
+    h("span", { class: "score-line" }, h("b", { class: "score" }, score(tuned ?? base)), range && h("span", { class: "quiet" }, `95 %: ${bounds(range)}`)),
+    tuned == null ? h("span", { class: "quiet" }, "base, before training") : h("span", { class: "score-line" }, change(base, tuned, falls), h("span", { class: "quiet" }, base == null ? "" : `from ${score(base)}`)),
+    change_interval && h("span", { class: "quiet" }, `change, 95 %: ${bounds(change_interval, (value) => signed(value))}${unsure ? ", may be chance" : ""}`),
+    dumbbell(base, tuned, falls, Math.max(1, Math.ceil((tuned ?? 0) * 2) / 2, Math.ceil((base ?? 0) * 2) / 2)));
+}
+
+function scores() {
+  const images = DATA.held_out.images;
+  const known = DATA.scores.some((found) => found.base_interval || found.tuned_interval);
+  const about = known
+    ? "Ranges are 95 % intervals over images, from 200 bootstrap samples; base and tuned are compared on the same samples."
+    : images > 0 && images < MIN_GROUPS ? `${plural(images, "image")}: too few for intervals, and any difference may be chance.` : null;
+  return DATA.scores.length > 0 && [
+    h("h2", { class: "small" }, `${images ? plural(images, "held-out image") : "Held-out images"}, greedy answers: base and ${DATA.ended ? "tuned" : "so far"}`),
+    h("ul", { class: "scores" }, DATA.scores.map(scoreCard)),
+    about && h("p", { class: "quiet below" }, about)];
+}
+
 function overview() {
   const facts = { ...DATA.facts };
   const lead = [facts.method, facts.task?.replace(/^tasks\./, ""), facts.policy].filter(Boolean).join(" · ");
-  const state = DATA.ended ? "finished" : "not finished when this was written";
   const rest = Object.entries(facts).filter(([name]) => !["method", "task", "policy"].includes(name));
   const warned = DATA.warnings.length;
   return h("header", { class: "top", id: "overview" },
@@ -55,15 +82,11 @@ function overview() {
     h("h1", { class: "hostile" }, DATA.name),
     lead && h("p", { class: "lead hostile" }, lead),
     h("dl", { class: "facts" },
-      [["state", state], ["rollouts", DATA.rollouts.toLocaleString("en")], ["training time", duration(DATA.seconds)], ...rest, ["written", DATA.written]]
+      [["state", DATA.state.state], ["rollouts", DATA.rollouts.toLocaleString("en")], ["training time", duration(DATA.seconds)], ...rest, ["written", DATA.written]]
         .filter(([, value]) => value).map(([name, value]) => h("div", {}, h("dt", {}, name), h("dd", { class: "hostile" }, value)))),
+    DATA.state.notice && h("p", { class: "notice hostile" }, DATA.state.notice),
     warned > 0 && h("p", { class: "notice" }, h("a", { href: "#warnings" }, plural(warned, "warning")), " came up in this run."),
-    DATA.scores.length > 0 && [
-      h("h2", { class: "small" }, "Held-out images, greedy answers: base and ", DATA.ended ? "tuned" : "so far"),
-      h("ul", { class: "scores" }, DATA.scores.map(({ name, base, tuned, falls }) =>
-        h("li", {}, h("span", { class: "score-name" }, name), h("b", { class: "score" }, score(tuned ?? base)),
-          tuned == null ? h("span", { class: "quiet" }, "base, before training") : h("span", { class: "score-line" }, change(base, tuned, falls), h("span", { class: "quiet" }, base == null ? "" : `from ${score(base)}`)),
-          dumbbell(base, tuned, falls, Math.max(1, Math.ceil((tuned ?? 0) * 2) / 2, Math.ceil((base ?? 0) * 2) / 2)))))]);
+    scores());
 }
 
 // ------------------------------------------------------------------------------------------------------ curves
@@ -114,12 +137,13 @@ function browser() {
   if (!GROUPS.length) return null;
   const left_out = DATA.all_groups - GROUPS.length;
   return section("rollouts", "Rollouts", `Each picture is one question with the answer that earned most; the bars are the rewards of all its answers, pale where one can't be read.${left_out ? ` ${plural(left_out, "group")} of rollouts in between are left out to keep this file small.` : ""}`,
-    GROUPS.some((group) => isBoxes(group.target)) && key(), rolloutBrowser());
+    GROUPS.some((group) => isBoxes(group.target)) && key(), rolloutBrowser(),
+    DATA.pairs.length > 0 && DATA.pairs.length < MIN_GROUPS && h("p", { class: "quiet" }, `${plural(DATA.pairs.length, "training question")} came up both early and late in what is shown here. A comparison of fewer than ${MIN_GROUPS} says nothing about the run, so there is none; order by “first rollouts” and “last rollouts” to see the answers themselves.`));
 }
 
 function firstAndLast() {
   const found = DATA.pairs.map((places) => places.map((place) => GROUPS[place]));
-  if (!found.length) return null;
+  if (found.length < MIN_GROUPS) return null;
   const side = (group) => ({ group, title: `rollout ${group.rollout}`, score: group.mean, ...best(group), answer: best(group).answer });
   const gains = found.map(([before, after]) => (after.mean ?? 0) - (before.mean ?? 0));
   return section("first-last", "First against last", `The same training questions early and late in the run, with the mean reward of the group and its best answer. On these ${found.length}, it changed by ${signed(mean(gains))} on average.`,

@@ -14,7 +14,7 @@ const GROUPS = DATA.groups.map((group, index) => {
     mean: mean(rewards),
     spread: known.length ? Math.max(...known) - Math.min(...known) : 0,
     unreadable: group.answers.filter((answer) => !answer.valid).length,
-    text: [group.query, isBoxes(group.target) ? group.target.map(([, label]) => label).join(" ") : group.target, group.image_id, ...group.answers.map((answer) => answer.completion)].join("\n").toLowerCase(),
+    text: [group.query, group.file ?? "", isBoxes(group.target) ? group.target.map(([, label]) => label).join(" ") : group.target, group.image_id, ...group.answers.map((answer) => answer.completion)].join("\n").toLowerCase(),
   };
 });
 
@@ -59,6 +59,18 @@ function input(label, id, attributes) {
   return [h("label", { class: `field${attributes.type === "checkbox" ? " check" : ""}` }, h("span", {}, label), control), control];
 }
 
+// The most common reasons why answers are not valid, without the numbers and texts in which they differ.
+function reasons() {
+  const problems = GROUPS.flatMap((group) => group.answers).filter((answer) => !answer.valid && answer.problem).map((answer) => answer.problem);
+  if (!problems.length) return null;
+  const kind = (text) => text.replace(/'[^']*'|"[^"]*"|-?[0-9][0-9.e+]*/g, "…");
+  const examples = new Map(problems.map((text) => [kind(text), text]));
+  const ranked = counts(problems.map(kind));
+  return h("details", { class: "reasons" }, h("summary", {}, `why ${plural(problems.length, "answer")} can't be read or ${problems.length === 1 ? "is" : "are"} not in the format`),
+    h("ul", {}, ranked.slice(0, 12).map(([name, count]) => h("li", { class: "hostile" }, h("b", {}, `${count.toLocaleString("en")} × `), count === 1 ? examples.get(name) : name))),
+    ranked.length > 12 && h("p", { class: "quiet" }, `and ${plural(ranked.length - 12, "rarer reason")}`));
+}
+
 function rolloutBrowser() {
   const rollouts = GROUPS.map((group) => group.rollout);
   const [from, fromBox] = input("from rollout", "from", { type: "number", min: rollouts[0], placeholder: rollouts[0], inputmode: "numeric" });
@@ -70,7 +82,7 @@ function rolloutBrowser() {
   const tasks = counts(GROUPS.map((group) => group.task));
   const [task, taskBox] = select("task", "task", [["", `all ${tasks.length}`], ...tasks.map(([name, count], i) => [i, `${name} (${count})`])]);
   const [order, orderBox] = select("order", "order", Object.entries(ORDERS).map(([name, [text]]) => [name, text]));
-  const [words, wordsBox] = input("text in an answer", "words", { type: "search", placeholder: "any" });
+  const [words, wordsBox] = input("text in an answer or a file name", "words", { type: "search", placeholder: "any" });
   const [unreadable, unreadableBox] = input("with answers that can't be read", "unreadable", { type: "checkbox" });
   const [equal, equalBox] = input("all answers earn the same", "equal", { type: "checkbox" });
   const status = h("p", { class: "quiet", role: "status" });
@@ -118,17 +130,18 @@ function rolloutBrowser() {
     h("div", { class: "fields" }, category, tasks.length > 1 && task, from, to, lowest, highest, words, order),
     h("div", { class: "fields" }, unreadable, equal, h("button", { type: "reset" }, "clear")));
   filter();
-  return h("div", { class: "browser" }, form, status, list, pager);
+  return h("div", { class: "browser" }, form, reasons(), status, list, pager);
 }
 
 function card(group, onopen) {
   const label = `${titleOf(group)}, rollout ${group.rollout}, mean reward ${number(group.mean)}, ${plural(group.answers.length, "answer")}`;
-  return h("li", {}, h("button", { type: "button", class: "card", "aria-label": label, onclick: onopen },
+  return h("li", { class: "group" }, h("button", { type: "button", class: "card", "aria-label": label, onclick: onopen },
     picture(group, best(group).answer),
     h("span", { class: "card-title hostile" }, titleOf(group)),
     !isBoxes(group.target) && h("span", { class: "quiet hostile two-lines" }, `answer: ${said(best(group).answer)}`),
     h("span", { class: "card-line" }, h("span", {}, `rollout ${group.rollout}`), h("b", {}, number(group.mean))),
-    bars(group)));
+    bars(group)),
+    h("p", { class: "origin" }, origin(group).slice(0, 1).map((button) => button || copyable(group.image_id, `image ${shorten(group.image_id, 40)}`))));
 }
 
 const dialog = document.getElementById("group");
@@ -151,7 +164,7 @@ function openGroup(groups, position) {
   dialog.replaceChildren(
     h("header", {},
       h("div", {}, h("h2", { id: "group-title", class: "hostile", tabindex: "-1", autofocus: true }, titleOf(group)),
-        h("p", { class: "quiet" }, `rollout ${group.rollout} · image ${group.image_id} · sample ${group.sample}`)),
+        h("p", { class: "quiet" }, `rollout ${group.rollout}`), h("p", { class: "origin" }, origin(group))),
       h("div", { class: "steps" }, step(-1, "←", "the group before"), step(1, "→", "the next group"),
         h("button", { type: "button", class: "close", "aria-label": "close", onclick: () => dialog.close() }, "✕"))),
     h("div", { class: "overview" },
@@ -166,6 +179,7 @@ function openGroup(groups, position) {
         h("div", { class: "rewards" }, h("p", { class: "quiet" }, "reward of each answer"), bars(group),
           h("div", { class: "bars-key", "aria-hidden": "true" }, group.answers.map((_, i) => h("span", {}, i + 1)))),
         drawn && h("p", { class: "quiet" }, "The picture here has the boxes of all answers at once."),
+        prompt(group, true),
         group.spread === 0 && h("p", { class: "quiet" }, "All answers earned the same: this group taught nothing."))),
     h("ol", { class: "answers" }, group.answers.map((answer, i) => answerCard(group, answer, i, drawn))));
   if (!dialog.open) dialog.showModal();
@@ -180,7 +194,7 @@ function answerCard(group, answer, i, drawn) {
       h("span", {}, h("b", { class: "reward" }, number(answer.reward)), h("small", {}, " reward"))),
     advantageBar(answer.advantage),
     h("dl", { class: "parts" }, Object.entries(answer.rewards).map(([name, value]) => h("div", {}, h("dt", { class: "hostile" }, name), h("dd", {}, number(value))))),
-    answer.valid ? h("p", { class: "said hostile" }, said(answer.answer)) : h("p", { class: "said bad" }, answer.answer == null ? "can't be read" : "not in the format that was asked for"),
+    answer.valid ? h("p", { class: "said hostile" }, said(answer.answer)) : h("p", { class: "said bad hostile" }, verdict(answer)),
     answer.reasoning && h("p", { class: "reasoning hostile" }, answer.reasoning),
     h("details", { open: !answer.valid }, h("summary", {}, "whole completion"), h("pre", { class: "hostile" }, answer.completion || "(empty)")));
 }

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from vrft.report.lines import Completion, read_lines
+from vrft.report.texts import Prompts, cut
 from vrft.run_dir import RunDir
 
 MAX_COMPLETIONS = 5000
@@ -71,8 +72,14 @@ def pairs(groups: list[Group]) -> list[tuple[int, int]]:
     return sorted(apart, key=lambda pair: groups[pair[0]].first.rollout - groups[pair[1]].first.rollout)[:MAX_PAIRS]
 
 
-def as_values(group: Group) -> dict[str, Any]:
-    """Return a group as plain values for the page."""
+def as_values(group: Group, prompts: Prompts, most: int) -> dict[str, Any]:
+    """Return a group as plain values for the page.
+
+    Args:
+        group: the completions of a prompt.
+        prompts: receives the texts of the prompt.
+        most: characters of each completion.
+    """
     line = group.first
     return {
         "rollout": line.rollout,
@@ -83,11 +90,15 @@ def as_values(group: Group) -> dict[str, Any]:
         "target": line.target,
         "image": line.image,
         "size": line.size,
+        "file": line.file,
+        "question": prompts.position(line.question),
+        "prompt": prompts.position(line.prompt),
         "answers": [
             {
-                "completion": each.completion,
-                "reasoning": each.reasoning,
+                "completion": cut(each.completion, most),
+                "reasoning": cut(each.reasoning, most),
                 "valid": each.valid,
+                "problem": each.problem,
                 "answer": each.answer,
                 "rewards": each.rewards,
                 "reward": each.reward,

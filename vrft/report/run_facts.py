@@ -189,18 +189,28 @@ def read_list_of_texts(path: Path, problems: list[str]) -> list[str]:
     return content
 
 
+def read_evaluators_warnings(run: RunDir, problems: list[str]) -> list[dict[str, Any]]:
+    """Return the warnings of evaluators, each once with the steps of its evaluations."""
+    steps: dict[str, list[int]] = {}
+    for step, folder in run.evaluations_by_step():
+        for path in sorted(folder.glob(EVALUATOR_WARNINGS.format("*"))):
+            for text in read_list_of_texts(path, problems)[:20]:
+                steps.setdefault(text[:500], []).append(step)
+    found = []
+    for text, at in steps.items():
+        first, *others = dict.fromkeys(at)
+        kind = f"evaluations at steps {first} to {others[-1]}" if others else f"evaluation at step {first}"
+        found.append({"kind": kind, "rollout": None, "text": text})
+    return found[:MAX_WARNINGS]
+
+
 def read_warnings(run: RunDir, problems: list[str]) -> list[dict[str, Any]]:
     """Return warnings of guards and evaluators, completions of skipped steps and skipped records."""
     found = [
         {"kind": warned.guard, "rollout": warned.rollout, "text": warned.message}
         for warned in read_lines(run.warnings, Warned, problems)
     ]
-    for step, folder in run.evaluations_by_step():
-        for path in sorted(folder.glob(EVALUATOR_WARNINGS.format("*"))):
-            messages = read_list_of_texts(path, problems)
-            found += [
-                {"kind": f"evaluation at step {step}", "rollout": None, "text": text[:500]} for text in messages[:20]
-            ]
+    found += read_evaluators_warnings(run, problems)
     left_out = read_text(run.bad_records, problems).splitlines()
     found += [{"kind": "bad record", "rollout": None, "text": line[:500]} for line in left_out[:MAX_WARNINGS]]
     faults = [fault for path in run.faults_files() for fault in read_lines(path, Fault, problems)]
