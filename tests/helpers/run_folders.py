@@ -17,6 +17,9 @@ HOSTILE = (
 )
 
 
+FILE = f"/data/{HOSTILE}/\u202eb a.png"
+
+
 def completion(rollout: int, sample: int, generation: int, **more: Any) -> dict[str, Any]:
     """Return a line of transcripts.jsonl."""
     reward = ((rollout * 7 + sample * 3 + generation) % 10) / 5
@@ -46,7 +49,8 @@ def write_run(run: Path, groups: int = 30, generations: int = 4) -> Path:
     ]
     far = [[[-1e12, 1e12, 1e12, -1e12], HOSTILE, 1e12]]
     lines[generations] |= {"answer": far, "target": far, "size": [0, 2**53], "reward": -1e12, "advantage": 1e12}
-    lines[0] |= {"completion": HOSTILE, "reasoning": HOSTILE, "valid": False, "answer": None}
+    lines[0] |= {"completion": HOSTILE, "reasoning": HOSTILE, "valid": False, "answer": None, "problem": HOSTILE}
+    lines[0] |= {"file": FILE, "question": HOSTILE, "prompt": f"<|im_start|>{HOSTILE}"}
     for line in lines[-generations:]:
         line |= {"query": HOSTILE, "task": "OtherTask", "target": HOSTILE}
     lines[-1] |= {"query": HOSTILE, "task": "OtherTask", "rewards": {HOSTILE: 1.0}}

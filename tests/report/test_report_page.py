@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.helpers.browser import CHROMIUM, DRIVER, Browser, browser
-from tests.helpers.run_folders import HOSTILE, completion, write_lines, write_run
+from tests.helpers.run_folders import FILE, HOSTILE, completion, write_lines, write_run
 from vrft.report import write_report
 
 REQUIRED = os.environ.get("VRFT_BROWSER") == "required"
@@ -189,6 +189,42 @@ def test_a_group_opens_from_the_keyboard_and_shows_its_answers(page: Browser, re
     page.press("Escape")
     page.wait_for("!document.getElementById('group').open")
     assert page.run("document.activeElement === document.querySelectorAll('.card')[1]")
+
+
+@pytest.mark.parametrize("has_clipboard", [True, False])
+def test_a_click_copies_the_path_of_an_image(page: Browser, report: Path, has_clipboard: bool) -> None:
+    page.open(report)
+    page.run("navigator.clipboard.writeText = (text) => arguments[0] ? (window.copied = text) : fail", has_clipboard)
+    page.run("document.execCommand = () => (window.copied = document.activeElement.value)")
+    for selector in (".group .copy", "#group .copy"):
+        page.run("delete window.copied")
+        assert texts(page, selector)[:1] == ["\u202eb a.png"]
+        page.run("document.querySelector(arguments[0]).click()", selector)
+        page.wait_for("window.copied !== undefined")
+        assert page.run("window.copied") == FILE
+        page.wait_for(
+            "document.querySelector(arguments[0]).textContent === 'copied'".replace("arguments[0]", f"'{selector}'")
+        )
+        page.run("document.querySelector('.card').click()")
+    assert texts(page, "#group .copy")[1:] == ["image 0", "sample 0"]
+
+
+def test_a_group_shows_its_prompt_and_why_answers_are_not_valid(page: Browser, report: Path) -> None:
+    page.open(report)
+    page.run("document.querySelector('.card').click()")
+    assert texts(page, "#group .prompt pre") == [HOSTILE, f"<|im_start|>{HOSTILE}"]
+    assert texts(page, ".answer .bad") == [f"can't be read: {HOSTILE}"]
+    assert texts(page, ".reasons li") == [f"1 × {HOSTILE}"]
+
+
+def test_fewer_than_eight_questions_are_not_compared(page: Browser, tmp_path: Path) -> None:
+    for questions in (7, 8):
+        run = tmp_path / str(questions)
+        run.mkdir()
+        write_lines(run / "transcripts.jsonl", [completion(r, s, 0) for r in (1, 9) for s in range(questions)])
+        page.open(write_report(run))
+        assert ("First against last" in texts(page, "nav a")) == (questions == 8)
+        assert any("7 training questions came up" in text for text in texts(page, "#rollouts p")) == (questions == 7)
 
 
 def test_charts_show_their_values_at_a_rollout(page: Browser, report: Path) -> None:

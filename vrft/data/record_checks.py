@@ -83,13 +83,20 @@ def largest_boxes(record: Record) -> tuple[Detection, ...]:
     return tuple(found for i, found in enumerate(record.target) if i in kept)
 
 
+def targets_over_limit(records: Sequence[Record]) -> str | None:
+    """Return a warning if an answer can't hold all objects of an evaluated record, else None."""
+    if not (over := sum(map(is_over_limit, records))):
+        return None
+    return (
+        f"data: {over} of {len(records)} evaluated records have more than {MAX_BOXES} boxes, the limit of an answer; "
+        "the objects beyond it count as missed"
+    )
+
+
 def warn_of_targets_over_limit(records: Sequence[Record]) -> None:
-    """Warn if an answer can't hold all objects of a held-out record."""
-    if over := sum(map(is_over_limit, records)):
-        rank_zero_warn(
-            f"data: {over} of {len(records)} evaluated records have more than {MAX_BOXES} boxes, the limit of an "
-            "answer; the objects beyond it count as missed"
-        )
+    """Warn if an answer can't hold all objects of an evaluated record."""
+    if message := targets_over_limit(records):
+        rank_zero_warn(message)
 
 
 def check_texts(records: Sequence[Record], bad_records: BadRecords) -> list[Record]:

@@ -69,6 +69,10 @@ class Curves:
         values = {name: _mean(self.precision[:, :, k, areas]) for k, name in enumerate(self.names)}
         return {name: value for name, value in values.items() if value != UNDEFINED}
 
+    def undefined(self) -> list[str]:
+        """Return the names of the categories without a true box."""
+        return sorted({*self.names}.difference(self.per_category()))
+
     def coco(self) -> dict[str, float]:
         """Return COCO's 12 numbers, in 0..1, -1 where undefined."""
         p, r = self.precision, self.recall

@@ -95,6 +95,10 @@ class Evaluator(Callback, Generic[Row]):
         rank_zero_warn(message)
         self.warnings.append(message)
 
+    def note(self, message: str) -> None:
+        """Note circumstances of the scores in the report alone."""
+        self.warnings.append(message)
+
     def say(self, message: str) -> None:
         """Print a message about the evaluation, once: `check` runs before each of the evaluations of a run."""
         if message not in self.said:

@@ -16,6 +16,7 @@ from vrft.boxes import iou_matrix, matched_iou
 from vrft.data.categories import ANNOTATED, CategoryData
 from vrft.data.datamodule import VisionData
 from vrft.data.formats.coco_fields import id_order
+from vrft.data.record_checks import targets_over_limit
 from vrft.data.records import RecordData
 from vrft.data.splits import Categories, category_names
 from vrft.errors import ConfigurationError
@@ -50,6 +51,9 @@ from vrft.rewards.detection import within_labels
 from vrft.types import Answer, Id, Sample
 from vrft.utils.files import write_json, write_table
 from vrft.utils.regular_files import read_regular
+
+MAX_NAMES = 10
+"""Categories that a warning names."""
 
 MAX_TIED_SHARE = 0.5
 """Warn if more than this share of boxes has a score that other boxes have too."""
@@ -146,7 +150,10 @@ class CocoEvaluator(Evaluator[Row]):
             f"{self.convention} convention, confidence by {self.confidence}, {self.backend}"
         )
         if isinstance(data, RecordData):
-            self.check_images({record.image_id for record in data.evaluated_set().records})
+            records = data.evaluated_set().records
+            self.check_images({record.image_id for record in records})
+            if (message := targets_over_limit(records)) is not None:
+                self.note(message)  # the data has warned of it in the console
         if self.against is not None:
             self.rows_against, messages = rows_of_results(self.against, self.truth)
             if self.queries == ANNOTATED:
@@ -235,6 +242,10 @@ class CocoEvaluator(Evaluator[Row]):
                 f"{self.format}: {len(left_out)} of {len(with_boxes)} images with true boxes were not asked about; "
                 f"their objects count as missed, unless {self.field}.images=asked leaves them out"
             )
+        assert self.curves is not None
+        if undefined := self.curves.undefined():
+            names = ", ".join(undefined[:MAX_NAMES]) + (", …" if len(undefined) > MAX_NAMES else "")
+            self.note(f"{self.format}: categories without a true box in these images count in no mean: {names}")
         found = [box for row in rows for box in row.detections]
         unscored = sum(box.score is None for box in found)
         if unscored:
@@ -264,7 +275,7 @@ class CocoEvaluator(Evaluator[Row]):
             "images": self.images,
             "queries": self.queries,
             "categories": list(self.curves.names),
-            "undefined": sorted({*self.curves.names}.difference(self.curves.per_category())),
+            "undefined": self.curves.undefined(),
             "prompts": len(rows),
             "invalid": sum(not row.valid for row in rows),
             "without_area": self.dropped,
