@@ -152,8 +152,8 @@ class CocoEvaluator(Evaluator[Row]):
         if isinstance(data, RecordData):
             records = data.evaluated_set().records
             self.check_images({record.image_id for record in records})
-            if (message := targets_over_limit(records)) is not None:
-                self.note(message)  # the data has warned of it in the console
+            if over := targets_over_limit(records):
+                self.note(over)  # the data has warned of it in the console
         if self.against is not None:
             self.rows_against, messages = rows_of_results(self.against, self.truth)
             if self.queries == ANNOTATED:
