@@ -1,4 +1,4 @@
-"""Write a random Qwen2-VL or Qwen2.5-VL checkpoint: config, weights, tokenizer and image processor, without a network.
+"""Write a random Qwen2-VL, Qwen2.5-VL or Qwen3.5 checkpoint: config, weights, tokenizer and image processor, offline.
 
     python benchmarks/build_checkpoint.py CKPT --preset tiny
 
@@ -23,6 +23,7 @@ CHAT_TEMPLATE = (
 )
 NAMES = ("endoftext", "im_start", "im_end", "vision_start", "vision_end", "vision_pad", "image_pad", "video_pad")
 WORDS = "the red green blue circle square box is at left right top of image count how many answer think yes no"
+PROCESSORS = {"qwen2_5_vl": "Qwen2_5_VLProcessor", "qwen2_vl": "Qwen2VLProcessor", "qwen3_5": "Qwen3VLProcessor"}
 PRESETS: dict[str, dict[str, Any]] = {
     "tiny": {
         "text": {"hidden_size": 256, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 688},
@@ -106,13 +107,36 @@ def build_config(arch: str, preset: dict[str, Any], tokenizer: Any) -> Any:
         vision |= {"intermediate_size": tower["intermediate_size"], "fullatt_block_indexes": tower["full"]}
     named = {f"{name}_token_id": ids[name] for name in ("vision_start", "vision_end")}
     named |= {"image_token_id": ids["image_pad"], "video_token_id": ids["video_pad"]}
+    if arch == "qwen3_5":
+        text |= gated_delta_nets(preset["text"])
+        vision |= {"num_position_embeddings": 2304, "patch_size": 14}
+        del vision["window_size"], vision["fullatt_block_indexes"]
     return AutoConfig.for_model(arch, text_config=text, vision_config=vision, tie_word_embeddings=False, **named)
+
+
+def gated_delta_nets(text: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings of layers of which three in four are gated delta nets, in the proportions of Qwen3.5."""
+    width, heads = text["hidden_size"], text["num_attention_heads"]
+    rotary = width // heads // 8  # half of a quarter of a head
+    sections = [rotary - 2 * (rotary * 3 // 8), rotary * 3 // 8, rotary * 3 // 8]
+    rope = {"rope_type": "default", "rope_theta": 1e7, "partial_rotary_factor": 0.25, "mrope_section": sections}
+    return {
+        "layer_types": [
+            "linear_attention" if (i + 1) % 4 else "full_attention" for i in range(text["num_hidden_layers"])
+        ],
+        "head_dim": width // heads,
+        "linear_num_key_heads": heads,
+        "linear_num_value_heads": 2 * heads,
+        "linear_key_head_dim": width // heads // 2,
+        "linear_value_head_dim": width // heads // 2,
+        "rope_parameters": rope | {"mrope_interleaved": True},
+    }
 
 
 def main(args: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--arch", default="qwen2_5_vl", choices=["qwen2_5_vl", "qwen2_vl"])
+    parser.add_argument("--arch", default="qwen2_5_vl", choices=list(PROCESSORS))
     parser.add_argument("--preset", default="tiny", choices=list(PRESETS))
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--device", default="cpu", help="device on which the weights are made")
@@ -131,7 +155,7 @@ def main(args: Sequence[str] | None = None) -> None:
     model.generation_config.pad_token_id = config.text_config.pad_token_id
     model.save_pretrained(arguments.folder)
     processor = {
-        "processor_class": "Qwen2_5_VLProcessor" if arguments.arch == "qwen2_5_vl" else "Qwen2VLProcessor",
+        "processor_class": PROCESSORS[arguments.arch],
         "image_processor_type": "Qwen2VLImageProcessor",
         "size": {"shortest_edge": 28 * 28 * 4, "longest_edge": 28 * 28 * 16384},
         "patch_size": 14,

@@ -1,11 +1,12 @@
-"""Measure seconds, memory and redundant work of one GRPO step, alone or beside TRL on the same work.
+"""Measure seconds, memory and redundant work of one GRPO step, alone or beside another side on the same work.
 
     python benchmarks/build_checkpoint.py CKPT --preset tiny
     python benchmarks/step.py --checkpoint CKPT --image-size 448x448
     python benchmarks/step.py --checkpoint CKPT --image-size 448x448 --against trl
 
-A side prints one JSON line. With `--against trl`, both sides run in turns, each time in a new process, and the last
-line has the ratios of their medians. TRL runs in the environment that `make bench-env` makes.
+A side prints one JSON line. The side `repeated` is vrft with the text of a prompt repeated for each completion in the
+update. With `--against`, both sides run in turns, each time in a new process, and the last line has the ratios of their
+medians. TRL runs in the environment that `make bench-env` makes.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 ROOT = Path(__file__).parents[1]
-PYTHON = {"vrft": Path(sys.executable), "trl": ROOT / ".venv-bench" / "bin" / "python"}
+PYTHON = {"trl": ROOT / ".venv-bench" / "bin" / "python"} | dict.fromkeys(("vrft", "repeated"), Path(sys.executable))
 RATIOS = ("samples_per_cpu_s", "samples_per_s", "peak_rss_MB", "peak_cuda_MB")
 PARTS = ("rollout", "reference", "update", "optimizer", "other")
 
@@ -33,8 +34,8 @@ def main(args: Sequence[str] | None = None) -> None:
 
     p = parser()
     p.description, p.formatter_class = __doc__, argparse.RawDescriptionHelpFormatter
-    p.add_argument("--side", choices=["vrft", "trl"], help="measure this one alone (default: vrft)")
-    p.add_argument("--against", choices=["trl"], help="measure both, in turns")
+    p.add_argument("--side", choices=list(PYTHON), help="measure this one alone (default: vrft)")
+    p.add_argument("--against", choices=["repeated", "trl"], help="measure vrft and this, in turns")
     p.add_argument("--repeats", type=int, default=3, help="turns of each side")
     p.add_argument("--table", type=Path, help="with --against: append a Markdown row for every run to this file")
     said = list(sys.argv[1:] if args is None else args)
@@ -61,10 +62,11 @@ def measure(arguments: Namespace) -> dict[str, Any]:
 
 
 def compare(arguments: Namespace, said: Sequence[str]) -> None:
-    """Run both sides in turns, print every line, then the ratios of medians, vrft over TRL."""
-    if not PYTHON["trl"].exists():
-        sys.exit(f"step.py: {PYTHON['trl']} does not exist; `make bench-env` makes it")
-    lines: dict[str, list[dict[str, Any]]] = {"vrft": [], "trl": []}
+    """Run both sides in turns, print every line, then the ratios of medians, vrft over the other."""
+    other = arguments.against
+    if not PYTHON[other].exists():
+        sys.exit(f"step.py: {PYTHON[other]} does not exist; `make bench-env` makes it")
+    lines: dict[str, list[dict[str, Any]]] = {"vrft": [], other: []}
     for _ in range(arguments.repeats):
         for side, results in lines.items():
             results.append(run_side(side, said, arguments.threads))
@@ -76,8 +78,8 @@ def compare(arguments: Namespace, said: Sequence[str]) -> None:
         side: {key: statistics.median(line[key] for line in results) for key in RATIOS if results[0].get(key)}
         for side, results in lines.items()
     }
-    ratios = {key: round(value / medians["trl"][key], 3) for key, value in medians["vrft"].items()}
-    print(json.dumps({"vrft_over_trl": ratios, "repeats": arguments.repeats}), flush=True)
+    ratios = {key: round(value / medians[other][key], 3) for key, value in medians["vrft"].items()}
+    print(json.dumps({f"vrft_over_{other}": ratios, "repeats": arguments.repeats}), flush=True)
 
 
 def run_side(side: str, said: Sequence[str], threads: int) -> dict[str, Any]:

@@ -86,6 +86,7 @@ class Steps(Callback):
         if self.arguments.device == "cpu":
             torch.set_num_threads(self.arguments.threads)
         policy = module.policy
+        policy.shares_prefixes &= self.arguments.side != "repeated"
         policy.banned_ids = torch.cat([policy.banned_ids, policy.stop_ids])
         towers = [model.get_encoder(modality="image") for model in (policy.base, policy.reference) if model is not None]
         count_images(self.counts, policy.processor.image_processor, towers)
@@ -104,7 +105,7 @@ class Steps(Callback):
 
 
 def measure(arguments: Namespace) -> dict[str, Any]:
-    """Train for a few steps and return the line to print."""
+    """Train for a few steps and return the line to print; with `side` repeated, repeat prompts."""
     warnings.filterwarnings("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     transformers.utils.logging.disable_progress_bar()
@@ -130,7 +131,11 @@ def measure(arguments: Namespace) -> dict[str, Any]:
         print(profile.key_averages().table(sort_by=by, row_limit=20, max_name_column_width=44), file=sys.stderr)
     else:
         trainer.fit(module, datamodule=Pictures(arguments))
-    about = {"lib": "vrft", "transformers": transformers.__version__, "threads": torch.get_num_threads()}
+    about = {
+        "lib": arguments.side or "vrft",
+        "transformers": transformers.__version__,
+        "threads": torch.get_num_threads(),
+    }
     return result(arguments, clock, counts, about)
 
 

@@ -66,12 +66,16 @@ def run_forked(path: str, args: list[str], printed: Path) -> int:
 
 
 @pytest.mark.slow
-def test_step_measures_vrft(checkpoint: str, tmp_path: Path) -> None:
-    words = ["--checkpoint", checkpoint, *SMALL]
+@pytest.mark.parametrize(("arch", "side"), [("qwen2_5_vl", "vrft"), ("qwen3_5", "repeated")])
+def test_step_measures_vrft(arch: str, side: str, checkpoint: str, tmp_path: Path) -> None:
+    if arch != "qwen2_5_vl":
+        checkpoint = f"{tmp_path}/checkpoint"
+        build_checkpoint.main([checkpoint, "--arch", arch])
+    words = ["--checkpoint", checkpoint, *SMALL, "--side", side]
     script = Fork(run_forked, "benchmarks/step.py", words, tmp_path / "printed", output=tmp_path / "errors")
     assert script.wait() == 0, script.output.read_text()
     found = json.loads((tmp_path / "printed").read_text())
-    assert found["lib"] == "vrft"
+    assert found["lib"] == side
     assert found["images_preprocessed_per_step"] == 2
     assert found["vision_tower_images_per_step"] == 2 * 3  # rollout, reference, policy
     assert 0 < found["split_cpu_s"]["update"] < found["cpu_step_s"]
