@@ -258,7 +258,8 @@ def _qwen(family: str) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
         text |= {"layer_types": ["linear_attention", "full_attention", "linear_attention"]}
         text |= {"linear_num_value_heads": 4, "linear_num_key_heads": 2}
         text |= {"linear_key_head_dim": 8, "linear_value_head_dim": 8}
-        rope["partial_rotary_factor"] = 1.0
+        text["head_dim"] = 16
+        rope["partial_rotary_factor"] = 0.5
     ids = {"image_token_id": 3, "video_token_id": 4, "vision_start_token_id": 5, "vision_end_token_id": 6}
     size = {"size": {"shortest_edge": 28 * 28, "longest_edge": 28 * 28 * 6}}
     size |= {"patch_size": 14, "merge_size": 2, "temporal_patch_size": 2}

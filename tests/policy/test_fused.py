@@ -64,12 +64,13 @@ def test_other_normalizations_keep_their_forward(own: nn.Module) -> None:
     assert type(own) is kind
 
 
+@pytest.mark.parametrize("width", [8, 4], ids=["whole heads", "half of each head"])
 @pytest.mark.parametrize("heads", [2, 4])
-def test_rotations_equal_transformers(heads: int) -> None:
+def test_rotations_equal_transformers(heads: int, width: int) -> None:
     q, k = torch.randn(2, 4, 5, 8, requires_grad=True), torch.randn(2, heads, 5, 8, requires_grad=True)
-    cos, sin = torch.randn(2, 2, 5, 8)
+    cos, sin = torch.randn(2, 2, 5, width)
     results = []
-    for rotation in (rotate, modeling_qwen2_5_vl.apply_rotary_pos_emb):
+    for rotation in (rotate, (modeling_qwen2_5_vl if width == 8 else modeling_qwen3_5).apply_rotary_pos_emb):
         rotated = rotation(q, k, cos, sin)
         weighted = sum((x * torch.arange(x.numel()).cos().view(x.shape)).sum() for x in rotated)
         results.append([*rotated, *torch.autograd.grad(weighted, [q, k])])

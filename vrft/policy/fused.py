@@ -175,7 +175,7 @@ def rotate(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, unsqueeze_dim: int = 
     Args:
         q: queries.
         k: keys.
-        cos: cosine of each angle (N, L, D) or (L, D).
+        cos: cosine of each angle (N, L, D) or (L, D); fewer than D if a part of each head is rotated.
         sin: their sine.
         unsqueeze_dim: dimension of the heads.
     """
@@ -214,7 +214,10 @@ class Rotation(torch.autograd.Function):
 
 
 def rotated(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, dim: int) -> tuple[Tensor, ...]:
-    """Return x * cos + swapped halves of x * sin for queries and keys."""
-    x = torch.cat([q, k], dim)
-    result = torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin).to(x.dtype)
+    """Return x * cos + swapped halves of x * sin for queries and keys. What lies behind the angles is not rotated."""
+    whole, width = torch.cat([q, k], dim), cos.shape[-1]
+    x = whole[..., :width]
+    result = torch.addcmul(x * cos, x.roll(width // 2, -1), sin).to(x.dtype)
+    if width < whole.shape[-1]:
+        result = torch.cat([result, whole[..., width:]], -1)
     return result.split([q.shape[dim], k.shape[dim]], dim)
