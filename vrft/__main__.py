@@ -19,6 +19,9 @@ WITHOUT_CONFIG = {
 }
 """Commands that take no config, and their modules."""
 
+OTHER_NAMES = {"train": "fit", "eval": "validate", "serve": "serve-command", "infer": "predict", "check": "doctor"}
+"""Commands by the names that other packages give them."""
+
 HELP = """\
 vrft: visual reinforcement fine-tuning of vision-language models
 
@@ -65,6 +68,8 @@ def main(args: Sequence[str] | None = None) -> int:
     args = sys.argv[1:] if args is None else list(args)
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # names of files and categories may have lone surrogates
+    if len(args) == 2 and args[0] == "help":
+        args = [args[1], "--help"]
     if not args or args[0] in ("-h", "--help", "help"):
         print(HELP, end="")
         return 0
@@ -111,7 +116,12 @@ def unknown(command: str) -> int:
     from difflib import get_close_matches
 
     names = [*COMMANDS, *WITHOUT_CONFIG]
-    close = get_close_matches(command, names, n=1)
+    close = [OTHER_NAMES[command]] if command in OTHER_NAMES else get_close_matches(command, names, n=1)
+    if command.startswith("-"):
+        print(
+            f"vrft: expected a command before options, e.g. fit {command}; `python -m vrft` lists them", file=sys.stderr
+        )
+        return 2
     hint = f"did you mean '{close[0]}'?" if close else f"expected one of {', '.join(names)}"
     print(f"vrft: no such command: {command} ({hint})", file=sys.stderr)
     return 2

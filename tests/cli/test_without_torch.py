@@ -25,6 +25,16 @@ CASES = [
     (["fit", "--help"], "--model.beta", 0),
     (["predict", "--help"], "--images", 0),
     (["fit", "--config", "nowhere/mine.yaml"], "no such file, and no config of this name", 2),
+    (["train"], "no such command: train (did you mean 'fit'?)", 2),
+    (["--config", "quickstart", "fit"], "expected a command before options, e.g. fit --config", 2),
+    (["help", "predict"], "--images", 0),
+    (["predict", "--images", "a.jpg"], "vrft: predict needs a config: --config NAME_OR_FILE", 2),
+    (["fit", "--config", "run"], "--config: run is a folder (did you mean --config run/config.yaml?)", 2),
+    (["fit", "--config=quickstart", "--seed", "3"], "--seed (did you mean 'seed_everything'?)", 2),
+    (["fit", "-c", "quickstart"], "unrecognized arguments: -c (did you mean 'config'?)", 2),
+    (["fit", "--config=quickstart", "model.beta=1"], "model.beta=1 (did you mean --model.beta=1?)", 2),
+    (["fit", "--config=quickstart", "--trainer.max_steps"], "argument --trainer.max_steps: expected one argument", 2),
+    (["fit", "--config=quickstart", "--ckpt_path", "--trainer.max_steps=3"], "--ckpt_path: expected one argument", 2),
     (["fit"], "vrft: fit needs a config: --config NAME_OR_FILE", 2),
     (["predict", "--config"], "--config: expected a name or a file after it", 2),
     (["fit", "--config", "--model.beta=1"], "--config: expected a name or a file after it", 2),
@@ -111,6 +121,8 @@ def test_commands_without_a_model_and_mistakes_need_no_torch(tmp_path: Path) -> 
     truth = {"images": [{"id": 1}], "categories": [{"id": 1, "name": "cat"}], "annotations": [box | {"id": 1}]}
     (tmp_path / "t.json").write_text(json.dumps(truth))
     (tmp_path / "r.json").write_text(json.dumps([box | {"score": 0.5}]))
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.yaml").touch()
     (tmp_path / "broken.yaml").write_text("model: [")
     (tmp_path / "deep.yaml").write_text("model: {init_args: {policy: {init_args: {lora: {rank: 8}}}}}")
     evaluator = "{class_path: CocoEvaluator, init_args: {bakend: pycocotools}}"
@@ -131,7 +143,7 @@ def test_commands_without_a_model_and_mistakes_need_no_torch(tmp_path: Path) -> 
         assert end == [code, []], args
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         *("answers.jsonl", "broken.yaml", "deep.yaml", "evaluator.yaml", "model.yaml", "part.yaml"),
-        *("r.json", "t.json", "unknown.yaml"),
+        *("r.json", "run", "t.json", "unknown.yaml"),
     ]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 
 from vrft.cli.argv import normalise_argv, option_values, read_config
@@ -30,6 +31,27 @@ OPTIONS = FIELDS | {
 """Options of some command, without the fields below them."""
 
 
+ELSEWHERE = {
+    "c": "config",
+    "cfg": "config",
+    "lr": "model.optimizer.lr",
+    "learning_rate": "model.optimizer.lr",
+    "epochs": "trainer.max_epochs",
+    "steps": "trainer.max_steps",
+    "seed": "seed_everything",
+    "gpus": "trainer.devices",
+    "output": "run_dir",
+    "output_dir": "run_dir",
+    "resume": "ckpt_path",
+    "checkpoint": "ckpt_path",
+    "model_name_or_path": "model.policy.checkpoint",
+}
+"""Options by the names that other packages give them."""
+
+WITHOUT_VALUE = ("help", "print_config", "draw", "verbose", "images", "query")
+"""Last parts of options that need no value."""
+
+
 def prepare(args: Sequence[str]) -> list[str]:
     """Return the arguments that the parser gets, with the paths of configs and the requested folder of the run.
 
@@ -37,7 +59,7 @@ def prepare(args: Sequence[str]) -> list[str]:
         ConfigurationError: no option is given, there is no such config, it is not YAML, or a word or a field's name is
             unknown.
     """
-    if len(args) == 1:
+    if len(args) == 1 or not _has_config(args):
         raise ConfigurationError(
             f"{args[0]} needs a config: --config NAME_OR_FILE (`python -m vrft configs` lists names)"
         )
@@ -46,6 +68,7 @@ def prepare(args: Sequence[str]) -> list[str]:
     with hiding_contents(args):
         prepared = normalise_argv(args)
         check_options(args[0], prepared[1:])
+        check_values(prepared[1:])
         for config in option_values(args, "--config"):
             check_fields(config)
         check_names(prepared[1:])
@@ -56,8 +79,30 @@ def check_options(command: str, options: Sequence[str]) -> None:
     """Raise ConfigurationError for a word that is no option of any command, and not the value of one."""
     known = re.findall(r"--([\w.]+\w)", overview(command))
     for word in _unexpected(options):
-        hint = f" (did you mean --config {word}?)" if word in config_names() else ""
-        raise ConfigurationError(shorten(f"unrecognized arguments: {word}", known) + hint)
+        message = f"unrecognized arguments: {word}"
+        name, equals, _ = word.lstrip("-").partition("=")
+        if word in config_names():
+            raise ConfigurationError(f"{message} (did you mean --config {word}?)")
+        if name in ELSEWHERE and word.startswith("-"):
+            raise ConfigurationError(f"{message} (did you mean '{ELSEWHERE[name]}'?)")
+        if name.partition(".")[0] in OPTIONS and (equals or word.startswith("-")) and not word.startswith("--"):
+            raise ConfigurationError(f"{message} (did you mean --{word.lstrip('-')}?)")
+        raise ConfigurationError(shorten(message, known))
+
+
+def _has_config(args: Sequence[str]) -> bool:
+    """Return whether a config is named, or options say what it would, or ask for help."""
+    alone = ("config", "model", "print_config")
+    words = [re.split(r"[.=+]", word.removeprefix("--"))[0] for word in args[1:] if word.startswith("--")]
+    return not words or any(word in alone for word in words) or any(".help" in word for word in args)
+
+
+def check_values(options: Sequence[str]) -> None:
+    """Raise ConfigurationError for an option without its value."""
+    for word, following in pairwise([*options, "--"]):
+        needs_value = word.startswith("--") and "=" not in word and word.rpartition(".")[2] not in WITHOUT_VALUE
+        if needs_value and word.removeprefix("--") not in WITHOUT_VALUE and following.startswith("--"):
+            raise ConfigurationError(f"argument {word}: expected one argument")
 
 
 def _unexpected(options: Sequence[str]) -> Iterator[str]:

@@ -69,4 +69,6 @@ def find_configs(args: Sequence[str]) -> list[str]:
 
 def _find(value: str) -> str:
     path = Path(value)
+    if value and (path / "config.yaml").is_file():
+        raise ConfigurationError(f"--config: {value} is a folder (did you mean --config {path / 'config.yaml'}?)")
     return value if path.exists() and not path.is_dir() else str(named_config(value))
