@@ -13,7 +13,7 @@ from tests.policy.test_policy import prompts, sampled
 from vrft.errors import ConfigurationError
 from vrft.policy import LoRA, Policy, export
 from vrft.policy.decoding_weights import merged_weights
-from vrft.policy.four_bits import dequantised, four_bit_layers, is_in_four_bits
+from vrft.policy.four_bits import four_bit_layers, is_in_four_bits, weight_of
 from vrft.policy.lora import without_adapters
 from vrft.policy.processor import load_processor
 from vrft.types import PromptBatch
@@ -40,7 +40,7 @@ def dense_twin(policy: Policy, dtype: torch.dtype = torch.float32, **settings: o
     twin = loaded(quantize=None, **settings)
     for name, layer in policy.base.named_modules():
         if is_in_four_bits(layer):
-            twin.base.get_submodule(name).weight.data.copy_(dequantised(layer).to(dtype))  # type: ignore[operator,union-attr]
+            twin.base.get_submodule(name).weight.data.copy_(weight_of(layer).to(dtype))  # type: ignore[operator,union-attr]
     return twin
 
 

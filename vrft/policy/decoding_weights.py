@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from vrft.policy.four_bits import is_in_four_bits
-from vrft.policy.lora import without_adapters
+from vrft.policy.lora import merged_weight, without_adapters
 from vrft.policy.weights import replaced
 
 if TYPE_CHECKING:
@@ -46,8 +46,7 @@ def merged_weights(model: PreTrainedModel, dtype: torch.dtype, device: torch.dev
         if is_in_four_bits(module) or (isinstance(module, LoraLayer) and is_in_four_bits(module.get_base_layer())):
             continue
         if isinstance(module, LoraLayer):
-            weight = module.get_base_layer().weight
-            weights[weight] = (weight + module.get_delta_weight("default")).to(dtype)
+            weights[module.get_base_layer().weight] = merged_weight(module).to(dtype)
         elif isinstance(module, nn.Linear) and (on_cpu or module.weight.dtype != dtype):
             weights.setdefault(module.weight, module.weight.to(dtype))
             if module.bias is not None and module.bias.dtype != dtype:  # autocast would convert it for every token

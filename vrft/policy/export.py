@@ -15,7 +15,7 @@ from vrft.errors import ConfigurationError
 from vrft.policy.checkpoint_files import INDEX_FILE, SINGLE_FILE
 from vrft.policy.four_bits import compute_in, published_in_four_bits
 from vrft.policy.image_size import apply_to_config, config_fields, limited_fields, write_fields
-from vrft.policy.lora import add_adapters
+from vrft.policy.lora import add_adapters, merged_weight
 from vrft.policy.pretrained import TRUST_REMOTE_CODE_HINT, exact_dtype, load_pretrained, token_ids, vision_parameters
 from vrft.policy.processor import copy_processor, load_processor
 from vrft.policy.vlm import Policy
@@ -180,7 +180,7 @@ def save_merged(model: PreTrainedModel, published: Mapping[str, Tensor], folder:
         for name in names:
             weight = published[name]
             if (layer := adapters.get(weight.data_ptr())) is not None:
-                weight = weight.float() + layer.get_delta_weight("default")
+                weight = merged_weight(layer)
             weights[name] = weight.to(dtype if weight.is_floating_point() else weight.dtype).contiguous()
         save_file(weights, folder / file, {"format": "pt"})
         index |= dict.fromkeys(names, file)

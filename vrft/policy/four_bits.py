@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from vrft.errors import ConfigurationError
-from vrft.policy.lora import LoRA
 
 FIELD = "model.policy.quantize"
 
@@ -32,17 +31,17 @@ def is_bitsandbytes(settings: object) -> bool:
     )
 
 
-def check_four_bits(lora: LoRA | None, what: str) -> None:
+def check_four_bits(has_adapters: bool, what: str) -> None:
     """Check that weights in four bits can be trained here.
 
     Args:
-        lora: the adapters that are trained.
+        has_adapters: whether adapters are trained.
         what: what asks for four bits, for the message.
 
     Raises:
         ConfigurationError: there are no adapters, or bitsandbytes is not installed.
     """
-    if lora is None:
+    if not has_adapters:
         raise ConfigurationError(
             f"{what}: weights in four bits can't be trained themselves; train adapters with model.policy.lora.r=16"
         )
@@ -98,9 +97,13 @@ def is_in_four_bits(module: nn.Module) -> bool:
     return isinstance(module, nn.Linear) and not module.weight.is_floating_point()
 
 
-def dequantised(layer: Any) -> Tensor:
-    """Return the weight (out, in) that a layer in four bits computes with."""
+def weight_of(layer: nn.Module) -> Tensor:
+    """Return the weight (out, in) that a linear layer computes with; one in four bits is dequantised."""
+    weight = layer.weight
+    assert isinstance(weight, Tensor)
+    if not is_in_four_bits(layer):
+        return weight
     from bitsandbytes.functional import dequantize_4bit
 
-    weight: Tensor = dequantize_4bit(layer.weight.data, layer.weight.quant_state)
-    return weight
+    whole: Tensor = dequantize_4bit(weight.data, weight.quant_state)  # type: ignore[attr-defined]
+    return whole

@@ -2,50 +2,162 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from vrft.errors import ConfigurationError
+from vrft.policy.four_bits import weight_of
 from vrft.policy.pretrained import language_model_layers
 from vrft.policy.weights import replaced
 
 if TYPE_CHECKING:
+    from peft import LoraConfig
+    from peft.tuners.lora import LoraLayer
     from transformers import PreTrainedModel
+
+ADAPTER = "model.policy.lora.adapter"
+PATTERNS = ("rank_pattern", "alpha_pattern", "use_rslora", "use_dora")
+WEIGHTS = "adapter_model.safetensors"
 
 
 @dataclass(frozen=True)
 class LoRA:
-    """Low-rank adapters on the language model (arXiv 2106.09685).
+    """Low-rank adapters on the language model (arXiv 2106.09685). Names and meanings are peft's.
 
     Attributes:
         r: rank.
         alpha: scale; the adapter's output is multiplied by alpha / r.
         target_modules: names of the linear layers that get an adapter; "all-linear" includes the vision tower's.
             Default: all linear layers of the language model.
+        rank_pattern: ranks of some layers, by a regular expression for the end of their names.
+        alpha_pattern: scales of some layers, likewise.
+        use_rslora: divide alpha by the square root of the rank instead (arXiv 2312.03732).
+        use_dora: train the length of each row of a weight, too (arXiv 2402.09353): slower, for small ranks.
+        init_lora_weights: distribution of fresh adapters; they change nothing until they are trained.
+        adapter: start from the adapter in this folder, which peft or vrft has saved; the other settings are then the
+            adapter's own. The reference is the policy with this adapter.
     """
 
     r: int = 16
     alpha: int = 32
     target_modules: str | list[str] | None = None
+    rank_pattern: dict[str, int] | None = None
+    alpha_pattern: dict[str, int] | None = None
+    use_rslora: bool = False
+    use_dora: bool = False
+    init_lora_weights: Literal["kaiming", "gaussian", "orthogonal"] = "kaiming"
+    adapter: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.adapter is not None:
+            settings = read_settings(self)
+            for name, theirs in (("r", "r"), ("alpha", "lora_alpha"), *((name, name) for name in PATTERNS)):
+                object.__setattr__(self, name, settings.get(theirs) or getattr(self, name))
 
 
 def add_adapters(model: PreTrainedModel, lora: LoRA) -> nn.Module:
-    """Wrap a model with fresh adapters, which leave its output unchanged until they are trained."""
-    from peft import LoraConfig, get_peft_model
+    """Wrap a model with adapters. Fresh ones leave its output unchanged until they are trained."""
+    from peft import get_peft_model
+    from peft.tuners.lora import LoraLayer
 
-    # No dropout: all completions of a group share the forward of their prompt, and so one dropout mask.
-    targets = lora.target_modules or language_model_layers(model)
-    config = LoraConfig(r=lora.r, lora_alpha=lora.alpha, target_modules=targets, lora_dropout=0.0)
     # peft rounds fresh adapters to the dtype of their layer. These stand-ins for weights take no memory.
     # Those of layers in four bits are float32 already.
     weights = (p for p in model.parameters() if p.is_floating_point())
     float32 = {p: torch.zeros((), device=p.device).expand(p.shape) for p in weights}
     with replaced(float32):
-        return get_peft_model(model, config)
+        adapted = get_peft_model(model, peft_config(model, lora))
+    for layer in (module for module in model.modules() if isinstance(module, LoraLayer)):
+        if magnitudes := [*layer.lora_magnitude_vector.parameters()]:  # those of the stand-ins
+            magnitudes[0].data = row_lengths(weight_of(layer.get_base_layer()))
+    if lora.adapter is not None:
+        fill_adapters(adapted, Path(lora.adapter))
+    return adapted
+
+
+def peft_config(model: PreTrainedModel, lora: LoRA) -> LoraConfig:
+    """Return peft's settings, without dropout: all completions of a group share the forward of their prompt."""
+    from peft import LoraConfig
+
+    if lora.adapter is not None:
+        config = LoraConfig.from_pretrained(lora.adapter)
+        config.lora_dropout, config.inference_mode = 0.0, False
+        return config
+    return LoraConfig(
+        r=lora.r,
+        lora_alpha=lora.alpha,
+        target_modules=lora.target_modules or language_model_layers(model),
+        rank_pattern=lora.rank_pattern or {},
+        alpha_pattern=lora.alpha_pattern or {},
+        use_rslora=lora.use_rslora,
+        use_dora=lora.use_dora,
+        init_lora_weights=True if lora.init_lora_weights == "kaiming" else lora.init_lora_weights,
+        lora_dropout=0.0,
+    )
+
+
+def read_settings(lora: LoRA) -> dict[str, Any]:
+    """Read the settings of the adapter that training starts from, before a model is read.
+
+    Raises:
+        ConfigurationError: it holds no adapter that vrft can train, or other settings are given beside it.
+    """
+    folder = Path(str(lora.adapter))
+    for field in fields(LoRA):
+        if field.name != "adapter" and getattr(lora, field.name) != field.default:
+            raise ConfigurationError(f"{ADAPTER}: has its own {field.name}; leave out model.policy.lora.{field.name}")
+    for name in ("adapter_config.json", WEIGHTS):
+        if not (folder / name).is_file():
+            raise ConfigurationError(f"{ADAPTER}: {folder} has no {name}; expected a folder that peft has saved")
+    try:
+        settings = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigurationError(f"{ADAPTER}: {folder / 'adapter_config.json'} is not valid JSON: {error}") from error
+    if not isinstance(settings, dict) or settings.get("peft_type") != "LORA":
+        raise ConfigurationError(f"{ADAPTER}: {folder} is not a LoRA adapter")
+    if settings.get("bias", "none") != "none" or settings.get("modules_to_save"):
+        raise ConfigurationError(f"{ADAPTER}: {folder} trains whole modules or biases beside adapters")
+    return settings
+
+
+def fill_adapters(adapted: nn.Module, folder: Path) -> None:
+    """Read the weights of an adapter into a model that has adapters of the same settings.
+
+    Raises:
+        ConfigurationError: the adapter belongs to another model.
+    """
+    from peft import get_peft_model_state_dict, set_peft_model_state_dict
+    from safetensors.torch import load_file
+
+    weights = load_file(folder / WEIGHTS)
+    expected = get_peft_model_state_dict(adapted, save_embedding_layers=False)
+    shapes = {name: tuple(value.shape) for name, value in weights.items()}
+    if odd := sorted({*shapes.items()} ^ {(name, tuple(value.shape)) for name, value in expected.items()}):
+        raise ConfigurationError(f"{ADAPTER}: {folder} is an adapter of another model: {odd[0][0]}, {len(odd)} in all")
+    set_peft_model_state_dict(adapted, {name: value.float() for name, value in weights.items()})
+
+
+def merged_weight(layer: LoraLayer) -> Tensor:
+    """Return the weight (out, in) of a layer with its adapter merged: W + scale B A; with DoRA, rows have its lengths.
+
+    Sources: arXiv 2106.09685, equation 3; arXiv 2402.09353, equation 5.
+    """
+    base = layer.get_base_layer().weight
+    weight: Tensor = base + layer.get_delta_weight("default")
+    for lengths in layer.lora_magnitude_vector.parameters():
+        weight = weight * (lengths / row_lengths(weight))[:, None]
+    return weight
+
+
+def row_lengths(weight: Tensor) -> Tensor:
+    """Return the length of each row, (out, in) -> (out,)."""
+    return torch.linalg.vector_norm(weight.float(), dim=1)
 
 
 @contextmanager

@@ -69,7 +69,8 @@ class Policy(nn.Module):
         Args:
             checkpoint: a folder, a model on the Hugging Face Hub, or a built-in one (tiny-detection, tiny-digits,
                 tiny-clean).
-            lora: train low-rank adapters instead of all weights; the reference is then the model without them.
+            lora: train low-rank adapters instead of all weights; the reference is then the model without them, or with
+                the adapter that training starts from.
             freeze_vision: do not train the vision tower and its projector; each image is then encoded once a step.
             dtype: dtype of the computation, and of weights that are not trained.
             quantize: keep the language model's linear layers in four bits (QLoRA); only adapters can then be trained.
@@ -95,7 +96,7 @@ class Policy(nn.Module):
         self.freeze_vision = freeze_vision
         self.dtype = getattr(torch, dtype)
         if quantize:
-            check_four_bits(lora, QUANTIZE)
+            check_four_bits(lora is not None, QUANTIZE)
         self.limits = ImageLimits(min_pixels, max_pixels, max_tiles)
         self.gradient_checkpointing, self.offload_reference = gradient_checkpointing, offload_reference
         self.coordinates, self.coordinate_decimals = coordinates, coordinate_decimals
@@ -105,6 +106,8 @@ class Policy(nn.Module):
         self.gather_per_layer = False
         """Gather each sharded decoder layer for every token of a rollout, instead of all layers once."""
         self.processor: Any = None
+        self.start: dict[Tensor, Tensor] = {}
+        """Adapters from which the policy starts, by the parameters that train; empty if they are fresh."""
 
     def load(self, keep_reference: bool) -> None:
         """Read the checkpoint. `keep_reference`: keep a frozen copy as the reference; with LoRA none is needed."""
@@ -114,6 +117,8 @@ class Policy(nn.Module):
             if self.reference is not None and self.offload_reference:
                 for parameter in self.reference.parameters():
                     parameter.data = page_locked(parameter.data, self.device)
+            if self.lora is not None and self.lora.adapter is not None and keep_reference:
+                self.start = {p: p.detach().clone() for p in self.model.parameters() if p.requires_grad}
 
     def read(self, keep_reference: bool, values: bool = True) -> None:
         """Build the model as the checkpoint stores it; `vrft.policy.placement` or `load` makes it fit for use.
@@ -137,7 +142,7 @@ class Policy(nn.Module):
             # Weights that are trained are raised to float32 later, and must not have lost digits before.
             dtype = self.dtype if self.lora is not None else exact_dtype(self.checkpoint, self.dtype)
             if published_in_four_bits(self.checkpoint):
-                check_four_bits(self.lora, f"model.policy.checkpoint: {self.checkpoint} is in four bits")
+                check_four_bits(self.lora is not None, f"model.policy.checkpoint: {self.checkpoint} is in four bits")
             elif self.quantize:
                 more |= nf4_settings(self.checkpoint, self.dtype, self.trust_remote_code)
             model = load_pretrained(self.checkpoint, dtype, self.trust_remote_code, attn_implementation="sdpa", **more)
@@ -170,6 +175,11 @@ class Policy(nn.Module):
     def in_four_bits(self) -> bool:
         """Whether linear layers of the language model are in four bits, by `quantize` or in the checkpoint."""
         return self.quantize is not None or published_in_four_bits(self.checkpoint)
+
+    @property
+    def loads_alone(self) -> bool:
+        """Whether each rank reads the checkpoint itself: scales of four bits and start adapters are no parameters."""
+        return self.in_four_bits or (self.lora is not None and self.lora.adapter is not None)
 
     @property
     def models(self) -> list[nn.Module]:
@@ -285,7 +295,10 @@ class Policy(nn.Module):
 
     @contextmanager
     def _reference(self) -> Iterator[PreTrainedModel]:
-        if self.lora is not None:
+        if self.start:
+            with replaced(self.start):
+                yield self.base
+        elif self.lora is not None:
             with without_adapters(self.base):
                 yield self.base
         else:

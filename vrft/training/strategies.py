@@ -213,7 +213,7 @@ class ReplicatedRanks(SingleProcess):
         self.strategy = strategy
 
     def load(self, policy: Policy, keep_reference: bool) -> None:
-        if policy.in_four_bits:  # each rank quantises its own, since the scales are no parameters
+        if policy.loads_alone:
             policy.load(keep_reference)
             return
         read_once(policy, keep_reference)

@@ -20,7 +20,7 @@ from vrft.rollout.base import RemoteEngine, Sampling, SamplingKey
 from vrft.rollout.vllm.client import Client, Refused, Unavailable
 from vrft.rollout.vllm.completions import Completion, CompletionRequest, chat, request_seed, sampling_settings
 from vrft.rollout.vllm.status import ServerInfo, get_json, model_names
-from vrft.rollout.vllm.weights import FullWeights, LoRAWeights, Weights
+from vrft.rollout.vllm.weights import FullWeights, LoRAWeights, Weights, check_servable
 from vrft.run_dir import RunDir
 from vrft.tasks import Task
 from vrft.types import PromptBatch, Rollout
@@ -75,6 +75,7 @@ class VLLMServer(RemoteEngine):
         if policy.lora is None:
             self.weights = FullWeights(weights_dir, run, self.timeout)
         else:
+            check_servable(policy.lora)
             tower = not policy.frozen_vision
             self.weights = LoRAWeights(weights_dir, run, self.timeout, rank=policy.lora.r, tower=tower)
         self.servers = [Server(client) for client in self.clients]

@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from vrft.errors import ConfigurationError, RolloutFailed, RolloutRefused
-from vrft.policy import Policy
+from vrft.policy import LoRA, Policy
 from vrft.rollout.vllm.client import Client, Refused, Unavailable
 from vrft.rollout.vllm.status import STATUS_TIMEOUT, Reset, ServerInfo, decode, model_names, weight_version
 
@@ -153,6 +153,13 @@ class Weights(ABC):
             response = self.post(server, path)
             if path == CACHE_RESET_ROUTES[0] and not decode(response, Reset, server).success:
                 raise Unavailable(f"{server.url}{path}: the cache is in use")
+
+
+def check_servable(lora: LoRA) -> None:
+    """Refuse adapters that vLLM would load as others: it knows one rank and one scale, and no DoRA."""
+    for name in ("use_dora", "rank_pattern", "alpha_pattern"):
+        if getattr(lora, name):
+            raise ConfigurationError(f"model.policy.lora.{name}: vLLM can't load such adapters; leave it out")
 
 
 def is_final(error: Unavailable | Refused) -> bool:
