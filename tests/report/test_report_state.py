@@ -28,13 +28,17 @@ def state(doing: str = "training", ended: bool = False, **more: Any) -> tuple[st
     ("content", "expected", "notice"),
     [
         ({"seconds_to_go": 1800}, "training, step 30 of 120", "10 min of training so far, about 30 min to go."),
-        ({}, "training, step 30 of 120", "10 min of training so far. The last step was written at 2027-01-15"),
+        ({}, "training, step 30 of 120", "10 min of training so far. The last step was written at 2027-01-1"),
         ({"max_steps": None}, "training, step 30", "20 s before this report"),
         ({"doing": "evaluation"}, "evaluating, step 30 of 120", "still evaluating"),
-        ({"written": NOW - 7200}, "silent since step 30 of 120", "for 2 h 0 min, so the run has probably been killed"),
+        (
+            {"written": NOW - 7200},
+            "silent since step 30 of 120",
+            "so the run has probably been killed.",
+        ),
         ({"written": NOW - 7200, "seconds": 30 * 1000}, "training, step 30 of 120", "2 h 0 min before"),  # slow steps
         ({"written": NOW + 9e8}, "training, step 30 of 120", "0 s before this report"),  # another clock
-        ({"doing": "stopped"}, "stopped at step 30 of 120", "`--ckpt_path last` continues"),
+        ({"doing": "stopped"}, "stopped at step 30 of 120", "The run was stopped at step 30 of 120."),
         ({"doing": "failed", "reason": "OutOfMemoryError"}, "failed at step 30 of 120", "by OutOfMemoryError"),
         ({"ended": True}, "finished", ""),
     ],
@@ -53,6 +57,11 @@ def test_a_finished_run_that_was_resumed_is_running(tmp_path: Path) -> None:
     assert report(run)[1]["state"]["state"] == "finished"
     os.utime(run / "summary.json", (time.time() - 600,) * 2)
     assert report(run)[1]["state"]["state"] == "training, step 40"
+    assert report(run)[1]["state"]["resume"] is None  # there is no checkpoint
+    (run / "checkpoints").mkdir()
+    (run / "checkpoints" / "last.ckpt").touch()
+    command = f"python -m vrft fit --config {run}/config.yaml --ckpt_path last"
+    assert report(run)[1]["state"]["resume"] == command
     (run / "progress.json").write_text('{"step": -1}')
     _, data = report(run)
     assert data["problems"] == ["progress.json can't be read"]
@@ -60,7 +69,7 @@ def test_a_finished_run_that_was_resumed_is_running(tmp_path: Path) -> None:
 
 def test_fit_leaves_prompts_files_and_progress(finished: Finished, finished_run: Path) -> None:
     _, data = report(finished_run)
-    assert data["state"] == {"state": "finished", "notice": None}
+    assert data["state"] == {"state": "finished", "notice": None, "resume": None}
     progress = json.loads((finished_run / "progress.json").read_text())
     assert (progress["step"], progress["rollouts"], progress["max_steps"]) == (3, 3, 3)
     assert progress["seconds"] > 0
@@ -129,3 +138,14 @@ def test_long_and_equal_texts_keep_the_page_small(tmp_path: Path) -> None:
     assert len(data["prompts"][0]) < MAX_PROMPT + 50
     assert len(page) < 15e6
     assert data["held_out"]["images"] == 5000
+
+
+def test_classes_have_their_number_of_images(tmp_path: Path) -> None:
+    (tmp_path / "evaluation" / "val-0").mkdir(parents=True)
+    table = tmp_path / "evaluation" / "val-0" / "accuracy_per_class.csv"
+    table.write_text("class,images,accuracy\nlily,1,0.0\nrose,30,0.5\n")
+    _, data = report(tmp_path)
+    assert [(row["name"], row["images"], row["tuned"]) for row in data["categories"]["rows"]] == [
+        ("lily", 1, 0.0),
+        ("rose", 30, 0.5),
+    ]

@@ -11,7 +11,7 @@ from vrft.report import held_out, rollouts, run_facts
 from vrft.report.intervals import read_resampled, resampled_rewards, with_intervals
 from vrft.report.metrics import Series, read_metrics, thin
 from vrft.report.page import read_pictures, render
-from vrft.report.progress import Progress, describe, read_progress
+from vrft.report.progress import Progress, describe, read_progress, resume_command
 from vrft.report.texts import Prompts, limit
 from vrft.run_dir import RunDir
 from vrft.utils.files import atomic_write
@@ -55,7 +55,7 @@ def read_run(run: RunDir, problems: list[str]) -> dict[str, Any]:
         "written": time.strftime("%Y-%m-%d %H:%M"),
         "facts": settings,
         "ended": ended,
-        "state": describe(progress, ended, time.time()),
+        "state": describe(progress, ended, time.time()) | {"resume": None if ended else resume_command(run)},
         "seconds": run_facts.number(summary, "seconds") or (progress and progress.seconds),
         "scores": read_scores(run, summary, series, first, last, problems),
         "rollouts": done,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from typing import Any
 
@@ -56,8 +57,15 @@ def read_progress(run: RunDir, problems: list[str]) -> Progress | None:
     return None
 
 
-def describe(progress: Progress | None, ended: bool, now: float) -> dict[str, Any]:
-    """Return the state of a run for the page.
+def resume_command(run: RunDir) -> str | None:
+    """Return the command that continues a run; None if there is no checkpoint in the folder."""
+    if not (run.config.exists() and run.checkpoint("last").exists()):
+        return None
+    return f"python -m vrft fit --config {shlex.quote(str(run.config))} --ckpt_path last"
+
+
+def describe(progress: Progress | None, ended: bool, now: float) -> dict[str, str | None]:
+    """Return the state of a run in words for the page, and a notice, or None if there is nothing to add.
 
     Args:
         progress: the content of the file.
@@ -69,21 +77,19 @@ def describe(progress: Progress | None, ended: bool, now: float) -> dict[str, An
     if progress is None:
         return {"state": "not finished when this was written", "notice": None}
     step = f"step {progress.step:,}" + (f" of {progress.max_steps:,}" if progress.max_steps else "")
-    again = "`fit` with the run's config.yaml and `--ckpt_path last` continues from the last checkpoint."
     silence = max(0.0, now - progress.written)
-    last = f"The last step was written at {_clock(progress.written)}, {duration(silence)} before this report."
+    last = f"The last step was written at {_clock(progress.written)}, {duration(silence)} before this report"
     if progress.doing == "stopped":
-        return {"state": f"stopped at {step}", "notice": f"The run was stopped at {step}. {again}"}
+        return {"state": f"stopped at {step}", "notice": f"The run was stopped at {step}."}
     if progress.doing == "failed":
-        return {"state": f"failed at {step}", "notice": f"The run ended at {step} by {progress.reason}. {again}"}
+        return {"state": f"failed at {step}", "notice": f"The run ended at {step} by {progress.reason}."}
     per_step = progress.seconds / max(progress.step, 1)
     if silence > max(SILENT_SECONDS, 10 * per_step):
-        notice = f"Nothing was written for {duration(silence)}, so the run has probably been killed. {last} {again}"
-        return {"state": f"silent since {step}", "notice": notice}
+        return {"state": f"silent since {step}", "notice": f"{last}, so the run has probably been killed."}
     rest = progress.seconds_to_go
     to_go = "" if rest is None else f", about {duration(rest)} to go"
     where = "evaluating" if progress.doing == "evaluation" else "training"
-    notice = f"The run is still {where}: {step}, {duration(progress.seconds)} of training so far{to_go}. {last}"
+    notice = f"The run is still {where}: {step}, {duration(progress.seconds)} of training so far{to_go}. {last}."
     return {"state": f"{where}, {step}", "notice": notice}
 
 

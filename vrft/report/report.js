@@ -61,13 +61,13 @@ function scoreCard({ name, base, tuned, falls, base_interval, tuned_interval, ch
 }
 
 function scores() {
-  const images = DATA.held_out.images;
+  const images = DATA.held_out.images, tuned = DATA.scores.some((found) => found.tuned != null);
   const known = DATA.scores.some((found) => found.base_interval || found.tuned_interval);
   const about = known
-    ? "Ranges are 95 % intervals over images, from 200 bootstrap samples; base and tuned are compared on the same samples."
+    ? `Ranges are 95 % intervals over images, from 200 bootstrap samples${tuned ? "; base and tuned are compared on the same samples" : ""}.`
     : images > 0 && images < MIN_GROUPS ? `${plural(images, "image")}: too few for intervals, and any difference may be chance.` : null;
   return DATA.scores.length > 0 && [
-    h("h2", { class: "small" }, `${images ? plural(images, "held-out image") : "Held-out images"}, greedy answers: base and ${DATA.ended ? "tuned" : "so far"}`),
+    h("h2", { class: "small" }, `${images ? plural(images, "held-out image") : "Held-out images"}, greedy answers: ${tuned ? `base and ${DATA.ended ? "tuned" : "so far"}` : "the base"}`),
     h("ul", { class: "scores" }, DATA.scores.map(scoreCard)),
     about && h("p", { class: "quiet below" }, about)];
 }
@@ -84,7 +84,8 @@ function overview() {
     h("dl", { class: "facts" },
       [["state", DATA.state.state], ["rollouts", DATA.rollouts.toLocaleString("en")], ["training time", duration(DATA.seconds)], ...rest, ["written", DATA.written]]
         .filter(([, value]) => value).map(([name, value]) => h("div", {}, h("dt", {}, name), h("dd", { class: "hostile" }, value)))),
-    DATA.state.notice && h("p", { class: "notice hostile" }, DATA.state.notice),
+    DATA.state.notice && h("p", { class: "notice hostile" }, DATA.state.notice,
+      DATA.state.resume && [" If it runs no more, this continues from its last checkpoint: ", copyable(DATA.state.resume)]),
     warned > 0 && h("p", { class: "notice" }, h("a", { href: "#warnings" }, plural(warned, "warning")), " came up in this run."),
     scores());
 }
@@ -178,7 +179,9 @@ const ROWS = 30;
 function categories() {
   if (!DATA.categories) return null;
   const { score: kind, rows } = DATA.categories;
-  const by = (row) => (row.base == null ? 0 : row.tuned - row.base);
+  const isFew = (row) => row.images != null && row.images < MIN_GROUPS;
+  const by = (row) => (row.base == null || isFew(row) ? 0 : row.tuned - row.base);
+  const counted = rows.some((row) => row.images != null);
   const orders = { change: (a, b) => by(b) - by(a), tuned: (a, b) => b.tuned - a.tuned, name: (a, b) => (a.name < b.name ? -1 : 1) };
   const body = h("tbody");
   const more = h("button", { type: "button", onclick: () => ((all = true), show()) });
@@ -188,14 +191,15 @@ function categories() {
     const sorted = [...rows].sort(orders[order]);
     body.replaceChildren(...(all ? sorted : sorted.slice(0, ROWS)).map((row) => h("tr", {},
       h("th", { scope: "row", class: "hostile" }, row.name), h("td", { class: "track-cell" }, dumbbell(row.base, row.tuned)),
-      h("td", {}, score(row.base)), h("td", {}, score(row.tuned)), h("td", {}, change(row.base, row.tuned) ?? "–"))));
+      counted && h("td", {}, row.images ?? "–"), h("td", {}, score(row.base)), h("td", {}, score(row.tuned)),
+      h("td", {}, isFew(row) ? h("span", { class: "quiet" }, "few images") : change(row.base, row.tuned) ?? "–"))));
     more.hidden = all || rows.length <= ROWS;
     more.textContent = `show all ${rows.length}`;
   }
   const { element, choose } = switcher("Order", [["change", "by change"], ["tuned", "by score"], ["name", "by name"]], (value) => ((order = value), show()));
   choose(rows.some((row) => row.base != null) ? "change" : "tuned");
-  return section("categories", kind === "AP" ? "AP per category" : "Accuracy per class", "On held-out images: the open dot is the base, the full one the last evaluation.", element,
-    h("div", { class: "scroll" }, h("table", {}, h("thead", {}, h("tr", {}, ["category", "", "base", "tuned", "change"].map((text) => h("th", { scope: "col" }, text)))), body)), more);
+  return section("categories", kind === "AP" ? "AP per category" : "Accuracy per class", `On held-out images: the open dot is the base, the full one the last evaluation.${rows.some(isFew) ? ` Changes on fewer than ${MIN_GROUPS} images are left out.` : ""}`, element,
+    h("div", { class: "scroll" }, h("table", {}, h("thead", {}, h("tr", {}, ["category", "", ...(counted ? ["images"] : []), "base", "tuned", "change"].map((text) => h("th", { scope: "col" }, text)))), body)), more);
 }
 
 // -------------------------------------------------------------------------------------------------- calibration

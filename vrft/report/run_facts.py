@@ -133,9 +133,12 @@ def read_categories(folders: list[Path], problems: list[str]) -> dict[str, Any] 
     for name, score in TABLES.items():
         tables = [path for folder in folders if (path := folder / name).exists()]
         if tables:
-            last = dict(_table(tables[-1], problems))
-            first = dict(_table(tables[0], problems)) if len(tables) > 1 else {}
-            rows = [{"name": name, "base": first.get(name), "tuned": value} for name, value in last.items()]
+            last, counts = _table(tables[-1], problems)
+            first = _table(tables[0], problems)[0] if len(tables) > 1 else {}
+            rows = [
+                {"name": name, "base": first.get(name), "tuned": value, "images": counts.get(name)}
+                for name, value in last.items()
+            ]
             return {"score": score, "rows": rows}
     return None
 
@@ -164,16 +167,22 @@ def _bins(path: Path, problems: list[str]) -> Iterator[dict[str, float]]:
         problems.append(f"{path.parent.name}/{path.name} can't be read to its end")
 
 
-def _table(path: Path, problems: list[str]) -> Iterator[tuple[str, float]]:
-    text = read_text(path, problems)
+def _table(path: Path, problems: list[str]) -> tuple[dict[str, float], dict[str, int]]:
+    """Return the last column by the first, and the column `images` if there is one."""
+    scores: dict[str, float] = {}
+    counts: dict[str, int] = {}
     try:
-        for row in list(csv.reader(text.splitlines()))[1:]:
+        header, *rows = [*csv.reader(read_text(path, problems).splitlines())] or [[]]
+        for row in rows:
             value = float(row[-1])
             if not math.isfinite(value):
                 raise ValueError
-            yield row[0], value
+            scores[row[0]] = value
+            if "images" in header:
+                counts[row[0]] = min(int(row[header.index("images")][:15]), 2**53)
     except (csv.Error, ValueError, IndexError):
         problems.append(f"{path.parent.name}/{path.name} can't be read to its end")
+    return scores, counts
 
 
 def read_list_of_texts(path: Path, problems: list[str]) -> list[str]:
