@@ -99,19 +99,20 @@ def outline(value: Any) -> Any:
     return value["class_path"].rpartition(".")[2] if isinstance(value, dict) else value
 
 
-@pytest.mark.slow(seconds=1)
-@pytest.mark.parametrize("hardware", HARDWARE, ids=lambda path: path.stem)
+@pytest.mark.slow(seconds=2)
 def test_a_hardware_config_changes_nothing_else(
-    hardware: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, value in LAUNCHED.items():
         monkeypatch.setenv(name, value)
     experiment = named_config("quickstart")
-    alone, there = printed(capsys, experiment), printed(capsys, experiment, hardware)
-    settings = yaml.safe_load(hardware.read_text())["trainer"]
-    if hardware.stem in ("multi_node", "slurm"):
-        settings |= {"devices": 4, "num_nodes": 2}
-    assert there == alone | {"trainer": alone["trainer"] | settings}
+    alone = printed(capsys, experiment)
+    for hardware in HARDWARE:
+        there = printed(capsys, experiment, hardware)
+        settings = yaml.safe_load(hardware.read_text())["trainer"]
+        if hardware.stem in ("multi_node", "slurm"):
+            settings |= {"devices": 4, "num_nodes": 2}
+        assert there == alone | {"trainer": alone["trainer"] | settings}, hardware.stem
 
 
 def test_hardware_and_experiment_configs_set_different_fields() -> None:
