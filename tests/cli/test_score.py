@@ -32,13 +32,13 @@ def test_an_object_per_line_and_the_means_on_standard_error(score) -> None:
     missed = DETECTION | {"completion": tagged("No Objects")}
     rows, summary = score("detection", DETECTION, missed)
     assert rows == [
-        {"iou": 1.0, "confidence": pytest.approx((2 + 3.99 / 4) / 3), "format": 1.0},
+        {"iou": 1.0, "confidence": pytest.approx(15.99 / 16), "format": 1.0},
         {"iou": 0.0, "confidence": 0.25, "format": 1.0},
     ]
     assert summary == [
         "2 completions, 2 of them valid",
         "iou                  0.5000",
-        "confidence           0.6246",
+        "confidence           0.6247",
         "format               1.0000",
     ]
 
@@ -97,7 +97,7 @@ def test_a_file_from_windows_is_read(tmp_path: Path, capsys: pytest.CaptureFixtu
         pytest.param(
             "detection",
             DETECTION | {"solution": "No Objects"},
-            {"iou": 0, "confidence": pytest.approx(1 / 2 * 2.19 / 4 / 3), "format": 1},
+            {"iou": 0, "confidence": pytest.approx(1 / 2 * 3.19 / 16), "format": 1},
             id="box-without-objects",
         ),
         pytest.param(
@@ -128,7 +128,7 @@ def test_a_file_from_windows_is_read(tmp_path: Path, capsys: pytest.CaptureFixtu
                 "completion": tagged("[{'Label': 'dog', 'Position': [0, 10, 500, 1000], 'Confidence': 1}]"),
                 "solution": "[{'Label': 'cat', 'Position': [0, 10, 500, 1000]}]",
             },
-            {"iou": 0, "confidence": pytest.approx(2 / 4 / 3), "format": 1},
+            {"iou": 0, "confidence": pytest.approx(3 / 16), "format": 1},
             id="another-category",
         ),
         pytest.param(
@@ -198,7 +198,7 @@ def test_coordinates(score, coordinates: str, box: str) -> None:
     solution = f"[{{'Position': {box}}}]"
     entry = DETECTION | {"completion": tagged(f'[{{"bbox_2d": {box}}}]'), "solution": solution}
     rows, _ = score("detection", entry, options=("--coordinates", coordinates))
-    assert rows == [{"iou": 1.0, "confidence": pytest.approx(11 / 12), "format": 1.0}]
+    assert rows == [{"iou": 1.0, "confidence": pytest.approx(15 / 16), "format": 1.0}]
 
 
 def test_a_box_outside_the_image_is_unreadable_in_pixels(score) -> None:

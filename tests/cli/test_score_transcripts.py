@@ -40,7 +40,7 @@ def test_the_coordinates_of_a_transcript_are_its_own(tmp_path: Path, capsys: pyt
     assert main(["score", "--task=detection", "--input", write(tmp_path, LINE)]) == 0
     assert json.loads(capsys.readouterr().out) == {
         "iou": 1.0,
-        "confidence": pytest.approx((2 + (3 + 0.5 * (2 - 0.5)) / 4) / 3),  # one right box with confidence 0.5
+        "confidence": pytest.approx((11 + 4 + 0.5 * (2 - 0.5)) / 16),  # one right box with confidence 0.5
         "format": 1.0,
     }
 
