@@ -275,6 +275,9 @@ def test_a_run_reports_each_problem_once_and_a_resumed_run_not_again(quick_fit: 
     cut_off = ("--model.max_completion_length=4", "--checkpoint.every_n_train_steps=5", "--checkpoint.save_top_k=-1")
     with pytest.warns(UserWarning, match=r"guard no_format, rollout 10: no completion of the last 10 rollouts"):
         assert main(quick_fit(*SMALL, *cut_off, "--trainer.max_steps=13")) == 0
+    transcripts = lines(run / "transcripts.jsonl")
+    assert {entry["rollout"] for entry in transcripts} == {1, 10, 13}  # every tenth, the first and the last
+    assert all(entry["problem"].startswith("cut off at the limit of 4 tokens; ") for entry in transcripts)
     found = lines(run / "warnings.jsonl")
     assert {entry["guard"]: entry["rollout"] for entry in found} == {"no_format": 10, "equal_rewards": 10}
     assert len(found) == 2

@@ -1,5 +1,8 @@
-// Line charts over rollouts. Hovering over one shows the values of all charts at that rollout.
+// Line charts over rollouts, or batches. Hovering over one shows the values of all charts at that point.
 
+// What the horizontal axis counts. Supervised fine-tuning samples nothing.
+const UNIT = DATA.facts.method === "SFT" ? "batch" : "rollout";
+const UNITS = UNIT === "batch" ? "batches" : "rollouts";
 const LAST = Math.max(1, DATA.rollouts);
 
 const cursor = {
@@ -71,7 +74,7 @@ function chart({ title, hint, series, height = 150, low, high, stacked = false }
       const point = x == null ? each.points[each.points.length - 1] : nearest(each.points, x);
       values[i].textContent = number(point[1]);
     });
-    when.textContent = x == null ? "" : `rollout ${Math.round(x)}`;
+    when.textContent = x == null ? "" : `${UNIT} ${Math.round(x)}`;
     if (place) place(x);
   }
 

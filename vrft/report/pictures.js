@@ -65,6 +65,6 @@ function pair(subject, sides, onopen) {
       h(onopen ? "button" : "div", onopen ? { type: "button", onclick: () => onopen(side), class: "side" } : { class: "side" },
         picture(subject, side.answer),
         h("span", { class: "side-title" }, h("span", {}, side.title), h("b", {}, score(side.score))),
-        h("span", { class: `quiet hostile two-lines${side.valid ? "" : " bad"}`, title: side.problem }, !side.valid ? verdict(side) : isBoxes(side.answer) && side.reasoning ? side.reasoning : said(side.answer))))),
+        h("span", { class: `quiet hostile ${side.valid ? "two-lines" : "six-lines bad"}`, title: side.problem }, !side.valid ? verdict(side) : isBoxes(side.answer) && side.reasoning ? side.reasoning : said(side.answer))))),
     prompt(subject));
 }

@@ -56,7 +56,7 @@ function scoreCard({ name, base, tuned, falls, base_interval, tuned_interval, ch
   return h("li", {}, h("span", { class: "score-name" }, name),
     h("span", { class: "score-line" }, h("b", { class: "score" }, score(tuned ?? base)), range && h("span", { class: "quiet" }, `95 %: ${bounds(range)}`)),
     tuned == null ? h("span", { class: "quiet" }, "base, before training") : h("span", { class: "score-line" }, change(base, tuned, falls), h("span", { class: "quiet" }, base == null ? "" : `from ${score(base)}`)),
-    change_interval && h("span", { class: "quiet" }, `change, 95 %: ${bounds(change_interval, (value) => signed(value))}${unsure ? ", may be chance" : ""}`),
+    change_interval?.some((bound) => bound !== 0) && h("span", { class: "quiet" }, `change: ${bounds(change_interval, (value) => signed(value))}${unsure ? ", may be chance" : ""}`),
     dumbbell(base, tuned, falls, Math.max(1, Math.ceil((tuned ?? 0) * 2) / 2, Math.ceil((base ?? 0) * 2) / 2)));
 }
 
@@ -82,7 +82,7 @@ function overview() {
     h("h1", { class: "hostile" }, DATA.name),
     lead && h("p", { class: "lead hostile" }, lead),
     h("dl", { class: "facts" },
-      [["state", DATA.state.state], ["rollouts", DATA.rollouts.toLocaleString("en")], ["training time", duration(DATA.seconds)], ...rest, ["written", DATA.written]]
+      [["state", DATA.state.state], [UNITS, DATA.rollouts.toLocaleString("en")], ["training time", duration(DATA.seconds)], ...rest, ["written", DATA.written]]
         .filter(([, value]) => value).map(([name, value]) => h("div", {}, h("dt", {}, name), h("dd", { class: "hostile" }, value)))),
     DATA.state.notice && h("p", { class: "notice hostile" }, DATA.state.notice,
       DATA.state.resume && [" If it runs no more, this continues from its last checkpoint: ", copyable(DATA.state.resume)]),
@@ -118,7 +118,7 @@ function curves() {
   const health = Object.entries(METRICS).filter(([name]) => of(name) && !quiet.includes(name)).map(([name, [text, hint, low, high]]) => (used.add(name), chart({ title: text, hint, low, high, series: [{ label: text, points: of(name) }] })));
   const others = names.filter((name) => !used.has(name) && of(name).length).map((name) => chart({ title: name, series: [{ label: name, points: of(name), dots: name.startsWith("val/") }] }));
 
-  return section("curves", "Curves", "Over rollouts. Thin lines are single rollouts, thick ones their running mean; dots are evaluations. Point at a chart, or use the arrow keys in it, to read all of them at one rollout.",
+  return section("curves", "Curves", `Over ${UNITS}. Thin lines are single ${UNITS}, thick ones their running mean; dots are evaluations. Point at a chart, or use the arrow keys in it, to read all of them at one ${UNIT}.`,
     h("div", { class: "wide-charts" },
       reward.length > 0 && chart({ title: "Reward", hint: of("train/reward") ? "what is maximised" : "of held-out answers; not what is trained on", series: reward, height: 230 }),
       loss.length > 0 && chart({ title: "Loss", hint: "cross-entropy of the target texts, per token", series: loss, height: 230 }),
