@@ -106,6 +106,16 @@ def test_notebook_runs(path: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
+def test_notebook_uses_no_file_of_its_working_folder(path: Path) -> None:
+    """So it runs from its own folder, where Jupyter starts it, as from the empty one of `test_notebook_runs`."""
+    first, *rest = [cell.source for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
+    reads = re.search(r"\bPath\(|\bmain\(|\bopen\(", "\n".join(rest))
+    assert not reads or first.rstrip().splitlines()[-1].startswith("os.chdir(tempfile.mkdtemp())")
+    assert not re.search(r"\bPath\(|\bmain\(|\bopen\(", first)
+    assert {file.suffix for file in path.parent.iterdir() if file.is_file()} == {".ipynb"}  # no module to import
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
 def test_committed_notebook_shows_its_pictures(path: Path) -> None:
     notebook = nbformat.read(path, as_version=4)
     drawing = [cell for cell in notebook.cells if "plt.tight_layout" in cell.source or ".crop(" in cell.source]
