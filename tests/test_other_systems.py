@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import ntpath
+import os
 import pickle
 import subprocess
 import sys
@@ -18,6 +20,7 @@ from vrft.policy.checkpoint import BUILT_IN
 from vrft.policy.processor import Encoder, load_processor
 from vrft.tasks import DetectionTask
 from vrft.types import Sample
+from vrft.utils.files import relative_path
 
 WINDOWS = """
 import importlib, json, os, pkgutil, signal, sys, types
@@ -69,3 +72,11 @@ def test_workers_that_are_spawned_get_the_encoder() -> None:
     expected, found = (each([sample]).inputs[0] for each in (encoder, pickle.loads(pickle.dumps(encoder))))
     assert {*found} == {*expected} != set()
     assert all(torch.equal(found[name], expected[name]) for name in found if isinstance(found[name], torch.Tensor))
+
+
+def test_a_path_on_another_drive_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert relative_path(f"{os.getcwd()}{os.sep}run{os.sep}last.ckpt") == f"run{os.sep}last.ckpt"
+    monkeypatch.setattr(os, "path", ntpath)
+    monkeypatch.setattr(os, "getcwd", lambda: "C:\\work")
+    assert relative_path("C:\\work\\run\\last.ckpt") == "run\\last.ckpt"
+    assert relative_path("D:\\run\\last.ckpt") == "D:\\run\\last.ckpt"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from vrft.callbacks.safe_checkpoint import SafeCheckpoint
 from vrft.errors import ConfigurationError, RolloutFailed
 from vrft.training.lightning_internals import evaluation_is_due, logged_metrics
 from vrft.utils.distributed import on_rank_zero
-from vrft.utils.files import hardlink
+from vrft.utils.files import hardlink, relative_path
 
 
 class RunCheckpoint(SafeCheckpoint):
@@ -54,7 +53,7 @@ class RunCheckpoint(SafeCheckpoint):
         """Path, metric and score of the best checkpoint by a held-out score, or None without one."""
         if not self.monitors_held_out or self.best_model_score is None:
             return None
-        path = os.path.relpath(self.best_model_path)
+        path = relative_path(self.best_model_path)
         return {"checkpoint": path, "metric": self.monitor, "score": round(float(self.best_model_score), 6)}
 
     # ----------------------------------------------------------------------------------------------- start and resume

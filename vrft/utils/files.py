@@ -47,6 +47,14 @@ def link_or_copy(path: str, name: str) -> None:
         shutil.copy(path, name)
 
 
+def relative_path(path: str) -> str:
+    """Return a path relative to the working folder; on another drive of Windows there is none, and it stays."""
+    try:
+        return os.path.relpath(path)
+    except ValueError:
+        return path
+
+
 SIDES = (".a", ".b")
 """Suffixes of two folders that take turns: `path` is a link to one while the other is written."""
 
