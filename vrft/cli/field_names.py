@@ -29,7 +29,7 @@ GROUPS = ("trainer", "checkpoint", "transcripts", "skipped_steps", "guards")
 
 META = ("class_path", "init_args", "dict_kwargs", "help")
 
-MOST_LISTED = 8
+MOST_LISTED = 12
 """Largest number of names that a message lists if none is similar."""
 
 Fields = tuple[str, ...]
