@@ -230,8 +230,8 @@ def test_prompts_about_the_same_images_share_their_common_prefix(
     questions = ["is a red dog here ?", "is a blue dog left of the box ?", "is a", "why", "why", "is a red dog here ?"]
     batch = Prompts(policy, questions, [1, 1, 1, 0, 0, 2]).batch
     encoded = []
-    encode = shared_prefix.encode_images
-    monkeypatch.setattr(shared_prefix, "encode_images", lambda *a: encoded.append(a) or encode(*a))
+    encode = shared_prefix.encode_prompts
+    monkeypatch.setattr(shared_prefix, "encode_prompts", lambda model, p: encoded.extend(p) or encode(model, p))
     together = generate(policy, policy.prepare(batch), 2, Sampling(temperature=2.0))
     assert len(encoded) == 3
     for p in range(len(questions)):

@@ -72,7 +72,7 @@ def test_entropy_leaves_out_banned_tokens() -> None:
     head, hidden = policy.base.get_output_embeddings(), torch.randn(5, 64, generator=torch.Generator().manual_seed(0))
     ids, mask = torch.tensor([[7, 8, 9], [10, 11, 0]]), torch.tensor([[1, 1, 1], [1, 1, 0]])
     banned = torch.tensor([1, 2])
-    log_probs, entropy = token_log_probs(head, hidden, ids, mask, temperature=0.7, banned=banned, chunk=2)
+    log_probs, entropy = token_log_probs(head, hidden, ids, [3, 2], temperature=0.7, banned=banned, chunk=2)
     p = head(hidden).div(0.7).index_fill(-1, banned, -torch.inf).softmax(-1)
     expected = torch.distributions.Categorical(p)
     torch.testing.assert_close(entropy[mask.bool()], expected.entropy(), rtol=1e-4, atol=1e-4)
@@ -274,7 +274,7 @@ def test_logits_of_all_tokens_never_exist_at_once() -> None:
     head.register_forward_hook(lambda module, args, output: sizes.append(output.numel() // output.shape[-1]))
     hidden = torch.randn(50, 64)
     ids = torch.zeros(5, 10, dtype=torch.long) + 9
-    token_log_probs(head, hidden, ids, torch.ones_like(ids), temperature=1.0, banned=policy.banned_ids, chunk=8)
+    token_log_probs(head, hidden, ids, [10] * 5, temperature=1.0, banned=policy.banned_ids, chunk=8)
     assert max(sizes) == 8
 
 

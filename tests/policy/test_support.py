@@ -33,13 +33,16 @@ def test_a_type_without_what_a_step_needs_is_refused(tmp_path: Path, kind: str, 
 
 
 def test_a_model_whose_log_probabilities_are_not_its_own_is_not_trained() -> None:
-    gaps = iter([(1.0, 0.1), (1.5, 0.1)])
-    policy = SimpleNamespace(shares_prefixes=True, base=None, sharing_gap=lambda *_: next(gaps))
+    gaps = iter([(2.0, 0.1), (1.0, 0.1), (1.5, 0.1)])
+    policy = SimpleNamespace(shares_prefixes=True, base=None, sharing_gap=lambda *_: next(gaps), fused=True)
+    policy.unfuse = lambda: setattr(policy, "fused", False)
     trainer = SimpleNamespace(strategy=SimpleNamespace(root_device="cpu", reduce=lambda values, **_: values))
     ids = torch.ones(2, 3)
     with (
+        pytest.warns(UserWarning, match="layers compute as in transformers instead"),
         pytest.warns(UserWarning, match="prompts are repeated instead"),
         pytest.raises(ConfigurationError, match=r"with a repeated prompt differ from the model's own by 1\.5"),
     ):
         SharedPromptCheck()(trainer, policy, PromptBatch([], [], [{}]), ids, ids)  # type: ignore[arg-type]
     assert not policy.shares_prefixes
+    assert not policy.fused

@@ -119,6 +119,35 @@ def _(grad, q, k, v, bias, out, lse, s, offset, dropout_p, wanted, is_causal=Fal
     return *backward(grad, q, k, v, bias, is_causal, scale), None
 
 
+def segments(*tensors_and_boundaries: tuple[Tensor, Tensor]) -> Iterator[tuple[Tensor, ...]]:
+    """Yield the segments of rows (L, heads, dim), each (1, heads, length, dim), given with their boundaries."""
+    parts = [x.split(boundaries.diff().tolist()) for x, boundaries in tensors_and_boundaries]
+    for segment in zip(*parts, strict=True):
+        yield tuple(x.transpose(0, 1)[None] for x in segment)
+
+
+def rows(parts: list[Tensor]) -> Tensor:
+    """Undo `segments`."""
+    return torch.cat([x[0].transpose(0, 1) for x in parts])
+
+
+@kernel("_flash_attention_forward")
+def _(q, k, v, cq, ck, mq, mk, dropout_p, causal, return_debug_mask, *, scale=None, **_):  # type: ignore
+    with one_kernel("attention", [q, k, v, q], 4 * q.numel() * mk):
+        parts = [*segments((q, cq), (k, ck), (v, ck))]
+        done = [forward(*part, None, causal, scale)[0] for part in parts]
+        lse = torch.empty(q.shape[1], q.shape[0], device=q.device)
+        return rows(done), lse, seed(q), seed(q), seed(q)
+
+
+@kernel("_flash_attention_backward")
+def _(grad, q, k, v, out, lse, cq, ck, mq, mk, dropout_p, causal, s, o, *, scale=None, **_):  # type: ignore
+    with one_kernel("attention_backward", [q, k, v, grad, q, k, v, q], 10 * q.numel() * mk):
+        parts = [*segments((grad, cq), (q, cq), (k, ck), (v, ck))]
+        gradients = [backward(*part, None, causal, scale) for part in parts]
+        return tuple(map(rows, zip(*gradients, strict=True)))
+
+
 @kernel("_efficient_attention_forward")
 def _(q, k, v, bias, cq, ck, mq, mk, dropout_p, kind, compute_lse=False, *, scale=None, **_):  # type: ignore
     out, lse = forward(*swap(q, k, v), bias, kind > 0, scale)

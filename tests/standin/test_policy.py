@@ -99,7 +99,7 @@ def check(folder: str, lengths: list[int] | None = None, **settings: Any) -> Non
         if lengths is not None:
             mask = (torch.arange(ids.shape[1]) < torch.tensor(lengths)[:, None]).long()
         results.append(trained(policy, moved(policy, Prompts(policy).batch), ids, mask))
-    tolerance = 5e-2 if settings.get("dtype") == "bfloat16" else 2e-5
+    tolerance = 7e-2 if settings.get("dtype") == "bfloat16" else 2e-5
     for found, expected in zip(*results[::-1], strict=True):
         assert_close(found, expected, tolerance)
 

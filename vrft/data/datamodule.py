@@ -121,9 +121,12 @@ class VisionData(LightningDataModule):
     predict_dataloader = val_dataloader
 
     def transfer_batch_to_device(self, batch: PromptBatch, device: torch.device, dataloader_idx: int) -> PromptBatch:
-        inputs = [
-            {key: value.to(device, non_blocking=True) for key, value in prompt.items()} for prompt in batch.inputs
-        ]
+        def move(key: str, value: Any) -> Any:
+            # The grid of patches stays on the CPU, which makes the vision tower's indices of it.
+            stays = key.endswith("_grid_thw") or not isinstance(value, torch.Tensor)
+            return value if stays else value.to(device, non_blocking=True)
+
+        inputs = [{key: move(key, value) for key, value in prompt.items()} for prompt in batch.inputs]
         return PromptBatch(batch.samples, batch.frames, inputs)
 
     def _rank_and_world_size(self) -> tuple[int, int]:

@@ -12,13 +12,16 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import cache
 from types import FunctionType
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils.weak import WeakTensorKeyDictionary
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 ROTATIONS = ("apply_rotary_pos_emb", "apply_rotary_pos_emb_vision")
 """Names by which attention layers call the rotation of queries and keys."""
@@ -51,16 +54,29 @@ def fuse_layers(model: nn.Module) -> None:
             module.__class__ = kind
 
 
+def unfuse_layers(model: PreTrainedModel) -> None:
+    """Let all layers compute as they do in transformers, from now on."""
+    from vrft.policy.vision_tower import pack_segments
+
+    fused: list[Any] = [module for module in model.modules() if isinstance(module, FusedLayer)]
+    for module in fused:
+        module.__class__ = module.own_class
+    pack_segments(model, "sdpa")
+
+
 @contextmanager
-def own_forwards(model: nn.Module) -> Iterator[None]:
+def own_forwards(model: PreTrainedModel) -> Iterator[None]:
     """Let all layers compute as they do in transformers."""
+    from vrft.policy.vision_tower import own_attention
+
     fused: dict[FusedLayer, Any] = {
         module: type(module) for module in model.modules() if isinstance(module, FusedLayer)
     }
     for module, kind in fused.items():
         module.__class__ = kind.own_class
     try:
-        yield
+        with own_attention(model):
+            yield
     finally:
         for module, kind in fused.items():
             module.__class__ = kind
@@ -217,7 +233,8 @@ def rotated(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, dim: int) -> tuple[T
     """Return x * cos + swapped halves of x * sin for queries and keys. What lies behind the angles is not rotated."""
     whole, width = torch.cat([q, k], dim), cos.shape[-1]
     x = whole[..., :width]
-    result = torch.addcmul(x * cos, x.roll(width // 2, -1), sin).to(x.dtype)
+    result = torch.empty_like(x)  # in a vision tower, the factors are float32, and so is the sum until it is stored
+    torch.addcmul(x * cos, x.roll(width // 2, -1), sin, out=result)
     if width < whole.shape[-1]:
         result = torch.cat([result, whole[..., width:]], -1)
     return result.split([q.shape[dim], k.shape[dim]], dim)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -26,20 +26,20 @@ def token_log_probs(
     head: Callable[[Tensor], Tensor],
     hidden: Tensor,
     ids: Tensor,
-    mask: Tensor,
+    lengths: Sequence[int],
     *,
     temperature: float,
     banned: Tensor,
     entropy: bool = True,
     chunk: int = TOKENS_PER_CHUNK,
 ) -> tuple[Tensor, Tensor]:
-    """Return log p(ids | hidden) and entropy in nats, both (N, T) and 0 where mask is 0. Entropy carries no gradient.
+    """Return log p(ids | hidden) and entropy in nats, both (N, T), 0 after a row's length. Entropy carries no gradient.
 
     Args:
         head: maps hidden states (…, H) to logits (…, V).
         hidden: states that predict the M real tokens of `ids`, row after row (M, H).
         ids: completions (N, T).
-        mask: 1 at real tokens (N, T), M of them.
+        lengths: number of real tokens of each row (N), M in all.
         temperature: temperature of the sampling distribution.
         banned: ids that can't be sampled (B,).
         entropy: compute the entropy; otherwise it is 0.
@@ -54,9 +54,12 @@ def token_log_probs(
         with torch.no_grad():
             return chosen, -log_p.exp().mul_(log_p).sum(-1)
 
-    keep = mask.bool()
-    chunks = list(zip(hidden.split(chunk), ids[keep].split(chunk), strict=True))  # one empty chunk if there is no token
+    # Indices made on the CPU, since a GPU would be waited for until it has counted a mask's ones.
+    real = torch.tensor([row * ids.shape[1] + t for row, length in enumerate(lengths) for t in range(length)])
+    real = real.long().to(ids.device, non_blocking=True)  # (M,)
+    tokens = ids.flatten()[real]
+    chunks = list(zip(hidden.split(chunk), tokens.split(chunk), strict=True))  # one empty chunk if there is no token
     parts = [score(*chunks[0])] if len(chunks) == 1 else [checkpoint(score, *c, use_reentrant=False) for c in chunks]
     log_probs, entropies = (torch.cat(column) for column in zip(*parts, strict=True))
-    empty = log_probs.new_zeros(ids.shape)
-    return empty.masked_scatter(keep, log_probs), empty.masked_scatter(keep, entropies)
+    empty = log_probs.new_zeros(ids.numel())
+    return empty.index_copy(0, real, log_probs).view(ids.shape), empty.index_copy(0, real, entropies).view(ids.shape)

@@ -15,13 +15,20 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 Prompt = dict[str, Any]
-"""A processor's output for one prompt. `prepare_prompts` adds `position_ids` and, for a frozen tower, `features`."""
+"""A processor's output for one prompt.
+
+`compared_prompts` adds `position_ids` and `images`, an object that prompts with the same images share.
+`prepare_prompts` adds `features` if the vision tower is frozen.
+"""
 
 TOKEN_TYPE_KEYS = ("token_type_ids", "mm_token_type_ids")
 TOKEN_KEYS = ("input_ids", "attention_mask", *TOKEN_TYPE_KEYS)
 """Keys of a processor's output that have one entry per token; the others describe images."""
 
-PREPARED_KEYS = ("position_ids", "features")
+PACKED_KEYS = {"pixel_values", "image_grid_thw"}
+"""Keys of images whose patches form one row, whatever the images' sizes."""
+
+PREPARED_KEYS = ("position_ids", "features", "images")
 
 Features = Tensor | Sequence[Tensor]
 """Features of several images: one tensor, or one for each image, as the model's vision tower returns them."""
@@ -57,19 +64,52 @@ def _join(parts: Sequence[Features]) -> Features:
 
 def encode_images(model: PreTrainedModel, prompt: Prompt) -> ImageFeatures:
     """Return the features of a prompt's images; run the vision tower unless `prepare_prompts` has done so."""
-    if "features" in prompt:
-        return prompt["features"]
-    images = {key: value for key, value in prompt.items() if key not in (*TOKEN_KEYS, *PREPARED_KEYS)}
-    output = model.base_model.get_image_features(**images, return_dict=True)
+    return prompt["features"] if "features" in prompt else image_features(model, image_entries(prompt))
+
+
+def encode_prompts(model: PreTrainedModel, prompts: Sequence[Prompt]) -> ImageFeatures:
+    """Return the features of the images of several prompts, by one call if the tower packs images of any size."""
+    entries = [image_entries(prompt) for prompt in prompts]
+    if any("features" in prompt or entry.keys() != PACKED_KEYS for prompt, entry in zip(prompts, entries, strict=True)):
+        return ImageFeatures.join([encode_images(model, prompt) for prompt in prompts])
+    return image_features(model, {key: torch.cat([entry[key] for entry in entries]) for key in PACKED_KEYS})
+
+
+def image_entries(prompt: Prompt) -> dict[str, Tensor]:
+    """Return the entries of a processor's output that describe images."""
+    return {key: value for key, value in prompt.items() if key not in (*TOKEN_KEYS, *PREPARED_KEYS)}
+
+
+def image_features(model: PreTrainedModel, images: dict[str, Tensor]) -> ImageFeatures:
+    """Run the vision tower."""
+    from vrft.policy.vision_tower import tower_arguments
+
+    output = model.base_model.get_image_features(**tower_arguments(model, images), return_dict=True)
     return ImageFeatures(output.pooler_output, [*(output.get("deepstack_features") or ())])
 
 
 def same_images(one: Prompt, other: Prompt) -> bool:
-    """Return whether two prompts have equal pixels or, after `prepare_prompts`, the same features object."""
+    """Return whether two prompts have equal pixels; if they were compared before, whether they share an object."""
+    if "images" in one and "images" in other:
+        return one["images"] is other["images"]
     if "features" in one:
         return one["features"] is other.get("features")
-    keys = [key for key in one if key not in (*TOKEN_KEYS, *PREPARED_KEYS)]
-    return "features" not in other and all(torch.equal(one[key], other[key]) for key in keys)
+    images = image_entries(one)
+    return "features" not in other and all(torch.equal(image, other[key]) for key, image in images.items())
+
+
+@torch.no_grad()
+def compared_prompts(model: PreTrainedModel, prompts: Sequence[Prompt]) -> list[Prompt]:
+    """Add rotary positions, and an object that consecutive prompts with the same images share."""
+    compared: list[Prompt] = []
+    for i, prompt in enumerate(prompts):
+        again = i > 0 and same_images(prompts[i - 1], prompt)
+        images = compared[-1]["images"] if again else object()
+        positions = prompt_positions(model, prompt)
+        if prompt["input_ids"].is_pinned():
+            positions = positions.pin_memory()
+        compared.append(prompt | {"position_ids": positions, "images": images})
+    return compared
 
 
 @torch.no_grad()

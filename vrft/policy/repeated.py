@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from vrft.policy.fused import own_forwards
 from vrft.policy.logprobs import token_distribution
-from vrft.policy.prompts import TOKEN_KEYS, ImageFeatures, Prompt, encode_images
+from vrft.policy.prompts import TOKEN_KEYS, ImageFeatures, Prompt, encode_images, image_entries
 
 
 def with_tokens(prompt: Prompt, tokens: Tensor, mask: Tensor) -> dict[str, Any]:
@@ -51,7 +51,7 @@ def repeated_hidden_states(
 def naive_logits(model: PreTrainedModel, prompt: Prompt, completion: Tensor) -> Tensor:
     """Return logits (T, V) of one completion (T,) from the model's own forward of text and pixels."""
     rows = with_tokens(prompt, completion[None], torch.ones_like(completion)[None])
-    images = {key: value for key, value in prompt.items() if key not in TOKEN_KEYS}
+    images = {key: value.to(completion.device) for key, value in image_entries(prompt).items()}
     kept = len(completion) + 1  # models without `logits_to_keep` ignore it
     return model(**rows, **images, use_cache=False, logits_to_keep=kept).logits[0, -kept:-1]
 

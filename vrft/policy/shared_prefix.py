@@ -30,9 +30,8 @@ from vrft.policy.packed_attention import Completions, PackedLayout, PromptCache
 from vrft.policy.prompts import (
     TOKEN_KEYS,
     TOKEN_TYPE_KEYS,
-    ImageFeatures,
     Prompt,
-    encode_images,
+    encode_prompts,
     next_position,
     prompt_positions,
     same_images,
@@ -157,7 +156,7 @@ def prefill(model: PreTrainedModel, prompts: Sequence[Prompt]) -> tuple[Tensor, 
             tokens.append(prompt["input_ids"][:, len(shared) :])
             positions.append(prompt_positions(model, prompt)[..., len(shared) :])
             own = torch.arange(start, start + tokens[-1].shape[1])
-            indices.append(torch.cat([shared, own]).to(tokens[-1].device))
+            indices.append(torch.cat([shared, own]).to(tokens[-1].device, non_blocking=True))
             start += len(own)
     prefixes = [prefix for prefix, _ in prefix_groups]
     lengths = [prefix["input_ids"].shape[1] for prefix in prefixes]
@@ -187,7 +186,8 @@ def shared_prefixes(model: PreTrainedModel, prompts: Sequence[Prompt]) -> list[t
     prefix_groups = []
     for run in runs:
         length = run[0]["input_ids"].shape[1] if len(run) == 1 else common_length([p["input_ids"][0] for p in run])
-        if any((prompt["input_ids"][:, length:] == model.config.image_token_id).any() for prompt in run):
+        rests = [prompt["input_ids"][:, length:] for prompt in run] if len(run) > 1 else []
+        if any((rest == model.config.image_token_id).any() for rest in rests):
             prefix_groups += [(prefix_of(model, prompt, prompt["input_ids"].shape[1]), [prompt]) for prompt in run]
         else:
             prefix_groups.append((prefix_of(model, run[0], length), run))
@@ -211,7 +211,7 @@ def packed_forward(
     model: PreTrainedModel, prompts: Sequence[Prompt], tokens: Tensor, positions: Tensor, layout: PackedLayout
 ) -> Tensor:
     """Return the hidden states (1, tokens, H) of a row that contains the images of `prompts`, in order."""
-    images = ImageFeatures.join([encode_images(model, prompt) for prompt in prompts])
+    images = encode_prompts(model, prompts)
     return forward_with_layout(model, tokens, positions, layout, mm_encoder_outputs=images.for_model())
 
 

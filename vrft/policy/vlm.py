@@ -16,14 +16,14 @@ from vrft.policy.coordinates import FAMILY_COORDINATES, choose_coordinates
 from vrft.policy.decoding_weights import decoding_weights
 from vrft.policy.four_bits import FIELD as QUANTIZE
 from vrft.policy.four_bits import check_four_bits, compute_in, nf4_settings, published_in_four_bits
-from vrft.policy.fused import fuse_layers
+from vrft.policy.fused import fuse_layers, unfuse_layers
 from vrft.policy.image_size import ImageLimits, apply_fields, apply_to_config, limited_fields
 from vrft.policy.logprobs import token_log_probs
 from vrft.policy.lora import LoRA, add_adapters, without_adapters
 from vrft.policy.patches import match_dtypes, project_patches
 from vrft.policy.pretrained import TRUST_REMOTE_CODE_HINT, exact_dtype, load_pretrained, token_ids, vision_parameters
 from vrft.policy.processor import Encoder, load_processor
-from vrft.policy.prompts import Prompt, prepare_prompts
+from vrft.policy.prompts import Prompt, compared_prompts, prepare_prompts
 from vrft.policy.sharding import done_on_all_ranks, fsdp_modules, full_state_dict, unshard
 from vrft.policy.support import check_supported
 from vrft.policy.texts import completion_texts, completion_token_texts
@@ -103,6 +103,7 @@ class Policy(nn.Module):
         self.trust_remote_code = trust_remote_code
         self.reference = None
         self.shares_prefixes = self.frozen_vision = False
+        self.fused = True
         self.gather_per_layer = False
         """Gather each sharded decoder layer for every token of a rollout, instead of all layers once."""
         self.processor: Any = None
@@ -131,6 +132,7 @@ class Policy(nn.Module):
             values: read the weights; otherwise parameters and the model's buffers are on the meta device.
         """
         from vrft.policy.shared_prefix import share_prefixes
+        from vrft.policy.vision_tower import pack_segments
 
         more: dict[str, Any] = {} if values else {"device_map": "meta"}
         with loading("model.policy.checkpoint", self.checkpoint, TRUST_REMOTE_CODE_HINT, self.trust_remote_code):
@@ -153,6 +155,7 @@ class Policy(nn.Module):
         project_patches(model)
         match_dtypes(model)
         fuse_layers(model)
+        pack_segments(model)
         if self.gradient_checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
         if keep_reference and self.lora is None:
@@ -217,6 +220,10 @@ class Policy(nn.Module):
         coordinates = choose_coordinates(self.coordinates, self.base.config.model_type, self.processor, task)
         return Encoder(self.processor, task, coordinates, self.coordinate_decimals)
 
+    def compare_prompts(self, batch: PromptBatch) -> PromptBatch:
+        """Compute positions and find prompts with the same images, on the CPU: a GPU would be waited for."""
+        return PromptBatch(batch.samples, batch.frames, compared_prompts(self.base, batch.inputs))
+
     @torch.no_grad()
     def prepare(self, batch: PromptBatch) -> PromptBatch:
         """Compute what all passes over a batch share: positions and, if the vision tower is frozen, image features."""
@@ -254,11 +261,12 @@ class Policy(nn.Module):
         from vrft.policy.shared_prefix import group_hidden_states
 
         hidden_states = group_hidden_states if self.shares_prefixes else repeated_hidden_states
+        lengths = mask.sum(1).tolist()
         with self.autocast(), self._reference() if reference else nullcontext(self.base) as model:
-            hidden = hidden_states(model, prompts, ids, mask.sum(1).tolist())  # (real tokens, H)
+            hidden = hidden_states(model, prompts, ids, lengths)  # (real tokens, H)
             head = model.get_output_embeddings()
             return token_log_probs(
-                head, hidden, ids, mask, temperature=temperature, banned=self.banned_ids, entropy=entropy
+                head, hidden, ids, lengths, temperature=temperature, banned=self.banned_ids, entropy=entropy
             )
 
     @torch.no_grad()
@@ -282,6 +290,13 @@ class Policy(nn.Module):
             own, rounding = naive_log_probs(self.base, prompt, rows, self.banned_ids, self.dtype, self.autocast())
         self.train(training)
         return float((shared - own).abs().mean()), 1e-3 + 2 * rounding
+
+    def unfuse(self) -> None:
+        """Let all layers compute as they do in transformers, with more operations."""
+        self.fused = False
+        for model in (self.base, self.reference):
+            if model is not None:
+                unfuse_layers(model)
 
     @contextmanager
     def reference_on_device(self) -> Iterator[None]:

@@ -108,6 +108,11 @@ class SharedPromptCheck:
                 f"{type(policy.base).__name__}: log-probabilities with a {{}} prompt differ from the model's own by "
                 f"{gap:.2g} on average (allowed: {allowed:.2g})"
             )
+            if policy.fused:
+                policy.unfuse()
+                kind = "shared" if policy.shares_prefixes else "repeated"
+                rank_zero_warn(f"{differ.format(kind)}; layers compute as in transformers instead, which is slower")
+                continue
             if not policy.shares_prefixes:
                 raise ConfigurationError(f"model.policy: {differ.format('repeated')}, so it can't be trained")
             policy.shares_prefixes = False

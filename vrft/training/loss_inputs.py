@@ -25,11 +25,14 @@ class LossInputs:
     advantages: Tensor  # (N,)
     weights: Tensor  # (N,), of each row's tokens
     reference: Tensor | None = None  # (N, T), log-probabilities under the reference
+    lengths: list[int] | None = None  # (N), the mask's sums, so that a GPU isn't waited for
 
     def select(self, rows: Sequence[int]) -> LossInputs:
         """Return some rows, cut to the longest of them."""
         index = index_on(self.ids.device, rows)
-        width = max(1, int(self.mask[index].sum(1).max()))
+        lengths = self.lengths or self.mask.sum(1).tolist()
+        chosen = [lengths[row] for row in rows]
+        width = max(1, *chosen)
         return LossInputs(
             self.ids[index, :width],
             self.mask[index, :width],
@@ -38,6 +41,7 @@ class LossInputs:
             self.advantages[index],
             self.weights[index],
             None if self.reference is None else self.reference[index, :width],
+            chosen,
         )
 
     def log_ratio(self, rows: Sequence[int]) -> Tensor:

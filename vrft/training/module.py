@@ -148,6 +148,9 @@ class VisionModule(LightningModule):
         self.log("train/replaced_images", float(warn_of_replaced_images(batch)))
         self.log("train/dead_workers", float(train_loader_of(self.trainer).dead_workers))
 
+    def on_before_batch_transfer(self, batch: PromptBatch, dataloader_idx: int) -> PromptBatch:
+        return self.policy.compare_prompts(batch)
+
     def begin_step(self) -> None:
         """Seed every random number of the step by (seed, step, rank), so that a resumed run is the same run."""
         seed = int(np.random.SeedSequence((self.seed, int(self.steps_done), self.global_rank)).generate_state(1)[0])

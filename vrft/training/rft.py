@@ -282,7 +282,8 @@ class RFT(VisionModule):
         non_finite = ~scored.finite.to(scored.advantages.device)  # (N,), which skip the optimizer step
         advantages = scored.advantages.flatten().masked_fill(non_finite, torch.nan)
         old = torch.zeros_like(rollout.log_probs)
-        return LossInputs(rollout.ids, mask, rollout.log_probs, old, advantages, torch.cat(weights))
+        fixed = (rollout.ids, mask, rollout.log_probs, old, advantages, torch.cat(weights))
+        return LossInputs(*fixed, lengths=mask.sum(1).tolist())
 
     @torch.no_grad()
     def fixed_log_probs(
