@@ -13,6 +13,9 @@ from vrft.evaluators.resampling import Scores
 from vrft.evaluators.ties import without_ties
 from vrft.evaluators.truth import Truth
 
+MAX_BOXES = 60_000
+"""With more boxes in an evaluation, resampled precision would take minutes and gigabytes; it is left out."""
+
 
 def resampled_scores(
     truth: Truth,
@@ -42,9 +45,11 @@ def resampled_scores(
         table = without_ties(*table_of(some, truth)[:2])
         return resampled_precision(truth.content, table, format, numbers, counts)
 
-    found = {f"{format}/{name}": values for name, values in precision(rows).items()}
-    for confidence, ranked in ranked_otherwise(rows).items():
-        found[f"{format}/AP_{confidence}"] = precision(ranked)["AP"]
+    found: dict[str, Array] = {}
+    if sum(len(row.detections) for row in rows) <= MAX_BOXES:
+        found |= {f"{format}/{name}": values for name, values in precision(rows).items()}
+        for confidence, ranked in ranked_otherwise(rows).items():
+            found[f"{format}/AP_{confidence}"] = precision(ranked)["AP"]
     if format == "lvis" and convention == "visual_rft":
         found = {name: values for name, values in found.items() if name.rpartition("/")[2] in ("AP50", "AP75")}
     asked = counts @ [len(group) for group in images]
