@@ -94,5 +94,8 @@ def resolve_checkpoints(config: Namespace) -> None:
     for field, path in (("ckpt_path", config.ckpt_path), ("against", None if against == "base" else against)):
         if path is not None and not Path(path).exists():
             hint = "; it is written if checkpoint.monitor is set" if Path(path).name == "best.ckpt" else ""
+            named = Path(config.checkpoint.dirpath) / f"{Path(path).stem}.ckpt"
+            if named.exists():
+                hint = f" (did you mean {named}?)"
             kind = "results file" if Path(path).suffix == ".json" else "checkpoint"
             raise ConfigurationError(f"{field}: no such {kind}: {path}{hint}")
