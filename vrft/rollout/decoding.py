@@ -204,11 +204,11 @@ class CUDAGraphStep:
             for _ in range(2):  # libraries select kernels and allocate on the first calls, which can't be captured
                 step(self.tokens)
         torch.cuda.current_stream().wait_stream(side)
-        for x, value in zip(changed, before, strict=True):
-            x.copy_(value)
         self.graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self.graph):
             self.hidden = step(self.tokens)
+        for x, value in zip(changed, before, strict=True):
+            x.copy_(value)
 
     def __call__(self, tokens: Tensor) -> Tensor:
         self.tokens.copy_(tokens)
