@@ -70,6 +70,7 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "glm5_next": {"text_config": {"num_key_value_heads": 4}},
     "idefics3": {"vision_config": {"image_size": 256}},
     "smolvlm": {"vision_config": {"image_size": 256}},
+    "lfm2_vl": {"text_config": {"layer_types": ["conv", "full_attention"]}},
     "qwen2_5_omni_thinker": {"vision_start_token_id": 151652},
     "qwen3_omni_moe_thinker": {"vision_start_token_id": 151652},
     "gemma4": {"vision_config": {"model_type": "gemma4_vision"}},
