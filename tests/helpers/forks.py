@@ -16,9 +16,7 @@ from typing import Any
 from tests.helpers import ROOT
 
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(
-    ["tests", "vrft.cli.app", "vrft.data", "vrft.rewards", "vrft.rollout", "vrft.tasks", "peft", "scipy.io"]
-)
+FORKS.set_forkserver_preload(["tests", "vrft.rollout", "peft", "scipy.io", "tests.helpers.warm"])
 
 
 class Fork:
