@@ -45,7 +45,8 @@ class RunProgress(Callback):
         self.write(trainer, pl_module, "evaluation")
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        self.write(trainer, pl_module, "failed", type(exception).__name__)
+        if RunDir.of(trainer).progress.exists():  # a run that is refused at its start leaves no folder
+            self.write(trainer, pl_module, "failed", type(exception).__name__)
 
     def write(self, trainer: Trainer, pl_module: LightningModule, doing: str, reason: str | None = None) -> None:
         """Write the file, or warn if that fails. `reason`: why the run failed."""
