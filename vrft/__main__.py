@@ -16,6 +16,7 @@ WITHOUT_CONFIG = {
     "export": "vrft.cli.export",
     "report": "vrft.cli.report",
     "configs": "vrft.cli.configs",
+    "fits": "vrft.cli.fits",
 }
 """Commands that take no config, and their modules."""
 
@@ -33,6 +34,7 @@ commands
   test           like validate, but resumes after an interruption; --against compares with another model
   predict        answer questions about held-out or any images (--images FILES --query WORDS --draw), without scores
   doctor         check a config before a long run: draw prompts and boxes; check tokens, rewards and memory
+  fits           what fits on a GPU, from a model's config.json: python -m vrft fits --checkpoint NAME --gpu_memory 24
   report         write a run as one HTML file: python -m vrft report RUN [--open]
   serve-command  print how to start the vLLM servers that a config names (docs/vllm.md)
   score          compute the rewards of completions in a file, without a model

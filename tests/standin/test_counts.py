@@ -129,7 +129,8 @@ def test_the_doctors_estimate_of_an_update_is_near_the_peak(
     counts = gpu.counts()
     peak = max(counts["forward"]["peak"], counts["backward"]["peak"] - gradients) - before
     tokens = prompt["input_ids"].shape[1] + ids.numel()
-    estimate = sum(update_bytes(policy, model_shape(policy), tokens))
+    shape = model_shape(policy.base.config, policy.dtype)
+    estimate = sum(update_bytes(shape, tokens, lora=lora is not None, checkpointing=checkpointing))
     assert 0.8 * peak < estimate < 1.25 * peak
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from rich.console import Console
@@ -17,6 +17,9 @@ from vrft.policy.four_bits import four_bit_layers, is_in_four_bits
 from vrft.policy.image_size import smaller_images
 from vrft.training.module import VisionModule
 from vrft.types import PromptBatch
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 GB = 1e9
 FLOAT32_BYTES = 4
@@ -33,9 +36,20 @@ class ModelShape(NamedTuple):
     layers: int
     hidden: int
     intermediate: int
-    key_values: int  # elements of keys and values per token and layer
+    key_values: int  # elements of keys and values per token, in all layers
+    states: int  # bytes of recurrent states per row, in all layers
     vocabulary: int
     bytes: int  # per element of the compute dtype
+
+
+class Stored(NamedTuple):
+    """Bytes and numbers of weights."""
+
+    trained: int  # weights that train
+    frozen: float  # bytes of those that don't
+    reference: float  # bytes of a reference of its own on the GPU
+    copied: int  # weights that rollouts decode with in copies
+    optimizer: float  # bytes of optimizer state per weight
 
 
 class Workload(NamedTuple):
@@ -73,52 +87,82 @@ def check_memory(
 
 
 def estimate(module: VisionModule, data: VisionData, batch: PromptBatch) -> dict[str, float]:
-    """Estimate the bytes of each part."""
+    """Estimate the bytes of each part of a run."""
     policy = module.policy
-    shape, load = model_shape(policy), workload(module, data, batch)
-    trained = sum(parameter.numel() for parameter in policy.model.parameters() if parameter.requires_grad)
-    frozen = [parameter for parameter in policy.model.parameters() if not parameter.requires_grad]
-    whole = policy.reference is not None and not policy.offload_reference
-    reference = trained + sum(parameter.numel() for parameter in frozen) if whole else 0
-    copies = shape.bytes < FLOAT32_BYTES or policy.lora is not None  # rollouts decode with copies of the linear layers
+    shape = model_shape(policy.base.config, policy.dtype)
+    stored = stored_weights(policy, optimizer_bytes(module))
+    return parts(
+        stored,
+        shape,
+        workload(module, data, batch),
+        lora=policy.lora is not None,
+        checkpointing=policy.gradient_checkpointing,
+    )
+
+
+def parts(stored: Stored, shape: ModelShape, load: Workload, *, lora: bool, checkpointing: bool) -> dict[str, float]:
+    """Return the bytes of each part."""
     tokens = load.prompts * load.prompt_tokens + load.rows * load.completion_tokens
-    activations, logits = update_bytes(policy, shape, load.micro_batch)
+    activations, logits = update_bytes(shape, load.micro_batch, lora=lora, checkpointing=checkpointing)
     return {
-        "policy": FLOAT32_BYTES * trained + sum(parameter.nbytes for parameter in frozen) + scale_bytes(policy.base),
-        "gradients": FLOAT32_BYTES * trained,
-        "optimizer": optimizer_bytes(module) * trained,
-        "reference": shape.bytes * reference,
-        "rollout: decoding weights": shape.bytes * linear_parameters(policy.base) if copies else 0,
-        "rollout: keys and values": tokens * shape.key_values * shape.layers * shape.bytes,
+        "policy": FLOAT32_BYTES * stored.trained + stored.frozen,
+        "gradients": FLOAT32_BYTES * stored.trained,
+        "optimizer": stored.optimizer * stored.trained,
+        "reference": stored.reference,
+        "rollout: decoding weights": shape.bytes * stored.copied,
+        "rollout: keys and values": tokens * shape.key_values * shape.bytes + load.rows * shape.states,
         "update: activations": activations,
         "update: logits": logits,
         "reserve": RESERVE,
     }
 
 
-def update_bytes(policy: Policy, shape: ModelShape, tokens: int) -> tuple[float, float]:
+def stored_weights(policy: Policy, optimizer: float) -> Stored:
+    """Count the weights of a loaded policy. `optimizer`: bytes of optimizer state per weight that trains."""
+    parameters = [*policy.model.parameters()]
+    trained = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
+    frozen = sum(parameter.nbytes for parameter in parameters if not parameter.requires_grad)
+    return Stored(
+        trained=trained,
+        frozen=frozen + scale_bytes(policy.base),
+        reference=0 if policy.reference is None or policy.offload_reference else model_bytes(policy.reference),
+        copied=copied_weights(policy.base, policy.dtype),
+        optimizer=optimizer,
+    )
+
+
+def model_bytes(model: nn.Module) -> int:
+    """Return the bytes of a model's parameters."""
+    return sum(parameter.nbytes for parameter in model.parameters())
+
+
+def update_bytes(shape: ModelShape, tokens: int, *, lora: bool, checkpointing: bool) -> tuple[float, float]:
     """Estimate the bytes of activations and logits in the forward and backward of some tokens."""
-    logits = min(tokens, LOGITS_CHUNK) * shape.vocabulary * (3 * FLOAT32_BYTES + shape.bytes)
+    logits = 4 * min(tokens, LOGITS_CHUNK) * shape.vocabulary * FLOAT32_BYTES
     # Trained embeddings are float32, and with them the sum of the layers' outputs, which norms keep.
-    residual = tokens * shape.hidden * (FLOAT32_BYTES if policy.lora is None else shape.bytes)
-    per_layer = tokens * (8 * shape.hidden + 4 * shape.intermediate) * shape.bytes + 2 * residual
-    if not policy.gradient_checkpointing:
+    residual = tokens * shape.hidden * (shape.bytes if lora else FLOAT32_BYTES)
+    per_layer = tokens * (8 * shape.hidden + 4 * shape.intermediate) * shape.bytes + 6 * residual
+    if not checkpointing:
         return per_layer * shape.layers, logits
     return residual * shape.layers + max(per_layer - logits, 0), logits  # logits are freed before a layer is repeated
 
 
-def model_shape(policy: Policy) -> ModelShape:
-    """Read the sizes of the language model from its config."""
-    text = policy.base.config.get_text_config().to_dict()
-    heads = text["num_attention_heads"]
+def model_shape(config: PreTrainedConfig, dtype: torch.dtype) -> ModelShape:
+    """Read the sizes of the language model from the config of a model that computes in `dtype`."""
+    text = config.get_text_config().to_dict()
+    heads, layers = text["num_attention_heads"], text["num_hidden_layers"]
     head = text.get("head_dim") or text["hidden_size"] // heads
+    recurrent = sum(kind == "linear_attention" for kind in text.get("layer_types") or ())
+    state = text.get("linear_num_value_heads", 0) * text.get("linear_key_head_dim", 0) * FLOAT32_BYTES
+    experts = text.get("num_experts_per_tok") or 0
     return ModelShape(
-        layers=text["num_hidden_layers"],
+        layers=layers,
         hidden=text["hidden_size"],
-        intermediate=text["intermediate_size"],
-        key_values=2 * head * (text.get("num_key_value_heads") or heads),
+        intermediate=max(text.get("intermediate_size") or 0, experts * (text.get("moe_intermediate_size") or 0)),
+        key_values=2 * head * (text.get("num_key_value_heads") or heads) * (layers - recurrent),
+        states=recurrent * state * text.get("linear_value_head_dim", 0),
         vocabulary=text["vocab_size"],
-        bytes=policy.dtype.itemsize,
+        bytes=dtype.itemsize,
     )
 
 
@@ -143,10 +187,16 @@ def optimizer_bytes(module: VisionModule) -> float:
     return sum(value.numel() * value.element_size() for value in kept) / matrix.numel()
 
 
-def linear_parameters(model: nn.Module) -> int:
-    """Count the weights of linear layers that a rollout copies: those in four bits stay as they are."""
-    layers = (layer for layer in model.modules() if isinstance(layer, nn.Linear) and not is_in_four_bits(layer))
-    return sum(layer.weight.numel() for layer in layers)
+def copied_weights(model: nn.Module, dtype: torch.dtype) -> int:
+    """Count the weights of linear layers that a rollout on a GPU copies: merged with adapters, or in another dtype.
+
+    Those in four bits stay as they are.
+    """
+    from peft.tuners.lora import LoraLayer
+
+    adapted = {module.get_base_layer() for module in model.modules() if isinstance(module, LoraLayer)}
+    layers = [m for m in model.modules() if isinstance(m, nn.Linear) and not is_in_four_bits(m)]
+    return sum(layer.weight.numel() for layer in layers if layer in adapted or layer.weight.dtype != dtype)
 
 
 def scale_bytes(model: nn.Module) -> int:

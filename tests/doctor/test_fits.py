@@ -1,0 +1,93 @@
+"""`fits`: what is computed from config.json alone is what a loaded policy has."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoConfig
+
+from tests.helpers.sizes import PUBLISHED
+from vrft.__main__ import main
+from vrft.doctor.fits import WAYS, count, image_tokens, weights
+from vrft.doctor.memory import model_shape, stored_weights
+from vrft.policy import LoRA, Policy
+from vrft.policy.checkpoint import BUILT_IN
+
+BY_NAME = {way.name: way for way in WAYS}
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("LoRA", {"lora": LoRA(r=4)}),
+        ("LoRA, nf4", {"lora": LoRA(r=4), "quantize": "nf4"}),
+        ("all, AdamW, beta=0", {}),
+        ("all, AdamW, beta>0", {"reference": True}),
+    ],
+)
+def test_weights_are_those_of_a_loaded_policy(name: str, settings: dict[str, object]) -> None:
+    if "quantize" in settings:
+        pytest.importorskip("bitsandbytes")
+    reference = bool(settings.pop("reference", False))
+    policy = Policy("tiny-detection", dtype="bfloat16", **settings)  # type: ignore[arg-type]
+    policy.load(keep_reference=reference)
+    expected = stored_weights(policy, optimizer=8)
+    found = weights(BY_NAME[name], count(policy.base.config.__class__.from_pretrained(policy.checkpoint)), rank=4)
+    assert found.trained == expected.trained
+    assert found.frozen == pytest.approx(expected.frozen, rel=2e-3)  # blocks at the end of a weight are not full
+    assert found.reference == expected.reference
+    # adapters' own matrices, in float32, are copied too
+    assert found.copied == pytest.approx(expected.copied - (expected.trained if "lora" in settings else 0), rel=1e-9)
+
+
+@pytest.mark.parametrize(("name", "gpu"), [("Qwen2.5-VL-7B", 16), ("Qwen2-VL-7B", 16), ("Qwen3-VL-8B", 24)])
+def test_large_models_fit_in_four_bits(name: str, gpu: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(PUBLISHED[name]))
+    size = ["--image_tokens=1000", "--max_completion_length=256", "--num_generations=8"]
+    assert main(["fits", f"--checkpoint={tmp_path}", f"--gpu_memory={gpu}", *size]) == 0
+    rows = {line[:20].strip(): line.split() for line in capsys.readouterr().out.splitlines()}
+    assert int(rows["LoRA, nf4"][-1]) >= 1
+    assert rows["all, AdamW, beta=0"][-1] == "-"
+
+
+PARAMETERS = {"Qwen2-VL-2B": 2.209, "Qwen2-VL-7B": 8.291, "Qwen2.5-VL-3B": 3.755, "Qwen2.5-VL-7B": 8.292}
+PARAMETERS |= {"Qwen3-VL-2B": 2.127, "Qwen3-VL-4B": 4.438, "Qwen3-VL-8B": 8.767}
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_configs_have_the_published_numbers_of_parameters(name: str) -> None:
+    config = PUBLISHED[name]
+    assert count(AutoConfig.for_model(**config)).all / 1e9 == pytest.approx(PARAMETERS[name], abs=0.0006)
+
+
+def test_recurrent_layers_keep_states_instead_of_keys() -> None:
+    text = {"hidden_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2}
+    text |= {"head_dim": 16, "intermediate_size": 96, "vocab_size": 100}
+    text |= {"layer_types": ["linear_attention"] * 3 + ["full_attention"], "linear_num_value_heads": 4}
+    text |= {"linear_num_key_heads": 2, "linear_key_head_dim": 8, "linear_value_head_dim": 16}
+    shape = model_shape(AutoConfig.for_model("qwen3_5", text_config=text), torch.bfloat16)
+    assert shape.key_values == 2 * 2 * 16  # one layer
+    assert shape.states == 3 * 4 * 8 * 16 * 4  # three layers, in float32
+
+
+def test_image_tokens_follow_patches() -> None:
+    assert image_tokens(AutoConfig.from_pretrained(BUILT_IN / "tiny-detection"), 28 * 28 * 9) is not None
+    assert image_tokens(AutoConfig.for_model(**PUBLISHED["Qwen3-VL-8B"]), 32 * 32 * 50) == 50
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--checkpoint=nowhere/to/be/found"], "fits: --checkpoint"),
+        (["--checkpoint=tiny-detection", "--gpu_memory=-1"], "--gpu_memory: expected a number above 0, got -1"),
+        (["--checkpoint=tiny-detection", "--num_generations=0"], "--num_generations: expected a number above 0"),
+    ],
+)
+def test_wrong_words_are_one_line(words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["fits", *words]) == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert error.count("\n") == 1

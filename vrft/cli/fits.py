@@ -1,0 +1,119 @@
+"""`python -m vrft fits`: what fits on a GPU, before a checkpoint is downloaded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from vrft.cli.parser import Parser
+from vrft.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
+    from vrft.doctor.fits import Fit
+
+DESCRIPTION = """\
+Estimates the GPU memory of training a model in each way, from its config.json alone: no weights are downloaded or read.
+The formulas are those of `python -m vrft doctor`, which knows your data as well. They are computed, not measured.
+"""
+COLUMNS = {
+    "weights": ("policy",),
+    "states": ("gradients", "optimizer"),
+    "ref.": ("reference",),
+    "rollout": ("rollout: decoding weights", "rollout: keys and values"),
+    "update": ("update: activations", "update: logits"),
+}
+"""Parts of the estimate by the column that they are added up in."""
+
+
+def build_parser() -> Parser:
+    """Return the parser of the command."""
+    parser = Parser("fits", DESCRIPTION)
+    parser.add_argument("--checkpoint", required=True, metavar="NAME", help="a folder or a model on the Hub")
+    parser.add_argument("--gpu_memory", type=float, metavar="GB", help="memory of the GPU, for the largest batch")
+    parser.add_argument("--image_tokens", type=int, help="tokens of an image; default: those of --pixels")
+    parser.add_argument("--pixels", type=int, default=802816, help="area of an image (max_pixels); default: 802816")
+    parser.add_argument("--text_tokens", type=int, default=200, help="tokens of a prompt's text; default: 200")
+    parser.add_argument("--max_completion_length", type=int, default=256, help="default: 256")
+    parser.add_argument("--num_generations", type=int, default=8, help="completions per prompt; default: 8")
+    parser.add_argument("--max_tokens_per_micro_batch", type=int, default=4096, help="default: 4096")
+    parser.add_argument("--lora_r", type=int, default=16, help="rank of adapters; default: 16")
+    parser.add_argument(
+        "--no_gradient_checkpointing", action="store_true", help="keep activations instead of computing them again"
+    )
+    return parser
+
+
+def main(args: Sequence[str]) -> int:
+    """Run the command and return its exit code: 1 if the GPU fits nothing."""
+    arguments = build_parser().parse_args(args)
+    for name in ("gpu_memory", "image_tokens", "pixels", "max_completion_length", "num_generations", "lora_r"):
+        value = getattr(arguments, name)
+        if value is not None and not value > 0:
+            raise ConfigurationError(f"fits: --{name}: expected a number above 0, got {value}")
+    from vrft.doctor.fits import Request, fits, image_tokens
+
+    config = read_config(arguments.checkpoint)
+    tokens = arguments.image_tokens or image_tokens(config, arguments.pixels)
+    if tokens is None:
+        raise ConfigurationError(
+            f"fits: the config of a {config.model_type} doesn't say how many tokens an image has; name them with "
+            "--image_tokens (`python -m vrft doctor` counts them)"
+        )
+    request = Request(
+        prompt_tokens=tokens + arguments.text_tokens,
+        completion_tokens=arguments.max_completion_length,
+        generations=arguments.num_generations,
+        micro_batch=arguments.max_tokens_per_micro_batch,
+        rank=arguments.lora_r,
+        checkpointing=not arguments.no_gradient_checkpointing,
+    )
+    found = fits(config, request, arguments.gpu_memory)
+    show(found, f"{config.model_type}, {tokens} tokens per image, GB with one prompt per step", arguments.gpu_memory)
+    return 0 if arguments.gpu_memory is None or any(fit.batch for fit in found) else 1
+
+
+def read_config(checkpoint: str) -> PreTrainedConfig:
+    """Read a checkpoint's config.
+
+    Raises:
+        ConfigurationError: there is none, or vrft can't train its model.
+    """
+    from transformers import AutoConfig
+
+    from vrft.policy.checkpoint import BUILT_IN
+    from vrft.policy.support import check_supported
+    from vrft.utils.hub import loading
+
+    if (BUILT_IN / checkpoint).is_dir():
+        checkpoint = str(BUILT_IN / checkpoint)
+    with loading("fits: --checkpoint", checkpoint):
+        check_supported(checkpoint, trust_remote_code=False)
+        config: PreTrainedConfig = AutoConfig.from_pretrained(checkpoint)
+    return config
+
+
+def show(found: Sequence[Fit], title: str, gpu_memory: float | None) -> None:
+    """Print a row for each way of training."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from vrft.doctor.fits import LARGEST_BATCH
+    from vrft.doctor.memory import GB, RESERVE
+
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False, padding=(0, 1, 0, 0))
+    for number, name in enumerate(("", *COLUMNS, "sum", "loading")):
+        table.add_column(name, justify="right" if number else "left", no_wrap=True)
+    if gpu_memory is not None:
+        table.add_column("batch", justify="right", no_wrap=True)
+    for fit in found:
+        sums = [sum(fit.parts[part] for part in column) for column in COLUMNS.values()]
+        cells = [f"{size / GB:.1f}" for size in (*sums, sum(fit.parts.values()), fit.loading)]
+        batch = [] if fit.batch is None else [str(fit.batch) if fit.batch else "-"]
+        table.add_row(fit.way.name, *cells, *batch)
+    console = Console()
+    console.print(table)
+    console.print(f"states: gradients and optimizer; ref.: a frozen copy as the reference; sum: with {RESERVE / GB:g} GB for CUDA and fragmentation")
+    if gpu_memory is not None:
+        console.print(f"batch: the largest data.batch_size on {gpu_memory:g} GB, up to {LARGEST_BATCH}; -: none fits")

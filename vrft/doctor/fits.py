@@ -1,0 +1,144 @@
+"""What fits on a GPU, from a model's config.json alone."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import nn
+
+from vrft.doctor.memory import GB, ModelShape, Stored, Workload, model_shape, parts
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel
+
+FOUR_BIT_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
+"""Bytes of a weight in four bits: half a byte, a byte per block of 64, and 4 bytes per 256 of these."""
+
+LARGEST_BATCH = 256
+"""Prompts per step up to which a batch is looked for."""
+
+
+class Way(NamedTuple):
+    """A way of training."""
+
+    name: str
+    lora: bool
+    quantized: bool = False
+    optimizer: float = 8  # bytes of optimizer state per weight that trains: two numbers in float32
+    reference: bool = False  # a frozen copy
+
+
+WAYS = (
+    Way("LoRA, nf4", lora=True, quantized=True),
+    Way("LoRA", lora=True),
+    Way("all, Adafactor, beta=0", lora=False, optimizer=0.01),
+    Way("all, AdamW, beta=0", lora=False),
+    Way("all, AdamW, beta>0", lora=False, reference=True),
+)
+
+
+class Request(NamedTuple):
+    """The settings of a run that determine memory."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    generations: int
+    micro_batch: int
+    rank: int
+    checkpointing: bool
+
+
+class Fit(NamedTuple):
+    """The memory of a way of training with one prompt per step, and the largest batch that fits."""
+
+    way: Way
+    parts: dict[str, float]
+    loading: float
+    batch: int | None  # None: no GPU was named
+
+
+class Sizes(NamedTuple):
+    """Numbers of weights of a model."""
+
+    all: int
+    linear: int  # of linear layers
+    quantizable: int  # of linear layers of the language model, which have adapters
+    largest: int  # of the largest of these layers
+    adapters: int  # of rank 1 on all of them
+
+
+def fits(config: PreTrainedConfig, request: Request, gpu_memory: float | None) -> list[Fit]:
+    """Estimate each way of training a model in bfloat16 with a frozen vision tower under LoRA.
+
+    Args:
+        config: the model's config.
+        request: settings of the run.
+        gpu_memory: GB of the GPU.
+    """
+    sizes, shape = count(config), model_shape(config, torch.bfloat16)
+    found = []
+    for way in WAYS:
+        stored = weights(way, sizes, request.rank)
+
+        def needs(prompts: int, way: Way = way, stored: Stored = stored) -> dict[str, float]:
+            return parts(stored, shape, load(request, prompts), lora=way.lora, checkpointing=request.checkpointing)
+
+        batch = None
+        if gpu_memory is not None:
+            batch = max(
+                (p for p in range(1, LARGEST_BATCH + 1) if sum(needs(p).values()) <= gpu_memory * GB), default=0
+            )
+        kept = sum(needs(1)[name] for name in ("policy", "reference"))
+        found.append(Fit(way, needs(1), kept + largest_read(sizes, shape), batch))
+    return found
+
+
+def count(config: PreTrainedConfig) -> Sizes:
+    """Count the weights of a model without making them."""
+    from transformers import AutoModelForImageTextToText
+
+    with torch.device("meta"):
+        model: PreTrainedModel = AutoModelForImageTextToText.from_config(config)
+    layers = [module for module in model.get_decoder().modules() if isinstance(module, nn.Linear)]
+    everywhere = [module for module in model.modules() if isinstance(module, nn.Linear)]
+    return Sizes(
+        all=sum(parameter.numel() for parameter in model.parameters()),
+        linear=sum(layer.weight.numel() for layer in everywhere),
+        quantizable=sum(layer.weight.numel() for layer in layers),
+        largest=max((layer.weight.numel() for layer in layers), default=0),
+        adapters=sum(layer.in_features + layer.out_features for layer in layers),
+    )
+
+
+def weights(way: Way, sizes: Sizes, rank: int) -> Stored:
+    """Return what a way of training stores in bfloat16."""
+    item = torch.bfloat16.itemsize
+    if not way.lora:
+        reference = item * sizes.all if way.reference else 0
+        return Stored(sizes.all, 0, reference, sizes.linear, way.optimizer)
+    four_bits = sizes.quantizable if way.quantized else 0
+    frozen = item * (sizes.all - four_bits) + FOUR_BIT_BYTES * four_bits
+    frozen += item * sizes.largest if way.quantized else 0  # a layer's weights while it computes
+    return Stored(rank * sizes.adapters, frozen, 0, sizes.quantizable - four_bits, way.optimizer)
+
+
+def load(request: Request, prompts: int) -> Workload:
+    """Return the work of a step with P prompts; evaluation with as many asks for less."""
+    rows = prompts * request.generations
+    step = prompts * request.prompt_tokens + rows * request.completion_tokens
+    return Workload(prompts, rows, request.prompt_tokens, request.completion_tokens, min(step, request.micro_batch))
+
+
+def largest_read(sizes: Sizes, shape: ModelShape) -> float:
+    """Return the bytes that loading takes for a moment beside what stays: the weight that is being read."""
+    return shape.bytes * max(sizes.largest, shape.vocabulary * shape.hidden)
+
+
+def image_tokens(config: PreTrainedConfig, pixels: int) -> int | None:
+    """Return the tokens of an image of some pixels, None if the config does not say how many pixels a token has."""
+    vision: dict[str, Any] = config.to_dict().get("vision_config") or {}
+    patch, merged = vision.get("patch_size"), vision.get("spatial_merge_size")
+    if not isinstance(patch, int) or not isinstance(merged, int):
+        return None
+    return round(pixels / (patch * merged) ** 2)
