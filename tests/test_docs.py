@@ -154,6 +154,8 @@ def finished(arguments: list[str]) -> bool:
 
 def run(arguments: list[str], folder: Path) -> bool:
     """Run the arguments of `python -m vrft`, with a small policy and few steps if needed."""
+    if arguments[0] == "fits":  # whose model would be downloaded
+        return finished([*arguments, "--checkpoint=tiny-detection"])
     if arguments[0] not in COMMANDS or {"--help", "--print_config", "--model.help"} & {*arguments}:
         return finished(arguments)
     small = [*SMALL]
