@@ -114,8 +114,7 @@ def show(found: Sequence[Fit], title: str, gpu_memory: float | None) -> None:
         table.add_row(fit.way.name, *cells, *batch)
     console = Console()
     console.print(table)
-    console.print(
-        f"states: gradients and optimizer; ref.: a frozen copy as the reference; sum: with {RESERVE / GB:g} GB for CUDA and fragmentation"
-    )
+    reserve = f"{RESERVE / GB:g} GB for CUDA and fragmentation"
+    console.print(f"states: gradients and optimizer; ref.: a frozen copy as the reference; sum: with {reserve}")
     if gpu_memory is not None:
         console.print(f"batch: the largest data.batch_size on {gpu_memory:g} GB, up to {LARGEST_BATCH}; -: none fits")
