@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from contextlib import AbstractContextManager, contextmanager
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from vrft.policy.decoding_layers import decoding_layers, fused_projections
 from vrft.policy.four_bits import is_in_four_bits
 from vrft.policy.lora import merged_weight, without_adapters
 from vrft.policy.weights import replaced
@@ -17,40 +18,104 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-@contextmanager
-def decoding_weights(model: PreTrainedModel, dtype: torch.dtype, device: torch.device) -> Iterator[None]:
-    """Merge adapters and convert the weights and biases of linear layers, in copies.
+def merged(model: PreTrainedModel) -> AbstractContextManager[None]:
+    """Return a context without the adapters that decoding merges into copies of weights."""
+    return without_adapters(model, lambda layer: not is_in_four_bits(layer))
 
-    Merging into the weights themselves would change them: subtracting the adapters again rounds. Weights in four bits
-    stay as they are, with adapters beside them: a merged copy would need the memory that four bits save.
 
-    Args:
-        model: the model, with unsharded weights.
-        dtype: dtype of the computation.
-        device: device of the computation.
+class DecodingWeights:
+    """Copies of a model's weights to decode with.
+
+    Merging adapters into the weights themselves would change them: subtracting the adapters again rounds. Copies of
+    projections that have the same input lie one below the other in one tensor. Weights in four bits stay as they are,
+    with adapters beside them: a merged copy would need the memory that four bits save.
+
+    Attributes:
+        fused: that tensor for weights and one for biases, by the first of the projections.
     """
-    weights = merged_weights(model, dtype, device)
-    with without_adapters(model, lambda layer: not is_in_four_bits(layer)), replaced(weights):
-        yield
 
+    def __init__(self, model: PreTrainedModel, dtype: torch.dtype, device: torch.device) -> None:
+        """Allocate the copies.
 
-@torch.no_grad()
-def merged_weights(model: PreTrainedModel, dtype: torch.dtype, device: torch.device) -> dict[Tensor, Tensor]:
-    """Return the copies to decode with, by the weight that each of them replaces."""
-    from peft.tuners.lora import LoraLayer
+        Args:
+            model: the model, with unsharded weights.
+            dtype: dtype of the computation.
+            device: device of the computation.
+        """
+        self.model, self.dtype = model, dtype
+        self.column_major = device.type == "cpu"  # a CPU multiplies few rows faster by such weights
+        self.sources = self._copied_layers()
+        self.fused: dict[nn.Module, tuple[Tensor, Tensor | None]] = {}
+        self.copies: list[tuple[nn.Module, str, Tensor]] = []  # module, name of its parameter, copy
+        with merged(model):
+            self._allocate_fused()
+            self._allocate_others()
 
-    modules = list(model.modules())
-    on_cpu = device.type == "cpu"
-    weights: dict[Tensor, Tensor] = {}
-    for module in modules:
-        if is_in_four_bits(module) or (isinstance(module, LoraLayer) and is_in_four_bits(module.get_base_layer())):
-            continue
-        if isinstance(module, LoraLayer):
-            weights[module.get_base_layer().weight] = merged_weight(module).to(dtype)
-        elif isinstance(module, nn.Linear) and (on_cpu or module.weight.dtype != dtype):
-            weights.setdefault(module.weight, module.weight.to(dtype))
-            if module.bias is not None and module.bias.dtype != dtype:  # autocast would convert it for every token
-                weights[module.bias] = module.bias.to(dtype)
-    if on_cpu:  # a CPU multiplies few rows faster by weights in column-major order
-        weights = {weight: value.t().contiguous().t() if value.ndim > 1 else value for weight, value in weights.items()}
-    return weights
+    def _copied_layers(self) -> dict[nn.Module, nn.Module]:
+        """Return the linear layers that need a copy, each with the layer that has its adapter, if it has one."""
+        from peft.tuners.lora import LoraLayer
+
+        layers: dict[Tensor, tuple[nn.Module, nn.Module]] = {}
+        for module in self.model.modules():
+            if isinstance(module, LoraLayer):
+                base: Any = module.get_base_layer()
+                if not is_in_four_bits(base):
+                    layers[base.weight] = base, module
+            elif is_in_four_bits(module):
+                continue
+            elif isinstance(module, nn.Linear) and (self.column_major or module.weight.dtype != self.dtype):
+                layers.setdefault(module.weight, (module, module))
+        return dict(layers.values())
+
+    def _allocate_fused(self) -> None:
+        for layer in decoding_layers(self.model):
+            for modules in fused_projections(layer):
+                if not all(module in self.sources for module in modules):
+                    continue
+                sizes = [module.out_features for module in modules]
+                weight = self._empty(sum(sizes), modules[0].in_features, modules[0].weight)
+                bias = None
+                if all(module.bias is not None for module in modules):
+                    bias = modules[0].weight.new_empty(sum(sizes), dtype=self.dtype)
+                    self.copies += [(m, "bias", b) for m, b in zip(modules, bias.split(sizes), strict=True)]
+                elif any(module.bias is not None for module in modules):
+                    continue
+                self.copies += [(m, "weight", w) for m, w in zip(modules, weight.split(sizes), strict=True)]
+                self.fused[modules[0]] = weight, bias
+
+    def _allocate_others(self) -> None:
+        done = {(module, name) for module, name, _ in self.copies}
+        module: Any
+        for module in self.sources:
+            weight, bias = module.weight, module.bias
+            if (module, "weight") not in done:
+                self.copies.append((module, "weight", self._empty(weight.shape[0], weight.shape[1], weight)))
+            # Autocast would convert a bias for every token.
+            if bias is not None and bias.dtype != self.dtype and (module, "bias") not in done:
+                self.copies.append((module, "bias", torch.empty_like(bias, dtype=self.dtype)))
+        embedding: Any = self.model.get_input_embeddings()
+        if any(module.weight is embedding.weight for module in self.sources):
+            # Tied to the head, it embeds tokens in `dtype`; norms of another dtype would convert every state.
+            copied = {getattr(module, name) for module, name, _ in self.copies}
+            for module in self.model.get_decoder().modules():
+                for name, parameter in module.named_parameters(recurse=False):
+                    if parameter.ndim == 1 and parameter.dtype != self.dtype and parameter not in copied:
+                        self.copies.append((module, name, torch.empty_like(parameter, dtype=self.dtype)))
+
+    def _empty(self, rows: int, columns: int, like: Tensor) -> Tensor:
+        if self.column_major:
+            return like.new_empty(columns, rows, dtype=self.dtype).t()
+        return like.new_empty(rows, columns, dtype=self.dtype)
+
+    @contextmanager
+    @torch.no_grad()
+    def applied(self) -> Iterator[None]:
+        """Copy the current weights and let the model compute with the copies."""
+        for module, name, copy in self.copies:
+            value = getattr(module, name)
+            source: Any = self.sources.get(module)
+            if name == "weight" and source is not None and source is not module:
+                value = merged_weight(source)
+            copy.copy_(value)
+        with merged(self.model), replaced({getattr(m, name): copy for m, name, copy in self.copies}):
+            yield

@@ -93,9 +93,14 @@ class GrowingState(LayerState):
         """Return the tensors that a token changes."""
         return [x for x in (self.conv, self.recurrent) if x is not None]
 
-    def select_rows(self, rows: Tensor) -> None:
-        """Keep these rows (n,) alone."""
-        self.conv, self.recurrent = (None if x is None else x[rows] for x in (self.conv, self.recurrent))
+    def selected(self, rows: Tensor | slice) -> GrowingState:
+        """Return the state of these rows; that of a slice lies in the same memory."""
+        return GrowingState(*(None if x is None else x[rows] for x in (self.conv, self.recurrent)))
+
+    def become(self, other: GrowingState) -> None:
+        """Take the state of as many other rows."""
+        for mine, theirs in zip(self.tensors(), other.tensors(), strict=True):
+            mine.copy_(theirs)
 
 
 StatefulForward = Callable[[Tensor, LayerState, Tensor | None], Tensor]

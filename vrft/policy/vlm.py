@@ -13,7 +13,9 @@ from vrft.boxes import Coordinates
 from vrft.policy.chat_template import check_template
 from vrft.policy.checkpoint import check_hub_config, find_checkpoint
 from vrft.policy.coordinates import FAMILY_COORDINATES, choose_coordinates
-from vrft.policy.decoding_weights import decoding_weights
+from vrft.policy.decoding_layers import DecodingLayers
+from vrft.policy.decoding_model import DecodingModel
+from vrft.policy.decoding_weights import DecodingWeights, merged
 from vrft.policy.four_bits import FIELD as QUANTIZE
 from vrft.policy.four_bits import check_four_bits, compute_in, nf4_settings, published_in_four_bits
 from vrft.policy.fused import fuse_layers, unfuse_layers
@@ -109,6 +111,9 @@ class Policy(nn.Module):
         self.processor: Any = None
         self.start: dict[Tensor, Tensor] = {}
         """Adapters from which the policy starts, by the parameters that train; empty if they are fresh."""
+        self.decoding_layers: DecodingLayers | None = None
+        self.kept_decoding: DecodingModel | None = None
+        self.short_of_memory = False
 
     def load(self, keep_reference: bool) -> None:
         """Read the checkpoint. `keep_reference`: keep a frozen copy as the reference; with LoRA none is needed."""
@@ -321,22 +326,37 @@ class Policy(nn.Module):
             yield self.reference
 
     @contextmanager
-    def decoding(self) -> Iterator[PreTrainedModel]:
+    def decoding(self, keep: bool = False) -> Iterator[DecodingModel]:
         """Prepare the model for decoding: no dropout, adapters merged, weights in the dtype of the computation.
 
         With `gather_per_layer` the weights stay as they are, since they are never all on this rank.
+
+        Args:
+            keep: keep the copies of weights for the next call, with what the caller has recorded of them.
         """
         training = self.training
         self.eval()  # activation checkpointing would drop the cache, dropout would change the distribution
+        kept, self.kept_decoding = self.kept_decoding, None
         try:  # a rollout that runs out of memory is repeated in parts
             with torch.no_grad(), self.unsharded(), self.autocast():
-                if self.gather_per_layer:
-                    yield self.base
-                else:
-                    with decoding_weights(self.base, self.dtype, self.device):
-                        yield self.base
+                kept = kept or self._decoding_model()
+                with kept.applied() as decoding:
+                    yield decoding
+                if keep and not self.is_sharded and not self.short_of_memory:
+                    self.kept_decoding = decoding
         finally:
             self.train(training)
+
+    def _decoding_model(self) -> DecodingModel:
+        if self.decoding_layers is None:
+            with merged(self.base):
+                self.decoding_layers = DecodingLayers(self.base)
+        weights = None if self.gather_per_layer else DecodingWeights(self.base, self.dtype, self.device)
+        return DecodingModel(self.base, weights, self.decoding_layers)
+
+    def free_decoding(self) -> None:
+        """Free what decoding keeps between rollouts, and keep nothing from here on."""
+        self.kept_decoding, self.short_of_memory = None, True
 
     def decode(self, ids: Tensor, mask: Tensor) -> list[str]:
         """Return the texts of completions (N, T) without the end token."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import warnings
 
 import torch
@@ -16,6 +17,7 @@ def is_out_of_memory(error: RuntimeError) -> bool:
 
 
 def free_memory(change: str) -> None:
-    """Empty the GPU's cache, and warn on every rank what changes from now on."""
+    """Collect garbage, empty the GPU's cache, and warn on every rank what changes from now on."""
+    gc.collect()
     torch.cuda.empty_cache()
     warnings.warn(f"out of memory; from here on {change}", stacklevel=3)

@@ -1,0 +1,62 @@
+"""A model that decodes: with copies of its weights and, where they were seen to compute the same, with fused layers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from vrft.policy.decoding_layers import DecodingLayer, DecodingLayers, Rotations
+from vrft.policy.decoding_weights import DecodingWeights, merged
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+class DecodingModel:
+    """A model and what is kept with it from one rollout to the next.
+
+    Attributes:
+        model: the Hugging Face model.
+        recorded: what an engine has recorded with these weights; empty after any of them has moved.
+    """
+
+    def __init__(self, model: PreTrainedModel, weights: DecodingWeights | None, layers: DecodingLayers) -> None:
+        """Take the parts.
+
+        Args:
+            model: the Hugging Face model.
+            weights: copies to decode with; None decodes with the model's own weights and layers.
+            layers: the model's layers.
+        """
+        self.model, self.weights, self.layers = model, weights, layers
+        self.recorded: dict[Any, Any] = {}
+        self.addresses: list[int] = []
+        self.fused = {} if weights is None else weights.fused
+        rotations = Rotations()
+        with merged(model):
+            self.fast = [DecodingLayer(layer, self.fused, rotations) for layer in layers.layers]
+
+    @contextmanager
+    def applied(self) -> Iterator[DecodingModel]:
+        """Decode with the current weights."""
+        if self.weights is None:
+            yield self
+            return
+        with self.weights.applied():
+            addresses = [tensor.data_ptr() for tensor in (*self.model.parameters(), *self.model.buffers())]
+            if addresses != self.addresses:
+                self.addresses = addresses
+                self.recorded.clear()
+            yield self
+
+    def run(self, step: Callable[[], Tensor]) -> Tensor:
+        """Return what a step of one token per row returns. The first one compares fused layers with the model's own."""
+        if self.weights is None or not self.layers.layers:
+            return step()
+        if not self.layers.checked:
+            return self.layers.compare(self.fused, step)
+        with self.layers.replaced(self.fast):
+            return step()

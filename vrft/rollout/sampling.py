@@ -1,0 +1,89 @@
+"""Sample tokens from logits, with random numbers that are made beforehand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import LogitsProcessorList, MinPLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+
+from vrft.policy.logprobs import token_distribution
+from vrft.rollout.base import Sampling
+
+TokenSampler = Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
+"""Maps logits (n, V) and numbers in [0, 1) as pairs (n, 2) to tokens and their log-probabilities before and after
+truncation."""
+
+FRACTION_BITS = 24
+
+LARGEST_SUM = 4096
+"""Number of tokens up to which probabilities are summed one after the other."""
+
+IMPOSSIBLE = -100.0
+"""Log-probability whose exponential is 0 in float32, or nearly."""
+
+
+def float32_pairs(uniform: Tensor) -> Tensor:
+    """Split numbers in [0, 1) of float64 into pairs of float32: (…) -> (…, 2).
+
+    The first is the number's 24 highest bits, the second the rest: 24 bits alone would never reach a token that is
+    rarer than one in 16 million, and a GPU of Apple has no float64.
+    """
+    scale = 2.0**FRACTION_BITS
+    uniform = uniform.clamp(max=1 - 4 / scale)  # times a sum, it must stay below the sum after rounding
+    high = (uniform * scale).floor() / scale
+    return torch.stack([high, uniform - high], -1).float()
+
+
+def token_sampler(sampling: Sampling, banned: Tensor) -> TokenSampler:
+    """Return a function that samples tokens as `sampling` says, and none of the banned ids."""
+    warpers = LogitsProcessorList()
+    if sampling.top_k > 0:
+        warpers.append(TopKLogitsWarper(sampling.top_k))
+    if sampling.top_p < 1:
+        warpers.append(TopPLogitsWarper(sampling.top_p))
+    if sampling.min_p > 0:
+        warpers.append(MinPLogitsWarper(sampling.min_p))
+
+    def sample_tokens(logits: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        full = token_distribution(logits, sampling.temperature, banned)  # (n, V)
+        truncated = warpers(None, full).log_softmax(-1) if warpers else full
+        tokens = full.argmax(-1) if sampling.greedy else inverse_transform(truncated, uniform)
+        log_probs = full.gather(-1, tokens[:, None])[:, 0]
+        return tokens, log_probs, truncated.gather(-1, tokens[:, None])[:, 0] if warpers else log_probs
+
+    return sample_tokens
+
+
+def inverse_transform(log_p: Tensor, uniform: Tensor) -> Tensor:
+    """Return the first token whose cumulative probability exceeds the row's number: (n, V), (n, 2) -> (n,).
+
+    Sums are float32. Those of a large vocabulary have two levels, so that their error hardly grows with V: the
+    probability of a block of about sqrt(V) tokens is off by at most 1e-7.
+    """
+    size = log_p.shape[-1]
+    p, high, low = log_p.exp(), uniform[:, :1], uniform[:, 1:]
+    if size <= LARGEST_SUM:
+        ends = p.cumsum(-1)
+        tokens = first_above(ends, torch.addcmul(high * ends[:, -1:], low, ends[:, -1:]))
+    else:
+        block = int(size**0.5) + 1
+        p = F.pad(p, (0, -size % block)).unflatten(-1, (-1, block))  # (n, blocks, tokens of a block)
+        sums = p.sum(-1)
+        ends = sums.cumsum(-1)
+        target = high * ends[:, -1:]
+        chosen = first_above(ends, target)  # (n, 1)
+        rest = torch.addcmul(target - (ends - sums).gather(1, chosen), low, ends[:, -1:])
+        ends = p.gather(1, chosen[..., None].expand(-1, -1, block))[:, 0].cumsum(-1)
+        tokens = torch.add(first_above(ends, rest), chosen, alpha=block).clamp_(max=size - 1)
+    if not log_p.is_cpu:  # sums in another order need not grow everywhere, and could end at a token that is banned
+        possible = log_p.gather(1, tokens) > IMPOSSIBLE
+        tokens = torch.where(possible, tokens, log_p.argmax(-1, keepdim=True))
+    return tokens[:, 0]
+
+
+def first_above(ends: Tensor, target: Tensor) -> Tensor:
+    """Return the first index at which cumulative sums exceed the target, at most the last one (n, 1)."""
+    return torch.searchsorted(ends, target, right=True).clamp_(max=ends.shape[-1] - 1)
