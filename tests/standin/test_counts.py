@@ -7,13 +7,12 @@ import runpy
 import pytest
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import nn
 
 from tests.helpers import ROOT
 from tests.standin.device import events, gpu, phase
 from vrft.doctor.memory import model_shape, update_bytes
 from vrft.policy import LoRA, Policy
-from vrft.rollout.transformers import DecodingGrid, decode
 from vrft.tasks import DetectionTask
 from vrft.training.loss_inputs import LossInputs
 from vrft.training.optimization import use_fused_kernels
@@ -79,30 +78,6 @@ def test_adam_needs_no_temporary_memory() -> None:
     with phase("optimizer"):
         optimizer.step()
     assert gpu.counts()["optimizer"]["peak"] < before + 0.1 * size
-
-
-def test_a_batch_whose_rows_end_one_by_one_changes_seldom() -> None:
-    grid = DecodingGrid(torch.zeros(64, 128, device="cuda"), 8, torch.zeros(1, dtype=torch.long, device="cuda"))
-    changes = []
-
-    class Decoder:
-        hidden = torch.zeros(64, 2, device="cuda")
-
-        def step(self, tokens: Tensor) -> Tensor:
-            return torch.zeros(len(tokens), 2, device="cuda")
-
-        def select_rows(self, rows: Tensor) -> None:
-            changes.append(rows.numel())
-
-    step = iter(range(128))
-
-    def sample(logits: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        tokens = (grid.rows.flatten() > next(step)).long()
-        return tokens, uniform, uniform
-
-    decode(Decoder(), lambda hidden: hidden, sample, grid, lambda done: done, lambda *_: None)
-    assert 1 <= len(changes) <= 6
-    assert all(later <= earlier / 2 for earlier, later in zip([64, *changes], changes, strict=False))
 
 
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["", "checkpointed"])

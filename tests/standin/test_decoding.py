@@ -1,0 +1,98 @@
+"""A decoded token is one recorded graph of few kernels, and graphs are recorded once for many rollouts."""
+
+from __future__ import annotations
+
+import runpy
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from tests.helpers import ROOT
+from tests.standin.decoding_counts import decoding_counts, full_length, generate, prompts
+from tests.standin.device import gpu
+from vrft.policy import LoRA, Policy
+
+LAYERS = {
+    "text": {
+        "hidden_size": 256,
+        "num_hidden_layers": 36,
+        "num_attention_heads": 16,
+        "intermediate_size": 256,
+        "tie_word_embeddings": True,
+    },
+    "vision": {"width": 64, "depth": 2, "num_heads": 4, "intermediate_size": 96, "full": [1]},
+    "vocabulary": None,
+}
+"""A narrow model with the text layers of Qwen2.5-VL-3B."""
+
+
+@pytest.fixture(scope="module")
+def narrow(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("narrow")
+    build = runpy.run_path(str(ROOT / "benchmarks" / "build_checkpoint.py"))
+    build["PRESETS"]["narrow"] = LAYERS
+    build["main"]([str(folder), "--preset", "narrow"])
+    return str(folder)
+
+
+def load(checkpoint: str, lora: LoRA | None = None, dtype: str = "bfloat16") -> Policy:
+    policy = Policy(checkpoint, lora, dtype=dtype)  # type: ignore[arg-type]
+    with torch.device("cuda"):
+        policy.load(keep_reference=False)
+    return policy
+
+
+@pytest.mark.parametrize("lora", [None, LoRA(r=4)], ids=["full", "lora"])
+def test_kernels_and_synchronisations_of_a_token(lora: LoRA | None, narrow: str) -> None:
+    policy = load(narrow, lora)
+    full_length(policy)
+    batch = prompts(policy, 2)
+    first, second = (decoding_counts(policy, batch, 4, 12, seed) for seed in range(2))
+    assert 500 < first.nodes <= 1000
+    assert (first.recordings, second.recordings) == (1, 0)
+    assert second.launches <= 3
+    assert second.syncs <= 1 / 8
+
+
+@pytest.fixture(scope="module")
+def tiny() -> Iterator[Policy]:
+    yield load("tiny-detection", dtype="float32")
+    gpu.limit(2**62)
+
+
+def test_rollouts_record_at_most_four_graphs_and_the_next_ones_none() -> None:
+    policy = load("tiny-detection", dtype="float32")
+    policy.stop_ids = torch.arange(0, policy.base.config.get_text_config().vocab_size, 2, device="cuda")
+    batch = prompts(policy, 8, 56)
+    counts = [decoding_counts(policy, batch, 8, 40, seed) for seed in range(3)]
+    assert 1 < counts[0].recordings <= 4
+    assert [count.recordings for count in counts[1:]] == [0, 0]
+
+
+def test_weights_that_moved_and_memory_that_ran_out_record_again(tiny: Policy) -> None:
+    batch = prompts(tiny, 2, 56)
+    generate(tiny, batch, 2, 8, seed=0)
+    assert decoding_counts(tiny, batch, 2, 8, seed=0).recordings == 0
+    weight = next(tiny.model.parameters())
+    weight.data = weight.data.clone()
+    assert decoding_counts(tiny, batch, 2, 8, seed=0).recordings == 1
+    tiny.free_decoding()
+    assert tiny.kept_decoding is None
+    assert decoding_counts(tiny, batch, 2, 8, seed=0).recordings == 1
+    assert decoding_counts(tiny, batch, 2, 8, seed=0).recordings == 1
+
+
+def test_recorded_steps_see_new_weights(tiny: Policy) -> None:
+    batch = prompts(tiny, 2, 56)
+    tiny.short_of_memory = False
+    before = generate(tiny, batch, 2, 8, seed=0)
+    with torch.no_grad():
+        for weight in tiny.model.parameters():
+            weight.mul_(0.9)
+    kept = generate(tiny, batch, 2, 8, seed=0)
+    tiny.kept_decoding = None
+    anew = generate(tiny, batch, 2, 8, seed=0)
+    assert torch.equal(kept.ids, anew.ids)
+    assert torch.equal(kept.log_probs, anew.log_probs)
+    assert not torch.equal(before.log_probs[:, :1], kept.log_probs[:, :1])
