@@ -172,8 +172,8 @@ def test_trained_weights_are_float32_and_frozen_ones_are_not() -> None:
 @pytest.mark.parametrize("settings", [{}, {"lora": LoRA(r=4)}], ids=["full", "lora"])
 def test_decoding_converts_weights_and_biases_once(settings: dict[str, object]) -> None:
     policy = loaded(dtype="bfloat16", **settings)
-    with policy.decoding() as model:
-        linear = [layer for layer in model.modules() if isinstance(layer, torch.nn.Linear)]
+    with policy.decoding() as decoding:
+        linear = [layer for layer in decoding.model.modules() if isinstance(layer, torch.nn.Linear)]
         assert any(layer.bias is not None for layer in linear)
         assert {p.dtype for layer in linear for p in layer.parameters(recurse=False)} == {torch.bfloat16}
 

@@ -59,7 +59,7 @@ def generate(policy: Policy, batch: PromptBatch, group_size: int, tokens: int, s
         batch,
         group_size,
         max_completion_length=tokens,
-        sampling=Sampling(),
+        sampling=Sampling(temperature=20.0),
         key=SamplingKey(seed, 0),
         on_token=lambda *_: None,
     )

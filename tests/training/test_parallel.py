@@ -92,7 +92,8 @@ class LayersStayShared(Callback):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         policy: Policy = pl_module.policy  # type: ignore[assignment]
-        with policy.decoding() as model:
+        with policy.decoding() as decoding:
+            model = decoding.model
             assert all(isinstance(parameter, DTensor) for parameter in model.get_decoder().layers.parameters())
             assert not isinstance(model.get_output_embeddings().weight, DTensor)
 

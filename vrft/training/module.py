@@ -92,7 +92,7 @@ class VisionModule(LightningModule):
         self.step = StepState(self)
         self.rollouts = rollouts_for(engine, self, policy, task, self.step)
         self.optimization = Optimization(
-            self, self.step, max_grad_norm, max_tokens_per_micro_batch, lr_scheduler_interval
+            self, self.step, max_grad_norm, max_tokens_per_micro_batch, lr_scheduler_interval, policy.free_decoding
         )
         self.cross_entropy = CrossEntropy(self, task, policy, self.optimization, self.step)
         self.check_sharing = SharedPromptCheck()

@@ -49,6 +49,7 @@ class Optimization:
     Attributes:
         max_tokens_per_micro_batch: tokens in one forward and backward; halved when memory runs out.
         schedule_interval: after what the schedule advances.
+        free_kept: frees memory that was kept to save time, when memory runs out.
     """
 
     def __init__(
@@ -58,10 +59,11 @@ class Optimization:
         max_grad_norm: float,
         max_tokens_per_micro_batch: int,
         schedule_interval: Interval,
+        free_kept: Callable[[], None],
     ) -> None:
         self.module, self.state = module, step
         self.max_grad_norm, self.max_tokens_per_micro_batch = max_grad_norm, max_tokens_per_micro_batch
-        self.schedule_interval = schedule_interval
+        self.schedule_interval, self.free_kept = schedule_interval, free_kept
         self.finite = torch.ones((), dtype=torch.bool)
 
     def begin_step(self) -> None:
@@ -88,6 +90,7 @@ class Optimization:
                         raise
                     self.max_tokens_per_micro_batch //= 2
             self.state.out_of_memory += 1
+            self.free_kept()
             free_memory(f"micro-batches have at most {self.max_tokens_per_micro_batch} tokens")
             for parameter in self.module.parameters():
                 parameter.grad = None

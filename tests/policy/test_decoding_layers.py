@@ -1,0 +1,45 @@
+"""Fused layers decode as the model's own do, or aren't used."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from tests.helpers import families
+from tests.policy.test_families import Prompts, generate, load
+from vrft.policy.decoding_layers import DecodingLayer
+from vrft.rollout import Sampling
+
+FUSED = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "internvl", "llava_onevision", "idefics3", "smolvlm")
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
+    return families.written_once(tmp_path_factory)
+
+
+@pytest.mark.parametrize("family", FUSED)
+def test_usual_layers_are_fused(family: str, checkpoint: Callable[[str], str]) -> None:
+    policy = load(checkpoint(family))
+    generate(policy, policy.prepare(Prompts(policy).batch), 2, Sampling(greedy=True), 3)
+    assert policy.decoding_layers is not None
+    assert policy.decoding_layers.checked
+    assert policy.decoding_layers.layers
+
+
+def test_layers_that_compute_something_else_are_not_used(
+    checkpoint: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy = load(checkpoint("qwen2_5_vl"))
+    batch = policy.prepare(Prompts(policy).batch)
+    expected = generate(policy, batch, 2, Sampling(greedy=True), 8)
+    attend = DecodingLayer.attend
+    monkeypatch.setattr(DecodingLayer, "attend", lambda *arguments: 1.01 * attend(*arguments))
+    policy.decoding_layers = None
+    with pytest.warns(UserWarning, match="decoding uses the model's own layers"):
+        found = generate(policy, batch, 2, Sampling(greedy=True), 8)
+    assert policy.decoding_layers is not None
+    assert not policy.decoding_layers.layers
+    assert torch.allclose(found.log_probs, expected.log_probs, atol=1e-5)

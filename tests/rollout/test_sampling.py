@@ -1,0 +1,68 @@
+"""Tokens are drawn with their exact probabilities, in float32."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from vrft.policy.logprobs import token_distribution
+from vrft.rollout import Sampling, SamplingKey
+from vrft.rollout.sampling import LARGEST_SUM, float32_pairs, inverse_transform, token_sampler
+
+KEY = SamplingKey(7, 3)
+
+
+def exact(log_p: Tensor, uniform: Tensor) -> Tensor:
+    """Return the tokens that sums in float64 give."""
+    ends = log_p.double().exp().cumsum(-1)
+    return torch.searchsorted(ends, (uniform * ends[:, -1])[:, None], right=True)[:, 0]
+
+
+@pytest.mark.parametrize("size", [5, 600, 3 * LARGEST_SUM + 1])
+def test_draws_are_those_of_float64(size: int) -> None:
+    log_p = (torch.randn(1, size, generator=torch.Generator().manual_seed(0)) * 4).log_softmax(-1).expand(2000, -1)
+    uniform = KEY.uniform(1, 2000, 1)[:, 0]
+    found = inverse_transform(log_p, float32_pairs(uniform))
+    assert (found == exact(log_p, uniform)).float().mean() > 0.999
+
+
+@pytest.mark.parametrize("size", [12, LARGEST_SUM + 12])
+def test_frequencies_are_the_probabilities(size: int) -> None:
+    logits = torch.full((size,), -40.0)
+    places = torch.arange(12) * (size // 12)
+    logits[places] = torch.arange(12.0).sin() * 2
+    banned = places[:2]
+    sample = token_sampler(Sampling(temperature=0.7), banned)
+    n = 20_000 if size < LARGEST_SUM else 5_000
+    tokens, log_probs, _ = sample(logits.expand(n, -1), float32_pairs(KEY.uniform(1, n, 1)[:, 0]))
+    p = token_distribution(logits, 0.7, banned).double().exp()
+    counts = torch.bincount(tokens, minlength=size)
+    assert counts[banned].sum() == 0
+    likely = p * n > 2
+    chi_square = ((counts - n * p)[likely] ** 2 / (n * p[likely])).sum()
+    assert chi_square < 27.9  # 9 degrees of freedom: once in 1,000
+    assert torch.allclose(log_probs.double().exp(), p[tokens], rtol=1e-5)
+
+
+def test_pairs_keep_48_bits() -> None:
+    numbers = KEY.uniform(1, 1, 1000)[0] * torch.logspace(-9, 0, 1000, dtype=torch.float64)
+    assert (float32_pairs(numbers).double().sum(-1) - numbers).abs().max() < 2.0**-48
+
+
+@pytest.mark.parametrize("size", [40, LARGEST_SUM + 40])
+def test_the_largest_number_draws_the_last_possible_token(size: int) -> None:
+    banned = torch.arange(size - 20, size)
+    log_p = token_distribution(torch.zeros(1, size), 1.0, banned)
+    largest = float32_pairs(torch.tensor([1 - 2.0**-53], dtype=torch.float64))
+    assert inverse_transform(log_p, largest).item() == size - 21
+    assert inverse_transform(log_p, torch.zeros(1, 2)).item() == 0
+
+
+def test_numbers_belong_to_their_row_on_any_rank() -> None:
+    whole = KEY.uniform(4, 3, 5).view(4, 3, 5)
+    for rank in range(2):
+        assert torch.equal(replace(KEY, rank=rank, world_size=2).uniform(2, 3, 5).view(2, 3, 5), whole[rank::2])
+    assert torch.equal(replace(KEY, first=1, first_generation=2).uniform(1, 1, 5)[0], whole[1, 2])
