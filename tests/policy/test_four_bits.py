@@ -12,7 +12,7 @@ from transformers import AutoModelForImageTextToText
 from tests.policy.test_policy import prompts, sampled
 from vrft.errors import ConfigurationError
 from vrft.policy import LoRA, Policy, export
-from vrft.policy.decoding_weights import merged_weights
+from vrft.policy.decoding_weights import DecodingWeights
 from vrft.policy.four_bits import four_bit_layers, is_in_four_bits, weight_of
 from vrft.policy.lora import without_adapters
 from vrft.policy.processor import load_processor
@@ -98,10 +98,11 @@ def test_the_sampler_has_the_trainers_distribution(dtype: str) -> None:
 
 def test_decoding_copies_no_layer_in_four_bits() -> None:
     policy = loaded(dtype="bfloat16")
-    copied = merged_weights(policy.base, torch.bfloat16, torch.device("cpu"))
+    weights = DecodingWeights(policy.base, torch.bfloat16, torch.device("cpu"))
+    copied = {getattr(module, name) for module, name, _ in weights.copies}
     large = {layer.weight for layer in four_bit_layers(policy)}
     assert len(large) == 14
-    assert not large & copied.keys()
+    assert not large & copied
     assert policy.base.model.visual.blocks[0].attn.qkv.weight in copied
 
 

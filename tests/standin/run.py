@@ -19,7 +19,7 @@ from lightning.pytorch.accelerators import CUDAAccelerator
 
 from vrft.__main__ import main
 from vrft.policy import Policy
-from vrft.rollout import decoding
+from vrft.rollout import decoding, transformers
 from vrft.training import module, step_state
 
 
@@ -28,7 +28,7 @@ def parallel_devices(devices: list[int]) -> list[torch.device]:
     return [torch.device("cuda", 0)] * len(devices)
 
 
-def count_method(owner: type, method: str, name: str) -> None:
+def count_method(owner: Any, method: str, name: str) -> None:
     """Count what happens in a method under a name of its own."""
     original = getattr(owner, method)
 
@@ -44,8 +44,8 @@ def count_phases() -> None:
     count_method(Policy, "load", "load")
     count_method(Policy, "prepare", "prepare")
     count_method(Policy, "sharing_gap", "check of sharing")
-    count_method(decoding.GroupDecoder, "__init__", "prefill")
-    count_method(decoding.GroupDecoder, "step", "decoding steps")
+    count_method(decoding, "prefill", "prefill")
+    count_method(transformers, "decode", "decoding")
     show = step_state.phase
 
     @contextlib.contextmanager
