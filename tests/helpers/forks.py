@@ -88,6 +88,7 @@ def _call(
 ) -> None:
     gc.freeze()
     gc.enable()  # which `tests/__init__.py` turns off
+    multiprocessing.set_start_method(None, force=True)  # that of a new interpreter, not of the fork server
     os.setsid()  # the process leads a group of its own, so that its children can be killed with it
     file = os.open(output, os.O_CREAT | os.O_WRONLY | os.O_APPEND)
     for stream in (1, 2):

@@ -137,7 +137,11 @@ class WorkerRestartLoader(DataLoader[Sample]):
                     except StopIteration:
                         return
                 yield batch
-        finally:  # workers ignore signals, so a process that ends with an exception would wait for them forever
+        except BaseException:  # workers ignore signals, so a process that ends would wait for the samples they read
+            for worker in workers:
+                worker.kill()
+            raise
+        finally:
             if workers:
                 batches._shutdown_workers()
 
