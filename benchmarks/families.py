@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 
 import torch
 import transformers
+from family_settings import IMAGE_PROCESSORS, IMAGE_SETTINGS, OVERRIDES, SIZES
 from PIL import Image
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING_NAMES
@@ -33,7 +34,8 @@ from transformers.utils import is_torchvision_available
 
 from vrft.policy import image_size
 from vrft.policy.coordinates import FAMILY_COORDINATES
-from vrft.policy.prompts import Prompt
+from vrft.policy.head import logits_of
+from vrft.policy.prompts import TOKEN_TYPE_KEYS, Prompt, encode_images
 from vrft.policy.repeated import naive_log_probs, repeated_hidden_states
 from vrft.policy.shared_prefix import group_hidden_states, share_prefixes
 from vrft.policy.support import unsupported
@@ -42,50 +44,6 @@ SECONDS, BYTES = 300, 8 * 2**30
 MAX_PARAMETERS = 400_000_000
 TOLERANCE = 1e-4
 MADE = "Made on"
-SIZES = {
-    **dict.fromkeys(("hidden_size", "embed_dim", "out_hidden_size", "d_model", "hidden_dim", "projection_dim"), 32),
-    **dict.fromkeys(("intermediate_size", "moe_intermediate_size", "shared_expert_intermediate_size", "ffn_dim"), 32),
-    **dict.fromkeys(("num_hidden_layers", "num_layers", "depth", "encoder_layers", "decoder_layers"), 2),
-    **dict.fromkeys(("num_attention_heads", "num_heads", "attention_heads", "encoder_attention_heads"), 4),
-    **dict.fromkeys(("num_key_value_heads", "num_experts_per_tok", "moe_k"), 2),
-    **dict.fromkeys(("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts"), 4),
-    "head_dim": 8,
-    "hidden_size_per_layer_input": 8,
-    "mrope_section": [2, 1, 1],
-    "mlp_ratio": 2,
-    "max_position_embeddings": 8192,
-    "deepstack_visual_indexes": [0, 1],
-    "fullatt_block_indexes": [1],
-}
-"""Sizes of the tiny models by the names that configurations have for them."""
-
-
-OVERRIDES: dict[str, dict[str, Any]] = {
-    "gemma3": {"mm_tokens_per_image": 49},
-    "shieldgemma2": {"mm_tokens_per_image": 49},
-    "aria": {"vision_config": {"image_size": 490}},
-    "aya_vision": {"vision_config": {"image_size": 392}},
-    "ernie4_5_vl_moe": {"text_config": {"rope_parameters": {"mrope_section": [1, 1, 2]}}},
-    "glm4v_moe": {"text_config": {"head_dim": 16}},
-    "glm5_next": {"text_config": {"num_key_value_heads": 4}},
-    "idefics3": {"vision_config": {"image_size": 256}},
-    "smolvlm": {"vision_config": {"image_size": 256}},
-    "lfm2_vl": {"text_config": {"layer_types": ["conv", "full_attention"]}},
-    "qwen2_5_omni_thinker": {"vision_start_token_id": 151652},
-    "qwen3_omni_moe_thinker": {"vision_start_token_id": 151652},
-    "gemma4": {"vision_config": {"model_type": "gemma4_vision"}},
-    "vipllava": {"vision_feature_layers": [-2, -1]},
-}
-"""Settings of single types, where the defaults do not fit each other or the sizes above."""
-
-IMAGE_PROCESSORS = {
-    "glm4v_moe": "glm4v",
-    "glm_ocr": "glm46v",
-    "qwen2_5_omni_thinker": "qwen2_vl",
-    "qwen3_omni_moe_thinker": "qwen2_vl",
-    "qwen3_vl_moe": "qwen3_vl",
-}
-"""Types whose image processor transformers finds by the checkpoint's files alone, and a type that has the same one."""
 
 
 class Row(NamedTuple):
@@ -122,8 +80,6 @@ def build(kind: str) -> Any:
     """Return a tiny random model of a type."""
     config_class, auto = CONFIG_MAPPING[kind], transformers.AutoModelForImageTextToText
     default = config_class()
-    if default.is_encoder_decoder:
-        raise Unsupported("it is an encoder-decoder")
     small = shrink(default.to_dict())
     source = Path(inspect.getfile(auto._model_mapping[config_class])).read_text()
     if "mrope_section" in source or kind in ("glm46v", "glmga"):
@@ -133,22 +89,18 @@ def build(kind: str) -> Any:
     if isinstance(image, int):
         text = config.get_text_config()
         text.vocab_size = max(text.vocab_size, image + 8)
-    with torch.device("meta"):
-        try:
-            model = auto.from_config(config, attn_implementation="sdpa")
-        except ValueError as error:
-            if "scaled_dot_product_attention" not in str(error):
-                raise
-            raise Unsupported("its attention is not computed by sdpa") from error
-    if lacks := unsupported(model):
+    if lacks := unsupported(config):
         raise Unsupported(lacks)
+    with torch.device("meta"):
+        model = auto.from_config(config, attn_implementation="sdpa")
     if (count := sum(parameter.numel() for parameter in model.parameters())) > MAX_PARAMETERS:
         raise ValueError(f"{count / 1e6:.0f} M parameters")
     torch.manual_seed(0)
     model = auto.from_config(config, attn_implementation="sdpa", dtype=torch.float32).float().eval()
-    for parameter in model.parameters():
+    for name, parameter in model.named_parameters():
         if parameter.ndim >= 2:
-            torch.nn.init.normal_(parameter, 0, parameter[0].numel() ** -0.5)
+            inputs = parameter.shape[-1] if "expert" in name else parameter[0].numel()
+            torch.nn.init.normal_(parameter, 0, inputs**-0.5)
     return model
 
 
@@ -177,7 +129,7 @@ def image_processor(kind: str, config: Any = None) -> Any:
     """Return the image processor of a type, with its default settings but for the sizes that a model expects."""
     names = IMAGE_PROCESSOR_MAPPING_NAMES[IMAGE_PROCESSORS.get(kind, kind)]
     name = names.get("torchvision") if is_torchvision_available() else names.get("pil")
-    processor = image_processor_class(name or names.get("pil"))()
+    processor = image_processor_class(name or names.get("pil"))(**IMAGE_SETTINGS.get(kind, {}))
     vision = getattr(config, "vision_config", None)
     for own, theirs in (("patch_size", "patch_size"), ("merge_size", "spatial_merge_size")):
         value = getattr(vision, theirs, None)
@@ -206,8 +158,11 @@ def prompt_of(model: Any, processor: Any) -> Prompt:
     images = dict(processor(images=[image], return_tensors="pt"))
     taken = {*inspect.signature(model.base_model.get_image_features).parameters}
     pixels = {key: value for key, value in images.items() if key in taken}
-    pixels = {key: value.float() if value.is_floating_point() else value for key, value in pixels.items()}
-    features = model.base_model.get_image_features(**pixels, return_dict=True).pooler_output
+    pixels = {
+        key: value.float() if isinstance(value, torch.Tensor) and value.is_floating_point() else value
+        for key, value in pixels.items()
+    }
+    features = encode_images(model, pixels).pooled
     features = features if isinstance(features, torch.Tensor) else torch.cat([*features])
     count = features.reshape(-1, features.shape[-1]).shape[0]
     start = getattr(model.config, "vision_start_token_id", None) or 31
@@ -215,7 +170,7 @@ def prompt_of(model: Any, processor: Any) -> Prompt:
     types = (ids == model.config.image_token_id).long()
     accepted = {*inspect.signature(model.forward).parameters}
     tokens = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    tokens |= {key: types for key in ("token_type_ids", "mm_token_type_ids") if key in accepted}
+    tokens |= {key: types for key in TOKEN_TYPE_KEYS if key in accepted}
     return tokens | pixels
 
 
@@ -229,7 +184,7 @@ def shared_prompt(model: Any, prompt: Prompt) -> str:
     own, _ = naive_log_probs(model, prompt, rows, none, torch.float32, warnings.catch_warnings())
 
     def gap(hidden: torch.Tensor) -> float:
-        log_p = model.get_output_embeddings()(hidden).float().log_softmax(-1)
+        log_p = logits_of(model)(hidden).float().log_softmax(-1)
         return float((log_p.gather(-1, torch.cat(rows)[:, None])[:, 0] - own).abs().max())
 
     repeated = gap(repeated_hidden_states(model, [prompt], ids, lengths))
@@ -260,6 +215,8 @@ def row(kind: str) -> Row:
     """Build a type and describe it."""
     backends = IMAGE_PROCESSOR_MAPPING_NAMES.get(IMAGE_PROCESSORS.get(kind, kind), {})
     needs = "torchvision" if backends and not backends.get("pil") else ""
+    if hasattr(getattr(CONFIG_MAPPING[kind](), "vision_config", None), "architecture"):
+        needs = f"{needs}, timm".removeprefix(", ")
     coordinates, size = FAMILY_COORDINATES.get(kind, "unknown"), limit_on_size(kind)
     stage = "its default configuration can't be made small"
     try:
@@ -270,10 +227,10 @@ def row(kind: str) -> Row:
         prompt = f"refused: {error}"
     except ImportError as error:
         package = re.search(r"requires the (\w+) library", str(error))
-        prompt, needs = "not built", package[1] if package else needs
+        prompt = f"not built: {package[1] if package else error} is not installed"
     except Exception as error:  # whatever a model raises is its row
         print(f"{kind}: {type(error).__name__}: {error}", file=sys.stderr)
-        prompt = f"not built: {stage}" if needs != "torchvision" or is_torchvision_available() else "not built"
+        prompt = f"not built: {stage}"
     return Row(kind, prompt, coordinates, size, needs)
 
 

@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from vrft.errors import ConfigurationError
 from vrft.policy import Policy
-from vrft.policy.checkpoint import BUILT_IN
+from vrft.policy.checkpoint import BUILT_IN, check_hub_files
 
 Edit = Callable[[Path], None]
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 3219\n"
@@ -181,6 +182,48 @@ def test_a_folder_that_is_no_whole_checkpoint_is_refused_by_its_name(tmp_path: P
     assert said in message
     assert str(folder) in message
     assert "\n" not in message
+
+
+HUB_CASES = (
+    *("pickled", "gguf", "an adapter", "no tokenizer", "no image processor", "text only", "awq", "old gptq"),
+    *("pointer tokenizer.json", "no shard", "preprocessor_config.json truncated"),
+)
+
+
+@pytest.mark.parametrize("case", HUB_CASES)
+def test_a_model_on_the_hub_is_refused_before_its_weights_are_downloaded(
+    tmp_path: Path, case: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    edit, said = CASES[case]
+    there = Path(shutil.copytree(BUILT_IN / "tiny-detection", tmp_path / "there"))
+    edit(there)
+    files = [path.relative_to(there).as_posix() for path in there.rglob("*") if path.is_file()]
+    cache = tmp_path / "cache"
+
+    def download(name: str, *, allow_patterns: list[str]) -> str:
+        assert not [file for file in allow_patterns if file.endswith((".safetensors", ".bin", ".gguf"))]
+        for file in allow_patterns:
+            cache.mkdir(exist_ok=True)
+            shutil.copyfile(there / file, cache / file)
+        return str(cache)
+
+    listed = SimpleNamespace(siblings=[SimpleNamespace(rfilename=file) for file in files])
+    monkeypatch.setattr("huggingface_hub.model_info", lambda name, **_: listed)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    with pytest.raises(ConfigurationError, match=r"model\.policy\.checkpoint: someone/model[ /]") as caught:
+        check_hub_files("someone/model")
+    assert said in str(caught.value)
+
+
+def test_a_model_on_the_hub_is_checked_in_the_cache_if_there_is_no_connection(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = Path(shutil.copytree(BUILT_IN / "tiny-detection", tmp_path / "folder"))
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *_: str(folder / "config.json"))
+    check_hub_files("someone/model")
+    cut(folder)
+    with pytest.raises(ConfigurationError, match=r"someone/model/model\.safetensors is not a whole"):
+        check_hub_files("someone/model")
 
 
 def test_a_file_is_refused(tmp_path: Path) -> None:

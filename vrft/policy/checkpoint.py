@@ -6,7 +6,7 @@ import difflib
 from pathlib import Path
 
 from vrft.errors import ConfigurationError
-from vrft.policy.checkpoint_files import check_config, check_folder
+from vrft.policy.checkpoint_files import check_folder, is_small
 
 BUILT_IN = Path(__file__).parent / "checkpoints"
 HUB_TIMEOUT = 10.0  # seconds
@@ -59,11 +59,13 @@ def _check_hub(name: str) -> None:
         ConfigurationError: the model does not exist, is gated, or the Hub can't be reached.
     """
     from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
-    from huggingface_hub.errors import HFValidationError, HTTPError  # HTTPError: of httpx or httpx2, by its version
+    from huggingface_hub.errors import HFValidationError, HTTPError, RemoteEntryNotFoundError
 
-    try:
+    try:  # HTTPError: of httpx or httpx2, by its version
         if not isinstance(try_to_load_from_cache(name, "config.json"), str):
             get_hf_file_metadata(hf_hub_url(name, "config.json"), timeout=HUB_TIMEOUT)
+    except RemoteEntryNotFoundError:
+        check_hub_files(name)  # says what there is in place of config.json
     except (HFValidationError, HTTPError, OSError) as error:
         raise ConfigurationError(
             f"model.policy.checkpoint: {name!r} is not a folder here{_suggestion(Path(name))}, "
@@ -71,13 +73,30 @@ def _check_hub(name: str) -> None:
         ) from error
 
 
-def check_hub_config(checkpoint: str) -> None:
-    """Check the config.json of a model on the Hub, which is in the cache or is downloaded, before its weights are.
+def check_hub_files(name: str) -> None:
+    """Check a model on the Hub as `check_folder` checks a folder, before its weights are downloaded.
+
+    The list of its files is checked, and what the small ones contain. Without a connection, those in the cache are.
 
     Raises:
-        ConfigurationError: the model is quantised, or does not answer questions about images.
+        ConfigurationError: the model is not a whole checkpoint that can be trained; the message names the file.
     """
-    from transformers.utils import cached_file
+    from huggingface_hub import model_info, snapshot_download, try_to_load_from_cache
+    from huggingface_hub.errors import HTTPError
 
-    if not Path(checkpoint).exists():  # folders were checked when they were named
-        check_config(Path(cached_file(checkpoint, "config.json")))
+    if Path(name).exists():  # folders were checked when they were named
+        return
+    try:
+        listed = [file.rfilename for file in model_info(name, timeout=HUB_TIMEOUT).siblings or ()]
+    except (HTTPError, OSError):
+        cached = try_to_load_from_cache(name, "config.json")
+        if not isinstance(cached, str):
+            raise
+        folder, listed = str(Path(cached).parent), []
+    else:
+        folder = snapshot_download(name, allow_patterns=[file for file in listed if is_small(file)])
+    Path(folder).mkdir(parents=True, exist_ok=True)  # is missing if no file is small
+    try:
+        check_folder(Path(folder), listed)
+    except ConfigurationError as error:
+        raise ConfigurationError(str(error).replace(folder, name)) from error

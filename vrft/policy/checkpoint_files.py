@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Collection, Mapping
+from pathlib import Path, PurePath
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
@@ -53,30 +53,39 @@ QUANTISED_TYPES = ("F8", "F4", "F6", "I4", "U8", "I8")
 """Beginnings of the safetensors types of quantised weights."""
 
 
-def check_folder(folder: Path) -> None:
+def is_small(file: str) -> bool:
+    """Return whether a file of a model on the Hub is read before its weights are downloaded."""
+    return "/" not in file and file.endswith(tuple({*READ_SUFFIXES} - {".safetensors"}))
+
+
+def check_folder(folder: Path, listed: Collection[str] = ()) -> None:
     """Check that a folder holds a whole checkpoint of a model that answers questions about images.
 
     Weights may be quantised to four bits by bitsandbytes, and in no other way.
+
+    Args:
+        folder: the folder.
+        listed: files of a model on the Hub, whose weights may not be in the folder yet.
 
     Raises:
         ConfigurationError: it does not; the message names the file.
     """
     if not folder.is_dir():
         raise _refused(folder, "is a file; expected the folder of a checkpoint")
-    if not any(folder.iterdir()):
+    if not listed and not any(folder.iterdir()):
         raise _refused(folder, "is empty; expected a folder with config.json and safetensors")
     _check_files(folder)
     if (folder / "adapter_config.json").exists():
         raise _refused(folder, _adapter(_read_json(folder / "adapter_config.json")))
     if not (folder / "config.json").is_file():
-        raise _refused(folder, f"is not a checkpoint folder: it has no config.json{_instead(folder)}")
-    check_config(folder / "config.json")
+        raise _refused(folder, f"is not a checkpoint folder: it has no config.json{_instead(folder, listed)}")
+    _check_config(folder / "config.json")
     _check_texts(folder)
     _check_tokenizer(folder)
-    _check_weights(folder)
+    _check_weights(folder, listed)
 
 
-def check_config(path: Path) -> None:
+def _check_config(path: Path) -> None:
     """Check the config.json of a checkpoint: its model type, and that its weights are not quantised in other ways.
 
     Raises:
@@ -195,22 +204,24 @@ def _adapter(settings: Mapping[str, Any]) -> str:
     )
 
 
-def _instead(folder: Path) -> str:
+def _instead(folder: Path, listed: Collection[str]) -> str:
     """Describe what a folder without the expected files holds."""
+    names = sorted(listed or (path.relative_to(folder).as_posix() for path in [*folder.glob("*"), *folder.glob("*/*")]))
     for pattern, what in OTHER_FORMATS.items():
-        if found := sorted(folder.glob(pattern)):
-            return f", only {found[0].relative_to(folder)} ({what})"
+        if found := [name for name in names if PurePath(name).match(pattern) and name.count("/") == pattern.count("/")]:
+            return f", only {found[0]} ({what})"
     return ""
 
 
-def _check_weights(folder: Path) -> None:
-    """Check that all safetensors that transformers reads are there and whole."""
+def _check_weights(folder: Path, listed: Collection[str]) -> None:
+    """Check that all safetensors that transformers reads are there and, in the folder, whole."""
     if (folder / SINGLE_FILE).is_file():
         _tensors(folder / SINGLE_FILE)
+    if (folder / SINGLE_FILE).is_file() or SINGLE_FILE in listed:
         return
     index = folder / INDEX_FILE
     if not index.is_file():
-        raise _refused(folder, f"is not a checkpoint folder: it has no {SINGLE_FILE}{_instead(folder)}")
+        raise _refused(folder, f"is not a checkpoint folder: it has no {SINGLE_FILE}{_instead(folder, listed)}")
     weight_map = _read_json(index)["weight_map"]
     names = weight_map.values() if isinstance(weight_map, dict) else [None]
     if not all(isinstance(name, str) and Path(name).name == name for name in names):
@@ -218,6 +229,8 @@ def _check_weights(folder: Path) -> None:
     for name in sorted({*weight_map.values()}):
         shard = folder / name
         if not shard.is_file():
+            if name in listed:
+                continue
             raise _refused(folder, f"lacks {name}, which {INDEX_FILE} names; is the download complete?")
         expected = {key for key, file in weight_map.items() if file == name}
         if missing := sorted(expected - _tensors(shard)):

@@ -83,9 +83,9 @@ class PlainText:
         bos = self.processor.tokenizer.bos_token
         once = {"add_special_tokens": False} if bos is not None and text.startswith(bos) else {}
         if not originals:
-            return dict(self.processor(text=[text], images=[images], return_tensors="pt", **once))
+            return processed(self.processor, text, images, once)
         text, segments = self._cut(text, originals)
-        output = dict(self.with_segments(text=[text], images=[images], return_tensors="pt", **once))
+        output = processed(self.with_segments, text, images, once)
         first = text.startswith(chr(SEGMENT))
         return self._filled(output, [self._plain(part, first and i == 0) for i, part in enumerate(segments)])
 
@@ -151,6 +151,14 @@ class PlainText:
         source = torch.cat(columns)
         keys = [key for key in TOKEN_KEYS if key in output]
         return output | {key: output[key][:, source] for key in keys} | {"input_ids": torch.tensor([ids])}
+
+
+def processed(processor: Any, text: str, images: Sequence[Any], options: dict[str, Any]) -> Prompt:
+    """Return the output of a processor for a text with images; with token types, which Cosmos 3's leaves out."""
+    output = dict(processor(text=[text], images=[images], return_tensors="pt", **options))
+    if "mm_token_type_ids" in processor.model_input_names and "mm_token_type_ids" not in output:
+        output["mm_token_type_ids"] = (output["input_ids"] == processor.image_token_id).long()
+    return output
 
 
 @lru_cache(maxsize=4)

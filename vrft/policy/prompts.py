@@ -21,7 +21,7 @@ Prompt = dict[str, Any]
 `prepare_prompts` adds `features` if the vision tower is frozen.
 """
 
-TOKEN_TYPE_KEYS = ("token_type_ids", "mm_token_type_ids")
+TOKEN_TYPE_KEYS = ("token_type_ids", "mm_token_type_ids", "moe_mm_token_type_ids")
 TOKEN_KEYS = ("input_ids", "attention_mask", *TOKEN_TYPE_KEYS)
 """Keys of a processor's output that have one entry per token; the others describe images."""
 

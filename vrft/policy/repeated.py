@@ -14,6 +14,9 @@ from vrft.policy.fused import own_forwards
 from vrft.policy.logprobs import token_distribution
 from vrft.policy.prompts import TOKEN_KEYS, ImageFeatures, Prompt, encode_images, image_entries
 
+GRID_KEYS = ("_grid_thw", "target_sizes")
+"""Endings of the keys that tell rotary positions in an image, one row for each."""
+
 
 def with_tokens(prompt: Prompt, tokens: Tensor, mask: Tensor) -> dict[str, Any]:
     """Return the token entries of a prompt, repeated n times, followed by n texts: tokens and mask (n, T)."""
@@ -37,7 +40,7 @@ def repeated_hidden_states(
         mask = torch.arange(longest) < torch.tensor(lengths[rows])[:, None]
         mask = mask.to(ids.device)  # (G, n)
         features = ImageFeatures.join([encode_images(model, prompt)] * group_size)
-        grids = {key: value.repeat(group_size, 1) for key, value in prompt.items() if key.endswith("_grid_thw")}
+        grids = {key: value.repeat(group_size, 1) for key, value in prompt.items() if key.endswith(GRID_KEYS)}
         hidden = model.base_model(
             **with_tokens(prompt, ids[rows, :longest], mask.long()),
             **grids,

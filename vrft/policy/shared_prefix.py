@@ -77,7 +77,10 @@ AttentionMaskInterface.register(ATTENTION_NAME, sdpa_mask)
 def layer_types(model: PreTrainedModel) -> list[str]:
     """Return the type of each layer of the text model, e.g. full_attention."""
     config = model.config.get_text_config()
-    return getattr(config, "layer_types", None) or ["full_attention"] * config.num_hidden_layers
+    if types := getattr(config, "layer_types", None):
+        return types
+    kind = "full_attention" if getattr(config, "sliding_window", None) is None else "sliding_attention"  # Mistral
+    return [kind] * config.num_hidden_layers
 
 
 def share_prefixes(model: PreTrainedModel) -> bool:
@@ -238,7 +241,7 @@ def single_sequence_masks(model: PreTrainedModel, prompt: Prompt, n: int) -> dic
     token_types = {key: F.pad(prompt[key], (0, n)) for key in TOKEN_TYPE_KEYS if key in prompt}
     # neither attention mask nor cache; transformers 5.24 renames the argument of the cache, so it is given by position
     masks = build(model.config, embeds, None, None, position_ids=None, **token_types)
-    by_layer = masks if isinstance(masks, dict) else {"full_attention": masks}
+    by_layer = masks if isinstance(masks, dict) else dict.fromkeys(layer_types(model), masks)
     if all(mask is None for mask in by_layer.values()):
         return None
     causal = torch.ones(length, length, dtype=torch.bool, device=device).tril()[None, None]

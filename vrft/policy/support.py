@@ -10,13 +10,20 @@ import torch
 from vrft.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedConfig, PreTrainedModel
 
 REFUSED = {
-    "ovis2": "it adds features of its own around those of an image",
+    "diffusion_gemma": "it writes by diffusion, not one token after the other",
+    "evolla": "it answers questions about proteins",
+    "fuyu": "it has no vision tower: patches of the image enter the language model as they are",
+    "granite4_vision": "it adds the features of an image inside its layers, not in place of image tokens",
     "granite_docling": "image features that are computed once give other log-probabilities than its own forward",
+    "instructblipvideo": "it answers questions about videos",
+    "mistral4": "it is a text-only model",
+    "ovis2": "it adds features of its own around those of an image",
+    "pi0": "it predicts the actions of a robot",
 }
-"""Types that have all parts and can't be trained all the same, as `benchmarks/families.py` found."""
+"""Types that vrft can't train for a reason that their parts don't tell, as `benchmarks/families.py` found."""
 
 
 def check_supported(checkpoint: str, trust_remote_code: bool) -> None:
@@ -25,28 +32,38 @@ def check_supported(checkpoint: str, trust_remote_code: bool) -> None:
     Raises:
         ConfigurationError: it can't; the message says what the model lacks.
     """
-    from transformers import AutoConfig, AutoModelForImageTextToText
+    from transformers import AutoConfig
 
     config = AutoConfig.from_pretrained(checkpoint, trust_remote_code=trust_remote_code)
-    lacks: str | None = "it is an encoder-decoder"
-    if not config.is_encoder_decoder:
-        with torch.device("meta"):
-            model = AutoModelForImageTextToText.from_config(
-                config, attn_implementation="sdpa", trust_remote_code=trust_remote_code
-            )
-        lacks = unsupported(model)
-    if lacks:
+    if lacks := unsupported(config, trust_remote_code):
         raise ConfigurationError(
             f"model.policy.checkpoint: {checkpoint}: a {config.model_type} can't be trained: {lacks} (docs/families.md)"
         )
 
 
-def unsupported(model: PreTrainedModel) -> str | None:
-    """Return why vrft can't train a model, None if it can: each step needs what is checked here."""
-    config = model.config
+def unsupported(config: PreTrainedConfig, trust_remote_code: bool = False) -> str | None:
+    """Return why vrft can't train the model of a config, None if it can: each step needs what is checked here."""
+    from transformers import AutoModelForImageTextToText
+
     if config.model_type in REFUSED:
         return REFUSED[config.model_type]
-    if getattr(config, "image_token_id", None) is None:
+    if config.is_encoder_decoder:
+        return "it is an encoder-decoder"
+    try:
+        with torch.device("meta"):
+            model = AutoModelForImageTextToText.from_config(
+                config, attn_implementation="sdpa", trust_remote_code=trust_remote_code
+            )
+    except ValueError as error:
+        if "scaled_dot_product_attention" not in str(error):
+            raise
+        return "its attention is not computed by sdpa"
+    return lacking(model)
+
+
+def lacking(model: PreTrainedModel) -> str | None:
+    """Return the part that a model lacks, if any."""
+    if getattr(model.config, "image_token_id", None) is None:
         return "its config names no image token"
     if not hasattr(model.base_model, "get_image_features"):
         return "its vision tower can't be run alone"
@@ -54,6 +71,6 @@ def unsupported(model: PreTrainedModel) -> str | None:
         return "its language model takes no image features"
     if model.get_output_embeddings() is None:
         return "it has no head that predicts tokens"
-    if model.get_decoder() in (model, model.base_model):
+    if model.base_model is model or model.get_decoder() in (model, model.base_model):
         return "its language model is not a module of its own"
     return None

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from vrft.boxes import Coordinates
 from vrft.policy.chat_template import check_template
-from vrft.policy.checkpoint import check_hub_config, find_checkpoint
+from vrft.policy.checkpoint import check_hub_files, find_checkpoint
 from vrft.policy.coordinates import FAMILY_COORDINATES, choose_coordinates
 from vrft.policy.decoding_layers import DecodingLayers
 from vrft.policy.decoding_model import DecodingModel
@@ -19,6 +19,7 @@ from vrft.policy.decoding_weights import DecodingWeights, merged
 from vrft.policy.four_bits import FIELD as QUANTIZE
 from vrft.policy.four_bits import check_four_bits, compute_in, nf4_settings, published_in_four_bits
 from vrft.policy.fused import fuse_layers, unfuse_layers
+from vrft.policy.head import logits_of
 from vrft.policy.image_size import ImageLimits, apply_fields, apply_to_config, limited_fields
 from vrft.policy.logprobs import token_log_probs
 from vrft.policy.lora import LoRA, add_adapters, without_adapters
@@ -141,7 +142,7 @@ class Policy(nn.Module):
 
         more: dict[str, Any] = {} if values else {"device_map": "meta"}
         with loading("model.policy.checkpoint", self.checkpoint, TRUST_REMOTE_CODE_HINT, self.trust_remote_code):
-            check_hub_config(self.checkpoint)
+            check_hub_files(self.checkpoint)
             check_supported(self.checkpoint, self.trust_remote_code)
             self.processor = load_processor(self.checkpoint, self.trust_remote_code)
             check_template(self.processor, self.checkpoint)
@@ -269,7 +270,7 @@ class Policy(nn.Module):
         lengths = mask.sum(1).tolist()
         with self.autocast(), self._reference() if reference else nullcontext(self.base) as model:
             hidden = hidden_states(model, prompts, ids, lengths)  # (real tokens, H)
-            head = model.get_output_embeddings()
+            head = logits_of(model)
             return token_log_probs(
                 head, hidden, ids, lengths, temperature=temperature, banned=self.banned_ids, entropy=entropy
             )

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from vrft.policy.decoding_model import DecodingModel
+from vrft.policy.head import logits_of
 from vrft.rollout.base import Sampling
 from vrft.rollout.decoding import GroupCache, GroupDecoder, Prefilled
 from vrft.rollout.grid import DecodingGrid
@@ -78,7 +79,7 @@ class GraphSteps:
         sample_tokens: TokenSampler,
     ) -> None:
         self.decoding, self.shape, self.longest, self.sample_tokens = decoding, shape, longest, sample_tokens
-        self.head = decoding.model.get_output_embeddings()
+        self.head = logits_of(decoding.model)
         self.on_gpu = grid.rows.is_cuda
         self.pool = torch.cuda.graph_pool_handle() if self.on_gpu else None
         cache = GroupCache(prefilled.cache, decoding.model, shape.group_size, shape.limit, longest)

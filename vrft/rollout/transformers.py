@@ -9,6 +9,7 @@ import torch
 
 from vrft.policy import Policy
 from vrft.policy.decoding_model import DecodingModel
+from vrft.policy.head import logits_of
 from vrft.policy.weights import page_locked
 from vrft.rollout.base import RolloutEngine, Sampling, SamplingKey
 from vrft.rollout.decoding import Decoder, GroupCache, GroupDecoder, Prefilled, RepeatedDecoder
@@ -100,7 +101,7 @@ class EagerSteps:
         self, decoding: DecodingModel, decoder: Decoder, grid: DecodingGrid, sample_tokens: TokenSampler
     ) -> None:
         self.decoding, self.decoder, self.grid, self.sample_tokens = decoding, decoder, grid, sample_tokens
-        self.head = decoding.model.get_output_embeddings()
+        self.head = logits_of(decoding.model)
         self.shrink_share = GPU_SHRINK_SHARE if grid.rows.is_cuda else SHRINK_SHARE
 
     def first(self) -> None:
