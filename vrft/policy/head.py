@@ -26,7 +26,7 @@ DIVIDED = {
 }
 """Fields of the text config by which types divide their logits."""
 
-CAPPED = ("gemma3n", "gemma4", "gemma4_unified", "mistral_large4", "muse_glimmer", "muse_spark", "paligemma")
+CAPPED = ("gemma3n", "gemma4", "gemma4_unified", "mistral_large4", "muse_glimmer", "muse_spark")
 """Types that limit their logits to `final_logit_softcapping` of the text config, by a tanh."""
 
 
