@@ -13,7 +13,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_
 from tests.helpers import ROOT
 from vrft.policy.prompts import prepare_prompts
 from vrft.policy.shared_prefix import group_hidden_states, share_prefixes
-from vrft.rollout.decoding import GroupDecoder
+from vrft.rollout.decoding import GroupCache, GroupDecoder, Prefilled
 
 PAGE = (ROOT / "docs" / "families.md").read_text()
 ROWS = {line.split("`")[1]: line for line in PAGE.splitlines() if line.startswith("| `")}
@@ -48,7 +48,8 @@ def test_a_window_of_a_model_without_layer_types_limits_the_sampler_too() -> Non
     ids = torch.tensor([[50, 60, 70]])
     with torch.no_grad():
         expected = group_hidden_states(model, [prompt], ids, [3])
-        decoder = GroupDecoder(model, prepare_prompts(model, [prompt], False), 1, 3, False)
+        prefilled = Prefilled.of(model, prepare_prompts(model, [prompt], False))
+        decoder = GroupDecoder(model, prefilled, GroupCache(prefilled.cache, model, 1, 3), 1)
         hidden = torch.cat([decoder.hidden, *(decoder.step(ids[:, t]) for t in range(2))])
     torch.testing.assert_close(hidden, expected, atol=1e-5, rtol=0)
 
