@@ -10,14 +10,15 @@ from torch import Tensor
 
 from vrft.policy.logprobs import token_distribution
 from vrft.rollout import Sampling, SamplingKey
-from vrft.rollout.sampling import LARGEST_SUM, float32_pairs, inverse_transform, token_sampler
+from vrft.rollout import sampling as module
+from vrft.rollout.sampling import LARGEST_SUM, float32_pairs, float32_transform, inverse_transform, token_sampler
 
 KEY = SamplingKey(7, 3)
 
 
 def exact(log_p: Tensor, uniform: Tensor) -> Tensor:
     """Return the tokens that sums in float64 give."""
-    ends = log_p.double().exp().cumsum(-1)
+    ends = log_p.exp().double().cumsum(-1)
     return torch.searchsorted(ends, (uniform * ends[:, -1])[:, None], right=True)[:, 0]
 
 
@@ -25,12 +26,14 @@ def exact(log_p: Tensor, uniform: Tensor) -> Tensor:
 def test_draws_are_those_of_float64(size: int) -> None:
     log_p = (torch.randn(1, size, generator=torch.Generator().manual_seed(0)) * 4).log_softmax(-1).expand(2000, -1)
     uniform = KEY.uniform(1, 2000, 1)[:, 0]
-    found = inverse_transform(log_p, float32_pairs(uniform))
+    assert torch.equal(inverse_transform(log_p, float32_pairs(uniform)), exact(log_p, uniform))
+    found = float32_transform(log_p, float32_pairs(uniform))
     assert (found == exact(log_p, uniform)).float().mean() > 0.999
 
 
 @pytest.mark.parametrize("size", [12, LARGEST_SUM + 12])
-def test_frequencies_are_the_probabilities(size: int) -> None:
+def test_frequencies_are_the_probabilities(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "inverse_transform", float32_transform)
     logits = torch.full((size,), -40.0)
     places = torch.arange(12) * (size // 12)
     logits[places] = torch.arange(12.0).sin() * 2
@@ -57,8 +60,9 @@ def test_the_largest_number_draws_the_last_possible_token(size: int) -> None:
     banned = torch.arange(size - 20, size)
     log_p = token_distribution(torch.zeros(1, size), 1.0, banned)
     largest = float32_pairs(torch.tensor([1 - 2.0**-53], dtype=torch.float64))
-    assert inverse_transform(log_p, largest).item() == size - 21
-    assert inverse_transform(log_p, torch.zeros(1, 2)).item() == 0
+    for transform in (inverse_transform, float32_transform):
+        assert transform(log_p, largest).item() == size - 21
+        assert transform(log_p, torch.zeros(1, 2)).item() == 0
 
 
 def test_numbers_belong_to_their_row_on_any_rank() -> None:

@@ -58,10 +58,18 @@ def token_sampler(sampling: Sampling, banned: Tensor) -> TokenSampler:
 
 
 def inverse_transform(log_p: Tensor, uniform: Tensor) -> Tensor:
-    """Return the first token whose cumulative probability exceeds the row's number: (n, V), (n, 2) -> (n,).
+    """Return the first token whose cumulative probability exceeds the row's number: (n, V), (n, 2) -> (n,)."""
+    if not log_p.is_cpu:
+        return float32_transform(log_p, uniform)
+    ends = log_p.exp().cumsum(-1, dtype=torch.float64)
+    return first_above(ends, uniform.double().sum(-1, keepdim=True) * ends[:, -1:])[:, 0]
 
-    Sums are float32. Those of a large vocabulary have two levels, so that their error hardly grows with V: the
-    probability of a block of about sqrt(V) tokens is off by at most 1e-7.
+
+def float32_transform(log_p: Tensor, uniform: Tensor) -> Tensor:
+    """Return what `inverse_transform` does, without float64, which is slow or missing on GPUs.
+
+    Sums of a large vocabulary have two levels, so that their error hardly grows with V: the probability of a block of
+    about sqrt(V) tokens is off by at most 1e-7. Tokens rarer than that may be drawn in place of their neighbours.
     """
     size = log_p.shape[-1]
     p, high, low = log_p.exp(), uniform[:, :1], uniform[:, 1:]
@@ -78,10 +86,9 @@ def inverse_transform(log_p: Tensor, uniform: Tensor) -> Tensor:
         rest = torch.addcmul(target - (ends - sums).gather(1, chosen), low, ends[:, -1:])
         ends = p.gather(1, chosen[..., None].expand(-1, -1, block))[:, 0].cumsum(-1)
         tokens = torch.add(first_above(ends, rest), chosen, alpha=block).clamp_(max=size - 1)
-    if not log_p.is_cpu:  # sums in another order need not grow everywhere, and could end at a token that is banned
-        possible = log_p.gather(1, tokens) > IMPOSSIBLE
-        tokens = torch.where(possible, tokens, log_p.argmax(-1, keepdim=True))
-    return tokens[:, 0]
+    # Sums in another order need not grow everywhere, and could end at a token that is banned.
+    possible = log_p.gather(1, tokens) > IMPOSSIBLE
+    return torch.where(possible, tokens, log_p.argmax(-1, keepdim=True))[:, 0]
 
 
 def first_above(ends: Tensor, target: Tensor) -> Tensor:
