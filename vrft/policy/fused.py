@@ -196,6 +196,8 @@ def rotate(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, unsqueeze_dim: int = 
         unsqueeze_dim: dimension of the heads.
     """
     factors = rotation_factors(cos, sin, unsqueeze_dim)
+    if not torch.is_grad_enabled():  # a decoding step on a CPU is bound by Python
+        return cast(tuple[Tensor, Tensor], rotated(q, k, *factors[:2], unsqueeze_dim))
     return cast(tuple[Tensor, Tensor], Rotation.apply(q, k, *factors, unsqueeze_dim))
 
 
