@@ -32,6 +32,9 @@ class TrainedModule(Protocol):
     def encoder(self) -> Callable[[list[Sample]], PromptBatch]:
         """The loaders' collate function."""
 
+    def compare_prompts(self, batch: PromptBatch) -> PromptBatch:
+        """Find what prompts have in common, before a batch is moved to a GPU."""
+
     @property
     def logged_step(self) -> int:
         """The step that loggers get: the number of rollouts before the current one."""
@@ -119,6 +122,10 @@ class VisionData(LightningDataModule):
 
     test_dataloader = val_dataloader
     predict_dataloader = val_dataloader
+
+    def on_before_batch_transfer(self, batch: PromptBatch, dataloader_idx: int) -> PromptBatch:
+        assert self.trainer is not None
+        return module_of(self.trainer).compare_prompts(batch)
 
     def transfer_batch_to_device(self, batch: PromptBatch, device: torch.device, dataloader_idx: int) -> PromptBatch:
         def move(key: str, value: Any) -> Any:

@@ -148,7 +148,8 @@ class VisionModule(LightningModule):
         self.log("train/replaced_images", float(warn_of_replaced_images(batch)))
         self.log("train/dead_workers", float(train_loader_of(self.trainer).dead_workers))
 
-    def on_before_batch_transfer(self, batch: PromptBatch, dataloader_idx: int) -> PromptBatch:
+    def compare_prompts(self, batch: PromptBatch) -> PromptBatch:
+        """Find what prompts have in common, before a batch is moved to a GPU."""
         return self.policy.compare_prompts(batch)
 
     def begin_step(self) -> None:
