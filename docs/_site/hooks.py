@@ -26,7 +26,7 @@ API: dict[str, tuple[str, ...]] = {
         "vrft.callbacks.skipped_steps.SkippedSteps",
     ),
     "Rollout engines": ("vrft.rollout",),
-    "Losses": ("vrft.training.grpo",),
+    "Losses": ("vrft.training.grpo", "vrft.training.importance"),
     "Types and errors": ("vrft.types", "vrft.errors"),
 }
 """Titles of the pages of the reference, and what each documents: exports of packages, classes, or whole modules."""

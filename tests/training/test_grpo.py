@@ -128,11 +128,20 @@ def naive_surrogate(ratio: float, a: float, low: float, high: float) -> tuple[fl
     return -bounded * a, 0.0 if clipped else -ratio * a, clipped
 
 
+def naive_gate(ratio: float, tau: float) -> tuple[float, float]:
+    """Return sapo's gate and its derivative with respect to the log-ratio."""
+    sigmoid = 1 / (1 + math.exp(-tau * (ratio - 1)))
+    return 4 / tau * sigmoid, 4 * sigmoid * (1 - sigmoid) * ratio
+
+
 def naive_row(
     kind: str, log_p: list[float], old: list[float], a: float, low: float, high: float | None
 ) -> tuple[list[float], list[float], list[bool]]:
     """Return each token's value, the derivative of their sum with respect to each log_p, and whether it is clipped."""
     n = len(log_p)
+    if kind == "sapo":
+        gates = [naive_gate(math.exp(x - y), 1.0 if a > 0 else 1.05) for x, y in zip(log_p, old, strict=True)]
+        return [-value * a for value, _ in gates], [-slope * a for _, slope in gates], [False] * n
     if kind == "cispo":
         ratios = [math.exp(x - y) for x, y in zip(log_p, old, strict=True)]
         capped = [min(ratio, high or 5.0) for ratio in ratios]
@@ -149,12 +158,12 @@ def naive_row(
 def naive_weight(kind: str, length: int) -> float:
     tokens = sum(LENGTHS)
     each = 1 / (len(LENGTHS) * length)
-    return {"grpo": each, "gspo": each, "dr_grpo": 1 / (len(LENGTHS) * LIMIT)}.get(kind, 1 / tokens)
+    return {"grpo": each, "gspo": each, "sapo": each, "dr_grpo": 1 / (len(LENGTHS) * LIMIT)}.get(kind, 1 / tokens)
 
 
 @pytest.mark.parametrize("estimator", ["k1", "k2", "k3"])
 @pytest.mark.parametrize(("beta", "high"), [(0.0, None), (0.04, None), (0.5, 0.4)])
-@pytest.mark.parametrize("kind", ["grpo", "bnpo", "dr_grpo", "dapo", "gspo", "cispo"])
+@pytest.mark.parametrize("kind", ["grpo", "bnpo", "dr_grpo", "dapo", "gspo", "cispo", "sapo"])
 def test_policy_loss_equals_that_of_a_plain_loop(
     kind: LossType, beta: float, high: float | None, estimator: KLEstimator
 ) -> None:
@@ -182,7 +191,7 @@ def test_policy_loss_equals_that_of_a_plain_loop(
             kl[i] += token_kl / length
             clipped[i] += over[t] / length
             any_clipped |= over[t]
-    assert any_clipped or (kind == "cispo" and high is None)
+    assert any_clipped or kind == "sapo" or (kind == "cispo" and high is None)
     close = {"rtol": 1e-6, "atol": 1e-6}
     torch.testing.assert_close(result.loss.item(), loss, **close)
     torch.testing.assert_close(log_probs.grad, gradient, **close)
@@ -190,7 +199,30 @@ def test_policy_loss_equals_that_of_a_plain_loop(
     torch.testing.assert_close(result.clipped.double(), clipped, **close)
 
 
-@pytest.mark.parametrize("kind", ["grpo", "bnpo", "dr_grpo", "dapo", "gspo", "cispo"])
+@pytest.mark.parametrize("kind", ["grpo", "bnpo", "dr_grpo", "dapo"])
+def test_delta_bounds_the_ratio_of_negative_advantages(kind: LossType) -> None:
+    mask, old, advantages = ragged_mask(LENGTHS), normal(6, 6), torch.tensor([1.0, -1.0, 3.0, -2.0, 0.5, -1.0]).double()
+    log_probs = (old + 0.9 * normal(6, 6, seed=2)).requires_grad_()
+    result = loss_of(log_probs, old, advantages, mask, loss_type=kind, delta=1.5)
+    result.loss.backward()
+    loss, gradient, clipped, bounded = 0.0, torch.zeros_like(old), torch.zeros_like(advantages), 0
+    for i, length in enumerate(LENGTHS):
+        for t in range(length):
+            ratio, a = math.exp(log_probs[i, t].item() - old[i, t].item()), advantages[i].item()
+            value, slope, over = naive_surrogate(ratio, a, 0.2, 0.2)
+            if a < 0 and ratio > 1.5:
+                value, slope, over, bounded = -1.5 * a, 0.0, True, bounded + 1
+            loss += naive_weight(kind, length) * value
+            gradient[i, t] = naive_weight(kind, length) * slope
+            clipped[i] += over / length
+    assert bounded
+    close = {"rtol": 1e-6, "atol": 1e-6}
+    torch.testing.assert_close(result.loss.item(), loss, **close)
+    torch.testing.assert_close(log_probs.grad, gradient, **close)
+    torch.testing.assert_close(result.clipped.double(), clipped, **close)
+
+
+@pytest.mark.parametrize("kind", ["grpo", "bnpo", "dr_grpo", "dapo", "gspo", "cispo", "sapo"])
 def test_micro_batches_add_up_to_the_minibatch(kind: LossType) -> None:
     mask, old, advantages = ragged_mask(LENGTHS), normal(6, 6), normal(6, seed=3)
     log_probs = old + 0.3 * normal(6, 6, seed=2)
@@ -209,7 +241,7 @@ def test_dapo_counts_the_tokens_of_all_ranks() -> None:
     assert token_weights(lengths, "bnpo", LIMIT, num_tokens=torch.tensor(16.0)).tolist() == [1 / 8] * 2
 
 
-@pytest.mark.parametrize("kind", ["grpo", "bnpo", "dr_grpo", "dapo", "gspo", "cispo"])
+@pytest.mark.parametrize("kind", ["grpo", "bnpo", "dr_grpo", "dapo", "gspo", "cispo", "sapo"])
 def test_a_batch_of_empty_rows_gives_no_nan(kind: LossType) -> None:
     log_probs, mask = normal(2, 3).requires_grad_(), torch.zeros(2, 3, dtype=torch.long)
     result = loss_of(log_probs, log_probs.detach(), torch.ones(2), mask, loss_type=kind, reference=normal(2, 3))

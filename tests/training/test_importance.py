@@ -7,7 +7,8 @@ import math
 import pytest
 import torch
 
-from vrft.training.grpo import importance_weights, mismatch, policy_loss
+from vrft.training.grpo import policy_loss
+from vrft.training.importance import ImportanceSampling, importance_weights, mismatch
 
 
 def test_importance_weights_by_hand() -> None:
@@ -18,6 +19,24 @@ def test_importance_weights_by_hand() -> None:
     assert weigh("none").tolist() == [[1.0] * 5]
     for mode, largest in (("truncate", 2.0), ("mask", 0.0)):
         assert importance_weights(torch.tensor([[100.0, -200.0]]), mode, 2.0).tolist() == [[largest, 0.0]]  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("mode", "expected"),
+    [
+        ("sequence_truncate", [2.0, 0.5, 2.0, 1.0]),
+        ("sequence_mask", [0.0, 0.5, 2.0, 1.0]),
+    ],
+)
+def test_sequence_weights_are_products_over_the_tokens(mode: ImportanceSampling, expected: list[float]) -> None:
+    ratios = torch.tensor([[2.0, 2.0, 1.0], [2.0, 0.25, math.nan], [2.0, 9.0, 9.0], [9.0, 9.0, 9.0]])
+    mask = torch.tensor([[1, 1, 1], [1, 1, 0], [1, 0, 0], [0, 0, 0]])  # the last row is left out of the loss
+    found = importance_weights(ratios.log(), mode, 2.0, mask)
+    for row, kept, weights, value in zip(ratios.tolist(), mask.tolist(), found.tolist(), expected, strict=True):
+        product = math.prod(ratio for ratio, counts in zip(row, kept, strict=True) if counts)
+        naive = min(product, 2.0) if mode == "sequence_truncate" else product * (0.5 <= product <= 2.0)
+        assert weights == pytest.approx([naive] * 3)
+        assert naive == pytest.approx(value)
 
 
 def test_corrected_gradient_equals_that_of_the_trainers_own_samples() -> None:

@@ -74,6 +74,7 @@ def test_every_setting_trains(more: list[str], quick_fit: Command, tmp_path: Pat
         ("--model.sft_weight=-1", "model.sft_weight: expected a number of at least 0, got -1"),
         ("--model.temperature=0", "model.temperature"),
         ("--model.loss_type=ppo", "loss_type"),
+        ("--model.delta=1.1", "model.delta: expected more than 1.2"),
     ],
 )
 def test_an_invalid_setting_is_refused_before_training(

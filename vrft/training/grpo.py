@@ -13,10 +13,9 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-LossType = Literal["grpo", "bnpo", "dr_grpo", "dapo", "gspo", "cispo"]
+LossType = Literal["grpo", "bnpo", "dr_grpo", "dapo", "gspo", "cispo", "sapo"]
 ScaleRewards = Literal["group", "batch", "none"]
 KLEstimator = Literal["k1", "k2", "k3"]
-ImportanceSampling = Literal["truncate", "mask", "none"]
 
 
 def group_advantages(rewards: Tensor, scale_rewards: ScaleRewards = "group", leave_one_out: bool = False) -> Tensor:
@@ -98,10 +97,10 @@ def token_weights(
 ) -> Tensor:
     """Return the weight of each row's tokens (N,), for the loss = sum over rows of weight * (sum over tokens).
 
-        grpo, gspo    1 / (N * length)    mean over sequences (DeepSeekMath, eq. 3; GSPO, arXiv 2507.18071, eq. 5)
-        bnpo          1 / tokens          mean over the tokens of this rank
-        dapo, cispo   1 / tokens          mean over the tokens of all ranks (DAPO, eq. 8; arXiv 2506.13585, eq. 4)
-        dr_grpo       1 / (N * M)         a constant, independent of length (Dr. GRPO, arXiv 2503.20783)
+        grpo, gspo, sapo   1 / (N * length)   mean over sequences (DeepSeekMath, eq. 3; GSPO, arXiv 2507.18071, eq. 5)
+        bnpo               1 / tokens         mean over the tokens of this rank
+        dapo, cispo        1 / tokens         mean over the tokens of all ranks (DAPO, eq. 8; arXiv 2506.13585, eq. 4)
+        dr_grpo            1 / (N * M)        a constant, independent of length (Dr. GRPO, arXiv 2503.20783)
 
     Args:
         lengths: number of real tokens of each row of the minibatch (N,); 0 for a row that is left out.
@@ -109,7 +108,7 @@ def token_weights(
         max_completion_length: M.
         num_tokens: for dapo and cispo, mean number of tokens per rank over all ranks (); default: this rank's tokens.
     """
-    if loss_type in ("grpo", "gspo"):
+    if loss_type in ("grpo", "gspo", "sapo"):
         return 1 / (len(lengths) * lengths.clamp(min=1))
     if loss_type == "dr_grpo":
         return torch.full_like(lengths, 1 / (len(lengths) * max_completion_length), dtype=torch.float32)
@@ -135,6 +134,8 @@ def policy_loss(
     loss_type: LossType = "grpo",
     epsilon: float = 0.2,
     epsilon_high: float | None = None,
+    delta: float | None = None,
+    temperatures: tuple[float, float] = (1.0, 1.05),
     reference: Tensor | None = None,
     beta: float = 0.0,
     kl_estimator: KLEstimator = "k3",
@@ -147,6 +148,7 @@ def policy_loss(
         grpo, bnpo, dr_grpo, dapo    -min(rho A, clip(rho, 1 - epsilon, 1 + epsilon_high) A)    DeepSeekMath, eq. 3
         gspo     the same with exp(mean over tokens of log rho) in place of rho                 2507.18071, eq. 5-7
         cispo    -stop_gradient(min(rho, epsilon_high)) A log pi                                2506.13585, eq. 4-5
+        sapo     -4 / tau sigmoid(tau (rho - 1)) A                                              2511.20347, eq. 5-6
 
     Args:
         log_probs: log pi of the sampled tokens (N, T), with gradient.
@@ -158,6 +160,9 @@ def policy_loss(
         epsilon: lower clip range, and the upper one if `epsilon_high` is None. GSPO's paper uses 3e-4 and 4e-4.
         epsilon_high: upper clip range ("clip higher", 0.28 in DAPO); for cispo the largest ratio itself, default 5
             (ScaleRL, arXiv 2510.13786).
+        delta: largest ratio of tokens with A < 0, which clipping leaves unbounded, for the losses that clip rho:
+            min(rho, delta) in place of rho ("two-sided clipping", INTELLECT-2, arXiv 2505.07291).
+        temperatures: tau of sapo for A > 0 and for A <= 0.
         reference: log-probabilities under the reference policy (N, T); required if beta > 0.
         beta: weight of the KL term.
         kl_estimator: see `kl_to_reference`.
@@ -166,17 +171,14 @@ def policy_loss(
     a = advantages[:, None]  # (N, 1)
     log_ratio = log_probs - old_log_probs  # (N, T)
     if loss_type == "cispo":
-        highest = 5.0 if epsilon_high is None else epsilon_high
-        ratio = log_ratio.detach().exp()  # (N, T)
-        per_token = -ratio.clamp(max=highest) * a * log_probs  # (N, T)
-        clipped = (ratio > highest) & (a > 0)
+        per_token, clipped = capped_surrogate(log_ratio, log_probs, a, 5.0 if epsilon_high is None else epsilon_high)
+    elif loss_type == "sapo":
+        per_token, clipped = soft_surrogate(log_ratio, a, temperatures)
     else:
         if loss_type == "gspo":
             log_ratio = masked_mean(log_ratio, mask)[:, None].expand_as(log_ratio)
         lower, upper = 1 - epsilon, 1 + (epsilon if epsilon_high is None else epsilon_high)
-        ratio = log_ratio.exp()
-        per_token = -torch.minimum(ratio * a, ratio.clamp(lower, upper) * a)
-        clipped = ((ratio < lower) & (a < 0)) | ((ratio > upper) & (a > 0))
+        per_token, clipped = clipped_surrogate(log_ratio, a, lower, upper, delta)
     kl = torch.zeros_like(per_token)
     if reference is not None:
         kl = kl_to_reference(log_probs, reference, kl_estimator)  # (N, T)
@@ -188,49 +190,34 @@ def policy_loss(
     return PolicyLoss((per_token * mask).sum(1) @ weights, row_kl, row_clipped)
 
 
-def importance_weights(log_ratio: Tensor, mode: ImportanceSampling, cap: float) -> Tensor:
-    """Return the importance weights (N, T) that correct for another sampler, with w = pi_old / pi_sampler.
+def clipped_surrogate(
+    log_ratio: Tensor, a: Tensor, lower: float, upper: float, delta: float | None = None
+) -> tuple[Tensor, Tensor]:
+    """Return -min(min(rho, delta) A, clip(rho, lower, upper) A) and which tokens have no gradient, both (N, T)."""
+    ratio = log_ratio.exp()
+    clipped = ((ratio < lower) & (a < 0)) | ((ratio > upper) & (a > 0))
+    bounded = ratio
+    if delta is not None:
+        clipped = clipped | ((ratio > delta) & (a < 0))
+        bounded = ratio.clamp(max=delta)
+    return -torch.minimum(bounded * a, ratio.clamp(lower, upper) * a), clipped
 
-        truncate    min(w, cap): low variance, some bias (Ionides 2008, "Truncated Importance Sampling")
-        mask        w if 1 / cap <= w <= cap, else 0: drops tokens on which the two disagree too much
-        none        1
 
-    pi_sampler drew the tokens: the same weights with other kernels, or the weights of an earlier step. pi_old is the
-    trainer's policy at the start of the step, so that clipping measures the change within the step alone.
+def capped_surrogate(log_ratio: Tensor, log_probs: Tensor, a: Tensor, highest: float) -> tuple[Tensor, Tensor]:
+    """Return -stop_gradient(min(rho, highest)) A log pi and which tokens' ratios are capped, both (N, T)."""
+    ratio = log_ratio.detach().exp()
+    return -ratio.clamp(max=highest) * a * log_probs, (ratio > highest) & (a > 0)
 
-    Args:
-        log_ratio: log pi_old - log pi_sampler of the sampled tokens (N, T).
-        mode: one of the above.
-        cap: the largest weight, at least 1.
+
+def soft_surrogate(log_ratio: Tensor, a: Tensor, temperatures: tuple[float, float]) -> tuple[Tensor, Tensor]:
+    """Return -4 / tau sigmoid(tau (rho - 1)) A (N, T) and, since the gate clips no token, False (N, T).
+
+    Its gradient is that of -rho A at rho = 1, and falls smoothly on both sides.
     """
-    if mode == "none":
-        return torch.ones_like(log_ratio)
-    w = log_ratio.exp()
-    if mode == "truncate":
-        return w.clamp(max=cap)
-    return torch.where((w >= 1 / cap) & (w <= cap), w, 0.0)  # inf * 0 would be NaN
-
-
-class Mismatch(NamedTuple):
-    """Statistics of the mismatch between the sampler's and the trainer's log-probabilities over tokens; all ()."""
-
-    gap: Tensor  # mean |log-ratio|
-    gap_max: Tensor
-    ratio_p01: Tensor  # quantiles of the importance ratio
-    ratio_p50: Tensor
-    ratio_p99: Tensor
-    beyond: Tensor  # share of ratios outside of 1 / cap to cap
-
-
-def mismatch(log_ratio: Tensor, cap: float) -> Mismatch:
-    """Summarise log pi_old - log pi_sampler of tokens (n,), without non-finite values; gap 0 if no value is finite."""
-    log_ratio = log_ratio[log_ratio.isfinite()]
-    if not len(log_ratio):
-        log_ratio = log_ratio.new_zeros(1)
-    gap, ratio = log_ratio.abs(), log_ratio.exp()
-    low, middle, high = ratio.quantile(ratio.new_tensor([0.01, 0.5, 0.99]))
-    beyond = ((ratio > cap) | (ratio < 1 / cap)).float()
-    return Mismatch(gap.mean(), gap.max(), low, middle, high, beyond.mean())
+    positive, other = (log_ratio.new_tensor(temperature) for temperature in temperatures)
+    tau = torch.where(a > 0, positive, other)  # (N, 1)
+    gate = 4 / tau * torch.sigmoid(tau * (log_ratio.exp() - 1))
+    return -gate * a, torch.zeros_like(gate, dtype=torch.bool)
 
 
 def masked_mean(values: Tensor, mask: Tensor) -> Tensor:

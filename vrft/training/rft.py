@@ -19,21 +19,19 @@ from vrft.rollout import RolloutEngine, Sampling, TransformersEngine
 from vrft.tasks import Task
 from vrft.training.checks import check_settings
 from vrft.training.grpo import (
-    ImportanceSampling,
     KLEstimator,
     LossType,
     ScaleRewards,
-    group_advantages,
-    importance_weights,
     masked_mean,
     overlong_penalty,
-    policy_loss,
     replace_zero_variance,
     token_weights,
     zero_variance_groups,
 )
+from vrft.training.importance import ImportanceSampling
 from vrft.training.loss_inputs import LossInputs, Minibatch, micro_batches_of, total_sums
 from vrft.training.module import VisionModule
+from vrft.training.objective import Objective
 from vrft.training.optimization import Interval
 from vrft.training.rollouts import Generation
 from vrft.training.scoring import parse_completions
@@ -64,6 +62,9 @@ class RFT(VisionModule):
         kl_estimator: KLEstimator = "k3",
         epsilon: NonNegative = 0.2,
         epsilon_high: float | None = None,
+        delta: float | None = None,
+        sapo_temperature_pos: NonNegative = 1.0,
+        sapo_temperature_neg: NonNegative = 1.05,
         scale_rewards: ScaleRewards = "group",
         leave_one_out: bool = False,
         temperature: NonNegative = 1.0,
@@ -98,6 +99,10 @@ class RFT(VisionModule):
             kl_estimator: estimator of the KL divergence, k1, k2 or k3.
             epsilon: clip range of the importance ratio.
             epsilon_high: upper clip range; default: `epsilon`. For cispo: the largest ratio, default 5.
+            delta: largest ratio where the advantage is negative, which clipping leaves unbounded (INTELLECT-2: 4); for
+                the loss types that clip the ratio of each token.
+            sapo_temperature_pos: how fast sapo's gate closes for positive advantages.
+            sapo_temperature_neg: how fast it closes for negative advantages.
             scale_rewards: divide advantages by the standard deviation of the group, of the batch, or by nothing.
             leave_one_out: use the mean of the other completions of the group as the baseline (RLOO).
             temperature: temperature of the sampling distribution, which is also the trained one.
@@ -113,7 +118,8 @@ class RFT(VisionModule):
             max_tokens_per_micro_batch: tokens of prompts and completions in one forward and backward.
             max_grad_norm: largest norm of the gradient (default of TRL; the paper has no value).
             importance_sampling: correction for an engine whose probabilities differ from the trainer's: truncate the
-                ratio, mask tokens whose ratio is too far from 1, or none. Default: truncate for remote engines.
+                ratio of each token, mask tokens whose ratio is too far from 1, the same with the ratio of whole
+                completions (sequence_truncate, sequence_mask), or none. Default: truncate for remote engines.
             importance_cap: largest importance ratio.
             lr_scheduler_interval: after what the schedule advances, an optimizer step or an epoch.
         """
@@ -141,19 +147,30 @@ class RFT(VisionModule):
             top_k=(top_k, 0, float("inf")),
             min_p=(min_p, 0, 1),
             importance_cap=(importance_cap, 1, float("inf")),
+            sapo_temperature_pos=(sapo_temperature_pos, 1e-3, float("inf")),
+            sapo_temperature_neg=(sapo_temperature_neg, 1e-3, float("inf")),
         )
         self.num_generations, self.num_iterations = num_generations, num_iterations
         self.group_size = num_generations
         self.num_minibatches, self.batches_per_step = num_minibatches, 1 + max_extra_rollouts
-        self.loss_type, self.beta, self.kl_estimator = loss_type, beta, kl_estimator
-        self.epsilon, self.epsilon_high = epsilon, epsilon_high
-        self.scale_rewards, self.leave_one_out = scale_rewards, leave_one_out
+        self.objective = Objective(
+            loss_type=loss_type,
+            beta=beta,
+            kl_estimator=kl_estimator,
+            epsilon=epsilon,
+            epsilon_high=epsilon_high,
+            delta=delta,
+            sapo_temperatures=(sapo_temperature_pos, sapo_temperature_neg),
+            scale_rewards=scale_rewards,
+            leave_one_out=leave_one_out,
+            importance_sampling=importance_sampling or self.rollouts.importance_sampling,
+            importance_cap=importance_cap,
+        )
+        self.objective.check()
         self.sampling = Sampling(temperature, top_p, top_k, min_p)
         self.mask_truncated_completions, self.overlong_buffer = mask_truncated_completions, overlong_buffer
         self.sft_weight = sft_weight
         self.keep_reference, self.prefetches = beta > 0, self.rollouts.prefetches
-        self.importance_sampling = importance_sampling or self.rollouts.importance_sampling
-        self.importance_cap = importance_cap
 
     def setup(self, stage: str) -> None:
         data = data_of(self.trainer)
@@ -230,7 +247,7 @@ class RFT(VisionModule):
         gathered = self.all_gather(reward)
         assert isinstance(gathered, Tensor)
         everyone = gathered.view(-1, self.num_generations)  # (P of all ranks, G)
-        advantages = group_advantages(everyone, self.scale_rewards, self.leave_one_out)
+        advantages = self.objective.advantages(everyone)
         return advantages.view(-1, *reward.shape)[self.global_rank].to(self.device)
 
     def log_rollout(self, scored: ScoredRollout, zero_variance: Tensor, prompts: int) -> None:
@@ -258,11 +275,11 @@ class RFT(VisionModule):
         prompts = scored.batch.inputs
         parts = [part.tolist() for part in torch.arange(len(prompts)).tensor_split(self.num_minibatches)]
         inputs = self.loss_inputs(scored, [len(part) for part in parts])
-        trains = inputs.mask.any(1) & ((inputs.advantages != 0) | (self.beta > 0))  # (N,)
+        trains = inputs.mask.any(1) & ((inputs.advantages != 0) | (self.objective.beta > 0))  # (N,)
         groups: list[bool] = trains.view(-1, self.num_generations).any(1).tolist()  # (P,)
         minibatches = [Minibatch(prompts, inputs, part, groups) for part in parts]
         inputs.old_log_probs = self.fixed_log_probs(inputs, minibatches[1:])
-        if self.beta > 0:
+        if self.keep_reference:
             inputs.reference = self.fixed_log_probs(inputs, minibatches, reference=True)
         if self.sft_weight > 0:
             for minibatch in minibatches:
@@ -278,7 +295,7 @@ class RFT(VisionModule):
         weights = []
         for lengths in mask.sum(1).split([count * self.num_generations for count in minibatches]):
             tokens = self.trainer.strategy.reduce(lengths.sum().float(), reduce_op="mean")
-            weights.append(token_weights(lengths, self.loss_type, self.max_completion_length, tokens))
+            weights.append(token_weights(lengths, self.objective.loss_type, self.max_completion_length, tokens))
         non_finite = ~scored.finite.to(scored.advantages.device)  # (N,), which skip the optimizer step
         advantages = scored.advantages.flatten().masked_fill(non_finite, torch.nan)
         old = torch.zeros_like(rollout.log_probs)
@@ -339,22 +356,8 @@ class RFT(VisionModule):
             mine.old_log_probs = log_probs.detach()
             rows = index_on(log_probs.device, micro.rows)
             minibatch.inputs.old_log_probs[rows, : log_probs.shape[1]] = mine.old_log_probs
-        log_ratio = mine.old_log_probs - mine.sampled_log_probs  # (n, T)
-        loss, kl, clipped = policy_loss(
-            log_probs,
-            mine.old_log_probs,
-            mine.advantages,
-            mine.mask,
-            mine.weights,
-            loss_type=self.loss_type,
-            epsilon=self.epsilon,
-            epsilon_high=self.epsilon_high,
-            reference=mine.reference,
-            beta=self.beta,
-            kl_estimator=self.kl_estimator,
-            correction=importance_weights(log_ratio, self.importance_sampling, self.importance_cap),
-        )
-        gap = masked_mean(log_ratio.abs(), mine.mask)
+        loss, kl, clipped = self.objective.loss(log_probs, mine)
+        gap = masked_mean((mine.old_log_probs - mine.sampled_log_probs).abs(), mine.mask)
         per_row = [torch.ones_like(kl), kl, masked_mean(entropy, mine.mask), clipped, gap]
         return loss, torch.stack(per_row).sum(1).detach()
 
@@ -366,7 +369,7 @@ class RFT(VisionModule):
 
     def log_update(self, minibatches: Sequence[Minibatch]) -> None:
         """Log means over all minibatches of the step."""
-        if (found := self.rollouts.mismatch(self.importance_cap)) is not None:
+        if (found := self.rollouts.mismatch(self.objective.importance_cap)) is not None:
             self.log("train/sampling_gap_max", found.gap_max, sync_dist=True, reduce_fx="max")
             for name in ("ratio_p01", "ratio_p50", "ratio_p99", "beyond"):
                 self.log(f"train/importance/{name}", getattr(found, name), sync_dist=True)

@@ -22,7 +22,7 @@ from vrft.policy import Policy
 from vrft.rollout import RemoteEngine, RolloutEngine, Sampling, SamplingKey
 from vrft.run_dir import RunDir
 from vrft.tasks import Task
-from vrft.training.grpo import ImportanceSampling, Mismatch, mismatch
+from vrft.training.importance import ImportanceSampling, Mismatch, mismatch
 from vrft.training.prefetch import RolloutPrefetcher
 from vrft.training.step_state import StepState
 from vrft.training.strategies import parallelism_of
