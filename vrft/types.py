@@ -182,6 +182,7 @@ class ScoredRollout:
     rewards: dict[str, Tensor]  # name -> (N,), NaN where a reward does not apply
     reward: Tensor  # (P, G), the weighted sum; NaN where a reward gave no finite number
     advantages: Tensor = field(default_factory=lambda: _empty())  # (P, G), set once all ranks have rewards
+    reference: Tensor | None = None  # (N, T), log-probabilities under the reference, if rewards include the KL
 
     @property
     def samples(self) -> list[Sample]:

@@ -13,11 +13,14 @@ from vrft.training.grpo import (
     LossType,
     PolicyLoss,
     ScaleRewards,
+    completion_kl,
+    decoupled_advantages,
     group_advantages,
     kl_to_reference,
     masked_mean,
     overlong_penalty,
     policy_loss,
+    tied_rewards,
     token_weights,
 )
 
@@ -59,6 +62,77 @@ def test_equal_rewards_have_no_advantage(reward: float, scale_rewards: ScaleRewa
 def test_groups_are_independent() -> None:
     rewards = torch.tensor([[0.0, 1.0], [5.0, 5.0]])
     assert group_advantages(rewards, "none").tolist() == [[-0.5, 0.5], [0, 0]]
+
+
+def test_the_baseline_of_the_batch_is_the_mean_of_all_rewards() -> None:
+    rewards = torch.rand(3, 4, dtype=torch.float64, generator=generator())
+    r = rewards.numpy()
+    batch = group_advantages(rewards, "batch", baseline="batch")
+    np.testing.assert_allclose(batch, (r - r.mean()) / (r.std(ddof=1) + 1e-4))
+    np.testing.assert_allclose(group_advantages(rewards, "none", baseline="batch"), r - r.mean())
+    tied = torch.tensor([[0.3, 0.3], [0.7, 0.7]])
+    assert group_advantages(tied, "batch", baseline="batch")[:, 0].tolist() == pytest.approx(
+        [-0.8656, 0.8656], rel=1e-3
+    )
+    assert not group_advantages(torch.full((3, 5), 0.3), "batch", baseline="batch").any()
+
+
+def naive_decoupled(rewards: list[list[list[float]]], weights: list[float]) -> list[list[float]]:
+    """Normalise each reward within its group, add, and divide by the spread of the sums; rewards[p][g][k]."""
+    sums = [[0.0 for _ in group] for group in rewards]
+    for p, group in enumerate(rewards):
+        for k, weight in enumerate(weights):
+            known = [row[k] for row in group if not math.isnan(row[k])]
+            if len(known) < 2 or min(known) == max(known):
+                continue
+            mean = sum(known) / len(known)
+            std = math.sqrt(sum((x - mean) ** 2 for x in known) / (len(known) - 1))
+            for g, row in enumerate(group):
+                if not math.isnan(row[k]):
+                    sums[p][g] += weight * (row[k] - mean) / (std + 1e-4)
+    flat = [x for row in sums for x in row]
+    mean = sum(flat) / len(flat)
+    assert abs(mean) < 1e-12  # why the mean need not be subtracted
+    spread = math.sqrt(sum((x - mean) ** 2 for x in flat) / (len(flat) - 1))
+    return [[x / (spread + 1e-4) for x in row] for row in sums]
+
+
+def test_decoupled_advantages_equal_those_of_a_plain_loop() -> None:
+    rewards = torch.rand(4, 5, 3, dtype=torch.float64, generator=generator())
+    rewards[1, :, 0] = 0.3  # tied
+    rewards[2, 1:4, 1] = math.nan  # does not apply to three of five
+    rewards[3, :, 1] = math.nan  # applies to none
+    rewards[3, 1:, 2] = math.nan  # applies to one
+    weights = torch.tensor([1.0, 0.5, 3.0], dtype=torch.float64)
+    found = decoupled_advantages(rewards, weights)
+    np.testing.assert_allclose(found, naive_decoupled(rewards.tolist(), weights.tolist()), rtol=1e-9, atol=1e-12)
+    assert tied_rewards(rewards).tolist() == [[False] * 3, [True, False, False], [False] * 3, [False, True, True]]
+
+
+def test_a_small_reward_counts_as_much_as_a_large_one_if_decoupled() -> None:
+    rewards = torch.tensor([[[0.0, 100.0], [0.1, 0.0], [0.0, 100.0], [0.1, 0.0]]])
+    assert not tied_rewards(rewards).any()
+    small_wins = decoupled_advantages(rewards, torch.tensor([2.0, 1.0]))
+    assert (small_wins > 0).tolist() == [[False, True, False, True]]
+    assert (group_advantages(rewards.sum(-1)) > 0).tolist() == [[True, False, True, False]]
+
+
+def test_equal_rewards_have_no_advantage_if_decoupled() -> None:
+    for group in range(2, 17):
+        assert not decoupled_advantages(torch.full((3, group, 2), 0.3), torch.ones(2)).any()
+
+
+def test_a_reward_that_is_not_finite_makes_decoupled_advantages_nan() -> None:
+    rewards = torch.rand(2, 3, 2)
+    rewards[0, 1, 0] = math.inf
+    assert decoupled_advantages(rewards, torch.ones(2)).isnan().all()  # every rank skips the step
+
+
+def test_the_kl_of_completions_adds_up_their_tokens() -> None:
+    log_probs, reference = normal(3, 4), normal(3, 4, seed=1)
+    found = completion_kl(log_probs, reference, ragged_mask([4, 2, 0]))
+    expected = [sum(float(log_probs[i, t] - reference[i, t]) for t in range(n)) for i, n in enumerate([4, 2, 0])]
+    assert found.tolist() == pytest.approx(expected)
 
 
 def test_kl_estimate_is_never_negative_and_0_at_the_reference() -> None:

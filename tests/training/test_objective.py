@@ -6,23 +6,12 @@ import dataclasses
 from typing import Any
 
 import pytest
+import torch
 
+from tests.helpers.objectives import DEFAULT
 from vrft.errors import ConfigurationError
-from vrft.training.objective import SAPO_TEMPERATURES, Objective
 
-DEFAULT = Objective(
-    loss_type="grpo",
-    beta=0.04,
-    kl_estimator="k3",
-    epsilon=0.2,
-    epsilon_high=None,
-    delta=None,
-    sapo_temperatures=SAPO_TEMPERATURES,
-    scale_rewards="group",
-    leave_one_out=False,
-    importance_sampling="none",
-    importance_cap=2.0,
-)
+GDPO = {"multi_objective_aggregation": "normalize_then_sum"}
 
 
 @pytest.mark.parametrize(
@@ -36,6 +25,13 @@ DEFAULT = Objective(
         ({"loss_type": "sapo", "epsilon_high": 0.28}, "model.epsilon_high=0.28 has no meaning with .*sapo"),
         ({"sapo_temperatures": (1.0, 2.0)}, "model.sapo_temperature_neg=2.0 has no meaning with model.loss_type=grpo"),
         ({"sapo_temperatures": (2.0, 1.05)}, "model.sapo_temperature_pos=2.0 has no meaning"),
+        ({"kl_in_reward": True, "beta": 0.0}, "model.kl_in_reward=True has no meaning with model.beta=0.0"),
+        ({"baseline": "batch"}, "model.baseline=batch .* model.scale_rewards=group; expected scale_rewards batch or"),
+        ({"baseline": "batch", "scale_rewards": "none", "leave_one_out": True}, "leave_one_out=True .*baseline=batch"),
+        (GDPO | {"scale_rewards": "batch"}, "normalize_then_sum has no meaning with model.scale_rewards=batch"),
+        (GDPO | {"leave_one_out": True}, "normalize_then_sum has no meaning with model.leave_one_out=True"),
+        (GDPO | {"baseline": "batch", "scale_rewards": "none"}, "normalize_then_sum .* with model.scale_rewards=none"),
+        (GDPO | {"kl_in_reward": True}, "normalize_then_sum has no meaning with model.kl_in_reward=True"),
     ],
 )
 def test_settings_without_a_meaning_together_are_refused(settings: dict[str, Any], said: str) -> None:
@@ -44,6 +40,23 @@ def test_settings_without_a_meaning_together_are_refused(settings: dict[str, Any
         dataclasses.replace(DEFAULT, **settings).check()
 
 
+def test_settings_of_a_step_that_the_objective_excludes_are_refused() -> None:
+    with pytest.raises(ConfigurationError, match=r"model.overlong_buffer=20 has no meaning with .*normalize_then_sum"):
+        dataclasses.replace(DEFAULT, **GDPO).check(overlong_buffer=20)  # type: ignore[arg-type]
+    with pytest.raises(
+        ConfigurationError, match=r"model.max_extra_rollouts=1 has no meaning with model.baseline=batch"
+    ):
+        dataclasses.replace(DEFAULT, baseline="batch", scale_rewards="batch").check(max_extra_rollouts=1)
+    DEFAULT.check(overlong_buffer=20, max_extra_rollouts=1)
+
+
+def test_groups_of_zero_variance_are_tied_in_every_reward_if_decoupled() -> None:
+    rewards = torch.tensor([[[1.0, 0.0], [0.0, 1.0]], [[1.0, 0.0], [1.0, 0.0]]])  # (P, G, K)
+    assert DEFAULT.zero_variance(rewards.sum(-1)).tolist() == [True, True]
+    assert dataclasses.replace(DEFAULT, **GDPO).zero_variance(rewards).tolist() == [False, True]  # type: ignore[arg-type]
+
+
 def test_settings_with_a_meaning_are_accepted() -> None:
     dataclasses.replace(DEFAULT, delta=4.0, loss_type="dapo").check()
+    dataclasses.replace(DEFAULT, baseline="batch", scale_rewards="batch", kl_in_reward=True).check()
     dataclasses.replace(DEFAULT, loss_type="sapo", sapo_temperatures=(1.0, 2.0)).check()

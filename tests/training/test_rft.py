@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,13 +14,14 @@ import torch
 from torch import Tensor
 
 from tests.helpers import CSV_ONLY, Command
+from tests.helpers.objectives import DEFAULT
 from vrft.__main__ import main
 from vrft.policy import shared_prefix
 from vrft.policy.processor import MicroBatch
 from vrft.policy.prompts import next_position
 from vrft.rollout import TransformersEngine
 from vrft.tasks import DetectionTask
-from vrft.training.grpo import replace_zero_variance, zero_variance_groups
+from vrft.training.grpo import decoupled_advantages, replace_zero_variance, zero_variance_groups
 from vrft.training.loss_inputs import Minibatch
 from vrft.training.rft import RFT
 from vrft.types import Answer, Frame, PromptBatch, Question, Rollout, ScoredRollout
@@ -40,17 +42,41 @@ def logged(run: Path) -> dict[str, list[float]]:
 
 SHORT, PACKED = "max_completion_length=30", "max_tokens_per_micro_batch=100"
 FROZEN, OFFLOADED = "policy.freeze_vision=true", "policy.offload_reference=true"
+DECOUPLED = "multi_objective_aggregation=normalize_then_sum"
 FILTERED = ["top_p=0.9", "top_k=50", "min_p=0.01"]
 
 
 @pytest.mark.parametrize(
     "more",
     [
-        ["loss_type=bnpo", "scale_rewards=batch", "mask_truncated_completions=true", "overlong_buffer=20", SHORT],
+        [
+            "loss_type=bnpo",
+            "scale_rewards=batch",
+            "baseline=batch",
+            "mask_truncated_completions=true",
+            "overlong_buffer=20",
+            SHORT,
+        ],
         ["loss_type=dr_grpo", "scale_rewards=none", "leave_one_out=true", *FILTERED, "kl_estimator=k1"],
-        ["loss_type=dapo", "epsilon_high=0.28", "beta=0", "max_extra_rollouts=1", "optimizer=Adafactor", FROZEN],
-        ["loss_type=gspo", "epsilon=3e-4", "epsilon_high=4e-4", "kl_estimator=k2", PACKED, OFFLOADED],
-        ["loss_type=cispo", "num_minibatches=2", "num_iterations=2", "sft_weight=0.5", PACKED],
+        [
+            "loss_type=dapo",
+            "epsilon_high=0.28",
+            "delta=4",
+            "beta=0",
+            "max_extra_rollouts=1",
+            "optimizer=Adafactor",
+            FROZEN,
+        ],
+        [
+            "loss_type=gspo",
+            "epsilon=3e-4",
+            "epsilon_high=4e-4",
+            "kl_estimator=k2",
+            "kl_in_reward=true",
+            PACKED,
+            OFFLOADED,
+        ],
+        ["loss_type=cispo", "num_minibatches=2", "num_iterations=2", "sft_weight=0.5", DECOUPLED, PACKED],
     ],
     ids=lambda more: more[0],
 )
@@ -193,6 +219,26 @@ def test_groups_of_zero_variance_are_replaced_in_place_while_others_are_availabl
     assert chosen.rewards["a"].tolist() == [0, 2, 0, 1, 2, 2]
     hopeless = scored_rollout([[1.0, 1.0]] * 4)
     assert replace_zero_variance(zero_variance_groups(hopeless.reward), 2) == [0, 1]
+
+
+def test_every_rank_gets_its_part_of_decoupled_advantages() -> None:
+    rewards = torch.rand(2, 3, 4, 2, generator=torch.Generator().manual_seed(0))  # (ranks, P, G, K)
+    objective = dataclasses.replace(DEFAULT, multi_objective_aggregation="normalize_then_sum")
+    named: Any = {
+        "a": SimpleNamespace(weight=2.0),
+        "off": SimpleNamespace(weight=0.0),
+        "b": SimpleNamespace(weight=1.0),
+    }
+    whole = decoupled_advantages(rewards.flatten(0, 1), torch.tensor([2.0, 1.0])).view(2, 3, 4)
+    for rank in range(2):
+        scored = scored_rollout(rewards[rank].sum(-1).tolist())
+        own = rewards[rank].flatten(0, 1)  # (N, K)
+        scored.rewards = {"a": own[:, 0], "off": own[:, 0] * 9, "b": own[:, 1]}
+        module: Any = SimpleNamespace(objective=objective, rewards=named, global_rank=rank, device=torch.device("cpu"))
+        module.all_gather = lambda _: rewards
+        module.signal = partial(RFT.signal, module)
+        torch.testing.assert_close(module.signal(scored), rewards[rank])
+        torch.testing.assert_close(RFT.advantages(module, scored), whole[rank])
 
 
 def test_joined_rollouts_are_padded_to_the_longest() -> None:

@@ -15,25 +15,36 @@ from torch import Tensor
 
 LossType = Literal["grpo", "bnpo", "dr_grpo", "dapo", "gspo", "cispo", "sapo"]
 ScaleRewards = Literal["group", "batch", "none"]
+Baseline = Literal["group", "batch"]
 KLEstimator = Literal["k1", "k2", "k3"]
 
 
-def group_advantages(rewards: Tensor, scale_rewards: ScaleRewards = "group", leave_one_out: bool = False) -> Tensor:
+def group_advantages(
+    rewards: Tensor,
+    scale_rewards: ScaleRewards = "group",
+    leave_one_out: bool = False,
+    baseline: Baseline = "group",
+) -> Tensor:
     """A = (r - mean(r)) / (std(r) + 1e-4) over the generations of each prompt (DeepSeekMath, section 4.1.2).
 
     Args:
-        rewards: rewards (P, G), of all ranks if `scale_rewards` is "batch".
+        rewards: rewards (P, G), of all ranks if `scale_rewards` or `baseline` is "batch".
         scale_rewards: divide by the group's unbiased standard deviation, by that of all rewards (arXiv 2508.08221,
             section 4), or by nothing (Dr. GRPO, arXiv 2503.20783).
         leave_one_out: compare with the mean of the other generations, A = r - (sum(r) - r) / (G - 1) (RLOO, arXiv
             2402.14740). RLOO uses no scaling.
+        baseline: compare with the mean of the group or with that of all rewards, A = (r - mean(all)) / std(all)
+            (REINFORCE++, arXiv 2501.03262, with `scale_rewards` "batch").
 
     Returns:
-        Advantages (P, G). A group whose rewards are all equal has advantages 0.
+        Advantages (P, G). If all rewards behind the baseline are equal, they are 0.
     """
-    centred = rewards - rewards.mean(1, keepdim=True)  # (P, G)
+    tied = zero_variance_groups(rewards)[:, None]  # (P, 1)
+    mean = rewards.mean(1, keepdim=True)
+    if baseline == "batch":
+        tied, mean = (rewards == rewards[0, 0]).all(), rewards.mean()
     # The rounded mean of equal rewards may differ from them, which would push all of them the same way.
-    centred = centred.masked_fill(zero_variance_groups(rewards)[:, None], 0.0)
+    centred = (rewards - mean).masked_fill(tied, 0.0)  # (P, G)
     if leave_one_out:
         group = rewards.shape[1]
         centred = centred * (group / (group - 1))
@@ -41,6 +52,40 @@ def group_advantages(rewards: Tensor, scale_rewards: ScaleRewards = "group", lea
         return centred
     std = rewards.std(1, keepdim=True) if scale_rewards == "group" else rewards.std()
     return centred / (std + 1e-4)  # (P, G)
+
+
+def decoupled_advantages(rewards: Tensor, weights: Tensor) -> Tensor:
+    """Normalise each reward within its group, then sum (GDPO, arXiv 2601.05242).
+
+        S = sum over rewards k of w_k (r_k - mean(r_k)) / (std(r_k) + 1e-4)
+        A = S / (std of S over all completions + 1e-4)
+
+    A reward with a small spread counts as much as one with a large spread; their weights alone decide. The paper also
+    subtracts the mean of S over all completions, which is 0.
+
+    Args:
+        rewards: rewards (P, G, K) of all ranks, NaN where one does not apply: mean and std are over the others, and it
+            adds 0.
+        weights: weights of the rewards (K,).
+
+    Returns:
+        Advantages (P, G).
+    """
+    applies = ~rewards.isnan()
+    count = applies.sum(1, keepdim=True)  # (P, 1, K)
+    mean = rewards.nansum(1, keepdim=True) / count.clamp(min=1)
+    ignored = ~applies | tied_rewards(rewards)[:, None]
+    centred = (rewards - mean).masked_fill(ignored, 0.0)  # (P, G, K)
+    std = (centred.square().sum(1, keepdim=True) / (count - 1).clamp(min=1)).sqrt()
+    total = (centred / (std + 1e-4)) @ weights  # (P, G)
+    return total / (total.std() + 1e-4)
+
+
+def tied_rewards(rewards: Tensor) -> Tensor:
+    """Return which rewards are equal for all completions of a group that they apply to, (P, G, K) -> (P, K) bool."""
+    missing = rewards.isnan()
+    lowest = rewards.masked_fill(missing, torch.inf).amin(1)
+    return lowest >= rewards.masked_fill(missing, -torch.inf).amax(1)
 
 
 def zero_variance_groups(rewards: Tensor) -> Tensor:
@@ -90,6 +135,20 @@ def kl_to_reference(log_probs: Tensor, reference: Tensor, estimator: KLEstimator
     if estimator == "k2":
         return d.square() / 2
     return d.expm1() - d  # expm1: exp(d) - 1 in float32 would turn small values negative
+
+
+def completion_kl(log_probs: Tensor, reference: Tensor, mask: Tensor) -> Tensor:
+    """Estimate the KL divergence of whole completions by sum over tokens of log pi - log ref, (N,).
+
+    This is k1, whose value has the KL divergence as its expectation: subtracted from rewards as beta * KL (arXiv
+    2203.02155, eq. 2), it is the value that counts, not the gradient.
+
+    Args:
+        log_probs: log pi of the sampled tokens, under the weights at the start of the step (N, T).
+        reference: the same under the reference policy (N, T).
+        mask: 1 at real tokens (N, T).
+    """
+    return ((log_probs - reference) * mask).sum(1)
 
 
 def token_weights(
@@ -148,7 +207,7 @@ def policy_loss(
         grpo, bnpo, dr_grpo, dapo    -min(rho A, clip(rho, 1 - epsilon, 1 + epsilon_high) A)    DeepSeekMath, eq. 3
         gspo     the same with exp(mean over tokens of log rho) in place of rho                 2507.18071, eq. 5-7
         cispo    -stop_gradient(min(rho, epsilon_high)) A log pi                                2506.13585, eq. 4-5
-        sapo     -4 / tau sigmoid(tau (rho - 1)) A                                              2511.20347, eq. 5-6
+        sapo     -4 / tau sigmoid(tau (rho - 1)) A                                              2511.20347
 
     Args:
         log_probs: log pi of the sampled tokens (N, T), with gradient.

@@ -3,13 +3,27 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from torch import Tensor
 
 from vrft.errors import ConfigurationError
-from vrft.training.grpo import KLEstimator, LossType, PolicyLoss, ScaleRewards, group_advantages, policy_loss
+from vrft.training.grpo import (
+    Baseline,
+    KLEstimator,
+    LossType,
+    PolicyLoss,
+    ScaleRewards,
+    decoupled_advantages,
+    group_advantages,
+    policy_loss,
+    tied_rewards,
+    zero_variance_groups,
+)
 from vrft.training.importance import ImportanceSampling, importance_weights
 from vrft.training.loss_inputs import LossInputs
+
+Aggregation = Literal["sum_then_normalize", "normalize_then_sum"]
 
 SAPO_TEMPERATURES = (1.0, 1.05)
 """Temperatures of the paper, for positive advantages and for the others."""
@@ -24,6 +38,7 @@ class Objective:
 
     loss_type: LossType
     beta: float
+    kl_in_reward: bool
     kl_estimator: KLEstimator
     epsilon: float
     epsilon_high: float | None
@@ -31,12 +46,27 @@ class Objective:
     sapo_temperatures: tuple[float, float]
     scale_rewards: ScaleRewards
     leave_one_out: bool
+    baseline: Baseline
+    multi_objective_aggregation: Aggregation
     importance_sampling: ImportanceSampling
     importance_cap: float
 
-    def check(self) -> None:
-        """Raise ConfigurationError for settings that have no meaning together."""
+    def check(self, *, overlong_buffer: int = 0, max_extra_rollouts: int = 0) -> None:
+        """Raise ConfigurationError for settings that have no meaning together.
+
+        Args:
+            overlong_buffer: `model.overlong_buffer`, which adds to the sum of the rewards alone.
+            max_extra_rollouts: `model.max_extra_rollouts`, which replaces groups of zero variance.
+        """
         self._check_clipping()
+        self._check_advantages()
+        if self.decoupled and overlong_buffer:
+            given = "multi_objective_aggregation=normalize_then_sum"
+            expected = "sum_then_normalize, or a Length reward in place of the buffer"
+            raise refused("overlong_buffer", overlong_buffer, given, expected)
+        if self.baseline == "batch" and max_extra_rollouts:
+            expected = "group: with batch, a group of zero variance has a gradient"
+            raise refused("max_extra_rollouts", max_extra_rollouts, "baseline=batch", expected)
 
     def _check_clipping(self) -> None:
         if self.delta is not None:
@@ -58,12 +88,48 @@ class Objective:
             )
             raise refused(name, value, f"loss_type={self.loss_type}", "sapo")
 
+    def _check_advantages(self) -> None:
+        if self.kl_in_reward and not self.beta > 0:
+            raise refused("kl_in_reward", True, f"beta={self.beta}", "above 0, the weight of the KL divergence")
+        if self.baseline == "batch":
+            if self.leave_one_out:
+                raise refused("leave_one_out", True, "baseline=batch", "group")
+            if self.scale_rewards == "group":
+                raise refused("baseline", "batch", "scale_rewards=group", "batch or none")
+        if self.decoupled:
+            name = "multi_objective_aggregation"
+            settings = {"scale_rewards": "group", "leave_one_out": False, "baseline": "group", "kl_in_reward": False}
+            for other, needed in settings.items():
+                if (value := getattr(self, other)) != needed:
+                    raise refused(name, self.multi_objective_aggregation, f"{other}={value}", str(needed))
+
     def _temperatures(self) -> list[tuple[str, float]]:
         return list(zip(("sapo_temperature_pos", "sapo_temperature_neg"), self.sapo_temperatures, strict=True))
 
-    def advantages(self, reward: Tensor) -> Tensor:
-        """Return the advantages of rewards (P, G), those of all ranks, (P, G)."""
-        return group_advantages(reward, self.scale_rewards, self.leave_one_out)
+    @property
+    def decoupled(self) -> bool:
+        """Whether each reward is normalised alone, so that advantages need all of them."""
+        return self.multi_objective_aggregation == "normalize_then_sum"
+
+    @property
+    def loss_beta(self) -> float:
+        """Weight of the KL divergence in the loss."""
+        return 0.0 if self.kl_in_reward else self.beta
+
+    def advantages(self, rewards: Tensor, weights: Tensor) -> Tensor:
+        """Return the advantages (P, G) of sums of rewards (P, G) or, if decoupled, of K rewards with weights (K,).
+
+        Args:
+            rewards: those of all ranks, (P, G), or (P, G, K) if decoupled.
+            weights: weights of the rewards (K,).
+        """
+        if self.decoupled:
+            return decoupled_advantages(rewards, weights)
+        return group_advantages(rewards, self.scale_rewards, self.leave_one_out, self.baseline)
+
+    def zero_variance(self, rewards: Tensor) -> Tensor:
+        """Return which groups of rewards (P, G) or, if decoupled, (P, G, K) have zero variance, (P,) bool."""
+        return tied_rewards(rewards).all(1) if self.decoupled else zero_variance_groups(rewards)
 
     def loss(self, log_probs: Tensor, inputs: LossInputs) -> PolicyLoss:
         """Return the loss of n rows. `log_probs`: the policy's (n, T), with gradient."""
@@ -80,7 +146,7 @@ class Objective:
             delta=self.delta,
             temperatures=self.sapo_temperatures,
             reference=inputs.reference,
-            beta=self.beta,
+            beta=self.loss_beta,
             kl_estimator=self.kl_estimator,
             correction=importance_weights(log_ratio, self.importance_sampling, self.importance_cap, inputs.mask),
         )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from functools import partial
 
 import torch
@@ -18,20 +17,22 @@ from vrft.rewards import Reward
 from vrft.rollout import RolloutEngine, Sampling, TransformersEngine
 from vrft.tasks import Task
 from vrft.training.checks import check_settings
+from vrft.training.fixed_log_probs import FixedLogProbs
 from vrft.training.grpo import (
+    Baseline,
     KLEstimator,
     LossType,
     ScaleRewards,
+    completion_kl,
     masked_mean,
     overlong_penalty,
     replace_zero_variance,
     token_weights,
-    zero_variance_groups,
 )
 from vrft.training.importance import ImportanceSampling
-from vrft.training.loss_inputs import LossInputs, Minibatch, micro_batches_of, total_sums
+from vrft.training.loss_inputs import LossInputs, Minibatch, total_sums
 from vrft.training.module import VisionModule
-from vrft.training.objective import Objective
+from vrft.training.objective import Aggregation, Objective
 from vrft.training.optimization import Interval
 from vrft.training.rollouts import Generation
 from vrft.training.scoring import parse_completions
@@ -59,6 +60,7 @@ class RFT(VisionModule):
         num_minibatches: int = 1,
         loss_type: LossType = "grpo",
         beta: NonNegative = 0.04,
+        kl_in_reward: bool = False,
         kl_estimator: KLEstimator = "k3",
         epsilon: NonNegative = 0.2,
         epsilon_high: float | None = None,
@@ -67,6 +69,8 @@ class RFT(VisionModule):
         sapo_temperature_neg: NonNegative = 1.05,
         scale_rewards: ScaleRewards = "group",
         leave_one_out: bool = False,
+        baseline: Baseline = "group",
+        multi_objective_aggregation: Aggregation = "sum_then_normalize",
         temperature: NonNegative = 1.0,
         top_p: Fraction = 1.0,
         top_k: int = 0,
@@ -96,6 +100,8 @@ class RFT(VisionModule):
             num_minibatches: optimizer steps per pass, on equal parts of the prompts.
             loss_type: objective, see `vrft.training.grpo`; grpo is the official per-sequence mean.
             beta: weight of the KL divergence from the reference; with 0 no reference is kept.
+            kl_in_reward: subtract beta times the KL divergence of each completion from its reward, instead of adding
+                the KL divergence of each token to the loss.
             kl_estimator: estimator of the KL divergence, k1, k2 or k3.
             epsilon: clip range of the importance ratio.
             epsilon_high: upper clip range; default: `epsilon`. For cispo: the largest ratio, default 5.
@@ -105,6 +111,10 @@ class RFT(VisionModule):
             sapo_temperature_neg: how fast it closes for negative advantages.
             scale_rewards: divide advantages by the standard deviation of the group, of the batch, or by nothing.
             leave_one_out: use the mean of the other completions of the group as the baseline (RLOO).
+            baseline: compare a completion with the mean of its group, or of the batch (REINFORCE++, with scale_rewards
+                batch).
+            multi_objective_aggregation: normalise the sum of the rewards, or each reward within its group before they
+                are summed (normalize_then_sum, GDPO), so that their weights decide and not their spread.
             temperature: temperature of the sampling distribution, which is also the trained one.
             top_p: sample from the most probable tokens up to this total probability; 1: off.
             top_k: sample from this many most probable tokens; 0: off.
@@ -156,6 +166,7 @@ class RFT(VisionModule):
         self.objective = Objective(
             loss_type=loss_type,
             beta=beta,
+            kl_in_reward=kl_in_reward,
             kl_estimator=kl_estimator,
             epsilon=epsilon,
             epsilon_high=epsilon_high,
@@ -163,14 +174,17 @@ class RFT(VisionModule):
             sapo_temperatures=(sapo_temperature_pos, sapo_temperature_neg),
             scale_rewards=scale_rewards,
             leave_one_out=leave_one_out,
+            baseline=baseline,
+            multi_objective_aggregation=multi_objective_aggregation,
             importance_sampling=importance_sampling or self.rollouts.importance_sampling,
             importance_cap=importance_cap,
         )
-        self.objective.check()
+        self.objective.check(overlong_buffer=overlong_buffer, max_extra_rollouts=max_extra_rollouts)
         self.sampling = Sampling(temperature, top_p, top_k, min_p)
         self.mask_truncated_completions, self.overlong_buffer = mask_truncated_completions, overlong_buffer
         self.sft_weight = sft_weight
         self.keep_reference, self.prefetches = beta > 0, self.rollouts.prefetches
+        self.fixed_log_probs = FixedLogProbs(policy, self.optimization, self.step, temperature)
 
     def setup(self, stage: str) -> None:
         data = data_of(self.trainer)
@@ -183,7 +197,7 @@ class RFT(VisionModule):
     def training_step(self, batch: PromptBatch, batch_idx: int) -> dict[str, ScoredRollout]:
         self.begin_step()  # seeds, timers
         scored = self.collect(batch)  # completions (N, T), rewards (P, G)
-        scored.advantages = self.advantages(scored.reward)  # (P, G), over all ranks
+        scored.advantages = self.advantages(scored)  # (P, G), over all ranks
         minibatches = self.minibatches(scored)  # num_iterations x num_minibatches, with log-probabilities (N, T)
         for minibatch in minibatches:
             self.optimization.retry_smaller(minibatch.split, partial(self.backward_minibatch, minibatch))
@@ -200,12 +214,12 @@ class RFT(VisionModule):
         prompts = len(batch.samples) // self.batches_per_step  # P
         scored = self.score_rollout(*self.rollout(batch.select(range(prompts)), 0))
         for start in range(prompts, len(batch.samples), prompts):
-            enough = int((~zero_variance_groups(scored.reward)).sum()) >= prompts
+            enough = int((~self.objective.zero_variance(self.signal(scored))).sum()) >= prompts
             if self.trainer.strategy.reduce_boolean_decision(enough, all=True):
                 break
             more = batch.select(range(start, start + prompts))
             scored = scored.join(self.score_rollout(*self.rollout(more, start)))
-        zero_variance = zero_variance_groups(scored.reward)  # (P and more,)
+        zero_variance = self.objective.zero_variance(self.signal(scored))  # (P and more,)
         self.log_rollout(scored, zero_variance, prompts)
         return scored.select(replace_zero_variance(zero_variance, prompts))
 
@@ -242,13 +256,26 @@ class RFT(VisionModule):
                 total = total + overlong_penalty(lengths, self.max_completion_length, self.overlong_buffer)
         return ScoredRollout(batch, rollout, answers, rewards, total.view(-1, self.num_generations))
 
-    def advantages(self, reward: Tensor) -> Tensor:
-        """Return how much better than its group each completion is, (P, G) -> (P, G)."""
-        gathered = self.all_gather(reward)
+    def signal(self, scored: ScoredRollout) -> Tensor:
+        """Return what advantages are made of: the sums (P, G) or, if decoupled, each reward (P, G, K) with a weight."""
+        if not self.objective.decoupled:
+            return scored.reward
+        chosen = [values.view_as(scored.reward) for name, values in scored.rewards.items() if self.rewards[name].weight]
+        return torch.stack(chosen, -1) if chosen else scored.reward.new_empty(*scored.reward.shape, 0)
+
+    def advantages(self, scored: ScoredRollout) -> Tensor:
+        """Return how much better than its group each completion is, (P, G)."""
+        signal = self.signal(scored)
+        if self.objective.kl_in_reward:
+            scored.reference = self.fixed_log_probs.of_rollout(scored, reference=True)
+            kl = completion_kl(self.fixed_log_probs.of_rollout(scored), scored.reference, scored.rollout.mask)  # (N,)
+            signal = signal - self.objective.beta * kl.view_as(signal)
+        gathered = self.all_gather(signal)
         assert isinstance(gathered, Tensor)
-        everyone = gathered.view(-1, self.num_generations)  # (P of all ranks, G)
-        advantages = self.objective.advantages(everyone)
-        return advantages.view(-1, *reward.shape)[self.global_rank].to(self.device)
+        everyone = gathered.view(-1, *signal.shape[1:])  # (P of all ranks, G), or (…, G, K)
+        weights = signal.new_tensor([reward.weight for reward in self.rewards.values() if reward.weight])  # (K,)
+        advantages = self.objective.advantages(everyone, weights)
+        return advantages.view(-1, *scored.reward.shape)[self.global_rank].to(self.device)
 
     def log_rollout(self, scored: ScoredRollout, zero_variance: Tensor, prompts: int) -> None:
         """Log everything that was sampled, before dynamic sampling leaves some of it out."""
@@ -275,11 +302,12 @@ class RFT(VisionModule):
         prompts = scored.batch.inputs
         parts = [part.tolist() for part in torch.arange(len(prompts)).tensor_split(self.num_minibatches)]
         inputs = self.loss_inputs(scored, [len(part) for part in parts])
-        trains = inputs.mask.any(1) & ((inputs.advantages != 0) | (self.objective.beta > 0))  # (N,)
+        trains = inputs.mask.any(1) & ((inputs.advantages != 0) | (self.objective.loss_beta > 0))  # (N,)
         groups: list[bool] = trains.view(-1, self.num_generations).any(1).tolist()  # (P,)
         minibatches = [Minibatch(prompts, inputs, part, groups) for part in parts]
         inputs.old_log_probs = self.fixed_log_probs(inputs, minibatches[1:])
-        if self.keep_reference:
+        inputs.reference = scored.reference
+        if self.keep_reference and inputs.reference is None:
             inputs.reference = self.fixed_log_probs(inputs, minibatches, reference=True)
         if self.sft_weight > 0:
             for minibatch in minibatches:
@@ -301,34 +329,6 @@ class RFT(VisionModule):
         old = torch.zeros_like(rollout.log_probs)
         fixed = (rollout.ids, mask, rollout.log_probs, old, advantages, torch.cat(weights))
         return LossInputs(*fixed, lengths=mask.sum(1).tolist())
-
-    @torch.no_grad()
-    def fixed_log_probs(
-        self, inputs: LossInputs, minibatches: Sequence[Minibatch], *, reference: bool = False
-    ) -> Tensor:
-        """Return log-probabilities (N, T) under the present weights or the reference, 0 outside of `minibatches`."""
-
-        def compute(work: Sequence[MicroBatch]) -> Tensor:
-            log_probs = torch.zeros_like(inputs.mask, dtype=torch.float32)
-            with self.step.phase("reference" if reference else "old", len(work)) as advance:
-                for i, (micro, _) in enumerate(self.optimization.padded(work)):
-                    mine = inputs.select(micro.rows)
-                    values, _ = self.policy(
-                        [minibatches[0].prompts[p] for p in micro.prompts],
-                        mine.ids,
-                        mine.mask,
-                        self.sampling.temperature,
-                        reference=reference,
-                        entropy=False,
-                    )
-                    log_probs[index_on(values.device, micro.rows), : values.shape[1]] = values
-                    advance(i + 1)
-            return log_probs
-
-        if not minibatches:
-            return torch.zeros_like(inputs.mask, dtype=torch.float32)
-        with self.policy.reference_on_device() if reference else nullcontext():
-            return self.optimization.retry_smaller(partial(micro_batches_of, minibatches), compute)
 
     def backward_minibatch(self, minibatch: Minibatch, work: Sequence[MicroBatch]) -> None:
         """Add the gradient of a minibatch, a micro-batch at a time; a retry after out of memory starts over."""
