@@ -13,7 +13,8 @@ from PIL import Image
 from tests.helpers.benchmark_rules import pycocotools_numbers
 from vrft.evaluators import CocoEvaluator
 from vrft.evaluators.average_precision import BACKENDS, Backend
-from vrft.evaluators.ties import break_ties
+from vrft.evaluators.confidence import Confidence
+from vrft.evaluators.ties import break_ties, tied_share
 from vrft.types import Answer, Detection, Sample
 
 
@@ -34,7 +35,10 @@ def measured(folder: Path, ids: list[int], backend: Backend = "hotcoco") -> dict
         rows.append(evaluator.row(Answer("", "", boxes, True), Sample(0, image, key, "cat", ())))
     (folder / "truth.json").write_text(json.dumps(truth))
     order = sorted(range(len(ids)), key=ids.__getitem__)
-    with pytest.warns(UserWarning, match="100% of the boxes share their score with others and are ordered by chance"):
+    with pytest.warns(
+        UserWarning,
+        match="100% of the boxes share their score with others of their category and .*probabilities already",
+    ):
         numbers = evaluator.measure([rows[i] for i in order])
     evaluator.write(folder / "out", rows)
     return numbers
@@ -80,3 +84,32 @@ def test_scores_are_changed_only_where_they_tie() -> None:
         assert np.argsort(-found, kind="stable").tolist() == expected
     apart = rng.permutation(50) / 50
     assert break_ties(apart, np.zeros(50, np.uint64)).tolist() == apart.tolist()
+
+
+@pytest.mark.parametrize(
+    ("boxes", "share"),
+    [
+        pytest.param([(0.5, 0), (0.5, 1)], 0.0, id="equal scores of two categories"),
+        pytest.param([(0.5, 0), (0.5, 0), (0.4, 0), (0.4, 1)], 0.5, id="equal scores of one category"),
+        pytest.param([], 0.0, id="no boxes"),
+    ],
+)
+def test_ties_count_within_a_category(boxes: list[tuple[float, int]], share: float) -> None:
+    assert tied_share(np.array([(n, 0, 0, 9, 9, *box) for n, box in enumerate(boxes)]).reshape(-1, 7)) == share
+
+
+@pytest.mark.parametrize(
+    ("confidence", "remedy"),
+    [
+        ("answer", "product ranks by token probabilities too"),
+        ("product", "confidences and token probabilities already"),
+    ],
+)
+def test_the_remedy_for_ties_depends_on_the_setting(confidence: Confidence, remedy: str, tmp_path: Path) -> None:
+    truth = {"images": [{"id": 1}], "annotations": [], "categories": [{"id": 1, "name": "cat"}]}
+    (tmp_path / "truth.json").write_text(json.dumps(truth))
+    evaluator = CocoEvaluator(str(tmp_path / "truth.json"), confidence=confidence)
+    boxes = tuple(Detection((x, 0.0, x + 9, 9.0), "cat", 0.5) for x in (0.0, 20.0))
+    row = evaluator.row(Answer("", "", boxes, True), Sample(0, Image.new("RGB", (40, 10)), 1, "cat", ()))
+    with pytest.warns(UserWarning, match=remedy):
+        evaluator.measure([row])

@@ -59,6 +59,15 @@ MAX_TIED_SHARE = 0.5
 """Warn if more than this share of boxes has a score that other boxes have too."""
 
 
+TIES: dict[Confidence, str] = {
+    "answer": "answer ranks by stated confidences alone; product ranks by token probabilities too",
+    "logprob": "logprob ranks by token probabilities, which are the same or not known; product ranks by stated "
+    "confidences too",
+    "product": "product ranks by stated confidences and token probabilities already, which are the same or not known",
+}
+"""Why scores tie, and the setting that may help, by `confidence`."""
+
+
 class CocoEvaluator(Evaluator[Row]):
     """Logs COCO's twelve numbers as `val/coco/AP` and so on, `val/mIoU` and `val/valid`.
 
@@ -207,7 +216,7 @@ class CocoEvaluator(Evaluator[Row]):
         images = asked if self.images == "asked" else None
         self.check_images(asked)
         table, keys, self.dropped = table_of(rows, self.truth)
-        self.tied = tied_share(table[:, 5])
+        self.tied = tied_share(table)
         self.results = without_ties(table, keys)
         self.curves = self.compare(self.truth, self.results, images)
         self.check_meaning(rows)
@@ -252,9 +261,9 @@ class CocoEvaluator(Evaluator[Row]):
             self.warn(f"{self.format}: {unscored} of {len(found)} boxes state no confidence and count as 1.0")
         if found and self.tied > MAX_TIED_SHARE:
             self.warn(
-                f"{self.format}: {self.tied:.0%} of the boxes share their score with others and are ordered by chance "
-                f"(a hash of the image), which average precision depends on; {self.field}.confidence=product ranks "
-                "them by their token probabilities"
+                f"{self.format}: {self.tied:.0%} of the boxes share their score with others of their category and are "
+                "ordered by chance (a hash of the image), which average precision depends on; "
+                f"{self.field}.confidence={TIES[self.confidence]}"
             )
 
     def quality(self, row: Row) -> float:

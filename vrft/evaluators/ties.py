@@ -51,9 +51,12 @@ def without_ties(table: Array, keys: Keys) -> Array:
     return table
 
 
-def tied_share(scores: Array) -> float:
-    """Return the share of scores that occur more than once."""
-    if not scores.size:
+def tied_share(table: Array) -> float:
+    """Return the share of boxes in a table (N, 7) whose score another box of the same category has.
+
+    Average precision sorts the boxes of one category over all images, so equal scores of two categories are no tie.
+    """
+    if not len(table):
         return 0.0
-    _, counts = np.unique(scores, return_counts=True)
-    return float(counts[counts > 1].sum() / scores.size)
+    _, counts = np.unique(table[:, 5:7], axis=0, return_counts=True)
+    return float(counts[counts > 1].sum() / len(table))
