@@ -19,4 +19,8 @@ DEFAULT = Objective(
     multi_objective_aggregation="sum_then_normalize",
     importance_sampling="none",
     importance_cap=2.0,
+    top_entropy_quantile=1.0,
+    entropy_weight=0.0,
+    entropy_target=None,
+    entropy_step=0.005,
 )

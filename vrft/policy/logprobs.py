@@ -31,9 +31,10 @@ def token_log_probs(
     temperature: float,
     banned: Tensor,
     entropy: bool = True,
+    entropy_gradient: bool = False,
     chunk: int = TOKENS_PER_CHUNK,
 ) -> tuple[Tensor, Tensor]:
-    """Return log p(ids | hidden) and entropy in nats, both (N, T), 0 after a row's length. Entropy carries no gradient.
+    """Return log p(ids | hidden) and entropy in nats, both (N, T), 0 after a row's length.
 
     Args:
         head: maps hidden states (…, H) to logits (…, V).
@@ -43,6 +44,7 @@ def token_log_probs(
         temperature: temperature of the sampling distribution.
         banned: ids that can't be sampled (B,).
         entropy: compute the entropy; otherwise it is 0.
+        entropy_gradient: let the entropy carry a gradient, too; a chunk then takes more memory.
         chunk: tokens whose logits exist at once. With several chunks the backward pass computes logits again.
     """
 
@@ -51,6 +53,8 @@ def token_log_probs(
         chosen = log_p.gather(-1, y[:, None])[:, 0]  # (chunk,)
         if not entropy:
             return chosen, torch.zeros_like(chosen)
+        if entropy_gradient:
+            return chosen, -(log_p.exp() * log_p).sum(-1)
         with torch.no_grad():
             return chosen, -log_p.exp().mul_(log_p).sum(-1)
 

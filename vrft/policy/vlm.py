@@ -252,6 +252,7 @@ class Policy(nn.Module):
         *,
         reference: bool = False,
         entropy: bool = True,
+        entropy_gradient: bool = False,
     ) -> tuple[Tensor, Tensor]:
         """Return log-probabilities and entropy of completions, both (N, T) and 0 where mask is 0.
 
@@ -262,6 +263,7 @@ class Policy(nn.Module):
             temperature: temperature of the sampling distribution.
             reference: use the reference model; call under `no_grad`, inside `reference_on_device`.
             entropy: compute the entropy; otherwise it is 0.
+            entropy_gradient: let the entropy carry a gradient, too.
         """
         from vrft.policy.repeated import repeated_hidden_states
         from vrft.policy.shared_prefix import group_hidden_states
@@ -272,7 +274,14 @@ class Policy(nn.Module):
             hidden = hidden_states(model, prompts, ids, lengths)  # (real tokens, H)
             head = logits_of(model)
             return token_log_probs(
-                head, hidden, ids, lengths, temperature=temperature, banned=self.banned_ids, entropy=entropy
+                head,
+                hidden,
+                ids,
+                lengths,
+                temperature=temperature,
+                banned=self.banned_ids,
+                entropy=entropy,
+                entropy_gradient=entropy_gradient,
             )
 
     @torch.no_grad()

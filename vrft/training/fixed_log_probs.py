@@ -11,6 +11,7 @@ from torch import Tensor
 
 from vrft.policy import Policy
 from vrft.policy.processor import MicroBatch
+from vrft.policy.prompts import Prompt
 from vrft.training.loss_inputs import LossInputs, Minibatch, micro_batches_of
 from vrft.training.optimization import Optimization
 from vrft.training.step_state import StepState
@@ -24,29 +25,39 @@ class FixedLogProbs:
     def __init__(self, policy: Policy, optimization: Optimization, step: StepState, temperature: float) -> None:
         self.policy, self.optimization, self.state, self.temperature = policy, optimization, step, temperature
 
-    @torch.no_grad()
     def __call__(self, inputs: LossInputs, minibatches: Sequence[Minibatch], *, reference: bool = False) -> Tensor:
         """Return log-probabilities (N, T) under the present weights or the reference, 0 outside of `minibatches`."""
+        return self._forwards(inputs, minibatches, reference=reference, entropy=False)[0]
 
+    def with_entropy(self, inputs: LossInputs, prompts: Sequence[Prompt]) -> Tensor:
+        """Return log-probabilities and entropies of all completions under the present weights, (2, N, T)."""
+        everything = Minibatch([*prompts], inputs, [*range(len(prompts))], [True] * len(prompts))
+        return self._forwards(inputs, [everything], reference=False, entropy=True)
+
+    @torch.no_grad()
+    def _forwards(
+        self, inputs: LossInputs, minibatches: Sequence[Minibatch], *, reference: bool, entropy: bool
+    ) -> Tensor:
         def compute(work: Sequence[MicroBatch]) -> Tensor:
-            log_probs = torch.zeros_like(inputs.mask, dtype=torch.float32)
+            found = torch.zeros(2, *inputs.mask.shape, device=inputs.mask.device)
             with self.state.phase("reference" if reference else "old", len(work)) as advance:
                 for i, (micro, _) in enumerate(self.optimization.padded(work)):
                     mine = inputs.select(micro.rows)
-                    values, _ = self.policy(
+                    values = self.policy(
                         [minibatches[0].prompts[p] for p in micro.prompts],
                         mine.ids,
                         mine.mask,
                         self.temperature,
                         reference=reference,
-                        entropy=False,
+                        entropy=entropy,
                     )
-                    log_probs[index_on(values.device, micro.rows), : values.shape[1]] = values
+                    for kind, value in zip(found, values, strict=True):
+                        kind[index_on(value.device, micro.rows), : value.shape[1]] = value
                     advance(i + 1)
-            return log_probs
+            return found
 
         if not minibatches:
-            return torch.zeros_like(inputs.mask, dtype=torch.float32)
+            return torch.zeros(2, *inputs.mask.shape, device=inputs.mask.device)
         with self.policy.reference_on_device() if reference else nullcontext():
             return self.optimization.retry_smaller(partial(micro_batches_of, minibatches), compute)
 

@@ -199,8 +199,11 @@ def policy_loss(
     beta: float = 0.0,
     kl_estimator: KLEstimator = "k3",
     correction: Tensor | None = None,
+    chosen: Tensor | None = None,
+    entropy: Tensor | None = None,
+    entropy_weight: float | Tensor = 0.0,
 ) -> PolicyLoss:
-    """Return the sum over rows and tokens of weight * correction * (surrogate + beta * KL).
+    """Return the sum over rows and tokens of weight * correction * (surrogate + beta * KL - entropy_weight * H).
 
     The surrogate, with rho = pi / pi_old:
 
@@ -226,6 +229,10 @@ def policy_loss(
         beta: weight of the KL term.
         kl_estimator: see `kl_to_reference`.
         correction: weights from `importance_weights` (N, T) if another engine sampled; default: 1.
+        chosen: tokens that have a surrogate (N, T) bool, e.g. from `top_entropy_tokens`; default: all. `weights` still
+            divide by all tokens.
+        entropy: H of each token's distribution (N, T), with gradient; default: no bonus.
+        entropy_weight: weight of the entropy bonus.
     """
     a = advantages[:, None]  # (N, 1)
     log_ratio = log_probs - old_log_probs  # (N, T)
@@ -238,10 +245,14 @@ def policy_loss(
             log_ratio = masked_mean(log_ratio, mask)[:, None].expand_as(log_ratio)
         lower, upper = 1 - epsilon, 1 + (epsilon if epsilon_high is None else epsilon_high)
         per_token, clipped = clipped_surrogate(log_ratio, a, lower, upper, delta)
+    if chosen is not None:
+        per_token, clipped = per_token * chosen, clipped & chosen
     kl = torch.zeros_like(per_token)
     if reference is not None:
         kl = kl_to_reference(log_probs, reference, kl_estimator)  # (N, T)
         per_token = per_token + beta * kl
+    if entropy is not None:
+        per_token = per_token - entropy_weight * entropy
     if correction is not None:
         per_token = per_token * correction
     with torch.no_grad():

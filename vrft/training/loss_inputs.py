@@ -13,6 +13,9 @@ from vrft.policy.prompts import Prompt
 from vrft.training.cross_entropy import Targets
 from vrft.utils.indices import index_on
 
+SUMS = ("rows", "KL", "entropy", "clipped share", "sampling gap", "rows with tokens")
+"""What is summed over the rows of a micro-batch."""
+
 
 @dataclass(slots=True)
 class LossInputs:
@@ -26,13 +29,14 @@ class LossInputs:
     weights: Tensor  # (N,), of each row's tokens
     reference: Tensor | None = None  # (N, T), log-probabilities under the reference
     lengths: list[int] | None = None  # (N), the mask's sums, so that a GPU isn't waited for
+    chosen: Tensor | None = None  # (N, T) bool, tokens that have a surrogate; None: all
 
     def select(self, rows: Sequence[int]) -> LossInputs:
         """Return some rows, cut to the longest of them."""
         index = index_on(self.ids.device, rows)
         lengths = self.lengths or self.mask.sum(1).tolist()
-        chosen = [lengths[row] for row in rows]
-        width = max(1, *chosen)
+        kept = [lengths[row] for row in rows]
+        width = max(1, *kept)
         return LossInputs(
             self.ids[index, :width],
             self.mask[index, :width],
@@ -41,7 +45,8 @@ class LossInputs:
             self.advantages[index],
             self.weights[index],
             None if self.reference is None else self.reference[index, :width],
-            chosen,
+            kept,
+            None if self.chosen is None else self.chosen[index, :width],
         )
 
     def log_ratio(self, rows: Sequence[int]) -> Tensor:
@@ -61,7 +66,7 @@ class Minibatch:
     on_policy: bool = False  # the weights are still those that sampled, so old log-probabilities are the policy's own
     first_pass: bool = True  # the first of `num_iterations` passes
     targets: Targets | None = None  # texts to learn in addition to the rewards
-    sums: list[Tensor] = field(default_factory=list)  # rows, KL, entropy, clipped share, sampling gap: each (5,)
+    sums: list[Tensor] = field(default_factory=list)  # of `SUMS`: each (6,)
     cross_entropy: Tensor | None = None  # (), of the targets
 
     def split(self, max_tokens: int) -> list[MicroBatch]:
@@ -88,5 +93,5 @@ def micro_batches_of(minibatches: Sequence[Minibatch], max_tokens: int) -> list[
 
 
 def total_sums(minibatches: Sequence[Minibatch]) -> Tensor:
-    """Return the sums of all micro-batches of all minibatches, (5,)."""
+    """Return the sums of all micro-batches of all minibatches, (6,)."""
     return torch.stack([sums for minibatch in minibatches for sums in minibatch.sums]).sum(0)

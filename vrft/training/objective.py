@@ -25,6 +25,9 @@ from vrft.training.loss_inputs import LossInputs
 
 Aggregation = Literal["sum_then_normalize", "normalize_then_sum"]
 
+ENTROPY_STEP = 0.005
+"""Change of the weight in Skywork-OR1."""
+
 SAPO_TEMPERATURES = (1.0, 1.05)
 """Temperatures of the paper, for positive advantages and for the others."""
 
@@ -50,6 +53,10 @@ class Objective:
     multi_objective_aggregation: Aggregation
     importance_sampling: ImportanceSampling
     importance_cap: float
+    top_entropy_quantile: float
+    entropy_weight: float
+    entropy_target: float | None
+    entropy_step: float
 
     def check(self, *, overlong_buffer: int = 0, max_extra_rollouts: int = 0) -> None:
         """Raise ConfigurationError for settings that have no meaning together.
@@ -60,6 +67,7 @@ class Objective:
         """
         self._check_clipping()
         self._check_advantages()
+        self._check_entropy()
         if self.decoupled and overlong_buffer:
             given = "multi_objective_aggregation=normalize_then_sum"
             expected = "sum_then_normalize, or a Length reward in place of the buffer"
@@ -103,6 +111,20 @@ class Objective:
                 if (value := getattr(self, other)) != needed:
                     raise refused(name, self.multi_objective_aggregation, f"{other}={value}", str(needed))
 
+    def _check_entropy(self) -> None:
+        if self.top_entropy_quantile < 1 and self.loss_type == "gspo":
+            expected = "another one: gspo has one ratio for all tokens of a completion"
+            raise refused("top_entropy_quantile", self.top_entropy_quantile, "loss_type=gspo", expected)
+        if self.entropy_target is None:
+            if self.entropy_step != ENTROPY_STEP:
+                raise refused("entropy_step", self.entropy_step, "entropy_target=null", "a number")
+        elif not 0 < self.entropy_target < float("inf"):
+            raise ConfigurationError(f"model.entropy_target: expected a number above 0, got {self.entropy_target}")
+        elif not self.entropy_step > 0:
+            raise ConfigurationError(
+                f"model.entropy_step: expected more than 0 with model.entropy_target, got {self.entropy_step}"
+            )
+
     def _temperatures(self) -> list[tuple[str, float]]:
         return list(zip(("sapo_temperature_pos", "sapo_temperature_neg"), self.sapo_temperatures, strict=True))
 
@@ -115,6 +137,16 @@ class Objective:
     def loss_beta(self) -> float:
         """Weight of the KL divergence in the loss."""
         return 0.0 if self.kl_in_reward else self.beta
+
+    @property
+    def has_bonus(self) -> bool:
+        """Whether the loss has an entropy bonus, whose weight may be 0 at times."""
+        return self.entropy_weight > 0 or self.entropy_target is not None
+
+    @property
+    def trains_ties(self) -> bool:
+        """Whether completions without an advantage have a gradient."""
+        return self.loss_beta > 0 or self.has_bonus
 
     def advantages(self, rewards: Tensor, weights: Tensor) -> Tensor:
         """Return the advantages (P, G) of sums of rewards (P, G) or, if decoupled, of K rewards with weights (K,).
@@ -131,8 +163,15 @@ class Objective:
         """Return which groups of rewards (P, G) or, if decoupled, (P, G, K) have zero variance, (P,) bool."""
         return tied_rewards(rewards).all(1) if self.decoupled else zero_variance_groups(rewards)
 
-    def loss(self, log_probs: Tensor, inputs: LossInputs) -> PolicyLoss:
-        """Return the loss of n rows. `log_probs`: the policy's (n, T), with gradient."""
+    def loss(self, log_probs: Tensor, entropy: Tensor, inputs: LossInputs, entropy_weight: Tensor) -> PolicyLoss:
+        """Return the loss of n rows.
+
+        Args:
+            log_probs: the policy's log-probabilities (n, T), with gradient.
+            entropy: the policy's entropies (n, T), with gradient if there is a bonus.
+            inputs: what the loss compares them with.
+            entropy_weight: present weight of the bonus ().
+        """
         log_ratio = inputs.old_log_probs - inputs.sampled_log_probs  # (n, T)
         return policy_loss(
             log_probs,
@@ -149,6 +188,9 @@ class Objective:
             beta=self.loss_beta,
             kl_estimator=self.kl_estimator,
             correction=importance_weights(log_ratio, self.importance_sampling, self.importance_cap, inputs.mask),
+            chosen=inputs.chosen,
+            entropy=entropy if self.has_bonus else None,
+            entropy_weight=entropy_weight,
         )
 
 

@@ -17,6 +17,7 @@ from vrft.rewards import Reward
 from vrft.rollout import RolloutEngine, Sampling, TransformersEngine
 from vrft.tasks import Task
 from vrft.training.checks import check_settings
+from vrft.training.entropy import adapted_weight, top_entropy_tokens
 from vrft.training.fixed_log_probs import FixedLogProbs
 from vrft.training.grpo import (
     Baseline,
@@ -47,6 +48,8 @@ class RFT(VisionModule):
     P prompts on this rank, G = `num_generations`, N = P * G rows, T completion tokens.
     """
 
+    entropy_weight: Tensor
+
     def __init__(
         self,
         task: Task,
@@ -71,6 +74,10 @@ class RFT(VisionModule):
         leave_one_out: bool = False,
         baseline: Baseline = "group",
         multi_objective_aggregation: Aggregation = "sum_then_normalize",
+        top_entropy_quantile: Fraction = 1.0,
+        entropy_weight: NonNegative = 0.0,
+        entropy_target: float | None = None,
+        entropy_step: NonNegative = 0.005,
         temperature: NonNegative = 1.0,
         top_p: Fraction = 1.0,
         top_k: int = 0,
@@ -115,6 +122,12 @@ class RFT(VisionModule):
                 batch).
             multi_objective_aggregation: normalise the sum of the rewards, or each reward within its group before they
                 are summed (normalize_then_sum, GDPO), so that their weights decide and not their spread.
+            top_entropy_quantile: share of the step's tokens that are trained on, those with the most entropy; the KL
+                term and the entropy bonus are of all. 0.2 in the paper; 1: all.
+            entropy_weight: weight of the entropy, which is added to the objective; with a target, the first step's.
+            entropy_target: raise the weight after steps whose mean entropy is below it, in nats, and lower it after
+                others.
+            entropy_step: how much the weight changes after a step.
             temperature: temperature of the sampling distribution, which is also the trained one.
             top_p: sample from the most probable tokens up to this total probability; 1: off.
             top_k: sample from this many most probable tokens; 0: off.
@@ -156,6 +169,7 @@ class RFT(VisionModule):
             top_p=(top_p, 1e-6, 1),
             top_k=(top_k, 0, float("inf")),
             min_p=(min_p, 0, 1),
+            top_entropy_quantile=(top_entropy_quantile, 1e-6, 1),
             importance_cap=(importance_cap, 1, float("inf")),
             sapo_temperature_pos=(sapo_temperature_pos, 1e-3, float("inf")),
             sapo_temperature_neg=(sapo_temperature_neg, 1e-3, float("inf")),
@@ -178,11 +192,16 @@ class RFT(VisionModule):
             multi_objective_aggregation=multi_objective_aggregation,
             importance_sampling=importance_sampling or self.rollouts.importance_sampling,
             importance_cap=importance_cap,
+            top_entropy_quantile=top_entropy_quantile,
+            entropy_weight=entropy_weight,
+            entropy_target=entropy_target,
+            entropy_step=entropy_step,
         )
         self.objective.check(overlong_buffer=overlong_buffer, max_extra_rollouts=max_extra_rollouts)
         self.sampling = Sampling(temperature, top_p, top_k, min_p)
         self.mask_truncated_completions, self.overlong_buffer = mask_truncated_completions, overlong_buffer
         self.sft_weight = sft_weight
+        self.register_buffer("entropy_weight", torch.tensor(entropy_weight), persistent=entropy_target is not None)
         self.keep_reference, self.prefetches = beta > 0, self.rollouts.prefetches
         self.fixed_log_probs = FixedLogProbs(policy, self.optimization, self.step, temperature)
 
@@ -302,10 +321,14 @@ class RFT(VisionModule):
         prompts = scored.batch.inputs
         parts = [part.tolist() for part in torch.arange(len(prompts)).tensor_split(self.num_minibatches)]
         inputs = self.loss_inputs(scored, [len(part) for part in parts])
-        trains = inputs.mask.any(1) & ((inputs.advantages != 0) | (self.objective.loss_beta > 0))  # (N,)
+        trains = inputs.mask.any(1) & ((inputs.advantages != 0) | self.objective.trains_ties)  # (N,)
         groups: list[bool] = trains.view(-1, self.num_generations).any(1).tolist()  # (P,)
         minibatches = [Minibatch(prompts, inputs, part, groups) for part in parts]
-        inputs.old_log_probs = self.fixed_log_probs(inputs, minibatches[1:])
+        if self.objective.top_entropy_quantile < 1:
+            inputs.old_log_probs, entropy = self.fixed_log_probs.with_entropy(inputs, prompts)
+            inputs.chosen = self.top_entropy_tokens(entropy, inputs.mask)
+        else:
+            inputs.old_log_probs = self.fixed_log_probs(inputs, minibatches[1:])
         inputs.reference = scored.reference
         if self.keep_reference and inputs.reference is None:
             inputs.reference = self.fixed_log_probs(inputs, minibatches, reference=True)
@@ -330,6 +353,14 @@ class RFT(VisionModule):
         fixed = (rollout.ids, mask, rollout.log_probs, old, advantages, torch.cat(weights))
         return LossInputs(*fixed, lengths=mask.sum(1).tolist())
 
+    def top_entropy_tokens(self, entropy: Tensor, mask: Tensor) -> Tensor:
+        """Return which tokens are among those with the most entropy of all ranks, (N, T) bool."""
+        padded = entropy.new_full((len(mask), self.max_completion_length), torch.nan)
+        padded[:, : mask.shape[1]] = entropy.masked_fill(mask == 0, torch.nan)
+        everyone = self.all_gather(padded)
+        assert isinstance(everyone, Tensor)
+        return top_entropy_tokens(entropy, mask, everyone.flatten(), self.objective.top_entropy_quantile)
+
     def backward_minibatch(self, minibatch: Minibatch, work: Sequence[MicroBatch]) -> None:
         """Add the gradient of a minibatch, a micro-batch at a time; a retry after out of memory starts over."""
         minibatch.sums = []
@@ -342,23 +373,26 @@ class RFT(VisionModule):
             minibatch.cross_entropy = self.cross_entropy.backward(minibatch.targets, split, self.sft_weight)
 
     def backward_micro_batch(self, minibatch: Minibatch, micro: MicroBatch, counts: bool) -> Tensor:
-        """Add the gradient of n rows, unless they only pad, and return their sums (5,). Returning frees the graph."""
+        """Add the gradient of n rows, unless they only pad, and return their sums (6,). Returning frees the graph."""
         loss, sums = self.loss(minibatch, micro)
         self.optimization.backward(loss * counts)
         return sums * counts
 
     def loss(self, minibatch: Minibatch, micro: MicroBatch) -> tuple[Tensor, Tensor]:
-        """Return the loss of n rows, (), and sums over rows of 1, KL, entropy, clipped share and sampling gap, (5,)."""
+        """Return the loss of n rows, (), and sums over rows of `SUMS`, (6,)."""
         mine = minibatch.inputs.select(micro.rows)
         prompts = [minibatch.prompts[p] for p in micro.prompts]
-        log_probs, entropy = self.policy(prompts, mine.ids, mine.mask, self.sampling.temperature)  # (n, T)
+        has_bonus = self.objective.has_bonus
+        log_probs, entropy = self.policy(
+            prompts, mine.ids, mine.mask, self.sampling.temperature, entropy_gradient=has_bonus
+        )  # (n, T)
         if minibatch.on_policy:
             mine.old_log_probs = log_probs.detach()
             rows = index_on(log_probs.device, micro.rows)
             minibatch.inputs.old_log_probs[rows, : log_probs.shape[1]] = mine.old_log_probs
-        loss, kl, clipped = self.objective.loss(log_probs, mine)
+        loss, kl, clipped = self.objective.loss(log_probs, entropy, mine, self.entropy_weight)
         gap = masked_mean((mine.old_log_probs - mine.sampled_log_probs).abs(), mine.mask)
-        per_row = [torch.ones_like(kl), kl, masked_mean(entropy, mine.mask), clipped, gap]
+        per_row = [torch.ones_like(kl), kl, masked_mean(entropy, mine.mask), clipped, gap, mine.mask.any(1)]
         return loss, torch.stack(per_row).sum(1).detach()
 
     def check_engine(self, minibatch: Minibatch) -> None:
@@ -368,13 +402,28 @@ class RFT(VisionModule):
             self.rollouts.check(partial(minibatch.log_ratio, max_tokens), self.sampling.top_p)
 
     def log_update(self, minibatches: Sequence[Minibatch]) -> None:
-        """Log means over all minibatches of the step."""
+        """Log means over all minibatches of the step, and adapt the weight of the entropy bonus to them."""
         if (found := self.rollouts.mismatch(self.objective.importance_cap)) is not None:
             self.log("train/sampling_gap_max", found.gap_max, sync_dist=True, reduce_fx="max")
             for name in ("ratio_p01", "ratio_p50", "ratio_p99", "beyond"):
                 self.log(f"train/importance/{name}", getattr(found, name), sync_dist=True)
         if losses := [minibatch.cross_entropy for minibatch in minibatches if minibatch.cross_entropy is not None]:
             self.log("train/sft_loss", torch.stack(losses).mean(), sync_dist=True)
-        count, *sums = total_sums(minibatches)
+        count, *sums, trained = total_sums(minibatches)
+        self.adapt_entropy_weight(entropy=sums[1], rows=trained)
         for name, value in zip(("kl", "entropy", "clip_fraction", "sampling_gap"), sums, strict=True):
             self.log(f"train/{name}", value / count, prog_bar=name == "kl", sync_dist=True)
+
+    def adapt_entropy_weight(self, entropy: Tensor, rows: Tensor) -> None:
+        """Move the weight of the entropy bonus for the next step. `entropy`: sum over this rank's rows with tokens."""
+        if not self.objective.has_bonus:
+            return
+        self.log("train/entropy_weight", self.entropy_weight.clone())  # it changes below
+        if self.objective.entropy_target is not None:
+            entropy, rows = self.trainer.strategy.reduce(torch.stack([entropy, rows]), reduce_op="sum")
+            settings = self.objective.entropy_target, self.objective.entropy_step
+            self.entropy_weight.copy_(adapted_weight(self.entropy_weight, entropy / rows, *settings))
+
+    def state_names(self) -> set[str]:
+        adapts = self.objective.entropy_target is not None
+        return super().state_names() | ({"entropy_weight"} if adapts else set())

@@ -1,0 +1,44 @@
+"""Which tokens have the most entropy, and the weight of an entropy bonus that follows a target."""
+
+from __future__ import annotations
+
+import math
+
+from torch import Tensor
+
+
+def top_entropy_tokens(entropy: Tensor, mask: Tensor, everyone: Tensor, share: float) -> Tensor:
+    """Return which tokens are among the `share` with the most entropy (arXiv 2506.01939, "Beyond the 80/20 Rule").
+
+        H >= the n-th largest of all M entropies,    n = ceil(share M), at least 1
+
+    Args:
+        entropy: entropy of the distribution that each token was sampled from (N, T).
+        mask: 1 at tokens that count (N, T).
+        everyone: entropies of all tokens that count, of all ranks (n,); NaN is left out.
+        share: from 0 to 1.
+
+    Returns:
+        (N, T) bool. Tokens with the same entropy as the n-th are chosen too.
+    """
+    known = everyone[~everyone.isnan()]  # (M,)
+    if not len(known):
+        return mask.bool()
+    count = max(1, math.ceil(share * len(known) - 1e-9))  # 0.7 * 10 is more than 7 in floating point
+    threshold = known.kthvalue(len(known) - count + 1).values
+    return (entropy >= threshold) & mask.bool()
+
+
+def adapted_weight(weight: Tensor, entropy: Tensor, target: float, step: float) -> Tensor:
+    """Return the next step's weight of the entropy bonus (adaptive entropy control, Skywork-OR1, arXiv 2505.22312).
+
+        weight + step if entropy < target,    weight - step if entropy > target,    at least 0
+
+    Args:
+        weight: weight of this step ().
+        entropy: mean entropy over this step's completions of all ranks (); if it is NaN, nothing changes.
+        target: entropy to stay above.
+        step: change of the weight.
+    """
+    change = step * ((entropy < target).float() - (entropy > target).float())
+    return (weight + change).clamp(min=0.0)
