@@ -106,7 +106,7 @@ def test_the_doctors_estimate_of_an_update_is_near_the_peak(
     tokens = prompt["input_ids"].shape[1] + ids.numel()
     shape = model_shape(policy.base.config, policy.dtype)
     estimate = sum(update_bytes(shape, tokens, lora=lora is not None, checkpointing=checkpointing))
-    assert 0.8 * peak < estimate < 1.25 * peak
+    assert 0.8 * peak < estimate < 1.3 * peak  # fused norms keep less than the estimate counts
 
 
 def test_batches_are_copied_from_page_locked_memory() -> None:

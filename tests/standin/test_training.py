@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from tests.standin.conftest import Run, assert_same
+from tests.standin.device import properties
 
 LORA = ("--model.policy.lora.r=4", "--model.optimizer.lr=0.004")
 RFT = {
@@ -32,6 +33,17 @@ RFT = {
 def test_reinforcement(settings: tuple[str, ...], on: Callable[..., Run]) -> None:
     rounding = 5e-3 if "bfloat16" in settings[0] else 2e-5
     assert_same(on("cpu", *settings), on("cuda", *settings), rounding)
+
+
+def test_float16_on_a_gpu_without_bfloat16(on: Callable[..., Run], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(properties, "major", 7)
+    whole, half = (
+        on("cuda", f"--model.policy.dtype={dtype}", config="quickstart_sft") for dtype in ("float32", "float16")
+    )
+    for mine, yours in zip(whole.metrics, half.metrics, strict=True):
+        assert yours["train/loss"] == pytest.approx(mine["train/loss"], rel=0.03)
+        assert yours["train/grad_norm"] == pytest.approx(mine["train/grad_norm"], rel=0.03)
+        assert (yours["train/loss_scale"], yours["train/skipped_steps"]) == (2**16, 0)
 
 
 @pytest.mark.parametrize("settings", [("--model.policy.dtype=float32",), ("--model.policy.dtype=bfloat16", *LORA)])

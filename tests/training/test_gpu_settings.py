@@ -23,11 +23,6 @@ def weight(on_gpu: bool = True) -> nn.Parameter:
     return nn.Parameter(value.as_subclass(OnGPU) if on_gpu else value)
 
 
-def test_a_device_without_float64_is_refused() -> None:
-    with pytest.raises(ConfigurationError, match=r"trainer\.accelerator: .* float64, which mps lacks"):
-        check_device(torch.device("mps"), torch.float32)
-
-
 @pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true", "16-mixed", "64-true"])
 def test_another_precision_is_refused(precision: Any) -> None:
     with pytest.raises(ConfigurationError, match=rf"trainer.precision: .* {precision}; model.policy.dtype"):
@@ -44,11 +39,18 @@ def test_another_precision_is_refused_before_data_is_read(
 @pytest.mark.parametrize(
     ("device", "capability", "dtype", "said"),
     [
-        ("cuda", (7, 5), torch.bfloat16, r"T4 has compute capability 7\.5 and can't compute in bfloat16"),
+        (
+            "cuda",
+            (7, 5),
+            torch.bfloat16,
+            r"T4 has compute capability 7\.5 and can't compute in bfloat16.*expected float16",
+        ),
         ("cuda", (7, 5), torch.float32, None),
+        ("cuda", (7, 5), torch.float16, None),
+        ("cpu", None, torch.float16, None),
         ("cuda", (8, 0), torch.bfloat16, None),
         ("cpu", None, torch.bfloat16, None),
-        ("mps", None, torch.float32, "trainer.accelerator: expected cpu or gpu"),
+        ("mps", None, torch.float32, "trainer.accelerator: expected cpu or gpu; .* checked on mps"),
     ],
 )
 def test_devices_that_can_not_compute_in_a_dtype_are_refused(

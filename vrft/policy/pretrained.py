@@ -68,6 +68,10 @@ def new_parameters_in(dtype: torch.dtype) -> Iterator[None]:
         handle.remove()
 
 
+STORED_NAMES = {torch.bfloat16: "BF16", torch.float16: "F16"}
+"""Names of dtypes in safetensors files."""
+
+
 def exact_dtype(checkpoint: str, dtype: torch.dtype) -> torch.dtype:
     """Return `dtype` if it represents all stored weights exactly, otherwise float32."""
     from safetensors import safe_open
@@ -77,7 +81,8 @@ def exact_dtype(checkpoint: str, dtype: torch.dtype) -> torch.dtype:
     for file in weight_files(checkpoint):
         with safe_open(file, framework="pt") as weights:
             names = weights.keys()
-            if any(weights.get_slice(name).get_dtype().startswith("F") for name in names):  # bfloat16 is "BF16"
+            stored = {weights.get_slice(name).get_dtype() for name in names}
+            if any(name.startswith(("F", "BF")) and name != STORED_NAMES[dtype] for name in stored):
                 return torch.float32
     return dtype
 

@@ -56,7 +56,7 @@ class Policy(nn.Module):
         checkpoint: str,
         lora: LoRA | None = None,
         freeze_vision: bool = False,
-        dtype: Literal["float32", "bfloat16"] = "bfloat16",
+        dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16",
         quantize: Literal["nf4"] | None = None,
         min_pixels: int | None = None,
         max_pixels: int | None = None,
@@ -75,7 +75,8 @@ class Policy(nn.Module):
             lora: train low-rank adapters instead of all weights; the reference is then the model without them, or with
                 the adapter that training starts from.
             freeze_vision: do not train the vision tower and its projector; each image is then encoded once a step.
-            dtype: dtype of the computation, and of weights that are not trained.
+            dtype: dtype of the computation, and of weights that are not trained; float16 is for GPUs without bfloat16
+                and scales losses.
             quantize: keep the language model's linear layers in four bits (QLoRA); only adapters can then be trained.
                 Checkpoints that bitsandbytes has quantised are loaded in four bits without it.
             min_pixels: smaller images are enlarged to this area; default: the checkpoint's own.

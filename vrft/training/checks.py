@@ -29,7 +29,8 @@ def check_precision(trainer: Trainer) -> None:
     precision = trainer.precision
     if precision != "32-true":
         raise ConfigurationError(
-            f"trainer.precision: expected 32-true, got {precision}; model.policy.dtype is the setting for bfloat16"
+            f"trainer.precision: expected 32-true, got {precision}; "
+            "model.policy.dtype is the setting for bfloat16 and float16"
         )
 
 
@@ -38,16 +39,17 @@ BFLOAT16_CAPABILITY = (8, 0)
 
 
 def check_device(device: torch.device, dtype: torch.dtype) -> None:
-    """Raise ConfigurationError if a device can't compute in a dtype."""
+    """Raise ConfigurationError if a device can't compute in a dtype, or has never been tested."""
     if device.type == "mps":
-        raise ConfigurationError("trainer.accelerator: expected cpu or gpu; vrft needs float64, which mps lacks")
+        raise ConfigurationError("trainer.accelerator: expected cpu or gpu; no result of vrft has been checked on mps")
     if device.type != "cuda" or dtype != torch.bfloat16:
         return
     capability = torch.cuda.get_device_capability(device)
     if capability < BFLOAT16_CAPABILITY:
         raise ConfigurationError(
             f"model.policy.dtype: {torch.cuda.get_device_name(device)} has compute capability "
-            f"{capability[0]}.{capability[1]} and can't compute in bfloat16, which needs 8.0; expected float32"
+            f"{capability[0]}.{capability[1]} and can't compute in bfloat16, which needs 8.0; "
+            "expected float16 or float32"
         )
 
 

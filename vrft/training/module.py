@@ -35,6 +35,7 @@ from vrft.training.checks import (
 )
 from vrft.training.cross_entropy import CrossEntropy
 from vrft.training.lightning_internals import logged_step
+from vrft.training.loss_scale import LossScale
 from vrft.training.optimization import Interval, Optimization, OptimizerStep, use_fused_kernels
 from vrft.training.progress_bar import phase
 from vrft.training.rollouts import Generation, rollouts_for
@@ -92,7 +93,13 @@ class VisionModule(LightningModule):
         self.step = StepState(self)
         self.rollouts = rollouts_for(engine, self, policy, task, self.step)
         self.optimization = Optimization(
-            self, self.step, max_grad_norm, max_tokens_per_micro_batch, lr_scheduler_interval, policy.free_decoding
+            self,
+            self.step,
+            max_grad_norm,
+            max_tokens_per_micro_batch,
+            lr_scheduler_interval,
+            policy.free_decoding,
+            LossScale(self, policy.dtype),
         )
         self.cross_entropy = CrossEntropy(self, task, policy, self.optimization, self.step)
         self.check_sharing = SharedPromptCheck()
@@ -169,6 +176,9 @@ class VisionModule(LightningModule):
         self.log("train/learning_rate", done.learning_rate)
         self.log("train/grad_norm", done.grad_norm)
         self.log("train/skipped_steps", float(self.step.skipped_steps))
+        if self.optimization.loss_scale.enabled:
+            self.log("train/loss_scale", self.optimization.loss_scale.scale)
+            self.log("train/overflowed_steps", float(self.step.overflowed_steps))
         self.log("train/out_of_memory", float(self.step.out_of_memory), sync_dist=True, reduce_fx="sum")
 
     def end_step(self) -> None:
@@ -262,6 +272,8 @@ class VisionModule(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the trained weights alone, and optimizer states by parameter name."""
         checkpoint_state.name_optimizer_states(self, self.trainer.optimizers, checkpoint["optimizer_states"])
+        if self.optimization.loss_scale.enabled:
+            checkpoint["loss_scale"] = self.optimization.loss_scale.state_dict()
         kept = self.state_names()
         checkpoint["state_dict"] = {name: value for name, value in checkpoint["state_dict"].items() if name in kept}
 
@@ -270,6 +282,7 @@ class VisionModule(LightningModule):
         checkpoint_state.check_state_names({*checkpoint["state_dict"]}, self.state_names())
         if parallelism_of(self.trainer).numbers_optimizer_states:
             checkpoint_state.number_optimizer_states(self, checkpoint["optimizer_states"])
+        self.optimization.loss_scale.load_state_dict(checkpoint.get("loss_scale", {}))
         self.rollouts.weights_changed()
 
     def state_names(self) -> set[str]:

@@ -13,6 +13,7 @@ from torch.distributed.tensor import DTensor
 from torch.optim import Adam, AdamW, Optimizer
 
 from vrft.policy.processor import MicroBatch
+from vrft.training.loss_scale import LossScale
 from vrft.training.step_state import StepState
 from vrft.training.strategies import parallelism_of
 from vrft.utils.out_of_memory import free_memory, is_out_of_memory
@@ -40,7 +41,7 @@ class OptimizerStep(NamedTuple):
 
     learning_rate: float
     grad_norm: Tensor  # (), before clipping
-    skipped: bool  # a loss or gradient of some rank was NaN or infinite
+    skipped: bool  # a loss or gradient of some rank was NaN or infinite, so that the weights are the same
 
 
 class Optimization:
@@ -50,6 +51,7 @@ class Optimization:
         max_tokens_per_micro_batch: tokens in one forward and backward; halved when memory runs out.
         schedule_interval: after what the schedule advances.
         free_kept: frees memory that was kept to save time, when memory runs out.
+        loss_scale: factor of losses in float16.
     """
 
     def __init__(
@@ -60,10 +62,12 @@ class Optimization:
         max_tokens_per_micro_batch: int,
         schedule_interval: Interval,
         free_kept: Callable[[], None],
+        loss_scale: LossScale,
     ) -> None:
         self.module, self.state = module, step
         self.max_grad_norm, self.max_tokens_per_micro_batch = max_grad_norm, max_tokens_per_micro_batch
         self.schedule_interval, self.free_kept = schedule_interval, free_kept
+        self.loss_scale = loss_scale
         self.finite = torch.ones((), dtype=torch.bool)
 
     def begin_step(self) -> None:
@@ -108,28 +112,33 @@ class Optimization:
         """Add the gradient of a micro-batch; ranks exchange gradients in `step`."""
         self.finite &= loss.detach().isfinite()
         with parallelism_of(self.module.trainer).no_sync():
-            self.module.manual_backward(loss)
+            self.module.manual_backward(self.loss_scale.scaled(loss))
 
     def step(self) -> OptimizerStep:
         """Average gradients over ranks, clip, step, advance the schedule and zero the gradients.
 
-        If a loss or gradient of any rank is NaN or infinite, all ranks skip the step and the schedule.
+        If a loss or gradient of any rank is NaN or infinite, all ranks skip the step and the schedule. In float16, an
+        infinite gradient of a finite loss is no fault: the loss's factor was too large.
         """
         module, strategy = self.module, self.module.trainer.strategy
         optimizer = module.optimizers()
         assert isinstance(optimizer, LightningOptimizer)
         with self.state.phase("optimizer", 1):
             parallelism_of(module.trainer).average_gradients([p for p in module.parameters() if p.requires_grad])
+            self.loss_scale.unscale(optimizer.optimizer)
             parameters = [parameter for parameter in module.parameters() if parameter.grad is not None]
             norm = torch.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm)
             norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
             learning_rate = optimizer.param_groups[0]["lr"]
             finite = strategy.reduce_boolean_decision(bool(self.finite & norm.isfinite()), all=True)
+            losses_finite = finite or strategy.reduce_boolean_decision(bool(self.finite), all=True)
             if finite:
                 optimizer.step()
+            overflowed = self.loss_scale.update(finite, losses_finite)
             optimizer.zero_grad()
         self.finite.fill_(True)
-        self.state.skipped_steps += not finite
+        self.state.overflowed_steps += overflowed
+        self.state.skipped_steps += not finite and not overflowed
         if finite:
             self.advance_schedule("step")
         return OptimizerStep(learning_rate, norm, not finite)

@@ -15,7 +15,13 @@ Phase = Literal["rollout", "reward", "old", "reference", "update", "optimizer"]
 
 
 class StepState:
-    """Seconds per phase, skipped optimizer steps and out-of-memory retries of the current training step."""
+    """Seconds per phase and incidents of the current training step.
+
+    Attributes:
+        skipped_steps: optimizer steps that were skipped because of a NaN or an infinity.
+        overflowed_steps: optimizer steps that were skipped because the factor of losses in float16 was too large.
+        out_of_memory: retries in smaller pieces.
+    """
 
     def __init__(self, module: LightningModule) -> None:
         self.module = module
@@ -24,7 +30,7 @@ class StepState:
     def begin(self) -> None:
         """Start a new training step."""
         self.seconds: dict[str, float] = {}
-        self.skipped_steps = self.out_of_memory = 0
+        self.skipped_steps = self.overflowed_steps = self.out_of_memory = 0
 
     @contextmanager
     def phase(self, name: Phase, total: int) -> Iterator[Callable[..., None]]:
