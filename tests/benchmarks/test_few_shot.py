@@ -117,9 +117,15 @@ def test_every_study_can_be_read_and_gives_its_methods_the_same_budget(name: str
     assert {value for key, value in total.items() if key not in parts} == {study.budget}
 
 
+def shape(config: str, word: str) -> tuple[object, str]:
+    """Return an argument without numbers and paths, and what of the config decides whether it is accepted."""
+    context = {"--model": config.endswith("_sft"), "--data": config.removesuffix("_sft")}
+    return context.get(word.partition(".")[0]), re.sub(r"[^\s\"=]*/[^\s\"]*|[\d.e+-]+", "0", word)
+
+
 @pytest.fixture(scope="module")
 def commands(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[list[str]]]:
-    """Return a command of each method by study, without commands that differ from an earlier one only in numbers."""
+    """Return a command of each method by study, without commands whose every option is in an earlier one."""
     tried: list[list[str]] = []
     folder = tmp_path_factory.mktemp("exports")
 
@@ -128,15 +134,15 @@ def commands(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[list[st
         return {"learning_rate": rate, "fold": -rate, "seconds": 1.0, "export": str(folder)}  # the first rate wins
 
     found: dict[str, list[list[str]]] = {name: [] for name in names()}
-    shapes = set()
+    seen: set[tuple[object, str]] = set()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(trials.Runner, "trial", trial)
         for study in map(load, names()):
             for name, method in study.methods.items():
                 trials.Runner(folder, "cuda").tune(study, name, 1, 0)
-                shape = tuple(re.sub(r"[\d.e+-]+", "0", word) for word in tried[-1])
-                if method.folder.startswith(f"{study.name}/") and shape not in shapes:  # not of another study
-                    shapes.add(shape)
+                shapes = {shape(method.config, word) for word in tried[-1]}
+                if method.folder.startswith(f"{study.name}/") and not shapes <= seen:  # not of another study
+                    seen |= shapes
                     found[study.name].append(tried[-1])
     return found
 

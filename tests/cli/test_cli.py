@@ -12,7 +12,7 @@ import pytest
 import torch
 import yaml
 
-from tests.helpers import CSV_ONLY, Command
+from tests.helpers import CSV_ONLY, UNJUDGED, Command
 from tests.helpers.finished import EVERYTHING, Finished
 from vrft.__main__ import main
 from vrft.callbacks.summary import Summary
@@ -108,14 +108,15 @@ def test_an_override_reaches_fields_derived_from_it(where: str, quick_fit: Comma
     later = tmp_path / "later.yaml"
     later.write_text("seed_everything: 7\n")
     more = ["--seed_everything=7"] if where == "command line" else ["--config", str(later)]
-    assert main(quick_fit(CSV_ONLY, "--trainer.max_steps=1", "--model.beta=0", *more)) == 0
+    assert main(quick_fit(CSV_ONLY, UNJUDGED, "--trainer.max_steps=1", "--model.beta=0", *more)) == 0
     saved = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
     assert saved["data"]["init_args"]["seed"] == 7  # ${seed_everything} in the file
 
 
 def test_rewards_can_be_added_and_weighted(quick_fit: Command, tmp_path: Path) -> None:
     more = ["--model.rewards.second=vrft.rewards.Format", "--model.rewards.second.weight=0.5"]
-    assert main(quick_fit(CSV_ONLY, *more, "--model.rewards.iou.weight=0", "--model.rewards.confidence.weight=0")) == 0
+    more += ["--model.rewards.iou.weight=0", "--model.rewards.confidence.weight=0"]
+    assert main(quick_fit(CSV_ONLY, UNJUDGED, *more)) == 0
     with (tmp_path / "run" / "logs" / "version_0" / "metrics.csv").open() as file:
         row = next(row for row in csv.DictReader(file) if row["train/reward"])
     assert float(row["train/reward/second"]) == float(row["train/reward/format"])
@@ -136,6 +137,7 @@ def test_lora_run_saves_adapters_alone(quick_fit: Command, tmp_path: Path) -> No
 @pytest.mark.slow
 def test_sft_on_the_same_data(tiny_scenes: list[str], tmp_path: Path) -> None:
     short = ["--trainer.max_steps=3", f"--run_dir={tmp_path}/run", "--trainer.enable_progress_bar=false", CSV_ONLY]
+    short.append(UNJUDGED)
     assert main(["fit", "--config", "quickstart_sft", *tiny_scenes, *short]) == 0
     with (tmp_path / "run" / "logs" / "version_0" / "metrics.csv").open() as file:
         losses = [float(row["train/loss"]) for row in csv.DictReader(file) if row["train/loss"]]

@@ -7,6 +7,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 CSV_ONLY = "--trainer.logger={class_path: vrft.loggers.CSVLogger, init_args: {save_dir: '${....run_dir}', name: logs}}"
+UNJUDGED = "--trainer.limit_val_batches=0"
+"""Argument of a run without evaluations, which are a third of a short run."""
 Command = Callable[..., list[str]]
 """Returns a command as a list of arguments, with further arguments appended."""
 

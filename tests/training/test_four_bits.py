@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.helpers import CSV_ONLY, Command
+from tests.helpers import CSV_ONLY, UNJUDGED, Command
 from tests.helpers.ranks import Ranks
 from tests.training.test_skipped_steps import SMALL
 from vrft.__main__ import main
@@ -35,13 +35,13 @@ def test_a_run_in_four_bits_resumes_bit_for_bit_and_trains_the_same_on_two_ranks
         return [*quick_fit(*FOUR_BITS, *more), f"--run_dir={tmp_path / name}"]
 
     assert main(fit("whole", "--trainer.max_steps=2")) == 0
-    assert main(fit("resumed", "--trainer.max_steps=1")) == 0
-    assert main(fit("resumed", "--trainer.max_steps=2", "--ckpt_path=last")) == 0
+    assert main(fit("resumed", "--trainer.max_steps=1", UNJUDGED)) == 0
+    assert main(fit("resumed", "--trainer.max_steps=2", UNJUDGED, "--ckpt_path=last")) == 0
     whole, resumed = weights(tmp_path / "whole"), weights(tmp_path / "resumed")
     assert len(whole) == 28
     assert any(value.any() for name, value in whole.items() if "lora_B" in name)
     assert all(torch.equal(whole[name], value) for name, value in resumed.items())
-    two_ranks.run(fit("ddp", "--trainer.max_steps=2", "--trainer.strategy=ddp", "--data.batch_size=1", *TWO))
+    two_ranks.run(fit("ddp", "--trainer.max_steps=2", "--trainer.strategy=ddp", "--data.batch_size=1", UNJUDGED, *TWO))
     for name, value in weights(tmp_path / "ddp").items():
         torch.testing.assert_close(value, whole[name], rtol=0, atol=1e-4)
     assert (tmp_path / "whole" / "export" / "adapter" / "adapter_model.safetensors").exists()

@@ -16,7 +16,7 @@ import pytest
 import torch
 from lightning.pytorch import Callback, Trainer
 
-from tests.helpers import Command, callback
+from tests.helpers import UNJUDGED, Command, callback
 from tests.helpers.forks import fork_vrft
 from tests.helpers.kills import KILLS, STATE, Sends
 from vrft.__main__ import main
@@ -59,7 +59,7 @@ def test_a_job_is_requeued_after_sigusr1_and_handlers_are_restored(
     monkeypatch.setenv("SLURM_JOB_ID", "4711")
     before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)]
     number = int(signal.SIGUSR1)
-    assert main(like_whole(callback(Sends, number=number, after=1))) == 128 + number
+    assert main(like_whole(UNJUDGED, callback(Sends, number=number, after=1))) == 128 + number
     assert (tmp_path / "asked").read_text().split()[:3] == ["requeue", "4711", "last.ckpt"]  # requeued after saving
     assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)] == before
 
@@ -138,8 +138,8 @@ def test_outside_the_main_thread_signals_are_ignored_without_an_error() -> None:
 def test_an_extended_run_ends_like_one_of_that_length_from_the_start(
     whole: Path, like_whole: Command, tmp_path: Path
 ) -> None:
-    assert main(like_whole("--trainer.max_steps=5")) == 0  # between two checkpoints
-    assert main(like_whole("--ckpt_path=last")) == 0
+    assert main(like_whole(UNJUDGED, "--trainer.max_steps=5")) == 0  # between two checkpoints
+    assert main(like_whole(UNJUDGED, "--ckpt_path=last")) == 0
     assert not {*STATE} & {*KILLS.differences(whole, tmp_path / "run")}
 
 

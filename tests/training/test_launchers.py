@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers import ROOT, callback
+from tests.helpers import ROOT, UNJUDGED, callback
 from tests.helpers.fork_python import forking_python
 from tests.helpers.forks import Fork
 from tests.helpers.kills import Sends
@@ -35,7 +35,7 @@ wait $! && exit $code
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a folder with the data and a run of one process."""
     folder = tmp_path_factory.mktemp("launchers")
-    assert main(fit(folder, "full", "one", steps=2)) == 0
+    assert main(fit(folder, "full", "one", UNJUDGED, steps=2)) == 0
     return folder
 
 
@@ -92,7 +92,7 @@ def test_lightning_starts_processes(folder: Path) -> None:
 @pytest.mark.slow(seconds=12)
 def test_two_torchrun_agents(folder: Path, tmp_path: Path, python: Path) -> None:
     where = ["--rdzv-backend=c10d", f"--rdzv-endpoint=127.0.0.1:{free_port()}", "--nnodes=2", "--nproc-per-node=1"]
-    command = on_two(folder, "multi_node", "--trainer.strategy=fsdp2", f"--run_dir={folder}/agents")
+    command = on_two(folder, "multi_node", UNJUDGED, "--trainer.strategy=fsdp2", f"--run_dir={folder}/agents")
     words, by = [*where, "-m", "vrft", *command], {"PYTHON_EXEC": str(python)}
     agents = [Fork(torchrun, words, output=tmp_path / f"agent{i}", cwd=folder, **by) for i in range(2)]
     for agent in agents:
@@ -110,7 +110,7 @@ def test_a_slurm_job_is_requeued_and_resumes(folder: Path, tmp_path: Path, pytho
     job |= {"SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "2", "MASTER_PORT": str(free_port())}
     job |= {"PATH": f"{tmp_path}:{python.parent}:{os.environ['PATH']}"}
     sends = callback(Sends, number=int(signal.SIGUSR1), after=0)
-    script = [str(ROOT / "docs" / "slurm.sh"), *on_two(folder, "slurm", sends)]
+    script = [str(ROOT / "docs" / "slurm.sh"), *on_two(folder, "slurm", UNJUDGED, sends)]
     (tmp_path / "runs" / "job-4711").mkdir(parents=True)
     (tmp_path / "runs" / "job-4711" / "config.yaml").write_text("of a machine that broke before anything was saved")
     end(start(script, tmp_path, **job), 128 + signal.SIGUSR1)

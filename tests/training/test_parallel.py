@@ -14,7 +14,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from safetensors.torch import load_file
 from torch.distributed.tensor import DTensor
 
-from tests.helpers import CSV_ONLY
+from tests.helpers import CSV_ONLY, UNJUDGED
 from tests.helpers.ranks import Ranks
 from vrft.__main__ import main
 from vrft.data.loaders import PromptSampler
@@ -117,7 +117,6 @@ class LittleMemory(Callback):
 
 KEPT = ["--checkpoint.every_n_train_steps=4", "--checkpoint.save_top_k=-1"]
 """Arguments for a checkpoint after every rollout."""
-UNJUDGED = "--trainer.limit_val_batches=0"
 LITTLE_MEMORY = f"--trainer.callbacks+={{class_path: {__name__}.LittleMemory}}"
 RESUMED = {
     "full-ddp": ("full-one", 1),

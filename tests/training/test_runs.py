@@ -14,11 +14,9 @@ import pytest
 import torch
 from lightning.pytorch import Callback
 
-from tests.helpers import CSV_ONLY
+from tests.helpers import CSV_ONLY, UNJUDGED
 from tests.helpers.forks import Fork
 from vrft.__main__ import main
-
-UNJUDGED = "--trainer.limit_val_batches=0"
 
 
 def die_in_step_five(command: list[str]) -> int:
@@ -125,7 +123,7 @@ def test_images_that_turn_unreadable_are_replaced_and_counted(
 ) -> None:
     lose = f"--trainer.callbacks=[{{class_path: {__name__}.LosesAnImage, init_args: {{folder: {tmp_path}/train}}}}]"
     with pytest.warns(UserWarning, match="an image that was fine when the run began can't be read"):
-        assert main(quick_fit(CSV_ONLY, lose, "--trainer.max_steps=3", "--data.batch_size=12")) == 0
+        assert main(quick_fit(CSV_ONLY, UNJUDGED, lose, "--trainer.max_steps=3", "--data.batch_size=12")) == 0
     with (tmp_path / "run" / "logs" / "version_0" / "metrics.csv").open() as file:
         counts = [float(row["train/replaced_images"]) for row in csv.DictReader(file) if row["train/replaced_images"]]
     assert counts[0] == 0

@@ -13,7 +13,7 @@ import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from tests.helpers import CSV_ONLY, Command, callback
+from tests.helpers import CSV_ONLY, UNJUDGED, Command, callback
 from tests.helpers.ranks import Ranks
 from vrft.__main__ import main
 from vrft.training.module import VisionModule
@@ -78,7 +78,7 @@ def test_a_nan_reward_skips_the_step_and_names_the_completion(
 ) -> None:
     reward = f"{{class_path: FunctionReward, init_args: {{function: {__name__}.nan_now_and_then}}}}"
     monkeypatch.setitem(CALLS, "reward", 0)
-    more = [f"--model.rewards.own={reward}", "--trainer.limit_val_batches=0", "--transcripts.every_n_rollouts=1"]
+    more = [f"--model.rewards.own={reward}", UNJUDGED, "--transcripts.every_n_rollouts=1"]
     with pytest.warns(UserWarning, match="returned nan; expected a finite score"):
         assert main(quick_fit(CSV_ONLY, *SMALL, *more)) == 0
     assert logged(tmp_path / "run", "train/skipped_steps") == [1, 0, 0]  # the two configured steps are made
@@ -93,7 +93,7 @@ def test_a_nan_reward_skips_the_step_and_names_the_completion(
 def test_other_faults_name_the_completion_or_all_completions_of_the_step(
     what: str, count: int, quick_fit: Command, tmp_path: Path
 ) -> None:
-    more = breaks(what=what, first=1, last=1), "--model.num_iterations=2", "--trainer.max_steps=4"
+    more = breaks(what=what, first=1, last=1), UNJUDGED, "--model.num_iterations=2", "--trainer.max_steps=4"
     assert main(quick_fit(CSV_ONLY, *SMALL, *more)) == 0
     assert logged(tmp_path / "run", "train/skipped_steps") == [0, 2, 0]
     faults = lines(tmp_path / "run" / "faults.jsonl")
@@ -118,7 +118,7 @@ def test_a_run_without_finite_steps_saves_and_ends(
 
 def test_a_supervised_step_names_its_samples(quick_fit: Command, tmp_path: Path) -> None:
     config = ["fit", "--config", "quickstart_sft"]
-    fit = config + quick_fit(CSV_ONLY, "--data.batch_size=2", breaks(what="gradient", last=0))[3:]
+    fit = config + quick_fit(CSV_ONLY, UNJUDGED, "--data.batch_size=2", breaks(what="gradient", last=0))[3:]
     assert main(fit) == 0
     assert logged(tmp_path / "run", "train/skipped_steps") == [1, 0, 0]
     assert [fault["rollout"] for fault in lines(tmp_path / "run" / "faults.jsonl")] == [1, 1]
@@ -128,7 +128,7 @@ def test_a_supervised_step_names_its_samples(quick_fit: Command, tmp_path: Path)
 def test_a_fault_of_one_rank_skips_the_step_on_all_ranks(
     strategy: str, quick_fit: Command, two_ranks: Ranks, tmp_path: Path
 ) -> None:
-    two = [f"--trainer.strategy={strategy}", "--trainer.devices=2", "--trainer.accelerator=cpu"]
+    two = [f"--trainer.strategy={strategy}", "--trainer.devices=2", "--trainer.accelerator=cpu", UNJUDGED]
     two_ranks.run(quick_fit(CSV_ONLY, *SMALL, *two, breaks(what="engine", first=1, last=1, rank=1)), cwd=tmp_path)
     assert logged(tmp_path / "run", "train/skipped_steps") == [0, 1, 0]
     assert [fault["finite"] for fault in lines(tmp_path / "run" / "faults-1.jsonl")] == [False]
