@@ -49,6 +49,24 @@ def test_other_models_import_transformers_only_when_they_are_loaded(name: str) -
     assert not [node for node in tops if "transformers" in ast.unparse(node)]
 
 
+def test_peft_is_imported_only_for_a_model_with_adapters() -> None:
+    """Its import takes more than a second where bitsandbytes is installed."""
+    users = {}
+    for path in (path for path in PACKAGE.rglob("*.py") if "peft" in packages(path)):
+        tree = ast.parse(path.read_text())
+        lazy = [
+            node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) and "from peft" in ast.unparse(node)
+        ]
+        typed = [node for node in tree.body if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"]
+        inside = {id(child) for node in [*lazy, *typed] for child in ast.walk(node)}
+        froms = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and "peft" in str(node.module)]
+        assert all(id(node) in inside for node in froms), path
+        users[path.name] = {node.name for node in lazy}
+    adapters = {"add_adapters", "peft_config", "fill_adapters"}
+    assert users.pop("lora.py") == adapters
+    assert users == {"export.py": {"save_merged"}, "weights.py": {"write"}}
+
+
 def test_only_the_command_line_imports_the_algorithms() -> None:
     allowed = {PACKAGE / name for name in ("cli/app.py", "__init__.py", "__main__.py")}
     users = {file for file in PACKAGE.rglob("*.py") if imported(file) & {"vrft.training.rft", "vrft.training.sft"}}

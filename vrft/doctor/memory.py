@@ -15,6 +15,7 @@ from vrft.data import VisionData
 from vrft.policy import Policy
 from vrft.policy.four_bits import four_bit_layers, is_in_four_bits
 from vrft.policy.image_size import smaller_images
+from vrft.policy.lora import has_adapter
 from vrft.training.module import VisionModule
 from vrft.types import PromptBatch
 
@@ -192,9 +193,7 @@ def copied_weights(model: nn.Module, dtype: torch.dtype) -> int:
 
     Those in four bits stay as they are.
     """
-    from peft.tuners.lora import LoraLayer
-
-    adapted = {module.get_base_layer() for module in model.modules() if isinstance(module, LoraLayer)}
+    adapted = {module.get_base_layer() for module in model.modules() if has_adapter(module)}
     layers = [m for m in model.modules() if isinstance(m, nn.Linear) and not is_in_four_bits(m)]
     return sum(layer.weight.numel() for layer in layers if layer in adapted or layer.weight.dtype != dtype)
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from vrft.policy.decoding_layers import decoding_layers, fused_projections
 from vrft.policy.four_bits import is_in_four_bits
-from vrft.policy.lora import merged_weight, without_adapters
+from vrft.policy.lora import has_adapter, merged_weight, without_adapters
 from vrft.policy.weights import replaced
 
 if TYPE_CHECKING:
@@ -53,11 +53,9 @@ class DecodingWeights:
 
     def _copied_layers(self) -> dict[nn.Module, nn.Module]:
         """Return the linear layers that need a copy, each with the layer that has its adapter, if it has one."""
-        from peft.tuners.lora import LoraLayer
-
         layers: dict[Tensor, tuple[nn.Module, nn.Module]] = {}
         for module in self.model.modules():
-            if isinstance(module, LoraLayer):
+            if has_adapter(module):
                 base: Any = module.get_base_layer()
                 if not is_in_four_bits(base):
                     layers[base.weight] = base, module

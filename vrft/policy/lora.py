@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -60,6 +61,16 @@ class LoRA:
             settings = read_settings(self)
             for name, theirs in (("r", "r"), ("alpha", "lora_alpha"), *((name, name) for name in PATTERNS)):
                 object.__setattr__(self, name, settings.get(theirs) or getattr(self, name))
+
+
+def has_adapter(layer: nn.Module) -> TypeGuard[LoraLayer]:
+    """Return whether a layer has an adapter.
+
+    Only peft adds adapters. This does not import it: where bitsandbytes is installed, peft imports it and torch's
+    compiler, which takes more than a second.
+    """
+    lora = sys.modules.get("peft.tuners.lora")
+    return lora is not None and isinstance(layer, lora.LoraLayer)
 
 
 def add_adapters(model: PreTrainedModel, lora: LoRA) -> nn.Module:
@@ -170,13 +181,11 @@ def without_adapters(model: PreTrainedModel, which: Callable[[nn.Module], bool] 
         model: the model.
         which: tells by its base layer whether a layer is replaced; default: all are.
     """
-    from peft.tuners.lora import LoraLayer
-
     adapted = [
         (parent, name, layer)
         for parent in model.modules()
         for name, layer in parent.named_children()
-        if isinstance(layer, LoraLayer) and which(layer.get_base_layer())
+        if has_adapter(layer) and which(layer.get_base_layer())
     ]
     for parent, name, layer in adapted:
         setattr(parent, name, layer.get_base_layer())

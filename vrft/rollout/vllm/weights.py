@@ -13,7 +13,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, TextIO
 
-from peft import PeftModel
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
@@ -201,6 +200,8 @@ class LoRAWeights(Weights):
         )
 
     def write(self, policy: Policy, weights: dict[str, Tensor], folder: Path) -> None:
+        from peft import PeftModel
+
         assert isinstance(policy.model, PeftModel)
         policy.model.save_pretrained(folder, state_dict=weights)
 
