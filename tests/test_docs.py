@@ -256,6 +256,16 @@ def test_links_and_files(page: Path) -> None:
         assert (ROOT / name).exists(), name
 
 
+def test_links_of_pages_outside_of_docs_lead_to_pages_of_the_site() -> None:
+    relocate = runpy.run_path(str(ROOT / "docs/_site/links.py"))["relocate"]
+    outside = [*ROOT_PAGES, ROOT / "CHANGELOG.md", *(ROOT / "benchmarks").rglob("*.md")]
+    for page in outside:
+        placed = ROOT / "docs" / page.relative_to(ROOT)
+        for name in re.findall(r"\]\((?!http)([^)#\s]+)", relocate(page.read_text(), inside=False)):
+            on_site = (placed.parent / name).resolve().relative_to(ROOT / "docs")
+            assert (ROOT / "docs" / on_site).exists() or (ROOT / on_site).exists(), f"{page}: {name}"
+
+
 PREFIXES: dict[str, list[Any]] = {
     "model": [vrft.RFT, vrft.SFT],
     "policy": [vrft.Policy],

@@ -1,7 +1,8 @@
-"""Entry point of `python -m vrft`. Help and wrong commands are answered without importing torch."""
+"""Entry point of `python -m vrft` and `vrft`. Help and wrong commands are answered without importing torch."""
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -130,7 +131,13 @@ def unknown(command: str) -> int:
 
 
 def entry() -> NoReturn:
-    """Run the command of this process, and end it. A Ctrl-C ends it without a traceback."""
+    """Run the command of this process, and end it. A Ctrl-C ends it without a traceback.
+
+    Modules in the working folder are found by both `vrft` and `python -m vrft`: Python starts `sys.path` with the
+    folder of the script for the one and with the working folder for the other, or with neither if its option -P is set.
+    """
+    if not sys.flags.safe_path:
+        sys.path[0] = os.getcwd()
     from vrft.utils.interrupts import INTERRUPTED, exit_with
 
     try:

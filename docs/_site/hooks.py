@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from links import relocate
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
@@ -93,9 +94,6 @@ def add_notebook(files: Files, config: MkDocsConfig, path: Path) -> None:
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
     """Point links at the added files: in the site, docs/ is the root."""
-    if page.file.generated_by is None:
-        markdown = re.sub(r"\]\(\.\./", "](", markdown)
-    else:
-        markdown = re.sub(r"\]\(docs/|\]\(\.\./docs/", "](", markdown)
+    markdown = relocate(markdown, inside=page.file.generated_by is None)
     markdown = re.sub(r"^```(\w+) (\S+)$", r'```{.\1 title="\2"}', markdown, flags=re.M)
     return re.sub(r"\]\(([^)\s]+)\.ipynb\)", r"](\1.md)", markdown)

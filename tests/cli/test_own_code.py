@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import importlib
 import json
+import sys
+import tomllib
 from collections.abc import Callable
+from importlib.metadata import EntryPoint
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
 from lightning.pytorch import Callback
 from torch.utils.data import DataLoader
 
-from tests.helpers import CSV_ONLY, Command
+from tests.helpers import CSV_ONLY, ROOT, Command
 from tests.helpers.answers import sample
 from vrft.__main__ import main
 from vrft.cli.own_code import own_error
@@ -218,3 +221,30 @@ def test_a_run_with_broken_code_of_a_user_ends_with_one_line(
     assert main(quick_fit(CSV_ONLY, *short, argument, *more)) == code
     (said,) = [text for text in capsys.readouterr().err.splitlines() if text.startswith("vrft: ")]
     assert expected in said
+
+
+@pytest.mark.parametrize(("safe_path", "found"), [(False, ["working"]), (True, ["script"])])
+def test_the_console_command_finds_modules_in_the_working_folder(
+    safe_path: bool, found: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (script := tmp_path / "script").mkdir()
+    (working := tmp_path / "working").mkdir()
+    for folder in (script, working):
+        (folder / "rewards_beside_the_command.py").write_text(f"where = {folder.name!r}\n")
+    said: list[str] = []
+    monkeypatch.chdir(working)
+    monkeypatch.setattr(sys, "path", [str(script), *sys.path])
+    flags = SimpleNamespace(safe_path=safe_path)
+    monkeypatch.setattr("vrft.__main__.sys", SimpleNamespace(flags=flags, path=sys.path))
+    monkeypatch.setattr(
+        "vrft.__main__.main", lambda: said.append(importlib.import_module("rewards_beside_the_command").where) or 0
+    )
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    command = EntryPoint("vrft", project["scripts"]["vrft"], "console_scripts")
+    try:
+        with pytest.raises(SystemExit, match="0"):
+            command.load()()
+    finally:
+        sys.modules.pop("rewards_beside_the_command", None)
+    assert said == found
+    assert sys.path[0] == str({"working": working, "script": script}[found[0]])
