@@ -18,7 +18,7 @@ from vrft.data.image_folders import ImageFolders
 from vrft.data.image_names import without_links
 from vrft.data.images import BadImage, MissingImage, check_image
 from vrft.data.record import Record, Split
-from vrft.data.split_sources import annotated, given
+from vrft.data.split_sources import OtherHeldOut, annotated, beside, given
 from vrft.errors import ConfigurationError
 from vrft.types import Detection, Id
 
@@ -187,6 +187,11 @@ class AnnotatedData(BoxData):
 
     def splits(self) -> Collection[Split]:
         return self.sources
+
+    def other_held_out(self) -> OtherHeldOut | None:
+        if "val" in self.sources:
+            return OtherHeldOut(str(self.sources["val"][0]))
+        return beside(self.sources["train"][0], "data.val_annotations", [path for path, _ in self.sources.values()])
 
     def image_folders(self, split: Split) -> ImageFolders:
         annotations, images = self.sources[split]

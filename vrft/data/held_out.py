@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 
 from vrft.data.few_shot import choose_shots
 from vrft.data.record import Record, category, image_key
+from vrft.data.split_sources import OtherHeldOut
 
 
 def split_by_image(records: Sequence[Record], val_fraction: float, seed: int) -> tuple[list[Record], list[Record]]:
@@ -27,3 +28,20 @@ def split_by_shots(
     val = choose_shots(records, category, val_shots, f"{seed}/fold", usable, "data.val_shots")
     held_out = {image_key(record) for record in val}
     return [record for record in records if image_key(record) not in held_out], val
+
+
+def unused_held_out(other: OtherHeldOut, count: str, fold: str, *, is_tested: bool) -> str:
+    """Return a warning that a source's own held-out samples are not used.
+
+    Args:
+        other: the samples.
+        count: their number in parentheses, or "" if it is not known.
+        fold: the setting that holds out training samples, with its value.
+        is_tested: whether `test` uses them.
+    """
+    uses = " with ".join(filter(None, [f"{fold.partition('=')[0]}=null", other.setting]))
+    until = " before `test`" if is_tested else ""
+    return (
+        f"data: {other.place}{count} isn't used{until}, because {fold} holds out training images instead; "
+        f"{uses} uses it"
+    )

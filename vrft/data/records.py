@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Collection, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from vrft.data.datamodule import VisionData, module_of
 from vrft.data.few_shot import choose_shots, record_shots
 from vrft.data.files import UTF8, check_encoding
 from vrft.data.ground_truth import LabelledImage, coco_tables, labelled_images
-from vrft.data.held_out import split_by_image, split_by_shots
+from vrft.data.held_out import split_by_image, split_by_shots, unused_held_out
 from vrft.data.image_folders import ImageFolders
 from vrft.data.record import Record, Split, category, content, only_records
 from vrft.data.record_checks import (
@@ -33,6 +34,7 @@ from vrft.data.record_checks import (
     warn_of_targets_over_limit,
 )
 from vrft.data.record_set import RecordSet
+from vrft.data.split_sources import OtherHeldOut
 from vrft.errors import ConfigurationError
 from vrft.run_dir import RunDir
 from vrft.types import Id
@@ -144,6 +146,10 @@ class RecordData(VisionData):
         inner = self.val_fraction is not None or self.val_shots is not None
         return "val" if inner and "val" in self.splits() else None
 
+    def other_held_out(self) -> OtherHeldOut | None:
+        """Return the held-out samples that the files have beside those that are held out of the training samples."""
+        return OtherHeldOut("the held-out split of the files") if "val" in self.splits() else None
+
     def extra_records(self, train: Sequence[Record]) -> list[Record]:
         """Return further training records, added to those read from the files."""
         return []
@@ -225,12 +231,14 @@ class RecordData(VisionData):
             inner = self.val_fraction is not None or self.val_shots is not None
             all_train = self._read_records("train", bad_records) if needs_train or inner else []
             all_val = self._read_records("val", bad_records) if not inner else all_train
+        if inner:
+            self._warn_of_other_held_out()
         try:
-            train, val = self._choose(all_train, [] if inner else all_val, bad_records, needs_train)
+            train, val, available = self._choose(all_train, [] if inner else all_val, bad_records, needs_train)
         except ConfigurationError:
             self._report(bad_records, replace_list=True)  # the likely reason for too few shots
             raise
-        chosen, available = len(train), len(all_train) - (len(val) if inner else 0)
+        chosen = len(train)
         if needs_train:
             if self.shots is not None:
                 record_shots(RunDir.of(self.trainer), [(category(record), str(record.image)) for record in train])
@@ -257,6 +265,18 @@ class RecordData(VisionData):
             if self.shots is not None:
                 said.append(f"data.shots={self.shots} leaves out {available - chosen} of {available} training records")
         self._say(said, bad_records)
+
+    def _warn_of_other_held_out(self) -> None:
+        """Warn of held-out samples in the files that are not used, or only by `test` although nobody asked for that."""
+        other, is_tested = self.other_held_out(), self.tested_split() == "val"
+        if other is None or (is_tested and self.val_shots is not None):
+            return
+        count = ""
+        if "val" in self.splits():
+            with suppress(ConfigurationError):  # the split is not used, so nothing needs it to be right
+                count = f" ({content(self._read_records('val', BadRecords()), self.noun)})"
+        fold = f"val_shots={self.val_shots}" if self.val_fraction is None else f"val_fraction={self.val_fraction}"
+        rank_zero_warn(unused_held_out(other, count, f"data.{fold}", is_tested=is_tested))
 
     def _look_at_test_split(self, train: Sequence[Record], val: Sequence[Record]) -> None:
         """Warn before training if the test split shares images with the others, or has bad records."""
@@ -297,16 +317,17 @@ class RecordData(VisionData):
 
     def _choose(
         self, train: list[Record], val: list[Record], bad_records: BadRecords, needs_train: bool
-    ) -> tuple[list[Record], list[Record]]:
-        """Hold out training records if configured, then choose shots from the rest."""
+    ) -> tuple[list[Record], list[Record], int]:
+        """Hold out training records if configured, then choose shots from the rest, whose number is the third value."""
         usable = UsableImages(bad_records, self.required_folders("train"))
         if self.val_fraction is not None:
             train, val = split_by_image(train, self.val_fraction, self.seed)
         elif self.val_shots is not None:
             train, val = split_by_shots(train, self.val_shots, self.seed, usable)
+        available = len(train)
         if needs_train and self.shots is not None:
             train = choose_shots(train, category, self.shots, self.seed, usable)
-        return train, val
+        return train, val, available
 
     def train_set(self) -> RecordSet:
         assert self._train is not None

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
+from typing import NamedTuple
 
 from vrft.data.record import Split
 from vrft.errors import ConfigurationError
@@ -25,3 +27,35 @@ def annotated(annotations: dict[Split, str], images: dict[Split, str | None]) ->
             raise ConfigurationError(f"data.{split}_images: expected data.{split}_annotations too")
     folders = {split: None if folder is None else Path(folder) for split, folder in images.items()}
     return {split: (Path(file), folders[split]) for split, file in annotations.items()}
+
+
+HELD_OUT_NAMES = ("val", "valid", "validation")
+"""Names that files and folders of held-out samples have where those of the training samples have "train"."""
+
+
+class OtherHeldOut(NamedTuple):
+    """Held-out samples that a data source has although training samples are held out."""
+
+    place: str
+    """File, folder or split, for messages."""
+    setting: str = ""
+    """Setting that uses them, if the config doesn't name them."""
+
+
+def beside(train: Path | str, setting: str, used: Collection[Path | str] = ()) -> OtherHeldOut | None:
+    """Return the held-out file or folder beside that of the training samples, or None if there is none.
+
+    Args:
+        train: file or folder of the training samples, e.g. `train.json` or `train/_annotations.coco.json`.
+        setting: setting that would name the one found.
+        used: files and folders that the config names.
+    """
+    path = Path(train)
+    for name in HELD_OUT_NAMES if path.name else ():
+        for found in (
+            path.with_name(path.name.replace("train", name)),
+            path.parent.with_name(name) / path.name if path.parent.name == "train" else path,
+        ):
+            if found != path and found not in map(Path, used) and found.exists():
+                return OtherHeldOut(str(found), f"{setting}={found}")
+    return None

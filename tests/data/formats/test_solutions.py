@@ -63,7 +63,8 @@ def test_a_folder_of_parquet_files_and_a_split_are_read(tmp_path: Path) -> None:
     import datasets
 
     folder = formats.write_hub(tmp_path / "x")
-    train, val = samples_of(HubData(str(folder), val_fraction=0.25), tmp_path)
+    with pytest.warns(UserWarning, match=r"split 'validation' of .*isn't used, because data\.val_fraction=0\.25"):
+        train, val = samples_of(HubData(str(folder), val_fraction=0.25), tmp_path)
     assert (len(train), len(val)) == (3, 1)  # a file named after the other split does not belong to it
     parts = {part: datasets.Dataset.from_parquet(str(folder / f"{part}.parquet")) for part in formats.PARTS}
     datasets.DatasetDict(parts).save_to_disk(tmp_path / "both")

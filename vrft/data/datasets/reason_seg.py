@@ -23,6 +23,7 @@ from vrft.data.files import (
 from vrft.data.image_folders import ImageFolders
 from vrft.data.record import Record, Split
 from vrft.data.records import RecordData
+from vrft.data.split_sources import OtherHeldOut
 from vrft.errors import ConfigurationError
 from vrft.types import Detection
 
@@ -71,6 +72,9 @@ class ReasonSegData(RecordData):
 
     def splits(self) -> Collection[Split]:
         return [split for split, folder in self.folders.items() if folder.is_dir()]
+
+    def other_held_out(self) -> OtherHeldOut | None:
+        return OtherHeldOut(str(self.folders["val"])) if "val" in self.splits() else None
 
     def image_folders(self, split: Split) -> ImageFolders:
         return ImageFolders("image", (self.folders[split],))

@@ -33,7 +33,7 @@ from vrft.data.formats.coco_fields import id_order, is_json_id, read_flag, value
 from vrft.data.formats.other_formats import refuse_other_format
 from vrft.data.image_folders import ImageFolders
 from vrft.data.record import Record, Split
-from vrft.data.split_sources import annotated, given
+from vrft.data.split_sources import OtherHeldOut, annotated, beside, given
 from vrft.errors import ConfigurationError
 from vrft.types import Detection, Id
 
@@ -87,6 +87,11 @@ class CocoData(CategoryData):
 
     def splits(self) -> Collection[Split]:
         return self.files
+
+    def other_held_out(self) -> OtherHeldOut | None:
+        if "val" in self.files:
+            return OtherHeldOut(str(self.files["val"][0]))
+        return beside(self.files["train"][0], "data.val_annotations", [path for path, _ in self.files.values()])
 
     def image_folders(self, split: Split) -> ImageFolders:
         return ImageFolders("file_name", (self.files[split][1],))

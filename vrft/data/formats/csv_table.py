@@ -14,7 +14,7 @@ from vrft.data.formats.image_folder import labelled_records
 from vrft.data.image_folders import ImageFolders
 from vrft.data.record import Record, Split
 from vrft.data.records import RecordData
-from vrft.data.split_sources import given
+from vrft.data.split_sources import OtherHeldOut, beside, given
 from vrft.errors import ConfigurationError
 
 OTHER_SEPARATORS = (";", "\t", "|")
@@ -54,6 +54,11 @@ class CsvData(RecordData):
 
     def splits(self) -> Collection[Split]:
         return self.files
+
+    def other_held_out(self) -> OtherHeldOut | None:
+        if "val" in self.files:
+            return OtherHeldOut(str(self.files["val"]))
+        return beside(self.files["train"], "data.val_csv", self.files.values())
 
     def image_folders(self, split: Split) -> ImageFolders:
         return ImageFolders(self.columns["image_column"], (self.files[split].parent,))

@@ -17,7 +17,7 @@ from vrft.data.formats.solutions import SolutionData
 from vrft.data.image_folders import ImageFolders
 from vrft.data.images import BadImage, ImageSource
 from vrft.data.record import Split
-from vrft.data.split_sources import given
+from vrft.data.split_sources import HELD_OUT_NAMES, OtherHeldOut, given
 from vrft.errors import ConfigurationError
 from vrft.utils.interrupts import repeated_interrupts
 from vrft.utils.regular_files import read_regular
@@ -119,6 +119,13 @@ class HubData(SolutionData):
         plain = [name for name, feature in table.features.items() if name != "image" and not is_media(feature)]
         for index, row in enumerate(table.select_columns(plain)):
             yield f"{source}: {f'{self.subset}: ' if self.subset else ''}{name}: row {index}", row
+
+    def other_held_out(self) -> OtherHeldOut | None:
+        known = self.tables["train"].info.splits or {} if "train" in self.tables else {}
+        for name in HELD_OUT_NAMES:
+            if name in known and name not in self.split_names.values():
+                return OtherHeldOut(f"split {name!r} of {self.sources['train']}", f"data.val_split={name}")
+        return super().other_held_out()
 
     def image_folders(self, split: Split) -> ImageFolders:
         import datasets

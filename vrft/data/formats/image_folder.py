@@ -12,6 +12,7 @@ from vrft.data.folders import find_images, subfolders
 from vrft.data.image_folders import ImageFolders
 from vrft.data.record import Record, Split
 from vrft.data.records import RecordData
+from vrft.data.split_sources import OtherHeldOut
 from vrft.errors import ConfigurationError
 
 FOLDERS: dict[Split, tuple[str, ...]] = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
@@ -61,6 +62,9 @@ class ImageFolderData(RecordData):
 
     def splits(self) -> Collection[Split]:
         return [split for split in FOLDERS if self.folder(split).is_dir()]
+
+    def other_held_out(self) -> OtherHeldOut | None:
+        return OtherHeldOut(str(self.folder("val"))) if "val" in self.splits() else None
 
     def image_folders(self, split: Split) -> ImageFolders:
         return ImageFolders("data.root", (self.root,))

@@ -15,7 +15,7 @@ from vrft.data.image_folders import ImageFolders
 from vrft.data.images import ImageSource
 from vrft.data.record import Record, Split
 from vrft.data.records import RecordData
-from vrft.data.split_sources import given
+from vrft.data.split_sources import OtherHeldOut, beside, given
 from vrft.tasks import Task
 from vrft.types import Frame, Target
 
@@ -125,6 +125,11 @@ class JsonlData(SolutionData):
         path = Path(self.sources[split])
         for location, line in read_lines(path, self.encoding):
             yield location, _parse(line)
+
+    def other_held_out(self) -> OtherHeldOut | None:
+        if "val" in self.sources:
+            return OtherHeldOut(str(self.sources["val"]))
+        return beside(self.sources["train"], "data.val", self.sources.values())
 
     def image_folders(self, split: Split) -> ImageFolders:
         return ImageFolders("image", (Path(self.sources[split]).parent,))

@@ -19,6 +19,7 @@ from vrft.data.formats.yolo_outlines import are_outlines, are_poses, long_labels
 from vrft.data.image_folders import ImageFolders
 from vrft.data.images import BadImage, MissingImage, check_image
 from vrft.data.record import Split
+from vrft.data.split_sources import OtherHeldOut
 from vrft.errors import ConfigurationError
 from vrft.types import Detection, Id
 
@@ -60,6 +61,9 @@ class YoloData(BoxData):
 
     def splits(self) -> Collection[Split]:
         return [split for split in KEYS if self.yaml.entries(split)]
+
+    def other_held_out(self) -> OtherHeldOut | None:
+        return OtherHeldOut(f"`val:` of {self.config}") if "val" in self.splits() else None
 
     def source(self, split: Split) -> Path:
         return self.config
