@@ -12,7 +12,10 @@ from tests.standin.device import properties
 LORA = ("--model.policy.lora.r=4", "--model.optimizer.lr=0.004")
 RFT = {
     "full": ("--model.policy.dtype=float32",),
-    "two tokens": ("--model.policy.dtype=float32", "--model.max_completion_length=2"),
+    "two tokens without a reference": (
+        *("--model.policy.dtype=float32", "--model.max_completion_length=2"),
+        "--model.beta=0",
+    ),
     "everything": (
         *("--model.policy.dtype=float32", "--model.max_extra_rollouts=1", "--model.num_minibatches=2"),
         *("--model.num_iterations=2", "--model.sft_weight=0.3", "--trainer.max_steps=4", "--model.top_p=0.9"),
