@@ -16,7 +16,7 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from vrft.errors import ConfigurationError
 from vrft.policy import Policy
-from vrft.policy.checkpoint import BUILT_IN, check_hub_files
+from vrft.policy.checkpoint import BUILT_IN, checkpoint_folder
 
 Edit = Callable[[Path], None]
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 3219\n"
@@ -211,19 +211,8 @@ def test_a_model_on_the_hub_is_refused_before_its_weights_are_downloaded(
     monkeypatch.setattr("huggingface_hub.model_info", lambda name, **_: listed)
     monkeypatch.setattr("huggingface_hub.snapshot_download", download)
     with pytest.raises(ConfigurationError, match=r"model\.policy\.checkpoint: someone/model[ /]") as caught:
-        check_hub_files("someone/model")
+        checkpoint_folder("someone/model")
     assert said in str(caught.value)
-
-
-def test_a_model_on_the_hub_is_checked_in_the_cache_if_there_is_no_connection(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    folder = Path(shutil.copytree(BUILT_IN / "tiny-detection", tmp_path / "folder"))
-    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *_: str(folder / "config.json"))
-    check_hub_files("someone/model")
-    cut(folder)
-    with pytest.raises(ConfigurationError, match=r"someone/model/model\.safetensors is not a whole"):
-        check_hub_files("someone/model")
 
 
 def test_a_file_is_refused(tmp_path: Path) -> None:

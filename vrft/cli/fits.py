@@ -85,12 +85,14 @@ def read_config(checkpoint: str) -> PreTrainedConfig:
     from vrft.policy.checkpoint import BUILT_IN
     from vrft.policy.support import check_supported
     from vrft.utils.hub import loading
+    from vrft.utils.hub_cache import name_or_cached
 
     if (BUILT_IN / checkpoint).is_dir():
         checkpoint = str(BUILT_IN / checkpoint)
     with loading("fits: --checkpoint", checkpoint):
-        check_supported(checkpoint, trust_remote_code=False)
-        config: PreTrainedConfig = AutoConfig.from_pretrained(checkpoint)
+        folder = name_or_cached("fits: --checkpoint", checkpoint)
+        check_supported(folder, trust_remote_code=False)
+        config: PreTrainedConfig = AutoConfig.from_pretrained(folder)
     return config
 
 

@@ -81,7 +81,7 @@ def unlimited_counts(module: VisionModule, batch: PromptBatch) -> Iterator[tuple
     given = {name: value for name, value in vars(policy.limits).items() if value is not None}
     if not given:
         return
-    encode = replace(module.encoder, processor=load_processor(policy.checkpoint, policy.trust_remote_code))
+    encode = replace(module.encoder, processor=load_processor(policy.folder, policy.trust_remote_code))
     prompts = [encode.prompt(*pair)["input_ids"] for pair in zip(batch.samples, batch.frames, strict=True)]
     counts = [int((ids == policy.base.config.image_token_id).sum()) for ids in prompts]
     yield f"image without {', '.join(f'{name}={value}' for name, value in given.items())}", counts

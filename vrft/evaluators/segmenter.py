@@ -31,10 +31,12 @@ class SamSegmenter(Segmenter):
             from transformers import SamModel, SamProcessor
 
             from vrft.utils.hub import WITH_REPORT, check_loaded, loading
+            from vrft.utils.hub_cache import name_or_cached
 
             with loading("SamSegmenter.checkpoint", self.checkpoint):
-                self.processor = SamProcessor.from_pretrained(self.checkpoint)
-                model, info = SamModel.from_pretrained(self.checkpoint, use_safetensors=True, **WITH_REPORT)
+                checkpoint = name_or_cached("SamSegmenter.checkpoint", self.checkpoint)
+                self.processor = SamProcessor.from_pretrained(checkpoint)
+                model, info = SamModel.from_pretrained(checkpoint, use_safetensors=True, **WITH_REPORT)
             check_loaded("SamSegmenter.checkpoint", self.checkpoint, model, info, whole=False)
             self.model = model.eval().to(self.device)
         inputs = self.processor(image, input_boxes=[[[*box]]], return_tensors="pt").to(self.device)

@@ -6,10 +6,10 @@ import difflib
 from pathlib import Path
 
 from vrft.errors import ConfigurationError
-from vrft.policy.checkpoint_files import check_folder, is_small
+from vrft.policy.checkpoint_files import FIELD, check_folder, is_small, weight_names
+from vrft.utils.hub_cache import HUB_TIMEOUT, ask_hub
 
 BUILT_IN = Path(__file__).parent / "checkpoints"
-HUB_TIMEOUT = 10.0  # seconds
 
 
 def find_checkpoint(name: str) -> str:
@@ -65,7 +65,7 @@ def _check_hub(name: str) -> None:
         if not isinstance(try_to_load_from_cache(name, "config.json"), str):
             get_hf_file_metadata(hf_hub_url(name, "config.json"), timeout=HUB_TIMEOUT)
     except RemoteEntryNotFoundError:
-        check_hub_files(name)  # says what there is in place of config.json
+        checkpoint_folder(name)  # says what there is in place of config.json
     except (HFValidationError, HTTPError, OSError) as error:
         raise ConfigurationError(
             f"model.policy.checkpoint: {name!r} is not a folder here{_suggestion(Path(name))}, "
@@ -73,30 +73,32 @@ def _check_hub(name: str) -> None:
         ) from error
 
 
-def check_hub_files(name: str) -> None:
-    """Check a model on the Hub as `check_folder` checks a folder, before its weights are downloaded.
+def checkpoint_folder(name: str, code: bool = False) -> str:
+    """Return the folder with a checkpoint's files. Those of a model on the Hub are checked and downloaded.
 
-    The list of its files is checked, and what the small ones contain. Without a connection, those in the cache are.
+    The list of files and the small ones are checked as `check_folder` does before weights are downloaded. Without a
+    connection, the folder in the cache is returned. Whoever reads this folder asks the Hub for nothing.
+
+    Args:
+        name: a folder or a model on the Hub.
+        code: download Python code.
 
     Raises:
         ConfigurationError: the model is not a whole checkpoint that can be trained; the message names the file.
     """
-    from huggingface_hub import model_info, snapshot_download, try_to_load_from_cache
-    from huggingface_hub.errors import HTTPError
+    from huggingface_hub import snapshot_download
 
     if Path(name).exists():  # folders were checked when they were named
-        return
+        return name
+    listed, cached = ask_hub(FIELD, name)
+    wanted = [file for file in listed if is_small(file) or (code and file.endswith(".py"))]
+    folder = Path(cached or snapshot_download(name, allow_patterns=wanted))
+    folder.mkdir(parents=True, exist_ok=True)  # is missing if no file is small
     try:
-        listed = [file.rfilename for file in model_info(name, timeout=HUB_TIMEOUT).siblings or ()]
-    except (HTTPError, OSError):
-        cached = try_to_load_from_cache(name, "config.json")
-        if not isinstance(cached, str):
-            raise
-        folder, listed = str(Path(cached).parent), []
-    else:
-        folder = snapshot_download(name, allow_patterns=[file for file in listed if is_small(file)])
-    Path(folder).mkdir(parents=True, exist_ok=True)  # is missing if no file is small
-    try:
-        check_folder(Path(folder), listed)
+        check_folder(folder, listed)
+        if cached is None:
+            folder = Path(snapshot_download(name, allow_patterns=[*wanted, *weight_names(folder)]))
+            check_folder(folder)
     except ConfigurationError as error:
-        raise ConfigurationError(str(error).replace(folder, name)) from error
+        raise ConfigurationError(str(error).replace(str(folder), name)) from error
+    return str(folder)

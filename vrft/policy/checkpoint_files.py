@@ -55,7 +55,15 @@ QUANTISED_TYPES = ("F8", "F4", "F6", "I4", "U8", "I8")
 
 def is_small(file: str) -> bool:
     """Return whether a file of a model on the Hub is read before its weights are downloaded."""
-    return "/" not in file and file.endswith(tuple({*READ_SUFFIXES} - {".safetensors"}))
+    at_the_top = PurePath(file).parent.name in ("", "additional_chat_templates")
+    return at_the_top and file.endswith(tuple({*READ_SUFFIXES} - {".safetensors"}))
+
+
+def weight_names(folder: Path) -> list[str]:
+    """Return the names of the safetensors of a checked folder that transformers reads, downloaded or not."""
+    if not (folder / INDEX_FILE).is_file():
+        return [SINGLE_FILE]
+    return sorted({*_read_json(folder / INDEX_FILE)["weight_map"].values()})
 
 
 def check_folder(folder: Path, listed: Collection[str] = ()) -> None:

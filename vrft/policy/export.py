@@ -67,7 +67,7 @@ def export_policy(
         fill(model, weights, {*vision_parameters(model)} if policy.freeze_vision else set())
         advance(2)
         model.generation_config = generation
-        with bars_if_large(policy.checkpoint):
+        with bars_if_large(policy.folder):
             model.to(dtype).save_pretrained(folder)
     else:
         published = published_weights(model)
@@ -77,10 +77,10 @@ def export_policy(
         advance(2)
         if not adapter_alone:
             model.generation_config = generation
-            with bars_if_large(policy.checkpoint):
+            with bars_if_large(policy.folder):
                 save_merged(model, published, folder, dtype)
     advance(3)
-    copy_processor(policy.checkpoint, folder)
+    copy_processor(policy.folder, folder)
     write_fields(folder, fields)
     mode = next(folder.glob("*.json")).stat().st_mode
     for weights_file in folder.rglob("*.safetensors"):  # safetensors makes them readable by the owner alone
@@ -97,8 +97,8 @@ def read_base(policy: Policy, adapter_alone: bool) -> tuple[Any, dict[str, Any],
     from transformers import AutoConfig
 
     with loading("model.policy.checkpoint", policy.checkpoint, TRUST_REMOTE_CODE_HINT, policy.trust_remote_code):
-        processor = load_processor(policy.checkpoint, policy.trust_remote_code)
-        config = AutoConfig.from_pretrained(policy.checkpoint, trust_remote_code=policy.trust_remote_code)
+        processor = load_processor(policy.folder, policy.trust_remote_code)
+        config = AutoConfig.from_pretrained(policy.folder, trust_remote_code=policy.trust_remote_code)
         fields = limited_fields(processor.image_processor, policy.limits)
         if adapter_alone and (repeated := config_fields(fields)):
             raise ConfigurationError(
@@ -106,9 +106,10 @@ def read_base(policy: Policy, adapter_alone: bool) -> tuple[Any, dict[str, Any],
                 "which an adapter does not have; leave out --adapter to export the merged model"
             )
         # Adapters are merged in float32, a weight at a time; the others stay in the file.
-        read = torch.float32 if policy.lora is None else exact_dtype(policy.checkpoint, torch.bfloat16)
-        model = load_pretrained(policy.checkpoint, read, policy.trust_remote_code)
-        if published_in_four_bits(policy.checkpoint):
+        read = torch.float32 if policy.lora is None else exact_dtype(policy.folder, torch.bfloat16)
+        model = load_pretrained(policy.folder, read, policy.trust_remote_code)
+        model.name_or_path = policy.checkpoint  # an adapter names it as its base
+        if published_in_four_bits(policy.folder):
             compute_in(model, torch.bfloat16)
             model = model.dequantize(torch.bfloat16)
     apply_to_config(model.config, fields)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 from vrft.boxes import Coordinates
 from vrft.policy.chat_template import check_template
-from vrft.policy.checkpoint import check_hub_files, find_checkpoint
+from vrft.policy.checkpoint import checkpoint_folder, find_checkpoint
 from vrft.policy.coordinates import FAMILY_COORDINATES, choose_coordinates
 from vrft.policy.decoding_layers import DecodingLayers
 from vrft.policy.decoding_model import DecodingModel
@@ -143,18 +144,18 @@ class Policy(nn.Module):
 
         more: dict[str, Any] = {} if values else {"device_map": "meta"}
         with loading("model.policy.checkpoint", self.checkpoint, TRUST_REMOTE_CODE_HINT, self.trust_remote_code):
-            check_hub_files(self.checkpoint)
-            check_supported(self.checkpoint, self.trust_remote_code)
-            self.processor = load_processor(self.checkpoint, self.trust_remote_code)
+            check_supported(self.folder, self.trust_remote_code)
+            self.processor = load_processor(self.folder, self.trust_remote_code)
             check_template(self.processor, self.checkpoint)
             fields = limited_fields(self.processor.image_processor, self.limits)
             # Weights that are trained are raised to float32 later, and must not have lost digits before.
-            dtype = self.dtype if self.lora is not None else exact_dtype(self.checkpoint, self.dtype)
-            if published_in_four_bits(self.checkpoint):
+            dtype = self.dtype if self.lora is not None else exact_dtype(self.folder, self.dtype)
+            if published_in_four_bits(self.folder):
                 check_four_bits(self.lora is not None, f"model.policy.checkpoint: {self.checkpoint} is in four bits")
             elif self.quantize:
-                more |= nf4_settings(self.checkpoint, self.dtype, self.trust_remote_code)
-            model = load_pretrained(self.checkpoint, dtype, self.trust_remote_code, attn_implementation="sdpa", **more)
+                more |= nf4_settings(self.folder, self.dtype, self.trust_remote_code)
+            model = load_pretrained(self.folder, dtype, self.trust_remote_code, attn_implementation="sdpa", **more)
+            model.name_or_path = self.checkpoint  # an adapter names it as its base
             compute_in(model, self.dtype)
         apply_fields(self.processor.image_processor, fields)
         apply_to_config(model.config, fields)
@@ -181,10 +182,15 @@ class Policy(nn.Module):
         self.register_buffer("banned_ids", torch.tensor(banned), persistent=False)
         self.register_buffer("stop_ids", torch.tensor(stop), persistent=False)
 
+    @cached_property
+    def folder(self) -> str:
+        """The folder with the checkpoint's files; those of a model on the Hub are downloaded."""
+        return checkpoint_folder(self.checkpoint, code=self.trust_remote_code)
+
     @property
     def in_four_bits(self) -> bool:
         """Whether linear layers of the language model are in four bits, by `quantize` or in the checkpoint."""
-        return self.quantize is not None or published_in_four_bits(self.checkpoint)
+        return self.quantize is not None or published_in_four_bits(self.folder)
 
     @property
     def loads_alone(self) -> bool:

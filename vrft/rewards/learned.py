@@ -40,11 +40,13 @@ class RewardModel(Reward):
             from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
             from vrft.utils.hub import WITH_REPORT, check_loaded, loading
+            from vrft.utils.hub_cache import name_or_cached
 
             with loading("RewardModel.checkpoint", self.checkpoint):
-                self.tokenizer = AutoTokenizer.from_pretrained(self.checkpoint, trust_remote_code=False)
+                checkpoint = name_or_cached("RewardModel.checkpoint", self.checkpoint)
+                self.tokenizer = AutoTokenizer.from_pretrained(checkpoint, trust_remote_code=False)
                 model, info = AutoModelForSequenceClassification.from_pretrained(
-                    self.checkpoint, use_safetensors=True, trust_remote_code=False, **WITH_REPORT
+                    checkpoint, use_safetensors=True, trust_remote_code=False, **WITH_REPORT
                 )
             check_loaded("RewardModel.checkpoint", self.checkpoint, model, info, whole=False)
             self.model = model.requires_grad_(False).eval()

@@ -81,7 +81,7 @@ def image_arguments(policy: Policy) -> dict[str, Any]:
     if policy.limits == ImageLimits():
         return {}
     with loading("model.policy.checkpoint", policy.checkpoint, TRUST_REMOTE_CODE_HINT):
-        image_processor = load_processor(policy.checkpoint, policy.trust_remote_code).image_processor
+        image_processor = load_processor(policy.folder, policy.trust_remote_code).image_processor
     fields = limited_fields(image_processor, policy.limits)
     if not is_a(image_processor, AREA_PROCESSORS):
         return fields

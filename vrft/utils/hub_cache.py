@@ -1,0 +1,53 @@
+"""Models on the Hugging Face Hub, with a short wait for it, and their copies in its cache."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+from vrft.errors import ConfigurationError
+
+HUB_TIMEOUT = 10.0  # seconds
+
+
+def ask_hub(field: str, name: str) -> tuple[list[str], str | None]:
+    """Return the names of a model's files on the Hub or, without an answer, its folder in the cache.
+
+    The Hub is asked once, without retries. A warning says that the folder in the cache is used.
+
+    Args:
+        field: the setting that names the model.
+        name: the model.
+
+    Raises:
+        ConfigurationError: the Hub does not provide the model, and it is not in the cache.
+    """
+    from huggingface_hub import model_info
+    from huggingface_hub.errors import HFValidationError, HTTPError
+
+    try:  # HTTPError: of httpx or httpx2, by its version
+        return [file.rfilename for file in model_info(name, timeout=HUB_TIMEOUT).siblings or ()], None
+    except (HFValidationError, HTTPError, OSError) as error:
+        reason = " ".join(str(error).split())
+        folder = cached_folder(name)
+        if folder is None:
+            raise ConfigurationError(f"{field}: the Hugging Face Hub does not provide {name!r}: {reason}") from error
+        warnings.warn(f"{field}: no answer about {name} from the Hub ({reason}); using {folder}", stacklevel=2)
+        return [], folder
+
+
+def cached_folder(name: str) -> str | None:
+    """Return the folder in the cache with the latest files of a model on the Hub, if any."""
+    from huggingface_hub import try_to_load_from_cache
+
+    config = try_to_load_from_cache(name, "config.json")
+    return str(Path(config).parent) if isinstance(config, str) else None
+
+
+def name_or_cached(field: str, name: str) -> str:
+    """Return what `from_pretrained` takes without a long wait: `name`, or its folder in the cache if the Hub is silent.
+
+    Raises:
+        ConfigurationError: the Hub does not provide the model, and it is not in the cache.
+    """
+    return name if Path(name).exists() else ask_hub(field, name)[1] or name
