@@ -248,3 +248,6 @@ def test_a_yolo_run_logs_average_precision(tmp_path: Path, capsys: pytest.Captur
     assert about["numbers"] == pytest.approx(pycocotools_numbers(read(truth), read(results)), abs=1e-12)
     assert main(["evaluate", f"--annotations={truth}", f"--results={results}", "--format=coco", "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == about["numbers"]
+    predict = ["predict", *command[1:], CSV_ONLY, f"--run_dir={tmp_path}/run", "--trainer.enable_progress_bar=false"]
+    assert main(predict) == 0
+    assert read(tmp_path / "run" / "predictions_coco.json") == read(results)

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from vrft.callbacks.base import vision_trainer
@@ -16,6 +17,10 @@ from vrft.data import VisionData
 from vrft.data.datamodule import data_of
 from vrft.data.record_set import image_file
 from vrft.data.records import RecordData
+from vrft.evaluators.base import evaluators_of
+from vrft.evaluators.coco import CocoEvaluator
+from vrft.evaluators.confidence import Confidence, with_confidence
+from vrft.evaluators.ties import break_ties, tie_key
 from vrft.run_dir import RunDir
 from vrft.training.checks import warn_of_replaced_images
 from vrft.training.progress_bar import phase
@@ -32,11 +37,16 @@ MAX_STEM_BYTES = 200
 class Predictions(Callback):
     """Writes `predictions.jsonl` in the run's folder, and COCO's results file if answers are boxes.
 
+    Scores of the results file are those by which `CocoEvaluator` ranks boxes, with its `confidence` if the config has
+    one.
+
     Each rank writes its answers to a file of its own, batch by batch. At the end these are merged in the data's order.
     """
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.run = RunDir.of(trainer)
+        found = (evaluator.confidence for evaluator in evaluators_of(trainer) if isinstance(evaluator, CocoEvaluator))
+        self.confidence: Confidence = next(found, "product")
         self.part = self.run.predictions_of_rank(trainer.global_rank)
         self.run.path.mkdir(parents=True, exist_ok=True)
         self.part.write_text("", encoding="utf-8")
@@ -55,7 +65,9 @@ class Predictions(Callback):
         with self.part.open("a", encoding="utf-8") as file:
             for answer, sample in zip(outputs, batch.samples, strict=True):
                 if data.is_owned_by_rank(sample) and "replaced" not in sample.metadata:
-                    file.write(json.dumps(prediction_row(answer, sample, data), allow_nan=False) + "\n")
+                    file.write(
+                        json.dumps(prediction_row(answer, sample, data, self.confidence), allow_nan=False) + "\n"
+                    )
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         trainer = vision_trainer(trainer)
@@ -66,6 +78,7 @@ class Predictions(Callback):
         rows = [json.loads(line) for part in parts for line in part.read_text(encoding="utf-8").split("\n") if line]
         rows.sort(key=lambda entry: entry["sample"])
         path = self.run.predictions
+        ranked = [entry.pop("ranked") for entry in rows]
         path.write_text("".join(f"{json.dumps(entry)}\n" for entry in rows), encoding="utf-8")
         for part in parts:
             part.unlink()
@@ -76,13 +89,16 @@ class Predictions(Callback):
         data = data_of(trainer)
         if any(isinstance(entry["answer"], list) for entry in rows):
             ids = data.category_ids() if isinstance(data, RecordData) else {}
-            print(f"COCO results: {write_coco_results(self.run, rows, ids)}")
+            print(f"COCO results: {write_coco_results(self.run, rows, ranked, ids)}")
         if trainer.draw:
             print(f"pictures: {draw_all(self.run.predictions_drawn, rows, trainer)}")
 
 
-def prediction_row(answer: Answer, sample: Sample, data: VisionData) -> Row:
-    """Return an answer as plain values; boxes are in pixels of the upright image."""
+def prediction_row(answer: Answer, sample: Sample, data: VisionData, confidence: Confidence) -> Row:
+    """Return an answer as plain values; boxes are in pixels of the upright image.
+
+    `ranked` has the key for ties and the score of each box for the results file.
+    """
     file = image_file(data.val_set(), sample.index)
     boxes = answer.value if isinstance(answer.value, tuple) else None
     return {
@@ -97,25 +113,34 @@ def prediction_row(answer: Answer, sample: Sample, data: VisionData) -> Row:
         "valid": answer.valid,
         "problem": answer.problem,
         "answer": answer.value if boxes is None else [box._asdict() for box in boxes],
+        "ranked": [tie_key(sample) if boxes else 0, [box.score for box in with_confidence(answer, confidence)]],
     }
 
 
-def write_coco_results(run: RunDir, rows: Sequence[Row], ids: dict[str, Id]) -> Path:
+def write_coco_results(
+    run: RunDir, rows: Sequence[Row], ranked: Sequence[tuple[int, list[float | None]]], ids: dict[str, Id]
+) -> Path:
     """Write `predictions_coco.json` and `predictions_images.json`, its images and categories. Return the first path.
 
-    A box without a label has the query as its category. Boxes whose category is not in `ids` are left out; if `ids` is
-    empty, categories are numbered by name.
+    A box without a label has the query as its category. As in an evaluation, boxes without area and those whose
+    category is not in `ids` are left out, and ties are broken. If `ids` is empty, categories are numbered by name.
     """
-    boxes = [(entry, box, box["label"] or entry["query"]) for entry in rows for box in entry["answer"] or () if box]
-    ids = ids or {name: number for number, name in enumerate(sorted({label for *_, label in boxes}), 1)}
-    results = []
-    for entry, box, label in boxes:
+    boxes = [
+        (entry, box, box["label"] or entry["query"], key, 1.0 if score is None else score)
+        for entry, (key, scores) in zip(rows, ranked, strict=True)
+        for box, score in zip(entry["answer"] if scores else (), scores, strict=True)
+    ]
+    ids = ids or {name: number for number, name in enumerate(sorted({label for _, _, label, *_ in boxes}), 1)}
+    results, keys = [], []
+    for entry, box, label, key, score in boxes:
         x0, y0, x1, y1 = box["box"]
-        if label in ids:
-            bbox = [round(v, 2) for v in (x0, y0, x1 - x0, y1 - y0)]
-            score = 1.0 if box["score"] is None else box["score"]
+        bbox = [round(v, 2) for v in (x0, y0, x1 - x0, y1 - y0)]
+        if label in ids and min(bbox[2:]) > 0:
             found = {"image_id": entry["image_id"], "category_id": ids[label], "bbox": bbox, "score": score}
             results.append(found)
+            keys.append(key)
+    unique = break_ties(np.array([found["score"] for found in results], np.float64), np.array(keys, np.uint64))
+    results = [found | {"score": score} for found, score in zip(results, unique.tolist(), strict=True)]
     images = {
         entry["image_id"]: {key: entry[name] for key, name in (("id", "image_id"), ("file_name", "file"))}
         | {"width": entry["width"], "height": entry["height"]}
