@@ -6,13 +6,13 @@ import time
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import Timer
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from vrft.callbacks.base import vision_module, vision_trainer
 from vrft.callbacks.summary import Summary
 from vrft.report.progress import Progress
 from vrft.run_dir import RunDir
+from vrft.training.time_left import RunClock
 from vrft.utils.files import write_json
 
 WRITE_SECONDS = 5.0
@@ -24,13 +24,10 @@ class RunProgress(Callback):
 
     def __init__(self) -> None:
         self.written = -WRITE_SECONDS
-        self.started = 0.0
-        self.steps_before = self.rollouts_before = 0
-        """Steps and rollouts of earlier parts of a resumed run."""
+        self.clock = RunClock()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.started = time.perf_counter()
-        self.steps_before, self.rollouts_before = trainer.global_step, int(vision_module(pl_module).steps_done)
+        self.clock.start(trainer, int(vision_module(pl_module).steps_done))
         self.write(trainer, pl_module, "training")
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
@@ -64,24 +61,10 @@ class RunProgress(Callback):
             max_steps=trainer.max_steps if trainer.max_steps > 0 else None,
             rollouts=rollouts,
             seconds=round(summary.seconds_so_far(), 1),
-            seconds_to_go=self.seconds_to_go(trainer, rollouts),
+            seconds_to_go=self.clock.seconds_to_go(trainer, rollouts),
             written=round(time.time(), 1),
         )
         try:
             write_json(RunDir.of(trainer).progress, progress.as_dict())
         except OSError as error:
             rank_zero_warn(f"{error.filename} is out of date: {error.strerror}")
-
-    def seconds_to_go(self, trainer: Trainer, rollouts: int) -> float | None:
-        """Estimate the rest from the steps of this process; None before the first, or if no end is set."""
-        seconds = time.perf_counter() - self.started
-        found = []
-        if trainer.max_steps > 0 and trainer.global_step > self.steps_before:
-            per_step = seconds / (trainer.global_step - self.steps_before)
-            found.append((trainer.max_steps - trainer.global_step) * per_step)
-        if (trainer.max_epochs or 0) > 0 and rollouts > self.rollouts_before:
-            total = float(trainer.max_epochs or 0) * float(trainer.num_training_batches)
-            found.append((total - rollouts) * seconds / (rollouts - self.rollouts_before))
-        timers = [callback for callback in trainer.callbacks if isinstance(callback, Timer)]  # type: ignore[attr-defined]
-        found += [rest for timer in timers if (rest := timer.time_remaining()) is not None]
-        return round(max(0.0, min(found)), 1) if found else None

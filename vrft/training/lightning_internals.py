@@ -6,6 +6,7 @@ Lightning may change these names in any minor release, so `pyproject.toml` allow
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
@@ -140,10 +141,18 @@ class BarsAndMetrics(CustomProgress):
 
 
 class ProgressBarBase(RichProgressBar):
-    """RichProgressBar that shows the public `train_description`, and the metrics below the bars.
+    """RichProgressBar whose training bar covers the run instead of an epoch, with the metrics below the bars.
 
     Lightning shows them beside the bars, where they take several lines.
     """
+
+    def run_fraction(self, trainer: Trainer) -> float | None:
+        """Return which part of the run is done; None if no end is set."""
+        raise NotImplementedError
+
+    def run_description(self, trainer: Trainer) -> str:
+        """Return the text before the training bar."""
+        raise NotImplementedError
 
     def _init_progress(self, trainer: Trainer) -> None:
         super()._init_progress(trainer)
@@ -159,5 +168,19 @@ class ProgressBarBase(RichProgressBar):
             )
             self.progress.metrics = "  ".join(shown)
 
+    @property
+    def total_train_batches(self) -> int | float:
+        """The training bar's total: 1 for the whole run, since `_update` counts in its fraction."""
+        return float("inf") if self.run_fraction(self.trainer) is None else 1
+
     def _get_train_description(self, current_epoch: int) -> str:
-        return f"{self.train_description}, epoch {current_epoch}"
+        return self.run_description(self.trainer)
+
+    def _update(self, progress_bar_id: Any, current: int, visible: bool = True, hard: bool = False) -> None:
+        if self.progress is not None and progress_bar_id is not None and progress_bar_id == self.train_progress_bar_id:
+            fraction = self.run_fraction(self.trainer) or 0.0
+            description = self.run_description(self.trainer)
+            self.progress.update(progress_bar_id, completed=fraction, visible=visible, description=description)
+            self.refresh(hard=hard)
+            return
+        super()._update(progress_bar_id, current, visible, hard)

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks.progress.rich_progress import ProcessingSpeedColumn
+from lightning.pytorch.callbacks.progress.rich_progress import CustomBarColumn
 from lightning.pytorch.trainer.states import TrainerFn
-from rich.progress import TextColumn
+from rich.progress import ProgressColumn, Task, TextColumn
 from rich.table import Column
+from rich.text import Text
 
 from vrft.training.lightning_internals import ProgressBarBase
+from vrft.training.time_left import RunClock
 from vrft.utils.progress import ThrottledPrinter, has_terminal
 
 LINE_SECONDS = 30.0
@@ -20,6 +23,36 @@ LINE_SECONDS = 30.0
 
 
 NAME_WIDTH = len("  decoding, 256 of 256 rows done")
+
+
+class CountColumn(ProgressColumn):
+    """Parts done of all parts, but not of the run, whose step stands before its bar."""
+
+    def __init__(self, bar: PhaseProgressBar) -> None:
+        super().__init__(Column(no_wrap=True, justify="right"))
+        self.bar = bar
+
+    def render(self, task: Task) -> Text:
+        if task.id == self.bar.train_progress_bar_id:
+            return Text()
+        total = "--" if task.total in (None, float("inf")) else f"{task.total:.0f}"
+        return Text(f"{task.completed:.0f}/{total}")
+
+
+class TimesColumn(ProgressColumn):
+    """Time since the start and time left: of the run, or of the phase."""
+
+    max_refresh = 0.5
+
+    def __init__(self, bar: PhaseProgressBar) -> None:
+        super().__init__(Column(no_wrap=True))
+        self.bar = bar
+
+    def render(self, task: Task) -> Text:
+        if task.id == self.bar.train_progress_bar_id:
+            return Text(self.bar.times())
+        elapsed = task.finished_time if task.finished else task.elapsed
+        return Text(f"{clock(elapsed)} • {clock(task.time_remaining)} left")
 
 
 class PhaseProgressBar(ProgressBarBase):
@@ -36,6 +69,7 @@ class PhaseProgressBar(ProgressBarBase):
         self.step_line = ""
         """The line of the last step, unless it was printed."""
         self.is_first_step = True
+        self.clock = RunClock()
         self.guards: list[str] = []
         """Names of the guards that are raised."""
 
@@ -77,10 +111,12 @@ class PhaseProgressBar(ProgressBarBase):
             progress.refresh()
 
     def configure_columns(self, trainer: Trainer) -> list[Any]:
-        """Leave out batches per second, and give each column the room of a phase, so that bars don't jump."""
-        _, *columns = super().configure_columns(trainer)
-        description = TextColumn("[progress.description]{task.description}", table_column=Column(min_width=NAME_WIDTH))
-        return [description, *(column for column in columns if not isinstance(column, ProcessingSpeedColumn))]
+        """Give texts the room of a phase and never wrap them: in a narrow terminal, the bar shrinks."""
+        _, bar, *_ = super().configure_columns(trainer)
+        assert isinstance(bar, CustomBarColumn)
+        name = Column(min_width=NAME_WIDTH, no_wrap=True)
+        description = TextColumn("[progress.description]{task.description}", table_column=name)
+        return [description, bar, CountColumn(self), TimesColumn(self)]
 
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
         """Return the metrics of training without prefixes, and the guards that are raised."""
@@ -91,11 +127,22 @@ class PhaseProgressBar(ProgressBarBase):
                 shown[short] = shown.pop(name)
         return ({"guards": ", ".join(self.guards)} if self.guards else {}) | shown
 
-    @property
-    def train_description(self) -> str:
-        return "rollouts"
+    def run_description(self, trainer: Trainer) -> str:
+        return step_name(trainer, trainer.global_step)
+
+    def run_fraction(self, trainer: Trainer) -> float | None:
+        if trainer.max_steps > 0:
+            return trainer.global_step / trainer.max_steps
+        total = float(trainer.max_epochs or -1) * float(trainer.num_training_batches)
+        return batches_done(trainer) / total if 0 < total < float("inf") else None
+
+    def times(self) -> str:
+        """Return the time since training began in this process, and the time left."""
+        rest = self.clock.seconds_to_go(self.trainer, batches_done(self.trainer))
+        return f"{clock(self.clock.seconds)} • {clock(rest)} left"
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.clock.start(trainer, batches_done(trainer))
         super().on_train_start(trainer, pl_module)
         self.steps, self.is_first_step = ThrottledPrinter(LINE_SECONDS), True
 
@@ -107,7 +154,7 @@ class PhaseProgressBar(ProgressBarBase):
             }
             shown |= {name: value for name, value in trainer.logged_metrics.items() if name.startswith("time/")}
             line = "  ".join(f"{name.removeprefix('train/')} {float(value):.3g}" for name, value in shown.items())
-            self.step_line = f"{step_name(trainer, trainer.global_step)}  {line}"
+            self.step_line = f"{step_name(trainer, trainer.global_step)}  {self.times()}  {line}"
             if self.steps.say(self.step_line, always=self.is_first_step):
                 self.step_line = ""
             self.is_first_step = False
@@ -167,14 +214,27 @@ def phase(trainer: Trainer, name: str, total: int, alone: bool = False) -> Itera
 
 
 def step_name(trainer: Trainer, step: int) -> str:
-    """Return a step with the number of steps, or with the epoch if only epochs are limited.
+    """Return a step with the number of steps, and with the epoch if epochs are limited.
 
     Steps are optimizer steps, as in `trainer.max_steps`.
     """
-    if trainer.max_steps >= 0:
-        return f"step {step}/{trainer.max_steps}"
     limit = trainer.max_epochs or -1
-    return f"step {step}" + (f", epoch {trainer.current_epoch + 1}/{limit}" if limit > 0 else "")
+    of_all = f"/{trainer.max_steps}" if trainer.max_steps >= 0 else ""
+    return f"step {step}{of_all}" + (f", epoch {trainer.current_epoch + 1}/{limit}" if limit > 0 else "")
+
+
+def batches_done(trainer: Trainer) -> int:
+    """Return the number of batches in all epochs, including that which has just ended."""
+    return trainer.fit_loop.total_batch_idx + 1
+
+
+def clock(seconds: float | None) -> str:
+    """Return a duration as hours, minutes and seconds.
+
+    >>> clock(3725.4), clock(None)
+    ('1:02:05', '-:--:--')
+    """
+    return "-:--:--" if seconds is None else str(timedelta(seconds=int(seconds)))
 
 
 def place_of(trainer: Trainer) -> str:
