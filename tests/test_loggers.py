@@ -35,7 +35,9 @@ def test_without_a_key_a_run_is_offline(tmp_path: Path, monkeypatch: pytest.Monk
     logger = WandbLogger(str(tmp_path / "run"), offline=False)
     with pytest.warns(UserWarning, match="logs offline"):
         logger.log_metrics({"train/reward": 1.0}, step=0)
-    logger.finish()
+    said = logger.finish()
+    (folder,) = (tmp_path / "run" / "wandb").glob("offline-run-*")
+    assert said == f"Weights & Biases: offline in {folder}; `wandb sync {folder}` uploads it"
     assert list((tmp_path / "run" / "wandb").glob("offline-run-*/*.wandb"))
 
 

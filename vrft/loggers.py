@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import os
 import secrets
+import shlex
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -129,15 +130,21 @@ class WandbLogger(LightningWandbLogger):
                 experiment.define_metric(name, step_metric="trainer/global_step", step_sync=True, summary="max,last")
                 self.scores.add(name)
 
-    def finish(self) -> None:
-        """End the run; the process may start another."""
+    def finish(self) -> str:
+        """End the run; the process may start another. Return where it is, or an empty text if none was started."""
+        said = ""
         if self.run is not None:
+            said = f"Weights & Biases: {self.run.url}"
+            if self.init_arguments["mode"] == "offline":
+                folder = Path(self.run.dir).parent
+                said = f"Weights & Biases: offline in {folder}; `wandb sync {shlex.quote(str(folder))}` uploads it"
             try:
                 self.run.finish()
             except OSError as error:
                 rank_zero_warn(f"Weights & Biases: {error}; `wandb sync` uploads what is there")
                 self.forget_service()
             self.run = None
+        return said
 
     def forget_service(self) -> None:
         """Let wandb start a new service process with the next run."""

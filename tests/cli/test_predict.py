@@ -91,12 +91,18 @@ def test_boxes_become_coco_results_and_are_drawn(photos: Path, tmp_path: Path) -
         assert 0 < result["score"] < box["score"]  # times the probability of its tokens
 
 
-def test_pictures_of_images_with_the_longest_names(photos: Path, tmp_path: Path) -> None:
+def test_a_long_name_is_cut_and_only_files_of_an_earlier_command_are_removed(photos: Path, tmp_path: Path) -> None:
+    drawn = tmp_path / "run" / "predictions"
+    drawn.mkdir(parents=True)
+    for name in ("000000-old.jpg", "mine.jpg", "000000-mine.png"):
+        (drawn / name).touch()
+    left_out = tmp_path / "run" / "predictions_left_out.txt"
+    left_out.touch()
     name = "é" * 125  # two bytes each: 254 bytes with the suffix, file systems allow 255
     (photos / "a.jpg").rename(photos / f"{name}.jpg")
     assert predict(tmp_path / "run", "--images", f"photos/{name}.jpg", "--query", "red", "--draw") == 0
-    (drawn,) = (tmp_path / "run" / "predictions").iterdir()
-    assert drawn.name == f"000000-{'é' * 100}.jpg"
+    assert {path.name for path in drawn.iterdir()} == {f"000000-{'é' * 100}.jpg", "mine.jpg", "000000-mine.png"}
+    assert not left_out.exists()
 
 
 def test_without_a_query_the_categories_of_the_config_are_asked_for(photos: Path, tmp_path: Path) -> None:

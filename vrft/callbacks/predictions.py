@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,9 @@ Row = dict[str, Any]
 
 MAX_STEM_BYTES = 200
 """Bytes of an image's name in the name of its picture. File systems allow 255, with number and suffix."""
+
+PICTURE = re.compile(r"\d{6,}-.*\.jpg", re.DOTALL)
+"""Names of the pictures that `draw_all` writes."""
 
 
 class Predictions(Callback):
@@ -84,14 +88,22 @@ class Predictions(Callback):
             part.unlink()
         valid = sum(bool(entry["valid"]) for entry in rows)
         print(f"predictions: {path} ({valid} of {len(rows)} answers are valid)")
-        for stale in (self.run.predictions_coco, self.run.predictions_images):
-            stale.unlink(missing_ok=True)  # of an earlier command
+        remove_earlier(self.run)
         data = data_of(trainer)
         if any(isinstance(entry["answer"], list) for entry in rows):
             ids = data.category_ids() if isinstance(data, RecordData) else {}
             print(f"COCO results: {write_coco_results(self.run, rows, ranked, ids)}")
         if trainer.draw:
             print(f"pictures: {draw_all(self.run.predictions_drawn, rows, trainer)}")
+
+
+def remove_earlier(run: RunDir) -> None:
+    """Remove the boxes and pictures of an earlier command, and nothing that `predict` did not write."""
+    for stale in (run.predictions_coco, run.predictions_images):
+        stale.unlink(missing_ok=True)
+    for picture in run.predictions_drawn.glob("*.jpg"):
+        if PICTURE.fullmatch(picture.name):
+            picture.unlink()
 
 
 def prediction_row(answer: Answer, sample: Sample, data: VisionData, confidence: Confidence) -> Row:

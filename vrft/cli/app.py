@@ -80,8 +80,8 @@ def run(args: Sequence[str]) -> int:
     except Exception as error:
         return exit_code_of(error)
     for logger in trainer.loggers:
-        if isinstance(logger, WandbLogger):
-            logger.finish()
+        if isinstance(logger, WandbLogger) and (said := logger.finish()) and trainer.is_global_zero:
+            print(said)
     # Lightning kills all ranks that it started as soon as one of them ends with another code.
     return trainer.exit_code if trainer.is_global_zero else 0
 
@@ -212,6 +212,8 @@ class VRFTCLI(LightningCLI):
             self.trainer_defaults["callbacks"].append(PhaseProgressBar())
         if self.command == "fit":
             self.trainer_defaults["callbacks"] += [Resources(), GracefulStop(), RunProgress()]
+        if self.command == "predict":
+            kwargs["logger"] = False  # it computes no metrics
         if self.command in WITHOUT_RUN:
             kwargs |= {"devices": 1, "num_nodes": 1, "strategy": "auto"}
         try:

@@ -72,6 +72,8 @@ class UnlabelledData(RecordData):
             rank_zero_warn(f"{len(problems)} images are left out, all listed in predictions_left_out.txt")
         if problems:
             write_lines(RunDir.of(self.trainer).predictions_left_out, problems)
+        elif self.trainer.is_global_zero:
+            RunDir.of(self.trainer).predictions_left_out.unlink(missing_ok=True)  # of an earlier command
         self._say([f"{len({record.image for record in found})} images are asked about"], bad_records)
         if not found:
             raise ConfigurationError(f"images: no readable image in {self.images[0]}")
