@@ -176,10 +176,9 @@ class RunDir:
         """Return the folder with answers of an unfinished test, by the name of its checkpoint."""
         return self.evaluations / f"answers-{checkpoint}"
 
-    @property
-    def comparison(self) -> Path:
-        """The comparison that `test --against` writes."""
-        return self.evaluations / "comparison.json"
+    def comparison(self, name: str) -> Path:
+        """Return the path for a comparison that `test --against` writes, by the names of both models."""
+        return self.evaluations / f"comparison-{name}.json"
 
     # -------------------------------------------------------------------------------------------------- prediction
 

@@ -49,7 +49,7 @@ def test_a_checkpoint_is_compared_with_a_results_file(
     with pytest.warns(UserWarning, match="1 of .* boxes are left out, because .* has no image with .*elsewhere"):
         assert main([*arguments, f"--against={tmp_path}/yolo.json", "--resamples=5"]) == 0
     assert "yolo" in capsys.readouterr().out
-    found = json.loads((tmp_path / "run" / "evaluation" / "comparison.json").read_text())
+    found = json.loads((tmp_path / "run" / "evaluation" / "comparison-yolo-base.json").read_text())
     expected = pycocotools_numbers(truth, results)
     assert "mIoU" not in found  # of answers only
     assert found["coco/AP"]["yolo"]["value"] == pytest.approx(expected["AP"], abs=1e-12)

@@ -17,12 +17,16 @@ from scipy.stats import bootstrap
 from tests.helpers import CSV_ONLY, Command
 from tests.helpers.finished import EVERYTHING
 from vrft.__main__ import main
+from vrft.cli.compare import free_path
 from vrft.data.datasets.scenes import draw_scene, write_coco
 from vrft.evaluators import AccuracyEvaluator, CocoEvaluator
 from vrft.evaluators.accuracy import Row as Named
 from vrft.evaluators.coco import Row
-from vrft.evaluators.intervals import compare
+from vrft.evaluators.intervals import Comparison, as_json, compare, table
+from vrft.run_dir import RunDir
 from vrft.types import Detection
+from vrft.utils.files import write_json
+from vrft.utils.intervals import Interval
 
 
 def named(shares: list[float], seed: int) -> list[Named]:
@@ -61,7 +65,9 @@ def test_an_image_that_is_drawn_twice_counts_as_two(tmp_path: Path) -> None:
     write_coco(scenes, tmp_path / "x.json", tmp_path / "images")
     rows = [[Row(i, tuple(near(box, rng) for box in boxes), 0.5, True)] for i, (_, boxes) in enumerate(scenes, 1)]
     draw = [0, 0, 3, 5, 5, 5]
-    found = CocoEvaluator(str(tmp_path / "x.json")).scores_of([rows[i] for i in draw])
+    evaluator = CocoEvaluator(str(tmp_path / "x.json"))
+    found = evaluator.scores_of([rows[i] for i in draw])
+    assert evaluator.images_of_scores([*range(1, 7)])["coco/APs"] == 6
     write_coco([scenes[i] for i in draw], tmp_path / "y.json", tmp_path / "again")
     ids = {category["name"]: category["id"] for category in json.loads((tmp_path / "x.json").read_text())["categories"]}
     results = [
@@ -79,18 +85,38 @@ def test_an_image_that_is_drawn_twice_counts_as_two(tmp_path: Path) -> None:
     assert found["coco/AP"] > 0
 
 
+@pytest.mark.parametrize(("images", "low", "shown"), [(7, None, "0.372 -"), (8, 0.372, "0.372 [0.372, 0.372]")])
+def test_a_score_that_few_images_decide_has_no_interval(images: int, low: float | None, shown: str) -> None:
+    found = {"coco/APs": Comparison(Interval(0.372, 0.372, 0.372), *[Interval(-0.0001, -0.0001, 0)] * 2, images, 9)}
+    assert as_json(found, ("a", "b"))["coco/APs"]["a"]["low"] == low
+    drawn = table(found, ("a", "b"), "9 test images")
+    assert next(iter(drawn.columns[1].cells)) == shown
+    assert "-0.000" not in next(iter(drawn.columns[3].cells))
+    assert (drawn.caption is None) == (low is not None)
+
+
+def test_comparisons_of_other_models_are_kept(tmp_path: Path) -> None:
+    paths = []
+    for content in ({"a": 1}, {"a": 2}, {"a": 1}):
+        paths.append(free_path(RunDir(tmp_path), "base-last", content))
+        paths[-1].parent.mkdir(exist_ok=True)
+        write_json(paths[-1], content)
+    assert [path.name for path in paths] == [f"comparison-base-last{end}.json" for end in ("", "-2", "")]
+
+
 def test_two_checkpoints_are_compared_in_one_table(
     quick_fit: Command, finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = ["test", *quick_fit(*EVERYTHING, CSV_ONLY)[1:], "--ckpt_path=last", "--against=base", "--resamples=20"]
     assert main(arguments) == 0
     said = capsys.readouterr().out
-    assert "the same held-out images, 95% intervals over images" in said
-    found = json.loads((tmp_path / "run" / "evaluation" / "comparison.json").read_text())
+    found = json.loads((tmp_path / "run" / "evaluation" / "comparison-base-last.json").read_text())
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     for key, name in (("base", "base"), ("last", "tuned")):
         assert found["coco/AP"][key]["value"] == pytest.approx(summary[name]["mAP"], abs=1e-6)
-    difference = found["mIoU"]["difference"]
-    assert difference["low"] <= difference["value"] <= difference["high"]
+    images = found["mIoU"]["images"]
+    assert images < 8
+    assert f"{images} held-out images, 95% intervals over images" in said
+    assert found["mIoU"]["difference"]["low"] is None
     assert main([*arguments[:-2], "--against=no.ckpt"]) == 2
     assert "against: no such checkpoint: no.ckpt" in capsys.readouterr().err

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
+from vrft.data import RecordData
+from vrft.data.datamodule import data_of
 from vrft.errors import ConfigurationError
 from vrft.evaluators import CocoEvaluator, Evaluator
 from vrft.evaluators.base import evaluators_of
@@ -18,6 +22,9 @@ from vrft.utils.files import write_json
 
 RESULTS = ".json"
 """Suffix of a results file, which a checkpoint does not have."""
+
+MAX_NAME = 60
+"""Characters of a model's name in the name of a comparison's file."""
 
 
 def compare_checkpoints(
@@ -30,7 +37,7 @@ def compare_checkpoints(
     seed: int,
     verbose: bool,
 ) -> Any:
-    """Test two checkpoints, print a table with intervals and write it to `evaluation/comparison.json`.
+    """Test two checkpoints, print a table with intervals and write it to `evaluation/comparison-….json`.
 
     Args:
         trainer: has the evaluators.
@@ -91,10 +98,21 @@ def compare_with_results(
 
 def show(trainer: VisionTrainer, comparisons: dict[str, Comparison], names: tuple[str, str]) -> None:
     """Print a comparison and write it to the run's folder."""
-    path = RunDir.of(trainer).comparison
-    write_json(path, as_json(comparisons, names))
-    Console(width=110).print(table(comparisons, names))
+    data = data_of(trainer)
+    split = "test" if isinstance(data, RecordData) and data.tested_split() is not None else "held-out"
+    images = max((score.compared for score in comparisons.values()), default=0)
+    content = as_json(comparisons, names)
+    path = free_path(RunDir.of(trainer), "-".join(Path(name).stem[:MAX_NAME] for name in names), content)
+    write_json(path, content)
+    Console(width=110).print(table(comparisons, names, f"{images} {split} image{'' if images == 1 else 's'}"))
     print(f"comparison: {path}")
+
+
+def free_path(run: RunDir, name: str, content: dict[str, Any]) -> Path:
+    """Return the first path for a comparison that no other comparison has."""
+    paths = (run.comparison(name if number == 1 else f"{name}-{number}") for number in itertools.count(1))
+    text = json.dumps(content) + "\n"
+    return next(path for path in paths if not path.exists() or path.read_text(encoding="utf-8") == text)
 
 
 def _ordered_rows(evaluator: Evaluator[Any]) -> list[Any]:

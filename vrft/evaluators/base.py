@@ -83,6 +83,10 @@ class Evaluator(Callback, Generic[Row]):
                 return {}
         return {name: [scores.get(name) for scores in found] for name in found[0]}
 
+    def images_of_scores(self, images: Sequence[Id]) -> dict[str, int]:
+        """Return the number of images that decide on a score, by its name, where that is not all of them."""
+        return {}
+
     def quality(self, row: Row) -> float | None:
         """Return how good one answer is, from 0 to 1, to find the best and the worst images; None if unknown."""
         return None

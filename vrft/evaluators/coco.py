@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -206,6 +207,15 @@ class CocoEvaluator(Evaluator[Row]):
         curves = self.compare(truth, without_ties(*table_of(rows, truth)[:2]), None)
         numbers = curves.numbers(self.format, self.convention) | self.compare_confidences(rows, truth, None)[0]
         return {**defined(numbers, self.format, UNDEFINED), **plain_scores(rows)}
+
+    def images_of_scores(self, images: Sequence[Id]) -> dict[str, int]:
+        """Return the number of images with objects that a number is about, e.g. small ones."""
+        found: Counter[str] = Counter()
+        for key in images:
+            curves = self.compare(self.truth.resampled([key]), np.zeros((0, COLUMNS)), None)
+            numbers = curves.numbers(self.format, self.convention)
+            found.update({f"{self.format}/{name}": int(value != UNDEFINED) for name, value in numbers.items()})
+        return {**found}
 
     def resampled(self, images: Sequence[list[Row]], draws: Sequence[Sequence[int]]) -> Scores:
         return resampled_scores(self.truth, images, draws, self.format, self.convention, self.categories)

@@ -9,9 +9,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from vrft.evaluators.base import Evaluator, Row
-from vrft.evaluators.resampling import rows_by_image
+from vrft.evaluators.resampling import MIN_IMAGES, rows_by_image
 from vrft.utils.display import visible
-from vrft.utils.intervals import CONFIDENCE_LEVEL, Interval, bootstrap_draws, interval
+from vrft.utils.intervals import CONFIDENCE_LEVEL, Interval, bootstrap_draws, interval, plain
 
 
 class Comparison(NamedTuple):
@@ -20,6 +20,15 @@ class Comparison(NamedTuple):
     before: Interval
     after: Interval
     difference: Interval
+    images: int
+    """Images that the score depends on, e.g. those with small objects."""
+    compared: int
+    """All images."""
+
+    @property
+    def intervals(self) -> tuple[Interval, Interval, Interval]:
+        """Both scores and their difference."""
+        return self.before, self.after, self.difference
 
 
 def compare(
@@ -41,30 +50,44 @@ def compare(
     draws = bootstrap_draws(len(keys), resamples, seed)
     full = [evaluator.scores_of([rows[key] for key in keys]) for rows in images]
     sampled = [[evaluator.scores_of([rows[keys[i]] for i in draw]) for draw in draws] for rows in images]
-    found = {}
+    counts, found = evaluator.images_of_scores(keys), {}
     for name in full[0].keys() & full[1].keys():
         pairs = [(a[name], b[name]) for a, b in zip(*sampled, strict=True) if name in a and name in b]
         found[name] = Comparison(
             interval(full[0][name], [a for a, _ in pairs]),
             interval(full[1][name], [b for _, b in pairs]),
             interval(full[1][name] - full[0][name], [b - a for a, b in pairs]),
+            counts.get(name, len(keys)),
+            len(keys),
         )
     return {name: found[name] for name in full[0] if name in found}
 
 
-def table(found: dict[str, Comparison], names: tuple[str, str]) -> Table:
-    """Return the comparison as a table."""
-    drawn = Table(title=f"the same held-out images, {CONFIDENCE_LEVEL:.0%} intervals over images")
+def table(found: dict[str, Comparison], names: tuple[str, str], images: str) -> Table:
+    """Return the comparison as a table. `images`: number and kind of the images."""
+    few = any(score.images < MIN_IMAGES for score in found.values())
+    drawn = Table(
+        title=f"{images}, {CONFIDENCE_LEVEL:.0%} intervals over images",
+        caption=f"-: fewer than {MIN_IMAGES} images decide on the score, too few for an interval" if few else None,
+    )
     for column in ("", *(escape(visible(name)) for name in names), "difference"):
         drawn.add_column(column, justify="right" if column else "left", no_wrap=True)
-    for name, scores in found.items():
-        drawn.add_row(name, *map(str, scores))
+    for name, score in found.items():
+        if score.images < MIN_IMAGES:
+            drawn.add_row(name, *(f"{plain(each.value)} -" for each in score.intervals))
+        else:
+            drawn.add_row(name, *map(str, score.intervals))
     return drawn
 
 
 def as_json(found: dict[str, Comparison], names: tuple[str, str]) -> dict[str, Any]:
-    """Return the comparison as plain values."""
+    """Return the comparison as plain values; bounds over too few images are null."""
     keys = (*names, "difference")
     return {
-        name: {key: score._asdict() for key, score in zip(keys, scores, strict=True)} for name, scores in found.items()
+        name: {
+            key: each._asdict() | ({"low": None, "high": None} if score.images < MIN_IMAGES else {})
+            for key, each in zip(keys, score.intervals, strict=True)
+        }
+        | {"images": score.images}
+        for name, score in found.items()
     }

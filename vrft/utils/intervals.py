@@ -18,7 +18,16 @@ class Interval(NamedTuple):
     high: float
 
     def __str__(self) -> str:
-        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
+        return f"{plain(self.value)} [{plain(self.low)}, {plain(self.high)}]"
+
+
+def plain(value: float) -> str:
+    """Return a score with three decimals, zero without a sign.
+
+    >>> plain(-0.0001), plain(-0.001)
+    ('0.000', '-0.001')
+    """
+    return f"{round(value, 3) + 0.0:.3f}"
 
 
 def bootstrap_draws(size: int, resamples: int, seed: int) -> list[list[int]]:
