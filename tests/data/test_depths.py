@@ -178,7 +178,7 @@ def test_the_bits_of_the_camera_are_stated_or_a_guess_is_reported(tmp_path: Path
     for name in "ab":
         write_png(tmp_path / "cat" / f"{name}.png", GREY >> 4)
     folder, shared = str(tmp_path), {"val_fraction": 0.5}
-    with pytest.warns(UserWarning, match=r"1 images have more than 8 bits per colour, e.g. .*[ab]\.png\. The depth"):
+    with pytest.warns(UserWarning, match=r"1 image with more than 8 bits per colour, e.g. .*[ab]\.png\. The depth"):
         samples_of(ImageFolderData(folder, **shared), tmp_path, ClassificationTask())  # type: ignore[arg-type]
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -49,9 +49,9 @@ def test_class_folders_follow_links_and_count_what_is_passed_over(
     found = {(record.target, record.image.relative_to(tmp_path / "set").as_posix()) for record in records}  # type: ignore[union-attr]
     expected = {("cat", f"cat/a{suffix}") for suffix in SUFFIXES}
     assert found == expected | {("cat", "cat/deeper/c.png"), ("cat", "cat/linked/e.png"), ("dog", "dog/b.png")}
-    for part in ("hidden files 1", "hidden folders 3", ".docx files 1", "broken links or special files 2"):
+    for part in ("hidden files: 1", "hidden folders: 3", ".docx files: 1", "broken links or special files: 2"):
         assert part in caplog.text
-    assert "files outside of class folders 1" in caplog.text
+    assert "files outside of class folders: 1" in caplog.text
     assert "2 classes train" in caplog.text
 
 
@@ -165,7 +165,7 @@ def test_orientation_is_decided_by_the_images_of_the_file_that_show_it(
     if told:
         samples_of(data, tmp_path)
     else:
-        with pytest.warns(UserWarning, match="7 images have an Exif orientation, .* this is assumed"):
+        with pytest.warns(UserWarning, match="7 images with an Exif orientation, .* this is assumed"):
             samples_of(data, tmp_path)
     covered = [data.val_set()[i].image.getpixel((3, 3))[0] < 60 for i in range(len(data.val_set()))]  # type: ignore[index]
     assert sum(covered) == dark

@@ -30,7 +30,7 @@ def yolo(folder: Path) -> Path:
         (
             {},
             "data: 3 images with 3 boxes and 1 categories train; 3 images with 3 boxes and 1 categories are held out; "
-            "left out: images without boxes of the categories 2",
+            "left out: images without boxes of these categories: 2",
         ),
         ({"shots": 2}, "2 images with 2 boxes and 1 categories train; 3 images"),
         ({"shots": 2, "negatives": 0.5}, "data.shots=2 leaves out 1 of 3 training records"),
@@ -67,7 +67,7 @@ def test_missing_images_stop_even_if_bad_records_are_skipped(tmp_path: Path) -> 
     config.write_text(config.read_text().replace("train: images/train", "train: train.txt"))
     with pytest.raises(ConfigurationError, match=r"^4 missing images; check the folder of images, or leave them out "):
         samples_of(YoloData(str(config), shots=1, on_bad_record="skip"), tmp_path)
-    with pytest.raises(ConfigurationError, match=r"no train records; expected at least one; 4 bad records are skipped"):
+    with pytest.raises(ConfigurationError, match=r"no train records; expected at least one; 4 bad records skipped"):
         samples_of(YoloData(str(config), on_missing_image="skip"), tmp_path)
 
 

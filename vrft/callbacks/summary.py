@@ -84,5 +84,5 @@ def comparison_table(base: dict[str, float], tuned: dict[str, float]) -> Table:
         table.add_column(column, justify="left" if not column else "right")
     for key in [key for key in base if key in tuned]:
         before, after = base[key], tuned[key]
-        table.add_row(key, f"{before:.3f}", f"{after:.3f}", f"{after - before:+.3f}")
+        table.add_row(key, f"{before:.3f}", f"{after:.3f}", f"{round(after - before, 3) + 0.0:+.3f}")
     return table

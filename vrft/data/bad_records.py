@@ -45,7 +45,7 @@ class BadRecords:
     def left_out(self) -> list[str]:
         """Return counts with their reasons, for one line of output."""
         counts = [("bad records", len(self.found)), ("missing images", len(self.missing)), *self.passed_over.items()]
-        return [f"{reason} {count}" for reason, count in counts if count]
+        return [f"{reason}: {count}" for reason, count in counts if count]
 
     def report(
         self, on_bad_record: OnBadRecord, on_missing_image: OnBadRecord, run: RunDir, *, replace_list: bool
@@ -66,7 +66,7 @@ class BadRecords:
             raise ConfigurationError("\n".join([self._advice(on_bad_record, on_missing_image), *shortened(stopped)]))
         listed = [*self.missing, *self.found]
         if listed:
-            rank_zero_warn(f"{_count(listed, 'bad record')} skipped, listed in {run.bad_records}: {listed[0]}")
+            rank_zero_warn(f"{counted(len(listed), 'bad record')} skipped, listed in {run.bad_records}: {listed[0]}")
             if replace_list or not run.bad_records.exists():
                 write_lines(run.bad_records, listed)
 
@@ -74,12 +74,15 @@ class BadRecords:
         found = []
         if self.missing and on_missing_image == "stop":
             found.append(
-                f"{_count(self.missing, 'missing image')}; check the folder of images, or leave them out with "
+                f"{counted(len(self.missing), 'missing image')}; check the folder of images, or leave "
+                f"{'them' if len(self.missing) > 1 else 'it'} out with "
                 "data.on_missing_image=skip"
             )
         if self.found and on_bad_record == "stop":
+            them = "them" if len(self.found) > 1 else "it"
             found.append(
-                f"{_count(self.found, 'bad record')}; fix them, or leave them out with data.on_bad_record=skip"
+                f"{counted(len(self.found), 'bad record')}; fix {them}, or leave {them} out with "
+                "data.on_bad_record=skip"
             )
         return "; ".join(found)
 
@@ -90,8 +93,13 @@ def shortened(lines: Sequence[str]) -> list[str]:
     return [*lines[:MAX_LISTED], *more]
 
 
-def _count(lines: Sequence[str], noun: str) -> str:
-    return f"{len(lines)} {noun}{'s' if len(lines) > 1 else ''}"
+def counted(count: int, noun: str) -> str:
+    """Return a number with its noun.
+
+    >>> counted(1, "image"), counted(2, "image")
+    ('1 image', '2 images')
+    """
+    return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
 @rank_zero_only

@@ -116,7 +116,7 @@ class CategoryData(RecordData):
         for image in present:
             if names := [name for name in chosen.get(image, ()) if name in allowed]:
                 asked[image] = names
-        without = "without boxes of the categories" if chosen is present else "not asked about"
+        without = "without boxes of these categories" if chosen is present else "not asked about"
         bad_records.passed_over[f"images {without}"] += len(present) - len(asked)
         if split != "train":
             annotated = [(image, name) for image, names in present.items() for name in names if name in allowed]

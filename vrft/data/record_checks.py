@@ -12,7 +12,7 @@ from typing import Literal
 from lightning.pytorch.utilities import rank_zero_warn
 
 from vrft.answers import MAX_BOXES
-from vrft.data.bad_records import BadRecords
+from vrft.data.bad_records import BadRecords, counted
 from vrft.data.files import brief
 from vrft.data.image_folders import ImageFolders
 from vrft.data.images import BadImage, Convention, Header, MissingImage, check_header
@@ -208,9 +208,10 @@ def settle_orientation(
         return [record for record in records if image_key(record) not in untold]
     convention: Convention = "stored" if "stored" in found else "upright"
     if convention not in found:
+        example = next(iter(untold.values())).image
         rank_zero_warn(
-            f"data: {len(untold)} images have an Exif orientation, e.g. {next(iter(untold.values())).image}, and no "
-            "size tells whether their boxes belong to the upright image; this is assumed"
+            f"data: {counted(len(untold), 'image')} with an Exif orientation, e.g. {example}: "
+            "no size tells whether the boxes belong to the upright image; this is assumed"
         )
     return [replace(record, convention=convention) if image_key(record) in untold else record for record in records]
 
@@ -219,8 +220,8 @@ def warn_of_guessed_depths(records: Sequence[Record]) -> None:
     """Warn if the depth of images is guessed."""
     if deep := list(dict.fromkeys(record.image for record in records if record.deep)):
         rank_zero_warn(
-            f"data: {len(deep)} images have more than 8 bits per colour, e.g. {deep[0]}. The depth of each is guessed "
-            "from its brightest pixel, so images of one camera may differ in brightness; data.image_bits=12 states it"
+            f"data: {counted(len(deep), 'image')} with more than 8 bits per colour, e.g. {deep[0]}. The depth of each is "
+            "guessed from its brightest pixel, so images of one camera may differ in brightness; data.image_bits=12 states it"
         )
 
 
@@ -251,6 +252,6 @@ def at_least_one(records: list[Record], name: str, bad_records: BadRecords) -> l
     """Return the records. Raise ConfigurationError if there are none; skipped bad records are the likely reason."""
     if not records:
         skipped = [*bad_records.missing, *bad_records.found]
-        reason = f"; {len(skipped)} bad records are skipped, e.g. {skipped[0]}" if skipped else ""
+        reason = f"; {counted(len(skipped), 'bad record')} skipped, e.g. {skipped[0]}" if skipped else ""
         raise ConfigurationError(f"data: no {name} records; expected at least one{reason}")
     return records

@@ -141,7 +141,7 @@ class CocoEvaluator(Evaluator[Row]):
             self.tables = data.truth_tables()
             if isinstance(data, CategoryData) and data.chosen_pairs() is not None:
                 self.say(f"{self.format}: objects that data.val_shots did not choose are ignored")
-            self._truth = Truth(self.tables, f"evaluated images of {type(data).__name__}", self.field, skip_bad=True)
+            self._truth = Truth(self.tables, f"the data ({type(data).__name__})", self.field, skip_bad=True)
         else:
             self._truth = Truth.read(self.path, self.field, skip_bad=True, encoding=data.encoding)
         if isinstance(data, CategoryData) and self.asked_categories is None:

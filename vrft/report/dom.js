@@ -26,9 +26,12 @@ function number(value) {
   return text.replace("-", "−");
 }
 
-const score = (value) => (value == null ? "–" : value.toFixed(3).replace("-", "−"));
+const score = (value) => (value == null ? "–" : value.toFixed(3).replace(/^-(?=[0.]*$)/, "").replace("-", "−"));
 
-const signed = (value, text = score) => (value == null ? "–" : (value > 0 ? "+" : "") + text(value));
+const signed = (value, text = score) => {
+  const shown = text(value);
+  return (value > 0 && /[1-9]/.test(shown) ? "+" : "") + shown;
+};
 
 const plural = (count, word) => `${count.toLocaleString("en")} ${word}${count === 1 ? "" : word.endsWith("x") ? "es" : "s"}`;
 
@@ -70,14 +73,21 @@ function copyable(text, shown = text) {
   return button;
 }
 
-const shorten = (text, most) => (text.length > most ? `…${text.slice(1 - most)}` : text);
+// The beginning of a name, without the hash that Roboflow appends. A click copies the whole name.
+function shorten(text, most) {
+  const plain = text.replace(/\.rf\.[0-9A-Za-z]{8,}(?=\.\w+$|$)/, "");
+  return plain.length > most ? `${plain.slice(0, most - 1)}…` : plain;
+}
+
+// Whether the id of an image is neither the name of its file nor that name without suffix.
+const idIsNews = (subject, name) => subject.image_id !== name && subject.image_id !== name?.replace(/\.\w+$/, "");
 
 // The file of an image, by its name, and the ids of its record. A click copies the whole path or the id.
 function origin(subject) {
   const name = subject.file?.split(/[\\/]/).pop();
   return [
     subject.file && copyable(subject.file, shorten(name || subject.file, 60)),
-    subject.image_id !== name && copyable(subject.image_id, `image ${shorten(subject.image_id, 40)}`),
+    idIsNews(subject, name) && copyable(subject.image_id, `image ${shorten(subject.image_id, 40)}`),
     copyable(String(subject.sample), `sample ${subject.sample}`)];
 }
 

@@ -85,7 +85,7 @@ function overview() {
       [["state", DATA.state.state], [UNITS, DATA.rollouts.toLocaleString("en")], ["training time", duration(DATA.seconds)], ...rest, ["written", DATA.written]]
         .filter(([, value]) => value).map(([name, value]) => h("div", {}, h("dt", {}, name), h("dd", { class: "hostile" }, value)))),
     DATA.state.notice && h("p", { class: "notice hostile" }, DATA.state.notice,
-      DATA.state.resume && [" If it runs no more, this continues from its last checkpoint: ", copyable(DATA.state.resume)]),
+      DATA.state.resume && [" To continue after it has ended: ", copyable(DATA.state.resume)]),
     warned > 0 && h("p", { class: "notice" }, h("a", { href: "#warnings" }, plural(warned, "warning")), " came up in this run."),
     scores());
 }

@@ -319,7 +319,7 @@ def test_images_without_annotations_are_counted(tool: str, tmp_path: Path, caplo
         formats.save(formats.scenes("val", 1)[0][0], image.with_name("more.png"))
     with caplog.at_level("INFO"):
         samples_of(TOOLS[tool][0](str(path), val_annotations=str(path)), tmp_path)
-    assert "images without annotations 2" in caplog.text  # one in each split
+    assert "images without annotations: 2" in caplog.text  # one in each split
 
 
 @pytest.mark.parametrize("images", ["val_images", "test_images"])
