@@ -220,8 +220,9 @@ def warn_of_guessed_depths(records: Sequence[Record]) -> None:
     """Warn if the depth of images is guessed."""
     if deep := list(dict.fromkeys(record.image for record in records if record.deep)):
         rank_zero_warn(
-            f"data: {counted(len(deep), 'image')} with more than 8 bits per colour, e.g. {deep[0]}. The depth of each is "
-            "guessed from its brightest pixel, so images of one camera may differ in brightness; data.image_bits=12 states it"
+            f"data: {counted(len(deep), 'image')} with more than 8 bits per colour, e.g. {deep[0]}. The depth of each "
+            "is guessed from its brightest pixel, so images of one camera may differ in brightness; data.image_bits=12 "
+            "states it"
         )
 
 
