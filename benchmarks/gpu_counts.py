@@ -27,7 +27,7 @@ import contextlib  # noqa: E402
 import json  # noqa: E402
 import tempfile  # noqa: E402
 import warnings  # noqa: E402
-from collections.abc import Iterator, Sequence  # noqa: E402
+from collections.abc import Callable, Iterator, Sequence  # noqa: E402
 from typing import Any  # noqa: E402
 from unittest.mock import patch  # noqa: E402
 
@@ -40,7 +40,7 @@ from PIL import Image  # noqa: E402
 
 from tests.standin.device import events, gpu, phase, phases  # noqa: E402
 from vrft.policy import Policy, prompts  # noqa: E402
-from vrft.rollout import decoding  # noqa: E402
+from vrft.rollout import decoding, transformers  # noqa: E402
 from vrft.types import Sample  # noqa: E402
 
 LAYERS, BLOCKS, BLOCKS_PER_FULL = 36, 32, 8
@@ -92,16 +92,24 @@ def towers_apart() -> Iterator[None]:
         yield
 
 
-def prefills_of_evaluation_apart() -> None:
-    """Count the prefill of an evaluation under a name of its own. Call before `count_phases`."""
-    build = decoding.GroupDecoder.__init__
+def evaluations_apart() -> None:
+    """Count the prefill and the tokens of an evaluation under names of their own.
 
-    def counted(*args: Any) -> None:
-        evaluated = any(name.startswith("evaluation") for name in phases)
-        with phase("evaluation: prefill") if evaluated else contextlib.nullcontext():
-            build(*args)
+    Call before `count_phases`, whose names are outside of these.
+    """
+    for owner, method, name in ((decoding, "prefill", "prefill"), (transformers, "decode", "tokens")):
+        setattr(owner, method, counted_in_evaluations(getattr(owner, method), f"evaluation: {name}"))
 
-    decoding.GroupDecoder.__init__ = counted  # type: ignore[method-assign]
+
+def counted_in_evaluations(function: Callable[..., Any], name: str) -> Callable[..., Any]:
+    """Return a function that counts what happens in `function` during an evaluation under a name of its own."""
+
+    def counted(*args: Any) -> Any:
+        evaluated = any(outer.startswith("evaluation") for outer in phases)
+        with phase(name) if evaluated else contextlib.nullcontext():
+            return function(*args)
+
+    return counted
 
 
 def measure(checkpoint: str, mode: str) -> Counts:
@@ -187,7 +195,7 @@ def main(args: Sequence[str] | None = None) -> None:
     parser.add_argument("--json", type=Path, help="write the counts of each mode to this file")
     options = parser.parse_args(args)
     warnings.filterwarnings("ignore")
-    prefills_of_evaluation_apart()
+    evaluations_apart()
     count_phases()
     lines = [
         "| mode | phase | kernels | synchronisations | graph nodes | peak | at most |",
