@@ -1,11 +1,14 @@
 """Measure weak scaling from 1 to 2 processes, count a step's communication, and model the step on up to 1,024 ranks.
 
     python benchmarks/scaling.py --write
+    python benchmarks/scaling.py --gpu --write
 
 Each side is the quickstart with four prompts per process and completions of full length, so that every process does the
 same work. Sides take turns, each run in a separate process group. Separate runs count the calls and bytes of
 collectives, which must equal the formulas below. The terms of the model are measured, except for the network's
 bandwidth and latency, which are assumed; the table states both.
+
+`--gpu` measures nothing: it models the step of larger models on GPUs (gpu_model.py).
 """
 
 from __future__ import annotations
@@ -26,6 +29,7 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+import gpu_model
 import numpy as np
 import torch
 import torch.distributed as dist
@@ -34,6 +38,7 @@ from lightning.pytorch import Callback
 from vrft.training.strategies import ALLREDUCE_BUCKET_BYTES, buckets
 
 ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
 BANDWIDTH = 50e9
 """Assumed bytes per second in and out of a GPU, one port of 400 Gbit/s each."""
 LATENCY = 10e-6
@@ -351,12 +356,25 @@ def report(
     ]
 
 
+def model_gpus(write: bool) -> None:
+    """Print the model of a step on GPUs."""
+    counts = json.loads((RESULTS / "gpu_counts.json").read_text())
+    text = gpu_model.report(counts, table)
+    print(text, end="")
+    if write:
+        (RESULTS / "scaling_gpu_model.md").write_text(text)
+
+
 def main(args: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=12, help="measured in each run")
     parser.add_argument("--repeats", type=int, default=3, help="turns of each side")
-    parser.add_argument("--write", action="store_true", help="to benchmarks/results/scaling_cpu.md")
+    parser.add_argument("--write", action="store_true", help="to a file in benchmarks/results")
+    parser.add_argument("--gpu", action="store_true", help="model GPUs instead, from results/gpu_counts.json")
     options = parser.parse_args(args)
+    if options.gpu:
+        model_gpus(options.write)
+        return
     seconds: dict[str, list[float]] = {"one": [], "ddp": [], "fsdp2": []}
     traffic: dict[str, Traffic] = {}
     with tempfile.TemporaryDirectory() as place:
@@ -380,7 +398,7 @@ def main(args: Sequence[str] | None = None) -> None:
     ]
     print("\n".join(lines))
     if options.write:
-        (ROOT / "benchmarks" / "results" / "scaling_cpu.md").write_text("\n".join(lines) + "\n")
+        (RESULTS / "scaling_cpu.md").write_text("\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import statistics
 
+import gpu_model
 import pytest
 import scaling
 
@@ -59,3 +61,22 @@ def test_traffic_follows_from_the_bytes_of_the_weights() -> None:
     assert one == {"all_gather": [2 + 3 + 1, 2000 + 300 + 10], "reduce_scatter": [2, 700]}
     more = scaling.fsdp2_traffic(groups, micro_batches=3)
     assert more == {"all_gather": [4 + 7 + 3, 4000 + 700 + 30], "reduce_scatter": [6, 2100]}
+
+
+def test_a_phase_on_a_gpu_takes_as_long_as_the_slowest_of_its_parts() -> None:
+    gpu = gpu_model.Gpu("", operations=100, bandwidth=10, memory=1)
+    clock = gpu_model.Clock(gpu, gpu_model.Speeds(matmul=0.5, memory=0.5, launch=1, node=0.1, sync=2))
+    assert clock.seconds(operations=500, moved=1, launches=1) == pytest.approx(10)
+    assert clock.seconds(operations=500, moved=100, launches=1) == pytest.approx(20)
+    assert clock.seconds(operations=500, moved=100, launches=30, syncs=3) == pytest.approx(30 + 6)
+
+
+def test_the_models_have_their_published_sizes() -> None:
+    sizes = {model.name: (model.sizes.all / 1e9, model.vision / 1e9) for model in gpu_model.models()}
+    assert sizes["3 B"] == pytest.approx((3.75, 0.67), abs=0.01)
+    assert sizes["7 B"] == pytest.approx((8.29, 0.67), abs=0.01)
+
+
+def test_the_written_model_of_gpus_is_what_the_counts_give() -> None:
+    counts = json.loads((scaling.RESULTS / "gpu_counts.json").read_text())
+    assert (scaling.RESULTS / "scaling_gpu_model.md").read_text() == gpu_model.report(counts, scaling.table)
