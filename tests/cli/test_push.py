@@ -147,7 +147,11 @@ REFUSED = [
     (["--push=somebody/else"], {}, "{}/api/models/somebody/else/auth-check/write. Make sure your token"),
     (["--push=me/shown", "--private"], {}, "--push: --private: {}/me/shown exists and is public"),
     (["--push=tuned"], {"broken": "whoami"}, "out of order for (hidden)"),
-    (["--push=tuned"], {"address": "http://127.0.0.1:9"}, "--push: [Errno 111] Connection refused"),
+    (
+        ["--push=tuned"],
+        {"address": "http://127.0.0.1:9"},
+        "--push: 127.0.0.1:9 can't be reached: [Errno 111] Connection refused; nothing was uploaded",
+    ),
 ]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import random
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from rich.console import Console
 from torch import nn
 
 from tests.helpers import CSV_ONLY
@@ -20,7 +22,8 @@ from tests.helpers.formats import write_jsonl
 from vrft.__main__ import main
 from vrft.data.datasets.scenes import FreshScenes, draw_scene, write_coco
 from vrft.doctor.memory import optimizer_bytes
-from vrft.doctor.prompts import GARBAGE, unlimited_counts
+from vrft.doctor.probe import print_formats
+from vrft.doctor.prompts import GARBAGE, check_lengths, unlimited_counts
 from vrft.policy import Policy
 from vrft.rollout import RolloutEngine
 from vrft.tasks import DetectionTask
@@ -55,8 +58,25 @@ def test_image_tokens_are_counted_with_and_without_limits(limits: dict[str, int]
     module: Any = SimpleNamespace(policy=policy, encoder=policy.encoder(DetectionTask("Detect {query}")))
     batch = module.encoder([FreshScenes(1, 0, 0)[0]])
     assert int((batch.inputs[0]["input_ids"] == policy.base.config.image_token_id).sum()) == (16 if limits else 4)
-    expected = [("image without min_pixels=12544, max_pixels=12544", [4])] if limits else []
+    expected = [("image with the checkpoint's own limits", [4])] if limits else []
     assert list(unlimited_counts(module, batch)) == expected
+    module.task, module.max_completion_length = DetectionTask("Detect {query}"), 999
+    said = io.StringIO()
+    assert list(check_lengths(module, batch, Console(file=said, width=200))) == []
+    enlarged = "min_pixels=12544, max_pixels=12544 makes images larger than the checkpoint's own limits do"
+    assert (enlarged in said.getvalue()) == bool(limits)
+
+
+@pytest.mark.parametrize("reasons", [["bad number at character 20", "bad number at character 3", *"abcd"]])
+def test_reasons_are_counted_without_positions_and_completely(reasons: list[str]) -> None:
+    answers = [SimpleNamespace(problem=reason, well_formed=False) for reason in [*reasons, None]]
+    answers.append(SimpleNamespace(problem=None, well_formed=True))
+    said = io.StringIO()
+    seen: Any = [SimpleNamespace(answer=answer) for answer in answers]
+    assert print_formats(seen, Console(file=said, width=200)) == 1
+    counts = [line.split()[0] for line in said.getvalue().splitlines()[1:]]
+    assert counts == ["2", "1", "1", "2", "1"]
+    assert "2 of 8 not valid: bad number\n" in said.getvalue()
 
 
 def test_nothing_is_wrong_with_the_quickstart(doctor: Callable[..., Said], tmp_path: Path) -> None:

@@ -6,10 +6,12 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import yaml
-from huggingface_hub import HfApi, get_token
+from huggingface_hub import HfApi, constants, get_token
 from huggingface_hub.errors import (
+    HfHubHTTPError,
     HFValidationError,
     HTTPError,
     LocalTokenNotFoundError,
@@ -96,6 +98,11 @@ def upload(folder: Path, name: str) -> None:
         )
 
 
+def hub_server() -> str:
+    """Return the name of the Hub's server."""
+    return urlsplit(constants.ENDPOINT).netloc
+
+
 @contextmanager
 def _one_line(hint: str = "") -> Iterator[None]:
     """Turn an error of the Hub or the network into a ConfigurationError of one line, without the token."""
@@ -109,4 +116,7 @@ def _one_line(hint: str = "") -> Iterator[None]:
         text = " ".join(ADVICE.sub("", str(error)).split())
         if token := get_token():
             text = text.replace(token, PLACEHOLDER)
+        if isinstance(error, HTTPError) and not isinstance(error, HfHubHTTPError):  # the server has not answered
+            done = "the upload is not complete" if hint else "nothing was uploaded"
+            text = f"{hub_server()} can't be reached: {text or type(error).__name__}; {done}"
         raise ConfigurationError(f"{FIELD}: {text}{hint}") from error

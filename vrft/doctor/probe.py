@@ -6,6 +6,7 @@ model finds objects at all, its answers reveal such errors: they fit another rea
 
 from __future__ import annotations
 
+import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
@@ -32,6 +33,9 @@ MIN_GAIN = 0.1
 
 MAX_PROBLEMS = 3
 """Reasons why answers are not valid that are printed."""
+
+POSITION = re.compile(r" at character \d+")
+"""Positions in reasons: answers that fail alike at other places have one reason."""
 
 MIN_PROMPTS = 8
 """Number of prompts required to judge a reading."""
@@ -121,9 +125,16 @@ def print_formats(seen: Sequence[ProbedSample], console: Console) -> int:
     """Print how many answers are in the right format and why the others aren't valid. Return the first number."""
     right = sum(one.answer.well_formed for one in seen)
     console.print(f"the model's own answers, before training: {right} of {len(seen)} in the right format")
-    problems = Counter(one.answer.problem for one in seen if one.answer.problem is not None)
-    for problem, count in problems.most_common(MAX_PROBLEMS):
+    problems = Counter(
+        POSITION.sub("", one.answer.problem) for one in seen if one.answer.problem is not None
+    ).most_common()
+    for problem, count in problems[:MAX_PROBLEMS]:
         console.print(f"  {count} of {len(seen)} not valid: {visible(problem)}", markup=False)
+    if others := sum(count for _, count in problems[MAX_PROBLEMS:]):
+        console.print(f"  {others} of {len(seen)} not valid for other reasons")
+    unexplained = len(seen) - right - sum(count for _, count in problems)
+    if unexplained > 0:
+        console.print(f"  {unexplained} of {len(seen)} can be read, but are not in the required format")
     return right
 
 

@@ -57,15 +57,20 @@ def check_lengths(module: VisionModule, batch: PromptBatch, console: Console) ->
     table = Table(title="tokens", title_justify="left")
     for column in ("", "min", "median", "max"):
         table.add_column(column, justify="right" if column else "left")
+    own = [*unlimited_counts(module, batch)]
+    limited = [int((ids == image_id).sum()) for ids in prompts]
     for name, counts in (
         ("prompt with image", [ids.shape[1] for ids in prompts]),
-        ("image", [int((ids == image_id).sum()) for ids in prompts]),
-        *unlimited_counts(module, batch),
+        ("image", limited),
+        *own,
         ("target with end token", targets),
     ):
         ordered = sorted(counts)
         table.add_row(name, *(str(count) for count in (ordered[0], ordered[len(ordered) // 2], ordered[-1])))
     console.print(table)
+    if own and sum(limited) > sum(own[0][1]):
+        limits = ", ".join(f"{name}={value}" for name, value in vars(module.policy.limits).items() if value is not None)
+        console.print(f"{limits} makes images larger than the checkpoint's own limits do", markup=False)
     longest, limit = max(targets), module.max_completion_length
     if longest > limit:
         sample = batch.samples[targets.index(longest)]
@@ -84,7 +89,7 @@ def unlimited_counts(module: VisionModule, batch: PromptBatch) -> Iterator[tuple
     encode = replace(module.encoder, processor=load_processor(policy.folder, policy.trust_remote_code))
     prompts = [encode.prompt(*pair)["input_ids"] for pair in zip(batch.samples, batch.frames, strict=True)]
     counts = [int((ids == policy.base.config.image_token_id).sum()) for ids in prompts]
-    yield f"image without {', '.join(f'{name}={value}' for name, value in given.items())}", counts
+    yield "image with the checkpoint's own limits", counts
 
 
 def check_rewards(module: VisionModule, batch: PromptBatch, console: Console) -> Iterator[str]:
