@@ -75,7 +75,7 @@ def bugs_are_not_ours(said: str) -> bool:
 
 
 def training_helped(said: str) -> bool:
-    return all(numbers_after(name, said)[-1] > 0 for name in ("mAP", "mIoU", "reward")) and "nothing is wrong" in said
+    return all(numbers_after(name, said)[-1] > 0 for name in ("mAP", "mIoU", "reward")) and "no problems found" in said
 
 
 def sft_is_better_by_more_than_chance(said: str) -> bool:

@@ -67,6 +67,8 @@ def test_a_folder_of_images(photos: Path, tmp_path: Path, capsys: pytest.Capture
     assert drawn == ["000000-A B.jpg", "000002-a.jpg", "000004-b.jpg", "000006-c.jpg"]
     shown = capsys.readouterr().out
     assert f"predictions: {run}/predictions.jsonl" in shown
+    assert "weights: tiny-detection\n" in shown
+    assert {row["weights"] for row in rows} == {"tiny-detection"}
     assert f"COCO results: {run}/predictions_coco.json" in shown
     assert not list(run.glob("predictions-*"))
 
@@ -144,6 +146,21 @@ def test_all_categories_are_in_one_question_if_the_data_is_per_image(photos: Pat
     more = ["--data.per_image=true", "--task=MultiCategoryDetectionTask", "--task.template=Detect {query}"]
     assert predict(tmp_path / "run", "--images=photos/a.jpg", "--query", "red", "blue", *more) == 0
     assert [row["query"] for row in lines(tmp_path / "run" / "predictions.jsonl")] == ["red, blue"]
+
+
+def test_the_base_does_not_replace_the_answers_of_the_tuned_model(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "config.yaml").write_text("run_dir: run\n")
+    answers = json.dumps({"sample": 0, "weights": "run/checkpoints/last.ckpt"}) + "\n"
+    (run / "predictions.jsonl").write_text(answers)
+    assert predict(run, "--images", "photos/a.jpg", "--query", "red") == 2
+    said = capsys.readouterr().err
+    assert "would answer and replace" in said
+    assert "those of run/checkpoints/last.ckpt; pass --ckpt_path last" in said
+    assert (run / "predictions.jsonl").read_text() == answers
 
 
 def test_a_classifier_needs_no_query(photos: Path, tmp_path: Path) -> None:

@@ -22,8 +22,10 @@ from vrft.evaluators.base import evaluators_of
 from vrft.evaluators.coco import CocoEvaluator
 from vrft.evaluators.confidence import Confidence, with_confidence
 from vrft.evaluators.ties import break_ties, tie_key
+from vrft.policy.checkpoint import BUILT_IN
 from vrft.run_dir import RunDir
 from vrft.training.checks import warn_of_replaced_images
+from vrft.training.module import VisionModule
 from vrft.training.progress_bar import phase
 from vrft.types import Answer, Detection, Id, PromptBatch, Sample
 from vrft.utils.drawing import COLOURS, draw_boxes, with_caption
@@ -53,6 +55,10 @@ class Predictions(Callback):
         self.confidence: Confidence = next(found, "product")
         self.part = self.run.predictions_of_rank(trainer.global_rank)
         self.run.path.mkdir(parents=True, exist_ok=True)
+        assert isinstance(pl_module, VisionModule)
+        self.weights = str(trainer.ckpt_path or model_name(pl_module.policy.checkpoint))
+        if trainer.is_global_zero:
+            print(f"weights: {self.weights}")
         self.part.write_text("", encoding="utf-8")
 
     def on_predict_batch_end(
@@ -69,9 +75,8 @@ class Predictions(Callback):
         with self.part.open("a", encoding="utf-8") as file:
             for answer, sample in zip(outputs, batch.samples, strict=True):
                 if data.is_owned_by_rank(sample) and "replaced" not in sample.metadata:
-                    file.write(
-                        json.dumps(prediction_row(answer, sample, data, self.confidence), allow_nan=False) + "\n"
-                    )
+                    row = prediction_row(answer, sample, data, self.confidence) | {"weights": self.weights}
+                    file.write(json.dumps(row, allow_nan=False) + "\n")
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         trainer = vision_trainer(trainer)
@@ -104,6 +109,11 @@ def remove_earlier(run: RunDir) -> None:
     for picture in run.predictions_drawn.glob("*.jpg"):
         if PICTURE.fullmatch(picture.name):
             picture.unlink()
+
+
+def model_name(checkpoint: str) -> str:
+    """Return the name of a built-in policy without its folder, and any other checkpoint as it is."""
+    return Path(checkpoint).name if Path(checkpoint).parent == BUILT_IN else checkpoint
 
 
 def prediction_row(answer: Answer, sample: Sample, data: VisionData, confidence: Confidence) -> Row:

@@ -36,7 +36,7 @@ from vrft.cli.fit import finish_run, print_stopped
 from vrft.cli.harmless import silence_harmless
 from vrft.cli.own_code import own_error
 from vrft.cli.parser_errors import find_user_error, message_lines
-from vrft.cli.predict import use_exported_folder, use_images
+from vrft.cli.predict import keep_others_predictions, use_exported_folder, use_images
 from vrft.cli.run_folder import RunFolder
 from vrft.cli.trainer import TRAINER_DEFAULTS, CommandTrainer, describe_devices
 from vrft.cli.trainer_settings import check_callbacks, check_early_stopping, check_trainer_settings
@@ -192,6 +192,7 @@ class VRFTCLI(LightningCLI):
             return
         config.weights_only = True
         if self.command == "predict":
+            keep_others_predictions(config)
             use_images(config)
             use_exported_folder(config)
         resolve_checkpoints(config)

@@ -38,5 +38,5 @@ def run_doctor(
     for problem in problems:
         console.print(f"problem: {visible(problem)}", style="red", highlight=False, markup=False, soft_wrap=True)
     if not problems:
-        console.print("nothing is wrong", style="green")
+        console.print("no problems found", style="green")
     return 1 if problems else 0

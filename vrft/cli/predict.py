@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
@@ -16,10 +17,26 @@ from vrft.data import VisionData
 from vrft.data.categories import CategoryData
 from vrft.data.splits import category_names
 from vrft.errors import ConfigurationError
-from vrft.run_dir import is_sharded
+from vrft.run_dir import RunDir, is_sharded
 
 KEPT = ("eval_batch_size", "num_workers", "allow_outside", "image_bits", "per_image")
 """Settings of the config's data that hold for other images."""
+
+
+def keep_others_predictions(config: Namespace) -> None:
+    """Raise ConfigurationError if the base would replace the predictions of other weights, e.g. of the tuned model."""
+    path = RunDir(Path(config.run_dir)).predictions
+    if config.ckpt_path is not None or not path.is_file():
+        return
+    with path.open(encoding="utf-8") as file:
+        first = file.readline()
+    weights = json.loads(first).get("weights") if first.strip() else None
+    base = str(Path(config.model.init_args.policy.init_args.checkpoint).expanduser())
+    if weights not in (None, base):
+        raise ConfigurationError(
+            f"ckpt_path: none is given, so the base ({base}) would answer and replace {path}, those of {weights}; "
+            "pass --ckpt_path last for the tuned model, or another --run_dir for the base's answers"
+        )
 
 
 def use_images(config: Namespace) -> None:

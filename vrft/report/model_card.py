@@ -133,7 +133,8 @@ def description(config: dict[str, Any], run: Path, template: str, adapter: bool)
     yield f"| LoRA | {code(lora_of(config) or 'no')} |"
     for name in OBJECTIVE_SETTINGS if is_reinforced(config) else ():
         yield f"| {name} | {code(model.get(name))} |"
-    yield from ("", "Command of the run:", "", fenced(f"python -m vrft fit --config {RunDir(run).config}"), "")
+    repeats = fenced(f"python -m vrft fit --config {RunDir(run).config}")
+    yield from ("", "Command that repeats the run from its config:", "", repeats, "")
     yield from ("Prompt beside the image:", "", fenced(template), "")
 
 

@@ -122,12 +122,12 @@ function curves() {
     h("div", { class: "wide-charts" },
       reward.length > 0 && chart({ title: "Reward", hint: of("train/reward") ? "what is maximised" : "of held-out answers; not what is trained on", series: reward, height: 230 }),
       loss.length > 0 && chart({ title: "Loss", hint: "cross-entropy of the target texts, per token", series: loss, height: 230 }),
-      held.length > 0 && chart({ title: "Held-out scores", hint: "what it is for; a reward that rises without them is being gamed", series: held, height: 230, low: 0 })),
+      held.length > 0 && chart({ title: "Held-out scores", hint: "the goal of training; if a reward rises and these do not, the policy exploits the reward", series: held, height: 230, low: 0 })),
     partCharts.length > 0 && [h("h3", {}, "Parts of the reward"), h("div", { class: "charts few" }, partCharts)],
     health.length > 0 && [h("h3", {}, "Health"), h("div", { class: "charts" }, health)],
-    quiet.length > 0 && h("p", { class: "quiet" }, `Zero all along: ${quiet.map((name) => title(name).toLowerCase()).join(", ")}.`),
+    quiet.length > 0 && h("p", { class: "quiet" }, `Zero in all steps: ${quiet.map((name) => title(name).toLowerCase()).join(", ")}.`),
     time.length + memory.length > 0 && [h("h3", {}, "Time and memory"), h("div", { class: "wide-charts" },
-      time.length > 0 && chart({ title: "Seconds per phase", hint: "of a step, on top of each other", series: time, height: 190, stacked: true }),
+      time.length > 0 && chart({ title: "Seconds per phase", hint: "of one step, stacked", series: time, height: 190, stacked: true }),
       memory.length > 0 && chart({ title: "Memory", hint: "10⁹ bytes", series: memory, height: 190, low: 0 }))],
     others.length > 0 && h("details", { class: "more" }, h("summary", {}, `${plural(others.length, "more number")}`), h("div", { class: "charts" }, others)));
 }

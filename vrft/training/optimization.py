@@ -49,7 +49,7 @@ class Optimization:
 
     Attributes:
         max_tokens_per_micro_batch: tokens in one forward and backward; halved when memory runs out.
-        schedule_interval: after what the schedule advances.
+        schedule_interval: the schedule advances after each optimizer step or epoch.
         free_kept: frees memory that was kept to save time, when memory runs out.
         loss_scale: factor of losses in float16.
     """

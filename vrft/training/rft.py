@@ -144,7 +144,7 @@ class RFT(VisionModule):
                 ratio of each token, mask tokens whose ratio is too far from 1, the same with the ratio of whole
                 completions (sequence_truncate, sequence_mask), or none. Default: truncate for remote engines.
             importance_cap: largest importance ratio.
-            lr_scheduler_interval: after what the schedule advances, an optimizer step or an epoch.
+            lr_scheduler_interval: the schedule advances after each optimizer step or epoch.
         """
         super().__init__(
             task,

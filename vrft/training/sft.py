@@ -45,7 +45,7 @@ class SFT(VisionModule):
             max_completion_length: largest number of tokens in a held-out answer.
             max_tokens_per_micro_batch: tokens of prompts and targets in one forward and backward.
             max_grad_norm: largest norm of the gradient.
-            lr_scheduler_interval: after what the schedule advances, an optimizer step or an epoch.
+            lr_scheduler_interval: the schedule advances after each optimizer step or epoch.
         """
         super().__init__(
             task,
