@@ -207,11 +207,12 @@ FACTORS: Any = WeakTensorKeyDictionary()
 
 def rotation_factors(cos: Tensor, sin: Tensor, dim: int) -> tuple[Tensor, Tensor, Tensor]:
     """Return the factors of x, of x with swapped halves, and of the swapped gradient, which broadcast over heads."""
-    if sin not in FACTORS:
+    factors = FACTORS.get(sin)
+    if factors is None:
         half = sin.shape[-1] // 2
         swapped = torch.cat([-sin[..., :half], sin[..., half:]], -1)
-        FACTORS[sin] = tuple(x.unsqueeze(dim) for x in (cos, swapped, swapped.roll(half, -1)))
-    return cast(tuple[Tensor, Tensor, Tensor], FACTORS[sin])
+        factors = FACTORS[sin] = tuple(x.unsqueeze(dim) for x in (cos, swapped, swapped.roll(half, -1)))
+    return cast(tuple[Tensor, Tensor, Tensor], factors)
 
 
 class Rotation(torch.autograd.Function):
