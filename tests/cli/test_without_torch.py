@@ -188,3 +188,20 @@ def test_names_of_other_classes_are_left_to_the_parser(options: list[str]) -> No
 def test_every_config_of_the_package_has_known_names() -> None:
     for name in config_names():
         check_names([f"--config={named_config(name)}"])
+
+
+@pytest.mark.parametrize(
+    ("command", "first", "more"),
+    [
+        ("test", "--against", ["--resamples"]),
+        ("doctor", "--gpu_memory", ["--probe"]),
+        ("predict", "--images", ["--query", "--draw"]),
+        ("fit", "--ckpt_path", ["--run_dir"]),
+    ],
+)
+def test_help_begins_with_the_options_of_the_command(command: str, first: str, more: list[str]) -> None:
+    lines = overview(command).splitlines()
+    options = [line.split()[0].rstrip(",") for line in lines if line.startswith("  --")]
+    assert options[0] == first
+    assert {*more} < {*options}
+    assert options.count("--ckpt_path") == (command != "doctor")

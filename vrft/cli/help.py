@@ -35,7 +35,6 @@ USAGE = "usage: python -m vrft {command} --config NAME_OR_FILE [--config NAME_OR
 GENERAL = """
   --run_dir DIR                     folder for everything that the run writes (default: runs/ and the experiment's name)
   --task CLASS, --task.template TEXT   wording of questions and parsing of answers
-  --ckpt_path last|FILE             resume a run, or evaluate its checkpoint
   --seed_everything INT             seed of sampling, order and the choice of shots
   --trainer.max_steps INT           optimizer steps
   --trainer.val_check_interval INT  number of rollouts between evaluations of held-out images
@@ -45,12 +44,30 @@ GENERAL = """
   --guards.off '[NAME, ...]'        guards to turn off; see docs/dashboards.md
 """
 
-PREDICT = """
+OWN = {
+    "test": """
+  --against base|FILE               compare with the base, a checkpoint or a results file, on the same images
+  --resamples INT                   bootstrap samples per interval of the comparison (200)
+  --ckpt_path last|FILE             the checkpoint to test (default: the base)
+""",
+    "doctor": """
+  --gpu_memory GB                   memory of the GPU to train on (default: of the GPU here)
+  --probe INT                       prompts that the model answers, to try other readings of its boxes (48; 0: off)
+""",
+    "predict": """
   --images FILE_OR_FOLDER ...       images to query, without annotations (default: the config's held-out images)
   --query WORDS ...                 categories or an instruction to ask about (default: the config's categories)
   --draw                            write pictures of the images with the answers
-  --ckpt_path FOLDER                an exported folder works too
-"""
+  --ckpt_path last|FILE|FOLDER      the checkpoint or exported folder that answers (default: the base)
+""",
+    "fit": """
+  --ckpt_path last|FILE             resume a run
+""",
+    "validate": """
+  --ckpt_path last|FILE             the checkpoint to evaluate (default: the base)
+""",
+}
+"""Options of single commands."""
 
 MORE = """
 The fields of any class:    python -m vrft {command} --model.help vrft.SFT    (also --data.help, --task.help)
@@ -65,7 +82,7 @@ def overview(command: str, width: int = WIDTH) -> str:
         command: the command.
         width: length of the longest line, as far as names fit.
     """
-    sections = [USAGE.format(command=command), GENERAL, *([PREDICT] if command == "predict" else [])]
+    sections = [USAGE.format(command=command), OWN.get(command, ""), GENERAL]
     text = "\n".join([*sections, FIELDS.read_text(encoding="utf-8"), MORE.format(command=command)])
     return "".join(f"{part}\n" for line in text.splitlines() for part in _wrap(line, width))
 

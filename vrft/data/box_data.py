@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from vrft.data.bad_records import BadRecords
 from vrft.data.categories import CategoryData
-from vrft.data.files import MAX_COORDINATE, brief, clip_to, is_text, require_folder
+from vrft.data.files import MAX_COORDINATE, brief, clip_to, is_text, refuse_fractions, require_folder
 from vrft.data.folders import count_unused
 from vrft.data.ground_truth import LabelledImage, file_ids
 from vrft.data.image_folders import ImageFolders
@@ -215,7 +215,6 @@ class AnnotatedData(BoxData):
         """
 
     def read(self, split: Split, bad_records: BadRecords) -> Iterator[BoxImage | None]:
-        largest: float | None = None
         entries = [*self.entries(*self.sources[split], bad_records)]
         locations: dict[Path, list[str]] = {}
         folders = self.required_folders(split)
@@ -224,8 +223,6 @@ class AnnotatedData(BoxData):
                 folders.require(entry.image, entry.location)
             locations.setdefault(without_links(entry.image), []).append(entry.location)
         for entry in entries:
-            for _, corners in (*entry.boxes, *entry.ignored):
-                largest = max(*corners, 0 if largest is None else largest)
             found = None
             try:
                 require_one_entry(entry, locations[without_links(entry.image)])
@@ -243,10 +240,7 @@ class AnnotatedData(BoxData):
         if self.source(split).is_dir():
             used = [entry.image for entry in entries]
             count_unused({image.parent for image in used}, used, bad_records.passed_over)
-        if largest is not None and largest <= 1:
-            raise ConfigurationError(
-                f"{self.source(split)}: no coordinate is above {largest}; expected pixels, not fractions of the image"
-            )
+        refuse_fractions(self.source(split), (box for entry in entries for _, box in (*entry.boxes, *entry.ignored)))
 
 
 def require_one_entry(entry: Entry, locations: Sequence[str]) -> None:

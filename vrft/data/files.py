@@ -6,7 +6,7 @@ import codecs
 import json
 import math
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeGuard
 from xml.etree.ElementTree import Element
@@ -242,6 +242,15 @@ def hull(points: Iterable[tuple[float, float]]) -> tuple[float, float, float, fl
     if not all(map(math.isfinite, (*xs, *ys))):  # min and max pass over NaN
         raise ValueError("points: expected finite numbers")
     return min(xs), min(ys), max(xs), max(ys)
+
+
+def refuse_fractions(source: object, boxes: Iterable[Sequence[float]]) -> None:
+    """Raise ConfigurationError if all corners in a source of absolute boxes are fractions of their images."""
+    largest = max(map(max, boxes), default=None)
+    if largest is not None and largest <= 1:
+        raise ConfigurationError(
+            f"{source}: no coordinate is above {largest:g}; expected pixels, not fractions of the image"
+        )
 
 
 def clip_to(box: tuple[float, float, float, float], width: float, height: float) -> tuple[float, float, float, float]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -175,6 +176,22 @@ def test_a_solution_with_or_without_tags(
         (folder / f"{part}.jsonl").write_text(json.dumps(LINE | {"solution": solution}))
     train, _ = samples_of(jsonl(folder, coordinates=coordinates), tmp_path, task)
     assert [sample.target for sample in train] == [target]
+
+
+@pytest.mark.parametrize("coordinates", ["thousandths", "pixels"])
+@pytest.mark.parametrize(
+    ("positions", "refused"), [([[0, 0.1, 0.5, 0.9]], True), ([[0, 0, 0.5, 0.5], [0, 0, 2, 1]], False)]
+)
+def test_fractions_are_no_pixels_or_thousandths(
+    coordinates: Any, positions: Any, refused: bool, tmp_path: Path
+) -> None:
+    folder = formats.write_jsonl(tmp_path / "x")
+    solution = str([{"Position": position} for position in positions])
+    for part in formats.PARTS:
+        (folder / f"{part}.jsonl").write_text(json.dumps(LINE | {"solution": solution}))
+    said = "train.jsonl: line 1: no coordinate is above 0.9; expected pixels"
+    with pytest.raises(ConfigurationError, match=said) if refused else nullcontext():
+        samples_of(jsonl(folder, coordinates=coordinates), tmp_path)
 
 
 def test_a_grounding_solution_is_one_box(tmp_path: Path) -> None:

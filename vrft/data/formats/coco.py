@@ -13,7 +13,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from vrft.data.bad_records import BadRecords
 from vrft.data.categories import ANNOTATED, CategoryData
-from vrft.data.files import UTF8, brief, is_text, require_file, require_folder
+from vrft.data.files import UTF8, brief, is_text, refuse_fractions, require_file, require_folder
 from vrft.data.formats.coco_entries import (
     EXPECTED,
     AnnotationEntry,
@@ -260,10 +260,7 @@ class Instances:
         if crowds:
             rank_zero_info(f"{self.path}: {crowds} crowd regions are ignored")
         boxes = [box.box for by_name in self.boxes.values() for found in by_name.values() for box in found]
-        if boxes and max(map(max, boxes)) <= 1 and any(value % 1 for box in boxes for value in box):
-            raise ConfigurationError(
-                f"{self.path}: no coordinate is above 1; expected pixels, not fractions of the image"
-            )
+        refuse_fractions(self.path, boxes)
 
     def _reason(self, entry: AnnotationEntry) -> str | None:
         """Return why an annotation is invalid, or None if it is valid. Ids of annotations may be equal."""

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from vrft.boxes import Coordinates, frame_of
 from vrft.data.bad_records import BadRecords
-from vrft.data.files import brief, decode_json, is_file_name, is_text, read_lines, require_file
+from vrft.data.files import brief, decode_json, is_file_name, is_text, read_lines, refuse_fractions, require_file
 from vrft.data.image_folders import ImageFolders
 from vrft.data.images import ImageSource
 from vrft.data.record import Record, Split
@@ -69,7 +69,17 @@ class SolutionData(RecordData):
             target = self._read(record, record.size, frame_of(self.coordinates, record.size), bad_records)
             if target is not None:
                 found.append(replace(record, target=target))
+        if self.coordinates != "unit" and found:
+            refuse_fractions(found[0].location, self._stated_boxes(found))
         return found
+
+    def _stated_boxes(self, records: Sequence[Record]) -> Iterator[Sequence[float]]:
+        """Yield the boxes of targets in the coordinates of the solutions."""
+        for record in records:
+            width, height, _ = frame_of(self.coordinates, record.size)
+            scale = (width / record.size[0], height / record.size[1]) * 2
+            for found in record.target if isinstance(record.target, tuple) else ():
+                yield [value * factor for value, factor in zip(found.box, scale, strict=True)]
 
     def _read(self, record: Record, size: tuple[int, int], frame: Frame, bad_records: BadRecords) -> Target | None:
         assert self.trainer is not None
