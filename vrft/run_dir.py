@@ -12,6 +12,9 @@ ANSWERS = "answers.jsonl"
 EVALUATOR_WARNINGS = "warnings_{}.json"
 """A list of an evaluator's warnings in the folder of an evaluation, by the evaluator's class."""
 
+SCORES_FILE = "scores.json"
+"""Scores of an evaluation in its folder, by the titles of `summary.json`."""
+
 RESAMPLED = "resampled_{}.json"
 """Scores of bootstrap samples in the folder of an evaluation, by the evaluator's class."""
 

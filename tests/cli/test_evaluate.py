@@ -270,3 +270,14 @@ def test_bad_arguments_are_one_error(
     said = capsys.readouterr().err.splitlines()
     assert len(said) == 1
     assert reason in said[0]
+
+
+def test_a_file_of_predicted_images_says_where_its_ids_are_from(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    truth, results = fuzzed(4, tmp_path)
+    results = results.rename(tmp_path / "predictions_coco.json")
+    results.write_text('[{"image_id": "no", "category_id": 1, "bbox": [0, 0, 1, 1], "score": 1}]')
+    (tmp_path / "predictions_images.json").write_text("{}")
+    assert main(["evaluate", "--annotations", str(truth), "--results", str(results), "--format", "coco"]) == 2
+    assert "has no image 'no'; if it was written by `predict --images`" in capsys.readouterr().err

@@ -15,9 +15,11 @@ from PIL import Image
 from tests.helpers import CSV_ONLY
 from tests.helpers.finished import EVERYTHING, Finished, short_fit
 from vrft.__main__ import main
+from vrft.callbacks.summary import write_scores
 from vrft.policy.checkpoint import BUILT_IN
 from vrft.policy.processor import load_processor
 from vrft.report.model_card import code, fenced, write_card
+from vrft.utils.display import score_cells
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
@@ -95,7 +97,7 @@ def test_fit_leaves_a_card_with_the_numbers_of_the_run(finished: Finished) -> No
     }  # no base_model, since the Hub has no model of that name
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     for name, before in summary["base"].items():
-        assert f"| {name} | {before:.3f} | {summary['tuned'][name]:.3f} |" in card
+        assert f"| {name} | {' | '.join(score_cells(before, summary['tuned'][name]))} |" in card
     assert "Detect {query}" in card
     assert f"python -m vrft fit --config {tmp_path}/run/config.yaml" in card
 
@@ -137,6 +139,9 @@ def test_a_card_has_only_the_numbers_of_its_own_step(step: int, tmp_path: Path) 
     (tmp_path / "summary.json").write_text('{"base": {"mAP": 0.1}, "tuned": {"mAP": 0.3}, "step": 7}')
     card = write_card(tmp_path, tmp_path, "x", adapter=False, step=step).read_text()
     assert ("| mAP | 0.100 | 0.300 | +0.200 |" in card) == (step == 7)
+    write_scores(tmp_path / "evaluation" / "val-8", {"mAP": 0.4})
+    card = write_card(tmp_path, tmp_path, "x", adapter=False, step=step).read_text()
+    assert f"| mAP | 0.100 | {'0.300 | +0.200' if step == 7 else '0.400 | +0.300'} |" in card
 
 
 @pytest.mark.parametrize(

@@ -8,12 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from rich.console import Console
 from rich.table import Table
 
 from vrft.callbacks.base import vision_module
+from vrft.evaluators.base import evaluation_folder
 from vrft.report.run_facts import SCORES
-from vrft.run_dir import RunDir
+from vrft.run_dir import SCORES_FILE, RunDir
+from vrft.utils.display import score_cells
+from vrft.utils.files import write_json
 
 
 class Summary(Callback):
@@ -60,6 +64,8 @@ class Summary(Callback):
             self.base = scores
         self.tuned, self.tuned_step = scores, trainer.global_step
         self.rollouts = int(vision_module(pl_module).steps_done)
+        if trainer.is_global_zero:
+            write_scores(evaluation_folder(trainer), scores)
 
     def write(self, run: RunDir, best: dict[str, Any] | None) -> Path:
         """Print the table, write `summary.json` and return its path. `best`: the best checkpoint, if one was chosen."""
@@ -77,6 +83,15 @@ class Summary(Callback):
         return run.summary
 
 
+def write_scores(folder: Path, scores: dict[str, float]) -> None:
+    """Write the scores of an evaluation to its folder."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / SCORES_FILE, scores)
+    except OSError as error:
+        rank_zero_warn(f"{folder / SCORES_FILE} can't be written: {error}")
+
+
 def comparison_table(base: dict[str, float], tuned: dict[str, float]) -> Table:
     """Return a table of the scores that both have. A resumed run may have other evaluators than the base had."""
     table = Table(title="held-out images, greedy answers")
@@ -84,5 +99,5 @@ def comparison_table(base: dict[str, float], tuned: dict[str, float]) -> Table:
         table.add_column(column, justify="left" if not column else "right")
     for key in [key for key in base if key in tuned]:
         before, after = base[key], tuned[key]
-        table.add_row(key, f"{before:.3f}", f"{after:.3f}", f"{round(after - before, 3) + 0.0:+.3f}")
+        table.add_row(key, *score_cells(before, after))
     return table

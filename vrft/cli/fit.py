@@ -13,11 +13,12 @@ from vrft.cli.export import usage_program
 from vrft.data import VisionData
 from vrft.report import write_report
 from vrft.report.model_card import write_card
+from vrft.report.run_facts import SCORES
 from vrft.run_dir import RunDir
 from vrft.training.lightning_internals import shift_logged_step
 from vrft.training.module import VisionModule
 from vrft.training.trainer import VisionTrainer
-from vrft.utils.display import visible
+from vrft.utils.display import decimals, visible
 from vrft.utils.redact import redact
 
 
@@ -38,7 +39,7 @@ def finish_run(trainer: VisionTrainer, model: VisionModule, data: VisionData, la
     try_to_report(run)
     print(f"checkpoint: {last_checkpoint}")
     if best is not None:
-        print_best(run, best, last_checkpoint)
+        print_best(run, best, last_checkpoint, summary.base or {}, falls=RunCheckpoint.of(trainer).mode == "min")
 
 
 def complete_finished_run(trainer: VisionTrainer) -> None:
@@ -57,9 +58,25 @@ def try_to_report(run: RunDir) -> None:
         rank_zero_warn(f"no report is written: {error}")
 
 
-def print_best(run: RunDir, best: dict[str, Any], last_checkpoint: Path) -> None:
-    """Print which checkpoint is the best, and how to export it if it is not the last one."""
-    print(f"best by {best['metric']}: {best['checkpoint']} ({best['score']:.4f})")
+def print_best(
+    run: RunDir, best: dict[str, Any], last_checkpoint: Path, base: dict[str, float], *, falls: bool
+) -> None:
+    """Print which checkpoint is the best, and how to export it if it is not the last one.
+
+    Args:
+        run: the run.
+        best: see `RunCheckpoint.best`.
+        last_checkpoint: checkpoint of the last step.
+        base: scores of the base, by the titles of `SCORES`.
+        falls: whether a lower score is better.
+    """
+    score, metric = best["score"], best["metric"]
+    title = next((title for title, names in SCORES.items() if metric.removeprefix("val/") in names), "")
+    before = base.get(title, score)
+    places = decimals(score, before)
+    print(f"best by {metric}: {best['checkpoint']} ({score:.{max(places, 4)}f})")
+    if (before < score) if falls else (before > score):
+        print(f"the base scored {'lower' if falls else 'higher'} ({before:.{max(places, 4)}f}) than every checkpoint")
     if not Path(best["checkpoint"]).samefile(last_checkpoint):
         print(f"export/ holds the last step; to export the best: python -m vrft export {run} --ckpt best")
 

@@ -58,7 +58,9 @@ def read_results(
             raise ConfigurationError(f"{field}: {path}: [{i}].{reason}")
         image, category = truth.number_of_image(entry.image_id), truth.numbers_of_ids.get(entry.category_id)
         if image is None and not other_images:
-            raise ConfigurationError(f"{field}: {path}: [{i}].image_id: {truth.source} has no image {entry.image_id!r}")
+            raise ConfigurationError(
+                f"{field}: {path}: [{i}].image_id: {truth.source} has no image {entry.image_id!r}{ids_hint(path)}"
+            )
         if image is None:
             elsewhere[entry.image_id] += 1
         elif category is None:
@@ -78,6 +80,17 @@ def read_results(
         if ids
     ]
     return np.array(rows, np.float64).reshape(-1, COLUMNS), messages
+
+
+def ids_hint(path: Path) -> str:
+    """Return what to do if a results file is of `predict --images`, which numbers images and categories from 1."""
+    beside = path.with_name("predictions_images.json")
+    if path.name != "predictions_coco.json" or not beside.is_file():
+        return ""
+    return (
+        f"; if it was written by `predict --images`, its ids count from 1, see {beside}; `predict` without --images "
+        "asks about the held-out images by the ids of their annotations"
+    )
 
 
 def entries_of(results: Array, truth: Truth) -> list[dict[str, Any]]:

@@ -11,9 +11,9 @@ import yaml
 from omegaconf import OmegaConf
 
 from vrft.errors import ConfigurationError
-from vrft.report.run_facts import SCORES, number, read_summary
+from vrft.report.run_facts import SCORES, number, read_evaluation, read_summary
 from vrft.run_dir import RunDir
-from vrft.utils.display import visible
+from vrft.utils.display import score_cells, visible
 from vrft.utils.redact import redact
 from vrft.utils.regular_files import read_regular
 from vrft.utils.yaml_text import decode_yaml
@@ -74,11 +74,14 @@ def write_card(folder: Path, run: Path, template: str, *, adapter: bool, step: i
         template: the task's template, i.e. the prompt of training.
         adapter: whether the folder holds only an adapter.
         program: Python program that asks the model about an image.
-        step: optimizer step of the weights. Scores of `summary.json` are listed if they belong to it.
+        step: optimizer step of the weights. Scores of its evaluation are listed.
     """
     config = read_run(run)
-    summary = read_summary(RunDir(run), [])
-    lines = [*front_matter(config, adapter), *description(config, run, template, adapter), *table(summary, step)]
+    lines = [
+        *front_matter(config, adapter),
+        *description(config, run, template, adapter),
+        *table(RunDir(run), step),
+    ]
     lines += usage_section(program) if program else []
     path = folder / "README.md"
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
@@ -138,22 +141,25 @@ def description(config: dict[str, Any], run: Path, template: str, adapter: bool)
     yield from ("Prompt beside the image:", "", fenced(template), "")
 
 
-def table(summary: dict[str, Any], step: int) -> Iterator[str]:
-    """Yield the held-out scores before and after training."""
+def table(run: RunDir, step: int) -> Iterator[str]:
+    """Yield the held-out scores before training and at a step, from the summary or the evaluation of that step."""
+    summary = read_summary(run, [])
     yield from ("## Held-out images", "")
     at = number(summary, "step")
-    if at is None:
-        yield "This checkpoint was not evaluated."
+    tuned = summary.get("tuned") if at == step else read_evaluation(run.evaluation("val", str(step)))
+    if not tuned:
+        if at is None or at == step:
+            yield "This checkpoint was not evaluated."
+        else:
+            yield f"This checkpoint is from step {step}; the scores of its run are from step {at:.0f}."
         return
-    if at != step:
-        yield f"This checkpoint is from step {step}; the scores of its run are from step {at:.0f}."
-        return
+    base = summary.get("base") or read_evaluation(run.evaluation("val", "0"))
     yield from ("Scores of greedy answers by the run's evaluators, before and after training.", "")
     yield from ("| | base | tuned | change |", "|--|--|--|--|")
     for name in SCORES:
-        before, after = (number(summary.get(part), name) for part in ("base", "tuned"))
+        before, after = (number(scores, name) for scores in (base, tuned))
         if before is not None and after is not None:
-            yield f"| {name} | {before:.3f} | {after:.3f} | {after - before:+.3f} |"
+            yield f"| {name} | {' | '.join(score_cells(before, after))} |"
 
 
 def usage_section(program: str) -> Iterator[str]:

@@ -11,7 +11,7 @@ from typing import Any
 
 from vrft.report.lines import Fault, Warned, read_lines
 from vrft.report.metrics import Series
-from vrft.run_dir import EVALUATOR_WARNINGS, RunDir
+from vrft.run_dir import EVALUATOR_WARNINGS, SCORES_FILE, RunDir
 from vrft.utils.redact import redact
 from vrft.utils.regular_files import read_regular
 from vrft.utils.yaml_text import decode_yaml
@@ -120,6 +120,16 @@ def read_summary(run: RunDir, problems: list[str]) -> dict[str, Any]:
         problems.append("summary.json can't be read")
         return {}
     return summary
+
+
+def read_evaluation(folder: Path) -> dict[str, Any]:
+    """Read the scores of one evaluation; empty if its folder has none that can be read."""
+    text = read_text(folder / SCORES_FILE, [])
+    try:
+        scores = json.loads(text) if text else {}
+    except (ValueError, RecursionError):
+        return {}
+    return scores if isinstance(scores, dict) else {}
 
 
 def number(scores: Any, key: str) -> float | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 
 FORMULA = ("=", "+", "-", "@", "\t", "\r")
@@ -46,3 +47,23 @@ def table_cell(text: str) -> str:
     """
     line = visible(" ".join(text.split()))
     return f"'{line}" if line.startswith(FORMULA) else line
+
+
+def decimals(*values: float) -> int:
+    """Return how many decimals scores of one row have: three, or more if all of them are so small that it takes more.
+
+    >>> decimals(0.41), decimals(0.0038, 0.0), decimals(0.00076), decimals(0.0)
+    (3, 4, 5, 3)
+    """
+    largest = max(map(abs, values))
+    return 3 if not largest or not math.isfinite(largest) else min(max(3, 1 - math.floor(math.log10(largest))), 6)
+
+
+def score_cells(before: float, after: float) -> tuple[str, str, str]:
+    """Return a score before and after, and its change.
+
+    >>> score_cells(0.0038, 0.0)
+    ('0.0038', '0.0000', '-0.0038')
+    """
+    places = decimals(before, after)
+    return f"{before:.{places}f}", f"{after:.{places}f}", f"{round(after - before, places) + 0.0:+.{places}f}"
