@@ -186,7 +186,7 @@ def test_ids_that_are_off_by_one_are_found_by_a_model_that_knows_the_categories(
     [
         ("--model.policy.coordinates=pixels", "thousandths (model.policy.coordinates=thousandths)"),
         ("--model.policy.coordinates=unit", "thousandths (model.policy.coordinates=thousandths)"),
-        ("--model.max_completion_length=20", "max_completion_length=20 truncates correct answers"),
+        ("--model.max_completion_length=20", "max_completion_length=20 truncates 9 of 62 correct answers"),
         (f"--model.engine={__name__}.Babbler", "answers has the required format"),
         ("--gpu_memory=1", "GB of GPU memory are needed, and 1.0 are available; try"),
         (

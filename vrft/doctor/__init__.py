@@ -43,7 +43,7 @@ def examine(
     batch = module.encoder(samples)
     yield from check_frames(module, batch, console)
     yield from check_precision(module, data, console)
-    yield from check_lengths(module, batch, console)
+    yield from check_lengths(module, data, batch, console)
     yield from check_rewards(module, batch, console)
     draw_sheet(module.task, batch, folder / "samples.png")
     console.print(f"samples with their prompts and targets: {folder / 'samples.png'}", soft_wrap=True)

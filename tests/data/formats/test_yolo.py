@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -141,3 +142,19 @@ def test_names_of_yolo_may_have_gaps_and_settings_are_checked(tmp_path: Path) ->
         YoloData(str(tmp_path / "none.yaml"))
     with pytest.raises(ConfigurationError, match=r"data\.negatives: expected at least 0"):
         YoloData(str(config), negatives=-1.0)
+
+
+def test_a_folder_of_another_data_set_is_not_taken_for_the_one_inside(tmp_path: Path) -> None:
+    """Beside Roboflow's export lies another data set, to which its `../train/images` leads."""
+    for folder in (tmp_path, tmp_path / "x"):
+        formats.write_yolo(folder, 2)
+        for kind in ("images", "labels"):
+            (folder / "train").mkdir(exist_ok=True)
+            (folder / kind / "train").rename(folder / "train" / kind)
+    config = tmp_path / "x" / "data.yaml"
+    config.write_text(config.read_text().replace("train: images/train", "train: ../train/images"))
+    other = f"'../train/images' leads to {tmp_path}/train/images, outside of the folder of this file, which has "
+    with pytest.raises(ConfigurationError, match=re.escape(f"{other}train/images; if that is meant, write `train: ")):
+        samples_of(YoloData(str(config)), tmp_path)
+    with pytest.warns(UserWarning, match=re.escape(other)):
+        samples_of(YoloData(str(config), allow_outside=True), tmp_path)

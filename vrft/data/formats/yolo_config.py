@@ -80,6 +80,7 @@ class YoloConfig:
         for entry in entries:
             place = self.locate(split, entry)
             is_folder = place.is_dir()
+            self._look_beside(split, entry, place, allowed)
             if is_folder and allowed is not None:
                 allowed.require(place, str(self.path))
             images = find_images(place, passed_over, allowed, {".txt", ".cache"}) if is_folder else self.listed(place)
@@ -125,10 +126,7 @@ class YoloConfig:
         written = self.path.parent / root / entry
         if os.path.exists(written):  # unlike Path.exists, false for a name that is too long
             return written
-        tails = [*dict.fromkeys([*endings(f"{root}/{entry}"), *endings(entry)])]
-        common = "images" if endings(entry) != ["images"] else None  # by itself, the folder of any split
-        places = [self.path.parent / tail for tail in tails if tail != common]
-        found = next((place for place in places if os.path.exists(place)), None)
+        found = self._beside(root, entry)
         if found is None:
             raise ConfigurationError(
                 f"data.config: {self.path}: {split}: no such file or folder: {brief(str(written))}, and no folder of "
@@ -136,6 +134,35 @@ class YoloConfig:
             )
         rank_zero_warn(f"{self.path}: {split}: {brief(entry)} does not exist; {found} is read instead")
         return found
+
+    def _beside(self, root: str, entry: str) -> Path | None:
+        """Return the file or folder beside the data.yaml that the last parts of an entry's path name."""
+        tails = [*dict.fromkeys([*endings(f"{root}/{entry}"), *endings(entry)])]
+        common = "images" if endings(entry) != ["images"] else None  # by itself, the folder of any split
+        places = [self.path.parent / tail for tail in tails if tail != common]
+        return next((place for place in places if os.path.exists(place)), None)
+
+    def _look_beside(self, split: Split, entry: str, place: Path, allowed: ImageFolders | None) -> None:
+        """Refuse an entry that leads out of the data.yaml's folder if it may mean a folder inside, or warn if allowed.
+
+        Roboflow writes `../train/images` for `train/images`; beside another export, that is another data set.
+        """
+        here, real = os.path.realpath(self.path.parent), os.path.realpath(place)
+        root = self.content.get("path") or ""
+        if Path(real).is_relative_to(here) or (meant := self._beside(root, entry)) is None:
+            return
+        if os.path.islink(meant) and os.path.realpath(meant) == real:
+            return
+        key = next(key for key in KEYS[split] if self.content.get(key) not in (None, "", []))
+        tail = meant.relative_to(self.path.parent).as_posix()
+        without = "" if os.path.normpath(root) == "." else f" and remove `path: {root}`"
+        message = (
+            f"data.config: {self.path}: {key}: {brief(entry)} leads to {real}, outside of the folder of this file, "
+            f"which has {tail}; if that is meant, write `{key}: {tail}` in this file{without}"
+        )
+        if allowed is not None:
+            raise ConfigurationError(message)
+        rank_zero_warn(message)
 
 
 def read_names(content: dict[Any, Any]) -> dict[int, str]:
