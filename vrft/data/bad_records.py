@@ -28,6 +28,9 @@ class BadRecords:
         self.passed_over: Counter[str] = Counter()
         """Number of files and images that are not bad but not used either, by reason."""
 
+        self.read_as: Counter[str] = Counter()
+        """Number of objects that are used otherwise than the files have them, by how they are read."""
+
     def add(self, location: str, reason: str) -> None:
         """Add a record. `location` names the file, the entry in it and its id."""
         self.found.append(f"{location}: {reason}")
@@ -41,6 +44,7 @@ class BadRecords:
         self.found += other.found
         self.missing += other.missing
         self.passed_over.update(other.passed_over)
+        self.read_as.update(other.read_as)
 
     def left_out(self) -> list[str]:
         """Return counts with their reasons, for one line of output."""

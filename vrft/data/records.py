@@ -313,7 +313,8 @@ class RecordData(VisionData):
 
     def _say(self, parts: Sequence[str], bad_records: BadRecords) -> None:
         left_out = ", ".join(bad_records.left_out())
-        rank_zero_info("data: " + "; ".join([*parts, *([f"left out: {left_out}"] if left_out else [])]))
+        read_as = [f"{how}: {count}" for how, count in bad_records.read_as.items() if count]
+        rank_zero_info("data: " + "; ".join([*parts, *read_as, *([f"left out: {left_out}"] if left_out else [])]))
 
     def _choose(
         self, train: list[Record], val: list[Record], bad_records: BadRecords, needs_train: bool

@@ -158,3 +158,21 @@ def test_a_folder_of_another_data_set_is_not_taken_for_the_one_inside(tmp_path: 
         samples_of(YoloData(str(config)), tmp_path)
     with pytest.warns(UserWarning, match=re.escape(other)):
         samples_of(YoloData(str(config), allow_outside=True), tmp_path)
+
+
+def test_all_bad_lines_of_a_label_file_are_named_and_outlines_counted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = formats.write_yolo(tmp_path / "x", 3)
+    labels = tmp_path / "x" / "labels" / "train" / "0.txt"
+    good = labels.read_text()
+    labels.write_text("99 .5 .5 .2 .2\n0 .5 .5 .2 .2\n0 5 5 2 2\n")
+    said = said_of(lambda **more: YoloData(str(config), **more), tmp_path).splitlines()
+    assert said[0].startswith(f"{labels}: line 1: no class has number")
+    assert said[1].startswith(f"{labels}: line 3: the box")
+    assert len(said) == 2
+    labels.write_text(good + "0 .1 .1 .4 .1 .2 .4\n0 .1 .1 .4 .1 .2 .4\n")
+    outlines = 1 + sum(len(boxes) for part in formats.PARTS for boxes in drawn(part, 3)[-1:])
+    with caplog.at_level("INFO"):
+        samples_of(YoloData(str(config)), tmp_path)
+    assert f"outlines read as their bounding boxes: {outlines}" in caplog.text

@@ -26,6 +26,9 @@ from vrft.types import Detection, Id
 TOLERANCE = 0.01
 """How far the numbers of a label may lie outside of 0 to 1, as in Ultralytics. What is outside the image is clipped."""
 
+OUTLINES = "outlines read as their bounding boxes"
+"""Count of labels, in what `data:` says."""
+
 ROUNDING = 1e-6
 """Error of coordinates that are written with six digits."""
 
@@ -92,9 +95,14 @@ class YoloData(BoxData):
             found = None
             try:
                 size = check_image(image)
-                found = BoxImage(image, str(labels), size, False, read_labels(labels, size, rules, self.encoding))
+                boxes, outlines = read_labels(labels, size, rules, self.encoding)
+                bad_records.read_as[OUTLINES] += outlines
+                found = BoxImage(image, str(labels), size, False, boxes)
             except MissingImage as error:
                 bad_records.add_missing(str(self.config), f"{image}: {error}")
+            except BadLines as error:
+                for line in error.lines:
+                    bad_records.add(str(labels), line)
             except (BadImage, ValueError) as error:
                 location = str(image if isinstance(error, BadImage) else labels)
                 bad_records.add(location, str(error).removeprefix(f"{location}: "))
@@ -134,24 +142,36 @@ class Rules:
     four_points_are_outlines: bool
 
 
-def read_labels(path: Path, size: tuple[int, int], rules: Rules, encoding: str) -> list[Detection]:
-    """Read boxes in pixels of an image of `size` (width, height); none if the file does not exist.
+class BadLines(ValueError):
+    """Has the number and the reason of each bad line of a label file."""
 
-    Duplicate lines count once.
+    def __init__(self, lines: Sequence[str]) -> None:
+        super().__init__("; ".join(lines))
+        self.lines = lines
+
+
+def read_labels(path: Path, size: tuple[int, int], rules: Rules, encoding: str) -> tuple[list[Detection], int]:
+    """Read boxes in pixels of an image of `size` (width, height), and the number of those that are outlines.
+
+    There are none if the file does not exist. Duplicate lines count once.
 
     Raises:
-        ValueError: a line is invalid; the message has its number and the reason.
+        BadLines: lines are invalid.
+        ValueError: the file can't be read.
     """
     if not os.path.exists(path):  # unlike Path.exists, false for a name that is too long
-        return []
-    boxes: dict[Detection, None] = {}
+        return [], 0
+    boxes: dict[Detection, bool] = {}
+    bad: list[str] = []
     for number, line in enumerate(split_lines(decode_text(read_bytes(path), encoding)), 1):
-        if line.strip():
+        if words := line.split():
             try:
-                boxes[_read_line(line.split(), size, rules)] = None
+                boxes[_read_line(words, size, rules)] = len(words) > 5 and rules.keypoints is None
             except ValueError as error:
-                raise ValueError(f"line {number}: {error}") from error
-    return list(boxes)
+                bad.append(f"line {number}: {error}")
+    if bad:
+        raise BadLines(bad)
+    return list(boxes), sum(boxes.values())
 
 
 def _read_line(words: list[str], size: tuple[int, int], rules: Rules) -> Detection:
