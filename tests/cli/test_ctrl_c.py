@@ -178,6 +178,8 @@ def test_an_interrupted_command_ends_without_a_traceback(
 ) -> None:
     monkeypatch.setattr("vrft.__main__.main", Mock(side_effect=KeyboardInterrupt))
     monkeypatch.setattr("vrft.utils.interrupts.threading.enumerate", list)
+    monkeypatch.setattr("vrft.utils.interrupts.atexit._run_exitfuncs", lambda: None)
+    monkeypatch.setattr("vrft.utils.interrupts.os._exit", sys.exit)
     with pytest.raises(SystemExit, match="130"):
         entry()
     assert capsys.readouterr().err == "vrft: interrupted\n"

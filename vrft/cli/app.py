@@ -237,11 +237,24 @@ class VRFTCLI(LightningCLI):
         with suppress(Stopped, RolloutFailed):
             if self.command == "fit":
                 self.before_fit()
-            method(model=self.model, datamodule=self.datamodule, **options)
+            try:
+                method(model=self.model, datamodule=self.datamodule, **options)
+            except SystemExit as error:  # Lightning's after a KeyboardInterrupt
+                if self.command == "fit" and isinstance(error.__context__, KeyboardInterrupt):
+                    self.say_interrupted()
+                raise
             if self.command == "fit":
                 self.after_fit()
         if self.trainer.stopped is not None and self.trainer.is_global_zero:
             print_stopped(RunDir.of(self.trainer), self.trainer.stopped, self.last_checkpoint)
+
+    def say_interrupted(self) -> None:
+        """Print which step is saved after a second Ctrl-C, and how to resume."""
+        if self.trainer.is_global_zero:
+            saved = RunCheckpoint.of(self.trainer).last_saved_step
+            what = f"step {saved} is saved" if saved else "this process has saved no step"
+            reason = f"interrupted after step {self.trainer.global_step}; {what}"
+            print_stopped(RunDir.of(self.trainer), reason, self.last_checkpoint)
 
     @property
     def last_checkpoint(self) -> Path:

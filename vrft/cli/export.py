@@ -79,10 +79,12 @@ def write(
     """Write a checkpoint of a run and its model card to a folder."""
     import torch
 
+    from vrft.cli.harmless import silence_harmless
     from vrft.policy.export import EXPORT_STEPS, export_policy
     from vrft.training.checkpoint_io import AtomicCheckpointIO
     from vrft.utils.progress import progress
 
+    silence_harmless()
     content = AtomicCheckpointIO().load_weights(checkpoint)
     state, step = content["state_dict"], content["global_step"]
     weights = {name.removeprefix(PREFIX): value for name, value in state.items() if name.startswith(PREFIX)}

@@ -6,10 +6,9 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import yaml
-from huggingface_hub import HfApi, constants, get_token
+from huggingface_hub import HfApi, get_token
 from huggingface_hub.errors import (
     HfHubHTTPError,
     HFValidationError,
@@ -19,6 +18,7 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils import validate_repo_id
 
 from vrft.errors import ConfigurationError
+from vrft.utils.hub_cache import hub_reason
 from vrft.utils.redact import PLACEHOLDER
 
 FIELD = "export: --push"
@@ -98,11 +98,6 @@ def upload(folder: Path, name: str) -> None:
         )
 
 
-def hub_server() -> str:
-    """Return the name of the Hub's server."""
-    return urlsplit(constants.ENDPOINT).netloc
-
-
 @contextmanager
 def _one_line(hint: str = "") -> Iterator[None]:
     """Turn an error of the Hub or the network into a ConfigurationError of one line, without the token."""
@@ -113,10 +108,9 @@ def _one_line(hint: str = "") -> Iterator[None]:
             f"{FIELD}: no token of the Hugging Face Hub; set HF_TOKEN or run `hf auth login`"
         ) from error
     except (HTTPError, OSError, RuntimeError) as error:  # RuntimeError: of hf_xet, which transfers large files
-        text = " ".join(ADVICE.sub("", str(error)).split())
+        text = " ".join(ADVICE.sub("", hub_reason(error)).split())
         if token := get_token():
             text = text.replace(token, PLACEHOLDER)
         if isinstance(error, HTTPError) and not isinstance(error, HfHubHTTPError):  # the server has not answered
-            done = "the upload is not complete" if hint else "nothing was uploaded"
-            text = f"{hub_server()} can't be reached: {text or type(error).__name__}; {done}"
+            text += "; the upload is not complete" if hint else "; nothing was uploaded"
         raise ConfigurationError(f"{FIELD}: {text}{hint}") from error

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from vrft.errors import ConfigurationError
 from vrft.policy.checkpoint_files import FIELD, check_folder, is_small, weight_names
-from vrft.utils.hub_cache import HUB_TIMEOUT, ask_hub
+from vrft.utils.hub_cache import HUB_TIMEOUT, ask_hub, hub_reason
 
 BUILT_IN = Path(__file__).parent / "checkpoints"
 
@@ -69,7 +69,7 @@ def _check_hub(name: str) -> None:
     except (HFValidationError, HTTPError, OSError) as error:
         raise ConfigurationError(
             f"model.policy.checkpoint: {name!r} is not a folder here{_suggestion(Path(name))}, "
-            f"and the Hugging Face Hub does not provide it: {' '.join(str(error).split())}"
+            f"and the Hugging Face Hub does not provide it: {hub_reason(error)}"
         ) from error
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from vrft.errors import ConfigurationError
 
@@ -28,7 +29,7 @@ def ask_hub(field: str, name: str) -> tuple[list[str], str | None]:
     try:  # HTTPError: of httpx or httpx2, by its version
         return [file.rfilename for file in model_info(name, timeout=HUB_TIMEOUT).siblings or ()], None
     except (HFValidationError, HTTPError, OSError) as error:
-        reason = " ".join(str(error).split())
+        reason = hub_reason(error)
         folder = cached_folder(name)
         if folder is None:
             raise ConfigurationError(f"{field}: the Hugging Face Hub does not provide {name!r}: {reason}") from error
@@ -51,3 +52,14 @@ def name_or_cached(field: str, name: str) -> str:
         ConfigurationError: the Hub does not provide the model, and it is not in the cache.
     """
     return name if Path(name).exists() else ask_hub(field, name)[1] or name
+
+
+def hub_reason(error: Exception) -> str:
+    """Return in one line why the Hub did not do something, and its server if that has not answered."""
+    from huggingface_hub import constants
+    from huggingface_hub.errors import HfHubHTTPError, HTTPError  # HTTPError: of httpx or httpx2
+
+    reason = " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, HTTPError) and not isinstance(error, HfHubHTTPError):
+        return f"{urlsplit(constants.ENDPOINT).netloc} can't be reached: {reason}"
+    return reason

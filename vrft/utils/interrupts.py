@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import signal
 import sys
@@ -50,9 +51,11 @@ def repeated_interrupts() -> Iterator[None]:
 
 
 def exit_with(code: int) -> NoReturn:
-    """End the process. After a Ctrl-C, do not wait for threads that still run."""
+    """End the process. After a Ctrl-C, do not wait for threads that still run or for the interpreter to free memory."""
     running = [one for one in threading.enumerate() if one is not threading.main_thread() and not one.daemon]
-    if code == INTERRUPTED and running:
+    if code == INTERRUPTED:
+        if not running:
+            atexit._run_exitfuncs()  # removes temporary folders; what the interpreter does after it takes seconds
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
