@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 from rich.console import Console
 from torch import nn
 
@@ -24,10 +24,11 @@ from vrft.data.datasets.scenes import FreshScenes, draw_scene, write_coco
 from vrft.doctor.memory import optimizer_bytes
 from vrft.doctor.probe import print_formats
 from vrft.doctor.prompts import GARBAGE, check_lengths, unlimited_counts
+from vrft.doctor.samples_picture import TILE_WIDTH, draw_tile
 from vrft.policy import Policy
 from vrft.rollout import RolloutEngine
 from vrft.tasks import DetectionTask
-from vrft.types import PromptBatch, Rollout
+from vrft.types import Detection, Frame, PromptBatch, Rollout
 
 Said = tuple[int, str]
 PAYS_FOR_GARBAGE = f"{{class_path: FunctionReward, init_args: {{function: {__name__}.pays_for_garbage}}}}"
@@ -90,6 +91,22 @@ def test_nothing_is_wrong_with_the_quickstart(doctor: Callable[..., Said], tmp_p
     assert colours is not None
     assert {(220, 30, 30)} <= {colour for _, colour in colours}  # the boxes
     assert not (tmp_path / "run" / "config.yaml").exists()  # the folder is still free for the run
+
+
+def test_pictures_of_samples_name_the_file_and_keep_labels_inside(monkeypatch: pytest.MonkeyPatch) -> None:
+    sample = FreshScenes(1, 0, 0)[0]
+    width, height = sample.size
+    edge = Detection((width - 2, 0, width, height), "a category with a long name")
+    task: Any = SimpleNamespace(
+        target_text=lambda *_: "", question=lambda *_: "which?", parse=lambda *_: SimpleNamespace(value=(edge,))
+    )
+    written: list[tuple[float, str]] = []
+    monkeypatch.setattr(ImageDraw.ImageDraw, "text", lambda _, at, text, **__: written.append((at[0], text)))
+    draw_tile(task, sample, Frame(width, height), "/photos/a.jpg")
+    (left, label), (_, question) = written
+    length = ImageDraw.Draw(Image.new("RGB", (1, 1))).textlength(label, ImageFont.load_default(11))
+    assert left + length <= TILE_WIDTH
+    assert question == f"{sample.index} (a.jpg): which?"
 
 
 def swap_axes(content: dict[str, Any]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
@@ -12,6 +13,7 @@ from rich.text import Text
 
 from vrft.data import RecordData, VisionData
 from vrft.data.record import Record, category
+from vrft.data.record_set import image_file
 from vrft.doctor.memory import check_memory
 from vrft.doctor.precision import check_precision
 from vrft.doctor.probe import check_readings
@@ -45,7 +47,7 @@ def examine(
     yield from check_precision(module, data, console)
     yield from check_lengths(module, data, batch, console)
     yield from check_rewards(module, batch, console)
-    draw_sheet(module.task, batch, folder / "samples.png")
+    draw_sheet(module.task, batch, folder / "samples.png", partial(image_file, data.train_set()))
     console.print(f"samples with their prompts and targets: {folder / 'samples.png'}", soft_wrap=True)
     yield from check_readings(module, data, probe, console)
     yield from check_memory(module, data, batch, gpu_memory, console)

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Callable
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
 from vrft.tasks import Task
 from vrft.types import Frame, PromptBatch, Sample
+from vrft.utils.display import visible
 
 MAX_TILES, COLUMNS = 12, 4
 TILE_WIDTH, IMAGE_HEIGHT, LINE_HEIGHT = 360, 300, 13
 MAX_LINES = 16
+MAX_NAME = 50
 BOX_COLOUR = (220, 30, 30)
 
 
-def draw_sheet(task: Task, batch: PromptBatch, path: Path) -> None:
-    """Draw some samples in a grid."""
-    tiles = [draw_tile(task, *pair) for pair in list(zip(batch.samples, batch.frames, strict=True))[:MAX_TILES]]
+def draw_sheet(task: Task, batch: PromptBatch, path: Path, file_of: Callable[[int], str | None]) -> None:
+    """Draw some samples in a grid. `file_of` returns the image file of a sample by its index."""
+    pairs = list(zip(batch.samples, batch.frames, strict=True))[:MAX_TILES]
+    tiles = [draw_tile(task, sample, frame, file_of(sample.index)) for sample, frame in pairs]
     height = tiles[0].height
     rows = -(-len(tiles) // COLUMNS)
     sheet = Image.new("RGB", (TILE_WIDTH * min(COLUMNS, len(tiles)), height * rows), "white")
@@ -27,7 +31,7 @@ def draw_sheet(task: Task, batch: PromptBatch, path: Path) -> None:
     sheet.save(path)
 
 
-def draw_tile(task: Task, sample: Sample, frame: Frame) -> Image.Image:
+def draw_tile(task: Task, sample: Sample, frame: Frame, file: str | None) -> Image.Image:
     """Draw a sample's image with the boxes parsed from its target text, above the prompt and that text."""
     tile = Image.new("RGB", (TILE_WIDTH, IMAGE_HEIGHT + MAX_LINES * LINE_HEIGHT + 10), "white")
     pen, font = ImageDraw.Draw(tile), ImageFont.load_default(11)
@@ -40,8 +44,11 @@ def draw_tile(task: Task, sample: Sample, frame: Frame) -> Image.Image:
     for detection in value if isinstance(value, tuple) else ():
         corners = [5 + v * scale for v in detection.box]
         pen.rectangle(corners, outline=BOX_COLOUR, width=2)
-        pen.text((corners[0] + 3, corners[1] + 1), detection.label[:30], fill=BOX_COLOUR, font=font)
-    question = textwrap.wrap(f"{sample.index}: {task.question(sample, frame)}", 62)[: MAX_LINES // 2]
+        label = detection.label[:30]
+        left = max(0.0, min(corners[0] + 3, TILE_WIDTH - 5 - pen.textlength(label, font=font)))
+        pen.text((left, corners[1] + 1), label, fill=BOX_COLOUR, font=font)
+    name = visible(Path(file).name)[:MAX_NAME] if file else "without a file"
+    question = textwrap.wrap(f"{sample.index} ({name}): {task.question(sample, frame)}", 62)[: MAX_LINES // 2]
     answer = textwrap.wrap(target, 62)[: MAX_LINES // 2]
     for i, line in enumerate([*question, *answer]):
         colour = "black" if i < len(question) else BOX_COLOUR
