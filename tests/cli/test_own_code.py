@@ -248,3 +248,38 @@ def test_the_console_command_finds_modules_in_the_working_folder(
         sys.modules.pop("rewards_beside_the_command", None)
     assert said == found
     assert sys.path[0] == str({"working": working, "script": script}[found[0]])
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--model.rewards.own=hinted_code.Shrot"], "(did you mean 'hinted_code.Short'?)"),
+        (["--model.rewards.own=hinted_code.Zzzzzz"], "has no attribute 'Zzzzzz'"),
+        (["--model.rewards.own=hinted_code.Short"], "is abstract (hinted_code.Short lacks the method score)"),
+        (["--task=hinted_code.YesNo"], "(hinted_code.YesNo lacks the method"),
+        (["--model.rewards.own=hinted_broken.Short"], "(hinted_broken.py, line 1) (a syntax error in your module)"),
+        (["--config=coco.json"], "coco.json has annotations, not settings; pass it as --data.train_annotations"),
+        (["--trainer.accelerator=gpu"], "trainer.accelerator: no GPU here; add --config trainer/cpu"),
+    ],
+)
+def test_mistakes_in_a_command_have_a_hint(
+    options: list[str],
+    said: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    code = "from vrft.rewards import Reward\nfrom vrft.tasks import Task\n"
+    code += "class Short(Reward):\n    pass\nclass YesNo(Task):\n    pass\n"
+    (tmp_path / "hinted_code.py").write_text(code)
+    (tmp_path / "hinted_broken.py").write_text("def x(:\n")
+    (tmp_path / "coco.json").write_text(json.dumps({"images": [], "annotations": [], "categories": []}))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    monkeypatch.delitem(sys.modules, "hinted_code", raising=False)
+    assert main(["fit", "--config", "quickstart", *options, "--run_dir=run"]) == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("vrft: ")]
+    assert said in line
+    assert line.count("lacks") <= 1
+    assert line.endswith("'Zzzzzz'") == ("Zzzzzz" in said)

@@ -38,8 +38,10 @@ def without(entry: dict[str, object], *fields: str) -> dict[str, object]:
         pytest.param("detection", "[" * 100_000, ["not JSON"], id="nested-too-deeply"),
         pytest.param("detection", [1, 2], ["expected an object, got list"], id="a-list"),
         pytest.param("detection", "null", ["expected an object, got NoneType"], id="null"),
-        pytest.param("detection", without(DETECTION, "completion"), ["completion: expected str"], id="no-completion"),
-        pytest.param("detection", without(DETECTION, "solution"), ["solution: expected str"], id="no-solution"),
+        pytest.param(
+            "detection", without(DETECTION, "completion"), ["field 'completion' is missing"], id="no-completion"
+        ),
+        pytest.param("detection", without(DETECTION, "solution"), ["field 'solution' is missing"], id="no-solution"),
         pytest.param("detection", DETECTION | {"completion": 5}, ["completion: expected str, got 5"], id="number"),
         pytest.param("detection", DETECTION | {"completion": None}, ["completion: expected str, got None"], id="none"),
         pytest.param("detection", DETECTION | {"solution": []}, ["solution: expected str, got []"], id="list"),
@@ -127,7 +129,11 @@ def test_a_file_that_is_not_text_is_named(refused, tmp_path: Path) -> None:
         pytest.param(["--task", "detection", "--rewards", "no_such.Thing"], ["no_such"], id="module"),
         pytest.param(["--task", "detection", "--rewards", "vrft.rewards.Thing"], ["Thing"], id="class"),
         pytest.param(["--task", "detection", "--rewards", "json.JSONDecoder"], ["is not a reward"], id="no-reward"),
-        pytest.param(["--task", "detection", "--rewards", "json.loads"], ["is not a reward"], id="function"),
+        pytest.param(
+            ["--task", "detection", "--rewards", "json.loads"],
+            ["is not a class; score takes subclasses"],
+            id="function",
+        ),
         pytest.param(["--task", "detection", "--rewards", "..x"], ["..x"], id="dots"),
         pytest.param(["--task", "detection", "--rewards", "vrft.rewards.Reward"], ["abstract"], id="abstract"),
         pytest.param(

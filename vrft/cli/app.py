@@ -222,6 +222,8 @@ class VRFTCLI(LightningCLI):
         except ConfigurationError:
             raise
         except (ValueError, TypeError, MisconfigurationException) as error:  # Lightning's, e.g. of a strategy's name
+            if "No supported gpu backend" in str(error):
+                raise ConfigurationError("trainer.accelerator: no GPU here; add --config trainer/cpu") from error
             raise ConfigurationError(f"trainer: {error}") from error
         if self.command not in WITHOUT_RUN:
             rank_zero_info(describe_devices(trainer))

@@ -60,6 +60,7 @@ def prepare(args: Sequence[str]) -> list[str]:
             unknown.
     """
     if len(args) == 1 or not _has_config(args):
+        check_options(args[0], args[1:])
         raise ConfigurationError(
             f"{args[0]} needs a config: --config NAME_OR_FILE (`python -m vrft configs` lists names)"
         )
@@ -121,7 +122,12 @@ def _unexpected(options: Sequence[str]) -> Iterator[str]:
 
 def check_fields(config: str) -> None:
     """Raise ConfigurationError for an unknown field at the top of a config."""
-    for name in read_config(config):
+    content = read_config(config)
+    if {"images", "annotations"} <= {*content}:
+        raise ConfigurationError(
+            f"--config: {config} has annotations, not settings; pass it as --data.train_annotations {config}"
+        )
+    for name in content:
         if name not in OPTIONS - {"config", "help", "print_config"}:
             close = difflib.get_close_matches(str(name), FIELDS, n=1)
             expected = f"did you mean {close[0]!r}?" if close else f"expected one of {', '.join(sorted(FIELDS))}"

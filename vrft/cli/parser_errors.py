@@ -7,6 +7,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
+from vrft.cli.own_classes import class_hint
 from vrft.errors import ConfigurationError
 from vrft.utils.display import visible
 from vrft.utils.redact import redact
@@ -42,6 +43,7 @@ HINTS = {
     r"unrecognized arguments: [^-]\S*\.ya?ml": "pass a config with --config FILE",
     r"arguments are required: (task|model|data)\b": "a config has them: --config NAME_OR_FILE",
     r"No module named 'kornia'": "augmentation needs `pip install 'kornia>=0.8'`",
+    r"\.py, line \d+\)$": "a syntax error in your module",
     r"is abstract$": "no class_path is given; is the name right?",
     r"vrft\.checkpoint_io\b": "it is now vrft.training.checkpoint_io.AtomicCheckpointIO",
     r"vrft\.strategies\b": "it is now vrft.training.strategies.FSDP2Strategy",
@@ -108,8 +110,10 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _suggestion(message: str, cause: str, fields: Sequence[str]) -> str:
-    if "did you mean" in cause:
+    if "did you mean" in cause or "lacks the method" in cause:
         return ""
+    if (said := class_hint(message)) is not None:
+        return said
     for pattern, hint in HINTS.items():
         if re.search(pattern, cause):
             return f" ({hint})"

@@ -146,7 +146,12 @@ def _import_reward(path: str, own: dict[str, Reward]) -> Reward:
         cls = getattr(importlib.import_module(module), name) if module else None
     except (ImportError, AttributeError, TypeError) as error:
         raise ConfigurationError(f"score: --rewards: {path!r}: {error}") from error
-    if not (isinstance(cls, type) and issubclass(cls, Reward)):
+    if not isinstance(cls, type):
+        raise ConfigurationError(
+            f"score: --rewards: {path!r} is not a class; score takes subclasses of vrft.rewards.Reward, or one of "
+            f"{', '.join(own)}"
+        )
+    if not issubclass(cls, Reward):
         raise ConfigurationError(
             f"score: --rewards: {path!r} is not a reward; expected one of {', '.join(own)}, or a class path"
         )
@@ -203,6 +208,8 @@ def _read_entry(location: str, line: str) -> dict[str, Any]:
     transcript = "target" in entry and "solution" not in entry
     needed = ("completion",) if transcript else ("completion", "solution")
     for key, kind in (("completion", str), ("solution", str), ("query", str), ("metadata", dict)):
+        if key in needed and key not in entry:
+            raise ConfigurationError(f"{location}: field {key!r} is missing")
         if not isinstance(entry.get(key, None if key in needed else kind()), kind):
             raise ConfigurationError(f"{location}: {key}: expected {kind.__name__}, got {entry.get(key)!r}")
     choices = entry.get("metadata", {}).get("choices", [])
