@@ -153,7 +153,7 @@ def test_validate_test_and_predict(
     for command, key in (("validate", "val/mIoU"), ("test", "test/mIoU")):
         assert main([command, *arguments, "--ckpt_path=last"]) == 0
         line = next(line for line in capsys.readouterr().out.splitlines() if key in line)
-        assert float(line.split("│")[-2]) == pytest.approx(tuned["mIoU"], abs=1e-5)
+        assert float(line.split("│")[-2]) == pytest.approx(tuned["mIoU"], abs=5e-4)  # three decimals
     assert main(["predict", *arguments, "--ckpt_path=last"]) == 0
     answers = [json.loads(line) for line in (tmp_path / "run" / "predictions.jsonl").read_text().splitlines()]
     truth = json.loads((tmp_path / "val.json").read_text())

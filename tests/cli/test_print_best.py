@@ -1,4 +1,4 @@
-"""The last lines of `fit` say whether training has improved on the base."""
+"""Printed scores: the last lines of `fit` say whether training has improved on the base."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from vrft.cli.fit import print_best
+from vrft.cli.trainer import show_scores
 from vrft.run_dir import RunDir
 
 
@@ -34,3 +35,9 @@ def test_a_base_that_scored_better_is_named(
     first, *others = capsys.readouterr().out.splitlines()
     assert first.startswith(f"best by {metric}: {last} (0.0005")
     assert others == ([said] if said else [])
+
+
+def test_small_scores_have_more_decimals(capsys: pytest.CaptureFixture[str]) -> None:
+    show_scores([{"val/mIoU": 0.41251, "val/coco/AP": 0.0007563256076537073, "val/valid": 0.0}])
+    rows = [[cell.strip() for cell in line.split("│")[1:3]] for line in capsys.readouterr().out.splitlines()]
+    assert rows[3:6] == [["val/coco/AP", "0.00076"], ["val/mIoU", "0.413"], ["val/valid", "0.000"]]

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import torch
 from lightning.pytorch import Trainer
+from rich.console import Console
+from rich.table import Column, Table
 
 from vrft.cli.compare import compare_checkpoints
 from vrft.cli.doctor import run_doctor
@@ -14,6 +17,7 @@ from vrft.data import VisionData
 from vrft.rollout.vllm.command import serve_commands
 from vrft.training.module import VisionModule
 from vrft.training.trainer import VisionTrainer
+from vrft.utils.display import decimals
 
 TRAINER_DEFAULTS: dict[str, Any] = {
     "log_every_n_steps": 1,
@@ -48,8 +52,40 @@ def describe_devices(trainer: Trainer) -> str:
     return f"devices: {trainer.world_size} x {name}{machines}, {type(trainer.strategy).__name__}"
 
 
+def show_scores(found: Sequence[Mapping[str, float]]) -> None:
+    """Print the scores that an evaluation returns."""
+    table = Table("held-out images", Column("", justify="right"))
+    for name, value in sorted(item for scores in found for item in scores.items()):
+        table.add_row(name, f"{value:.{decimals(value)}f}")
+    Console().print(table)
+
+
 class CommandTrainer(VisionTrainer):
-    """Has the options of the commands as parameters of its methods; `fit` and `validate` are Lightning's."""
+    """Has the options of the commands as parameters of its methods; `fit` is Lightning's."""
+
+    def validate(  # type: ignore[override]
+        self,
+        model: VisionModule,
+        dataloaders: VisionData | None = None,
+        ckpt_path: str | None = None,
+        verbose: bool = True,
+        datamodule: VisionData | None = None,
+        weights_only: bool | None = None,
+    ) -> Any:
+        """Evaluate a checkpoint on the held-out images.
+
+        Args:
+            model: the module.
+            dataloaders: the data, if it is not given as `datamodule`.
+            ckpt_path: checkpoint to evaluate; default: the base.
+            verbose: print the scores.
+            datamodule: the data.
+            weights_only: load checkpoints without running code.
+        """
+        found = super().validate(model, dataloaders, ckpt_path, False, datamodule, weights_only)
+        if verbose and self.is_global_zero:
+            show_scores(found)
+        return found
 
     def test(  # type: ignore[override]
         self,
@@ -74,7 +110,16 @@ class CommandTrainer(VisionTrainer):
             against: another checkpoint, `base` or a results file of any detector, to compare with on the same images.
             resamples: bootstrap samples per interval of the comparison.
         """
-        test = partial(super().test, model, dataloaders, datamodule=datamodule, weights_only=weights_only)
+        silent = partial(
+            super().test, model, dataloaders, verbose=False, datamodule=datamodule, weights_only=weights_only
+        )
+
+        def test(ckpt_path: str | None, verbose: bool) -> Any:
+            found = silent(ckpt_path=ckpt_path)
+            if verbose and self.is_global_zero:
+                show_scores(found)
+            return found
+
         if against is None:
             return test(ckpt_path=ckpt_path, verbose=verbose)
         return compare_checkpoints(
