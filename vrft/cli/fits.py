@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vrft.cli.parser import Parser
@@ -82,13 +83,18 @@ def read_config(checkpoint: str) -> PreTrainedConfig:
     """
     from transformers import AutoConfig
 
-    from vrft.policy.checkpoint import BUILT_IN
+    from vrft.policy.checkpoint import BUILT_IN, find_checkpoint
     from vrft.policy.support import check_supported
     from vrft.utils.hub import loading
     from vrft.utils.hub_cache import name_or_cached
 
     if (BUILT_IN / checkpoint).is_dir():
         checkpoint = str(BUILT_IN / checkpoint)
+    elif not Path(checkpoint).expanduser().exists():
+        try:
+            find_checkpoint(checkpoint)  # asks the Hub once, without retries
+        except ConfigurationError as error:
+            raise ConfigurationError(str(error).replace("model.policy.checkpoint", "fits: --checkpoint")) from error
     with loading("fits: --checkpoint", checkpoint):
         folder = name_or_cached("fits: --checkpoint", checkpoint)
         check_supported(folder, trust_remote_code=False)
@@ -118,5 +124,6 @@ def show(found: Sequence[Fit], title: str, gpu_memory: float | None) -> None:
     console.print(table)
     reserve = f"{RESERVE / GB:g} GB for CUDA and fragmentation"
     console.print(f"states: gradients and optimizer; ref.: a frozen copy as the reference; sum: with {reserve}")
+    console.print("loading: for a moment while weights are read, beside the weights")
     if gpu_memory is not None:
         console.print(f"batch: the largest data.batch_size on {gpu_memory:g} GB, up to {LARGEST_BATCH}; -: none fits")

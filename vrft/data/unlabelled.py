@@ -74,7 +74,8 @@ class UnlabelledData(RecordData):
             write_lines(RunDir.of(self.trainer).predictions_left_out, problems)
         elif self.trainer.is_global_zero:
             RunDir.of(self.trainer).predictions_left_out.unlink(missing_ok=True)  # of an earlier command
-        self._say([f"{len({record.image for record in found})} images are asked about"], bad_records)
+        count = len({record.image for record in found})
+        self._say([f"questions about {count} image{'' if count == 1 else 's'}"], bad_records)
         if not found:
             raise ConfigurationError(f"images: no readable image in {self.images[0]}")
         self._val = RecordSet(found, training=False, image_bits=self.image_bits)
