@@ -130,9 +130,10 @@ def describe(found: Sequence[Failure]) -> str:
     record, frame = worst.record, worst.frame
     x0, y0, x1, y1 = worst.true.box
     return (
-        f"are too small for coordinates in {numbers_in_words(frame.decimals)} from 0 to {frame.width} and "
-        f"{frame.height}, e.g. {record.location}: {worst.place}, {worst.true.label!r}, {x1 - x0:.4g} x {y1 - y0:.4g} "
-        f"pixels at {x0:.6g}, {y0:.6g} of {record.size[0]} x {record.size[1]}: the nearest box overlaps with it by "
+        f"are too small for coordinates in {numbers_in_words(frame.decimals)}, x from 0 to {frame.width} and y "
+        f"from 0 to {frame.height}, e.g. {record.location}: {worst.place}, {worst.true.label!r}, "
+        f"{x1 - x0:.4g} x {y1 - y0:.4g} pixels at {x0:.6g}, {y0:.6g} of {record.size[0]} x {record.size[1]}: "
+        f"the nearest box overlaps with it by "
         f"{worst.overlap:.2f}, and {worst.threshold.name} needs more than {worst.threshold.value:.2g}"
     )
 
