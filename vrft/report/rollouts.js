@@ -139,7 +139,7 @@ function card(group, onopen) {
     picture(group, best(group).answer),
     h("span", { class: "card-title hostile" }, titleOf(group)),
     !isBoxes(group.target) && h("span", { class: "quiet hostile two-lines" }, `answer: ${said(best(group).answer)}`),
-    h("span", { class: "card-line" }, h("span", {}, `rollout ${group.rollout}`), h("span", {}, h("small", {}, "mean reward "), h("b", {}, number(group.mean)))),
+    h("span", { class: "card-line" }, h("span", {}, `rollout ${group.rollout}`), h("small", {}, "mean reward ", h("b", {}, number(group.mean)))),
     bars(group)),
     h("p", { class: "origin" }, origin(group).slice(0, 1).map((button) => button || copyable(group.image_id, `image ${shorten(group.image_id, 40)}`))));
 }
