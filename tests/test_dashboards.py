@@ -105,9 +105,10 @@ RUNS = {
     "quickstart": ["--model.num_minibatches=2", "--model.max_extra_rollouts=1", "--model.sft_weight=0.1"],
     "quickstart_sft": [],
 }
-NOT_HERE = {"memory/gpu_gb", "guards/NAME", "train/staleness", "train/sampling_gap_max"}
+NOT_HERE = {"memory/gpu_gb", "guards/NAME", "train/staleness", "train/sampling_gap_max", "train/entropy_weight"}
+NOT_HERE |= {"train/loss_scale", "train/overflowed_steps"}
 NOT_HERE |= {f"train/importance/{name}" for name in ("ratio_p01", "ratio_p50", "ratio_p99", "beyond")}
-"""Metrics that need a GPU, a raised guard (see test_guards) or rollout servers."""
+"""Metrics that need a GPU, float16, a setting of the entropy, a raised guard (see test_guards) or rollout servers."""
 
 
 def evaluated() -> set[str]:

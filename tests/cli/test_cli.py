@@ -22,7 +22,7 @@ from vrft.training.module import VisionModule
 
 def test_a_summary_has_the_same_scores_as_a_report(tmp_path: Path) -> None:
     metrics = {f"val/{name}": torch.tensor(0.5) for name in ("gIoU", "Acc@0.5", "class_accuracy", "presence/recall")}
-    trainer = SimpleNamespace(sanity_checking=False, callback_metrics=metrics, global_step=3)
+    trainer = SimpleNamespace(sanity_checking=False, callback_metrics=metrics, global_step=3, is_global_zero=False)
     summary = Summary()
     summary.on_validation_end(trainer, Mock(spec=VisionModule, steps_done=3))  # type: ignore[arg-type]
     assert {*(summary.base or ())} == {"gIoU", "Acc@0.5", "class accuracy", "recall"}

@@ -81,7 +81,8 @@ def test_reloading_gives_the_same_greedy_answers(
             yaml.safe_load((tmp_path / "adapter" / "README.md").read_text().split("---")[1])["library_name"] == "peft"
         )
     assert main(["predict", "--config", f"{run}/config.yaml", f"--ckpt_path={run}/export-step=1"]) == 0
-    assert lines(run / "predictions.jsonl")[:5] == asked  # an exported folder works like a checkpoint
+    found = lines(run / "predictions.jsonl")[:5]  # an exported folder works like a checkpoint
+    assert [{**row, "weights": ""} for row in found] == [{**row, "weights": ""} for row in asked]
 
 
 def test_fit_leaves_a_card_with_the_numbers_of_the_run(finished: Finished) -> None:

@@ -63,7 +63,8 @@ def test_image_tokens_are_counted_with_and_without_limits(limits: dict[str, int]
     assert list(unlimited_counts(module, batch)) == expected
     module.task, module.max_completion_length = DetectionTask("Detect {query}"), 999
     said = io.StringIO()
-    assert list(check_lengths(module, batch, Console(file=said, width=200))) == []
+    data: Any = SimpleNamespace()
+    assert list(check_lengths(module, data, batch, Console(file=said, width=200))) == []
     enlarged = "min_pixels=12544, max_pixels=12544 makes images larger than the checkpoint's own limits do"
     assert (enlarged in said.getvalue()) == bool(limits)
 

@@ -54,7 +54,7 @@ def log_probs(policy: Policy, *, reference: bool = False) -> torch.Tensor:
 @pytest.mark.parametrize("lora", KINDS.values(), ids=KINDS)
 def test_fresh_adapters_change_nothing_and_trained_ones_sample_what_they_train(lora: LoRA) -> None:
     policy = loaded(lora)
-    torch.testing.assert_close(log_probs(policy), log_probs(policy, reference=True), rtol=0, atol=1e-5)
+    torch.testing.assert_close(log_probs(policy), log_probs(policy, reference=True), rtol=0, atol=5e-5)
     change(policy, seed=1)
     assert (log_probs(policy) - log_probs(policy, reference=True)).abs().max() > 1e-2
     batch = policy.prepare(prompts(policy))

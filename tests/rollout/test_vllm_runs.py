@@ -139,7 +139,7 @@ def test_one_step_ahead_is_one_step_stale_and_corrected(
         corrections.append(float((correction - 1).abs().max()))
         return policy_loss(*args, correction=correction, **settings)
 
-    monkeypatch.setattr("vrft.training.rft.policy_loss", spied)
+    monkeypatch.setattr("vrft.training.objective.policy_loss", spied)
     more = ("--model.engine.init_args.one_step_ahead=true", "--trainer.max_steps=4", "--trainer.val_check_interval=2")
     assert main(fit(built_in.url, more=more)) == 0
     rows = logged(tmp_path / "run")

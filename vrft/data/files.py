@@ -246,8 +246,9 @@ def hull(points: Iterable[tuple[float, float]]) -> tuple[float, float, float, fl
 
 def refuse_fractions(source: object, boxes: Iterable[Sequence[float]]) -> None:
     """Raise ConfigurationError if all corners in a source of absolute boxes are fractions of their images."""
-    largest = max(map(max, boxes), default=None)
-    if largest is not None and largest <= 1:
+    numbers = {number for box in boxes for number in box}
+    largest = max(numbers, default=None)
+    if largest is not None and largest <= 1 and any(0 < number < 1 for number in numbers):
         raise ConfigurationError(
             f"{source}: no coordinate is above {largest:g}; expected pixels, not fractions of the image"
         )

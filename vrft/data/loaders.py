@@ -137,7 +137,9 @@ class WorkerRestartLoader(DataLoader[Sample]):
                     except StopIteration:
                         return
                 yield batch
-        except BaseException:  # workers ignore signals, so a process that ends would wait for the samples they read
+        except KeyboardInterrupt:  # workers ignore signals, so the process would wait for the samples they read
+            if handles_deaths():
+                signal.signal(SIGCHLD, signal.SIG_DFL)  # which would raise another error for their deaths
             for worker in workers:
                 worker.kill()
             raise
