@@ -24,7 +24,7 @@ from vrft.utils.redact import PLACEHOLDER
 FIELD = "export: --push"
 
 ADVICE = re.compile(r"For more information check: \S+")
-"""What httpx adds to a message: the address of a page about the status code."""
+"""The end that httpx adds to a message: the address of a page about the status code."""
 
 OUTDATED = ["model*.safetensors", "model.safetensors.index.json", "adapter_model*.safetensors", "adapter_config.json"]
 """Files of an earlier upload that `from_pretrained` would prefer to those of this one."""

@@ -1,4 +1,4 @@
-"""What fits on a GPU, from a model's config.json alone."""
+"""Estimate which ways of training fit on a GPU, from a model's config.json alone."""
 
 from __future__ import annotations
 
@@ -89,8 +89,8 @@ def fits(config: PreTrainedConfig, request: Request, gpu_memory: float | None) -
             batch = max(
                 (p for p in range(1, LARGEST_BATCH + 1) if sum(needs(p).values()) <= gpu_memory * GB), default=0
             )
-        kept = sum(needs(1)[name] for name in ("policy", "reference"))
-        found.append(Fit(way, needs(1), kept + largest_read(sizes, shape), batch))
+        one = needs(1)
+        found.append(Fit(way, one, one["policy"] + one["reference"] + largest_read(sizes, shape), batch))
     return found
 
 

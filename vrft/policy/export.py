@@ -15,11 +15,12 @@ from vrft.errors import ConfigurationError
 from vrft.policy.checkpoint_files import INDEX_FILE, SINGLE_FILE
 from vrft.policy.four_bits import compute_in, published_in_four_bits
 from vrft.policy.image_size import apply_to_config, config_fields, limited_fields, write_fields
-from vrft.policy.lora import add_adapters, merged_weight
+from vrft.policy.lora import add_adapters, has_adapter, merged_weight
 from vrft.policy.pretrained import TRUST_REMOTE_CODE_HINT, exact_dtype, load_pretrained, token_ids, vision_parameters
 from vrft.policy.processor import copy_processor, load_processor
 from vrft.policy.vlm import Policy
 from vrft.utils.hub import bars_if_large, loading
+from vrft.utils.indices import buckets
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedModel
@@ -161,9 +162,7 @@ def save_merged(model: PreTrainedModel, published: Mapping[str, Tensor], folder:
     Raises:
         ConfigurationError: an adapted weight is stored in another form than the model's.
     """
-    from peft.tuners.lora import LoraLayer
-
-    adapters = {m.get_base_layer().weight.data_ptr(): m for m in model.modules() if isinstance(m, LoraLayer)}
+    adapters = {m.get_base_layer().weight.data_ptr(): m for m in model.modules() if has_adapter(m)}
     if odd := len(adapters.keys() - {weight.data_ptr() for weight in published.values()}):
         raise ConfigurationError(
             f"export: {odd} adapted weights of a {model.config.model_type} are stored in another form, "
@@ -173,36 +172,24 @@ def save_merged(model: PreTrainedModel, published: Mapping[str, Tensor], folder:
     (folder / SINGLE_FILE).unlink(missing_ok=True)
     model.config.dtype = dtype
     model.config.save_pretrained(folder)
-    files = split(published, dtype)
+    names = list(published)
+    sizes = [weight.numel() * dtype.itemsize for weight in published.values()]
+    files = [names[part] for part in buckets(sizes, FILE_BYTES)]
     index: dict[str, str] = {}
-    for number, names in enumerate(files, start=1):
+    for number, chosen in enumerate(files, start=1):
         file = SINGLE_FILE if len(files) == 1 else f"model-{number:05}-of-{len(files):05}.safetensors"
         weights = {}
-        for name in names:
+        for name in chosen:
             weight = published[name]
             if (layer := adapters.get(weight.data_ptr())) is not None:
                 weight = merged_weight(layer)
             weights[name] = weight.to(dtype if weight.is_floating_point() else weight.dtype).contiguous()
         save_file(weights, folder / file, {"format": "pt"})
-        index |= dict.fromkeys(names, file)
+        index |= dict.fromkeys(chosen, file)
     if len(files) > 1:
         total = sum(weight.numel() for weight in published.values())
         content = {"metadata": {"total_parameters": total, "total_size": total * dtype.itemsize}, "weight_map": index}
         (folder / INDEX_FILE).write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-
-
-def split(weights: Mapping[str, Tensor], dtype: torch.dtype) -> list[list[str]]:
-    """Distribute names of weights to files of at most `FILE_BYTES`, in their order; a larger weight has its own."""
-    files: list[list[str]] = []
-    room = 0
-    for name, weight in weights.items():
-        size = weight.numel() * dtype.itemsize
-        if not files or size > room:
-            files.append([])
-            room = FILE_BYTES
-        files[-1].append(name)
-        room -= size
-    return files
 
 
 def keep_published_layout(model: PreTrainedModel) -> None:

@@ -76,15 +76,14 @@ def has_adapter(layer: nn.Module) -> TypeGuard[LoraLayer]:
 def add_adapters(model: PreTrainedModel, lora: LoRA) -> nn.Module:
     """Wrap a model with adapters. Fresh ones leave its output unchanged until they are trained."""
     from peft import get_peft_model
-    from peft.tuners.lora import LoraLayer
 
     # peft rounds fresh adapters to the dtype of their layer. These stand-ins for weights take no memory.
-    # Those of layers in four bits are float32 already.
+    # Adapters of layers in four bits are float32 already.
     weights = (p for p in model.parameters() if p.is_floating_point())
     float32 = {p: torch.zeros((), device=p.device).expand(p.shape) for p in weights}
     with replaced(float32):
         adapted = get_peft_model(model, peft_config(model, lora))
-    for layer in (module for module in model.modules() if isinstance(module, LoraLayer)):
+    for layer in (module for module in model.modules() if has_adapter(module)):
         if magnitudes := [*layer.lora_magnitude_vector.parameters()]:  # those of the stand-ins
             magnitudes[0].data = row_lengths(weight_of(layer.get_base_layer()))
     if lora.adapter is not None:

@@ -30,7 +30,7 @@ KEPT = 2
 
 
 class Shape(NamedTuple):
-    """What a recorded step depends on, apart from weights and the length of prompts."""
+    """The settings that a recorded step depends on, apart from weights and the length of prompts."""
 
     prompts: int
     group_size: int

@@ -14,7 +14,7 @@ from vrft.training.cross_entropy import Targets
 from vrft.utils.indices import index_on
 
 SUMS = ("rows", "KL", "entropy", "clipped share", "sampling gap", "rows with tokens")
-"""What is summed over the rows of a micro-batch."""
+"""Numbers that are summed over the rows of a micro-batch."""
 
 
 @dataclass(slots=True)

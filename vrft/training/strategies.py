@@ -38,6 +38,7 @@ from vrft.run_dir import UNSHARDED, is_sharded
 from vrft.training.checkpoint_io import AtomicCheckpointIO
 from vrft.training.lightning_internals import set_data_parallel_size
 from vrft.training.sharded_checkpoint import Place, load_shards, shards_of, write_shards
+from vrft.utils.indices import buckets
 
 ALLREDUCE_BUCKET_BYTES = 64 * 2**20
 """Bytes of gradients in one all-reduce: small messages cost a round trip each."""
@@ -266,16 +267,3 @@ def parallelism_of(trainer: Trainer) -> SingleProcess:
     if isinstance(trainer.strategy, DDPStrategy):
         return ReplicatedRanks(trainer.strategy)
     return SingleProcess()
-
-
-def buckets(sizes: Sequence[int], limit: int) -> list[slice]:
-    """Split neighbours into parts of at most `limit` in total; a larger one is a part by itself."""
-    parts: list[slice] = []
-    room = 0
-    for i, size in enumerate(sizes):
-        if size > room:
-            parts.append(slice(i, i))
-            room = limit
-        parts[-1] = slice(parts[-1].start, i + 1)
-        room -= size
-    return parts
