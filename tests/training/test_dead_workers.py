@@ -7,11 +7,14 @@ import multiprocessing
 import os
 import re
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from lightning.pytorch import Callback, Trainer
+from torch.utils.data import DataLoader
+from torch.utils.data._utils import signal_handling
 
 from tests.helpers import Command, callback
 from tests.helpers.kills import KILLS, STATE
@@ -40,6 +43,19 @@ class KillsWorkers(Callback):
         self.kill("evaluation")
 
 
+@pytest.fixture
+def torch_handler(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Let torch install its handler for SIGCHLD, which raises, as it does for the first loader of a user's callback."""
+    before = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    monkeypatch.setattr(signal_handling, "_SIGCHLD_handler_set", False)  # torch installs it once in a process
+    list(DataLoader([0], num_workers=1))  # type: ignore[arg-type]
+    installed = signal.getsignal(signal.SIGCHLD)
+    assert callable(installed)
+    yield
+    assert signal.signal(signal.SIGCHLD, before) is installed
+
+
+@pytest.mark.usefixtures("torch_handler")
 @pytest.mark.parametrize("when", ["step", "evaluation"])
 def test_workers_restart_where_one_died(when: str, whole: Path, like_whole: Command, tmp_path: Path) -> None:
     more = ["--data.num_workers=2", "--data.eval_batch_size=2", callback(KillsWorkers, when=when)]

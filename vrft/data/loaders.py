@@ -122,13 +122,14 @@ class WorkerRestartLoader(DataLoader[Sample]):
     def _batches(self) -> Iterator[Any]:
         """Iterate over torch's loader, but detect dead workers while waiting for a batch, not in a signal handler.
 
-        Torch's own handler for SIGCHLD would raise in the middle of a training step.
+        Torch's own handler for SIGCHLD would raise in the middle of a training step. Torch installs it with the first
+        loader of a process that has workers, which may be another one than this, e.g. that of a user's callback.
         """
         before = None if SIGCHLD is None else signal.getsignal(SIGCHLD)
         batches: Any = super().__iter__()
-        if handles_deaths():
-            signal.signal(SIGCHLD, before or signal.SIG_DFL)
         workers = batches._workers if self.num_workers else []
+        if workers and handles_deaths():
+            signal.signal(SIGCHLD, signal.SIG_DFL)
         try:
             while True:
                 with raise_on_worker_death(workers):
@@ -146,6 +147,8 @@ class WorkerRestartLoader(DataLoader[Sample]):
         finally:
             if workers:
                 batches._shutdown_workers()
+                if handles_deaths():
+                    signal.signal(SIGCHLD, before or signal.SIG_DFL)
 
 
 @contextmanager
