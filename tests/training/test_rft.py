@@ -236,8 +236,7 @@ def test_every_rank_gets_its_part_of_decoupled_advantages() -> None:
         scored.rewards = {"a": own[:, 0], "off": own[:, 0] * 9, "b": own[:, 1]}
         module: Any = SimpleNamespace(objective=objective, rewards=named, global_rank=rank, device=torch.device("cpu"))
         module.all_gather = lambda _: rewards
-        module.signal = partial(RFT.signal, module)
-        torch.testing.assert_close(module.signal(scored), rewards[rank])
+        torch.testing.assert_close(objective.signal(scored, named), rewards[rank])
         torch.testing.assert_close(RFT.advantages(module, scored), whole[rank])
 
 

@@ -7,6 +7,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 
+from vrft.data import VisionData
 from vrft.errors import ConfigurationError
 from vrft.policy import Policy
 from vrft.types import PromptBatch
@@ -18,6 +19,15 @@ def check_settings(**settings: tuple[float, float, float]) -> None:
         if not lowest <= value <= highest:
             upper = "" if highest == float("inf") else f" and at most {highest}"
             raise ConfigurationError(f"model.{name}: expected at least {lowest}{upper}, got {value}")
+
+
+def check_minibatches(data: VisionData | None, num_minibatches: int) -> None:
+    """Raise ConfigurationError if the prompts of a step can't be divided into so many minibatches."""
+    if data is not None and data.batch_size < num_minibatches:
+        raise ConfigurationError(
+            f"model.num_minibatches: {num_minibatches} parts of {data.batch_size} prompts (data.batch_size) "
+            "can't be made"
+        )
 
 
 def check_precision(trainer: Trainer) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 
+import torch
+from lightning.pytorch import LightningModule
 from torch import Tensor
 
 
@@ -42,3 +44,38 @@ def adapted_weight(weight: Tensor, entropy: Tensor, target: float, step: float) 
     """
     change = step * ((entropy < target).float() - (entropy > target).float())
     return (weight + change).clamp(min=0.0)
+
+
+class EntropyBonus:
+    """The weight of the entropy bonus: a buffer of the module, which checkpoints hold if it follows a target."""
+
+    def __init__(self, module: LightningModule, weight: float, target: float | None, step: float) -> None:
+        """Register the buffer `entropy_weight`.
+
+        Args:
+            module: the module that is trained.
+            weight: weight of the first step.
+            target: entropy to stay above, in nats; None keeps the weight.
+            step: change of the weight after a step.
+        """
+        self.module, self.target, self.step = module, target, step
+        self.enabled = weight > 0 or target is not None
+        module.register_buffer("entropy_weight", torch.tensor(weight), persistent=target is not None)
+
+    @property
+    def weight(self) -> Tensor:
+        """The present weight, ()."""
+        return self.module.get_buffer("entropy_weight")
+
+    def adapt(self, entropy: Tensor, rows: Tensor) -> None:
+        """Log the weight and move it for the next step. `entropy`: sum over this rank's rows with tokens."""
+        if not self.enabled:
+            return
+        self.module.log("train/entropy_weight", self.weight.clone())  # it changes below
+        if self.target is not None:
+            entropy, rows = self.module.trainer.strategy.reduce(torch.stack([entropy, rows]), reduce_op="sum")
+            self.weight.copy_(adapted_weight(self.weight, entropy / rows, self.target, self.step))
+
+    def state_names(self) -> set[str]:
+        """Return the names of a checkpoint's values."""
+        return set() if self.target is None else {"entropy_weight"}

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from vrft.errors import ConfigurationError
+from vrft.rewards import Reward
+from vrft.training.checks import check_settings
 from vrft.training.grpo import (
     Baseline,
     KLEstimator,
@@ -22,6 +26,7 @@ from vrft.training.grpo import (
 )
 from vrft.training.importance import ImportanceSampling, importance_weights
 from vrft.training.loss_inputs import LossInputs
+from vrft.types import ScoredRollout
 
 Aggregation = Literal["sum_then_normalize", "normalize_then_sum"]
 
@@ -65,6 +70,11 @@ class Objective:
             overlong_buffer: `model.overlong_buffer`, which adds to the sum of the rewards alone.
             max_extra_rollouts: `model.max_extra_rollouts`, which replaces groups of zero variance.
         """
+        check_settings(
+            top_entropy_quantile=(self.top_entropy_quantile, 1e-6, 1),
+            importance_cap=(self.importance_cap, 1, float("inf")),
+            **{name: (value, 1e-3, float("inf")) for name, value in self._temperatures()},
+        )
         self._check_clipping()
         self._check_advantages()
         self._check_entropy()
@@ -158,6 +168,13 @@ class Objective:
         if self.decoupled:
             return decoupled_advantages(rewards, weights)
         return group_advantages(rewards, self.scale_rewards, self.leave_one_out, self.baseline)
+
+    def signal(self, scored: ScoredRollout, rewards: Mapping[str, Reward]) -> Tensor:
+        """Return what advantages are made of: the sums (P, G) or, if decoupled, each reward (P, G, K) with a weight."""
+        if not self.decoupled:
+            return scored.reward
+        chosen = [values.view_as(scored.reward) for name, values in scored.rewards.items() if rewards[name].weight]
+        return torch.stack(chosen, -1) if chosen else scored.reward.new_empty(*scored.reward.shape, 0)
 
     def zero_variance(self, rewards: Tensor) -> Tensor:
         """Return which groups of rewards (P, G) or, if decoupled, (P, G, K) have zero variance, (P,) bool."""

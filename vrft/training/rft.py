@@ -2,42 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 
-from vrft.data.datamodule import data_of, train_loader_of
-from vrft.errors import ConfigurationError
+from vrft.data.datamodule import data_of
 from vrft.policy import Policy
 from vrft.policy.processor import MicroBatch
 from vrft.rewards import Reward
 from vrft.rollout import RolloutEngine, Sampling, TransformersEngine
 from vrft.tasks import Task
-from vrft.training.checks import check_settings
-from vrft.training.entropy import adapted_weight, top_entropy_tokens
+from vrft.training.checks import check_minibatches, check_settings
+from vrft.training.collector import Collector
+from vrft.training.entropy import EntropyBonus
 from vrft.training.fixed_log_probs import FixedLogProbs
-from vrft.training.grpo import (
-    Baseline,
-    KLEstimator,
-    LossType,
-    ScaleRewards,
-    completion_kl,
-    masked_mean,
-    overlong_penalty,
-    replace_zero_variance,
-    token_weights,
-)
+from vrft.training.grpo import Baseline, KLEstimator, LossType, ScaleRewards, completion_kl, masked_mean
 from vrft.training.importance import ImportanceSampling
-from vrft.training.loss_inputs import LossInputs, Minibatch, total_sums
+from vrft.training.loss_inputs import Minibatch, total_sums
+from vrft.training.loss_preparation import LossPreparation
 from vrft.training.module import VisionModule
 from vrft.training.objective import Aggregation, Objective
 from vrft.training.optimization import Interval
-from vrft.training.rollouts import Generation
-from vrft.training.scoring import parse_completions
-from vrft.types import PromptBatch, Rollout, ScoredRollout
+from vrft.types import PromptBatch, ScoredRollout
 from vrft.utils.bounds import Fraction, NonNegative
 from vrft.utils.indices import index_on
 
@@ -47,8 +36,6 @@ class RFT(VisionModule):
 
     P prompts on this rank, G = `num_generations`, N = P * G rows, T completion tokens.
     """
-
-    entropy_weight: Tensor
 
     def __init__(
         self,
@@ -169,14 +156,9 @@ class RFT(VisionModule):
             top_p=(top_p, 1e-6, 1),
             top_k=(top_k, 0, float("inf")),
             min_p=(min_p, 0, 1),
-            top_entropy_quantile=(top_entropy_quantile, 1e-6, 1),
-            importance_cap=(importance_cap, 1, float("inf")),
-            sapo_temperature_pos=(sapo_temperature_pos, 1e-3, float("inf")),
-            sapo_temperature_neg=(sapo_temperature_neg, 1e-3, float("inf")),
         )
-        self.num_generations, self.num_iterations = num_generations, num_iterations
-        self.group_size = num_generations
-        self.num_minibatches, self.batches_per_step = num_minibatches, 1 + max_extra_rollouts
+        self.num_iterations, self.num_minibatches = num_iterations, num_minibatches
+        self.group_size, self.batches_per_step = num_generations, 1 + max_extra_rollouts
         self.objective = Objective(
             loss_type=loss_type,
             beta=beta,
@@ -199,19 +181,24 @@ class RFT(VisionModule):
         )
         self.objective.check(overlong_buffer=overlong_buffer, max_extra_rollouts=max_extra_rollouts)
         self.sampling = Sampling(temperature, top_p, top_k, min_p)
-        self.mask_truncated_completions, self.overlong_buffer = mask_truncated_completions, overlong_buffer
         self.sft_weight = sft_weight
-        self.register_buffer("entropy_weight", torch.tensor(entropy_weight), persistent=entropy_target is not None)
+        self.entropy_bonus = EntropyBonus(self, entropy_weight, entropy_target, entropy_step)
         self.keep_reference, self.prefetches = beta > 0, self.rollouts.prefetches
+        self.collect = Collector(
+            self, self.objective, self.sampling, num_generations, overlong_buffer, num_iterations * num_minibatches
+        )
         self.fixed_log_probs = FixedLogProbs(policy, self.optimization, self.step, temperature)
+        self.prepare_loss = LossPreparation(
+            self,
+            self.objective,
+            self.fixed_log_probs,
+            num_minibatches,
+            max_completion_length,
+            mask_truncated_completions,
+        )
 
     def setup(self, stage: str) -> None:
-        data = data_of(self.trainer)
-        if data is not None and data.batch_size < self.num_minibatches:
-            raise ConfigurationError(
-                f"model.num_minibatches: {self.num_minibatches} parts of {data.batch_size} prompts (data.batch_size) "
-                "can't be made"
-            )
+        check_minibatches(data_of(self.trainer), self.num_minibatches)
 
     def training_step(self, batch: PromptBatch, batch_idx: int) -> dict[str, ScoredRollout]:
         self.begin_step()  # seeds, timers
@@ -226,65 +213,9 @@ class RFT(VisionModule):
         self.end_step()
         return {"scored": scored}
 
-    # ------------------------------------------------------------------------------------------- rollout and reward
-
-    def collect(self, batch: PromptBatch) -> ScoredRollout:
-        """Sample and score the first P prompts; dynamic sampling replaces groups of zero variance by further groups."""
-        prompts = len(batch.samples) // self.batches_per_step  # P
-        scored = self.score_rollout(*self.rollout(batch.select(range(prompts)), 0))
-        for start in range(prompts, len(batch.samples), prompts):
-            enough = int((~self.objective.zero_variance(self.signal(scored))).sum()) >= prompts
-            if self.trainer.strategy.reduce_boolean_decision(enough, all=True):
-                break
-            more = batch.select(range(start, start + prompts))
-            scored = scored.join(self.score_rollout(*self.rollout(more, start)))
-        zero_variance = self.objective.zero_variance(self.signal(scored))  # (P and more,)
-        self.log_rollout(scored, zero_variance, prompts)
-        return scored.select(replace_zero_variance(zero_variance, prompts))
-
-    def rollout(self, batch: PromptBatch, first: int) -> tuple[PromptBatch, Rollout]:
-        """Sample G completions for each prompt. `first`: prompts of this step that were sampled before."""
-        key, length = self.sampling_key(first), self.max_completion_length
-        generation = Generation(self.num_generations, length, self.sampling, key)
-        with self.step.phase("rollout", length) as advance:
-            prepared = self.policy.prepare(batch)
-            if self.prefetches and first == 0:
-                rollout = self.prefetched_rollout(prepared, generation, advance)
-            else:
-                rollout = self.rollouts.generate(prepared, generation, advance)
-        self.check_sharing(self.trainer, self.policy, batch, rollout.ids, rollout.mask)
-        return prepared, rollout
-
-    def prefetched_rollout(self, batch: PromptBatch, generation: Generation, advance: Callable[..., None]) -> Rollout:
-        """Return the rollout that was sampled during the last step, and start sampling the next step's."""
-        rollout, staleness = self.rollouts.prefetched(batch, generation, advance)
-        self.log("train/staleness", float(staleness))
-        next_batch = train_loader_of(self.trainer).next_batch
-        optimizer_steps = self.num_iterations * self.num_minibatches
-        if next_batch is not None and self.trainer.global_step + optimizer_steps != self.trainer.max_steps:
-            self.rollouts.prefetch(next_batch.select(range(len(batch.samples))), generation)
-        return rollout
-
-    def score_rollout(self, batch: PromptBatch, rollout: Rollout) -> ScoredRollout:
-        """Parse and score the completions."""
-        with self.step.phase("reward", 1):
-            answers, samples = parse_completions(self.task, rollout, batch)
-            rewards, total = self.score(answers, samples)  # name -> (N,), (N,)
-            if self.overlong_buffer:
-                lengths = rollout.mask.sum(1).to(total.device)
-                total = total + overlong_penalty(lengths, self.max_completion_length, self.overlong_buffer)
-        return ScoredRollout(batch, rollout, answers, rewards, total.view(-1, self.num_generations))
-
-    def signal(self, scored: ScoredRollout) -> Tensor:
-        """Return what advantages are made of: the sums (P, G) or, if decoupled, each reward (P, G, K) with a weight."""
-        if not self.objective.decoupled:
-            return scored.reward
-        chosen = [values.view_as(scored.reward) for name, values in scored.rewards.items() if self.rewards[name].weight]
-        return torch.stack(chosen, -1) if chosen else scored.reward.new_empty(*scored.reward.shape, 0)
-
     def advantages(self, scored: ScoredRollout) -> Tensor:
         """Return how much better than its group each completion is, (P, G)."""
-        signal = self.signal(scored)
+        signal = self.objective.signal(scored, self.rewards)
         if self.objective.kl_in_reward:
             scored.reference = self.fixed_log_probs.of_rollout(scored, reference=True)
             kl = completion_kl(self.fixed_log_probs.of_rollout(scored), scored.reference, scored.rollout.mask)  # (N,)
@@ -296,21 +227,6 @@ class RFT(VisionModule):
         advantages = self.objective.advantages(everyone, weights)
         return advantages.view(-1, *scored.reward.shape)[self.global_rank].to(self.device)
 
-    def log_rollout(self, scored: ScoredRollout, zero_variance: Tensor, prompts: int) -> None:
-        """Log everything that was sampled, before dynamic sampling leaves some of it out."""
-        self.log("train/completion_length", scored.rollout.mask.sum(1).float().mean(), sync_dist=True)
-        self.log("train/truncated", scored.rollout.truncated.float().mean(), sync_dist=True)
-        self.log("train/reward", scored.reward.nanmean(), prog_bar=True, sync_dist=True)
-        for name, values in scored.rewards.items():
-            self.log(f"train/reward/{name}", values[values.isfinite()].mean(), prog_bar=True, sync_dist=True)
-        self.log("train/reward_std", scored.reward.std(1).mean(), sync_dist=True)
-        self.log("train/zero_variance_groups", zero_variance.float().mean(), sync_dist=True)
-        self.log("train/valid", sum(answer.valid for answer in scored.answers) / len(scored.answers), sync_dist=True)
-        if self.batches_per_step > 1:
-            self.log("train/extra_rollouts", len(scored.reward) / prompts - 1, sync_dist=True)
-
-    # ------------------------------------------------------------------------------------------------------- update
-
     def minibatches(self, scored: ScoredRollout) -> list[Minibatch]:
         """Return a minibatch for each optimizer step, with everything that the loss needs.
 
@@ -318,48 +234,13 @@ class RFT(VisionModule):
         reference's, are computed here, before the weights change.
         """
         self.policy.train()
-        prompts = scored.batch.inputs
-        parts = [part.tolist() for part in torch.arange(len(prompts)).tensor_split(self.num_minibatches)]
-        inputs = self.loss_inputs(scored, [len(part) for part in parts])
-        trains = inputs.mask.any(1) & ((inputs.advantages != 0) | self.objective.trains_ties)  # (N,)
-        groups: list[bool] = trains.view(-1, self.num_generations).any(1).tolist()  # (P,)
-        minibatches = [Minibatch(prompts, inputs, part, groups) for part in parts]
-        if self.objective.top_entropy_quantile < 1:
-            inputs.old_log_probs, entropy = self.fixed_log_probs.with_entropy(inputs, prompts)
-            inputs.chosen = self.top_entropy_tokens(entropy, inputs.mask)
-        else:
-            inputs.old_log_probs = self.fixed_log_probs(inputs, minibatches[1:])
-        inputs.reference = scored.reference
-        if self.keep_reference and inputs.reference is None:
-            inputs.reference = self.fixed_log_probs(inputs, minibatches, reference=True)
+        minibatches = self.prepare_loss(scored)
         if self.sft_weight > 0:
             for minibatch in minibatches:
                 minibatch.targets = self.cross_entropy.targets(scored.batch.select(minibatch.chosen))
         minibatches[0].on_policy = True
         later = [minibatch.again() for _ in range(1, self.num_iterations) for minibatch in minibatches]
         return minibatches + later
-
-    def loss_inputs(self, scored: ScoredRollout, minibatches: Sequence[int]) -> LossInputs:
-        """Return the loss's inputs without log-probabilities. `minibatches`: prompts of each minibatch."""
-        rollout = scored.rollout
-        mask = rollout.mask * ~rollout.truncated[:, None] if self.mask_truncated_completions else rollout.mask
-        weights = []
-        for lengths in mask.sum(1).split([count * self.num_generations for count in minibatches]):
-            tokens = self.trainer.strategy.reduce(lengths.sum().float(), reduce_op="mean")
-            weights.append(token_weights(lengths, self.objective.loss_type, self.max_completion_length, tokens))
-        non_finite = ~scored.finite.to(scored.advantages.device)  # (N,), which skip the optimizer step
-        advantages = scored.advantages.flatten().masked_fill(non_finite, torch.nan)
-        old = torch.zeros_like(rollout.log_probs)
-        fixed = (rollout.ids, mask, rollout.log_probs, old, advantages, torch.cat(weights))
-        return LossInputs(*fixed, lengths=mask.sum(1).tolist())
-
-    def top_entropy_tokens(self, entropy: Tensor, mask: Tensor) -> Tensor:
-        """Return which tokens are among those with the most entropy of all ranks, (N, T) bool."""
-        padded = entropy.new_full((len(mask), self.max_completion_length), torch.nan)
-        padded[:, : mask.shape[1]] = entropy.masked_fill(mask == 0, torch.nan)
-        everyone = self.all_gather(padded)
-        assert isinstance(everyone, Tensor)
-        return top_entropy_tokens(entropy, mask, everyone.flatten(), self.objective.top_entropy_quantile)
 
     def backward_minibatch(self, minibatch: Minibatch, work: Sequence[MicroBatch]) -> None:
         """Add the gradient of a minibatch, a micro-batch at a time; a retry after out of memory starts over."""
@@ -390,7 +271,7 @@ class RFT(VisionModule):
             mine.old_log_probs = log_probs.detach()
             rows = index_on(log_probs.device, micro.rows)
             minibatch.inputs.old_log_probs[rows, : log_probs.shape[1]] = mine.old_log_probs
-        loss, kl, clipped = self.objective.loss(log_probs, entropy, mine, self.entropy_weight)
+        loss, kl, clipped = self.objective.loss(log_probs, entropy, mine, self.entropy_bonus.weight)
         gap = masked_mean((mine.old_log_probs - mine.sampled_log_probs).abs(), mine.mask)
         per_row = [torch.ones_like(kl), kl, masked_mean(entropy, mine.mask), clipped, gap, mine.mask.any(1)]
         return loss, torch.stack(per_row).sum(1).detach()
@@ -410,20 +291,9 @@ class RFT(VisionModule):
         if losses := [minibatch.cross_entropy for minibatch in minibatches if minibatch.cross_entropy is not None]:
             self.log("train/sft_loss", torch.stack(losses).mean(), sync_dist=True)
         count, *sums, trained = total_sums(minibatches)
-        self.adapt_entropy_weight(entropy=sums[1], rows=trained)
+        self.entropy_bonus.adapt(entropy=sums[1], rows=trained)
         for name, value in zip(("kl", "entropy", "clip_fraction", "sampling_gap"), sums, strict=True):
             self.log(f"train/{name}", value / count, prog_bar=name == "kl", sync_dist=True)
 
-    def adapt_entropy_weight(self, entropy: Tensor, rows: Tensor) -> None:
-        """Move the weight of the entropy bonus for the next step. `entropy`: sum over this rank's rows with tokens."""
-        if not self.objective.has_bonus:
-            return
-        self.log("train/entropy_weight", self.entropy_weight.clone())  # it changes below
-        if self.objective.entropy_target is not None:
-            entropy, rows = self.trainer.strategy.reduce(torch.stack([entropy, rows]), reduce_op="sum")
-            settings = self.objective.entropy_target, self.objective.entropy_step
-            self.entropy_weight.copy_(adapted_weight(self.entropy_weight, entropy / rows, *settings))
-
     def state_names(self) -> set[str]:
-        adapts = self.objective.entropy_target is not None
-        return super().state_names() | ({"entropy_weight"} if adapts else set())
+        return super().state_names() | self.entropy_bonus.state_names()

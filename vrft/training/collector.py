@@ -1,0 +1,109 @@
+"""Completions of a training step with their rewards: sampling, parsing, scoring, and dynamic sampling (DAPO)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+from vrft.data.datamodule import train_loader_of
+from vrft.rollout import Sampling
+from vrft.training.grpo import overlong_penalty, replace_zero_variance
+from vrft.training.module import VisionModule
+from vrft.training.objective import Objective
+from vrft.training.rollouts import Generation
+from vrft.training.scoring import parse_completions
+from vrft.types import PromptBatch, Rollout, ScoredRollout
+
+
+class Collector:
+    """Samples G completions for each prompt of a step and scores them."""
+
+    def __init__(
+        self,
+        module: VisionModule,
+        objective: Objective,
+        sampling: Sampling,
+        num_generations: int,
+        overlong_buffer: int,
+        optimizer_steps: int,
+    ) -> None:
+        """Take what all steps share.
+
+        Args:
+            module: the module that is trained.
+            objective: tells which groups have zero variance.
+            sampling: the sampling distribution.
+            num_generations: completions per prompt, G.
+            overlong_buffer: tokens before the limit over which the reward falls by up to 1; 0: off.
+            optimizer_steps: optimizer steps of a training step.
+        """
+        self.module, self.objective, self.sampling = module, objective, sampling
+        self.num_generations, self.overlong_buffer = num_generations, overlong_buffer
+        self.optimizer_steps = optimizer_steps
+
+    def __call__(self, batch: PromptBatch) -> ScoredRollout:
+        """Sample and score the first P prompts; dynamic sampling replaces groups of zero variance by further groups."""
+        prompts = len(batch.samples) // self.module.batches_per_step  # P
+        scored = self.score(*self.rollout(batch.select(range(prompts)), 0))
+        for start in range(prompts, len(batch.samples), prompts):
+            enough = int((~self.zero_variance(scored)).sum()) >= prompts
+            if self.module.trainer.strategy.reduce_boolean_decision(enough, all=True):
+                break
+            more = batch.select(range(start, start + prompts))
+            scored = scored.join(self.score(*self.rollout(more, start)))
+        zero_variance = self.zero_variance(scored)  # (P and more,)
+        self.log(scored, zero_variance, prompts)
+        return scored.select(replace_zero_variance(zero_variance, prompts))
+
+    def zero_variance(self, scored: ScoredRollout) -> Tensor:
+        """Return which groups have zero variance, (P,) bool."""
+        return self.objective.zero_variance(self.objective.signal(scored, self.module.rewards))
+
+    def rollout(self, batch: PromptBatch, first: int) -> tuple[PromptBatch, Rollout]:
+        """Sample G completions for each prompt. `first`: prompts of this step that were sampled before."""
+        module, length = self.module, self.module.max_completion_length
+        generation = Generation(self.num_generations, length, self.sampling, module.sampling_key(first))
+        with module.step.phase("rollout", length) as advance:
+            prepared = module.policy.prepare(batch)
+            if module.prefetches and first == 0:
+                rollout = self.prefetched_rollout(prepared, generation, advance)
+            else:
+                rollout = module.rollouts.generate(prepared, generation, advance)
+        module.check_sharing(module.trainer, module.policy, batch, rollout.ids, rollout.mask)
+        return prepared, rollout
+
+    def prefetched_rollout(self, batch: PromptBatch, generation: Generation, advance: Callable[..., None]) -> Rollout:
+        """Return the rollout that was sampled during the last step, and start sampling the next step's."""
+        module = self.module
+        rollout, staleness = module.rollouts.prefetched(batch, generation, advance)
+        module.log("train/staleness", float(staleness))
+        next_batch = train_loader_of(module.trainer).next_batch
+        if next_batch is not None and module.trainer.global_step + self.optimizer_steps != module.trainer.max_steps:
+            module.rollouts.prefetch(next_batch.select(range(len(batch.samples))), generation)
+        return rollout
+
+    def score(self, batch: PromptBatch, rollout: Rollout) -> ScoredRollout:
+        """Parse and score the completions."""
+        module = self.module
+        with module.step.phase("reward", 1):
+            answers, samples = parse_completions(module.task, rollout, batch)
+            rewards, total = module.score(answers, samples)  # name -> (N,), (N,)
+            if self.overlong_buffer:
+                lengths = rollout.mask.sum(1).to(total.device)
+                total = total + overlong_penalty(lengths, module.max_completion_length, self.overlong_buffer)
+        return ScoredRollout(batch, rollout, answers, rewards, total.view(-1, self.num_generations))
+
+    def log(self, scored: ScoredRollout, zero_variance: Tensor, prompts: int) -> None:
+        """Log everything that was sampled, before dynamic sampling leaves some of it out."""
+        module = self.module
+        module.log("train/completion_length", scored.rollout.mask.sum(1).float().mean(), sync_dist=True)
+        module.log("train/truncated", scored.rollout.truncated.float().mean(), sync_dist=True)
+        module.log("train/reward", scored.reward.nanmean(), prog_bar=True, sync_dist=True)
+        for name, values in scored.rewards.items():
+            module.log(f"train/reward/{name}", values[values.isfinite()].mean(), prog_bar=True, sync_dist=True)
+        module.log("train/reward_std", scored.reward.std(1).mean(), sync_dist=True)
+        module.log("train/zero_variance_groups", zero_variance.float().mean(), sync_dist=True)
+        module.log("train/valid", sum(answer.valid for answer in scored.answers) / len(scored.answers), sync_dist=True)
+        if module.batches_per_step > 1:
+            module.log("train/extra_rollouts", len(scored.reward) / prompts - 1, sync_dist=True)
