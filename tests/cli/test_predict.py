@@ -54,6 +54,7 @@ def test_a_folder_of_images(photos: Path, tmp_path: Path, capsys: pytest.Capture
     names = ["photos/A B.PNG", "photos/a.jpg", "photos/b.png", "photos/deeper/c.webp"]
     expected = [(name, query) for name in names for query in ("red", "light green")]
     assert [(row["file"], row["query"]) for row in rows] == expected
+    assert [row["image_id"] for row in rows[::2]] == ["A B", "a", "b", "c"]  # as `BoxData` has them
     assert [(row["width"], row["height"]) for row in rows[::2]] == [(80, 70), (80, 50), (80, 40), (80, 60)]
     assert "broken.png" in (run / "predictions_left_out.txt").read_text()
     assert not (run / "bad_records.txt").exists()  # only training writes this
@@ -190,6 +191,7 @@ def test_a_classifier_needs_no_query(photos: Path, tmp_path: Path) -> None:
             ["--images", "photos", "--data=JsonlData", "--data.train=photos/notes.txt", "--data.val_fraction=0.1"],
             "query: the task's template needs one; expected e.g. --query cat",
         ),
+        (["--images", "photos", "--query", "red", "--split=test"], "split: --images are asked about, so no split is"),
         (["--query", "red"], "query: expected --images too, the images to ask about"),
         (["--images", "photos", "--query", "red", "--ckpt_path=photos"], "photos is not the folder of a model"),
     ],

@@ -134,6 +134,23 @@ def test_the_command_tests_on_the_test_split(tmp_path: Path, caplog: pytest.LogC
     assert {Path(image["file_name"]).name for image in truth["images"]} == {"test0.png", "test1.png"}
 
 
+@pytest.mark.slow
+def test_predict_asks_about_the_test_split(tmp_path: Path) -> None:
+    config = roboflow(tmp_path / "x", "{}/images")
+    command = ["predict", "--config", "quickstart", "--data=YoloData", "--split=test", "--draw"]
+    command += [f"--data.config={config}", f"--run_dir={tmp_path}/run", "--model.max_completion_length=2"]
+    assert main([*command, "--trainer.enable_progress_bar=false"]) == 0
+    rows = [json.loads(line) for line in (tmp_path / "run" / "predictions.jsonl").read_text().splitlines()]
+    assert {(Path(row["file"]).name, row["image_id"]) for row in rows} == {
+        ("test0.png", "test0"),
+        ("test1.png", "test1"),
+    }
+    assert {path.name.partition("-")[2] for path in (tmp_path / "run" / "predictions").iterdir()} == {
+        "test0.jpg",
+        "test1.jpg",
+    }
+
+
 def test_mistakes_and_shared_images_of_the_test_split_are_found_before_training(tmp_path: Path) -> None:
     config = roboflow(tmp_path / "x", "{}/images")
     config.write_text(config.read_text().replace("test: test/images", "test: valid/images"))

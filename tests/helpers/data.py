@@ -26,7 +26,8 @@ def samples_of(
     """Return the training and the held-out samples of a data module."""
     module = SimpleNamespace(task=task or DetectionTask())
     run = str(tmp_path / "run")
-    data.trainer = SimpleNamespace(default_root_dir=run, lightning_module=module, testing=stage == "test")  # type: ignore[assignment]
+    stages = {"testing": stage == "test", "predicting": stage == "predict"}
+    data.trainer = SimpleNamespace(default_root_dir=run, lightning_module=module, **stages)  # type: ignore[assignment]
     data.setup(stage)
     train = [data.train_set()[i] for i in range(len(data.train_set()))] if stage == "fit" else []
     return train, [data.evaluated_set()[i] for i in range(len(data.evaluated_set()))]

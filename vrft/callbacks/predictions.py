@@ -121,7 +121,7 @@ def prediction_row(answer: Answer, sample: Sample, data: VisionData, confidence:
 
     `ranked` has the key for ties and the score of each box for the results file.
     """
-    file = image_file(data.val_set(), sample.index)
+    file = image_file(data.evaluated_set(), sample.index)
     boxes = answer.value if isinstance(answer.value, tuple) else None
     return {
         "sample": sample.index,
@@ -182,7 +182,7 @@ def draw_all(folder: Path, rows: Sequence[Row], trainer: Trainer) -> Path:
     images = [list(group) for _, group in itertools.groupby(rows, lambda entry: (entry["image_id"], entry["file"]))]
     with phase(trainer, "pictures", len(images), alone=True) as advance:
         for done, entries in enumerate(images, 1):
-            sample: Sample = data.val_set()[entries[0]["sample"]]
+            sample: Sample = data.evaluated_set()[entries[0]["sample"]]
             layers = [(boxes_of(entry), COLOURS[i % len(COLOURS)]) for i, entry in enumerate(entries)]
             picture = with_caption(draw_boxes(sample.image, layers), [*captions(entries)])
             stem = os.fsencode(Path(entries[0]["file"] or "image").stem)[:MAX_STEM_BYTES].decode(errors="ignore")

@@ -56,6 +56,7 @@ OWN = {
 """,
     "predict": """
   --images FILE_OR_FOLDER ...       images to query, without annotations (default: the config's held-out images)
+  --split val|test                  without --images, ask about the held-out images, or about those of `test` (val)
   --query WORDS ...                 categories or an instruction to ask about (default: the config's categories)
   --draw                            write pictures of the images with the answers
   --ckpt_path last|FILE|FOLDER      the checkpoint or exported folder that answers (default: the base)

@@ -51,6 +51,8 @@ def use_images(config: Namespace) -> None:
         if config.query is not None:
             raise ConfigurationError("query: expected --images too, the images to ask about")
         return
+    if config.split == "test":
+        raise ConfigurationError("split: --images are asked about, so no split is; remove one of the two")
     if not config.images:
         raise ConfigurationError("images: expected files or folders")
     settings: dict[str, Any] = vars(config.data.init_args)

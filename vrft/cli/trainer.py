@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch import Trainer
@@ -136,6 +136,7 @@ class CommandTrainer(VisionTrainer):
         images: list[str] | None = None,
         query: list[str] | None = None,
         draw: bool = False,
+        split: Literal["val", "test"] = "val",
     ) -> None:
         """Write answers to the run's folder; none is kept in memory.
 
@@ -151,8 +152,11 @@ class CommandTrainer(VisionTrainer):
             query: what to ask of each of them: categories, an instruction or a question; default: the categories of
                 the data.
             draw: write pictures of the images with the answers.
+            split: without `images`, ask about the held-out images (val), or about those that `test` evaluates.
         """
         self.draw = draw
+        if datamodule is not None:
+            datamodule.predicts_test = split == "test"
         super().predict(model, None, datamodule, False, ckpt_path, weights_only)
 
     def serve_command(self, model: VisionModule, datamodule: VisionData) -> None:

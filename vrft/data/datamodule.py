@@ -71,6 +71,8 @@ class VisionData(LightningDataModule):
         self.eval_batch_size = eval_batch_size
         self.num_workers = num_workers
         self.seed = seed
+        self.predicts_test = False
+        """Whether `predict` asks about the samples of a test."""
 
     @abstractmethod
     def train_set(self) -> Dataset[Sample]:
@@ -98,8 +100,14 @@ class VisionData(LightningDataModule):
         return self.val_set()
 
     def evaluated_set(self) -> Dataset[Sample]:
-        """Return the samples that the current evaluation asks about: those of a test, or the held-out samples."""
-        return self.test_set() if self.trainer is not None and self.trainer.testing else self.val_set()
+        """Return the samples that the current command asks about: those of a test, or the held-out samples."""
+        return self.test_set() if self.is_testing else self.val_set()
+
+    @property
+    def is_testing(self) -> bool:
+        """Whether the current command asks about the samples of a test."""
+        trainer = self.trainer
+        return trainer is not None and (trainer.testing or (trainer.predicting and self.predicts_test))
 
     def val_dataloader(self) -> DataLoader[Sample]:
         samples = self.evaluated_set()

@@ -167,11 +167,11 @@ class RecordData(VisionData):
         return {}
 
     def evaluated_set(self) -> RecordSet:
-        return self.test_set() if self.trainer is not None and self.trainer.testing else self.val_set()
+        return self.test_set() if self.is_testing else self.val_set()
 
     def evaluated_split(self) -> Split:
         """Return the split that has the images of the current evaluation; held-out ones may be from "train"."""
-        if self.trainer is not None and self.trainer.testing and (split := self.tested_split()) is not None:
+        if self.is_testing and (split := self.tested_split()) is not None:
             return split
         return "val" if self.val_fraction is None and self.val_shots is None else "train"
 
@@ -189,10 +189,11 @@ class RecordData(VisionData):
 
     def setup(self, stage: str) -> None:
         """Read and check the files. A split that an earlier stage has read is kept."""
-        if stage == "test" and (split := self.tested_split()) is not None:
+        tests = stage == "test" or (stage == "predict" and self.predicts_test)
+        if tests and (split := self.tested_split()) is not None:
             self._setup_test(split)
             return
-        if stage == "test":
+        if tests:
             rank_zero_info(
                 f"data: no test split is given, so the test uses the held-out images, which may also have chosen the "
                 f"checkpoint; {self.test_setting} provides one"

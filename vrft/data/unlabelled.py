@@ -10,6 +10,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from vrft.data.bad_records import MAX_LISTED, BadRecords, write_lines
 from vrft.data.datamodule import module_of
 from vrft.data.folders import find_images
+from vrft.data.ground_truth import file_ids
 from vrft.data.image_folders import ImageFolders
 from vrft.data.record import Record, Split
 from vrft.data.record_checks import check_images, check_queries, warn_of_guessed_depths
@@ -45,13 +46,15 @@ class UnlabelledData(RecordData):
         return ImageFolders("images", tuple(self.images))
 
     def records(self, split: Split, bad_records: BadRecords) -> list[Record]:
-        """Return a record for each pair of image and query, grouped by image."""
+        """Return a record for each pair of image and query, grouped by image. Ids are names, as in `BoxData`."""
         counts, folders = bad_records.passed_over, self.required_folders(split)
         files = dict.fromkeys(
             file for path in self.images for file in (find_images(path, counts, folders) if path.is_dir() else [path])
         )
         return [
-            Record(file, "images", number, query, ()) for number, file in enumerate(files, 1) for query in self.queries
+            Record(file, "images", key, query, ())
+            for key, file in zip(file_ids([*files]), files, strict=True)
+            for query in self.queries
         ]
 
     def setup(self, stage: str) -> None:
