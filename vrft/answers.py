@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from vrft.types import Frame
+from vrft.utils.display import counted
 from vrft.utils.literals import Unreadable, excerpt, read_literal
 
 MAX_CHARACTERS = 20_000
@@ -185,7 +186,7 @@ def _read_item(item: Any, frame: Frame, is_solution: bool, name: str) -> Item:
     if not isinstance(box, list):
         raise Unreadable(f"{name}: expected 4 coordinates, got {_kind(box)}")
     if len(box) != 4:
-        raise Unreadable(f"{name}: {len(box)} coordinates, expected 4")
+        raise Unreadable(f"{name}: {counted(len(box), 'coordinate')}, expected 4")
     if wrong := [value for value in box if not _is_number(value)]:
         raise Unreadable(f"{name}: expected numbers as coordinates, got {_kind(wrong[0])}")
     x0, y0, x1, y1 = box

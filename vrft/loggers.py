@@ -21,7 +21,7 @@ from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 from PIL import Image
 
 from vrft.run_dir import RunDir
-from vrft.utils.display import visible
+from vrft.utils.display import counted, visible
 from vrft.utils.redact import redact
 
 
@@ -42,7 +42,7 @@ class CSVLogger(LightningCSVLogger):
                 file.truncate()
             if not rows:
                 path.unlink(missing_ok=True)
-            rank_zero_warn(f"{path}: the last {len(writer.metrics)} rows are not written yet: {error}")
+            rank_zero_warn(f"{path}: not written yet: the last {counted(len(writer.metrics), 'row')}: {error}")
 
 
 class WandbLogger(LightningWandbLogger):

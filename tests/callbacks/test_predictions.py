@@ -18,7 +18,7 @@ from vrft.run_dir import RunDir
 from vrft.types import Answer, Detection
 
 
-@pytest.mark.filterwarnings("ignore:coco. .*(share their score|state no confidence)")
+@pytest.mark.filterwarnings("ignore:coco. .*(share their score|without a stated confidence)")
 @pytest.mark.parametrize("confidence", ["product", "answer"])
 def test_predictions_are_the_results_of_an_evaluation(confidence: Confidence, tmp_path: Path) -> None:
     data = YoloData(str(formats.write_yolo(tmp_path / "x", 6)))

@@ -29,10 +29,10 @@ def yolo(folder: Path) -> Path:
     [
         (
             {},
-            "data: 3 images with 3 boxes and 1 categories train; 3 images with 3 boxes and 1 categories are held out; "
+            "data: 3 images with 3 boxes and 1 category to train on; 3 images with 3 boxes and 1 category held out; "
             "left out: images without boxes of these categories: 2",
         ),
-        ({"shots": 2}, "2 images with 2 boxes and 1 categories train; 3 images"),
+        ({"shots": 2}, "2 images with 2 boxes and 1 category to train on; 3 images"),
         ({"shots": 2, "negatives": 0.5}, "data.shots=2 leaves out 1 of 3 training records"),
         ({"val_fraction": 0.3, "shots": 1}, "data.shots=1 leaves out 1 of 2 training records"),
         ({"val_fraction": 0.3}, "the held-out split of the files is left for `test`"),
@@ -75,7 +75,7 @@ def test_missing_images_stop_even_if_bad_records_are_skipped(tmp_path: Path) -> 
 def test_names_that_differ_in_form_alone_are_named(one: str, other: str, tmp_path: Path) -> None:
     for i, (part, name) in enumerate([("train", one), ("train", "cat"), ("val", other)]):
         formats.save(formats.scenes("train", 3)[i][0], tmp_path / "x" / part / name / f"{i}.png")
-    said = re.escape(f"1 pairs of names differ only in case, blanks or Unicode form, e.g. {one!r} and {other!r}")
+    said = re.escape(f"1 pair of names that differ only in case, blanks or Unicode form, e.g. {one!r} and {other!r}")
     with pytest.warns(UserWarning, match=said):
         samples_of(ImageFolderData(str(tmp_path / "x")), tmp_path)
 
@@ -104,13 +104,13 @@ def with_test_split(folder: Path) -> RecordData:
     [
         pytest.param(
             lambda folder: YoloData(str(yolo(folder)), val_fraction=0.3),
-            "`val:` of {x}/data.yaml (3 images with 3 boxes and 1 categories) isn't used before `test`, because "
+            "`val:` of {x}/data.yaml (3 images with 3 boxes and 1 category) isn't used before `test`, because "
             "data.val_fraction=0.3 holds out training images instead; data.val_fraction=null uses it",
             id="yolo",
         ),
         pytest.param(
             with_test_split,
-            "and 1 categories) isn't used, because data.val_shots=1 ",
+            "and 1 category) isn't used, because data.val_shots=1 ",
             id="shots",
         ),
         pytest.param(

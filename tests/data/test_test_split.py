@@ -129,7 +129,7 @@ def test_the_command_tests_on_the_test_split(tmp_path: Path, caplog: pytest.LogC
     command += [f"--data.config={config}", f"--run_dir={tmp_path}/run", "--trainer.logger=false"]
     with caplog.at_level("INFO"):
         assert main([*command, "--model.max_completion_length=8", "--trainer.enable_progress_bar=false"]) == 0
-    assert "data: 2 images with 5 boxes and 4 categories are tested on" in caplog.text
+    assert "data: 2 images with 5 boxes and 4 categories to test on" in caplog.text
     truth = json.loads((tmp_path / "run" / "evaluation" / "annotations_test.json").read_text())
     assert {Path(image["file_name"]).name for image in truth["images"]} == {"test0.png", "test1.png"}
 
@@ -154,7 +154,7 @@ def test_predict_asks_about_the_test_split(tmp_path: Path) -> None:
 def test_mistakes_and_shared_images_of_the_test_split_are_found_before_training(tmp_path: Path) -> None:
     config = roboflow(tmp_path / "x", "{}/images")
     config.write_text(config.read_text().replace("test: test/images", "test: valid/images"))
-    with pytest.warns(UserWarning, match="test records have an image of the held-out data"):
+    with pytest.warns(UserWarning, match="test records? with an image of the held-out data"):
         samples_of(YoloData(str(config)), tmp_path)
     config.write_text(config.read_text().replace("test: valid/images", "test: test/images"))
     absent = config.with_name("absent.yaml")
@@ -163,7 +163,7 @@ def test_mistakes_and_shared_images_of_the_test_split_are_found_before_training(
     label.write_text("0 .5 .5 2 2\n")
     with pytest.warns(UserWarning, match="`test` will stop, because its split can't be read: .* no such file"):
         samples_of(YoloData(str(absent)), tmp_path)
-    with pytest.warns(UserWarning, match=f"`test` will stop at 1 bad records of .*{label}: line 1: "):
+    with pytest.warns(UserWarning, match=f"`test` will stop at 1 bad record of .*{label}: line 1: "):
         samples_of(YoloData(str(config)), tmp_path)
     with pytest.raises(ConfigurationError, match=f"{label}: line 1: the box"):
         samples_of(YoloData(str(config)), tmp_path, stage="test")

@@ -43,9 +43,9 @@ def test_the_largest_boxes_train_and_all_are_evaluated(tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match="boxes, the limit of an answer") as warned:
         train, val = samples_of(data, tmp_path)
     said = [str(warning.message) for warning in warned]
-    assert any(f"1 of 2 training records have more than {MAX_BOXES} boxes, the limit of" in text for text in said)
+    assert any(f"1 of 2 training records with more than {MAX_BOXES} boxes, the limit of" in text for text in said)
     assert any(f"up to {COUNT} in {tmp_path}/x/labels/train/a.txt. They train on their" in text for text in said)
-    assert any(f"1 of 2 evaluated records have more than {MAX_BOXES} boxes" in text for text in said)
+    assert any(f"1 of 2 evaluated records with more than {MAX_BOXES} boxes" in text for text in said)
     assert [len(sample.target) for sample in train] == [MAX_BOXES, 2]
     heights = [box.box[3] - box.box[1] for box in train[0].target]
     assert heights == sorted(heights)  # the last ones are the largest, in the order of the file

@@ -46,7 +46,7 @@ def test_a_checkpoint_is_compared_with_a_results_file(
     results = near(truth)
     (tmp_path / "yolo.json").write_text(json.dumps([*results, results[0] | {"image_id": "elsewhere"}]))
     capsys.readouterr()
-    with pytest.warns(UserWarning, match="1 of .* boxes are left out, because .* has no image with .*elsewhere"):
+    with pytest.warns(UserWarning, match="left out: 1 of .* boxes, because .* has no image with .*elsewhere"):
         assert main([*arguments, f"--against={tmp_path}/yolo.json", "--resamples=5"]) == 0
     assert "yolo" in capsys.readouterr().out
     found = json.loads((tmp_path / "run" / "evaluation" / "comparison-yolo-base.json").read_text())

@@ -96,7 +96,7 @@ def logged(case: Case, format: Format, folder: Path) -> dict[str, float]:
     return {name: value for name, value in evaluator.scores(rows).items() if name.startswith(format)}
 
 
-@pytest.mark.filterwarnings("ignore:(coco|lvis). .*(share their score|were not asked about)")
+@pytest.mark.filterwarnings("ignore:(coco|lvis). .*(share their score|not asked about)")
 @pytest.mark.parametrize("format", ["coco", "lvis"])
 def test_a_run_logs_only_defined_numbers(format: Format, tmp_path: Path) -> None:
     """Check that boxes without area are dropped, and undefined numbers are not logged as -1.

@@ -203,7 +203,7 @@ def test_a_results_file_may_have_a_mark_and_categories_that_the_truth_lacks(
 ) -> None:
     truth = cats([3, 9], [box(3, area=400)])
     results = [box(3, score=0.5), box(91, score=0.9), box("x", score=0.9)]
-    warning = f"2 of 3 boxes are left out, because {tmp_path}/t.json has no category with the ids 91, 'x'"
+    warning = f"left out: 2 of 3 boxes, because {tmp_path}/t.json has no category with the ids 91, 'x'"
     found = run_evaluate(tmp_path, truth, b"\xef\xbb\xbf" + json.dumps(results).encode(), capsys, warning)
     assert found == pytest.approx(pycocotools_numbers(truth, results))
     assert "has no image 8" in run_evaluate(tmp_path, truth, json.dumps([box(3, image_id=8, score=1)]).encode(), capsys)
@@ -213,7 +213,7 @@ def test_invalid_entries_of_an_evaluators_file_are_counted(tmp_path: Path) -> No
     (tmp_path / "t.json").write_text(json.dumps(cats([3, 9], [box(3), box(4), box(3, area="x")])))
     read = CocoEvaluator(str(tmp_path / "t.json")).truth
     assert len(read.content["annotations"]) == 1
-    assert "2 invalid entries are left out: annotations[1]: category_id" in read.warnings[0]
+    assert "left out: 2 invalid entries, e.g. annotations[1]: category_id" in read.warnings[0]
     with pytest.raises(ConfigurationError, match=r"annotations\[1\]: category_id"):
         Truth.read(tmp_path / "t.json")
     assert np.size(read_results(write(tmp_path, []), Truth(cats([3, 9], []), "x"))[0]) == 0

@@ -81,7 +81,7 @@ def test_names_of_pictures_stay_in_their_folder(tmp_path: Path, name: str) -> No
     write_lines(run / "transcripts.jsonl", [completion(1, 0, g, image=name) for g in range(2)])
     page, data = report(run)
     assert 'id="pictures">{}<' in page
-    assert data["problems"] == ["1 of 1 pictures are missing or broken"]
+    assert data["problems"] == ["missing or broken: 1 of 1 picture"]
 
 
 def test_secrets_in_a_config_are_hidden(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

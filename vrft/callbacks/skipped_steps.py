@@ -14,6 +14,7 @@ from vrft.callbacks.transcripts import append_json_lines, transcript_row
 from vrft.errors import ConfigurationError
 from vrft.run_dir import RunDir
 from vrft.types import PromptBatch, ScoredRollout
+from vrft.utils.display import counted
 
 
 class SkippedSteps(Checkpoint):
@@ -50,7 +51,9 @@ class SkippedSteps(Checkpoint):
         if self.in_a_row == self.max_in_a_row:
             self.in_a_row = 0  # part of the checkpoint: a resumed run starts counting from 0
             saved = "" if RunCheckpoint.of(trainer).save_last_step(trainer) else "; the last step can't be saved"
-            trainer.stop(f"no finite gradient in {self.max_in_a_row} steps in a row, see faults.jsonl{saved}", 1)
+            trainer.stop(
+                f"no finite gradient in {counted(self.max_in_a_row, 'step')} in a row, see faults.jsonl{saved}", 1
+            )
 
 
 def fault_rows(step: int, batch: PromptBatch, outputs: Any) -> Iterator[dict[str, Any]]:

@@ -18,6 +18,7 @@ from vrft.evaluators.base import evaluators_of
 from vrft.evaluators.intervals import Comparison, as_json, compare, table
 from vrft.run_dir import RunDir
 from vrft.training.trainer import VisionTrainer
+from vrft.utils.display import counted
 from vrft.utils.files import write_json
 
 RESULTS = ".json"
@@ -104,7 +105,7 @@ def show(trainer: VisionTrainer, comparisons: dict[str, Comparison], names: tupl
     content = as_json(comparisons, names)
     path = free_path(RunDir.of(trainer), "-".join(Path(name).stem[:MAX_NAME] for name in names), content)
     write_json(path, content)
-    Console(width=110).print(table(comparisons, names, f"{images} {split} image{'' if images == 1 else 's'}"))
+    Console(width=110).print(table(comparisons, names, counted(images, f"{split} image")))
     print(f"comparison: {path}")
 
 

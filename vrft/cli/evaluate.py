@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from vrft.cli.parser import Parser
-from vrft.utils.display import visible
+from vrft.utils.display import counted, visible
 
 DESCRIPTION = """\
 Scores a file of boxes, [{"image_id": 1, "category_id": 3, "bbox": [x, y, width, height], "score": 0.9}, ...], by the
@@ -70,7 +70,8 @@ def main(args: Sequence[str]) -> int:
 
 def table(numbers: dict[str, float], format: str, names: Sequence[str] | None, convention: str) -> Iterator[str]:
     """Yield the lines of the table, in the format of pycocotools."""
-    yield f"{format}, {convention}, {'all categories' if names is None else f'mean of {len(names)} categories'}"
+    about = "all categories" if names is None else f"mean of {counted(len(names), 'category')}"
+    yield f"{format}, {convention}, {about}"
     for key, value in numbers.items():
         title = "Average Precision" if key.startswith("AP") else "Average Recall"
         iou = {"AP50": "0.50", "AP75": "0.75"}.get(key, "0.50:0.95")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vrft.cli.parser import Parser
 from vrft.errors import ConfigurationError
-from vrft.utils.display import visible
+from vrft.utils.display import counted, visible
 from vrft.utils.regular_files import read_regular
 
 if TYPE_CHECKING:
@@ -109,8 +109,7 @@ def summary(totals: dict[str, list[float]], answers: Sequence[Answer]) -> Iterat
     """Yield why answers are not valid, and the mean of each reward, as lines of text."""
     from vrft.answers import without_details
 
-    count = f"{len(answers)} completion{'' if len(answers) == 1 else 's'}"
-    yield f"{count}, {sum(answer.valid for answer in answers)} of them valid"
+    yield f"{counted(len(answers), 'completion')}, {sum(answer.valid for answer in answers)} of them valid"
     kinds: dict[str, list[int]] = {}
     for number, answer in enumerate(answers):
         if answer.problem is not None:

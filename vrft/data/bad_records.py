@@ -11,6 +11,7 @@ from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 
 from vrft.errors import ConfigurationError
 from vrft.run_dir import RunDir
+from vrft.utils.display import counted
 
 OnBadRecord = Literal["stop", "skip"]
 
@@ -95,15 +96,6 @@ def shortened(lines: Sequence[str]) -> list[str]:
     """Return the first lines and the number of the others."""
     more = [f"and {len(lines) - MAX_LISTED} more"] if len(lines) > MAX_LISTED else []
     return [*lines[:MAX_LISTED], *more]
-
-
-def counted(count: int, noun: str) -> str:
-    """Return a number with its noun.
-
-    >>> counted(1, "image"), counted(2, "image")
-    ('1 image', '2 images')
-    """
-    return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
 @rank_zero_only

@@ -18,6 +18,7 @@ from vrft.data.records import RecordData
 from vrft.data.splits import Categories, category_names
 from vrft.errors import ConfigurationError
 from vrft.types import Id
+from vrft.utils.display import counted
 
 ANNOTATED, ALL = "annotated", "all"
 
@@ -25,7 +26,7 @@ ANNOTATED, ALL = "annotated", "all"
 class CategoryData(RecordData):
     """Base class of images with boxes of categories. A subclass reads them and names absent categories."""
 
-    noun = "categories"
+    noun = "category"
 
     def __init__(
         self,
@@ -123,8 +124,9 @@ class CategoryData(RecordData):
             missed = sum(name not in asked.get(image, ()) for image, name in annotated)
             which = {ANNOTATED: "the categories annotated in them", ALL: "all categories"}
             images = "test" if split == "test" else "held-out"
+            questions = counted(sum(map(len, asked.values())), "question")
             rank_zero_info(
-                f"{source}: {sum(map(len, asked.values()))} questions about {len(asked)} {images} images, for "
+                f"{source}: {questions} about {counted(len(asked), f'{images} image')}, for "
                 f"{which.get(self.val_queries, f'the categories named in {self.val_queries}')}"
             )
             if missed:

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from vrft.data.images import Convention, ImageSource
 from vrft.errors import ConfigurationError
 from vrft.types import Id, Target
+from vrft.utils.display import counted
 
 Split = Literal["train", "val", "test"]
 
@@ -58,12 +59,12 @@ def image_key(record: Record) -> Hashable:
 
 
 def content(records: Sequence[Record], noun: str) -> str:
-    """Describe how much records hold, e.g. "12 images with 30 boxes and 3 categories".
+    """Describe how much records hold, e.g. "12 images with 30 boxes and 1 category".
 
     `noun`: what the records differ in, see `RecordData.noun`.
     """
     boxes = sum(len(record.target) for record in records if isinstance(record.target, tuple))
     with_boxes = any(isinstance(record.target, tuple) for record in records)
-    parts = [f"{boxes} boxes"] if with_boxes else []
-    parts.append(f"{len({category(record) for record in records})} {noun}")
-    return f"{len({image_key(record) for record in records})} images with {' and '.join(parts)}"
+    parts = [counted(boxes, "box")] if with_boxes else []
+    parts.append(counted(len({category(record) for record in records}), noun))
+    return f"{counted(len({image_key(record) for record in records}), 'image')} with {' and '.join(parts)}"

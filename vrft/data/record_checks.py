@@ -56,8 +56,8 @@ def limit_targets(records: list[Record], too_many_boxes: TooManyBoxes) -> list[R
         return records
     largest = max(over, key=lambda record: len(record.target))
     found = (
-        f"{len(over)} of {len(records)} training records have more than {MAX_BOXES} boxes, the limit of an answer; up "
-        f"to {len(largest.target)} in {largest.location}"
+        f"{len(over)} of {counted(len(records), 'training record')} with more than {MAX_BOXES} boxes, the limit of an "
+        f"answer; up to {len(largest.target)} in {largest.location}"
     )
     if too_many_boxes == "refuse":
         raise ConfigurationError(
@@ -88,8 +88,8 @@ def targets_over_limit(records: Sequence[Record]) -> str | None:
     if not (over := sum(map(is_over_limit, records))):
         return None
     return (
-        f"data: {over} of {len(records)} evaluated records have more than {MAX_BOXES} boxes, the limit of an answer; "
-        "the objects beyond it count as missed"
+        f"data: {over} of {counted(len(records), 'evaluated record')} with more than {MAX_BOXES} boxes, the limit "
+        "of an answer; the objects beyond it count as missed"
     )
 
 
@@ -231,7 +231,8 @@ def warn_about_shared_images(used: Sequence[Record], others: Sequence[Record], n
     keys = {image_key(record) for record in used}
     shared = [record.image for record in others if image_key(record) in keys]
     if shared:
-        rank_zero_warn(f"data: {len(shared)} {name} records have an image of the {use} data, e.g. {shared[0]}")
+        records = counted(len(shared), f"{name} record")
+        rank_zero_warn(f"data: {records} with an image of the {use} data, e.g. {shared[0]}")
 
 
 def warn_about_similar_names(records: Iterable[Record]) -> None:
@@ -244,8 +245,8 @@ def warn_about_similar_names(records: Iterable[Record]) -> None:
             similar.append(f"{other!r} and {name!r}")
     if similar:
         rank_zero_warn(
-            f"data: {len(similar)} pairs of names differ only in case, blanks or Unicode form, e.g. {similar[0]}; "
-            "rename one of each if they mean the same"
+            f"data: {counted(len(similar), 'pair')} of names that differ only in case, blanks or Unicode form, e.g. "
+            f"{similar[0]}; rename one of each if they mean the same"
         )
 
 

@@ -39,18 +39,19 @@ from vrft.errors import ConfigurationError
 from vrft.run_dir import RunDir
 from vrft.types import Id
 from vrft.utils.bounds import Fraction, Seed
+from vrft.utils.display import counted
 from vrft.utils.garbage import gc_disabled
 from vrft.utils.own_code import check_overrides
 
-NAMES = ("categories", "classes")
+NAMES = ("category", "class")
 """Values of `RecordData.noun` for targets that are names."""
 
 
 class RecordData(VisionData):
     """Base class of data modules that read files. A subclass implements `records`."""
 
-    noun = "answers"
-    """Name of the records' targets, for messages."""
+    noun = "answer"
+    """Name of a record's target, for messages."""
     test_setting = "a test split"
     """Setting or folder that provides a test split, for messages."""
 
@@ -215,7 +216,7 @@ class RecordData(VisionData):
         self._report(bad_records, replace_list=False)
         warn_of_targets_over_limit(test)
         self._test = RecordSet(at_least_one(test, "test", bad_records), training=False, image_bits=self.image_bits)
-        self._say([f"{content(test, self.noun)} are tested on"], bad_records)
+        self._say([f"{content(test, self.noun)} to test on"], bad_records)
 
     def _read_test(self, split: Split, bad_records: BadRecords) -> list[Record]:
         """Read the records of `test`. Raise ConfigurationError that says how to do without a test split."""
@@ -255,14 +256,14 @@ class RecordData(VisionData):
             at_least_one(train, "train", bad_records)
         warn_of_targets_over_limit(val)
         self._val = RecordSet(at_least_one(val, "val", bad_records), training=False, image_bits=self.image_bits)
-        said = [f"{content(val, self.noun)} are held out"]
+        said = [f"{content(val, self.noun)} held out"]
         if inner and self.tested_split() == "val":
             said.append("the held-out split of the files is left for `test`")
         if needs_train:
             self._train = RecordSet(
                 train, training=True, augmentation=self.augmentation, seed=self.seed, image_bits=self.image_bits
             )
-            said = [f"{content(train, self.noun)} train", *said]
+            said = [f"{content(train, self.noun)} to train on", *said]
             if self.shots is not None:
                 said.append(f"data.shots={self.shots} leaves out {available - chosen} of {available} training records")
         self._say(said, bad_records)
@@ -292,7 +293,9 @@ class RecordData(VisionData):
         warn_about_shared_images(train, test, "test", "training")
         warn_about_shared_images(val, test, "test", "held-out")
         if (bad := bad_records.found) and self.on_bad_record == "stop":
-            rank_zero_warn(f"data: `test` will stop at {len(bad)} bad records of the test split, e.g. {bad[0]}")
+            rank_zero_warn(
+                f"data: `test` will stop at {counted(len(bad), 'bad record')} of the test split, e.g. {bad[0]}"
+            )
 
     def _checked(
         self, records: list[Record], everything: list[Record], split: Split, bad_records: BadRecords

@@ -19,6 +19,7 @@ from vrft.data.records import RecordData
 from vrft.errors import ConfigurationError
 from vrft.run_dir import RunDir
 from vrft.types import Id
+from vrft.utils.display import counted
 
 
 class UnlabelledData(RecordData):
@@ -77,8 +78,7 @@ class UnlabelledData(RecordData):
             write_lines(RunDir.of(self.trainer).predictions_left_out, problems)
         elif self.trainer.is_global_zero:
             RunDir.of(self.trainer).predictions_left_out.unlink(missing_ok=True)  # of an earlier command
-        count = len({record.image for record in found})
-        self._say([f"questions about {count} image{'' if count == 1 else 's'}"], bad_records)
+        self._say([f"questions about {counted(len({record.image for record in found}), 'image')}"], bad_records)
         if not found:
             raise ConfigurationError(f"images: no readable image in {self.images[0]}")
         self._val = RecordSet(found, training=False, image_bits=self.image_bits)

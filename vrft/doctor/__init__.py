@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from vrft.doctor.prompts import check_frames, check_lengths, check_rewards, patc
 from vrft.doctor.samples_picture import draw_sheet
 from vrft.training.module import VisionModule
 from vrft.types import Sample
-from vrft.utils.display import visible
+from vrft.utils.display import counted, visible
 
 NUM_SAMPLES = 64
 """Training samples to check with their images; the rest is checked without."""
@@ -71,22 +71,22 @@ def check_data(module: VisionModule, data: VisionData, console: Console) -> Iter
         return
     side = patch_side(module.policy.base.config)
     for name, records in (("train", data.train_set().records), ("held out", data.val_set().records)):
-        console.print(_balance(name, records))
+        _show_balance(name, records, data.noun, console)
         small = [record for record in records if min(record.size) < side]
         if small:
             width, height = small[0].size
             yield (
-                f"{len(small)} of {len(records)} images ({name}) are smaller than a patch of {side} x {side} pixels, "
-                f"e.g. {width} x {height}: {small[0].location}; enlarge them, or set "
+                f"{len(small)} of {counted(len(records), 'image')} ({name}) smaller than a patch of {side} x {side} "
+                f"pixels, e.g. {width} x {height}: {small[0].location}; enlarge them, or set "
                 "model.policy.min_pixels if the family has it"
             )
 
 
-def _balance(name: str, records: object) -> Table:
-    assert isinstance(records, list)
-    counts = Counter(category(record) for record in records if isinstance(record, Record))
-    table = Table("", f"{len(records)} records, {len(counts)} categories or answers", title=name, title_justify="left")
+def _show_balance(name: str, records: Sequence[Record], noun: str, console: Console) -> None:
+    counts = Counter(map(category, records))
+    console.print(f"{name}: {counted(len(records), 'record')}, {counted(len(counts), noun)}", highlight=False)
+    table = Table(noun, "records")
     ranked = counts.most_common()
     for label, count in [*ranked[:10], *ranked[10:][-3:]]:
         table.add_row(Text(visible(label[:60]) or "-"), str(count))
-    return table
+    console.print(table)

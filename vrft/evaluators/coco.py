@@ -50,6 +50,7 @@ from vrft.evaluators.truth import Truth
 from vrft.loggers import show_picture, show_table
 from vrft.rewards.detection import within_labels
 from vrft.types import Answer, Id, Sample
+from vrft.utils.display import counted
 from vrft.utils.files import write_json, write_table
 from vrft.utils.regular_files import read_regular
 
@@ -155,9 +156,10 @@ class CocoEvaluator(Evaluator[Row]):
             self.warn(message)
         self.queries = data.evaluated_queries() if isinstance(data, CategoryData) else None
         averaged = len(self.truth.categories) if self.categories is None else len(self.categories)
+        known = counted(len(self.truth.categories), "category")
         self.say(
-            f"{self.format}: mean over {averaged} of {len(self.truth.categories)} categories, {self.images} images, "
-            f"{self.convention} convention, confidence by {self.confidence}, {self.backend}"
+            f"{self.format}: mean over {averaged} of {known}, {self.images} images, {self.convention} convention, "
+            f"confidence by {self.confidence}, {self.backend}"
         )
         if isinstance(data, RecordData):
             records = data.evaluated_set().records
@@ -257,8 +259,9 @@ class CocoEvaluator(Evaluator[Row]):
         """Warn about circumstances that make the numbers less meaningful."""
         with_boxes = self.truth.images_with(self.categories)
         if self.images == "all" and (left_out := with_boxes.difference(row.image_id for row in rows)):
+            images = counted(len(with_boxes), "image")
             self.warn(
-                f"{self.format}: {len(left_out)} of {len(with_boxes)} images with true boxes were not asked about; "
+                f"{self.format}: not asked about: {len(left_out)} of {images} with true boxes; "
                 f"their objects count as missed, unless {self.field}.images=asked leaves them out"
             )
         assert self.curves is not None
@@ -268,7 +271,8 @@ class CocoEvaluator(Evaluator[Row]):
         found = [box for row in rows for box in row.detections]
         unscored = sum(box.score is None for box in found)
         if unscored:
-            self.warn(f"{self.format}: {unscored} of {len(found)} boxes state no confidence and count as 1.0")
+            boxes = counted(len(found), "box")
+            self.warn(f"{self.format}: {unscored} of {boxes} without a stated confidence, which counts as 1.0")
         if found and self.tied > MAX_TIED_SHARE:
             self.warn(
                 f"{self.format}: {self.tied:.0%} of the boxes share their score with others of their category and are "

@@ -17,6 +17,7 @@ from vrft.errors import ConfigurationError
 from vrft.evaluators.average_precision import COLUMNS, Array
 from vrft.evaluators.truth import Truth
 from vrft.types import Id
+from vrft.utils.display import counted
 from vrft.utils.regular_files import read_regular
 
 
@@ -74,8 +75,8 @@ def read_results(
             f"counts from 0 ({first!r}); expected the same ids: subtract 1 from each category_id"
         )
     messages = [
-        f"{field}: {path}: {ids.total()} of {len(entries)} boxes are left out, because {truth.source} has no {noun} "
-        f"with the ids {', '.join(map(repr, [*ids][:20]))}"
+        f"{field}: {path}: left out: {ids.total()} of {counted(len(entries), 'box')}, because {truth.source} has no "
+        f"{noun} with the ids {', '.join(map(repr, [*ids][:20]))}"
         for noun, ids in (("category", unknown), ("image", elsewhere))
         if ids
     ]

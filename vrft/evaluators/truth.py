@@ -24,6 +24,7 @@ from vrft.errors import ConfigurationError
 from vrft.evaluators.average_precision import BACKENDS, COLUMNS, Array, Backend, Curves, Format
 from vrft.evaluators.calibration import Calibration, calibration
 from vrft.types import Id
+from vrft.utils.display import counted
 from vrft.utils.regular_files import read_regular
 
 LVIS_LISTS = ("neg_category_ids", "not_exhaustive_category_ids")
@@ -69,7 +70,9 @@ class Truth:
             "categories": [{"id": k, "name": category.name} for k, category in enumerate(self.categories)],
         }
         if self.bad:
-            self.warnings.append(f"{self.name}: {len(self.bad)} invalid entries are left out: {self.bad[0]}")
+            self.warnings.append(
+                f"{self.name}: left out: {counted(len(self.bad), 'invalid entry')}, e.g. {self.bad[0]}"
+            )
 
     @classmethod
     def read(cls, path: Path, field: str = "annotations", skip_bad: bool = False, encoding: str = UTF8) -> Truth:

@@ -11,6 +11,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from vrft.utils.display import counted
 from vrft.utils.regular_files import read_regular
 
 SCRIPTS = ("dom.js", "charts.js", "pictures.js", "rollouts.js", "report.js")
@@ -70,5 +71,5 @@ def read_pictures(folder: Path, names: Iterable[str | None], problems: list[str]
         if content.startswith(JPEG_SIGNATURE):
             found[name] = base64.b64encode(content).decode()
     if missing := len(wanted) - len(found):
-        problems.append(f"{missing} of {len(wanted)} pictures are missing or broken")
+        problems.append(f"missing or broken: {missing} of {counted(len(wanted), 'picture')}")
     return found

@@ -12,6 +12,7 @@ from typing import Any
 from vrft.report.lines import Fault, Warned, read_lines
 from vrft.report.metrics import Series
 from vrft.run_dir import EVALUATOR_WARNINGS, SCORES_FILE, RunDir
+from vrft.utils.display import counted
 from vrft.utils.redact import redact
 from vrft.utils.regular_files import read_regular
 from vrft.utils.yaml_text import decode_yaml
@@ -241,7 +242,7 @@ def read_warnings(run: RunDir, problems: list[str]) -> list[dict[str, Any]]:
         }
         for fault in faults[:MAX_WARNINGS]
     ]
-    for name, rows in (("bad records", left_out), ("completions of skipped steps", faults)):
+    for name, rows in (("bad record", left_out), ("completion", faults)):
         if len(rows) > MAX_WARNINGS:
-            found.append({"kind": "more", "rollout": None, "text": f"{len(rows) - MAX_WARNINGS} more {name}"})
+            found.append({"kind": "more", "rollout": None, "text": counted(len(rows) - MAX_WARNINGS, f"more {name}")})
     return found

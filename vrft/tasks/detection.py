@@ -11,6 +11,7 @@ from vrft.rewards import DetectionConfidence, DetectionIoU, Reward
 from vrft.tasks.base import Task, number_text
 from vrft.types import Detection, Frame, Question
 from vrft.utils.bounds import Decimals
+from vrft.utils.display import counted
 
 COORDINATES = (
     " Give each one as a box [x1, y1, x2, y2] in {numbers}, with x from 0 (left) to {width} (right) and y from 0 (top) "
@@ -107,7 +108,7 @@ class MultiCategoryDetectionTask(DetectionTask):
         return self.target_boxes(sample, frame, [true.label for true in sample.target])
 
     def reasoning_text(self, sample: Question) -> str:
-        return f"{len(sample.target)} objects"
+        return counted(len(sample.target), "object")
 
     def labels(self, items: Sequence[Item], sample: Question) -> list[str | None]:
         names = sample.query.split(", ")

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from vrft.answers import normalise_label
 from vrft.tasks.base import Task
 from vrft.types import Detection, Frame, Question
+from vrft.utils.display import counted
 
 NO_CATEGORIES = "None"
 
@@ -31,7 +32,7 @@ class PresenceTask(Task):
         return ", ".join(names_of(sample.target)) or NO_CATEGORIES
 
     def reasoning_text(self, sample: Question) -> str:
-        return f"{len(names_of(sample.target))} categories"
+        return counted(len(names_of(sample.target)), "category")
 
     def read(self, content: str, sample: Question, frame: Frame) -> tuple[Detection, ...] | None:
         if not content:

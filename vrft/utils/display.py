@@ -39,6 +39,22 @@ def _escape(found: re.Match[str]) -> str:
     return f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
 
 
+def counted(count: int, noun: str) -> str:
+    """Return a number with its noun.
+
+    >>> counted(1, "image"), counted(2, "image"), counted(0, "class"), counted(2, "bad entry"), counted(3, "box")
+    ('1 image', '2 images', '0 classes', '2 bad entries', '3 boxes')
+    """
+    return f"{count} {noun if count == 1 else plural(noun)}"
+
+
+def plural(noun: str) -> str:
+    """Return the plural of a noun that forms it regularly."""
+    if noun.endswith("y"):
+        return f"{noun[:-1]}ies"
+    return f"{noun}es" if noun.endswith(("s", "x", "ch")) else f"{noun}s"
+
+
 def table_cell(text: str) -> str:
     """Return a text as one line of a CSV cell that no spreadsheet computes.
 

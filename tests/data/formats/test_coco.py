@@ -99,7 +99,7 @@ def test_a_bad_file_is_an_error(changes: dict[str, Any], said: str, tmp_path: Pa
 
 def test_entries_that_share_a_file_are_named(tmp_path: Path) -> None:
     changes = {"images": [IMAGE, OTHER | {"file_name": IMAGE["file_name"]}], "annotations": [BOX, GOOD]}
-    with pytest.warns(UserWarning, match=r"1 files have several entries of images, e\.g\. 'a\.png'; the boxes of one"):
+    with pytest.warns(UserWarning, match=r"1 file with several entries of images, e\.g\. 'a\.png'; the boxes of one"):
         samples_of(coco_data(tmp_path, changes), tmp_path)
 
 
@@ -234,7 +234,7 @@ def test_a_split_shares_no_image(tmp_path: Path) -> None:
 
 
 def test_an_image_in_both_splits_causes_a_warning(tmp_path: Path) -> None:
-    with pytest.warns(UserWarning, match="2 held-out records have an image of the training data"):
+    with pytest.warns(UserWarning, match="2 held-out records with an image of the training data"):
         samples_of(coco_data(tmp_path), tmp_path)
 
 

@@ -31,7 +31,7 @@ class Labelled(NamedTuple):
 class BenchmarkData(RecordData):
     """Base class of datasets with an official split. A subclass reads the files."""
 
-    noun = "classes"
+    noun = "class"
     test_setting = "no setting (the official test split is held out already)"
     files: Sequence[str]
     """Required files below the root; "a or b" if either suffices."""

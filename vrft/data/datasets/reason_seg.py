@@ -38,7 +38,7 @@ class ReasonSegData(RecordData):
     that count neither for nor against a mask; each polygon is x0, y0, x1, y1, ... in pixels.
     """
 
-    noun = "instructions"
+    noun = "instruction"
     test_setting = "data.test_split"
 
     def __init__(

@@ -59,7 +59,7 @@ UNPICKLING_ERRORS = (
 class ReferenceData(RecordData):
     """Referring expressions in RefCOCO's format, with the boxes of a COCO instances file. One sample per sentence."""
 
-    noun = "expressions"
+    noun = "expression"
     test_setting = "data.test_split"
 
     def __init__(

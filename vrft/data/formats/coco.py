@@ -36,6 +36,7 @@ from vrft.data.record import Record, Split
 from vrft.data.split_sources import OtherHeldOut, annotated, beside, given
 from vrft.errors import ConfigurationError
 from vrft.types import Detection, Id
+from vrft.utils.display import counted
 
 
 class CocoData(CategoryData):
@@ -233,8 +234,8 @@ class Instances:
         files = Counter(file_of(entry) for entry in images.values())
         if shared := [name for name, count in files.items() if count > 1]:
             rank_zero_warn(
-                f"{self.path}: {len(shared)} files have several entries of images, e.g. {shared[0]!r}; the boxes of "
-                "one entry are no targets of the others"
+                f"{self.path}: {counted(len(shared), 'file')} with several entries of images, e.g. {shared[0]!r}; the "
+                "boxes of one entry are no targets of the others"
             )
         return images
 
@@ -258,7 +259,7 @@ class Instances:
         for image_id in bad:
             self.boxes.pop(image_id, None)
         if crowds:
-            rank_zero_info(f"{self.path}: {crowds} crowd regions are ignored")
+            rank_zero_info(f"{self.path}: {counted(crowds, 'crowd region')} ignored")
         boxes = [box.box for by_name in self.boxes.values() for found in by_name.values() for box in found]
         refuse_fractions(self.path, boxes)
 

@@ -23,7 +23,7 @@ OTHER_SEPARATORS = (";", "\t", "|")
 class CsvData(RecordData):
     """CSV files with a header and a line per image: its path relative to the CSV file, and its class name."""
 
-    noun = "classes"
+    noun = "class"
     test_setting = "data.test_csv"
 
     def __init__(

@@ -25,7 +25,7 @@ class ImageFolderData(RecordData):
     With `val_fraction` or `val_shots`, the class folders may also lie in `root` itself.
     """
 
-    noun = "classes"
+    noun = "class"
     test_setting = "a folder `test` beside `train`"
 
     def __init__(self, root: str, **kwargs: Any) -> None:

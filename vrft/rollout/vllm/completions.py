@@ -15,6 +15,7 @@ from PIL import Image
 from vrft.errors import RolloutRefused
 from vrft.rollout.base import Sampling, SamplingKey
 from vrft.rollout.vllm.client import Unavailable
+from vrft.utils.display import counted
 
 
 class TokenLogProb(msgspec.Struct):
@@ -88,7 +89,7 @@ class CompletionRequest:
         self._check_prompt(reply.prompt_token_ids)
         choices = sorted(reply.choices, key=lambda choice: choice.index)
         if [choice.index for choice in choices] != list(range(self.body["n"])):
-            raise Unavailable(f"the response has {len(choices)} completions, expected {self.body['n']}")
+            raise Unavailable(f"the response has {counted(len(choices), 'completion')}, expected {self.body['n']}")
         return [self._check_completion(choice) for choice in choices]
 
     def _check_prompt(self, found: list[int]) -> None:
