@@ -199,9 +199,9 @@ class Watch(Callback):
 
 def groups_of(policy: Any) -> Iterator[dict[str, Any]]:
     """Yield each group that FSDP2 gathers together: its kind, and its bytes with the padding of each shard."""
-    from vrft.policy.sharding import fsdp_modules
+    from vrft.policy.sharding import decoder_modules, fsdp_modules
 
-    layers = policy.decoder_layers()
+    layers = decoder_modules(policy.models)
     for module in fsdp_modules(policy):
         of_reference = policy.reference is not None and module in {*policy.reference.modules()}
         kind = "rest" if module is policy else "layer" if module in layers else "tower"

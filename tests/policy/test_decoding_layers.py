@@ -24,9 +24,9 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]
 def test_usual_layers_are_fused(family: str, checkpoint: Callable[[str], str]) -> None:
     policy = load(checkpoint(family))
     generate(policy, policy.prepare(Prompts(policy).batch), 2, Sampling(greedy=True), 3)
-    assert policy.decoding_layers is not None
-    assert policy.decoding_layers.checked
-    assert policy.decoding_layers.layers
+    assert policy.decoding.layers is not None
+    assert policy.decoding.layers.checked
+    assert policy.decoding.layers.layers
 
 
 def test_layers_that_compute_something_else_are_not_used(
@@ -37,9 +37,9 @@ def test_layers_that_compute_something_else_are_not_used(
     expected = generate(policy, batch, 2, Sampling(greedy=True), 8)
     attend = DecodingLayer.attend
     monkeypatch.setattr(DecodingLayer, "attend", lambda *arguments: 1.01 * attend(*arguments))
-    policy.decoding_layers = None
+    policy.decoding.layers = None
     with pytest.warns(UserWarning, match="decoding uses the model's own layers"):
         found = generate(policy, batch, 2, Sampling(greedy=True), 8)
-    assert policy.decoding_layers is not None
-    assert not policy.decoding_layers.layers
+    assert policy.decoding.layers is not None
+    assert not policy.decoding.layers.layers
     assert torch.allclose(found.log_probs, expected.log_probs, atol=1e-5)

@@ -110,7 +110,7 @@ def test_a_checkpoint_that_is_published_in_four_bits_loads_as_such(tmp_path: Pat
     policy = loaded()
     write_four_bits(policy, tmp_path)
     published = loaded(str(tmp_path), quantize=None)
-    assert published.in_four_bits
+    assert published.reader.in_four_bits
     torch.testing.assert_close(log_probs(published, prompts(policy)), log_probs(policy, prompts(policy)))
     with pytest.raises(ConfigurationError, match=r"is in four bits: weights in four bits can't be trained themselves"):
         Policy(str(tmp_path)).load(keep_reference=False)

@@ -14,6 +14,7 @@ from transformers.models.qwen3_5 import modeling_qwen3_5
 
 from tests.policy.test_families import Prompts, load
 from vrft.policy.fused import FusedLayer, fuse_layers, fused_attention, own_forwards, rotate
+from vrft.policy.sharing_check import unfuse
 from vrft.policy.vision_tower import tower_of
 
 NORMS = (modeling_qwen2_5_vl.Qwen2_5_VLRMSNorm, modeling_gemma3.Gemma3RMSNorm)
@@ -95,7 +96,7 @@ def test_own_forwards_are_those_of_transformers() -> None:
 
 def test_layers_that_are_fused_no_more_are_those_of_transformers() -> None:
     policy = load("tiny-detection")
-    policy.unfuse()
+    unfuse(policy)
     assert not any(isinstance(module, FusedLayer) for module in policy.modules())
     assert tower_of(policy.base).config._attn_implementation == "sdpa"
 

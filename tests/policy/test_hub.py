@@ -51,7 +51,7 @@ def test_the_cached_copy_is_loaded_after_one_request(cached: Path, asked: list[A
     with pytest.warns(UserWarning, match=f"no answer about someone/model .*Name or service not known.*{cached}"):
         policy.load(keep_reference=False)
     assert policy.folder == str(cached)
-    assert policy.in_four_bits is False
+    assert policy.reader.in_four_bits is False
     assert 1 <= len(asked) <= REQUESTS
     assert policy.model.peft_config["default"].base_model_name_or_path == "someone/model"  # type: ignore[index, union-attr]
 

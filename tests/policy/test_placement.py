@@ -82,7 +82,7 @@ def test_out_of_memory_at_loading_says_what_needs_less(error: Exception, monkeyp
     def fail(*_: object, **__: object) -> None:
         raise error
 
-    monkeypatch.setattr("vrft.policy.vlm.load_pretrained", fail)
+    monkeypatch.setattr("vrft.policy.reading.load_pretrained", fail)
     said = r"model\.policy\.checkpoint: .*out of memory while weights are read: .*; LoRA, another dtype or FSDP2 need"
     with pytest.raises(ConfigurationError, match=said):
         Policy("tiny-detection").load(keep_reference=False)

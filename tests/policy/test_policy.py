@@ -19,6 +19,7 @@ from vrft.policy.logprobs import token_log_probs
 from vrft.policy.pretrained import token_ids
 from vrft.policy.processor import Encoder, micro_batches
 from vrft.policy.prompts import next_position
+from vrft.policy.sharing_check import sharing_gap
 from vrft.rollout import Sampling, SamplingKey, TransformersEngine
 from vrft.tasks import DetectionTask
 from vrft.types import Frame, PromptBatch, Rollout, Sample
@@ -284,11 +285,11 @@ def test_the_check_of_prefix_sharing_accepts_only_rounding(dtype: str, monkeypat
     before = [parameter.dtype for parameter in policy.parameters()]
     batch = prompts(policy, count=1)
     rollout = sampled(policy, batch, group=2)
-    gap, allowed = policy.sharing_gap(batch.inputs[0], rollout.ids, rollout.mask)
+    gap, allowed = sharing_gap(policy, batch.inputs[0], rollout.ids, rollout.mask)
     assert gap <= allowed < 0.2
     assert [parameter.dtype for parameter in policy.parameters()] == before
     monkeypatch.setattr("vrft.policy.shared_prefix.next_position", lambda x: next_position(x) + 3)
-    gap, allowed = policy.sharing_gap(batch.inputs[0], rollout.ids, rollout.mask)
+    gap, allowed = sharing_gap(policy, batch.inputs[0], rollout.ids, rollout.mask)
     assert gap > allowed
 
 

@@ -139,7 +139,7 @@ def test_a_limit_that_a_family_lacks_is_refused_before_weights_are_read(
     family: str, published: Callable[[str], Published], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, form, _ = published(family)
-    monkeypatch.setattr("vrft.policy.vlm.load_pretrained", lambda *_, **__: pytest.fail("read"))
+    monkeypatch.setattr("vrft.policy.reading.load_pretrained", lambda *_, **__: pytest.fail("read"))
     for name, value in (("max_pixels", 401408), ("max_tiles", 4)):
         if name not in form.limits:
             with pytest.raises(ConfigurationError, match=rf"model\.policy\.{name}={value}: .*{name}=null$"):

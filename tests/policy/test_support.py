@@ -60,10 +60,10 @@ def test_logits_are_scaled_and_capped_as_in_the_models_own_forward(
     assert logits_of(model)(torch.tensor([1.0, -4.0])).tolist() == pytest.approx(expected)  # type: ignore[arg-type]
 
 
-def test_a_model_whose_log_probabilities_are_not_its_own_is_not_trained() -> None:
+def test_a_model_whose_log_probabilities_are_not_its_own_is_not_trained(monkeypatch: pytest.MonkeyPatch) -> None:
     gaps = iter([(2.0, 0.1), (1.0, 0.1), (1.5, 0.1)])
-    policy = SimpleNamespace(shares_prefixes=True, base=None, sharing_gap=lambda *_: next(gaps), fused=True)
-    policy.unfuse = lambda: setattr(policy, "fused", False)
+    policy = SimpleNamespace(shares_prefixes=True, base=None, reference=None, fused=True)
+    monkeypatch.setattr("vrft.training.checks.sharing_gap", lambda *_: next(gaps))
     trainer = SimpleNamespace(strategy=SimpleNamespace(root_device="cpu", reduce=lambda values, **_: values))
     ids = torch.ones(2, 3)
     with (

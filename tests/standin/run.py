@@ -20,7 +20,7 @@ from lightning.pytorch.accelerators import CUDAAccelerator
 from vrft.__main__ import main
 from vrft.policy import Policy
 from vrft.rollout import decoding, transformers
-from vrft.training import module, step_state
+from vrft.training import checks, module, step_state
 
 
 def parallel_devices(devices: list[int]) -> list[torch.device]:
@@ -43,7 +43,7 @@ def count_phases() -> None:
     """Count by the phases of a step, and by the parts of a rollout."""
     count_method(Policy, "load", "load")
     count_method(Policy, "prepare", "prepare")
-    count_method(Policy, "sharing_gap", "check of sharing")
+    count_method(checks, "sharing_gap", "check of sharing")
     count_method(decoding, "prefill", "prefill")
     count_method(transformers, "decode", "decoding")
     show = step_state.phase

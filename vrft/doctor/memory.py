@@ -97,7 +97,7 @@ def estimate(module: VisionModule, data: VisionData, batch: PromptBatch) -> dict
         shape,
         workload(module, data, batch),
         lora=policy.lora is not None,
-        checkpointing=policy.gradient_checkpointing,
+        checkpointing=policy.reader.gradient_checkpointing,
     )
 
 
@@ -209,14 +209,14 @@ def advice(module: VisionModule) -> str:
     """List settings that reduce memory, cheapest first."""
     policy = module.policy
     steps = []
-    if not policy.gradient_checkpointing:
+    if not policy.reader.gradient_checkpointing:
         steps.append("model.policy.gradient_checkpointing=true")
     steps.append(f"model.max_tokens_per_micro_batch below {module.optimization.max_tokens_per_micro_batch}")
     if policy.reference is not None and not policy.offload_reference:
         steps.append("model.policy.offload_reference=true")
     if policy.lora is None:
         steps += ["model.policy.lora.r=16", "model.optimizer=torch.optim.Adafactor"]
-    elif not policy.in_four_bits:
+    elif not policy.reader.in_four_bits:
         steps.append("model.policy.quantize=nf4")
     steps += smaller_images(policy.processor.image_processor)
     steps.append("a smaller data.batch_size and data.eval_batch_size")

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.fsdp import FSDPModule
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 FULL_STATE = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
 """State dicts of trained parameters, unsharded and on the CPU under every strategy."""
@@ -29,6 +32,11 @@ def make_root(module: nn.Module) -> None:
     the root without that.
     """
     cast(FSDPModule, module)._get_fsdp_state()._lazy_init()
+
+
+def decoder_modules(models: Iterable[nn.Module]) -> set[object]:
+    """Return the modules of the language models: each forward calls them once, vision blocks once per image."""
+    return {module for model in models for module in cast("PreTrainedModel", model).get_decoder().modules()}
 
 
 @contextmanager

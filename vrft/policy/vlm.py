@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
-from functools import cached_property
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -12,30 +11,25 @@ from torch import Tensor, nn
 
 from vrft.boxes import Coordinates
 from vrft.policy.chat_template import check_template
-from vrft.policy.checkpoint import checkpoint_folder, find_checkpoint
+from vrft.policy.checkpoint import find_checkpoint
 from vrft.policy.coordinates import FAMILY_COORDINATES, choose_coordinates
-from vrft.policy.decoding_layers import DecodingLayers
-from vrft.policy.decoding_model import DecodingModel
-from vrft.policy.decoding_weights import DecodingWeights, merged
-from vrft.policy.four_bits import FIELD as QUANTIZE
-from vrft.policy.four_bits import check_four_bits, compute_in, nf4_settings, published_in_four_bits
-from vrft.policy.fused import fuse_layers, unfuse_layers
+from vrft.policy.decoding_context import DecodingContext
 from vrft.policy.head import logits_of
-from vrft.policy.image_size import ImageLimits, apply_fields, apply_to_config, limited_fields
+from vrft.policy.image_size import ImageLimits
 from vrft.policy.logprobs import token_log_probs
-from vrft.policy.lora import LoRA, add_adapters, without_adapters
-from vrft.policy.patches import match_dtypes, project_patches
-from vrft.policy.pretrained import TRUST_REMOTE_CODE_HINT, exact_dtype, load_pretrained, token_ids, vision_parameters
-from vrft.policy.processor import Encoder, load_processor
+from vrft.policy.lora import LoRA, add_adapters
+from vrft.policy.pretrained import token_ids, vision_parameters
+from vrft.policy.processor import Encoder
 from vrft.policy.prompts import Prompt, compared_prompts, prepare_prompts
-from vrft.policy.sharding import done_on_all_ranks, fsdp_modules, full_state_dict, unshard
-from vrft.policy.support import check_supported
+from vrft.policy.reading import Reader
+from vrft.policy.reference import lock_pages, on_device, reference_of
+from vrft.policy.sharding import decoder_modules, done_on_all_ranks, fsdp_modules, full_state_dict, unshard
 from vrft.policy.texts import completion_texts, completion_token_texts
-from vrft.policy.weights import frozen_copy, own_weights, page_locked, replaced
+from vrft.policy.weights import frozen_copy, own_weights
 from vrft.tasks import Task
 from vrft.types import PromptBatch, Rollout
 from vrft.utils.bounds import Decimals
-from vrft.utils.hub import fitting_in_memory, loading
+from vrft.utils.hub import fitting_in_memory
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -97,15 +91,19 @@ class Policy(nn.Module):
         """
         super().__init__()
         self.checkpoint = find_checkpoint(checkpoint)
-        self.lora, self.quantize = lora, quantize
-        self.freeze_vision = freeze_vision
-        self.dtype = getattr(torch, dtype)
-        if quantize:
-            check_four_bits(lora is not None, QUANTIZE)
-        self.limits = ImageLimits(min_pixels, max_pixels, max_tiles)
-        self.gradient_checkpointing, self.offload_reference = gradient_checkpointing, offload_reference
+        self.lora, self.quantize, self.freeze_vision = lora, quantize, freeze_vision
+        self.dtype, self.limits = getattr(torch, dtype), ImageLimits(min_pixels, max_pixels, max_tiles)
+        self.reader = Reader(
+            self.checkpoint,
+            adapters=lora is not None,
+            dtype=self.dtype,
+            quantize=quantize,
+            limits=self.limits,
+            gradient_checkpointing=gradient_checkpointing,
+            trust_remote_code=trust_remote_code,
+        )
+        self.offload_reference, self.trust_remote_code = offload_reference, trust_remote_code
         self.coordinates, self.coordinate_decimals = coordinates, coordinate_decimals
-        self.trust_remote_code = trust_remote_code
         self.reference = None
         self.shares_prefixes = self.frozen_vision = False
         self.fused = True
@@ -114,9 +112,7 @@ class Policy(nn.Module):
         self.processor: Any = None
         self.start: dict[Tensor, Tensor] = {}
         """Adapters from which the policy starts, by the parameters that train; empty if they are fresh."""
-        self.decoding_layers: DecodingLayers | None = None
-        self.kept_decoding: DecodingModel | None = None
-        self.short_of_memory = False
+        self.decoding = DecodingContext(self)
 
     def load(self, keep_reference: bool) -> None:
         """Read the checkpoint. `keep_reference`: keep a frozen copy as the reference; with LoRA none is needed."""
@@ -124,8 +120,7 @@ class Policy(nn.Module):
             self.read(keep_reference)
             own_weights(self.models, self.dtype)
             if self.reference is not None and self.offload_reference:
-                for parameter in self.reference.parameters():
-                    parameter.data = page_locked(parameter.data, self.device)
+                lock_pages(self.reference, self.device)
             if self.lora is not None and self.lora.adapter is not None and keep_reference:
                 self.start = {p: p.detach().clone() for p in self.model.parameters() if p.requires_grad}
 
@@ -139,33 +134,7 @@ class Policy(nn.Module):
             keep_reference: keep a frozen copy as the reference; with LoRA none is needed.
             values: read the weights; otherwise parameters and the model's buffers are on the meta device.
         """
-        from vrft.policy.shared_prefix import share_prefixes
-        from vrft.policy.vision_tower import pack_segments
-
-        more: dict[str, Any] = {} if values else {"device_map": "meta"}
-        with loading("model.policy.checkpoint", self.checkpoint, TRUST_REMOTE_CODE_HINT, self.trust_remote_code):
-            check_supported(self.folder, self.trust_remote_code)
-            self.processor = load_processor(self.folder, self.trust_remote_code)
-            check_template(self.processor, self.checkpoint)
-            fields = limited_fields(self.processor.image_processor, self.limits)
-            # Weights that are trained are raised to float32 later, and must not have lost digits before.
-            dtype = self.dtype if self.lora is not None else exact_dtype(self.folder, self.dtype)
-            if published_in_four_bits(self.folder):
-                check_four_bits(self.lora is not None, f"model.policy.checkpoint: {self.checkpoint} is in four bits")
-            elif self.quantize:
-                more |= nf4_settings(self.folder, self.dtype, self.trust_remote_code)
-            model = load_pretrained(self.folder, dtype, self.trust_remote_code, attn_implementation="sdpa", **more)
-            model.name_or_path = self.checkpoint  # an adapter names it as its base
-            compute_in(model, self.dtype)
-        apply_fields(self.processor.image_processor, fields)
-        apply_to_config(model.config, fields)
-        self.shares_prefixes = share_prefixes(model)
-        project_patches(model)
-        match_dtypes(model)
-        fuse_layers(model)
-        pack_segments(model)
-        if self.gradient_checkpointing:
-            model.gradient_checkpointing_enable({"use_reentrant": False})
+        model, self.processor, self.shares_prefixes = self.reader.read(values)
         if keep_reference and self.lora is None:
             home = torch.device("cpu") if self.offload_reference and values else None
             reference = frozen_copy(model, self.dtype, home)
@@ -182,20 +151,15 @@ class Policy(nn.Module):
         self.register_buffer("banned_ids", torch.tensor(banned), persistent=False)
         self.register_buffer("stop_ids", torch.tensor(stop), persistent=False)
 
-    @cached_property
+    @property
     def folder(self) -> str:
         """The folder with the checkpoint's files; those of a model on the Hub are downloaded."""
-        return checkpoint_folder(self.checkpoint, code=self.trust_remote_code)
-
-    @property
-    def in_four_bits(self) -> bool:
-        """Whether linear layers of the language model are in four bits, by `quantize` or in the checkpoint."""
-        return self.quantize is not None or published_in_four_bits(self.folder)
+        return self.reader.folder
 
     @property
     def loads_alone(self) -> bool:
         """Whether each rank reads the checkpoint itself: scales of four bits and start adapters are no parameters."""
-        return self.in_four_bits or (self.lora is not None and self.lora.adapter is not None)
+        return self.reader.in_four_bits or (self.lora is not None and self.lora.adapter is not None)
 
     @property
     def models(self) -> list[nn.Module]:
@@ -246,9 +210,7 @@ class Policy(nn.Module):
 
     def autocast(self) -> Any:
         """Return a context that runs forwards in the dtype of the computation."""
-        if self.dtype == torch.float32:
-            return nullcontext()
-        return torch.autocast(self.device.type, self.dtype)
+        return nullcontext() if self.dtype == torch.float32 else torch.autocast(self.device.type, self.dtype)
 
     def forward(
         self,
@@ -277,7 +239,9 @@ class Policy(nn.Module):
 
         hidden_states = group_hidden_states if self.shares_prefixes else repeated_hidden_states
         lengths = mask.sum(1).tolist()
-        with self.autocast(), self._reference() if reference else nullcontext(self.base) as model:
+        start = None if self.lora is None else self.start
+        chosen = reference_of(self.base, self.reference, start) if reference else nullcontext(self.base)
+        with self.autocast(), chosen as model:
             hidden = hidden_states(model, prompts, ids, lengths)  # (real tokens, H)
             head = logits_of(model)
             return token_log_probs(
@@ -291,89 +255,10 @@ class Policy(nn.Module):
                 entropy_gradient=entropy_gradient,
             )
 
-    @torch.no_grad()
-    def sharing_gap(self, prompt: Prompt, ids: Tensor, mask: Tensor) -> tuple[float, float]:
-        """Return how far log-probabilities with a shared prompt are from the model's own, and how far they may be.
-
-        Both are mean absolute differences. In bfloat16, the limit is larger by twice the model's own rounding error.
-
-        Args:
-            prompt: the prompt, with its pixels.
-            ids: completions of the prompt, right-padded (n, T).
-            mask: 1 at real tokens (n, T).
-        """
-        from vrft.policy.repeated import naive_log_probs
-
-        training = self.training
-        self.eval()
-        rows = [row[kept.bool()] for row, kept in zip(ids, mask, strict=True)]
-        with self.unsharded():
-            shared = self([prompt], ids, mask, 1.0)[0][mask.bool()]
-            own, rounding = naive_log_probs(self.base, prompt, rows, self.banned_ids, self.dtype, self.autocast())
-        self.train(training)
-        return float((shared - own).abs().mean()), 1e-3 + 2 * rounding
-
-    def unfuse(self) -> None:
-        """Let all layers compute as they do in transformers, with more operations."""
-        self.fused = False
-        for model in (self.base, self.reference):
-            if model is not None:
-                unfuse_layers(model)
-
-    @contextmanager
-    def reference_on_device(self) -> Iterator[None]:
+    def reference_on_device(self) -> AbstractContextManager[None]:
         """Copy an offloaded reference to the policy's device, and drop the copy at the end."""
-        if self.reference is None or not self.offload_reference:
-            yield
-            return
-        tensors = [*self.reference.parameters(), *self.reference.buffers()]
-        with replaced({x: x.data.to(self.device, non_blocking=True) for x in tensors if x.device != self.device}):
-            yield
-
-    @contextmanager
-    def _reference(self) -> Iterator[PreTrainedModel]:
-        if self.start:
-            with replaced(self.start):
-                yield self.base
-        elif self.lora is not None:
-            with without_adapters(self.base):
-                yield self.base
-        else:
-            assert self.reference is not None, "load(keep_reference=True) first"
-            yield self.reference
-
-    @contextmanager
-    def decoding(self, keep: bool = False) -> Iterator[DecodingModel]:
-        """Prepare the model for decoding: no dropout, adapters merged, weights in the dtype of the computation.
-
-        With `gather_per_layer` the weights stay as they are, since they are never all on this rank.
-
-        Args:
-            keep: keep the copies of weights for the next call, with what the caller has recorded of them.
-        """
-        training = self.training
-        self.eval()  # activation checkpointing would drop the cache, dropout would change the distribution
-        kept, self.kept_decoding = self.kept_decoding, None
-        try:  # a rollout that runs out of memory is repeated in parts
-            with torch.no_grad(), self.unsharded(), self.autocast():
-                kept = kept or self._decoding_model()
-                with kept.applied() as decoding:
-                    yield decoding
-                if keep and not self.is_sharded and not self.short_of_memory:
-                    self.kept_decoding = decoding
-        finally:
-            self.train(training)
-
-    def _decoding_model(self) -> DecodingModel:
-        if self.decoding_layers is None:
-            with merged(self.base):
-                self.decoding_layers = DecodingLayers(self.base)
-        weights = None if self.gather_per_layer else DecodingWeights(self.base, self.dtype, self.device)
-        return DecodingModel(self.base, weights, self.decoding_layers)
-
-    def free_decoding(self) -> None:
-        """Free what decoding keeps between rollouts, and keep nothing from here on."""
-        self.kept_decoding, self.short_of_memory = None, True
+        offloaded = self.reference if self.offload_reference else None
+        return nullcontext() if offloaded is None else on_device(offloaded, self.device)
 
     def decode(self, ids: Tensor, mask: Tensor) -> list[str]:
         """Return the texts of completions (N, T) without the end token."""
@@ -388,18 +273,13 @@ class Policy(nn.Module):
         """Whether the weights are sharded over ranks."""
         return bool(fsdp_modules(self))
 
-    def decoder_layers(self) -> set[object]:
-        """Return the modules of the language models: each forward calls them once, vision blocks once per image."""
-        models = [self.base] if self.reference is None else [self.base, self.reference]
-        return {module for model in models for module in model.get_decoder().modules()}
-
     @contextmanager
     def unsharded(self) -> Iterator[None]:
         """Gather sharded weights, without the reference's; forwards inside need no other rank.
 
         With `gather_per_layer` decoder layers stay sharded, and all ranks must run the same number of forwards.
         """
-        layers = self.decoder_layers()
+        layers = decoder_modules(self.models)
         skipped = {*self.reference.modules()} if self.reference is not None else set()
         skipped |= layers if self.gather_per_layer else set()
         with unshard([module for module in fsdp_modules(self) if module not in skipped], layers):

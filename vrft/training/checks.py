@@ -10,6 +10,7 @@ from torch import Tensor
 from vrft.data import VisionData
 from vrft.errors import ConfigurationError
 from vrft.policy import Policy
+from vrft.policy.sharing_check import sharing_gap, unfuse
 from vrft.types import PromptBatch
 
 
@@ -111,7 +112,7 @@ class SharedPromptCheck:
         self.done = True
         group = min(2, len(ids) // len(batch.inputs))
         while True:
-            gap, allowed = policy.sharing_gap(batch.inputs[0], ids[:group], mask[:group])
+            gap, allowed = sharing_gap(policy, batch.inputs[0], ids[:group], mask[:group])
             worst = torch.tensor([gap / allowed, gap, allowed], device=trainer.strategy.root_device)
             ratio, gap, allowed = trainer.strategy.reduce(worst, reduce_op="max").tolist()
             if ratio <= 1 or (not policy.shares_prefixes and ratio < CERTAIN):
@@ -121,7 +122,7 @@ class SharedPromptCheck:
                 f"{gap:.2g} on average (allowed: {allowed:.2g})"
             )
             if policy.fused:
-                policy.unfuse()
+                unfuse(policy)
                 kind = "shared" if policy.shares_prefixes else "repeated"
                 rank_zero_warn(f"{differ.format(kind)}; layers compute as in transformers instead, which is slower")
                 continue

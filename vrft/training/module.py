@@ -98,7 +98,7 @@ class VisionModule(LightningModule):
             max_grad_norm,
             max_tokens_per_micro_batch,
             lr_scheduler_interval,
-            policy.free_decoding,
+            policy.decoding.free,
             LossScale(self, policy.dtype),
         )
         self.cross_entropy = CrossEntropy(self, task, policy, self.optimization, self.step)

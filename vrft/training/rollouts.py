@@ -130,7 +130,7 @@ class LocalRollouts(Rollouts):
                     raise
             self.max_rollout_rows = min(self.max_rollout_rows, rows) // 2
             self.state.out_of_memory += 1
-            self.policy.free_decoding()
+            self.policy.decoding.free()
             free_memory(f"rollouts are of at most {self.max_rollout_rows} completions at a time")
 
     def _in_parts(self, batch: PromptBatch, generation: Generation, on_token: OnToken) -> Rollout:

@@ -33,7 +33,7 @@ from torch.optim import Optimizer
 from vrft.errors import ConfigurationError
 from vrft.policy import Policy
 from vrft.policy.placement import allocate, read_once, replicate, replicate_buffers, scatter, take_weights
-from vrft.policy.sharding import FULL_STATE, fsdp_modules, make_root
+from vrft.policy.sharding import FULL_STATE, decoder_modules, fsdp_modules, make_root
 from vrft.run_dir import UNSHARDED, is_sharded
 from vrft.training.checkpoint_io import AtomicCheckpointIO
 from vrft.training.lightning_internals import set_data_parallel_size
@@ -84,7 +84,7 @@ class FSDP2Strategy(ModelParallelStrategy):
             param_dtype=policy.dtype, reduce_dtype=torch.float32, cast_forward_inputs=False
         )
         offload = CPUOffloadPolicy() if self.offload else OffloadPolicy()
-        layers = policy.decoder_layers()
+        layers = decoder_modules(policy.models)
         for module in (*blocks(policy), policy):
             reshard = module in layers
             fully_shard(
@@ -245,7 +245,7 @@ class ShardedRanks(SingleProcess):
         self.strategy = strategy
 
     def load(self, policy: Policy, keep_reference: bool) -> None:
-        if policy.in_four_bits:
+        if policy.reader.in_four_bits:
             raise ConfigurationError(
                 "trainer.strategy: fsdp2 can't shard weights in four bits; ddp can train with them"
             )

@@ -1,0 +1,97 @@
+"""A checkpoint's model and processor, with the forwards that vrft needs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+
+from vrft.policy.chat_template import check_template
+from vrft.policy.checkpoint import checkpoint_folder
+from vrft.policy.four_bits import FIELD as QUANTIZE
+from vrft.policy.four_bits import check_four_bits, compute_in, nf4_settings, published_in_four_bits
+from vrft.policy.fused import fuse_layers
+from vrft.policy.image_size import ImageLimits, apply_fields, apply_to_config, limited_fields
+from vrft.policy.patches import match_dtypes, project_patches
+from vrft.policy.pretrained import TRUST_REMOTE_CODE_HINT, exact_dtype, load_pretrained
+from vrft.policy.processor import load_processor
+from vrft.policy.support import check_supported
+from vrft.utils.hub import loading
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+class ReadModel(NamedTuple):
+    """A model that was read."""
+
+    model: PreTrainedModel
+    processor: Any
+    shares_prefixes: bool  # its forwards can share the prompt between completions
+
+
+@dataclass(frozen=True)
+class Reader:
+    """How a checkpoint is read; see `vrft.Policy` for each setting."""
+
+    checkpoint: str  # as the user names it
+    adapters: bool  # adapters are trained, not the weights that are read
+    dtype: torch.dtype
+    quantize: str | None
+    limits: ImageLimits
+    gradient_checkpointing: bool
+    trust_remote_code: bool
+
+    def __post_init__(self) -> None:
+        """Raise ConfigurationError for settings that have no meaning together."""
+        if self.quantize:
+            check_four_bits(self.adapters, QUANTIZE)
+
+    @cached_property
+    def folder(self) -> str:
+        """The folder with the checkpoint's files; those of a model on the Hub are downloaded."""
+        return checkpoint_folder(self.checkpoint, code=self.trust_remote_code)
+
+    @property
+    def in_four_bits(self) -> bool:
+        """Whether linear layers of the language model are in four bits, by `quantize` or in the checkpoint."""
+        return self.quantize is not None or published_in_four_bits(self.folder)
+
+    def read(self, values: bool = True) -> ReadModel:
+        """Build the model as the checkpoint stores it.
+
+        `values`: read the weights; otherwise parameters and the model's buffers are on the meta device.
+        """
+        from vrft.policy.shared_prefix import share_prefixes
+        from vrft.policy.vision_tower import pack_segments
+
+        with loading("model.policy.checkpoint", self.checkpoint, TRUST_REMOTE_CODE_HINT, self.trust_remote_code):
+            check_supported(self.folder, self.trust_remote_code)
+            processor = load_processor(self.folder, self.trust_remote_code)
+            check_template(processor, self.checkpoint)
+            fields = limited_fields(processor.image_processor, self.limits)
+            model = self._load(values)
+            model.name_or_path = self.checkpoint  # an adapter names it as its base
+            compute_in(model, self.dtype)
+        apply_fields(processor.image_processor, fields)
+        apply_to_config(model.config, fields)
+        shares_prefixes = share_prefixes(model)
+        project_patches(model)
+        match_dtypes(model)
+        fuse_layers(model)
+        pack_segments(model)
+        if self.gradient_checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        return ReadModel(model, processor, shares_prefixes)
+
+    def _load(self, values: bool) -> PreTrainedModel:
+        more: dict[str, Any] = {} if values else {"device_map": "meta"}
+        # Weights that are trained are raised to float32 later, and must not have lost digits before.
+        dtype = self.dtype if self.adapters else exact_dtype(self.folder, self.dtype)
+        if published_in_four_bits(self.folder):
+            check_four_bits(self.adapters, f"model.policy.checkpoint: {self.checkpoint} is in four bits")
+        elif self.quantize:
+            more |= nf4_settings(self.folder, self.dtype, self.trust_remote_code)
+        return load_pretrained(self.folder, dtype, self.trust_remote_code, attn_implementation="sdpa", **more)
