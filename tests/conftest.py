@@ -24,6 +24,7 @@ import torch
 from tests.helpers import Command
 from tests.helpers.finished import EVERYTHING, Finished, scene_arguments, short_fit
 from tests.helpers.forks import run_python
+from tests.helpers.leaks import process_state
 from tests.helpers.ranks import Ranks
 from vrft.__main__ import main
 
@@ -63,6 +64,16 @@ def pytest_collection_finish() -> None:
 @pytest.fixture(autouse=True)
 def _one_thread() -> None:
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _no_leaks() -> Iterator[None]:
+    """Fail a file that leaves a signal handler, an environment variable or another setting of the process behind."""
+    before = process_state()
+    yield
+    after = process_state()
+    changed = [name for name in before.keys() | after.keys() if before.get(name) != after.get(name)]
+    assert not {name: (before.get(name), after.get(name)) for name in changed}
 
 
 @pytest.fixture

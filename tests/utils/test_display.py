@@ -54,6 +54,8 @@ def test_warnings_and_log_records_are_shown_without_controls(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)
+    for name in BARS:
+        monkeypatch.setenv(name, "1")
     factory = logging.getLogRecordFactory()
     try:
         tidy_output()
@@ -70,8 +72,9 @@ def test_a_warning_is_shown_once_and_libraries_draw_no_bars_in_files(monkeypatch
     monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)
     monkeypatch.setattr(sys, "stderr", io.StringIO())
     for name in BARS:
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv(BARS[1], "0")
+        monkeypatch.setenv(name, "0")  # so that it is restored after the test
+    for name in (BARS[0], BARS[2]):
+        monkeypatch.delenv(name)
     factory = logging.getLogRecordFactory()
     try:
         tidy_output()
