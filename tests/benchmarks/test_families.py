@@ -13,7 +13,8 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_
 from tests.helpers import ROOT
 from vrft.policy.prompts import prepare_prompts
 from vrft.policy.shared_prefix import group_hidden_states, share_prefixes
-from vrft.rollout.decoding import GroupCache, GroupDecoder, Prefilled
+from vrft.rollout.decoding import GroupDecoder, Prefilled
+from vrft.rollout.group_cache import GroupCache
 
 PAGE = (ROOT / "docs" / "families.md").read_text()
 ROWS = {line.split("`")[1]: line for line in PAGE.splitlines() if line.startswith("| `")}

@@ -18,7 +18,7 @@ from vrft.errors import RolloutFailed
 from vrft.rollout import VLLMServer
 from vrft.rollout.vllm.client import Client, Refused, Unavailable
 from vrft.rollout.vllm.completions import CompletionRequest
-from vrft.rollout.vllm.engine import Server
+from vrft.rollout.vllm.server import Server
 from vrft.rollout.vllm.weights import Weights
 
 TIMEOUT = 0.3

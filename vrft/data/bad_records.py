@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Literal
 
-from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_only, rank_zero_warn
 
 from vrft.errors import ConfigurationError
 from vrft.run_dir import RunDir
@@ -51,6 +51,12 @@ class BadRecords:
         """Return counts with their reasons, for one line of output."""
         counts = [("bad records", len(self.found)), ("missing images", len(self.missing)), *self.passed_over.items()]
         return [f"{reason}: {count}" for reason, count in counts if count]
+
+    def say(self, parts: Sequence[str]) -> None:
+        """Print how the data is used, with what was read otherwise than the files have it and what was left out."""
+        left_out = ", ".join(self.left_out())
+        read_as = [f"{how}: {count}" for how, count in self.read_as.items() if count]
+        rank_zero_info("data: " + "; ".join([*parts, *read_as, *([f"left out: {left_out}"] if left_out else [])]))
 
     def report(
         self, on_bad_record: OnBadRecord, on_missing_image: OnBadRecord, run: RunDir, *, replace_list: bool

@@ -176,7 +176,7 @@ class AnnotatedData(BoxData):
         super().__init__(**kwargs)
         annotations = given(train_annotations, val_annotations, test_annotations)
         self.sources = annotated(annotations, {"train": train_images, "val": val_images, "test": test_images})
-        self.check_held_out("val" in self.sources, "val_annotations")
+        self.selection.check_held_out("val" in self.sources, "val_annotations")
         for split, (source, images) in self.sources.items():
             if not source.exists():
                 raise ConfigurationError(

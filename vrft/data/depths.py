@@ -12,6 +12,8 @@ from PIL import Image
 from PIL.ImageFile import ImageFile
 from PIL.TiffImagePlugin import BITSPERSAMPLE, PHOTOMETRIC_INTERPRETATION, SAMPLEFORMAT, TiffImageFile
 
+from vrft.errors import ConfigurationError
+
 DEPTHS = (8, 10, 12, 14, 16, 24, 32)
 """Bits per pixel of cameras and files."""
 
@@ -33,6 +35,12 @@ SIZ_MARKER, BEFORE_DEPTH = b"\xff\x4f\xff\x51", 42
 
 class TooBright(ValueError):
     """Raised for an image with values above those of the camera's bits."""
+
+
+def check_image_bits(image_bits: int | None) -> None:
+    """Raise ConfigurationError if a camera can't have this many bits, or images of 8 bits need no setting."""
+    if image_bits is not None and not 8 < image_bits <= 32:
+        raise ConfigurationError(f"data.image_bits: expected a number from 9 to 32, got {image_bits}")
 
 
 def eight_bits(values: NDArray[Any], max_bits: int = 32, bits: int | None = None) -> NDArray[np.uint8]:

@@ -16,6 +16,9 @@ Split = Literal["train", "val", "test"]
 
 UNKNOWN_SIZE = (0, 0)
 
+NAMES = ("category", "class")
+"""Values of `RecordData.noun` for targets that are names."""
+
 
 @dataclass(frozen=True, slots=True)
 class Record:

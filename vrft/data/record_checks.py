@@ -99,6 +99,31 @@ def warn_of_targets_over_limit(records: Sequence[Record]) -> None:
         rank_zero_warn(message)
 
 
+def usable_records(
+    records: Sequence[Record],
+    everything: Sequence[Record],
+    task: Task,
+    bad_records: BadRecords,
+    folders: ImageFolders | None,
+    image_bits: int | None,
+) -> list[Record]:
+    """Return the records whose texts, images and targets are usable.
+
+    Args:
+        records: the records of a split.
+        everything: all records of the same file.
+        task: the task that asks about them.
+        bad_records: gets the others.
+        folders: folders that images must lie in; None: any place.
+        image_bits: bits per colour of the camera, if they are known.
+    """
+    records = check_queries(check_texts(records, bad_records), task, bad_records)
+    records = check_images(records, bad_records, folders)
+    if image_bits is None:
+        warn_of_guessed_depths(records)
+    return settle_orientation(records, everything, bad_records, folders)
+
+
 def check_texts(records: Sequence[Record], bad_records: BadRecords) -> list[Record]:
     """Return the records whose questions and answers are whole characters, which alone can be tokenized and written."""
     found = []
@@ -233,6 +258,17 @@ def warn_about_shared_images(used: Sequence[Record], others: Sequence[Record], n
     if shared:
         records = counted(len(shared), f"{name} record")
         rank_zero_warn(f"data: {records} with an image of the {use} data, e.g. {shared[0]}")
+
+
+def warn_about_test_split(
+    train: Sequence[Record], val: Sequence[Record], test: Sequence[Record], bad: Sequence[str]
+) -> None:
+    """Warn before training if the test split shares images with the others, or has bad records that stop `test`."""
+    warn_about_shared_images(train, test, "test", "training")
+    warn_about_shared_images(val, test, "test", "held-out")
+    if bad:
+        count = counted(len(bad), "bad record")
+        rank_zero_warn(f"data: `test` will stop at {count} of the test split, e.g. {bad[0]}")
 
 
 def warn_about_similar_names(records: Iterable[Record]) -> None:

@@ -13,24 +13,22 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from vrft.data.bad_records import BadRecords, OnBadRecord
 from vrft.data.datamodule import VisionData, module_of
-from vrft.data.few_shot import choose_shots, record_shots
+from vrft.data.depths import check_image_bits
+from vrft.data.few_shot import record_shots
 from vrft.data.files import UTF8, check_encoding
 from vrft.data.ground_truth import LabelledImage, coco_tables, labelled_images
-from vrft.data.held_out import split_by_image, split_by_shots, unused_held_out
+from vrft.data.held_out import Selection, unused_held_out
 from vrft.data.image_folders import ImageFolders
-from vrft.data.record import Record, Split, category, content, only_records
+from vrft.data.record import NAMES, Record, Split, category, content, only_records
 from vrft.data.record_checks import (
     TooManyBoxes,
     UsableImages,
     at_least_one,
-    check_images,
-    check_queries,
-    check_texts,
     limit_targets,
-    settle_orientation,
+    usable_records,
     warn_about_shared_images,
     warn_about_similar_names,
-    warn_of_guessed_depths,
+    warn_about_test_split,
     warn_of_targets_over_limit,
 )
 from vrft.data.record_set import RecordSet
@@ -39,12 +37,8 @@ from vrft.errors import ConfigurationError
 from vrft.run_dir import RunDir
 from vrft.types import Id
 from vrft.utils.bounds import Fraction, Seed
-from vrft.utils.display import counted
 from vrft.utils.garbage import gc_disabled
 from vrft.utils.own_code import check_overrides
-
-NAMES = ("category", "class")
-"""Values of `RecordData.noun` for targets that are names."""
 
 
 class RecordData(VisionData):
@@ -95,12 +89,8 @@ class RecordData(VisionData):
         """
         super().__init__(batch_size, eval_batch_size, num_workers, seed)
         check_overrides(self, RecordData)
-        if val_fraction is not None and not 0 < val_fraction < 1:
-            raise ConfigurationError(f"data.val_fraction: expected a number between 0 and 1, got {val_fraction}")
-        if val_fraction is not None and val_shots is not None:
-            raise ConfigurationError("data.val_shots: data.val_fraction holds out training images already")
-        if image_bits is not None and not 8 < image_bits <= 32:
-            raise ConfigurationError(f"data.image_bits: expected a number from 9 to 32, got {image_bits}")
+        self.selection = Selection(shots, val_fraction, val_shots, seed)
+        check_image_bits(image_bits)
         check_encoding(encoding)
         self.shots, self.val_fraction, self.val_shots = shots, val_fraction, val_shots
         self.on_bad_record, self.on_missing_image = on_bad_record, on_missing_image
@@ -110,15 +100,6 @@ class RecordData(VisionData):
         self._train: RecordSet | None = None
         self._val: RecordSet | None = None
         self._test: RecordSet | None = None
-
-    def check_held_out(self, given: bool, field: str) -> None:
-        """Raise ConfigurationError unless exactly one of a held-out file and `val_fraction` is given.
-
-        With `val_shots`, a held-out file is optional.
-        """
-        if self.val_shots is None and given == (self.val_fraction is not None):
-            both = "; both are given: data.val_fraction=null uses the held-out samples" if given else ""
-            raise ConfigurationError(f"data.{field}: expected either held-out samples or data.val_fraction{both}")
 
     @abstractmethod
     def records(self, split: Split, bad_records: BadRecords) -> list[Record]:
@@ -144,8 +125,7 @@ class RecordData(VisionData):
         """
         if "test" in self.splits():
             return "test"
-        inner = self.val_fraction is not None or self.val_shots is not None
-        return "val" if inner and "val" in self.splits() else None
+        return "val" if self.selection.holds_out and "val" in self.splits() else None
 
     def other_held_out(self) -> OtherHeldOut | None:
         """Return the held-out samples that the files have beside those that are held out of the training samples."""
@@ -174,7 +154,7 @@ class RecordData(VisionData):
         """Return the split that has the images of the current evaluation; held-out ones may be from "train"."""
         if self.is_testing and (split := self.tested_split()) is not None:
             return split
-        return "val" if self.val_fraction is None and self.val_shots is None else "train"
+        return "train" if self.selection.holds_out else "val"
 
     def labelled_images(self) -> list[LabelledImage]:
         """Return the evaluated images with all their boxes. Default: the boxes of the questions about them."""
@@ -216,7 +196,7 @@ class RecordData(VisionData):
         self._report(bad_records, replace_list=False)
         warn_of_targets_over_limit(test)
         self._test = RecordSet(at_least_one(test, "test", bad_records), training=False, image_bits=self.image_bits)
-        self._say([f"{content(test, self.noun)} to test on"], bad_records)
+        bad_records.say([f"{content(test, self.noun)} to test on"])
 
     def _read_test(self, split: Split, bad_records: BadRecords) -> list[Record]:
         """Read the records of `test`. Raise ConfigurationError that says how to do without a test split."""
@@ -230,13 +210,14 @@ class RecordData(VisionData):
         assert self.trainer is not None
         bad_records = BadRecords()
         with gc_disabled():
-            inner = self.val_fraction is not None or self.val_shots is not None
+            inner = self.selection.holds_out
             all_train = self._read_records("train", bad_records) if needs_train or inner else []
             all_val = self._read_records("val", bad_records) if not inner else all_train
         if inner:
             self._warn_of_other_held_out()
         try:
-            train, val, available = self._choose(all_train, [] if inner else all_val, bad_records, needs_train)
+            usable = UsableImages(bad_records, self.required_folders("train"))
+            train, val, available = self.selection.choose(all_train, [] if inner else all_val, usable, needs_train)
         except ConfigurationError:
             self._report(bad_records, replace_list=True)  # the likely reason for too few shots
             raise
@@ -266,7 +247,7 @@ class RecordData(VisionData):
             said = [f"{content(train, self.noun)} to train on", *said]
             if self.shots is not None:
                 said.append(f"data.shots={self.shots} leaves out {available - chosen} of {available} training records")
-        self._say(said, bad_records)
+        bad_records.say(said)
 
     def _warn_of_other_held_out(self) -> None:
         """Warn of held-out samples in the files that are not used, or only by `test` although nobody asked for that."""
@@ -277,8 +258,7 @@ class RecordData(VisionData):
         if "val" in self.splits():
             with suppress(ConfigurationError):  # the split is not used, so nothing needs it to be right
                 count = f" ({content(self._read_records('val', BadRecords()), self.noun)})"
-        fold = f"val_shots={self.val_shots}" if self.val_fraction is None else f"val_fraction={self.val_fraction}"
-        rank_zero_warn(unused_held_out(other, count, f"data.{fold}", is_tested=is_tested))
+        rank_zero_warn(unused_held_out(other, count, self.selection.fold, is_tested=is_tested))
 
     def _look_at_test_split(self, train: Sequence[Record], val: Sequence[Record]) -> None:
         """Warn before training if the test split shares images with the others, or has bad records."""
@@ -290,49 +270,21 @@ class RecordData(VisionData):
         except ConfigurationError as error:  # a data.yaml often names a test split that isn't there
             rank_zero_warn(f"data: `test` will stop, because its split can't be read: {error}")
             return
-        warn_about_shared_images(train, test, "test", "training")
-        warn_about_shared_images(val, test, "test", "held-out")
-        if (bad := bad_records.found) and self.on_bad_record == "stop":
-            rank_zero_warn(
-                f"data: `test` will stop at {counted(len(bad), 'bad record')} of the test split, e.g. {bad[0]}"
-            )
+        warn_about_test_split(train, val, test, bad_records.found if self.on_bad_record == "stop" else [])
 
     def _checked(
         self, records: list[Record], everything: list[Record], split: Split, bad_records: BadRecords
     ) -> list[Record]:
         """Return the records whose images and targets are usable. `everything`: all records of the same file."""
-        folders = self.required_folders(split)
         assert self.trainer is not None
-        records = check_queries(check_texts(records, bad_records), module_of(self.trainer).task, bad_records)
-        records = check_images(records, bad_records, folders)
-        if self.image_bits is None:
-            warn_of_guessed_depths(records)
-        records = settle_orientation(records, everything, bad_records, folders)
+        task, folders = module_of(self.trainer).task, self.required_folders(split)
+        records = usable_records(records, everything, task, bad_records, folders, self.image_bits)
         return self.finish(records, bad_records)
 
     def _report(self, bad_records: BadRecords, *, replace_list: bool) -> None:
         assert self.trainer is not None
         run = RunDir.of(self.trainer)
         bad_records.report(self.on_bad_record, self.on_missing_image, run, replace_list=replace_list)
-
-    def _say(self, parts: Sequence[str], bad_records: BadRecords) -> None:
-        left_out = ", ".join(bad_records.left_out())
-        read_as = [f"{how}: {count}" for how, count in bad_records.read_as.items() if count]
-        rank_zero_info("data: " + "; ".join([*parts, *read_as, *([f"left out: {left_out}"] if left_out else [])]))
-
-    def _choose(
-        self, train: list[Record], val: list[Record], bad_records: BadRecords, needs_train: bool
-    ) -> tuple[list[Record], list[Record], int]:
-        """Hold out training records if configured, then choose shots from the rest, whose number is the third value."""
-        usable = UsableImages(bad_records, self.required_folders("train"))
-        if self.val_fraction is not None:
-            train, val = split_by_image(train, self.val_fraction, self.seed)
-        elif self.val_shots is not None:
-            train, val = split_by_shots(train, self.val_shots, self.seed, usable)
-        available = len(train)
-        if needs_train and self.shots is not None:
-            train = choose_shots(train, category, self.shots, self.seed, usable)
-        return train, val, available
 
     def train_set(self) -> RecordSet:
         assert self._train is not None

@@ -78,7 +78,7 @@ class UnlabelledData(RecordData):
             write_lines(RunDir.of(self.trainer).predictions_left_out, problems)
         elif self.trainer.is_global_zero:
             RunDir.of(self.trainer).predictions_left_out.unlink(missing_ok=True)  # of an earlier command
-        self._say([f"questions about {counted(len({record.image for record in found}), 'image')}"], bad_records)
+        bad_records.say([f"questions about {counted(len({record.image for record in found}), 'image')}"])
         if not found:
             raise ConfigurationError(f"images: no readable image in {self.images[0]}")
         self._val = RecordSet(found, training=False, image_bits=self.image_bits)

@@ -2,8 +2,9 @@
 
 from vrft.evaluators.accuracy import AccuracyEvaluator
 from vrft.evaluators.base import Evaluator
-from vrft.evaluators.coco import CocoEvaluator, LvisEvaluator
+from vrft.evaluators.coco import CocoEvaluator
 from vrft.evaluators.grounding import BoxSegmenter, GroundingEvaluator, Segmenter
+from vrft.evaluators.lvis import LvisEvaluator
 from vrft.evaluators.presence import PresenceEvaluator
 from vrft.evaluators.segmenter import SamSegmenter
 

@@ -1,4 +1,4 @@
-"""Average precision of boxes by the rules of COCO and LVIS."""
+"""Average precision of boxes by the rules of COCO."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from typing import Any, Literal
 
 import numpy as np
 from lightning.pytorch.loggers import Logger
-from PIL import Image
 
 from vrft.boxes import iou_matrix, matched_iou
 from vrft.data.categories import ANNOTATED, CategoryData
@@ -21,53 +20,25 @@ from vrft.data.record_checks import targets_over_limit
 from vrft.data.records import RecordData
 from vrft.data.splits import Categories, category_names
 from vrft.errors import ConfigurationError
-from vrft.evaluators.average_precision import (
-    COLUMNS,
-    UNDEFINED,
-    Array,
-    Backend,
-    Convention,
-    Curves,
-    Format,
-)
+from vrft.evaluators.average_precision import COLUMNS, UNDEFINED, Array, Backend, Convention, Curves, Format
 from vrft.evaluators.base import Evaluator, defined
-from vrft.evaluators.calibration import Bin, Calibration
+from vrft.evaluators.calibration import Calibration
 from vrft.evaluators.confidence import Confidence, with_confidence
-from vrft.evaluators.curves_picture import draw_curves
+from vrft.evaluators.curve_files import CurveFiles
 from vrft.evaluators.detection_resampling import resampled_scores
-from vrft.evaluators.detection_rows import (
-    Row,
-    plain_scores,
-    ranked_otherwise,
-    rows_of_results,
-    table_of,
-    with_scores,
-)
+from vrft.evaluators.detection_rows import Row, plain_scores, ranked_otherwise, rows_of_results, table_of, with_scores
 from vrft.evaluators.resampling import Scores
 from vrft.evaluators.results import entries_of
-from vrft.evaluators.ties import tie_key, tied_share, without_ties
+from vrft.evaluators.ties import score_warnings, tie_key, tied_share, without_ties
 from vrft.evaluators.truth import Truth
-from vrft.loggers import show_picture, show_table
 from vrft.rewards.detection import within_labels
 from vrft.types import Answer, Id, Sample
 from vrft.utils.display import counted
-from vrft.utils.files import write_json, write_table
+from vrft.utils.files import write_json
 from vrft.utils.regular_files import read_regular
 
 MAX_NAMES = 10
 """Categories that a warning names."""
-
-MAX_TIED_SHARE = 0.5
-"""Warn if more than this share of boxes has a score that other boxes have too."""
-
-
-TIES: dict[Confidence, str] = {
-    "answer": "answer ranks by stated confidences alone; product ranks by token probabilities too",
-    "logprob": "logprob ranks by token probabilities, which are the same or not known; product ranks by stated "
-    "confidences too",
-    "product": "product ranks by stated confidences and token probabilities already, which are the same or not known",
-}
-"""Why scores tie, and the setting that may help, by `confidence`."""
 
 
 class CocoEvaluator(Evaluator[Row]):
@@ -269,16 +240,8 @@ class CocoEvaluator(Evaluator[Row]):
             names = ", ".join(undefined[:MAX_NAMES]) + (", …" if len(undefined) > MAX_NAMES else "")
             self.note(f"{self.format}: categories without a true box in these images count in no mean: {names}")
         found = [box for row in rows for box in row.detections]
-        unscored = sum(box.score is None for box in found)
-        if unscored:
-            boxes = counted(len(found), "box")
-            self.warn(f"{self.format}: {unscored} of {boxes} without a stated confidence, which counts as 1.0")
-        if found and self.tied > MAX_TIED_SHARE:
-            self.warn(
-                f"{self.format}: {self.tied:.0%} of the boxes share their score with others of their category and are "
-                "ordered by chance (a hash of the image), which average precision depends on; "
-                f"{self.field}.confidence={TIES[self.confidence]}"
-            )
+        for message in score_warnings(found, self.tied, self.confidence, self.field):
+            self.warn(f"{self.format}: {message}")
 
     def quality(self, row: Row) -> float:
         return row.iou
@@ -307,11 +270,7 @@ class CocoEvaluator(Evaluator[Row]):
             "by_confidence": self.by_confidence,
         }
         write_json(folder / f"{self.format}.meta.json", settings)
-        found = sorted(self.curves.per_category(self.convention).items())
-        write_table(folder / f"{self.format}_per_category.csv", ["category", "AP"], found)
-        draw_curves(self.curves, folder / f"{self.format}_precision_recall.png")
-        if self.calibration is not None:
-            write_table(folder / f"{self.format}_calibration.csv", Bin._fields, self.calibration.bins)
+        self.curve_files().write(folder)
 
     def write_truth(self, folder: Path) -> Path:
         """Return the annotation file. A ground truth that the data has is written beside the evaluations."""
@@ -322,20 +281,9 @@ class CocoEvaluator(Evaluator[Row]):
         return path
 
     def show(self, loggers: Sequence[Logger], stage: str, folder: Path, step: int) -> None:
+        self.curve_files().show(loggers, stage, folder, step)
+
+    def curve_files(self) -> CurveFiles:
+        """Return the tables and the picture behind the numbers of the last evaluation."""
         assert self.curves is not None
-        rows = sorted(self.curves.per_category(self.convention).items())
-        show_table(loggers, f"{stage}/{self.format}/per_category", ["category", "AP"], rows, step)
-        if self.calibration is not None:
-            show_table(loggers, f"{stage}/{self.format}/calibration", Bin._fields, self.calibration.bins, step)
-        with Image.open(folder / f"{self.format}_precision_recall.png") as picture:
-            show_picture(loggers, f"{stage}/{self.format}/precision_recall", picture, step)
-
-
-class LvisEvaluator(CocoEvaluator):
-    """Logs LVIS's thirteen numbers as `val/lvis/AP` and so on, by its federated rules; see `CocoEvaluator`.
-
-    Boxes of categories that were not annotated in their image are dropped, unmatched boxes of categories that were not
-    annotated exhaustively are ignored, and up to 300 boxes per image count over all categories.
-    """
-
-    format: Format = "lvis"
+        return CurveFiles(self.curves, self.calibration, self.format, self.convention)

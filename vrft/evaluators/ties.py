@@ -1,16 +1,30 @@
-"""An order of boxes with equal scores that does not depend on the order of the data."""
+"""Boxes with equal scores: an order that does not depend on that of the data, and warnings."""
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vrft.evaluators.average_precision import Array
-from vrft.types import Sample
+from vrft.evaluators.confidence import Confidence
+from vrft.types import Detection, Sample
+from vrft.utils.display import counted
 
 Keys = NDArray[np.uint64]
+
+MAX_TIED_SHARE = 0.5
+"""Warn if more than this share of boxes has a score that other boxes have too."""
+
+TIES: dict[Confidence, str] = {
+    "answer": "answer ranks by stated confidences alone; product ranks by token probabilities too",
+    "logprob": "logprob ranks by token probabilities, which are the same or not known; product ranks by stated "
+    "confidences too",
+    "product": "product ranks by stated confidences and token probabilities already, which are the same or not known",
+}
+"""Why scores tie, and the setting that may help, by `confidence`."""
 
 
 def tie_key(sample: Sample) -> int:
@@ -60,3 +74,24 @@ def tied_share(table: Array) -> float:
         return 0.0
     _, counts = np.unique(table[:, 5:7], axis=0, return_counts=True)
     return float(counts[counts > 1].sum() / len(table))
+
+
+def score_warnings(boxes: Sequence[Detection], tied: float, confidence: Confidence, field: str) -> list[str]:
+    """Return warnings about scores that leave the order of boxes to chance.
+
+    Args:
+        boxes: the boxes of all answers.
+        tied: share of boxes whose score another box of their category has.
+        confidence: score of a box.
+        field: field of the evaluator, for messages.
+    """
+    warnings = []
+    if unscored := sum(box.score is None for box in boxes):
+        count = counted(len(boxes), "box")
+        warnings.append(f"{unscored} of {count} without a stated confidence, which counts as 1.0")
+    if boxes and tied > MAX_TIED_SHARE:
+        warnings.append(
+            f"{tied:.0%} of the boxes share their score with others of their category and are ordered by chance (a "
+            f"hash of the image), which average precision depends on; {field}.confidence={TIES[confidence]}"
+        )
+    return warnings

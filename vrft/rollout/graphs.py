@@ -15,8 +15,9 @@ from torch import Tensor
 from vrft.policy.decoding_model import DecodingModel
 from vrft.policy.head import logits_of
 from vrft.rollout.base import Sampling
-from vrft.rollout.decoding import GroupCache, GroupDecoder, Prefilled
+from vrft.rollout.decoding import GroupDecoder, Prefilled
 from vrft.rollout.grid import DecodingGrid
+from vrft.rollout.group_cache import GroupCache
 from vrft.rollout.sampling import TokenSampler
 
 SMALLEST_SHARE = 8

@@ -12,9 +12,10 @@ from vrft.policy.decoding_model import DecodingModel
 from vrft.policy.head import logits_of
 from vrft.policy.weights import page_locked
 from vrft.rollout.base import RolloutEngine, Sampling, SamplingKey
-from vrft.rollout.decoding import Decoder, GroupCache, GroupDecoder, Prefilled, RepeatedDecoder
+from vrft.rollout.decoding import Decoder, GroupDecoder, Prefilled, RepeatedDecoder
 from vrft.rollout.graphs import Shape, graph_steps
 from vrft.rollout.grid import DecodingGrid
+from vrft.rollout.group_cache import GroupCache
 from vrft.rollout.sampling import TokenSampler, float32_pairs, token_sampler
 from vrft.types import PromptBatch, Rollout
 

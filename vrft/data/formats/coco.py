@@ -71,7 +71,7 @@ class CocoData(CategoryData):
         annotations = given(train_annotations, val_annotations, test_annotations)
         named = annotated(annotations, {"train": train_images, "val": val_images, "test": test_images})
         self.files = {split: (file, images or file.parent) for split, (file, images) in named.items()}
-        self.check_held_out("val" in self.files, "val_annotations")
+        self.selection.check_held_out("val" in self.files, "val_annotations")
         if per_image and self.negatives:
             raise ConfigurationError("data.negatives: prompts of data.per_image ask for absent categories already")
         self.per_image = per_image

@@ -47,7 +47,7 @@ class CsvData(RecordData):
         """
         super().__init__(**kwargs)
         self.files = {split: Path(name) for split, name in given(train_csv, val_csv, test_csv).items()}
-        self.check_held_out(val_csv is not None, "val_csv")
+        self.selection.check_held_out(val_csv is not None, "val_csv")
         self.columns = {"image_column": image_column, "label_column": label_column}
         for split, path in self.files.items():
             require_file(f"{split}_csv", path, "a CSV file with a header")

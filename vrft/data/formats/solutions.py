@@ -34,7 +34,7 @@ class SolutionData(RecordData):
     def __init__(self, sources: dict[Split, str], coordinates: Coordinates, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.sources, self.coordinates = sources, coordinates
-        self.check_held_out("val" in sources, "val")
+        self.selection.check_held_out("val" in sources, "val")
 
     def splits(self) -> Collection[Split]:
         return self.sources
