@@ -295,3 +295,5 @@ def test_a_rollout_can_be_cancelled(fake: VLLM, checkpoint: str, tmp_path: Path)
         rollout.result(timeout=0)
     fake.faults.clear()
     assert gap(policy, roll(made, policy)) < 1e-4
+    assert prefetcher.pool is not None
+    prefetcher.pool.shutdown()
