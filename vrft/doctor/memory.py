@@ -17,6 +17,7 @@ from vrft.policy.four_bits import four_bit_layers, is_in_four_bits
 from vrft.policy.image_size import smaller_images
 from vrft.policy.lora import has_adapter
 from vrft.training.module import VisionModule
+from vrft.training.rft import RFT
 from vrft.types import PromptBatch
 
 if TYPE_CHECKING:
@@ -92,6 +93,8 @@ def estimate(module: VisionModule, data: VisionData, batch: PromptBatch) -> dict
     policy = module.policy
     shape = model_shape(policy.base.config, policy.dtype)
     stored = stored_weights(policy, optimizer_bytes(module))
+    if reference_follows(module) and not policy.offload_reference:
+        stored = stored._replace(reference=FLOAT32_BYTES * stored.trained)
     return parts(
         stored,
         shape,
@@ -116,6 +119,11 @@ def parts(stored: Stored, shape: ModelShape, load: Workload, *, lora: bool, chec
         "update: logits": logits,
         "reserve": RESERVE,
     }
+
+
+def reference_follows(module: VisionModule) -> bool:
+    """Return whether the reference is an average of the weights that train, which a run keeps beside them."""
+    return isinstance(module, RFT) and module.moving_reference is not None
 
 
 def stored_weights(policy: Policy, optimizer: float) -> Stored:
@@ -212,7 +220,7 @@ def advice(module: VisionModule) -> str:
     if not policy.reader.gradient_checkpointing:
         steps.append("model.policy.gradient_checkpointing=true")
     steps.append(f"model.max_tokens_per_micro_batch below {module.optimization.max_tokens_per_micro_batch}")
-    if policy.reference is not None and not policy.offload_reference:
+    if (policy.reference is not None or reference_follows(module)) and not policy.offload_reference:
         steps.append("model.policy.offload_reference=true")
     if policy.lora is None:
         steps += ["model.policy.lora.r=16", "model.optimizer=torch.optim.Adafactor"]

@@ -1,4 +1,4 @@
-"""The reference of a policy: a frozen copy of its model, or the model with the adapters that it started from."""
+"""The reference of a policy: a frozen copy of its model, or the model with other values of what trains."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vrft.policy.lora import without_adapters
 from vrft.policy.weights import page_locked, replaced
@@ -22,29 +22,48 @@ def lock_pages(reference: PreTrainedModel, device: torch.device) -> None:
         parameter.data = page_locked(parameter.data, device)
 
 
-def on_device(reference: PreTrainedModel, device: torch.device) -> AbstractContextManager[None]:
-    """Copy an offloaded reference to a device, and drop the copy at the end."""
-    tensors = [*reference.parameters(), *reference.buffers()]
+def trained_values(model: nn.Module, home: torch.device, *, offload: bool) -> dict[Tensor, Tensor]:
+    """Return copies of the parameters that train, by these parameters.
+
+    Args:
+        model: the model.
+        home: the device of the computation.
+        offload: keep the copies in CPU memory.
+    """
+
+    def copied(parameter: Tensor) -> Tensor:
+        value = parameter.detach().clone()
+        return page_locked(value, home) if offload else value
+
+    return {parameter: copied(parameter) for parameter in model.parameters() if parameter.requires_grad}
+
+
+def on_device(
+    reference: PreTrainedModel | None, start: Mapping[Tensor, Tensor], device: torch.device
+) -> AbstractContextManager[None]:
+    """Copy an offloaded reference, or the values of what trains in it, to a device; drop the copies at the end."""
+    tensors = [*start.values()] if reference is None else [*reference.parameters(), *reference.buffers()]
     return replaced({x: x.data.to(device, non_blocking=True) for x in tensors if x.device != device})
 
 
 def reference_of(
-    model: PreTrainedModel, copy: PreTrainedModel | None, start: Mapping[Tensor, Tensor] | None
+    model: PreTrainedModel, copy: PreTrainedModel | None, start: Mapping[Tensor, Tensor], adapted: bool
 ) -> AbstractContextManager[PreTrainedModel]:
     """Return a context that yields the reference.
 
     Args:
         model: the policy's model.
-        copy: a frozen copy of it at the start; None if adapters are trained.
-        start: adapters at the start, by the parameters that train, empty if they were fresh; None without adapters.
+        copy: a frozen copy of it at the start, if that is the reference.
+        start: values of the parameters that train in it; empty if it is a copy or the model without adapters.
+        adapted: adapters train.
     """
-    if start is not None:
-        return _model_at_start(model, start)
+    if start or adapted:
+        return _with_values(model, start)
     assert copy is not None, "load(keep_reference=True) first"
     return nullcontext(copy)
 
 
 @contextmanager
-def _model_at_start(model: PreTrainedModel, adapters: Mapping[Tensor, Tensor]) -> Iterator[PreTrainedModel]:
-    with replaced(adapters) if adapters else without_adapters(model):
+def _with_values(model: PreTrainedModel, start: Mapping[Tensor, Tensor]) -> Iterator[PreTrainedModel]:
+    with replaced(start) if start else without_adapters(model):
         yield model

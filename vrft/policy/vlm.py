@@ -22,7 +22,7 @@ from vrft.policy.pretrained import token_ids, vision_parameters
 from vrft.policy.processor import Encoder
 from vrft.policy.prompts import Prompt, compared_prompts, prepare_prompts
 from vrft.policy.reading import Reader
-from vrft.policy.reference import lock_pages, on_device, reference_of
+from vrft.policy.reference import lock_pages, on_device, reference_of, trained_values
 from vrft.policy.sharding import decoder_modules, done_on_all_ranks, fsdp_modules, full_state_dict, unshard
 from vrft.policy.texts import completion_texts, completion_token_texts
 from vrft.policy.weights import frozen_copy, own_weights
@@ -111,7 +111,7 @@ class Policy(nn.Module):
         """Gather each sharded decoder layer for every token of a rollout, instead of all layers once."""
         self.processor: Any = None
         self.start: dict[Tensor, Tensor] = {}
-        """Adapters from which the policy starts, by the parameters that train; empty if they are fresh."""
+        """Values of the parameters that train in the reference; empty if it is a copy, or the model without adapters."""
         self.decoding = DecodingContext(self)
 
     def load(self, keep_reference: bool) -> None:
@@ -122,7 +122,11 @@ class Policy(nn.Module):
             if self.reference is not None and self.offload_reference:
                 lock_pages(self.reference, self.device)
             if self.lora is not None and self.lora.adapter is not None and keep_reference:
-                self.start = {p: p.detach().clone() for p in self.model.parameters() if p.requires_grad}
+                self.fix_reference()
+
+    def fix_reference(self) -> None:
+        """Let the reference be the policy with its present weights, in copies of those that train."""
+        self.start = trained_values(self.model, self.device, offload=self.offload_reference)
 
     def read(self, keep_reference: bool, values: bool = True) -> None:
         """Build the model as the checkpoint stores it; `vrft.policy.placement` or `load` makes it fit for use.
@@ -239,8 +243,8 @@ class Policy(nn.Module):
 
         hidden_states = group_hidden_states if self.shares_prefixes else repeated_hidden_states
         lengths = mask.sum(1).tolist()
-        start = None if self.lora is None else self.start
-        chosen = reference_of(self.base, self.reference, start) if reference else nullcontext(self.base)
+        adapted = self.lora is not None
+        chosen = reference_of(self.base, self.reference, self.start, adapted) if reference else nullcontext(self.base)
         with self.autocast(), chosen as model:
             hidden = hidden_states(model, prompts, ids, lengths)  # (real tokens, H)
             head = logits_of(model)
@@ -257,8 +261,7 @@ class Policy(nn.Module):
 
     def reference_on_device(self) -> AbstractContextManager[None]:
         """Copy an offloaded reference to the policy's device, and drop the copy at the end."""
-        offloaded = self.reference if self.offload_reference else None
-        return nullcontext() if offloaded is None else on_device(offloaded, self.device)
+        return on_device(self.reference, self.start, self.device) if self.offload_reference else nullcontext()
 
     def decode(self, ids: Tensor, mask: Tensor) -> list[str]:
         """Return the texts of completions (N, T) without the end token."""

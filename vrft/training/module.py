@@ -56,7 +56,7 @@ class VisionModule(LightningModule):
     """
 
     keep_reference = False
-    """The loss needs a reference policy."""
+    """The loss needs a reference that stays as the policy is at the start."""
     group_size = 1
     """Completions per prompt in a training step, G."""
     batches_per_step = 1

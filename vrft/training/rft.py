@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from functools import partial
 
 import torch
+from lightning.pytorch import Callback
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 
@@ -24,6 +25,7 @@ from vrft.training.importance import ImportanceSampling
 from vrft.training.loss_inputs import Minibatch, total_sums
 from vrft.training.loss_preparation import LossPreparation
 from vrft.training.module import VisionModule
+from vrft.training.moving_reference import following
 from vrft.training.objective import Aggregation, Objective
 from vrft.training.optimization import Interval
 from vrft.types import PromptBatch, ScoredRollout
@@ -52,6 +54,7 @@ class RFT(VisionModule):
         beta: NonNegative = 0.04,
         kl_in_reward: bool = False,
         kl_estimator: KLEstimator = "k3",
+        reference_decay: float | None = None,
         epsilon: NonNegative = 0.2,
         epsilon_high: float | None = None,
         delta: float | None = None,
@@ -97,6 +100,8 @@ class RFT(VisionModule):
             kl_in_reward: subtract beta times the KL divergence of each completion from its reward, instead of adding
                 the KL divergence of each token to the loss.
             kl_estimator: estimator of the KL divergence, k1, k2 or k3.
+            reference_decay: let the reference follow the policy: a moving average of its trained weights, of which this
+                share stays at each training step, e.g. 0.99. Default: the reference is the start.
             epsilon: clip range of the importance ratio.
             epsilon_high: upper clip range; default: `epsilon`. For cispo: the largest ratio, default 5.
             delta: largest ratio where the advantage is negative, which clipping leaves unbounded (INTELLECT-2: 4); for
@@ -183,7 +188,9 @@ class RFT(VisionModule):
         self.sampling = Sampling(temperature, top_p, top_k, min_p)
         self.sft_weight = sft_weight
         self.entropy_bonus = EntropyBonus(self, entropy_weight, entropy_target, entropy_step)
-        self.keep_reference, self.prefetches = beta > 0, self.rollouts.prefetches
+        self.moving_reference = following(policy, reference_decay, beta)
+        self.keep_reference = beta > 0 and self.moving_reference is None
+        self.prefetches = self.rollouts.prefetches
         self.collect = Collector(
             self, self.objective, self.sampling, num_generations, overlong_buffer, num_iterations * num_minibatches
         )
@@ -199,6 +206,9 @@ class RFT(VisionModule):
 
     def setup(self, stage: str) -> None:
         check_minibatches(data_of(self.trainer), self.num_minibatches)
+
+    def configure_callbacks(self) -> list[Callback]:
+        return [] if self.moving_reference is None else [self.moving_reference]
 
     def training_step(self, batch: PromptBatch, batch_idx: int) -> dict[str, ScoredRollout]:
         self.begin_step()  # seeds, timers

@@ -186,10 +186,12 @@ class SingleProcess:
     Attributes:
         waits_for_all_ranks: every forward and backward is a collective, so ranks have to make equally many.
         numbers_optimizer_states: optimizer states are loaded by the parameter's number, not by its name.
+        has_whole_weights: this rank holds all of each weight, so that a forward can compute with others in their place.
     """
 
     waits_for_all_ranks = False
     numbers_optimizer_states = True
+    has_whole_weights = True
 
     def load(self, policy: Policy, keep_reference: bool) -> None:
         """Load a policy. Ranks that train together load it together, and one of them reads the checkpoint."""
@@ -240,6 +242,7 @@ class ShardedRanks(SingleProcess):
 
     waits_for_all_ranks = True
     numbers_optimizer_states = False
+    has_whole_weights = False
 
     def __init__(self, strategy: FSDP2Strategy) -> None:
         self.strategy = strategy
@@ -249,6 +252,8 @@ class ShardedRanks(SingleProcess):
             raise ConfigurationError(
                 "trainer.strategy: fsdp2 can't shard weights in four bits; ddp can train with them"
             )
+        if policy.loads_alone:
+            raise ConfigurationError("trainer.strategy: fsdp2 can't start from model.policy.lora.adapter; ddp can")
         read_once(policy, keep_reference)
         if policy.reference is not None and policy.offload_reference:
             replicate(policy, policy.reference, self.strategy.root_device)
