@@ -123,7 +123,12 @@ def test_an_extended_run_keeps_all_scored_checkpoints(
     said = capsys.readouterr().out.partition(f"best by val/mIoU: {path} (")[2]
     assert float(said.partition(")")[0]) == pytest.approx(scores(whole)[5], abs=6e-5)
     best = json.loads((folder / "longer" / "summary.json").read_text())["best"]
-    assert best == {"checkpoint": path, "metric": "val/mIoU", "score": pytest.approx(scores(whole)[5], abs=1e-6)}
+    found = best.pop("scores")
+    score = pytest.approx(scores(whole)[5], abs=1e-6)
+    assert best == {"checkpoint": path, "metric": "val/mIoU", "score": score, "step": 5}
+    assert found["mIoU"] == score
+    evaluated = json.loads((folder / "longer" / "evaluation" / "val-5" / "scores.json").read_text())
+    assert found == evaluated
 
 
 def test_a_moved_and_extended_run_with_a_smaller_top_k_remembers_its_last_evaluation(

@@ -16,6 +16,7 @@ from tests.helpers import CSV_ONLY, UNJUDGED, Command
 from tests.helpers.finished import EVERYTHING, Finished
 from vrft.__main__ import main
 from vrft.callbacks.summary import Summary
+from vrft.report import read_run
 from vrft.run_dir import RunDir
 from vrft.training.module import VisionModule
 
@@ -33,6 +34,30 @@ def test_a_summary_compares_scores_that_both_evaluations_have(tmp_path: Path) ->
     summary.base, summary.tuned = {"mAP": 0.1, "reward": 1.0}, {"reward": 2.0, "accuracy": 0.5}
     written = json.loads(summary.write(RunDir(tmp_path), None).read_text())
     assert written["base"] == {"mAP": 0.1, "reward": 1.0}
+
+
+def test_a_summary_has_the_scores_of_the_best_checkpoint_too(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    summary = Summary()
+    summary.base, summary.tuned, summary.tuned_step = {"mAP": 0.1, "reward": 1.0}, {"mAP": 0.2, "reward": 2.0}, 40
+    (tmp_path / "evaluation" / "val-20").mkdir(parents=True)
+    (tmp_path / "evaluation" / "val-20" / "scores.json").write_text('{"mAP": 0.3, "reward": 1.5}')
+    best = {"checkpoint": "step=20.ckpt", "metric": "val/coco/AP", "score": 0.3, "step": 20}
+    written = json.loads(summary.write(RunDir(tmp_path), best).read_text())
+    assert written["best"] == best | {"scores": {"mAP": 0.3, "reward": 1.5}}
+    rows = [line.replace("┃", "│").split("│")[1:-1] for line in capsys.readouterr().out.splitlines()]
+    cells = [[cell.strip() for cell in row] for row in rows if row]
+    assert cells[0] == ["", "base", "last", "change", "best (step 20)", "change"]
+    assert cells[1] == ["mAP", "0.100", "0.200", "+0.100", "0.300", "+0.200"]
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "evaluation" / "val-20" / "resampled_CocoEvaluator.json").write_text(
+        json.dumps({"digest": "x", "images": 9, "scores": {"coco/AP": [0.25] * 100 + [0.35] * 100}})
+    )
+    data = read_run(RunDir(tmp_path), [])
+    assert data["best_step"] == 20
+    scores = {score["name"]: (score["best"], score["best_interval"]) for score in data["scores"]}
+    assert scores == {"mAP": (0.3, (0.25, 0.35)), "reward": (1.5, None)}
 
 
 def test_fit_leaves_everything_in_the_run_folder(finished: Finished) -> None:

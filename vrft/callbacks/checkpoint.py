@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
@@ -32,6 +34,8 @@ class RunCheckpoint(SafeCheckpoint):
     """The just evaluated file, while its score is compared with others."""
     _evaluation_due = False
     """Whether the current weights are evaluated next. A checkpoint has it as of its own step."""
+    _steps: Mapping[str, int] = MappingProxyType({})
+    """Optimizer steps of the best checkpoints, by the names of their files."""
 
     @classmethod
     def of(cls, trainer: Trainer) -> RunCheckpoint:
@@ -50,11 +54,13 @@ class RunCheckpoint(SafeCheckpoint):
 
     @property
     def best(self) -> dict[str, Any] | None:
-        """Path, metric and score of the best checkpoint by a held-out score, or None without one."""
+        """Path, metric, score and step of the best checkpoint by a held-out score, or None without one."""
         if not self.monitors_held_out or self.best_model_score is None:
             return None
         path = relative_path(self.best_model_path)
-        return {"checkpoint": path, "metric": self.monitor, "score": round(float(self.best_model_score), 6)}
+        score = round(float(self.best_model_score), 6)
+        step = self._steps.get(Path(self.best_model_path).name)
+        return {"checkpoint": path, "metric": self.monitor, "score": score, "step": step}
 
     # ----------------------------------------------------------------------------------------------- start and resume
 
@@ -84,13 +90,15 @@ class RunCheckpoint(SafeCheckpoint):
             repeat_evaluation(trainer, int(self._row["epoch"]))
 
     def state_dict(self) -> dict[str, Any]:
-        return {**super().state_dict(), "mode": self.mode, "row": self._row, "due": self._evaluation_due}
+        more = {"mode": self.mode, "row": self._row, "due": self._evaluation_due, "steps": {**self._steps}}
+        return {**super().state_dict(), **more}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load the best scores only if they belong to the metric that is monitored now."""
         if (state_dict["monitor"], state_dict["mode"]) == (self.monitor, self.mode):
             super().load_state_dict(self._moved_here(state_dict) if self.monitors_held_out else state_dict)
         self._row, self._evaluation_due = state_dict["row"], state_dict["due"]
+        self._steps = {**state_dict["steps"]}
 
     def _moved_here(self, state: dict[str, Any]) -> dict[str, Any]:
         """Replace the folder in a state's paths by this run's: the run's folder may have been moved."""
@@ -133,6 +141,7 @@ class RunCheckpoint(SafeCheckpoint):
         """Write a checkpoint, or give the one that was evaluated a second name."""
         if self._ranked:
             on_rank_zero(trainer, hardlink, Path(self._ranked), Path(path))
+            self._steps = {**self._steps, Path(path).name: trainer.global_step}
         else:
             super().write(trainer, path)
             self._unscored = path

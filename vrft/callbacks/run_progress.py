@@ -9,6 +9,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from vrft.callbacks.base import vision_module, vision_trainer
+from vrft.callbacks.checkpoint import RunCheckpoint
 from vrft.callbacks.summary import Summary
 from vrft.report.progress import Progress
 from vrft.run_dir import RunDir
@@ -54,6 +55,7 @@ class RunProgress(Callback):
         self.written = time.perf_counter()
         rollouts = int(vision_module(pl_module).steps_done)
         summary = next(callback for callback in trainer.callbacks if isinstance(callback, Summary))  # type: ignore[attr-defined]
+        best = RunCheckpoint.of(vision_trainer(trainer)).best
         progress = Progress(
             doing=doing,
             reason=reason,
@@ -63,6 +65,7 @@ class RunProgress(Callback):
             seconds=round(summary.seconds_so_far(), 1),
             seconds_to_go=self.clock.seconds_to_go(trainer, rollouts),
             written=round(time.time(), 1),
+            best_step=best and best["step"],
         )
         try:
             write_json(RunDir.of(trainer).progress, progress.as_dict())

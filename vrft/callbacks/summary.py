@@ -14,7 +14,7 @@ from rich.table import Table
 
 from vrft.callbacks.base import vision_module
 from vrft.evaluators.base import evaluation_folder
-from vrft.report.run_facts import SCORES
+from vrft.report.run_facts import SCORES, number, read_evaluation
 from vrft.run_dir import SCORES_FILE, RunDir
 from vrft.utils.display import score_cells
 from vrft.utils.files import write_json
@@ -68,9 +68,14 @@ class Summary(Callback):
             write_scores(evaluation_folder(trainer), scores)
 
     def write(self, run: RunDir, best: dict[str, Any] | None) -> Path:
-        """Print the table, write `summary.json` and return its path. `best`: the best checkpoint, if one was chosen."""
+        """Print the table, write `summary.json` and return its path. `best`: see `RunCheckpoint.best`."""
         assert self.base is not None
-        Console().print(comparison_table(self.base, self.tuned))
+        best_scores = None
+        if best is not None:
+            evaluation = run.evaluation("val", str(best["step"]))
+            best_scores = self.tuned if best["step"] == self.tuned_step else read_evaluation(evaluation)
+            best = best | {"scores": best_scores}
+        Console().print(comparison_table(self.base, self.tuned, best_scores, best and best["step"]))
         content = {
             "base": self.base,
             "tuned": self.tuned,
@@ -92,12 +97,25 @@ def write_scores(folder: Path, scores: dict[str, float]) -> None:
         rank_zero_warn(f"{folder / SCORES_FILE} can't be written: {error}")
 
 
-def comparison_table(base: dict[str, float], tuned: dict[str, float]) -> Table:
-    """Return a table of the scores that both have. A resumed run may have other evaluators than the base had."""
+def comparison_table(
+    base: dict[str, float], tuned: dict[str, float], best: dict[str, float] | None = None, step: int | None = None
+) -> Table:
+    """Return a table of the scores that both have. A resumed run may have other evaluators than the base had.
+
+    Args:
+        base: scores of the base.
+        tuned: scores of the last step.
+        best: scores of the best checkpoint, if the run kept one.
+        step: its step.
+    """
     table = Table(title="held-out images, greedy answers")
-    for column in ("", "base", "tuned", "change"):
+    columns = ("", "base", "tuned" if best is None else "last", "change")
+    for column in columns if best is None else (*columns, f"best (step {step})", "change"):
         table.add_column(column, justify="left" if not column else "right")
     for key in [key for key in base if key in tuned]:
-        before, after = base[key], tuned[key]
-        table.add_row(key, *score_cells(before, after))
+        cells = score_cells(base[key], tuned[key])
+        value = number(best, key)
+        if value is not None:
+            cells = (*cells, *score_cells(base[key], value)[1:])
+        table.add_row(key, *cells)
     return table

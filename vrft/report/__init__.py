@@ -8,7 +8,7 @@ from typing import Any
 
 from vrft.errors import ConfigurationError
 from vrft.report import held_out, rollouts, run_facts
-from vrft.report.intervals import read_resampled, resampled_rewards, with_intervals
+from vrft.report.intervals import read_resampled, resampled_rewards, with_best, with_intervals
 from vrft.report.metrics import Series, read_metrics, thin
 from vrft.report.page import read_pictures, render
 from vrft.report.progress import Progress, describe, read_progress, resume_command
@@ -50,6 +50,7 @@ def read_run(run: RunDir, problems: list[str]) -> dict[str, Any]:
     first, last = held_out.read_first_and_last(evaluations, problems)
     progress = read_progress(run, problems)
     ended = has_ended(run, summary, done, progress)
+    best_step = run_facts.read_best_step(summary) if ended else progress and progress.best_step
     return {
         "name": run.path.resolve().name,
         "written": time.strftime("%Y-%m-%d %H:%M"),
@@ -57,7 +58,8 @@ def read_run(run: RunDir, problems: list[str]) -> dict[str, Any]:
         "ended": ended,
         "state": describe(progress, ended, time.time()) | {"resume": None if ended else resume_command(run)},
         "seconds": run_facts.number(summary, "seconds") or (progress and progress.seconds),
-        "scores": read_scores(run, summary, series, first, last, problems),
+        "scores": read_scores(run, summary, series, first, last, best_step, problems),
+        "best_step": best_step,
         "rollouts": done,
         "series": {name: thin(points) for name, points in series.items()},
         "groups": [rollouts.as_values(group, prompts, most) for group in groups],
@@ -86,9 +88,10 @@ def read_scores(
     series: Series,
     first: held_out.Answers | None,
     last: held_out.Answers,
+    best_step: int | None,
     problems: list[str],
 ) -> list[dict[str, Any]]:
-    """Return the held-out scores of the base and of the last evaluation, with intervals as far as they are known.
+    """Return the held-out scores of the base, the last and the best evaluation, with intervals if they are known.
 
     Args:
         run: the run.
@@ -96,6 +99,7 @@ def read_scores(
         series: its metrics.
         first: answers of the first evaluation, None if there is one evaluation.
         last: answers of the last evaluation.
+        best_step: step of the best checkpoint, if the run keeps one.
         problems: receives messages about unreadable files.
     """
     scores = run_facts.read_scores(summary, series)
@@ -108,7 +112,8 @@ def read_scores(
         if len(evaluations) > 1:
             tuned = read_resampled(evaluations[-1][1], problems)
             tuned |= {"reward": rewards[-1]} if rewards else {}
-    return with_intervals(scores, base, tuned)
+    scores = with_intervals(scores, base, tuned)
+    return scores if best_step is None else with_best(scores, run.evaluation("val", str(best_step)), problems)
 
 
 def _names(data: dict[str, Any]) -> list[str | None]:

@@ -11,7 +11,7 @@ import msgspec
 
 from vrft.report.held_out import Answers
 from vrft.report.lines import Count, Number
-from vrft.report.run_facts import SCORES
+from vrft.report.run_facts import SCORES, number, read_evaluation
 from vrft.run_dir import RESAMPLED
 from vrft.types import Id
 from vrft.utils.intervals import bootstrap_draws, interval
@@ -104,6 +104,17 @@ def _with_interval(
         pairs = zip(before.values, after.values, strict=False)
         found["change_interval"] = _bounds([b - a if a is not None and b is not None else None for a, b in pairs])
     return {**score, **found}
+
+
+def with_best(scores: Sequence[Mapping[str, Any]], folder: Path, problems: list[str]) -> list[dict[str, Any]]:
+    """Return scores with those of the best checkpoint, from the folder of its evaluation, and their intervals."""
+    found, samples = read_evaluation(folder), read_resampled(folder, problems)
+    values = []
+    for score in scores:
+        some = next((samples[name] for name in SCORES[score["name"]] if name in samples), None)
+        best = number(found, score["name"])
+        values.append({**score, "best": best, "best_interval": None if some is None else _bounds(some.values)})
+    return values
 
 
 def _bounds(values: Values) -> tuple[float, float] | None:

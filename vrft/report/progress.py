@@ -28,6 +28,7 @@ class Progress(msgspec.Struct):
         seconds_to_go: estimated rest.
         written: time of the last step or evaluated batch that was written, in seconds since 1970.
         reason: why the run failed.
+        best_step: optimizer steps of the best checkpoint, if the run keeps one.
     """
 
     doing: str
@@ -38,6 +39,7 @@ class Progress(msgspec.Struct):
     max_steps: Count | None = None
     seconds_to_go: Number | None = None
     reason: str | None = None
+    best_step: Count | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Return the content of the file."""

@@ -50,13 +50,14 @@ function dumbbell(before, after, falls = false, high = 1) {
 const bounds = (found, text = score) => `${text(found[0])} to ${text(found[1])}`;
 
 // A score of the last evaluation, or else of the base, with its interval and that of its change.
-function scoreCard({ name, base, tuned, falls, base_interval, tuned_interval, change_interval }) {
+function scoreCard({ name, base, tuned, falls, base_interval, tuned_interval, change_interval, best, best_interval }) {
   const range = tuned == null ? base_interval : tuned_interval;
   const unsure = change_interval && change_interval[0] <= 0 && change_interval[1] >= 0;
   return h("li", {}, h("span", { class: "score-name" }, name),
     h("span", { class: "score-line" }, h("b", { class: "score" }, score(tuned ?? base)), range && h("span", { class: "quiet" }, `95 %: ${bounds(range)}`)),
     tuned == null ? h("span", { class: "quiet" }, "base, before training") : h("span", { class: "score-line" }, change(base, tuned, falls), h("span", { class: "quiet" }, base == null ? "" : `from ${score(base)}`)),
     change_interval?.some((bound) => bound !== 0) && h("span", { class: "quiet" }, `change: ${bounds(change_interval, (value) => signed(value))}${unsure ? ", may be chance" : ""}`),
+    best != null && h("span", { class: "quiet" }, `best checkpoint, step ${DATA.best_step}: ${score(best)}${best_interval ? `, 95 %: ${bounds(best_interval)}` : ""}`),
     dumbbell(base, tuned, falls, Math.max(1, Math.ceil((tuned ?? 0) * 2) / 2, Math.ceil((base ?? 0) * 2) / 2)));
 }
 

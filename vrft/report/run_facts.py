@@ -123,6 +123,12 @@ def read_summary(run: RunDir, problems: list[str]) -> dict[str, Any]:
     return summary
 
 
+def read_best_step(summary: dict[str, Any]) -> int | None:
+    """Return the step of the best checkpoint of a finished run, or None if the run kept none."""
+    step = number(summary.get("best"), "step")
+    return None if step is None else int(step)
+
+
 def read_evaluation(folder: Path) -> dict[str, Any]:
     """Read the scores of one evaluation; empty if its folder has none that can be read."""
     text = read_text(folder / SCORES_FILE, [])
