@@ -35,14 +35,18 @@ def test_resampled_scores_are_those_of_repeated_images(
     for i, (_, boxes) in enumerate(scenes, 1):
         found = [near(box, rng) for box in boxes for _ in range(rng.randrange(3))]
         found = [box._replace(score=n / 10) for n, box in enumerate(found)]  # ties between images, not within one
-        for part in (found[::2], found[1::2]):
-            stated = tuple(box._replace(score=rng.random()) for box in part)
+        edges = [*(n / 10 for n in range(11)), *(rng.random() for _ in found)]  # of the bins, and values within
+        other = [
+            box._replace(score=score)
+            for box, score in zip(found, random.Random(i).sample(edges, len(found)), strict=True)
+        ]
+        for part, stated in ((found[::2], tuple(other[::2])), (found[1::2], tuple(other[1::2]))):
             rows.append(Row(i, tuple(part), rng.random(), rng.random() < 0.5, tie_key=i * 7 % 13, stated=stated))
     evaluator = kind(str(tmp_path / "x.json"), categories=categories)
     images = [*rows_by_image(rows, evaluator.image_of).values()]
     draws = bootstrap_draws(len(images), 8, seed=1)
     quick = evaluator.resampled(images, draws)
-    assert {"mIoU", "valid", f"{kind.format}/AP", f"{kind.format}/AP50", f"{kind.format}/AP_answer"} <= {*quick}
+    assert {"mIoU", "valid", *(f"{kind.format}/{name}" for name in ("AP", "AP50", "AP_answer", "ECE"))} <= {*quick}
     for r, draw in enumerate(draws):
         slow = evaluator.scores_of([images[i] for i in draw])
         assert {name: values[r] for name, values in quick.items()} == pytest.approx(

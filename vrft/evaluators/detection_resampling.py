@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from vrft.evaluators.average_precision import UNDEFINED, Array, Convention, Format
-from vrft.evaluators.detection_rows import Row, ranked_otherwise, table_of
-from vrft.evaluators.resampled_precision import resampled_precision
+from vrft.evaluators.detection_rows import Row, ranked_otherwise, table_of, with_scores
+from vrft.evaluators.resampled_precision import resampled_calibration, resampled_precision
 from vrft.evaluators.resampling import Scores
 from vrft.evaluators.ties import without_ties
 from vrft.evaluators.truth import Truth
@@ -25,7 +25,7 @@ def resampled_scores(
     convention: Convention,
     categories: Sequence[str] | None,
 ) -> Scores:
-    """Return average precision by each confidence, mIoU and the share of valid answers of each sample.
+    """Return average precision by each confidence, calibration error, mIoU and share of valid answers of each sample.
 
     Args:
         truth: ground truth.
@@ -50,8 +50,11 @@ def resampled_scores(
         found |= {f"{format}/{name}": values for name, values in precision(rows).items()}
         for confidence, ranked in ranked_otherwise(rows).items():
             found[f"{format}/AP_{confidence}"] = precision(ranked)["AP"]
+            if confidence == "answer":
+                table, _, _ = table_of(with_scores(ranked), truth)
+                found[f"{format}/ECE"] = resampled_calibration(truth.content, table, format, numbers, counts)
     if format == "lvis" and convention == "visual_rft":
-        found = {name: values for name, values in found.items() if name.rpartition("/")[2] in ("AP50", "AP75")}
+        found = {name: values for name, values in found.items() if name.rpartition("/")[2] in ("AP50", "AP75", "ECE")}
     asked = counts @ [len(group) for group in images]
     found["mIoU"] = counts @ [sum(row.iou for row in group) for group in images] / asked
     found["valid"] = counts @ [sum(row.valid for row in group) for group in images] / asked

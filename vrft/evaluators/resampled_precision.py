@@ -1,4 +1,4 @@
-"""Average precision of many bootstrap samples of images from one matching of their boxes."""
+"""Average precision and calibration of many bootstrap samples of images from one matching of their boxes."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vrft.evaluators.average_precision import UNDEFINED, Array, Format, hotcoco_evaluation
+from vrft.evaluators.calibration import NUM_BINS
 
 THRESHOLDS = {"AP": slice(None), "AP50": slice(0, 1), "AP75": slice(5, 6)}
 """IoU thresholds, of COCO's 10, that a number is averaged over."""
@@ -21,6 +22,7 @@ class Matches(NamedTuple):
     """The boxes of one category by falling score, with T = 10 IoU thresholds, D boxes and I images."""
 
     images: NDArray[np.int64]  # (D,)
+    scores: Array  # (D,)
     right: Array  # (T, D), 1 where a true box is matched
     wrong: Array  # (T, D), 1 where none is; both are 0 for boxes that the benchmark ignores
     positives: Array  # (I,), true boxes to find
@@ -74,14 +76,32 @@ def _join(parts: Sequence[dict[str, Any]], images: int) -> Matches:
         positives[part["image_id"]] += np.count_nonzero(~np.asarray(part["gtIgnore"], bool))
     boxes = [part for part in parts if part["dtScores"]]
     if not boxes:
-        return Matches(np.zeros(0, np.int64), np.zeros((10, 0)), np.zeros((10, 0)), positives)
+        return Matches(np.zeros(0, np.int64), np.zeros(0), np.zeros((10, 0)), np.zeros((10, 0)), positives)
     scores = np.concatenate([part["dtScores"] for part in boxes])
     order = np.argsort(-scores, kind="stable")
     owners = np.repeat([part["image_id"] for part in boxes], [len(part["dtScores"]) for part in boxes])
     matched = np.concatenate([np.asarray(part["dtMatched"], bool) for part in boxes], 1)[:, order]
     ignored = np.concatenate([np.asarray(part["dtIgnore"], bool) for part in boxes], 1)[:, order]
     right, wrong = matched & ~ignored, ~matched & ~ignored
-    return Matches(owners[order].astype(np.int64), right.astype(float), wrong.astype(float), positives)
+    return Matches(owners[order].astype(np.int64), scores[order], right.astype(float), wrong.astype(float), positives)
+
+
+def resampled_calibration(
+    content: dict[str, Any], results: Array, format: Format, categories: Sequence[int], counts: Array
+) -> Array:
+    """Return the calibration error of each of R samples of the images, `UNDEFINED` without a box that counts.
+
+    The parameters are those of `resampled_precision`, but scores may tie. See `vrft.evaluators.calibration`.
+    """
+    gaps, boxes = np.zeros((counts.shape[1], NUM_BINS)), np.zeros(counts.shape[1])  # (I, 10), (I,)
+    for match in matches(content, results, format, categories, counts.shape[1]):
+        counted = match.right[0] + match.wrong[0]  # (D,), at an IoU of 0.5
+        bins = np.minimum((match.scores * NUM_BINS).astype(int), NUM_BINS - 1)
+        np.add.at(gaps, (match.images, bins), match.right[0] - match.scores * counted)
+        np.add.at(boxes, match.images, counted)
+    known = counts @ boxes  # (R,)
+    errors = np.abs(counts @ gaps).sum(1) / np.maximum(known, 1)
+    return np.where(known > 0, errors, UNDEFINED)
 
 
 def _precision(match: Matches, counts: Array) -> Array:
