@@ -65,7 +65,7 @@ class RunProgress(Callback):
             seconds=round(summary.seconds_so_far(), 1),
             seconds_to_go=self.clock.seconds_to_go(trainer, rollouts),
             written=round(time.time(), 1),
-            best_step=best and best["step"],
+            best_step=None if best is None else best["step"],
         )
         try:
             write_json(RunDir.of(trainer).progress, progress.as_dict())

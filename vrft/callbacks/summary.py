@@ -75,7 +75,7 @@ class Summary(Callback):
             evaluation = run.evaluation("val", str(best["step"]))
             best_scores = self.tuned if best["step"] == self.tuned_step else read_evaluation(evaluation)
             best = best | {"scores": best_scores}
-        Console().print(comparison_table(self.base, self.tuned, best_scores, best and best["step"]))
+        Console().print(comparison_table(self.base, self.tuned, best_scores, None if best is None else best["step"]))
         content = {
             "base": self.base,
             "tuned": self.tuned,
@@ -113,9 +113,9 @@ def comparison_table(
     for column in columns if best is None else (*columns, f"best (step {step})", "change"):
         table.add_column(column, justify="left" if not column else "right")
     for key in [key for key in base if key in tuned]:
-        cells = score_cells(base[key], tuned[key])
+        cells = [*score_cells(base[key], tuned[key])]
         value = number(best, key)
         if value is not None:
-            cells = (*cells, *score_cells(base[key], value)[1:])
+            cells += score_cells(base[key], value)[1:]
         table.add_row(key, *cells)
     return table

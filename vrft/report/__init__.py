@@ -50,7 +50,7 @@ def read_run(run: RunDir, problems: list[str]) -> dict[str, Any]:
     first, last = held_out.read_first_and_last(evaluations, problems)
     progress = read_progress(run, problems)
     ended = has_ended(run, summary, done, progress)
-    best_step = run_facts.read_best_step(summary) if ended else progress and progress.best_step
+    best_step = run_facts.read_best_step(summary) if ended or progress is None else progress.best_step
     return {
         "name": run.path.resolve().name,
         "written": time.strftime("%Y-%m-%d %H:%M"),
