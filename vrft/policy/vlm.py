@@ -111,7 +111,7 @@ class Policy(nn.Module):
         """Gather each sharded decoder layer for every token of a rollout, instead of all layers once."""
         self.processor: Any = None
         self.start: dict[Tensor, Tensor] = {}
-        """Values of the parameters that train in the reference; empty if it is a copy, or the model without adapters."""
+        """Values of trained parameters in the reference; empty if it is a copy, or the model without adapters."""
         self.decoding = DecodingContext(self)
 
     def load(self, keep_reference: bool) -> None:
