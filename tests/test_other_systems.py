@@ -6,9 +6,13 @@ import json
 import ntpath
 import os
 import pickle
+import signal
 import subprocess
 import sys
+import time
+from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,11 +20,14 @@ from PIL import Image
 
 from tests.helpers import CSV_ONLY, ROOT
 from tests.helpers.finished import short_fit
+from vrft.policy.chat_template import Renderer
 from vrft.policy.checkpoint import BUILT_IN
 from vrft.policy.processor import Encoder, load_processor
 from vrft.tasks import DetectionTask
 from vrft.types import Sample
-from vrft.utils.files import relative_path
+from vrft.utils import display, files, interrupts
+from vrft.utils.display import shell_word
+from vrft.utils.files import relative_path, write_json
 
 WINDOWS = """
 import importlib, json, os, pkgutil, signal, sys, types
@@ -72,6 +79,58 @@ def test_workers_that_are_spawned_get_the_encoder() -> None:
     expected, found = (each([sample]).inputs[0] for each in (encoder, pickle.loads(pickle.dumps(encoder))))
     assert {*found} == {*expected} != set()
     assert all(torch.equal(found[name], expected[name]) for name in found if isinstance(found[name], torch.Tensor))
+
+
+def test_a_file_that_is_open_for_a_moment_is_replaced_on_windows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_json(tmp_path / "x.json", 1)
+    rename, refused = Path.replace, []
+
+    def replace(path: Path, name: Path) -> Path:
+        if len(refused) < 2:
+            refused.append(path)
+            raise PermissionError(13, "used by another process", str(name))
+        return rename(path, name)
+
+    monkeypatch.setattr(Path, "replace", replace)
+    with pytest.raises(PermissionError):  # elsewhere it means what it says
+        write_json(tmp_path / "x.json", 2)
+    refused.clear()
+    monkeypatch.setattr(files, "sys", SimpleNamespace(platform="win32"))
+    write_json(tmp_path / "x.json", 3)
+    assert (tmp_path / "x.json").read_text() == "3\n"
+    assert len(refused) == 2
+
+
+def wait_after_an_interrupt() -> None:
+    with interrupts.repeated_interrupts():
+        with suppress(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+        end = time.monotonic() + 30
+        while time.monotonic() < end:
+            time.sleep(0.01)
+
+
+def test_a_ctrl_c_is_repeated_without_a_signal_on_windows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(interrupts, "sys", SimpleNamespace(platform="win32"))
+    monkeypatch.setattr(os, "kill", lambda *_: pytest.fail("ends the process on Windows"))
+    monkeypatch.setattr(interrupts, "REPEAT_AFTER", 0.01)
+    with pytest.raises(KeyboardInterrupt):
+        wait_after_an_interrupt()
+
+
+def test_a_template_that_is_ended_is_said_to_take_too_long_on_windows(monkeypatch: pytest.MonkeyPatch) -> None:
+    ended = SimpleNamespace(returncode=1, kill=lambda: None, communicate=lambda: None)
+    renderer = Renderer()
+    renderer._end_overdue(ended)  # type: ignore[arg-type]
+    assert renderer._failure(ended).startswith("does not end within")  # type: ignore[arg-type]
+
+
+def test_words_of_commands_are_quoted_for_the_shell_of_the_system(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert shell_word("my runs/x") == "'my runs/x'"
+    monkeypatch.setattr(display, "sys", SimpleNamespace(platform="win32"))
+    assert [shell_word(path) for path in (r"C:\my runs\x", r"C:\x")] == [r'"C:\my runs\x"', r"C:\x"]
 
 
 def test_a_path_on_another_drive_stays(monkeypatch: pytest.MonkeyPatch) -> None:

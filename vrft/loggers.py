@@ -5,7 +5,6 @@ from __future__ import annotations
 import html
 import os
 import secrets
-import shlex
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -21,7 +20,7 @@ from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 from PIL import Image
 
 from vrft.run_dir import RunDir
-from vrft.utils.display import counted, visible
+from vrft.utils.display import counted, shell_word, visible
 from vrft.utils.redact import redact
 
 
@@ -137,7 +136,7 @@ class WandbLogger(LightningWandbLogger):
             said = f"Weights & Biases: {self.run.url}"
             if self.init_arguments["mode"] == "offline":
                 folder = Path(self.run.dir).parent
-                said = f"Weights & Biases: offline in {folder}; `wandb sync {shlex.quote(str(folder))}` uploads it"
+                said = f"Weights & Biases: offline in {folder}; `wandb sync {shell_word(str(folder))}` uploads it"
             try:
                 self.run.finish()
             except OSError as error:

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from unittest.mock import Mock
 
+from vrft.callbacks.checkpoint import RunCheckpoint
 from vrft.callbacks.run_progress import RunProgress
 from vrft.callbacks.summary import Summary
 from vrft.training.module import VisionModule
@@ -15,6 +16,7 @@ from vrft.training.trainer import VisionTrainer
 def test_an_exception_is_noted_unless_the_run_was_refused_at_its_start(tmp_path: Path) -> None:
     run = tmp_path / "run"
     state = {"max_steps": 9, "max_epochs": -1, "stopped": None, "callbacks": [Summary()]}
+    state["checkpoint_callbacks"] = [RunCheckpoint()]
     trainer = Mock(spec=VisionTrainer, is_global_zero=True, default_root_dir=run, global_step=0, **state)
     module, progress = Mock(spec=VisionModule, steps_done=0), RunProgress()
     progress.on_exception(trainer, module, ValueError("bad data"))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shlex
 import textwrap
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ from pathlib import Path
 from vrft.cli.named_configs import CONFIGS, config_names, named_config
 from vrft.cli.parser import Parser
 from vrft.errors import ConfigurationError
+from vrft.utils.display import shell_word
 
 DESCRIPTION = """\
 Without arguments, lists the configs of the package with one line each. `--config NAME` takes one in any folder; a file
@@ -42,7 +42,7 @@ def main(args: Sequence[str]) -> int:
         print(whole(arguments.name), end="")
     else:
         path = copy(arguments.name, arguments.dest)
-        print(f"wrote {path}; pass it with --config {shlex.quote(str(path))}")
+        print(f"wrote {path}; pass it with --config {shell_word(str(path))}")
     return 0
 
 
@@ -75,9 +75,7 @@ def copy(name: str, dest: Path | None) -> Path:
         path = path / source.name
     try:
         with path.open("x", encoding="utf-8") as file:
-            file.write(
-                re.sub(rf"--config {name}(?![\w/])", lambda _: f"--config {shlex.quote(str(path))}", whole(name))
-            )
+            file.write(re.sub(rf"--config {name}(?![\w/])", lambda _: f"--config {shell_word(str(path))}", whole(name)))
     except FileExistsError as error:
         raise ConfigurationError(f"configs: {path} exists already; name another file") from error
     except OSError as error:

@@ -18,7 +18,7 @@ from vrft.run_dir import RunDir
 from vrft.training.lightning_internals import shift_logged_step
 from vrft.training.module import VisionModule
 from vrft.training.trainer import VisionTrainer
-from vrft.utils.display import decimals, visible
+from vrft.utils.display import decimals, shell_word, visible
 from vrft.utils.redact import redact
 
 
@@ -78,7 +78,8 @@ def print_best(
     if (before < score) if falls else (before > score):
         print(f"the base scored {'lower' if falls else 'higher'} ({before:.{max(places, 4)}f}) than every checkpoint")
     if not Path(best["checkpoint"]).samefile(last_checkpoint):
-        print(f"export/ holds the last step; to export the best: python -m vrft export {run} --ckpt best")
+        command = f"python -m vrft export {shell_word(str(run))} --ckpt best"
+        print(f"export/ holds the last step; to export the best: {command}")
 
 
 def print_stopped(run: RunDir, reason: str, last_checkpoint: Path) -> None:
@@ -86,4 +87,4 @@ def print_stopped(run: RunDir, reason: str, last_checkpoint: Path) -> None:
     print(f"stopped: {visible(redact(reason))}")
     if last_checkpoint.exists():
         print(f"checkpoint: {last_checkpoint}")
-        print(f"to resume: python -m vrft fit --config {run.config} --ckpt_path last")
+        print(f"to resume: python -m vrft fit --config {shell_word(str(run.config))} --ckpt_path last")

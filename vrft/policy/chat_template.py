@@ -115,6 +115,8 @@ class Renderer:
         self.said: IO[bytes] | None = None
         """Standard error of the process, a file since nothing reads it while the process runs."""
         self.owner = 0
+        self.overdue = False
+        """Whether the process was ended because it took too long. Its exit code tells so everywhere but on Windows."""
         self.lock = Lock()
         """Held from a request to its answer, so that no thread reads the answer to another one's request."""
         if sys.platform != "win32":
@@ -137,12 +139,15 @@ class Renderer:
                     process.communicate()
             return line or json.dumps({"error": self._failure(process)})
 
-    @staticmethod
-    def _ask(process: subprocess.Popen[str], request: str) -> str:
+    def _end_overdue(self, process: subprocess.Popen[str]) -> None:
+        self.overdue = True
+        process.kill()
+
+    def _ask(self, process: subprocess.Popen[str], request: str) -> str:
         """Return the answer of a process; empty if it ended."""
         assert process.stdin is not None
         assert process.stdout is not None
-        timer = threading.Timer(SECONDS, process.kill)
+        timer = threading.Timer(SECONDS, self._end_overdue, [process])
         timer.start()
         try:
             process.stdin.write(f"{request}\n")
@@ -162,7 +167,7 @@ class Renderer:
         command = [sys.executable, "-P", str(Path(__file__).with_name("render_template.py"))]
         pipe, self.said = subprocess.PIPE, TemporaryFile()  # noqa: SIM115 # open as long as the process
         self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=self.said, text=True, encoding="utf-8")
-        self.owner = os.getpid()
+        self.owner, self.overdue = os.getpid(), False
 
     def _end(self) -> None:
         """End the process. Closing its input would not: worker processes inherit the pipe and may live longer."""
@@ -173,7 +178,7 @@ class Renderer:
     def _failure(self, process: subprocess.Popen[str]) -> str:
         """Return why a process ended."""
         process.communicate()
-        if process.returncode < 0:  # killed by the limit of time
+        if self.overdue or process.returncode < 0:  # killed by the limit of time
             return f"does not end within {LIMITS['cpu_seconds']} s"
         assert self.said is not None
         self.said.seek(0)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import time
 from typing import Any
 
@@ -10,6 +9,7 @@ import msgspec
 
 from vrft.report.lines import Count, Number
 from vrft.run_dir import RunDir
+from vrft.utils.display import shell_word
 from vrft.utils.regular_files import read_regular
 
 SILENT_SECONDS = 300
@@ -63,7 +63,7 @@ def resume_command(run: RunDir) -> str | None:
     """Return the command that continues a run; None if there is no checkpoint in the folder."""
     if not (run.config.exists() and run.checkpoint("last").exists()):
         return None
-    return f"python -m vrft fit --config {shlex.quote(str(run.config))} --ckpt_path last"
+    return f"python -m vrft fit --config {shell_word(str(run.config))} --ckpt_path last"
 
 
 def describe(progress: Progress | None, ended: bool, now: float) -> dict[str, str | None]:

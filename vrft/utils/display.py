@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import math
 import re
+import shlex
+import subprocess
+import sys
 
 FORMULA = ("=", "+", "-", "@", "\t", "\r")
 """First characters of a cell that a spreadsheet would compute."""
@@ -53,6 +56,11 @@ def plural(noun: str) -> str:
     if noun.endswith("y"):
         return f"{noun[:-1]}ies"
     return f"{noun}es" if noun.endswith(("s", "x", "ch")) else f"{noun}s"
+
+
+def shell_word(text: str) -> str:
+    """Return a word of a command as the shell of this system reads it."""
+    return subprocess.list2cmdline([text]) if sys.platform == "win32" else shlex.quote(text)
 
 
 def table_cell(text: str) -> str:

@@ -6,6 +6,8 @@ import csv
 import json
 import os
 import shutil
+import sys
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +17,9 @@ from vrft.utils.display import table_cell
 
 PARTIAL = ".partial"
 """Suffix of unfinished files. A killed run may leave one."""
+
+REPLACE_TRIES, REPLACE_PAUSE = 20, 0.05
+"""How often, and after how many seconds, Windows is asked again to replace a file that another process reads."""
 
 
 def replace_link(link: Path, target: Path) -> None:
@@ -112,12 +117,24 @@ def atomic_write(path: Path) -> Iterator[Path]:
         partial.unlink(missing_ok=True)  # writing would follow a link left by a killed run
         yield partial
         sync(partial)
-        partial.replace(path)
+        replace(partial, path)
         sync(path.parent)
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
         partial.unlink(missing_ok=True)  # free its space if the disk is full
+
+
+def replace(partial: Path, path: Path) -> None:
+    """Give a file the name of another one. On Windows that fails as long as a process has the other one open."""
+    for _ in range(REPLACE_TRIES if sys.platform == "win32" else 0):
+        try:
+            partial.replace(path)
+        except PermissionError:
+            time.sleep(REPLACE_PAUSE)
+        else:
+            return
+    partial.replace(path)
 
 
 def sync(path: Path) -> None:

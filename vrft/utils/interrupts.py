@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import atexit
 import os
 import signal
@@ -34,7 +35,10 @@ def repeated_interrupts() -> Iterator[None]:
 
     def repeat() -> None:
         if not left.wait(REPEAT_AFTER):
-            os.kill(os.getpid(), signal.SIGINT)
+            if sys.platform == "win32":
+                _thread.interrupt_main()  # os.kill would end the process at once
+            else:
+                os.kill(os.getpid(), signal.SIGINT)
 
     def handle(number: int, frame: FrameType | None) -> None:
         if not received.is_set():
