@@ -72,7 +72,7 @@ class Watch(Callback):
 
     def on_train_end(self, trainer: Trainer, module: Any) -> None:
         policy, image = module.policy, Image.new("RGB", IMAGE)
-        batch = policy.encoder(module.task)([Sample(0, image, 0, "count", "")])
+        batch = policy.encoder(module.task)([Sample(0, (image,), 0, "count", "")])
         prompt = {key: value.to("cuda", non_blocking=True) for key, value in batch.inputs[0].items()}
         prompt["image_grid_thw"] = batch.inputs[0]["image_grid_thw"]
         with torch.no_grad(), policy.autocast(), phase(TOWER):

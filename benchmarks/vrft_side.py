@@ -58,7 +58,7 @@ class Pictures(VisionData):
         assert self.trainer is not None
         tokenizer: Any = self.trainer.lightning_module.policy.tokenizer
         samples = enumerate(pictures(self.arguments, tokenizer))
-        return [Sample(i, image, i, question, "") for i, (image, question) in samples]  # type: ignore[return-value]
+        return [Sample(i, (image,), i, question, "") for i, (image, question) in samples]  # type: ignore[return-value]
 
     val_set = train_set
 

@@ -139,7 +139,7 @@ def test_every_guard_is_in_the_table() -> None:
 
 
 def test_a_group_is_drawn_with_true_and_predicted_boxes() -> None:
-    sample = Sample(0, Image.new("RGB", (40, 20)), 1, "cat", (Detection((4, 4, 36, 16), "cat"),))
+    sample = Sample(0, (Image.new("RGB", (40, 20)),), 1, "cat", (Detection((4, 4, 36, 16), "cat"),))
     answers = [
         Answer("", "", (Detection((0, 0, 40, 20), "cat\n" * 99, 0.5),), True),
         Answer("", "", None, False),

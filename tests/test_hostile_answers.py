@@ -34,7 +34,7 @@ from vrft.types import Answer, Detection, Sample, Target
 pytestmark = pytest.mark.slow(seconds=0.2)
 
 IMAGE = Image.new("1", (640, 480))
-SAMPLE = Sample(0, IMAGE, 0, "cat", ())
+SAMPLE = Sample(0, (IMAGE,), 0, "cat", ())
 CAT = (Detection((6.4, 12, 192, 240), "cat"),)
 TARGETS: list[tuple[Task, str, Target]] = [
     (DetectionTask(), "cat", CAT),
@@ -45,7 +45,7 @@ TARGETS: list[tuple[Task, str, Target]] = [
     (CountingTask(), "cats", "12"),
 ]
 QUESTIONS = [
-    pytest.param(task, Sample(0, IMAGE, 0, query, target, {"choices": ["red", "blue"]}), id=type(task).__name__)
+    pytest.param(task, Sample(0, (IMAGE,), 0, query, target, {"choices": ["red", "blue"]}), id=type(task).__name__)
     for task, query, target in TARGETS
 ]
 HOSTILE = {

@@ -19,7 +19,7 @@ from vrft.types import Answer, Detection, Sample, ScoredRollout
 
 
 def scored() -> ScoredRollout:
-    sample = Sample(3, Image.new("RGB", (40, 20)), 11, "cat", (Detection((1, 2, 3, 4), "cat"),))
+    sample = Sample(3, (Image.new("RGB", (40, 20)),), 11, "cat", (Detection((1, 2, 3, 4), "cat"),))
     answers = [
         Answer("<think>x</think><answer>…</answer>", "x", (Detection((0, 0, 40, 20), "cat", 0.5),), True),
         Answer("<script>", "", None, False),

@@ -75,7 +75,7 @@ def test_a_run_needs_no_names_that_windows_lacks(tmp_path: Path) -> None:
 def test_workers_that_are_spawned_get_the_encoder() -> None:
     """macOS and Windows spawn workers: what they need is pickled."""
     encoder = Encoder(load_processor(str(BUILT_IN / "tiny-detection")), DetectionTask(), "thousandths")
-    sample = Sample(0, Image.new("RGB", (60, 40), "red"), 1, "cat", None)
+    sample = Sample(0, (Image.new("RGB", (60, 40), "red"),), 1, "cat", None)
     expected, found = (each([sample]).inputs[0] for each in (encoder, pickle.loads(pickle.dumps(encoder))))
     assert {*found} == {*expected} != set()
     assert all(torch.equal(found[name], expected[name]) for name in found if isinstance(found[name], torch.Tensor))

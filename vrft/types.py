@@ -54,7 +54,15 @@ class Question(Protocol):
     def target(self) -> Target: ...
     @property
     def size(self) -> tuple[int, int]:
-        """Width and height of the original image."""
+        """Width and height of the original image that boxes belong to."""
+
+    @property
+    def num_images(self) -> int:
+        """Number of images that the question is about."""
+
+    @property
+    def image_index(self) -> int | None:
+        """Place, from 0, of the image that boxes belong to; None: the only one, or the answer has no boxes."""
 
     @property
     def metadata(self) -> dict[str, Any]: ...
@@ -62,21 +70,33 @@ class Question(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """An image, a question about it and the ground truth.
+    """One or several images, a question about them and the ground truth.
 
     `index` is the position in the data set and identifies the sample on every rank; `image_id` comes from the file.
     """
 
     index: int
-    image: Image.Image
+    images: tuple[Image.Image, ...]
     image_id: Id
     query: str
     target: Target
     metadata: dict[str, Any] = field(default_factory=dict)
+    image_index: int | None = None
+    """Place, from 0, of the image that boxes belong to; several images with boxes need it."""
+
+    @property
+    def image(self) -> Image.Image:
+        """The image that boxes belong to, by default the last."""
+        return self.images[-1 if self.image_index is None else self.image_index]
+
+    @property
+    def num_images(self) -> int:
+        """Number of images."""
+        return len(self.images)
 
     @property
     def size(self) -> tuple[int, int]:
-        """Width and height of the image."""
+        """Width and height of `image`."""
         return self.image.size
 
 

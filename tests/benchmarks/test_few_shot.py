@@ -307,7 +307,7 @@ def test_the_picked_object_of_a_pair_is_counted(
 def test_consistency_is_the_mean_agreement_with_the_other_answers() -> None:
     from PIL import Image
 
-    about = [Sample(i, Image.new("RGB", (1000, 1000)), i, "cat", ()) for i in (0, 0, 0, 1)]
+    about = [Sample(i, (Image.new("RGB", (1000, 1000)),), i, "cat", ()) for i in (0, 0, 0, 1)]
     texts = [f"<answer>[{{'Position': [0, 0, {x}, 100], 'Confidence': 1}}]</answer>" for x in (100, 50)]
     texts += ["<answer>?</answer>", texts[0]]
     frame = Frame(1000, 1000)

@@ -32,7 +32,7 @@ def affine(**settings: Any) -> list[torch.nn.Module]:
 def test_boxes_follow_a_flip() -> None:
     image = Image.new("RGB", (40, 30))
     image.paste("red", (5, 10, 15, 20))
-    sample = Sample(0, image, 0, "x", (Detection((5, 10, 15, 20), "x"), Detection((0, 0, 40, 30), "x")))
+    sample = Sample(0, (image,), 0, "x", (Detection((5, 10, 15, 20), "x"), Detection((0, 0, 40, 30), "x")))
     moved = augment(sample, flip(), (0, 0, 0))
     assert [tuple(map(round, box.box)) for box in moved.target] == [(25, 10, 35, 20), (0, 0, 40, 30)]
     assert moved.image.getpixel((30, 15)) == (255, 0, 0)
@@ -41,7 +41,7 @@ def test_boxes_follow_a_flip() -> None:
 
 def test_augmentation_depends_on_seed_epoch_and_index_alone(tmp_path: Path) -> None:
     scene, boxes = draw_scene(random.Random(1))
-    sample = Sample(0, scene, 0, "x", tuple(boxes))
+    sample = Sample(0, (scene,), 0, "x", tuple(boxes))
     modules = affine(translate=(0.1, 0.1), scale=(0.9, 1.1))
     first, same, other = (augment(sample, modules, (0, epoch, 0)) for epoch in (3, 3, 4))
     assert first.target == same.target != other.target
@@ -52,7 +52,7 @@ def test_augmentation_depends_on_seed_epoch_and_index_alone(tmp_path: Path) -> N
 
 
 def test_a_sample_whose_box_would_leave_the_image_stays_unchanged() -> None:
-    sample = Sample(0, Image.new("RGB", (40, 40)), 0, "x", (Detection((0, 0, 8, 8), "x"),))
+    sample = Sample(0, (Image.new("RGB", (40, 40)),), 0, "x", (Detection((0, 0, 8, 8), "x"),))
     away = affine(translate=(0.9, 0.9))
     kept = [augment(sample, away, (0, 0, index)) for index in range(20)]
     assert any(other is sample for other in kept)

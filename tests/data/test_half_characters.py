@@ -18,7 +18,7 @@ from vrft.policy.plain_text import PlainText
 
 def test_records_with_half_a_character_are_bad() -> None:
     texts = [("cat", ()), ("a\ud800", ()), ("", "dog"), ("", "caf\udce9")]
-    records = [Record(Path("x.png"), f"line {i}", i, query, target) for i, (query, target) in enumerate(texts)]
+    records = [Record((Path("x.png"),), f"line {i}", i, query, target) for i, (query, target) in enumerate(texts)]
     bad = BadRecords()
     assert [record.image_id for record in check_texts(records, bad)] == [0, 2]
     assert bad.found == [

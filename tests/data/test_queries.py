@@ -157,7 +157,7 @@ def test_only_queried_names_in_an_answer_count(answer: str, named: list[str] | N
 
 @pytest.mark.parametrize("query", ["none.", "cat, None"])
 def test_a_category_called_none_is_a_bad_record(query: str) -> None:
-    records = [Record(Path("x.png"), f"line {i}", i, name, ()) for i, name in enumerate(["cat, nonesuch", query])]
+    records = [Record((Path("x.png"),), f"line {i}", i, name, ()) for i, name in enumerate(["cat, nonesuch", query])]
     bad = BadRecords()
     assert check_queries(records, PresenceTask(), bad) == records[:1]
     assert bad.found == [

@@ -26,7 +26,7 @@ FRAMES = [Frame(1000, 1000), Frame(1008, 756), Frame(1, 1, 3), Frame(1000, 1000,
 
 
 def record(*boxes: tuple[float, float, float, float]) -> Record:
-    return Record(None, "x.json: image 7", 7, "car", tuple(Detection(box, "car") for box in boxes), SIZE)  # type: ignore[arg-type]
+    return Record((None,), "x.json: image 7", 7, "car", tuple(Detection(box, "car") for box in boxes), SIZE)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("frame", FRAMES, ids=str)

@@ -92,7 +92,7 @@ def logged(case: Case, format: Format, folder: Path) -> dict[str, float]:
             if result["image_id"] == image["id"]
             for x, y, w, h in [result["bbox"]]
         )
-        rows.append(evaluator.row(Answer("", "", boxes, True), Sample(index, picture, image["id"], "", ())))
+        rows.append(evaluator.row(Answer("", "", boxes, True), Sample(index, (picture,), image["id"], "", ())))
     return {name: value for name, value in evaluator.scores(rows).items() if name.startswith(format)}
 
 

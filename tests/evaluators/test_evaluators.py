@@ -126,7 +126,7 @@ def test_samples_of_another_file_are_refused(tmp_path: Path) -> None:
         precision_of(CocoEvaluator(str(file)), [*rows, Row(5, (), 0.0, True)])
 
 
-SAMPLE = Sample(0, Image.new("RGB", (100, 100)), 7, "cat", (Detection((0, 0, 10, 10), "cat"),))
+SAMPLE = Sample(0, (Image.new("RGB", (100, 100)),), 7, "cat", (Detection((0, 0, 10, 10), "cat"),))
 
 
 @pytest.mark.parametrize(
@@ -172,19 +172,19 @@ def test_miou_matches_boxes_within_their_label() -> None:
 
     for _ in range(100):
         predicted, true = draw(6), draw(4)
-        sample = Sample(0, SAMPLE.image, 7, "a, b", tuple(box._replace(score=None) for box in true))
+        sample = Sample(0, (SAMPLE.image,), 7, "a, b", tuple(box._replace(score=None) for box in true))
         row = CocoEvaluator("unused").row(Answer("", "", tuple(predicted), True), sample)
         assert row.iou == pytest.approx(looped_iou(predicted, true), abs=1e-12)
 
 
 def test_correct_no_objects_has_miou_one() -> None:
-    nothing = Sample(0, SAMPLE.image, 7, "cat", ())
+    nothing = Sample(0, (SAMPLE.image,), 7, "cat", ())
     assert CocoEvaluator("unused").row(Answer("", "", (), True), nothing).iou == 1.0
 
 
 def test_accuracy_counts_names_not_substrings() -> None:
     evaluator = AccuracyEvaluator()
-    sample = Sample(0, SAMPLE.image, 0, "", "Boeing 737-200")
+    sample = Sample(0, (SAMPLE.image,), 0, "", "Boeing 737-200")
     answers = [
         Answer("", "", "boeing 737 200", True),
         Answer("", "", "737-200", True),
@@ -197,7 +197,7 @@ def test_accuracy_counts_names_not_substrings() -> None:
 
 def test_classes_count_equally_in_the_mean_over_classes(tmp_path: Path) -> None:
     evaluator = AccuracyEvaluator()
-    samples = [Sample(i, SAMPLE.image, 0, "", name) for i, name in enumerate(["rose", "rose", "rose", "lily"])]
+    samples = [Sample(i, (SAMPLE.image,), 0, "", name) for i, name in enumerate(["rose", "rose", "rose", "lily"])]
     given = ["rose", "rose", "lily", "tulip"]
     rows = [evaluator.row(Answer("", "", name, True), s) for name, s in zip(given, samples, strict=True)]
     assert evaluator.scores(rows)["accuracy"] == 0.5

@@ -30,7 +30,7 @@ def sample(polygons: list[Any], ignore: list[Any] | None = None, index: int = 0)
     corners = np.array(polygons[0]).reshape(-1, 2)
     box = (*corners.min(0).tolist(), *corners.max(0).tolist())
     metadata = {"polygons": polygons, "ignore": ignore or []}
-    return Sample(index, Image.new("RGB", SIZE), index, "it", (Detection(box, ""),), metadata)
+    return Sample(index, (Image.new("RGB", SIZE),), index, "it", (Detection(box, ""),), metadata)
 
 
 def answer(*boxes: tuple[float, float, float, float]) -> Answer:
@@ -75,14 +75,14 @@ def test_masks_may_be_rle() -> None:
     pixels = np.zeros((SIZE[1], SIZE[0]), np.uint8, order="F")
     pixels[3:9, 4:20] = 1
     rle = coco_mask.encode(pixels)
-    asked = Sample(0, Image.new("RGB", SIZE), 0, "", (Detection((0, 0, 1, 1), ""),), {"polygons": [rle]})
+    asked = Sample(0, (Image.new("RGB", SIZE),), 0, "", (Detection((0, 0, 1, 1), ""),), {"polygons": [rle]})
     truth, ignore = true_masks(asked)
     assert np.array_equal(truth, pixels.astype(bool))
     assert not ignore.any()
 
 
 def test_data_without_polygons_is_refused() -> None:
-    asked = Sample(0, Image.new("RGB", SIZE), 0, "", (Detection((0, 0, 1, 1), ""),))
+    asked = Sample(0, (Image.new("RGB", SIZE),), 0, "", (Detection((0, 0, 1, 1), ""),))
     with pytest.raises(ConfigurationError, match="the data has no polygons"):
         GroundingEvaluator(BoxSegmenter()).row(answer((0, 0, 1, 1)), asked)
 

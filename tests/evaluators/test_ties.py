@@ -32,7 +32,7 @@ def measured(folder: Path, ids: list[int], backend: Backend = "hotcoco") -> dict
         truth["annotations"].append(entry | {"id": len(rows) + 1})
         right, wrong = ((x, 0, x + 20, 20) for x in (bbox[0] + rng.choice([0, 3, 9]), 70))
         boxes = tuple(Detection(box, "cat", rng.choice([0.0, 0.5, 1.0])) for box in rng.sample([right, wrong], 2))
-        rows.append(evaluator.row(Answer("", "", boxes, True), Sample(0, image, key, "cat", ())))
+        rows.append(evaluator.row(Answer("", "", boxes, True), Sample(0, (image,), key, "cat", ())))
     (folder / "truth.json").write_text(json.dumps(truth))
     order = sorted(range(len(ids)), key=ids.__getitem__)
     with pytest.warns(
@@ -110,6 +110,6 @@ def test_the_remedy_for_ties_depends_on_the_setting(confidence: Confidence, reme
     (tmp_path / "truth.json").write_text(json.dumps(truth))
     evaluator = CocoEvaluator(str(tmp_path / "truth.json"), confidence=confidence)
     boxes = tuple(Detection((x, 0.0, x + 9, 9.0), "cat", 0.5) for x in (0.0, 20.0))
-    row = evaluator.row(Answer("", "", boxes, True), Sample(0, Image.new("RGB", (40, 10)), 1, "cat", ()))
+    row = evaluator.row(Answer("", "", boxes, True), Sample(0, (Image.new("RGB", (40, 10)),), 1, "cat", ()))
     with pytest.warns(UserWarning, match=remedy):
         evaluator.measure([row])

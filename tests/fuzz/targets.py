@@ -103,7 +103,7 @@ def answer_targets() -> list[Target]:
     """Return a target for each task: it parses completions, and its rewards score them."""
     found = []
     for task, target, metadata, query in QUESTIONS:
-        sample = Sample(0, Image.new("1", (500, 400)), 7, query, target, metadata)
+        sample = Sample(0, (Image.new("1", (500, 400)),), 7, query, target, metadata)
         frame = FRAMES["thousandths"]
         examples = [text.encode() for text in (task.target_text(sample, frame), *FORMS)]
         name = f"answer {type(task).__name__}{'' if task.reasoning else ' (no reasoning)'}"
@@ -251,7 +251,7 @@ def result_targets(folder: Path) -> list[Target]:
     def read_log(content: bytes) -> None:
         write(folder / "log" / "answers-0.jsonl", content)
         log = AnswerLog(folder / "log", 0, {"weights": "x"})
-        log.recall(Sample(3, Image.new("1", (2, 2)), 7, "cat", BOXES))
+        log.recall(Sample(3, (Image.new("1", (2, 2)),), 7, "cat", BOXES))
 
     (folder / "log").mkdir()
     sample = {"sample": 3, "image_id": 7, "query": "cat", "completion": "x", "tokens": [["x", -0.5]]}

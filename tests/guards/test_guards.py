@@ -42,7 +42,7 @@ def ramp(name: str, start: float, end: float, count: int = 30, **fixed: float) -
 
 
 def image(n: int, *truth: Box) -> Sample:
-    return Sample(n, Image.new("RGB", (100, 50)), n, "cat", tuple(Detection(box, "cat") for box in truth))
+    return Sample(n, (Image.new("RGB", (100, 50)),), n, "cat", tuple(Detection(box, "cat") for box in truth))
 
 
 def boxes(*found: Box, score: float | None = 0.5) -> Answer:

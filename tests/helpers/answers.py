@@ -26,7 +26,7 @@ NONE: Target = ()
 
 def sample(target: Target) -> Sample:
     """Return a sample of 500 x 500 pixels; its coordinates in a frame of 1000 x 1000 are twice those in pixels."""
-    return Sample(0, Image.new("1", (500, 500)), 0, "cat", target)
+    return Sample(0, (Image.new("1", (500, 500)),), 0, "cat", target)
 
 
 def boxes(*items: tuple[list[int], object]) -> str:

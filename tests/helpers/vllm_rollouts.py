@@ -92,7 +92,7 @@ def a_batch(policy: Policy, count: int = 2) -> PromptBatch:
     for i, colour in enumerate(("red", "green", "blue")[:count]):
         pixels = bytes(rng.randrange(256) for _ in range(56 * 56 * 3))
         image = Image.frombytes("RGB", (56, 56), pixels)
-        samples.append(Sample(i, image, i, colour, (Detection((0, 0, 10, 10), colour),)))
+        samples.append(Sample(i, (image,), i, colour, (Detection((0, 0, 10, 10), colour),)))
     return policy.encoder(TASK)(samples)
 
 

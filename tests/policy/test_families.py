@@ -65,7 +65,7 @@ class Prompts:
             dict(processor(text=[text], images=[some], return_tensors="pt"))
             for text, some in zip(self.texts, self.images, strict=True)
         ]
-        samples = [Sample(i, some[0], i, "", "") for i, some in enumerate(self.images)]
+        samples = [Sample(i, (some[0],), i, "", "") for i, some in enumerate(self.images)]
         self.batch = PromptBatch(samples, [Frame(1000, 1000)] * len(single), single)
         self.processor = processor
 

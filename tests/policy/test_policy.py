@@ -330,7 +330,7 @@ def test_special_tokens_that_the_model_does_not_know_are_not_banned() -> None:
 def test_pixel_coordinates_refer_to_the_image_as_the_processor_resizes_it(size: tuple[int, int]) -> None:
     policy = loaded(max_pixels=200_000)
     encoder = Encoder(policy.processor, TASK, "pixels")
-    sample = Sample(0, Image.new("RGB", size), 0, "red", ())
+    sample = Sample(0, (Image.new("RGB", size),), 0, "red", ())
     batch = encoder([sample])
     _, rows, columns = batch.inputs[0]["image_grid_thw"][0].tolist()
     assert batch.frames[0] == Frame(14 * columns, 14 * rows)

@@ -122,7 +122,7 @@ def test_a_published_checkpoint_is_read_as_its_authors_meant(
         if name not in form.extra:
             value = loaded[name].transpose(1, 2) if re.search(form.transposed, name) else loaded[name]
             assert torch.equal(value.float(), stored.float()), name
-    sample = Sample(0, photo(600, 400), 0, "a bird", ())
+    sample = Sample(0, (photo(600, 400),), 0, "a bird", ())
     prompt = policy.encoder(TASK)([sample]).inputs[0]
     assert int((prompt["input_ids"] == policy.base.config.image_token_id).sum()) == form.image_tokens
     assert_same_prompt(prompt, own_prompt(load_processor(str(folder)), sample.image, "Detect a bird"))
@@ -200,7 +200,7 @@ def test_a_published_checkpoint_trains_and_is_exported_as_what_it_was(
 ) -> None:
     folder, form, weights = published(family)
     policy = Policy(str(folder), lora=LoRA(r=2) if lora else None, **form.limits)  # type: ignore[arg-type]
-    samples = [Sample(0, photo(600, 400), 0, "a bird", ())]  # exceeds the limits
+    samples = [Sample(0, (photo(600, 400),), 0, "a bird", ())]  # exceeds the limits
     train(policy, samples)
     export_policy(policy, tmp_path, policy.trained_weights(), TOKENS)
 

@@ -25,7 +25,7 @@ from vrft.types import Detection, Frame, Sample
 
 def test_a_function_receives_completion_answer_target_size_and_metadata() -> None:
     seen = []
-    about = Sample(0, Image.new("1", (500, 400)), 7, "cat", ONE, {"source": "web"})
+    about = Sample(0, (Image.new("1", (500, 400)),), 7, "cat", ONE, {"source": "web"})
     answer = DetectionTask().parse(tagged(boxes((EXACT, 1))), about, Frame(500, 400))
 
     def reward(**given: object) -> float:

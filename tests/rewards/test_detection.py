@@ -308,7 +308,7 @@ THERE = [600, 600, 800, 800]
     ],
 )
 def test_boxes_are_matched_within_their_label(text: str, expected: tuple[float, float, float]) -> None:
-    about = Sample(0, Image.new("1", (500, 500)), 0, "cat, Dog", CAT_AND_DOG)
+    about = Sample(0, (Image.new("1", (500, 500)),), 0, "cat, Dog", CAT_AND_DOG)
     answer = MultiCategoryDetectionTask().parse(text, about, FRAME)
     scores = [reward.score(answer, about) for reward in (DetectionIoU(), DetectionConfidence(), DetectionF1())]
     assert scores == pytest.approx(expected)
@@ -316,7 +316,7 @@ def test_boxes_are_matched_within_their_label(text: str, expected: tuple[float, 
 
 @pytest.mark.parametrize("kind", [DetectionGIoU, DetectionDIoU])
 def test_overlaps_with_another_label_do_not_count(kind: type[DetectionGIoU]) -> None:
-    about = Sample(0, Image.new("1", (500, 500)), 0, "cat, Dog", CAT_AND_DOG)
+    about = Sample(0, (Image.new("1", (500, 500)),), 0, "cat, Dog", CAT_AND_DOG)
     wrong = MultiCategoryDetectionTask().parse(labelled(("horse", EXACT, 1), ("horse", THERE, 1)), about, FRAME)
     right = MultiCategoryDetectionTask().parse(labelled(("dog", THERE, 1), ("cat", EXACT, 1)), about, FRAME)
     assert (kind().score(wrong, about), kind().score(right, about)) == (0, 1)

@@ -68,6 +68,6 @@ def test_grounding_rewards_without_a_single_box_are_0(kind: type[Reward]) -> Non
 
 
 def test_centre_distance_is_in_diagonals_of_the_image() -> None:
-    about = Sample(0, Image.new("1", (30, 40)), 0, "", (Detection((0, 0, 10, 10), ""),))
+    about = Sample(0, (Image.new("1", (30, 40)),), 0, "", (Detection((0, 0, 10, 10), ""),))
     answer = Answer("", "", (Detection((20, 30, 30, 40), ""),), True)
     assert CentreDistance().score(answer, about) == pytest.approx(1 - math.hypot(20, 30) / 50)

@@ -69,7 +69,7 @@ def test_a_reward_model_returns_the_probabilities_of_a_plain_forward(classifier:
     for label in range(classes):
         reward = RewardModel(str(folder), label=label)
         reward.load()
-        about = Sample(0, Image.new("1", (5, 5)), 0, "find cat", ONE)
+        about = Sample(0, (Image.new("1", (5, 5)),), 0, "find cat", ONE)
         expected = []
         for text in TEXTS:  # one at a time, without padding; the first two tokens of a pair are the question
             words = [WORDS.index(word) for word in text.split()][:7]  # at most 12 tokens
@@ -97,7 +97,7 @@ def test_a_reward_model_is_not_trained(classifier: tuple[Path, int]) -> None:
 def test_a_shorter_limit_cuts_the_text(classifier: tuple[Path, int]) -> None:
     reward = RewardModel(str(classifier[0]), max_length=6)
     reward.load()
-    about = Sample(0, Image.new("1", (5, 5)), 0, "a", ONE)
+    about = Sample(0, (Image.new("1", (5, 5)),), 0, "a", ONE)
     first, other = reward.bounded_scores(answers("a b c good", "a b c bad"), [about] * 2)
     assert first == other  # they differ only beyond the limit
     longer = RewardModel(str(classifier[0]))

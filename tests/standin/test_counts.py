@@ -90,7 +90,7 @@ def test_the_doctors_estimate_of_an_update_is_near_the_peak(
     with torch.device("cuda"):
         policy.load(keep_reference=False)
     policy.train()
-    sample = Sample(0, Image.new("RGB", (112, 112)), 0, "count", "")
+    sample = Sample(0, (Image.new("RGB", (112, 112)),), 0, "count", "")
     batch = policy.encoder(DetectionTask("Detect {query}"))([sample])
     prompt = {key: value.to("cuda") for key, value in batch.inputs[0].items()}
     prepared = policy.prepare(PromptBatch(batch.samples, batch.frames, [prompt]))

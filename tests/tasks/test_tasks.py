@@ -40,6 +40,8 @@ class Asked:
     size: tuple[int, int] = (640, 480)
     metadata: dict[str, Any] = field(default_factory=dict)
     image_id: int = 0
+    num_images: int = 1
+    image_index: int | None = None
 
 
 sample = Asked

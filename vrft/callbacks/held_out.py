@@ -20,7 +20,7 @@ from vrft.report.lines import HeldOut
 from vrft.run_dir import ANSWERS, RunDir
 from vrft.training.module import VisionModule
 from vrft.types import Answer, Sample
-from vrft.utils.thumbnails import save_thumbnail
+from vrft.utils.thumbnails import save_thumbnails
 
 
 class HeldOutAnswers(Callback):
@@ -102,6 +102,7 @@ def keep_shown(run: RunDir, folder: Path, answers: dict[int, HeldOut], data: Vis
     samples, encoder = data.evaluated_set(), module.encoder
     for index in {index for chosen in choose(first, answers).values() for index in chosen}:
         sample = samples[index]
-        answers[index].image = save_thumbnail(sample.image, run.pictures)
+        for name, value in save_thumbnails(sample, run.pictures).items():
+            setattr(answers[index], name, value)
         texts = encoder.texts(sample, encoder.frame(sample.image))
         answers[index].question, answers[index].prompt = texts

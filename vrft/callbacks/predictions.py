@@ -28,7 +28,7 @@ from vrft.training.checks import warn_of_replaced_images
 from vrft.training.module import VisionModule
 from vrft.training.progress_bar import phase
 from vrft.types import Answer, Detection, Id, PromptBatch, Sample
-from vrft.utils.drawing import COLOURS, draw_boxes, with_caption
+from vrft.utils.drawing import COLOURS, draw_images, with_caption
 from vrft.utils.files import write_json
 
 Row = dict[str, Any]
@@ -184,7 +184,7 @@ def draw_all(folder: Path, rows: Sequence[Row], trainer: Trainer) -> Path:
         for done, entries in enumerate(images, 1):
             sample: Sample = data.evaluated_set()[entries[0]["sample"]]
             layers = [(boxes_of(entry), COLOURS[i % len(COLOURS)]) for i, entry in enumerate(entries)]
-            picture = with_caption(draw_boxes(sample.image, layers), [*captions(entries)])
+            picture = with_caption(draw_images(sample, layers), [*captions(entries)])
             stem = os.fsencode(Path(entries[0]["file"] or "image").stem)[:MAX_STEM_BYTES].decode(errors="ignore")
             picture.save(folder / f"{entries[0]['sample']:06d}-{stem}.jpg", quality=90)
             advance(done)

@@ -10,7 +10,7 @@ from PIL import Image
 
 from vrft.loggers import show_picture
 from vrft.types import Answer, Detection, Sample, ScoredRollout
-from vrft.utils.drawing import PREDICTION, TRUTH, draw_boxes, side_by_side, with_caption
+from vrft.utils.drawing import PREDICTION, TRUTH, Colour, draw_images, side_by_side, with_caption
 
 
 def show_rollout(loggers: Sequence[Logger], scored: ScoredRollout, rows: Sequence[dict[str, Any]], step: int) -> None:
@@ -53,9 +53,11 @@ def log_table(logger: WandbLogger, scored: ScoredRollout, rows: Sequence[dict[st
 
 
 def overlays(sample: Sample, answer: Answer) -> Any:
-    """Return a W&B image whose boxes are overlays that can be switched on and off."""
+    """Return a W&B image whose boxes are overlays that can be switched on and off, or several images with boxes."""
     import wandb
 
+    if sample.num_images > 1:
+        return wandb.Image(draw_images(sample, layers_of(sample, answer)))
     boxes = {}
     for name, detections in (("truth", sample.target), ("prediction", answer.value)):
         if isinstance(detections, tuple):
@@ -77,19 +79,25 @@ def _overlay(detection: Detection) -> dict[str, Any]:
     }
 
 
+def layers_of(sample: Sample, answer: Answer) -> list[tuple[Sequence[Detection], Colour]]:
+    """Return the true boxes of a sample and those of an answer, with their colours."""
+    layers: list[tuple[Sequence[Detection], Colour]] = []
+    if isinstance(sample.target, tuple):
+        layers.append((tuple(true._replace(score=None) for true in sample.target), TRUTH))
+    if isinstance(answer.value, tuple):
+        layers.append((answer.value, PREDICTION))
+    return layers
+
+
 def group_picture(scored: ScoredRollout, rows: Sequence[dict[str, Any]], p: int) -> Image.Image:
     """Draw the completions of prompt p side by side: true and predicted boxes, or the answer, and the reward."""
     sample, group = scored.samples[p], scored.reward.shape[1]
     tiles = []
     for n in range(p * group, (p + 1) * group):
         value = scored.answers[n].value
-        layers = []
-        if isinstance(sample.target, tuple):
-            layers.append((tuple(true._replace(score=None) for true in sample.target), TRUTH))
-        if isinstance(value, tuple):
-            layers.append((value, PREDICTION))
+        layers = layers_of(sample, scored.answers[n])
         text = f"{sample.query}: " if sample.query else ""
         text += value if isinstance(value, str) else "can't be read" if value is None else f"boxes: {len(value)}"
         reward = "no number" if rows[n]["reward"] is None else f"reward {rows[n]['reward']:.2f}"
-        tiles.append(with_caption(draw_boxes(sample.image, layers), [text, reward]))
+        tiles.append(with_caption(draw_images(sample, layers), [text, reward]))
     return side_by_side(tiles)

@@ -22,7 +22,7 @@ from vrft.errors import ConfigurationError
 from vrft.run_dir import RunDir
 from vrft.training.module import VisionModule
 from vrft.types import PromptBatch, ScoredRollout
-from vrft.utils.thumbnails import save_thumbnail
+from vrft.utils.thumbnails import save_thumbnails
 
 
 class Transcripts(Callback):
@@ -76,7 +76,7 @@ class Transcripts(Callback):
         about = [
             {
                 "task": task,
-                "image": save_thumbnail(sample.image, run.pictures),
+                **save_thumbnails(sample, run.pictures),
                 "size": sample.size,
                 "frame": frame,
                 "file": image_file(data.train_set(), sample.index),

@@ -57,6 +57,8 @@ class Record(NamedTuple):
     target: Target
     size: tuple[int, int]
     metadata: dict[str, Any]
+    num_images: int = 1
+    image_index: int | None = None
 
 
 def build_parser() -> Parser:

@@ -47,7 +47,7 @@ def augment(sample: Sample, modules: Sequence[torch.nn.Module], key: tuple[int, 
             Detection((box[0], box[1], box[2], box[3]), true.label)
             for box, true in zip(clipped.tolist(), target, strict=True)
         )
-    return replace(sample, image=Image.fromarray(picture), target=target)
+    return replace(sample, images=(Image.fromarray(picture),), target=target)
 
 
 def _area(boxes: torch.Tensor) -> torch.Tensor:

@@ -121,7 +121,7 @@ class BoxData(CategoryData):
     @staticmethod
     def _record(image_id: Id, found: BoxImage, name: str) -> Record:
         target = tuple(box for box in found.boxes if box.label == name)
-        return Record(found.image, found.location, image_id, name, target, found.size, found.annotated_size)
+        return Record((found.image,), found.location, image_id, name, target, found.size, found.annotated_size)
 
 
 def categories_in(images: Mapping[Id, BoxImage], wanted: Sequence[str]) -> dict[Id, list[str]]:

@@ -24,20 +24,32 @@ NAMES = ("category", "class")
 class Record:
     """A sample without its image. `location` (the file and the entry in it) names the record in messages."""
 
-    image: ImageSource
+    images: tuple[ImageSource, ...]
     location: str
     image_id: Id
     query: str
     target: Target
     size: tuple[int, int] = UNKNOWN_SIZE
-    """Width and height of the image that the boxes belong to."""
+    """Width and height of `image`, which the boxes belong to."""
     annotated_size: bool = True
-    """Whether `size` comes from the annotations and not from the image."""
+    """Whether `size` comes from the annotations and not from `image`."""
     convention: Convention = "untold"
     """Whether the boxes belong to the upright or to the stored pixels; known once the image is checked."""
     deep: bool = False
-    """Whether the image's pixels have more than 8 bits; known once the image is checked."""
+    """Whether an image's pixels have more than 8 bits; known once the images are checked."""
     metadata: dict[str, Any] = field(default_factory=dict)
+    image_index: int | None = None
+    """Place, from 0, of the image that the boxes belong to; several images with boxes need it."""
+
+    @property
+    def image(self) -> ImageSource:
+        """The image that the boxes belong to, by default the last."""
+        return self.images[-1 if self.image_index is None else self.image_index]
+
+    @property
+    def num_images(self) -> int:
+        """Number of images."""
+        return len(self.images)
 
 
 def only_records(found: object, source: str) -> list[Record]:
@@ -48,6 +60,11 @@ def only_records(found: object, source: str) -> list[Record]:
     for number, record in enumerate(found):
         if not isinstance(record, Record):
             raise ConfigurationError(f"data: {source}[{number}] is {type(record).__name__}; {expected}")
+        if not isinstance(record.images, tuple) or not record.images:
+            raise ConfigurationError(
+                f"data: {source}[{number}].images is {type(record.images).__name__}; expected a tuple of one or more "
+                "paths"
+            )
     return found
 
 
@@ -56,9 +73,14 @@ def category(record: Record) -> str:
     return record.query if isinstance(record.target, tuple) else record.target
 
 
+def source_key(image: ImageSource) -> Hashable:
+    """Return a key that depends on which image it is alone."""
+    return image if isinstance(image, Path) else image.key()
+
+
 def image_key(record: Record) -> Hashable:
-    """Return a key that all records of one image share."""
-    return record.image if isinstance(record.image, Path) else record.image.key()
+    """Return a key that all records share whose boxes or answers are about the same image."""
+    return source_key(record.image)
 
 
 def content(records: Sequence[Record], noun: str) -> str:
@@ -70,4 +92,5 @@ def content(records: Sequence[Record], noun: str) -> str:
     with_boxes = any(isinstance(record.target, tuple) for record in records)
     parts = [counted(boxes, "box")] if with_boxes else []
     parts.append(counted(len({category(record) for record in records}), noun))
-    return f"{counted(len({image_key(record) for record in records}), 'image')} with {' and '.join(parts)}"
+    images = {source_key(image) for record in records for image in record.images}
+    return f"{counted(len(images), 'image')} with {' and '.join(parts)}"

@@ -7,7 +7,7 @@ from collections.abc import Hashable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from lightning.pytorch.utilities import rank_zero_warn
 
@@ -15,8 +15,9 @@ from vrft.answers import MAX_BOXES
 from vrft.data.bad_records import BadRecords, counted
 from vrft.data.files import brief
 from vrft.data.image_folders import ImageFolders
-from vrft.data.images import BadImage, Convention, Header, MissingImage, check_header
-from vrft.data.record import UNKNOWN_SIZE, Record, category, image_key
+from vrft.data.images import BadImage, Convention, Header, ImageSource, MissingImage, check_header
+from vrft.data.record import UNKNOWN_SIZE, Record, category, image_key, source_key
+from vrft.data.several_images import check_places
 from vrft.errors import ConfigurationError
 from vrft.tasks import Task
 from vrft.types import Detection
@@ -32,14 +33,14 @@ PROGRESS_MIN_IMAGES = 1000
 
 
 class UsableImages:
-    """A predicate: whether the image of a record is usable. Reports each unusable image to `bad_records` once."""
+    """A predicate: whether the images of a record are usable. Reports each unusable image to `bad_records` once."""
 
     def __init__(self, bad_records: BadRecords, folders: ImageFolders | None) -> None:
         self.bad_records, self.folders = bad_records, folders
         self.known: dict[Hashable, bool] = {}
 
     def __call__(self, record: Record) -> bool:
-        key = image_key(record)
+        key = (image_key(record), *map(source_key, record.images))
         if key not in self.known:
             self.known[key] = bool(check_images([record], self.bad_records, self.folders))
         return self.known[key]
@@ -117,7 +118,8 @@ def usable_records(
         folders: folders that images must lie in; None: any place.
         image_bits: bits per colour of the camera, if they are known.
     """
-    records = check_queries(check_texts(records, bad_records), task, bad_records)
+    records = check_places(check_texts(records, bad_records), bad_records)
+    records = check_queries(records, task, bad_records)
     records = check_images(records, bad_records, folders)
     if image_bits is None:
         warn_of_guessed_depths(records)
@@ -146,6 +148,14 @@ def check_queries(records: Sequence[Record], task: Task, bad_records: BadRecords
     return [record for record in records if not problems[record.query]]
 
 
+class NamedImage(NamedTuple):
+    """An image, the record that names it, and the size that its boxes tell, if there are any."""
+
+    source: ImageSource
+    location: str
+    size: tuple[int, int] | None
+
+
 def check_images(records: Sequence[Record], bad_records: BadRecords, folders: ImageFolders | None) -> list[Record]:
     """Return the records whose images exist, are complete and have the annotated size; `size` is filled in.
 
@@ -153,18 +163,33 @@ def check_images(records: Sequence[Record], bad_records: BadRecords, folders: Im
         ConfigurationError: an image is outside of `folders`.
     """
     keys = [image_key(record) for record in records]
-    firsts: dict[Hashable, Record] = {}
+    firsts: dict[Hashable, NamedImage] = {}
     for key, record in zip(keys, records, strict=True):
-        firsts.setdefault(key, record)
+        firsts.setdefault(key, main_image(record))
+    for record in records:
+        for image in record.images if record.num_images > 1 else ():
+            firsts.setdefault(source_key(image), NamedImage(image, record.location, None))
 
     headers = dict(zip(firsts, read_headers([*firsts.values()], "images checked", folders), strict=True))
     for key, header in headers.items():
         if isinstance(header, MissingImage):
-            bad_records.add_missing(firsts[key].location, f"{firsts[key].image}: {header}")
+            bad_records.add_missing(firsts[key].location, f"{firsts[key].source}: {header}")
         elif isinstance(header, BadImage):
-            bad_records.add(firsts[key].location, f"{firsts[key].image}: {header}")
-    found = [(record, headers[key]) for key, record in zip(keys, records, strict=True)]
-    return [checked(record, header) for record, header in found if isinstance(header, Header)]
+            bad_records.add(firsts[key].location, f"{firsts[key].source}: {header}")
+    found = []
+    for key, record in zip(keys, records, strict=True):
+        header = headers[key]
+        others = [headers[source_key(image)] for image in record.images] if record.num_images > 1 else []
+        if isinstance(header, Header) and not any(isinstance(other, BadImage) for other in others):
+            deep = header.deep or any(isinstance(other, Header) and other.deep for other in others)
+            found.append(checked(record, header._replace(deep=deep)))
+    return found
+
+
+def main_image(record: Record) -> NamedImage:
+    """Return the image that a record's boxes belong to."""
+    known = record.annotated_size and record.size != UNKNOWN_SIZE
+    return NamedImage(record.image, record.location, record.size if known else None)
 
 
 def checked(record: Record, header: Header) -> Record:
@@ -173,27 +198,26 @@ def checked(record: Record, header: Header) -> Record:
     return replace(record, size=header.size, annotated_size=annotated, convention=header.convention, deep=header.deep)
 
 
-def read_headers(records: Sequence[Record], title: str, folders: ImageFolders | None) -> list[Header | BadImage]:
-    """Read the headers of the records' images in threads; show progress under `title` if there are many.
+def read_headers(images: Sequence[NamedImage], title: str, folders: ImageFolders | None) -> list[Header | BadImage]:
+    """Read the headers of images in threads; show progress under `title` if there are many.
 
     Raises:
         ConfigurationError: an image is outside of `folders`. None of the images is opened then.
     """
-    for record in records:
-        if folders is not None and isinstance(record.image, Path):
-            folders.require(record.image, record.location)
+    for image in images:
+        if folders is not None and isinstance(image.source, Path):
+            folders.require(image.source, image.location)
 
-    def read(record: Record) -> Header | BadImage:
-        known = record.annotated_size and record.size != UNKNOWN_SIZE
+    def read(image: NamedImage) -> Header | BadImage:
         try:
-            return check_header(record.image, record.size if known else None)
+            return check_header(image.source, image.size)
         except BadImage as error:
             return error
 
-    quiet = len(records) < PROGRESS_MIN_IMAGES or not is_rank_zero()
+    quiet = len(images) < PROGRESS_MIN_IMAGES or not is_rank_zero()
     headers: list[Header | BadImage] = []
-    with ThreadPoolExecutor(CHECK_THREADS) as pool, progress(title, len(records), quiet) as advance:
-        for header in pool.map(read, records):
+    with ThreadPoolExecutor(CHECK_THREADS) as pool, progress(title, len(images), quiet) as advance:
+        for header in pool.map(read, images):
             headers.append(header)
             advance(len(headers))
     return headers
@@ -219,7 +243,7 @@ def settle_orientation(
     others = {image_key(record): record for record in everything}
     for record in records:
         others.pop(image_key(record), None)
-    headers = read_headers([*others.values()], "orientations read", folders)
+    headers = read_headers([*map(main_image, others.values())], "orientations read", folders)
     found = {record.convention for record in boxed} | {
         header.convention for header in headers if isinstance(header, Header)
     }
@@ -253,8 +277,9 @@ def warn_of_guessed_depths(records: Sequence[Record]) -> None:
 
 def warn_about_shared_images(used: Sequence[Record], others: Sequence[Record], name: str, use: str) -> None:
     """Warn if images of `others`, which `name` describes, are among those of `used`; `use`: what those are for."""
-    keys = {image_key(record) for record in used}
-    shared = [record.image for record in others if image_key(record) in keys]
+    keys = {source_key(image) for record in used for image in record.images}
+    shared = [next((image for image in record.images if source_key(image) in keys), None) for record in others]
+    shared = [image for image in shared if image is not None]
     if shared:
         records = counted(len(shared), f"{name} record")
         rank_zero_warn(f"data: {records} with an image of the {use} data, e.g. {shared[0]}")

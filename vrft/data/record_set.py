@@ -44,23 +44,35 @@ class RecordSet(AugmentedSet):
             position = (index + offset) % len(self.records)
             record = self.records[position]
             try:
-                upright = record.convention != "stored"
-                image = read_image(record.image, record.size, upright=upright, bits=self.image_bits)
-            except TooBright as error:
-                raise ConfigurationError(f"data.image_bits: {record.location}: {record.image}: {error}") from error
+                images = self._read(record)
             except BadImage as error:
                 replaced.append(f"{record.location}: {error}")
                 continue
-            sample = self._sample(position, record, image, replaced)
+            sample = self._sample(position, record, images, replaced)
             return augment(sample, self.augmentation, (self.seed, self.epoch, position))
         if self.training:
             raise ConfigurationError(f"data: no training image can be read any more; the last error: {replaced[-1]}")
-        return self._sample(index, self.records[index], Image.new("RGB", self.records[index].size), replaced)
+        record = self.records[index]
+        return self._sample(index, record, (Image.new("RGB", record.size),) * record.num_images, replaced)
+
+    def _read(self, record: Record) -> tuple[Image.Image, ...]:
+        """Read a record's images. All are upright or all as stored, as the boxes of one of them tell."""
+        upright = record.convention != "stored"
+        images = []
+        for image in record.images:
+            size = record.size if image is record.image else None
+            try:
+                images.append(read_image(image, size, upright=upright, bits=self.image_bits))
+            except TooBright as error:
+                raise ConfigurationError(f"data.image_bits: {record.location}: {image}: {error}") from error
+        return tuple(images)
 
     @staticmethod
-    def _sample(index: int, record: Record, image: Image.Image, replaced: list[str]) -> Sample:
+    def _sample(index: int, record: Record, images: tuple[Image.Image, ...], replaced: list[str]) -> Sample:
         metadata = record.metadata | ({"replaced": replaced} if replaced else {})
-        return Sample(index, image, record.image_id, record.query, record.target, metadata)
+        return Sample(
+            index, images, record.image_id, record.query, record.target, metadata, image_index=record.image_index
+        )
 
 
 def image_file(samples: object, index: int) -> str | None:

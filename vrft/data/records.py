@@ -32,6 +32,7 @@ from vrft.data.record_checks import (
     warn_of_targets_over_limit,
 )
 from vrft.data.record_set import RecordSet
+from vrft.data.several_images import refuse_augmentation
 from vrft.data.split_sources import OtherHeldOut
 from vrft.errors import ConfigurationError
 from vrft.run_dir import RunDir
@@ -226,6 +227,7 @@ class RecordData(VisionData):
             if self.shots is not None:
                 record_shots(RunDir.of(self.trainer), [(category(record), str(record.image)) for record in train])
             train += self.extra_records(train)
+            refuse_augmentation(train if self.augmentation else [])
             train = limit_targets(self._checked(train, all_train, "train", bad_records), self.too_many_boxes)
             warn_about_shared_images(train, val, "held-out", "training")
             self._look_at_test_split(train, val)

@@ -53,7 +53,7 @@ class UnlabelledData(RecordData):
             file for path in self.images for file in (find_images(path, counts, folders) if path.is_dir() else [path])
         )
         return [
-            Record(file, "images", key, query, ())
+            Record((file,), "images", key, query, ())
             for key, file in zip(file_ids([*files]), files, strict=True)
             for query in self.queries
         ]

@@ -35,14 +35,17 @@ def draw_tile(task: Task, sample: Sample, frame: Frame, file: str | None) -> Ima
     """Draw a sample's image with the boxes parsed from its target text, above the prompt and that text."""
     tile = Image.new("RGB", (TILE_WIDTH, IMAGE_HEIGHT + MAX_LINES * LINE_HEIGHT + 10), "white")
     pen, font = ImageDraw.Draw(tile), ImageFont.load_default(11)
-    width, height = sample.size
+    width, height = sum(image.width for image in sample.images), max(image.height for image in sample.images)
     scale = min((TILE_WIDTH - 10) / width, (IMAGE_HEIGHT - 10) / height)
-    shown = sample.image.resize((max(1, round(width * scale)), max(1, round(height * scale))))
-    tile.paste(shown, (5, 5))
+    x, left_edge = 5.0, 5.0  # of the next image, and of the one that boxes belong to
+    for image in sample.images:
+        left_edge = x if image is sample.image else left_edge
+        tile.paste(image.resize((max(1, round(image.width * scale)), max(1, round(image.height * scale)))), (int(x), 5))
+        x += image.width * scale
     target = task.target_text(sample, frame)
     value = task.parse(target, sample, frame).value
     for detection in value if isinstance(value, tuple) else ():
-        corners = [5 + v * scale for v in detection.box]
+        corners = [(left_edge, 5)[i % 2] + v * scale for i, v in enumerate(detection.box)]
         pen.rectangle(corners, outline=BOX_COLOUR, width=2)
         label = detection.label[:30]
         left = max(0.0, min(corners[0] + 3, TILE_WIDTH - 5 - pen.textlength(label, font=font)))

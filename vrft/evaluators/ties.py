@@ -28,8 +28,10 @@ TIES: dict[Confidence, str] = {
 
 
 def tie_key(sample: Sample) -> int:
-    """Return a number of 64 bits from the pixels of an image and the question about it."""
-    digest = hashlib.blake2b(sample.image.tobytes(), digest_size=8, key=sample.query.encode(errors="replace")[:64])
+    """Return a number of 64 bits from the pixels of a sample's images and its question."""
+    digest = hashlib.blake2b(digest_size=8, key=sample.query.encode(errors="replace")[:64])
+    for image in sample.images:
+        digest.update(image.tobytes())
     return int.from_bytes(digest.digest(), "little")
 
 

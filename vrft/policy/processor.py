@@ -171,7 +171,13 @@ class Encoder:
         """Return the processor's output for one sample."""
         with noted(partial(question_note, sample.image_id, sample.query)):
             chat = self.task.messages(sample, frame)
-        return plain_text(self.processor).prompt(chat, [sample.image])
+        places = sum(part["type"] == "image" for turn in chat for part in turn["content"] if isinstance(part, dict))
+        if places != sample.num_images:
+            raise ConfigurationError(
+                f"task: {type(self.task).__name__}.messages has {places} places for images; sample {sample.index} "
+                f"(image {sample.image_id}) has {sample.num_images}"
+            )
+        return plain_text(self.processor).prompt(chat, sample.images)
 
     def texts(self, sample: Sample, frame: Frame) -> tuple[str, str]:
         """Return the texts that the task asks, and the whole chat as the processor gets it, to show to people.

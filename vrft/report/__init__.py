@@ -118,4 +118,5 @@ def read_scores(
 
 def _names(data: dict[str, Any]) -> list[str | None]:
     """Return the names of the pictures that the page shows."""
-    return [group["image"] for group in data["groups"]] + [pair["image"] for pair in data["held_out"]["answers"]]
+    subjects = [*data["groups"], *data["held_out"]["answers"]]
+    return [name for subject in subjects for name in (subject["image"], *subject["images"])]

@@ -92,6 +92,7 @@ def _pair(first: HeldOut | None, last: HeldOut, prompts: Prompts) -> dict[str, A
         "query": last.query,
         "target": last.target,
         "image": last.image or (first and first.image),
+        "images": last.images or (first.images if first else []),
         "size": last.size,
         "file": last.file,
         "question": prompts.position(last.question),

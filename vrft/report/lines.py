@@ -22,7 +22,7 @@ Value = list[Box] | str | None
 
 
 class Completion(msgspec.Struct):
-    """A completion of `transcripts.jsonl`."""
+    """A completion of `transcripts.jsonl`. `image` is the one that boxes belong to; `images` has all of several."""
 
     rollout: Count
     sample: Count
@@ -39,6 +39,7 @@ class Completion(msgspec.Struct):
     advantage: Number | None
     task: str = ""
     image: str | None = None
+    images: list[str | None] = []
     size: tuple[Count, Count] | None = None
     file: str | None = None
     question: str | None = None
@@ -63,6 +64,7 @@ class HeldOut(msgspec.Struct):
     score: Number | None
     reward: Number | None
     image: str | None = None
+    images: list[str | None] = []
     size: tuple[Count, Count] | None = None
     file: str | None = None
     question: str | None = None

@@ -25,8 +25,17 @@ function boxes(detections, kind, [width, height]) {
   });
 }
 
-// subject: {image, size, target, query}; predicted: detections, a text or null.
+// subject: {image, images, size, target, query}; predicted: detections, a text or null. Boxes are on one of the images.
 function picture(subject, predicted, answers = []) {
+  const drawn = boxed(subject, predicted, answers);
+  if (subject.images.length < 2) return drawn;
+  return h("div", { class: "images" }, subject.images.map((name, i) =>
+    name === subject.image ? drawn : h("div", { class: "picture" }, PICTURES[name]
+      ? h("img", { src: `data:image/jpeg;base64,${PICTURES[name]}`, alt: `image ${i + 1} of ${subject.images.length}`, decoding: "async" })
+      : h("span", {}, "no picture kept"))));
+}
+
+function boxed(subject, predicted, answers) {
   const size = sizeOf({ ...subject, answers: [predicted, ...answers] });
   const frame = h("div", { class: "picture" });
   frame.style.aspectRatio = `${size[0]} / ${Math.min(size[1], size[0] * 1.6)}`;

@@ -89,6 +89,7 @@ def as_values(group: Group, prompts: Prompts, most: int) -> dict[str, Any]:
         "query": line.query,
         "target": line.target,
         "image": line.image,
+        "images": line.images,
         "size": line.size,
         "file": line.file,
         "question": prompts.position(line.question),

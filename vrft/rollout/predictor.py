@@ -77,7 +77,7 @@ class Predictor:
             TooBright: a pixel of the file needs more than `image_bits` bits.
         """
         picture = self._checked(image) if isinstance(image, Image.Image) else self._read(Path(image))
-        batch = self.encoder([Sample(0, picture, 0, query, "")])
+        batch = self.encoder([Sample(0, (picture,), 0, query, "")])
         device = self.policy.banned_ids.device
         for prompt in batch.inputs:
             prompt.update({name: value.to(device) for name, value in prompt.items()})

@@ -35,6 +35,8 @@ class Task(ABC):
     """The form of the answer block, with braces doubled for `str.format`."""
     confidence_decimals: int = 2
     """Decimals of confidences in prompts and target texts."""
+    answers_about_one_image: ClassVar[bool] = False
+    """Whether an answer is about one image even if the question shows several, as boxes are."""
 
     def __init__(self, template: str | None = None, system: str | None = None, reasoning: bool = True) -> None:
         """Set the prompt.
@@ -53,12 +55,20 @@ class Task(ABC):
         self.template, self.system, self.reasoning = template, system, reasoning
 
     def messages(self, sample: Question, frame: Frame) -> list[dict[str, Any]]:
-        """Return the chat messages for a sample, with a placeholder for the image, which is passed separately."""
-        content = [{"type": "image"}, {"type": "text", "text": self.question(sample, frame)}]
+        """Return the chat messages for a sample, with a placeholder for each image; images are passed separately."""
+        text = self.image_note(sample) + self.question(sample, frame)
+        content = [*({"type": "image"} for _ in range(sample.num_images)), {"type": "text", "text": text}]
         turns: list[dict[str, Any]] = [{"role": "user", "content": content}]
         if self.system:
             turns.insert(0, {"role": "system", "content": [{"type": "text", "text": self.system}]})
         return turns
+
+    def image_note(self, sample: Question) -> str:
+        """Return a sentence that says which of several images an answer is about; empty if there is one image."""
+        if sample.num_images == 1 or not self.answers_about_one_image:
+            return ""
+        place = sample.num_images if sample.image_index is None else sample.image_index + 1
+        return f"Image {place} of {sample.num_images} is meant. "
 
     def question(self, sample: Question, frame: Frame) -> str:
         """Return the text of the user turn."""

@@ -26,6 +26,7 @@ class DetectionTask(Task):
     The category may be any text (open-vocabulary detection). Labels in an answer are ignored.
     """
 
+    answers_about_one_image = True
     prompt = "Find all objects of the category '{query}' in the image." + COORDINATES
     form = "[{{'Position': [x1, y1, x2, y2], 'Confidence': {confidence}}}]"
 

@@ -13,6 +13,7 @@ from vrft.types import Detection, Frame, Question
 class GroundingTask(Task):
     """Visual-RFT's reasoning grounding: one box `(x1,y1),(x2,y2)`. An answer with several boxes is invalid."""
 
+    answers_about_one_image = True
     prompt = (
         "Find what is meant in the image: '{query}'. Give one box by its upper left and its lower right corner in "
         "{numbers}, with x from 0 (left) to {width} (right) and y from 0 (top) to {height} (bottom)."

@@ -20,6 +20,7 @@ class PresenceTask(Task):
     can't be called "None".
     """
 
+    answers_about_one_image = True
     prompt = "Which of these categories are in the image: {query}? Name all that are, with commas between, or say None."
     form = "category, category"
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from PIL import Image, ImageDraw, ImageFont
 
-from vrft.types import Detection
+from vrft.types import Detection, Sample
 
 Colour = tuple[int, int, int]
 
@@ -44,6 +44,12 @@ def draw_boxes(image: Image.Image, layers: Iterable[tuple[Sequence[Detection], C
                 pen.rectangle(pen.textbbox(corner, text, font=font), fill=colour)
                 pen.text(corner, text, fill="white", font=font)
     return picture
+
+
+def draw_images(sample: Sample, layers: Iterable[tuple[Sequence[Detection], Colour]]) -> Image.Image:
+    """Return a picture of a sample's images in order, with boxes on the one that they belong to."""
+    pictures = [draw_boxes(image, layers if image is sample.image else ()) for image in sample.images]
+    return pictures[0] if len(pictures) == 1 else side_by_side(pictures)
 
 
 def label_of(detection: Detection) -> str:

@@ -6,15 +6,28 @@ import hashlib
 import io
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from PIL import Image
+
+from vrft.types import Sample
 
 MAX_SIDE = 448
 """Larger images are scaled down to this longer side, in pixels."""
 
 FULL_CHROMA_MAX_SIDE = 128
 """Thumbnails up to this longer side are saved without chroma subsampling."""
+
+
+def save_thumbnails(sample: Sample, folder: Path) -> dict[str, Any]:
+    """Save a sample's images; return the name of the one that boxes belong to, and those of all if there are several.
+
+    Names are None where writing failed, with a warning.
+    """
+    names = [save_thumbnail(image, folder) for image in sample.images]
+    place = names[-1 if sample.image_index is None else sample.image_index]
+    return {"image": place} | ({"images": names} if len(names) > 1 else {})
 
 
 def save_thumbnail(image: Image.Image, folder: Path) -> str | None:

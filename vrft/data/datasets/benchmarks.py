@@ -69,7 +69,7 @@ class BenchmarkData(RecordData):
             if image in found:
                 bad_records.add(location, f"{image.name} appears twice; first in {found[image].location}")
             else:
-                found[image] = Record(image, location, len(found), "", name)
+                found[image] = Record((image,), location, len(found), "", name)
         return list(found.values())
 
 

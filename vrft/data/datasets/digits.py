@@ -88,7 +88,7 @@ class RenderedDigits(Dataset[Sample]):
     def __getitem__(self, index: int) -> Sample:
         rng = random.Random(f"digit/{self.seed}/{index}")
         digit = rng.randrange(10)
-        return Sample(index, enlarge(self._render(rng, str(digit))), index, "", DIGIT_NAMES[digit])
+        return Sample(index, (enlarge(self._render(rng, str(digit))),), index, "", DIGIT_NAMES[digit])
 
     def _render(self, rng: random.Random, text: str) -> NDArray[np.float64]:
         font = rng.choice(self.fonts)

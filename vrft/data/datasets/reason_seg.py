@@ -118,7 +118,7 @@ def read_annotation(file: Path, image_id: int, encodings: Sequence[str]) -> Iter
     metadata = {"polygons": polygons, "ignore": ignore}
     return (
         Record(
-            file.with_suffix(".jpg"),
+            (file.with_suffix(".jpg"),),
             f"{file}: text[{i}]",
             image_id,
             instruction.strip(),

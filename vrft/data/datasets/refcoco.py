@@ -131,7 +131,7 @@ class ReferenceData(RecordData):
         sentences = entry["sentences"][: 1 if self.expressions == "first" else None]
         for sentence in sentences:
             yield Record(
-                self.images / image.file_name,
+                (self.images / image.file_name,),
                 location,
                 image.id,
                 sentence_text(sentence),

@@ -248,7 +248,7 @@ class FreshScenes(Dataset[Sample]):
         objects = (1, 1) if index < self.num_simple else (1, 3)
         image, detections = draw_scene(rng, objects, ordinals=self.ordinals if index % 4 else ())
         query = rng.choice(detections).label
-        return Sample(index, image, index, query, tuple(d for d in detections if d.label == query))
+        return Sample(index, (image,), index, query, tuple(d for d in detections if d.label == query))
 
 
 class FreshSceneData(VisionData):

@@ -40,7 +40,11 @@ from vrft.utils.display import counted
 
 
 class CocoData(CategoryData):
-    """Images with a COCO or LVIS instances file for each of the training and the held-out split."""
+    """Images with a COCO or LVIS instances file for each of the training and the held-out split.
+
+    An entry of `images` may have `context_images`, a list of file names. The prompt shows these before the image
+    itself, to which the boxes belong.
+    """
 
     test_setting = "data.test_annotations"
 
@@ -156,7 +160,7 @@ class Instances:
             listed = ", ".join(map(repr, sorted(self.empty_parents)))
             rank_zero_info(f"{path}: {listed} has no boxes and is the supercategory of all others; it is not asked for")
         self.images = self._images(content.images)
-        self.locations: dict[Id, tuple[Path, str]] = {}
+        self.locations: dict[Id, tuple[tuple[Path, ...], str]] = {}
         self.crowds: set[tuple[Id, str]] = set()
         self.boxes: dict[Id, dict[str, list[Detection]]] = {image_id: {} for image_id in self.images}
         self._read_boxes(content.annotations)
@@ -194,8 +198,11 @@ class Instances:
         """Return a record that asks about an image."""
         entry = self.images[image_id]
         if image_id not in self.locations:
-            self.locations[image_id] = self._file(entry), f"{self.path}: image {image_id!r}"
-        return Record(*self.locations[image_id], image_id, query, tuple(boxes), (entry.width, entry.height))
+            images = (*(self.folder / name for name in entry.context_images or ()), self._file(entry))
+            self.locations[image_id] = images, f"{self.path}: image {image_id!r}"
+        images, location = self.locations[image_id]
+        size, index = (entry.width, entry.height), len(images) - 1 if len(images) > 1 else None
+        return Record(images, location, image_id, query, tuple(boxes), size, image_index=index)
 
     def _file(self, entry: ImageEntry) -> Path:
         if isinstance(entry.file_name, str):

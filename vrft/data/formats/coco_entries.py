@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from vrft.data.files import UTF8, brief, clip_to, decode_json, decode_text, is_number, read_bytes
+from vrft.data.files import UTF8, brief, clip_to, decode_json, decode_text, is_file_name, is_number, read_bytes
 from vrft.data.formats.coco_fields import is_json_id
 from vrft.data.formats.other_formats import refuse_other_format
 from vrft.data.ground_truth import IGNORED
@@ -37,6 +37,7 @@ class ImageEntry(msgspec.Struct, gc=False):
     width: Any = None
     height: Any = None
     neg_category_ids: Any = None  # LVIS: categories known to be absent
+    context_images: Any = None  # file names of images that are shown before this one
 
 
 class AnnotationEntry(msgspec.Struct, gc=False):
@@ -118,6 +119,9 @@ def image_reason(entry: ImageEntry, seen: Counter[Id]) -> str | None:
     absent = entry.neg_category_ids
     if absent is not None and not (isinstance(absent, list) and all(map(is_json_id, absent))):
         return f"neg_category_ids: expected a list of ids, got {brief(absent)}"
+    context = entry.context_images
+    if context is not None and not (isinstance(context, list) and all(map(is_file_name, context))):
+        return f"context_images: expected a list of file names, got {brief(context)}"
     return None
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -28,13 +28,17 @@ class HubImage:
     """An image in a row of a Hugging Face dataset, read on access."""
 
     rows: Any
+    """The data set with the column of images alone."""
     index: int
+    place: int | None
+    """Place of the image in a row that has a list of them."""
     source: str
     folders: ImageFolders | None
     """Folders that an image which the row only names must lie in; None: any."""
 
     def read(self) -> bytes:
-        cell = self.rows[self.index]["image"] or {}
+        (cell,) = self.rows[self.index].values()
+        cell = (cell if self.place is None else cell[self.place]) or {}
         if cell.get("bytes") is not None:
             return bytes(cell["bytes"])
         if not cell.get("path"):
@@ -58,11 +62,15 @@ class HubImage:
             return str(self)
 
     def __str__(self) -> str:
-        return f"row {self.index}"
+        return f"row {self.index}" + ("" if self.place is None else f", image {self.place}")
 
 
 class HubData(SolutionData):
-    """A Hugging Face dataset with the columns image, problem and solution; other columns become metadata."""
+    """A Hugging Face dataset with the columns image, problem and solution; other columns become metadata.
+
+    Instead of `image`, it may have a column `images` with a list of images in each row, and `image_index` with the
+    place of the one that boxes belong to, 0 for the first.
+    """
 
     test_setting = "data.test or data.test_split"
 
@@ -114,9 +122,10 @@ class HubData(SolutionData):
     def rows(self, split: Split) -> Iterator[tuple[str, Any]]:
         source, name = self.sources[split], self.split_names[split]
         table = load_table(source, name, f"data.{split}", self.subset)
-        self.tables[split] = table.select_columns("image")
+        self.tables[split] = table.select_columns(image_column(table.column_names))
         self.folders[split] = self.required_folders(split)
-        plain = [name for name, feature in table.features.items() if name != "image" and not is_media(feature)]
+        images = {"image", "images"}
+        plain = [name for name, feature in table.features.items() if name not in images and not is_media(feature)]
         for index, row in enumerate(table.select_columns(plain)):
             yield f"{source}: {f'{self.subset}: ' if self.subset else ''}{name}: row {index}", row
 
@@ -135,8 +144,14 @@ class HubData(SolutionData):
         named = Path(constants.HF_HUB_CACHE) if not source.exists() else source if source.is_dir() else source.parent
         return ImageFolders("image", (named, Path(datasets.config.DOWNLOADED_DATASETS_PATH)))
 
-    def image(self, split: Split, index: int, row: dict[str, Any]) -> ImageSource | None:
-        return HubImage(self.tables[split], index, self.sources[split], self.folders[split])
+    def images(self, split: Split, index: int, row: dict[str, Any]) -> tuple[ImageSource, ...]:
+        table = self.tables[split]
+        places: Sequence[int | None] = [None]
+        if table.column_names == ["images"]:
+            places = range(len(table.with_format("arrow")[index]["images"][0] or ()))  # no image is copied
+        if not places:
+            raise ValueError("images: expected a list of images, got none")
+        return tuple(HubImage(table, index, place, self.sources[split], self.folders[split]) for place in places)
 
 
 def load_table(name: str, split: str, field: str, subset: str | None = None) -> Any:
@@ -165,13 +180,24 @@ def load_table(name: str, split: str, field: str, subset: str | None = None) -> 
         else:
             with repeated_interrupts():
                 table = datasets.load_dataset(name, subset, split=split)
-        missing = {"image", "problem", "solution"}.difference(table.column_names)
-        table = table if missing else table.cast_column("image", datasets.Image(decode=False))
+        column = image_column(table.column_names)
+        missing = {column, "problem", "solution"}.difference(table.column_names)
+        encoded = datasets.Image(decode=False)
+        table = (
+            table if missing else table.cast_column(column, encoded if column == "image" else datasets.List(encoded))
+        )
     except (OSError, ValueError, LookupError, TypeError, RuntimeError, pyarrow.ArrowException) as error:
         raise ConfigurationError(f"{field}: {name} can't be read as a dataset: {_one_line(error)}") from error
     if missing:
         raise ConfigurationError(f"{field}: {name}: no column {min(missing)!r}; it has {', '.join(table.column_names)}")
+    if {"image", "images"} <= {*table.column_names}:
+        raise ConfigurationError(f"{field}: {name}: expected a column image or a column images, got both")
     return table
+
+
+def image_column(names: Sequence[str]) -> str:
+    """Return the name of the column with the images of a data set that has these columns."""
+    return "images" if "images" in names and "image" not in names else "image"
 
 
 def named_split(tables: Mapping[str, Any], split: str) -> Any:

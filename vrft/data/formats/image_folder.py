@@ -86,6 +86,6 @@ class ImageFolderData(RecordData):
 def labelled_records(files: Sequence[tuple[Path, str]], locations: Sequence[str]) -> list[Record]:
     """Return a record for each pair of image and class name. `locations` name the records in messages."""
     return [
-        Record(file, location, index, "", label)
+        Record((file,), location, index, "", label)
         for index, ((file, label), location) in enumerate(zip(files, locations, strict=True))
     ]

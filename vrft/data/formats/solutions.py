@@ -10,7 +10,16 @@ from typing import Any
 
 from vrft.boxes import Coordinates, frame_of
 from vrft.data.bad_records import BadRecords
-from vrft.data.files import brief, decode_json, is_file_name, is_text, read_lines, refuse_fractions, require_file
+from vrft.data.files import (
+    brief,
+    decode_json,
+    is_file_name,
+    is_id,
+    is_text,
+    read_lines,
+    refuse_fractions,
+    require_file,
+)
 from vrft.data.image_folders import ImageFolders
 from vrft.data.images import ImageSource
 from vrft.data.record import Record, Split
@@ -18,6 +27,8 @@ from vrft.data.records import RecordData
 from vrft.data.split_sources import OtherHeldOut, beside, given
 from vrft.tasks import Task
 from vrft.types import Frame, Target
+
+IMAGE_FIELDS = ("image", "images", "image_index")
 
 UNBOUNDED = 10**9
 """Side of a frame that holds the coordinates of any image, used while the image's size is unknown."""
@@ -41,23 +52,25 @@ class SolutionData(RecordData):
 
     @abstractmethod
     def rows(self, split: Split) -> Iterator[tuple[str, Any]]:
-        """Yield the location and the content of each row: image, problem, solution and any other fields."""
+        """Yield the location and the content of each row: images, problem, solution and any other fields."""
 
     @abstractmethod
-    def image(self, split: Split, index: int, row: dict[str, Any]) -> ImageSource | None:
-        """Return the image of a row, or None if it has none."""
+    def images(self, split: Split, index: int, row: dict[str, Any]) -> tuple[ImageSource, ...]:
+        """Return the images of a row. Raise ValueError with the reason if they are invalid."""
 
     def records(self, split: Split, bad_records: BadRecords) -> list[Record]:
         """Read the rows. Boxes are preliminary until `finish`, when the sizes of the images are known."""
         found = []
         for index, (location, row) in enumerate(self.rows(split)):
-            reason = _reason(row)
-            image = None if reason else self.image(split, index, row)
-            if reason is not None or image is None:
-                bad_records.add(location, reason or f"image: expected one, got {brief(row.get('image'))}")
+            try:
+                check_row(row)
+                images = self.images(split, index, row)
+            except ValueError as error:
+                bad_records.add(location, str(error))
                 continue
-            metadata = {key: value for key, value in row.items() if key not in ("image", "problem")}
-            record = Record(image, location, index, row["problem"].strip(), "", metadata=metadata)
+            metadata = {key: value for key, value in row.items() if key not in IMAGE_FIELDS and key != "problem"}
+            place, problem = row.get("image_index"), row["problem"].strip()
+            record = Record(images, location, index, problem, "", metadata=metadata, image_index=place)
             target = self._read(record, (UNBOUNDED, UNBOUNDED), Frame(UNBOUNDED, UNBOUNDED), bad_records)
             if target is not None:
                 found.append(replace(record, target=target))
@@ -91,23 +104,29 @@ class SolutionData(RecordData):
         return target
 
 
-def _reason(row: Any) -> str | None:
-    """Return why a row is invalid, or None if it is valid."""
+def check_row(row: Any) -> None:
+    """Raise ValueError with the reason if a row is invalid. Its images are not checked."""
     if isinstance(row, ValueError):
-        return f"not JSON: {row}"
+        raise ValueError(f"not JSON: {row}")
     if not isinstance(row, dict):
-        return f"expected an object, got {brief(row)}"
+        raise ValueError(f"expected an object, got {brief(row)}")
     for key in ("problem", "solution"):
         if not is_text(row.get(key)):
-            return f"{key}: expected text, got {brief(row.get(key))}"
+            raise ValueError(f"{key}: expected text, got {brief(row.get(key))}")
     choices = row.get("choices", [])
     if not isinstance(choices, list) or not all(map(is_text, choices)):
-        return f"choices: expected a list of texts, got {brief(choices)}"
-    return None
+        raise ValueError(f"choices: expected a list of texts, got {brief(choices)}")
+    place = row.get("image_index")
+    if place is not None and not is_id(place):
+        raise ValueError(f"image_index: expected a whole number, got {brief(place)}")
 
 
 class JsonlData(SolutionData):
-    """JSON lines `{"image": relative path, "problem": text, "solution": text}`; other fields become metadata."""
+    """JSON lines `{"image": relative path, "problem": text, "solution": text}`; other fields become metadata.
+
+    A question about several images has `"images": [relative path, ...]` and, if its solution has boxes, the place of
+    the image that they belong to, `"image_index": 0` for the first.
+    """
 
     def __init__(
         self,
@@ -144,9 +163,15 @@ class JsonlData(SolutionData):
     def image_folders(self, split: Split) -> ImageFolders:
         return ImageFolders("image", (Path(self.sources[split]).parent,))
 
-    def image(self, split: Split, index: int, row: dict[str, Any]) -> ImageSource | None:
-        name = row.get("image")
-        return Path(self.sources[split]).parent / name if is_file_name(name) else None
+    def images(self, split: Split, index: int, row: dict[str, Any]) -> tuple[ImageSource, ...]:
+        several = row.get("images")
+        if several is None and not is_file_name(row.get("image")):
+            raise ValueError(f"image: expected one, got {brief(row.get('image'))}")
+        if several is not None and row.get("image") is not None:
+            raise ValueError("expected either image or images, got both")
+        if several is not None and not (isinstance(several, list) and several and all(map(is_file_name, several))):
+            raise ValueError(f"images: expected a list of relative paths, got {brief(several)}")
+        return tuple(Path(self.sources[split]).parent / name for name in several or [row["image"]])
 
 
 def _parse(line: str) -> Any:

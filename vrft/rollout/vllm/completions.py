@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -139,16 +140,22 @@ def sampling_settings(sampling: Sampling, banned: list[int], stop: list[int]) ->
     }
 
 
-def chat(messages: list[dict[str, Any]], image: Image.Image) -> list[dict[str, Any]]:
-    """Insert the image, without loss, into a task's messages."""
+def chat(messages: Sequence[dict[str, Any]], images: Sequence[Image.Image]) -> list[dict[str, Any]]:
+    """Insert images, without loss, into the places that a task's messages have for them, in order."""
+    parts = iter([image_part(image) for image in images])
+
+    def with_images(content: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        return [next(parts) if item["type"] == "image" else item for item in content]
+
+    return [{"role": turn["role"], "content": with_images(turn["content"])} for turn in messages]
+
+
+def image_part(image: Image.Image) -> dict[str, Any]:
+    """Return an image as a part of a message."""
     buffer = io.BytesIO()
     image.convert("RGB").save(buffer, "PNG", compress_level=1)
     url = "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
-    part = {"type": "image_url", "image_url": {"url": url}}
-    return [
-        {"role": turn["role"], "content": [part if item["type"] == "image" else item for item in turn["content"]]}
-        for turn in messages
-    ]
+    return {"type": "image_url", "image_url": {"url": url}}
 
 
 def request_seed(key: SamplingKey, prompt: int) -> int:

@@ -180,7 +180,7 @@ class VLLMServer(RemoteEngine):
                     f"model.engine: {name} contains {special!r}, which the server would read as a special token; "
                     "rename it, or sample without vLLM"
                 )
-            body = settings | {"messages": chat(messages, sample.image)}
+            body = settings | {"messages": chat(messages, sample.images)}
             if not sampling.greedy:
                 body["seed"] = request_seed(key, p)
             return CompletionRequest(

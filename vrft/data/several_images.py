@@ -1,0 +1,36 @@
+"""Checks of questions about several images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from vrft.data.bad_records import BadRecords
+from vrft.data.record import Record
+from vrft.errors import ConfigurationError
+
+
+def check_places(records: Sequence[Record], bad_records: BadRecords) -> list[Record]:
+    """Return the records whose boxes are known to belong to one of their images."""
+    found = []
+    for record in records:
+        count, index = record.num_images, record.image_index
+        if index is not None and not 0 <= index < count:
+            bad_records.add(record.location, f"image_index: expected 0 to {count - 1}, got {index}")
+        elif count > 1 and index is None and isinstance(record.target, tuple):
+            bad_records.add(
+                record.location,
+                f"image_index: expected the place, from 0, of the image that the boxes belong to, as there are {count}",
+            )
+        else:
+            found.append(record)
+    return found
+
+
+def refuse_augmentation(records: Sequence[Record]) -> None:
+    """Raise ConfigurationError if a question that is to be augmented has several images."""
+    for record in records:
+        if record.num_images > 1:
+            raise ConfigurationError(
+                f"data.augmentation: {record.location} has {record.num_images} images; expected one, since "
+                "augmentations would change each image of a question in another way"
+            )
