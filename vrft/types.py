@@ -8,7 +8,7 @@ Commands without a model import this module, so torch is imported by the methods
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -83,6 +83,8 @@ class Sample:
     metadata: dict[str, Any] = field(default_factory=dict)
     image_index: int | None = None
     """Place, from 0, of the image that boxes belong to; several images with boxes need it."""
+    examples: tuple[Sample, ...] = ()
+    """Samples that the prompt shows before the question, with their correct answers."""
 
     @property
     def image(self) -> Image.Image:
@@ -100,18 +102,52 @@ class Sample:
         return self.image.size
 
 
+@dataclass(frozen=True, eq=False, slots=True)
+class SharedStart:
+    """The beginning that several prompts share, which is computed once for all of them: examples and their images.
+
+    Attributes:
+        length: number of its tokens, with which each of the prompts begins.
+        images: entries of the processor's output that describe its images.
+    """
+
+    length: int
+    images: dict[str, Any]
+
+
 @dataclass(frozen=True, slots=True)
 class PromptBatch:
-    """P samples with their prompts: the processor's output for each, as a batch of one without padding."""
+    """P samples with their prompts: the processor's output for each, as a batch of one without padding.
+
+    Prompts with a `SharedStart` have its tokens, but the images of the rest alone.
+    """
 
     samples: list[Sample]
     frames: list[Frame]
-    inputs: list[dict[str, Any]]  # P times input_ids, attention_mask (1, L) and the images
+    inputs: list[dict[str, Any]]  # P times input_ids, attention_mask (1, L), the images and perhaps the `start`
 
     def pin_memory(self) -> PromptBatch:
         """Return the prompts in page-locked memory, which is copied to a GPU while it computes."""
-        inputs = [{key: value.pin_memory() for key, value in prompt.items()} for prompt in self.inputs]
-        return PromptBatch(self.samples, self.frames, inputs)
+        return self.map(lambda _, tensor: tensor.pin_memory())
+
+    def map(self, change: Callable[[str, Tensor], Tensor]) -> PromptBatch:
+        """Return the prompts with changed tensors, given their keys. What prompts share is changed once."""
+        import torch
+
+        starts: dict[SharedStart, SharedStart] = {}
+
+        def changed(entries: dict[str, Any]) -> dict[str, Any]:
+            new: dict[str, Any] = {}
+            for key, value in entries.items():
+                if isinstance(value, SharedStart):
+                    if value not in starts:
+                        starts[value] = SharedStart(value.length, changed(value.images))
+                    new[key] = starts[value]
+                else:
+                    new[key] = change(key, value) if isinstance(value, torch.Tensor) else value
+            return new
+
+        return PromptBatch(self.samples, self.frames, [changed(prompt) for prompt in self.inputs])
 
     def select(self, prompts: Sequence[int]) -> PromptBatch:
         """Return some of the prompts."""

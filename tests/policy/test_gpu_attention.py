@@ -13,7 +13,7 @@ from torch.nn.attention.bias import CausalBias
 
 from tests.helpers.gpu import OnGPU
 from vrft.policy import shared_prefix
-from vrft.policy.packed_attention import Completions, PackedLayout
+from vrft.policy.packed_attention import Completions, PackedGroup, PackedLayout
 
 PROMPT, GROUP, HEADS, KEY_HEADS, WIDTH = 6, 3, 4, 2, 8
 
@@ -54,7 +54,8 @@ def test_attention_and_its_gradient_equal_those_of_each_sequence(
         mask[:prompt, :prompt] = True
     completions = Completions([n] * GROUP, torch.device("cpu"))
     masks = {"full_attention": mask[None, None]} if masked else None
-    layout = PackedLayout([prompt], [completions], [masks], ["full_attention"])
+    group = PackedGroup(prompt, Completions([0], torch.device("cpu")), [completions], [masks])
+    layout = PackedLayout([group], ["full_attention"], torch.device("cpu"))
     module: Any = SimpleNamespace(layer_idx=0, num_key_value_groups=HEADS // key_heads, is_causal=True)
     weight = torch.randn(1, prompt + GROUP * n, HEADS, WIDTH)
 

@@ -136,13 +136,11 @@ class VisionData(LightningDataModule):
         return module_of(self.trainer).compare_prompts(batch)
 
     def transfer_batch_to_device(self, batch: PromptBatch, device: torch.device, dataloader_idx: int) -> PromptBatch:
-        def move(key: str, value: Any) -> Any:
+        def move(key: str, value: torch.Tensor) -> torch.Tensor:
             # The grid of patches stays on the CPU, which makes the vision tower's indices of it.
-            stays = key.endswith("_grid_thw") or not isinstance(value, torch.Tensor)
-            return value if stays else value.to(device, non_blocking=True)
+            return value if key.endswith("_grid_thw") else value.to(device, non_blocking=True)
 
-        inputs = [{key: move(key, value) for key, value in prompt.items()} for prompt in batch.inputs]
-        return PromptBatch(batch.samples, batch.frames, inputs)
+        return batch.map(move)
 
     def _rank_and_world_size(self) -> tuple[int, int]:
         assert self.trainer is not None

@@ -1,4 +1,4 @@
-"""Layers of rows that hold several prompts, each followed by its completions or by the rests of longer prompts.
+"""Layers of rows that hold several prompts with their completions. Prompts may have a prefix in common.
 
 P prompts, G completions each, L prompt tokens, n completion tokens.
 """
@@ -76,58 +76,127 @@ class Completions:
 
 
 @dataclass(frozen=True)
-class PackedLayout:
-    """P prompts with their completions in one row.
+class PackedGroup:
+    """A prefix with the prompts that begin with it and their completions.
+
+    They lie in a row as `[prefix | rests of the prompts | completions of prompt 1 | completions of prompt 2 | …]`.
 
     Attributes:
-        prompts: length L of each prompt.
-        completions: those of each prompt, without their last token, which predicts nothing.
+        prefix: tokens of the prefix.
+        rests: those of each prompt after the prefix; they have no tokens if the prefix is a whole prompt.
+        completions: those of each prompt, without their last token, which predicts nothing; None: only prompts.
         masks: for each prompt, the model's masks for the sequence `[prompt | longest completion]` by layer type, each
             (1, 1, L + n, L + n); None if they are causal.
-        layer_types: type of each layer.
-        cache: stores keys, values and states, if given.
     """
 
-    prompts: list[int]
-    completions: list[Completions]
+    prefix: int
+    rests: Completions
+    completions: list[Completions | None]
     masks: list[dict[str, Tensor] | None]
+
+    @property
+    def sizes(self) -> list[int]:
+        """Tokens of the prefix, of all rests and of each prompt's completions."""
+        return [self.prefix, self.rests.total, *(found.total if found else 0 for found in self.completions)]
+
+    @cached_property
+    def rest_masks(self) -> dict[str, Tensor]:
+        """Masks of the rests as a batch by layer type, (prompts, 1, n, prefix + n); empty if they are causal."""
+        found: dict[str, list[Tensor]] = {}
+        n = self.rests.n
+        for length, masks in zip(self.rests.lengths, self.masks, strict=True):
+            for kind, mask in (masks or {}).items():
+                own = mask[0, :, self.prefix : self.prefix + length, : self.prefix + length]
+                # Padding attends to the first token, since softmax needs one.
+                padded = F.pad(own, (0, n - length, 0, n - length), value=False)
+                padded[:, length:, 0] = True
+                found.setdefault(kind, []).append(padded)
+        return {kind: torch.stack(rows) for kind, rows in found.items()}
+
+    def attend(self, kind: str, parts: Sequence[Sequence[Tensor]], **kwargs: Any) -> list[Tensor]:
+        """Return the outputs of attention, each (1, tokens, heads, dim). `parts`: queries, keys and values by part."""
+        outputs = []
+        (q, *_), (k, *_), (v, *_) = parts
+        masks = self.masks[0]
+        mask = None if masks is None else masks[kind][..., : self.prefix, : self.prefix]
+        outputs.append(attention(q, k, v, mask, **kwargs))
+        if self.rests.total:
+            own = [part[1] for part in parts]
+            outputs.append(self.attend_as_batch(self.rests, own, k, v, self.rest_masks.get(kind), **kwargs))
+        rests = [part[1].split(self.rests.lengths, 2) for part in parts]
+        for p, (completions, masks) in enumerate(zip(self.completions, self.masks, strict=True)):
+            if completions is None or not completions.total:
+                continue
+            length = self.prefix + self.rests.lengths[p]
+            whole_k, whole_v = k, v
+            if self.rests.lengths[p]:
+                whole_k, whole_v = torch.cat([k, rests[1][p]], 2), torch.cat([v, rests[2][p]], 2)
+            mask = None if masks is None else masks[kind][..., length:, :]
+            own = [part[2 + p] for part in parts]
+            outputs.append(self.attend_as_batch(completions, own, whole_k, whole_v, mask, **kwargs))
+        return outputs
+
+    @staticmethod
+    def attend_as_batch(
+        rows: Completions, own: Sequence[Tensor], k: Tensor, v: Tensor, mask: Tensor | None, **kwargs: Any
+    ) -> Tensor:
+        """Let rows attend, as a batch, to what they have in common, keys and values, and to themselves."""
+        q, own_k, own_v = (rows.fold(part) for part in own)  # (G, heads, n, dim)
+        k, v = (torch.cat([x.expand(len(q), -1, -1, -1), own], 2) for x, own in ((k, own_k), (v, own_v)))
+        return rows.unfold(attention(q, k, v, mask, **kwargs))
+
+
+@dataclass(frozen=True)
+class PackedLayout:
+    """Groups of prompts with their completions in one row.
+
+    Attributes:
+        groups: the groups in order.
+        layer_types: type of each layer.
+        device: device of the computation.
+        cache: stores keys, values and states of the prompts, if given.
+    """
+
+    groups: list[PackedGroup]
     layer_types: list[str]
+    device: torch.device
     cache: PromptCache | None = None
 
     @cached_property
     def stateful_rows(self) -> StatefulRows:
         """The rows as recurrent layers compute them."""
-        lengths = [completions.lengths for completions in self.completions]
-        return StatefulRows(self.prompts, lengths, self.completions[0].device, keep_states=self.cache is not None)
+        trees = [
+            (group.prefix, [*zip(group.rests.lengths, map(lengths_of, group.completions), strict=True)])
+            for group in self.groups
+        ]
+        return StatefulRows(trees, self.device)
 
     def recur(self, module: nn.Module, forward: StatefulForward, hidden: Tensor) -> Tensor:
         """Compute a recurrent layer (1, tokens, H): each completion starts from the state after its prompt."""
-        output, states = self.stateful_rows.forward(forward, hidden)
+        output, prompts = self.stateful_rows.forward(forward, hidden)
         if self.cache is not None:
-            self.cache.states[module.layer_idx] = self.stateful_rows.last_states(states)  # type: ignore[index]
+            self.cache.states[module.layer_idx] = prompts  # type: ignore[index]
         return output
 
     def attend(self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, **kwargs: Any) -> Tensor:
-        """Let each prompt attend to itself, and its completions, as a batch, to the prompt and to themselves."""
+        """Let each prefix attend to itself, and all that follows to what it follows and to itself."""
         query, key = query.to(value.dtype), key.to(value.dtype)  # autocast does not if the mask is a CausalBias
         if self.cache is not None:
             self.cache.store(module.layer_idx, key, value)  # type: ignore[arg-type]
         kind = self.layer_types[module.layer_idx]  # type: ignore[index]
-        totals = [completions.total for completions in self.completions]
-        sizes = [size for pair in zip(self.prompts, totals, strict=True) for size in pair]
-        parts = [x.split(sizes, 2) for x in (query, key, value)]
-        outputs = []
-        for p, (length, completions, masks) in enumerate(zip(self.prompts, self.completions, self.masks, strict=True)):
-            mask = None if masks is None else masks[kind]
-            q, k, v = (part[2 * p] for part in parts)  # (1, heads, L, dim)
-            outputs.append(attention(q, k, v, None if mask is None else mask[..., :length, :length], **kwargs))
-            if not completions.total:
-                continue
-            q, own_k, own_v = (completions.fold(part[2 * p + 1]) for part in parts)  # (G, heads, n, dim)
-            k, v = (torch.cat([x.expand(len(q), -1, -1, -1), own], 2) for x, own in ((k, own_k), (v, own_v)))
-            output = attention(q, k, v, None if mask is None else mask[..., length:, :], **kwargs)
-            outputs.append(completions.unfold(output))
+        parts = [x.split([size for group in self.groups for size in group.sizes], 2) for x in (query, key, value)]
+        outputs: list[Tensor] = []
+        first = 0
+        for group in self.groups:
+            mine = slice(first, first + len(group.sizes))
+            outputs += group.attend(kind, [part[mine] for part in parts], **kwargs)
+            first = mine.stop
         return torch.cat(outputs, 1)
+
+
+def lengths_of(completions: Completions | None) -> Sequence[int]:
+    """Return the numbers of tokens of completions; none if there are no completions."""
+    return () if completions is None else completions.lengths
 
 
 def attention(

@@ -10,7 +10,7 @@ import copy
 import re
 from collections.abc import Callable, Sequence
 from functools import cached_property, lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -21,10 +21,31 @@ from vrft.utils.display import LONE_SURROGATE
 
 MARK, SEGMENT = 0x10F000, 0x10F800
 """Private-use characters that stand for the n-th special name in user text, and for the n-th piece of a prompt."""
-MAX_SEGMENTS = 16
+ANSWER = 0x10E000
+"""Private-use characters that stand for the n-th earlier answer while a chat is rendered."""
+MAX_SEGMENTS = 64
 FORMAT_TAGS = {"<think>", "</think>", "<answer>", "</answer>"}
 """Tags of the answer format, which prompts and targets always have; some tokenizers know them as special tokens."""
-PRIVATE = re.compile("[\U0010f000-\U0010ffff]")
+PRIVATE = re.compile("[\U0010e000-\U0010ffff]")
+
+
+class ChatText(NamedTuple):
+    """A chat as text.
+
+    Attributes:
+        text: the text, in which `MARK` characters stand for special names of the messages.
+        names: these names.
+        end_of_examples: place of the first special token after the last earlier answer; 0 if there is none.
+    """
+
+    text: str
+    names: Sequence[str]
+    end_of_examples: int = 0
+
+    def split(self) -> tuple[ChatText, ChatText]:
+        """Return the text up to `end_of_examples`, and the rest."""
+        end = self.end_of_examples
+        return ChatText(self.text[:end], self.names), ChatText(self.text[end:], self.names)
 
 
 class PlainText:
@@ -67,22 +88,40 @@ class PlainText:
         return [self._plain(text, first=True) if self.found([text]) else ids for text, ids in pairs]
 
     def prompt(self, chat: Sequence[dict[str, Any]], images: Sequence[Any]) -> Prompt:
-        """Return the processor's output for a chat with images.
+        """Return the processor's output for a chat with images, see `render` and `encode`."""
+        return self.encode(self.render(chat), images)
+
+    def render(self, chat: Sequence[dict[str, Any]]) -> ChatText:
+        """Return a chat as text, with marks for special names in its messages.
 
         Raises:
-            ConfigurationError: the tokenizer turns a special name in the chat's texts into a special token anyway, or
-                a text has half a character.
+            ConfigurationError: a message has half a character, or the template leaves out earlier answers.
         """
         if broken := next((text for text in chat_texts(chat) if LONE_SURROGATE.search(text)), None):
             raise ConfigurationError(f"a prompt has half a character, a lone surrogate: {broken[:200]!r}")
         originals: list[str] = []
         if self.found(chat_texts(chat)):
             chat = self._marked(chat, originals)
-        text = chat_text(self.processor, chat)
+        text, end = whole_chat(self.processor, chat)
+        following = self.pattern.search(text, end) if end else None  # tokens on both sides of it don't merge
+        return ChatText(text, originals, following.start() if following else 0)
+
+    def encode(self, rendered: ChatText, images: Sequence[Any], *, continues: bool = False) -> Prompt:
+        """Return the processor's output for the text of a chat with images.
+
+        Args:
+            rendered: the text.
+            images: its images.
+            continues: the text follows another one, so there is no token of a beginning.
+
+        Raises:
+            ConfigurationError: the tokenizer turns a special name in the chat's messages into a special token anyway.
+        """
+        text, originals, _ = rendered
         # As `apply_chat_template(tokenize=True)` does: a tokenizer that adds bos must not repeat the template's.
         bos = self.processor.tokenizer.bos_token
-        once = {"add_special_tokens": False} if bos is not None and text.startswith(bos) else {}
-        if not originals:
+        once = {"add_special_tokens": False} if continues or (bos is not None and text.startswith(bos)) else {}
+        if not PRIVATE.search(text):
             return processed(self.processor, text, images, once)
         text, segments = self._cut(text, originals)
         output = processed(self.with_segments, text, images, once)
@@ -151,6 +190,34 @@ class PlainText:
         source = torch.cat(columns)
         keys = [key for key in TOKEN_KEYS if key in output]
         return output | {key: output[key][:, source] for key in keys} | {"input_ids": torch.tensor([ids])}
+
+
+def whole_chat(processor: Any, chat: Sequence[dict[str, Any]]) -> tuple[str, int]:
+    """Return a chat as text, and where the last earlier answer ends in it, 0 if there is none.
+
+    Earlier answers are inserted afterwards: templates of reasoning models would remove their reasoning.
+
+    Raises:
+        ConfigurationError: the template leaves out earlier answers.
+    """
+    answers: list[str] = []
+
+    def kept(turn: dict[str, Any]) -> dict[str, Any]:
+        if turn["role"] != "assistant":
+            return turn
+        answers.append("".join(chat_texts([turn])))
+        return turn | {"content": [{"type": "text", "text": chr(ANSWER + len(answers) - 1)}]}
+
+    text, end = chat_text(processor, [*map(kept, chat)]), 0
+    for i, answer in enumerate(answers):
+        before, mark, after = text.partition(chr(ANSWER + i))
+        if not mark or mark in after or len(before) < end:
+            raise ConfigurationError(
+                "model.policy.checkpoint: its chat template leaves out or repeats answers of earlier turns; expected "
+                "data.examples=0"
+            )
+        text, end = f"{before}{answer}{after}", len(before) + len(answer)
+    return text, end
 
 
 def processed(processor: Any, text: str, images: Sequence[Any], options: dict[str, Any]) -> Prompt:

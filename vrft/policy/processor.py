@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache, partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,9 +15,9 @@ from PIL import Image
 
 from vrft.boxes import Coordinates, frame_of, with_decimals
 from vrft.errors import ConfigurationError
-from vrft.policy.chat_template import chat_text
+from vrft.policy.examples import ExampleCache, continued
 from vrft.policy.image_size import resized
-from vrft.policy.plain_text import chat_texts, plain_text
+from vrft.policy.plain_text import chat_texts, plain_text, whole_chat
 from vrft.policy.prompts import Prompt
 from vrft.tasks import Task
 from vrft.types import Frame, PromptBatch, Sample
@@ -158,6 +158,7 @@ class Encoder:
     task: Task
     coordinates: Coordinates
     decimals: int | None = None
+    cache: ExampleCache = field(default_factory=ExampleCache, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.coordinates == "unit" and self.decimals == 0:
@@ -169,6 +170,35 @@ class Encoder:
 
     def prompt(self, sample: Sample, frame: Frame) -> Prompt:
         """Return the processor's output for one sample."""
+        chat = self.chat(sample, frame)
+        images = [image for shown in (*sample.examples, sample) for image in shown.images]
+        plain = plain_text(self.processor)
+        rendered = plain.render(chat)
+        count = len(images) - sample.num_images
+        if not count or not self.cache.can_split(plain, rendered, images, count):
+            return plain.encode(rendered, images)
+        first, rest = rendered.split()
+        return continued(
+            self.cache.start(plain, first, images[:count]), plain.encode(rest, images[count:], continues=True)
+        )
+
+    def chat(self, sample: Sample, frame: Frame) -> list[dict[str, Any]]:
+        """Return the messages of a sample: system turn, examples with their answers, question."""
+        turns = self.turns(sample, frame)
+        if not sample.examples:
+            return turns
+        lead = [turn for turn in turns if turn["role"] == "system"]
+        shown = []
+        for example in sample.examples:
+            own = self.frame(example.image)
+            shown += [turn for turn in self.turns(example, own) if turn["role"] != "system"]
+            with noted(partial(question_note, example.image_id, example.query)):
+                answer = self.task.target_text(example, own)
+            shown.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
+        return [*lead, *shown, *turns[len(lead) :]]
+
+    def turns(self, sample: Sample, frame: Frame) -> list[dict[str, Any]]:
+        """Return the task's messages. Raise ConfigurationError unless they have a place for each image."""
         with noted(partial(question_note, sample.image_id, sample.query)):
             chat = self.task.messages(sample, frame)
         places = sum(part["type"] == "image" for turn in chat for part in turn["content"] if isinstance(part, dict))
@@ -177,15 +207,15 @@ class Encoder:
                 f"task: {type(self.task).__name__}.messages has {places} places for images; sample {sample.index} "
                 f"(image {sample.image_id}) has {sample.num_images}"
             )
-        return plain_text(self.processor).prompt(chat, sample.images)
+        return chat
 
     def texts(self, sample: Sample, frame: Frame) -> tuple[str, str]:
         """Return the texts that the task asks, and the whole chat as the processor gets it, to show to people.
 
         The processor puts an image's tokens in the place of its placeholder.
         """
-        chat = self.task.messages(sample, frame)
-        return "\n\n".join(chat_texts(chat)), chat_text(self.processor, chat)
+        question = "\n\n".join(chat_texts(self.turns(sample, frame)))
+        return question, whole_chat(self.processor, self.chat(sample, frame))[0]
 
     def frame(self, image: Image.Image) -> Frame:
         """Return the coordinate system of an image: thousandths, unit, or pixels of the resized image."""

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from vrft.types import SharedStart
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
@@ -18,7 +20,8 @@ Prompt = dict[str, Any]
 """A processor's output for one prompt.
 
 `compared_prompts` adds `position_ids` and `images`, an object that prompts with the same images share.
-`prepare_prompts` adds `features` if the vision tower is frozen.
+`prepare_prompts` adds `features` if the vision tower is frozen. `start` is a `SharedStart`: its tokens are the prompt's
+first ones, and its images are not among those of the prompt itself.
 """
 
 TOKEN_TYPE_KEYS = ("token_type_ids", "mm_token_type_ids", "moe_mm_token_type_ids")
@@ -28,7 +31,7 @@ TOKEN_KEYS = ("input_ids", "attention_mask", *TOKEN_TYPE_KEYS)
 PACKED_KEYS = {"pixel_values", "image_grid_thw"}
 """Keys of images whose patches form one row, whatever the images' sizes."""
 
-PREPARED_KEYS = ("position_ids", "features", "images")
+PREPARED_KEYS = ("position_ids", "features", "images", "start")
 
 Features = Tensor | Sequence[Tensor]
 """Features of several images: one tensor, or one for each image, as the model's vision tower returns them."""
@@ -63,15 +66,35 @@ def _join(parts: Sequence[Features]) -> Features:
 
 
 def encode_images(model: PreTrainedModel, prompt: Prompt) -> ImageFeatures:
-    """Return the features of a prompt's images; run the vision tower unless `prepare_prompts` has done so."""
+    """Return the features of all images of a prompt, those of its shared start included."""
+    return encode_prompts(model, image_parts(prompt))
+
+
+def image_parts(prompt: Prompt) -> list[Prompt]:
+    """Return what describes the images of a prompt's shared start, if it has one, and what describes the others."""
+    own = {key: value for key, value in prompt.items() if key != "start"}
+    return [prompt["start"].images, own] if "start" in prompt else [own]
+
+
+def all_images(prompt: Prompt, endings: tuple[str, ...]) -> dict[str, Tensor]:
+    """Return entries for all images of a prompt, by keys with some endings, one row for each image."""
+    parts = [{key: part[key] for key in part if key.endswith(endings)} for part in image_parts(prompt)]
+    return {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
+
+
+def own_features(model: PreTrainedModel, prompt: Prompt) -> ImageFeatures:
+    """Return the features of images without a shared start's; run the vision tower unless they are known."""
     return prompt["features"] if "features" in prompt else image_features(model, image_entries(prompt))
 
 
 def encode_prompts(model: PreTrainedModel, prompts: Sequence[Prompt]) -> ImageFeatures:
-    """Return the features of the images of several prompts, by one call if the tower packs images of any size."""
+    """Return the features of several prompts' images, by one call if the tower packs images of any size.
+
+    Those of shared starts are left out.
+    """
     entries = [image_entries(prompt) for prompt in prompts]
     if any("features" in prompt or entry.keys() != PACKED_KEYS for prompt, entry in zip(prompts, entries, strict=True)):
-        return ImageFeatures.join([encode_images(model, prompt) for prompt in prompts])
+        return ImageFeatures.join([own_features(model, prompt) for prompt in prompts])
     return image_features(model, {key: torch.cat([entry[key] for entry in entries]) for key in PACKED_KEYS})
 
 
@@ -90,6 +113,8 @@ def image_features(model: PreTrainedModel, images: dict[str, Tensor]) -> ImageFe
 
 def same_images(one: Prompt, other: Prompt) -> bool:
     """Return whether two prompts have equal pixels; if they were compared before, whether they share an object."""
+    if one.get("start") is not other.get("start"):
+        return False
     if "images" in one and "images" in other:
         return one["images"] is other["images"]
     if "features" in one:
@@ -121,14 +146,21 @@ def prepare_prompts(model: PreTrainedModel, prompts: Sequence[Prompt], frozen_vi
     prepared = [prompt | {"position_ids": prompt_positions(model, prompt)} for prompt in prompts]
     if not frozen_vision:
         return prepared
+    starts = {
+        start: SharedStart(start.length, with_features(start.images, own_features(model, start.images)))
+        for start in dict.fromkeys(prompt["start"] for prompt in prompts if "start" in prompt)
+    }
     features: list[ImageFeatures] = []
     for i, prompt in enumerate(prepared):
         again = i > 0 and same_images(prepared[i - 1], prompt)
-        features.append(features[-1] if again else encode_images(model, prompt))
-    return [
-        {key: value for key, value in prompt.items() if key != "pixel_values"} | {"features": found}
-        for prompt, found in zip(prepared, features, strict=True)
-    ]
+        features.append(features[-1] if again else own_features(model, prompt))
+    found = [with_features(*pair) for pair in zip(prepared, features, strict=True)]
+    return [prompt | {"start": starts[prompt["start"]]} if "start" in prompt else prompt for prompt in found]
+
+
+def with_features(prompt: Prompt, features: ImageFeatures) -> Prompt:
+    """Return a prompt with the features of its images in the place of their pixels."""
+    return {key: value for key, value in prompt.items() if key != "pixel_values"} | {"features": features}
 
 
 def prompt_positions(model: PreTrainedModel, prompt: Prompt) -> Tensor:
@@ -139,7 +171,9 @@ def prompt_positions(model: PreTrainedModel, prompt: Prompt) -> Tensor:
     if get_rope_index is None:
         return torch.arange(prompt["input_ids"].shape[1], device=prompt["input_ids"].device)[None]
     taken = inspect.signature(get_rope_index).parameters  # Qwen-Omni's takes no pixels
-    return get_rope_index(**{key: value for key, value in prompt.items() if key in taken})[0]
+    given = {key: value for key, value in prompt.items() if key in taken}
+    grids = all_images(prompt, tuple(key for key in given if key not in TOKEN_KEYS)) if "start" in prompt else {}
+    return get_rope_index(**given | grids)[0]
 
 
 def next_position(positions: Tensor) -> Tensor:

@@ -150,15 +150,15 @@ def shared_prefix_forward(
 
 
 class Row(NamedTuple):
-    """A completion in a packed row: its prompt, its first token's place and its number of tokens."""
+    """A part of a packed row: the part that it follows, its first token's place and its number of tokens."""
 
-    prompt: int
+    parent: int
     start: int
     length: int
 
 
 class PaddedRows:
-    """Prompts or completions of a packed row as a batch.
+    """Prefixes, rests or completions of a packed row as a batch.
 
     Attributes:
         tokens: places of their tokens in the packed row, and where the flattened batch has them.
@@ -180,85 +180,105 @@ class PaddedRows:
         return x.index_select(0, self.index).view(*self.shape, -1)
 
 
-class StatefulRows:
-    """The order in which layers with a state compute a packed row: all prompts, then their completions.
+Tree = tuple[int, Sequence[tuple[int, Sequence[int]]]]
+"""Tokens of a prefix, of the rest of each prompt that begins with it, and of each completion of that prompt."""
 
-    Prompts are padded on the left, where the mask keeps the state at zero. Completions are padded on the right, where
-    nothing follows; if their last states are needed, those of each length are a batch of their own, without padding.
+
+class StatefulRows:
+    """The order in which layers with a state compute a packed row: prefixes, rests of prompts, completions.
+
+    Prefixes are padded on the left, where the mask keeps the state at zero. Rests of each length are a batch of their
+    own, without padding, since their last states are needed. Completions are padded on the right, where nothing
+    follows.
     """
 
-    def __init__(
-        self,
-        prompts: Sequence[int],
-        completions: Sequence[Sequence[int]],
-        device: torch.device,
-        keep_states: bool = False,
-    ) -> None:
-        """Build indices, once for all layers.
-
-        Args:
-            prompts: length of each prompt.
-            completions: lengths of its completions.
-            device: device of the computation.
-            keep_states: the states after the completions' last tokens are needed.
-        """
-        firsts, rows = place(prompts, completions)
+    def __init__(self, trees: Sequence[Tree], device: torch.device) -> None:
+        """Build indices, once for all layers. `trees`: the groups of the packed row."""
+        prefixes, rests, completions = place(trees)
         batches: dict[int, list[int]] = {}
-        for i, row in enumerate(rows):
+        for i, row in enumerate(rests):
             if row.length:
-                batches.setdefault(row.length if keep_states else 0, []).append(i)
-        self.prompts = PaddedRows(firsts, max(prompts), device, left=True)
-        self.batches: list[tuple[list[int], PaddedRows]] = []
-        last = [row.prompt for row in rows]  # the state of a completion without tokens is its prompt's
-        num_states = len(prompts)
-        for members in batches.values():
-            own = [rows[i] for i in members]
-            n = max(row.length for row in own)
-            padded = PaddedRows(own, n if keep_states else max(n, MIN_COMPLETION), device)
-            self.batches.append(([sum(row.prompt == p for row in own) for p in range(len(prompts))], padded))
+                batches.setdefault(row.length, []).append(i)
+        self.prefixes = PaddedRows(prefixes, max(row.length for row in prefixes), device, left=True)
+        self.rests: list[tuple[list[int], PaddedRows]] = []
+        last = [row.parent for row in rests]  # the state of a prompt without a rest is that of its prefix
+        num_states = len(prefixes)
+        for length, members in batches.items():
+            own = [rests[i] for i in members]
+            self.rests.append((counts_of(own, len(prefixes)), PaddedRows(own, length, device)))
             for i in members:
                 last[i] = num_states
                 num_states += 1
-        self.last = torch.tensor(last).to(device, non_blocking=True)
-        order, base = torch.empty(sum(prompts) + sum(map(sum, completions)), dtype=torch.long), 0
-        for padded in (self.prompts, *(padded for _, padded in self.batches)):
+        self.last = torch.tensor(last).to(device, non_blocking=True) if last != [*range(len(prefixes))] else None
+        following = [row for row in completions if row.length]
+        self.completions = None
+        if following:
+            n = max(MIN_COMPLETION, *(row.length for row in following))
+            self.completions = counts_of(following, len(rests)), PaddedRows(following, n, device)
+        self.order = self._order(sum(row.length for row in (*prefixes, *rests, *completions))).to(device)
+
+    def _order(self, total: int) -> Tensor:
+        """Return where the flattened batches have each of the packed row's tokens."""
+        order, base = torch.empty(total, dtype=torch.long), 0
+        last = [] if self.completions is None else [self.completions]
+        for padded in (self.prefixes, *(padded for _, padded in (*self.rests, *last))):
             tokens, places = padded.tokens
             order[tokens] = base + places
             base += len(padded.index)
-        self.order = order.to(device, non_blocking=True)
+        return order
 
-    def forward(self, layer: StatefulForward, hidden: Tensor) -> tuple[Tensor, list[LayerState]]:
+    def forward(self, layer: StatefulForward, hidden: Tensor) -> tuple[Tensor, LayerState]:
         """Compute a layer of the packed row (1, tokens, H).
 
         Returns:
-            The layer's output (1, tokens, H), and the states after the prompts and after each batch of completions.
+            The layer's output (1, tokens, H), and the states after the prompts.
         """
-        first = LayerState(mask=self.prompts.mask)
-        outputs, states = [layer(self.prompts.pad(hidden[0]), first, self.prompts.mask)], [first]
-        for counts, rows in self.batches:
+        first = LayerState(mask=self.prefixes.mask)
+        outputs, states = [layer(self.prefixes.pad(hidden[0]), first, self.prefixes.mask)], [first]
+        for counts, rows in self.rests:
             states.append(LayerState(*first.copies(counts)))
             outputs.append(layer(rows.pad(hidden[0]), states[-1], None))
-        return torch.cat([x.flatten(0, 1) for x in outputs]).index_select(0, self.order)[None], states
+        prompts = self.prompt_states(states)
+        if self.completions is not None:
+            counts, rows = self.completions
+            outputs.append(layer(rows.pad(hidden[0]), LayerState(*prompts.copies(counts)), None))
+        return torch.cat([x.flatten(0, 1) for x in outputs]).index_select(0, self.order)[None], prompts
 
-    def last_states(self, states: Sequence[LayerState]) -> LayerState:
-        """Return the states after the last token of each completion, from those that `forward` returned."""
+    def prompt_states(self, states: Sequence[LayerState]) -> LayerState:
+        """Return the states after the prompts, from those after the prefixes and after each batch of rests."""
 
         def join(parts: Sequence[Tensor | None]) -> Tensor | None:
             tensors = [part for part in parts if part is not None]
-            return torch.cat(tensors).index_select(0, self.last) if tensors else None
+            if not tensors or self.last is None:
+                return tensors[0] if tensors else None
+            return torch.cat(tensors).index_select(0, self.last)
 
         return LayerState(join([state.conv for state in states]), join([state.recurrent for state in states]))
 
 
-def place(prompts: Sequence[int], completions: Sequence[Sequence[int]]) -> tuple[list[Row], list[Row]]:
-    """Return where the prompts and all their completions lie in a packed row."""
-    firsts: list[Row] = []
-    rows: list[Row] = []
+def counts_of(rows: Sequence[Row], parents: int) -> list[int]:
+    """Return how many rows follow each parent."""
+    return [sum(row.parent == parent for row in rows) for parent in range(parents)]
+
+
+def place(trees: Sequence[Tree]) -> tuple[list[Row], list[Row], list[Row]]:
+    """Return where prefixes, rests and completions lie in a packed row, see `PackedGroup`."""
+    prefixes: list[Row] = []
+    rests: list[Row] = []
+    completions: list[Row] = []
     start = 0
-    for p, (length, counts) in enumerate(zip(prompts, completions, strict=True)):
-        firsts.append(Row(p, start, length))
+
+    def append(rows: list[Row], parent: int, length: int) -> None:
+        nonlocal start
+        rows.append(Row(parent, start, length))
         start += length
-        for count in counts:
-            rows.append(Row(p, start, count))
-            start += count
-    return firsts, rows
+
+    for g, (length, members) in enumerate(trees):
+        append(prefixes, g, length)
+        first = len(rests)
+        for rest, _ in members:
+            append(rests, g, rest)
+        for m, (_, counts) in enumerate(members):
+            for count in counts:
+                append(completions, first + m, count)
+    return prefixes, rests, completions

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from vrft.policy.fused import own_forwards
+from vrft.policy.head import logits_of
 from vrft.policy.logprobs import token_distribution
-from vrft.policy.prompts import TOKEN_KEYS, ImageFeatures, Prompt, encode_images, image_entries
+from vrft.policy.prompts import TOKEN_KEYS, ImageFeatures, Prompt, all_images, encode_images, image_entries
 
 GRID_KEYS = ("_grid_thw", "target_sizes")
 """Endings of the keys that tell rotary positions in an image, one row for each."""
@@ -40,7 +41,7 @@ def repeated_hidden_states(
         mask = torch.arange(longest) < torch.tensor(lengths[rows])[:, None]
         mask = mask.to(ids.device)  # (G, n)
         features = ImageFeatures.join([encode_images(model, prompt)] * group_size)
-        grids = {key: value.repeat(group_size, 1) for key, value in prompt.items() if key.endswith(GRID_KEYS)}
+        grids = {key: value.repeat(group_size, 1) for key, value in all_images(prompt, GRID_KEYS).items()}
         hidden = model.base_model(
             **with_tokens(prompt, ids[rows, :longest], mask.long()),
             **grids,
@@ -52,8 +53,15 @@ def repeated_hidden_states(
 
 
 def naive_logits(model: PreTrainedModel, prompt: Prompt, completion: Tensor) -> Tensor:
-    """Return logits (T, V) of one completion (T,) from the model's own forward of text and pixels."""
+    """Return logits (T, V) of one completion (T,) from the model's own forward of text and pixels.
+
+    The pixels of a prompt with a shared start are in two parts, so the model gets the features of their images.
+    """
     rows = with_tokens(prompt, completion[None], torch.ones_like(completion)[None])
+    if "start" in prompt:
+        features, grids = encode_images(model, prompt), all_images(prompt, GRID_KEYS)
+        output = model.base_model(**rows, **grids, use_cache=False, mm_encoder_outputs=features.for_model())
+        return logits_of(model)(output.last_hidden_state[0, -len(completion) - 1 : -1])
     images = {key: value.to(completion.device) for key, value in image_entries(prompt).items()}
     kept = len(completion) + 1  # models without `logits_to_keep` ignore it
     return model(**rows, **images, use_cache=False, logits_to_keep=kept).logits[0, -kept:-1]

@@ -2,6 +2,7 @@
 
 All prompts and completions of a micro-batch form one row without padding,
 `[prompt 1 | its completions | prompt 2 | its completions | …]`, so each image, prompt and real token is computed once.
+Prompts with the same examples share these, too: `[examples | rests of the prompts | completions of prompt 1 | …]`.
 Only attention, which needs to know what belongs together, is replaced. Recurrent layers, whose state would run from one
 completion into the next, compute prompts and completions one after the other (`vrft.policy.recurrent`).
 
@@ -26,15 +27,14 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import create_masks_for_generate, sdpa_mask
 
-from vrft.policy.packed_attention import Completions, PackedLayout, PromptCache
+from vrft.policy.packed_attention import Completions, PackedGroup, PackedLayout, PromptCache, lengths_of
+from vrft.policy.prefixes import Prefix, shared_prefixes, shared_starts
 from vrft.policy.prompts import (
-    TOKEN_KEYS,
     TOKEN_TYPE_KEYS,
     Prompt,
     encode_prompts,
     next_position,
     prompt_positions,
-    same_images,
 )
 from vrft.policy.recurrent import RECURRENT_LAYER_TYPES, StateLayout, mixers, share_states
 
@@ -103,6 +103,46 @@ def share_prefixes(model: PreTrainedModel) -> bool:
     return True
 
 
+class PackedRow:
+    """A row with groups of prompts and their completions, and where its tokens lie."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.model = model
+        self.tokens: list[Tensor] = []
+        self.positions: list[Tensor] = []
+        self.groups: list[PackedGroup] = []
+        self.images: list[Prompt] = []
+        self.length = 0
+
+    def append(self, tokens: Tensor, positions: Tensor) -> int:
+        """Append tokens (n,) with their positions (…, n); return the place of the first."""
+        start = self.length
+        self.tokens.append(tokens)
+        self.positions.append(positions)
+        self.length += len(tokens)
+        return start
+
+    def append_prompts(self, prefix: Prefix) -> list[list[range]]:
+        """Append a prefix and the rests of its prompts; return where each prompt's tokens are."""
+        first, length = prefix.prompts[0], prefix.length
+        start = self.append(first["input_ids"][0, :length], prompt_positions(self.model, first)[..., :length])
+        shared = range(start, start + length)
+        places = []
+        for prompt in prefix.prompts:
+            rest = prompt["input_ids"][0, length:]
+            start = self.append(rest, prompt_positions(self.model, prompt)[..., length:])
+            places.append([shared, range(start, start + len(rest))])
+        self.images += prefix.images
+        return places
+
+    def forward(self, cache: PromptCache | None = None) -> Tensor:
+        """Return the hidden states (tokens, H). `cache`: receives keys, values and states of the prompts."""
+        layout = PackedLayout(self.groups, layer_types(self.model), self.tokens[0].device, cache)
+        images = encode_prompts(self.model, self.images)
+        tokens, positions = torch.cat(self.tokens)[None], torch.cat(self.positions, -1)
+        return forward_with_layout(self.model, tokens, positions, layout, mm_encoder_outputs=images.for_model())[0]
+
+
 def group_hidden_states(
     model: PreTrainedModel, prompts: Sequence[Prompt], ids: Tensor, lengths: Sequence[int]
 ) -> Tensor:
@@ -110,112 +150,58 @@ def group_hidden_states(
 
     Args:
         model: a Hugging Face model after `share_prefixes`.
-        prompts: P prompts.
+        prompts: P prompts; consecutive ones with a `SharedStart` share it.
         ids: completions, right-padded (N, T); row p * G + g belongs to prompt p.
         lengths: number of real tokens of each row (N).
     """
     group_size = len(lengths) // len(prompts)
     inputs = [max(length - 1, 0) for length in lengths]  # the last token is predicted but predicts nothing
-    completions = [inputs[start : start + group_size] for start in range(0, len(inputs), group_size)]
-    positions, tokens, predictors = [], [], []
-    row = 0
-    start = 0
-    for prompt, counts in zip(prompts, completions, strict=True):
-        own = prompt_positions(model, prompt)
-        positions.append(own)
-        tokens.append(prompt["input_ids"][0])
-        start += own.shape[-1]
-        end = start - 1
-        for count in counts:
-            positions.append(next_position(own)[..., None] + torch.arange(count, device=own.device))
-            tokens.append(ids[row, :count])
-            predictors += ([end] if lengths[row] else []) + [*range(start, start + count)]
-            start += count
-            row += 1
-    masks = [
-        single_sequence_masks(model, prompt, max(counts)) for prompt, counts in zip(prompts, completions, strict=True)
-    ]
-    lengths_of_prompts = [prompt["input_ids"].shape[1] for prompt in prompts]
-    folded = [Completions(counts, ids.device) for counts in completions]
-    layout = PackedLayout(lengths_of_prompts, folded, masks, layer_types(model))
-    hidden = packed_forward(model, prompts, torch.cat(tokens)[None], torch.cat(positions, -1), layout)
-    return hidden[0][torch.tensor(predictors).to(hidden.device, non_blocking=True)]
+    predictors: list[int] = []
+    row, n = PackedRow(model), 0
+    for prefix in shared_starts(prompts):
+        completions: list[Completions | None] = []
+        for (shared, rest), prompt in zip(row.append_prompts(prefix), prefix.prompts, strict=True):
+            end = (rest or shared)[-1]
+            following = next_position(prompt_positions(model, prompt))[..., None]
+            counts = inputs[n : n + group_size]
+            completions.append(Completions(counts, ids.device))
+            for count in counts:
+                start = row.append(ids[n, :count], following + torch.arange(count, device=following.device))
+                predictors += ([end] if lengths[n] else []) + [*range(start, start + count)]
+                n += 1
+        row.groups.append(packed_group(model, prefix, completions, ids.device))
+    hidden = row.forward()
+    return hidden[torch.tensor(predictors).to(hidden.device, non_blocking=True)]
 
 
 def prefill(model: PreTrainedModel, prompts: Sequence[Prompt]) -> tuple[Tensor, PromptCache]:
     """Return the last hidden state of each prompt (P, H), and the keys and values of all its tokens.
 
-    Consecutive prompts with the same images share their common prefix, as completions share their prompt.
+    Consecutive prompts with the same shared start or images share their common prefix, as completions their prompt.
     """
-    prefix_groups = shared_prefixes(model, prompts)
-    tokens, positions, indices = [], [], []
-    start = 0
-    for prefix, members in prefix_groups:
-        shared = torch.arange(start, start + prefix["input_ids"].shape[1])
-        tokens.append(prefix["input_ids"])
-        positions.append(prefix["position_ids"])
-        start += len(shared)
-        for prompt in members:
-            tokens.append(prompt["input_ids"][:, len(shared) :])
-            positions.append(prompt_positions(model, prompt)[..., len(shared) :])
-            own = torch.arange(start, start + tokens[-1].shape[1])
-            indices.append(torch.cat([shared, own]).to(tokens[-1].device, non_blocking=True))
-            start += len(own)
-    prefixes = [prefix for prefix, _ in prefix_groups]
-    lengths = [prefix["input_ids"].shape[1] for prefix in prefixes]
-    suffixes = [
-        [prompt["input_ids"].shape[1] - length for prompt in members]
-        for length, (_, members) in zip(lengths, prefix_groups, strict=True)
-    ]
-    masks = [single_sequence_masks(model, *pair) for pair in zip(prefixes, map(max, suffixes), strict=True)]
+    row = PackedRow(model)
+    device = prompts[0]["input_ids"].device
+    indices: list[Tensor] = []
+    for prefix in shared_prefixes(model, prompts):
+        places = row.append_prompts(prefix)
+        for parts in places:
+            index = torch.cat([torch.arange(part.start, part.stop) for part in parts])
+            indices.append(index.to(device, non_blocking=True))
+        row.groups.append(packed_group(model, prefix, [None] * len(places), device))
     cache = PromptCache(indices)
-    rests = [Completions(counts, cache.index.device) for counts in suffixes]
-    layout = PackedLayout(lengths, rests, masks, layer_types(model), cache)
-    hidden = packed_forward(model, prefixes, torch.cat(tokens, 1), torch.cat(positions, -1), layout)
-    return hidden[0][torch.stack([index[-1] for index in indices])], cache
+    hidden = row.forward(cache)
+    return hidden[torch.stack([index[-1] for index in indices])], cache
 
 
-def shared_prefixes(model: PreTrainedModel, prompts: Sequence[Prompt]) -> list[tuple[Prompt, list[Prompt]]]:
-    """Group consecutive prompts with the same images; return each group's common prefix and its members, in order.
-
-    The prefix contains all image tokens and leaves each member at least one token. A single prompt is its own prefix.
-    """
-    runs: list[list[Prompt]] = []
-    for prompt in prompts:
-        if runs and same_images(runs[-1][0], prompt):
-            runs[-1].append(prompt)
-        else:
-            runs.append([prompt])
-    prefix_groups = []
-    for run in runs:
-        length = run[0]["input_ids"].shape[1] if len(run) == 1 else common_length([p["input_ids"][0] for p in run])
-        rests = [prompt["input_ids"][:, length:] for prompt in run] if len(run) > 1 else []
-        if any((rest == model.config.image_token_id).any() for rest in rests):
-            prefix_groups += [(prefix_of(model, prompt, prompt["input_ids"].shape[1]), [prompt]) for prompt in run]
-        else:
-            prefix_groups.append((prefix_of(model, run[0], length), run))
-    return prefix_groups
-
-
-def common_length(rows: Sequence[Tensor]) -> int:
-    """Return how many tokens all rows begin with, at most one less than the shortest has."""
-    shortest = min(map(len, rows)) - 1
-    same = (torch.stack([row[:shortest] for row in rows]) == rows[0][:shortest]).all(0)  # (shortest,)
-    return int(same.long().cumprod(0).sum())
-
-
-def prefix_of(model: PreTrainedModel, prompt: Prompt, length: int) -> Prompt:
-    """Return the first `length` tokens of a prompt as a prompt of its own, with all images."""
-    cut = {key: value[:, :length] if key in TOKEN_KEYS else value for key, value in prompt.items()}
-    return cut | {"position_ids": prompt_positions(model, prompt)[..., :length]}
-
-
-def packed_forward(
-    model: PreTrainedModel, prompts: Sequence[Prompt], tokens: Tensor, positions: Tensor, layout: PackedLayout
-) -> Tensor:
-    """Return the hidden states (1, tokens, H) of a row that contains the images of `prompts`, in order."""
-    images = encode_prompts(model, prompts)
-    return forward_with_layout(model, tokens, positions, layout, mm_encoder_outputs=images.for_model())
+def packed_group(
+    model: PreTrainedModel, prefix: Prefix, completions: list[Completions | None], device: torch.device
+) -> PackedGroup:
+    """Return how a prefix, the rests of its prompts and their completions attend to each other."""
+    masks = [
+        single_sequence_masks(model, prompt, max(lengths_of(found), default=0))
+        for prompt, found in zip(prefix.prompts, completions, strict=True)
+    ]
+    return PackedGroup(prefix.length, Completions(prefix.rests, device), completions, masks)
 
 
 def forward_with_layout(
