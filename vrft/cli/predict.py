@@ -59,6 +59,11 @@ def use_images(config: Namespace) -> None:
     queries = config.query
     if queries is None and has_query(config.task):
         queries = categories_of(config.data)
+    if settings.get("examples"):
+        raise ConfigurationError(
+            f"data.examples={settings['examples']}: images of --images can't be asked about with examples, which are "
+            "training images; expected --data.examples=0"
+        )
     kept = {name: settings[name] for name in KEPT if name in settings}
     config.data = Namespace(
         class_path="vrft.data.UnlabelledData",

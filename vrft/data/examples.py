@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import defaultdict
-from collections.abc import Collection, Hashable, Sequence
+from collections.abc import Collection, Hashable, Iterator, Sequence
 
 from vrft.data.record import Record, category, source_key
 from vrft.errors import ConfigurationError
@@ -29,11 +29,16 @@ class ExamplePool:
         Raises:
             ConfigurationError: there are fewer images.
         """
-        self.records, self.count, self.seed = [record for record in records if record.target], count, seed
-        self.num_images = len(image_keys(self.records))
+        self.count, self.seed = count, seed
+        labelled = [record for record in records if record.target]
+        self.by_category: dict[str, list[Record]] = defaultdict(list)
+        for record in labelled:
+            self.by_category[category(record)].append(record)
+        self.categories = sorted(self.by_category)
+        self.num_images = len(image_keys(labelled))
         if self.num_images < count:
             raise ConfigurationError(
-                f"data.examples: expected at most {self.num_images}, the number of labelled training images, got {count}"
+                f"data.examples: expected at most {self.num_images}, its labelled training images, got {count}"
             )
 
     def check_batches(self, prompts: int) -> None:
@@ -41,8 +46,9 @@ class ExamplePool:
         left = self.num_images - min(prompts, self.num_images)
         if left < self.count:
             raise ConfigurationError(
-                f"data.examples: a batch of {prompts} prompts may be about all but {left} of {self.num_images} labelled "
-                f"training images, and examples need {self.count} others; expected smaller batches or fewer examples"
+                f"data.examples: a batch of {prompts} prompts may be about all but {left} of the {self.num_images} "
+                f"labelled training images, and {self.count} examples need other images; expected smaller batches or "
+                "fewer examples"
             )
 
     def choose(self, name: str, excluded: Collection[Hashable]) -> list[Record]:
@@ -56,33 +62,22 @@ class ExamplePool:
             ConfigurationError: too few other images are left.
         """
         rng = random.Random(f"{self.seed}/examples/{name}")
-        by_category: dict[str, list[Record]] = defaultdict(list)
-        for record in self.records:
-            by_category[category(record)].append(record)
-        names = [*by_category]
-        rng.shuffle(names)
-        for found in by_category.values():
-            rng.shuffle(found)
-        chosen: list[Record] = []
+        names = rng.sample(self.categories, len(self.categories))
+        drawn: dict[str, Iterator[Record]] = {}
         used = {*excluded}
-        while len(chosen) < self.count and any(by_category.values()):
-            for label in names[: len(names) if by_category else 0]:
-                usable = next_unused(by_category[label], used)
-                if usable is not None and len(chosen) < self.count:
-                    chosen.append(usable)
-                    used |= image_keys([usable])
+        chosen: list[Record] = []
+        while names and len(chosen) < self.count:
+            label = names.pop(0)
+            if label not in drawn:
+                drawn[label] = iter(rng.sample(self.by_category[label], len(self.by_category[label])))
+            record = next((found for found in drawn[label] if not image_keys([found]) & used), None)
+            if record is not None:
+                chosen.append(record)
+                used |= image_keys([record])
+                names.append(label)
         if len(chosen) < self.count:
             raise ConfigurationError(
-                f"data.examples: expected at most {len(chosen)}, the number of labelled training images that no question "
-                f"of the {name} is about, got {self.count}"
+                f"data.examples: expected at most {len(chosen)}, the labelled training images that no question of {name} "
+                f"is about, got {self.count}"
             )
         return chosen
-
-
-def next_unused(records: list[Record], used: Collection[Hashable]) -> Record | None:
-    """Remove records from the end of a list up to one whose images are unused, and return it; None if there is none."""
-    while records:
-        record = records.pop()
-        if not image_keys([record]) & {*used}:
-            return record
-    return None

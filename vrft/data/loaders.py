@@ -73,21 +73,31 @@ class PromptSampler(ResumableSampler):
     def __len__(self) -> int:
         return max(1, self.size // (self.batch_size * self.world_size)) * self.batch_size
 
-    def order(self) -> Sequence[int]:
+    def global_order(self) -> list[int]:
+        """Return the indices of an epoch's samples on all ranks."""
         order = torch.arange(self.size)
         if self.shuffle:
             generator = torch.Generator().manual_seed((self.seed << 20) + self.epoch)
             order = torch.randperm(self.size, generator=generator)
         needed = len(self) * self.world_size
-        order = order.repeat(-(-needed // self.size))[:needed]
-        shard: list[int] = order[self.rank :: self.world_size].tolist()
-        return shard
+        indices: list[int] = order.repeat(-(-needed // self.size))[:needed].tolist()
+        return indices
+
+    def order(self) -> Sequence[int]:
+        return self.global_order()[self.rank :: self.world_size]
+
+    def global_batches(self) -> list[list[int]]:
+        """Return the indices of the samples of each of an epoch's batches, on all ranks together."""
+        order, size = self.global_order(), self.batch_size * self.world_size
+        return [order[start : start + size] for start in range(0, len(order), size)]
 
 
-class AugmentedSet(Dataset[Sample]):
-    """A dataset whose samples depend on the epoch."""
+class EpochSet(Dataset[Sample]):
+    """A dataset whose samples depend on the epoch and the batch."""
 
     epoch = 0
+    sampler: PromptSampler | None = None
+    """The order of training."""
 
 
 class WorkerRestartLoader(DataLoader[Sample]):
@@ -195,8 +205,8 @@ class ResumableLoader(WorkerRestartLoader):
         """The prefetched batch that follows the last one yielded."""
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
-        if isinstance(self.dataset, AugmentedSet):
-            self.dataset.epoch = self.sampler.epoch
+        if isinstance(self.dataset, EpochSet):
+            self.dataset.epoch, self.dataset.sampler = self.sampler.epoch, self.sampler
         self.batches = self.first_batch
         batches = super().__iter__()
         self.next_batch = next(batches, None) if self.prefetches else None

@@ -4,32 +4,25 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Hashable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal
 
 from lightning.pytorch.utilities import rank_zero_warn
 
 from vrft.answers import MAX_BOXES
 from vrft.data.bad_records import BadRecords, counted
 from vrft.data.files import brief
+from vrft.data.image_checks import check_images, main_image, read_headers
 from vrft.data.image_folders import ImageFolders
-from vrft.data.images import BadImage, Convention, Header, ImageSource, MissingImage, check_header
-from vrft.data.record import UNKNOWN_SIZE, Record, category, image_key, source_key
+from vrft.data.images import Convention, Header
+from vrft.data.record import Record, category, image_key, source_key
 from vrft.data.several_images import check_places
 from vrft.errors import ConfigurationError
 from vrft.tasks import Task
 from vrft.types import Detection
 from vrft.utils.display import LONE_SURROGATE
-from vrft.utils.distributed import is_rank_zero
-from vrft.utils.progress import progress
 
 TooManyBoxes = Literal["largest", "refuse"]
-
-CHECK_THREADS = 16
-PROGRESS_MIN_IMAGES = 1000
-"""Fewer images are checked without showing progress."""
 
 
 class UsableImages:
@@ -146,81 +139,6 @@ def check_queries(records: Sequence[Record], task: Task, bad_records: BadRecords
         if problem := problems[record.query]:
             bad_records.add(record.location, problem)
     return [record for record in records if not problems[record.query]]
-
-
-class NamedImage(NamedTuple):
-    """An image, the record that names it, and the size that its boxes tell, if there are any."""
-
-    source: ImageSource
-    location: str
-    size: tuple[int, int] | None
-
-
-def check_images(records: Sequence[Record], bad_records: BadRecords, folders: ImageFolders | None) -> list[Record]:
-    """Return the records whose images exist, are complete and have the annotated size; `size` is filled in.
-
-    Raises:
-        ConfigurationError: an image is outside of `folders`.
-    """
-    keys = [image_key(record) for record in records]
-    firsts: dict[Hashable, NamedImage] = {}
-    for key, record in zip(keys, records, strict=True):
-        firsts.setdefault(key, main_image(record))
-    for record in records:
-        for image in record.images if record.num_images > 1 else ():
-            firsts.setdefault(source_key(image), NamedImage(image, record.location, None))
-
-    headers = dict(zip(firsts, read_headers([*firsts.values()], "images checked", folders), strict=True))
-    for key, header in headers.items():
-        if isinstance(header, MissingImage):
-            bad_records.add_missing(firsts[key].location, f"{firsts[key].source}: {header}")
-        elif isinstance(header, BadImage):
-            bad_records.add(firsts[key].location, f"{firsts[key].source}: {header}")
-    found = []
-    for key, record in zip(keys, records, strict=True):
-        header = headers[key]
-        others = [headers[source_key(image)] for image in record.images] if record.num_images > 1 else []
-        if isinstance(header, Header) and not any(isinstance(other, BadImage) for other in others):
-            deep = header.deep or any(isinstance(other, Header) and other.deep for other in others)
-            found.append(checked(record, header._replace(deep=deep)))
-    return found
-
-
-def main_image(record: Record) -> NamedImage:
-    """Return the image that a record's boxes belong to."""
-    known = record.annotated_size and record.size != UNKNOWN_SIZE
-    return NamedImage(record.image, record.location, record.size if known else None)
-
-
-def checked(record: Record, header: Header) -> Record:
-    """Return a record with the facts of its image."""
-    annotated = record.annotated_size and record.size != UNKNOWN_SIZE
-    return replace(record, size=header.size, annotated_size=annotated, convention=header.convention, deep=header.deep)
-
-
-def read_headers(images: Sequence[NamedImage], title: str, folders: ImageFolders | None) -> list[Header | BadImage]:
-    """Read the headers of images in threads; show progress under `title` if there are many.
-
-    Raises:
-        ConfigurationError: an image is outside of `folders`. None of the images is opened then.
-    """
-    for image in images:
-        if folders is not None and isinstance(image.source, Path):
-            folders.require(image.source, image.location)
-
-    def read(image: NamedImage) -> Header | BadImage:
-        try:
-            return check_header(image.source, image.size)
-        except BadImage as error:
-            return error
-
-    quiet = len(images) < PROGRESS_MIN_IMAGES or not is_rank_zero()
-    headers: list[Header | BadImage] = []
-    with ThreadPoolExecutor(CHECK_THREADS) as pool, progress(title, len(images), quiet) as advance:
-        for header in pool.map(read, images):
-            headers.append(header)
-            advance(len(headers))
-    return headers
 
 
 def settle_orientation(

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
+from dataclasses import replace
 
 import torch
 from PIL import Image
 
 from vrft.data.augmentation import augment
 from vrft.data.depths import TooBright
+from vrft.data.examples import ExamplePool, image_keys
 from vrft.data.images import BadImage, read_image
-from vrft.data.loaders import AugmentedSet
+from vrft.data.loaders import EpochSet
 from vrft.data.record import Record
 from vrft.errors import ConfigurationError
 from vrft.types import Sample
 
 
-class RecordSet(AugmentedSet):
+class RecordSet(EpochSet):
     """A dataset that reads the image of each record on access.
 
     If a training image can no longer be read, the next readable sample takes its place and lists the failures in
@@ -31,29 +33,73 @@ class RecordSet(AugmentedSet):
         augmentation: Sequence[torch.nn.Module] = (),
         seed: int = 0,
         image_bits: int | None = None,
+        examples: ExamplePool | None = None,
     ) -> None:
         self.records, self.training, self.image_bits = records, training, image_bits
         self.augmentation, self.seed = augmentation, seed
+        self.pool = examples
+        self.choices: dict[tuple[str, int], tuple[set[Hashable], tuple[Sample, ...]]] = {}
+        """The last examples that were read, with the keys of their images."""
+        self.batches: dict[int, tuple[str, list[int]]] = {}
+        """Name and samples of the batch of each sample, in the epoch of `batches_of`."""
+        self.batches_of: int | None = None
 
     def __len__(self) -> int:
         return len(self.records)
 
     def __getitem__(self, index: int) -> Sample:
-        replaced = []
+        replaced: list[str] = []
+        keys, examples = self._examples(index)
         for offset in range(len(self.records) if self.training else 1):
             position = (index + offset) % len(self.records)
             record = self.records[position]
+            if offset and image_keys([record]) & keys:
+                continue
             try:
                 images = self._read(record)
             except BadImage as error:
                 replaced.append(f"{record.location}: {error}")
                 continue
             sample = self._sample(position, record, images, replaced)
-            return augment(sample, self.augmentation, (self.seed, self.epoch, position))
+            augmented = augment(sample, self.augmentation, (self.seed, self.epoch, position))
+            return replace(augmented, examples=examples)
         if self.training:
             raise ConfigurationError(f"data: no training image can be read any more; the last error: {replaced[-1]}")
         record = self.records[index]
-        return self._sample(index, record, (Image.new("RGB", record.size),) * record.num_images, replaced)
+        blank = (Image.new("RGB", record.size),) * record.num_images
+        return replace(self._sample(index, record, blank, replaced), examples=examples)
+
+    def _examples(self, index: int) -> tuple[set[Hashable], tuple[Sample, ...]]:
+        """Return the examples that the prompt of a sample shows, and the keys of their images.
+
+        All prompts of a batch on all ranks have the same examples, and so have all held-out prompts.
+        """
+        if self.pool is None:
+            return set(), ()
+        name, asked = self._batch(index)
+        key = (name, asked[0])
+        if key not in self.choices:
+            chosen = self.pool.choose(name, image_keys([self.records[i] for i in asked]))
+            self.choices = {key: (image_keys(chosen), tuple(map(self._example, chosen)))}
+        return self.choices[key]
+
+    def _batch(self, index: int) -> tuple[str, Sequence[int]]:
+        """Return the name of the batch that a sample belongs to, and the indices of all samples in it."""
+        if not self.training:
+            return "the evaluation", range(len(self.records))
+        if self.sampler is None:  # samples are looked at before training
+            return "no batch", [index]
+        if self.batches_of != self.epoch:
+            self.batches_of, self.batches = self.epoch, {}
+            for number, batch in enumerate(self.sampler.global_batches(), 1):
+                self.batches |= dict.fromkeys(batch, (f"batch {number} of epoch {self.epoch}", batch))
+        return self.batches[index]
+
+    def _example(self, record: Record) -> Sample:
+        try:
+            return self._sample(-1, record, self._read(record), [])
+        except BadImage as error:
+            raise ConfigurationError(f"data.examples: {record.location}: {error}") from error
 
     def _read(self, record: Record) -> tuple[Image.Image, ...]:
         """Read a record's images. All are upright or all as stored, as the boxes of one of them tell."""

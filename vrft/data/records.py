@@ -14,6 +14,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from vrft.data.bad_records import BadRecords, OnBadRecord
 from vrft.data.datamodule import VisionData, module_of
 from vrft.data.depths import check_image_bits
+from vrft.data.examples import ExamplePool
 from vrft.data.few_shot import record_shots
 from vrft.data.files import UTF8, check_encoding
 from vrft.data.ground_truth import LabelledImage, coco_tables, labelled_images
@@ -66,6 +67,7 @@ class RecordData(VisionData):
         allow_outside: bool = False,
         image_bits: int | None = None,
         augmentation: list[torch.nn.Module] | None = None,
+        examples: int = 0,
     ) -> None:
         """Set the options that all file formats share. Files are read when training starts.
 
@@ -87,6 +89,8 @@ class RecordData(VisionData):
             image_bits: bits per colour of the camera, for images of more than 8 bits; default: as many as the brightest
                 value of each image needs.
             augmentation: kornia.augmentation modules for training images; boxes are transformed along.
+            examples: labelled training images that each prompt shows before its question, with their correct answers.
+                They are chosen by `seed`, from each category in turn, and are the same for all prompts of a batch.
         """
         super().__init__(batch_size, eval_batch_size, num_workers, seed)
         check_overrides(self, RecordData)
@@ -98,6 +102,10 @@ class RecordData(VisionData):
         self.encoding, self.too_many_boxes = encoding, too_many_boxes
         self.allow_outside, self.image_bits = allow_outside, image_bits
         self.augmentation = augmentation or []
+        if examples < 0:
+            raise ConfigurationError(f"data.examples: expected at least 0, got {examples}")
+        self.examples = examples
+        self.pool: ExamplePool | None = None
         self._train: RecordSet | None = None
         self._val: RecordSet | None = None
         self._test: RecordSet | None = None
@@ -172,6 +180,12 @@ class RecordData(VisionData):
     def setup(self, stage: str) -> None:
         """Read and check the files. A split that an earlier stage has read is kept."""
         tests = stage == "test" or (stage == "predict" and self.predicts_test)
+        if self.examples and self.pool is None:
+            self._setup_train_and_val(True, replace_list=stage == "fit")
+        if self.pool is not None and stage == "fit":
+            assert self.trainer is not None
+            batches = module_of(self.trainer).batches_per_step * self.trainer.world_size
+            self.pool.check_batches(self.batch_size * batches)
         if tests and (split := self.tested_split()) is not None:
             self._setup_test(split)
             return
@@ -196,7 +210,7 @@ class RecordData(VisionData):
         test = self._checked(test, test, split, bad_records)
         self._report(bad_records, replace_list=False)
         warn_of_targets_over_limit(test)
-        self._test = RecordSet(at_least_one(test, "test", bad_records), training=False, image_bits=self.image_bits)
+        self._test = self._evaluated(at_least_one(test, "test", bad_records))
         bad_records.say([f"{content(test, self.noun)} to test on"])
 
     def _read_test(self, split: Split, bad_records: BadRecords) -> list[Record]:
@@ -237,19 +251,29 @@ class RecordData(VisionData):
         self._report(bad_records, replace_list=replace_list)
         if needs_train:
             at_least_one(train, "train", bad_records)
+            self.pool = ExamplePool(train, self.examples, self.seed) if self.examples else None
         warn_of_targets_over_limit(val)
-        self._val = RecordSet(at_least_one(val, "val", bad_records), training=False, image_bits=self.image_bits)
+        self._val = self._evaluated(at_least_one(val, "val", bad_records))
         said = [f"{content(val, self.noun)} held out"]
         if inner and self.tested_split() == "val":
             said.append("the held-out split of the files is left for `test`")
         if needs_train:
             self._train = RecordSet(
-                train, training=True, augmentation=self.augmentation, seed=self.seed, image_bits=self.image_bits
+                train,
+                training=True,
+                augmentation=self.augmentation,
+                seed=self.seed,
+                image_bits=self.image_bits,
+                examples=self.pool,
             )
             said = [f"{content(train, self.noun)} to train on", *said]
             if self.shots is not None:
                 said.append(f"data.shots={self.shots} leaves out {available - chosen} of {available} training records")
         bad_records.say(said)
+
+    def _evaluated(self, records: list[Record]) -> RecordSet:
+        """Return a dataset of records to evaluate on."""
+        return RecordSet(records, training=False, image_bits=self.image_bits, examples=self.pool)
 
     def _warn_of_other_held_out(self) -> None:
         """Warn of held-out samples in the files that are not used, or only by `test` although nobody asked for that."""

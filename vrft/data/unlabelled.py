@@ -11,9 +11,10 @@ from vrft.data.bad_records import MAX_LISTED, BadRecords, write_lines
 from vrft.data.datamodule import module_of
 from vrft.data.folders import find_images
 from vrft.data.ground_truth import file_ids
+from vrft.data.image_checks import check_images
 from vrft.data.image_folders import ImageFolders
 from vrft.data.record import Record, Split
-from vrft.data.record_checks import check_images, check_queries, warn_of_guessed_depths
+from vrft.data.record_checks import check_queries, warn_of_guessed_depths
 from vrft.data.record_set import RecordSet
 from vrft.data.records import RecordData
 from vrft.errors import ConfigurationError
