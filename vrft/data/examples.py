@@ -77,7 +77,7 @@ class ExamplePool:
                 names.append(label)
         if len(chosen) < self.count:
             raise ConfigurationError(
-                f"data.examples: expected at most {len(chosen)}, the labelled training images that no question of {name} "
-                f"is about, got {self.count}"
+                f"data.examples: expected at most {len(chosen)}, the labelled training images that no question of "
+                f"{name} is about, got {self.count}"
             )
         return chosen

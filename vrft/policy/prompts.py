@@ -111,6 +111,16 @@ def image_features(model: PreTrainedModel, images: dict[str, Tensor]) -> ImageFe
     return ImageFeatures(output.pooler_output, [*(output.get("deepstack_features") or ())])
 
 
+def lengths_after_start(prompts: Sequence[Prompt], max_tokens: int) -> tuple[list[int], int]:
+    """Return how many tokens each prompt has, and may have with others in a forward, beside the start of them all."""
+    lengths = [prompt["input_ids"].shape[1] for prompt in prompts]
+    starts = {id(prompt.get("start")) for prompt in prompts}
+    if len(starts) > 1 or "start" not in prompts[0]:
+        return lengths, max_tokens
+    shared = prompts[0]["start"].length
+    return [length - shared for length in lengths], max(max_tokens - shared, 0)
+
+
 def same_images(one: Prompt, other: Prompt) -> bool:
     """Return whether two prompts have equal pixels; if they were compared before, whether they share an object."""
     if one.get("start") is not other.get("start"):

@@ -14,6 +14,7 @@ from torch.nn.utils.rnn import pad_sequence
 from vrft.policy import Policy
 from vrft.policy.plain_text import plain_text
 from vrft.policy.processor import MicroBatch, micro_batches
+from vrft.policy.prompts import lengths_after_start
 from vrft.tasks import Task
 from vrft.training.optimization import Optimization
 from vrft.training.step_state import StepState
@@ -33,8 +34,8 @@ class Targets(NamedTuple):
 
     def split(self, max_tokens: int) -> list[MicroBatch]:
         """Return micro-batches of at most `max_tokens` tokens of prompts and targets."""
-        lengths = [prompt["input_ids"].shape[1] for prompt in self.batch.inputs]
-        return micro_batches(lengths, self.mask.sum(1).tolist(), range(len(lengths)), max_tokens)
+        lengths, room = lengths_after_start(self.batch.inputs, max_tokens)
+        return micro_batches(lengths, self.mask.sum(1).tolist(), range(len(lengths)), room)
 
 
 class CrossEntropy:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from vrft.policy.processor import MicroBatch, micro_batches
-from vrft.policy.prompts import Prompt
+from vrft.policy.prompts import Prompt, lengths_after_start
 from vrft.training.cross_entropy import Targets
 from vrft.utils.indices import index_on
 
@@ -74,9 +74,9 @@ class Minibatch:
 
         Prompts without a gradient are left out. One prompt stays in any case, so that each rank makes a backward.
         """
-        lengths = [prompt["input_ids"].shape[1] for prompt in self.prompts]
+        lengths, room = lengths_after_start(self.prompts, max_tokens)
         chosen = [p for p in self.chosen if self.trains[p]] or self.chosen[:1]
-        return micro_batches(lengths, self.inputs.mask.sum(1).tolist(), chosen, max_tokens)
+        return micro_batches(lengths, self.inputs.mask.sum(1).tolist(), chosen, room)
 
     def again(self) -> Minibatch:
         """Return the same minibatch for a further pass over the rollout, when the weights have changed."""
