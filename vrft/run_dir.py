@@ -153,6 +153,11 @@ class RunDir:
         return self.path / "bad_records.txt"
 
     @property
+    def data_notices(self) -> Path:
+        """What the run assumed about its data."""
+        return self.path / "data_notices.json"
+
+    @property
     def doctor(self) -> Path:
         return self.path / "doctor"
 

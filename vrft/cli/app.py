@@ -49,6 +49,7 @@ from vrft.tasks import Task
 from vrft.training.module import VisionModule
 from vrft.training.progress_bar import PhaseProgressBar
 from vrft.training.trainer import Stopped
+from vrft.utils.notices import Notices, keeping_notices
 from vrft.utils.own_code import check_overrides
 
 WITHOUT_RUN = ("doctor", "serve_command")
@@ -71,8 +72,8 @@ def run(args: Sequence[str]) -> int:
     harden_parsing()
     import_classes()
     try:
-        with RunFolder() as folder:
-            trainer = run_cli(args, folder)
+        with RunFolder() as folder, keeping_notices() as notices:
+            trainer = run_cli(args, folder, notices)
     except SystemExit as error:
         if isinstance(error.__context__, KeyboardInterrupt):  # Lightning exits with 1
             return 128 + signal.SIGINT
@@ -103,7 +104,7 @@ def exit_code_of(error: Exception) -> int:
     raise error
 
 
-def run_cli(args: Sequence[str], folder: RunFolder) -> CommandTrainer:
+def run_cli(args: Sequence[str], folder: RunFolder, notices: Notices) -> CommandTrainer:
     """Parse the arguments, run the command and return its trainer."""
     callbacks = [Summary(), HeldOutAnswers(), ExportHuggingFace(), Predictions()]
     cli = VRFTCLI(
@@ -122,6 +123,7 @@ def run_cli(args: Sequence[str], folder: RunFolder) -> CommandTrainer:
         run=False,  # the parser of one command, not one of all commands that would check every value once more
         command=args[0],
         folder=folder,
+        notices=notices,
     )
     cli.run_command()
     return cli.trainer
@@ -134,8 +136,8 @@ class VRFTCLI(LightningCLI):
     model: VisionModule
     datamodule: VisionData
 
-    def __init__(self, *args: Any, command: str, folder: RunFolder, **kwargs: Any) -> None:
-        self.command, self.folder = command, folder
+    def __init__(self, *args: Any, command: str, folder: RunFolder, notices: Notices, **kwargs: Any) -> None:
+        self.command, self.folder, self.notices = command, folder, notices
         super().__init__(*args, **kwargs)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -268,6 +270,7 @@ class VRFTCLI(LightningCLI):
         if self.config.ckpt_path is None:
             self.trainer.validate(self.model, self.datamodule, verbose=False)
             check_early_stopping(self.trainer)
+        self.notices.write_to(RunDir.of(self.trainer).data_notices)
 
     def after_fit(self) -> None:
         if self.trainer.stopped is None:

@@ -11,6 +11,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_only, rank_zer
 
 from vrft.errors import ConfigurationError
 from vrft.run_dir import RunDir
+from vrft.utils import notices
 from vrft.utils.display import counted
 
 OnBadRecord = Literal["stop", "skip"]
@@ -56,7 +57,10 @@ class BadRecords:
         """Print how the data is used, with what was read otherwise than the files have it and what was left out."""
         left_out = ", ".join(self.left_out())
         read_as = [f"{how}: {count}" for how, count in self.read_as.items() if count]
-        rank_zero_info("data: " + "; ".join([*parts, *read_as, *([f"left out: {left_out}"] if left_out else [])]))
+        otherwise = [*read_as, *([f"left out: {left_out}"] if left_out else [])]
+        rank_zero_info("data: " + "; ".join([*parts, *otherwise]))
+        for text in otherwise:
+            notices.keep(f"data: {text}")
 
     def report(
         self, on_bad_record: OnBadRecord, on_missing_image: OnBadRecord, run: RunDir, *, replace_list: bool

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info
 
 from vrft.data.bad_records import BadRecords
 from vrft.data.files import brief, decode_json, read_bytes, require_file
@@ -18,6 +18,7 @@ from vrft.data.records import RecordData
 from vrft.data.splits import Categories, category_names
 from vrft.errors import ConfigurationError
 from vrft.types import Id
+from vrft.utils import notices
 from vrft.utils.display import counted
 
 ANNOTATED, ALL = "annotated", "all"
@@ -130,7 +131,7 @@ class CategoryData(RecordData):
                 f"{which.get(self.val_queries, f'the categories named in {self.val_queries}')}"
             )
             if missed:
-                rank_zero_warn(
+                notices.warn(
                     f"data.val_queries: {missed} of {len(annotated)} annotated pairs of image and category are not "
                     "asked for; their objects count as missed"
                 )

@@ -20,6 +20,7 @@ from vrft.data.several_images import check_places
 from vrft.errors import ConfigurationError
 from vrft.tasks import Task
 from vrft.types import Detection
+from vrft.utils import notices
 from vrft.utils.display import LONE_SURROGATE
 
 TooManyBoxes = Literal["largest", "refuse"]
@@ -57,7 +58,7 @@ def limit_targets(records: list[Record], too_many_boxes: TooManyBoxes) -> list[R
         raise ConfigurationError(
             f"data.too_many_boxes: {found}; data.too_many_boxes=largest trains on the {MAX_BOXES} largest of each"
         )
-    rank_zero_warn(
+    notices.warn(
         f"data: {found}. They train on their {MAX_BOXES} largest boxes; data.too_many_boxes=refuse stops instead, and "
         "smaller tiles of the images have fewer objects"
     )
@@ -176,7 +177,7 @@ def settle_orientation(
     convention: Convention = "stored" if "stored" in found else "upright"
     if convention not in found:
         example = next(iter(untold.values())).image
-        rank_zero_warn(
+        notices.warn(
             f"data: {counted(len(untold), 'image')} with an Exif orientation, e.g. {example}: "
             "no size tells whether the boxes belong to the upright image; this is assumed"
         )
@@ -186,7 +187,7 @@ def settle_orientation(
 def warn_of_guessed_depths(records: Sequence[Record]) -> None:
     """Warn if the depth of images is guessed."""
     if deep := list(dict.fromkeys(record.image for record in records if record.deep)):
-        rank_zero_warn(
+        notices.warn(
             f"data: {counted(len(deep), 'image')} with more than 8 bits per colour, e.g. {deep[0]}. The depth of each "
             "is guessed from its brightest pixel, so images of one camera may differ in brightness; data.image_bits=12 "
             "states it"
@@ -200,7 +201,7 @@ def warn_about_shared_images(used: Sequence[Record], others: Sequence[Record], n
     shared = [image for image in shared if image is not None]
     if shared:
         records = counted(len(shared), f"{name} record")
-        rank_zero_warn(f"data: {records} with an image of the {use} data, e.g. {shared[0]}")
+        notices.warn(f"data: {records} with an image of the {use} data, e.g. {shared[0]}")
 
 
 def warn_about_test_split(
@@ -211,7 +212,7 @@ def warn_about_test_split(
     warn_about_shared_images(val, test, "test", "held-out")
     if bad:
         count = counted(len(bad), "bad record")
-        rank_zero_warn(f"data: `test` will stop at {count} of the test split, e.g. {bad[0]}")
+        notices.warn(f"data: `test` will stop at {count} of the test split, e.g. {bad[0]}")
 
 
 def warn_about_similar_names(records: Iterable[Record]) -> None:
@@ -223,7 +224,7 @@ def warn_about_similar_names(records: Iterable[Record]) -> None:
         if other != name:
             similar.append(f"{other!r} and {name!r}")
     if similar:
-        rank_zero_warn(
+        notices.warn(
             f"data: {counted(len(similar), 'pair')} of names that differ only in case, blanks or Unicode form, e.g. "
             f"{similar[0]}; rename one of each if they mean the same"
         )

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info
 
 from vrft.data.bad_records import BadRecords, OnBadRecord
 from vrft.data.datamodule import VisionData, module_of
@@ -38,6 +38,7 @@ from vrft.data.split_sources import OtherHeldOut
 from vrft.errors import ConfigurationError
 from vrft.run_dir import RunDir
 from vrft.types import Id
+from vrft.utils import notices
 from vrft.utils.bounds import Fraction, Seed
 from vrft.utils.garbage import gc_disabled
 from vrft.utils.own_code import check_overrides
@@ -284,7 +285,7 @@ class RecordData(VisionData):
         if "val" in self.splits():
             with suppress(ConfigurationError):  # the split is not used, so nothing needs it to be right
                 count = f" ({content(self._read_records('val', BadRecords()), self.noun)})"
-        rank_zero_warn(unused_held_out(other, count, self.selection.fold, is_tested=is_tested))
+        notices.warn(unused_held_out(other, count, self.selection.fold, is_tested=is_tested))
 
     def _look_at_test_split(self, train: Sequence[Record], val: Sequence[Record]) -> None:
         """Warn before training if the test split shares images with the others, or has bad records."""
@@ -294,7 +295,7 @@ class RecordData(VisionData):
         try:
             test = self._read_test(split, bad_records)
         except ConfigurationError as error:  # a data.yaml often names a test split that isn't there
-            rank_zero_warn(f"data: `test` will stop, because its split can't be read: {error}")
+            notices.warn(f"data: `test` will stop, because its split can't be read: {error}")
             return
         warn_about_test_split(train, val, test, bad_records.found if self.on_bad_record == "stop" else [])
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
 from vrft.boxes import Coordinates
 from vrft.policy.image_size import resized
 from vrft.tasks import Task
+from vrft.utils import notices
 
 FAMILY_COORDINATES: dict[str, Coordinates] = {
     **dict.fromkeys(("qwen2_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe"), "thousandths"),
@@ -37,9 +37,8 @@ def choose_coordinates(chosen: Coordinates | None, model_type: str, processor: A
     if coordinates == "pixels":
         resized(processor.image_processor, (100, 100))
     if coordinates is None and "{width}" in task.prompt + task.template:
-        warnings.warn(
+        notices.warn(
             f"model.policy.coordinates: vrft does not know in which coordinates a {model_type} was taught to give "
-            "boxes, and asks for thousandths; set it to thousandths, unit or pixels",
-            stacklevel=2,
+            "boxes, and asks for thousandths; set it to thousandths, unit or pixels"
         )
     return coordinates or "thousandths"

@@ -231,12 +231,14 @@ def read_evaluators_warnings(run: RunDir, problems: list[str]) -> list[dict[str,
 
 
 def read_warnings(run: RunDir, problems: list[str]) -> list[dict[str, Any]]:
-    """Return warnings of guards and evaluators, completions of skipped steps and skipped records."""
+    """Return warnings of guards, evaluators and the data, completions of skipped steps and skipped records."""
     found = [
         {"kind": warned.guard, "rollout": warned.rollout, "text": warned.message}
         for warned in read_lines(run.warnings, Warned, problems)
     ]
     found += read_evaluators_warnings(run, problems)
+    notices = read_list_of_texts(run.data_notices, problems)[:MAX_WARNINGS]
+    found += [{"kind": "data", "rollout": None, "text": text[:500]} for text in notices]
     left_out = read_text(run.bad_records, problems).splitlines()
     found += [{"kind": "bad record", "rollout": None, "text": line[:500]} for line in left_out[:MAX_WARNINGS]]
     faults = [fault for path in run.faults_files() for fault in read_lines(path, Fault, problems)]

@@ -12,6 +12,7 @@ from vrft.errors import ConfigurationError
 from vrft.policy import Policy
 from vrft.policy.sharing_check import sharing_gap, unfuse
 from vrft.types import PromptBatch
+from vrft.utils import notices
 
 
 def check_settings(**settings: tuple[float, float, float]) -> None:
@@ -80,7 +81,7 @@ def warn_of_replaced_images(batch: PromptBatch) -> int:
     """Warn of images that can't be read any more and were replaced; return their number."""
     replaced = [reason for sample in batch.samples for reason in sample.metadata.get("replaced", ())]
     for reason in replaced:
-        rank_zero_warn(f"an image that was fine when the run began can't be read: {reason}")
+        notices.warn(f"an image that was fine when the run began can't be read: {reason}")
     return len(replaced)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info
 
 from vrft.data.bad_records import BadRecords
 from vrft.data.categories import ANNOTATED, CategoryData
@@ -36,6 +36,7 @@ from vrft.data.record import Record, Split
 from vrft.data.split_sources import OtherHeldOut, annotated, beside, given
 from vrft.errors import ConfigurationError
 from vrft.types import Detection, Id
+from vrft.utils import notices
 from vrft.utils.display import counted
 
 
@@ -158,7 +159,9 @@ class Instances:
         self.empty_parents = empty_parents(content)
         if self.empty_parents:
             listed = ", ".join(map(repr, sorted(self.empty_parents)))
-            rank_zero_info(f"{path}: {listed} has no boxes and is the supercategory of all others; it is not asked for")
+            said = f"{path}: {listed} has no boxes and is the supercategory of all others; it is not asked for"
+            rank_zero_info(said)
+            notices.keep(said)
         self.images = self._images(content.images)
         self.locations: dict[Id, tuple[tuple[Path, ...], str]] = {}
         self.crowds: set[tuple[Id, str]] = set()
@@ -240,7 +243,7 @@ class Instances:
         self.known_ids = seen
         files = Counter(file_of(entry) for entry in images.values())
         if shared := [name for name, count in files.items() if count > 1]:
-            rank_zero_warn(
+            notices.warn(
                 f"{self.path}: {counted(len(shared), 'file')} with several entries of images, e.g. {shared[0]!r}; the "
                 "boxes of one entry are no targets of the others"
             )
@@ -266,7 +269,9 @@ class Instances:
         for image_id in bad:
             self.boxes.pop(image_id, None)
         if crowds:
-            rank_zero_info(f"{self.path}: {counted(crowds, 'crowd region')} ignored")
+            said = f"{self.path}: {counted(crowds, 'crowd region')} ignored"
+            rank_zero_info(said)
+            notices.keep(said)
         boxes = [box.box for by_name in self.boxes.values() for found in by_name.values() for box in found]
         refuse_fractions(self.path, boxes)
 

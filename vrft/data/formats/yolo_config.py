@@ -10,14 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch.utilities import rank_zero_warn
-
 from vrft.data.files import brief, decode_text, endings, is_file_name, is_id, is_text, read_bytes, read_lines
 from vrft.data.folders import find_images
 from vrft.data.image_folders import ImageFolders
 from vrft.data.image_names import without_links
 from vrft.data.record import Split
 from vrft.errors import ConfigurationError
+from vrft.utils import notices
 from vrft.utils.yaml_text import decode_yaml
 
 KEYS: dict[Split, tuple[str, ...]] = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
@@ -132,7 +131,7 @@ class YoloConfig:
                 f"data.config: {self.path}: {split}: no such file or folder: {brief(str(written))}, and no folder of "
                 f"this name beside {self.path.name}"
             )
-        rank_zero_warn(f"{self.path}: {split}: {brief(entry)} does not exist; {found} is read instead")
+        notices.warn(f"{self.path}: {split}: {brief(entry)} does not exist; {found} is read instead")
         return found
 
     def _beside(self, root: str, entry: str) -> Path | None:
@@ -162,7 +161,7 @@ class YoloConfig:
         )
         if allowed is not None:
             raise ConfigurationError(message)
-        rank_zero_warn(message)
+        notices.warn(message)
 
 
 def read_names(content: dict[Any, Any]) -> dict[int, str]:
