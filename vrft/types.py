@@ -264,14 +264,21 @@ class ScoredRollout:
 
     def select(self, prompts: Sequence[int]) -> ScoredRollout:
         """Return some of the prompts with all their completions."""
+        return self._select(prompts, [range(self.reward.shape[1])] * len(prompts))
+
+    def keep(self, generations: Sequence[Sequence[int]]) -> ScoredRollout:
+        """Return some completions of each prompt, equally many, (P, G)."""
+        return self._select(range(len(generations)), generations)
+
+    def _select(self, prompts: Sequence[int], generations: Sequence[Sequence[int]]) -> ScoredRollout:
         group = self.reward.shape[1]
-        rows = [p * group + g for p in prompts for g in range(group)]
+        rows = [p * group + g for p, some in zip(prompts, generations, strict=True) for g in some]
         return ScoredRollout(
             self.batch.select(prompts),
             self.rollout.select(rows),
             [self.answers[n] for n in rows],
             {name: values[rows] for name, values in self.rewards.items()},
-            self.reward[list(prompts)],
+            self.reward.flatten()[rows].view(len(prompts), -1),
         )
 
 

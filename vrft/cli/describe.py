@@ -19,7 +19,7 @@ from vrft.cli.field_names import GROUPS
 from vrft.cli.parser_errors import class_names
 from vrft.cli.trainer import CommandTrainer
 
-MORE = ("vrft.LoRA", "vrft.training.strategies.FSDP2Strategy")
+MORE = ("vrft.LoRA", "vrft.data.difficulty.Difficulty", "vrft.training.strategies.FSDP2Strategy")
 
 
 def describe_classes() -> str:

@@ -10,6 +10,7 @@ import torch
 from lightning.pytorch import LightningDataModule, Trainer
 from torch.utils.data import DataLoader, Dataset
 
+from vrft.data.difficulty import Difficulty, DifficultySampler
 from vrft.data.loaders import IndexSampler, PromptSampler, ResumableLoader, WorkerRestartLoader, ignore_signals
 from vrft.errors import ConfigurationError
 from vrft.tasks import Task
@@ -23,6 +24,9 @@ class TrainedModule(Protocol):
     task: Task
     batches_per_step: int
     """Number of loader batches that are joined into one training step."""
+
+    difficulty: Difficulty | None
+    """How often prompts are asked by their success; None: equally often."""
 
     @property
     def prefetches(self) -> bool:
@@ -90,7 +94,10 @@ class VisionData(LightningDataModule):
         assert self.trainer is not None
         module = module_of(self.trainer)
         batch_size = self.batch_size * module.batches_per_step
-        sampler = PromptSampler(len(samples), batch_size, rank, world_size, self.seed, self.shuffle)  # type: ignore[arg-type]
+        settings = len(samples), batch_size, rank, world_size, self.seed, self.shuffle  # type: ignore[arg-type]
+        sampler = PromptSampler(*settings)
+        if module.difficulty is not None:
+            sampler = DifficultySampler(*settings, module.difficulty)
         loader = ResumableLoader(samples, batch_size=batch_size, sampler=sampler, **self._workers())
         loader.prefetches = module.prefetches
         return loader

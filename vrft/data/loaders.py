@@ -70,15 +70,22 @@ class PromptSampler(ResumableSampler):
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
 
+    def begin_pass(self) -> None:
+        """Prepare the order of a pass that begins at its first sample."""
+
     def __len__(self) -> int:
         return max(1, self.size // (self.batch_size * self.world_size)) * self.batch_size
 
+    def permutation(self) -> torch.Tensor:
+        """Return the samples of a pass over the data in order."""
+        if not self.shuffle:
+            return torch.arange(self.size)
+        generator = torch.Generator().manual_seed((self.seed << 20) + self.epoch)
+        return torch.randperm(self.size, generator=generator)
+
     def global_order(self) -> list[int]:
         """Return the indices of an epoch's samples on all ranks."""
-        order = torch.arange(self.size)
-        if self.shuffle:
-            generator = torch.Generator().manual_seed((self.seed << 20) + self.epoch)
-            order = torch.randperm(self.size, generator=generator)
+        order = self.permutation()
         needed = len(self) * self.world_size
         indices: list[int] = order.repeat(-(-needed // self.size))[:needed].tolist()
         return indices
@@ -90,6 +97,13 @@ class PromptSampler(ResumableSampler):
         """Return the indices of the samples of each of an epoch's batches, on all ranks together."""
         order, size = self.global_order(), self.batch_size * self.world_size
         return [order[start : start + size] for start in range(0, len(order), size)]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what the order of a pass depends on, beside seed and epoch."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take the state of a checkpoint."""
 
 
 class EpochSet(Dataset[Sample]):
@@ -205,8 +219,15 @@ class ResumableLoader(WorkerRestartLoader):
         """The prefetched batch that follows the last one yielded."""
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+<<<<<<< HEAD
         if isinstance(self.dataset, EpochSet):
             self.dataset.epoch, self.dataset.sampler = self.sampler.epoch, self.sampler
+=======
+        if isinstance(self.dataset, AugmentedSet):
+            self.dataset.epoch = self.sampler.epoch
+        if self.first_batch == 0:
+            self.sampler.begin_pass()
+>>>>>>> b164d2b (Sampling by difficulty and oversampling: prompts that teach nothing are asked less often, and completions that vary most are trained on)
         self.batches = self.first_batch
         batches = super().__iter__()
         self.next_batch = next(batches, None) if self.prefetches else None
@@ -219,11 +240,12 @@ class ResumableLoader(WorkerRestartLoader):
         """Count the last yielded batch as not trained on, so that a resumed run yields it again."""
         self.batches -= 1
 
-    def state_dict(self) -> dict[str, int]:
+    def state_dict(self) -> dict[str, Any]:
         samples = self.sampler.size if self.batches == len(self) else self.batches * self.global_batch
-        return {"samples": samples, "epoch": self.sampler.epoch}
+        return {"samples": samples, "epoch": self.sampler.epoch, **self.sampler.state_dict()}
 
-    def load_state_dict(self, state: dict[str, int]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.sampler.load_state_dict(state)
         finished = state["samples"] >= self.sampler.size
         self.batches = len(self) if finished else min(state["samples"] // self.global_batch, len(self))
         self.first_batch = self.batches % len(self)  # after an epoch's last batch, Lightning begins the next epoch

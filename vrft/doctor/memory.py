@@ -179,7 +179,8 @@ def workload(module: VisionModule, data: VisionData, batch: PromptBatch) -> Work
     """Return the larger of a training rollout and an evaluation, and the tokens of a micro-batch."""
     prompt = max(prompt["input_ids"].shape[1] for prompt in batch.inputs)
     prompts = max(data.batch_size, data.eval_batch_size)
-    rows = max(data.batch_size * module.group_size, data.eval_batch_size)
+    samples = module.collect.num_samples if isinstance(module, RFT) else module.group_size
+    rows = max(data.batch_size * samples, data.eval_batch_size)
     step = data.batch_size * (prompt + module.group_size * module.max_completion_length)
     return Workload(
         prompts, rows, prompt, module.max_completion_length, min(step, module.optimization.max_tokens_per_micro_batch)

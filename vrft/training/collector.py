@@ -4,26 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor
 
 from vrft.data.datamodule import train_loader_of
+from vrft.data.difficulty import DifficultySampler
 from vrft.rollout import Sampling
 from vrft.training.grpo import overlong_penalty, replace_zero_variance
 from vrft.training.module import VisionModule
 from vrft.training.objective import Objective
+from vrft.training.oversampling import most_telling
 from vrft.training.rollouts import Generation
 from vrft.training.scoring import parse_completions
 from vrft.types import PromptBatch, Rollout, ScoredRollout
 
 
 class Collector:
-    """Samples G completions for each prompt of a step and scores them."""
+    """Samples S completions for each prompt of a step, scores them, and keeps G to train on."""
 
     def __init__(
         self,
         module: VisionModule,
         objective: Objective,
         sampling: Sampling,
+        num_samples: int,
         num_generations: int,
         overlong_buffer: int,
         optimizer_steps: int,
@@ -34,12 +38,14 @@ class Collector:
             module: the module that is trained.
             objective: tells which groups have zero variance.
             sampling: the sampling distribution.
-            num_generations: completions per prompt, G.
+            num_samples: completions per prompt that are sampled and scored, S.
+            num_generations: completions per prompt that are trained on, G.
             overlong_buffer: tokens before the limit over which the reward falls by up to 1; 0: off.
             optimizer_steps: optimizer steps of a training step.
         """
         self.module, self.objective, self.sampling = module, objective, sampling
-        self.num_generations, self.overlong_buffer = num_generations, overlong_buffer
+        self.num_samples, self.num_generations = num_samples, num_generations
+        self.overlong_buffer = overlong_buffer
         self.optimizer_steps = optimizer_steps
 
     def __call__(self, batch: PromptBatch) -> ScoredRollout:
@@ -54,16 +60,34 @@ class Collector:
             scored = scored.join(self.score(*self.rollout(more, start)))
         zero_variance = self.zero_variance(scored)  # (P and more,)
         self.log(scored, zero_variance, prompts)
-        return scored.select(replace_zero_variance(zero_variance, prompts))
+        self.record_success(scored)
+        scored = scored.select(replace_zero_variance(zero_variance, prompts))
+        if self.num_samples == self.num_generations:
+            return scored
+        return scored.keep(most_telling(scored.reward, self.num_generations).tolist())
+
+    def record_success(self, scored: ScoredRollout) -> None:
+        """Add what was sampled on all ranks to the success rates by which the next pass over the data asks."""
+        if (difficulty := self.module.difficulty) is None:
+            return
+        sampler = train_loader_of(self.module.trainer).sampler
+        assert isinstance(sampler, DifficultySampler)
+        successes, answers = difficulty.successes(scored.rewards[difficulty.reward].view_as(scored.reward))
+        own = torch.tensor([sample.index for sample in scored.samples], device=successes.device)
+        everyone = self.module.all_gather(torch.stack([own, successes, answers], 1).to(self.module.device))
+        assert isinstance(everyone, Tensor)
+        sampler.rates.record(everyone.view(-1, 3).tolist())
+        _, right, asked = everyone.view(-1, 3).sum(0).tolist()
+        self.module.log("train/success_rate", right / max(asked, 1))
 
     def zero_variance(self, scored: ScoredRollout) -> Tensor:
         """Return which groups have zero variance, (P,) bool."""
         return self.objective.zero_variance(self.objective.signal(scored, self.module.rewards))
 
     def rollout(self, batch: PromptBatch, first: int) -> tuple[PromptBatch, Rollout]:
-        """Sample G completions for each prompt. `first`: prompts of this step that were sampled before."""
+        """Sample S completions for each prompt. `first`: prompts of this step that were sampled before."""
         module, length = self.module, self.module.max_completion_length
-        generation = Generation(self.num_generations, length, self.sampling, module.sampling_key(first))
+        generation = Generation(self.num_samples, length, self.sampling, module.sampling_key(first))
         with module.step.phase("rollout", length) as advance:
             prepared = module.policy.prepare(batch)
             if module.prefetches and first == 0:
@@ -92,10 +116,10 @@ class Collector:
             if self.overlong_buffer:
                 lengths = rollout.mask.sum(1).to(total.device)
                 total = total + overlong_penalty(lengths, module.max_completion_length, self.overlong_buffer)
-        return ScoredRollout(batch, rollout, answers, rewards, total.view(-1, self.num_generations))
+        return ScoredRollout(batch, rollout, answers, rewards, total.view(-1, self.num_samples))
 
     def log(self, scored: ScoredRollout, zero_variance: Tensor, prompts: int) -> None:
-        """Log everything that was sampled, before dynamic sampling leaves some of it out."""
+        """Log everything that was sampled, before oversampling and dynamic sampling leave some of it out."""
         module = self.module
         module.log("train/completion_length", scored.rollout.mask.sum(1).float().mean(), sync_dist=True)
         module.log("train/truncated", scored.rollout.truncated.float().mean(), sync_dist=True)

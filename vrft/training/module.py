@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from vrft.data.datamodule import data_of, train_loader_of
+from vrft.data.difficulty import Difficulty
 from vrft.errors import ConfigurationError
 from vrft.policy import Policy
 from vrft.policy.processor import Encoder
@@ -61,6 +62,8 @@ class VisionModule(LightningModule):
     """Completions per prompt in a training step, G."""
     batches_per_step = 1
     """Number of loader batches that are joined into one training step."""
+    difficulty: Difficulty | None = None
+    """How often prompts are asked by their success; None: equally often."""
     prefetches = False
     """A training step needs to know the next batch."""
     steps_done: Tensor

@@ -11,6 +11,7 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 
 from vrft.data.datamodule import data_of
+from vrft.data.difficulty import Difficulty
 from vrft.policy import Policy
 from vrft.policy.processor import MicroBatch
 from vrft.rewards import Reward
@@ -48,6 +49,8 @@ class RFT(VisionModule):
         optimizer: OptimizerCallable = torch.optim.AdamW,
         lr_scheduler: LRSchedulerCallable | None = None,
         num_generations: int = 8,
+        num_samples: int | None = None,
+        difficulty: Difficulty | None = None,
         num_iterations: int = 1,
         num_minibatches: int = 1,
         loss_type: LossType = "grpo",
@@ -93,6 +96,9 @@ class RFT(VisionModule):
             optimizer: callable that makes an optimizer from the trainable parameters.
             lr_scheduler: callable that makes a schedule from the optimizer.
             num_generations: completions per prompt, G.
+            num_samples: completions per prompt that are sampled and scored; the `num_generations` whose rewards vary
+                most are trained on (oversampling, PODS). Default: `num_generations`.
+            difficulty: ask prompts that are always right or always wrong less often. Default: all equally often.
             num_iterations: passes over each rollout; clipping matters above 1.
             num_minibatches: optimizer steps per pass, on equal parts of the prompts.
             loss_type: objective, see `vrft.training.grpo`; grpo is the official per-sequence mean.
@@ -152,6 +158,7 @@ class RFT(VisionModule):
         )
         check_settings(
             num_generations=(num_generations, 2, float("inf")),
+            num_samples=(num_samples or num_generations, num_generations, float("inf")),
             num_iterations=(num_iterations, 1, float("inf")),
             num_minibatches=(num_minibatches, 1, float("inf")),
             max_extra_rollouts=(max_extra_rollouts, 0, float("inf")),
@@ -164,6 +171,9 @@ class RFT(VisionModule):
         )
         self.num_iterations, self.num_minibatches = num_iterations, num_minibatches
         self.group_size, self.batches_per_step = num_generations, 1 + max_extra_rollouts
+        self.difficulty = difficulty
+        if difficulty is not None:
+            difficulty.check(rewards)
         self.objective = Objective(
             loss_type=loss_type,
             beta=beta,
@@ -191,9 +201,9 @@ class RFT(VisionModule):
         self.moving_reference = following(policy, reference_decay, beta)
         self.keep_reference = beta > 0 and self.moving_reference is None
         self.prefetches = self.rollouts.prefetches
-        self.collect = Collector(
-            self, self.objective, self.sampling, num_generations, overlong_buffer, num_iterations * num_minibatches
-        )
+        counts = num_samples or num_generations, num_generations
+        optimizer_steps = num_iterations * num_minibatches
+        self.collect = Collector(self, self.objective, self.sampling, *counts, overlong_buffer, optimizer_steps)
         self.fixed_log_probs = FixedLogProbs(policy, self.optimization, self.step, temperature)
         self.prepare_loss = LossPreparation(
             self,

@@ -1,0 +1,127 @@
+"""Sampling by difficulty: prompts that are always right or always wrong are asked less often."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vrft.data.loaders import PromptSampler
+from vrft.errors import ConfigurationError
+
+MEMORY = 0.9
+"""Share of what is known of a prompt that stays when it is asked again: the policy changes."""
+
+
+@dataclass(frozen=True)
+class Difficulty:
+    """Ask prompts that are always right or always wrong less often.
+
+    With a success rate p, a prompt has the weight floor + (1 - floor) 4 p (1 - p), which is 1 at p = 1/2 and `floor`
+    at 0 and 1. p = (successes + 1) / (completions + 2), so that a new prompt has the weight 1. Each pass over the data
+    asks prompts in proportion to the weights that they have at its beginning: at least `floor` times as often as
+    without weights, and at most 1 / `floor` times.
+
+    Attributes:
+        reward: name of the reward that tells success.
+        success: smallest score of that reward that counts as a success.
+        floor: smallest weight, above 0 and at most 1.
+    """
+
+    reward: str
+    success: float = 0.5
+    floor: float = 0.2
+
+    def check(self, rewards: Iterable[str]) -> None:
+        """Raise ConfigurationError for another reward than those of the run, or a floor at which prompts starve."""
+        if self.reward not in (names := [*rewards]):
+            raise ConfigurationError(
+                f"model.difficulty.reward: expected one of model.rewards, {', '.join(names)}, got {self.reward}"
+            )
+        if not 0 < self.floor <= 1:
+            raise ConfigurationError(f"model.difficulty.floor: expected above 0 and at most 1, got {self.floor}")
+
+    def successes(self, scores: Tensor) -> tuple[Tensor, Tensor]:
+        """Return how many completions succeed and how many the reward applies to, (P, G) -> (P,) and (P,)."""
+        return (scores >= self.success).sum(1), (~scores.isnan()).sum(1)
+
+
+class SuccessRates:
+    """How often each sample of a data set was answered with success; recent answers count more."""
+
+    def __init__(self, size: int) -> None:
+        self.successes = torch.zeros(size, dtype=torch.float64)
+        self.answers = torch.zeros(size, dtype=torch.float64)
+
+    def record(self, rows: Iterable[Sequence[int]]) -> None:
+        """Add the completions of a step.
+
+        Args:
+            rows: sample, successes and completions of each group of all ranks, in any order.
+        """
+        successes, answers = Counter[int](), Counter[int]()
+        for sample, right, count in rows:
+            successes[sample] += right
+            answers[sample] += count
+        for sample, count in answers.items():
+            if count:
+                self.successes[sample] = MEMORY * self.successes[sample] + successes[sample]
+                self.answers[sample] = MEMORY * self.answers[sample] + count
+
+    def weights(self, floor: float) -> Tensor:
+        """Return the weight of each sample, see `Difficulty`, (size,)."""
+        p = (self.successes + 1) / (self.answers + 2)
+        return floor + (1 - floor) * 4 * p * (1 - p)
+
+
+def draw(weights: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """Return `count` indices in random order, in which i occurs n_i = count w_i / sum(w) times on average.
+
+    It occurs n_i times, rounded down or up (systematic sampling): other draws would leave out a third of equal weights.
+    """
+    order = torch.randperm(len(weights), generator=generator)
+    ends = (weights[order] * (count / weights.sum())).cumsum(0)
+    positions = torch.arange(count, dtype=ends.dtype) + torch.rand((), dtype=ends.dtype, generator=generator)
+    drawn = order[torch.searchsorted(ends, positions, right=True).clamp(max=len(order) - 1)]
+    return drawn[torch.randperm(count, generator=generator)]
+
+
+class DifficultySampler(PromptSampler):
+    """A draw by difficulty for each (seed, epoch), sharded over the ranks as a permutation is.
+
+    The weights of a pass are those at its beginning, so that the order of its rest is known in the middle of it:
+    workers read ahead, and a resumed run continues in the same order.
+    """
+
+    def __init__(
+        self, size: int, batch_size: int, rank: int, world_size: int, seed: int, shuffle: bool, difficulty: Difficulty
+    ) -> None:
+        super().__init__(size, batch_size, rank, world_size, seed, shuffle)
+        self.difficulty = difficulty
+        self.rates = SuccessRates(size)
+        self.weights = self.rates.weights(difficulty.floor)
+
+    def begin_pass(self) -> None:
+        self.weights = self.rates.weights(self.difficulty.floor)
+
+    def permutation(self) -> Tensor:
+        generator = torch.Generator().manual_seed((self.seed << 20) + self.epoch)
+        return draw(self.weights, max(self.size, len(self) * self.world_size), generator)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"successes": self.rates.successes, "answers": self.rates.answers, "weights": self.weights}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        if "weights" not in state:  # the run began without
+            return
+        if len(state["weights"]) != self.size:
+            raise ConfigurationError(
+                f"ckpt_path: its success rates are of {len(state['weights'])} training samples, and data has "
+                f"{self.size}; expected the same samples with model.difficulty"
+            )
+        self.rates.successes, self.rates.answers = state["successes"].clone(), state["answers"].clone()
+        self.weights = state["weights"].clone()
