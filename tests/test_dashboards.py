@@ -102,7 +102,10 @@ def test_a_missing_tensorboard_is_an_error_of_one_line(
 
 
 RUNS = {
-    "quickstart": ["--model.num_minibatches=2", "--model.max_extra_rollouts=1", "--model.sft_weight=0.1"],
+    "quickstart": [
+        *("--model.num_minibatches=2", "--model.max_extra_rollouts=1", "--model.sft_weight=0.1"),
+        "--model.difficulty={reward: iou}",
+    ],
     "quickstart_sft": [],
 }
 NOT_HERE = {"memory/gpu_gb", "guards/NAME", "train/staleness", "train/sampling_gap_max", "train/entropy_weight"}

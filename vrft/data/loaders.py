@@ -219,15 +219,10 @@ class ResumableLoader(WorkerRestartLoader):
         """The prefetched batch that follows the last one yielded."""
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
-<<<<<<< HEAD
-        if isinstance(self.dataset, EpochSet):
-            self.dataset.epoch, self.dataset.sampler = self.sampler.epoch, self.sampler
-=======
-        if isinstance(self.dataset, AugmentedSet):
-            self.dataset.epoch = self.sampler.epoch
         if self.first_batch == 0:
             self.sampler.begin_pass()
->>>>>>> b164d2b (Sampling by difficulty and oversampling: prompts that teach nothing are asked less often, and completions that vary most are trained on)
+        if isinstance(self.dataset, EpochSet):
+            self.dataset.epoch, self.dataset.sampler = self.sampler.epoch, self.sampler
         self.batches = self.first_batch
         batches = super().__iter__()
         self.next_batch = next(batches, None) if self.prefetches else None
