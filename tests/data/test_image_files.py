@@ -52,7 +52,7 @@ def test_class_folders_follow_links_and_count_what_is_passed_over(
     for part in ("hidden files: 1", "hidden folders: 3", ".docx files: 1", "broken links or special files: 2"):
         assert part in caplog.text
     assert "files outside of class folders: 1" in caplog.text
-    assert "2 classes train" in caplog.text
+    assert "2 classes to train on" in caplog.text
 
 
 def test_prediction_and_data_take_the_same_files(tmp_path: Path) -> None:
