@@ -9,9 +9,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from vrft.data.bad_records import BadRecords
+from vrft.data.bad_records import OUTLINES, BadRecords
 from vrft.data.categories import CategoryData
-from vrft.data.files import MAX_COORDINATE, brief, clip_to, is_text, refuse_fractions, require_folder
+from vrft.data.files import MAX_COORDINATE, brief, clip_to, is_text, read_all, refuse_fractions, require_folder
 from vrft.data.folders import count_unused
 from vrft.data.ground_truth import LabelledImage, file_ids
 from vrft.data.image_folders import ImageFolders
@@ -141,6 +141,8 @@ class Entry(NamedTuple):
     """Labels with corners in pixels."""
     ignored: Sequence[tuple[str, Corners]] = ()
     """Objects marked as difficult."""
+    outlines: int = 0
+    """Number of objects that the file outlines, and that are read as the boxes around them."""
 
 
 class AnnotatedData(BoxData):
@@ -230,6 +232,7 @@ class AnnotatedData(BoxData):
                 boxes, ignored = pixel_boxes(entry.boxes, size), pixel_boxes(entry.ignored, size)
                 found = BoxImage(entry.image, entry.location, size, entry.size is not None, boxes, ignored)
                 bad_records.passed_over["objects marked as difficult"] += len(ignored)
+                bad_records.read_as[OUTLINES] += entry.outlines
             except MissingImage as error:
                 bad_records.add_missing(entry.location, f"{entry.image}: {error}")
             except BadImage as error:
@@ -256,21 +259,27 @@ def pixel_boxes(boxes: Iterable[tuple[str, Corners]], size: tuple[int, int]) -> 
     Raises:
         ValueError: a box has no label or no area, or extends beyond the image by more than `TOLERANCE`.
     """
-    found: dict[Detection, None] = {}
+
+    def checked(i: int, box: tuple[str, Corners]) -> Detection:
+        return pixel_box(i, *box, size)
+
+    return [*dict.fromkeys(read_all(boxes, checked))]
+
+
+def pixel_box(i: int, label: str, corners: Corners, size: tuple[int, int]) -> Detection:
+    """Check and clip the box at a position; see `pixel_boxes`."""
     width, height = size
-    for i, (label, corners) in enumerate(boxes):
-        if not is_text(label):
-            raise ValueError(f"box {i}: expected a label, got {brief(label)}")
-        shown = f"box {i} ({label.strip()}): {brief([round(value, 2) for value in corners])}"
-        x0, y0, x1, y1 = corners
-        if not all(abs(value) < MAX_COORDINATE for value in corners):  # false for NaN too
-            raise ValueError(f"{shown}: expected finite numbers")
-        if x0 >= x1 or y0 >= y1:
-            raise ValueError(f"{shown} has no area")
-        if min(x0, y0) < -TOLERANCE or x1 > width + TOLERANCE or y1 > height + TOLERANCE:
-            raise ValueError(f"{shown} extends beyond its image of {width} x {height}")
-        clipped = clip_to(corners, width, height)
-        if clipped[0] >= clipped[2] or clipped[1] >= clipped[3]:
-            raise ValueError(f"{shown} has no area in its image of {width} x {height}")
-        found[Detection(clipped, label.strip())] = None
-    return list(found)
+    if not is_text(label):
+        raise ValueError(f"box {i}: expected a label, got {brief(label)}")
+    shown = f"box {i} ({label.strip()}): {brief([round(value, 2) for value in corners])}"
+    x0, y0, x1, y1 = corners
+    if not all(abs(value) < MAX_COORDINATE for value in corners):  # false for NaN too
+        raise ValueError(f"{shown}: expected finite numbers")
+    if x0 >= x1 or y0 >= y1:
+        raise ValueError(f"{shown} has no area")
+    if min(x0, y0) < -TOLERANCE or x1 > width + TOLERANCE or y1 > height + TOLERANCE:
+        raise ValueError(f"{shown} extends beyond its image of {width} x {height}")
+    clipped = clip_to(corners, width, height)
+    if clipped[0] >= clipped[2] or clipped[1] >= clipped[3]:
+        raise ValueError(f"{shown} has no area in its image of {width} x {height}")
+    return Detection(clipped, label.strip())

@@ -6,9 +6,9 @@ import codecs
 import json
 import math
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any, TypeGuard, TypeVar
 from xml.etree.ElementTree import Element
 
 from vrft.errors import ConfigurationError
@@ -215,6 +215,13 @@ def require_object(value: Any, name: str) -> dict[str, Any]:
     return value
 
 
+MAX_REASONS = 10
+"""Bad objects of one image that a message lists."""
+
+Item = TypeVar("Item")
+Found = TypeVar("Found")
+
+
 def brief(value: Any) -> str:
     """Format a value for a message, cut to one line; containers appear as their type unless short and flat."""
     if isinstance(value, int) and value.bit_length() > 64:
@@ -244,13 +251,28 @@ def hull(points: Iterable[tuple[float, float]]) -> tuple[float, float, float, fl
     return min(xs), min(ys), max(xs), max(ys)
 
 
-def refuse_fractions(source: object, boxes: Iterable[Sequence[float]]) -> None:
-    """Raise ConfigurationError if all corners in a source of absolute boxes are fractions of their images."""
+def read_all(items: Iterable[Item], read: Callable[[int, Item], Found]) -> list[Found]:
+    """Return what `read` makes of each position and item. Raise one ValueError with the reasons of all it refuses."""
+    found, reasons = [], []
+    for i, item in enumerate(items):
+        try:
+            found.append(read(i, item))
+        except ValueError as error:
+            reasons.append(str(error))
+    if len(reasons) > MAX_REASONS:
+        reasons[MAX_REASONS:] = [f"and {len(reasons) - MAX_REASONS} more"]
+    if reasons:
+        raise ValueError("; ".join(reasons))
+    return found
+
+
+def refuse_fractions(source: object, boxes: Iterable[Sequence[float]], unit: str = "pixels") -> None:
+    """Raise ConfigurationError if all corners in a source of boxes in another unit are fractions of their images."""
     numbers = {number for box in boxes for number in box}
     largest = max(numbers, default=None)
     if largest is not None and largest <= 1 and any(0 < number < 1 for number in numbers):
         raise ConfigurationError(
-            f"{source}: no coordinate is above {largest:g}; expected pixels, not fractions of the image"
+            f"{source}: no coordinate is above {largest:g}; expected {unit}, not fractions of the image"
         )
 
 

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from vrft.data.images import Convention, ImageSource
 from vrft.errors import ConfigurationError
-from vrft.types import Id, Target
+from vrft.types import Detection, Id, Target
 from vrft.utils.display import counted
 
 Split = Literal["train", "val", "test"]
@@ -76,6 +76,11 @@ def category(record: Record) -> str:
 def source_key(image: ImageSource) -> Hashable:
     """Return a key that depends on which image it is alone."""
     return image if isinstance(image, Path) else image.key()
+
+
+def boxes_of(record: Record) -> Sequence[Detection]:
+    """Return the boxes of the target; none if it is a text."""
+    return record.target if isinstance(record.target, tuple) else ()
 
 
 def image_key(record: Record) -> Hashable:

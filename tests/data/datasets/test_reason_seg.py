@@ -137,3 +137,17 @@ def test_missing_parts_of_reason_seg_are_named(tmp_path: Path) -> None:
     shutil.rmtree(folder / "val")
     (folder / "val").mkdir()
     assert "no JSON files" in refused(lambda **more: ReasonSegData(str(folder), **more), tmp_path)
+
+
+def test_polygons_in_fractions_are_refused_and_hulls_are_counted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("INFO"):
+        samples_of(ReasonSegData(str(reason_seg(tmp_path / "x"))), tmp_path, GroundingTask())
+    assert "; outlines read as their bounding boxes: " in caplog.text
+    folder = reason_seg(tmp_path / "y", shapes=[shape([[0.1, 0.1], [0.5, 0.1], [0.5, 0.9]])])
+    for file in (folder / "train").glob("*.json"):
+        if file.name != "x.json":
+            file.unlink()
+    with pytest.raises(ConfigurationError, match=r"train: no coordinate is above 0\.9; expected pixels, not fractions"):
+        samples_of(ReasonSegData(str(folder)), tmp_path, GroundingTask())

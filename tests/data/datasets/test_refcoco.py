@@ -175,3 +175,13 @@ def test_missing_files_of_references_are_named(tmp_path: Path) -> None:
         ReferenceData(str(folder / "refs(unc).p"), str(folder / "instances.json"), str(folder / "none"))
     (folder / "instances.json").write_text("{}")
     assert "not a COCO or LVIS instances file" in refused(lambda **more: references(folder, **more), tmp_path)
+
+
+def test_boxes_in_fractions_are_refused(tmp_path: Path) -> None:
+    folder = formats.write_references(tmp_path / "x")
+    content = json.loads((folder / "instances.json").read_text())
+    for entry in content["annotations"]:
+        entry["bbox"] = [value / 56 for value in entry["bbox"]]
+    (folder / "instances.json").write_text(json.dumps(content))
+    with pytest.raises(ConfigurationError, match=r"instances\.json: no coordinate .*expected pixels, not fract"):
+        samples_of(references(folder), tmp_path, GroundingTask())

@@ -15,6 +15,7 @@ from tests.helpers.data import assert_same_boxes, drawn, said_of, samples_of
 from vrft.data import BoxCsvData, CocoData, CvatData, LabelStudioData, VocData, YoloData
 from vrft.data.image_names import find_image
 from vrft.errors import ConfigurationError
+from vrft.types import Detection
 
 
 @pytest.mark.parametrize("tool", TOOLS)
@@ -336,3 +337,52 @@ def test_a_coco_file_lies_among_its_images_by_default(tmp_path: Path) -> None:
     file.write_text(json.dumps(tables))
     train, _ = samples_of(CocoData(str(file), val_annotations=str(file)), tmp_path)
     assert {sample.image_id for sample in train} == {1, 2}
+
+
+OUTLINED = {"labelme", "via", "cvat", "label_studio", "label_studio_min"}
+"""Tools whose writers outline all objects but the first of an image."""
+
+
+@pytest.mark.parametrize("tool", TOOLS)
+def test_outlines_that_are_read_as_boxes_are_counted(
+    tool: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    files = [str(write(tool, tmp_path / part, part)) for part in ("train", "val")]
+    with caplog.at_level("INFO"):
+        samples_of(TOOLS[tool][0](files[0], val_annotations=files[1]), tmp_path)
+    outlines = sum(len(boxes) - 1 for part in ("train", "val") for boxes in drawn(part, 2))  # all but the first box
+    if tool in OUTLINED:
+        assert f"; outlines read as their bounding boxes: {outlines}" in caplog.text
+    else:
+        assert "; outlines read as" not in caplog.text
+
+
+def test_all_bad_objects_of_a_file_are_reported_at_once(tmp_path: Path) -> None:
+    (tmp_path / "x").mkdir()
+    scene = (formats.scenes("train", 1)[0][0], [Detection((1.0, 1.0, 9.0, 9.0), "a")] * 15)
+    folder = write_voc_folder(tmp_path / "x", [scene])
+    file, text = folder / "0.xml", (folder / "0.xml").read_text()
+    for broken in ("<xmin>x1.0", "<xmin>99.0", "<xmin>9.0"):  # no number, beyond the image, no area
+        first, second, third = text.split("<xmin>1.0", 3)[:3]
+        rest = text.removeprefix(f"{first}<xmin>1.0{second}<xmin>1.0{third}")
+        file.write_text(f"{first}{broken}{second}<xmin>1.0{third}{rest.replace('<xmin>1.0', broken, 1)}")
+        said = read("voc", folder, tmp_path)
+        assert [f" {i} (a)" in said for i in range(4)] == [True, False, True, False], said
+    file.write_text(text.replace("<xmin>1.0", "<xmin>x"))
+    assert read("voc", folder, tmp_path).endswith("; and 5 more")
+
+
+def test_fractions_are_no_percents(tmp_path: Path) -> None:
+    path = write("label_studio", tmp_path / "x")
+
+    def divide(value: Any) -> Any:
+        names = ("x", "y", "width", "height", "points")
+        if isinstance(value, dict):
+            return {k: scaled(v) if k in names else divide(v) for k, v in value.items()}
+        return [divide(each) for each in value] if isinstance(value, list) else value
+
+    def scaled(value: Any) -> Any:
+        return [scaled(each) for each in value] if isinstance(value, list) else value / 100
+
+    change_json(path, divide)
+    assert "expected percent, not fractions of the image" in read("label_studio", path, tmp_path)

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from vrft.data.bad_records import BadRecords
+from vrft.data.bad_records import OUTLINES, BadRecords
 from vrft.data.files import (
     brief,
     check_encoding,
@@ -18,10 +18,11 @@ from vrft.data.files import (
     is_number,
     is_text,
     read_bytes,
+    refuse_fractions,
     require_folder,
 )
 from vrft.data.image_folders import ImageFolders
-from vrft.data.record import Record, Split
+from vrft.data.record import Record, Split, boxes_of
 from vrft.data.records import RecordData
 from vrft.data.split_sources import OtherHeldOut
 from vrft.errors import ConfigurationError
@@ -89,6 +90,8 @@ class ReasonSegData(RecordData):
                 found += read_annotation(file, image_id, self.encodings)
             except ValueError as error:
                 bad_records.add(str(file), str(error).removeprefix(f"{file}: "))
+        refuse_fractions(self.folders[split], (box.box for record in found for box in boxes_of(record)))
+        bad_records.read_as[OUTLINES] += len(found)
         return found
 
     def finish(self, records: list[Record], bad_records: BadRecords) -> list[Record]:

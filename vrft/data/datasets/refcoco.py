@@ -20,6 +20,7 @@ from vrft.data.files import (
     is_number,
     is_text,
     read_bytes,
+    refuse_fractions,
     require_file,
     require_folder,
 )
@@ -33,7 +34,7 @@ from vrft.data.formats.coco_entries import (
 )
 from vrft.data.formats.coco_fields import is_json_id
 from vrft.data.image_folders import ImageFolders
-from vrft.data.record import Record, Split
+from vrft.data.record import Record, Split, boxes_of
 from vrft.data.records import RecordData
 from vrft.errors import ConfigurationError
 from vrft.types import Detection, Id
@@ -123,6 +124,7 @@ class ReferenceData(RecordData):
                     found += self._sentences(entry, objects, location)
                 else:
                     bad_records.add(location, reason)
+        refuse_fractions(self.instances, (box.box for record in found for box in boxes_of(record)))
         return found
 
     def _sentences(self, entry: dict[str, Any], objects: Objects, location: str) -> Iterator[Record]:

@@ -8,7 +8,7 @@ from xml.etree.ElementTree import Element
 
 from vrft.data.bad_records import BadRecords
 from vrft.data.box_data import AnnotatedData, Corners, Entry
-from vrft.data.files import brief, hull, read_number, read_xml, size_of
+from vrft.data.files import brief, hull, read_all, read_number, read_xml, size_of
 from vrft.data.formats.other_formats import refuse_other_format
 from vrft.data.image_names import find_image
 from vrft.errors import ConfigurationError
@@ -40,21 +40,22 @@ class CvatData(AnnotatedData):
             subset = item.get("subset") or "."
             folders = [images] if images is not None else [beside / "images", beside]
             try:
-                boxes = [*_boxes(item)]
+                boxes = read_all(((i, shape) for i, shape in enumerate(item) if shape.tag not in IGNORED), _box)
+                outlines = sum(shape.tag not in (*IGNORED, "box") for shape in item)
                 image = find_image(item.get("name"), [*folders, *(folder / subset for folder in folders)])
-                yield Entry(image, location, size_of(_value(item, "width"), _value(item, "height")), boxes)
+                size = size_of(_value(item, "width"), _value(item, "height"))
+                yield Entry(image, location, size, boxes, outlines=outlines)
             except ValueError as error:
                 bad_records.add(location, str(error))
 
 
-def _boxes(image: Element) -> Iterator[tuple[str, Corners]]:
-    for i, shape in enumerate(image):
-        if shape.tag not in IGNORED:
-            label = shape.get("label", "")
-            try:
-                yield label, _corners(shape)
-            except ValueError as error:
-                raise ValueError(f"{shape.tag} {i} ({label}): {error}") from error
+def _box(_: int, numbered: tuple[int, Element]) -> tuple[str, Corners]:
+    i, shape = numbered
+    label = shape.get("label", "")
+    try:
+        return label, _corners(shape)
+    except ValueError as error:
+        raise ValueError(f"{shape.tag} {i} ({label}): {error}") from error
 
 
 def _corners(shape: Element) -> Corners:

@@ -11,7 +11,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 from vrft.data.bad_records import BadRecords
 from vrft.data.box_data import AnnotatedData, Corners, Entry
-from vrft.data.files import brief, hull, is_number, is_text, points_of, size_of
+from vrft.data.files import brief, hull, is_number, is_text, points_of, read_all, refuse_fractions, size_of
 from vrft.data.formats.other_formats import load_json, refuse_other_format
 from vrft.data.image_names import find_image
 
@@ -40,16 +40,23 @@ class LabelStudioData(AnnotatedData):
             refuse_other_format(annotations, self.expected)
         if tasks and not any("data" in task or "image" in task for task in tasks):
             refuse_other_format(annotations, self.expected)
+        percents: list[Corners] = []
         folders = [images] if images is not None else [annotations.parent, annotations.parent / "images"]
         for i, task in enumerate(tasks):
             location = f"{annotations}: [{i}] (id {brief(task.get('id'))})"
             try:
                 regions = regions_of(task)
                 labelled = {key for region in regions if labels_of(region) for key in keys_of(region)}
-                boxes = [box for region in regions for box in boxes_of(region, labelled)]
-                yield Entry(image_of(task, folders), location, original_size(regions), boxes)
+                found = read_all(regions, lambda _, region: boxes_of(region, labelled))  # noqa: B023
+                boxes = [box for some in found for box in some]
+                size = original_size(regions)
+                outlines = sum(len(some) * is_outline(region) for some, region in zip(found, regions, strict=True))
+                yield Entry(image_of(task, folders), location, size, boxes, outlines=outlines)
+                if size is not None:
+                    percents += [in_percent(box, size) for _, box in boxes]
             except ValueError as error:
                 bad_records.add(location, str(error))
+        refuse_fractions(annotations, percents, "percent")
 
 
 def regions_of(task: dict[str, Any]) -> list[dict[str, Any]]:
@@ -85,8 +92,19 @@ def keys_of(region: dict[str, Any]) -> list[str]:
     return [f"shape {shape}", *([f"id {region['id']}"] if region.get("id") is not None else [])]
 
 
-def boxes_of(region: dict[str, Any], labelled: Collection[str]) -> Iterator[tuple[str, Corners]]:
-    """Yield the boxes of a region, one per label; none if the region is a choice, a text or a relation.
+def is_outline(region: dict[str, Any]) -> bool:
+    """Return whether a region is a polygon or an ellipse."""
+    return bool({"points", "radiusX"} & {*region.get("value", region)})
+
+
+def in_percent(box: Corners, size: tuple[int, int]) -> Corners:
+    """Return a box in percent of its image, as the file has it."""
+    x0, y0, x1, y1 = (PERCENT * value / size[axis % 2] for axis, value in enumerate(box))
+    return x0, y0, x1, y1
+
+
+def boxes_of(region: dict[str, Any], labelled: Collection[str]) -> list[tuple[str, Corners]]:
+    """Return the boxes of a region, one per label; none if the region is a choice, a text or a relation.
 
     A text about a region, or its shape alone, repeats the place of the result that has its label.
 
@@ -105,7 +123,7 @@ def boxes_of(region: dict[str, Any], labelled: Collection[str]) -> Iterator[tupl
     if not labels:
         if {"width", "radiusX", "points"} & {*value} and not {*keys_of(region)} & {*labelled}:
             raise ValueError("a region without a label")
-        return
+        return []
     size = original_size([region])
     if size is None:
         raise ValueError("original_width and original_height: expected the size of the image")
@@ -114,7 +132,7 @@ def boxes_of(region: dict[str, Any], labelled: Collection[str]) -> Iterator[tupl
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{kind or 'region'}: expected numbers in percent: {brief(str(error))}") from error
     corners = (x0 * size[0] / PERCENT, y0 * size[1] / PERCENT, x1 * size[0] / PERCENT, y1 * size[1] / PERCENT)
-    yield from ((label, corners) for label in labels)
+    return [(label, corners) for label in labels]
 
 
 def _percents(value: dict[str, Any]) -> Corners:

@@ -9,7 +9,7 @@ from typing import Any
 
 from vrft.data.bad_records import BadRecords
 from vrft.data.box_data import AnnotatedData, Corners, Entry
-from vrft.data.files import brief, decode_json, hull, points_of, read_bytes, size_of
+from vrft.data.files import brief, decode_json, hull, points_of, read_all, read_bytes, size_of
 from vrft.data.folders import find_files
 from vrft.data.formats.other_formats import refuse_other_format
 from vrft.data.image_names import find_image
@@ -46,17 +46,20 @@ class LabelMeData(AnnotatedData):
 
 def read_labelme(file: Path, content: dict[str, Any], folder: Path) -> Entry:
     """Return the content of a file. Raise ValueError if a shape has no box."""
-    boxes = []
-    for i, shape in enumerate(content["shapes"]):
+
+    def read(i: int, shape: object) -> tuple[str, Corners]:
         if not isinstance(shape, dict):
             raise ValueError(f"shapes[{i}]: expected an object, got {brief(shape)}")
         try:
-            boxes.append((shape.get("label", ""), corners_of(shape)))
+            return shape.get("label", ""), corners_of(shape)
         except ValueError as error:
             raise ValueError(f"shapes[{i}] ({brief(shape.get('label'))}): {error}") from error
+
+    boxes = read_all(content["shapes"], read)
+    outlines = sum(shape.get("shape_type") != "rectangle" for shape in content["shapes"])
     name = content.get("imagePath") or file.with_suffix(".jpg").name
     size = size_of(content.get("imageWidth"), content.get("imageHeight"))
-    return Entry(find_image(name, [folder]), str(file), size, boxes)
+    return Entry(find_image(name, [folder]), str(file), size, boxes, outlines=outlines)
 
 
 def corners_of(shape: dict[str, Any]) -> Corners:

@@ -8,7 +8,7 @@ from typing import Any
 
 from vrft.data.bad_records import BadRecords
 from vrft.data.box_data import AnnotatedData, Corners, Entry
-from vrft.data.files import brief, hull, points_of, require_object, size_of
+from vrft.data.files import brief, hull, points_of, read_all, require_object, size_of
 from vrft.data.folders import find_files
 from vrft.data.formats.other_formats import load_json, refuse_other_format
 from vrft.data.image_names import find_image
@@ -31,12 +31,18 @@ class SuperviselyData(AnnotatedData):
                 if not isinstance(content, dict) or not isinstance(content.get("objects"), list):
                     refuse_other_format(file, self.expected)
                 size = require_object(content.get("size") or {}, "size")
-                objects = [require_object(item, f"objects[{i}]") for i, item in enumerate(content["objects"])]
-                boxes = [(item.get("classTitle", ""), _corners(i, item)) for i, item in enumerate(objects)]
+                boxes = read_all(content["objects"], _box)
+                outlines = sum(item.get("geometryType") != "rectangle" for item in content["objects"])
                 image = find_image(file.name.removesuffix(".json"), [annotations / "img" if images is None else images])
-                yield Entry(image, str(file), size_of(size.get("width"), size.get("height")), boxes)
+                sides = size_of(size.get("width"), size.get("height"))
+                yield Entry(image, str(file), sides, boxes, outlines=outlines)
             except ValueError as error:
                 bad_records.add(str(file), str(error).removeprefix(f"{file}: "))
+
+
+def _box(i: int, item: object) -> tuple[str, Corners]:
+    found = require_object(item, f"objects[{i}]")
+    return found.get("classTitle", ""), _corners(i, found)
 
 
 def _corners(i: int, item: dict[str, Any]) -> Corners:

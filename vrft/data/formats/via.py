@@ -8,7 +8,7 @@ from typing import Any
 
 from vrft.data.bad_records import BadRecords
 from vrft.data.box_data import AnnotatedData, Corners, Entry
-from vrft.data.files import brief, hull, is_number, points_of, require_object
+from vrft.data.files import brief, hull, is_number, points_of, read_all, require_object
 from vrft.data.formats.other_formats import load_json, refuse_other_format
 from vrft.data.image_names import find_image
 
@@ -42,9 +42,10 @@ class ViaData(AnnotatedData):
             try:
                 if not isinstance(regions, list):
                     raise ValueError(f"regions: expected a list, got {brief(regions)}")
-                boxes = [self._box(i, region) for i, region in enumerate(regions)]
+                boxes = read_all(regions, self._box)
+                outlines = sum(region["shape_attributes"]["name"] != "rect" for region in regions)
                 image = find_image(item.get("filename"), [annotations.parent if images is None else images])
-                yield Entry(image, location, None, boxes)
+                yield Entry(image, location, None, boxes, outlines=outlines)
             except ValueError as error:
                 bad_records.add(location, str(error))
 

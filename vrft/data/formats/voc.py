@@ -10,7 +10,7 @@ from xml.etree.ElementTree import Element
 
 from vrft.data.bad_records import BadRecords
 from vrft.data.box_data import AnnotatedData, Corners, Entry
-from vrft.data.files import brief, hull, read_lines, read_number, read_xml, size_of
+from vrft.data.files import brief, hull, read_all, read_lines, read_number, read_xml, size_of
 from vrft.data.folders import find_files
 from vrft.data.formats.other_formats import refuse_other_format
 from vrft.data.image_names import find_image
@@ -95,22 +95,27 @@ def read_voc(file: Path, folders: Sequence[Path], encoding: str) -> Entry:
         raise ValueError(f"expected <annotation>, got <{root.tag}>")
     width, height = ((root.findtext(f"size/{side}") or "").strip() for side in ("width", "height"))
     shift = 1 if OFFICIAL.match(root.findtext("source/database", "").strip()) else 0
-    boxes: list[tuple[str, Corners]] = []
-    difficult: list[tuple[str, Corners]] = []
-    for i, item in enumerate(root.findall("object")):
+
+    def read(i: int, item: Element) -> tuple[bool, str, Corners]:
         label = (item.findtext("name") or "").strip()
         try:
             x0, y0, x1, y1 = _corners(item)
-            is_difficult = _is_difficult(item)
+            return _is_difficult(item), label, (x0 - shift, y0 - shift, x1, y1)
         except ValueError as error:
             raise ValueError(f"object {i} ({label}): {error}") from error
-        (difficult if is_difficult else boxes).append((label, (x0 - shift, y0 - shift, x1, y1)))
+
+    items = root.findall("object")
+    found = read_all(items, read)
+    boxes, difficult = (
+        [(label, box) for is_difficult, label, box in found if is_difficult == marked] for marked in (False, True)
+    )
     name = (root.findtext("filename") or "").strip() or file.stem
     image = find_image(name, folders)
     if not os.path.isfile(image):  # often the name in the file is older than that of the file
         renamed = find_image(file.with_suffix(".jpg").name, folders)
         image = renamed if os.path.isfile(renamed) else image
-    return Entry(image, str(file), size_of(width, height), boxes, difficult)
+    outlines = sum(item.find("bndbox") is None for item in items)
+    return Entry(image, str(file), size_of(width, height), boxes, difficult, outlines)
 
 
 def _is_difficult(item: Element) -> bool:

@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from vrft.data.bad_records import BadRecords
+from vrft.data.bad_records import OUTLINES, BadRecords
 from vrft.data.box_data import BoxData, BoxImage, Corners
 from vrft.data.files import brief, clip_to, decode_text, hull, read_bytes, read_number, require_file, split_lines
 from vrft.data.formats.other_formats import refuse_other_format
@@ -26,7 +26,6 @@ from vrft.types import Detection, Id
 TOLERANCE = 0.01
 """How far the numbers of a label may lie outside of 0 to 1, as in Ultralytics. What is outside the image is clipped."""
 
-OUTLINES = "outlines read as their bounding boxes"
 """Count of labels, in what `data:` says."""
 
 ROUNDING = 1e-6
