@@ -26,7 +26,7 @@ FIELDS = frozenset(
 
 OPTIONS = FIELDS | {
     *("config", "help", "print_config", "ckpt_path", "weights_only", "verbose"),
-    *("against", "resamples", "images", "query", "split", "draw", "gpu_memory", "probe"),
+    *("against", "resamples", "samples", "images", "query", "split", "draw", "gpu_memory", "probe"),
 }
 """Options of some command, without the fields below them."""
 

@@ -48,6 +48,7 @@ OWN = {
     "test": """
   --against base|FILE               compare with the base, a checkpoint or a results file, on the same images
   --resamples INT                   bootstrap samples per interval of the comparison (200)
+  --samples INT                     sample so many answers to each question, for pass@k, votes, the likeliest of k (1)
   --ckpt_path last|FILE             the checkpoint to test (default: the base)
 """,
     "doctor": """

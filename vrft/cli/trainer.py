@@ -11,9 +11,11 @@ from lightning.pytorch import Trainer
 from rich.console import Console
 from rich.table import Column, Table
 
+from vrft.callbacks.sampled_answers import SampledAnswers
 from vrft.cli.compare import compare_checkpoints
 from vrft.cli.doctor import run_doctor
 from vrft.data import VisionData
+from vrft.errors import ConfigurationError
 from vrft.rollout.vllm.command import serve_commands
 from vrft.training.module import VisionModule
 from vrft.training.trainer import VisionTrainer
@@ -97,6 +99,7 @@ class CommandTrainer(VisionTrainer):
         weights_only: bool | None = None,
         against: str | None = None,
         resamples: int = 200,
+        samples: int = 1,
     ) -> Any:
         """Evaluate a checkpoint on held-out images, or compare two.
 
@@ -109,7 +112,13 @@ class CommandTrainer(VisionTrainer):
             weights_only: load checkpoints without running code.
             against: another checkpoint, `base` or a results file of any detector, to compare with on the same images.
             resamples: bootstrap samples per interval of the comparison.
+            samples: answers to sample to each question beside the greedy one, for pass@k, votes and the likeliest of k;
+                1: none.
         """
+        if samples != 1:
+            if against is not None:
+                raise ConfigurationError("samples: expected 1 with against, which compares greedy answers")
+            self.callbacks.append(SampledAnswers(samples))
         silent = partial(
             super().test, model, dataloaders, verbose=False, datamodule=datamodule, weights_only=weights_only
         )

@@ -1,0 +1,101 @@
+"""Values of several sampled answers, against all subsets and by hand."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import random
+from pathlib import Path
+from statistics import mean
+
+import pytest
+
+from tests.helpers import CSV_ONLY
+from tests.helpers.finished import short_fit
+from vrft.__main__ import main
+from vrft.evaluators.inference_scaling import Sampled, best_of, curves, fused, sizes, vote
+from vrft.types import Answer, Detection
+
+
+@pytest.mark.parametrize("k", [1, 2, 3, 5])
+def test_the_best_of_k_is_the_mean_over_all_subsets(k: int) -> None:
+    rng = random.Random(k)
+    values, keys = [rng.random() for _ in range(5)], [rng.random() for _ in range(5)]
+    subsets = [*itertools.combinations(range(5), k)]
+    assert best_of(values, k) == pytest.approx(mean(max(values[i] for i in some) for some in subsets))
+    likeliest = mean(values[max(some, key=lambda i: keys[i])] for some in subsets)
+    assert best_of(values, k, keys) == pytest.approx(likeliest)
+    right = [0.0, 1.0, 0.0, 1.0, 0.0]
+    assert best_of(right, k) == pytest.approx(mean(any(right[i] for i in some) for some in subsets))
+
+
+def test_equal_keys_share_their_places() -> None:
+    assert best_of([0.0, 1.0, 0.5], 2, [1.0, 1.0, 0.0]) == pytest.approx(0.5)
+
+
+def answer(value: str | tuple[Detection, ...] | None) -> Answer:
+    return Answer("", "", value, value is not None)
+
+
+def test_the_most_common_name_wins() -> None:
+    assert vote([answer(name) for name in ("dog", None, "Cat", "cat ", "dog", "cat")]) == "Cat"
+    assert vote([answer("dog"), answer("cat")]) == "dog"
+    assert vote([answer(None)]) is None
+
+
+def test_boxes_that_most_answers_have_are_averaged() -> None:
+    box = Detection((0, 0, 10, 10), "cat", 0.9)
+    near = Detection((0, 0, 10, 12), "cat", 0.3)
+    other = Detection((50, 50, 60, 60), "cat", 0.8)
+    named = Detection((0, 0, 10, 10), "dog", 0.8)
+    (found,) = fused([(box, other), (near,), (named,)])
+    assert found.box == pytest.approx((0, 0, 10, (0.9 * 10 + 0.3 * 12) / 1.2))
+    assert (found.label, found.score) == ("cat", pytest.approx(0.4))
+    assert fused([(box,), (), ()]) == ()
+    assert fused([(box,), (other,), ()]) == (Detection(box.box, "cat", pytest.approx(0.3)),)  # none has a majority
+    unsure = Detection((0, 0, 10, 10), "cat", None)
+    assert fused([(unsure,), (unsure,)]) == (unsure,)
+    assert fused([(box, box)]) == (Detection(box.box, "cat", 1.0),)
+
+
+def test_curves_are_means_over_questions_with_intervals_over_images() -> None:
+    one = Sampled("a", [0.0, 0.6, 1.0, 0.2], [-1.0, -2.0, -3.0, -0.5], {1: 0.45, 2: 0.5, 4: 0.7})
+    two = Sampled("b", [0.0, 0.0, 0.0, 0.0], [-1.0, -1.0, -1.0, -1.0], {1: 0.0, 2: 0.0, 4: 0.0})
+    found = curves([one, two], success=0.5, resamples=50, seed=0)
+    assert sizes(4) == [*found["pass"]] == [1, 2, 4]
+    assert found["pass"][1].value == pytest.approx(0.25)
+    assert found["pass"][2].value == pytest.approx((1 - 1 / 6) / 2)  # C(2, 2) / C(4, 2)
+    assert found["best"][4].value == 0.5
+    assert found["likeliest"][4].value == pytest.approx(0.1)
+    assert found["best"][1].value == found["likeliest"][1].value == pytest.approx(0.225)
+    assert found["vote"][4] == (pytest.approx(0.35), 0.0, pytest.approx(0.7))
+
+
+def test_a_test_with_samples_writes_the_same_curves_for_any_batch(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = []
+    for batch in (2, 5):
+        command = ["test", *short_fit(tmp_path, CSV_ONLY)[1:], "--samples=3", f"--data.eval_batch_size={batch}"]
+        assert main([*command, f"--run_dir={tmp_path}/{batch}"]) == 0
+        (file,) = (tmp_path / str(batch)).glob("evaluation/test-*/inference_scaling.json")
+        found.append(json.loads(file.read_text()))
+    first, second = found
+    assert first["questions"] == second["questions"] > 6
+    for name, points in first["curves"].items():
+        for k, point in points.items():
+            assert point == pytest.approx(second["curves"][name][k], abs=1e-4)
+    best = first["curves"]["best"]
+    assert 0 < best["1"][0] < best["2"][0] < best["3"][0]
+    assert "pass@k" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [("--samples=0", "samples: expected at least 2, got 0"), ("--against=base", "samples: expected 1 with against")],
+)
+def test_samples_without_a_meaning_are_refused(
+    option: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["test", *short_fit(tmp_path, CSV_ONLY)[1:], "--samples=2", option]) == 2
+    assert said in capsys.readouterr().err

@@ -1,0 +1,117 @@
+"""`test --samples`: several sampled answers to each question, and what they are worth together."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from rich.console import Console
+from rich.table import Table
+
+from vrft.callbacks.base import vision_module
+from vrft.data.datamodule import data_of
+from vrft.errors import ConfigurationError
+from vrft.evaluators import Evaluator
+from vrft.evaluators.base import evaluation_folder, evaluators_of, gather
+from vrft.evaluators.inference_scaling import Sampled, curves, sizes, vote
+from vrft.rollout import Sampling, SamplingKey
+from vrft.training.module import VisionModule
+from vrft.training.progress_bar import phase
+from vrft.training.rollouts import Generation
+from vrft.training.scoring import parse_completions
+from vrft.types import Answer, PromptBatch, Sample
+from vrft.utils.files import write_json
+from vrft.utils.intervals import Interval
+
+SUCCESS = 0.5
+"""Quality from which an answer counts as right: an IoU of 0.5, or the right name."""
+
+RESAMPLES = 200
+
+FILE = "inference_scaling.json"
+"""The curves, in the folder of a test."""
+
+
+class SampledAnswers(Callback):
+    """Samples answers beside the greedy ones of a test, at temperature 1, and writes curves over their number.
+
+    The first evaluator that knows how good an answer is, judges. The random numbers of a question depend on the seed
+    and its number in the data alone, so any number of ranks and any batch size samples the same answers.
+    """
+
+    def __init__(self, samples: int) -> None:
+        if samples < 2:
+            raise ConfigurationError(f"samples: expected at least 2, got {samples}")
+        self.samples = samples
+        self.questions: dict[int, Sampled] = {}
+
+    def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.questions = {}
+        if not evaluators_of(trainer):
+            raise ConfigurationError("samples: expected an evaluator among trainer.callbacks, which judges the answers")
+
+    def on_test_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: PromptBatch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        module, data = vision_module(pl_module), data_of(trainer)
+        evaluator = evaluators_of(trainer)[0]
+        answers, log_probs = self.sample(module, batch)
+        for p, sample in enumerate(batch.samples):
+            if data.is_owned_by_rank(sample):
+                rows = slice(p * self.samples, (p + 1) * self.samples)
+                self.questions[sample.index] = judged(evaluator, answers[rows], log_probs[rows], sample)
+
+    def sample(self, module: VisionModule, batch: PromptBatch) -> tuple[list[Answer], list[float]]:
+        """Return the answers to P prompts and the log-probabilities of their completions, (P * samples) each."""
+        length = module.max_completion_length
+        key = SamplingKey(module.seed, int(module.steps_done), first=batch.samples[0].index)
+        with phase(module.trainer, "sampling", length) as advance:
+            rollout = module.rollouts.generate(
+                module.policy.prepare(batch), Generation(self.samples, length, Sampling(), key), advance
+            )
+        answers, _ = parse_completions(module.task, rollout, batch)
+        return answers, (rollout.log_probs * rollout.mask).sum(1).tolist()
+
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        questions = gather(self.questions, trainer.world_size)
+        if not trainer.is_global_zero or not questions:
+            return
+        ordered = [questions[index] for index in sorted(questions)]
+        found = curves(ordered, SUCCESS, RESAMPLES, vision_module(pl_module).seed)
+        folder = evaluation_folder(trainer)
+        folder.mkdir(parents=True, exist_ok=True)
+        content = {name: {str(k): [*point] for k, point in points.items()} for name, points in found.items()}
+        write_json(folder / FILE, {"questions": len(ordered), "success": SUCCESS, "curves": content})
+        Console().print(table_of(found, len(ordered)))
+
+
+def judged(evaluator: Evaluator[Any], answers: list[Answer], log_probs: list[float], sample: Sample) -> Sampled:
+    """Return the qualities of the n answers to a question, and of the votes of the first k, the next k and so on."""
+
+    def quality(answer: Answer) -> float:
+        value = evaluator.quality(evaluator.row(answer, sample))
+        if value is None:
+            raise ConfigurationError(f"samples: {type(evaluator).__name__} does not say how good an answer is")
+        return value
+
+    found = Sampled(sample.image_id, [quality(answer) for answer in answers], log_probs)
+    for k in sizes(len(answers)):
+        groups = [answers[start : start + k] for start in range(0, len(answers) - k + 1, k)]
+        voted = [Answer("", "", value, value is not None) for value in map(vote, groups)]
+        found.votes[k] = sum(map(quality, voted)) / len(voted)
+    return found
+
+
+def table_of(found: dict[str, dict[int, Interval]], questions: int) -> Table:
+    """Return the curves as a table."""
+    columns = [str(k) for k in found["pass"]]
+    table = Table("answers", *columns, title=f"sampled answers to {questions} questions, 95 % intervals over images")
+    for name, points in found.items():
+        table.add_row(f"{name}@k" if name == "pass" else name, *(str(point) for point in points.values()))
+    return table

@@ -1,0 +1,159 @@
+"""What several sampled answers to one question are worth: pass@k, votes, and the likeliest of k."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from math import comb
+
+from vrft.answers import normalise_label
+from vrft.boxes import iou_matrix
+from vrft.types import Answer, Detection, Id, Target
+from vrft.utils.intervals import Interval, bootstrap_draws, interval
+
+SAME_BOX = 0.55
+"""IoU from which two boxes are of the same object (weighted boxes fusion, arXiv 1910.13302)."""
+
+
+@dataclass(slots=True)
+class Sampled:
+    """The n sampled answers to one question."""
+
+    image_id: Id
+    qualities: list[float]  # n, from 0 to 1
+    log_probs: list[float]  # n, of whole completions
+    votes: dict[int, float] = field(default_factory=dict)  # by k, the mean quality of the votes of k answers each
+
+
+def sizes(n: int) -> list[int]:
+    """Return the numbers of answers at which curves are computed: powers of two up to n, and n.
+
+    >>> sizes(12)
+    [1, 2, 4, 8, 12]
+    """
+    return sorted({*(2**i for i in range(n.bit_length()) if 2**i <= n), n})
+
+
+def best_of(values: Sequence[float], k: int, keys: Sequence[float] | None = None) -> float:
+    """Return the expected value of the best of k of n answers, without replacement: no estimate has a smaller variance.
+
+        sum over i of v_(i) C(i - 1, k - 1) / C(n, k),    v_(i): value of the answer with the i-th smallest key
+
+    For values 0 and 1 and the values as keys, this is pass@k, 1 - C(n - c, k) / C(n, k) with c ones (arXiv 2107.03374).
+
+    Args:
+        values: values of the n answers.
+        k: from 1 to n.
+        keys: what tells the best one; default: the values. Equal keys share their places.
+    """
+    keys = values if keys is None else keys
+    shared: dict[float, list[float]] = defaultdict(list)
+    for key, value in zip(keys, values, strict=True):
+        shared[key].append(value)
+    total, below = 0.0, 0
+    for key in sorted(shared):
+        mean = sum(shared[key]) / len(shared[key])
+        upto = below + len(shared[key])
+        total += mean * (comb(upto, k) - comb(below, k))
+        below = upto
+    return total / comb(len(values), k)
+
+
+def vote(answers: Sequence[Answer]) -> Target | None:
+    """Return what most answers say; None if none can be read. Answers that can't be read have no vote.
+
+    Names: the most common one, of equally common ones the first. Boxes: see `fused`.
+    """
+    read = [answer.value for answer in answers if answer.value is not None]
+    names = [value for value in read if isinstance(value, str)]
+    if names:
+        winner = Counter(map(normalise_label, names)).most_common(1)[0][0]
+        return next(name for name in names if normalise_label(name) == winner)
+    return fused([value for value in read if not isinstance(value, str)]) if read else None
+
+
+def fused(answers: Sequence[tuple[Detection, ...]]) -> tuple[Detection, ...]:
+    """Return the boxes that more than half of the answers have, each as the mean of theirs.
+
+    Boxes of one label are clustered by average linkage of 1 - IoU up to 1 - `SAME_BOX`. A cluster's box is the mean of
+    its boxes weighted by confidence, as in weighted boxes fusion (arXiv 1910.13302), and its score the sum of the
+    confidences over the number of answers. If most answers have boxes but none has a majority, the box that most
+    answers have is returned.
+    """
+    boxes = [(number, box) for number, answer in enumerate(answers) for box in answer]
+    found: list[tuple[int, Detection]] = []
+    for label in dict.fromkeys(box.label for _, box in boxes):
+        mine = [(number, box) for number, box in boxes if box.label == label]
+        for cluster in clusters([box for _, box in mine]):
+            members = [mine[i] for i in cluster]
+            found.append((len({number for number, _ in members}), mean_box([b for _, b in members], len(answers))))
+    chosen = tuple(box for votes, box in found if 2 * votes > len(answers))
+    if not chosen and 2 * sum(bool(answer) for answer in answers) > len(answers):
+        chosen = (max(found, key=lambda entry: entry[0])[1],)
+    return chosen
+
+
+def clusters(boxes: Sequence[Detection]) -> list[list[int]]:
+    """Return the positions of the boxes of each object, in the order of their first boxes."""
+    from scipy.cluster.hierarchy import fcluster, linkage  # takes longer to import than most commands
+    from scipy.spatial.distance import squareform
+
+    if len(boxes) == 1:
+        return [[0]]
+    corners = [box.box for box in boxes]
+    distance = 1 - iou_matrix(corners, corners)
+    distance = (distance + distance.T) / 2
+    for i in range(len(boxes)):
+        distance[i, i] = 0.0
+    numbers = fcluster(linkage(squareform(distance), "average"), 1 - SAME_BOX, "distance")
+    members: dict[int, list[int]] = defaultdict(list)
+    for position, number in enumerate(numbers):
+        members[int(number)].append(position)
+    return sorted(members.values())
+
+
+def mean_box(boxes: Sequence[Detection], answers: int) -> Detection:
+    """Return the mean of an object's boxes weighted by confidence; without confidences, all count the same."""
+    stated = [box.score for box in boxes if box.score is not None]
+    weights = [1.0 if box.score is None else max(box.score, 1e-6) for box in boxes]
+    x0, y0, x1, y1 = (
+        sum(w * box.box[i] for w, box in zip(weights, boxes, strict=True)) / sum(weights) for i in range(4)
+    )
+    return Detection((x0, y0, x1, y1), boxes[0].label, min(1.0, sum(stated) / answers) if stated else None)
+
+
+def curves(questions: Sequence[Sampled], success: float, resamples: int, seed: int) -> dict[str, dict[int, Interval]]:
+    """Return curves over k from one set of samples, with 95 % intervals from a bootstrap over images.
+
+        pass       share of questions of whose k answers one has a quality of at least `success` (pass@k)
+        best       quality of the best of k answers, which only the truth can tell
+        likeliest  quality of the answer with the largest probability
+        vote       quality of the vote of k answers
+
+    At k = 1, all but `pass` are the mean quality of a sampled answer.
+    """
+    by_image: dict[Id, list[Sampled]] = defaultdict(list)
+    for question in questions:
+        by_image[question.image_id].append(question)
+    images, n = [*by_image.values()], len(questions[0].qualities)
+    draws = bootstrap_draws(len(images), resamples, seed)
+    found: dict[str, dict[int, Interval]] = defaultdict(dict)
+    for k in sizes(n):
+        for name in ("pass", "best", "likeliest", "vote"):
+            sums = [(sum(value_of(name, one, k, success) for one in image), len(image)) for image in images]
+            means = [
+                sum(total for total, _ in part) / sum(count for _, count in part)
+                for part in [sums, *([sums[i] for i in draw] for draw in draws)]
+            ]
+            found[name][k] = interval(means[0], means[1:])
+    return dict(found)
+
+
+def value_of(name: str, one: Sampled, k: int, success: float) -> float:
+    """Return the value of one question in a curve."""
+    if name == "vote":
+        return one.votes[k]
+    if name == "likeliest":
+        return best_of(one.qualities, k, one.log_probs)
+    return best_of([float(q >= success) for q in one.qualities] if name == "pass" else one.qualities, k)
