@@ -99,7 +99,10 @@ def test_pictures_of_samples_name_the_file_and_keep_labels_inside(monkeypatch: p
     width, height = sample.size
     edge = Detection((width - 2, 0, width, height), "a category with a long name")
     task: Any = SimpleNamespace(
-        target_text=lambda *_: "", question=lambda *_: "which?", parse=lambda *_: SimpleNamespace(value=(edge,))
+        target_text=lambda *_: "",
+        image_note=lambda *_: "",
+        question=lambda *_: "which?",
+        parse=lambda *_: SimpleNamespace(value=(edge,)),
     )
     written: list[tuple[float, str]] = []
     monkeypatch.setattr(ImageDraw.ImageDraw, "text", lambda _, at, text, **__: written.append((at[0], text)))

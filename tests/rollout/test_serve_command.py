@@ -105,3 +105,9 @@ def test_a_server_gets_the_limits_of_the_family(
 def test_serve_command_of_a_config_without_servers(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["serve-command", "--config", "quickstart"]) == 2
     assert "expected vrft.rollout.VLLMServer, got TransformersEngine" in capsys.readouterr().err
+
+
+def test_a_server_takes_the_images_of_examples_and_one_more(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["serve-command", "--config=quickstart", "--config=engine/vllm", "--data.examples=4"]) == 0
+    _, words = split_command(capsys.readouterr().out)
+    assert json.loads(words[words.index("--limit-mm-per-prompt") + 1])["image"] == 5

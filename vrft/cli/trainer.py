@@ -14,7 +14,7 @@ from rich.table import Column, Table
 from vrft.callbacks.sampled_answers import SampledAnswers
 from vrft.cli.compare import compare_checkpoints
 from vrft.cli.doctor import run_doctor
-from vrft.data import VisionData
+from vrft.data import RecordData, VisionData
 from vrft.errors import ConfigurationError
 from vrft.rollout.vllm.command import serve_commands
 from vrft.training.module import VisionModule
@@ -175,7 +175,8 @@ class CommandTrainer(VisionTrainer):
             model: the module, with a `vrft.rollout.VLLMServer`.
             datamodule: its data.
         """
-        print(serve_commands(model.engine, model.policy), end="")
+        examples = datamodule.examples if isinstance(datamodule, RecordData) else 0
+        print(serve_commands(model.engine, model.policy, 1 + examples), end="")
 
     def doctor(
         self, model: VisionModule, datamodule: VisionData, probe: int = 48, gpu_memory: float | None = None

@@ -66,8 +66,8 @@ def check_lengths(module: VisionModule, data: VisionData, batch: PromptBatch, co
     own = [*unlimited_counts(module, batch)]
     limited = [int((ids == image_id).sum()) for ids in prompts]
     for name, counts in (
-        ("prompt with image", [ids.shape[1] for ids in prompts]),
-        ("image", limited),
+        ("prompt with images", [ids.shape[1] for ids in prompts]),
+        ("images", limited),
         *own,
         ("target with end token", targets),
     ):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
+from vrft.policy.processor import shown_images
 from vrft.tasks import Task
 from vrft.types import Frame, PromptBatch, Sample
 from vrft.utils.display import visible
@@ -32,13 +33,17 @@ def draw_sheet(task: Task, batch: PromptBatch, path: Path, file_of: Callable[[in
 
 
 def draw_tile(task: Task, sample: Sample, frame: Frame, file: str | None) -> Image.Image:
-    """Draw a sample's image with the boxes parsed from its target text, above the prompt and that text."""
+    """Draw a sample's images with the boxes parsed from its target text, above the prompt and that text.
+
+    Images of examples come first.
+    """
     tile = Image.new("RGB", (TILE_WIDTH, IMAGE_HEIGHT + MAX_LINES * LINE_HEIGHT + 10), "white")
     pen, font = ImageDraw.Draw(tile), ImageFont.load_default(11)
-    width, height = sum(image.width for image in sample.images), max(image.height for image in sample.images)
+    images = shown_images(sample)
+    width, height = sum(image.width for image in images), max(image.height for image in images)
     scale = min((TILE_WIDTH - 10) / width, (IMAGE_HEIGHT - 10) / height)
     x, left_edge = 5.0, 5.0  # of the next image, and of the one that boxes belong to
-    for image in sample.images:
+    for image in images:
         left_edge = x if image is sample.image else left_edge
         tile.paste(image.resize((max(1, round(image.width * scale)), max(1, round(image.height * scale)))), (int(x), 5))
         x += image.width * scale
@@ -51,7 +56,9 @@ def draw_tile(task: Task, sample: Sample, frame: Frame, file: str | None) -> Ima
         left = max(0.0, min(corners[0] + 3, TILE_WIDTH - 5 - pen.textlength(label, font=font)))
         pen.text((left, corners[1] + 1), label, fill=BOX_COLOUR, font=font)
     name = visible(Path(file).name)[:MAX_NAME] if file else "without a file"
-    question = textwrap.wrap(f"{sample.index} ({name}): {task.question(sample, frame)}", 62)[: MAX_LINES // 2]
+    shown = f"after {len(sample.examples)} examples: " if sample.examples else ""
+    asked = f"{sample.index} ({name}): {shown}{task.image_note(sample)}{task.question(sample, frame)}"
+    question = textwrap.wrap(asked, 62)[: MAX_LINES // 2]
     answer = textwrap.wrap(target, 62)[: MAX_LINES // 2]
     for i, line in enumerate([*question, *answer]):
         colour = "black" if i < len(question) else BOX_COLOUR

@@ -158,7 +158,7 @@ class Encoder:
     task: Task
     coordinates: Coordinates
     decimals: int | None = None
-    cache: ExampleCache = field(default_factory=ExampleCache, compare=False, repr=False)
+    cache: ExampleCache = field(default_factory=ExampleCache, init=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.coordinates == "unit" and self.decimals == 0:
@@ -171,7 +171,7 @@ class Encoder:
     def prompt(self, sample: Sample, frame: Frame) -> Prompt:
         """Return the processor's output for one sample."""
         chat = self.chat(sample, frame)
-        images = [image for shown in (*sample.examples, sample) for image in shown.images]
+        images = shown_images(sample)
         plain = plain_text(self.processor)
         rendered = plain.render(chat)
         count = len(images) - sample.num_images
@@ -226,6 +226,11 @@ class Encoder:
         if self.coordinates == "pixels":
             size = resized(self.processor.image_processor, size)
         return with_decimals(frame_of(self.coordinates, size), self.decimals)
+
+
+def shown_images(sample: Sample) -> list[Image.Image]:
+    """Return the images of a prompt in order: those of the examples, then those of the question."""
+    return [image for shown in (*sample.examples, sample) for image in shown.images]
 
 
 class MicroBatch(NamedTuple):

@@ -25,8 +25,8 @@ CPU_FLAGS = ("--enforce-eager", "--no-enable-chunked-prefill")
 """Flag for CPUs, where vLLM 0.32 with chunked prefill crashes on requests that have a seed."""
 
 
-def serve_commands(engine: RolloutEngine, policy: Policy) -> str:
-    """Return one command for each server, with comments.
+def serve_commands(engine: RolloutEngine, policy: Policy, images: int = 1) -> str:
+    """Return one command for each server, with comments. `images`: most images in a prompt.
 
     Raises:
         ConfigurationError: the engine is not a `VLLMServer`.
@@ -35,7 +35,7 @@ def serve_commands(engine: RolloutEngine, policy: Policy) -> str:
         raise ConfigurationError(
             f"model.engine: expected vrft.rollout.VLLMServer, got {type(engine).__name__}; --config engine/vllm adds it"
         )
-    flags = server_flags(policy)
+    flags = server_flags(policy, images)
     lines = [SECURITY_NOTE] if policy.lora is not None else [SECURITY_NOTE, PLUGIN_NOTE]
     lines.append(f"# If vLLM runs on a CPU, add {' '.join(CPU_FLAGS)}.")
     for client in engine.clients:
@@ -55,13 +55,16 @@ def server_environment(policy: Policy) -> dict[str, str]:
     return variables if policy.lora is None else variables | {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1"}
 
 
-def server_flags(policy: Policy) -> list[str]:
-    """Return the flags that make the server's distribution, prompts and weights equal to the trainer's."""
+def server_flags(policy: Policy, images: int = 1) -> list[str]:
+    """Return the flags that make the server's distribution, prompts and weights equal to the trainer's.
+
+    `images`: most images in a prompt.
+    """
     flags = ["--dtype", str(policy.dtype).removeprefix("torch.")]
     flags += ["--logprobs-mode", "processed_logprobs"]  # those of the distribution that tokens are sampled from
     flags += ["--generation-config", "vllm"]  # ignore the sampling defaults of the checkpoint
     flags += ["--chat-template-content-format", "openai"]
-    flags += ["--limit-mm-per-prompt", json.dumps({"image": 1, "video": 0})]
+    flags += ["--limit-mm-per-prompt", json.dumps({"image": images, "video": 0})]
     if given := image_arguments(policy):
         flags += ["--mm-processor-kwargs", json.dumps(given)]
         if repeated := config_fields(given):

@@ -15,6 +15,7 @@ from torch.nn.utils.rnn import pad_sequence
 from vrft.errors import ConfigurationError, RolloutFailed, RolloutRefused
 from vrft.policy import Policy
 from vrft.policy.plain_text import chat_texts, plain_text
+from vrft.policy.processor import shown_images
 from vrft.rollout.base import RemoteEngine, Sampling, SamplingKey
 from vrft.rollout.vllm.client import Client, Unavailable
 from vrft.rollout.vllm.completions import Completion, CompletionRequest, chat, request_seed, sampling_settings
@@ -169,18 +170,18 @@ class VLLMServer(RemoteEngine):
             "logprobs": True,
             "return_token_ids": True,
         }
-        config = policy.base.config
+        config, encoder = policy.base.config, policy.encoder(self.task)
 
         def build(p: int) -> CompletionRequest:
             sample, frame, prompt = batch.samples[p], batch.frames[p], batch.inputs[p]
-            messages = self.task.messages(sample, frame)
+            messages = encoder.chat(sample, frame)
             name = f"sample {sample.index} (image {sample.image_id}, {sample.query!r})"
             if special := plain_text(policy.processor).found(chat_texts(messages)):
                 raise RolloutRefused(
                     f"model.engine: {name} contains {special!r}, which the server would read as a special token; "
                     "rename it, or sample without vLLM"
                 )
-            body = settings | {"messages": chat(messages, sample.images)}
+            body = settings | {"messages": chat(messages, shown_images(sample))}
             if not sampling.greedy:
                 body["seed"] = request_seed(key, p)
             return CompletionRequest(
