@@ -97,6 +97,11 @@ class RunDir:
         """Weights on their way to vLLM servers."""
         return self.path / "vllm"
 
+    @property
+    def vllm_log(self) -> Path:
+        """What a vLLM server prints that runs on the trainer's GPU."""
+        return self.path / "vllm.log"
+
     # ---------------------------------------------------------------------------------------------------- training
 
     @property

@@ -62,7 +62,7 @@ class VLLM:
         self.forget()
         server = self
 
-        class Handler(Routes):
+        class Handler(self.routes()):  # type: ignore[misc]
             vllm = server
 
         self.http = ThreadingHTTPServer(("127.0.0.1", port), Handler)
@@ -70,6 +70,9 @@ class VLLM:
         self.url = f"http://127.0.0.1:{self.http.server_port}"
         self.thread = threading.Thread(target=self.http.serve_forever, args=(0.02,), daemon=True)
         self.thread.start()
+
+    def routes(self) -> type[Routes]:
+        return Routes
 
     def stop(self) -> None:
         self.http.shutdown()

@@ -15,7 +15,7 @@ from tests.helpers.vllm_rollouts import (
 )
 from vrft.__main__ import main
 from vrft.policy import Policy
-from vrft.rollout.vllm.command import server_flags
+from vrft.rollout.vllm.flags import server_flags
 
 pytestmark = pytest.mark.slow(seconds=0.4)
 
@@ -96,7 +96,7 @@ def test_a_server_gets_the_limits_of_the_family(
     name: str, limits: dict[str, int], expected: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     processor = SimpleNamespace(image_processor=getattr(transformers, f"{name}Pil")())
-    monkeypatch.setattr("vrft.rollout.vllm.command.load_processor", lambda *_: processor)
+    monkeypatch.setattr("vrft.rollout.vllm.flags.load_processor", lambda *_: processor)
     flags = server_flags(Policy("tiny-detection", **limits))  # type: ignore[arg-type]
     given = [flags.index(flag) + 1 for flag in ("--mm-processor-kwargs", "--hf-overrides") if flag in flags]
     assert [json.loads(flags[i]) for i in given] == expected

@@ -125,7 +125,10 @@ def run_cli(args: Sequence[str], folder: RunFolder, notices: Notices) -> Command
         folder=folder,
         notices=notices,
     )
-    cli.run_command()
+    try:
+        cli.run_command()
+    finally:
+        cli.model.rollouts.close()
     return cli.trainer
 
 

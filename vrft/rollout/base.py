@@ -104,10 +104,20 @@ class RemoteEngine(RolloutEngine):
     Attributes:
         max_gap: mean |engine's log-probability - trainer's| above which a run ends instead of training on completions.
         one_step_ahead: sample for the next step while this one trains, with weights that are one step old.
+        gpu_share: part of the trainer's own GPU's memory that the engine needs while it samples.
     """
 
     max_gap: float
     one_step_ahead: bool
+    gpu_share: float = 0.0
+
+    @property
+    def wakings(self) -> int:
+        """Number of times that servers got their weights back after they slept."""
+        return 0
+
+    def check(self, policy: Policy) -> None:
+        """Raise ConfigurationError if servers can't sample from a policy with such settings. Nothing is loaded yet."""
 
     @abstractmethod
     def connect(self, policy: Policy, task: Task, folder: Path, run: str) -> None:
@@ -131,6 +141,9 @@ class RemoteEngine(RolloutEngine):
     def update_servers(self) -> None:
         """Let all servers load the latest version of the weights; skip those that can't at the moment."""
 
+    def sleep(self) -> None:
+        """Leave the trainer's GPU until the next call of `generate`, which may take longer. By default, do nothing."""
+
     @abstractmethod
     def stop(self) -> None:
         """Make running calls of `generate` raise RolloutFailed soon."""
@@ -138,3 +151,6 @@ class RemoteEngine(RolloutEngine):
     @abstractmethod
     def remove(self) -> None:
         """Remove the files of the latest version of the weights, if there is one."""
+
+    def close(self) -> None:
+        """End servers that the engine has started. By default, there are none."""

@@ -252,6 +252,7 @@ class VisionModule(LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Log the mean reward, and the mean of each reward over the held-out samples that it applies to."""
+        self.rollouts.end_stage()
         stage = "test" if self.trainer.testing else "val"
         # All ranks have the same values, so that "max" exchanges nothing but is exact.
         for name, mean in self.held_out_means.compute(self.trainer.world_size).items():

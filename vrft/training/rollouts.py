@@ -17,11 +17,12 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
-from vrft.errors import RolloutFailed
+from vrft.errors import ConfigurationError, RolloutFailed
 from vrft.policy import Policy
 from vrft.rollout import RemoteEngine, RolloutEngine, Sampling, SamplingKey
 from vrft.run_dir import RunDir
 from vrft.tasks import Task
+from vrft.training.gpu_room import GPURoom
 from vrft.training.importance import ImportanceSampling, Mismatch, mismatch
 from vrft.training.prefetch import RolloutPrefetcher
 from vrft.training.step_state import StepState
@@ -95,11 +96,17 @@ class Rollouts:
     def begin_stage(self) -> None:
         """Check the engine again with its next rollout."""
 
+    def end_stage(self) -> None:
+        """Free what was kept for the rollouts of an evaluation."""
+
     def interrupt(self) -> None:
         """End the rollouts that wait for other processes, which raise RolloutFailed. Any thread may call this."""
 
     def release(self) -> None:
         """Stop sampling and free the engine's resources between stages."""
+
+    def close(self) -> None:
+        """End what the engine has started, after the last stage."""
 
 
 def rollouts_for(
@@ -162,10 +169,13 @@ class RemoteRollouts(Rollouts):
 
     def __init__(self, engine: RemoteEngine, module: LightningModule, policy: Policy, task: Task) -> None:
         self.engine, self.module, self.policy, self.task = engine, module, policy, task
+        engine.check(policy)
         self.prefetches = engine.one_step_ahead
         self.prefetcher = RolloutPrefetcher()
+        self.room = GPURoom(module, policy)
         self.outdated = True  # servers have other weights than the policy
         self.checked = False  # log-probabilities were compared in this stage
+        self.checked_wakings = 0  # number of wakings at that time
         self.log_ratios: list[Tensor] = []
 
     @property
@@ -175,15 +185,31 @@ class RemoteRollouts(Rollouts):
     def connect(self) -> None:
         run = self.trainer.strategy.broadcast(uuid4().hex[:8])
         folder = RunDir.of(self.trainer).path
+        if self.engine.gpu_share and self.trainer.world_size > 1:
+            raise ConfigurationError(
+                f"model.engine.colocated: expected one process, got {self.trainer.world_size}; with several GPUs, name "
+                "servers on other GPUs (model.engine.urls)"
+            )
+        self.room.make(self.engine.gpu_share)
         raise_on_all_ranks(self.trainer, partial(self.engine.connect, self.policy, self.task, folder, run))
+        self.room.give_back()
 
     def generate(self, batch: PromptBatch, generation: Generation, on_token: OnToken) -> Rollout:
         self._update_weights()
+        self.room.make(self.engine.gpu_share)
         rollout = raise_on_all_ranks(self.trainer, self._sample(batch, generation, on_token))
-        if not self.checked:
-            self.checked = True
+        if self.trainer.training:  # an evaluation is one long rollout
+            self._leave_gpu()
+        # In training, each step checks its own rollout.
+        if not self.checked or (not self.trainer.training and self.checked_wakings < self.engine.wakings):
+            self.checked, self.checked_wakings = True, self.engine.wakings
             self._check_first_prompt(batch, rollout, generation.sampling)
         return rollout
+
+    def _leave_gpu(self) -> None:
+        """Let the engine leave this GPU, and bring back what was moved for it."""
+        self.engine.sleep()
+        self.room.give_back()
 
     def _sample(self, batch: PromptBatch, generation: Generation, on_token: OnToken) -> Callable[[], Rollout]:
         return partial(
@@ -260,6 +286,9 @@ class RemoteRollouts(Rollouts):
     def begin_stage(self) -> None:
         self.checked = False
 
+    def end_stage(self) -> None:
+        self._leave_gpu()
+
     def interrupt(self) -> None:
         self.engine.stop()
 
@@ -269,3 +298,7 @@ class RemoteRollouts(Rollouts):
         self.outdated, self.checked = True, False
         if self.trainer.is_global_zero:
             self.engine.remove()
+        self.room.give_back()
+
+    def close(self) -> None:
+        self.engine.close()

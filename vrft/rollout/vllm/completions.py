@@ -11,11 +11,16 @@ from typing import Any
 
 import msgspec
 import numpy as np
+import torch
 from PIL import Image
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from vrft.errors import RolloutRefused
+from vrft.policy import Policy
 from vrft.rollout.base import Sampling, SamplingKey
 from vrft.rollout.vllm.client import Unavailable
+from vrft.types import Rollout
 from vrft.utils.display import counted
 
 
@@ -165,3 +170,14 @@ def request_seed(key: SamplingKey, prompt: int) -> int:
     """
     numbers = (key.seed, key.rollout, (key.first + prompt) * key.world_size + key.rank, key.first_generation)
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(2))
+
+
+def as_rollout(policy: Policy, completions: list[Completion]) -> Rollout:
+    """Return N completions as a rollout, padded, on the policy's device."""
+    device = policy.banned_ids.device
+    ids = pad_sequence([torch.tensor(row) for row, _ in completions], batch_first=True).to(device)  # (N, T)
+    log_probs = pad_sequence([torch.tensor(row) for _, row in completions], batch_first=True).to(device)  # (N, T)
+    mask = pad_sequence([torch.ones(len(row), dtype=torch.long) for row, _ in completions], batch_first=True)
+    mask = mask.to(device)  # (N, T)
+    truncated: Tensor = ~(torch.isin(ids, policy.stop_ids) & mask.bool()).any(1)  # (N,)
+    return Rollout(ids, mask, log_probs, log_probs, truncated, policy.decode(ids, mask))

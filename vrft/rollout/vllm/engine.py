@@ -6,11 +6,10 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import torch
-from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from vrft.errors import ConfigurationError, RolloutFailed, RolloutRefused
 from vrft.policy import Policy
@@ -18,13 +17,26 @@ from vrft.policy.plain_text import chat_texts, plain_text
 from vrft.policy.processor import shown_images
 from vrft.rollout.base import RemoteEngine, Sampling, SamplingKey
 from vrft.rollout.vllm.client import Client, Unavailable
-from vrft.rollout.vllm.completions import Completion, CompletionRequest, chat, request_seed, sampling_settings
+from vrft.rollout.vllm.colocated import SleepingServer, check_combination
+from vrft.rollout.vllm.completions import (
+    Completion,
+    CompletionRequest,
+    as_rollout,
+    chat,
+    request_seed,
+    sampling_settings,
+)
+from vrft.rollout.vllm.flags import Colocated
+from vrft.rollout.vllm.process import server_process
 from vrft.rollout.vllm.server import Server
 from vrft.rollout.vllm.weights import FullWeights, LoRAWeights, Weights, check_servable
 from vrft.run_dir import RunDir
 from vrft.tasks import Task
 from vrft.types import PromptBatch, Rollout
 from vrft.utils.bounds import NonNegative
+
+RELEASE_SECONDS = 60.0
+"""Seconds for a server to fall asleep at the end of a stage, which may have failed."""
 
 MAX_CONCURRENT_REQUESTS = 64  # a server queues those that it can't compute yet
 
@@ -34,12 +46,13 @@ class VLLMServer(RemoteEngine):
 
     def __init__(
         self,
-        urls: list[str],
+        urls: list[str] | None = None,
         weights_dir: str | None = None,
         timeout: NonNegative = 300.0,
         patience: NonNegative = 900.0,
         max_gap: NonNegative = 0.1,
         one_step_ahead: bool = False,
+        colocated: Colocated | bool = False,
     ) -> None:
         """Name the servers; `python -m vrft serve-command` prints the commands to start them.
 
@@ -52,46 +65,85 @@ class VLLMServer(RemoteEngine):
                 ends; at the start, seconds that all servers have to say how they were started.
             max_gap: mean difference of log-probabilities from the trainer's above which the run ends.
             one_step_ahead: sample for the next step while this one trains, with weights that are one step old.
+            colocated: sample on the trainer's own GPU, with a server that sleeps while the trainer uses it; true, or
+                settings such as {memory_share: 0.5}. The run starts and ends the server, unless `urls` names one.
         """
-        if not urls:
-            raise ConfigurationError("model.engine.urls: expected at least one address, e.g. [http://127.0.0.1:8000]")
-        self.clients = [Client(url) for url in urls]
-        if len({client.url for client in self.clients}) < len(urls):
-            raise ConfigurationError("model.engine.urls: the same address twice")
+        self.colocated = Colocated() if colocated is True else colocated or None
+        if self.colocated is not None:
+            self.colocated.check()
+        self.clients = checked_clients(urls or [], self.colocated)
+        if self.colocated is not None and one_step_ahead:
+            raise ConfigurationError(
+                "model.engine.one_step_ahead: a server on the trainer's GPU (model.engine.colocated) can't sample "
+                "while the trainer uses it"
+            )
+        self.gpu_share = self.colocated.memory_share if self.colocated else 0.0
         self.weights_dir, self.timeout, self.patience = weights_dir, timeout, patience
         self.max_gap, self.one_step_ahead = max_gap, one_step_ahead
         self.servers: list[Server] = []
         self.stopped = threading.Event()
         self.waited = 0.0
         """Seconds of the patience that an update of all servers took in vain, up to the next completions."""
+        self.sleeper: SleepingServer | None = None
         self.weights: Weights
         self.task: Task
+
+    @property
+    def wakings(self) -> int:
+        return self.sleeper.wakings if self.sleeper else 0
+
+    def check(self, policy: Policy) -> None:
+        if policy.lora is not None:
+            check_servable(policy.lora)
+        if self.colocated is not None:
+            check_combination(self.colocated, four_bits=policy.quantize is not None)
 
     def connect(self, policy: Policy, task: Task, folder: Path, run: str) -> None:
         self.task = task
         weights_dir = Path(self.weights_dir) if self.weights_dir else RunDir(folder).vllm
         if policy.lora is None:
-            self.weights = FullWeights(weights_dir, run, self.timeout)
+            complete = self.colocated is not None and self.colocated.sleep_level == 2
+            self.weights = FullWeights(weights_dir, run, self.timeout, complete=complete)
         else:
-            check_servable(policy.lora)
             tower = not policy.frozen_vision
             self.weights = LoRAWeights(weights_dir, run, self.timeout, rank=policy.lora.r, tower=tower)
-        self.servers = [Server(client) for client in self.clients]
         deadline = time.monotonic() + self.patience
-        for server in self.servers:
-            try:
-                info = server.check_settings(deadline)
-            except Unavailable as error:
-                raise ConfigurationError(
-                    f"model.engine: {server.client.url} does not report how it was started: {error} (`python -m vrft "
-                    "serve-command` with the same arguments prints the command to start it with)"
-                ) from error
-            self.weights.check(server.client, info)
+        if self.colocated is None:
+            self.servers = [self._checked_server(client, deadline) for client in self.clients]
+            return
+        check_combination(self.colocated, policy.in_four_bits)
+        source = self.clients[0] if self.clients else server_process(policy, self.colocated, RunDir(folder).vllm_log)
+        self.sleeper = SleepingServer(self.colocated, self.weights, source, self._checked_server)
+        self.sleeper.connect(deadline, self.stopped)
+
+    def _checked_server(self, client: Client, deadline: float) -> Server:
+        """Return the server at an address.
+
+        Raises:
+            ConfigurationError: it does not answer before the deadline, or was started in another way than needed.
+        """
+        server = Server(client)
+        try:
+            info = server.check_settings(deadline)
+        except Unavailable as error:
+            raise ConfigurationError(
+                f"model.engine: {client.url} does not report how it was started: {error} (`python -m vrft "
+                "serve-command` with the same arguments prints the command to start it with)"
+            ) from error
+        if self.colocated is not None and not info.vllm_config.model_config.enable_sleep_mode:
+            raise ConfigurationError(
+                f"model.engine: {client.url} can't sleep: start it with --enable-sleep-mode, or leave "
+                "model.engine.colocated out"
+            )
+        self.weights.check(client, info)
+        return server
 
     def write_weights(self, policy: Policy, first: bool) -> None:
         self.weights.write_version(policy, first)
 
     def update_servers(self) -> None:
+        if self.sleeper is not None:  # gets the weights when it wakes
+            return
         start = time.monotonic()
 
         def update(server: Server) -> bool:
@@ -117,10 +169,23 @@ class VLLMServer(RemoteEngine):
         self.stopped = threading.Event()
         for server in self.servers:
             server.client.cancel()
+        if self.sleeper is not None:
+            self.sleeper.cancel()
+
+    def sleep(self) -> None:
+        if self.sleeper is not None:
+            self.sleeper.sleep()
 
     def remove(self) -> None:
-        if self.servers and self.weights.number >= 0:
-            self.weights.remove([server.client for server in self.servers])
+        if self.sleeper is not None:
+            with suppress(RolloutFailed):
+                self.sleeper.sleep(RELEASE_SECONDS)
+        if (self.servers or self.sleeper) and self.weights.number >= 0:
+            self.weights.remove(self.clients)
+
+    def close(self) -> None:
+        if self.sleeper is not None:
+            self.sleeper.close()
 
     @torch.no_grad()
     def generate(
@@ -204,11 +269,8 @@ class VLLMServer(RemoteEngine):
         """
         deadline = time.monotonic() + max(0.0, self.patience - self.waited)
         while True:
-            servers = [self.servers[(first + i) % len(self.servers)] for i in range(len(self.servers))]
-            server = min(servers, key=lambda server: max(0.0, server.retry_at - time.monotonic()))
-            if stopped.wait(max(0.0, min(server.retry_at, deadline) - time.monotonic())):
-                raise RolloutFailed(f"the prompt of {request.sample_name} was cancelled")
             try:
+                server = self._next_server(first, deadline, stopped)
                 rows = server.complete(request, self.weights, deadline)
             except Unavailable as error:
                 last_error = error
@@ -221,13 +283,35 @@ class VLLMServer(RemoteEngine):
                     f"(model.engine.patience); the last error was: {last_error}"
                 )
 
+    def _next_server(self, first: int, deadline: float, stopped: threading.Event) -> Server:
+        """Return the server that may be asked soonest, once it may be; start with server number `first`.
 
-def as_rollout(policy: Policy, completions: list[Completion]) -> Rollout:
-    """Return N completions as a rollout, padded, on the policy's device."""
-    device = policy.banned_ids.device
-    ids = pad_sequence([torch.tensor(row) for row, _ in completions], batch_first=True).to(device)  # (N, T)
-    log_probs = pad_sequence([torch.tensor(row) for _, row in completions], batch_first=True).to(device)  # (N, T)
-    mask = pad_sequence([torch.ones(len(row), dtype=torch.long) for row, _ in completions], batch_first=True)
-    mask = mask.to(device)  # (N, T)
-    truncated: Tensor = ~(torch.isin(ids, policy.stop_ids) & mask.bool()).any(1)  # (N,)
-    return Rollout(ids, mask, log_probs, log_probs, truncated, policy.decode(ids, mask))
+        Raises:
+            RolloutFailed: `stopped` is set.
+            Unavailable: the server on this GPU does not wake.
+        """
+        if self.sleeper is not None:
+            self.servers = [self.sleeper.wake(deadline, stopped)]
+        servers = [self.servers[(first + i) % len(self.servers)] for i in range(len(self.servers))]
+        server = min(servers, key=lambda server: max(0.0, server.retry_at - time.monotonic()))
+        if stopped.wait(max(0.0, min(server.retry_at, deadline) - time.monotonic())):
+            raise RolloutFailed("the rollout was cancelled")
+        return server
+
+
+def checked_clients(urls: list[str], colocated: Colocated | None) -> list[Client]:
+    """Return clients of the addresses.
+
+    Raises:
+        ConfigurationError: there are too few or too many, an address is wrong or there twice.
+    """
+    clients = [Client(url) for url in urls]
+    if len({client.url for client in clients}) < len(clients):
+        raise ConfigurationError("model.engine.urls: the same address twice")
+    if colocated is None and not clients:
+        raise ConfigurationError("model.engine.urls: expected at least one address, e.g. [http://127.0.0.1:8000]")
+    if colocated is not None and len(clients) > 1:
+        raise ConfigurationError(
+            f"model.engine.urls: expected one server on the trainer's GPU (model.engine.colocated), got {len(clients)}"
+        )
+    return clients

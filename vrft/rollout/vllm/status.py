@@ -17,6 +17,7 @@ class ModelConfig(msgspec.Struct):
     """The part `model_config` of a server's configuration."""
 
     logprobs_mode: str
+    enable_sleep_mode: bool = False
 
 
 class DeviceConfig(msgspec.Struct):
@@ -86,6 +87,12 @@ class WeightInfo(msgspec.Struct):
     weight_version: str
 
 
+class Sleeping(msgspec.Struct):
+    """Response of `/is_sleeping`."""
+
+    is_sleeping: bool
+
+
 def model_names(server: Client) -> list[str]:
     """Return the names of the base model, which comes first, and of the adapters."""
     listed = get_json(server, "/v1/models", Models)
@@ -95,6 +102,11 @@ def model_names(server: Client) -> list[str]:
 def weight_version(server: Client) -> str:
     """Return the version of the weights that a server uses."""
     return get_json(server, "/weight_info", WeightInfo).weight_version
+
+
+def is_sleeping(server: Client) -> bool:
+    """Return whether a server sleeps, in whole or in part."""
+    return get_json(server, "/is_sleeping", Sleeping).is_sleeping
 
 
 def get_json(server: Client, path: str, kind: type[ResponseT], timeout: float = STATUS_TIMEOUT) -> ResponseT:

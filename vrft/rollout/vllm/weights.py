@@ -76,6 +76,14 @@ class Weights(ABC):
     def push(self, server: Client) -> None:
         """Make a server load the current version. Raise Unavailable or Refused if it fails."""
 
+    @abstractmethod
+    def withdraw(self, server: Client) -> None:
+        """Make a server forget that it has the current version, before it falls asleep."""
+
+    @abstractmethod
+    def restore_frozen(self, server: Client) -> None:
+        """Give a server that has discarded its weights those that versions lack."""
+
     def model_name(self, base: str) -> str:
         """Return the model that requests must name. `base`: the server's name of the base model."""
         return base
@@ -215,12 +223,24 @@ class LoRAWeights(Weights):
     def is_current(self, server: Client) -> bool:
         return self.version in model_names(server)
 
+    def withdraw(self, server: Client) -> None:
+        self._unload(server, self._loaded(server))
+
+    def restore_frozen(self, server: Client) -> None:
+        self.post(server, "/collective_rpc", {"method": "reload_weights"})  # from the checkpoint
+
     def push(self, server: Client) -> None:
-        old = [name for name in model_names(server) if name.startswith(f"vrft-{self.run}-")]
+        old = self._loaded(server)
         self.post(server, "/v1/load_lora_adapter", {"lora_name": self.version, "lora_path": str(self.path.resolve())})
-        for name in old:
-            self.post(server, "/v1/unload_lora_adapter", {"lora_name": name})
+        self._unload(server, old)
         self.reset_caches(server)
+
+    def _loaded(self, server: Client) -> list[str]:
+        return [name for name in model_names(server) if name.startswith(f"vrft-{self.run}-")]
+
+    def _unload(self, server: Client, names: list[str]) -> None:
+        for name in names:
+            self.post(server, "/v1/unload_lora_adapter", {"lora_name": name})
 
 
 class FullWeights(Weights):
@@ -229,8 +249,10 @@ class FullWeights(Weights):
     A server without the plugin loads the folder, as it did when it started.
     """
 
-    def __init__(self, *args: Any) -> None:
+    def __init__(self, *args: Any, complete: bool = False) -> None:
+        """`complete`: each version has all weights, for servers that discard theirs while they sleep."""
         super().__init__(*args)
+        self.complete = complete
         self.has_plugin: dict[str, bool] = {}  # by the server's address
 
     def check(self, server: Client, info: ServerInfo) -> None:
@@ -239,7 +261,7 @@ class FullWeights(Weights):
 
     def collect(self, policy: Policy) -> dict[str, Tensor]:
         """Return the trained weights; for the first version all, since another run may have changed the frozen ones."""
-        return policy.trained_weights(frozen=self.number == 0)
+        return policy.trained_weights(frozen=self.complete or self.number == 0)
 
     def write(self, policy: Policy, weights: dict[str, Tensor], folder: Path) -> None:
         unique = {value.data_ptr(): name for name, value in reversed(weights.items())}  # a tied head is saved once
@@ -250,6 +272,12 @@ class FullWeights(Weights):
 
     def is_current(self, server: Client) -> bool:
         return weight_version(server) == self.version
+
+    def withdraw(self, server: Client) -> None:
+        self.post(server, "/update_weight_version", {"new_version": "withdrawn"})
+
+    def restore_frozen(self, server: Client) -> None:
+        assert self.complete or self.number == 0  # the version has all weights
 
     def push(self, server: Client) -> None:
         self.post(server, "/pause?mode=keep")

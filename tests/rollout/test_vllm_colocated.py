@@ -1,0 +1,268 @@
+"""A server on the trainer's GPU: it sleeps, wakes, dies and fails to start, and is never sampled with other weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.helpers import CSV_ONLY, Command
+from tests.helpers.sleepy_server import SleepyVLLM, is_alive
+from tests.helpers.vllm_rollouts import a_policy, engine, gap, roll, train
+from vrft.__main__ import main
+from vrft.errors import ConfigurationError, RolloutFailed
+from vrft.policy import LoRA, Policy
+from vrft.rollout import VLLMServer
+from vrft.rollout.vllm.flags import Colocated
+from vrft.rollout.vllm.process import visible_gpu
+from vrft.types import Rollout
+
+pytestmark = pytest.mark.slow(seconds=0.4)
+
+MEMORY = {"weights", "kv_cache"}
+
+
+@pytest.fixture
+def sleepy(checkpoint: str) -> Iterator[SleepyVLLM]:
+    server = SleepyVLLM(checkpoint)
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def colocated(sleepy: SleepyVLLM, tmp_path: Path) -> Iterator[Callable[..., VLLMServer]]:
+    """Yield a function that makes engines whose server belongs to them."""
+    made: list[VLLMServer] = []
+
+    def make(policy: Policy, level: int = 1, **settings: Any) -> VLLMServer:
+        own = Colocated(sleep_level=level, vllm=sleepy.write_program(tmp_path))  # type: ignore[arg-type]
+        made.append(engine(policy, tmp_path, colocated=own, **settings))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.close()
+
+
+def few(made: VLLMServer, policy: Policy) -> Rollout:
+    """Sample two short completions of two prompts."""
+    return roll(made, policy, group=2, limit=3)
+
+
+@pytest.mark.parametrize("level", [1, 2])
+@pytest.mark.parametrize("lora", [None, LoRA(r=4)], ids=["full", "lora"])
+def test_each_waking_brings_the_current_weights(
+    lora: LoRA | None, level: int, sleepy: SleepyVLLM, checkpoint: str, colocated: Callable[..., VLLMServer]
+) -> None:
+    policy = a_policy(checkpoint, lora)
+    made = colocated(policy, level)
+    assert sleepy.asleep == MEMORY, "until the first rollout"
+    gaps = []
+    for step in (0, 1, None):
+        if step is not None:
+            train(policy, step)
+            made.write_weights(policy, first=True)
+            made.update_servers()
+        gaps.append(gap(policy, few(made, policy)))
+        made.sleep()
+        assert sleepy.asleep == MEMORY
+    assert max(gaps) < 1e-4
+    assert made.wakings == 3
+    assert len(sleepy.starts) == 1
+
+
+def test_weights_are_sent_before_the_cache_takes_its_memory(
+    sleepy: SleepyVLLM, checkpoint: str, colocated: Callable[..., VLLMServer]
+) -> None:
+    policy = a_policy(checkpoint)
+    made = colocated(policy)
+    sleepy.requests.clear()
+    few(made, policy)
+    first, last = (sleepy.requests.index(path) for path in ("/update_weights", "/update_weight_version"))
+    wakings = [i for i, path in enumerate(sleepy.requests) if path == "/wake_up"]
+    assert wakings[0] < first < last < wakings[1] < sleepy.requests.index("/v1/chat/completions")
+
+
+@pytest.mark.parametrize(
+    ("where", "fault", "starts"),
+    [
+        pytest.param("sleep_faults", "dies", 2, id="dies-asleep"),
+        pytest.param("sleep_faults", "stays-awake", 2, id="stays-awake"),
+        pytest.param("wake_faults", "dies", 2, id="dies-while-it-wakes"),
+        pytest.param("wake_faults", "out-of-memory", 2, id="out-of-memory-on-waking"),
+        pytest.param("start_faults", "[Errno 98] error: address already in use", 2, id="port-in-use"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:the vLLM server is started again")
+def test_a_server_that_fails_is_started_again_and_gets_the_weights(
+    where: str, fault: str, starts: int, sleepy: SleepyVLLM, checkpoint: str, colocated: Callable[..., VLLMServer]
+) -> None:
+    getattr(sleepy, where).append(fault)
+    policy = a_policy(checkpoint)
+    train(policy, 1)
+    made = colocated(policy)
+    assert gap(policy, few(made, policy)) < 1e-4
+    assert not getattr(sleepy, where)
+    assert len(sleepy.starts) == starts
+
+
+def test_a_server_that_dies_while_it_samples_is_started_again(
+    sleepy: SleepyVLLM, checkpoint: str, colocated: Callable[..., VLLMServer]
+) -> None:
+    policy = a_policy(checkpoint, LoRA(r=4))
+    train(policy, 1)
+    made = colocated(policy)
+    sleepy.on_error = sleepy.kill
+    sleepy.faults.append("500")
+    assert gap(policy, few(made, policy)) < 1e-4
+    assert len(sleepy.starts) == 2
+
+
+def test_a_server_that_wakes_with_old_weights_is_noticed(
+    sleepy: SleepyVLLM, checkpoint: str, colocated: Callable[..., VLLMServer]
+) -> None:
+    """It reports the version that it was sent; only the log-probabilities differ."""
+    policy = a_policy(checkpoint)
+    train(policy, 1)
+    made = colocated(policy)
+    sleepy.wake_faults.append("old-weights")
+    assert gap(policy, few(made, policy)) > made.max_gap
+
+
+@pytest.mark.filterwarnings("ignore:the vLLM server is started again")
+def test_too_little_memory_ends_the_rollout_after_the_second_attempt(
+    sleepy: SleepyVLLM, checkpoint: str, colocated: Callable[..., VLLMServer]
+) -> None:
+    policy = a_policy(checkpoint)
+    made = colocated(policy)
+    sleepy.wake_faults.append("out-of-memory")
+    sleepy.start_faults.append("ValueError: Free memory on device is less than desired")
+    with pytest.raises(RolloutFailed, match=r"2 times in a row(.|\n)*Free memory on device(.|\n)*memory_share"):
+        few(made, policy)
+    assert not is_alive(sleepy.starts[0]["pid"])
+
+
+@pytest.mark.parametrize(
+    ("fault", "patience", "said"),
+    [
+        pytest.param("never-ready", 0.5, r"is not ready in time \(model\.engine\.patience\)", id="never-ready"),
+        pytest.param("no such flag", 240.0, "has ended before it was ready(.|\n)*ERROR no such flag", id="exits"),
+    ],
+)
+def test_a_server_that_does_not_start_is_one_error_with_the_end_of_its_log(
+    fault: str,
+    patience: float,
+    said: str,
+    sleepy: SleepyVLLM,
+    checkpoint: str,
+    colocated: Callable[..., VLLMServer],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("SECRET_API_KEY", "hunter2hunter2")
+    sleepy.start_faults.append(fault)
+    with pytest.raises(ConfigurationError, match=said) as error:
+        colocated(a_policy(checkpoint), patience=patience)
+    assert "hunter2" not in str(error.value)
+    assert len(sleepy.starts) == 1
+    assert not is_alive(sleepy.starts[0]["pid"])
+    log = (tmp_path / "vllm.log").read_text()
+    assert "--enable-sleep-mode --gpu-memory-utilization 0.4" in log
+
+
+def test_the_server_gets_its_own_environment(
+    sleepy: SleepyVLLM, checkpoint: str, colocated: Callable[..., VLLMServer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    monkeypatch.setenv("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
+    colocated(a_policy(checkpoint))
+    environment = sleepy.starts[0]["environment"]
+    assert environment["VLLM_SERVER_DEV_MODE"] == "1"
+    assert not {"WORLD_SIZE", "PYTORCH_CUDA_ALLOC_CONF"} & {*environment}
+
+
+@pytest.mark.parametrize(
+    ("visible", "device", "expected"),
+    [("", "cuda:1", "1"), ("4,5", "cuda:1", "5"), ("GPU-a, GPU-b", "cuda:1", "GPU-b"), ("", "cuda", "0")],
+)
+def test_the_server_sees_the_trainers_gpu(
+    visible: str, device: str, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert visible_gpu(torch.device(device)) == {"CUDA_VISIBLE_DEVICES": expected}
+
+
+@pytest.mark.parametrize("lora", [None, LoRA(r=4)], ids=["full", "lora"])
+def test_a_server_that_is_already_there_is_woken_and_put_to_sleep(
+    lora: LoRA | None, sleepy: SleepyVLLM, checkpoint: str, tmp_path: Path
+) -> None:
+    """It sleeps at an unknown level, so that it may have discarded its weights."""
+    policy = a_policy(checkpoint, lora)
+    sleepy.sleep(2)
+    made = engine(policy, tmp_path, sleepy.url, colocated=True)
+    assert gap(policy, few(made, policy)) < 1e-4
+    made.sleep()
+    assert sleepy.asleep == MEMORY
+    sleepy.wake_faults.append("out-of-memory")
+    made.patience = 0.0
+    with pytest.raises(RolloutFailed, match="out of memory"):
+        few(made, policy)
+
+
+def test_a_server_that_can_not_sleep_is_refused(sleepy: SleepyVLLM, checkpoint: str, tmp_path: Path) -> None:
+    sleepy.flags["sleep"] = False
+    with pytest.raises(ConfigurationError, match="can't sleep: start it with --enable-sleep-mode"):
+        engine(a_policy(checkpoint), tmp_path, sleepy.url, colocated=True)
+
+
+def test_a_missing_program_is_reported(checkpoint: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match=r"colocated\.vllm: there is no program 'no-such-vllm'"):
+        engine(a_policy(checkpoint), tmp_path, colocated=Colocated(vllm="no-such-vllm"))
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ("{colocated: true, one_step_ahead: true}", "one_step_ahead: a server on the trainer's GPU"),
+        ("{colocated: true, urls: [http://127.0.0.1:1, http://127.0.0.1:2]}", "urls: expected one server"),
+        ("{colocated: false}", "urls: expected at least one address"),
+        ("{colocated: {memory_share: 1.5}}", "memory_share: expected a number between 0 and 1, got 1.5"),
+        ("{colocated: {sleep_level: 3}}", "sleep_level"),
+    ],
+)
+def test_settings_that_contradict_each_other_are_refused(
+    settings: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["serve-command", "--config", "quickstart", "--model.engine=vrft.rollout.VLLMServer"]
+    assert main([*words, f"--model.engine.init_args={settings}"]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_weights_in_four_bits_are_not_discarded(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["serve-command", "--config", "quickstart", "--config", "engine/vllm_same_gpu"]
+    words += ["--model.policy.quantize=nf4", "--model.policy.lora={r: 4}"]
+    assert main(words) == 0
+    assert "--quantization bitsandbytes" in capsys.readouterr().out
+    assert main([*words, "--model.engine.init_args.colocated={sleep_level: 2}"]) == 2
+    assert "sleep_level: 2 discards weights in four bits" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("fault", ["", "old-weights"])
+def test_a_run_starts_and_ends_its_server(
+    fault: str, quick_fit: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It trains on no completions of old weights: the second waking leaves those of the first step."""
+    sleepy = SleepyVLLM("tiny-detection")
+    sleepy.wake_faults.extend(["", fault])
+    own = f"{{vllm: {sleepy.write_program(tmp_path)}, sleep_level: 2}}"
+    words = ["--data.batch_size=2", "--model.num_generations=2", "--model.max_completion_length=8", CSV_ONLY]
+    words += ["--config", "engine/vllm_same_gpu", f"--model.engine.init_args.colocated={own}"]
+    words += ["--model.engine.init_args.patience=60", "--model.optimizer.lr=0.02", "--model.lr_scheduler=null"]
+    assert main(quick_fit(*words, "--trainer.limit_val_batches=0")) == (1 if fault else 0)
+    sleepy.stop()
+    assert not is_alive(sleepy.starts[-1]["pid"])
+    assert ("log-probabilities differ from the trainer's by" in capsys.readouterr().out) == bool(fault)
+    assert "$ " in (tmp_path / "run" / "vllm.log").read_text()

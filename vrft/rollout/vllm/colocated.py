@@ -1,0 +1,209 @@
+"""A vLLM server on the trainer's GPU: awake while it samples, asleep while the trainer uses the GPU.
+
+A sleeping server has no weights that may be sampled from: their version is withdrawn before it falls asleep, so that
+they are sent again at each waking, whatever the server has kept.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+import warnings
+from collections.abc import Callable
+
+from vrft.errors import ConfigurationError, RolloutFailed
+from vrft.rollout.vllm.client import Client, Refused, Unavailable
+from vrft.rollout.vllm.flags import Colocated
+from vrft.rollout.vllm.process import ServerProcess
+from vrft.rollout.vllm.server import Server
+from vrft.rollout.vllm.status import is_sleeping
+from vrft.rollout.vllm.weights import Weights
+
+POLL_SECONDS = 0.25  # between two questions whether a server is ready
+MAX_ATTEMPTS = 2
+"""Starts and wakings in a row that may fail before the run ends."""
+
+PORT_IN_USE = "address already in use"
+"""Part of the message of a server whose port another program has taken since it was chosen."""
+
+
+def check_combination(settings: Colocated, four_bits: bool) -> None:
+    """Raise ConfigurationError for weights that a server would not get back after it has discarded them."""
+    if settings.sleep_level == 2 and four_bits:
+        raise ConfigurationError(
+            "model.engine.colocated.sleep_level: 2 discards weights in four bits (model.policy.quantize), which are "
+            "not sent again; expected 1"
+        )
+
+
+class SleepingServer:
+    """Wakes a server for rollouts and puts it to sleep. Its process, if it belongs to the run, is restarted if it dies.
+
+    Attributes:
+        wakings: number of times that it has got weights after it slept or started.
+    """
+
+    def __init__(
+        self,
+        settings: Colocated,
+        weights: Weights,
+        source: Client | ServerProcess,
+        make_server: Callable[[Client, float], Server],
+    ) -> None:
+        """Contact nothing yet.
+
+        Args:
+            settings: how it sleeps.
+            weights: versions of the weights.
+            source: where the server listens, or the process to start.
+            make_server: checks how the server at an address was started, until a time of `time.monotonic`.
+        """
+        self.settings, self.weights, self.make_server = settings, weights, make_server
+        self.process = source if isinstance(source, ServerProcess) else None
+        self.client = source if isinstance(source, Client) else None
+        self.server: Server | None = None
+        self.awake = self.discarded = False  # `discarded`: the server has not the frozen weights any more
+        self.failures = self.wakings = 0
+        self.lock = threading.Lock()
+
+    def connect(self, deadline: float, stopped: threading.Event) -> None:
+        """Start the server, if it belongs to the run, check how it was started, and let it sleep.
+
+        Raises:
+            ConfigurationError: it doesn't start, or was started in another way.
+        """
+        for again in (True, False):
+            try:
+                server = self._start(deadline, stopped)
+                break
+            except Unavailable as error:
+                if not (again and self.process and PORT_IN_USE in self.process.last_lines().lower()):
+                    self.close()
+                    raise ConfigurationError(f"model.engine: {error}") from error
+        self.discarded = is_sleeping(server.client)  # nobody knows at which level
+        self.awake = not self.discarded
+        self.sleep()
+
+    def wake(self, deadline: float, stopped: threading.Event) -> Server:
+        """Return the server, awake and with the current weights. Threads may call this at the same time.
+
+        Args:
+            deadline: time of `time.monotonic` by which it must be awake.
+            stopped: set if the rollout is cancelled.
+
+        Raises:
+            Unavailable: it doesn't wake; another attempt may succeed.
+            RolloutFailed: it has failed to start or wake too often, or `stopped` is set.
+        """
+        with self.lock:
+            while not self.awake or self.server is None or not self._runs():
+                try:
+                    if self.server is None or not self._runs():
+                        self._start(deadline, stopped)
+                    self._wake(deadline)
+                except (Unavailable, Refused) as error:
+                    self._after_failure(error, stopped)
+            self.failures = 0
+            return self.server
+
+    def sleep(self, seconds: float = math.inf) -> None:
+        """Give the GPU's memory back. A server that doesn't fall asleep within some seconds is ended.
+
+        Raises:
+            RolloutFailed: a server that does not belong to the run doesn't fall asleep.
+        """
+        with self.lock:
+            if not self.awake or self.server is None:
+                return
+            self.awake = False
+            self.server.weights_version = None
+            client, level = self.server.client.with_deadline(time.monotonic() + seconds), self.settings.sleep_level
+            try:
+                self.weights.withdraw(client)
+                self.discarded |= level == 2
+                self.weights.post(client, f"/sleep?level={level}")
+                if not is_sleeping(client):
+                    raise Unavailable(f"{client.url} is awake although it was asked to sleep")
+            except (Unavailable, Refused) as error:
+                if self.process is None:
+                    raise RolloutFailed(f"the vLLM server doesn't give the GPU's memory back: {error}") from error
+                warnings.warn(f"the vLLM server is started again: it doesn't fall asleep: {error}", stacklevel=2)
+                self.process.end()
+
+    def close(self) -> None:
+        """End the server's process, if it belongs to the run."""
+        if self.process is not None:
+            self.process.end()
+            self.awake = False
+
+    def cancel(self) -> None:
+        """End all requests in flight. Any thread may call this."""
+        if self.server is not None:
+            self.server.client.cancel()
+
+    def _runs(self) -> bool:
+        return self.process is None or self.process.is_running()
+
+    def _start(self, deadline: float, stopped: threading.Event) -> Server:
+        """Start the process, if there is one, wait until it answers, and check how it was started."""
+        client = self.client or Client(self._started(deadline, stopped))
+        self.server = self.make_server(client, deadline)
+        self.awake = self.discarded = False
+        return self.server
+
+    def _started(self, deadline: float, stopped: threading.Event) -> str:
+        """Return the address of the process, which has been started and answers."""
+        assert self.process is not None
+        url = self.process.start()
+        client = Client(url)
+        while self.process.is_running():
+            try:
+                client.request("GET", "/health", timeout=2.0)
+            except (Unavailable, Refused):
+                pass
+            else:
+                return url
+            if time.monotonic() > deadline:
+                raise Unavailable(f"the vLLM server is not ready in time (model.engine.patience); {self._log()}")
+            if stopped.wait(POLL_SECONDS):
+                raise RolloutFailed("the start of the vLLM server was cancelled")
+        raise Unavailable(f"the vLLM server has ended before it was ready; {self._log()}")
+
+    def _wake(self, deadline: float) -> None:
+        """Wake the weights' memory, send the weights, and wake the rest."""
+        assert self.server is not None
+        client = self.server.client.with_deadline(deadline)
+        asleep = is_sleeping(client)
+        if asleep:
+            self.weights.post(client, "/wake_up?tags=weights")
+        if self.discarded:
+            self.weights.restore_frozen(client)
+            self.discarded = False
+        self.server.update(self.weights, deadline)
+        if asleep:
+            self.weights.post(client, "/wake_up?tags=kv_cache")
+            if is_sleeping(client):
+                raise Unavailable(f"{client.url} is still asleep after it was woken")
+        self.awake = True
+        self.wakings += 1
+
+    def _after_failure(self, error: Unavailable | Refused, stopped: threading.Event) -> None:
+        """End a server of the run that failed to start or wake, whose state nobody knows, or raise."""
+        if self.process is None:
+            stopped.wait(POLL_SECONDS)
+            raise Unavailable(str(error)) from error
+        log = self._log()
+        self.process.end()
+        self.failures += 1
+        if self.failures >= MAX_ATTEMPTS:
+            self.failures = 0
+            raise RolloutFailed(
+                f"the vLLM server on this GPU has failed {MAX_ATTEMPTS} times in a row: {error}; {log}; if memory ran "
+                "out, try another model.engine.colocated.memory_share or less for the trainer (docs/vllm.md)"
+            ) from error
+        warnings.warn(f"the vLLM server is started again: {error}", stacklevel=2)
+
+    def _log(self) -> str:
+        assert self.process is not None
+        return f"the end of {self.process.log}:\n{self.process.last_lines()}"

@@ -1,0 +1,57 @@
+"""Run a command, and end it with all its processes once the process that asked for it has ended in whatever way.
+
+A script on its own, `python -I watchdog.py PID COMMAND…`: a process can't end others when it is killed with SIGKILL.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+from contextlib import suppress
+
+INTERVAL = 0.25  # seconds between two looks at the parent
+GRACE = 10.0  # seconds between SIGTERM and SIGKILL
+ENDING = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
+PR_SET_PDEATHSIG = 1
+
+
+def prepare_child() -> None:
+    """Let Linux kill the command if this process is killed, and unblock the signals that are blocked here."""
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+
+
+def signal_group(group: int, number: signal.Signals) -> None:
+    """Send a signal to all processes of a group that still run."""
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(group, number)
+
+
+def end(child: subprocess.Popen[bytes]) -> None:
+    """End a command and the processes that it has started."""
+    signal_group(child.pid, signal.SIGTERM)
+    with suppress(subprocess.TimeoutExpired):
+        child.wait(GRACE)
+    signal_group(child.pid, signal.SIGKILL)
+    child.wait()
+
+
+def main(parent: int, command: list[str]) -> int:
+    """Return the exit code of the command, or 128 and the number of the signal that ended it."""
+    awaited = {*ENDING, signal.SIGCHLD}
+    signal.pthread_sigmask(signal.SIG_BLOCK, awaited)
+    child = subprocess.Popen(command, start_new_session=True, preexec_fn=prepare_child)
+    while child.poll() is None and os.getppid() == parent:
+        found = signal.sigtimedwait(awaited, INTERVAL)
+        if found is not None and found.si_signo in ENDING:
+            break
+    end(child)
+    return child.returncode if child.returncode >= 0 else 128 - child.returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main(int(sys.argv[1]), sys.argv[2:]))

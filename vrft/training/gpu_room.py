@@ -1,0 +1,54 @@
+"""Room on the trainer's GPU for a server that samples there: the optimizer and the reference leave if they must."""
+
+from __future__ import annotations
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor
+from torch.optim import Optimizer
+
+from vrft.policy import Policy
+from vrft.policy.weights import page_locked
+
+
+class GPURoom:
+    """Moves optimizer states and the reference to CPU memory while a server needs the GPU's memory.
+
+    The tensors stay the same objects with the same values.
+    """
+
+    def __init__(self, module: LightningModule, policy: Policy) -> None:
+        self.module, self.policy = module, policy
+        self.moved: list[Tensor] = []
+
+    def make(self, share: float) -> None:
+        """Empty torch's cache and, if less than a share of the GPU's memory is then free, move what can be moved."""
+        device = self.policy.device
+        if share == 0 or self.moved or device.type != "cuda":
+            return
+        torch.cuda.empty_cache()
+        free, total = torch.cuda.mem_get_info(device)
+        if free >= share * total:
+            return
+        self.moved = [tensor for tensor in self.movable() if tensor.device == device]
+        for tensor in self.moved:
+            tensor.data = page_locked(tensor.data, device)
+        torch.cuda.empty_cache()
+
+    def give_back(self) -> None:
+        """Move everything back."""
+        for tensor in self.moved:
+            tensor.data = tensor.data.to(self.policy.device, non_blocking=True)
+        self.moved = []
+
+    def movable(self) -> list[Tensor]:
+        """Return the tensors that only an update needs."""
+        optimizers: list[Optimizer] = self.module.trainer.optimizers
+        states = [value for optimizer in optimizers for state in optimizer.state.values() for value in state.values()]
+        tensors = [value for value in states if type(value) is Tensor and not is_paged(value)]
+        return tensors + ([] if self.policy.reference is None else [*self.policy.reference.parameters()])
+
+
+def is_paged(state: Tensor) -> bool:
+    """Return whether bitsandbytes keeps a state in memory that CUDA itself moves; such a tensor has this attribute."""
+    return bool(getattr(state, "is_paged", False))
