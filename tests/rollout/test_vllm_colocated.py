@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,13 +16,14 @@ import torch
 
 from tests.helpers import CSV_ONLY, Command
 from tests.helpers.sleepy_server import SleepyVLLM, is_alive
-from tests.helpers.vllm_rollouts import a_policy, engine, gap, roll, train
+from tests.helpers.vllm_rollouts import a_policy, engine, gap, roll, split_command, train
 from vrft.__main__ import main
 from vrft.errors import ConfigurationError, RolloutFailed
 from vrft.policy import LoRA, Policy
 from vrft.rollout import VLLMServer
+from vrft.rollout.vllm.colocated import check_combination
 from vrft.rollout.vllm.flags import Colocated
-from vrft.rollout.vllm.process import visible_gpu
+from vrft.rollout.vllm.process import WATCHDOG, visible_gpu
 from vrft.types import Rollout
 
 pytestmark = pytest.mark.slow(seconds=0.4)
@@ -52,8 +58,7 @@ def few(made: VLLMServer, policy: Policy) -> Rollout:
     return roll(made, policy, group=2, limit=3)
 
 
-@pytest.mark.parametrize("level", [1, 2])
-@pytest.mark.parametrize("lora", [None, LoRA(r=4)], ids=["full", "lora"])
+@pytest.mark.parametrize(("lora", "level"), [(None, 2), (LoRA(r=4), 1), (LoRA(r=4), 2)], ids=["full", "lora", "lora-2"])
 def test_each_waking_brings_the_current_weights(
     lora: LoRA | None, level: int, sleepy: SleepyVLLM, checkpoint: str, colocated: Callable[..., VLLMServer]
 ) -> None:
@@ -146,15 +151,14 @@ def test_too_little_memory_ends_the_rollout_after_the_second_attempt(
 
 
 @pytest.mark.parametrize(
-    ("fault", "patience", "said"),
+    ("fault", "said"),
     [
-        pytest.param("never-ready", 0.5, r"is not ready in time \(model\.engine\.patience\)", id="never-ready"),
-        pytest.param("no such flag", 240.0, "has ended before it was ready(.|\n)*ERROR no such flag", id="exits"),
+        pytest.param("never-ready", r"is not ready in time \(model\.engine\.patience\)", id="never-ready"),
+        pytest.param("no such flag", "has ended before it was ready(.|\n)*ERROR no such flag", id="exits"),
     ],
 )
 def test_a_server_that_does_not_start_is_one_error_with_the_end_of_its_log(
     fault: str,
-    patience: float,
     said: str,
     sleepy: SleepyVLLM,
     checkpoint: str,
@@ -162,10 +166,14 @@ def test_a_server_that_does_not_start_is_one_error_with_the_end_of_its_log(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """The clock is put forward by an hour once the program of a server that never gets ready has started."""
     monkeypatch.setenv("SECRET_API_KEY", "hunter2hunter2")
     sleepy.start_faults.append(fault)
+    monotonic = time.monotonic
+    late = 3600.0 if fault == "never-ready" else 0.0
+    monkeypatch.setattr("vrft.rollout.vllm.colocated.time.monotonic", lambda: monotonic() + late * len(sleepy.starts))
     with pytest.raises(ConfigurationError, match=said) as error:
-        colocated(a_policy(checkpoint), patience=patience)
+        colocated(a_policy(checkpoint))
     assert "hunter2" not in str(error.value)
     assert len(sleepy.starts) == 1
     assert not is_alive(sleepy.starts[0]["pid"])
@@ -208,7 +216,7 @@ def test_a_server_that_is_already_there_is_woken_and_put_to_sleep(
     assert sleepy.asleep == MEMORY
     sleepy.wake_faults.append("out-of-memory")
     made.patience = 0.0
-    with pytest.raises(RolloutFailed, match="out of memory"):
+    with pytest.raises(RolloutFailed, match="no server answered the prompt"):
         few(made, policy)
 
 
@@ -226,28 +234,70 @@ def test_a_missing_program_is_reported(checkpoint: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ("{colocated: true, one_step_ahead: true}", "one_step_ahead: a server on the trainer's GPU"),
-        ("{colocated: true, urls: [http://127.0.0.1:1, http://127.0.0.1:2]}", "urls: expected one server"),
-        ("{colocated: false}", "urls: expected at least one address"),
-        ("{colocated: {memory_share: 1.5}}", "memory_share: expected a number between 0 and 1, got 1.5"),
-        ("{colocated: {sleep_level: 3}}", "sleep_level"),
+        ({"colocated": True, "one_step_ahead": True}, "one_step_ahead: a server on the trainer's GPU"),
+        ({"colocated": True, "urls": ["http://127.0.0.1:1", "http://127.0.0.1:2"]}, "urls: expected one server"),
+        ({"colocated": False}, "urls: expected at least one address"),
+        ({"colocated": Colocated(memory_share=1.5)}, "memory_share: expected a number between 0 and 1, got 1.5"),
     ],
 )
-def test_settings_that_contradict_each_other_are_refused(
-    settings: str, said: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    words = ["serve-command", "--config", "quickstart", "--model.engine=vrft.rollout.VLLMServer"]
-    assert main([*words, f"--model.engine.init_args={settings}"]) == 2
-    assert said in capsys.readouterr().err
+def test_settings_that_contradict_each_other_are_refused(settings: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigurationError, match=said):
+        VLLMServer(**settings)
 
 
-def test_weights_in_four_bits_are_not_discarded(capsys: pytest.CaptureFixture[str]) -> None:
+def test_weights_in_four_bits_are_not_discarded() -> None:
+    check_combination(Colocated(sleep_level=1), four_bits=True)
+    with pytest.raises(ConfigurationError, match="sleep_level: 2 discards weights in four bits"):
+        check_combination(Colocated(sleep_level=2), four_bits=True)
+
+
+KILLED = """
+import os, signal, subprocess, sys
+watchdog, ready = sys.argv[1:]
+server = f"import os, time; open({ready!r}, 'w').write(f'{{os.getppid()}} {{os.getpid()}}'); time.sleep(3600)"
+command = [sys.executable, "-IS", "-c", server]
+subprocess.Popen([sys.executable, "-I", watchdog, str(os.getpid()), *command], start_new_session=True)
+while not os.path.exists(ready) or len(open(ready).read().split()) < 2:
+    pass
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+"""A run that is killed once its server has started."""
+
+
+def test_a_server_ends_with_a_run_that_is_killed(tmp_path: Path) -> None:
+    ready = tmp_path / "ready"
+    run = subprocess.run([sys.executable, "-IS", "-c", KILLED, str(WATCHDOG), str(ready)], check=False)
+    assert run.returncode == -signal.SIGKILL
+    watchdog, server = map(int, ready.read_text().split())
+    while is_alive(server) or is_alive(watchdog):
+        time.sleep(0.05)
+
+
+def test_a_server_ends_with_its_watchdog(tmp_path: Path) -> None:
+    ready = tmp_path / "ready"
+    code = f"import os, time; open({str(ready)!r}, 'w').write(str(os.getpid())); time.sleep(3600)"
+    command = [sys.executable, "-I", str(WATCHDOG), str(os.getpid()), sys.executable, "-IS", "-c", code]
+    watchdog = subprocess.Popen(command, start_new_session=True)
+    while not ready.exists() or not ready.read_text():
+        time.sleep(0.02)
+    watchdog.kill()
+    watchdog.wait()
+    while is_alive(int(ready.read_text())):
+        time.sleep(0.02)
+
+
+def test_serve_command_prints_how_the_server_sleeps(capsys: pytest.CaptureFixture[str]) -> None:
+    own = "{memory_share: 0.25, vllm: /opt/vllm, arguments: [--max-num-seqs, '64']}"
     words = ["serve-command", "--config", "quickstart", "--config", "engine/vllm_same_gpu"]
-    words += ["--model.policy.quantize=nf4", "--model.policy.lora={r: 4}"]
-    assert main(words) == 0
-    assert "--quantization bitsandbytes" in capsys.readouterr().out
-    assert main([*words, "--model.engine.init_args.colocated={sleep_level: 2}"]) == 2
-    assert "sleep_level: 2 discards weights in four bits" in capsys.readouterr().err
+    assert main([*words, f"--model.engine.init_args.colocated={own}"]) == 0
+    printed = capsys.readouterr().out
+    environment, command = split_command(printed)
+    assert environment["VLLM_SERVER_DEV_MODE"] == "1"
+    assert command[:2] == ["/opt/vllm", "serve"]
+    assert " ".join(command).endswith(
+        "--enable-sleep-mode --gpu-memory-utilization 0.25 --max-model-len auto --max-num-seqs 64"
+    )
+    assert "set model.engine.urls=[http://127.0.0.1:8000]" in printed
 
 
 @pytest.mark.parametrize("fault", ["", "old-weights"])

@@ -28,12 +28,15 @@ class GPURoom:
             return
         torch.cuda.empty_cache()
         free, total = torch.cuda.mem_get_info(device)
-        if free >= share * total:
-            return
+        if free < share * total:
+            self.leave(device)
+            torch.cuda.empty_cache()
+
+    def leave(self, device: torch.device) -> None:
+        """Move what can be moved from a device to CPU memory."""
         self.moved = [tensor for tensor in self.movable() if tensor.device == device]
         for tensor in self.moved:
             tensor.data = page_locked(tensor.data, device)
-        torch.cuda.empty_cache()
 
     def give_back(self) -> None:
         """Move everything back."""

@@ -37,6 +37,24 @@ def check_combination(settings: Colocated, four_bits: bool) -> None:
         )
 
 
+def checked_clients(urls: list[str], colocated: Colocated | None) -> list[Client]:
+    """Return clients of the addresses.
+
+    Raises:
+        ConfigurationError: there are too few or too many, an address is wrong or there twice.
+    """
+    clients = [Client(url) for url in urls]
+    if len({client.url for client in clients}) < len(clients):
+        raise ConfigurationError("model.engine.urls: the same address twice")
+    if colocated is None and not clients:
+        raise ConfigurationError("model.engine.urls: expected at least one address, e.g. [http://127.0.0.1:8000]")
+    if colocated is not None and len(clients) > 1:
+        raise ConfigurationError(
+            f"model.engine.urls: expected one server on the trainer's GPU (model.engine.colocated), got {len(clients)}"
+        )
+    return clients
+
+
 class SleepingServer:
     """Wakes a server for rollouts and puts it to sleep. Its process, if it belongs to the run, is restarted if it dies.
 

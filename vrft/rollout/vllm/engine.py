@@ -17,7 +17,7 @@ from vrft.policy.plain_text import chat_texts, plain_text
 from vrft.policy.processor import shown_images
 from vrft.rollout.base import RemoteEngine, Sampling, SamplingKey
 from vrft.rollout.vllm.client import Client, Unavailable
-from vrft.rollout.vllm.colocated import SleepingServer, check_combination
+from vrft.rollout.vllm.colocated import SleepingServer, check_combination, checked_clients
 from vrft.rollout.vllm.completions import (
     Completion,
     CompletionRequest,
@@ -111,7 +111,7 @@ class VLLMServer(RemoteEngine):
         if self.colocated is None:
             self.servers = [self._checked_server(client, deadline) for client in self.clients]
             return
-        check_combination(self.colocated, policy.in_four_bits)
+        check_combination(self.colocated, policy.reader.in_four_bits)
         source = self.clients[0] if self.clients else server_process(policy, self.colocated, RunDir(folder).vllm_log)
         self.sleeper = SleepingServer(self.colocated, self.weights, source, self._checked_server)
         self.sleeper.connect(deadline, self.stopped)
@@ -297,21 +297,3 @@ class VLLMServer(RemoteEngine):
         if stopped.wait(max(0.0, min(server.retry_at, deadline) - time.monotonic())):
             raise RolloutFailed("the rollout was cancelled")
         return server
-
-
-def checked_clients(urls: list[str], colocated: Colocated | None) -> list[Client]:
-    """Return clients of the addresses.
-
-    Raises:
-        ConfigurationError: there are too few or too many, an address is wrong or there twice.
-    """
-    clients = [Client(url) for url in urls]
-    if len({client.url for client in clients}) < len(clients):
-        raise ConfigurationError("model.engine.urls: the same address twice")
-    if colocated is None and not clients:
-        raise ConfigurationError("model.engine.urls: expected at least one address, e.g. [http://127.0.0.1:8000]")
-    if colocated is not None and len(clients) > 1:
-        raise ConfigurationError(
-            f"model.engine.urls: expected one server on the trainer's GPU (model.engine.colocated), got {len(clients)}"
-        )
-    return clients
