@@ -10,6 +10,7 @@ P prompts, G completions each, N = P * G rows, L prompt tokens, T completion tok
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -106,6 +107,7 @@ class Model(NamedTuple):
         return self.sizes.linear - self.sizes.quantizable - self.head
 
 
+@cache
 def models() -> list[Model]:
     """Return Qwen2.5-VL of 3 B and 7 B by their published sizes."""
     text = {

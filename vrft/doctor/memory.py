@@ -16,6 +16,7 @@ from vrft.policy import Policy
 from vrft.policy.four_bits import four_bit_layers, is_in_four_bits
 from vrft.policy.image_size import smaller_images
 from vrft.policy.lora import has_adapter
+from vrft.rollout import RemoteEngine
 from vrft.training.module import VisionModule
 from vrft.training.rft import RFT
 from vrft.types import PromptBatch
@@ -29,7 +30,7 @@ LOGITS_CHUNK = 1024
 """Completion tokens whose logits exist at the same time."""
 
 RESERVE = 1.5 * GB
-"""CUDA context, libraries and fragmentation."""
+"""CUDA context, libraries and fragmentation; also assumed of a server that sleeps."""
 
 
 class ModelShape(NamedTuple):
@@ -86,6 +87,32 @@ def check_memory(
     console.print(table)
     if available is not None and total > available:
         yield f"about {total:.1f} GB of GPU memory are needed, and {available:.1f} are available; {advice(module)}"
+    if available is not None and isinstance(module.engine, RemoteEngine) and module.engine.gpu_share > 0:
+        copied = module.policy.dtype.itemsize * sum(p.numel() for p in module.policy.model.parameters())
+        yield from check_share(module.engine.gpu_share, available, parts["policy"] / GB, copied / GB)
+
+
+def check_share(share: float, available: float, policy: float, copied: float) -> Iterator[str]:
+    """Yield what is wrong with the share of a GPU that a server has beside the policy while it is awake.
+
+    Args:
+        share: part of the GPU's memory.
+        available: memory of the GPU, in GB.
+        policy: the policy's weights, which stay on the GPU, in GB.
+        copied: the server's copy of the weights, in GB, unless it has them in four bits.
+    """
+    field, awake, reserve = "model.engine.colocated.memory_share", share * available, RESERVE / GB
+    if awake + policy + reserve > available:
+        yield (
+            f"while it is awake, the vLLM server has {awake:.1f} GB of the GPU's {available:.1f}, but the policy's "
+            f"weights take {policy:.1f} and CUDA about {reserve:.1f}: {field} below "
+            f"{max(0.0, 1 - (policy + reserve) / available):.2f}"
+        )
+    if copied > awake:
+        yield (
+            f"the vLLM server's copy of the weights takes {copied:.1f} GB, more than its {awake:.1f}: {field} above "
+            f"{copied / available:.2f}, unless it has them in four bits"
+        )
 
 
 def estimate(module: VisionModule, data: VisionData, batch: PromptBatch) -> dict[str, float]:
@@ -95,13 +122,17 @@ def estimate(module: VisionModule, data: VisionData, batch: PromptBatch) -> dict
     stored = stored_weights(policy, optimizer_bytes(module))
     if reference_follows(module) and not policy.offload_reference:
         stored = stored._replace(reference=FLOAT32_BYTES * stored.trained)
-    return parts(
+    found = parts(
         stored,
         shape,
         workload(module, data, batch),
         lora=policy.lora is not None,
         checkpointing=policy.reader.gradient_checkpointing,
     )
+    if isinstance(module.engine, RemoteEngine):
+        found |= {"rollout: decoding weights": 0.0, "rollout: keys and values": 0.0}
+        found |= {"vLLM server, asleep": RESERVE} if module.engine.gpu_share > 0 else {}
+    return found
 
 
 def parts(stored: Stored, shape: ModelShape, load: Workload, *, lora: bool, checkpointing: bool) -> dict[str, float]:

@@ -17,7 +17,7 @@ from vrft.rollout.vllm.client import Client, Refused, Unavailable
 from vrft.rollout.vllm.flags import Colocated
 from vrft.rollout.vllm.process import ServerProcess
 from vrft.rollout.vllm.server import Server
-from vrft.rollout.vllm.status import is_sleeping
+from vrft.rollout.vllm.status import ServerInfo, is_sleeping
 from vrft.rollout.vllm.weights import Weights
 
 POLL_SECONDS = 0.25  # between two questions whether a server is ready
@@ -34,6 +34,15 @@ def check_combination(settings: Colocated, four_bits: bool) -> None:
         raise ConfigurationError(
             "model.engine.colocated.sleep_level: 2 discards weights in four bits (model.policy.quantize), which are "
             "not sent again; expected 1"
+        )
+
+
+def check_sleep_mode(server: Client, info: ServerInfo) -> None:
+    """Raise ConfigurationError if a server was not started so that it can sleep."""
+    if not info.vllm_config.model_config.enable_sleep_mode:
+        raise ConfigurationError(
+            f"model.engine: {server.url} can't sleep: start it with --enable-sleep-mode, or leave "
+            "model.engine.colocated out"
         )
 
 

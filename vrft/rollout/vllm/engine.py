@@ -17,7 +17,7 @@ from vrft.policy.plain_text import chat_texts, plain_text
 from vrft.policy.processor import shown_images
 from vrft.rollout.base import RemoteEngine, Sampling, SamplingKey
 from vrft.rollout.vllm.client import Client, Unavailable
-from vrft.rollout.vllm.colocated import SleepingServer, check_combination, checked_clients
+from vrft.rollout.vllm.colocated import SleepingServer, check_combination, check_sleep_mode, checked_clients
 from vrft.rollout.vllm.completions import (
     Completion,
     CompletionRequest,
@@ -130,11 +130,8 @@ class VLLMServer(RemoteEngine):
                 f"model.engine: {client.url} does not report how it was started: {error} (`python -m vrft "
                 "serve-command` with the same arguments prints the command to start it with)"
             ) from error
-        if self.colocated is not None and not info.vllm_config.model_config.enable_sleep_mode:
-            raise ConfigurationError(
-                f"model.engine: {client.url} can't sleep: start it with --enable-sleep-mode, or leave "
-                "model.engine.colocated out"
-            )
+        if self.colocated is not None:
+            check_sleep_mode(client, info)
         self.weights.check(client, info)
         return server
 
