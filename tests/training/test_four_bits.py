@@ -15,7 +15,7 @@ from vrft.__main__ import main
 from vrft.doctor.memory import copied_weights, scale_bytes
 from vrft.policy import LoRA, Policy
 from vrft.policy.four_bits import four_bit_layers
-from vrft.rollout.vllm.command import server_flags
+from vrft.rollout.vllm.flags import server_flags
 
 pytest.importorskip("bitsandbytes")
 

@@ -120,7 +120,7 @@ class RemoteEngine(RolloutEngine):
         """Raise ConfigurationError if servers can't sample from a policy with such settings. Nothing is loaded yet."""
 
     @abstractmethod
-    def connect(self, policy: Policy, task: Task, folder: Path, run: str) -> None:
+    def connect(self, policy: Policy, task: Task, folder: Path, run: str, images: int = 1) -> None:
         """Check that the servers can sample from a policy.
 
         Args:
@@ -128,6 +128,7 @@ class RemoteEngine(RolloutEngine):
             task: the task that formats the prompts.
             folder: the run's folder, for weights.
             run: a unique name of the run, the same on all ranks.
+            images: most images in a prompt, for servers that the engine starts.
 
         Raises:
             ConfigurationError: a server can't be reached, or can't sample from the policy.

@@ -17,6 +17,8 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
+from vrft.data import RecordData
+from vrft.data.datamodule import data_of
 from vrft.errors import ConfigurationError, RolloutFailed
 from vrft.policy import Policy
 from vrft.rollout import RemoteEngine, RolloutEngine, Sampling, SamplingKey
@@ -191,7 +193,9 @@ class RemoteRollouts(Rollouts):
                 "servers on other GPUs (model.engine.urls)"
             )
         self.room.make(self.engine.gpu_share)
-        raise_on_all_ranks(self.trainer, partial(self.engine.connect, self.policy, self.task, folder, run))
+        data = data_of(self.trainer)
+        images = 1 + (data.examples if isinstance(data, RecordData) else 0)
+        raise_on_all_ranks(self.trainer, partial(self.engine.connect, self.policy, self.task, folder, run, images))
         self.room.give_back()
 
     def generate(self, batch: PromptBatch, generation: Generation, on_token: OnToken) -> Rollout:

@@ -98,7 +98,7 @@ class VLLMServer(RemoteEngine):
         if self.colocated is not None:
             check_combination(self.colocated, four_bits=policy.quantize is not None)
 
-    def connect(self, policy: Policy, task: Task, folder: Path, run: str) -> None:
+    def connect(self, policy: Policy, task: Task, folder: Path, run: str, images: int = 1) -> None:
         self.task = task
         weights_dir = Path(self.weights_dir) if self.weights_dir else RunDir(folder).vllm
         if policy.lora is None:
@@ -112,7 +112,8 @@ class VLLMServer(RemoteEngine):
             self.servers = [self._checked_server(client, deadline) for client in self.clients]
             return
         check_combination(self.colocated, policy.reader.in_four_bits)
-        source = self.clients[0] if self.clients else server_process(policy, self.colocated, RunDir(folder).vllm_log)
+        log = RunDir(folder).vllm_log
+        source = self.clients[0] if self.clients else server_process(policy, self.colocated, log, images)
         self.sleeper = SleepingServer(self.colocated, self.weights, source, self._checked_server)
         self.sleeper.connect(deadline, self.stopped)
 

@@ -112,8 +112,8 @@ def end(process: subprocess.Popen[bytes]) -> None:
         process.wait()
 
 
-def server_process(policy: Policy, settings: Colocated, log: Path) -> ServerProcess:
-    """Return the process of a server on a policy's GPU, which has not been started.
+def server_process(policy: Policy, settings: Colocated, log: Path, images: int) -> ServerProcess:
+    """Return the process of a server on a policy's GPU, which has not been started. `images`: most in a prompt.
 
     Raises:
         ConfigurationError: there is no such program.
@@ -126,7 +126,7 @@ def server_process(policy: Policy, settings: Colocated, log: Path) -> ServerProc
         )
     settings = replace(settings, vllm=program)
     environment = server_environment(policy) | visible_gpu(policy.device)
-    return ServerProcess(lambda port: serve(policy, ("127.0.0.1", port), settings), environment, log)
+    return ServerProcess(lambda port: serve(policy, ("127.0.0.1", port), settings, images), environment, log)
 
 
 def visible_gpu(device: torch.device) -> dict[str, str]:
