@@ -45,6 +45,7 @@ def one(position: str, rest: str = ", 'Confidence': 1") -> str:
         (DetectionTask, asked("[{'a': 1, 'a': 2}]"), "the key 'a' appears twice in an object"),
         (DetectionTask, asked(f"[{'9' * 5000}]"), "a number has too many digits"),
         (DetectionTask, asked("[" * 9_000 + "]" * 9_000), "its brackets are nested too deeply"),
+        (DetectionTask, asked("[" * 101 + "]" * 101), "its brackets are nested too deeply"),
         (DetectionTask, asked("x" * 20_001), "it has 20001 characters, more than 20000"),
         (DetectionTask, asked(f"[{', '.join([GOOD] * (MAX_BOXES + 1))}]"), "it has 101 boxes, more than 100"),
         (DetectionTask, asked(f"[{GOOD}, [1, 2, 3, 4]]"), NO_OBJECT),

@@ -18,6 +18,11 @@ _TOKEN = re.compile(
 )
 _ESCAPE = re.compile(r'\\.|"')
 MAX_EXCERPT = 20
+MAX_DEPTH = 100
+"""Brackets within each other; an answer has three."""
+
+DEEP = "its brackets are nested too deeply"
+
 UNFINISHED = "it ends before the list is closed"
 
 
@@ -68,7 +73,7 @@ def read_literal(text: str, offset: int = 0) -> Any:
         problem = error.msg[:1].lower() + error.msg[1:]
         raise Unreadable(f"{problem} at character {place + offset + 1}, at {excerpt(text, place)}") from error
     except RecursionError as error:
-        raise Unreadable("its brackets are nested too deeply") from error
+        raise Unreadable(DEEP) from error
     except Unreadable:
         raise
     except ValueError as error:
@@ -82,9 +87,15 @@ def excerpt(text: str, start: int = 0) -> str:
 
 
 def _match_brackets(tokens: Sequence[_Token], offset: int) -> None:
-    """Raise Unreadable unless every `(` and `[` is closed by its own kind. JSON's parser checks the rest."""
-    opened = []
+    """Raise Unreadable unless every `(` and `[` is closed by its own kind. JSON's parser checks the rest.
+
+    How deep that parser reads depends on the version of Python, so there is a limit for all of them.
+    """
+    opened, depth = [], 0
     for token, start in tokens:
+        depth += (token in "([{") - (token in ")]}")
+        if depth > MAX_DEPTH:
+            raise Unreadable(DEEP)
         if token in ("(", "["):
             opened.append(token)
         elif token in (")", "]") and (not opened or opened.pop() + token not in ("()", "[]")):
