@@ -13,7 +13,8 @@ from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl
 from transformers.models.qwen3_5 import modeling_qwen3_5
 
 from tests.policy.test_families import Prompts, load
-from vrft.policy.fused import FusedLayer, fuse_layers, fused_attention, own_forwards, rotate
+from vrft.policy.fused import fuse_layers, fused_attention, own_forwards, rotate
+from vrft.policy.fused_norms import FusedLayer
 from vrft.policy.sharing_check import unfuse
 from vrft.policy.vision_tower import tower_of
 

@@ -395,7 +395,8 @@ TORCH_LIBRARY_IMPL(aten, CUDA, m) {
   m.impl("resize_", at::native::resize_);
   m.impl("set_.source_Storage_storage_offset", at::native::set_storage_cpu_);
   m.impl("set_.source_Tensor", at::native::set_tensor_);
-  for (const char* name : {"convolution", "convolution_backward"})  // cuDNN's: one kernel, which has no CPU counterpart
+  // One kernel on a GPU: cuDNN's, and one that the dispatcher would otherwise compute from its parts.
+  for (const char* name : {"convolution", "convolution_backward", "silu_backward"})
     m.impl(name, torch::CppFunction::makeFromBoxedFunction<&fallback>());
 }
 

@@ -92,8 +92,11 @@ class DecodingWeights:
             if bias is not None and bias.dtype != self.dtype and (module, "bias") not in done:
                 self.copies.append((module, "bias", torch.empty_like(bias, dtype=self.dtype)))
         embedding: Any = self.model.get_input_embeddings()
-        if any(module.weight is embedding.weight for module in self.sources):
-            # Tied to the head, it embeds tokens in `dtype`; norms of another dtype would convert every state.
+        tied = any(module.weight is embedding.weight for module in self.sources)
+        self.converts_embeddings = (
+            not tied and embedding.weight.dtype != self.dtype and bool(decoding_layers(self.model))
+        )
+        if tied or self.converts_embeddings:  # then hidden states have `dtype`; other norms would convert each of them
             copied = {getattr(module, name) for module, name, _ in self.copies}
             for module in self.model.get_decoder().modules():
                 for name, parameter in module.named_parameters(recurse=False):
@@ -115,5 +118,18 @@ class DecodingWeights:
             if name == "weight" and source is not None and source is not module:
                 value = merged_weight(source)
             copy.copy_(value)
-        with merged(self.model), replaced({getattr(m, name): copy for m, name, copy in self.copies}):
+        with merged(self.model), replaced({getattr(m, name): copy for m, name, copy in self.copies}), self._embedded():
             yield
+
+    @contextmanager
+    def _embedded(self) -> Iterator[None]:
+        """Let the model embed tokens in the dtype of the computation, as an embedding tied to the head does."""
+        if not self.converts_embeddings:
+            yield
+            return
+        embedding: Any = self.model.get_input_embeddings()
+        hook = embedding.register_forward_hook(lambda module, args, output: output.to(self.dtype))
+        try:
+            yield
+        finally:
+            hook.remove()

@@ -9,16 +9,17 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from functools import cache
 from types import FunctionType
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.utils.weak import WeakTensorKeyDictionary
+
+from vrft.policy.casts import cast_by_layer, casting_layers, without_casts
+from vrft.policy.fused_norms import FusedLayer, epsilon_of, fused_norm, subclass
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -26,22 +27,10 @@ if TYPE_CHECKING:
 ROTATIONS = ("apply_rotary_pos_emb", "apply_rotary_pos_emb_vision")
 """Names by which attention layers call the rotation of queries and keys."""
 
-EPSILONS = ("variance_epsilon", "eps")
-"""Names that normalizations have for the number that keeps them from dividing by 0."""
-
-TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
-"""Largest difference between a layer's own values, which are about 1, and those of its fused version."""
-
-
-class FusedLayer(nn.Module):
-    """Base of fused layers, each of which is also an instance of its own class."""
-
-    own_class: type[nn.Module]
-    """The layer's class in transformers."""
-
 
 def fuse_layers(model: nn.Module) -> None:
     """Let layers compute with fewer operations, if they give the same values."""
+    cast_by_layer(model)
     norms: dict[Any, type[nn.Module] | None] = {}  # of one class, epsilon and size, all are alike
     for module in model.modules():
         kind = fused_attention(type(module))
@@ -61,6 +50,8 @@ def unfuse_layers(model: PreTrainedModel) -> None:
     fused: list[Any] = [module for module in model.modules() if isinstance(module, FusedLayer)]
     for module in fused:
         module.__class__ = module.own_class
+    for layer in casting_layers(model):
+        layer.casts = False
     pack_segments(model, "sdpa")
 
 
@@ -75,70 +66,11 @@ def own_forwards(model: PreTrainedModel) -> Iterator[None]:
     for module, kind in fused.items():
         module.__class__ = kind.own_class
     try:
-        with own_attention(model):
+        with own_attention(model), without_casts(model):
             yield
     finally:
         for module, kind in fused.items():
             module.__class__ = kind
-
-
-# ------------------------------------------------------------------------------------------------------ normalization
-
-
-class FusedNorm(FusedLayer):
-    """Root mean square normalization by one kernel, in the dtype that autocast computes in."""
-
-    epsilon: str
-    """Name of the attribute with the number that keeps it from dividing by 0."""
-    offset: float
-    """Added to the weight."""
-    weight: nn.Parameter
-
-    def forward(self, hidden_states: Tensor) -> Tensor:
-        device, dtype = hidden_states.device.type, hidden_states.dtype
-        weight = self.weight + self.offset if self.offset else self.weight
-        with torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext():
-            normed = F.rms_norm(hidden_states, weight.shape, weight.to(dtype), getattr(self, self.epsilon))
-        # The next layer would convert it, each of its matrix products anew.
-        return normed.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else normed
-
-
-def epsilon_of(module: nn.Module) -> str | None:
-    """Return the name of a normalization's epsilon; None if the module isn't one, or takes more than one tensor."""
-    names = [name for name in EPSILONS if isinstance(vars(module).get(name), float)]
-    parameters = dict(module.named_parameters())
-    one_weight = [*parameters] == ["weight"] and parameters["weight"].ndim == 1
-    one_tensor = len(inspect.signature(module.forward).parameters) == 1
-    return names[0] if one_weight and one_tensor and len(names) == 1 else None
-
-
-def fused_norm(module: nn.Module, epsilon: str) -> type[nn.Module] | None:
-    """Return the fused class of a normalization, None if its formula is another."""
-    own: Any = type(module)
-    kinds = [subclass(FusedNorm, own, epsilon=epsilon, offset=offset) for offset in (0.0, 1.0)]
-    return next((kind for kind in kinds if norms_agree(module, kind)), None)
-
-
-@torch.no_grad()
-def norms_agree(module: nn.Module, kind: type[nn.Module]) -> bool:
-    """Return whether a normalization gives the same values as its own class and as `kind`."""
-    own, size = type(module), len(cast(Tensor, module.weight))
-    for dtype, tolerance in TOLERANCE.items():
-        numbers = torch.arange(3.0 * size, device="cpu").sin()
-        weight, hidden = numbers[:size].to(dtype), numbers[size:].view(2, size).to(dtype)
-        expected = functional_call(module, {"weight": weight}, hidden)
-        module.__class__ = kind
-        found = functional_call(module, {"weight": weight}, hidden)
-        module.__class__ = own
-        if found.dtype != expected.dtype or not torch.allclose(found, expected, rtol=tolerance, atol=tolerance):
-            return False
-    return True
-
-
-@cache
-def subclass(base: Any, own: Any, **attributes: Any) -> type[nn.Module]:
-    """Return a subclass of a fused layer and a class of transformers, under the latter's name."""
-    return type(own.__name__, (base, own), {"own_class": own, "__module__": own.__module__, **attributes})
 
 
 # --------------------------------------------------------------------------------------------------- rotary positions
@@ -234,10 +166,23 @@ class Rotation(torch.autograd.Function):
 
 def rotated(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, dim: int) -> tuple[Tensor, ...]:
     """Return x * cos + swapped halves of x * sin for queries and keys. What lies behind the angles is not rotated."""
-    whole, width = torch.cat([q, k], dim), cos.shape[-1]
+    whole, width = side_by_side(q, k, dim), cos.shape[-1]
     x = whole[..., :width]
     result = torch.empty_like(x)  # in a vision tower, the factors are float32, and so is the sum until it is stored
     torch.addcmul(x * cos, x.roll(width // 2, -1), sin, out=result)
     if width < whole.shape[-1]:
         result = torch.cat([result, whole[..., width:]], -1)
     return result.split([q.shape[dim], k.shape[dim]], dim)
+
+
+def side_by_side(q: Tensor, k: Tensor, dim: int) -> Tensor:
+    """Return queries and keys as one tensor, without a copy if one projection made both."""
+    dim %= q.dim()
+    between = k.storage_offset() - q.storage_offset()
+    one_storage = q.untyped_storage().data_ptr() == k.untyped_storage().data_ptr()
+    one_layout = q.stride() == k.stride() and q.dtype == k.dtype
+    if one_storage and one_layout and between == q.shape[dim] * q.stride(dim):
+        shape = [*q.shape]
+        shape[dim] += k.shape[dim]
+        return q.as_strided(shape, q.stride())
+    return torch.cat([q, k], dim)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.attention.bias import causal_lower_right
+from torch.nn.attention.bias import CausalBias, causal_lower_right
 from torch.nn.utils.rnn import pad_sequence
 
 from vrft.policy.recurrent import LayerState, StatefulForward, StatefulRows
@@ -38,7 +38,7 @@ class PromptCache:
 
     def store(self, layer: int, key: Tensor, value: Tensor) -> None:
         """Keep a layer's key and value of the packed row, both (1, heads, tokens, dim)."""
-        padded = [x[0].transpose(0, 1)[self.index].transpose(1, 2).contiguous() for x in (key, value)]
+        padded = [x.squeeze(0).transpose(0, 1)[self.index].transpose(1, 2).contiguous() for x in (key, value)]
         self.layers[layer] = padded[0], padded[1]
 
 
@@ -67,7 +67,8 @@ class Completions:
         """Turn rows into a batch, padded by copies of the first token: (1, heads, total, dim) -> (G, heads, n, dim)."""
         if self.fold_index is not None:
             x = x.index_select(2, self.fold_index)
-        return x[0].unflatten(1, (self.count, self.n)).transpose(0, 1)
+        # Other than x[0], `squeeze` has a view as its backward.
+        return x.squeeze(0).unflatten(1, (self.count, self.n)).transpose(0, 1)
 
     def unfold(self, x: Tensor) -> Tensor:
         """Undo `fold` for attention's output: (G, n, heads, dim) -> (1, total, heads, dim)."""
@@ -206,12 +207,20 @@ def attention(
 
     Without a mask, attention is causal and the last query attends to the last key.
     """
-    grouped = q.shape[1] > k.shape[1]
-    if grouped and q.is_cuda and (mask is not None or q.dtype == torch.float32):
-        # Only CUDA's flash kernel takes fewer key heads, without a mask and in half precision. With repeated keys the
-        # memory-efficient kernel runs; the math kernel would keep all scores.
-        k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], 1) for x in (k, v))
-        grouped = False
+    groups = q.shape[1] // k.shape[1]
     if mask is None and q.shape[2] > 1:  # a single query attends to all keys
         mask = causal_lower_right(q.shape[2], k.shape[2])
-    return F.scaled_dot_product_attention(q, k, v, mask, dropout, scale=scaling, enable_gqa=grouped).transpose(1, 2)
+    if groups > 1 and q.is_cuda and (has_values(mask) or q.dtype == torch.float32):
+        # Only CUDA's flash kernel takes fewer key heads, without a mask and in half precision; the math kernel would
+        # keep all scores. For the memory-efficient kernel, each key head is a batch whose heads are views of it.
+        queries = q.reshape(-1, groups, *q.shape[2:])  # (G * key heads, groups, n, dim)
+        k, v = (x.flatten(0, 1)[:, None].expand(-1, groups, -1, -1) for x in (k, v))
+        output = F.scaled_dot_product_attention(queries, k, v, mask, dropout, scale=scaling)
+        return output.reshape(q.shape).transpose(1, 2)
+    output = F.scaled_dot_product_attention(q, k, v, mask, dropout, scale=scaling, enable_gqa=groups > 1)
+    return output.transpose(1, 2)
+
+
+def has_values(mask: Any) -> bool:
+    """Return whether a mask is a tensor of values, and no description of a causal one."""
+    return mask is not None and not isinstance(mask, CausalBias)

@@ -84,7 +84,7 @@ def segment_attention(
     segments = SEGMENTS.get(cu_seq_lens_q)
     if segments is None:
         segments = SEGMENTS[cu_seq_lens_q] = Segments(cu_seq_lens_q)
-    qkv = [x[0].transpose(0, 1) for x in (query, key, value)]  # (L, heads, dim)
+    qkv = [x.squeeze(0).transpose(0, 1) for x in (query, key, value)]  # (L, heads, dim)
     half = value.dtype in (torch.bfloat16, torch.float16)
     if query.is_cuda and half and not dropout and value.shape[-1] % 8 == 0:  # as CUDA's flash kernel needs it
         boundaries, longest = segments.boundaries_on(query.device), max(segments.lengths)

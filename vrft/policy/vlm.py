@@ -14,6 +14,7 @@ from vrft.policy.chat_template import check_template
 from vrft.policy.checkpoint import find_checkpoint
 from vrft.policy.coordinates import FAMILY_COORDINATES, choose_coordinates
 from vrft.policy.decoding_context import DecodingContext
+from vrft.policy.fused_adapters import fuse_adapters
 from vrft.policy.head import logits_of
 from vrft.policy.image_size import ImageLimits
 from vrft.policy.logprobs import token_log_probs
@@ -149,7 +150,7 @@ class Policy(nn.Module):
         if self.freeze_vision:
             for parameter in vision_parameters(model):
                 parameter.requires_grad_(False)
-        self.model = model if self.lora is None else add_adapters(model, self.lora)
+        self.model = model if self.lora is None else fuse_adapters(add_adapters(model, self.lora))
         self.frozen_vision = not any(parameter.requires_grad for parameter in vision_parameters(model))
         stop, banned = token_ids(model, self.tokenizer)
         self.register_buffer("banned_ids", torch.tensor(banned), persistent=False)

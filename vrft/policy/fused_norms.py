@@ -1,0 +1,88 @@
+"""Root mean square normalizations of transformers by one kernel.
+
+A layer is changed only if it gives the values of its own forward, so that families with other formulas keep theirs.
+"""
+
+from __future__ import annotations
+
+import inspect
+from contextlib import nullcontext
+from functools import cache
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import functional_call
+
+EPSILONS = ("variance_epsilon", "eps")
+"""Names that normalizations have for the number that keeps them from dividing by 0."""
+
+TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
+"""Largest difference between a layer's own values, which are about 1, and those of its fused version."""
+
+
+class FusedLayer(nn.Module):
+    """Base of fused layers, each of which is also an instance of its own class."""
+
+    own_class: type[nn.Module]
+    """The layer's class in transformers."""
+
+
+class FusedNorm(FusedLayer):
+    """Root mean square normalization by one kernel, in the dtype that autocast computes in."""
+
+    epsilon: str
+    """Name of the attribute with the number that keeps it from dividing by 0."""
+    offset: float
+    """Added to the weight."""
+    weight: nn.Parameter
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        device, dtype = hidden_states.device.type, hidden_states.dtype
+        weight: Tensor = self.weight  # a copy in autocast's dtype, if the layer around it has made one
+        if weight.dtype != dtype:
+            weight = cast(Tensor, self._parameters["weight"])
+        weight = weight + self.offset if self.offset else weight
+        with torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext():
+            normed = F.rms_norm(hidden_states, weight.shape, weight.to(dtype), getattr(self, self.epsilon))
+        # The next layer would convert it, each of its matrix products anew.
+        return normed.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else normed
+
+
+def epsilon_of(module: nn.Module) -> str | None:
+    """Return the name of a normalization's epsilon; None if the module isn't one, or takes more than one tensor."""
+    names = [name for name in EPSILONS if isinstance(vars(module).get(name), float)]
+    parameters = dict(module.named_parameters())
+    one_weight = [*parameters] == ["weight"] and parameters["weight"].ndim == 1
+    one_tensor = len(inspect.signature(module.forward).parameters) == 1
+    return names[0] if one_weight and one_tensor and len(names) == 1 else None
+
+
+def fused_norm(module: nn.Module, epsilon: str) -> type[nn.Module] | None:
+    """Return the fused class of a normalization, None if its formula is another."""
+    own: Any = type(module)
+    kinds = [subclass(FusedNorm, own, epsilon=epsilon, offset=offset) for offset in (0.0, 1.0)]
+    return next((kind for kind in kinds if norms_agree(module, kind)), None)
+
+
+@torch.no_grad()
+def norms_agree(module: nn.Module, kind: type[nn.Module]) -> bool:
+    """Return whether a normalization gives the same values as its own class and as `kind`."""
+    own, size = type(module), len(cast(Tensor, module.weight))
+    for dtype, tolerance in TOLERANCE.items():
+        numbers = torch.arange(3.0 * size, device="cpu").sin()
+        weight, hidden = numbers[:size].to(dtype), numbers[size:].view(2, size).to(dtype)
+        expected = functional_call(module, {"weight": weight}, hidden)
+        module.__class__ = kind
+        found = functional_call(module, {"weight": weight}, hidden)
+        module.__class__ = own
+        if found.dtype != expected.dtype or not torch.allclose(found, expected, rtol=tolerance, atol=tolerance):
+            return False
+    return True
+
+
+@cache
+def subclass(base: Any, own: Any, **attributes: Any) -> type[nn.Module]:
+    """Return a subclass of a fused layer and a class of transformers, under the latter's name."""
+    return type(own.__name__, (base, own), {"own_class": own, "__module__": own.__module__, **attributes})
