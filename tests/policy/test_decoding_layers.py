@@ -29,6 +29,23 @@ def test_usual_layers_are_fused(family: str, checkpoint: Callable[[str], str]) -
     assert policy.decoding.layers.layers
 
 
+def test_states_of_untied_models_decode_in_the_dtype_of_the_computation(checkpoint: Callable[[str], str]) -> None:
+    policy = load(checkpoint("qwen2_5_vl"), dtype="bfloat16")
+    embedding = policy.base.get_input_embeddings()
+    assert embedding.weight is not policy.base.get_output_embeddings().weight
+    prepared = policy.prepare(Prompts(policy).batch)
+    dtypes: set[torch.dtype] = set()
+    layer = policy.base.get_decoder().layers[-1]
+    hook = layer.register_forward_hook(lambda module, args, output: dtypes.add(output.dtype))
+    rollout = generate(policy, prepared, 2, Sampling(), 4)
+    assert dtypes == {torch.bfloat16}
+    hook.remove()
+    assert embedding(rollout.ids).dtype == torch.float32  # outside of a rollout
+    with torch.no_grad():
+        trained, _ = policy(prepared.inputs, rollout.ids, rollout.mask, 1.0)
+    assert (trained - rollout.log_probs).abs().mean() < 0.02
+
+
 def test_layers_that_compute_something_else_are_not_used(
     checkpoint: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -13,7 +13,7 @@ from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl
 from transformers.models.qwen3_5 import modeling_qwen3_5
 
 from tests.policy.test_families import Prompts, load
-from vrft.policy.fused import fuse_layers, fused_attention, own_forwards, rotate
+from vrft.policy.fused import fuse_layers, fused_attention, own_forwards, rotate, side_by_side
 from vrft.policy.fused_norms import FusedLayer
 from vrft.policy.sharing_check import unfuse
 from vrft.policy.vision_tower import tower_of
@@ -79,6 +79,14 @@ def test_rotations_equal_transformers(heads: int, width: int) -> None:
         results.append([*rotated, *torch.autograd.grad(weighted, [q, k])])
     for found, expected in zip(*results, strict=True):
         torch.testing.assert_close(found, expected)
+
+
+def test_queries_and_keys_of_one_projection_are_not_copied() -> None:
+    q, k, v = torch.randn(5, 3, 4, 8).unbind(1)  # (L, heads, D) each
+    assert torch.equal(side_by_side(q, k, 1), torch.cat([q, k], 1))
+    assert side_by_side(q, k, 1).data_ptr() == q.data_ptr()
+    for others in ((k, q), (q, v), (q, k.clone())):
+        assert torch.equal(side_by_side(*others, 1), torch.cat(others, 1))
 
 
 def test_attention_with_another_rotation_keeps_its_forward() -> None:

@@ -13,7 +13,7 @@ from torch.nn.attention.bias import CausalBias
 
 from tests.helpers.gpu import OnGPU
 from vrft.policy import shared_prefix
-from vrft.policy.packed_attention import Completions, PackedGroup, PackedLayout
+from vrft.policy.packed_attention import Completions, PackedGroup, PackedLayout, attention
 
 PROMPT, GROUP, HEADS, KEY_HEADS, WIDTH = 6, 3, 4, 2, 8
 
@@ -72,6 +72,26 @@ def test_attention_and_its_gradient_equal_those_of_each_sequence(
     torch.testing.assert_close(output.as_subclass(Tensor), naive_output)
     for gradient, naive_gradient in zip(gradients, naive_gradients, strict=True):
         torch.testing.assert_close(gradient, naive_gradient)
+
+
+@pytest.mark.parametrize("masked", [False, True], ids=["causal", "masked"])
+def test_keys_and_values_are_kept_once_per_key_head(masked: bool) -> None:
+    length, n = PROMPT + 2, 2
+    q, k, v = (
+        torch.randn(GROUP, count, size, WIDTH, requires_grad=True)
+        for count, size in ((HEADS, n), *[(KEY_HEADS, length)] * 2)
+    )
+    mask = torch.ones(1, 1, n, length, dtype=torch.bool) if masked else None
+    kept: dict[int, int] = {}
+
+    def keep(x: Tensor) -> Tensor:
+        if x.dim() == 4 and x.shape[2:] == (length, WIDTH):
+            kept[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+        attention(*(x.as_subclass(OnGPU) for x in (q, k, v)), mask)
+    assert sorted(kept.values()) == [k.nbytes, v.nbytes]
 
 
 @pytest.mark.parametrize("name", ["softcap", "position_bias"])

@@ -9,24 +9,32 @@ from pathlib import Path
 
 from tests.helpers import ROOT
 
-KERNELS = {
-    "image of 1,000 tokens": 600,
-    "prefill": 1000,
-    "evaluation: prefill": 1000,
-    "reference": 1200,
-    "update": 8000,  # the aim is 6,000: each of the 252 adapters takes 16
+LIMITS = {
+    "image of 1,000 tokens": {"full": 580, "lora": 550},
+    "prefill": {"full": 910, "lora": 910},
+    "evaluation: prefill": {"full": 910, "lora": 910},
+    "reference": {"full": 1120, "lora": 1120},
+    "update": {"full": 5200, "lora": 4450},
 }
+"""Kernels of each phase, at most: a little above what was counted, and below the aims of benchmarks/gpu_counts.py."""
 
 
 def test_phases_keep_to_their_budgets(tmp_path: Path) -> None:
     script, found = ROOT / "benchmarks" / "gpu_counts.py", tmp_path / "counts.json"
-    command = [sys.executable, script, "--small", "--modes", "lora", "--json", found]
+    command = [sys.executable, script, "--small", "--json", found]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    counts = json.loads(found.read_text())["lora"]
-    launched = {name: counts[name]["launches"] for name in KERNELS}
-    assert {name: count for name, count in launched.items() if count > KERNELS[name]} == {}
-    waits = {name: counts[name]["syncs"] for name in KERNELS}
-    assert {name: count for name, count in waits.items() if count > 4} == {}
-    assert waits["image of 1,000 tokens"] <= 2
-    assert counts["load"]["peak"] <= 1.05 * counts["load"]["stays"]
+    both = json.loads(found.read_text())
+    above = {
+        (mode, name): counts[name]["launches"]
+        for mode, counts in both.items()
+        for name, limits in LIMITS.items()
+        if counts[name]["launches"] > limits[mode]
+    }
+    assert above == {}
+    for counts in both.values():
+        waits = {name: counts[name]["syncs"] for name in LIMITS}
+        assert {name: count for name, count in waits.items() if count > 4} == {}
+        assert waits["image of 1,000 tokens"] <= 2
+        assert counts["load"]["peak"] <= 1.05 * counts["load"]["stays"]
+        assert counts["decoding"]["graphed"] <= 1000
