@@ -74,14 +74,15 @@ def test_attention_and_its_gradient_equal_those_of_each_sequence(
         torch.testing.assert_close(gradient, naive_gradient)
 
 
-@pytest.mark.parametrize("masked", [False, True], ids=["causal", "masked"])
-def test_keys_and_values_are_kept_once_per_key_head(masked: bool) -> None:
+@pytest.mark.parametrize("masks", [0, 1, GROUP], ids=["causal", "one mask", "a mask for each row"])
+def test_keys_and_values_are_kept_once_per_key_head(masks: int) -> None:
     length, n = PROMPT + 2, 2
-    q, k, v = (
-        torch.randn(GROUP, count, size, WIDTH, requires_grad=True)
-        for count, size in ((HEADS, n), *[(KEY_HEADS, length)] * 2)
-    )
-    mask = torch.ones(1, 1, n, length, dtype=torch.bool) if masked else None
+    torch.manual_seed(0)
+    shapes = ((HEADS, n), (KEY_HEADS, length), (KEY_HEADS, length))
+    q, k, v = (torch.randn(GROUP, *shape, WIDTH, requires_grad=True) for shape in shapes)
+    mask = torch.rand(masks, 1, n, length) > 0.4 if masks else None
+    if mask is not None:
+        mask[..., 0] = True
     kept: dict[int, int] = {}
 
     def keep(x: Tensor) -> Tensor:
@@ -90,8 +91,14 @@ def test_keys_and_values_are_kept_once_per_key_head(masked: bool) -> None:
         return x
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
-        attention(*(x.as_subclass(OnGPU) for x in (q, k, v)), mask)
+        output = attention(*(x.as_subclass(OnGPU) for x in (q, k, v)), mask)
     assert sorted(kept.values()) == [k.nbytes, v.nbytes]
+    on_cpu = attention(q, k, v, mask)
+    torch.testing.assert_close(output.as_subclass(Tensor), on_cpu)
+    weight = torch.randn_like(on_cpu)
+    found = torch.autograd.grad((output.as_subclass(Tensor) * weight).sum(), (q, k, v))
+    for gradient, expected in zip(found, torch.autograd.grad((on_cpu * weight).sum(), (q, k, v)), strict=True):
+        torch.testing.assert_close(gradient, expected)
 
 
 @pytest.mark.parametrize("name", ["softcap", "position_bias"])

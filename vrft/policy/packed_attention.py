@@ -213,6 +213,8 @@ def attention(
     if groups > 1 and q.is_cuda and (has_values(mask) or q.dtype == torch.float32):
         # Only CUDA's flash kernel takes fewer key heads, without a mask and in half precision; the math kernel would
         # keep all scores. For the memory-efficient kernel, each key head is a batch whose heads are views of it.
+        if has_values(mask) and mask.shape[0] > 1:
+            mask = mask.repeat_interleave(k.shape[1], 0)
         queries = q.reshape(-1, groups, *q.shape[2:])  # (G * key heads, groups, n, dim)
         k, v = (x.flatten(0, 1)[:, None].expand(-1, groups, -1, -1) for x in (k, v))
         output = F.scaled_dot_product_attention(queries, k, v, mask, dropout, scale=scaling)
