@@ -14,7 +14,7 @@ LIMITS = {
     "prefill": {"full": 910, "lora": 910},
     "evaluation: prefill": {"full": 910, "lora": 910},
     "reference": {"full": 1120, "lora": 1120},
-    "update": {"full": 5200, "lora": 4450},
+    "update": {"full": 5400, "lora": 4650},
 }
 """Kernels of each phase, at most: a little above what was counted, and below the aims of benchmarks/gpu_counts.py."""
 
