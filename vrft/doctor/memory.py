@@ -18,7 +18,6 @@ from vrft.policy.image_size import smaller_images
 from vrft.policy.lora import has_adapter
 from vrft.rollout import RemoteEngine
 from vrft.training.module import VisionModule
-from vrft.training.rft import RFT
 from vrft.types import PromptBatch
 
 if TYPE_CHECKING:
@@ -120,7 +119,7 @@ def estimate(module: VisionModule, data: VisionData, batch: PromptBatch) -> dict
     policy = module.policy
     shape = model_shape(policy.base.config, policy.dtype)
     stored = stored_weights(policy, optimizer_bytes(module))
-    if reference_follows(module) and not policy.offload_reference:
+    if module.reference_follows and not policy.offload_reference:
         stored = stored._replace(reference=FLOAT32_BYTES * stored.trained)
     found = parts(
         stored,
@@ -150,11 +149,6 @@ def parts(stored: Stored, shape: ModelShape, load: Workload, *, lora: bool, chec
         "update: logits": logits,
         "reserve": RESERVE,
     }
-
-
-def reference_follows(module: VisionModule) -> bool:
-    """Return whether the reference is an average of the weights that train, which a run keeps beside them."""
-    return isinstance(module, RFT) and module.moving_reference is not None
 
 
 def stored_weights(policy: Policy, optimizer: float) -> Stored:
@@ -210,8 +204,7 @@ def workload(module: VisionModule, data: VisionData, batch: PromptBatch) -> Work
     """Return the larger of a training rollout and an evaluation, and the tokens of a micro-batch."""
     prompt = max(prompt["input_ids"].shape[1] for prompt in batch.inputs)
     prompts = max(data.batch_size, data.eval_batch_size)
-    samples = module.collect.num_samples if isinstance(module, RFT) else module.group_size
-    rows = max(data.batch_size * samples, data.eval_batch_size)
+    rows = max(data.batch_size * module.num_samples, data.eval_batch_size)
     step = data.batch_size * (prompt + module.group_size * module.max_completion_length)
     return Workload(
         prompts, rows, prompt, module.max_completion_length, min(step, module.optimization.max_tokens_per_micro_batch)
@@ -252,7 +245,7 @@ def advice(module: VisionModule) -> str:
     if not policy.reader.gradient_checkpointing:
         steps.append("model.policy.gradient_checkpointing=true")
     steps.append(f"model.max_tokens_per_micro_batch below {module.optimization.max_tokens_per_micro_batch}")
-    if (policy.reference is not None or reference_follows(module)) and not policy.offload_reference:
+    if (policy.reference is not None or module.reference_follows) and not policy.offload_reference:
         steps.append("model.policy.offload_reference=true")
     if policy.lora is None:
         steps += ["model.policy.lora.r=16", "model.optimizer=torch.optim.Adafactor"]

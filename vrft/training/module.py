@@ -58,8 +58,12 @@ class VisionModule(LightningModule):
 
     keep_reference = False
     """The loss needs a reference that stays as the policy is at the start."""
+    reference_follows = False
+    """The reference is an average of the weights that train, which a run keeps beside them."""
     group_size = 1
     """Completions per prompt in a training step, G."""
+    num_samples = 1
+    """Completions per prompt that are sampled, of which a step trains on `group_size`."""
     batches_per_step = 1
     """Number of loader batches that are joined into one training step."""
     difficulty: Difficulty | None = None

@@ -199,9 +199,11 @@ class RFT(VisionModule):
         self.sft_weight = sft_weight
         self.entropy_bonus = EntropyBonus(self, entropy_weight, entropy_target, entropy_step)
         self.moving_reference = following(policy, reference_decay, beta)
-        self.keep_reference = beta > 0 and self.moving_reference is None
+        self.reference_follows = self.moving_reference is not None
+        self.keep_reference = beta > 0 and not self.reference_follows
         self.prefetches = self.rollouts.prefetches
-        counts = num_samples or num_generations, num_generations
+        self.num_samples = num_samples or num_generations
+        counts = self.num_samples, num_generations
         optimizer_steps = num_iterations * num_minibatches
         self.collect = Collector(self, self.objective, self.sampling, *counts, overlong_buffer, optimizer_steps)
         self.fixed_log_probs = FixedLogProbs(policy, self.optimization, self.step, temperature)
