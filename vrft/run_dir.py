@@ -18,6 +18,9 @@ SCORES_FILE = "scores.json"
 RESAMPLED = "resampled_{}.json"
 """Scores of bootstrap samples in the folder of an evaluation, by the evaluator's class."""
 
+INFERENCE_SCALING = "inference_scaling.json"
+"""Curves over the number of sampled answers in the folder of a test."""
+
 UNSHARDED = "run.pt"
 """Name of the unsharded part of a sharded checkpoint, in its folder."""
 

@@ -65,6 +65,12 @@ def write_run(run: Path, groups: int = 30, generations: int = 4) -> Path:
             f"low,high,confidence,accuracy,boxes\n0.0,0.1,0.0,0.0,0\n0.5,0.6,0.5,{0.25 + gain},8\n0.9,1.0,1.0,0.5,2\n"
         )
         (folder / "coco_per_category.csv").write_text(f'category,AP\ncat,{0.1 + gain}\n"{HOSTILE[:40]}",0.2\n')
+    curve = {str(2**i): [0.3 + i / 20, 0.2 + i / 20, 0.5] for i in range(4)}
+    tested = run / "evaluation" / "test-last"
+    tested.mkdir()
+    tested.joinpath("inference_scaling.json").write_text(
+        json.dumps({"questions": 9, "success": 0.5, "curves": dict.fromkeys(("pass", "best", "vote"), curve)})
+    )
     logs = run / "logs" / "version_0"
     logs.mkdir(parents=True)
     header = "epoch,step,time/rollout,train/reward,train/reward/iou,train/kl,val/reward,val/coco/AP\n"

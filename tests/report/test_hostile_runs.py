@@ -145,6 +145,12 @@ def test_new_lines_are_not_joined_to_a_partial_one(content: bytes, expected: int
             "coco_calibration.csv can't",
             id="calibration",
         ),
+        pytest.param(
+            "evaluation/test-3/inference_scaling.json",
+            '{"questions": 2, "curves": {"pass": {"1": [0.5, 0.1, 1e9]}}}',
+            "test-3/inference_scaling.json can't",
+            id="scaling",
+        ),
         pytest.param("evaluation/val-3/warnings_X.json", "[1]", "val-3/warnings_X.json can't", id="evaluator"),
         pytest.param("faults.jsonl", "1\n", "faults.jsonl: 1 line can't", id="faults"),
         pytest.param("warnings.jsonl", "{", "warnings.jsonl: 1 line can't", id="warnings"),

@@ -50,6 +50,20 @@ def test_a_path_without_a_run_is_an_error_of_one_line(
     assert error.count("\n") == 1
 
 
+def test_curves_over_sampled_answers_are_shown_in_the_order_of_their_numbers(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    folder = run / "evaluation" / "test-base"
+    folder.mkdir(parents=True)
+    curve = {"16": [0.5, 0.4, 0.6], "2": [0.3, 0.2, 0.4]}
+    content = {"questions": 9, "success": 0.5, "curves": {"vote": curve, "unknown": curve}}
+    (folder / "inference_scaling.json").write_text(json.dumps(content))
+    _, data = report(run)
+    ((shown,), name, questions) = (data["scaling"][0][key] for key in ("curves", "evaluation", "questions"))
+    assert data["scaling"][1]["evaluation"] == "test-last"
+    assert (name, questions, shown["name"]) == ("test-base", 9, "vote")
+    assert shown["points"] == [[2, 0.3, 0.2, 0.4], [16, 0.5, 0.4, 0.6]]
+
+
 def test_the_command_needs_no_torch(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run")
     command = [sys.executable, "-X", "importtime", "-m", "vrft", "report", str(run)]

@@ -63,11 +63,13 @@ def test_the_page_is_drawn_without_errors_and_horizontal_scrolling(
         ".pair svg rect",
         "#categories tr",
         "#calibration circle",
+        "#scaling path.line",
         "#warnings li",
     ):
         assert page.run("document.querySelector(arguments[0]).getBoundingClientRect().width > 0", selector), selector
     drawn = [f"val-{step}: calibration error {error} on 10 boxes" for step, error in ((0, "0.300"), (40, "0.260"))]
     assert texts(page, "#calibration strong") == drawn
+    assert texts(page, "#scaling strong")[0] == "pass: 0.300 with 1 answer, 0.450 with 8"
     page.run("document.querySelector('.card').click()")
     assert page.run("document.getElementById('group').scrollWidth <= document.getElementById('group').clientWidth")
     assert page.console() == []
@@ -252,7 +254,7 @@ def test_held_out_images_can_be_switched(page: Browser, report: Path) -> None:
         pytest.param(["config.yaml"], ["Warnings", "Config"], id="just-begun"),
         pytest.param(
             ["config.yaml", "logs", "evaluation"],
-            ["Curves", "Held-out images", "AP per category", "Calibration", "Warnings", "Config"],
+            ["Curves", "Held-out images", "AP per category", "Calibration", "Sampled answers", "Warnings", "Config"],
             id="supervised",
         ),
         pytest.param(["transcripts.jsonl"], ["Rollouts", "First against last", "Warnings"], id="transcripts-alone"),

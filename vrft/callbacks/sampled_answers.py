@@ -15,6 +15,7 @@ from vrft.evaluators import Evaluator
 from vrft.evaluators.base import evaluation_folder, evaluators_of, gather
 from vrft.evaluators.inference_scaling import Sampled, curves, sizes, vote
 from vrft.rollout import Sampling, SamplingKey
+from vrft.run_dir import INFERENCE_SCALING
 from vrft.training.module import VisionModule
 from vrft.training.progress_bar import phase
 from vrft.training.rollouts import Generation
@@ -27,9 +28,6 @@ SUCCESS = 0.5
 """Quality from which an answer counts as right: an IoU of 0.5, or the right name."""
 
 RESAMPLES = 200
-
-FILE = "inference_scaling.json"
-"""The curves, in the folder of a test."""
 
 
 class SampledAnswers(Callback):
@@ -87,7 +85,7 @@ class SampledAnswers(Callback):
         folder = evaluation_folder(trainer)
         folder.mkdir(parents=True, exist_ok=True)
         content = {name: {str(k): [*point] for k, point in points.items()} for name, points in found.items()}
-        write_json(folder / FILE, {"questions": len(ordered), "success": SUCCESS, "curves": content})
+        write_json(folder / INFERENCE_SCALING, {"questions": len(ordered), "success": SUCCESS, "curves": content})
         Console().print(table_of(found, len(ordered)))
 
 

@@ -12,6 +12,7 @@ from vrft.report.intervals import read_resampled, resampled_rewards, with_best, 
 from vrft.report.metrics import Series, read_metrics, thin
 from vrft.report.page import read_pictures, render
 from vrft.report.progress import Progress, describe, read_progress, resume_command
+from vrft.report.scaling import read_scaling
 from vrft.report.texts import Prompts, limit
 from vrft.run_dir import RunDir
 from vrft.utils.files import atomic_write
@@ -69,6 +70,7 @@ def read_run(run: RunDir, problems: list[str]) -> dict[str, Any]:
         "prompts": prompts.texts,
         "categories": run_facts.read_categories(evaluations, problems),
         "calibration": run_facts.read_calibration(evaluations, problems),
+        "scaling": read_scaling(run, problems),
         "warnings": run_facts.read_warnings(run, problems),
         "config": config,
         "problems": problems,

@@ -232,6 +232,34 @@ function calibration() {
     h("div", { class: "charts few" }, found.map(reliability)));
 }
 
+// ----------------------------------------------------------------------------------------------- sampled answers
+
+// A curve over the number of sampled answers, each twice the last, with its intervals as an area.
+function overAnswers({ name, meaning, points }) {
+  const left = 40, top = 10, width = 260, height = 140;
+  const sx = (i) => left + (points.length > 1 ? (width * i) / (points.length - 1) : width / 2), sy = (y) => top + height * (1 - y);
+  const line = (values) => values.map(([i, y], at) => `${at ? "L" : "M"}${sx(i).toFixed(1)} ${sy(y).toFixed(1)}`).join("");
+  const upper = points.map((point, i) => [i, point[3]]), lower = points.map((point, i) => [i, point[2]]).reverse();
+  const last = points[points.length - 1];
+  const says = `${name}: ${score(points[0][1])} with ${plural(points[0][0], "answer")}, ${score(last[1])} with ${last[0]}`;
+  return h("figure", { class: "chart" },
+    h("figcaption", {}, h("div", { class: "chart-title" }, h("strong", {}, says)), h("p", {}, meaning)),
+    svg("svg", { role: "img", "aria-label": says, viewBox: `0 0 ${left + width + 20} ${top + height + 22}` },
+      [0, 0.5, 1].flatMap((y) => [
+        svg("line", { class: "grid", x1: left, x2: left + width, y1: sy(y), y2: sy(y) }),
+        svg("text", { class: "tick", x: left - 8, y: sy(y) + 4, "text-anchor": "end" }, String(y))]),
+      svg("path", { class: "area c0", d: `${line(upper)}${line(lower).replace("M", "L")}Z` }),
+      svg("path", { class: "line c0", d: line(points.map((point, i) => [i, point[1]])) }),
+      points.map((point, i) => [
+        svg("text", { class: "tick", x: sx(i), y: top + height + 16, "text-anchor": "middle" }, String(point[0])),
+        svg("circle", { class: "point c0", cx: sx(i), cy: sy(point[1]), r: 3 }, svg("title", {}, `${plural(point[0], "answer")}: ${score(point[1])} [${score(point[2])}, ${score(point[3])}]`))])));
+}
+
+function scaling() {
+  return DATA.scaling.length > 0 && section("scaling", "Sampled answers", "What several answers to one question are worth, by their number, from one set of samples. Areas are 95 % intervals over images.",
+    DATA.scaling.flatMap(({ evaluation, questions, curves: some }) => [h("h3", { class: "hostile" }, `${evaluation}, ${plural(questions, "question")}`), h("div", { class: "charts few" }, some.map(overAnswers))]));
+}
+
 // ------------------------------------------------------------------------------------------ warnings and config
 
 function warnings() {
@@ -249,7 +277,7 @@ function config() {
 }
 
 document.title = `${DATA.name} · vrft report`;
-document.getElementById("main").append(...[overview(), curves(), browser(), firstAndLast(), heldOut(), categories(), calibration(), warnings(), config()].filter(Boolean));
+document.getElementById("main").append(...[overview(), curves(), browser(), firstAndLast(), heldOut(), categories(), calibration(), scaling(), warnings(), config()].filter(Boolean));
 document.getElementById("nav").append(h("a", { href: "#overview", class: "home hostile" }, DATA.name), h("div", {}, sections.map(([id, name]) => h("a", { href: `#${id}` }, name))));
 dialog.addEventListener("click", (event) => event.target === dialog && dialog.close());
 document.documentElement.dataset.ready = "true";
