@@ -16,7 +16,7 @@ from tests.helpers import families
 from vrft.errors import ConfigurationError
 from vrft.policy import Policy, shared_prefix
 from vrft.policy.fused import own_forwards
-from vrft.policy.plain_text import plain_text, whole_chat
+from vrft.policy.plain_text import plain_text, processed, whole_chat
 from vrft.policy.processor import Encoder
 from vrft.policy.repeated import naive_logits
 from vrft.rollout import Sampling, SamplingKey, TransformersEngine
@@ -182,3 +182,14 @@ def test_what_prompts_share_is_moved_once(checkpoint: Callable[[str], str]) -> N
     starts = [prompt["start"] for prompt in moved.inputs]
     assert all(isinstance(start, SharedStart) and start is starts[0] for start in starts)
     assert seen.count("pixel_values") == 4
+
+
+def test_a_processor_that_refuses_several_images_is_named() -> None:
+    class SingleImageProcessor:
+        def __call__(self, **_: Any) -> dict[str, Any]:
+            raise ValueError("expected one image per text")
+
+    with pytest.raises(ConfigurationError, match="SingleImageProcessor refuses a prompt with 2 images: expected one"):
+        processed(SingleImageProcessor(), "", [1, 2], {})
+    with pytest.raises(ValueError, match=r"^expected one image per text"):
+        processed(SingleImageProcessor(), "", [1], {})

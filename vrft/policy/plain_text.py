@@ -221,8 +221,19 @@ def whole_chat(processor: Any, chat: Sequence[dict[str, Any]]) -> tuple[str, int
 
 
 def processed(processor: Any, text: str, images: Sequence[Any], options: dict[str, Any]) -> Prompt:
-    """Return the output of a processor for a text with images; with token types, which Cosmos 3's leaves out."""
-    output = dict(processor(text=[text], images=[images], return_tensors="pt", **options))
+    """Return the output of a processor for a text with images; with token types, which Cosmos 3's leaves out.
+
+    Raises:
+        ConfigurationError: the processor refuses several images.
+    """
+    try:
+        output = dict(processor(text=[text], images=[images], return_tensors="pt", **options))
+    except (ValueError, TypeError, IndexError) as error:
+        if len(images) < 2:
+            raise
+        raise ConfigurationError(
+            f"model.policy.checkpoint: {type(processor).__name__} refuses a prompt with {len(images)} images: {error}"
+        ) from error
     if "mm_token_type_ids" in processor.model_input_names and "mm_token_type_ids" not in output:
         output["mm_token_type_ids"] = (output["input_ids"] == processor.image_token_id).long()
     return output
