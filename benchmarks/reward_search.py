@@ -56,6 +56,9 @@ ALONE = {
     "CentreDistance": ("grounding",),
     "Accuracy": ("classes", "counts"),
     "CountError": ("counts",),
+    "MazeMoves": ("mazes",),
+    "MazeLegal": ("mazes",),
+    "MazeTarget": ("mazes",),
 }
 """Rewards to search on their own, with the kinds of scenes that they apply to."""
 

@@ -19,7 +19,7 @@ LAYERS = [
     ["policy", "data"],
     ["tasks"],
     ["rewards", "guards", "report", "loggers"],
-    ["boxes", "answers", "utils", "run_dir", "vllm_plugin"],
+    ["boxes", "answers", "mazes", "utils", "run_dir", "vllm_plugin"],
     ["types", "errors"],
 ]
 """Folders and files of the package by layer. Each imports from lower layers, or from its own without a cycle."""

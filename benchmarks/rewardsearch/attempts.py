@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 from rewardsearch.scenes import CLASSES, FRAME, LABELS, Box, Scene, random_box
 from vrft.boxes import Matrix, iou_matrix
+from vrft.mazes import MOVES, OPPOSITE, parse_maze
 from vrft.tasks.detection import boxes_text
 from vrft.types import Answer
 
@@ -106,9 +107,34 @@ def jittered(rng: random.Random, box: Box) -> Box:
 
 def random_words(rng: random.Random, scene: Scene) -> str:
     true = scene.words
+    if scene.kind == "mazes":
+        return " ".join(random_moves(rng, scene))
     number = str(int(true) + rng.randint(-3, 3)) if true.isdecimal() else "3"
     return rng.choice(
         [*CLASSES, true, true.upper(), f" {true}. ", f"{true} or rose", ", ".join(CLASSES), number, true[:1], "-", "0"]
+    )
+
+
+def random_moves(rng: random.Random, scene: Scene) -> list[str]:
+    """Return the right moves, some of them, more of them, other ones, or a random walk without walls."""
+    maze, right = parse_maze(scene.query), scene.words.split()
+    walk = [rng.choice(maze.moves_from(maze.start))]
+    for _ in range(rng.randint(0, 2 * len(right))):
+        walk.append(rng.choice(maze.moves_from(maze.walk(walk)[-1])))
+    i, other = rng.randrange(len(right) + 1), rng.choice([*MOVES])
+    turned = [other, OPPOSITE[other]]
+    return rng.choice(
+        [
+            right,
+            right[: max(i, 1)],
+            [*right, other],
+            [*right[:i], other, *right[i:]],
+            [*right[:i], *turned, *right[i:]],
+            [*right[:i], other, *right[i + 1 :]],
+            walk,
+            [rng.choice([*MOVES]) for _ in range(rng.randint(1, 30))],
+            turned * rng.choice([1, 5, 500]),
+        ]
     )
 
 

@@ -13,11 +13,13 @@ from scipy.sparse.csgraph import maximum_bipartite_matching
 
 from vrft.answers import normalise_label
 from vrft.boxes import from_frame, iou_matrix
+from vrft.mazes import random_maze
 from vrft.tasks import (
     ClassificationTask,
     CountingTask,
     DetectionTask,
     GroundingTask,
+    MazeTask,
     MultiCategoryDetectionTask,
     Task,
 )
@@ -32,6 +34,7 @@ TASKS: dict[str, Task] = {
     "grounding": GroundingTask(),
     "classes": ClassificationTask(),
     "counts": CountingTask(),
+    "mazes": MazeTask(),
 }
 SIZES = ((56, 56), (640, 480), (4000, 3000), (31, 977))
 Box = tuple[int, int, int, int]
@@ -76,8 +79,11 @@ def random_box(rng: random.Random) -> Box:
 
 
 def random_scene(rng: random.Random, kind: str) -> Scene:
-    """Draw a scene: 0 to 20 objects, some of them in the same place, or a class or a number."""
+    """Draw a scene: 0 to 20 objects, some of them in the same place, or a class, a number or a maze."""
     size = rng.choice(SIZES)
+    if kind == "mazes":
+        maze = random_maze(rng, rng.choice([2, 3, 4, 5, 8]))
+        return Scene(kind, maze.text, (), " ".join(maze.path()), size)
     if kind in ("classes", "counts"):
         words = rng.choice(CLASSES) if kind == "classes" else str(rng.choice([0, 1, 2, 7, 20, 1000]))
         return Scene(kind, "cat", (), words, size)

@@ -43,6 +43,7 @@ WEIGHTS = {
     "answer GroundingTask": 30,
     "answer ClassificationTask": 30,
     **dict.fromkeys(("answer MultipleChoiceTask", "answer CountingTask", "answer PresenceTask"), 20),
+    "answer MazeTask": 20,
     **dict.fromkeys(("coco", "lvis", "RefCOCO pickle", "RefCOCO JSON", "RefCOCO instances", "ReasonSeg"), 4),
     **dict.fromkeys(("YOLO data.yaml", "YOLO boxes", "YOLO outlines", "JSON lines", "CSV"), 4),
     **dict.fromkeys((f"tool {name}" for name in annotation_tools.TOOLS), 3),
@@ -87,6 +88,7 @@ QUESTIONS: list[tuple[Task, Any, dict[str, Any], str]] = [
     (tasks.MultipleChoiceTask(), "B", {"choices": ["cat", "dog"]}, "A. cat B. dog"),
     (tasks.CountingTask(), "12", {}, "cats"),
     (tasks.PresenceTask(), BOXES[:1], {}, "cat, dog"),
+    (tasks.MazeTask(), "left down", {}, "0-0:RD 0-1:L 1-0:UR 1-1:L from 0-1 to 1-0"),
 ]
 FORMS = ['<think>so</think><answer>[{"bbox_2d": [1, 2, 30, 40], "label": "cat"}]</answer>']
 FORMS += ["<think>so</think><answer>```json\n[{'Position': [1, 2, 30, 40], 'Confidence': 0.5}]\n```</answer>"]
@@ -96,6 +98,7 @@ FORMS += [
     "[1, 2, 30, 40]",
     "cat, dog",
     "7",
+    "<think>so</think><answer>Left, down right up</answer>",
 ]
 
 

@@ -9,8 +9,9 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from PIL import Image
 
 from vrft.loggers import show_picture
+from vrft.mazes import drawn_path
 from vrft.types import Answer, Detection, Sample, ScoredRollout
-from vrft.utils.drawing import PREDICTION, TRUTH, Colour, draw_images, side_by_side, with_caption
+from vrft.utils.drawing import PREDICTION, TRUTH, Colour, draw_images, draw_path, side_by_side, with_caption
 
 
 def show_rollout(loggers: Sequence[Logger], scored: ScoredRollout, rows: Sequence[dict[str, Any]], step: int) -> None:
@@ -65,7 +66,16 @@ def overlays(sample: Sample, answer: Answer) -> Any:
                 "box_data": [_overlay(detection) for detection in detections],
                 "class_labels": {0: sample.query},
             }
-    return wandb.Image(sample.image, boxes=boxes or None)
+    return wandb.Image(with_paths(sample.image, sample, answer), boxes=boxes or None)
+
+
+def with_paths(image: Image.Image, sample: Sample, answer: Answer) -> Image.Image:
+    """Return a sample's image with the true and the predicted way, unchanged if the sample is no maze."""
+    for value, colour in ((sample.target, TRUTH), (answer.value, PREDICTION)):
+        points = drawn_path(sample.query, value, image.size) if sample.num_images == 1 else []
+        if points:
+            image = draw_path(image, points, colour)
+    return image
 
 
 def _overlay(detection: Detection) -> dict[str, Any]:
@@ -96,8 +106,10 @@ def group_picture(scored: ScoredRollout, rows: Sequence[dict[str, Any]], p: int)
     for n in range(p * group, (p + 1) * group):
         value = scored.answers[n].value
         layers = layers_of(sample, scored.answers[n])
-        text = f"{sample.query}: " if sample.query else ""
+        is_maze = bool(drawn_path(sample.query, sample.target, sample.size))
+        text = f"{sample.query}: " if sample.query and not is_maze else ""
         text += value if isinstance(value, str) else "can't be read" if value is None else f"boxes: {len(value)}"
         reward = "no number" if rows[n]["reward"] is None else f"reward {rows[n]['reward']:.2f}"
-        tiles.append(with_caption(draw_images(sample, layers), [text, reward]))
+        drawn = with_paths(draw_images(sample, layers), sample, scored.answers[n])
+        tiles.append(with_caption(drawn, [text, reward]))
     return side_by_side(tiles)

@@ -3,6 +3,7 @@
 from vrft.data.datamodule import VisionData
 from vrft.data.datasets.benchmarks import AircraftData, BenchmarkData, CarsData, FlowersData, PetsData
 from vrft.data.datasets.digits import DigitsData, RenderedDigitData
+from vrft.data.datasets.mazes import MazeData
 from vrft.data.datasets.reason_seg import ReasonSegData
 from vrft.data.datasets.refcoco import ReferenceData
 from vrft.data.datasets.scenes import FreshSceneData, SceneData
@@ -38,6 +39,7 @@ __all__ = [
     "JsonlData",
     "LabelMeData",
     "LabelStudioData",
+    "MazeData",
     "PetsData",
     "ReasonSegData",
     "RecordData",

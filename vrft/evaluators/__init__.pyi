@@ -5,6 +5,7 @@ from vrft.evaluators.base import Evaluator
 from vrft.evaluators.coco import CocoEvaluator
 from vrft.evaluators.grounding import BoxSegmenter, GroundingEvaluator, Segmenter
 from vrft.evaluators.lvis import LvisEvaluator
+from vrft.evaluators.mazes import MazeEvaluator
 from vrft.evaluators.presence import PresenceEvaluator
 from vrft.evaluators.segmenter import SamSegmenter
 
@@ -15,6 +16,7 @@ __all__ = [
     "Evaluator",
     "GroundingEvaluator",
     "LvisEvaluator",
+    "MazeEvaluator",
     "PresenceEvaluator",
     "SamSegmenter",
     "Segmenter",

@@ -11,6 +11,7 @@ import argparse
 import json
 import math
 import random
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -58,9 +59,6 @@ CHAT_TEMPLATE = (
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
     """Build a word-level tokenizer: integers 0..1000, decimals 0.0..1.0, words and format pieces are one token each."""
-    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
     words = [*COLOURS, *DIGITS, "Detect", "Classify", "the", "digit", "This", "is", "No", "Objects"]
     vocabulary = [
         *SPECIAL_TOKENS,
@@ -75,12 +73,21 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     ]
     vocabulary += [f"{i / 10:.1f}" for i in range(11)] + [str(i) for i in range(1001)]
     vocabulary += words + [f" {word}" for word in words]
+    return word_tokenizer(
+        vocabulary, r"\d\.\d|\d+|system\n|user\n|assistant\n|\n| ?[A-Za-z]+|[^A-Za-z\d]", FORMAT_PIECES
+    )
+
+
+def word_tokenizer(vocabulary: Sequence[str], pattern: str, pieces: Sequence[str]) -> PreTrainedTokenizerFast:
+    """Build a tokenizer whose tokens are the matches of a pattern, but for `pieces`, which are found first."""
+    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
     core = Tokenizer(models.WordLevel({token: i for i, token in enumerate(vocabulary)}, unk_token="[UNK]"))
-    pattern = Regex(r"\d\.\d|\d+|system\n|user\n|assistant\n|\n| ?[A-Za-z]+|[^A-Za-z\d]")
-    core.pre_tokenizer = pre_tokenizers.Split(pattern, "isolated")
+    core.pre_tokenizer = pre_tokenizers.Split(Regex(pattern), "isolated")
     core.decoder = decoders.Fuse()
     core.add_special_tokens(list(SPECIAL_TOKENS))
-    core.add_tokens([AddedToken(piece, normalized=False) for piece in FORMAT_PIECES])
+    core.add_tokens([AddedToken(piece, normalized=False) for piece in pieces])
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=core,
         pad_token="<|endoftext|>",
@@ -152,16 +159,21 @@ def build_model(
 
 def write_checkpoint(folder: Path, seed: int = 0, width: int = 64, tied: bool = True) -> None:
     """Write an untrained checkpoint: config, bfloat16 weights, tokenizer and processor."""
+    tokenizer = build_tokenizer()
+    write_parts(folder, tokenizer, build_model(tokenizer, seed, width, tied=tied), IMAGE_SIZE)
+
+
+def write_parts(folder: Path, tokenizer: PreTrainedTokenizerFast, model: PreTrainedModel, image_size: int) -> None:
+    """Write a model in bfloat16, its tokenizer, and a processor that resizes images to the area of `image_size`²."""
     import torch
 
-    tokenizer = build_tokenizer()
-    build_model(tokenizer, seed, width, tied=tied).to(torch.bfloat16).save_pretrained(folder)
+    model.to(torch.bfloat16).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     settings: dict[str, Any] = {
         "patch_size": PATCH_SIZE,
         "merge_size": MERGE_SIZE,
         "temporal_patch_size": 2,
-        "size": {"shortest_edge": IMAGE_SIZE**2, "longest_edge": IMAGE_SIZE**2},  # areas: 16 patches for any image
+        "size": {"shortest_edge": image_size**2, "longest_edge": image_size**2},  # areas
         "image_mean": [0.5] * 3,
         "image_std": [0.3] * 3,
         "processor_class": "Qwen2VLProcessor",

@@ -1,4 +1,4 @@
-// An image with its true and its predicted boxes.
+// An image with its true and its predicted boxes, or the ways through a maze.
 
 const isBoxes = (value) => Array.isArray(value);
 
@@ -9,8 +9,36 @@ function sizeOf({ size, target, answers = [] }) {
   return [extent(2), extent(3)];
 }
 
+const MAZE = /^((?:\d+-\d+:U?R?D?L? )+)from ((\d+)-(\d+) to \d+-\d+)$/;
+const STEPS = { up: [-1, 0], right: [0, 1], down: [1, 0], left: [0, -1] };
+
+// The cells on a way through a maze, up to the first wall; null if the query is no maze or the moves are no text.
+function wayOf(query, moves) {
+  const form = MAZE.exec(query ?? "");
+  if (!form || typeof moves !== "string") return null;
+  const sides = form[1].trim().split(" ").map((cell) => cell.split(":")[1]);
+  const cells = Math.round(Math.sqrt(sides.length));
+  const way = [[Number(form[3]), Number(form[4])]];
+  for (const move of moves.split(" ")) {
+    const [row, column] = way[way.length - 1];
+    if (!STEPS[move] || !sides[row * cells + column]?.includes(move[0].toUpperCase())) break;
+    way.push([row + STEPS[move][0], column + STEPS[move][1]]);
+  }
+  return { cells, way };
+}
+
+function path(query, moves, kind, [width, height]) {
+  const found = wayOf(query, moves);
+  if (!found) return null;
+  const points = found.way.map(([row, column]) => [((column + 0.5) / found.cells) * width, ((row + 0.5) / found.cells) * height].join(",")).join(" ");
+  return svg("g", { class: kind }, svg("title", {}, `${kind}: ${moves}`), svg("polyline", { class: "halo", points }), svg("polyline", { points }));
+}
+
+const isMaze = (subject) => wayOf(subject.query, subject.target) != null;
+const isDrawn = (subject) => isBoxes(subject.target) || isMaze(subject);
+
 // The query, or the true answer if samples have no query.
-const titleOf = (subject) => subject.query || said(subject.target);
+const titleOf = (subject) => (isMaze(subject) ? `maze from ${MAZE.exec(subject.query)[2]}` : subject.query || said(subject.target));
 
 const clamp = (value, high) => Math.min(Math.max(value, -high), 2 * high);
 
@@ -50,6 +78,8 @@ function boxed(subject, predicted, answers) {
   frame.append(svg("svg", { viewBox: `0 0 ${size[0]} ${size[1]}`, "aria-hidden": "true" },
     isBoxes(subject.target) && boxes(subject.target, "truth", size),
     isBoxes(predicted) && boxes(predicted, "predicted", size),
+    path(subject.query, subject.target, "truth", size),
+    [predicted, ...answers].map((answer) => path(subject.query, answer, "predicted", size)),
     answers.filter(isBoxes).map((answer) => boxes(answer.map(([box, label]) => [box, label, null]), "predicted", size))));
   return frame;
 }

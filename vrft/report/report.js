@@ -139,7 +139,7 @@ function browser() {
   if (!GROUPS.length) return null;
   const left_out = DATA.all_groups - GROUPS.length;
   return section("rollouts", "Rollouts", `Each picture is one question with the answer that earned most; the bars are the rewards of all its answers, pale where one can't be read.${left_out ? ` ${plural(left_out, "group")} of rollouts in between are left out to keep this file small.` : ""}`,
-    GROUPS.some((group) => isBoxes(group.target)) && key(), rolloutBrowser(),
+    GROUPS.some(isDrawn) && key(), rolloutBrowser(),
     DATA.pairs.length > 0 && DATA.pairs.length < MIN_GROUPS && h("p", { class: "quiet" }, `${plural(DATA.pairs.length, "training question")} came up both early and late in what is shown here. A comparison of fewer than ${MIN_GROUPS} says nothing about the run, so there is none; order by “first rollouts” and “last rollouts” to see the answers themselves.`));
 }
 
@@ -170,7 +170,7 @@ function heldOut() {
   });
   choose(lists.improved.length ? "improved" : "worst");
   return section("held-out", "Held-out images", "Greedy answers to the same question before and after, with the score of that one answer: the matched IoU, or 1 for right and 0 for wrong. “Worst” and “improved” are one question per image.",
-    answers.some((answer) => isBoxes(answer.target)) && key(), element, holder);
+    answers.some(isDrawn) && key(), element, holder);
 }
 
 // -------------------------------------------------------------------------------------------------- categories

@@ -155,7 +155,8 @@ function openGroup(groups, position) {
     (by < 0 ? (before.disabled ? after : before) : after.disabled ? before : after).focus();
   };
   const step = (by, text, label) => h("button", { type: "button", disabled: !groups[position + by], "aria-label": label, onclick: () => move(by) }, text);
-  const drawn = group.answers.some((answer) => isBoxes(answer.answer)) || isBoxes(group.target);
+  const drawn = group.answers.some((answer) => isBoxes(answer.answer)) || isDrawn(group);
+  const shapes = isMaze(group) ? "ways" : "boxes";
   const toggle = (kind, text) => h("label", { class: "check" }, h("input", { type: "checkbox", checked: !dialog.classList.contains(`no-${kind}`), onchange: (event) => dialog.classList.toggle(`no-${kind}`, !event.target.checked) }), h("i", { class: `swatch ${kind}` }), text);
   dialog.onkeydown = (event) => {
     const by = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
@@ -175,10 +176,10 @@ function openGroup(groups, position) {
           h("div", {}, h("dt", {}, "mean reward"), h("dd", {}, number(group.mean))),
           h("div", {}, h("dt", {}, "spread"), h("dd", {}, number(group.spread))),
           h("div", {}, h("dt", {}, "readable"), h("dd", {}, `${group.answers.length - group.unreadable} of ${group.answers.length}`))),
-        drawn && h("div", { class: "toggles" }, toggle("truth", "true boxes"), toggle("predicted", "predicted boxes")),
+        drawn && h("div", { class: "toggles" }, toggle("truth", `true ${shapes}`), toggle("predicted", `predicted ${shapes}`)),
         h("div", { class: "rewards" }, h("p", { class: "quiet" }, "reward of each answer"), bars(group),
           h("div", { class: "bars-key", "aria-hidden": "true" }, group.answers.map((_, i) => h("span", {}, i + 1)))),
-        drawn && h("p", { class: "quiet" }, "The picture here has the boxes of all answers at once."),
+        drawn && h("p", { class: "quiet" }, `The picture here has the ${shapes} of all answers at once.`),
         prompt(group, true),
         group.spread === 0 && h("p", { class: "quiet" }, "All answers earned the same: this group taught nothing."))),
     h("ol", { class: "answers" }, group.answers.map((answer, i) => answerCard(group, answer, i, drawn))));

@@ -15,6 +15,7 @@ from vrft.rewards.format import Format
 from vrft.rewards.grounding import CentreDistance, GroundingGIoU, GroundingIoU, PaperGroundingGIoU, PointInBox
 from vrft.rewards.labels import Accuracy, CountError
 from vrft.rewards.learned import RewardModel
+from vrft.rewards.mazes import MazeLegal, MazeMoves, MazeTarget
 from vrft.rewards.text import Length, ReasoningPresent, Repetition
 
 __all__ = [
@@ -32,6 +33,9 @@ __all__ = [
     "GroundingGIoU",
     "GroundingIoU",
     "Length",
+    "MazeLegal",
+    "MazeMoves",
+    "MazeTarget",
     "PaperConfidence",
     "PaperGroundingGIoU",
     "PointInBox",

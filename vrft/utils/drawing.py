@@ -1,4 +1,4 @@
-"""Drawing boxes on images, and arranging pictures with captions."""
+"""Drawing boxes and paths on images, and arranging pictures with captions."""
 
 from __future__ import annotations
 
@@ -50,6 +50,16 @@ def draw_images(sample: Sample, layers: Iterable[tuple[Sequence[Detection], Colo
     """Return a picture of a sample's images in order, with boxes on the one that they belong to."""
     pictures = [draw_boxes(image, layers if image is sample.image else ()) for image in sample.images]
     return pictures[0] if len(pictures) == 1 else side_by_side(pictures)
+
+
+def draw_path(image: Image.Image, points: Sequence[tuple[float, float]], colour: Colour) -> Image.Image:
+    """Return a copy of an image with a line through points, which ends in a disc."""
+    picture = image.convert("RGB")
+    pen, width = ImageDraw.Draw(picture), max(2, max(picture.size) // 60)
+    pen.line(points, fill=colour, width=width, joint="curve")
+    (x, y), radius = points[-1], 1.5 * width
+    pen.ellipse((x - radius, y - radius, x + radius, y + radius), fill=colour)
+    return picture
 
 
 def label_of(detection: Detection) -> str:

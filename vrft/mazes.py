@@ -1,0 +1,214 @@
+"""Mazes of n x n cells: generation, text, paths and pictures.
+
+A maze's text names each cell by row and column, with its open sides, and then the start and the target:
+
+    0-0:RD 0-1:L 1-0:UR 1-1:L from 0-1 to 1-1
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+from PIL import Image, ImageDraw
+
+Cell = tuple[int, int]
+"""Row and column."""
+
+MOVES: dict[str, Cell] = {"up": (-1, 0), "right": (0, 1), "down": (1, 0), "left": (0, -1)}
+"""Rows and columns that a move adds."""
+
+SIDES = {"up": "U", "right": "R", "down": "D", "left": "L"}
+OPPOSITE = {"up": "down", "right": "left", "down": "up", "left": "right"}
+
+SIZES = range(2, 17)
+"""Numbers of cells on a side."""
+
+MAX_MOVES = 4 * SIZES[-1] ** 2
+"""Moves of the longest answer that is read."""
+
+CELL_PIXELS = 24
+WALL, FLOOR = (40, 40, 40), (250, 250, 250)
+START, TARGET = (40, 160, 70), (210, 50, 50)
+
+_ENTRY = re.compile(r"(\d+)-(\d+):(U?R?D?L?)")
+_TEXT = re.compile(rf"(?:{_ENTRY.pattern} )+from (\d+)-(\d+) to (\d+)-(\d+)", re.ASCII)
+
+
+class BadMaze(ValueError):
+    """Raised for a text that describes no maze."""
+
+
+@dataclass(frozen=True, slots=True)
+class Maze:
+    """Cells with open sides, a start and a target."""
+
+    size: int
+    open_sides: tuple[tuple[str, ...], ...]
+    """Moves that each cell has room for, row by row, in the order of `MOVES`."""
+    start: Cell
+    target: Cell
+
+    @property
+    def text(self) -> str:
+        """The maze as text, see the module's docstring."""
+        cells = ((row, column) for row in range(self.size) for column in range(self.size))
+        return f"{' '.join(map(self.describe, cells))} from {name_of(self.start)} to {name_of(self.target)}"
+
+    def describe(self, cell: Cell) -> str:
+        """Return the name of a cell with its open sides."""
+        return f"{name_of(cell)}:{''.join(SIDES[move] for move in self.moves_from(cell))}"
+
+    def moves_from(self, cell: Cell) -> tuple[str, ...]:
+        """Return the moves that a cell has room for."""
+        return self.open_sides[cell[0] * self.size + cell[1]]
+
+    def walk(self, moves: Sequence[str]) -> list[Cell]:
+        """Return the cells on a way from the start, which ends before the first move into a wall."""
+        cells = [self.start]
+        for move in moves:
+            if move not in self.moves_from(cells[-1]):
+                break
+            cells.append(neighbour(cells[-1], move))
+        return cells
+
+    def path(self) -> list[str]:
+        """Return the moves of the shortest way to the target. Raise BadMaze if there is none."""
+        came_by: dict[Cell, str] = {}
+        queue = deque([self.start])
+        while queue and self.target not in came_by:
+            cell = queue.popleft()
+            for move in self.moves_from(cell):
+                following = neighbour(cell, move)
+                if following != self.start and following not in came_by:
+                    came_by[following] = move
+                    queue.append(following)
+        moves: list[str] = []
+        cell = self.target
+        while cell != self.start:
+            if cell not in came_by:
+                raise BadMaze(f"no way leads from {name_of(self.start)} to {name_of(self.target)}")
+            moves.append(came_by[cell])
+            cell = neighbour(cell, OPPOSITE[came_by[cell]])
+        return moves[::-1]
+
+    def draw(self) -> Image.Image:
+        """Draw walls, the start in green and the target in red."""
+        side = self.size * CELL_PIXELS
+        picture = Image.new("RGB", (side, side), FLOOR)
+        pen = ImageDraw.Draw(picture)
+        for cell, colour in ((self.start, START), (self.target, TARGET)):
+            x, y = cell[1] * CELL_PIXELS, cell[0] * CELL_PIXELS
+            pen.ellipse((x + 6, y + 6, x + CELL_PIXELS - 6, y + CELL_PIXELS - 6), colour)
+        for row in range(self.size):
+            for column in range(self.size):
+                for line in self._walls((row, column)):
+                    pen.line(line, WALL, 3)
+        return picture
+
+    def _walls(self, cell: Cell) -> Iterator[tuple[int, int, int, int]]:
+        top, left = cell[0] * CELL_PIXELS, cell[1] * CELL_PIXELS
+        bottom, right = top + CELL_PIXELS - 1, left + CELL_PIXELS - 1
+        lines = {
+            "up": (left, top, right, top),
+            "right": (right, top, right, bottom),
+            "down": (left, bottom, right, bottom),
+            "left": (left, top, left, bottom),
+        }
+        return (line for move, line in lines.items() if move not in self.moves_from(cell))
+
+
+def name_of(cell: Cell) -> str:
+    """Return the name of a cell in texts."""
+    return f"{cell[0]}-{cell[1]}"
+
+
+def neighbour(cell: Cell, move: str) -> Cell:
+    """Return the cell that a move leads to."""
+    down, right = MOVES[move]
+    return cell[0] + down, cell[1] + right
+
+
+def random_maze(rng: random.Random, size: int) -> Maze:
+    """Return a maze from a random depth-first search, in which one way joins any two cells."""
+    opened: dict[Cell, set[str]] = {(row, column): set() for row in range(size) for column in range(size)}
+    cell = (rng.randrange(size), rng.randrange(size))
+    trail, seen = [cell], {cell}
+    while trail:
+        closed = [move for move in MOVES if neighbour(trail[-1], move) in opened.keys() - seen]
+        if not closed:
+            trail.pop()
+            continue
+        move = rng.choice(closed)
+        following = neighbour(trail[-1], move)
+        opened[trail[-1]].add(move)
+        opened[following].add(OPPOSITE[move])
+        trail.append(following)
+        seen.add(following)
+    start, target = rng.sample([*opened], 2)
+    sides = tuple(tuple(move for move in MOVES if move in found) for found in opened.values())
+    return Maze(size, sides, start, target)
+
+
+@lru_cache(maxsize=4096)
+def parse_maze(text: str) -> Maze:
+    """Return the maze of a text.
+
+    Raises:
+        BadMaze: the text has another form, sides of neighbours disagree, or no way leads to the target.
+    """
+    if len(text) > 16 * SIZES[-1] ** 2 or not (form := _TEXT.fullmatch(text)):
+        raise BadMaze("expected cells with their open sides, e.g. 0-0:RD 0-1:L 1-0:UR 1-1:L from 0-1 to 1-1")
+    entries = _ENTRY.findall(text.partition(" from ")[0])
+    size = round(len(entries) ** 0.5)
+    order = [(row, column) for row in range(size) for column in range(size)]
+    if size not in SIZES or [(int(row), int(column)) for row, column, _ in entries] != order:
+        raise BadMaze(f"expected {SIZES[0]} x {SIZES[0]} to {SIZES[-1]} x {SIZES[-1]} cells, row by row from 0-0")
+    sides = tuple(tuple(move for move, side in SIDES.items() if side in letters) for _, _, letters in entries)
+    row, column, target_row, target_column = map(int, form.groups()[-4:])
+    maze = Maze(size, sides, (row, column), (target_row, target_column))
+    if maze.start == maze.target or not {maze.start, maze.target} <= {*order}:
+        raise BadMaze(f"expected two cells after from and to, got {name_of(maze.start)} and {name_of(maze.target)}")
+    for cell in order:
+        for move in maze.moves_from(cell):
+            other = neighbour(cell, move)
+            if other not in order or OPPOSITE[move] not in maze.moves_from(other):
+                raise BadMaze(f"the side {SIDES[move]} of {name_of(cell)} is open to nothing or to a wall")
+    maze.path()
+    return maze
+
+
+def read_moves(text: str) -> list[str] | None:
+    """Return moves that are separated by white space or commas; None if any word is no move, or there are too many.
+
+    >>> read_moves("Right, down down"), read_moves("go right"), read_moves("")
+    (['right', 'down', 'down'], None, None)
+    """
+    words = text.lower().replace(",", " ").split(maxsplit=MAX_MOVES)
+    return words if 0 < len(words) <= MAX_MOVES and MOVES.keys() >= {*words} else None
+
+
+def drawn_path(query: str, answer: object, size: tuple[int, int]) -> list[tuple[float, float]]:
+    """Return the centres of the cells on the way of an answer in a picture, up to the first wall.
+
+    Args:
+        query: the maze as text.
+        answer: the value of an answer.
+        size: width and height of the picture.
+
+    Returns:
+        Points in pixels; none if the query is no maze, or the answer no moves.
+    """
+    moves = read_moves(answer) if isinstance(answer, str) else None
+    try:
+        maze = parse_maze(query)
+    except BadMaze:
+        return []
+    if moves is None:
+        return []
+    width, height = size
+    return [((c + 0.5) / maze.size * width, (r + 0.5) / maze.size * height) for r, c in maze.walk(moves)]
