@@ -110,9 +110,12 @@ def answer_of(task: Task, about: Sample) -> Answer:
 @pytest.mark.parametrize("content", [pytest.param(text, id=name) for name, text in AS_LONG_AS_IS_READ.items()])
 def test_rubbish_of_the_longest_parsed_length_takes_milliseconds(content: str) -> None:
     assert len(content) <= MAX_CHARACTERS
-    started = time.process_time()
-    assert read_boxes(content, FRAME) is None
-    assert time.process_time() - started < 0.2
+    seconds = []
+    for _ in range(3):  # a collection of the process's garbage takes longer
+        started = time.process_time()
+        assert read_boxes(content, FRAME) is None
+        seconds.append(time.process_time() - started)
+    assert min(seconds) < 0.2
 
 
 def test_a_megabyte_before_and_after_the_answer_takes_milliseconds_too() -> None:
@@ -218,7 +221,7 @@ ACCIDENTS = [
 
 @pytest.mark.parametrize(("task", "about"), QUESTIONS)
 def test_mutated_answers_are_parsed_without_an_error_in_under_a_millisecond(task: Task, about: Sample) -> None:
-    count, rng = 100_000 // len(QUESTIONS) + 1, random.Random(0)
+    count, rng = 30_000 // len(QUESTIONS), random.Random(0)
     valid = task.target_text(about, FRAME)
     forms = (
         [valid, f"<think>so</think><answer>\n```json\n[{QWEN}, {QWEN}]\n```</answer>"]

@@ -30,13 +30,14 @@ def said_in(notebook: nbformat.NotebookNode) -> str:
 SHORTER = {
     "coco_to_tuned": {"max_steps=36": "max_steps=16", "val_check_interval=18": "val_check_interval=8"},
     "rft_and_sft": {
-        "max_steps=24": "max_steps=8",
-        "val_check_interval=8": "val_check_interval=4",
-        "max_steps=120": "max_steps=48",
-        "val_check_interval=40": "val_check_interval=24",
+        "val_size=48": "val_size=24",
+        "max_steps=24": "max_steps=2",
+        "val_check_interval=8": "val_check_interval=2",
+        "max_steps=120": "max_steps=32",
+        "val_check_interval=40": "val_check_interval=32",
     },
 }
-"""Lengths of runs in the notebooks, and those in this test."""
+"""Sizes of runs and of held-out data in the notebooks, and those in this test."""
 
 
 def run_cells(path: Path) -> int:

@@ -70,7 +70,7 @@ def _last_answer(text: str) -> str | None:
 
 
 def _tags_are_well_formed(text: str, reasoning: bool) -> bool:
-    tags = list(_TAG.finditer(text))
+    tags = list(itertools.islice(_TAG.finditer(text), len(_TAGS) + 1))  # a completion may consist of tags
     if [tag.group() for tag in tags] != (_TAGS if reasoning else _TAGS[2:]):
         return False
     between = text[tags[1].end() : tags[2].start()] if reasoning else ""

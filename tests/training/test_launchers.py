@@ -84,7 +84,7 @@ def assert_like_one_process(folder: Path, run: Path) -> None:
 
 @pytest.mark.slow(seconds=12)
 def test_lightning_starts_processes(folder: Path) -> None:
-    command = on_two(folder, "ddp", "--trainer.devices=2", f"--run_dir={folder}/lightning")
+    command = on_two(folder, "ddp", UNJUDGED, "--trainer.devices=2", f"--run_dir={folder}/lightning")
     end(start([sys.executable, "-m", "vrft", *command], folder))
     assert_like_one_process(folder, folder / "lightning")
 
