@@ -11,6 +11,7 @@ from lightning.pytorch.cli import SaveConfigCallback
 from vrft.loggers import WandbLogger
 from vrft.run_dir import RunDir
 from vrft.utils.redact import redact_settings
+from vrft.utils.yaml_text import encode_yaml
 
 
 class SaveResolvedConfig(SaveConfigCallback):
@@ -26,7 +27,7 @@ class SaveResolvedConfig(SaveConfigCallback):
             config = {**_relative_to(run_dir, redact_settings(config)), "run_dir": run_dir, "ckpt_path": None}
             path = RunDir.of(trainer).config
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
+            path.write_text(encode_yaml(config), encoding="utf-8")
             for logger in trainer.loggers:
                 if isinstance(logger, WandbLogger):
                     logger.log_hyperparams({name: config[name] for name in ("model", "data", "task", "trainer")})

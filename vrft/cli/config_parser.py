@@ -7,10 +7,11 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import replace
+from functools import partial
 from typing import Any, NoReturn
 
 import yaml
-from jsonargparse import set_parsing_settings
+from jsonargparse import set_dumper, set_parsing_settings
 from lightning.pytorch.cli import LightningArgumentParser
 
 from vrft import data, evaluators
@@ -19,6 +20,7 @@ from vrft.cli.functions import restrict_callables
 from vrft.cli.parser_errors import shorten
 from vrft.errors import ConfigurationError
 from vrft.utils.redact import redact_settings
+from vrft.utils.yaml_text import encode_yaml
 
 
 def harden_parsing() -> None:
@@ -26,9 +28,10 @@ def harden_parsing() -> None:
 
     A list of denied import paths, even an empty one, makes it refuse the modules that run commands or pickles. A
     `class_path` in a field of any type stays a mapping. Its default logger, which has no output, is disabled: it makes
-    hundreds of records in each parse.
+    hundreds of records in each parse. Its dumper encodes each class's settings anew, so it has to be fast.
     """
     logging.getLogger("jsonargparse_null_logger").disabled = True
+    set_dumper("yaml", partial(encode_yaml, allow_unicode=True))
     set_parsing_settings(
         omegaconf_absolute_to_relative_paths=True, import_path_denylist=[], instantiate_subclass_spec_in_any=False
     )
@@ -52,7 +55,7 @@ def hiding_secrets() -> Iterator[None]:
         text = printed.getvalue()
         settings = yaml.safe_load(text)
         hidden = redact_settings(settings)
-        print(text if hidden == settings else yaml.safe_dump(hidden, sort_keys=False), end="")
+        print(text if hidden == settings else encode_yaml(hidden), end="")
 
 
 class ConfigParser(LightningArgumentParser):

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import yaml
 from omegaconf import OmegaConf
 
 from vrft.errors import ConfigurationError
@@ -16,7 +15,7 @@ from vrft.run_dir import RunDir
 from vrft.utils.display import score_cells, visible
 from vrft.utils.redact import redact
 from vrft.utils.regular_files import read_regular
-from vrft.utils.yaml_text import decode_yaml
+from vrft.utils.yaml_text import decode_yaml, encode_yaml
 
 OBJECTIVE_SETTINGS = (
     "num_generations",
@@ -98,7 +97,7 @@ def front_matter(config: dict[str, Any], adapter: bool) -> Iterator[str]:
     }
     if re.fullmatch(r"[\w.-]+/[\w.-]+", base) and not Path(base).exists():
         about = {"base_model": base, **about}
-    yield from ("---", yaml.safe_dump(about, sort_keys=False, allow_unicode=True).rstrip(), "---", "")
+    yield from ("---", encode_yaml(about, allow_unicode=True).rstrip(), "---", "")
 
 
 def lora_of(config: dict[str, Any]) -> Any:
