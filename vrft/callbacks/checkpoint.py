@@ -98,7 +98,7 @@ class RunCheckpoint(SafeCheckpoint):
         if (state_dict["monitor"], state_dict["mode"]) == (self.monitor, self.mode):
             super().load_state_dict(self._moved_here(state_dict) if self.monitors_held_out else state_dict)
         self._row, self._evaluation_due = state_dict["row"], state_dict["due"]
-        self._steps = {**state_dict["steps"]}
+        self._steps = {**state_dict.get("steps", {})}  # checkpoints of earlier versions name no steps
 
     def _moved_here(self, state: dict[str, Any]) -> dict[str, Any]:
         """Replace the folder in a state's paths by this run's: the run's folder may have been moved."""
