@@ -14,7 +14,6 @@ from contextlib import suppress
 
 INTERVAL = 0.25  # seconds between two looks at the parent
 GRACE = 10.0  # seconds between SIGTERM and SIGKILL
-ENDING = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
 PR_SET_PDEATHSIG = 1
 
 
@@ -42,12 +41,13 @@ def end(child: subprocess.Popen[bytes]) -> None:
 
 def main(parent: int, command: list[str]) -> int:
     """Return the exit code of the command, or 128 and the number of the signal that ended it."""
-    awaited = {*ENDING, signal.SIGCHLD}
+    ending = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}  # Windows, which imports this, lacks the last
+    awaited = {*ending, signal.SIGCHLD}
     signal.pthread_sigmask(signal.SIG_BLOCK, awaited)
     child = subprocess.Popen(command, start_new_session=True, preexec_fn=prepare_child)
     while child.poll() is None and os.getppid() == parent:
         found = signal.sigtimedwait(awaited, INTERVAL)
-        if found is not None and found.si_signo in ENDING:
+        if found is not None and found.si_signo in ending:
             break
     end(child)
     return child.returncode if child.returncode >= 0 else 128 - child.returncode
