@@ -64,7 +64,7 @@ def test_peft_is_imported_only_for_a_model_with_adapters() -> None:
         users[path.name] = {node.name for node in lazy}
     adapters = {"add_adapters", "peft_config", "fill_adapters"}
     assert users.pop("lora.py") == adapters
-    assert users == {"weights.py": {"write"}}
+    assert users == {"weights.py": {"write"}, "fused_adapters.py": {"fuse_adapters", "is_plain"}}
 
 
 def test_only_the_command_line_imports_the_algorithms() -> None:
