@@ -225,6 +225,9 @@ PROCESSES = {
     "vrft/callbacks/graceful_stop.py": ['["scontrol", "requeue", job]'],
     "vrft/data/datasets/benchmarks.py": ["command"],  # this Python, with a script of the package, a path and a name
     "vrft/policy/chat_template.py": ["command"],  # this Python, with a script of the package
+    "vrft/rollout/vllm/process.py": ['[sys.executable, "-I", str(WATCHDOG), str(os.getpid()), *words]'],  # vLLM
+    "vrft/rollout/vllm/watchdog.py": ["command"],  # the same words
+    "vrft/utils/display.py": ["[text]"],  # subprocess.list2cmdline, which quotes and starts nothing
 }
 
 

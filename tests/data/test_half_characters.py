@@ -7,7 +7,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from PIL import Image
 
 from vrft.data.bad_records import BadRecords
 from vrft.data.record import Record
@@ -30,4 +29,4 @@ def test_records_with_half_a_character_are_bad() -> None:
 def test_a_prompt_with_half_a_character_is_one_error() -> None:
     chat: list[dict[str, Any]] = [{"role": "user", "content": [{"type": "text", "text": "Find \udcff"}]}]
     with pytest.raises(ConfigurationError, match=r"half a character, a lone surrogate: 'Find \\udcff'"):
-        PlainText.prompt(SimpleNamespace(), chat, [Image.new("RGB", (2, 2))])  # type: ignore[arg-type]
+        PlainText.render(SimpleNamespace(), chat)  # type: ignore[arg-type]

@@ -27,7 +27,7 @@ def process_state() -> dict[str, object]:
         **{f"variable {name}": value for name, value in os.environ.items() if not name.startswith(OF_LIBRARIES)},
         **{f"handler of {name}": handler for name, handler in handlers.items()},
         "working folder": os.getcwd(),
-        "sys.path": [*sys.path],
+        "sys.path": [place for place in sys.path if not place.endswith("modules")],  # transformers adds that of the Hub
         "arguments": [*sys.argv],
         "start method": multiprocessing.get_start_method(allow_none=True) or multiprocessing.get_all_start_methods()[0],
         "children": sorted(name for name in children if not name.startswith(OF_SESSION)),

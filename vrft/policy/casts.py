@@ -105,7 +105,7 @@ def cast_weights(layer: CastingLayer, hidden: torch.dtype | None) -> Iterator[No
     if not places:
         yield
         return
-    copies: Any = Cast.apply(dtype, *(module._parameters[name] for module, name in places))
+    copies: Any = Cast.apply(dtype, *(module.get_parameter(name) for module, name in places))
     for (module, name), copied in zip(places, copies, strict=True):
         module.__dict__[name] = copied  # is found before the parameter, which stays registered
     try:
