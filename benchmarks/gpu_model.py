@@ -17,7 +17,9 @@ import torch
 from transformers import Qwen2_5_VLConfig
 
 from vrft.doctor.fits import WAYS, Request, Sizes, count, load, weights
-from vrft.doctor.memory import GB, ModelShape, model_shape, parts
+from vrft.doctor.memory import RESERVE
+from vrft.doctor.phases import GB, Phases
+from vrft.doctor.shape import ModelShape, model_shape
 
 RANK = 16
 """Rank of adapters."""
@@ -247,7 +249,8 @@ def memory(model: Model, full: bool, gpu: Gpu, work: Work) -> float:
     """
     [way] = [way for way in WAYS if way.name == ("all, AdamW, beta>0" if full else "LoRA")]
     request = Request(
-        prompt_tokens=work.prompt_tokens,
+        image_tokens=work.image_tokens,
+        text_tokens=work.prompt_tokens - work.image_tokens,
         completion_tokens=work.completion_tokens,
         generations=work.generations,
         micro_batch=work.micro_batch,
@@ -255,11 +258,12 @@ def memory(model: Model, full: bool, gpu: Gpu, work: Work) -> float:
         checkpointing=True,
     )
     stored = weights(way, model.sizes, RANK)
-    needed = parts(stored, model.shape, load(request, work.prompts), lora=way.lora, checkpointing=True)
-    total = sum(needed.values())
+    phases = Phases(stored, model.shape, load(request, work.prompts), lora=way.lora, checkpointing=True)
+    found = phases.estimate()
+    total = found.peak + RESERVE
     if full and gpu.ranks > 1:
-        sharded = sum(needed[part] for part in ("policy", "gradients", "optimizer", "reference"))
-        total += needed["policy"] - sharded * (1 - 1 / gpu.ranks)
+        sharded = sum(found.stays[part] for part in ("policy", "gradients", "optimizer", "reference"))
+        total += found.stays["policy"] - sharded * (1 - 1 / gpu.ranks)
     return total / GB
 
 
@@ -320,8 +324,8 @@ def report(counts: Mapping[str, Counts], table: Callable[[Sequence[str], Sequenc
         "",
         *table(header, [*results(counts)]),
         "",
-        "`bounds`: all five assumptions below at their fast or at their slow value. `GB`: of each GPU, the sum of",
-        "`python -m vrft fits`, whose parts are not all needed at the same moment. Where it doesn't fit, the seconds",
+        "`bounds`: all five assumptions below at their fast or at their slow value. `GB`: of each GPU, the most of all",
+        "phases, by `python -m vrft fits`. Where it doesn't fit, the seconds",
         "are those of a GPU with more memory.",
         "",
         "## Assumptions",

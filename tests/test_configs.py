@@ -30,6 +30,8 @@ from vrft.cli.named_configs import named_config
 CONFIGS = sorted(path for folder in (".", "tiny", "recipes") for path in (FOLDER / folder).glob("*.yaml"))
 FRAGMENTS = sorted([*(FOLDER / "data").glob("*.yaml"), *(FOLDER / "model").glob("*.yaml")])
 ENGINES = sorted((FOLDER / "engine").glob("*.yaml"))
+OPTIMIZERS = sorted((FOLDER / "optimizer").glob("*.yaml"))
+CARDS = sorted((FOLDER / "gpu").glob("*.yaml"))
 HARDWARE = sorted((FOLDER / "trainer").glob("*.yaml"))
 LAUNCHED = {"LOCAL_WORLD_SIZE": "4", "GROUP_WORLD_SIZE": "2", "SLURM_NTASKS_PER_NODE": "4", "SLURM_NNODES": "2"}
 """Environment of a process that torchrun or SLURM starts on two machines with four GPUs each."""
@@ -43,7 +45,7 @@ def test_every_fragment_is_named_by_a_config() -> None:
     assert {f"{path.parent.name}/{path.name}" for path in FRAGMENTS} == {n for n in named if n.endswith(".yaml")}
 
 
-@pytest.mark.parametrize("path", [*CONFIGS, *HARDWARE, *ENGINES], ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", [*CONFIGS, *HARDWARE, *ENGINES, *OPTIMIZERS, *CARDS], ids=lambda path: path.stem)
 def test_header_names_command_hardware_time_and_result(path: Path) -> None:
     header = [line for line in path.read_text().splitlines() if line.startswith("#")]
     for name in ("command:", "hardware:", "time:", "result:"):

@@ -7,12 +7,16 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from transformers import AutoConfig
 
 from tests.helpers.sizes import PUBLISHED
 from vrft.__main__ import main
-from vrft.doctor.fits import WAYS, count, image_tokens, weights
-from vrft.doctor.memory import model_shape, stored_weights
+from vrft.cli.named_configs import CONFIGS
+from vrft.doctor.fits import WAYS, count, weights
+from vrft.doctor.memory import RESERVE, stored_weights
+from vrft.doctor.phases import GB, Phases, Workload
+from vrft.doctor.shape import image_tokens, model_shape
 from vrft.policy import LoRA, Policy
 from vrft.policy.checkpoint import BUILT_IN
 
@@ -53,7 +57,41 @@ def test_large_models_fit_in_four_bits(name: str, gpu: int, tmp_path: Path, caps
     assert rows["all, AdamW, beta=0"][-1] == "-"
 
 
+CARDS = {"t4": ("Qwen2.5-VL-3B", 16), "24gb": ("Qwen3-VL-8B", 24), "80gb": ("Qwen3-VL-8B", 80)}
+
+
+@pytest.mark.parametrize("card", CARDS)
+def test_a_card_holds_what_its_config_trains(card: str) -> None:
+    """The largest image has the config's `max_pixels`; a text of 200 tokens and completions of 256 stand beside it."""
+    name, gpu = CARDS[card]
+    content = yaml.safe_load((CONFIGS / "gpu" / f"{card}.yaml").read_text())
+    model, data = (content[part]["init_args"] for part in ("model", "data"))
+    policy = model["policy"]
+    assert policy["checkpoint"] == f"Qwen/{name}-Instruct"
+    config = AutoConfig.for_model(**PUBLISHED[name])
+    images = image_tokens(config, policy["max_pixels"])
+    assert images is not None
+    assert images >= 1000
+    way = BY_NAME["LoRA, nf4" if policy.get("quantize") else "LoRA"]
+    work = Workload(
+        prompts=data["batch_size"],
+        evaluated=data["eval_batch_size"],
+        sampled=8,
+        generations=8,
+        prompt_tokens=images + 200,
+        image_tokens=images,
+        completion_tokens=256,
+        micro_batch=model["max_tokens_per_micro_batch"],
+    )
+    stored = weights(way, count(config), policy["lora"]["r"])
+    shape = model_shape(config, getattr(torch, policy["dtype"]))
+    phases = Phases(stored, shape, work, lora=True, checkpointing=policy["gradient_checkpointing"])
+    needed = (phases.estimate().peak + RESERVE) / GB
+    assert 0.4 * gpu < needed < 0.9 * gpu  # a margin of a tenth, and not the config of a smaller card
+
+
 PARAMETERS = {"Qwen2-VL-2B": 2.209, "Qwen2-VL-7B": 8.291, "Qwen2.5-VL-3B": 3.755, "Qwen2.5-VL-7B": 8.292}
+PARAMETERS |= {"Gemma-3-4B": 4.300, "InternVL3-2B": 2.089, "InternVL3-8B": 7.944}
 PARAMETERS |= {"Qwen3-VL-2B": 2.127, "Qwen3-VL-4B": 4.438, "Qwen3-VL-8B": 8.767}
 
 

@@ -34,6 +34,27 @@ def qwen3(hidden: int, layers: int, heads: int, intermediate: int, tower: tuple[
     return {"model_type": "qwen3_vl", "text_config": text, "vision_config": vision, "tie_word_embeddings": tied}
 
 
+def gemma3(hidden: int, layers: int, heads: int, key_heads: int, intermediate: int) -> dict[str, Any]:
+    """Return the config of a Gemma 3 with images."""
+    text = {"hidden_size": hidden, "num_hidden_layers": layers, "intermediate_size": intermediate, "head_dim": 256}
+    text |= {"num_attention_heads": heads, "num_key_value_heads": key_heads, "vocab_size": 262208}
+    text |= {"sliding_window": 1024, "model_type": "gemma3_text"}
+    vision = {"hidden_size": 1152, "num_hidden_layers": 27, "intermediate_size": 4304, "num_attention_heads": 16}
+    vision |= {"image_size": 896, "patch_size": 14, "vision_use_head": False}
+    vision |= {"model_type": "siglip_vision_model"}
+    return {"model_type": "gemma3", "text_config": text, "vision_config": vision, "mm_tokens_per_image": 256}
+
+
+def internvl3(hidden: int, layers: int, heads: int, key_heads: int, intermediate: int) -> dict[str, Any]:
+    """Return the config of an InternVL3 with the smaller tower."""
+    text = {"hidden_size": hidden, "num_hidden_layers": layers, "intermediate_size": intermediate}
+    text |= {"num_attention_heads": heads, "num_key_value_heads": key_heads, "vocab_size": 151674}
+    text |= {"model_type": "qwen2", "tie_word_embeddings": False}
+    vision = {"hidden_size": 1024, "num_hidden_layers": 24, "intermediate_size": 4096, "num_attention_heads": 16}
+    vision |= {"image_size": [448, 448], "patch_size": [14, 14], "model_type": "internvl_vision"}
+    return {"model_type": "internvl", "text_config": text, "vision_config": vision, "tie_word_embeddings": False}
+
+
 PUBLISHED = {
     "Qwen2-VL-2B": qwen2("qwen2_vl", 1536, 28, 12, 2, 8960),
     "Qwen2-VL-7B": qwen2("qwen2_vl", 3584, 28, 28, 4, 18944, 152064),
@@ -42,4 +63,7 @@ PUBLISHED = {
     "Qwen3-VL-2B": qwen3(2048, 28, 16, 6144, (1024, 24, 4096)),
     "Qwen3-VL-4B": qwen3(2560, 36, 32, 9728, (1024, 24, 4096)),
     "Qwen3-VL-8B": qwen3(4096, 36, 32, 12288, (1152, 27, 4304)),
+    "Gemma-3-4B": gemma3(2560, 34, 8, 4, 10240),
+    "InternVL3-2B": internvl3(1536, 28, 12, 2, 8960),
+    "InternVL3-8B": internvl3(3584, 28, 28, 4, 18944),
 }

@@ -85,13 +85,16 @@ def recorded(function: Callable[..., Any]) -> Callable[..., Any]:
     def call(*args: Any, **kwargs: Any) -> Any:
         result = function(*args, **kwargs)
         if gpu.capturing():
+            kept = result if isinstance(result, tuple) else (result,)
 
             def again() -> None:
-                for found, kept in zip(function(*args, **kwargs), result, strict=True):
-                    if isinstance(kept, Tensor):
-                        kept.copy_(found)
+                found = function(*args, **kwargs)
+                for new, old in zip(found if isinstance(found, tuple) else (found,), kept, strict=True):
+                    if isinstance(old, Tensor):
+                        old.copy_(new)
 
-            gpu.record(again)
+            values = (*args, *kwargs.values(), *kept)
+            gpu.record(again, [value for value in values if isinstance(value, Tensor)])
         return result
 
     return call

@@ -9,6 +9,7 @@
 #include <pybind11/stl.h>
 #include <torch/csrc/utils/pybind.h>
 #include <torch/library.h>
+#include <set>
 
 #include <unordered_set>
 
@@ -47,19 +48,23 @@ static void event(const char* kind, const std::string& op) {
 struct Block {
   void* data;
   int64_t size;
+  bool captured;  // allocated while a graph was recorded
 };
+
+struct Graph;
+static Graph* capturing = nullptr;
 
 static int64_t used = 0, limit = INT64_MAX;
 
 struct Memory final : c10::Allocator {
   c10::DataPtr allocate(size_t size) override {
     std::lock_guard<std::mutex> lock(mutex);
-    TORCH_CHECK_WITH(OutOfMemoryError, used + (int64_t)size <= limit, "CUDA out of memory. Tried to allocate ", size,
-                     " bytes; ", used, " of ", limit, " are in use");
+    TORCH_CHECK_WITH(OutOfMemoryError, quiet || used + (int64_t)size <= limit, "CUDA out of memory. Tried to allocate ",
+                     size, " bytes; ", used, " of ", limit, " are in use");
     used += size;
     auto& peak = counts[phase].peak;
-    peak = std::max(peak, used);
-    auto* block = new Block{size ? c10::alloc_cpu(size) : nullptr, (int64_t)size};
+    if (!quiet) peak = std::max(peak, used);  // what a kernel computes on its way has no memory on a GPU
+    auto* block = new Block{size ? c10::alloc_cpu(size) : nullptr, (int64_t)size, capturing != nullptr};
     return {block->data, block, &release, GPU};
   }
 
@@ -97,11 +102,18 @@ struct Record {
   py::object python;  // a kernel in Python, which runs again when it is called
 };
 
+// Kernels run again on the tensors that they ran on. A GPU gives the memory of one that is dropped while a graph is
+// recorded to the next: only the most that exist at once, the pool of the graphs that share it, stays in use.
 struct Graph {
   std::vector<Record> records;
+  int64_t pool = 0, reused = 0, peak = 0;  // reused: bytes that are allocated here and would not be on a GPU
+
+  void begin(int64_t id);
+  void end();
+  ~Graph() { used += reused; }
 };
 
-static Graph* capturing = nullptr;
+static std::map<int64_t, int64_t> pools;  // bytes by pool
 
 static void sync(const std::string& op) {
   if (quiet) return;
@@ -212,6 +224,44 @@ static void run(const c10::OperatorHandle& op, Stack& stack) {
   op.redispatchBoxed(ON_CPU, &stack);
   aliases.finish();
   for (auto& value : stack) value = changed(value, [&](const Tensor& t) { return aliases.back(t); });
+}
+
+void Graph::begin(int64_t id) {
+  pool = id;
+  peak = counts[phase].peak;
+  capturing = this;
+}
+
+void Graph::end() {
+  capturing = nullptr;
+  struct Life {
+    int64_t size;
+    size_t first, last;
+  };
+  std::map<c10::StorageImpl*, Life> lives;  // of what is allocated for the graph
+  for (size_t i = 0; i < records.size(); i++) {
+    auto see = [&](const Tensor& t) {
+      if (!t.defined() || !t.is_cuda()) return;
+      auto* storage = t.storage().unsafeGetStorageImpl();
+      auto* block = static_cast<Block*>(storage->data_ptr().get_context());
+      if (block && block->captured) lives.try_emplace(storage, Life{block->size, i, i}).first->second.last = i;
+    };
+    for (auto& value : records[i].in) each(value, see);
+    for (auto& value : records[i].out) each(value, see);
+  }
+  std::vector<int64_t> change(records.size() + 1);
+  int64_t sum = 0, most = 0, now = 0;
+  for (auto& [storage, life] : lives) {
+    change[life.first] += life.size;
+    change[life.last + 1] -= life.size;
+    sum += life.size;
+  }
+  for (int64_t bytes : change) most = std::max(most, now += bytes);
+  int64_t added = std::max<int64_t>(0, most - pools[pool]);
+  pools[pool] += added;
+  reused = sum - added;
+  used -= reused;
+  counts[phase].peak = std::max(peak, used);
 }
 
 // --------------------------------------------------------------------------------------------------- kernels
@@ -479,7 +529,9 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("quiet", [](int by) { quiet += by; });
   m.def("fused", &fused);
   m.def("capturing", [] { return capturing != nullptr; });
-  m.def("record", [](py::object python) { capturing->records.push_back({std::nullopt, {}, {}, std::move(python)}); });
+  m.def("record", [](py::object python, std::vector<Tensor> tensors) {
+    capturing->records.push_back({std::nullopt, Stack(tensors.begin(), tensors.end()), {}, std::move(python)});
+  });
   m.def("resize_storage", &resize_storage);
   m.def("memory", [] { return used; });
   m.def("limit", [](int64_t bytes) { limit = bytes; });
@@ -491,8 +543,8 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   });
   py::class_<Graph>(m, "Graph")
       .def(py::init<>())
-      .def("begin", [](Graph& graph) { capturing = &graph; })
-      .def("end", [](Graph&) { capturing = nullptr; })
+      .def("begin", &Graph::begin)
+      .def("end", &Graph::end)
       .def("size", [](Graph& graph) { return graph.records.size(); })
       .def("replay", &replay);
 }

@@ -16,6 +16,7 @@ import collections
 import contextlib
 import ctypes
 import importlib.util
+import itertools
 import traceback
 import types
 from collections.abc import Iterator
@@ -126,9 +127,9 @@ class CUDAGraph:
 
 
 @contextlib.contextmanager
-def recording(graph: CUDAGraph, **_: Any) -> Iterator[None]:
+def recording(graph: CUDAGraph, pool: int = 0, **_: Any) -> Iterator[None]:
     events[phases[-1]]["record", "graph", where()] += 1
-    graph.graph.begin()
+    graph.graph.begin(pool)
     try:
         yield
     finally:
@@ -174,7 +175,7 @@ NAMES: dict[str, Any] = {
     "memory_stats": lambda *_: {},
     "get_rng_state": generator_state,
     "get_rng_state_all": lambda: [generator_state()],
-    "graph_pool_handle": lambda: (0, 0),
+    "graph_pool_handle": itertools.count(1).__next__,
     "CUDAGraph": CUDAGraph,
     "graph": recording,
 }

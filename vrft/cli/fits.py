@@ -18,14 +18,15 @@ DESCRIPTION = """\
 Estimates the GPU memory of training a model in each way, from its config.json alone: no weights are downloaded or read.
 The formulas are those of `python -m vrft doctor`, which knows your data as well. They are computed, not measured.
 """
-COLUMNS = {
-    "weights": ("policy",),
+STAYS = {
+    "weights": ("policy", "reference"),
     "states": ("gradients", "optimizer"),
-    "ref.": ("reference",),
-    "rollout": ("rollout: decoding weights", "rollout: keys and values"),
-    "update": ("update: activations", "update: logits"),
+    "decoding": ("decoding weights", "keys, values and graphs"),
 }
-"""Parts of the estimate by the column that they are added up in."""
+"""Parts of what stays on the GPU by the column that they are added up in."""
+
+PHASES = ("load", "rollout", "update")
+"""Phases with a column of their own: the reference and an evaluation need less than an update or a rollout."""
 
 
 def build_parser() -> Parser:
@@ -53,7 +54,8 @@ def main(args: Sequence[str]) -> int:
         value = getattr(arguments, name)
         if value is not None and not value > 0:
             raise ConfigurationError(f"fits: --{name}: expected a number above 0, got {value}")
-    from vrft.doctor.fits import Request, fits, image_tokens
+    from vrft.doctor.fits import Request, fits
+    from vrft.doctor.shape import image_tokens
 
     config = read_config(arguments.checkpoint)
     tokens = arguments.image_tokens or image_tokens(config, arguments.pixels)
@@ -63,7 +65,8 @@ def main(args: Sequence[str]) -> int:
             "--image_tokens (`python -m vrft doctor` counts them)"
         )
     request = Request(
-        prompt_tokens=tokens + arguments.text_tokens,
+        image_tokens=tokens,
+        text_tokens=arguments.text_tokens,
         completion_tokens=arguments.max_completion_length,
         generations=arguments.num_generations,
         micro_batch=arguments.max_tokens_per_micro_batch,
@@ -108,22 +111,27 @@ def show(found: Sequence[Fit], title: str, gpu_memory: float | None) -> None:
     from rich.table import Table
 
     from vrft.doctor.fits import LARGEST_BATCH
-    from vrft.doctor.memory import GB, RESERVE
+    from vrft.doctor.memory import RESERVE
+    from vrft.doctor.phases import GB
 
     table = Table(title=title, title_justify="left", box=None, pad_edge=False, padding=(0, 1, 0, 0))
-    for number, name in enumerate(("", *COLUMNS, "sum", "loading")):
+    for number, name in enumerate(("", *STAYS, *PHASES, "all")):
         table.add_column(name, justify="right" if number else "left", no_wrap=True)
     if gpu_memory is not None:
         table.add_column("batch", justify="right", no_wrap=True)
     for fit in found:
-        sums = [sum(fit.parts[part] for part in column) for column in COLUMNS.values()]
-        cells = [f"{size / GB:.1f}" for size in (*sums, sum(fit.parts.values()), fit.loading)]
+        sizes = [sum(fit.estimate.stays[part] for part in column) for column in STAYS.values()]
+        sizes += [fit.estimate.phases[phase] for phase in PHASES]
+        cells = [f"{size / GB:.1f}" for size in (*sizes, fit.estimate.peak + RESERVE)]
         batch = [] if fit.batch is None else [str(fit.batch) if fit.batch else "-"]
         table.add_row(fit.way.name, *cells, *batch)
     console = Console()
     console.print(table)
     reserve = f"{RESERVE / GB:g} GB for CUDA and fragmentation"
-    console.print(f"states: gradients and optimizer; ref.: a frozen copy as the reference; sum: with {reserve}")
-    console.print("loading: for a moment while weights are read, beside the weights")
+    console.print(
+        "stays: weights, states (gradients and optimizer), ref. (a frozen copy), decoding (copies to decode with)"
+    )
+    console.print("load, rollout, update: the most during that phase, what stays included")
+    console.print(f"all: the most in a run, with {reserve}")
     if gpu_memory is not None:
         console.print(f"batch: the largest data.batch_size on {gpu_memory:g} GB, up to {LARGEST_BATCH}; -: none fits")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import nn
 
-from vrft.doctor.memory import GB, ModelShape, Stored, Workload, model_shape, parts
+from vrft.doctor.memory import RESERVE
+from vrft.doctor.phases import GB, Estimate, Phases, Stored, Workload
+from vrft.doctor.shape import model_shape
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -41,7 +43,8 @@ WAYS = (
 class Request(NamedTuple):
     """The settings of a run that determine memory."""
 
-    prompt_tokens: int
+    image_tokens: int
+    text_tokens: int
     completion_tokens: int
     generations: int
     micro_batch: int
@@ -53,8 +56,7 @@ class Fit(NamedTuple):
     """The memory of a way of training with one prompt per step, and the largest batch that fits."""
 
     way: Way
-    parts: dict[str, float]
-    loading: float
+    estimate: Estimate
     batch: int | None  # None: no GPU was named
 
 
@@ -81,16 +83,15 @@ def fits(config: PreTrainedConfig, request: Request, gpu_memory: float | None) -
     for way in WAYS:
         stored = weights(way, sizes, request.rank)
 
-        def needs(prompts: int, way: Way = way, stored: Stored = stored) -> dict[str, float]:
-            return parts(stored, shape, load(request, prompts), lora=way.lora, checkpointing=request.checkpointing)
+        def needs(prompts: int, way: Way = way, stored: Stored = stored) -> Estimate:
+            phases = Phases(stored, shape, load(request, prompts), lora=way.lora, checkpointing=request.checkpointing)
+            return phases.estimate()
 
         batch = None
         if gpu_memory is not None:
-            batch = max(
-                (p for p in range(1, LARGEST_BATCH + 1) if sum(needs(p).values()) <= gpu_memory * GB), default=0
-            )
-        one = needs(1)
-        found.append(Fit(way, one, one["policy"] + one["reference"] + largest_read(sizes, shape), batch))
+            room = gpu_memory * GB - RESERVE
+            batch = max((p for p in range(1, LARGEST_BATCH + 1) if needs(p).peak <= room), default=0)
+        found.append(Fit(way, needs(1), batch))
     return found
 
 
@@ -116,29 +117,23 @@ def weights(way: Way, sizes: Sizes, rank: int) -> Stored:
     item = torch.bfloat16.itemsize
     if not way.lora:
         reference = item * sizes.all if way.reference else 0
-        return Stored(sizes.all, 0, reference, sizes.linear, way.optimizer)
+        return Stored(sizes.all, 0, reference, sizes.linear, way.optimizer, tower_trains=True)
     four_bits = sizes.quantizable if way.quantized else 0
     frozen = item * (sizes.all - four_bits) + FOUR_BIT_BYTES * four_bits
     frozen += item * sizes.largest if way.quantized else 0  # a layer's weights while it computes
-    return Stored(rank * sizes.adapters, frozen, 0, sizes.quantizable - four_bits, way.optimizer)
+    copied, trained = sizes.quantizable - four_bits, rank * sizes.adapters
+    return Stored(trained, frozen, 0, copied, way.optimizer, tower_trains=False)
 
 
 def load(request: Request, prompts: int) -> Workload:
-    """Return the work of a step with P prompts; evaluation with as many asks for less."""
-    rows = prompts * request.generations
-    step = prompts * request.prompt_tokens + rows * request.completion_tokens
-    return Workload(prompts, rows, request.prompt_tokens, request.completion_tokens, min(step, request.micro_batch))
-
-
-def largest_read(sizes: Sizes, shape: ModelShape) -> float:
-    """Return the bytes that loading takes for a moment beside what stays: the weight that is being read."""
-    return shape.bytes * max(sizes.largest, shape.vocabulary * shape.hidden)
-
-
-def image_tokens(config: PreTrainedConfig, pixels: int) -> int | None:
-    """Return the tokens of an image of some pixels, None if the config does not say how many pixels a token has."""
-    vision: dict[str, Any] = config.to_dict().get("vision_config") or {}
-    patch, merged = vision.get("patch_size"), vision.get("spatial_merge_size")
-    if not isinstance(patch, int) or not isinstance(merged, int):
-        return None
-    return round(pixels / (patch * merged) ** 2)
+    """Return the work of a step with P prompts, and of an evaluation with as many."""
+    return Workload(
+        prompts=prompts,
+        evaluated=prompts,
+        sampled=request.generations,
+        generations=request.generations,
+        prompt_tokens=request.image_tokens + request.text_tokens,
+        image_tokens=request.image_tokens,
+        completion_tokens=request.completion_tokens,
+        micro_batch=request.micro_batch,
+    )

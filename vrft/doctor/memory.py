@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from rich.console import Console
@@ -12,6 +11,8 @@ from rich.table import Table
 from torch import nn
 
 from vrft.data import VisionData
+from vrft.doctor.phases import GB, Estimate, Phases, Stored, Workload
+from vrft.doctor.shape import FLOAT32_BYTES, model_shape
 from vrft.policy import Policy
 from vrft.policy.four_bits import four_bit_layers, is_in_four_bits
 from vrft.policy.image_size import smaller_images
@@ -20,48 +21,8 @@ from vrft.rollout import RemoteEngine
 from vrft.training.module import VisionModule
 from vrft.types import PromptBatch
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedConfig
-
-GB = 1e9
-FLOAT32_BYTES = 4
-LOGITS_CHUNK = 1024
-"""Completion tokens whose logits exist at the same time."""
-
 RESERVE = 1.5 * GB
 """CUDA context, libraries and fragmentation; also assumed of a server that sleeps."""
-
-
-class ModelShape(NamedTuple):
-    """The sizes of the language model that determine memory."""
-
-    layers: int
-    hidden: int
-    intermediate: int
-    key_values: int  # elements of keys and values per token, in all layers
-    states: int  # bytes of recurrent states per row, in all layers
-    vocabulary: int
-    bytes: int  # per element of the compute dtype
-
-
-class Stored(NamedTuple):
-    """Bytes and numbers of weights."""
-
-    trained: int  # weights that train
-    frozen: float  # bytes of those that don't
-    reference: float  # bytes of a reference of its own on the GPU
-    copied: int  # weights that rollouts decode with in copies
-    optimizer: float  # bytes of optimizer state per weight
-
-
-class Workload(NamedTuple):
-    """The largest numbers of prompts, rows and tokens that are processed together."""
-
-    prompts: int
-    rows: int
-    prompt_tokens: int
-    completion_tokens: int
-    micro_batch: int
 
 
 def check_memory(
@@ -69,26 +30,26 @@ def check_memory(
 ) -> Iterator[str]:
     """Show the estimate; if it exceeds the available memory, yield that with settings to change.
 
-    The formulas count stored tensors. Those of the update are within a fifth of the peak of small models on a stand-in
-    for a GPU; nothing has been compared with a GPU.
+    The formulas count stored tensors. They are within 15 % of the peaks of small models on a stand-in for a GPU;
+    nothing has been compared with a GPU.
     """
     available = gpu_memory
     if available is None and torch.cuda.is_available():
         available = torch.cuda.get_device_properties(0).total_memory / GB
-    parts = estimate(module, data, batch)
-    total = sum(parts.values()) / GB
+    found = estimate(module, data, batch)
+    needed = (found.peak + RESERVE) / GB
     table = Table(title="GPU memory, estimated", title_justify="left")
     table.add_column("")
     table.add_column("GB", justify="right")
-    for name, size in parts.items():
+    for name, size in (*found.stays.items(), *((f"most during {name}", size) for name, size in found.phases.items())):
         table.add_row(name, f"{size / GB:.3f}")
-    table.add_row("together", f"{total:.3f}")
+    table.add_row("together: the most, and a reserve", f"{needed:.3f}")
     console.print(table)
-    if available is not None and total > available:
-        yield f"about {total:.1f} GB of GPU memory are needed, and {available:.1f} are available; {advice(module)}"
+    if available is not None and needed > available:
+        yield f"about {needed:.1f} GB of GPU memory are needed, and {available:.1f} are available; {advice(module)}"
     if available is not None and isinstance(module.engine, RemoteEngine) and module.engine.gpu_share > 0:
         copied = module.policy.dtype.itemsize * sum(p.numel() for p in module.policy.model.parameters())
-        yield from check_share(module.engine.gpu_share, available, parts["policy"] / GB, copied / GB)
+        yield from check_share(module.engine.gpu_share, available, found.stays["policy"] / GB, copied / GB)
 
 
 def check_share(share: float, available: float, policy: float, copied: float) -> Iterator[str]:
@@ -114,41 +75,19 @@ def check_share(share: float, available: float, policy: float, copied: float) ->
         )
 
 
-def estimate(module: VisionModule, data: VisionData, batch: PromptBatch) -> dict[str, float]:
-    """Estimate the bytes of each part of a run."""
+def estimate(module: VisionModule, data: VisionData, batch: PromptBatch) -> Estimate:
+    """Estimate the bytes of each phase of a run."""
     policy = module.policy
     shape = model_shape(policy.base.config, policy.dtype)
     stored = stored_weights(policy, optimizer_bytes(module))
     if module.reference_follows and not policy.offload_reference:
         stored = stored._replace(reference=FLOAT32_BYTES * stored.trained)
-    found = parts(
-        stored,
-        shape,
-        workload(module, data, batch),
-        lora=policy.lora is not None,
-        checkpointing=policy.reader.gradient_checkpointing,
-    )
+    lora, checkpointing = policy.lora is not None, policy.reader.gradient_checkpointing
+    phases = Phases(stored, shape, workload(module, data, batch), lora=lora, checkpointing=checkpointing)
     if isinstance(module.engine, RemoteEngine):
-        found |= {"rollout: decoding weights": 0.0, "rollout: keys and values": 0.0}
-        found |= {"vLLM server, asleep": RESERVE} if module.engine.gpu_share > 0 else {}
-    return found
-
-
-def parts(stored: Stored, shape: ModelShape, load: Workload, *, lora: bool, checkpointing: bool) -> dict[str, float]:
-    """Return the bytes of each part."""
-    tokens = load.prompts * load.prompt_tokens + load.rows * load.completion_tokens
-    activations, logits = update_bytes(shape, load.micro_batch, lora=lora, checkpointing=checkpointing)
-    return {
-        "policy": FLOAT32_BYTES * stored.trained + stored.frozen,
-        "gradients": FLOAT32_BYTES * stored.trained,
-        "optimizer": stored.optimizer * stored.trained,
-        "reference": stored.reference,
-        "rollout: decoding weights": shape.bytes * stored.copied,
-        "rollout: keys and values": tokens * shape.key_values * shape.bytes + load.rows * shape.states,
-        "update: activations": activations,
-        "update: logits": logits,
-        "reserve": RESERVE,
-    }
+        phases.decodes = False
+        phases.beside = {"vLLM server, asleep": RESERVE} if module.engine.gpu_share > 0 else {}
+    return phases.estimate()
 
 
 def stored_weights(policy: Policy, optimizer: float) -> Stored:
@@ -162,6 +101,7 @@ def stored_weights(policy: Policy, optimizer: float) -> Stored:
         reference=0 if policy.reference is None or policy.offload_reference else model_bytes(policy.reference),
         copied=copied_weights(policy.base, policy.dtype),
         optimizer=optimizer,
+        tower_trains=not policy.frozen_vision,
     )
 
 
@@ -170,44 +110,18 @@ def model_bytes(model: nn.Module) -> int:
     return sum(parameter.nbytes for parameter in model.parameters())
 
 
-def update_bytes(shape: ModelShape, tokens: int, *, lora: bool, checkpointing: bool) -> tuple[float, float]:
-    """Estimate the bytes of activations and logits in the forward and backward of some tokens."""
-    logits = 4 * min(tokens, LOGITS_CHUNK) * shape.vocabulary * FLOAT32_BYTES
-    # Trained embeddings are float32, and with them the sum of the layers' outputs, which norms keep.
-    residual = tokens * shape.hidden * (shape.bytes if lora else FLOAT32_BYTES)
-    per_layer = tokens * (8 * shape.hidden + 4 * shape.intermediate) * shape.bytes + 6 * residual
-    if not checkpointing:
-        return per_layer * shape.layers, logits
-    return residual * shape.layers + max(per_layer - logits, 0), logits  # logits are freed before a layer is repeated
-
-
-def model_shape(config: PreTrainedConfig, dtype: torch.dtype) -> ModelShape:
-    """Read the sizes of the language model from the config of a model that computes in `dtype`."""
-    text = config.get_text_config().to_dict()
-    heads, layers = text["num_attention_heads"], text["num_hidden_layers"]
-    head = text.get("head_dim") or text["hidden_size"] // heads
-    recurrent = sum(kind == "linear_attention" for kind in text.get("layer_types") or ())
-    state = text.get("linear_num_value_heads", 0) * text.get("linear_key_head_dim", 0) * FLOAT32_BYTES
-    experts = text.get("num_experts_per_tok") or 0
-    return ModelShape(
-        layers=layers,
-        hidden=text["hidden_size"],
-        intermediate=max(text.get("intermediate_size") or 0, experts * (text.get("moe_intermediate_size") or 0)),
-        key_values=2 * head * (text.get("num_key_value_heads") or heads) * (layers - recurrent),
-        states=recurrent * state * text.get("linear_value_head_dim", 0),
-        vocabulary=text["vocab_size"],
-        bytes=dtype.itemsize,
-    )
-
-
 def workload(module: VisionModule, data: VisionData, batch: PromptBatch) -> Workload:
-    """Return the larger of a training rollout and an evaluation, and the tokens of a micro-batch."""
-    prompt = max(prompt["input_ids"].shape[1] for prompt in batch.inputs)
-    prompts = max(data.batch_size, data.eval_batch_size)
-    rows = max(data.batch_size * module.num_samples, data.eval_batch_size)
-    step = data.batch_size * (prompt + module.group_size * module.max_completion_length)
+    """Return the work of a step on the longest of some prompts."""
+    image = module.policy.base.config.image_token_id
     return Workload(
-        prompts, rows, prompt, module.max_completion_length, min(step, module.optimization.max_tokens_per_micro_batch)
+        prompts=data.batch_size,
+        evaluated=data.eval_batch_size,
+        sampled=module.num_samples,
+        generations=module.group_size,
+        prompt_tokens=max(prompt["input_ids"].shape[1] for prompt in batch.inputs),
+        image_tokens=max(int((prompt["input_ids"] == image).sum()) for prompt in batch.inputs),
+        completion_tokens=module.max_completion_length,
+        micro_batch=module.optimization.max_tokens_per_micro_batch,
     )
 
 

@@ -1,0 +1,205 @@
+"""Estimate of the memory of each phase of a run.
+
+The formulas count the tensors that a layer of a Hugging Face model keeps for its backward, and the largest ones that
+exist for a moment. H is the hidden size, I that of the MLP, V the vocabulary, L prompt tokens, T completion tokens.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from vrft.doctor.shape import FLOAT32_BYTES, ModelShape
+
+GB = 1e9
+LOGITS_CHUNK = 1024
+"""Completion tokens whose logits exist at the same time."""
+
+ROOM = 128
+"""Rooms for prompts are of a multiple of this number of tokens."""
+
+LOGITS_COPIES = 3
+"""Copies of logits in float32 that exist at once: before and after the bias of banned ids, and normalised."""
+
+
+class Stored(NamedTuple):
+    """Bytes and numbers of weights."""
+
+    trained: int  # weights that train
+    frozen: float  # bytes of those that don't
+    reference: float  # bytes of a reference of its own on the GPU
+    copied: int  # weights that rollouts decode with in copies
+    optimizer: float  # bytes of optimizer state per weight
+    tower_trains: bool
+
+
+class Part(NamedTuple):
+    """Prompts and completions that are computed at once."""
+
+    prompts: int
+    rows: int
+    tokens: int  # of all prompts and completions
+
+
+class Workload(NamedTuple):
+    """The work of a step and of an evaluation."""
+
+    prompts: int  # in a step
+    evaluated: int  # prompts in a batch of an evaluation
+    sampled: int  # completions per prompt in a rollout
+    generations: int  # of these, those that an update takes
+    prompt_tokens: int
+    image_tokens: int
+    completion_tokens: int
+    micro_batch: int
+
+    def largest_part(self) -> Part:
+        """Return the largest micro-batch: of whole groups, or of some completions of one that is above the limit."""
+        length, longest = self.prompt_tokens, self.completion_tokens
+        group = length + self.generations * longest
+        prompts = max(min(self.prompts, self.micro_batch // group), 1)
+        rows = prompts * self.generations
+        if group > self.micro_batch:
+            rows = min(max((self.micro_batch - length) // max(longest, 1), 1), self.generations)
+        return Part(prompts, rows, prompts * length + rows * longest)
+
+
+class Estimate(NamedTuple):
+    """Bytes of what is on the GPU."""
+
+    stays: dict[str, float]  # during a run
+    phases: dict[str, float]  # the most in each phase, what stays included
+
+    @property
+    def peak(self) -> float:
+        """The most of all phases."""
+        return max(self.phases.values())
+
+
+class Phases:
+    """The memory of a run, from a model and its settings."""
+
+    def __init__(self, stored: Stored, shape: ModelShape, load: Workload, *, lora: bool, checkpointing: bool) -> None:
+        self.stored, self.shape, self.load = stored, shape, load
+        self.lora, self.checkpointing = lora, checkpointing
+        self.decodes = True
+        """Whether rollouts decode in this process."""
+        self.beside: dict[str, float] = {}
+        """Bytes of other processes on the same GPU."""
+        # Trained embeddings are float32, and with them the sum of the layers' outputs, which norms keep.
+        self.residual = shape.hidden * (shape.bytes if lora else FLOAT32_BYTES)
+
+    def estimate(self) -> Estimate:
+        """Return what stays and the peak of each phase."""
+        stored, shape, load = self.stored, self.shape, self.load
+        gradients = FLOAT32_BYTES * stored.trained
+        stays = {
+            "policy": FLOAT32_BYTES * stored.trained + stored.frozen,
+            "optimizer": stored.optimizer * stored.trained,
+            "reference": stored.reference,
+            "decoding weights": float(shape.bytes * stored.copied),
+            "keys, values and graphs": self.recorded(load.prompts, load.sampled) + self.recorded(load.evaluated, 1),
+            "images": self.images(),
+        } | self.beside
+        if not self.decodes:
+            stays |= {"decoding weights": 0.0, "keys, values and graphs": 0.0}
+        part, used = load.largest_part(), sum(stays.values())
+        phases = {
+            "load": stays["policy"] + stored.reference,
+            "rollout": used + self.rollout(load.prompts, load.sampled),
+            "reference": used + self.without_gradients(part.tokens, part.rows * load.completion_tokens),
+            "update": used + gradients + self.update(part),
+            "evaluation": used + self.rollout(load.evaluated, 1),
+        }
+        return Estimate(stays | {"gradients": gradients}, phases)
+
+    def images(self) -> float:
+        """Return the bytes of a step's images: pixels, and features where the tower is frozen."""
+        tokens, shape = self.load.prompts * self.load.image_tokens, self.shape
+        features = 0 if self.stored.tower_trains else tokens * shape.hidden * shape.bytes
+        return tokens * shape.tower.patches * shape.tower.pixels * FLOAT32_BYTES + features
+
+    def recorded(self, prompts: int, group: int) -> float:
+        """Return the bytes that stay for graphs of one shape: keys, values and states, and a step's own tensors."""
+        room = -(-self.load.prompt_tokens // ROOM) * ROOM
+        tokens = prompts * (room + group * self.load.completion_tokens)
+        kept = tokens * self.shape.key_values * self.shape.bytes + prompts * group * self.shape.states
+        return kept + self.decoded_token(prompts * group, room)
+
+    def decoded_token(self, rows: int, room: int) -> float:
+        """Return the bytes of the largest tensors of a decoding step: logits of all rows, or scores of a layer."""
+        shape = self.shape
+        logits = LOGITS_COPIES * rows * shape.vocabulary * FLOAT32_BYTES
+        keys = room + self.load.completion_tokens
+        return max(logits, rows * shape.heads * keys * (2 * shape.bytes + FLOAT32_BYTES))
+
+    def rollout(self, prompts: int, group: int) -> float:
+        """Return the bytes of computing prompts, in addition to what stays."""
+        if not self.decodes:
+            return 0.0
+        tokens = prompts * self.load.prompt_tokens
+        cache = tokens * self.shape.key_values * self.shape.bytes
+        room = -(-self.load.prompt_tokens // ROOM) * ROOM
+        first_token = self.decoded_token(prompts * group, room)  # before a graph is recorded
+        return cache + max(self.without_gradients(tokens, 0), self.encoded(prompts), first_token)
+
+    def encoded(self, prompts: int) -> float:
+        """Return the bytes of encoding images without gradients: of all prompts at once if the tower trains."""
+        tower, item = self.shape.tower, self.shape.bytes
+        patches = (prompts if self.stored.tower_trains else 1) * self.load.image_tokens * tower.patches
+        mlp = (3 if tower.is_gated else 2) * tower.intermediate
+        joined = FLOAT32_BYTES if self.stored.tower_trains else 0
+        return patches * (max(4 * tower.hidden + mlp, tower.pixels) * item + tower.pixels * joined)
+
+    def without_gradients(self, tokens: int, completion_tokens: int) -> float:
+        """Return the bytes of a forward without gradients: those of one layer's MLP, or of logits."""
+        shape = self.shape
+        layer = tokens * (2 * self.residual + (shape.hidden + 3 * shape.intermediate) * shape.bytes)
+        logits = LOGITS_COPIES * min(completion_tokens, LOGITS_CHUNK) * shape.vocabulary * FLOAT32_BYTES
+        return max(layer, tokens * self.residual + logits)
+
+    def update(self, part: Part) -> float:
+        """Return the bytes that the forward and backward of a micro-batch take in addition to gradients."""
+        shape, layer, block = self.shape, self.layer(part), self.block(part)
+        ends = 2 * part.tokens * self.residual + self.patches(part) * shape.tower.pixels * shape.bytes
+        logits = self.casts() + self.logits(part)
+        if not self.checkpointing:
+            return ends + layer * shape.layers + block * shape.tower.blocks + logits
+        kept = part.tokens * self.residual * shape.layers
+        kept += self.patches(part) * shape.tower.hidden * shape.bytes * shape.tower.blocks
+        # Logits are freed before a layer is repeated, with the gradients of its largest tensors.
+        return ends + kept + max(logits, 1.3 * layer, 1.3 * block)
+
+    def logits(self, part: Part) -> float:
+        """Return the bytes of logits, or of their gradient and that of a trained head."""
+        shape = self.shape
+        logits = min(part.rows * self.load.completion_tokens, LOGITS_CHUNK) * shape.vocabulary
+        gradients = 0 if self.lora else logits * shape.bytes + shape.vocabulary * shape.hidden * FLOAT32_BYTES
+        return max(LOGITS_COPIES * logits * FLOAT32_BYTES, gradients)
+
+    def casts(self) -> float:
+        """Return the bytes of trained weights in the dtype of the computation, which autocast keeps for a forward."""
+        in_float32 = self.lora or self.shape.bytes == FLOAT32_BYTES
+        return 0 if in_float32 else self.stored.copied * self.shape.bytes
+
+    def layer(self, part: Part) -> float:
+        """Return the bytes that the backward of a layer needs."""
+        shape, length = self.shape, self.load.prompt_tokens
+        copies = 5 if self.lora and shape.bytes < FLOAT32_BYTES else 2  # adapters convert their input, each anew
+        inputs = copies * shape.hidden + shape.queries + 4 * shape.intermediate
+        attention = 2 * shape.queries + 2 * shape.keys
+        token = 2 * self.residual + (inputs + attention) * shape.bytes
+        keys = shape.queries if shape.repeats_keys else shape.keys
+        # The keys of a prompt stand before those of each of its completions.
+        repeated = part.rows * (length + self.load.completion_tokens) + shape.repeats_keys * part.prompts * length
+        return part.tokens * token + 2 * repeated * keys * shape.bytes
+
+    def patches(self, part: Part) -> float:
+        """Return the patches whose activations are kept."""
+        return part.prompts * self.load.image_tokens * self.shape.tower.patches * self.stored.tower_trains
+
+    def block(self, part: Part) -> float:
+        """Return the bytes that the backward of a block of a trained vision tower needs."""
+        tower, item = self.shape.tower, self.shape.bytes
+        norms = 2 * tower.hidden * (item if tower.is_gated else FLOAT32_BYTES)  # a layer norm computes in float32
+        mlp = (4 if tower.is_gated else 2) * tower.intermediate
+        return self.patches(part) * (norms + (8 * tower.hidden + mlp) * item)
