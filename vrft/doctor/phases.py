@@ -164,7 +164,7 @@ class Phases:
         logits = self.casts() + self.logits(part)
         if not self.checkpointing:
             return ends + layer * shape.layers + block * shape.tower.blocks + logits
-        kept = part.tokens * self.residual * shape.layers
+        kept: float = part.tokens * self.residual * shape.layers
         kept += self.patches(part) * shape.tower.hidden * shape.bytes * shape.tower.blocks
         # Logits are freed before a layer is repeated, with the gradients of its largest tensors.
         return ends + kept + max(logits, 1.3 * layer, 1.3 * block)

@@ -102,7 +102,7 @@ def patches_of_a_token(config: dict[str, Any], side: int) -> float:
     size, tokens = first(vision, "image_size"), first(config, "mm_tokens_per_image")
     if tokens and isinstance(size, int):
         return float((size // side) ** 2 / tokens)
-    return float((first(config, "downsample_ratio") or 0.5) ** -2)
+    return float(first(config, "scale_factor") ** 2 or (first(config, "downsample_ratio") or 0.5) ** -2)
 
 
 def image_tokens(config: PreTrainedConfig, pixels: int) -> int | None:
