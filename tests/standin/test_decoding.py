@@ -86,21 +86,21 @@ def test_weights_that_moved_and_memory_that_ran_out_record_again(tiny: Policy) -
     weight = next(tiny.model.parameters())
     weight.data = weight.data.clone()
     assert decoding_counts(tiny, batch, 2, 8, seed=0).recordings == 1
-    tiny.free_decoding()
-    assert tiny.kept_decoding is None
+    tiny.decoding.free()
+    assert tiny.decoding.kept is None
     assert decoding_counts(tiny, batch, 2, 8, seed=0).recordings == 1
     assert decoding_counts(tiny, batch, 2, 8, seed=0).recordings == 1
 
 
 def test_recorded_steps_see_new_weights(tiny: Policy) -> None:
     batch = prompts(tiny, 2, 56)
-    tiny.short_of_memory = False
+    tiny.decoding.short_of_memory = False
     before = generate(tiny, batch, 2, 8, seed=0)
     with torch.no_grad():
         for weight in tiny.model.parameters():
             weight.mul_(0.9)
     kept = generate(tiny, batch, 2, 8, seed=0)
-    tiny.kept_decoding = None
+    tiny.decoding.kept = None
     anew = generate(tiny, batch, 2, 8, seed=0)
     assert torch.equal(kept.ids, anew.ids)
     assert torch.equal(kept.log_probs, anew.log_probs)

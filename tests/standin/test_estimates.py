@@ -138,7 +138,8 @@ def test_each_phase_is_within_15_percent(name: str, tokenizer: Any, tmp_path: Pa
     loaded = gpu.counts()["load"]["peak"]
     policy.train()
     peaks, batch = two_steps(case, policy)
-    module: Any = SimpleNamespace(policy=policy, group_size=case.group, max_completion_length=case.tokens)
+    module: Any = SimpleNamespace(policy=policy, group_size=case.group, num_samples=case.group)
+    module.max_completion_length = case.tokens
     length = batch.inputs[0]["input_ids"].shape[1]
     module.optimization = SimpleNamespace(max_tokens_per_micro_batch=length + case.group * case.tokens)
     data: Any = SimpleNamespace(batch_size=case.prompts, eval_batch_size=case.prompts)

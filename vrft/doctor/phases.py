@@ -161,13 +161,15 @@ class Phases:
         """Return the bytes that the forward and backward of a micro-batch take in addition to gradients."""
         shape, layer, block = self.shape, self.layer(part), self.block(part)
         ends = 2 * part.tokens * self.residual + self.patches(part) * shape.tower.pixels * shape.bytes
-        logits = self.casts() + self.logits(part)
         if not self.checkpointing:
+            logits = self.casts() + self.logits(part)
             return ends + layer * shape.layers + block * shape.tower.blocks + logits
         kept: float = part.tokens * self.residual * shape.layers
         kept += self.patches(part) * shape.tower.hidden * shape.bytes * shape.tower.blocks
-        # Logits are freed before a layer is repeated, with the gradients of its largest tensors.
-        return ends + kept + max(logits, 1.3 * layer, 1.3 * block)
+        # Logits are freed before a layer is repeated, with its weights and the gradients of its largest tensors.
+        head = min(self.casts(), shape.vocabulary * shape.hidden * shape.bytes)
+        repeated = (self.casts() - head) / shape.layers + 1.3 * max(layer, block)
+        return ends + kept + head + max(self.logits(part), repeated)
 
     def logits(self, part: Part) -> float:
         """Return the bytes of logits, or of their gradient and that of a trained head."""
@@ -177,7 +179,7 @@ class Phases:
         return max(LOGITS_COPIES * logits * FLOAT32_BYTES, gradients)
 
     def casts(self) -> float:
-        """Return the bytes of trained weights in the dtype of the computation, which autocast keeps for a forward."""
+        """Return the bytes of trained weights in the dtype of the computation, kept for the backward."""
         in_float32 = self.lora or self.shape.bytes == FLOAT32_BYTES
         return 0 if in_float32 else self.stored.copied * self.shape.bytes
 
