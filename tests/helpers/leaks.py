@@ -12,7 +12,7 @@ import threading
 
 import torch
 
-OF_LIBRARIES = ("WANDB_", "PL_", "KMP_", "PYTEST_", "CUDA_")
+OF_LIBRARIES = ("WANDB_", "PL_", "KMP_", "PYTEST_", "CUDA_", "CUBLAS_")
 """Beginnings of environment variables that libraries set for the process, and that they set anew for each run."""
 
 OF_SESSION = "ForkServerProcess"
