@@ -84,6 +84,12 @@ CASES = [
         2,
     ),
     (["fit", "--config=quickstart", "--config=part.yaml"], "part.yaml: model.betta: Option 'betta' is not accepted", 2),
+    (
+        ["fit", "--config=quickstart", "--trainer.fast_dev_run=true"],
+        "trainer.fast_dev_run: expected false, got true",
+        2,
+    ),
+    (["fit", "--config=quickstart", "--config=clip.yaml"], "trainer.gradient_clip_val: expected null, got 1.0", 2),
     (["fit", "quickstart"], "unrecognized arguments: quickstart (did you mean --config quickstart?)", 2),
     (["fit", "mine.yaml"], "unrecognized arguments: mine.yaml (pass a config with --config FILE)", 2),
     (["configs"], "GRPO on generated scenes", 0),
@@ -124,6 +130,7 @@ def test_commands_without_a_model_and_mistakes_need_no_torch(tmp_path: Path) -> 
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.yaml").touch()
     (tmp_path / "broken.yaml").write_text("model: [")
+    (tmp_path / "clip.yaml").write_text("trainer: {gradient_clip_val: 1.0}")
     (tmp_path / "deep.yaml").write_text("model: {init_args: {policy: {init_args: {lora: {rank: 8}}}}}")
     evaluator = "{class_path: CocoEvaluator, init_args: {bakend: pycocotools}}"
     (tmp_path / "evaluator.yaml").write_text(f"trainer: {{callbacks: [{evaluator}]}}")
@@ -142,7 +149,7 @@ def test_commands_without_a_model_and_mistakes_need_no_torch(tmp_path: Path) -> 
         assert expected in text, args
         assert end == [code, []], args
     assert sorted(path.name for path in tmp_path.iterdir()) == [
-        *("answers.jsonl", "broken.yaml", "deep.yaml", "evaluator.yaml", "model.yaml", "part.yaml"),
+        *("answers.jsonl", "broken.yaml", "clip.yaml", "deep.yaml", "evaluator.yaml", "model.yaml", "part.yaml"),
         *("r.json", "run", "t.json", "unknown.yaml"),
     ]
 

@@ -14,6 +14,7 @@ from vrft.cli.field_names import check_names
 from vrft.cli.help import overview
 from vrft.cli.named_configs import config_names, find_configs
 from vrft.cli.parser_errors import shorten
+from vrft.cli.trainer_values import check_given
 from vrft.errors import ConfigurationError
 
 FIELDS = frozenset(
@@ -56,8 +57,8 @@ def prepare(args: Sequence[str]) -> list[str]:
     """Return the arguments that the parser gets, with the paths of configs and the requested folder of the run.
 
     Raises:
-        ConfigurationError: no option is given, there is no such config, it is not YAML, or a word or a field's name is
-            unknown.
+        ConfigurationError: no option is given, there is no such config, it is not YAML, a word or a field's name is
+            unknown, or the trainer can't have a value.
     """
     if len(args) == 1 or not _has_config(args):
         check_options(args[0], args[1:])
@@ -73,6 +74,7 @@ def prepare(args: Sequence[str]) -> list[str]:
         for config in option_values(args, "--config"):
             check_fields(config)
         check_names(prepared[1:])
+        check_given(args[1:])
     return prepared
 
 

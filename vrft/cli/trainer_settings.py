@@ -17,28 +17,8 @@ from lightning.pytorch.callbacks import (
     WeightAveraging,
 )
 
+from vrft.cli.trainer_values import ONLY, as_yaml, check_value
 from vrft.errors import ConfigurationError
-
-ONLY: dict[str, tuple[tuple[Any, ...], str]] = {
-    "fast_dev_run": ((0, False), "--trainer.max_steps=1 is a short run, and `doctor` checks a config without training"),
-    "overfit_batches": ((0, 0.0), "to overfit a few images, give their files as training and as held-out data"),
-    "limit_train_batches": ((None, 1.0), "trainer.max_steps limits the run; data.shots or fewer files the images"),
-    "accumulate_grad_batches": (
-        (1,),
-        "data.batch_size is the number of prompts per step, and model.max_tokens_per_micro_batch saves memory",
-    ),
-    "gradient_clip_val": ((None,), "model.max_grad_norm is the setting"),
-    "gradient_clip_algorithm": ((None, "norm"), "model.max_grad_norm clips by the norm"),
-    "barebones": ((False,), "a run needs its checkpoints and logs"),
-    "enable_checkpointing": ((None, True), "checkpoint.every_n_train_steps sets how often a checkpoint is written"),
-    "num_sanity_val_steps": ((0,), "`fit` evaluates the base before it trains"),
-    "inference_mode": ((False,), "tensors that are made in inference mode can't be trained on later"),
-    "use_distributed_sampler": ((False,), "the data shards itself, with an order that a resumed run knows"),
-    "reload_dataloaders_every_n_epochs": ((0,), "each epoch has an order of its own"),
-    "sync_batchnorm": ((False,), "ranks share nothing but gradients"),
-    "model_registry": ((None,), "ckpt_path takes a file"),
-}
-"""The values that a setting may have, and what to use instead of others."""
 
 UNSUPPORTED = (
     *(BatchSizeFinder, GradientAccumulationScheduler, LearningRateFinder, StochasticWeightAveraging, WeightAveraging),
@@ -64,10 +44,8 @@ def check_trainer_settings(settings: Namespace, run_dir: str, trains: bool) -> N
         if name.startswith(ENVIRONMENT) and os.environ[name]:
             option = f"--trainer.{name.removeprefix(ENVIRONMENT).lower()}"
             raise ConfigurationError(f"environment: {name} has no effect; {option} is the setting")
-    for name, (allowed, instead) in ONLY.items():
-        value = settings[name]
-        if (type(value), value) not in [(type(each), each) for each in allowed]:
-            raise ConfigurationError(f"trainer.{name}: expected {_text(allowed[-1])}, got {_text(value)}; {instead}")
+    for name in ONLY:
+        check_value(name, settings[name])
     if settings.default_root_dir not in (None, run_dir):
         raise ConfigurationError(
             f"trainer.default_root_dir: expected null, got {settings.default_root_dir}; run_dir is the setting"
@@ -102,7 +80,7 @@ def _check_evaluations(interval: Any, every_epochs: int | None) -> None:
     is_share = interval is None or (isinstance(interval, float) and interval <= 1)
     if is_share and every_epochs is None:
         raise ConfigurationError(
-            f"{field}: expected a number of rollouts, got {_text(interval)}; a share of an epoch, e.g. 1.0, needs "
+            f"{field}: expected a number of rollouts, got {as_yaml(interval)}; a share of an epoch, e.g. 1.0, needs "
             "trainer.check_val_every_n_epoch=1"
         )
     if not is_share and every_epochs is not None:
@@ -134,7 +112,3 @@ def check_early_stopping(trainer: Trainer) -> None:
                 f"trainer.callbacks: EarlyStopping.monitor: expected a metric of training, train/NAME, or one of "
                 f"{', '.join(sorted(known))}; got {callback.monitor}"
             )
-
-
-def _text(value: Any) -> str:
-    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
