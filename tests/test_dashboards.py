@@ -16,7 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tests.helpers import CSV_ONLY, ROOT, Command
 from tests.helpers.answers import scored_rollout
 from tests.helpers.finished import Finished
-from tests.helpers.wandb_files import history, records
+from tests.helpers.wandb_files import history, records, wait_for_end
 from vrft.__main__ import main
 from vrft.callbacks.rollout_pictures import group_picture
 from vrft.callbacks.transcripts import transcript_row
@@ -68,6 +68,7 @@ def test_all_loggers_together(finished: Finished) -> None:
     assert [image.step for image in events.Images("rollouts/0")] == [0, 1, 2]
     assert "val/coco/per_category/text_summary" in events.Tags()["tensors"]
     (file,) = (run / "wandb").glob("offline-run-*/*.wandb")
+    wait_for_end(file)
     logged = history(file)
     assert names <= {name for entry in logged for name in entry}
     steps = {step["trainer/global_step"] for step in logged if "train/reward" in step or "val/reward" in step}

@@ -8,21 +8,16 @@ import os
 import signal
 import socket
 import sys
-import threading
 
 import torch
 
 OF_LIBRARIES = ("WANDB_", "PL_", "KMP_", "PYTEST_", "CUDA_", "CUBLAS_")
 """Beginnings of environment variables that libraries set for the process, and that they set anew for each run."""
 
-OF_SESSION = "ForkServerProcess"
-"""Beginning of the names of processes that serve commands until the session ends (`tests/helpers/ranks.py`)."""
-
 
 def process_state() -> dict[str, object]:
     """Return what tests must leave as it was, by name."""
     handlers = {number.name: str(signal.getsignal(number)) for number in signal.valid_signals() & {*signal.Signals}}
-    children = [child.name for child in multiprocessing.active_children()]
     return {
         **{f"variable {name}": value for name, value in os.environ.items() if not name.startswith(OF_LIBRARIES)},
         **{f"handler of {name}": handler for name, handler in handlers.items()},
@@ -30,8 +25,6 @@ def process_state() -> dict[str, object]:
         "sys.path": [place for place in sys.path if not place.endswith("modules")],  # transformers adds that of the Hub
         "arguments": [*sys.argv],
         "start method": multiprocessing.get_start_method(allow_none=True) or multiprocessing.get_all_start_methods()[0],
-        "children": sorted(name for name in children if not name.startswith(OF_SESSION)),
-        "threads that keep the process alive": sorted(one.name for one in threading.enumerate() if not one.daemon),
         "level of the root logger": logging.getLogger().level,
         "default time-out of sockets": socket.getdefaulttimeout(),
         "default dtype": torch.get_default_dtype(),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,14 @@ def records(path: Path) -> Iterator[Any]:
             record = Record()
             record.ParseFromString(whole)
             yield record
+
+
+def wait_for_end(path: Path, patience: float = 60) -> None:
+    """Wait until a file has the end of its run: wandb's service writes it after `finish` has returned."""
+    until = time.monotonic() + patience
+    while "exit" not in {record.WhichOneof("record_type") for record in records(path)}:
+        assert time.monotonic() < until, f"{path} has no end"
+        time.sleep(0.05)
 
 
 def history(path: Path) -> list[dict[str, Any]]:
