@@ -33,6 +33,11 @@ def test_equal_keys_share_their_places() -> None:
     assert best_of([0.0, 1.0, 0.5], 2, [1.0, 1.0, 0.0]) == pytest.approx(0.5)
 
 
+def test_thousands_of_answers_overflow_nothing() -> None:
+    assert best_of([0.0, 1.0] * 1024, 1024) == pytest.approx(1.0)
+    assert best_of([0.0, 1.0] * 1024, 1) == pytest.approx(0.5)
+
+
 def answer(value: str | tuple[Detection, ...] | None) -> Answer:
     return Answer("", "", value, value is not None)
 

@@ -14,6 +14,7 @@ from torch.nn.attention.bias import CausalBias
 from tests.helpers.gpu import OnGPU
 from vrft.policy import shared_prefix
 from vrft.policy.packed_attention import Completions, PackedGroup, PackedLayout, attention
+from vrft.policy.prefixes import Prefix
 
 PROMPT, GROUP, HEADS, KEY_HEADS, WIDTH = 6, 3, 4, 2, 8
 
@@ -107,3 +108,21 @@ def test_attention_with_what_a_packed_row_ignores_is_refused(name: str) -> None:
     call = (torch.nn.Identity(), *[torch.zeros(1)] * 4)
     with pytest.raises(ValueError, match=f"{name} can't share prompts"):
         shared_prefix.shared_prefix_attention(*call, shared_prefix=layout, **{name: 30.0})
+
+
+def test_prompts_without_masks_attend_beside_those_that_have_some(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A prompt that is shorter than a sliding window has no mask."""
+    cpu = torch.device("cpu")
+    prompts = [{"input_ids": torch.zeros(1, 4 + rest, dtype=torch.long)} for rest in (7, 3)]
+    prefix = Prefix(4, prompts, [])
+    completions: list[Completions | None] = [Completions([1, 1], cpu), Completions([6, 2], cpu)]
+    parts = [[torch.randn(1, HEADS, n, WIDTH) for n in (4, 10, 2, 8)] for _ in range(3)]
+
+    def attended(masked: list[bool]) -> list[Tensor]:
+        rows = iter(masked)
+        mask = {"full_attention": shared_prefix.causal_mask(13, cpu)}
+        monkeypatch.setattr(shared_prefix, "single_sequence_masks", lambda *_: mask if next(rows) else None)
+        group = shared_prefix.packed_group(SimpleNamespace(), prefix, completions, cpu)  # type: ignore[arg-type]
+        return group.attend("full_attention", parts, dropout=0.0, scaling=None)
+
+    torch.testing.assert_close(attended([False, True]), attended([False, False]))

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback
+from PIL import Image
 
 from tests.helpers import CSV_ONLY
 from vrft.__main__ import main
 from vrft.rollout import TransformersEngine
-from vrft.types import PromptBatch, Rollout
+from vrft.training.answer_log import AnswerLog
+from vrft.types import Answer, PromptBatch, Rollout, Sample
 
 ASKED: list[int] = []
 """Indices of the samples for which the engine was called."""
@@ -61,3 +64,15 @@ def test_answers_to_other_prompts_are_not_reused(quick_fit: Callable[..., list[s
     ASKED.clear()
     assert main(["test", *quick_fit(*common, "--task.template=Detect the {query}")[1:]]) == 0
     assert min(ASKED) == 0
+
+
+def test_answers_that_were_given_with_other_examples_are_not_reused(tmp_path: Path) -> None:
+    image = Image.new("RGB", (2, 2))
+    example = Sample(-1, (image,), "b.png", "cat", "cat")
+    alone = Sample(0, (image,), "a.png", "dog", None)
+    answer = Answer("<answer>dog</answer>", "", "dog", True, token_ids=())
+    AnswerLog(tmp_path, 0, {}).add(replace(alone, examples=(example,)), answer)
+    log = AnswerLog(tmp_path, 0, {})
+    assert log.recall(alone) is None
+    assert log.recall(replace(alone, examples=(replace(example, image_id="c.png"),))) is None
+    assert log.recall(replace(alone, examples=(example,))) is not None

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
+
 from tests.conftest import Command
 from vrft.__main__ import main
 
@@ -24,3 +26,10 @@ def test_all_prompts_of_a_rollout_begin_with_the_same_examples(quick_fit: Comman
     evaluation = min((tmp_path / "run" / "evaluation").glob("*/answers.jsonl"))
     held_out = [json.loads(line)["prompt"] for line in evaluation.read_text().splitlines()]
     assert {prompt.count("</answer>") for prompt in held_out if prompt} == {2}
+
+
+def test_examples_by_batch_need_prompts_that_are_asked_once(
+    quick_fit: Command, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(quick_fit("--data.examples=1", "--model.difficulty={reward: iou}")) == 2
+    assert "vrft: data.examples: expected 0 with model.difficulty" in capsys.readouterr().err

@@ -20,14 +20,15 @@ def a_room(**policy: Any) -> tuple[GPURoom, dict[str, Tensor]]:
     weight.grad = torch.ones(3)
     optimizer.step()
     module = SimpleNamespace(trainer=SimpleNamespace(optimizers=[optimizer]))
-    given = {"device": torch.device("cuda"), "reference": None} | policy
+    given = {"device": torch.device("cuda"), "reference": None, "start": {}} | policy
     return GPURoom(module, SimpleNamespace(**given)), optimizer.state[weight]  # type: ignore[arg-type]
 
 
 def test_states_and_the_reference_can_leave_but_paged_states_stay() -> None:
     reference = nn.Linear(2, 2)
-    room, state = a_room(reference=reference)
-    assert {*room.movable()} == {*state.values(), *reference.parameters()}
+    average = torch.zeros(2)
+    room, state = a_room(reference=reference, start={torch.ones(2): average})
+    assert {*room.movable()} == {*state.values(), *reference.parameters(), average}
     state["exp_avg"].is_paged = True  # type: ignore[attr-defined]
     assert state["exp_avg"] not in {*room.movable()}
 

@@ -70,12 +70,13 @@ class Summary(Callback):
     def write(self, run: RunDir, best: dict[str, Any] | None) -> Path:
         """Print the table, write `summary.json` and return its path. `best`: see `RunCheckpoint.best`."""
         assert self.base is not None
-        best_scores = None
-        if best is not None:
-            evaluation = run.evaluation("val", str(best["step"]))
-            best_scores = self.tuned if best["step"] == self.tuned_step else read_evaluation(evaluation)
+        best_scores = step = None
+        if best is not None and best["step"] is not None:  # None in checkpoints of earlier versions
+            step = best["step"]
+            evaluation = run.evaluation("val", str(step))
+            best_scores = self.tuned if step == self.tuned_step else read_evaluation(evaluation)
             best = best | {"scores": best_scores}
-        Console().print(comparison_table(self.base, self.tuned, best_scores, None if best is None else best["step"]))
+        Console().print(comparison_table(self.base, self.tuned, best_scores, step))
         content = {
             "base": self.base,
             "tuned": self.tuned,

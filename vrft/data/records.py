@@ -185,7 +185,12 @@ class RecordData(VisionData):
             self._setup_train_and_val(True, replace_list=stage == "fit")
         if self.pool is not None and stage == "fit":
             assert self.trainer is not None
-            batches = module_of(self.trainer).batches_per_step * self.trainer.world_size
+            module = module_of(self.trainer)
+            if module.difficulty is not None:  # a prompt may be asked twice in a pass, in batches with other examples
+                raise ConfigurationError(
+                    "data.examples: expected 0 with model.difficulty, whose batches may ask a prompt more than once"
+                )
+            batches = module.batches_per_step * self.trainer.world_size
             self.pool.check_batches(self.batch_size * batches)
         if tests and (split := self.tested_split()) is not None:
             self._setup_test(split)

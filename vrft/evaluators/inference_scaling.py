@@ -55,9 +55,9 @@ def best_of(values: Sequence[float], k: int, keys: Sequence[float] | None = None
     for key in sorted(shared):
         mean = sum(shared[key]) / len(shared[key])
         upto = below + len(shared[key])
-        total += mean * (comb(upto, k) - comb(below, k))
+        total += mean * ((comb(upto, k) - comb(below, k)) / comb(len(values), k))  # whole numbers, however large
         below = upto
-    return total / comb(len(values), k)
+    return total
 
 
 def vote(answers: Sequence[Answer]) -> Target | None:

@@ -81,7 +81,7 @@ def is_plain(layer: Any) -> bool:
     return (
         type(layer) is Linear
         and type(layer.base_layer) is nn.Linear
-        and not layer.base_layer.weight.requires_grad
+        and not any(parameter.requires_grad for parameter in layer.base_layer.parameters())
         and layer.active_adapters == [NAME]
         and NAME not in layer.lora_variant
         and not layer.lora_bias.get(NAME)

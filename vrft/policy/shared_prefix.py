@@ -201,6 +201,16 @@ def packed_group(
         single_sequence_masks(model, prompt, max(lengths_of(found), default=0))
         for prompt, found in zip(prefix.prompts, completions, strict=True)
     ]
+    if kinds := next((mask.keys() for mask in masks if mask is not None), None):
+        # A prompt that is shorter than a sliding window has no masks; its rest is computed beside those that have.
+        lengths = [
+            prompt["input_ids"].shape[1] + max(lengths_of(found), default=0)
+            for prompt, found in zip(prefix.prompts, completions, strict=True)
+        ]
+        masks = [
+            dict.fromkeys(kinds, causal_mask(length, device)) if mask is None else mask
+            for mask, length in zip(masks, lengths, strict=True)
+        ]
     return PackedGroup(prefix.length, Completions(prefix.rests, device), completions, masks)
 
 
@@ -230,5 +240,10 @@ def single_sequence_masks(model: PreTrainedModel, prompt: Prompt, n: int) -> dic
     by_layer = masks if isinstance(masks, dict) else dict.fromkeys(layer_types(model), masks)
     if all(mask is None for mask in by_layer.values()):
         return None
-    causal = torch.ones(length, length, dtype=torch.bool, device=device).tril()[None, None]
+    causal = causal_mask(length, device)
     return {kind: causal if mask is None else mask for kind, mask in by_layer.items()}
+
+
+def causal_mask(length: int, device: torch.device) -> Tensor:
+    """Return the mask of tokens that attend to themselves and those before them, (1, 1, length, length)."""
+    return torch.ones(length, length, dtype=torch.bool, device=device).tril()[None, None]

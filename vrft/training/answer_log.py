@@ -24,6 +24,7 @@ class Entry(msgspec.Struct):
     completion: str
     tokens: list[tuple[str, float]]
     token_ids: list[int]
+    examples: list[tuple[Id, str]] = []
 
 
 class AnswerLog:
@@ -55,8 +56,9 @@ class AnswerLog:
     def recall(self, sample: Sample) -> dict[str, Any] | None:
         """Return the earlier answer to a sample, or None."""
         entry = self.known.get(sample.index)
-        same = entry is not None and (entry["image_id"], entry["query"]) == (sample.image_id, sample.query)
-        return entry if same else None
+        if entry is None or (entry["image_id"], entry["query"]) != (sample.image_id, sample.query):
+            return None
+        return entry if entry.get("examples", []) == _examples(sample) else None
 
     def add(self, sample: Sample, answer: Answer) -> None:
         """Append an answer."""
@@ -64,6 +66,7 @@ class AnswerLog:
             "sample": sample.index,
             "image_id": sample.image_id,
             "query": sample.query,
+            "examples": _examples(sample),
             "completion": answer.text,
             "tokens": answer.tokens,
             "token_ids": answer.token_ids,
@@ -77,6 +80,11 @@ class AnswerLog:
     def _append(self, entry: Mapping[str, Any]) -> None:
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(entry, allow_nan=False) + "\n")
+
+
+def _examples(sample: Sample) -> list[list[Id]]:
+    """Return the images and queries of the examples that the prompt of a sample shows."""
+    return [[example.image_id, example.query] for example in sample.examples]
 
 
 def _is_entry(value: Any) -> bool:

@@ -49,6 +49,7 @@ class GPURoom:
         optimizers: list[Optimizer] = self.module.trainer.optimizers
         states = [value for optimizer in optimizers for state in optimizer.state.values() for value in state.values()]
         tensors = [value for value in states if type(value) is Tensor and not is_paged(value)]
+        tensors += self.policy.start.values()  # of a reference that follows, or of the adapter at the start
         return tensors + ([] if self.policy.reference is None else [*self.policy.reference.parameters()])
 
 
