@@ -13,6 +13,7 @@ from PIL import Image
 
 from tests.helpers.data import refused, said_of, samples_of
 from vrft.data import CocoData, HubData, JsonlData, RecordData
+from vrft.errors import ConfigurationError
 from vrft.tasks import ClassificationTask, DetectionTask, Task
 from vrft.types import Frame
 
@@ -107,6 +108,16 @@ def test_context_images_are_shown_before_the_image_of_the_boxes(tmp_path: Path) 
 def test_bad_images_are_reported(bad: dict[str, Any], task: Task | None, said: str, tmp_path: Path) -> None:
     good = row("red", solution=BOX if task is None else "red")
     assert said in said_of(jsonl(tmp_path / "x", good, bad), tmp_path, task)
+
+
+@pytest.mark.parametrize("write", [jsonl, hub])
+def test_a_place_without_image_is_reported_before_records_are_chosen_by_image(
+    write: Callable[..., Callable[..., RecordData]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    make = write(tmp_path / "x", row("red"), row("green"), row("red", "blue", image_index=2))
+    with pytest.raises(ConfigurationError, match="image_index: expected 0 to 1, got 2"):
+        samples_of(make(val_shots=1), tmp_path, ClassificationTask())
 
 
 def test_a_bad_list_of_context_images_is_reported(tmp_path: Path) -> None:

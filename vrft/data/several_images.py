@@ -9,13 +9,20 @@ from vrft.data.record import Record
 from vrft.errors import ConfigurationError
 
 
+def place_problem(index: int | None, count: int) -> str | None:
+    """Return why there is no image number `index`, from 0, among `count` images, or None if there is."""
+    if index is None or 0 <= index < count:
+        return None
+    return f"image_index: expected 0 to {count - 1}, got {index}"
+
+
 def check_places(records: Sequence[Record], bad_records: BadRecords) -> list[Record]:
     """Return the records whose boxes are known to belong to one of their images."""
     found = []
     for record in records:
         count, index = record.num_images, record.image_index
-        if index is not None and not 0 <= index < count:
-            bad_records.add(record.location, f"image_index: expected 0 to {count - 1}, got {index}")
+        if problem := place_problem(index, count):
+            bad_records.add(record.location, problem)
         elif count > 1 and index is None and isinstance(record.target, tuple):
             bad_records.add(
                 record.location,

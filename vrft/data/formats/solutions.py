@@ -24,6 +24,7 @@ from vrft.data.image_folders import ImageFolders
 from vrft.data.images import ImageSource
 from vrft.data.record import Record, Split
 from vrft.data.records import RecordData
+from vrft.data.several_images import place_problem
 from vrft.data.split_sources import OtherHeldOut, beside, given
 from vrft.tasks import Task
 from vrft.types import Frame, Target
@@ -65,6 +66,8 @@ class SolutionData(RecordData):
             try:
                 check_row(row)
                 images = self.images(split, index, row)
+                if problem := place_problem(row.get("image_index"), len(images)):
+                    raise ValueError(problem)
             except ValueError as error:
                 bad_records.add(location, str(error))
                 continue
