@@ -43,7 +43,10 @@ def hub(folder: Path, *rows: dict[str, Any]) -> Callable[..., HubData]:
     import datasets
 
     pictures(folder)
-    cells = [[{"bytes": (folder / name).read_bytes(), "path": None} for name in row["images"]] for row in rows]
+    cells = [
+        None if row["images"] is None else [{"bytes": (folder / name).read_bytes()} for name in row["images"]]
+        for row in rows
+    ]
     columns = {key: [row.get(key) for row in rows] for key in ("problem", "solution", "image_index")}
     table = datasets.Dataset.from_dict({"images": cells, **columns})
     table = table.cast_column("images", datasets.List(datasets.Image()))
@@ -118,6 +121,15 @@ def test_a_place_without_image_is_reported_before_records_are_chosen_by_image(
     make = write(tmp_path / "x", row("red"), row("green"), row("red", "blue", image_index=2))
     with pytest.raises(ConfigurationError, match="image_index: expected 0 to 1, got 2"):
         samples_of(make(val_shots=1), tmp_path, ClassificationTask())
+
+
+@pytest.mark.parametrize("images", [None, []])
+def test_a_row_of_hub_data_without_images_is_reported(
+    images: list[str] | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    make = hub(tmp_path / "x", row("red"), row() | {"images": images})
+    assert "row 1: images: expected a list of images, got none" in said_of(make, tmp_path, ClassificationTask())
 
 
 def test_a_bad_list_of_context_images_is_reported(tmp_path: Path) -> None:

@@ -148,7 +148,8 @@ class HubData(SolutionData):
         table = self.tables[split]
         places: Sequence[int | None] = [None]
         if table.column_names == ["images"]:
-            places = range(len(table.with_format("arrow")[index]["images"][0] or ()))  # no image is copied
+            cell = table.with_format("arrow")[index]["images"][0]  # no image is copied
+            places = range(len(cell) if cell.is_valid else 0)
         if not places:
             raise ValueError("images: expected a list of images, got none")
         return tuple(HubImage(table, index, place, self.sources[split], self.folders[split]) for place in places)
