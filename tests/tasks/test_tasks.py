@@ -14,6 +14,7 @@ from vrft.tasks import (
     CountingTask,
     DetectionTask,
     GroundingTask,
+    MazeTask,
     MultiCategoryDetectionTask,
     MultipleChoiceTask,
     Task,
@@ -280,6 +281,25 @@ def test_with_several_categories_a_box_without_label_invalidates_the_answer(cont
 )
 def test_solutions_are_read(kind: type[Task], text: str, target: Target | None) -> None:
     assert kind().read_solution(text, sample("", metadata=LETTERS), FRAME) == target
+
+
+@pytest.mark.parametrize(
+    ("solution", "target"),
+    [
+        ("left down right", "left down right"),
+        ("<answer>Left, down, right</answer>", "left down right"),
+        ("left left left", None),  # through the outer wall
+        ("down", None),  # through the wall before the target
+        ("left down", None),  # ends before the target
+        ("left right left down right", None),  # no shortest way
+        ("left down right up", None),  # a wall after the target
+        ("left down right left right", None),  # passes the target
+        ("go left", None),
+    ],
+)
+def test_the_solution_of_a_maze_is_a_shortest_way(solution: str, target: str | None) -> None:
+    asked = sample("", "0-0:RD 0-1:L 1-0:UR 1-1:L from 0-1 to 1-1")
+    assert MazeTask().read_solution(solution, asked, FRAME) == target
 
 
 def test_a_label_with_any_characters_can_be_parsed_from_the_target_text() -> None:

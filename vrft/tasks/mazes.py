@@ -33,6 +33,18 @@ class MazeTask(Task):
         maze = parse_maze(sample.query)
         return f"from {' '.join(map(maze.describe, maze.walk(sample.target.split())))}"
 
+    def read_target(self, content: str, sample: Question, frame: Frame) -> str | None:
+        """Parse the moves of a solution; None unless they are a shortest way through the maze of the query."""
+        moves = read_moves(content)
+        if moves is None:
+            return None
+        if self.query_problem(sample.query) is None:
+            maze = parse_maze(sample.query)
+            cells = maze.walk(moves)
+            if cells[-1] != maze.target or not len(cells) - 1 == len(moves) == len(maze.path()):
+                return None
+        return " ".join(moves)
+
     def read(self, content: str, sample: Question, frame: Frame) -> str | None:
         moves = read_moves(content)
         return None if moves is None else " ".join(moves)
