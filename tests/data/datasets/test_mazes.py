@@ -53,6 +53,13 @@ def test_a_held_out_maze_is_never_trained_on() -> None:
     assert unwanted.isdisjoint(kept[i].query for i in range(300))
 
 
+def test_training_without_any_maze_left_is_refused_before_it_starts() -> None:
+    data = MazeData(size=2, val_size=400)
+    with pytest.raises(ConfigurationError, match=r"data\.val_size: 48 mazes are held out.*2 cells.*data\.size"):
+        data.setup("fit")
+    assert parse_maze(MazeData(size=2, smaller=[3], val_size=400).train_set()[0].query).size == 3
+
+
 @pytest.mark.parametrize(
     ("settings", "said"),
     [

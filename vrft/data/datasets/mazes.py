@@ -14,6 +14,9 @@ from vrft.mazes import SIZES, Maze, random_maze
 from vrft.types import Sample
 from vrft.utils.bounds import Seed
 
+MAX_DRAWS = 1000
+"""Draws of a training maze that is not held out."""
+
 
 class Mazes(Dataset[Sample]):
     """Mazes of n x n cells. Maze i depends on (name, i) alone; one whose text is in `unwanted` is drawn again."""
@@ -31,10 +34,15 @@ class Mazes(Dataset[Sample]):
     def maze(self, index: int) -> Maze:
         """Return maze number `index`."""
         rng = random.Random(f"maze/{self.name}/{index}")
-        while True:
+        for _ in range(MAX_DRAWS):
             maze = random_maze(rng, rng.choice(self.sizes))
             if maze.text not in self.unwanted:
                 return maze
+        sides = " and ".join(map(str, sorted({*self.sizes})))
+        raise ConfigurationError(
+            f"data.val_size: {len(self.unwanted)} mazes are held out, and {MAX_DRAWS} drawn with {sides} cells on a side "
+            "are all among them; expected a smaller data.val_size or a larger data.size"
+        )
 
 
 class MazeData(VisionData):
@@ -77,6 +85,11 @@ class MazeData(VisionData):
                 raise ConfigurationError(f"data.{field}: expected at least 1, got {value}")
         self.size, self.sizes = size, (size, *(smaller or ()))
         self.train_size, self.val_size = train_size, val_size
+
+    def setup(self, stage: str) -> None:
+        """Raise ConfigurationError before training if all mazes are held out."""
+        if stage == "fit":
+            self.train_set().maze(0)
 
     def train_set(self) -> Mazes:
         return Mazes(f"train-{self.seed}", self.train_size, self.sizes, held_out_texts(self.size, self.val_size))
