@@ -40,8 +40,8 @@ class Mazes(Dataset[Sample]):
                 return maze
         sides = " and ".join(map(str, sorted({*self.sizes})))
         raise ConfigurationError(
-            f"data.val_size: {len(self.unwanted)} mazes are held out, and {MAX_DRAWS} drawn with {sides} cells on a side "
-            "are all among them; expected a smaller data.val_size or a larger data.size"
+            f"data.val_size: {len(self.unwanted)} mazes are held out, and {MAX_DRAWS} drawn ones with {sides} cells on "
+            "a side are all among them; expected a smaller data.val_size or a larger data.size"
         )
 
 
