@@ -34,7 +34,7 @@ def folder(path: Path, per_class: int = 4) -> Path:
 
 
 def setup(data: Any, tmp_path: Path, stage: str = "fit", world_size: int = 1) -> Any:
-    module = SimpleNamespace(task=ClassificationTask(), batches_per_step=1)
+    module = SimpleNamespace(task=ClassificationTask(), batches_per_step=1, difficulty=None)
     stages = {"testing": stage == "test", "predicting": stage == "predict"}
     run = str(tmp_path / "run")
     data.trainer = SimpleNamespace(default_root_dir=run, lightning_module=module, world_size=world_size, **stages)
@@ -125,6 +125,22 @@ def test_too_many_examples_are_refused(settings: Any, world_size: int, said: str
     folder(tmp_path / "x")
     with pytest.raises(ConfigurationError, match=said):
         setup(ImageFolderData(str(tmp_path / "x"), **settings), tmp_path, world_size=world_size)
+
+
+def test_batches_count_all_images_of_questions_and_examples(tmp_path: Path) -> None:
+    names = [[f"{i}-{side}.png" for side in "ab"] for i in range(6)]
+    for i, pair in enumerate(names):
+        for j, name in enumerate(pair):
+            Image.new("RGB", (30, 30), (i, j, 0)).save(tmp_path / name)
+    rows = [{"images": pair, "problem": "What?", "solution": f"class {i % 2}"} for i, pair in enumerate(names)]
+    for part in ("train", "val"):
+        (tmp_path / f"{part}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    files = str(tmp_path / "train.jsonl"), str(tmp_path / "val.jsonl")
+    said = "a batch of 4 prompts may be about all but 4 of the 12 labelled training images, and 3 examples need 6 other"
+    with pytest.raises(ConfigurationError, match=said):
+        setup(JsonlData(*files, examples=3, batch_size=4), tmp_path)
+    data = setup(JsonlData(*files, examples=2, batch_size=4), tmp_path)
+    assert {len(sample.examples) for batch in batches(data, 1) for sample in batch} == {2}
 
 
 def test_an_unreadable_example_is_an_error_and_a_replaced_image_is_no_example(tmp_path: Path) -> None:

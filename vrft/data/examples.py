@@ -15,6 +15,11 @@ def image_keys(records: Sequence[Record]) -> set[Hashable]:
     return {source_key(image) for record in records for image in record.images}
 
 
+def most_images(records: Sequence[Record]) -> int:
+    """Return the largest number of images of a record."""
+    return max((record.num_images for record in records), default=0)
+
+
 class ExamplePool:
     """The training records that examples are chosen from.
 
@@ -36,6 +41,8 @@ class ExamplePool:
             self.by_category[category(record)].append(record)
         self.categories = sorted(self.by_category)
         self.num_images = len(image_keys(labelled))
+        self.most_asked = most_images(records)
+        self.most_shown = most_images(labelled)
         if self.num_images < count:
             raise ConfigurationError(
                 f"data.examples: expected at most {self.num_images}, its labelled training images, got {count}"
@@ -43,12 +50,13 @@ class ExamplePool:
 
     def check_batches(self, prompts: int) -> None:
         """Raise ConfigurationError if a batch of so many prompts may leave too few images for examples."""
-        left = self.num_images - min(prompts, self.num_images)
-        if left < self.count:
+        left = self.num_images - min(prompts * self.most_asked, self.num_images)
+        needed = self.count * self.most_shown
+        if left < needed:
             raise ConfigurationError(
                 f"data.examples: a batch of {prompts} prompts may be about all but {left} of the {self.num_images} "
-                f"labelled training images, and {self.count} examples need other images; expected smaller batches or "
-                "fewer examples"
+                f"labelled training images, and {self.count} examples need {needed} other images; expected smaller "
+                "batches or fewer examples"
             )
 
     def choose(self, name: str, excluded: Collection[Hashable]) -> list[Record]:
