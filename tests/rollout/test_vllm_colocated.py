@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,9 +22,9 @@ from vrft.__main__ import main
 from vrft.errors import ConfigurationError, RolloutFailed
 from vrft.policy import LoRA, Policy
 from vrft.rollout import VLLMServer
-from vrft.rollout.vllm.colocated import check_combination
+from vrft.rollout.vllm.colocated import SleepingServer, check_combination
 from vrft.rollout.vllm.flags import Colocated
-from vrft.rollout.vllm.process import WATCHDOG, visible_gpu
+from vrft.rollout.vllm.process import WATCHDOG, ServerProcess, visible_gpu
 from vrft.types import Rollout
 
 pytestmark = pytest.mark.slow(seconds=0.4)
@@ -148,6 +149,62 @@ def test_too_little_memory_ends_the_rollout_after_the_second_attempt(
     with pytest.raises(RolloutFailed, match=r"2 times in a row(.|\n)*Free memory on device(.|\n)*memory_share"):
         few(made, policy)
     assert not is_alive(sleepy.starts[0]["pid"])
+    assert len(sleepy.starts) == 2, "no more for the other prompt"
+
+
+class NeverReady(ServerProcess):
+    """A process that runs and doesn't answer. The first start calls `on_start`."""
+
+    def __init__(self, on_start: Callable[[], None]) -> None:
+        super().__init__(lambda port: [], {}, Path(os.devnull))
+        self.on_start, self.starts, self.running = on_start, 0, False
+
+    def start(self) -> str:
+        self.starts, self.running = self.starts + 1, True
+        self.on_start()
+        return "http://127.0.0.1:9"
+
+    def is_running(self) -> bool:
+        return self.running
+
+    def end(self) -> None:
+        self.running = False
+
+
+@pytest.mark.parametrize("event", ["cancelled", "closed", "fails"])
+@pytest.mark.filterwarnings("ignore:the vLLM server is started again")
+def test_threads_that_wait_for_a_server_start_no_other(event: str) -> None:
+    stopped, deadline = threading.Event(), time.monotonic() + (0 if event == "fails" else 60)
+
+    def on_start() -> None:
+        if event == "cancelled":
+            stopped.set()
+        if event == "closed":
+            closing.start()
+            while not sleeper.closed:
+                time.sleep(0.001)
+
+    process = NeverReady(on_start)
+    sleeper = SleepingServer(Colocated(), None, process, None)  # type: ignore[arg-type]
+    closing = threading.Thread(target=sleeper.close)
+    said = []
+
+    def wake() -> None:
+        with pytest.raises(RolloutFailed) as error:
+            sleeper.wake(deadline, stopped)
+        said.append(str(error.value))
+
+    threads = [threading.Thread(target=wake) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert process.starts == (2 if event == "fails" else 1)
+    assert len(said) == 8
+    assert all(("2 times in a row" if event == "fails" else "was cancelled") in text for text in said)
+    if event == "closed":
+        closing.join()
+        assert not process.running
 
 
 @pytest.mark.parametrize(

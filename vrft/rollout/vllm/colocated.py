@@ -92,6 +92,9 @@ class SleepingServer:
         self.server: Server | None = None
         self.awake = self.discarded = False  # `discarded`: the server has not the frozen weights any more
         self.failures = self.wakings = 0
+        self.closed = False
+        self.failed: tuple[threading.Event, str] | None = None
+        """`stopped` of the last rollout whose server failed too often, and the error for its other threads."""
         self.lock = threading.Lock()
 
     def connect(self, deadline: float, stopped: threading.Event) -> None:
@@ -121,9 +124,10 @@ class SleepingServer:
 
         Raises:
             Unavailable: it doesn't wake; another attempt may succeed.
-            RolloutFailed: it has failed to start or wake too often, or `stopped` is set.
+            RolloutFailed: it has failed to start or wake too often, `stopped` is set, or the run has closed it.
         """
         with self.lock:
+            self._check_wanted(stopped)
             while not self.awake or self.server is None or not self._runs():
                 try:
                     if self.server is None or not self._runs():
@@ -160,9 +164,12 @@ class SleepingServer:
 
     def close(self) -> None:
         """End the server's process, if it belongs to the run."""
+        self.closed = True
         if self.process is not None:
-            self.process.end()
-            self.awake = False
+            self.process.end()  # a thread that waits for the server gives up
+            with self.lock:
+                self.process.end()  # if a thread has started it meanwhile
+                self.awake = False
 
     def cancel(self) -> None:
         """End all requests in flight. Any thread may call this."""
@@ -193,8 +200,8 @@ class SleepingServer:
                 return url
             if time.monotonic() > deadline:
                 raise Unavailable(f"the vLLM server is not ready in time (model.engine.patience); {self._log()}")
-            if stopped.wait(POLL_SECONDS):
-                raise RolloutFailed("the start of the vLLM server was cancelled")
+            stopped.wait(POLL_SECONDS)
+            self._check_wanted(stopped)
         raise Unavailable(f"the vLLM server has ended before it was ready; {self._log()}")
 
     def _wake(self, deadline: float) -> None:
@@ -215,6 +222,14 @@ class SleepingServer:
         self.awake = True
         self.wakings += 1
 
+    def _check_wanted(self, stopped: threading.Event) -> None:
+        """Raise RolloutFailed if no server may be started for a rollout any more."""
+        if self.failed is not None and self.failed[0] is stopped:
+            raise RolloutFailed(self.failed[1])
+        if self.closed or stopped.is_set():
+            self.failures = 0
+            raise RolloutFailed("the rollout was cancelled before the vLLM server was awake")
+
     def _after_failure(self, error: Unavailable | Refused, stopped: threading.Event) -> None:
         """End a server of the run that failed to start or wake, whose state nobody knows, or raise."""
         if self.process is None:
@@ -222,13 +237,16 @@ class SleepingServer:
             raise Unavailable(str(error)) from error
         log = self._log()
         self.process.end()
+        self._check_wanted(stopped)
         self.failures += 1
         if self.failures >= MAX_ATTEMPTS:
             self.failures = 0
-            raise RolloutFailed(
+            said = (
                 f"the vLLM server on this GPU has failed {MAX_ATTEMPTS} times in a row: {error}; {log}; if memory ran "
                 "out, try another model.engine.colocated.memory_share or less for the trainer (docs/vllm.md)"
-            ) from error
+            )
+            self.failed = (stopped, said)
+            raise RolloutFailed(said) from error
         warnings.warn(f"the vLLM server is started again: {error}", stacklevel=2)
 
     def _log(self) -> str:

@@ -86,9 +86,9 @@ class ServerProcess:
 
     def end(self) -> None:
         """End the server, if it runs, and wait until the GPU's memory is free again."""
-        if self.process is not None:
-            end(self.process)
-        self.process = None
+        process, self.process = self.process, None  # another thread may start the next meanwhile
+        if process is not None:
+            end(process)
 
     def last_lines(self) -> str:
         """Return the end of what the server has printed since its last start, without secrets."""
