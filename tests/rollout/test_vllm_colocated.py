@@ -138,6 +138,22 @@ def test_a_server_that_wakes_with_old_weights_is_noticed(
     assert gap(policy, few(made, policy)) > made.max_gap
 
 
+@pytest.mark.parametrize("route", ["/server_info", "/v1/models"])
+def test_a_server_that_is_started_again_and_does_not_report_its_settings_gets_another_attempt(
+    route: str, sleepy: SleepyVLLM, checkpoint: str, colocated: Callable[..., VLLMServer]
+) -> None:
+    """Two attempts that fail end the rollout, so that the run saves its last step; the next rollout has two again."""
+    policy = a_policy(checkpoint)
+    made = colocated(policy)
+    sleepy.instead[route] = ({"error": {"message": "EngineCore died"}}, 500)
+    sleepy.kill()
+    with pytest.warns(UserWarning, match="is started again"), pytest.raises(RolloutFailed, match="does not report how"):
+        few(made, policy)
+    assert len(sleepy.starts) == 3
+    sleepy.instead.clear()
+    assert gap(policy, few(made, policy)) < 1e-4
+
+
 @pytest.mark.filterwarnings("ignore:the vLLM server is started again")
 def test_too_little_memory_ends_the_rollout_after_the_second_attempt(
     sleepy: SleepyVLLM, checkpoint: str, colocated: Callable[..., VLLMServer]

@@ -84,7 +84,8 @@ class SleepingServer:
             settings: how it sleeps.
             weights: versions of the weights.
             source: where the server listens, or the process to start.
-            make_server: checks how the server at an address was started, until a time of `time.monotonic`.
+            make_server: checks how the server at an address was started, until a time of `time.monotonic`. Raises
+                Unavailable if it does not answer.
         """
         self.settings, self.weights, self.make_server = settings, weights, make_server
         self.process = source if isinstance(source, ServerProcess) else None

@@ -109,7 +109,10 @@ class VLLMServer(RemoteEngine):
             self.weights = LoRAWeights(weights_dir, run, self.timeout, rank=policy.lora.r, tower=tower)
         deadline = time.monotonic() + self.patience
         if self.colocated is None:
-            self.servers = [self._checked_server(client, deadline) for client in self.clients]
+            try:
+                self.servers = [self._checked_server(client, deadline) for client in self.clients]
+            except Unavailable as error:
+                raise ConfigurationError(f"model.engine: {error}") from error
             return
         check_combination(self.colocated, policy.reader.in_four_bits)
         log = RunDir(folder).vllm_log
@@ -121,14 +124,15 @@ class VLLMServer(RemoteEngine):
         """Return the server at an address.
 
         Raises:
-            ConfigurationError: it does not answer before the deadline, or was started in another way than needed.
+            ConfigurationError: it was started in another way than needed.
+            Unavailable: it does not answer before the deadline.
         """
         server = Server(client)
         try:
             info = server.check_settings(deadline)
         except Unavailable as error:
-            raise ConfigurationError(
-                f"model.engine: {client.url} does not report how it was started: {error} (`python -m vrft "
+            raise Unavailable(
+                f"{client.url} does not report how it was started: {error} (`python -m vrft "
                 "serve-command` with the same arguments prints the command to start it with)"
             ) from error
         if self.colocated is not None:
