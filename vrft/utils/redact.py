@@ -33,6 +33,10 @@ OF_THE_MODEL = re.compile(r"(?:bos|eos|pad|unk|cls|sep|mask|image|video|vision|s
 """Tokens of a vocabulary."""
 
 ASSIGNED = re.compile(r"""(?<![\w.-])([-\w.]+)(["']?\s*[=:]\s*)("[^"]*"|'[^']*'|[^\s"',}\]]+)""")
+FLAG = re.compile(r"(?<![\w.-])--[\w.-]++")
+AFTER_FLAG = re.compile(r"""(["']?+(?:\s++(?:,\s*+)?+|,\s*+))(?!["']?--)("[^"]*"|'[^']*'|["']?[^\s"',}\]]+)""")
+"""Separator and value after a flag, in a command or in a printed list of its words."""
+
 AUTHORIZATION = re.compile(
     r"""((?:\bauthorization["']?\s*[=:]\s*["']?(?:\w+\s+)?)|\bbearer\s+)[^\s"',}\]]+""", re.IGNORECASE
 )
@@ -81,13 +85,28 @@ def _words(name: str) -> list[str]:
 def redact(text: str) -> str:
     """Redact secrets in a text: values of environment variables, assignments to names of secrets, logins in URLs.
 
+    The word after a flag like `--api-key` is a secret too.
+
     >>> redact("--logger.api_key=abc http://me:p/w@host -H 'Authorization: Bearer abc'")
     "--logger.api_key=(hidden) http://(hidden)@host -H 'Authorization: Bearer (hidden)'"
     """
     for value in sorted(_secret_values(), key=len, reverse=True):
         text = text.replace(value, PLACEHOLDER)
     text = AUTHORIZATION.sub(rf"\1{PLACEHOLDER}", text)
-    return IN_ADDRESS.sub(rf"\1{PLACEHOLDER}@", ASSIGNED.sub(_redact_assigned, text))
+    return IN_ADDRESS.sub(rf"\1{PLACEHOLDER}@", _redact_after_flags(ASSIGNED.sub(_redact_assigned, text)))
+
+
+def _redact_after_flags(text: str) -> str:
+    parts, end = [], 0
+    for flag in FLAG.finditer(text):
+        if flag.start() < end or not is_secret(flag[0]):
+            continue
+        found = AFTER_FLAG.match(text, flag.end())
+        if found and not found[2].strip("\"'").startswith(PLACEHOLDER):
+            hidden = _hide_value(flag[0], found[1], found[2])
+            parts += [text[end : flag.start()], hidden]
+            end = found.end()
+    return "".join([*parts, text[end:]])
 
 
 def _redact_assigned(found: re.Match[str]) -> str:
@@ -96,8 +115,12 @@ def _redact_assigned(found: re.Match[str]) -> str:
         return found[0]
     if not is_secret(name):  # "unrecognized arguments: --api_key=…"
         return name + sign + ASSIGNED.sub(_redact_assigned, value)
+    return _hide_value(name, sign, value)
+
+
+def _hide_value(name: str, sign: str, value: str) -> str:
     if NUMBER.fullmatch(value) and not PASSWORD.fullmatch(_words(name)[-1]):
-        return found[0]
+        return name + sign + value
     around = value[0] if value[0] in "\"'" else ""
     return f"{name}{sign}{around}{PLACEHOLDER}{around}"
 
@@ -122,5 +145,17 @@ def redact_settings(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: None if is_secret(str(key)) else redact_settings(entry) for key, entry in value.items()}
     if isinstance(value, list):
-        return [redact_settings(entry) for entry in value]
+        return _redact_list(value)
     return redact(value) if isinstance(value, str) else value
+
+
+def _redact_list(entries: list[Any]) -> list[Any]:
+    """Redact the words of a command, in which a flag like `--api-key` makes all words up to the next flag secret."""
+    hidden, after_secret = [], False
+    for entry in entries:
+        if isinstance(entry, str) and entry.startswith("--"):
+            after_secret = FLAG.fullmatch(entry) is not None and is_secret(entry)
+            hidden.append(redact_settings(entry))
+        else:
+            hidden.append(None if after_secret else redact_settings(entry))
+    return hidden
