@@ -141,6 +141,8 @@ def test_batches_count_all_images_of_questions_and_examples(tmp_path: Path) -> N
         setup(JsonlData(*files, examples=3, batch_size=4), tmp_path)
     data = setup(JsonlData(*files, examples=2, batch_size=4), tmp_path)
     assert {len(sample.examples) for batch in batches(data, 1) for sample in batch} == {2}
+    assert data.images_per_prompt() == 2 + 2 * 2
+    assert setup(JsonlData(*files), tmp_path).images_per_prompt() == 2
 
 
 def test_an_unreadable_example_is_an_error_and_a_replaced_image_is_no_example(tmp_path: Path) -> None:

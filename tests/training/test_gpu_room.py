@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,8 +10,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from vrft.tasks import ClassificationTask
 from vrft.training import gpu_room
 from vrft.training.gpu_room import GPURoom
+from vrft.training.rollouts import RemoteRollouts
 
 
 def a_room(**policy: Any) -> tuple[GPURoom, dict[str, Tensor]]:
@@ -60,3 +63,21 @@ def test_nothing_leaves_without_a_gpu() -> None:
     room, _ = a_room(device=torch.device("cpu"))
     room.make(0.9)
     assert not room.moved
+
+
+def test_a_server_is_started_for_all_images_of_a_prompt(tmp_path: Path) -> None:
+    asked: list[int] = []
+
+    def connect(policy: Any, task: Any, folder: Path, run: str, images: int) -> None:
+        asked.append(images)
+
+    engine: Any = SimpleNamespace(check=lambda policy: None, one_step_ahead=False, gpu_share=0.0, connect=connect)
+    strategy = SimpleNamespace(
+        broadcast=lambda value: value, reduce=lambda value, reduce_op: value, root_device=torch.device("cpu")
+    )
+    data = SimpleNamespace(images_per_prompt=lambda: 6)
+    trainer = SimpleNamespace(strategy=strategy, world_size=1, default_root_dir=str(tmp_path), datamodule=data)
+    policy = SimpleNamespace(device=torch.device("cpu"))
+    module: Any = SimpleNamespace(trainer=trainer)
+    RemoteRollouts(engine, module, policy, ClassificationTask()).connect()  # type: ignore[arg-type]
+    assert asked == [6]

@@ -102,6 +102,10 @@ class VisionData(LightningDataModule):
         loader.prefetches = module.prefetches
         return loader
 
+    def images_per_prompt(self) -> int:
+        """Return the largest number of images in a prompt. Call after `setup`."""
+        return 1
+
     def test_set(self) -> Dataset[Sample]:
         """Return the samples of a test; by default, the held-out samples."""
         return self.val_set()

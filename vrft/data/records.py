@@ -14,7 +14,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from vrft.data.bad_records import BadRecords, OnBadRecord
 from vrft.data.datamodule import VisionData, module_of
 from vrft.data.depths import check_image_bits
-from vrft.data.examples import ExamplePool
+from vrft.data.examples import ExamplePool, most_images
 from vrft.data.few_shot import record_shots
 from vrft.data.files import UTF8, check_encoding
 from vrft.data.ground_truth import LabelledImage, coco_tables, labelled_images
@@ -317,6 +317,11 @@ class RecordData(VisionData):
         assert self.trainer is not None
         run = RunDir.of(self.trainer)
         bad_records.report(self.on_bad_record, self.on_missing_image, run, replace_list=replace_list)
+
+    def images_per_prompt(self) -> int:
+        sets = [found for found in (self._train, self._val, self._test) if found is not None]
+        shown = self.examples * self.pool.most_shown if self.pool is not None else 0
+        return max(most_images(found.records) for found in sets) + shown
 
     def train_set(self) -> RecordSet:
         assert self._train is not None

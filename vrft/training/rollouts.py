@@ -17,7 +17,6 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
-from vrft.data import RecordData
 from vrft.data.datamodule import data_of
 from vrft.errors import ConfigurationError, RolloutFailed
 from vrft.policy import Policy
@@ -193,8 +192,7 @@ class RemoteRollouts(Rollouts):
                 "servers on other GPUs (model.engine.urls)"
             )
         self.room.make(self.engine.gpu_share)
-        data = data_of(self.trainer)
-        images = 1 + (data.examples if isinstance(data, RecordData) else 0)
+        images = data_of(self.trainer).images_per_prompt()
         raise_on_all_ranks(self.trainer, partial(self.engine.connect, self.policy, self.task, folder, run, images))
         self.room.give_back()
 
