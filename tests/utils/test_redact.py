@@ -9,7 +9,7 @@ import pytest
 from vrft.utils.redact import redact, redact_settings
 
 HARMLESS = ("--max-tokens 5", "--eos-token </s>", "--api-key --port 1", "x --api-key", "a--token b", "--token 5")
-HOSTILE = ("--api-key ", "--", "--.", '--token "', "--token '", "--a '--token \"", " ", "--token \n")
+HOSTILE = ("a=", "--api-key ", "--", "--.", '--token "', "--token '", "--a '--token \"", " ", "--token \n")
 
 
 @pytest.mark.parametrize(

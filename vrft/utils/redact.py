@@ -32,7 +32,8 @@ KEYS = re.compile(
 OF_THE_MODEL = re.compile(r"(?:bos|eos|pad|unk|cls|sep|mask|image|video|vision|stop|special|per|next|first|last)token")
 """Tokens of a vocabulary."""
 
-ASSIGNED = re.compile(r"""(?<![\w.-])([-\w.]+)(["']?\s*[=:]\s*)("[^"]*"|'[^']*'|[^\s"',}\]]+)""")
+ASSIGNED = re.compile(r"""(?<![\w.-])([-\w.]++)(["']?\s*+[=:]\s*+)""")
+VALUE = re.compile(r""""[^"]*"|'[^']*'|[^\s"',}\]]+""")
 FLAG = re.compile(r"(?<![\w.-])--[\w.-]++")
 AFTER_FLAG = re.compile(r"""(["']?+(?:\s++(?:,\s*+)?+|,\s*+))(?!["']?--)("[^"]*"|'[^']*'|["']?[^\s"',}\]]+)""")
 """Separator and value after a flag, in a command or in a printed list of its words."""
@@ -93,7 +94,7 @@ def redact(text: str) -> str:
     for value in sorted(_secret_values(), key=len, reverse=True):
         text = text.replace(value, PLACEHOLDER)
     text = AUTHORIZATION.sub(rf"\1{PLACEHOLDER}", text)
-    return IN_ADDRESS.sub(rf"\1{PLACEHOLDER}@", _redact_after_flags(ASSIGNED.sub(_redact_assigned, text)))
+    return IN_ADDRESS.sub(rf"\1{PLACEHOLDER}@", _redact_after_flags(_redact_assigned(text)))
 
 
 def _redact_after_flags(text: str) -> str:
@@ -109,13 +110,19 @@ def _redact_after_flags(text: str) -> str:
     return "".join([*parts, text[end:]])
 
 
-def _redact_assigned(found: re.Match[str]) -> str:
-    name, sign, value = found.groups()
-    if value.strip("\"'").startswith(PLACEHOLDER) or AUTHORIZATION.match(found[0]):
-        return found[0]
-    if not is_secret(name):  # "unrecognized arguments: --api_key=…"
-        return name + sign + ASSIGNED.sub(_redact_assigned, value)
-    return _hide_value(name, sign, value)
+def _redact_assigned(text: str) -> str:
+    parts, end = [], 0
+    for assigned in ASSIGNED.finditer(text):
+        name, sign = assigned.groups()
+        if assigned.start() < end or not is_secret(name):  # a value may hold another: "arguments: --api_key=…"
+            continue
+        found = VALUE.match(text, assigned.end())
+        if found is None or AUTHORIZATION.match(text, assigned.start()):
+            continue
+        if not found[0].strip("\"'").startswith(PLACEHOLDER):
+            parts += [text[end : assigned.start()], _hide_value(name, sign, found[0])]
+            end = found.end()
+    return "".join([*parts, text[end:]])
 
 
 def _hide_value(name: str, sign: str, value: str) -> str:
