@@ -147,6 +147,8 @@ def test_a_server_that_is_started_again_and_does_not_report_its_settings_gets_an
     made = colocated(policy)
     sleepy.instead[route] = ({"error": {"message": "EngineCore died"}}, 500)
     sleepy.kill()
+    while made.sleeper is not None and made.sleeper.process is not None and made.sleeper.process.is_running():
+        time.sleep(0.02)  # else the first attempt is to wake it
     with pytest.warns(UserWarning, match="is started again"), pytest.raises(RolloutFailed, match="does not report how"):
         few(made, policy)
     assert len(sleepy.starts) == 3
