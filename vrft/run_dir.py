@@ -102,7 +102,7 @@ class RunDir:
 
     @property
     def vllm_log(self) -> Path:
-        """What a vLLM server prints that runs on the trainer's GPU."""
+        """Output of a vLLM server on the trainer's GPU."""
         return self.path / "vllm.log"
 
     # ---------------------------------------------------------------------------------------------------- training
@@ -162,7 +162,7 @@ class RunDir:
 
     @property
     def data_notices(self) -> Path:
-        """What the run assumed about its data."""
+        """Assumptions of the run about its data."""
         return self.path / "data_notices.json"
 
     @property

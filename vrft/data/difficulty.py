@@ -103,7 +103,7 @@ class DifficultySampler(PromptSampler):
         super().__init__(size, batch_size, rank, world_size, seed, shuffle)
         self.difficulty = difficulty
         self.rates = SuccessRates(size)
-        self.weights = self.rates.weights(difficulty.floor)
+        self.begin_pass()
 
     def begin_pass(self) -> None:
         self.weights = self.rates.weights(self.difficulty.floor)

@@ -1,4 +1,4 @@
-"""What several sampled answers to one question are worth: pass@k, votes, and the likeliest of k."""
+"""Score several sampled answers to one question: pass@k, votes, and the likeliest of k."""
 
 from __future__ import annotations
 

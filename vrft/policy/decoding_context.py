@@ -1,4 +1,4 @@
-"""What decoding needs of a policy, and what is kept of it from one rollout to the next."""
+"""Prepare a policy for decoding, and keep the prepared model from one rollout to the next."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ MEANINGS = {
     "likeliest": "quality of the answer with the largest probability",
     "vote": "quality of the vote: the most common name, or the boxes that most answers have",
 }
-"""What the curves show, by their names."""
+"""Descriptions of the curves, by their names."""
 
 
 class Scaling(msgspec.Struct):

@@ -24,9 +24,9 @@ def most_telling(rewards: Tensor, count: int) -> Tensor:
         count: G, at most S.
 
     Returns:
-        Positions within each group in ascending order (P, G).
+        Positions within each group in ascending order (P, G), on the CPU.
     """
-    samples = rewards.shape[1]
+    rewards, samples = rewards.cpu(), rewards.shape[1]  # few numbers, in float64, which not every device has
     order = rewards.nan_to_num(torch.inf).argsort(stable=True, dim=1)  # (P, S), ascending
     best: list[Tensor] = []
     for values, positions in zip(rewards.double(), order, strict=True):

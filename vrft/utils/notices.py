@@ -1,4 +1,4 @@
-"""What a run assumes about its user's data: said in the console, and kept for the report."""
+"""Print what a run assumes about its data, and keep it for the report."""
 
 from __future__ import annotations
 

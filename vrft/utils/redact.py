@@ -34,9 +34,10 @@ OF_THE_MODEL = re.compile(r"(?:bos|eos|pad|unk|cls|sep|mask|image|video|vision|s
 
 ASSIGNED = re.compile(r"""(?<![\w.-])([-\w.]++)(["']?\s*+[=:]\s*+)""")
 VALUE = re.compile(r""""[^"]*"|'[^']*'|[^\s"',}\]]+""")
-FLAG = re.compile(r"(?<![\w.-])--[\w.-]++")
-AFTER_FLAG = re.compile(r"""(["']?+(?:\s++(?:,\s*+)?+|,\s*+))(?!["']?--)("[^"]*"|'[^']*'|["']?[^\s"',}\]]+)""")
-"""Separator and value after a flag, in a command or in a printed list of its words."""
+FLAG = re.compile(r"--[\w.-]++")
+FLAGGED = re.compile(rf"""(?<![\w.-])({FLAG.pattern})(["']?+(?:\s++(?:,\s*+)?+|,\s*+))(?!["']?--)""")
+"""A flag and what separates it from the word after it, in a command or in a printed list of its words."""
+WORD = re.compile(r""""[^"]*"|'[^']*'|["']?[^\s"',}\]]+""")
 
 AUTHORIZATION = re.compile(
     r"""((?:\bauthorization["']?\s*[=:]\s*["']?(?:\w+\s+)?)|\bbearer\s+)[^\s"',}\]]+""", re.IGNORECASE
@@ -94,34 +95,23 @@ def redact(text: str) -> str:
     for value in sorted(_secret_values(), key=len, reverse=True):
         text = text.replace(value, PLACEHOLDER)
     text = AUTHORIZATION.sub(rf"\1{PLACEHOLDER}", text)
-    return IN_ADDRESS.sub(rf"\1{PLACEHOLDER}@", _redact_after_flags(_redact_assigned(text)))
+    text = _redact_named(_redact_named(text, ASSIGNED, VALUE), FLAGGED, WORD)
+    return IN_ADDRESS.sub(rf"\1{PLACEHOLDER}@", text)
 
 
-def _redact_after_flags(text: str) -> str:
+def _redact_named(text: str, named: re.Pattern[str], values: re.Pattern[str]) -> str:
+    """Hide values that follow names of secrets. `named`: a name and the sign after it; `values`: a value."""
     parts, end = [], 0
-    for flag in FLAG.finditer(text):
-        if flag.start() < end or not is_secret(flag[0]):
+    for found in named.finditer(text):
+        name, sign = found.groups()
+        if found.start() < end or not is_secret(name):  # a value may hold another: "arguments: --api_key=…"
             continue
-        found = AFTER_FLAG.match(text, flag.end())
-        if found and not found[2].strip("\"'").startswith(PLACEHOLDER):
-            hidden = _hide_value(flag[0], found[1], found[2])
-            parts += [text[end : flag.start()], hidden]
-            end = found.end()
-    return "".join([*parts, text[end:]])
-
-
-def _redact_assigned(text: str) -> str:
-    parts, end = [], 0
-    for assigned in ASSIGNED.finditer(text):
-        name, sign = assigned.groups()
-        if assigned.start() < end or not is_secret(name):  # a value may hold another: "arguments: --api_key=…"
+        value = values.match(text, found.end())
+        if value is None or AUTHORIZATION.match(text, found.start()):
             continue
-        found = VALUE.match(text, assigned.end())
-        if found is None or AUTHORIZATION.match(text, assigned.start()):
-            continue
-        if not found[0].strip("\"'").startswith(PLACEHOLDER):
-            parts += [text[end : assigned.start()], _hide_value(name, sign, found[0])]
-            end = found.end()
+        if not value[0].strip("\"'").startswith(PLACEHOLDER):
+            parts += [text[end : found.start()], _hide_value(name, sign, value[0])]
+            end = value.end()
     return "".join([*parts, text[end:]])
 
 
