@@ -11,7 +11,7 @@ from importlib import import_module
 from io import TextIOWrapper
 from typing import NoReturn
 
-COMMANDS = ("fit", "validate", "test", "predict", "doctor", "serve-command")
+COMMANDS = ("fit", "validate", "test", "predict", "filter", "doctor", "serve-command")
 WITHOUT_CONFIG = {
     "score": "vrft.cli.score",
     "evaluate": "vrft.cli.evaluate",
@@ -35,6 +35,7 @@ commands
   validate       evaluate the base or a checkpoint (--ckpt_path last) on held-out images
   test           like validate, but resumes after an interruption; --against compares with another model
   predict        answer questions about held-out or any images (--images FILES --query WORDS --draw), without scores
+  filter         find the training samples that the base sometimes gets right (--reward NAME), for data.keep
   doctor         check a config before a long run: draw prompts and boxes; check tokens, rewards and memory
   fits           what fits on a GPU, from a model's config.json: python -m vrft fits --checkpoint NAME --gpu_memory 24
   report         write a run as one HTML file: python -m vrft report RUN [--open]

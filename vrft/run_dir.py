@@ -169,6 +169,19 @@ class RunDir:
     def doctor(self) -> Path:
         return self.path / "doctor"
 
+    @property
+    def success_rates(self) -> Path:
+        """Success rates of the training samples, which `filter` writes."""
+        return self.path / "success_rates.jsonl"
+
+    def success_rates_of_rank(self, rank: int) -> Path:
+        """Return the path for the scores of one rank, until they are merged."""
+        return self.path / f"success_rates-{rank}.jsonl"
+
+    def success_rates_files(self) -> list[Path]:
+        """Return the existing files of all ranks."""
+        return sorted(self.path.glob("success_rates-*.jsonl"))
+
     # -------------------------------------------------------------------------------------------------- evaluation
 
     @property

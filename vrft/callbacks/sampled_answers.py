@@ -14,12 +14,9 @@ from vrft.errors import ConfigurationError
 from vrft.evaluators import Evaluator
 from vrft.evaluators.base import evaluation_folder, evaluators_of, gather
 from vrft.evaluators.inference_scaling import Sampled, curves, sizes, vote
-from vrft.rollout import Sampling, SamplingKey
+from vrft.rollout import Sampling
 from vrft.run_dir import INFERENCE_SCALING
-from vrft.training.module import VisionModule
-from vrft.training.progress_bar import phase
-from vrft.training.rollouts import Generation
-from vrft.training.scoring import parse_completions
+from vrft.training.sampled import sample_answers
 from vrft.types import Answer, PromptBatch, Sample
 from vrft.utils.files import write_json
 from vrft.utils.intervals import Interval
@@ -59,22 +56,13 @@ class SampledAnswers(Callback):
     ) -> None:
         module, data = vision_module(pl_module), data_of(trainer)
         evaluator = evaluators_of(trainer)[0]
-        answers, log_probs = self.sample(module, batch)
+        sampled = sample_answers(module, batch, self.samples, Sampling())
+        answers, rollout = sampled.answers, sampled.rollout
+        log_probs = (rollout.log_probs * rollout.mask).sum(1).tolist()
         for p, sample in enumerate(batch.samples):
             if data.is_owned_by_rank(sample):
                 rows = slice(p * self.samples, (p + 1) * self.samples)
                 self.questions[sample.index] = judged(evaluator, answers[rows], log_probs[rows], sample)
-
-    def sample(self, module: VisionModule, batch: PromptBatch) -> tuple[list[Answer], list[float]]:
-        """Return the answers to P prompts and the log-probabilities of their completions, (P * samples) each."""
-        length = module.max_completion_length
-        key = SamplingKey(module.seed, int(module.steps_done), first=batch.samples[0].index)
-        with phase(module.trainer, "sampling", length) as advance:
-            rollout = module.rollouts.generate(
-                module.policy.prepare(batch), Generation(self.samples, length, Sampling(), key), advance
-            )
-        answers, _ = parse_completions(module.task, rollout, batch)
-        return answers, (rollout.log_probs * rollout.mask).sum(1).tolist()
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         questions = gather(self.questions, trainer.world_size)

@@ -1,4 +1,4 @@
-"""`python -m vrft fit|validate|test|predict|doctor|serve-command`: a LightningCLI whose errors are one line."""
+"""`python -m vrft fit|validate|test|predict|filter|doctor|serve-command`: a LightningCLI whose errors are one line."""
 
 from __future__ import annotations
 
@@ -106,7 +106,9 @@ def exit_code_of(error: Exception) -> int:
 
 def run_cli(args: Sequence[str], folder: RunFolder, notices: Notices) -> CommandTrainer:
     """Parse the arguments, run the command and return its trainer."""
-    callbacks = [Summary(), HeldOutAnswers(), ExportHuggingFace(), Predictions()]
+    callbacks = [Summary(), HeldOutAnswers(), ExportHuggingFace()]
+    if args[0] == "predict":
+        callbacks.append(Predictions())
     cli = VRFTCLI(
         VisionModule,
         VisionData,
@@ -218,8 +220,8 @@ class VRFTCLI(LightningCLI):
             self.trainer_defaults["callbacks"].append(PhaseProgressBar())
         if self.command == "fit":
             self.trainer_defaults["callbacks"] += [Resources(), GracefulStop(), RunProgress()]
-        if self.command == "predict":
-            kwargs["logger"] = False  # it computes no metrics
+        if self.command in ("predict", "filter"):
+            kwargs["logger"] = False  # they compute no metrics
         if self.command in WITHOUT_RUN:
             kwargs |= {"devices": 1, "num_nodes": 1, "strategy": "auto"}
         try:

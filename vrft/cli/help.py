@@ -62,6 +62,13 @@ OWN = {
   --draw                            write pictures of the images with the answers
   --ckpt_path last|FILE|FOLDER      the checkpoint or exported folder that answers (default: the base)
 """,
+    "filter": """
+  --reward NAME                     the reward of the config that tells success (default: that of model.difficulty)
+  --success SCORE                   smallest score that counts as a success (0.5)
+  --samples INT                     answers to sample to each training sample (8)
+  --lowest, --highest SHARE         keep samples with at least and at most this share of successes (0.1, 0.9)
+  --ckpt_path last|FILE             the checkpoint that answers (default: the base)
+""",
     "fit": """
   --ckpt_path last|FILE             resume a run
 """,

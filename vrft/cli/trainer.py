@@ -11,10 +11,12 @@ from lightning.pytorch import Trainer
 from rich.console import Console
 from rich.table import Column, Table
 
+from vrft.callbacks.filtering import Filter
 from vrft.callbacks.sampled_answers import SampledAnswers
 from vrft.cli.compare import compare_checkpoints
 from vrft.cli.doctor import run_doctor
 from vrft.data import RecordData, VisionData
+from vrft.data.success_rates import Rule
 from vrft.errors import ConfigurationError
 from vrft.rollout.vllm.command import serve_commands
 from vrft.training.module import VisionModule
@@ -165,7 +167,44 @@ class CommandTrainer(VisionTrainer):
         """
         self.draw = draw
         if datamodule is not None:
-            datamodule.predicts_test = split == "test"
+            datamodule.predicts = split
+        super().predict(model, None, datamodule, False, ckpt_path, weights_only)
+
+    def filter(
+        self,
+        model: VisionModule,
+        datamodule: VisionData,
+        ckpt_path: str | None = None,
+        weights_only: bool | None = None,
+        samples: int = 8,
+        reward: str | None = None,
+        success: float = 0.5,
+        lowest: float = 0.1,
+        highest: float = 0.9,
+    ) -> None:
+        """Sample answers to each training sample, and write how often they succeed, for `data.keep`.
+
+        Args:
+            model: the module.
+            datamodule: its data.
+            ckpt_path: checkpoint that answers; default: the base.
+            weights_only: load checkpoints without running code.
+            samples: answers to each training sample.
+            reward: the one of `model.rewards` that tells success; default: that of `model.difficulty`.
+            success: smallest score of that reward that counts as a success.
+            lowest: smallest share of successes to keep a sample.
+            highest: largest share of successes to keep a sample.
+        """
+        if not isinstance(datamodule, RecordData):
+            raise ConfigurationError(f"data: filter needs records of files, which {type(datamodule).__name__} has not")
+        if datamodule.examples:
+            raise ConfigurationError("data.examples: expected 0 with filter; examples of a training batch change")
+        if reward is None and model.difficulty is not None:
+            reward = model.difficulty.reward
+        callback = Filter(samples, Rule(reward or "", success, lowest, highest))
+        callback.check(model)
+        self.callbacks.append(callback)
+        datamodule.predicts = "train"
         super().predict(model, None, datamodule, False, ckpt_path, weights_only)
 
     def serve_command(self, model: VisionModule, datamodule: VisionData) -> None:

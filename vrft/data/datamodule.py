@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable
-from typing import Any, Protocol, cast
+from typing import Any, Literal, Protocol, cast
 
 import torch
 from lightning.pytorch import LightningDataModule, Trainer
@@ -75,8 +75,8 @@ class VisionData(LightningDataModule):
         self.eval_batch_size = eval_batch_size
         self.num_workers = num_workers
         self.seed = seed
-        self.predicts_test = False
-        """Whether `predict` asks about the samples of a test."""
+        self.predicts: Literal["train", "val", "test"] = "val"
+        """Samples that `predict` asks about: held-out ones, those of a test, or training samples."""
 
     @abstractmethod
     def train_set(self) -> Dataset[Sample]:
@@ -118,7 +118,7 @@ class VisionData(LightningDataModule):
     def is_testing(self) -> bool:
         """Whether the current command asks about the samples of a test."""
         trainer = self.trainer
-        return trainer is not None and (trainer.testing or (trainer.predicting and self.predicts_test))
+        return trainer is not None and (trainer.testing or (trainer.predicting and self.predicts == "test"))
 
     def val_dataloader(self) -> DataLoader[Sample]:
         samples = self.evaluated_set()

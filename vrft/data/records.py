@@ -35,6 +35,7 @@ from vrft.data.record_checks import (
 from vrft.data.record_set import RecordSet
 from vrft.data.several_images import refuse_augmentation
 from vrft.data.split_sources import OtherHeldOut
+from vrft.data.success_rates import kept_records
 from vrft.errors import ConfigurationError
 from vrft.run_dir import RunDir
 from vrft.types import Id
@@ -69,6 +70,7 @@ class RecordData(VisionData):
         image_bits: int | None = None,
         augmentation: list[torch.nn.Module] | None = None,
         examples: int = 0,
+        keep: str | None = None,
     ) -> None:
         """Set the options that all file formats share. Files are read when training starts.
 
@@ -92,6 +94,8 @@ class RecordData(VisionData):
             augmentation: kornia.augmentation modules for training images; boxes are transformed along.
             examples: labelled training images that each prompt shows before its question, with their correct answers.
                 They are chosen by `seed`, from each category in turn, and are the same for all prompts of a batch.
+            keep: file of success rates that `python -m vrft filter` has written: training samples that it leaves out
+                aren't trained on. Applied last, after `shots` and the held-out fold.
         """
         super().__init__(batch_size, eval_batch_size, num_workers, seed)
         check_overrides(self, RecordData)
@@ -106,6 +110,7 @@ class RecordData(VisionData):
         if examples < 0:
             raise ConfigurationError(f"data.examples: expected at least 0, got {examples}")
         self.examples = examples
+        self.keep = None if keep is None else Path(keep)
         self.pool: ExamplePool | None = None
         self._train: RecordSet | None = None
         self._val: RecordSet | None = None
@@ -158,6 +163,8 @@ class RecordData(VisionData):
         return {}
 
     def evaluated_set(self) -> RecordSet:
+        if self.trainer is not None and self.trainer.predicting and self.predicts == "train":
+            return self._evaluated(self.train_set().records)
         return self.test_set() if self.is_testing else self.val_set()
 
     def evaluated_split(self) -> Split:
@@ -180,7 +187,7 @@ class RecordData(VisionData):
 
     def setup(self, stage: str) -> None:
         """Read and check the files. A split that an earlier stage has read is kept."""
-        tests = stage == "test" or (stage == "predict" and self.predicts_test)
+        tests = stage == "test" or (stage == "predict" and self.predicts == "test")
         if self.examples and self.pool is None:
             self._setup_train_and_val(True, replace_list=stage == "fit")
         if self.pool is not None and stage == "fit":
@@ -200,7 +207,8 @@ class RecordData(VisionData):
                 f"data: no test split is given, so the test uses the held-out images, which may also have chosen the "
                 f"checkpoint; {self.test_setting} provides one"
             )
-        needs_train = stage == "fit" and self._train is None
+        trains = stage == "fit" or (stage == "predict" and self.predicts == "train")
+        needs_train = trains and self._train is None
         if needs_train or self._val is None:
             self._setup_train_and_val(needs_train, replace_list=stage == "fit")
 
@@ -249,6 +257,7 @@ class RecordData(VisionData):
             train += self.extra_records(train)
             refuse_augmentation(train if self.augmentation else [])
             train = limit_targets(self._checked(train, all_train, "train", bad_records), self.too_many_boxes)
+            train, left_out = self._kept(train)
             warn_about_shared_images(train, val, "held-out", "training")
             self._look_at_test_split(train, val)
             if self.noun in NAMES:
@@ -275,9 +284,19 @@ class RecordData(VisionData):
             said = [f"{content(train, self.noun)} to train on", *said]
             if self.shots is not None:
                 said.append(f"data.shots={self.shots} leaves out {available - chosen} of {available} training records")
+            said += left_out
         bad_records.say(said)
 
-    def _evaluated(self, records: list[Record]) -> RecordSet:
+    def _kept(self, train: list[Record]) -> tuple[list[Record], list[str]]:
+        """Return the training records that `data.keep` keeps, and what to say about the others."""
+        if self.keep is None or not train:
+            return train, []
+        assert self.trainer is not None
+        task = module_of(self.trainer).task
+        kept, said = kept_records(train, self.keep, {"task": type(task).__name__, "template": task.template})
+        return kept, [said]
+
+    def _evaluated(self, records: Sequence[Record]) -> RecordSet:
         """Return a dataset of records to evaluate on."""
         return RecordSet(records, training=False, image_bits=self.image_bits, examples=self.pool)
 

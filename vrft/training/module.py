@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, cast
 
@@ -70,6 +70,10 @@ class VisionModule(LightningModule):
     """How often prompts are asked by their success; None: equally often."""
     prefetches = False
     """A training step needs to know the next batch."""
+    sampling = Sampling()
+    """The distribution that training samples from."""
+    answering: Callable[[VisionModule, PromptBatch], list[Answer]] | None = None
+    """What `predict_step` does in place of greedy decoding."""
     steps_done: Tensor
 
     def __init__(
@@ -202,7 +206,9 @@ class VisionModule(LightningModule):
     # ------------------------------------------------------------------------------------------------- held-out data
 
     def predict_step(self, batch: PromptBatch, batch_idx: int) -> list[Answer]:
-        """Return a greedy answer for each prompt."""
+        """Return a greedy answer for each prompt, or what `answering` returns."""
+        if self.answering is not None:
+            return self.answering(self, batch)
         check_prompt_lengths(batch, self.max_completion_length, self.policy.max_positions)
         generation = Generation(1, self.max_completion_length, Sampling(greedy=True), self.sampling_key())
         with phase(self.trainer, "decoding", self.max_completion_length) as advance:

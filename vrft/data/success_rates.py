@@ -1,0 +1,181 @@
+"""The file that `python -m vrft filter` writes, and the training samples that `data.keep` takes from it.
+
+The first line says what was asked and by which rule samples are kept; each other line has the scores of one sample.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from vrft.data.files import read_bytes, require_file
+from vrft.data.images import ImageSource
+from vrft.data.record import Record, category
+from vrft.errors import ConfigurationError
+from vrft.types import Id
+from vrft.utils import notices
+from vrft.utils.display import counted
+from vrft.utils.files import atomic_write
+
+MAX_NAMED = 5
+"""Categories that a message names; the rest are only counted."""
+
+
+class Rule(msgspec.Struct, frozen=True):
+    """A sample is kept if the share of its answers with a score of at least `success` is from `lowest` to `highest`.
+
+    A sample without a rate is kept: the reward does not apply to it, or its image can't be read.
+    """
+
+    reward: str
+    success: float = 0.5
+    lowest: float = 0.1
+    highest: float = 0.9
+
+    def check(self) -> None:
+        """Raise ConfigurationError for a band without meaning."""
+        if not 0 <= self.lowest <= self.highest <= 1:
+            raise ConfigurationError(
+                f"lowest, highest: expected 0 <= lowest <= highest <= 1, got {self.lowest} and {self.highest}"
+            )
+
+    def rate(self, scores: Sequence[float | None]) -> float | None:
+        """Return the share of successes among the answers that the reward applies to; None without any."""
+        known = [score for score in scores if score is not None]
+        return sum(score >= self.success for score in known) / len(known) if known else None
+
+    def keeps(self, rate: float | None) -> bool:
+        """Return whether a sample of this success rate is trained on."""
+        return rate is None or self.lowest <= rate <= self.highest
+
+    def left_out(self, rates: Sequence[float | None]) -> str:
+        """Describe how many samples of these rates are left out, and on which side."""
+        below = sum(rate is not None and rate < self.lowest for rate in rates)
+        above = sum(rate is not None and rate > self.highest for rate in rates)
+        return f"{below} below {self.lowest:g} and {above} above {self.highest:g}"
+
+
+class Header(msgspec.Struct):
+    """The first line. `asked`: weights, task, sampling and reward; `samples`: number of the lines that follow."""
+
+    asked: dict[str, Any]
+    rule: Rule
+    samples: int
+
+
+class Entry(msgspec.Struct):
+    """The line of a sample. `scores`: of the sampled answers, None where the reward does not apply."""
+
+    id: str
+    sample: int
+    image_id: Id
+    query: str
+    file: str
+    scores: list[float | None]
+    rate: float | None
+    kept: bool
+
+
+def record_ids(records: Sequence[Record]) -> list[str]:
+    """Return a name of each record that depends on its files' names, its question and its target alone.
+
+    Equal records are numbered.
+    """
+    seen, ids = Counter[str](), []
+    for record in records:
+        names = [_name(image) for image in record.images]
+        content = json.dumps([names, record.image_id, record.query, record.target, record.image_index])
+        digest = hashlib.sha256(content.encode()).hexdigest()[:20]
+        ids.append(f"{digest}-{seen[digest]}" if seen[digest] else digest)
+        seen[digest] += 1
+    return ids
+
+
+def _name(image: ImageSource) -> str:
+    return image.name if isinstance(image, Path) else str(image.key())
+
+
+def write_rates(path: Path, header: Header, entries: Sequence[Entry]) -> None:
+    """Write the file of all samples."""
+    with atomic_write(path) as partial:
+        partial.write_bytes(b"".join(msgspec.json.encode(line) + b"\n" for line in (header, *entries)))
+
+
+def read_rates(path: Path) -> tuple[Header, list[Entry]]:
+    """Read the file of all samples.
+
+    Raises:
+        ConfigurationError: it can't be read, is not such a file, or lacks lines.
+    """
+    lines = read_bytes(path).splitlines()
+    expected = "expected a file that `python -m vrft filter` has written"
+    if not lines:
+        raise ConfigurationError(f"data.keep: {path} is empty; {expected}")
+    try:
+        header = msgspec.json.decode(lines[0], type=Header)
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise ConfigurationError(f"data.keep: {path}: line 1: {error}; {expected}") from error
+    entries = []
+    for number, line in enumerate(lines[1:], 2):
+        try:
+            entries.append(msgspec.json.decode(line, type=Entry))
+        except (msgspec.DecodeError, RecursionError) as error:
+            raise ConfigurationError(f"data.keep: {path}: line {number}: {error}") from error
+    if len(entries) != header.samples:
+        raise ConfigurationError(
+            f"data.keep: {path} has {len(entries)} samples, and its first line says {header.samples}; is it incomplete?"
+        )
+    return header, entries
+
+
+def kept_records(records: Sequence[Record], path: Path, asked: dict[str, Any]) -> tuple[list[Record], str]:
+    """Return the training records that a file of success rates keeps, and what to say about the others.
+
+    Args:
+        records: the training records of the run.
+        path: the file, which may list further samples.
+        asked: task and template of the run.
+
+    Raises:
+        ConfigurationError: the file lacks a record, or keeps none.
+    """
+    require_file("keep", path, "a file that `python -m vrft filter` has written")
+    header, entries = read_rates(path)
+    known = {entry.id: entry for entry in entries}
+    found = [known.get(name) for name in record_ids(records)]
+    unlisted = [record for record, entry in zip(records, found, strict=True) if entry is None]
+    if unlisted:
+        first = unlisted[0]
+        raise ConfigurationError(
+            f"data.keep: {path} lists no rate of {len(unlisted)} of {counted(len(records), 'training sample')}, e.g. "
+            f"{first.location} (query {first.query!r}); images, questions or labels differ from those of its "
+            f"{counted(len(entries), 'sample')}: run `python -m vrft filter` with this data"
+        )
+    listed = [entry for entry in found if entry is not None]
+    kept = [record for record, entry in zip(records, listed, strict=True) if entry.kept]
+    left_out = header.rule.left_out([entry.rate for entry in listed if not entry.kept])
+    if not kept:
+        raise ConfigurationError(
+            f"data.keep: {path} keeps none of {counted(len(records), 'training sample')}: {left_out}; run "
+            "`python -m vrft filter` again with another band (--lowest, --highest), which samples nothing anew"
+        )
+    for name in ("task", "template"):
+        if (made := header.asked.get(name)) != asked[name]:
+            notices.warn(f"data.keep: {path} was made with {name} {made!r}, and the run has {asked[name]!r}")
+    if gone := [*_gone(records, kept)]:
+        more = f" and {len(gone) - MAX_NAMED} more" if len(gone) > MAX_NAMED else ""
+        notices.warn(f"data.keep leaves out every training sample of {', '.join(map(repr, gone[:MAX_NAMED]))}{more}")
+    number = len(records) - len(kept)
+    return kept, f"data.keep leaves out {number} of {len(records)} training records: {left_out}"
+
+
+def _gone(records: Sequence[Record], kept: Sequence[Record]) -> Iterator[str]:
+    """Yield the categories of which no record is kept."""
+    left = {category(record) for record in kept}
+    yield from (name for name in dict.fromkeys(map(category, records)) if name not in left)
