@@ -87,9 +87,14 @@ class Sample:
     """Samples that the prompt shows before the question, with their correct answers."""
 
     @property
+    def place(self) -> int:
+        """Place, from 0, of `image`."""
+        return len(self.images) - 1 if self.image_index is None else self.image_index
+
+    @property
     def image(self) -> Image.Image:
         """The image that boxes belong to, by default the last."""
-        return self.images[-1 if self.image_index is None else self.image_index]
+        return self.images[self.place]
 
     @property
     def num_images(self) -> int:

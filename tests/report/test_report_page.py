@@ -7,10 +7,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from tests.helpers.browser import CHROMIUM, DRIVER, Browser, browser
 from tests.helpers.run_folders import FILE, HOSTILE, completion, write_lines, write_run
 from vrft.report import write_report
+from vrft.types import Sample
+from vrft.utils.thumbnails import save_thumbnails
 
 REQUIRED = os.environ.get("VRFT_BROWSER") == "required"
 pytestmark = pytest.mark.skipif(
@@ -246,6 +249,25 @@ def test_held_out_images_can_be_switched(page: Browser, report: Path) -> None:
     page.run("document.querySelectorAll('#held-out .switcher button')[2].click()")
     assert texts(page, "#held-out .switcher [aria-pressed=true]") == ["worst now"]
     assert texts(page, "#held-out .pair:first-child .side-title b") == ["0.000", "−0.500"]
+
+
+def test_boxes_are_on_one_of_several_images_even_if_these_are_equal(page: Browser, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    one, other = Image.new("RGB", (64, 48)), Image.new("RGB", (64, 48), "white")
+    lines = []
+    for i, (images, place) in enumerate([((one, one, other), 0), ((one, one, other), 1), ((other, one, one), None)]):
+        shown = save_thumbnails(Sample(i, images, i, "x", (), image_index=place), run / "pictures")
+        lines.append(completion(1, i, 0, size=[64, 48], **shown))
+    write_lines(run / "transcripts.jsonl", lines)
+    page.open(write_report(run))
+    drawn = "[...card.querySelectorAll('.picture')].map((picture) => picture.querySelector('rect') != null)"
+    assert sorted(page.run(f"[...document.querySelectorAll('.card')].map((card) => {drawn})")) == [
+        [False, False, True],
+        [False, True, False],
+        [True, False, False],
+    ]
+    assert page.console() == []
 
 
 @pytest.mark.parametrize(

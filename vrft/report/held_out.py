@@ -86,13 +86,15 @@ def pairs(first: Answers | None, last: Answers, prompts: Prompts) -> dict[str, A
 
 
 def _pair(first: HeldOut | None, last: HeldOut, prompts: Prompts) -> dict[str, Any]:
+    shown = first if first and not last.images else last
     return {
         "sample": last.sample,
         "image_id": str(last.image_id),
         "query": last.query,
         "target": last.target,
         "image": last.image or (first and first.image),
-        "images": last.images or (first.images if first else []),
+        "images": shown.images,
+        "place": shown.place,
         "size": last.size,
         "file": last.file,
         "question": prompts.position(last.question),

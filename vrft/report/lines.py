@@ -22,7 +22,10 @@ Value = list[Box] | str | None
 
 
 class Completion(msgspec.Struct):
-    """A completion of `transcripts.jsonl`. `image` is the one that boxes belong to; `images` has all of several."""
+    """A completion of `transcripts.jsonl`.
+
+    `image` is the one that boxes belong to; `images` has all of several, and `place` says which of them it is, from 0.
+    """
 
     rollout: Count
     sample: Count
@@ -40,6 +43,7 @@ class Completion(msgspec.Struct):
     task: str = ""
     image: str | None = None
     images: list[str | None] = []
+    place: Count | None = None
     size: tuple[Count, Count] | None = None
     file: str | None = None
     question: str | None = None
@@ -65,6 +69,7 @@ class HeldOut(msgspec.Struct):
     reward: Number | None
     image: str | None = None
     images: list[str | None] = []
+    place: Count | None = None
     size: tuple[Count, Count] | None = None
     file: str | None = None
     question: str | None = None

@@ -53,13 +53,15 @@ function boxes(detections, kind, [width, height]) {
   });
 }
 
-// subject: {image, images, size, target, query}; predicted: detections, a text or null. Boxes are on one of the images.
+// subject: {image, images, place, size, target, query}; predicted: detections, a text or null. Boxes are on images[place].
 function picture(subject, predicted, answers = []) {
   const drawn = boxed(subject, predicted, answers);
   if (subject.images.length < 2) return drawn;
-  return h("div", { class: "images" }, subject.images.map((name, i) =>
-    name === subject.image ? drawn : h("div", { class: "picture" }, PICTURES[name]
-      ? h("img", { src: `data:image/jpeg;base64,${PICTURES[name]}`, alt: `image ${i + 1} of ${subject.images.length}`, decoding: "async" })
+  const { image, images } = subject;
+  const place = images[subject.place] === image ? subject.place : images.lastIndexOf(image); // equal images have one name
+  return h("div", { class: "images" }, images.map((name, i) =>
+    i === place ? drawn : h("div", { class: "picture" }, PICTURES[name]
+      ? h("img", { src: `data:image/jpeg;base64,${PICTURES[name]}`, alt: `image ${i + 1} of ${images.length}`, decoding: "async" })
       : h("span", {}, "no picture kept"))));
 }
 

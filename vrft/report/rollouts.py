@@ -90,6 +90,7 @@ def as_values(group: Group, prompts: Prompts, most: int) -> dict[str, Any]:
         "target": line.target,
         "image": line.image,
         "images": line.images,
+        "place": line.place,
         "size": line.size,
         "file": line.file,
         "question": prompts.position(line.question),

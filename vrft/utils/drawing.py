@@ -48,7 +48,7 @@ def draw_boxes(image: Image.Image, layers: Iterable[tuple[Sequence[Detection], C
 
 def draw_images(sample: Sample, layers: Iterable[tuple[Sequence[Detection], Colour]]) -> Image.Image:
     """Return a picture of a sample's images in order, with boxes on the one that they belong to."""
-    pictures = [draw_boxes(image, layers if image is sample.image else ()) for image in sample.images]
+    pictures = [draw_boxes(image, layers if i == sample.place else ()) for i, image in enumerate(sample.images)]
     return pictures[0] if len(pictures) == 1 else side_by_side(pictures)
 
 

@@ -21,13 +21,14 @@ FULL_CHROMA_MAX_SIDE = 128
 
 
 def save_thumbnails(sample: Sample, folder: Path) -> dict[str, Any]:
-    """Save a sample's images; return the name of the one that boxes belong to, and those of all if there are several.
+    """Save a sample's images; return the name of the one that boxes belong to.
 
+    If there are several, the names of all and the place of that one are returned, too: equal images have one name.
     Names are None where writing failed, with a warning.
     """
     names = [save_thumbnail(image, folder) for image in sample.images]
-    place = names[-1 if sample.image_index is None else sample.image_index]
-    return {"image": place} | ({"images": names} if len(names) > 1 else {})
+    several = {"images": names, "place": sample.place} if len(names) > 1 else {}
+    return {"image": names[sample.place], **several}
 
 
 def save_thumbnail(image: Image.Image, folder: Path) -> str | None:
