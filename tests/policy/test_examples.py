@@ -18,6 +18,7 @@ from vrft.policy import Policy, shared_prefix
 from vrft.policy.fused import own_forwards
 from vrft.policy.plain_text import plain_text, processed, whole_chat
 from vrft.policy.processor import Encoder
+from vrft.policy.prompts import encode_images
 from vrft.policy.repeated import naive_logits
 from vrft.rollout import Sampling, SamplingKey, TransformersEngine
 from vrft.tasks import ClassificationTask
@@ -27,8 +28,6 @@ pytestmark = pytest.mark.slow(seconds=0.3)
 
 LENGTHS = [7, 3, 1, 5, 2, 6]  # tokens of two completions for each of three prompts
 QUESTIONS = ("is a blue dog here ?", "why", "is a blue dog left of the box ?")
-UNSHARED = ("llava_onevision", "llava_onevision+lfm2", "llava_onevision+granitemoehybrid")
-"""Families whose processors cut an image into tiles if it is alone."""
 
 
 @pytest.fixture(scope="session")
@@ -102,12 +101,12 @@ def test_forward_and_gradient_equal_the_naive_ones(
     weights = torch.rand(ids.shape, generator=torch.Generator().manual_seed(2))
     batch = encoder(SAMPLES)
     assert len({id(prompt.get("start")) for prompt in batch.inputs}) == 1
-    assert ("start" in batch.inputs[0]) is (family not in UNSHARED)
+    assert "start" in batch.inputs[0]
     encoded: list[dict[str, Any]] = []
     encode = shared_prefix.encode_prompts
     monkeypatch.setattr(shared_prefix, "encode_prompts", lambda model, p: encoded.extend(p) or encode(model, p))
     log_probs, _ = policy(policy.prepare(batch).inputs, ids, mask, 1.0)
-    assert len(encoded) == (3 if family in UNSHARED else 4)
+    assert len(encoded) == 4  # the examples, which all prompts share, and the images of each question
     found = gradient(policy, (log_probs * weights).sum())
     expected = naive_log_probs(policy, whole_prompts(encoder, SAMPLES), ids, mask)
     assert (log_probs - expected).abs().max() < 1e-5
@@ -173,6 +172,20 @@ def test_a_template_that_removes_reasoning_keeps_that_of_examples(checkpoint: Ca
     encoder.processor.chat_template = template.replace("{% for m in messages %}", spoken)
     with pytest.raises(ConfigurationError, match="leaves out or repeats answers of earlier turns"):
         whole_chat(encoder.processor, encoder.chat(SAMPLES[0], encoder.frame(SAMPLES[0].image)))
+
+
+@pytest.mark.parametrize("shown", [1, 2])
+def test_a_single_image_among_examples_is_no_single_image(shown: int, checkpoint: Callable[[str], str]) -> None:
+    """LLaVA-OneVision's processor and model cut only an image that is alone into tiles."""
+    policy, encoder = load(checkpoint("llava_onevision"))
+    samples = [replace(SAMPLES[i], examples=EXAMPLES[:shown]) for i in (1, 0)]  # two images, then one
+    prompts = encoder(samples).inputs
+    assert prompts[0]["start"] is prompts[1]["start"]
+    for prompt, whole in zip(prompts, whole_prompts(encoder, samples), strict=True):
+        assert torch.equal(prompt["input_ids"], whole["input_ids"])
+        with torch.no_grad():
+            pooled = [encode_images(policy.base, given).pooled for given in (prompt, whole)]
+        assert all(torch.allclose(*pair, atol=1e-5) for pair in zip(*pooled, strict=True))
 
 
 def test_what_prompts_share_is_moved_once(checkpoint: Callable[[str], str]) -> None:

@@ -15,7 +15,7 @@ from PIL import Image
 
 from vrft.boxes import Coordinates, frame_of, with_decimals
 from vrft.errors import ConfigurationError
-from vrft.policy.examples import ExampleCache, continued
+from vrft.policy.examples import ExampleCache
 from vrft.policy.image_size import resized
 from vrft.policy.plain_text import chat_texts, plain_text, whole_chat
 from vrft.policy.prompts import Prompt
@@ -175,12 +175,7 @@ class Encoder:
         plain = plain_text(self.processor)
         rendered = plain.render(chat)
         count = len(images) - sample.num_images
-        if not count or not self.cache.can_split(plain, rendered, images, count):
-            return plain.encode(rendered, images)
-        first, rest = rendered.split()
-        return continued(
-            self.cache.start(plain, first, images[:count]), plain.encode(rest, images[count:], continues=True)
-        )
+        return self.cache.prompt(plain, rendered, images, count) if count else plain.encode(rendered, images)
 
     def chat(self, sample: Sample, frame: Frame) -> list[dict[str, Any]]:
         """Return the messages of a sample: system turn, examples with their answers, question."""
