@@ -102,9 +102,13 @@ class VisionData(LightningDataModule):
         loader.prefetches = module.prefetches
         return loader
 
+    def images_per_turn(self) -> list[int]:
+        """Return the largest number of images of each example, then of a question. Call after `setup`."""
+        return [1]
+
     def images_per_prompt(self) -> int:
         """Return the largest number of images in a prompt. Call after `setup`."""
-        return 1
+        return sum(self.images_per_turn())
 
     def test_set(self) -> Dataset[Sample]:
         """Return the samples of a test; by default, the held-out samples."""

@@ -187,18 +187,17 @@ class RecordData(VisionData):
 
     def setup(self, stage: str) -> None:
         """Read and check the files. A split that an earlier stage has read is kept."""
+        assert self.trainer is not None
         tests = stage == "test" or (stage == "predict" and self.predicts == "test")
+        module = module_of(self.trainer) if self.examples and stage == "fit" else None
+        if module is not None and module.difficulty is not None:  # a prompt may be in two batches with other examples
+            raise ConfigurationError(
+                "data.examples: expected 0 with model.difficulty, whose passes may ask a prompt more than once"
+            )
         if self.examples and self.pool is None:
             self._setup_train_and_val(True, replace_list=stage == "fit")
-        if self.pool is not None and stage == "fit":
-            assert self.trainer is not None
-            module = module_of(self.trainer)
-            if module.difficulty is not None:  # a prompt may be asked twice in a pass, in batches with other examples
-                raise ConfigurationError(
-                    "data.examples: expected 0 with model.difficulty, whose batches may ask a prompt more than once"
-                )
-            batches = module.batches_per_step * self.trainer.world_size
-            self.pool.check_batches(self.batch_size * batches)
+        if self.pool is not None and module is not None:
+            self.pool.check_batches(self.batch_size * module.batches_per_step * self.trainer.world_size)
         if tests and (split := self.tested_split()) is not None:
             self._setup_test(split)
             return
@@ -337,10 +336,10 @@ class RecordData(VisionData):
         run = RunDir.of(self.trainer)
         bad_records.report(self.on_bad_record, self.on_missing_image, run, replace_list=replace_list)
 
-    def images_per_prompt(self) -> int:
+    def images_per_turn(self) -> list[int]:
         sets = [found for found in (self._train, self._val, self._test) if found is not None]
-        shown = self.examples * self.pool.most_shown if self.pool is not None else 0
-        return max(most_images(found.records) for found in sets) + shown
+        shown = [self.pool.most_shown] * self.examples if self.pool is not None else []
+        return [*shown, max(most_images(found.records) for found in sets)]
 
     def train_set(self) -> RecordSet:
         assert self._train is not None

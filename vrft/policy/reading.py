@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -18,6 +19,7 @@ from vrft.policy.patches import match_dtypes, project_patches
 from vrft.policy.pretrained import TRUST_REMOTE_CODE_HINT, exact_dtype, load_pretrained
 from vrft.policy.processor import load_processor
 from vrft.policy.support import check_supported
+from vrft.policy.turns import check_turns
 from vrft.utils.hub import loading
 
 if TYPE_CHECKING:
@@ -58,6 +60,14 @@ class Reader:
     def in_four_bits(self) -> bool:
         """Whether linear layers of the language model are in four bits, by `quantize` or in the checkpoint."""
         return self.quantize is not None or published_in_four_bits(self.folder)
+
+    def check_turns(self, images_per_turn: Sequence[int]) -> None:
+        """Raise ConfigurationError if the processor takes no chat with images like these, see `check_turns`."""
+        if sum(images_per_turn) > 1:
+            with loading("model.policy.checkpoint", self.checkpoint, TRUST_REMOTE_CODE_HINT, self.trust_remote_code):
+                processor = load_processor(self.folder, self.trust_remote_code)
+                check_template(processor, self.checkpoint)
+                check_turns(processor, self.checkpoint, images_per_turn)
 
     def read(self, values: bool = True) -> ReadModel:
         """Build the model as the checkpoint stores it.

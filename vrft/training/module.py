@@ -120,6 +120,7 @@ class VisionModule(LightningModule):
         check_precision(self.trainer)
         check_device(self.trainer.strategy.root_device, self.policy.dtype)
         if self.policy.processor is None:
+            self.policy.reader.check_turns(data_of(self.trainer).images_per_turn())
             parallelism_of(self.trainer).load(self.policy, self.keep_reference)
             for reward in self.rewards.values():
                 reward.load()
