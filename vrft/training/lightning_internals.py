@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
 from lightning.pytorch.callbacks.progress.rich_progress import CustomProgress
 from lightning.pytorch.strategies import ModelParallelStrategy
@@ -36,6 +36,11 @@ def logged_metrics(trainer: Trainer) -> dict[str, float]:
     `trainer.logged_metrics` has it only after the callbacks' `on_train_batch_end`, where checkpoints are written.
     """
     return {name: float(value) for name, value in trainer._logger_connector.metrics["log"].items()}
+
+
+def attach_data(trainer: Trainer, module: LightningModule, data: LightningDataModule) -> None:
+    """Make a module and its data those of a trainer, as `fit` does: the module finds its data there."""
+    trainer._data_connector.attach_data(module, datamodule=data)
 
 
 def evaluation_is_due(trainer: Trainer) -> bool:

@@ -10,6 +10,7 @@ from lightning.pytorch import Callback, Trainer
 from vrft.data import VisionData
 from vrft.evaluators.base import evaluators_of
 from vrft.training.checks import check_precision
+from vrft.training.lightning_internals import attach_data
 from vrft.training.module import VisionModule
 from vrft.utils.distributed import raise_on_all_ranks
 
@@ -61,7 +62,8 @@ class VisionTrainer(Trainer):
         """
         check_precision(self)
         self.strategy.connect(model)
-        model.trainer = datamodule.trainer = self
+        attach_data(self, model, datamodule)
+        datamodule.trainer = self
         datamodule.prepare_data()
         datamodule.setup("fit")
         for evaluator in evaluators_of(self):
