@@ -14,7 +14,10 @@ from tests.helpers import formats
 from tests.helpers.data import refused, samples_of
 from vrft.data import CocoData, ImageFolderData, UnlabelledData, YoloData
 from vrft.data.bad_records import BadRecords
-from vrft.data.images import BadImage, check_image, image_suffixes, read_image
+from vrft.data.image_checks import check_images
+from vrft.data.images import BadImage, check_header, check_image, image_suffixes, read_image
+from vrft.data.record import Record
+from vrft.data.record_checks import warn_of_first_frames
 from vrft.errors import ConfigurationError
 
 SUFFIXES = (".ppm", ".pgm", ".jfif", ".avif", ".jp2", ".jpg", ".PNG", ".webp", ".tif", ".gif", ".bmp")
@@ -177,3 +180,18 @@ def test_orientation_is_decided_by_the_images_of_the_file_that_show_it(
 def test_photos_of_one_file_that_contradict_each_other_are_bad_records(tmp_path: Path) -> None:
     message = refused(lambda **more: album(tmp_path, ["stored", "upright"]), tmp_path)
     assert "half2.jpg: its Exif orientation keeps the size, and other images contradict each other" in message
+
+
+def test_files_with_several_frames_or_pages_are_counted(tmp_path: Path) -> None:
+    first, second = (Image.new("RGB", (16, 16), colour) for colour in ("red", "green"))
+    for name, settings in {"a.gif": {}, "b.png": {}, "c.webp": {}, "d.tif": {"compression": "raw"}}.items():
+        first.save(tmp_path / name, save_all=True, append_images=[second], **settings)
+    first.save(tmp_path / "photo.jpg", format="MPO", save_all=True, append_images=[second])  # the second is its preview
+    first.save(tmp_path / "e.gif")
+    headers = {path.name: check_header(path) for path in sorted(tmp_path.iterdir())}
+    assert [name for name, header in headers.items() if header.several_frames] == ["a.gif", "b.png", "c.webp", "d.tif"]
+    records = [Record((tmp_path / name,), name, name, "", "red") for name in headers]
+    with pytest.warns(
+        UserWarning, match=r"4 images with several frames or pages, e\.g\. .*a\.gif; the first frame is read"
+    ):
+        warn_of_first_frames(check_images(records, BadRecords(), None))

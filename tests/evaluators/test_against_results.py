@@ -133,3 +133,17 @@ def test_other_unknown_categories_are_left_out(
     ids: list[Any], categories: list[Any], warnings: int, tmp_path: Path
 ) -> None:
     assert len(rows(tmp_path, ids, categories)) == warnings
+
+
+def test_categories_that_fit_better_when_they_count_from_0_are_named(tmp_path: Path) -> None:
+    categories = [{"id": key, "name": f"c{key}"} for key in range(3)]
+    true = [{"image_id": 1, "category_id": key, "bbox": [key * 30, 1, 20, 20]} for key in (0, 1)]
+    truth = Truth({"images": [{"id": 1}], "annotations": true, "categories": categories}, "x")
+    boxes = [box | {"score": 0.5} for box in true]
+    for more, warned in ((0, False), (1, True)):  # no box of the last category tells
+        results = [box | {"category_id": box["category_id"] + more} for box in boxes]
+        (tmp_path / "r.json").write_text(json.dumps(results))
+        said = " ".join(rows_of_results(tmp_path / "r.json", truth)[1])
+        assert ("the category 0 ('c0'), and AP would be 1.000 instead of 0.000 if 1 was subtracted" in said) == warned
+    (tmp_path / "r.json").write_text(json.dumps(boxes[1:]))  # right, but without the first category
+    assert rows_of_results(tmp_path / "r.json", truth)[1] == []

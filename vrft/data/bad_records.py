@@ -17,7 +17,8 @@ from vrft.utils.display import counted
 OnBadRecord = Literal["stop", "skip"]
 
 OUTLINES = "outlines read as their bounding boxes"
-"""A way to read objects, for `BadRecords.read_as`."""
+PARTS = "shapes joined to other parts of the same object"
+"""Ways to read objects, for `BadRecords.read_as`."""
 
 MAX_LISTED = 20
 """Bad records listed in an error message; the rest are only counted."""

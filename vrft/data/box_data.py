@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from vrft.data.bad_records import OUTLINES, BadRecords
+from vrft.data.bad_records import OUTLINES, PARTS, BadRecords
 from vrft.data.categories import CategoryData
 from vrft.data.files import MAX_COORDINATE, brief, clip_to, is_text, read_all, refuse_fractions, require_folder
 from vrft.data.folders import count_unused
@@ -143,6 +143,8 @@ class Entry(NamedTuple):
     """Objects marked as difficult."""
     outlines: int = 0
     """Number of objects that the file outlines, and that are read as the boxes around them."""
+    parts: int = 0
+    """Number of shapes that were joined to other parts of their objects."""
 
 
 class AnnotatedData(BoxData):
@@ -233,6 +235,7 @@ class AnnotatedData(BoxData):
                 found = BoxImage(entry.image, entry.location, size, entry.size is not None, boxes, ignored)
                 bad_records.passed_over["objects marked as difficult"] += len(ignored)
                 bad_records.read_as[OUTLINES] += entry.outlines
+                bad_records.read_as[PARTS] += entry.parts
             except MissingImage as error:
                 bad_records.add_missing(entry.location, f"{entry.image}: {error}")
             except BadImage as error:

@@ -53,8 +53,10 @@ def check_images(records: Sequence[Record], bad_records: BadRecords, folders: Im
         header = headers[key]
         others = [headers[source_key(image)] for image in record.images] if record.num_images > 1 else []
         if isinstance(header, Header) and not any(isinstance(other, BadImage) for other in others):
-            deep = header.deep or any(isinstance(other, Header) and other.deep for other in others)
-            found.append(checked(record, header._replace(deep=deep)))
+            all_headers = [header, *(other for other in others if isinstance(other, Header))]
+            deep = any(one.deep for one in all_headers)
+            several = any(one.several_frames for one in all_headers)
+            found.append(checked(record, header._replace(deep=deep, several_frames=several)))
     return found
 
 
@@ -67,7 +69,14 @@ def main_image(record: Record) -> NamedImage:
 def checked(record: Record, header: Header) -> Record:
     """Return a record with the facts of its image."""
     annotated = record.annotated_size and record.size != UNKNOWN_SIZE
-    return replace(record, size=header.size, annotated_size=annotated, convention=header.convention, deep=header.deep)
+    return replace(
+        record,
+        size=header.size,
+        annotated_size=annotated,
+        convention=header.convention,
+        deep=header.deep,
+        several_frames=header.several_frames,
+    )
 
 
 def read_headers(images: Sequence[NamedImage], title: str, folders: ImageFolders | None) -> list[Header | BadImage]:

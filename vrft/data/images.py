@@ -37,6 +37,9 @@ PNG_SCALES = {"L;2": 85, "L;4": 17}
 MAX_HEADER = 4096
 """Bytes of a file that tell its format and depth."""
 
+FRAMES = {"AVIF", "GIF", "PNG", "TIFF", "WEBP"}
+"""Formats of animations and pages. The further images of MPO, a photo's previews, are not counted."""
+
 UNREAD_FORMATS = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
 """Formats that Pillow identifies, but reads only with another program or not at all."""
 
@@ -79,6 +82,8 @@ class Header(NamedTuple):
     convention: Convention
     deep: bool = False
     """Whether pixels have more than 8 bits."""
+    several_frames: bool = False
+    """Whether the file has several frames or pages, of which the first is read."""
 
 
 def read_image(
@@ -115,7 +120,8 @@ def check_header(source: ImageSource, size: tuple[int, int] | None = None) -> He
     """
     with _open(source) as file, _decoding_errors_as_bad_image():
         image = _identify(file)
-        found = _header(image, size)._replace(deep=is_deep(image))
+        several = image.format in FRAMES and getattr(image, "is_animated", False)
+        found = _header(image, size)._replace(deep=is_deep(image), several_frames=several)
         marker = END_MARKERS.get(image.format or "")
         file.seek(0, os.SEEK_END)
         file.seek(-min(file.tell(), 64), os.SEEK_END)

@@ -37,6 +37,8 @@ class Record:
     """Whether the boxes belong to the upright or to the stored pixels; known once the image is checked."""
     deep: bool = False
     """Whether an image's pixels have more than 8 bits; known once the images are checked."""
+    several_frames: bool = False
+    """Whether the file of an image has several frames or pages; known once the images are checked."""
     metadata: dict[str, Any] = field(default_factory=dict)
     image_index: int | None = None
     """Place, from 0, of the image that the boxes belong to; several images with boxes need it."""

@@ -117,6 +117,7 @@ def usable_records(
     records = check_images(records, bad_records, folders)
     if image_bits is None:
         warn_of_guessed_depths(records)
+    warn_of_first_frames(records)
     return settle_orientation(records, everything, bad_records, folders)
 
 
@@ -191,6 +192,15 @@ def warn_of_guessed_depths(records: Sequence[Record]) -> None:
             f"data: {counted(len(deep), 'image')} with more than 8 bits per colour, e.g. {deep[0]}. The depth of each "
             "is guessed from its brightest pixel, so images of one camera may differ in brightness; data.image_bits=12 "
             "states it"
+        )
+
+
+def warn_of_first_frames(records: Sequence[Record]) -> None:
+    """Warn if files of images have further frames or pages, which are not read."""
+    if several := list(dict.fromkeys(record.image for record in records if record.several_frames)):
+        notices.warn(
+            f"data: {counted(len(several), 'image')} with several frames or pages, e.g. {several[0]}; the first frame "
+            "is read"
         )
 
 

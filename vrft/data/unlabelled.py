@@ -14,7 +14,7 @@ from vrft.data.ground_truth import file_ids
 from vrft.data.image_checks import check_images
 from vrft.data.image_folders import ImageFolders
 from vrft.data.record import Record, Split
-from vrft.data.record_checks import check_queries, warn_of_guessed_depths
+from vrft.data.record_checks import check_queries, warn_of_first_frames, warn_of_guessed_depths
 from vrft.data.record_set import RecordSet
 from vrft.data.records import RecordData
 from vrft.errors import ConfigurationError
@@ -70,6 +70,7 @@ class UnlabelledData(RecordData):
         found = check_images(asked, bad_records, self.required_folders("val"))
         if self.image_bits is None:
             warn_of_guessed_depths(found)
+        warn_of_first_frames(found)
         problems = [*bad_records.missing, *bad_records.found]
         for problem in problems[:MAX_LISTED]:
             rank_zero_warn(f"left out: {problem}")

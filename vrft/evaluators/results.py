@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,7 @@ def read_results(
             from 0, or names an image that the truth lacks.
     """
     entries = _read(path, field)
-    rows = []
+    rows, keys = [], []
     unknown, elsewhere = Counter[Id](), Counter[Id]()
     for i, entry in enumerate(entries):
         if reason := _reason(entry):
@@ -68,29 +69,33 @@ def read_results(
             unknown[entry.category_id] += 1
         else:
             rows.append((image, *entry.bbox, entry.score, category))
+            keys.append(entry.category_id)
     if is_shifted({entry.category_id for entry in entries}, truth):
         first = truth.categories[truth.numbers_of_ids[0]].name
         raise ConfigurationError(
             f"{field}: {path}: category_id counts from 1, as Ultralytics writes it for custom data, but {truth.source} "
             f"counts from 0 ({first!r}); expected the same ids: subtract 1 from each category_id"
         )
+    table = np.array(rows, np.float64).reshape(-1, COLUMNS)
     messages = [
         f"{field}: {path}: left out: {ids.total()} of {counted(len(entries), 'box')}, because {truth.source} has no "
         f"{noun} with the ids {', '.join(map(repr, [*ids][:20]))}"
         for noun, ids in (("category", unknown), ("image", elsewhere))
         if ids
     ]
-    return np.array(rows, np.float64).reshape(-1, COLUMNS), messages
+    if message := shift_warning(table, keys, truth):
+        messages.append(f"{field}: {path}: {message}")
+    return table, messages
 
 
 def ids_hint(path: Path) -> str:
-    """Return what to do if a results file is of `predict --images`, which numbers images and categories from 1."""
+    """Return what to do if a results file is of `predict --images`, whose ids are names of files."""
     beside = path.with_name("predictions_images.json")
     if path.name != "predictions_coco.json" or not beside.is_file():
         return ""
     return (
-        f"; if it was written by `predict --images`, its ids count from 1, see {beside}; `predict` without --images "
-        "asks about the held-out images by the ids of their annotations"
+        f"; if it was written by `predict --images`, its image ids are names of files, see {beside}; `predict` without "
+        "--images asks about the held-out images by the ids of their annotations"
     )
 
 
@@ -113,6 +118,32 @@ def is_shifted(used: set[Id], truth: Truth) -> bool:
     if 0 not in known or 0 in used or max(known) + 1 not in used:
         return False
     return used <= {key + 1 for key in known}
+
+
+def shift_warning(table: Array, keys: Sequence[Id], truth: Truth) -> str | None:
+    """Return a warning if the boxes fit the truth better with categories that are smaller by 1, else None.
+
+    Without a box of the last category, ids alone don't tell that a file counts from 1, see `is_shifted`.
+
+    Args:
+        table: boxes (N, 7).
+        keys: their categories as the file has them (N,).
+        truth: ground truth.
+    """
+    numbers = truth.numbers_of_ids
+    if not keys or 0 in keys or 0 not in numbers or any(isinstance(key, str) for key in keys):
+        return None
+    moved = [numbers.get(key - 1) for key in keys if not isinstance(key, str)]
+    if None in moved:
+        return None
+    shifted = np.column_stack([table[:, :-1], np.array(moved, np.float64)])
+    before, after = (truth.evaluate(one, "coco").coco()["AP"] for one in (table, shifted))
+    if after <= before:
+        return None
+    return (
+        f"no box is of the category 0 ({truth.categories[numbers[0]].name!r}), and AP would be {after:.3f} instead of "
+        f"{before:.3f} if 1 was subtracted from each category_id; Ultralytics counts custom categories from 1"
+    )
 
 
 def _read(path: Path, field: str) -> list[Result]:

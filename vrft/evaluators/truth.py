@@ -104,7 +104,7 @@ class Truth:
                 raise ConfigurationError(f"{location}.id: expected a whole number or text, got {brief(key)}")
             if not isinstance(name, str):
                 raise ConfigurationError(f"{location}.name: expected text, got {brief(name)}")
-            if key in names:
+            if names.get(key, (name, ""))[0] != name:  # the same entry twice comes from merging files
                 raise ConfigurationError(f"{location}.id: {key!r} appears twice, as {names[key][0]!r} and {name!r}")
             names[key] = name, entry.get("frequency", "")
         merged: dict[str, Category] = {}

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from tests.helpers import formats
 from tests.helpers.coco import BOX, GOOD, IMAGE, OTHER, coco, coco_data
 from tests.helpers.data import samples_of
 from vrft.data import CocoData
@@ -82,7 +83,10 @@ def test_lvis_negatives_are_categories_annotated_as_absent(tmp_path: Path) -> No
         ({"annotations": None}, "not a COCO or LVIS instances file"),
         ({"categories": [{"id": 1}]}, "categories[0].name: expected text, got None"),
         ({"categories": [{"id": 1, "name": "a\ud800"}]}, "categories[0].name: expected text, got 'a\\ud800'"),
-        ({"categories": [{"id": 1, "name": "a"}] * 2}, "categories[1].id: 1 appears twice, as 'a' and 'a'"),
+        (
+            {"categories": [{"id": 1, "name": name} for name in "ab"]},
+            "categories[1].id: 1 appears twice, as 'a' and 'b'",
+        ),
         ({"categories": [{"id": 1, "name": " "}]}, "categories[0].name: expected text, got ' '"),
         ({"annotations": []}, "no train records; expected at least one"),
         (
@@ -267,3 +271,27 @@ def test_categories_of_one_name_are_one_and_an_empty_supercategory_is_not_asked_
     assert [sample.query for sample in val] == ["red", "white"]
     assert data.category_ids() == {"cells": 0, "red": 1, "white": 2}
     assert data.ordered_categories() == ["cells", "red", "white"]
+
+
+def test_the_same_category_twice_is_one(tmp_path: Path) -> None:
+    table = [{"id": key, "name": name} for key, name in ((3, "cat"), (9, "dog"), (3.0, "cat"))]  # two files, merged
+    data = coco_data(tmp_path, {"categories": table})
+    assert {sample.query for sample in samples_of(data, tmp_path)[0]} == {"cat", "dog"}
+    truth = Truth({"images": [], "annotations": [], "categories": table}, "x")
+    assert [category.ids for category in truth.categories] == [(3,), (9,)]
+
+
+def test_file_names_may_have_the_separators_of_windows(tmp_path: Path) -> None:
+    formats.save(Image.new("RGB", (40, 30)), tmp_path / "deep" / "b.png")
+    entry = {"id": 7, "file_name": "deep\\b.png", "width": 40, "height": 30}
+    data = coco_data(tmp_path, {"images": [entry], "annotations": [BOX]})
+    samples_of(data, tmp_path)
+    assert data.train_set().records[0].image == tmp_path / "deep" / "b.png"
+
+
+def test_a_rotated_box_of_cvat_is_a_bad_record(tmp_path: Path) -> None:
+    attributes = [{"occluded": False, "rotation": rotation} for rotation in (0.0, 12.5)]
+    boxes = [{"image_id": 7, "category_id": 3, "bbox": [1, 1, 5, 5], "attributes": found} for found in attributes]
+    samples_of(coco_data(tmp_path, {"annotations": boxes[:1]}), tmp_path)
+    with pytest.raises(ConfigurationError, match=r"annotations\[1\] .*: rotated by 12\.5 degrees; expected an upright"):
+        samples_of(coco_data(tmp_path, {"annotations": boxes}), tmp_path)

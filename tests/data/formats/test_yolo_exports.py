@@ -194,6 +194,13 @@ def test_a_triangle_that_ends_in_a_whole_number_can_be_read_as_an_outline(tmp_pa
     assert train[0].target[0].box == pytest.approx((5.6, 11.2, 50.4, 56))
 
 
+@pytest.mark.parametrize("more", ["", " .4 .6 .93 .8", " .8 7"])
+def test_saved_poses_are_not_taken_for_outlines(more: str, tmp_path: Path) -> None:
+    line = f"0 .5 .5 .4 .4 .4 .4 .91 .6 .6 .95{more}"  # keypoints have a confidence, the pose also a track
+    with pytest.raises(ValueError, match="numbers after the class look like poses"):
+        samples_of(labelled(tmp_path, line), tmp_path)
+
+
 def test_poses_without_kpt_shape_are_not_taken_for_outlines(tmp_path: Path) -> None:
     line = "0 .5 .5 .4 .4 .4 .4 .6 .6 .5 .65"  # a box and three keypoints, or an outline of five points
     with pytest.raises(ValueError, match="4 labels of 10 numbers after the class look like poses; set kpt_shape"):

@@ -16,9 +16,9 @@ from vrft.data.categories import ANNOTATED, CategoryData
 from vrft.data.files import UTF8, brief, is_text, refuse_fractions, require_file, require_folder
 from vrft.data.formats.coco_entries import (
     EXPECTED,
-    AnnotationEntry,
     CategoryEntry,
     ImageEntry,
+    LabelledEntry,
     TruthFile,
     box_reason,
     clip,
@@ -27,6 +27,7 @@ from vrft.data.formats.coco_entries import (
     image_reason,
     read_instances,
     read_parts,
+    rotation_reason,
     truth_tables,
 )
 from vrft.data.formats.coco_fields import id_order, is_json_id, read_flag, values_reason
@@ -209,7 +210,9 @@ class Instances:
 
     def _file(self, entry: ImageEntry) -> Path:
         if isinstance(entry.file_name, str):
-            return self.folder / entry.file_name
+            file = self.folder / entry.file_name
+            from_windows = "\\" in entry.file_name and not os.path.isfile(file)
+            return self.folder / entry.file_name.replace("\\", "/") if from_windows else file
         parts = entry.coco_url.rsplit("/", 2)[-2:]  # LVIS's held-out images are spread over two folders of COCO
         nested = self.folder.joinpath(*parts)
         return nested if os.path.isdir(nested.parent) else self.folder / parts[-1]
@@ -223,7 +226,7 @@ class Instances:
                 raise ConfigurationError(f"{location}.id: expected a whole number or text, got {brief(entry.id)}")
             if not is_text(entry.name):
                 raise ConfigurationError(f"{location}.name: expected text, got {brief(entry.name)}")
-            if entry.id in names:
+            if names.get(entry.id, entry.name) != entry.name:  # the same entry twice comes from merging files
                 raise ConfigurationError(
                     f"{location}.id: {entry.id!r} appears twice, as {names[entry.id]!r} and {entry.name!r}"
                 )
@@ -249,7 +252,7 @@ class Instances:
             )
         return images
 
-    def _read_boxes(self, entries: Sequence[AnnotationEntry]) -> None:
+    def _read_boxes(self, entries: Sequence[LabelledEntry]) -> None:
         bad: set[Any] = set()
         crowds = 0
         for i, entry in enumerate(entries):
@@ -275,7 +278,7 @@ class Instances:
         boxes = [box.box for by_name in self.boxes.values() for found in by_name.values() for box in found]
         refuse_fractions(self.path, boxes)
 
-    def _reason(self, entry: AnnotationEntry) -> str | None:
+    def _reason(self, entry: LabelledEntry) -> str | None:
         """Return why an annotation is invalid, or None if it is valid. Ids of annotations may be equal."""
         if entry.id is not None and not is_json_id(entry.id):
             return "expected a whole number, text or null as id"
@@ -284,7 +287,7 @@ class Instances:
         if not is_json_id(entry.category_id) or entry.category_id not in self.names:
             known = ", ".join(str(key) for key in sorted(self.names, key=id_order)[:20])
             return f"no category has id {entry.category_id!r}; ids are {known}"
-        if reason := values_reason(msgspec.structs.asdict(entry)):
+        if reason := values_reason(msgspec.structs.asdict(entry)) or rotation_reason(entry.attributes):
             return reason
         image = self.images.get(entry.image_id)
         return None if image is None else box_reason(entry.bbox, image, crowd=bool(read_flag(entry.iscrowd)))

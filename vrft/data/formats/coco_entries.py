@@ -52,6 +52,12 @@ class AnnotationEntry(msgspec.Struct, gc=False):
     area: Any = None
 
 
+class LabelledEntry(AnnotationEntry, gc=False):
+    """An entry of `annotations` with the attributes that annotation tools add."""
+
+    attributes: Any = None
+
+
 class CategoryEntry(msgspec.Struct, gc=False):
     """An entry of `categories`."""
 
@@ -64,7 +70,7 @@ class InstancesFile(msgspec.Struct, gc=False):
     """The parts of a file that are read. The rest is never built, which saves memory for COCO's 118,000 images."""
 
     images: list[ImageEntry]
-    annotations: list[AnnotationEntry]
+    annotations: list[LabelledEntry]
     categories: list[CategoryEntry]
 
 
@@ -138,6 +144,12 @@ def box_reason(bbox: Any, image: ImageEntry, *, crowd: bool) -> str | None:
         return f"bbox {brief(bbox)} extends beyond its image of {image.width} x {image.height}"
     x0, y0, x1, y1 = clip(bbox, image)
     return None if x0 < x1 and y0 < y1 else f"bbox {brief(bbox)} has no area in its image"
+
+
+def rotation_reason(attributes: Any) -> str | None:
+    """Return why CVAT's attributes make a box invalid, or None: `bbox` of a rotated box is that before the rotation."""
+    rotation = attributes.get("rotation") if isinstance(attributes, dict) else None
+    return f"rotated by {brief(rotation)} degrees; expected an upright box" if rotation not in (None, 0) else None
 
 
 def clip(bbox: Sequence[float], image: ImageEntry) -> tuple[float, float, float, float]:

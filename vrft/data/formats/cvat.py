@@ -9,6 +9,7 @@ from xml.etree.ElementTree import Element
 from vrft.data.bad_records import BadRecords
 from vrft.data.box_data import AnnotatedData, Corners, Entry
 from vrft.data.files import brief, hull, read_all, read_number, read_xml, size_of
+from vrft.data.formats.groups import join_groups
 from vrft.data.formats.other_formats import refuse_other_format
 from vrft.data.image_names import find_image
 from vrft.errors import ConfigurationError
@@ -18,7 +19,10 @@ IGNORED = ("tag", "attribute")
 
 
 class CvatData(AnnotatedData):
-    """An `annotations.xml` of CVAT. Images are in `train_images`, or in `images/` beside the file."""
+    """An `annotations.xml` of CVAT. Images are in `train_images`, or in `images/` beside the file.
+
+    Outlines with one label and one group are parts of one object, as in CVAT's COCO export.
+    """
 
     expected = "the annotations.xml of a CVAT export (CVAT for images 1.1)"
     image_field = "name"
@@ -40,13 +44,20 @@ class CvatData(AnnotatedData):
             subset = item.get("subset") or "."
             folders = [images] if images is not None else [beside / "images", beside]
             try:
-                boxes = read_all(((i, shape) for i, shape in enumerate(item) if shape.tag not in IGNORED), _box)
-                outlines = sum(shape.tag not in (*IGNORED, "box") for shape in item)
+                shapes = [(i, shape) for i, shape in enumerate(item) if shape.tag not in IGNORED]
+                boxes = read_all(shapes, _box)
+                boxes, parts = join_groups(boxes, [_group(shape) for _, shape in shapes])
+                outlines = sum(shape.tag != "box" for _, shape in shapes)
                 image = find_image(item.get("name"), [*folders, *(folder / subset for folder in folders)])
                 size = size_of(_value(item, "width"), _value(item, "height"))
-                yield Entry(image, location, size, boxes, outlines=outlines)
+                yield Entry(image, location, size, boxes, outlines=outlines, parts=parts)
             except ValueError as error:
                 bad_records.add(location, str(error))
+
+
+def _group(shape: Element) -> str | None:
+    """Return the group of an outline, or None. Grouped boxes are objects of their own."""
+    return None if shape.tag == "box" or shape.get("group_id") == "0" else shape.get("group_id")
 
 
 def _box(_: int, numbered: tuple[int, Element]) -> tuple[str, Corners]:
@@ -59,7 +70,7 @@ def _box(_: int, numbered: tuple[int, Element]) -> tuple[str, Corners]:
 
 
 def _corners(shape: Element) -> Corners:
-    if _value(shape, "rotation", "0"):
+    if _value(shape, "rotation", "0") % 360:
         raise ValueError(f"rotated by {shape.get('rotation')} degrees; expected an upright box")
     if shape.tag == "box":
         return _value(shape, "xtl"), _value(shape, "ytl"), _value(shape, "xbr"), _value(shape, "ybr")

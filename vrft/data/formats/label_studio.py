@@ -12,7 +12,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 from vrft.data.bad_records import BadRecords
 from vrft.data.box_data import AnnotatedData, Corners, Entry
 from vrft.data.files import brief, hull, is_number, is_text, points_of, read_all, refuse_fractions, size_of
-from vrft.data.formats.other_formats import load_json, refuse_other_format
+from vrft.data.formats.other_formats import STUDIO, format_of_json, load_json, refuse_other_format
 from vrft.data.image_names import find_image
 
 SHAPES = ("rectanglelabels", "polygonlabels", "ellipselabels", "rectangle", "polygon", "ellipse", "labels")
@@ -28,8 +28,8 @@ PERCENT = 100.0
 class LabelStudioData(AnnotatedData):
     """A JSON export of Label Studio with rectangles, polygons or ellipses. Images are in `train_images`.
 
-    Images are found by their file name, also without the prefix of an upload. An image that several people annotated is
-    a bad record.
+    Images are found by their file name, also without the prefix of an upload. Tasks that nobody annotated are left out.
+    An image that several people annotated is a bad record.
     """
 
     expected = "a JSON export of Label Studio"
@@ -38,14 +38,18 @@ class LabelStudioData(AnnotatedData):
         tasks = load_json(annotations, self.encoding, self.expected)
         if not isinstance(tasks, list) or not all(isinstance(task, dict) for task in tasks):
             refuse_other_format(annotations, self.expected)
-        if tasks and not any("data" in task or "image" in task for task in tasks):
+        if tasks and format_of_json(tasks) != STUDIO:
             refuse_other_format(annotations, self.expected)
         percents: list[Corners] = []
         folders = [images] if images is not None else [annotations.parent, annotations.parent / "images"]
         for i, task in enumerate(tasks):
             location = f"{annotations}: [{i}] (id {brief(task.get('id'))})"
+            if nobody_annotated(task):
+                bad_records.passed_over["tasks that nobody annotated"] += 1
+                continue
             try:
                 regions = regions_of(task)
+                require_one_image(task, regions)
                 labelled = {key for region in regions if labels_of(region) for key in keys_of(region)}
                 found = read_all(regions, lambda _, region: boxes_of(region, labelled))  # noqa: B023
                 boxes = [box for some in found for box in some]
@@ -59,10 +63,35 @@ class LabelStudioData(AnnotatedData):
         refuse_fractions(annotations, percents, "percent")
 
 
+def nobody_annotated(task: dict[str, Any]) -> bool:
+    """Return whether a task has no annotation but cancelled ones, so that nobody has said that its image is empty."""
+    listed = annotations_of(task)
+    return isinstance(listed, list) and all(isinstance(entry, dict) and entry.get("was_cancelled") for entry in listed)
+
+
+def annotations_of(task: dict[str, Any]) -> Any:
+    """Return the annotations of a task, called completions before version 1; None in JSON-MIN, which has the labels."""
+    return (task.get("annotations") or task.get("completions") or []) if "data" in task else None
+
+
+def require_one_image(task: dict[str, Any], regions: Sequence[dict[str, Any]]) -> None:
+    """Raise ValueError if regions with labels belong to several images, or to another one than the first."""
+    labelled = [region for region in regions if labels_of(region)]
+    names = {brief(region.get("to_name")) for region in labelled}
+    if len(names) > 1:
+        raise ValueError(f"to_name: regions of several images, {', '.join(sorted(names))}; expected one")
+    data = task.get("data", {})
+    others = {brief(name) for name in data if name != "image"} if isinstance(data, dict) and "image" in data else set()
+    if wrong := sorted(names & others):
+        raise ValueError(f"to_name: regions of {wrong[0]}; expected regions of 'image'")
+    if any(region.get("item_index") for region in labelled):
+        raise ValueError("item_index: regions of another image than the first of several; expected one image")
+
+
 def regions_of(task: dict[str, Any]) -> list[dict[str, Any]]:
     """Return the regions of a task. Raise ValueError if several people annotated it."""
     if "data" in task:  # JSON; JSON-MIN has the labels beside the image
-        listed = task.get("annotations") or []
+        listed = annotations_of(task)
         if not isinstance(listed, list) or not all(isinstance(entry, dict) for entry in listed):
             raise ValueError(f"annotations: expected a list of objects, got {brief(listed)}")
         done = [entry for entry in listed if not entry.get("was_cancelled")]

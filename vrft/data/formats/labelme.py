@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from vrft.data.bad_records import BadRecords
 from vrft.data.box_data import AnnotatedData, Corners, Entry
 from vrft.data.files import brief, decode_json, hull, points_of, read_all, read_bytes, size_of
 from vrft.data.folders import find_files
+from vrft.data.formats.groups import join_groups
 from vrft.data.formats.other_formats import refuse_other_format
 from vrft.data.image_names import find_image
 from vrft.data.images import image_suffixes
@@ -20,7 +21,10 @@ OUTLINES = {"rectangle": 2, "polygon": 3, "linestrip": 2, "line": 2, "mask": 2}
 
 
 class LabelMeData(AnnotatedData):
-    """A folder of LabelMe's JSON files. Images are where the files say, or in `train_images`."""
+    """A folder of LabelMe's JSON files. Images are where the files say, or in `train_images`.
+
+    Shapes with one label and one group id are parts of one object, as in LabelMe's own conversion to COCO.
+    """
 
     expected = "a folder of LabelMe's JSON files"
     image_field = "imagePath"
@@ -56,10 +60,11 @@ def read_labelme(file: Path, content: dict[str, Any], folder: Path) -> Entry:
             raise ValueError(f"shapes[{i}] ({brief(shape.get('label'))}): {error}") from error
 
     boxes = read_all(content["shapes"], read)
+    boxes, parts = join_groups(boxes, [shape.get("group_id") for shape in content["shapes"]])
     outlines = sum(shape.get("shape_type") != "rectangle" for shape in content["shapes"])
     name = content.get("imagePath") or file.with_suffix(".jpg").name
     size = size_of(content.get("imageWidth"), content.get("imageHeight"))
-    return Entry(find_image(name, [folder]), str(file), size, boxes, outlines=outlines)
+    return Entry(find_image(name, [folder]), str(file), size, boxes, outlines=outlines, parts=parts)
 
 
 def corners_of(shape: dict[str, Any]) -> Corners:
@@ -68,8 +73,16 @@ def corners_of(shape: dict[str, Any]) -> Corners:
     if not isinstance(kind, str) or (kind != "circle" and kind not in OUTLINES):
         raise ValueError(f"shape_type {brief(kind)} has no box; expected {', '.join(OUTLINES)} or circle")
     points = points_of(shape.get("points"), OUTLINES.get(kind, 2))
+    if kind == "rectangle" and not is_upright(points):
+        raise ValueError("a rotated rectangle; expected an upright one")
     if kind != "circle":
         return hull(points)
     (x, y), edge = points[:2]
     radius = math.dist((x, y), edge)
     return x - radius, y - radius, x + radius, y + radius
+
+
+def is_upright(points: Sequence[tuple[float, float]]) -> bool:
+    """Return whether points are corners of the upright box around them, up to a pixel."""
+    x0, y0, x1, y1 = hull(points)
+    return all(min(abs(x - x0), abs(x - x1)) < 1 and min(abs(y - y0), abs(y - y1)) < 1 for x, y in points)

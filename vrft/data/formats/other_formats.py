@@ -85,6 +85,8 @@ def format_of_json(content: Any) -> str | None:
     if isinstance(first, dict):
         if {"bbox", "score", "image_id"} <= {*first}:
             return "a COCO results file; expected one with images, annotations and categories"
+        if isinstance(first.get("annotations"), list) and any(map(is_createml_box, first["annotations"])):
+            return "CreateML, which has no reader; export the annotations as COCO"
         return STUDIO if "data" in first or "image" in first else None
     if not isinstance(content, dict):
         return None
@@ -94,6 +96,13 @@ def format_of_json(content: Any) -> str | None:
         return LABELME
     if "objects" in content:
         return SUPERVISELY
+    if {"file", "metadata", "view"} <= {*content}:
+        return "VIA 3, which has no reader; annotate in VIA 2, or export another format"
     images = content.get("_via_img_metadata", content)
     values = [*images.values()] if isinstance(images, dict) else []
     return VIA if values and all(isinstance(value, dict) and "regions" in value for value in values) else None
+
+
+def is_createml_box(entry: Any) -> bool:
+    """Return whether an entry is a box of CreateML, with a label and the coordinates of its centre."""
+    return isinstance(entry, dict) and {"label", "coordinates"} <= {*entry}

@@ -109,13 +109,24 @@ def read_voc(file: Path, folders: Sequence[Path], encoding: str) -> Entry:
     boxes, difficult = (
         [(label, box) for is_difficult, label, box in found if is_difficult == marked] for marked in (False, True)
     )
-    name = (root.findtext("filename") or "").strip() or file.stem
-    image = find_image(name, folders)
-    if not os.path.isfile(image):  # often the name in the file is older than that of the file
-        renamed = find_image(file.with_suffix(".jpg").name, folders)
-        image = renamed if os.path.isfile(renamed) else image
+    image = image_of(file, (root.findtext("filename") or "").strip(), folders)
     outlines = sum(item.find("bndbox") is None for item in items)
     return Entry(image, str(file), size_of(width, height), boxes, difficult, outlines)
+
+
+def image_of(file: Path, name: str, folders: Sequence[Path]) -> Path:
+    """Return the image that an XML file names, or the one called like the file if the name is older than a renaming.
+
+    Raises:
+        ValueError: both exist and have different names, so that it is unknown which one the boxes are in.
+    """
+    image = find_image(name or file.stem, folders)
+    same_name = find_image(f"{file.stem}.jpg", folders)
+    if not os.path.isfile(same_name):
+        return image
+    if os.path.isfile(image) and image.stem != same_name.stem:
+        raise ValueError(f"filename: {image} or {same_name}, which is called like this file; expected one image")
+    return image if os.path.isfile(image) else same_name
 
 
 def _is_difficult(item: Element) -> bool:

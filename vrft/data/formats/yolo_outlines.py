@@ -14,6 +14,12 @@ MIN_POSES = 3
 MARGIN = 0.05
 """Fraction of the image by which a keypoint may lie outside of its box."""
 
+MAX_VISIBILITY = 2
+"""A keypoint's third value is 0, 1 or 2, or in saved predictions its confidence."""
+
+APPENDED = range(3)
+"""How many numbers may follow the keypoints: a saved prediction has a confidence and a track, if asked for."""
+
 
 def long_labels(files: Iterable[Path]) -> Iterator[list[float]]:
     """Yield the numbers after the class of each label of more than five numbers. Invalid lines are passed over."""
@@ -46,10 +52,10 @@ def are_poses(labels: Sequence[Sequence[float]]) -> bool:
 
 def _is_pose(numbers: Sequence[float]) -> bool:
     x, y, w, h = numbers[:4]
-    rest = numbers[4:]
-    for size in (2, 3):
+    rests = [numbers[4 : len(numbers) - more] for more in APPENDED]
+    for size, rest in ((size, rest) for size in (2, 3) for rest in rests if len(rest) % size == 0):
         keypoints = [rest[i : i + size] for i in range(0, len(rest), size)]
-        if len(keypoints[-1]) < size or (size == 3 and any(point[2] not in (0, 1, 2) for point in keypoints)):
+        if size == 3 and not all(0 <= point[2] <= MAX_VISIBILITY for point in keypoints):
             continue
         visible = [point for point in keypoints if any(point[:2])]
         if all(abs(px - x) <= w / 2 + MARGIN and abs(py - y) <= h / 2 + MARGIN for px, py, *_ in visible):
