@@ -13,7 +13,7 @@ from transformers import AutoConfig
 from tests.helpers.sizes import PUBLISHED
 from vrft.__main__ import main
 from vrft.cli.named_configs import CONFIGS
-from vrft.doctor.fits import WAYS, count, weights
+from vrft.doctor.fits import WAYS, Request, count, fits, weights
 from vrft.doctor.memory import RESERVE, stored_weights
 from vrft.doctor.phases import GB, Phases, Workload
 from vrft.doctor.shape import image_tokens, model_shape
@@ -27,6 +27,7 @@ BY_NAME = {way.name: way for way in WAYS}
     ("name", "settings"),
     [
         ("LoRA", {"lora": LoRA(r=4)}),
+        ("LoRA", {"lora": LoRA(r=4, modules_to_save=["visual.merger", "mlp.up_proj"])}),
         ("LoRA, nf4", {"lora": LoRA(r=4), "quantize": "nf4"}),
         ("all, AdamW, beta=0", {}),
         ("all, AdamW, beta>0", {"reference": True}),
@@ -39,12 +40,16 @@ def test_weights_are_those_of_a_loaded_policy(name: str, settings: dict[str, obj
     policy = Policy("tiny-detection", dtype="bfloat16", **settings)  # type: ignore[arg-type]
     policy.load(keep_reference=reference)
     expected = stored_weights(policy, optimizer=8)
-    found = weights(BY_NAME[name], count(policy.base.config.__class__.from_pretrained(policy.checkpoint)), rank=4)
+    config = policy.base.config.__class__.from_pretrained(policy.checkpoint)
+    whole = tuple(policy.lora.modules_to_save or ()) if policy.lora is not None else ()
+    found = weights(BY_NAME[name], count(config, whole), rank=4)
     assert found.trained == expected.trained
     assert found.frozen == pytest.approx(expected.frozen, rel=2e-3)  # blocks at the end of a weight are not full
     assert found.reference == expected.reference
+    assert (found.modules, found.tower_trains) == (expected.modules, expected.tower_trains)
     # adapters' own matrices, in float32, are copied too
-    assert found.copied == pytest.approx(expected.copied - (expected.trained if "lora" in settings else 0), rel=1e-9)
+    adapters = expected.trained - expected.modules if "lora" in settings else 0
+    assert found.copied == pytest.approx(expected.copied - adapters, rel=1e-9)
 
 
 @pytest.mark.parametrize(("name", "gpu"), [("Qwen2.5-VL-7B", 16), ("Qwen2-VL-7B", 16), ("Qwen3-VL-8B", 24)])
@@ -55,6 +60,22 @@ def test_large_models_fit_in_four_bits(name: str, gpu: int, tmp_path: Path, caps
     rows = {line[:20].strip(): line.split() for line in capsys.readouterr().out.splitlines()}
     assert int(rows["LoRA, nf4"][-1]) >= 1
     assert rows["all, AdamW, beta=0"][-1] == "-"
+
+
+def test_a_sleeping_server_takes_its_share_of_rollouts_and_little_else() -> None:
+    """On 24 GB, 0.4 are 9.6 GB: room for a copy in four bits (7.2 GB), not for one in bfloat16 (17.5 GB)."""
+    config = AutoConfig.for_model(**PUBLISHED["Qwen3-VL-8B"])
+    request = Request(1000, 200, 256, 8, 4096, 16, True)
+    alone = {fit.way.name: fit for fit in fits(config, request, 24)}
+    beside = {fit.way.name: fit for fit in fits(config, request._replace(server_share=0.4), 24)}
+    nf4, before = beside["LoRA, nf4"], alone["LoRA, nf4"]
+    assert nf4.estimate.phases["rollout"] == pytest.approx(nf4.estimate.stays["policy"] + 9.6 * GB)
+    updates = [found["LoRA"].estimate.phases["update"] for found in (alone, beside)]
+    assert updates[0] - updates[1] > 10 * GB  # the copy to decode with is the server's
+    assert nf4.batch is not None
+    assert before.batch is not None
+    assert nf4.batch > before.batch > 0
+    assert beside["LoRA"].batch == 0
 
 
 CARDS = {"t4": ("Qwen2.5-VL-3B", 16), "24gb": ("Qwen3-VL-8B", 24), "80gb": ("Qwen3-VL-8B", 80)}
@@ -122,6 +143,8 @@ def test_image_tokens_follow_patches() -> None:
         (["--checkpoint=nowhere/to/be/found"], "fits: --checkpoint"),
         (["--checkpoint=tiny-detection", "--gpu_memory=-1"], "--gpu_memory: expected a number above 0, got -1"),
         (["--checkpoint=tiny-detection", "--num_generations=0"], "--num_generations: expected a number above 0"),
+        (["--checkpoint=tiny-detection", "--server_share=0.4"], "--server_share: expected a part of --gpu_memory"),
+        (["--checkpoint=tiny-detection", "--modules_to_save", "head"], "modules_to_save: lm_head shares a weight with"),
     ],
 )
 def test_wrong_words_are_one_line(words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:

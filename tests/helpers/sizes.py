@@ -34,6 +34,24 @@ def qwen3(hidden: int, layers: int, heads: int, intermediate: int, tower: tuple[
     return {"model_type": "qwen3_vl", "text_config": text, "vision_config": vision, "tie_word_embeddings": tied}
 
 
+def qwen3_5(hidden: int, intermediate: int, tower: tuple[int, int, int]) -> dict[str, Any]:
+    """Return the config of a dense Qwen3.5 of 32 layers, as model cards state it; `tower` as for `qwen3`.
+
+    transformers' default is the 9B; the tower and the tied head of the 4B are taken from Qwen3-VL-4B.
+    """
+    width, depth, mlp = tower
+    tied = hidden < 4096
+    text = {
+        "hidden_size": hidden,
+        "intermediate_size": intermediate,
+        "num_hidden_layers": 32,
+        "model_type": "qwen3_5_text",
+    }
+    vision = {"hidden_size": width, "depth": depth, "intermediate_size": mlp, "out_hidden_size": hidden}
+    text |= {"tie_word_embeddings": tied}
+    return {"model_type": "qwen3_5", "text_config": text, "vision_config": vision, "tie_word_embeddings": tied}
+
+
 def gemma3(hidden: int, layers: int, heads: int, key_heads: int, intermediate: int) -> dict[str, Any]:
     """Return the config of a Gemma 3 with images."""
     text = {"hidden_size": hidden, "num_hidden_layers": layers, "intermediate_size": intermediate, "head_dim": 256}
@@ -63,6 +81,8 @@ PUBLISHED = {
     "Qwen3-VL-2B": qwen3(2048, 28, 16, 6144, (1024, 24, 4096)),
     "Qwen3-VL-4B": qwen3(2560, 36, 32, 9728, (1024, 24, 4096)),
     "Qwen3-VL-8B": qwen3(4096, 36, 32, 12288, (1152, 27, 4304)),
+    "Qwen3.5-4B": qwen3_5(2560, 9216, (1024, 24, 4096)),
+    "Qwen3.5-9B": qwen3_5(4096, 12288, (1152, 27, 4304)),
     "Gemma-3-4B": gemma3(2560, 34, 8, 4, 10240),
     "InternVL3-2B": internvl3(1536, 28, 12, 2, 8960),
     "InternVL3-8B": internvl3(3584, 28, 28, 4, 18944),

@@ -1,4 +1,4 @@
-"""Adapters of each kind: fresh ones change nothing; sampler, trainer, reference and export agree on trained ones."""
+"""Adapters of each kind are peft's; sampler, trainer, reference and export agree on them."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from peft import PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText
 
@@ -15,12 +16,15 @@ from tests.policy.test_policy import prompts, sampled
 from vrft.errors import ConfigurationError
 from vrft.policy import LoRA, Policy
 from vrft.policy.export import export_policy
+from vrft.policy.lora import peft_config
+from vrft.policy.tiny import write_checkpoint
 from vrft.rollout.vllm.weights import check_servable
 
 KINDS = {
     "plain": LoRA(r=4),
     "rank-stabilised": LoRA(r=4, use_rslora=True),
     "rows have lengths": LoRA(r=4, use_dora=True),
+    "whole modules": LoRA(r=4, modules_to_save=["visual.merger", "lm_head", "language_model.norm"]),
     "ranks by pattern": LoRA(r=4, rank_pattern={"q_proj": 2}, alpha_pattern={"v_proj": 64}),
     "gaussian": LoRA(r=4, init_lora_weights="gaussian"),
     "orthogonal": LoRA(r=4, init_lora_weights="orthogonal"),
@@ -28,9 +32,17 @@ KINDS = {
 NAMES = ("input_ids", "attention_mask", "mm_token_type_ids", "pixel_values", "image_grid_thw")
 
 
-def loaded(lora: LoRA, seed: int | None = None, **settings: object) -> Policy:
+@pytest.fixture(scope="module")
+def untied(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Write a checkpoint whose head has weights of its own, so that it may train."""
+    folder = tmp_path_factory.mktemp("checkpoint") / "untied"
+    write_checkpoint(folder, tied=False)
+    return str(folder)
+
+
+def loaded(lora: LoRA, seed: int | None = None, checkpoint: str = "tiny-detection", **settings: object) -> Policy:
     """Return a policy with fresh adapters, or with adapters as after training."""
-    policy = Policy("tiny-detection", lora=lora, dtype="float32", **settings)  # type: ignore[arg-type]
+    policy = Policy(checkpoint, lora=lora, dtype="float32", **settings)  # type: ignore[arg-type]
     policy.load(keep_reference=True)
     if seed is not None:
         change(policy, seed)
@@ -52,33 +64,68 @@ def log_probs(policy: Policy, *, reference: bool = False) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("lora", KINDS.values(), ids=KINDS)
-def test_fresh_adapters_change_nothing_and_trained_ones_sample_what_they_train(lora: LoRA) -> None:
-    policy = loaded(lora)
-    torch.testing.assert_close(log_probs(policy), log_probs(policy, reference=True), rtol=0, atol=5e-5)
+def test_fresh_adapters_change_nothing_and_trained_ones_sample_what_they_train(lora: LoRA, untied: str) -> None:
+    policy = loaded(lora, checkpoint=untied)
+    start = log_probs(policy, reference=True)
+    torch.testing.assert_close(log_probs(policy), start, rtol=0, atol=5e-5)
     change(policy, seed=1)
-    assert (log_probs(policy) - log_probs(policy, reference=True)).abs().max() > 1e-2
+    assert (log_probs(policy) - start).abs().max() > 1e-2
+    assert torch.equal(log_probs(policy, reference=True), start)
     batch = policy.prepare(prompts(policy))
     rollout = sampled(policy, batch)
     values, _ = policy(batch.inputs, rollout.ids, rollout.mask, 0.8)
     assert (rollout.log_probs - values).abs().max() < 1e-4
 
 
-@pytest.mark.parametrize("kind", ["rank-stabilised", "rows have lengths", "ranks by pattern"])
-def test_the_exported_model_computes_what_the_policy_computes(kind: str, tmp_path: Path) -> None:
-    policy = loaded(KINDS[kind], seed=1)
-    export_policy(policy, tmp_path / "out", policy.trained_weights(), 8, dtype=torch.float32)
-    model = AutoModelForImageTextToText.from_pretrained(tmp_path / "out", dtype=torch.float32)
+def base_of(checkpoint: str) -> torch.nn.Module:
+    return AutoModelForImageTextToText.from_pretrained(checkpoint, dtype=torch.float32)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("lora", KINDS.values(), ids=KINDS)
+def test_fresh_and_trained_adapters_are_those_of_peft(lora: LoRA, untied: str, tmp_path: Path) -> None:
+    """From the same random numbers, and with the same logits once they are trained, saved and merged."""
+    torch.manual_seed(0)
+    policy = loaded(lora, checkpoint=untied)
+    base = base_of(untied)
+    torch.manual_seed(0)
+    expected = get_peft_model(base, peft_config(base, lora))  # type: ignore[arg-type]
+    trained = {name: p for name, p in policy.model.named_parameters() if p.requires_grad}
+    theirs = {name: p for name, p in expected.named_parameters() if p.requires_grad}
+    assert trained.keys() == theirs.keys()
+    assert all(torch.allclose(value, theirs[name]) and value.dtype == torch.float32 for name, value in trained.items())
+
+    change(policy, seed=1)
+    export_policy(policy, tmp_path, policy.trained_weights(), 8, dtype=torch.float32)
     inputs = {name: value for name, value in prompts(policy).inputs[0].items() if name in NAMES}
     policy.eval()
+    adapted = PeftModel.from_pretrained(base_of(untied), str(tmp_path / "adapter"))  # type: ignore[arg-type]
     with torch.no_grad():
-        torch.testing.assert_close(model(**inputs).logits, policy.model(**inputs).logits, rtol=0, atol=1e-4)
+        logits = policy.model(**inputs).logits
+        for model in (adapted, base_of(str(tmp_path))):
+            torch.testing.assert_close(model(**inputs).logits, logits, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("names", "quantize", "said"),
+    [
+        (["lm_head"], None, r"lm_head shares a weight with model\.language_model\.embed_tokens"),
+        (["classifier"], None, r"the model has no 'classifier'; it has .*lm_head"),
+        (["visual", "visual.merger"], None, r"visual\.merger lies in model\.visual"),
+        (["layers.0.mlp.up_proj"], "nf4", r"layers\.0\.mlp\.up_proj is in four bits"),
+    ],
+)
+def test_modules_that_can_not_train_as_a_whole_are_refused(names: list[str], quantize: str | None, said: str) -> None:
+    if quantize:
+        pytest.importorskip("bitsandbytes")
+    with pytest.raises(ConfigurationError, match=rf"model\.policy\.lora\.modules_to_save: .*{said}"):
+        loaded(LoRA(r=2, modules_to_save=names), quantize=quantize)
 
 
 def test_training_starts_from_an_adapter_which_is_the_reference(tmp_path: Path) -> None:
-    first = loaded(LoRA(r=3, alpha=12, use_rslora=True), seed=1)
+    first = loaded(LoRA(r=3, alpha=12, use_rslora=True, modules_to_save=["merger"]), seed=1)
     export_policy(first, tmp_path, first.trained_weights(), 8, adapter_alone=True)
     lora = LoRA(adapter=str(tmp_path))
-    assert (lora.r, lora.alpha, lora.use_rslora) == (3, 12, True)
+    assert (lora.r, lora.alpha, lora.use_rslora, lora.modules_to_save) == (3, 12, True, ["merger"])
     policy = loaded(lora)
     start = log_probs(first)
     torch.testing.assert_close(log_probs(policy), start, rtol=0, atol=1e-5)
@@ -105,8 +152,7 @@ CASES = {
     "no weights": (lambda folder: (folder / "adapter_model.safetensors").unlink(), "has no adapter_model.safetensors"),
     "broken": (lambda folder: (folder / "adapter_config.json").write_text("{"), "is not valid JSON"),
     "another kind": (lambda folder: settings(folder, peft_type="IA3"), "is not a LoRA adapter"),
-    "whole modules": (lambda folder: settings(folder, modules_to_save=["lm_head"]), "trains whole modules or biases"),
-    "biases": (lambda folder: settings(folder, bias="all"), "trains whole modules or biases"),
+    "biases": (lambda folder: settings(folder, bias="all"), "trains biases"),
     "another rank": (lambda folder: settings(folder, r=5), "is an adapter of another model"),
 }
 
@@ -133,7 +179,7 @@ def test_an_adapter_has_its_own_settings(adapter: Path) -> None:
         LoRA(r=8, adapter=str(adapter))
 
 
-@pytest.mark.parametrize("field", ["use_dora", "rank_pattern", "alpha_pattern"])
+@pytest.mark.parametrize("field", ["use_dora", "rank_pattern", "alpha_pattern", "modules_to_save"])
 def test_a_server_that_would_load_other_adapters_is_refused(field: str) -> None:
     with pytest.raises(ConfigurationError, match=rf"model\.policy\.lora\.{field}: vLLM can't load such adapters"):
         check_servable(LoRA(**{field: True if field == "use_dora" else {"q_proj": 2}}))  # type: ignore[arg-type]

@@ -42,6 +42,16 @@ def build_parser() -> Parser:
     parser.add_argument("--max_tokens_per_micro_batch", type=int, default=4096, help="default: 4096")
     parser.add_argument("--lora_r", type=int, default=16, help="rank of adapters; default: 16")
     parser.add_argument(
+        "--modules_to_save", nargs="+", default=[], metavar="NAME", help="modules that train beside LoRA"
+    )
+    parser.add_argument(
+        "--server_share",
+        type=float,
+        default=0.0,
+        metavar="SHARE",
+        help="memory_share of a vLLM server that sleeps on the same GPU; default: no server",
+    )
+    parser.add_argument(
         "--no_gradient_checkpointing", action="store_true", help="keep activations instead of computing them again"
     )
     return parser
@@ -54,6 +64,9 @@ def main(args: Sequence[str]) -> int:
         value = getattr(arguments, name)
         if value is not None and not value > 0:
             raise ConfigurationError(f"fits: --{name}: expected a number above 0, got {value}")
+    share = arguments.server_share
+    if not 0 <= share < 1 or (share and arguments.gpu_memory is None):
+        raise ConfigurationError(f"fits: --server_share: expected a part of --gpu_memory below 1, got {share}")
     from vrft.doctor.fits import Request, fits
     from vrft.doctor.shape import image_tokens
 
@@ -72,6 +85,8 @@ def main(args: Sequence[str]) -> int:
         micro_batch=arguments.max_tokens_per_micro_batch,
         rank=arguments.lora_r,
         checkpointing=not arguments.no_gradient_checkpointing,
+        modules_to_save=tuple(arguments.modules_to_save),
+        server_share=share,
     )
     found = fits(config, request, arguments.gpu_memory)
     show(found, f"{config.model_type}, {tokens} tokens per image, GB with one prompt per step", arguments.gpu_memory)
@@ -131,6 +146,8 @@ def show(found: Sequence[Fit], title: str, gpu_memory: float | None) -> None:
     console.print(
         "stays: weights, states (gradients and optimizer), ref. (a frozen copy), decoding (copies to decode with)"
     )
+    if any(fit.estimate.stays.get("vLLM server, asleep") for fit in found):
+        console.print("rollout: the weights and the vLLM server's share; `all` includes the server while it sleeps")
     console.print("load, rollout, update: the most during that phase, what stays included")
     console.print(f"all: the most in a run, with {reserve}")
     if gpu_memory is not None:

@@ -10,6 +10,7 @@ from torch import nn
 from vrft.doctor.memory import RESERVE
 from vrft.doctor.phases import GB, Estimate, Phases, Stored, Workload
 from vrft.doctor.shape import model_shape
+from vrft.policy.whole_modules import check_whole_modules, chosen_modules
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -50,6 +51,8 @@ class Request(NamedTuple):
     micro_batch: int
     rank: int
     checkpointing: bool
+    modules_to_save: tuple[str, ...] = ()
+    server_share: float = 0.0  # part of the GPU that a vLLM server has while it is awake; 0: the policy itself decodes
 
 
 class Fit(NamedTuple):
@@ -68,6 +71,10 @@ class Sizes(NamedTuple):
     quantizable: int  # of linear layers of the language model, which have adapters
     largest: int  # of the largest of these layers
     adapters: int  # of rank 1 on all of them
+    modules: int  # of modules that train as a whole beside adapters
+    linear_modules: int  # of the linear layers in these
+    quantized_modules: bool  # some of these would be in four bits
+    tower_trains: bool  # some of these are in the vision tower
 
 
 def fits(config: PreTrainedConfig, request: Request, gpu_memory: float | None) -> list[Fit]:
@@ -78,37 +85,59 @@ def fits(config: PreTrainedConfig, request: Request, gpu_memory: float | None) -
         request: settings of the run.
         gpu_memory: GB of the GPU.
     """
-    sizes, shape = count(config), model_shape(config, torch.bfloat16)
+    sizes, shape = count(config, request.modules_to_save), model_shape(config, torch.bfloat16)
+    server = request.server_share * (gpu_memory or 0.0) * GB
     found = []
     for way in WAYS:
+        if way.quantized and sizes.quantized_modules:
+            continue  # weights in four bits can't train
         stored = weights(way, sizes, request.rank)
 
         def needs(prompts: int, way: Way = way, stored: Stored = stored) -> Estimate:
             phases = Phases(stored, shape, load(request, prompts), lora=way.lora, checkpointing=request.checkpointing)
+            if server:
+                phases.decodes, phases.beside, phases.awake = False, {"vLLM server, asleep": RESERVE}, server
             return phases.estimate()
 
         batch = None
         if gpu_memory is not None:
             room = gpu_memory * GB - RESERVE
             batch = max((p for p in range(1, LARGEST_BATCH + 1) if needs(p).peak <= room), default=0)
+            if server and server < served(way, sizes):
+                batch = 0
         found.append(Fit(way, needs(1), batch))
     return found
 
 
-def count(config: PreTrainedConfig) -> Sizes:
-    """Count the weights of a model without making them."""
+def count(config: PreTrainedConfig, modules_to_save: tuple[str, ...] = ()) -> Sizes:
+    """Count the weights of a model without making them.
+
+    Args:
+        config: the model's config.
+        modules_to_save: ends of the names of modules that train as a whole beside adapters.
+    """
     from transformers import AutoModelForImageTextToText
 
     with torch.device("meta"):
         model: PreTrainedModel = AutoModelForImageTextToText.from_config(config)
-    layers = [module for module in model.get_decoder().modules() if isinstance(module, nn.Linear)]
+    check_whole_modules(model, modules_to_save)
+    whole = chosen_modules(model, modules_to_save)
+    inside = {part for module in whole.values() for part in module.modules()}
+    in_decoder = [module for module in model.get_decoder().modules() if isinstance(module, nn.Linear)]
+    layers = [layer for layer in in_decoder if layer not in inside]
     everywhere = [module for module in model.modules() if isinstance(module, nn.Linear)]
+    chosen = {parameter for module in whole.values() for parameter in module.parameters()}
+    text = {*model.get_decoder().parameters(), *model.get_output_embeddings().parameters()}
     return Sizes(
         all=sum(parameter.numel() for parameter in model.parameters()),
         linear=sum(layer.weight.numel() for layer in everywhere),
         quantizable=sum(layer.weight.numel() for layer in layers),
         largest=max((layer.weight.numel() for layer in layers), default=0),
         adapters=sum(layer.in_features + layer.out_features for layer in layers),
+        modules=sum(parameter.numel() for parameter in chosen),
+        linear_modules=sum(layer.weight.numel() for layer in everywhere if layer in inside),
+        quantized_modules=any(layer in inside for layer in in_decoder),
+        tower_trains=not chosen <= text,
     )
 
 
@@ -121,8 +150,14 @@ def weights(way: Way, sizes: Sizes, rank: int) -> Stored:
     four_bits = sizes.quantizable if way.quantized else 0
     frozen = item * (sizes.all - four_bits) + FOUR_BIT_BYTES * four_bits
     frozen += item * sizes.largest if way.quantized else 0  # a layer's weights while it computes
-    copied, trained = sizes.quantizable - four_bits, rank * sizes.adapters
-    return Stored(trained, frozen, 0, copied, way.optimizer, tower_trains=False)
+    copied, trained = sizes.quantizable - four_bits + sizes.linear_modules, rank * sizes.adapters + sizes.modules
+    return Stored(trained, frozen, 0, copied, way.optimizer, tower_trains=sizes.tower_trains, modules=sizes.modules)
+
+
+def served(way: Way, sizes: Sizes) -> float:
+    """Return the bytes of a server's copy of the weights."""
+    four_bits = sizes.quantizable if way.quantized else 0
+    return torch.bfloat16.itemsize * (sizes.all - four_bits) + FOUR_BIT_BYTES * four_bits
 
 
 def load(request: Request, prompts: int) -> Workload:

@@ -17,6 +17,7 @@ from vrft.policy import Policy
 from vrft.policy.four_bits import four_bit_layers, is_in_four_bits
 from vrft.policy.image_size import smaller_images
 from vrft.policy.lora import has_adapter
+from vrft.policy.whole_modules import copies_by_original
 from vrft.rollout import RemoteEngine
 from vrft.training.module import VisionModule
 from vrft.types import PromptBatch
@@ -102,6 +103,7 @@ def stored_weights(policy: Policy, optimizer: float) -> Stored:
         copied=copied_weights(policy.base, policy.dtype),
         optimizer=optimizer,
         tower_trains=not policy.frozen_vision,
+        modules=sum(copy.numel() for _, copy in copies_by_original(policy.model)),
     )
 
 

@@ -30,6 +30,7 @@ class Stored(NamedTuple):
     copied: int  # weights that rollouts decode with in copies
     optimizer: float  # bytes of optimizer state per weight
     tower_trains: bool
+    modules: int = 0  # weights of whole modules that train beside adapters
 
 
 class Part(NamedTuple):
@@ -85,6 +86,8 @@ class Phases:
         """Whether rollouts decode in this process."""
         self.beside: dict[str, float] = {}
         """Bytes of other processes on the same GPU."""
+        self.awake = 0.0
+        """Bytes of a server on the same GPU while it samples: optimizer states and the reference then leave the GPU."""
         # Trained embeddings are float32, and with them the sum of the layers' outputs, which norms keep.
         self.residual = shape.hidden * (shape.bytes if lora else FLOAT32_BYTES)
 
@@ -103,12 +106,13 @@ class Phases:
         if not self.decodes:
             stays |= {"decoding weights": 0.0, "keys, values and graphs": 0.0}
         part, used = load.largest_part(), sum(stays.values())
+        beside_server = stays["policy"] + self.awake
         phases = {
             "load": stays["policy"] + stored.reference,
-            "rollout": used + self.rollout(load.prompts, load.sampled),
+            "rollout": beside_server if self.awake else used + self.rollout(load.prompts, load.sampled),
             "reference": used + self.without_gradients(part.tokens, part.rows * load.completion_tokens),
             "update": used + gradients + self.update(part),
-            "evaluation": used + self.rollout(load.evaluated, 1),
+            "evaluation": beside_server if self.awake else used + self.rollout(load.evaluated, 1),
         }
         return Estimate(stays | {"gradients": gradients}, phases)
 
@@ -175,13 +179,15 @@ class Phases:
         """Return the bytes of logits, or of their gradient and that of a trained head."""
         shape = self.shape
         logits = min(part.rows * self.load.completion_tokens, LOGITS_CHUNK) * shape.vocabulary
-        gradients = 0 if self.lora else logits * shape.bytes + shape.vocabulary * shape.hidden * FLOAT32_BYTES
+        frozen = self.lora and not self.stored.modules  # the head may be one of them
+        gradients = 0 if frozen else logits * shape.bytes + shape.vocabulary * shape.hidden * FLOAT32_BYTES
         return max(LOGITS_COPIES * logits * FLOAT32_BYTES, gradients)
 
     def casts(self) -> float:
         """Return the bytes of trained weights in the dtype of the computation, kept for the backward."""
-        in_float32 = self.lora or self.shape.bytes == FLOAT32_BYTES
-        return 0 if in_float32 else self.stored.copied * self.shape.bytes
+        if self.shape.bytes == FLOAT32_BYTES:
+            return 0
+        return (self.stored.modules if self.lora else self.stored.copied) * self.shape.bytes
 
     def layer(self, part: Part) -> float:
         """Return the bytes that the backward of a layer needs."""

@@ -13,6 +13,7 @@ from vrft.policy.decoding_layers import decoding_layers, fused_projections
 from vrft.policy.four_bits import is_in_four_bits
 from vrft.policy.lora import has_adapter, merged_weight, without_adapters
 from vrft.policy.weights import replaced
+from vrft.policy.whole_modules import originals
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -54,7 +55,8 @@ class DecodingWeights:
     def _copied_layers(self) -> dict[nn.Module, nn.Module]:
         """Return the linear layers that need a copy, each with the layer that has its adapter, if it has one."""
         layers: dict[Tensor, tuple[nn.Module, nn.Module]] = {}
-        for module in self.model.modules():
+        unused = originals(self.model)
+        for module in (module for module in self.model.modules() if module not in unused):
             if has_adapter(module):
                 base: Any = module.get_base_layer()
                 if not is_in_four_bits(base):

@@ -19,6 +19,7 @@ from vrft.policy.lora import add_adapters, has_adapter, merged_weight
 from vrft.policy.pretrained import TRUST_REMOTE_CODE_HINT, exact_dtype, load_pretrained, token_ids, vision_parameters
 from vrft.policy.processor import copy_processor, load_processor
 from vrft.policy.vlm import Policy
+from vrft.policy.whole_modules import copies_by_original
 from vrft.utils.hub import bars_if_large, loading
 from vrft.utils.indices import buckets
 
@@ -151,7 +152,7 @@ def published_weights(model: PreTrainedModel) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def save_merged(model: PreTrainedModel, published: Mapping[str, Tensor], folder: Path, dtype: torch.dtype) -> None:
-    """Write a model with its adapters merged, a file at a time: only one file's weights are in memory.
+    """Write a model with adapters merged and trained modules, a file at a time: one file's weights are in memory.
 
     Args:
         model: the model with adapters.
@@ -160,12 +161,13 @@ def save_merged(model: PreTrainedModel, published: Mapping[str, Tensor], folder:
         dtype: dtype of the written weights.
 
     Raises:
-        ConfigurationError: an adapted weight is stored in another form than the model's.
+        ConfigurationError: a trained weight is stored in another form than the model's.
     """
     adapters = {m.get_base_layer().weight.data_ptr(): m for m in model.modules() if has_adapter(m)}
-    if odd := len(adapters.keys() - {weight.data_ptr() for weight in published.values()}):
+    copies = {original.data_ptr(): copy for original, copy in copies_by_original(model)}
+    if odd := len((adapters.keys() | copies.keys()) - {weight.data_ptr() for weight in published.values()}):
         raise ConfigurationError(
-            f"export: {odd} adapted weights of a {model.config.model_type} are stored in another form, "
+            f"export: {odd} trained weights of a {model.config.model_type} are stored in another form, "
             "so they can't be merged; export the adapter alone: --adapter"
         )
     model.save_pretrained(folder, state_dict={})  # config and code, without weights
@@ -183,6 +185,7 @@ def save_merged(model: PreTrainedModel, published: Mapping[str, Tensor], folder:
             weight = published[name]
             if (layer := adapters.get(weight.data_ptr())) is not None:
                 weight = merged_weight(layer)
+            weight = copies.get(published[name].data_ptr(), weight)
             weights[name] = weight.to(dtype if weight.is_floating_point() else weight.dtype).contiguous()
         save_file(weights, folder / file, {"format": "pt"})
         index |= dict.fromkeys(chosen, file)

@@ -17,6 +17,7 @@ from vrft.errors import ConfigurationError
 from vrft.policy.four_bits import weight_of
 from vrft.policy.pretrained import language_model_layers
 from vrft.policy.weights import replaced
+from vrft.policy.whole_modules import check_whole_modules, fill_copies, is_whole
 
 if TYPE_CHECKING:
     from peft import LoraConfig
@@ -24,7 +25,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 ADAPTER = "model.policy.lora.adapter"
-PATTERNS = ("rank_pattern", "alpha_pattern", "use_rslora", "use_dora")
+SETTINGS = ("rank_pattern", "alpha_pattern", "use_rslora", "use_dora", "modules_to_save")
+"""Settings that have the same name in a saved adapter."""
+
 WEIGHTS = "adapter_model.safetensors"
 
 
@@ -41,6 +44,8 @@ class LoRA:
         alpha_pattern: scales of some layers, likewise.
         use_rslora: divide alpha by the square root of the rank instead (arXiv 2312.03732).
         use_dora: train the length of each row of a weight, too (arXiv 2402.09353): slower, for small ranks.
+        modules_to_save: ends of the names of modules that train as a whole beside the adapters, e.g. lm_head; the
+            reference has the originals. They are saved with the adapter.
         init_lora_weights: distribution of fresh adapters; they change nothing until they are trained.
         adapter: start from the adapter in this folder, which peft or vrft has saved; the other settings are then the
             adapter's own. The reference is the policy with this adapter.
@@ -53,13 +58,14 @@ class LoRA:
     alpha_pattern: dict[str, int] | None = None
     use_rslora: bool = False
     use_dora: bool = False
+    modules_to_save: list[str] | None = None
     init_lora_weights: Literal["kaiming", "gaussian", "orthogonal"] = "kaiming"
     adapter: str | None = None
 
     def __post_init__(self) -> None:
         if self.adapter is not None:
             settings = read_settings(self)
-            for name, theirs in (("r", "r"), ("alpha", "lora_alpha"), *((name, name) for name in PATTERNS)):
+            for name, theirs in (("r", "r"), ("alpha", "lora_alpha"), *((name, name) for name in SETTINGS)):
                 object.__setattr__(self, name, settings.get(theirs) or getattr(self, name))
 
 
@@ -77,12 +83,15 @@ def add_adapters(model: PreTrainedModel, lora: LoRA) -> nn.Module:
     """Wrap a model with adapters. Fresh ones leave its output unchanged until they are trained."""
     from peft import get_peft_model
 
+    if lora.modules_to_save:
+        check_whole_modules(model, lora.modules_to_save)
     # peft rounds fresh adapters to the dtype of their layer. These stand-ins for weights take no memory.
     # Adapters of layers in four bits are float32 already.
     weights = (p for p in model.parameters() if p.is_floating_point())
     float32 = {p: torch.zeros((), device=p.device).expand(p.shape) for p in weights}
     with replaced(float32):
         adapted = get_peft_model(model, peft_config(model, lora))
+    fill_copies(model)  # from the stand-ins
     for layer in (module for module in model.modules() if has_adapter(module)):
         if magnitudes := [*layer.lora_magnitude_vector.parameters()]:  # those of the stand-ins
             magnitudes[0].data = row_lengths(weight_of(layer.get_base_layer()))
@@ -107,6 +116,7 @@ def peft_config(model: PreTrainedModel, lora: LoRA) -> LoraConfig:
         alpha_pattern=lora.alpha_pattern or {},
         use_rslora=lora.use_rslora,
         use_dora=lora.use_dora,
+        modules_to_save=lora.modules_to_save,
         init_lora_weights=True if lora.init_lora_weights == "kaiming" else lora.init_lora_weights,
         lora_dropout=0.0,
     )
@@ -131,8 +141,8 @@ def read_settings(lora: LoRA) -> dict[str, Any]:
         raise ConfigurationError(f"{ADAPTER}: {folder / 'adapter_config.json'} is not valid JSON: {error}") from error
     if not isinstance(settings, dict) or settings.get("peft_type") != "LORA":
         raise ConfigurationError(f"{ADAPTER}: {folder} is not a LoRA adapter")
-    if settings.get("bias", "none") != "none" or settings.get("modules_to_save"):
-        raise ConfigurationError(f"{ADAPTER}: {folder} trains whole modules or biases beside adapters")
+    if settings.get("bias", "none") != "none":
+        raise ConfigurationError(f"{ADAPTER}: {folder} trains biases beside adapters")
     return settings
 
 
@@ -181,15 +191,35 @@ def without_adapters(model: PreTrainedModel, which: Callable[[nn.Module], bool] 
         which: tells by its base layer whether a layer is replaced; default: all are.
     """
     adapted = [
-        (parent, name, layer)
+        (parent, name, layer, layer.get_base_layer())
         for parent in model.modules()
         for name, layer in parent.named_children()
         if has_adapter(layer) and which(layer.get_base_layer())
     ]
-    for parent, name, layer in adapted:
-        setattr(parent, name, layer.get_base_layer())
+    with _exchanged(adapted):
+        yield
+
+
+@contextmanager
+def without_training(model: PreTrainedModel) -> Iterator[None]:
+    """Replace layers that have adapters by their base layers, and modules that train as a whole by their originals."""
+    whole = [
+        (parent, name, module, module.original_module)
+        for parent in model.modules()
+        for name, module in parent.named_children()
+        if is_whole(module)
+    ]
+    with without_adapters(model), _exchanged(whole):
+        yield
+
+
+@contextmanager
+def _exchanged(modules: list[tuple[nn.Module, str, nn.Module, nn.Module]]) -> Iterator[None]:
+    """Exchange modules: parent, name in it, the present one, the one in its place."""
+    for parent, name, _, other in modules:
+        setattr(parent, name, other)
     try:  # restore the adapters even after an interrupt: the run may still save a checkpoint
         yield
     finally:
-        for parent, name, layer in adapted:
-            setattr(parent, name, layer)
+        for parent, name, present, _ in modules:
+            setattr(parent, name, present)

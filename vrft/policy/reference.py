@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from vrft.policy.lora import without_adapters
+from vrft.policy.lora import without_training
 from vrft.policy.weights import page_locked, replaced
 
 if TYPE_CHECKING:
@@ -65,5 +65,5 @@ def reference_of(
 
 @contextmanager
 def _with_values(model: PreTrainedModel, start: Mapping[Tensor, Tensor]) -> Iterator[PreTrainedModel]:
-    with replaced(start) if start else without_adapters(model):
+    with replaced(start) if start else without_training(model):
         yield model

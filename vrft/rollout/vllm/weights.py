@@ -163,8 +163,8 @@ class Weights(ABC):
 
 
 def check_servable(lora: LoRA) -> None:
-    """Refuse adapters that vLLM would load as others: it knows one rank and one scale, and no DoRA."""
-    for name in ("use_dora", "rank_pattern", "alpha_pattern"):
+    """Refuse adapters that vLLM would load as others: it knows one rank and one scale, no DoRA and no whole modules."""
+    for name in ("use_dora", "rank_pattern", "alpha_pattern", "modules_to_save"):
         if getattr(lora, name):
             raise ConfigurationError(f"model.policy.lora.{name}: vLLM can't load such adapters; leave it out")
 
