@@ -105,6 +105,8 @@ class SleepyRoutes(Routes):
     vllm: SleepyVLLM
 
     def do_GET(self) -> None:
+        if self.path in self.vllm.instead:
+            return super().do_GET()
         if self.path == "/is_sleeping":
             return self.answer({"is_sleeping": bool(self.vllm.asleep)})
         if self.path == "/health":

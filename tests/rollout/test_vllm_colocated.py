@@ -92,6 +92,15 @@ def test_weights_are_sent_before_the_cache_takes_its_memory(
     assert wakings[0] < first < last < wakings[1] < sleepy.requests.index("/v1/chat/completions")
 
 
+def test_a_server_that_can_not_say_whether_it_sleeps_is_ended_with_one_error(
+    sleepy: SleepyVLLM, checkpoint: str, colocated: Callable[..., VLLMServer]
+) -> None:
+    sleepy.instead["/is_sleeping"] = ({"error": {"message": "EngineCore died"}}, 500)
+    with pytest.raises(ConfigurationError, match=r"model\.engine: .*/is_sleeping: 500: .*EngineCore died"):
+        colocated(a_policy(checkpoint))
+    assert not is_alive(sleepy.starts[0]["pid"])
+
+
 @pytest.mark.parametrize(
     ("where", "fault", "starts"),
     [

@@ -107,12 +107,12 @@ class SleepingServer:
         for again in (True, False):
             try:
                 server = self._start(deadline, stopped)
+                self.discarded = is_sleeping(server.client)  # nobody knows at which level
                 break
             except Unavailable as error:
                 if not (again and self.process and PORT_IN_USE in self.process.last_lines().lower()):
                     self.close()
                     raise ConfigurationError(f"model.engine: {error}") from error
-        self.discarded = is_sleeping(server.client)  # nobody knows at which level
         self.awake = not self.discarded
         self.sleep()
 

@@ -17,6 +17,8 @@ SECURITY_NOTE = """\
 PLUGIN_NOTE = """\
 # Full fine-tuning needs vrft's plugin installed with vLLM: pip install --no-deps . in vrft's repository. Without it,
 # leave out --weight-transfer-config; each update then loads a folder, as when the server starts."""
+IMAGES_NOTE = """\
+# --limit-mm-per-prompt counts one image and data.examples: raise it if your questions have several images."""
 CPU_FLAGS = ("--enforce-eager", "--no-enable-chunked-prefill")
 """Flag for CPUs, where vLLM 0.32 with chunked prefill crashes on requests that have a seed."""
 
@@ -36,6 +38,7 @@ def serve_commands(engine: RolloutEngine, policy: Policy, images: int = 1) -> st
             f"model.engine: expected vrft.rollout.VLLMServer, got {type(engine).__name__}; --config engine/vllm adds it"
         )
     lines = [SECURITY_NOTE] if policy.lora is not None else [SECURITY_NOTE, PLUGIN_NOTE]
+    lines.append(IMAGES_NOTE)
     lines.append(f"# If vLLM runs on a CPU, add {' '.join(CPU_FLAGS)}.")
     if not engine.clients:
         lines.append(f"# `python -m vrft fit` starts and ends this server. To start it yourself, set {OWN_URL}.")
