@@ -19,13 +19,14 @@ from vrft.rollout.vllm.flags import server_flags
 
 pytest.importorskip("bitsandbytes")
 
-FOUR_BITS = ("--model.policy.lora.r=4", "--model.policy.quantize=nf4", CSV_ONLY, *SMALL)
+LORA = "--model.policy.lora={r: 4, modules_to_save: [visual.merger]}"
+FOUR_BITS = (LORA, "--model.policy.quantize=nf4", "--data.val_size=2", CSV_ONLY, *SMALL)
 TWO = ("--trainer.devices=2", "--trainer.accelerator=cpu")
 
 
 def weights(run: Path) -> dict[str, torch.Tensor]:
     state: dict[str, torch.Tensor] = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
-    return {name: value for name, value in state.items() if "lora" in name}
+    return {name: value for name, value in state.items() if "lora" in name or "modules_to_save" in name}
 
 
 def test_a_run_in_four_bits_resumes_bit_for_bit_and_trains_the_same_on_two_ranks(
@@ -38,7 +39,8 @@ def test_a_run_in_four_bits_resumes_bit_for_bit_and_trains_the_same_on_two_ranks
     assert main(fit("resumed", "--trainer.max_steps=1", UNJUDGED)) == 0
     assert main(fit("resumed", "--trainer.max_steps=2", UNJUDGED, "--ckpt_path=last")) == 0
     whole, resumed = weights(tmp_path / "whole"), weights(tmp_path / "resumed")
-    assert len(whole) == 28
+    merger = 6  # weights and biases of its norm and two linear layers
+    assert len(whole) == 28 + merger
     assert any(value.any() for name, value in whole.items() if "lora_B" in name)
     assert all(torch.equal(whole[name], value) for name, value in resumed.items())
     two_ranks.run(fit("ddp", "--trainer.max_steps=2", "--trainer.strategy=ddp", "--data.batch_size=1", UNJUDGED, *TWO))
