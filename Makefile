@@ -1,6 +1,8 @@
 # `make quickstart` and `make test` need Python 3.11 or newer and make, nothing else.
 PYTHON ?= python3
 BIN := .venv/bin
+# each of the many processes of the tests would compile all modules
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: bench-env browser check docs fuzz install quickstart standin test tiny-policies vllm-env wheel
 

@@ -49,9 +49,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark tests that make runs as slow, and put the files that take longest first: they decide when all are done."""
     seconds: Counter[Path] = Counter()
     for item in items:
-        if TRAINS & {*getattr(item, "fixturenames", ())}:
-            item.add_marker(pytest.mark.slow)
         marker = item.get_closest_marker("slow")
+        if marker is None and TRAINS & {*getattr(item, "fixturenames", ())}:
+            marker = pytest.mark.slow.mark
+            item.add_marker(marker.name)
         seconds[item.path] += 0 if marker is None else marker.kwargs.get("seconds", 2)
     items.sort(key=lambda item: -seconds[item.path])
 

@@ -90,8 +90,9 @@ def wait_for_workers(folder: Path) -> int:
         collate_fn=slow_images,
         worker_init_fn=ignore_signals,
     )
+    batches = iter(loader)  # starts the worker; Python ignores a Ctrl-C in the middle of a fork
     announce(folder)
-    next(iter(loader))
+    next(batches)
     return 0
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
+from tests.helpers import CSV_ONLY
+
 EVERYTHING = (
     *("--config", "logger/all"),
     *("--data.batch_size=8", "--model.optimizer.lr=0.01", "--trainer.max_steps=3", "--trainer.val_check_interval=2"),
@@ -33,7 +35,10 @@ def scene_arguments(folder: Path) -> list[str]:
 
 
 def short_fit(folder: Path, *more: str) -> list[str]:
-    """Return the quickstart's command with two steps on twelve scenes in a folder, plus more arguments."""
+    """Return the quickstart's command with two steps on twelve scenes in a folder, plus more arguments.
+
+    Without W&B, whose service is a process of its own for each run.
+    """
     short = ["--trainer.max_steps=2", "--trainer.val_check_interval=100", "--data.batch_size=2"]
-    short += [f"--run_dir={folder}/run", "--trainer.enable_progress_bar=false"]
+    short += [f"--run_dir={folder}/run", "--trainer.enable_progress_bar=false", CSV_ONLY]
     return ["fit", "--config", "quickstart", *scene_arguments(folder), *short, *more]

@@ -1,7 +1,8 @@
 """Prepare a fork server for commands: do once what each command does on first use.
 
-Commands import data modules, evaluators and models late, and jsonargparse caches the parameters of each class. This
-takes 0.2 of the 1.6 CPU-seconds of a short run in a new process.
+Commands import data modules, evaluators and models late, jsonargparse caches the parameters of each class, and
+transformers compiles the patterns of its key names. Nothing here may start a thread, which a fork would lose: hotcoco
+and operations of torch do.
 """
 
 from __future__ import annotations
@@ -11,21 +12,25 @@ import importlib
 import io
 
 from PIL import Image
+from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 
 from vrft.__main__ import main
 
 LATE = (
     "hotcoco",
+    "torch.nn.attention.varlen",
     "transformers.models.auto.processing_auto",
     "transformers.models.qwen2_vl.image_processing_pil_qwen2_vl",
     "transformers.models.qwen2_vl.modeling_qwen2_vl",
     "transformers.models.qwen2_vl.processing_qwen2_vl",
     "vrft.policy.repeated",
+    "vrft.policy.vision_tower",
     "vrft.report.usage",
     "vrft.training.loss_inputs",
 )
 
 Image.init()
+get_checkpoint_conversion_mapping("qwen2_vl")
 for name in LATE:
     importlib.import_module(name)
 with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):
