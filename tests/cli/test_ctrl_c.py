@@ -18,6 +18,7 @@ from unittest.mock import Mock, patch
 import pytest
 import torch
 import torch.distributed as dist
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from tests.helpers.forks import Fork
 from vrft.__main__ import entry
@@ -90,9 +91,14 @@ def wait_for_workers(folder: Path) -> int:
         collate_fn=slow_images,
         worker_init_fn=ignore_signals,
     )
-    batches = iter(loader)  # starts the worker; Python ignores a Ctrl-C in the middle of a fork
-    announce(folder)
-    next(batches)
+    waited = _MultiProcessingDataLoaderIter._get_data
+
+    def wait(batches: _MultiProcessingDataLoaderIter) -> tuple[bool, object]:
+        announce(folder)  # after the fork of the worker, in the middle of which Python ignores a Ctrl-C
+        return waited(batches)
+
+    with patch.object(_MultiProcessingDataLoaderIter, "_get_data", wait):
+        next(iter(loader))
     return 0
 
 

@@ -124,7 +124,8 @@ def image_of(file: Path, name: str, folders: Sequence[Path]) -> Path:
     same_name = find_image(f"{file.stem}.jpg", folders)
     if not os.path.isfile(same_name):
         return image
-    if os.path.isfile(image) and image.stem != same_name.stem:
+    # a path instead of a name is meant, and refused elsewhere if it leads out of the data's folders
+    if os.path.isfile(image) and image.parent in folders and image.stem != same_name.stem:
         raise ValueError(f"filename: {image} or {same_name}, which is called like this file; expected one image")
     return image if os.path.isfile(image) else same_name
 
