@@ -111,7 +111,7 @@ def test_evaluators_agree_and_ranks_gather(capsys: pytest.CaptureFixture[str], m
 def test_reward_search_finds_faults_of_the_papers_reward_and_none_of_the_defaults(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    reward_search.main(["--answers", "500", "--only", "Confidence", "--out", f"{tmp_path}/table.md"])
+    reward_search.main(["--answers", "250", "--only", "Confidence", "--out", f"{tmp_path}/table.md"])
     _, _, *rows = capsys.readouterr().out.splitlines()
     faults = {name: sizes for name, _, *sizes in (row.strip("| ").split(" | ") for row in rows)}
     assert len(faults) == 3
