@@ -78,6 +78,19 @@ def test_a_sleeping_server_takes_its_share_of_rollouts_and_little_else() -> None
     assert beside["LoRA"].batch == 0
 
 
+def test_extra_rollouts_need_memory_for_their_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(PUBLISHED["Qwen2.5-VL-3B"]))
+    batches = []
+    for extra in (0, 9):
+        words = [f"--checkpoint={tmp_path}", "--gpu_memory=24", "--image_tokens=1000", f"--max_extra_rollouts={extra}"]
+        assert main(["fits", *words]) == 0
+        rows = {line[:20].strip(): line.split() for line in capsys.readouterr().out.splitlines()}
+        batches.append(int(rows["LoRA, nf4"][-1]))
+    per_prompt = 9 * 1000 * (4 * 1176 * 4 + 2048 * 2)  # pixels in float32 and features in bfloat16 of nine prompts
+    assert batches[1] * per_prompt < 24e9
+    assert batches[1] < 0.8 * batches[0]
+
+
 CARDS = {"t4": ("Qwen2.5-VL-3B", 16), "24gb": ("Qwen3-VL-8B", 24), "80gb": ("Qwen3-VL-8B", 80)}
 
 
@@ -145,6 +158,10 @@ def test_image_tokens_follow_patches() -> None:
         (["--checkpoint=tiny-detection", "--num_generations=0"], "--num_generations: expected a number above 0"),
         (["--checkpoint=tiny-detection", "--server_share=0.4"], "--server_share: expected a part of --gpu_memory"),
         (["--checkpoint=tiny-detection", "--modules_to_save", "head"], "modules_to_save: lm_head shares a weight with"),
+        (
+            ["--checkpoint=tiny-detection", "--max_extra_rollouts=-1"],
+            "--max_extra_rollouts: expected at least 0, got -1",
+        ),
     ],
 )
 def test_wrong_words_are_one_line(words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:

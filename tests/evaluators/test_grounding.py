@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 from pycocotools import mask as coco_mask
 
+from tests.helpers.small_models import write_sam
 from vrft.errors import ConfigurationError
 from vrft.evaluators import BoxSegmenter, GroundingEvaluator
 from vrft.evaluators.grounding import Row, true_masks
@@ -94,38 +94,7 @@ def test_results_are_written(tmp_path: Path) -> None:
 
 
 def test_a_sam_checkpoint_turns_boxes_into_masks(tmp_path: Path) -> None:
-    from transformers import SamConfig, SamImageProcessorPil, SamModel, SamProcessor
-
-    torch.manual_seed(0)
-    small = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 64, "patch_size": 16}
-    vision = small | {
-        "output_channels": 16,
-        "mlp_dim": 32,
-        "global_attn_indexes": [0],
-        "window_size": 0,
-        "num_pos_feats": 8,
-    }
-    prompts = {
-        "hidden_size": 16,
-        "image_size": 64,
-        "patch_size": 16,
-        "image_embedding_size": 4,
-        "mask_input_channels": 4,
-    }
-    decoder = {
-        "hidden_size": 16,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 2,
-        "mlp_dim": 32,
-        "iou_head_hidden_dim": 16,
-    }
-    config = SamConfig(vision_config=vision, prompt_encoder_config=prompts, mask_decoder_config=decoder)
-    SamModel(config).save_pretrained(tmp_path)
-    side = {"longest_edge": 64}
-    processor = SamProcessor(
-        SamImageProcessorPil(size=side, pad_size={"height": 64, "width": 64}, mask_size={"longest_edge": 16})
-    )
-    processor.save_pretrained(tmp_path)
+    write_sam(tmp_path)
     image = Image.effect_noise(SIZE, 80).convert("RGB")
     mask = SamSegmenter(str(tmp_path)).segment(image, (5, 5, 30, 30))
     assert mask.shape == (SIZE[1], SIZE[0])

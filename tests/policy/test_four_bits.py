@@ -16,6 +16,7 @@ from vrft.policy.decoding_weights import DecodingWeights
 from vrft.policy.four_bits import four_bit_layers, is_in_four_bits, weight_of
 from vrft.policy.lora import without_adapters
 from vrft.policy.processor import load_processor
+from vrft.policy.sharing_check import sharing_gap
 from vrft.types import PromptBatch
 
 pytest.importorskip("bitsandbytes")
@@ -94,6 +95,19 @@ def test_the_sampler_has_the_trainers_distribution(dtype: str) -> None:
     values, _ = policy(batch.inputs, rollout.ids, rollout.mask, 0.8)
     gap = (rollout.log_probs - values).abs()[rollout.mask.bool()]
     assert gap.mean() < (1e-5 if dtype == "float32" else 2e-2)
+
+
+def test_rounding_of_weights_in_four_bits_is_measured_and_leaves_them_as_they_are() -> None:
+    policy = loaded(dtype="bfloat16")
+    batch = prompts(policy)
+    rollout = sampled(policy, policy.prepare(batch))
+    gap, allowed = sharing_gap(policy, batch.inputs[0], rollout.ids[:2], rollout.mask[:2])
+    assert gap < allowed
+    assert 1e-3 < allowed < 0.1
+    layers = [*four_bit_layers(policy)]
+    assert {layer.weight.dtype for layer in layers} == {torch.uint8}
+    assert {layer.compute_dtype for layer in layers} == {policy.dtype}
+    assert {weight_of(layer).dtype for layer in layers} == {policy.dtype}
 
 
 def test_decoding_copies_no_layer_in_four_bits() -> None:

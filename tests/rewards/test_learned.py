@@ -13,51 +13,20 @@ from tests.helpers.answers import (
     answers,
     sample,
 )
+from tests.helpers.small_models import WORDS, write_classifier
 from vrft.errors import ConfigurationError
 from vrft.rewards import (
     RewardModel,
 )
 from vrft.types import Sample
 
-WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "find", "cat", "a", "b", "c", "good", "bad"]
 TEXTS = ["a b c good", "bad", "c c c c c c c c c c", ""]
 
 
 @pytest.fixture(params=[1, 2, 3], ids=["one-logit", "two-classes", "three-classes"])
 def classifier(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Path, int]:
     """Write a small random BERT that classifies pairs of texts; return its folder and its number of classes."""
-    from tokenizers import Tokenizer
-    from tokenizers.models import WordLevel
-    from tokenizers.pre_tokenizers import Whitespace
-    from tokenizers.processors import TemplateProcessing
-    from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
-
-    tokenizer = Tokenizer(WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = Whitespace()
-    tokenizer.post_processor = TemplateProcessing(
-        single="[CLS] $A [SEP]",
-        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
-        special_tokens=[("[CLS]", 2), ("[SEP]", 3)],
-    )
-    torch.manual_seed(0)
-    config = BertConfig(
-        vocab_size=len(WORDS),
-        hidden_size=16,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=32,
-        max_position_embeddings=12,
-        num_labels=request.param,
-        initializer_range=1.0,
-    )
-    BertForSequenceClassification(config).save_pretrained(tmp_path)
-    PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        pad_token="[PAD]",
-        unk_token="[UNK]",
-        model_max_length=12,
-        model_input_names=["input_ids", "token_type_ids", "attention_mask"],
-    ).save_pretrained(tmp_path)
+    write_classifier(tmp_path, request.param)
     return tmp_path, request.param
 
 

@@ -1,4 +1,4 @@
-"""CUDA's normalization on the stand-in: one kernel, which torch's CPU build lacks."""
+"""CUDA's normalization on the stand-in: one kernel each, which torch's CPU build lacks or has for fewer dtypes."""
 
 from __future__ import annotations
 
@@ -21,3 +21,11 @@ def _(grad, x, shape, scale, weight, wanted):  # type: ignore
         dx = (scaled - normed * (scaled * normed).mean(-1, keepdim=True)) * scale
         dw = (grad.float() * normed).flatten(0, -2).sum(0)
         return dx.to(x.dtype), dw.to(weight.dtype) if wanted[1] else torch.empty(0, device=x.device)
+
+
+@kernel("_softmax")
+def _(x, dim, half_to_float):  # type: ignore
+    with one_kernel("softmax", [x, x], 0):
+        e = x.float().sub(x.float().amax(dim, keepdim=True)).exp()
+        y = e / e.sum(dim, keepdim=True)
+        return y if half_to_float else y.to(x.dtype)

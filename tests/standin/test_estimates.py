@@ -91,14 +91,18 @@ def checkpoint(build: Any, case: Case, folder: Path) -> str:
     return str(folder)
 
 
+def on_gpu(batch: PromptBatch) -> PromptBatch:
+    inputs = [{k: v.cuda() if hasattr(v, "cuda") else v for k, v in prompt.items()} for prompt in batch.inputs]
+    return PromptBatch(batch.samples, batch.frames, inputs)
+
+
 def two_steps(case: Case, policy: Policy) -> tuple[dict[str, float], PromptBatch]:
     """Train two steps and evaluate after each; return the peaks of the phases of the second, and the prompts."""
     optimizer = torch.optim.AdamW([p for p in policy.model.parameters() if p.requires_grad], lr=1e-3)
     use_fused_kernels(optimizer)
     samples = [Sample(i, (Image.new("RGB", (case.side,) * 2, (i, i, i)),), i, "count", "") for i in range(case.prompts)]
     batch = policy.compare_prompts(policy.encoder(DetectionTask("Detect {query}"))(samples))
-    on_gpu = [{k: v.cuda() if hasattr(v, "cuda") else v for k, v in prompt.items()} for prompt in batch.inputs]
-    batch = PromptBatch(batch.samples, batch.frames, on_gpu)
+    batch = on_gpu(batch)
     ids = torch.full((case.rows, case.tokens), 100, device="cuda")
     engine = TransformersEngine()
 
@@ -138,7 +142,7 @@ def test_each_phase_is_within_15_percent(name: str, tokenizer: Any, tmp_path: Pa
     loaded = gpu.counts()["load"]["peak"]
     policy.train()
     peaks, batch = two_steps(case, policy)
-    module: Any = SimpleNamespace(policy=policy, group_size=case.group, num_samples=case.group)
+    module: Any = SimpleNamespace(policy=policy, group_size=case.group, num_samples=case.group, batches_per_step=1)
     module.max_completion_length = case.tokens
     length = batch.inputs[0]["input_ids"].shape[1]
     module.optimization = SimpleNamespace(max_tokens_per_micro_batch=length + case.group * case.tokens)
@@ -155,6 +159,30 @@ def test_each_phase_is_within_15_percent(name: str, tokenizer: Any, tmp_path: Pa
     assert estimate.phases == pytest.approx(measured, rel=0.15)
     stays = sum(estimate.stays.values())  # with gradients, beside which activations have a bound of their own
     assert estimate.phases["update"] - stays == pytest.approx(measured["update"] - stays, rel=0.15)
+
+
+@pytest.mark.parametrize("lora", [None, LoRA(r=4)], ids=["trained tower", "frozen tower"])
+def test_images_of_all_rollouts_of_a_step_are_counted(lora: LoRA | None) -> None:
+    prompts, rollouts = 2, 4
+    policy = Policy("tiny-detection", lora, freeze_vision=lora is not None)
+    with torch.device("cuda"):
+        policy.load(keep_reference=False)
+    count = prompts * rollouts
+    samples = [Sample(i, (Image.new("RGB", (336, 336), (i, i, i)),), i, "count", "") for i in range(count)]
+    batch = policy.encoder(DetectionTask("Detect {query}"))(samples)
+    module: Any = SimpleNamespace(policy=policy, group_size=1, num_samples=1, batches_per_step=rollouts)
+    module.max_completion_length, module.optimization = 1, SimpleNamespace(max_tokens_per_micro_batch=1)
+    load = workload(module, SimpleNamespace(batch_size=prompts, eval_batch_size=1), batch)  # type: ignore[arg-type]
+    stored, shape = stored_weights(policy, optimizer=8), model_shape(policy.base.config, policy.dtype)
+    phases = Phases(stored, shape, load, lora=lora is not None, checkpointing=False)
+    before = gpu.memory()
+    moved = on_gpu(batch)
+    kept = [policy.prepare(moved.select(range(first, first + prompts))) for first in range(0, count, prompts)]
+    assert phases.images() + phases.waiting_features() == pytest.approx(gpu.memory() - before, rel=0.15)
+    without = Phases(stored, shape, load._replace(rollouts=1), lora=lora is not None, checkpointing=False)
+    more = [a.estimate().phases["rollout"] for a in (phases, without)]
+    assert more[0] - more[1] == pytest.approx((gpu.memory() - before) * (rollouts - 1) / rollouts, rel=0.15)
+    assert len(kept) == rollouts
 
 
 @pytest.mark.parametrize(

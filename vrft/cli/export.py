@@ -37,7 +37,9 @@ def build_parser() -> Parser:
     parser.add_argument("--adapter", action="store_true", help="write the adapter of a LoRA run alone, for peft")
     parser.add_argument("--push", metavar="NAME", help="upload the folder to this model on the Hugging Face Hub")
     parser.add_argument("--private", action="store_true", help="with --push: a new model is private")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="precision of the weights; default: exact")
+    parser.add_argument(
+        "--dtype", choices=("float32", "bfloat16", "float16"), help="precision of the weights; default: exact"
+    )
     parser.add_argument(
         "--trust-remote-code", action="store_true", help="run Python code that comes with the base's checkpoint"
     )

@@ -39,6 +39,7 @@ def build_parser() -> Parser:
     parser.add_argument("--text_tokens", type=int, default=200, help="tokens of a prompt's text; default: 200")
     parser.add_argument("--max_completion_length", type=int, default=256, help="default: 256")
     parser.add_argument("--num_generations", type=int, default=8, help="completions per prompt; default: 8")
+    parser.add_argument("--max_extra_rollouts", type=int, default=0, help="of dynamic sampling; default: 0")
     parser.add_argument("--max_tokens_per_micro_batch", type=int, default=4096, help="default: 4096")
     parser.add_argument("--lora_r", type=int, default=16, help="rank of adapters; default: 16")
     parser.add_argument(
@@ -67,6 +68,8 @@ def main(args: Sequence[str]) -> int:
     share = arguments.server_share
     if not 0 <= share < 1 or (share and arguments.gpu_memory is None):
         raise ConfigurationError(f"fits: --server_share: expected a part of --gpu_memory below 1, got {share}")
+    if arguments.max_extra_rollouts < 0:
+        raise ConfigurationError(f"fits: --max_extra_rollouts: expected at least 0, got {arguments.max_extra_rollouts}")
     from vrft.doctor.fits import Request, fits
     from vrft.doctor.shape import image_tokens
 
@@ -87,6 +90,7 @@ def main(args: Sequence[str]) -> int:
         checkpointing=not arguments.no_gradient_checkpointing,
         modules_to_save=tuple(arguments.modules_to_save),
         server_share=share,
+        rollouts=1 + arguments.max_extra_rollouts,
     )
     found = fits(config, request, arguments.gpu_memory)
     show(found, f"{config.model_type}, {tokens} tokens per image, GB with one prompt per step", arguments.gpu_memory)

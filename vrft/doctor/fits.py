@@ -53,6 +53,7 @@ class Request(NamedTuple):
     checkpointing: bool
     modules_to_save: tuple[str, ...] = ()
     server_share: float = 0.0  # part of the GPU that a vLLM server has while it is awake; 0: the policy itself decodes
+    rollouts: int = 1  # in a step, those of dynamic sampling included
 
 
 class Fit(NamedTuple):
@@ -171,4 +172,5 @@ def load(request: Request, prompts: int) -> Workload:
         image_tokens=request.image_tokens,
         completion_tokens=request.completion_tokens,
         micro_batch=request.micro_batch,
+        rollouts=request.rollouts,
     )

@@ -124,6 +124,7 @@ def workload(module: VisionModule, data: VisionData, batch: PromptBatch) -> Work
         image_tokens=max(int((prompt["input_ids"] == image).sum()) for prompt in batch.inputs),
         completion_tokens=module.max_completion_length,
         micro_batch=module.optimization.max_tokens_per_micro_batch,
+        rollouts=module.batches_per_step,
     )
 
 

@@ -44,7 +44,7 @@ class Part(NamedTuple):
 class Workload(NamedTuple):
     """The work of a step and of an evaluation."""
 
-    prompts: int  # in a step
+    prompts: int  # in a rollout and an update
     evaluated: int  # prompts in a batch of an evaluation
     sampled: int  # completions per prompt in a rollout
     generations: int  # of these, those that an update takes
@@ -52,6 +52,7 @@ class Workload(NamedTuple):
     image_tokens: int
     completion_tokens: int
     micro_batch: int
+    rollouts: int = 1  # in a step, those of dynamic sampling included
 
     def largest_part(self) -> Part:
         """Return the largest micro-batch: of whole groups, or of some completions of one that is above the limit."""
@@ -106,10 +107,10 @@ class Phases:
         if not self.decodes:
             stays |= {"decoding weights": 0.0, "keys, values and graphs": 0.0}
         part, used = load.largest_part(), sum(stays.values())
-        beside_server = stays["policy"] + self.awake
+        waiting, beside_server = self.waiting_features(), stays["policy"] + self.awake
         phases = {
             "load": stays["policy"] + stored.reference,
-            "rollout": beside_server if self.awake else used + self.rollout(load.prompts, load.sampled),
+            "rollout": beside_server if self.awake else used + self.rollout(load.prompts, load.sampled) + waiting,
             "reference": used + self.without_gradients(part.tokens, part.rows * load.completion_tokens),
             "update": used + gradients + self.update(part),
             "evaluation": beside_server if self.awake else used + self.rollout(load.evaluated, 1),
@@ -117,10 +118,18 @@ class Phases:
         return Estimate(stays | {"gradients": gradients}, phases)
 
     def images(self) -> float:
-        """Return the bytes of a step's images: pixels, and features where the tower is frozen."""
-        tokens, shape = self.load.prompts * self.load.image_tokens, self.shape
-        features = 0 if self.stored.tower_trains else tokens * shape.hidden * shape.bytes
-        return tokens * shape.tower.patches * shape.tower.pixels * FLOAT32_BYTES + features
+        """Return the bytes of images: the pixels of all rollouts, and what an update takes of their features."""
+        pixels = self.shape.tower.patches * self.shape.tower.pixels * FLOAT32_BYTES
+        return self.load.rollouts * self.load.prompts * self.load.image_tokens * pixels + self.features()
+
+    def features(self) -> float:
+        """Return the bytes of a rollout's image features, which are kept where the tower is frozen."""
+        tokens = self.load.prompts * self.load.image_tokens
+        return 0.0 if self.stored.tower_trains else float(tokens * self.shape.hidden * self.shape.bytes)
+
+    def waiting_features(self) -> float:
+        """Return the bytes of features of earlier rollouts, which dynamic sampling has yet to choose from."""
+        return (self.load.rollouts - 1) * self.features()
 
     def recorded(self, prompts: int, group: int) -> float:
         """Return the bytes that stay for graphs of one shape: keys, values and states, and a step's own tensors."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -85,6 +86,20 @@ def compute_in(model: nn.Module, dtype: torch.dtype) -> None:
         state = layer.weight.quant_state
         state.dtype = dtype
         state.absmax = state.absmax.clone()
+
+
+@contextmanager
+def four_bits_computing_in(model: nn.Module, dtype: torch.dtype) -> Iterator[None]:
+    """Let layers in four bits compute in another dtype for a while."""
+    layers = [*four_bit_layers(model)]
+    before = [(layer.compute_dtype, layer.weight.quant_state.dtype) for layer in layers]
+    for layer in layers:
+        layer.compute_dtype = layer.weight.quant_state.dtype = dtype
+    try:
+        yield
+    finally:
+        for layer, (computed, stored) in zip(layers, before, strict=True):
+            layer.compute_dtype, layer.weight.quant_state.dtype = computed, stored
 
 
 def four_bit_layers(model: nn.Module) -> Iterator[Any]:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from vrft.policy.four_bits import four_bits_computing_in
 from vrft.policy.fused import own_forwards
 from vrft.policy.head import logits_of
 from vrft.policy.logprobs import token_distribution
@@ -105,23 +106,29 @@ def naive_log_probs(
 
 @contextmanager
 def float32_layers(model: nn.Module) -> Iterator[None]:
-    """Compute in float32: convert the weights of each layer while it runs, not all at once."""
+    """Compute in float32: convert the weights of each layer while it runs, not all at once.
+
+    Layers in four bits keep their weights and dequantise them to float32.
+    """
     originals: dict[nn.Parameter, Tensor] = {}
 
     def convert(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         for parameter in module.parameters(recurse=False):
-            originals[parameter] = parameter.data
-            parameter.data = parameter.data.float()
+            if parameter.is_floating_point():
+                originals[parameter] = parameter.data
+                parameter.data = parameter.data.float()
         return tuple(x.float() if isinstance(x, Tensor) and x.is_floating_point() else x for x in args)
 
     def restore(module: nn.Module, _: Any, __: Any) -> None:
         for parameter in module.parameters(recurse=False):
-            parameter.data = originals.pop(parameter)
+            if parameter in originals:
+                parameter.data = originals.pop(parameter)
 
     leaves = [module for module in model.modules() if [*module.parameters(recurse=False)]]
     hooks = [hook for m in leaves for hook in (m.register_forward_pre_hook(convert), m.register_forward_hook(restore))]
     try:
-        yield
+        with four_bits_computing_in(model, torch.float32):
+            yield
     finally:
         for hook in hooks:
             hook.remove()

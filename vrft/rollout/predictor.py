@@ -32,7 +32,7 @@ class Predictor:
         self,
         checkpoint: str,
         task: Task,
-        dtype: Literal["float32", "bfloat16"] = "float32",
+        dtype: Literal["float32", "bfloat16", "float16"] = "float32",
         device: str | torch.device = "cpu",
         coordinates: Coordinates | None = None,
         coordinate_decimals: int | None = None,
