@@ -209,6 +209,12 @@ def test_a_results_file_may_have_a_mark_and_categories_that_the_truth_lacks(
     assert "has no image 8" in run_evaluate(tmp_path, truth, json.dumps([box(3, image_id=8, score=1)]).encode(), capsys)
 
 
+def test_a_bad_entry_of_a_results_file_is_not_said_to_be_of_another_format(tmp_path: Path) -> None:
+    file = write(tmp_path, [box(3, score="0.9")])
+    with pytest.raises(ConfigurationError, match=r"got `str` - at `\$\[0\]\.score`$"):
+        read_results(file, Truth(cats([3, 9], []), "x"))
+
+
 def test_invalid_entries_of_an_evaluators_file_are_counted(tmp_path: Path) -> None:
     (tmp_path / "t.json").write_text(json.dumps(cats([3, 9], [box(3), box(4), box(3, area="x")])))
     read = CocoEvaluator(str(tmp_path / "t.json")).truth

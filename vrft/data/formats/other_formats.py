@@ -25,6 +25,7 @@ SUFFIXES = {
 VOC = "Pascal VOC: --data=VocData with the folder of XML files, or ImageSets/Main/train.txt, as data.train_annotations"
 CVAT = "CVAT for images: --data=CvatData with data.train_annotations=annotations.xml"
 COCO = "COCO: --data=CocoData"
+RESULTS = "a COCO results file; expected one with images, annotations and categories"
 LABELME = "LabelMe: --data=LabelMeData with the folder of JSON files as data.train_annotations"
 STUDIO = "Label Studio: --data=LabelStudioData"
 VIA = "VIA: --data=ViaData"
@@ -84,7 +85,7 @@ def format_of_json(content: Any) -> str | None:
     first = content[0] if isinstance(content, list) and content else None
     if isinstance(first, dict):
         if {"bbox", "score", "image_id"} <= {*first}:
-            return "a COCO results file; expected one with images, annotations and categories"
+            return RESULTS
         if isinstance(first.get("annotations"), list) and any(map(is_createml_box, first["annotations"])):
             return "CreateML, which has no reader; export the annotations as COCO"
         return STUDIO if "data" in first or "image" in first else None

@@ -121,13 +121,16 @@ def image_of(file: Path, name: str, folders: Sequence[Path]) -> Path:
         ValueError: both exist and have different names, so that it is unknown which one the boxes are in.
     """
     image = find_image(name or file.stem, folders)
+    exists = os.path.isfile(image)
+    if exists and image.stem == file.stem:
+        return image
     same_name = find_image(f"{file.stem}.jpg", folders)
     if not os.path.isfile(same_name):
         return image
     # a path instead of a name is meant, and refused elsewhere if it leads out of the data's folders
-    if os.path.isfile(image) and image.parent in folders and image.stem != same_name.stem:
+    if exists and image.parent in folders:
         raise ValueError(f"filename: {image} or {same_name}, which is called like this file; expected one image")
-    return image if os.path.isfile(image) else same_name
+    return image if exists else same_name
 
 
 def _is_difficult(item: Element) -> bool:
