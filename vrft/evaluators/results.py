@@ -153,8 +153,8 @@ def _read(path: Path, field: str) -> list[Result]:
         found = this_is(format_of(path)) if path.is_dir() else ""
         raise ConfigurationError(f"{field}: {path} can't be read: {error.strerror}{found}") from error
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        found = format_of(path)
-        found = "" if found == RESULTS else this_is(found)
+        other = format_of(path)
+        found = "" if other == RESULTS else this_is(other)
         raise ConfigurationError(
             f"{field}: {path} is not a list of {{image_id, category_id, bbox, score}}: {error}{found}"
         ) from error
