@@ -20,20 +20,20 @@ from vrft.policy.placement import read_once
 from vrft.policy.weights import replace_parameters
 
 
-def read_on_rank(rank: int, store: Path, failing: list[int]) -> str:
+def read_on_rank(rank: int, store: Path, failing: list[int], kind: type[Exception]) -> str:
     """Return the error of a rank, empty if there is none."""
 
     def read(keep_reference: bool, values: bool) -> None:
         assert values == (rank == 0)
         if rank in failing:
-            raise ConfigurationError(f"the file is broken on rank {rank}")
+            raise kind(f"the file is broken on rank {rank}")
 
     dist.init_process_group(
         "gloo", init_method=f"file://{store}", rank=rank, world_size=2, timeout=timedelta(seconds=120)
     )
     try:
         read_once(SimpleNamespace(read=read, models=[]), keep_reference=False)  # type: ignore[arg-type]
-    except ConfigurationError as error:
+    except (ConfigurationError, KeyError) as error:
         return str(error)
     finally:
         dist.destroy_process_group()
@@ -44,8 +44,16 @@ def test_an_error_of_one_rank_ends_all(tmp_path: Path) -> None:
     with ProcessPoolExecutor(2, multiprocessing.get_context("fork")) as pool:
         for failing in ([0], [1], [0, 1], []):
             store = tmp_path / f"store{failing}"
-            said = {task.result() for task in [pool.submit(read_on_rank, rank, store, failing) for rank in (0, 1)]}
-            assert said == {f"the file is broken on rank {failing[0]}" if failing else ""}
+            tasks = [pool.submit(read_on_rank, rank, store, failing, ConfigurationError) for rank in (0, 1)]
+            assert {task.result() for task in tasks} == {f"the file is broken on rank {failing[0]}" if failing else ""}
+
+
+def test_an_error_that_nobody_expected_ends_the_other_rank_by_its_name(tmp_path: Path) -> None:
+    with ProcessPoolExecutor(2, multiprocessing.get_context("fork")) as pool:
+        tasks = [pool.submit(read_on_rank, rank, tmp_path / "store", [0], KeyError) for rank in (0, 1)]
+        said = [task.result() for task in tasks]
+    assert said[0] == "'the file is broken on rank 0'"
+    assert said[1] == "model.policy.checkpoint: rank 0 can't read it: KeyError: 'the file is broken on rank 0'"
 
 
 def test_parameters_are_replaced_without_a_second_copy_of_the_model() -> None:

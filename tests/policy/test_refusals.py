@@ -102,13 +102,25 @@ def index(edit: Callable[[dict[str, str]], object]) -> Edit:
     return apply
 
 
-def float8(folder: Path) -> None:
-    weights = load_file(folder / "model.safetensors")
-    weights["model.layers.0.mlp.up_proj.weight"] = weights["model.layers.0.mlp.up_proj.weight"].to(torch.float8_e4m3fn)
-    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+def stored_as(dtype: torch.dtype) -> Edit:
+    def edit(folder: Path) -> None:
+        weights = load_file(folder / "model.safetensors")
+        weights[UP] = weights[UP].to(dtype)
+        save_file(weights, folder / "model.safetensors", {"format": "pt"})
+
+    return edit
 
 
+def twice(folder: Path) -> None:
+    shards(folder)
+    path = folder / "model-00002-of-00002.safetensors"
+    first = load_file(folder / "model-00001-of-00002.safetensors")
+    save_file(load_file(path) | {UP: first[UP] + 1}, path, {"format": "pt"})
+
+
+UP = "model.layers.0.mlp.up_proj.weight"
 ADAPTER = {"peft_type": "LORA", "base_model_name_or_path": "Qwen/Qwen2-VL-2B-Instruct"}
+IMAGES = "preprocessor_config.json"
 CASES: dict[str, tuple[Edit, str]] = {
     # folders of another kind
     "empty": (only(), "is empty"),
@@ -144,7 +156,11 @@ CASES: dict[str, tuple[Edit, str]] = {
     ),
     "old gptq": (settings("quantize_config.json", bits=4), "quantize_config.json says"),
     "mlx": (settings("config.json", quantization={"bits": 4}), "(quantization: {'bits': 4})"),
-    "float8": (float8, "model.layers.0.mlp.up_proj.weight: F8_E4M3"),
+    "float8": (stored_as(torch.float8_e4m3fn), f"quantised ({UP}: F8_E4M3)"),
+    # weights that training would round or take for others
+    "float64": (stored_as(torch.float64), f"model.safetensors holds {UP} as F64; expected weights in F16, BF16, F32"),
+    "integers": (stored_as(torch.int32), f"model.safetensors holds {UP} as I32; expected weights in F16, BF16, F32"),
+    "twice": (twice, f"-00002-of-00002.safetensors has {UP}, which model-00001-of-00002.safetensors has, too"),
     # downloads that are not whole
     **{f"pointer {name}": (content(name, POINTER), f"{name} is a Git-LFS pointer") for name in POINTED},
     "cut": (cut, "model.safetensors is not a whole safetensors file"),
@@ -152,7 +168,14 @@ CASES: dict[str, tuple[Edit, str]] = {
     "html": (content("model.safetensors", "<!doctype html><html>" * 9), "is not a whole safetensors file"),
     "no shard": (index(lambda found: found.update(x="model-00003-of-00003.safetensors")), "lacks model-00003-of-00003"),
     "no such key": (index(lambda found: found.update(x="model-00001-of-00002.safetensors")), ".safetensors has no x"),
-    "elsewhere": (index(lambda found: found.update(x="../model.safetensors")), "names of weights to names of files"),
+    "elsewhere": (
+        index(lambda found: found.update(x="../model.safetensors")),
+        "names of weights to names of safetensors files",
+    ),
+    "pickled shard": (index(lambda found: found.update(x="model-00001-of-00002.bin")), "names of safetensors files"),
+    "above": (index(lambda found: found.update(x="..")), "names of safetensors files"),
+    "long name": (index(lambda found: found.update(x="a" * 999 + ".safetensors")), "lacks aaaa"),
+    "no metadata": (both(shards, settings("model.safetensors.index.json", metadata=None)), "has no 'metadata'"),
     "no index": (
         both(shards, without("model.safetensors.index.json")),
         "only model-00001-of-00002.safetensors (without model.safetensors.index.json",
@@ -168,6 +191,14 @@ CASES: dict[str, tuple[Edit, str]] = {
     "{} image processor": (content("preprocessor_config.json", "{}"), "preprocessor_config.json is empty: {}"),
     "{} generation config": (content("generation_config.json", "{}"), "generation_config.json is empty: {}"),
     "{} index": (both(shards, content("model.safetensors.index.json", "{}")), "index.json has no 'weight_map'"),
+    # values of another kind
+    "size": (settings(IMAGES, size={"longest_edge": "3136"}), f"{IMAGES} has size.longest_edge='3136'; expected a pos"),
+    "old size": (settings(IMAGES, max_pixels="401408"), f"{IMAGES} has max_pixels='401408'; expected a positive"),
+    "mean": (settings(IMAGES, image_mean=["0.5"] * 3), f"{IMAGES} has image_mean[0]='0.5'; expected a positive number"),
+    "deviation": (settings(IMAGES, image_std=[0, 0, 0]), f"{IMAGES} has image_std[0]=0; expected a positive number"),
+    "no": (settings(IMAGES, do_normalize="no"), f"{IMAGES} has do_normalize='no'; expected true or false"),
+    "nested": (settings("processor_config.json", image_processor={"patch_size": 0}), "has patch_size=0; expected a"),
+    "stop": (settings("generation_config.json", eos_token_id=["2"]), "has eos_token_id=['2']; expected the id of a"),
     "template in latin-1": (content("chat_template.jinja", "é".encode("latin-1")), "chat_template.jinja is not text"),
 }
 
@@ -215,16 +246,48 @@ def test_a_model_on_the_hub_is_refused_before_its_weights_are_downloaded(
     assert said in str(caught.value)
 
 
-def test_a_file_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigurationError, match="is a file; expected the folder"):
-        Policy(str(BUILT_IN / "tiny-detection" / "config.json"))
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        (str(BUILT_IN / "tiny-detection" / "config.json"), "is a file; expected the folder"),
+        (str(BUILT_IN / "tiny-detection" / "config.json" / "x"), "no such folder"),
+        ("a" * 999, "no such folder"),
+        ("", "is empty"),
+    ],
+    ids=["file", "in a file", "long", "empty"],
+)
+def test_a_name_of_no_folder_is_refused(name: str, said: str) -> None:
+    with pytest.raises(ConfigurationError, match=rf"^model\.policy\.checkpoint: .*{said}"):
+        Policy(name)
+
+
+TRUNCATION = {"direction": "Right", "max_length": 4, "strategy": "LongestFirst", "stride": 0}
+
+
+def undefined(folder: Path) -> None:
+    weights = load_file(folder / "model.safetensors")
+    weights[UP][3, 5] = float("nan")
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
 
 
 LATER: dict[str, tuple[Edit, str]] = {
     "config": (settings("config.json", text_config="large"), "can't load it"),
     "sizes": (settings("config.json", vision_config={"embed_dim": "64"}), "can't load it"),
     "tokenizer": (content("tokenizer.json", '{"model": {"type": "Nothing"}}'), "can't load it"),
-    "image processor": (settings("preprocessor_config.json", image_processor_type="Nothing"), "image processor"),
+    "image processor": (settings(IMAGES, image_processor_type="Nothing"), "image processor"),
+    "no heads": (settings("config.json", text_config={"num_attention_heads": 0}), "can't load it: integer division"),
+    # the processor of another model
+    "fields": (settings(IMAGES, image_processor_type="CLIPImageProcessor"), "can't encode an image and a question"),
+    "channels": (settings(IMAGES, image_mean=[0.5]), "can't encode an image and a question"),
+    "patches": (
+        settings(IMAGES, patch_size=16),
+        f"{IMAGES} has patch_size=16, but vision_config in config",
+    ),
+    "image token": (settings("config.json", image_token_id=900), "no image token, which has id 900 in config.json"),
+    "truncated prompts": (settings("tokenizer.json", truncation=TRUNCATION), "can't encode an image and a question"),
+    "no such stop": (settings("generation_config.json", eos_token_id=[2, 5000]), "eos_token_id is [2, 5000]"),
+    # weights
+    "not a number": (undefined, f"undefined values in {UP.replace('model', 'model.language_model')}; download"),
 }
 
 
@@ -237,6 +300,14 @@ def test_what_only_transformers_can_tell_is_one_line_too(tmp_path: Path, edit: E
         policy.load(keep_reference=False)
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_one_token_that_ends_answers_is_enough(tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(BUILT_IN / "tiny-detection", tmp_path / "folder"))
+    settings("generation_config.json", eos_token_id=None)(folder)
+    policy = Policy(str(folder))
+    policy.load(keep_reference=False)
+    assert policy.stop_ids.tolist() == [2]
 
 
 def test_shards_load(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from os.path import exists, isdir
 from pathlib import Path
 
 from vrft.errors import ConfigurationError
@@ -19,17 +20,19 @@ def find_checkpoint(name: str) -> str:
         ConfigurationError: `name` is not a folder with a whole checkpoint, not a built-in policy and not found on the
             Hub.
     """
+    if not name:
+        raise ConfigurationError("model.policy.checkpoint: is empty; expected the name of a folder or model")
     if name in (path.name for path in BUILT_IN.iterdir()):
         return str(BUILT_IN / name)
     folder = Path(name).expanduser()
-    if folder.exists():
+    if exists(folder):  # `Path.exists` raises an error for names that are too long
         check_folder(folder)
         return str(folder)
-    if name.count("/") != 1 or name.startswith((".", "/", "~")) or folder.parent.exists():
+    if name.count("/") != 1 or name.startswith((".", "/", "~")) or exists(folder.parent):
         raise ConfigurationError(
-            f"model.policy.checkpoint: no such folder, built-in policy or Hub model: {name!r}{_suggestion(folder)}; "
-            f"expected a folder with config.json and safetensors, one of {_built_in_names()}, or a name like "
-            "'Qwen/Qwen2-VL-2B-Instruct'"
+            f"model.policy.checkpoint: no such folder, built-in policy or Hub model: {name[:200]!r}"
+            f"{_suggestion(folder)}; expected a folder with config.json and safetensors, one of {_built_in_names()}, "
+            "or a name like 'Qwen/Qwen2-VL-2B-Instruct'"
         )
     _check_hub(name)
     return name
@@ -40,7 +43,7 @@ def _built_in_names() -> str:
 
 
 def _suggestion(folder: Path) -> str:
-    siblings = [path.name for path in folder.parent.iterdir() if path.is_dir()] if folder.parent.exists() else []
+    siblings = [path.name for path in folder.parent.iterdir() if path.is_dir()] if isdir(folder.parent) else []
     built_in = [path.name for path in BUILT_IN.iterdir()]
     close = difflib.get_close_matches(folder.name, siblings, n=1) or difflib.get_close_matches(
         folder.name, built_in, n=1
@@ -97,7 +100,7 @@ def checkpoint_folder(name: str, code: bool = False) -> str:
     try:
         check_folder(folder, listed)
         if cached is None:
-            folder = Path(snapshot_download(name, allow_patterns=[*wanted, *weight_names(folder)]))
+            folder = Path(snapshot_download(name, allow_patterns=[*wanted, *weight_names(folder, listed)]))
             check_folder(folder)
     except ConfigurationError as error:
         raise ConfigurationError(str(error).replace(str(folder), name)) from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Mapping
+from os.path import isfile
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -12,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from vrft.errors import ConfigurationError
 from vrft.policy.four_bits import is_bitsandbytes
 from vrft.policy.processor import IMAGE_PROCESSOR_FILES, PROCESSOR_FILES
+from vrft.policy.stored_settings import stored_problem
 from vrft.utils.regular_files import open_regular
 
 FIELD = "model.policy.checkpoint"
@@ -49,8 +51,11 @@ OTHER_FORMATS = {
 """Files that a folder may hold in place of the expected weights, by pattern."""
 
 QUANTISATION_FILES = ("quantize_config.json", "quant_config.json", "hf_quant_config.json")
-QUANTISED_TYPES = ("F8", "F4", "F6", "I4", "U8", "I8")
+QUANTISED_TYPES = ("F8", "F4", "F6_", "I4", "U8", "I8")
 """Beginnings of the safetensors types of quantised weights."""
+
+STORED_TYPES = ("F16", "BF16", "F32")
+"""Safetensors types of weights. Buffers, such as position ids, may be integers."""
 
 
 def is_small(file: str) -> bool:
@@ -59,9 +64,12 @@ def is_small(file: str) -> bool:
     return at_the_top and file.endswith(tuple({*READ_SUFFIXES} - {".safetensors"}))
 
 
-def weight_names(folder: Path) -> list[str]:
-    """Return the names of the safetensors of a checked folder that transformers reads, downloaded or not."""
-    if not (folder / INDEX_FILE).is_file():
+def weight_names(folder: Path, listed: Collection[str]) -> list[str]:
+    """Return the names of the safetensors of a checked folder that transformers reads, downloaded or not.
+
+    `listed`: files of a model on the Hub. A single file takes precedence over shards.
+    """
+    if SINGLE_FILE in listed or not (folder / INDEX_FILE).is_file():
         return [SINGLE_FILE]
     return sorted({*_read_json(folder / INDEX_FILE)["weight_map"].values()})
 
@@ -148,10 +156,11 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _check_texts(folder: Path) -> None:
-    """Check that JSON files hold an object, and that other texts are in UTF-8."""
+    """Check that JSON files hold an object with values of the expected kinds, and that other texts are in UTF-8."""
     for path in (folder / name for name in TEXT_FILES if (folder / name).is_file()):
         if path.suffix == ".json":
-            _read_json(path)
+            if problem := stored_problem(path.name, _read_json(path)):
+                raise _refused(path, problem)
         elif path.suffix in (".jinja", ".txt"):
             try:
                 path.read_text(encoding="utf-8")
@@ -230,32 +239,54 @@ def _check_weights(folder: Path, listed: Collection[str]) -> None:
     index = folder / INDEX_FILE
     if not index.is_file():
         raise _refused(folder, f"is not a checkpoint folder: it has no {SINGLE_FILE}{_instead(folder, listed)}")
-    weight_map = _read_json(index)["weight_map"]
-    names = weight_map.values() if isinstance(weight_map, dict) else [None]
-    if not all(isinstance(name, str) and Path(name).name == name for name in names):
-        raise _refused(index, "is not valid: expected a weight_map from names of weights to names of files")
+    _check_shards(folder, _weight_map(index), listed)
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    """Return the file of each weight that an index names."""
+    content = _read_json(index)
+    weight_map = content["weight_map"]
+    if not isinstance(weight_map, dict) or not all(map(_is_shard_name, weight_map.values())):
+        raise _refused(index, "is not valid: expected a weight_map from names of weights to names of safetensors files")
+    if not isinstance(content.get("metadata"), dict):
+        raise _refused(index, "has no 'metadata', without which transformers reads no shards; {} will do")
+    return {**weight_map}
+
+
+def _is_shard_name(name: object) -> bool:
+    return isinstance(name, str) and name.endswith(".safetensors") and Path(name).name == name
+
+
+def _check_shards(folder: Path, weight_map: Mapping[str, str], listed: Collection[str]) -> None:
+    """Check that shards hold the weights that the index says, each once: the value of another one would count."""
+    held: dict[str, str] = {}
     for name in sorted({*weight_map.values()}):
         shard = folder / name
-        if not shard.is_file():
+        if not isfile(shard):  # Path.is_file raises an error for names that are too long
             if name in listed:
                 continue
-            raise _refused(folder, f"lacks {name}, which {INDEX_FILE} names; is the download complete?")
-        expected = {key for key, file in weight_map.items() if file == name}
-        if missing := sorted(expected - _tensors(shard)):
+            raise _refused(folder, f"lacks {name[:200]}, which {INDEX_FILE} names; is the download complete?")
+        found = _tensors(shard)
+        if missing := sorted({key for key, file in weight_map.items() if file == name} - found):
             raise _refused(shard, f"has no {missing[0]}, which {INDEX_FILE} says it has ({len(missing)} such weights)")
+        if twice := sorted(found & held.keys()):
+            raise _refused(shard, f"has {twice[0]}, which {held[twice[0]]} has, too; expected each weight once")
+        held |= dict.fromkeys(found, name)
 
 
 def _tensors(path: Path) -> set[str]:
     """Return the names of a file's tensors; only the header is read, whose sizes must be the file's."""
     try:
         with safe_open(path, "pt") as file:
-            names = {*file.keys()}
-            types = {name: file.get_slice(name).get_dtype() for name in names}
+            types = {name: file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118 # not a mapping
     except (SafetensorError, OSError) as error:
         raise _refused(path, f"is not a whole safetensors file: {error}; is the download complete?") from error
-    described = any(".quant_state.bitsandbytes__" in name for name in names)
-    if not described and (
-        quantised := sorted(name for name, kind in types.items() if kind.startswith(QUANTISED_TYPES))
-    ):
-        raise _quantised(path, quantised[0], types[quantised[0]])
-    return names
+    if any(".quant_state.bitsandbytes__" in name for name in types):
+        return {*types}
+    for name, kind in sorted(types.items()):
+        if kind.startswith(QUANTISED_TYPES):
+            raise _quantised(path, name, kind)
+        is_weight = kind in ("F64", "C64") or name.endswith((".weight", ".bias"))
+        if is_weight and kind not in STORED_TYPES:
+            raise _refused(path, f"holds {name} as {kind}; expected weights in {', '.join(STORED_TYPES)}")
+    return {*types}

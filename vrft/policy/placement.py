@@ -29,19 +29,34 @@ def read_once(policy: Policy, keep_reference: bool) -> None:
     """Read a policy on the first rank; the others build the same model without values.
 
     Raises:
-        ConfigurationError: a rank can't read the checkpoint; all ranks raise the first rank's error.
+        ConfigurationError: a rank can't read the checkpoint; all ranks raise the first rank's error. A rank whose error
+            is of another kind raises that one.
     """
-    error: ConfigurationError | None = None
     try:
         policy.read(keep_reference, values=is_reader())
     except ConfigurationError as problem:
-        error = problem
-    errors: list[ConfigurationError | None] = [None] * dist.get_world_size()
-    dist.all_gather_object(errors, error)  # otherwise, the other ranks would wait for its weights
-    if first := next(filter(None, errors), None):
-        raise first
+        raise_first(problem)
+    except Exception as problem:
+        said = " ".join(f"{type(problem).__name__}: {problem}".split())[:300]
+        share(ConfigurationError(f"model.policy.checkpoint: rank {dist.get_rank()} can't read it: {said}"))
+        raise
+    else:
+        raise_first(None)
     for model in policy.models:
         tie_as_reader(model)
+
+
+def share(error: ConfigurationError | None) -> list[ConfigurationError | None]:
+    """Return the errors of all ranks. Without them, the other ranks would wait for weights that never come."""
+    errors: list[ConfigurationError | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(errors, error)
+    return errors
+
+
+def raise_first(error: ConfigurationError | None) -> None:
+    """Raise the first rank's error, if any rank has one."""
+    if first := next(filter(None, share(error)), None):
+        raise first
 
 
 def tie_as_reader(model: nn.Module) -> None:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
+from vrft.errors import ConfigurationError
 from vrft.utils.hub import WITH_REPORT, bars_if_large, check_loaded
 
 if TYPE_CHECKING:
@@ -104,12 +105,20 @@ def token_ids(model: PreTrainedModel, tokenizer: Any) -> tuple[list[int], list[i
 
     Image tokens are banned since the model would expect an image for each of them, other special tokens since they
     belong to the chat format. Idefics3's processor gives some tokenizers a token that the model does not have.
+
+    Raises:
+        ConfigurationError: no token ends a completion, or the model does not have it.
     """
-    stop = model.generation_config.eos_token_id
-    stop = sorted({*(stop if isinstance(stop, list) else [stop]), tokenizer.eos_token_id})
+    named = model.generation_config.eos_token_id
+    stop = sorted({*(named if isinstance(named, list) else [named]), tokenizer.eos_token_id} - {None})
     special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
     banned = {*special, *tokenizer.all_special_ids, model.config.image_token_id}.difference(stop)
     known = model.get_output_embeddings().weight.shape[0]
+    if not stop or stop[-1] >= known:
+        raise ConfigurationError(
+            f"model.policy.checkpoint: {model.name_or_path}: eos_token_id is {named} in generation_config.json and "
+            f"{tokenizer.eos_token_id} in the tokenizer; expected at least one, and ids below {known}"
+        )
     return stop, sorted(i for i in banned if i < known)
 
 

@@ -19,6 +19,7 @@ from vrft.policy.patches import match_dtypes, project_patches
 from vrft.policy.pretrained import TRUST_REMOTE_CODE_HINT, exact_dtype, load_pretrained
 from vrft.policy.processor import load_processor
 from vrft.policy.support import check_supported
+from vrft.policy.trial_prompt import check_trial_prompt
 from vrft.policy.turns import check_turns
 from vrft.utils.hub import loading
 
@@ -78,14 +79,15 @@ class Reader:
         from vrft.policy.vision_tower import pack_segments
 
         with loading("model.policy.checkpoint", self.checkpoint, TRUST_REMOTE_CODE_HINT, self.trust_remote_code):
-            check_supported(self.folder, self.trust_remote_code)
+            config = check_supported(self.folder, self.trust_remote_code)
             processor = load_processor(self.folder, self.trust_remote_code)
             check_template(processor, self.checkpoint)
             fields = limited_fields(processor.image_processor, self.limits)
+            apply_fields(processor.image_processor, fields)
+            check_trial_prompt(processor, config, self.checkpoint, self.trust_remote_code)
             model = self._load(values)
             model.name_or_path = self.checkpoint  # an adapter names it as its base
             compute_in(model, self.dtype)
-        apply_fields(processor.image_processor, fields)
         apply_to_config(model.config, fields)
         shares_prefixes = share_prefixes(model)
         project_patches(model)

@@ -26,8 +26,8 @@ REFUSED = {
 """Types that vrft can't train for a reason that their parts don't tell, as `benchmarks/families.py` found."""
 
 
-def check_supported(checkpoint: str, trust_remote_code: bool) -> None:
-    """Build a checkpoint's model without weights and check that vrft can train it.
+def check_supported(checkpoint: str, trust_remote_code: bool) -> PreTrainedConfig:
+    """Build a checkpoint's model without weights, check that vrft can train it, and return its config.
 
     Raises:
         ConfigurationError: it can't; the message says what the model lacks.
@@ -39,6 +39,7 @@ def check_supported(checkpoint: str, trust_remote_code: bool) -> None:
         raise ConfigurationError(
             f"model.policy.checkpoint: {checkpoint}: a {config.model_type} can't be trained: {lacks} (docs/families.md)"
         )
+    return config
 
 
 def unsupported(config: PreTrainedConfig, trust_remote_code: bool = False) -> str | None:

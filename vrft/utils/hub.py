@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +15,7 @@ from vrft.utils.interrupts import repeated_interrupts
 from vrft.utils.out_of_memory import is_out_of_memory
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
 LOADING_ERRORS_WITH_CODE = (ValueError, OSError)
 LOADING_ERRORS = (
@@ -25,6 +26,8 @@ LOADING_ERRORS = (
     AttributeError,
     ImportError,
     RuntimeError,
+    ArithmeticError,
+    AssertionError,
 )
 """Errors that transformers raises if the files of a checkpoint contradict what it expects."""
 
@@ -42,8 +45,15 @@ NAMED_KEYS = 3
 
 
 @contextmanager
-def loading(field: str, name: str, remedy: str = "vrft runs none of it", trusts_code: bool = False) -> Iterator[None]:
-    """Turn the errors that `from_pretrained` raises for a bad checkpoint into a ConfigurationError of one line.
+def loading(
+    field: str,
+    name: str,
+    remedy: str = "vrft runs none of it",
+    trusts_code: bool = False,
+    *,
+    what: str = "load it",
+) -> Iterator[None]:
+    """Turn the errors that transformers raises for a bad checkpoint into a ConfigurationError of one line.
 
     A Ctrl-C ends downloads.
 
@@ -52,6 +62,7 @@ def loading(field: str, name: str, remedy: str = "vrft runs none of it", trusts_
         name: the checkpoint.
         remedy: what the message advises if the checkpoint comes with its own code.
         trusts_code: whether that code may run; its errors then keep their tracebacks.
+        what: what transformers is asked to do, for the message.
 
     Raises:
         ConfigurationError: the checkpoint can't be loaded, or comes with its own code.
@@ -68,7 +79,7 @@ def loading(field: str, name: str, remedy: str = "vrft runs none of it", trusts_
         if "trust_remote_code" in str(error):
             reason = f"brings Python code of its own, which would run with all your rights; {remedy}"
             raise ConfigurationError(f"{field}: {name} {reason}") from error
-        raise ConfigurationError(f"{field}: {name}: transformers can't load it: {_shortened(error)}") from error
+        raise ConfigurationError(f"{field}: {name}: transformers can't {what}: {_shortened(error)}") from error
 
 
 @contextmanager
@@ -116,6 +127,8 @@ def _shortened(error: Exception) -> str:
 def check_loaded(field: str, name: str, model: nn.Module, info: Mapping[str, Any], *, whole: bool = True) -> None:
     """Check that a checkpoint held exactly the weights of its model: transformers fills gaps with random numbers.
 
+    A value that is not finite would make every answer meaningless, without an error.
+
     Tied weights are not missing. Those that the model's class declares as ignorable are not unexpected, nor are
     buffers, which older versions of transformers saved.
 
@@ -127,7 +140,7 @@ def check_loaded(field: str, name: str, model: nn.Module, info: Mapping[str, Any
         whole: refuse weights that the model does not have, too.
 
     Raises:
-        ConfigurationError: a weight is missing, of another shape or unexpected.
+        ConfigurationError: a weight is missing, of another shape or unexpected, or has values that are not finite.
     """
     where = f"{field}: {name}: the safetensors"
     if missing := info["missing_keys"]:
@@ -138,6 +151,15 @@ def check_loaded(field: str, name: str, model: nn.Module, info: Mapping[str, Any
     unexpected = {*info["unexpected_keys"]}.difference(key for key, _ in model.named_buffers())
     if whole and unexpected:
         raise ConfigurationError(f"{where} have weights that the model of config.json lacks: {_listed(unexpected)}")
+    if broken := [key for key, parameter in model.named_parameters() if not _is_finite(parameter)]:
+        raise ConfigurationError(f"{where} have infinite or undefined values in {_listed(broken)}; download them again")
+
+
+def _is_finite(parameter: Tensor) -> bool:
+    """Return whether all values are finite. Parameters without values and in four bits count as finite."""
+    if parameter.is_meta or not parameter.is_floating_point() or parameter.numel() == 0:
+        return True
+    return all(map(math.isfinite, parameter.detach().aminmax()))  # `isfinite` takes 50 times as long, and memory
 
 
 def _listed(keys: Iterable[str]) -> str:
