@@ -232,6 +232,11 @@ def _language_model(kind: str) -> dict[str, Any]:
         recurrent = {"layer_types": ["linear_attention", "full_attention", "linear_attention"], "mamba_n_heads": 4}
         recurrent |= {"mamba_d_state": 8, "mamba_chunk_size": 8, "shared_intermediate_size": 48}
         recurrent |= {"num_local_experts": 0, "num_experts_per_tok": 0, "position_embedding_type": "rope"}
+    elif kind == "gemma3n_text":  # its last two layers have no keys and values of their own
+        recurrent = {"num_hidden_layers": 4, "layer_types": ["sliding_attention", "full_attention"] * 2}
+        recurrent |= {"num_kv_shared_layers": 2, "sliding_window": 12, "intermediate_size": [64] * 4}
+        recurrent |= {"hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": 128, "laurel_rank": 4}
+        recurrent |= {"activation_sparsity_pattern": [0.5, 0.0, 0.0, 0.0]}
     else:
         recurrent = {}
     return {"model_type": kind} | recurrent

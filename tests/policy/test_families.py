@@ -144,6 +144,17 @@ def test_forward_and_gradient_equal_the_naive_ones(
     check_exactness(policy)
 
 
+@pytest.mark.parametrize("settings", [{}, SETTINGS["lora"]], ids=["full", "lora"])
+def test_layers_without_keys_of_their_own_share_prompts(
+    settings: dict[str, Any], checkpoint: Callable[[str], str]
+) -> None:
+    """The last layers of Gemma 3n reuse keys and values of earlier ones; linear layers also lie in lists."""
+    policy = load(checkpoint("llava_onevision+gemma3n_text"), **settings)
+    assert policy.shares_prefixes
+    check_exactness(policy)
+    check_greedy(policy, record=False)
+
+
 @pytest.mark.parametrize("family", families.FAMILIES)
 @pytest.mark.parametrize("wrong", ["mask", "position"])
 def test_a_wrong_mask_or_position_changes_the_result(
@@ -207,7 +218,10 @@ def generate(
 @pytest.mark.parametrize("record", [False, True], ids=["growing", "fixed shapes"])
 @pytest.mark.parametrize("family", families.FAMILIES)
 def test_greedy_rollout_equals_that_of_generate(family: str, record: bool, checkpoint: Callable[[str], str]) -> None:
-    policy = load(checkpoint(family))
+    check_greedy(load(checkpoint(family)), record)
+
+
+def check_greedy(policy: Policy, record: bool) -> None:
     prompts = Prompts(policy)
     policy.eval()
     inputs = prompts.padded()

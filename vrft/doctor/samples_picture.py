@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 from vrft.policy.processor import shown_images
 from vrft.tasks import Task
 from vrft.types import Frame, PromptBatch, Sample
-from vrft.utils.display import visible
+from vrft.utils.display import counted, visible
 
 MAX_TILES, COLUMNS = 12, 4
 TILE_WIDTH, IMAGE_HEIGHT, LINE_HEIGHT = 360, 300, 13
@@ -56,7 +56,7 @@ def draw_tile(task: Task, sample: Sample, frame: Frame, file: str | None) -> Ima
         left = max(0.0, min(corners[0] + 3, TILE_WIDTH - 5 - pen.textlength(label, font=font)))
         pen.text((left, corners[1] + 1), label, fill=BOX_COLOUR, font=font)
     name = visible(Path(file).name)[:MAX_NAME] if file else "without a file"
-    shown = f"after {len(sample.examples)} examples: " if sample.examples else ""
+    shown = f"after {counted(len(sample.examples), 'example')}: " if sample.examples else ""
     asked = f"{sample.index} ({name}): {shown}{task.image_note(sample)}{task.question(sample, frame)}"
     question = textwrap.wrap(asked, 62)[: MAX_LINES // 2]
     answer = textwrap.wrap(target, 62)[: MAX_LINES // 2]

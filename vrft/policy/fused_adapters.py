@@ -10,7 +10,6 @@ from __future__ import annotations
 from typing import Any, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -33,7 +32,15 @@ class LowRankLinear(torch.autograd.Function):
         low = rows @ a.t()  # (M, r)
         ctx.save_for_backward(x, weight, a, b, low)
         ctx.scale = scale
-        return F.linear(rows, weight, bias).addmm_(low, b.t(), alpha=scale).view(*x.shape[:-1], -1)  # (…, O)
+        # Models may change the output in place, which autograd refuses if it is a view made here.
+        output = x.new_empty(*x.shape[:-1], len(weight))  # (…, O)
+        flat = output.view(-1, len(weight))
+        if bias is None:
+            torch.mm(rows, weight.t(), out=flat)
+        else:
+            torch.addmm(bias, rows, weight.t(), out=flat)
+        flat.addmm_(low, b.t(), alpha=scale)
+        return output
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:

@@ -132,5 +132,7 @@ def language_model_layers(model: PreTrainedModel) -> str:
     """Return a regular expression that matches the names of the language model's linear layers."""
     decoder = model.get_decoder()
     prefix = next(name for name, module in model.named_modules() if module is decoder)
-    linear = {name.rsplit(".")[-1] for name, module in decoder.named_modules() if isinstance(module, nn.Linear)}
+    names = [name.split(".") for name, module in decoder.named_modules() if isinstance(module, nn.Linear)]
+    # A number is the place in a list, which other lists have, too.
+    linear = {re.escape(".".join(name[-2:] if name[-1].isdigit() else name[-1:])) for name in names}
     return rf"{re.escape(prefix)}\..*\.({'|'.join(sorted(linear))})"
