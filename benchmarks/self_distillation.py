@@ -275,7 +275,7 @@ def train(
                 break
     policy.load_state_dict(best)
     found = {"step": 8 * looks.index(max(looks)), "steps": step, "fold": round(max(looks), 4)}
-    return policy.eval(), found | {"seconds": round(now() - started, 1)}
+    return policy.eval(), found | {"seconds": round(now() - started, 1), "looks": [round(look, 4) for look in looks]}
 
 
 def fresh() -> Policy:
