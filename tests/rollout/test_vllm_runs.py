@@ -61,11 +61,17 @@ def comparable(row: dict[str, float]) -> dict[str, float]:
     }
 
 
-@pytest.mark.parametrize("lora", [(), ("--model.policy.lora={r: 4}",)], ids=["full", "lora"])
+@pytest.mark.parametrize(
+    ("more", "images"),
+    [((), 1), (("--model.policy.lora={r: 4}", "--data.examples=1"), 2)],
+    ids=["full", "lora with an example"],
+)
 def test_a_run_trains_and_measures_the_mismatch(
-    lora: tuple[str, ...], fit: Command, built_in: VLLM, tmp_path: Path
+    more: tuple[str, ...], images: int, fit: Command, built_in: VLLM, tmp_path: Path
 ) -> None:
-    assert main(fit(built_in.url, more=lora)) == 0
+    assert main(fit(built_in.url, more=more)) == 0
+    asked = [[part["type"] for turn in body["messages"] for part in turn["content"]] for body in built_in.bodies]
+    assert {parts.count("image_url") for parts in asked} == {images}
     rows = logged(tmp_path / "run")
     assert [row["train/sampling_gap_max"] < 1e-4 for row in rows] == [True, True]
     assert [row["train/importance/ratio_p50"] for row in rows] == pytest.approx([1, 1], abs=1e-4)

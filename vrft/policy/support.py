@@ -70,8 +70,8 @@ def lacking(model: PreTrainedModel) -> str | None:
         return "its vision tower can't be run alone"
     if "mm_encoder_outputs" not in inspect.signature(model.base_model.forward).parameters:
         return "its language model takes no image features"
-    if model.get_output_embeddings() is None:
-        return "it has no head that predicts tokens"
     if model.base_model is model or model.get_decoder() in (model, model.base_model):
         return "its language model is not a module of its own"
+    if model.get_output_embeddings() is None:
+        return "it has no head that predicts tokens"
     return None
