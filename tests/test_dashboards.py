@@ -110,9 +110,9 @@ RUNS = {
     "quickstart_sft": [],
 }
 NOT_HERE = {"memory/gpu_gb", "guards/NAME", "train/staleness", "train/sampling_gap_max", "train/entropy_weight"}
-NOT_HERE |= {"train/loss_scale", "train/overflowed_steps"}
+NOT_HERE |= {"train/loss_scale", "train/overflowed_steps", "train/self_preference_gap"}
 NOT_HERE |= {f"train/importance/{name}" for name in ("ratio_p01", "ratio_p50", "ratio_p99", "beyond")}
-"""Metrics that need a GPU, float16, a setting of the entropy, a raised guard (see test_guards) or rollout servers."""
+"""Metrics that need a GPU, float16, SelfPreference, a setting of the entropy, a raised guard or rollout servers."""
 
 
 def evaluated() -> set[str]:

@@ -14,5 +14,9 @@ class RolloutFailed(RuntimeError):
     """A rollout engine returned no completions to train on. The run saves its last step and ends with this message."""
 
 
+class RewardFailed(RolloutFailed, ConfigurationError):
+    """A reward that another process computes gave no score. The run saves its last step and ends with this message."""
+
+
 class RolloutRefused(RolloutFailed, ConfigurationError):
     """A rollout failed for a reason that the user can fix."""

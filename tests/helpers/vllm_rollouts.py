@@ -20,10 +20,11 @@ from PIL import Image
 from tests.helpers import ROOT
 from vrft.policy import LoRA, Policy
 from vrft.rollout import Sampling, SamplingKey, VLLMServer
-from vrft.rollout.vllm.client import Client, Unavailable
+from vrft.rollout.vllm.client import Client
 from vrft.rollout.vllm.command import CPU_FLAGS
 from vrft.tasks import DetectionTask
 from vrft.types import Detection, PromptBatch, Rollout, Sample
+from vrft.utils.http_client import Unavailable
 
 TASK = DetectionTask(template="Detect {query}")
 REAL = pytest.mark.vllm

@@ -16,10 +16,11 @@ from tests.helpers import CSV_ONLY, Command
 from vrft.__main__ import main
 from vrft.errors import RolloutFailed
 from vrft.rollout import VLLMServer
-from vrft.rollout.vllm.client import Client, Refused, Unavailable
+from vrft.rollout.vllm.client import Client
 from vrft.rollout.vllm.completions import CompletionRequest
 from vrft.rollout.vllm.server import Server
 from vrft.rollout.vllm.weights import Weights
+from vrft.utils.http_client import Refused, Unavailable
 
 TIMEOUT = 0.3
 OK = b"HTTP/1.1 200 OK\r\n"

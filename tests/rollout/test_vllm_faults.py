@@ -23,8 +23,8 @@ from tests.helpers.vllm_rollouts import (
 from tests.helpers.vllm_server import VLLM
 from vrft.errors import ConfigurationError, RolloutFailed
 from vrft.policy import LoRA, Policy
-from vrft.rollout.vllm.client import Unavailable
 from vrft.training.prefetch import RolloutPrefetcher
+from vrft.utils.http_client import Unavailable
 
 pytestmark = pytest.mark.slow(seconds=0.5)
 

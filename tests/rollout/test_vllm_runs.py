@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import itertools
+import json
 import signal
 import time
 from collections.abc import Callable
@@ -18,6 +20,7 @@ from tests.helpers.ranks import Ranks
 from tests.helpers.vllm_server import VLLM
 from vrft.__main__ import main
 from vrft.errors import ConfigurationError
+from vrft.rewards import Format
 from vrft.training.grpo import PolicyLoss, policy_loss
 from vrft.training.rft import RFT
 
@@ -145,8 +148,12 @@ def test_one_step_ahead_is_one_step_stale_and_corrected(
         corrections.append(float((correction - 1).abs().max()))
         return policy_loss(*args, correction=correction, **settings)
 
+    ahead: list[list[str]] = []
     monkeypatch.setattr("vrft.training.objective.policy_loss", spied)
-    more = ("--model.engine.init_args.one_step_ahead=true", "--trainer.max_steps=4", "--trainer.val_check_interval=2")
+    monkeypatch.setattr(Format, "remote", True)
+    monkeypatch.setattr(Format, "ahead", lambda _, answers, samples: ahead.append([one.text for one in answers]))
+    more = ("--transcripts.every_n_rollouts=1",)
+    more += ("--model.engine.init_args.one_step_ahead=true", "--trainer.max_steps=4", "--trainer.val_check_interval=2")
     assert main(fit(built_in.url, more=more)) == 0
     rows = logged(tmp_path / "run")
     assert [row["train/staleness"] for row in rows] == [0, 1, 1, 1]
@@ -154,6 +161,10 @@ def test_one_step_ahead_is_one_step_stale_and_corrected(
     assert all(row["train/sampling_gap_max"] > 1e-4 for row in rows[1:]), "sampled with the weights of a step before"
     assert corrections[0] < 1e-3
     assert corrections[-1] > 1e-4, "what is learnt from them counts by its ratio"
+    lines = [json.loads(line) for line in (tmp_path / "run" / "transcripts.jsonl").read_text().splitlines()]
+    steps = [[*group] for _, group in itertools.groupby(lines, lambda line: line["rollout"])]
+    trained = [[line["completion"] for line in step] for step in steps]
+    assert ahead == trained[1:], "remote rewards get them while the step before trains"
 
 
 def test_two_ranks_share_a_server(fit: Command, built_in: VLLM, two_ranks: Ranks, tmp_path: Path) -> None:

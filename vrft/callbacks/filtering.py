@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from vrft.training.module import VisionModule
 from vrft.training.sampled import sample_answers
 from vrft.types import Answer, PromptBatch
 from vrft.utils.display import counted
+from vrft.utils.distributed import raise_on_all_ranks
 
 Scores = list[float | None]
 
@@ -88,7 +90,8 @@ class Filter(Callback):
             return []
         warn_of_replaced_images(batch)
         sampled = sample_answers(module, batch, self.samples, module.sampling)
-        scores = module.rewards[self.rule.reward].bounded_scores(sampled.answers, sampled.samples)
+        score = partial(module.rewards[self.rule.reward].bounded_scores, sampled.answers, sampled.samples)
+        scores = raise_on_all_ranks(module.trainer, score)
         if any(score is not None and not math.isfinite(score) for score in scores):
             raise ConfigurationError(f"reward: {self.rule.reward} returned no finite number; see the warning above")
         data, lines = data_of(module.trainer), []

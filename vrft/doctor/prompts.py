@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from vrft.data import RecordData, VisionData
+from vrft.errors import RewardFailed
 from vrft.policy.plain_text import plain_text
 from vrft.policy.processor import load_processor
 from vrft.tasks import Task
@@ -108,6 +109,14 @@ def unlimited_counts(module: VisionModule, batch: PromptBatch) -> Iterator[tuple
 
 
 def check_rewards(module: VisionModule, batch: PromptBatch, console: Console) -> Iterator[str]:
+    """Check that rewards can be computed, and that the correct answer earns the highest one."""
+    try:
+        yield from compare_rewards(module, batch, console)
+    except RewardFailed as error:
+        yield f"rewards: {error}"
+
+
+def compare_rewards(module: VisionModule, batch: PromptBatch, console: Console) -> Iterator[str]:
     """Check that the correct answer earns the highest reward."""
     pairs = list(zip(batch.samples, batch.frames, strict=True))
     completions = {

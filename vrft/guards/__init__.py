@@ -2,7 +2,14 @@
 
 from vrft.guards.answers import DuplicateBoxes, EqualConfidences, NoFormat, SameBox, WholeImage
 from vrft.guards.base import Guard, Observation
-from vrft.guards.training import EntropyCollapse, EqualRewards, GrowingCompletions, Overfitting, TinyUpdates
+from vrft.guards.training import (
+    AgreeableJudge,
+    EntropyCollapse,
+    EqualRewards,
+    GrowingCompletions,
+    Overfitting,
+    TinyUpdates,
+)
 
 GUARDS: tuple[type[Guard], ...] = (
     NoFormat,
@@ -11,6 +18,7 @@ GUARDS: tuple[type[Guard], ...] = (
     GrowingCompletions,
     Overfitting,
     TinyUpdates,
+    AgreeableJudge,
     WholeImage,
     SameBox,
     DuplicateBoxes,

@@ -27,6 +27,9 @@ RELATIVE_DROP, ABSOLUTE_DROP = 0.1, 0.02
 SCORES = ("coco/AP", "lvis/AP", "accuracy", "mIoU", "reward")
 """Watched held-out scores, without `val/`."""
 
+MIN_JUDGE_GAP = 0.02
+"""A judge that likes an answer to the prompt by no more than this above one to another prompt judges nothing."""
+
 MIN_CHANGED_SHARE = 0.05
 """Updates are too small if they change less than this share of the weights."""
 
@@ -89,6 +92,25 @@ class GrowingCompletions(Guard):
         return (
             f"completions grew from {before:.0f} to {now:.0f} tokens, and {truncated:.0%} are truncated at "
             f"model.max_completion_length={seen.limit}; try a higher limit, model.overlong_buffer or a Length reward"
+        )
+
+
+class AgreeableJudge(Guard):
+    """Warns if a policy that judges itself likes answers to other prompts as much as its own."""
+
+    name = "agreeable_judge"
+
+    def note(self, seen: Observation) -> list[float] | None:
+        return numbers(seen, "train/self_preference_gap")
+
+    def judge(self, seen: Observation) -> str | None:
+        gap = mean([gap for (gap,) in self.recent])
+        if gap >= MIN_JUDGE_GAP:
+            return None
+        return (
+            f"the judge's P(yes) of an answer exceeds that of an answer to another prompt by {gap:.3f} on average, so "
+            "it does not tell right answers from wrong ones and the reward of SelfPreference says nothing; try "
+            "judge: reference, another question, or leave the reward out"
         )
 
 

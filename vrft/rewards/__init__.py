@@ -1,4 +1,4 @@
-"""Verifiable rewards: pure functions of an answer and its sample."""
+"""Rewards: scores of an answer by its sample; most are pure functions."""
 
 from vrft.rewards.base import Reward
 from vrft.rewards.consistency import Consistency
@@ -13,9 +13,11 @@ from vrft.rewards.detection import (
 )
 from vrft.rewards.format import Format
 from vrft.rewards.grounding import CentreDistance, GroundingGIoU, GroundingIoU, PaperGroundingGIoU, PointInBox
+from vrft.rewards.judge import Judge
 from vrft.rewards.labels import Accuracy, CountError
 from vrft.rewards.learned import RewardModel
 from vrft.rewards.mazes import MazeLegal, MazeMoves, MazeTarget
+from vrft.rewards.self_preference import SelfPreference
 from vrft.rewards.text import Length, ReasoningPresent, Repetition
 
 __all__ = [
@@ -32,6 +34,7 @@ __all__ = [
     "FunctionReward",
     "GroundingGIoU",
     "GroundingIoU",
+    "Judge",
     "Length",
     "MazeLegal",
     "MazeMoves",
@@ -43,4 +46,5 @@ __all__ = [
     "Repetition",
     "Reward",
     "RewardModel",
+    "SelfPreference",
 ]

@@ -21,6 +21,10 @@ class Reward(ABC):
     """
 
     bounds: ClassVar[tuple[float, float]] = (0.0, 1.0)
+    label_free: bool = False
+    """Whether scores say how good an answer is without the ground truth, so that they can choose among answers."""
+    remote: ClassVar[bool] = False
+    """Whether scores come from another process, whose failure (RewardFailed) ends the run on all ranks."""
 
     def __init__(self, weight: float = 1.0) -> None:
         """Set the weight of the score in the sum of all rewards; 0 logs it without training on it."""
@@ -37,6 +41,12 @@ class Reward(ABC):
     def scores(self, answers: Sequence[Answer], samples: Sequence[Question]) -> Sequence[float | None]:
         """Return the scores of N answers."""
         return [self._score(answer, sample) for answer, sample in zip(answers, samples, strict=True)]
+
+    def ahead(self, answers: Sequence[Answer], samples: Sequence[Question]) -> None:  # noqa: B027
+        """Start to score N answers in the background. Called for a `remote` reward before `scores`, if there is time.
+
+        Completions that are sampled while a step trains are scored meanwhile.
+        """
 
     def load(self) -> None:  # noqa: B027 # most rewards have nothing to load
         """Load models or files that scoring needs. Called once before training starts.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -16,6 +17,7 @@ from vrft.training.objective import Objective
 from vrft.training.oversampling import most_telling
 from vrft.training.rollouts import Generation
 from vrft.training.scoring import parse_completions
+from vrft.training.self_judge import SelfJudge, self_judges
 from vrft.types import PromptBatch, Rollout, ScoredRollout
 
 
@@ -104,8 +106,17 @@ class Collector:
         module.log("train/staleness", float(staleness))
         next_batch = train_loader_of(module.trainer).next_batch
         if next_batch is not None and module.trainer.global_step + self.optimizer_steps != module.trainer.max_steps:
-            module.rollouts.prefetch(next_batch.select(range(len(batch.samples))), generation)
+            prompts = next_batch.select(range(len(batch.samples)))
+            module.rollouts.prefetch(prompts, generation, partial(self.score_ahead, prompts))
         return rollout
+
+    def score_ahead(self, batch: PromptBatch, rollout: Rollout) -> None:
+        """Let remote rewards score the next step's completions while this step trains."""
+        slow = [reward for reward in self.module.rewards.values() if reward.remote]
+        if slow:
+            answers, samples = parse_completions(self.module.task, rollout, batch)
+            for reward in slow:
+                reward.ahead(answers, samples)
 
     def score(self, batch: PromptBatch, rollout: Rollout) -> ScoredRollout:
         """Parse and score the completions."""
@@ -116,6 +127,10 @@ class Collector:
             if self.overlong_buffer:
                 lengths = rollout.mask.sum(1).to(total.device)
                 total = total + overlong_penalty(lengths, module.max_completion_length, self.overlong_buffer)
+            for reward in self_judges(module.rewards)[:1]:
+                assert isinstance(reward.ask, SelfJudge)
+                gap = reward.ask.gap(answers[:: self.num_samples], samples[:: self.num_samples])
+                module.log("train/self_preference_gap", gap, sync_dist=True)
         return ScoredRollout(batch, rollout, answers, rewards, total.view(-1, self.num_samples))
 
     def log(self, scored: ScoredRollout, zero_variance: Tensor, prompts: int) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn, cast
 
@@ -41,9 +42,11 @@ from vrft.training.optimization import Interval, Optimization, OptimizerStep, us
 from vrft.training.progress_bar import phase
 from vrft.training.rollouts import Generation, rollouts_for
 from vrft.training.scoring import HeldOutMeans, models_of, parse_completions, score_answers, scored_samples
+from vrft.training.self_judge import SelfJudge, self_judges
 from vrft.training.step_state import StepState
 from vrft.training.strategies import parallelism_of
 from vrft.types import Answer, PromptBatch, Sample
+from vrft.utils.distributed import raise_on_all_ranks
 
 CPU_THREADING_MIN_PARAMETERS = 10_000_000
 """Below this size a second thread gains nothing, and on a busy machine costs a factor of ten."""
@@ -124,6 +127,8 @@ class VisionModule(LightningModule):
             parallelism_of(self.trainer).load(self.policy, self.keep_reference)
             for reward in self.rewards.values():
                 reward.load()
+            for reward in self_judges(self.rewards):
+                reward.ask = SelfJudge(self, reward)
             self.reward_models.extend(models_of(self.rewards))
             if sum(parameter.numel() for parameter in self.parameters()) < CPU_THREADING_MIN_PARAMETERS:
                 torch.set_num_threads(1)
@@ -235,8 +240,15 @@ class VisionModule(LightningModule):
     test_step = validation_step  # type: ignore[assignment]
 
     def score(self, answers: Sequence[Answer], samples: Sequence[Sample]) -> tuple[dict[str, Tensor], Tensor]:
-        """Return each reward's scores (N,) and their weighted sum (N,), see `score_answers` and `scored_samples`."""
-        return score_answers(self.rewards, answers, samples, self.device)
+        """Return each reward's scores (N,) and their weighted sum (N,), see `score_answers` and `scored_samples`.
+
+        Raises:
+            RewardFailed: a remote reward gave no score, to this rank or to another.
+        """
+        score = partial(score_answers, self.rewards, answers, samples, self.device)
+        if not any(reward.remote for reward in self.rewards.values()):
+            return score()
+        return raise_on_all_ranks(self.trainer, score)
 
     def test_answers(self, batch: PromptBatch) -> list[Answer]:
         """Return greedy answers; those that an interrupted test has written are read back."""

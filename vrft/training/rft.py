@@ -29,6 +29,7 @@ from vrft.training.module import VisionModule
 from vrft.training.moving_reference import following
 from vrft.training.objective import Aggregation, Objective
 from vrft.training.optimization import Interval
+from vrft.training.self_judge import check_self_judges
 from vrft.types import PromptBatch, ScoredRollout
 from vrft.utils.bounds import Fraction, NonNegative
 from vrft.utils.indices import index_on
@@ -200,7 +201,7 @@ class RFT(VisionModule):
         self.entropy_bonus = EntropyBonus(self, entropy_weight, entropy_target, entropy_step)
         self.moving_reference = following(policy, reference_decay, beta)
         self.reference_follows = self.moving_reference is not None
-        self.keep_reference = beta > 0 and not self.reference_follows
+        self.keep_reference = (check_self_judges(rewards, beta) or beta > 0) and not self.reference_follows
         self.prefetches = self.rollouts.prefetches
         self.num_samples = num_samples or num_generations
         counts = self.num_samples, num_generations

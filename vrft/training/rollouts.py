@@ -70,8 +70,8 @@ class Rollouts:
         """Return the rollout that was prefetched for a batch, or else a new one, and its weights' age in steps."""
         return self.generate(batch, generation, on_token), 0
 
-    def prefetch(self, batch: PromptBatch, generation: Generation) -> None:
-        """Start sampling the rollout of the next step."""
+    def prefetch(self, batch: PromptBatch, generation: Generation, then: Callable[[Rollout], None]) -> None:
+        """Start sampling the rollout of the next step; `then` gets it in the thread that has sampled it."""
 
     def begin_step(self) -> None:
         """Forget the measurements of `check`."""
@@ -232,11 +232,17 @@ class RemoteRollouts(Rollouts):
         rollout = raise_on_all_ranks(self.trainer, pending.rollout.result)
         return rollout, generation.key.rollout - pending.step
 
-    def prefetch(self, batch: PromptBatch, generation: Generation) -> None:
+    def prefetch(self, batch: PromptBatch, generation: Generation, then: Callable[[Rollout], None]) -> None:
         """Start sampling the next step's rollout, with the weights that this step begins with."""
         self._update_weights()
         step, key = generation.key.rollout, replace(generation.key, rollout=generation.key.rollout + 1)
-        sample = self._sample(batch, replace(generation, key=key), lambda *_: None)
+        sample_next = self._sample(batch, replace(generation, key=key), lambda *_: None)
+
+        def sample() -> Rollout:
+            rollout = sample_next()
+            then(rollout)
+            return rollout
+
         self.prefetcher.submit([sample.index for sample in batch.samples], step, sample)
 
     def _update_weights(self) -> None:

@@ -1,45 +1,14 @@
-"""An HTTP client that connects only to addresses from the config: it follows no redirects and uses no proxies."""
+"""The HTTP client of a vLLM server."""
 
 from __future__ import annotations
 
-import asyncio
-import copy
-import json
-import math
-import os
-import ssl
-import threading
-import time
-from collections.abc import Mapping
-from concurrent.futures import CancelledError, Future
-from functools import cache
-from typing import Any
-from urllib.parse import urlsplit
-
-import httpx
-
-from vrft.errors import ConfigurationError, RolloutRefused
+from vrft.errors import ConfigurationError
+from vrft.utils.http_client import HttpClient
 from vrft.utils.redact import redact
 
-MAX_RESPONSE_BYTES = 2**28  # G completions with their log-probabilities take a few megabytes
-CLOSING_SECONDS = 0.2  # for closing the connection of a late response
-RETRYABLE_STATUSES = (408, 425, 429)  # of the 4xx: timeout, too early, too many requests
 
-
-class Unavailable(Exception):
-    """The server gave no valid answer; another attempt may succeed."""
-
-
-class Refused(Exception):
-    """The server refused a request; another attempt would be refused too."""
-
-    def __init__(self, status: int, message: str) -> None:
-        super().__init__(f"{status}: {message}")
-        self.status = status
-
-
-class Client:
-    """A client of one server. Each request opens its own connection, so threads can share a client."""
+class Client(HttpClient):
+    """A client of one vLLM server."""
 
     def __init__(self, url: str) -> None:
         """Parse the address.
@@ -47,113 +16,9 @@ class Client:
         Raises:
             ConfigurationError: it is not an http or https address, or has a login or a path that ends with /v1.
         """
-        expected = f"model.engine.urls: expected addresses like http://127.0.0.1:8000, got {redact(url)!r}"
-        try:
-            parts = urlsplit(url)
-            httpx.URL(url)
-        except (ValueError, httpx.InvalidURL) as error:
-            raise ConfigurationError(expected) from error
-        if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
-            raise ConfigurationError(expected)
-        if parts.username is not None or parts.path.rstrip("/").endswith("/v1"):
-            raise ConfigurationError(f"{expected}; without a login and without /v1")
-        self.url = url.rstrip("/")
-        self.deadline = math.inf
-        self.in_flight: set[Future[tuple[int, bytes]]] = set()
-        """Requests without an answer yet, also those of copies."""
-
-    def with_deadline(self, deadline: float) -> Client:
-        """Return a client whose requests end by a time of `time.monotonic`, or up to a second later."""
-        limited = copy.copy(self)
-        limited.deadline = deadline
-        return limited
-
-    def cancel(self) -> None:
-        """End all requests in flight, which raise Unavailable."""
-        for sent in [*self.in_flight]:
-            sent.cancel()
-
-    def request(self, method: str, path: str, body: Mapping[str, Any] | None = None, *, timeout: float) -> bytes:
-        """Send a request and return the body of the response.
-
-        Args:
-            method: GET or POST.
-            path: path of the route.
-            body: content, sent as JSON.
-            timeout: seconds for the whole request, from the name of the host to the last trailer.
-
-        Raises:
-            Unavailable: the connection fails, the response is late, incomplete, too long, or has a status that may
-                change: 5xx, 408, 425 or 429.
-            Refused: the response has another status 4xx.
-            RolloutRefused: the response is a redirect.
-        """
-        timeout = min(timeout, max(1.0, self.deadline - time.monotonic()))
-        data = None if body is None else json.dumps(body).encode()
-        sent = asyncio.run_coroutine_threadsafe(self._send(method, path, data, timeout), _event_loop(os.getpid()))
-        self.in_flight.add(sent)
-        try:
-            status, content = sent.result(timeout + CLOSING_SECONDS)
-        except CancelledError as error:
-            raise Unavailable(f"{self.url}{path}: cancelled") from error
-        except TimeoutError as error:
-            raise Unavailable(f"{self.url}{path}: no complete response within {timeout:.3g} s") from error
-        except (OSError, httpx.HTTPError, httpx.InvalidURL) as error:
-            raise Unavailable(f"{self.url}{path}: {error or type(error).__name__}") from error
-        finally:
-            sent.cancel()  # if this thread was interrupted
-            self.in_flight.discard(sent)
-        return self._content(path, status, content)
-
-    async def _send(self, method: str, path: str, data: bytes | None, timeout: float) -> tuple[int, bytes]:
-        """Send a request and return the status and the body of the response.
-
-        Raises:
-            TimeoutError: the response is late.
-            OSError: it is too long.
-            httpx.HTTPError: the connection fails, or the response is not valid HTTP.
-        """
-        headers = {"Content-Type": "application/json", "Connection": "close", "Accept-Encoding": "identity"}
-        if key := os.environ.get("VLLM_API_KEY"):
-            headers["Authorization"] = f"Bearer {key}"
-        verify = _tls() if self.url.startswith("https") else False
-        async with (
-            asyncio.timeout(timeout),
-            httpx.AsyncClient(verify=verify, trust_env=False, timeout=None) as client,
-            client.stream(method, self.url + path, content=data, headers=headers) as response,
-        ):
-            content = bytearray()
-            async for part in response.aiter_raw():
-                content += part
-                if len(content) > MAX_RESPONSE_BYTES:
-                    raise OSError(f"the response has more than {MAX_RESPONSE_BYTES} bytes")
-            return response.status_code, bytes(content)
-
-    def _content(self, path: str, status: int, content: bytes) -> bytes:
-        if 200 <= status < 300:
-            return content
-        if 300 <= status < 400:
-            raise RolloutRefused(
-                f"model.engine.urls: {self.url} answers {path} with a redirect, which is not followed: name the "
-                "address itself"
+        super().__init__(url, "model.engine.urls", "VLLM_API_KEY")
+        if self.url.endswith("/v1"):
+            raise ConfigurationError(
+                f"model.engine.urls: expected addresses like http://127.0.0.1:8000, got {redact(url)!r}; without a "
+                "login and without /v1"
             )
-        message = " ".join(content[:500].decode(errors="replace").split())
-        if status >= 500 or status in RETRYABLE_STATUSES:
-            raise Unavailable(f"{self.url}{path}: {status}: {message}")
-        raise Refused(status, f"{self.url}{path}: {message}")
-
-
-@cache
-def _event_loop(process: int) -> asyncio.AbstractEventLoop:
-    """Return the loop that sends the requests of a process, in a thread of its own.
-
-    Only an asynchronous request has one deadline for everything, and the thread that waits for it can be interrupted.
-    """
-    loop = asyncio.new_event_loop()
-    threading.Thread(target=loop.run_forever, name=f"http-{process}", daemon=True).start()
-    return loop
-
-
-@cache
-def _tls() -> ssl.SSLContext:
-    return ssl.create_default_context()

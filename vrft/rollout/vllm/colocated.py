@@ -13,12 +13,13 @@ import warnings
 from collections.abc import Callable
 
 from vrft.errors import ConfigurationError, RolloutFailed
-from vrft.rollout.vllm.client import Client, Refused, Unavailable
+from vrft.rollout.vllm.client import Client
 from vrft.rollout.vllm.flags import Colocated
 from vrft.rollout.vllm.process import ServerProcess
 from vrft.rollout.vllm.server import Server
 from vrft.rollout.vllm.status import ServerInfo, is_sleeping
 from vrft.rollout.vllm.weights import Weights
+from vrft.utils.http_client import Refused, Unavailable
 
 POLL_SECONDS = 0.25  # between two questions whether a server is ready
 MAX_ATTEMPTS = 2

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,9 +17,10 @@ from torch.nn.utils.rnn import pad_sequence
 from vrft.errors import RolloutRefused
 from vrft.policy import Policy
 from vrft.rollout.base import Sampling, SamplingKey
-from vrft.rollout.vllm.client import Unavailable
 from vrft.types import Rollout
+from vrft.utils.chat_images import image_part
 from vrft.utils.display import counted
+from vrft.utils.http_client import Unavailable
 
 
 class TokenLogProb(msgspec.Struct):
@@ -153,14 +152,6 @@ def chat(messages: Sequence[dict[str, Any]], images: Sequence[Image.Image]) -> l
         return [next(parts) if item["type"] == "image" else item for item in content]
 
     return [{"role": turn["role"], "content": with_images(turn["content"])} for turn in messages]
-
-
-def image_part(image: Image.Image) -> dict[str, Any]:
-    """Return an image as a part of a message."""
-    buffer = io.BytesIO()
-    image.convert("RGB").save(buffer, "PNG", compress_level=1)
-    url = "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
-    return {"type": "image_url", "image_url": {"url": url}}
 
 
 def request_seed(key: SamplingKey, prompt: int) -> int:

@@ -16,7 +16,7 @@ from vrft.policy import Policy
 from vrft.policy.plain_text import chat_texts, plain_text
 from vrft.policy.processor import shown_images
 from vrft.rollout.base import RemoteEngine, Sampling, SamplingKey
-from vrft.rollout.vllm.client import Client, Unavailable
+from vrft.rollout.vllm.client import Client
 from vrft.rollout.vllm.colocated import SleepingServer, check_combination, check_sleep_mode, checked_clients
 from vrft.rollout.vllm.completions import (
     Completion,
@@ -34,6 +34,7 @@ from vrft.run_dir import RunDir
 from vrft.tasks import Task
 from vrft.types import PromptBatch, Rollout
 from vrft.utils.bounds import NonNegative
+from vrft.utils.http_client import Unavailable
 
 RELEASE_SECONDS = 60.0
 """Seconds for a server to fall asleep at the end of a stage, which may have failed."""

@@ -8,10 +8,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from vrft.errors import ConfigurationError, RolloutRefused
-from vrft.rollout.vllm.client import Client, Refused, Unavailable
+from vrft.rollout.vllm.client import Client
 from vrft.rollout.vllm.completions import Completion, CompletionRequest
 from vrft.rollout.vllm.status import ServerInfo, get_json, model_names
 from vrft.rollout.vllm.weights import Weights
+from vrft.utils.http_client import Refused, Unavailable
 
 SERVER_INFO_TIMEOUT = 60.0  # seconds
 MIN_RETRY_DELAY, MAX_RETRY_DELAY = 0.5, 30.0  # seconds; the delay doubles with each failure

@@ -6,7 +6,8 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from vrft.rollout.vllm.client import Client, Refused, Unavailable
+from vrft.rollout.vllm.client import Client
+from vrft.utils.http_client import Refused, Unavailable
 
 ResponseT = TypeVar("ResponseT")
 

@@ -19,8 +19,9 @@ from torch import Tensor
 
 from vrft.errors import ConfigurationError, RolloutFailed, RolloutRefused
 from vrft.policy import LoRA, Policy
-from vrft.rollout.vllm.client import Client, Refused, Unavailable
+from vrft.rollout.vllm.client import Client
 from vrft.rollout.vllm.status import STATUS_TIMEOUT, Reset, ServerInfo, decode, model_names, weight_version
+from vrft.utils.http_client import Refused, Unavailable
 
 CACHE_RESET_ROUTES = ("/reset_prefix_cache", "/reset_mm_cache", "/reset_encoder_cache")
 """Routes that clear keys and values, processed images and image features, which depend on the old weights."""

@@ -1,0 +1,131 @@
+"""The policy as its own judge, against a plain forward of the model."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Trainer
+from PIL import Image
+
+from tests.helpers import CSV_ONLY, UNJUDGED, Command
+from tests.helpers.answers import answers
+from tests.training.test_rft import logged
+from vrft.__main__ import main
+from vrft.errors import ConfigurationError
+from vrft.guards import Observation
+from vrft.guards.training import AgreeableJudge
+from vrft.policy import Policy
+from vrft.rewards import SelfPreference
+from vrft.tasks import ClassificationTask
+from vrft.training.self_judge import SelfJudge
+from vrft.types import Sample
+
+ASK = "{question} {completion} is the digit {yes} {no}"
+TASK = ClassificationTask("Classify the digit")
+
+
+@pytest.fixture(scope="module")
+def policy() -> Policy:
+    found = Policy("tiny-digits", dtype="float32")
+    found.load(keep_reference=True)
+    return found.eval()
+
+
+def judge_of(policy: Policy, limit: int = 16384, **settings: Any) -> SelfJudge:
+    reward = SelfPreference(**{"question": ASK, "approval": "This", "disapproval": "No"} | settings)
+    module: Any = SimpleNamespace(
+        policy=policy,
+        task=TASK,
+        encoder=policy.encoder(TASK),
+        device=torch.device("cpu"),
+        optimization=SimpleNamespace(max_tokens_per_micro_batch=limit),
+        trainer=Trainer(accelerator="cpu", logger=False, enable_checkpointing=False),
+    )
+    return SelfJudge(module, reward)
+
+
+def plain(policy: Policy, model: Any, image: Image.Image, completion: str, yes: str = "This") -> float:
+    text = f"Classify the digit {completion} is the digit {yes} No"
+    chat = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": text}]}]
+    rendered = policy.processor.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
+    inputs = policy.processor(text=[rendered], images=[image], return_tensors="pt")
+    ids = policy.tokenizer.convert_tokens_to_ids([yes, "No"])
+    with torch.no_grad():
+        return float(model(**inputs).logits[0, -1, ids].float().softmax(0)[0])
+
+
+def sample(shade: int) -> Sample:
+    return Sample(shade, (Image.linear_gradient("L").resize((56, 56)).rotate(shade).convert("RGB"),), shade, "", "one")
+
+
+@pytest.mark.parametrize("limit", [16384, 30], ids=["together", "one by one"])
+def test_probabilities_are_those_of_a_plain_forward(policy: Policy, limit: int) -> None:
+    first, second = sample(0), sample(90)
+    texts = ["one", "two", "{yes}", "one", "one"]
+    about = [first, first, first, second, first]
+    expected = [plain(policy, policy.base, one.image, text) for text, one in zip(texts, about, strict=True)]
+    judge = judge_of(policy, limit)
+    assert judge(answers(*texts), about) == pytest.approx(expected, abs=1e-5)
+    assert len({round(value, 5) for value in expected}) == 4
+    assert judge(answers("one"), [replace(first, query="elsewhere")]) == pytest.approx(expected[:1], abs=1e-5)
+    gap = (expected[1] + expected[3] - expected[0] - plain(policy, policy.base, second.image, "two")) / 2
+    assert judge.gap(answers("two", "one"), [first, second]) == pytest.approx(gap, abs=1e-5)
+    empty = plain(policy, policy.base, first.image, "")
+    assert judge.gap(answers("one"), [first]) == pytest.approx(expected[0] - empty, abs=1e-5)
+
+
+def test_the_reference_judges_as_at_the_start_and_the_policy_as_it_is(policy: Policy) -> None:
+    about = [sample(0)]
+    before = judge_of(policy)(answers("one"), about)
+    weight = policy.base.get_input_embeddings().weight
+    kept = weight.detach().clone()
+    with torch.no_grad():
+        weight.add_(torch.randn(weight.shape, generator=torch.Generator().manual_seed(0)))
+    try:
+        assert judge_of(policy)(answers("one"), about) == before
+        expected = plain(policy, policy.base, about[0].image, "one")
+        assert judge_of(policy, judge="policy")(answers("one"), about) == pytest.approx([expected], abs=1e-5)
+        assert expected != pytest.approx(before[0], abs=1e-3)
+    finally:
+        weight.data.copy_(kept)
+
+
+def test_a_run_learns_what_its_reference_likes(quick_fit: Command, tmp_path: Path) -> None:
+    reward = "{class_path: SelfPreference, init_args: {approval: This, disapproval: 'No'}}"
+    fit = quick_fit(CSV_ONLY, UNJUDGED, f"--model.rewards.self={reward}", "--model.beta=0", "--trainer.max_steps=1")
+    assert main(fit) == 0
+    row = logged(tmp_path / "run")
+    assert 0 < row["train/reward/self"][0] < 1
+    assert -1 < row["train/self_preference_gap"][0] < 1
+
+
+def test_words_and_settings_without_a_meaning_are_refused(
+    policy: Policy, quick_fit: Command, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(ConfigurationError, match="tokenizer does not know 'Yes'"):
+        judge_of(policy, approval="Yes")
+    with pytest.raises(ConfigurationError, match="expected another word than disapproval='No', got 'No'"):
+        judge_of(policy, approval="No")
+    with pytest.raises(ConfigurationError, match=r"SelfPreference\.question: expected \{completion\}"):
+        judge_of(policy, question="good?")
+    with pytest.raises(ConfigurationError, match="expected a policy to ask"):
+        SelfPreference().score(answers("one")[0], sample(0))
+    reward = "{class_path: SelfPreference, init_args: {judge: policy}}"
+    assert main(quick_fit(CSV_ONLY, f"--model.rewards.self={reward}", "--model.beta=0")) == 2
+    assert "model.beta: expected above 0 with SelfPreference.judge=policy" in capsys.readouterr().err
+
+
+def test_a_guard_warns_of_a_judge_that_likes_any_answer() -> None:
+    def said(gap: float) -> str | None:
+        guard = AgreeableJudge()
+        seen = Observation({"train/self_preference_gap": torch.tensor(gap)})
+        return [guard.watch(seen) for _ in range(guard.min_steps)][-1]
+
+    assert said(0.3) is None
+    assert "exceeds that of an answer to another prompt by 0.010 on average" in str(said(0.01))
+    assert AgreeableJudge().watch(Observation({"train/reward": torch.tensor(1.0)})) is None

@@ -1,0 +1,140 @@
+"""Ask the policy, or its reference, about answers: the model's part of `vrft.rewards.SelfPreference`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from vrft.errors import ConfigurationError
+from vrft.policy.plain_text import plain_text
+from vrft.rewards import Reward, SelfPreference
+from vrft.tasks import Task
+from vrft.training.strategies import parallelism_of
+from vrft.types import Answer, PromptBatch, Question, Sample
+
+if TYPE_CHECKING:
+    from vrft.training.module import VisionModule
+
+
+class Asked(Task):
+    """Asks the query as it is."""
+
+    prompt, form = "{query}", ""
+
+    def question(self, sample: Question, frame: object) -> str:
+        return sample.query
+
+    def reasoning_text(self, sample: Question) -> str:
+        return ""
+
+    def read(self, content: str, sample: Question, frame: object) -> None:
+        return None
+
+
+def self_judges(rewards: Mapping[str, Reward]) -> list[SelfPreference]:
+    """Return the rewards that ask the policy."""
+    return [reward for reward in rewards.values() if isinstance(reward, SelfPreference)]
+
+
+def check_self_judges(rewards: Mapping[str, Reward], beta: float) -> bool:
+    """Return whether one of the rewards asks the reference.
+
+    Raises:
+        ConfigurationError: the policy judges itself, and nothing holds it near the reference.
+    """
+    trained = [reward for reward in self_judges(rewards) if reward.weight]
+    if beta == 0 and any(reward.judge == "policy" for reward in trained):
+        raise ConfigurationError(
+            "model.beta: expected above 0 with SelfPreference.judge=policy, which drifts with the policy that it judges"
+        )
+    return any(reward.judge == "reference" for reward in self_judges(rewards))
+
+
+class SelfJudge:
+    """Asks the model of a module about answers."""
+
+    def __init__(self, module: VisionModule, reward: SelfPreference) -> None:
+        """Take the words that the model may reply.
+
+        Raises:
+            ConfigurationError: the tokenizer doesn't know them, or ranks share their weights.
+        """
+        if parallelism_of(module.trainer).waits_for_all_ranks:
+            raise ConfigurationError("SelfPreference: expected whole weights on each rank, not trainer.strategy=FSDP2")
+        self.module, self.reward = module, reward
+        words = (reward.approval, reward.disapproval)
+        self.replies = [list(ids) for ids in plain_text(module.policy.processor).ids(words)]
+        unknown = module.policy.tokenizer.unk_token_id
+        for word, ids in zip(words, self.replies, strict=True):
+            if not ids or (unknown is not None and unknown in ids):
+                raise ConfigurationError(f"SelfPreference: the policy's tokenizer does not know {word!r}, a reply")
+        if self.replies[0] == self.replies[1]:
+            raise ConfigurationError(f"SelfPreference: the replies {words[0]!r} and {words[1]!r} are the same tokens")
+
+    def __call__(self, answers: Sequence[Answer], samples: Sequence[Question]) -> list[float]:
+        """Return P(yes) / (P(yes) + P(no)) of N answers, (N,). Equal answers to a sample are asked about once."""
+        pairs: dict[tuple[int, str], Sample] = {}
+        for answer, sample in zip(answers, samples, strict=True):
+            assert isinstance(sample, Sample)
+            pairs.setdefault((id(sample), answer.text), sample)
+        asked = [self._asked(text, sample) for (_, text), sample in pairs.items()]
+        scores = dict(zip(pairs, self._scores(asked), strict=True))
+        return [scores[id(sample), answer.text] for answer, sample in zip(answers, samples, strict=True)]
+
+    def gap(self, answers: Sequence[Answer], samples: Sequence[Sample]) -> float:
+        """Return how much more the judge likes an answer to each prompt than an answer to the next one, on average.
+
+        Args:
+            answers: an answer to each of P prompts; of a single prompt, the other answer is empty.
+            samples: the P samples.
+        """
+        others = [*answers[1:], answers[0] if len(answers) > 1 else replace(answers[0], text="")]
+        own, other = self(answers, samples), self(others, samples)
+        return sum(own) / len(own) - sum(other) / len(other)
+
+    def _asked(self, completion: str, sample: Sample) -> Sample:
+        """Return a sample whose query is the question about an answer."""
+        task, frame = self.module.task, self.module.encoder.frame(sample.image)
+        question = task.image_note(sample) + task.question(sample, frame)
+        return replace(sample, query=self.reward.text(question, completion), examples=())
+
+    @torch.no_grad()
+    def _scores(self, asked: Sequence[Sample]) -> list[float]:
+        module, policy = self.module, self.module.policy
+        encoder = replace(module.encoder, task=Asked())
+        length = max(map(len, self.replies))
+        ids, mask = torch.zeros(2, length, dtype=torch.long), torch.zeros(2, length, dtype=torch.long)
+        for row, reply in enumerate(self.replies):
+            ids[row, : len(reply)], mask[row, : len(reply)] = torch.tensor(reply), 1
+        ids, mask = ids.to(module.device), mask.to(module.device)
+        by_reference = self.reward.judge == "reference"
+        scores: list[float] = []
+        with policy.reference_on_device() if by_reference else nullcontext():
+            for batch in self._batches(encoder(list(asked))):
+                rows = len(batch.inputs)
+                log_probs, _ = policy(
+                    batch.inputs, ids.repeat(rows, 1), mask.repeat(rows, 1), 1.0, reference=by_reference, entropy=False
+                )  # (2 P, T)
+                yes, no = log_probs.sum(1).view(rows, 2).double().cpu().T
+                scores += (yes - no).sigmoid().tolist()
+        return scores
+
+    def _batches(self, prompts: PromptBatch) -> Iterator[PromptBatch]:
+        """Yield prompts on the device, as many as a micro-batch may have tokens."""
+        module, limit = self.module, self.module.optimization.max_tokens_per_micro_batch
+        start, tokens = 0, 0
+        lengths = [prompt["input_ids"].shape[1] for prompt in prompts.inputs]
+        for end in range(1, len(lengths) + 1):
+            tokens += lengths[end - 1]
+            if end == len(lengths) or tokens + lengths[end] > limit:
+                part = module.policy.compare_prompts(prompts.select(range(start, end)))
+                yield module.policy.prepare(part.map(self._moved))
+                start, tokens = end, 0
+
+    def _moved(self, key: str, value: Tensor) -> Tensor:
+        return value if key.endswith("_grid_thw") else value.to(self.module.device)
