@@ -8,12 +8,12 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
 
 from vrft.errors import ConfigurationError
 from vrft.policy.plain_text import plain_text
 from vrft.rewards import Reward, SelfPreference
 from vrft.tasks import Task
+from vrft.training.fresh_prompts import prepared_prompts
 from vrft.training.strategies import parallelism_of
 from vrft.types import Answer, PromptBatch, Question, Sample
 
@@ -132,9 +132,5 @@ class SelfJudge:
         for end in range(1, len(lengths) + 1):
             tokens += lengths[end - 1]
             if end == len(lengths) or tokens + lengths[end] > limit:
-                part = module.policy.compare_prompts(prompts.select(range(start, end)))
-                yield module.policy.prepare(part.map(self._moved))
+                yield prepared_prompts(module.policy, prompts.select(range(start, end)), module.device)
                 start, tokens = end, 0
-
-    def _moved(self, key: str, value: Tensor) -> Tensor:
-        return value if key.endswith("_grid_thw") else value.to(self.module.device)

@@ -1,0 +1,18 @@
+"""Prompts that no loader has encoded: made ready for a forward of the policy."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from vrft.policy import Policy
+from vrft.types import PromptBatch
+
+
+def prepared_prompts(policy: Policy, prompts: PromptBatch, device: torch.device) -> PromptBatch:
+    """Return an encoder's prompts on a device, with positions and, if the vision tower is frozen, image features."""
+
+    def moved(key: str, value: Tensor) -> Tensor:
+        return value if key.endswith("_grid_thw") else value.to(device)
+
+    return policy.prepare(policy.compare_prompts(prompts).map(moved))

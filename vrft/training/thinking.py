@@ -1,0 +1,88 @@
+"""Answers after a limited number of thinking tokens, after T1 (arXiv 2501.11651): thinking is cut and closed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from vrft.policy.plain_text import plain_text
+from vrft.policy.prompts import TOKEN_TYPE_KEYS, Prompt
+from vrft.rollout import Sampling
+from vrft.training.fresh_prompts import prepared_prompts
+from vrft.training.module import VisionModule
+from vrft.training.progress_bar import phase
+from vrft.training.rollouts import Generation
+from vrft.types import Answer, PromptBatch
+
+ENDING = "</think><answer>"
+"""What ends thinking that is cut, and begins the answer."""
+
+
+class Cut(NamedTuple):
+    """An answer after at most so many thinking tokens, and the number of thinking tokens that it has."""
+
+    answer: Answer
+    tokens: int
+
+
+def answers_within(module: VisionModule, batch: PromptBatch, greedy: Sequence[Answer], budget: int) -> list[Cut]:
+    """Return an answer to each of P prompts after at most `budget` tokens of thinking.
+
+    Thinking that ends by itself within the budget leaves the greedy answer as it is. Other thinking is cut after
+    `budget` tokens and closed, and the policy answers, greedily.
+
+    Args:
+        module: the module that answers.
+        batch: P prompts.
+        greedy: their greedy answers, with token ids.
+        budget: tokens between the beginning of the completion and the end of the thinking.
+    """
+    lengths = [thinking_tokens(module, answer) for answer in greedy]
+    found = [Cut(answer, length) for answer, length in zip(greedy, lengths, strict=True)]
+    cut = [p for p, length in enumerate(lengths) if length > budget]
+    if not cut:
+        return found
+    ending = plain_text(module.policy.processor).ids([ENDING])[0]
+    starts = [[*(greedy[p].token_ids or ())[:budget], *ending] for p in cut]
+    chosen = batch.select(cut)
+    prompts = module.encoder(chosen.samples)
+    inputs = [continued(prompt, ids) for prompt, ids in zip(prompts.inputs, starts, strict=True)]
+    prepared = prepared_prompts(module.policy, PromptBatch(prompts.samples, prompts.frames, inputs), module.device)
+    length = module.max_completion_length
+    generation = Generation(1, length, Sampling(greedy=True), module.sampling_key())
+    with phase(module.trainer, f"answers after {budget} tokens", length) as advance:
+        rollout = module.rollouts.generate(prepared, generation, advance)
+    for p, ids, text, sample, frame in zip(cut, starts, rollout.texts, chosen.samples, chosen.frames, strict=True):
+        begun = torch.tensor([ids])
+        thought = module.policy.decode(begun, torch.ones_like(begun))[0]
+        found[p] = Cut(module.task.parse(thought + text, sample, frame), budget)
+    return found
+
+
+def thinking_tokens(module: VisionModule, answer: Answer) -> int:
+    """Return the number of a completion's tokens before the end of its thinking, all if it never ends."""
+    ids = torch.tensor([answer.token_ids or ()], dtype=torch.long)
+    low, high = 0, ids.shape[1]
+    while low < high:  # the fewest tokens that have the end
+        middle = (low + high) // 2
+        text = module.policy.decode(ids[:, :middle], torch.ones_like(ids[:, :middle]))[0]
+        low, high = (low, middle) if "</think>" in text else (middle + 1, high)
+    ended = "</think>" in answer.text
+    return max(0, low - len(plain_text(module.policy.processor).ids(["</think>"])[0])) if ended else ids.shape[1]
+
+
+def continued(prompt: Prompt, ids: Sequence[int]) -> Prompt:
+    """Return a prompt, as the encoder has made it, followed by the first tokens of a completion."""
+    more = torch.tensor([ids], dtype=torch.long)
+
+    def longer(key: str, value: Tensor) -> Tensor:
+        if key == "input_ids":
+            return torch.cat([value, more.to(value)], 1)
+        fill = torch.ones_like(more) if key == "attention_mask" else torch.zeros_like(more)
+        return torch.cat([value, fill.to(value)], 1)
+
+    token_keys = ("input_ids", "attention_mask", *TOKEN_TYPE_KEYS)
+    return {key: longer(key, value) if key in token_keys else value for key, value in prompt.items()}
