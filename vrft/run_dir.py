@@ -21,6 +21,12 @@ RESAMPLED = "resampled_{}.json"
 INFERENCE_SCALING = "inference_scaling.json"
 """Curves over the number of sampled answers in the folder of a test."""
 
+BY = "by "
+"""Beginning of the name of a curve whose answer a reward chooses, before the reward's name."""
+
+THINKING_BUDGET = "thinking_budget.json"
+"""Quality of answers over the number of thinking tokens in the folder of a test."""
+
 UNSHARDED = "run.pt"
 """Name of the unsharded part of a sharded checkpoint, in its folder."""
 

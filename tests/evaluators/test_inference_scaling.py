@@ -64,8 +64,10 @@ def test_boxes_that_most_answers_have_are_averaged() -> None:
 
 
 def test_curves_are_means_over_questions_with_intervals_over_images() -> None:
-    one = Sampled("a", [0.0, 0.6, 1.0, 0.2], [-1.0, -2.0, -3.0, -0.5], {1: 0.45, 2: 0.5, 4: 0.7})
-    two = Sampled("b", [0.0, 0.0, 0.0, 0.0], [-1.0, -1.0, -1.0, -1.0], {1: 0.0, 2: 0.0, 4: 0.0})
+    one = Sampled(
+        "a", [0.0, 0.6, 1.0, 0.2], [-1.0, -2.0, -3.0, -0.5], {1: 0.45, 2: 0.5, 4: 0.7}, {"judge": [0.1, 0.2, 0.9, 0.3]}
+    )
+    two = Sampled("b", [0.0, 0.0, 0.0, 0.0], [-1.0, -1.0, -1.0, -1.0], {1: 0.0, 2: 0.0, 4: 0.0}, {"judge": [0.5] * 4})
     found = curves([one, two], success=0.5, resamples=50, seed=0)
     assert sizes(4) == [*found["pass"]] == [1, 2, 4]
     assert found["pass"][1].value == pytest.approx(0.25)
@@ -74,18 +76,28 @@ def test_curves_are_means_over_questions_with_intervals_over_images() -> None:
     assert found["likeliest"][4].value == pytest.approx(0.1)
     assert found["best"][1].value == found["likeliest"][1].value == pytest.approx(0.225)
     assert found["vote"][4] == (pytest.approx(0.35), 0.0, pytest.approx(0.7))
+    assert found["by judge"][4].value == pytest.approx((1.0 + 0.0) / 2)  # the answer with the largest score
+    assert found["by judge"][1].value == pytest.approx(0.225)
 
 
 def test_a_test_with_samples_writes_the_same_curves_for_any_batch(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     found = []
-    for batch in (2, 5):
-        command = ["test", *short_fit(tmp_path, CSV_ONLY)[1:], "--samples=3", f"--data.eval_batch_size={batch}"]
-        assert main([*command, f"--run_dir={tmp_path}/{batch}"]) == 0
-        (file,) = (tmp_path / str(batch)).glob("evaluation/test-*/inference_scaling.json")
+    judge = "{class_path: SelfPreference, init_args: {approval: This, disapproval: 'No', weight: 0}}"
+    for name, batch, more in (("test", 2, ["--budgets=[0,64]"]), ("validate", 5, [])):
+        command = [name, *short_fit(tmp_path, CSV_ONLY)[1:], "--samples=3", f"--data.eval_batch_size={batch}"]
+        assert main([*command, *more, f"--model.rewards.self={judge}", f"--run_dir={tmp_path}/{name}"]) == 0
+        (file,) = (tmp_path / name).glob("evaluation/*/inference_scaling.json")
         found.append(json.loads(file.read_text()))
     first, second = found
+    assert [*first["curves"]] == ["pass", "best", "likeliest", "vote", "by self"]
+    (file,) = (tmp_path / "validate").glob("evaluation/*/answers.jsonl")
+    greedy = [json.loads(line)["score"] for line in file.read_text().splitlines()]
+    (file,) = (tmp_path / "test").glob("evaluation/*/thinking_budget.json")
+    thinking = json.loads(file.read_text())
+    assert thinking["curve"]["64"][0] == pytest.approx(mean(greedy), abs=1e-4)  # no thinking is cut
+    assert thinking["tokens"]["0"] == 0 < thinking["tokens"]["64"] < 64
     assert first["questions"] == second["questions"] > 6
     for name, points in first["curves"].items():
         for k, point in points.items():
@@ -97,7 +109,7 @@ def test_a_test_with_samples_writes_the_same_curves_for_any_batch(
 
 @pytest.mark.parametrize(
     ("option", "said"),
-    [("--samples=0", "samples: expected at least 2, got 0"), ("--against=base", "samples: expected 1 with against")],
+    [("--samples=0", "samples: expected at least 2, got 0"), ("--against=base", "samples: expected none with against")],
 )
 def test_samples_without_a_meaning_are_refused(
     option: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]

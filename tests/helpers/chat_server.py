@@ -25,6 +25,15 @@ FAULTS = {
 """Status and body of a response, by the name of the fault. The body of a refusal ends with the key that was sent."""
 
 
+class QuietServer(ThreadingHTTPServer):
+    """Says nothing of clients that hang up."""
+
+    daemon_threads = True
+
+    def handle_error(self, *_: object) -> None:
+        pass
+
+
 class ChatServer:
     """Answers with `mark` of the mean grey of the image and the text; `faults` come first, one per request.
 
@@ -42,8 +51,7 @@ class ChatServer:
         class Handler(Routes):
             chat = server
 
-        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.http.daemon_threads = True
+        self.http = QuietServer(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.http.server_port}/v1"
         threading.Thread(target=self.http.serve_forever, args=(0.02,), daemon=True).start()
 

@@ -38,15 +38,9 @@ def policy() -> Policy:
 
 def judge_of(policy: Policy, limit: int = 16384, **settings: Any) -> SelfJudge:
     reward = SelfPreference(**{"question": ASK, "approval": "This", "disapproval": "No"} | settings)
-    module: Any = SimpleNamespace(
-        policy=policy,
-        task=TASK,
-        encoder=policy.encoder(TASK),
-        device=torch.device("cpu"),
-        optimization=SimpleNamespace(max_tokens_per_micro_batch=limit),
-        trainer=Trainer(accelerator="cpu", logger=False, enable_checkpointing=False),
-    )
-    return SelfJudge(module, reward)
+    optimization: Any = SimpleNamespace(max_tokens_per_micro_batch=limit)
+    trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+    return SelfJudge(reward, policy, TASK, optimization, trainer)
 
 
 def plain(policy: Policy, model: Any, image: Image.Image, completion: str, yes: str = "This") -> float:

@@ -1,7 +1,9 @@
-"""`test --samples`: several sampled answers to each question, and what they are worth together."""
+"""`test` and `validate --samples`: several sampled answers to each question, and what they are worth together."""
 
 from __future__ import annotations
 
+import math
+from functools import partial
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -16,8 +18,10 @@ from vrft.evaluators.base import evaluation_folder, evaluators_of, gather
 from vrft.evaluators.inference_scaling import Sampled, curves, sizes, vote
 from vrft.rollout import Sampling
 from vrft.run_dir import INFERENCE_SCALING
+from vrft.training.module import VisionModule
 from vrft.training.sampled import sample_answers
 from vrft.types import Answer, PromptBatch, Sample
+from vrft.utils.distributed import raise_on_all_ranks
 from vrft.utils.files import write_json
 from vrft.utils.intervals import Interval
 
@@ -28,9 +32,10 @@ RESAMPLES = 200
 
 
 class SampledAnswers(Callback):
-    """Samples answers beside the greedy ones of a test, at temperature 1, and writes curves over their number.
+    """Samples answers beside the greedy ones of an evaluation, at temperature 1, and writes curves over their number.
 
-    The first evaluator that knows how good an answer is, judges. The random numbers of a question depend on the seed
+    The first evaluator that knows how good an answer is, judges. Rewards that need no ground truth choose among the
+    answers. The random numbers of a question depend on the seed
     and its number in the data alone, so any number of ranks and any batch size samples the same answers.
     """
 
@@ -59,10 +64,13 @@ class SampledAnswers(Callback):
         sampled = sample_answers(module, batch, self.samples, Sampling())
         answers, rollout = sampled.answers, sampled.rollout
         log_probs = (rollout.log_probs * rollout.mask).sum(1).tolist()
+        scores = label_free_scores(module, answers, sampled.samples)
         for p, sample in enumerate(batch.samples):
             if data.is_owned_by_rank(sample):
                 rows = slice(p * self.samples, (p + 1) * self.samples)
-                self.questions[sample.index] = judged(evaluator, answers[rows], log_probs[rows], sample)
+                found = judged(evaluator, answers[rows], log_probs[rows], sample)
+                found.scores = {name: values[rows] for name, values in scores.items()}
+                self.questions[sample.index] = found
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         questions = gather(self.questions, trainer.world_size)
@@ -76,15 +84,37 @@ class SampledAnswers(Callback):
         write_json(folder / INFERENCE_SCALING, {"questions": len(ordered), "success": SUCCESS, "curves": content})
         Console().print(table_of(found, len(ordered)))
 
+    on_validation_epoch_start = on_test_epoch_start
+    on_validation_batch_end = on_test_batch_end
+    on_validation_epoch_end = on_test_epoch_end
+
+
+def label_free_scores(module: VisionModule, answers: list[Answer], samples: list[Sample]) -> dict[str, list[float]]:
+    """Return the scores (N,) of each reward that needs no ground truth; -1 where it does not apply."""
+    found = {}
+    for name, reward in module.rewards.items():
+        if not reward.label_free:
+            continue
+        scores = raise_on_all_ranks(module.trainer, partial(reward.bounded_scores, answers, samples))
+        if any(score is not None and not math.isfinite(score) for score in scores):
+            raise ConfigurationError(f"model.rewards.{name}: expected finite scores; see the warning above")
+        found[name] = [-1.0 if score is None else score for score in scores]
+    return found
+
+
+def quality_of(evaluator: Evaluator[Any], answer: Answer, sample: Sample) -> float:
+    """Return how good an answer is. Raise ConfigurationError if the evaluator does not know."""
+    value = evaluator.quality(evaluator.row(answer, sample))
+    if value is None:
+        raise ConfigurationError(f"samples: {type(evaluator).__name__} does not say how good an answer is")
+    return value
+
 
 def judged(evaluator: Evaluator[Any], answers: list[Answer], log_probs: list[float], sample: Sample) -> Sampled:
     """Return the qualities of the n answers to a question, and of the votes of the first k, the next k and so on."""
 
     def quality(answer: Answer) -> float:
-        value = evaluator.quality(evaluator.row(answer, sample))
-        if value is None:
-            raise ConfigurationError(f"samples: {type(evaluator).__name__} does not say how good an answer is")
-        return value
+        return quality_of(evaluator, answer, sample)
 
     found = Sampled(sample.image_id, [quality(answer) for answer in answers], log_probs)
     for k in sizes(len(answers)):

@@ -20,7 +20,7 @@ from vrft.run_dir import THINKING_BUDGET
 from vrft.training.thinking import answers_within
 from vrft.types import Id, PromptBatch
 from vrft.utils.files import write_json
-from vrft.utils.intervals import Interval, mean_over_images
+from vrft.utils.intervals import Interval, bootstrap_draws, mean_over_images
 
 Row = tuple[Id, list[tuple[float, int]]]
 """Image of a question, with the quality of its answer and the number of thinking tokens for each budget."""
@@ -72,7 +72,8 @@ class ThinkingBudget(Callback):
             by_image: dict[Id, list[float]] = defaultdict(list)
             for image_id, values in rows:
                 by_image[image_id].append(values[number][0])
-            curve[budget] = mean_over_images([*by_image.values()], RESAMPLES, vision_module(pl_module).seed)
+            draws = bootstrap_draws(len(by_image), RESAMPLES, vision_module(pl_module).seed)
+            curve[budget] = mean_over_images([*by_image.values()], draws)
             tokens[budget] = sum(values[number][1] for _, values in rows) / len(rows)
         folder = evaluation_folder(trainer)
         folder.mkdir(parents=True, exist_ok=True)

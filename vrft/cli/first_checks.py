@@ -28,7 +28,7 @@ FIELDS = frozenset(
 OPTIONS = FIELDS | {
     *("config", "help", "print_config", "ckpt_path", "weights_only", "verbose"),
     *("against", "resamples", "samples", "images", "query", "split", "draw", "gpu_memory", "probe"),
-    *("reward", "success", "lowest", "highest"),
+    *("reward", "success", "lowest", "highest", "budgets"),
 }
 """Options of some command, without the fields below them."""
 

@@ -49,6 +49,7 @@ OWN = {
   --against base|FILE               compare with the base, a checkpoint or a results file, on the same images
   --resamples INT                   bootstrap samples per interval of the comparison (200)
   --samples INT                     sample so many answers to each question, for pass@k, votes, the likeliest of k (1)
+  --budgets '[INT, ...]'            cut the thinking after so many tokens, and judge the answers that follow
   --ckpt_path last|FILE             the checkpoint to test (default: the base)
 """,
     "doctor": """
@@ -73,6 +74,7 @@ OWN = {
   --ckpt_path last|FILE             resume a run
 """,
     "validate": """
+  --samples INT                     sample so many answers to each question, as in `test` (1)
   --ckpt_path last|FILE             the checkpoint to evaluate (default: the base)
 """,
 }

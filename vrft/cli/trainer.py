@@ -13,6 +13,7 @@ from rich.table import Column, Table
 
 from vrft.callbacks.filtering import Filter
 from vrft.callbacks.sampled_answers import SampledAnswers
+from vrft.callbacks.thinking_budget import ThinkingBudget
 from vrft.cli.compare import compare_checkpoints
 from vrft.cli.doctor import run_doctor
 from vrft.data import RecordData, VisionData
@@ -75,6 +76,7 @@ class CommandTrainer(VisionTrainer):
         verbose: bool = True,
         datamodule: VisionData | None = None,
         weights_only: bool | None = None,
+        samples: int = 1,
     ) -> Any:
         """Evaluate a checkpoint on the held-out images.
 
@@ -85,7 +87,10 @@ class CommandTrainer(VisionTrainer):
             verbose: print the scores.
             datamodule: the data.
             weights_only: load checkpoints without running code.
+            samples: answers to sample to each question beside the greedy one, as in `test`; 1: none.
         """
+        if samples != 1:
+            self.callbacks.append(SampledAnswers(samples))
         found = super().validate(model, dataloaders, ckpt_path, False, datamodule, weights_only)
         if verbose and self.is_global_zero:
             show_scores(found)
@@ -102,6 +107,7 @@ class CommandTrainer(VisionTrainer):
         against: str | None = None,
         resamples: int = 200,
         samples: int = 1,
+        budgets: list[int] | None = None,
     ) -> Any:
         """Evaluate a checkpoint on held-out images, or compare two.
 
@@ -116,11 +122,15 @@ class CommandTrainer(VisionTrainer):
             resamples: bootstrap samples per interval of the comparison.
             samples: answers to sample to each question beside the greedy one, for pass@k, votes and the likeliest of k;
                 1: none.
+            budgets: numbers of thinking tokens after which thinking is cut and the answer asked for.
         """
+        for name, given in {"samples": samples != 1, "budgets": budgets is not None}.items():
+            if given and against is not None:
+                raise ConfigurationError(f"{name}: expected none with against, which compares greedy answers")
         if samples != 1:
-            if against is not None:
-                raise ConfigurationError("samples: expected 1 with against, which compares greedy answers")
             self.callbacks.append(SampledAnswers(samples))
+        if budgets is not None:
+            self.callbacks.append(ThinkingBudget(budgets))
         silent = partial(
             super().test, model, dataloaders, verbose=False, datamodule=datamodule, weights_only=weights_only
         )

@@ -9,8 +9,9 @@ from math import comb
 
 from vrft.answers import normalise_label
 from vrft.boxes import iou_matrix
+from vrft.run_dir import BY
 from vrft.types import Answer, Detection, Id, Target
-from vrft.utils.intervals import Interval, bootstrap_draws, interval
+from vrft.utils.intervals import Interval, bootstrap_draws, mean_over_images
 
 SAME_BOX = 0.55
 """IoU from which two boxes are of the same object (weighted boxes fusion, arXiv 1910.13302)."""
@@ -24,6 +25,7 @@ class Sampled:
     qualities: list[float]  # n, from 0 to 1
     log_probs: list[float]  # n, of whole completions
     votes: dict[int, float] = field(default_factory=dict)  # by k, the mean quality of the votes of k answers each
+    scores: dict[str, list[float]] = field(default_factory=dict)  # by reward, n scores that need no ground truth
 
 
 def sizes(n: int) -> list[int]:
@@ -130,6 +132,7 @@ def curves(questions: Sequence[Sampled], success: float, resamples: int, seed: i
         best       quality of the best of k answers, which only the truth can tell
         likeliest  quality of the answer with the largest probability
         vote       quality of the vote of k answers
+        by NAME    quality of the answer with the largest score in a reward that needs no ground truth
 
     At k = 1, all but `pass` are the mean quality of a sampled answer.
     """
@@ -137,17 +140,14 @@ def curves(questions: Sequence[Sampled], success: float, resamples: int, seed: i
     for question in questions:
         by_image[question.image_id].append(question)
     images, n = [*by_image.values()], len(questions[0].qualities)
+    names = ["pass", "best", "likeliest", "vote", *(f"{BY}{name}" for name in questions[0].scores)]
     draws = bootstrap_draws(len(images), resamples, seed)
-    found: dict[str, dict[int, Interval]] = defaultdict(dict)
-    for k in sizes(n):
-        for name in ("pass", "best", "likeliest", "vote"):
-            sums = [(sum(value_of(name, one, k, success) for one in image), len(image)) for image in images]
-            means = [
-                sum(total for total, _ in part) / sum(count for _, count in part)
-                for part in [sums, *([sums[i] for i in draw] for draw in draws)]
-            ]
-            found[name][k] = interval(means[0], means[1:])
-    return dict(found)
+
+    def curve(name: str) -> dict[int, Interval]:
+        values = {k: [[value_of(name, one, k, success) for one in image] for image in images] for k in sizes(n)}
+        return {k: mean_over_images(some, draws) for k, some in values.items()}
+
+    return {name: curve(name) for name in names}
 
 
 def value_of(name: str, one: Sampled, k: int, success: float) -> float:
@@ -156,4 +156,6 @@ def value_of(name: str, one: Sampled, k: int, success: float) -> float:
         return one.votes[k]
     if name == "likeliest":
         return best_of(one.qualities, k, one.log_probs)
+    if name.startswith(BY):
+        return best_of(one.qualities, k, one.scores[name.removeprefix(BY)])
     return best_of([float(q >= success) for q in one.qualities] if name == "pass" else one.qualities, k)

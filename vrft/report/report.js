@@ -234,14 +234,14 @@ function calibration() {
 
 // ----------------------------------------------------------------------------------------------- sampled answers
 
-// A curve over the number of sampled answers, each twice the last, with its intervals as an area.
-function overAnswers({ name, meaning, points }) {
+// A curve over the number of sampled answers or of thinking tokens, at equal distances, with its intervals as an area.
+function overAnswers({ name, meaning, unit, points }) {
   const left = 40, top = 10, width = 260, height = 140;
   const sx = (i) => left + (points.length > 1 ? (width * i) / (points.length - 1) : width / 2), sy = (y) => top + height * (1 - y);
   const line = (values) => values.map(([i, y], at) => `${at ? "L" : "M"}${sx(i).toFixed(1)} ${sy(y).toFixed(1)}`).join("");
   const upper = points.map((point, i) => [i, point[3]]), lower = points.map((point, i) => [i, point[2]]).reverse();
   const last = points[points.length - 1];
-  const says = `${name}: ${score(points[0][1])} with ${plural(points[0][0], "answer")}, ${score(last[1])} with ${last[0]}`;
+  const says = `${name}: ${score(points[0][1])} with ${plural(points[0][0], unit)}, ${score(last[1])} with ${last[0]}`;
   return h("figure", { class: "chart" },
     h("figcaption", {}, h("div", { class: "chart-title" }, h("strong", {}, says)), h("p", {}, meaning)),
     svg("svg", { role: "img", "aria-label": says, viewBox: `0 0 ${left + width + 20} ${top + height + 22}` },
@@ -252,11 +252,11 @@ function overAnswers({ name, meaning, points }) {
       svg("path", { class: "line c0", d: line(points.map((point, i) => [i, point[1]])) }),
       points.map((point, i) => [
         svg("text", { class: "tick", x: sx(i), y: top + height + 16, "text-anchor": "middle" }, String(point[0])),
-        svg("circle", { class: "point c0", cx: sx(i), cy: sy(point[1]), r: 3 }, svg("title", {}, `${plural(point[0], "answer")}: ${score(point[1])} [${score(point[2])}, ${score(point[3])}]`))])));
+        svg("circle", { class: "point c0", cx: sx(i), cy: sy(point[1]), r: 3 }, svg("title", {}, `${plural(point[0], unit)}: ${score(point[1])} [${score(point[2])}, ${score(point[3])}]`))])));
 }
 
 function scaling() {
-  return DATA.scaling.length > 0 && section("scaling", "Sampled answers", "What several answers to one question are worth, by their number, from one set of samples. Areas are 95 % intervals over images.",
+  return DATA.scaling.length > 0 && section("scaling", "Sampled answers", "What several answers to one question are worth, by their number, from one set of samples, and answers after limited thinking. Areas are 95 % intervals over images.",
     DATA.scaling.flatMap(({ evaluation, questions, curves: some }) => [h("h3", { class: "hostile" }, `${evaluation}, ${plural(questions, "question")}`), h("div", { class: "charts few" }, some.map(overAnswers))]));
 }
 

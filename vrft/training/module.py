@@ -128,7 +128,7 @@ class VisionModule(LightningModule):
             for reward in self.rewards.values():
                 reward.load()
             for reward in self_judges(self.rewards):
-                reward.ask = SelfJudge(self, reward)
+                reward.ask = SelfJudge(reward, self.policy, self.task, self.optimization, self.trainer)
             self.reward_models.extend(models_of(self.rewards))
             if sum(parameter.numel() for parameter in self.parameters()) < CPU_THREADING_MIN_PARAMETERS:
                 torch.set_num_threads(1)

@@ -5,20 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import torch
+from lightning.pytorch import Trainer
 
 from vrft.errors import ConfigurationError
+from vrft.policy import Policy
 from vrft.policy.plain_text import plain_text
 from vrft.rewards import Reward, SelfPreference
 from vrft.tasks import Task
 from vrft.training.fresh_prompts import prepared_prompts
+from vrft.training.optimization import Optimization
 from vrft.training.strategies import parallelism_of
 from vrft.types import Answer, PromptBatch, Question, Sample
-
-if TYPE_CHECKING:
-    from vrft.training.module import VisionModule
 
 
 class Asked(Task):
@@ -56,20 +55,29 @@ def check_self_judges(rewards: Mapping[str, Reward], beta: float) -> bool:
 
 
 class SelfJudge:
-    """Asks the model of a module about answers."""
+    """Asks a policy, or its reference, about answers."""
 
-    def __init__(self, module: VisionModule, reward: SelfPreference) -> None:
+    def __init__(
+        self, reward: SelfPreference, policy: Policy, task: Task, optimization: Optimization, trainer: Trainer
+    ) -> None:
         """Take the words that the model may reply.
+
+        Args:
+            reward: the question, the replies and who judges.
+            policy: the policy.
+            task: words the questions that were answered.
+            optimization: says how many tokens a forward may have.
+            trainer: the trainer of the run.
 
         Raises:
             ConfigurationError: the tokenizer doesn't know them, or ranks share their weights.
         """
-        if parallelism_of(module.trainer).waits_for_all_ranks:
+        if parallelism_of(trainer).waits_for_all_ranks:
             raise ConfigurationError("SelfPreference: expected whole weights on each rank, not trainer.strategy=FSDP2")
-        self.module, self.reward = module, reward
+        self.reward, self.policy, self.task, self.optimization = reward, policy, task, optimization
         words = (reward.approval, reward.disapproval)
-        self.replies = [list(ids) for ids in plain_text(module.policy.processor).ids(words)]
-        unknown = module.policy.tokenizer.unk_token_id
+        self.replies = [list(ids) for ids in plain_text(policy.processor).ids(words)]
+        unknown = policy.tokenizer.unk_token_id
         for word, ids in zip(words, self.replies, strict=True):
             if not ids or (unknown is not None and unknown in ids):
                 raise ConfigurationError(f"SelfPreference: the policy's tokenizer does not know {word!r}, a reply")
@@ -99,19 +107,19 @@ class SelfJudge:
 
     def _asked(self, completion: str, sample: Sample) -> Sample:
         """Return a sample whose query is the question about an answer."""
-        task, frame = self.module.task, self.module.encoder.frame(sample.image)
+        task, frame = self.task, self.policy.encoder(self.task).frame(sample.image)
         question = task.image_note(sample) + task.question(sample, frame)
         return replace(sample, query=self.reward.text(question, completion), examples=())
 
     @torch.no_grad()
     def _scores(self, asked: Sequence[Sample]) -> list[float]:
-        module, policy = self.module, self.module.policy
-        encoder = replace(module.encoder, task=Asked())
+        policy = self.policy
+        encoder = replace(policy.encoder(self.task), task=Asked())
         length = max(map(len, self.replies))
         ids, mask = torch.zeros(2, length, dtype=torch.long), torch.zeros(2, length, dtype=torch.long)
         for row, reply in enumerate(self.replies):
             ids[row, : len(reply)], mask[row, : len(reply)] = torch.tensor(reply), 1
-        ids, mask = ids.to(module.device), mask.to(module.device)
+        ids, mask = ids.to(policy.device), mask.to(policy.device)
         by_reference = self.reward.judge == "reference"
         scores: list[float] = []
         with policy.reference_on_device() if by_reference else nullcontext():
@@ -126,11 +134,10 @@ class SelfJudge:
 
     def _batches(self, prompts: PromptBatch) -> Iterator[PromptBatch]:
         """Yield prompts on the device, as many as a micro-batch may have tokens."""
-        module, limit = self.module, self.module.optimization.max_tokens_per_micro_batch
-        start, tokens = 0, 0
+        limit, start, tokens = self.optimization.max_tokens_per_micro_batch, 0, 0
         lengths = [prompt["input_ids"].shape[1] for prompt in prompts.inputs]
         for end in range(1, len(lengths) + 1):
             tokens += lengths[end - 1]
             if end == len(lengths) or tokens + lengths[end] > limit:
-                yield prepared_prompts(module.policy, prompts.select(range(start, end)), module.device)
+                yield prepared_prompts(self.policy, prompts.select(range(start, end)), self.policy.device)
                 start, tokens = end, 0

@@ -36,6 +36,21 @@ def bootstrap_draws(size: int, resamples: int, seed: int) -> list[list[int]]:
     return [[rng.choice(range(size)) for _ in range(size)] for _ in range(resamples)]
 
 
+def mean_over_images(images: Sequence[Sequence[float]], draws: Sequence[Sequence[int]]) -> Interval:
+    """Return the mean of all values, with its 95 % interval.
+
+    Args:
+        images: the values of each image.
+        draws: bootstrap samples of images, by their positions.
+    """
+    sums = [(sum(values), len(values)) for values in images]
+
+    def mean(parts: Sequence[tuple[float, int]]) -> float:
+        return sum(total for total, _ in parts) / sum(count for _, count in parts)
+
+    return interval(mean(sums), [mean([sums[i] for i in draw]) for draw in draws])
+
+
 def interval(value: float, resampled: Sequence[float]) -> Interval:
     """Return a value with the bounds of the middle 95 % of its resampled values."""
     ordered = sorted(resampled)
