@@ -9,7 +9,7 @@ from torch import nn
 
 from vrft.doctor.memory import RESERVE
 from vrft.doctor.phases import GB, Estimate, Phases, Stored, Workload
-from vrft.doctor.shape import model_shape
+from vrft.doctor.shape import FLOAT32_BYTES, model_shape
 from vrft.policy.whole_modules import check_whole_modules, chosen_modules
 
 if TYPE_CHECKING:
@@ -30,12 +30,14 @@ class Way(NamedTuple):
     quantized: bool = False
     optimizer: float = 8  # bytes of optimizer state per weight that trains: two numbers in float32
     reference: bool = False  # a frozen copy
+    item: int = FLOAT32_BYTES  # bytes of a weight that trains
 
 
 WAYS = (
     Way("LoRA, nf4", lora=True, quantized=True),
     Way("LoRA", lora=True),
     Way("all, Adafactor, beta=0", lora=False, optimizer=0.01),
+    Way("all, bf16, 8 bits", lora=False, optimizer=2.03, item=torch.bfloat16.itemsize),
     Way("all, AdamW, beta=0", lora=False),
     Way("all, AdamW, beta>0", lora=False, reference=True),
 )
@@ -147,7 +149,8 @@ def weights(way: Way, sizes: Sizes, rank: int) -> Stored:
     item = torch.bfloat16.itemsize
     if not way.lora:
         reference = item * sizes.all if way.reference else 0
-        return Stored(sizes.all, 0, reference, sizes.linear, way.optimizer, tower_trains=True)
+        copied = sizes.linear if way.item != item else 0
+        return Stored(sizes.all, 0, reference, copied, way.optimizer, tower_trains=True, item=way.item)
     four_bits = sizes.quantizable if way.quantized else 0
     frozen = item * (sizes.all - four_bits) + FOUR_BIT_BYTES * four_bits
     frozen += item * sizes.largest if way.quantized else 0  # a layer's weights while it computes

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import math
+import zipfile
 from collections.abc import Iterator
 
 import torch
@@ -80,7 +82,7 @@ def estimate(module: VisionModule, data: VisionData, batch: PromptBatch) -> Esti
     """Estimate the bytes of each phase of a run."""
     policy = module.policy
     shape = model_shape(policy.base.config, policy.dtype)
-    stored = stored_weights(policy, optimizer_bytes(module))
+    stored = stored_weights(policy, optimizer_bytes(module, policy.trained_dtype))
     if module.reference_follows and not policy.offload_reference:
         stored = stored._replace(reference=FLOAT32_BYTES * stored.trained)
     lora, checkpointing = policy.lora is not None, policy.reader.gradient_checkpointing
@@ -103,6 +105,7 @@ def stored_weights(policy: Policy, optimizer: float) -> Stored:
         copied=copied_weights(policy.base, policy.dtype),
         optimizer=optimizer,
         tower_trains=not policy.frozen_vision,
+        item=policy.trained_dtype.itemsize,
         modules=sum(copy.numel() for _, copy in copies_by_original(policy.model)),
     )
 
@@ -128,14 +131,17 @@ def workload(module: VisionModule, data: VisionData, batch: PromptBatch) -> Work
     )
 
 
-def optimizer_bytes(module: VisionModule) -> float:
-    """Measure the bytes of optimizer state per parameter, by a step on a small matrix."""
-    matrix = nn.Parameter(torch.zeros(512, 512))
+def optimizer_bytes(module: VisionModule, dtype: torch.dtype = torch.float32) -> float:
+    """Measure the bytes of optimizer state per parameter, by a step on a small matrix of a dtype."""
+    matrix = nn.Parameter(torch.zeros(512, 512, dtype=dtype))
     optimizer = module.optimizer_callable([matrix])
     matrix.grad = torch.zeros_like(matrix)
     optimizer.step()
     kept = [value for value in optimizer.state[matrix].values() if isinstance(value, torch.Tensor)]
-    return sum(value.numel() * value.element_size() for value in kept) / matrix.numel()
+    file = io.BytesIO()  # with the tensors inside of torchao's
+    torch.save(kept, file)
+    with zipfile.ZipFile(file) as archive:
+        return sum(part.file_size for part in archive.infolist() if "/data/" in part.filename) / matrix.numel()
 
 
 def copied_weights(model: nn.Module, dtype: torch.dtype) -> int:

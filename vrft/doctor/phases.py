@@ -31,6 +31,7 @@ class Stored(NamedTuple):
     optimizer: float  # bytes of optimizer state per weight
     tower_trains: bool
     modules: int = 0  # weights of whole modules that train beside adapters
+    item: int = FLOAT32_BYTES  # bytes of a weight that trains
 
 
 class Part(NamedTuple):
@@ -89,15 +90,15 @@ class Phases:
         """Bytes of other processes on the same GPU."""
         self.awake = 0.0
         """Bytes of a server on the same GPU while it samples: optimizer states and the reference then leave the GPU."""
-        # Trained embeddings are float32, and with them the sum of the layers' outputs, which norms keep.
-        self.residual = shape.hidden * (shape.bytes if lora else FLOAT32_BYTES)
+        # Trained embeddings have their dtype, and with them the sum of the layers' outputs, which norms keep.
+        self.residual = shape.hidden * (shape.bytes if lora else stored.item)
 
     def estimate(self) -> Estimate:
         """Return what stays and the peak of each phase."""
         stored, shape, load = self.stored, self.shape, self.load
-        gradients = FLOAT32_BYTES * stored.trained
+        gradients = stored.item * stored.trained
         stays = {
-            "policy": FLOAT32_BYTES * stored.trained + stored.frozen,
+            "policy": stored.item * stored.trained + stored.frozen,
             "optimizer": stored.optimizer * stored.trained,
             "reference": stored.reference,
             "decoding weights": float(shape.bytes * stored.copied),
@@ -189,7 +190,7 @@ class Phases:
         shape = self.shape
         logits = min(part.rows * self.load.completion_tokens, LOGITS_CHUNK) * shape.vocabulary
         frozen = self.lora and not self.stored.modules  # the head may be one of them
-        gradients = 0 if frozen else logits * shape.bytes + shape.vocabulary * shape.hidden * FLOAT32_BYTES
+        gradients = 0 if frozen else logits * shape.bytes + shape.vocabulary * shape.hidden * self.stored.item
         return max(LOGITS_COPIES * logits * FLOAT32_BYTES, gradients)
 
     def casts(self) -> float:

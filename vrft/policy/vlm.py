@@ -26,7 +26,7 @@ from vrft.policy.reading import Reader
 from vrft.policy.reference import lock_pages, on_device, reference_of, trained_values
 from vrft.policy.sharding import decoder_modules, done_on_all_ranks, fsdp_modules, full_state_dict, unshard
 from vrft.policy.texts import completion_texts, completion_token_texts
-from vrft.policy.weights import frozen_copy, own_weights
+from vrft.policy.weights import check_trained_dtype, frozen_copy, own_weights
 from vrft.tasks import Task
 from vrft.types import PromptBatch, Rollout
 from vrft.utils.bounds import Decimals
@@ -39,7 +39,8 @@ if TYPE_CHECKING:
 class Policy(nn.Module):
     """A Hugging Face vision-language model with its processor.
 
-    Trained weights are float32 for any `dtype`: bfloat16 weights do not change at a learning rate of 1e-6.
+    Trained weights are float32 for any `dtype`: bfloat16 weights do not change at a learning rate of 1e-6, unless the
+    optimizer rounds stochastically (`trained_dtype`).
     """
 
     model: nn.Module
@@ -53,6 +54,7 @@ class Policy(nn.Module):
         lora: LoRA | None = None,
         freeze_vision: bool = False,
         dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16",
+        trained_dtype: Literal["float32", "bfloat16"] = "float32",
         quantize: Literal["nf4"] | None = None,
         min_pixels: int | None = None,
         max_pixels: int | None = None,
@@ -73,6 +75,8 @@ class Policy(nn.Module):
             freeze_vision: do not train the vision tower and its projector; each image is then encoded once a step.
             dtype: dtype of the computation, and of weights that are not trained; float16 is for GPUs without bfloat16
                 and scales losses.
+            trained_dtype: dtype of the weights that train and their gradients; bfloat16 needs an optimizer that rounds
+                stochastically, `dtype` bfloat16, no `lora` and one process.
             quantize: keep the language model's linear layers in four bits (QLoRA); only adapters can then be trained.
                 Checkpoints that bitsandbytes has quantised are loaded in four bits without it.
             min_pixels: smaller images are enlarged to this area; default: the checkpoint's own.
@@ -94,6 +98,8 @@ class Policy(nn.Module):
         self.checkpoint = find_checkpoint(checkpoint)
         self.lora, self.quantize, self.freeze_vision = lora, quantize, freeze_vision
         self.dtype, self.limits = getattr(torch, dtype), ImageLimits(min_pixels, max_pixels, max_tiles)
+        self.trained_dtype = getattr(torch, trained_dtype)
+        check_trained_dtype(self.trained_dtype, self.dtype, adapters=lora is not None)
         self.reader = Reader(
             self.checkpoint,
             adapters=lora is not None,
@@ -119,7 +125,7 @@ class Policy(nn.Module):
         """Read the checkpoint. `keep_reference`: keep a frozen copy as the reference; with LoRA none is needed."""
         with fitting_in_memory("model.policy.checkpoint", self.checkpoint):
             self.read(keep_reference)
-            own_weights(self.models, self.dtype)
+            own_weights(self.models, self.dtype, self.trained_dtype)
             if self.reference is not None and self.offload_reference:
                 lock_pages(self.reference, self.device)
             if self.lora is not None and self.lora.adapter is not None and keep_reference:

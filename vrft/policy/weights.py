@@ -10,7 +10,25 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from vrft.errors import ConfigurationError
+
 Model = TypeVar("Model", bound=nn.Module)
+TRAINED_DTYPE = "model.policy.trained_dtype"
+
+
+def check_trained_dtype(trained: torch.dtype, dtype: torch.dtype, adapters: bool) -> None:
+    """Raise ConfigurationError for trained weights in bfloat16 beside a computation or frozen weights in another dtype.
+
+    Args:
+        trained: dtype of the weights that train.
+        dtype: dtype of the computation.
+        adapters: adapters train, not the model's own weights.
+    """
+    if trained != torch.float32 and (adapters or dtype != trained):
+        raise ConfigurationError(
+            f"{TRAINED_DTYPE}: bfloat16 is for training all weights with model.policy.dtype=bfloat16, without "
+            "model.policy.lora; expected float32"
+        )
 
 
 @contextmanager
@@ -42,19 +60,19 @@ def replace_parameters(module: nn.Module, make: Callable[[nn.Parameter], nn.Para
             setattr(owner, name, made)
 
 
-def final_dtype(parameter: Tensor, dtype: torch.dtype) -> torch.dtype:
-    """Return the dtype that a parameter has in training: float32 if it is trained, otherwise `dtype`.
+def final_dtype(parameter: Tensor, dtype: torch.dtype, trained: torch.dtype = torch.float32) -> torch.dtype:
+    """Return the dtype that a parameter has in training: `trained` if it is trained, otherwise `dtype`.
 
     Weights in four bits keep theirs.
     """
     if not parameter.is_floating_point():
         return parameter.dtype
-    return torch.float32 if parameter.requires_grad else dtype
+    return trained if parameter.requires_grad else dtype
 
 
 @torch.no_grad()
-def own_weights(modules: Iterable[nn.Module], dtype: torch.dtype) -> None:
-    """Give each parameter memory of its own, in float32 if it is trained and in `dtype` otherwise.
+def own_weights(modules: Iterable[nn.Module], dtype: torch.dtype, trained: torch.dtype) -> None:
+    """Give each parameter memory of its own, in the dtype `trained` if it is trained and in `dtype` otherwise.
 
     A reference in the policy's dtype shares its memory and would be trained with it. On a CPU, weights that were read
     in their stored dtype are the file itself, mapped to memory: a run would change with the file.
@@ -63,7 +81,7 @@ def own_weights(modules: Iterable[nn.Module], dtype: torch.dtype) -> None:
     for module in modules:
         for parameter in module.parameters():
             shared = parameter.device.type == "cpu" or parameter.data_ptr() in used
-            parameter.data = parameter.data.to(final_dtype(parameter, dtype), copy=shared)
+            parameter.data = parameter.data.to(final_dtype(parameter, dtype, trained), copy=shared)
             used.add(parameter.data_ptr())
 
 

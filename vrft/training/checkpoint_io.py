@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import pickle
 import re
 import struct
+import sys
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,9 @@ from vrft.errors import ConfigurationError
 from vrft.run_dir import UNSHARDED, is_sharded
 from vrft.training.sharded_checkpoint import load_whole
 from vrft.utils.files import atomic_write, remove_folder
+
+LOW_BIT_OPTIMIZERS = "torchao.optim"
+"""Module that allows `torch.load` to make tensors of its classes when it is imported."""
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -68,7 +73,9 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             raise ConfigurationError(f"ckpt_path: {path} is not a checkpoint, or it is incomplete")
         check_sums(path)
         try:
-            checkpoint = torch.load(path, map_location or "cpu", weights_only=True)
+            checkpoint = load_tensors(path, map_location or "cpu")
+        except ConfigurationError:
+            raise
         except pickle.UnpicklingError as error:
             found = re.search(r"GLOBAL ([\w.]+)", str(error))
             code = f"code: {found[1]}" if found else "code"
@@ -78,6 +85,27 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         if not isinstance(checkpoint, dict) or not {"state_dict", "optimizer_states"} <= checkpoint.keys():
             raise ConfigurationError(f"ckpt_path: {path} is not a checkpoint of a run: it has no optimizer_states")
         return checkpoint
+
+
+def load_tensors(path: Path, map_location: Any) -> Any:
+    """Read a file without running code of it. States of torchao's optimizers are tensors of classes that it allows.
+
+    Raises:
+        ConfigurationError: it has such states, and torchao is not installed.
+        pickle.UnpicklingError: loading it would run code.
+    """
+    try:
+        return torch.load(path, map_location, weights_only=True)
+    except pickle.UnpicklingError as error:
+        if f"GLOBAL {LOW_BIT_OPTIMIZERS}." not in str(error) or LOW_BIT_OPTIMIZERS in sys.modules:
+            raise
+        try:
+            importlib.import_module(LOW_BIT_OPTIMIZERS)
+        except ImportError as missing:
+            raise ConfigurationError(
+                f"ckpt_path: {path} has states of torchao's optimizers: pip install 'torchao>=0.18,<0.19'"
+            ) from missing
+    return torch.load(path, map_location, weights_only=True)
 
 
 def check_sums(path: str | Path) -> None:

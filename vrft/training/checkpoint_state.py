@@ -8,7 +8,7 @@ from typing import Any
 
 from lightning.pytorch.cli import LRSchedulerCallable
 from lightning.pytorch.utilities.types import LRSchedulerConfig
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from vrft.errors import ConfigurationError
@@ -55,6 +55,14 @@ def check_state_names(found: set[str], expected: set[str]) -> None:
         )
 
 
+def set_learning_rate(group: dict[str, Any], rate: Any) -> None:
+    """Set the learning rate of a group of parameters; one that is a tensor, as torchao keeps it, stays a tensor."""
+    if isinstance(group["lr"], Tensor):
+        group["lr"].fill_(rate)
+    else:
+        group["lr"] = rate
+
+
 def use_configured_settings(
     optimizer: Optimizer, schedulers: Sequence[LRSchedulerConfig], make_scheduler: LRSchedulerCallable | None
 ) -> None:
@@ -64,7 +72,9 @@ def use_configured_settings(
     """
     for group in optimizer.param_groups:
         group.pop("initial_lr", None)
-        group.update(optimizer.defaults)
+        rate = group["lr"]
+        group.update(optimizer.defaults, lr=rate)
+        set_learning_rate(group, optimizer.defaults["lr"])
     if optimizer.defaults.get("fused"):  # without fused kernels, Adam's steps are on the CPU
         for parameter, state in optimizer.state.items():
             state["step"] = state["step"].to(parameter.device)

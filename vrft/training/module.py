@@ -44,6 +44,7 @@ from vrft.training.rollouts import Generation, rollouts_for
 from vrft.training.scoring import HeldOutMeans, models_of, parse_completions, score_answers, scored_samples
 from vrft.training.self_judge import SelfJudge, self_judges
 from vrft.training.step_state import StepState
+from vrft.training.stochastic_rounding import check_rounding
 from vrft.training.strategies import parallelism_of
 from vrft.types import Answer, PromptBatch, Sample
 from vrft.utils.distributed import raise_on_all_ranks
@@ -122,6 +123,7 @@ class VisionModule(LightningModule):
     def configure_model(self) -> None:
         check_precision(self.trainer)
         check_device(self.trainer.strategy.root_device, self.policy.dtype)
+        check_rounding(self.policy, self.trainer, self.optimizer_callable, self.reference_follows)
         if self.policy.processor is None:
             self.policy.reader.check_turns(data_of(self.trainer).images_per_turn())
             parallelism_of(self.trainer).load(self.policy, self.keep_reference)

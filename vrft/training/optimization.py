@@ -129,7 +129,7 @@ class Optimization:
             parameters = [parameter for parameter in module.parameters() if parameter.grad is not None]
             norm = torch.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm)
             norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
-            learning_rate = optimizer.param_groups[0]["lr"]
+            learning_rate = float(optimizer.param_groups[0]["lr"])  # torchao keeps a tensor, which the schedule changes
             finite = strategy.reduce_boolean_decision(bool(self.finite & norm.isfinite()), all=True)
             losses_finite = finite or strategy.reduce_boolean_decision(bool(self.finite), all=True)
             if finite:
