@@ -37,7 +37,7 @@ def fit(quick_fit: Command) -> Command:
 
     def command(*urls: str, more: tuple[str, ...] = ()) -> list[str]:
         words = [CSV_ONLY, "--data.batch_size=2", "--model.num_generations=4", "--model.max_completion_length=24"]
-        words += ["--trainer.limit_val_batches=1", "--model.lr_scheduler=null"]
+        words += ["--trainer.limit_val_batches=1", "--model.lr_scheduler=null", "--data.val_size=1"]
         if urls:
             words += ["--config", "engine/vllm"]
             words += [f"--model.engine.init_args.urls=[{', '.join(urls)}]"]
@@ -94,8 +94,7 @@ def test_other_weights_on_the_server_end_the_run_before_training(
     assert not (tmp_path / "run" / "checkpoints" / "last.ckpt").exists()
 
 
-@pytest.mark.parametrize("command", ["validate", "predict"])
-@pytest.mark.parametrize("config", ["quickstart", "quickstart_sft"])
+@pytest.mark.parametrize(("command", "config"), [("validate", "quickstart_sft"), ("predict", "quickstart")])
 def test_other_weights_on_the_server_are_not_evaluated(
     command: str, config: str, fit: Command, fakes: Callable[..., VLLM], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -108,33 +107,32 @@ def test_other_weights_on_the_server_are_not_evaluated(
     assert "log-probabilities differ from the trainer's by" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("images", [pytest.param(12, id="in-an-epoch"), pytest.param(1, id="at-the-start-of-an-epoch")])
 def test_a_run_without_answers_saves_and_resumes_like_an_uninterrupted_run(
-    images: int,
-    fit: Command,
-    built_in: VLLM,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
+    fit: Command, built_in: VLLM, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A clock that is put forward by an hour with each error stands for the wait for an answer."""
+    """It ends in an epoch and, resumed, at the start of the next one; an epoch has three steps.
+
+    A clock that is put forward by an hour with each error stands for the wait for an answer.
+    """
     late, monotonic = [0.0], time.monotonic
     monkeypatch.setattr("vrft.rollout.vllm.engine.time.monotonic", lambda: monotonic() + late[0])
     built_in.on_error = lambda: late.__setitem__(0, late[0] + 3600.0)
-    steps = ("--trainer.max_steps=4", "--trainer.limit_val_batches=0", f"--data.train_size={images}")
+    steps = ("--trainer.max_steps=4", "--trainer.limit_val_batches=0", "--data.train_size=2", "--data.batch_size=1")
     assert main(fit(built_in.url, more=(*steps, f"--run_dir={tmp_path}/whole"))) == 0
-    capsys.readouterr()
-    command = fit(built_in.url, more=steps)
-    built_in.faults.extend([""] * 4 + ["500"] * 20)
-    assert main(command) == 1
-    said = capsys.readouterr().out
-    assert "stopped: no server answered the prompt of sample" in said
-    assert "last.ckpt" in said
-    assert not files_of_weights(tmp_path / "run")
-    assert "--ckpt_path last" in said
-    built_in.faults.clear()
-    assert main([*command, "--ckpt_path=last"]) == 0
-    whole, parts = logged(tmp_path / "whole"), logged(tmp_path / "run") + logged(tmp_path / "run", 1)
+    whole = logged(tmp_path / "whole")
+    assert [row["epoch"] for row in whole] == [0, 0, 0, 1]
+    for answers, resumed in ((1, ()), (2, ("--ckpt_path=last",))):
+        capsys.readouterr()
+        built_in.faults.extend([""] * answers + ["500"] * 20)
+        assert main([*fit(built_in.url, more=steps), *resumed]) == 1
+        said = capsys.readouterr().out
+        assert "stopped: no server answered the prompt of sample" in said
+        assert "last.ckpt" in said
+        assert not files_of_weights(tmp_path / "run")
+        assert "--ckpt_path last" in said
+        built_in.faults.clear()
+    assert main([*fit(built_in.url, more=steps), "--ckpt_path=last"]) == 0
+    parts = [row for version in range(3) for row in logged(tmp_path / "run", version)]
     steps_of = {row["step"]: comparable(row) for row in parts}
     assert [steps_of[row["step"]] for row in whole] == [pytest.approx(comparable(row), abs=1e-4) for row in whole]
 
@@ -153,10 +151,10 @@ def test_one_step_ahead_is_one_step_stale_and_corrected(
     monkeypatch.setattr(Format, "remote", True)
     monkeypatch.setattr(Format, "ahead", lambda _, answers, samples: ahead.append([one.text for one in answers]))
     more = ("--transcripts.every_n_rollouts=1",)
-    more += ("--model.engine.init_args.one_step_ahead=true", "--trainer.max_steps=4", "--trainer.val_check_interval=2")
+    more += ("--model.engine.init_args.one_step_ahead=true", "--trainer.max_steps=3", "--trainer.val_check_interval=2")
     assert main(fit(built_in.url, more=more)) == 0
     rows = logged(tmp_path / "run")
-    assert [row["train/staleness"] for row in rows] == [0, 1, 1, 1]
+    assert [row["train/staleness"] for row in rows] == [0, 1, 1]
     assert rows[0]["train/sampling_gap_max"] < 1e-4
     assert all(row["train/sampling_gap_max"] > 1e-4 for row in rows[1:]), "sampled with the weights of a step before"
     assert corrections[0] < 1e-3

@@ -113,7 +113,8 @@ def test_a_checkpoint_of_torchao_says_what_to_install(tmp_path: Path, monkeypatc
     module: Any = ModuleType("torchao.optim.states")
     module.State = type("State", (), {"__module__": module.__name__})
     with monkeypatch.context() as patched:
-        patched.setitem(sys.modules, module.__name__, module)
+        for name in ("torchao", "torchao.optim", module.__name__):
+            patched.setitem(sys.modules, name, module)
         torch.save({"state_dict": {}, "optimizer_states": [module.State()]}, tmp_path / "last.ckpt")
     with pytest.raises(ConfigurationError, match=r"last\.ckpt has states of torchao's optimizers: pip install"):
         AtomicCheckpointIO().read(tmp_path / "last.ckpt")
