@@ -224,6 +224,42 @@ def token_seconds(model: Model, clock: Clock, work: Work, nodes: float) -> float
     return max(clock.device(2 * matrices * work.rows, moved), nodes * clock.speeds.node)
 
 
+TRL_ROWS = 8
+"""Completions in a micro-batch of TRL, whose kernels were counted."""
+
+
+def trl_step_seconds(model: Model, full: bool, gpu: Gpu, work: Work, counts: Counts, speeds: Speeds) -> float:
+    """Return the seconds of TRL's step by the same clock.
+
+    Each completion has its prompt and images for itself: in the rollout, the reference and the update. Decoding
+    launches each kernel from Python.
+    """
+    clock, scale = Clock(gpu, speeds), model.shape.layers / COUNTED_LAYERS
+    rounds, length = -(-work.rows // TRL_ROWS), work.prompt_tokens + work.completion_tokens
+
+    def counted(name: str, times: int = 1) -> dict[str, float]:
+        return {kind: times * scale * counts[name][kind] for kind in ("launches", "syncs")}
+
+    def text(tokens: float) -> float:
+        attention = attention_operations(model.shape, model.config, work.rows * tokens, tokens / 2)
+        return 2 * model.sizes.quantizable * work.rows * tokens + attention
+
+    matrices = 2 * (model.sizes.quantizable + model.head)
+    tower = work.rows * tower_operations(model, work)
+    forward = text(length) + 2 * model.head * work.rows * work.completion_tokens
+    slots = work.rows * length * model.shape.key_values * model.shape.bytes
+    token = clock.seconds(operations=matrices * work.rows, moved=matrices + slots, **counted("token"))
+    prompts = clock.seconds(operations=tower + text(work.prompt_tokens), moved=matrices, **counted("rollout"))
+    reference = clock.seconds(operations=tower + forward, moved=rounds * matrices, **counted("reference", rounds))
+    times, towers = (4, 4) if full else (3, 1)
+    update = clock.seconds(operations=times * forward + towers * tower, moved=times * rounds * matrices,
+                           **counted("update", rounds))  # fmt: skip
+    trained = model.sizes.all if full else RANK * model.sizes.adapters
+    optimizer = clock.seconds(moved=32 * trained)
+    network = network_seconds(model, full, gpu, work, trained)
+    return prompts + work.completion_tokens * token + reference + update + optimizer + network
+
+
 def network_seconds(model: Model, full: bool, gpu: Gpu, work: Work, trained: int) -> float:
     """Return the seconds of exchange between ranks: gradients under DDP, or weights too under FSDP2.
 
@@ -270,7 +306,7 @@ def memory(model: Model, full: bool, gpu: Gpu, work: Work) -> float:
 # ------------------------------------------------------------------------------------------------------------- report
 
 
-def results(counts: Mapping[str, Counts]) -> Iterator[list[str]]:
+def results(counts: Mapping[str, Counts], trl: Mapping[str, Counts]) -> Iterator[list[str]]:
     """Yield a row for each model, way of training and GPU."""
     for model in models():
         for mode in ("lora", "full"):
@@ -285,7 +321,9 @@ def results(counts: Mapping[str, Counts]) -> Iterator[list[str]]:
                 bounds = f"{sum(quick.values()):.1f} to {sum(slow.values()):.1f}"
                 tokens = f"{gpu.ranks * WORK.rows / whole:,.1f}"
                 fits_there = "yes" if needed <= gpu.memory else "no"
-                yield [model.name, mode, gpu.name, *cells, f"{whole:.1f}", bounds, tokens, f"{needed:.0f}", fits_there]
+                theirs = trl_step_seconds(model, full, gpu, WORK, trl[mode], ASSUMED)
+                cells += [f"{whole:.1f}", bounds, tokens, f"{needed:.0f}", fits_there]
+                yield [model.name, mode, gpu.name, *cells, f"{theirs:.1f}"]
 
 
 def assumptions() -> list[list[str]]:
@@ -301,10 +339,14 @@ def assumptions() -> list[list[str]]:
     return [[meaning, *(f"{x:g}" for x in values)] for meaning, values in zip(meanings.values(), pairs, strict=True)]
 
 
-def report(counts: Mapping[str, Counts], table: Callable[[Sequence[str], Sequence[Sequence[str]]], list[str]]) -> str:
-    """Return the model's results as Markdown."""
+def report(
+    counts: Mapping[str, Counts],
+    trl: Mapping[str, Counts],
+    table: Callable[[Sequence[str], Sequence[Sequence[str]]], list[str]],
+) -> str:
+    """Return the model's results as Markdown. `trl`: counts of TRL's step."""
     header = ["model", "training", "GPU", "vision", "prefill", "decoding", "reference", "update", "optimizer",
-              "network", "step s", "bounds s", "completions/s", "GB", "fits"]  # fmt: skip
+              "network", "step s", "bounds s", "completions/s", "GB", "fits", "TRL step s"]  # fmt: skip
     gpus = [
         [gpu.name, f"{gpu.operations / 1e12:g}", f"{gpu.bandwidth / 1e12:g}", f"{gpu.memory:g}", f"{gpu.link / 1e9:g}"]
         for gpu in GPUS
@@ -322,7 +364,7 @@ def report(counts: Mapping[str, Counts], table: Callable[[Sequence[str], Sequenc
         f"reference (beta above 0). lora: rank {RANK}, weights in bfloat16, frozen vision tower; full: all weights in",
         "float32 with AdamW. Seconds are those of a step after the first, which records the graph.",
         "",
-        *table(header, [*results(counts)]),
+        *table(header, [*results(counts, trl)]),
         "",
         "`bounds`: all five assumptions below at their fast or at their slow value. `GB`: of each GPU, the most of all",
         "phases, by `python -m vrft fits`. Where it doesn't fit, the seconds",
@@ -347,6 +389,14 @@ def report(counts: Mapping[str, Counts], table: Callable[[Sequence[str], Sequenc
         "  computation, and ranks are equally fast.",
         "- Left out: rewards, the data loader, logging, the first step, evaluation, checkpoints.",
         "",
-        "TRL is not in the table, since its kernels have not been counted on the stand-in.",
+        "`TRL step s`: the step of TRL 1.16 with transformers' `generate`, by the same clock at the assumed values,",
+        "from its counts on the same stand-in (`benchmarks/trl_counts.py`, [gpu_counts.md](gpu_counts.md)):",
+        "",
+        f"- Micro-batches have {TRL_ROWS} completions. Each has its own copy of prompt and image in the rollout, the",
+        "  reference and the update, and keys and values of its own, which each token reads.",
+        "- A decoded token launches its kernels from Python. TRL with vLLM would decode as fast as vLLM does.",
+        "- TRL computes log-probabilities by a Triton kernel, which the stand-in lacks. The torch code that replaces",
+        "  it is counted.",
+        "- TRL's memory was not estimated: where our step doesn't fit, its seconds too are those of a larger GPU.",
     ]
     return "\n".join(lines) + "\n"

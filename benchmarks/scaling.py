@@ -359,7 +359,8 @@ def report(
 def model_gpus(write: bool) -> None:
     """Print the model of a step on GPUs."""
     counts = json.loads((RESULTS / "gpu_counts.json").read_text())
-    text = gpu_model.report(counts, table)
+    trl = json.loads((RESULTS / "gpu_counts_trl.json").read_text())
+    text = gpu_model.report(counts, trl, table)
     print(text, end="")
     if write:
         (RESULTS / "scaling_gpu_model.md").write_text(text)

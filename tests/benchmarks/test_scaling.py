@@ -80,4 +80,5 @@ def test_the_models_have_their_published_sizes() -> None:
 
 def test_the_written_model_of_gpus_is_what_the_counts_give() -> None:
     counts = json.loads((scaling.RESULTS / "gpu_counts.json").read_text())
-    assert (scaling.RESULTS / "scaling_gpu_model.md").read_text() == gpu_model.report(counts, scaling.table)
+    trl = json.loads((scaling.RESULTS / "gpu_counts_trl.json").read_text())
+    assert (scaling.RESULTS / "scaling_gpu_model.md").read_text() == gpu_model.report(counts, trl, scaling.table)

@@ -30,7 +30,7 @@ for library in (build.TORCH / "lib/libc10.so", build.TORCH / "lib/libtorch_cpu.s
 import torch  # noqa: E402
 from torch import Tensor  # noqa: E402
 
-from tests.standin import attention, norms  # noqa: E402, F401
+from tests.standin import attention, kernels  # noqa: E402, F401
 
 
 def load() -> Any:
@@ -44,7 +44,7 @@ def load() -> Any:
 
 
 gpu = load()
-kernels = attention.register(gpu)
+registered = attention.register(gpu)
 
 events: dict[str, collections.Counter[tuple[str, str, str]]] = collections.defaultdict(collections.Counter)
 """How often each event (kind, operator, where) happened, by phase."""

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import nn
 
+from tests.standin.conftest import Run
 from tests.standin.device import events, gpu, phase
 from vrft.policy import Policy
 from vrft.training.loss_inputs import LossInputs
@@ -65,9 +68,9 @@ def test_adam_needs_no_temporary_memory() -> None:
     assert gpu.counts()["optimizer"]["peak"] < before + 0.1 * size
 
 
-def test_batches_are_copied_from_page_locked_memory() -> None:
-    batch = torch.ones(8).pin_memory()
-    with phase("copy"):
-        batch.to("cuda", non_blocking=True)
-    assert gpu.counts()["copy"]["syncs"] == 0
-    assert not events["copy"]
+def test_batches_are_copied_from_page_locked_memory_with_positions_of_the_cpu(on: Callable[..., Run]) -> None:
+    on("cuda", "--trainer.max_steps=1", "--trainer.limit_val_batches=1")
+    waits = [(kind, where) for counted in events.values() for kind, _, where in counted if kind in ("sync", "pageable")]
+    assert len(waits) > 10
+    loading = ("data/", "policy/prompts.py")  # the copies of a batch; positions, and comparisons of images
+    assert [wait for wait in waits if any(part in wait[1] for part in loading)] == []

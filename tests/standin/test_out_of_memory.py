@@ -81,7 +81,9 @@ def test_a_run_with_less_memory_ends_the_same(
     assert_same(enough, less, 2e-5)
 
 
-@pytest.mark.parametrize("settings", [{}, {"lora": LoRA(r=4)}, {"dtype": "bfloat16"}], ids=str)
+@pytest.mark.parametrize(
+    "settings", [{}, {"lora": LoRA(r=4)}, {"dtype": "bfloat16"}, {"lora": LoRA(r=4), "dtype": "bfloat16"}], ids=str
+)
 def test_loading_takes_no_more_than_what_stays(settings: dict[str, Any]) -> None:
     gc.collect()  # an earlier test's model would be freed in the middle
     before, policy = gpu.memory(), Policy("tiny-detection", **{"dtype": "float32"} | settings)

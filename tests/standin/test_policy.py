@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -90,15 +90,15 @@ def assert_close(found: Tensor, expected: Tensor, tolerance: float) -> None:
     assert (found - expected).norm() <= tolerance * expected.norm() + 1e-7
 
 
-def check(folder: str, lengths: list[int] | None = None, **settings: Any) -> None:
-    """Compare log-probabilities and gradients of ragged completions of three prompts."""
+def check(folder: str, lengths: list[int] | None = None, which: Sequence[int] = (0, 1, 2), **settings: Any) -> None:
+    """Compare log-probabilities and gradients of ragged completions of three prompts about images `which`."""
     results = []
     for device in DEVICES:
         policy = load(folder, device, **settings)
         ids, mask = completions(policy) if device == "cpu" else (ids.cpu(), mask.cpu())  # noqa: F821
         if lengths is not None:
             mask = (torch.arange(ids.shape[1]) < torch.tensor(lengths)[:, None]).long()
-        results.append(trained(policy, moved(policy, Prompts(policy).batch), ids, mask))
+        results.append(trained(policy, moved(policy, Prompts(policy, which=which).batch), ids, mask))
     tolerance = 7e-2 if settings.get("dtype") == "bfloat16" else 2e-5
     for found, expected in zip(*results[::-1], strict=True):
         assert_close(found, expected, tolerance)
@@ -118,6 +118,22 @@ def test_gradients_with_each_setting(settings: dict[str, Any], checkpoint: Calla
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_gradients_of_short_completions(longest: int, dtype: str, checkpoint: Callable[[str], str]) -> None:
     check(checkpoint("qwen2_5_vl"), [min(length, longest) for length in LENGTHS], dtype=dtype)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_no_attention_keeps_the_scores_of_all_tokens(dtype: str, checkpoint: Callable[[str], str]) -> None:
+    policy = load(checkpoint("qwen2_5_vl"), "cuda", dtype=dtype)
+    events.clear()
+    trained(policy, moved(policy, Prompts(policy).batch), *completions(policy))
+    kernels = {name for counted in events.values() for kind, name, _ in counted if kind == "sdpa"}
+    assert kernels
+    assert "math" not in kernels
+
+
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "gemma3"])
+def test_gradients_of_prompts_about_the_same_images(family: str, checkpoint: Callable[[str], str]) -> None:
+    check(checkpoint(family), which=(1, 1, 2))
+    check(checkpoint(family), which=(1, 1, 2), freeze_vision=True)
 
 
 @pytest.mark.parametrize("family", families.FAMILIES)

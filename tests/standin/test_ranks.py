@@ -10,13 +10,13 @@ import pytest
 import torch
 
 from tests.helpers import ROOT
-from tests.standin.conftest import command
+from tests.standin.conftest import command, run
 
 GLOO = {
     "ddp": "{class_path: lightning.pytorch.strategies.DDPStrategy, init_args: {process_group_backend: gloo}}",
     "fsdp2": "{class_path: vrft.training.strategies.FSDP2Strategy, init_args: {process_group_backend: gloo}}",
 }
-LORA = ("--model.policy.lora.r=4", "--model.optimizer.lr=0.004")
+SETTINGS = {"full": (), "lora": ("--model.policy.lora.r=4", "--model.optimizer.lr=0.004")}
 
 
 def start(folder: Path, *arguments: str) -> dict[str, torch.Tensor]:
@@ -28,13 +28,23 @@ def start(folder: Path, *arguments: str) -> dict[str, torch.Tensor]:
     return torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True, map_location="cpu")["state_dict"]
 
 
-@pytest.mark.parametrize("settings", [(), LORA], ids=["full", "lora"])
+@pytest.fixture(scope="module")
+def one_rank(data: list[str], tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, torch.Tensor]]:
+    """Return the weights of runs of one rank on the CPU, by settings."""
+    return {
+        name: run(tmp_path_factory.mktemp(name), "cpu", data, "--data.batch_size=2", *settings).weights
+        for name, settings in SETTINGS.items()
+    }
+
+
+@pytest.mark.parametrize("settings", SETTINGS)
 @pytest.mark.parametrize("strategy", GLOO)
-def test_two_ranks_train_as_one(strategy: str, settings: tuple[str, ...], data: list[str], tmp_path: Path) -> None:
-    one = command(tmp_path / "one", "cpu", data, "--data.batch_size=2", *settings)
-    expected = start(tmp_path / "one", *one)
+def test_two_ranks_train_as_one(
+    strategy: str, settings: str, one_rank: dict[str, dict[str, torch.Tensor]], data: list[str], tmp_path: Path
+) -> None:
+    expected = one_rank[settings]
     ranks = ("--trainer.devices=2", f"--trainer.strategy={GLOO[strategy]}", "--data.batch_size=1")
-    found = start(tmp_path / "two", *command(tmp_path / "two", "cuda", data, *ranks, *settings))
+    found = start(tmp_path / "two", *command(tmp_path / "two", "cuda", data, *ranks, *SETTINGS[settings]))
     assert found.keys() == expected.keys()
     for name, weight in expected.items():
         assert (found[name] - weight).abs().max() < 3e-5, name

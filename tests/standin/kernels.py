@@ -1,4 +1,4 @@
-"""CUDA's normalization on the stand-in: one kernel each, which torch's CPU build lacks or has for fewer dtypes."""
+"""CUDA's kernels on the stand-in that torch's CPU build lacks, or has for fewer dtypes."""
 
 from __future__ import annotations
 
@@ -29,3 +29,15 @@ def _(x, dim, half_to_float):  # type: ignore
         e = x.float().sub(x.float().amax(dim, keepdim=True)).exp()
         y = e / e.sum(dim, keepdim=True)
         return y if half_to_float else y.to(x.dtype)
+
+
+@kernel("mm.dtype")
+def _(x, y, dtype):  # type: ignore
+    with one_kernel("mm", [x, y], 2 * x.numel() * y.shape[1]):
+        return (x.float() @ y.float()).to(dtype)
+
+
+@kernel("addmm.dtype_out")
+def _(z, x, y, dtype, *, beta=1, alpha=1, out):  # type: ignore
+    with one_kernel("addmm", [z, x, y, z], 2 * x.numel() * y.shape[1]):
+        return out.copy_((beta * z + alpha * (x.float() @ y.float())).to(dtype))
