@@ -156,12 +156,14 @@ class PackedLayout:
         layer_types: type of each layer.
         device: device of the computation.
         cache: stores keys, values and states of the prompts, if given.
+        kept: places of the tokens whose last hidden states are used; None: all.
     """
 
     groups: list[PackedGroup]
     layer_types: list[str]
     device: torch.device
     cache: PromptCache | None = None
+    kept: Tensor | None = None
 
     @cached_property
     def stateful_rows(self) -> StatefulRows:

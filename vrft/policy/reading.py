@@ -15,6 +15,7 @@ from vrft.policy.four_bits import FIELD as QUANTIZE
 from vrft.policy.four_bits import check_four_bits, compute_in, nf4_settings, published_in_four_bits
 from vrft.policy.fused import fuse_layers
 from vrft.policy.image_size import ImageLimits, apply_fields, apply_to_config, limited_fields
+from vrft.policy.last_layer import shorten_last_layer
 from vrft.policy.patches import match_dtypes, project_patches
 from vrft.policy.pretrained import TRUST_REMOTE_CODE_HINT, exact_dtype, load_pretrained
 from vrft.policy.processor import load_processor
@@ -92,6 +93,8 @@ class Reader:
         shares_prefixes = share_prefixes(model)
         project_patches(model)
         match_dtypes(model)
+        if shares_prefixes:
+            shorten_last_layer(model)
         fuse_layers(model)
         pack_segments(model)
         if self.gradient_checkpointing:

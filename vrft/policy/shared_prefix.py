@@ -27,6 +27,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import create_masks_for_generate, sdpa_mask
 
+from vrft.policy.last_layer import LastLayer
 from vrft.policy.packed_attention import Completions, PackedGroup, PackedLayout, PromptCache, lengths_of
 from vrft.policy.prefixes import Prefix, shared_prefixes, shared_starts
 from vrft.policy.prompts import (
@@ -135,12 +136,25 @@ class PackedRow:
         self.images += prefix.images
         return places
 
-    def forward(self, cache: PromptCache | None = None) -> Tensor:
-        """Return the hidden states (tokens, H). `cache`: receives keys, values and states of the prompts."""
-        layout = PackedLayout(self.groups, layer_types(self.model), self.tokens[0].device, cache)
+    def forward(self, chosen: Sequence[int], cache: PromptCache | None = None) -> Tensor:
+        """Return the hidden states of tokens (tokens, H).
+
+        Args:
+            chosen: their places, of which some may be the same.
+            cache: receives keys, values and states of the prompts.
+        """
+        device, kinds = self.tokens[0].device, layer_types(self.model)
         images = encode_prompts(self.model, self.images)
+        kept = sorted({*chosen})
+        shortens = isinstance(self.model.get_decoder().layers[-1], LastLayer) and len(images.deepstack) < len(kinds)
+        if shortens:
+            places = {place: i for i, place in enumerate(kept)}
+            chosen = [places[place] for place in chosen]
+        on_device = [torch.tensor(x, dtype=torch.long).to(device, non_blocking=True) for x in (kept, chosen)]
+        layout = PackedLayout(self.groups, kinds, device, cache, on_device[0] if shortens else None)
         tokens, positions = torch.cat(self.tokens)[None], torch.cat(self.positions, -1)
-        return forward_with_layout(self.model, tokens, positions, layout, mm_encoder_outputs=images.for_model())[0]
+        hidden = forward_with_layout(self.model, tokens, positions, layout, mm_encoder_outputs=images.for_model())[0]
+        return hidden[on_device[1]]
 
 
 def group_hidden_states(
@@ -170,8 +184,7 @@ def group_hidden_states(
                 predictors += ([end] if lengths[n] else []) + [*range(start, start + count)]
                 n += 1
         row.groups.append(packed_group(model, prefix, completions, ids.device))
-    hidden = row.forward()
-    return hidden[torch.tensor(predictors).to(hidden.device, non_blocking=True)]
+    return row.forward(predictors)
 
 
 def prefill(model: PreTrainedModel, prompts: Sequence[Prompt]) -> tuple[Tensor, PromptCache]:
@@ -182,15 +195,16 @@ def prefill(model: PreTrainedModel, prompts: Sequence[Prompt]) -> tuple[Tensor, 
     row = PackedRow(model)
     device = prompts[0]["input_ids"].device
     indices: list[Tensor] = []
+    ends: list[int] = []
     for prefix in shared_prefixes(model, prompts):
         places = row.append_prompts(prefix)
         for parts in places:
+            ends.append(next(part for part in reversed(parts) if part)[-1])
             index = torch.cat([torch.arange(part.start, part.stop) for part in parts])
             indices.append(index.to(device, non_blocking=True))
         row.groups.append(packed_group(model, prefix, [None] * len(places), device))
     cache = PromptCache(indices)
-    hidden = row.forward(cache)
-    return hidden[torch.stack([index[-1] for index in indices])], cache
+    return row.forward(ends, cache), cache
 
 
 def packed_group(
