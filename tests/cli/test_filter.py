@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -60,22 +62,17 @@ def test_a_filter_continues_keeps_a_band_and_a_run_trains_on_it(
     shown = capsys.readouterr().out
     assert f"kept: {len(kept)} of {number}; left out: " in shown
 
-    # Interrupted after one batch, in other batches, and continued
+    # Interrupted after one batch, in other batches, and continued with another band, which samples nothing anew
     sampled.clear()
     assert run("part", "--data.eval_batch_size=7", "--trainer.limit_predict_batches=1") == 2
     assert f"filter: {number - 7} of {number} training samples have no scores yet" in capsys.readouterr().err
-    assert run("part", "--data.eval_batch_size=7") == 0
+    assert run("part", "--data.eval_batch_size=7", "--lowest=1", "--highest=1") == 0
     assert sampled == [*range(number)]
     assert "filter: 7 of them were answered before" in caplog.text
     for line, other in zip(lines, lines_of(tmp_path / "part")[1:], strict=True):
-        assert line == other | {"scores": pytest.approx(line["scores"], abs=1e-4)}
+        expected = {"scores": pytest.approx(line["scores"], abs=1e-4), "kept": line["rate"] == 1}
+        assert other == line | expected
     assert [*(tmp_path / "part").glob("success_rates-*")] == []
-
-    # Another band samples nothing
-    sampled.clear()
-    assert run("part", "--lowest=1", "--highest=1") == 0
-    assert sampled == []
-    assert [line["kept"] for line in lines_of(tmp_path / "part")[1:]] == [line["rate"] == 1 for line in lines]
 
     # Training asks what is kept, and nothing else
     file = tmp_path / "whole" / "success_rates.jsonl"
@@ -87,22 +84,27 @@ def test_a_filter_continues_keeps_a_band_and_a_run_trains_on_it(
     assert asked == {(line["image_id"], line["query"]) for line in kept}
 
 
-@pytest.mark.parametrize(
-    ("options", "said"),
-    [
-        ([], "reward: expected one of model.rewards, iou, confidence, format, which tells success; got none"),
-        (["--reward=giou"], "got giou"),
-        (["--reward=iou", "--lowest=0.8", "--highest=0.2"], "lowest, highest: expected 0 <= lowest <= highest <= 1"),
-        (["--reward=iou", "--samples=0"], "samples: expected at least 1, got 0"),
-        (["--reward=iou", "--data.examples=2"], "data.examples: expected 0 with filter"),
-    ],
-    ids=["none", "unknown", "band", "samples", "examples"],
-)
-def test_a_filter_without_a_meaning_is_refused(
-    options: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main(["filter", *short_fit(tmp_path, CSV_ONLY)[1:], *options]) == 2
+def test_a_filter_needs_a_reward_that_tells_success(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["filter", *short_fit(tmp_path, CSV_ONLY)[1:]]) == 2
+    said = "reward: expected one of model.rewards, iou, confidence, format, which tells success; got none"
     assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"reward": "giou"}, "reward: expected one of model.rewards, iou, which tells success; got giou"),
+        ({"lowest": 0.8, "highest": 0.2}, "lowest, highest: expected 0 <= lowest <= highest <= 1, got 0.8 and 0.2"),
+        ({"highest": float("nan")}, "lowest, highest: expected 0 <= lowest <= highest <= 1, got 0.1 and nan"),
+        ({"samples": 0}, "samples: expected at least 1, got 0"),
+    ],
+    ids=["unknown", "band", "nan", "samples"],
+)
+def test_a_filter_without_a_meaning_is_refused(settings: dict[str, Any], said: str) -> None:
+    samples = settings.pop("samples", 4)
+    module: Any = SimpleNamespace(rewards={"iou": None})
+    with pytest.raises(ConfigurationError, match=re.escape(said)):
+        filtering.Filter(samples, Rule(**{"reward": "iou"} | settings)).check(module)
 
 
 def records(label: str = "cat", folder: str = "a") -> list[Record]:

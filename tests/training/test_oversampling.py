@@ -38,15 +38,15 @@ def test_groups_without_variance_or_with_a_missing_reward() -> None:
 def test_a_run_samples_all_scores_all_and_trains_on_the_most_telling(quick_fit: Command, tmp_path: Path) -> None:
     """Run with oversampling and sampling by difficulty; the second run resumes the first one's pass bit for bit."""
     settings = ["num_samples=6", "num_generations=2", "difficulty={reward: iou, success: 0.3, floor: 0.1}"]
-    fit = quick_fit(CSV_ONLY, UNJUDGED, *(f"--model.{setting}" for setting in settings), "--data.batch_size=4")
+    fit = quick_fit(CSV_ONLY, UNJUDGED, *(f"--model.{setting}" for setting in settings), "--data.batch_size=8")
     fit += ["--transcripts.every_n_rollouts=1", "--checkpoint.every_n_train_steps=1", "--checkpoint.save_top_k=-1"]
-    assert main([*fit, "--trainer.max_steps=7"]) == 0
+    assert main([*fit, "--trainer.max_steps=4"]) == 0  # two passes of two steps
     run = tmp_path / "run"
     rows = [json.loads(line) for line in (run / "transcripts.jsonl").read_text().splitlines()]
     assert {row["generation"] for row in rows} == {0, 1}
     assert max(logged(run)["train/success_rate"]) <= 1
     resumed = tmp_path / "resumed"
-    more = [f"--ckpt_path={run}/checkpoints/step=6.ckpt", f"--run_dir={resumed}", "--trainer.max_steps=7"]
+    more = [f"--ckpt_path={run}/checkpoints/step=3.ckpt", f"--run_dir={resumed}", "--trainer.max_steps=4"]
     assert main([*fit, *more]) == 0
     whole, part = (torch.load(path / "checkpoints/last.ckpt", weights_only=True) for path in (run, resumed))
     for name, value in whole["state_dict"].items():

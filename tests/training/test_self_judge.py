@@ -22,7 +22,7 @@ from vrft.guards.training import AgreeableJudge
 from vrft.policy import Policy
 from vrft.rewards import SelfPreference
 from vrft.tasks import ClassificationTask
-from vrft.training.self_judge import SelfJudge
+from vrft.training.self_judge import SelfJudge, check_self_judges
 from vrft.types import Sample
 
 ASK = "{question} {completion} is the digit {yes} {no}"
@@ -98,9 +98,7 @@ def test_a_run_learns_what_its_reference_likes(quick_fit: Command, tmp_path: Pat
     assert -1 < row["train/self_preference_gap"][0] < 1
 
 
-def test_words_and_settings_without_a_meaning_are_refused(
-    policy: Policy, quick_fit: Command, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_words_and_settings_without_a_meaning_are_refused(policy: Policy) -> None:
     with pytest.raises(ConfigurationError, match="tokenizer does not know 'Yes'"):
         judge_of(policy, approval="Yes")
     with pytest.raises(ConfigurationError, match="expected another word than disapproval='No', got 'No'"):
@@ -109,9 +107,10 @@ def test_words_and_settings_without_a_meaning_are_refused(
         judge_of(policy, question="good?")
     with pytest.raises(ConfigurationError, match="expected a policy to ask"):
         SelfPreference().score(answers("one")[0], sample(0))
-    reward = "{class_path: SelfPreference, init_args: {judge: policy}}"
-    assert main(quick_fit(CSV_ONLY, f"--model.rewards.self={reward}", "--model.beta=0")) == 2
-    assert "model.beta: expected above 0 with SelfPreference.judge=policy" in capsys.readouterr().err
+    with pytest.raises(ConfigurationError, match=r"model\.beta: expected above 0 with SelfPreference\.judge=policy"):
+        check_self_judges({"self": SelfPreference("policy")}, beta=0)
+    assert check_self_judges({"self": SelfPreference()}, beta=0)
+    assert not check_self_judges({"self": SelfPreference("policy")}, beta=0.1)
 
 
 def test_a_guard_warns_of_a_judge_that_likes_any_answer() -> None:
