@@ -13,20 +13,23 @@ import pytest
 import torch
 from safetensors import SafetensorError
 
-from tests.helpers.vllm_rollouts import (
-    a_policy,
-    engine,
-    gap,
-    roll,
-    train,
-)
+from tests.helpers.vllm_rollouts import a_policy, engine, gap, train
+from tests.helpers.vllm_rollouts import roll as roll_more
 from tests.helpers.vllm_server import VLLM
 from vrft.errors import ConfigurationError, RolloutFailed
 from vrft.policy import LoRA, Policy
+from vrft.rollout import VLLMServer
 from vrft.training.prefetch import RolloutPrefetcher
+from vrft.types import Rollout
 from vrft.utils.http_client import Unavailable
 
 pytestmark = pytest.mark.slow(seconds=0.5)
+
+
+def roll(made: VLLMServer, policy: Policy) -> Rollout:
+    """Sample two short completions of two prompts."""
+    return roll_more(made, policy, group=2, limit=4)
+
 
 FAULTS = [(fault, None) for fault in ("500", "cut", "fewer", "nan", "aborted", "restart", "restart-silently", "slow")]
 FAULTS += [(fault, LoRA(r=8)) for fault in ("restart", "restart-silently")]
