@@ -154,6 +154,10 @@ CASES: dict[str, tuple[Edit, str]] = {
         settings("config.json", text_config={"quantization_config": {"quant_method": "awq"}}),
         "quantization_config: awq",
     ),
+    "part of a part quantised": (
+        settings("config.json", thinker_config={"text_config": {"quantization_config": {"quant_method": "gptq"}}}),
+        "quantization_config: gptq",
+    ),
     "old gptq": (settings("quantize_config.json", bits=4), "quantize_config.json says"),
     "mlx": (settings("config.json", quantization={"bits": 4}), "(quantization: {'bits': 4})"),
     "float8": (stored_as(torch.float8_e4m3fn), f"quantised ({UP}: F8_E4M3)"),

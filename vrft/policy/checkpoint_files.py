@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from os.path import isfile
 from pathlib import Path, PurePath
 from typing import Any
@@ -110,13 +110,21 @@ def _check_config(path: Path) -> None:
     """
     config = _read_json(path)
     _check_type(path, config)
-    for section in (config, *(part for part in config.values() if isinstance(part, dict))):
+    for section in _sections(config):
         for key in ("quantization_config", "compression_config", "quantization"):
             if section.get(key) and not (section is config and is_bitsandbytes(section[key])):
                 raise _quantised(path, key, section[key])
     for name in QUANTISATION_FILES:
         if (path.parent / name).exists():
             raise _quantised(path.parent / name, "quant_method", _read_json(path.parent / name))
+
+
+def _sections(config: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yield a config and the configs inside it, at any depth."""
+    yield config
+    for part in config.values():
+        if isinstance(part, dict):
+            yield from _sections(part)
 
 
 def _refused(path: Path, reason: str) -> ConfigurationError:
