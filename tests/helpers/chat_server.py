@@ -65,9 +65,14 @@ class ChatServer:
             self.running += 1
             self.most_running = max(self.most_running, self.running)
             fault = self.faults.popleft() if self.faults else None
-        time.sleep(self.delay)
-        with self.lock:
-            self.running -= 1
+        try:
+            time.sleep(self.delay)
+            return self.response(fault, body, key)
+        finally:
+            with self.lock:
+                self.running -= 1
+
+    def response(self, fault: str | None, body: dict[str, Any], key: str) -> tuple[int, bytes] | None:
         if fault == "hang up":
             return None
         if fault in FAULTS:
