@@ -5,12 +5,16 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from tests.helpers.data import samples_of
 from vrft.answers import MAX_BOXES
 from vrft.data import JsonlData, YoloData
+from vrft.data.record import Record, Tile
+from vrft.data.record_checks import limit_targets
+from vrft.data.tiles import tiles_of
 from vrft.errors import ConfigurationError
 from vrft.evaluators import CocoEvaluator
 from vrft.evaluators.coco import Row
@@ -61,6 +65,40 @@ def test_the_largest_boxes_train_and_all_are_evaluated(tmp_path: Path) -> None:
 
 
 FRAME = Frame(1000, 1000)
+
+
+def test_tiles_show_every_box_once_with_its_pixels(tmp_path: Path) -> None:
+    folder = tmp_path / "x"
+    config = crowded(folder)
+    image = folder / "images" / "train" / "a.png"
+    y, x = np.mgrid[:SIDE, :SIDE]
+    pixels = np.stack([x % 256, y % 256, x // 256 + 2 * (y // 256)], axis=-1).astype(np.uint8)  # each says where it is
+    Image.fromarray(pixels).save(image)
+    with pytest.warns(UserWarning, match=r"1 of 2 training records .* They train as 4 tiles, parts of their images"):
+        train, val = samples_of(YoloData(str(config), too_many_boxes="tiles"), tmp_path)
+    assert [len(sample.target) for sample in val] == [COUNT, 2]  # held-out images are whole
+    found = []
+    for sample in train:
+        assert len(sample.target) <= MAX_BOXES
+        if sample.image_id == "a":
+            shown = np.asarray(sample.images[0])
+            x, y = shown[0, 0, :2].tolist() + shown[0, 0, 2] // np.array([1, 2]) % 2 * 256
+            assert (shown == pixels[y : y + shown.shape[0], x : x + shown.shape[1]]).all()
+            found += [tuple(v + (x, y)[i % 2] for i, v in enumerate(box.box)) for box in sample.target]
+    whole = [box.box for sample in val if sample.image_id == "a" for box in sample.target]
+    assert np.allclose(sorted(found), sorted(whole), atol=1e-6)
+
+
+def test_a_box_is_clipped_to_the_tile_of_its_centre_and_small_tiles_keep_the_largest(tmp_path: Path) -> None:
+    boxes = tuple(Detection((90.0, i / 4, 120.0, i / 4 + 1), "x", 1.0) for i in range(MAX_BOXES + 1))
+    record = Record((tmp_path,), "here", 1, "x", boxes, (200, 200))
+    (tile,) = tiles_of(record)
+    assert tile.tile == Tile((100, 0, 200, 100), (200, 200))
+    assert (tile.size, tile.location) == ((100, 100), "here: tile of 100 x 100 at 100, 0")
+    assert tile.target[0].box == (0.0, 0.0, 20.0, 1.0)
+    with pytest.warns(UserWarning, match="They train as 1 tiles"):
+        (limited,) = limit_targets([record], "tiles")
+    assert len(limited.target) == MAX_BOXES
 
 
 def test_they_can_be_refused(tmp_path: Path) -> None:

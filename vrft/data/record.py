@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from vrft.data.images import Convention, ImageSource
 from vrft.errors import ConfigurationError
@@ -20,6 +20,15 @@ NAMES = ("category", "class")
 """Values of `RecordData.noun` for targets that are names."""
 
 
+class Tile(NamedTuple):
+    """A part of an image that is shown instead of it."""
+
+    area: tuple[int, int, int, int]
+    """Left, top, right and bottom, in pixels of the image."""
+    image_size: tuple[int, int]
+    """Width and height of the image."""
+
+
 @dataclass(frozen=True, slots=True)
 class Record:
     """A sample without its image. `location` (the file and the entry in it) names the record in messages."""
@@ -30,7 +39,7 @@ class Record:
     query: str
     target: Target
     size: tuple[int, int] = UNKNOWN_SIZE
-    """Width and height of `image`, which the boxes belong to."""
+    """Width and height of `image`, or of its `tile`, which the boxes belong to."""
     annotated_size: bool = True
     """Whether `size` comes from the annotations and not from `image`."""
     convention: Convention = "untold"
@@ -42,6 +51,8 @@ class Record:
     metadata: dict[str, Any] = field(default_factory=dict)
     image_index: int | None = None
     """Place, from 0, of the image that the boxes belong to; several images with boxes need it."""
+    tile: Tile | None = None
+    """The part of `image` that is shown; None: all of it."""
 
     @property
     def image(self) -> ImageSource:

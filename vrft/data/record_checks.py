@@ -17,13 +17,14 @@ from vrft.data.image_folders import ImageFolders
 from vrft.data.images import Convention, Header
 from vrft.data.record import Record, category, image_key, source_key
 from vrft.data.several_images import check_places
+from vrft.data.tiles import tiles_of
 from vrft.errors import ConfigurationError
 from vrft.tasks import Task
 from vrft.types import Detection
 from vrft.utils import notices
 from vrft.utils.display import LONE_SURROGATE
 
-TooManyBoxes = Literal["largest", "refuse"]
+TooManyBoxes = Literal["largest", "tiles", "refuse"]
 
 
 class UsableImages:
@@ -56,12 +57,19 @@ def limit_targets(records: list[Record], too_many_boxes: TooManyBoxes) -> list[R
     )
     if too_many_boxes == "refuse":
         raise ConfigurationError(
-            f"data.too_many_boxes: {found}; data.too_many_boxes=largest trains on the {MAX_BOXES} largest of each"
+            f"data.too_many_boxes: {found}; data.too_many_boxes=tiles trains on parts of the images with fewer boxes, "
+            f"data.too_many_boxes=largest on the {MAX_BOXES} largest of each"
         )
-    notices.warn(
-        f"data: {found}. They train on their {MAX_BOXES} largest boxes; data.too_many_boxes=refuse stops instead, and "
-        "smaller tiles of the images have fewer objects"
-    )
+    if too_many_boxes == "tiles":
+        tiled = [part for record in records for part in (tiles_of(record) if is_over_limit(record) else [record])]
+        count = len(tiled) - len(records) + len(over)
+        notices.warn(f"data: {found}. They train as {count} tiles, parts of their images with up to {MAX_BOXES} boxes")
+        records = tiled
+    else:
+        notices.warn(
+            f"data: {found}. They train on their {MAX_BOXES} largest boxes; data.too_many_boxes=tiles trains on all in "
+            "parts of their images, and data.too_many_boxes=refuse stops instead"
+        )
     return [replace(record, target=largest_boxes(record)) if is_over_limit(record) else record for record in records]
 
 

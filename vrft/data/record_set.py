@@ -107,8 +107,10 @@ class RecordSet(EpochSet):
         images = []
         for image in record.images:
             size = record.size if image is record.image else None
+            size = size if record.tile is None else record.tile.image_size
             try:
-                images.append(read_image(image, size, upright=upright, bits=self.image_bits))
+                found = read_image(image, size, upright=upright, bits=self.image_bits)
+                images.append(found if record.tile is None else found.crop(record.tile.area))
             except TooBright as error:
                 raise ConfigurationError(f"data.image_bits: {record.location}: {image}: {error}") from error
         return tuple(images)
