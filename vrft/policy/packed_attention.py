@@ -187,7 +187,9 @@ class PackedLayout:
         if self.cache is not None:
             self.cache.store(module.layer_idx, key, value)  # type: ignore[arg-type]
         kind = self.layer_types[module.layer_idx]  # type: ignore[index]
-        parts = [x.split([size for group in self.groups for size in group.sizes], 2) for x in (query, key, value)]
+        parts = [
+            split_without_empty(x, [size for group in self.groups for size in group.sizes]) for x in (query, key, value)
+        ]
         outputs: list[Tensor] = []
         first = 0
         for group in self.groups:
@@ -195,6 +197,12 @@ class PackedLayout:
             outputs += group.attend(kind, [part[mine] for part in parts], **kwargs)
             first = mine.stop
         return torch.cat(outputs, 1)
+
+
+def split_without_empty(x: Tensor, sizes: Sequence[int]) -> list[Tensor]:
+    """Split (1, heads, tokens, dim) by tokens. The split has no empty parts, which its backward would fill."""
+    parts = iter(x.split([size for size in sizes if size], 2))
+    return [next(parts) if size else x[:, :, :0] for size in sizes]
 
 
 def lengths_of(completions: Completions | None) -> Sequence[int]:
