@@ -124,6 +124,16 @@ def _forked_readers(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
+def _new_wandb() -> Iterator[None]:
+    """Let W&B read its settings from the environment again, which it does once in a process, and again afterwards."""
+    import wandb  # here, so that only a worker with such a test imports it
+
+    wandb.teardown()
+    yield
+    wandb.teardown()
+
+
+@pytest.fixture
 def _no_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Work in a folder without runs, since the name of a new run depends on existing ones."""
     monkeypatch.chdir(tmp_path)

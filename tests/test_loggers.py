@@ -29,6 +29,7 @@ def scored() -> ScoredRollout:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("_new_wandb")
 def test_without_a_key_a_run_is_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))  # without ~/.netrc
@@ -42,6 +43,7 @@ def test_without_a_key_a_run_is_offline(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 @pytest.mark.slow(seconds=7)
+@pytest.mark.usefixtures("_new_wandb")
 def test_with_an_unreachable_server_a_run_is_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")  # a closed port

@@ -17,7 +17,7 @@ from vrft.rollout.decoding import GroupDecoder, Prefilled
 from vrft.rollout.group_cache import GroupCache
 
 PAGE = (ROOT / "docs" / "families.md").read_text()
-ROWS = {line.split("`")[1]: line for line in PAGE.splitlines() if line.startswith("| `")}
+ROWS = {line.split("`")[1]: line for line in PAGE.partition("\n## ")[0].splitlines() if line.startswith("| `")}
 VERSION = re.findall(r"^Made on [\d-]+ with transformers ([\d.]+):$", PAGE, re.MULTILINE)
 
 

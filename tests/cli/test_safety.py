@@ -346,6 +346,7 @@ PLANTED += ["GOOGLE_CREDENTIALS_JSON", "PAT", "GH_PAT", "AUTH", "AUTHORIZATION",
 """Names of environment variables with secrets."""
 
 
+@pytest.mark.usefixtures("_new_wandb")
 def test_a_run_neither_writes_nor_prints_a_key(
     quick_fit: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
