@@ -1,4 +1,4 @@
-"""Corrections of Lightning's loop counters around checkpoints, so that a resumed run is the uninterrupted run."""
+"""Corrections of Lightning's loop counters around checkpoints, so that a resumed run equals an uninterrupted one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How far a run is, in a file that the report of a running run reads."""
+"""Write the progress of a run to a file that its report reads."""
 
 from __future__ import annotations
 

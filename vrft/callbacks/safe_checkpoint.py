@@ -1,4 +1,4 @@
-"""Checkpoints that are whole at every instant and whose failed writes don't end a run."""
+"""Checkpoints that are complete at any moment, and whose failed writes don't end a run."""
 
 from __future__ import annotations
 

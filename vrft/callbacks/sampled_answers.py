@@ -1,4 +1,4 @@
-"""`test` and `validate --samples`: several sampled answers to each question, and what they are worth together."""
+"""`test` and `validate --samples`: score several sampled answers to each question together."""
 
 from __future__ import annotations
 

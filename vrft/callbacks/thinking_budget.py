@@ -1,4 +1,4 @@
-"""`test --budgets`: how good answers are after a limited number of thinking tokens."""
+"""`test --budgets`: score answers after a limited number of thinking tokens."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Numbers in configs: finite, and within the bounds that the type of their field states."""
+"""Numbers in configs, which must be finite and within the bounds of their field's type."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`python -m vrft test --against`: compare two checkpoints, or one and another detector, on the same images."""
+"""`python -m vrft test --against`: compare a checkpoint with another one or with any detector, on the same images."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files that a command line or a config names: messages of the parser show nothing of them but a repeated key."""
+"""Files named on the command line or in a config. The parser's messages quote nothing of them but a repeated key."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The parser of configs: errors of one line, and values that never run as code."""
+"""The parser of configs: one-line errors, and values that never run as code."""
 
 from __future__ import annotations
 

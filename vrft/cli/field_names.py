@@ -1,4 +1,4 @@
-"""Check the names of fields below the top of a config without torch: those of vrft's own classes are in a file.
+"""Check the names of nested config fields without torch: a file lists the fields of vrft's own classes.
 
 Names below a class that the file doesn't have are left to the parser.
 """

@@ -1,4 +1,4 @@
-"""Functions that a config names: the user's own, looked up and never called to make another."""
+"""Look up functions that a config names: they must be the user's own, and are never called to create others."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tidy the output of other libraries: hide secrets, and warnings, log lines and bars that help no user of vrft."""
+"""Tidy the output of other libraries: hide secrets, and the warnings, log lines and bars that don't help users."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Hints about classes of a user's own that a config names."""
+"""Hints about a user's own classes that a config names."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One line about an exception in a user's own code."""
+"""One-line messages about exceptions in a user's own code."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Upload of an exported folder to the Hugging Face Hub: what can be wrong is found before the long export."""
+"""Upload an exported folder to the Hugging Face Hub; all checks run before the long export."""
 
 from __future__ import annotations
 

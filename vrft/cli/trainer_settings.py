@@ -1,4 +1,4 @@
-"""Settings of Lightning's Trainer that vrft has settings of its own for, or that would change a run in silence."""
+"""Refused settings of Lightning's Trainer: vrft has its own for them, or they would silently change a run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Settings of Lightning's Trainer that may have few values alone. The check needs neither torch nor Lightning."""
+"""Settings of Lightning's Trainer that accept only a few values. The check needs neither torch nor Lightning."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pixels of any depth as 8 bits. Pillow keeps greys of 16 and 32 bits, but of 16-bit colours only the upper byte."""
+"""Convert pixels of any depth to 8 bits. Pillow keeps greys of 16 and 32 bits, but only 8 bits of 16-bit colours."""
 
 from __future__ import annotations
 

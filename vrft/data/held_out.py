@@ -1,4 +1,4 @@
-"""Which records train and which are held out: shots, and a part of the training records."""
+"""Split records into training and held-out ones: shots, and a fold of the training records."""
 
 from __future__ import annotations
 

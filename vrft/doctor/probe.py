@@ -1,4 +1,4 @@
-"""A probe of the data with the model's own answers: do they fit the data better if its numbers mean something else?
+"""Probe the data with the model's own answers: do these fit better if their numbers are read differently?
 
 Coordinates in the wrong frame, swapped x and y, or category ids that are off by one look valid in every file. If the
 model finds objects at all, its answers reveal such errors: they fit another reading of the numbers better.

@@ -1,4 +1,4 @@
-"""Tables and the picture that stand behind average precision, as files of a run and for its loggers."""
+"""Tables and the precision-recall picture of average precision, for a run's files and loggers."""
 
 from __future__ import annotations
 

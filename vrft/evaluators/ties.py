@@ -1,4 +1,4 @@
-"""Boxes with equal scores: an order that does not depend on that of the data, and warnings."""
+"""Boxes with equal scores: order them independently of the order of the data, and warn about them."""
 
 from __future__ import annotations
 

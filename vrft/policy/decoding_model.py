@@ -1,4 +1,4 @@
-"""A model that decodes: with copies of its weights and, where they were seen to compute the same, with fused layers."""
+"""A model for decoding: copies of the weights and, where checked to compute the same, fused layers."""
 
 from __future__ import annotations
 

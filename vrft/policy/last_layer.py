@@ -1,4 +1,4 @@
-"""The last layer of a language model for the tokens alone whose hidden states are used: those that predict.
+"""Compute a language model's last layer only for tokens whose hidden states are used: those that predict.
 
 A prompt's other tokens end in keys and values of the last layer's attention; their MLP would be computed for nothing.
 

@@ -1,4 +1,4 @@
-"""Layers of rows that hold several prompts with their completions. Prompts may have a prefix in common.
+"""Attention in rows that hold several prompts with their completions. Prompts may share a prefix.
 
 P prompts, G completions each, L prompt tokens, n completion tokens.
 """

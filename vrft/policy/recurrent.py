@@ -1,4 +1,4 @@
-"""Layers with a state, in rows that hold several prompts, each followed by its completions.
+"""Recurrent layers in rows that hold several prompts, each followed by its completions.
 
 Gated delta nets, short convolutions and Mamba-2 read earlier tokens from a state: the last inputs of a convolution and,
 in all but short convolutions, a matrix per head. The state after a prompt is computed once; each completion starts from

@@ -1,4 +1,4 @@
-"""The reference of a policy: a frozen copy of its model, or the model with other values of what trains."""
+"""The reference of a policy: a frozen copy of its model, or the same model with other values of its trained weights."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Render chat templates in a process of its own, with limits: they are programs by strangers and may never end.
+"""Render chat templates in a separate process with limits: they are third-party programs and may never end.
 
 Run as a file: reads requests from standard input, one line of JSON each, and writes the texts, or what went wrong, as a
 line to standard output. Jinja's sandbox limits neither time nor memory, and `'a' * 10**10` can't be interrupted within

@@ -1,4 +1,4 @@
-"""How far log-probabilities with a shared prompt are from those of the model's own forward."""
+"""Compare log-probabilities with a shared prompt to those of the model's own forward."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Checks of the values in a checkpoint's settings that transformers reads without looking at them."""
+"""Checks of values in a checkpoint's settings that transformers itself doesn't check."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An untrained tiny policy for mazes: a Qwen2-VL of 0.3 M parameters that reads a maze's text, a word a token.
+"""An untrained tiny policy for mazes: a Qwen2-VL of 0.3 M parameters that reads a maze's text, one token per word.
 
 `python -m vrft.policy.tiny_mazes FOLDER` writes it. Its vision tower sees 28 x 28 pixels, too few for walls: the text
 alone tells the maze.

@@ -1,4 +1,4 @@
-"""How far a run is: the file that `fit` keeps up to date, and its description."""
+"""The progress of a run: the file that `fit` keeps up to date, and its description."""
 
 from __future__ import annotations
 

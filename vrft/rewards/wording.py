@@ -1,4 +1,4 @@
-"""Texts with placeholders that models are asked."""
+"""Questions to models, as texts with placeholders."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which tokens have the most entropy, and the weight of an entropy bonus that follows a target."""
+"""Select the tokens with the most entropy, and adapt the weight of an entropy bonus to a target."""
 
 from __future__ import annotations
 

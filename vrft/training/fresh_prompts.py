@@ -1,4 +1,4 @@
-"""Prompts that no loader has encoded: made ready for a forward of the policy."""
+"""Prepare prompts that no loader has encoded for a forward pass of the policy."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Room on the trainer's GPU for a server that samples there: the optimizer and the reference leave if they must."""
+"""Make room on the trainer's GPU for a server: move optimizer states and reference away if necessary."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The factor of losses in float16, without which small gradients would become 0."""
+"""Loss scaling in float16, without which small gradients would become 0."""
 
 from __future__ import annotations
 

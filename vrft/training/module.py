@@ -77,7 +77,7 @@ class VisionModule(LightningModule):
     sampling = Sampling()
     """The distribution that training samples from."""
     answering: Callable[[VisionModule, PromptBatch], list[Answer]] | None = None
-    """What `predict_step` does in place of greedy decoding."""
+    """Replaces greedy decoding in `predict_step`, if set."""
     steps_done: Tensor
 
     def __init__(

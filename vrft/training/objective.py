@@ -1,4 +1,4 @@
-"""Settings of the objective: which combinations of them have a meaning, and the loss that they stand for."""
+"""Settings of the objective: which combinations are valid, and the loss that they define."""
 
 from __future__ import annotations
 

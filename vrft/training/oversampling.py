@@ -1,4 +1,4 @@
-"""Oversampling: which completions of a prompt are trained on."""
+"""Oversampling: select the completions of a prompt to train on."""
 
 from __future__ import annotations
 

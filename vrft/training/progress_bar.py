@@ -1,4 +1,4 @@
-"""Progress of a run: bars in a terminal, with the phase of the step; elsewhere, lines that are read later."""
+"""Progress of a run: bars in a terminal, with the phase of the step; log lines elsewhere."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""FSDP2 for any Hugging Face model, and what ranks exchange under each strategy.
+"""FSDP2 for any Hugging Face model, and the communication between ranks under each strategy.
 
 `parallelism_of` is the one place that tells strategies apart.
 """

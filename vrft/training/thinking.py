@@ -18,7 +18,7 @@ from vrft.training.rollouts import Generation
 from vrft.types import Answer, PromptBatch
 
 ENDING = "</think><answer>"
-"""What ends thinking that is cut, and begins the answer."""
+"""Closes thinking that is cut, and opens the answer."""
 
 
 class Cut(NamedTuple):

@@ -1,4 +1,4 @@
-"""Text of users, files and models as it is shown: in a terminal, a log or a table."""
+"""Escape text of users, files and models for display in a terminal, a log or a table."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Errors of `from_pretrained` in one line, and those that it only logs."""
+"""One-line errors of `from_pretrained`, including those that it only logs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A Ctrl-C that ends waits for the threads of a pool."""
+"""Let Ctrl-C end waits for the threads of a pool."""
 
 from __future__ import annotations
 

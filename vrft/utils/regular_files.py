@@ -1,4 +1,4 @@
-"""Reading of files that users name."""
+"""Read files that users name, if they are regular files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Telling apart the formats of annotations, so that the error for a file of another format names what to use."""
+"""Recognise formats of annotations, so that the error for a file of another format names the class to use."""
 
 from __future__ import annotations
 

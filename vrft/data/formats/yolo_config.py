@@ -1,4 +1,4 @@
-"""YOLO's data.yaml: class names, and the images of each split, also if its paths are those of another machine."""
+"""YOLO's data.yaml: class names, and the images of each split, even if its paths are those of another machine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Telling apart what YOLO labels of more than five numbers are: outlines, oriented boxes or poses."""
+"""Classify YOLO labels of more than five numbers as outlines, oriented boxes or poses."""
 
 from __future__ import annotations
 

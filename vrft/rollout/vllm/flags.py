@@ -1,4 +1,4 @@
-"""How vLLM servers are started so that their distribution, prompts and weights equal the trainer's."""
+"""Flags of vLLM servers that make their distribution, prompts and weights equal the trainer's."""
 
 from __future__ import annotations
 

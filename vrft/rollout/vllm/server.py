@@ -1,4 +1,4 @@
-"""A vLLM server with the version of its weights, and when it is asked again after a failure."""
+"""A vLLM server: the version of its weights, and when to try it again after a failure."""
 
 from __future__ import annotations
 

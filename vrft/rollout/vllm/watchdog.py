@@ -1,4 +1,4 @@
-"""Run a command, and end it with all its processes once the process that asked for it has ended in whatever way.
+"""Run a command, and end all its processes once the process that started it has ended, for whatever reason.
 
 A script on its own, `python -I watchdog.py PID COMMAND…`: a process can't end others when it is killed with SIGKILL.
 """
