@@ -41,7 +41,7 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "deepseek_vl_hybrid": {"high_res_vision_config": {"global_attn_indexes": [1]}},
     "diffusion_gemma": {"text_config": {"num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": 32}},
     "ernie4_5_vl_moe": {
-        "text_config": {"mlp_layer_types": ["sparse", "dense"], "rope_parameters": {"mrope_section": [1, 1, 2]}}
+        "text_config": {"mlp_layer_types": ["sparse", "sparse"], "rope_parameters": {"mrope_section": [1, 1, 2]}}
     },
     "gemma3": {"mm_tokens_per_image": 49},
     "glm4v_moe": {"text_config": {"head_dim": 16}},

@@ -26,18 +26,52 @@ class Scaled(LlamaDecoderLayer):
         return hidden + self.mlp(self.post_attention_layernorm(hidden))
 
 
+class Told(LlamaDecoderLayer):
+    """A layer whose MLP takes the kinds of tokens, too, as Ernie 4.5 VL's does."""
+
+    def forward(self, hidden_states: Tensor, kinds: Tensor | None = None, **kwargs: Any) -> Tensor:
+        return hidden_states + self.mlp(hidden_states, kinds)
+
+
+class Routed(LlamaDecoderLayer):
+    """A layer whose MLP returns the logits of its router, too."""
+
+    def forward(self, hidden_states: Tensor, **kwargs: Any) -> Tensor:
+        added, _ = self.mlp(hidden_states)
+        return hidden_states + added
+
+
+class Rotated(LlamaDecoderLayer):
+    """A layer that reads the positions itself."""
+
+    def forward(self, hidden_states: Tensor, **kwargs: Any) -> Tensor:
+        return hidden_states * kwargs["position_embeddings"].cos()
+
+
+class Weightless(LlamaDecoderLayer):
+    """A layer whose norms have no weights, as OLMo's."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.input_layernorm = nn.LayerNorm(16, elementwise_affine=False)
+
+
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
     return families.written_once(tmp_path_factory)
 
 
-@pytest.mark.parametrize(("kind", "agrees"), [(LlamaDecoderLayer, True), (Scaled, False)])
+@pytest.mark.parametrize(
+    ("kind", "agrees"),
+    [(LlamaDecoderLayer, True), *((kind, False) for kind in (Scaled, Told, Routed, Rotated, Weightless))],
+)
 def test_layers_with_another_formula_stay(kind: type[nn.Module], agrees: bool) -> None:
     config = LlamaConfig(hidden_size=16, intermediate_size=16, num_attention_heads=2, num_hidden_layers=1)
     layer = kind(config, 0)
     assert layers_agree(layer, subclass(LastLayer, kind)) == agrees
     assert type(layer) is kind
     assert "forward" not in vars(layer.mlp)
+    assert "forward" not in vars(layer.self_attn)
     assert len(Everything.kept) == 3
 
 
