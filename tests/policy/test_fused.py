@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import copy
+import multiprocessing
+from concurrent.futures import ProcessPoolExecutor
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from transformers.models.gemma3 import modeling_gemma3
 from transformers.models.glm4v import modeling_glm4v
 from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl
@@ -15,6 +20,8 @@ from transformers.models.qwen3_5 import modeling_qwen3_5
 from tests.policy.test_families import Prompts, load
 from vrft.policy.fused import fuse_layers, fused_attention, own_forwards, rotate, side_by_side
 from vrft.policy.fused_norms import FusedLayer
+from vrft.policy.last_layer import LastLayer
+from vrft.policy.sharding import fsdp_modules
 from vrft.policy.sharing_check import unfuse
 from vrft.policy.vision_tower import tower_of
 
@@ -118,3 +125,31 @@ def test_a_fused_model_gives_its_own_logits() -> None:
         with own_forwards(policy.base):
             expected = policy.base(**inputs).logits
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+
+
+def sharded_layers() -> list[int]:
+    """Return how many layers are sharded: before, inside and after own forwards, and after layers are unfused."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    mesh = init_device_mesh("cpu", (1,))
+    policy = load("tiny-detection")
+    layers = policy.base.get_decoder().layers
+    assert isinstance(layers[-1], LastLayer)
+    for module in (*layers, policy):
+        fully_shard(module, mesh=mesh)
+    counts = [len(fsdp_modules(policy))]
+    with own_forwards(policy.base):
+        assert not isinstance(layers[-1], FusedLayer)
+        counts.append(len(fsdp_modules(policy)))
+    counts.append(len(fsdp_modules(policy)))
+    unfuse(policy)
+    assert not isinstance(layers[-1], FusedLayer)
+    with policy.unsharded():
+        policy.base.get_decoder()(inputs_embeds=torch.zeros(1, 2, policy.base.get_input_embeddings().weight.shape[1]))
+    return [*counts, len(fsdp_modules(policy))]
+
+
+def test_layers_stay_sharded_with_their_own_forwards() -> None:
+    with ProcessPoolExecutor(1, multiprocessing.get_context("fork")) as pool:
+        counts = pool.submit(sharded_layers).result()
+    assert counts[0] > 1
+    assert len({*counts}) == 1

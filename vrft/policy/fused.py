@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from vrft.policy.casts import cast_by_layer, casting_layers, without_casts
@@ -49,10 +50,22 @@ def unfuse_layers(model: PreTrainedModel) -> None:
 
     fused: list[Any] = [module for module in model.modules() if isinstance(module, FusedLayer)]
     for module in fused:
-        module.__class__ = module.own_class
+        module.__class__ = unfused(type(module))
     for layer in casting_layers(model):
         layer.casts = False
     pack_segments(model, "sdpa")
+
+
+def unfused(kind: Any) -> Any:
+    """Return the class of a fused layer in transformers; with FSDP's methods, if FSDP shards the layer."""
+    own = kind.own_class
+    return sharded_class(own) if issubclass(kind, FSDPModule) else own
+
+
+@cache
+def sharded_class(own: Any) -> Any:
+    """Return the class that FSDP gives to modules of a class."""
+    return type(f"FSDP{own.__name__}", (FSDPModule, own), {"__module__": own.__module__})
 
 
 @contextmanager
@@ -64,7 +77,7 @@ def own_forwards(model: PreTrainedModel) -> Iterator[None]:
         module: type(module) for module in model.modules() if isinstance(module, FusedLayer)
     }
     for module, kind in fused.items():
-        module.__class__ = kind.own_class
+        module.__class__ = unfused(kind)
     try:
         with own_attention(model), without_casts(model):
             yield
