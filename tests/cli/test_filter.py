@@ -72,6 +72,7 @@ def test_a_filter_continues_keeps_a_band_and_a_run_trains_on_it(
     for line, other in zip(lines, lines_of(tmp_path / "part")[1:], strict=True):
         expected = {"scores": pytest.approx(line["scores"], abs=1e-4), "kept": line["rate"] == 1}
         assert other == line | expected
+    assert lines_of(tmp_path / "part")[0]["asked"] == head["asked"]
     assert [*(tmp_path / "part").glob("success_rates-*")] == []
 
     # Training asks what is kept, and nothing else

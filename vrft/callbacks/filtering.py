@@ -19,7 +19,6 @@ from vrft.data.record_set import image_file
 from vrft.data.records import RecordData
 from vrft.data.success_rates import Entry, Header, Rule, record_ids, write_rates
 from vrft.errors import ConfigurationError
-from vrft.rewards import Reward
 from vrft.run_dir import RunDir
 from vrft.training.checks import check_prompt_lengths, warn_of_replaced_images
 from vrft.training.module import VisionModule
@@ -63,7 +62,7 @@ class Filter(Callback):
         data = data_of(trainer)
         assert isinstance(data, RecordData)
         self.ids = record_ids(data.evaluated_set().records)
-        self.asked = asked_of(module, trainer, self.samples, module.rewards[self.rule.reward])
+        self.asked = asked_of(module, trainer, self.samples, self.rule.reward)
         self.known = dict(self._read())
         vision_trainer(trainer).strategy.barrier("success rates")  # before a rank writes to its file
         known = sum(name in self.known for name in self.ids)
@@ -140,28 +139,20 @@ class Filter(Callback):
             print(f"to train on those kept: --data.keep={path}")
 
 
-def asked_of(module: VisionModule, trainer: Trainer, samples: int, reward: Reward) -> dict[str, Any]:
+def asked_of(module: VisionModule, trainer: Trainer, samples: int, reward: str) -> dict[str, Any]:
     """Return everything that the scores depend on, beside the samples themselves, as plain values."""
-    encoder, sampling, checkpoint = module.encoder, module.sampling, trainer.ckpt_path
-    settings: dict[str, Any] = {"class": type(reward).__name__}
-    for name, value in vars(reward).items():
-        if name != "weight" and isinstance(value, str | int | float | None):
-            settings[name] = value
-    asked = {
+    sampling, checkpoint = module.sampling, trainer.ckpt_path
+    return {
         "checkpoint": module.policy.checkpoint,
         "weights": [str(checkpoint), Path(checkpoint).stat().st_mtime] if checkpoint else None,
         "task": type(module.task).__name__,
         "template": module.task.template,
-        "coordinates": [encoder.coordinates, encoder.decimals],
-        "confidence_decimals": module.task.confidence_decimals,
         "sampling": [sampling.temperature, sampling.top_p, sampling.top_k, sampling.min_p],
-        "max_completion_length": module.max_completion_length,
         "samples": samples,
         "seed": module.seed,
-        "reward": settings,
+        "reward": reward,
+        "settings": module.settings,
     }
-    found: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(asked))
-    return found
 
 
 def _lines(path: Path, asked: dict[str, Any]) -> Iterator[Line]:

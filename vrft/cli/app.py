@@ -38,6 +38,7 @@ from vrft.cli.own_code import own_error
 from vrft.cli.parser_errors import find_user_error, message_lines
 from vrft.cli.predict import keep_others_predictions, use_exported_folder, use_images
 from vrft.cli.run_folder import RunFolder
+from vrft.cli.settings_digest import settings_digest
 from vrft.cli.trainer import TRAINER_DEFAULTS, CommandTrainer, describe_devices
 from vrft.cli.trainer_settings import check_callbacks, check_early_stopping, check_trainer_settings
 from vrft.data import VisionData
@@ -243,6 +244,8 @@ class VRFTCLI(LightningCLI):
         """Call the trainer's method of the command, for `fit` between what is done before and after it."""
         options = {name: self.config_init[name] for name in self.options}
         method = getattr(self.trainer, self.command)
+        if self.command in ("test", "filter"):
+            self.model.settings = settings_digest(self.parser, self.config)
         with suppress(Stopped, RolloutFailed):
             if self.command == "fit":
                 self.before_fit()

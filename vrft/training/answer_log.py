@@ -33,23 +33,24 @@ class AnswerLog:
     The answers of an earlier test are reused if it was interrupted and its first lines are equal to the new one's.
     """
 
-    def __init__(self, folder: Path, rank: int, asked: Mapping[str, Any]) -> None:
+    def __init__(self, folder: Path, rank: int, asked: Mapping[str, Any] | None) -> None:
         """Read the answers of an earlier test and start this rank's file.
 
         Args:
             folder: folder of the log.
             rank: rank whose answers are written.
-            asked: weights, task and limits of the test, as plain values.
+            asked: everything that the answers depend on, as plain values; None: unknown, nothing is reused.
         """
         folder.mkdir(parents=True, exist_ok=True)
         files = sorted(folder.glob("answers-*.jsonl"))
         parts = [_read(file) for file in files]
         interrupted = not all(END in part for part in parts)
-        kept = [part for part in parts if part and part[0] == {"asked": dict(asked)}] if interrupted else []
+        head = {"asked": None if asked is None else dict(asked)}
+        kept = [part for part in parts if part and part[0] == head] if interrupted and asked is not None else []
         self.known = {entry["sample"]: entry for part in kept for entry in part[1:] if _is_entry(entry)}
         self.path = folder / f"answers-{rank}.jsonl"
         mine = next((part for file, part in zip(files, parts, strict=True) if file == self.path), [])
-        entries = mine if mine in kept else [{"asked": dict(asked)}]
+        entries = mine if mine in kept else [head]
         lines = [f"{json.dumps(entry)}\n" for entry in entries]
         self.path.write_text("".join(lines), encoding="utf-8")  # drops a partial last line
 

@@ -78,6 +78,8 @@ class VisionModule(LightningModule):
     """The distribution that training samples from."""
     answering: Callable[[VisionModule, PromptBatch], list[Answer]] | None = None
     """Replaces greedy decoding in `predict_step`, if set."""
+    settings: str | None = None
+    """Digest of all settings that answers depend on; None: unknown, so that answers of other runs are not reused."""
     steps_done: Tensor
 
     def __init__(
@@ -260,12 +262,9 @@ class VisionModule(LightningModule):
     def on_test_start(self) -> None:
         checkpoint = self.trainer.ckpt_path
         weights = [self.policy.checkpoint, checkpoint and [str(checkpoint), Path(checkpoint).stat().st_mtime]]
-        asked = {"weights": weights, "task": type(self.task).__name__, "template": self.task.template}
-        encoder = self.encoder
-        limits: dict[str, Any] = {"length": self.max_completion_length, "coordinates": encoder.coordinates}
-        limits |= {"decimals": encoder.decimals, "confidence": self.task.confidence_decimals}
+        asked = None if self.settings is None else {"weights": weights, "settings": self.settings}
         folder = RunDir.of(self.trainer).answer_log(Path(checkpoint).stem if checkpoint else "base")
-        self.answer_log = AnswerLog(folder, self.global_rank, asked | limits)
+        self.answer_log = AnswerLog(folder, self.global_rank, asked)
 
     def on_test_end(self) -> None:
         assert self.answer_log is not None
