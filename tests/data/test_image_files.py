@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -195,3 +197,22 @@ def test_files_with_several_frames_or_pages_are_counted(tmp_path: Path) -> None:
         UserWarning, match=r"4 images with several frames or pages, e\.g\. .*a\.gif; the first frame is read"
     ):
         warn_of_first_frames(check_images(records, BadRecords(), None))
+
+
+@pytest.mark.parametrize("kind", ["GIF", "WEBP", "TIFF", "PNG", "MPO"])
+def test_a_broken_later_frame_neither_crashes_nor_refuses_a_file_whose_first_frame_is_fine(
+    kind: str, tmp_path: Path
+) -> None:
+    path, content = tmp_path / "x", io.BytesIO()
+    frames = [Image.fromarray(np.random.default_rng(i).integers(0, 256, (8, 8, 3), np.uint8)) for i in range(3)]
+    frames[0].save(content, format=kind, save_all=True, append_images=frames[1:])
+    data = content.getvalue()
+    for end in range(0, len(data) + 1, 1 if kind == "GIF" else max(1, len(data) // 30)):
+        path.write_bytes(data[:end])
+        try:
+            read_image(path)
+        except BadImage:
+            with suppress(BadImage):
+                check_header(path)
+        else:
+            check_header(path)

@@ -40,6 +40,19 @@ MAX_HEADER = 4096
 FRAMES = {"AVIF", "GIF", "PNG", "TIFF", "WEBP"}
 """Formats of animations and pages. The further images of MPO, a photo's previews, are not counted."""
 
+DECODING_ERRORS = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    TypeError,
+    EOFError,
+    LookupError,
+    ArithmeticError,
+    RuntimeError,
+    struct.error,
+)
+"""Errors that Pillow's decoders raise on broken files."""
+
 UNREAD_FORMATS = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
 """Formats that Pillow identifies, but reads only with another program or not at all."""
 
@@ -120,8 +133,8 @@ def check_header(source: ImageSource, size: tuple[int, int] | None = None) -> He
     """
     with _open(source) as file, _decoding_errors_as_bad_image():
         image = _identify(file)
-        several = image.format in FRAMES and getattr(image, "is_animated", False)
-        found = _header(image, size)._replace(deep=is_deep(image), several_frames=several)
+        found = _header(image, size)._replace(deep=is_deep(image))
+        found = found._replace(several_frames=_has_several_frames(image))
         marker = END_MARKERS.get(image.format or "")
         file.seek(0, os.SEEK_END)
         file.seek(-min(file.tell(), 64), os.SEEK_END)
@@ -168,7 +181,7 @@ def _decoding_errors_as_bad_image() -> Iterator[None]:
         raise
     except Image.DecompressionBombError as error:
         raise BadImage(f"more than {MAX_PIXELS} pixels") from error
-    except (OSError, SyntaxError, ValueError, TypeError, EOFError, struct.error) as error:
+    except DECODING_ERRORS as error:
         raise BadImage(f"can't be decoded: {error}") from error
 
 
@@ -188,6 +201,16 @@ def _identify(file: BinaryIO) -> ImageFile:
     if max(width, height) > MAX_ASPECT_RATIO * min(width, height):
         raise BadImage(f"{width} x {height}: one side is more than {MAX_ASPECT_RATIO} times the other")
     return image
+
+
+def _has_several_frames(image: ImageFile) -> bool:
+    """Return whether the file has a second frame or page, which may be broken: only the first one is read."""
+    if image.format not in FRAMES:
+        return False
+    try:
+        return bool(getattr(image, "is_animated", False))
+    except DECODING_ERRORS:
+        return True
 
 
 def _header(image: Image.Image, size: tuple[int, int] | None) -> Header:
