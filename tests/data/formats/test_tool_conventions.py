@@ -14,6 +14,7 @@ from tests.helpers.annotation_tools import voc_xml, write, write_voc_folder
 from tests.helpers.data import drawn, refused, said_of, samples_of
 from vrft.data import CocoData, CvatData, LabelMeData, LabelStudioData, ViaData, VocData
 from vrft.data.box_data import AnnotatedData
+from vrft.errors import ConfigurationError
 
 CAR, DOG = [[1, 1], [9, 1], [9, 9]], [[30, 30], [40, 30], [40, 41]]
 
@@ -108,6 +109,7 @@ def studio(folder: Path, change: Callable[[Any], Any], **settings: Any) -> Label
         lambda task: task.update(annotations=[]),
         lambda task: task.update(annotations=None),
         lambda task: task["annotations"].pop(),  # the other one is cancelled
+        lambda task: task.update(completions=[{"skipped": True, "result": []}], annotations=[]),
     ],
 )
 def test_an_image_that_nobody_annotated_is_not_an_image_without_objects(
@@ -129,6 +131,7 @@ def test_completions_are_annotations_of_older_versions(tmp_path: Path) -> None:
     [
         ({"to_name": "second"}, {}, "to_name: regions of several images, 'image', 'second'; expected one"),
         ({}, {"image": "0.png", "second": "1.png"}, None),
+        ({}, {"image": "0.png", "image2": "no address"}, None),
         ({"item_index": 1}, {}, "item_index: regions of another image than the first of several"),
     ],
 )
@@ -144,6 +147,38 @@ def test_regions_of_another_image_are_a_bad_record(
         assert {sample.image_id for sample in samples_of(studio(tmp_path, change), tmp_path)[0]} == {"0", "1", "2"}
     else:
         assert said in said_of(lambda **more: studio(tmp_path, change, **more), tmp_path)
+
+
+def test_json_min_records_that_nobody_annotated_are_not_images_without_objects(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = write("label_studio_min", tmp_path, count=3)
+    tasks = json.loads(path.read_text())
+    tasks[0].pop("label")
+    tasks[0]["annotation_id"] = None
+    path.write_text(json.dumps(tasks))
+    with caplog.at_level("INFO"):
+        data = LabelStudioData(str(path), val_annotations=str(path), negatives=9.0)
+        train, _ = samples_of(data, tmp_path)
+    assert "tasks that nobody annotated: 2" in caplog.text
+    assert {sample.image_id for sample in train} == {"1", "2"}
+
+
+@pytest.mark.parametrize(("tag", "refuses"), [("second", True), ("label", False)])
+def test_tags_of_images_are_compared_over_all_tasks(tag: str, refuses: bool, tmp_path: Path) -> None:
+    path = write("label_studio", tmp_path, count=2)
+    tasks = json.loads(path.read_text())
+    for task in tasks[refuses:]:  # a file with one tag is valid, even if a column of texts has its name
+        task["data"][tag] = "a text"
+        for region in task["annotations"][1]["result"]:
+            region["to_name"] = tag
+    path.write_text(json.dumps(tasks))
+    data = LabelStudioData(str(path), val_annotations=str(path))
+    if refuses:
+        with pytest.raises(ConfigurationError, match="to_name: regions of several images, 'image', 'second'"):
+            samples_of(data, tmp_path)
+    else:
+        assert {sample.image_id for sample in samples_of(data, tmp_path)[0]} == {"0", "1"}
 
 
 CREATEML = [

@@ -14,6 +14,8 @@ from vrft.data.box_data import AnnotatedData, Corners, Entry
 from vrft.data.files import brief, hull, is_number, is_text, points_of, read_all, refuse_fractions, size_of
 from vrft.data.formats.other_formats import STUDIO, format_of_json, load_json, refuse_other_format
 from vrft.data.image_names import find_image
+from vrft.data.images import image_suffixes
+from vrft.errors import ConfigurationError
 
 SHAPES = ("rectanglelabels", "polygonlabels", "ellipselabels", "rectangle", "polygon", "ellipse", "labels")
 REGIONS = ("keypoint", "brush", "bitmask", "vector", "video")
@@ -41,6 +43,7 @@ class LabelStudioData(AnnotatedData):
         if tasks and format_of_json(tasks) != STUDIO:
             refuse_other_format(annotations, self.expected)
         percents: list[Corners] = []
+        names: set[str] = set()
         folders = [images] if images is not None else [annotations.parent, annotations.parent / "images"]
         for i, task in enumerate(tasks):
             location = f"{annotations}: [{i}] (id {brief(task.get('id'))})"
@@ -49,7 +52,7 @@ class LabelStudioData(AnnotatedData):
                 continue
             try:
                 regions = regions_of(task)
-                require_one_image(task, regions)
+                names |= require_one_image(task, regions)
                 labelled = {key for region in regions if labels_of(region) for key in keys_of(region)}
                 found = read_all(regions, lambda _, region: boxes_of(region, labelled))  # noqa: B023
                 boxes = [box for some in found for box in some]
@@ -60,13 +63,24 @@ class LabelStudioData(AnnotatedData):
                     percents += [in_percent(box, size) for _, box in boxes]
             except ValueError as error:
                 bad_records.add(location, str(error))
+        if len(names) > 1:
+            raise ConfigurationError(
+                f"{annotations}: to_name: regions of several images, {', '.join(sorted(names))}; expected those of one"
+            )
         refuse_fractions(annotations, percents, "percent")
 
 
 def nobody_annotated(task: dict[str, Any]) -> bool:
     """Return whether a task has no annotation but cancelled ones, so that nobody has said that its image is empty."""
+    if "data" not in task:  # JSON-MIN
+        return task.get("annotation_id", 0) is None and not any(isinstance(value, list) for value in task.values())
     listed = annotations_of(task)
-    return isinstance(listed, list) and all(isinstance(entry, dict) and entry.get("was_cancelled") for entry in listed)
+    return isinstance(listed, list) and all(isinstance(entry, dict) and is_cancelled(entry) for entry in listed)
+
+
+def is_cancelled(annotation: dict[str, Any]) -> bool:
+    """Return whether the annotator skipped the task; versions before 1 call that skipped."""
+    return bool(annotation.get("was_cancelled") or annotation.get("skipped"))
 
 
 def annotations_of(task: dict[str, Any]) -> Any:
@@ -74,18 +88,29 @@ def annotations_of(task: dict[str, Any]) -> Any:
     return (task.get("annotations") or task.get("completions") or []) if "data" in task else None
 
 
-def require_one_image(task: dict[str, Any], regions: Sequence[dict[str, Any]]) -> None:
-    """Raise ValueError if regions with labels belong to several images, or to another one than the first."""
+def require_one_image(task: dict[str, Any], regions: Sequence[dict[str, Any]]) -> set[str]:
+    """Return the tag of the image that regions with labels belong to, empty without any.
+
+    Raises:
+        ValueError: they belong to several images, or to another one than the first.
+    """
     labelled = [region for region in regions if labels_of(region)]
     names = {brief(region.get("to_name")) for region in labelled}
     if len(names) > 1:
         raise ValueError(f"to_name: regions of several images, {', '.join(sorted(names))}; expected one")
     data = task.get("data", {})
-    others = {brief(name) for name in data if name != "image"} if isinstance(data, dict) and "image" in data else set()
-    if wrong := sorted(names & others):
-        raise ValueError(f"to_name: regions of {wrong[0]}; expected regions of 'image'")
+    if isinstance(data, dict) and "image" in data:
+        others = {brief(name) for name, value in data.items() if name != "image" and is_image_address(value)}
+        if wrong := sorted(names & others):
+            raise ValueError(f"to_name: regions of {wrong[0]}; expected regions of 'image'")
     if any(region.get("item_index") for region in labelled):
         raise ValueError("item_index: regions of another image than the first of several; expected one image")
+    return names
+
+
+def is_image_address(value: Any) -> bool:
+    """Return whether a column of a task holds an image."""
+    return is_text(value) and os.path.splitext(urlsplit(value).path)[1].lower() in image_suffixes()
 
 
 def regions_of(task: dict[str, Any]) -> list[dict[str, Any]]:
@@ -94,7 +119,7 @@ def regions_of(task: dict[str, Any]) -> list[dict[str, Any]]:
         listed = annotations_of(task)
         if not isinstance(listed, list) or not all(isinstance(entry, dict) for entry in listed):
             raise ValueError(f"annotations: expected a list of objects, got {brief(listed)}")
-        done = [entry for entry in listed if not entry.get("was_cancelled")]
+        done = [entry for entry in listed if not is_cancelled(entry)]
         if len(done) > 1:
             raise ValueError(f"{len(done)} annotations; expected one")
         regions = done[0].get("result") if done else []
