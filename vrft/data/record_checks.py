@@ -63,12 +63,19 @@ def limit_targets(records: list[Record], too_many_boxes: TooManyBoxes) -> list[R
     if too_many_boxes == "tiles":
         tiled = [part for record in records for part in (tiles_of(record) if is_over_limit(record) else [record])]
         count = len(tiled) - len(records) + len(over)
-        notices.warn(f"data: {found}. They train as {count} tiles, parts of their images with up to {MAX_BOXES} boxes")
+        said = f"data: {found}. They train as {count} tiles, parts of their images with up to {MAX_BOXES} boxes"
+        if left_out := sum(len(record.target) - MAX_BOXES for record in tiled if is_over_limit(record)):
+            full = sum(map(is_over_limit, tiled))
+            said += (
+                f". {full} of them can't be cut further, since their sides are too short or they have several images: "
+                f"they train on their {MAX_BOXES} largest boxes, without {counted(left_out, 'smaller box')}"
+            )
+        notices.warn(said)
         records = tiled
     else:
         notices.warn(
-            f"data: {found}. They train on their {MAX_BOXES} largest boxes; data.too_many_boxes=tiles trains on all in "
-            "parts of their images, and data.too_many_boxes=refuse stops instead"
+            f"data: {found}. They train on their {MAX_BOXES} largest boxes; data.too_many_boxes=tiles trains on more "
+            "in parts of their images, and data.too_many_boxes=refuse stops instead"
         )
     return [replace(record, target=largest_boxes(record)) if is_over_limit(record) else record for record in records]
 

@@ -87,8 +87,8 @@ class RecordData(VisionData):
             on_missing_image: stop with a list of all records whose image does not exist, or skip and count them.
             encoding: encoding of text files that have no byte order mark.
             too_many_boxes: what to do with training records that have more boxes than an answer may have, 100: train on
-                the largest, on tiles of the image with fewer boxes, or refuse. In held-out records, the objects beyond
-                the limit count as missed.
+                the largest, on tiles of the image with fewer boxes, or refuse. A tile that can't be cut further trains
+                on its largest boxes. In held-out records, the objects beyond the limit count as missed.
             allow_outside: read images outside of their folder too, to which absolute paths, `..` or links lead.
             image_bits: bits per colour of the camera, for images of more than 8 bits; default: as many as the brightest
                 value of each image needs.
