@@ -14,6 +14,7 @@ from tests.helpers.annotation_tools import voc_xml, write, write_voc_folder
 from tests.helpers.data import drawn, refused, said_of, samples_of
 from vrft.data import CocoData, CvatData, LabelMeData, LabelStudioData, ViaData, VocData
 from vrft.data.box_data import AnnotatedData
+from vrft.data.formats.groups import join_groups
 from vrft.errors import ConfigurationError
 
 CAR, DOG = [[1, 1], [9, 1], [9, 9]], [[30, 30], [40, 30], [40, 41]]
@@ -195,3 +196,12 @@ def test_formats_without_a_reader_are_named(content: Any, name: str, tmp_path: P
         said = refused(lambda **more: data(str(file), val_annotations=str(file), **more), tmp_path)  # noqa: B023
         assert f"{file}: not " in said
         assert f"; this is {name}, which has no reader" in said
+
+
+def test_long_and_large_groups_stay_apart_and_others_are_refused() -> None:
+    groups: list[object] = [2**70, 2**71, "x" * 90 + "a", "x" * 90 + "b", 1, "1"]
+    boxes = [("car", (i, i, i + 1.0, i + 1.0)) for i in range(len(groups))]
+    assert join_groups(boxes, groups) == (boxes, 0)
+    for group in (1.5, True, [1]):
+        with pytest.raises(ValueError, match="group: expected an integer, a string or null"):
+            join_groups(boxes[:1], [group])

@@ -15,17 +15,22 @@ def join_groups(
 
     Args:
         boxes: labels with corners.
-        groups: group of each box, None for an object by itself.
+        groups: group of each box, an integer or a string; None for an object by itself.
 
     Returns:
         The boxes of the objects, and the number of boxes that were joined to others.
+
+    Raises:
+        ValueError: a group is something else.
 
     >>> join_groups([("car", (0, 0, 4, 4)), ("car", (6, 0, 9, 5)), ("dog", (1, 1, 2, 2))], [1, 1, 1])
     ([('car', (0, 0, 9, 5)), ('dog', (1, 1, 2, 2))], 1)
     """
     objects: dict[object, tuple[str, Corners]] = {}
     for i, ((label, box), group) in enumerate(zip(boxes, groups, strict=True)):
-        key = ("alone", i) if group is None else (brief(group), label)
+        if isinstance(group, bool) or not isinstance(group, int | str | None):
+            raise ValueError(f"group: expected an integer, a string or null, got {brief(group)}")
+        key = ("alone", i) if group is None else (group, label)
         x0, y0, x1, y1 = objects.get(key, (label, box))[1]
         objects[key] = label, (min(x0, box[0]), min(y0, box[1]), max(x1, box[2]), max(y1, box[3]))
     return [*objects.values()], len(boxes) - len(objects)
