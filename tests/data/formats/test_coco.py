@@ -290,8 +290,8 @@ def test_file_names_may_have_the_separators_of_windows(tmp_path: Path) -> None:
 
 
 def test_a_rotated_box_of_cvat_is_a_bad_record(tmp_path: Path) -> None:
-    attributes = [{"occluded": False, "rotation": rotation} for rotation in (0.0, 12.5)]
+    attributes = [{"occluded": False, "rotation": rotation} for rotation in (0.0, "left", 12.5)]
     boxes = [{"image_id": 7, "category_id": 3, "bbox": [1, 1, 5, 5], "attributes": found} for found in attributes]
-    samples_of(coco_data(tmp_path, {"annotations": boxes[:1]}), tmp_path)
-    with pytest.raises(ConfigurationError, match=r"annotations\[1\] .*: rotated by 12\.5 degrees; expected an upright"):
+    samples_of(coco_data(tmp_path, {"annotations": boxes[:2]}), tmp_path)
+    with pytest.raises(ConfigurationError, match=r"annotations\[2\] .*: rotated by 12\.5 degrees; expected an upright"):
         samples_of(coco_data(tmp_path, {"annotations": boxes}), tmp_path)

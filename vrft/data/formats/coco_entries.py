@@ -24,6 +24,9 @@ PARTS = ("images", "annotations", "categories")
 
 EXPECTED = "a COCO or LVIS instances file"
 
+HALF_TURN = 180.0
+"""Degrees of a rotation that maps a box to itself."""
+
 TOLERANCE = 1.0
 """Pixels by which a box may extend beyond its image and is clipped: rounding errors."""
 
@@ -147,9 +150,21 @@ def box_reason(bbox: Any, image: ImageEntry, *, crowd: bool) -> str | None:
 
 
 def rotation_reason(attributes: Any) -> str | None:
-    """Return why CVAT's attributes make a box invalid, or None: `bbox` of a rotated box is that before the rotation."""
+    """Return why CVAT's attributes make a box invalid, or None: `bbox` of a rotated box is that before the rotation.
+
+    A rotation that is no number is an attribute of the user's.
+
+    >>> [rotation_reason({"rotation": value}) for value in (0, 180, "360", "clockwise", True)]
+    [None, None, None, None, None]
+    """
     rotation = attributes.get("rotation") if isinstance(attributes, dict) else None
-    return f"rotated by {brief(rotation)} degrees; expected an upright box" if rotation not in (None, 0) else None
+    if isinstance(rotation, bool) or not isinstance(rotation, int | float | str):
+        return None
+    try:
+        upright = float(rotation) % HALF_TURN == 0
+    except (ValueError, OverflowError):
+        return None
+    return None if upright else f"rotated by {brief(rotation)} degrees; expected an upright box"
 
 
 def clip(bbox: Sequence[float], image: ImageEntry) -> tuple[float, float, float, float]:
