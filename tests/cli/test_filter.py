@@ -97,9 +97,10 @@ def test_a_filter_needs_a_reward_that_tells_success(tmp_path: Path, capsys: pyte
         ({"reward": "giou"}, "reward: expected one of model.rewards, iou, which tells success; got giou"),
         ({"lowest": 0.8, "highest": 0.2}, "lowest, highest: expected 0 <= lowest <= highest <= 1, got 0.8 and 0.2"),
         ({"highest": float("nan")}, "lowest, highest: expected 0 <= lowest <= highest <= 1, got 0.1 and nan"),
+        ({"success": float("nan")}, "success: expected a finite number, got nan"),
         ({"samples": 0}, "samples: expected at least 1, got 0"),
     ],
-    ids=["unknown", "band", "nan", "samples"],
+    ids=["unknown", "band", "nan", "success", "samples"],
 )
 def test_a_filter_without_a_meaning_is_refused(settings: dict[str, Any], said: str) -> None:
     samples = settings.pop("samples", 4)
@@ -167,3 +168,11 @@ def test_files_that_do_not_belong_to_the_data_are_refused(content: str | None, s
         path.write_text(content)
     with pytest.raises(ConfigurationError, match=rf"data\.keep: .*{said}"):
         kept_records(records("dog" if content == "labels" else "cat"), path, ASKED)
+
+
+def test_a_filter_that_would_be_given_samples_that_another_kept_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["filter", *short_fit(tmp_path, CSV_ONLY)[1:], "--reward=iou", "--data.keep=rates.jsonl"]
+    assert main(command) == 2
+    assert "data.keep: expected null with filter" in capsys.readouterr().err

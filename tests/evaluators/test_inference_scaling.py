@@ -7,13 +7,15 @@ import json
 import random
 from pathlib import Path
 from statistics import mean
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from tests.helpers import CSV_ONLY
 from tests.helpers.finished import short_fit
 from vrft.__main__ import main
-from vrft.callbacks.sampled_answers import SampledAnswers
+from vrft.callbacks.sampled_answers import SampledAnswers, label_free_scores
 from vrft.errors import ConfigurationError
 from vrft.evaluators.inference_scaling import Sampled, best_of, curves, fused, sizes, vote
 from vrft.types import Answer, Detection
@@ -114,3 +116,12 @@ def test_samples_without_a_meaning_are_refused(tmp_path: Path, capsys: pytest.Ca
     assert "samples: expected none with against" in capsys.readouterr().err
     with pytest.raises(ConfigurationError, match="samples: expected at least 2, got 0"):
         SampledAnswers(0)
+
+
+def test_an_answer_that_a_reward_does_not_apply_to_is_never_its_choice() -> None:
+    reward: Any = SimpleNamespace(label_free=True, bounded_scores=lambda answers, samples: [None, -2.0])
+    strategy = SimpleNamespace(reduce=lambda value, reduce_op: value, root_device="cpu")
+    trainer = SimpleNamespace(global_rank=0, strategy=strategy)
+    module: Any = SimpleNamespace(rewards={"own": reward}, trainer=trainer)
+    keys = label_free_scores(module, [], [])["own"]
+    assert best_of([0.0, 1.0], 2, keys) == 1.0

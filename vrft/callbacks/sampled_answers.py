@@ -90,7 +90,7 @@ class SampledAnswers(Callback):
 
 
 def label_free_scores(module: VisionModule, answers: list[Answer], samples: list[Sample]) -> dict[str, list[float]]:
-    """Return the scores (N,) of each reward that needs no ground truth; -1 where it does not apply."""
+    """Return the scores (N,) of each reward that needs no ground truth; minus infinity where it does not apply."""
     found = {}
     for name, reward in module.rewards.items():
         if not reward.label_free:
@@ -98,7 +98,7 @@ def label_free_scores(module: VisionModule, answers: list[Answer], samples: list
         scores = raise_on_all_ranks(module.trainer, partial(reward.bounded_scores, answers, samples))
         if any(score is not None and not math.isfinite(score) for score in scores):
             raise ConfigurationError(f"model.rewards.{name}: expected finite scores; see the warning above")
-        found[name] = [-1.0 if score is None else score for score in scores]
+        found[name] = [-math.inf if score is None else score for score in scores]
     return found
 
 

@@ -209,6 +209,8 @@ class CommandTrainer(VisionTrainer):
             raise ConfigurationError(f"data: filter needs records of files, which {type(datamodule).__name__} has not")
         if datamodule.examples:
             raise ConfigurationError("data.examples: expected 0 with filter; examples of a training batch change")
+        if datamodule.keep is not None:
+            raise ConfigurationError("data.keep: expected null with filter, which samples answers to all samples")
         if reward is None and model.difficulty is not None:
             reward = model.difficulty.reward
         callback = Filter(samples, Rule(reward or "", success, lowest, highest))
