@@ -20,6 +20,8 @@ FAULTS = {
     "no JSON": (200, b"<html>"),
     "no choice": (200, b'{"choices": []}'),
     "no text": (200, b'{"choices": [{"message": {"content": null}}]}'),
+    "cut": (200, b'{"choices": [{"message": {"content": "3"}, "finish_reason": "length"}]}'),
+    "redirect": (302, b""),
     "refused": (401, b"wrong key: "),
 }
 """Status and body of a response, by the name of the fault. The body of a refusal ends with the key that was sent."""

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +91,7 @@ def test_marks_are_kept_in_a_file_for_other_runs(start: Start, tmp_path: Path) -
         a_judge(server, cache=str(tmp_path))
 
 
-@pytest.mark.parametrize("fault", ["error", "busy", "no JSON", "no choice", "no text", "hang up", "", "good"])
+@pytest.mark.parametrize("fault", ["error", "busy", "no JSON", "no choice", "no text", "cut", "hang up", "", "good"])
 def test_a_fault_is_asked_about_again(fault: str, start: Start) -> None:
     server = start()
     server.faults.extend([fault, fault])
@@ -119,6 +122,26 @@ def test_a_refusal_ends_all_requests_and_shows_no_key(start: Start) -> None:
     assert reward.bounded_scores(answers("good"), [shade(0)]) == [0.25]  # and later calls ask again
 
 
+def test_every_answer_of_a_failed_step_has_the_reason_and_a_redirect_is_one(start: Start) -> None:
+    server = start()
+    reward = a_judge(server, concurrency=1)
+    for fault, said in {"refused": "refused: 401: ", "redirect": "refused: .* with a redirect"}.items():
+        server.faults.append(fault)
+        mine: dict[str, tuple[Future[float], Sample, str]] = {text: (Future(), shade(0), text) for text in "abc"}
+        with pytest.raises(RewardFailed, match=said):
+            reward._ask_all(mine)  # type: ignore[arg-type]
+        for future, _, _ in mine.values():
+            assert re.search(said, str(future.exception(timeout=10)))
+
+
+def test_a_cache_that_can_no_longer_be_written_is_an_error_that_names_it(start: Start, tmp_path: Path) -> None:
+    reward = a_judge(start(), cache=str(tmp_path / "new" / "marks.jsonl"))
+    shutil.rmtree(tmp_path / "new")
+    with pytest.raises(RewardFailed, match=r"Judge\.cache: .*marks\.jsonl: No such file"):
+        reward.bounded_scores(answers("good"), [shade(0)])
+    assert reward.pending == {}
+
+
 def test_a_server_that_is_gone_or_silent_costs_the_patience(start: Start) -> None:
     server = start(delay=3.0)
     for settings in ({"timeout": 0.1}, {"url": "gone"}):
@@ -135,8 +158,11 @@ def test_answers_that_were_begun_ahead_are_not_asked_for_twice(start: Start) -> 
     server = start(delay=0.1)
     reward = a_judge(server)
     reward.ahead(answers("good", "bad"), [shade(0)] * 2)
-    while not reward.pending and not server.asked:
+    while not server.asked:
         time.sleep(0.001)
+    asking = [thread for thread in threading.enumerate() if thread.name.startswith("judge")]
+    assert asking
+    assert all(thread.daemon for thread in asking)  # none delays the end of the process
     assert reward.bounded_scores(answers("bad", "good"), [shade(0)] * 2) == [0.0, 0.25]
     assert len(server.asked) == 2
 
@@ -146,6 +172,7 @@ def test_answers_that_were_begun_ahead_are_not_asked_for_twice(start: Start) -> 
     [
         ({"highest": 2}, "Judge.highest: expected above lowest=2, got 2"),
         ({"rubric": "good?"}, r"Judge.rubric: expected \{completion\} in it"),
+        ({"request": {"temperature": 0, "n": 2}}, "Judge.request: expected no field 'n'"),
         ({"attempts": 0}, "Judge.attempts: expected at least 1, got 0"),
         ({"timeout": 0}, "Judge.timeout: expected seconds above 0, got 0"),
         ({"patience": float("inf")}, "Judge.patience: expected seconds above 0"),

@@ -9,18 +9,19 @@ import re
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from vrft.errors import ConfigurationError, RewardFailed
+from vrft.errors import ConfigurationError, RewardFailed, RolloutRefused
 from vrft.rewards.base import Reward
 from vrft.rewards.wording import filled
 from vrft.types import Answer, Question, Sample
 from vrft.utils.chat_images import image_part
+from vrft.utils.daemon_threads import for_each
 from vrft.utils.display import visible
 from vrft.utils.http_client import HttpClient, Refused, Unavailable
 from vrft.utils.redact import redact
@@ -42,6 +43,9 @@ NUMBER = re.compile(r"[-+]?\d+(\.\d+)?", re.ASCII)
 LONGEST_SAID = 200
 """Characters of a reply that a message quotes."""
 
+OWN_FIELDS = ("messages", "model", "n", "stream")
+"""Fields of a request that the judge sets, or whose replies it can't read."""
+
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 20.0
 """Seconds before a server that gave no answer is asked again; they double up to the longest."""
 
@@ -56,6 +60,7 @@ class Choice(msgspec.Struct):
     """One answer of the server."""
 
     message: Message
+    finish_reason: str | None = None
 
 
 class Reply(msgspec.Struct):
@@ -124,6 +129,8 @@ class Judge(Reward):
         for name, seconds in {"timeout": timeout, "patience": patience}.items():
             if not 0 < seconds < math.inf:
                 raise ConfigurationError(f"{field}.{name}: expected seconds above 0, got {seconds}")
+        if own := sorted({*(request or {})} & {*OWN_FIELDS}):
+            raise ConfigurationError(f"{field}.request: expected no field {own[0]!r}, which the judge itself decides")
         self.client = HttpClient(url, f"{field}.url", key_variable)
         self.name, self.rubric, self.lowest, self.highest = model, rubric, lowest, highest
         self.request = {"temperature": 0, "max_tokens": 512} if request is None else request
@@ -164,7 +171,7 @@ class Judge(Reward):
 
     def ahead(self, answers: Sequence[Answer], samples: Sequence[Question]) -> None:
         def ask() -> None:
-            with suppress(RewardFailed):  # `scores` raises it, or asks once more
+            with suppress(RewardFailed, ConfigurationError):  # `scores` raises it, or asks once more
                 self.scores(answers, samples)
 
         threading.Thread(target=ask, name="judge", daemon=True).start()
@@ -195,30 +202,39 @@ class Judge(Reward):
         if not mine:
             return
         client, failed = self.client.with_deadline(time.monotonic() + self.patience), threading.Event()
+        errors: list[BaseException] = []
+
+        def stop() -> None:
+            failed.set()
+            client.cancel()
 
         def ask(key: str) -> None:
             future, sample, text = mine[key]
             try:
                 mark = self._mark(client, sample, text, failed)
+                self._keep(key, mark)
             except BaseException as error:
-                failed.set()
-                client.cancel()
-                future.set_exception(error)
+                errors.append(error)
+                stop()
             else:
-                self.cache.add(key, mark)
                 future.set_result(mark)
 
-        with ThreadPoolExecutor(min(self.concurrency, len(mine)), "judge") as pool:
-            try:
-                for _ in pool.map(ask, mine):
-                    pass
-            except BaseException:  # this thread was interrupted
-                failed.set()
-                client.cancel()
-                raise
-        errors = [error for future, _, _ in mine.values() if (error := future.exception()) is not None]
+        try:
+            for_each(ask, mine, self.concurrency, "judge", stop)
+        finally:
+            reason = errors[0] if errors else self._cancelled()
+            for future, _, _ in mine.values():
+                if not future.done():
+                    future.set_exception(reason)
         if errors:
-            raise next((error for error in errors if not isinstance(error, Cancelled)), errors[0])
+            raise reason
+
+    def _keep(self, key: str, mark: float) -> None:
+        """Keep a mark. Raise RewardFailed if the file can't be written."""
+        try:
+            self.cache.add(key, mark)
+        except OSError as error:
+            raise RewardFailed(f"model.rewards: Judge.cache: {self.cache.path}: {error.strerror}") from error
 
     def _mark(self, client: HttpClient, sample: Question, text: str, failed: threading.Event) -> float:
         """Return the score of one answer.
@@ -232,7 +248,7 @@ class Judge(Reward):
         replies, pause = 0, FIRST_PAUSE
         while True:
             if failed.is_set():
-                raise Cancelled(f"model.rewards: Judge: {self.client.url}: cancelled")
+                raise self._cancelled()
             try:
                 reply = client.request("POST", "/chat/completions", body, timeout=self.timeout)
             except Unavailable as error:
@@ -241,7 +257,7 @@ class Judge(Reward):
                 failed.wait(pause)
                 pause = min(2 * pause, LONGEST_PAUSE)
                 continue
-            except Refused as error:
+            except (Refused, RolloutRefused) as error:
                 raise self._failure(f"refused: {error}") from None
             mark, problem = self._read(reply)
             if mark is not None:
@@ -256,6 +272,8 @@ class Judge(Reward):
             choices = msgspec.json.decode(content, type=Reply).choices
         except (msgspec.DecodeError, RecursionError) as error:
             return None, f"the reply is no chat completion: {error}"
+        if choices and choices[0].finish_reason == "length":
+            return None, "the reply was cut, since request.max_tokens is too small"
         text = (choices[0].message.content or "").strip() if choices else ""
         last = text.splitlines()[-1].strip() if text else ""
         expected = f"expected a number from {self.lowest:g} to {self.highest:g} alone on the last line"
@@ -266,6 +284,5 @@ class Judge(Reward):
     def _failure(self, reason: str) -> RewardFailed:
         return RewardFailed(visible(redact(f"model.rewards: Judge ({self.name}): {self.client.url}: {reason}")))
 
-
-class Cancelled(RewardFailed):
-    """Another answer could not be marked, which ends the step."""
+    def _cancelled(self) -> RewardFailed:
+        return RewardFailed(f"model.rewards: Judge: {self.client.url}: cancelled")
