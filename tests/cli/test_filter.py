@@ -15,6 +15,7 @@ from tests.helpers import CSV_ONLY, UNJUDGED
 from tests.helpers.finished import short_fit
 from vrft.__main__ import main
 from vrft.callbacks import filtering
+from vrft.data.image_folders import ImageFolders
 from vrft.data.record import Record
 from vrft.data.success_rates import Entry, Header, Rule, kept_records, record_ids, write_rates
 from vrft.errors import ConfigurationError
@@ -118,6 +119,10 @@ def records(label: str = "cat", folder: str = "a") -> list[Record]:
     ]
 
 
+def folders(name: str) -> ImageFolders:
+    return ImageFolders("file_name", (Path(name),))
+
+
 ASKED = {"task": "DetectionTask", "template": None}
 
 
@@ -125,7 +130,7 @@ def write(path: Path, rates: list[float | None]) -> None:
     rule = Rule("iou")
     entries = [
         Entry(name, i, "", "", "", [], rate, rule.keeps(rate))
-        for i, (name, rate) in enumerate(zip(record_ids(records()), rates, strict=True))
+        for i, (name, rate) in enumerate(zip(record_ids(records(), folders("a")), rates, strict=True))
     ]
     write_rates(path, Header(ASKED, rule, len(entries)), entries)
 
@@ -134,14 +139,14 @@ def test_rates_belong_to_images_questions_and_labels_wherever_the_files_lie(tmp_
     path = tmp_path / "rates.jsonl"
     write(path, [0.0, 0.5, 1.0, None])
     moved = records(folder="elsewhere")
-    kept, said = kept_records(moved, path, ASKED)
+    kept, said = kept_records(moved, path, ASKED, folders("elsewhere"))
     assert kept == [moved[1], moved[3]]  # of two equal records, each has its own rate
     assert said == "data.keep leaves out 2 of 4 training records: 1 below 0.1 and 1 above 0.9"
     with pytest.warns(UserWarning, match="made with task 'DetectionTask', and the run has 'CountTask'"):
-        kept_records(moved[1:], path, ASKED | {"task": "CountTask"})
+        kept_records(moved[1:], path, ASKED | {"task": "CountTask"}, folders("elsewhere"))
     write(path, [0.5, 0.5, 0.5, 0.0])
     with pytest.warns(UserWarning, match="leaves out every training sample of 'dog'"):
-        kept_records(moved, path, ASKED)
+        kept_records(moved, path, ASKED, folders("elsewhere"))
 
 
 @pytest.mark.parametrize(
@@ -167,7 +172,7 @@ def test_files_that_do_not_belong_to_the_data_are_refused(content: str | None, s
     elif content not in ("none", "labels"):
         path.write_text(content)
     with pytest.raises(ConfigurationError, match=rf"data\.keep: .*{said}"):
-        kept_records(records("dog" if content == "labels" else "cat"), path, ASKED)
+        kept_records(records("dog" if content == "labels" else "cat"), path, ASKED, folders("a"))
 
 
 def test_a_filter_that_would_be_given_samples_that_another_kept_is_refused(
@@ -176,3 +181,18 @@ def test_a_filter_that_would_be_given_samples_that_another_kept_is_refused(
     command = ["filter", *short_fit(tmp_path, CSV_ONLY)[1:], "--reward=iou", "--data.keep=rates.jsonl"]
     assert main(command) == 2
     assert "data.keep: expected null with filter" in capsys.readouterr().err
+
+
+def test_ids_depend_neither_on_other_records_nor_on_where_the_data_lies() -> None:
+    def found(root: str, *names: str, given: ImageFolders | None = None) -> dict[str, str]:
+        some = [Record((Path(root, name),), name, i, "", "cat") for i, name in enumerate(names)]  # ids are positions
+        return dict(zip(names, record_ids(some, given), strict=True))
+
+    names = ("deep/cat/1.png", "deep/cat/2.png", "cat/2.png")
+    every = found("a", *names, given=folders("a"))
+    assert len({*every.values()}) == 3
+    for name in names:
+        assert found("elsewhere", name, given=folders("elsewhere")) == {name: every[name]}
+    assert found("a", names[0]) == found("elsewhere", names[0])
+    with pytest.raises(ConfigurationError, match=r"deep/cat/2\.png and cat/2\.png: images of one name, cat/2\.png, in"):
+        found("a", *names)

@@ -61,7 +61,7 @@ class Filter(Callback):
         module, self.run = vision_module(pl_module), RunDir.of(trainer)
         data = data_of(trainer)
         assert isinstance(data, RecordData)
-        self.ids = record_ids(data.evaluated_set().records)
+        self.ids = record_ids(data.evaluated_set().records, data.image_folders("train"))
         self.asked = asked_of(module, trainer, self.samples, self.rule.reward)
         self.known = dict(self._read())
         vision_trainer(trainer).strategy.barrier("success rates")  # before a rank writes to its file

@@ -293,7 +293,8 @@ class RecordData(VisionData):
             return train, []
         assert self.trainer is not None
         task = module_of(self.trainer).task
-        kept, said = kept_records(train, self.keep, {"task": type(task).__name__, "template": task.template})
+        asked = {"task": type(task).__name__, "template": task.template}
+        kept, said = kept_records(train, self.keep, asked, self.image_folders("train"))
         return kept, [said]
 
     def _evaluated(self, records: Sequence[Record]) -> RecordSet:

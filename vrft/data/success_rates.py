@@ -8,7 +8,8 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections import Counter
+import os
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from typing import Any
 import msgspec
 
 from vrft.data.files import read_bytes, require_file
+from vrft.data.image_folders import ImageFolders
 from vrft.data.images import ImageSource
 from vrft.data.record import Record, category
 from vrft.errors import ConfigurationError
@@ -85,23 +87,50 @@ class Entry(msgspec.Struct):
     kept: bool
 
 
-def record_ids(records: Sequence[Record]) -> list[str]:
-    """Return a name of each record that depends on its files' names, its question and its target alone.
+def record_ids(records: Sequence[Record], folders: ImageFolders | None) -> list[str]:
+    """Return an id of each record that does not depend on the other records or on where the data lies.
 
-    Equal records are numbered.
+    It is made from the paths of the images below their folder, the question, the target and the metadata. Equal records
+    are numbered, because they may be exchanged for each other.
+
+    Args:
+        records: the records.
+        folders: folders of the images; of an image outside of them, the names of the file and its folder count.
+
+    Raises:
+        ConfigurationError: records of different files are equal in all of this.
     """
-    seen, ids = Counter[str](), []
+    seen: dict[str, list[Record]] = defaultdict(list)
+    ids = []
     for record in records:
-        names = [_name(image) for image in record.images]
-        content = json.dumps([names, record.image_id, record.query, record.target, record.image_index])
-        digest = hashlib.sha256(content.encode()).hexdigest()[:20]
-        ids.append(f"{digest}-{seen[digest]}" if seen[digest] else digest)
-        seen[digest] += 1
+        names = [_name(image, folders) for image in record.images]
+        part = None if record.tile is None else record.tile.area
+        content = [names, part, record.query, record.target, record.image_index, record.metadata]
+        text = json.dumps(content, default=str, sort_keys=True)
+        digest = hashlib.sha256(text.encode()).hexdigest()[:20]
+        equal = seen[digest]
+        if equal and [*map(_place, equal[0].images)] != [*map(_place, record.images)]:
+            raise ConfigurationError(
+                f"data: {equal[0].location} and {record.location}: images of one name, {names[-1]}, in different "
+                "folders with equal questions and labels, which success rates can't tell apart; rename one"
+            )
+        ids.append(f"{digest}-{len(equal)}" if equal else digest)
+        equal.append(record)
     return ids
 
 
-def _name(image: ImageSource) -> str:
-    return image.name if isinstance(image, Path) else str(image.key())
+def _name(image: ImageSource, folders: ImageFolders | None) -> str:
+    if not isinstance(image, Path):
+        return str(image.key())
+    path = Path(_place(image))
+    roots = [Path(os.path.abspath(folder)) for folder in (() if folders is None else folders.folders)]
+    root = next((root for root in roots if path.is_relative_to(root)), path.parents[min(1, len(path.parents) - 1)])
+    return path.relative_to(root).as_posix()
+
+
+def _place(image: ImageSource) -> str:
+    """Return the absolute path of a file, or the key of a stored image."""
+    return os.path.abspath(image) if isinstance(image, Path) else str(image.key())
 
 
 def write_rates(path: Path, header: Header, entries: Sequence[Entry]) -> None:
@@ -137,13 +166,16 @@ def read_rates(path: Path) -> tuple[Header, list[Entry]]:
     return header, entries
 
 
-def kept_records(records: Sequence[Record], path: Path, asked: dict[str, Any]) -> tuple[list[Record], str]:
+def kept_records(
+    records: Sequence[Record], path: Path, asked: dict[str, Any], folders: ImageFolders | None
+) -> tuple[list[Record], str]:
     """Return the training records that a file of success rates keeps, and what to say about the others.
 
     Args:
         records: the training records of the run.
         path: the file, which may list further samples.
         asked: task and template of the run.
+        folders: folders of the images, see `record_ids`.
 
     Raises:
         ConfigurationError: the file lacks a record, or keeps none.
@@ -151,7 +183,7 @@ def kept_records(records: Sequence[Record], path: Path, asked: dict[str, Any]) -
     require_file("keep", path, "a file that `python -m vrft filter` has written")
     header, entries = read_rates(path)
     known = {entry.id: entry for entry in entries}
-    found = [known.get(name) for name in record_ids(records)]
+    found = [known.get(name) for name in record_ids(records, folders)]
     unlisted = [record for record, entry in zip(records, found, strict=True) if entry is None]
     if unlisted:
         first = unlisted[0]
