@@ -6,6 +6,7 @@ from pathlib import Path
 from threading import Thread
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -232,6 +233,30 @@ def test_micro_batches_hold_whole_groups_within_the_budget() -> None:
 def test_a_group_above_the_budget_is_split_between_its_rows() -> None:
     parts = micro_batches([10, 10], [5, 30, 5, 5, 5, 5, 99, 5], range(2), max_tokens=30)
     assert parts == [([0], [0]), ([0], [1]), ([0], [2, 3]), ([1], [4, 5]), ([1], [6]), ([1], [7])]
+
+
+def test_micro_batches_are_those_of_the_definition() -> None:
+    """Whole groups are packed in order while they fit; rows of a larger group while they fit beside their prompt."""
+    random = np.random.default_rng(0)
+    for _ in range(300):
+        prompts, group, limit = random.integers(1, 5), random.integers(1, 5), int(random.integers(0, 60))
+        lengths = random.integers(1, 20, prompts).tolist()
+        rows = random.choice([0, 0, 1, 7, 15, 50], prompts * group).tolist()  # masked completions have length 0
+        expected: list[tuple[list[int], list[int]]] = []
+        whole = False  # the last micro-batch is of whole groups
+        for p in range(prompts):
+            mine = [*range(p * group, (p + 1) * group)]
+            fits = lengths[p] + sum(rows[n] for n in mine) <= limit
+            for n, part in enumerate([mine] if fits else [[n] for n in mine]):
+                open_ = expected and (whole if fits else n > 0)
+                last = [*expected[-1][0], p] if open_ and fits else [p]
+                joined = [*expected[-1][1], *part] if open_ else part
+                if open_ and sum(lengths[q] for q in last) + sum(rows[m] for m in joined) <= limit:
+                    expected[-1] = last, joined
+                else:
+                    expected.append(([p], part))
+            whole = fits
+        assert micro_batches(lengths, rows, range(prompts), limit) == expected
 
 
 def test_a_split_group_has_the_gradient_of_the_whole() -> None:

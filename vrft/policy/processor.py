@@ -272,7 +272,7 @@ def _split_rows(rows: list[int], row_lengths: Sequence[int], max_tokens: int) ->
     parts: list[list[int]] = []
     room = 0
     for n in rows:
-        if row_lengths[n] > room:
+        if not parts or row_lengths[n] > room:
             parts.append([])
             room = max_tokens
         parts[-1].append(n)
