@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy, Strategy
 
 from tests.helpers import CSV_ONLY, UNJUDGED, Command
 from tests.training.test_skipped_steps import SMALL
@@ -15,6 +16,7 @@ from vrft.__main__ import main
 from vrft.errors import ConfigurationError
 from vrft.policy import LoRA, Policy
 from vrft.training.stochastic_rounding import check_rounding, rounds_stochastically
+from vrft.training.strategies import FSDP2Strategy
 
 BFLOAT16 = ("--model.policy.dtype=bfloat16", "--model.policy.trained_dtype=bfloat16")
 OWN = f"--model.optimizer.class_path={__name__}.StochasticSGD"
@@ -54,13 +56,18 @@ def test_a_run_that_would_lose_updates_is_refused(quick_fit: Command, capsys: py
 
 
 @pytest.mark.parametrize(
-    ("world_size", "follows", "said"), [(2, False, "with 2 processes"), (1, True, r"with model\.reference_decay")]
+    ("strategy", "follows", "said"),
+    [
+        (DDPStrategy(), False, "with DDPStrategy, whose ranks"),
+        (FSDP2Strategy(), False, "with FSDP2Strategy, whose ranks"),
+        (SingleDeviceStrategy(torch.device("cpu")), True, r"with model\.reference_decay"),
+    ],
 )
 def test_replicas_and_averages_that_would_round_otherwise_are_refused(
-    world_size: int, follows: bool, said: str
+    strategy: Strategy, follows: bool, said: str
 ) -> None:
     policy = Policy("tiny-detection", trained_dtype="bfloat16")
-    trainer: Any = SimpleNamespace(world_size=world_size)
+    trainer: Any = SimpleNamespace(world_size=1, strategy=strategy)
     with pytest.raises(ConfigurationError, match=rf"model\.policy\.trained_dtype: expected float32 {said}"):
         check_rounding(policy, trainer, StochasticSGD, follows)
 

@@ -11,6 +11,7 @@ from vrft.errors import ConfigurationError
 from vrft.policy import Policy
 from vrft.policy.weights import TRAINED_DTYPE
 from vrft.training.checkpoint_state import set_learning_rate
+from vrft.training.strategies import SingleProcess, parallelism_of
 
 SIDE = 512
 """Rows and columns of the matrix that an optimizer is tried on."""
@@ -35,10 +36,10 @@ def check_rounding(
     """
     if policy.trained_dtype == torch.float32:
         return
-    if trainer.world_size > 1:
+    if trainer.world_size > 1 or type(parallelism_of(trainer)) is not SingleProcess:
         raise ConfigurationError(
-            f"{TRAINED_DTYPE}: expected float32 with {trainer.world_size} processes, each of which would round its "
-            "replica of the weights by other random numbers; bfloat16 needs one process"
+            f"{TRAINED_DTYPE}: expected float32 with {type(trainer.strategy).__name__}, whose ranks would round their "
+            "replicas of the weights by different random numbers; bfloat16 needs one process without trainer.strategy"
         )
     if reference_follows:
         raise ConfigurationError(f"{TRAINED_DTYPE}: expected float32 with model.reference_decay, whose average rounds")
