@@ -101,6 +101,35 @@ def test_thinking_is_cut_closed_and_answered_as_by_plain_generation(module: Any)
     assert answers_within(module, batch, greedy, 0)[0].answer.text.startswith(ENDING)
 
 
+def greedy_answers(module: Any, count: int) -> tuple[Any, Any]:
+    """Return prompts and answers that think for three tokens."""
+    samples = [RenderedDigits(count, seed=5)[i] for i in range(count)]
+    answer = TASK.parse("<think>one</think>", samples[0], SimpleNamespace())  # type: ignore[arg-type]
+    answer.token_ids = tuple(module.policy.tokenizer("<think>one</think>")["input_ids"])
+    return module.encoder(samples), [answer] * count
+
+
+def test_a_rank_without_cuts_generates_if_another_has_some(module: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    generate, calls = module.rollouts.generate, []
+    monkeypatch.setattr(module.rollouts, "generate", lambda *given: calls.append(given) or generate(*given))
+    batch, greedy = greedy_answers(module, 2)
+    expected = answers_within(module, batch, greedy, 50)
+    assert not calls
+    monkeypatch.setattr(module.trainer.strategy, "reduce_boolean_decision", lambda decision, all: True)
+    found = answers_within(module, batch, greedy, 50)
+    assert found == expected
+    assert [cut.answer for cut in found] == greedy
+    assert len(calls) == 1
+
+
+def test_thinking_that_leaves_no_room_for_an_answer_is_refused(module: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    batch, greedy = greedy_answers(module, 1)
+    room = batch.inputs[0]["input_ids"].shape[1] + module.max_completion_length
+    monkeypatch.setattr(Policy, "max_positions", property(lambda _: room))
+    with pytest.raises(ConfigurationError, match=f"12 of completion .* are more than the model's {room}"):
+        answers_within(module, batch, greedy, 0)
+
+
 def test_thinking_that_never_ends_has_all_tokens(module: Any) -> None:
     ids = module.policy.tokenizer("<think>This is the digit")["input_ids"]
     answer = TASK.parse("<think>This is the digit", RenderedDigits(1, 0)[0], SimpleNamespace())  # type: ignore[arg-type]

@@ -11,6 +11,7 @@ from torch import Tensor
 from vrft.policy.plain_text import plain_text
 from vrft.policy.prompts import TOKEN_TYPE_KEYS, Prompt
 from vrft.rollout import Sampling
+from vrft.training.checks import check_prompt_lengths
 from vrft.training.fresh_prompts import prepared_prompts
 from vrft.training.module import VisionModule
 from vrft.training.progress_bar import phase
@@ -39,26 +40,33 @@ def answers_within(module: VisionModule, batch: PromptBatch, greedy: Sequence[An
         batch: P prompts.
         greedy: their greedy answers, with token ids.
         budget: tokens between the beginning of the completion and the end of the thinking.
+
+    Raises:
+        ConfigurationError: the model's context has no room for an answer after the thinking.
     """
     lengths = [thinking_tokens(module, answer) for answer in greedy]
     found = [Cut(answer, length) for answer, length in zip(greedy, lengths, strict=True)]
     cut = [p for p, length in enumerate(lengths) if length > budget]
-    if not cut:
+    if not module.trainer.strategy.reduce_boolean_decision(bool(cut), all=False):
         return found
+    cut = cut or [0]  # ranks may share weights, so if one of them has to generate, all do
     ending = plain_text(module.policy.processor).ids([ENDING])[0]
     starts = [[*(greedy[p].token_ids or ())[:budget], *ending] for p in cut]
     chosen = batch.select(cut)
     prompts = module.encoder(chosen.samples)
     inputs = [continued(prompt, ids) for prompt, ids in zip(prompts.inputs, starts, strict=True)]
-    prepared = prepared_prompts(module.policy, PromptBatch(prompts.samples, prompts.frames, inputs), module.device)
+    begun = PromptBatch(prompts.samples, prompts.frames, inputs)
     length = module.max_completion_length
+    check_prompt_lengths(begun, length, module.policy.max_positions)
+    prepared = prepared_prompts(module.policy, begun, module.device)
     generation = Generation(1, length, Sampling(greedy=True), module.sampling_key())
     with phase(module.trainer, f"answers after {budget} tokens", length) as advance:
         rollout = module.rollouts.generate(prepared, generation, advance)
     for p, ids, text, sample, frame in zip(cut, starts, rollout.texts, chosen.samples, chosen.frames, strict=True):
-        begun = torch.tensor([ids])
-        thought = module.policy.decode(begun, torch.ones_like(begun))[0]
-        found[p] = Cut(module.task.parse(thought + text, sample, frame), budget)
+        if lengths[p] > budget:
+            first = torch.tensor([ids])
+            thought = module.policy.decode(first, torch.ones_like(first))[0]
+            found[p] = Cut(module.task.parse(thought + text, sample, frame), budget)
     return found
 
 
