@@ -70,7 +70,8 @@ def test_a_sleeping_server_takes_its_share_of_rollouts_and_little_else() -> None
     alone = {fit.way.name: fit for fit in fits(config, request, 24)}
     beside = {fit.way.name: fit for fit in fits(config, request._replace(server_share=0.4), 24)}
     nf4, before = beside["LoRA, nf4"], alone["LoRA, nf4"]
-    assert nf4.estimate.phases["rollout"] == pytest.approx(nf4.estimate.stays["policy"] + 9.6 * GB)
+    held = nf4.estimate.stays
+    assert nf4.estimate.phases["rollout"] == pytest.approx(held["policy"] + held["images"] + 9.6 * GB)
     updates = [found["LoRA"].estimate.phases["update"] for found in (alone, beside)]
     assert updates[0] - updates[1] > 10 * GB  # the copy to decode with is the server's
     assert nf4.batch is not None

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.testing._internal.two_tensor import TwoTensor
 
 from vrft.tasks import ClassificationTask
 from vrft.training import gpu_room
@@ -33,6 +34,14 @@ def test_states_and_the_reference_can_leave_but_paged_states_stay() -> None:
     room, state = a_room(reference=reference, start={torch.ones(2): average})
     assert {*room.movable()} == {*state.values(), *reference.parameters(), average}
     state["exp_avg"].is_paged = True  # type: ignore[attr-defined]
+    assert state["exp_avg"] not in {*room.movable()}
+
+
+def test_the_tensors_inside_a_state_of_few_bits_can_leave() -> None:
+    room, state = a_room()
+    codes, scale = torch.zeros(3), torch.ones(3)
+    state["exp_avg"] = TwoTensor(codes, scale)
+    assert {codes, scale} < {*room.movable()}
     assert state["exp_avg"] not in {*room.movable()}
 
 

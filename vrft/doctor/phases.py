@@ -108,7 +108,7 @@ class Phases:
         if not self.decodes:
             stays |= {"decoding weights": 0.0, "keys, values and graphs": 0.0}
         part, used = load.largest_part(), sum(stays.values())
-        waiting, beside_server = self.waiting_features(), stays["policy"] + self.awake
+        waiting, beside_server = self.waiting_features(), stays["policy"] + stays["images"] + self.awake
         phases = {
             "load": stays["policy"] + stored.reference,
             "rollout": beside_server if self.awake else used + self.rollout(load.prompts, load.sampled) + waiting,

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor
 from torch.optim import Optimizer
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from vrft.policy import Policy
 from vrft.policy.weights import page_locked
@@ -48,9 +51,16 @@ class GPURoom:
         """Return the tensors that only an update needs."""
         optimizers: list[Optimizer] = self.module.trainer.optimizers
         states = [value for optimizer in optimizers for state in optimizer.state.values() for value in state.values()]
-        tensors = [value for value in states if type(value) is Tensor and not is_paged(value)]
+        tensors = [tensor for value in states if isinstance(value, Tensor) for tensor in plain_tensors(value)]
         tensors += self.policy.start.values()  # of a reference that follows, or of the adapter at the start
         return tensors + ([] if self.policy.reference is None else [*self.policy.reference.parameters()])
+
+
+def plain_tensors(state: Any) -> list[Tensor]:
+    """Return a state, or the tensors in it if it is in few bits (torchao); none if it is paged."""
+    if is_traceable_wrapper_subclass(state):
+        return [getattr(state, name) for name in state.__tensor_flatten__()[0]]
+    return [] if is_paged(state) else [state]
 
 
 def is_paged(state: Tensor) -> bool:
