@@ -12,12 +12,16 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.distributed as dist
+from lightning.pytorch import Trainer
 from torch import nn
 
+from vrft import RFT
 from vrft.errors import ConfigurationError
 from vrft.policy import Policy
 from vrft.policy.placement import read_once
 from vrft.policy.weights import replace_parameters
+from vrft.rewards import Format
+from vrft.tasks import DetectionTask
 
 
 def read_on_rank(rank: int, store: Path, failing: list[int], kind: type[Exception]) -> str:
@@ -54,6 +58,18 @@ def test_an_error_that_nobody_expected_ends_the_other_rank_by_its_name(tmp_path:
         said = [task.result() for task in tasks]
     assert said[0] == "'the file is broken on rank 0'"
     assert said[1] == "model.policy.checkpoint: rank 0 can't read it: KeyError: 'the file is broken on rank 0'"
+
+
+def test_a_processor_that_another_rank_refuses_ends_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+    monkeypatch.setattr(trainer.strategy, "reduce", lambda value, reduce_op: torch.tensor(1.0))
+    monkeypatch.setattr(trainer.strategy, "broadcast", lambda error, src: ConfigurationError(f"rank {src} failed"))
+    monkeypatch.setattr("vrft.training.module.data_of", lambda _: SimpleNamespace(images_per_turn=lambda: [1]))
+    module = RFT(DetectionTask(), Policy("tiny-detection"), {"format": Format()})
+    module.trainer = trainer
+    with pytest.raises(ConfigurationError, match="rank 1 failed"):
+        module.configure_model()
+    assert module.policy.processor is None
 
 
 def test_parameters_are_replaced_without_a_second_copy_of_the_model() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,10 +20,11 @@ from vrft.__main__ import main
 from vrft.errors import ConfigurationError
 from vrft.guards import Observation
 from vrft.guards.training import AgreeableJudge
-from vrft.policy import Policy
+from vrft.policy import LoRA, Policy
 from vrft.rewards import SelfPreference
+from vrft.rollout.vllm.engine import VLLMServer
 from vrft.tasks import ClassificationTask
-from vrft.training.self_judge import SelfJudge, check_self_judges
+from vrft.training.self_judge import SelfJudge, check_reference_stays, check_self_judges
 from vrft.types import Sample
 
 ASK = "{question} {completion} is the digit {yes} {no}"
@@ -111,6 +113,27 @@ def test_words_and_settings_without_a_meaning_are_refused(policy: Policy) -> Non
         check_self_judges({"self": SelfPreference("policy")}, beta=0)
     assert check_self_judges({"self": SelfPreference()}, beta=0)
     assert not check_self_judges({"self": SelfPreference("policy")}, beta=0.1)
+
+
+@pytest.mark.parametrize(
+    ("settings", "judge", "share", "follows", "refused"),
+    [
+        ({}, "reference", 0.4, False, True),
+        ({"offload_reference": True}, "reference", 0.4, False, False),
+        ({"lora": LoRA(r=2)}, "reference", 0.4, False, False),
+        ({"lora": LoRA(r=2)}, "reference", 0.4, True, True),
+        ({}, "policy", 0.4, False, False),
+        ({}, "reference", 0.0, False, False),
+    ],
+)
+def test_a_reference_that_leaves_the_gpu_is_not_asked(
+    settings: dict[str, Any], judge: Any, share: float, follows: bool, refused: bool
+) -> None:
+    engine = VLLMServer(["http://localhost:1"])
+    engine.gpu_share = share
+    said = pytest.raises(ConfigurationError, match=r"expected model\.policy\.offload_reference=true")
+    with said if refused else nullcontext():
+        check_reference_stays({"self": SelfPreference(judge)}, Policy("tiny-digits", **settings), engine, follows)
 
 
 def test_a_guard_warns_of_a_judge_that_likes_any_answer() -> None:

@@ -42,7 +42,7 @@ from vrft.training.optimization import Interval, Optimization, OptimizerStep, us
 from vrft.training.progress_bar import phase
 from vrft.training.rollouts import Generation, rollouts_for
 from vrft.training.scoring import HeldOutMeans, models_of, parse_completions, score_answers, scored_samples
-from vrft.training.self_judge import SelfJudge, self_judges
+from vrft.training.self_judge import SelfJudge, check_reference_stays, self_judges
 from vrft.training.step_state import StepState
 from vrft.training.stochastic_rounding import check_rounding
 from vrft.training.strategies import parallelism_of
@@ -126,8 +126,10 @@ class VisionModule(LightningModule):
         check_precision(self.trainer)
         check_device(self.trainer.strategy.root_device, self.policy.dtype)
         check_rounding(self.policy, self.trainer, self.optimizer_callable, self.reference_follows)
+        check_reference_stays(self.rewards, self.policy, self.engine, self.reference_follows)
         if self.policy.processor is None:
-            self.policy.reader.check_turns(data_of(self.trainer).images_per_turn())
+            turns = data_of(self.trainer).images_per_turn()
+            raise_on_all_ranks(self.trainer, partial(self.policy.reader.check_turns, turns))
             parallelism_of(self.trainer).load(self.policy, self.keep_reference)
             for reward in self.rewards.values():
                 reward.load()

@@ -13,6 +13,7 @@ from vrft.errors import ConfigurationError
 from vrft.policy import Policy
 from vrft.policy.plain_text import plain_text
 from vrft.rewards import Reward, SelfPreference
+from vrft.rollout import RemoteEngine, RolloutEngine
 from vrft.tasks import Task
 from vrft.training.fresh_prompts import prepared_prompts
 from vrft.training.optimization import Optimization
@@ -52,6 +53,27 @@ def check_self_judges(rewards: Mapping[str, Reward], beta: float) -> bool:
             "model.beta: expected above 0 with SelfPreference.judge=policy, which drifts with the policy that it judges"
         )
     return any(reward.judge == "reference" for reward in self_judges(rewards))
+
+
+def check_reference_stays(
+    rewards: Mapping[str, Reward], policy: Policy, engine: RolloutEngine, reference_follows: bool
+) -> None:
+    """Raise ConfigurationError if a reward asks a reference that is in CPU memory while a server has the GPU.
+
+    Args:
+        rewards: the rewards.
+        policy: the policy, which need not be loaded.
+        engine: samples the answers that are scored.
+        reference_follows: the reference is an average of the weights.
+    """
+    asked = any(reward.judge == "reference" for reward in self_judges(rewards))
+    leaves = reference_follows or policy.lora is None or policy.lora.adapter is not None
+    colocated = isinstance(engine, RemoteEngine) and engine.gpu_share > 0
+    if asked and leaves and colocated and not policy.offload_reference:
+        raise ConfigurationError(
+            "SelfPreference: expected model.policy.offload_reference=true with model.engine.colocated, which moves "
+            "the reference away from the GPU while answers are scored"
+        )
 
 
 class SelfJudge:
