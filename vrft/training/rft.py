@@ -103,7 +103,7 @@ class RFT(VisionModule):
             num_iterations: passes over each rollout; clipping matters above 1.
             num_minibatches: optimizer steps per pass, on equal parts of the prompts.
             loss_type: objective, see `vrft.training.grpo`; grpo is the official per-sequence mean.
-            beta: weight of the KL divergence from the reference; with 0 no reference is kept.
+            beta: weight of the KL divergence from the reference; with 0 none is kept, unless SelfPreference asks it.
             kl_in_reward: subtract beta times the KL divergence of each completion from its reward, instead of adding
                 the KL divergence of each token to the loss.
             kl_estimator: estimator of the KL divergence, k1, k2 or k3.
