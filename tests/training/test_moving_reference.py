@@ -13,10 +13,14 @@ from tests.helpers import CSV_ONLY, UNJUDGED, Command
 from tests.helpers.finished import short_fit
 from tests.helpers.ranks import Ranks
 from tests.policy.test_lora import change, log_probs
+from vrft import RFT
 from vrft.__main__ import main
 from vrft.errors import ConfigurationError
 from vrft.policy import LoRA, Policy
+from vrft.rewards import Format
+from vrft.tasks import DetectionTask
 from vrft.training import moving_reference
+from vrft.training.module import VisionModule
 from vrft.training.moving_reference import MovingReference, following
 from vrft.training.strategies import ShardedRanks
 
@@ -61,6 +65,14 @@ def test_the_reference_is_the_policy_with_the_average_of_its_weights(settings: d
     assert (found - before).abs().max() > 1e-2
     for name, value in reference.averages().items():
         torch.testing.assert_close(value, expected[name])
+
+
+def test_the_average_begins_with_the_model_in_every_stage(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(VisionModule, "configure_model", lambda self: self.policy.load(self.keep_reference))
+    policy = Policy("tiny-detection", dtype="float32")
+    module = RFT(DetectionTask(), policy, {"format": Format()}, reference_decay=0.9)
+    module.configure_model()
+    assert torch.equal(log_probs(policy, reference=True), log_probs(policy))
 
 
 def test_the_average_of_another_policy_is_refused() -> None:

@@ -64,9 +64,6 @@ class MovingReference(Callback):
                 "expected trainer.strategy ddp, or null"
             )
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.start()
-
     def on_train_batch_end(self, *_: Any) -> None:
         self.update()
 
@@ -74,7 +71,6 @@ class MovingReference(Callback):
         checkpoint[KEY] = self.averages()
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        self.start()
         self.load(checkpoint.get(KEY, {}))
 
 

@@ -220,6 +220,11 @@ class RFT(VisionModule):
     def setup(self, stage: str) -> None:
         check_minibatches(data_of(self.trainer), self.num_minibatches)
 
+    def configure_model(self) -> None:
+        super().configure_model()
+        if self.moving_reference is not None:
+            self.moving_reference.start()
+
     def configure_callbacks(self) -> list[Callback]:
         return [] if self.moving_reference is None else [self.moving_reference]
 
