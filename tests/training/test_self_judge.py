@@ -60,7 +60,9 @@ def sample(shade: int) -> Sample:
 
 
 @pytest.mark.parametrize("limit", [16384, 30], ids=["together", "one by one"])
-def test_probabilities_are_those_of_a_plain_forward(policy: Policy, limit: int) -> None:
+def test_probabilities_are_those_of_a_plain_forward(
+    policy: Policy, limit: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     first, second = sample(0), sample(90)
     texts = ["one", "two", "{yes}", "one", "one"]
     about = [first, first, first, second, first]
@@ -70,9 +72,13 @@ def test_probabilities_are_those_of_a_plain_forward(policy: Policy, limit: int) 
     assert len({round(value, 5) for value in expected}) == 4
     assert judge(answers("one"), [replace(first, query="elsewhere")]) == pytest.approx(expected[:1], abs=1e-5)
     gap = (expected[1] + expected[3] - expected[0] - plain(policy, policy.base, second.image, "two")) / 2
-    assert judge.gap(answers("two", "one"), [first, second]) == pytest.approx(gap, abs=1e-5)
+    own = judge(answers("two", "one"), [first, second])
+    asked: list[int] = []
+    monkeypatch.setattr(judge, "_scores", lambda new, ask=judge._scores: asked.append(len(new)) or ask(new))
+    assert judge.gap(own, answers("two", "one"), [first, second]) == pytest.approx(gap, abs=1e-5)
+    assert asked == [2]  # the answers to other prompts alone
     empty = plain(policy, policy.base, first.image, "")
-    assert judge.gap(answers("one"), [first]) == pytest.approx(expected[0] - empty, abs=1e-5)
+    assert judge.gap(expected[:1], answers("one"), [first]) == pytest.approx(expected[0] - empty, abs=1e-5)
 
 
 def test_the_reference_judges_as_at_the_start_and_the_policy_as_it_is(policy: Policy) -> None:

@@ -129,7 +129,9 @@ class Collector:
                 total = total + overlong_penalty(lengths, module.max_completion_length, self.overlong_buffer)
             for reward in self_judges(module.rewards)[:1]:
                 assert isinstance(reward.ask, SelfJudge)
-                gap = reward.ask.gap(answers[:: self.num_samples], samples[:: self.num_samples])
+                name = next(name for name, other in module.rewards.items() if other is reward)
+                firsts = slice(None, None, self.num_samples)
+                gap = reward.ask.gap(rewards[name][firsts].tolist(), answers[firsts], samples[firsts])
                 module.log("train/self_preference_gap", gap, sync_dist=True)
         return ScoredRollout(batch, rollout, answers, rewards, total.view(-1, self.num_samples))
 

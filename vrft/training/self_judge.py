@@ -116,15 +116,16 @@ class SelfJudge:
         scores = dict(zip(pairs, self._scores(asked), strict=True))
         return [scores[id(sample), answer.text] for answer, sample in zip(answers, samples, strict=True)]
 
-    def gap(self, answers: Sequence[Answer], samples: Sequence[Sample]) -> float:
+    def gap(self, own: Sequence[float], answers: Sequence[Answer], samples: Sequence[Sample]) -> float:
         """Return how much more the judge likes an answer to each prompt than an answer to the next one, on average.
 
         Args:
+            own: how much it likes the answers.
             answers: an answer to each of P prompts; of a single prompt, the other answer is empty.
             samples: the P samples.
         """
         others = [*answers[1:], answers[0] if len(answers) > 1 else replace(answers[0], text="")]
-        own, other = self(answers, samples), self(others, samples)
+        other = self(others, samples)
         return sum(own) / len(own) - sum(other) / len(other)
 
     def _asked(self, completion: str, sample: Sample) -> Sample:
