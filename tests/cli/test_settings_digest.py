@@ -58,6 +58,7 @@ def digest(path: str = "run_dir", value: Any = None) -> str:
         ("task.~.system", "Be brief.", False),
         ("data.~.image_bits", 12, False),
         ("data.~.examples", 2, False),
+        ("data", {"class_path": "my_module.MyData"}, False),
         ("trainer.precision", "bf16-true", False),
         ("seed_everything", 1, False),
         ("model.~.max_tokens_per_micro_batch", 2, True),

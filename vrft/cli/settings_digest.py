@@ -27,7 +27,7 @@ def settings_digest(parser: ArgumentParser, config: Namespace) -> str:
     found = {name: full[name] for name in ("model", "task", "data", "seed_everything")}
     found["precision"] = full["trainer"]["precision"]
     for section, names in IRRELEVANT.items():
-        settings = found[section]["init_args"]
+        settings = found[section].get("init_args") or {}  # a class may take no arguments
         found[section]["init_args"] = {name: value for name, value in settings.items() if name not in names}
     modules = {str(file): hashlib.sha256(file.read_bytes()).hexdigest() for file in _own_modules(found)}
     content = json.dumps([found, modules], sort_keys=True, default=str)
