@@ -30,7 +30,7 @@ def run_doctor(
     console = Console()
     try:
         trainer.check_data(model, data)
-        with trainer.strategy.tensor_init_context():  # as in a run: adapters and averages to start from aren't moved later
+        with trainer.strategy.tensor_init_context():  # adapters to start from aren't moved by `to`
             model.configure_model()
         model.to(trainer.strategy.root_device)
         problems = list(examine(model, data, folder, console, probe, gpu_memory))
