@@ -43,7 +43,13 @@ def parts(message: str) -> list[str]:
 
 def is_in(message: str, text: str) -> bool:
     """Return whether a text has the pieces of a message in their order."""
-    return re.search(".*".join(map(re.escape, parts(message))), text, re.S) is not None
+    end = 0
+    for part in parts(message):
+        start = text.find(part, end)
+        if start < 0:
+            return False
+        end = start + len(part)
+    return True
 
 
 def test_quoted_messages_exist() -> None:

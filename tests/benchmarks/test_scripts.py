@@ -108,6 +108,7 @@ def test_evaluators_agree_and_ranks_gather(capsys: pytest.CaptureFixture[str], m
     assert lines[-1]["gather"] == 1
 
 
+@pytest.mark.slow
 def test_reward_search_finds_faults_of_the_papers_reward_and_none_of_the_defaults(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

@@ -65,6 +65,7 @@ def test_answers_begin_with_their_tag() -> None:
     assert answer_tokens(policy, rollout).tolist() == [[0, 0, 1, 1, 0], [0, 0, 0, 0, 0]]
 
 
+@pytest.mark.slow
 def test_a_trial_is_run_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(self_distillation, "samples_of", lambda *_: (scenes(4), scenes(2)))
     command = ["--methods", "GRPO + distillation, answer", "--seeds", "0", "--seconds", "0.001"]

@@ -42,6 +42,7 @@ def sampled(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return asked
 
 
+@pytest.mark.slow
 def test_a_filter_continues_keeps_a_band_and_a_run_trains_on_it(
     tmp_path: Path, sampled: list[int], capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:

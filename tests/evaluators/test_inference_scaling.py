@@ -84,6 +84,7 @@ def test_curves_are_means_over_questions_with_intervals_over_images() -> None:
     assert found["by judge"][1].value == pytest.approx(0.225)
 
 
+@pytest.mark.slow
 def test_a_test_with_samples_writes_the_same_curves_for_any_batch(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -22,7 +22,7 @@ def exact(log_p: Tensor, uniform: Tensor) -> Tensor:
     return torch.searchsorted(ends, (uniform * ends[:, -1])[:, None], right=True)[:, 0]
 
 
-@pytest.mark.parametrize("size", [5, 600, 3 * LARGEST_SUM + 1])
+@pytest.mark.parametrize("size", [5, 600, pytest.param(3 * LARGEST_SUM + 1, marks=pytest.mark.slow)])
 def test_draws_are_those_of_float64(size: int) -> None:
     log_p = (torch.randn(1, size, generator=torch.Generator().manual_seed(0)) * 4).log_softmax(-1).expand(2000, -1)
     uniform = KEY.uniform(1, 2000, 1)[:, 0]
