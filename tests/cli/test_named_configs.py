@@ -39,6 +39,7 @@ def test_an_existing_file_wins(name: str, is_file: bool) -> None:
     assert find_configs(["fit", "--config", name])[2] == (name if is_file else f"{CONFIGS}/quickstart.yaml")
 
 
+@pytest.mark.usefixtures("_elsewhere")  # without runs
 @pytest.mark.parametrize(
     "name",
     ["../configs/quickstart", f"{CONFIGS}/quickstart", "trainer", "", "quickstart.yaml.yaml", "runs/quickstart", "\0"],
