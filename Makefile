@@ -27,7 +27,7 @@ beside_mypy = types=$$(mktemp); $(BIN)/mypy >$$types 2>&1 & mypy=$$!; \
 check: install
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
-	@$(call beside_mypy,-n 2 -m 'not slow and not vllm')
+	@$(call beside_mypy,-n 3 -m 'not slow and not vllm')
 
 # Linters and all tests, in three processes on two cores since some tests wait for time-outs.
 test: install browser

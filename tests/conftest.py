@@ -7,6 +7,7 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # whose threads log what they can't send
 os.environ.setdefault("WANDB_X_SAVE_REQUIREMENTS", "false")  # a list of all installed packages, a tenth of a short run
 
 import contextlib
