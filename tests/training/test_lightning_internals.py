@@ -12,6 +12,7 @@ from functools import cache
 from pathlib import Path
 
 import lightning.pytorch
+import pytest
 
 import vrft
 
@@ -74,6 +75,7 @@ def parsed(kind: type) -> ast.AST:
     return ast.parse(textwrap.dedent(inspect.getsource(kind)))
 
 
+@pytest.mark.slow
 def test_no_other_file_uses_private_names_of_lightning() -> None:
     found = {}
     for path in sorted(PACKAGE.rglob("*.py")):
