@@ -123,7 +123,7 @@ def test_failures_beyond_the_patience_end_in_one_clear_error(fake: VLLM, checkpo
 @pytest.mark.slow
 def test_a_hanging_server_costs_no_more_than_the_patience(fake: VLLM, checkpoint: str, tmp_path: Path) -> None:
     policy = a_policy(checkpoint)
-    made = engine(policy, tmp_path, fake.url, patience=5.0)
+    made = engine(policy, tmp_path, fake.url, patience=2.0)
     fake.stop()
     with socket.create_server(("127.0.0.1", fake.http.server_port)):  # accepts connections but never responds
         made.servers[0].weights_version = None
