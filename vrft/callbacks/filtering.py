@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +20,9 @@ from vrft.errors import ConfigurationError
 from vrft.run_dir import RunDir
 from vrft.training.checks import check_prompt_lengths, warn_of_replaced_images
 from vrft.training.module import VisionModule
-from vrft.training.sampled import sample_answers
+from vrft.training.sampled import finite_scores, sample_answers
 from vrft.types import Answer, PromptBatch
 from vrft.utils.display import counted
-from vrft.utils.distributed import raise_on_all_ranks
 
 Scores = list[float | None]
 
@@ -89,10 +86,7 @@ class Filter(Callback):
             return []
         warn_of_replaced_images(batch)
         sampled = sample_answers(module, batch, self.samples, module.sampling)
-        score = partial(module.rewards[self.rule.reward].bounded_scores, sampled.answers, sampled.samples)
-        scores = raise_on_all_ranks(module.trainer, score)
-        if any(score is not None and not math.isfinite(score) for score in scores):
-            raise ConfigurationError(f"reward: {self.rule.reward} returned no finite number; see the warning above")
+        scores = finite_scores(module, self.rule.reward, sampled.answers, sampled.samples)
         data, lines = data_of(module.trainer), []
         for p, sample in enumerate(batch.samples):
             if data.is_owned_by_rank(sample) and self.ids[sample.index] not in self.known:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from functools import partial
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -19,9 +18,8 @@ from vrft.evaluators.inference_scaling import Sampled, curves, sizes, vote
 from vrft.rollout import Sampling
 from vrft.run_dir import INFERENCE_SCALING
 from vrft.training.module import VisionModule
-from vrft.training.sampled import sample_answers
+from vrft.training.sampled import finite_scores, sample_answers
 from vrft.types import Answer, PromptBatch, Sample
-from vrft.utils.distributed import raise_on_all_ranks
 from vrft.utils.files import write_json
 from vrft.utils.intervals import Interval
 
@@ -95,9 +93,7 @@ def label_free_scores(module: VisionModule, answers: list[Answer], samples: list
     for name, reward in module.rewards.items():
         if not reward.label_free:
             continue
-        scores = raise_on_all_ranks(module.trainer, partial(reward.bounded_scores, answers, samples))
-        if any(score is not None and not math.isfinite(score) for score in scores):
-            raise ConfigurationError(f"model.rewards.{name}: expected finite scores; see the warning above")
+        scores = finite_scores(module, name, answers, samples)
         found[name] = [-math.inf if score is None else score for score in scores]
     return found
 

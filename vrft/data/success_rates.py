@@ -100,10 +100,11 @@ def record_ids(records: Sequence[Record], folders: ImageFolders | None) -> list[
     Raises:
         ConfigurationError: records of different files are equal in all of this.
     """
+    roots = [Path(os.path.abspath(folder)) for folder in (() if folders is None else folders.folders)]
     seen: dict[str, list[Record]] = defaultdict(list)
     ids = []
     for record in records:
-        names = [_name(image, folders) for image in record.images]
+        names = [_name(image, roots) for image in record.images]
         part = None if record.tile is None else record.tile.area
         content = [names, part, record.query, record.target, record.image_index, record.metadata]
         text = json.dumps(content, default=str, sort_keys=True)
@@ -119,11 +120,10 @@ def record_ids(records: Sequence[Record], folders: ImageFolders | None) -> list[
     return ids
 
 
-def _name(image: ImageSource, folders: ImageFolders | None) -> str:
+def _name(image: ImageSource, roots: Sequence[Path]) -> str:
     if not isinstance(image, Path):
         return str(image.key())
     path = Path(_place(image))
-    roots = [Path(os.path.abspath(folder)) for folder in (() if folders is None else folders.folders)]
     root = next((root for root in roots if path.is_relative_to(root)), path.parents[min(1, len(path.parents) - 1)])
     return path.relative_to(root).as_posix()
 

@@ -96,10 +96,10 @@ class RewardModel(Reward):
     def scores(self, answers: Sequence[Answer], samples: Sequence[Question]) -> Sequence[float | None]:
         found: list[float] = []
         for texts, about in _groups(answers, samples, alone=self.processor is None):
-            distinct = [*dict.fromkeys(zip(texts, map(self._asked, about), strict=True))]
-            scores = self._probabilities(self._inputs(distinct, about[0]))
-            by_text = dict(zip(distinct, scores, strict=True))
-            found += [by_text[pair] for pair in zip(texts, map(self._asked, about), strict=True)]
+            pairs = [*zip(texts, map(self._asked, about), strict=True)]
+            distinct = [*dict.fromkeys(pairs)]
+            by_pair = dict(zip(distinct, self._probabilities(self._inputs(distinct, about[0])), strict=True))
+            found += [by_pair[pair] for pair in pairs]
         return found
 
     def _asked(self, sample: Question) -> str:

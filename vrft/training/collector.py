@@ -127,9 +127,8 @@ class Collector:
             if self.overlong_buffer:
                 lengths = rollout.mask.sum(1).to(total.device)
                 total = total + overlong_penalty(lengths, module.max_completion_length, self.overlong_buffer)
-            for reward in self_judges(module.rewards)[:1]:
+            for name, reward in [*self_judges(module.rewards).items()][:1]:
                 assert isinstance(reward.ask, SelfJudge)
-                name = next(name for name, other in module.rewards.items() if other is reward)
                 firsts = slice(None, None, self.num_samples)
                 gap = reward.ask.gap(rewards[name][firsts].tolist(), answers[firsts], samples[firsts])
                 module.log("train/self_preference_gap", gap, sync_dist=True)

@@ -133,7 +133,7 @@ class VisionModule(LightningModule):
             parallelism_of(self.trainer).load(self.policy, self.keep_reference)
             for reward in self.rewards.values():
                 reward.load()
-            for reward in self_judges(self.rewards):
+            for reward in self_judges(self.rewards).values():
                 reward.ask = SelfJudge(reward, self.policy, self.task, self.optimization, self.trainer)
             self.reward_models.extend(models_of(self.rewards))
             if sum(parameter.numel() for parameter in self.parameters()) < CPU_THREADING_MIN_PARAMETERS:

@@ -1,15 +1,19 @@
-"""Several sampled answers to held-out or training questions, outside of training steps."""
+"""Several sampled answers to held-out or training questions, outside of training steps, and their scores."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
+from vrft.errors import ConfigurationError
 from vrft.rollout import Sampling, SamplingKey
 from vrft.training.module import VisionModule
 from vrft.training.progress_bar import phase
 from vrft.training.rollouts import Generation
 from vrft.training.scoring import parse_completions
 from vrft.types import Answer, PromptBatch, Rollout, Sample
+from vrft.utils.distributed import raise_on_all_ranks
 
 
 class Sampled(NamedTuple):
@@ -34,3 +38,21 @@ def sample_answers(module: VisionModule, batch: PromptBatch, count: int, samplin
         rollout = module.rollouts.generate(prepared, Generation(count, length, sampling, key), advance)
     answers, samples = parse_completions(module.task, rollout, batch)
     return Sampled(answers, samples, rollout, prepared)
+
+
+def finite_scores(
+    module: VisionModule, name: str, answers: Sequence[Answer], samples: Sequence[Sample]
+) -> list[float | None]:
+    """Return a reward's scores (N,) of answers; None where the reward does not apply.
+
+    Raises:
+        ConfigurationError: a score is no finite number, on this rank or on another.
+    """
+
+    def score() -> list[float | None]:
+        scores = [*module.rewards[name].bounded_scores(answers, samples)]
+        if any(score is not None and not math.isfinite(score) for score in scores):
+            raise ConfigurationError(f"model.rewards.{name}: expected finite scores; see the warning above")
+        return scores
+
+    return raise_on_all_ranks(module.trainer, score)

@@ -36,9 +36,14 @@ class Asked(Task):
         return None
 
 
-def self_judges(rewards: Mapping[str, Reward]) -> list[SelfPreference]:
-    """Return the rewards that ask the policy."""
-    return [reward for reward in rewards.values() if isinstance(reward, SelfPreference)]
+def self_judges(rewards: Mapping[str, Reward]) -> dict[str, SelfPreference]:
+    """Return the rewards that ask the policy or its reference, by name."""
+    return {name: reward for name, reward in rewards.items() if isinstance(reward, SelfPreference)}
+
+
+def asks_reference(rewards: Mapping[str, Reward]) -> bool:
+    """Return whether one of the rewards asks the reference."""
+    return any(reward.judge == "reference" for reward in self_judges(rewards).values())
 
 
 def check_self_judges(rewards: Mapping[str, Reward], beta: float) -> bool:
@@ -47,12 +52,12 @@ def check_self_judges(rewards: Mapping[str, Reward], beta: float) -> bool:
     Raises:
         ConfigurationError: the policy judges itself, and nothing holds it near the reference.
     """
-    trained = [reward for reward in self_judges(rewards) if reward.weight]
+    trained = [reward for reward in self_judges(rewards).values() if reward.weight]
     if beta == 0 and any(reward.judge == "policy" for reward in trained):
         raise ConfigurationError(
             "model.beta: expected above 0 with SelfPreference.judge=policy, which drifts with the policy that it judges"
         )
-    return any(reward.judge == "reference" for reward in self_judges(rewards))
+    return asks_reference(rewards)
 
 
 def check_reference_stays(
@@ -66,10 +71,9 @@ def check_reference_stays(
         engine: samples the answers that are scored.
         reference_follows: the reference is an average of the weights.
     """
-    asked = any(reward.judge == "reference" for reward in self_judges(rewards))
     leaves = reference_follows or policy.lora is None or policy.lora.adapter is not None
     colocated = isinstance(engine, RemoteEngine) and engine.gpu_share > 0
-    if asked and leaves and colocated and not policy.offload_reference:
+    if asks_reference(rewards) and leaves and colocated and not policy.offload_reference:
         raise ConfigurationError(
             "SelfPreference: expected model.policy.offload_reference=true with model.engine.colocated, which moves "
             "the reference away from the GPU while answers are scored"

@@ -13,7 +13,7 @@ from vrft.rollout import RolloutEngine, TransformersEngine
 from vrft.tasks import Task
 from vrft.training.module import VisionModule
 from vrft.training.optimization import Interval
-from vrft.training.self_judge import check_self_judges
+from vrft.training.self_judge import asks_reference
 from vrft.types import PromptBatch
 from vrft.utils.bounds import NonNegative
 
@@ -60,7 +60,7 @@ class SFT(VisionModule):
             max_grad_norm,
             lr_scheduler_interval,
         )
-        self.keep_reference = check_self_judges(rewards, beta=1.0)
+        self.keep_reference = asks_reference(rewards)
 
     def training_step(self, batch: PromptBatch, batch_idx: int) -> None:
         self.begin_step()  # seeds, timers
