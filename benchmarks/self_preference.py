@@ -1,25 +1,35 @@
 """Does a policy that judges itself drift? Digits without labels, judged by the reference or by the policy as it is.
 
-    python benchmarks/self_preference.py --seeds 1
+    python benchmarks/self_preference.py --seeds 3
 
 The built-in digits policy first learns to judge: it is asked whether an answer about a rendered digit is good, and the
-answer names another digit half of the time. Then RFT on real scans, whose labels are only logged, rewards answers that
-the judge approves of. Four CPU-minutes a seed.
+answer names another digit half of the time. Its judgements are checked on held-out pairs. Then RFT on real scans, whose
+labels are only logged, rewards answers that the judge approves of. Last, the policy before RFT answers each held-out
+scan 16 times, and its judgement chooses among the answers. Writes self_preference.csv and .png, and prints tables.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import mean
+from types import SimpleNamespace
+from typing import Any, NamedTuple
 
+from PIL import Image
 from torch.utils.data import Dataset
 
 from vrft.__main__ import main as vrft
+from vrft.data import DigitsData
 from vrft.data.datasets.digits import DIGIT_NAMES, RenderedDigitData, RenderedDigits
+from vrft.policy import Policy
 from vrft.rewards import SelfPreference
 from vrft.tasks import ClassificationTask
-from vrft.types import Frame, Question, Sample
+from vrft.training.self_judge import SelfJudge
+from vrft.types import Answer, Frame, Question, Sample
 
 ASK = "{question} {completion} is the digit"
 APPROVAL, DISAPPROVAL = "This", "No"
@@ -27,10 +37,20 @@ APPROVAL, DISAPPROVAL = "This", "No"
 
 METHODS = {
     "reference": ("reference", 0.04),
+    "reference, beta 0": ("reference", 0.0),
     "policy": ("policy", 0.04),
-    "policy, almost free": ("policy", 0.001),
+    "policy, beta 0.001": ("policy", 0.001),
 }
 """Judge and weight of the KL term."""
+
+LOOKS = 10
+"""Evaluations of a run."""
+
+ANSWERS = 16
+"""Answers to each scan, among which the judge chooses."""
+
+COLOURS = ("#4477aa", "#cc6677", "#228833", "#aa7700", "#663399")
+FRAME = Frame(1000, 1000)
 
 
 class JudgingTask(ClassificationTask):
@@ -47,8 +67,7 @@ class Judgements(Dataset[Sample]):
     """Rendered digits; every second one comes with an answer to judge."""
 
     def __init__(self, digits: RenderedDigits) -> None:
-        self.digits, self.task = digits, ClassificationTask("Classify the digit")
-        self.reward = SelfPreference(question=ASK, approval=APPROVAL, disapproval=DISAPPROVAL)
+        self.digits, self.task, self.reward = digits, ClassificationTask("Classify the digit"), reward("reference")
 
     def __len__(self) -> int:
         return len(self.digits)
@@ -58,11 +77,8 @@ class Judgements(Dataset[Sample]):
         if index % 2 == 0:
             return sample
         right = index % 4 == 1
-        place = DIGIT_NAMES.index(str(sample.target))
-        claimed = DIGIT_NAMES[place if right else (place + 1 + index // 4 % 9) % 10]
-        claim = Sample(index, sample.images, index, "", claimed)
-        frame = Frame(1000, 1000)
-        text = self.reward.text(self.task.question(claim, frame), self.task.target_text(claim, frame))
+        completion = claim(self.task, sample, right, index // 4)
+        text = self.reward.text(self.task.question(sample, FRAME), completion)
         return Sample(index, sample.images, index, text, APPROVAL if right else DISAPPROVAL)
 
 
@@ -73,16 +89,69 @@ class JudgementData(RenderedDigitData):
         return Judgements(super().train_set())
 
 
+class Look(NamedTuple):
+    """An evaluation of a run on the held-out scans."""
+
+    method: str
+    seed: int
+    step: int
+    approval: float  # mean P(yes) of the greedy answers, by the judge that trains
+    accuracy: float
+    gap: float | None  # in training near this step, see train/self_preference_gap
+
+
+def reward(judge: Any) -> SelfPreference:
+    """Return the reward of a judge."""
+    return SelfPreference(judge=judge, question=ASK, approval=APPROVAL, disapproval=DISAPPROVAL)
+
+
+def reward_argument(judge: str, weight: float) -> str:
+    """Return the same reward as a value on the command line."""
+    settings = (
+        f"judge: {judge}, question: '{ASK}', approval: {APPROVAL}, disapproval: '{DISAPPROVAL}', weight: {weight}"
+    )
+    return f"--model.rewards.self={{class_path: SelfPreference, init_args: {{{settings}}}}}"
+
+
+def claim(task: ClassificationTask, sample: Sample, right: bool, number: int) -> str:
+    """Return a completion that names a sample's digit or, if it shall be wrong, the n-th of the other digits."""
+    place = DIGIT_NAMES.index(str(sample.target))
+    named = DIGIT_NAMES[place if right else (place + 1 + number % 9) % 10]
+    return task.target_text(Sample(0, sample.images, 0, "", named), FRAME)
+
+
 def teach(folder: Path, steps: int) -> Path:
     """Train the built-in policy to judge too, and return the exported folder."""
-    run = folder / "judge"
+    run = folder / f"judge-{steps}"
     if not (run / "export").exists():
         own = Path(__file__).stem
         words = ["fit", "--config", "tiny/digits", f"--task={own}.JudgingTask", f"--data={own}.JudgementData"]
-        words += ["--task.template=Classify the digit", "--data.batch_size=32", f"--trainer.max_steps={steps}"]
-        words += ["--model.policy.checkpoint=tiny-digits", "--model.optimizer.lr=1e-3", f"--run_dir={run}"]
+        words += ["--task.template=Classify the digit", "--data.batch_size=64", f"--trainer.max_steps={steps}"]
+        words += ["--model.policy.checkpoint=tiny-digits", "--model.optimizer.lr=2e-3", f"--run_dir={run}"]
         assert vrft([*words, f"--data.steps={steps}", "--trainer.val_check_interval=100"]) == 0
     return run / "export"
+
+
+def held_out_scans(root: Path) -> list[Sample]:
+    """Return the scans that no run trains on."""
+    DigitsData(str(root)).prepare_data()
+    paths = sorted((root / "val").glob("*/*.png"))
+    return [Sample(i, (Image.open(path).convert("RGB"),), i, "", path.parent.name) for i, path in enumerate(paths)]
+
+
+def judged_pairs(checkpoint: Path, samples: Sequence[Sample]) -> tuple[list[float], list[float]]:
+    """Return P(yes) of the right answer to each sample, and of an answer that names another digit."""
+    policy, task = Policy(str(checkpoint), dtype="float32"), ClassificationTask("Classify the digit")
+    policy.load(keep_reference=False)
+    policy.eval()
+    limit: Any = SimpleNamespace(max_tokens_per_micro_batch=16384)
+    ask = SelfJudge(reward("policy"), policy, task, limit)
+
+    def scores(right: bool) -> list[float]:
+        texts = [claim(task, sample, right, number) for number, sample in enumerate(samples)]
+        return ask([Answer(text, "", None, True) for text in texts], samples)
+
+    return scores(right=True), scores(right=False)
 
 
 def tune(folder: Path, checkpoint: Path, method: str, seed: int, steps: int) -> Path:
@@ -90,49 +159,130 @@ def tune(folder: Path, checkpoint: Path, method: str, seed: int, steps: int) -> 
     judge, beta = METHODS[method]
     run = folder / f"{method.replace(', ', '-').replace(' ', '-')}-{seed}"
     if not (run / "summary.json").exists():
-        reward = f"{{class_path: SelfPreference, init_args: {{judge: {judge}, question: '{ASK}', "
-        reward += f"approval: {APPROVAL}, disapproval: '{DISAPPROVAL}'}}}}"
         words = ["fit", "--config", "digits", f"--model.policy.checkpoint={checkpoint}", f"--model.beta={beta}"]
-        words += [f"--model.rewards.self={reward}", "--model.rewards.accuracy.weight=0", "--data.shots=null"]
+        words += [
+            reward_argument(judge, 1.0),
+            "--model.rewards.accuracy.weight=0",
+            "--data.shots=null",
+            f"--data.root={folder}/digits",
+        ]
         words += [f"--seed_everything={seed}", f"--trainer.max_steps={steps}", f"--run_dir={run}"]
-        words += [f"--trainer.val_check_interval={steps // 5}", "--model.rewards.format.weight=0.2"]
+        words += [f"--trainer.val_check_interval={steps // LOOKS}", "--model.rewards.format.weight=0.2"]
         assert vrft([*words, "--trainer.enable_progress_bar=false"]) == 0
     return run
 
 
-def columns(run: Path, *names: str) -> list[tuple[int, list[str]]]:
+def sample_answers(folder: Path, checkpoint: Path, seed: int) -> dict[str, dict[int, float]]:
+    """Answer each held-out scan several times, and return the quality of what is chosen among k answers."""
+    run = folder / f"answers-{seed}"
+    if not [*run.glob("evaluation/*/inference_scaling.json")]:
+        words = ["test", "--config", "digits", f"--model.policy.checkpoint={checkpoint}", f"--samples={ANSWERS}"]
+        words += [reward_argument("reference", 0.0), f"--seed_everything={seed}", f"--run_dir={run}"]
+        words += [f"--data.root={folder}/digits", "--trainer.enable_progress_bar=false"]
+        assert vrft(words) == 0
+    (path,) = run.glob("evaluation/*/inference_scaling.json")
+    content = json.loads(path.read_text())["curves"]
+    return {name: {int(k): point[0] for k, point in points.items()} for name, points in content.items()}
+
+
+def columns(run: Path, *names: str) -> list[tuple[int, list[float]]]:
     """Return the rows of metrics.csv that have all names, with their steps."""
     with next(run.glob("*/version_*/metrics.csv")).open() as file:
         rows = [*csv.DictReader(file)]
-    return [(int(row["step"]), [row[name] for name in names]) for row in rows if all(row.get(name) for name in names)]
+    chosen = [row for row in rows if all(row.get(name) for name in names)]
+    return [(int(row["step"]), [float(row[name]) for name in names]) for row in chosen]
 
 
-def report(run: Path, method: str, seed: int) -> list[str]:
-    """Return lines of a Markdown table: accuracy on held-out scans beside what the judge says."""
-    said = columns(run, "train/reward/self", "train/self_preference_gap")
-    lines = []
-    for step, (accuracy,) in columns(run, "val/accuracy"):
-        near = [values for other, values in said if step - 10 < other <= step] or [said[0][1]]
-        own, gap = (sum(float(values[i]) for values in near) / len(near) for i in (0, 1))
-        lines.append(f"| {method} | {seed} | {step} | {own:.3f} | {gap:+.3f} | {float(accuracy):.3f} |")
-    return lines
+def looks(run: Path, method: str, seed: int) -> list[Look]:
+    """Return the evaluations of a run."""
+    gaps = columns(run, "train/self_preference_gap")
+    found = []
+    for step, (approval, accuracy) in columns(run, "val/reward/self", "val/accuracy"):
+        near = [gap for other, (gap,) in gaps if step - 10 < other <= step]
+        found.append(Look(method, seed, step, approval, accuracy, mean(near) if near else None))
+    return found
+
+
+def first_warning(run: Path) -> int | None:
+    """Return the step in which the guard of the judge first warned."""
+    path = run / "warnings.jsonl"
+    lines = map(json.loads, path.read_text().splitlines()) if path.exists() else ()
+    return next((line["step"] for line in lines if line["guard"] == "agreeable_judge"), None)
+
+
+def draw(found: Sequence[Look], chosen: Mapping[int, Mapping[str, Mapping[int, float]]], path: Path) -> None:
+    """Draw approval and accuracy over steps for each judge, and what is chosen among k answers."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    methods = [*dict.fromkeys(look.method for look in found)]
+    figure = Figure(figsize=(3.0 * (len(methods) + 1), 3.4), layout="constrained")
+    FigureCanvasAgg(figure)
+    *panels, last = figure.subplots(1, len(methods) + 1, sharey=True)
+    for panel, method in zip(panels, methods, strict=True):
+        for name, colour in (("approval", COLOURS[1]), ("accuracy", COLOURS[0])):
+            for seed in sorted({look.seed for look in found}):
+                mine = [look for look in found if (look.method, look.seed) == (method, seed)]
+                label = name if seed == 0 else None
+                panel.plot([x.step for x in mine], [getattr(x, name) for x in mine], color=colour, label=label)
+        panel.set_title(f"judge: {method}", fontsize=10)
+        panel.set_xlabel("steps of RFT")
+    panels[0].set_ylabel("600 held-out scans")
+    for colour, name in zip(COLOURS, next(iter(chosen.values())), strict=False):
+        if name != "best":  # as pass@k
+            sizes = [*chosen[0][name]]
+            heights = [mean(curves[name][k] for curves in chosen.values()) for k in sizes]
+            last.plot(sizes, heights, color=colour, marker="o", markersize=3, label=name)
+    last.set_title("one of k answers", fontsize=10)
+    last.set_xscale("log", base=2)
+    last.set_xlabel("k")
+    for panel in (panels[0], last):
+        panel.legend(fontsize=8)
+    for panel in (*panels, last):
+        panel.set_ylim(0, 1.02)
+        panel.grid(alpha=0.3)
+    figure.savefig(path, dpi=110)
+
+
+def print_pairs(name: str, right: Sequence[float], wrong: Sequence[float]) -> None:
+    """Print how well the judge tells right from wrong answers, as a row of a table."""
+    correct = (sum(p > 0.5 for p in right) + sum(p <= 0.5 for p in wrong)) / (2 * len(right))
+    above = mean((a > b) + (a == b) / 2 for a in right for b in wrong)
+    print(f"| {name} | {len(right)} | {correct:.3f} | {above:.3f} | {mean(right):.3f} | {mean(wrong):.3f} |")
 
 
 def main() -> None:
-    """Run what is missing and print the table."""
+    """Run what is missing, write the results and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, default=Path("runs/self_preference"), help="folder of the runs")
+    parser.add_argument("--output", type=Path, default=Path("benchmarks/results"), help="folder of the results")
     parser.add_argument("--seeds", type=int, default=1, help="seeds of the runs")
-    parser.add_argument("--judge_steps", type=int, default=300, help="steps in which the policy learns to judge")
+    parser.add_argument("--judge_steps", type=int, default=600, help="steps in which the policy learns to judge")
     parser.add_argument("--steps", type=int, default=100, help="steps of RFT")
+    parser.add_argument("--judge_only", action="store_true", help="end after the check of the judge")
     arguments = parser.parse_args()
     checkpoint = teach(arguments.folder, arguments.judge_steps)
-    print("| judge | seed | step | P(yes) of its own answers | gap | accuracy |")
+    scans = held_out_scans(arguments.folder / "digits")
+    print("| pairs | of each kind | judged correctly | right above wrong | P(yes), right | P(yes), wrong |")
     print("|--|--|--|--|--|--|")
+    print_pairs("real scans", *judged_pairs(checkpoint, scans))
+    print_pairs("rendered digits", *judged_pairs(checkpoint, [RenderedDigits(300, 1_000_000)[i] for i in range(300)]))
+    if arguments.judge_only:
+        return
+    found: list[Look] = []
     for seed in range(arguments.seeds):
         for method in METHODS:
             run = tune(arguments.folder, checkpoint, method, seed, arguments.steps)
-            print("\n".join(report(run, method, seed)), flush=True)
+            found += looks(run, method, seed)
+            print(*found[-1], first_warning(run), flush=True)
+    chosen = {seed: sample_answers(arguments.folder, checkpoint, seed) for seed in range(arguments.seeds)}
+    path = arguments.output / "self_preference.csv"
+    with path.open("w", newline="") as file:
+        csv.writer(file).writerows([Look._fields, *found])
+    draw(found, chosen, path.with_suffix(".png"))
+    for name in chosen[0]:
+        values = (f"{mean(curves[name][k] for curves in chosen.values()):.3f}" for k in chosen[0][name])
+        print(f"| {name} |", *(f"{value} |" for value in values))
 
 
 if __name__ == "__main__":

@@ -21,12 +21,13 @@ from tests.helpers import CSV_ONLY, ROOT
 from tests.helpers.finished import short_fit
 from vrft.policy.chat_template import Renderer
 from vrft.policy.checkpoint import BUILT_IN
-from vrft.policy.processor import Encoder, load_processor
+from vrft.policy.processor import Encoder
 from vrft.tasks import DetectionTask
 from vrft.types import Sample
 from vrft.utils import display, files, interrupts
 from vrft.utils.display import shell_word
 from vrft.utils.files import relative_path, write_json
+from vrft.utils.processors import load_processor
 
 WINDOWS = """
 import importlib, json, os, pkgutil, signal, sys, types

@@ -17,9 +17,9 @@ from tests.helpers.finished import EVERYTHING, Finished, short_fit
 from vrft.__main__ import main
 from vrft.callbacks.summary import write_scores
 from vrft.policy.checkpoint import BUILT_IN
-from vrft.policy.processor import load_processor
 from vrft.report.model_card import code, fenced, write_card
 from vrft.utils.display import score_cells
+from vrft.utils.processors import load_processor
 
 
 def lines(path: Path) -> list[dict[str, Any]]:

@@ -15,10 +15,12 @@ from tests.helpers import CSV_ONLY, UNJUDGED
 from tests.helpers.finished import short_fit
 from vrft.__main__ import main
 from vrft.callbacks import filtering
+from vrft.data.difficulty import Difficulty
 from vrft.data.image_folders import ImageFolders
 from vrft.data.record import Record
 from vrft.data.success_rates import Entry, Header, Rule, kept_records, record_ids, write_rates
 from vrft.errors import ConfigurationError
+from vrft.rewards import DetectionIoU
 from vrft.types import Detection, PromptBatch
 
 Run = Callable[..., int]
@@ -99,16 +101,26 @@ def test_a_filter_needs_a_reward_that_tells_success(tmp_path: Path, capsys: pyte
         ({"reward": "giou"}, "reward: expected one of model.rewards, iou, which tells success; got giou"),
         ({"lowest": 0.8, "highest": 0.2}, "lowest, highest: expected 0 <= lowest <= highest <= 1, got 0.8 and 0.2"),
         ({"highest": float("nan")}, "lowest, highest: expected 0 <= lowest <= highest <= 1, got 0.1 and nan"),
-        ({"success": float("nan")}, "success: expected a finite number, got nan"),
+        ({"success": float("nan")}, "success: expected above 0 and at most 1, the bounds of iou, got nan"),
+        ({"success": 50}, "success: expected above 0 and at most 1, the bounds of iou, got 50"),
         ({"samples": 0}, "samples: expected at least 1, got 0"),
     ],
-    ids=["unknown", "band", "nan", "success", "samples"],
+    ids=["unknown", "band", "nan", "success", "percent", "samples"],
 )
 def test_a_filter_without_a_meaning_is_refused(settings: dict[str, Any], said: str) -> None:
     samples = settings.pop("samples", 4)
-    module: Any = SimpleNamespace(rewards={"iou": None})
+    module: Any = SimpleNamespace(rewards={"iou": DetectionIoU()})
     with pytest.raises(ConfigurationError, match=re.escape(said)):
         filtering.Filter(samples, Rule(**{"reward": "iou"} | settings)).check(module)
+
+
+def test_a_filter_tells_success_as_sampling_by_difficulty_does() -> None:
+    difficulty = Difficulty("iou", success=0.3)
+    assert filtering.rule_of(difficulty, None, None, 0, 1) == Rule("iou", 0.3, 0, 1)
+    assert filtering.rule_of(difficulty, "iou", None, 0, 1) == Rule("iou", 0.3, 0, 1)
+    assert filtering.rule_of(difficulty, None, 0.7, 0, 1) == Rule("iou", 0.7, 0, 1)
+    assert filtering.rule_of(difficulty, "format", None, 0, 1) == Rule("format", 0.5, 0, 1)
+    assert filtering.rule_of(None, None, None, 0, 1) == Rule("", 0.5, 0, 1)
 
 
 def records(label: str = "cat", folder: str = "a") -> list[Record]:

@@ -11,6 +11,7 @@ import torch
 from vrft.data.difficulty import Difficulty, DifficultySampler, SuccessRates, draw
 from vrft.data.loaders import ResumableLoader
 from vrft.errors import ConfigurationError
+from vrft.rewards import DetectionIoU, PaperGroundingGIoU
 
 HALF = Difficulty("iou", floor=0.25)
 
@@ -103,17 +104,24 @@ def test_a_loader_resumes_bit_for_bit_with_the_weights_of_its_pass(after: int) -
 
 
 def test_settings_and_checkpoints_that_do_not_fit_are_refused() -> None:
-    with pytest.raises(ConfigurationError, match=r"difficulty.reward: expected one of model.rewards, a, b, got iou"):
-        HALF.check(["a", "b"])
+    rewards = {"iou": DetectionIoU(), "giou": PaperGroundingGIoU()}
+    with pytest.raises(ConfigurationError, match=r"difficulty.reward: expected one of model.rewards, giou, got iou"):
+        HALF.check({"giou": rewards["giou"]})
     for floor in (0.0, 1.5, float("nan")):
         with pytest.raises(ConfigurationError, match=r"difficulty.floor: expected above 0 and at most 1"):
-            Difficulty("iou", floor=floor).check(["iou"])
+            Difficulty("iou", floor=floor).check(rewards)
+    Difficulty("giou", success=2.0).check(rewards)
+    for success in (0.0, 1.5, float("nan"), float("inf")):
+        said = rf"difficulty\.success: expected above 0 and at most 1, the bounds of iou, got {success}"
+        with pytest.raises(ConfigurationError, match=said):
+            Difficulty("iou", success=success).check(rewards)
     with pytest.raises(ConfigurationError, match="its success rates are of 5 training samples, and data has 6"):
         sampler(6, 2).load_state_dict(sampler(5, 2).state_dict())
     sampler(6, 2).load_state_dict({"samples": 2, "epoch": 0})  # of a run that began without
 
 
 def test_only_completions_that_the_reward_applies_to_count() -> None:
-    scores = torch.tensor([[0.5, 0.4, 1.0], [torch.nan, 0.9, torch.nan]])
+    # Infinity stands for a score that was not finite, which is no success.
+    scores = torch.tensor([[0.5, 0.4, 1.0], [torch.nan, 0.9, torch.nan], [torch.inf, 0.1, torch.inf]])
     successes, answers = HALF.successes(scores)
-    assert (successes.tolist(), answers.tolist()) == ([2, 1], [3, 1])
+    assert (successes.tolist(), answers.tolist()) == ([2, 1, 0], [3, 1, 1])

@@ -11,14 +11,18 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from tests.helpers import CSV_ONLY
 from tests.helpers.finished import short_fit
 from vrft.__main__ import main
 from vrft.callbacks.sampled_answers import SampledAnswers, label_free_scores
+from vrft.cli.trainer import CommandTrainer
 from vrft.errors import ConfigurationError
+from vrft.evaluators import AccuracyEvaluator, Evaluator
+from vrft.evaluators.base import judging_evaluator, quality_of
 from vrft.evaluators.inference_scaling import Sampled, best_of, curves, fused, sizes, vote
-from vrft.types import Answer, Detection
+from vrft.types import Answer, Detection, Sample
 
 
 @pytest.mark.parametrize("k", [1, 2, 3, 5])
@@ -35,6 +39,11 @@ def test_the_best_of_k_is_the_mean_over_all_subsets(k: int) -> None:
 
 def test_equal_keys_share_their_places() -> None:
     assert best_of([0.0, 1.0, 0.5], 2, [1.0, 1.0, 0.0]) == pytest.approx(0.5)
+
+
+def test_shares_of_1_never_add_up_to_more() -> None:
+    """The report refuses a file with a quality above 1."""
+    assert {best_of([1.0] * n, k, [*range(n)]) for n in (18, 20, 43) for k in sizes(n)} == {1.0}
 
 
 def test_thousands_of_answers_overflow_nothing() -> None:
@@ -64,7 +73,12 @@ def test_boxes_that_most_answers_have_are_averaged() -> None:
     assert fused([(box,), (other,), ()]) == (Detection(box.box, "cat", pytest.approx(0.3)),)  # none has a majority
     unsure = Detection((0, 0, 10, 10), "cat", None)
     assert fused([(unsure,), (unsure,)]) == (unsure,)
-    assert fused([(box, box)]) == (Detection(box.box, "cat", 1.0),)
+    assert fused([(box, box, other)]) == (box, box, other)  # of one answer, whatever its boxes
+    assert fused([(box, box, box), (box,)]) == (Detection(box.box, "cat", pytest.approx(0.9)),)
+    assert fused([(box, near), (), (box,)])[0].score == pytest.approx((0.9 + 0.3 + 0.9) / 3)
+    flat = Detection((5, 5, 5, 5), "cat", 0.5)  # no area, so no overlap with itself
+    assert fused([(flat,), (flat,)]) == (flat._replace(score=0.25),)
+    assert fused([(), ()]) == ()
 
 
 def test_curves_are_means_over_questions_with_intervals_over_images() -> None:
@@ -116,7 +130,41 @@ def test_samples_without_a_meaning_are_refused(tmp_path: Path, capsys: pytest.Ca
     assert main(["test", *short_fit(tmp_path, CSV_ONLY)[1:], "--samples=2", "--against=base"]) == 2
     assert "samples: expected none with against" in capsys.readouterr().err
     with pytest.raises(ConfigurationError, match="samples: expected at least 2, got 0"):
-        SampledAnswers(0)
+        SampledAnswers(0, AccuracyEvaluator())
+
+
+class Own(Evaluator[float]):
+    """Says how good an answer is in a way of its own."""
+
+    def row(self, answer: Answer, sample: Sample) -> float:
+        return float(answer.text)
+
+    def scores(self, rows: list[float]) -> dict[str, float]:
+        return {}
+
+
+class Judging(Own):
+    def quality(self, row: float) -> float | None:
+        return row
+
+
+@pytest.mark.parametrize("callbacks", [[], [Own()]], ids=["none", "none that judges"])
+@pytest.mark.parametrize("option", ["samples", "budgets"])
+def test_an_evaluator_that_judges_is_needed_before_anything_is_loaded(option: str, callbacks: list[Any]) -> None:
+    trainer = CommandTrainer(accelerator="cpu", logger=False, callbacks=callbacks, enable_progress_bar=False)
+    given: Any = {"samples": 2} if option == "samples" else {"budgets": [0]}
+    module: Any = SimpleNamespace()
+    with pytest.raises(ConfigurationError, match=rf"{option}: .* says how good an answer is .*got {'Own|none'}$"):
+        trainer.test(module, **given)
+    assert judging_evaluator(SimpleNamespace(callbacks=[*callbacks, Judging()]), option).quality(0.5) == 0.5  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("value", ["nan", "1.5", "-0.1"])
+def test_a_quality_that_is_no_share_is_refused_with_the_answer(value: str) -> None:
+    about = Sample(0, (Image.new("RGB", (4, 4)),), "7.png", "cat", "one")
+    assert quality_of(Judging(), Answer("0.25", "", None, True), about) == 0.25
+    with pytest.raises(ConfigurationError, match=rf"Judging.quality: expected a number from 0 to 1, .*7\.png.*{value}"):
+        quality_of(Judging(), Answer(value, "", None, True), about)
 
 
 def test_an_answer_that_a_reward_does_not_apply_to_is_never_its_choice() -> None:

@@ -21,9 +21,9 @@ from vrft.policy import Policy, chat_template
 from vrft.policy.chat_template import LIMITS, RENDERER, Renderer, chat_text, rendered, template_problem
 from vrft.policy.checkpoint import BUILT_IN
 from vrft.policy.export import export_policy
-from vrft.policy.processor import load_processor
 from vrft.policy.tiny import CHAT_TEMPLATE
 from vrft.tasks import DetectionTask
+from vrft.utils.processors import load_processor
 
 pytestmark = pytest.mark.slow(seconds=0.8)
 

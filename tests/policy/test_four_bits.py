@@ -15,9 +15,9 @@ from vrft.policy import LoRA, Policy, export
 from vrft.policy.decoding_weights import DecodingWeights
 from vrft.policy.four_bits import four_bit_layers, is_in_four_bits, weight_of
 from vrft.policy.lora import without_adapters
-from vrft.policy.processor import load_processor
 from vrft.policy.sharing_check import sharing_gap
 from vrft.types import PromptBatch
+from vrft.utils.processors import load_processor
 
 pytest.importorskip("bitsandbytes")
 

@@ -17,7 +17,7 @@ from tests.helpers.published_forms import FORMS
 from vrft.errors import ConfigurationError
 from vrft.policy import Policy
 from vrft.policy.plain_text import PlainText, plain_text
-from vrft.policy.processor import load_processor
+from vrft.utils.processors import load_processor
 
 IMAGE = Image.new("RGB", (56, 56), "red")
 STYLES = ("qwen2_vl", "qwen3_vl", "gemma3", "internvl", "llava_onevision", "glm4v", "idefics3", "smolvlm")

@@ -23,11 +23,11 @@ from vrft.data import VisionData
 from vrft.errors import ConfigurationError
 from vrft.policy import LoRA, Policy, chat_template
 from vrft.policy.export import export_policy
-from vrft.policy.processor import load_processor
 from vrft.rewards import Reward
 from vrft.rollout import Sampling, SamplingKey, TransformersEngine
 from vrft.tasks import DetectionTask
 from vrft.types import Answer, Question, Sample
+from vrft.utils.processors import load_processor
 
 pytestmark = pytest.mark.slow(seconds=1)
 

@@ -17,7 +17,7 @@ from vrft.errors import ConfigurationError
 from vrft.policy import Policy
 from vrft.policy.checkpoint import BUILT_IN
 from vrft.policy.export import export_policy
-from vrft.policy.processor import load_processor
+from vrft.utils.processors import load_processor
 
 Weights = dict[str, Tensor]
 LAYER = "model.layers.1.mlp.up_proj.weight"

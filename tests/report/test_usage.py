@@ -22,10 +22,10 @@ from vrft.boxes import Coordinates
 from vrft.cli.export import usage_program
 from vrft.data.datasets.scenes import FreshScenes
 from vrft.policy.export import export_policy
-from vrft.policy.processor import load_processor
 from vrft.report.model_card import write_card
 from vrft.report.usage import usage
 from vrft.tasks import ClassificationTask, DetectionTask
+from vrft.utils.processors import load_processor
 
 WIDTH, HEIGHT = 140, 60
 

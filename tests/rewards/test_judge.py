@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -91,12 +92,19 @@ def test_marks_are_kept_in_a_file_for_other_runs(start: Start, tmp_path: Path) -
         a_judge(server, cache=str(tmp_path))
 
 
-@pytest.mark.parametrize("fault", ["error", "busy", "no JSON", "no choice", "no text", "cut", "hang up", "", "good"])
-def test_a_fault_is_asked_about_again(fault: str, start: Start) -> None:
+@pytest.mark.parametrize(
+    "fault", ["error", "busy", "no JSON", "no choice", "no text", "cut", "hang up", "", "good", "too long"]
+)
+def test_a_fault_is_asked_about_again(fault: str, start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(judge, "MOST_BYTES", 2000)
     server = start()
-    server.faults.extend([fault, fault])
-    assert a_judge(server).bounded_scores(answers("good"), [shade(0)]) == [0.25]
+    server.faults.extend(["3" * 3000 if fault == "too long" else fault] * 2)
+    waits = fault in ("error", "busy", "hang up", "too long")
+    said = pytest.warns(UserWarning, match=r"; model\.rewards: Judge is asked again for up to 60 s$")
+    with said if waits else nullcontext() as warned:
+        assert a_judge(server).bounded_scores(answers("good"), [shade(0)]) == [0.25]
     assert len(server.asked) == 3
+    assert warned is None or len(warned) == 1
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,9 @@ from PIL import Image
 from tests.helpers.answers import ONE, answers
 from tests.helpers.families import write
 from vrft.errors import ConfigurationError
-from vrft.rewards import RewardModel
+from vrft.rewards import RewardModel, learned
 from vrft.types import Sample
+from vrft.utils.processors import load_processor
 
 RED = Image.new("RGB", (40, 30), "red")
 STRIPES = Image.linear_gradient("L").convert("RGB")
@@ -74,17 +75,46 @@ def test_scores_are_those_of_a_plain_forward_with_the_images(
     assert reward.score(answers("no it is")[0], red) == pytest.approx(expected[1], abs=1e-5)
 
 
+def test_qwen_scores_several_completions_of_an_image_as_each_alone(tmp_path: Path) -> None:
+    from transformers import AutoConfig, Qwen3_5ForSequenceClassification
+
+    write(tmp_path, "qwen3_5")
+    config = AutoConfig.from_pretrained(tmp_path, num_labels=1)
+    config.initializer_range = config.text_config.initializer_range = config.vision_config.initializer_range = 0.5
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        Qwen3_5ForSequenceClassification(config).save_pretrained(tmp_path)
+    reward = RewardModel(str(tmp_path))
+    reward.load()
+    plain = Qwen3_5ForSequenceClassification.from_pretrained(tmp_path).eval()
+    expected, texts = [], ["a", "a : a a", ": :"]  # its tokenizer knows single characters alone
+    for text in texts:
+        prompt = f"user : <|vision_start|><|image_pad|><|vision_end|> dog assistant : {text} "
+        inputs = load_processor(str(tmp_path))(text=[prompt], images=[[STRIPES]], return_tensors="pt")
+        with torch.no_grad():
+            expected.append(float(plain(**inputs).logits.float().sigmoid()))
+    assert reward.bounded_scores(answers(*texts), [sample(STRIPES)] * 3) == pytest.approx(expected, abs=1e-5)
+    assert max(expected) - min(expected) > 0.01
+    assert reward.bounded_scores(answers("a"), [sample(RED)])[0] != pytest.approx(expected[0], abs=1e-3)
+
+
 def test_equal_completions_are_scored_once_and_long_ones_are_cut(
     reward: RewardModel, plain: Callable[[list[Image.Image], str, str], float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows: list[int] = []
     handle = reward.model.register_forward_pre_hook(lambda *a: rows.append(len(a[2]["input_ids"])), with_kwargs=True)
-    long = "yes " * 9
-    found = reward.bounded_scores(answers("yes", long, "yes", "yes yes yes yes"), [sample(RED)] * 4)
+    long, about = "yes " * 9, [sample(RED)] * 4
+    found = reward.bounded_scores(answers("yes", long, "yes", "yes yes yes yes"), about)
     handle.remove()
     assert found[0] == found[2] != found[1]
     assert found[1] == pytest.approx(found[3], abs=1e-6)
     assert rows == [3]  # one forward of the distinct texts
+    monkeypatch.setattr(learned, "MOST_ROWS", 2)
+    handle = reward.model.register_forward_pre_hook(lambda *a: rows.append(len(a[2]["input_ids"])), with_kwargs=True)
+    parts = reward.bounded_scores(answers("yes", long, "yes", "yes yes yes yes"), about)
+    assert parts == pytest.approx(found, abs=1e-5)
+    handle.remove()
+    assert rows == [3, 2, 1]
 
 
 def test_a_completion_can_not_spell_an_image_or_another_turn(reward: RewardModel) -> None:

@@ -22,9 +22,11 @@ from vrft.guards import Observation
 from vrft.guards.training import AgreeableJudge
 from vrft.policy import LoRA, Policy
 from vrft.rewards import SelfPreference
+from vrft.rollout import TransformersEngine
 from vrft.rollout.vllm.engine import VLLMServer
 from vrft.tasks import ClassificationTask
-from vrft.training.self_judge import SelfJudge, check_reference_stays, check_self_judges
+from vrft.training.self_judge import SelfJudge, check_before_reading, check_self_judges
+from vrft.training.strategies import FSDP2Strategy
 from vrft.types import Sample
 
 ASK = "{question} {completion} is the digit {yes} {no}"
@@ -41,8 +43,7 @@ def policy() -> Policy:
 def judge_of(policy: Policy, limit: int = 16384, **settings: Any) -> SelfJudge:
     reward = SelfPreference(**{"question": ASK, "approval": "This", "disapproval": "No"} | settings)
     optimization: Any = SimpleNamespace(max_tokens_per_micro_batch=limit)
-    trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
-    return SelfJudge(reward, policy, TASK, optimization, trainer)
+    return SelfJudge(reward, policy, TASK, optimization)
 
 
 def plain(policy: Policy, model: Any, image: Image.Image, completion: str, yes: str = "This") -> float:
@@ -107,8 +108,6 @@ def test_a_run_learns_what_its_reference_likes(quick_fit: Command, tmp_path: Pat
 
 
 def test_words_and_settings_without_a_meaning_are_refused(policy: Policy) -> None:
-    with pytest.raises(ConfigurationError, match="tokenizer does not know 'Yes'"):
-        judge_of(policy, approval="Yes")
     with pytest.raises(ConfigurationError, match="expected another word than disapproval='No', got 'No'"):
         judge_of(policy, approval="No")
     with pytest.raises(ConfigurationError, match=r"SelfPreference\.question: expected \{completion\}"):
@@ -139,7 +138,21 @@ def test_a_reference_that_leaves_the_gpu_is_not_asked(
     engine.gpu_share = share
     said = pytest.raises(ConfigurationError, match=r"expected model\.policy\.offload_reference=true")
     with said if refused else nullcontext():
-        check_reference_stays({"self": SelfPreference(judge)}, Policy("tiny-digits", **settings), engine, follows)
+        check(SelfPreference(judge, approval="This"), Policy("tiny-digits", **settings), engine, follows)
+
+
+def check(reward: SelfPreference, policy: Policy, engine: Any, follows: bool = False, strategy: Any = "auto") -> None:
+    trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, strategy=strategy)
+    check_before_reading({"self": reward}, policy, engine, follows, trainer)
+    assert policy.processor is None  # no weights were read
+
+
+def test_replies_and_shared_weights_are_refused_before_the_model_is_read() -> None:
+    policy = Policy("tiny-digits")
+    with pytest.raises(ConfigurationError, match="tokenizer does not know 'Yes', a reply"):
+        check(SelfPreference(), policy, TransformersEngine())
+    with pytest.raises(ConfigurationError, match=r"expected whole weights on each rank, not trainer\.strategy=FSDP2"):
+        check(SelfPreference(), policy, TransformersEngine(), strategy=FSDP2Strategy())
 
 
 def test_a_guard_warns_of_a_judge_that_likes_any_answer() -> None:

@@ -12,6 +12,7 @@ from lightning.pytorch import Trainer
 from vrft.callbacks.thinking_budget import ThinkingBudget
 from vrft.data.datasets.digits import RenderedDigits
 from vrft.errors import ConfigurationError
+from vrft.evaluators import AccuracyEvaluator
 from vrft.policy import Policy
 from vrft.rollout import Sampling, SamplingKey, TransformersEngine
 from vrft.tasks import ClassificationTask
@@ -140,4 +141,4 @@ def test_thinking_that_never_ends_has_all_tokens(module: Any) -> None:
 @pytest.mark.parametrize("budgets", [[], [-1, 4]])
 def test_budgets_without_a_meaning_are_refused(budgets: list[int]) -> None:
     with pytest.raises(ConfigurationError, match="budgets: expected numbers of tokens, at least 0"):
-        ThinkingBudget(budgets)
+        ThinkingBudget(budgets, AccuracyEvaluator())

@@ -12,6 +12,7 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from vrft.callbacks.base import vision_module, vision_trainer
 from vrft.data.datamodule import data_of
+from vrft.data.difficulty import Difficulty, check_success
 from vrft.data.files import read_bytes
 from vrft.data.record_set import image_file
 from vrft.data.records import RecordData
@@ -47,12 +48,13 @@ class Filter(Callback):
         self.samples, self.rule = samples, rule
 
     def check(self, module: VisionModule) -> None:
-        """Raise ConfigurationError unless the module has the rule's reward."""
+        """Raise ConfigurationError unless the module has the rule's reward, whose scores some answers can reach."""
         if self.rule.reward not in module.rewards:
             raise ConfigurationError(
                 f"reward: expected one of model.rewards, {', '.join(module.rewards)}, which tells success; got "
                 f"{self.rule.reward or 'none'}"
             )
+        check_success("success", self.rule.success, self.rule.reward, module.rewards[self.rule.reward])
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         module, self.run = vision_module(pl_module), RunDir.of(trainer)
@@ -131,6 +133,16 @@ class Filter(Callback):
             print(f"kept without a rate, since {rule.reward} does not apply or an image can't be read: {without}")
         if kept:
             print(f"to train on those kept: --data.keep={path}")
+
+
+def rule_of(
+    difficulty: Difficulty | None, reward: str | None, success: float | None, lowest: float, highest: float
+) -> Rule:
+    """Return a rule whose reward and threshold are those of sampling by difficulty, unless they are given."""
+    if difficulty is not None and reward in (None, difficulty.reward):
+        reward = difficulty.reward
+        success = difficulty.success if success is None else success
+    return Rule(reward or "", 0.5 if success is None else success, lowest, highest)
 
 
 def asked_of(module: VisionModule, trainer: Trainer, samples: int, reward: str) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from vrft.callbacks.base import vision_module
 from vrft.data.datamodule import data_of
 from vrft.errors import ConfigurationError
 from vrft.evaluators import Evaluator
-from vrft.evaluators.base import evaluation_folder, evaluators_of, gather
+from vrft.evaluators.base import evaluation_folder, gather, quality_of
 from vrft.evaluators.inference_scaling import Sampled, curves, sizes, vote
 from vrft.rollout import Sampling
 from vrft.run_dir import INFERENCE_SCALING
@@ -32,21 +32,19 @@ RESAMPLES = 200
 class SampledAnswers(Callback):
     """Samples answers beside the greedy ones of an evaluation, at temperature 1, and writes curves over their number.
 
-    The first evaluator that knows how good an answer is, judges. Rewards that need no ground truth choose among the
-    answers. The random numbers of a question depend on the seed
-    and its number in the data alone, so any number of ranks and any batch size samples the same answers.
+    Rewards that need no ground truth choose among the answers. The random numbers of a question depend on the seed and
+    its number in the data alone, so any number of ranks and any batch size samples the same answers.
     """
 
-    def __init__(self, samples: int) -> None:
+    def __init__(self, samples: int, evaluator: Evaluator[Any]) -> None:
+        """Set the number of answers to each question, and the evaluator that says how good they are."""
         if samples < 2:
             raise ConfigurationError(f"samples: expected at least 2, got {samples}")
-        self.samples = samples
+        self.samples, self.evaluator = samples, evaluator
         self.questions: dict[int, Sampled] = {}
 
     def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.questions = {}
-        if not evaluators_of(trainer):
-            raise ConfigurationError("samples: expected an evaluator among trainer.callbacks, which judges the answers")
 
     def on_test_batch_end(
         self,
@@ -58,7 +56,6 @@ class SampledAnswers(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         module, data = vision_module(pl_module), data_of(trainer)
-        evaluator = evaluators_of(trainer)[0]
         sampled = sample_answers(module, batch, self.samples, Sampling())
         answers, rollout = sampled.answers, sampled.rollout
         log_probs = (rollout.log_probs * rollout.mask).sum(1).tolist()
@@ -66,7 +63,7 @@ class SampledAnswers(Callback):
         for p, sample in enumerate(batch.samples):
             if data.is_owned_by_rank(sample):
                 rows = slice(p * self.samples, (p + 1) * self.samples)
-                found = judged(evaluator, answers[rows], log_probs[rows], sample)
+                found = judged(self.evaluator, answers[rows], log_probs[rows], sample)
                 found.scores = {name: values[rows] for name, values in scores.items()}
                 self.questions[sample.index] = found
 
@@ -96,14 +93,6 @@ def label_free_scores(module: VisionModule, answers: list[Answer], samples: list
         scores = finite_scores(module, name, answers, samples)
         found[name] = [-math.inf if score is None else score for score in scores]
     return found
-
-
-def quality_of(evaluator: Evaluator[Any], answer: Answer, sample: Sample) -> float:
-    """Return how good an answer is. Raise ConfigurationError if the evaluator does not know."""
-    value = evaluator.quality(evaluator.row(answer, sample))
-    if value is None:
-        raise ConfigurationError(f"samples: {type(evaluator).__name__} does not say how good an answer is")
-    return value
 
 
 def judged(evaluator: Evaluator[Any], answers: list[Answer], log_probs: list[float], sample: Sample) -> Sampled:

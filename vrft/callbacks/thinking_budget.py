@@ -11,12 +11,14 @@ from rich.console import Console
 from rich.table import Table
 
 from vrft.callbacks.base import vision_module
-from vrft.callbacks.sampled_answers import RESAMPLES, quality_of
+from vrft.callbacks.sampled_answers import RESAMPLES
 from vrft.data.datamodule import data_of
 from vrft.errors import ConfigurationError
-from vrft.evaluators.base import evaluation_folder, evaluators_of, gather
+from vrft.evaluators import Evaluator
+from vrft.evaluators.base import evaluation_folder, gather, quality_of
 from vrft.rollout import RemoteEngine
 from vrft.run_dir import THINKING_BUDGET
+from vrft.training.module import VisionModule
 from vrft.training.thinking import answers_within
 from vrft.types import Id, PromptBatch
 from vrft.utils.files import write_json
@@ -29,20 +31,22 @@ Row = tuple[Id, list[tuple[float, int]]]
 class ThinkingBudget(Callback):
     """Cuts the thinking of each greedy answer of a test at several lengths, and judges the answers that follow."""
 
-    def __init__(self, budgets: Sequence[int]) -> None:
+    def __init__(self, budgets: Sequence[int], evaluator: Evaluator[Any]) -> None:
+        """Set the numbers of thinking tokens, and the evaluator that says how good answers are."""
         if not budgets or min(budgets) < 0:
             raise ConfigurationError(f"budgets: expected numbers of tokens, at least 0, got {[*budgets]}")
-        self.budgets = sorted({*budgets})
+        self.budgets, self.evaluator = sorted({*budgets}), evaluator
         self.questions: dict[int, Row] = {}
 
-    def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.questions, module = {}, vision_module(pl_module)
-        if not evaluators_of(trainer):
-            raise ConfigurationError("budgets: expected an evaluator among trainer.callbacks, which judges the answers")
+    def check(self, module: VisionModule) -> None:
+        """Raise ConfigurationError for a module without thinking, or one whose engine can't continue a completion."""
         if not module.task.reasoning:
             raise ConfigurationError("budgets: expected task.reasoning=true; there is no thinking to cut")
         if isinstance(module.engine, RemoteEngine):
             raise ConfigurationError("budgets: expected the policy's own engine; a server continues no completion")
+
+    def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.questions = {}
 
     def on_test_batch_end(
         self,
@@ -53,11 +57,11 @@ class ThinkingBudget(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        module, data, evaluator = vision_module(pl_module), data_of(trainer), evaluators_of(trainer)[0]
+        module, data = vision_module(pl_module), data_of(trainer)
         found: dict[int, Row] = {sample.index: (sample.image_id, []) for sample in batch.samples}
         for budget in self.budgets:
             for cut, sample in zip(answers_within(module, batch, outputs, budget), batch.samples, strict=True):
-                found[sample.index][1].append((quality_of(evaluator, cut.answer, sample), cut.tokens))
+                found[sample.index][1].append((quality_of(self.evaluator, cut.answer, sample), cut.tokens))
         owned = {sample.index for sample in batch.samples if data.is_owned_by_rank(sample)}
         self.questions |= {index: row for index, row in found.items() if index in owned}
 

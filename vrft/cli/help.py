@@ -65,7 +65,7 @@ OWN = {
 """,
     "filter": """
   --reward NAME                     the reward of the config that tells success (default: that of model.difficulty)
-  --success SCORE                   smallest score that counts as a success (0.5)
+  --success SCORE                   smallest score that counts as a success (that of model.difficulty, or 0.5)
   --samples INT                     answers to sample to each training sample (8)
   --lowest, --highest SHARE         keep samples with at least and at most this share of successes (0.1, 0.9)
   --ckpt_path last|FILE             the checkpoint that answers (default: the base)

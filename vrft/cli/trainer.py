@@ -11,14 +11,14 @@ from lightning.pytorch import Trainer
 from rich.console import Console
 from rich.table import Column, Table
 
-from vrft.callbacks.filtering import Filter
+from vrft.callbacks.filtering import Filter, rule_of
 from vrft.callbacks.sampled_answers import SampledAnswers
 from vrft.callbacks.thinking_budget import ThinkingBudget
 from vrft.cli.compare import compare_checkpoints
 from vrft.cli.doctor import run_doctor
 from vrft.data import RecordData, VisionData
-from vrft.data.success_rates import Rule
 from vrft.errors import ConfigurationError
+from vrft.evaluators.base import judging_evaluator
 from vrft.rollout.vllm.command import serve_commands
 from vrft.training.module import VisionModule
 from vrft.training.trainer import VisionTrainer
@@ -90,7 +90,7 @@ class CommandTrainer(VisionTrainer):
             samples: answers to sample to each question beside the greedy one, as in `test`; 1: none.
         """
         if samples != 1:
-            self.callbacks.append(SampledAnswers(samples))
+            self.callbacks.append(SampledAnswers(samples, judging_evaluator(self, "samples")))
         found = super().validate(model, dataloaders, ckpt_path, False, datamodule, weights_only)
         if verbose and self.is_global_zero:
             show_scores(found)
@@ -128,9 +128,11 @@ class CommandTrainer(VisionTrainer):
             if given and against is not None:
                 raise ConfigurationError(f"{name}: expected none with against, which compares greedy answers")
         if samples != 1:
-            self.callbacks.append(SampledAnswers(samples))
+            self.callbacks.append(SampledAnswers(samples, judging_evaluator(self, "samples")))
         if budgets is not None:
-            self.callbacks.append(ThinkingBudget(budgets))
+            thinking = ThinkingBudget(budgets, judging_evaluator(self, "budgets"))
+            thinking.check(model)
+            self.callbacks.append(thinking)
         silent = partial(
             super().test, model, dataloaders, verbose=False, datamodule=datamodule, weights_only=weights_only
         )
@@ -188,7 +190,7 @@ class CommandTrainer(VisionTrainer):
         weights_only: bool | None = None,
         samples: int = 8,
         reward: str | None = None,
-        success: float = 0.5,
+        success: float | None = None,
         lowest: float = 0.1,
         highest: float = 0.9,
     ) -> None:
@@ -201,7 +203,8 @@ class CommandTrainer(VisionTrainer):
             weights_only: load checkpoints without running code.
             samples: answers to each training sample.
             reward: the one of `model.rewards` that tells success; default: that of `model.difficulty`.
-            success: smallest score of that reward that counts as a success.
+            success: smallest score of that reward that counts as a success; default: that of model.difficulty, if it
+                has the same reward, or 0.5.
             lowest: smallest share of successes to keep a sample.
             highest: largest share of successes to keep a sample.
         """
@@ -211,9 +214,7 @@ class CommandTrainer(VisionTrainer):
             raise ConfigurationError("data.examples: expected 0 with filter; examples of a training batch change")
         if datamodule.keep is not None:
             raise ConfigurationError("data.keep: expected null with filter, which samples answers to all samples")
-        if reward is None and model.difficulty is not None:
-            reward = model.difficulty.reward
-        callback = Filter(samples, Rule(reward or "", success, lowest, highest))
+        callback = Filter(samples, rule_of(model.difficulty, reward, success, lowest, highest))
         callback.check(model)
         self.callbacks.append(callback)
         datamodule.predicts = "train"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from vrft.data.loaders import PromptSampler
 from vrft.errors import ConfigurationError
+from vrft.rewards import Reward
 
 MEMORY = 0.9
 """Share of what is known of a prompt that stays when it is asked again: the policy changes."""
@@ -36,18 +37,32 @@ class Difficulty:
     success: float = 0.5
     floor: float = 0.2
 
-    def check(self, rewards: Iterable[str]) -> None:
-        """Raise ConfigurationError for another reward than those of the run, or a floor at which prompts starve."""
-        if self.reward not in (names := [*rewards]):
+    def check(self, rewards: Mapping[str, Reward]) -> None:
+        """Raise ConfigurationError unless a reward of the run tells success, or for a floor at which prompts starve."""
+        if self.reward not in rewards:
             raise ConfigurationError(
-                f"model.difficulty.reward: expected one of model.rewards, {', '.join(names)}, got {self.reward}"
+                f"model.difficulty.reward: expected one of model.rewards, {', '.join(rewards)}, got {self.reward}"
             )
+        check_success("model.difficulty.success", self.success, self.reward, rewards[self.reward])
         if not 0 < self.floor <= 1:
             raise ConfigurationError(f"model.difficulty.floor: expected above 0 and at most 1, got {self.floor}")
 
     def successes(self, scores: Tensor) -> tuple[Tensor, Tensor]:
-        """Return how many completions succeed and how many the reward applies to, (P, G) -> (P,) and (P,)."""
-        return (scores >= self.success).sum(1), (~scores.isnan()).sum(1)
+        """Return how many completions succeed and how many have a score, (P, G) -> (P,) and (P,).
+
+        Without one are completions that the reward does not apply to (NaN), and those that it failed on (infinity).
+        """
+        known = scores.isfinite()
+        return ((scores >= self.success) & known).sum(1), known.sum(1)
+
+
+def check_success(field: str, success: float, name: str, reward: Reward) -> None:
+    """Raise ConfigurationError for a threshold that all scores of a reward reach, or none."""
+    lowest, highest = reward.bounds
+    if not lowest < success <= highest:  # NaN too
+        raise ConfigurationError(
+            f"{field}: expected above {lowest:g} and at most {highest:g}, the bounds of {name}, got {success}"
+        )
 
 
 class SuccessRates:

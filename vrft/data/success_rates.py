@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -42,9 +41,7 @@ class Rule(msgspec.Struct, frozen=True):
     highest: float = 0.9
 
     def check(self) -> None:
-        """Raise ConfigurationError for a band or a threshold without meaning."""
-        if not math.isfinite(self.success):
-            raise ConfigurationError(f"success: expected a finite number, got {self.success}")
+        """Raise ConfigurationError for a band without meaning."""
         if not 0 <= self.lowest <= self.highest <= 1:
             raise ConfigurationError(
                 f"lowest, highest: expected 0 <= lowest <= highest <= 1, got {self.lowest} and {self.highest}"

@@ -13,11 +13,11 @@ from rich.table import Table
 from vrft.data import RecordData, VisionData
 from vrft.errors import RewardFailed
 from vrft.policy.plain_text import plain_text
-from vrft.policy.processor import load_processor
 from vrft.tasks import Task
 from vrft.training.module import VisionModule
 from vrft.training.scoring import scored_samples
 from vrft.types import Detection, Frame, PromptBatch, Sample
+from vrft.utils.processors import load_processor
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig

@@ -16,6 +16,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
 from vrft.data.datamodule import VisionData, data_of, module_of
+from vrft.errors import ConfigurationError
 from vrft.evaluators.resampling import Scores, rows_by_image, write_resampled
 from vrft.run_dir import EVALUATOR_WARNINGS, RunDir
 from vrft.types import Answer, Id, PromptBatch, Sample
@@ -165,6 +166,34 @@ def evaluators_of(trainer: Trainer) -> list[Evaluator[Any]]:
     """Return the evaluators among the trainer's callbacks."""
     callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]  # Lightning doesn't declare it
     return [callback for callback in callbacks if isinstance(callback, Evaluator)]
+
+
+def judging_evaluator(trainer: Trainer, option: str) -> Evaluator[Any]:
+    """Return the first of the trainer's evaluators that says how good an answer is.
+
+    Raises:
+        ConfigurationError: there is none. The message names the option that needs it.
+    """
+    found = evaluators_of(trainer)
+    for evaluator in found:
+        if type(evaluator).quality is not Evaluator.quality:
+            return evaluator
+    names = ", ".join(type(evaluator).__name__ for evaluator in found) or "none"
+    raise ConfigurationError(
+        f"{option}: expected an evaluator among trainer.callbacks that says how good an answer is (its method "
+        f"`quality`), got {names}"
+    )
+
+
+def quality_of(evaluator: Evaluator[Any], answer: Answer, sample: Sample) -> float:
+    """Return how good an answer is. Raise ConfigurationError if the evaluator returns no number from 0 to 1."""
+    value = evaluator.quality(evaluator.row(answer, sample))
+    if value is None or not 0 <= value <= 1:
+        raise ConfigurationError(
+            f"{type(evaluator).__name__}.quality: expected a number from 0 to 1, got {value!r} "
+            f"({question_note(sample.image_id, sample.query, answer.text)})"
+        )
+    return value
 
 
 def gather(rows: dict[int, Row], world_size: int) -> dict[int, Row]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from math import comb
+from math import comb, fsum
 
 from vrft.answers import normalise_label
 from vrft.boxes import iou_matrix
@@ -53,13 +53,13 @@ def best_of(values: Sequence[float], k: int, keys: Sequence[float] | None = None
     shared: dict[float, list[float]] = defaultdict(list)
     for key, value in zip(keys, values, strict=True):
         shared[key].append(value)
-    total, below = 0.0, 0
+    parts, below = [], 0
     for key in sorted(shared):
         mean = sum(shared[key]) / len(shared[key])
         upto = below + len(shared[key])
-        total += mean * ((comb(upto, k) - comb(below, k)) / comb(len(values), k))  # whole numbers, however large
+        parts.append(mean * ((comb(upto, k) - comb(below, k)) / comb(len(values), k)))  # whole numbers, however large
         below = upto
-    return total
+    return fsum(parts)  # a plain sum of 18 shares of 1 exceeds 1
 
 
 def vote(answers: Sequence[Answer]) -> Target | None:
@@ -80,9 +80,12 @@ def fused(answers: Sequence[tuple[Detection, ...]]) -> tuple[Detection, ...]:
 
     Boxes of one label are clustered by average linkage of 1 - IoU up to 1 - `SAME_BOX`. A cluster's box is the mean of
     its boxes weighted by confidence, as in weighted boxes fusion (arXiv 1910.13302), and its score the sum of the
-    confidences over the number of answers. If most answers have boxes but none has a majority, the box that most
-    answers have is returned.
+    confidences over the number of answers or, if an answer has several of the boxes, of boxes if that is larger. If
+    most answers have boxes but none has a majority, the box that most answers have is returned. A single answer stays
+    as it is.
     """
+    if len(answers) == 1:
+        return answers[0]
     boxes = [(number, box) for number, answer in enumerate(answers) for box in answer]
     found: list[tuple[int, Detection]] = []
     for label in dict.fromkeys(box.label for _, box in boxes):
@@ -122,7 +125,7 @@ def mean_box(boxes: Sequence[Detection], answers: int) -> Detection:
     x0, y0, x1, y1 = (
         sum(w * box.box[i] for w, box in zip(weights, boxes, strict=True)) / sum(weights) for i in range(4)
     )
-    return Detection((x0, y0, x1, y1), boxes[0].label, min(1.0, sum(stated) / answers) if stated else None)
+    return Detection((x0, y0, x1, y1), boxes[0].label, sum(stated) / max(answers, len(stated)) if stated else None)
 
 
 def curves(questions: Sequence[Sampled], success: float, resamples: int, seed: int) -> dict[str, dict[int, Interval]]:

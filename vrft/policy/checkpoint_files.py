@@ -12,8 +12,9 @@ from safetensors import SafetensorError, safe_open
 
 from vrft.errors import ConfigurationError
 from vrft.policy.four_bits import is_bitsandbytes
-from vrft.policy.processor import IMAGE_PROCESSOR_FILES, PROCESSOR_FILES
+from vrft.policy.processor import PROCESSOR_FILES
 from vrft.policy.stored_settings import stored_problem
+from vrft.utils.processors import IMAGE_PROCESSOR_FILES
 from vrft.utils.regular_files import open_regular
 
 FIELD = "model.policy.checkpoint"

@@ -17,11 +17,12 @@ from vrft.policy.four_bits import compute_in, published_in_four_bits
 from vrft.policy.image_size import apply_to_config, config_fields, limited_fields, write_fields
 from vrft.policy.lora import add_adapters, has_adapter, merged_weight
 from vrft.policy.pretrained import TRUST_REMOTE_CODE_HINT, exact_dtype, load_pretrained, token_ids, vision_parameters
-from vrft.policy.processor import copy_processor, load_processor
+from vrft.policy.processor import copy_processor
 from vrft.policy.vlm import Policy
 from vrft.policy.whole_modules import copies_by_original
 from vrft.utils.hub import bars_if_large, loading
 from vrft.utils.indices import buckets
+from vrft.utils.processors import load_processor
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedModel

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -18,11 +19,11 @@ from vrft.policy.image_size import ImageLimits, apply_fields, apply_to_config, l
 from vrft.policy.last_layer import shorten_last_layer
 from vrft.policy.patches import match_dtypes, project_patches
 from vrft.policy.pretrained import TRUST_REMOTE_CODE_HINT, exact_dtype, load_pretrained
-from vrft.policy.processor import load_processor
 from vrft.policy.support import check_supported
 from vrft.policy.trial_prompt import check_trial_prompt
 from vrft.policy.turns import check_turns
 from vrft.utils.hub import loading
+from vrft.utils.processors import load_processor
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -66,10 +67,20 @@ class Reader:
     def check_turns(self, images_per_turn: Sequence[int]) -> None:
         """Raise ConfigurationError if the processor takes no chat with images like these, see `check_turns`."""
         if sum(images_per_turn) > 1:
-            with loading("model.policy.checkpoint", self.checkpoint, TRUST_REMOTE_CODE_HINT, self.trust_remote_code):
-                processor = load_processor(self.folder, self.trust_remote_code)
-                check_template(processor, self.checkpoint)
+            processor = self.read_processor()
+            with self._loading():
                 check_turns(processor, self.checkpoint, images_per_turn)
+
+    def read_processor(self) -> Any:
+        """Return the checkpoint's processor, without reading the model."""
+        with self._loading():
+            processor = load_processor(self.folder, self.trust_remote_code)
+            check_template(processor, self.checkpoint)
+        return processor
+
+    def _loading(self) -> AbstractContextManager[None]:
+        """Return a context in which errors of the checkpoint's files name the setting."""
+        return loading("model.policy.checkpoint", self.checkpoint, TRUST_REMOTE_CODE_HINT, self.trust_remote_code)
 
     def read(self, values: bool = True) -> ReadModel:
         """Build the model as the checkpoint stores it.
@@ -79,7 +90,7 @@ class Reader:
         from vrft.policy.shared_prefix import share_prefixes
         from vrft.policy.vision_tower import pack_segments
 
-        with loading("model.policy.checkpoint", self.checkpoint, TRUST_REMOTE_CODE_HINT, self.trust_remote_code):
+        with self._loading():
             config = check_supported(self.folder, self.trust_remote_code)
             processor = load_processor(self.folder, self.trust_remote_code)
             check_template(processor, self.checkpoint)

@@ -8,6 +8,7 @@ import math
 import re
 import threading
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
@@ -42,6 +43,9 @@ the last line: a number from {lowest} (useless) to {highest} (nothing to improve
 NUMBER = re.compile(r"[-+]?\d+(\.\d+)?", re.ASCII)
 LONGEST_SAID = 200
 """Characters of a reply that a message quotes."""
+
+MOST_BYTES = 2**24
+"""Bytes of a response, of which `concurrency` may be in memory. A thousand tokens of text take some kilobytes."""
 
 OWN_FIELDS = ("messages", "model", "n", "stream")
 """Fields of a request that the judge sets, or whose replies it can't read."""
@@ -131,7 +135,7 @@ class Judge(Reward):
                 raise ConfigurationError(f"{field}.{name}: expected seconds above 0, got {seconds}")
         if own := sorted({*(request or {})} & {*OWN_FIELDS}):
             raise ConfigurationError(f"{field}.request: expected no field {own[0]!r}, which the judge itself decides")
-        self.client = HttpClient(url, f"{field}.url", key_variable)
+        self.client = HttpClient(url, f"{field}.url", key_variable, MOST_BYTES)
         self.name, self.rubric, self.lowest, self.highest = model, rubric, lowest, highest
         self.request = {"temperature": 0, "max_tokens": 512} if request is None else request
         self.concurrency, self.attempts, self.timeout, self.patience = concurrency, attempts, timeout, patience
@@ -140,6 +144,8 @@ class Judge(Reward):
         self.pending: dict[str, Future[float]] = {}
         """Marks that are being asked for, by key."""
         self.lock = threading.Lock()
+        self.silent = False
+        """Whether the server has been silent since this step's answers were asked about."""
 
     def load(self) -> None:
         self.cache.read()
@@ -202,6 +208,7 @@ class Judge(Reward):
         if not mine:
             return
         client, failed = self.client.with_deadline(time.monotonic() + self.patience), threading.Event()
+        self.silent = False
         errors: list[BaseException] = []
 
         def stop() -> None:
@@ -254,6 +261,7 @@ class Judge(Reward):
             except Unavailable as error:
                 if time.monotonic() + pause > client.deadline:
                     raise self._failure(f"no reply within {self.patience:g} s: {error}") from None
+                self._say_waiting(error)
                 failed.wait(pause)
                 pause = min(2 * pause, LONGEST_PAUSE)
                 continue
@@ -265,6 +273,14 @@ class Judge(Reward):
             replies += 1
             if replies == self.attempts:
                 raise self._failure(f"{problem}, {self.attempts} times")
+
+    def _say_waiting(self, error: Unavailable) -> None:
+        """Warn that the run waits for the server, once for the answers of a step."""
+        with self.lock:
+            known, self.silent = self.silent, True
+        if not known:
+            said = f"{error}; model.rewards: Judge is asked again for up to {self.patience:g} s"
+            warnings.warn(visible(redact(said)), stacklevel=2)
 
     def _read(self, content: bytes) -> tuple[float | None, str]:
         """Return the mark of a reply, or what is wrong with it."""

@@ -14,12 +14,16 @@ if TYPE_CHECKING:
     import torch
 
 
+MOST_ROWS = 16
+"""Completions in a forward, so that its memory doesn't grow with the batch."""
+
+
 class RewardModel(Reward):
     """The classifier's probability: the sigmoid of a single logit, or the softmax of class `label` among several.
 
-    A classifier whose checkpoint has an image processor, e.g. Gemma3ForSequenceClassification, sees the images: it gets
-    a chat of images and question, answered by the completion. Any other gets the question and the completion as a pair
-    of texts. Equal completions of a prompt are scored once.
+    A classifier with a vision tower, e.g. Gemma3ForSequenceClassification or Qwen3_5ForSequenceClassification, sees the
+    images: it gets a chat of images and question, answered by the completion. Any other gets the question and the
+    completion as a pair of texts. Equal completions of a prompt are scored once.
 
     The classifier sees no ground truth, so a wrong answer can earn more than the truth, and training finds such
     answers.
@@ -53,10 +57,11 @@ class RewardModel(Reward):
 
     def load(self) -> None:
         if self.tokenizer is None:
-            from transformers import AutoModelForSequenceClassification, AutoProcessor, AutoTokenizer, ProcessorMixin
+            from transformers import AutoModelForSequenceClassification, AutoTokenizer, ProcessorMixin
 
             from vrft.utils.hub import WITH_REPORT, check_loaded, loading
             from vrft.utils.hub_cache import name_or_cached
+            from vrft.utils.processors import load_processor
 
             with loading("RewardModel.checkpoint", self.checkpoint):
                 checkpoint = name_or_cached("RewardModel.checkpoint", self.checkpoint)
@@ -65,7 +70,7 @@ class RewardModel(Reward):
                     checkpoint, use_safetensors=True, trust_remote_code=False, **WITH_REPORT
                 )
                 if "vision_config" in model.config.to_dict():
-                    self.processor = AutoProcessor.from_pretrained(checkpoint, trust_remote_code=False)
+                    self.processor = load_processor(checkpoint)
             check_loaded("RewardModel.checkpoint", self.checkpoint, model, info, whole=False)
             self.model = model.requires_grad_(False).eval()
             if self.processor is not None:
@@ -98,7 +103,10 @@ class RewardModel(Reward):
         for texts, about in _groups(answers, samples, alone=self.processor is None):
             pairs = [*zip(texts, map(self._asked, about), strict=True)]
             distinct = [*dict.fromkeys(pairs)]
-            by_pair = dict(zip(distinct, self._probabilities(self._inputs(distinct, about[0])), strict=True))
+            by_pair: dict[tuple[str, str], float] = {}
+            for start in range(0, len(distinct), MOST_ROWS):
+                some = distinct[start : start + MOST_ROWS]
+                by_pair |= zip(some, self._probabilities(self._inputs(some, about[0])), strict=True)
             found += [by_pair[pair] for pair in pairs]
         return found
 

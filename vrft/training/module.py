@@ -42,7 +42,7 @@ from vrft.training.optimization import Interval, Optimization, OptimizerStep, us
 from vrft.training.progress_bar import phase
 from vrft.training.rollouts import Generation, rollouts_for
 from vrft.training.scoring import HeldOutMeans, models_of, parse_completions, score_answers, scored_samples
-from vrft.training.self_judge import SelfJudge, check_reference_stays, self_judges
+from vrft.training.self_judge import SelfJudge, check_before_reading, self_judges
 from vrft.training.step_state import StepState
 from vrft.training.stochastic_rounding import check_rounding
 from vrft.training.strategies import parallelism_of
@@ -126,19 +126,23 @@ class VisionModule(LightningModule):
         check_precision(self.trainer)
         check_device(self.trainer.strategy.root_device, self.policy.dtype)
         check_rounding(self.policy, self.trainer, self.optimizer_callable, self.reference_follows)
-        check_reference_stays(self.rewards, self.policy, self.engine, self.reference_follows)
         if self.policy.processor is None:
+            raise_on_all_ranks(self.trainer, self.check_rewards)
             turns = data_of(self.trainer).images_per_turn()
             raise_on_all_ranks(self.trainer, partial(self.policy.reader.check_turns, turns))
             parallelism_of(self.trainer).load(self.policy, self.keep_reference)
-            for reward in self.rewards.values():
-                reward.load()
             for reward in self_judges(self.rewards).values():
-                reward.ask = SelfJudge(reward, self.policy, self.task, self.optimization, self.trainer)
+                reward.ask = SelfJudge(reward, self.policy, self.task, self.optimization)
             self.reward_models.extend(models_of(self.rewards))
             if sum(parameter.numel() for parameter in self.parameters()) < CPU_THREADING_MIN_PARAMETERS:
                 torch.set_num_threads(1)
             self.rollouts.connect()
+
+    def check_rewards(self) -> None:
+        """Load what rewards need. Raise ConfigurationError for settings that don't fit, before the policy is read."""
+        check_before_reading(self.rewards, self.policy, self.engine, self.reference_follows, self.trainer)
+        for reward in self.rewards.values():
+            reward.load()
 
     def teardown(self, stage: str) -> None:
         self.rollouts.release()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
+from typing import Any
 
 import torch
 from lightning.pytorch import Trainer
@@ -60,17 +61,26 @@ def check_self_judges(rewards: Mapping[str, Reward], beta: float) -> bool:
     return asks_reference(rewards)
 
 
-def check_reference_stays(
-    rewards: Mapping[str, Reward], policy: Policy, engine: RolloutEngine, reference_follows: bool
+def check_before_reading(
+    rewards: Mapping[str, Reward], policy: Policy, engine: RolloutEngine, reference_follows: bool, trainer: Trainer
 ) -> None:
-    """Raise ConfigurationError if a reward asks a reference that is in CPU memory while a server has the GPU.
+    """Check everything that rewards which ask the policy need, before the policy is read.
 
     Args:
         rewards: the rewards.
-        policy: the policy, which need not be loaded.
+        policy: the policy, of which the processor alone is read.
         engine: samples the answers that are scored.
         reference_follows: the reference is an average of the weights.
+        trainer: the trainer of the run.
+
+    Raises:
+        ConfigurationError: ranks share their weights, the reference is in CPU memory while a server has the GPU, or
+            the tokenizer doesn't know the replies.
     """
+    if not (judges := self_judges(rewards)):
+        return
+    if parallelism_of(trainer).waits_for_all_ranks:
+        raise ConfigurationError("SelfPreference: expected whole weights on each rank, not trainer.strategy=FSDP2")
     leaves = reference_follows or policy.lora is None or policy.lora.adapter is not None
     colocated = isinstance(engine, RemoteEngine) and engine.gpu_share > 0
     if asks_reference(rewards) and leaves and colocated and not policy.offload_reference:
@@ -78,37 +88,42 @@ def check_reference_stays(
             "SelfPreference: expected model.policy.offload_reference=true with model.engine.colocated, which moves "
             "the reference away from the GPU while answers are scored"
         )
+    processor = policy.reader.read_processor()
+    for reward in judges.values():
+        replies(reward, processor)
+
+
+def replies(reward: SelfPreference, processor: Any) -> tuple[list[int], list[int]]:
+    """Return the tokens of the replies that approve and disapprove.
+
+    Raises:
+        ConfigurationError: the tokenizer doesn't know one of them, or they are the same tokens.
+    """
+    words = (reward.approval, reward.disapproval)
+    yes, no = ([*ids] for ids in plain_text(processor).ids(words))
+    unknown = processor.tokenizer.unk_token_id
+    for word, ids in zip(words, (yes, no), strict=True):
+        if not ids or (unknown is not None and unknown in ids):
+            raise ConfigurationError(f"SelfPreference: the policy's tokenizer does not know {word!r}, a reply")
+    if yes == no:
+        raise ConfigurationError(f"SelfPreference: the replies {words[0]!r} and {words[1]!r} are the same tokens")
+    return yes, no
 
 
 class SelfJudge:
     """Asks a policy, or its reference, about answers."""
 
-    def __init__(
-        self, reward: SelfPreference, policy: Policy, task: Task, optimization: Optimization, trainer: Trainer
-    ) -> None:
+    def __init__(self, reward: SelfPreference, policy: Policy, task: Task, optimization: Optimization) -> None:
         """Take the words that the model may reply.
 
         Args:
             reward: the question, the replies and who judges.
-            policy: the policy.
+            policy: the policy, loaded.
             task: words the questions that were answered.
             optimization: says how many tokens a forward may have.
-            trainer: the trainer of the run.
-
-        Raises:
-            ConfigurationError: the tokenizer doesn't know them, or ranks share their weights.
         """
-        if parallelism_of(trainer).waits_for_all_ranks:
-            raise ConfigurationError("SelfPreference: expected whole weights on each rank, not trainer.strategy=FSDP2")
         self.reward, self.policy, self.task, self.optimization = reward, policy, task, optimization
-        words = (reward.approval, reward.disapproval)
-        self.replies = [list(ids) for ids in plain_text(policy.processor).ids(words)]
-        unknown = policy.tokenizer.unk_token_id
-        for word, ids in zip(words, self.replies, strict=True):
-            if not ids or (unknown is not None and unknown in ids):
-                raise ConfigurationError(f"SelfPreference: the policy's tokenizer does not know {word!r}, a reply")
-        if self.replies[0] == self.replies[1]:
-            raise ConfigurationError(f"SelfPreference: the replies {words[0]!r} and {words[1]!r} are the same tokens")
+        self.replies = replies(reward, policy.processor)
 
     def __call__(self, answers: Sequence[Answer], samples: Sequence[Question]) -> list[float]:
         """Return P(yes) / (P(yes) + P(no)) of N answers, (N,). Equal answers to a sample are asked about once."""

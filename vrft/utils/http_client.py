@@ -41,13 +41,14 @@ class Refused(Exception):
 class HttpClient:
     """A client of one server. Each request opens its own connection, so threads can share a client."""
 
-    def __init__(self, url: str, field: str, key_variable: str) -> None:
+    def __init__(self, url: str, field: str, key_variable: str, max_bytes: int = MAX_RESPONSE_BYTES) -> None:
         """Parse the address.
 
         Args:
             url: the address, to which requests add their paths.
             field: the setting that names it, for messages.
             key_variable: environment variable of the key that requests are sent with, if it is set.
+            max_bytes: largest response.
 
         Raises:
             ConfigurationError: it is not an http or https address, or has a login.
@@ -63,6 +64,7 @@ class HttpClient:
         if parts.username is not None:
             raise ConfigurationError(f"{expected}; without a login")
         self.url, self.field, self.key_variable = url.rstrip("/"), field, key_variable
+        self.max_bytes = max_bytes
         self.deadline = math.inf
         self.in_flight: set[Future[tuple[int, bytes]]] = set()
         """Requests without an answer yet, also those of copies."""
@@ -130,8 +132,8 @@ class HttpClient:
             content = bytearray()
             async for part in response.aiter_raw():
                 content += part
-                if len(content) > MAX_RESPONSE_BYTES:
-                    raise OSError(f"the response has more than {MAX_RESPONSE_BYTES} bytes")
+                if len(content) > self.max_bytes:
+                    raise OSError(f"the response has more than {self.max_bytes} bytes")
             return response.status_code, bytes(content)
 
     def _content(self, path: str, status: int, content: bytes) -> bytes:

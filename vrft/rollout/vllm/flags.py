@@ -10,8 +10,8 @@ from vrft.errors import ConfigurationError
 from vrft.policy import Policy
 from vrft.policy.image_size import AREA_EDGES, AREA_PROCESSORS, ImageLimits, config_fields, is_a, limited_fields
 from vrft.policy.pretrained import TRUST_REMOTE_CODE_HINT
-from vrft.policy.processor import load_processor
 from vrft.utils.hub import loading
+from vrft.utils.processors import load_processor
 
 
 @dataclass(frozen=True)
