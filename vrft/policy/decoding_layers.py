@@ -85,7 +85,8 @@ def rms_norm(x: Tensor, norm: Any) -> Tensor:
 
 def add_projected(x: Tensor, y: Tensor, linear: nn.Linear) -> Tensor:
     """Return x plus the output of a linear layer for y. Without a bias, this is one kernel and overwrites x."""
-    if linear.bias is None and x.dtype == linear.weight.dtype:
+    bias: Tensor | None = linear.bias
+    if bias is None and x.dtype == linear.weight.dtype:
         return x.addmm_(y, linear.weight.t())
     return x + linear(y)
 
