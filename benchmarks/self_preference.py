@@ -37,7 +37,6 @@ APPROVAL, DISAPPROVAL = "This", "No"
 
 METHODS = {
     "reference": ("reference", 0.04),
-    "reference, beta 0": ("reference", 0.0),
     "policy": ("policy", 0.04),
     "policy, beta 0.001": ("policy", 0.001),
 }

@@ -243,7 +243,7 @@ class ScoredRollout:
     rewards: dict[str, Tensor]  # name -> (N,), NaN where a reward does not apply
     reward: Tensor  # (P, G), the weighted sum; NaN where a reward gave no finite number
     advantages: Tensor = field(default_factory=lambda: _empty())  # (P, G), set once all ranks have rewards
-    reference: Tensor | None = None  # (N, T), log-probabilities under the reference, if rewards include the KL
+    reference: Tensor | None = None  # (N, T), log-probabilities under the reference, if known before the loss
 
     @property
     def samples(self) -> list[Sample]:
@@ -278,12 +278,14 @@ class ScoredRollout:
     def _select(self, prompts: Sequence[int], generations: Sequence[Sequence[int]]) -> ScoredRollout:
         group = self.reward.shape[1]
         rows = [p * group + g for p, some in zip(prompts, generations, strict=True) for g in some]
+        rollout = self.rollout.select(rows)
         return ScoredRollout(
             self.batch.select(prompts),
-            self.rollout.select(rows),
+            rollout,
             [self.answers[n] for n in rows],
             {name: values[rows] for name, values in self.rewards.items()},
             self.reward.flatten()[rows].view(len(prompts), -1),
+            reference=None if self.reference is None else self.reference[rows, : rollout.ids.shape[1]],
         )
 
 

@@ -22,6 +22,7 @@ from tests.helpers.chat_server import ChatServer
 from vrft.__main__ import main
 from vrft.errors import ConfigurationError, RewardFailed
 from vrft.rewards import Judge, judge
+from vrft.training.fixed_log_probs import FixedLogProbs
 from vrft.types import Sample
 
 KEY = "sk-0123456789abcdef"
@@ -202,10 +203,29 @@ def test_answers_without_images_are_refused() -> None:
     assert sample(ONE).images
 
 
-def test_a_run_stops_with_its_last_step_saved_if_the_judge_is_gone(
-    start: Start, quick_fit: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_a_run_computes_meanwhile_and_stops_with_its_last_step_saved_if_the_judge_is_gone(
+    start: Start,
+    quick_fit: Command,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     server = start()
+    done: list[str] = []
+
+    def note(kind: type, name: str, said: str) -> None:
+        method = getattr(kind, name)
+
+        def noted(*given: Any, **more: Any) -> Any:
+            if more.get("reference", True):  # not the forward of the weights at the step's start
+                done.append(said)
+            return method(*given, **more)
+
+        monkeypatch.setattr(kind, name, noted)
+
+    note(Judge, "ahead", "ask")
+    note(FixedLogProbs, "_forwards", "reference")
+    note(Judge, "bounded_scores", "wait")
     batch, group = 2, 2
     settings = {"url": server.url, "model": "grader", "patience": 60, "key_variable": "JUDGE_KEY", "highest": 6}
     reward = json.dumps({"class_path": "Judge", "init_args": settings})
@@ -220,6 +240,7 @@ def test_a_run_stops_with_its_last_step_saved_if_the_judge_is_gone(
     said = capsys.readouterr().out
     assert f"stopped: model.rewards: Judge (grader): {server.url}: refused: 401: " in said
     assert "to resume: python -m vrft fit" in said
+    assert done == ["ask", "reference", "wait"] * 2  # the second step has no marks; no reference is computed twice
     assert (tmp_path / "run" / "checkpoints" / "last.ckpt").exists()
     assert KEY not in (tmp_path / "run" / "config.yaml").read_text()
     assert "JUDGE_KEY" in (tmp_path / "run" / "config.yaml").read_text()

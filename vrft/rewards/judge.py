@@ -261,7 +261,8 @@ class Judge(Reward):
             except Unavailable as error:
                 if time.monotonic() + pause > client.deadline:
                     raise self._failure(f"no reply within {self.patience:g} s: {error}") from None
-                self._say_waiting(error)
+                if not failed.is_set():  # else the request was cancelled
+                    self._say_waiting(error)
                 failed.wait(pause)
                 pause = min(2 * pause, LONGEST_PAUSE)
                 continue

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from vrft.data.datamodule import train_loader_of
 from vrft.data.difficulty import DifficultySampler
+from vrft.rewards import Reward
 from vrft.rollout import Sampling
 from vrft.training.grpo import overlong_penalty, replace_zero_variance
 from vrft.training.module import VisionModule
@@ -33,6 +34,7 @@ class Collector:
         num_generations: int,
         overlong_buffer: int,
         optimizer_steps: int,
+        reference: Callable[[PromptBatch, Rollout], Tensor] | None,
     ) -> None:
         """Take what all steps share.
 
@@ -44,11 +46,12 @@ class Collector:
             num_generations: completions per prompt that are trained on, G.
             overlong_buffer: tokens before the limit over which the reward falls by up to 1; 0: off.
             optimizer_steps: optimizer steps of a training step.
+            reference: returns the log-probabilities (N, T) of completions under the reference, if the loss needs them.
         """
         self.module, self.objective, self.sampling = module, objective, sampling
         self.num_samples, self.num_generations = num_samples, num_generations
         self.overlong_buffer = overlong_buffer
-        self.optimizer_steps = optimizer_steps
+        self.optimizer_steps, self.reference = optimizer_steps, reference
 
     def __call__(self, batch: PromptBatch) -> ScoredRollout:
         """Sample and score the first P prompts; dynamic sampling replaces groups of zero variance by further groups."""
@@ -86,6 +89,16 @@ class Collector:
         """Return which groups have zero variance, (P,) bool."""
         return self.objective.zero_variance(self.objective.signal(scored, self.module.rewards))
 
+    @property
+    def remote(self) -> list[Reward]:
+        """The rewards that another process computes."""
+        return [reward for reward in self.module.rewards.values() if reward.remote]
+
+    @property
+    def overlaps(self) -> bool:
+        """Whether the reference runs while remote rewards score: if it has to, for all that is sampled."""
+        return bool(self.remote) and self.num_samples == self.num_generations and self.module.batches_per_step == 1
+
     def rollout(self, batch: PromptBatch, first: int) -> tuple[PromptBatch, Rollout]:
         """Sample S completions for each prompt. `first`: prompts of this step that were sampled before."""
         module, length = self.module, self.module.max_completion_length
@@ -112,17 +125,20 @@ class Collector:
 
     def score_ahead(self, batch: PromptBatch, rollout: Rollout) -> None:
         """Let remote rewards score the next step's completions while this step trains."""
-        slow = [reward for reward in self.module.rewards.values() if reward.remote]
-        if slow:
+        if self.remote:
             answers, samples = parse_completions(self.module.task, rollout, batch)
-            for reward in slow:
+            for reward in self.remote:
                 reward.ahead(answers, samples)
 
     def score(self, batch: PromptBatch, rollout: Rollout) -> ScoredRollout:
-        """Parse and score the completions."""
+        """Parse and score the completions. Remote rewards score while the others do, and while the reference runs."""
         module = self.module
         with module.step.phase("reward", 1):
             answers, samples = parse_completions(module.task, rollout, batch)
+            for reward in self.remote:
+                reward.ahead(answers, samples)
+        reference = self.reference(batch, rollout) if self.reference is not None and self.overlaps else None
+        with module.step.phase("reward", 1):
             rewards, total = module.score(answers, samples)  # name -> (N,), (N,)
             if self.overlong_buffer:
                 lengths = rollout.mask.sum(1).to(total.device)
@@ -132,7 +148,9 @@ class Collector:
                 firsts = slice(None, None, self.num_samples)
                 gap = reward.ask.gap(rewards[name][firsts].tolist(), answers[firsts], samples[firsts])
                 module.log("train/self_preference_gap", gap, sync_dist=True)
-        return ScoredRollout(batch, rollout, answers, rewards, total.view(-1, self.num_samples))
+        scored = ScoredRollout(batch, rollout, answers, rewards, total.view(-1, self.num_samples))
+        scored.reference = reference
+        return scored
 
     def log(self, scored: ScoredRollout, zero_variance: Tensor, prompts: int) -> None:
         """Log everything that was sampled, before oversampling and dynamic sampling leave some of it out."""

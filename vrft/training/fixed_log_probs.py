@@ -15,7 +15,7 @@ from vrft.policy.prompts import Prompt
 from vrft.training.loss_inputs import LossInputs, Minibatch, micro_batches_of
 from vrft.training.optimization import Optimization
 from vrft.training.step_state import StepState
-from vrft.types import ScoredRollout
+from vrft.types import PromptBatch, Rollout
 from vrft.utils.indices import index_on
 
 
@@ -61,11 +61,11 @@ class FixedLogProbs:
         with self.policy.reference_on_device() if reference else nullcontext():
             return self.optimization.retry_smaller(partial(micro_batches_of, minibatches), compute)
 
-    def of_rollout(self, scored: ScoredRollout, *, reference: bool = False) -> Tensor:
+    def of_rollout(self, batch: PromptBatch, rollout: Rollout, *, reference: bool = False) -> Tensor:
         """Return log-probabilities (N, T) of all completions, truncated ones too, before there are advantages."""
         self.policy.train()
-        rollout, prompts = scored.rollout, scored.batch.inputs
-        rows = torch.zeros_like(scored.reward).flatten()  # (N,)
+        prompts = batch.inputs
+        rows = torch.zeros(len(rollout.texts), device=rollout.ids.device)  # (N,)
         inputs = LossInputs(rollout.ids, rollout.mask, rollout.log_probs, rollout.log_probs, rows, rows)
         everything = Minibatch(prompts, inputs, [*range(len(prompts))], [True] * len(prompts))
         return self(inputs, [everything], reference=reference)

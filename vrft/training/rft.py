@@ -206,8 +206,11 @@ class RFT(VisionModule):
         self.num_samples = num_samples or num_generations
         counts = self.num_samples, num_generations
         optimizer_steps = num_iterations * num_minibatches
-        self.collect = Collector(self, self.objective, self.sampling, *counts, overlong_buffer, optimizer_steps)
         self.fixed_log_probs = FixedLogProbs(policy, self.optimization, self.step, temperature)
+        reference = partial(self.fixed_log_probs.of_rollout, reference=True) if beta > 0 else None
+        self.collect = Collector(
+            self, self.objective, self.sampling, *counts, overlong_buffer, optimizer_steps, reference
+        )
         self.prepare_loss = LossPreparation(
             self,
             self.objective,
@@ -245,8 +248,10 @@ class RFT(VisionModule):
         """Return how much better than its group each completion is, (P, G)."""
         signal = self.objective.signal(scored, self.rewards)
         if self.objective.kl_in_reward:
-            scored.reference = self.fixed_log_probs.of_rollout(scored, reference=True)
-            kl = completion_kl(self.fixed_log_probs.of_rollout(scored), scored.reference, scored.rollout.mask)  # (N,)
+            if scored.reference is None:
+                scored.reference = self.fixed_log_probs.of_rollout(scored.batch, scored.rollout, reference=True)
+            log_probs = self.fixed_log_probs.of_rollout(scored.batch, scored.rollout)
+            kl = completion_kl(log_probs, scored.reference, scored.rollout.mask)  # (N,)
             signal = signal - self.objective.beta * kl.view_as(signal)
         gathered = self.all_gather(signal)
         assert isinstance(gathered, Tensor)

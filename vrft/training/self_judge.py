@@ -156,6 +156,7 @@ class SelfJudge:
     @torch.no_grad()
     def _scores(self, asked: Sequence[Sample]) -> list[float]:
         policy = self.policy
+        policy.eval()  # training turns dropout on, and rollouts of a server don't turn it off
         encoder = replace(policy.encoder(self.task), task=Asked())
         length = max(map(len, self.replies))
         ids, mask = torch.zeros(2, length, dtype=torch.long), torch.zeros(2, length, dtype=torch.long)
