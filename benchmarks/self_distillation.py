@@ -1,11 +1,12 @@
-"""GRPO, SFT and visual self-distillation in one plain loop, on the few-shot study of detection.
+"""GRPO, SFT and visual self-distillation in one plain loop, on the few-shot studies of detection.
 
     python benchmarks/self_distillation.py --methods "GRPO" "GRPO + distillation" --shots 4 --seeds 0 1 2
 
 The policy is its own teacher: it sees a privileged view of the image, in which everything but the true objects is
-replaced by the background (a spotlight). The loss pulls the distributions of the student's own completions towards the
-teacher's. Data, fold, metric and tests are those of `fewshot/studies/detection.yaml`; the loop is plain PyTorch, so
-that one setting differs from another by nothing else. `results/self_distillation.md` has what came out.
+replaced by the background (a spotlight), or dimmed or blurred. The loss pulls the distributions of the student's own
+completions towards the teacher's. Data, fold, metric and tests are those of `fewshot/studies/detection.yaml` or
+`open_vocabulary.yaml`; the loop is plain PyTorch, so that one setting differs from another by nothing else.
+`results/self_distillation.md` has what came out.
 """
 
 from __future__ import annotations
@@ -17,210 +18,33 @@ import os
 import random
 import sys
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, Literal
+from typing import Any, get_args
 
 sys.path.insert(0, str(Path(__file__).parent))
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-import numpy as np
 import torch
 from fewshot.study import load as load_study
-from PIL import Image
-from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
+from plainloop.losses import TASK, Losses, generate
+from plainloop.methods import METHODS, Method, View
+from plainloop.summary import summary, write_csv
+from plainloop.views import GROUND, privileged
 
 from vrft.boxes import iou_matrix, matched_iou
 from vrft.data import SceneData
 from vrft.policy import Policy
-from vrft.policy.head import logits_of
-from vrft.policy.logprobs import token_distribution
-from vrft.policy.shared_prefix import group_hidden_states
-from vrft.rewards import DetectionConfidence, DetectionIoU, Format, Reward
 from vrft.rewards.detection import within_labels
-from vrft.rollout import Sampling, SamplingKey, TransformersEngine
-from vrft.tasks import DetectionTask
-from vrft.training.grpo import group_advantages, zero_variance_groups
-from vrft.training.scoring import parse_completions, score_answers
-from vrft.types import PromptBatch, Rollout, Sample
+from vrft.rollout import Sampling, SamplingKey
+from vrft.training.scoring import parse_completions
+from vrft.types import Sample
 
-Divergence = Literal["forward", "reverse", "js"]
-Where = Literal["all", "answer"]
-
-TASK = DetectionTask(template="Detect {query}", confidence_decimals=1)
-ENGINE = TransformersEngine()
-LIMIT = 64
-"""Tokens of a completion."""
+STUDIES = {"detection": "ablation_time", "open_vocabulary": "open_vocabulary"}
+"""Studies by name, and the file with their tests."""
 WARMUP = 5
 """Steps until the learning rate is reached."""
-
-
-@dataclass(frozen=True)
-class Method:
-    """One way to train.
-
-    Attributes:
-        sft, grpo, distill: weights of the three losses at the start.
-        falling: the weight of distillation falls linearly to 0 over the budget.
-        ties: distil only on prompts whose completions all earn the same.
-        where: tokens to distil on: all, or those from the answer's tag on.
-        kind: divergence from the teacher, see `divergence`.
-        beta: weight of the KL divergence from the base; 0 needs no pass of the base.
-        rewards: weights of IoU, confidence and format.
-        shuffled: go through the samples in epochs; otherwise draw each prompt independently.
-        count_looks: evaluations on the fold count towards the budget.
-        patience: end after this many looks without a better score; 0: never.
-        rate: learning rate.
-        prompts: prompts per step.
-    """
-
-    sft: float = 0.0
-    grpo: float = 0.0
-    distill: float = 0.0
-    falling: bool = False
-    ties: bool = False
-    where: Where = "all"
-    kind: Divergence = "reverse"
-    beta: float = 0.0
-    rewards: tuple[float, float, float] = (0.5, 3.0, 1.0)
-    shuffled: bool = False
-    count_looks: bool = False
-    patience: int = 0
-    rate: float = 5e-4
-    prompts: int = 8
-
-
-GRPO = Method(grpo=1.0)
-METHODS = {
-    "SFT": Method(sft=1.0, rate=2e-4, prompts=16),
-    "GRPO": GRPO,
-    "GRPO, equal weights": replace(GRPO, rewards=(1.0, 1.0, 1.0)),
-    "GRPO, beta 0.04": replace(GRPO, beta=0.04),
-    "GRPO, epochs": replace(GRPO, shuffled=True),
-    "GRPO, looks count": replace(GRPO, count_looks=True, patience=4),
-    "GRPO as in the study": replace(GRPO, beta=0.04, shuffled=True, count_looks=True, patience=4),
-    "distillation": Method(distill=1.0),
-    "GRPO + distillation": replace(GRPO, distill=1.0, falling=True),
-    "GRPO + distillation, forward": replace(GRPO, distill=1.0, falling=True, kind="forward"),
-    "GRPO + distillation, answer": replace(GRPO, distill=1.0, falling=True, where="answer"),
-    "GRPO + distillation, ties": replace(GRPO, distill=1.0, ties=True),
-}
-
-
-def divergence(student: Tensor, teacher: Tensor, kind: Divergence) -> Tensor:
-    """Return the divergence of two distributions for each token, in nats.
-
-    reverse: sum of s log(s / t), which the student's own samples estimate; forward: sum of t log(t / s); js: the mean
-    of the divergences of s and t from their mixture (On-Policy Distillation, arXiv 2306.13649).
-
-    Args:
-        student: log-probabilities s (M, V).
-        teacher: log-probabilities t (M, V).
-        kind: which divergence.
-
-    Returns:
-        Divergences (M,), 0 where the distributions are equal.
-    """
-    if kind == "reverse":
-        return (student.exp() * (student - teacher)).sum(-1)
-    if kind == "forward":
-        return (teacher.exp() * (teacher - student)).sum(-1)
-    mixture = torch.logaddexp(student, teacher) - np.log(2)
-    return (divergence(student, mixture, "reverse") + divergence(teacher, mixture, "reverse")) / 2
-
-
-def spotlight(sample: Sample, ground: int = 128) -> Sample:
-    """Return a sample whose image shows the true objects alone, on a ground of the given grey.
-
-    Boxes keep their places. The image's median is its background; all pixels move by what sets it apart from `ground`.
-    """
-    pixels = np.asarray(sample.image).astype(int)
-    median = np.median(pixels.reshape(-1, 3), 0).astype(int)
-    shown = np.zeros(pixels.shape[:2], bool)
-    assert not isinstance(sample.target, str)
-    for true in sample.target:
-        x0, y0, x1, y1 = (round(value) for value in true.box)
-        shown[max(y0 - 1, 0) : y1 + 1, max(x0 - 1, 0) : x1 + 1] = True
-    moved = np.where(shown[..., None], pixels, median) - median + ground
-    return replace(sample, images=(Image.fromarray(moved.clip(0, 255).astype("uint8")),))
-
-
-def answer_tokens(policy: Policy, rollout: Rollout) -> Tensor:
-    """Return a mask (N, T) of the tokens from the answer's opening tag on."""
-    mask = torch.zeros_like(rollout.mask)
-    for row, ids in enumerate(rollout.ids.tolist()):
-        text = ""
-        for position, token in enumerate(ids):
-            text += policy.tokenizer.decode([token])
-            if "<answer>" in text:
-                mask[row, position:] = 1
-                break
-    return mask * rollout.mask
-
-
-def distributions(policy: Policy, batch: PromptBatch, rollout: Rollout) -> Tensor:
-    """Return the log-probabilities of all real completion tokens, row after row (M, V)."""
-    hidden = group_hidden_states(policy.base, batch.inputs, rollout.ids, rollout.mask.sum(1).tolist())
-    return token_distribution(logits_of(policy.base)(hidden), 1.0, policy.banned_ids)
-
-
-class Losses:
-    """The losses of one step."""
-
-    def __init__(self, policy: Policy, base: Policy | None, method: Method, seed: int) -> None:
-        self.policy, self.base, self.method, self.seed = policy, base, method, seed
-        kinds: list[Callable[..., Reward]] = [DetectionIoU, DetectionConfidence, Format]
-        pairs = zip(("iou", "confidence", "format"), kinds, method.rewards, strict=True)
-        self.rewards = {name: kind(weight=weight) for name, kind, weight in pairs}
-        self.encode = policy.encoder(TASK)
-
-    def cross_entropy(self, samples: list[Sample]) -> Tensor:
-        """Return the cross-entropy of target texts, averaged over their tokens."""
-        policy, batch = self.policy, self.encode(samples)
-        texts = [TASK.target_text(sample, frame) for sample, frame in zip(samples, batch.frames, strict=True)]
-        end = policy.tokenizer.eos_token_id
-        rows = [torch.tensor([*policy.tokenizer(text, add_special_tokens=False)["input_ids"], end]) for text in texts]
-        ids, mask = pad_sequence(rows, True), pad_sequence([torch.ones_like(row) for row in rows], True)  # (P, T)
-        learnt = mask * ~torch.isin(ids, policy.banned_ids)
-        log_probs, _ = policy(batch.inputs, ids, mask, 1.0, entropy=False)
-        return -(log_probs * learnt).sum() / learnt.sum()
-
-    def on_policy(self, samples: list[Sample], step: int, weight: float) -> Tensor:
-        """Return GRPO's loss plus `weight` times that of distillation, on completions of the policy itself."""
-        policy, method, batch = self.policy, self.method, self.encode(samples)
-        rollout = generate(policy, batch, 8, Sampling(), SamplingKey(self.seed, step))
-        answers, scored = parse_completions(TASK, rollout, batch)
-        total = score_answers(self.rewards, answers, scored, policy.device)[1].view(-1, 8)  # (P, G)
-        real = rollout.mask.bool()
-        student = distributions(policy, batch, rollout)  # (M, V)
-        log_probs = student.gather(-1, rollout.ids[real][:, None])[:, 0]  # (M,)
-        row = torch.arange(len(real))[:, None].expand_as(real)[real]  # (M,)
-        share = 1 / (rollout.mask.sum(1)[row] * len(real))  # a mean over rows of means over tokens
-        advantages = group_advantages(total).flatten()[row]
-        loss = -method.grpo * ((log_probs - log_probs.detach()).exp() * advantages * share).sum()
-        if method.beta:
-            assert self.base is not None
-            with torch.no_grad():
-                reference, _ = self.base(batch.inputs, rollout.ids, rollout.mask, 1.0, entropy=False)
-            gap = reference[real] - log_probs
-            loss = loss + method.beta * ((gap.exp() - gap - 1) * share).sum()
-        if weight:
-            chosen = answer_tokens(policy, rollout) if method.where == "answer" else rollout.mask
-            if method.ties:
-                chosen = chosen * zero_variance_groups(total).repeat_interleave(8)[:, None]
-            with torch.no_grad():
-                teacher = distributions(policy, self.encode([spotlight(sample) for sample in samples]), rollout)
-            loss = loss + weight * (divergence(student, teacher, method.kind) * share * chosen[real]).sum()
-        return loss
-
-
-def generate(policy: Policy, batch: PromptBatch, count: int, sampling: Sampling, key: SamplingKey) -> Rollout:
-    return ENGINE.generate(
-        policy, batch, count, max_completion_length=LIMIT, sampling=sampling, key=key, on_token=lambda *_: None
-    )
 
 
 @torch.no_grad()
@@ -239,10 +63,10 @@ def mean_iou(policy: Policy, samples: Sequence[Sample]) -> float:
 
 
 def train(
-    method: Method, pool: list[Sample], fold: list[Sample], seconds: float, seed: int
+    method: Method, checkpoint: str, pool: list[Sample], fold: list[Sample], seconds: float, seed: int
 ) -> tuple[Policy, dict[str, Any]]:
     """Train within a budget of CPU-seconds, and return the policy with the best look at the fold."""
-    policy, base = fresh(), fresh().eval() if method.beta else None
+    policy, base = fresh(checkpoint), fresh(checkpoint).eval() if method.beta else None
     losses, rng, now = Losses(policy, base, method, seed), random.Random(seed), time.process_time
     optimizer = torch.optim.AdamW(policy.parameters(), lr=method.rate, betas=(0.9, 0.99), weight_decay=0.0)
     looks, best = [mean_iou(policy, fold)], copy.deepcopy(policy.state_dict())
@@ -278,8 +102,8 @@ def train(
     return policy.eval(), found | {"seconds": round(now() - started, 1), "looks": [round(look, 4) for look in looks]}
 
 
-def fresh() -> Policy:
-    policy = Policy("tiny-clean", dtype="float32")
+def fresh(checkpoint: str) -> Policy:
+    policy = Policy(checkpoint, dtype="float32")
     policy.load(keep_reference=False)
     return policy
 
@@ -299,39 +123,58 @@ def samples_of(settings: dict[str, Any], folder: Path, shots: int | None, seed: 
     return tuple([found[i] for i in range(len(found))] for found in (data.train_set(), data.val_set()))
 
 
+def score_teacher(checkpoint: str, tests: dict[str, list[Sample]]) -> None:
+    """Print the base's scores with each privileged view."""
+    policy = fresh(checkpoint)
+    for test, samples in tests.items():
+        scores = {"plain": mean_iou(policy, samples)}
+        for view in get_args(View):
+            for name, ground in ((view, GROUND), (f"{view} on its own ground", None)):
+                scores[name] = mean_iou(policy, [privileged(sample, view, ground) for sample in samples])
+        print(f"{test}: {', '.join(f'{name} {score:.3f}' for name, score in scores.items())}", flush=True)
+
+
 def main(args: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--study", choices=STUDIES, default="detection")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=[*METHODS], metavar="METHOD")
     parser.add_argument("--shots", type=int, nargs="+", default=[4])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--seconds", type=float, default=24.0, help="CPU-seconds of a trial")
-    parser.add_argument("--teacher", action="store_true", help="score the base with and without its privileged view")
+    parser.add_argument("--teacher", action="store_true", help="score the base with and without its privileged views")
     parser.add_argument("--data", type=Path, default=Path("runs/few_shot/data"), help="folder of the study's images")
     parser.add_argument("--rows", type=Path, default=Path("runs/self_distillation.jsonl"), help="finished trials")
+    parser.add_argument("--csv", type=Path, help="table of all finished trials to write")
     chosen = parser.parse_args(args)
-    study = load_study("ablation_time")
+    study = load_study(STUDIES[chosen.study])
+    checkpoint = study.settings["model.policy.checkpoint"]
     rows = [json.loads(line) for line in chosen.rows.read_text().splitlines()] if chosen.rows.exists() else []
     tests = {
         name: samples_of(study.settings | settings, chosen.data, None, 0)[1] for name, settings in study.tests.items()
     }
     if chosen.teacher:
-        for test, samples in tests.items():
-            scores = [mean_iou(fresh(), found) for found in (samples, [spotlight(sample) for sample in samples])]
-            print(f"{test}: plain {scores[0]:.3f}, spotlight {scores[1]:.3f}", flush=True)
+        score_teacher(checkpoint, tests)
         return
     chosen.rows.parent.mkdir(parents=True, exist_ok=True)
+    asked = []
     for seed in chosen.seeds:
         for shots in chosen.shots:
             pool, fold = samples_of(study.settings | study.fold, chosen.data, shots, seed)
             for name in chosen.methods:
-                key = {"method": name, "shots": shots, "seed": seed, "budget": chosen.seconds}
-                if any(row.items() >= key.items() for row in rows):
-                    continue
-                policy, found = train(METHODS[name], pool, fold, chosen.seconds, seed)
-                found |= {test: round(mean_iou(policy, samples), 4) for test, samples in tests.items()}
-                with chosen.rows.open("a") as file:
-                    print(json.dumps(key | found), file=file)
-                print(json.dumps(key | found), flush=True)
+                key = {"study": chosen.study, "method": name, "shots": shots, "seed": seed, "budget": chosen.seconds}
+                done = next((row for row in rows if row.items() >= key.items()), None)
+                if done is None:
+                    policy, found = train(METHODS[name], checkpoint, pool, fold, chosen.seconds, seed)
+                    found |= {test: round(mean_iou(policy, samples), 4) for test, samples in tests.items()}
+                    done = key | found
+                    rows.append(done)
+                    with chosen.rows.open("a") as file:
+                        print(json.dumps(done), file=file)
+                    print(json.dumps(done), flush=True)
+                asked.append(done)
+    print("\n".join(summary(asked, ("fold", *tests))))
+    if chosen.csv:
+        write_csv(rows, chosen.csv)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import random
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,7 +14,12 @@ import numpy as np
 import pytest
 import self_distillation
 import torch
-from self_distillation import Divergence, answer_tokens, divergence, spotlight
+from PIL import ImageFilter
+from plainloop.losses import answer_tokens, divergence, probable
+from plainloop.methods import Divergence, View
+from plainloop.summary import summary
+from plainloop.views import BLUR, DIMMED, privileged
+from scipy import stats
 
 from vrft.data.datasets.scenes import draw_scene
 from vrft.policy.logprobs import token_distribution
@@ -40,21 +46,42 @@ def test_divergences_equal_a_plain_loop_over_tokens(kind: Divergence) -> None:
     assert divergence(student, student, kind).tolist() == pytest.approx([0.0] * 7, abs=1e-6)
 
 
+@pytest.mark.parametrize("kind", ["forward", "reverse", "js"])
+def test_improbable_tokens_are_compared_as_one(kind: Divergence) -> None:
+    logits = torch.randn(2, 7, 5, generator=torch.Generator().manual_seed(2))
+    student, teacher = (token_distribution(found, 1.0, torch.tensor([3])) for found in logits)
+    expected = []
+    for s, t in zip(student.exp().tolist(), teacher.exp().tolist(), strict=True):
+        judge = s if kind == "reverse" else t
+        kept = sorted(range(5), key=lambda token: -judge[token])[:2]
+        expected.append(plain(*([*(p[i] for i in kept), 1 - sum(p[i] for i in kept)] for p in (s, t)), kind))
+    found = divergence(*probable(student, teacher, kind, 2), kind)
+    assert found.tolist() == pytest.approx(expected, abs=1e-6)
+    assert (found <= divergence(student, teacher, kind) + 1e-6).all()
+
+
 def scenes(count: int) -> list[Sample]:
     drawn = [draw_scene(random.Random(i), objects=(2, 2)) for i in range(count)]
     return [Sample(i, (image,), i, found[0].label, tuple(found[:1])) for i, (image, found) in enumerate(drawn)]
 
 
-def test_the_spotlight_shows_the_true_objects_alone() -> None:
+@pytest.mark.parametrize("ground", [128, None])
+@pytest.mark.parametrize("view", ["spotlight", "dimmed", "blurred"])
+def test_the_teacher_sees_the_true_objects_and_less_of_the_rest(view: View, ground: int | None) -> None:
     (sample,) = scenes(1)
-    before, after = (np.asarray(found.image).astype(int) for found in (sample, spotlight(sample)))
+    before, after = (np.asarray(found.image).astype(int) for found in (sample, privileged(sample, view, ground)))
     background = int(np.median(before))
+    shift = 0 if ground is None else ground - background
     x0, y0, x1, y1 = (round(value) for value in sample.target[0].box)  # type: ignore[union-attr]
-    moved = (before - background + 128).clip(0, 255)
-    assert (after[y0:y1, x0:x1] == moved[y0:y1, x0:x1]).all()
-    assert (after[y0:y1, x0:x1] != 128).any()
-    after[max(y0 - 1, 0) : y1 + 1, max(x0 - 1, 0) : x1 + 1] = 128
-    assert (after == 128).all()
+    shown = np.s_[max(y0 - 1, 0) : y1 + 1, max(x0 - 1, 0) : x1 + 1]
+    rest = {
+        "spotlight": np.full_like(before, background),
+        "dimmed": background + DIMMED * (before - background),
+        "blurred": np.asarray(sample.image.filter(ImageFilter.GaussianBlur(BLUR))).astype(float),
+    }[view]
+    rest[shown] = before[shown]
+    assert (after == (rest + shift).clip(0, 255).round()).all()
+    assert (after[shown] != background + shift).any()
 
 
 def test_answers_begin_with_their_tag() -> None:
@@ -69,9 +96,10 @@ def test_answers_begin_with_their_tag() -> None:
 def test_a_trial_is_run_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(self_distillation, "samples_of", lambda *_: (scenes(4), scenes(2)))
     command = ["--methods", "GRPO + distillation, answer", "--seeds", "0", "--seconds", "0.001"]
-    command += ["--rows", f"{tmp_path}/rows.jsonl"]
+    command += ["--rows", f"{tmp_path}/rows.jsonl", "--csv", f"{tmp_path}/rows.csv"]
     self_distillation.main(command)
     (row,) = map(json.loads, (tmp_path / "rows.jsonl").read_text().splitlines())
+    assert (tmp_path / "rows.csv").read_text().count("GRPO + distillation, answer") == 1
     assert (row["method"], row["seed"], row["step"], row["steps"]) == ("GRPO + distillation, answer", 0, 0, 1)
     self_distillation.main(command)
     assert len((tmp_path / "rows.jsonl").read_text().splitlines()) == 1
@@ -81,5 +109,20 @@ def test_the_teacher_sees_more(monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
     monkeypatch.setattr(self_distillation, "samples_of", lambda *_: ([], scenes(8)))
     self_distillation.main(["--teacher"])
     for line in capsys.readouterr().out.splitlines():
-        plain_score, spotlight_score = (float(part.rpartition(" ")[2]) for part in line.split(", ")[-2:])
-        assert plain_score < spotlight_score
+        scores = {name: float(score) for name, score in re.findall(r"([a-z ]+) (\d\.\d+)", line)}
+        assert len(scores) == 7
+        assert scores[" plain"] < scores[" spotlight"]
+
+
+def test_the_summary_compares_each_method_with_the_first() -> None:
+    scores = {"SFT": [0.1, 0.2, 0.3], "GRPO": [0.2, 0.3, 0.5]}
+    rows = [
+        {"method": name, "shots": 4, "seed": seed, "steps": 8, "fold": found[seed]}
+        for seed in (2, 0, 1)  # the order of seeds does not matter
+        for name, found in scores.items()
+    ]
+    found = stats.ttest_rel(scores["GRPO"], scores["SFT"])
+    low, high = found.confidence_interval(0.95)
+    assert summary(rows, ["fold"])[-1].endswith(f"| +0.133 [{low:+.3f}, {high:+.3f}], p = {found.pvalue:.3f} |")
+    alone = summary([row for row in rows if row["seed"] == 0], ["fold"])
+    assert alone[-2:] == ["| SFT | 8 | 0.100 |", "| GRPO | 8 | 0.200 | +0.100 |"]

@@ -1,0 +1,76 @@
+"""Ways to train in the plain loop."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+Divergence = Literal["forward", "reverse", "js"]
+Where = Literal["all", "answer"]
+View = Literal["spotlight", "dimmed", "blurred"]
+
+
+@dataclass(frozen=True)
+class Method:
+    """One way to train.
+
+    Attributes:
+        sft, grpo, distill: weights of the three losses at the start.
+        falling: the weight of distillation falls linearly to 0 over the budget.
+        ties: distil only on prompts whose completions all earn the same.
+        where: tokens to distil on: all, or those from the answer's tag on.
+        kind: divergence from the teacher, see `divergence`.
+        top: compare this many probable tokens and the sum of the others; 0: compare all tokens.
+        view: what the teacher sees, see `privileged`.
+        beta: weight of the KL divergence from the base; 0 needs no pass of the base.
+        rewards: weights of IoU, confidence and format.
+        shuffled: go through the samples in epochs; otherwise draw each prompt independently.
+        count_looks: evaluations on the fold count towards the budget.
+        patience: end after this many looks without a better score; 0: never.
+        rate: learning rate.
+        prompts: prompts per step.
+    """
+
+    sft: float = 0.0
+    grpo: float = 0.0
+    distill: float = 0.0
+    falling: bool = False
+    ties: bool = False
+    where: Where = "all"
+    kind: Divergence = "reverse"
+    top: int = 0
+    view: View = "spotlight"
+    beta: float = 0.0
+    rewards: tuple[float, float, float] = (0.5, 3.0, 1.0)
+    shuffled: bool = False
+    count_looks: bool = False
+    patience: int = 0
+    rate: float = 5e-4
+    prompts: int = 8
+
+
+SFT = Method(sft=1.0, rate=2e-4, prompts=16)
+GRPO = Method(grpo=1.0)
+BOTH = replace(GRPO, distill=1.0, falling=True)
+METHODS = {
+    "SFT": SFT,
+    "SFT, 8 prompts": replace(SFT, prompts=8),
+    "SFT, rate 6e-4": replace(SFT, rate=6e-4),
+    "GRPO": GRPO,
+    "GRPO + 0.1 SFT": replace(GRPO, sft=0.1),
+    "GRPO, equal weights": replace(GRPO, rewards=(1.0, 1.0, 1.0)),
+    "GRPO, beta 0.04": replace(GRPO, beta=0.04),
+    "GRPO, epochs": replace(GRPO, shuffled=True),
+    "GRPO, looks count": replace(GRPO, count_looks=True, patience=4),
+    "GRPO as in the study": replace(GRPO, beta=0.04, shuffled=True, count_looks=True, patience=4),
+    "distillation": Method(distill=1.0),
+    "GRPO + distillation": BOTH,
+    "GRPO + distillation, forward": replace(BOTH, kind="forward"),
+    "GRPO + distillation, js": replace(BOTH, kind="js"),
+    "GRPO + distillation, answer": replace(BOTH, where="answer"),
+    "GRPO + distillation, top 8": replace(BOTH, top=8),
+    "GRPO + distillation, dimmed": replace(BOTH, view="dimmed"),
+    "GRPO + distillation, blurred": replace(BOTH, view="blurred"),
+    "GRPO + distillation, ties": replace(BOTH, falling=False, ties=True),
+    "GRPO + 0.1 distillation": replace(BOTH, distill=0.1, falling=False),
+}
