@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from pathlib import Path
 
 import pytest
 import torch
 
 from vrft.data.difficulty import Difficulty, DifficultySampler, SuccessRates, draw
 from vrft.data.loaders import ResumableLoader
+from vrft.data.record import Record
+from vrft.data.success_rates import fingerprints
 from vrft.errors import ConfigurationError
 from vrft.rewards import DetectionIoU, PaperGroundingGIoU
 
@@ -118,6 +121,24 @@ def test_settings_and_checkpoints_that_do_not_fit_are_refused() -> None:
     with pytest.raises(ConfigurationError, match="its success rates are of 5 training samples, and data has 6"):
         sampler(6, 2).load_state_dict(sampler(5, 2).state_dict())
     sampler(6, 2).load_state_dict({"samples": 2, "epoch": 0})  # of a run that began without
+
+
+def test_other_samples_have_no_rates_after_a_resume() -> None:
+    def records(*targets: str) -> list[Record]:
+        return [Record((Path(f"{i}.png"),), "", i, "", target) for i, target in enumerate(targets)]
+
+    def of(*targets: str) -> DifficultySampler:
+        return DifficultySampler(3, 1, 0, 1, 3, True, HALF, fingerprints(records(*targets)))
+
+    one = of("cat", "dog", "cat")
+    one.rates.record([(i, 8, 8) for i in range(3)])
+    same, changed = of("cat", "dog", "cat"), of("cat", "cow", "cat")
+    same.load_state_dict(one.state_dict())
+    assert same.rates.answers.tolist() == [8, 8, 8]
+    with pytest.warns(UserWarning, match="ckpt_path: 1 of 3 training samples are others than those of the checkpoint"):
+        changed.load_state_dict(one.state_dict())
+    assert (changed.rates.successes.tolist(), changed.rates.answers.tolist()) == ([8, 0, 8], [8, 0, 8])
+    assert one.rates.answers.tolist() == [8, 8, 8]
 
 
 def test_only_completions_that_the_reward_applies_to_count() -> None:

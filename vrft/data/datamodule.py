@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, Protocol, cast
 
 import torch
@@ -97,10 +97,14 @@ class VisionData(LightningDataModule):
         settings = len(samples), batch_size, rank, world_size, self.seed, self.shuffle  # type: ignore[arg-type]
         sampler = PromptSampler(*settings)
         if module.difficulty is not None:
-            sampler = DifficultySampler(*settings, module.difficulty)
+            sampler = DifficultySampler(*settings, module.difficulty, self.train_fingerprints())
         loader = ResumableLoader(samples, batch_size=batch_size, sampler=sampler, **self._workers())
         loader.prefetches = module.prefetches
         return loader
+
+    def train_fingerprints(self) -> Sequence[int] | None:
+        """Return a number of each training sample, by which a resumed run knows it again. Default: None, unknown."""
+        return None
 
     def images_per_turn(self) -> list[int]:
         """Return the largest number of images of each example, then of a question. Call after `setup`."""

@@ -13,6 +13,7 @@ from torch import Tensor
 from vrft.data.loaders import PromptSampler
 from vrft.errors import ConfigurationError
 from vrft.rewards import Reward
+from vrft.utils import notices
 
 MEMORY = 0.9
 """Share of what is known of a prompt that stays when it is asked again: the policy changes."""
@@ -113,11 +114,21 @@ class DifficultySampler(PromptSampler):
     """
 
     def __init__(
-        self, size: int, batch_size: int, rank: int, world_size: int, seed: int, shuffle: bool, difficulty: Difficulty
+        self,
+        size: int,
+        batch_size: int,
+        rank: int,
+        world_size: int,
+        seed: int,
+        shuffle: bool,
+        difficulty: Difficulty,
+        fingerprints: Sequence[int] | None = None,
     ) -> None:
+        """Begin without rates. `fingerprints`: a number of each sample; a resumed run forgets the rates of others."""
         super().__init__(size, batch_size, rank, world_size, seed, shuffle)
         self.difficulty = difficulty
         self.rates = SuccessRates(size)
+        self.fingerprints = torch.zeros(size, dtype=torch.long) if fingerprints is None else torch.tensor(fingerprints)
         self.begin_pass()
 
     def begin_pass(self) -> None:
@@ -128,7 +139,8 @@ class DifficultySampler(PromptSampler):
         return draw(self.weights, max(self.size, len(self) * self.world_size), generator)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"successes": self.rates.successes, "answers": self.rates.answers, "weights": self.weights}
+        known = {"successes": self.rates.successes, "answers": self.rates.answers}
+        return {**known, "weights": self.weights, "fingerprints": self.fingerprints}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         if "weights" not in state:  # the run began without
@@ -140,3 +152,11 @@ class DifficultySampler(PromptSampler):
             )
         self.rates.successes, self.rates.answers = state["successes"].clone(), state["answers"].clone()
         self.weights = state["weights"].clone()
+        others = state.get("fingerprints", self.fingerprints) != self.fingerprints
+        if count := int(others.sum()):
+            for values in (self.rates.successes, self.rates.answers):
+                values[others] = 0.0
+            notices.warn(
+                f"ckpt_path: {count} of {self.size} training samples are others than those of the checkpoint; their "
+                "success rates (model.difficulty) begin anew"
+            )

@@ -35,7 +35,7 @@ from vrft.data.record_checks import (
 from vrft.data.record_set import RecordSet
 from vrft.data.several_images import refuse_augmentation
 from vrft.data.split_sources import OtherHeldOut
-from vrft.data.success_rates import kept_records
+from vrft.data.success_rates import fingerprints, kept_records
 from vrft.errors import ConfigurationError
 from vrft.run_dir import RunDir
 from vrft.types import Id
@@ -350,6 +350,9 @@ class RecordData(VisionData):
     def val_set(self) -> RecordSet:
         assert self._val is not None
         return self._val
+
+    def train_fingerprints(self) -> list[int]:
+        return fingerprints(self.train_set().records)
 
     def test_set(self) -> RecordSet:
         return self.val_set() if self._test is None else self._test

@@ -84,6 +84,13 @@ class Entry(msgspec.Struct):
     kept: bool
 
 
+def fingerprints(records: Sequence[Record]) -> list[int]:
+    """Return a number of each record, made from the id of its image, the question and the target."""
+    contents = ([record.image_id, record.query, record.target] for record in records)
+    digests = (hashlib.sha256(json.dumps(content, default=str).encode()).digest() for content in contents)
+    return [int.from_bytes(digest[:7]) for digest in digests]
+
+
 def record_ids(records: Sequence[Record], folders: ImageFolders | None) -> list[str]:
     """Return an id of each record that does not depend on the other records or on where the data lies.
 

@@ -27,8 +27,9 @@ RELATIVE_DROP, ABSOLUTE_DROP = 0.1, 0.02
 SCORES = ("coco/AP", "lvis/AP", "accuracy", "mIoU", "reward")
 """Watched held-out scores, without `val/`."""
 
-MIN_JUDGE_GAP = 0.02
-"""A judge that likes an answer to the prompt by no more than this above one to another prompt judges nothing."""
+MIN_JUDGE_GAP, MIN_JUDGE_SHARE = 0.02, 0.5
+"""A judge tells little if it likes an answer to the prompt by less than this above one to another prompt, or by less
+than this share of what it was at first."""
 
 MIN_CHANGED_SHARE = 0.05
 """Updates are too small if they change less than this share of the weights."""
@@ -96,7 +97,7 @@ class GrowingCompletions(Guard):
 
 
 class AgreeableJudge(Guard):
-    """Warns if a policy that judges itself likes answers to other prompts as much as its own."""
+    """Warns if a policy that judges itself likes answers to other prompts as much as its own, or is about to."""
 
     name = "agreeable_judge"
 
@@ -104,13 +105,14 @@ class AgreeableJudge(Guard):
         return numbers(seen, "train/self_preference_gap")
 
     def judge(self, seen: Observation) -> str | None:
-        gap = mean([gap for (gap,) in self.recent])
-        if gap >= MIN_JUDGE_GAP:
+        before, gap = (mean([gap for (gap,) in rollouts]) for rollouts in (self.first, self.recent))
+        if gap >= max(MIN_JUDGE_GAP, MIN_JUDGE_SHARE * before):
             return None
         return (
-            f"the judge's P(yes) of an answer exceeds that of an answer to another prompt by {gap:.3f} on average, so "
-            "it does not tell right answers from wrong ones and the reward of SelfPreference says nothing; try "
-            "judge: reference, another question, or leave the reward out"
+            f"the judge's P(yes) of an answer exceeds that of an answer to another prompt by {gap:.3f} on average "
+            f"({before:.3f} at first), so it hardly tells right answers from wrong ones and the reward of "
+            "SelfPreference says little; stop here, look at a held-out score, and try judge: reference, a higher "
+            "model.beta, another question, or leave the reward out"
         )
 
 
