@@ -178,13 +178,16 @@ class Rollout:
 
     def select(self, rows: Sequence[int]) -> Rollout:
         """Return some rows, cut to the longest of them."""
-        width = int(self.mask[rows].sum(1).max())
+        from vrft.indices import index_on
+
+        index = index_on(self.ids.device, rows)
+        width = int(self.mask[index].sum(1).max())
         return Rollout(
-            self.ids[rows, :width],
-            self.mask[rows, :width],
-            self.log_probs[rows, :width],
-            self.sampling_log_probs[rows, :width],
-            self.truncated[rows],
+            self.ids[index, :width],
+            self.mask[index, :width],
+            self.log_probs[index, :width],
+            self.sampling_log_probs[index, :width],
+            self.truncated[index],
             [self.texts[n] for n in rows],
         )
 
@@ -276,16 +279,18 @@ class ScoredRollout:
         return self._select(range(len(generations)), generations)
 
     def _select(self, prompts: Sequence[int], generations: Sequence[Sequence[int]]) -> ScoredRollout:
+        from vrft.indices import index_on
+
         group = self.reward.shape[1]
         rows = [p * group + g for p, some in zip(prompts, generations, strict=True) for g in some]
-        rollout = self.rollout.select(rows)
+        rollout, index = self.rollout.select(rows), index_on(self.reward.device, rows)
         return ScoredRollout(
             self.batch.select(prompts),
             rollout,
             [self.answers[n] for n in rows],
-            {name: values[rows] for name, values in self.rewards.items()},
-            self.reward.flatten()[rows].view(len(prompts), -1),
-            reference=None if self.reference is None else self.reference[rows, : rollout.ids.shape[1]],
+            {name: values[index] for name, values in self.rewards.items()},
+            self.reward.flatten()[index].view(len(prompts), -1),
+            reference=None if self.reference is None else self.reference[index, : rollout.ids.shape[1]],
         )
 
 

@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from vrft.errors import ConfigurationError
+from vrft.indices import buckets
 from vrft.policy.checkpoint_files import INDEX_FILE, SINGLE_FILE
 from vrft.policy.four_bits import compute_in, published_in_four_bits
 from vrft.policy.image_size import apply_to_config, config_fields, limited_fields, write_fields
@@ -21,7 +22,6 @@ from vrft.policy.processor import copy_processor
 from vrft.policy.vlm import Policy
 from vrft.policy.whole_modules import copies_by_original
 from vrft.utils.hub import bars_if_large, loading
-from vrft.utils.indices import buckets
 from vrft.utils.processors import load_processor
 
 if TYPE_CHECKING:

@@ -11,6 +11,7 @@ from lightning.pytorch import LightningModule
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from vrft.indices import index_on
 from vrft.policy import Policy
 from vrft.policy.plain_text import plain_text
 from vrft.policy.processor import MicroBatch, micro_batches
@@ -19,7 +20,6 @@ from vrft.tasks import Task
 from vrft.training.optimization import Optimization
 from vrft.training.step_state import StepState
 from vrft.types import PromptBatch
-from vrft.utils.indices import index_on
 from vrft.utils.own_code import noted, question_note
 
 

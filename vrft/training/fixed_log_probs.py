@@ -9,6 +9,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from vrft.indices import index_on
 from vrft.policy import Policy
 from vrft.policy.processor import MicroBatch
 from vrft.policy.prompts import Prompt
@@ -16,7 +17,6 @@ from vrft.training.loss_inputs import LossInputs, Minibatch, micro_batches_of
 from vrft.training.optimization import Optimization
 from vrft.training.step_state import StepState
 from vrft.types import PromptBatch, Rollout
-from vrft.utils.indices import index_on
 
 
 class FixedLogProbs:

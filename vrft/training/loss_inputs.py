@@ -8,10 +8,10 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from vrft.indices import index_on
 from vrft.policy.processor import MicroBatch, micro_batches
 from vrft.policy.prompts import Prompt, lengths_after_start
 from vrft.training.cross_entropy import Targets
-from vrft.utils.indices import index_on
 
 SUMS = ("rows", "KL", "entropy", "clipped share", "sampling gap", "rows with tokens")
 """Numbers that are summed over the rows of a micro-batch."""

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from vrft.data.datamodule import data_of
 from vrft.data.difficulty import Difficulty
+from vrft.indices import index_on
 from vrft.policy import Policy
 from vrft.policy.processor import MicroBatch
 from vrft.rewards import Reward
@@ -32,7 +33,6 @@ from vrft.training.optimization import Interval
 from vrft.training.self_judge import check_self_judges
 from vrft.types import PromptBatch, ScoredRollout
 from vrft.utils.bounds import Fraction, NonNegative
-from vrft.utils.indices import index_on
 
 
 class RFT(VisionModule):

@@ -31,6 +31,7 @@ from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from vrft.errors import ConfigurationError
+from vrft.indices import buckets
 from vrft.policy import Policy
 from vrft.policy.placement import allocate, read_once, replicate, replicate_buffers, scatter, take_weights
 from vrft.policy.sharding import FULL_STATE, decoder_modules, fsdp_modules, make_root
@@ -38,7 +39,6 @@ from vrft.run_dir import UNSHARDED, is_sharded
 from vrft.training.checkpoint_io import AtomicCheckpointIO
 from vrft.training.lightning_internals import set_data_parallel_size
 from vrft.training.sharded_checkpoint import Place, load_shards, shards_of, write_shards
-from vrft.utils.indices import buckets
 
 ALLREDUCE_BUCKET_BYTES = 64 * 2**20
 """Bytes of gradients in one all-reduce: small messages cost a round trip each."""
