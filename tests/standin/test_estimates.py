@@ -58,12 +58,15 @@ def tower(width: int, depth: int, mlp: int) -> Sizes:
 WIDE = (text(256, 4, 4, 688), tower(128, 2, 344), None, 168, 4, 24, 2)
 DEEP = (text(128, 12, 4, 512), tower(64, 3, 176), None, 224, 3, 16, 2)
 WORDY = (text(192, 3, 6, 320), tower(96, 2, 256), 16000, 112, 4, 12, 3)
+THIN = (text(256, 16, 4, 64), tower(32, 1, 32), None, 280, 4, 8, 2)
+"""Sums of the layers' outputs take most of an update: in bfloat16 they are float32, as embeddings are that train."""
 LORA = {"lora": LoRA(r=4)}
 CASES = {
     "wide, full": Case(*WIDE, settings={}),
     "wide, lora, checkpointed": Case(*WIDE, settings=LORA | {"gradient_checkpointing": True}),
     "deep, nf4, checkpointed": Case(*DEEP, settings=LORA | {"quantize": "nf4", "gradient_checkpointing": True}),
     "deep, full, checkpointed": Case(*DEEP, settings={"gradient_checkpointing": True}),
+    "thin, full, checkpointed": Case(*THIN, settings={"gradient_checkpointing": True}),
     "wordy, lora": Case(*WORDY, settings=LORA),
     "wordy, full, frozen tower, float32": Case(*WORDY, settings={"freeze_vision": True, "dtype": "float32"}),
 }
