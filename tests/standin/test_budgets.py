@@ -10,11 +10,12 @@ from pathlib import Path
 from tests.helpers import ROOT
 
 LIMITS = {
-    "image of 1,000 tokens": {"full": 580, "lora": 550},
+    "image of 1,000 tokens": {"full": 580, "lora": 545},
     "prefill": {"full": 910, "lora": 910},
     "evaluation: prefill": {"full": 910, "lora": 910},
-    "reference": {"full": 1120, "lora": 1120},
-    "update": {"full": 5400, "lora": 4650},
+    "reference": {"full": 1100, "lora": 1100},
+    "update": {"full": 5180, "lora": 4440},
+    "optimizer": {"full": 2510, "lora": 1540},
 }
 """Kernels of each phase, at most: a little above what was counted, and below the aims of benchmarks/gpu_counts.py."""
 
@@ -35,6 +36,6 @@ def test_phases_keep_to_their_budgets(tmp_path: Path) -> None:
     for counts in both.values():
         waits = {name: counts[name]["syncs"] for name in LIMITS}
         assert {name: count for name, count in waits.items() if count > 4} == {}
-        assert waits["image of 1,000 tokens"] <= 2
+        assert waits["image of 1,000 tokens"] == 0
         assert counts["load"]["peak"] <= 1.05 * counts["load"]["stays"]
-        assert counts["decoding"]["graphed"] <= 1000
+        assert counts["decoding"]["graphed"] <= 965
