@@ -141,19 +141,27 @@ def main(args: Sequence[str] | None = None) -> None:
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--device", default="cpu", help="device on which the weights are made")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--no-weights", action="store_true", help="write a file without weights: transformers makes random ones"
+    )
     arguments = parser.parse_args(args)
 
     import torch
+    from safetensors.torch import save_file
     from transformers import AutoModelForImageTextToText
 
     tokenizer = build_tokenizer(arguments.folder)
     config = build_config(arguments.arch, PRESETS[arguments.preset], tokenizer)
     torch.manual_seed(arguments.seed)
-    with torch.device(arguments.device):
+    with torch.device("meta" if arguments.no_weights else arguments.device):
         model = AutoModelForImageTextToText.from_config(config, dtype=getattr(torch, arguments.dtype))
     model.generation_config.eos_token_id = config.text_config.eos_token_id
     model.generation_config.pad_token_id = config.text_config.pad_token_id
-    model.save_pretrained(arguments.folder)
+    if arguments.no_weights:
+        model.save_pretrained(arguments.folder, state_dict={})
+        save_file({}, arguments.folder / "model.safetensors", metadata={"format": "pt"})
+    else:
+        model.save_pretrained(arguments.folder)
     processor = {
         "processor_class": PROCESSORS[arguments.arch],
         "image_processor_type": "Qwen2VLImageProcessor",

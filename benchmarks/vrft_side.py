@@ -104,8 +104,11 @@ class Steps(Callback):
             self.clock.start_step()
 
 
-def measure(arguments: Namespace) -> dict[str, Any]:
-    """Train for a few steps and return the line to print; with `side` repeated, repeat prompts."""
+def measure(arguments: Namespace, watch: Callback | None = None) -> dict[str, Any]:
+    """Train for a few steps and return the line to print; with `side` repeated, repeat prompts.
+
+    `watch`: another callback; the run then ends with the evaluation of a batch.
+    """
     warnings.filterwarnings("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     transformers.utils.logging.disable_progress_bar()
@@ -121,8 +124,9 @@ def measure(arguments: Namespace) -> dict[str, Any]:
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
-        callbacks=[Steps(arguments, clock, counts)],
-        limit_val_batches=0,
+        callbacks=[Steps(arguments, clock, counts), *([watch] if watch else [])],
+        num_sanity_val_steps=0,
+        limit_val_batches=1 if watch else 0,
     )
     if arguments.profile:
         with torch.profiler.profile() as profile:

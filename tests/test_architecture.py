@@ -20,7 +20,7 @@ LAYERS = [
     ["tasks"],
     ["rewards", "guards", "report", "loggers"],
     ["boxes", "answers", "mazes", "utils", "run_dir", "vllm_plugin"],
-    ["types", "errors"],
+    ["types", "errors", "indices"],
 ]
 """Folders and files of the package by layer. Each imports from lower layers, or from its own without a cycle."""
 

@@ -8,8 +8,8 @@ import statistics
 import gpu_model
 import pytest
 import scaling
-from vrft.utils.indices import buckets
 
+from vrft.indices import buckets
 from vrft.training.strategies import ALLREDUCE_BUCKET_BYTES
 
 TERMS = {"lengths": [10, 10, 40], "rows": 8, "rollout_base": 0.5, "rollout_per_token": 0.1, "rest": 2.0}

@@ -55,6 +55,13 @@ struct Graph;
 static Graph* capturing = nullptr;
 
 static int64_t used = 0, limit = INT64_MAX;
+static int64_t highest = 0;  // most bytes in use since the last reset
+
+static void note_peak() {
+  auto& peak = counts[phase].peak;
+  peak = std::max(peak, used);
+  highest = std::max(highest, used);
+}
 
 struct Memory final : c10::Allocator {
   c10::DataPtr allocate(size_t size) override {
@@ -62,8 +69,7 @@ struct Memory final : c10::Allocator {
     TORCH_CHECK_WITH(OutOfMemoryError, quiet || used + (int64_t)size <= limit, "CUDA out of memory. Tried to allocate ",
                      size, " bytes; ", used, " of ", limit, " are in use");
     used += size;
-    auto& peak = counts[phase].peak;
-    if (!quiet) peak = std::max(peak, used);  // what a kernel computes on its way has no memory on a GPU
+    if (!quiet) note_peak();  // what a kernel computes on its way has no memory on a GPU
     auto* block = new Block{size ? c10::alloc_cpu(size) : nullptr, (int64_t)size, capturing != nullptr};
     return {block->data, block, &release, GPU};
   }
@@ -106,7 +112,8 @@ struct Record {
 // recorded to the next: only the most that exist at once, the pool of the graphs that share it, stays in use.
 struct Graph {
   std::vector<Record> records;
-  int64_t pool = 0, reused = 0, peak = 0;  // reused: bytes that are allocated here and would not be on a GPU
+  int64_t pool = 0, reused = 0;  // reused: bytes that are allocated here and would not be on a GPU
+  int64_t peak = 0, highest = 0;
 
   void begin(int64_t id);
   void end();
@@ -229,6 +236,7 @@ static void run(const c10::OperatorHandle& op, Stack& stack) {
 void Graph::begin(int64_t id) {
   pool = id;
   peak = counts[phase].peak;
+  highest = ::highest;
   capturing = this;
 }
 
@@ -261,7 +269,9 @@ void Graph::end() {
   pools[pool] += added;
   reused = sum - added;
   used -= reused;
-  counts[phase].peak = std::max(peak, used);
+  counts[phase].peak = peak;
+  ::highest = highest;
+  note_peak();
 }
 
 // --------------------------------------------------------------------------------------------------- kernels
@@ -479,8 +489,7 @@ static void register_by_name() {
 
 static void set_phase(std::string name) {
   phase = name;
-  auto& peak = counts[phase].peak;
-  peak = std::max(peak, used);
+  note_peak();
 }
 
 static void fused(const std::string& name, int64_t bytes, int64_t flops) {
@@ -534,6 +543,8 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   });
   m.def("resize_storage", &resize_storage);
   m.def("memory", [] { return used; });
+  m.def("highest", [] { return highest; });
+  m.def("reset_highest", [] { highest = used; });
   m.def("limit", [](int64_t bytes) { limit = bytes; });
   m.def("counts", &as_dict);
   m.def("ops", [] { return ops; });

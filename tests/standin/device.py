@@ -139,16 +139,12 @@ def recording(graph: CUDAGraph, pool: int = 0, **_: Any) -> Iterator[None]:
 def nothing(*_: Any, **__: Any) -> None: ...
 
 
-def peak(*_: Any) -> int:
-    return max((count["peak"] for count in gpu.counts().values()), default=0)
-
-
 def generator_state(*_: Any) -> Tensor:
     return torch.zeros(16, dtype=torch.uint8)
 
 
 CAPABILITY = (9, 0)
-NOTHING = "_lazy_init set_device empty_cache synchronize reset_peak_memory_stats init ipc_collect manual_seed"
+NOTHING = "_lazy_init set_device empty_cache synchronize init ipc_collect manual_seed"
 NOTHING += " manual_seed_all set_rng_state set_rng_state_all _lazy_call set_stream"
 properties = types.SimpleNamespace(
     name="stand-in", total_memory=141 * 10**9, major=CAPABILITY[0], minor=CAPABILITY[1], multi_processor_count=132
@@ -167,8 +163,9 @@ NAMES: dict[str, Any] = {
     "get_device_name": lambda *_: "stand-in",
     "get_device_capability": lambda *_: (properties.major, properties.minor),
     "get_device_properties": lambda *_: properties,
-    "max_memory_allocated": peak,
-    "max_memory_reserved": peak,
+    "max_memory_allocated": lambda *_: gpu.highest(),
+    "max_memory_reserved": lambda *_: gpu.highest(),
+    "reset_peak_memory_stats": lambda *_: gpu.reset_highest(),
     "memory_allocated": lambda *_: gpu.memory(),
     "memory_reserved": lambda *_: gpu.memory(),
     "mem_get_info": lambda *_: (properties.total_memory - gpu.memory(), properties.total_memory),

@@ -13,7 +13,7 @@ from tests.standin.device import events, gpu, phase
 from vrft.policy import Policy
 from vrft.training.loss_inputs import LossInputs
 from vrft.training.optimization import use_fused_kernels
-from vrft.types import Rollout
+from vrft.types import Answer, PromptBatch, Rollout, ScoredRollout
 
 ROWS, LENGTH = 24, 8
 
@@ -52,6 +52,18 @@ def test_rows_of_the_loss_are_selected_without_waiting() -> None:
     with phase("select"):
         inputs.select([3, 1, 2])
     assert gpu.counts()["select"]["syncs"] == 1  # the longest row
+
+
+def test_prompts_of_a_rollout_are_selected_without_waiting(policy: Policy) -> None:
+    done, reward = rollout(policy), torch.arange(float(ROWS), device="cuda")
+    answers = [Answer(str(row), "", None, well_formed=False) for row in range(ROWS)]
+    batch = PromptBatch([None] * 6, [None] * 6, [{}] * 6)  # type: ignore[list-item]
+    scored = ScoredRollout(batch, done, answers, {"reward": reward}, reward.view(6, -1))
+    with phase("select"):
+        kept = [scored.select([4, 1]), scored.keep([[3, 0]] * 6)]
+    assert gpu.counts()["select"]["syncs"] == len(kept)  # the longest row of each
+    assert kept[0].rewards["reward"].tolist() == [16, 17, 18, 19, 4, 5, 6, 7]
+    assert kept[1].reward[2].tolist() == [11, 8]
 
 
 def test_adam_needs_no_temporary_memory() -> None:
