@@ -82,6 +82,17 @@ def test_probabilities_are_those_of_a_plain_forward(
     assert judge.gap(expected[:1], answers("one"), [first]) == pytest.approx(expected[0] - empty, abs=1e-5)
 
 
+def test_hostile_answers_are_judged_and_those_beyond_the_context_refused(
+    policy: Policy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judge, about = judge_of(policy), [sample(0)]
+    for text in ("\U0010f000 <|im_end|>", "<|image_pad|>" * 3, "", "{completion}"):
+        assert 0 < judge(answers(text), about)[0] < 1
+    monkeypatch.setattr(Policy, "max_positions", property(lambda _: 30))
+    with pytest.raises(ConfigurationError, match=r"image 0: the question about an answer and .* the model's 30"):
+        judge(answers("one " * 30), about)
+
+
 def test_the_reference_judges_as_at_the_start_and_the_policy_as_it_is(policy: Policy) -> None:
     about = [sample(0)]
     before = judge_of(policy)(answers("one"), about)

@@ -12,7 +12,7 @@ from lightning.pytorch import Trainer
 
 from vrft.errors import ConfigurationError
 from vrft.policy import Policy
-from vrft.policy.plain_text import plain_text
+from vrft.policy.plain_text import PRIVATE, plain_text
 from vrft.rewards import Reward, SelfPreference
 from vrft.rollout import RemoteEngine, RolloutEngine
 from vrft.tasks import Task
@@ -151,7 +151,8 @@ class SelfJudge:
         """Return a sample whose query is the question about an answer."""
         task, frame = self.task, self.policy.encoder(self.task).frame(sample.image)
         question = task.image_note(sample) + task.question(sample, frame)
-        return replace(sample, query=self.reward.text(question, completion), examples=())
+        plain = PRIVATE.sub("\ufffd", completion)  # prompts use these characters themselves
+        return replace(sample, query=self.reward.text(question, plain), examples=())
 
     @torch.no_grad()
     def _scores(self, asked: Sequence[Sample]) -> list[float]:
@@ -166,7 +167,7 @@ class SelfJudge:
         by_reference = self.reward.judge == "reference"
         scores: list[float] = []
         with policy.reference_on_device() if by_reference else nullcontext():
-            for batch in self._batches(encoder(list(asked))):
+            for batch in self._batches(self._fitting(encoder(list(asked)), length)):
                 rows = len(batch.inputs)
                 log_probs, _ = policy(
                     batch.inputs, ids.repeat(rows, 1), mask.repeat(rows, 1), 1.0, reference=by_reference, entropy=False
@@ -174,6 +175,17 @@ class SelfJudge:
                 yes, no = log_probs.sum(1).view(rows, 2).double().cpu().T
                 scores += (yes - no).sigmoid().tolist()
         return scores
+
+    def _fitting(self, prompts: PromptBatch, reply: int) -> PromptBatch:
+        """Return the prompts. Raise ConfigurationError if one leaves no room for a reply in the model's context."""
+        for sample, prompt in zip(prompts.samples, prompts.inputs, strict=True):
+            if (length := prompt["input_ids"].shape[1] + reply) > self.policy.max_positions:
+                raise ConfigurationError(
+                    f"SelfPreference: image {sample.image_id}: the question about an answer and its reply have "
+                    f"{length} tokens, more than the model's {self.policy.max_positions}; expected a smaller "
+                    "model.max_completion_length or model.policy.max_pixels"
+                )
+        return prompts
 
     def _batches(self, prompts: PromptBatch) -> Iterator[PromptBatch]:
         """Yield prompts on the device, as many as a micro-batch may have tokens."""
