@@ -19,12 +19,15 @@ from statistics import mean
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
+import torch
 from PIL import Image
 from torch.utils.data import Dataset
 
 from vrft.__main__ import main as vrft
 from vrft.data import DigitsData
 from vrft.data.datasets.digits import DIGIT_NAMES, RenderedDigitData, RenderedDigits
+from vrft.guards import Observation
+from vrft.guards.training import AgreeableJudge
 from vrft.policy import Policy
 from vrft.rewards import SelfPreference
 from vrft.tasks import ClassificationTask
@@ -37,6 +40,7 @@ APPROVAL, DISAPPROVAL = "This", "No"
 
 METHODS = {
     "reference": ("reference", 0.04),
+    "reference, beta 0.2": ("reference", 0.2),
     "policy": ("policy", 0.04),
     "policy, beta 0.001": ("policy", 0.001),
 }
@@ -153,10 +157,15 @@ def judged_pairs(checkpoint: Path, samples: Sequence[Sample]) -> tuple[list[floa
     return scores(right=True), scores(right=False)
 
 
+def run_of(folder: Path, method: str, seed: int) -> Path:
+    """Return the folder of a run."""
+    return folder / f"{method.replace(', ', '-').replace(' ', '-')}-{seed}"
+
+
 def tune(folder: Path, checkpoint: Path, method: str, seed: int, steps: int) -> Path:
     """Train on scans by the judge's approval, and return the run's folder."""
     judge, beta = METHODS[method]
-    run = folder / f"{method.replace(', ', '-').replace(' ', '-')}-{seed}"
+    run = run_of(folder, method, seed)
     if not (run / "summary.json").exists():
         words = ["fit", "--config", "digits", f"--model.policy.checkpoint={checkpoint}", f"--model.beta={beta}"]
         words += [
@@ -202,11 +211,27 @@ def looks(run: Path, method: str, seed: int) -> list[Look]:
     return found
 
 
-def first_warning(run: Path) -> int | None:
-    """Return the step in which the guard of the judge first warned."""
+def first_warnings(run: Path) -> list[int | None]:
+    """Return the steps in which the guards of the judge and of held-out scores first warned."""
+    guard = AgreeableJudge()
+    gaps = columns(run, "train/self_preference_gap")
+    seen = ((step, guard.watch(Observation({"train/self_preference_gap": torch.tensor(gap)}))) for step, (gap,) in gaps)
     path = run / "warnings.jsonl"
-    lines = map(json.loads, path.read_text().splitlines()) if path.exists() else ()
-    return next((line["step"] for line in lines if line["guard"] == "agreeable_judge"), None)
+    lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    others = (line["step"] for line in lines if line["guard"] == "overfitting")
+    return [next((step for step, said in seen if said), None), next(others, None)]
+
+
+def print_runs(found: Sequence[Look], folder: Path) -> None:
+    """Print the first, the best and the last evaluation of each run, and when guards warned."""
+    print("| judge | seed | approval | accuracy | best accuracy | `agreeable_judge` | `overfitting` |")
+    print("|--|--|--|--|--|--|--|")
+    for method, seed in sorted({(look.method, look.seed) for look in found}):
+        first, *_, last = mine = [look for look in found if (look.method, look.seed) == (method, seed)]
+        best = max(mine, key=lambda look: look.accuracy)
+        steps = [str(step or "-") for step in first_warnings(run_of(folder, method, seed))]
+        scores = f"{first.approval:.3f} → {last.approval:.3f} | {first.accuracy:.3f} → {last.accuracy:.3f}"
+        print(f"| {method} | {seed} | {scores} | {best.accuracy:.3f} (step {best.step}) | {' | '.join(steps)} |")
 
 
 def draw(found: Sequence[Look], chosen: Mapping[int, Mapping[str, Mapping[int, float]]], path: Path) -> None:
@@ -273,12 +298,14 @@ def main() -> None:
         for method in METHODS:
             run = tune(arguments.folder, checkpoint, method, seed, arguments.steps)
             found += looks(run, method, seed)
-            print(*found[-1], first_warning(run), flush=True)
     chosen = {seed: sample_answers(arguments.folder, checkpoint, seed) for seed in range(arguments.seeds)}
     path = arguments.output / "self_preference.csv"
     with path.open("w", newline="") as file:
         csv.writer(file).writerows([Look._fields, *found])
     draw(found, chosen, path.with_suffix(".png"))
+    print_runs(found, arguments.folder)
+    print("| one of k answers |", *(f"{k} |" for k in chosen[0]["pass"]))
+    print("|--|" + "--|" * len(chosen[0]["pass"]))
     for name in chosen[0]:
         values = (f"{mean(curves[name][k] for curves in chosen.values()):.3f}" for k in chosen[0][name])
         print(f"| {name} |", *(f"{value} |" for value in values))
