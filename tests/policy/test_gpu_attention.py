@@ -102,6 +102,28 @@ def test_keys_and_values_are_kept_once_per_key_head(masks: int) -> None:
         torch.testing.assert_close(gradient, expected)
 
 
+@pytest.mark.parametrize("flash", [True, False], ids=["flash", "no flash"])
+@pytest.mark.parametrize("n", [2, PROMPT])
+def test_only_the_flash_kernel_gets_fewer_key_heads(n: int, flash: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The flash kernel does not compute every call in half precision: not on a T4, not heads of 512 dimensions."""
+    monkeypatch.setattr(torch.backends.cuda, "can_use_flash_attention", lambda _: flash)
+    heads: list[tuple[int, int]] = []
+
+    def kernel(q: Tensor, k: Tensor, *others: Any, **options: Any) -> Tensor:
+        heads.append((q.shape[1], k.shape[1]))
+        return dispatch(q, k, *others, **options)
+
+    dispatch = CausalBias._dispatch
+    monkeypatch.setattr(CausalBias, "_dispatch", kernel)
+    shapes = ((HEADS, n), (KEY_HEADS, PROMPT), (KEY_HEADS, PROMPT))
+    q, k, v = (torch.randn(1, *shape, WIDTH, dtype=torch.float16) for shape in shapes)
+    output = attention(*(x.as_subclass(OnGPU) for x in (q, k, v)), None)
+    assert heads == [(HEADS, KEY_HEADS) if flash else (HEADS // KEY_HEADS,) * 2]
+    mask = torch.ones(n, PROMPT, dtype=torch.bool).tril(PROMPT - n)
+    expected = naive(q[0].float(), k[0].float(), v[0].float(), mask)[None]
+    torch.testing.assert_close(output.as_subclass(Tensor).float(), expected, rtol=1e-2, atol=1e-2)
+
+
 @pytest.mark.parametrize("name", ["softcap", "position_bias"])
 def test_attention_with_what_a_packed_row_ignores_is_refused(name: str) -> None:
     layout: Any = SimpleNamespace(attend=lambda *_, **__: torch.zeros(1))

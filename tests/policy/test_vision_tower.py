@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tests.helpers import families
+from tests.helpers.gpu import OnGPU
 from tests.policy.test_families import Prompts, load
 from vrft.policy.prompts import encode_images, encode_prompts
 from vrft.policy.vision_tower import INDEXED_ON_CPU, is_segmented, own_attention, segment_attention, tower_of
@@ -31,6 +32,16 @@ def test_patches_attend_to_their_segment_alone(lengths: list[int]) -> None:
     weights = torch.arange(found.numel()).cos().view(found.shape)
     gradients = [torch.autograd.grad((x * weights).sum(), qkv) for x in (found, expected)]
     torch.testing.assert_close(*gradients)
+
+
+def test_patches_attend_on_a_gpu_without_the_flash_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A T4 computes in float16 and has no flash kernel."""
+    monkeypatch.setattr(torch.backends.cuda, "can_use_flash_attention", lambda _: False)
+    qkv = [torch.randn(1, 2, 6, 8, dtype=torch.float16) for _ in range(3)]
+    boundaries = torch.tensor([0, 4, 6])
+    expected, _ = segment_attention(nn.Module(), *qkv, None, cu_seq_lens_q=boundaries)
+    found, _ = segment_attention(nn.Module(), *(x.as_subclass(OnGPU) for x in qkv), None, cu_seq_lens_q=boundaries)
+    assert torch.equal(found.as_subclass(Tensor), expected)
 
 
 @pytest.mark.parametrize("family", [family for family in families.FAMILIES if family in INDEXED_ON_CPU])

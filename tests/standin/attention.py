@@ -100,8 +100,18 @@ def recorded(function: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
+def has_flash() -> bool:
+    return torch.cuda.get_device_capability() >= (8, 0)
+
+
+def check_flash() -> None:
+    if not has_flash():
+        raise RuntimeError("FlashAttention only supports Ampere GPUs or newer.")
+
+
 @kernel("_scaled_dot_product_flash_attention")
 def _(q, k, v, dropout_p=0.0, is_causal=False, return_debug_mask=False, *, scale=None):  # type: ignore
+    check_flash()
     out, lse = forward(q, k, v, None, is_causal, scale)
     return out, lse, None, None, q.shape[2], k.shape[2], seed(q), seed(q), seed(q)
 
@@ -136,6 +146,7 @@ def rows(parts: list[Tensor]) -> Tensor:
 
 @kernel("_flash_attention_forward")
 def _(q, k, v, cq, ck, mq, mk, dropout_p, causal, return_debug_mask, *, scale=None, **_):  # type: ignore
+    check_flash()
     with one_kernel("attention", [q, k, v, q], 4 * q.numel() * mk):
         parts = [*segments((q, cq), (k, ck), (v, ck))]
         done = [forward(*part, None, causal, scale)[0] for part in parts]
@@ -170,8 +181,8 @@ def register(extension: Any) -> torch.library.Library:
     for name, function in KERNELS.items():
         library.impl(name, function, "CUDA")
     half = (torch.bfloat16, torch.float16)
-    causal_bias.can_use_flash_attention = lambda p: (
-        p.query.is_cuda and p.query.dtype in half and p.query.shape[-1] <= 256
+    torch.backends.cuda.can_use_flash_attention = causal_bias.can_use_flash_attention = lambda p: (
+        p.query.is_cuda and has_flash() and p.query.dtype in half and p.query.shape[-1] <= 256
     )
     causal_bias.can_use_efficient_attention = lambda p: (
         p.query.is_cuda and not (p.enable_gqa and p.query.shape[1] != p.key.shape[1])

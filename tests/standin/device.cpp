@@ -400,13 +400,19 @@ static Tensor empty_strided(at::IntArrayRef size, at::IntArrayRef stride, std::o
   return at::detail::empty_strided_generic(size, stride, &memory, ON_GPU, at::dtype_or_default(dtype));
 }
 
-// The kernel that torch selects from compute capability 8 on (aten/src/ATen/native/transformers/cuda/sdp_utils.cpp).
+// The kernel that torch selects for a compute capability (aten/src/ATen/native/transformers/cuda/sdp_utils.cpp). cuDNN's
+// is counted, but another one runs.
+static py::object* properties;  // of the device, as torch.cuda.get_device_properties returns them
 static int64_t sdpa_choice(const Tensor& q, const Tensor& k, const Tensor&, const std::optional<Tensor>& mask, double,
                            bool causal, std::optional<double>, bool gqa) {
+  py::gil_scoped_acquire gil;
+  int major = properties->attr("major").cast<int>();
   bool half = q.scalar_type() == at::kBFloat16 || q.scalar_type() == at::kHalf;
-  bool flash = half && !mask && q.size(-1) <= 256 && !(causal && q.size(-2) != k.size(-2));
+  bool flash = major >= 8 && half && !mask && q.size(-1) <= 256 && !(causal && q.size(-2) != k.size(-2));
   int64_t choice = flash ? 1 : !(gqa && q.size(-3) != k.size(-3)) ? 2 : 0;
-  event("sdpa", choice == 1 ? "flash" : choice == 2 ? "efficient" : "math");
+  bool cudnn = at::globalContext().userEnabledCuDNNSDP() && (major == 9 || major == 10) && half &&
+               q.size(-1) <= 128 && q.size(-1) % 8 == 0 && k.size(-2) > 1;
+  event("sdpa", cudnn ? "cudnn" : choice == 1 ? "flash" : choice == 2 ? "efficient" : "math");
   return choice;
 }
 
@@ -546,6 +552,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("highest", [] { return highest; });
   m.def("reset_highest", [] { highest = used; });
   m.def("limit", [](int64_t bytes) { limit = bytes; });
+  m.def("set_properties", [](py::object of_device) { properties = new py::object(of_device); });
   m.def("counts", &as_dict);
   m.def("ops", [] { return ops; });
   m.def("reset", [] {

@@ -4,8 +4,10 @@ As on a GPU, tensors of two devices don't mix, reading a tensor of the device is
 happen while a graph is recorded: each raises. Counted by phase: kernels, those recorded in graphs, synchronisations and
 the lines they come from, copies, bytes, FLOPs and peak memory. `gpu.limit(bytes)` makes memory run out.
 
-Not stood in for: streams and races, speed, fragmentation, which attention kernel runs below compute capability 8, NCCL,
-Triton and torch.compile. What passes here can still fail on a GPU; what fails here fails there.
+`properties.major` makes it an older or newer GPU, with the attention kernels that this one has.
+
+Not stood in for: streams and races, speed, fragmentation, NCCL, Triton and torch.compile. What passes here can still
+fail on a GPU; what fails here fails there.
 
 Import this module before torch.
 """
@@ -143,12 +145,12 @@ def generator_state(*_: Any) -> Tensor:
     return torch.zeros(16, dtype=torch.uint8)
 
 
-CAPABILITY = (9, 0)
 NOTHING = "_lazy_init set_device empty_cache synchronize init ipc_collect manual_seed"
 NOTHING += " manual_seed_all set_rng_state set_rng_state_all _lazy_call set_stream"
 properties = types.SimpleNamespace(
-    name="stand-in", total_memory=141 * 10**9, major=CAPABILITY[0], minor=CAPABILITY[1], multi_processor_count=132
+    name="stand-in", total_memory=141 * 10**9, major=9, minor=0, multi_processor_count=132
 )
+gpu.set_properties(properties)
 NAMES: dict[str, Any] = {
     **dict.fromkeys(NOTHING.split(), nothing),
     **dict.fromkeys(("is_available", "is_initialized", "is_bf16_supported"), lambda *_, **__: True),

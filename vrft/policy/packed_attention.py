@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.attention.bias import CausalBias, causal_lower_right
 from torch.nn.utils.rnn import pad_sequence
 
+from vrft.policy.attention_kernels import flash_computes
 from vrft.policy.recurrent import LayerState, StatefulForward, StatefulRows
 
 
@@ -220,9 +221,9 @@ def attention(
     groups = q.shape[1] // k.shape[1]
     if mask is None and q.shape[2] > 1:  # a single query attends to all keys
         mask = causal_lower_right(q.shape[2], k.shape[2])
-    if groups > 1 and q.is_cuda and (has_values(mask) or q.dtype == torch.float32):
-        # Only CUDA's flash kernel takes fewer key heads, without a mask and in half precision; the math kernel would
-        # keep all scores. For the memory-efficient kernel, each key head is a batch whose heads are views of it.
+    if groups > 1 and q.is_cuda and (has_values(mask) or not flash_computes(q, k, v, dropout)):
+        # The math kernel would keep all scores. For the memory-efficient kernel, each key head is a batch whose heads
+        # are views of it.
         if has_values(mask) and mask.shape[0] > 1:
             mask = mask.repeat_interleave(k.shape[1], 0)
         queries = q.reshape(-1, groups, *q.shape[2:])  # (G * key heads, groups, n, dim)

@@ -27,6 +27,8 @@ from transformers.vision_utils import (
     get_vision_window_index,
 )
 
+from vrft.policy.attention_kernels import flash_computes
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
@@ -84,11 +86,12 @@ def segment_attention(
     segments = SEGMENTS.get(cu_seq_lens_q)
     if segments is None:
         segments = SEGMENTS[cu_seq_lens_q] = Segments(cu_seq_lens_q)
+    query, key = query.to(value.dtype), key.to(value.dtype)
     qkv = [x.squeeze(0).transpose(0, 1) for x in (query, key, value)]  # (L, heads, dim)
-    half = value.dtype in (torch.bfloat16, torch.float16)
-    if query.is_cuda and half and not dropout and value.shape[-1] % 8 == 0:  # as CUDA's flash kernel needs it
+    # With boundaries, the flash kernel takes no dropout and no dimensions that it would have to pad.
+    if not dropout and value.shape[-1] % 8 == 0 and flash_computes(query, key, value):
         boundaries, longest = segments.boundaries_on(query.device), max(segments.lengths)
-        q, k, v = (x.to(value.dtype) for x in qkv)
+        q, k, v = qkv
         output: Any = varlen_attn(q, k, v, boundaries, boundaries, longest, longest, scale=scaling)
         return output[None], None
     return batched_attention(qkv, segments, dropout, scaling)[None], None

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from vrft.boxes import Coordinates
+from vrft.policy.attention_kernels import avoid_cudnn
 from vrft.policy.chat_template import check_template
 from vrft.policy.checkpoint import find_checkpoint
 from vrft.policy.coordinates import FAMILY_COORDINATES, choose_coordinates
@@ -145,6 +146,7 @@ class Policy(nn.Module):
             keep_reference: keep a frozen copy as the reference; with LoRA none is needed.
             values: read the weights; otherwise parameters and the model's buffers are on the meta device.
         """
+        avoid_cudnn()
         model, self.processor, self.shares_prefixes = self.reader.read(values)
         if keep_reference and self.lora is None:
             home = torch.device("cpu") if self.offload_reference and values else None
