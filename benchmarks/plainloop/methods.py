@@ -49,7 +49,7 @@ class Method:
     prompts: int = 8
 
 
-SFT = Method(sft=1.0, rate=2e-4, prompts=16)
+SFT = Method(sft=1.0, rate=2e-4, prompts=16, patience=8)  # has long converged by then
 GRPO = Method(grpo=1.0)
 BOTH = replace(GRPO, distill=1.0, falling=True)
 METHODS = {
