@@ -35,17 +35,22 @@ def test_a_run_resumes_on_the_other_device(first_step: Run, data: list[str], tmp
     assert run(tmp_path / "back", "cpu", data, back, "--trainer.max_steps=3").weights.keys() == runs[0].weights.keys()
 
 
-@pytest.mark.parametrize("name", ["test", "predict"])
-def test_answers_are_the_same(name: str, first_step: Run, data: list[str], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "more"),
+    [("predict", []), ("test", ["--samples=2", "--budgets=[4]"]), ("filter", ["--reward=iou", "--samples=2"])],
+)
+def test_answers_are_the_same(name: str, more: list[str], first_step: Run, data: list[str], tmp_path: Path) -> None:
     written = {}
     for device in ACCELERATORS:
-        assert main(on(device, name, first_step, data, tmp_path / device)) == 0
+        assert main(on(device, name, first_step, data, tmp_path / device, *more)) == 0
         files = sorted(path for path in (tmp_path / device).rglob("*.json*") if path.stat().st_size)
         written[device] = {str(file.relative_to(tmp_path / device)): file for file in files}
     assert written["cpu"].keys() == written["cuda"].keys() != set()
     for file, path in written["cpu"].items():
-        if "answers" in file or "predictions" in file or "results" in file:
+        if any(kind in file for kind in ("answers", "predictions", "results")):
             assert texts(written["cuda"][file]) == texts(path), file
+        elif "success_rates" in file:
+            assert written["cuda"][file].read_text() == path.read_text()
 
 
 def texts(path: Path) -> list[str]:

@@ -47,6 +47,33 @@ def test_examples_in_prompts(settings: tuple[str, ...], on: Callable[..., Run]) 
     assert_same(*(on(device, *more) for device in ("cpu", "cuda")), 2e-5)
 
 
+SELF = "{class_path: SelfPreference, init_args: {approval: This, disapproval: 'No'}}"
+LATER = {
+    "prompts and judge": (
+        2e-5,
+        *("--model.num_samples=6", "--model.difficulty={reward: iou, success: 0.5, floor: 0.2}"),
+        *(f"--model.rewards.self={SELF}", "--model.reference_decay=0.9", "--model.entropy_weight=0.01"),
+    ),
+    "whole modules, 8 bits": (
+        2e-4,  # a state of few bits is rounded up on one device and down on the other
+        *(*LORA, "--model.policy.lora.modules_to_save=[visual.merger]", "--config=optimizer/adamw_8bit"),
+        "--trainer.limit_val_batches=1",
+    ),
+    "stochastic rounding": (
+        5e-3,
+        *("--model.policy.dtype=bfloat16", "--model.policy.trained_dtype=bfloat16"),
+        "--model.optimizer.class_path=tests.training.test_stochastic_rounding.StochasticSGD",
+    ),
+}
+
+
+@pytest.mark.parametrize(("rounding", "settings"), [(case[0], case[1:]) for case in LATER.values()], ids=LATER)
+def test_settings_of_sampling_rewards_and_optimizers(
+    rounding: float, settings: tuple[str, ...], on: Callable[..., Run]
+) -> None:
+    assert_same(*(on(device, "--model.policy.dtype=float32", *settings) for device in ("cpu", "cuda")), rounding)
+
+
 HALF = {
     "lora": LORA,
     "four bits": (*LORA, "--model.policy.quantize=nf4"),

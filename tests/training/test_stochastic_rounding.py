@@ -33,7 +33,7 @@ class StochasticSGD(torch.optim.SGD):
         for group in self.param_groups:
             for weight in (weight for weight in group["params"] if weight.grad is not None):
                 exact = (weight.float() - group["lr"] * weight.grad.float()).view(torch.int32)
-                noise = torch.randint(0, 1 << 16, exact.shape, dtype=torch.int32)
+                noise = torch.randint(0, 1 << 16, exact.shape, dtype=torch.int32).to(exact.device)
                 weight.copy_(((exact + noise) & -65536).view(torch.float32))
 
 
