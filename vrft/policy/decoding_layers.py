@@ -152,6 +152,11 @@ class DecodingLayer:
         return layout.attend_token(attention.layer_idx, rotated[:, :queries], key_value, attention.scaling)
 
 
+def rounding_of(layer: Any) -> float:
+    """Return the largest relative difference of a layer's output that is rounding."""
+    return ROUNDING[layer.self_attn.o_proj.weight.dtype]
+
+
 class DecodingLayers:
     """The layers of a model, which may be replaced by `DecodingLayer` once they were seen to compute the same.
 
@@ -164,16 +169,19 @@ class DecodingLayers:
         self.checked = not self.layers
 
     def compare(self, fused: FusedWeights, step: Callable[[], Tensor]) -> Tensor:
-        """Return what `step` returns with the model's own layers; keep these if the others compute something else."""
-        gaps: list[Tensor] = []
+        """Return what `step` returns; keep the model's own layers if the others compute something else.
+
+        Layers that compute the same are those of later steps, too, so that a resumed run, which compares again, samples
+        the same completions.
+        """
+        gaps: list[float] = []
         rotations = Rotations()
         fast = [DecodingLayer(layer, fused, rotations) for layer in self.layers]
         with self.replaced([self._compared(*pair, gaps) for pair in zip(self.layers, fast, strict=True)]):
             result = step()
         self.checked = True
-        largest = float(torch.stack(gaps).max())
-        dtype: torch.dtype = self.layers[0].self_attn.o_proj.weight.dtype  # type: ignore[union-attr, assignment]
-        if not largest < ROUNDING[dtype]:
+        largest = float(torch.tensor(gaps, device="cpu").max())  # NaN if any is
+        if not largest < rounding_of(self.layers[0]):
             self.layers = []
             warnings.warn(f"decoding uses the model's own layers: fused ones differ by {largest:.1e}", stacklevel=2)
         return result
@@ -189,17 +197,18 @@ class DecodingLayers:
             for layer in self.layers:
                 del layer.__dict__["forward"]
 
-    def _compared(self, layer: nn.Module, fast: DecodingLayer, gaps: list[Tensor]) -> Callable[..., Tensor]:
+    def _compared(self, layer: nn.Module, fast: DecodingLayer, gaps: list[float]) -> Callable[..., Tensor]:
         own = layer.forward
 
         def forward(hidden_states: Tensor, **kwargs: Any) -> Tensor:
             expected: Tensor = own(hidden_states, **kwargs)
             cos = kwargs["position_embeddings"][0]
-            if cos.ndim == 3 and cos.shape[-1] == layer.self_attn.head_dim:  # type: ignore[union-attr]
-                found = fast(hidden_states.clone(), **kwargs)
-                gaps.append((found - expected).norm() / (expected - hidden_states).norm())
-            else:  # rotates a part of each head, or by several axes
-                gaps.append(expected.new_full((), torch.inf))
-            return expected
+            if cos.ndim != 3 or cos.shape[-1] != layer.self_attn.head_dim:  # type: ignore[union-attr]
+                gaps.append(torch.inf)  # rotates a part of each head, or by several axes
+                return expected
+            found = fast(hidden_states.clone(), **kwargs)
+            gaps.append(float((found - expected).norm() / (expected - hidden_states).norm()))
+            # The last one to run has written the keys and values.
+            return found if gaps[-1] < rounding_of(layer) else own(hidden_states, **kwargs)
 
         return forward
