@@ -17,7 +17,7 @@ from torch.nn.attention.bias import CausalBias, causal_lower_right
 from torch.nn.utils.rnn import pad_sequence
 
 from vrft.policy.attention_kernels import flash_computes
-from vrft.policy.recurrent import LayerState, StatefulForward, StatefulRows
+from vrft.policy.recurrent import LayerState, StatefulForward, StatefulRows, pad_with_tokens
 
 
 class PromptCache:
@@ -59,13 +59,13 @@ class Completions:
         if min(lengths) < self.n:
             starts = torch.tensor([0, *lengths]).cumsum(0)[:-1, None]  # (G, 1)
             padding = torch.arange(self.n) >= torch.tensor(lengths)[:, None]  # (G, n)
-            # Only padding attends to padding, so the copied token gets no gradient from it.
-            fold = (starts + torch.arange(self.n)).masked_fill(padding, 0).flatten()
+            # Only padding attends to padding, so the copied tokens get no gradient from it.
+            fold = pad_with_tokens(starts + torch.arange(self.n), padding).flatten()
             self.fold_index = fold.to(device, non_blocking=True)
             self.unfold_index = (~padding).flatten().nonzero()[:, 0].to(device, non_blocking=True)
 
     def fold(self, x: Tensor) -> Tensor:
-        """Turn rows into a batch, padded by copies of the first token: (1, heads, total, dim) -> (G, heads, n, dim)."""
+        """Turn rows into a batch, padded by copies of tokens: (1, heads, total, dim) -> (G, heads, n, dim)."""
         if self.fold_index is not None:
             x = x.index_select(2, self.fold_index)
         # Other than x[0], `squeeze` has a view as its backward.

@@ -157,6 +157,15 @@ class Row(NamedTuple):
     length: int
 
 
+def pad_with_tokens(index: Tensor, padding: Tensor) -> Tensor:
+    """Return places of tokens, with those of all real tokens in turn where `padding` is True.
+
+    The backward of `index_select` adds gradients by place: if all padding had one, a GPU would add them in sequence.
+    """
+    tokens = index[~padding]
+    return index.masked_scatter(padding, tokens[torch.arange(padding.numel() - len(tokens)) % len(tokens)])
+
+
 class PaddedRows:
     """Prefixes, rests or completions of a packed row as a batch.
 
@@ -170,13 +179,13 @@ class PaddedRows:
         start, length = (torch.tensor([getattr(row, name) for row in rows])[:, None] for name in ("start", "length"))
         offset = torch.arange(n) - (n - length if left else 0)  # (rows, n)
         real = (offset >= 0) & (offset < length)
-        index = (start + offset).masked_fill(~real, 0)
+        index = pad_with_tokens(start + offset, ~real)
         self.shape, self.tokens = real.shape, (index[real], real.flatten().nonzero()[:, 0])
         self.index = index.flatten().to(device, non_blocking=True)
         self.mask = None if bool(real.all()) else real.to(device, non_blocking=True)
 
     def pad(self, x: Tensor) -> Tensor:
-        """Return the batch: (tokens, H) -> (rows, n, H). Padding repeats the first token."""
+        """Return the batch: (tokens, H) -> (rows, n, H). Padding repeats tokens."""
         return x.index_select(0, self.index).view(*self.shape, -1)
 
 
