@@ -4,10 +4,12 @@ As on a GPU, tensors of two devices don't mix, reading a tensor of the device is
 happen while a graph is recorded: each raises. Counted by phase: kernels, those recorded in graphs, synchronisations and
 the lines they come from, copies, bytes, FLOPs and peak memory. `gpu.limit(bytes)` makes memory run out.
 
-`properties.major` makes it an older or newer GPU, with the attention kernels that this one has.
+`properties.major` makes it an older or newer GPU, with the attention kernels that this one has. A capture fails if
+streams that began to wait for it have not been joined at its end and, in mode "global", if another thread page-locks
+memory meanwhile.
 
-Not stood in for: streams and races, speed, fragmentation, NCCL, Triton and torch.compile. What passes here can still
-fail on a GPU; what fails here fails there.
+Not stood in for: other uses of streams and races, speed, fragmentation, NCCL, Triton and torch.compile. What passes
+here can still fail on a GPU; what fails here fails there.
 
 Import this module before torch.
 """
@@ -19,10 +21,11 @@ import contextlib
 import ctypes
 import importlib.util
 import itertools
+import threading
 import traceback
 import types
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 from tests.standin import build
 
@@ -85,10 +88,19 @@ class Stream(contextlib.nullcontext[None]):
 
     def __init__(self, *_: Any, **__: Any) -> None:
         super().__init__()
+        events[phases[-1]]["stream", "new", where()] += 1
 
-    def wait_stream(self, *_: Any) -> None: ...
+    def wait_stream(self, other: Stream) -> None:
+        """Take part in a capture by waiting for it, or end another stream's part in it."""
+        for capture in captures:
+            if self is capture.stream:
+                capture.forked.discard(other)
+            elif other is capture.stream or other in capture.forked:
+                capture.forked.add(self)
 
-    wait_event = synchronize = record_event = wait_stream
+    def synchronize(self, *_: Any) -> None: ...
+
+    wait_event = record_event = synchronize
     device = torch.device("cuda", 0)
 
     def is_capturing(self) -> bool:
@@ -128,14 +140,69 @@ class CUDAGraph:
         self.graph.replay()
 
 
+class Capture(NamedTuple):
+    """A capture that has not ended.
+
+    Attributes:
+        stream: the stream that it began on.
+        forked: other streams that wait for it.
+        mode: "global" forbids page-locking memory in all threads, "thread_local" in this one.
+    """
+
+    stream: Stream
+    forked: set[Stream]
+    mode: str
+    thread: threading.Thread
+
+    def check(self) -> None:
+        """Raise if this thread may not page-lock memory."""
+        if self.mode == "global" or self.thread is threading.current_thread():
+            raise RuntimeError("CUDA error: operation not permitted when stream is capturing (cudaHostAlloc)")
+
+
+captures: list[Capture] = []
+streams: list[Stream] = []
+"""The selected streams, innermost last; after a failed capture, `torch.cuda.graph` leaves its own selected."""
+
+
 @contextlib.contextmanager
-def recording(graph: CUDAGraph, pool: int = 0, **_: Any) -> Iterator[None]:
-    events[phases[-1]]["record", "graph", where()] += 1
-    graph.graph.begin(pool)
+def selected(stream: Stream | None) -> Iterator[None]:
+    before = [*streams]
+    streams.append(stream or streams[-1])
     try:
         yield
     finally:
+        streams[:] = before
+
+
+@contextlib.contextmanager
+def recording(
+    graph: CUDAGraph, pool: int = 0, stream: Stream | None = None, capture_error_mode: str = "global"
+) -> Iterator[None]:
+    events[phases[-1]]["record", "graph", where()] += 1
+    streams.append(stream or Stream())
+    graph.graph.begin(pool)
+    captures.append(Capture(streams[-1], set(), capture_error_mode, threading.current_thread()))
+    try:
+        yield
+    finally:
+        capture = captures.pop()
         graph.graph.end()
+        if capture.forked:
+            raise RuntimeError("CUDA error: capturing stream has unjoined work")
+        streams.pop()
+
+
+pin_memory = Tensor.pin_memory
+
+
+def checked_pin_memory(tensor: Tensor, *arguments: Any) -> Tensor:
+    for capture in captures:
+        capture.check()
+    return pin_memory(tensor, *arguments)
+
+
+Tensor.pin_memory = checked_pin_memory  # type: ignore[method-assign, assignment]
 
 
 def nothing(*_: Any, **__: Any) -> None: ...
@@ -145,6 +212,7 @@ def generator_state(*_: Any) -> Tensor:
     return torch.zeros(16, dtype=torch.uint8)
 
 
+streams.append(Stream())
 NOTHING = "_lazy_init set_device empty_cache synchronize init ipc_collect manual_seed"
 NOTHING += " manual_seed_all set_rng_state set_rng_state_all _lazy_call set_stream"
 properties = types.SimpleNamespace(
@@ -155,10 +223,10 @@ NAMES: dict[str, Any] = {
     **dict.fromkeys(NOTHING.split(), nothing),
     **dict.fromkeys(("is_available", "is_initialized", "is_bf16_supported"), lambda *_, **__: True),
     **dict.fromkeys(("is_current_stream_capturing", "_is_in_bad_fork"), lambda: False),
-    **dict.fromkeys(("current_stream", "default_stream"), lambda *_: Stream()),
+    **dict.fromkeys(("current_stream", "default_stream"), lambda *_: streams[-1]),
     "Stream": Stream,
     "Event": Event,
-    "stream": lambda stream: stream or contextlib.nullcontext(),
+    "stream": selected,
     "device": SelectedDevice,
     "device_count": lambda: 8,  # ranks share the only one
     "current_device": lambda: 0,
@@ -184,7 +252,7 @@ ACCELERATOR: dict[str, Any] = {
     "current_device_index": lambda: 0,
     "device_count": lambda: 1,
     **dict.fromkeys(("set_device_index", "synchronize", "empty_cache"), nothing),
-    "current_stream": lambda *_: Stream(),
+    "current_stream": lambda *_: streams[-1],
 }
 COMPILED = {"_cuda_getCurrentRawStream": lambda *_: 0}  # bitsandbytes, where installed, imports it
 for module, names in ((torch.cuda, NAMES), (torch.accelerator, ACCELERATOR), (torch._C, COMPILED)):

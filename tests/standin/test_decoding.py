@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import runpy
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
+from torch import nn
 
 from tests.helpers import ROOT
 from tests.standin.decoding_counts import decoding_counts, full_length, generate, prompts
-from tests.standin.device import gpu
+from tests.standin.device import Stream, events, gpu
 from vrft.policy import LoRA, Policy
+from vrft.rollout.graphs import RecordedStep
 
 LAYERS: dict[str, Any] = {
     "text": {
@@ -105,3 +109,77 @@ def test_recorded_steps_see_new_weights(tiny: Policy) -> None:
     assert torch.equal(kept.ids, anew.ids)
     assert torch.equal(kept.log_probs, anew.log_probs)
     assert not torch.equal(before.log_probs[:, :1], kept.log_probs[:, :1])
+
+
+def test_recordings_share_a_stream(tiny: Policy) -> None:
+    batch = prompts(tiny, 2, 56)
+    tiny.decoding.kept = None
+    generate(tiny, batch, 2, 8, seed=0)
+    tiny.decoding.kept = None
+    assert decoding_counts(tiny, batch, 2, 8, seed=0).recordings == 1
+    assert not any(kind == "stream" for counted in events.values() for kind, *_ in counted)
+
+
+def while_recording(monkeypatch: pytest.MonkeyPatch, action: Callable[[], Any]) -> None:
+    """Let steps call a function while they are recorded."""
+    run = RecordedStep._run
+
+    def step(self: RecordedStep) -> None:
+        run(self)
+        if gpu.capturing():
+            action()
+
+    monkeypatch.setattr(RecordedStep, "_run", step)
+
+
+def test_a_thread_may_page_lock_a_batch_during_a_recording(tiny: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
+    found: list[torch.Tensor] = []
+
+    def load_batch() -> None:
+        thread = threading.Thread(target=lambda: found.append(torch.ones(2).pin_memory()))
+        thread.start()
+        thread.join()
+
+    while_recording(monkeypatch, load_batch)
+    batch = prompts(tiny, 2, 56)
+    tiny.decoding.kept = None
+    assert decoding_counts(tiny, batch, 2, 8, seed=0).recordings == 1
+    assert found[0].is_pinned()
+
+
+def test_a_failed_recording_leaves_the_stream_as_it_was(tiny: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = torch.cuda.current_stream()
+    forked = Stream()
+    while_recording(monkeypatch, lambda: forked.wait_stream(torch.cuda.current_stream()))
+    batch = prompts(tiny, 2, 56)
+    tiny.decoding.kept = None
+    with pytest.raises(RuntimeError, match="unjoined work"):
+        generate(tiny, batch, 2, 8, seed=0)
+    assert torch.cuda.current_stream() is stream
+
+
+class Router(nn.Module):
+    """A layer with a weight that is no linear layer's, as a router of experts has."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.eye(size))
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        return F.linear(hidden, self.weight)
+
+
+def test_recorded_steps_see_new_weights_of_other_layers() -> None:
+    policy = load("tiny-detection")
+    decoder = policy.base.get_decoder()
+    router = Router(policy.base.config.get_text_config().hidden_size).to("cuda")
+    decoder.norm = nn.Sequential(decoder.norm, router)
+    batch = prompts(policy, 2, 56)
+    generate(policy, batch, 2, 8, seed=0)
+    with torch.no_grad():
+        router.weight.mul_(0.5)
+    kept = generate(policy, batch, 2, 8, seed=0)
+    policy.decoding.kept = None
+    anew = generate(policy, batch, 2, 8, seed=0)
+    assert torch.equal(kept.ids, anew.ids)
+    assert torch.equal(kept.log_probs, anew.log_probs)

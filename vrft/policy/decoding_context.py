@@ -27,11 +27,9 @@ class Decodable(Protocol):
     def base(self) -> PreTrainedModel: ...
     @property
     def device(self) -> torch.device: ...
-    @property
-    def is_sharded(self) -> bool: ...
     def eval(self) -> Any: ...
     def train(self, mode: bool) -> Any: ...
-    def autocast(self) -> Any: ...
+    def autocast(self, cache: bool = True) -> Any: ...
     def unsharded(self) -> AbstractContextManager[None]: ...
 
 
@@ -57,17 +55,18 @@ class DecodingContext:
         With `gather_per_layer` the weights stay as they are, since they are never all on this rank.
 
         Args:
-            keep: keep the copies of weights for the next call, with what the caller has recorded of them.
+            keep: keep the copies of weights for the next call, with what the caller has recorded of them. Autocast then
+                caches no weights, since it would free those that a recording reads.
         """
         policy, training = self.policy, self.policy.training
         policy.eval()  # activation checkpointing would drop the cache, dropout would change the distribution
         kept, self.kept = self.kept, None
         try:  # a rollout that runs out of memory is repeated in parts
-            with torch.no_grad(), policy.unsharded(), policy.autocast():
+            with torch.no_grad(), policy.unsharded(), policy.autocast(cache=not keep):
                 kept = kept or self._build()
                 with kept.applied() as decoding:
                     yield decoding
-                if keep and not policy.is_sharded and not self.short_of_memory:
+                if keep and not self.short_of_memory:
                     self.kept = decoding
         finally:
             policy.train(training)

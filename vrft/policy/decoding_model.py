@@ -15,11 +15,37 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
+class TokenForward:
+    """Runs the forward of one new token per row, by fused layers once they are seen to compute the same.
+
+    An engine's recordings refer to this rather than to the `DecodingModel` that keeps them: Python would free a cycle,
+    and all of its memory on a GPU, only at some later time.
+    """
+
+    def __init__(self, model: PreTrainedModel, weights: DecodingWeights | None, layers: DecodingLayers) -> None:
+        """Take the parts; arguments as in `DecodingModel`."""
+        self.layers, self.fuses = layers, weights is not None
+        self.fused = {} if weights is None else weights.fused
+        rotations = Rotations()
+        with merged(model):
+            self.fast = [DecodingLayer(layer, self.fused, rotations) for layer in layers.layers]
+
+    def run(self, step: Callable[[], Tensor]) -> Tensor:
+        """Return what a step of one token per row returns. The first one compares fused layers with the model's own."""
+        if not self.fuses or not self.layers.layers:
+            return step()
+        if not self.layers.checked:
+            return self.layers.compare(self.fused, step)
+        with self.layers.replaced(self.fast):
+            return step()
+
+
 class DecodingModel:
     """A model and what is kept with it from one rollout to the next.
 
     Attributes:
         model: the Hugging Face model.
+        forward: runs its steps.
         recorded: what an engine has recorded with these weights; empty after any of them has moved.
     """
 
@@ -31,13 +57,10 @@ class DecodingModel:
             weights: copies to decode with; None decodes with the model's own weights and layers.
             layers: the model's layers.
         """
-        self.model, self.weights, self.layers = model, weights, layers
+        self.model, self.weights = model, weights
+        self.forward = TokenForward(model, weights, layers)
         self.recorded: dict[Any, Any] = {}
         self.addresses: list[int] = []
-        self.fused = {} if weights is None else weights.fused
-        rotations = Rotations()
-        with merged(model):
-            self.fast = [DecodingLayer(layer, self.fused, rotations) for layer in layers.layers]
 
     @contextmanager
     def applied(self) -> Iterator[DecodingModel]:
@@ -51,12 +74,3 @@ class DecodingModel:
                 self.addresses = addresses
                 self.recorded.clear()
             yield self
-
-    def run(self, step: Callable[[], Tensor]) -> Tensor:
-        """Return what a step of one token per row returns. The first one compares fused layers with the model's own."""
-        if self.weights is None or not self.layers.layers:
-            return step()
-        if not self.layers.checked:
-            return self.layers.compare(self.fused, step)
-        with self.layers.replaced(self.fast):
-            return step()

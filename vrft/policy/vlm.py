@@ -221,9 +221,11 @@ class Policy(nn.Module):
             inputs = prepare_prompts(self.base, batch.inputs, self.frozen_vision)
         return PromptBatch(batch.samples, batch.frames, inputs)
 
-    def autocast(self) -> Any:
-        """Return a context that runs forwards in the dtype of the computation."""
-        return nullcontext() if self.dtype == torch.float32 else torch.autocast(self.device.type, self.dtype)
+    def autocast(self, cache: bool = True) -> Any:
+        """Return a context that runs forwards in `dtype`. `cache`: convert trained weights at their first use only."""
+        if self.dtype == torch.float32:
+            return nullcontext()
+        return torch.autocast(self.device.type, self.dtype, cache_enabled=cache)
 
     def forward(
         self,

@@ -7,12 +7,14 @@ recorded is kept with the weights that it reads and used again for the next roll
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from functools import cache
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from vrft.policy.decoding_model import DecodingModel
+from vrft.policy.decoding_model import DecodingModel, TokenForward
 from vrft.policy.head import logits_of
 from vrft.rollout.base import Sampling
 from vrft.rollout.decoding import GroupDecoder, Prefilled
@@ -37,6 +39,21 @@ class Shape(NamedTuple):
     group_size: int
     limit: int
     sampling: Sampling
+
+
+class StepParts(NamedTuple):
+    """The parts of a step that steps of all sizes share."""
+
+    forward: TokenForward
+    head: Callable[[Tensor], Tensor]
+    sample_tokens: TokenSampler
+    pool: Any  # the memory of their graphs; None on a CPU
+
+
+@cache
+def recording_stream(device: torch.device) -> torch.cuda.Stream:
+    """Return the stream that records on a device: cuBLAS keeps a workspace for each stream that it has run on."""
+    return torch.cuda.Stream(device)
 
 
 def graph_steps(
@@ -79,13 +96,12 @@ class GraphSteps:
         grid: DecodingGrid,
         sample_tokens: TokenSampler,
     ) -> None:
-        self.decoding, self.shape, self.longest, self.sample_tokens = decoding, shape, longest, sample_tokens
-        self.head = logits_of(decoding.model)
-        self.on_gpu = grid.rows.is_cuda
-        self.pool = torch.cuda.graph_pool_handle() if self.on_gpu else None
+        self.shape, self.longest = shape, longest
+        pool = torch.cuda.graph_pool_handle() if grid.rows.is_cuda else None
+        self.parts = StepParts(decoding.forward, logits_of(decoding.model), sample_tokens, pool)
         cache = GroupCache(prefilled.cache, decoding.model, shape.group_size, shape.limit, longest)
         decoder = GroupDecoder(decoding.model, prefilled, cache, shape.group_size)
-        self.steps = {shape.group_size: RecordedStep(self, decoder, grid)}
+        self.steps = {shape.group_size: RecordedStep(self.parts, decoder, grid)}
         self.current = self.largest = self.steps[shape.group_size]
 
     @property
@@ -103,7 +119,7 @@ class GraphSteps:
 
     def first(self) -> None:
         """Sample the first token of each row."""
-        self.grid.append(self.head(self.current.decoder.hidden), self.sample_tokens)
+        self.grid.append(self.parts.head(self.current.decoder.hidden), self.parts.sample_tokens)
 
     def next(self) -> None:
         """Sample the next token of each row."""
@@ -124,7 +140,7 @@ class GraphSteps:
         (rows, states), grid = old.decoder.cache.selected(cells), old.grid.select(cells)
         first = old.decoder.first[..., cells.flatten(), :]
         if size not in self.steps:
-            self.steps[size] = RecordedStep(self, old.decoder.smaller(size), grid)
+            self.steps[size] = RecordedStep(self.parts, old.decoder.smaller(size), grid)
         self.current = self.steps[size]
         self.current.grid.become(grid)
         self.current.decoder.first.copy_(first)
@@ -134,12 +150,12 @@ class GraphSteps:
 class RecordedStep:
     """A step for one size of groups: feeds the last tokens to the model and samples the next ones."""
 
-    def __init__(self, steps: GraphSteps, decoder: GroupDecoder, grid: DecodingGrid) -> None:
-        self.steps, self.decoder, self.grid = steps, decoder, grid
+    def __init__(self, parts: StepParts, decoder: GroupDecoder, grid: DecodingGrid) -> None:
+        self.parts, self.decoder, self.grid = parts, decoder, grid
         self.graph: torch.cuda.CUDAGraph | None = None
 
     def __call__(self) -> None:
-        if not self.steps.on_gpu:
+        if not self.grid.rows.is_cuda:
             self._run()
             return
         if self.graph is None:
@@ -148,27 +164,27 @@ class RecordedStep:
         self.graph.replay()
 
     def _run(self) -> None:
-        decoding, steps = self.steps.decoding, self.steps
-        hidden = decoding.run(lambda: self.decoder.step(self.grid.tokens))
-        self.grid.append(steps.head(hidden), steps.sample_tokens)
+        hidden = self.parts.forward.run(lambda: self.decoder.step(self.grid.tokens))
+        self.grid.append(self.parts.head(hidden), self.parts.sample_tokens)
 
     def _record(self) -> None:
         """Run the step twice, since libraries select kernels and allocate on first calls, and record it."""
         state = [*self.decoder.cache.changing(), self.grid.index, self.grid.tokens, self.grid.active]
         before = [tensor.clone() for tensor in state]
-        graph, side = torch.cuda.CUDAGraph(), torch.cuda.Stream()
+        graph, stream = torch.cuda.CUDAGraph(), recording_stream(self.grid.tokens.device)
 
         def restore() -> None:
             for tensor, value in zip(state, before, strict=True):
                 tensor.copy_(value)
 
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):  # torch.cuda.graph would leave its stream selected after a failure
             for _ in range(2):
                 self._run()
                 restore()
-        torch.cuda.current_stream().wait_stream(side)
-        with torch.cuda.graph(graph, pool=self.steps.pool):
-            self._run()
+            # Meanwhile, a thread of a DataLoader may page-lock a batch.
+            with torch.cuda.graph(graph, self.parts.pool, stream, capture_error_mode="thread_local"):
+                self._run()
+        torch.cuda.current_stream().wait_stream(stream)
         restore()
         self.graph = graph

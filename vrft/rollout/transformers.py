@@ -32,7 +32,7 @@ class TransformersEngine(RolloutEngine):
 
     def __init__(self) -> None:
         self.cuda_graph: bool | None = None
-        """Keep shapes and addresses of decoding steps fixed, for CUDA graphs; default: on a GPU."""
+        """Keep shapes and addresses of decoding steps fixed, for CUDA graphs; default: on a GPU. Never under FSDP."""
 
     @torch.no_grad()
     def generate(
@@ -50,8 +50,9 @@ class TransformersEngine(RolloutEngine):
         uniform = page_locked(float32_pairs(numbers), policy.device).to(policy.device, non_blocking=True)  # (N, T, 2)
         record = self.cuda_graph
         if record is None:
-            record = policy.device.type == "cuda" and not policy.gather_per_layer
-        record = record and policy.shares_prefixes
+            record = policy.device.type == "cuda"
+        # FSDP lets streams of its own wait in each forward, which a recording does not allow.
+        record = record and policy.shares_prefixes and not policy.is_sharded
         sample_tokens = token_sampler(sampling, policy.banned_ids)
         with policy.decoding(keep=record) as decoding:
             steps: Steps
@@ -101,7 +102,7 @@ class EagerSteps:
     def __init__(
         self, decoding: DecodingModel, decoder: Decoder, grid: DecodingGrid, sample_tokens: TokenSampler
     ) -> None:
-        self.decoding, self.decoder, self.grid, self.sample_tokens = decoding, decoder, grid, sample_tokens
+        self.forward, self.decoder, self.grid, self.sample_tokens = decoding.forward, decoder, grid, sample_tokens
         self.head = logits_of(decoding.model)
         self.shrink_share = GPU_SHRINK_SHARE if grid.rows.is_cuda else SHRINK_SHARE
 
@@ -109,7 +110,7 @@ class EagerSteps:
         self.grid.append(self.head(self.decoder.hidden), self.sample_tokens)
 
     def next(self) -> None:
-        hidden = self.decoding.run(lambda: self.decoder.step(self.grid.tokens))
+        hidden = self.forward.run(lambda: self.decoder.step(self.grid.tokens))
         self.grid.append(self.head(hidden), self.sample_tokens)
 
     def shrink(self, num_active: list[int]) -> None:
