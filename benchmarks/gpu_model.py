@@ -178,6 +178,8 @@ def step_seconds(model: Model, full: bool, gpu: Gpu, work: Work, counts: Counts,
     reference and the update. Layers are checkpointed: the backward repeats their forward. So is the head.
     """
     clock, scale = Clock(gpu, speeds), model.shape.layers / COUNTED_LAYERS
+    nodes = counts["decoding"]["graphed"] * scale
+    started = nodes * (speeds.launch if full and gpu.ranks > 1 else speeds.node)  # FSDP2 records no graph
     tower = work.prompts * tower_operations(model, work)
     towers = {"launches": work.prompts * counts["image of 1,000 tokens"]["launches"], "syncs": 0.0}
     one_tower = clock.seconds(operations=tower, **towers)
@@ -208,7 +210,7 @@ def step_seconds(model: Model, full: bool, gpu: Gpu, work: Work, counts: Counts,
     return {
         "vision": 6 * one_tower if full else one_tower,  # rollout, reference, and four in the update
         "prefill": prefill + around,
-        "decoding": work.completion_tokens * token_seconds(model, clock, work, counts["decoding"]["graphed"] * scale),
+        "decoding": work.completion_tokens * token_seconds(model, clock, work, started),
         "reference": reference,
         "update": update + casts,
         "optimizer": clock.seconds(moved=32 * trained, **counted("optimizer")),
@@ -216,12 +218,12 @@ def step_seconds(model: Model, full: bool, gpu: Gpu, work: Work, counts: Counts,
     }
 
 
-def token_seconds(model: Model, clock: Clock, work: Work, nodes: float) -> float:
-    """Return the seconds of a decoded token of each row, replayed from a graph."""
+def token_seconds(model: Model, clock: Clock, work: Work, started: float) -> float:
+    """Return the seconds of a decoded token of each row, whose kernels take `started` seconds to start."""
     slots = work.prompts * work.prompt_tokens + work.rows * work.completion_tokens
     matrices = model.sizes.quantizable + model.head
     moved = 2 * matrices + slots * model.shape.key_values * model.shape.bytes
-    return max(clock.device(2 * matrices * work.rows, moved), nodes * clock.speeds.node)
+    return max(clock.device(2 * matrices * work.rows, moved), started)
 
 
 TRL_ROWS = 8
@@ -386,7 +388,8 @@ def report(
         "  time, since checkpointing repeats the forward.",
         "- AdamW moves 32 bytes per trained weight. Casts in full fine-tuning move 18 in each micro-batch.",
         "- 8 GPUs: lora under DDP, full under FSDP2 with float32 weights. No communication is hidden behind",
-        "  computation, and ranks are equally fast.",
+        "  computation, and ranks are equally fast. FSDP2 records no graph: a token launches as many kernels from",
+        "  Python as a graph has.",
         "- Left out: rewards, the data loader, logging, the first step, evaluation, checkpoints.",
         "",
         "`TRL step s`: the step of TRL 1.16 with transformers' `generate`, by the same clock at the assumed values,",
