@@ -46,6 +46,8 @@ METHODS = {
 }
 """Judge and weight of the KL term."""
 
+FORMAT_WEIGHT = 0.2
+
 LOOKS = 10
 """Evaluations of a run."""
 
@@ -175,7 +177,7 @@ def tune(folder: Path, checkpoint: Path, method: str, seed: int, steps: int) -> 
             f"--data.root={folder}/digits",
         ]
         words += [f"--seed_everything={seed}", f"--trainer.max_steps={steps}", f"--run_dir={run}"]
-        words += [f"--trainer.val_check_interval={steps // LOOKS}", "--model.rewards.format.weight=0.2"]
+        words += [f"--trainer.val_check_interval={steps // LOOKS}", f"--model.rewards.format.weight={FORMAT_WEIGHT}"]
         assert vrft([*words, "--trainer.enable_progress_bar=false"]) == 0
     return run
 
@@ -191,6 +193,13 @@ def sample_answers(folder: Path, checkpoint: Path, seed: int) -> dict[str, dict[
     (path,) = run.glob("evaluation/*/inference_scaling.json")
     content = json.loads(path.read_text())["curves"]
     return {name: {int(k): point[0] for k, point in points.items()} for name, points in content.items()}
+
+
+def own_answers(run: Path) -> tuple[list[float], list[float]]:
+    """Return P(yes) of the right and of the wrong greedy answers to held-out scans before a run."""
+    rows = map(json.loads, (run / "evaluation" / "val-0" / "answers.jsonl").read_text().splitlines())
+    scores = [(row["reward"] - FORMAT_WEIGHT * row["valid"], row["score"]) for row in rows]
+    return [p for p, right in scores if right], [p for p, right in scores if not right]
 
 
 def columns(run: Path, *names: str) -> list[tuple[int, list[float]]]:
@@ -270,9 +279,10 @@ def draw(found: Sequence[Look], chosen: Mapping[int, Mapping[str, Mapping[int, f
 
 def print_pairs(name: str, right: Sequence[float], wrong: Sequence[float]) -> None:
     """Print how well the judge tells right from wrong answers, as a row of a table."""
-    correct = (sum(p > 0.5 for p in right) + sum(p <= 0.5 for p in wrong)) / (2 * len(right))
+    correct = (mean(p > 0.5 for p in right) + mean(p <= 0.5 for p in wrong)) / 2
     above = mean((a > b) + (a == b) / 2 for a in right for b in wrong)
-    print(f"| {name} | {len(right)} | {correct:.3f} | {above:.3f} | {mean(right):.3f} | {mean(wrong):.3f} |")
+    shares = (f"{value:.3f}" for value in (correct, above, mean(right), mean(wrong)))
+    print(f"| {name} | {len(right)} | {len(wrong)} | {' | '.join(shares)} |")
 
 
 def main() -> None:
@@ -283,21 +293,20 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=1, help="seeds of the runs")
     parser.add_argument("--judge_steps", type=int, default=600, help="steps in which the policy learns to judge")
     parser.add_argument("--steps", type=int, default=100, help="steps of RFT")
-    parser.add_argument("--judge_only", action="store_true", help="end after the check of the judge")
     arguments = parser.parse_args()
     checkpoint = teach(arguments.folder, arguments.judge_steps)
     scans = held_out_scans(arguments.folder / "digits")
-    print("| pairs | of each kind | judged correctly | right above wrong | P(yes), right | P(yes), wrong |")
-    print("|--|--|--|--|--|--|")
-    print_pairs("real scans", *judged_pairs(checkpoint, scans))
-    print_pairs("rendered digits", *judged_pairs(checkpoint, [RenderedDigits(300, 1_000_000)[i] for i in range(300)]))
-    if arguments.judge_only:
-        return
+    print("| answers | right | wrong | judged correctly | right above wrong | P(yes), right | P(yes), wrong |")
+    print("|--|--|--|--|--|--|--|")
+    print_pairs("one right and one other to each scan", *judged_pairs(checkpoint, scans))
+    rendered = RenderedDigits(300, 1_000_000)
+    print_pairs("the same to rendered digits", *judged_pairs(checkpoint, [rendered[i] for i in range(300)]))
     found: list[Look] = []
     for seed in range(arguments.seeds):
         for method in METHODS:
             run = tune(arguments.folder, checkpoint, method, seed, arguments.steps)
             found += looks(run, method, seed)
+    print_pairs("the policy's own to scans", *own_answers(run_of(arguments.folder, "reference", 0)))
     chosen = {seed: sample_answers(arguments.folder, checkpoint, seed) for seed in range(arguments.seeds)}
     path = arguments.output / "self_preference.csv"
     with path.open("w", newline="") as file:

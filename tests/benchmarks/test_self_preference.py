@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -48,5 +49,12 @@ def test_looks_and_warnings_of_a_run(tmp_path: Path, capsys: pytest.CaptureFixtu
     ]
     study.draw(found, {0: {"pass": {1: 0.5, 2: 0.6}, "vote": {1: 0.5, 2: 0.5}}}, tmp_path / "picture.png")
     assert Image.open(tmp_path / "picture.png").width > 300
-    study.print_pairs("scans", right=[0.9, 0.4], wrong=[0.6, 0.1])
-    assert capsys.readouterr().out == "| scans | 2 | 0.500 | 0.750 | 0.650 | 0.350 |\n"
+    answers = run / "evaluation" / "val-0" / "answers.jsonl"
+    answers.parent.mkdir(parents=True)
+    rows = [(0.9, True, 1.0), (0.4, True, 1.0), (0.6, False, 0.0), (0.1, False, 0.0), (0.2, True, 0.0)]
+    lines = [json.dumps({"reward": p + 0.2 * valid, "valid": valid, "score": score}) for p, valid, score in rows]
+    answers.write_text("\n".join(lines))
+    right, wrong = study.own_answers(run)
+    assert (right, wrong) == (pytest.approx([0.9, 0.4]), pytest.approx([0.6, 0.1, 0.2]))
+    study.print_pairs("scans", right, wrong)
+    assert capsys.readouterr().out == "| scans | 2 | 3 | 0.583 | 0.833 | 0.650 | 0.300 |\n"

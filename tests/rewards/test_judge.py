@@ -105,7 +105,7 @@ def test_a_fault_is_asked_about_again(fault: str, start: Start, monkeypatch: pyt
     with said if waits else nullcontext() as warned:
         assert a_judge(server).bounded_scores(answers("good"), [shade(0)]) == [0.25]
     assert len(server.asked) == 3
-    assert warned is None or len(warned) == 1
+    assert sum("asked again for" in str(one.message) for one in warned or ()) == waits
 
 
 @pytest.mark.parametrize(
