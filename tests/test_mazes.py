@@ -1,12 +1,23 @@
 from __future__ import annotations
 
 import random
-from itertools import product
+from itertools import pairwise, product
 
 import networkx
 import pytest
 
-from vrft.mazes import MAX_MOVES, MOVES, BadMaze, Maze, drawn_path, neighbour, parse_maze, random_maze, read_moves
+from vrft.mazes import (
+    MAX_MOVES,
+    MOVES,
+    BadMaze,
+    Maze,
+    drawn_path,
+    name_of,
+    neighbour,
+    parse_maze,
+    random_maze,
+    read_moves,
+)
 
 SMALL = "0-0:RD 0-1:L 1-0:UR 1-1:L from 0-1 to 1-1"
 
@@ -25,6 +36,55 @@ def test_a_random_maze_is_a_tree_and_its_path_the_shortest(size: int) -> None:
         assert len(graph) == size**2
         assert maze.walk(maze.path()) == networkx.shortest_path(graph, maze.start, maze.target)
         assert parse_maze(maze.text) == maze
+
+
+@pytest.mark.parametrize(
+    ("text", "cells"),
+    [
+        pytest.param(SMALL, "0-1 0-0 1-0 1-1", id="the only way"),
+        pytest.param(
+            "0-0:R 0-1:RDL 0-2:L 1-0:R 1-1:UDL 1-2:D 2-0:R 2-1:URL 2-2:UL from 1-1 to 1-2",
+            "1-1 0-1 0-0 0-1 0-2 0-1 1-1 2-1 2-2 1-2",
+            id="up first at the start, left before right after a step up, back from each dead end",
+        ),
+        pytest.param(
+            "0-0:RD 0-1:RDL 0-2:L 1-0:UR 1-1:UDL 1-2:D 2-0:R 2-1:URL 2-2:UL from 2-1 to 0-2",
+            "2-1 1-1 1-0 0-0 0-1 0-2",
+            id="the target may be found before all dead ends",
+        ),
+        pytest.param(
+            "0-0:RD 0-1:DL 0-2:D 1-0:UR 1-1:URL 1-2:UDL 2-0: 2-1: 2-2:U from 1-1 to 2-2",
+            "1-1 0-1 0-0 1-0 0-0 0-1 1-1 1-2 0-2 1-2 2-2",
+            id="a circle is not walked twice",
+        ),
+    ],
+)
+def test_a_search_turns_clockwise_and_steps_back(text: str, cells: str) -> None:
+    assert " ".join(map(name_of, parse_maze(text).search())) == cells
+
+
+@pytest.mark.parametrize("size", [2, 3, 5])
+def test_a_search_follows_from_the_last_step_and_holds_the_path(size: int) -> None:
+    """What makes each step easy to predict: an open side between two cells, and the same move after the same step."""
+    for seed in range(20):
+        maze = random_maze(random.Random(seed), size)
+        found, graph = maze.search(), graph_of(maze)
+        assert (found[0], found[-1]) == (maze.start, maze.target)
+        assert maze.target not in found[:-1]
+        assert all(graph.has_edge(*step) for step in pairwise(found))
+        assert len({*pairwise(found)}) == len(found) - 1  # no step is taken twice
+        last = dict(pairwise(found))  # the last cell that each cell is left for
+        path = [maze.start]
+        while path[-1] != maze.target:
+            path.append(last[path[-1]])
+        assert path == maze.walk(maze.path())
+
+
+def test_a_search_without_a_way_ends() -> None:
+    closed = Maze(2, (("right",), ("left",), ("right",), ("left",)), (0, 1), (1, 1))
+    for find in (closed.search, closed.path):
+        with pytest.raises(BadMaze, match="no way leads from 0-1 to 1-1"):
+            find()
 
 
 def test_mazes_differ_and_start_anywhere() -> None:

@@ -20,7 +20,7 @@ Cell = tuple[int, int]
 """Row and column."""
 
 MOVES: dict[str, Cell] = {"up": (-1, 0), "right": (0, 1), "down": (1, 0), "left": (0, -1)}
-"""Rows and columns that a move adds."""
+"""Rows and columns that a move adds. Moves are in clockwise order."""
 
 SIDES = {"up": "U", "right": "R", "down": "D", "left": "L"}
 OPPOSITE = {"up": "down", "right": "left", "down": "up", "left": "right"}
@@ -76,6 +76,34 @@ class Maze:
             cells.append(neighbour(cells[-1], move))
         return cells
 
+    def search(self) -> list[Cell]:
+        """Return the cells that a depth-first search passes from the start to the target, dead ends included.
+
+        In each cell, the search takes the first open side, clockwise after the side it came in by, that leads to a cell
+        it has not visited. At the start it begins with up. It steps back if there is no such side. Where one way joins
+        any two cells, each step follows from the last one and the cell's open sides.
+
+        Raises:
+            BadMaze: no way leads to the target.
+        """
+        trail = [(self.start, "left")]  # the cells on the way to the current one, with the side each was entered by
+        cells, visited = [self.start], {self.start}
+        while cells[-1] != self.target:
+            cell, entered = trail[-1]
+            turn = [*MOVES].index(entered) + 1
+            clockwise = [*MOVES][turn:] + [*MOVES][:turn]
+            ways = (move for move in clockwise if move in self.moves_from(cell))
+            move = next((move for move in ways if neighbour(cell, move) not in visited), None)
+            if move is None:
+                trail.pop()
+            else:
+                trail.append((neighbour(cell, move), OPPOSITE[move]))
+                visited.add(neighbour(cell, move))
+            if not trail:
+                raise self._no_way()
+            cells.append(trail[-1][0])
+        return cells
+
     def path(self) -> list[str]:
         """Return the moves of the shortest way to the target. Raise BadMaze if there is none."""
         came_by: dict[Cell, str] = {}
@@ -91,10 +119,13 @@ class Maze:
         cell = self.target
         while cell != self.start:
             if cell not in came_by:
-                raise BadMaze(f"no way leads from {name_of(self.start)} to {name_of(self.target)}")
+                raise self._no_way()
             moves.append(came_by[cell])
             cell = neighbour(cell, OPPOSITE[came_by[cell]])
         return moves[::-1]
+
+    def _no_way(self) -> BadMaze:
+        return BadMaze(f"no way leads from {name_of(self.start)} to {name_of(self.target)}")
 
     def draw(self) -> Image.Image:
         """Draw walls, the start in green and the target in red."""

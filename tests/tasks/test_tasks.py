@@ -302,6 +302,25 @@ def test_the_solution_of_a_maze_is_a_shortest_way(solution: str, target: str | N
     assert MazeTask().read_solution(solution, asked, FRAME) == target
 
 
+@pytest.mark.parametrize(
+    ("solution", "reasoning"),
+    [
+        pytest.param("left left down", "0-2:L 0-1:RL 0-0:RD 1-0:UR path 0-2:L 0-1:RL 0-0:RD 1-0:UR", id="no dead end"),
+        pytest.param(
+            "left left down right down",
+            "0-2:L 0-1:RL 0-0:RD 1-0:UR 1-1:RDL 1-2:L 1-1:RDL 2-1:U path 0-2:L 0-1:RL 0-0:RD 1-0:UR 1-1:RDL 2-1:U",
+            id="a dead end is in the search and not in the path",
+        ),
+    ],
+)
+def test_the_reasoning_about_a_maze_searches_and_then_names_the_path(solution: str, reasoning: str) -> None:
+    target = "2-1" if "right" in solution else "1-0"
+    about = sample(solution, f"0-0:RD 0-1:RL 0-2:L 1-0:UR 1-1:RDL 1-2:L 2-0: 2-1:U 2-2: from 0-2 to {target}")
+    text = MazeTask().target_text(about, FRAME)
+    assert text == f"<think>search {reasoning}</think><answer>{solution}</answer>"
+    assert MazeTask().parse(text, about, FRAME).value == solution
+
+
 def test_a_label_with_any_characters_can_be_parsed_from_the_target_text() -> None:
     labels = [
         "cat's",

@@ -101,7 +101,12 @@ def word_tokenizer(vocabulary: Sequence[str], pattern: str, pieces: Sequence[str
 
 
 def build_model(
-    tokenizer: PreTrainedTokenizerFast, seed: int, width: int = 64, layers: int = 2, tied: bool = True
+    tokenizer: PreTrainedTokenizerFast,
+    seed: int,
+    width: int = 64,
+    layers: int = 2,
+    tied: bool = True,
+    rope_theta: float = 10000.0,
 ) -> PreTrainedModel:
     """Build an untrained Qwen2-VL, with matrices from N(0, 1/sqrt(fan_in)): 0.02 is too small at this width.
 
@@ -122,7 +127,7 @@ def build_model(
         "num_attention_heads": 4,
         "num_key_value_heads": 2,
         "max_position_embeddings": 2048,
-        "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": sections},
+        "rope_parameters": {"rope_type": "default", "rope_theta": rope_theta, "mrope_section": sections},
         "tie_word_embeddings": tied,
         "bos_token_id": token_id("endoftext"),
         "eos_token_id": token_id("im_end"),

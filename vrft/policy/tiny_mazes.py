@@ -1,4 +1,4 @@
-"""An untrained tiny policy for mazes: a Qwen2-VL of 0.3 M parameters that reads a maze's text, one token per word.
+"""An untrained tiny policy for mazes: a Qwen2-VL of 0.2 M parameters that reads a maze's text, one token per word.
 
 `python -m vrft.policy.tiny_mazes FOLDER` writes it. Its vision tower sees 28 x 28 pixels, too few for walls: the text
 alone tells the maze.
@@ -7,6 +7,7 @@ alone tells the maze.
 from __future__ import annotations
 
 import argparse
+import re
 from itertools import combinations, product
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,36 +16,62 @@ from vrft.mazes import MOVES, SIDES
 from vrft.policy.tiny import SPECIAL_TOKENS, build_model, word_tokenizer, write_parts
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PreTrainedTokenizerFast
 
 IMAGE_SIZE = 28  # pixels: 2 x 2 patches, merged to one image token
 LARGEST = 5  # cells on a side
 TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 
+ROPE_THETA = 30.0
+"""Base of the rotary positions. With 10,000, few frequencies tell apart the positions in texts of about 100 tokens."""
+
+CELL_SCALE = 0.09
+"""Standard deviation of the parts of a cell's embedding, whose sum is about as long as another token's."""
+
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
     """Build a tokenizer in which a cell with its open sides and a move are one token each."""
     names = [f"{row}-{column}" for row, column in product(range(LARGEST), repeat=2)]
     sides = ["".join(letters) for count in range(1, 5) for letters in combinations(SIDES.values(), count)]
-    spaced = [*names, *(f"{name}:{letters}" for name, letters in product(names, sides)), *MOVES, "from", "to"]
+    spaced = [*names, *(f"{name}:{letters}" for name, letters in product(names, sides)), *MOVES, "from", "to", "path"]
     turns = ["system\n", "user\n", "assistant\n", "\n", " ", "."]
-    vocabulary = [*SPECIAL_TOKENS, "[UNK]", *TAGS, *turns, *MOVES, "from", "Solve", *(f" {word}" for word in spaced)]
+    words = [*MOVES, "from", "search", "Solve", *(f" {word}" for word in spaced)]
+    vocabulary = [*SPECIAL_TOKENS, "[UNK]", *TAGS, *turns, *words]
     return word_tokenizer(
         vocabulary, r"system\n|user\n|assistant\n|\n| ?\d-\d(?::[URDL]+)?| ?[A-Za-z]+|[^A-Za-z\d]", TAGS
     )
 
 
-def write_checkpoint(folder: Path, seed: int = 0, width: int = 64, layers: int = 4) -> None:
+def compose_cells(embeddings: Tensor, vocabulary: dict[str, int], seed: int) -> None:
+    """Set the embedding of each cell to a sum of random vectors for its row, its column and its open sides.
+
+    Else 400 tokens would have to be learned one by one, although they consist of 15 parts.
+    """
+    import torch
+
+    parts = torch.randn(
+        2 * LARGEST + len(SIDES) + 1, embeddings.shape[1], generator=torch.Generator().manual_seed(seed)
+    )
+    for word, index in vocabulary.items():
+        if found := re.fullmatch(r" (\d)-(\d)(:?)([URDL]*)", word):
+            row, column, colon, letters = found.groups()
+            sides = [2 * LARGEST + "URDL".index(letter) for letter in letters]
+            chosen = [int(row), LARGEST + int(column), *sides, *[len(parts) - 1] * len(colon)]
+            embeddings[index] = CELL_SCALE * parts[chosen].sum(0)
+
+
+def write_checkpoint(folder: Path, seed: int = 0, width: int = 64, layers: int = 3) -> None:
     """Write an untrained checkpoint: config, bfloat16 weights, tokenizer and processor."""
     tokenizer = build_tokenizer()
-    write_parts(folder, tokenizer, build_model(tokenizer, seed, width, layers), IMAGE_SIZE)
+    model = build_model(tokenizer, seed, width, layers, rope_theta=ROPE_THETA)
+    compose_cells(model.get_input_embeddings().weight.data, tokenizer.get_vocab(), seed)
+    write_parts(folder, tokenizer, model, IMAGE_SIZE)
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Write an untrained tiny Qwen2-VL checkpoint for mazes.")
     parser.add_argument("folder", type=Path)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--width", type=int, default=64)
-    parser.add_argument("--layers", type=int, default=4)
     arguments = parser.parse_args()
-    write_checkpoint(arguments.folder, arguments.seed, arguments.width, arguments.layers)
+    write_checkpoint(arguments.folder, arguments.seed)

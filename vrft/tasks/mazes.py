@@ -31,7 +31,8 @@ class MazeTask(Task):
     def reasoning_text(self, sample: Question) -> str:
         assert isinstance(sample.target, str)
         maze = parse_maze(sample.query)
-        return f"from {' '.join(map(maze.describe, maze.walk(sample.target.split())))}"
+        path = maze.walk(sample.target.split())
+        return f"search {' '.join(map(maze.describe, maze.search()))} path {' '.join(map(maze.describe, path))}"
 
     def read_target(self, content: str, sample: Question, frame: Frame) -> str | None:
         """Parse the moves of a solution; None unless they are a shortest way through the maze of the query."""
