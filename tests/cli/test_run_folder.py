@@ -6,6 +6,7 @@ import errno
 import os
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from lightning.pytorch.utilities import rank_zero_only
@@ -73,6 +74,22 @@ def test_ranks_find_the_folder_that_rank_zero_chose(tmp_path: Path, monkeypatch:
         with pytest.raises(ConfigurationError, match="rank 0 has chosen no folder"):
             choose(RunFolder(), requested)
     assert sorted(path.name for path in chosen.iterdir()) == [LOCK]
+
+
+def test_ranks_wait_for_a_rank_zero_that_starts_minutes_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seconds, zero = [0.0], RunFolder()
+
+    def sleep(_: float) -> None:
+        seconds[0] += 30
+        if seconds[0] == 300:
+            monkeypatch.setattr(rank_zero_only, "rank", 0)
+            choose(zero, tmp_path / "a")
+            del os.environ[INHERITED]
+
+    monkeypatch.setattr("vrft.cli.run_folder.time", SimpleNamespace(monotonic=lambda: seconds[0], sleep=sleep))
+    monkeypatch.setattr(rank_zero_only, "rank", 1)
+    with zero:
+        assert choose(RunFolder(), tmp_path / "a") == tmp_path / "a"
 
 
 @pytest.mark.parametrize("variable", ["NODE_RANK", "GROUP_RANK"])

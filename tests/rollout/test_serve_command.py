@@ -15,6 +15,8 @@ from tests.helpers.vllm_rollouts import (
 )
 from vrft.__main__ import main
 from vrft.policy import Policy
+from vrft.rollout import VLLMServer
+from vrft.rollout.vllm.command import serve_commands
 from vrft.rollout.vllm.flags import server_flags
 
 pytestmark = pytest.mark.slow(seconds=0.4)
@@ -77,6 +79,7 @@ def test_serve_command_prints_the_flags_that_a_server_needs(
     assert words[3:7] == ["--host", "127.0.0.1", "--port", "8000"]
     assert {*expected} <= {*words}
     assert {"--logprobs-mode", "processed_logprobs"} <= {*words}
+    assert words[words.index("--max-model-len") + 1] == "auto"
     assert absent not in printed.splitlines()[-1]
     assert environment["VLLM_SERVER_DEV_MODE"] == "1"
     assert ("VLLM_ALLOW_RUNTIME_LORA_UPDATING" in environment) == ("lora" in "".join(more))
@@ -100,6 +103,22 @@ def test_a_server_gets_the_limits_of_the_family(
     flags = server_flags(Policy("tiny-detection", **limits))  # type: ignore[arg-type]
     given = [flags.index(flag) + 1 for flag in ("--mm-processor-kwargs", "--hf-overrides") if flag in flags]
     assert [json.loads(flags[i]) for i in given] == expected
+
+
+@pytest.mark.parametrize(
+    ("urls", "gpus", "trainer"),
+    [
+        (["http://127.0.0.1:8000"], ["0"], "CUDA_VISIBLE_DEVICES=1 for one GPU"),
+        (["http://10.0.0.2:8000", "http://localhost:8000", "http://[::1]:8001"], [None, "0", "1"], "=2 for one GPU"),
+        (["http://10.0.0.2:8000", "http://gpu7:8000"], [None, None], ""),
+    ],
+)
+def test_servers_on_this_machine_have_gpus_of_their_own(urls: list[str], gpus: list[str | None], trainer: str) -> None:
+    printed = serve_commands(VLLMServer(urls), Policy("tiny-detection"))
+    lines = [line for line in printed.splitlines() if not line.startswith("#")]
+    assert [split_command(line)[0].get("CUDA_VISIBLE_DEVICES") for line in lines] == gpus
+    assert trainer in printed
+    assert ("Keep the trainer off" in printed) == bool(trainer)
 
 
 def test_serve_command_of_a_config_without_servers(capsys: pytest.CaptureFixture[str]) -> None:

@@ -378,9 +378,9 @@ def test_serve_command_prints_how_the_server_sleeps(capsys: pytest.CaptureFixtur
     environment, command = split_command(printed)
     assert environment["VLLM_SERVER_DEV_MODE"] == "1"
     assert command[:2] == ["/opt/vllm", "serve"]
-    assert " ".join(command).endswith(
-        "--enable-sleep-mode --gpu-memory-utilization 0.25 --max-model-len auto --max-num-seqs 64"
-    )
+    assert "CUDA_VISIBLE_DEVICES" not in environment  # it shares the trainer's GPU
+    assert command.count("--max-model-len") == 1
+    assert " ".join(command).endswith("--enable-sleep-mode --gpu-memory-utilization 0.25 --max-num-seqs 64")
     assert "set model.engine.urls=[http://127.0.0.1:8000]" in printed
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import shutil
 import socket
 import time
@@ -16,9 +18,11 @@ from safetensors import SafetensorError
 from tests.helpers.vllm_rollouts import a_policy, engine, gap, train
 from tests.helpers.vllm_rollouts import roll as roll_more
 from tests.helpers.vllm_server import VLLM
-from vrft.errors import ConfigurationError, RolloutFailed
+from vrft.errors import ConfigurationError, RolloutFailed, RolloutRefused
 from vrft.policy import LoRA, Policy
 from vrft.rollout import VLLMServer
+from vrft.rollout.vllm.client import Client
+from vrft.rollout.vllm.weights import FullWeights
 from vrft.training.prefetch import RolloutPrefetcher
 from vrft.types import Rollout
 from vrft.utils.http_client import Unavailable
@@ -180,6 +184,18 @@ def test_weights_that_cannot_be_written_or_seen_end_the_run(
     monkeypatch.setattr("vrft.rollout.vllm.weights.save_file", full)
     with pytest.raises(RolloutFailed, match=r"can't be written .*no space left"):
         made.write_weights(policy, first=True)
+
+
+@pytest.mark.parametrize("code", [errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK])
+def test_a_file_system_without_locks_is_named(code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    weights = FullWeights(tmp_path, "run", 1.0)
+    said = f"weights_dir: the file system of {tmp_path} has no locks .{os.strerror(code)}.: name a folder on one that"
+    with pytest.raises(RolloutRefused, match=said):
+        weights.update(Client("http://127.0.0.1:1"))
 
 
 @pytest.mark.parametrize("lora", [None, LoRA()], ids=["full", "lora"])

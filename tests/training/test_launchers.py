@@ -6,6 +6,8 @@ Lightning starts interpreters. The `python` of torchrun and srun forks instead.
 from __future__ import annotations
 
 import os
+import re
+import shlex
 import signal
 import socket
 import subprocess
@@ -14,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from torch.distributed.run import get_args_parser
 
 from tests.helpers import ROOT, UNJUDGED, callback
 from tests.helpers.fork_python import forking_python
@@ -23,6 +26,7 @@ from tests.training.test_parallel import ROUNDING, checkpoint, distance, fit
 from vrft.__main__ import main
 
 SRUN = """#!/bin/sh
+while [ "${1#-}" != "$1" ]; do shift; done
 SLURM_PROCID=1 SLURM_LOCALID=1 "$@" &
 SLURM_PROCID=0 SLURM_LOCALID=0 "$@"
 code=$?
@@ -98,6 +102,31 @@ def test_two_torchrun_agents(folder: Path, tmp_path: Path, python: Path) -> None
     for agent in agents:
         assert agent.wait() == 0, agent.output.read_text()[-3000:]
     assert_like_one_process(folder, folder / "agents")
+
+
+def test_a_slurm_job_ends_with_a_failing_rank_and_has_time_to_save(tmp_path: Path) -> None:
+    script = ROOT / "docs" / "slurm.sh"
+    asked = dict(re.findall(r" --([\w-]+)=(\S+)", " ".join(re.findall("^#SBATCH(.*)$", script.read_text(), re.M))))
+    assert int(asked["signal"].removeprefix("USR1@")) >= 900
+    (tmp_path / "srun").write_text('#!/bin/sh\necho "$SRUN_CPUS_PER_TASK $@" > srun.txt\n')
+    (tmp_path / "srun").chmod(0o755)
+    job = {
+        "SLURM_JOB_ID": "1",
+        "SLURM_CPUS_PER_TASK": asked["cpus-per-task"],
+        "PATH": f"{tmp_path}:{os.environ['PATH']}",
+    }
+    end(start([str(script), "fit"], tmp_path, **job))
+    assert (tmp_path / "srun.txt").read_text() == "8 --kill-on-bad-exit=1 python -m vrft fit --run_dir runs/job-1\n"
+
+
+def test_torchrun_waits_for_the_step_that_a_signal_ends() -> None:
+    """By default it kills its ranks after 30 seconds, and forwards no SIGUSR1."""
+    header = (ROOT / "vrft" / "configs" / "trainer" / "multi_node.yaml").read_text()
+    words = shlex.split(header.partition("# command:")[2].partition("# hardware:")[0].replace("\\\n#", " "))
+    asked, _ = get_args_parser().parse_known_args(words[words.index("torchrun") + 1 :])
+    assert {"SIGTERM", "SIGUSR1"} <= {*asked.signals_to_handle.split(",")}
+    assert words[0] == "TORCH_ELASTIC_SHUTDOWN_TIMEOUT=900"
+    assert asked.shutdown_timeout is None  # torch 2.11 has no such option
 
 
 @pytest.mark.slow(seconds=12)

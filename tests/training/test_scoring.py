@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
+from typing import Any, cast
 
 import pytest
 import torch
@@ -11,8 +14,9 @@ from torch import nn
 
 from tests.helpers.answers import NONE, ONE, answers, sample
 from vrft.rewards import Reward
+from vrft.training.collector import Collector
 from vrft.training.scoring import HeldOutMeans, models_of, score_answers
-from vrft.types import Answer, Question
+from vrft.types import Answer, Question, Rollout, ScoredRollout
 
 
 class Characters(Reward):
@@ -32,6 +36,47 @@ def test_scores_and_their_weighted_sum() -> None:
     assert {name: values.dtype for name, values in scores.items()} == {"a": torch.float32, "b": torch.float32}
     assert scores["a"].nan_to_num(-1, math.inf).tolist() == [3, -1, math.inf]
     assert total.nan_to_num(-1).tolist() == [4.5, 0, -1]
+
+
+class Rank:
+    """One of two ranks in two threads: a module, its trainer and its strategy."""
+
+    def __init__(self, number: int, waits: threading.Barrier, parts: dict[int, Any]) -> None:
+        self.number, self.waits, self.parts = number, waits, parts
+        self.trainer, self.strategy, self.batches_per_step = self, self, 1
+        self.logged: dict[str, float] = {}
+
+    def reduce(self, tensor: torch.Tensor, reduce_op: str = "mean") -> torch.Tensor:
+        self.parts[self.number] = tensor
+        self.waits.wait()
+        both = torch.stack([self.parts[0], self.parts[1]])
+        self.waits.wait()
+        return both.sum(0) if reduce_op == "sum" else both.mean(0)
+
+    def log(self, name: str, value: Any, sync_dist: bool = False, **_: Any) -> None:
+        value = torch.as_tensor(value, dtype=torch.float32)
+        self.logged[name] = float(self.reduce(value) if sync_dist else value)
+
+
+def test_logged_rewards_are_means_over_the_completions_of_all_ranks() -> None:
+    """A reward that applies to no completion of one rank, or to more of one rank than of the other."""
+    waits, parts = threading.Barrier(2), dict[int, Any]()
+    ranks = [Rank(number, waits, parts) for number in (0, 1)]
+    scores = [{"a": [math.nan] * 4, "b": [1.0, math.nan, math.inf, math.nan]}, {"a": [0.2, 0.4] * 2, "b": [0.0] * 4}]
+
+    def log(rank: Rank, rewards: dict[str, list[float]]) -> None:
+        collector = Collector(cast(Any, rank), *[cast(Any, None)] * 2, 2, 2, 0, 1, None)
+        ids = torch.ones(4, 3)
+        rollout = Rollout(ids, ids, ids, ids, ids[:, 0] > 0, [""] * 4)
+        given = {name: torch.tensor(values) for name, values in rewards.items()}
+        scored = ScoredRollout(cast(Any, None), rollout, answers("a"), given, given["b"].view(2, 2))
+        collector.log(scored, torch.zeros(2), 2)
+
+    with ThreadPoolExecutor(2) as pool:
+        [*pool.map(log, ranks, scores)]
+    for rank in ranks:
+        assert rank.logged["train/reward/a"] == pytest.approx(0.3)
+        assert rank.logged["train/reward/b"] == rank.logged["train/reward"] == pytest.approx(0.2)
 
 
 def test_means_leave_out_what_is_not_finite() -> None:

@@ -36,8 +36,11 @@ LAUNCH_VARIABLES = (
 LOCK_SECONDS = 0.3
 """Seconds to wait for a lock: another rank may look at it for a moment."""
 
-RANK_ZERO_SECONDS = 60.0
-"""Seconds that other ranks wait for rank zero's choice."""
+RANK_ZERO_SECONDS = 600.0
+"""Seconds that other ranks wait for rank zero's choice.
+
+One machine may import torch minutes before another, and NFS may hide a new folder for a minute.
+"""
 
 
 class RunFolder:
@@ -163,7 +166,7 @@ def _choice_of_rank_zero(requested: Path) -> Path:
     """Return the folder that rank zero has chosen.
 
     Raises:
-        ConfigurationError: it has chosen none in a minute.
+        ConfigurationError: it has chosen none in `RANK_ZERO_SECONDS`.
     """
     if inherited := os.environ.get(INHERITED):
         return Path(inherited)
@@ -176,7 +179,7 @@ def _choice_of_rank_zero(requested: Path) -> Path:
                 return folder
         time.sleep(0.05)
     raise ConfigurationError(
-        f"run_dir: rank 0 has chosen no folder like {requested}; "
+        f"run_dir: rank 0 has chosen no folder like {requested} within {RANK_ZERO_SECONDS:g} s; "
         "all ranks need the same run_dir, on a file system that they share"
     )
 

@@ -90,12 +90,15 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 def load_tensors(path: Path, map_location: Any) -> Any:
     """Read a file without running code of it. States of torchao's optimizers are tensors of classes that it allows.
 
+    The tensors are mapped from the file, so that the ranks of a machine share one copy of it. Writing to one doesn't
+    change the file, which a newer checkpoint replaces but never overwrites.
+
     Raises:
         ConfigurationError: it has such states, and torchao is not installed.
         pickle.UnpicklingError: loading it would run code.
     """
     try:
-        return torch.load(path, map_location, weights_only=True)
+        return torch.load(path, map_location, weights_only=True, mmap=True)
     except pickle.UnpicklingError as error:
         if f"GLOBAL {LOW_BIT_OPTIMIZERS}." not in str(error) or LOW_BIT_OPTIMIZERS in sys.modules:
             raise
@@ -105,7 +108,7 @@ def load_tensors(path: Path, map_location: Any) -> Any:
             raise ConfigurationError(
                 f"ckpt_path: {path} has states of torchao's optimizers: pip install 'torchao>=0.18,<0.19'"
             ) from missing
-    return torch.load(path, map_location, weights_only=True)
+    return torch.load(path, map_location, weights_only=True, mmap=True)
 
 
 def check_sums(path: str | Path) -> None:

@@ -17,7 +17,7 @@ from vrft.training.module import VisionModule
 from vrft.training.objective import Objective
 from vrft.training.oversampling import most_telling
 from vrft.training.rollouts import Generation
-from vrft.training.scoring import parse_completions
+from vrft.training.scoring import finite_means, parse_completions
 from vrft.training.self_judge import SelfJudge, self_judges
 from vrft.types import PromptBatch, Rollout, ScoredRollout
 
@@ -157,9 +157,9 @@ class Collector:
         module = self.module
         module.log("train/completion_length", scored.rollout.mask.sum(1).float().mean(), sync_dist=True)
         module.log("train/truncated", scored.rollout.truncated.float().mean(), sync_dist=True)
-        module.log("train/reward", scored.reward.nanmean(), prog_bar=True, sync_dist=True)
-        for name, values in scored.rewards.items():
-            module.log(f"train/reward/{name}", values[values.isfinite()].mean(), prog_bar=True, sync_dist=True)
+        rewards = {"reward": scored.reward} | {f"reward/{name}": values for name, values in scored.rewards.items()}
+        for name, mean in finite_means(rewards, module.trainer.strategy).items():
+            module.log(f"train/{name}", mean, prog_bar=True)
         module.log("train/reward_std", scored.reward.std(1).mean(), sync_dist=True)
         module.log("train/zero_variance_groups", zero_variance.float().mean(), sync_dist=True)
         module.log("train/valid", sum(answer.valid for answer in scored.answers) / len(scored.answers), sync_dist=True)

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import torch
 import torch.distributed as dist
+from lightning.pytorch.strategies import Strategy
 from torch import Tensor, nn
 
 from vrft.rewards import Reward
@@ -60,6 +61,17 @@ def models_of(rewards: Mapping[str, Reward]) -> Iterator[nn.Module]:
     """Yield the torch modules that rewards have loaded."""
     for reward in rewards.values():
         yield from (value for value in vars(reward).values() if isinstance(value, nn.Module))
+
+
+def finite_means(values: Mapping[str, Tensor], strategy: Strategy) -> dict[str, Tensor]:
+    """Return the mean of each name's finite values over all ranks, NaN without one. All ranks call this together.
+
+    Ranks may have different numbers of them, so sums and counts are exchanged.
+    """
+    found = [(tensor, tensor.isfinite()) for tensor in values.values()]
+    sums = torch.stack([torch.stack([tensor.where(finite, 0).sum(), finite.sum()]) for tensor, finite in found])
+    total, count = strategy.reduce(sums, reduce_op="sum").T  # (names,) each
+    return dict(zip(values, total / count, strict=True))
 
 
 class HeldOutMeans:

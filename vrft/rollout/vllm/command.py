@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ipaddress
 import shlex
+from collections.abc import Sequence
 from urllib.parse import urlsplit
 
 from vrft.errors import ConfigurationError
@@ -19,6 +21,9 @@ PLUGIN_NOTE = """\
 # leave out --weight-transfer-config; each update then loads a folder, as when the server starts."""
 IMAGES_NOTE = """\
 # --limit-mm-per-prompt counts one image and data.examples: raise it if your questions have several images."""
+GPUS_NOTE = """\
+# Each server on this machine has a GPU of its own. Keep the trainer off {servers}: start it with
+# CUDA_VISIBLE_DEVICES={first} for one GPU, or with the numbers of several others, e.g. {first},{second}."""
 CPU_FLAGS = ("--enforce-eager", "--no-enable-chunked-prefill")
 """Flag for CPUs, where vLLM 0.32 with chunked prefill crashes on requests that have a seed."""
 
@@ -42,11 +47,30 @@ def serve_commands(engine: RolloutEngine, policy: Policy, images: int = 1) -> st
     lines.append(f"# If vLLM runs on a CPU, add {' '.join(CPU_FLAGS)}.")
     if not engine.clients:
         lines.append(f"# `python -m vrft fit` starts and ends this server. To start it yourself, set {OWN_URL}.")
+    gpus = {} if engine.colocated else gpus_of_local_servers([client.url for client in engine.clients])
+    if gpus:
+        used = "GPU 0" if len(gpus) == 1 else f"GPUs 0 to {len(gpus) - 1}"
+        lines.append(GPUS_NOTE.format(servers=used, first=len(gpus), second=len(gpus) + 1))
     for client in engine.clients or [Client(DEFAULT_URL)]:
         parts = urlsplit(client.url)
         if parts.scheme == "https" or parts.path:
             lines.append(f"# behind {client.url}:")
         words = serve(policy, (parts.hostname or "127.0.0.1", parts.port or 8000), engine.colocated, images)
-        environment = [f"{name}={value}" for name, value in server_environment(policy).items()]
+        variables = gpus.get(client.url, {}) | server_environment(policy)
+        environment = [f"{name}={value}" for name, value in variables.items()]
         lines.append(" ".join([*environment, shlex.join(words)]))
     return "\n".join(lines) + "\n"
+
+
+def gpus_of_local_servers(urls: Sequence[str]) -> dict[str, dict[str, str]]:
+    """Return the variable that shows each server on this machine a GPU of its own, by the server's address."""
+    local = [url for url in urls if is_loopback(urlsplit(url).hostname or "")]
+    return {url: {"CUDA_VISIBLE_DEVICES": str(number)} for number, url in enumerate(local)}
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether a host is this machine."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:  # another name
+        return False

@@ -38,9 +38,8 @@ class Colocated:
             )
 
     def flags(self) -> list[str]:
-        """Return the flags of a server that can sleep; its context is as long as its memory allows."""
-        share = ["--gpu-memory-utilization", f"{self.memory_share:g}", "--max-model-len", "auto"]
-        return ["--enable-sleep-mode", *share, *self.arguments]
+        """Return the flags of a server that can sleep."""
+        return ["--enable-sleep-mode", "--gpu-memory-utilization", f"{self.memory_share:g}", *self.arguments]
 
 
 def serve(policy: Policy, address: tuple[str, int], colocated: Colocated | None, images: int) -> list[str]:
@@ -66,6 +65,7 @@ def server_flags(policy: Policy, images: int = 1) -> list[str]:
     flags += ["--logprobs-mode", "processed_logprobs"]  # those of the distribution that tokens are sampled from
     flags += ["--generation-config", "vllm"]  # ignore the sampling defaults of the checkpoint
     flags += ["--chat-template-content-format", "openai"]
+    flags += ["--max-model-len", "auto"]  # otherwise vLLM refuses to start if the model's longest context doesn't fit
     flags += ["--limit-mm-per-prompt", json.dumps({"image": images, "video": 0})]
     if given := image_arguments(policy):
         flags += ["--mm-processor-kwargs", json.dumps(given)]

@@ -5,6 +5,7 @@ Trainer and servers share a folder. The trainer writes a version there and tells
 
 from __future__ import annotations
 
+import errno
 import shutil
 import time
 from abc import ABC, abstractmethod
@@ -28,6 +29,9 @@ CACHE_RESET_ROUTES = ("/reset_prefix_cache", "/reset_mm_cache", "/reset_encoder_
 
 FILE_NOT_FOUND_MESSAGES = ("No such file", "Cannot find any model weights")
 """Parts of a status 500 response from a server that does not see the weights."""
+
+NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOLCK)
+"""Errors of a file system without locks, e.g. Lustre that is mounted without `flock`."""
 
 ALREADY_LOADED_MESSAGE = "already been loaded"
 """Part of a status 400 response if an earlier request to load the adapter timed out but has not ended."""
@@ -150,6 +154,11 @@ class Weights(ABC):
                     raise Unavailable(f"{server.url}: another process is still updating its weights")
                 time.sleep(0.05)
         except OSError as error:
+            if error.errno in NO_LOCKS:
+                raise RolloutRefused(
+                    f"model.engine.weights_dir: the file system of {self.folder} has no locks ({error.strerror}): name "
+                    "a folder on one that has, e.g. in /dev/shm if the servers run on this machine"
+                ) from error
             raise RolloutFailed(f"model.engine.weights_dir: every rank has to see that folder: {error}") from error
 
     def post(self, server: Client, path: str, body: Mapping[str, Any] | None = None) -> bytes:
