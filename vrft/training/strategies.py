@@ -35,6 +35,7 @@ from vrft.indices import buckets
 from vrft.policy import Policy
 from vrft.policy.placement import allocate, read_once, replicate, replicate_buffers, scatter, take_weights
 from vrft.policy.sharding import FULL_STATE, decoder_modules, fsdp_modules, make_root
+from vrft.policy.weights import replace_parameters
 from vrft.run_dir import UNSHARDED, is_sharded
 from vrft.training.checkpoint_io import AtomicCheckpointIO
 from vrft.training.lightning_internals import set_data_parallel_size
@@ -99,6 +100,27 @@ class FSDP2Strategy(ModelParallelStrategy):
         scatter(policy, weights, self.root_device)
         for model in policy.children():
             replicate_buffers(model, self.root_device)
+
+    def model_to_device(self) -> None:
+        """Move what is not sharded, and shards unless they are offloaded.
+
+        FSDP brings offloaded shards to the GPU itself. After `Module.to`, their DTensors would claim to be on the GPU:
+        gradients could not be assigned, and the optimizer would use the GPU's kernels.
+        """
+        if not self.offload:
+            super().model_to_device()
+            return
+        assert self.model is not None
+        replace_parameters(self.model, self._moved)
+        for module in self.model.modules():
+            for name, buffer in [*module.named_buffers(recurse=False)]:
+                setattr(module, name, buffer.to(self.root_device))
+
+    def _moved(self, parameter: nn.Parameter) -> nn.Parameter:
+        """Return a parameter on this rank's device, and a shard as it is."""
+        if isinstance(parameter, DTensor):
+            return parameter
+        return nn.Parameter(parameter.to(self.root_device), parameter.requires_grad)
 
     def post_backward(self, closure_loss: Tensor) -> None:
         super().post_backward(closure_loss)
@@ -178,6 +200,31 @@ def blocks(module: nn.Module) -> Iterator[nn.Module]:
             yield from child
         else:
             yield from blocks(child)
+
+
+class ResidentDDPStrategy(DDPStrategy):
+    """DDP whose weights and optimizer states stay on the GPU when a stage ends; `--trainer.strategy=ddp`.
+
+    Lightning's moves both to CPU memory, on every rank of a machine at once.
+    """
+
+    def teardown(self) -> None:
+        assert self.cluster_environment is not None
+        assert self.accelerator is not None
+        self.model = self.lightning_module  # without the wrapper
+        self.cluster_environment.teardown()
+        self.precision_plugin.teardown()
+        self.accelerator.teardown()
+        self.checkpoint_io.teardown()
+
+
+StrategyRegistry.register(
+    "ddp",
+    ResidentDDPStrategy,
+    description="DDP: each rank has a full replica",
+    override=True,
+    start_method="popen",
+)
 
 
 class SingleProcess:
