@@ -6,15 +6,15 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from types import SimpleNamespace
-from typing import cast
+from typing import Any, cast
 
 import pytest
 
 from tests.helpers import CSV_ONLY, Command
 from vrft.__main__ import main
-from vrft.errors import RolloutFailed
+from vrft.errors import ConfigurationError, RolloutFailed, RolloutRefused
 from vrft.rollout import VLLMServer
 from vrft.rollout.vllm.client import Client
 from vrft.rollout.vllm.completions import CompletionRequest
@@ -133,6 +133,48 @@ def test_patience_ends_the_wait_for_every_server(name: str, hostile: Callable[..
     with pytest.raises(RolloutFailed, match=r"no server answered the prompt of sample 3 within 0\.3 s"):
         engine._complete(request, 0, threading.Event())
     assert time.monotonic() - start < 1
+
+
+@pytest.mark.parametrize(("servers", "seconds"), [(1, 900), (2, 450), (8, 300)])
+def test_a_prompt_may_be_queued_as_long_as_the_patience(servers: int, seconds: float) -> None:
+    """The limit for an answer leaves time to ask each of the other servers."""
+    asked: list[float] = []
+
+    def request(*_: object, timeout: float) -> bytes:
+        asked.append(timeout)
+        raise RolloutRefused
+
+    engine = VLLMServer([f"http://127.0.0.1:{i + 1}" for i in range(servers)], timeout=300.0, patience=900.0)
+    engine.weights = cast(Weights, SimpleNamespace(version="1", timeout=300.0, model_name=lambda name: name))
+    engine.servers = [Server(client) for client in engine.clients]
+    for server in engine.servers:
+        server.update = lambda *_: None  # type: ignore[method-assign]
+        server.client.request = request  # type: ignore[method-assign]
+    with pytest.raises(RolloutRefused):
+        engine._complete(cast(CompletionRequest, SimpleNamespace(body={}, sample_name="")), 0, threading.Event())
+    assert asked == [seconds]
+
+
+@pytest.mark.parametrize(
+    ("count", "env", "refused"),
+    [
+        (1024, {"VLLM_USE_V2_MODEL_RUNNER": None}, False),
+        (1025, {"VLLM_USE_V2_MODEL_RUNNER": None}, True),
+        (1025, {"VLLM_USE_V2_MODEL_RUNNER": True}, True),
+        (1025, {"VLLM_USE_V2_MODEL_RUNNER": False}, False),
+        (1025, {}, False),
+    ],
+)
+def test_a_server_that_can_not_ban_all_special_tokens_is_refused(
+    count: int, env: dict[str, Any], refused: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights = SimpleNamespace(check=lambda *_: None)
+    monkeypatch.setattr(Server, "check_settings", lambda *_: SimpleNamespace(vllm_env=env))
+    engine = VLLMServer(["http://127.0.0.1:1"])
+    engine.num_banned, engine.weights = count, cast(Weights, weights)
+    said = r"127.0.0.1:1 bans at most 1024 tokens .* has 1025 special tokens: start it with VLLM_USE_V2_MODEL_RUNNER=0"
+    with pytest.raises(ConfigurationError, match=said) if refused else nullcontext():
+        engine._checked_server(engine.clients[0], 0.0)
 
 
 def test_an_update_of_the_weights_in_vain_is_part_of_the_patience(hostile: Callable[..., Client]) -> None:

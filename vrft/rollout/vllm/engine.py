@@ -28,7 +28,7 @@ from vrft.rollout.vllm.completions import (
 )
 from vrft.rollout.vllm.flags import Colocated
 from vrft.rollout.vllm.process import server_process
-from vrft.rollout.vllm.server import Server
+from vrft.rollout.vllm.server import Server, check_banned_tokens
 from vrft.rollout.vllm.weights import FullWeights, LoRAWeights, Weights, check_servable
 from vrft.run_dir import RunDir
 from vrft.tasks import Task
@@ -61,9 +61,11 @@ class VLLMServer(RemoteEngine):
             urls: addresses, e.g. [http://127.0.0.1:8000]; nothing is sent anywhere else.
             weights_dir: folder for new weights, which servers must see under the same path: /dev/shm/NAME on one
                 machine, a shared folder on several. Default: vllm in the run's folder.
-            timeout: seconds that a server has to return the completions of a prompt, or to load new weights.
+            timeout: seconds that a server has to load new weights, or at least has to return the completions of a
+                prompt: `patience` divided by the number of servers, if that is longer.
             patience: seconds without new weights on any server or an answer to a prompt, after which the run saves and
-                ends; at the start, seconds that all servers have to say how they were started.
+                ends. A prompt may wait in a server for others, so this has to be longer than a whole rollout. At the
+                start, seconds that all servers have to say how they were started.
             max_gap: mean difference of log-probabilities from the trainer's above which the run ends.
             one_step_ahead: sample for the next step while this one trains, with weights that are one step old.
             colocated: sample on the trainer's own GPU, with a server that sleeps while the trainer uses it; true, or
@@ -100,7 +102,7 @@ class VLLMServer(RemoteEngine):
             check_combination(self.colocated, four_bits=policy.quantize is not None)
 
     def connect(self, policy: Policy, task: Task, folder: Path, run: str, images: int = 1) -> None:
-        self.task = task
+        self.task, self.num_banned = task, len(policy.banned_ids)
         weights_dir = Path(self.weights_dir) if self.weights_dir else RunDir(folder).vllm
         if policy.lora is None:
             complete = self.colocated is not None and self.colocated.sleep_level == 2
@@ -138,6 +140,7 @@ class VLLMServer(RemoteEngine):
             ) from error
         if self.colocated is not None:
             check_sleep_mode(client, info)
+        check_banned_tokens(client, info, self.num_banned)
         self.weights.check(client, info)
         return server
 
@@ -271,10 +274,12 @@ class VLLMServer(RemoteEngine):
             RolloutFailed: `stopped` is set, or no server gives valid completions within `patience`.
         """
         deadline = time.monotonic() + max(0.0, self.patience - self.waited)
+        # A healthy server with many requests answers late. If one hangs, each of the others can still be asked.
+        seconds = max(self.timeout, self.patience / max(1, len(self.servers)))
         while True:
             try:
                 server = self._next_server(first, deadline, stopped)
-                rows = server.complete(request, self.weights, deadline)
+                rows = server.complete(request, self.weights, deadline, seconds)
             except Unavailable as error:
                 last_error = error
             else:

@@ -18,6 +18,23 @@ SERVER_INFO_TIMEOUT = 60.0  # seconds
 MIN_RETRY_DELAY, MAX_RETRY_DELAY = 0.5, 30.0  # seconds; the delay doubles with each failure
 
 
+MAX_BANNED_TOKENS = 1024
+"""Logit biases that a request may have, by the limit of vLLM's model runner V2."""
+
+
+def check_banned_tokens(server: Client, info: ServerInfo, count: int) -> None:
+    """Raise ConfigurationError if a server does not take a logit bias for each of `count` tokens.
+
+    vLLM's model runner V1 has no limit. Versions without V2 don't report the variable; None stands for the version's
+    default, which is V2 for ever more models.
+    """
+    if count > MAX_BANNED_TOKENS and info.vllm_env.get("VLLM_USE_V2_MODEL_RUNNER", False) is not False:
+        raise ConfigurationError(
+            f"model.engine: {server.url} bans at most {MAX_BANNED_TOKENS} tokens from completions, and the checkpoint "
+            f"has {count} special tokens: start it with VLLM_USE_V2_MODEL_RUNNER=0, or sample without vLLM"
+        )
+
+
 class Server:
     """A server with the version of its weights and, after failures, the time of the next attempt.
 
@@ -77,8 +94,16 @@ class Server:
         finally:
             self.lock.release()
 
-    def complete(self, request: CompletionRequest, weights: Weights, deadline: float) -> list[Completion]:
+    def complete(
+        self, request: CompletionRequest, weights: Weights, deadline: float, seconds: float
+    ) -> list[Completion]:
         """Return completions under the current weights.
+
+        Args:
+            request: the request.
+            weights: the current weights.
+            deadline: time of `time.monotonic` by which the server must have answered.
+            seconds: limit for the completions, which includes the time that the request is queued in the server.
 
         Raises:
             Unavailable: the server gives none that are valid.
@@ -91,7 +116,7 @@ class Server:
             body.pop("seed", None)
         with self._delay_after_failure():
             try:
-                content = client.request("POST", "/v1/chat/completions", body, timeout=weights.timeout)
+                content = client.request("POST", "/v1/chat/completions", body, timeout=seconds)
             except Refused as error:
                 if error.status == 404:  # a server that has restarted knows no adapter
                     raise Unavailable(str(error)) from error
