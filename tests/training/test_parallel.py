@@ -13,6 +13,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from safetensors.torch import load_file
 from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
 
 from tests.helpers import CSV_ONLY, UNJUDGED
 from tests.helpers.ranks import Ranks
@@ -84,7 +85,18 @@ def on(strategy: str) -> list[str]:
         f"--trainer.strategy={strategy}",
         "--trainer.devices=2",
         "--trainer.accelerator=cpu",
+        *([f"--trainer.callbacks+={{class_path: {__name__}.SmallBuckets}}"] if strategy == "ddp" else []),
     ]
+
+
+class SmallBuckets(Callback):
+    """Checks that gradients have no second copy in the buckets of DistributedDataParallel, which nothing uses."""
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        wrapped = trainer.strategy.model
+        assert isinstance(wrapped, DistributedDataParallel)
+        smallest = min(parameter.nbytes for parameter in pl_module.parameters() if parameter.requires_grad)
+        assert wrapped._get_ddp_logging_data()["total_parameter_size_bytes"] == smallest
 
 
 class LayersStayShared(Callback):

@@ -5,12 +5,12 @@ from __future__ import annotations
 import io
 import math
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import torch
 from rich.console import Console
 from rich.table import Table
-from torch import nn
+from torch import Tensor, nn
 
 from vrft.data import VisionData
 from vrft.doctor.phases import GB, Estimate, Phases, Stored, Workload
@@ -19,6 +19,7 @@ from vrft.policy import Policy
 from vrft.policy.four_bits import four_bit_layers, is_in_four_bits
 from vrft.policy.image_size import smaller_images
 from vrft.policy.lora import has_adapter
+from vrft.policy.page_locked import places
 from vrft.policy.whole_modules import copies_by_original
 from vrft.rollout import RemoteEngine
 from vrft.training.module import VisionModule
@@ -48,6 +49,10 @@ def check_memory(
         table.add_row(name, f"{size / GB:.3f}")
     table.add_row("together: the most, and a reserve", f"{needed:.3f}")
     console.print(table)
+    if locked := page_locked_bytes(module):
+        console.print(
+            f"each rank keeps the reference in {locked / GB:.1f} GB of page-locked CPU memory", highlight=False
+        )
     if available is not None and needed > available:
         yield f"about {needed:.1f} GB of GPU memory are needed, and {available:.1f} are available; {advice(module)}"
     if available is not None and isinstance(module.engine, RemoteEngine) and module.engine.gpu_share > 0:
@@ -108,6 +113,17 @@ def stored_weights(policy: Policy, optimizer: float) -> Stored:
         item=policy.trained_dtype.itemsize,
         modules=sum(copy.numel() for _, copy in copies_by_original(policy.model)),
     )
+
+
+def page_locked_bytes(module: VisionModule) -> int:
+    """Return the bytes of page-locked CPU memory in which a rank with a GPU keeps an offloaded reference."""
+    policy = module.policy
+    if not policy.offload_reference:
+        return 0
+    kept: Iterable[Tensor] = policy.start.values() if policy.reference is None else policy.reference.parameters()
+    if module.reference_follows:
+        kept = (parameter for parameter in policy.model.parameters() if parameter.requires_grad)
+    return sum(places([tensor.nbytes for tensor in kept])[0])
 
 
 def model_bytes(model: nn.Module) -> int:

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from vrft.errors import ConfigurationError
+from vrft.policy.page_locked import move_to_cpu
 from vrft.policy.vlm import Policy
-from vrft.policy.weights import final_dtype, page_locked, replace_parameters
+from vrft.policy.weights import final_dtype, replace_parameters
 
 READER = 0
 """The rank that reads the checkpoint."""
@@ -82,9 +83,11 @@ def replicate(policy: Policy, model: nn.Module, device: torch.device) -> None:
 
     def replica(parameter: nn.Parameter) -> nn.Parameter:
         value = broadcast(parameter.detach(), device, final_dtype(parameter, policy.dtype))
-        return nn.Parameter(page_locked(value, device) if offloaded else value, parameter.requires_grad)
+        return nn.Parameter(value.cpu() if offloaded else value, parameter.requires_grad)
 
     replace_parameters(model, replica)
+    if offloaded:
+        move_to_cpu([*model.parameters()], device)
     replicate_buffers(model, device)
 
 

@@ -10,16 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from vrft.policy.lora import without_training
-from vrft.policy.weights import page_locked, replaced
+from vrft.policy.page_locked import move_to_cpu
+from vrft.policy.weights import replaced
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-
-def lock_pages(reference: PreTrainedModel, device: torch.device) -> None:
-    """Keep the parameters of a reference in CPU memory from which they are copied to a device again and again."""
-    for parameter in reference.parameters():
-        parameter.data = page_locked(parameter.data, device)
 
 
 def trained_values(model: nn.Module, home: torch.device, *, offload: bool) -> dict[Tensor, Tensor]:
@@ -30,12 +25,15 @@ def trained_values(model: nn.Module, home: torch.device, *, offload: bool) -> di
         home: the device of the computation.
         offload: keep the copies in CPU memory.
     """
-
-    def copied(parameter: Tensor) -> Tensor:
-        value = parameter.detach().clone()
-        return page_locked(value, home) if offload else value
-
-    return {parameter: copied(parameter) for parameter in model.parameters() if parameter.requires_grad}
+    moved = offload and home.type == "cuda"  # which copies, too
+    values: dict[Tensor, Tensor] = {
+        parameter: parameter.detach() if moved else parameter.detach().clone()
+        for parameter in model.parameters()
+        if parameter.requires_grad
+    }
+    if moved:
+        move_to_cpu([*values.values()], home)
+    return values
 
 
 def on_device(

@@ -20,11 +20,12 @@ from vrft.policy.head import logits_of
 from vrft.policy.image_size import ImageLimits
 from vrft.policy.logprobs import token_log_probs
 from vrft.policy.lora import LoRA, add_adapters
+from vrft.policy.page_locked import move_to_cpu
 from vrft.policy.pretrained import token_ids, vision_parameters
 from vrft.policy.processor import Encoder
 from vrft.policy.prompts import Prompt, compared_prompts, prepare_prompts
 from vrft.policy.reading import Reader
-from vrft.policy.reference import lock_pages, on_device, reference_of, trained_values
+from vrft.policy.reference import on_device, reference_of, trained_values
 from vrft.policy.sharding import decoder_modules, done_on_all_ranks, fsdp_modules, full_state_dict, unshard
 from vrft.policy.texts import completion_texts, completion_token_texts
 from vrft.policy.weights import check_trained_dtype, frozen_copy, own_weights
@@ -128,7 +129,7 @@ class Policy(nn.Module):
             self.read(keep_reference)
             own_weights(self.models, self.dtype, self.trained_dtype)
             if self.reference is not None and self.offload_reference:
-                lock_pages(self.reference, self.device)
+                move_to_cpu([*self.reference.parameters()], self.device)
             if self.lora is not None and self.lora.adapter is not None and keep_reference:
                 self.fix_reference()
 

@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from vrft.policy import Policy
-from vrft.policy.weights import page_locked
+from vrft.policy.page_locked import move_to_cpu
 
 
 class GPURoom:
@@ -38,8 +38,7 @@ class GPURoom:
     def leave(self, device: torch.device) -> None:
         """Move what can be moved from a device to CPU memory."""
         self.moved = [tensor for tensor in self.movable() if tensor.device == device]
-        for tensor in self.moved:
-            tensor.data = page_locked(tensor.data, device)
+        move_to_cpu(self.moved, device)
 
     def give_back(self) -> None:
         """Move everything back."""

@@ -28,6 +28,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 from torch.distributed.fsdp import register_fsdp_forward_method as also_forward
 from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from vrft.errors import ConfigurationError
@@ -269,6 +270,8 @@ class ReplicatedRanks(SingleProcess):
         read_once(policy, keep_reference)
         for model in policy.models:
             replicate(policy, model, self.strategy.root_device)
+        assert self.strategy.lightning_module is not None
+        keep_out_of_buckets(self.strategy.lightning_module, policy)
 
     def no_sync(self) -> AbstractContextManager[Any]:
         return self.strategy.block_backward_sync()
@@ -278,10 +281,27 @@ class ReplicatedRanks(SingleProcess):
         for part in buckets([parameter.nbytes for parameter in parameters], ALLREDUCE_BUCKET_BYTES):
             bucket = parameters[part]
             gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in bucket]
-            mean = torch.cat([gradient.flatten() for gradient in gradients]) / self.strategy.world_size
+            mean = torch.cat([gradient.flatten() for gradient in gradients]).div_(self.strategy.world_size)
             dist.all_reduce(mean)
             for parameter, share in zip(bucket, mean.split([p.numel() for p in bucket]), strict=True):
                 parameter.grad = share.view_as(parameter)
+
+
+def keep_out_of_buckets(module: nn.Module, policy: Policy) -> None:
+    """Let DistributedDataParallel ignore the parameters of a replicated policy, except for its smallest trained one.
+
+    It would broadcast them once more and keep a second copy of all gradients in its buckets, which are never used:
+    `average_gradients` averages. It refuses a module without any trained parameter.
+
+    Args:
+        module: what DistributedDataParallel will wrap; other parameters of it are broadcast, and so are all buffers.
+        policy: its policy, with the same values on all ranks.
+    """
+    parameters = {*policy.parameters()}
+    parameters.discard(min((p for p in parameters if p.requires_grad), key=Tensor.numel))
+    named = module.named_parameters(remove_duplicate=False)
+    ignored = [name for name, parameter in named if parameter in parameters]
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(module, ignored)
 
 
 class ShardedRanks(SingleProcess):
