@@ -18,7 +18,7 @@ from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from tests.helpers import CSV_ONLY, Command, callback
 from vrft import RFT
 from vrft.__main__ import main
-from vrft.cli.trainer import TRAINER_DEFAULTS
+from vrft.cli.trainer import TRAINER_DEFAULTS, describe_devices
 from vrft.cli.trainer_settings import ONLY, check_trainer_settings
 from vrft.errors import ConfigurationError
 
@@ -194,3 +194,13 @@ def test_a_schedule_follows_epochs_and_resumes_at_their_end(quick_fit: Command, 
 def test_load_from_checkpoint_says_what_to_use_instead() -> None:
     with pytest.raises(ConfigurationError, match=r"pass it as ckpt_path to fit, .*vrft\.Predict"):
         RFT.load_from_checkpoint("last.ckpt", task=None)
+
+
+def test_a_run_on_the_cpu_says_if_torch_could_use_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """E.g. because the driver is older than torch's build needs."""
+    trainer = Trainer(accelerator="cpu", devices=1, logger=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    assert describe_devices(trainer) == ("device: cpu (torch is built for CUDA 13.0 and finds no GPU that it can use)")
+    monkeypatch.setattr(torch.version, "cuda", None)
+    assert describe_devices(trainer) == "device: cpu"

@@ -14,7 +14,7 @@ from tests.helpers.gpu import OnGPU
 from vrft.__main__ import main
 from vrft.errors import ConfigurationError
 from vrft.training.checkpoint_state import use_configured_settings
-from vrft.training.checks import check_device, check_precision
+from vrft.training.checks import check_determinism, check_device, check_precision
 from vrft.training.optimization import use_fused_kernels
 
 
@@ -63,6 +63,22 @@ def test_devices_that_can_not_compute_in_a_dtype_are_refused(
         return
     with pytest.raises(ConfigurationError, match=said):
         check_device(torch.device(device), dtype)
+
+
+@pytest.mark.parametrize(
+    ("device", "setting", "refused"),
+    [("cuda", True, True), ("cuda", "warn", False), ("cuda", False, False), ("cpu", True, False)],
+)
+def test_a_gpu_can_not_sample_with_deterministic_algorithms_alone(
+    device: str, setting: Any, refused: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: bool(setting))
+    monkeypatch.setattr(torch, "is_deterministic_algorithms_warn_only_enabled", lambda: setting == "warn")
+    if not refused:
+        check_determinism(torch.device(device))
+        return
+    with pytest.raises(ConfigurationError, match=r"trainer\.deterministic: expected warn or false"):
+        check_determinism(torch.device(device))
 
 
 @pytest.mark.parametrize(

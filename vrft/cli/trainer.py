@@ -51,6 +51,8 @@ def describe_devices(trainer: Trainer) -> str:
     """
     device = trainer.strategy.root_device
     name = f"{device.type} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else device.type
+    if device.type == "cpu" and torch.version.cuda and not torch.cuda.is_available():
+        name += f" (torch is built for CUDA {torch.version.cuda} and finds no GPU that it can use)"
     if trainer.world_size == 1:
         return f"device: {name}"
     machines = f" on {trainer.num_nodes} machines" if trainer.num_nodes > 1 else ""

@@ -46,6 +46,19 @@ def check_precision(trainer: Trainer) -> None:
         )
 
 
+def check_determinism(device: torch.device) -> None:
+    """Raise ConfigurationError for `trainer.deterministic=true` on a GPU, where the first sampled token would raise.
+
+    torch has no deterministic cumulative sum of floats for CUDA.
+    """
+    strict = torch.are_deterministic_algorithms_enabled() and not torch.is_deterministic_algorithms_warn_only_enabled()
+    if device.type == "cuda" and strict:
+        raise ConfigurationError(
+            "trainer.deterministic: expected warn or false on a GPU, got true; torch can't sample tokens there with "
+            "deterministic algorithms alone"
+        )
+
+
 BFLOAT16_CAPABILITY = (8, 0)
 """Compute capability of the first GPUs that compute in bfloat16; on others it is emulated, many times slower."""
 

@@ -30,6 +30,7 @@ from vrft.training.answer_log import AnswerLog
 from vrft.training.cached_answers import cached_answers
 from vrft.training.checks import (
     SharedPromptCheck,
+    check_determinism,
     check_device,
     check_precision,
     check_prompt_lengths,
@@ -124,6 +125,7 @@ class VisionModule(LightningModule):
 
     def configure_model(self) -> None:
         check_precision(self.trainer)
+        check_determinism(self.trainer.strategy.root_device)
         check_device(self.trainer.strategy.root_device, self.policy.dtype)
         check_rounding(self.policy, self.trainer, self.optimizer_callable, self.reference_follows)
         if self.policy.processor is None:

@@ -9,7 +9,7 @@ from lightning.pytorch import Callback, Trainer
 
 from vrft.data import VisionData
 from vrft.evaluators.base import evaluators_of
-from vrft.training.checks import check_precision
+from vrft.training.checks import check_determinism, check_precision
 from vrft.training.lightning_internals import attach_data
 from vrft.training.module import VisionModule
 from vrft.utils.distributed import raise_on_all_ranks
@@ -61,6 +61,7 @@ class VisionTrainer(Trainer):
             ConfigurationError: something is wrong.
         """
         check_precision(self)
+        check_determinism(self.strategy.root_device)
         self.strategy.connect(model)
         attach_data(self, model, datamodule)
         datamodule.trainer = self
