@@ -90,13 +90,15 @@ def on(strategy: str) -> list[str]:
 
 
 class SmallBuckets(Callback):
-    """Checks that gradients have no second copy in the buckets of DistributedDataParallel, which nothing uses."""
+    """Checks that ranks begin with the same weights, and that gradients have no second copy in DDP's unused buckets."""
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         wrapped = trainer.strategy.model
         assert isinstance(wrapped, DistributedDataParallel)
         smallest = min(parameter.nbytes for parameter in pl_module.parameters() if parameter.requires_grad)
         assert wrapped._get_ddp_logging_data()["total_parameter_size_bytes"] == smallest
+        sums = trainer.strategy.all_gather(torch.stack([parameter.sum() for parameter in pl_module.parameters()]))
+        assert torch.equal(sums[0], sums[1])
 
 
 class LayersStayShared(Callback):

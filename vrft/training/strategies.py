@@ -297,8 +297,9 @@ def keep_out_of_buckets(module: nn.Module, policy: Policy) -> None:
         module: what DistributedDataParallel will wrap; other parameters of it are broadcast, and so are all buffers.
         policy: its policy, with the same values on all ranks.
     """
-    parameters = {*policy.parameters()}
-    parameters.discard(min((p for p in parameters if p.requires_grad), key=Tensor.numel))
+    trained = [parameter for parameter in policy.parameters() if parameter.requires_grad]
+    kept = min(trained, key=Tensor.numel)  # of the smallest, the first: all ranks have to keep the same
+    parameters = {*policy.parameters()} - {kept}
     named = module.named_parameters(remove_duplicate=False)
     ignored = [name for name, parameter in named if parameter in parameters]
     DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(module, ignored)
