@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from lightning.pytorch import LightningModule
-from lightning.pytorch.strategies import StrategyRegistry
+from lightning.pytorch.strategies import ModelParallelStrategy, StrategyRegistry
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, fully_shard
@@ -45,6 +45,26 @@ def test_offloaded_shards_stay_in_cpu_memory(monkeypatch: pytest.MonkeyPatch) ->
     assert policy.positions.is_meta
     assert reward[1].weight is reward[0].weight
     assert all(parameter.is_meta for parameter in reward.parameters())
+
+
+@pytest.mark.parametrize(
+    ("offload", "device", "chosen", "backend"),
+    [
+        (True, "cuda", None, "cpu:gloo,cuda:nccl"),
+        (True, "cuda", "cpu:gloo,cuda:ucc", "cpu:gloo,cuda:ucc"),  # the user's own
+        (False, "cuda", None, None),  # Lightning's default, NCCL
+        (True, "cpu", None, None),  # gloo, without NCCL
+    ],
+)
+def test_ranks_reduce_offloaded_gradients_on_the_cpu(
+    offload: bool, device: str, chosen: str | None, backend: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """NCCL has no collectives for CPU tensors, so the norm of the gradients could not be reduced."""
+    monkeypatch.setattr(ModelParallelStrategy, "setup_environment", lambda self: None)
+    strategy = FSDP2Strategy(offload=offload, process_group_backend=chosen)
+    strategy.parallel_devices = [torch.device(device)] * 2
+    strategy.setup_environment()
+    assert strategy.process_group_backend == backend
 
 
 def test_ddp_leaves_weights_and_optimizer_states_on_the_gpu() -> None:

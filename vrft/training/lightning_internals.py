@@ -67,6 +67,11 @@ def set_data_parallel_size(strategy: ModelParallelStrategy, size: int) -> None:
     strategy._data_parallel_size = size
 
 
+def set_process_group_backend(strategy: ModelParallelStrategy, backend: str) -> None:
+    """Set the backend of the process group, which Lightning chooses by the device before it is set up."""
+    strategy._process_group_backend = backend
+
+
 class CheckpointBase(ModelCheckpoint):
     """ModelCheckpoint with public names for its private hooks and state.
 

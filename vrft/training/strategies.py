@@ -39,7 +39,7 @@ from vrft.policy.sharding import FULL_STATE, decoder_modules, fsdp_modules, make
 from vrft.policy.weights import replace_parameters
 from vrft.run_dir import UNSHARDED, is_sharded
 from vrft.training.checkpoint_io import AtomicCheckpointIO
-from vrft.training.lightning_internals import set_data_parallel_size
+from vrft.training.lightning_internals import set_data_parallel_size, set_process_group_backend
 from vrft.training.sharded_checkpoint import Place, load_shards, shards_of, write_shards
 
 ALLREDUCE_BUCKET_BYTES = 64 * 2**20
@@ -76,6 +76,10 @@ class FSDP2Strategy(ModelParallelStrategy):
 
     def setup_environment(self) -> None:
         set_data_parallel_size(self, self.num_nodes * self.num_processes)
+        on_gpus = any(device.type == "cuda" for device in self.parallel_devices or ())
+        if self.offload and on_gpus and self.process_group_backend is None:
+            # NCCL can't reduce the norm of offloaded gradients.
+            set_process_group_backend(self, "cpu:gloo,cuda:nccl")
         super().setup_environment()
 
     def shard(self, policy: Policy) -> None:
