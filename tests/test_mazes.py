@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from itertools import pairwise, product
 
 import networkx
@@ -48,43 +49,64 @@ def test_a_random_maze_is_a_tree_and_its_path_the_shortest(size: int) -> None:
             id="up first at the start, left before right after a step up, back from each dead end",
         ),
         pytest.param(
-            "0-0:RD 0-1:RDL 0-2:L 1-0:UR 1-1:UDL 1-2:D 2-0:R 2-1:URL 2-2:UL from 2-1 to 0-2",
+            "0-0:RD 0-1:RL 0-2:L 1-0:UR 1-1:DL 1-2:D 2-0:R 2-1:URL 2-2:UL from 2-1 to 0-2",
             "2-1 1-1 1-0 0-0 0-1 0-2",
             id="the target may be found before all dead ends",
         ),
         pytest.param(
             "0-0:RD 0-1:DL 0-2:D 1-0:UR 1-1:URL 1-2:UDL 2-0: 2-1: 2-2:U from 1-1 to 2-2",
-            "1-1 0-1 0-0 1-0 0-0 0-1 1-1 1-2 0-2 1-2 2-2",
-            id="a circle is not walked twice",
+            "1-1 0-1 0-0 0-1 1-1 1-2 0-2 1-2 2-2",
+            id="a loop is left where another way is shorter",
         ),
     ],
 )
 def test_a_search_turns_clockwise_and_steps_back(text: str, cells: str) -> None:
-    assert " ".join(map(name_of, parse_maze(text).search())) == cells
+    maze = parse_maze(text)
+    assert " ".join(map(name_of, maze.search(maze.path()))) == cells
 
 
+def with_loops(maze: Maze, rng: random.Random) -> Maze:
+    """Return a maze without some of the walls."""
+    sides = {(i // maze.size, i % maze.size): {*moves} for i, moves in enumerate(maze.open_sides)}
+    for cell, (move, back) in product(sides, [("right", "left"), ("down", "up")]):
+        if (other := neighbour(cell, move)) in sides and rng.random() < 0.4:
+            sides[cell].add(move)
+            sides[other].add(back)
+    opened = tuple(tuple(move for move in MOVES if move in found) for found in sides.values())
+    return replace(maze, open_sides=opened)
+
+
+@pytest.mark.parametrize("loops", [False, True])
 @pytest.mark.parametrize("size", [2, 3, 5])
-def test_a_search_follows_from_the_last_step_and_holds_the_path(size: int) -> None:
-    """What makes each step easy to predict: an open side between two cells, and the same move after the same step."""
+def test_a_search_holds_each_step_of_any_shortest_path(size: int, loops: bool) -> None:
+    """What makes the path easy to predict: in each cell it takes the side that the search left the cell by last."""
     for seed in range(20):
         maze = random_maze(random.Random(seed), size)
-        found, graph = maze.search(), graph_of(maze)
-        assert (found[0], found[-1]) == (maze.start, maze.target)
-        assert maze.target not in found[:-1]
-        assert all(graph.has_edge(*step) for step in pairwise(found))
-        assert len({*pairwise(found)}) == len(found) - 1  # no step is taken twice
-        last = dict(pairwise(found))  # the last cell that each cell is left for
-        path = [maze.start]
-        while path[-1] != maze.target:
-            path.append(last[path[-1]])
-        assert path == maze.walk(maze.path())
+        maze = with_loops(maze, random.Random(seed)) if loops else maze
+        graph = graph_of(maze)
+        for path in networkx.all_shortest_paths(graph, maze.start, maze.target):
+            moves = [next(m for m in MOVES if neighbour(cell, m) == other) for cell, other in pairwise(path)]
+            found = maze.search(moves)
+            assert (found[0], found[-1]) == (maze.start, maze.target)
+            assert maze.target not in found[:-1]
+            assert all(graph.has_edge(*step) for step in pairwise(found))
+            assert len({*pairwise(found)}) == len(found) - 1  # no step is taken twice
+            last, walked = dict(pairwise(found)), [maze.start]
+            while walked[-1] != maze.target:
+                walked.append(last[walked[-1]])
+            assert walked == path
 
 
-def test_a_search_without_a_way_ends() -> None:
+@pytest.mark.parametrize("moves", [["down"], ["left"], ["left", "right", "left", "down", "right"]])
+def test_a_search_for_moves_that_are_no_shortest_way_is_refused(moves: list[str]) -> None:
+    with pytest.raises(BadMaze, match="expected a shortest way from 0-1 to 1-1, got"):
+        parse_maze(SMALL).search(moves)
+
+
+def test_a_maze_without_a_way_has_no_path() -> None:
     closed = Maze(2, (("right",), ("left",), ("right",), ("left",)), (0, 1), (1, 1))
-    for find in (closed.search, closed.path):
-        with pytest.raises(BadMaze, match="no way leads from 0-1 to 1-1"):
-            find()
+    with pytest.raises(BadMaze, match="no way leads from 0-1 to 1-1"):
+        closed.path()
 
 
 def test_mazes_differ_and_start_anywhere() -> None:

@@ -76,56 +76,68 @@ class Maze:
             cells.append(neighbour(cells[-1], move))
         return cells
 
-    def search(self) -> list[Cell]:
-        """Return the cells that a depth-first search passes from the start to the target, dead ends included.
+    def is_shortest(self, moves: Sequence[str]) -> bool:
+        """Return whether moves are a shortest way to the target."""
+        cells = self.walk(moves)
+        return cells[-1] == self.target and len(cells) - 1 == len(moves) == len(self.path())
+
+    def search(self, moves: Sequence[str]) -> list[Cell]:
+        """Return the cells that a depth-first search passes until it reaches the target, dead ends included.
 
         In each cell, the search takes the first open side, clockwise after the side it came in by, that leads to a cell
         it has not visited. At the start it begins with up. It steps back if there is no such side. Where one way joins
-        any two cells, each step follows from the last one and the cell's open sides.
+        any two cells, each step follows from the last one and the cell's open sides. In a maze with loops, the search
+        enters a cell only on a shortest way from the start, and the cells of `moves` on theirs.
+
+        Args:
+            moves: a shortest way to the target, whose steps are all in the search.
 
         Raises:
-            BadMaze: no way leads to the target.
+            BadMaze: the moves are not a shortest way to the target.
         """
+        if not self.is_shortest(moves):
+            raise BadMaze(f"expected a shortest way from {name_of(self.start)} to {name_of(self.target)}, got {moves}")
+        came_by = self._came_by() | dict(zip(self.walk(moves)[1:], moves, strict=True))
         trail = [(self.start, "left")]  # the cells on the way to the current one, with the side each was entered by
         cells, visited = [self.start], {self.start}
         while cells[-1] != self.target:
             cell, entered = trail[-1]
             turn = [*MOVES].index(entered) + 1
             clockwise = [*MOVES][turn:] + [*MOVES][:turn]
-            ways = (move for move in clockwise if move in self.moves_from(cell))
-            move = next((move for move in ways if neighbour(cell, move) not in visited), None)
+            ways = ((move, neighbour(cell, move)) for move in clockwise if move in self.moves_from(cell))
+            move = next((move for move, other in ways if other not in visited and came_by[other] == move), None)
             if move is None:
                 trail.pop()
             else:
                 trail.append((neighbour(cell, move), OPPOSITE[move]))
                 visited.add(neighbour(cell, move))
-            if not trail:
-                raise self._no_way()
             cells.append(trail[-1][0])
         return cells
 
     def path(self) -> list[str]:
         """Return the moves of the shortest way to the target. Raise BadMaze if there is none."""
+        came_by = self._came_by()
+        moves: list[str] = []
+        cell = self.target
+        while cell != self.start:
+            if cell not in came_by:
+                raise BadMaze(f"no way leads from {name_of(self.start)} to {name_of(self.target)}")
+            moves.append(came_by[cell])
+            cell = neighbour(cell, OPPOSITE[came_by[cell]])
+        return moves[::-1]
+
+    def _came_by(self) -> dict[Cell, str]:
+        """Return the last move of a shortest way to each cell but the start."""
         came_by: dict[Cell, str] = {}
         queue = deque([self.start])
-        while queue and self.target not in came_by:
+        while queue:
             cell = queue.popleft()
             for move in self.moves_from(cell):
                 following = neighbour(cell, move)
                 if following != self.start and following not in came_by:
                     came_by[following] = move
                     queue.append(following)
-        moves: list[str] = []
-        cell = self.target
-        while cell != self.start:
-            if cell not in came_by:
-                raise self._no_way()
-            moves.append(came_by[cell])
-            cell = neighbour(cell, OPPOSITE[came_by[cell]])
-        return moves[::-1]
-
-    def _no_way(self) -> BadMaze:
-        return BadMaze(f"no way leads from {name_of(self.start)} to {name_of(self.target)}")
+        return came_by
 
     def draw(self) -> Image.Image:
         """Draw walls, the start in green and the target in red."""

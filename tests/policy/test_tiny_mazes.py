@@ -26,7 +26,7 @@ def test_every_cell_and_move_is_one_token_and_none_is_unknown() -> None:
         answer = tokenizer(task.target_text(asked, FRAME)).input_ids
         assert tokenizer.unk_token_id not in {*prompt, *answer}
         assert len(prompt) == 1 + size**2 + len(("from", maze.start, "to", maze.target))
-        assert len(answer) == len(maze.search()) + (len(moves) + 1) + len(moves) + len(("search", "path", *TAGS))
+        assert len(answer) == len(maze.search(moves)) + (len(moves) + 1) + len(moves) + len(("search", "path", *TAGS))
         assert tokenizer.decode(answer) == task.target_text(asked, FRAME)
 
 

@@ -321,6 +321,13 @@ def test_the_reasoning_about_a_maze_searches_and_then_names_the_path(solution: s
     assert MazeTask().parse(text, about, FRAME).value == solution
 
 
+def test_the_reasoning_about_a_maze_with_loops_searches_the_path() -> None:
+    about = sample("down", "0-0:RD 0-1:DL 1-0:UR 1-1:UL from 0-0 to 1-0")
+    search = "0-0:RD 0-1:DL 1-1:UL 0-1:DL 0-0:RD 1-0:UR"  # back from 1-1, since 0-0 is nearer to 1-0
+    text = f"<think>search {search} path 0-0:RD 1-0:UR</think><answer>down</answer>"
+    assert MazeTask().target_text(about, FRAME) == text
+
+
 def test_a_label_with_any_characters_can_be_parsed_from_the_target_text() -> None:
     labels = [
         "cat's",

@@ -31,19 +31,17 @@ class MazeTask(Task):
     def reasoning_text(self, sample: Question) -> str:
         assert isinstance(sample.target, str)
         maze = parse_maze(sample.query)
-        path = maze.walk(sample.target.split())
-        return f"search {' '.join(map(maze.describe, maze.search()))} path {' '.join(map(maze.describe, path))}"
+        moves = sample.target.split()
+        search, path = (" ".join(map(maze.describe, cells)) for cells in (maze.search(moves), maze.walk(moves)))
+        return f"search {search} path {path}"
 
     def read_target(self, content: str, sample: Question, frame: Frame) -> str | None:
         """Parse the moves of a solution; None unless they are a shortest way through the maze of the query."""
         moves = read_moves(content)
         if moves is None:
             return None
-        if self.query_problem(sample.query) is None:
-            maze = parse_maze(sample.query)
-            cells = maze.walk(moves)
-            if cells[-1] != maze.target or not len(cells) - 1 == len(moves) == len(maze.path()):
-                return None
+        if self.query_problem(sample.query) is None and not parse_maze(sample.query).is_shortest(moves):
+            return None
         return " ".join(moves)
 
     def read(self, content: str, sample: Question, frame: Frame) -> str | None:
