@@ -9,7 +9,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +56,10 @@ def shade(grey: int) -> Sample:
     return Sample(0, (Image.new("RGB", (6, 4), (grey, 0, 0)),), 0, "cat", ONE)
 
 
+def waits_of(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.name == judge.__name__]
+
+
 def test_a_mark_is_of_the_image_and_the_answer_and_asked_for_once(start: Start) -> None:
     server = start()
     mark, two = server.mark, threading.Barrier(2, timeout=60)
@@ -96,16 +99,28 @@ def test_marks_are_kept_in_a_file_for_other_runs(start: Start, tmp_path: Path) -
 @pytest.mark.parametrize(
     "fault", ["error", "busy", "no JSON", "no choice", "no text", "cut", "hang up", "", "good", "too long"]
 )
-def test_a_fault_is_asked_about_again(fault: str, start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_fault_is_asked_about_again(
+    fault: str, start: Start, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     monkeypatch.setattr(judge, "MOST_BYTES", 2000)
     server = start()
     server.faults.extend(["3" * 3000 if fault == "too long" else fault] * 2)
     waits = fault in ("error", "busy", "hang up", "too long")
-    said = pytest.warns(UserWarning, match=r"; model\.rewards: Judge is asked again for up to 60 s$")
-    with said if waits else nullcontext() as warned:
-        assert a_judge(server).bounded_scores(answers("good"), [shade(0)]) == [0.25]
+    assert a_judge(server).bounded_scores(answers("good"), [shade(0)]) == [0.25]
     assert len(server.asked) == 3
-    assert sum("asked again for" in str(one.message) for one in warned or ()) == waits
+    said = waits_of(caplog)
+    assert len(said) == waits
+    assert all(text.endswith("; model.rewards: Judge is asked again for up to 60 s") for text in said)
+
+
+def test_each_step_says_once_that_it_waits(start: Start, caplog: pytest.LogCaptureFixture) -> None:
+    server = start()
+    reward = a_judge(server)
+    for step in (1, 2):
+        server.faults.extend(["error"] * 3)
+        assert reward.bounded_scores(answers(f"{step} good", f"{step} bad"), [shade(0)] * 2) == [0.25, 0.0]
+        assert len(waits_of(caplog)) == step
+    assert len({*waits_of(caplog)}) == 1  # a warning would be shown for the first step alone
 
 
 @pytest.mark.parametrize(

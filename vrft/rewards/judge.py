@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import math
 import re
 import threading
 import time
-import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
@@ -39,6 +39,8 @@ Answer:
 
 Is the answer right, complete and precise? Say what is wrong with it in a sentence or two. Then write the mark alone on
 the last line: a number from {lowest} (useless) to {highest} (nothing to improve)."""
+
+LOG = logging.getLogger(__name__)
 
 NUMBER = re.compile(r"[-+]?\d+(\.\d+)?", re.ASCII)
 LONGEST_SAID = 200
@@ -276,12 +278,15 @@ class Judge(Reward):
                 raise self._failure(f"{problem}, {self.attempts} times")
 
     def _say_waiting(self, error: Unavailable) -> None:
-        """Warn that the run waits for the server, once for the answers of a step."""
+        """Log that the run waits for the server, once for the answers of a step.
+
+        Each rank asks about its own answers. Python shows a repeated warning once per process; a log has each wait.
+        """
         with self.lock:
             known, self.silent = self.silent, True
         if not known:
             said = f"{error}; model.rewards: Judge is asked again for up to {self.patience:g} s"
-            warnings.warn(visible(redact(said)), stacklevel=2)
+            LOG.warning("%s", visible(redact(said)))
 
     def _read(self, content: bytes) -> tuple[float | None, str]:
         """Return the mark of a reply, or what is wrong with it."""
