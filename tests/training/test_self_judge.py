@@ -173,10 +173,11 @@ def test_a_guard_warns_of_a_judge_that_likes_any_answer() -> None:
         return [guard.watch(seen) for _ in range(guard.min_steps)][-1]
 
     assert said(0.3) is None
-    assert "exceeds that of an answer to another prompt by 0.010 on average (0.010 at first)" in str(said(0.01))
+    expected = "exceeds that of an answer to another prompt by 0.010 on average (0.010 at first), so it hardly tells"
+    assert expected in str(said(0.01))
     guard, found = AgreeableJudge(), []
     for gap in [0.6] * 10 + [0.4] * 10 + [0.21] * 10:
         found.append(guard.watch(Observation({"train/self_preference_gap": torch.tensor(gap)})))
     assert [text is not None for text in found] == [False] * 25 + [True] * 5  # below 0.3
-    assert "by 0.286 on average (0.600 at first), so it hardly tells" in str(found[25])
+    assert "by 0.286 on average, less than half of the 0.600 at first, so it tells answers apart less" in str(found[25])
     assert AgreeableJudge().watch(Observation({"train/reward": torch.tensor(1.0)})) is None

@@ -108,11 +108,20 @@ class AgreeableJudge(Guard):
         before, gap = (mean([gap for (gap,) in rollouts]) for rollouts in (self.first, self.recent))
         if gap >= max(MIN_JUDGE_GAP, MIN_JUDGE_SHARE * before):
             return None
+        if gap < MIN_JUDGE_GAP:
+            found = (
+                f"{gap:.3f} on average ({before:.3f} at first), so it hardly tells right answers from wrong ones and "
+                "the reward of SelfPreference says little"
+            )
+        else:
+            found = (
+                f"{gap:.3f} on average, less than half of the {before:.3f} at first, so it tells answers apart less "
+                "well than before and may come to approve of any"
+            )
         return (
-            f"the judge's P(yes) of an answer exceeds that of an answer to another prompt by {gap:.3f} on average "
-            f"({before:.3f} at first), so it hardly tells right answers from wrong ones and the reward of "
-            "SelfPreference says little; stop here, look at a held-out score, and try judge: reference, a higher "
-            "model.beta, another question, or leave the reward out"
+            f"the judge's P(yes) of an answer exceeds that of an answer to another prompt by {found}; stop here, look "
+            "at a held-out score, and try a higher model.beta, another question, judge: reference if the policy "
+            "judges, or leave the reward out"
         )
 
 
