@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import self_preference as study
 from PIL import Image
+from self_preference_results import draw, print_pairs
 
 from vrft.data.datasets.digits import RenderedDigits
 from vrft.policy import Policy
@@ -47,7 +48,7 @@ def test_looks_and_warnings_of_a_run(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert capsys.readouterr().out.splitlines()[2:] == [
         f"| {method} | 0 | 0.500 → 0.900 | 0.600 → 0.300 | 0.600 (step 0) | 26 | 12 |"
     ]
-    study.draw(found, {0: {"pass": {1: 0.5, 2: 0.6}, "vote": {1: 0.5, 2: 0.5}}}, tmp_path / "picture.png")
+    draw(found, {0: {"pass": {1: 0.5, 2: 0.6}, "vote": {1: 0.5, 2: 0.5}}}, tmp_path / "picture.png")
     assert Image.open(tmp_path / "picture.png").width > 300
     answers = run / "evaluation" / "val-0" / "answers.jsonl"
     answers.parent.mkdir(parents=True)
@@ -56,5 +57,5 @@ def test_looks_and_warnings_of_a_run(tmp_path: Path, capsys: pytest.CaptureFixtu
     answers.write_text("\n".join(lines))
     right, wrong = study.own_answers(run)
     assert (right, wrong) == (pytest.approx([0.9, 0.4]), pytest.approx([0.6, 0.1, 0.2]))
-    study.print_pairs("scans", right, wrong)
+    print_pairs("scans", right, wrong)
     assert capsys.readouterr().out == "| scans | 2 | 3 | 0.583 | 0.833 | 0.650 | 0.300 |\n"
