@@ -60,7 +60,7 @@ class Rank:
 
 def test_logged_rewards_are_means_over_the_completions_of_all_ranks() -> None:
     """A reward that applies to no completion of one rank, or to more of one rank than of the other."""
-    waits, parts = threading.Barrier(2), dict[int, Any]()
+    waits, parts = threading.Barrier(2, timeout=30), dict[int, Any]()
     ranks = [Rank(number, waits, parts) for number in (0, 1)]
     scores = [{"a": [math.nan] * 4, "b": [1.0, math.nan, math.inf, math.nan]}, {"a": [0.2, 0.4] * 2, "b": [0.0] * 4}]
 
