@@ -48,7 +48,7 @@ def test_a_rollout_after_a_fault_equals_one_without(
 ) -> None:
     policy = a_policy(checkpoint, lora)
     limits = {"timeout": 3.0, "patience": 12.0} if fault == "slow" else {"timeout": 60.0}
-    made = engine(policy, tmp_path, fake.url, fake.url.replace("127.0.0.1", "localhost"), **limits)
+    made = engine(policy, tmp_path, fake.url, **limits)
     train(policy, 1)
     made.write_weights(policy, first=True)
     made.update_servers()

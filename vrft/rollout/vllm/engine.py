@@ -61,8 +61,8 @@ class VLLMServer(RemoteEngine):
             urls: addresses, e.g. [http://127.0.0.1:8000]; nothing is sent anywhere else.
             weights_dir: folder for new weights, which servers must see under the same path: /dev/shm/NAME on one
                 machine, a shared folder on several. Default: vllm in the run's folder.
-            timeout: seconds that a server has to load new weights, or at least has to return the completions of a
-                prompt: `patience` divided by the number of servers, if that is longer.
+            timeout: seconds to load new weights. For a prompt's completions it is the larger of this and `patience`
+                divided by one more than the number of servers.
             patience: seconds without new weights on any server or an answer to a prompt, after which the run saves and
                 ends. A prompt may wait in a server for others, so this has to be longer than a whole rollout. At the
                 start, seconds that all servers have to say how they were started.
@@ -274,8 +274,8 @@ class VLLMServer(RemoteEngine):
             RolloutFailed: `stopped` is set, or no server gives valid completions within `patience`.
         """
         deadline = time.monotonic() + max(0.0, self.patience - self.waited)
-        # A healthy server with many requests answers late. If one hangs, each of the others can still be asked.
-        seconds = max(self.timeout, self.patience / max(1, len(self.servers)))
+        # A healthy server with many requests answers late. If a response is lost, each server can still be asked.
+        seconds = max(self.timeout, self.patience / (1 + len(self.servers)))
         while True:
             try:
                 server = self._next_server(first, deadline, stopped)
