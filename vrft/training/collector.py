@@ -96,8 +96,12 @@ class Collector:
 
     @property
     def overlaps(self) -> bool:
-        """Whether the reference runs while remote rewards score: if it has to, for all that is sampled."""
-        return bool(self.remote) and self.num_samples == self.num_generations and self.module.batches_per_step == 1
+        """Whether the reference runs while remote rewards score: if it has to, for all that is sampled.
+
+        Completions that were sampled one step ahead have their scores by then.
+        """
+        runs_for_all = self.num_samples == self.num_generations and self.module.batches_per_step == 1
+        return bool(self.remote) and runs_for_all and not self.module.prefetches
 
     def rollout(self, batch: PromptBatch, first: int) -> tuple[PromptBatch, Rollout]:
         """Sample S completions for each prompt. `first`: prompts of this step that were sampled before."""
@@ -135,7 +139,7 @@ class Collector:
         module = self.module
         with module.step.phase("reward", 1):
             answers, samples = parse_completions(module.task, rollout, batch)
-            for reward in self.remote:
+            for reward in [] if module.prefetches else self.remote:
                 reward.ahead(answers, samples)
         reference = self.reference(batch, rollout) if self.reference is not None and self.overlaps else None
         with module.step.phase("reward", 1):
