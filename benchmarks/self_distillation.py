@@ -6,14 +6,14 @@ The policy is its own teacher: it sees a privileged view of the image, in which 
 replaced by the background (a spotlight), or dimmed or blurred. The loss pulls the distributions of the student's own
 completions towards the teacher's. Data, fold, metric and tests are those of `fewshot/studies/detection.yaml` or
 `open_vocabulary.yaml`; the loop is plain PyTorch, so that one setting differs from another by nothing else.
-`results/self_distillation.md` has what came out.
+Finished trials are kept in a table, and only those that it lacks are run. `results/self_distillation.md` has what came
+out.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
-import json
 import os
 import random
 import sys
@@ -27,11 +27,13 @@ sys.path.insert(0, str(Path(__file__).parent))
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
+from fewshot.report import head, line
+from fewshot.study import Study
 from fewshot.study import load as load_study
 from plainloop.losses import TASK, Losses, generate
 from plainloop.methods import METHODS, Method, View
-from plainloop.summary import summary, write_csv
-from plainloop.views import GROUND, privileged
+from plainloop.summary import Row, add_row, read_rows, summary
+from plainloop.views import KNOWN_GREY, privileged
 
 from vrft.boxes import iou_matrix, matched_iou
 from vrft.data import SceneData
@@ -45,6 +47,8 @@ STUDIES = {"detection": "ablation_time", "open_vocabulary": "open_vocabulary"}
 """Studies by name, and the file with their tests."""
 WARMUP = 5
 """Steps until the learning rate is reached."""
+NOTES: dict[str, int | None] = {"": KNOWN_GREY, ", background not shifted": None}
+"""Columns of the teacher's table, and the grey to which the background is shifted."""
 
 
 @torch.no_grad()
@@ -65,11 +69,11 @@ def mean_iou(policy: Policy, samples: Sequence[Sample]) -> float:
 def train(
     method: Method, checkpoint: str, pool: list[Sample], fold: list[Sample], seconds: float, seed: int
 ) -> tuple[Policy, dict[str, Any]]:
-    """Train within a budget of CPU-seconds, and return the policy with the best look at the fold."""
+    """Train within a budget of CPU-seconds, and return the policy with the best score on the fold."""
     policy, base = fresh(checkpoint), fresh(checkpoint).eval() if method.beta else None
     losses, rng, now = Losses(policy, base, method, seed), random.Random(seed), time.process_time
     optimizer = torch.optim.AdamW(policy.parameters(), lr=method.rate, betas=(0.9, 0.99), weight_decay=0.0)
-    looks, best = [mean_iou(policy, fold)], copy.deepcopy(policy.state_dict())
+    scores, best = [mean_iou(policy, fold)], copy.deepcopy(policy.state_dict())
     order: list[Sample] = []
     started, step = now(), 0
     while (spent := now() - started) < seconds:
@@ -90,16 +94,17 @@ def train(
         step += 1
         if step % 8 == 0:
             before = now()
-            looks.append(mean_iou(policy, fold))
-            if looks[-1] > max(looks[:-1]):
+            scores.append(mean_iou(policy, fold))
+            if scores[-1] > max(scores[:-1]):
                 best = copy.deepcopy(policy.state_dict())
-            if not method.count_looks:
+            if not method.count_evaluations:
                 started += now() - before
-            if method.patience and len(looks) - 1 - looks.index(max(looks)) >= method.patience:
+            if method.patience and len(scores) - 1 - scores.index(max(scores)) >= method.patience:
                 break
     policy.load_state_dict(best)
-    found = {"step": 8 * looks.index(max(looks)), "steps": step, "fold": round(max(looks), 4)}
-    return policy.eval(), found | {"seconds": round(now() - started, 1), "looks": [round(look, 4) for look in looks]}
+    found = {"step": 8 * scores.index(max(scores)), "steps": step, "fold": round(max(scores), 4)}
+    found |= {"seconds": round(now() - started, 1), "evaluations": [round(score, 4) for score in scores]}
+    return policy.eval(), found
 
 
 def fresh(checkpoint: str) -> Policy:
@@ -123,15 +128,34 @@ def samples_of(settings: dict[str, Any], folder: Path, shots: int | None, seed: 
     return tuple([found[i] for i in range(len(found))] for found in (data.train_set(), data.val_set()))
 
 
+def tests_of(study: Study, data: Path) -> dict[str, list[Sample]]:
+    return {name: samples_of(study.settings | settings, data, None, 0)[1] for name, settings in study.tests.items()}
+
+
 def score_teacher(checkpoint: str, tests: dict[str, list[Sample]]) -> None:
     """Print the base's scores with each privileged view."""
     policy = fresh(checkpoint)
+    views = [(f"{view}{note}", view, grey) for note, grey in NOTES.items() for view in get_args(View)]
+    print("\n".join(head(["test", "plain", *(name for name, *_ in views)])))
     for test, samples in tests.items():
-        scores = {"plain": mean_iou(policy, samples)}
-        for view in get_args(View):
-            for name, ground in ((view, GROUND), (f"{view} on its own ground", None)):
-                scores[name] = mean_iou(policy, [privileged(sample, view, ground) for sample in samples])
-        print(f"{test}: {', '.join(f'{name} {score:.3f}' for name, score in scores.items())}", flush=True)
+        scores = [mean_iou(policy, samples)]
+        scores += [mean_iou(policy, [privileged(sample, view, grey) for sample in samples]) for _, view, grey in views]
+        print(line([test, *(f"{score:.3f}" for score in scores)]), flush=True)
+
+
+def run_missing(study: Study, missing: list[Row], data: Path, table: Path) -> None:
+    """Run trials and add each one to the table once it is finished."""
+    checkpoint, tests = study.settings["model.policy.checkpoint"], tests_of(study, data)
+    for key in missing:
+        pool, fold = samples_of(study.settings | study.fold, data, key["shots"], key["seed"])
+        policy, found = train(METHODS[key["method"]], checkpoint, pool, fold, key["budget"], key["seed"])
+        found |= {test: round(mean_iou(policy, samples), 4) for test, samples in tests.items()}
+        add_row(key | found, table)
+        print(key | found, flush=True)
+
+
+def matching(key: Row, rows: Sequence[Row]) -> list[Row]:
+    return [row for row in rows if row.items() >= key.items()]
 
 
 def main(args: list[str] | None = None) -> None:
@@ -143,38 +167,23 @@ def main(args: list[str] | None = None) -> None:
     parser.add_argument("--seconds", type=float, default=24.0, help="CPU-seconds of a trial")
     parser.add_argument("--teacher", action="store_true", help="score the base with and without its privileged views")
     parser.add_argument("--data", type=Path, default=Path("runs/few_shot/data"), help="folder of the study's images")
-    parser.add_argument("--rows", type=Path, default=Path("runs/self_distillation.jsonl"), help="finished trials")
-    parser.add_argument("--csv", type=Path, help="table of all finished trials to write")
+    parser.add_argument("--table", type=Path, default=Path("runs/self_distillation.csv"), help="finished trials")
     chosen = parser.parse_args(args)
     study = load_study(STUDIES[chosen.study])
-    checkpoint = study.settings["model.policy.checkpoint"]
-    rows = [json.loads(line) for line in chosen.rows.read_text().splitlines()] if chosen.rows.exists() else []
-    tests = {
-        name: samples_of(study.settings | settings, chosen.data, None, 0)[1] for name, settings in study.tests.items()
-    }
     if chosen.teacher:
-        score_teacher(checkpoint, tests)
+        score_teacher(study.settings["model.policy.checkpoint"], tests_of(study, chosen.data))
         return
-    chosen.rows.parent.mkdir(parents=True, exist_ok=True)
-    asked = []
-    for seed in chosen.seeds:
-        for shots in chosen.shots:
-            pool, fold = samples_of(study.settings | study.fold, chosen.data, shots, seed)
-            for name in chosen.methods:
-                key = {"study": chosen.study, "method": name, "shots": shots, "seed": seed, "budget": chosen.seconds}
-                done = next((row for row in rows if row.items() >= key.items()), None)
-                if done is None:
-                    policy, found = train(METHODS[name], checkpoint, pool, fold, chosen.seconds, seed)
-                    found |= {test: round(mean_iou(policy, samples), 4) for test, samples in tests.items()}
-                    done = key | found
-                    rows.append(done)
-                    with chosen.rows.open("a") as file:
-                        print(json.dumps(done), file=file)
-                    print(json.dumps(done), flush=True)
-                asked.append(done)
-    print("\n".join(summary(asked, ("fold", *tests))))
-    if chosen.csv:
-        write_csv(rows, chosen.csv)
+    keys: list[Row] = [
+        {"study": chosen.study, "method": name, "shots": shots, "seed": seed, "budget": chosen.seconds}
+        for seed in dict.fromkeys(chosen.seeds)
+        for shots in dict.fromkeys(chosen.shots)
+        for name in dict.fromkeys(chosen.methods)
+    ]
+    rows = read_rows(chosen.table)
+    if missing := [key for key in keys if not matching(key, rows)]:
+        run_missing(study, missing, chosen.data, chosen.table)
+        rows = read_rows(chosen.table)
+    print("\n".join(summary([matching(key, rows)[0] for key in keys], ("fold", *study.tests))))
 
 
 if __name__ == "__main__":

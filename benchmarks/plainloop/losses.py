@@ -126,7 +126,7 @@ class Losses:
             loss = loss + method.beta * ((gap.exp() - gap - 1) * share).sum()
         if weight:
             chosen = answer_tokens(policy, rollout) if method.where == "answer" else rollout.mask
-            if method.ties:
+            if method.zero_variance:
                 chosen = chosen * zero_variance_groups(total).repeat_interleave(8)[:, None]
             if chosen.any():
                 apart = self.distance(student, samples, rollout)  # (M,)

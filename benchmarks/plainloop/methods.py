@@ -17,7 +17,7 @@ class Method:
     Attributes:
         sft, grpo, distill: weights of the three losses at the start.
         falling: the weight of distillation falls linearly to 0 over the budget.
-        ties: distil only on prompts whose completions all earn the same.
+        zero_variance: distil only on prompts whose completions all earn the same.
         where: tokens to distil on: all, or those from the answer's tag on.
         kind: divergence from the teacher, see `divergence`.
         top: compare this many probable tokens and the sum of the others; 0: compare all tokens.
@@ -25,8 +25,8 @@ class Method:
         beta: weight of the KL divergence from the base; 0 needs no pass of the base.
         rewards: weights of IoU, confidence and format.
         shuffled: go through the samples in epochs; otherwise draw each prompt independently.
-        count_looks: evaluations on the fold count towards the budget.
-        patience: end after this many looks without a better score; 0: never.
+        count_evaluations: the time of evaluations on the fold counts towards the budget.
+        patience: end after this many evaluations without a better score; 0: never.
         rate: learning rate.
         prompts: prompts per step.
     """
@@ -35,7 +35,7 @@ class Method:
     grpo: float = 0.0
     distill: float = 0.0
     falling: bool = False
-    ties: bool = False
+    zero_variance: bool = False
     where: Where = "all"
     kind: Divergence = "reverse"
     top: int = 0
@@ -43,7 +43,7 @@ class Method:
     beta: float = 0.0
     rewards: tuple[float, float, float] = (0.5, 3.0, 1.0)
     shuffled: bool = False
-    count_looks: bool = False
+    count_evaluations: bool = False
     patience: int = 0
     rate: float = 5e-4
     prompts: int = 8
@@ -61,8 +61,8 @@ METHODS = {
     "GRPO, equal weights": replace(GRPO, rewards=(1.0, 1.0, 1.0)),
     "GRPO, beta 0.04": replace(GRPO, beta=0.04),
     "GRPO, epochs": replace(GRPO, shuffled=True),
-    "GRPO, looks count": replace(GRPO, count_looks=True, patience=4),
-    "GRPO as in the study": replace(GRPO, beta=0.04, shuffled=True, count_looks=True, patience=4),
+    "GRPO, evaluations count": replace(GRPO, count_evaluations=True),
+    "GRPO as in the study": replace(GRPO, beta=0.04, shuffled=True, count_evaluations=True, patience=4),
     "distillation": Method(distill=1.0),
     "GRPO + distillation": BOTH,
     "GRPO + distillation, forward": replace(BOTH, kind="forward"),
@@ -71,6 +71,6 @@ METHODS = {
     "GRPO + distillation, top 8": replace(BOTH, top=8),
     "GRPO + distillation, dimmed": replace(BOTH, view="dimmed"),
     "GRPO + distillation, blurred": replace(BOTH, view="blurred"),
-    "GRPO + distillation, ties": replace(BOTH, falling=False, ties=True),
+    "GRPO + distillation, zero variance": replace(BOTH, falling=False, zero_variance=True),
     "GRPO + 0.1 distillation": replace(BOTH, distill=0.1, falling=False),
 }

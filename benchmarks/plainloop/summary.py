@@ -1,4 +1,4 @@
-"""Finished trials as tables."""
+"""Finished trials: their file and a table of them."""
 
 from __future__ import annotations
 
@@ -13,46 +13,77 @@ from scipy.stats import ttest_rel
 
 Row = dict[str, Any]
 
+KEY = ("study", "budget", "shots", "seed")
+"""Columns that sort the rows of a file."""
+TEXTS, COUNTS = ("study", "method"), ("shots", "seed", "step", "steps")
+"""Columns with text and with integers; all others have numbers."""
+FEWEST = 3
+"""Seeds from which intervals say something."""
+
 
 def summary(rows: Sequence[Row], scores: Sequence[str]) -> list[str]:
-    """Return a table for each number of shots: means over seeds, and paired differences from the first method.
+    """Return a table with a line for each number of shots and method.
 
-    Differences have the p-value of a paired t-test, for a correction by the number of comparisons.
+    It has means over seeds with intervals, and paired differences from the first method, with the p-value of a paired
+    t-test for a correction by the number of comparisons. With one or two seeds, it has plain means and differences.
     """
-    lines = []
-    methods = list(dict.fromkeys(row["method"] for row in rows))
+    first, *others = dict.fromkeys(row["method"] for row in rows)
+    differences = [f"{score}: difference from {first}" for score in scores] if others else []
+    lines = head(["shots", "method", "seeds", "steps", "best step", *scores, *differences])
     for shots in dict.fromkeys(row["shots"] for row in rows):
         found = {
             name: sorted((r for r in rows if (r["method"], r["shots"]) == (name, shots)), key=lambda row: row["seed"])
-            for name in methods
+            for name in (first, *others)
         }
-        lines += [
-            "",
-            f"{shots} shots",
-            "",
-            *head(["method", "steps", *scores, *(f"{s} − {methods[0]}" for s in scores)]),
-        ]
         for name, trials in found.items():
-            cells = [name, f"{over_seeds([row['steps'] for row in trials]).mean:.0f}"]
-            cells += [shown(over_seeds([row[score] for row in trials])) for score in scores]
-            if name != methods[0]:
-                cells += [apart(found[methods[0]], trials, score) for score in scores]
+            cells = [str(shots), name, str(len(trials))]
+            cells += [f"{over_seeds([row[count] for row in trials]).mean:.0f}" for count in ("steps", "step")]
+            cells += [mean([row[score] for row in trials]) for score in scores]
+            if others:
+                cells += ["" if name == first else apart(found[first], trials, score) for score in scores]
             lines.append(line(cells))
     return lines
 
 
+def mean(values: Sequence[float]) -> str:
+    found = over_seeds(values)
+    return shown(found) if len(values) >= FEWEST else f"{found.mean:.3f}"
+
+
 def apart(first: Sequence[Row], trials: Sequence[Row], score: str) -> str:
     before, after = ([row[score] for row in found] for found in (first, trials))
-    if len(before) == 1:
-        return f"{after[0] - before[0]:+.3f}"
+    if len(before) < FEWEST:
+        return ", ".join(f"{b - a:+.3f}" for a, b in zip(before, after, strict=True))
     return f"{signed(difference(before, after))}, p = {ttest_rel(after, before).pvalue:.3f}"
 
 
-def write_csv(rows: Sequence[Row], path: Path) -> None:
-    """Write all trials, with the looks at the fold separated by spaces."""
-    columns = list(dict.fromkeys(key for row in rows for key in row))
+def read_rows(path: Path) -> list[Row]:
+    """Return the trials of a file, none if there is no file; an empty cell is no entry of its row."""
+    if not path.exists():
+        return []
+    with path.open(newline="") as file:
+        return [{key: value(key, cell) for key, cell in row.items() if cell} for row in csv.DictReader(file)]
+
+
+def value(key: str, cell: str) -> Any:
+    if key in TEXTS:
+        return cell
+    if key == "evaluations":
+        return [float(score) for score in cell.split()]
+    return int(cell) if key in COUNTS else float(cell)
+
+
+def add_row(row: Row, path: Path) -> None:
+    """Add a trial to a file, which may have got others in the meantime."""
+    rows = sorted([*read_rows(path), row], key=lambda row: [row[key] for key in KEY])
+    columns = sorted({key: None for row in rows for key in row}, key=lambda column: column == "evaluations")  # last
+    path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, columns, restval="", lineterminator="\n")
         writer.writeheader()
-        for row in rows:
-            writer.writerow({**row, "looks": " ".join(f"{look:g}" for look in row["looks"])})
+        for entry in rows:
+            writer.writerow({key: as_cell(entry[key]) for key in entry})
+
+
+def as_cell(value: Any) -> Any:
+    return " ".join(f"{score:g}" for score in value) if isinstance(value, list) else value

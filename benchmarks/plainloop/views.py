@@ -14,11 +14,11 @@ DIMMED = 0.25
 """Contrast with the background that a dimmed surrounding keeps."""
 BLUR = 4
 """Standard deviation of the blur, in pixels of images of 56 x 56."""
-GROUND = 128
-"""Grey of the images that the base knows."""
+KNOWN_GREY = 128
+"""Background of the images that the base was trained on."""
 
 
-def privileged(sample: Sample, view: View, ground: int | None = GROUND) -> Sample:
+def privileged(sample: Sample, view: View, grey: int | None = KNOWN_GREY) -> Sample:
     """Return a sample whose image shows the true objects, and little or nothing of their surroundings.
 
     The image's median is its background. A spotlight replaces the surroundings with the background, the dimmed view
@@ -27,7 +27,7 @@ def privileged(sample: Sample, view: View, ground: int | None = GROUND) -> Sampl
     Args:
         sample: a question about an image.
         view: what happens to the surroundings.
-        ground: shift all pixels by what sets the background apart from this grey; None: don't.
+        grey: shift all pixels so that the background has this grey; None: leave the background as it is.
     """
     pixels = np.asarray(sample.image).astype(float)
     background = np.median(pixels.reshape(-1, 3), 0)
@@ -37,7 +37,7 @@ def privileged(sample: Sample, view: View, ground: int | None = GROUND) -> Sampl
         x0, y0, x1, y1 = (round(value) for value in true.box)
         shown[max(y0 - 1, 0) : y1 + 1, max(x0 - 1, 0) : x1 + 1] = True
     seen = np.where(shown[..., None], pixels, surroundings(sample.image, pixels, background, view))
-    seen += 0 if ground is None else ground - background
+    seen += 0 if grey is None else grey - background
     return replace(sample, images=(Image.fromarray(seen.clip(0, 255).round().astype("uint8")),))
 
 

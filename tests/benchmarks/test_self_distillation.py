@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import math
 import random
 import re
+import shlex
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,7 +17,7 @@ import torch
 from PIL import ImageFilter
 from plainloop.losses import answer_tokens, divergence, probable
 from plainloop.methods import Divergence, View
-from plainloop.summary import summary
+from plainloop.summary import add_row, read_rows, summary
 from plainloop.views import BLUR, DIMMED, privileged
 from scipy import stats
 
@@ -65,13 +65,13 @@ def scenes(count: int) -> list[Sample]:
     return [Sample(i, (image,), i, found[0].label, tuple(found[:1])) for i, (image, found) in enumerate(drawn)]
 
 
-@pytest.mark.parametrize("ground", [128, None])
+@pytest.mark.parametrize("grey", [128, None])
 @pytest.mark.parametrize("view", ["spotlight", "dimmed", "blurred"])
-def test_the_teacher_sees_the_true_objects_and_less_of_the_rest(view: View, ground: int | None) -> None:
+def test_the_teacher_sees_the_true_objects_and_less_of_the_rest(view: View, grey: int | None) -> None:
     (sample,) = scenes(1)
-    before, after = (np.asarray(found.image).astype(int) for found in (sample, privileged(sample, view, ground)))
+    before, after = (np.asarray(found.image).astype(int) for found in (sample, privileged(sample, view, grey)))
     background = int(np.median(before))
-    shift = 0 if ground is None else ground - background
+    shift = 0 if grey is None else grey - background
     x0, y0, x1, y1 = (round(value) for value in sample.target[0].box)  # type: ignore[union-attr]
     shown = np.s_[max(y0 - 1, 0) : y1 + 1, max(x0 - 1, 0) : x1 + 1]
     rest = {
@@ -96,33 +96,67 @@ def test_answers_begin_with_their_tag() -> None:
 def test_a_trial_is_run_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(self_distillation, "samples_of", lambda *_: (scenes(4), scenes(2)))
     command = ["--methods", "GRPO + distillation, answer", "--seeds", "0", "--seconds", "0.001"]
-    command += ["--rows", f"{tmp_path}/rows.jsonl", "--csv", f"{tmp_path}/rows.csv"]
+    command += ["--table", f"{tmp_path}/runs/trials.csv"]
     self_distillation.main(command)
-    (row,) = map(json.loads, (tmp_path / "rows.jsonl").read_text().splitlines())
-    assert (tmp_path / "rows.csv").read_text().count("GRPO + distillation, answer") == 1
+    (row,) = read_rows(tmp_path / "runs" / "trials.csv")
     assert (row["method"], row["seed"], row["step"], row["steps"]) == ("GRPO + distillation, answer", 0, 0, 1)
+    monkeypatch.setattr(self_distillation, "train", None)
     self_distillation.main(command)
-    assert len((tmp_path / "rows.jsonl").read_text().splitlines()) == 1
+    assert read_rows(tmp_path / "runs" / "trials.csv") == [row]
+
+
+def test_tables_of_trials_are_read_as_they_were_written(tmp_path: Path) -> None:
+    key = {"study": "detection", "method": "GRPO, epochs", "shots": 4, "seed": 1, "budget": 24.0, "step": 8, "steps": 9}
+    rows = [{**key, "novel": 0.5}, {**key, "seed": 0, "evaluations": [0.0751, 0.1]}, {**key, "shots": 1, "known": 1e-5}]
+    for row in rows:
+        add_row(row, tmp_path / "trials.csv")
+    assert read_rows(tmp_path / "trials.csv") == [rows[2], rows[1], rows[0]]
+
+
+ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "benchmarks" / "results" / "self_distillation.md").read_text()
+TABLES = re.findall(r"```sh\npython benchmarks/self_distillation.py ([^`]+)\n```\n\n((?:\|[^\n]+\n)+)", PAGE)
+"""Commands of the results, each with the table below it."""
+
+
+def test_each_table_of_the_results_has_its_command() -> None:
+    assert len(TABLES) == PAGE.count("\n|--|") == PAGE.count("```sh")
+
+
+@pytest.mark.parametrize(("command", "table"), [found for found in TABLES if "--teacher" not in found[0]])
+def test_the_tables_of_the_results_are_those_of_their_commands(
+    command: str, table: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(self_distillation, "run_missing", None)  # all trials are there
+    self_distillation.main(shlex.split(command.replace("\\\n", " ")))
+    assert capsys.readouterr().out == table
 
 
 def test_the_teacher_sees_more(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(self_distillation, "samples_of", lambda *_: ([], scenes(6)[4:]))
     self_distillation.main(["--teacher"])
-    for line in capsys.readouterr().out.splitlines():
-        scores = {name: float(score) for name, score in re.findall(r"([a-z ]+) (\d\.\d+)", line)}
-        assert len(scores) == 7
-        assert scores[" plain"] < scores[" spotlight"]
+    names, _, *lines = (line.strip("| ").split(" | ") for line in capsys.readouterr().out.splitlines())
+    assert len(lines) == 2
+    for line in lines:
+        scores = dict(zip(names, line, strict=True))
+        assert len(scores) == 8
+        assert float(scores["plain"]) < float(scores["spotlight"])
 
 
 def test_the_summary_compares_each_method_with_the_first() -> None:
     scores = {"SFT": [0.1, 0.2, 0.3], "GRPO": [0.2, 0.3, 0.5]}
     rows = [
-        {"method": name, "shots": 4, "seed": seed, "steps": 8, "fold": found[seed]}
+        {"method": name, "shots": 4, "seed": seed, "steps": 16, "step": 8, "fold": found[seed]}
         for seed in (2, 0, 1)  # the order of seeds does not matter
         for name, found in scores.items()
     ]
     found = stats.ttest_rel(scores["GRPO"], scores["SFT"])
     low, high = found.confidence_interval(0.95)
-    assert summary(rows, ["fold"])[-1].endswith(f"| +0.133 [{low:+.3f}, {high:+.3f}], p = {found.pvalue:.3f} |")
-    alone = summary([row for row in rows if row["seed"] == 0], ["fold"])
-    assert alone[-2:] == ["| SFT | 8 | 0.100 |", "| GRPO | 8 | 0.200 | +0.100 |"]
+    start, end = "| 4 | GRPO | 3 | 16 | 8 | 0.333 ± ", f" | +0.133 [{low:+.3f}, {high:+.3f}], p = {found.pvalue:.3f} |"
+    assert summary(rows, ["fold"])[-1].startswith(start)
+    assert summary(rows, ["fold"])[-1].endswith(end)
+    few = summary([row for row in rows if row["seed"] < 2], ["fold"])
+    assert few[-2:] == ["| 4 | SFT | 2 | 16 | 8 | 0.150 |  |", "| 4 | GRPO | 2 | 16 | 8 | 0.250 | +0.100, +0.100 |"]
+    alone = summary([row for row in rows if row["method"] == "SFT"], ["fold"])
+    assert alone[0] == "| shots | method | seeds | steps | best step | fold |"
