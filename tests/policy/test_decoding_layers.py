@@ -20,13 +20,17 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]
     return families.written_once(tmp_path_factory)
 
 
-@pytest.mark.parametrize("family", FUSED)
+@pytest.mark.parametrize("family", families.FAMILIES)
 def test_usual_layers_are_fused(family: str, checkpoint: Callable[[str], str]) -> None:
-    policy = load(checkpoint(family))
-    generate(policy, policy.prepare(Prompts(policy).batch), 2, Sampling(greedy=True), 3)
+    policy = load(checkpoint(family), dtype="bfloat16")
+    batch = policy.prepare(Prompts(policy).batch)
+    rollout = generate(policy, batch, 2, Sampling(), 3)
     assert policy.decoding.layers is not None
     assert policy.decoding.layers.checked
-    assert policy.decoding.layers.layers
+    assert bool(policy.decoding.layers.layers) == (family in FUSED)
+    with torch.no_grad():
+        log_probs, _ = policy(batch.inputs, rollout.ids, rollout.mask, 1.0)
+    assert (rollout.log_probs - log_probs).abs().max() < 0.05
 
 
 def test_states_of_untied_models_decode_in_the_dtype_of_the_computation(checkpoint: Callable[[str], str]) -> None:

@@ -302,8 +302,9 @@ def test_sampled_log_probs_equal_the_trainers(
     assert not torch.isin(rollout.ids[rollout.mask.bool()], policy.banned_ids).any()
 
 
-def test_repeated_prompts_give_the_same_result(checkpoint: Callable[[str], str]) -> None:
-    policy = load(checkpoint("qwen3_5"))
+@pytest.mark.parametrize("family", ["qwen3_5", "qwen2_5_vl"])  # with recurrent layers, and with fused ones
+def test_repeated_prompts_give_the_same_result(family: str, checkpoint: Callable[[str], str]) -> None:
+    policy = load(checkpoint(family))
     batch = policy.prepare(Prompts(policy).batch)
     shared = generate(policy, batch, 2, Sampling(temperature=2.0))
     policy.shares_prefixes = False  # as the check at the first step does, and models with other layers

@@ -95,10 +95,8 @@ class DecodingWeights:
                 self.copies.append((module, "bias", torch.empty_like(bias, dtype=self.dtype)))
         embedding: Any = self.model.get_input_embeddings()
         tied = any(module.weight is embedding.weight for module in self.sources)
-        self.converts_embeddings = (
-            not tied and embedding.weight.dtype != self.dtype and bool(decoding_layers(self.model))
-        )
-        if tied or self.converts_embeddings:  # then hidden states have `dtype`; other norms would convert each of them
+        self.converts_states = tied or (embedding.weight.dtype != self.dtype and bool(decoding_layers(self.model)))
+        if self.converts_states:  # to `dtype`; norms in another one would convert each of them again
             copied = {getattr(module, name) for module, name, _ in self.copies}
             for module in self.model.get_decoder().modules():
                 for name, parameter in module.named_parameters(recurse=False):
@@ -125,13 +123,20 @@ class DecodingWeights:
 
     @contextmanager
     def _embedded(self) -> Iterator[None]:
-        """Let the model embed tokens in the dtype of the computation, as an embedding tied to the head does."""
-        if not self.converts_embeddings:
+        """Let the decoder begin with embeddings in the dtype of the computation.
+
+        The embedding itself keeps its dtype: SmolVLM inserts images into text in the dtype of its vision tower.
+        """
+        if not self.converts_states:
             yield
             return
-        embedding: Any = self.model.get_input_embeddings()
-        hook = embedding.register_forward_hook(lambda module, args, output: output.to(self.dtype))
+        decoder: Any = self.model.get_decoder()
+        hook = decoder.register_forward_pre_hook(self._converted, with_kwargs=True)
         try:
             yield
         finally:
             hook.remove()
+
+    def _converted(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        """Return the decoder's arguments with embeddings in the dtype of the computation."""
+        return args, {name: x.to(self.dtype) if name == "inputs_embeds" else x for name, x in kwargs.items()}

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 import torch
+from torch import Tensor
 
 from vrft.policy import Policy
 from vrft.policy.decoding_model import DecodingModel
@@ -102,7 +103,10 @@ class EagerSteps:
     def __init__(
         self, decoding: DecodingModel, decoder: Decoder, grid: DecodingGrid, sample_tokens: TokenSampler
     ) -> None:
-        self.forward, self.decoder, self.grid, self.sample_tokens = decoding.forward, decoder, grid, sample_tokens
+        self.decoder, self.grid, self.sample_tokens = decoder, grid, sample_tokens
+        self.run: Callable[[Callable[[], Tensor]], Tensor] = decoding.forward.run
+        if not isinstance(decoder, GroupDecoder):  # fused layers attend to shared prompts only
+            self.run = lambda step: step()
         self.head = logits_of(decoding.model)
         self.shrink_share = GPU_SHRINK_SHARE if grid.rows.is_cuda else SHRINK_SHARE
 
@@ -110,7 +114,7 @@ class EagerSteps:
         self.grid.append(self.head(self.decoder.hidden), self.sample_tokens)
 
     def next(self) -> None:
-        hidden = self.forward.run(lambda: self.decoder.step(self.grid.tokens))
+        hidden = self.run(lambda: self.decoder.step(self.grid.tokens))
         self.grid.append(self.head(hidden), self.sample_tokens)
 
     def shrink(self, num_active: list[int]) -> None:
