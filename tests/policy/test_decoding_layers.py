@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any
 
 import pytest
 import torch
@@ -64,3 +66,22 @@ def test_layers_that_compute_something_else_are_not_used(
     assert policy.decoding.layers is not None
     assert not policy.decoding.layers.layers
     assert torch.allclose(found.log_probs, expected.log_probs, atol=1e-5)
+
+
+@pytest.mark.parametrize("wrong", [None, 1], ids=["all as fused", "one otherwise"])
+def test_the_token_that_compares_layers_is_sampled_as_in_later_rollouts(
+    wrong: int | None, checkpoint: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy = load(checkpoint("qwen2_5_vl"), dtype="bfloat16")
+    batch = policy.prepare(Prompts(policy).batch)
+    attend = DecodingLayer.attend
+
+    def attend_wrongly(self: DecodingLayer, *arguments: Any) -> torch.Tensor:
+        return attend(self, *arguments) * (1.5 if self.layer.self_attn.layer_idx == wrong else 1)
+
+    monkeypatch.setattr(DecodingLayer, "attend", attend_wrongly)
+    with nullcontext() if wrong is None else pytest.warns(UserWarning, match="decoding uses the model's own layers"):
+        compared = generate(policy, batch, 4, Sampling(temperature=2.0), 4)
+    later = generate(policy, batch, 4, Sampling(temperature=2.0), 4)
+    assert torch.equal(compared.ids, later.ids)
+    assert torch.equal(compared.log_probs, later.log_probs)

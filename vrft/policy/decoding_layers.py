@@ -168,23 +168,22 @@ class DecodingLayers:
         self.layers = decoding_layers(model)
         self.checked = not self.layers
 
-    def compare(self, fused: FusedWeights, step: Callable[[], Tensor]) -> Tensor:
-        """Return what `step` returns; keep the model's own layers if the others compute something else.
+    def compare(self, fused: FusedWeights, forward: Callable[[], Tensor]) -> None:
+        """Keep the model's own layers if the others compute something else in a forward of one token per row.
 
-        Layers that compute the same are those of later steps, too, so that a resumed run, which compares again, samples
-        the same completions.
+        The forward is made again with the layers that are chosen: a resumed run compares again, at another token, and
+        has to sample the same completions.
         """
         gaps: list[float] = []
         rotations = Rotations()
         fast = [DecodingLayer(layer, fused, rotations) for layer in self.layers]
         with self.replaced([self._compared(*pair, gaps) for pair in zip(self.layers, fast, strict=True)]):
-            result = step()
+            forward()
         self.checked = True
         largest = float(torch.tensor(gaps, device="cpu").max())  # NaN if any is
         if not largest < rounding_of(self.layers[0]):
             self.layers = []
             warnings.warn(f"decoding uses the model's own layers: fused ones differ by {largest:.1e}", stacklevel=2)
-        return result
 
     @contextmanager
     def replaced(self, forwards: Sequence[Callable[..., Tensor]]) -> Iterator[None]:
@@ -208,7 +207,6 @@ class DecodingLayers:
                 return expected
             found = fast(hidden_states.clone(), **kwargs)
             gaps.append(float((found - expected).norm() / (expected - hidden_states).norm()))
-            # The last one to run has written the keys and values.
-            return found if gaps[-1] < rounding_of(layer) else own(hidden_states, **kwargs)
+            return expected
 
         return forward

@@ -24,20 +24,26 @@ class TokenForward:
 
     def __init__(self, model: PreTrainedModel, weights: DecodingWeights | None, layers: DecodingLayers) -> None:
         """Take the parts; arguments as in `DecodingModel`."""
-        self.layers, self.fuses = layers, weights is not None
+        self.model, self.layers, self.fuses = model, layers, weights is not None
         self.fused = {} if weights is None else weights.fused
         rotations = Rotations()
         with merged(model):
             self.fast = [DecodingLayer(layer, self.fused, rotations) for layer in layers.layers]
 
-    def run(self, step: Callable[[], Tensor]) -> Tensor:
-        """Return what a step of one token per row returns. The first one compares fused layers with the model's own."""
+    def run(self, forward: Callable[[], Tensor]) -> Tensor:
+        """Return what a forward of one token per row returns.
+
+        The first one is made once more before it, to compare fused layers with the model's own.
+
+        Args:
+            forward: writes the same keys and values each time.
+        """
+        if self.fuses and not self.layers.checked:
+            self.layers.compare(self.fused, forward)
         if not self.fuses or not self.layers.layers:
-            return step()
-        if not self.layers.checked:
-            return self.layers.compare(self.fused, step)
+            return forward()
         with self.layers.replaced(self.fast):
-            return step()
+            return forward()
 
 
 class DecodingModel:

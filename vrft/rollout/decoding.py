@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache, PreTrainedModel
 
+from vrft.policy.decoding_model import TokenForward
 from vrft.policy.packed_attention import PromptCache
 from vrft.policy.prompts import TOKEN_KEYS, ImageFeatures, Prompt, encode_images, next_position, prompt_positions
 from vrft.policy.shared_prefix import forward_with_layout, prefill
@@ -51,23 +52,24 @@ class Prefilled(NamedTuple):
 class GroupDecoder:
     """A decoder that computes each prompt once and shares it between its rows."""
 
-    def __init__(self, model: PreTrainedModel, prefilled: Prefilled, cache: GroupCache, group_size: int) -> None:
+    def __init__(self, forward: TokenForward, prefilled: Prefilled, cache: GroupCache, group_size: int) -> None:
         """Start rows.
 
         Args:
-            model: a model after `share_prefixes`.
+            forward: runs forwards of a model after `share_prefixes`.
             prefilled: P prompts.
             cache: their keys and values.
             group_size: rows per prompt, G.
         """
-        self.model, self.cache = model, cache
+        self.forward, self.cache = forward, cache
         self.hidden = prefilled.hidden.repeat_interleave(group_size, 0)
         self.first = prefilled.first.repeat_interleave(group_size, -1)[..., None]  # (…, N, 1)
 
     def step(self, tokens: Tensor) -> Tensor:
-        cache = self.cache
+        cache, model = self.cache, self.forward.model
         cache.set_visible()
-        hidden = forward_with_layout(self.model, tokens[:, None], self.first + cache.position, cache)[:, -1]
+        positions = self.first + cache.position
+        hidden = self.forward.run(lambda: forward_with_layout(model, tokens[:, None], positions, cache)[:, -1])
         cache.position += 1
         cache.used += 1
         return hidden

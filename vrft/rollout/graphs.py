@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from vrft.policy.decoding_model import DecodingModel, TokenForward
+from vrft.policy.decoding_model import DecodingModel
 from vrft.policy.head import logits_of
 from vrft.rollout.base import Sampling
 from vrft.rollout.decoding import GroupDecoder, Prefilled
@@ -44,7 +44,6 @@ class Shape(NamedTuple):
 class StepParts(NamedTuple):
     """The parts of a step that steps of all sizes share."""
 
-    forward: TokenForward
     head: Callable[[Tensor], Tensor]
     sample_tokens: TokenSampler
     pool: Any  # the memory of their graphs; None on a CPU
@@ -98,9 +97,9 @@ class GraphSteps:
     ) -> None:
         self.shape, self.longest = shape, longest
         pool = torch.cuda.graph_pool_handle() if grid.rows.is_cuda else None
-        self.parts = StepParts(decoding.forward, logits_of(decoding.model), sample_tokens, pool)
+        self.parts = StepParts(logits_of(decoding.model), sample_tokens, pool)
         cache = GroupCache(prefilled.cache, decoding.model, shape.group_size, shape.limit, longest)
-        decoder = GroupDecoder(decoding.model, prefilled, cache, shape.group_size)
+        decoder = GroupDecoder(decoding.forward, prefilled, cache, shape.group_size)
         self.steps = {shape.group_size: RecordedStep(self.parts, decoder, grid)}
         self.current = self.largest = self.steps[shape.group_size]
 
@@ -164,8 +163,7 @@ class RecordedStep:
         self.graph.replay()
 
     def _run(self) -> None:
-        hidden = self.parts.forward.run(lambda: self.decoder.step(self.grid.tokens))
-        self.grid.append(self.parts.head(hidden), self.parts.sample_tokens)
+        self.grid.append(self.parts.head(self.decoder.step(self.grid.tokens)), self.parts.sample_tokens)
 
     def _record(self) -> None:
         """Run the step twice, since libraries select kernels and allocate on first calls, and record it."""

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Protocol
 
 import torch
-from torch import Tensor
 
 from vrft.policy import Policy
 from vrft.policy.decoding_model import DecodingModel
@@ -77,7 +76,7 @@ def eager_decoder(policy: Policy, decoding: DecodingModel, batch: PromptBatch, g
         return RepeatedDecoder(decoding.model, batch.inputs, group_size, limit)
     prefilled = Prefilled.of(decoding.model, batch.inputs)
     cache = GroupCache(prefilled.cache, decoding.model, group_size, limit)
-    return GroupDecoder(decoding.model, prefilled, cache, group_size)
+    return GroupDecoder(decoding.forward, prefilled, cache, group_size)
 
 
 class Steps(Protocol):
@@ -104,9 +103,6 @@ class EagerSteps:
         self, decoding: DecodingModel, decoder: Decoder, grid: DecodingGrid, sample_tokens: TokenSampler
     ) -> None:
         self.decoder, self.grid, self.sample_tokens = decoder, grid, sample_tokens
-        self.run: Callable[[Callable[[], Tensor]], Tensor] = decoding.forward.run
-        if not isinstance(decoder, GroupDecoder):  # fused layers attend to shared prompts only
-            self.run = lambda step: step()
         self.head = logits_of(decoding.model)
         self.shrink_share = GPU_SHRINK_SHARE if grid.rows.is_cuda else SHRINK_SHARE
 
@@ -114,8 +110,7 @@ class EagerSteps:
         self.grid.append(self.head(self.decoder.hidden), self.sample_tokens)
 
     def next(self) -> None:
-        hidden = self.run(lambda: self.decoder.step(self.grid.tokens))
-        self.grid.append(self.head(hidden), self.sample_tokens)
+        self.grid.append(self.head(self.decoder.step(self.grid.tokens)), self.sample_tokens)
 
     def shrink(self, num_active: list[int]) -> None:
         """Remove prompts without active rows; keep as many rows of the others as the one with the most needs."""
