@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import csv
+import gc
 import json
 import os
 import signal
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from lightning.pytorch import Callback
 from tests.helpers import CSV_ONLY, UNJUDGED
 from tests.helpers.forks import Fork
 from vrft.__main__ import main
+from vrft.training.module import VisionModule
 
 
 def die_in_step_five(command: list[str]) -> int:
@@ -61,13 +64,24 @@ def test_killed_run_ends_with_the_same_weights(quick_fit: Callable[..., list[str
     assert base[0] == base[1]  # the base's scores were part of the checkpoint
 
 
-def test_command_line_wins_over_the_checkpoint(quick_fit: Callable[..., list[str]], tmp_path: Path) -> None:
+def test_command_line_wins_over_the_checkpoint_whose_file_is_no_longer_mapped(
+    quick_fit: Callable[..., list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     fit = quick_fit(CSV_ONLY, UNJUDGED)
     assert main(fit) == 0
+    mapped: list[bool] = []
+
+    def begin_step(module: VisionModule, begin: Callable[[VisionModule], None] = VisionModule.begin_step) -> None:
+        gc.collect()
+        mapped.append(sys.platform == "linux" and ".ckpt" in Path("/proc/self/maps").read_text())
+        begin(module)
+
+    monkeypatch.setattr(VisionModule, "begin_step", begin_step)
     assert main([*fit, "--ckpt_path=last", "--trainer.max_steps=3", "--model.optimizer.lr=0.125"]) == 0
     last = (tmp_path / "run" / "checkpoints" / "last.ckpt").resolve()
     content = torch.load(last, weights_only=True)
     assert content["global_step"] == 3
+    assert mapped == [False]
     assert learning_rates(tmp_path / "run")[-1:] == pytest.approx([0.125 * (0.2 + 0.8 * 2 / 5)])
 
 

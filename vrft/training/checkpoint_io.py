@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 import pickle
 import re
@@ -21,6 +22,12 @@ from vrft.utils.files import atomic_write, remove_folder
 
 LOW_BIT_OPTIMIZERS = "torchao.optim"
 """Module that allows `torch.load` to make tensors of its classes when it is imported."""
+
+REFERENCE = "reference"
+"""Key of the moving average of the weights that `vrft.training.moving_reference` keeps."""
+
+MAPPED = ("state_dict", "optimizer_states", REFERENCE)
+"""Keys of large tensors, which stay mapped from the file until their values are copied to the run's own tensors."""
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -84,7 +91,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             raise ConfigurationError(f"ckpt_path: {path} is damaged: {str(error).partition(chr(10))[0]}") from error
         if not isinstance(checkpoint, dict) or not {"state_dict", "optimizer_states"} <= checkpoint.keys():
             raise ConfigurationError(f"ckpt_path: {path} is not a checkpoint of a run: it has no optimizer_states")
-        return checkpoint
+        return {key: value if key in MAPPED else copy.deepcopy(value) for key, value in checkpoint.items()}
 
 
 def load_tensors(path: Path, map_location: Any) -> Any:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from vrft.errors import ConfigurationError
+from vrft.training.gpu_room import state_tensors
 
 
 def trainable_names(module: nn.Module) -> set[str]:
@@ -61,6 +62,16 @@ def set_learning_rate(group: dict[str, Any], rate: Any) -> None:
         group["lr"].fill_(rate)
     else:
         group["lr"] = rate
+
+
+def own_states(optimizer: Optimizer) -> None:
+    """Copy the states that stay in CPU memory: torch takes the checkpoint's tensors, which are mapped from its file.
+
+    The run would keep the file open until its end, and would crash if the file were overwritten in place.
+    """
+    for tensor in state_tensors(optimizer):
+        if tensor.device.type == "cpu":
+            tensor.data = tensor.data.clone()
 
 
 def use_configured_settings(

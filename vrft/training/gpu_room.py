@@ -49,16 +49,21 @@ class GPURoom:
     def movable(self) -> list[Tensor]:
         """Return the tensors that only an update needs."""
         optimizers: list[Optimizer] = self.module.trainer.optimizers
-        states = [value for optimizer in optimizers for state in optimizer.state.values() for value in state.values()]
-        tensors = [tensor for value in states if isinstance(value, Tensor) for tensor in plain_tensors(value)]
+        tensors = [tensor for optimizer in optimizers for tensor in state_tensors(optimizer)]
         tensors += self.policy.start.values()  # of a reference that follows, or of the adapter at the start
         return tensors + ([] if self.policy.reference is None else [*self.policy.reference.parameters()])
 
 
+def state_tensors(optimizer: Optimizer) -> list[Tensor]:
+    """Return the plain tensors of an optimizer's states, except for paged ones."""
+    states = [value for state in optimizer.state.values() for value in state.values()]
+    return [tensor for value in states if isinstance(value, Tensor) for tensor in plain_tensors(value)]
+
+
 def plain_tensors(state: Any) -> list[Tensor]:
-    """Return a state, or the tensors in it if it is in few bits (torchao); none if it is paged."""
+    """Return a state, or the tensors in it if it is in few bits (torchao) or sharded; none if it is paged."""
     if is_traceable_wrapper_subclass(state):
-        return [getattr(state, name) for name in state.__tensor_flatten__()[0]]
+        return [tensor for name in state.__tensor_flatten__()[0] for tensor in plain_tensors(getattr(state, name))]
     return [] if is_paged(state) else [state]
 
 

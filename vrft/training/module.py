@@ -176,6 +176,7 @@ class VisionModule(LightningModule):
     def on_train_start(self) -> None:
         if self.trainer.ckpt_path is not None:
             optimizer = cast(Optimizer, self.optimizers(use_pl_optimizer=False))
+            checkpoint_state.own_states(optimizer)
             schedulers = self.trainer.lr_scheduler_configs
             checkpoint_state.use_configured_settings(optimizer, schedulers, self.lr_scheduler_callable)
 

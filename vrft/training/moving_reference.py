@@ -11,11 +11,10 @@ from torch import Tensor
 
 from vrft.errors import ConfigurationError
 from vrft.policy import Policy
+from vrft.training.checkpoint_io import REFERENCE
 from vrft.training.strategies import parallelism_of
 
 FIELD = "model.reference_decay"
-KEY = "reference"
-"""Key of the average in a checkpoint."""
 
 
 class MovingReference(Callback):
@@ -68,10 +67,10 @@ class MovingReference(Callback):
         self.update()
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        checkpoint[KEY] = self.averages()
+        checkpoint[REFERENCE] = self.averages()
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        self.load(checkpoint.get(KEY, {}))
+        self.load(checkpoint.get(REFERENCE, {}))
 
 
 def following(policy: Policy, decay: float | None, beta: float) -> MovingReference | None:
