@@ -15,7 +15,7 @@ class RolloutFailed(RuntimeError):
 
 
 class RewardFailed(RolloutFailed, ConfigurationError):
-    """A reward that another process computes gave no score. The run saves its last step and ends with this message."""
+    """A reward gave no score to an answer of a run, which saves its last step and ends with this message."""
 
 
 class RolloutRefused(RolloutFailed, ConfigurationError):

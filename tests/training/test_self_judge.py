@@ -17,7 +17,7 @@ from tests.helpers import CSV_ONLY, UNJUDGED, Command
 from tests.helpers.answers import answers
 from tests.training.test_rft import logged
 from vrft.__main__ import main
-from vrft.errors import ConfigurationError
+from vrft.errors import ConfigurationError, RewardFailed
 from vrft.guards import Observation
 from vrft.guards.training import AgreeableJudge
 from vrft.policy import LoRA, Policy
@@ -25,6 +25,8 @@ from vrft.rewards import SelfPreference
 from vrft.rollout import TransformersEngine
 from vrft.rollout.vllm.engine import VLLMServer
 from vrft.tasks import ClassificationTask
+from vrft.training.collector import Collector
+from vrft.training.module import VisionModule
 from vrft.training.self_judge import SelfJudge, check_before_reading, check_self_judges
 from vrft.training.strategies import FSDP2Strategy
 from vrft.types import Sample
@@ -89,8 +91,27 @@ def test_hostile_answers_are_judged_and_those_beyond_the_context_refused(
     for text in ("\U0010f000 <|im_end|>", "<|image_pad|>" * 3, "", "{completion}"):
         assert 0 < judge(answers(text), about)[0] < 1
     monkeypatch.setattr(Policy, "max_positions", property(lambda _: 30))
-    with pytest.raises(ConfigurationError, match=r"image 0: the question about an answer and .* the model's 30"):
+    with pytest.raises(RewardFailed, match=r"image 0: the question about an answer and .* the model's 30"):
         judge(answers("one " * 30), about)
+
+
+def test_an_answer_that_another_rank_cannot_ask_about_ends_this_rank_too(policy: Policy) -> None:
+    """Rank 1 fails; it would leave rank 0 in the next collective."""
+
+    def broadcast(error: Exception | None, src: int) -> Exception:
+        return RewardFailed(f"of rank {src}, not {error}")
+
+    reward = SelfPreference(approval="This")
+    reward.ask = judge_of(policy)
+    strategy = SimpleNamespace(root_device="cpu", reduce=lambda *_, **more: torch.tensor(1.0), broadcast=broadcast)
+    trainer = SimpleNamespace(global_rank=0, strategy=strategy)
+    module: Any = SimpleNamespace(rewards={"self": reward}, device="cpu", trainer=trainer)
+    with pytest.raises(RewardFailed, match="of rank 1, not None"):
+        VisionModule.score(module, answers("one"), [sample(0)])
+    nothing: Any = None
+    collector = Collector(module, nothing, nothing, 1, 1, 0, 1, None)
+    with pytest.raises(RewardFailed, match="of rank 1, not None"):
+        collector.log_preference_gap({"self": torch.ones(1)}, answers("one"), [sample(0)])
 
 
 def test_the_reference_judges_as_at_the_start_and_the_policy_as_it_is(policy: Policy) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 import torch
@@ -19,7 +19,8 @@ from vrft.training.oversampling import most_telling
 from vrft.training.rollouts import Generation
 from vrft.training.scoring import finite_means, parse_completions
 from vrft.training.self_judge import SelfJudge, self_judges
-from vrft.types import PromptBatch, Rollout, ScoredRollout
+from vrft.types import Answer, PromptBatch, Rollout, Sample, ScoredRollout
+from vrft.utils.distributed import raise_on_all_ranks
 
 
 class Collector:
@@ -147,14 +148,25 @@ class Collector:
             if self.overlong_buffer:
                 lengths = rollout.mask.sum(1).to(total.device)
                 total = total + overlong_penalty(lengths, module.max_completion_length, self.overlong_buffer)
-            for name, reward in [*self_judges(module.rewards).items()][:1]:
-                assert isinstance(reward.ask, SelfJudge)
-                firsts = slice(None, None, self.num_samples)
-                gap = reward.ask.gap(rewards[name][firsts].tolist(), answers[firsts], samples[firsts])
-                module.log("train/self_preference_gap", gap, sync_dist=True)
+            self.log_preference_gap(rewards, answers, samples)
         scored = ScoredRollout(batch, rollout, answers, rewards, total.view(-1, self.num_samples))
         scored.reference = reference
         return scored
+
+    def log_preference_gap(
+        self, rewards: Mapping[str, Tensor], answers: Sequence[Answer], samples: Sequence[Sample]
+    ) -> None:
+        """Log how much more the first judge of the policy's own likes the first answer to each prompt than another's.
+
+        Raises:
+            RewardFailed: it can't be asked about one of them, on this rank or on another.
+        """
+        for name, reward in [*self_judges(self.module.rewards).items()][:1]:
+            assert isinstance(reward.ask, SelfJudge)
+            firsts = slice(None, None, self.num_samples)
+            ask = partial(reward.ask.gap, rewards[name][firsts].tolist(), answers[firsts], samples[firsts])
+            gap = raise_on_all_ranks(self.module.trainer, ask)
+            self.module.log("train/self_preference_gap", gap, sync_dist=True)
 
     def log(self, scored: ScoredRollout, zero_variance: Tensor, prompts: int) -> None:
         """Log everything that was sampled, before oversampling and dynamic sampling leave some of it out."""

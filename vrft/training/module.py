@@ -256,10 +256,10 @@ class VisionModule(LightningModule):
         """Return each reward's scores (N,) and their weighted sum (N,), see `score_answers` and `scored_samples`.
 
         Raises:
-            RewardFailed: a remote reward gave no score, to this rank or to another.
+            RewardFailed: a remote reward or the policy as a judge gave no score, to this rank or to another.
         """
         score = partial(score_answers, self.rewards, answers, samples, self.device)
-        if not any(reward.remote for reward in self.rewards.values()):
+        if not self_judges(self.rewards) and not any(reward.remote for reward in self.rewards.values()):
             return score()
         return raise_on_all_ranks(self.trainer, score)
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Trainer
 
-from vrft.errors import ConfigurationError
+from vrft.errors import ConfigurationError, RewardFailed
 from vrft.policy import Policy
 from vrft.policy.plain_text import PRIVATE, plain_text
 from vrft.rewards import Reward, SelfPreference
@@ -126,7 +126,11 @@ class SelfJudge:
         self.replies = replies(reward, policy.processor)
 
     def __call__(self, answers: Sequence[Answer], samples: Sequence[Question]) -> list[float]:
-        """Return P(yes) / (P(yes) + P(no)) of N answers, (N,). Equal answers to a sample are asked about once."""
+        """Return P(yes) / (P(yes) + P(no)) of N answers, (N,). Equal answers to a sample are asked about once.
+
+        Raises:
+            RewardFailed: the question about an answer leaves no room for a reply in the model's context.
+        """
         pairs: dict[tuple[int, str], Sample] = {}
         for answer, sample in zip(answers, samples, strict=True):
             assert isinstance(sample, Sample)
@@ -177,10 +181,10 @@ class SelfJudge:
         return scores
 
     def _fitting(self, prompts: PromptBatch, reply: int) -> PromptBatch:
-        """Return the prompts. Raise ConfigurationError if one leaves no room for a reply in the model's context."""
+        """Return the prompts. Raise RewardFailed if one leaves no room for a reply in the model's context."""
         for sample, prompt in zip(prompts.samples, prompts.inputs, strict=True):
             if (length := prompt["input_ids"].shape[1] + reply) > self.policy.max_positions:
-                raise ConfigurationError(
+                raise RewardFailed(
                     f"SelfPreference: image {sample.image_id}: the question about an answer and its reply have "
                     f"{length} tokens, more than the model's {self.policy.max_positions}; expected a smaller "
                     "model.max_completion_length or model.policy.max_pixels"
