@@ -63,7 +63,8 @@ def state_tensors(optimizer: Optimizer) -> list[Tensor]:
 def plain_tensors(state: Any) -> list[Tensor]:
     """Return a state, or the tensors in it if it is in few bits (torchao) or sharded; none if it is paged."""
     if is_traceable_wrapper_subclass(state):
-        return [tensor for name in state.__tensor_flatten__()[0] for tensor in plain_tensors(getattr(state, name))]
+        parts = [getattr(state, name) for name in state.__tensor_flatten__()[0]]  # of a shard, the device mesh too
+        return [tensor for part in parts if isinstance(part, Tensor) for tensor in plain_tensors(part)]
     return [] if is_paged(state) else [state]
 
 
