@@ -16,7 +16,9 @@ ALIGNMENT = 256
 """A tensor begins at a multiple of this number of bytes."""
 
 BUFFER_BYTES = 2**32
-"""Size of buffers of tensors that are smaller: tensors are copied one by one, and their old memory is freed by then."""
+"""Size of a buffer for smaller tensors. A tensor's old memory is freed as soon as it is copied, so large buffers would
+need both at once.
+"""
 
 
 class Place(NamedTuple):
@@ -29,7 +31,7 @@ class Place(NamedTuple):
 def places(sizes: Sequence[int]) -> tuple[list[int], dict[int, Place]]:
     """Return the sizes of buffers, powers of two, and the places of tensors by index, in the order of their buffers.
 
-    The largest tensors come first, and smaller ones fill the rests of their buffers.
+    The largest tensors come first, and smaller ones fill the space that is left.
 
     Args:
         sizes: bytes of each tensor.
@@ -49,6 +51,12 @@ def places(sizes: Sequence[int]) -> tuple[list[int], dict[int, Place]]:
         used[buffer] += size
         left -= size
     return buffers, found
+
+
+def page_locked(tensor: Tensor, device: torch.device) -> Tensor:
+    """Return a copy in CPU memory, page-locked if it is copied to a GPU again and again."""
+    on_cpu = tensor.cpu()
+    return on_cpu.pin_memory() if device.type == "cuda" else on_cpu
 
 
 def move_to_cpu(tensors: Sequence[Tensor], device: torch.device) -> None:

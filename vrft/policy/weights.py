@@ -98,9 +98,3 @@ def frozen_copy(model: Model, dtype: torch.dtype, device: torch.device | None = 
     parameters = {id(p): p.detach().to(device, dtype) for p in model.parameters()}
     memo: dict[int, Any] = {key: nn.Parameter(value, requires_grad=False) for key, value in parameters.items()}
     return copy.deepcopy(model, memo).eval()
-
-
-def page_locked(tensor: Tensor, device: torch.device) -> Tensor:
-    """Return a copy in CPU memory, page-locked if it is copied to a GPU again and again."""
-    on_cpu = tensor.cpu()
-    return on_cpu.pin_memory() if device.type == "cuda" else on_cpu

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from vrft.policy.packed_attention import PromptCache
+from vrft.policy.page_locked import page_locked
 from vrft.policy.recurrent import GrowingState, StatefulForward
 from vrft.policy.shared_prefix import layer_types
-from vrft.policy.weights import page_locked
 
 MASKED = -1e30
 """Added to the attention scores of keys that a token must not attend to, or what float16 has instead."""

@@ -10,7 +10,7 @@ import torch
 from vrft.policy import Policy
 from vrft.policy.decoding_model import DecodingModel
 from vrft.policy.head import logits_of
-from vrft.policy.weights import page_locked
+from vrft.policy.page_locked import page_locked
 from vrft.rollout.base import RolloutEngine, Sampling, SamplingKey
 from vrft.rollout.decoding import Decoder, GroupDecoder, Prefilled, RepeatedDecoder
 from vrft.rollout.graphs import Shape, graph_steps
