@@ -11,12 +11,15 @@ import pytest
 import torch
 import torch.distributed as dist
 from lightning.pytorch import LightningModule
+from lightning.pytorch.plugins import TorchSyncBatchNorm
 from lightning.pytorch.strategies import ModelParallelStrategy, StrategyRegistry
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
+from vrft.training import lightning_internals
 from vrft.training.strategies import FSDP2Strategy
 
 
@@ -61,10 +64,32 @@ def test_ranks_reduce_offloaded_gradients_on_the_cpu(
 ) -> None:
     """NCCL has no collectives for CPU tensors, so the norm of the gradients could not be reduced."""
     monkeypatch.setattr(ModelParallelStrategy, "setup_environment", lambda self: None)
+    at_exit: list[Any] = []
+    monkeypatch.setattr(lightning_internals.atexit, "register", at_exit.append)
     strategy = FSDP2Strategy(offload=offload, process_group_backend=chosen)
     strategy.parallel_devices = [torch.device(device)] * 2
     strategy.setup_environment()
     assert strategy.process_group_backend == backend
+    # Lightning destroys groups of "nccl" alone.
+    assert at_exit == ([lightning_internals._destroy_dist_connection] if chosen != backend else [])
+
+
+@pytest.mark.parametrize("fits", [True, False], ids=["fit", "validate"])
+def test_ddp_undoes_the_synchronization_of_batch_norms(fits: bool) -> None:
+    """Later stages, and the export, run them without other ranks."""
+    strategy: Any = StrategyRegistry.get("ddp")
+    module: Any = LightningModule()
+    module.norm = nn.SyncBatchNorm(2)
+    module.norm.weight.data.fill_(3)
+    module._trainer = SimpleNamespace(state=SimpleNamespace(fn=TrainerFn.FITTING if fits else TrainerFn.VALIDATING))
+    for part in ("cluster_environment", "precision_plugin", "accelerator", "checkpoint_io"):
+        setattr(strategy, part, SimpleNamespace(teardown=lambda: None))
+    strategy._lightning_module, strategy.model = module, nn.Sequential(module)
+    strategy._layer_sync = TorchSyncBatchNorm()
+    strategy.teardown()
+    assert strategy.model is module
+    assert isinstance(module.norm, nn.SyncBatchNorm) == (not fits)
+    assert module.norm.weight.tolist() == [3, 3]
 
 
 def test_ddp_leaves_weights_and_optimizer_states_on_the_gpu() -> None:

@@ -5,13 +5,16 @@ Lightning may change these names in any minor release, so `pyproject.toml` allow
 
 from __future__ import annotations
 
+import atexit
 from collections.abc import Iterator
 from typing import Any
 
+from lightning.fabric.utilities.distributed import _destroy_dist_connection
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
 from lightning.pytorch.callbacks.progress.rich_progress import CustomProgress
-from lightning.pytorch.strategies import ModelParallelStrategy
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
+from lightning.pytorch.trainer.states import TrainerFn
 from rich.console import RenderableType
 from rich.text import Text
 from torch import Tensor
@@ -70,6 +73,20 @@ def set_data_parallel_size(strategy: ModelParallelStrategy, size: int) -> None:
 def set_process_group_backend(strategy: ModelParallelStrategy, backend: str) -> None:
     """Set the backend of the process group, which Lightning chooses by the device before it is set up."""
     strategy._process_group_backend = backend
+
+
+def destroy_process_group_at_exit() -> None:
+    """Destroy the process group at exit, without which NCCL warns. Lightning does so if NCCL is the only backend."""
+    atexit.unregister(_destroy_dist_connection)
+    atexit.register(_destroy_dist_connection)
+
+
+def unsynchronize_layers(strategy: DDPStrategy) -> None:
+    """Undo `trainer.sync_batchnorm` at the end of a fit: let the strategy's model have its own kind of layers again."""
+    module, layers = strategy.lightning_module, strategy._layer_sync
+    if layers is None or module is None or module._trainer is None or module._trainer.state.fn != TrainerFn.FITTING:
+        return
+    strategy.model = layers.revert(module)
 
 
 class CheckpointBase(ModelCheckpoint):

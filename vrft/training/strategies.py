@@ -39,7 +39,12 @@ from vrft.policy.sharding import FULL_STATE, decoder_modules, fsdp_modules, make
 from vrft.policy.weights import replace_parameters
 from vrft.run_dir import UNSHARDED, is_sharded
 from vrft.training.checkpoint_io import AtomicCheckpointIO
-from vrft.training.lightning_internals import set_data_parallel_size, set_process_group_backend
+from vrft.training.lightning_internals import (
+    destroy_process_group_at_exit,
+    set_data_parallel_size,
+    set_process_group_backend,
+    unsynchronize_layers,
+)
 from vrft.training.sharded_checkpoint import Place, load_shards, shards_of, write_shards
 
 ALLREDUCE_BUCKET_BYTES = 64 * 2**20
@@ -80,6 +85,7 @@ class FSDP2Strategy(ModelParallelStrategy):
         if self.offload and on_gpus and self.process_group_backend is None:
             # NCCL can't reduce the norm of offloaded gradients.
             set_process_group_backend(self, "cpu:gloo,cuda:nccl")
+            destroy_process_group_at_exit()
         super().setup_environment()
 
     def shard(self, policy: Policy) -> None:
@@ -217,6 +223,7 @@ class ResidentDDPStrategy(DDPStrategy):
         assert self.cluster_environment is not None
         assert self.accelerator is not None
         self.model = self.lightning_module  # without the wrapper
+        unsynchronize_layers(self)
         self.cluster_environment.teardown()
         self.precision_plugin.teardown()
         self.accelerator.teardown()
