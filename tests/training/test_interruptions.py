@@ -15,12 +15,14 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
 
 from tests.helpers import UNJUDGED, Command, callback
 from tests.helpers.forks import fork_vrft
 from tests.helpers.kills import KILLS, STATE, Sends
 from vrft.__main__ import main
 from vrft.callbacks.graceful_stop import GracefulStop
+from vrft.training.trainer import Stopped
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
@@ -115,6 +117,30 @@ def test_a_second_interrupt_quits_at_once(between: list[int], capfd: pytest.Capt
     with pytest.raises(KeyboardInterrupt):
         stop.record(signal.SIGINT, None)
     assert capfd.readouterr().err.count("a second Ctrl-C quits at once") == 2 + len(between)
+
+
+def test_an_interrupted_evaluation_brings_back_what_has_left_the_gpu_before_it_saves(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It lies in buffers of page-locked memory, which torch would save whole."""
+    done: list[str] = []
+    monkeypatch.setattr("vrft.callbacks.graceful_stop.vision_trainer", lambda trainer: trainer)
+    monkeypatch.setattr("vrft.callbacks.graceful_stop.vision_module", lambda module: module)
+    checkpoint = SimpleNamespace(save_last_step=lambda _: done.append("save") is None)
+    monkeypatch.setattr("vrft.callbacks.graceful_stop.RunCheckpoint.of", lambda _: checkpoint)
+    trainer: Any = SimpleNamespace(
+        strategy=SimpleNamespace(root_device="cpu", reduce=lambda received, reduce_op: received),
+        lightning_module=SimpleNamespace(rollouts=SimpleNamespace(release=lambda: done.append("release"))),
+        stopped=None,
+        global_step=3,
+        state=SimpleNamespace(fn=TrainerFn.FITTING),
+        stop=lambda reason, exit_code: done.append(f"stop {exit_code}"),
+    )
+    stop = GracefulStop()
+    stop.received = signal.SIGTERM
+    with pytest.raises(Stopped):
+        stop.on_validation_batch_end(trainer)
+    assert done == ["release", "save", f"stop {128 + signal.SIGTERM}"]
 
 
 def test_a_signal_during_the_installation_of_handlers_is_recorded(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -67,6 +67,22 @@ def test_the_reference_is_the_policy_with_the_average_of_its_weights(settings: d
         torch.testing.assert_close(value, expected[name])
 
 
+def test_averages_that_share_a_buffer_are_saved_by_themselves() -> None:
+    """As those in page-locked memory do, which torch would save whole; it refuses two dtypes in one buffer."""
+    policy = loaded(lora=LoRA(r=4))
+    reference = MovingReference(policy, 0.9)
+    reference.start()
+    sizes = [average.nbytes for average in policy.start.values()]
+    buffer = torch.zeros(sum(sizes) + 2**20, dtype=torch.uint8)
+    for average, part in zip(policy.start.values(), buffer.split([*sizes, 2**20]), strict=False):
+        average.data = part.view(average.dtype).view(average.shape).copy_(average)
+    checkpoint: dict[str, Any] = {}
+    reference.on_save_checkpoint(None, None, checkpoint)  # type: ignore[arg-type]
+    saved = checkpoint["reference"].values()
+    assert [average.untyped_storage().nbytes() for average in saved] == sizes
+    assert all(torch.equal(*pair) for pair in zip(saved, policy.start.values(), strict=True))
+
+
 def test_the_average_begins_with_the_model_in_every_stage(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(VisionModule, "configure_model", lambda self: self.policy.load(self.keep_reference))
     policy = Policy("tiny-detection", dtype="float32")

@@ -67,7 +67,8 @@ class MovingReference(Callback):
         self.update()
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        checkpoint[REFERENCE] = self.averages()
+        # In page-locked memory they share buffers, which torch would save whole.
+        checkpoint[REFERENCE] = {name: average.clone() for name, average in self.averages().items()}
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         self.load(checkpoint.get(REFERENCE, {}))
