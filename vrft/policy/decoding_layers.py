@@ -168,19 +168,17 @@ class DecodingLayers:
         self.layers = decoding_layers(model)
         self.checked = not self.layers
 
-    def compare(self, fused: FusedWeights, forward: Callable[[], Tensor]) -> None:
+    def compare(self, fast: Sequence[DecodingLayer], forward: Callable[[], Tensor]) -> None:
         """Keep the model's own layers if the others compute something else in a forward of one token per row.
 
         The forward is made again with the layers that are chosen: a resumed run compares again, at another token, and
         has to sample the same completions.
         """
-        gaps: list[float] = []
-        rotations = Rotations()
-        fast = [DecodingLayer(layer, fused, rotations) for layer in self.layers]
+        gaps: list[Tensor] = []
         with self.replaced([self._compared(*pair, gaps) for pair in zip(self.layers, fast, strict=True)]):
             forward()
         self.checked = True
-        largest = float(torch.tensor(gaps, device="cpu").max())  # NaN if any is
+        largest = float(torch.stack(gaps).max())  # NaN if any is
         if not largest < rounding_of(self.layers[0]):
             self.layers = []
             warnings.warn(f"decoding uses the model's own layers: fused ones differ by {largest:.1e}", stacklevel=2)
@@ -196,17 +194,17 @@ class DecodingLayers:
             for layer in self.layers:
                 del layer.__dict__["forward"]
 
-    def _compared(self, layer: nn.Module, fast: DecodingLayer, gaps: list[float]) -> Callable[..., Tensor]:
+    def _compared(self, layer: nn.Module, fast: DecodingLayer, gaps: list[Tensor]) -> Callable[..., Tensor]:
         own = layer.forward
 
         def forward(hidden_states: Tensor, **kwargs: Any) -> Tensor:
             expected: Tensor = own(hidden_states, **kwargs)
             cos = kwargs["position_embeddings"][0]
             if cos.ndim != 3 or cos.shape[-1] != layer.self_attn.head_dim:  # type: ignore[union-attr]
-                gaps.append(torch.inf)  # rotates a part of each head, or by several axes
+                gaps.append(expected.new_full((), torch.inf))  # rotates a part of each head, or by several axes
                 return expected
             found = fast(hidden_states.clone(), **kwargs)
-            gaps.append(float((found - expected).norm() / (expected - hidden_states).norm()))
+            gaps.append((found - expected).norm() / (expected - hidden_states).norm())
             return expected
 
         return forward

@@ -25,10 +25,9 @@ class TokenForward:
     def __init__(self, model: PreTrainedModel, weights: DecodingWeights | None, layers: DecodingLayers) -> None:
         """Take the parts; arguments as in `DecodingModel`."""
         self.model, self.layers, self.fuses = model, layers, weights is not None
-        self.fused = {} if weights is None else weights.fused
-        rotations = Rotations()
+        fused, rotations = {} if weights is None else weights.fused, Rotations()
         with merged(model):
-            self.fast = [DecodingLayer(layer, self.fused, rotations) for layer in layers.layers]
+            self.fast = [DecodingLayer(layer, fused, rotations) for layer in layers.layers]
 
     def run(self, forward: Callable[[], Tensor]) -> Tensor:
         """Return what a forward of one token per row returns.
@@ -39,7 +38,7 @@ class TokenForward:
             forward: writes the same keys and values each time.
         """
         if self.fuses and not self.layers.checked:
-            self.layers.compare(self.fused, forward)
+            self.layers.compare(self.fast, forward)
         if not self.fuses or not self.layers.layers:
             return forward()
         with self.layers.replaced(self.fast):
