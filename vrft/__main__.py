@@ -1,4 +1,4 @@
-"""Entry point of `python -m vrft` and `vrft`. Help and wrong commands are answered without importing torch."""
+"""Entry point of `python -m vrft` and `vrft`. Help and usage errors are printed without importing torch."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ WITHOUT_CONFIG = {
     "configs": "vrft.cli.configs",
     "fits": "vrft.cli.fits",
 }
-"""Commands that take no config, and their modules."""
+"""Commands that take no config, mapped to their modules."""
 
 OTHER_NAMES = {"train": "fit", "eval": "validate", "serve": "serve-command", "infer": "predict", "check": "doctor"}
-"""Commands by the names that other packages give them."""
+"""Names that other packages use for our commands, for the hint in `unknown`."""
 
 HELP = """\
 vrft: visual reinforcement fine-tuning of vision-language models
@@ -62,12 +62,13 @@ A run's folder is runs/NAME, after the experiment's config, or --run_dir DIR.
 def main(args: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code.
 
-    0: done. 1: the run could not be finished, or `doctor` found problems. 2: a setting or a file is wrong, as the
-    message says. 128 + N: signal N stopped the run.
-
     Args:
-        args: the words of the command; default: those that the process was started with. If they are given, the
-            process is the caller's, and its warnings, log records and environment are as before when this returns.
+        args: command-line arguments; default: `sys.argv[1:]`. If given, warning filters, log handlers and environment
+            variables of the process are restored before this returns.
+
+    Returns:
+        0 on success; 1 if the run could not be finished or `doctor` found problems; 2 if a setting or a file is
+        invalid; 128 + N if signal N stopped the run.
     """
     called = args is not None
     args = sys.argv[1:] if args is None else list(args)
@@ -107,7 +108,7 @@ def run(args: Sequence[str]) -> int:
 
 
 def run_with_config(args: Sequence[str]) -> int:
-    """Run a command that takes a config. What can be checked without torch is checked before torch is imported."""
+    """Run a command that takes a config. Check whatever needs no torch before importing torch."""
     from vrft.cli.first_checks import prepare
 
     prepared = prepare(args)
@@ -118,7 +119,7 @@ def run_with_config(args: Sequence[str]) -> int:
 
 @contextmanager
 def no_collections() -> Iterator[None]:
-    """Import modules without garbage collections, which take a sixth of the time and find nothing."""
+    """Disable garbage collection during imports, where it takes a sixth of the time and frees nothing."""
     enabled = gc.isenabled()
     gc.disable()
     try:
@@ -129,7 +130,7 @@ def no_collections() -> Iterator[None]:
 
 
 def unknown(command: str) -> int:
-    """Print which command was probably meant, and return the exit code."""
+    """Report an unknown command, suggest the closest one, and return the exit code."""
     from difflib import get_close_matches
 
     names = [*COMMANDS, *WITHOUT_CONFIG]
@@ -145,10 +146,10 @@ def unknown(command: str) -> int:
 
 
 def entry() -> NoReturn:
-    """Run the command of this process, and end it. A Ctrl-C ends it without a traceback.
+    """Run the command line of this process and exit. Ctrl-C exits without a traceback.
 
-    Modules in the working folder are found by both `vrft` and `python -m vrft`: Python starts `sys.path` with the
-    folder of the script for the one and with the working folder for the other, or with neither if its option -P is set.
+    Put the working folder first in `sys.path`, so that `vrft` and `python -m vrft` find the same modules: Python puts
+    the script's folder there for the former. With Python's option -P, it adds neither, and `sys.path` stays as it is.
     """
     if not sys.flags.safe_path:
         sys.path[0] = os.getcwd()

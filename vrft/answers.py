@@ -1,11 +1,11 @@
 """Parsers of model output: tags, boxes and labels.
 
-The text is untrusted: nothing is evaluated, parsing takes linear time, and every failure gives None. `format_error`
-and `boxes_error` explain it.
+The text is untrusted: nothing is evaluated, parsing takes linear time, and invalid text gives None. `format_error`
+and `boxes_error` return the reason.
 
 The answer is the last complete <answer> block outside the reasoning. The tags are well formed if the whole text is
-`<think>…</think><answer>…</answer>`, each tag once, with only white space around and between the blocks; if no
-reasoning is asked for, `<answer>…</answer>` alone.
+`<think>…</think><answer>…</answer>`, or `<answer>…</answer>` if the format has no reasoning: each tag once, with only
+white space around and between the blocks.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from vrft.utils.display import counted
 from vrft.utils.literals import Unreadable, excerpt, read_literal
 
 MAX_CHARACTERS = 20_000
-"""Limit on an answer's length: 100 boxes in the paper's format take about 8,000 characters."""
+"""Maximum length of an answer: 100 boxes in the format of Visual-RFT take about 8,000 characters."""
 
 MAX_BOXES = 100
-"""Limit on an answer's boxes: COCO's own on detections per image."""
+"""Maximum number of boxes in an answer, the same as COCO's maximum of detections per image."""
 
 NO_OBJECTS = "No Objects"
 
@@ -44,7 +44,7 @@ class Blocks(NamedTuple):
 
 
 def split_blocks(text: str, reasoning: bool = True) -> Blocks:
-    """Split a completion at its tags. `reasoning`: whether the format has a reasoning block.
+    """Split a completion into reasoning and answer. `reasoning` tells whether the format has a reasoning block.
 
     >>> split_blocks("<think>two</think><answer>[]</answer>")
     Blocks(reasoning='two', answer='[]', well_formed=True)
@@ -70,7 +70,7 @@ def _last_answer(text: str) -> str | None:
 
 
 def _tags_are_well_formed(text: str, reasoning: bool) -> bool:
-    tags = list(itertools.islice(_TAG.finditer(text), len(_TAGS) + 1))  # a completion may consist of tags
+    tags = list(itertools.islice(_TAG.finditer(text), len(_TAGS) + 1))  # untrusted text may have thousands of tags
     if [tag.group() for tag in tags] != (_TAGS if reasoning else _TAGS[2:]):
         return False
     between = text[tags[1].end() : tags[2].start()] if reasoning else ""
@@ -95,7 +95,7 @@ def format_error(text: str, reasoning: bool = True) -> str:
 
 
 def without_details(reason: str) -> str:
-    """Return the kind of a reason, to count reasons by: numbers and quoted texts are left out.
+    """Replace numbers and quoted texts in a reason, so that reasons of one kind are counted together.
 
     >>> without_details("box 3: 5 coordinates, expected 4")
     'box …: … coordinates, expected …'
@@ -112,16 +112,24 @@ class Item(NamedTuple):
 
 
 def read_boxes(answer: str, frame: Frame, *, is_solution: bool = False) -> list[Item] | None:
-    """Parse the boxes of an answer, or of a solution, whose confidences are optional; None if it is invalid.
+    """Parse the boxes of an answer. Return None if the answer is invalid.
 
-    Three forms are accepted, as JSON or a Python literal: the paper's
-    `[{'Position': [x0, y0, x1, y1], 'Confidence': c}, …]`, with a 'Label' if several categories are asked for; Qwen's
-    `[{"bbox_2d": [x0, y0, x1, y1], "label": "cat"}, …]`, optionally in a code fence; and `(x0,y0),(x1,y1)`.
-    `No Objects` and an empty list give no boxes.
+    Three forms are accepted, each as JSON or as a Python literal:
+
+    - Visual-RFT's `[{'Position': [x0, y0, x1, y1], 'Confidence': c}, …]`, with an optional 'Label';
+    - Qwen's `[{"bbox_2d": [x0, y0, x1, y1], "label": "cat"}, …]`, optionally in a code fence;
+    - `(x0,y0),(x1,y1)`.
+
+    `No Objects` and an empty list give no boxes. Duplicate boxes are kept.
 
     One invalid box invalidates the whole answer: corners out of order or outside the frame, a confidence outside 0..1,
-    a missing or unknown key, or a value that is not a finite number. So do more than `MAX_BOXES` boxes or
-    `MAX_CHARACTERS` characters, except in a solution. Duplicate boxes are kept.
+    a missing or unknown key, or a value that is not a finite number. More than `MAX_BOXES` boxes or `MAX_CHARACTERS`
+    characters invalidate it too.
+
+    Args:
+        answer: the text of the answer.
+        frame: the coordinate system of the boxes.
+        is_solution: the text is ground truth, with optional confidences and any number of boxes and characters.
 
     >>> read_boxes("[{'Position': [0, 10, 500, 1000], 'Confidence': 0.9}]", Frame(1000, 1000))
     [Item(box=(0.0, 10.0, 500.0, 1000.0), confidence=0.9, label=None)]
@@ -137,7 +145,7 @@ def read_boxes(answer: str, frame: Frame, *, is_solution: bool = False) -> list[
 
 
 def boxes_error(answer: str, frame: Frame) -> str | None:
-    """Explain why the boxes of an answer can't be read; None if they can.
+    """Explain why the boxes of an answer can't be read. Return None if they can.
 
     >>> boxes_error("[{'Position': [0, 10, 500], 'Confidence': 0.9}]", Frame(1000, 1000))
     'box 1: 3 coordinates, expected 4'
@@ -181,7 +189,7 @@ def _is_point(value: Any) -> bool:
 
 
 def _read_item(item: Any, frame: Frame, is_solution: bool, name: str) -> Item:
-    """Return a box of an answer. Raise Unreadable that begins with `name` if it is invalid."""
+    """Return a box of an answer. Raise Unreadable, with a message that begins with `name`, if it is invalid."""
     box, confidence, label = _fields(item, name)
     if not isinstance(box, list):
         raise Unreadable(f"{name}: expected 4 coordinates, got {_kind(box)}")
@@ -205,7 +213,7 @@ def _read_item(item: Any, frame: Frame, is_solution: bool, name: str) -> Item:
 
 
 def _fields(item: Any, name: str) -> tuple[Any, Any, Any]:
-    """Return box, confidence and label of an item. Raise Unreadable that begins with `name` if it has other keys."""
+    """Return box, confidence and label of an item. Raise Unreadable if it has no box or has unknown keys."""
     if not isinstance(item, dict):
         raise Unreadable(f"{name}: expected an object with 'Position' or 'bbox_2d', got {_kind(item)}")
     place = next((key for key in ("Position", "bbox_2d") if key in item), None)
@@ -218,13 +226,13 @@ def _fields(item: Any, name: str) -> tuple[Any, Any, Any]:
 
 
 def _kind(value: Any) -> str:
-    """Name the kind of a JSON value."""
+    """Name the type of a JSON value."""
     names = {dict: "an object", list: "a list", str: "a text", bool: "true or false", type(None): "null"}
     return names.get(type(value), "a number")
 
 
 def _short(value: float) -> str:
-    """Return a number in at most 12 characters: an answer may have one of 4,000 digits."""
+    """Return a number in at most 12 characters, since an untrusted number may have thousands of digits."""
     text = str(value)
     return text if len(text) <= 12 else f"{text[:11]}…"
 
@@ -234,9 +242,7 @@ def _is_number(value: Any) -> bool:
 
 
 def normalise_label(text: str) -> str:
-    """Normalise to NFKC and lower case, with runs of white space, hyphens and underscores as one space.
-
-    One full stop at the end is dropped.
+    """Normalise text to NFKC and lower case, collapse white space, hyphens and underscores, drop one final full stop.
 
     >>> normalise_label(" Boeing_737-200. ")
     'boeing 737 200'
@@ -246,7 +252,7 @@ def normalise_label(text: str) -> str:
 
 
 def read_count(text: str) -> str | None:
-    """Parse a whole number of at most nine digits and drop leading zeros; None if the text is something else.
+    """Parse an integer of at most nine digits and drop leading zeros. Return None for any other text.
 
     >>> read_count(" 012 ")
     '12'
@@ -256,9 +262,10 @@ def read_count(text: str) -> str | None:
 
 
 def read_choice(text: str, choices: Sequence[str] = ()) -> str | None:
-    """Parse a multiple-choice answer to its letter: `B`, `(b)`, `B.`, `B) red` or a choice's text; None if invalid.
+    """Parse a multiple-choice answer to its letter: `B`, `(b)`, `B.`, `B) red` or the text of a choice.
 
-    A single letter always means the letter, even if it is the text of another choice.
+    Return None if the text is none of these. A single letter is always read as the letter, even if it is also the text
+    of another choice.
 
     >>> read_choice("(b)"), read_choice("red", ["blue", "red"]), read_choice("Both")
     ('B', 'B', None)

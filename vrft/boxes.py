@@ -26,15 +26,15 @@ def frame_of(coordinates: Coordinates, size: tuple[int, int]) -> Frame:
 
 
 def with_decimals(frame: Frame, decimals: int | None) -> Frame:
-    """Return the frame with another number of decimals; None keeps its own."""
+    """Return the frame with another number of decimals, or unchanged if `decimals` is None."""
     return frame if decimals is None else frame._replace(decimals=decimals)
 
 
 def to_frame(box: Box, image_size: tuple[int, int], frame: Frame) -> Box:
     """Convert pixels of an image of `image_size` (width, height) to the model's frame, rounded to its decimals.
 
-    Without decimals, coordinates are integers. If rounding leaves no area, the box becomes the unit around its centre,
-    because an answer can't have a box without area.
+    Without decimals, coordinates are integers. A side that rounds to zero length becomes one unit long, because boxes
+    without area are invalid answers.
     """
     x0, x1 = _interval(box[0], box[2], image_size[0], frame.width, frame.decimals)
     y0, y1 = _interval(box[1], box[3], image_size[1], frame.height, frame.decimals)
@@ -58,7 +58,7 @@ def from_frame(box: Sequence[float], image_size: tuple[int, int], frame: Frame) 
 
 
 def in_frame(box: Box, image_size: tuple[int, int], frame: Frame) -> Box:
-    """Return the box, in pixels, that an answer in the model's frame states for it: `to_frame` and back."""
+    """Round a box in pixels to what an answer in the model's frame can express: `to_frame` and back."""
     return from_frame(to_frame(box, image_size, frame), image_size, frame)
 
 
@@ -96,15 +96,15 @@ def _ratio(a: Matrix, b: Matrix) -> Matrix:
 
 
 def match_by_confidence(similarity: Matrix, scores: Sequence[float], threshold: float) -> list[tuple[int, int, float]]:
-    """Match greedily (Visual-RFT, section 3.2): by falling score, each prediction takes the best free true box.
+    """Match predictions in descending order of score, each to the most similar free true box (Visual-RFT, section 3.2).
 
     Args:
-        similarity: similarity of each prediction and true box (predictions, true).
-        scores: scores of the predictions; equal ones keep their order.
-        threshold: similarity above which a pair counts.
+        similarity: similarity of each prediction and true box, (predictions, true boxes).
+        scores: scores of the predictions; ties keep their order.
+        threshold: similarity above which a pair can match.
 
     Returns:
-        The pairs as (prediction, true box, similarity).
+        The matched pairs as (index of the prediction, index of the true box, similarity).
     """
     free = similarity.copy()
     pairs = []
@@ -119,11 +119,11 @@ def match_by_confidence(similarity: Matrix, scores: Sequence[float], threshold: 
 
 
 def match_optimally(similarity: Matrix, threshold: float) -> list[tuple[int, int, float]]:
-    """Match for the most pairs above `threshold`, then for the largest sum of similarities (Hungarian method).
+    """Maximise the number of pairs above `threshold`, then the sum of their similarities (Hungarian algorithm).
 
-    Arguments and result are those of `match_by_confidence`, without scores.
+    Arguments and return value are those of `match_by_confidence`, without scores.
     """
-    from scipy.optimize import linear_sum_assignment  # takes longer to import than most commands without a model
+    from scipy.optimize import linear_sum_assignment  # the import takes longer than most commands without a model
 
     counts = similarity > threshold
     worth = np.where(counts, 1 + min(similarity.shape) + similarity, 0.0)
@@ -132,11 +132,14 @@ def match_optimally(similarity: Matrix, threshold: float) -> list[tuple[int, int
 
 
 def matched_iou(overlaps: Matrix, scores: Sequence[float]) -> float:
-    """Return the sum of IoUs matched by falling score / max(predicted, true boxes); 1 if there are no boxes.
+    """Return the summed IoU of the pairs of `match_by_confidence`, over max(predictions, true boxes).
 
     Args:
-        overlaps: IoU of each prediction and true box (predictions, true); pairs without a positive one never match.
+        overlaps: IoU of each prediction and true box, (predictions, true boxes); pairs with IoU 0 never match.
         scores: scores of the predictions.
+
+    Returns:
+        A value in 0..1; 1 if there are neither predictions nor true boxes.
     """
     slots = max(overlaps.shape)
     pairs = match_by_confidence(overlaps, scores, 0.0)

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 
 class ConfigurationError(ValueError):
-    """A setting or a file that the user gave is wrong. The command line prints the message and exits with code 2.
+    """Raised for an invalid setting or file of the user. The command line prints the message and exits with code 2.
 
     The message names the field, or the file and the record, and says what was expected.
     """
 
 
 class RolloutFailed(RuntimeError):
-    """A rollout engine returned no completions to train on. The run saves its last step and ends with this message."""
+    """Raised if a rollout engine returns no completions to train on. The run saves its last step, then stops."""
 
 
 class RewardFailed(RolloutFailed, ConfigurationError):
-    """A reward gave no score to an answer of a run, which saves its last step and ends with this message."""
+    """Raised if a reward can't score an answer during a run. The run saves its last step, then stops."""
 
 
 class RolloutRefused(RolloutFailed, ConfigurationError):
-    """A rollout failed for a reason that the user can fix."""
+    """Raised if a rollout fails for a reason that the user can fix. The run saves its last step, then stops."""

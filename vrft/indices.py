@@ -1,4 +1,4 @@
-"""Indices of tensors on a GPU, and parts of sequences."""
+"""Index tensors on a GPU without synchronisation, and split sequences into parts of bounded size."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from torch import Tensor
 
 
 def index_on(device: torch.device, indices: Sequence[int]) -> Tensor:
-    """Return indices as a tensor on a device. A list as an index would make the CPU wait for the GPU."""
+    """Return indices as a tensor on a device. Indexing a GPU tensor by a list would make the CPU wait for the GPU."""
     return torch.tensor(indices, dtype=torch.long, device="cpu").to(device, non_blocking=True)
 
 
 def buckets(sizes: Sequence[int], limit: int) -> list[slice]:
-    """Split neighbours into parts of at most `limit` in total; a larger one is a part by itself."""
+    """Split a sequence into consecutive slices of total size `limit` or less. A larger item is a slice by itself."""
     parts: list[slice] = []
     room = 0
     for i, size in enumerate(sizes):

@@ -25,7 +25,7 @@ from vrft.utils.redact import redact
 
 
 class CSVLogger(LightningCSVLogger):
-    """Lightning's CSVLogger. Rows that don't fit on a full disk are written as soon as there is room."""
+    """Lightning's CSVLogger, which keeps rows that don't fit on a full disk and writes them once there is room."""
 
     @rank_zero_only
     def save(self) -> None:
@@ -41,13 +41,13 @@ class CSVLogger(LightningCSVLogger):
                 file.truncate()
             if not rows:
                 path.unlink(missing_ok=True)
-            rank_zero_warn(f"{path}: not written yet: the last {counted(len(writer.metrics), 'row')}: {error}")
+            rank_zero_warn(f"{path}: the last {counted(len(writer.metrics), 'row')} could not be written yet: {error}")
 
 
 class WandbLogger(LightningWandbLogger):
     """Lightning's WandbLogger. Without an API key or a reachable server it logs offline.
 
-    `wandb sync` uploads an offline run later. A resumed run keeps the id of the run.
+    `wandb sync` uploads an offline run later. A resumed run keeps its id.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class WandbLogger(LightningWandbLogger):
         """The W&B run, once it has started."""
         self.run_id: str | None = None
         self.scores = set[str]()
-        """Held-out scores that W&B knows to summarise."""
+        """Names of the held-out scores that are defined in W&B."""
         self.init_arguments: dict[str, Any] = {
             "name": name,
             "project": self.name,
@@ -93,13 +93,13 @@ class WandbLogger(LightningWandbLogger):
     @property
     @rank_zero_experiment
     def experiment(self) -> Any:
-        """The W&B run, which this starts."""
+        """The W&B run, started on first access."""
         if self.run is None:
             self.start()
         return self.run
 
     def __getstate__(self) -> dict[str, Any]:
-        return super().__getstate__() | {"run": None}  # processes that Lightning spawns start it again
+        return super().__getstate__() | {"run": None}  # processes that Lightning spawns start their own
 
     @property
     def version(self) -> str | None:
@@ -119,9 +119,9 @@ class WandbLogger(LightningWandbLogger):
                 self.forget_service()
 
     def define_scores(self, metrics: Mapping[str, Any]) -> None:
-        """Let the table of runs show the best of each held-out score beside the last.
+        """Make W&B's table of runs show the best value of each held-out score beside the last.
 
-        Scores are defined by name: a pattern would match pictures too, and if two patterns match, W&B takes either.
+        Define scores by name: a pattern would match pictures too, and if two patterns match, W&B takes either.
         """
         experiment = self.experiment
         for name, value in metrics.items():
@@ -130,7 +130,7 @@ class WandbLogger(LightningWandbLogger):
                 self.scores.add(name)
 
     def finish(self) -> str:
-        """End the run; the process may start another. Return where it is, or an empty text if none was started."""
+        """End the run; the process may start another. Return the run's location, or an empty text if none started."""
         said = ""
         if self.run is not None:
             said = f"Weights & Biases: {self.run.url}"
@@ -140,16 +140,16 @@ class WandbLogger(LightningWandbLogger):
             try:
                 self.run.finish()
             except OSError as error:
-                rank_zero_warn(f"Weights & Biases: {error}; `wandb sync` uploads what is there")
+                rank_zero_warn(f"Weights & Biases: {error}; `wandb sync` uploads what was written so far")
                 self.forget_service()
             self.run = None
         return said
 
     def forget_service(self) -> None:
-        """Let wandb start a new service process with the next run."""
+        """Make wandb start a new service process with the next run."""
         import wandb
 
-        with suppress(OSError):  # the dead service can't be told
+        with suppress(OSError):  # the service may be dead
             wandb.teardown()
         self.run = None
 
@@ -168,7 +168,7 @@ class WandbLogger(LightningWandbLogger):
             self.run = wandb.init(**self.init_arguments)
         except (AuthenticationError, CommError, UsageError) as error:
             self.go_offline(str(error).splitlines()[0])
-            wandb.teardown()  # its service still holds the id
+            wandb.teardown()  # the service still holds the id
             self.run = wandb.init(**self.init_arguments)
         self.run.define_metric("trainer/global_step")
         self.run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
@@ -180,7 +180,7 @@ class WandbLogger(LightningWandbLogger):
 
 
 def run_id(folder: Path) -> str:
-    """Return the W&B id of the run in a folder; the first call makes one up."""
+    """Return the W&B id of the run in a folder. The first call generates one and saves it."""
     file = RunDir(folder).wandb_run_id
     if not file.exists():
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -189,7 +189,7 @@ def run_id(folder: Path) -> str:
 
 
 def show_picture(loggers: Iterable[Logger], name: str, picture: Image.Image, step: int) -> None:
-    """Log a picture to the loggers that show pictures: Weights & Biases and TensorBoard."""
+    """Log a picture to the loggers that support pictures: Weights & Biases and TensorBoard."""
     for logger in loggers:
         if isinstance(logger, LightningWandbLogger):
             logger.log_image(name, [picture], step=step)
@@ -209,7 +209,7 @@ def show_table(
 
 
 def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    r"""Return a table in Markdown, whose cells are escaped.
+    r"""Return a Markdown table with escaped cells.
 
     >>> print(markdown_table(["name", "AP"], [["a|b\n<i>", 0.5]]))
     | name | AP |

@@ -1,6 +1,6 @@
 """Mazes of n x n cells: generation, text, paths and pictures.
 
-A maze's text names each cell by row and column, with its open sides, and then the start and the target:
+The text of a maze lists each cell as row-column:open sides, then the start and the target:
 
     0-0:RD 0-1:L 1-0:UR 1-1:L from 0-1 to 1-1
 """
@@ -20,16 +20,16 @@ Cell = tuple[int, int]
 """Row and column."""
 
 MOVES: dict[str, Cell] = {"up": (-1, 0), "right": (0, 1), "down": (1, 0), "left": (0, -1)}
-"""Rows and columns that a move adds. Moves are in clockwise order."""
+"""Change of (row, column) by each move, in clockwise order."""
 
 SIDES = {"up": "U", "right": "R", "down": "D", "left": "L"}
 OPPOSITE = {"up": "down", "right": "left", "down": "up", "left": "right"}
 
 SIZES = range(2, 17)
-"""Numbers of cells on a side."""
+"""Supported numbers of cells per side."""
 
 MAX_MOVES = 4 * SIZES[-1] ** 2
-"""Moves of the longest answer that is read."""
+"""Maximum number of moves in an answer."""
 
 CELL_PIXELS = 24
 WALL, FLOOR = (40, 40, 40), (250, 250, 250)
@@ -40,7 +40,7 @@ _TEXT = re.compile(rf"(?:{_ENTRY.pattern} )+from (\d+)-(\d+) to (\d+)-(\d+)", re
 
 
 class BadMaze(ValueError):
-    """Raised for a text that describes no maze."""
+    """Raised for a text that does not describe a maze, or moves that don't fit one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,26 +49,26 @@ class Maze:
 
     size: int
     open_sides: tuple[tuple[str, ...], ...]
-    """Moves that each cell has room for, row by row, in the order of `MOVES`."""
+    """Possible moves from each cell, row by row, in the order of `MOVES`."""
     start: Cell
     target: Cell
 
     @property
     def text(self) -> str:
-        """The maze as text, see the module's docstring."""
+        """The maze as text, in the format of the module's docstring."""
         cells = ((row, column) for row in range(self.size) for column in range(self.size))
         return f"{' '.join(map(self.describe, cells))} from {name_of(self.start)} to {name_of(self.target)}"
 
     def describe(self, cell: Cell) -> str:
-        """Return the name of a cell with its open sides."""
+        """Return the name of a cell and its open sides."""
         return f"{name_of(cell)}:{''.join(SIDES[move] for move in self.moves_from(cell))}"
 
     def moves_from(self, cell: Cell) -> tuple[str, ...]:
-        """Return the moves that a cell has room for."""
+        """Return the possible moves from a cell."""
         return self.open_sides[cell[0] * self.size + cell[1]]
 
     def walk(self, moves: Sequence[str]) -> list[Cell]:
-        """Return the cells on a way from the start, which ends before the first move into a wall."""
+        """Return the cells on the path from the start, up to the first move into a wall."""
         cells = [self.start]
         for move in moves:
             if move not in self.moves_from(cells[-1]):
@@ -77,28 +77,28 @@ class Maze:
         return cells
 
     def is_shortest(self, moves: Sequence[str]) -> bool:
-        """Return whether moves are a shortest way to the target."""
+        """Return whether the moves are a shortest path to the target."""
         cells = self.walk(moves)
         return cells[-1] == self.target and len(cells) - 1 == len(moves) == len(self.path())
 
     def search(self, moves: Sequence[str]) -> list[Cell]:
-        """Return the cells that a depth-first search passes until it reaches the target, dead ends included.
+        """Return the cells that a depth-first search visits until it reaches the target, dead ends included.
 
-        In each cell, the search takes the first open side, clockwise after the side it came in by, that leads to a cell
-        it has not visited. At the start it begins with up. It steps back if there is no such side. Where one way joins
-        any two cells, each step follows from the last one and the cell's open sides. In a maze with loops, the search
-        enters a cell only on a shortest way from the start, and the cells of `moves` on theirs.
+        From each cell, the search leaves by the first open side that leads to an unvisited cell, clockwise after the
+        side by which it entered; from the start, beginning with up. It steps back if there is no such side. In a maze
+        without loops, each step follows from the previous one and the cell's open sides. In a maze with loops, the
+        search enters a cell only along a shortest path from the start, and the cells of `moves` only along `moves`.
 
         Args:
-            moves: a shortest way to the target, whose steps are all in the search.
+            moves: a shortest path to the target. The search includes all of its steps.
 
         Raises:
-            BadMaze: the moves are not a shortest way to the target.
+            BadMaze: the moves are not a shortest path to the target.
         """
         if not self.is_shortest(moves):
             raise BadMaze(f"expected a shortest way from {name_of(self.start)} to {name_of(self.target)}, got {moves}")
         came_by = self._came_by() | dict(zip(self.walk(moves)[1:], moves, strict=True))
-        trail = [(self.start, "left")]  # the cells on the way to the current one, with the side each was entered by
+        trail = [(self.start, "left")]  # cells on the path to the current one, with the side by which each was entered
         cells, visited = [self.start], {self.start}
         while cells[-1] != self.target:
             cell, entered = trail[-1]
@@ -115,7 +115,7 @@ class Maze:
         return cells
 
     def path(self) -> list[str]:
-        """Return the moves of the shortest way to the target. Raise BadMaze if there is none."""
+        """Return the moves of a shortest path to the target. Raise BadMaze if the target can't be reached."""
         came_by = self._came_by()
         moves: list[str] = []
         cell = self.target
@@ -127,7 +127,7 @@ class Maze:
         return moves[::-1]
 
     def _came_by(self) -> dict[Cell, str]:
-        """Return the last move of a shortest way to each cell but the start."""
+        """Return the last move of a shortest path to each reachable cell except the start."""
         came_by: dict[Cell, str] = {}
         queue = deque([self.start])
         while queue:
@@ -166,18 +166,18 @@ class Maze:
 
 
 def name_of(cell: Cell) -> str:
-    """Return the name of a cell in texts."""
+    """Return the name of a cell, "row-column"."""
     return f"{cell[0]}-{cell[1]}"
 
 
 def neighbour(cell: Cell, move: str) -> Cell:
-    """Return the cell that a move leads to."""
+    """Return the cell that a move leads to, which may lie outside the maze."""
     down, right = MOVES[move]
     return cell[0] + down, cell[1] + right
 
 
 def random_maze(rng: random.Random, size: int) -> Maze:
-    """Return a maze from a random depth-first search, in which one way joins any two cells."""
+    """Generate a maze without loops by a random depth-first search: exactly one path joins any two cells."""
     opened: dict[Cell, set[str]] = {(row, column): set() for row in range(size) for column in range(size)}
     cell = (rng.randrange(size), rng.randrange(size))
     trail, seen = [cell], {cell}
@@ -199,10 +199,10 @@ def random_maze(rng: random.Random, size: int) -> Maze:
 
 @lru_cache(maxsize=4096)
 def parse_maze(text: str) -> Maze:
-    """Return the maze of a text.
+    """Parse the text of a maze.
 
     Raises:
-        BadMaze: the text has another form, sides of neighbours disagree, or no way leads to the target.
+        BadMaze: the text has another format, open sides of neighbours disagree, or no path leads to the target.
     """
     if len(text) > 16 * SIZES[-1] ** 2 or not (form := _TEXT.fullmatch(text)):
         raise BadMaze("expected cells with their open sides, e.g. 0-0:RD 0-1:L 1-0:UR 1-1:L from 0-1 to 1-1")
@@ -226,7 +226,7 @@ def parse_maze(text: str) -> Maze:
 
 
 def read_moves(text: str) -> list[str] | None:
-    """Return moves that are separated by white space or commas; None if any word is no move, or there are too many.
+    """Parse moves separated by white space or commas. Return None if there is another word, no move or too many.
 
     >>> read_moves("Right, down down"), read_moves("go right"), read_moves("")
     (['right', 'down', 'down'], None, None)
@@ -236,7 +236,7 @@ def read_moves(text: str) -> list[str] | None:
 
 
 def drawn_path(query: str, answer: object, size: tuple[int, int]) -> list[tuple[float, float]]:
-    """Return the centres of the cells on the way of an answer in a picture, up to the first wall.
+    """Return the centres of the cells on an answer's path, up to the first move into a wall.
 
     Args:
         query: the maze as text.
@@ -244,7 +244,7 @@ def drawn_path(query: str, answer: object, size: tuple[int, int]) -> list[tuple[
         size: width and height of the picture.
 
     Returns:
-        Points in pixels; none if the query is no maze, or the answer no moves.
+        Points in pixels; an empty list if the query is not a maze or the answer has no moves.
     """
     moves = read_moves(answer) if isinstance(answer, str) else None
     try:

@@ -1,4 +1,4 @@
-"""The folder of a run: the path of everything that a run writes, in one place for writers and readers."""
+"""Paths of all files in a run's folder, defined once for the code that writes and the code that reads them."""
 
 from __future__ import annotations
 
@@ -7,28 +7,28 @@ from pathlib import Path
 from typing import Protocol
 
 ANSWERS = "answers.jsonl"
-"""Held-out answers in the folder of an evaluation."""
+"""File of the held-out answers, in the folder of an evaluation."""
 
 EVALUATOR_WARNINGS = "warnings_{}.json"
-"""A list of an evaluator's warnings in the folder of an evaluation, by the evaluator's class."""
+"""File of an evaluator's warnings, named by the evaluator's class, in the folder of an evaluation."""
 
 SCORES_FILE = "scores.json"
-"""Scores of an evaluation in its folder, by the titles of `summary.json`."""
+"""File of the scores, keyed by the titles of `summary.json`, in the folder of an evaluation."""
 
 RESAMPLED = "resampled_{}.json"
-"""Scores of bootstrap samples in the folder of an evaluation, by the evaluator's class."""
+"""File of the scores of bootstrap samples, named by the evaluator's class, in the folder of an evaluation."""
 
 INFERENCE_SCALING = "inference_scaling.json"
-"""Curves over the number of sampled answers in the folder of a test."""
+"""File of the curves over the number of sampled answers, in the folder of a test."""
 
 BY = "by "
-"""Beginning of the name of a curve whose answer a reward chooses, before the reward's name."""
+"""Prefix, before the reward's name, of a curve for answers that a reward selects."""
 
 THINKING_BUDGET = "thinking_budget.json"
-"""Quality of answers over the number of thinking tokens in the folder of a test."""
+"""File of the quality of answers over the number of thinking tokens, in the folder of a test."""
 
 UNSHARDED = "run.pt"
-"""Name of the unsharded part of a sharded checkpoint, in its folder."""
+"""File of the unsharded part of a sharded checkpoint, in the checkpoint's folder."""
 
 
 def is_sharded(checkpoint: Path) -> bool:
@@ -42,7 +42,7 @@ def is_checkpoint(path: Path) -> bool:
 
 
 class HasRootDir(Protocol):
-    """A Lightning Trainer, as far as `RunDir.of` needs it."""
+    """The part of Lightning's Trainer that `RunDir.of` needs."""
 
     @property
     def default_root_dir(self) -> str: ...
@@ -74,7 +74,7 @@ class RunDir:
 
     @property
     def progress(self) -> Path:
-        """How far `fit` is, kept up to date while it runs."""
+        """Progress of `fit`, updated while it runs."""
         return self.path / "progress.json"
 
     @property
@@ -103,7 +103,7 @@ class RunDir:
 
     @property
     def vllm(self) -> Path:
-        """Weights on their way to vLLM servers."""
+        """Weights for vLLM servers to load."""
         return self.path / "vllm"
 
     @property
@@ -119,7 +119,7 @@ class RunDir:
         return self.path / "logs"
 
     def metrics_files(self) -> list[Path]:
-        """Return the metrics.csv of every version, in no order. The loggers may have any name."""
+        """Return the metrics.csv of every version of every logger, in arbitrary order."""
         return [*self.path.glob("*/version_*/metrics.csv")]
 
     @property
@@ -143,15 +143,15 @@ class RunDir:
 
     @property
     def warnings(self) -> Path:
-        """Findings of guards."""
+        """Warnings of the guards."""
         return self.path / "warnings.jsonl"
 
     def faults(self, rank: int | None) -> Path:
-        """Return the path for completions of skipped steps. `rank`: None if the run has a single rank."""
+        """Return the path for completions of skipped steps. `rank` is None if the run has a single rank."""
         return self.path / ("faults.jsonl" if rank is None else f"faults-{rank}.jsonl")
 
     def faults_files(self) -> list[Path]:
-        """Return the existing files of all ranks."""
+        """Return the existing files of all ranks with completions of skipped steps."""
         return sorted(self.path.glob("faults*.jsonl"))
 
     # -------------------------------------------------------------------------------------------------------- data
@@ -168,7 +168,7 @@ class RunDir:
 
     @property
     def data_notices(self) -> Path:
-        """Assumptions of the run about its data."""
+        """Assumptions that the run makes about its data."""
         return self.path / "data_notices.json"
 
     @property
@@ -185,7 +185,7 @@ class RunDir:
         return self.path / f"success_rates-{rank}.jsonl"
 
     def success_rates_files(self) -> list[Path]:
-        """Return the existing files of all ranks."""
+        """Return the existing files of all ranks with scores that are not merged yet."""
         return sorted(self.path.glob("success_rates-*.jsonl"))
 
     # -------------------------------------------------------------------------------------------------- evaluation
@@ -195,11 +195,11 @@ class RunDir:
         return self.path / "evaluation"
 
     def evaluation(self, stage: str, name: str) -> Path:
-        """Return the folder of one evaluation. `stage`: `val` or `test`; `name`: optimizer step or checkpoint."""
+        """Return the folder of an evaluation. `stage`: `val` or `test`; `name`: an optimizer step or a checkpoint."""
         return self.evaluations / f"{stage}-{name}"
 
     def evaluations_by_step(self) -> list[tuple[int, Path]]:
-        """Return the existing evaluations during training, with their optimizer steps in order."""
+        """Return the existing evaluations during training as (optimizer step, folder), ordered by step."""
         found = []
         for folder in self.evaluations.glob("val-*"):
             step = folder.name.removeprefix("val-")
@@ -208,11 +208,11 @@ class RunDir:
         return sorted(found)
 
     def answer_log(self, checkpoint: str) -> Path:
-        """Return the folder with answers of an unfinished test, by the name of its checkpoint."""
+        """Return the folder for the answers of an unfinished test of a checkpoint."""
         return self.evaluations / f"answers-{checkpoint}"
 
     def comparison(self, name: str) -> Path:
-        """Return the path for a comparison that `test --against` writes, by the names of both models."""
+        """Return the path for the comparison that `test --against` writes; `name` has the names of both models."""
         return self.evaluations / f"comparison-{name}.json"
 
     # -------------------------------------------------------------------------------------------------- prediction
@@ -237,7 +237,7 @@ class RunDir:
 
     @property
     def predictions_left_out(self) -> Path:
-        """Images that can't be read."""
+        """Images that could not be read."""
         return self.path / "predictions_left_out.txt"
 
     @property

@@ -1,4 +1,4 @@
-"""The data of a training step: sample, prompt, rollout, answer, reward.
+"""Data types of a training step: sample, prompt, rollout, answer, reward.
 
 Shapes: P prompts on this rank, G generations per prompt, N = P * G rows (row p * G + g belongs to prompt p),
 L prompt tokens, T completion tokens.
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Id = int | float | str
-"""The id of an image or a category as its file has it: a whole number, possibly written as 1.0, or text."""
+"""Id of an image or a category as written in its file: an integer, possibly written as 1.0, or a string."""
 
 
 class Detection(NamedTuple):
-    """A labelled box, x0 y0 x1 y1 in pixels of the original image."""
+    """A labelled box (x0, y0, x1, y1) in pixels of the original image."""
 
     box: tuple[float, float, float, float]
     label: str
@@ -29,13 +29,13 @@ class Detection(NamedTuple):
 
 
 Target = tuple[Detection, ...] | str
-"""The ground truth: boxes for detection and grounding, a name, letter or number for the other tasks."""
+"""Ground truth: boxes for detection and grounding; a name, letter or number for the other tasks."""
 
 
 class Frame(NamedTuple):
     """The coordinate system of a model's boxes: width, height and decimals.
 
-    It is (1000, 1000), the size of the resized image in pixels, or (1, 1) with three decimals.
+    The size is (1000, 1000), the size of the resized image in pixels, or (1, 1) with three decimals.
     """
 
     width: int
@@ -62,7 +62,7 @@ class Question(Protocol):
 
     @property
     def image_index(self) -> int | None:
-        """Place, from 0, of the image that boxes belong to; None: the only one, or the answer has no boxes."""
+        """Index of the image that the boxes belong to. None if there is a single image or the answer has no boxes."""
 
     @property
     def metadata(self) -> dict[str, Any]: ...
@@ -72,7 +72,7 @@ class Question(Protocol):
 class Sample:
     """One or several images, a question about them and the ground truth.
 
-    `index` is the position in the data set and identifies the sample on every rank; `image_id` comes from the file.
+    `index` is the position in the data set and identifies the sample on all ranks; `image_id` comes from the file.
     """
 
     index: int
@@ -82,18 +82,18 @@ class Sample:
     target: Target
     metadata: dict[str, Any] = field(default_factory=dict)
     image_index: int | None = None
-    """Place, from 0, of the image that boxes belong to; several images with boxes need it."""
+    """Index of the image that the boxes belong to; required for boxes on one of several images."""
     examples: tuple[Sample, ...] = ()
-    """Samples that the prompt shows before the question, with their correct answers."""
+    """Few-shot examples: samples that the prompt shows, with their correct answers, before the question."""
 
     @property
     def place(self) -> int:
-        """Place, from 0, of `image`."""
+        """Index of `image`."""
         return len(self.images) - 1 if self.image_index is None else self.image_index
 
     @property
     def image(self) -> Image.Image:
-        """The image that boxes belong to, by default the last."""
+        """The image that the boxes belong to, by default the last."""
         return self.images[self.place]
 
     @property
@@ -109,11 +109,11 @@ class Sample:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class SharedStart:
-    """The beginning that several prompts share, which is computed once for all of them: examples and their images.
+    """The prefix that several prompts share and that is computed once for all of them: few-shot examples with images.
 
     Attributes:
-        length: number of its tokens, with which each of the prompts begins.
-        images: entries of the processor's output that describe its images.
+        length: number of prompt tokens in the prefix.
+        images: entries of the processor's output for the images in the prefix.
     """
 
     length: int
@@ -122,21 +122,21 @@ class SharedStart:
 
 @dataclass(frozen=True, slots=True)
 class PromptBatch:
-    """P samples with their prompts: the processor's output for each, as a batch of one without padding.
+    """P samples with their prompts. Each prompt is the processor's output for a batch of one, without padding.
 
-    Prompts with a `SharedStart` have its tokens, but the images of the rest alone.
+    A prompt with a `SharedStart` includes the tokens of the prefix, but not the images of the prefix.
     """
 
     samples: list[Sample]
     frames: list[Frame]
-    inputs: list[dict[str, Any]]  # P times input_ids, attention_mask (1, L), the images and perhaps the `start`
+    inputs: list[dict[str, Any]]  # P times: input_ids and attention_mask (1, L), image inputs, optionally `start`
 
     def pin_memory(self) -> PromptBatch:
-        """Return the prompts in page-locked memory, which is copied to a GPU while it computes."""
+        """Return the prompts in page-locked memory, so that copies to the GPU run asynchronously."""
         return self.map(lambda _, tensor: tensor.pin_memory())
 
     def map(self, change: Callable[[str, Tensor], Tensor]) -> PromptBatch:
-        """Return the prompts with changed tensors, given their keys. What prompts share is changed once."""
+        """Apply `change` to each tensor, called with key and tensor. Tensors that prompts share are changed once."""
         import torch
 
         starts: dict[SharedStart, SharedStart] = {}
@@ -172,12 +172,12 @@ class Rollout:
     ids: Tensor  # (N, T)
     mask: Tensor  # (N, T)
     log_probs: Tensor  # (N, T), under the policy at the sampling temperature, as the trainer computes them
-    sampling_log_probs: Tensor  # (N, T), under the distribution that top-p, top-k and min-p leave
+    sampling_log_probs: Tensor  # (N, T), under the distribution truncated by top-p, top-k and min-p
     truncated: Tensor  # (N,) bool: no stop token within the limit
     texts: list[str]
 
     def select(self, rows: Sequence[int]) -> Rollout:
-        """Return some rows, cut to the longest of them."""
+        """Return some rows, trimmed to the longest of them."""
         from vrft.indices import index_on
 
         index = index_on(self.ids.device, rows)
@@ -193,7 +193,7 @@ class Rollout:
 
     @staticmethod
     def join(rollouts: Sequence[Rollout]) -> Rollout:
-        """Return the rows of several rollouts, padded to the widest."""
+        """Concatenate the rows of several rollouts, padded to the largest T."""
         import torch
 
         width = max(rollout.ids.shape[1] for rollout in rollouts)
@@ -215,10 +215,9 @@ class Rollout:
 class Answer:
     """A parsed completion. `value` is None if the answer can't be parsed; `well_formed` refers to the tags alone.
 
-    `problem` says in words why the answer is not valid; None if it is.
-
-    Answers of a policy have `token_ids`, those of the completion with its end token; None: only the text is known.
-    Held-out answers also have `tokens`, the text and log-probability of each token, and the `reward`.
+    `problem` explains why the answer is invalid; it is None for a valid answer. `token_ids` are the tokens of the
+    completion, stop token included; None if only the text is known. Held-out answers also have `tokens`, the text and
+    log-probability of each token, and `reward`.
     """
 
     text: str
@@ -232,7 +231,7 @@ class Answer:
 
     @property
     def valid(self) -> bool:
-        """The completion has the requested format and an answer that can be parsed."""
+        """Whether the completion has the requested format and an answer that can be parsed."""
         return self.well_formed and self.value is not None
 
 
@@ -244,9 +243,9 @@ class ScoredRollout:
     rollout: Rollout  # N
     answers: list[Answer]  # N
     rewards: dict[str, Tensor]  # name -> (N,), NaN where a reward does not apply
-    reward: Tensor  # (P, G), the weighted sum; NaN where a reward gave no finite number
+    reward: Tensor  # (P, G), the weighted sum; NaN where a reward is not finite
     advantages: Tensor = field(default_factory=lambda: _empty())  # (P, G), set once all ranks have rewards
-    reference: Tensor | None = None  # (N, T), log-probabilities under the reference, if known before the loss
+    reference: Tensor | None = None  # (N, T), log-probabilities under the reference model, if computed with the rollout
 
     @property
     def samples(self) -> list[Sample]:
@@ -275,7 +274,7 @@ class ScoredRollout:
         return self._select(prompts, [range(self.reward.shape[1])] * len(prompts))
 
     def keep(self, generations: Sequence[Sequence[int]]) -> ScoredRollout:
-        """Return some completions of each prompt, equally many, (P, G)."""
+        """Return the chosen completions of each prompt. `generations` has the same number of indices per prompt."""
         return self._select(range(len(generations)), generations)
 
     def _select(self, prompts: Sequence[int], generations: Sequence[Sequence[int]]) -> ScoredRollout:

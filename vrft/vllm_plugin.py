@@ -1,6 +1,6 @@
-"""A plugin for vLLM servers that loads new weights from a safetensors file, on a disk or in shared memory.
+"""Plugin for vLLM servers that loads new weights from a safetensors file, on disk or in shared memory.
 
-vLLM finds it by its entry point if vrft is installed (`pip install --no-deps .`), and imports it in each of its
+vLLM finds the plugin by its entry point if vrft is installed (`pip install --no-deps .`) and imports it in each of its
 processes. Training does not import it.
 """
 
@@ -25,12 +25,12 @@ def register() -> None:
 
 @dataclass
 class NoInitInfo(WeightTransferInitInfo):
-    """Empty: reading a file needs no set-up between trainer and server."""
+    """No fields: reading a file needs no set-up between trainer and server."""
 
 
 @dataclass
 class WeightsFile(WeightTransferUpdateInfo):
-    """The file with new weights, by a path that the server sees."""
+    """Path of the file with new weights, on the server's file system."""
 
     path: str
 

@@ -108,7 +108,7 @@ def test_rows_of_the_log_wait_until_the_disk_has_space(tmp_path: Path) -> None:
         written = path.read_bytes() if path.exists() else b""
         resource.setrlimit(resource.RLIMIT_FSIZE, (len(written) + 5, before[1]))  # in the middle of a row
         try:
-            with pytest.warns(UserWarning, match="not written yet: the last 1 row: .*File too large"):
+            with pytest.warns(UserWarning, match="the last 1 row could not be written yet: .*File too large"):
                 logger.save()
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, before)

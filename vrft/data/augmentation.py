@@ -13,10 +13,10 @@ from PIL import Image
 from vrft.types import Detection, Sample
 
 MIN_VISIBLE_SHARE = 0.5
-"""Share of each box that has to stay inside the image; otherwise the sample is left unchanged."""
+"""Minimum share of each box that must stay inside the image; otherwise the sample is left unchanged."""
 
 PIXEL_CENTRE = 0.5
-"""kornia's coordinates start at the centre of the first pixel, those of boxes at its edge."""
+"""Offset of kornia's coordinates, whose origin is the centre of the first pixel; the origin of boxes is its edge."""
 
 
 def augment(sample: Sample, modules: Sequence[torch.nn.Module], key: tuple[int, int, int]) -> Sample:

@@ -1,4 +1,4 @@
-"""Parts of a user's files that can't be used: bad records, missing images, and files that were passed over."""
+"""Collect and report unusable parts of a user's files: bad records, missing images and skipped files."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ OnBadRecord = Literal["stop", "skip"]
 
 OUTLINES = "outlines read as their bounding boxes"
 PARTS = "shapes joined to other parts of the same object"
-"""Ways to read objects, for `BadRecords.read_as`."""
+"""Keys of `BadRecords.read_as`."""
 
 MAX_LISTED = 20
-"""Bad records listed in an error message; the rest are only counted."""
+"""Maximum number of bad records listed in an error message; the rest are only counted."""
 
 
 class BadRecords:
@@ -32,10 +32,10 @@ class BadRecords:
         self.missing: list[str] = []
         """Records whose image does not exist."""
         self.passed_over: Counter[str] = Counter()
-        """Number of files and images that are not bad but not used either, by reason."""
+        """Number of valid files and images that are not used, by reason."""
 
         self.read_as: Counter[str] = Counter()
-        """Number of objects that are used otherwise than the files have them, by how they are read."""
+        """Number of objects that are converted when read, by the conversion."""
 
     def add(self, location: str, reason: str) -> None:
         """Add a record. `location` names the file, the entry in it and its id."""
@@ -58,7 +58,7 @@ class BadRecords:
         return [f"{reason}: {count}" for reason, count in counts if count]
 
     def say(self, parts: Sequence[str]) -> None:
-        """Print how the data is used, with what was read otherwise than the files have it and what was left out."""
+        """Print how the data is used, which objects were converted, and what was left out."""
         left_out = ", ".join(self.left_out())
         read_as = [f"{how}: {count}" for how, count in self.read_as.items() if count]
         otherwise = [*read_as, *([f"left out: {left_out}"] if left_out else [])]
@@ -75,7 +75,7 @@ class BadRecords:
             on_bad_record: raise or warn.
             on_missing_image: raise or warn if images don't exist.
             run: folder of the run.
-            replace_list: overwrite an existing list. An evaluation after training sees fewer records and keeps it.
+            replace_list: overwrite an existing list. False for an evaluation after training, which reads fewer records.
         """
         stopped = [
             *(self.missing if on_missing_image == "stop" else ()),
@@ -107,7 +107,7 @@ class BadRecords:
 
 
 def shortened(lines: Sequence[str]) -> list[str]:
-    """Return the first lines and the number of the others."""
+    """Return the first `MAX_LISTED` lines, followed by the number of omitted ones."""
     more = [f"and {len(lines) - MAX_LISTED} more"] if len(lines) > MAX_LISTED else []
     return [*lines[:MAX_LISTED], *more]
 

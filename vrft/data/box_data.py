@@ -1,4 +1,4 @@
-"""Base classes of data whose files give each image its labelled boxes."""
+"""Base classes of data with labelled boxes for each image."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from vrft.errors import ConfigurationError
 from vrft.types import Detection, Id
 
 TOLERANCE = 1.0
-"""Pixels by which a box may extend beyond its image and is clipped: rounding errors."""
+"""Pixels by which a box may extend beyond its image because of rounding. Such a box is clipped."""
 
 Corners = tuple[float, float, float, float]
 
@@ -38,11 +38,11 @@ class BoxImage(NamedTuple):
     """Whether `size` is from the annotations and not from the image."""
     boxes: Sequence[Detection]
     ignored: Sequence[Detection] = ()
-    """Objects that are not asked about and count neither for nor against an answer."""
+    """Objects that are not asked about and neither raise nor lower a score."""
 
 
 class BoxData(CategoryData):
-    """Base class of images with boxes. Images have their file names as ids, categories numbers from 1 by name."""
+    """Base class of images with boxes. Image ids are file names; category ids are numbers from 1, sorted by name."""
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -51,10 +51,10 @@ class BoxData(CategoryData):
 
     @abstractmethod
     def read(self, split: Split, bad_records: BadRecords) -> Iterator[BoxImage | None]:
-        """Yield the images of a split, with or without boxes, or None for an invalid one, which is reported."""
+        """Yield the images of a split, with or without boxes. Report an invalid image and yield None for it."""
 
     def images(self, split: Split) -> dict[Id, BoxImage]:
-        """Return the images of a split by id, read once."""
+        """Return the images of a split by id. The files are read once."""
         return self._load(split)[0]
 
     def _load(self, split: Split) -> tuple[dict[Id, BoxImage], BadRecords]:
@@ -66,9 +66,9 @@ class BoxData(CategoryData):
         return self._files[split]
 
     def ordered_categories(self) -> Sequence[str]:
-        """Return the names in all splits, so that ids are equal whichever of them a command reads.
+        """Return the names in all splits, so that ids don't depend on which splits a command reads.
 
-        A split that can't be read counts as empty: a command that needs it has its error from `records`.
+        A split that can't be read counts as empty; `records` raises its error for the commands that need it.
         """
         if self._names is None:
             names: set[str] = set()
@@ -131,18 +131,18 @@ def categories_in(images: Mapping[Id, BoxImage], wanted: Sequence[str]) -> dict[
 
 
 class Entry(NamedTuple):
-    """An image with its boxes as a file has them."""
+    """An image with its boxes, as written in a file."""
 
     image: Path
     location: str
     size: tuple[int, int] | None
-    """Width and height, if the file has them."""
+    """Width and height, if the file states them."""
     boxes: Sequence[tuple[str, Corners]]
     """Labels with corners in pixels."""
     ignored: Sequence[tuple[str, Corners]] = ()
     """Objects marked as difficult."""
     outlines: int = 0
-    """Number of objects that the file outlines, and that are read as the boxes around them."""
+    """Number of objects whose outlines in the file were converted to boxes around them."""
     parts: int = 0
     """Number of shapes that were joined to other parts of their objects."""
 
@@ -170,7 +170,7 @@ class AnnotatedData(BoxData):
 
         Args:
             train_annotations: annotations of the training images.
-            train_images: folder of the training images; default: where the format keeps them.
+            train_images: folder of the training images; default: the format's usual place.
             val_annotations: annotations of the held-out images; default: see `val_fraction`.
             val_images: folder of the held-out images.
             test_annotations: annotations of the images for `test`; default: the held-out images.
@@ -202,7 +202,7 @@ class AnnotatedData(BoxData):
         return ImageFolders(self.image_field, self.default_folders(annotations) if images is None else (images,))
 
     def default_folders(self, annotations: Path) -> tuple[Path, ...]:
-        """Return the folders that images must lie in if no folder of images is configured."""
+        """Return the folders that must contain the images if no folder of images is configured."""
         return (annotations if annotations.is_dir() else annotations.parent,)
 
     def source(self, split: Split) -> Path:
@@ -215,7 +215,7 @@ class AnnotatedData(BoxData):
         Args:
             annotations: the file or folder.
             images: folder of the images, if one is configured.
-            bad_records: receives what can't be read.
+            bad_records: receives the invalid entries.
         """
 
     def read(self, split: Split, bad_records: BadRecords) -> Iterator[BoxImage | None]:
@@ -250,7 +250,7 @@ class AnnotatedData(BoxData):
 
 
 def require_one_entry(entry: Entry, locations: Sequence[str]) -> None:
-    """Raise ValueError if an existing image has several entries, at `locations`: whose boxes it shows is unknown."""
+    """Raise ValueError if an existing image has several entries, at `locations`, since their boxes may contradict."""
     others = [location for location in locations if location != entry.location] or locations[1:]
     if others and os.path.isfile(entry.image):
         raise ValueError(f"{entry.image} is also the image of {others[0]}; expected one entry per image")
@@ -270,7 +270,7 @@ def pixel_boxes(boxes: Iterable[tuple[str, Corners]], size: tuple[int, int]) -> 
 
 
 def pixel_box(i: int, label: str, corners: Corners, size: tuple[int, int]) -> Detection:
-    """Check and clip the box at a position; see `pixel_boxes`."""
+    """Check and clip box number `i`, see `pixel_boxes`."""
     width, height = size
     if not is_text(label):
         raise ValueError(f"box {i}: expected a label, got {brief(label)}")

@@ -1,4 +1,4 @@
-"""Data with boxes of categories: choice of the categories to ask for, and negative prompts for absent ones."""
+"""Choose the categories to ask for in each image, and add negative prompts for absent categories."""
 
 from __future__ import annotations
 
@@ -42,8 +42,9 @@ class CategoryData(RecordData):
         Args:
             categories: names of the categories to ask for, or a list of `vrft.data.splits`; default: all.
             val_categories: categories to ask for in held-out and test images; default: `categories`.
-            val_queries: categories asked for in each held-out image: those `annotated` in it (a model then can't find
-                absent ones), `all`, or a JSON file as `PresenceEvaluator` writes it: {"image id": ["name", ...]}.
+            val_queries: categories asked for in each held-out image: `annotated`, those annotated in it, which can't
+                show false positives for absent categories; `all`; or a JSON file like that of `PresenceEvaluator`:
+                {"image id": ["name", ...]}.
             negatives: training prompts for absent categories per prompt for a present one.
             kwargs: see `RecordData`.
         """
@@ -64,11 +65,11 @@ class CategoryData(RecordData):
         self.categories["test"] = self.categories["val"]
 
     def file_categories(self) -> Sequence[str]:
-        """Return the categories that the training files have, before `setup`."""
+        """Return the categories in the training files. Can be called before `setup`."""
         return self.ordered_categories()
 
     def evaluated_queries(self) -> str:
-        """Return `val_queries`, or `annotated` if the evaluated images are held out of the training ones."""
+        """Return `val_queries`, or `annotated` if the evaluated images are a fold of the training images."""
         return ANNOTATED if self.evaluated_split() == "train" else self.val_queries
 
     def chosen_pairs(self) -> set[tuple[Id, str]] | None:
@@ -99,7 +100,7 @@ class CategoryData(RecordData):
         source: object,
         bad_records: BadRecords,
     ) -> dict[Id, Sequence[str]]:
-        """Return the categories to ask for by image id, without images that have none.
+        """Return the categories to ask for by image id. Images with no category to ask for are left out.
 
         Args:
             split: split of the images.
@@ -148,7 +149,9 @@ class CategoryData(RecordData):
     def extra_records(self, train: Sequence[Record]) -> list[Record]:
         count = round(self.negatives * len(train))
         rng = random.Random(f"{self.seed}/negatives")
-        images = None if self.shots is None else {record.image_id for record in train}  # no images beyond the shots
+        images = (
+            None if self.shots is None else {record.image_id for record in train}
+        )  # negatives must not add images beyond the shots
         pairs = enumerate(self.absent(images)) if count else ()
         chosen = heapq.nsmallest(count, pairs, key=lambda _: rng.random())
         return [self.absent_record(*pair) for _, pair in sorted(chosen)]

@@ -1,4 +1,4 @@
-"""The data module base class, and typed access to a trainer's parts."""
+"""The base class of data modules, and typed access to a trainer's parts."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from vrft.utils.own_code import check_overrides
 
 
 class TrainedModule(Protocol):
-    """The part of the trainer's module that loaders and evaluators use."""
+    """The interface of the trainer's module that loaders and evaluators use."""
 
     task: Task
     batches_per_step: int
     """Number of loader batches that are joined into one training step."""
 
     difficulty: Difficulty | None
-    """How often prompts are asked by their success; None: equally often."""
+    """Sampling of prompts by success rate; None: each prompt once per pass."""
 
     @property
     def prefetches(self) -> bool:
@@ -37,11 +37,11 @@ class TrainedModule(Protocol):
         """The loaders' collate function."""
 
     def compare_prompts(self, batch: PromptBatch) -> PromptBatch:
-        """Find what prompts have in common, before a batch is moved to a GPU."""
+        """Find shared prefixes of the prompts, before the batch is moved to a GPU."""
 
     @property
     def logged_step(self) -> int:
-        """The step that loggers get: the number of rollouts before the current one."""
+        """The step for loggers: the number of rollouts before the current one."""
 
 
 def module_of(trainer: Trainer) -> TrainedModule:
@@ -76,7 +76,7 @@ class VisionData(LightningDataModule):
         self.num_workers = num_workers
         self.seed = seed
         self.predicts: Literal["train", "val", "test"] = "val"
-        """Samples that `predict` asks about: held-out ones, those of a test, or training samples."""
+        """Samples that `predict` asks about: training, held-out or test samples."""
 
     @abstractmethod
     def train_set(self) -> Dataset[Sample]:
@@ -103,11 +103,11 @@ class VisionData(LightningDataModule):
         return loader
 
     def train_fingerprints(self) -> Sequence[int] | None:
-        """Return a number of each training sample, by which a resumed run knows it again. Default: None, unknown."""
+        """Return a hash of each training sample, by which a resumed run recognises it. Default: None, unknown."""
         return None
 
     def images_per_turn(self) -> list[int]:
-        """Return the largest number of images of each example, then of a question. Call after `setup`."""
+        """Return the maximum number of images of each few-shot example, then of a question. Call after `setup`."""
         return [1]
 
     def images_per_prompt(self) -> int:
@@ -119,12 +119,12 @@ class VisionData(LightningDataModule):
         return self.val_set()
 
     def evaluated_set(self) -> Dataset[Sample]:
-        """Return the samples that the current command asks about: those of a test, or the held-out samples."""
+        """Return the samples that the current command asks about: test samples or held-out samples."""
         return self.test_set() if self.is_testing else self.val_set()
 
     @property
     def is_testing(self) -> bool:
-        """Whether the current command asks about the samples of a test."""
+        """Whether the current command asks about test samples."""
         trainer = self.trainer
         return trainer is not None and (trainer.testing or (trainer.predicting and self.predicts == "test"))
 
@@ -144,7 +144,7 @@ class VisionData(LightningDataModule):
         return range(rank * shard_size, (rank + 1) * shard_size)
 
     def is_owned_by_rank(self, sample: Sample) -> bool:
-        """Return whether a held-out sample is in this rank's shard; other ranks only repeat it to fill theirs."""
+        """Return whether a held-out sample belongs to this rank's shard. Other ranks may repeat it as padding."""
         return sample.index in self.rank_range(len(self.evaluated_set()))  # type: ignore[arg-type]
 
     test_dataloader = val_dataloader
@@ -156,7 +156,7 @@ class VisionData(LightningDataModule):
 
     def transfer_batch_to_device(self, batch: PromptBatch, device: torch.device, dataloader_idx: int) -> PromptBatch:
         def move(key: str, value: torch.Tensor) -> torch.Tensor:
-            # The grid of patches stays on the CPU, which makes the vision tower's indices of it.
+            # the CPU computes the vision tower's indices from the grid of patches
             return value if key.endswith("_grid_thw") else value.to(device, non_blocking=True)
 
         return batch.map(move)

@@ -1,4 +1,7 @@
-"""Convert pixels of any depth to 8 bits. Pillow keeps greys of 16 and 32 bits, but only 8 bits of 16-bit colours."""
+"""Convert pixels of any depth to 8 bits.
+
+Pillow decodes greys of 16 and 32 bits in full, but keeps only 8 bits of 16-bit colours.
+"""
 
 from __future__ import annotations
 
@@ -18,27 +21,27 @@ DEPTHS = (8, 10, 12, 14, 16, 24, 32)
 """Bits per pixel of cameras and files."""
 
 MAX_FRACTION = 1.5
-"""Largest value of float images in 0..1, which sharpening and resampling may exceed."""
+"""Maximum value of float images with nominal range 0..1, which sharpening and resampling may exceed."""
 
 WHITE_IS_ZERO = 0
-"""TIFF's PhotometricInterpretation of images whose 0 is white."""
+"""TIFF's PhotometricInterpretation of images in which 0 is white."""
 
 UNSIGNED, SIGNED = 1, 2
-"""TIFF's SampleFormat of whole numbers."""
+"""TIFF's SampleFormat of integers."""
 
 OTHER_ORDER = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L"}
 """The opposite byte order, by the last letter of Pillow's raw modes."""
 
 SIZ_MARKER, BEFORE_DEPTH = b"\xff\x4f\xff\x51", 42
-"""Start of a JPEG 2000 stream, and the bytes from there to the depth of its first component."""
+"""Start of a JPEG 2000 stream, and the offset from there to the depth of its first component."""
 
 
 class TooBright(ValueError):
-    """Raised for an image with values above those of the camera's bits."""
+    """Raised for an image with values that need more bits than the camera has."""
 
 
 def check_image_bits(image_bits: int | None) -> None:
-    """Raise ConfigurationError if a camera can't have this many bits, or images of 8 bits need no setting."""
+    """Raise ConfigurationError for a depth that no camera has, or for 8 bits, which need no setting."""
     if image_bits is not None and not 8 < image_bits <= 32:
         raise ConfigurationError(f"data.image_bits: expected a number from 9 to 32, got {image_bits}")
 
@@ -46,17 +49,17 @@ def check_image_bits(image_bits: int | None) -> None:
 def eight_bits(values: NDArray[Any], max_bits: int = 32, bits: int | None = None) -> NDArray[np.uint8]:
     """Convert values to 8 bits.
 
-    Files don't say how many of their bits a camera used, so the depth is the smallest of `DEPTHS` that holds the
-    brightest value: a ramp looks the same with 8, 12 or 16 bits. Floats up to `MAX_FRACTION` are taken as 0..1.
+    Files don't state how many of their bits a camera used, so the depth is the smallest of `DEPTHS` that can hold the
+    brightest value. Floats up to `MAX_FRACTION` are interpreted as 0..1.
 
     Args:
         values: greys or colours of an image.
         max_bits: largest depth that the file can have.
-        bits: depth of the camera; default: that of the brightest value.
+        bits: depth of the camera; default: determined by the brightest value.
 
     Raises:
         TooBright: a value needs more than `bits` bits.
-        ValueError: a value is negative, infinite or NaN, so that no depth fits.
+        ValueError: a value is infinite, NaN, above 32 bits, or negative other than in floats that nearly fit 0..1.
 
     >>> eight_bits(np.array([[0, 2048, 4095]])).tolist()
     [[0, 128, 255]]
@@ -76,7 +79,7 @@ def eight_bits(values: NDArray[Any], max_bits: int = 32, bits: int | None = None
 
 
 def depth_of(high: float) -> int:
-    """Return the depth of an image by its brightest value. Raise ValueError if it is above 32 bits."""
+    """Return the depth of an image with the brightest value `high`. Raise ValueError if it needs more than 32 bits."""
     depth = next((bits for bits in DEPTHS if high < 2**bits), None)
     if depth is None:
         raise ValueError(f"pixels up to {high:g}, expected at most 32 bits; convert the image to 8 bits")
@@ -84,7 +87,7 @@ def depth_of(high: float) -> int:
 
 
 def grey_rgb(image: Image.Image, camera_bits: int | None = None) -> Image.Image:
-    """Convert greys of modes I, I;16 and F to RGB. Pillow drops what TIFF says about their sign and white."""
+    """Convert greys of modes I, I;16 and F to RGB. Apply TIFF's sign and white, which Pillow ignores."""
     values, max_bits, inverted = np.asarray(image), 32, False
     if isinstance(image, TiffImageFile):
         tags = image.tag_v2
@@ -102,11 +105,11 @@ def grey_rgb(image: Image.Image, camera_bits: int | None = None) -> Image.Image:
 
 
 def refuse_wrong_depths(image: ImageFile, start: bytes) -> None:
-    """Raise ValueError for depths whose pixels Pillow decodes to other values.
+    """Raise ValueError for depths that Pillow decodes to wrong values.
 
     Args:
         image: image that is not decoded yet.
-        start: first bytes of its file.
+        start: first bytes of the file.
     """
     found = None
     if image.format == "JPEG2000" and image.mode[0] != "I" and (at := start.find(SIZ_MARKER)) >= 0:
@@ -131,20 +134,20 @@ def is_deep(image: ImageFile) -> bool:
 
 
 def raw_mode(image: ImageFile) -> str:
-    """Return Pillow's name of the layout of a file's pixels, before they are decoded; empty if its decoder has none."""
+    """Return Pillow's name for the pixel layout of an image that is not decoded yet; empty if its decoder has none."""
     arguments = image.tile[0].args if image.tile else ""
     name = arguments[0] if isinstance(arguments, tuple) and arguments else arguments
     return name if isinstance(name, str) else ""
 
 
 def low_bytes(image: ImageFile, reopen: Callable[[], ImageFile]) -> Image.Image | None:
-    """Decode an image, and return the lower bytes of its 16-bit colours; None for other images.
+    """Decode an image and return the low bytes of its 16-bit colours; None for other images.
 
-    In the opposite byte order, the byte that Pillow keeps is the lower one.
+    Decoded in the opposite byte order, the byte that Pillow keeps is the low one.
     """
     layout = raw_mode(image)
     image.load()
-    if layout == "LA;16B":  # a pixel of two 16-bit numbers is one of four bytes
+    if layout == "LA;16B":  # read the two 16-bit numbers of a pixel as four bytes
         _, grey, _, alpha = _decode_as(reopen(), "RGBA").split()
         return Image.merge("RGBA", (grey, grey, grey, alpha))
     if layout[:-1] in ("RGB;16", "RGBA;16", "RGBX;16"):
@@ -162,7 +165,7 @@ def _decode_as(image: ImageFile, layout: str) -> Image.Image:
 def deep_rgb(
     high: Image.Image, low: Image.Image, key: tuple[int, ...] | None, camera_bits: int | None = None
 ) -> Image.Image:
-    """Convert colours of 16 bits, given as two images of bytes, to RGB or RGBA with 8. `key`: a transparent colour."""
+    """Convert 16-bit colours, given as images of high and low bytes, to 8-bit RGB, or RGBA if `key` is transparent."""
     values = np.asarray(high).astype(np.uint16) << 8 | np.asarray(low)
     rgb, alpha = eight_bits(values[..., :3], bits=camera_bits), values[..., 3:]
     if alpha.size:

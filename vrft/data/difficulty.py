@@ -1,4 +1,4 @@
-"""Sampling by difficulty: prompts that are always right or always wrong are asked less often."""
+"""Sample prompts by difficulty: prompts that are always or never answered correctly are drawn less often."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from vrft.rewards import Reward
 from vrft.utils import notices
 
 MEMORY = 0.9
-"""Share of what is known of a prompt that stays when it is asked again: the policy changes."""
+"""Decay of a prompt's counts whenever it is asked again, because the policy changes."""
 
 
 @dataclass(frozen=True)
 class Difficulty:
-    """Ask prompts that are always right or always wrong less often.
+    """Ask prompts that are always or never answered correctly less often.
 
-    With a success rate p, a prompt has the weight floor + (1 - floor) 4 p (1 - p), which is 1 at p = 1/2 and `floor`
-    at 0 and 1. p = (successes + 1) / (completions + 2), so that a new prompt has the weight 1. Each pass over the data
-    asks prompts in proportion to the weights that they have at its beginning: at least `floor` times as often as
-    without weights, and at most 1 / `floor` times.
+    A prompt with the success rate p has the weight floor + (1 - floor) 4 p (1 - p), which is 1 at p = 1/2 and `floor`
+    at p = 0 and p = 1. p = (successes + 1) / (completions + 2), so that a new prompt has the weight 1. Each pass over
+    the data asks prompts in proportion to their weights at its beginning: at least `floor` times as often as without
+    weights, and at most 1 / `floor` times.
 
     Attributes:
-        reward: name of the reward that tells success.
+        reward: name of the reward that defines success.
         success: smallest score of that reward that counts as a success.
         floor: smallest weight, above 0 and at most 1.
     """
@@ -39,7 +39,7 @@ class Difficulty:
     floor: float = 0.2
 
     def check(self, rewards: Mapping[str, Reward]) -> None:
-        """Raise ConfigurationError unless a reward of the run tells success, or for a floor at which prompts starve."""
+        """Raise ConfigurationError if the run lacks `reward`, or `success` or `floor` is out of range."""
         if self.reward not in rewards:
             raise ConfigurationError(
                 f"model.difficulty.reward: expected one of model.rewards, {', '.join(rewards)}, got {self.reward}"
@@ -49,16 +49,16 @@ class Difficulty:
             raise ConfigurationError(f"model.difficulty.floor: expected above 0 and at most 1, got {self.floor}")
 
     def successes(self, scores: Tensor) -> tuple[Tensor, Tensor]:
-        """Return how many completions succeed and how many have a score, (P, G) -> (P,) and (P,).
+        """Return how many completions of each prompt succeed and how many have a score, (P, G) -> (P,) and (P,).
 
-        Without one are completions that the reward does not apply to (NaN), and those that it failed on (infinity).
+        Scores that are NaN (the reward does not apply) or infinite (the reward failed) are not counted.
         """
         known = scores.isfinite()
         return ((scores >= self.success) & known).sum(1), known.sum(1)
 
 
 def check_success(field: str, success: float, name: str, reward: Reward) -> None:
-    """Raise ConfigurationError for a threshold that all scores of a reward reach, or none."""
+    """Raise ConfigurationError if all or none of a reward's possible scores reach the threshold."""
     lowest, highest = reward.bounds
     if not lowest < success <= highest:  # NaN too
         raise ConfigurationError(
@@ -67,7 +67,7 @@ def check_success(field: str, success: float, name: str, reward: Reward) -> None
 
 
 class SuccessRates:
-    """How often each sample of a data set was answered with success; recent answers count more."""
+    """Success rate of each sample of a dataset; recent answers count more."""
 
     def __init__(self, size: int) -> None:
         self.successes = torch.zeros(size, dtype=torch.float64)
@@ -77,7 +77,7 @@ class SuccessRates:
         """Add the completions of a step.
 
         Args:
-            rows: sample, successes and completions of each group of all ranks, in any order.
+            rows: (sample, successes, completions) of each group of all ranks, in any order.
         """
         successes, answers = Counter[int](), Counter[int]()
         for sample, right, count in rows:
@@ -89,7 +89,7 @@ class SuccessRates:
                 self.answers[sample] = MEMORY * self.answers[sample] + count
 
     def weights(self, floor: float) -> Tensor:
-        """Return the weight of each sample, see `Difficulty`, (size,)."""
+        """Return the weight of each sample, (size,), see `Difficulty`."""
         p = (self.successes + 1) / (self.answers + 2)
         return floor + (1 - floor) * 4 * p * (1 - p)
 
@@ -97,7 +97,8 @@ class SuccessRates:
 def draw(weights: Tensor, count: int, generator: torch.Generator) -> Tensor:
     """Return `count` indices in random order, in which i occurs n_i = count w_i / sum(w) times on average.
 
-    It occurs n_i times, rounded down or up (systematic sampling): other draws would leave out a third of equal weights.
+    Systematic sampling: i occurs n_i times, rounded down or up. Independent draws would leave out a third of the
+    indices if all weights are equal.
     """
     order = torch.randperm(len(weights), generator=generator)
     ends = (weights[order] * (count / weights.sum())).cumsum(0)
@@ -107,10 +108,10 @@ def draw(weights: Tensor, count: int, generator: torch.Generator) -> Tensor:
 
 
 class DifficultySampler(PromptSampler):
-    """A draw by difficulty for each (seed, epoch), sharded over the ranks as a permutation is.
+    """A draw by difficulty for each (seed, epoch), sharded over the ranks like a permutation.
 
-    The weights of a pass are those at its beginning, so that the order of its rest is known in the middle of it:
-    workers read ahead, and a resumed run continues in the same order.
+    The weights are fixed at the beginning of a pass, and so is the order: workers read ahead, and a resumed run
+    continues in the same order.
     """
 
     def __init__(
@@ -124,7 +125,7 @@ class DifficultySampler(PromptSampler):
         difficulty: Difficulty,
         fingerprints: Sequence[int] | None = None,
     ) -> None:
-        """Begin without rates. `fingerprints`: a number of each sample; a resumed run forgets the rates of others."""
+        """Begin without rates. `fingerprints`: hash of each sample, by which a resumed run finds its rate again."""
         super().__init__(size, batch_size, rank, world_size, seed, shuffle)
         self.difficulty = difficulty
         self.rates = SuccessRates(size)
@@ -143,7 +144,7 @@ class DifficultySampler(PromptSampler):
         return {**known, "weights": self.weights, "fingerprints": self.fingerprints}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        if "weights" not in state:  # the run began without
+        if "weights" not in state:  # the run began without `model.difficulty`
             return
         if len(state["weights"]) != self.size:
             raise ConfigurationError(

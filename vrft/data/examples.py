@@ -1,4 +1,4 @@
-"""Examples in the prompt: labelled training records that are shown, with their answers, before each question."""
+"""Few-shot examples: labelled training records that the prompt shows, with their answers, before each question."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ def most_images(records: Sequence[Record]) -> int:
 class ExamplePool:
     """The training records that examples are chosen from.
 
-    A choice depends on the seed, its name and the images that it must not have, so that it is equal on any number of
-    ranks and after resuming. It takes one record of each category in turn, in an order drawn for the choice; all have
-    different images. Records without objects are no examples.
+    A choice depends on the seed, its name and the excluded images alone, so that it is the same on any number of ranks
+    and after resuming. It takes records from the categories in turn, in an order drawn for the choice, each with
+    another image. Records without objects are never chosen.
     """
 
     def __init__(self, records: Sequence[Record], count: int, seed: int) -> None:
         """Set the records and the number of examples in each prompt.
 
         Raises:
-            ConfigurationError: there are fewer images.
+            ConfigurationError: there are fewer images than examples.
         """
         self.count, self.seed = count, seed
         labelled = [record for record in records if record.target]
@@ -49,7 +49,7 @@ class ExamplePool:
             )
 
     def check_batches(self, prompts: int) -> None:
-        """Raise ConfigurationError if a batch of so many prompts may leave too few images for examples."""
+        """Raise ConfigurationError if a batch of `prompts` prompts may leave too few images for examples."""
         left = self.num_images - min(prompts * self.most_asked, self.num_images)
         needed = self.count * self.most_shown
         if left < needed:
@@ -63,8 +63,8 @@ class ExamplePool:
         """Return the examples of a choice.
 
         Args:
-            name: what the choice is for.
-            excluded: keys of images that it must not have.
+            name: name of the choice, which seeds it.
+            excluded: keys of images that must not be chosen.
 
         Raises:
             ConfigurationError: too few other images are left.

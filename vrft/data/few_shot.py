@@ -1,4 +1,4 @@
-"""Reproducible choice of a few samples per category."""
+"""Choose a few samples per category, reproducibly."""
 
 from __future__ import annotations
 

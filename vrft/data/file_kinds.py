@@ -1,4 +1,4 @@
-"""Names of files that are not readable images, by their first bytes."""
+"""Recognise files that are not readable images by their first bytes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SIGNATURES = (
     (0, b"%PDF", f"this is a PDF; {CONVERT}"),
     (0, b"PK\x03\x04", "this is a zip archive; unpack it"),
 )
-"""Offset and bytes by which a file is told, with its description. An empty file has no bytes."""
+"""Offset and magic bytes of each kind of file, with its description. An empty file has no bytes."""
 
 HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1")
 

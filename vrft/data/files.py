@@ -1,4 +1,4 @@
-"""Helpers of the file readers: required paths, text, JSON, type checks and values in messages."""
+"""Helpers for reading files: required paths, text, JSON, type checks and values in messages."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MAX_COORDINATE = 1e9
 UTF8 = "utf-8"
 BYTE_ORDER_MARKS = {
     codecs.BOM_UTF8: "utf-8-sig",
-    codecs.BOM_UTF32_LE: "utf-32",  # before UTF-16, whose mark it begins with
+    codecs.BOM_UTF32_LE: "utf-32",  # before UTF-16, whose mark is a prefix of it
     codecs.BOM_UTF32_BE: "utf-32",
     codecs.BOM_UTF16_LE: "utf-16",
     codecs.BOM_UTF16_BE: "utf-16",
@@ -63,7 +63,7 @@ def check_encoding(encoding: str) -> None:
 
 
 def decode_text(data: bytes, encoding: str = UTF8) -> str:
-    r"""Decode text by its byte order mark, or else with `encoding`.
+    r"""Decode text as its byte order mark says, or else with `encoding`.
 
     Raises:
         ValueError: the text has another encoding; the message names the line.
@@ -102,7 +102,7 @@ def split_lines(text: str) -> list[str]:
 
 
 def endings(path: str) -> list[str]:
-    r"""Return the endings of a path of any system, the longest first, without what leads upwards.
+    r"""Return the endings of a POSIX or Windows path, longest first, without `..`, `.` and the root.
 
     >>> endings("C:\\set\\train")
     ['set/train', 'train']
@@ -153,7 +153,7 @@ def read_xml(path: Path, encoding: str = UTF8) -> Element:
 
     Raises:
         ConfigurationError: the file can't be read.
-        ValueError: it is not XML.
+        ValueError: the file is not XML.
     """
     data = read_bytes(path)
     declared = declared_encoding(data) if encoding == UTF8 else None
@@ -164,7 +164,7 @@ def read_xml(path: Path, encoding: str = UTF8) -> Element:
 
 
 def is_text(value: Any) -> TypeGuard[str]:
-    """Return whether a value is a string with more than white space that can be encoded as UTF-8."""
+    """Return whether a value is a string that is not blank and can be encoded as UTF-8."""
     return isinstance(value, str) and bool(value.strip()) and LONE_SURROGATE.search(value) is None
 
 
@@ -179,15 +179,15 @@ def is_id(value: Any) -> TypeGuard[int]:
 
 
 def is_number(value: Any) -> bool:
-    """Return whether a value is a number below MAX_COORDINATE in size; not a boolean, NaN or infinity."""
+    """Return whether a value is a number of magnitude below MAX_COORDINATE; booleans, NaN and infinities are not."""
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < MAX_COORDINATE
 
 
 def size_of(width: Any, height: Any) -> tuple[int, int] | None:
-    """Return an annotated size, which may be text; None if the annotations have none (null, empty or 0).
+    """Return an annotated size, which may be text, or None if it is missing (null, empty or 0).
 
     Raises:
-        ValueError: the size is not two positive whole numbers.
+        ValueError: the size is not two positive integers.
     """
     if width in (None, "", 0, "0") and height in (None, "", 0, "0"):
         return None
@@ -202,21 +202,21 @@ def size_of(width: Any, height: Any) -> tuple[int, int] | None:
 
 
 def read_number(text: str) -> float:
-    """Convert text to a number. Raise ValueError if it is none; unlike `float`, also for 1_000."""
+    """Convert text to a number. Raise ValueError if it is not a number; unlike `float`, refuse underscores (1_000)."""
     if "_" in text:
         raise ValueError(f"could not convert string to float: {text!r}")
     return float(text)
 
 
 def require_object(value: Any, name: str) -> dict[str, Any]:
-    """Return a JSON object. Raise ValueError if the value is something else."""
+    """Return the value if it is a JSON object. Raise ValueError otherwise."""
     if not isinstance(value, dict):
         raise ValueError(f"{name}: expected an object, got {brief(value)}")
     return value
 
 
 MAX_REASONS = 10
-"""Bad objects of one image that a message lists."""
+"""Maximum number of bad objects of an image that a message lists."""
 
 Item = TypeVar("Item")
 Found = TypeVar("Found")
@@ -233,7 +233,7 @@ def brief(value: Any) -> str:
 
 
 def points_of(value: Any, least: int = 2) -> list[tuple[float, float]]:
-    """Return points of the form [[x, y], ...]. Raise ValueError if they are not numbers, or fewer than `least`."""
+    """Return points of the form [[x, y], ...]. Raise ValueError if they are invalid, or fewer than `least`."""
     if not isinstance(value, list) or not all(isinstance(point, list) and len(point) == 2 for point in value):
         raise ValueError(f"points: expected [[x, y], ...], got {brief(value)}")
     if not all(is_number(number) for point in value for number in point):
@@ -246,13 +246,13 @@ def points_of(value: Any, least: int = 2) -> list[tuple[float, float]]:
 def hull(points: Iterable[tuple[float, float]]) -> tuple[float, float, float, float]:
     """Return the smallest box around points. Raise ValueError if a number is infinite or NaN."""
     xs, ys = zip(*points, strict=True)
-    if not all(map(math.isfinite, (*xs, *ys))):  # min and max pass over NaN
+    if not all(map(math.isfinite, (*xs, *ys))):  # min and max may ignore NaN
         raise ValueError("points: expected finite numbers")
     return min(xs), min(ys), max(xs), max(ys)
 
 
 def read_all(items: Iterable[Item], read: Callable[[int, Item], Found]) -> list[Found]:
-    """Return what `read` makes of each position and item. Raise one ValueError with the reasons of all it refuses."""
+    """Return `read(position, item)` of each item. Raise one ValueError with the reasons of all invalid items."""
     found, reasons = [], []
     for i, item in enumerate(items):
         try:
@@ -267,7 +267,7 @@ def read_all(items: Iterable[Item], read: Callable[[int, Item], Found]) -> list[
 
 
 def refuse_fractions(source: object, boxes: Iterable[Sequence[float]], unit: str = "pixels") -> None:
-    """Raise ConfigurationError if all corners in a source of boxes in another unit are fractions of their images."""
+    """Raise ConfigurationError if all corners look like fractions of the image, although `unit` is expected."""
     numbers = {number for box in boxes for number in box}
     largest = max(numbers, default=None)
     if largest is not None and largest <= 1 and any(0 < number < 1 for number in numbers):

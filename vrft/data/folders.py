@@ -1,4 +1,4 @@
-"""Searching folders for images and other files: follows links, passes over hidden files, and counts them."""
+"""Search folders for images and other files. Links are followed; hidden files are skipped and counted."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from vrft.data.images import image_suffixes
 from vrft.errors import ConfigurationError
 
 SYSTEM_FOLDERS = {"__MACOSX", "@eaDir"}
-"""Folders that macOS's archives and Synology's disks add."""
+"""Folders that macOS adds to archives and Synology to disks."""
 
 
 def find_images(
@@ -53,7 +53,7 @@ def find_files(
 
 
 def count_unused(folders: Collection[Path], used: Collection[Path], passed_over: Counter[str]) -> None:
-    """Count the images in folders that no annotations name. Folders need not exist."""
+    """Count the images in folders that no annotation refers to. Folders need not exist."""
     names = {os.path.realpath(path) for path in used}
     images = (path for folder in folders if folder.is_dir() for path in find_images(folder, Counter(), None))
     found = {os.path.realpath(path) for path in images}
@@ -61,12 +61,12 @@ def count_unused(folders: Collection[Path], used: Collection[Path], passed_over:
 
 
 def walk(folder: Path, passed_over: Counter[str], allowed: ImageFolders | None) -> Iterator[Path]:
-    """Yield everything but folders below a folder. A folder that links lead to again is searched once.
+    """Yield everything below a folder except folders. A folder that several links lead to is searched once.
 
     Raises:
         ConfigurationError: a folder can't be read, or is outside of `allowed`.
     """
-    seen = {os.path.realpath(parent) for parent in folder.absolute().parents}  # a link may lead out and around
+    seen = {os.path.realpath(parent) for parent in folder.absolute().parents}  # a link to a parent would be a cycle
     for place, subfolders, names in os.walk(folder, followlinks=True, onerror=_refuse):
         real = os.path.realpath(place)
         if real in seen:
@@ -92,7 +92,7 @@ def is_hidden_folder(name: str) -> bool:
 
 
 def subfolders(folder: Path, passed_over: Counter[str]) -> list[Path]:
-    """Return the folders in a folder, sorted, without hidden ones, which are counted."""
+    """Return the subfolders of a folder, sorted. Hidden ones are left out and counted."""
     found = sorted(path for path in folder.iterdir() if path.is_dir())
     kept = [path for path in found if not is_hidden_folder(path.name)]
     passed_over["hidden folders"] += len(found) - len(kept)

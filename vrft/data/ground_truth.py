@@ -1,4 +1,4 @@
-"""Held-out images with all their boxes, as tables in COCO's format: the ground truth of data without a COCO file."""
+"""Convert held-out images and their boxes to COCO's tables, the ground truth for data without a COCO file."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from vrft.data.record import Record
 from vrft.types import Detection, Id
 
 IGNORED = {"iscrowd": 1, "ignore": 1}
-"""Fields of an object that neither raises nor lowers a score, by the rules of COCO and of LVIS."""
+"""Fields of an object that neither raises nor lowers a score, under COCO's and LVIS's rules."""
 
 
 class LabelledImage(NamedTuple):
-    """An image with its boxes. Those in `ignored`, such as difficult objects, neither raise nor lower a score."""
+    """An image with its boxes. Boxes in `ignored`, e.g. of difficult objects, neither raise nor lower a score."""
 
     image_id: Id
     file_name: str
@@ -73,8 +73,8 @@ def coco_tables(images: Iterable[LabelledImage], ids: Mapping[str, Id]) -> dict[
 def file_ids(files: Sequence[Path]) -> list[Id]:
     """Return an id for each image file: its name without suffix, or its path if names repeat or are blank.
 
-    Results files of other detectors name images in the same way. Bytes that are not UTF-8 are escaped, since ids are
-    written as JSON.
+    Results files of other detectors identify images in the same way. Bytes that are not UTF-8 are escaped, because ids
+    are written as JSON.
     """
     stems = [escaped(file.stem) for file in files]
     if len({*stems}) == len(stems) and all(map(is_text, stems)):

@@ -1,4 +1,4 @@
-"""Split records into training and held-out ones: shots, and a fold of the training records."""
+"""Split records into training and held-out records, by shots or as a fold of the training records."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Selection:
     seed: int
 
     def __post_init__(self) -> None:
-        """Raise ConfigurationError for settings that have no meaning."""
+        """Raise ConfigurationError for invalid settings or combinations."""
         if self.val_fraction is not None and not 0 < self.val_fraction < 1:
             raise ConfigurationError(f"data.val_fraction: expected a number between 0 and 1, got {self.val_fraction}")
         if self.val_fraction is not None and self.val_shots is not None:
@@ -52,7 +52,11 @@ class Selection:
     def choose(
         self, train: list[Record], val: list[Record], usable: Callable[[Record], bool], needs_train: bool
     ) -> tuple[list[Record], list[Record], int]:
-        """Hold out training records if configured, then choose shots from the rest, whose number is the third value."""
+        """Hold out training records if configured, then choose shots from the rest.
+
+        Returns:
+            The training records, the held-out records, and the number of records that shots were chosen from.
+        """
         if self.val_fraction is not None:
             train, val = split_by_image(train, self.val_fraction, self.seed)
         elif self.val_shots is not None:
@@ -64,7 +68,7 @@ class Selection:
 
 
 def split_by_image(records: Sequence[Record], val_fraction: float, seed: int) -> tuple[list[Record], list[Record]]:
-    """Split into train and held-out records without common images, rounding the held-out images up."""
+    """Split into training and held-out records without common images. The number of held-out images is rounded up."""
     images = list(dict.fromkeys(map(image_key, records)))
     random.Random(f"{seed}/split").shuffle(images)
     held_out = {*images[: -int(-len(images) * val_fraction // 1)]}
@@ -77,7 +81,7 @@ def split_by_image(records: Sequence[Record], val_fraction: float, seed: int) ->
 def split_by_shots(
     records: Sequence[Record], val_shots: int, seed: int, usable: Callable[[Record], bool]
 ) -> tuple[list[Record], list[Record]]:
-    """Split into train and held-out records without common images, holding out `val_shots` of each category."""
+    """Split into training and held-out records without common images, holding out `val_shots` of each category."""
     val = choose_shots(records, category, val_shots, f"{seed}/fold", usable, "data.val_shots")
     held_out = {image_key(record) for record in val}
     return [record for record in records if image_key(record) not in held_out], val
@@ -88,7 +92,7 @@ def unused_held_out(other: OtherHeldOut, count: str, fold: str, *, is_tested: bo
 
     Args:
         other: the samples.
-        count: their number in parentheses, or "" if it is not known.
+        count: their number in parentheses, or "" if it is unknown.
         fold: the setting that holds out training samples, with its value.
         is_tested: whether `test` uses them.
     """

@@ -1,4 +1,4 @@
-"""Checks of the images of records, in threads."""
+"""Check the images of records in threads."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from vrft.utils.progress import progress
 
 CHECK_THREADS = 16
 PROGRESS_MIN_IMAGES = 1000
-"""Fewer images are checked without showing progress."""
+"""Minimum number of images for which progress is shown."""
 
 
 class NamedImage(NamedTuple):
-    """An image, the record that names it, and the size that its boxes tell, if there are any."""
+    """An image, the location of the record that names it, and the annotated size, if there is one."""
 
     source: ImageSource
     location: str
@@ -67,7 +67,7 @@ def main_image(record: Record) -> NamedImage:
 
 
 def checked(record: Record, header: Header) -> Record:
-    """Return a record with the facts of its image."""
+    """Return a record completed with the facts from its image's header."""
     annotated = record.annotated_size and record.size != UNKNOWN_SIZE
     return replace(
         record,
@@ -83,7 +83,7 @@ def read_headers(images: Sequence[NamedImage], title: str, folders: ImageFolders
     """Read the headers of images in threads; show progress under `title` if there are many.
 
     Raises:
-        ConfigurationError: an image is outside of `folders`. None of the images is opened then.
+        ConfigurationError: an image is outside of `folders`. In that case, no image is opened.
     """
     for image in images:
         if folders is not None and isinstance(image.source, Path):

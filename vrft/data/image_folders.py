@@ -1,4 +1,4 @@
-"""The folders that the images of a data set may lie in."""
+"""Restrict the images of a data set to the folders of its config."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from vrft.errors import ConfigurationError
 
 @dataclass(frozen=True)
 class ImageFolders:
-    """The folders that a config gives the images of a split, and the field or setting that names an image."""
+    """The folders that may contain the images of a split, and the field or setting that names an image."""
 
     field: str
     folders: tuple[Path, ...]
@@ -22,14 +22,14 @@ class ImageFolders:
 
         Args:
             path: an image, or a folder of images.
-            location: the file and the record that name it, for the message.
+            location: the file and the record that name `path`, for the message.
         """
         parent, name = os.path.split(os.path.join(os.getcwd(), path))
         try:
             if name != os.pardir and _is_inside(parent, self.folders) and not os.path.islink(path):
                 return
             real = Path(os.path.realpath(path))
-        except ValueError:  # a name that no file can have; opening it reports that
+        except ValueError:  # not a valid file name; opening the file reports it
             return
         if not _is_inside(str(real), self.folders):
             leads = f"{path} leads to {real}" if str(real) != os.path.abspath(path) else str(path)

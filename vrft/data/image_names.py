@@ -1,4 +1,4 @@
-"""Images that annotations name, possibly by the path that they had on another machine."""
+"""Find the images that annotations name, possibly by paths from another machine."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from vrft.data.images import image_suffixes
 
 
 def find_image(name: object, folders: Sequence[Path]) -> Path:
-    """Return the image of a name: in one of the folders, by the longest ending of its path that exists there.
+    """Return the file in one of the folders that matches the longest ending of a path.
 
-    If there is none, a file that differs only in its image suffix counts, or that has one where the name has none. The
-    returned file may not exist.
+    If there is none, a file that differs only in its image suffix matches too, or one with a suffix if the name has
+    none. The returned file may not exist.
 
     Raises:
-        ValueError: the name is no file name.
+        ValueError: `name` is not a file name.
     """
     if not is_file_name(name) or not endings(name):
         raise ValueError(f"expected the file name of an image, got {name!r}")
@@ -40,7 +40,7 @@ def find_image(name: object, folders: Sequence[Path]) -> Path:
 
 
 def without_links(image: Path) -> Path:
-    """Return the path of an image in the folder that links and `..` lead to, which is equal for all ways to it."""
+    """Resolve links and `..` in the folder of an image, so that all paths to the image give the same result."""
     return _real_folder(image.parent.absolute()) / image.name
 
 

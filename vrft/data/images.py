@@ -1,4 +1,4 @@
-"""Reading images upright and in RGB, and checking them before training."""
+"""Read images upright and in RGB, and check them before training."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from vrft.data.file_kinds import kind_of_file
 from vrft.utils.regular_files import open_regular
 
 MAX_PIXELS = 89_478_485
-"""Limit on image size: Pillow's own, above which a small file may be a decompression bomb."""
+"""Maximum image size, the same as Pillow's. Above it, a small file may be a decompression bomb."""
 
 MAX_ASPECT_RATIO = 200
-"""Limit on long side / short side: that of Qwen's processors."""
+"""Maximum of long side / short side, the same as in Qwen's processors."""
 
 END_MARKERS = {"JPEG": b"\xff\xd9", "PNG": b"IEND", "GIF": b"\x3b"}
 ORIENTATION = 0x0112
@@ -35,10 +35,10 @@ PNG_SCALES = {"L;2": 85, "L;4": 17}
 """Factors from greys of 2 and 4 bits to 8, by Pillow's raw mode."""
 
 MAX_HEADER = 4096
-"""Bytes of a file that tell its format and depth."""
+"""Number of first bytes of a file that are read to find its format and depth."""
 
 FRAMES = {"AVIF", "GIF", "PNG", "TIFF", "WEBP"}
-"""Formats of animations and pages. The further images of MPO, a photo's previews, are not counted."""
+"""Formats of animations and pages. MPO is left out: its further images are previews of a photo."""
 
 DECODING_ERRORS = (
     OSError,
@@ -51,7 +51,7 @@ DECODING_ERRORS = (
     RuntimeError,
     struct.error,
 )
-"""Errors that Pillow's decoders raise on broken files."""
+"""Errors that Pillow's decoders raise for broken files."""
 
 UNREAD_FORMATS = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
 """Formats that Pillow identifies, but reads only with another program or not at all."""
@@ -81,9 +81,9 @@ class MissingImage(BadImage):
 
 
 Convention = Literal["upright", "stored", "untold", "same"]
-"""Whether annotations belong to the upright or the stored pixels, by their size; `same`: the image is stored upright.
+"""Pixels that annotations refer to: `upright`, `stored`, or `same` if the image is stored upright.
 
-`untold`: an Exif orientation turns or mirrors the image, but the size is the same, or the annotations have none.
+`untold`: an Exif orientation turns or mirrors the image, but the annotated size does not show which pixels are meant.
 """
 
 
@@ -91,7 +91,7 @@ class Header(NamedTuple):
     """Facts from an image's header."""
 
     size: tuple[int, int]
-    """Width and height that annotations belong to."""
+    """Width and height of the pixels that annotations refer to."""
     convention: Convention
     deep: bool = False
     """Whether pixels have more than 8 bits."""
@@ -104,9 +104,9 @@ def read_image(
 ) -> Image.Image:
     """Read an image as RGB.
 
-    Exif orientation is applied, unless `size` (width, height) shows that the annotations ignore it. If the size does
-    not tell, `upright` decides. Transparent parts become white; see `eight_bits` for other depths, of which `bits` is
-    the camera's.
+    Exif orientation is applied, unless `size` (width, height) shows that the annotations ignore it. If `size` fits
+    both, `upright` decides. Transparent parts become white. Images of more than 8 bits are converted by `eight_bits`;
+    `bits` is the depth of the camera.
 
     Raises:
         TooBright: a pixel needs more than `bits` bits.
@@ -145,14 +145,14 @@ def check_header(source: ImageSource, size: tuple[int, int] | None = None) -> He
 
 @cache
 def image_formats() -> tuple[str, ...]:
-    """Return Pillow's names of the formats that are read."""
+    """Return Pillow's names of the supported formats."""
     Image.init()
     return tuple(sorted({*Image.OPEN} - UNREAD_FORMATS))
 
 
 @cache
 def image_suffixes() -> frozenset[str]:
-    """Return the file suffixes of the formats that are read, in lower case."""
+    """Return the file suffixes of the supported formats, in lower case."""
     formats = image_formats()
     return frozenset(suffix for suffix, name in Image.registered_extensions().items() if name in formats)
 
@@ -174,7 +174,7 @@ def _open(source: ImageSource) -> BinaryIO:
 
 @contextmanager
 def _decoding_errors_as_bad_image() -> Iterator[None]:
-    """Turn the errors that Pillow's decoders raise on broken files into BadImage."""
+    """Turn the errors that Pillow's decoders raise for broken files into BadImage."""
     try:
         yield
     except (BadImage, TooBright):
@@ -236,7 +236,7 @@ def _orientation(image: Image.Image) -> int:
 
 def _to_rgb(image: ImageFile, file: BinaryIO, *, turn: bool = False, bits: int | None = None) -> Image.Image:
     if image.format == "PNG" and (scale := PNG_SCALES.get(raw_mode(image))) and "transparency" in image.info:
-        image.info["transparency"] *= scale  # Pillow scales the pixels alone
+        image.info["transparency"] *= scale  # Pillow scales the pixels, but not this value
     key = image.info.get("transparency")
     low = low_bytes(image, lambda: _identify(file))
     if low is not None:

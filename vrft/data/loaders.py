@@ -1,4 +1,4 @@
-"""Samplers and loaders: seeded order, sharding over ranks, workers that restart, and a resumable position."""
+"""Samplers and loaders with a seeded order, sharding over ranks, restarting workers and a resumable position."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from vrft.errors import ConfigurationError
 from vrft.types import Sample
 
 SIGCHLD: Any = getattr(signal, "SIGCHLD", None)
-"""Signal of a worker's death. Windows has none; torch asks its workers every few seconds."""
+"""Signal of a worker's death. Windows has none; there, torch polls its workers every few seconds."""
 
 MAX_CONSECUTIVE_DEATHS = 3
-"""Worker deaths without a batch in between that end a run."""
+"""Number of worker deaths, with no batch in between, that ends a run."""
 
 
 class ResumableSampler(Sampler[int]):
@@ -29,7 +29,7 @@ class ResumableSampler(Sampler[int]):
 
     def __init__(self) -> None:
         self.start = 0
-        """Samples to skip in the next pass, because they were yielded before."""
+        """Samples to skip in the next pass, because an interrupted pass has yielded them."""
 
     @abstractmethod
     def order(self) -> Sequence[int]:
@@ -99,11 +99,11 @@ class PromptSampler(ResumableSampler):
         return [order[start : start + size] for start in range(0, len(order), size)]
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what the order of a pass depends on, beside seed and epoch."""
+        """Return the state, besides seed and epoch, that determines the order of a pass."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take the state of a checkpoint."""
+        """Restore the state from a checkpoint."""
 
 
 class EpochSet(Dataset[Sample]):
@@ -111,11 +111,11 @@ class EpochSet(Dataset[Sample]):
 
     epoch = 0
     sampler: PromptSampler | None = None
-    """The order of training."""
+    """The sampler of training; None outside of training."""
 
 
 class WorkerRestartLoader(DataLoader[Sample]):
-    """A DataLoader whose workers restart at their position if one dies, e.g. killed when memory runs out."""
+    """A DataLoader that restarts its workers where they were if one dies, e.g. by the out-of-memory killer."""
 
     dead_workers = 0
     first_batch = 0
@@ -133,7 +133,7 @@ class WorkerRestartLoader(DataLoader[Sample]):
                     yield batch
                 return
             except (RuntimeError, OSError, EOFError) as error:
-                if self.num_workers == 0 or "in DataLoader worker process" in str(error):  # raised by a living worker
+                if self.num_workers == 0 or "in DataLoader worker process" in str(error):  # a live worker raised it
                     raise
                 self.dead_workers, deaths = self.dead_workers + 1, deaths + 1
                 if deaths == MAX_CONSECUTIVE_DEATHS:
@@ -146,8 +146,8 @@ class WorkerRestartLoader(DataLoader[Sample]):
     def _batches(self) -> Iterator[Any]:
         """Iterate over torch's loader, but detect dead workers while waiting for a batch, not in a signal handler.
 
-        Torch's own handler for SIGCHLD would raise in the middle of a training step. Torch installs it with the first
-        loader of a process that has workers, which may be another one than this, e.g. that of a user's callback.
+        Torch's handler for SIGCHLD would raise in the middle of a training step. Torch installs it with the first
+        loader with workers in a process, which may be another loader, e.g. of a user's callback.
         """
         before = None if SIGCHLD is None else signal.getsignal(SIGCHLD)
         batches: Any = super().__iter__()
@@ -164,7 +164,7 @@ class WorkerRestartLoader(DataLoader[Sample]):
                 yield batch
         except KeyboardInterrupt:  # workers ignore signals, so the process would wait for the samples they read
             if handles_deaths():
-                signal.signal(SIGCHLD, signal.SIG_DFL)  # which would raise another error for their deaths
+                signal.signal(SIGCHLD, signal.SIG_DFL)  # torch's handler would raise another error for their deaths
             for worker in workers:
                 worker.kill()
             raise
@@ -177,7 +177,7 @@ class WorkerRestartLoader(DataLoader[Sample]):
 
 @contextmanager
 def raise_on_worker_death(workers: Sequence[BaseProcess]) -> Iterator[None]:
-    """Raise RuntimeError if a worker is dead or dies inside the block, which could wait forever for its batch."""
+    """Raise RuntimeError if a worker is dead or dies inside the block, which might wait for its batch forever."""
 
     def check(*_: Any) -> None:
         if dead := [worker.pid for worker in workers if worker.exitcode]:
@@ -202,8 +202,8 @@ def handles_deaths() -> bool:
 class ResumableLoader(WorkerRestartLoader):
     """A loader whose position in the epoch is part of a checkpoint.
 
-    The position counts samples over all ranks, so that a run can resume with another global batch size. A remainder
-    that fills no global batch is repeated.
+    The position counts samples over all ranks, so that a run can resume with another global batch size. Samples of a
+    partial global batch are repeated.
     """
 
     sampler: PromptSampler
@@ -212,7 +212,8 @@ class ResumableLoader(WorkerRestartLoader):
         super().__init__(*args, **kwargs)
         assert self.batch_size is not None
         self.global_batch = self.batch_size * self.sampler.world_size
-        self.batches = 0  # yielded in this epoch
+        self.batches = 0
+        """Batches yielded in this epoch."""
         self.prefetches = False
         """Read one batch ahead."""
         self.next_batch: Any = None
@@ -232,7 +233,7 @@ class ResumableLoader(WorkerRestartLoader):
             yield batch
 
     def return_last_batch(self) -> None:
-        """Count the last yielded batch as not trained on, so that a resumed run yields it again."""
+        """Uncount the last yielded batch, which was not trained on, so that a resumed run yields it again."""
         self.batches -= 1
 
     def state_dict(self) -> dict[str, Any]:
@@ -248,7 +249,7 @@ class ResumableLoader(WorkerRestartLoader):
 
 
 def ignore_signals(worker: int) -> None:
-    """Ignore signals that stop a run in its workers: they often reach all processes, but the last step needs data."""
+    """Ignore stop signals in a worker. They often reach all processes, but the last step still needs data."""
     for number in signal.Signals:
         if number.name in ("SIGTERM", "SIGUSR1", "SIGINT"):
             signal.signal(number, signal.SIG_IGN)

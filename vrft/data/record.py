@@ -1,4 +1,4 @@
-"""A record: a sample without its image, which is decoded on access."""
+"""Records: samples whose images are not decoded yet."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ Split = Literal["train", "val", "test"]
 UNKNOWN_SIZE = (0, 0)
 
 NAMES = ("category", "class")
-"""Values of `RecordData.noun` for targets that are names."""
+"""Values of `RecordData.noun` for which targets are names of categories or classes."""
 
 
 class Tile(NamedTuple):
-    """A part of an image that is shown instead of it."""
+    """A part of an image that is shown instead of the whole image."""
 
     area: tuple[int, int, int, int]
     """Left, top, right and bottom, in pixels of the image."""
@@ -39,20 +39,20 @@ class Record:
     query: str
     target: Target
     size: tuple[int, int] = UNKNOWN_SIZE
-    """Width and height of `image`, or of its `tile`, which the boxes belong to."""
+    """Width and height of `image`, or of `tile` if there is one, to which the boxes refer."""
     annotated_size: bool = True
     """Whether `size` comes from the annotations and not from `image`."""
     convention: Convention = "untold"
-    """Whether the boxes belong to the upright or to the stored pixels; known once the image is checked."""
+    """Whether the boxes refer to the upright or to the stored pixels; known once the image is checked."""
     deep: bool = False
     """Whether an image's pixels have more than 8 bits; known once the images are checked."""
     several_frames: bool = False
     """Whether the file of an image has several frames or pages; known once the images are checked."""
     metadata: dict[str, Any] = field(default_factory=dict)
     image_index: int | None = None
-    """Place, from 0, of the image that the boxes belong to; several images with boxes need it."""
+    """Index of the image that the boxes belong to; required for boxes on one of several images."""
     tile: Tile | None = None
-    """The part of `image` that is shown; None: all of it."""
+    """The part of `image` that is shown; None: the whole image."""
 
     @property
     def image(self) -> ImageSource:
@@ -66,7 +66,7 @@ class Record:
 
 
 def only_records(found: object, source: str) -> list[Record]:
-    """Return a list of records. Raise ConfigurationError if `source`, which returned it, returned anything else."""
+    """Return `found`, which the method `source` returned. Raise ConfigurationError unless it is a list of records."""
     expected = "expected a list of vrft.data.record.Record"
     if not isinstance(found, list):
         raise ConfigurationError(f"data: {source} returned {type(found).__name__}; {expected}")
@@ -87,25 +87,22 @@ def category(record: Record) -> str:
 
 
 def source_key(image: ImageSource) -> Hashable:
-    """Return a key that depends on which image it is alone."""
+    """Return a key that identifies an image, whichever record refers to it."""
     return image if isinstance(image, Path) else image.key()
 
 
 def boxes_of(record: Record) -> Sequence[Detection]:
-    """Return the boxes of the target; none if it is a text."""
+    """Return the boxes of the target; empty if the target is text."""
     return record.target if isinstance(record.target, tuple) else ()
 
 
 def image_key(record: Record) -> Hashable:
-    """Return a key that all records share whose boxes or answers are about the same image."""
+    """Return a key that records share if their boxes or answers are about the same image."""
     return source_key(record.image)
 
 
 def content(records: Sequence[Record], noun: str) -> str:
-    """Describe how much records hold, e.g. "12 images with 30 boxes and 1 category".
-
-    `noun`: what the records differ in, see `RecordData.noun`.
-    """
+    """Describe the content of records, e.g. "12 images with 30 boxes and 1 category". `noun`: see `RecordData.noun`."""
     boxes = sum(len(record.target) for record in records if isinstance(record.target, tuple))
     with_boxes = any(isinstance(record.target, tuple) for record in records)
     parts = [counted(boxes, "box")] if with_boxes else []

@@ -1,4 +1,4 @@
-"""Checks of records before training: images and targets."""
+"""Check the images and targets of records before training."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ TooManyBoxes = Literal["largest", "tiles", "refuse"]
 
 
 class UsableImages:
-    """A predicate: whether the images of a record are usable. Reports each unusable image to `bad_records` once."""
+    """Predicate: whether the images of a record are usable. Reports each unusable image to `bad_records` once."""
 
     def __init__(self, bad_records: BadRecords, folders: ImageFolders | None) -> None:
         self.bad_records, self.folders = bad_records, folders
@@ -42,10 +42,10 @@ class UsableImages:
 
 
 def limit_targets(records: list[Record], too_many_boxes: TooManyBoxes) -> list[Record]:
-    """Return training records with targets that an answer can hold, i.e. at most MAX_BOXES boxes.
+    """Return training records whose targets have at most MAX_BOXES boxes, the maximum of an answer.
 
     Raises:
-        ConfigurationError: a target has more, and `too_many_boxes` is "refuse".
+        ConfigurationError: a target has more boxes, and `too_many_boxes` is "refuse".
     """
     over = [record for record in records if is_over_limit(record)]
     if not over:
@@ -86,7 +86,7 @@ def is_over_limit(record: Record) -> bool:
 
 
 def largest_boxes(record: Record) -> tuple[Detection, ...]:
-    """Return the MAX_BOXES largest boxes of a target in their order."""
+    """Return the MAX_BOXES largest boxes of a target in their original order."""
     assert isinstance(record.target, tuple)
     areas = [(found.box[2] - found.box[0]) * (found.box[3] - found.box[1]) for found in record.target]
     kept = {*sorted(range(len(areas)), key=lambda i: -areas[i])[:MAX_BOXES]}
@@ -123,9 +123,9 @@ def usable_records(
         records: the records of a split.
         everything: all records of the same file.
         task: the task that asks about them.
-        bad_records: gets the others.
-        folders: folders that images must lie in; None: any place.
-        image_bits: bits per colour of the camera, if they are known.
+        bad_records: receives the unusable records.
+        folders: folders that must contain the images; None: no restriction.
+        image_bits: bits per colour of the camera, if known.
     """
     records = check_places(check_texts(records, bad_records), bad_records)
     records = check_queries(records, task, bad_records)
@@ -137,7 +137,7 @@ def usable_records(
 
 
 def check_texts(records: Sequence[Record], bad_records: BadRecords) -> list[Record]:
-    """Return the records whose questions and answers are whole characters, which alone can be tokenized and written."""
+    """Return the records whose questions and answers have no lone surrogates, which can't be tokenized or written."""
     found = []
     for record in records:
         texts = (record.query, record.target) if isinstance(record.target, str) else (record.query,)
@@ -161,15 +161,15 @@ def check_queries(records: Sequence[Record], task: Task, bad_records: BadRecords
 def settle_orientation(
     records: list[Record], everything: Sequence[Record], bad_records: BadRecords, folders: ImageFolders | None
 ) -> list[Record]:
-    """Decide whether boxes belong to upright or stored pixels if the size of their image does not tell.
+    """Decide whether boxes refer to upright or stored pixels if the annotated size fits both.
 
-    Annotation tools treat all images alike, so the other images of the same file show it.
+    Annotation tools treat all images alike, so the other images of the same file decide.
 
     Args:
         records: checked records.
-        everything: all records of the file, of which `records` may be few.
-        bad_records: receives images that can't be decided, because others contradict each other.
-        folders: folders that the images must lie in.
+        everything: all records of the file, a superset of `records`.
+        bad_records: receives undecidable images, for which the other images contradict each other.
+        folders: folders that must contain the images.
     """
     boxed = [record for record in records if isinstance(record.target, tuple)]
     untold = {image_key(record): record for record in boxed if record.convention == "untold"}
@@ -211,7 +211,7 @@ def warn_of_guessed_depths(records: Sequence[Record]) -> None:
 
 
 def warn_of_first_frames(records: Sequence[Record]) -> None:
-    """Warn if files of images have further frames or pages, which are not read."""
+    """Warn of image files with further frames or pages, which are not read."""
     if several := list(dict.fromkeys(record.image for record in records if record.several_frames)):
         notices.warn(
             f"data: {counted(len(several), 'image')} with several frames or pages, e.g. {several[0]}; the first frame "
@@ -220,7 +220,7 @@ def warn_of_first_frames(records: Sequence[Record]) -> None:
 
 
 def warn_about_shared_images(used: Sequence[Record], others: Sequence[Record], name: str, use: str) -> None:
-    """Warn if images of `others`, which `name` describes, are among those of `used`; `use`: what those are for."""
+    """Warn if `others`, described by `name`, share images with `used`, whose purpose is `use`."""
     keys = {source_key(image) for record in used for image in record.images}
     shared = [next((image for image in record.images if source_key(image) in keys), None) for record in others]
     shared = [image for image in shared if image is not None]
@@ -241,7 +241,7 @@ def warn_about_test_split(
 
 
 def warn_about_similar_names(records: Iterable[Record]) -> None:
-    """Warn if names of categories or classes are the same but for case, blanks and the form of their characters."""
+    """Warn if names of categories or classes differ only in case, blanks or Unicode normalisation."""
     names: dict[str, str] = {}
     similar = []
     for name in dict.fromkeys(map(category, records)):
@@ -256,7 +256,7 @@ def warn_about_similar_names(records: Iterable[Record]) -> None:
 
 
 def at_least_one(records: list[Record], name: str, bad_records: BadRecords) -> list[Record]:
-    """Return the records. Raise ConfigurationError if there are none; skipped bad records are the likely reason."""
+    """Return the records. Raise ConfigurationError if there are none, and count the skipped bad records, if any."""
     if not records:
         skipped = [*bad_records.missing, *bad_records.found]
         reason = f"; {counted(len(skipped), 'bad record')} skipped, e.g. {skipped[0]}" if skipped else ""

@@ -21,8 +21,8 @@ from vrft.types import Sample
 class RecordSet(EpochSet):
     """A dataset that reads the image of each record on access.
 
-    If a training image can no longer be read, the next readable sample takes its place and lists the failures in
-    `metadata["replaced"]`. An unreadable held-out image becomes a blank one, so that its question still counts.
+    If a training image can no longer be read, it is replaced by the next readable sample, which lists the failures in
+    `metadata["replaced"]`. An unreadable held-out image is replaced by a blank one, so that its question still counts.
     """
 
     def __init__(
@@ -39,7 +39,7 @@ class RecordSet(EpochSet):
         self.augmentation, self.seed = augmentation, seed
         self.pool = examples
         self.choices: dict[tuple[str, int], tuple[set[Hashable], tuple[Sample, ...]]] = {}
-        """The last examples that were read, with the keys of their images."""
+        """The examples that were read last, with the keys of their images, by choice."""
         self.batches: dict[int, tuple[str, list[int]]] = {}
         """Name and samples of the batch of each sample, in the epoch of `batches_of`."""
         self.batches_of: int | None = None
@@ -87,7 +87,7 @@ class RecordSet(EpochSet):
         """Return the name of the batch that a sample belongs to, and the indices of all samples in it."""
         if not self.training:
             return "the evaluation", range(len(self.records))
-        if self.sampler is None:  # samples are looked at before training
+        if self.sampler is None:  # e.g. `doctor` reads samples without training
             return "no batch", [index]
         if self.batches_of != self.epoch:
             self.batches_of, self.batches = self.epoch, {}
@@ -102,7 +102,7 @@ class RecordSet(EpochSet):
             raise ConfigurationError(f"data.examples: {record.location}: {error}") from error
 
     def _read(self, record: Record) -> tuple[Image.Image, ...]:
-        """Read a record's images. All are upright or all as stored, as the boxes of one of them tell."""
+        """Read a record's images, all upright or all as stored, depending on the boxes of one of them."""
         upright = record.convention != "stored"
         images = []
         for image in record.images:
@@ -124,9 +124,9 @@ class RecordSet(EpochSet):
 
 
 def image_file(samples: object, index: int) -> str | None:
-    """Return the file of a sample's image, to show to people; None if the samples are no records.
+    """Return the file of a sample's image for display, or None if the samples have no files.
 
-    Bytes of a name that are no UTF-8 are escaped.
+    Bytes of a name that are not UTF-8 are escaped.
     """
     if not isinstance(samples, RecordSet):
         return None

@@ -46,10 +46,10 @@ from vrft.utils.own_code import check_overrides
 
 
 class RecordData(VisionData):
-    """Base class of data modules that read files. A subclass implements `records`."""
+    """Base class of data modules that read a user's files. A subclass implements `records`."""
 
     noun = "answer"
-    """Name of a record's target, for messages."""
+    """Noun for a record's target, for messages."""
     test_setting = "a test split"
     """Setting or folder that provides a test split, for messages."""
 
@@ -77,26 +77,27 @@ class RecordData(VisionData):
         Args:
             batch_size: prompts per rank and training step.
             eval_batch_size: prompts decoded together in evaluation.
-            num_workers: worker processes that read and encode images; 0: the main process does.
+            num_workers: worker processes that read and encode images; 0: use the main process.
             seed: seed of the sample order, the choice of shots and the split.
             shots: records per category to train on, chosen by `seed`; default: all.
             val_fraction: share of the training images to hold out, instead of reading a held-out file.
             val_shots: training records per category to hold out together with their images, chosen by `seed`: a fold
-                to tune on. Other objects in these images are ignored. A held-out file is left for the final test.
+                to tune on. Other objects in these images are ignored. A held-out file is kept for the final test.
             on_bad_record: stop with a list of all bad records, or skip and count them.
             on_missing_image: stop with a list of all records whose image does not exist, or skip and count them.
             encoding: encoding of text files that have no byte order mark.
             too_many_boxes: what to do with training records that have more boxes than an answer may have, 100: train on
                 the largest, on tiles of the image with fewer boxes, or refuse. A tile that can't be cut further trains
                 on its largest boxes. In held-out records, the objects beyond the limit count as missed.
-            allow_outside: read images outside of their folder too, to which absolute paths, `..` or links lead.
+            allow_outside: also read images outside of their folder, reached by absolute paths, `..` or links.
             image_bits: bits per colour of the camera, for images of more than 8 bits; default: as many as the brightest
                 value of each image needs.
-            augmentation: kornia.augmentation modules for training images; boxes are transformed along.
-            examples: labelled training images that each prompt shows before its question, with their correct answers.
-                They are chosen by `seed`, from each category in turn, and are the same for all prompts of a batch.
-            keep: file of success rates that `python -m vrft filter` has written: training samples that it leaves out
-                aren't trained on. Applied last, after `shots` and the held-out fold.
+            augmentation: kornia.augmentation modules for training images, which transform the boxes too.
+            examples: number of labelled training images that each prompt shows before its question, with their correct
+                answers. They are chosen by `seed`, from each category in turn, and are the same for all prompts of a
+                batch.
+            keep: file of success rates written by `python -m vrft filter`, which selects the training samples. Applied
+                last, after `shots` and the held-out fold.
         """
         super().__init__(batch_size, eval_batch_size, num_workers, seed)
         check_overrides(self, RecordData)
@@ -122,11 +123,11 @@ class RecordData(VisionData):
         """Read the records of a split. Report invalid ones to `bad_records` and leave them out."""
 
     def splits(self) -> Collection[Split]:
-        """Return the splits that have files or folders of their own."""
+        """Return the splits for which the config gives files or folders."""
         return ["train"]
 
     def image_folders(self, split: Split) -> ImageFolders | None:
-        """Return the folders that the images of a split must lie in. Default: None, any place."""
+        """Return the folders that must contain the images of a split. Default: None, no restriction."""
         return None
 
     def required_folders(self, split: Split) -> ImageFolders | None:
@@ -136,19 +137,18 @@ class RecordData(VisionData):
     def tested_split(self) -> Split | None:
         """Return the split that `test` reads, or None if it uses the held-out images.
 
-        Without a test split, one that is called held out is unused, and thus a test split, if training images are held
-        out instead.
+        Without a test split, `test` reads the "val" split if training images are held out instead of it.
         """
         if "test" in self.splits():
             return "test"
         return "val" if self.selection.holds_out and "val" in self.splits() else None
 
     def other_held_out(self) -> OtherHeldOut | None:
-        """Return the held-out samples that the files have beside those that are held out of the training samples."""
+        """Return the held-out samples of the files if the run holds out training samples instead of using them."""
         return OtherHeldOut("the held-out split of the files") if "val" in self.splits() else None
 
     def extra_records(self, train: Sequence[Record]) -> list[Record]:
-        """Return further training records, added to those read from the files."""
+        """Return training records to add to those of the files."""
         return []
 
     def finish(self, records: list[Record], bad_records: BadRecords) -> list[Record]:
@@ -169,7 +169,7 @@ class RecordData(VisionData):
         return self.test_set() if self.is_testing else self.val_set()
 
     def evaluated_split(self) -> Split:
-        """Return the split that has the images of the current evaluation; held-out ones may be from "train"."""
+        """Return the split of the evaluated images; "train" if they are a fold of the training images."""
         if self.is_testing and (split := self.tested_split()) is not None:
             return split
         return "train" if self.selection.holds_out else "val"
@@ -179,7 +179,7 @@ class RecordData(VisionData):
         return labelled_images(self.evaluated_set().records)
 
     def truth_file(self) -> Path | None:
-        """Return the COCO or LVIS file of the evaluated images, or None if there is none for them alone."""
+        """Return the COCO or LVIS file with exactly the evaluated images, or None if there is none."""
         return None
 
     def truth_tables(self) -> dict[str, Any]:
@@ -248,7 +248,7 @@ class RecordData(VisionData):
             usable = UsableImages(bad_records, self.required_folders("train"))
             train, val, available = self.selection.choose(all_train, [] if inner else all_val, usable, needs_train)
         except ConfigurationError:
-            self._report(bad_records, replace_list=True)  # the likely reason for too few shots
+            self._report(bad_records, replace_list=True)  # bad records are the likely reason for too few shots
             raise
         chosen = len(train)
         if needs_train:
@@ -288,7 +288,7 @@ class RecordData(VisionData):
         bad_records.say(said)
 
     def _kept(self, train: list[Record]) -> tuple[list[Record], list[str]]:
-        """Return the training records that `data.keep` keeps, and what to say about the others."""
+        """Return the training records that `data.keep` keeps, and notices about the others."""
         if self.keep is None or not train:
             return train, []
         assert self.trainer is not None
@@ -302,13 +302,13 @@ class RecordData(VisionData):
         return RecordSet(records, training=False, image_bits=self.image_bits, examples=self.pool)
 
     def _warn_of_other_held_out(self) -> None:
-        """Warn of held-out samples in the files that are not used, or only by `test` although nobody asked for that."""
+        """Warn of held-out samples in the files that are not used, or that `test` uses by default."""
         other, is_tested = self.other_held_out(), self.tested_split() == "val"
         if other is None or (is_tested and self.val_shots is not None):
             return
         count = ""
         if "val" in self.splits():
-            with suppress(ConfigurationError):  # the split is not used, so nothing needs it to be right
+            with suppress(ConfigurationError):  # an unused split may be invalid
                 count = f" ({content(self._read_records('val', BadRecords()), self.noun)})"
         notices.warn(unused_held_out(other, count, self.selection.fold, is_tested=is_tested))
 

@@ -1,4 +1,4 @@
-"""Checks of questions about several images."""
+"""Check questions about several images."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from vrft.errors import ConfigurationError
 
 
 def place_problem(index: int | None, count: int) -> str | None:
-    """Return why there is no image number `index`, from 0, among `count` images, or None if there is."""
+    """Return why `index`, counted from 0, is not the index of one of `count` images, or None if it is."""
     if index is None or 0 <= index < count:
         return None
     return f"image_index: expected 0 to {count - 1}, got {index}"
 
 
 def check_places(records: Sequence[Record], bad_records: BadRecords) -> list[Record]:
-    """Return the records whose boxes are known to belong to one of their images."""
+    """Return the records with a valid `image_index`; report the others."""
     found = []
     for record in records:
         count, index = record.num_images, record.image_index
@@ -34,7 +34,7 @@ def check_places(records: Sequence[Record], bad_records: BadRecords) -> list[Rec
 
 
 def refuse_augmentation(records: Sequence[Record]) -> None:
-    """Raise ConfigurationError if a question that is to be augmented has several images."""
+    """Raise ConfigurationError if a record to augment has several images."""
     for record in records:
         if record.num_images > 1:
             raise ConfigurationError(

@@ -1,4 +1,4 @@
-"""Files and folders of the splits that a config names."""
+"""Files and folders of the splits in a config."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from vrft.errors import ConfigurationError
 
 
 def given(train: str, val: str | None, test: str | None) -> dict[Split, str]:
-    """Return the sources of the splits that have one."""
+    """Return the sources of the configured splits."""
     sources: dict[Split, str | None] = {"train": train, "val": val, "test": test}
     return {split: source for split, source in sources.items() if source is not None}
 
 
 def annotated(annotations: dict[Split, str], images: dict[Split, str | None]) -> dict[Split, tuple[Path, Path | None]]:
-    """Return the annotations of each split with the folder of its images, None where no folder is given.
+    """Return the annotations of each split with the folder of its images, or None if no folder is given.
 
     Raises:
         ConfigurationError: a split has a folder of images but no annotations.
@@ -30,16 +30,16 @@ def annotated(annotations: dict[Split, str], images: dict[Split, str | None]) ->
 
 
 HELD_OUT_NAMES = ("val", "valid", "validation")
-"""Names that files and folders of held-out samples have where those of the training samples have "train"."""
+"""Words that replace "train" in the names of files and folders of held-out samples."""
 
 
 class OtherHeldOut(NamedTuple):
-    """Held-out samples that a data source has although training samples are held out."""
+    """Held-out samples in the data source of a run that holds out training samples."""
 
     place: str
     """File, folder or split, for messages."""
     setting: str = ""
-    """Setting that uses them, if the config doesn't name them."""
+    """Setting that would select the samples; empty if the config already names them."""
 
 
 def beside(train: Path | str, setting: str, used: Collection[Path | str] = ()) -> OtherHeldOut | None:
@@ -47,7 +47,7 @@ def beside(train: Path | str, setting: str, used: Collection[Path | str] = ()) -
 
     Args:
         train: file or folder of the training samples, e.g. `train.json` or `train/_annotations.coco.json`.
-        setting: setting that would name the one found.
+        setting: setting that would select the result.
         used: files and folders that the config names.
     """
     path = Path(train)

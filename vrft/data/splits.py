@@ -121,7 +121,7 @@ Categories = list[str] | str | None
 
 
 def category_names(categories: Categories, field: str = "data.categories") -> Sequence[str] | None:
-    """Return the names of categories; a string names one of the lists above.
+    """Return the names of categories. A string selects one of the lists above.
 
     Raises:
         ConfigurationError: the list does not exist.

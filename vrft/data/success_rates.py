@@ -1,6 +1,6 @@
-"""The file that `python -m vrft filter` writes, and the training samples that `data.keep` takes from it.
+"""The file that `python -m vrft filter` writes, and the selection of training samples by `data.keep`.
 
-The first line says what was asked and by which rule samples are kept; each other line has the scores of one sample.
+The first line states what was asked and the rule for keeping samples. Each further line has the scores of one sample.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from vrft.utils.display import counted
 from vrft.utils.files import atomic_write
 
 MAX_NAMED = 5
-"""Categories that a message names; the rest are only counted."""
+"""Maximum number of categories that a message names; the rest are only counted."""
 
 
 class Rule(msgspec.Struct, frozen=True):
-    """A sample is kept if the share of its answers with a score of at least `success` is from `lowest` to `highest`.
+    """Keep a sample if `lowest` <= its success rate <= `highest`. A success is a score of at least `success`.
 
     A sample without a rate is kept: the reward does not apply to it, or its image can't be read.
     """
@@ -41,30 +41,30 @@ class Rule(msgspec.Struct, frozen=True):
     highest: float = 0.9
 
     def check(self) -> None:
-        """Raise ConfigurationError for a band without meaning."""
+        """Raise ConfigurationError for invalid bounds."""
         if not 0 <= self.lowest <= self.highest <= 1:
             raise ConfigurationError(
                 f"lowest, highest: expected 0 <= lowest <= highest <= 1, got {self.lowest} and {self.highest}"
             )
 
     def rate(self, scores: Sequence[float | None]) -> float | None:
-        """Return the share of successes among the answers that the reward applies to; None without any."""
+        """Return the share of successes among the answers that the reward applies to, or None if there are none."""
         known = [score for score in scores if score is not None]
         return sum(score >= self.success for score in known) / len(known) if known else None
 
     def keeps(self, rate: float | None) -> bool:
-        """Return whether a sample of this success rate is trained on."""
+        """Return whether a sample with this success rate is kept."""
         return rate is None or self.lowest <= rate <= self.highest
 
     def left_out(self, rates: Sequence[float | None]) -> str:
-        """Describe how many samples of these rates are left out, and on which side."""
+        """Describe how many samples are left out because their rates are too low, and how many are too high."""
         below = sum(rate is not None and rate < self.lowest for rate in rates)
         above = sum(rate is not None and rate > self.highest for rate in rates)
         return f"{below} below {self.lowest:g} and {above} above {self.highest:g}"
 
 
 class Header(msgspec.Struct):
-    """The first line. `asked`: weights, task, sampling and reward; `samples`: number of the lines that follow."""
+    """The first line. `asked`: weights, task, sampling and reward; `samples`: number of lines that follow."""
 
     asked: dict[str, Any]
     rule: Rule
@@ -72,7 +72,7 @@ class Header(msgspec.Struct):
 
 
 class Entry(msgspec.Struct):
-    """The line of a sample. `scores`: of the sampled answers, None where the reward does not apply."""
+    """The line of a sample. `scores`: scores of the sampled answers, None where the reward does not apply."""
 
     id: str
     sample: int
@@ -85,24 +85,24 @@ class Entry(msgspec.Struct):
 
 
 def fingerprints(records: Sequence[Record]) -> list[int]:
-    """Return a number of each record, made from the id of its image, the question and the target."""
+    """Return a hash of each record: of the id of its image, the question and the target."""
     contents = ([record.image_id, record.query, record.target] for record in records)
     digests = (hashlib.sha256(json.dumps(content, default=str).encode()).digest() for content in contents)
     return [int.from_bytes(digest[:7]) for digest in digests]
 
 
 def record_ids(records: Sequence[Record], folders: ImageFolders | None) -> list[str]:
-    """Return an id of each record that does not depend on the other records or on where the data lies.
+    """Return an id of each record that does not depend on the location of the data.
 
-    It is made from the paths of the images below their folder, the question, the target and the metadata. Equal records
-    are numbered, because they may be exchanged for each other.
+    The id is a hash of the paths of the images below their folder, the question, the target and the metadata. Equal
+    records are numbered, because they are interchangeable.
 
     Args:
         records: the records.
-        folders: folders of the images; of an image outside of them, the names of the file and its folder count.
+        folders: folders of the images; an image outside of them is identified by the names of its file and folder.
 
     Raises:
-        ConfigurationError: records of different files are equal in all of this.
+        ConfigurationError: records with different image files have the same id.
     """
     roots = [Path(os.path.abspath(folder)) for folder in (() if folders is None else folders.folders)]
     seen: dict[str, list[Record]] = defaultdict(list)
@@ -173,11 +173,11 @@ def read_rates(path: Path) -> tuple[Header, list[Entry]]:
 def kept_records(
     records: Sequence[Record], path: Path, asked: dict[str, Any], folders: ImageFolders | None
 ) -> tuple[list[Record], str]:
-    """Return the training records that a file of success rates keeps, and what to say about the others.
+    """Return the training records that a file of success rates keeps, and a description of the others.
 
     Args:
         records: the training records of the run.
-        path: the file, which may list further samples.
+        path: the file, which may have further samples.
         asked: task and template of the run.
         folders: folders of the images, see `record_ids`.
 
@@ -215,6 +215,6 @@ def kept_records(
 
 
 def _gone(records: Sequence[Record], kept: Sequence[Record]) -> Iterator[str]:
-    """Yield the categories of which no record is kept."""
+    """Yield the categories with no kept record."""
     left = {category(record) for record in kept}
     yield from (name for name in dict.fromkeys(map(category, records)) if name not in left)

@@ -1,4 +1,4 @@
-"""Tiles of images that have more objects than an answer may have."""
+"""Cut images with more objects than an answer may have into tiles."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from vrft.data.record import Record, Tile, boxes_of
 from vrft.types import Detection
 
 MIN_SIDE = 56
-"""Smallest side of a tile, in pixels: models see little of smaller images."""
+"""Minimum side of a tile in pixels, because models see little in smaller images."""
 
 
 def tiles_of(record: Record) -> list[Record]:
     """Return records about tiles of a record's image, with at most MAX_BOXES boxes each.
 
-    The image is halved across its longer side until no tile has more. A box belongs to the tile that has its centre and
-    is clipped to it, so each object is in one tile. Tiles without boxes are left out. Tiles that can't be halved any
-    more may have more boxes, and so have records with several images.
+    The image is halved across its longer side until no tile has more boxes. A box belongs to the tile that contains its
+    centre and is clipped to the tile, so each object is in one tile. Tiles without boxes are left out. More boxes are
+    possible in tiles that can't be halved any further and in records with several images, which are not cut.
     """
     if record.num_images > 1:
         return [record]
@@ -41,7 +41,7 @@ def tiles_of(record: Record) -> list[Record]:
 def _split(
     area: tuple[int, int, int, int], boxes: Sequence[Detection]
 ) -> Iterator[tuple[tuple[int, int, int, int], Sequence[Detection]]]:
-    """Yield tiles of an area with the boxes whose centres they have."""
+    """Yield tiles of an area, each with the boxes whose centres it contains."""
     x0, y0, x1, y1 = area
     axis = 0 if x1 - x0 >= y1 - y0 else 1
     if len(boxes) <= MAX_BOXES or area[axis + 2] - area[axis] < 2 * MIN_SIDE:

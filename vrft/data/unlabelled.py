@@ -79,7 +79,7 @@ class UnlabelledData(RecordData):
         if problems:
             write_lines(RunDir.of(self.trainer).predictions_left_out, problems)
         elif self.trainer.is_global_zero:
-            RunDir.of(self.trainer).predictions_left_out.unlink(missing_ok=True)  # of an earlier command
+            RunDir.of(self.trainer).predictions_left_out.unlink(missing_ok=True)  # from an earlier command
         bad_records.say([f"questions about {counted(len({record.image for record in found}), 'image')}"])
         if not found:
             raise ConfigurationError(f"images: no readable image in {self.images[0]}")

@@ -1,1 +1,1 @@
-"""Published datasets, each read from its own files, and generated ones."""
+"""Published datasets, each read from its original files, and generated datasets."""

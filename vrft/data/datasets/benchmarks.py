@@ -1,6 +1,6 @@
-"""The datasets of Visual-RFT's classification experiments, read from the files that they are distributed in.
+"""The datasets of Visual-RFT's classification experiments, read from their original files.
 
-Training uses the official train split, and the official test split is held out.
+Training uses the official training split; the official test split is held out.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class BenchmarkData(RecordData):
         """Set the folder, which is read when training starts.
 
         Args:
-            root: folder that the dataset was unpacked into.
+            root: folder with the unpacked dataset.
             with_valid: train on the official validation split too, if the dataset has one.
             kwargs: see `RecordData`.
         """
@@ -114,7 +114,7 @@ class PetsData(BenchmarkData):
 class AircraftData(BenchmarkData):
     """FGVC-Aircraft: data/ with images/ and images_variant_train.txt, images_variant_val.txt, images_variant_test.txt.
 
-    The photographer's name in the lowest 20 pixels of each image is kept.
+    The bottom 20 pixels of each image, which show the photographer's name, are kept.
     """
 
     files = ("images", "images_variant_train.txt", "images_variant_test.txt")
@@ -174,7 +174,7 @@ if value is not None:
     value = {key: value[key].tolist() for key in value.dtype.names} if value.dtype.names else value.tolist()
 json.dump(value, sys.stdout, default=lambda other: other.tolist())
 """
-"""A script that prints a variable of a MATLAB file as JSON: its elements, or the elements of each of its fields."""
+"""A script that prints a variable of a MATLAB file as JSON: its elements, or those of each field."""
 
 
 def _variable(path: Path, name: str) -> Any:
@@ -207,7 +207,7 @@ def _list(path: Path, name: str) -> list[Any]:
 
 
 def as_integer(value: Any) -> int:
-    """Convert an element of a MATLAB array, where 3 may be stored as 3.0; return -1 if it is no integer."""
+    """Convert an element of a MATLAB array, where 3 may be stored as 3.0. Return -1 if it is not an integer."""
     if isinstance(value, bool) or not isinstance(value, int | float) or value != value // 1:
         return -1
     return int(value)

@@ -1,4 +1,4 @@
-"""Digits: the real 8 x 8 scans of scikit-learn, and rendered ones to pretrain the built-in policy."""
+"""Digits: scikit-learn's 8 x 8 scans, and rendered digits to pretrain the built-in policy."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class DigitsData(ImageFolderData):
     def __init__(
         self, root: str = "data/digits", shots: int | None = 16, eval_batch_size: int = 200, **kwargs: Any
     ) -> None:
-        """Hold out 600 scans, the same ones for every seed, and train on the other 1,197 or on shots of them.
+        """Hold out 600 scans, the same for every seed, and train on the other 1,197 or on shots of them.
 
         Args:
             root: folder to write and read.
@@ -39,7 +39,7 @@ class DigitsData(ImageFolderData):
         super().__init__(root, shots=shots, eval_batch_size=eval_batch_size, **kwargs)
 
     def check_paths(self) -> None:
-        """Check nothing: missing files are written."""
+        """Skip the check of the base class, because missing files are generated."""
 
     def prepare_data(self) -> None:
         if (self.root / "train").exists():
@@ -54,7 +54,7 @@ class DigitsData(ImageFolderData):
         for split, chosen in (
             ("val", order[:NUM_HELD_OUT]),
             ("train", order[NUM_HELD_OUT:]),
-        ):  # train last: its presence marks completion
+        ):  # train last, because its presence marks completion
             partial = self.root / f"{split}.partial"
             for i in chosen:
                 folder = partial / DIGIT_NAMES[scans.target[i]]

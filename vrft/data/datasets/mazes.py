@@ -15,11 +15,11 @@ from vrft.types import Sample
 from vrft.utils.bounds import Seed
 
 MAX_DRAWS = 1000
-"""Draws of a training maze that is not held out."""
+"""Maximum number of attempts to draw a training maze that is not held out."""
 
 
 class Mazes(Dataset[Sample]):
-    """Mazes of n x n cells. Maze i depends on (name, i) alone; one whose text is in `unwanted` is drawn again."""
+    """Mazes of n x n cells. Maze i depends on (name, i) alone; a maze whose text is in `unwanted` is drawn again."""
 
     def __init__(self, name: str, count: int, sizes: tuple[int, ...], unwanted: Collection[str] = ()) -> None:
         self.name, self.count, self.sizes, self.unwanted = name, count, sizes, unwanted
@@ -46,7 +46,7 @@ class Mazes(Dataset[Sample]):
 
 
 class MazeData(VisionData):
-    """Mazes from a random depth-first search (AlphaMaze, arXiv 2502.14669), generated when they are asked for.
+    """Mazes from a random depth-first search (AlphaMaze, arXiv 2502.14669), generated on access.
 
     The held-out mazes are the same for every seed, and none of them is among the training mazes.
     """
@@ -65,13 +65,13 @@ class MazeData(VisionData):
         """Set the mazes.
 
         Args:
-            size: number of cells on a side.
-            smaller: further numbers of cells on a side, for training mazes alone.
+            size: number of cells per side.
+            smaller: further numbers of cells per side, used for training mazes only.
             train_size: number of training mazes.
             val_size: number of held-out mazes.
             batch_size: prompts per rank and training step.
             eval_batch_size: prompts decoded together in evaluation.
-            num_workers: worker processes that draw mazes; 0: the main process does.
+            num_workers: worker processes that generate mazes; 0: use the main process.
             seed: seed of the training mazes and their order.
         """
         super().__init__(batch_size, eval_batch_size, num_workers, seed)

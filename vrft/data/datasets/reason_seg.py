@@ -1,4 +1,4 @@
-"""ReasonSeg: instructions that need reasoning, each referring to one region of its image (arXiv 2308.00692)."""
+"""ReasonSeg: instructions that require reasoning, each referring to one region of an image (arXiv 2308.00692)."""
 
 from __future__ import annotations
 
@@ -35,8 +35,9 @@ Polygon = list[float]
 class ReasonSegData(RecordData):
     """`root/train/*.jpg`, each with a JSON file of the same name in LISA's format; `root/val` is held out.
 
-    The box is the hull of all target polygons. `metadata["polygons"]` holds them, and `metadata["ignore"]` the regions
-    that count neither for nor against a mask; each polygon is x0, y0, x1, y1, ... in pixels.
+    The box is the smallest one around all target polygons. `metadata["polygons"]` holds these polygons, and
+    `metadata["ignore"]` the regions that count neither for nor against a mask. Each polygon is x0, y0, x1, y1, ... in
+    pixels.
     """
 
     noun = "instruction"
@@ -108,7 +109,7 @@ class ReasonSegData(RecordData):
 
 
 def read_annotation(file: Path, image_id: int, encodings: Sequence[str]) -> Iterator[Record]:
-    """Return a record for each instruction in a file. Raises ValueError if the content is invalid."""
+    """Yield a record for each instruction in a file. Raise ValueError if the content is invalid."""
     content = decode_json(_decode(read_bytes(file), encodings))
     if not isinstance(content, dict):
         raise ValueError(f"expected text and shapes, got {brief(content)}")
@@ -133,7 +134,7 @@ def read_annotation(file: Path, image_id: int, encodings: Sequence[str]) -> Iter
 
 
 def _decode(data: bytes, encodings: Sequence[str]) -> str:
-    """Decode text by the first encoding that fits."""
+    """Decode text with the first of the encodings that is valid for it."""
     first, *others = encodings
     try:
         return decode_text(data, first)
@@ -144,7 +145,7 @@ def _decode(data: bytes, encodings: Sequence[str]) -> str:
 
 
 def read_shapes(shapes: Any) -> tuple[list[Polygon], list[Polygon]]:
-    """Return the target and the ignored polygons. Raises ValueError if one is invalid or no target exists."""
+    """Return the target and the ignored polygons. Raise ValueError if one is invalid or there is no target."""
     if not isinstance(shapes, list):
         raise ValueError(f"shapes: expected a list, got {brief(shapes)}")
     target, ignore = [], []
@@ -162,7 +163,7 @@ def read_shapes(shapes: Any) -> tuple[list[Polygon], list[Polygon]]:
 
 
 def read_polygon(points: Any, location: str) -> Polygon:
-    """Flatten a polygon of [x, y] points. Raises ValueError if the points are invalid."""
+    """Flatten a polygon of [x, y] points. Raise ValueError if the points are invalid."""
     if not isinstance(points, list) or not all(isinstance(p, list) and len(p) == 2 for p in points):
         raise ValueError(f"{location}.points: expected [[x, y], ...]")
     if not all(is_number(value) for point in points for value in point):

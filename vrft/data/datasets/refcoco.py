@@ -40,7 +40,7 @@ from vrft.errors import ConfigurationError
 from vrft.types import Detection, Id
 
 MAX_BYTES = 200_000_000
-"""Size limit of a file of references; the official ones have at most 60 million bytes."""
+"""Maximum size of a file of references; the official ones have at most 60 million bytes."""
 
 UNPICKLING_ERRORS = (
     pickle.UnpicklingError,
@@ -198,7 +198,8 @@ def read_references(path: Path, encoding: str) -> list[Any]:
     """Read references from JSON or the official pickle.
 
     Raises:
-        ConfigurationError: the file is neither, too large, or a pickle of more than lists, dicts, strings and numbers.
+        ConfigurationError: the file is neither, is too large, or is a pickle with anything but lists, dicts, strings
+            and numbers.
     """
     if path.stat().st_size > MAX_BYTES:
         raise ConfigurationError(f"{path}: larger than {MAX_BYTES} bytes; expected a file of references")
@@ -224,7 +225,7 @@ EMPTY_DICT DICT SETITEM SETITEMS PUT BINPUT LONG_BINPUT MEMOIZE GET BINGET LONG_
 class PlainUnpickler(pickle._Unpickler):
     """Unpickles lists, dicts, strings and numbers. Any other opcode, such as a call, raises an error.
 
-    Based on Python's own implementation: the one in C allocates a memo as large as the largest index in the file.
+    Based on the implementation in Python, because the one in C allocates a memo of the largest index in the file.
     """
 
     dispatch: ClassVar[dict[int, Any]] = {

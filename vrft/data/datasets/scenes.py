@@ -37,7 +37,7 @@ NOVEL_COLOURS = {
     "lime": (165, 225, 30),
     "navy": (25, 30, 110),
 }
-"""Colours that the built-in policy has words for but was never trained on."""
+"""Colours in the vocabulary of the built-in policy that it was never trained on."""
 PALETTE = COLOURS | NOVEL_COLOURS
 ORDINALS = ("one", "two")
 SHAPES = ("circle", "square", "triangle", "plus", "ring")
@@ -58,7 +58,7 @@ def draw_scene(
         rng: source of all randomness.
         objects: minimum and maximum number of shapes.
         colours: colours of the shapes.
-        background: darkest and lightest grey; near the processor's mean, normalised pixels are near 0.
+        background: darkest and lightest grey; the default is near the processor's mean.
         ordinals: colours to draw as a pair, one pair per image, labelled from left to right: "red one", "red two".
     """
     count = rng.randint(*objects)
@@ -92,7 +92,7 @@ def draw_scene(
 
 
 def _place(rng: random.Random, count: int) -> list[Cell]:
-    """Place up to `count` cells that do not touch; one without room after 40 tries is left out."""
+    """Place up to `count` boxes of cells that do not touch. A box that does not fit after 40 tries is left out."""
     taken: list[Cell] = []
     for _ in range(count):
         for _ in range(40):
@@ -125,7 +125,7 @@ def _draw_shape(
 
 
 def known_colours(option: str, colours: Sequence[str]) -> tuple[str, ...]:
-    """Return the colours. Raises ConfigurationError if one is not in the palette."""
+    """Return the colours. Raise ConfigurationError if one is not in the palette."""
     if unknown := sorted({*colours} - {*PALETTE}):
         raise ConfigurationError(f"data.{option}: expected colours among {', '.join(PALETTE)}, got {unknown[0]!r}")
     return tuple(colours)
@@ -175,7 +175,7 @@ class SceneData(CocoData):
         )
 
     def check_paths(self) -> None:
-        """Check nothing: missing files are written."""
+        """Skip the check of the base class, because missing files are generated."""
 
     def prepare_data(self) -> None:
         for split, (file, folder) in self.files.items():
@@ -252,7 +252,7 @@ class FreshScenes(Dataset[Sample]):
 
 
 class FreshSceneData(VisionData):
-    """A stream of new scenes in a fixed order, to pretrain the built-in policy on."""
+    """A stream of new scenes in a fixed order, to pretrain the built-in policy."""
 
     shuffle = False
 

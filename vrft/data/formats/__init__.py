@@ -1,1 +1,1 @@
-"""Readers of the file formats that users bring their labelled images in, one module for each format."""
+"""Readers of users' annotation files, one module per format."""

@@ -23,17 +23,18 @@ COLUMNS = {
     "x1": ("xmax", "x1", "x2", "right"),
     "y1": ("ymax", "y1", "y2", "bottom"),
 }
-"""Accepted column names, without blanks, hyphens and underscores and in lower case."""
+"""Accepted column names, in lower case without blanks, hyphens and underscores."""
 
 SIZE = {"width": ("width", "imagewidth"), "height": ("height", "imageheight")}
 CORNERS = ("x0", "y0", "x1", "y1")
 
 
 class BoxCsvData(AnnotatedData):
-    """CSV files with a line per box: image, label, and corners in pixels, as `xmin, ymin, xmax, ymax`.
+    """CSV files with a line per box: image, label, and corners in pixels, e.g. `xmin, ymin, xmax, ymax`.
 
-    The header names the columns. A line without label and corners is an image without objects. Images are relative to
-    `train_images`, or to the folder of the file. Columns `width` and `height` are the size of the image.
+    The header names the columns. A line without label and corners is an image without objects. Paths of images are
+    relative to `train_images`, or to the folder of the file. Optional columns `width` and `height` give the size of the
+    image.
     """
 
     expected = "a CSV file with the columns image, label, xmin, ymin, xmax, ymax"
@@ -82,11 +83,11 @@ class BoxCsvData(AnnotatedData):
 
 
 def find_columns(path: Path, header: Sequence[str]) -> dict[str, int]:
-    """Return the number of each column. Raise ConfigurationError if one is missing or appears twice."""
+    """Return the index of each column. Raise ConfigurationError if one is missing or appears twice."""
     plain = ["".join(c for c in name.lower() if c not in " _-") for name in header]
     if "regionshapeattributes" in plain:
         raise ConfigurationError(f"{path}: a CSV file of VIA; export the annotations as JSON, for --data=ViaData")
-    starts_at_one = "x2" in plain  # x1, y1, x2, y2 instead of x0, y0, x1, y1
+    starts_at_one = "x2" in plain  # the names are x1, y1, x2, y2 instead of x0, y0, x1, y1
     found = {}
     for key, names in (COLUMNS | SIZE).items():
         accepted = [name for name in names if (name, starts_at_one) not in (("x1", key == "x1"), ("y1", key == "y1"))]

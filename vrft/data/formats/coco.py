@@ -42,10 +42,10 @@ from vrft.utils.display import counted
 
 
 class CocoData(CategoryData):
-    """Images with a COCO or LVIS instances file for each of the training and the held-out split.
+    """Images with a COCO or LVIS instances file for each split.
 
-    An entry of `images` may have `context_images`, a list of file names. The prompt shows these before the image
-    itself, to which the boxes belong.
+    An entry of `images` may have `context_images`, a list of file names of images that the prompt shows before the
+    image that the boxes belong to.
     """
 
     test_setting = "data.test_annotations"
@@ -65,11 +65,11 @@ class CocoData(CategoryData):
 
         Args:
             train_annotations: COCO or LVIS instances file of the training images.
-            train_images: folder of the training images; default: that of the instances file.
+            train_images: folder of the training images; default: the folder of the instances file.
             val_annotations: instances file of the held-out images; default: see `val_fraction`.
             val_images: folder of the held-out images.
             per_image: ask for all categories in one prompt per image; for `MultiCategoryDetectionTask`.
-            test_annotations: instances file of the images for `test`; default: those of the held-out images.
+            test_annotations: instances file of the images for `test`; default: the held-out images.
             test_images: folder of the images for `test`.
             kwargs: see `CategoryData`.
         """
@@ -114,7 +114,9 @@ class CocoData(CategoryData):
 
     def category_ids(self) -> dict[str, Id]:
         names = {} if self.instances is None else self.instances.names
-        return {names[key]: key for key in sorted(names, key=id_order, reverse=True)}  # the first of several ids
+        return {
+            names[key]: key for key in sorted(names, key=id_order, reverse=True)
+        }  # a name with several ids gets the first
 
     def truth_file(self) -> Path | None:
         split = self.evaluated_split()
@@ -128,7 +130,7 @@ class CocoData(CategoryData):
 
     def records(self, split: Split, bad_records: BadRecords) -> list[Record]:
         instances = Instances(*self.files[split], bad_records, self.encoding)
-        if split == "train" or self.instances is None:  # an evaluation reads the held-out file alone
+        if split == "train" or self.instances is None:  # an evaluation reads no training file
             self.instances = instances
         wanted = self.select(split, instances.known, instances.path)
         present = {image: list(by_name) for image, by_name in instances.boxes.items()}
@@ -138,7 +140,7 @@ class CocoData(CategoryData):
         if with_comma := [name for name in wanted if ", " in name]:
             raise ConfigurationError(f"data.per_image: category names are joined by commas; {with_comma[0]!r} has one")
         if split == "train" or self.val_queries == ANNOTATED:
-            asked = dict.fromkeys(asked, wanted)  # absent categories are part of the question
+            asked = dict.fromkeys(asked, wanted)  # the question names absent categories too
         return list(instances.image_questions(asked))
 
     def absent(self, images: set[Id] | None) -> Iterator[tuple[Id, str]]:
@@ -171,7 +173,7 @@ class Instances:
 
     @property
     def known(self) -> list[str]:
-        """Category names in the order of the file, without duplicates and empty supercategories."""
+        """Category names in the order of the file, without duplicates or empty supercategories."""
         return [name for name in dict.fromkeys(self.names.values()) if name not in self.empty_parents]
 
     def questions(self, asked: Mapping[Id, Sequence[str]]) -> Iterator[Record]:
@@ -213,12 +215,14 @@ class Instances:
             file = self.folder / entry.file_name
             from_windows = "\\" in entry.file_name and not os.path.isfile(file)
             return self.folder / entry.file_name.replace("\\", "/") if from_windows else file
-        parts = entry.coco_url.rsplit("/", 2)[-2:]  # LVIS's held-out images are spread over two folders of COCO
+        parts = entry.coco_url.rsplit("/", 2)[
+            -2:
+        ]  # LVIS's held-out images are in two of COCO's folders, train2017 and val2017
         nested = self.folder.joinpath(*parts)
         return nested if os.path.isdir(nested.parent) else self.folder / parts[-1]
 
     def _names(self, entries: Sequence[CategoryEntry]) -> dict[Id, str]:
-        """Return category names by id. Raise ConfigurationError for an invalid entry: all boxes depend on them."""
+        """Return category names by id. Raise ConfigurationError for an invalid entry, since boxes depend on it."""
         names: dict[Id, str] = {}
         for i, entry in enumerate(entries):
             location = f"{self.path}: categories[{i}]"
@@ -226,7 +230,7 @@ class Instances:
                 raise ConfigurationError(f"{location}.id: expected a whole number or text, got {brief(entry.id)}")
             if not is_text(entry.name):
                 raise ConfigurationError(f"{location}.name: expected text, got {brief(entry.name)}")
-            if names.get(entry.id, entry.name) != entry.name:  # the same entry twice comes from merging files
+            if names.get(entry.id, entry.name) != entry.name:  # merged files repeat equal entries
                 raise ConfigurationError(
                     f"{location}.id: {entry.id!r} appears twice, as {names[entry.id]!r} and {entry.name!r}"
                 )
@@ -279,7 +283,7 @@ class Instances:
         refuse_fractions(self.path, boxes)
 
     def _reason(self, entry: LabelledEntry) -> str | None:
-        """Return why an annotation is invalid, or None if it is valid. Ids of annotations may be equal."""
+        """Return why an annotation is invalid, or None if it is valid. Annotations may share an id."""
         if entry.id is not None and not is_json_id(entry.id):
             return "expected a whole number, text or null as id"
         if not is_json_id(entry.image_id) or entry.image_id not in self.known_ids:

@@ -1,4 +1,4 @@
-"""Entries of COCO's and LVIS's instances files: their types, and why one is invalid."""
+"""Types and validation of the entries of COCO and LVIS instances files."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ PARTS = ("images", "annotations", "categories")
 EXPECTED = "a COCO or LVIS instances file"
 
 HALF_TURN = 180.0
-"""Degrees of a rotation that maps a box to itself."""
+"""Degrees; a multiple rotates a box onto itself."""
 
 TOLERANCE = 1.0
-"""Pixels by which a box may extend beyond its image and is clipped: rounding errors."""
+"""Pixels by which a box may extend beyond its image because of rounding. Such a box is clipped."""
 
 
 class ImageEntry(msgspec.Struct, gc=False):
@@ -40,7 +40,7 @@ class ImageEntry(msgspec.Struct, gc=False):
     width: Any = None
     height: Any = None
     neg_category_ids: Any = None  # LVIS: categories known to be absent
-    context_images: Any = None  # file names of images that are shown before this one
+    context_images: Any = None  # file names of images that the prompt shows before this one
 
 
 class AnnotationEntry(msgspec.Struct, gc=False):
@@ -70,7 +70,7 @@ class CategoryEntry(msgspec.Struct, gc=False):
 
 
 class InstancesFile(msgspec.Struct, gc=False):
-    """The parts of a file that are read. The rest is never built, which saves memory for COCO's 118,000 images."""
+    """The parts of a file that training needs. Other parts are never decoded, to save memory."""
 
     images: list[ImageEntry]
     annotations: list[LabelledEntry]
@@ -78,19 +78,19 @@ class InstancesFile(msgspec.Struct, gc=False):
 
 
 class TruthImage(ImageEntry, gc=False):
-    """An image of a ground truth."""
+    """An image in a ground truth file."""
 
     not_exhaustive_category_ids: Any = None  # LVIS: categories not all of whose objects are annotated
 
 
 class TruthCategory(CategoryEntry, gc=False):
-    """A category of a ground truth."""
+    """A category in a ground truth file."""
 
     frequency: Any = None  # LVIS: rare, common or frequent
 
 
 class TruthFile(msgspec.Struct, gc=False):
-    """The parts of a file that an evaluation needs."""
+    """The parts of a file that evaluation needs."""
 
     images: list[TruthImage]
     annotations: list[AnnotationEntry]
@@ -98,7 +98,7 @@ class TruthFile(msgspec.Struct, gc=False):
 
 
 def empty_parents(content: InstancesFile) -> set[str]:
-    """Return the category without boxes that all others name as their supercategory, as Roboflow writes it."""
+    """Return the category without boxes that is the supercategory of all others, which Roboflow adds to its files."""
     used = {entry.category_id for entry in content.annotations if is_json_id(entry.category_id)}
     with_boxes = {entry.name for entry in content.categories if entry.id in used}
     found = set()
@@ -110,13 +110,13 @@ def empty_parents(content: InstancesFile) -> set[str]:
 
 
 def file_of(entry: ImageEntry) -> str | None:
-    """Return the name or the address of an image's file; None if it has none."""
+    """Return the file name or the URL of an image, or None if the entry has neither."""
     name = entry.file_name or entry.coco_url
     return name if isinstance(name, str) else None
 
 
 def image_reason(entry: ImageEntry, seen: Counter[Id]) -> str | None:
-    """Return why an image is invalid, or None if it is valid. `seen`: how often each id appears."""
+    """Return why an image is invalid, or None if it is valid. `seen`: number of images with each id."""
     if not is_json_id(entry.id):
         return f"id: expected a whole number or text, got {brief(entry.id)}"
     if seen[entry.id] > 1:
@@ -135,7 +135,7 @@ def image_reason(entry: ImageEntry, seen: Counter[Id]) -> str | None:
 
 
 def box_reason(bbox: Any, image: ImageEntry, *, crowd: bool) -> str | None:
-    """Return why a COCO box [x, y, width, height] is invalid, or None. Crowd regions may have any finite box."""
+    """Return why a COCO box [x, y, width, height] is invalid, or None. A crowd region may have any finite box."""
     if not isinstance(bbox, list) or len(bbox) != 4 or not all(map(is_number, bbox)):
         return f"expected bbox [x, y, width, height] in finite numbers, got {brief(bbox)}"
     x, y, w, h = bbox
@@ -150,9 +150,9 @@ def box_reason(bbox: Any, image: ImageEntry, *, crowd: bool) -> str | None:
 
 
 def rotation_reason(attributes: Any) -> str | None:
-    """Return why CVAT's attributes make a box invalid, or None: `bbox` of a rotated box is that before the rotation.
+    """Return why CVAT's attributes make a box invalid, or None: CVAT exports the `bbox` of a box before its rotation.
 
-    A rotation that is no number is an attribute of the user's.
+    A rotation that is not a number is an attribute of the user.
 
     >>> [rotation_reason({"rotation": value}) for value in (0, 180, "360", "clockwise", True)]
     [None, None, None, None, None]
@@ -176,7 +176,7 @@ def clip(bbox: Sequence[float], image: ImageEntry) -> tuple[float, float, float,
 def truth_tables(
     content: TruthFile, evaluated: Set[Id], asked: Set[tuple[Id, str]] | None = None
 ) -> dict[str, list[dict[str, Any]]]:
-    """Return the fields that an evaluation reads. Other fields of the file may hold anything, NaN included.
+    """Return the tables of COCO's format with the fields that evaluation reads, because other fields may be invalid.
 
     Args:
         content: the file, with valid entries of all evaluated images.
@@ -199,14 +199,14 @@ def truth_tables(
 
 
 def plain(entry: msgspec.Struct) -> dict[str, Any]:
-    """Return the fields of an entry that are set. Texts that no check reads, such as LVIS's URLs, must be text."""
+    """Return the fields of an entry that are set, without unchecked text fields (`TEXTS`) that are not strings."""
     given = {key: value for key, value in msgspec.structs.asdict(entry).items() if value is not None}
     return {key: value for key, value in given.items() if key not in TEXTS or isinstance(value, str)}
 
 
 def require_each_part_once(data: bytes) -> None:
-    """Raise ValueError if a file that is a JSON object has one of the three lists twice: msgspec keeps the last."""
-    if max(data.count(f'"{part}"'.encode()) for part in PARTS) > 1:  # or the word occurs in the file for another reason
+    """Raise ValueError if a JSON object has one of the three lists twice: msgspec would keep the last."""
+    if max(data.count(f'"{part}"'.encode()) for part in PARTS) > 1:  # cheap, but true for equal words elsewhere too
         found = json.loads(data, object_pairs_hook=lambda pairs: [key for key, _ in pairs if key in PARTS])
         if len({*found}) < len(found):
             raise ValueError(f"the file has the list {Counter(found).most_common(1)[0][0]!r} twice")
@@ -230,7 +230,7 @@ def read_parts(path: Path, parts: type[T], encoding: str) -> T:
     except (msgspec.ValidationError, RecursionError) as error:
         refuse_other_format(path, EXPECTED, str(error))
     except (msgspec.DecodeError, UnicodeDecodeError):
-        content = None  # Python reads NaN and infinities, which are not JSON; they are reported per record
+        content = None  # unlike msgspec, Python reads NaN and infinities, which are then reported per record
     try:
         if content is None:
             return msgspec.convert(decode_json(data), type=parts)

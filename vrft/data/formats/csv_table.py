@@ -21,7 +21,7 @@ OTHER_SEPARATORS = (";", "\t", "|")
 
 
 class CsvData(RecordData):
-    """CSV files with a header and a line per image: its path relative to the CSV file, and its class name."""
+    """CSV files with a header and a line per image: its path, relative to the CSV file, and its class name."""
 
     noun = "class"
     test_setting = "data.test_csv"
@@ -86,8 +86,8 @@ def read_rows(
     Args:
         path: file with a header.
         encoding: see `RecordData`.
-        columns: name of each column by the setting that changes it.
-        bad_records: receives lines with another number of cells than the header.
+        columns: names of the columns, keyed by the settings that define them.
+        bad_records: receives lines whose number of cells differs from the header's.
 
     Raises:
         ConfigurationError: a column is missing, or quotes are not closed.
@@ -109,7 +109,7 @@ def read_rows(
 
 
 def find_column(path: Path, header: Sequence[str], name: str, field: str) -> int:
-    """Return the number of a column. Raise ConfigurationError unless there is exactly one of that name."""
+    """Return the index of a column. Raise ConfigurationError unless exactly one column has the name."""
     if header.count(name) == 1:
         return header.index(name)
     if name in header:

@@ -1,4 +1,4 @@
-"""CVAT's own XML, "CVAT for images 1.1". Its COCO export is a COCO file."""
+"""CVAT's XML format, "CVAT for images 1.1". `CocoData` reads its COCO export."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ IGNORED = ("tag", "attribute")
 
 
 class CvatData(AnnotatedData):
-    """An `annotations.xml` of CVAT. Images are in `train_images`, or in `images/` beside the file.
+    """An `annotations.xml` of CVAT. Images are in `train_images`, or in `images/` or beside the file.
 
-    Outlines with one label and one group are parts of one object, as in CVAT's COCO export.
+    Outlines with the same label and group are parts of one object, as in CVAT's COCO export.
     """
 
     expected = "the annotations.xml of a CVAT export (CVAT for images 1.1)"
@@ -56,7 +56,7 @@ class CvatData(AnnotatedData):
 
 
 def _group(shape: Element) -> str | None:
-    """Return the group of an outline, or None. Grouped boxes are objects of their own."""
+    """Return the group of an outline, or None. Boxes in a group are separate objects."""
     return None if shape.tag == "box" or shape.get("group_id") == "0" else shape.get("group_id")
 
 

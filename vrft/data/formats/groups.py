@@ -1,4 +1,4 @@
-"""Objects that annotation tools outline in several parts."""
+"""Join the parts of objects that annotation tools outline in several parts."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from vrft.data.files import brief
 def join_groups(
     boxes: Sequence[tuple[str, Corners]], groups: Sequence[object]
 ) -> tuple[list[tuple[str, Corners]], int]:
-    """Join boxes of one label and one group, which are parts of one object, e.g. on both sides of a pole.
+    """Join boxes with the same label and group, which are parts of one object, e.g. on both sides of a pole.
 
     Args:
         boxes: labels with corners.
-        groups: group of each box, an integer or a string; None for an object by itself.
+        groups: group of each box, an integer or a string; None for an object of a single box.
 
     Returns:
         The boxes of the objects, and the number of boxes that were joined to others.
 
     Raises:
-        ValueError: a group is something else.
+        ValueError: a group is not an integer, a string or None.
 
     >>> join_groups([("car", (0, 0, 4, 4)), ("car", (6, 0, 9, 5)), ("dog", (1, 1, 2, 2))], [1, 1, 1])
     ([('car', (0, 0, 9, 5)), ('dog', (1, 1, 2, 2))], 1)

@@ -28,13 +28,13 @@ class HubImage:
     """An image in a row of a Hugging Face dataset, read on access."""
 
     rows: Any
-    """The data set with the column of images alone."""
+    """The dataset with only its column of images."""
     index: int
     place: int | None
-    """Place of the image in a row that has a list of them."""
+    """Index of the image in the row's list; None if the row has a single image."""
     source: str
     folders: ImageFolders | None
-    """Folders that an image which the row only names must lie in; None: any."""
+    """Folders that must contain an image whose row gives only its path; None: no restriction."""
 
     def read(self) -> bytes:
         (cell,) = self.rows[self.index].values()
@@ -68,8 +68,8 @@ class HubImage:
 class HubData(SolutionData):
     """A Hugging Face dataset with the columns image, problem and solution; other columns become metadata.
 
-    Instead of `image`, it may have a column `images` with a list of images in each row, and `image_index` with the
-    place of the one that boxes belong to, 0 for the first.
+    Instead of `image`, a dataset may have a column `images` with a list of images in each row, and a column
+    `image_index` with the index from 0 of the image that the boxes belong to.
     """
 
     test_setting = "data.test or data.test_split"
@@ -91,10 +91,10 @@ class HubData(SolutionData):
         Args:
             train: training data: a dataset on the Hub, a folder of parquet files, a parquet file, or a folder written
                 by `save_to_disk`.
-            val: held-out data, given likewise; default: `train` if `val_split` is set, otherwise see `val_fraction`.
+            val: held-out data, in the same form; default: `train` if `val_split` is set, otherwise see `val_fraction`.
             split: name of the split to train on. A single table is called "train".
             coordinates: unit of boxes in solutions: thousandths of the image, pixels, or 0..1.
-            test: data for `test`, given likewise; default: `train` if `test_split` is set, otherwise the held-out data.
+            test: data for `test`, in the same form; default: `train` if `test_split` is set, otherwise held-out data.
             val_split: name of the held-out split; default: `split`.
             test_split: name of the split for `test`; default: `split`.
             subset: name of the subset (configuration) of each dataset on the Hub or folder of files.
@@ -109,7 +109,7 @@ class HubData(SolutionData):
         self.folders: dict[Split, ImageFolders | None] = {}
 
     def _check_distinct(self) -> None:
-        """Raise ConfigurationError if two splits are the same rows of the same data."""
+        """Raise ConfigurationError if two splits have the same rows of the same data."""
         rows: dict[tuple[str, str], Split] = {}
         for split, source in self.sources.items():
             name = self.split_names[split]
@@ -197,7 +197,7 @@ def load_table(name: str, split: str, field: str, subset: str | None = None) -> 
 
 
 def image_column(names: Sequence[str]) -> str:
-    """Return the name of the column with the images of a data set that has these columns."""
+    """Return which of a dataset's columns has the images."""
     return "images" if "images" in names and "image" not in names else "image"
 
 
@@ -209,14 +209,14 @@ def named_split(tables: Mapping[str, Any], split: str) -> Any:
 
 
 def is_media(feature: Any) -> bool:
-    """Return whether a column holds images, audio or video, whose decoding is avoided."""
+    """Return whether a column holds images, audio or video, which must not be decoded."""
     import datasets
 
     return isinstance(feature, datasets.Image | datasets.Audio | datasets.Video)
 
 
 def _one_line(error: Exception) -> str:
-    """Return the first line of an error's cause, or of the error itself; the names of subsets if one is missing."""
+    """Return the first line of an error's cause, or of the error; if a subset is missing, the names of the subsets."""
     lines = str(error.__cause__ or error).splitlines() or [type(error).__name__]
     if lines[0].startswith("Config name is missing") and len(lines) > 1:
         return f"data.subset is missing. {lines[1]}"

@@ -1,4 +1,4 @@
-"""Label Studio: a JSON or JSON-MIN export."""
+"""Label Studio's JSON and JSON-MIN exports."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from vrft.errors import ConfigurationError
 
 SHAPES = ("rectanglelabels", "polygonlabels", "ellipselabels", "rectangle", "polygon", "ellipse", "labels")
 REGIONS = ("keypoint", "brush", "bitmask", "vector", "video")
-"""Beginnings of the types of regions that have no box."""
+"""Prefixes of the types of regions that have no box."""
 
 UPLOAD = re.compile(r"^[0-9a-f]{8}-")
-"""The prefix that Label Studio gives uploaded files."""
+"""The prefix that Label Studio adds to the names of uploaded files."""
 
 PERCENT = 100.0
 
@@ -30,8 +30,8 @@ PERCENT = 100.0
 class LabelStudioData(AnnotatedData):
     """A JSON export of Label Studio with rectangles, polygons or ellipses. Images are in `train_images`.
 
-    Images are found by their file name, also without the prefix of an upload. Tasks that nobody annotated are left out.
-    An image that several people annotated is a bad record.
+    Images are found by file name, with or without the prefix of an upload. Tasks without annotations are left out. An
+    image annotated by several people is a bad record.
     """
 
     expected = "a JSON export of Label Studio"
@@ -71,7 +71,7 @@ class LabelStudioData(AnnotatedData):
 
 
 def nobody_annotated(task: dict[str, Any]) -> bool:
-    """Return whether a task has no annotation but cancelled ones, so that nobody has said that its image is empty."""
+    """Return whether a task has no annotation, or only cancelled ones, so that its image may still have objects."""
     if "data" not in task:  # JSON-MIN
         return task.get("annotation_id", 0) is None and not any(isinstance(value, list) for value in task.values())
     listed = annotations_of(task)
@@ -79,20 +79,20 @@ def nobody_annotated(task: dict[str, Any]) -> bool:
 
 
 def is_cancelled(annotation: dict[str, Any]) -> bool:
-    """Return whether the annotator skipped the task; versions before 1 call that skipped."""
+    """Return whether the annotator skipped the task. The key is `skipped` before version 1."""
     return bool(annotation.get("was_cancelled") or annotation.get("skipped"))
 
 
 def annotations_of(task: dict[str, Any]) -> Any:
-    """Return the annotations of a task, called completions before version 1; None in JSON-MIN, which has the labels."""
+    """Return the annotations of a task (`completions` before version 1), or None in JSON-MIN, which has labels only."""
     return (task.get("annotations") or task.get("completions") or []) if "data" in task else None
 
 
 def require_one_image(task: dict[str, Any], regions: Sequence[dict[str, Any]]) -> set[str]:
-    """Return the tag of the image that regions with labels belong to, empty without any.
+    """Return the tag of the image that the labelled regions belong to, as a set that is empty if there is none.
 
     Raises:
-        ValueError: they belong to several images, or to another one than the first.
+        ValueError: the regions belong to several images, or not to the first image.
     """
     labelled = [region for region in regions if labels_of(region)]
     names = {brief(region.get("to_name")) for region in labelled}
@@ -109,7 +109,7 @@ def require_one_image(task: dict[str, Any], regions: Sequence[dict[str, Any]]) -
 
 
 def is_image_address(value: Any) -> bool:
-    """Return whether a column of a task holds an image."""
+    """Return whether the value of a task's column is the address of an image."""
     return is_text(value) and os.path.splitext(urlsplit(value).path)[1].lower() in image_suffixes()
 
 
@@ -140,7 +140,7 @@ def labels_of(region: dict[str, Any]) -> list[Any]:
 
 
 def keys_of(region: dict[str, Any]) -> list[str]:
-    """Return the keys that a region shares with its other results, such as a text: its id and its shape."""
+    """Return the keys by which a region matches other results for it, such as a text: its id and its shape."""
     value = region.get("value", region)
     shape = [value.get(name) for name in ("x", "y", "width", "height", "radiusX", "radiusY", "points")]
     return [f"shape {shape}", *([f"id {region['id']}"] if region.get("id") is not None else [])]
@@ -152,7 +152,7 @@ def is_outline(region: dict[str, Any]) -> bool:
 
 
 def in_percent(box: Corners, size: tuple[int, int]) -> Corners:
-    """Return a box in percent of its image, as the file has it."""
+    """Return a box in percent of its image, the unit of the file."""
     x0, y0, x1, y1 = (PERCENT * value / size[axis % 2] for axis, value in enumerate(box))
     return x0, y0, x1, y1
 
@@ -160,7 +160,7 @@ def in_percent(box: Corners, size: tuple[int, int]) -> Corners:
 def boxes_of(region: dict[str, Any], labelled: Collection[str]) -> list[tuple[str, Corners]]:
     """Return the boxes of a region, one per label; none if the region is a choice, a text or a relation.
 
-    A text about a region, or its shape alone, repeats the place of the result that has its label.
+    Results with the text of a region, or its shape without a label, repeat the box of the result with its label.
 
     Args:
         region: a result.
@@ -204,7 +204,11 @@ def _percents(value: dict[str, Any]) -> Corners:
 
 
 def original_size(regions: Sequence[dict[str, Any]]) -> tuple[int, int] | None:
-    """Return the size of the image that a region is relative to, or None if there is none."""
+    """Return the size of the image that regions are relative to, or None if no region states it.
+
+    Raises:
+        ValueError: the image was rotated in Label Studio.
+    """
     if any(region.get("image_rotation") for region in regions):
         raise ValueError("image_rotation: the image was rotated in Label Studio; rotate the file instead")
     sizes = (size_of(region.get("original_width"), region.get("original_height")) for region in regions)
@@ -212,7 +216,7 @@ def original_size(regions: Sequence[dict[str, Any]]) -> tuple[int, int] | None:
 
 
 def image_of(task: dict[str, Any], folders: Sequence[Path]) -> Path:
-    """Return the image of a task, whose address may be an upload, a local file or a URL."""
+    """Return the image file of a task, whose address may be an upload, a local file or a URL."""
     data = task.get("data", task)
     address = data.get("image") if isinstance(data, dict) else None
     if address is None and isinstance(data, dict):

@@ -1,4 +1,4 @@
-"""LabelMe: a JSON file for each image."""
+"""LabelMe's JSON files, one per image."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from vrft.data.image_names import find_image
 from vrft.data.images import image_suffixes
 
 OUTLINES = {"rectangle": 2, "polygon": 3, "linestrip": 2, "line": 2, "mask": 2}
-"""Shapes whose box is that around their points, with the least number of points."""
+"""Shapes that are converted to the box around their points, with the minimum number of points."""
 
 
 class LabelMeData(AnnotatedData):
-    """A folder of LabelMe's JSON files. Images are where the files say, or in `train_images`.
+    """A folder of LabelMe's JSON files. Images are at the paths in the files, or in `train_images`.
 
-    Shapes with one label and one group id are parts of one object, as in LabelMe's own conversion to COCO.
+    Shapes with the same label and group id are parts of one object, as in LabelMe's conversion to COCO.
     """
 
     expected = "a folder of LabelMe's JSON files"
@@ -83,6 +83,6 @@ def corners_of(shape: dict[str, Any]) -> Corners:
 
 
 def is_upright(points: Sequence[tuple[float, float]]) -> bool:
-    """Return whether points are corners of the upright box around them, up to a pixel."""
+    """Return whether the points are, within a pixel, corners of the upright box around them."""
     x0, y0, x1, y1 = hull(points)
     return all(min(abs(x - x0), abs(x - x1)) < 1 and min(abs(y - y0), abs(y - y1)) < 1 for x, y in points)

@@ -1,4 +1,4 @@
-"""Recognise formats of annotations, so that the error for a file of another format names the class to use."""
+"""Recognise annotation formats, so that the error for a file in another format names the class that reads it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from vrft.data.files import UTF8, decode_json, read_bytes, read_xml
 from vrft.errors import ConfigurationError
 
 MAX_LISTED = 1000
-"""Files of a folder that are looked at."""
+"""Maximum number of files in a folder that are examined."""
 
 SUFFIXES = {
     ".csv": "a table: --data=BoxCsvData if it has boxes, --data=CsvData if it has classes",
@@ -33,7 +33,7 @@ SUPERVISELY = "Supervisely: --data=SuperviselyData with the folder that has ann/
 
 
 def load_json(path: Path, encoding: str, expected: str) -> Any:
-    """Read JSON. Raise ConfigurationError if the file is something else."""
+    """Read JSON. Raise ConfigurationError if the file is not JSON."""
     if path.is_dir():
         refuse_other_format(path, expected)
     try:
@@ -43,14 +43,14 @@ def load_json(path: Path, encoding: str, expected: str) -> Any:
 
 
 def refuse_other_format(path: Path, expected: str, reason: str = "") -> NoReturn:
-    """Raise ConfigurationError for a file or folder that is not what was expected; it names the format if known."""
+    """Raise ConfigurationError for a file or folder in an unexpected format. Name the format if it is known."""
     found = format_of(path)
     parts = [f"{path}: not {expected}", reason, f"this is {found}" if found else ""]
     raise ConfigurationError("; ".join(part for part in parts if part))
 
 
 def format_of(path: Path) -> str | None:
-    """Return the format of a file or folder and the class that reads it, or None if it is none of these."""
+    """Return the format of a file or folder and the class that reads it, or None if the format is unknown."""
     if path.is_dir():
         return _format_of_folder(path)
     if path.suffix.lower() in SUFFIXES:
@@ -64,7 +64,7 @@ def format_of(path: Path) -> str | None:
 
 
 def this_is(found: str | None) -> str:
-    """Return the end of a message that names a format as `format_of` returns it, without how to train on it."""
+    """Return the end of a message that names a format, given the result of `format_of`, but not the class."""
     return f"; this is {found.partition(':')[0]}" if found else ""
 
 
@@ -105,5 +105,5 @@ def format_of_json(content: Any) -> str | None:
 
 
 def is_createml_box(entry: Any) -> bool:
-    """Return whether an entry is a box of CreateML, with a label and the coordinates of its centre."""
+    """Return whether an entry is a CreateML box, with a label and the coordinates of its centre."""
     return isinstance(entry, dict) and {"label", "coordinates"} <= {*entry}

@@ -1,4 +1,4 @@
-"""Images with a problem and a solution as text, the format of Visual-RFT's data, and JSON lines of these."""
+"""Visual-RFT's data format, images with a problem and a solution as text, and the JSON lines files that use it."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from vrft.types import Frame, Target
 IMAGE_FIELDS = ("image", "images", "image_index")
 
 UNBOUNDED = 10**9
-"""Side of a frame that holds the coordinates of any image, used while the image's size is unknown."""
+"""Side of a frame larger than any image, used while the image's size is unknown."""
 
 
 class SolutionData(RecordData):
@@ -53,11 +53,11 @@ class SolutionData(RecordData):
 
     @abstractmethod
     def rows(self, split: Split) -> Iterator[tuple[str, Any]]:
-        """Yield the location and the content of each row: images, problem, solution and any other fields."""
+        """Yield the location and the content of each row: images, problem, solution and other fields."""
 
     @abstractmethod
     def images(self, split: Split, index: int, row: dict[str, Any]) -> tuple[ImageSource, ...]:
-        """Return the images of a row. Raise ValueError with the reason if they are invalid."""
+        """Return the images of a row. Raise ValueError if they are invalid."""
 
     def records(self, split: Split, bad_records: BadRecords) -> list[Record]:
         """Read the rows. Boxes are preliminary until `finish`, when the sizes of the images are known."""
@@ -108,7 +108,7 @@ class SolutionData(RecordData):
 
 
 def check_row(row: Any) -> None:
-    """Raise ValueError with the reason if a row is invalid. Its images are not checked."""
+    """Raise ValueError if a row is invalid. The images are not checked."""
     if isinstance(row, ValueError):
         raise ValueError(f"not JSON: {row}")
     if not isinstance(row, dict):
@@ -127,8 +127,8 @@ def check_row(row: Any) -> None:
 class JsonlData(SolutionData):
     """JSON lines `{"image": relative path, "problem": text, "solution": text}`; other fields become metadata.
 
-    A question about several images has `"images": [relative path, ...]` and, if its solution has boxes, the place of
-    the image that they belong to, `"image_index": 0` for the first.
+    A question about several images has `"images": [relative path, ...]` and, if its solution has boxes, `image_index`,
+    the index from 0 of the image that they belong to.
     """
 
     def __init__(

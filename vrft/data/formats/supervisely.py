@@ -1,4 +1,4 @@
-"""Supervisely: a folder with `ann/` and `img/`."""
+"""Supervisely's dataset folders with `ann/` and `img/`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""VGG Image Annotator (VIA): a project, or its annotations as JSON."""
+"""Projects and JSON annotations of the VGG Image Annotator (VIA)."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class ViaData(AnnotatedData):
 
         Args:
             train_annotations: annotations of the training images.
-            label_attribute: attribute of regions that is their category; default: the only one.
+            label_attribute: attribute with the category of a region; default: the only attribute.
             kwargs: see `AnnotatedData`.
         """
         super().__init__(train_annotations, **kwargs)
@@ -61,7 +61,7 @@ class ViaData(AnnotatedData):
 
 
 def label_of(attributes: dict[str, Any], name: str | None) -> str:
-    """Return the category of a region: text, or the only option that is ticked."""
+    """Return the category of a region: the attribute's text, or its only ticked option."""
     if name is None:
         if len(attributes) != 1:
             listed = ", ".join(attributes) or "none"

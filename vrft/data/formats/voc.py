@@ -1,4 +1,4 @@
-"""Pascal VOC: an XML file for each image."""
+"""Pascal VOC's XML files, one per image."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ from vrft.data.images import image_suffixes
 from vrft.errors import ConfigurationError
 
 OFFICIAL = re.compile(r"The VOC20\d\d Database", re.I)
-"""Name of the database in the official files, whose pixels count from 1 and include the last one."""
+"""Name of the database in the official files, whose corners are pixels counted from 1, the last one included."""
 
 FLAGS = {"0": False, "false": False, "1": True, "true": True}
 
 IMAGE_FOLDERS = ("JPEGImages", "images")
-"""Names of folders of images beside the folder of annotations."""
+"""Names of image folders beside the folder of annotations."""
 
 SECOND_COLUMN = re.compile(r"\s+-?[01]$")
-"""Whether an object is in the image, in lists of a single class."""
+"""Second column, in lists for a single class, which tells whether the image has the object."""
 
 
 class VocData(AnnotatedData):
-    """A folder of XML files, or a list `ImageSets/Main/train.txt` of those in `Annotations/`.
+    """A folder of XML files, or a list such as `ImageSets/Main/train.txt` of files in `Annotations/`.
 
-    Images are in `train_images`, or beside the XML files, or in `JPEGImages/` or `images/`. Objects marked as difficult
-    are ignored, as in the VOC challenge. Coordinates are the edges of the box in pixels, as LabelImg, CVAT and Roboflow
-    write them; in the official files, pixels count from 1, and 1 is subtracted from xmin and ymin.
+    Images are in `train_images`, beside the XML files, or in `JPEGImages/` or `images/`. Objects marked as difficult
+    are ignored, as in the VOC challenge. Coordinates are the edges of the box in pixels, as written by LabelImg, CVAT
+    and Roboflow. The official files count pixels from 1, so 1 is subtracted from their xmin and ymin.
     """
 
     expected = "a folder of Pascal VOC XML files, or a list of them such as ImageSets/Main/train.txt"
@@ -75,7 +75,7 @@ class VocData(AnnotatedData):
 
 
 def root_of(file: Path) -> Path | None:
-    """Return the folder beside or above a list that has the folder `Annotations`."""
+    """Return the closest of the four folders above a list that contains `Annotations`, or None."""
     return next((folder for folder in file.parents[:4] if (folder / "Annotations").is_dir()), None)
 
 
@@ -84,7 +84,7 @@ def read_voc(file: Path, folders: Sequence[Path], encoding: str) -> Entry:
 
     Args:
         file: XML file.
-        folders: where the image may be.
+        folders: folders that may contain the image.
         encoding: encoding of a file that declares none.
 
     Raises:
@@ -115,10 +115,10 @@ def read_voc(file: Path, folders: Sequence[Path], encoding: str) -> Entry:
 
 
 def image_of(file: Path, name: str, folders: Sequence[Path]) -> Path:
-    """Return the image that an XML file names, or the one called like the file if the name is older than a renaming.
+    """Return the image that an XML file names, or the image with the XML file's name if files were renamed.
 
     Raises:
-        ValueError: both exist and have different names, so that it is unknown which one the boxes are in.
+        ValueError: both images exist, so that it is unknown which one the boxes belong to.
     """
     image = find_image(name or file.stem, folders)
     exists = os.path.isfile(image)
@@ -127,7 +127,7 @@ def image_of(file: Path, name: str, folders: Sequence[Path]) -> Path:
     same_name = find_image(f"{file.stem}.jpg", folders)
     if not os.path.isfile(same_name):
         return image
-    # a path instead of a name is meant, and refused elsewhere if it leads out of the data's folders
+    # a path in another folder is unambiguous; it is refused elsewhere if it leads out of the allowed folders
     if exists and image.parent in folders:
         raise ValueError(f"filename: {image} or {same_name}, which is called like this file; expected one image")
     return image if exists else same_name

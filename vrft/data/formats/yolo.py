@@ -1,4 +1,4 @@
-"""YOLO text labels: one line per object with its class and its box in fractions of the image."""
+"""YOLO text labels: one line per object, with its class and its box in fractions of the image."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from vrft.errors import ConfigurationError
 from vrft.types import Detection, Id
 
 TOLERANCE = 0.01
-"""How far the numbers of a label may lie outside of 0 to 1, as in Ultralytics. What is outside the image is clipped."""
+"""Maximum distance of a label's numbers from 0..1, as in Ultralytics. Boxes are then clipped to the image."""
 
-"""Count of labels, in what `data:` says."""
+"""Noun for the count of labels in the output."""
 
 ROUNDING = 1e-6
-"""Error of coordinates that are written with six digits."""
+"""Rounding error of coordinates that are written with six decimals."""
 
 
 class YoloData(BoxData):
@@ -46,8 +46,8 @@ class YoloData(BoxData):
 
         Args:
             config: path of the data.yaml.
-            outlines: read labels of more than five numbers as outlines, whose box is the smallest upright one around
-                them, even if they may be oriented boxes, poses, or saved predictions with a track.
+            outlines: read labels of more than five numbers as outlines, converted to the smallest upright boxes around
+                them, even if they may be oriented boxes, poses, or saved predictions with a track id.
             kwargs: see `CategoryData`.
         """
         super().__init__(**kwargs)
@@ -142,7 +142,7 @@ class Rules:
 
 
 class BadLines(ValueError):
-    """Has the number and the reason of each bad line of a label file."""
+    """Raised for a label file with bad lines. `lines` gives the number and the reason of each."""
 
     def __init__(self, lines: Sequence[str]) -> None:
         super().__init__("; ".join(lines))
@@ -150,9 +150,9 @@ class BadLines(ValueError):
 
 
 def read_labels(path: Path, size: tuple[int, int], rules: Rules, encoding: str) -> tuple[list[Detection], int]:
-    """Read boxes in pixels of an image of `size` (width, height), and the number of those that are outlines.
+    """Read boxes in pixels of an image of `size` (width, height), and the number of boxes from outlines.
 
-    There are none if the file does not exist. Duplicate lines count once.
+    A file that does not exist has no boxes. Duplicate lines count once.
 
     Raises:
         BadLines: lines are invalid.
@@ -184,7 +184,7 @@ def _read_line(words: list[str], size: tuple[int, int], rules: Rules) -> Detecti
     if corners[0] >= corners[2] or corners[1] >= corners[3]:
         raise ValueError(f"the box {corners} has no area")
     is_centred = rules.keypoints is not None or len(numbers) == 4
-    checked = numbers[:4] if is_centred else corners  # the centre and the size may reach beyond the image
+    checked = numbers[:4] if is_centred else corners  # like Ultralytics; corners may then lie outside the image
     if min(checked) < -TOLERANCE - ROUNDING or max(checked) > 1 + TOLERANCE + ROUNDING:
         raise ValueError(f"the box {corners} extends beyond its image")
     x0, y0, x1, y1 = clip_to(corners, 1, 1)
@@ -195,7 +195,7 @@ def _read_line(words: list[str], size: tuple[int, int], rules: Rules) -> Detecti
 
 
 def class_number(word: str) -> int:
-    """Return the number of a class, which may be written as 3 or 3.000000, or -1 if it is none."""
+    """Return the number of a class, which may be written as 3 or 3.000000, or -1 if the word is not a class number."""
     try:
         value = read_number(word)
     except ValueError:
@@ -204,7 +204,7 @@ def class_number(word: str) -> int:
 
 
 def corners_of(words: Sequence[str], numbers: Sequence[float], rules: Rules) -> Corners:
-    """Return the corners in fractions of the image. Raise ValueError for what is no box, outline or pose."""
+    """Return the corners in fractions of the image. Raise ValueError unless the numbers are a box, outline or pose."""
     if rules.keypoints is not None:
         count, values = rules.keypoints
         if len(numbers) != 4 + count * values:
@@ -239,7 +239,7 @@ def centred(numbers: Sequence[float]) -> Corners:
 
 
 def is_track(word: str) -> bool:
-    """Return whether a word is the number of a tracked object, which is at least 1 and written without a point."""
+    """Return whether a word is a track id: an integer of at least 1, written without a decimal point."""
     return word.isdecimal() and int(word[:9]) >= 1
 
 

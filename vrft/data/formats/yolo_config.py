@@ -1,4 +1,4 @@
-"""YOLO's data.yaml: class names, and the images of each split, even if its paths are those of another machine."""
+"""YOLO's data.yaml: class names and the images of each split, even if its paths come from another machine."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class YoloConfig:
     names: dict[int, str]
     """Class names by number."""
     keypoints: tuple[int, int] | None
-    """Number of keypoints and of values per keypoint in each label, if labels are poses."""
+    """Number of keypoints in each label and of values per keypoint; None if labels are not poses."""
 
     @classmethod
     def read(cls, path: Path, encoding: str) -> YoloConfig:
@@ -63,7 +63,7 @@ class YoloConfig:
         Args:
             split: split to read.
             passed_over: counts other files, see `find_images`.
-            allowed: folders that the images must lie in; None: any.
+            allowed: folders that must contain the images; None: no restriction.
 
         Raises:
             ConfigurationError: an entry is missing or names no file or folder, or an image is outside of `allowed`.
@@ -90,12 +90,12 @@ class YoloConfig:
         return [*found.values()]
 
     def listed(self, file: Path) -> Iterator[Path]:
-        """Yield the images that a file lists, relative to its folder or to that of the data.yaml.
+        """Yield the images that a file lists, relative to the file's folder or to the folder of the data.yaml.
 
-        The longest ending of a path counts only if the path as written is no file.
+        If the path as written does not exist, use the longest ending of it that does.
 
         Raises:
-            ConfigurationError: a line is no path, or different lines lead to the same image by their endings.
+            ConfigurationError: a line is not a path, or the endings of different lines lead to the same image.
         """
         folders = (file.parent, self.path.parent)
         lines: dict[Path, tuple[str, bool]] = {}
@@ -115,9 +115,9 @@ class YoloConfig:
             yield place
 
     def locate(self, split: Split, entry: str) -> Path:
-        """Return the file or folder of an entry. If it does not exist, look beside the data.yaml and say so.
+        """Return the file or folder of an entry. If it does not exist, look beside the data.yaml, with a notice.
 
-        `../train/images` may mean `train/images`; of a path of another machine, the last folders count.
+        `../train/images` may mean `train/images`; of a path from another machine, only the last folders are used.
         """
         root = self.content.get("path") or ""
         if not isinstance(root, str):
@@ -135,16 +135,16 @@ class YoloConfig:
         return found
 
     def _beside(self, root: str, entry: str) -> Path | None:
-        """Return the file or folder beside the data.yaml that the last parts of an entry's path name."""
+        """Return the file or folder beside the data.yaml that matches the last parts of an entry's path."""
         tails = [*dict.fromkeys([*endings(f"{root}/{entry}"), *endings(entry)])]
-        common = "images" if endings(entry) != ["images"] else None  # by itself, the folder of any split
+        common = "images" if endings(entry) != ["images"] else None  # "images" alone may belong to any split
         places = [self.path.parent / tail for tail in tails if tail != common]
         return next((place for place in places if os.path.exists(place)), None)
 
     def _look_beside(self, split: Split, entry: str, place: Path, allowed: ImageFolders | None) -> None:
-        """Refuse an entry that leads out of the data.yaml's folder if it may mean a folder inside, or warn if allowed.
+        """Refuse an entry that leads out of the data.yaml's folder if it may mean a folder inside; warn if allowed.
 
-        Roboflow writes `../train/images` for `train/images`; beside another export, that is another data set.
+        Roboflow writes `../train/images` for `train/images`, which may lead to another export beside this one.
         """
         here, real = os.path.realpath(self.path.parent), os.path.realpath(place)
         root = self.content.get("path") or ""
@@ -165,7 +165,7 @@ class YoloConfig:
 
 
 def read_names(content: dict[Any, Any]) -> dict[int, str]:
-    """Return class names by number, from a list or a mapping. Raise ValueError if they or their number are invalid."""
+    """Return class names by number, from a list or a mapping. Raise ValueError if they, or `nc`, are invalid."""
     names = content.get("names")
     names = dict(enumerate(names)) if isinstance(names, list) else names
     if not isinstance(names, dict) or not names:

@@ -9,20 +9,20 @@ from pathlib import Path
 from vrft.data.files import read_bytes
 
 MIN_POSES = 3
-"""Labels that have to look like poses; a few outlines may do so by chance."""
+"""Minimum number of labels to recognise poses: a few outlines may look like poses by chance."""
 
 MARGIN = 0.05
-"""Fraction of the image by which a keypoint may lie outside of its box."""
+"""Maximum distance of a keypoint from its box, as a fraction of the image."""
 
 MAX_VISIBILITY = 2
-"""A keypoint's third value is 0, 1 or 2, or in saved predictions its confidence."""
+"""Maximum of a keypoint's third value: 0, 1 or 2, or a confidence in saved predictions."""
 
 APPENDED = range(3)
-"""How many numbers may follow the keypoints: a saved prediction has a confidence and a track, if asked for."""
+"""Possible numbers of values after the keypoints: a saved prediction may have a confidence and a track id."""
 
 
 def long_labels(files: Iterable[Path]) -> Iterator[list[float]]:
-    """Yield the numbers after the class of each label of more than five numbers. Invalid lines are passed over."""
+    """Yield the numbers after the class of each label with more than five numbers. Invalid lines are skipped."""
     for file in files:
         for line in read_bytes(file).splitlines() if os.path.isfile(file) else ():
             words = line.split()
@@ -30,16 +30,16 @@ def long_labels(files: Iterable[Path]) -> Iterator[list[float]]:
                 try:
                     yield [float(word) for word in words[1:]]
                 except ValueError:
-                    continue  # an error of its line, later
+                    continue  # `read_labels` reports the line
 
 
 def are_outlines(labels: Iterable[Sequence[float]]) -> bool:
-    """Return whether some label has three or more than four points, so that one of four is no oriented box."""
+    """Return whether a label has three or more than four points, so that labels of four points are outlines too."""
     return any(len(numbers) == 6 or len(numbers) > 8 for numbers in labels)
 
 
 def are_poses(labels: Sequence[Sequence[float]]) -> bool:
-    """Return whether all labels look like a box with the same number of keypoints in it.
+    """Return whether all labels look like a box and its keypoints, the same number in each label.
 
     >>> are_poses([[0.5, 0.5, 0.4, 0.4, 0.4, 0.4, 0.6, 0.6, 0.5, 0.6]] * 3)
     True
