@@ -1,4 +1,4 @@
-"""Guards: rules over recent rollouts that detect failures which the mean reward does not show."""
+"""Guards: rules over recent rollouts that detect failures that the mean reward does not show."""
 
 from vrft.guards.answers import DuplicateBoxes, EqualConfidences, NoFormat, SameBox, WholeImage
 from vrft.guards.base import Guard, Observation

@@ -1,4 +1,4 @@
-"""Guards on answers: their format, boxes and confidences."""
+"""Guards on the format, boxes and confidences of answers."""
 
 from __future__ import annotations
 
@@ -15,29 +15,29 @@ from vrft.guards.training import numbers
 from vrft.types import Answer, Detection, Sample
 
 MIN_VALID_SHARE = 0.01
-"""Share of completions in the correct format up to which the format counts as not learned."""
+"""The format counts as not learned if the share of valid completions does not exceed this."""
 
 MIN_COUNT = 40
-"""Number of boxes or answers in a window required for a warning about them."""
+"""Minimum number of boxes or answers in a window for a warning."""
 
 MAX_EXAMINED = 128
-"""Number of completions of a rollout to examine."""
+"""Maximum number of completions of a rollout to examine."""
 
 WHOLE_IMAGE_AREA, WHOLE_IMAGE_SHARE = 0.9, 0.9
-"""Share of the image's area from which a box covers the whole image; share of such boxes that is a problem."""
+"""Share of the image's area above which a box counts as whole; share of such boxes that is a problem."""
 
 SAME_BOX_SHARE, GRID = 0.8, 50
 """Share of answers with the same boxes, rounded to 1 / GRID of the image, that is a problem."""
 
 DUPLICATE_IOU, DUPLICATE_SHARE = 0.9, 0.3
-"""IoU with an earlier box of an answer with its label that makes a duplicate; share of duplicates that is a problem."""
+"""IoU with an earlier box with the same label that makes a box a duplicate; share of duplicates that is a problem."""
 
 EQUAL_CONFIDENCE_SHARE = 0.95
 """Share of boxes with the same confidence that is a problem."""
 
 
 class NoFormat(Guard):
-    """Warns if no completion is valid, with the most common reason."""
+    """Warns if hardly any completion is valid, with the most common reason."""
 
     name = "no_format"
 
@@ -147,7 +147,7 @@ class DuplicateBoxes(Guard):
 
 
 class EqualConfidences(Guard):
-    """Warns if almost all boxes have the same confidence, which then says nothing about them."""
+    """Warns if almost all boxes have the same confidence, which then carries no information."""
 
     name = "equal_confidences"
 
@@ -181,7 +181,7 @@ def fault(answer: Answer, reasoning: bool) -> str:
 
 
 def answered(seen: Observation) -> Iterator[tuple[Sample, Answer]]:
-    """Yield the answers with boxes and their samples."""
+    """Yield the answers with boxes, each with its sample."""
     group = len(seen.answers) // max(len(seen.samples), 1)
     for n, answer in enumerate(seen.answers[:MAX_EXAMINED]):
         if isinstance(answer.value, tuple):
@@ -208,7 +208,7 @@ def on_grid(boxes: Sequence[Detection], sample: Sample) -> str:
 
 
 def duplicates(boxes: Sequence[Detection]) -> int:
-    """Count the boxes that repeat an earlier one with the same label.
+    """Count the boxes that duplicate an earlier box with the same label.
 
     >>> twice = [Detection((0, 0, 10, 10), "cat"), Detection((0, 0, 10, 10), "cat")]
     >>> duplicates(twice), duplicates([twice[0], twice[1]._replace(label="dog")])

@@ -1,4 +1,4 @@
-"""The guard base class: keeps statistics of the first and the latest training steps and warns about them."""
+"""The base class of guards, which compare statistics of the first and the latest training steps."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from torch import Tensor
 from vrft.types import Answer, Sample
 
 WINDOW = 10
-"""Number of steps kept; a single one may show a problem by chance."""
+"""Number of steps in a window; a single step may show a problem by chance."""
 
 
 @dataclass(frozen=True, slots=True)
 class Observation:
-    """One training step as input of the guards."""
+    """The data of a training step that guards receive."""
 
     metrics: Mapping[str, Tensor]
     """Logged metrics, the same on all ranks."""
     samples: Sequence[Sample] = ()  # P, of the first rank
     answers: Sequence[Answer] = ()  # N; empty in supervised fine-tuning
     weights: tuple[Tensor, Tensor] | None = None
-    """A sample of the weights before and after the step, flat."""
+    """A sample of the weights, flattened, before and after the step."""
     limit: int = 0
     """`model.max_completion_length`, in tokens."""
     reasoning: bool = True
@@ -32,7 +32,7 @@ class Observation:
 
 
 class Guard(ABC):
-    """Base class of guards. Statistics are plain values and part of a checkpoint, so that a resumed run warns alike."""
+    """Base class of guards. Checkpoints keep the statistics, so that a resumed run gives the same warnings."""
 
     name: ClassVar[str]
     """Name in `warnings.jsonl` and of the metric `guards/NAME`."""
@@ -43,10 +43,10 @@ class Guard(ABC):
         self.first: list[Any] = []
         self.recent: list[Any] = []
         self.raised = False
-        """Whether the problem has been reported and persists."""
+        """Whether the current problem has been reported."""
 
     def watch(self, seen: Observation) -> str | None:
-        """Record a step and return a warning with numbers and remedies, or None if there is no problem (yet)."""
+        """Record a step. Return a warning with numbers and remedies, or None if there is no problem."""
         kept = self.note(seen)
         if kept is not None:
             if len(self.first) < WINDOW:
@@ -56,11 +56,11 @@ class Guard(ABC):
 
     @abstractmethod
     def note(self, seen: Observation) -> Any | None:
-        """Return the statistics to keep of a step as plain values, or None to skip the step."""
+        """Return the statistics of a step as plain values, or None to skip the step."""
 
     @abstractmethod
     def judge(self, seen: Observation) -> str | None:
-        """Return a warning about the recent steps, at least `min_steps` and at most `WINDOW`, or None."""
+        """Return a warning about the recent steps, of which there are `min_steps` to `WINDOW`, or None."""
 
     def state_dict(self) -> dict[str, Any]:
         return {"first": self.first, "recent": self.recent, "raised": self.raised}

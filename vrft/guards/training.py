@@ -13,26 +13,26 @@ from torch import Tensor
 from vrft.guards.base import WINDOW, Guard, Observation, mean
 
 EQUAL_REWARDS_MIN_STEPS, EQUAL_REWARDS_MIN_GROUPS = 5, 20
-"""Fewer steps than WINDOW suffice for the warning if they have this many groups on the first rank."""
+"""Numbers of steps, and of groups on the first rank, from which fewer steps than WINDOW suffice for the warning."""
 
 COLLAPSE_RATIO, COLLAPSE_ENTROPY = 0.1, 0.05
-"""Entropy has collapsed if it is below this share of its initial value and below this many nats per token."""
+"""Entropy has collapsed if it is below this share of its initial value and below this value in nats per token."""
 
 NEAR_LIMIT, GROWTH = 0.8, 1.25
-"""Completions grow to the limit if their mean length exceeds this share of it and this multiple of the first one."""
+"""Completions grow to the limit if their mean length exceeds this share of it and this multiple of the initial mean."""
 
 RELATIVE_DROP, ABSOLUTE_DROP = 0.1, 0.02
-"""A held-out score has dropped if it is below its best by this share of it and by this amount."""
+"""A held-out score has dropped if it is below its best value by this share of it and by this amount."""
 
 SCORES = ("coco/AP", "lvis/AP", "accuracy", "mIoU", "reward")
-"""Watched held-out scores, without `val/`."""
+"""Held-out scores to watch, without `val/`."""
 
 MIN_JUDGE_GAP, MIN_JUDGE_SHARE = 0.02, 0.5
-"""A judge tells little if it likes an answer to the prompt by less than this above one to another prompt, or by less
-than this share of what it was at first."""
+"""A judge discriminates too little if P(yes) of an answer exceeds P(yes) of an answer to another prompt by less than
+this difference, or by less than this share of the initial difference."""
 
 MIN_CHANGED_SHARE = 0.05
-"""Updates are too small if they change less than this share of the weights."""
+"""Updates are too small if they change a smaller share of the weights."""
 
 
 class EqualRewards(Guard):
@@ -97,7 +97,7 @@ class GrowingCompletions(Guard):
 
 
 class AgreeableJudge(Guard):
-    """Warns if a policy that judges itself likes answers to other prompts as much as its own, or is about to."""
+    """Warns if the judge of `SelfPreference` approves of answers to other prompts almost as much as of right ones."""
 
     name = "agreeable_judge"
 
@@ -166,16 +166,16 @@ class Overfitting(Guard):
         return self.message
 
     def note(self, seen: Observation) -> float | None:
-        """Return what training increases: the reward, or the negative loss."""
+        """Return the quantity that training increases: the reward, or the negative loss."""
         self.supervised = "train/loss" in seen.metrics
         found = numbers(seen, "train/loss" if self.supervised else "train/reward")
         return None if found is None else -found[0] if self.supervised else found[0]
 
     def judge(self, seen: Observation) -> str | None:
-        return self.message  # updated by `evaluated`
+        return self.message  # set by `evaluated`
 
     def evaluated(self, scores: Mapping[str, float]) -> str | None:
-        """Compare held-out scores with their best so far; return a warning if one dropped while training improved."""
+        """Compare held-out scores with their best values. Return a warning if one dropped while training improved."""
         self.evaluations.append({"scores": dict(scores), "training": [*self.recent]})
         self.message = next((text for name in scores if (text := self._drop(name))), None)
         return self.message
@@ -210,7 +210,7 @@ class Overfitting(Guard):
 
 
 def numbers(seen: Observation, *names: str) -> list[float] | None:
-    """Return some of the logged metrics, or None if one is missing or not finite."""
+    """Return logged metrics by name, or None if one is missing or not finite."""
     if any(name not in seen.metrics for name in names):
         return None
     found = [float(seen.metrics[name]) for name in names]
@@ -230,9 +230,9 @@ def rose(before: Sequence[float], after: Sequence[float]) -> bool:
 
 
 def spacing(weights: Tensor) -> float:
-    """Return the distance from a weight to the next number of its dtype, the median over nonzero weights.
+    """Return the median, over nonzero weights, of the distance from a weight to the next number of its dtype.
 
-    The distance is eps * 2^e for a number m * 2^e with m in 1..2.
+    The distance is eps * 2^e for a number m * 2^e with 1 <= m < 2.
 
     >>> spacing(torch.tensor([1.0, 0.0], dtype=torch.bfloat16))
     0.0078125

@@ -1,4 +1,4 @@
-"""The report of a run as one HTML file."""
+"""Write the report of a run as one HTML file."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def write_report(folder: Path) -> Path:
     """Write `report.html` in a run's folder and return its path.
 
     Raises:
-        ConfigurationError: the folder does not exist or holds no run.
+        ConfigurationError: the folder does not exist or does not contain a run.
         OSError: the file can't be written.
     """
     if not folder.is_dir():
@@ -39,7 +39,7 @@ def write_report(folder: Path) -> Path:
 
 
 def read_run(run: RunDir, problems: list[str]) -> dict[str, Any]:
-    """Read everything that the page shows as plain values. Unreadable parts are left out and listed in `problems`."""
+    """Return the data of the page as plain values. Leave out unreadable parts and list them in `problems`."""
     config, settings = run_facts.read_config(run, problems)
     series = read_metrics(run, problems)
     summary = run_facts.read_summary(run, problems)
@@ -78,7 +78,7 @@ def read_run(run: RunDir, problems: list[str]) -> dict[str, Any]:
 
 
 def has_ended(run: RunDir, summary: dict[str, Any], rollouts: int, progress: Progress | None) -> bool:
-    """Return whether a run has finished and was not resumed since. `rollouts`: those that the metrics have."""
+    """Return whether a run has finished and was not resumed since. `rollouts`: number of rollouts in the metrics."""
     if not summary or rollouts > (run_facts.number(summary, "rollouts") or 0):
         return False
     return progress is None or progress.written <= run.summary.stat().st_mtime + 1
@@ -93,13 +93,13 @@ def read_scores(
     best_step: int | None,
     problems: list[str],
 ) -> list[dict[str, Any]]:
-    """Return the held-out scores of the base, the last and the best evaluation, with intervals if they are known.
+    """Return the held-out scores of the base, the last and the best evaluation, with intervals where known.
 
     Args:
         run: the run.
         summary: content of its summary.
         series: its metrics.
-        first: answers of the first evaluation, None if there is one evaluation.
+        first: answers of the first evaluation; None if there is only one evaluation.
         last: answers of the last evaluation.
         best_step: step of the best checkpoint, if the run keeps one.
         problems: receives messages about unreadable files.

@@ -1,4 +1,4 @@
-"""Choice of held-out answers to show: the worst, the most improved, the most worsened, and an even sample."""
+"""Choose the held-out answers to show: the worst, the most improved, the most worsened, and an even sample."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from vrft.report.texts import Prompts, cut
 from vrft.run_dir import ANSWERS
 
 MAX_IMAGES = 12
-"""Images per list."""
+"""Maximum number of images per list."""
 
 MAX_ANSWER = 50_000
-"""Characters of a held-out completion in a report."""
+"""Maximum number of characters of a held-out completion in a report."""
 
 Answers = Mapping[int, HeldOut]
 """Answers by sample index."""
 
 
 def choose(first: Answers, last: Answers) -> dict[str, list[int]]:
-    """Return lists of samples to show by reason, one per image; the even sample is the same in every evaluation.
+    """Return lists of samples to show by reason, one per image. The even sample is the same for all evaluations.
 
     Args:
         first: answers of the first evaluation.
@@ -52,12 +52,12 @@ def _best(answers: Answers, samples: list[int], key: Callable[[int], float]) -> 
 
 
 def read_answers(folder: Path, problems: list[str]) -> dict[int, HeldOut]:
-    """Read the answers of an evaluation."""
+    """Return the answers of an evaluation by sample index."""
     return {answer.sample: answer for answer in read_lines(folder / ANSWERS, HeldOut, problems)}
 
 
 def read_first_and_last(folders: list[Path], problems: list[str]) -> tuple[Answers | None, Answers]:
-    """Read the answers of the first and the last evaluation that have them; None and the answers if it is the same.
+    """Return the answers of the first and the last evaluation with answers; the first is None if both are the same.
 
     Args:
         folders: folders of the evaluations in order.
@@ -69,10 +69,10 @@ def read_first_and_last(folders: list[Path], problems: list[str]) -> tuple[Answe
 
 
 def pairs(first: Answers | None, last: Answers, prompts: Prompts) -> dict[str, Any]:
-    """Choose answers of the last evaluation and pair them with those of the first, if there was another one.
+    """Choose answers of the last evaluation and pair them with those of the first, if there is one.
 
     Returns:
-        `answers`, `lists` of positions among them by reason, and the number of `images` in the evaluation.
+        `answers`, `lists` of indices into `answers` by reason, and the number of `images` in the evaluation.
     """
     chosen = choose(last if first is None else first, last) if last else {}
     samples = sorted({sample for some in chosen.values() for sample in some})

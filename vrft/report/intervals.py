@@ -1,4 +1,4 @@
-"""Intervals of held-out scores, and of their change since the base, from the bootstrap samples of evaluations."""
+"""Compute intervals of held-out scores, and of their changes from the base, from bootstrap samples."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from vrft.utils.regular_files import read_regular
 RESAMPLES = 200
 MIN_IMAGES = 8
 MIN_SAMPLES = 100
-"""Samples in which a score must be defined for an interval."""
+"""Minimum number of bootstrap samples with a defined score for an interval."""
 
 Values = Sequence[float | None]
 
 
 class Resampled(msgspec.Struct):
-    """Scores of bootstrap samples: of the same images in the same order if the digests are equal."""
+    """Scores of bootstrap samples. Equal digests mean the same images in the same order."""
 
     digest: str
     images: Count
@@ -34,14 +34,14 @@ class Resampled(msgspec.Struct):
 
 
 class Samples(NamedTuple):
-    """A score of bootstrap samples, and what identifies the samples."""
+    """The values of a score for bootstrap samples, and a key that identifies the samples."""
 
     digest: str
     values: Values
 
 
 def read_resampled(folder: Path, problems: list[str]) -> dict[str, Samples]:
-    """Read the resampled scores of an evaluation by name."""
+    """Return the resampled scores of an evaluation by name."""
     found: dict[str, Samples] = {}
     for path in sorted(folder.glob(RESAMPLED.format("*"))):
         try:
@@ -55,7 +55,7 @@ def read_resampled(folder: Path, problems: list[str]) -> dict[str, Samples]:
 
 
 def resampled_rewards(*evaluations: Answers) -> list[Samples]:
-    """Return the mean reward of bootstrap samples of the images that all of the evaluations have."""
+    """Return, for each evaluation, the mean rewards of bootstrap samples of the images common to all evaluations."""
     sums = [_by_image(answers) for answers in evaluations]
     images = [key for key in sums[0] if all(key in each for each in sums)]
     if len(images) < MIN_IMAGES:
@@ -80,7 +80,7 @@ def _mean(parts: Sequence[tuple[float, int]]) -> float:
 def with_intervals(
     scores: Sequence[Mapping[str, Any]], base: Mapping[str, Samples], tuned: Mapping[str, Samples]
 ) -> list[dict[str, Any]]:
-    """Return scores with the bounds of their intervals, and of that of the change if the images are the same.
+    """Add to scores the bounds of their intervals, and of the interval of the change if the images are the same.
 
     Args:
         scores: scores as `run_facts.read_scores` returns them.
@@ -107,7 +107,7 @@ def _with_interval(
 
 
 def with_best(scores: Sequence[Mapping[str, Any]], folder: Path, problems: list[str]) -> list[dict[str, Any]]:
-    """Return scores with those of the best checkpoint, from the folder of its evaluation, and their intervals."""
+    """Add the scores of the best checkpoint, from the folder of its evaluation, and their intervals."""
     found, samples = read_evaluation(folder), read_resampled(folder, problems)
     values = []
     for score in scores:

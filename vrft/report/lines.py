@@ -14,7 +14,7 @@ MAX_LINE_BYTES = 1_000_000
 
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
 Number = Annotated[float, msgspec.Meta(ge=-1e12, le=1e12)]
-"""A number that the page can compute with."""
+"""A finite number of moderate size, which the page's script can compute with."""
 
 Box = tuple[tuple[Number, Number, Number, Number], str, Number | None]
 Value = list[Box] | str | None
@@ -24,7 +24,8 @@ Value = list[Box] | str | None
 class Completion(msgspec.Struct):
     """A completion of `transcripts.jsonl`.
 
-    `image` is the one that boxes belong to; `images` has all of several, and `place` says which of them it is, from 0.
+    `image` is the image that the boxes belong to. If there are several, `images` lists all of them, and `place` is the
+    index of `image`.
     """
 
     rollout: Count
@@ -52,7 +53,7 @@ class Completion(msgspec.Struct):
 
 
 class HeldOut(msgspec.Struct):
-    """A held-out answer of an evaluation's `answers.jsonl`. `score` is the evaluator's, else the reward.
+    """A held-out answer in an evaluation's `answers.jsonl`. `score` is the evaluator's score, or else the reward.
 
     Only answers that the report may show have `image`, `question` and `prompt`.
     """
@@ -99,9 +100,9 @@ Line = TypeVar("Line", bound=msgspec.Struct)
 
 
 def read_lines(path: Path, kind: type[Line], problems: list[str]) -> Iterator[Line]:
-    """Yield the valid lines of a file; the number of invalid ones is reported in `problems`.
+    """Yield the valid lines of a file. Report the number of invalid lines in `problems`.
 
-    A running or killed run may leave half a line at the end. A missing file has no lines.
+    A running or killed run may leave an incomplete line at the end. A missing file has no lines.
     """
     decoder = msgspec.json.Decoder(kind)
     bad = 0

@@ -1,4 +1,4 @@
-"""The metrics of a run, read from its CSV files."""
+"""Read the metrics of a run from its CSV files."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from vrft.run_dir import RunDir
 from vrft.utils.regular_files import read_regular
 
 MAX_POINTS = 1500
-"""Points per curve; longer curves are averaged over neighbours."""
+"""Maximum number of points per curve; longer curves are averaged over neighbours."""
 
 MAX_VALUE = 1e100
-"""Larger values, infinities and NaN become gaps."""
+"""Values of larger magnitude, infinities and NaN become gaps."""
 
 TRAIN_PREFIX = "train/"
 
 
 class Point(NamedTuple):
-    """The value of a metric after a number of rollouts."""
+    """The value of a metric at a number of rollouts."""
 
     rollouts: int
     name: str
@@ -30,16 +30,16 @@ class Point(NamedTuple):
 
 
 Series = dict[str, list[tuple[int, float]]]
-"""Pairs of rollouts and value by metric name."""
+"""(Number of rollouts, value) pairs by metric name."""
 
 
 def read_metrics(run: RunDir, problems: list[str]) -> Series:
-    """Read every metric over rollouts. If a resumed run repeated rollouts, the later values count."""
+    """Read every metric as a function of rollouts. If a resumed run repeated rollouts, keep the later values."""
     found: dict[str, dict[int, float]] = defaultdict(dict)
     for path in sorted(run.metrics_files(), key=_version):
         points = list(_read(path, problems))
         trained = [point.rollouts for point in points if point.name.startswith(TRAIN_PREFIX)]
-        if not trained and found:  # a separate evaluation logs step 0, which is not the base
+        if not trained and found:  # a separate evaluation logs step 0, whatever weights it evaluates
             points = [point for point in points if point.rollouts > 0]
         if trained:
             for values in found.values():
@@ -58,8 +58,8 @@ def _version(path: Path) -> tuple[int, str]:
 def _read(path: Path, problems: list[str]) -> Iterator[Point]:
     """Yield the points of a file.
 
-    Lightning logs the number of steps before a row. An evaluation during training has the step of the rollout that it
-    follows; evaluations before and after training have a step without a rollout.
+    A row's step is the number of steps before it. An evaluation during training has the step of the preceding rollout;
+    an evaluation before or after training has a step without a rollout.
     """
     try:
         text = read_regular(path).decode(errors="replace")
@@ -88,7 +88,7 @@ def _read(path: Path, problems: list[str]) -> Iterator[Point]:
 
 
 def _number(text: object) -> float | None:
-    """Parse a cell as a number that can be drawn, else None."""
+    """Parse a cell as a number. Return None if it can't be plotted."""
     if not isinstance(text, str) or len(text) > 40:
         return None
     try:
@@ -106,5 +106,5 @@ def thin(points: list[tuple[int, float]]) -> list[tuple[float, float]]:
 
 
 def _mean(values: Sequence[float]) -> float:
-    """Return the mean in six digits; more are invisible."""
+    """Return the mean rounded to six digits; more would be invisible."""
     return float(f"{math.fsum(value / len(values) for value in values):.6g}")

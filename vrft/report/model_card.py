@@ -1,4 +1,4 @@
-"""The README.md of an exported model, written from the files of its run."""
+"""Write the model card (README.md) of an exported model from the files of its run."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ OBJECTIVE_SETTINGS = (
     "scale_rewards",
     "sft_weight",
 )
-"""Settings of the objective that a card lists."""
+"""Settings of the objective that a model card lists."""
 
 MAX_VALUE_CHARACTERS = 300
 
@@ -36,7 +36,7 @@ def read_run(run: Path) -> dict[str, Any]:
     """Read the config of a run and resolve its interpolations.
 
     Raises:
-        ConfigurationError: the folder has no config of a run.
+        ConfigurationError: the folder has no valid config of a run.
     """
     path = RunDir(run).config
     try:
@@ -54,7 +54,7 @@ def read_run(run: Path) -> dict[str, Any]:
 
 
 def is_reinforced(config: dict[str, Any]) -> bool:
-    """Return whether a run trained `vrft.RFT` or a subclass: only these have generations."""
+    """Return whether a run trained `vrft.RFT` or a subclass, the only models with `num_generations`."""
     return "num_generations" in config["model"]["init_args"]
 
 
@@ -72,8 +72,8 @@ def write_card(folder: Path, run: Path, template: str, *, adapter: bool, step: i
         run: folder of the run.
         template: the task's template, i.e. the prompt of training.
         adapter: whether the folder holds only an adapter.
+        step: optimizer step of the weights, whose evaluation is listed.
         program: Python program that asks the model about an image.
-        step: optimizer step of the weights. Scores of its evaluation are listed.
     """
     config = read_run(run)
     lines = [
@@ -141,7 +141,7 @@ def description(config: dict[str, Any], run: Path, template: str, adapter: bool)
 
 
 def table(run: RunDir, step: int) -> Iterator[str]:
-    """Yield the held-out scores before training and at a step, from the summary or the evaluation of that step."""
+    """Yield a table of the held-out scores before training and at a step, from the summary or the step's evaluation."""
     summary = read_summary(run, [])
     yield from ("## Held-out images", "")
     at = number(summary, "step")
@@ -168,7 +168,7 @@ def usage_section(program: str) -> Iterator[str]:
 
 
 def code(value: Any) -> str:
-    r"""Format a value, without secrets, as one line of inline code in a table cell, with any number of backticks.
+    r"""Format a value, without secrets, as inline code for a table cell, whatever backticks or line breaks it has.
 
     >>> code("a|`b`\n<script>")
     '`` a\\|`b` <script> ``'

@@ -1,4 +1,4 @@
-"""Rendering of a self-contained HTML file with style, script, data and pictures."""
+"""Render a self-contained HTML file with style, script, data and pictures."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ MAX_PICTURE_BYTES = 2_000_000
 def render(data: dict[str, Any], pictures: dict[str, str]) -> str:
     """Render the page.
 
-    The run's content is embedded as JSON without characters that could end the script block, and is shown as text. The
-    Content-Security-Policy allows the page's own style and script only, by their hashes.
+    The run's data is untrusted: it is embedded as JSON without characters that could end the script block, and shown as
+    text. The Content-Security-Policy allows only the page's own style and script, by their hashes.
     """
     folder = files("vrft.report")
     style = (folder / "report.css").read_text(encoding="utf-8")
@@ -57,7 +57,7 @@ def _hash(text: str) -> str:
 
 
 def read_pictures(folder: Path, names: Iterable[str | None], problems: list[str]) -> dict[str, str]:
-    """Return pictures in base64 by name. Missing files and files that are no JPEG are counted in `problems`."""
+    """Return pictures in base64 by name. Report the number of missing files and of files that are not JPEG."""
     wanted = sorted({name for name in names if name is not None})
     found: dict[str, str] = {}
     for name in wanted:

@@ -1,4 +1,4 @@
-"""The progress of a run: the file that `fit` keeps up to date, and its description."""
+"""The progress of a run: the file that `fit` updates, and its description."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from vrft.utils.display import shell_word
 from vrft.utils.regular_files import read_regular
 
 SILENT_SECONDS = 300
-"""A run that has written nothing for longer, and for longer than ten steps take, has probably been killed."""
+"""A run without output for this many seconds, and for longer than ten steps take, has probably been killed."""
 
 
 class Progress(msgspec.Struct):
@@ -21,14 +21,14 @@ class Progress(msgspec.Struct):
 
     Attributes:
         doing: training, evaluation, stopped or failed.
-        step: optimizer steps done.
+        step: number of completed optimizer steps.
         max_steps: optimizer steps of the whole run; None if epochs or time end it.
-        rollouts: rollouts, or batches of SFT, done.
-        seconds: seconds of training, in all parts of a resumed run.
-        seconds_to_go: estimated rest.
-        written: time of the last step or evaluated batch that was written, in seconds since 1970.
+        rollouts: number of completed rollouts, or batches of SFT.
+        seconds: seconds of training, summed over all parts of a resumed run.
+        seconds_to_go: estimated remaining seconds.
+        written: time of the last recorded step or evaluated batch, in seconds since 1970.
         reason: why the run failed.
-        best_step: optimizer steps of the best checkpoint, if the run keeps one.
+        best_step: optimizer step of the best checkpoint, if the run keeps one.
     """
 
     doing: str
@@ -47,7 +47,7 @@ class Progress(msgspec.Struct):
 
 
 def read_progress(run: RunDir, problems: list[str]) -> Progress | None:
-    """Read the file of a run; None if there is none or it can't be read."""
+    """Read the progress of a run. Return None if the file does not exist or can't be read."""
     try:
         return msgspec.json.decode(read_regular(run.progress), type=Progress)
     except FileNotFoundError:
@@ -60,14 +60,14 @@ def read_progress(run: RunDir, problems: list[str]) -> Progress | None:
 
 
 def resume_command(run: RunDir) -> str | None:
-    """Return the command that continues a run; None if there is no checkpoint in the folder."""
+    """Return the command that resumes a run, or None if its folder has no checkpoint."""
     if not (run.config.exists() and run.checkpoint("last").exists()):
         return None
     return f"python -m vrft fit --config {shell_word(str(run.config))} --ckpt_path last"
 
 
 def describe(progress: Progress | None, ended: bool, now: float) -> dict[str, str | None]:
-    """Return the state of a run in words for the page, and a notice, or None if there is nothing to add.
+    """Return the state of a run in words for the page, and a notice, which may be None.
 
     Args:
         progress: the content of the file.

@@ -1,4 +1,4 @@
-"""Groups of completions, and pairs of groups of the same prompt early and late in a run."""
+"""Read groups of completions, and pair early and late groups of the same prompt."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from vrft.report.texts import Prompts, cut
 from vrft.run_dir import RunDir
 
 MAX_COMPLETIONS = 5000
-"""Completions in a report; if there are more, those of evenly spaced rollouts."""
+"""Maximum number of completions in a report; above it, only those of evenly spaced rollouts are kept."""
 
 MAX_PAIRS = 12
 
 
 @dataclass
 class Group:
-    """The completions of one prompt in one rollout. Fields of the prompt are read from the first."""
+    """The completions of one prompt in one rollout. Fields of the prompt are read from the first completion."""
 
     completions: list[Completion] = field(default_factory=list)
 
@@ -26,7 +26,7 @@ class Group:
         return self.completions[0]
 
     def takes(self, line: Completion) -> bool:
-        """Return whether a line belongs to this group. A prompt may be in a rollout twice."""
+        """Return whether a line belongs to this group. A rollout may contain a prompt twice."""
         same = (line.rollout, line.sample, line.query) == (self.first.rollout, self.first.sample, self.first.query)
         return same and all(line.generation != known.generation for known in self.completions)
 
@@ -37,7 +37,7 @@ class Group:
 
 
 def read_groups(run: RunDir, problems: list[str]) -> list[Group]:
-    """Read the groups in the order of rollouts. If a resumed run repeated rollouts, the later ones count."""
+    """Read the groups in the order of rollouts. If a resumed run repeated rollouts, keep the later ones."""
     groups: list[Group] = []
     for line in read_lines(run.transcripts, Completion, problems):
         if groups and line.rollout < groups[-1].first.rollout:
@@ -49,7 +49,7 @@ def read_groups(run: RunDir, problems: list[str]) -> list[Group]:
 
 
 def thin(groups: list[Group]) -> list[Group]:
-    """Keep the groups of every n-th rollout and of the last, with the least n for at most MAX_COMPLETIONS in total."""
+    """Keep every n-th rollout and the last, with the smallest n that leaves at most MAX_COMPLETIONS completions."""
     sizes: dict[int, int] = {}
     for group in groups:
         sizes[group.first.rollout] = sizes.get(group.first.rollout, 0) + len(group.completions)
@@ -62,7 +62,7 @@ def thin(groups: list[Group]) -> list[Group]:
 
 
 def pairs(groups: list[Group]) -> list[tuple[int, int]]:
-    """Return positions of the first and the last group of a prompt, for the prompts with the largest distance."""
+    """Return the indices of the first and the last group of the MAX_PAIRS prompts whose groups are farthest apart."""
     seen: dict[tuple[int, int | float | str, str], list[int]] = {}
     for position, group in enumerate(groups):
         key = group.first.sample, group.first.image_id, group.first.query
@@ -78,7 +78,7 @@ def as_values(group: Group, prompts: Prompts, most: int) -> dict[str, Any]:
     Args:
         group: the completions of a prompt.
         prompts: receives the texts of the prompt.
-        most: characters of each completion.
+        most: maximum number of characters of each completion.
     """
     line = group.first
     return {

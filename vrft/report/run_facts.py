@@ -1,4 +1,4 @@
-"""Config, scores, per-category scores and warnings of a run."""
+"""Read the config, the scores, the scores per category and the warnings of a run."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ HEADLINE_SETTINGS = {
     "beta": ("model", "init_args", "beta"),
     "seed": ("seed_everything",),
 }
-"""Settings at the top of the page by title, with their paths in the config."""
+"""Titles of the settings at the top of the page, with their paths in the config."""
 
 SCORES = {
     "mAP": ("coco/AP", "lvis/AP"),
@@ -64,7 +64,7 @@ TABLES = {"coco_per_category.csv": "AP", "lvis_per_category.csv": "AP", "accurac
 
 
 def read_text(path: Path, problems: list[str]) -> str:
-    """Read a small text file; return "" if it does not exist or can't be read."""
+    """Read a small text file. Return "" if it does not exist or can't be read."""
     try:
         if path.stat().st_size > MAX_FILE_BYTES:
             problems.append(f"{path.name} is larger than {MAX_FILE_BYTES} bytes and left out")
@@ -78,7 +78,7 @@ def read_text(path: Path, problems: list[str]) -> str:
 
 
 def read_config(run: RunDir, problems: list[str]) -> tuple[str, dict[str, str]]:
-    """Return the config as text without secrets, and its headline settings."""
+    """Return the config as text without secrets, and the settings at the top of the page."""
     text = redact(read_text(run.config, problems))
     try:
         config = decode_yaml(text, as_text=True)
@@ -96,7 +96,7 @@ def read_config(run: RunDir, problems: list[str]) -> tuple[str, dict[str, str]]:
 
 
 def read_scores(summary: dict[str, Any], series: Series) -> list[dict[str, Any]]:
-    """Return each held-out score of the base and of the last evaluation, from the log or else from the summary."""
+    """Return the held-out scores of the base and of the last evaluation, from the log, or else from the summary."""
     found = []
     for key, names in SCORES.items():
         points = next((series[f"val/{name}"] for name in names if f"val/{name}" in series), [])
@@ -111,7 +111,7 @@ def read_scores(summary: dict[str, Any], series: Series) -> list[dict[str, Any]]
 
 
 def read_summary(run: RunDir, problems: list[str]) -> dict[str, Any]:
-    """Read the summary of a finished run; empty if the run has not finished."""
+    """Read the summary of a finished run. Return an empty dict if the run has not finished."""
     text = read_text(run.summary, problems)
     try:
         summary = json.loads(text) if text else {}
@@ -130,7 +130,7 @@ def read_best_step(summary: dict[str, Any]) -> int | None:
 
 
 def read_evaluation(folder: Path) -> dict[str, Any]:
-    """Read the scores of one evaluation; empty if its folder has none that can be read."""
+    """Read the scores of an evaluation. Return an empty dict if its folder has no readable scores."""
     text = read_text(folder / SCORES_FILE, [])
     try:
         scores = json.loads(text) if text else {}
@@ -140,13 +140,13 @@ def read_evaluation(folder: Path) -> dict[str, Any]:
 
 
 def number(scores: Any, key: str) -> float | None:
-    """Return the number under a key, or None."""
+    """Return the finite number under a key, or None."""
     value = scores.get(key) if isinstance(scores, dict) else None
     return float(value) if isinstance(value, int | float) and abs(value) < 1e300 else None
 
 
 def read_categories(folders: list[Path], problems: list[str]) -> dict[str, Any] | None:
-    """Return scores per category of the first and the last evaluation that have them, or None."""
+    """Return the scores per category of the first and the last evaluation with such scores, or None."""
     for name, score in TABLES.items():
         tables = [path for folder in folders if (path := folder / name).exists()]
         if tables:
@@ -161,7 +161,7 @@ def read_categories(folders: list[Path], problems: list[str]) -> dict[str, Any] 
 
 
 def read_calibration(folders: list[Path], problems: list[str]) -> list[dict[str, Any]]:
-    """Return the bins of stated confidences that have boxes: of each evaluator, in its first and last evaluation."""
+    """Return the non-empty bins of stated confidences of each evaluator's first and last evaluation."""
     existing = [[path for folder in folders if (path := folder / name).exists()] for name in CALIBRATION_TABLES]
     tables = [paths for paths in existing if paths]
     found = []
@@ -185,7 +185,7 @@ def _bins(path: Path, problems: list[str]) -> Iterator[dict[str, float]]:
 
 
 def _table(path: Path, problems: list[str]) -> tuple[dict[str, float], dict[str, int]]:
-    """Return the last column by the first, and the column `images` if there is one."""
+    """Return two dicts keyed by the first column: the last column, and the column `images` if there is one."""
     scores: dict[str, float] = {}
     counts: dict[str, int] = {}
     try:
@@ -203,7 +203,7 @@ def _table(path: Path, problems: list[str]) -> tuple[dict[str, float], dict[str,
 
 
 def read_list_of_texts(path: Path, problems: list[str]) -> list[str]:
-    """Read a JSON list of texts; any other content is a problem."""
+    """Read a JSON list of strings. Report any other content in `problems`."""
     text = read_text(path, problems)
     try:
         content = json.loads(text) if text else []
@@ -216,7 +216,7 @@ def read_list_of_texts(path: Path, problems: list[str]) -> list[str]:
 
 
 def read_evaluators_warnings(run: RunDir, problems: list[str]) -> list[dict[str, Any]]:
-    """Return the warnings of evaluators, each once with the steps of its evaluations."""
+    """Return the warnings of evaluators, each once, with the steps of the evaluations."""
     steps: dict[str, list[int]] = {}
     for step, folder in run.evaluations_by_step():
         for path in sorted(folder.glob(EVALUATOR_WARNINGS.format("*"))):
@@ -231,7 +231,7 @@ def read_evaluators_warnings(run: RunDir, problems: list[str]) -> list[dict[str,
 
 
 def read_warnings(run: RunDir, problems: list[str]) -> list[dict[str, Any]]:
-    """Return warnings of guards, evaluators and the data, completions of skipped steps and skipped records."""
+    """Return the warnings of guards, evaluators and data, the completions of skipped steps, and skipped records."""
     found = [
         {"kind": warned.guard, "rollout": warned.rollout, "text": warned.message}
         for warned in read_lines(run.warnings, Warned, problems)

@@ -1,4 +1,4 @@
-"""Curves over the number of sampled answers, which `test --samples` writes."""
+"""Read the curves over the number of sampled answers that `test --samples` writes."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ Kind = TypeVar("Kind")
 
 Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
 Answers = Annotated[str, msgspec.Meta(pattern=r"^[1-9][0-9]{0,8}$")]
-"""A number of answers, as a key in JSON has it."""
+"""A number of answers as a JSON key."""
 Tokens = Annotated[str, msgspec.Meta(pattern=r"^(0|[1-9][0-9]{0,8})$")]
-"""A number of tokens, as a key in JSON has it."""
+"""A number of tokens as a JSON key."""
 
 MEANINGS = {
     "pass": "one of the answers is right: the right name, or an IoU of 0.5",
@@ -27,7 +27,7 @@ MEANINGS = {
     "likeliest": "quality of the answer with the largest probability",
     "vote": "quality of the vote: the most common name, or the boxes that most answers have",
 }
-"""Descriptions of the curves, by their names."""
+"""Descriptions of the curves by name."""
 
 
 BY_REWARD = "quality of the answer with the largest score in model.rewards.{}, which needs no ground truth"
@@ -36,21 +36,21 @@ THINKING = "quality of the answer after so many tokens of thinking, which is the
 
 
 class Budgets(msgspec.Struct):
-    """Value and bounds of the 95 % interval by number of thinking tokens."""
+    """Value and bounds of its 95 % interval, by number of thinking tokens."""
 
     questions: Count
     curve: dict[Tokens, tuple[Share, Share, Share]]
 
 
 class Scaling(msgspec.Struct):
-    """Value and bounds of the 95 % interval by number of answers, by curve."""
+    """Value and bounds of its 95 % interval, by curve and number of answers."""
 
     questions: Count
     curves: dict[str, dict[Answers, tuple[Share, Share, Share]]]
 
 
 def read_scaling(run: RunDir, problems: list[str]) -> list[dict[str, Any]]:
-    """Return the curves of each test that sampled answers, by name. Unreadable ones are left out and listed."""
+    """Return the curves of each test that sampled answers. Leave out unreadable files and list them in `problems`."""
     found = []
     for path in sorted(run.evaluations.glob(f"*/{INFERENCE_SCALING}")):
         if (scaling := _read(path, Scaling, problems)) is None:
@@ -84,7 +84,7 @@ def _read(path: Path, kind: type[Kind], problems: list[str]) -> Kind | None:
 
 
 def _points(curve: dict[str, tuple[float, float, float]]) -> list[list[float]]:
-    """Return number of answers, value and bounds, in the order of the numbers."""
+    """Return [number of answers, value, lower bound, upper bound] of each point, sorted by number of answers."""
     return [[int(answers), *values] for answers, values in sorted(curve.items(), key=lambda item: int(item[0]))][
         :MAX_POINTS
     ]

@@ -1,4 +1,4 @@
-"""The program in a model card that asks the exported model about an image, with transformers alone."""
+"""Generate the Python program of a model card, which asks the exported model about an image with transformers only."""
 
 from __future__ import annotations
 
@@ -10,14 +10,13 @@ FOUR_NUMBERS = r"\[\s*(\d+(?:\.\d+)?(?:\s*,\s*\d+(?:\.\d+)?){3})\s*\]"
 
 
 def usage(template: str, system: str | None, coordinates: Coordinates | None, words: Mapping[str, str]) -> str:
-    """Return a Python program of at most 15 lines, to be run in the exported folder, that prints an answer.
+    """Return a Python program of at most 15 lines that prints an answer when run in the exported folder.
 
     Args:
         template: text of the user turn.
         system: text of the system turn.
-        coordinates: coordinates of boxes in answers, which the program converts to pixels of the image; None: answers
-            have no boxes.
-        words: texts of the template's fields other than the query and the size.
+        coordinates: coordinates of boxes in answers, which the program converts to pixels; None: answers have no boxes.
+        words: values of the template's fields other than the query and the size.
     """
     frame = FRAMES["unit" if coordinates == "unit" else "thousandths"]
     size = [f"width, height = {frame.width}, {frame.height}  # of the image in the coordinates of answers"]

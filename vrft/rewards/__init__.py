@@ -1,4 +1,4 @@
-"""Rewards: scores of an answer by its sample; most are pure functions."""
+"""Rewards, which score an answer given its sample. Most are pure functions."""
 
 from vrft.rewards.base import Reward
 from vrft.rewards.consistency import Consistency

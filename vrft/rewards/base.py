@@ -1,4 +1,4 @@
-"""The reward base class: a pure score of one answer."""
+"""The base class of rewards, which score answers."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from vrft.utils.own_code import check_overrides, noted, question_note
 class Reward(ABC):
     """Base class of rewards. A subclass implements `score`.
 
-    Training takes `bounded_scores`, in which None leaves an answer out of means and sums, and infinity skips the step.
+    Training uses `bounded_scores`: None leaves an answer out of means and sums, and infinity skips the step.
     """
 
     bounds: ClassVar[tuple[float, float]] = (0.0, 1.0)
     label_free: bool = False
-    """Whether scores say how good an answer is without the ground truth, so that they can choose among answers."""
+    """Whether scores need no ground truth, so that the reward can select among answers at inference."""
     remote: ClassVar[bool] = False
-    """Whether scores come from another process, whose failure (RewardFailed) ends the run on all ranks."""
+    """Whether scores come from another process. Its failure, a RewardFailed on one rank, ends the run on all ranks."""
 
     def __init__(self, weight: float = 1.0) -> None:
         """Set the weight of the score in the sum of all rewards; 0 logs it without training on it."""
@@ -33,9 +33,9 @@ class Reward(ABC):
 
     @abstractmethod
     def score(self, answer: Answer, sample: Question) -> float | None:
-        """Return the reward of one answer, or None if it does not apply, which may depend on the sample alone.
+        """Return the score of one answer, or None if the reward does not apply, which may depend on the sample only.
 
-        Values are clipped to `bounds`. NaN and infinities count as errors of the reward.
+        Values are clipped to `bounds`. NaN and infinities count as failures of the reward.
         """
 
     def scores(self, answers: Sequence[Answer], samples: Sequence[Question]) -> Sequence[float | None]:
@@ -43,15 +43,15 @@ class Reward(ABC):
         return [self._score(answer, sample) for answer, sample in zip(answers, samples, strict=True)]
 
     def ahead(self, answers: Sequence[Answer], samples: Sequence[Question]) -> None:  # noqa: B027
-        """Start to score N answers in the background. Called for a `remote` reward before `scores`, if there is time.
+        """Start to score N answers in the background. Called for `remote` rewards, before `scores`.
 
-        Completions that are sampled while a step trains are scored meanwhile.
+        Used for completions that are sampled while a step trains.
         """
 
     def load(self) -> None:  # noqa: B027 # most rewards have nothing to load
         """Load models or files that scoring needs. Called once before training starts.
 
-        A torch module that this method assigns to an attribute moves to the device of the run.
+        A torch module that is assigned to an attribute is moved to the run's device.
         """
 
     def bounded_scores(self, answers: Sequence[Answer], samples: Sequence[Question]) -> list[float | None]:

@@ -1,4 +1,4 @@
-"""Agreement among the answers to a question: a reward that needs no label."""
+"""Reward the agreement among the answers to a question, which needs no labels."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from vrft.types import Answer, Question, Sample
 
 
 class Boxes(NamedTuple):
-    """The boxes of an answer with a number for each normalised label, and their confidences, 1 where there is none."""
+    """The boxes of an answer, an integer for each normalised label, and confidences, 1 if not stated."""
 
     boxes: list[Box]
     labels: NDArray[np.int64]
@@ -28,14 +28,15 @@ class Boxes(NamedTuple):
 class Consistency(Reward):
     """Mean agreement of an answer with the other answers to its question (after TTRL, arXiv 2504.16084, eq. 2).
 
-    The agreement of boxes is the sum of the IoUs of pairs with equal labels, matched by falling confidence, over the
-    larger number of boxes; that of two answers without boxes is 1. The agreement of texts is equality, and that of an
-    unreadable answer 0. The reward does not apply to a single answer. Without another reward based on the truth, it
-    only reinforces the policy's most frequent answers.
+    For boxes, agreement is the sum of the IoUs of pairs with equal labels, matched in descending order of confidence,
+    over the larger number of boxes; it is 1 for two answers without boxes. For texts, it is 1 if they are equal, else
+    0. An unreadable answer has agreement 0. The reward does not apply to a single answer. Without another reward based
+    on the ground truth, it only reinforces the policy's most frequent answers.
 
-    The reward doesn't know the truth, so it has none of the properties of `DetectionConfidence`: an answer can earn
-    more than the truth, a surplus box pays if the other answers have it, and leaving out a right box pays if they lack
-    it. Confidences only decide which boxes are matched first: stating the probability of being right doesn't pay.
+    The reward does not use the ground truth, so it has none of the properties of `DetectionConfidence`: an answer can
+    earn more than the truth, a surplus box pays if the other answers have it, and leaving out a correct box pays if
+    they lack it. Confidences only decide which boxes are matched first, so stating the probability of being correct
+    does not pay.
     """
 
     def scores(self, answers: Sequence[Answer], samples: Sequence[Question]) -> Sequence[float | None]:
@@ -54,15 +55,15 @@ class Consistency(Reward):
 
 
 def question_key(sample: Question) -> Hashable:
-    """Return what identifies a question: the position in a data set, else the image, the query and the target.
+    """Return a key of a question: the index in the dataset if known, else the image, the query and the target.
 
-    Two records may ask the same of an image, and expect different answers.
+    The target is part of the key because records with the same image and query may have different targets.
     """
     return sample.index if isinstance(sample, Sample) else (sample.image_id, sample.query, sample.target)
 
 
 def mean_agreements(answers: Sequence[Answer]) -> list[float]:
-    """Return the mean agreement of each answer to a question with the others, of which there is at least one."""
+    """Return the mean agreement of each answer with the other answers to its question, given at least two answers."""
     numbers: dict[str, int] = {}
     readings = [_reading(answer, numbers) for answer in answers]
     totals = [0.0] * len(answers)
@@ -74,7 +75,7 @@ def mean_agreements(answers: Sequence[Answer]) -> list[float]:
 
 
 def _reading(answer: Answer, numbers: dict[str, int]) -> Boxes | str | None:
-    """Return an answer with normalised labels, which get the next number in `numbers` when they are new."""
+    """Return an answer with normalised labels as integers. A new label gets the next integer in `numbers`."""
     value = answer.value
     if not isinstance(value, tuple):
         return None if value is None else normalise_label(value)
@@ -84,7 +85,7 @@ def _reading(answer: Answer, numbers: dict[str, int]) -> Boxes | str | None:
 
 
 def _agreements(a: Boxes | str | None, b: Boxes | str | None) -> tuple[float, float]:
-    """Return the agreements of a with b and of b with a. They may differ if boxes differ in confidence."""
+    """Return the agreements of a with b and of b with a, which may differ if confidences differ."""
     if not isinstance(a, Boxes) or not isinstance(b, Boxes):
         equal = float(isinstance(a, str) and a == b)
         return equal, equal

@@ -1,4 +1,4 @@
-"""A reward computed by a user's function."""
+"""A reward that a user's function computes."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ ARGUMENTS = ("completion", "answer", "target", "size", "metadata")
 class FunctionReward(Reward):
     """A function of `completion, answer, target, size, metadata` that returns 0..1, or None if it doesn't apply.
 
-    `completion` is the text; `answer` its parsed value (detections in pixels, a text, or None if it can't be parsed);
-    `target` the correct value; `size` the width and height of the image; `metadata` the other fields of the sample.
-    Arguments are passed by name, so a function may take some of them and `**kwargs`. An error in it ends the run.
-    Whether anything earns more than the truth is up to the function; the doctor tries a few answers.
+    `completion` is the text, `answer` its parsed value (detections in pixels, a text, or None if it can't be parsed),
+    `target` the correct value, `size` the width and height of the image, and `metadata` the other fields of the sample.
+    Arguments are passed by name, so a function may take some of them and `**kwargs`. An exception ends the run. The
+    function decides whether anything earns more than the truth; `doctor` tries a few answers.
     """
 
     def __init__(self, function: Callable[..., float | None], weight: float = 1.0) -> None:

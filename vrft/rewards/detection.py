@@ -1,10 +1,10 @@
-"""Strict versions of Visual-RFT's detection rewards (arXiv 2503.01785, section 3.2), and related ones.
+"""Strict versions of Visual-RFT's detection rewards (arXiv 2503.01785, section 3.2), and related rewards.
 
-Predictions are matched to true boxes of the same label; a pair counts if its overlap is above `threshold`. If a task
-asks for one category, all boxes have that label. An answer that can't be parsed scores 0, and so does one with a
-confidence outside 0..1.
+Predictions are matched to true boxes with the same label; a pair counts if its overlap is above `threshold`. If a task
+asks for one category, all boxes have its label. An answer that can't be parsed, e.g. with a confidence outside 0..1,
+scores 0.
 
-`benchmarks/reward_search.py` looks for answers that earn more than better ones. The docstrings state what it finds.
+`benchmarks/reward_search.py` searches for answers that earn more than better answers. The docstrings state its results.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from vrft.utils.bounds import Fraction
 Matching = Literal["confidence", "optimal"]
 
 OTHER_LABEL = -1.0
-"""Overlap of boxes with different labels, below every threshold."""
+"""Overlap of boxes with different labels, which is below every threshold."""
 
 
 class Matches(NamedTuple):
-    """Matched (confidence, overlap) pairs, confidences of the unmatched boxes, and the number of true boxes."""
+    """(Confidence, overlap) of matched boxes, confidences of unmatched boxes, and the number of true boxes."""
 
     right: list[tuple[float | None, float]]
     wrong: list[float | None]
@@ -40,12 +40,12 @@ class Matches(NamedTuple):
 
     @property
     def num_slots(self) -> int:
-        """The denominator max(true, predicted): a missed object and a surplus box each cost one slot."""
+        """max(true, predicted), a denominator to which missed objects and surplus boxes each add one."""
         return max(self.num_true, self.num_predicted)
 
     @property
     def surplus_factor(self) -> float:
-        """Return (true + 1) / (max(true, predicted) + 1): 1 without surplus boxes, and less with each."""
+        """(true + 1) / (max(true, predicted) + 1), which is 1 without surplus boxes and decreases with each."""
         return (self.num_true + 1) / (self.num_slots + 1)
 
 
@@ -54,14 +54,14 @@ def within_labels(
     true: Sequence[Detection],
     overlap: Callable[[Sequence[Box], Sequence[Box]], Matrix],
 ) -> Matrix:
-    """Return the overlap of every pair (predicted, true), or OTHER_LABEL if their normalised labels differ."""
+    """Return the overlap of every pair, (predicted, true), or OTHER_LABEL if the normalised labels differ."""
     names, true_names = ([normalise_label(d.label) for d in boxes] for boxes in (predicted, true))
     same = np.array([[a == b for b in true_names] for a in names], dtype=bool).reshape(len(names), len(true_names))
     return np.where(same, overlap([d.box for d in predicted], [d.box for d in true]), OTHER_LABEL)
 
 
 class DetectionReward(Reward):
-    """Base class of rewards on matched boxes: 0 for an unreadable answer, 1 for a correct "No Objects"."""
+    """Base class of rewards for matched boxes: 0 for an unreadable answer, 1 for a correct "No Objects"."""
 
     def __init__(self, weight: float = 1.0, threshold: Fraction = 0.5, matching: Matching = "optimal") -> None:
         """Set how boxes are matched.
@@ -102,23 +102,23 @@ class DetectionReward(Reward):
         )
 
     def overlaps(self, predicted: tuple[Detection, ...], true: tuple[Detection, ...]) -> Matrix:
-        """Return the overlap of every pair (predicted, true) in 0..1, or OTHER_LABEL if their labels differ."""
+        """Return the overlap of every pair in 0..1, (predicted, true), or OTHER_LABEL if the labels differ."""
         return within_labels(predicted, true, self.overlap)
 
     def overlap(self, a: Sequence[Box], b: Sequence[Box]) -> Matrix:
-        """Return the overlap of every pair of boxes in 0..1, regardless of labels."""
+        """Return the overlap of every pair of boxes in 0..1, (len(a), len(b)), regardless of labels."""
         return iou_matrix(a, b)
 
 
 class DetectionIoU(DetectionReward):
     """Sum of the matched IoUs / max(m, n) * (m + 1) / (max(m, n) + 1), for n boxes and m objects.
 
-    With `matching: confidence` the score is that of the released code, without the second factor; eq. 6 of the paper
-    divides by n alone, so that missed objects cost nothing.
+    With `matching: confidence`, the score is that of Visual-RFT's released code, without the second factor. Eq. 6 of
+    the paper divides by n alone, so that missed objects cost nothing.
 
-    Nothing earns more than the truth. Because IoU counts, six exact boxes of ten earn more than ten boxes of IoU 0.51,
-    whose F1 is higher. If there are more boxes than objects, leaving out a box with less IoU than the mean raises the
-    score, and so does another box that overlaps an object better than the box that was matched to it. The score does
+    Nothing earns more than the truth. Because IoU counts, six exact boxes for ten objects earn more than ten boxes of
+    IoU 0.51, whose F1 is higher. If there are more boxes than objects, leaving out a box with less than the mean IoU
+    raises the score, and so does adding a box that overlaps an object better than the matched box does. The score does
     not depend on stated confidences.
     """
 
@@ -128,12 +128,12 @@ class DetectionIoU(DetectionReward):
 
 
 class DetectionGIoU(DetectionIoU):
-    """`DetectionIoU` with the overlap (1 + GIoU) / 2 of all pairs, so that a box that misses scores by distance.
+    """`DetectionIoU` with the overlap (1 + GIoU) / 2 of all pairs, so that a box that misses is scored by its distance.
 
-    Nothing earns more than the truth, but boxes that all miss by a little earn more than a few that hit, and a box
-    around the whole image more than a small overlap. A surplus box that is nearer than the matched one pays. If there
-    are more boxes than objects, so does leaving out a right box that is looser than the mean. The score does not depend
-    on stated confidences.
+    Nothing earns more than the truth, but many near misses earn more than a few hits, and a box around the whole image
+    earns more than a small overlap. Adding a box that is nearer than the matched one pays. If there are more boxes than
+    objects, leaving out a correct box with less than the mean overlap pays too. The score does not depend on stated
+    confidences.
     """
 
     def __init__(self, weight: float = 1.0, threshold: Fraction = 0.0, matching: Matching = "optimal") -> None:
@@ -151,27 +151,27 @@ class DetectionGIoU(DetectionIoU):
 
 
 class DetectionDIoU(DetectionGIoU):
-    """`DetectionGIoU` with the overlap (1 + DIoU) / 2, based on the distance of the centres."""
+    """`DetectionGIoU` with the overlap (1 + DIoU) / 2, which uses the distance of the centres."""
 
     def overlap(self, a: Sequence[Box], b: Sequence[Box]) -> Matrix:
         return (1 + diou_matrix(a, b)) / 2
 
 
 class DetectionConfidence(DetectionReward):
-    """About two thirds for finding the objects, one third for stating how sure each box is.
+    """About two thirds for finding the objects, one third for calibrated confidences.
 
     The score is (11 F2 + calibration) / 16. F2 is the F-measure in which recall counts double. With n boxes for m
-    objects, calibration = (m + 1) / (max(m, n) + 1) * (4 + S / max(m, n)), where S sums 2c - c² over the correct boxes
-    and -c² over the wrong ones. A box without a confidence c counts as one with 0.
+    objects, calibration = (m + 1) / (max(m, n) + 1) * (4 + S / max(m, n)), where S is the sum of 2c - c² over the
+    correct boxes and -c² over the wrong ones. A box without a confidence c counts as c = 0.
 
-    S is a proper score: a box that is correct with probability p earns most if c = p. Nothing earns more than the
-    truth. A box more than there are objects never raises the score, whatever its confidence and wherever it is, unless
-    it finds an object that the other boxes miss. Leaving out a box never raises the score if that leaves an object
-    unfound. An answer that can be read earns more than one that can't. All this holds for the sum with `DetectionIoU`
-    as well, whose weight may be up to a sixth of this reward's.
+    S is a proper scoring rule: a box that is correct with probability p earns most if c = p. Nothing earns more than
+    the truth. A surplus box never raises the score, whatever its confidence and position, unless it finds an object
+    that the other boxes miss. Leaving out a box never raises the score if an object is then missed. A readable answer
+    earns more than an unreadable one. All this also holds for the sum with `DetectionIoU` if the weight of the latter
+    is at most a sixth of this reward's weight.
 
-    As long as there are no more boxes than objects, wrong boxes with confidence 0 cost nothing if no box is correct;
-    beside a correct one, they lower F2 alone.
+    If there are no more boxes than objects, wrong boxes with confidence 0 cost nothing if no box is correct; beside a
+    correct box, they lower only F2.
     """
 
     def earned(self, matches: Matches) -> float:
@@ -181,11 +181,11 @@ class DetectionConfidence(DetectionReward):
 
 
 class PaperConfidence(DetectionReward):
-    """Eq. 7-8 of the paper: mean over predictions of c for correct boxes and 1 - c for wrong ones; 0 if none.
+    """Visual-RFT, eq. 7-8: mean over predictions of c for correct boxes and 1 - c for wrong boxes; 0 if there are none.
 
-    A wrong box with confidence 0 earns as much as the truth, and missed objects cost nothing, so surplus boxes with
-    confidence 0 pay, and so does leaving out a box that is right but not sure. A policy earns most by stating 1 if a
-    box is right with a probability above a half, and 0 otherwise.
+    A wrong box with confidence 0 earns as much as the truth, and missed objects cost nothing, so adding boxes with
+    confidence 0 pays, and so does leaving out a correct box with low confidence. A policy earns most by stating 1 if a
+    box is correct with a probability above 1/2, and 0 otherwise.
     """
 
     def __init__(self, weight: float = 1.0, threshold: Fraction = 0.5, matching: Matching = "confidence") -> None:
@@ -207,8 +207,8 @@ class PaperConfidence(DetectionReward):
 class DetectionF1(DetectionReward):
     """F-measure of the matched boxes; `recall_weight` is the weight of recall relative to precision (F1: 1).
 
-    Nothing earns more than the truth, no surplus box pays, and no right box is left out for a gain. IoU above the
-    threshold and stated confidences don't count.
+    Nothing earns more than the truth, and neither adding a surplus box nor leaving out a correct one pays. IoU above
+    the threshold and stated confidences don't count.
     """
 
     def __init__(
@@ -234,7 +234,7 @@ class DetectionF1(DetectionReward):
 
 
 def f_measure(matches: Matches, recall_weight: float) -> float:
-    """Return (1 + b²) TP / ((1 + b²) TP + b² missed + surplus) with b = `recall_weight`, 0 if no box is correct."""
+    """Return (1 + b²) TP / ((1 + b²) TP + b² missed + surplus), b = `recall_weight`; 0 if no box is correct."""
     squared = recall_weight**2
     hits = (1 + squared) * len(matches.right)
     missed = matches.num_true - len(matches.right)

@@ -9,11 +9,11 @@ from vrft.types import Answer, Question
 class Format(Reward):
     """1 if the completion is exactly `<think>…</think><answer>…</answer>`, each tag once, else 0.
 
-    If the task asks for no reasoning, the format is `<answer>…</answer>` alone.
+    If the task does not ask for reasoning, the format is `<answer>…</answer>`.
 
     Stricter than Visual-RFT, section 3.2: a second answer block, or one inside the reasoning, scores 0.
 
-    The content doesn't count: a wrong answer in the right form earns as much as the truth, and surplus boxes, missed
+    The content does not count: a wrong answer in the right format earns as much as the truth, and surplus boxes, missed
     objects and confidences change nothing.
     """
 

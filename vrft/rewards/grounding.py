@@ -1,6 +1,6 @@
-"""Rewards for grounding one object by one box. An unreadable answer or one with several boxes scores 0.
+"""Rewards for grounding one object with one box. An unreadable answer or one with several boxes scores 0.
 
-Nothing earns more than the truth, and neither a second box nor none ever pays. Answers state no confidence.
+Nothing earns more than the truth, and neither a second box nor an empty answer ever pays. Answers state no confidence.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ class GroundingIoU(GroundingReward):
 
 
 class GroundingGIoU(GroundingReward):
-    """(1 + GIoU) / 2, so that a box that misses its object scores by distance.
+    """(1 + GIoU) / 2, so that a box that misses its object is scored by its distance.
 
-    A box with IoU just below 0.5 can earn more than one just above, if less of the hull around both is empty.
+    A box with IoU just below 0.5 can earn more than one just above, if less of the hull around both boxes is empty.
     """
 
     def compare(self, box: Box, true: Box, size: tuple[int, int]) -> float:
@@ -71,7 +71,7 @@ class PointInBox(GroundingReward):
 class CentreDistance(GroundingReward):
     """1 - distance of the box centres / diagonal of the image.
 
-    A box of any size around the right centre earns as much as the truth, and more than one with a higher IoU whose
+    A box of any size around the right centre earns as much as the truth, and more than a box with a higher IoU whose
     centre is off.
     """
 

@@ -1,4 +1,4 @@
-"""A reward from a chat model that sees the images, asked over HTTP with a rubric."""
+"""A reward from a vision-language chat model that is asked over HTTP with a rubric."""
 
 from __future__ import annotations
 
@@ -44,16 +44,16 @@ LOG = logging.getLogger(__name__)
 
 NUMBER = re.compile(r"[-+]?\d+(\.\d+)?", re.ASCII)
 LONGEST_SAID = 200
-"""Characters of a reply that a message quotes."""
+"""Maximum number of characters of a reply that a message quotes."""
 
 MOST_BYTES = 2**24
-"""Bytes of a response, of which `concurrency` may be in memory. A thousand tokens of text take some kilobytes."""
+"""Maximum size of a response. `concurrency` responses may be in memory; 1,000 tokens take a few kilobytes."""
 
 OWN_FIELDS = ("messages", "model", "n", "stream")
-"""Fields of a request that the judge sets, or whose replies it can't read."""
+"""Fields of a request that the judge sets itself, or whose replies it can't read."""
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 20.0
-"""Seconds before a server that gave no answer is asked again; they double up to the longest."""
+"""Seconds to wait before asking an unavailable server again: the first wait, which doubles, and the longest."""
 
 
 class Message(msgspec.Struct):
@@ -63,28 +63,28 @@ class Message(msgspec.Struct):
 
 
 class Choice(msgspec.Struct):
-    """One answer of the server."""
+    """One choice of a chat completion."""
 
     message: Message
     finish_reason: str | None = None
 
 
 class Reply(msgspec.Struct):
-    """The part of a chat completion that is read."""
+    """The fields of a chat completion that are read."""
 
     choices: list[Choice]
 
 
 class Judge(Reward):
-    """The mark of a chat model, from 0 for the lowest to 1 for the highest.
+    """The mark that a chat model gives, scaled to 0..1.
 
-    The model sees the images, the rubric and the completion; the last line of its reply must be a number alone, from
-    `lowest` to `highest`. Another reply is asked for again, `attempts` times in all. A server that can't be reached, is
-    late or overloaded is asked again for `patience` seconds. Then the run stops with an error that names the server,
-    after it has saved its last step: no answer ever gets a made-up mark.
+    The model sees the images, the rubric and the completion. The last line of its reply must consist of a number from
+    `lowest` to `highest`; otherwise, the model is asked again, up to `attempts` times in total. If the server is
+    unreachable, late or overloaded, requests are repeated for `patience` seconds. Then the run saves its last step and
+    stops with an error that names the server: no answer ever gets a made-up mark.
 
-    Marks are kept by everything that they depend on, so that equal answers to a question are marked once. Training
-    finds answers that please the judge and are wrong.
+    Marks are cached under everything that they depend on, so that equal answers to a question are marked once. Training
+    will find wrong answers that the judge approves of.
     """
 
     remote = True
@@ -105,20 +105,20 @@ class Judge(Reward):
         patience: float = 600.0,
         weight: float = 1.0,
     ) -> None:
-        """Set the server and the rubric. Nothing is sent before the first answer is scored.
+        """Set the server and the rubric. No request is sent before the first answer is scored.
 
         Args:
             url: address of an OpenAI-compatible server, up to `/chat/completions`, e.g. http://127.0.0.1:8000/v1.
             model: name of the model on the server.
-            rubric: what to ask, with {completion} and, if you like, {query}, {target} (the truth as text or JSON),
-                {lowest} and {highest}.
+            rubric: text to send, with the field {completion} and optionally {query}, {target} (the ground truth as text
+                or JSON), {lowest} and {highest}.
             lowest: mark that scores 0.
             highest: mark that scores 1.
             request: further fields of a request; default: {temperature: 0, max_tokens: 512}.
-            key_variable: environment variable with the server's key, if it needs one.
-            cache: file that keeps marks for other runs, as JSON lines; default: marks are kept in memory.
-            concurrency: largest number of requests at a time.
-            attempts: how often to ask for a reply that ends with a mark.
+            key_variable: environment variable with the server's API key, if it needs one.
+            cache: JSON lines file that keeps marks for other runs; default: marks are kept in memory.
+            concurrency: maximum number of simultaneous requests.
+            attempts: maximum number of requests for a reply that ends with a mark.
             timeout: seconds for one request.
             patience: seconds for all requests about the answers of one step.
             weight: weight of the score in the sum of all rewards.
@@ -144,10 +144,10 @@ class Judge(Reward):
         self.label_free = "{target}" not in rubric
         self.cache = ScoreCache(None if cache is None else Path(cache))
         self.pending: dict[str, Future[float]] = {}
-        """Marks that are being asked for, by key."""
+        """Marks that have been requested, by key."""
         self.lock = threading.Lock()
         self.silent = False
-        """Whether the server has been silent since this step's answers were asked about."""
+        """Whether a wait for the server was logged for the answers of this step."""
 
     def load(self) -> None:
         self.cache.read()
@@ -179,13 +179,13 @@ class Judge(Reward):
 
     def ahead(self, answers: Sequence[Answer], samples: Sequence[Question]) -> None:
         def ask() -> None:
-            with suppress(RewardFailed, ConfigurationError):  # `scores` raises it, or asks once more
+            with suppress(RewardFailed, ConfigurationError):  # `scores` raises the error, or asks again
                 self.scores(answers, samples)
 
         threading.Thread(target=ask, name="judge", daemon=True).start()
 
     def _keys(self, answers: Sequence[Answer], samples: Sequence[Question]) -> Iterator[tuple[str, str]]:
-        """Yield the key of each answer and the text to ask."""
+        """Yield the cache key of each answer and the text to send."""
         digests: dict[int, str] = {}
         for answer, sample in zip(answers, samples, strict=True):
             if not isinstance(sample, Sample):
@@ -206,7 +206,7 @@ class Judge(Reward):
         return filled(self.rubric, values)
 
     def _ask_all(self, mine: dict[str, tuple[Future[float], Question, str]]) -> None:
-        """Set the futures to marks. If one can't be had, the others end too."""
+        """Set the results of the futures. If one request fails, cancel the others."""
         if not mine:
             return
         client, failed = self.client.with_deadline(time.monotonic() + self.patience), threading.Event()
@@ -239,7 +239,7 @@ class Judge(Reward):
             raise reason
 
     def _keep(self, key: str, mark: float) -> None:
-        """Keep a mark. Raise RewardFailed if the file can't be written."""
+        """Cache a mark. Raise RewardFailed if the file can't be written."""
         try:
             self.cache.add(key, mark)
         except OSError as error:
@@ -249,7 +249,7 @@ class Judge(Reward):
         """Return the score of one answer.
 
         Raises:
-            RewardFailed: no reply ends with a mark, or the server gives none in time or refuses.
+            RewardFailed: no reply ends with a mark, or the server does not reply in time or refuses the request.
         """
         assert isinstance(sample, Sample)
         content = [*map(image_part, sample.images), {"type": "text", "text": text}]
@@ -278,9 +278,9 @@ class Judge(Reward):
                 raise self._failure(f"{problem}, {self.attempts} times")
 
     def _say_waiting(self, error: Unavailable) -> None:
-        """Log that the run waits for the server, once for the answers of a step.
+        """Log that the run waits for the server, once per step and rank.
 
-        Each rank asks about its own answers. Python shows a repeated warning once per process; a log has each wait.
+        Use a log record, because Python shows a repeated warning only once per process.
         """
         with self.lock:
             known, self.silent = self.silent, True
@@ -289,7 +289,7 @@ class Judge(Reward):
             LOG.warning("%s", visible(redact(said)))
 
     def _read(self, content: bytes) -> tuple[float | None, str]:
-        """Return the mark of a reply, or what is wrong with it."""
+        """Return the mark of a reply, or None and the reason why it can't be read."""
         try:
             choices = msgspec.json.decode(content, type=Reply).choices
         except (msgspec.DecodeError, RecursionError) as error:

@@ -12,10 +12,11 @@ from vrft.types import Answer, Question
 class Accuracy(Reward):
     """1 if the answer is the correct name, letter or number, else 0.
 
-    The whole texts are compared after `normalise_label`, which ignores case, white space, hyphens and underscores. The
-    released code of Visual-RFT accepts a text that contains the other, so that an empty answer always wins.
+    Whole texts are compared after `normalise_label`, which ignores case, white space, hyphens and underscores.
+    Visual-RFT's released code accepts an answer that contains the truth or is contained in it, so that an empty answer
+    always scores 1.
 
-    Nothing earns more than the truth. How near a wrong answer is doesn't count.
+    Nothing earns more than the truth. All wrong answers score 0, however close they are.
     """
 
     def __init__(self, weight: float = 1.0, aliases: Mapping[str, Sequence[str]] | None = None) -> None:
@@ -23,7 +24,7 @@ class Accuracy(Reward):
 
         Args:
             weight: weight of the score in the sum of all rewards.
-            aliases: further accepted names of a class, by its name in the data.
+            aliases: further accepted names of each class, by its name in the data.
         """
         super().__init__(weight)
         self.aliases = {
@@ -41,7 +42,7 @@ class Accuracy(Reward):
 class CountError(Reward):
     """1 - |answer - truth| / max(truth, 1), at least 0.
 
-    Nothing earns more than the truth, and 0 earns nothing unless it is true, like every number from twice the truth on.
+    Nothing earns more than the truth. A wrong answer of 0 or of at least twice the truth scores 0.
     """
 
     def score(self, answer: Answer, sample: Question) -> float:

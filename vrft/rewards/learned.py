@@ -1,4 +1,4 @@
-"""A learned reward: a Hugging Face sequence classifier of the question, the completion and perhaps the images."""
+"""A learned reward: a Hugging Face sequence classifier of the question, the completion and, optionally, the images."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ if TYPE_CHECKING:
 
 
 MOST_ROWS = 16
-"""Completions in a forward, so that its memory doesn't grow with the batch."""
+"""Maximum number of completions per forward pass, which bounds its memory."""
 
 
 class RewardModel(Reward):
     """The classifier's probability: the sigmoid of a single logit, or the softmax of class `label` among several.
 
-    A classifier with a vision tower, e.g. Gemma3ForSequenceClassification or Qwen3_5ForSequenceClassification, sees the
-    images: it gets a chat of images and question, answered by the completion. Any other gets the question and the
-    completion as a pair of texts. Equal completions of a prompt are scored once.
+    A classifier with a vision tower, e.g. Gemma3ForSequenceClassification or Qwen3_5ForSequenceClassification, receives
+    a chat: the images and the question, then the completion. Other classifiers receive the question and the completion
+    as a pair of texts. Equal completions of a prompt are scored once.
 
-    The classifier sees no ground truth, so a wrong answer can earn more than the truth, and training finds such
-    answers.
+    The classifier does not see the ground truth, so a wrong answer can earn more than the truth, and training will find
+    such answers.
     """
 
     label_free = True
@@ -45,15 +45,15 @@ class RewardModel(Reward):
         Args:
             checkpoint: folder or Hugging Face name of a sequence classification model.
             label: index of the class whose probability is the reward, if the model has several.
-            max_length: tokens to truncate the text to, at most the model's own limit; with images, the completion.
-            question: what the classifier was trained to read before an answer, in which {query} is replaced.
+            max_length: maximum number of tokens of the text, at most the model's limit; with images, of the completion.
+            question: text that the classifier expects before an answer, with the field {query}.
             weight: weight of the score in the sum of all rewards.
         """
         super().__init__(weight)
         self.checkpoint, self.label, self.max_length, self.question = checkpoint, label, max_length, question
         self.tokenizer: Any = None
         self.processor: Any = None
-        """Processor of texts and images; None: the model reads texts alone."""
+        """Processor of texts and images; None if the model reads only text."""
 
     def load(self) -> None:
         if self.tokenizer is None:
@@ -85,7 +85,7 @@ class RewardModel(Reward):
                 )
 
     def _chat_tokenizer(self, kind: type) -> Any:
-        """Return the processor's tokenizer. Raise ConfigurationError for a processor that can't make a chat."""
+        """Return the processor's tokenizer. Raise ConfigurationError if the processor can't format a chat."""
         processor = self.processor
         if not isinstance(processor, kind) or self.processor.chat_template is None:
             raise ConfigurationError(
@@ -114,7 +114,7 @@ class RewardModel(Reward):
         return self.question.replace("{query}", sample.query)
 
     def _inputs(self, pairs: Sequence[tuple[str, str]], about: Question) -> Any:
-        """Return the model's inputs for completions and their questions; with images, all are about one sample."""
+        """Return the model's inputs for (completion, question) pairs. With images, all pairs belong to one sample."""
         if self.processor is not None:
             return self._chat_inputs(pairs, about)
         return self.tokenizer(
@@ -123,7 +123,7 @@ class RewardModel(Reward):
             max_length=min(self.max_length, self.tokenizer.model_max_length),
             padding=True,
             return_tensors="pt",
-            split_special_tokens=True,  # a completion may spell [SEP]
+            split_special_tokens=True,  # a completion may contain the text of a special token, e.g. [SEP]
         )
 
     def _chat_inputs(self, pairs: Sequence[tuple[str, str]], about: Question) -> Any:
@@ -140,7 +140,7 @@ class RewardModel(Reward):
         return self.processor(text=texts, images=images, padding=True, return_tensors="pt", add_special_tokens=False)
 
     def _plain(self, text: str) -> str:
-        """Return a text in which no special token is spelled: a completion may end its turn and begin another."""
+        """Break up the special tokens in a text, with which a completion could end its turn and begin another."""
         special = [token.content for token in self.tokenizer.added_tokens_decoder.values() if token.special]
         for token in sorted(special, key=len, reverse=True):
             text = text.replace(token, f"{token[0]} {token[1:]}")
@@ -163,7 +163,7 @@ class RewardModel(Reward):
 def _groups(
     answers: Sequence[Answer], samples: Sequence[Question], alone: bool
 ) -> Iterator[tuple[list[str], list[Question]]]:
-    """Yield the texts of answers that are scored together with their samples: all, or those of each sample in turn."""
+    """Yield the answers to score together as (texts, samples). `alone`: one group per sample instead of one for all."""
     pairs = [*zip(answers, samples, strict=True)]
     for _, group in groupby(pairs, key=lambda pair: None if alone else id(pair[1])):
         members = [*group]

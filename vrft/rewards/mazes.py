@@ -1,4 +1,4 @@
-"""Rewards for moves through a maze (AlphaMaze, arXiv 2502.14669). The query is the maze, see `vrft.mazes`."""
+"""Rewards for moves through a maze (AlphaMaze, arXiv 2502.14669). Queries are texts of mazes, see `vrft.mazes`."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from vrft.types import Answer, Question
 
 
 class MazeReward(Reward):
-    """Base class of rewards for moves: an answer that is no list of moves scores 0."""
+    """Base class of rewards for moves. An answer that is not a list of moves scores 0."""
 
     @abstractmethod
     def score_moves(self, moves: list[str], right: list[str], maze: Maze) -> float:
-        """Return the score of moves in a maze. `right`: the moves of the truth."""
+        """Return the score of moves in a maze. `right` are the correct moves."""
 
     def score(self, answer: Answer, sample: Question) -> float:
         if not isinstance(answer.value, str) or not isinstance(sample.target, str):
@@ -45,8 +45,8 @@ class MazeMoves(MazeReward):
 class MazeLegal(MazeReward):
     """Number of moves before the first wall or visited cell / max(moves of the truth, moves of the answer).
 
-    Nothing earns more than the truth. Another way without walls earns as much if it is as long, so this reward goes
-    with others.
+    Nothing earns more than the truth. Another legal path of the same length earns as much, so combine this reward with
+    others.
     """
 
     def score_moves(self, moves: list[str], right: list[str], maze: Maze) -> float:
@@ -56,9 +56,9 @@ class MazeLegal(MazeReward):
 
 
 class MazeTarget(MazeReward):
-    """1 if the moves lead to the target without a wall or a visited cell, else 0.
+    """1 if the moves lead to the target without running into a wall or a visited cell, else 0.
 
-    Nothing earns more than the truth, and a way that passes the target or turns back earns nothing.
+    Nothing earns more than the truth. A path that passes the target or turns back earns nothing.
     """
 
     def score_moves(self, moves: list[str], right: list[str], maze: Maze) -> float:

@@ -1,4 +1,4 @@
-"""The policy as its own judge (IPO, arXiv 2502.16182): the probability of "Yes" when it is asked about an answer."""
+"""The policy as its own judge (IPO, arXiv 2502.16182): the probability that it replies "Yes" about an answer."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ Is it a good answer? Look at the image, and reply with {yes} or {no}."""
 class SelfPreference(Reward):
     """P(yes) / (P(yes) + P(no)) of the model's reply to "is this a good answer?" about the images and a completion.
 
-    It needs no labels, and can't tell the model what it doesn't know: it sharpens what the model believes. The judge is
-    the reference, i.e. the weights that training starts from, so that it doesn't change while the policy learns to
-    please it. With `judge: policy` both change together and may drift into agreeing on anything; `model.beta` must then
-    be above 0.
+    The reward needs no labels. It adds no knowledge, but sharpens what the model already believes. By default, the
+    judge is the reference, i.e. the initial weights, and stays fixed while the policy learns to please it. With
+    `judge: policy`, both change together and may drift towards approving of anything; `model.beta` must then be above
+    0.
     """
 
     label_free = True
@@ -39,12 +39,11 @@ class SelfPreference(Reward):
         disapproval: str = "No",
         weight: float = 1.0,
     ) -> None:
-        """Set who judges, and the question.
+        """Set the judge and the question.
 
         Args:
-            judge: the reference, which stays as it is at the start (or follows, with `model.reference_decay`), or the
-                policy as it is.
-            question: what to ask, with {question}, the text of the prompt, {completion}, {yes} and {no}.
+            judge: `reference`, which stays fixed (or moves, with `model.reference_decay`), or the current `policy`.
+            question: text to ask, with the fields {question} (the text of the prompt), {completion}, {yes} and {no}.
             approval: reply that approves, {yes} in the question.
             disapproval: reply that disapproves, {no} in the question.
             weight: weight of the score in the sum of all rewards.
@@ -58,7 +57,7 @@ class SelfPreference(Reward):
             )
         self.judge, self.question, self.approval, self.disapproval = judge, question, approval, disapproval
         self.ask: Callable[[Sequence[Answer], Sequence[Question]], list[float]] | None = None
-        """Asks the model. A module that has the policy sets it."""
+        """Asks the model for the scores of N answers. Set by the module that has the policy."""
 
     def text(self, question: str, completion: str) -> str:
         """Return the text to ask."""

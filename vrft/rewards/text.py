@@ -1,7 +1,7 @@
 """Rewards for the length and repetitiveness of completions.
 
-They don't look at the answer: a wrong one can earn more than the truth. Add them to a reward that does, with a small
-weight.
+They ignore whether the answer is correct, so a wrong answer can earn more than the truth. Combine them, with a small
+weight, with a reward for correctness.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from vrft.types import Answer, Question
 
 
 class Length(Reward):
-    """1 for `shortest` to `longest` tokens, falling linearly to 0 at no tokens and at twice `longest`.
+    """1 from `shortest` to `longest` tokens, decreasing linearly to 0 at no tokens and at twice `longest`.
 
-    Tokens are the policy's and include the end token, as in `train/completion_length`. A true answer longer than
+    Tokens are the policy's and include the stop token, as in `train/completion_length`. A correct answer longer than
     `longest` earns less than a wrong one within the range.
     """
 
@@ -23,8 +23,8 @@ class Length(Reward):
 
         Args:
             weight: weight of the score in the sum of all rewards.
-            shortest: fewest tokens with the full score.
-            longest: most tokens with the full score.
+            shortest: minimum number of tokens for the full score.
+            longest: maximum number of tokens for the full score.
         """
         super().__init__(weight)
         self.shortest, self.longest = shortest, longest
@@ -39,8 +39,8 @@ class Length(Reward):
 class Repetition(Reward):
     """Share of distinct n-grams of `size` tokens: 1 for a completion that never repeats one.
 
-    The text between the numbers of two boxes is the same, about 40 characters and more with a label. With a `size`
-    below its number of tokens, a correct answer with many boxes scores less than one with few.
+    The text between the numbers of two boxes, about 40 characters or more with a label, repeats. If `size` is below its
+    number of tokens, a correct answer with many boxes scores less than one with few boxes.
     """
 
     def __init__(self, weight: float = 1.0, size: int = 32) -> None:
@@ -62,14 +62,14 @@ class Repetition(Reward):
 
 
 class ReasoningPresent(Reward):
-    """1 if the reasoning has at least `words` words, else its number of words / `words`. Any words count."""
+    """min(1, number of words in the reasoning / `words`), whatever the words are."""
 
     def __init__(self, weight: float = 1.0, words: int = 10) -> None:
         """Set the required length.
 
         Args:
             weight: weight of the score in the sum of all rewards.
-            words: fewest words with the full score; words are separated by white space.
+            words: minimum number of words, separated by white space, for the full score.
         """
         super().__init__(weight)
         if words < 1:
@@ -81,7 +81,7 @@ class ReasoningPresent(Reward):
 
 
 def token_ids(reward: Reward, answer: Answer) -> tuple[int, ...]:
-    """Return the tokens of a completion. Raises ConfigurationError if only its text is known."""
+    """Return the tokens of a completion. Raise ConfigurationError if only its text is known."""
     if answer.token_ids is None:
         raise ConfigurationError(
             f"{type(reward).__name__} counts the policy's tokens, which are not known for completions from a file"

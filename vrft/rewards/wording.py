@@ -1,4 +1,4 @@
-"""Questions to models, as texts with placeholders."""
+"""Fill in templates of questions to models."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 
 def filled(template: str, values: Mapping[str, str]) -> str:
-    """Replace {name} by the value of each name, in one pass: a value that has braces stays as it is.
+    """Replace each {name} by its value in one pass, so that braces in values are kept.
 
     >>> filled("{a} {b} {c}", {"a": "{b}", "b": "2"})
     '{b} 2 {c}'

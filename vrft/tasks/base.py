@@ -1,4 +1,4 @@
-"""The task base class: prompt, target text and answer parser of a problem, independent of data and model."""
+"""The base class of tasks: prompt, target text and answer parser, independent of data and model."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from vrft.utils.own_code import check_overrides, noted, question_note
 TEMPLATE_FIELDS = ("query", "width", "height", "numbers", "confidence")
 
 MAX_PROBLEM = 300
-"""Characters of the reason why an answer is not valid."""
+"""Maximum number of characters in the reason why an answer is invalid."""
 
 WITH_REASONING = " Reason first, then answer, in exactly this form:\n<think>your reasoning</think>"
 WITHOUT_REASONING = " Give the answer alone, in exactly this form:\n"
@@ -30,22 +30,22 @@ class Task(ABC):
     """
 
     prompt: ClassVar[str]
-    """The question, with `TEMPLATE_FIELDS` in braces."""
+    """The question, a template with `TEMPLATE_FIELDS` in braces."""
     form: ClassVar[str]
-    """The form of the answer block, with braces doubled for `str.format`."""
+    """The format of the answer block, with braces doubled for `str.format`."""
     confidence_decimals: int = 2
     """Decimals of confidences in prompts and target texts."""
     answers_about_one_image: ClassVar[bool] = False
-    """Whether an answer is about one image even if the question shows several, as boxes are."""
+    """Whether an answer refers to one image even if the question shows several, as boxes do."""
 
     def __init__(self, template: str | None = None, system: str | None = None, reasoning: bool = True) -> None:
         """Set the prompt.
 
         Args:
-            template: text of the user turn; {query}, {width}, {height}, {numbers} and {confidence} are filled in.
-                Default: the task's own question and the form of its answer.
+            template: text of the user turn, with the fields {query}, {width}, {height}, {numbers} and {confidence}.
+                Default: the task's question and answer format.
             system: text of the system turn; default: none.
-            reasoning: ask for reasoning before the answer. If false, the format is the answer block alone.
+            reasoning: ask for reasoning before the answer. If false, a completion consists of the answer block only.
         """
         check_overrides(self, Task)
         if template is None:
@@ -64,7 +64,7 @@ class Task(ABC):
         return turns
 
     def image_note(self, sample: Question) -> str:
-        """Return a sentence that says which of several images an answer is about; empty if there is one image."""
+        """Return a sentence that says which of several images to answer about; empty if there is one image."""
         if sample.num_images == 1 or not self.answers_about_one_image:
             return ""
         place = sample.num_images if sample.image_index is None else sample.image_index + 1
@@ -75,7 +75,7 @@ class Task(ABC):
         return self.template.format(query=sample.query, **self.fields(frame))
 
     def fields(self, frame: Frame) -> dict[str, Any]:
-        """Return what fills the template's fields other than the query."""
+        """Return the values of the template's fields other than the query."""
         return {
             "width": frame.width,
             "height": frame.height,
@@ -84,7 +84,7 @@ class Task(ABC):
         }
 
     def query_problem(self, query: str) -> str | None:
-        """Return why the task can't ask a query, or None if it can. Records with other queries are bad records."""
+        """Return why a query is invalid for the task, or None. Records with an invalid query are bad records."""
         return None
 
     def target_text(self, sample: Question, frame: Frame) -> str:
@@ -93,9 +93,9 @@ class Task(ABC):
         return f"<think>{self.reasoning_text(sample)}</think>{answer}" if self.reasoning else answer
 
     def scored_target(self, sample: Question, frame: Frame) -> Target:
-        """Return the target that rewards compare answers with: boxes are rounded to the frame, as in the target text.
+        """Return the target for rewards: boxes are rounded to the frame, as in the target text.
 
-        The correct answer thus overlaps with it by 1, however small the object. Evaluators use the target itself.
+        The correct answer therefore has IoU 1 with it, however small the object. Evaluators use the exact target.
         """
         if isinstance(sample.target, str):
             return sample.target
@@ -107,10 +107,10 @@ class Task(ABC):
 
     @abstractmethod
     def reasoning_text(self, sample: Question) -> str:
-        """Return a short reasoning for the correct answer."""
+        """Return short reasoning for the correct answer."""
 
     def parse(self, text: str, sample: Question, frame: Frame) -> Answer:
-        """Parse a completion. Never raises: `value` is None if the answer can't be parsed, and `problem` says why."""
+        """Parse a completion. If the answer can't be parsed, `value` is None and `problem` gives the reason."""
         reasoning, content, well_formed = split_blocks(text, self.reasoning)
         value, problems = None, []
         if content is not None:
@@ -125,16 +125,16 @@ class Task(ABC):
         return Answer(text, reasoning, value, well_formed, problem="; ".join(problems)[:MAX_PROBLEM] or None)
 
     def read_solution(self, text: str, sample: Question, frame: Frame) -> Target | None:
-        """Parse the target from a solution in the answer format, with or without tags; None if that fails."""
+        """Parse the target from a solution in the answer format, with or without tags. Return None if it is invalid."""
         block = split_blocks(text).answer
         return self.read_target(text.strip() if block is None else block, sample, frame)
 
     def read_target(self, content: str, sample: Question, frame: Frame) -> Target | None:
-        """Parse the answer block of a solution; see `read`."""
+        """Parse the answer block of a solution, see `read`."""
         return self.read(content, sample, frame)
 
     def _checked(self, value: Target | None) -> Target | None:
-        """Return what `read` returned. Raise ConfigurationError if rewards would take it for something else."""
+        """Return the result of `read`. Raise ConfigurationError if it is not a Target or None."""
         if value is None or isinstance(value, str):
             return value
         if isinstance(value, tuple) and all(isinstance(found, Detection) for found in value):
@@ -145,20 +145,20 @@ class Task(ABC):
 
     @abstractmethod
     def read(self, content: str, sample: Question, frame: Frame) -> Target | None:
-        """Parse the content of an answer block; None if that fails."""
+        """Parse the content of an answer block. Return None if it is invalid."""
 
     def read_error(self, content: str, sample: Question, frame: Frame) -> str:
-        """Explain in words why `read` returned None."""
+        """Return the reason why `read` returned None."""
         is_empty = not content.strip()
         return f"the answer block {'is empty' if is_empty else 'has another form than the prompt asks for'}"
 
     def rewards(self) -> dict[str, Reward]:
-        """Return the default rewards of the task, by name, with the weights of its configs."""
+        """Return the default rewards of the task by name."""
         return {"format": Format()}
 
 
 def numbers_in_words(decimals: int) -> str:
-    """Return what a prompt calls coordinates with a number of decimals.
+    """Return the words for coordinates with `decimals` decimals in a prompt.
 
     >>> numbers_in_words(0), numbers_in_words(1), numbers_in_words(3)
     ('integers', 'numbers with 1 decimal', 'numbers with 3 decimals')
@@ -169,7 +169,7 @@ def numbers_in_words(decimals: int) -> str:
 
 
 def number_text(value: float, decimals: int) -> str:
-    """Return a number as target texts write it, with exactly as many decimals as the prompt asks for.
+    """Format a number for target texts, with exactly as many decimals as the prompt asks for.
 
     >>> number_text(1, 2), number_text(12.0, 0)
     ('1.00', '12')

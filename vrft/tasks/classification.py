@@ -8,7 +8,7 @@ from vrft.types import Frame, Question
 
 
 class ClassificationTask(Task):
-    """Naming the class of an image. An answer may be any text; `Accuracy` compares it with the class name."""
+    """Name the class of an image. An answer may be any text; `Accuracy` compares it with the class name."""
 
     prompt = "What is shown in this image? Name the class as precisely as you can."
     form = "class name"

@@ -1,4 +1,4 @@
-"""Detection of all objects of one category, or of several."""
+"""Detect all objects of one or several categories."""
 
 from __future__ import annotations
 
@@ -40,10 +40,10 @@ class DetectionTask(Task):
         """Set the prompt.
 
         Args:
-            template: text of the user turn; {query}, {width}, {height}, {numbers} and {confidence} are filled in.
-                Default: the task's own question and the form of its answer.
+            template: text of the user turn, with the fields {query}, {width}, {height}, {numbers} and {confidence}.
+                Default: the task's question and answer format.
             system: text of the system turn; default: none.
-            reasoning: ask for reasoning before the answer. If false, the format is the answer block alone.
+            reasoning: ask for reasoning before the answer. If false, a completion consists of the answer block only.
             confidence_decimals: decimals of confidences in the prompt and in target texts.
         """
         super().__init__(template, system, reasoning)
@@ -96,7 +96,7 @@ class DetectionTask(Task):
 
 
 class MultiCategoryDetectionTask(DetectionTask):
-    """Detection of several categories in one prompt: `[{'Label': 'cat', 'Position': …, 'Confidence': c}]`.
+    """Detect several categories in one prompt: `[{'Label': 'cat', 'Position': …, 'Confidence': c}]`.
 
     The query names the categories, separated by commas.
     """
@@ -114,7 +114,7 @@ class MultiCategoryDetectionTask(DetectionTask):
     def labels(self, items: Sequence[Item], sample: Question) -> list[str | None]:
         names = sample.query.split(", ")
         known = {normalise_label(name): name for name in reversed(names)} | {name: name for name in names}
-        stated = [item.label for item in items]  # names that differ in case alone are told apart by the exact one
+        stated = [item.label for item in items]  # exact matches first, because names may differ in case only
         return [
             None if label is None else known.get(label, known.get(normalise_label(label), label)) for label in stated
         ]
@@ -127,7 +127,7 @@ def boxes_text(
     decimals: int = 0,
     confidence_decimals: int = 2,
 ) -> str:
-    """Format boxes as in the paper, with labels if given. Every number has exactly its number of decimals.
+    """Format boxes as in Visual-RFT, with labels if given. Numbers have exactly `decimals` decimals.
 
     >>> boxes_text([(0, 10, 500, 1000)], [0.9])
     "[{'Position': [0, 10, 500, 1000], 'Confidence': 0.90}]"

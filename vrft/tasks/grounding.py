@@ -1,4 +1,4 @@
-"""Grounding of the one object that an instruction refers to."""
+"""Locate the single object that an instruction refers to."""
 
 from __future__ import annotations
 

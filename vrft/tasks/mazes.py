@@ -1,4 +1,4 @@
-"""Moves through a maze (AlphaMaze, arXiv 2502.14669)."""
+"""Solve mazes (AlphaMaze, arXiv 2502.14669)."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from vrft.types import Frame, Question
 
 
 class MazeTask(Task):
-    """Moves from the start of a maze to its target. The query is the maze as text, see `vrft.mazes`.
+    """List the moves from the start of a maze to its target. The query is the maze as text, see `vrft.mazes`.
 
-    A `template` without {query} asks about the picture alone; rewards and evaluators read the query all the same.
+    A `template` without {query} asks about the picture alone; rewards and evaluators still read the query.
     """
 
     prompt = (
@@ -36,7 +36,7 @@ class MazeTask(Task):
         return f"search {search} path {path}"
 
     def read_target(self, content: str, sample: Question, frame: Frame) -> str | None:
-        """Parse the moves of a solution; None unless they are a shortest way through the maze of the query."""
+        """Parse the moves of a solution. Return None unless they are a shortest path through the maze of the query."""
         moves = read_moves(content)
         if moves is None:
             return None

@@ -1,4 +1,4 @@
-"""Presence of categories in an image, to decide which of them a detector is asked for."""
+"""Ask which categories are in an image, to decide which of them to ask a detector for."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ NO_CATEGORIES = "None"
 
 
 class PresenceTask(Task):
-    """Naming the categories of a comma-separated query that are in the image: `cat, dog`, or `None`.
+    """Name the categories of a comma-separated query that are in the image: `cat, dog`, or `None`.
 
-    Each named category counts as a box of the whole image. Other words are ignored. A category
-    can't be called "None".
+    Each named category counts as a box around the whole image. Other words are ignored. A category can't be called
+    "None".
     """
 
     answers_about_one_image = True

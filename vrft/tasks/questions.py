@@ -12,8 +12,8 @@ from vrft.utils.literals import excerpt
 class MultipleChoiceTask(Task):
     """A multiple-choice question, answered by a letter.
 
-    The query contains the choices, or `metadata["choices"]` lists their texts; then a choice's text counts as its
-    letter.
+    The query contains the choices, or `metadata["choices"]` lists their texts. In the latter case, the text of a choice
+    is accepted for its letter.
     """
 
     prompt = "{query}"
@@ -38,7 +38,7 @@ class MultipleChoiceTask(Task):
 
 
 class CountingTask(Task):
-    """Counting objects; the answer is a whole number in digits."""
+    """Count objects. The answer is an integer in digits."""
 
     prompt = "How many are there in the image: {query}? Answer with a whole number in digits."
     form = "number"
