@@ -1,4 +1,4 @@
-"""Evaluators: callbacks that score held-out answers by the rules of the benchmarks."""
+"""Evaluators: callbacks that score held-out answers under the benchmarks' rules."""
 
 from vrft.utils.lazy import exports
 

@@ -1,4 +1,4 @@
-"""Accuracy of answers that are names, letters or numbers."""
+"""Evaluate the accuracy of answers that are names, letters or numbers."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ MAX_CLASSES_DRAWN = 60
 
 
 class Row(NamedTuple):
-    """One answer: the true name and the answered one, normalised; `named` is None if it can't be parsed."""
+    """One answer: the true and the answered name, normalised. `named` is None if the answer can't be parsed."""
 
     true: str
     named: str | None
@@ -79,7 +79,7 @@ def per_class(rows: Sequence[Row]) -> dict[str, float]:
 
 
 def draw_confusion(rows: Sequence[Row], path: Path) -> None:
-    """Draw the confusion matrix of the most frequent classes, true class by answer, as shares of each true class."""
+    """Draw the confusion matrix of the most frequent classes: true classes by answers, as shares of each true class."""
     names = [name for name, _ in Counter(row.true for row in rows).most_common(MAX_CLASSES_DRAWN)]
     names.sort()
     index = {name: i for i, name in enumerate(names)}

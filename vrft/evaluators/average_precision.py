@@ -1,7 +1,7 @@
-"""Average precision and recall of boxes as defined by COCO and LVIS, from numbered tables of true and of found boxes.
+"""Compute average precision and recall of boxes as defined by COCO and LVIS, from tables of true and detected boxes.
 
-hotcoco computes them: it agrees with pycocotools and with lvis-api's rules to rounding, and takes a hundredth of their
-time. pycocotools can be chosen instead for COCO.
+The default backend is hotcoco, which agrees with pycocotools and lvis-api up to rounding and takes a hundredth of
+their time. pycocotools can be chosen instead for COCO.
 """
 
 from __future__ import annotations
@@ -25,26 +25,26 @@ Array = NDArray[np.float64]
 COCO_NUMBERS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 LVIS_NUMBERS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "APr", "APc", "APf", "AR", "ARs", "ARm", "ARl")
 UNDEFINED = -1.0
-"""The benchmarks' value of a number that has no true box."""
+"""The benchmarks' value of a number over no true boxes."""
 
 IGNORED_AREA = 1e12
-"""An area above the largest range, so that hotcoco ignores the box."""
+"""An area above all ranges, with which hotcoco ignores a box."""
 
 COLUMNS = 7
-"""Columns of a table of results: image, x, y, width, height, score, category; image and category are numbers from 0."""
+"""Columns of a table of results: image, x, y, width, height, score, category. Images and categories count from 0."""
 
 
 @dataclass(frozen=True)
 class Curves:
-    """Precision and recall of an evaluation, -1 without a true box.
+    """Precision and recall of an evaluation, -1 for categories without true boxes.
 
     T = 10 IoU thresholds, R = 101 recall levels, K categories, A = 4 ranges of area, M limits on detections per image.
 
     Attributes:
-        precision: precision (T, R, K, A).
-        recall: recall (T, K, A, M).
-        names: category names in the order of their ids (K,).
-        frequencies: category frequencies: r, c or f in LVIS, else empty (K,).
+        precision: precision, (T, R, K, A).
+        recall: recall, (T, K, A, M).
+        names: category names in the order of their ids, (K,).
+        frequencies: category frequencies, (K,): r, c or f in LVIS, else empty.
     """
 
     precision: Array
@@ -64,13 +64,13 @@ class Curves:
         )
 
     def per_category(self, convention: Convention = "standard") -> dict[str, float]:
-        """Return the average precision of each category that has a true box."""
+        """Return the average precision of each category with true boxes."""
         areas = slice(None) if convention == "visual_rft" else slice(1)
         values = {name: _mean(self.precision[:, :, k, areas]) for k, name in enumerate(self.names)}
         return {name: value for name, value in values.items() if value != UNDEFINED}
 
     def undefined(self) -> list[str]:
-        """Return the names of the categories without a true box."""
+        """Return the names of the categories without true boxes."""
         return sorted({*self.names}.difference(self.per_category()))
 
     def coco(self) -> dict[str, float]:
@@ -104,7 +104,7 @@ def _mean(values: Array) -> float:
 
 
 def as_lvis_reads(content: dict[str, Any]) -> dict[str, Any]:
-    """Apply LVIS's reading: no crowds, and annotations marked `ignore` are ignored, by an area beyond all ranges."""
+    """Apply LVIS's rules: drop crowd flags, and give annotations marked `ignore` an area above all ranges."""
     rows = [
         row | {"iscrowd": 0, "area": IGNORED_AREA if row.get("ignore") else row["area"]}
         for row in content["annotations"]
@@ -113,7 +113,7 @@ def as_lvis_reads(content: dict[str, Any]) -> dict[str, Any]:
 
 
 def hotcoco_evaluation(content: dict[str, Any], results: Array, format: Format) -> Any:
-    """Return hotcoco's evaluation object before `evaluate`."""
+    """Return hotcoco's evaluation object, on which `evaluate` was not called yet."""
     import hotcoco
 
     truth = hotcoco.COCO(as_lvis_reads(content) if format == "lvis" else content)
@@ -137,7 +137,7 @@ def _with_pycocotools(content: dict[str, Any], results: Array, format: Format) -
 
     with contextlib.redirect_stdout(io.StringIO()):
         truth = COCO()
-        truth.dataset = content | {"annotations": [{**row} for row in content["annotations"]]}  # COCOeval changes them
+        truth.dataset = content | {"annotations": [{**row} for row in content["annotations"]]}  # COCOeval modifies them
         truth.createIndex()
         found = truth.loadRes(results) if len(results) else COCO()
         found.imgs, found.cats = truth.imgs, truth.cats

@@ -1,4 +1,4 @@
-"""The base of evaluators: a callback that collects held-out answers and logs their scores."""
+"""The base class of evaluators, callbacks that collect held-out answers and log their scores."""
 
 from __future__ import annotations
 
@@ -26,22 +26,22 @@ from vrft.utils.own_code import noted, question_note
 Row = TypeVar("Row")
 
 RESAMPLING_SECONDS = 60.0
-"""Longest time for the scores of bootstrap samples after an evaluation."""
+"""Maximum time, in seconds, for the scores of bootstrap samples after an evaluation."""
 
 
 class Evaluator(Callback, Generic[Row]):
     """Collects one row per sample, gathers the rows of all ranks and logs their scores as `val/…` or `test/…`.
 
-    A subclass turns an answer into a row of plain values and rows into scores. A sample that several ranks saw, because
-    ranks take equal numbers of steps, counts once. Rows are in the order of the data set for any number of ranks, so
-    equal answers have equal scores, to the last bit. All ranks take part in the same two collectives, even without
-    rows.
+    A subclass converts an answer to a row of plain values, and rows to scores. All ranks take the same number of steps,
+    so that several ranks may evaluate the same sample, which counts once. Rows are in the order of the dataset for any
+    number of ranks, so that equal answers have bitwise equal scores. All ranks take part in the same two collectives,
+    even without rows.
     """
 
     def __init__(self) -> None:
         self.rows: dict[int, Row] = {}
         self.warnings: list[str] = []
-        """Warnings of `check` and of the current evaluation, which the report shows."""
+        """Warnings of `check` and of the current evaluation, for the report."""
         self.warnings_of_check = 0
         self.said: set[str] = set()
 
@@ -60,22 +60,25 @@ class Evaluator(Callback, Generic[Row]):
 
     @abstractmethod
     def scores(self, rows: list[Row]) -> dict[str, float]:
-        """Return the scores of all samples by name, without undefined ones."""
+        """Return the scores over all samples by name, without undefined scores."""
 
     def image_of(self, row: Row, index: int) -> Id:
-        """Return the image of a row: rows of one image are resampled together. Default: one image per row."""
+        """Return the image of a row. Rows of one image are resampled together. Default: one image per row."""
         return index
 
     def scores_of(self, images: list[list[Row]]) -> dict[str, float]:
-        """Return the scores of a bootstrap sample of images. A repeated image counts as another image each time."""
+        """Return the scores of a bootstrap sample of images. Repetitions of an image count as different images."""
         return self.scores([row for rows in images for row in rows])
 
     def resampled(self, images: Sequence[list[Row]], draws: Sequence[Sequence[int]]) -> Scores:
-        """Return the scores of bootstrap samples by name, None where a sample has none; empty if that takes too long.
+        """Return the scores of bootstrap samples by name. None stands for an undefined score.
 
         Args:
             images: the rows of each image.
-            draws: positions of images, by sample.
+            draws: indices of images, for each sample.
+
+        Returns:
+            An empty dict if the computation would take longer than `RESAMPLING_SECONDS`.
         """
         start, found = time.perf_counter(), []
         for draw in draws:
@@ -85,15 +88,15 @@ class Evaluator(Callback, Generic[Row]):
         return {name: [scores.get(name) for scores in found] for name in found[0]}
 
     def images_of_scores(self, images: Sequence[Id]) -> dict[str, int]:
-        """Return the number of images that decide on a score, by its name, where that is not all of them."""
+        """Return the number of images that a score depends on, by name of the score, if these are not all images."""
         return {}
 
     def quality(self, row: Row) -> float | None:
-        """Return how good one answer is, from 0 to 1, to find the best and the worst images; None if unknown."""
+        """Return the quality of one answer, in 0..1, to find the best and the worst images; None if unknown."""
         return None
 
     def write(self, folder: Path, rows: list[Row]) -> None:
-        """Write result files of an evaluation. Called on rank zero, after `scores`."""
+        """Write the result files of an evaluation. Called on rank zero, after `scores`."""
 
     def warn(self, message: str) -> None:
         """Warn about circumstances that make the scores less meaningful, in the console and in the report."""
@@ -101,17 +104,17 @@ class Evaluator(Callback, Generic[Row]):
         self.warnings.append(message)
 
     def note(self, message: str) -> None:
-        """Note circumstances of the scores in the report alone."""
+        """Note circumstances of the scores in the report, but not in the console."""
         self.warnings.append(message)
 
     def say(self, message: str) -> None:
-        """Print a message about the evaluation, once: `check` runs before each of the evaluations of a run."""
+        """Print a message about the evaluation once, although `check` runs before each evaluation of a run."""
         if message not in self.said:
             rank_zero_info(message)
             self.said.add(message)
 
     def show(self, loggers: Sequence[Logger], stage: str, folder: Path, step: int) -> None:
-        """Log tables and pictures of the files in `folder`. `step`: the step of the loggers."""
+        """Log the files in `folder` as tables and pictures. `step` is the step of the loggers."""
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.rows = {}
@@ -146,7 +149,7 @@ class Evaluator(Callback, Generic[Row]):
                 if self.warnings:
                     write_json(folder / EVALUATOR_WARNINGS.format(type(self).__name__), self.warnings)
                 self.show(trainer.loggers, stage, folder, module_of(trainer).logged_step)
-            except OSError as error:  # the scores are logged all the same
+            except OSError as error:  # the scores are logged already
                 rank_zero_warn(f"{folder}: files of this evaluation are missing: {error}")
 
     on_test_epoch_start = on_validation_epoch_start
@@ -155,7 +158,7 @@ class Evaluator(Callback, Generic[Row]):
 
 
 def evaluation_folder(trainer: Trainer) -> Path:
-    """Return the folder of the current evaluation, named by stage and by checkpoint or optimizer step."""
+    """Return the folder of the current evaluation, named after the stage and the checkpoint or optimizer step."""
     stage = "test" if trainer.testing else "val"
     of_checkpoint = trainer.ckpt_path is not None and trainer.state.fn != TrainerFn.FITTING  # `fit` resumes from it
     name = Path(str(trainer.ckpt_path)).stem if of_checkpoint else str(trainer.global_step)
@@ -169,7 +172,7 @@ def evaluators_of(trainer: Trainer) -> list[Evaluator[Any]]:
 
 
 def judging_evaluator(trainer: Trainer, option: str) -> Evaluator[Any]:
-    """Return the first of the trainer's evaluators that says how good an answer is.
+    """Return the first of the trainer's evaluators that defines `quality`.
 
     Raises:
         ConfigurationError: there is none. The message names the option that needs it.
@@ -186,7 +189,7 @@ def judging_evaluator(trainer: Trainer, option: str) -> Evaluator[Any]:
 
 
 def quality_of(evaluator: Evaluator[Any], answer: Answer, sample: Sample) -> float:
-    """Return how good an answer is. Raise ConfigurationError if the evaluator returns no number from 0 to 1."""
+    """Return the quality of an answer. Raise ConfigurationError if it is not a number from 0 to 1."""
     value = evaluator.quality(evaluator.row(answer, sample))
     if value is None or not 0 <= value <= 1:
         raise ConfigurationError(
@@ -197,7 +200,7 @@ def quality_of(evaluator: Evaluator[Any], answer: Answer, sample: Sample) -> flo
 
 
 def gather(rows: dict[int, Row], world_size: int) -> dict[int, Row]:
-    """Return the rows of all ranks by sample. If several ranks have a sample, the first rank's row counts."""
+    """Return the rows of all ranks by sample. If several ranks have a sample, keep the first rank's row."""
     if world_size == 1:
         return rows
     parts: list[dict[int, Row]] = [{}] * world_size
@@ -206,5 +209,5 @@ def gather(rows: dict[int, Row], world_size: int) -> dict[int, Row]:
 
 
 def defined(scores: Mapping[str, float], prefix: str, undefined: float) -> dict[str, float]:
-    """Return scores under `prefix/`, without those that equal `undefined`."""
+    """Add `prefix/` to the names of scores, and drop scores that equal `undefined`."""
     return {f"{prefix}/{name}": value for name, value in scores.items() if value != undefined}

@@ -1,4 +1,4 @@
-"""Calibration of the confidences that answers state."""
+"""Measure the calibration of the confidences that answers state."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from vrft.evaluators.average_precision import Array, Format, hotcoco_evaluation
 
 NUM_BINS = 10
 CORRECT_IOU = 0.5
-"""IoU from which a matched box counts as correct."""
+"""Minimum IoU of a matched box that counts as correct."""
 
 
 class Bin(NamedTuple):
-    """The boxes whose confidence is in `low`..`high`, without `high` except in the last bin.
+    """The boxes with `low` <= confidence < `high`; the last bin includes `high`.
 
-    `confidence` is the mean confidence of the boxes, `accuracy` the share of correct ones; both are 0 without boxes.
+    `confidence` is the mean confidence of the boxes, `accuracy` the share of correct boxes; both are 0 in an empty bin.
     """
 
     low: float
@@ -35,16 +35,16 @@ class Calibration(NamedTuple):
 def calibration(
     content: dict[str, Any], results: Array, format: Format, categories: Iterable[int]
 ) -> Calibration | None:
-    """Return the expected calibration error of the scores in a table of results, or None without a box that counts.
+    """Return the expected calibration error of the scores in a table of results, or None if no box counts.
 
     ECE = sum over the bins m of n_m / n * |accuracy_m - confidence_m|, where n_m of the n boxes are in bin m (Guo et
-    al. 2017, arXiv 1706.04599, eq. 3). There are 10 bins of equal width. A box is correct if the benchmark's own
-    matching, by falling score within an image and a category, pairs it with a true box at an IoU of at least 0.5. As in
-    average precision, boxes that match ignored objects don't count, nor do those beyond the limit per image.
+    al. 2017, arXiv 1706.04599, eq. 3). There are 10 bins of equal width. A box is correct if the benchmark's matching,
+    in descending order of score within an image and a category, pairs it with a true box at an IoU of at least 0.5. As
+    in average precision, boxes that match ignored objects and boxes beyond the limit per image don't count.
 
     Args:
         content: ground truth in COCO's or LVIS's tables, with numbers as ids.
-        results: image, x, y, width, height, score, category; scores are in 0..1 and may tie (N, 7).
+        results: image, x, y, width, height, score, category of N boxes, (N, 7); scores are in 0..1 and may tie.
         format: rules of the matching.
         categories: numbers of the categories whose boxes count.
     """

@@ -1,4 +1,4 @@
-"""Average precision of boxes by the rules of COCO."""
+"""Evaluate average precision of boxes under COCO's rules."""
 
 from __future__ import annotations
 
@@ -38,20 +38,20 @@ from vrft.utils.files import write_json
 from vrft.utils.regular_files import read_regular
 
 MAX_NAMES = 10
-"""Categories that a warning names."""
+"""Maximum number of categories that a warning names."""
 
 
 class CocoEvaluator(Evaluator[Row]):
     """Logs COCO's twelve numbers as `val/coco/AP` and so on, `val/mIoU` and `val/valid`.
 
-    Numbers are in 0..1, averaged over the configured categories that have a true box. mIoU is the mean over prompts of
-    the IoU matched within labels by falling stated confidence / max(true, predicted boxes). An unreadable answer counts
-    as no boxes.
+    Numbers are in 0..1, averaged over the configured categories with true boxes. mIoU is the mean over prompts of the
+    summed IoU of boxes matched within labels, in descending order of stated confidence, over max(true, predicted
+    boxes). An unreadable answer counts as one without boxes.
 
     Whatever `confidence` is, `val/coco/AP_answer` and `val/coco/AP_logprob` are AP by stated confidence and by token
-    probability, and `val/coco/ECE` is the expected calibration error of the stated confidences; each is omitted if its
-    confidences are not known. Writes a results file in COCO's format, the settings of the evaluation, tables per
-    category and per bin of confidence, and precision-recall curves.
+    probability, and `val/coco/ECE` is the expected calibration error of the stated confidences. Each is omitted if its
+    confidences are unknown. Writes a results file in COCO's format, the settings of the evaluation, tables per category
+    and per bin of confidence, and precision-recall curves.
     """
 
     format: Format = "coco"
@@ -68,14 +68,14 @@ class CocoEvaluator(Evaluator[Row]):
         """Set the ground truth and the rules.
 
         Args:
-            annotations: COCO or LVIS file of the held-out samples; default: the boxes that the data itself has.
+            annotations: COCO or LVIS file of the held-out samples; default: the boxes in the data.
             categories: names of the categories to average over, or a list of `vrft.data.splits`; default: all of
                 `annotations`, or without it those that the data asks for.
             images: `all` counts objects in images without questions as missed, `asked` leaves such images out.
             backend: library that computes the numbers.
-            convention: `visual_rft` averages LVIS's AP over all ranges of area, as the paper does.
-            confidence: score of a box: as stated in the answer, the geometric mean of its token probabilities, or the
-                product of both; without a stated confidence, the product is the probability.
+            convention: `visual_rft` averages LVIS's AP over all ranges of area, as Visual-RFT does.
+            confidence: score of a box: `answer`, the stated confidence; `logprob`, the geometric mean of its token
+                probabilities; or `product` of both, which is the latter if no confidence is stated.
         """
         super().__init__()
         self.annotations = self.path = None if annotations is None else Path(annotations)
@@ -86,7 +86,7 @@ class CocoEvaluator(Evaluator[Row]):
         self._truth: Truth | None = None
         self.tables: dict[str, Any] | None = None
         self.against: Path | None = None
-        """Results file of another detector, for a comparison on the same images."""
+        """Results file of another detector, to compare with on the same images."""
         self.rows_against: list[Row] = []
         self.queries: str | None = None
         self.curves: Curves | None = None
@@ -97,14 +97,14 @@ class CocoEvaluator(Evaluator[Row]):
 
     @property
     def truth(self) -> Truth:
-        """The ground truth. A file is read on first use, because generated data is written after `__init__`."""
+        """The ground truth. A file is read on first access, because generated data is written after `__init__`."""
         if self._truth is None:
             assert self.path is not None
             self._truth = Truth.read(self.path, f"{self.field}.annotations", skip_bad=True)
         return self._truth
 
     def use_boxes_of(self, data: VisionData) -> None:
-        """Take the ground truth and the categories from the data."""
+        """Use the ground truth and the categories of the data."""
         records = data.evaluated_set().records if isinstance(data, RecordData) else []
         if not isinstance(data, RecordData) or not any(isinstance(record.target, tuple) for record in records):
             raise ConfigurationError(f"{self.field}.annotations: {type(data).__name__} has no boxes; expected a file")
@@ -136,7 +136,7 @@ class CocoEvaluator(Evaluator[Row]):
             records = data.evaluated_set().records
             self.check_images({record.image_id for record in records})
             if over := targets_over_limit(records):
-                self.note(over)  # the data has warned of it in the console
+                self.note(over)  # the data module has already warned in the console
         if self.against is not None:
             self.rows_against, messages = rows_of_results(self.against, self.truth)
             if self.queries == ANNOTATED:
@@ -182,7 +182,7 @@ class CocoEvaluator(Evaluator[Row]):
         return {**defined(numbers, self.format, UNDEFINED), **plain_scores(rows)}
 
     def images_of_scores(self, images: Sequence[Id]) -> dict[str, int]:
-        """Return the number of images with objects that a number is about, e.g. small ones."""
+        """Return, for each score, the number of images with objects that it is about, e.g. small ones."""
         found: Counter[str] = Counter()
         for key in images:
             curves = self.compare(self.truth.resampled([key]), np.zeros((0, COLUMNS)), None)
@@ -194,7 +194,7 @@ class CocoEvaluator(Evaluator[Row]):
         return resampled_scores(self.truth, images, draws, self.format, self.convention, self.categories)
 
     def measure(self, rows: list[Row]) -> dict[str, float]:
-        """Compute the benchmark's numbers and, in `by_confidence`, those that compare confidences."""
+        """Return the benchmark's numbers, and set `by_confidence` to the numbers that compare confidences."""
         asked = {row.image_id for row in rows}
         images = asked if self.images == "asked" else None
         self.check_images(asked)
@@ -209,7 +209,7 @@ class CocoEvaluator(Evaluator[Row]):
     def compare_confidences(
         self, rows: list[Row], truth: Truth, images: set[Id] | None
     ) -> tuple[dict[str, float], Calibration | None]:
-        """Return AP by each confidence that is known, and the calibration of stated confidences with its error."""
+        """Return AP by each known confidence with the calibration error, and the calibration of stated confidences."""
         numbers, found = {}, None
         for confidence, ranked in ranked_otherwise(rows).items():
             curves = self.compare(truth, without_ties(*table_of(ranked, truth)[:2]), images)
@@ -222,7 +222,7 @@ class CocoEvaluator(Evaluator[Row]):
         return numbers, found
 
     def compare(self, truth: Truth, results: Array, images: set[Id] | None) -> Curves:
-        """Evaluate results (N, 7) for the configured categories, on `images` or all."""
+        """Evaluate results, (N, 7), for the configured categories, on `images` or on all images."""
         curves = truth.evaluate(results, self.format, self.backend, images)
         return curves if self.categories is None else curves.select(self.categories)
 
@@ -273,7 +273,7 @@ class CocoEvaluator(Evaluator[Row]):
         self.curve_files().write(folder)
 
     def write_truth(self, folder: Path) -> Path:
-        """Return the annotation file. A ground truth that the data has is written beside the evaluations."""
+        """Return the annotation file. Ground truth from the data is first written beside the evaluations."""
         if self.path is not None:
             return self.path
         path = folder.parent / f"annotations_{folder.name.partition('-')[0]}.json"

@@ -1,4 +1,4 @@
-"""Confidence of boxes: stated in the answer, or the probability of the box's tokens."""
+"""Compute the confidence of boxes: as stated in the answer, or the probability of the box's tokens."""
 
 from __future__ import annotations
 
@@ -13,14 +13,15 @@ from vrft.types import Answer, Detection
 Confidence = Literal["answer", "logprob", "product"]
 
 BOX_TEXT = re.compile(r"\{[^{}]*\}|\([^()]*\)\s*,\s*\([^()]*\)")
-"""A box in the text of an answer: an object, or two corners."""
+"""A box in the text of an answer: a JSON object, or two corners."""
 
 
 def with_confidence(answer: Answer, confidence: Confidence) -> tuple[Detection, ...]:
     """Return the boxes of an answer with scores.
 
-    `logprob` is the probability of a box's tokens, `product` multiplies it by the stated confidence if there is one. A
-    score is None if it would be a confidence that is not stated, or a probability of tokens that are not known.
+    With `answer`, the score of a box is its stated confidence. With `logprob`, it is the probability of the box's
+    tokens, which `product` multiplies by the stated confidence if there is one. A score is None if the confidence is
+    not stated or the tokens are not known.
     """
     boxes = answer.value if isinstance(answer.value, tuple) else ()
     if confidence == "answer" or not boxes:
@@ -28,7 +29,7 @@ def with_confidence(answer: Answer, confidence: Confidence) -> tuple[Detection, 
     if not answer.tokens:
         return boxes if confidence == "product" else tuple(box._replace(score=None) for box in boxes)
     found = token_probabilities(answer)
-    if len(found) != len(boxes):  # e.g. a label with braces: the boxes of the answer share its probability
+    if len(found) != len(boxes):  # e.g. a label with braces: give all boxes the probability of the whole answer
         found = [mean_probability([log_prob for _, log_prob in answer.tokens])] * len(boxes)
     stated = [1.0 if confidence == "logprob" or box.score is None else box.score for box in boxes]
     return tuple(box._replace(score=score * value) for box, score, value in zip(boxes, stated, found, strict=True))

@@ -1,4 +1,4 @@
-"""Tables and the precision-recall picture of average precision, for a run's files and loggers."""
+"""Write and log the tables and the precision-recall curves of average precision."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ COLUMNS = ["category", "AP"]
 
 
 class CurveFiles(NamedTuple):
-    """AP per category, precision-recall curves and, if confidences are stated, their calibration."""
+    """AP per category, precision-recall curves and, if confidences are stated, calibration."""
 
     curves: Curves
     calibration: Calibration | None
@@ -27,14 +27,14 @@ class CurveFiles(NamedTuple):
     convention: Convention
 
     def write(self, folder: Path) -> None:
-        """Write them to a folder, with names that begin with the format."""
+        """Write the files to a folder. Their names begin with the format."""
         write_table(folder / f"{self.format}_per_category.csv", COLUMNS, self._per_category())
         draw_curves(self.curves, folder / f"{self.format}_precision_recall.png")
         if self.calibration is not None:
             write_table(folder / f"{self.format}_calibration.csv", Bin._fields, self.calibration.bins)
 
     def show(self, loggers: Sequence[Logger], stage: str, folder: Path, step: int) -> None:
-        """Show them in loggers. `folder`: the folder that `write` has written to."""
+        """Log the files that `write` has written to `folder`."""
         show_table(loggers, f"{stage}/{self.format}/per_category", COLUMNS, self._per_category(), step)
         if self.calibration is not None:
             show_table(loggers, f"{stage}/{self.format}/calibration", Bin._fields, self.calibration.bins, step)

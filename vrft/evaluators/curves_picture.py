@@ -1,4 +1,4 @@
-"""A picture of precision over recall."""
+"""Draw precision-recall curves."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ THRESHOLD_COLOURS = {0: (30, 90, 200), 5: (220, 120, 20), 9: (120, 120, 120)}
 
 
 def draw_curves(curves: Curves, path: Path) -> None:
-    """Draw precision over recall, averaged over the categories that have a true box."""
+    """Draw precision over recall, averaged over the categories with true boxes."""
     picture = Image.new("RGB", (PLOT_SIDE + 2 * MARGIN, PLOT_SIDE + 2 * MARGIN), "white")
     pen, font = ImageDraw.Draw(picture), ImageFont.load_default(12)
     for i in range(11):

@@ -1,4 +1,4 @@
-"""Scores of detections for bootstrap samples of images."""
+"""Score detections for bootstrap samples of images."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from vrft.evaluators.ties import without_ties
 from vrft.evaluators.truth import Truth
 
 MAX_BOXES = 60_000
-"""With more boxes in an evaluation, resampled precision would take minutes and gigabytes; it is left out."""
+"""Maximum number of boxes for resampled precision, which would otherwise take minutes and gigabytes."""
 
 
 def resampled_scores(
@@ -25,14 +25,14 @@ def resampled_scores(
     convention: Convention,
     categories: Sequence[str] | None,
 ) -> Scores:
-    """Return average precision by each confidence, calibration error, mIoU and share of valid answers of each sample.
+    """Return AP by each confidence, calibration error, mIoU and share of valid answers for each bootstrap sample.
 
     Args:
         truth: ground truth.
         images: rows of each image.
-        draws: positions of images, by sample.
+        draws: indices of images, for each sample.
         format: rules of the matching.
-        convention: LVIS's AP by `visual_rft` is left out, because it averages over ranges of area.
+        convention: with `visual_rft`, LVIS's AP is left out, because it averages over ranges of area.
         categories: names of the categories to average over; None: all.
     """
     rows = [row._replace(image_id=number) for number, group in enumerate(images) for row in group]

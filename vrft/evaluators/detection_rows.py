@@ -1,4 +1,4 @@
-"""Detections of held-out images: rows of an evaluation, and the table that they make."""
+"""Rows of a detection evaluation, and their conversion to a table of boxes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from vrft.types import Detection, Id
 
 
 class Row(NamedTuple):
-    """One answer about an image, or the boxes of another detector in it."""
+    """An answer about an image, or the boxes of another detector in an image."""
 
     image_id: Id
     detections: tuple[Detection, ...]
@@ -27,15 +27,15 @@ class Row(NamedTuple):
     valid: bool
     tie_key: int = 0
     bboxes: tuple[tuple[float, ...], ...] | None = None
-    """x, y, width and height of each detection as a results file has them; else, boxes are rounded."""
+    """x, y, width and height of each detection in a results file; None for answers, whose boxes are rounded."""
     stated: tuple[Detection, ...] = ()
-    """The detections with the stated confidences as scores, None where the answer has none."""
+    """The detections with stated confidences as scores; None if not stated."""
     probable: tuple[Detection, ...] = ()
-    """The detections with the probabilities of their tokens as scores, None where they are not known."""
+    """The detections with probabilities of their tokens as scores; None if not known."""
 
 
 def plain_scores(rows: Sequence[Row]) -> dict[str, float]:
-    """Return the scores that are means over prompts."""
+    """Return the scores that are means over prompts: mIoU and the share of valid answers."""
     return {
         "mIoU": sum(row.iou for row in rows) / len(rows),
         "valid": sum(row.valid for row in rows) / len(rows),
@@ -43,9 +43,9 @@ def plain_scores(rows: Sequence[Row]) -> dict[str, float]:
 
 
 def ranked_otherwise(rows: Sequence[Row]) -> dict[Confidence, list[Row]]:
-    """Return the rows with scores by stated confidence and by probability, as far as these are known.
+    """Return the rows with stated confidences (`answer`) and with token probabilities (`logprob`) as scores.
 
-    `answer` is missing if no box states a confidence, `logprob` if the probability of a box is not known.
+    `answer` is missing if no box states a confidence, `logprob` if the probability of any box is unknown.
     """
     found: dict[Confidence, list[Row]] = {}
     stated = [row._replace(detections=row.stated) for row in rows]
@@ -64,9 +64,9 @@ def with_scores(rows: Sequence[Row]) -> list[Row]:
 
 
 def table_of(rows: Sequence[Row], truth: Truth) -> tuple[Array, Keys, int]:
-    """Return boxes with known labels as a table (N, 7), their tie keys (N,) and the number dropped without area.
+    """Return the boxes with known labels as a table, (N, 7), their tie keys, (N,), and the number of dropped boxes.
 
-    Boxes of answers are rounded to 0.01 pixels, and left out if that leaves no area.
+    Boxes of answers are rounded to 0.01 pixels, and dropped if that leaves no area.
     """
     found, keys, dropped = [], [], 0
     for row in rows:
@@ -85,9 +85,9 @@ def table_of(rows: Sequence[Row], truth: Truth) -> tuple[Array, Keys, int]:
 
 
 def rows_of_results(path: Path, truth: Truth) -> tuple[list[Row], list[str]]:
-    """Return the boxes of a results file by image, one row for every image of the truth, and warnings.
+    """Return the boxes of a results file as one row per image of the truth, and warnings.
 
-    Boxes in other images are left out and counted.
+    Boxes in other images are left out and counted in a warning.
     """
     results, messages = read_results(path, truth, "against", other_images=True)
     if not len(results):

@@ -1,4 +1,4 @@
-"""Grounding: IoU of boxes, and of masks by the rules of ReasonSeg (arXiv 2308.00692)."""
+"""Evaluate grounding: IoU of boxes, and of masks under the rules of ReasonSeg (arXiv 2308.00692)."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from vrft.utils.files import write_json
 Mask = NDArray[np.bool_]
 
 ACCURACY_IOU = 0.5
-"""IoU from which a box counts as correct."""
+"""Minimum IoU of a box that counts as correct."""
 
 
 class Segmenter(ABC):
-    """Turns a box into a mask."""
+    """Converts a box to a mask."""
 
     @abstractmethod
     def segment(self, image: Image.Image, box: Box) -> Mask:
-        """Return the mask of the object in the box, (height, width) of the image."""
+        """Return the mask of the object in the box, (height, width)."""
 
 
 class BoxSegmenter(Segmenter):
@@ -55,16 +55,16 @@ class Row(NamedTuple):
 class GroundingEvaluator(Evaluator[Row]):
     """Logs `val/mIoU`, `val/Acc@0.5` and `val/valid`, and with a segmenter `val/gIoU` and `val/cIoU`.
 
-    gIoU is the mean over prompts of the masks' intersection / union, and cIoU the sum of intersections / the sum of
-    unions. The true mask is the union of a sample's target polygons, and regions to ignore count neither for nor
-    against (`metadata["polygons"]` and `["ignore"]`, polygons or RLE). An unreadable answer counts as an empty mask.
+    gIoU is the mean over prompts of the masks' intersection / union, and cIoU is the sum of intersections / the sum of
+    unions. The true mask is the union of the target regions, `metadata["polygons"]`. Regions in `metadata["ignore"]`
+    neither raise nor lower a score. Regions are polygons or RLEs. An unreadable answer counts as an empty mask.
     """
 
     def __init__(self, segmenter: Segmenter | None = None) -> None:
         """Set the segmenter.
 
         Args:
-            segmenter: model that turns boxes into masks; default: none, only boxes are compared.
+            segmenter: model that converts boxes to masks; default: none, compare boxes only.
         """
         super().__init__()
         self.segmenter = segmenter
@@ -104,7 +104,7 @@ class GroundingEvaluator(Evaluator[Row]):
 
 
 def true_masks(sample: Sample) -> tuple[Mask, Mask]:
-    """Return the mask of the target and the mask of regions to ignore, (height, width) of the image.
+    """Return the mask of the target and the mask of the regions to ignore, each (height, width).
 
     Raises:
         ConfigurationError: the data has no polygons.

@@ -1,4 +1,4 @@
-"""Score several sampled answers to one question: pass@k, votes, and the likeliest of k."""
+"""Score several sampled answers to each question: pass@k, votes, and the most probable of k."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from vrft.types import Answer, Detection, Id, Target
 from vrft.utils.intervals import Interval, bootstrap_draws, mean_over_images
 
 SAME_BOX = 0.55
-"""IoU from which two boxes are of the same object (weighted boxes fusion, arXiv 1910.13302)."""
+"""Minimum IoU of two boxes of the same object (weighted boxes fusion, arXiv 1910.13302)."""
 
 
 @dataclass(slots=True)
@@ -23,7 +23,7 @@ class Sampled:
 
     image_id: Id
     qualities: list[float]  # n, from 0 to 1
-    log_probs: list[float]  # n, of whole completions
+    log_probs: list[float]  # n, sums over the tokens of a completion
     votes: dict[int, float] = field(default_factory=dict)  # by k, the mean quality of the votes of k answers each
     scores: dict[str, list[float]] = field(default_factory=dict)  # by reward, n scores that need no ground truth
 
@@ -38,16 +38,19 @@ def sizes(n: int) -> list[int]:
 
 
 def best_of(values: Sequence[float], k: int, keys: Sequence[float] | None = None) -> float:
-    """Return the expected value of the best of k of n answers, without replacement: no estimate has a smaller variance.
+    """Return the expected value of the best of k answers drawn from n without replacement.
+
+    This is the unbiased estimator of minimum variance:
 
         sum over i of v_(i) C(i - 1, k - 1) / C(n, k),    v_(i): value of the answer with the i-th smallest key
 
-    For values 0 and 1 and the values as keys, this is pass@k, 1 - C(n - c, k) / C(n, k) with c ones (arXiv 2107.03374).
+    If the values are 0 or 1 and the keys are the values, this is pass@k, 1 - C(n - c, k) / C(n, k), where c is the
+    number of ones (arXiv 2107.03374).
 
     Args:
         values: values of the n answers.
-        k: from 1 to n.
-        keys: what tells the best one; default: the values. Equal keys share their places.
+        k: number of answers to draw, from 1 to n.
+        keys: keys by which the best answer is selected; default: the values. Answers with equal keys are averaged.
     """
     keys = values if keys is None else keys
     shared: dict[float, list[float]] = defaultdict(list)
@@ -57,15 +60,15 @@ def best_of(values: Sequence[float], k: int, keys: Sequence[float] | None = None
     for key in sorted(shared):
         mean = sum(shared[key]) / len(shared[key])
         upto = below + len(shared[key])
-        parts.append(mean * ((comb(upto, k) - comb(below, k)) / comb(len(values), k)))  # whole numbers, however large
+        parts.append(mean * ((comb(upto, k) - comb(below, k)) / comb(len(values), k)))  # exact integers, however large
         below = upto
-    return fsum(parts)  # a plain sum of 18 shares of 1 exceeds 1
+    return fsum(parts)  # a plain sum may exceed 1 by rounding
 
 
 def vote(answers: Sequence[Answer]) -> Target | None:
-    """Return what most answers say; None if none can be read. Answers that can't be read have no vote.
+    """Return the majority vote of the readable answers, or None if there are none.
 
-    Names: the most common one, of equally common ones the first. Boxes: see `fused`.
+    For texts, it is the most common one, or the first of several equally common ones. For boxes, see `fused`.
     """
     read = [answer.value for answer in answers if answer.value is not None]
     names = [value for value in read if isinstance(value, str)]
@@ -76,13 +79,12 @@ def vote(answers: Sequence[Answer]) -> Target | None:
 
 
 def fused(answers: Sequence[tuple[Detection, ...]]) -> tuple[Detection, ...]:
-    """Return the boxes that more than half of the answers have, each as the mean of theirs.
+    """Return the boxes that more than half of the answers contain, each as the mean over the answers.
 
-    Boxes of one label are clustered by average linkage of 1 - IoU up to 1 - `SAME_BOX`. A cluster's box is the mean of
-    its boxes weighted by confidence, as in weighted boxes fusion (arXiv 1910.13302), and its score the sum of the
-    confidences over the number of answers or, if an answer has several of the boxes, of boxes if that is larger. If
-    most answers have boxes but none has a majority, the box that most answers have is returned. A single answer stays
-    as it is.
+    Boxes with the same label are clustered by average linkage of 1 - IoU up to 1 - `SAME_BOX`. The box of a cluster is
+    the mean of its boxes weighted by confidence, as in weighted boxes fusion (arXiv 1910.13302). Its score is the sum
+    of the confidences over max(number of answers, number of boxes in the cluster). If most answers have boxes but no
+    box has a majority, the most common box is returned. A single answer is returned unchanged.
     """
     if len(answers) == 1:
         return answers[0]
@@ -100,8 +102,8 @@ def fused(answers: Sequence[tuple[Detection, ...]]) -> tuple[Detection, ...]:
 
 
 def clusters(boxes: Sequence[Detection]) -> list[list[int]]:
-    """Return the positions of the boxes of each object, in the order of their first boxes."""
-    from scipy.cluster.hierarchy import fcluster, linkage  # takes longer to import than most commands
+    """Return the indices of the boxes of each object. Objects are in the order of their first boxes."""
+    from scipy.cluster.hierarchy import fcluster, linkage  # the import takes longer than most commands
     from scipy.spatial.distance import squareform
 
     if len(boxes) == 1:
@@ -119,7 +121,7 @@ def clusters(boxes: Sequence[Detection]) -> list[list[int]]:
 
 
 def mean_box(boxes: Sequence[Detection], answers: int) -> Detection:
-    """Return the mean of an object's boxes weighted by confidence; without confidences, all count the same."""
+    """Return the mean of an object's boxes, weighted by confidence, or equally if there are no confidences."""
     stated = [box.score for box in boxes if box.score is not None]
     weights = [1.0 if box.score is None else max(box.score, 1e-6) for box in boxes]
     x0, y0, x1, y1 = (
@@ -131,13 +133,13 @@ def mean_box(boxes: Sequence[Detection], answers: int) -> Detection:
 def curves(questions: Sequence[Sampled], success: float, resamples: int, seed: int) -> dict[str, dict[int, Interval]]:
     """Return curves over k from one set of samples, with 95 % intervals from a bootstrap over images.
 
-        pass       share of questions of whose k answers one has a quality of at least `success` (pass@k)
-        best       quality of the best of k answers, which only the truth can tell
-        likeliest  quality of the answer with the largest probability
+        pass       share of questions with at least one of k answers of quality `success` or better (pass@k)
+        best       quality of the best of k answers, selected by the ground truth
+        likeliest  quality of the most probable of k answers
         vote       quality of the vote of k answers
-        by NAME    quality of the answer with the largest score in a reward that needs no ground truth
+        by NAME    quality of the one of k answers with the highest score of a reward that needs no ground truth
 
-    At k = 1, all but `pass` are the mean quality of a sampled answer.
+    At k = 1, all curves but `pass` equal the mean quality of a sampled answer.
     """
     by_image: dict[Id, list[Sampled]] = defaultdict(list)
     for question in questions:
@@ -154,7 +156,7 @@ def curves(questions: Sequence[Sampled], success: float, resamples: int, seed: i
 
 
 def value_of(name: str, one: Sampled, k: int, success: float) -> float:
-    """Return the value of one question in a curve."""
+    """Return the value of a curve at k for one question."""
     if name == "vote":
         return one.votes[k]
     if name == "likeliest":

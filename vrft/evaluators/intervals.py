@@ -1,4 +1,4 @@
-"""Bootstrap intervals of scores, and of the difference between two models."""
+"""Compare two models on the same images, with bootstrap intervals."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from vrft.utils.intervals import CONFIDENCE_LEVEL, Interval, bootstrap_draws, in
 
 
 class Comparison(NamedTuple):
-    """One score of two models on the same images, and its difference."""
+    """A score of two models on the same images, and the difference."""
 
     before: Interval
     after: Interval
     difference: Interval
     images: int
-    """Images that the score depends on, e.g. those with small objects."""
+    """Number of images that the score depends on, e.g. those with small objects."""
     compared: int
-    """All images."""
+    """Number of all images."""
 
     @property
     def intervals(self) -> tuple[Interval, Interval, Interval]:
@@ -36,7 +36,7 @@ def compare(
 ) -> dict[str, Comparison]:
     """Compare two models by a paired bootstrap (Efron 1979): both are scored on the same resampled images.
 
-    All questions about an image are drawn together, because they are not independent.
+    Images are resampled with all their questions, because questions about one image are not independent.
 
     Args:
         evaluator: evaluator that computes the scores.
@@ -64,7 +64,7 @@ def compare(
 
 
 def table(found: dict[str, Comparison], names: tuple[str, str], images: str) -> Table:
-    """Return the comparison as a table. `images`: number and kind of the images."""
+    """Return the comparison as a table. `images` describes the images by number and kind."""
     few = any(score.images < MIN_IMAGES for score in found.values())
     drawn = Table(
         title=f"{images}, {CONFIDENCE_LEVEL:.0%} intervals over images",
@@ -81,7 +81,7 @@ def table(found: dict[str, Comparison], names: tuple[str, str], images: str) -> 
 
 
 def as_json(found: dict[str, Comparison], names: tuple[str, str]) -> dict[str, Any]:
-    """Return the comparison as plain values; bounds over too few images are null."""
+    """Return the comparison as plain values. Bounds of intervals over too few images are null."""
     keys = (*names, "difference")
     return {
         name: {

@@ -1,4 +1,4 @@
-"""Accuracy of moves through mazes."""
+"""Evaluate the accuracy of moves through mazes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from vrft.utils.files import write_table
 
 
 class Row(NamedTuple):
-    """One answer: its moves, how many of them lead through open sides, and the moves of the truth."""
+    """One answer: its moves, the number of moves before the first wall, and the correct moves."""
 
     moves: int
     legal: int
@@ -22,17 +22,17 @@ class Row(NamedTuple):
 
     @property
     def solved(self) -> bool:
-        """All moves lead through open sides, and the last one to the target, by no detour."""
+        """Whether the moves are a shortest path to the target."""
         return self.reached and self.moves == self.right
 
 
 class MazeEvaluator(Evaluator[Row]):
     """Logs `val/accuracy`, `val/reached`, `val/legal`, `val/path_length`, `val/solved_path_length` and `val/valid`.
 
-    `accuracy` is the share of answers that are a shortest way; `reached` counts those with a detour, too. `legal` is
-    the mean over answers of the share of moves before the first wall, 0 for an answer that can't be read. `path_length`
-    is the mean number of moves in answers that can be read, `solved_path_length` in those that are right. Writes a
-    table of accuracies by the number of moves that the truth has.
+    `accuracy` is the share of answers that are a shortest path; `reached` also counts paths with detours. `legal` is
+    the mean over answers of the share of moves before the first wall, 0 for an unreadable answer. `path_length` is the
+    mean number of moves of readable answers, `solved_path_length` of correct answers. Writes a table of accuracy by the
+    number of moves of the truth.
     """
 
     def row(self, answer: Answer, sample: Sample) -> Row:

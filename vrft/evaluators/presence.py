@@ -1,4 +1,4 @@
-"""Precision and recall of the categories named in images, and a map of them for `data.val_queries`."""
+"""Evaluate which categories are named in images, and write them as a map for `data.val_queries`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from vrft.utils.files import write_json
 
 
 class Row(NamedTuple):
-    """One image, with the categories that were named and those that are present."""
+    """One image, with the named and the present categories."""
 
     image_id: Id
     named: tuple[str, ...]
@@ -23,8 +23,8 @@ class Row(NamedTuple):
 class PresenceEvaluator(Evaluator[Row]):
     """Logs `val/presence/precision` and `val/presence/recall` over pairs of image and category, and `val/valid`.
 
-    Writes `category_map.json`, the named categories by image id, as input for `data.val_queries`. Recall is then the
-    largest share of present categories that a detector asked by this map can find.
+    Writes `category_map.json`, the named categories by image id, as input for `data.val_queries`. The recall is an
+    upper bound on the share of present categories that a detector finds if it is asked for the categories of this map.
     """
 
     def row(self, answer: Answer, sample: Sample) -> Row:

@@ -1,4 +1,4 @@
-"""Average precision and calibration of many bootstrap samples of images from one matching of their boxes."""
+"""Compute average precision and calibration for many bootstrap samples of images from one matching of boxes."""
 
 from __future__ import annotations
 
@@ -12,37 +12,37 @@ from vrft.evaluators.average_precision import UNDEFINED, Array, Format, hotcoco_
 from vrft.evaluators.calibration import NUM_BINS
 
 THRESHOLDS = {"AP": slice(None), "AP50": slice(0, 1), "AP75": slice(5, 6)}
-"""IoU thresholds, of COCO's 10, that a number is averaged over."""
+"""The IoU thresholds, of COCO's 10, over which a number is averaged."""
 
 RECALLS = np.linspace(0, 1, 101)
 EPSILON = np.spacing(1)
 
 
 class Matches(NamedTuple):
-    """The boxes of one category by falling score, with T = 10 IoU thresholds, D boxes and I images."""
+    """The D boxes of a category in descending order of score, with T = 10 IoU thresholds and I images."""
 
     images: NDArray[np.int64]  # (D,)
     scores: Array  # (D,)
-    right: Array  # (T, D), 1 where a true box is matched
-    wrong: Array  # (T, D), 1 where none is; both are 0 for boxes that the benchmark ignores
-    positives: Array  # (I,), true boxes to find
+    right: Array  # (T, D), 1 for a box matched with a true box
+    wrong: Array  # (T, D), 1 for an unmatched box; boxes that the benchmark ignores are 0 in both
+    positives: Array  # (I,), number of true boxes to find
 
 
 def resampled_precision(
     content: dict[str, Any], results: Array, format: Format, categories: Sequence[int], counts: Array
 ) -> dict[str, Array]:
-    """Return AP, AP50 and AP75 over all areas for each of R samples of the images, `UNDEFINED` without a true box.
+    """Return AP, AP50 and AP75 over all areas for each of R samples of the images, `UNDEFINED` without true boxes.
 
-    They equal the benchmark's numbers of data in which each image is repeated: repetitions of a box follow each other
-    by score, and interpolated precision does not depend on the positions between the first and the last of them. Only
-    the order of boxes of one image with equal scores may differ.
+    The values equal the benchmark's for data with repeated images: the repetitions of a box are adjacent in the order
+    of scores, and interpolated precision does not depend on the positions between the first and the last repetition.
+    Only the order of boxes of one image with equal scores may differ.
 
     Args:
         content: ground truth in COCO's or LVIS's tables, with numbers from 0 as ids.
-        results: image, x, y, width, height, score, category; the scores differ (N, 7).
+        results: image, x, y, width, height, score, category of N boxes, (N, 7); all scores differ.
         format: rules of the matching.
         categories: numbers of the categories to average over.
-        counts: number of times that each sample has each image (R, I).
+        counts: number of times that each image occurs in each sample, (R, I).
     """
     found = matches(content, results, format, categories, counts.shape[1])
     each = np.stack([_precision(match, counts) for match in found], 1)  # (R, K, T)
@@ -58,7 +58,7 @@ def resampled_precision(
 def matches(
     content: dict[str, Any], results: Array, format: Format, categories: Sequence[int], images: int
 ) -> list[Matches]:
-    """Match boxes by the rules of a benchmark, once for each category."""
+    """Match boxes under the rules of a benchmark, and return the matches of each category."""
     evaluation = hotcoco_evaluation(content, results, format)
     evaluation.params.cat_ids = [*categories]
     evaluation.params.area_rng, evaluation.params.area_rng_lbl = evaluation.params.area_rng[:1], ["all"]
@@ -89,9 +89,9 @@ def _join(parts: Sequence[dict[str, Any]], images: int) -> Matches:
 def resampled_calibration(
     content: dict[str, Any], results: Array, format: Format, categories: Sequence[int], counts: Array
 ) -> Array:
-    """Return the calibration error of each of R samples of the images, `UNDEFINED` without a box that counts.
+    """Return the calibration error of each of R samples of the images, (R,), `UNDEFINED` if no box counts.
 
-    The parameters are those of `resampled_precision`, but scores may tie. See `vrft.evaluators.calibration`.
+    Arguments are those of `resampled_precision`, but scores may tie. See `vrft.evaluators.calibration`.
     """
     gaps, boxes = np.zeros((counts.shape[1], NUM_BINS)), np.zeros(counts.shape[1])  # (I, 10), (I,)
     for match in matches(content, results, format, categories, counts.shape[1]):
@@ -105,7 +105,7 @@ def resampled_calibration(
 
 
 def _precision(match: Matches, counts: Array) -> Array:
-    """Return the average precision of one category by sample and threshold (R, T)."""
+    """Return the average precision of one category by sample and threshold, (R, T)."""
     weights, positives = counts[:, match.images], counts @ match.positives  # (R, D), (R,)
     result = np.full((len(counts), len(match.right)), UNDEFINED)
     for r in np.flatnonzero(positives):

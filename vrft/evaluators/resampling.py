@@ -1,4 +1,4 @@
-"""Scores of bootstrap samples of an evaluation's images, in a file that the report computes intervals from."""
+"""Write the scores of bootstrap samples of an evaluation's images, from which the report computes intervals."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from vrft.utils.intervals import bootstrap_draws
 RESAMPLES = 200
 SEED = 0
 MIN_IMAGES = 8
-"""An interval over fewer images says nothing."""
+"""Minimum number of images for which an interval is meaningful."""
 
 Row = TypeVar("Row")
 Scores = dict[str, list[float | None]]
-"""The scores of bootstrap samples by name, None where a sample has none."""
+"""Scores of bootstrap samples by name; None if a score is undefined for a sample."""
 
 
 def rows_by_image(rows: Sequence[Row], image_of: Callable[[Row, int], Id]) -> dict[Id, list[Row]]:
@@ -42,8 +42,8 @@ def write_resampled(
 ) -> None:
     """Write the scores of bootstrap samples of the images.
 
-    Two evaluations of the same images draw the same samples, so the report can pair them. Scores that a user's
-    evaluator can't compute for a sample are left out.
+    Two evaluations of the same images draw the same samples, so that the report can pair them. If a user's evaluator
+    can't score resampled images, the file is left out.
 
     Args:
         name: class of the evaluator.

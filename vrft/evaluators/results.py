@@ -1,4 +1,4 @@
-"""Results files: boxes of any detector in COCO's format."""
+"""Read and write results files: boxes of any detector in COCO's format."""
 
 from __future__ import annotations
 
@@ -34,22 +34,22 @@ class Result(msgspec.Struct, gc=False):
 def read_results(
     path: Path, truth: Truth, field: str = "results", other_images: bool = False
 ) -> tuple[Array, list[str]]:
-    """Read a results file as a table (N, 7): image, x, y, width, height, score, category, with the truth's numbers.
+    """Read a results file as a table.
 
-    Boxes of categories that the truth lacks are left out, as pycocotools leaves them out. They are counted in a
-    warning.
+    Boxes of categories that the truth lacks are left out, as in pycocotools, and counted in a warning.
 
     Args:
         path: results file.
-        truth: has the ids of images and categories.
+        truth: ground truth, which defines the numbers of images and categories.
         field: option that names the file, for messages.
-        other_images: leave out and count boxes in images that the truth lacks; an error otherwise, as in pycocotools.
+        other_images: leave out boxes in images that the truth lacks and count them in a warning, instead of raising an
+            error as pycocotools does.
 
     Returns:
-        The table, and warnings.
+        The table of image, x, y, width, height, score, category, (N, 7), with the truth's numbers; and warnings.
 
     Raises:
-        ConfigurationError: the file is not a list of results, numbers categories from 1 where the truth numbers them
+        ConfigurationError: the file is not a list of results, numbers categories from 1 although the truth numbers them
             from 0, or names an image that the truth lacks.
     """
     entries = _read(path, field)
@@ -89,7 +89,7 @@ def read_results(
 
 
 def ids_hint(path: Path) -> str:
-    """Return what to do if a results file is of `predict --images`, whose ids are names of files."""
+    """Return a remedy if a results file comes from `predict --images`, which uses file names as ids, else ""."""
     beside = path.with_name("predictions_images.json")
     if path.name != "predictions_coco.json" or not beside.is_file():
         return ""
@@ -100,7 +100,7 @@ def ids_hint(path: Path) -> str:
 
 
 def entries_of(results: Array, truth: Truth) -> list[dict[str, Any]]:
-    """Return a table of results (N, 7) as the entries of a results file, with the ids of the annotation file."""
+    """Convert a table of results, (N, 7), to the entries of a results file, with the ids of the annotation file."""
     return [
         {
             "image_id": truth.image_ids[int(image)],
@@ -113,7 +113,7 @@ def entries_of(results: Array, truth: Truth) -> list[dict[str, Any]]:
 
 
 def is_shifted(used: set[Id], truth: Truth) -> bool:
-    """Return whether ids of categories are those of a truth that counts from 0, plus 1."""
+    """Return whether the ids of categories are larger by 1 than those of a truth that counts from 0."""
     known = [key for key in truth.numbers_of_ids if not isinstance(key, str)]
     if 0 not in known or 0 in used or max(known) + 1 not in used:
         return False
@@ -121,13 +121,13 @@ def is_shifted(used: set[Id], truth: Truth) -> bool:
 
 
 def shift_warning(table: Array, keys: Sequence[Id], truth: Truth) -> str | None:
-    """Return a warning if the boxes fit the truth better with categories that are smaller by 1, else None.
+    """Return a warning if the boxes fit the truth better with category ids that are smaller by 1, else None.
 
-    Without a box of the last category, ids alone don't tell that a file counts from 1, see `is_shifted`.
+    `is_shifted` can't recognise a file that counts from 1 if it has no box of the last category.
 
     Args:
-        table: boxes (N, 7).
-        keys: their categories as the file has them (N,).
+        table: boxes, (N, 7).
+        keys: category ids of the boxes in the file, (N,).
         truth: ground truth.
     """
     numbers = truth.numbers_of_ids
@@ -161,7 +161,7 @@ def _read(path: Path, field: str) -> list[Result]:
 
 
 def _reason(entry: Result) -> str | None:
-    """Return the field and the reason why an entry is invalid, or None."""
+    """Return why an entry is invalid, with the field, or None if it is valid."""
     for field, key in (("image_id", entry.image_id), ("category_id", entry.category_id)):
         if not is_json_id(key):
             return f"{field}: expected a whole number or text, got {brief(key)}"

@@ -1,4 +1,4 @@
-"""Segmentation of boxes by a Segment Anything model."""
+"""Convert boxes to masks with a Segment Anything model (SAM)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from vrft.evaluators.grounding import Mask, Segmenter
 
 
 class SamSegmenter(Segmenter):
-    """A SAM checkpoint (arXiv 2304.02643) prompted with the box; returns the mask with the highest predicted IoU."""
+    """Prompts a SAM checkpoint (arXiv 2304.02643) with the box and returns the mask with the highest predicted IoU."""
 
     def __init__(self, checkpoint: str = "facebook/sam-vit-huge", device: str = "cpu") -> None:
         """Set the model, which is loaded for the first box.

@@ -1,4 +1,4 @@
-"""Boxes with equal scores: order them independently of the order of the data, and warn about them."""
+"""Order boxes with equal scores independently of the order of the data, and warn about ties."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from vrft.utils.display import counted
 Keys = NDArray[np.uint64]
 
 MAX_TIED_SHARE = 0.5
-"""Warn if more than this share of boxes has a score that other boxes have too."""
+"""Warn if a larger share of boxes has tied scores."""
 
 TIES: dict[Confidence, str] = {
     "answer": "answer ranks by stated confidences alone; product ranks by token probabilities too",
@@ -24,11 +24,11 @@ TIES: dict[Confidence, str] = {
     "confidences too",
     "product": "product ranks by stated confidences and token probabilities already, which are the same or not known",
 }
-"""Why scores tie, and the setting that may help, by `confidence`."""
+"""Why scores tie, and a setting that may help, by `confidence`."""
 
 
 def tie_key(sample: Sample) -> int:
-    """Return a number of 64 bits from the pixels of a sample's images and its question."""
+    """Return a 64-bit hash of the pixels of a sample's images and its question."""
     digest = hashlib.blake2b(digest_size=8, key=sample.query.encode(errors="replace")[:64])
     for image in sample.images:
         digest.update(image.tobytes())
@@ -36,41 +36,41 @@ def tie_key(sample: Sample) -> int:
 
 
 def break_ties(scores: Array, keys: Keys) -> Array:
-    """Return scores in the same order but without ties; untied scores stay as they are.
+    """Return scores without ties but with the same order of different scores. Untied scores are unchanged.
 
-    Evaluation code resolves ties by the order of image ids. Here, equal scores are ordered by `keys`, boxes with one
-    key by their position, and each becomes the next smaller float64 after the one before it. The results file has
-    these scores, so every tool computes the same numbers from it.
+    Evaluation code resolves ties by the order of image ids. Here, equal scores are ordered by `keys`, then by index,
+    and each is decreased to the next float64 below its predecessor. The results file has these scores, so that every
+    tool computes the same numbers from it.
 
     Args:
-        scores: scores from 0 (N,).
-        keys: a key for each score (N,).
+        scores: scores of at least 0, (N,).
+        keys: a key for each score, (N,).
 
     >>> break_ties(np.array([0.5, 0.5, 0.25]), np.array([7, 3, 5], np.uint64)).tolist()
     [0.49999999999999994, 0.5, 0.25]
     """
     places = np.arange(len(scores))
     order = np.lexsort((places, keys, -scores))
-    # positive floats are ordered like their bits, which count the representable numbers; adding 0.0 turns -0.0 into 0.0
+    # the bits of non-negative floats, read as integers, enumerate the floats in order; adding 0.0 turns -0.0 into 0.0
     bits = (scores[order] + 0.0).view(np.int64)
     bits = np.minimum.accumulate(bits + places) - places
-    bits = np.maximum(bits, places[::-1])  # ties at 0 go upwards
+    bits = np.maximum(bits, places[::-1])  # ties at 0 are increased instead, because scores must not be negative
     unique = np.empty_like(scores)
     unique[order] = bits.view(np.float64)
     return unique
 
 
 def without_ties(table: Array, keys: Keys) -> Array:
-    """Return a table of results (N, 7) whose scores differ, see `break_ties`."""
+    """Return a table of results, (N, 7), without ties, see `break_ties`."""
     table = table.copy()
     table[:, 5] = break_ties(np.ascontiguousarray(table[:, 5]), keys)
     return table
 
 
 def tied_share(table: Array) -> float:
-    """Return the share of boxes in a table (N, 7) whose score another box of the same category has.
+    """Return the share of boxes in a table, (N, 7), with the same score as another box of their category.
 
-    Average precision sorts the boxes of one category over all images, so equal scores of two categories are no tie.
+    Average precision sorts boxes within a category, so equal scores in different categories are not ties.
     """
     if not len(table):
         return 0.0
@@ -79,11 +79,11 @@ def tied_share(table: Array) -> float:
 
 
 def score_warnings(boxes: Sequence[Detection], tied: float, confidence: Confidence, field: str) -> list[str]:
-    """Return warnings about scores that leave the order of boxes to chance.
+    """Return warnings about missing or tied scores, which make the order of boxes arbitrary.
 
     Args:
         boxes: the boxes of all answers.
-        tied: share of boxes whose score another box of their category has.
+        tied: share of boxes with tied scores, see `tied_share`.
         confidence: score of a box.
         field: field of the evaluator, for messages.
     """

@@ -1,8 +1,8 @@
 """The ground truth of an evaluation: boxes in COCO's or LVIS's format, numbered from 0.
 
-An id may be anything that JSON holds as a whole number or text. The libraries that compute the numbers keep ids in
-float64 or int64, so they only get numbers: images and categories are numbered in the order of their ids, which is the
-order in which pycocotools resolves equal scores.
+An id may be any integer or string in JSON. The libraries that compute the numbers store ids as float64 or int64, so
+images and categories are numbered in the order of their ids, which is the order in which pycocotools resolves equal
+scores.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from vrft.utils.display import counted
 from vrft.utils.regular_files import read_regular
 
 LVIS_LISTS = ("neg_category_ids", "not_exhaustive_category_ids")
-"""Categories that LVIS annotated as absent from an image, or not exhaustively."""
+"""LVIS's lists of categories that are absent from an image, or not annotated exhaustively."""
 
 
 class Category(NamedTuple):
-    """A category with all its ids: files that were merged by hand have several for one name."""
+    """A category with all its ids. Merged files may have several ids for a name."""
 
     ids: tuple[Id, ...]
     name: str
@@ -40,7 +40,7 @@ class Category(NamedTuple):
 
 
 class Truth:
-    """Images, categories and true boxes. `content` has COCO's tables with numbers in place of ids."""
+    """Images, categories and true boxes. `content` has COCO's tables with numbers as ids."""
 
     def __init__(self, content: Any, source: str, field: str = "annotations", skip_bad: bool = False) -> None:
         """Check and number an annotation file.
@@ -49,10 +49,10 @@ class Truth:
             content: `images`, `annotations` and `categories` of COCO or LVIS.
             source: name of the file, for messages.
             field: setting that names the file, for messages.
-            skip_bad: leave out invalid images and annotations, which `warnings` counts.
+            skip_bad: leave out invalid images and annotations, and count them in `warnings`.
 
         Raises:
-            ConfigurationError: the content has another format, or holds an invalid entry.
+            ConfigurationError: the content has another format, or has an invalid entry.
         """
         self.source, self.name = source, f"{field}: {source}"
         self.bad: list[str] | None = [] if skip_bad else None
@@ -76,7 +76,7 @@ class Truth:
 
     @classmethod
     def read(cls, path: Path, field: str = "annotations", skip_bad: bool = False, encoding: str = UTF8) -> Truth:
-        """Read an annotation file; see the constructor."""
+        """Read an annotation file, see the constructor."""
         return cls(read_content(path, field, encoding), str(path), field, skip_bad)
 
     def _tables(self, content: Any) -> list[list[Any]]:
@@ -95,7 +95,7 @@ class Truth:
         self.bad.append(f"{location}: {reason}")
 
     def _categories(self, entries: Sequence[Any]) -> list[Category]:
-        """Return the categories in the order of their first ids. Those of one name are merged."""
+        """Return the categories in the order of their first ids. Categories with the same name are merged."""
         names: dict[Id, tuple[str, str]] = {}
         for i, entry in enumerate(entries):
             location = f"{self.name}: categories[{i}]"
@@ -104,7 +104,7 @@ class Truth:
                 raise ConfigurationError(f"{location}.id: expected a whole number or text, got {brief(key)}")
             if not isinstance(name, str):
                 raise ConfigurationError(f"{location}.name: expected text, got {brief(name)}")
-            if names.get(key, (name, ""))[0] != name:  # the same entry twice comes from merging files
+            if names.get(key, (name, ""))[0] != name:  # merged files repeat equal entries
                 raise ConfigurationError(f"{location}.id: {key!r} appears twice, as {names[key][0]!r} and {name!r}")
             names[key] = name, entry.get("frequency", "")
         merged: dict[str, Category] = {}
@@ -119,7 +119,7 @@ class Truth:
         return [*merged.values()]
 
     def _images(self, entries: Sequence[Any]) -> dict[Id, tuple[int, dict[str, Any]]]:
-        """Return the position and the entry of each valid image by id."""
+        """Return the index and the entry of each valid image by id."""
         ids = [entry.get("id") if isinstance(entry, dict) else None for entry in entries]
         seen = Counter(key for key in ids if is_json_id(key))
         kept = {}
@@ -138,12 +138,12 @@ class Truth:
             ids = entry.get(field)
             if ids is not None and not (isinstance(ids, list) and all(map(is_json_id, ids))):
                 raise ConfigurationError(f"{self.name}: images[{i}].{field}: expected a list of ids, got {brief(ids)}")
-            # a file reduced to some categories may still name the others here
+            # a file reduced to some categories may still list the others here
             lists[field] = [self.numbers_of_ids[key] for key in ids or () if key in self.numbers_of_ids]
         return {"id": self.image_numbers[entry["id"]], **lists}
 
     def _annotations(self, entries: Sequence[Any], images: set[Id]) -> list[dict[str, Any]]:
-        """Return the valid boxes. They are numbered from 1, since pycocotools takes a match with id 0 for none."""
+        """Return the valid boxes, numbered from 1, because pycocotools takes a match with id 0 for no match."""
         kept: list[dict[str, Any]] = []
         for i, entry in enumerate(entries):
             reason = annotation_reason(entry, images, self.numbers_of_ids.keys())
@@ -167,16 +167,16 @@ class Truth:
 
     @cached_property
     def _numbers_of_names(self) -> dict[int, int]:
-        """Images whose ids are file names of digits alone, by the value of these digits."""
+        """Numbers of the images whose ids are file names of digits, by the value of these digits."""
         names = [key for key in self.image_ids if isinstance(key, str)]
         digits = Counter(int(name) for name in names if name.isdecimal() and len(name) < 100)
         plain = {int(name): self.image_numbers[name] for name in names if name.isdecimal() and len(name) < 100}
         return {value: number for value, number in plain.items() if digits[value] == 1}
 
     def number_of_image(self, key: Id) -> int | None:
-        """Return the number of an image, None for an unknown id.
+        """Return the number of an image, or None for an unknown id.
 
-        Ultralytics writes 17 for the file 000017.jpg, so a number also stands for a file name of digits alone.
+        Ultralytics writes 17 for the file 000017.jpg, so an integer also matches a file name of digits.
         """
         if key in self.image_numbers or isinstance(key, str):
             return self.image_numbers.get(key)
@@ -189,7 +189,7 @@ class Truth:
             raise ConfigurationError(f"{field}: {unknown[0]!r} is not in {self.source}; it has {known}")
 
     def images_with(self, names: Iterable[str] | None) -> set[Id]:
-        """Return the ids of images with a true box of the given categories, or of any."""
+        """Return the ids of images with a true box of the given categories, or of any category."""
         numbers = self.category_numbers
         wanted = {*numbers.values()} if names is None else {numbers[name] for name in names}
         found = {entry["image_id"] for entry in self.content["annotations"] if entry["category_id"] in wanted}
@@ -203,7 +203,7 @@ class Truth:
         return boxes
 
     def resampled(self, images: Sequence[Id]) -> Truth:
-        """Return the truth of some images, whose ids are their positions; an image given twice becomes two images."""
+        """Return the truth of some images, with their indices as ids. An image given twice becomes two images."""
         numbers = [self.image_numbers[key] for key in images]
         again = [
             entry | {"image_id": n} for n, old in enumerate(numbers) for entry in self._boxes_by_image.get(old, ())
@@ -220,11 +220,11 @@ class Truth:
     def evaluate(
         self, results: Array, format: Format, backend: Backend = "hotcoco", images: Iterable[Id] | None = None
     ) -> Curves:
-        """Evaluate results (N, 7).
+        """Evaluate results.
 
         Args:
-            results: image, x, y, width, height, score, category; image and category are numbers.
-            format: rules: COCO's, or LVIS's federated ones with 300 detections per image.
+            results: image, x, y, width, height, score, category of N boxes, (N, 7); image and category are numbers.
+            format: rules: COCO's, or LVIS's federated rules with 300 detections per image.
             backend: library that computes the numbers.
             images: ids of the images to evaluate; default: all.
         """
@@ -235,9 +235,9 @@ class Truth:
     def calibration(
         self, results: Array, format: Format, categories: Iterable[str] | None, images: Iterable[Id] | None = None
     ) -> Calibration | None:
-        """Return the calibration of scores; see `evaluate` and `vrft.evaluators.calibration`.
+        """Return the calibration of scores, see `evaluate` and `vrft.evaluators.calibration`.
 
-        `categories` are the names of those whose boxes count; default: all.
+        `categories` are the names of the categories whose boxes count; default: all.
         """
         numbers = self.category_numbers
         counted = numbers.values() if categories is None else [numbers[name] for name in categories]
@@ -263,7 +263,7 @@ def read_content(path: Path, field: str, encoding: str) -> Any:
     try:
         content = msgspec.json.decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        content = None  # Python reads a byte order mark and, unlike msgspec, NaN, which is reported per record
+        content = None  # unlike msgspec, Python reads a byte order mark and NaN, which is then reported per record
     try:
         if isinstance(content, dict):
             require_each_part_once(data)
