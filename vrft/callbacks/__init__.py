@@ -1,1 +1,1 @@
-"""Callbacks of a run: checkpoints, signals, transcripts, guards, held-out answers, predictions, export, summary."""
+"""Callbacks: checkpoints, signals, transcripts, guards, held-out answers, predictions, export and the summary."""

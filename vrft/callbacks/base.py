@@ -1,4 +1,4 @@
-"""Typed access for callbacks, whose hooks get a plain Trainer and LightningModule."""
+"""Typed access to the trainer and the module for callbacks, whose hooks get a plain Trainer and LightningModule."""
 
 from __future__ import annotations
 

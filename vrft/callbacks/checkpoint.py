@@ -1,4 +1,4 @@
-"""Checkpoints during a run and at its end; the best ones by a held-out score."""
+"""Save checkpoints during a run and at its end, and keep the best ones by a held-out score."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ from vrft.utils.files import hardlink, relative_path
 class RunCheckpoint(SafeCheckpoint):
     """Saves every `every_n_train_steps` optimizer steps and at the end of the run.
 
-    Lightning writes a checkpoint before the evaluation of its step, so it can't know the score of its own weights. If
+    Lightning writes a checkpoint before the evaluation of its step, so the score of its weights is not known yet. If
     `monitor` is a held-out score (`val/…`), `last.ckpt` is therefore written before every evaluation. After the
-    evaluation it gets a second name if its score is among the `save_top_k` best, and `best.ckpt` points at the best.
+    evaluation, it gets a second name if its score is among the `save_top_k` best, and `best.ckpt` points at the best.
     """
 
     _unscored = ""
-    """File with the current weights until they are evaluated, otherwise empty."""
+    """File with the current weights until they are evaluated; empty otherwise."""
     _ranked = ""
-    """The just evaluated file, while its score is compared with others."""
+    """The file that was just evaluated, while its score is compared with others; empty otherwise."""
     _evaluation_due = False
-    """Whether the current weights are evaluated next. A checkpoint has it as of its own step."""
+    """Whether an evaluation of the current weights follows. A checkpoint has the value of its step."""
     _steps: Mapping[str, int] = MappingProxyType({})
-    """Optimizer steps of the best checkpoints, by the names of their files."""
+    """Optimizer steps of the best checkpoints, by file name."""
 
     @classmethod
     def of(cls, trainer: Trainer) -> RunCheckpoint:
@@ -44,17 +44,17 @@ class RunCheckpoint(SafeCheckpoint):
 
     @property
     def state_key(self) -> str:
-        """Independent of the settings, which may change when a run resumes."""
+        """Key of the state in a checkpoint. It does not depend on settings, which may change when a run resumes."""
         return type(self).__name__
 
     @property
     def monitors_held_out(self) -> bool:
-        """Whether the best checkpoints are chosen by a held-out score."""
+        """Whether the best checkpoints are selected by a held-out score."""
         return self.monitor is not None and self.monitor.startswith("val/")
 
     @property
     def best(self) -> dict[str, Any] | None:
-        """Path, metric, score and step of the best checkpoint by a held-out score, or None without one."""
+        """Path, metric, score and step of the best checkpoint by a held-out score, or None if there is none."""
         if not self.monitors_held_out or self.best_model_score is None:
             return None
         path = relative_path(self.best_model_path)
@@ -68,17 +68,17 @@ class RunCheckpoint(SafeCheckpoint):
         super().setup(trainer, pl_module, stage)
         self._training_began = False
         self._row: dict[str, float] = {}
-        """Metrics of the step that the next checkpoint saves."""
+        """Metrics of the current step, for the next checkpoint."""
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         if trainer.state.fn == TrainerFn.FITTING:
             self._unscored = str(trainer.ckpt_path)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Resume: log the row of the checkpoint's step again and make the evaluation that follows that step.
+        """Resume: log the metrics of the checkpoint's step again, and repeat the evaluation that follows this step.
 
-        A kill may have come before either was complete. If the step was the last of a run that now gets longer, the
-        checkpoint doesn't know the score of the evaluation either.
+        The run may have been killed before either was complete. If the step was the last of a run that is now
+        extended, the checkpoint does not have the score of the evaluation either.
         """
         super().on_train_start(trainer, pl_module)
         self._training_began = True
@@ -94,14 +94,14 @@ class RunCheckpoint(SafeCheckpoint):
         return {**super().state_dict(), **more}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load the best scores only if they belong to the metric that is monitored now."""
+        """Load the state, but the best scores only if they belong to the monitored metric."""
         if (state_dict["monitor"], state_dict["mode"]) == (self.monitor, self.mode):
             super().load_state_dict(self._moved_here(state_dict) if self.monitors_held_out else state_dict)
         self._row, self._evaluation_due = state_dict["row"], state_dict["due"]
-        self._steps = {**state_dict.get("steps", {})}  # checkpoints of earlier versions name no steps
+        self._steps = {**state_dict.get("steps", {})}  # checkpoints of earlier versions have no steps
 
     def _moved_here(self, state: dict[str, Any]) -> dict[str, Any]:
-        """Replace the folder in a state's paths by this run's: the run's folder may have been moved."""
+        """Replace the folder in a state's paths by this run's folder, which may have been moved."""
         before, here = state["dirpath"], str(self.dirpath)
         best = {here + path.removeprefix(before): score for path, score in state["best_k_models"].items()}
         return state | {"dirpath": here, "best_k_models": best}
@@ -122,7 +122,7 @@ class RunCheckpoint(SafeCheckpoint):
         else:
             with self.warn_if_write_fails(trainer):
                 super().on_train_batch_end(trainer, pl_module, *args)
-        if is_last_step:  # now, since later the loops count the epoch as complete
+        if is_last_step:  # later, the loops count the epoch as complete
             self.save_last_step(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -138,7 +138,7 @@ class RunCheckpoint(SafeCheckpoint):
                 self._rank_evaluated(trainer)
 
     def write(self, trainer: Trainer, path: str) -> None:
-        """Write a checkpoint, or give the one that was evaluated a second name."""
+        """Write a checkpoint, or give the evaluated checkpoint a second name."""
         if self._ranked:
             on_rank_zero(trainer, hardlink, Path(self._ranked), Path(path))
             self._steps = {**self._steps, Path(path).name: trainer.global_step}
@@ -167,7 +167,7 @@ class RunCheckpoint(SafeCheckpoint):
             self._ranked = ""
 
     def _forget_surplus(self, trainer: Trainer) -> None:
-        """Forget best checkpoints that are deleted, and the worst if a run resumes with a smaller `save_top_k`."""
+        """Forget deleted best checkpoints, and the worst ones if a run resumes with a smaller `save_top_k`."""
         kept = {path: score for path, score in self.best_k_models.items() if self.file_exists(path, trainer)}
         best, worst = (min, max) if self.mode == "min" else (max, min)
         while len(kept) > self.save_top_k > 0:
@@ -188,13 +188,13 @@ class RunCheckpoint(SafeCheckpoint):
         if run.stopped is not None:
             return
         if self.monitors_held_out and not self._evaluation_due:
-            self._evaluation_due = True  # the command evaluates after training, and a checkpoint has to say so
+            self._evaluation_due = True  # the command evaluates after training
             self.forget_last_saved_step()
         if not self.save_last_step(trainer):
             run.stop("the last checkpoint can't be written", exit_code=1)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Save the last completed step if rollouts fail, which all ranks know. A resumed run repeats the batch."""
+        """Save the last completed step if rollouts fail, an error that all ranks share. Resuming repeats the batch."""
         vision_module(pl_module).rollouts.release()
         if not isinstance(exception, RolloutFailed):
             return

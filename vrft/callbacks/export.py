@@ -14,7 +14,7 @@ class ExportHuggingFace(Callback):
     """Writes the last weights to `export/` in the run's folder, for `from_pretrained`; adapters are merged."""
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Export, after the last checkpoint is written."""
+        """Export after the last checkpoint was written."""
         trainer, module = vision_trainer(trainer), vision_module(pl_module)
         if trainer.stopped is not None:
             return

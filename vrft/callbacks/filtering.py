@@ -1,4 +1,4 @@
-"""`python -m vrft filter`: success rates of sampled answers to the training samples, and which of them to keep."""
+"""Implement `python -m vrft filter`: measure success rates of training samples and select the samples to keep."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ Scores = list[float | None]
 
 
 class Line(msgspec.Struct):
-    """The scores of a sample in the file of a rank, until the files are merged."""
+    """The scores of a sample in a rank's file, before the files are merged."""
 
     id: str
     scores: Scores
@@ -38,7 +38,7 @@ class Line(msgspec.Struct):
 class Filter(Callback):
     """Samples answers to each training sample, scores them and writes `success_rates.jsonl` in the run's folder.
 
-    Each rank appends its scores to a file of its own, batch by batch, so that an interrupted command continues.
+    Each rank appends its scores to its own file after every batch, so that an interrupted command can continue.
     """
 
     def __init__(self, samples: int, rule: Rule) -> None:
@@ -48,7 +48,7 @@ class Filter(Callback):
         self.samples, self.rule = samples, rule
 
     def check(self, module: VisionModule) -> None:
-        """Raise ConfigurationError unless the module has the rule's reward, whose scores some answers can reach."""
+        """Raise ConfigurationError unless the module has the rule's reward and its scores can be a success."""
         if self.rule.reward not in module.rewards:
             raise ConfigurationError(
                 f"reward: expected one of model.rewards, {', '.join(module.rewards)}, which tells success; got "
@@ -75,13 +75,13 @@ class Filter(Callback):
         module.answering = self.answer
 
     def _read(self) -> Iterator[tuple[str, Scores]]:
-        """Yield what earlier commands with the same settings have sampled."""
+        """Yield the ids and scores that earlier commands with the same settings have written."""
         for path in [self.run.success_rates, *self.run.success_rates_files()]:
             if path.is_file():
                 yield from ((line.id, line.scores) for line in _lines(path, self.asked))
 
     def answer(self, module: VisionModule, batch: PromptBatch) -> list[Answer]:
-        """Sample and score answers to P training samples, unless all of them have scores. Return no answer."""
+        """Sample and score answers to P training samples, unless all have scores already. Return an empty list."""
         check_prompt_lengths(batch, module.max_completion_length, module.policy.max_positions)
         missing = not all(self.ids[sample.index] in self.known for sample in batch.samples)
         if not module.trainer.strategy.reduce_boolean_decision(missing, all=False):
@@ -122,7 +122,7 @@ class Filter(Callback):
         self._say(entries)
 
     def _say(self, entries: Sequence[Entry]) -> None:
-        """Print how many samples are kept and left out, and how to train on them."""
+        """Print how many samples are kept and left out, and how to train on the kept ones."""
         rule, path = self.rule, self.run.success_rates
         print(f"success rates: {path} ({rule.reward} of at least {rule.success:g})")
         kept = sum(entry.kept for entry in entries)
@@ -138,7 +138,7 @@ class Filter(Callback):
 def rule_of(
     difficulty: Difficulty | None, reward: str | None, success: float | None, lowest: float, highest: float
 ) -> Rule:
-    """Return a rule whose reward and threshold are those of sampling by difficulty, unless they are given."""
+    """Return a rule. Reward and threshold default to those of `model.difficulty`."""
     if difficulty is not None and reward in (None, difficulty.reward):
         reward = difficulty.reward
         success = difficulty.success if success is None else success
@@ -146,7 +146,7 @@ def rule_of(
 
 
 def asked_of(module: VisionModule, trainer: Trainer, samples: int, reward: str) -> dict[str, Any]:
-    """Return everything that the scores depend on, beside the samples themselves, as plain values."""
+    """Return, as plain values, everything that the scores depend on except the samples."""
     sampling, checkpoint = module.sampling, trainer.ckpt_path
     return {
         "checkpoint": module.policy.checkpoint,
@@ -162,7 +162,7 @@ def asked_of(module: VisionModule, trainer: Trainer, samples: int, reward: str) 
 
 
 def _lines(path: Path, asked: dict[str, Any]) -> Iterator[Line]:
-    """Yield the scores in a file, up to a partial line; none if its first line names other settings."""
+    """Yield the lines of a file up to a partial line. Yield nothing if its first line has other settings."""
     lines = read_bytes(path).splitlines() if path.is_file() else []
     try:
         head = msgspec.json.decode(lines[0]) if lines else None

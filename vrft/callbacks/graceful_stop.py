@@ -1,4 +1,4 @@
-"""Signals that end a run after a checkpoint."""
+"""Stop a run after a checkpoint when a signal arrives."""
 
 from __future__ import annotations
 
@@ -24,33 +24,34 @@ from vrft.training.trainer import Stopped
 SIGNALS = tuple(number for number in signal.Signals if number.name in ("SIGTERM", "SIGUSR1", "SIGINT"))
 
 POLL_SECONDS = 0.2
-"""Seconds between attempts to end a rollout: one that begins after a signal has to end, too."""
+"""Seconds between attempts to end rollouts, since one may begin after the signal."""
 
 
 class GracefulStop(Checkpoint):
-    """Finishes the step on SIGTERM, SIGUSR1 or Ctrl-C, saves it and ends the run with 128 + the signal's number.
+    """Finishes and saves the step on SIGTERM, SIGUSR1 or Ctrl-C, then exits with 128 + the signal's number.
 
-    The signal handler only records the signal. The ranks agree on it when a batch ends, because a collective in a
-    handler would deadlock. Under SLURM, SIGUSR1 also requeues the job. Ctrl-C doesn't wait for the answers of rollout
-    servers: a resumed run repeats the step. A second Ctrl-C quits at once.
+    The signal handler only records the signal. The ranks agree on it at the end of a batch, because a collective in a
+    handler would deadlock. Under SLURM, SIGUSR1 also requeues the job. Ctrl-C does not wait for rollout servers: the
+    resumed run repeats the step. A second Ctrl-C quits at once.
 
-    This is a Checkpoint because Lightning runs checkpoint callbacks last, when all others have seen the batch.
+    The class derives from Checkpoint because Lightning runs checkpoint callbacks last, after all others have processed
+    the batch.
     """
 
     def __init__(self) -> None:
         self.received = 0
-        """The number of the last signal; 0: none."""
+        """The number of the last signal; 0 if there was none."""
         self.interrupts = 0
-        """How many times SIGINT came, also between other signals."""
+        """Number of SIGINTs received, whatever other signals came in between."""
         self.quiet = False
         self.rollouts: Rollouts | None = None
         self.ended = threading.Event()
-        """Set once no rollout has to be ended any more."""
+        """Set once no rollouts need to be ended any more."""
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Replace the handlers that Lightning has just set. It restores the original ones when the stage ends."""
+        """Replace the handlers that Lightning has just set. Lightning restores the original ones after the stage."""
         self.quiet = not trainer.is_global_zero
-        if threading.current_thread() is threading.main_thread():  # Python allows no other; Ray Train uses threads
+        if threading.current_thread() is threading.main_thread():  # Python's requirement; Ray Train uses threads
             for number in SIGNALS:
                 signal.signal(number, self.record)
             self.rollouts = vision_module(pl_module).rollouts
@@ -79,7 +80,7 @@ class GracefulStop(Checkpoint):
         self._stop_if_received(trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Report the signal instead of the rollout that it ended."""
+        """Report the signal instead of the failure of the rollout that it ended."""
         self.ended.set()
         run = vision_trainer(trainer)
         if self.interrupts and isinstance(exception, RolloutFailed) and run.stopped is not None:
@@ -90,7 +91,7 @@ class GracefulStop(Checkpoint):
         self.ended.set()
 
     def on_validation_batch_end(self, trainer: Trainer, *_: Any) -> None:
-        """Raise Stopped: part of an evaluation is of no use."""
+        """Raise Stopped on a signal, because part of an evaluation is useless."""
         if self._stop_if_received(trainer):
             raise Stopped
 
@@ -103,7 +104,9 @@ class GracefulStop(Checkpoint):
             return False
         self.ended.set()
         name = signal.Signals(number).name
-        vision_module(trainer.lightning_module).rollouts.release()  # brings back what has left the GPU for a server
+        vision_module(
+            trainer.lightning_module
+        ).rollouts.release()  # bring back tensors that were offloaded to make room for a server
         if trainer.global_step == 0:
             trainer.stop(f"{name} before the first step, nothing to save", 128 + number)
         elif trainer.state.fn == TrainerFn.FITTING and not RunCheckpoint.of(trainer).save_last_step(trainer):
@@ -116,7 +119,7 @@ class GracefulStop(Checkpoint):
 
 
 def requeue(job: str) -> None:
-    """Put a SLURM job back in the queue; warn if that fails."""
+    """Requeue a SLURM job. Warn if that fails."""
     try:
         subprocess.run(["scontrol", "requeue", job], check=True)
     except (OSError, subprocess.CalledProcessError) as error:

@@ -1,4 +1,4 @@
-"""Reports of guards' findings in the console, in the loggers and in `warnings.jsonl`."""
+"""Report the warnings of guards in the console, in the loggers and in `warnings.jsonl`."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from vrft.types import PromptBatch, ScoredRollout
 from vrft.utils.files import atomic_write
 
 MAX_TENSORS, MAX_ELEMENTS = 64, 256
-"""Trainable tensors, and elements of each, that are compared before and after a step."""
+"""Maximum number of trainable tensors, and of elements of each, to compare before and after a step."""
 
 COLUMNS = ("rollout", "step", "guard", "message")
 
@@ -33,12 +33,12 @@ COLUMNS = ("rollout", "step", "guard", "message")
 class Guards(Callback):
     """Checks each rollout and evaluation for problems that a rising reward hides.
 
-    A finding is reported once, when it begins. Only the first rank checks, on metrics of all ranks and on its own
+    A problem is reported once, when it begins. Only the first rank checks, using metrics of all ranks but only its own
     completions, so that no rank waits for another.
     """
 
     def __init__(self, off: list[str] | None = None) -> None:
-        """`off`: names of guards that are switched off."""
+        """Set the guards. `off`: names of guards to switch off."""
         names = [guard.name for guard in GUARDS]
         for name in off or ():
             if name not in names:
@@ -47,7 +47,7 @@ class Guards(Callback):
                 raise ConfigurationError(f"guards.off: no guard is called {name!r}{hint}; expected {', '.join(names)}")
         self.guards: list[Guard] = [guard() for guard in GUARDS if guard.name not in (off or ())]
         self.reported: list[dict[str, Any]] = []
-        """The lines of `warnings.jsonl`."""
+        """The entries of `warnings.jsonl`."""
         self.training_began = False
         self.weights_before: Tensor | None = None
 
@@ -61,7 +61,7 @@ class Guards(Callback):
                 guard.load_state_dict(state_dict["guards"][guard.name])
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Drop lines of `warnings.jsonl` from after the checkpoint, since a resumed run reports them again."""
+        """Drop lines that `warnings.jsonl` got after the checkpoint, since the resumed run reports them again."""
         self.training_began = True
         self.show_raised(trainer)
         path = RunDir.of(trainer).warnings
@@ -110,7 +110,7 @@ class Guards(Callback):
                 self.report(guard, guard.evaluated(scores), trainer, vision_module(pl_module))
 
     def report(self, guard: Guard, message: str | None, trainer: Trainer, module: VisionModule) -> None:
-        """Report a guard's finding unless already reported, and log the end of the problem (`message` None)."""
+        """Report a guard's warning unless it was reported already; if `message` is None, log the end of the problem."""
         if guard.raised == (message is not None) or not self.training_began:
             return
         guard.raised = message is not None
@@ -133,7 +133,7 @@ class Guards(Callback):
         show_table(trainer.loggers, "guards/said", COLUMNS, rows, step)
 
     def show_raised(self, trainer: Trainer) -> None:
-        """Show the names of the raised guards in the progress bar."""
+        """Show the names of the guards with current problems in the progress bar."""
         bar = trainer.progress_bar_callback
         if isinstance(bar, PhaseProgressBar):
             bar.guards = [guard.name for guard in self.guards if guard.raised]
@@ -141,7 +141,7 @@ class Guards(Callback):
 
 @torch.no_grad()
 def sample_weights(module: LightningModule) -> Tensor | None:
-    """Return some weights of trainable tensors across the model, of the most common dtype; None if nothing trains."""
+    """Return a flat sample of trainable weights across the model, in the most common dtype; None if nothing trains."""
     trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
     dtypes = [parameter.dtype for parameter in trained]
     if not trained:

@@ -1,4 +1,4 @@
-"""Held-out answers: one JSON line each for every evaluation, and the images of some."""
+"""Write the held-out answers of each evaluation as JSON lines, and the images of some."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ from vrft.utils.thumbnails import save_thumbnails
 class HeldOutAnswers(Callback):
     """Writes `answers.jsonl` in the folder of each evaluation.
 
-    The score of a line is the first evaluator's quality of the answer, or the reward if there is no evaluator. Images
-    are kept of the worst answers, of those that gained or lost most since the first evaluation, and of a fair sample.
+    The score of an answer is the first evaluator's `quality`, or the reward if there is no evaluator. Images are saved
+    for the worst answers, for those that improved or worsened most since the first evaluation, and for an even sample.
     """
 
     def __init__(self) -> None:
@@ -73,7 +73,7 @@ class HeldOutAnswers(Callback):
 
 
 def answer_line(answer: Answer, sample: Sample, file: str | None) -> dict[str, Any]:
-    """Return an answer about the image in a file as plain values, with the reward as its score."""
+    """Return an answer as plain values, with the reward as its score. `file`: file of the image."""
     reward = answer.reward if answer.reward is not None and math.isfinite(answer.reward) else None
     return {
         "sample": sample.index,
@@ -93,9 +93,9 @@ def answer_line(answer: Answer, sample: Sample, file: str | None) -> dict[str, A
 
 
 def keep_shown(run: RunDir, folder: Path, answers: dict[int, HeldOut], data: VisionData, module: VisionModule) -> None:
-    """Save the images of the answers that the report shows, and note the files and the prompts in the answers.
+    """Save the images of the answers that the report shows, and add the files and the prompts to the answers.
 
-    `folder`: the folder of the evaluation.
+    `folder` is the folder of the evaluation.
     """
     earlier = [other for _, other in run.evaluations_by_step() if other != folder]
     first = read_answers(earlier[0], []) if earlier else answers

@@ -1,4 +1,4 @@
-"""Corrections of Lightning's loop counters around checkpoints, so that a resumed run equals an uninterrupted one."""
+"""Correct Lightning's loop counters around checkpoints, so that a resumed run equals an uninterrupted one."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from vrft.training.lightning_internals import forget_evaluation, shift_logged_st
 def resume_counters(trainer: Trainer) -> None:
     """Make the counters of a resumed run agree with its loader.
 
-    The loader counts samples. If the global batch size has changed, Lightning still counts batches of the old size.
+    The loader counts samples, but Lightning counts batches, whose size may have changed.
     """
     loop = trainer.fit_loop
     epochs = loop.epoch_progress.current
@@ -25,7 +25,7 @@ def _count_batches_like_loader(trainer: Trainer) -> None:
     progress = loop.epoch_loop.batch_progress
     if loader.batches == progress.current.ready:
         return
-    if loader.batches == len(loader) and not progress.is_last_batch:  # the rest of the epoch is less than a batch
+    if loader.batches == len(loader) and not progress.is_last_batch:  # the rest of the epoch is smaller than a batch
         loop.epoch_progress.increment_processed()
         loop.epoch_progress.increment_completed()
     shift = loader.batches - progress.current.ready
@@ -34,9 +34,9 @@ def _count_batches_like_loader(trainer: Trainer) -> None:
 
 
 def uncount_batch(trainer: Trainer) -> None:
-    """Set the counters back to the last completed batch, as they were when Lightning would have saved after it.
+    """Set the counters back to the last completed batch, to the values of a checkpoint saved right after it.
 
-    The loader hands the uncounted batch out again.
+    The loader yields the uncounted batch again.
     """
     train_loader_of(trainer).return_last_batch()
     progress = trainer.fit_loop.epoch_loop.batch_progress
@@ -46,13 +46,13 @@ def uncount_batch(trainer: Trainer) -> None:
         for stage in ("ready", "started", "processed"):
             setattr(count, stage, count.completed)
         count.completed -= in_epoch
-    shift_logged_step(trainer, -in_epoch)  # Lightning adds one when it loads a checkpoint from within an epoch
+    shift_logged_step(trainer, -in_epoch)  # Lightning adds one when it loads a checkpoint from the middle of an epoch
 
 
 def repeat_evaluation(trainer: Trainer, epoch: int) -> None:
-    """Run the evaluation that follows the step of the checkpoint, from its first batch on.
+    """Make Lightning run the evaluation after the step of the checkpoint from its first batch.
 
-    `epoch`: epoch of that step. The counter may be one further, if the epoch ended with the step.
+    `epoch` is the epoch of the step. The counter may be larger by one if the epoch ended with the step.
     """
     loop, epochs = trainer.fit_loop.epoch_loop, trainer.fit_loop.epoch_progress.current
     loop.val_loop.restarting = False

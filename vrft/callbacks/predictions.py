@@ -1,4 +1,4 @@
-"""Answers of `predict`: JSON lines, COCO's results format and pictures."""
+"""Write the answers of `predict` as JSON lines, as a COCO results file and as pictures."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from vrft.utils.files import write_json
 Row = dict[str, Any]
 
 MAX_STEM_BYTES = 200
-"""Bytes of an image's name in the name of its picture. File systems allow 255, with number and suffix."""
+"""Maximum number of bytes of an image's name in the name of its picture. File systems allow 255 in total."""
 
 PICTURE = re.compile(r"\d{6,}-.*\.jpg", re.DOTALL)
 """Names of the pictures that `draw_all` writes."""
@@ -43,10 +43,11 @@ PICTURE = re.compile(r"\d{6,}-.*\.jpg", re.DOTALL)
 class Predictions(Callback):
     """Writes `predictions.jsonl` in the run's folder, and COCO's results file if answers are boxes.
 
-    Scores of the results file are those by which `CocoEvaluator` ranks boxes, with its `confidence` if the config has
-    one.
+    Boxes in the results file have the scores by which `CocoEvaluator` ranks them, with the evaluator's `confidence` if
+    the config has a `CocoEvaluator`.
 
-    Each rank writes its answers to a file of its own, batch by batch. At the end these are merged in the data's order.
+    Each rank writes its answers to its own file after every batch. At the end, the files are merged in the order of the
+    data.
     """
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -103,7 +104,7 @@ class Predictions(Callback):
 
 
 def remove_earlier(run: RunDir) -> None:
-    """Remove the boxes and pictures of an earlier command, and nothing that `predict` did not write."""
+    """Remove the boxes and pictures of an earlier command, but no file that `predict` did not write."""
     for stale in (run.predictions_coco, run.predictions_images):
         stale.unlink(missing_ok=True)
     for picture in run.predictions_drawn.glob("*.jpg"):
@@ -112,14 +113,14 @@ def remove_earlier(run: RunDir) -> None:
 
 
 def model_name(checkpoint: str) -> str:
-    """Return the name of a built-in policy without its folder, and any other checkpoint as it is."""
+    """Return the name of a built-in policy without its folder. Return any other checkpoint unchanged."""
     return Path(checkpoint).name if Path(checkpoint).parent == BUILT_IN else checkpoint
 
 
 def prediction_row(answer: Answer, sample: Sample, data: VisionData, confidence: Confidence) -> Row:
-    """Return an answer as plain values; boxes are in pixels of the upright image.
+    """Return an answer as plain values, with boxes in pixels of the upright image.
 
-    `ranked` has the key for ties and the score of each box for the results file.
+    The entry `ranked` has the tie key and the score of each box for the results file.
     """
     file = image_file(data.evaluated_set(), sample.index)
     boxes = answer.value if isinstance(answer.value, tuple) else None
@@ -142,9 +143,9 @@ def prediction_row(answer: Answer, sample: Sample, data: VisionData, confidence:
 def write_coco_results(
     run: RunDir, rows: Sequence[Row], ranked: Sequence[tuple[int, list[float | None]]], ids: dict[str, Id]
 ) -> Path:
-    """Write `predictions_coco.json` and `predictions_images.json`, its images and categories. Return the first path.
+    """Write `predictions_coco.json`, and its images and categories in `predictions_images.json`. Return the first path.
 
-    A box without a label has the query as its category. As in an evaluation, boxes without area and those whose
+    A box without a label has the query as its category. As in an evaluation, boxes without area and boxes whose
     category is not in `ids` are left out, and ties are broken. If `ids` is empty, categories are numbered by name.
     """
     boxes = [
@@ -192,13 +193,13 @@ def draw_all(folder: Path, rows: Sequence[Row], trainer: Trainer) -> Path:
 
 
 def boxes_of(entry: Row) -> list[Detection]:
-    """Return the boxes of a row; a box without a label gets the query."""
+    """Return the boxes of a row. A box without a label gets the query as its label."""
     answer = entry["answer"] if isinstance(entry["answer"], list) else []
     return [Detection(tuple(box["box"]), box["label"] or entry["query"], box["score"]) for box in answer]
 
 
 def captions(entries: Sequence[Row]) -> Iterator[str]:
-    """Yield the answers that are not boxes, as text below the picture."""
+    """Yield captions for the answers that are not boxes."""
     for entry in entries:
         query = f"{entry['query']}: " if entry["query"] else ""
         if entry["answer"] is None:

@@ -1,4 +1,4 @@
-"""Speed and memory of each step."""
+"""Log the speed and the memory of each step."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ GB = 1e9
 
 
 class Resources(Callback):
-    """Logs `train/samples_per_second`, summed over ranks, and `memory/…` of the rank that uses most."""
+    """Logs `train/samples_per_second`, summed over ranks, and `memory/…` of the rank that uses the most."""
 
     def on_train_batch_start(self, *_: Any) -> None:
         self.start = time.perf_counter()

@@ -1,4 +1,4 @@
-"""Rollouts in the loggers: tables with boxes in Weights & Biases, pictures in TensorBoard."""
+"""Log rollouts: as tables with boxes to Weights & Biases, as pictures to TensorBoard."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from vrft.utils.drawing import PREDICTION, TRUTH, Colour, draw_images, draw_path
 
 
 def show_rollout(loggers: Sequence[Logger], scored: ScoredRollout, rows: Sequence[dict[str, Any]], step: int) -> None:
-    """Log the first completions of a rollout: as a table to Weights & Biases, as pictures to TensorBoard.
+    """Log the first completions of a rollout, as a table to Weights & Biases or as pictures to TensorBoard.
 
     Args:
         loggers: the loggers of the run.
@@ -32,7 +32,7 @@ def show_rollout(loggers: Sequence[Logger], scored: ScoredRollout, rows: Sequenc
 
 
 def log_table(logger: WandbLogger, scored: ScoredRollout, rows: Sequence[dict[str, Any]], step: int) -> None:
-    """Log a table row per completion: the image with true and predicted boxes, the texts and the rewards."""
+    """Log a table with a row per completion: the image with true and predicted boxes, the texts and the rewards."""
     names = list(scored.rewards)
     columns = ["step", "rollout", "image", "query", "reasoning", "completion", *names, "reward", "advantage"]
     group = scored.reward.shape[1]
@@ -54,7 +54,7 @@ def log_table(logger: WandbLogger, scored: ScoredRollout, rows: Sequence[dict[st
 
 
 def overlays(sample: Sample, answer: Answer) -> Any:
-    """Return a W&B image whose boxes are overlays that can be switched on and off, or several images with boxes."""
+    """Return a W&B image with its boxes as overlays that the viewer can toggle, or several images with drawn boxes."""
     import wandb
 
     if sample.num_images > 1:
@@ -70,7 +70,7 @@ def overlays(sample: Sample, answer: Answer) -> Any:
 
 
 def with_paths(image: Image.Image, sample: Sample, answer: Answer) -> Image.Image:
-    """Return a sample's image with the true and the predicted way, unchanged if the sample is no maze."""
+    """Draw the true and the predicted path on a maze. Return the image of any other sample unchanged."""
     for value, colour in ((sample.target, TRUTH), (answer.value, PREDICTION)):
         points = drawn_path(sample.query, value, image.size) if sample.num_images == 1 else []
         if points:
@@ -90,7 +90,7 @@ def _overlay(detection: Detection) -> dict[str, Any]:
 
 
 def layers_of(sample: Sample, answer: Answer) -> list[tuple[Sequence[Detection], Colour]]:
-    """Return the true boxes of a sample and those of an answer, with their colours."""
+    """Return the true boxes of a sample and the boxes of an answer, each with a colour."""
     layers: list[tuple[Sequence[Detection], Colour]] = []
     if isinstance(sample.target, tuple):
         layers.append((tuple(true._replace(score=None) for true in sample.target), TRUTH))

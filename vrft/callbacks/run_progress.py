@@ -1,4 +1,4 @@
-"""Write the progress of a run to a file that its report reads."""
+"""Write the progress of a run to a file for its report."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from vrft.training.time_left import RunClock
 from vrft.utils.files import write_json
 
 WRITE_SECONDS = 5.0
-"""Time between two writes. The file is also written when training begins and when it ends."""
+"""Minimum time between two writes. The file is also written when training begins and when it ends."""
 
 
 class RunProgress(Callback):
-    """Writes `progress.json`: what `fit` does, the steps and seconds done, and those to go."""
+    """Writes `progress.json`: what `fit` is doing, and the elapsed and remaining steps and seconds."""
 
     def __init__(self) -> None:
         self.written = -WRITE_SECONDS
@@ -47,7 +47,7 @@ class RunProgress(Callback):
             self.write(trainer, pl_module, "failed", type(exception).__name__)
 
     def write(self, trainer: Trainer, pl_module: LightningModule, doing: str, reason: str | None = None) -> None:
-        """Write the file, or warn if that fails. `reason`: why the run failed."""
+        """Write the file, or warn if writing fails. `reason`: why the run failed."""
         if not trainer.is_global_zero:
             return
         if vision_trainer(trainer).stopped is not None:

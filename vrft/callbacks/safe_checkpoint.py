@@ -1,4 +1,4 @@
-"""Checkpoints that are complete at any moment, and whose failed writes don't end a run."""
+"""Write checkpoints atomically, and survive failed writes."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from vrft.utils.files import remove_unpublished, replace_link
 class SafeCheckpoint(CheckpointBase):
     """Lightning's ModelCheckpoint, safe against kills and full disks.
 
-    `last.ckpt` and the file that it points at are whole at every instant: links are replaced atomically, and files that
-    Lightning wants to remove stay until no link points at them.
+    `last.ckpt` and the file that it points at are complete at all times: links are replaced atomically, and files that
+    Lightning removes are kept until no link points at them.
     """
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         super().setup(trainer, pl_module, stage)
         self.outdated: list[str] = []
-        """Files to remove as soon as the links point elsewhere."""
+        """Files to remove once no link points at them."""
         if stage == "fit" and trainer.is_global_zero:
             remove_unpublished(Path(str(self.dirpath)), f"*{self.FILE_EXTENSION}")
 
     def save_last_step(self, trainer: Trainer) -> bool:
-        """Write `last.ckpt` unless the current step is saved. Return whether it is saved now."""
+        """Write `last.ckpt` unless the current step is saved already. Return whether the step is saved."""
         if self.last_saved_step != trainer.global_step:
             with self.warn_if_write_fails(trainer):
                 self.last_model_path = self.format_checkpoint_name({}, self.CHECKPOINT_NAME_LAST)

@@ -1,4 +1,4 @@
-"""`test` and `validate --samples`: score several sampled answers to each question together."""
+"""Implement `test --samples` and `validate --samples`: score several sampled answers to each question together."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ from vrft.utils.files import write_json
 from vrft.utils.intervals import Interval
 
 SUCCESS = 0.5
-"""Quality from which an answer counts as right: an IoU of 0.5, or the right name."""
+"""Minimum quality of an answer that counts as right: an IoU of 0.5, or the right name."""
 
 RESAMPLES = 200
 
 
 class SampledAnswers(Callback):
-    """Samples answers beside the greedy ones of an evaluation, at temperature 1, and writes curves over their number.
+    """Samples answers at temperature 1 in addition to the greedy ones, and writes curves over their number.
 
-    Rewards that need no ground truth choose among the answers. The random numbers of a question depend on the seed and
-    its number in the data alone, so any number of ranks and any batch size samples the same answers.
+    Rewards that need no ground truth select among the answers. The random numbers for a question depend only on the
+    seed and the question's index in the data, so that the answers are the same for any number of ranks and batch size.
     """
 
     def __init__(self, samples: int, evaluator: Evaluator[Any]) -> None:
-        """Set the number of answers to each question, and the evaluator that says how good they are."""
+        """Set the number of answers to each question, and the evaluator of their quality."""
         if samples < 2:
             raise ConfigurationError(f"samples: expected at least 2, got {samples}")
         self.samples, self.evaluator = samples, evaluator
@@ -85,7 +85,7 @@ class SampledAnswers(Callback):
 
 
 def label_free_scores(module: VisionModule, answers: list[Answer], samples: list[Sample]) -> dict[str, list[float]]:
-    """Return the scores (N,) of each reward that needs no ground truth; minus infinity where it does not apply."""
+    """Return the scores, (N,), of each reward that needs no ground truth; -inf where the reward does not apply."""
     found = {}
     for name, reward in module.rewards.items():
         if not reward.label_free:
@@ -96,7 +96,7 @@ def label_free_scores(module: VisionModule, answers: list[Answer], samples: list
 
 
 def judged(evaluator: Evaluator[Any], answers: list[Answer], log_probs: list[float], sample: Sample) -> Sampled:
-    """Return the qualities of the n answers to a question, and of the votes of the first k, the next k and so on."""
+    """Return the qualities of the n answers to a question, and the mean quality of the votes of k answers for each k."""
 
     def quality(answer: Answer) -> float:
         return quality_of(evaluator, answer, sample)

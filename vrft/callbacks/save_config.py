@@ -1,4 +1,4 @@
-"""The resolved configuration of a run, in its folder."""
+"""Save the resolved config of a run in its folder."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from vrft.utils.yaml_text import encode_yaml
 
 
 class SaveResolvedConfig(SaveConfigCallback):
-    """Writes `config.yaml`: every field with the value that it had, without secrets.
+    """Writes `config.yaml`: every field with its value, without secrets.
 
-    Paths in the run's folder are written relative to `run_dir`, so that a rerun of the file gets a folder of its own.
+    Paths in the run's folder are written relative to `run_dir`, so that a rerun of the config can use another folder.
     """
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:

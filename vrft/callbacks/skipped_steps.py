@@ -1,4 +1,4 @@
-"""Skipped optimizer steps: record the completions that caused them, and end a run that only skips."""
+"""Record the completions that caused skipped optimizer steps, and end a run that only skips."""
 
 from __future__ import annotations
 
@@ -20,14 +20,15 @@ from vrft.utils.display import counted
 class SkippedSteps(Checkpoint):
     """Writes the completions behind skipped steps to `faults.jsonl`, and ends a run that only skips.
 
-    These are the completions whose reward or log-probabilities are not finite, or the whole rollout if all are finite.
-    With several ranks, each writes a file of its own.
+    Writes the completions whose reward or log-probabilities are not finite, or the whole rollout if all are finite.
+    With several ranks, each writes its own file.
 
-    This is a Checkpoint because Lightning runs checkpoint callbacks last, when all others have seen the batch.
+    The class derives from Checkpoint because Lightning runs checkpoint callbacks last, after all others have processed
+    the batch.
     """
 
     def __init__(self, max_in_a_row: int = 10) -> None:
-        """`max_in_a_row`: training steps without any optimizer step after which the run saves and ends."""
+        """Set after how many consecutive training steps without an optimizer step the run saves and ends."""
         if max_in_a_row < 1:
             raise ConfigurationError(f"skipped_steps.max_in_a_row: expected at least 1, got {max_in_a_row}")
         self.max_in_a_row = max_in_a_row
@@ -49,7 +50,7 @@ class SkippedSteps(Checkpoint):
         self.in_a_row = self.in_a_row + 1 if trainer.global_step == self.last_step else 0
         self.last_step = trainer.global_step
         if self.in_a_row == self.max_in_a_row:
-            self.in_a_row = 0  # part of the checkpoint: a resumed run starts counting from 0
+            self.in_a_row = 0  # the checkpoint saves it, and a resumed run must not stop again at once
             saved = "" if RunCheckpoint.of(trainer).save_last_step(trainer) else "; the last step can't be saved"
             trainer.stop(
                 f"no finite gradient in {counted(self.max_in_a_row, 'step')} in a row, see faults.jsonl{saved}", 1
@@ -57,7 +58,7 @@ class SkippedSteps(Checkpoint):
 
 
 def fault_rows(step: int, batch: PromptBatch, outputs: Any) -> Iterator[dict[str, Any]]:
-    """Yield the lines of `faults.jsonl` for a skipped step: its completions, or its samples in supervised training."""
+    """Yield the lines of `faults.jsonl` for a skipped step: its completions, or in SFT its samples."""
     scored: ScoredRollout | None = outputs.get("scored")
     if scored is None:
         for sample in batch.samples:

@@ -1,4 +1,4 @@
-"""Held-out scores of the base and the tuned model: the table at the end of a run and `summary.json`."""
+"""Summarise the held-out scores of the base and the tuned model at the end of a run."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from vrft.utils.files import write_json
 class Summary(Callback):
     """Keeps the first and the last held-out scores of a run, and the seconds of training.
 
-    Checkpoints have the scores of the base and the seconds, so that a resumed run counts on.
+    Checkpoints contain the scores of the base and the seconds, which a resumed run continues to count.
     """
 
     def __init__(self) -> None:
@@ -35,7 +35,7 @@ class Summary(Callback):
         self.train_start: float | None = None
 
     def seconds_so_far(self) -> float:
-        """Return the seconds of training, in all parts of a resumed run."""
+        """Return the seconds of training, summed over all parts of a resumed run."""
         return self.seconds + (0.0 if self.train_start is None else time.perf_counter() - self.train_start)
 
     def state_dict(self) -> dict[str, Any]:
@@ -101,13 +101,13 @@ def write_scores(folder: Path, scores: dict[str, float]) -> None:
 def comparison_table(
     base: dict[str, float], tuned: dict[str, float], best: dict[str, float] | None = None, step: int | None = None
 ) -> Table:
-    """Return a table of the scores that both have. A resumed run may have other evaluators than the base had.
+    """Return a table of the scores common to both, since a resumed run may have other evaluators.
 
     Args:
         base: scores of the base.
         tuned: scores of the last step.
         best: scores of the best checkpoint, if the run kept one.
-        step: its step.
+        step: optimizer step of the best checkpoint.
     """
     table = Table(title="held-out images, greedy answers")
     columns = ("", "base", "tuned" if best is None else "last", "change")

@@ -1,4 +1,4 @@
-"""`test --budgets`: score answers after a limited number of thinking tokens."""
+"""Implement `test --budgets`: score answers after a limited number of thinking tokens."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ from vrft.utils.files import write_json
 from vrft.utils.intervals import Interval, bootstrap_draws, mean_over_images
 
 Row = tuple[Id, list[tuple[float, int]]]
-"""Image of a question, with the quality of its answer and the number of thinking tokens for each budget."""
+"""Image of a question; the quality of the answer and the number of thinking tokens for each budget."""
 
 
 class ThinkingBudget(Callback):
-    """Cuts the thinking of each greedy answer of a test at several lengths, and judges the answers that follow."""
+    """Truncates the thinking of each greedy answer at several lengths, and scores the answers that follow."""
 
     def __init__(self, budgets: Sequence[int], evaluator: Evaluator[Any]) -> None:
-        """Set the numbers of thinking tokens, and the evaluator that says how good answers are."""
+        """Set the numbers of thinking tokens, and the evaluator of the answers' quality."""
         if not budgets or min(budgets) < 0:
             raise ConfigurationError(f"budgets: expected numbers of tokens, at least 0, got {[*budgets]}")
         self.budgets, self.evaluator = sorted({*budgets}), evaluator
         self.questions: dict[int, Row] = {}
 
     def check(self, module: VisionModule) -> None:
-        """Raise ConfigurationError for a module without thinking, or one whose engine can't continue a completion."""
+        """Raise ConfigurationError if the module does not think, or if its engine can't continue a completion."""
         if not module.task.reasoning:
             raise ConfigurationError("budgets: expected task.reasoning=true; there is no thinking to cut")
         if isinstance(module.engine, RemoteEngine):

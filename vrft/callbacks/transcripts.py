@@ -1,4 +1,4 @@
-"""Transcripts of training: a JSON line for each completion, small images, and tables or pictures in the loggers."""
+"""Write transcripts of training: a JSON line per completion, thumbnails, and tables or pictures for the loggers."""
 
 from __future__ import annotations
 
@@ -28,17 +28,22 @@ from vrft.utils.thumbnails import save_thumbnails
 class Transcripts(Callback):
     """Writes `transcripts.jsonl`: prompt, completion, answer, rewards, advantage and image of rollouts.
 
-    The first and the last rollout of a run are always written. A line names its image in the folder `pictures`, or null
-    if the image can't be written.
+    The first and the last rollout of a run are always written. A line names its image in the folder `pictures`, or is
+    null there if the image can't be written.
     """
 
     def __init__(self, every_n_rollouts: int = 10, max_prompts: int = 4) -> None:
-        """`every_n_rollouts`: how often; `max_prompts`: prompts of a rollout, each with all its completions."""
+        """Set which rollouts to write.
+
+        Args:
+            every_n_rollouts: number of rollouts from one written rollout to the next.
+            max_prompts: maximum number of prompts of a rollout to write, each with all its completions.
+        """
         if every_n_rollouts < 1 or max_prompts < 1:
             raise ConfigurationError("trainer.callbacks: Transcripts: every_n_rollouts and max_prompts start at 1")
         self.every_n_rollouts, self.max_prompts = every_n_rollouts, max_prompts
         self.pending: Callable[[], None] | None = None
-        """Writes the last rollout, unless that is done. It is dropped when the next step begins."""
+        """Writes the last rollout, if not written yet. Dropped when the next step begins."""
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: PromptBatch, batch_idx: int
@@ -61,16 +66,16 @@ class Transcripts(Callback):
         self.write_pending()
 
     def write_pending(self) -> None:
-        """Write the last rollout unless that is done."""
+        """Write the last rollout if it is not written yet."""
         if self.pending is not None:
             self.pending()
             self.pending = None
 
     def write(self, trainer: Trainer, module: VisionModule, scored: ScoredRollout, rollout: int, step: int) -> None:
-        """Append the lines of a rollout and log it. `step`: the step of the loggers."""
+        """Append the lines of a rollout to the file, and log the rollout. `step` is the step of the loggers."""
         run, group = RunDir.of(trainer), scored.reward.shape[1]
         prompts = min(len(scored.samples), self.max_prompts)
-        on_cpu = replace(scored, advantages=scored.advantages.cpu())  # a GPU would be waited for with every number
+        on_cpu = replace(scored, advantages=scored.advantages.cpu())  # else each number would wait for the GPU
         rows = [transcript_row(on_cpu, rollout, n) for n in range(prompts * group)]
         data, task = data_of(trainer), type(module.task).__name__
         about = [
@@ -89,9 +94,9 @@ class Transcripts(Callback):
 
 
 def append_json_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    """Append a line of JSON for each row, or warn if that fails.
+    """Append a line of JSON for each row, or warn if writing fails.
 
-    A killed run may have left a partial line at the end of the file; it gets a line break first.
+    A partial line that a killed run left at the end of the file is first ended by a line break.
     """
     try:
         with path.open("ab+") as file:
@@ -104,7 +109,7 @@ def append_json_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
 
 
 def transcript_row(scored: ScoredRollout, rollout: int, n: int) -> dict[str, Any]:
-    """Return completion n of a rollout as plain values; None for rewards that don't apply or are not finite."""
+    """Return completion n of a rollout as plain values, with None for rewards that don't apply or are not finite."""
     group = scored.reward.shape[1]
     sample, answer = scored.samples[n // group], scored.answers[n]
     choices = {"metadata": {"choices": sample.metadata["choices"]}} if "choices" in sample.metadata else {}

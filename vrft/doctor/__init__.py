@@ -1,4 +1,4 @@
-"""Checks before a long run: data, prompts, rewards, coordinates and memory."""
+"""Check data, prompts, rewards, coordinates and memory before a long run."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ from vrft.types import Sample
 from vrft.utils.display import counted, visible
 
 NUM_SAMPLES = 64
-"""Training samples to check with their images; the rest is checked without."""
+"""Number of training samples whose images are decoded and checked."""
 
 
 def examine(
     module: VisionModule, data: VisionData, folder: Path, console: Console, probe: int, gpu_memory: float | None
 ) -> Iterator[str]:
-    """Check everything that `fit` would use, describe it on the console, and yield the problems.
+    """Check everything that `fit` would use, describe it on the console, and yield problems.
 
     Args:
         module: the loaded module.
         data: the data module, set up for fitting.
         folder: folder for `samples.png`.
-        console: receives the description, including what is fine.
-        probe: number of prompts for the model to answer; 0 for none.
-        gpu_memory: GB of GPU memory that the run may use; default: that of this machine's GPU.
+        console: receives the description.
+        probe: number of prompts for the model to answer; 0: none.
+        gpu_memory: GPU memory in GB that the run may use; default: the memory of this machine's GPU.
     """
     samples = choose_samples(data)
     yield from check_data(module, data, console)
@@ -54,7 +54,7 @@ def examine(
 
 
 def choose_samples(data: VisionData) -> list[Sample]:
-    """Choose training samples: those with most boxes, and others evenly spread over the data."""
+    """Choose the training samples with the most boxes, and others evenly spread over the data."""
     dataset = data.train_set()
     size: int = len(dataset)  # type: ignore[arg-type]
     spread = [*range(0, size, -(-size // NUM_SAMPLES))]
@@ -66,7 +66,7 @@ def choose_samples(data: VisionData) -> list[Sample]:
 
 
 def check_data(module: VisionModule, data: VisionData, console: Console) -> Iterator[str]:
-    """Show the size and the categories of the data, and yield images smaller than a patch."""
+    """Show the size and the categories of the data, and yield a problem if images are smaller than a patch."""
     if not isinstance(data, RecordData):
         return
     side = patch_side(module.policy.base.config)

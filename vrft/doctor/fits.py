@@ -1,4 +1,4 @@
-"""Estimate which ways of training fit on a GPU, from a model's config.json alone."""
+"""Estimate which ways of training fit on a GPU, from a model's config.json only."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ FOUR_BIT_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
 """Bytes of a weight in four bits: half a byte, a byte per block of 64, and 4 bytes per 256 of these."""
 
 LARGEST_BATCH = 256
-"""Prompts per step up to which a batch is looked for."""
+"""Maximum number of prompts per step that is tried."""
 
 
 class Way(NamedTuple):
@@ -28,9 +28,9 @@ class Way(NamedTuple):
     name: str
     lora: bool
     quantized: bool = False
-    optimizer: float = 8  # bytes of optimizer state per weight that trains: two numbers in float32
-    reference: bool = False  # a frozen copy
-    item: int = FLOAT32_BYTES  # bytes of a weight that trains
+    optimizer: float = 8  # bytes of optimizer state per trained weight: two float32 numbers
+    reference: bool = False  # whether a frozen copy is the reference
+    item: int = FLOAT32_BYTES  # bytes of a trained weight
 
 
 WAYS = (
@@ -54,8 +54,8 @@ class Request(NamedTuple):
     rank: int
     checkpointing: bool
     modules_to_save: tuple[str, ...] = ()
-    server_share: float = 0.0  # part of the GPU that a vLLM server has while it is awake; 0: the policy itself decodes
-    rollouts: int = 1  # in a step, those of dynamic sampling included
+    server_share: float = 0.0  # share of the GPU for an awake vLLM server; 0: the policy itself decodes
+    rollouts: int = 1  # per step, including those of dynamic sampling
 
 
 class Fit(NamedTuple):
@@ -63,21 +63,21 @@ class Fit(NamedTuple):
 
     way: Way
     estimate: Estimate
-    batch: int | None  # None: no GPU was named
+    batch: int | None  # None: no GPU memory was given
 
 
 class Sizes(NamedTuple):
     """Numbers of weights of a model."""
 
     all: int
-    linear: int  # of linear layers
-    quantizable: int  # of linear layers of the language model, which have adapters
-    largest: int  # of the largest of these layers
-    adapters: int  # of rank 1 on all of them
-    modules: int  # of modules that train as a whole beside adapters
-    linear_modules: int  # of the linear layers in these
-    quantized_modules: bool  # some of these would be in four bits
-    tower_trains: bool  # some of these are in the vision tower
+    linear: int  # in linear layers
+    quantizable: int  # in linear layers of the language model, which have adapters
+    largest: int  # in the largest quantizable layer
+    adapters: int  # in adapters of rank 1 on all quantizable layers
+    modules: int  # in whole modules that train in addition to adapters
+    linear_modules: int  # in the linear layers of these modules
+    quantized_modules: bool  # whether a linear layer of these modules would be in four bits
+    tower_trains: bool  # whether one of these modules is in the vision tower
 
 
 def fits(config: PreTrainedConfig, request: Request, gpu_memory: float | None) -> list[Fit]:
@@ -86,14 +86,14 @@ def fits(config: PreTrainedConfig, request: Request, gpu_memory: float | None) -
     Args:
         config: the model's config.
         request: settings of the run.
-        gpu_memory: GB of the GPU.
+        gpu_memory: memory of the GPU in GB.
     """
     sizes, shape = count(config, request.modules_to_save), model_shape(config, torch.bfloat16)
     server = request.server_share * (gpu_memory or 0.0) * GB
     found = []
     for way in WAYS:
         if way.quantized and sizes.quantized_modules:
-            continue  # weights in four bits can't train
+            continue  # weights in four bits can't be trained
         stored = weights(way, sizes, request.rank)
 
         def needs(prompts: int, way: Way = way, stored: Stored = stored) -> Estimate:
@@ -113,11 +113,11 @@ def fits(config: PreTrainedConfig, request: Request, gpu_memory: float | None) -
 
 
 def count(config: PreTrainedConfig, modules_to_save: tuple[str, ...] = ()) -> Sizes:
-    """Count the weights of a model without making them.
+    """Count the weights of a model without allocating them.
 
     Args:
         config: the model's config.
-        modules_to_save: ends of the names of modules that train as a whole beside adapters.
+        modules_to_save: suffixes of the names of whole modules that train in addition to adapters.
     """
     from transformers import AutoModelForImageTextToText
 
@@ -145,7 +145,7 @@ def count(config: PreTrainedConfig, modules_to_save: tuple[str, ...] = ()) -> Si
 
 
 def weights(way: Way, sizes: Sizes, rank: int) -> Stored:
-    """Return what a way of training stores in bfloat16."""
+    """Return the weights that a way of training stores, for a compute dtype of bfloat16."""
     item = torch.bfloat16.itemsize
     if not way.lora:
         reference = item * sizes.all if way.reference else 0
@@ -153,7 +153,7 @@ def weights(way: Way, sizes: Sizes, rank: int) -> Stored:
         return Stored(sizes.all, 0, reference, copied, way.optimizer, tower_trains=True, item=way.item)
     four_bits = sizes.quantizable if way.quantized else 0
     frozen = item * (sizes.all - four_bits) + FOUR_BIT_BYTES * four_bits
-    frozen += item * sizes.largest if way.quantized else 0  # a layer's weights while it computes
+    frozen += item * sizes.largest if way.quantized else 0  # the dequantised weights of a layer while it computes
     copied, trained = sizes.quantizable - four_bits + sizes.linear_modules, rank * sizes.adapters + sizes.modules
     return Stored(trained, frozen, 0, copied, way.optimizer, tower_trains=sizes.tower_trains, modules=sizes.modules)
 
@@ -165,7 +165,7 @@ def served(way: Way, sizes: Sizes) -> float:
 
 
 def load(request: Request, prompts: int) -> Workload:
-    """Return the work of a step with P prompts, and of an evaluation with as many."""
+    """Return the workload of a step, and of an evaluation batch, with `prompts` prompts."""
     return Workload(
         prompts=prompts,
         evaluated=prompts,

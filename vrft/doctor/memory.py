@@ -1,4 +1,4 @@
-"""Estimate of the GPU memory that a run needs, from the model and the settings."""
+"""Estimate the GPU memory that a run needs, from the model and the settings."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ from vrft.training.module import VisionModule
 from vrft.types import PromptBatch
 
 RESERVE = 1.5 * GB
-"""CUDA context, libraries and fragmentation; also assumed of a server that sleeps."""
+"""Bytes for the CUDA context, libraries and fragmentation; also the assumed memory of a sleeping server."""
 
 
 def check_memory(
     module: VisionModule, data: VisionData, batch: PromptBatch, gpu_memory: float | None, console: Console
 ) -> Iterator[str]:
-    """Show the estimate; if it exceeds the available memory, yield that with settings to change.
+    """Show the estimate. If it exceeds the available memory, yield a problem with settings to change.
 
-    The formulas count stored tensors. They are within 15 % of the peaks of small models on a stand-in for a GPU;
-    nothing has been compared with a GPU.
+    The formulas count stored tensors. They are within 15 % of the peaks of small models on a stand-in for a GPU; they
+    have not been compared with a real GPU.
     """
     available = gpu_memory
     if available is None and torch.cuda.is_available():
@@ -61,10 +61,10 @@ def check_memory(
 
 
 def check_share(share: float, available: float, policy: float, copied: float) -> Iterator[str]:
-    """Yield what is wrong with the share of a GPU that a server has beside the policy while it is awake.
+    """Yield a problem if the share of GPU memory for an awake server on the policy's GPU is too large or too small.
 
     Args:
-        share: part of the GPU's memory.
+        share: server's share of the GPU's memory, in 0..1.
         available: memory of the GPU, in GB.
         policy: the policy's weights, which stay on the GPU, in GB.
         copied: the server's copy of the weights, in GB, unless it has them in four bits.
@@ -99,7 +99,7 @@ def estimate(module: VisionModule, data: VisionData, batch: PromptBatch) -> Esti
 
 
 def stored_weights(policy: Policy, optimizer: float) -> Stored:
-    """Count the weights of a loaded policy. `optimizer`: bytes of optimizer state per weight that trains."""
+    """Count the weights of a loaded policy. `optimizer`: bytes of optimizer state per trained weight."""
     parameters = [*policy.model.parameters()]
     trained = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
     frozen = sum(parameter.nbytes for parameter in parameters if not parameter.requires_grad)
@@ -116,7 +116,7 @@ def stored_weights(policy: Policy, optimizer: float) -> Stored:
 
 
 def page_locked_bytes(module: VisionModule) -> int:
-    """Return the bytes of page-locked CPU memory in which a rank with a GPU keeps an offloaded reference."""
+    """Return the bytes of page-locked CPU memory in which each rank with a GPU keeps an offloaded reference."""
     policy = module.policy
     if not policy.offload_reference:
         return 0
@@ -132,7 +132,7 @@ def model_bytes(model: nn.Module) -> int:
 
 
 def workload(module: VisionModule, data: VisionData, batch: PromptBatch) -> Workload:
-    """Return the work of a step on the longest of some prompts."""
+    """Return the workload of a step, with all prompts as long as the longest in `batch`."""
     image = module.policy.base.config.image_token_id
     return Workload(
         prompts=data.batch_size,
@@ -148,22 +148,22 @@ def workload(module: VisionModule, data: VisionData, batch: PromptBatch) -> Work
 
 
 def optimizer_bytes(module: VisionModule, dtype: torch.dtype = torch.float32) -> float:
-    """Measure the bytes of optimizer state per parameter, by a step on a small matrix of a dtype."""
+    """Measure the bytes of optimizer state per parameter by a step on a small matrix of a dtype."""
     matrix = nn.Parameter(torch.zeros(512, 512, dtype=dtype))
     optimizer = module.optimizer_callable([matrix])
     matrix.grad = torch.zeros_like(matrix)
     optimizer.step()
     kept = [value for value in optimizer.state[matrix].values() if isinstance(value, torch.Tensor)]
-    file = io.BytesIO()  # with the tensors inside of torchao's
+    file = io.BytesIO()  # serialisation includes the inner tensors of torchao's tensor subclasses
     torch.save(kept, file)
     with zipfile.ZipFile(file) as archive:
         return sum(part.file_size for part in archive.infolist() if "/data/" in part.filename) / matrix.numel()
 
 
 def copied_weights(model: nn.Module, dtype: torch.dtype) -> int:
-    """Count the weights of linear layers that a rollout on a GPU copies: merged with adapters, or in another dtype.
+    """Count the weights of linear layers that a rollout on a GPU copies, to merge adapters or to change the dtype.
 
-    Those in four bits stay as they are.
+    Weights in four bits are not copied.
     """
     adapted = {module.get_base_layer() for module in model.modules() if has_adapter(module)}
     layers = [m for m in model.modules() if isinstance(m, nn.Linear) and not is_in_four_bits(m)]
@@ -171,7 +171,7 @@ def copied_weights(model: nn.Module, dtype: torch.dtype) -> int:
 
 
 def scale_bytes(model: nn.Module) -> int:
-    """Return the bytes of the scales of weights in four bits, and of the largest of these weights while it is used."""
+    """Return the bytes of the scales of weights in four bits, plus the largest dequantised weight."""
     states = [layer.weight.quant_state for layer in four_bit_layers(model)]
     scales = sum(state.absmax.nbytes + (state.state2.absmax.nbytes if state.nested else 0) for state in states)
     return scales + max((math.prod(state.shape) * state.dtype.itemsize for state in states), default=0)

@@ -1,7 +1,7 @@
-"""Estimate of the memory of each phase of a run.
+"""Estimate the GPU memory of each phase of a run.
 
-The formulas count the tensors that a layer of a Hugging Face model keeps for its backward, and the largest ones that
-exist for a moment. H is the hidden size, I that of the MLP, V the vocabulary, L prompt tokens, T completion tokens.
+The formulas count the tensors that a layer of a Hugging Face model keeps for its backward, and the largest temporary
+tensors. H is the hidden size, I the size of the MLP, V the vocabulary size, L prompt tokens, T completion tokens.
 """
 
 from __future__ import annotations
@@ -12,34 +12,34 @@ from vrft.doctor.shape import FLOAT32_BYTES, ModelShape
 
 GB = 1e9
 LOGITS_CHUNK = 1024
-"""Completion tokens whose logits exist at the same time."""
+"""Number of completion tokens whose logits exist at the same time."""
 
 ROOM = 128
-"""Rooms for prompts are of a multiple of this number of tokens."""
+"""Caches reserve room for prompts in multiples of this number of tokens."""
 
 LOGITS_COPIES = 3
-"""Copies of logits in float32 that exist at once: before and after the bias of banned ids, and normalised."""
+"""Simultaneous float32 copies of logits: before and after the bias of banned ids, and normalised."""
 
 
 class Stored(NamedTuple):
-    """Bytes and numbers of weights."""
+    """Bytes and numbers of stored weights."""
 
-    trained: int  # weights that train
-    frozen: float  # bytes of those that don't
-    reference: float  # bytes of a reference of its own on the GPU
-    copied: int  # weights that rollouts decode with in copies
-    optimizer: float  # bytes of optimizer state per weight
+    trained: int  # number of trained weights
+    frozen: float  # bytes of frozen weights
+    reference: float  # bytes of a separate reference model on the GPU
+    copied: int  # number of weights that rollouts copy for decoding
+    optimizer: float  # bytes of optimizer state per trained weight
     tower_trains: bool
-    modules: int = 0  # weights of whole modules that train beside adapters
-    item: int = FLOAT32_BYTES  # bytes of a weight that trains
+    modules: int = 0  # number of weights in whole modules that train in addition to adapters
+    item: int = FLOAT32_BYTES  # bytes of a trained weight
 
 
 class Part(NamedTuple):
-    """Prompts and completions that are computed at once."""
+    """Prompts and completions of one forward pass."""
 
     prompts: int
     rows: int
-    tokens: int  # of all prompts and completions
+    tokens: int  # in all prompts and completions
 
 
 class Workload(NamedTuple):
@@ -48,15 +48,15 @@ class Workload(NamedTuple):
     prompts: int  # in a rollout and an update
     evaluated: int  # prompts in a batch of an evaluation
     sampled: int  # completions per prompt in a rollout
-    generations: int  # of these, those that an update takes
+    generations: int  # completions per prompt in an update
     prompt_tokens: int
     image_tokens: int
     completion_tokens: int
     micro_batch: int
-    rollouts: int = 1  # in a step, those of dynamic sampling included
+    rollouts: int = 1  # per step, including those of dynamic sampling
 
     def largest_part(self) -> Part:
-        """Return the largest micro-batch: of whole groups, or of some completions of one that is above the limit."""
+        """Return the largest micro-batch: whole groups, or part of a single group that exceeds the limit."""
         length, longest = self.prompt_tokens, self.completion_tokens
         group = length + self.generations * longest
         prompts = max(min(self.prompts, self.micro_batch // group), 1)
@@ -67,19 +67,19 @@ class Workload(NamedTuple):
 
 
 class Estimate(NamedTuple):
-    """Bytes of what is on the GPU."""
+    """Bytes on the GPU."""
 
-    stays: dict[str, float]  # during a run
-    phases: dict[str, float]  # the most in each phase, what stays included
+    stays: dict[str, float]  # bytes that stay allocated during a run
+    phases: dict[str, float]  # peak of each phase, including `stays`
 
     @property
     def peak(self) -> float:
-        """The most of all phases."""
+        """The maximum over all phases."""
         return max(self.phases.values())
 
 
 class Phases:
-    """The memory of a run, from a model and its settings."""
+    """The memory of a run, given the sizes of the model and the workload."""
 
     def __init__(self, stored: Stored, shape: ModelShape, load: Workload, *, lora: bool, checkpointing: bool) -> None:
         self.stored, self.shape, self.load = stored, shape, load
@@ -89,12 +89,12 @@ class Phases:
         self.beside: dict[str, float] = {}
         """Bytes of other processes on the same GPU."""
         self.awake = 0.0
-        """Bytes of a server on the same GPU while it samples: optimizer states and the reference then leave the GPU."""
-        # Trained embeddings have their dtype, and with them the sum of the layers' outputs, which norms keep.
+        """Bytes of a server on the same GPU while it samples, when optimizer states and reference are offloaded."""
+        # trained embeddings keep their dtype, which the residual stream inherits and norms save for the backward
         self.residual = shape.hidden * (shape.bytes if lora else stored.item)
 
     def estimate(self) -> Estimate:
-        """Return what stays and the peak of each phase."""
+        """Return the bytes that stay allocated and the peak of each phase."""
         stored, shape, load = self.stored, self.shape, self.load
         gradients = stored.item * stored.trained
         stays = {
@@ -119,21 +119,21 @@ class Phases:
         return Estimate(stays | {"gradients": gradients}, phases)
 
     def images(self) -> float:
-        """Return the bytes of images: the pixels of all rollouts, and what an update takes of their features."""
+        """Return the bytes of images: the pixels of all rollouts, and the features that an update uses."""
         pixels = self.shape.tower.patches * self.shape.tower.pixels * FLOAT32_BYTES
         return self.load.rollouts * self.load.prompts * self.load.image_tokens * pixels + self.features()
 
     def features(self) -> float:
-        """Return the bytes of a rollout's image features, which are kept where the tower is frozen."""
+        """Return the bytes of a rollout's image features, which are kept if the vision tower is frozen."""
         tokens = self.load.prompts * self.load.image_tokens
         return 0.0 if self.stored.tower_trains else float(tokens * self.shape.hidden * self.shape.bytes)
 
     def waiting_features(self) -> float:
-        """Return the bytes of features of earlier rollouts, which dynamic sampling has yet to choose from."""
+        """Return the bytes of the features of earlier rollouts, from which dynamic sampling has yet to choose."""
         return (self.load.rollouts - 1) * self.features()
 
     def recorded(self, prompts: int, group: int) -> float:
-        """Return the bytes that stay for graphs of one shape: keys, values and states, and a step's own tensors."""
+        """Return the bytes that CUDA graphs of one shape keep: keys, values, states and the tensors of a step."""
         room = -(-self.load.prompt_tokens // ROOM) * ROOM
         tokens = prompts * (room + group * self.load.completion_tokens)
         kept = tokens * self.shape.key_values * self.shape.bytes + prompts * group * self.shape.states
@@ -147,7 +147,7 @@ class Phases:
         return max(logits, rows * shape.heads * keys * (2 * shape.bytes + FLOAT32_BYTES))
 
     def rollout(self, prompts: int, group: int) -> float:
-        """Return the bytes of computing prompts, in addition to what stays."""
+        """Return the bytes of a rollout in addition to those that stay allocated."""
         if not self.decodes:
             return 0.0
         tokens = prompts * self.load.prompt_tokens
@@ -157,7 +157,7 @@ class Phases:
         return cache + max(self.without_gradients(tokens, 0), self.encoded(prompts), first_token)
 
     def encoded(self, prompts: int) -> float:
-        """Return the bytes of encoding images without gradients: of all prompts at once if the tower trains."""
+        """Return the bytes of encoding images without gradients, for all prompts at once if the tower trains."""
         tower, item = self.shape.tower, self.shape.bytes
         patches = (prompts if self.stored.tower_trains else 1) * self.load.image_tokens * tower.patches
         mlp = (3 if tower.is_gated else 2) * tower.intermediate
@@ -165,7 +165,7 @@ class Phases:
         return patches * (max(4 * tower.hidden + mlp, tower.pixels) * item + tower.pixels * joined)
 
     def without_gradients(self, tokens: int, completion_tokens: int) -> float:
-        """Return the bytes of a forward without gradients: those of one layer's MLP, or of logits."""
+        """Return the bytes of a forward without gradients: the larger of one layer's MLP and the logits."""
         shape = self.shape
         layer = tokens * (2 * self.residual + (shape.hidden + 3 * shape.intermediate) * shape.bytes)
         logits = LOGITS_COPIES * min(completion_tokens, LOGITS_CHUNK) * shape.vocabulary * FLOAT32_BYTES
@@ -180,21 +180,21 @@ class Phases:
             return ends + layer * shape.layers + block * shape.tower.blocks + logits
         kept: float = part.tokens * self.residual * shape.layers
         kept += self.patches(part) * shape.tower.hidden * shape.bytes * shape.tower.blocks
-        # Logits are freed before a layer is repeated, with its weights and the gradients of its largest tensors.
+        # logits are freed before a layer is recomputed, with its weights and the gradients of its largest tensors
         head = min(self.casts(), shape.vocabulary * shape.hidden * shape.bytes)
         repeated = (self.casts() - head) / shape.layers + 1.3 * max(layer, block)
         return ends + kept + head + max(self.logits(part), repeated)
 
     def logits(self, part: Part) -> float:
-        """Return the bytes of logits, or of their gradient and that of a trained head."""
+        """Return the bytes of logits, or of their gradient and the gradient of a trained head."""
         shape = self.shape
         logits = min(part.rows * self.load.completion_tokens, LOGITS_CHUNK) * shape.vocabulary
-        frozen = self.lora and not self.stored.modules  # the head may be one of them
+        frozen = self.lora and not self.stored.modules  # the head may be one of the trained modules
         gradients = 0 if frozen else logits * shape.bytes + shape.vocabulary * shape.hidden * self.stored.item
         return max(LOGITS_COPIES * logits * FLOAT32_BYTES, gradients)
 
     def casts(self) -> float:
-        """Return the bytes of trained weights in the dtype of the computation, kept for the backward."""
+        """Return the bytes of trained weights cast to the compute dtype, which are kept for the backward."""
         if self.shape.bytes == FLOAT32_BYTES:
             return 0
         return (self.stored.modules if self.lora else self.stored.copied) * self.shape.bytes
@@ -202,17 +202,17 @@ class Phases:
     def layer(self, part: Part) -> float:
         """Return the bytes that the backward of a layer needs."""
         shape, length = self.shape, self.load.prompt_tokens
-        copies = 5 if self.lora and shape.bytes < FLOAT32_BYTES else 2  # adapters convert their input, each anew
+        copies = 5 if self.lora and shape.bytes < FLOAT32_BYTES else 2  # each adapter casts its input
         inputs = copies * shape.hidden + shape.queries + 4 * shape.intermediate
         attention = 2 * shape.queries + 2 * shape.keys
         token = 2 * self.residual + (inputs + attention) * shape.bytes
         keys = shape.queries if shape.repeats_keys else shape.keys
-        # The keys of a prompt stand before those of each of its completions.
+        # the keys of a prompt are repeated for each of its completions
         repeated = part.rows * (length + self.load.completion_tokens) + shape.repeats_keys * part.prompts * length
         return part.tokens * token + 2 * repeated * keys * shape.bytes
 
     def patches(self, part: Part) -> float:
-        """Return the patches whose activations are kept."""
+        """Return the number of patches whose activations are kept."""
         return part.prompts * self.load.image_tokens * self.shape.tower.patches * self.stored.tower_trains
 
     def block(self, part: Part) -> float:

@@ -1,4 +1,4 @@
-"""Check for objects that are too small for the coordinates of answers."""
+"""Find objects that are too small for the coordinates of answers."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ EVALUATION_IOU = 0.5
 """The lowest IoU at which evaluators count a box as correct."""
 
 MIN_SHARE = 0.01
-"""Share of the objects of a split from which on objects that are too small are a problem."""
+"""Minimum share of too small objects in a split that is a problem."""
 
 MAX_DECIMALS = 6
 
 OVERLAPS = (DetectionReward.overlap, DetectionGIoU.overlap, DetectionDIoU.overlap)
-"""Overlaps whose loss by rounding is bounded."""
+"""Overlap functions with a known bound for the loss by rounding."""
 
 
 class Threshold(NamedTuple):
-    """An overlap, as a reward computes it, that the box of an answer has to exceed, and what for."""
+    """A minimum overlap for the box of an answer, the reward that computes it, and its purpose."""
 
     name: str
     reward: DetectionReward
@@ -39,7 +39,7 @@ class Threshold(NamedTuple):
 
 
 class Failure(NamedTuple):
-    """An object whose nearest box in the coordinates of answers does not exceed a threshold."""
+    """An object whose box, rounded to the coordinates of answers, does not exceed a threshold."""
 
     record: Record
     place: str
@@ -50,11 +50,11 @@ class Failure(NamedTuple):
 
 
 def check_precision(module: VisionModule, data: VisionData, console: Console) -> Iterator[str]:
-    """Yield the objects whose box, rounded to the coordinates of answers, overlaps with them too little.
+    """Yield a problem if boxes, rounded to the coordinates of answers, overlap with their objects too little.
 
-    The rounded box earns the full reward, but a threshold of a reward no longer means the object, and evaluators count
-    the box as wrong. Objects that are fewer than `MIN_SHARE` of their split lower no score by more than that: they are
-    described on the console and are no problem.
+    The rounded box earns the full reward, because rewards compare with the rounded target. But a threshold of a reward
+    then does not apply to the object, and evaluators may count the box as wrong. If fewer than `MIN_SHARE` of the
+    objects of a split are concerned, no score falls by more than that, so they are only described on the console.
     """
     if not isinstance(data, RecordData) or "{width}" not in module.task.prompt + module.task.template:
         return
@@ -74,7 +74,7 @@ def check_precision(module: VisionModule, data: VisionData, console: Console) ->
 
 
 def thresholds(module: VisionModule) -> list[Threshold]:
-    """Return the thresholds of the rewards and that of evaluation, without repetition."""
+    """Return the thresholds of the rewards and of evaluation, without duplicates."""
     found = [
         Threshold(f"model.rewards.{name}", reward, reward.threshold)
         for name, reward in module.rewards.items()
@@ -106,9 +106,9 @@ def failures(task: Task, record: Record, frame: Frame, limits: Sequence[Threshol
 def are_large(
     task: Task, objects: Sequence[Detection], size: tuple[int, int], frame: Frame, limits: Sequence[Threshold]
 ) -> bool:
-    """Return whether the size alone of all objects shows that they exceed all thresholds, as it does for most.
+    """Return whether all objects are so large that they exceed all thresholds. A fast test that most records pass.
 
-    Rounding moves an edge by half a unit at most. With sides of at least a units, the IoU is thus at least
+    Rounding moves an edge by at most half a unit. If the sides are at least a units long, the IoU is at least
     ((a - 1) / (a + 1))², and so are (1 + GIoU) / 2 and (1 + DIoU) / 2.
     """
     known = all(type(limit.reward).overlap in OVERLAPS for limit in limits)
@@ -119,13 +119,13 @@ def are_large(
     root = math.sqrt(max(limit.value for limit in limits))
     return all(
         min((x1 - x0) * across, (y1 - y0) * down) * (1 - root) > 1 + root
-        and min(x0, y0, width - x1, height - y1) >= 0  # what lies outside is cut off
+        and min(x0, y0, width - x1, height - y1) >= 0  # parts outside of the image would be cut off
         for (x0, y0, x1, y1), _, _ in objects
     )
 
 
 def describe(found: Sequence[Failure]) -> str:
-    """Describe objects that are too small, and the worst of them."""
+    """Describe how many objects are too small, and the worst one."""
     worst = min(found, key=lambda failure: failure.overlap)
     record, frame = worst.record, worst.frame
     x0, y0, x1, y1 = worst.true.box
@@ -139,7 +139,7 @@ def describe(found: Sequence[Failure]) -> str:
 
 
 def remedy(task: Task, found: Sequence[Failure], limits: Sequence[Threshold]) -> str:
-    """Return the fewest decimals that suffice for all the objects."""
+    """Return the setting with the fewest decimals that suffice for all objects."""
     for decimals in range(found[0].frame.decimals + 1, MAX_DECIMALS + 1):
         framed = {id(one.record): (one.record, with_decimals(one.frame, decimals)) for one in found}
         if not any(True for pair in framed.values() for _ in failures(task, *pair, limits)):

@@ -1,4 +1,4 @@
-"""Probe the data with the model's own answers: do these fit better if their numbers are read differently?
+"""Probe the data with the model's answers, to find out whether their numbers are read correctly.
 
 Coordinates in the wrong frame, swapped x and y, or category ids that are off by one look valid in every file. If the
 model finds objects at all, its answers reveal such errors: they fit another reading of the numbers better.
@@ -25,24 +25,24 @@ from vrft.types import Answer, Frame, Id, Sample
 from vrft.utils.display import visible
 
 MAX_PARAMETERS_ON_CPU = 200_000_000
-"""Larger models are not probed without a GPU: it would take minutes."""
+"""Maximum size of a model that is probed without a GPU. Larger models would take minutes."""
 
 UNBOUNDED = Frame(10**9, 10**9)
 MIN_GAIN = 0.1
-"""Gain in mean IoU from which another reading counts as better, if it is also half of the configured reading's IoU."""
+"""Minimum gain in mean IoU of a better reading, which must also be half of the configured reading's IoU."""
 
 MAX_PROBLEMS = 3
-"""Reasons why answers are not valid that are printed."""
+"""Maximum number of reasons for invalid answers that are printed."""
 
 POSITION = re.compile(r" at character \d+")
-"""Positions in reasons: answers that fail alike at other places have one reason."""
+"""Positions in reasons, which are removed to count equal reasons together."""
 
 MIN_PROMPTS = 8
-"""Number of prompts required to judge a reading."""
+"""Minimum number of prompts to judge a reading."""
 
 
 class ProbedSample(NamedTuple):
-    """The model's answer about one sample, and its boxes in the coordinates of the answer."""
+    """The model's answer about a sample, and its boxes in the coordinates of the answer."""
 
     sample: Sample
     frame: Frame
@@ -51,7 +51,7 @@ class ProbedSample(NamedTuple):
 
 
 class Fit(NamedTuple):
-    """IoUs of the same prompts under another reading of the data and under the configured one."""
+    """IoU of each prompt under another reading of the data and under the configured reading."""
 
     reading: str
     other: list[float]
@@ -74,7 +74,7 @@ Reading = Callable[[Box, ProbedSample], Box]
 
 
 def check_readings(module: VisionModule, data: VisionData, probe: int, console: Console) -> Iterator[str]:
-    """Yield a reading of the data that the model's own boxes fit clearly better than the configured one."""
+    """Yield a problem if the model's boxes fit another reading of the data clearly better than the configured one."""
     policy = module.policy
     family = policy.family_coordinates
     disagrees = None not in (family, policy.coordinates) and policy.coordinates != family
@@ -122,7 +122,7 @@ def check_readings(module: VisionModule, data: VisionData, probe: int, console: 
 
 
 def print_formats(seen: Sequence[ProbedSample], console: Console) -> int:
-    """Print how many answers are in the right format and why the others aren't valid. Return the first number."""
+    """Print how many answers are in the right format and why the others are invalid. Return the first number."""
     right = sum(one.answer.well_formed for one in seen)
     console.print(f"the model's own answers, before training: {right} of {len(seen)} in the right format")
     problems = Counter(
@@ -174,13 +174,13 @@ def as_configured(box: Box, seen: ProbedSample) -> Box:
 
 
 def as_shrunk(box: Box, seen: ProbedSample) -> Box:
-    """Return where a box would be if the data's pixels had been taken for thousandths."""
+    """Return the position of a box if the data's pixels had been taken for thousandths."""
     (width, height), (x0, y0, x1, y1) = seen.sample.size, as_configured(box, seen)
     return x0 * width / 1000, y0 * height / 1000, x1 * width / 1000, y1 * height / 1000
 
 
 def readings(processor: object, seen: Sequence[ProbedSample]) -> dict[str, Reading]:
-    """Return other readings of the numbers in an answer, by description."""
+    """Return alternative readings of the numbers in an answer, by description."""
 
     def swapped(box: Box, one: ProbedSample) -> Box:
         (width, height), (x0, y0, x1, y1) = one.sample.size, as_configured(box, one)
@@ -224,9 +224,9 @@ def matched(boxes: Sequence[Box], true: Sequence[Box]) -> float:
 
 
 def shifted_categories(seen: Sequence[ProbedSample], data: RecordData) -> Iterator[Fit]:
-    """Yield how boxes fit the category before and after the one asked for, in images that have it.
+    """Yield how boxes fit the category before and the one after the requested category, in images that have it.
 
-    They fit if category ids are off by one.
+    A good fit means that category ids are off by one.
     """
     ordered = data.ordered_categories()
     index = {name: i for i, name in enumerate(ordered)}

@@ -1,4 +1,4 @@
-"""Checks of the prompts, targets and rewards of some samples."""
+"""Check the prompts, targets and rewards of some samples."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 GARBAGE = "The picture shows what it shows, }]{ 1 2 3 4 <answer"
 REWARD_TOLERANCE = 1e-6
 MIN_SHARE = 0.01
-"""Share of the correct answers from which on it is a problem that they are truncated."""
+"""Minimum share of truncated correct answers that is a problem."""
 
 
 def patch_side(config: PretrainedConfig) -> int:
@@ -36,7 +36,7 @@ def patch_side(config: PretrainedConfig) -> int:
 
 
 def check_frames(module: VisionModule, batch: PromptBatch, console: Console) -> Iterator[str]:
-    """Check that pixel coordinates refer to the image as the processor resizes it."""
+    """Check that pixel coordinates refer to the image as resized by the processor."""
     coordinates = module.encoder.coordinates
     console.print(f"coordinates: {coordinates} ({module.policy.base.config.model_type})")
     if coordinates != "pixels" or "image_grid_thw" not in batch.inputs[0]:
@@ -55,7 +55,7 @@ def check_frames(module: VisionModule, batch: PromptBatch, console: Console) -> 
 def check_lengths(module: VisionModule, data: VisionData, batch: PromptBatch, console: Console) -> Iterator[str]:
     """Show the numbers of tokens of prompts, images and targets, and check targets against `max_completion_length`.
 
-    Truncated answers that are fewer than `MIN_SHARE` are described on the console and are no problem.
+    If fewer than `MIN_SHARE` of the answers are truncated, describe them on the console instead of yielding a problem.
     """
     image_id = module.policy.base.config.image_token_id
     prompts = [prompt["input_ids"] for prompt in batch.inputs]
@@ -97,7 +97,7 @@ def check_lengths(module: VisionModule, data: VisionData, batch: PromptBatch, co
 
 
 def unlimited_counts(module: VisionModule, batch: PromptBatch) -> Iterator[tuple[str, list[int]]]:
-    """Yield the numbers of image tokens without the run's limits for images, and a name for them, if it has limits."""
+    """Yield a name and the numbers of image tokens without the run's limits on image size, if there are limits."""
     policy = module.policy
     given = {name: value for name, value in vars(policy.limits).items() if value is not None}
     if not given:
@@ -109,7 +109,7 @@ def unlimited_counts(module: VisionModule, batch: PromptBatch) -> Iterator[tuple
 
 
 def check_rewards(module: VisionModule, batch: PromptBatch, console: Console) -> Iterator[str]:
-    """Check that rewards can be computed, and that the correct answer earns the highest one."""
+    """Check that rewards can be computed, and that the correct answer earns the highest reward."""
     try:
         yield from compare_rewards(module, batch, console)
     except RewardFailed as error:

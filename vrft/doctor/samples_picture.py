@@ -1,4 +1,4 @@
-"""A picture of samples as the model gets them: prompt, target text, and true boxes in the model's coordinates."""
+"""Draw samples as the model receives them: prompt, target text, and true boxes in the model's coordinates."""
 
 from __future__ import annotations
 
@@ -33,16 +33,16 @@ def draw_sheet(task: Task, batch: PromptBatch, path: Path, file_of: Callable[[in
 
 
 def draw_tile(task: Task, sample: Sample, frame: Frame, file: str | None) -> Image.Image:
-    """Draw a sample's images with the boxes parsed from its target text, above the prompt and that text.
+    """Draw a sample's images with the boxes parsed from its target text, above the prompt and the target text.
 
-    Images of examples come first.
+    Images of few-shot examples come first.
     """
     tile = Image.new("RGB", (TILE_WIDTH, IMAGE_HEIGHT + MAX_LINES * LINE_HEIGHT + 10), "white")
     pen, font = ImageDraw.Draw(tile), ImageFont.load_default(11)
     images = shown_images(sample)
     width, height = sum(image.width for image in images), max(image.height for image in images)
     scale = min((TILE_WIDTH - 10) / width, (IMAGE_HEIGHT - 10) / height)
-    x, left_edge = 5.0, 5.0  # of the next image, and of the one that boxes belong to
+    x, left_edge = 5.0, 5.0  # left edges of the next image and of the image that the boxes belong to
     for image in images:
         left_edge = x if image is sample.image else left_edge
         tile.paste(image.resize((max(1, round(image.width * scale)), max(1, round(image.height * scale)))), (int(x), 5))

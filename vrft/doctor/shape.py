@@ -1,4 +1,4 @@
-"""The sizes of a model that determine memory, from its config."""
+"""Read the sizes of a model that determine its memory from its config."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ FLOAT32_BYTES = 4
 
 
 class TowerShape(NamedTuple):
-    """The sizes of a vision tower; all are 0 if its config names them otherwise."""
+    """The sizes of a vision tower; 0 if its config uses unknown names."""
 
     blocks: int = 0
     hidden: int = 0
     intermediate: int = 0
-    is_gated: bool = False  # its MLP has three layers, and its norms have no mean
-    patches: float = 0  # of an image token
-    pixels: int = 0  # numbers in a patch
+    is_gated: bool = False  # gated MLP of three layers, with RMSNorm instead of LayerNorm
+    patches: float = 0  # per image token
+    pixels: int = 0  # numbers per patch
 
 
 class ModelShape(NamedTuple):
@@ -29,13 +29,13 @@ class ModelShape(NamedTuple):
     layers: int
     hidden: int
     intermediate: int
-    queries: int  # elements of a token's queries in a layer
-    keys: int  # elements of a token's keys in a layer, and of its values
+    queries: int  # elements of queries per token and layer
+    keys: int  # elements of keys, and of values, per token and layer
     heads: int
     attention_layers: int
     states: int  # bytes of recurrent states per row, in all layers
     vocabulary: int
-    repeats_keys: bool  # for each query head, since masks rule out the kernel for grouped keys
+    repeats_keys: bool  # keys are repeated per query head, since masks rule out the kernel for grouped queries
     bytes: int  # per element of the compute dtype
     tower: TowerShape
 
@@ -71,7 +71,7 @@ def model_shape(config: PreTrainedConfig, dtype: torch.dtype) -> ModelShape:
 
 
 def first(values: dict[str, Any], *names: str) -> Any:
-    """Return the first entry that a config has under one of several names, 0 if it has none."""
+    """Return the first entry that exists under one of several names, or 0 if there is none."""
     return next((values[name] for name in names if values.get(name)), 0)
 
 
@@ -95,7 +95,7 @@ def tower_shape(config: PreTrainedConfig) -> TowerShape:
 
 
 def patches_of_a_token(config: dict[str, Any], side: int) -> float:
-    """Return how many patches of a side become one image token; 4 if the config does not say it."""
+    """Return how many patches of side `side` become one image token; 4 if the config does not state it."""
     vision = config["vision_config"]
     if merged := first(vision, "spatial_merge_size"):
         return float(merged**2)
@@ -106,7 +106,7 @@ def patches_of_a_token(config: dict[str, Any], side: int) -> float:
 
 
 def image_tokens(config: PreTrainedConfig, pixels: int) -> int | None:
-    """Return the tokens of an image of some pixels, None if the config does not say how many pixels a token has."""
+    """Return the number of tokens of an image with `pixels` pixels, or None if the config does not determine it."""
     vision: dict[str, Any] = config.to_dict().get("vision_config") or {}
     patch, merged = vision.get("patch_size"), vision.get("spatial_merge_size")
     if not isinstance(patch, int) or not isinstance(merged, int):
