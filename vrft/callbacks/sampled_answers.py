@@ -96,7 +96,7 @@ def label_free_scores(module: VisionModule, answers: list[Answer], samples: list
 
 
 def judged(evaluator: Evaluator[Any], answers: list[Answer], log_probs: list[float], sample: Sample) -> Sampled:
-    """Return the qualities of the n answers to a question, and the mean quality of the votes of k answers for each k."""
+    """Return the qualities of the n answers to a question, and the mean quality of votes of k answers for each k."""
 
     def quality(answer: Answer) -> float:
         return quality_of(evaluator, answer, sample)

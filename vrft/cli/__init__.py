@@ -1,1 +1,1 @@
-"""The commands of `python -m vrft`, one module each. Modules that print help do not import torch."""
+"""The commands of `python -m vrft`, one module per command. Modules that print help do not import torch."""

@@ -1,4 +1,4 @@
-"""`python -m vrft fit|validate|test|predict|filter|doctor|serve-command`: a LightningCLI whose errors are one line."""
+"""`python -m vrft fit|validate|test|predict|filter|doctor|serve-command`: a LightningCLI with one-line errors."""
 
 from __future__ import annotations
 
@@ -54,20 +54,20 @@ from vrft.utils.notices import Notices, keeping_notices
 from vrft.utils.own_code import check_overrides
 
 WITHOUT_RUN = ("doctor", "serve_command")
-"""Commands that inspect a run from one process, regardless of the configured number."""
+"""Commands that run in one process, regardless of the configured number."""
 
 GIVEN = ("model", "datamodule", "dataloaders", "train_dataloaders", "val_dataloaders")
-"""Parameters of the trainer's methods that are no options."""
+"""Parameters of the trainer's methods that are not options."""
 
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 """Error numbers of a disk that is full or has become read-only."""
 
 
 def run(args: Sequence[str]) -> int:
-    """Run one command and return its exit code: 2 after one line about a wrong setting, 1 if the disk is full.
+    """Run a command and return its exit code: 2 after a one-line error about a setting, 1 if the disk is full.
 
     Args:
-        args: the arguments, as `vrft.cli.first_checks.prepare` returns them.
+        args: the arguments, as returned by `vrft.cli.first_checks.prepare`.
     """
     silence_harmless()
     harden_parsing()
@@ -84,16 +84,16 @@ def run(args: Sequence[str]) -> int:
     for logger in trainer.loggers:
         if isinstance(logger, WandbLogger) and (said := logger.finish()) and trainer.is_global_zero:
             print(said)
-    # Lightning kills all ranks that it started as soon as one of them ends with another code.
+    # Lightning kills all ranks that it started as soon as one exits with a code other than 0
     return trainer.exit_code if trainer.is_global_zero else 0
 
 
 def exit_code_of(error: Exception) -> int:
-    """Print one line about an error that the user can act on, and return the exit code. Raise any other error."""
+    """Print one line about an error that the user can act on and return the exit code. Re-raise any other error."""
     if isinstance(error, ValueError | OmegaConfBaseException) and (found := find_user_error(error)) is not None:
         print(f"vrft: {message_lines(found)}", file=sys.stderr)
         return 2
-    if isinstance(error, MisconfigurationException):  # Lightning's, of settings that don't fit the data
+    if isinstance(error, MisconfigurationException):  # Lightning raises it for settings that don't fit the data
         print(f"vrft: trainer: {message_lines(error)}", file=sys.stderr)
         return 2
     if isinstance(error, OSError) and error.errno in DISK_ERRORS:
@@ -123,7 +123,7 @@ def run_cli(args: Sequence[str], folder: RunFolder, notices: Notices) -> Command
         auto_configure_optimizers=False,
         seed_everything_default=0,
         args=args[1:],
-        run=False,  # the parser of one command, not one of all commands that would check every value once more
+        run=False,  # a parser for all commands would check every value again
         command=args[0],
         folder=folder,
         notices=notices,
@@ -136,7 +136,7 @@ def run_cli(args: Sequence[str], folder: RunFolder, notices: Notices) -> Command
 
 
 class VRFTCLI(LightningCLI):
-    """One task for model and data, one folder for a run, the same evaluation before and after training."""
+    """Shares one task between model and data, gives each run a folder, and evaluates before and after training."""
 
     trainer: CommandTrainer
     model: VisionModule
@@ -161,13 +161,13 @@ class VRFTCLI(LightningCLI):
                 "checkpoint.every_n_train_steps": 20,
                 "checkpoint.save_last": "link",
                 "checkpoint.enable_version_counter": False,
-                "checkpoint.mode": "max",  # every held-out score is better the larger it is
+                "checkpoint.mode": "max",  # for all default held-out scores, larger is better
             }
         )
         self.options = parser.add_method_arguments(CommandTrainer, self.command, skip=set(GIVEN))
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """Parse the arguments, choose the run's folder, and parse again if it isn't the one that was requested."""
+        """Parse the arguments, choose the run's folder, and parse again if it differs from the requested one."""
         self.args: list[str] = args
         self._parse(parser, args)
         config = self.config
@@ -191,7 +191,7 @@ class VRFTCLI(LightningCLI):
         if config.trainer.default_root_dir is None:
             config.trainer.default_root_dir = config.run_dir
         if config.trainer.max_epochs is None:
-            config.trainer.max_epochs = -1  # Lightning: 1000 with a warning, unless there is another limit
+            config.trainer.max_epochs = -1  # Lightning's default is 1000, with a warning
         if self.command != "serve_command":
             self.folder.make_writable(Path(config.run_dir))
         if self.command == "fit":
@@ -208,7 +208,7 @@ class VRFTCLI(LightningCLI):
     def instantiate_classes(self) -> None:
         try:
             super().instantiate_classes()
-        except (ValueError, ModuleNotFoundError) as error:  # of Lightning's logger, or the parser's version of it
+        except (ValueError, ModuleNotFoundError) as error:  # from Lightning's logger, or as wrapped by the parser
             if "Neither `tensorboard` nor `tensorboardX` is available" not in str(error):
                 raise
             raise ConfigurationError("trainer.logger: TensorBoardLogger needs `pip install tensorboard`") from error
@@ -222,26 +222,26 @@ class VRFTCLI(LightningCLI):
         if self.command == "fit":
             self.trainer_defaults["callbacks"] += [Resources(), GracefulStop(), RunProgress()]
         if self.command in ("predict", "filter"):
-            kwargs["logger"] = False  # they compute no metrics
+            kwargs["logger"] = False  # these commands compute no metrics
         if self.command in WITHOUT_RUN:
             kwargs |= {"devices": 1, "num_nodes": 1, "strategy": "auto"}
         try:
             trainer = super().instantiate_trainer(**kwargs)
         except ConfigurationError:
             raise
-        except (ValueError, TypeError, MisconfigurationException) as error:  # Lightning's, e.g. of a strategy's name
+        except (ValueError, TypeError, MisconfigurationException) as error:  # e.g. for the name of a strategy
             if "No supported gpu backend" in str(error):
                 raise ConfigurationError("trainer.accelerator: no GPU here; add --config trainer/cpu") from error
             raise ConfigurationError(f"trainer: {error}") from error
         if self.command not in WITHOUT_RUN:
             rank_zero_info(describe_devices(trainer))
-        needs_metrics = bool(trainer.loggers) or self.command == "fit"  # of which the report is made
+        needs_metrics = bool(trainer.loggers) or self.command == "fit"  # the report needs them
         if needs_metrics and not any(isinstance(logger, CSVLogger) for logger in trainer.loggers):
             trainer.loggers = [*trainer.loggers, CSVLogger(trainer.default_root_dir, name="logs")]
         return trainer
 
     def run_command(self) -> None:
-        """Call the trainer's method of the command, for `fit` between what is done before and after it."""
+        """Call the trainer's method for the command, for `fit` with the work before and after it."""
         options = {name: self.config_init[name] for name in self.options}
         method = getattr(self.trainer, self.command)
         if self.command in ("test", "filter"):
@@ -251,7 +251,7 @@ class VRFTCLI(LightningCLI):
                 self.before_fit()
             try:
                 method(model=self.model, datamodule=self.datamodule, **options)
-            except SystemExit as error:  # Lightning's after a KeyboardInterrupt
+            except SystemExit as error:  # Lightning raises it after a KeyboardInterrupt
                 if self.command == "fit" and isinstance(error.__context__, KeyboardInterrupt):
                     self.say_interrupted()
                 raise
@@ -261,7 +261,7 @@ class VRFTCLI(LightningCLI):
             print_stopped(RunDir.of(self.trainer), self.trainer.stopped, self.last_checkpoint)
 
     def say_interrupted(self) -> None:
-        """Print which step is saved after a second Ctrl-C, and how to resume."""
+        """Print, after a second Ctrl-C, which step is saved and how to resume."""
         if self.trainer.is_global_zero:
             saved = RunCheckpoint.of(self.trainer).last_saved_step
             what = f"step {saved} is saved" if saved else "this process has saved no step"
@@ -273,7 +273,7 @@ class VRFTCLI(LightningCLI):
         return Path(self.config.checkpoint.dirpath) / "last.ckpt"
 
     def before_fit(self) -> None:
-        if self.trainer.is_global_zero:  # reports every mistake in the files before the base is evaluated
+        if self.trainer.is_global_zero:  # report invalid files before the evaluation of the base
             self.trainer.check_data(self.model, self.datamodule)
         if self.config.ckpt_path is None:
             self.trainer.validate(self.model, self.datamodule, verbose=False)

@@ -1,7 +1,7 @@
 """Edit the command line before the parser sees it.
 
-jsonargparse takes `--field=VALUE` with a YAML value. `normalise_argv` turns shorter forms into that one and adds the
-requested folder of the run, which other fields refer to as `${run_dir}`.
+jsonargparse expects `--field=VALUE` with a YAML value. `normalise_argv` converts shorter forms and adds the requested
+folder of the run, to which other fields refer as `${run_dir}`.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from vrft.errors import ConfigurationError
 from vrft.utils.yaml_text import decode_yaml
 
 LISTS = ("--images", "--query")
-"""Options of `predict` that take any number of words."""
+"""Options of `predict` that take any number of values."""
 
 FLAG = "--draw"
 """Option of `predict` that takes no value."""
 
 NULL_PART = re.compile(r"--model\.policy\.(\w+)=null$")
-"""A part of the policy that is switched off. jsonargparse (4.53) takes this `null` for the name of a class."""
+"""An option that sets part of the policy to null, which jsonargparse (4.53) takes for the name of a class."""
 
 
 def normalise_argv(args: Sequence[str]) -> list[str]:
-    """Return the arguments that the parser gets; the first one is the command.
+    """Return the arguments for the parser. The first argument is the command.
 
     Raises:
         ConfigurationError: a file that `--config` names can't be read.
@@ -41,7 +41,7 @@ def normalise_argv(args: Sequence[str]) -> list[str]:
 
 
 def join_lists(options: Sequence[str]) -> list[str]:
-    """Turn the words after `--images` and `--query` into one YAML list each, and `--draw` into `--draw=true`.
+    """Convert the values of `--images` and `--query` to a YAML list each, and `--draw` to `--draw=true`.
 
     >>> join_lists(["--images", "a.png", "b.png", "--query=no: 1", "--draw"])
     ['--images=["a.png", "b.png"]', '--query=["no: 1"]', '--draw=true']
@@ -55,7 +55,7 @@ def join_lists(options: Sequence[str]) -> list[str]:
             while not equals and words and not words[0].startswith("--"):
                 values.append(words.pop(0))
             if name not in lists:
-                joined.append(name)  # later occurrences extend the list at this place
+                joined.append(name)  # later occurrences extend the list at this position
             lists.setdefault(name, []).extend(values)
         elif name == FLAG and not equals:
             joined.append(f"{FLAG}=true")
@@ -65,7 +65,7 @@ def join_lists(options: Sequence[str]) -> list[str]:
 
 
 def _parse_list(value: str) -> list[str]:
-    """Return the entries of a YAML list of texts; any other value is a single entry."""
+    """Return the entries of a YAML list of strings. Any other value is a single entry."""
     try:
         entries = decode_yaml(value, as_text=True) if value.startswith("[") else None
     except ValueError:
@@ -85,7 +85,7 @@ def nest_nulls(options: Sequence[str]) -> list[str]:
 def request_run_dir(options: Sequence[str]) -> list[str]:
     """Return the `--run_dir` option to append: the requested folder, or `runs/` and the name of the experiment.
 
-    The experiment is the last config that names a model class; configs without one are parts of others.
+    The experiment is the last config that names a model class; configs without one are parts to combine.
     `vrft.cli.run_folder` chooses the folder once the parser has resolved the value.
     """
     if any(option in ("-h", "--help") or option.partition("=")[0].endswith(".help") for option in options):
@@ -115,7 +115,7 @@ def read_config(config: str) -> dict[str, Any]:
     """Return the fields of a config.
 
     Raises:
-        ConfigurationError: there is no such file, or it is not YAML.
+        ConfigurationError: the file does not exist, or is not YAML.
     """
     path = Path(config)
     if not path.is_file():
@@ -130,12 +130,12 @@ def read_config(config: str) -> dict[str, Any]:
 
 
 def _experiment(configs: dict[str, dict[str, Any]]) -> str:
-    """Return the name of the last config that names a model class, of the last config, or `run`."""
+    """Return the name of the last config with a model class, else of the last config, else `run`."""
     experiments = [path for path, content in configs.items() if _names_model(content)] or list(configs)
     return Path(experiments[-1]).stem if experiments else "run"
 
 
 def _names_model(content: dict[str, Any]) -> bool:
-    """Return whether a config names the model's class, or a file that does."""
+    """Return whether a config names the model's class, directly or in a file."""
     model = content.get("model")
     return isinstance(model, str) or (isinstance(model, dict) and "class_path" in model)

@@ -1,4 +1,4 @@
-"""Numbers in configs, which must be finite and within the bounds of their field's type."""
+"""Restrict numbers in configs to finite values within the bounds of their field's type."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from vrft.utils.bounds import Finite, Number
 
 
 def bound_numbers(hint: Any, default: Any) -> Any:
-    """Replace `float` in the type of a parameter by `Finite`, and let the parser check all bounds.
+    """Replace `float` in the type of a parameter by `Finite`, and make the parser check all bounds.
 
-    A `float` whose default is infinite stays as it is. So do unions with `int`, `str` or `bool`, since their meaning
-    depends on how a value is written.
+    Keep a `float` whose default is infinite, and unions with `int`, `str` or `bool`, because the type of their values
+    depends on how they are written.
     """
     if hint is float:
         return hint if isinstance(default, float) and not math.isfinite(default) else registered(Finite)
@@ -31,7 +31,7 @@ def bound_numbers(hint: Any, default: Any) -> Any:
 
 
 def registered(kind: type[Number]) -> type[Number]:
-    """Teach jsonargparse a type of numbers, and return it."""
+    """Register a type of numbers with jsonargparse, and return it."""
 
     def read(value: object) -> float:
         number = _number(value, kind.base)
@@ -48,7 +48,7 @@ def registered(kind: type[Number]) -> type[Number]:
 
 
 def _number(value: object, base: type[int] | type[float]) -> float | None:
-    """Return a finite number, or None."""
+    """Return a value as a finite number, or None if it isn't one."""
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         return None
     try:

@@ -1,4 +1,4 @@
-"""`python -m vrft test --against`: compare a checkpoint with another one or with any detector, on the same images."""
+"""`python -m vrft test --against`: compare a checkpoint with another checkpoint or detector on the same images."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from vrft.utils.display import counted
 from vrft.utils.files import write_json
 
 RESULTS = ".json"
-"""Suffix of a results file, which a checkpoint does not have."""
+"""Suffix of results files, by which `--against` distinguishes them from checkpoints."""
 
 MAX_NAME = 60
-"""Characters of a model's name in the name of a comparison's file."""
+"""Maximum number of characters of a model's name in the name of a comparison's file."""
 
 
 def compare_checkpoints(
@@ -41,9 +41,9 @@ def compare_checkpoints(
     """Test two checkpoints, print a table with intervals and write it to `evaluation/comparison-….json`.
 
     Args:
-        trainer: has the evaluators.
+        trainer: trainer with the evaluators.
         test: `Trainer.test` with everything but `ckpt_path` and `verbose`.
-        ckpt_path: the checkpoint; None is the base.
+        ckpt_path: the checkpoint; None: the base.
         against: the checkpoint to compare with, `base`, or a results file.
         resamples: bootstrap samples per interval.
         seed: seed of the bootstrap.
@@ -75,7 +75,7 @@ def compare_with_results(
     resamples: int,
     seed: int,
 ) -> Any:
-    """Compare a checkpoint with the boxes of a results file on the images that are asked about.
+    """Compare a checkpoint with the boxes of a results file, on the images with questions.
 
     See `compare_checkpoints`.
 
@@ -110,7 +110,7 @@ def show(trainer: VisionTrainer, comparisons: dict[str, Comparison], names: tupl
 
 
 def free_path(run: RunDir, name: str, content: dict[str, Any]) -> Path:
-    """Return the first path for a comparison that no other comparison has."""
+    """Return the first path for a comparison that is free, or has the same content."""
     paths = (run.comparison(name if number == 1 else f"{name}-{number}") for number in itertools.count(1))
     text = json.dumps(content) + "\n"
     return next(path for path in paths if not path.exists() or path.read_text(encoding="utf-8") == text)
@@ -122,6 +122,6 @@ def _ordered_rows(evaluator: Evaluator[Any]) -> list[Any]:
 
 
 def _names(against: str, ckpt_path: str | None) -> tuple[str, str]:
-    """Return short names of both checkpoints, or their paths if the short names are equal."""
+    """Return short names of both models, or their paths if the short names are equal."""
     names = (Path(against).stem, Path(ckpt_path).stem if ckpt_path else "base")
     return (against, str(ckpt_path)) if names[0] == names[1] else names

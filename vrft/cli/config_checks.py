@@ -1,4 +1,4 @@
-"""Checks of a parsed config before anything is instantiated."""
+"""Check a parsed config before anything is instantiated."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def check_trust(config: Namespace, args: Sequence[str]) -> None:
     """Check that permission to run a checkpoint's own code comes from the command line and not from a file.
 
     Raises:
-        ConfigurationError: it comes from a file.
+        ConfigurationError: the permission comes from a file.
     """
     if config.get(f"model.init_args.policy.init_args.{TRUST}") and not permits_code(args):
         raise ConfigurationError(untrusted(f"--model.policy.{TRUST}=true"))
@@ -30,14 +30,14 @@ def check_seed(seed: object) -> None:
     """Check the run's seed, whose type is Lightning's.
 
     Raises:
-        ConfigurationError: it is negative or too large.
+        ConfigurationError: the seed is negative or too large.
     """
     if not isinstance(seed, bool | NoneType) and not (isinstance(seed, int) and 0 <= seed < 2**32):
         raise ConfigurationError(f"seed_everything: expected a whole number from 0 to {2**32 - 1}, got {seed}")
 
 
 def permits_code(args: Sequence[str]) -> bool:
-    """Return the last value that the options themselves give to the policy's `trust_remote_code`; no file is read.
+    """Return the last value of the policy's `trust_remote_code` in the options, without reading files.
 
     >>> permits_code(["fit", "--model.policy.trust_remote_code=true"])
     True
@@ -75,7 +75,7 @@ def _value_at(text: str, fields: Sequence[str]) -> Any:
 
 
 def untrusted(option: str) -> str:
-    """Return the message for a config that permits a checkpoint's own code. `option`: the one that may permit it."""
+    """Return the message for a config that permits a checkpoint's own code. `option`: the option to use instead."""
     return (
         f"model.policy.{TRUST}: only the command line can permit code that comes with a checkpoint, not a file; if you "
         f"trust it, add {option}"
@@ -86,11 +86,11 @@ def resolve_checkpoints(config: Namespace) -> None:
     """Replace `ckpt_path: last` and `best` by their paths, and check that the checkpoints exist.
 
     Raises:
-        ConfigurationError: one does not exist.
+        ConfigurationError: a checkpoint does not exist.
     """
     if config.ckpt_path in ("last", "best"):
         config.ckpt_path = str(Path(config.checkpoint.dirpath) / f"{config.ckpt_path}.ckpt")
-    against = config.get("against")  # of `test` alone
+    against = config.get("against")  # an option of `test` only
     for field, path in (("ckpt_path", config.ckpt_path), ("against", None if against == "base" else against)):
         if path is not None and not Path(path).exists():
             hint = "; it is written if checkpoint.monitor is set" if Path(path).name == "best.ckpt" else ""

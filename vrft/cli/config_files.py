@@ -1,4 +1,4 @@
-"""Files named on the command line or in a config. The parser's messages quote nothing of them but a repeated key."""
+"""Check the files named on the command line or in a config, and hide their content in the parser's messages."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ from vrft.utils.regular_files import read_regular
 from vrft.utils.yaml_text import RepeatedKey, UnboundedYAML, decode_yaml
 
 MAX_BYTES = 2**18
-"""Size of the largest file that counts as a config; data files are larger or hold no aliases."""
+"""Maximum size of a file that is checked as a config. Data files are larger, or have no aliases."""
 
 YAML = (".yaml", ".yml")
 
 MIN_CHARACTERS = 3
-"""Length of the shortest line that is hidden: shorter ones occur in messages by chance."""
+"""Minimum length of a line that is hidden. Shorter lines occur in messages by chance."""
 
 
 def check_files(args: Sequence[str]) -> None:
     """Check the files and values that the parser may read as YAML, and that no option names a special file.
 
-    YAML may not have a key twice in a mapping, nor aliases that expand without bounds. The parser (jsonargparse 4.53)
-    reads files in the encoding of the locale, so other characters than ASCII need a locale with UTF-8.
+    YAML must not repeat a key in a mapping or have aliases that expand without bounds. The parser (jsonargparse 4.53)
+    reads files in the encoding of the locale, so non-ASCII characters need a UTF-8 locale.
 
     Raises:
-        ConfigurationError: one does.
+        ConfigurationError: a file or value violates one of these rules.
     """
     for value in _values(args):
         _check(value.partition(":")[0], value)
@@ -61,9 +61,9 @@ def _check(name: str, text: str) -> None:
 
 @contextmanager
 def hiding_contents(args: Sequence[str]) -> Iterator[None]:
-    """Hide the lines of files that are no configs in the errors of a block that parses the arguments.
+    """Hide the lines of files other than configs in the errors of a block that parses the arguments.
 
-    Errors of later work are left as they are: a list of images is no config either, and they name its images.
+    Do not use it for later work, whose errors may have to quote such files, e.g. a list of images.
     """
     try:
         yield
@@ -74,7 +74,7 @@ def hiding_contents(args: Sequence[str]) -> Iterator[None]:
 
 
 def hide_contents(message: str, args: Sequence[str]) -> str:
-    """Replace the lines of files that are no configs in a message of the parser, which takes any file for one."""
+    """Replace the lines of files other than configs in a message of the parser, which reads any file as a config."""
     for path, text in named_files(args).items():
         if isinstance(_decode(text), dict):
             continue
@@ -86,7 +86,7 @@ def hide_contents(message: str, args: Sequence[str]) -> str:
 
 
 def named_files(args: Sequence[str]) -> dict[Path, str]:
-    """Return the files that options name, or configs among them, with their texts; large ones are left out."""
+    """Return the texts of the files named by options, or by configs among these files. Leave out large files."""
     found: dict[Path, str] = {}
     waiting = [(Path(), value) for value in _values(args)]
     while waiting:
@@ -100,7 +100,7 @@ def named_files(args: Sequence[str]) -> dict[Path, str]:
 
 
 def _values(args: Sequence[str]) -> Iterator[str]:
-    """Yield the values of options, and the texts in those that are YAML."""
+    """Yield the values of options, and the strings in values that are YAML."""
     for word in args:
         value = word.partition("=")[2] if word.startswith("--") else word
         yield value
@@ -109,7 +109,7 @@ def _values(args: Sequence[str]) -> Iterator[str]:
 
 
 def _named(args: Sequence[str], files: dict[Path, str]) -> Iterator[tuple[Path, str]]:
-    """Yield every text that may be a path, with the folder that it is relative to."""
+    """Yield (folder, string) for every string that may be a path relative to the folder."""
     for value in _values(args):
         yield Path(), value
     for path, text in files.items():
@@ -118,7 +118,7 @@ def _named(args: Sequence[str], files: dict[Path, str]) -> Iterator[tuple[Path, 
 
 
 def _is_special(path: Path) -> bool:
-    """Return whether a path names a FIFO, a device or a socket, whose reader may wait forever."""
+    """Return whether a path is a FIFO, a device or a socket, whose reader may wait forever."""
     try:
         return path.exists() and not path.is_file() and not path.is_dir()
     except (OSError, ValueError):  # too long for a path, or with a NUL
@@ -126,7 +126,7 @@ def _is_special(path: Path) -> bool:
 
 
 def _read_small(path: Path) -> str | None:
-    """Return the text of a small file, or None."""
+    """Return the text of a small file, or None if it can't be read or is large."""
     try:
         if path.is_file() and path.stat().st_size <= MAX_BYTES:
             return read_regular(path).decode(errors="replace")
@@ -141,7 +141,7 @@ def _decode(text: str) -> Any:
 
 @cache
 def _decoded(text: str) -> tuple[Any, ValueError | None]:
-    """Return what a text is as YAML and no error, or nothing and the error. Several checks read the same files."""
+    """Decode YAML. Return (value, None), or (None, error) if it is invalid. Cached, since several checks use it."""
     try:
         return decode_yaml(text), None
     except ValueError as error:
@@ -149,7 +149,7 @@ def _decoded(text: str) -> tuple[Any, ValueError | None]:
 
 
 def _leaves(value: Any) -> Iterator[str]:
-    """Yield the texts in a value."""
+    """Yield the strings in a nested value."""
     if isinstance(value, dict):
         for entry in value.values():
             yield from _leaves(entry)

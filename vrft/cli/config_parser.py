@@ -1,4 +1,4 @@
-"""The parser of configs: one-line errors, and values that never run as code."""
+"""The parser of configs, which raises one-line errors and never runs values as code."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from vrft.utils.yaml_text import encode_yaml
 
 
 def harden_parsing() -> None:
-    """Set what jsonargparse may do with a value, for the whole process.
+    """Restrict what jsonargparse may do with a value, for the whole process.
 
-    A list of denied import paths, even an empty one, makes it refuse the modules that run commands or pickles. A
-    `class_path` in a field of any type stays a mapping. Its default logger, which has no output, is disabled: it makes
-    hundreds of records in each parse. Its dumper encodes each class's settings anew, so it has to be fast.
+    A list of denied import paths, even an empty one, makes jsonargparse refuse modules that run commands or pickles. A
+    `class_path` in a field of type Any stays a mapping. For speed, its default logger, which has no output but creates
+    hundreds of records per parse, is disabled, and its dumper is replaced by a fast one.
     """
     logging.getLogger("jsonargparse_null_logger").disabled = True
     set_dumper("yaml", partial(encode_yaml, allow_unicode=True))
@@ -38,7 +38,7 @@ def harden_parsing() -> None:
 
 
 def import_classes() -> None:
-    """Import the classes that packages import on first use. The parser finds short names among imported classes."""
+    """Import the classes that packages import lazily, because the parser finds short names only of imported classes."""
     for package in (data, evaluators):
         for name in package.__all__:
             getattr(package, name)
@@ -46,7 +46,7 @@ def import_classes() -> None:
 
 @contextmanager
 def hiding_secrets() -> Iterator[None]:
-    """Print what `--print_config` prints in the block without secrets."""
+    """Hide secrets in what `--print_config` prints in the block."""
     printed = io.StringIO()
     try:
         with redirect_stdout(printed):
@@ -59,10 +59,10 @@ def hiding_secrets() -> Iterator[None]:
 
 
 class ConfigParser(LightningArgumentParser):
-    """Names the wrong field and what was expected in one line, instead of pages of usage."""
+    """Reports the invalid field and what was expected in one line, instead of the usage."""
 
     def dump(self, *args: Any, **kwargs: Any) -> str:
-        """Serialize a configuration without validating it again, which takes as long as parsing it."""
+        """Serialise a config without validating it again, which takes as long as parsing."""
         if "skip_none" in kwargs:  # Lightning uses the deprecated name
             kwargs["skip_unset"] = kwargs.pop("skip_none")
         return super().dump(*args, **{"skip_validation": True} | kwargs)
@@ -71,7 +71,7 @@ class ConfigParser(LightningArgumentParser):
         raise ConfigurationError(shorten(message, [action.dest for action in self._actions]))
 
     def _add_signature_parameter(self, container: Any, nested_key: str | None, param: Any, *a: Any, **kw: Any) -> None:
-        """Add a parameter of a class, at any depth, with a type that restricts functions and bounds numbers."""
+        """Add a parameter of a class, at any depth, with a type that restricts functions and numbers."""
         annotation = bound_numbers(restrict_callables(param.annotation), param.default)
         param = replace(param, annotation=annotation)
         super()._add_signature_parameter(container, nested_key, param, *a, **kw)

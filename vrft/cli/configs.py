@@ -1,4 +1,4 @@
-"""`python -m vrft configs`: list, show and copy the configs of the package."""
+"""`python -m vrft configs`: list, show and copy the configs in the package."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ of that name wins. Several can be combined, e.g. --config coco_few_shot --config
 """
 
 PART = re.compile(r"^(\w+): (\w+/\w+\.yaml)$", re.M)
-"""A field whose value is in another file of the package."""
+"""A field whose value is the path of another file in the package."""
 
 
 def build_parser() -> Parser:
@@ -47,7 +47,7 @@ def main(args: Sequence[str]) -> int:
 
 
 def listing() -> Iterator[str]:
-    """Yield the name and the first line of each config, those to combine with others last."""
+    """Yield the name and the first line of each config. Configs to combine with others come last."""
     names = sorted(config_names(), key=lambda name: ("/" in name, name))
     width = max(map(len, names)) + 2
     for name in names:
@@ -56,7 +56,7 @@ def listing() -> Iterator[str]:
 
 
 def whole(name: str) -> str:
-    """Return the text of a config, with the files that it names in their places."""
+    """Return the text of a config, with the content of the files that it names inserted."""
     return PART.sub(lambda match: f"{match[1]}:\n{_part(match[2])}", named_config(name).read_text(encoding="utf-8"))
 
 
@@ -65,7 +65,7 @@ def _part(path: str) -> str:
 
 
 def copy(name: str, dest: Path | None) -> Path:
-    """Write a config to a file that does not exist yet, and return its path.
+    """Copy a config to a new file, and return its path.
 
     Raises:
         ConfigurationError: no config has this name, or the file exists or can't be written.

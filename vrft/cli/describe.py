@@ -23,7 +23,7 @@ MORE = ("vrft.LoRA", "vrft.data.difficulty.Difficulty", "vrft.training.strategie
 
 
 def describe_classes() -> str:
-    """Return the names of the parameters of vrft's classes as JSON: the text of `vrft.cli.field_names.CLASSES`."""
+    """Return the parameter names of vrft's classes as JSON, the text of `vrft.cli.field_names.CLASSES`."""
     paths = sorted({*class_names().values(), *MORE})
     found = {path: getattr(import_module(path.rpartition(".")[0]), path.rpartition(".")[2]) for path in paths}
     classes = {path: cls for path, cls in found.items() if not inspect.isabstract(cls)}
@@ -34,7 +34,7 @@ def describe_classes() -> str:
 
 
 def _parameters(cls: type, classes: dict[str, type]) -> dict[str, str]:
-    """Return the names of a class's parameters, and what each holds, as `CLASSES` describes it."""
+    """Return the names of a class's parameters, with the kinds of values described at `CLASSES`."""
     parser = LightningArgumentParser()
     if issubclass(cls, Callback | Trainer):
         parser.add_lightning_class_args(cls, "x")

@@ -1,4 +1,4 @@
-"""`python -m vrft doctor`: check a config and its data before hours are spent on them."""
+"""`python -m vrft doctor`: check a config and its data before a long run."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from vrft.utils.display import visible
 def run_doctor(
     trainer: VisionTrainer, model: VisionModule, data: VisionData, probe: int, gpu_memory: float | None
 ) -> int:
-    """Load everything as `fit` does, print what was found, and return the exit code: 1 if there are problems.
+    """Load everything as `fit` does, print the findings, and return the exit code, 1 if there are problems.
 
     Args:
         trainer: trainer of the run.
         model: the module, not loaded yet.
         data: the data module.
-        probe: prompts that the model answers; 0 is off.
-        gpu_memory: GB of the GPU that the run is meant for; None: this machine's.
+        probe: number of prompts that the model answers; 0: none.
+        gpu_memory: memory, in GB, of the GPU that the run is meant for; None: this machine's.
     """
     folder = RunDir.of(trainer).doctor
     folder.mkdir(parents=True, exist_ok=True)
     console = Console()
     try:
         trainer.check_data(model, data)
-        with trainer.strategy.tensor_init_context():  # adapters to start from aren't moved by `to`
+        with trainer.strategy.tensor_init_context():  # adapters to start from are not moved by `to`
             model.configure_model()
         model.to(trainer.strategy.root_device)
         problems = list(examine(model, data, folder, console, probe, gpu_memory))

@@ -1,4 +1,4 @@
-"""`python -m vrft evaluate`: print a benchmark's table for any results file."""
+"""`python -m vrft evaluate`: print a benchmark's table for a results file."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ pycocotools. Ids are whole numbers or texts; categories with one name are one ca
 """
 
 AREAS = {"s": "small", "m": "medium", "l": "large", "r": "rare", "c": "common", "f": "frequent"}
-"""Ranges of area by the last letter of a number's name. The table has LVIS's frequencies in the same column."""
+"""Ranges of area by the last letter of a number's name. LVIS's frequencies are in the same column of the table."""
 
 
 def build_parser() -> Parser:

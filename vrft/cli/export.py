@@ -113,10 +113,10 @@ def usage_program(task: Task, policy: Policy, folder: Path) -> str:
 
 
 def checkpoint_of_run(run: RunDir, name: str) -> Path:
-    """Return the path of a checkpoint, given by its path or by its name in the run's folder.
+    """Return the path of a checkpoint, given its path or its name in the run's folder.
 
     Raises:
-        ConfigurationError: there is no such checkpoint.
+        ConfigurationError: the checkpoint does not exist.
     """
     for path in (Path(name), run.checkpoints / name, run.checkpoint(name)):
         if is_checkpoint(path):
@@ -126,7 +126,7 @@ def checkpoint_of_run(run: RunDir, name: str) -> Path:
 
 
 def default_folder(run: RunDir, checkpoint: Path, adapter: bool) -> Path:
-    """Return the folder in the run's folder that a checkpoint, or its adapter, is exported to."""
+    """Return the default folder for the export of a checkpoint or its adapter, in the run's folder."""
     last = run.checkpoint("last")
     at_end = last.exists() and checkpoint.samefile(last)
     folder = run.export if at_end else run.export_of(checkpoint.stem)
@@ -138,10 +138,10 @@ def instantiate(config: dict[str, Any], trusted: bool) -> tuple[Policy, Task]:
 
     Args:
         config: config of the run.
-        trusted: the command line permits code that comes with the base's checkpoint.
+        trusted: whether the command line permits code that comes with the base's checkpoint.
 
     Raises:
-        ConfigurationError: a setting is wrong, or code that comes with the checkpoint is needed and not permitted.
+        ConfigurationError: a setting is invalid, or the checkpoint needs its own code, which is not permitted.
     """
     from jsonargparse import ArgumentError
 

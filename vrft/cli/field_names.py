@@ -1,6 +1,6 @@
-"""Check the names of nested config fields without torch: a file lists the fields of vrft's own classes.
+"""Check the names of nested config fields without torch, using a file that lists the fields of vrft's classes.
 
-Names below a class that the file doesn't have are left to the parser.
+Names below a class that is not in the file are left to the parser.
 """
 
 from __future__ import annotations
@@ -19,25 +19,25 @@ from vrft.errors import ConfigurationError
 from vrft.utils.yaml_text import decode_yaml
 
 CLASSES = Path(__file__).with_name("classes.json")
-"""Names of the parameters of classes, as `vrft.cli.describe.describe_classes` returns them.
+"""File with the parameter names of classes, written by `vrft.cli.describe.describe_classes`.
 
-The value of a name is the class of its values if they need not name one, `*` for a list or a mapping, else empty.
+Each name maps to the class of its values if these need no `class_path`, to `*` for a list or a mapping, or to "".
 """
 
 GROUPS = ("trainer", "checkpoint", "transcripts", "skipped_steps", "guards")
-"""Fields at the top of a config whose class is fixed."""
+"""Top-level fields of a config with a fixed class."""
 
 META = ("class_path", "init_args", "dict_kwargs", "help")
 
 MOST_LISTED = 12
-"""Largest number of names that a message lists if none is similar."""
+"""Maximum number of names that a message lists if none is similar."""
 
 Fields = tuple[str, ...]
 """Path of a field, without `init_args`."""
 
 
 class Source(NamedTuple):
-    """A value that a file or an option gives to a field. `word`: the option."""
+    """A value of a field from a file or an option. `word` is the option."""
 
     path: Fields
     value: Any
@@ -47,7 +47,7 @@ class Source(NamedTuple):
 
 
 def check_names(options: Sequence[str]) -> None:
-    """Check the names of fields in options and in the configs that they name.
+    """Check the names of fields in options and in the configs that options name.
 
     Raises:
         ConfigurationError: a class of vrft has no such parameter.
@@ -73,7 +73,7 @@ def _sources(options: Sequence[str]) -> Iterator[Source]:
 
 
 def _value(text: str) -> Any:
-    """Return the mapping or list that an option's text is in YAML, or the text."""
+    """Return the mapping or list that an option's text encodes in YAML, or the text if it is neither."""
     try:
         return decode_yaml(text) if text.startswith(("{", "[")) else text
     except ValueError:
@@ -87,7 +87,7 @@ def _nested(path: Fields, value: Any) -> Any:
 
 
 def _collect(path: Fields, value: Any, folder: Path, classes: dict[Fields, set[str]]) -> None:
-    """Add the classes that a value names, by the paths of their fields."""
+    """Add the classes that a value names, by field path, to `classes`."""
     value, folder = _loaded(value, folder)
     if path and path[-1] == "class_path" and isinstance(value, str):
         classes[path[:-1]].add(value)
@@ -103,7 +103,7 @@ def _plain(path: Fields) -> Fields:
 
 
 def _loaded(value: Any, folder: Path) -> tuple[Any, Path]:
-    """Return the content and the folder of the YAML file that a value names, or the value as it is."""
+    """Return the content and the folder of the YAML file that a value names, or the value and `folder`."""
     if isinstance(value, str) and value.endswith((".yaml", ".yml")):
         for path in (folder / value, Path(value)):
             if path.is_file():
@@ -125,9 +125,9 @@ class _Checker:
 
         Args:
             path: the field.
-            expected: names that its class has and what they hold; empty: any.
+            expected: parameters of the field's class, see `CLASSES`; empty: any.
             value: the value.
-            folder: folder that paths in the value are relative to.
+            folder: folder that relative paths in the value refer to.
         """
         value, folder = _loaded(value, folder)
         if not isinstance(value, dict):
@@ -170,7 +170,7 @@ class _Checker:
 
 
 def _known(name: Any) -> dict[str, str]:
-    """Return the names of the parameters of a class, by its path or short name; empty if the file doesn't have it."""
+    """Return the parameters of a class, given its path or short name; empty if it is not in the file."""
     return _classes().get(name, {}) if isinstance(name, str) else {}
 
 

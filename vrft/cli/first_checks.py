@@ -1,4 +1,4 @@
-"""Checks of a command line that need no torch, so that their messages appear at once."""
+"""Check a command line before torch is imported, so that messages appear at once."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ FIELDS = frozenset(
         *("checkpoint", "transcripts", "skipped_steps", "guards"),
     }
 )
-"""Fields of a config at its top."""
+"""Top-level fields of a config."""
 
 OPTIONS = FIELDS | {
     *("config", "help", "print_config", "ckpt_path", "weights_only", "verbose"),
     *("against", "resamples", "samples", "images", "query", "split", "draw", "gpu_memory", "probe"),
     *("reward", "success", "lowest", "highest", "budgets"),
 }
-"""Options of some command, without the fields below them."""
+"""Options of all commands, without nested fields."""
 
 
 ELSEWHERE = {
@@ -48,18 +48,18 @@ ELSEWHERE = {
     "checkpoint": "ckpt_path",
     "model_name_or_path": "model.policy.checkpoint",
 }
-"""Options by the names that other packages give them."""
+"""Names that other packages use for our options, for hints."""
 
 WITHOUT_VALUE = ("help", "print_config", "draw", "verbose", "images", "query")
-"""Last parts of options that need no value."""
+"""Last parts of the names of options that need no value."""
 
 
 def prepare(args: Sequence[str]) -> list[str]:
-    """Return the arguments that the parser gets, with the paths of configs and the requested folder of the run.
+    """Return the arguments for the parser, with the paths of configs and the requested folder of the run.
 
     Raises:
-        ConfigurationError: no option is given, there is no such config, it is not YAML, a word or a field's name is
-            unknown, or the trainer can't have a value.
+        ConfigurationError: no option is given, a config does not exist or is not YAML, an argument or a field's name is
+            unknown, or a value of the trainer is invalid.
     """
     if len(args) == 1 or not _has_config(args):
         check_options(args[0], args[1:])
@@ -80,7 +80,7 @@ def prepare(args: Sequence[str]) -> list[str]:
 
 
 def check_options(command: str, options: Sequence[str]) -> None:
-    """Raise ConfigurationError for a word that is no option of any command, and not the value of one."""
+    """Raise ConfigurationError for an argument that is neither an option of any command nor the value of an option."""
     known = re.findall(r"--([\w.]+\w)", overview(command))
     for word in _unexpected(options):
         message = f"unrecognized arguments: {word}"
@@ -95,14 +95,14 @@ def check_options(command: str, options: Sequence[str]) -> None:
 
 
 def _has_config(args: Sequence[str]) -> bool:
-    """Return whether a config is named, or options say what it would, or ask for help."""
+    """Return whether a config is named, or options replace it or ask for help."""
     alone = ("config", "model", "print_config")
     words = [re.split(r"[.=+]", word.removeprefix("--"))[0] for word in args[1:] if word.startswith("--")]
     return not words or any(word in alone for word in words) or any(".help" in word for word in args)
 
 
 def check_values(options: Sequence[str]) -> None:
-    """Raise ConfigurationError for an option without its value."""
+    """Raise ConfigurationError for an option without a value."""
     for word, following in pairwise([*options, "--"]):
         needs_value = word.startswith("--") and "=" not in word and word.rpartition(".")[2] not in WITHOUT_VALUE
         if needs_value and word.removeprefix("--") not in WITHOUT_VALUE and following.startswith("--"):
@@ -124,7 +124,7 @@ def _unexpected(options: Sequence[str]) -> Iterator[str]:
 
 
 def check_fields(config: str) -> None:
-    """Raise ConfigurationError for an unknown field at the top of a config."""
+    """Raise ConfigurationError for an unknown top-level field of a config."""
     content = read_config(config)
     if {"images", "annotations"} <= {*content}:
         raise ConfigurationError(

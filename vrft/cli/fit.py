@@ -43,7 +43,7 @@ def finish_run(trainer: VisionTrainer, model: VisionModule, data: VisionData, la
 
 
 def complete_finished_run(trainer: VisionTrainer) -> None:
-    """Count the last step and epoch of a resumed run that had nothing left to train; Lightning does not."""
+    """Count the last step and epoch of a resumed run with nothing left to train, which Lightning does not count."""
     loop = trainer.fit_loop
     if loop.restarting:
         shift_logged_step(trainer, 1)

@@ -1,4 +1,4 @@
-"""`python -m vrft fits`: what fits on a GPU, before a checkpoint is downloaded."""
+"""`python -m vrft fits`: estimate what fits on a GPU, without downloading the checkpoint."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ STAYS = {
     "states": ("gradients", "optimizer"),
     "decoding": ("decoding weights", "keys, values and graphs"),
 }
-"""Parts of what stays on the GPU by the column that they are added up in."""
+"""Columns of the table for the memory that stays allocated, with the parts that each sums up."""
 
 PHASES = ("load", "rollout", "update")
-"""Phases with a column of their own: the reference and an evaluation need less than an update or a rollout."""
+"""Phases with a column. The reference and an evaluation have none, since they need less than update and rollout."""
 
 
 def build_parser() -> Parser:
@@ -59,7 +59,7 @@ def build_parser() -> Parser:
 
 
 def main(args: Sequence[str]) -> int:
-    """Run the command and return its exit code: 1 if the GPU fits nothing."""
+    """Run the command and return its exit code, 1 if nothing fits on the GPU."""
     arguments = build_parser().parse_args(args)
     for name in ("gpu_memory", "image_tokens", "pixels", "max_completion_length", "num_generations", "lora_r"):
         value = getattr(arguments, name)
@@ -101,7 +101,7 @@ def read_config(checkpoint: str) -> PreTrainedConfig:
     """Read a checkpoint's config.
 
     Raises:
-        ConfigurationError: there is none, or vrft can't train its model.
+        ConfigurationError: the checkpoint has no config, or vrft can't train its model.
     """
     from transformers import AutoConfig
 

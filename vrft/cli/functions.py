@@ -1,4 +1,4 @@
-"""Look up functions that a config names: they must be the user's own, and are never called to create others."""
+"""Look up functions that a config names. They must be the user's own, and are never called to create others."""
 
 from __future__ import annotations
 
@@ -21,17 +21,18 @@ OWN_PACKAGE = __name__.partition(".")[0]
 
 
 class UserFunction:
-    """The type of a field that takes a function of the user's by its name, `module.function`."""
+    """The type of a field whose value is the name, `module.function`, of a user's function."""
 
 
 def find_function(path: object) -> Callable[..., Any]:
-    """Return the function of the user's that a field names.
+    """Return the user's function that a field names.
 
-    The function has to be written in a module in the working folder or in a folder of `PYTHONPATH`. Functions of
-    installed packages are refused: a config could load a pickle with `torch.load`, or run a completion as a command.
+    The function must be defined in a module in the working folder or in a folder of `PYTHONPATH`. Functions of
+    installed packages are refused, because a config could otherwise load a pickle with `torch.load` or run a completion
+    as a command.
 
     Raises:
-        ValueError: the value is no such name.
+        ValueError: the value is not the name of such a function.
     """
     if inspect.isfunction(path):
         return path
@@ -51,7 +52,7 @@ def find_function(path: object) -> Callable[..., Any]:
 
 
 def _is_users(module: str) -> bool:
-    """Return whether a module lies outside of Python's library, the installed packages and this package."""
+    """Return whether a module is outside of Python's library, the installed packages and vrft."""
     top = module.partition(".")[0]
     if top == OWN_PACKAGE:
         return False
@@ -66,7 +67,7 @@ def _is_users(module: str) -> bool:
 
 
 def function_path(function: Callable[..., Any]) -> str:
-    """Return the name by which a config refers to a function."""
+    """Return the name of a function in a config."""
     return f"{function.__module__}.{function.__qualname__}"
 
 
@@ -76,7 +77,7 @@ register_type(UserFunction, function_path, find_function, type_check=lambda valu
 def restrict_callables(hint: Any) -> Any:
     """Replace `Callable` in a type by `UserFunction`, unless it is a factory of a class, e.g. of an optimizer.
 
-    jsonargparse would take any importable callable for it, and instantiate any class that has a `__call__`.
+    For `Callable`, jsonargparse would accept any importable callable, and instantiate any class with a `__call__`.
 
     >>> restrict_callables(list[Callable[[int], float]])
     list[vrft.cli.functions.UserFunction]

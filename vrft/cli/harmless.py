@@ -1,4 +1,4 @@
-"""Tidy the output of other libraries: hide secrets, and the warnings, log lines and bars that don't help users."""
+"""Tidy the output of other libraries: hide secrets, and warnings, log lines and bars that don't help users."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ HARMLESS = (
     "LightningCLI's args parameter is intended to run",  # tests call `main([...])` as the command line does
     r"`isinstance\(treespec, LeafSpec\)` is deprecated",  # lightning 2.6 on torch 2.13
     r"Found \d+ module\(s\) in eval mode at the start of training",  # the frozen reference
-    "The '.*_dataloader' does not have many workers",  # one image per prompt; --data.num_workers is there
-    r"`(is_)?gradient_checkpointing\w*` is deprecated",  # the name that transformers 5.18 and peft know
-    "Consider setting `persistent_workers=True`",  # workers start again at each epoch, from its order
+    "The '.*_dataloader' does not have many workers",  # images are few, and --data.num_workers exists
+    r"`(is_)?gradient_checkpointing\w*` is deprecated",  # transformers 5.18 and peft need this name
+    "Consider setting `persistent_workers=True`",  # workers restart at each epoch to get its order
     "The `srun` command is available on your system",
-    "Using ModelCheckpoint with manual optimization",  # the state between rollouts is the one to keep
+    "Using ModelCheckpoint with manual optimization",  # checkpoints are saved between rollouts
     "Checkpoint directory .* exists and is not empty",  # a resumed run
 )
 
@@ -37,13 +37,13 @@ NOISE: dict[str, tuple[str, ...]] = {
     "lightning.pytorch.accelerators.cuda": ("LOCAL_RANK: ",),
     "bitsandbytes.backends.cpu.ops": ("Failed to load CPU gemm_4bit_forward",),  # logged when peft imports it
 }
-"""Beginnings of log lines, by logger. The line of devices that vrft prints and config.yaml say the same."""
+"""Prefixes of hidden log lines, by logger. vrft's line about devices and config.yaml contain the same information."""
 
 BARS = ("HF_HUB_DISABLE_PROGRESS_BARS", "HF_DATASETS_DISABLE_PROGRESS_BARS", "TQDM_DISABLE")
 """Environment variables that turn progress bars off. Libraries read them when they are imported."""
 
 COLOUR = re.compile(r"\x1b\[[\d;]*m")
-"""Escape sequences by which other libraries colour their messages."""
+"""Escape sequences with which other libraries colour their messages."""
 
 MAKE_RECORD = logging.getLogRecordFactory()
 
@@ -51,13 +51,13 @@ MAKE_RECORD = logging.getLogRecordFactory()
 def tidy_output() -> None:
     """Shorten warnings, hide secrets and control characters in warnings and log records, and hide bars in files.
 
-    Called before libraries are imported, and again by each command of a process, whose warnings count anew.
+    Called before libraries are imported, and by each command of a process, to show the warnings of each command.
     """
     logging.setLogRecordFactory(_redacted_record)
     for name in NOISE:
         logging.getLogger(name).addFilter(_is_of_use)
     warnings.formatwarning = _WarningFormatter()
-    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)  # it misses a kernel that nothing uses
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)  # it warns of a kernel that is not used
     if not sys.stderr.isatty():
         for name in BARS:
             os.environ.setdefault(name, "1")
@@ -65,7 +65,7 @@ def tidy_output() -> None:
 
 @contextmanager
 def restored_output() -> Iterator[None]:
-    """Undo after the block what `tidy_output` and `silence_harmless` set for the process, except for their filters."""
+    """Undo the effects of `tidy_output` and `silence_harmless` on the process after the block, except log filters."""
     format_warning, make_record = warnings.formatwarning, logging.getLogRecordFactory()
     bars = {name: os.environ.get(name) for name in BARS}
     try:
@@ -86,7 +86,7 @@ def _redacted_record(*args: Any, **kwargs: Any) -> logging.LogRecord:
     record = MAKE_RECORD(*args, **kwargs)
     try:
         text = record.getMessage()
-    except Exception:  # arguments that don't fit, or whose __str__ fails: its handler reports them
+    except Exception:  # invalid arguments, or a failing __str__: the handler reports it
         return record
     if (hidden := _plain(text)) != text:
         record.msg, record.args = hidden, None
@@ -94,9 +94,9 @@ def _redacted_record(*args: Any, **kwargs: Any) -> logging.LogRecord:
 
 
 class _WarningFormatter:
-    """Formats a warning as one paragraph, without its line of source, and a repeated one as nothing.
+    """Formats a warning as one paragraph without its source line, and a repeated warning as an empty text.
 
-    A warning of a user's own code begins with its file and line.
+    A warning from a user's own code begins with its file and line.
     """
 
     def __init__(self) -> None:
@@ -115,16 +115,16 @@ class _WarningFormatter:
 
 
 def _plain(text: str) -> str:
-    """Return a text without colours, secrets and control characters."""
+    """Remove colours, secrets and control characters from a text."""
     return visible(redact(COLOUR.sub("", text)))
 
 
 def silence_harmless() -> None:
     """Hide the warnings of `HARMLESS`, and transformers' report on weights.
 
-    Weights that the report lists end the command with an error that names them. Call this after Lightning is imported.
+    `vrft.utils.hub.check_loaded` raises an error for the weights in this report. Call this after importing Lightning.
     """
-    warnings.formatwarning = _WarningFormatter()  # Lightning has set one that shows its own warnings as they are
+    warnings.formatwarning = _WarningFormatter()  # replaces Lightning's, which shows its own warnings unformatted
     logging.getLogger("transformers.modeling_utils").addFilter(_is_no_report)
     for message in HARMLESS:
         warnings.filterwarnings("ignore", message=message)

@@ -1,6 +1,6 @@
-"""Print `fit --help`: the fields that people set, from the signatures and docstrings of the classes.
+"""Print `fit --help`: the most common fields, from the signatures and docstrings of the classes.
 
-`python -m vrft.cli.help` writes the file that holds them, and the one of `vrft.cli.field_names`.
+`python -m vrft.cli.help` writes the file with these fields, and the file of `vrft.cli.field_names`.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ INDENT = 44
 WIDTH = 120
 
 MIN_WIDTH = 16
-"""Width of the narrowest column of descriptions."""
+"""Minimum width of the column of descriptions."""
 
 WHOLE: Any = {"break_long_words": False, "break_on_hyphens": False}
-"""Words that `textwrap` keeps as they are."""
+"""Options of `textwrap` that keep words whole."""
 
 USAGE = "usage: python -m vrft {command} --config NAME_OR_FILE [--config NAME_OR_FILE ...] [--field=value ...]"
 
@@ -78,7 +78,7 @@ OWN = {
   --ckpt_path last|FILE             the checkpoint to evaluate (default: the base)
 """,
 }
-"""Options of single commands."""
+"""Options of each command."""
 
 MORE = """
 The fields of any class:    python -m vrft {command} --model.help vrft.SFT    (also --data.help, --task.help)
@@ -87,11 +87,11 @@ Every field and its value:    python -m vrft {command} --config NAME_OR_FILE --p
 
 
 def overview(command: str, width: int = WIDTH) -> str:
-    """Return the help of one command. It is read from a file, because the classes take seconds to import.
+    """Return the help of a command. It is read from a file, because importing the classes takes seconds.
 
     Args:
         command: the command.
-        width: length of the longest line, as far as names fit.
+        width: maximum length of a line, unless a name is longer.
     """
     sections = [USAGE.format(command=command), OWN.get(command, ""), GENERAL]
     text = "\n".join([*sections, FIELDS.read_text(encoding="utf-8"), MORE.format(command=command)])
@@ -99,12 +99,12 @@ def overview(command: str, width: int = WIDTH) -> str:
 
 
 def terminal_width() -> int:
-    """Return the width of help: that of the terminal, at most `WIDTH`, which is also that of a file."""
+    """Return the width of the help: the width of the terminal, at most `WIDTH`, or `WIDTH` for a file."""
     return min(shutil.get_terminal_size((WIDTH, 24)).columns, WIDTH)
 
 
 def _wrap(line: str, width: int) -> list[str]:
-    """Break a line of a name and, after two blanks or more, a description, which stays in its column if there is room.
+    """Break a line of a name, two or more blanks and a description, which stays in its column if there is room.
 
     >>> _wrap("  --beta    weight of the KL term", 28)
     ['  --beta    weight of the KL', '            term']
@@ -121,7 +121,7 @@ def _wrap(line: str, width: int) -> list[str]:
 
 
 def describe_fields() -> str:
-    """Return the fields of the model, the policy and COCO data: the text of `FIELDS`."""
+    """Return the text of `FIELDS`: the fields of the model, the policy and COCO data."""
     from vrft import RFT, Policy
     from vrft.data import CocoData
 
@@ -138,14 +138,14 @@ def _fields(prefix: str, cls: type) -> Iterator[str]:
     parser.add_class_arguments(cls, prefix)
     for action in parser._actions:
         is_field = action.dest.startswith(f"{prefix}.") and action.default != SUPPRESS
-        if is_field and action.dest != f"{prefix}.task":  # the task is a separate field, shared with the data
+        if is_field and action.dest != f"{prefix}.task":  # the task is a top-level field, shared with the data
             default = _value(action.default)
             shown = f" ({default})" if default else ""
             yield f"{f'  --{action.dest}':<{INDENT}}{' '.join(f'{action.help}{shown}'.split())}"
 
 
 def _value(default: object) -> str:
-    """Return a default as text, empty without a default."""
+    """Return a default as text, or "" if there is none."""
     if default is None or default is inspect.Parameter.empty:
         return ""
     return str(default["class_path"]).rpartition(".")[2] if isinstance(default, dict) else str(default)

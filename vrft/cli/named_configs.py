@@ -1,4 +1,4 @@
-"""Configs that are part of the package: `--config quickstart` names one in any working folder."""
+"""Find configs in the package by name, e.g. `--config quickstart`, from any working folder."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from vrft.errors import ConfigurationError
 CONFIGS = Path(__file__).parents[1] / "configs"
 
 PARTS = ("data", "model")
-"""Folders with values of one field, which the configs name by their paths."""
+"""Folders with values of single fields, which configs name by path."""
 
 
 def config_names() -> list[str]:
@@ -24,8 +24,8 @@ def named_config(name: str) -> Path:
     """Return the path of a config in the package.
 
     Args:
-        name: its name as `config_names` returns it. A path such as `configs/quickstart.yaml` means a file of the
-            user's, even if the package has a config of that name: a missing file is never replaced.
+        name: a name in `config_names`. A path such as `configs/quickstart.yaml` always means a file of the user, even
+            if the package has a config of that name.
 
     Raises:
         ConfigurationError: no config has this name.
@@ -51,10 +51,10 @@ def _hint(name: str) -> str:
 
 
 def find_configs(args: Sequence[str]) -> list[str]:
-    """Replace names of configs in the package by their paths, in the values of `--config`. An existing file wins.
+    """Replace names of configs in the package by their paths in the values of `--config`. Existing files come first.
 
     Raises:
-        ConfigurationError: a value is missing, or neither a file nor a name.
+        ConfigurationError: a value is missing, or is neither a file nor a name.
     """
     found = list(args)
     for i, word in enumerate(found):

@@ -1,4 +1,4 @@
-"""Hints about a user's own classes that a config names."""
+"""Hints for errors about a user's own classes in a config."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ ABSTRACT = re.compile(r"but ([\w.]+)\.(\w+) is abstract|but is abstract.*Given v
 
 
 def class_hint(message: str) -> str | None:
-    """Return a hint for a class that a module lacks or that is abstract, or None if a message is about neither."""
+    """Return a hint if a message is about a class that is missing in a module or abstract, else None."""
     if (missing := MISSING.search(message)) and not missing[1].startswith("vrft"):
         close = difflib.get_close_matches(missing[2], class_names_in(missing[1]), n=1)
         return f" (did you mean '{missing[1]}.{close[0]}'?)" if close else ""
@@ -28,7 +28,7 @@ def class_hint(message: str) -> str | None:
 
 
 def class_names_in(module: str) -> list[str]:
-    """Return the names of the classes and functions that a module's file defines, without running it."""
+    """Return the names of the classes and functions that a module's file defines, without importing it."""
     spec = importlib.util.find_spec(module)
     if spec is None or spec.origin is None or not spec.origin.endswith(".py"):
         return []

@@ -13,9 +13,9 @@ FRAME = re.compile(r'^  File "([^"\n]+)", line (\d+), in (\S+)$', re.M)
 
 
 def own_error(error: Exception) -> str | None:
-    """Return one line about an exception that a user's own code raised, or None if another's raised it.
+    """Return one line about an exception if a user's own code raised it, else None.
 
-    An exception that vrft raised inside a call from a user's code isn't the user's: its traceback is needed.
+    An exception that vrft raised in a call from a user's code keeps its traceback, which may be needed.
     """
     frames, said = _worker_frames(str(error)) if WORKER.match(str(error)) else _frames(error)
     for file, line, name in reversed(frames):
@@ -28,13 +28,13 @@ def own_error(error: Exception) -> str | None:
 
 
 def _frames(error: Exception) -> tuple[list[tuple[str, int, str]], str]:
-    """Return the frames of an exception from outside to inside, and its text with its notes."""
+    """Return the frames of an exception, outermost first, and its text with its notes."""
     frames = [(frame.filename, frame.lineno or 0, frame.name) for frame in traceback.extract_tb(error.__traceback__)]
     return frames, "; ".join([f"{type(error).__name__}: {error}", *getattr(error, "__notes__", ())])
 
 
 def _worker_frames(text: str) -> tuple[list[tuple[str, int, str]], str]:
-    """Return the same of an exception in a DataLoader worker, which torch raises again with the traceback as text."""
+    """Return `_frames` of an exception in a DataLoader worker, which torch re-raises with the traceback as text."""
     found = [*FRAME.finditer(text)]
     rest = text[found[-1].end() :] if found else text
     said = [line for line in rest.splitlines() if line and not line.startswith(" ")]

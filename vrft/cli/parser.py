@@ -1,4 +1,4 @@
-"""The parser of the commands that take no config: score, evaluate, export and report."""
+"""The parser of the commands that take no config, e.g. score, evaluate and export."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ MISSING = "arguments are required: "
 
 
 class Parser(ArgumentParser):
-    """Prints the description verbatim in its help, and reports a mistake in one line."""
+    """Prints the description verbatim in its help, and reports an error in one line."""
 
     def __init__(self, command: str, description: str) -> None:
         super().__init__(
@@ -30,7 +30,7 @@ class Parser(ArgumentParser):
         raise ConfigurationError(f"{self.command}: {self._as_typed(message)}{did_you_mean(message, options)}")
 
     def _as_typed(self, message: str) -> str:
-        """Name missing arguments as they are typed; jsonargparse names them by their attributes."""
+        """Name missing arguments as typed on the command line; jsonargparse names them by attribute."""
         typed = {action.dest: str([*action.option_strings, action.metavar][0]) for action in self._actions}
         start, missing, names = message.partition(MISSING)
         return start + missing + ", ".join(typed[name] for name in names.split(", ")) if missing else message

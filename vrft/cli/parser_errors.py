@@ -1,4 +1,4 @@
-"""Shorten the messages of parsers to one line, and suggest the name that was probably meant."""
+"""Shorten the messages of parsers to one line, and suggest corrections of misspelt names."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ NAMES = re.compile(r"--([\w.-]+)|class_path '([\w.]+)'|import path string: ([\w.
 
 
 def run_command(command: Callable[[Sequence[str]], int], args: Sequence[str]) -> int:
-    """Run a command and return its exit code, or that of an error that the user can act on, after printing it."""
+    """Run a command and return its exit code. Print an error that the user can act on, and return its exit code."""
     try:
         return command(args)
     except ConfigurationError as error:
@@ -32,7 +32,7 @@ def run_command(command: Callable[[Sequence[str]], int], args: Sequence[str]) ->
 
 
 def message_lines(error: BaseException) -> str:
-    """Return the message of an error without secrets; only a ConfigurationError may have several lines."""
+    """Return the message of an error without secrets. Only a ConfigurationError may have several lines."""
     text = visible(redact(str(error)))
     if isinstance(error, ConfigurationError):
         return "\n".join(" ".join(line.split()) for line in text.splitlines())
@@ -49,19 +49,19 @@ HINTS = {
     r"vrft\.strategies\b": "it is now vrft.training.strategies.FSDP2Strategy",
     r"vrft\.policy\.segmenter\b": "it is now vrft.evaluators.SamSegmenter",
 }
-"""Hints by a pattern of the parser's message."""
+"""Patterns of the parser's messages, with hints."""
 
 NOISE = re.compile(
     r"Does not validate against|Subtypes:|Errors:|Expected a <class 'NoneType'>|Given value|Subclass types expect|"
     r"Expected a path but|a class path \(str\)|a dict with|a dict without|Unexpected import path format|$"
 )
-"""Beginnings of lines that name no cause."""
+"""Prefixes of lines that do not state the cause."""
 
 
 def shorten(message: str, fields: Sequence[str]) -> str:
-    """Extract the field and the cause from a message of jsonargparse, and add what was probably meant.
+    """Extract the field and the cause from a message of jsonargparse, and suggest a correction.
 
-    jsonargparse lists every type that a value could have had; the cause is the innermost line of the list.
+    jsonargparse lists an error for every type that a value could have had. The cause is the innermost line.
 
     >>> shorten("unrecognized arguments: --trainer.max_step=3", ["trainer.max_steps"])
     "unrecognized arguments: --trainer.max_step=3 (did you mean 'trainer.max_steps'?)"
@@ -75,14 +75,14 @@ def shorten(message: str, fields: Sequence[str]) -> str:
 
 
 def _field(message: str) -> str:
-    """Return the path of the wrong field, or an empty text."""
+    """Return the path of the invalid field, or ""."""
     keys = re.findall(r'Parser key "([^"]+)":', message)[:1]
     keys += re.findall(r"NestedArg\(key='([^']+)'", message)[-1:] if keys else []
     return ".".join(keys)
 
 
 def _cause(message: str) -> str:
-    """Return the first entry of the message that names a cause, in one line."""
+    """Return the first entry of the message that states a cause, as one line."""
     causes: list[str] = []
     for line in message.splitlines():
         text = re.sub(r'^[\s-]*(Parser key "[^"]+":\s*)*(Not of type \w+: )?', "", line)
@@ -96,7 +96,7 @@ def _cause(message: str) -> str:
 
 
 def find_user_error(error: BaseException) -> BaseException | None:
-    """Return the ConfigurationError or OmegaConf error that `error` is or wraps."""
+    """Return the ConfigurationError or OmegaConf error that `error` is or wraps, or None."""
     for link in _chain(error):
         if isinstance(link, ConfigurationError) or type(link).__module__.startswith("omegaconf"):
             return link
@@ -121,12 +121,12 @@ def _suggestion(message: str, cause: str, fields: Sequence[str]) -> str:
 
 
 def did_you_mean(message: str, fields: Sequence[str], classes: Mapping[str, str] | None = None) -> str:
-    """Return a suggestion for the first misspelt name in a message, or an empty text.
+    """Return a suggestion for the first misspelt name in a message, or "".
 
     Args:
         message: message of a parser.
         fields: names of the parser's options, without leading dashes.
-        classes: class paths by the names that may be misspelt.
+        classes: class paths by short or full name.
     """
     tops = {name.partition(".")[0] for name in fields}
     known = {name: name for name in fields} | dict(classes or {})
@@ -144,7 +144,7 @@ def did_you_mean(message: str, fields: Sequence[str], classes: Mapping[str, str]
 
 
 def class_names() -> dict[str, str]:
-    """Return the class paths that can be named in a config, by their short names and by themselves."""
+    """Return the class paths that a config can name, keyed by short name and by full name."""
     from vrft import data, evaluators, rewards, tasks
 
     paths = ["vrft.RFT", "vrft.SFT", "vrft.Policy", "vrft.rollout.TransformersEngine", "vrft.rollout.VLLMServer"]

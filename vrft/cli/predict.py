@@ -20,11 +20,11 @@ from vrft.errors import ConfigurationError
 from vrft.run_dir import RunDir, is_sharded
 
 KEPT = ("eval_batch_size", "num_workers", "allow_outside", "image_bits", "per_image")
-"""Settings of the config's data that hold for other images."""
+"""Settings of the config's data that also apply to other images."""
 
 
 def keep_others_predictions(config: Namespace) -> None:
-    """Raise ConfigurationError if the base would replace the predictions of other weights, e.g. of the tuned model."""
+    """Raise ConfigurationError if predictions of the base would replace those of other weights, e.g. a tuned model."""
     path = RunDir(Path(config.run_dir)).predictions
     if config.ckpt_path is not None or not path.is_file():
         return
@@ -42,7 +42,7 @@ def keep_others_predictions(config: Namespace) -> None:
 def use_images(config: Namespace) -> None:
     """Replace the config's data by the images and queries of the command line, so that its files need not exist.
 
-    Without queries, the categories that the config names are asked for, or all that its data has.
+    Without queries, ask for the categories in the config, or else for all categories of its data.
 
     Raises:
         ConfigurationError: there are queries but no images, or neither queries nor readable categories.
@@ -72,14 +72,14 @@ def use_images(config: Namespace) -> None:
 
 
 def has_query(task: Namespace) -> bool:
-    """Return whether a task's question has a query."""
+    """Return whether a task's question contains the query."""
     module, _, name = task.class_path.rpartition(".")
     prompt: str = getattr(import_module(module), name).prompt
     return "{query}" in (task.init_args.get("template") or prompt)
 
 
 def categories_of(data: Namespace) -> Sequence[str] | None:
-    """Return the categories that the config names, or all that its data has; None if it has no categories.
+    """Return the categories in the config, or else all categories of its data; None if it has no categories.
 
     Raises:
         ConfigurationError: the config names no categories, and the data's files can't be read.
@@ -93,7 +93,7 @@ def categories_of(data: Namespace) -> Sequence[str] | None:
         if not isinstance(source, CategoryData):
             return None
         found = source.file_categories()
-    except ValueError as error:  # the parser wraps those of the constructor
+    except ValueError as error:  # the parser wraps errors of the constructor
         if (reason := find_user_error(error)) is None:
             raise
         raise ConfigurationError(f"query: expected e.g. --query cat, or the config's data to read: {reason}") from error
@@ -104,10 +104,10 @@ def categories_of(data: Namespace) -> Sequence[str] | None:
 
 
 def use_exported_folder(config: Namespace) -> None:
-    """Load the policy from `ckpt_path` if that is an exported folder.
+    """Make the config load the policy from `ckpt_path` if it is an exported folder.
 
     Raises:
-        ConfigurationError: the folder holds no model.
+        ConfigurationError: the folder has no model.
     """
     folder = None if config.ckpt_path is None else Path(config.ckpt_path)
     if folder is None or not folder.is_dir() or is_sharded(folder):

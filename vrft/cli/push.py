@@ -1,4 +1,4 @@
-"""Upload an exported folder to the Hugging Face Hub; all checks run before the long export."""
+"""Upload an exported folder to the Hugging Face Hub. The checks run before the export, which takes long."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from vrft.utils.redact import PLACEHOLDER
 FIELD = "export: --push"
 
 ADVICE = re.compile(r"For more information check: \S+")
-"""The end that httpx adds to a message: the address of a page about the status code."""
+"""Suffix of httpx's messages with the address of a page about the status code."""
 
 OUTDATED = ["model*.safetensors", "model.safetensors.index.json", "adapter_model*.safetensors", "adapter_config.json"]
-"""Files of an earlier upload that `from_pretrained` would prefer to those of this one."""
+"""Files of an earlier upload that `from_pretrained` would prefer to the new files."""
 
 
 def check_name(name: str) -> None:
-    """Raise ConfigurationError for a name that no repository on the Hub can have. Needs no network."""
+    """Raise ConfigurationError for an invalid name of a repository on the Hub. Needs no network."""
     try:
         validate_repo_id(name)
     except HFValidationError as error:
@@ -39,7 +39,7 @@ def check_name(name: str) -> None:
 
 
 def check_output(folder: Path) -> None:
-    """Raise ConfigurationError if a folder holds something else than an export, which would be uploaded with it."""
+    """Raise ConfigurationError if a folder has files other than an export, which would be uploaded too."""
     if folder.is_dir() and any(folder.iterdir()) and not _is_export(folder):
         raise ConfigurationError(
             f"{FIELD}: --output: {folder} holds other files, and the folder is uploaded as a whole; expected a new or "
@@ -74,8 +74,8 @@ def create_repository(name: str, private: bool) -> str:
     """Create a repository on the Hub unless it exists, and return its address.
 
     Raises:
-        ConfigurationError: it can't be created, the token doesn't permit to write to it, or it should be private and
-            isn't.
+        ConfigurationError: the repository can't be created, the token does not permit writing to it, or it is public
+            although `private` is set.
     """
     with _one_line():
         address = str(HfApi().create_repo(name, private=private or None, exist_ok=True))
@@ -87,7 +87,7 @@ def create_repository(name: str, private: bool) -> str:
 
 
 def upload(folder: Path, name: str) -> None:
-    """Upload a folder, and delete the weights of an earlier upload that it doesn't replace.
+    """Upload a folder, and delete the weights of an earlier upload that it does not replace.
 
     Raises:
         ConfigurationError: the upload fails.
@@ -100,17 +100,17 @@ def upload(folder: Path, name: str) -> None:
 
 @contextmanager
 def _one_line(hint: str = "") -> Iterator[None]:
-    """Turn an error of the Hub or the network into a ConfigurationError of one line, without the token."""
+    """Turn an error of the Hub or the network into a one-line ConfigurationError without the token."""
     try:
         yield
     except LocalTokenNotFoundError as error:
         raise ConfigurationError(
             f"{FIELD}: no token of the Hugging Face Hub; set HF_TOKEN or run `hf auth login`"
         ) from error
-    except (HTTPError, OSError, RuntimeError) as error:  # RuntimeError: of hf_xet, which transfers large files
+    except (HTTPError, OSError, RuntimeError) as error:  # RuntimeError: from hf_xet, which transfers large files
         text = " ".join(ADVICE.sub("", hub_reason(error)).split())
         if token := get_token():
             text = text.replace(token, PLACEHOLDER)
-        if isinstance(error, HTTPError) and not isinstance(error, HfHubHTTPError):  # the server has not answered
+        if isinstance(error, HTTPError) and not isinstance(error, HfHubHTTPError):  # the server did not answer
             text += "; the upload is not complete" if hint else "; nothing was uploaded"
         raise ConfigurationError(f"{FIELD}: {text}{hint}") from error

@@ -25,16 +25,16 @@ LAUNCH = ".launch"
 """Name of the file by which the other ranks of a launch recognise the folder that rank zero chose."""
 
 INHERITED = "VRFT_RUN_DIR"
-"""Environment variable with the folder that rank zero chose, for the ranks that it starts itself."""
+"""Environment variable with the folder that rank zero chose, for the ranks that it starts."""
 
 LAUNCH_VARIABLES = (
     *("SLURM_JOB_ID", "SLURM_STEP_ID", "TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT"),
     *("MASTER_ADDR", "MASTER_PORT"),
 )
-"""Environment variables that the ranks of one launch share."""
+"""Environment variables that are equal for all ranks of a launch."""
 
 LOCK_SECONDS = 0.3
-"""Seconds to wait for a lock: another rank may look at it for a moment."""
+"""Seconds to wait for a lock, which another rank may hold for a moment to test it."""
 
 RANK_ZERO_SECONDS = 600.0
 """Seconds that other ranks wait for rank zero's choice.
@@ -44,7 +44,7 @@ One machine may import torch minutes before another, and NFS may hide a new fold
 
 
 class RunFolder:
-    """The folder of one command. It is unlocked when the command ends, and removed if it was refused."""
+    """The folder of a command. It is unlocked when the command ends, and removed if the command was refused."""
 
     def __init__(self) -> None:
         self.lock: FileLock | None = None
@@ -64,31 +64,30 @@ class RunFolder:
             self.lock.release()
         if kind is not None:
             for folder in reversed(self.created):
-                with suppress(OSError):  # it isn't empty, or another rank has removed it
+                with suppress(OSError):  # not empty, or removed by another rank
                     folder.rmdir()
 
     def choose(
         self, command: str, requested: Path, *, resumes: bool, configs: Iterable[str], num_nodes: int = 1
     ) -> Path:
-        """Return the folder of a command's run; if it trains, create and lock it.
+        """Return the folder of a command's run. Create and lock it if the command trains.
 
-        A folder that holds a run is never overwritten, and none is shared: a new `fit` takes the first of `DIR`,
-        `DIR-2`, `DIR-3` and so on that holds no run and that no other process has locked. Other commands, and a `fit`
-        that resumes, use the latest of these, or the run whose own config.yaml is given. A folder holds a run if it has
-        a config.yaml.
+        A folder with a run is never overwritten or shared: a new `fit` takes the first of `DIR`, `DIR-2`, `DIR-3` and
+        so on that has no run and is not locked by another process. Other commands, and a `fit` that resumes, use the
+        latest of these folders, or the run whose config.yaml is given. A folder has a run if it has a config.yaml.
 
-        All ranks choose the same folder: rank zero chooses, locks the folder and leaves a name of the launch in it, by
-        which the others find it. Ranks that it starts itself inherit the choice.
+        All ranks use the same folder: rank zero chooses it, locks it and writes the name of the launch to it, by which
+        the others find it. Ranks that rank zero starts inherit the choice.
 
         Args:
             command: the command.
             requested: the value of `run_dir`, resolved.
-            resumes: whether `fit` continues a run.
+            resumes: whether `fit` resumes a run.
             configs: the configs that the command line names.
             num_nodes: number of machines that the run uses.
 
         Raises:
-            ConfigurationError: another process writes to the run that should continue, or the folder can't be written.
+            ConfigurationError: another process writes to the run to resume, or the folder can't be written.
         """
         chooses = is_rank_zero() and (num_nodes == 1 or is_first_node())
         if command == "fit" and not resumes:
@@ -106,10 +105,10 @@ class RunFolder:
         return chosen
 
     def _claim(self, folder: Path) -> bool:
-        """Lock a folder if it holds no run. Return whether it is locked now."""
+        """Lock a folder unless it has a run. Return whether this process holds the lock."""
         if RunDir(folder).config.exists() or not self._acquire(folder):
             return False
-        if RunDir(folder).config.exists():  # written before the other run released its lock
+        if RunDir(folder).config.exists():  # another run may have used the folder before this lock
             assert self.lock is not None
             self.lock.release()
             self.lock = None
@@ -120,7 +119,7 @@ class RunFolder:
         """Create a folder if it is absent, and lock it if its file system has locks.
 
         Returns:
-            Whether this command may write to it: no other process has locked it.
+            Whether this command may write to the folder, i.e. no other process holds the lock.
 
         Raises:
             ConfigurationError: the folder or its lock can't be written.
@@ -143,10 +142,10 @@ class RunFolder:
         return True
 
     def make_writable(self, folder: Path) -> None:
-        """Create a folder, and check that a run can write to it before it has worked for hours.
+        """Create a folder, and check that a run can write to it.
 
         Raises:
-            ConfigurationError: it can't.
+            ConfigurationError: the folder can't be created or written.
         """
         absent = [*itertools.takewhile(lambda path: not path.exists(), (folder, *folder.parents))]
         try:
@@ -166,7 +165,7 @@ def _choice_of_rank_zero(requested: Path) -> Path:
     """Return the folder that rank zero has chosen.
 
     Raises:
-        ConfigurationError: it has chosen none in `RANK_ZERO_SECONDS`.
+        ConfigurationError: rank zero has not chosen a folder within `RANK_ZERO_SECONDS`.
     """
     if inherited := os.environ.get(INHERITED):
         return Path(inherited)
@@ -185,7 +184,7 @@ def _choice_of_rank_zero(requested: Path) -> Path:
 
 
 def _is_of_this_launch(folder: Path) -> bool:
-    """Return whether rank zero of this launch has locked a folder; a killed launch of the same name has not."""
+    """Return whether rank zero of this launch has locked a folder, unlike a killed launch with the same name."""
     launch = folder / LAUNCH
     try:
         if read_regular(launch).decode(errors="replace") != launch_name():
@@ -195,12 +194,12 @@ def _is_of_this_launch(folder: Path) -> bool:
     try:
         with FileLock(folder / LOCK).acquire(timeout=0):
             return False
-    except OSError:  # Timeout is one; on a file system without locks, the name alone counts
+    except OSError:  # includes Timeout; on a file system without locks, rely on the name alone
         return True
 
 
 def _content(folder: Path) -> Iterator[Path]:
-    """Yield what a folder holds besides the lock and empty folders."""
+    """Yield the content of a folder except the lock and empty folders."""
     for path in folder.iterdir():
         if path.name != LOCK and not (path.is_dir() and not path.is_symlink() and not any(path.iterdir())):
             yield path
@@ -215,6 +214,6 @@ def _run_dirs(requested: Path) -> Iterator[Path]:
 
 
 def _latest_run(requested: Path) -> Path:
-    """Return the last folder before the first without a run, or `requested` if it holds no run."""
+    """Return the last of the consecutive folders with a run, or `requested` if it has no run."""
     runs = [*itertools.takewhile(lambda folder: RunDir(folder).config.exists(), _run_dirs(requested))]
     return runs[-1] if runs else requested

@@ -1,4 +1,4 @@
-"""`python -m vrft score`: compute the rewards of completions in a file."""
+"""`python -m vrft score`: compute the rewards of the completions in a file."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ TASKS = {
 }
 MAX_SIDE = 1_000_000  # pixels
 MAX_PROBLEMS = 5
-"""Kinds of invalid answers that the summary lists."""
-BATCH = 256  # answers that a reward model scores at once
+"""Maximum number of reasons for invalid answers that the summary lists."""
+BATCH = 256  # number of answers that a reward scores at once
 
 DESCRIPTION = """\
 Scores completions. FILE is the transcripts.jsonl of a run, or has a JSON object per line:
@@ -50,7 +50,7 @@ scores 0.
 
 
 class Record(NamedTuple):
-    """A line of the file, in the place of a sample."""
+    """A line of the file, which takes the place of a sample."""
 
     image_id: Id
     query: str
@@ -103,12 +103,12 @@ def main(args: Sequence[str]) -> int:
 
 
 def finite(scores: Sequence[float | None]) -> list[float | None]:
-    """Replace scores that are not finite by None. The reward has warned of them."""
+    """Replace scores that are not finite by None. The reward has already warned of them."""
     return [score if score is not None and math.isfinite(score) else None for score in scores]
 
 
 def summary(totals: dict[str, list[float]], answers: Sequence[Answer]) -> Iterator[str]:
-    """Yield why answers are not valid, and the mean of each reward, as lines of text."""
+    """Yield lines of text with the reasons for invalid answers and the mean of each reward."""
     from vrft.answers import without_details
 
     yield f"{counted(len(answers), 'completion')}, {sum(answer.valid for answer in answers)} of them valid"
@@ -128,7 +128,7 @@ def summary(totals: dict[str, list[float]], answers: Sequence[Answer]) -> Iterat
 
 
 def select_rewards(task: Task, names: Sequence[str] | None) -> dict[str, Reward]:
-    """Return the named rewards: the task's own, or others by their class path.
+    """Return rewards by name, for the task's default rewards, or by class path.
 
     Raises:
         ConfigurationError: a name is neither.
@@ -163,14 +163,14 @@ def _import_reward(path: str, own: dict[str, Reward]) -> Reward:
 
 
 def read_records(path: Path, task: Task, coordinates: Coordinates) -> tuple[list[Record], list[Answer]]:
-    """Return the records of a file, and their completions as the task parses them.
+    """Return the records of a file, and their parsed completions.
 
     Raises:
-        ConfigurationError: there is no such file, or a line is wrong. The message names the line and the field.
+        ConfigurationError: the file does not exist, or a line is invalid. The message names the line and the field.
     """
     try:
         text = read_regular(path).decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
-        lines = text.split("\n")  # not splitlines: a text may hold U+2028 as it is
+        lines = text.split("\n")  # not splitlines, because texts may contain U+2028
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigurationError(f"score: --input: {path} can't be read: {error}") from error
     records, answers = [], []
@@ -191,13 +191,13 @@ def _read_line(location: str, line: str, task: Task, coordinates: Coordinates) -
     if isinstance(target, tuple) and size is None:
         raise ConfigurationError(f"{location}: width and height: expected pixels, got nothing")
     record = asked._replace(target=target)
-    if "solution" not in entry:  # the target of a transcript is not rounded to the coordinates of answers yet
+    if "solution" not in entry:  # targets in transcripts are not rounded to the coordinates of answers
         record = record._replace(target=task.scored_target(record, frame))
     return record, task.parse(entry["completion"], record, frame)
 
 
 def _read_entry(location: str, line: str) -> dict[str, Any]:
-    """Return the object of a line, with its texts and metadata checked."""
+    """Decode a line, and check its texts and metadata."""
     from vrft.data.files import decode_json
 
     try:
@@ -220,7 +220,7 @@ def _read_entry(location: str, line: str) -> dict[str, Any]:
 
 
 def _target(location: str, entry: dict[str, Any], task: Task, asked: Record, frame: Frame) -> Target:
-    """Return the target: that of a transcript as it is, or the solution as the task reads it."""
+    """Return the target of a transcript, or parse the solution."""
     from vrft.cli.transcript_lines import read_target
 
     if "solution" not in entry:
@@ -238,7 +238,7 @@ def _target(location: str, entry: dict[str, Any], task: Task, asked: Record, fra
 
 
 def _frame(location: str, entry: dict[str, Any], size: tuple[int, int], coordinates: Coordinates) -> Frame:
-    """Return the coordinate system of the completion: that of a transcript, or the one that is set."""
+    """Return the coordinate system of the completion, from the transcript or from `coordinates`."""
     from vrft.boxes import frame_of
     from vrft.cli.transcript_lines import read_frame
 
@@ -253,7 +253,7 @@ def _frame(location: str, entry: dict[str, Any], size: tuple[int, int], coordina
 def _size(location: str, entry: dict[str, Any]) -> tuple[int, int] | None:
     size: Any = entry.get("width"), entry.get("height")
     if size == (None, None) and isinstance(entry.get("size"), list) and len(entry["size"]) == 2:
-        size = entry["size"][0], entry["size"][1]  # of a transcript
+        size = entry["size"][0], entry["size"][1]  # transcripts have a list
     if size == (None, None):
         return None
     for side in size:

@@ -1,4 +1,4 @@
-"""A digest of the settings that sampled answers and their scores depend on."""
+"""Compute a digest of the settings that sampled answers and their scores depend on."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ IRRELEVANT = {
     "data": ("batch_size", "eval_batch_size", "num_workers", "on_bad_record", "on_missing_image"),
     "model": ("max_tokens_per_micro_batch",),
 }
-"""Settings by section that change neither answers nor scores."""
+"""Settings, by section, that change neither answers nor scores."""
 
 
 def settings_digest(parser: ArgumentParser, config: Namespace) -> str:
-    """Return a digest of every setting of model, task and data, and of the user's modules that they name."""
+    """Return a digest of all relevant settings of model, task and data, and of the user's modules that they name."""
     full: dict[str, Any] = yaml.safe_load(parser.dump(config, skip_none=False))
     found = {name: full[name] for name in ("model", "task", "data", "seed_everything")}
     found["precision"] = full["trainer"]["precision"]
     for section, names in IRRELEVANT.items():
-        settings = found[section].get("init_args") or {}  # a class may take no arguments
+        settings = found[section].get("init_args") or {}  # absent for a class without arguments
         found[section]["init_args"] = {name: value for name, value in settings.items() if name not in names}
     modules = {str(file): hashlib.sha256(file.read_bytes()).hexdigest() for file in _own_modules(found)}
     content = json.dumps([found, modules], sort_keys=True, default=str)
@@ -35,7 +35,7 @@ def settings_digest(parser: ArgumentParser, config: Namespace) -> str:
 
 
 def _own_modules(value: Any) -> Iterator[Path]:
-    """Yield the files of the user's modules that import paths in a config lead to."""
+    """Yield the files of the user's modules that a config names by import paths."""
     if isinstance(value, dict | list):
         for entry in value.values() if isinstance(value, dict) else value:
             yield from _own_modules(entry)

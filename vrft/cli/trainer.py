@@ -28,10 +28,10 @@ TRAINER_DEFAULTS: dict[str, Any] = {
     "log_every_n_steps": 1,
     "num_sanity_val_steps": 0,
     "check_val_every_n_epoch": None,
-    "val_check_interval": 100,  # in rollouts, independent of the size of the data set
+    "val_check_interval": 100,  # in rollouts, independent of the size of the dataset
     "enable_model_summary": False,
-    "inference_mode": False,  # tensors made under it can't be trained on later
-    "use_distributed_sampler": False,  # the data modules shard by themselves
+    "inference_mode": False,  # inference tensors can't be used in training later
+    "use_distributed_sampler": False,  # the data modules shard the samples themselves
     "plugins": {"class_path": "vrft.training.checkpoint_io.AtomicCheckpointIO"},
     "logger": [
         {
@@ -44,7 +44,7 @@ TRAINER_DEFAULTS: dict[str, Any] = {
 
 
 def describe_devices(trainer: Trainer) -> str:
-    """Return one line about the devices of a run and its strategy.
+    """Describe the devices of a run and its strategy in one line.
 
     >>> describe_devices(Trainer(accelerator="cpu", logger=False))
     'device: cpu'
@@ -68,7 +68,7 @@ def show_scores(found: Sequence[Mapping[str, float]]) -> None:
 
 
 class CommandTrainer(VisionTrainer):
-    """Has the options of the commands as parameters of its methods; `fit` is Lightning's."""
+    """A trainer with a method per command, whose parameters are the command's options; `fit` is Lightning's."""
 
     def validate(  # type: ignore[override]
         self,
@@ -89,7 +89,7 @@ class CommandTrainer(VisionTrainer):
             verbose: print the scores.
             datamodule: the data.
             weights_only: load checkpoints without running code.
-            samples: answers to sample to each question beside the greedy one, as in `test`; 1: none.
+            samples: number of answers to sample per question in addition to the greedy one, as in `test`; 1: none.
         """
         if samples != 1:
             self.callbacks.append(SampledAnswers(samples, judging_evaluator(self, "samples")))
@@ -115,16 +115,16 @@ class CommandTrainer(VisionTrainer):
 
         Args:
             model: the module.
-            dataloaders: None; the data module has them.
+            dataloaders: unused; the data module provides them.
             ckpt_path: checkpoint to test; default: the base.
             verbose: print the scores.
             datamodule: the data.
             weights_only: load checkpoints without running code.
             against: another checkpoint, `base` or a results file of any detector, to compare with on the same images.
             resamples: bootstrap samples per interval of the comparison.
-            samples: answers to sample to each question beside the greedy one, for pass@k, votes and the likeliest of k;
-                1: none.
-            budgets: numbers of thinking tokens after which thinking is cut and the answer asked for.
+            samples: number of answers to sample per question in addition to the greedy one, for pass@k, votes and the
+                most probable of k; 1: none.
+            budgets: numbers of thinking tokens after which thinking is truncated and the answer requested.
         """
         for name, given in {"samples": samples != 1, "budgets": budgets is not None}.items():
             if given and against is not None:
@@ -163,21 +163,21 @@ class CommandTrainer(VisionTrainer):
         draw: bool = False,
         split: Literal["val", "test"] = "val",
     ) -> None:
-        """Write answers to the run's folder; none is kept in memory.
+        """Write answers to the run's folder.
 
         `vrft.cli.predict` has already applied `images` and `query` to the config.
 
         Args:
             model: the module.
-            dataloaders: None; the data module has them.
+            dataloaders: unused; the data module provides them.
             datamodule: the data.
-            ckpt_path: checkpoint that answers, or an exported folder; default: the base.
+            ckpt_path: checkpoint to load, or an exported folder; default: the base.
             weights_only: load checkpoints without running code.
             images: files and folders to ask about; default: the held-out images of the data.
-            query: what to ask of each of them: categories, an instruction or a question; default: the categories of
+            query: what to ask about each image: categories, an instruction or a question; default: the categories of
                 the data.
             draw: write pictures of the images with the answers.
-            split: without `images`, ask about the held-out images (val), or about those that `test` evaluates.
+            split: without `images`, ask about the held-out images (`val`) or the images of `test`.
         """
         self.draw = draw
         if datamodule is not None:
@@ -196,19 +196,19 @@ class CommandTrainer(VisionTrainer):
         lowest: float = 0.1,
         highest: float = 0.9,
     ) -> None:
-        """Sample answers to each training sample, and write how often they succeed, for `data.keep`.
+        """Sample answers to each training sample, and write their success rates, for `data.keep`.
 
         Args:
             model: the module.
             datamodule: its data.
-            ckpt_path: checkpoint that answers; default: the base.
+            ckpt_path: checkpoint to load; default: the base.
             weights_only: load checkpoints without running code.
-            samples: answers to each training sample.
-            reward: the one of `model.rewards` that tells success; default: that of `model.difficulty`.
-            success: smallest score of that reward that counts as a success; default: that of model.difficulty, if it
+            samples: number of answers to each training sample.
+            reward: name in `model.rewards` of the reward that defines success; default: that of `model.difficulty`.
+            success: smallest score of that reward that counts as a success; default: that of `model.difficulty`, if it
                 has the same reward, or 0.5.
-            lowest: smallest share of successes to keep a sample.
-            highest: largest share of successes to keep a sample.
+            lowest: minimum success rate of a sample to keep.
+            highest: maximum success rate of a sample to keep.
         """
         if not isinstance(datamodule, RecordData):
             raise ConfigurationError(f"data: filter needs records of files, which {type(datamodule).__name__} has not")
@@ -223,7 +223,7 @@ class CommandTrainer(VisionTrainer):
         super().predict(model, None, datamodule, False, ckpt_path, weights_only)
 
     def serve_command(self, model: VisionModule, datamodule: VisionData) -> None:
-        """Print how to start the servers that the model's engine names. Nothing is loaded.
+        """Print how to start the servers that the model's engine names, without loading anything.
 
         Args:
             model: the module, with a `vrft.rollout.VLLMServer`.
@@ -235,13 +235,13 @@ class CommandTrainer(VisionTrainer):
     def doctor(
         self, model: VisionModule, datamodule: VisionData, probe: int = 48, gpu_memory: float | None = None
     ) -> None:
-        """Load everything as `fit` does and look for mistakes that would cost hours.
+        """Load everything as `fit` does, and look for mistakes before a long run.
 
         Args:
             model: the module.
             datamodule: its data.
-            probe: prompts that the model answers, to see whether its boxes fit the data better if they are read in
-                another way; 0 is off.
-            gpu_memory: GB of memory of the GPU that the run is meant for; default: this machine's GPU, if it has one.
+            probe: number of prompts that the model answers, to find out whether its boxes fit another reading of the
+                data better; 0: none.
+            gpu_memory: memory, in GB, of the GPU that the run is meant for; default: this machine's GPU, if any.
         """
         self.exit_code = run_doctor(self, model, datamodule, probe, gpu_memory)

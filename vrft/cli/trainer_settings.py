@@ -1,4 +1,4 @@
-"""Refused settings of Lightning's Trainer: vrft has its own for them, or they would silently change a run."""
+"""Refuse settings of Lightning's Trainer that vrft replaces by its own or that would silently change a run."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from vrft.errors import ConfigurationError
 UNSUPPORTED = (
     *(BatchSizeFinder, GradientAccumulationScheduler, LearningRateFinder, StochasticWeightAveraging, WeightAveraging),
 )
-"""Callbacks that need Lightning's automatic optimization, or change the weights that checkpoints and rollouts see."""
+"""Callbacks that need automatic optimization, or change the weights that checkpoints and rollouts use."""
 
 ENVIRONMENT = "PL_TRAINER_"
-"""Beginning of the environment variables that set defaults of Lightning's own Trainer."""
+"""Prefix of the environment variables that set defaults of Lightning's Trainer."""
 
 
 def check_trainer_settings(settings: Namespace, run_dir: str, trains: bool) -> None:
@@ -38,7 +38,7 @@ def check_trainer_settings(settings: Namespace, run_dir: str, trains: bool) -> N
         trains: whether the command is `fit`.
 
     Raises:
-        ConfigurationError: one is wrong. The message names what to use instead.
+        ConfigurationError: a setting is refused. The message names a replacement.
     """
     for name in sorted(os.environ):
         if name.startswith(ENVIRONMENT) and os.environ[name]:
@@ -65,7 +65,7 @@ def check_trainer_settings(settings: Namespace, run_dir: str, trains: bool) -> N
 
 
 def _check_evaluations(interval: Any, every_epochs: int | None) -> None:
-    """Check when evaluations are due. Lightning does it in `fit`, after the base has been evaluated.
+    """Check the interval of evaluations early. Lightning checks it in `fit`, after the evaluation of the base.
 
     Raises:
         ConfigurationError: the settings contradict each other.
@@ -98,7 +98,7 @@ def check_callbacks(callbacks: Sequence[Callback]) -> None:
 
 
 def check_early_stopping(trainer: Trainer) -> None:
-    """Check held-out scores that `EarlyStopping` monitors, after an evaluation.
+    """Check, after an evaluation, that the held-out scores that `EarlyStopping` monitors exist.
 
     Raises:
         ConfigurationError: the evaluation has no such score.

@@ -1,4 +1,4 @@
-"""Settings of Lightning's Trainer that accept only a few values. The check needs neither torch nor Lightning."""
+"""Check settings of Lightning's Trainer that accept only a few values, without importing torch or Lightning."""
 
 from __future__ import annotations
 
@@ -29,32 +29,32 @@ ONLY: dict[str, tuple[tuple[Any, ...], str]] = {
     "sync_batchnorm": ((False,), "ranks share nothing but gradients"),
     "model_registry": ((None,), "ckpt_path takes a file"),
 }
-"""The values that a setting may have, and what to use instead of others."""
+"""Accepted values of each setting, and what to use instead of others."""
 
 
 def check_value(name: str, value: Any) -> None:
-    """Raise ConfigurationError for a value that a setting of the trainer can't have."""
+    """Raise ConfigurationError for an invalid value of a trainer setting."""
     allowed, instead = ONLY[name]
     if not _is_one(value, allowed):
         raise ConfigurationError(f"trainer.{name}: expected {as_yaml(allowed[-1])}, got {as_yaml(value)}; {instead}")
 
 
 def check_given(options: Sequence[str]) -> None:
-    """Raise ConfigurationError for a setting of the trainer if each value that configs and options give it is wrong.
+    """Raise ConfigurationError for a trainer setting if all of its values in configs and options are invalid.
 
-    The parser decides which of several values counts, and what `${…}` stands for.
+    The parser later decides which of several values applies, and resolves `${…}`.
     """
     sections = [read_config(config).get("trainer") for config in option_values(options, "--config")]
     for name, (allowed, _) in ONLY.items():
         values = [section[name] for section in sections if isinstance(section, dict) and name in section]
-        with suppress(ValueError):  # no YAML, as the parser will say
+        with suppress(ValueError):  # not YAML; the parser reports it
             values += [decode_yaml(text) for text in option_values(options, f"--trainer.{name}")]
         if values and not any(_is_one(value, allowed) or "${" in str(value) for value in values):
             check_value(name, values[-1])
 
 
 def as_yaml(value: Any) -> str:
-    """Return a setting's value as a config has it."""
+    """Return a setting's value as written in a config."""
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 

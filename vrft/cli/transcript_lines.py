@@ -1,4 +1,4 @@
-"""Targets and coordinate systems in the lines of a run's `transcripts.jsonl`."""
+"""Read targets and coordinate systems from the lines of a run's `transcripts.jsonl`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from vrft.types import Detection, Frame, Target
 
 
 def read_target(value: Any, task: Task) -> Target:
-    """Return a target as a transcript has it. Raises ValueError if it is no target of the task."""
+    """Read a target from a transcript. Raise ValueError if it is not a target of the task."""
     boxes = isinstance(task, DetectionTask | GroundingTask)
     if not boxes and isinstance(value, str):
         return value
@@ -30,7 +30,7 @@ def _read_box(item: Any) -> Detection:
 
 
 def read_frame(value: Any) -> Frame:
-    """Return a coordinate system as a transcript has it. Raises ValueError if it is none."""
+    """Read a coordinate system from a transcript. Raise ValueError if it is invalid."""
     if (
         not isinstance(value, list)
         or len(value) != 3
