@@ -1,1 +1,1 @@
-"""Training: the algorithms, the parts of a step, and the run around them."""
+"""Training: algorithms, the parts of a training step, and the trainer."""

@@ -1,4 +1,4 @@
-"""Answers of a test, written one by one, so that an interrupted test resumes."""
+"""Log the answers of a test one by one, so that an interrupted test can resume."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Entry(msgspec.Struct):
 class AnswerLog:
     """A folder with one file of JSON lines per rank, whose first line identifies the test.
 
-    The answers of an earlier test are reused if it was interrupted and its first lines are equal to the new one's.
+    The answers of an earlier test are reused if it was interrupted and identified by the same first line.
     """
 
     def __init__(self, folder: Path, rank: int, asked: Mapping[str, Any] | None) -> None:
@@ -38,8 +38,8 @@ class AnswerLog:
 
         Args:
             folder: folder of the log.
-            rank: rank whose answers are written.
-            asked: everything that the answers depend on, as plain values; None: unknown, nothing is reused.
+            rank: rank of this process.
+            asked: everything that the answers depend on, as plain values; None: unknown, reuse nothing.
         """
         folder.mkdir(parents=True, exist_ok=True)
         files = sorted(folder.glob("answers-*.jsonl"))
@@ -52,7 +52,7 @@ class AnswerLog:
         mine = next((part for file, part in zip(files, parts, strict=True) if file == self.path), [])
         entries = mine if mine in kept else [head]
         lines = [f"{json.dumps(entry)}\n" for entry in entries]
-        self.path.write_text("".join(lines), encoding="utf-8")  # drops a partial last line
+        self.path.write_text("".join(lines), encoding="utf-8")  # without a partial last line
 
     def recall(self, sample: Sample) -> dict[str, Any] | None:
         """Return the earlier answer to a sample, or None."""
@@ -75,7 +75,7 @@ class AnswerLog:
         self._append(entry)
 
     def close(self) -> None:
-        """Mark the test as complete, so that the next one starts from the beginning."""
+        """Mark the test as complete, so that the next test starts from the beginning."""
         self._append(END)
 
     def _append(self, entry: Mapping[str, Any]) -> None:
@@ -84,7 +84,7 @@ class AnswerLog:
 
 
 def _examples(sample: Sample) -> list[list[Id]]:
-    """Return the images and queries of the examples that the prompt of a sample shows."""
+    """Return the images and queries of the few-shot examples in the prompt of a sample."""
     return [[example.image_id, example.query] for example in sample.examples]
 
 
@@ -97,7 +97,7 @@ def _is_entry(value: Any) -> bool:
 
 
 def _read(path: Path) -> list[Any]:
-    """Return the lines of a file, up to a partial one."""
+    """Return the decoded lines of a file, up to a partial line."""
     entries = []
     for line in read_bytes(path).splitlines():
         try:

@@ -1,4 +1,4 @@
-"""Answers of a test that resumes: read from the log where it has them, generated otherwise."""
+"""Answer the prompts of a resumed test, from the log of the interrupted test where possible."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ def cached_answers(
     predict: Callable[[PromptBatch, int], list[Answer]],
     strategy: Strategy,
 ) -> list[Answer]:
-    """Return an answer for each of P prompts; new ones are added to the log.
+    """Return an answer to each of P prompts, and add new answers to the log.
 
     Args:
         log: answers of the interrupted test.
         task: parses logged completions.
         batch: P prompts.
-        predict: answers the prompts that the log lacks.
-        strategy: ranks may share weights, so if one of them has to predict, all do.
+        predict: answers prompts that the log lacks.
+        strategy: strategy of the trainer. Ranks may share weights, so if one rank has to predict, all do.
     """
     answers: dict[int, Answer] = {}
     for p, (sample, frame) in enumerate(zip(batch.samples, batch.frames, strict=True)):

@@ -1,4 +1,4 @@
-"""Atomic writing and safe reading of checkpoints."""
+"""Write checkpoints atomically and read them safely."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from vrft.training.sharded_checkpoint import load_whole
 from vrft.utils.files import atomic_write, remove_folder
 
 LOW_BIT_OPTIMIZERS = "torchao.optim"
-"""Module that allows `torch.load` to make tensors of its classes when it is imported."""
+"""Module that, when imported, registers its tensor classes as safe for `torch.load`."""
 
 REFERENCE = "reference"
-"""Key of the moving average of the weights that `vrft.training.moving_reference` keeps."""
+"""Key of the moving average of the weights, see `vrft.training.moving_reference`."""
 
 MAPPED = ("state_dict", "optimizer_states", REFERENCE)
-"""Keys of large tensors, which stay mapped from the file until their values are copied to the run's own tensors."""
+"""Keys of large tensors, which stay memory-mapped until their values are copied to the run's tensors."""
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes to a temporary file and renames it, so that a kill never leaves a partial checkpoint."""
+    """Writes to a temporary file and renames it, so that a killed run never leaves a partial checkpoint."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         with atomic_write(Path(path)) as partial, partial.open("wb") as file:
@@ -45,20 +45,20 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     def load_checkpoint(
         self, path: str | Path, map_location: Any = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
-        """Read a checkpoint of a run. `weights_only` is always true, so that nothing in the file is executed.
+        """Read a checkpoint of a run. `weights_only` is ignored and always true, so that no code in the file runs.
 
         Raises:
-            ConfigurationError: the file is no checkpoint of a run, or it is damaged.
+            ConfigurationError: the file is not a checkpoint of a run, or is damaged.
         """
         if is_sharded(Path(path)):
             return load_whole(self.read(Path(path, UNSHARDED), map_location), Path(path))
         return self.read(Path(path), map_location)
 
     def load_weights(self, path: Path) -> dict[str, Any]:
-        """Read a checkpoint for its weights: the optimizer states of a sharded one are left out.
+        """Read a checkpoint for its weights, leaving out the optimizer states of a sharded checkpoint.
 
         Raises:
-            ConfigurationError: the file is no checkpoint of a run, or it is damaged.
+            ConfigurationError: the file is not a checkpoint of a run, or is damaged.
         """
         if is_sharded(path):
             return load_whole(self.read(path / UNSHARDED), path, weights_alone=True)
@@ -71,12 +71,12 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             super().remove_checkpoint(path)
 
     def read(self, path: Path, map_location: Any = None) -> dict[str, Any]:
-        """Read one file, which of a sharded checkpoint is that without the shards.
+        """Read the file of a checkpoint, or the unsharded part of a sharded checkpoint.
 
         Raises:
-            ConfigurationError: the file is no checkpoint of a run, or it is damaged.
+            ConfigurationError: the file is not a checkpoint of a run, or is damaged.
         """
-        if not path.is_file() or not zipfile.is_zipfile(path):  # torch would try to unpickle older formats
+        if not path.is_file() or not zipfile.is_zipfile(path):  # torch would unpickle older formats
             raise ConfigurationError(f"ckpt_path: {path} is not a checkpoint, or it is incomplete")
         check_sums(path)
         try:
@@ -95,14 +95,14 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 def load_tensors(path: Path, map_location: Any) -> Any:
-    """Read a file without running code of it. States of torchao's optimizers are tensors of classes that it allows.
+    """Read a file without running code in it, allowing the tensor classes of torchao's optimizer states.
 
-    The tensors are mapped from the file, so that the ranks of a machine share one copy of it. Writing to one doesn't
+    The tensors are memory-mapped, so that the ranks of a machine share one copy of the file. Writing to them does not
     change the file, which a newer checkpoint replaces but never overwrites.
 
     Raises:
-        ConfigurationError: it has such states, and torchao is not installed.
-        pickle.UnpicklingError: loading it would run code.
+        ConfigurationError: the file has states of torchao's optimizers, and torchao is not installed.
+        pickle.UnpicklingError: loading the file would run code.
     """
     try:
         return torch.load(path, map_location, weights_only=True, mmap=True)
@@ -119,10 +119,10 @@ def load_tensors(path: Path, map_location: Any) -> Any:
 
 
 def check_sums(path: str | Path) -> None:
-    """Check the checksum of every part of a checkpoint before any of it is read.
+    """Check the checksums of all parts of a checkpoint before any part is loaded.
 
     Raises:
-        ConfigurationError: one is wrong, or the parts are not stored as torch stores them, uncompressed.
+        ConfigurationError: a checksum is wrong, or parts are compressed, unlike torch's.
     """
     try:
         with zipfile.ZipFile(path) as archive:

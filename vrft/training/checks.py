@@ -1,4 +1,4 @@
-"""Checks of settings, prompts and images before they cost a run."""
+"""Check settings, devices, prompts and images early in a run."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from vrft.utils import notices
 
 
 def check_settings(**settings: tuple[float, float, float]) -> None:
-    """Raise ConfigurationError for the first setting, (value, lowest, highest), that is out of its range."""
+    """Raise ConfigurationError for the first setting out of range. Each is given as (value, lowest, highest)."""
     for name, (value, lowest, highest) in settings.items():
         if not lowest <= value <= highest:
             upper = "" if highest == float("inf") else f" and at most {highest}"
@@ -24,7 +24,7 @@ def check_settings(**settings: tuple[float, float, float]) -> None:
 
 
 def check_minibatches(data: VisionData | None, num_minibatches: int) -> None:
-    """Raise ConfigurationError if the prompts of a step can't be divided into so many minibatches."""
+    """Raise ConfigurationError if the prompts of a step can't be divided into `num_minibatches` minibatches."""
     if data is not None and data.batch_size < num_minibatches:
         raise ConfigurationError(
             f"model.num_minibatches: {num_minibatches} parts of {data.batch_size} prompts (data.batch_size) "
@@ -33,10 +33,10 @@ def check_minibatches(data: VisionData | None, num_minibatches: int) -> None:
 
 
 def check_precision(trainer: Trainer) -> None:
-    """Raise ConfigurationError for another `trainer.precision` than float32.
+    """Raise ConfigurationError unless `trainer.precision` is float32.
 
-    Lightning would open a context around whole steps that caches casts of weights: those cached in a rollout carry no
-    gradient into the update, and optimizer steps leave them stale.
+    Lightning would wrap whole steps in an autocast context, which caches casts of weights. Casts from a rollout have no
+    gradient in the update, and are stale after an optimizer step.
     """
     precision = trainer.precision
     if precision != "32-true":
@@ -47,9 +47,9 @@ def check_precision(trainer: Trainer) -> None:
 
 
 def check_determinism(device: torch.device) -> None:
-    """Raise ConfigurationError for `trainer.deterministic=true` on a GPU, where the first sampled token would raise.
+    """Raise ConfigurationError for `trainer.deterministic=true` on a GPU, where sampling would raise an error.
 
-    torch has no deterministic cumulative sum of floats for CUDA.
+    Torch has no deterministic cumulative sum of floats for CUDA.
     """
     strict = torch.are_deterministic_algorithms_enabled() and not torch.is_deterministic_algorithms_warn_only_enabled()
     if device.type == "cuda" and strict:
@@ -60,7 +60,7 @@ def check_determinism(device: torch.device) -> None:
 
 
 BFLOAT16_CAPABILITY = (8, 0)
-"""Compute capability of the first GPUs that compute in bfloat16; on others it is emulated, many times slower."""
+"""Minimum compute capability of GPUs with bfloat16. Older GPUs emulate it, many times slower."""
 
 
 def check_device(device: torch.device, dtype: torch.dtype) -> None:
@@ -79,7 +79,7 @@ def check_device(device: torch.device, dtype: torch.dtype) -> None:
 
 
 def check_prompt_lengths(batch: PromptBatch, max_completion_length: int, max_positions: int) -> None:
-    """Raise ConfigurationError for a prompt that leaves no room for a completion in the model's context."""
+    """Raise ConfigurationError if a prompt leaves no room for a completion in the model's context."""
     for sample, prompt in zip(batch.samples, batch.inputs, strict=True):
         length = prompt["input_ids"].shape[1]
         if length + max_completion_length > max_positions:
@@ -91,7 +91,7 @@ def check_prompt_lengths(batch: PromptBatch, max_completion_length: int, max_pos
 
 
 def warn_of_replaced_images(batch: PromptBatch) -> int:
-    """Warn of images that can't be read any more and were replaced; return their number."""
+    """Warn of images that can no longer be read and were replaced. Return their number."""
     replaced = [reason for sample in batch.samples for reason in sample.metadata.get("replaced", ())]
     for reason in replaced:
         notices.warn(f"an image that was fine when the run began can't be read: {reason}")
@@ -99,27 +99,27 @@ def warn_of_replaced_images(batch: PromptBatch) -> int:
 
 
 CERTAIN = 10.0
-"""Multiple of the allowed difference that a few tokens in bfloat16 never reach by rounding alone."""
+"""Multiple of the allowed difference that rounding in bfloat16 never reaches, even over a few tokens."""
 
 
 class SharedPromptCheck:
-    """Compares log-probabilities of completions to those of the model's own forward, once per process."""
+    """Compares log-probabilities of completions with those of the original model's forward, once per process."""
 
     def __init__(self) -> None:
         self.done = False
 
     def __call__(self, trainer: Trainer, policy: Policy, batch: PromptBatch, ids: Tensor, mask: Tensor) -> None:
-        """Let the policy repeat prompts if log-probabilities with a shared prompt differ on any rank.
+        """Make the policy repeat prompts if log-probabilities with a shared prompt differ on any rank.
 
         Args:
-            trainer: whose ranks decide together.
+            trainer: the trainer whose ranks decide together.
             policy: the policy.
             batch: P prompts with their pixels.
-            ids: completions (N, T).
-            mask: 1 at real tokens (N, T).
+            ids: completions, (N, T).
+            mask: 1 at real tokens, (N, T).
 
         Raises:
-            ConfigurationError: those with repeated prompts differ, too, by far more than rounding explains.
+            ConfigurationError: log-probabilities with repeated prompts differ too, by far more than rounding explains.
         """
         if self.done:
             return

@@ -1,4 +1,4 @@
-"""Completions of a training step with their rewards: sampling, parsing, scoring, and dynamic sampling (DAPO)."""
+"""Collect the scored completions of a training step: sampling, parsing, scoring and dynamic sampling (DAPO)."""
 
 from __future__ import annotations
 
@@ -37,17 +37,17 @@ class Collector:
         optimizer_steps: int,
         reference: Callable[[PromptBatch, Rollout], Tensor] | None,
     ) -> None:
-        """Take what all steps share.
+        """Set the parameters that all steps share.
 
         Args:
-            module: the module that is trained.
-            objective: tells which groups have zero variance.
+            module: the trained module.
+            objective: defines which groups have zero variance.
             sampling: the sampling distribution.
-            num_samples: completions per prompt that are sampled and scored, S.
-            num_generations: completions per prompt that are trained on, G.
-            overlong_buffer: tokens before the limit over which the reward falls by up to 1; 0: off.
-            optimizer_steps: optimizer steps of a training step.
-            reference: returns the log-probabilities (N, T) of completions under the reference, if the loss needs them.
+            num_samples: completions per prompt to sample and score, S.
+            num_generations: completions per prompt to train on, G.
+            overlong_buffer: tokens before the limit over which the reward decreases by up to 1; 0: off.
+            optimizer_steps: optimizer steps per training step.
+            reference: returns the log-probabilities of completions under the reference, (N, T); None if not needed.
         """
         self.module, self.objective, self.sampling = module, objective, sampling
         self.num_samples, self.num_generations = num_samples, num_generations
@@ -55,7 +55,7 @@ class Collector:
         self.optimizer_steps, self.reference = optimizer_steps, reference
 
     def __call__(self, batch: PromptBatch) -> ScoredRollout:
-        """Sample and score the first P prompts; dynamic sampling replaces groups of zero variance by further groups."""
+        """Sample and score the first P prompts. Dynamic sampling replaces groups with zero variance by later ones."""
         prompts = len(batch.samples) // self.module.batches_per_step  # P
         scored = self.score(*self.rollout(batch.select(range(prompts)), 0))
         for start in range(prompts, len(batch.samples), prompts):
@@ -64,7 +64,7 @@ class Collector:
                 break
             more = batch.select(range(start, start + prompts))
             scored = scored.join(self.score(*self.rollout(more, start)))
-        zero_variance = self.zero_variance(scored)  # (P and more,)
+        zero_variance = self.zero_variance(scored)  # (P or more,)
         self.log(scored, zero_variance, prompts)
         self.record_success(scored)
         scored = scored.select(replace_zero_variance(zero_variance, prompts))
@@ -73,7 +73,7 @@ class Collector:
         return scored.keep(most_telling(scored.reward, self.num_generations).tolist())
 
     def record_success(self, scored: ScoredRollout) -> None:
-        """Add what was sampled on all ranks to the success rates by which the next pass over the data asks."""
+        """Add the completions of all ranks to the success rates, which weight the prompts in the next pass."""
         if (difficulty := self.module.difficulty) is None:
             return
         sampler = train_loader_of(self.module.trainer).sampler
@@ -92,20 +92,21 @@ class Collector:
 
     @property
     def remote(self) -> list[Reward]:
-        """The rewards that another process computes."""
+        """The rewards that other processes compute."""
         return [reward for reward in self.module.rewards.values() if reward.remote]
 
     @property
     def overlaps(self) -> bool:
-        """Whether the reference runs while remote rewards score: if it has to, for all that is sampled.
+        """Whether to run the reference while remote rewards score.
 
-        Completions that were sampled one step ahead have their scores by then.
+        False if the reference is not needed for all sampled completions, or if completions are prefetched, because
+        these are scored in advance.
         """
         runs_for_all = self.num_samples == self.num_generations and self.module.batches_per_step == 1
         return bool(self.remote) and runs_for_all and not self.module.prefetches
 
     def rollout(self, batch: PromptBatch, first: int) -> tuple[PromptBatch, Rollout]:
-        """Sample S completions for each prompt. `first`: prompts of this step that were sampled before."""
+        """Sample S completions for each prompt. `first`: number of this step's prompts that were sampled before."""
         module, length = self.module, self.module.max_completion_length
         generation = Generation(self.num_samples, length, self.sampling, module.sampling_key(first))
         with module.step.phase("rollout", length) as advance:
@@ -118,7 +119,7 @@ class Collector:
         return prepared, rollout
 
     def prefetched_rollout(self, batch: PromptBatch, generation: Generation, advance: Callable[..., None]) -> Rollout:
-        """Return the rollout that was sampled during the last step, and start sampling the next step's."""
+        """Return the rollout that was sampled during the last step, and start sampling the rollout of the next step."""
         module = self.module
         rollout, staleness = module.rollouts.prefetched(batch, generation, advance)
         module.log("train/staleness", float(staleness))
@@ -129,14 +130,14 @@ class Collector:
         return rollout
 
     def score_ahead(self, batch: PromptBatch, rollout: Rollout) -> None:
-        """Let remote rewards score the next step's completions while this step trains."""
+        """Make remote rewards score the next step's completions while this step trains."""
         if self.remote:
             answers, samples = parse_completions(self.module.task, rollout, batch)
             for reward in self.remote:
                 reward.ahead(answers, samples)
 
     def score(self, batch: PromptBatch, rollout: Rollout) -> ScoredRollout:
-        """Parse and score the completions. Remote rewards score while the others do, and while the reference runs."""
+        """Parse and score the completions. Remote rewards run concurrently with other rewards and the reference."""
         module = self.module
         with module.step.phase("reward", 1):
             answers, samples = parse_completions(module.task, rollout, batch)
@@ -156,10 +157,10 @@ class Collector:
     def log_preference_gap(
         self, rewards: Mapping[str, Tensor], answers: Sequence[Answer], samples: Sequence[Sample]
     ) -> None:
-        """Log how much more the first judge of the policy's own likes the first answer to each prompt than another's.
+        """Log `SelfJudge.gap` of the first answers to each prompt, for the first SelfPreference reward.
 
         Raises:
-            RewardFailed: it can't be asked about one of them, on this rank or on another.
+            RewardFailed: the judge can't be asked about an answer, on this rank or on another.
         """
         for name, reward in [*self_judges(self.module.rewards).items()][:1]:
             assert isinstance(reward.ask, SelfJudge)
@@ -169,7 +170,7 @@ class Collector:
             self.module.log("train/self_preference_gap", gap, sync_dist=True)
 
     def log(self, scored: ScoredRollout, zero_variance: Tensor, prompts: int) -> None:
-        """Log everything that was sampled, before oversampling and dynamic sampling leave some of it out."""
+        """Log statistics of all sampled completions, before oversampling and dynamic sampling drop some."""
         module = self.module
         module.log("train/completion_length", scored.rollout.mask.sum(1).float().mean(), sync_dist=True)
         module.log("train/truncated", scored.rollout.truncated.float().mean(), sync_dist=True)

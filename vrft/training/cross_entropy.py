@@ -1,4 +1,4 @@
-"""Next-token cross-entropy on the task's target texts: the loss of `SFT`, and optionally a part of that of `RFT`."""
+"""Next-token cross-entropy on the task's target texts: the loss of `SFT`, and an optional term in the loss of `RFT`."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from vrft.utils.own_code import noted, question_note
 
 
 class Targets(NamedTuple):
-    """A target text with its end token for each of P prompts."""
+    """A target text with its stop token for each of P prompts."""
 
     batch: PromptBatch  # P
     ids: Tensor  # (P, T), right-padded
     mask: Tensor  # (P, T), 1 at real tokens
-    trainable: Tensor  # (P, T), 1 at real tokens that can be sampled; banned tokens have no log-probability to raise
+    trainable: Tensor  # (P, T), 1 at real tokens that can be sampled; banned tokens have log-probability -inf
     tokens: Tensor  # (), number of trainable tokens, averaged over ranks
 
     def split(self, max_tokens: int) -> list[MicroBatch]:
@@ -39,7 +39,7 @@ class Targets(NamedTuple):
 
 
 class CrossEntropy:
-    """Target texts of a batch and the gradient of their cross-entropy; prompt tokens have no loss."""
+    """Tokenises the target texts of a batch and computes the gradient of their cross-entropy."""
 
     def __init__(
         self, module: LightningModule, task: Task, policy: Policy, optimization: Optimization, step: StepState
@@ -48,7 +48,7 @@ class CrossEntropy:
         self.optimization, self.state = optimization, step
 
     def targets(self, batch: PromptBatch) -> Targets:
-        """Tokenize the target texts of P prompts. All ranks count their tokens together: call it once per batch."""
+        """Tokenise the target texts of P prompts. All ranks call this together, once per batch."""
         texts = []
         for sample, frame in zip(batch.samples, batch.frames, strict=True):
             with noted(partial(question_note, sample.image_id, sample.query)):
@@ -62,10 +62,10 @@ class CrossEntropy:
         return Targets(batch, ids, mask, trainable, tokens.clamp(min=1))
 
     def backward(self, targets: Targets, work: Sequence[MicroBatch], weight: float = 1.0) -> Tensor:
-        """Add the gradient of weight * cross-entropy, averaged over the trainable tokens of all ranks.
+        """Accumulate the gradient of weight * cross-entropy, averaged over the trainable tokens of all ranks.
 
         Returns:
-            This rank's share of the unweighted cross-entropy, (); the mean over ranks is the whole.
+            This rank's share of the unweighted cross-entropy, (). Its mean over ranks is the cross-entropy.
         """
         batch, ids, mask, trainable, tokens = targets
         total = torch.zeros((), device=self.module.device)

@@ -1,4 +1,4 @@
-"""Select the tokens with the most entropy, and adapt the weight of an entropy bonus to a target."""
+"""Select the tokens with the highest entropy, and adapt the weight of an entropy bonus to a target."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from torch import Tensor
 
 
 def top_entropy_tokens(entropy: Tensor, mask: Tensor, everyone: Tensor, share: float) -> Tensor:
-    """Return which tokens are among the `share` with the most entropy (arXiv 2506.01939, "Beyond the 80/20 Rule").
+    """Return which tokens are among the `share` with the highest entropy (arXiv 2506.01939, "Beyond the 80/20 Rule").
 
-        H >= the n-th largest of all M entropies,    n = ceil(share M), at least 1
+        H >= the n-th largest of all M entropies,    n = max(1, ceil(share M))
 
     Args:
-        entropy: entropy of the distribution that each token was sampled from (N, T).
-        mask: 1 at tokens that count (N, T).
-        everyone: entropies of all tokens that count, of all ranks (n,); NaN is left out.
-        share: from 0 to 1.
+        entropy: entropy of the distribution that each token was sampled from, (N, T).
+        mask: 1 at tokens that count, (N, T).
+        everyone: entropies of all tokens that count on all ranks, 1-D; NaN is ignored.
+        share: share of the tokens, in 0..1.
 
     Returns:
-        (N, T) bool. Tokens with the same entropy as the n-th are chosen too.
+        Mask of the chosen tokens, (N, T) bool, including all tokens that tie with the n-th.
     """
     known = everyone[~everyone.isnan()]  # (M,)
     if not len(known):
@@ -37,8 +37,8 @@ def adapted_weight(weight: Tensor, entropy: Tensor, target: float, step: float) 
         weight + step if entropy < target,    weight - step if entropy > target,    at least 0
 
     Args:
-        weight: weight of this step ().
-        entropy: mean entropy over this step's completions of all ranks (); if it is NaN, nothing changes.
+        weight: weight of this step, ().
+        entropy: mean entropy over this step's completions of all ranks, (); NaN keeps the weight.
         target: entropy to stay above.
         step: change of the weight.
     """
@@ -47,13 +47,13 @@ def adapted_weight(weight: Tensor, entropy: Tensor, target: float, step: float) 
 
 
 class EntropyBonus:
-    """The weight of the entropy bonus: a buffer of the module, which checkpoints hold if it follows a target."""
+    """The weight of the entropy bonus, a buffer of the module. Checkpoints contain it if it follows a target."""
 
     def __init__(self, module: LightningModule, weight: float, target: float | None, step: float) -> None:
         """Register the buffer `entropy_weight`.
 
         Args:
-            module: the module that is trained.
+            module: the trained module.
             weight: weight of the first step.
             target: entropy to stay above, in nats; None keeps the weight.
             step: change of the weight after a step.
@@ -64,18 +64,23 @@ class EntropyBonus:
 
     @property
     def weight(self) -> Tensor:
-        """The present weight, ()."""
+        """The current weight, ()."""
         return self.module.get_buffer("entropy_weight")
 
     def adapt(self, entropy: Tensor, rows: Tensor) -> None:
-        """Log the weight and move it for the next step. `entropy`: sum over this rank's rows with tokens."""
+        """Log the weight and adapt it for the next step.
+
+        Args:
+            entropy: sum of the mean entropies of this rank's rows with tokens, ().
+            rows: number of these rows, ().
+        """
         if not self.enabled:
             return
-        self.module.log("train/entropy_weight", self.weight.clone())  # it changes below
+        self.module.log("train/entropy_weight", self.weight.clone())  # the buffer is changed in place below
         if self.target is not None:
             entropy, rows = self.module.trainer.strategy.reduce(torch.stack([entropy, rows]), reduce_op="sum")
             self.weight.copy_(adapted_weight(self.weight, entropy / rows, self.target, self.step))
 
     def state_names(self) -> set[str]:
-        """Return the names of a checkpoint's values."""
+        """Return the names of the buffers in a checkpoint."""
         return set() if self.target is None else {"entropy_weight"}

@@ -1,4 +1,4 @@
-"""Log-probabilities that stay fixed during a step: those of the weights at its start, and the reference's."""
+"""Compute log-probabilities that are fixed during a step: under its initial weights and under the reference."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from vrft.types import PromptBatch, Rollout
 
 
 class FixedLogProbs:
-    """Computes log-probabilities without gradient, a micro-batch at a time."""
+    """Computes log-probabilities without gradient by micro-batches."""
 
     def __init__(self, policy: Policy, optimization: Optimization, step: StepState, temperature: float) -> None:
         self.policy, self.optimization, self.state, self.temperature = policy, optimization, step, temperature
 
     def __call__(self, inputs: LossInputs, minibatches: Sequence[Minibatch], *, reference: bool = False) -> Tensor:
-        """Return log-probabilities (N, T) under the present weights or the reference, 0 outside of `minibatches`."""
+        """Return log-probabilities under the current weights or the reference, (N, T), 0 outside of `minibatches`."""
         return self._forwards(inputs, minibatches, reference=reference, entropy=False)[0]
 
     def with_entropy(self, inputs: LossInputs, prompts: Sequence[Prompt]) -> Tensor:
-        """Return log-probabilities and entropies of all completions under the present weights, (2, N, T)."""
+        """Return log-probabilities and entropies of all completions under the current weights, (2, N, T)."""
         everything = Minibatch([*prompts], inputs, [*range(len(prompts))], [True] * len(prompts))
         return self._forwards(inputs, [everything], reference=False, entropy=True)
 
@@ -62,7 +62,7 @@ class FixedLogProbs:
             return self.optimization.retry_smaller(partial(micro_batches_of, minibatches), compute)
 
     def of_rollout(self, batch: PromptBatch, rollout: Rollout, *, reference: bool = False) -> Tensor:
-        """Return log-probabilities (N, T) of all completions, truncated ones too, before there are advantages."""
+        """Return log-probabilities of all completions, including truncated ones, (N, T). Needs no advantages."""
         self.policy.train()
         prompts = batch.inputs
         rows = torch.zeros(len(rollout.texts), device=rollout.ids.device)  # (N,)

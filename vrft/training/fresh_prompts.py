@@ -1,4 +1,4 @@
-"""Prepare prompts that no loader has encoded for a forward pass of the policy."""
+"""Prepare prompts that don't come from a loader for a forward pass of the policy."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from vrft.types import PromptBatch
 
 
 def prepared_prompts(policy: Policy, prompts: PromptBatch, device: torch.device) -> PromptBatch:
-    """Return an encoder's prompts on a device, with positions and, if the vision tower is frozen, image features."""
+    """Move encoded prompts to a device, and add positions and, if the vision tower is frozen, image features."""
 
     def moved(key: str, value: Tensor) -> Tensor:
         return value if key.endswith("_grid_thw") else value.to(device)

@@ -1,4 +1,4 @@
-"""Correction for a sampler whose probabilities differ from the trainer's, and statistics of the mismatch."""
+"""Correct for a sampler whose probabilities differ from the trainer's, and measure the mismatch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ ImportanceSampling = Literal["truncate", "mask", "sequence_truncate", "sequence_
 
 
 def importance_weights(log_ratio: Tensor, mode: ImportanceSampling, cap: float, mask: Tensor | None = None) -> Tensor:
-    """Return the importance weights (N, T) that correct for another sampler, with w = pi_old / pi_sampler.
+    """Return the importance weights, (N, T), that correct for another sampler, with w = pi_old / pi_sampler.
 
         truncate            min(w, cap): low variance, some bias (Ionides 2008, "Truncated Importance Sampling")
         mask                w if 1 / cap <= w <= cap, else 0: drops tokens on which the two disagree too much
@@ -19,17 +19,18 @@ def importance_weights(log_ratio: Tensor, mode: ImportanceSampling, cap: float, 
         sequence_mask       mask, with the same product: drops completions on which the two disagree too much
         none                1
 
-    pi_sampler drew the tokens: the same weights with other kernels, or the weights of an earlier step. pi_old is the
-    trainer's policy at the start of the step, so that clipping measures the change within the step alone.
+    pi_sampler, from which the tokens were drawn, has the same weights with other kernels, or the weights of an earlier
+    step. pi_old is the trainer's policy at the start of the step, so that clipping measures the change within the step.
 
-    A token's w corrects the probability of that token alone, as if the tokens before it came from pi_old. The product
-    is the ratio of whole completions, so an untruncated correction is unbiased, but its spread grows with their length.
+    The w of a token corrects the probability of this token only, as if the preceding tokens came from pi_old. The
+    product is the ratio of whole completions, so that an untruncated correction is unbiased, but its variance grows
+    with the length.
 
     Args:
-        log_ratio: log pi_old - log pi_sampler of the sampled tokens (N, T).
+        log_ratio: log pi_old - log pi_sampler of the sampled tokens, (N, T).
         mode: one of the above.
-        cap: the largest weight, at least 1.
-        mask: 1 at the tokens of the product (N, T); default: all.
+        cap: maximum weight, at least 1.
+        mask: 1 at the tokens in the product, (N, T); default: all.
     """
     if mode == "none":
         return torch.ones_like(log_ratio)
@@ -43,7 +44,7 @@ def importance_weights(log_ratio: Tensor, mode: ImportanceSampling, cap: float, 
 
 
 class Mismatch(NamedTuple):
-    """Statistics of the mismatch between the sampler's and the trainer's log-probabilities over tokens; all ()."""
+    """Statistics, over tokens, of the mismatch between the sampler's and the trainer's log-probabilities; all ()."""
 
     gap: Tensor  # mean |log-ratio|
     gap_max: Tensor
@@ -54,7 +55,7 @@ class Mismatch(NamedTuple):
 
 
 def mismatch(log_ratio: Tensor, cap: float) -> Mismatch:
-    """Summarise log pi_old - log pi_sampler of tokens (n,), without non-finite values; gap 0 if no value is finite."""
+    """Summarise log pi_old - log pi_sampler of tokens, 1-D. Ignore non-finite values; gap 0 if no value is finite."""
     log_ratio = log_ratio[log_ratio.isfinite()]
     if not len(log_ratio):
         log_ratio = log_ratio.new_zeros(1)

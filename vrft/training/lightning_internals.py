@@ -1,6 +1,6 @@
-"""Every private name of Lightning that vrft uses, each behind a public one.
+"""Public wrappers of all private names of Lightning that vrft uses.
 
-Lightning may change these names in any minor release, so `pyproject.toml` allows one minor version only.
+Lightning may change private names in any minor release, so `pyproject.toml` allows one minor version only.
 """
 
 from __future__ import annotations
@@ -21,35 +21,35 @@ from torch import Tensor
 
 
 def logged_step(trainer: Trainer) -> int:
-    """Return the step that Lightning gives to loggers: the number of rollouts before the current one.
+    """Return the step that Lightning passes to loggers: the number of rollouts before the current one.
 
-    Lightning has no public name for it. `trainer.global_step` counts optimizer steps, and a rollout may have several.
+    `trainer.global_step` counts optimizer steps, of which a rollout may have several.
     """
     return trainer.fit_loop.epoch_loop._batches_that_stepped
 
 
 def shift_logged_step(trainer: Trainer, by: int) -> None:
-    """Correct `logged_step` where Lightning counts a batch too many or too few."""
+    """Correct `logged_step` if Lightning counts a batch too many or too few."""
     trainer.fit_loop.epoch_loop._batches_that_stepped += by
 
 
 def logged_metrics(trainer: Trainer) -> dict[str, float]:
-    """Return the metrics that the step has logged so far.
+    """Return the metrics that the current step has logged so far.
 
-    `trainer.logged_metrics` has it only after the callbacks' `on_train_batch_end`, where checkpoints are written.
+    `trainer.logged_metrics` has them only after the callbacks' `on_train_batch_end`, in which checkpoints are written.
     """
     return {name: float(value) for name, value in trainer._logger_connector.metrics["log"].items()}
 
 
 def attach_data(trainer: Trainer, module: LightningModule, data: LightningDataModule) -> None:
-    """Make a module and its data those of a trainer, as `fit` does: the module finds its data there."""
+    """Attach a module and its data to a trainer, as `fit` does."""
     trainer._data_connector.attach_data(module, datamodule=data)
 
 
 def evaluation_is_due(trainer: Trainer) -> bool:
     """Return whether Lightning evaluates after the current batch.
 
-    A checkpoint has to be written before the evaluation, and only the loop knows `val_check_interval` in batches.
+    A checkpoint must be written before the evaluation, and only the loop knows `val_check_interval` in batches.
     """
     loop = trainer.fit_loop
     assert loop._data_fetcher is not None
@@ -57,32 +57,32 @@ def evaluation_is_due(trainer: Trainer) -> bool:
 
 
 def forget_evaluation(trainer: Trainer) -> None:
-    """Make Lightning believe that the fit loop has not evaluated yet.
+    """Reset Lightning's record of evaluations in the fit loop.
 
-    A restarting epoch loop is done as soon as it has evaluated: a run resumed after the last batch of an epoch would
+    A restarted epoch loop counts as done once it has evaluated, so a run resumed after the last batch of an epoch would
     end before it trains.
     """
     trainer.fit_loop.epoch_loop.val_loop._has_run = False
 
 
 def set_data_parallel_size(strategy: ModelParallelStrategy, size: int) -> None:
-    """Set the number of data-parallel ranks, which Lightning takes as the number of nodes by default."""
+    """Set the number of data-parallel ranks, by default the number of nodes."""
     strategy._data_parallel_size = size
 
 
 def set_process_group_backend(strategy: ModelParallelStrategy, backend: str) -> None:
-    """Set the backend of the process group, which Lightning chooses by the device before it is set up."""
+    """Set the backend of the process group, which Lightning would otherwise choose by device. Call before set-up."""
     strategy._process_group_backend = backend
 
 
 def destroy_process_group_at_exit() -> None:
-    """Destroy the process group at exit, without which NCCL warns. Lightning does so if NCCL is the only backend."""
+    """Destroy the process group at exit; otherwise NCCL warns. Lightning does this only if NCCL is the only backend."""
     atexit.unregister(_destroy_dist_connection)
     atexit.register(_destroy_dist_connection)
 
 
 def unsynchronize_layers(strategy: DDPStrategy) -> None:
-    """Undo `trainer.sync_batchnorm` at the end of a fit: let the strategy's model have its own kind of layers again."""
+    """Undo `trainer.sync_batchnorm` at the end of a fit by restoring the original kind of layers."""
     module, layers = strategy.lightning_module, strategy._layer_sync
     if layers is None or module is None or module._trainer is None or module._trainer.state.fn != TrainerFn.FITTING:
         return
@@ -92,8 +92,8 @@ def unsynchronize_layers(strategy: DDPStrategy) -> None:
 class CheckpointBase(ModelCheckpoint):
     """ModelCheckpoint with public names for its private hooks and state.
 
-    Lightning decides when to save, link and remove; subclasses override how. Its own code calls the private hooks,
-    which call the public ones here.
+    Lightning decides when to save, link and remove, and calls its private hooks, which call the public hooks that
+    subclasses override.
     """
 
     @property
@@ -103,16 +103,16 @@ class CheckpointBase(ModelCheckpoint):
 
     @property
     def last_saved_step(self) -> int:
-        """The optimizer step of the last checkpoint that this process has written; 0: none."""
+        """The optimizer step of the last checkpoint that this process has written; 0 if there is none."""
         return self._last_global_step_saved
 
     @property
     def last_saved_path(self) -> str:
-        """The last checkpoint that this process has written; empty: none."""
+        """The last checkpoint that this process has written; empty if there is none."""
         return self._last_checkpoint_saved
 
     def forget_last_saved_step(self) -> None:
-        """Allow the current step to be saved once more."""
+        """Allow saving the current step again."""
         self._last_global_step_saved = 0
 
     def candidates(self, trainer: Trainer) -> dict[str, Tensor]:
@@ -124,7 +124,7 @@ class CheckpointBase(ModelCheckpoint):
         self._save_monitor_checkpoint(trainer, candidates)
 
     def may_remove(self, trainer: Trainer, path: str) -> bool:
-        """Return whether a file lies in this callback's folder and is not the checkpoint that the run resumed from."""
+        """Return whether a file is in this callback's folder and is not the checkpoint from which the run resumed."""
         return self._should_remove_checkpoint(trainer, path, "")
 
     def write(self, trainer: Trainer, path: str) -> None:
@@ -132,11 +132,11 @@ class CheckpointBase(ModelCheckpoint):
         super()._save_checkpoint(trainer, path)
 
     def write_last(self, trainer: Trainer, candidates: dict[str, Tensor]) -> None:
-        """Write `last.ckpt`, or let it point at the checkpoint that was written last."""
+        """Write `last.ckpt`, or make it point at the checkpoint that was written last."""
         super()._save_last_checkpoint(trainer, candidates)
 
     def link(self, trainer: Trainer, path: str, link: str) -> None:
-        """Let `link` point at a checkpoint."""
+        """Make `link` point at a checkpoint."""
         super()._link_checkpoint(trainer, path, link)
 
     def remove(self, trainer: Trainer, path: str) -> None:
@@ -157,7 +157,7 @@ class CheckpointBase(ModelCheckpoint):
 
 
 class BarsAndMetrics(CustomProgress):
-    """Bars, and below them one line of metrics, as long as the terminal is wide."""
+    """Progress bars, and below them a line of metrics, trimmed to the width of the terminal."""
 
     metrics = ""
 
@@ -168,13 +168,13 @@ class BarsAndMetrics(CustomProgress):
 
 
 class ProgressBarBase(RichProgressBar):
-    """RichProgressBar whose training bar covers the run instead of an epoch, with the metrics below the bars.
+    """RichProgressBar with a training bar for the whole run instead of an epoch, and the metrics below the bars.
 
-    Lightning shows them beside the bars, where they take several lines.
+    Lightning shows the metrics beside the bars, where they take several lines.
     """
 
     def run_fraction(self, trainer: Trainer) -> float | None:
-        """Return which part of the run is done; None if no end is set."""
+        """Return the completed fraction of the run, or None if no end is set."""
         raise NotImplementedError
 
     def run_description(self, trainer: Trainer) -> str:
@@ -184,7 +184,7 @@ class ProgressBarBase(RichProgressBar):
     def _init_progress(self, trainer: Trainer) -> None:
         super()._init_progress(trainer)
         if self.progress is not None:
-            self.progress.__class__ = BarsAndMetrics  # Lightning makes it
+            self.progress.__class__ = BarsAndMetrics  # Lightning constructs it
 
     def _update_metrics(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if isinstance(self.progress, BarsAndMetrics):
@@ -197,7 +197,7 @@ class ProgressBarBase(RichProgressBar):
 
     @property
     def total_train_batches(self) -> int | float:
-        """The training bar's total: 1 for the whole run, since `_update` counts in its fraction."""
+        """The training bar's total: 1 for the whole run, because `_update` counts in fractions of the run."""
         return float("inf") if self.run_fraction(self.trainer) is None else 1
 
     def _get_train_description(self, current_epoch: int) -> str:

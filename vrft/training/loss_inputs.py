@@ -1,4 +1,4 @@
-"""Inputs of the loss: tensors for each completion, and the minibatches of an optimizer step."""
+"""Inputs of the loss, and their division into the minibatches of optimizer steps."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ from vrft.policy.prompts import Prompt, lengths_after_start
 from vrft.training.cross_entropy import Targets
 
 SUMS = ("rows", "KL", "entropy", "clipped share", "sampling gap", "rows with tokens")
-"""Numbers that are summed over the rows of a micro-batch."""
+"""Names of the statistics that are summed over the rows of a micro-batch."""
 
 
 @dataclass(slots=True)
 class LossInputs:
-    """N = P * G completions and everything the loss compares the policy's log-probabilities with."""
+    """Inputs of the loss for N = P * G completions, other than the policy's log-probabilities."""
 
     ids: Tensor  # (N, T)
     mask: Tensor  # (N, T), 1 at tokens that count
     sampled_log_probs: Tensor  # (N, T), computed by the rollout engine
-    old_log_probs: Tensor  # (N, T), computed by the trainer under the weights that sampled
+    old_log_probs: Tensor  # (N, T), computed by the trainer under the weights at the start of the step
     advantages: Tensor  # (N,)
-    weights: Tensor  # (N,), of each row's tokens
+    weights: Tensor  # (N,), weight of each token of the row
     reference: Tensor | None = None  # (N, T), log-probabilities under the reference
-    lengths: list[int] | None = None  # (N), the mask's sums, so that a GPU isn't waited for
-    chosen: Tensor | None = None  # (N, T) bool, tokens that have a surrogate; None: all
+    lengths: list[int] | None = None  # N sums of the mask, kept on the CPU to avoid waiting for a GPU
+    chosen: Tensor | None = None  # (N, T) bool, tokens with a surrogate; None: all
 
     def select(self, rows: Sequence[int]) -> LossInputs:
-        """Return some rows, cut to the longest of them."""
+        """Return some rows, trimmed to the longest of them."""
         index = index_on(self.ids.device, rows)
         lengths = self.lengths or self.mask.sum(1).tolist()
         kept = [lengths[row] for row in rows]
@@ -50,40 +50,40 @@ class LossInputs:
         )
 
     def log_ratio(self, rows: Sequence[int]) -> Tensor:
-        """Return log pi_old - log pi_sampler of the tokens of some rows that count, (n,)."""
+        """Return log pi_old - log pi_sampler at the unmasked tokens of some rows, 1-D."""
         mine = self.select(rows)
         return (mine.old_log_probs - mine.sampled_log_probs)[mine.mask.bool()]
 
 
 @dataclass(slots=True)
 class Minibatch:
-    """The prompts of one optimizer step, and statistics of their last backward."""
+    """The prompts of an optimizer step, and statistics of their last backward."""
 
     prompts: list[Prompt]  # all P of the rollout
     inputs: LossInputs  # all N of the rollout
-    chosen: list[int]  # numbers of this minibatch's prompts
+    chosen: list[int]  # indices of this minibatch's prompts
     trains: list[bool]  # for each of the P prompts, whether it has a gradient
-    on_policy: bool = False  # the weights are still those that sampled, so old log-probabilities are the policy's own
-    first_pass: bool = True  # the first of `num_iterations` passes
-    targets: Targets | None = None  # texts to learn in addition to the rewards
-    sums: list[Tensor] = field(default_factory=list)  # of `SUMS`: each (6,)
+    on_policy: bool = False  # the weights have not changed since the start of the step, so old log-probs = log-probs
+    first_pass: bool = True  # whether this is the first of `num_iterations` passes
+    targets: Targets | None = None  # target texts to train on in addition to the rewards
+    sums: list[Tensor] = field(default_factory=list)  # `SUMS` of each micro-batch, (6,)
     cross_entropy: Tensor | None = None  # (), of the targets
 
     def split(self, max_tokens: int) -> list[MicroBatch]:
         """Return micro-batches of at most `max_tokens` tokens.
 
-        Prompts without a gradient are left out. One prompt stays in any case, so that each rank makes a backward.
+        Prompts without a gradient are left out, except for at least one prompt, so that each rank runs a backward.
         """
         lengths, room = lengths_after_start(self.prompts, max_tokens)
         chosen = [p for p in self.chosen if self.trains[p]] or self.chosen[:1]
         return micro_batches(lengths, self.inputs.mask.sum(1).tolist(), chosen, room)
 
     def again(self) -> Minibatch:
-        """Return the same minibatch for a further pass over the rollout, when the weights have changed."""
+        """Return the same minibatch for a further pass over the rollout, after the weights have changed."""
         return replace(self, on_policy=False, first_pass=False, sums=[], cross_entropy=None)
 
     def log_ratio(self, max_tokens: int) -> Tensor:
-        """Return log pi_old - log pi_sampler of the tokens that the minibatch is trained on, (n,)."""
+        """Return log pi_old - log pi_sampler at the tokens that the minibatch trains on, 1-D."""
         return self.inputs.log_ratio([row for micro in self.split(max_tokens) for row in micro.rows])
 
 

@@ -1,4 +1,4 @@
-"""Inputs of a step's loss, computed before the weights change: advantages by row, token weights, log-probabilities."""
+"""Compute the inputs of a step's loss before the weights change: advantages, token weights and log-probabilities."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from vrft.types import ScoredRollout
 
 
 class LossPreparation:
-    """Divides a scored rollout into minibatches and computes everything that their loss compares with."""
+    """Divides a scored rollout into minibatches and computes the inputs of their loss."""
 
     def __init__(
         self,
@@ -28,14 +28,14 @@ class LossPreparation:
         max_completion_length: int,
         mask_truncated_completions: bool,
     ) -> None:
-        """Take what all steps share.
+        """Set the parameters that all steps share.
 
         Args:
-            module: reduces over ranks.
+            module: the trained module, which reduces over ranks.
             objective: settings of the loss.
             fixed_log_probs: computes old and reference log-probabilities.
             num_minibatches: optimizer steps per pass, on equal parts of the prompts.
-            max_completion_length: largest number of tokens in a completion.
+            max_completion_length: maximum number of tokens in a completion.
             mask_truncated_completions: leave truncated completions out of the loss.
         """
         self.module, self.objective, self.fixed_log_probs = module, objective, fixed_log_probs
@@ -61,21 +61,21 @@ class LossPreparation:
         return minibatches
 
     def inputs(self, scored: ScoredRollout, minibatches: Sequence[int]) -> LossInputs:
-        """Return the loss's inputs without log-probabilities. `minibatches`: prompts of each minibatch."""
+        """Return the loss's inputs without log-probabilities. `minibatches`: number of prompts per minibatch."""
         rollout, group_size = scored.rollout, scored.reward.shape[1]
         mask = rollout.mask * ~rollout.truncated[:, None] if self.mask_truncated_completions else rollout.mask
         weights = []
         for lengths in mask.sum(1).split([count * group_size for count in minibatches]):
             tokens = self.module.trainer.strategy.reduce(lengths.sum().float(), reduce_op="mean")
             weights.append(token_weights(lengths, self.objective.loss_type, self.max_completion_length, tokens))
-        non_finite = ~scored.finite.to(scored.advantages.device)  # (N,), which skip the optimizer step
+        non_finite = ~scored.finite.to(scored.advantages.device)  # (N,), rows that skip the optimizer step
         advantages = scored.advantages.flatten().masked_fill(non_finite, torch.nan)
         old = torch.zeros_like(rollout.log_probs)
         fixed = (rollout.ids, mask, rollout.log_probs, old, advantages, torch.cat(weights))
         return LossInputs(*fixed, lengths=mask.sum(1).tolist())
 
     def top_entropy_tokens(self, entropy: Tensor, mask: Tensor) -> Tensor:
-        """Return which tokens are among those with the most entropy of all ranks, (N, T) bool."""
+        """Return which tokens are among those with the highest entropy on all ranks, (N, T) bool."""
         padded = entropy.new_full((len(mask), self.max_completion_length), torch.nan)
         padded[:, : mask.shape[1]] = entropy.masked_fill(mask == 0, torch.nan)
         everyone = self.module.all_gather(padded)

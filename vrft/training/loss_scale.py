@@ -1,4 +1,4 @@
-"""Loss scaling in float16, without which small gradients would become 0."""
+"""Scale losses in float16, where small gradients would otherwise underflow."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from torch.amp.grad_scaler import GradScaler
 from torch.optim import Optimizer
 
 LOWEST_SCALE = 1.0
-"""Factor at which an infinite gradient is a fault of the step, because a smaller loss would not have prevented it."""
+"""The lowest scale. At this scale, an infinite gradient is an error of the step, not of the scale."""
 
 
 class LossScale:
-    """Multiplies losses by torch's GradScaler if the policy computes in float16; otherwise it changes nothing."""
+    """Scales losses with torch's GradScaler if the policy computes in float16; otherwise does nothing."""
 
     def __init__(self, module: LightningModule, dtype: torch.dtype) -> None:
         self.module, self.enabled = module, dtype == torch.float16
@@ -27,27 +27,27 @@ class LossScale:
 
     @property
     def scale(self) -> float:
-        """The factor; reading it waits for a GPU."""
+        """The current scale. Reading it waits for the GPU."""
         return self.scaler.get_scale()
 
     def scaled(self, loss: Tensor) -> Tensor:
-        """Return a loss times the factor."""
+        """Return a loss times the scale."""
         return self.scaler.scale(loss)
 
     def unscale(self, optimizer: Optimizer) -> None:
-        """Divide an optimizer's gradients by the factor, after the ranks have exchanged them."""
+        """Divide an optimizer's gradients by the scale, after ranks have exchanged them."""
         if self.enabled:
             self.scaler.unscale_(optimizer)
 
     def update(self, finite: bool, losses_finite: bool) -> bool:
-        """Halve the factor if gradients overflowed; double it after 2,000 steps without.
+        """Halve the scale if gradients overflowed; double it after 2,000 steps without an overflow.
 
         Args:
-            finite: losses and gradients of all ranks are finite, and the optimizer has stepped.
-            losses_finite: losses of all ranks are finite.
+            finite: whether losses and gradients of all ranks are finite, so that the optimizer has stepped.
+            losses_finite: whether losses of all ranks are finite.
 
         Returns:
-            Whether the factor was too large: gradients are not finite although the losses are.
+            Whether the scale was too large, i.e. gradients are not finite although the losses are.
         """
         if not self.enabled:
             return False
@@ -55,14 +55,14 @@ class LossScale:
         if finite or overflowed:
             self.scaler.update()
         else:
-            self.scaler.update(self.scale)  # forgets the gradients and keeps the factor
+            self.scaler.update(self.scale)  # resets the scaler's record of gradients, but keeps the scale
         return overflowed
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the factor and how long it has been the same; empty for another dtype than float16."""
+        """Return the scale and the number of steps since it changed; empty for dtypes other than float16."""
         return self.scaler.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over the factor of a checkpoint; one that was made in another dtype has none."""
+        """Load the scale from a checkpoint. A checkpoint of another dtype has none."""
         if state:
             self.scaler.load_state_dict(state)

@@ -1,4 +1,4 @@
-"""Lightning's hooks, for reinforcement and supervised fine-tuning alike."""
+"""The LightningModule with the hooks that reinforcement and supervised fine-tuning share."""
 
 from __future__ import annotations
 
@@ -51,36 +51,36 @@ from vrft.types import Answer, PromptBatch, Sample
 from vrft.utils.distributed import raise_on_all_ranks
 
 CPU_THREADING_MIN_PARAMETERS = 10_000_000
-"""Below this size a second thread gains nothing, and on a busy machine costs a factor of ten."""
+"""Minimum model size for several CPU threads: a second thread speeds up no smaller model, and may slow it tenfold."""
 
 
 class VisionModule(LightningModule):
-    """Base of `RFT` and `SFT`: loads the policy, answers held-out prompts, saves and resumes.
+    """Base class of `RFT` and `SFT`: loads the policy, answers held-out prompts, saves and resumes.
 
-    Optimization is manual, because one rollout may feed several optimizer steps. The work is done by parts: `rollouts`,
-    `optimization`, `cross_entropy` and `step`. They are plain objects, so checkpoints hold the policy alone.
+    Optimization is manual, because one rollout may feed several optimizer steps. The parts `rollouts`, `optimization`,
+    `cross_entropy` and `step` do the work. They are plain objects, so that checkpoints contain only the policy.
     """
 
     keep_reference = False
-    """The loss needs a reference that stays as the policy is at the start."""
+    """Whether the loss needs a frozen copy of the initial policy as the reference."""
     reference_follows = False
-    """The reference is an average of the weights that train, which a run keeps beside them."""
+    """Whether the reference is a moving average of the trained weights."""
     group_size = 1
     """Completions per prompt in a training step, G."""
     num_samples = 1
-    """Completions per prompt that are sampled, of which a step trains on `group_size`."""
+    """Completions per prompt that are sampled; a step trains on `group_size` of them."""
     batches_per_step = 1
     """Number of loader batches that are joined into one training step."""
     difficulty: Difficulty | None = None
-    """How often prompts are asked by their success; None: equally often."""
+    """Sampling of prompts by success rate; None: each prompt once per pass."""
     prefetches = False
-    """A training step needs to know the next batch."""
+    """Whether a training step needs the next batch."""
     sampling = Sampling()
-    """The distribution that training samples from."""
+    """The sampling distribution of training."""
     answering: Callable[[VisionModule, PromptBatch], list[Answer]] | None = None
     """Replaces greedy decoding in `predict_step`, if set."""
     settings: str | None = None
-    """Digest of all settings that answers depend on; None: unknown, so that answers of other runs are not reused."""
+    """Digest of all settings that answers depend on; None: unknown, so that earlier answers are not reused."""
     steps_done: Tensor
 
     def __init__(
@@ -100,7 +100,7 @@ class VisionModule(LightningModule):
         if not rewards:
             raise ConfigurationError("model.rewards: expected at least one reward, e.g. {format: {class_path: Format}}")
         self.automatic_optimization = False
-        self.strict_loading = False  # checkpoints hold what trains; `on_load_checkpoint` checks that all of it is there
+        self.strict_loading = False  # checkpoints lack frozen weights; `on_load_checkpoint` checks the others
         self.task, self.policy = task, policy
         self.rewards, self.reward_models = rewards, nn.ModuleList()
         self.held_out_means = HeldOutMeans()
@@ -141,7 +141,7 @@ class VisionModule(LightningModule):
             self.rollouts.connect()
 
     def check_rewards(self) -> None:
-        """Load what rewards need. Raise ConfigurationError for settings that don't fit, before the policy is read."""
+        """Load what rewards need, before the policy is read. Raise ConfigurationError for incompatible settings."""
         check_before_reading(self.rewards, self.policy, self.engine, self.reference_follows, self.trainer)
         for reward in self.rewards.values():
             reward.load()
@@ -156,12 +156,12 @@ class VisionModule(LightningModule):
 
     @property
     def encoder(self) -> Encoder:
-        """The loaders' collate function, which turns samples into prompts."""
+        """The loaders' collate function, which converts samples to prompts."""
         return self.policy.encoder(self.task)
 
     @property
     def logged_step(self) -> int:
-        """The step that loggers get: the number of rollouts before the current one."""
+        """The step for loggers: the number of rollouts before the current one."""
         return logged_step(self.trainer)
 
     # ----------------------------------------------------------------------------------------------------- training
@@ -186,11 +186,11 @@ class VisionModule(LightningModule):
         self.log("train/dead_workers", float(train_loader_of(self.trainer).dead_workers))
 
     def compare_prompts(self, batch: PromptBatch) -> PromptBatch:
-        """Find what prompts have in common, before a batch is moved to a GPU."""
+        """Find shared prefixes of the prompts, before the batch is moved to a GPU."""
         return self.policy.compare_prompts(batch)
 
     def begin_step(self) -> None:
-        """Seed every random number of the step by (seed, step, rank), so that a resumed run is the same run."""
+        """Seed all random numbers of the step by (seed, step, rank), so that a resumed run repeats them."""
         seed = int(np.random.SeedSequence((self.seed, int(self.steps_done), self.global_rank)).generate_state(1)[0])
         random.seed(seed)
         np.random.seed(seed)
@@ -200,7 +200,7 @@ class VisionModule(LightningModule):
         self.rollouts.begin_step()
 
     def log_step(self, done: OptimizerStep) -> None:
-        """Log an optimizer step; engines with copies of the weights learn that these changed."""
+        """Log an optimizer step, and mark the engine's copies of the weights as outdated."""
         if not done.skipped:
             self.rollouts.weights_changed()
         self.log("train/learning_rate", done.learning_rate)
@@ -212,14 +212,14 @@ class VisionModule(LightningModule):
         self.log("train/out_of_memory", float(self.step.out_of_memory), sync_dist=True, reduce_fx="sum")
 
     def end_step(self) -> None:
-        """Count the training step. The last one of an epoch advances a schedule whose unit is the epoch."""
+        """Count the training step. After the last step of an epoch, advance a schedule with epochs as its unit."""
         self.steps_done += 1
         loader = train_loader_of(self.trainer)
         if loader.batches == len(loader):
             self.optimization.advance_schedule("epoch")
 
     def sampling_key(self, first: int = 0) -> SamplingKey:
-        """Return the key of this step's random numbers; `first`: prompts of this rank that were sampled before."""
+        """Return the key of this step's random numbers. `first`: number of this rank's prompts sampled before."""
         return SamplingKey(self.seed, int(self.steps_done), self.global_rank, self.trainer.world_size, first)
 
     # ------------------------------------------------------------------------------------------------- held-out data
@@ -238,7 +238,7 @@ class VisionModule(LightningModule):
         return answers
 
     def validation_step(self, batch: PromptBatch, batch_idx: int) -> list[Answer]:  # type: ignore[override]
-        """Return greedy answers, scored by the rewards of training. Evaluators compute the benchmark's scores."""
+        """Return greedy answers, scored by the rewards of training. Evaluators compute the benchmarks' scores."""
         warn_of_replaced_images(batch)
         answers = self.test_answers(batch) if self.trainer.testing else self.predict_step(batch, batch_idx)
         data = data_of(self.trainer)
@@ -253,10 +253,10 @@ class VisionModule(LightningModule):
     test_step = validation_step  # type: ignore[assignment]
 
     def score(self, answers: Sequence[Answer], samples: Sequence[Sample]) -> tuple[dict[str, Tensor], Tensor]:
-        """Return each reward's scores (N,) and their weighted sum (N,), see `score_answers` and `scored_samples`.
+        """Return each reward's scores, (N,), and their weighted sum, (N,), see `score_answers`.
 
         Raises:
-            RewardFailed: a remote reward or the policy as a judge gave no score, to this rank or to another.
+            RewardFailed: a remote reward or the policy as a judge gave no score, on this rank or on another.
         """
         score = partial(score_answers, self.rewards, answers, samples, self.device)
         if not self_judges(self.rewards) and not any(reward.remote for reward in self.rewards.values()):
@@ -264,7 +264,7 @@ class VisionModule(LightningModule):
         return raise_on_all_ranks(self.trainer, score)
 
     def test_answers(self, batch: PromptBatch) -> list[Answer]:
-        """Return greedy answers; those that an interrupted test has written are read back."""
+        """Return greedy answers, and reuse those that an interrupted test has written."""
         assert self.answer_log is not None
         return cached_answers(self.answer_log, self.task, batch, self.predict_step, self.trainer.strategy)
 
@@ -287,7 +287,7 @@ class VisionModule(LightningModule):
         """Log the mean reward, and the mean of each reward over the held-out samples that it applies to."""
         self.rollouts.end_stage()
         stage = "test" if self.trainer.testing else "val"
-        # All ranks have the same values, so that "max" exchanges nothing but is exact.
+        # all ranks have the same values, which "max" keeps exactly
         for name, mean in self.held_out_means.compute(self.trainer.world_size).items():
             if name == "reward" or not math.isnan(mean):
                 self.log(f"{stage}/{name}", mean, sync_dist=True, reduce_fx="max")
@@ -299,7 +299,7 @@ class VisionModule(LightningModule):
 
     @classmethod
     def load_from_checkpoint(cls, *_: Any, **__: Any) -> NoReturn:
-        """Raise ConfigurationError: the weights that a checkpoint lacks are loaded with a Trainer's devices."""
+        """Raise ConfigurationError, because loading the frozen weights, which a checkpoint lacks, needs a Trainer."""
         raise ConfigurationError(
             "load_from_checkpoint: a checkpoint holds trained weights alone, without settings; pass it as ckpt_path "
             "to fit, validate, test or predict of a Trainer with a module of the same settings, or export it "
@@ -307,7 +307,7 @@ class VisionModule(LightningModule):
         )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the trained weights alone, and optimizer states by parameter name."""
+        """Keep only the trained weights, and store optimizer states by parameter name."""
         checkpoint_state.name_optimizer_states(self, self.trainer.optimizers, checkpoint["optimizer_states"])
         if self.optimization.loss_scale.enabled:
             checkpoint["loss_scale"] = self.optimization.loss_scale.state_dict()
@@ -315,7 +315,7 @@ class VisionModule(LightningModule):
         checkpoint["state_dict"] = {name: value for name, value in checkpoint["state_dict"].items() if name in kept}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Raise ConfigurationError unless the checkpoint holds exactly the trained weights."""
+        """Raise ConfigurationError unless the checkpoint has exactly the trained weights."""
         checkpoint_state.check_state_names({*checkpoint["state_dict"]}, self.state_names())
         if parallelism_of(self.trainer).numbers_optimizer_states:
             checkpoint_state.number_optimizer_states(self, checkpoint["optimizer_states"])
@@ -323,5 +323,5 @@ class VisionModule(LightningModule):
         self.rollouts.weights_changed()
 
     def state_names(self) -> set[str]:
-        """Return the names of a checkpoint's weights."""
+        """Return the names of the weights in a checkpoint."""
         return {*checkpoint_state.trainable_names(self), "steps_done"}

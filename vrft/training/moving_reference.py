@@ -1,4 +1,4 @@
-"""A reference that follows the policy: a moving average of the weights that train."""
+"""A reference that follows the policy as a moving average of the trained weights."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ FIELD = "model.reference_decay"
 
 
 class MovingReference(Callback):
-    """Keeps the reference of a policy at the exponential moving average of the weights that train.
+    """Keeps the reference of a policy at the exponential moving average of the trained weights.
 
         reference = decay * reference + (1 - decay) * policy    after each training step
 
-    The average begins at the weights before the first step. It is in float32 as they are: in bfloat16, a step of 1e-6
-    would be rounded away. Weights that don't train, e.g. those below adapters, are shared with the policy.
+    The average starts at the weights before the first step. It is stored in float32, because bfloat16 would round away
+    small changes. Frozen weights, e.g. those below adapters, are shared with the policy.
 
     Sources: the dynamic anchor of T1 (arXiv 2501.11651); EMA-PG (arXiv 2602.04417).
     """
@@ -32,23 +32,23 @@ class MovingReference(Callback):
         self.policy, self.decay = policy, decay
 
     def start(self) -> None:
-        """Begin at the policy's present weights, unless the average has begun."""
+        """Initialise the average to the policy's current weights, unless it is already initialised."""
         if not self.policy.start:
             self.policy.fix_reference()
 
     @torch.no_grad()
     def update(self) -> None:
-        """Move the average towards the policy's present weights."""
+        """Update the average with the policy's current weights."""
         for parameter, average in self.policy.start.items():
             average.lerp_(parameter.detach().to(average.device), 1 - self.decay)
 
     def averages(self) -> dict[str, Tensor]:
-        """Return the average by the parameters' names."""
+        """Return the average by parameter name."""
         return {name: self.policy.start[p] for name, p in self.policy.named_parameters() if p in self.policy.start}
 
     @torch.no_grad()
     def load(self, state: Mapping[str, Tensor]) -> None:
-        """Take the average of a checkpoint. Raise ConfigurationError if it has none, or that of other weights."""
+        """Load the average from a checkpoint. Raise ConfigurationError if it has none, or one of other weights."""
         own = self.averages()
         if {name: value.shape for name, value in own.items()} != {name: value.shape for name, value in state.items()}:
             what = "that of other weights" if state else "none: the run began without it"
@@ -67,7 +67,7 @@ class MovingReference(Callback):
         self.update()
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        # In page-locked memory they share buffers, which torch would save whole.
+        # averages in page-locked memory share buffers, which torch would save in full
         checkpoint[REFERENCE] = {name: average.clone() for name, average in self.averages().items()}
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
@@ -75,10 +75,10 @@ class MovingReference(Callback):
 
 
 def following(policy: Policy, decay: float | None, beta: float) -> MovingReference | None:
-    """Return a reference that follows a policy, or None without a decay.
+    """Return the moving reference of a policy, or None if there is no decay.
 
     Raises:
-        ConfigurationError: the decay keeps all or nothing, or there is no KL term that needs a reference.
+        ConfigurationError: the decay is not between 0 and 1, or there is no KL term that needs a reference.
     """
     if decay is None:
         return None

@@ -1,4 +1,4 @@
-"""Settings of the objective: which combinations are valid, and the loss that they define."""
+"""The settings of the objective, their validation, and the loss that they define."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ from vrft.types import ScoredRollout
 Aggregation = Literal["sum_then_normalize", "normalize_then_sum"]
 
 ENTROPY_STEP = 0.005
-"""Change of the weight in Skywork-OR1."""
+"""Default of `entropy_step`, from Skywork-OR1 (arXiv 2505.22312)."""
 
 SAPO_TEMPERATURES = (1.0, 1.05)
-"""Temperatures of the paper, for positive advantages and for the others."""
+"""Default temperatures of sapo, from the paper (arXiv 2511.20347), for positive advantages and for the others."""
 
 CLIPPED: tuple[LossType, ...] = ("grpo", "bnpo", "dr_grpo", "dapo")
 """Losses that clip the ratio of each token."""
@@ -42,7 +42,7 @@ CLIPPED: tuple[LossType, ...] = ("grpo", "bnpo", "dr_grpo", "dapo")
 
 @dataclass(frozen=True, slots=True)
 class Objective:
-    """The objective's settings, with the names that they have below `model`; see `vrft.RFT` for each of them."""
+    """The objective's settings, with the same names as below `model`, see `vrft.RFT`."""
 
     loss_type: LossType
     beta: float
@@ -64,11 +64,11 @@ class Objective:
     entropy_step: float
 
     def check(self, *, overlong_buffer: int = 0, max_extra_rollouts: int = 0) -> None:
-        """Raise ConfigurationError for settings that have no meaning together.
+        """Raise ConfigurationError for invalid settings or combinations.
 
         Args:
-            overlong_buffer: `model.overlong_buffer`, which adds to the sum of the rewards alone.
-            max_extra_rollouts: `model.max_extra_rollouts`, which replaces groups of zero variance.
+            overlong_buffer: `model.overlong_buffer`, a penalty that is added to the sum of the rewards.
+            max_extra_rollouts: `model.max_extra_rollouts`, which replaces groups with zero variance.
         """
         check_settings(
             top_entropy_quantile=(self.top_entropy_quantile, 1e-6, 1),
@@ -140,7 +140,7 @@ class Objective:
 
     @property
     def decoupled(self) -> bool:
-        """Whether each reward is normalised alone, so that advantages need all of them."""
+        """Whether each reward is normalised separately, so that advantages need all rewards."""
         return self.multi_objective_aggregation == "normalize_then_sum"
 
     @property
@@ -150,44 +150,44 @@ class Objective:
 
     @property
     def has_bonus(self) -> bool:
-        """Whether the loss has an entropy bonus, whose weight may be 0 at times."""
+        """Whether the loss has an entropy bonus, even if its weight is temporarily 0."""
         return self.entropy_weight > 0 or self.entropy_target is not None
 
     @property
     def trains_ties(self) -> bool:
-        """Whether completions without an advantage have a gradient."""
+        """Whether completions with advantage 0 have a gradient."""
         return self.loss_beta > 0 or self.has_bonus
 
     def advantages(self, rewards: Tensor, weights: Tensor) -> Tensor:
-        """Return the advantages (P, G) of sums of rewards (P, G) or, if decoupled, of K rewards with weights (K,).
+        """Return the advantages, (P, G).
 
         Args:
-            rewards: those of all ranks, (P, G), or (P, G, K) if decoupled.
-            weights: weights of the rewards (K,).
+            rewards: sums of rewards of all ranks, (P, G), or K separate rewards, (P, G, K), if decoupled.
+            weights: weights of the rewards, (K,), used if decoupled.
         """
         if self.decoupled:
             return decoupled_advantages(rewards, weights)
         return group_advantages(rewards, self.scale_rewards, self.leave_one_out, self.baseline)
 
     def signal(self, scored: ScoredRollout, rewards: Mapping[str, Reward]) -> Tensor:
-        """Return what advantages are made of: the sums (P, G) or, if decoupled, each reward (P, G, K) with a weight."""
+        """Return the input of `advantages`: sums of rewards, (P, G), or K weighted rewards, (P, G, K), if decoupled."""
         if not self.decoupled:
             return scored.reward
         chosen = [values.view_as(scored.reward) for name, values in scored.rewards.items() if rewards[name].weight]
         return torch.stack(chosen, -1) if chosen else scored.reward.new_empty(*scored.reward.shape, 0)
 
     def zero_variance(self, rewards: Tensor) -> Tensor:
-        """Return which groups of rewards (P, G) or, if decoupled, (P, G, K) have zero variance, (P,) bool."""
+        """Return which groups have zero variance, (P,) bool, given rewards, (P, G), or (P, G, K) if decoupled."""
         return tied_rewards(rewards).all(1) if self.decoupled else zero_variance_groups(rewards)
 
     def loss(self, log_probs: Tensor, entropy: Tensor, inputs: LossInputs, entropy_weight: Tensor) -> PolicyLoss:
         """Return the loss of n rows.
 
         Args:
-            log_probs: the policy's log-probabilities (n, T), with gradient.
-            entropy: the policy's entropies (n, T), with gradient if there is a bonus.
-            inputs: what the loss compares them with.
-            entropy_weight: present weight of the bonus ().
+            log_probs: the policy's log-probabilities, (n, T), with gradient.
+            entropy: the policy's entropies, (n, T), with gradient if there is a bonus.
+            inputs: the other inputs of the loss.
+            entropy_weight: current weight of the bonus, ().
         """
         log_ratio = inputs.old_log_probs - inputs.sampled_log_probs  # (n, T)
         return policy_loss(
@@ -212,6 +212,6 @@ class Objective:
 
 
 def refused(name: str, value: object, given: str, expected: str) -> ConfigurationError:
-    """Return the error for a setting that has no meaning with another one."""
+    """Return the error for a setting that is incompatible with another setting."""
     setting = given.partition("=")[0]
     return ConfigurationError(f"model.{name}={value} has no meaning with model.{given}; expected {setting} {expected}")

@@ -1,4 +1,4 @@
-"""The optimizer step: backward of micro-batches, gradient averaging, clipping, step or skip."""
+"""Run an optimizer step: backward of micro-batches, averaging of gradients, clipping, step or skip."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from vrft.utils.out_of_memory import free_memory, is_out_of_memory
 Interval = Literal["step", "epoch"]
 Result = TypeVar("Result")
 Split = Callable[[int], list[MicroBatch]]
-"""Makes micro-batches of at most the given number of tokens."""
+"""Splits the work of a step into micro-batches of at most the given number of tokens."""
 
 
 def use_fused_kernels(optimizer: Optimizer) -> None:
-    """Let Adam and AdamW on a GPU update all weights in one kernel, unless the config says otherwise.
+    """Use the fused kernels of Adam and AdamW on a GPU, unless the config says otherwise.
 
-    Torch's own choice on a GPU, foreach, needs temporary memory as large as the weights.
+    Torch's default on a GPU, foreach, needs temporary memory as large as the weights.
     """
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     undecided = optimizer.defaults.get("fused") is None and optimizer.defaults.get("foreach") is None
@@ -37,21 +37,21 @@ def use_fused_kernels(optimizer: Optimizer) -> None:
 
 
 class OptimizerStep(NamedTuple):
-    """An optimizer step as it is logged."""
+    """The result of an optimizer step, for logging."""
 
     learning_rate: float
     grad_norm: Tensor  # (), before clipping
-    skipped: bool  # a loss or gradient of some rank was NaN or infinite, so that the weights are the same
+    skipped: bool  # whether the step was skipped because a loss or gradient on some rank was NaN or infinite
 
 
 class Optimization:
     """Accumulates gradients over micro-batches and steps the optimizer and its schedule.
 
     Attributes:
-        max_tokens_per_micro_batch: tokens in one forward and backward; halved when memory runs out.
-        schedule_interval: the schedule advances after each optimizer step or epoch.
-        free_kept: frees memory that was kept to save time, when memory runs out.
-        loss_scale: factor of losses in float16.
+        max_tokens_per_micro_batch: maximum number of tokens in one forward and backward; halved when out of memory.
+        schedule_interval: unit of the schedule, an optimizer step or an epoch.
+        free_kept: frees cached memory when out of memory.
+        loss_scale: scales losses in float16.
     """
 
     def __init__(
@@ -71,16 +71,18 @@ class Optimization:
         self.finite = torch.ones((), dtype=torch.bool)
 
     def begin_step(self) -> None:
-        """Forget the losses of the last training step."""
+        """Reset the state of the last training step."""
         self.finite = torch.ones((), dtype=torch.bool, device=self.module.device)
 
     def retry_smaller(self, split: Split, compute: Callable[[list[MicroBatch]], Result]) -> Result:
-        """Return `compute(split(max_tokens))`; if memory runs out, halve the tokens and start over.
+        """Return `compute(split(max_tokens))`. If memory runs out, halve the number of tokens and start over.
 
-        A retry discards all gradients, so none may be left from before. Later micro-batches stay as small.
+        A retry discards all gradients, so none may have been accumulated before. Later micro-batches keep the smaller
+        size.
 
         Raises:
-            torch.OutOfMemoryError: micro-batches have one row each, or other ranks wait for this one in a forward.
+            torch.OutOfMemoryError: micro-batches already have one row each, or other ranks wait for this rank in a
+                forward.
         """
         while True:
             work = split(self.max_tokens_per_micro_batch)
@@ -101,15 +103,15 @@ class Optimization:
             self.finite.fill_(True)
 
     def padded(self, work: Sequence[MicroBatch]) -> Iterator[tuple[MicroBatch, bool]]:
-        """Yield each micro-batch and True, then repetitions with False until every rank has had equally many.
+        """Yield each micro-batch with True, then repetitions with False until all ranks have had equally many.
 
-        Repetitions are needed where each forward waits for all ranks; they must not count.
+        Repetitions are needed if each forward is a collective. They must not contribute to gradients or statistics.
         """
         for i in range(parallelism_of(self.module.trainer).rounds(len(work))):
             yield work[i % len(work)], i < len(work)
 
     def backward(self, loss: Tensor) -> None:
-        """Add the gradient of a micro-batch; ranks exchange gradients in `step`."""
+        """Accumulate the gradient of a micro-batch. Ranks exchange gradients in `step`."""
         self.finite &= loss.detach().isfinite()
         with parallelism_of(self.module.trainer).no_sync():
             self.module.manual_backward(self.loss_scale.scaled(loss))
@@ -117,8 +119,8 @@ class Optimization:
     def step(self) -> OptimizerStep:
         """Average gradients over ranks, clip, step, advance the schedule and zero the gradients.
 
-        If a loss or gradient of any rank is NaN or infinite, all ranks skip the step and the schedule. In float16, an
-        infinite gradient of a finite loss is no fault: the loss's factor was too large.
+        If a loss or gradient on any rank is NaN or infinite, all ranks skip the step and the schedule. In float16, an
+        infinite gradient of a finite loss is not an error: the loss scale was too large.
         """
         module, strategy = self.module, self.module.trainer.strategy
         optimizer = module.optimizers()
@@ -129,7 +131,7 @@ class Optimization:
             parameters = [parameter for parameter in module.parameters() if parameter.grad is not None]
             norm = torch.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm)
             norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
-            learning_rate = float(optimizer.param_groups[0]["lr"])  # torchao keeps a tensor, which the schedule changes
+            learning_rate = float(optimizer.param_groups[0]["lr"])  # torchao's is a tensor that the schedule changes
             finite = strategy.reduce_boolean_decision(bool(self.finite & norm.isfinite()), all=True)
             losses_finite = finite or strategy.reduce_boolean_decision(bool(self.finite), all=True)
             if finite:
@@ -144,7 +146,7 @@ class Optimization:
         return OptimizerStep(learning_rate, norm, not finite)
 
     def advance_schedule(self, after: Interval) -> None:
-        """Advance the schedule if its unit is an optimizer step or an epoch, whichever has just ended."""
+        """Advance the schedule if `after`, the optimizer step or epoch that has just ended, is its unit."""
         scheduler = self.module.lr_schedulers()
         if scheduler is not None and after == self.schedule_interval:
             scheduler.step()  # type: ignore[union-attr]

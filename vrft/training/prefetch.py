@@ -1,4 +1,4 @@
-"""Rollouts that are sampled in the background, one step ahead."""
+"""Sample rollouts in the background, one step ahead."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class Pending:
     """A rollout that is being sampled."""
 
     samples: list[int]  # indices of its P samples
-    step: int  # the training step whose weights it is sampled with
+    step: int  # the training step whose initial weights sample it
     rollout: Future[Rollout]
 
 
@@ -31,7 +31,7 @@ class RolloutPrefetcher:
         self.pending = Pending(samples, step, self.pool.submit(sample))
 
     def pop(self, samples: list[int]) -> Pending | None:
-        """Return the pending rollout if it is of these samples; wait for any other one and drop it."""
+        """Return the pending rollout if it is for these samples. Wait for any other rollout and drop it."""
         if self.pending is not None and self.pending.samples != samples:
             self.join()
             self.pending = None
@@ -39,6 +39,6 @@ class RolloutPrefetcher:
         return pending
 
     def join(self) -> None:
-        """Wait until nothing is being sampled, so that the weights can change."""
+        """Wait for the pending rollout, so that the weights can change."""
         if self.pending is not None:
             self.pending.rollout.exception()

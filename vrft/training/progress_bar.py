@@ -1,4 +1,4 @@
-"""Progress of a run: bars in a terminal, with the phase of the step; log lines elsewhere."""
+"""Show the progress of a run: bars in a terminal, with the phase of the step; log lines elsewhere."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from vrft.training.time_left import RunClock
 from vrft.utils.progress import ThrottledPrinter, has_terminal
 
 LINE_SECONDS = 30.0
-"""Longest time between two lines about training steps, and time after which a phase says how far it is."""
+"""Maximum time between two lines about training steps, and between two lines about the progress of a phase."""
 
 
 NAME_WIDTH = len("  decoding, 256 of 256 rows done")
 
 
 class CountColumn(ProgressColumn):
-    """Parts done of all parts, but not of the run, whose step stands before its bar."""
+    """Completed and total parts of a phase. Empty for the run, whose step is shown before its bar."""
 
     def __init__(self, bar: PhaseProgressBar) -> None:
         super().__init__(Column(no_wrap=True, justify="right"))
@@ -40,7 +40,7 @@ class CountColumn(ProgressColumn):
 
 
 class TimesColumn(ProgressColumn):
-    """Time since the start and time left: of the run, or of the phase."""
+    """Elapsed and remaining time of the run or of a phase."""
 
     max_refresh = 0.5
 
@@ -58,8 +58,8 @@ class TimesColumn(ProgressColumn):
 class PhaseProgressBar(ProgressBarBase):
     """Lightning's bar with a second line for the phase of the step.
 
-    Without a terminal, lines: of the first and the last step, of the step before each evaluation, and of others so that
-    one comes every `LINE_SECONDS`. A phase that takes longer than that says how far it is.
+    Without a terminal, lines are printed for the first and the last step, for the step before each evaluation, and
+    for other steps at intervals of `LINE_SECONDS`. A phase that takes longer prints its progress.
     """
 
     def __init__(self) -> None:
@@ -67,21 +67,21 @@ class PhaseProgressBar(ProgressBarBase):
         super().__init__(refresh_rate=0 if self.plain else 10)
         self.steps = self.batches = ThrottledPrinter(LINE_SECONDS)
         self.step_line = ""
-        """The line of the last step, unless it was printed."""
+        """The line of the last step if it is not printed yet; empty otherwise."""
         self.is_first_step = True
         self.clock = RunClock()
         self.guards: list[str] = []
-        """Names of the guards that are raised."""
+        """Names of the guards with current problems."""
 
     @contextmanager
     def phase(self, name: str, total: int, main: bool, place: str) -> Iterator[Callable[..., None]]:
-        """Show a phase while the context lasts. Yield a function `advance(done, remark)` that updates it.
+        """Show a phase in the context. Yield a function `advance(done, remark)` that updates it.
 
         Args:
             name: name of the phase.
             total: final value of `done`.
             main: whether this process prints.
-            place: the step or stage that the phase is part of, or an empty text.
+            place: the step or stage that contains the phase, or an empty text.
         """
         if self.plain and main:
             start = f"{place}: {name}" if place else name
@@ -111,7 +111,7 @@ class PhaseProgressBar(ProgressBarBase):
             progress.refresh()
 
     def configure_columns(self, trainer: Trainer) -> list[Any]:
-        """Give texts the room of a phase and never wrap them: in a narrow terminal, the bar shrinks."""
+        """Give texts the width that a phase needs, without wrapping. In a narrow terminal, the bar shrinks."""
         _, bar, *_ = super().configure_columns(trainer)
         assert isinstance(bar, CustomBarColumn)
         name = Column(min_width=NAME_WIDTH, no_wrap=True)
@@ -119,7 +119,7 @@ class PhaseProgressBar(ProgressBarBase):
         return [description, bar, CountColumn(self), TimesColumn(self)]
 
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
-        """Return the metrics of training without prefixes, and the guards that are raised."""
+        """Return the metrics of training without prefixes, and the guards with current problems."""
         metrics = super().get_metrics(trainer, pl_module)
         shown = {name.removeprefix("train/"): value for name, value in metrics.items() if name.startswith("train/")}
         for name in [name for name in shown if name.startswith("reward/")]:
@@ -137,7 +137,7 @@ class PhaseProgressBar(ProgressBarBase):
         return batches_done(trainer) / total if 0 < total < float("inf") else None
 
     def times(self) -> str:
-        """Return the time since training began in this process, and the time left."""
+        """Return the time since training began in this process, and the remaining time."""
         rest = self.clock.seconds_to_go(self.trainer, batches_done(self.trainer))
         return f"{clock(self.clock.seconds)} • {clock(rest)} left"
 
@@ -203,7 +203,7 @@ def phase(trainer: Trainer, name: str, total: int, alone: bool = False) -> Itera
         trainer: the trainer.
         name: name of the phase.
         total: number of its parts.
-        alone: whether the phase is no part of a step or an evaluation.
+        alone: whether the phase is not part of a step or an evaluation.
     """
     bar = trainer.progress_bar_callback
     if isinstance(bar, PhaseProgressBar):
@@ -214,7 +214,7 @@ def phase(trainer: Trainer, name: str, total: int, alone: bool = False) -> Itera
 
 
 def step_name(trainer: Trainer, step: int) -> str:
-    """Return a step with the number of steps, and with the epoch if epochs are limited.
+    """Return a step with the total number of steps, and with the epoch if epochs are limited.
 
     Steps are optimizer steps, as in `trainer.max_steps`.
     """
@@ -224,7 +224,7 @@ def step_name(trainer: Trainer, step: int) -> str:
 
 
 def batches_done(trainer: Trainer) -> int:
-    """Return the number of batches in all epochs, including that which has just ended."""
+    """Return the number of completed batches in all epochs, including the one that has just ended."""
     return trainer.fit_loop.total_batch_idx + 1
 
 
@@ -238,7 +238,7 @@ def clock(seconds: float | None) -> str:
 
 
 def place_of(trainer: Trainer) -> str:
-    """Return the step that is being trained, or the stage of the run."""
+    """Return the current training step, or the stage of the run."""
     if trainer.training:
         return step_name(trainer, trainer.global_step + 1)
     if trainer.validating:

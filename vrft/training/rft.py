@@ -90,60 +90,61 @@ class RFT(VisionModule):
         """Set up the parts of training. Defaults are those of Visual-RFT unless another source is named.
 
         Args:
-            task: words the prompts and parses the answers.
+            task: phrases the prompts and parses the answers.
             policy: the model to train.
-            rewards: named rewards; training maximises their weighted sum.
+            rewards: rewards by name; training maximises their weighted sum.
             engine: samples the completions; default: the policy itself.
             optimizer: callable that makes an optimizer from the trainable parameters.
             lr_scheduler: callable that makes a schedule from the optimizer.
             num_generations: completions per prompt, G.
-            num_samples: completions per prompt that are sampled and scored; the `num_generations` whose rewards vary
-                most are trained on (oversampling, PODS). Default: `num_generations`.
-            difficulty: ask prompts that are always right or always wrong less often. Default: all equally often.
+            num_samples: completions per prompt to sample and score, of which the `num_generations` whose rewards vary
+                most are trained on (oversampling, PODS); default: `num_generations`.
+            difficulty: ask prompts that are always or never answered correctly less often; default: each prompt once
+                per pass.
             num_iterations: passes over each rollout; clipping matters above 1.
             num_minibatches: optimizer steps per pass, on equal parts of the prompts.
-            loss_type: objective, see `vrft.training.grpo`; grpo is the official per-sequence mean.
-            beta: weight of the KL divergence from the reference; with 0 none is kept, unless SelfPreference asks it.
+            loss_type: objective, see `vrft.training.grpo`; `grpo` is the mean over sequences, as in Visual-RFT.
+            beta: weight of the KL divergence from the reference; with 0, no reference is kept unless SelfPreference
+                needs it.
             kl_in_reward: subtract beta times the KL divergence of each completion from its reward, instead of adding
                 the KL divergence of each token to the loss.
             kl_estimator: estimator of the KL divergence, k1, k2 or k3.
-            reference_decay: let the reference follow the policy: a moving average of its trained weights, of which this
-                share stays at each training step, e.g. 0.99. Default: the reference is the start.
+            reference_decay: use a moving average of the trained weights with this decay per training step, e.g. 0.99,
+                as the reference; default: the initial policy.
             epsilon: clip range of the importance ratio.
             epsilon_high: upper clip range; default: `epsilon`. For cispo: the largest ratio, default 5.
-            delta: largest ratio where the advantage is negative, which clipping leaves unbounded (INTELLECT-2: 4); for
-                the loss types that clip the ratio of each token.
-            sapo_temperature_pos: how fast sapo's gate closes for positive advantages.
-            sapo_temperature_neg: how fast it closes for negative advantages.
-            scale_rewards: divide advantages by the standard deviation of the group, of the batch, or by nothing.
+            delta: largest ratio for negative advantages, which clipping leaves unbounded (INTELLECT-2: 4); for the loss
+                types that clip the ratio of each token.
+            sapo_temperature_pos: temperature of sapo's gate for positive advantages; the gate closes faster if larger.
+            sapo_temperature_neg: temperature of sapo's gate for the other advantages.
+            scale_rewards: divide advantages by the standard deviation of the group, of the batch, or not at all.
             leave_one_out: use the mean of the other completions of the group as the baseline (RLOO).
-            baseline: compare a completion with the mean of its group, or of the batch (REINFORCE++, with scale_rewards
-                batch).
-            multi_objective_aggregation: normalise the sum of the rewards, or each reward within its group before they
-                are summed (normalize_then_sum, GDPO), so that their weights decide and not their spread.
-            top_entropy_quantile: share of the step's tokens that are trained on, those with the most entropy; the KL
-                term and the entropy bonus are of all. 0.2 in the paper; 1: all.
-            entropy_weight: weight of the entropy, which is added to the objective; with a target, the first step's.
-            entropy_target: raise the weight after steps whose mean entropy is below it, in nats, and lower it after
-                others.
-            entropy_step: how much the weight changes after a step.
-            temperature: temperature of the sampling distribution, which is also the trained one.
+            baseline: subtract the mean of the group or of the batch (REINFORCE++, with `scale_rewards` batch).
+            multi_objective_aggregation: normalise the sum of the rewards, or each reward within its group before
+                summing (normalize_then_sum, GDPO), so that only their weights count, not their spread.
+            top_entropy_quantile: share of the step's tokens to train on, those with the highest entropy; the KL term
+                and the entropy bonus use all tokens. 0.2 in the paper; 1: all.
+            entropy_weight: weight of the entropy bonus in the objective; with a target, the weight of the first step.
+            entropy_target: increase the weight after steps whose mean entropy, in nats, is below this target, and
+                decrease it after others; default: keep the weight.
+            entropy_step: change of the weight after a step.
+            temperature: temperature of the sampling distribution, at which log-probabilities are trained too.
             top_p: sample from the most probable tokens up to this total probability; 1: off.
             top_k: sample from this many most probable tokens; 0: off.
             min_p: sample from tokens with at least this share of the largest probability; 0: off.
-            max_completion_length: largest number of tokens in a completion.
+            max_completion_length: maximum number of tokens in a completion.
             mask_truncated_completions: leave truncated completions out of the loss.
-            overlong_buffer: tokens before the limit over which the reward falls by up to 1 (DAPO); 0: off.
-            max_extra_rollouts: dynamic sampling (DAPO): at most this many further rollouts, whose groups replace those
-                with zero variance. A step takes this many more batches from the loader.
+            overlong_buffer: tokens before the limit over which the reward decreases by up to 1 (DAPO); 0: off.
+            max_extra_rollouts: maximum number of further rollouts whose groups replace those with zero variance
+                (dynamic sampling, DAPO). A step takes this many more batches from the loader.
             sft_weight: weight of the cross-entropy on the target texts of the same prompts, added to the loss; 0: off.
-            max_tokens_per_micro_batch: tokens of prompts and completions in one forward and backward.
-            max_grad_norm: largest norm of the gradient (default of TRL; the paper has no value).
+            max_tokens_per_micro_batch: maximum number of prompt and completion tokens in one forward and backward.
+            max_grad_norm: maximum norm of the gradient (default of TRL; the paper has no value).
             importance_sampling: correction for an engine whose probabilities differ from the trainer's: truncate the
                 ratio of each token, mask tokens whose ratio is too far from 1, the same with the ratio of whole
-                completions (sequence_truncate, sequence_mask), or none. Default: truncate for remote engines.
+                completions (sequence_truncate, sequence_mask), or none; default: truncate for remote engines.
             importance_cap: largest importance ratio.
-            lr_scheduler_interval: the schedule advances after each optimizer step or epoch.
+            lr_scheduler_interval: advance the schedule after each optimizer step or after each epoch.
         """
         super().__init__(
             task,
@@ -245,7 +246,7 @@ class RFT(VisionModule):
         return {"scored": scored}
 
     def advantages(self, scored: ScoredRollout) -> Tensor:
-        """Return how much better than its group each completion is, (P, G)."""
+        """Return the advantage of each completion, (P, G)."""
         signal = self.objective.signal(scored, self.rewards)
         if self.objective.kl_in_reward:
             if scored.reference is None:
@@ -261,10 +262,10 @@ class RFT(VisionModule):
         return advantages.view(-1, *scored.reward.shape)[self.global_rank].to(self.device)
 
     def minibatches(self, scored: ScoredRollout) -> list[Minibatch]:
-        """Return a minibatch for each optimizer step, with everything that the loss needs.
+        """Return a minibatch for each optimizer step, with all inputs of the loss.
 
-        The first one is on-policy: its old log-probabilities come from its own forward. Those of the others, and the
-        reference's, are computed here, before the weights change.
+        The first minibatch is on-policy: its old log-probabilities come from its own forward. The old log-probabilities
+        of the others, and the reference's, are computed here, before the weights change.
         """
         self.policy.train()
         minibatches = self.prepare_loss(scored)
@@ -276,7 +277,7 @@ class RFT(VisionModule):
         return minibatches + later
 
     def backward_minibatch(self, minibatch: Minibatch, work: Sequence[MicroBatch]) -> None:
-        """Add the gradient of a minibatch, a micro-batch at a time; a retry after out of memory starts over."""
+        """Accumulate the gradient of a minibatch by micro-batches. A retry after out of memory starts over."""
         minibatch.sums = []
         with self.step.phase("update", len(work)) as advance:
             for i, (micro, counts) in enumerate(self.optimization.padded(work)):
@@ -287,13 +288,16 @@ class RFT(VisionModule):
             minibatch.cross_entropy = self.cross_entropy.backward(minibatch.targets, split, self.sft_weight)
 
     def backward_micro_batch(self, minibatch: Minibatch, micro: MicroBatch, counts: bool) -> Tensor:
-        """Add the gradient of n rows, unless they only pad, and return their sums (6,). Returning frees the graph."""
+        """Accumulate the gradient of n rows, and return their sums of `SUMS`, (6,).
+
+        A separate method, so that its return frees the graph. If not `counts`, the rows only pad this rank's work.
+        """
         loss, sums = self.loss(minibatch, micro)
         self.optimization.backward(loss * counts)
         return sums * counts
 
     def loss(self, minibatch: Minibatch, micro: MicroBatch) -> tuple[Tensor, Tensor]:
-        """Return the loss of n rows, (), and sums over rows of `SUMS`, (6,)."""
+        """Return the loss of n rows, (), and the sums of `SUMS` over the rows, (6,)."""
         mine = minibatch.inputs.select(micro.rows)
         prompts = [minibatch.prompts[p] for p in micro.prompts]
         has_bonus = self.objective.has_bonus
@@ -310,13 +314,13 @@ class RFT(VisionModule):
         return loss, torch.stack(per_row).sum(1).detach()
 
     def check_engine(self, minibatch: Minibatch) -> None:
-        """Raise RolloutFailed before the optimizer step if the engine's log-probabilities differ too much."""
+        """Raise RolloutFailed, before the optimizer step, if the engine's log-probabilities differ too much."""
         if minibatch.first_pass:
             max_tokens = self.optimization.max_tokens_per_micro_batch
             self.rollouts.check(partial(minibatch.log_ratio, max_tokens), self.sampling.top_p)
 
     def log_update(self, minibatches: Sequence[Minibatch]) -> None:
-        """Log means over all minibatches of the step, and adapt the weight of the entropy bonus to them."""
+        """Log means over all minibatches of the step, and adapt the weight of the entropy bonus."""
         if (found := self.rollouts.mismatch(self.objective.importance_cap)) is not None:
             self.log("train/sampling_gap_max", found.gap_max, sync_dist=True, reduce_fx="max")
             for name in ("ratio_p01", "ratio_p50", "ratio_p99", "beyond"):

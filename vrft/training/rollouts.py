@@ -1,6 +1,6 @@
-"""Completions for training: from the policy in this process, or from servers with copies of its weights.
+"""Obtain completions for training from the policy in this process or from servers with copies of its weights.
 
-`rollouts_for` is the one place that tells engines apart.
+Only `rollouts_for` distinguishes engines.
 """
 
 from __future__ import annotations
@@ -46,11 +46,11 @@ class Generation:
 
 
 class Rollouts:
-    """Gets completions from an engine for a module.
+    """Obtains completions from an engine for a module.
 
     Attributes:
-        prefetches: the next step's rollout is sampled while this step trains.
-        importance_sampling: default correction of the engine's distribution.
+        prefetches: whether the next step's rollout is sampled while this step trains.
+        importance_sampling: default correction for the engine's distribution.
     """
 
     engine: RolloutEngine
@@ -62,65 +62,65 @@ class Rollouts:
         """Return G completions for each of P prompts.
 
         Raises:
-            torch.OutOfMemoryError: memory runs out with a single row, or other ranks wait for this one in a forward.
-            RolloutFailed: an engine returns no completions to this rank or to another, or those of other weights.
+            torch.OutOfMemoryError: a single row does not fit in memory, or other ranks wait for this rank in a forward.
+            RolloutFailed: the engine returns no completions, or completions of other weights, on any rank.
         """
 
     def prefetched(self, batch: PromptBatch, generation: Generation, on_token: OnToken) -> tuple[Rollout, int]:
-        """Return the rollout that was prefetched for a batch, or else a new one, and its weights' age in steps."""
+        """Return the prefetched rollout of a batch, or else a new one, and the age of its weights in steps."""
         return self.generate(batch, generation, on_token), 0
 
     def prefetch(self, batch: PromptBatch, generation: Generation, then: Callable[[Rollout], None]) -> None:
-        """Start sampling the rollout of the next step; `then` gets it in the thread that has sampled it."""
+        """Start sampling the rollout of the next step. The sampling thread passes the result to `then`."""
 
     def begin_step(self) -> None:
-        """Forget the measurements of `check`."""
+        """Reset the measurements of `check`."""
 
     def check(self, log_ratio: Callable[[], Tensor], top_p: float) -> None:
         """Raise RolloutFailed if the engine's log-probabilities are too far from the trainer's.
 
         Args:
-            log_ratio: returns log pi_old - log pi_sampler of some tokens (n,).
+            log_ratio: returns log pi_old - log pi_sampler of some tokens, 1-D.
             top_p: top-p of the sampling distribution.
         """
 
     def mismatch(self, cap: float) -> Mismatch | None:
-        """Return the mismatch of all tokens that were checked in this step; None if the policy itself samples."""
+        """Return the mismatch over all tokens that were checked in this step, or None if the policy itself samples."""
         return None
 
     def connect(self) -> None:
-        """Prepare the engine, once the policy is loaded."""
+        """Prepare the engine after the policy is loaded."""
 
     def weights_changed(self) -> None:
-        """Note that copies of the weights are outdated."""
+        """Mark copies of the weights as outdated."""
 
     def begin_stage(self) -> None:
-        """Check the engine again with its next rollout."""
+        """Check the engine again in its next rollout."""
 
     def end_stage(self) -> None:
-        """Free what was kept for the rollouts of an evaluation."""
+        """Free the resources for the rollouts of an evaluation."""
 
     def interrupt(self) -> None:
-        """End the rollouts that wait for other processes, which raise RolloutFailed. Any thread may call this."""
+        """Make rollouts that wait for other processes raise RolloutFailed. Can be called from any thread."""
 
     def release(self) -> None:
         """Stop sampling and free the engine's resources between stages."""
 
     def close(self) -> None:
-        """End what the engine has started, after the last stage."""
+        """End the processes that the engine has started, after the last stage."""
 
 
 def rollouts_for(
     engine: RolloutEngine, module: LightningModule, policy: Policy, task: Task, step: StepState
 ) -> Rollouts:
-    """Return how a module gets completions from an engine."""
+    """Return the Rollouts for an engine."""
     if isinstance(engine, RemoteEngine):
         return RemoteRollouts(engine, module, policy, task)
     return LocalRollouts(engine, module, policy, step)
 
 
 class LocalRollouts(Rollouts):
-    """The engine samples in this process. If memory runs out, it samples fewer completions at a time."""
+    """Samples in this process. If memory runs out, samples fewer completions at a time."""
 
     def __init__(self, engine: RolloutEngine, module: LightningModule, policy: Policy, step: StepState) -> None:
         self.engine, self.module, self.policy, self.state = engine, module, policy, step
@@ -142,7 +142,7 @@ class LocalRollouts(Rollouts):
             free_memory(f"rollouts are of at most {self.max_rollout_rows} completions at a time")
 
     def _in_parts(self, batch: PromptBatch, generation: Generation, on_token: OnToken) -> Rollout:
-        """Sample at most `max_rollout_rows` at a time: some prompts, or one prompt and some of its generations."""
+        """Sample at most `max_rollout_rows` rows at a time: several prompts, or part of a prompt's generations."""
         num_prompts, num_generations, key = len(batch.samples), generation.num_generations, generation.key
         prompts = max(1, self.max_rollout_rows // num_generations)
         generations = min(num_generations, self.max_rollout_rows)
@@ -163,7 +163,7 @@ class LocalRollouts(Rollouts):
 
 
 class RemoteRollouts(Rollouts):
-    """Servers sample with copies of the weights: keeps the copies current and checks the log-probabilities."""
+    """Samples on servers with copies of the weights. Updates the copies and checks the servers' log-probabilities."""
 
     engine: RemoteEngine
     importance_sampling = "truncate"
@@ -174,9 +174,9 @@ class RemoteRollouts(Rollouts):
         self.prefetches = engine.one_step_ahead
         self.prefetcher = RolloutPrefetcher()
         self.room = GPURoom(module, policy)
-        self.outdated = True  # servers have other weights than the policy
-        self.checked = False  # log-probabilities were compared in this stage
-        self.checked_wakings = 0  # number of wakings at that time
+        self.outdated = True  # whether the servers' weights differ from the policy's
+        self.checked = False  # whether log-probabilities were compared in this stage
+        self.checked_wakings = 0  # the engine's `wakings` at that time
         self.log_ratios: list[Tensor] = []
 
     @property
@@ -202,14 +202,14 @@ class RemoteRollouts(Rollouts):
         rollout = raise_on_all_ranks(self.trainer, self._sample(batch, generation, on_token))
         if self.trainer.training:  # an evaluation is one long rollout
             self._leave_gpu()
-        # In training, each step checks its own rollout.
+        # in training, `check` compares the rollout of each step
         if not self.checked or (not self.trainer.training and self.checked_wakings < self.engine.wakings):
             self.checked, self.checked_wakings = True, self.engine.wakings
             self._check_first_prompt(batch, rollout, generation.sampling)
         return rollout
 
     def _leave_gpu(self) -> None:
-        """Let the engine leave this GPU, and bring back what was moved for it."""
+        """Make the engine leave this GPU, and bring back the tensors that were offloaded for it."""
         self.engine.sleep()
         self.room.give_back()
 
@@ -233,7 +233,7 @@ class RemoteRollouts(Rollouts):
         return rollout, generation.key.rollout - pending.step
 
     def prefetch(self, batch: PromptBatch, generation: Generation, then: Callable[[Rollout], None]) -> None:
-        """Start sampling the next step's rollout, with the weights that this step begins with."""
+        """Start sampling the next step's rollout with the weights at the start of this step."""
         self._update_weights()
         step, key = generation.key.rollout, replace(generation.key, rollout=generation.key.rollout + 1)
         sample_next = self._sample(batch, replace(generation, key=key), lambda *_: None)
@@ -271,9 +271,9 @@ class RemoteRollouts(Rollouts):
         self._check_logprob_gap(self.log_ratios[-1], top_p)
 
     def _check_logprob_gap(self, log_ratio: Tensor, top_p: float) -> None:
-        """Raise RolloutFailed on all ranks if the mean |log-ratio| of tokens (n,) exceeds the engine's `max_gap`.
+        """Raise RolloutFailed on all ranks if the mean |log-ratio| of tokens, 1-D, exceeds the engine's `max_gap`.
 
-        Top-p leaves out up to 1 - top_p of the probability, by which the sampler's probabilities may be larger.
+        Top-p truncation leaves at least a probability of top_p, by which the sampler divides: allow -log(top_p) more.
         """
         gap = float(self.trainer.strategy.reduce(mismatch(log_ratio, cap=1.0).gap, reduce_op="mean"))
         allowed = self.engine.max_gap - math.log(top_p)

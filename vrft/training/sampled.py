@@ -1,4 +1,4 @@
-"""Several sampled answers to held-out or training questions, outside of training steps, and their scores."""
+"""Sample and score several answers to each question outside of training steps."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from vrft.utils.distributed import raise_on_all_ranks
 
 
 class Sampled(NamedTuple):
-    """The k answers to each of P prompts, the samples to score them by, and the completions, N = P * k rows."""
+    """k answers to each of P prompts, the samples to score them by, and the completions, in N = P * k rows."""
 
     answers: list[Answer]
     samples: list[Sample]
@@ -26,10 +26,10 @@ class Sampled(NamedTuple):
 
 
 def sample_answers(module: VisionModule, batch: PromptBatch, count: int, sampling: Sampling) -> Sampled:
-    """Return `count` sampled answers to each of P prompts with consecutive indices.
+    """Sample `count` answers to each of P prompts with consecutive indices.
 
-    The random numbers of a question depend on the seed, the step and the sample's index alone, so any number of ranks
-    and any batch size samples the same answers.
+    The random numbers for a question depend only on the seed, the step and the sample's index, so that the answers are
+    the same for any number of ranks and batch size.
     """
     length = module.max_completion_length
     key = SamplingKey(module.seed, int(module.steps_done), first=batch.samples[0].index)
@@ -43,10 +43,10 @@ def sample_answers(module: VisionModule, batch: PromptBatch, count: int, samplin
 def finite_scores(
     module: VisionModule, name: str, answers: Sequence[Answer], samples: Sequence[Sample]
 ) -> list[float | None]:
-    """Return a reward's scores (N,) of answers; None where the reward does not apply.
+    """Return a reward's scores of N answers; None where the reward does not apply.
 
     Raises:
-        ConfigurationError: a score is no finite number, on this rank or on another.
+        ConfigurationError: a score is not a finite number, on this rank or on another.
     """
 
     def score() -> list[float | None]:

@@ -1,4 +1,4 @@
-"""Parsing and scoring of completions."""
+"""Parse and score completions."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def parse_completions(task: Task, rollout: Rollout, batch: PromptBatch) -> tuple
 
 
 def scored_samples(task: Task, batch: PromptBatch) -> list[Sample]:
-    """Return the P samples as rewards see them, see `Task.scored_target`."""
+    """Return the P samples with the targets that rewards use, see `Task.scored_target`."""
     pairs = zip(batch.samples, batch.frames, strict=True)
     return [replace(sample, target=task.scored_target(sample, frame)) for sample, frame in pairs]
 
@@ -46,8 +46,8 @@ def score_answers(
     """Score N answers by named rewards.
 
     Returns:
-        Each reward's scores (N,), NaN where it does not apply, and their weighted sum (N,), to which a reward that does
-        not apply adds 0. The sum is NaN where a reward gave no finite number.
+        Each reward's scores, (N,), NaN where it does not apply; and their weighted sum, (N,), to which a reward that
+        does not apply adds 0. The sum is NaN where a score is not finite.
     """
     scores = {}
     for name, reward in rewards.items():
@@ -64,9 +64,9 @@ def models_of(rewards: Mapping[str, Reward]) -> Iterator[nn.Module]:
 
 
 def finite_means(values: Mapping[str, Tensor], strategy: Strategy) -> dict[str, Tensor]:
-    """Return the mean of each name's finite values over all ranks, NaN without one. All ranks call this together.
+    """Return the mean of the finite values under each name over all ranks, NaN if there are none.
 
-    Ranks may have different numbers of them, so sums and counts are exchanged.
+    All ranks call this together. Numbers of values may differ between ranks, so sums and counts are exchanged.
     """
     found = [(tensor, tensor.isfinite()) for tensor in values.values()]
     sums = torch.stack([torch.stack([tensor.where(finite, 0).sum(), finite.sum()]) for tensor, finite in found])
@@ -75,13 +75,13 @@ def finite_means(values: Mapping[str, Tensor], strategy: Strategy) -> dict[str, 
 
 
 class HeldOutMeans:
-    """Means of held-out scores over all ranks, summed in double precision on the CPU: not every device has it."""
+    """Means of held-out scores over all ranks, summed in float64 on the CPU, since not every device supports it."""
 
     def __init__(self) -> None:
         self.scores: dict[str, list[float]] = {}
 
     def reset(self) -> None:
-        """Forget all scores."""
+        """Remove all scores."""
         self.scores = {}
 
     def add(self, scores: Mapping[str, Tensor]) -> None:
@@ -90,7 +90,7 @@ class HeldOutMeans:
             self.scores.setdefault(name, []).extend(filter(math.isfinite, values.tolist()))
 
     def compute(self, world_size: int) -> dict[str, float]:
-        """Return the mean of each name over all ranks, NaN without a score. All ranks call this together."""
+        """Return the mean under each name over all ranks, NaN if there are no scores. All ranks call this together."""
         own = {name: (math.fsum(values), len(values)) for name, values in self.scores.items()}
         parts = [own] * world_size
         if world_size > 1:

@@ -1,4 +1,4 @@
-"""Ask the policy, or its reference, about answers: the model's part of `vrft.rewards.SelfPreference`."""
+"""Ask the policy or its reference about answers, for `vrft.rewards.SelfPreference`."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from vrft.types import Answer, PromptBatch, Question, Sample
 
 
 class Asked(Task):
-    """Asks the query as it is."""
+    """A task whose prompt is the query."""
 
     prompt, form = "{query}", ""
 
@@ -51,7 +51,7 @@ def check_self_judges(rewards: Mapping[str, Reward], beta: float) -> bool:
     """Return whether one of the rewards asks the reference.
 
     Raises:
-        ConfigurationError: the policy judges itself, and nothing holds it near the reference.
+        ConfigurationError: the policy judges itself, and `model.beta` is 0.
     """
     trained = [reward for reward in self_judges(rewards).values() if reward.weight]
     if beta == 0 and any(reward.judge == "policy" for reward in trained):
@@ -64,18 +64,18 @@ def check_self_judges(rewards: Mapping[str, Reward], beta: float) -> bool:
 def check_before_reading(
     rewards: Mapping[str, Reward], policy: Policy, engine: RolloutEngine, reference_follows: bool, trainer: Trainer
 ) -> None:
-    """Check everything that rewards which ask the policy need, before the policy is read.
+    """Check the requirements of rewards that ask the policy, before the policy is read.
 
     Args:
         rewards: the rewards.
-        policy: the policy, of which the processor alone is read.
-        engine: samples the answers that are scored.
-        reference_follows: the reference is an average of the weights.
+        policy: the policy, of which only the processor is read.
+        engine: the engine that samples the answers.
+        reference_follows: whether the reference is a moving average of the weights.
         trainer: the trainer of the run.
 
     Raises:
-        ConfigurationError: ranks share their weights, the reference is in CPU memory while a server has the GPU, or
-            the tokenizer doesn't know the replies.
+        ConfigurationError: weights are sharded over ranks, the reference would be offloaded for a server while it is
+            asked, or the tokenizer can't encode the replies.
     """
     if not (judges := self_judges(rewards)):
         return
@@ -94,10 +94,10 @@ def check_before_reading(
 
 
 def replies(reward: SelfPreference, processor: Any) -> tuple[list[int], list[int]]:
-    """Return the tokens of the replies that approve and disapprove.
+    """Return the token ids of the approving and the disapproving reply.
 
     Raises:
-        ConfigurationError: the tokenizer doesn't know one of them, or they are the same tokens.
+        ConfigurationError: the tokenizer can't encode a reply, or both replies have the same tokens.
     """
     words = (reward.approval, reward.disapproval)
     yes, no = ([*ids] for ids in plain_text(processor).ids(words))
@@ -111,22 +111,22 @@ def replies(reward: SelfPreference, processor: Any) -> tuple[list[int], list[int
 
 
 class SelfJudge:
-    """Asks a policy, or its reference, about answers."""
+    """Asks a policy or its reference about answers."""
 
     def __init__(self, reward: SelfPreference, policy: Policy, task: Task, optimization: Optimization) -> None:
-        """Take the words that the model may reply.
+        """Tokenise the replies.
 
         Args:
-            reward: the question, the replies and who judges.
-            policy: the policy, loaded.
-            task: words the questions that were answered.
-            optimization: says how many tokens a forward may have.
+            reward: defines the question, the replies and the judge.
+            policy: the loaded policy.
+            task: the task of the answered questions.
+            optimization: defines the maximum number of tokens in a forward.
         """
         self.reward, self.policy, self.task, self.optimization = reward, policy, task, optimization
         self.replies = replies(reward, policy.processor)
 
     def __call__(self, answers: Sequence[Answer], samples: Sequence[Question]) -> list[float]:
-        """Return P(yes) / (P(yes) + P(no)) of N answers, (N,). Equal answers to a sample are asked about once.
+        """Return P(yes) / (P(yes) + P(no)) for each of N answers. Ask about equal answers to a sample once.
 
         Raises:
             RewardFailed: the question about an answer leaves no room for a reply in the model's context.
@@ -140,11 +140,11 @@ class SelfJudge:
         return [scores[id(sample), answer.text] for answer, sample in zip(answers, samples, strict=True)]
 
     def gap(self, own: Sequence[float], answers: Sequence[Answer], samples: Sequence[Sample]) -> float:
-        """Return how much more the judge likes an answer to each prompt than an answer to the next one, on average.
+        """Return the mean score of answers to their own prompts minus that of answers to the respective next prompt.
 
         Args:
-            own: how much it likes the answers.
-            answers: an answer to each of P prompts; of a single prompt, the other answer is empty.
+            own: scores of the answers.
+            answers: an answer to each of P prompts. For a single prompt, the other answer is an empty text.
             samples: the P samples.
         """
         others = [*answers[1:], answers[0] if len(answers) > 1 else replace(answers[0], text="")]
@@ -155,13 +155,13 @@ class SelfJudge:
         """Return a sample whose query is the question about an answer."""
         task, frame = self.task, self.policy.encoder(self.task).frame(sample.image)
         question = task.image_note(sample) + task.question(sample, frame)
-        plain = PRIVATE.sub("\ufffd", completion)  # prompts use these characters themselves
+        plain = PRIVATE.sub("\ufffd", completion)  # prompts use these characters internally
         return replace(sample, query=self.reward.text(question, plain), examples=())
 
     @torch.no_grad()
     def _scores(self, asked: Sequence[Sample]) -> list[float]:
         policy = self.policy
-        policy.eval()  # training turns dropout on, and rollouts of a server don't turn it off
+        policy.eval()  # training enables dropout, and rollouts on servers do not disable it
         encoder = replace(policy.encoder(self.task), task=Asked())
         length = max(map(len, self.replies))
         ids, mask = torch.zeros(2, length, dtype=torch.long), torch.zeros(2, length, dtype=torch.long)
@@ -181,7 +181,7 @@ class SelfJudge:
         return scores
 
     def _fitting(self, prompts: PromptBatch, reply: int) -> PromptBatch:
-        """Return the prompts. Raise RewardFailed if one leaves no room for a reply in the model's context."""
+        """Return the prompts. Raise RewardFailed if a prompt leaves no room for a reply in the model's context."""
         for sample, prompt in zip(prompts.samples, prompts.inputs, strict=True):
             if (length := prompt["input_ids"].shape[1] + reply) > self.policy.max_positions:
                 raise RewardFailed(
@@ -192,7 +192,7 @@ class SelfJudge:
         return prompts
 
     def _batches(self, prompts: PromptBatch) -> Iterator[PromptBatch]:
-        """Yield prompts on the device, as many as a micro-batch may have tokens."""
+        """Yield the prompts on the device, in batches of at most the number of tokens of a micro-batch."""
         limit, start, tokens = self.optimization.max_tokens_per_micro_batch, 0, 0
         lengths = [prompt["input_ids"].shape[1] for prompt in prompts.inputs]
         for end in range(1, len(lengths) + 1):

@@ -1,4 +1,4 @@
-"""Supervised fine-tuning on the same tasks and data: the baseline of RFT."""
+"""Supervised fine-tuning on the same tasks and data, as a baseline for RFT."""
 
 from __future__ import annotations
 
@@ -37,16 +37,16 @@ class SFT(VisionModule):
         """Set up the parts of training.
 
         Args:
-            task: words the prompts and the target texts.
+            task: phrases the prompts and the target texts.
             policy: the model to train.
-            rewards: scores for held-out answers; they are not trained on.
+            rewards: rewards by name that score held-out answers; they are not trained on.
             engine: decodes held-out answers; default: the policy itself.
             optimizer: callable that makes an optimizer from the trainable parameters.
             lr_scheduler: callable that makes a schedule from the optimizer.
-            max_completion_length: largest number of tokens in a held-out answer.
-            max_tokens_per_micro_batch: tokens of prompts and targets in one forward and backward.
-            max_grad_norm: largest norm of the gradient.
-            lr_scheduler_interval: the schedule advances after each optimizer step or epoch.
+            max_completion_length: maximum number of tokens in a held-out answer.
+            max_tokens_per_micro_batch: maximum number of prompt and target tokens in one forward and backward.
+            max_grad_norm: maximum norm of the gradient.
+            lr_scheduler_interval: advance the schedule after each optimizer step or after each epoch.
         """
         super().__init__(
             task,

@@ -1,7 +1,7 @@
 """Checkpoints that all ranks write together: a folder with the shards of each rank as safetensors.
 
-Their format is that of `torch.distributed.checkpoint`, which can read a part of any tensor on any number of ranks.
-Everything that is not sharded is in one file with the names and shapes of the tensors that are.
+The format is that of `torch.distributed.checkpoint`, which can read a part of any tensor on any number of ranks.
+Unsharded content is in one file, with the names and shapes of the sharded tensors.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from vrft.utils.distributed import on_rank_zero
 from vrft.utils.files import publish_folder, spare_folder, sync
 
 SHARDS = "shards"
-"""Key in the rest of a checkpoint: path and shape of each sharded tensor, by its name in the shards."""
+"""Key, in the unsharded part of a checkpoint, of the place and shape of each sharded tensor by name in the shards."""
 
 Place = tuple[str | int, ...]
 """Keys that lead to a tensor in a checkpoint, e.g. ("optimizer_states", 0, "state", parameter, "exp_avg")."""
 
 
 def tensors_of(checkpoint: Mapping[str, Any]) -> Iterator[tuple[Place, Any]]:
-    """Yield weights and optimizer states of a checkpoint with their places."""
+    """Yield the place and the value of each weight and optimizer state of a checkpoint."""
     for name, value in checkpoint["state_dict"].items():
         yield ("state_dict", name), value
     for i, states in enumerate(checkpoint["optimizer_states"]):
@@ -44,7 +44,7 @@ def tensors_of(checkpoint: Mapping[str, Any]) -> Iterator[tuple[Place, Any]]:
 
 
 def shards_of(checkpoint: Mapping[str, Any]) -> dict[Place, Tensor]:
-    """Return the sharded tensors of a checkpoint by their places."""
+    """Return the sharded tensors of a checkpoint by place."""
     return {place: value for place, value in tensors_of(checkpoint) if isinstance(value, DTensor)}
 
 
@@ -54,7 +54,7 @@ def key_of(place: Place) -> str:
 
 
 def container_of(checkpoint: dict[str, Any], place: Place) -> dict[Any, Any]:
-    """Return the dictionary that has the tensor at a place."""
+    """Return the dictionary that contains the tensor at a place."""
     container: Any = checkpoint
     for step in place[:-1]:
         container = container[step]
@@ -65,7 +65,7 @@ def write_shards(trainer: Trainer, checkpoint: dict[str, Any], path: Path) -> No
     """Write a sharded checkpoint, which replaces the one at `path` once it is complete on all ranks.
 
     Raises:
-        OSError: a rank can't write. All ranks raise it, and `path` stays what it was.
+        OSError: a rank can't write. All ranks raise it, and `path` is unchanged.
     """
     folders: list[Path] = []
     on_rank_zero(trainer, lambda: folders.append(spare_folder(path)))
@@ -74,7 +74,7 @@ def write_shards(trainer: Trainer, checkpoint: dict[str, Any], path: Path) -> No
         save_shards(checkpoint, folder)
         on_rank_zero(trainer, save_rest, checkpoint, folder)
     except OSError:
-        on_rank_zero(trainer, shutil.rmtree, folder)  # a full disk needs the space
+        on_rank_zero(trainer, shutil.rmtree, folder)  # free the space if the disk is full
         raise
     on_rank_zero(trainer, publish_folder, path, folder)
 
@@ -100,17 +100,17 @@ def save_shards(checkpoint: dict[str, Any], folder: Path) -> None:
 
 
 def save_rest(checkpoint: dict[str, Any], folder: Path) -> None:
-    """Write what is not sharded."""
+    """Write the unsharded part of a checkpoint."""
     with (folder / UNSHARDED).open("wb") as file:
         torch.save(checkpoint, file)
     sync(folder / UNSHARDED)
 
 
 def check_shards(checkpoint: Mapping[str, Any], folder: Path) -> dict[str, torch.dtype]:
-    """Check that the shards in a folder are complete: a missing one would leave a part of a tensor unread.
+    """Check that the shards in a folder are complete. A missing shard would leave part of a tensor unread.
 
     Returns:
-        The dtype of each tensor by its name in the shards.
+        The dtype of each tensor by name in the shards.
 
     Raises:
         ConfigurationError: a shard is missing or damaged.
@@ -131,10 +131,10 @@ def check_shards(checkpoint: Mapping[str, Any], folder: Path) -> dict[str, torch
 
 
 def load_whole(checkpoint: dict[str, Any], folder: Path, *, weights_alone: bool = False) -> dict[str, Any]:
-    """Put unsharded tensors back into a checkpoint that `save_shards` wrote. Each rank reads for itself.
+    """Read full tensors from shards into a checkpoint that `save_shards` wrote. Each rank reads independently.
 
     Args:
-        checkpoint: the rest of the checkpoint.
+        checkpoint: the unsharded part of the checkpoint.
         folder: the folder with the shards.
         weights_alone: leave out the optimizer states.
     """
@@ -152,15 +152,15 @@ def load_whole(checkpoint: dict[str, Any], folder: Path, *, weights_alone: bool 
 
 
 def load_shards(checkpoint: dict[str, Any], folder: Path, targets: Mapping[Place, Tensor]) -> dict[str, Any]:
-    """Read each rank's shards into `targets`, and put those into a checkpoint. All ranks call this together.
+    """Read each rank's shards into `targets`, and add `targets` to a checkpoint. All ranks call this together.
 
     Args:
-        checkpoint: the rest of the checkpoint.
+        checkpoint: the unsharded part of the checkpoint.
         folder: the folder with the shards.
-        targets: sharded tensors of the run by their places.
+        targets: sharded tensors of the run by place.
 
     Raises:
-        ConfigurationError: a shard is missing or has another shape than its target.
+        ConfigurationError: a shard is missing, or its shape differs from its target's.
     """
     check_shards(checkpoint, folder)
     wanted: dict[str, Tensor] = {}
@@ -172,7 +172,7 @@ def load_shards(checkpoint: dict[str, Any], folder: Path, targets: Mapping[Place
                     f"ckpt_path: made with other model settings: {key} has shape {[*shape]}, expected {[*target.shape]}"
                 )
             wanted[key] = target
-        if target is not None or place[0] == "state_dict":  # the module refuses weights that it does not have
+        if target is not None or place[0] == "state_dict":  # the module later refuses unknown weights
             container_of(checkpoint, place)[place[-1]] = target
     dcp.load(wanted, storage_reader=HuggingFaceStorageReader(str(folder)))
     return checkpoint

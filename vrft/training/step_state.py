@@ -1,4 +1,4 @@
-"""Seconds and incidents of one training step."""
+"""Measure the phases of a training step and count its incidents."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ class StepState:
     """Seconds per phase and incidents of the current training step.
 
     Attributes:
-        skipped_steps: optimizer steps that were skipped because of a NaN or an infinity.
-        overflowed_steps: optimizer steps that were skipped because the factor of losses in float16 was too large.
-        out_of_memory: retries in smaller pieces.
+        skipped_steps: number of optimizer steps skipped because of a NaN or an infinity.
+        overflowed_steps: number of optimizer steps skipped because the loss scale in float16 was too large.
+        out_of_memory: number of retries with smaller micro-batches or rollouts after running out of memory.
     """
 
     def __init__(self, module: LightningModule) -> None:
@@ -37,7 +37,7 @@ class StepState:
         """Show a phase in the progress bar and log its seconds in this step as `time/NAME`.
 
         Yields:
-            A function that takes how many of the `total` parts are done.
+            A function that takes the number of completed parts, up to `total`.
         """
         start = time.perf_counter()
         with phase(self.module.trainer, name, total) as advance:

@@ -1,4 +1,4 @@
-"""Trained weights in bfloat16, which only an optimizer that rounds stochastically can train."""
+"""Check that trained weights in bfloat16 have an optimizer with stochastic rounding, without which updates are lost."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from vrft.training.checkpoint_state import set_learning_rate
 from vrft.training.strategies import SingleProcess, parallelism_of
 
 SIDE = 512
-"""Rows and columns of the matrix that an optimizer is tried on."""
+"""Rows and columns of the matrix on which an optimizer is tested."""
 
 SMALL_RATE = 1e-5
-"""A learning rate whose updates of weights of 1 are far below half a unit in the last place of bfloat16, 2e-3."""
+"""A learning rate whose updates are far below half a unit in the last place of a bfloat16 weight of 1, 2e-3."""
 
 
 def check_rounding(
     policy: Policy, trainer: Trainer, make_optimizer: OptimizerCallable, reference_follows: bool
 ) -> None:
-    """Check that trained weights in bfloat16 can be trained here.
+    """Check that weights in bfloat16 can be trained with this optimizer, trainer and reference.
 
     Args:
         policy: the policy; nothing is checked if it trains weights in float32.
         trainer: the run's trainer.
-        make_optimizer: makes the optimizer of some parameters.
-        reference_follows: the reference is an average of the weights.
+        make_optimizer: callable that makes an optimizer from parameters.
+        reference_follows: whether the reference is a moving average of the weights.
 
     Raises:
         ConfigurationError: updates would be lost, or ranks would round their replicas differently.
@@ -51,7 +51,7 @@ def check_rounding(
 
 
 def rounds_stochastically(make_optimizer: OptimizerCallable) -> bool:
-    """Return whether a step that is far too small for bfloat16 changes some equal weights and leaves others."""
+    """Return whether an optimizer step far below the precision of bfloat16 changes some of many equal weights."""
     weight = nn.Parameter(torch.ones(SIDE, SIDE, dtype=torch.bfloat16))
     optimizer = make_optimizer([weight])
     for group in optimizer.param_groups:

@@ -1,6 +1,6 @@
 """FSDP2 for any Hugging Face model, and the communication between ranks under each strategy.
 
-`parallelism_of` is the one place that tells strategies apart.
+Only `parallelism_of` distinguishes strategies.
 """
 
 from __future__ import annotations
@@ -48,14 +48,15 @@ from vrft.training.lightning_internals import (
 from vrft.training.sharded_checkpoint import Place, load_shards, shards_of, write_shards
 
 ALLREDUCE_BUCKET_BYTES = 64 * 2**20
-"""Bytes of gradients in one all-reduce: small messages cost a round trip each."""
+"""Bytes of gradients per all-reduce. Each message costs a round trip, so small gradients are combined."""
 
 
 class FSDP2Strategy(ModelParallelStrategy):
-    """FSDP2 over all ranks: each holds a shard of each weight; `--trainer.strategy=fsdp2`.
+    """FSDP2 over all ranks: each rank has a shard of each weight; `--trainer.strategy=fsdp2`.
 
-    A checkpoint is one file, as on one device: full trainable weights, and optimizer states by name. With
-    `save_distributed_checkpoint` it is a folder to which each rank writes its shards, and no rank holds more.
+    A checkpoint is one file, as on one device, with full trainable weights and optimizer states by name. With
+    `save_distributed_checkpoint`, it is a folder to which each rank writes its shards, so that no rank needs the memory
+    for full weights.
     """
 
     def __init__(
@@ -69,8 +70,8 @@ class FSDP2Strategy(ModelParallelStrategy):
 
         Args:
             offload: keep shards and optimizer states in CPU memory.
-            gather: what each rank gathers to sample: the whole model once per rollout, or one decoder layer at a time
-                for every token, which is much slower but fits models that are larger than a GPU.
+            gather: what each rank gathers for sampling: the whole model once per rollout, or one decoder layer at a
+                time for every token, which is much slower but works for models that are larger than a GPU.
             save_distributed_checkpoint: write sharded checkpoints, for models whose weights and optimizer states do not
                 fit in the memory of one rank.
             kwargs: `process_group_backend` and `timeout` of Lightning's ModelParallelStrategy.
@@ -83,13 +84,13 @@ class FSDP2Strategy(ModelParallelStrategy):
         set_data_parallel_size(self, self.num_nodes * self.num_processes)
         on_gpus = any(device.type == "cuda" for device in self.parallel_devices or ())
         if self.offload and on_gpus and self.process_group_backend is None:
-            # NCCL can't reduce the norm of offloaded gradients.
+            # NCCL can't reduce the norm of offloaded gradients, which are on the CPU
             set_process_group_backend(self, "cpu:gloo,cuda:nccl")
             destroy_process_group_at_exit()
         super().setup_environment()
 
     def shard(self, policy: Policy) -> None:
-        """Shard a policy that has just been read: each block by itself, and the rest together."""
+        """Shard a policy that has just been read: each block separately, and the rest together."""
         weights = take_weights(policy)
         mesh: DeviceMesh = self.device_mesh["data_parallel"]
         precision = MixedPrecisionPolicy(
@@ -102,7 +103,7 @@ class FSDP2Strategy(ModelParallelStrategy):
             fully_shard(
                 module, mesh=mesh, mp_policy=precision, offload_policy=offload, reshard_after_forward=reshard
             ).set_reshard_after_backward(reshard, recurse=False)
-        # Ranks have different numbers of images, so modules that run once per image stay gathered until the backward.
+        # ranks have different numbers of images, so modules that run once per image stay gathered until the backward
         self.per_image = [module for module in fsdp_modules(policy) if module not in layers]
         policy.gather_per_layer = self.gather == "layer"
         also_forward(policy, "prepare")
@@ -113,10 +114,10 @@ class FSDP2Strategy(ModelParallelStrategy):
             replicate_buffers(model, self.root_device)
 
     def model_to_device(self) -> None:
-        """Move what is not sharded, and shards unless they are offloaded.
+        """Move parameters to the device, except offloaded shards.
 
-        FSDP brings offloaded shards to the GPU itself. After `Module.to`, their DTensors would claim to be on the GPU:
-        gradients could not be assigned, and the optimizer would use the GPU's kernels.
+        FSDP moves offloaded shards to the GPU when needed. After `Module.to`, their DTensors would claim to be on the
+        GPU: gradients could not be assigned, and the optimizer would use GPU kernels.
         """
         if not self.offload:
             super().model_to_device()
@@ -128,7 +129,7 @@ class FSDP2Strategy(ModelParallelStrategy):
                 setattr(module, name, buffer.to(self.root_device))
 
     def _moved(self, parameter: nn.Parameter) -> nn.Parameter:
-        """Return a parameter on this rank's device, and a shard as it is."""
+        """Return a parameter on this rank's device. Return a shard unchanged."""
         if isinstance(parameter, DTensor):
             return parameter
         return nn.Parameter(parameter.to(self.root_device), parameter.requires_grad)
@@ -144,7 +145,7 @@ class FSDP2Strategy(ModelParallelStrategy):
 
     @property
     def saved_state(self) -> StateDictOptions:
-        """The form of state dicts in checkpoints."""
+        """Options for the state dicts in checkpoints."""
         return replace(FULL_STATE, full_state_dict=not self.saves_shards)
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
@@ -169,7 +170,7 @@ class FSDP2Strategy(ModelParallelStrategy):
         return load_shards(AtomicCheckpointIO().read(path / UNSHARDED), path, self.own_shards())
 
     def own_shards(self) -> dict[Place, Tensor]:
-        """Return the shards of this rank's trained weights and optimizer states by their places in a checkpoint."""
+        """Return the shards of this rank's trained weights and optimizer states, by place in a checkpoint."""
         assert self.model is not None
         model, options = self.model, StateDictOptions(ignore_frozen_params=True)
         states = [get_optimizer_state_dict(model, plain(optimizer), options=options) for optimizer in self.optimizers]
@@ -190,12 +191,12 @@ class FSDP2Strategy(ModelParallelStrategy):
 
 
 def plain(optimizer: Optimizer) -> Optimizer:
-    """Return torch's optimizer in Lightning's wrapper."""
+    """Return the torch optimizer that Lightning's wrapper contains."""
     return optimizer.optimizer if isinstance(optimizer, LightningOptimizer) else optimizer
 
 
 def has_shards(tensors: Iterable[Tensor]) -> bool:
-    """Return whether some tensors are sharded."""
+    """Return whether any tensor is sharded."""
     return any(isinstance(tensor, DTensor) for tensor in tensors)
 
 
@@ -205,7 +206,7 @@ StrategyRegistry.register(
 
 
 def blocks(module: nn.Module) -> Iterator[nn.Module]:
-    """Yield decoder layers, vision blocks and the entries of any other outermost ModuleList."""
+    """Yield decoder layers, vision blocks and the entries of all other outermost ModuleLists."""
     for child in module.children():
         if isinstance(child, nn.ModuleList):
             yield from child
@@ -214,15 +215,15 @@ def blocks(module: nn.Module) -> Iterator[nn.Module]:
 
 
 class ResidentDDPStrategy(DDPStrategy):
-    """DDP whose weights and optimizer states stay on the GPU when a stage ends; `--trainer.strategy=ddp`.
+    """DDP that keeps weights and optimizer states on the GPU when a stage ends; `--trainer.strategy=ddp`.
 
-    Lightning's moves both to CPU memory, on every rank of a machine at once.
+    Lightning's strategy moves both to CPU memory, on all ranks of a machine at once.
     """
 
     def teardown(self) -> None:
         assert self.cluster_environment is not None
         assert self.accelerator is not None
-        self.model = self.lightning_module  # without the wrapper
+        self.model = self.lightning_module  # unwrapped from DistributedDataParallel
         unsynchronize_layers(self)
         self.cluster_environment.teardown()
         self.precision_plugin.teardown()
@@ -240,12 +241,12 @@ StrategyRegistry.register(
 
 
 class SingleProcess:
-    """Training on one rank: nothing is exchanged. Subclasses define how several ranks train together.
+    """Training on one rank, without communication. Subclasses define how several ranks train together.
 
     Attributes:
-        waits_for_all_ranks: every forward and backward is a collective, so ranks have to make equally many.
-        numbers_optimizer_states: optimizer states are loaded by the parameter's number, not by its name.
-        has_whole_weights: this rank holds all of each weight, so that a forward can compute with others in their place.
+        waits_for_all_ranks: whether each forward and backward is a collective, so that ranks must run equally many.
+        numbers_optimizer_states: whether optimizer states are loaded by parameter index instead of name.
+        has_whole_weights: whether this rank has full weights, so that a forward can substitute others.
     """
 
     waits_for_all_ranks = False
@@ -253,23 +254,23 @@ class SingleProcess:
     has_whole_weights = True
 
     def load(self, policy: Policy, keep_reference: bool) -> None:
-        """Load a policy. Ranks that train together load it together, and one of them reads the checkpoint."""
+        """Load a policy. All ranks call this together; one of them reads the checkpoint."""
         policy.load(keep_reference)
 
     def no_sync(self) -> AbstractContextManager[Any]:
-        """Return a context in which a backward exchanges no gradients."""
+        """Return a context in which a backward does not exchange gradients."""
         return nullcontext()
 
     def average_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
         """Replace gradients by their mean over ranks."""
 
     def rounds(self, count: int) -> int:
-        """Return how many micro-batches this rank goes through, given that `count` are its own."""
+        """Return the number of micro-batches that this rank must run, given that it has `count`."""
         return count
 
 
 class ReplicatedRanks(SingleProcess):
-    """DDP: each rank has all weights. Ranks have different numbers of micro-batches, so they average in the step."""
+    """DDP: each rank has full weights. Numbers of micro-batches may differ, so gradients are averaged in the step."""
 
     def __init__(self, strategy: DDPStrategy) -> None:
         self.strategy = strategy
@@ -288,7 +289,7 @@ class ReplicatedRanks(SingleProcess):
         return self.strategy.block_backward_sync()
 
     def average_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
-        """All-reduce gradients in buckets; a parameter that a rank did not use has gradient 0 there."""
+        """All-reduce gradients in buckets. A parameter that a rank did not use counts with gradient 0."""
         for part in buckets([parameter.nbytes for parameter in parameters], ALLREDUCE_BUCKET_BYTES):
             bucket = parameters[part]
             gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in bucket]
@@ -299,17 +300,17 @@ class ReplicatedRanks(SingleProcess):
 
 
 def keep_out_of_buckets(module: nn.Module, policy: Policy) -> None:
-    """Let DistributedDataParallel ignore the parameters of a replicated policy, except for its smallest trained one.
+    """Make DistributedDataParallel ignore the parameters of a policy, except the smallest trainable one.
 
-    It would broadcast them once more and keep a second copy of all gradients in its buckets, which are never used:
-    `average_gradients` averages. It refuses a module without any trained parameter.
+    DistributedDataParallel would broadcast them again and keep a second copy of all gradients in buckets that are never
+    used, because `average_gradients` averages. It refuses a module without trainable parameters.
 
     Args:
-        module: what DistributedDataParallel will wrap; other parameters of it are broadcast, and so are all buffers.
-        policy: its policy, with the same values on all ranks.
+        module: the module to be wrapped. Its other parameters, and all buffers, are broadcast.
+        policy: the module's policy, with the same values on all ranks.
     """
     trained = [parameter for parameter in policy.parameters() if parameter.requires_grad]
-    kept = min(trained, key=Tensor.numel)  # of the smallest, the first: all ranks have to keep the same
+    kept = min(trained, key=Tensor.numel)  # `min` returns the first of the smallest, the same on all ranks
     parameters = {*policy.parameters()} - {kept}
     named = module.named_parameters(remove_duplicate=False)
     ignored = [name for name, parameter in named if parameter in parameters]
@@ -339,13 +340,13 @@ class ShardedRanks(SingleProcess):
         self.strategy.shard(policy)
 
     def rounds(self, count: int) -> int:
-        """Return the largest count of any rank."""
+        """Return the maximum of `count` over all ranks."""
         device = self.strategy.root_device
         return int(self.strategy.reduce(torch.tensor(float(count), device=device), reduce_op="max"))
 
 
 def parallelism_of(trainer: Trainer) -> SingleProcess:
-    """Return how the ranks of a trainer train together."""
+    """Return the communication between the ranks of a trainer."""
     if isinstance(trainer.strategy, FSDP2Strategy):
         return ShardedRanks(trainer.strategy)
     if isinstance(trainer.strategy, DDPStrategy):

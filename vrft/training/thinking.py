@@ -1,4 +1,4 @@
-"""Answers after a limited number of thinking tokens, after T1 (arXiv 2501.11651): thinking is cut and closed."""
+"""Generate answers after a limited number of thinking tokens by truncating the thinking (T1, arXiv 2501.11651)."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from vrft.training.rollouts import Generation
 from vrft.types import Answer, PromptBatch
 
 ENDING = "</think><answer>"
-"""Closes thinking that is cut, and opens the answer."""
+"""Text that ends truncated thinking and begins the answer."""
 
 
 class Cut(NamedTuple):
-    """An answer after at most so many thinking tokens, and the number of thinking tokens that it has."""
+    """An answer after limited thinking, and its number of thinking tokens."""
 
     answer: Answer
     tokens: int
@@ -32,14 +32,14 @@ class Cut(NamedTuple):
 def answers_within(module: VisionModule, batch: PromptBatch, greedy: Sequence[Answer], budget: int) -> list[Cut]:
     """Return an answer to each of P prompts after at most `budget` tokens of thinking.
 
-    Thinking that ends by itself within the budget leaves the greedy answer as it is. Other thinking is cut after
-    `budget` tokens and closed, and the policy answers, greedily.
+    If the thinking ends within the budget, the greedy answer is kept. Otherwise the thinking is truncated after
+    `budget` tokens and closed, and the policy continues with the answer, greedily.
 
     Args:
         module: the module that answers.
         batch: P prompts.
         greedy: their greedy answers, with token ids.
-        budget: tokens between the beginning of the completion and the end of the thinking.
+        budget: maximum number of tokens from the beginning of the completion to the end of the thinking.
 
     Raises:
         ConfigurationError: the model's context has no room for an answer after the thinking.
@@ -49,7 +49,7 @@ def answers_within(module: VisionModule, batch: PromptBatch, greedy: Sequence[An
     cut = [p for p, length in enumerate(lengths) if length > budget]
     if not module.trainer.strategy.reduce_boolean_decision(bool(cut), all=False):
         return found
-    cut = cut or [0]  # ranks may share weights, so if one of them has to generate, all do
+    cut = cut or [0]  # ranks may share weights, so all ranks have to generate
     ending = plain_text(module.policy.processor).ids([ENDING])[0]
     starts = [[*(greedy[p].token_ids or ())[:budget], *ending] for p in cut]
     chosen = batch.select(cut)
@@ -71,10 +71,10 @@ def answers_within(module: VisionModule, batch: PromptBatch, greedy: Sequence[An
 
 
 def thinking_tokens(module: VisionModule, answer: Answer) -> int:
-    """Return the number of a completion's tokens before the end of its thinking, all if it never ends."""
+    """Return the number of tokens of a completion before the end of its thinking, or all if the thinking never ends."""
     ids = torch.tensor([answer.token_ids or ()], dtype=torch.long)
     low, high = 0, ids.shape[1]
-    while low < high:  # the fewest tokens that have the end
+    while low < high:  # find the shortest prefix that contains the end of thinking
         middle = (low + high) // 2
         text = module.policy.decode(ids[:, :middle], torch.ones_like(ids[:, :middle]))[0]
         low, high = (low, middle) if "</think>" in text else (middle + 1, high)
@@ -83,7 +83,7 @@ def thinking_tokens(module: VisionModule, answer: Answer) -> int:
 
 
 def continued(prompt: Prompt, ids: Sequence[int]) -> Prompt:
-    """Return a prompt, as the encoder has made it, followed by the first tokens of a completion."""
+    """Append the first tokens of a completion to an encoded prompt."""
     more = torch.tensor([ids], dtype=torch.long)
 
     def longer(key: str, value: Tensor) -> Tensor:

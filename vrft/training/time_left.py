@@ -1,4 +1,4 @@
-"""Estimate of the time that a run still takes."""
+"""Estimate the remaining time of a run."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from lightning.pytorch.callbacks import Timer
 
 
 class RunClock:
-    """Measures the seconds since training began in this process, and estimates the rest from them."""
+    """Measures the seconds since training began in this process, and estimates the remaining seconds."""
 
     def __init__(self) -> None:
         self.started = 0.0
         self.steps_before = self.batches_before = 0
-        """Steps and batches of earlier parts of a resumed run."""
+        """Numbers of steps and batches in earlier parts of a resumed run."""
 
     def start(self, trainer: Trainer, batches: int) -> None:
-        """Begin to measure when training starts. `batches`: those of earlier parts of a resumed run."""
+        """Start measuring. `batches`: number of batches in earlier parts of a resumed run."""
         self.started = time.perf_counter()
         self.steps_before, self.batches_before = trainer.global_step, batches
 
@@ -27,11 +27,14 @@ class RunClock:
         return time.perf_counter() - self.started
 
     def seconds_to_go(self, trainer: Trainer, batches: int) -> float | None:
-        """Estimate the rest from the steps of this process; None before the first, or if no end is set.
+        """Estimate the remaining seconds from the steps of this process.
 
         Args:
             trainer: the trainer.
-            batches: batches done in all epochs.
+            batches: number of completed batches in all epochs.
+
+        Returns:
+            None before the first step, or if no end is set.
         """
         seconds = self.seconds
         found = []

@@ -1,4 +1,4 @@
-"""Lightning's Trainer with an early end that has a reason, and with checkpoints whose errors reach all ranks."""
+"""Lightning's Trainer that can stop early with a reason, and raises checkpoint errors on all ranks."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from vrft.utils.distributed import raise_on_all_ranks
 
 
 class Stopped(Exception):
-    """Leaves an evaluation after `VisionTrainer.stop`. Training ends without it."""
+    """Raised to leave an evaluation after `VisionTrainer.stop`; training ends without it."""
 
 
 class VisionTrainer(Trainer):
-    """A Trainer that knows why it stopped early. `vrft.cli.trainer` adds the commands."""
+    """A Trainer with a reason for stopping early. `vrft.cli.trainer` adds the commands."""
 
     callbacks: list[Callback]
     exit_code = 0
@@ -28,22 +28,22 @@ class VisionTrainer(Trainer):
     draw = False
     """Whether `predict` draws pictures."""
     stopped: str | None = None
-    """Why training ended early."""
+    """Why training stopped early; None if it did not."""
 
     def stop(self, reason: str, exit_code: int) -> None:
         """End training after this step, without another evaluation, checkpoint, export or summary.
 
-        All ranks have to call it in the same step.
+        All ranks must call this in the same step.
         """
         self.stopped, self.exit_code = reason, exit_code
         self.should_stop = True
         self.limit_val_batches = 0  # Lightning would evaluate once more
-        self.fit_loop.min_epochs = self.fit_loop.epoch_loop.min_steps = None  # Lightning would train on up to these
+        self.fit_loop.min_epochs = self.fit_loop.epoch_loop.min_steps = None  # Lightning would train until these
 
     def save_checkpoint(
         self, filepath: str | Path, weights_only: bool | None = None, storage_options: Any = None
     ) -> None:
-        """Save as Lightning does. If the writing rank fails, all ranks raise its OSError."""
+        """Save like Lightning. If the writing rank fails, raise its OSError on all ranks."""
 
         def save() -> None:
             try:
@@ -55,10 +55,10 @@ class VisionTrainer(Trainer):
         raise_on_all_ranks(self, save, (OSError,))
 
     def check_data(self, model: VisionModule, datamodule: VisionData) -> None:
-        """Read and check the files of a run, and that its evaluators fit them. No model is loaded.
+        """Read and check the data of a run, and check that its evaluators fit the data, without loading a model.
 
         Raises:
-            ConfigurationError: something is wrong.
+            ConfigurationError: the data is invalid, or an evaluator can't evaluate it.
         """
         check_precision(self)
         check_determinism(self.strategy.root_device)
