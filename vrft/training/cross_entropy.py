@@ -29,7 +29,7 @@ class Targets(NamedTuple):
     batch: PromptBatch  # P
     ids: Tensor  # (P, T), right-padded
     mask: Tensor  # (P, T), 1 at real tokens
-    trainable: Tensor  # (P, T), 1 at real tokens that can be sampled; banned tokens have log-probability -inf
+    trainable: Tensor  # (P, T), 1 at real tokens that are not banned from sampling
     tokens: Tensor  # (), number of trainable tokens, averaged over ranks
 
     def split(self, max_tokens: int) -> list[MicroBatch]:
