@@ -1,8 +1,8 @@
-"""Which of CUDA's attention kernels computes a call of `scaled_dot_product_attention`.
+"""Predict and restrict which CUDA kernel computes a call of `scaled_dot_product_attention`.
 
-The flash kernel needs compute capability 8.0, half precision and heads of at most 256 dimensions; it takes no mask, but
-fewer key heads than query heads. The memory-efficient kernel takes the rest, except for fewer key heads. What neither
-takes goes to the math kernel, which repeats keys and values and keeps all scores in float32.
+The flash kernel needs compute capability 8.0, half precision and heads of at most 256 dimensions. It supports fewer key
+heads than query heads, but no mask. The memory-efficient kernel supports masks, but not fewer key heads. Other calls go
+to the math kernel, which repeats keys and values and keeps all scores in float32.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 def flash_computes(q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0) -> bool:
-    """Return whether the flash kernel computes attention without a mask: (N, heads, L, dim) on its GPU.
+    """Return whether the flash kernel can compute attention without a mask for q, k and v, each (N, heads, L, dim).
 
     k and v may have fewer heads than q.
     """
@@ -24,10 +24,10 @@ def flash_computes(q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0) -> boo
 
 
 def avoid_cudnn() -> None:
-    """Let no attention of this process go to cuDNN, which torch prefers on Hopper and data-center Blackwell GPUs.
+    """Disable attention by cuDNN, which torch prefers on Hopper and data-center Blackwell GPUs, in this process.
 
-    cuDNN compiles a plan for each new combination of shapes and strides and keeps it for good. Rows of prompts and
-    completions rarely have the same lengths twice, so most calls would wait for a plan.
+    cuDNN compiles and caches a plan for each new combination of shapes and strides. Lengths of prompts and completions
+    rarely repeat, so most calls would wait for a new plan.
     """
     if torch.cuda.is_available():
         torch.backends.cuda.enable_cudnn_sdp(False)

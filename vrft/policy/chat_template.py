@@ -1,4 +1,4 @@
-"""Chat templates: checked before the first prompt, and rendered within limits of time and memory."""
+"""Check chat templates before the first prompt, and render them within limits of time and memory."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from vrft.errors import ConfigurationError
 from vrft.policy.tiny import CHAT_TEMPLATE
 
 LIMITS = {"cpu_seconds": 2, "memory_bytes": 2**29, "characters": 100_000}
-"""Limits of a template for one question; the characters are those for a short one. See `render_template`."""
+"""Limits for rendering a short question, see `render_template`. Longer chats may have more characters."""
 SECONDS = 300.0
-"""Time for an answer of the process that renders, which first imports transformers, perhaps from a slow disk."""
+"""Timeout for the rendering process, which first imports transformers, possibly from a slow disk."""
 
 QUESTION, SYSTEM = "Where is it?", "Answer in English."
 
@@ -32,7 +32,7 @@ def check_template(processor: Any, checkpoint: str, system: bool = False) -> Non
     Args:
         processor: the checkpoint's processor.
         checkpoint: the checkpoint, for messages.
-        system: whether there is a system turn, too.
+        system: whether there is also a system turn.
 
     Raises:
         ConfigurationError: there is no template, it does not end, needs too much memory, fails, or has no place for the
@@ -52,7 +52,7 @@ def check_template(processor: Any, checkpoint: str, system: bool = False) -> Non
 
 @lru_cache
 def template_problem(template: str, tokens: str, system: bool) -> str | None:
-    """Return what is wrong with a template, if anything. `tokens`: special tokens that it may use, as JSON."""
+    """Return the problem of a template, or None. `tokens`: special tokens for the template, as JSON."""
     question = {"type": "text", "text": QUESTION}
     turns: list[dict[str, Any]] = [{"role": "user", "content": [{"type": "image"}, question]}]
     first = [{"role": "system", "content": [{"type": "text", "text": SYSTEM}]}] if system else []
@@ -71,10 +71,10 @@ def template_problem(template: str, tokens: str, system: bool) -> str | None:
 
 
 def chat_text(processor: Any, chat: Sequence[dict[str, Any]]) -> str:
-    """Return a chat as text that ends where the answer begins: `apply_chat_template`, within limits.
+    """Render a chat up to the beginning of the answer: `apply_chat_template`, within limits.
 
-    A template may be harmless for one question and never end for another, so every text is rendered in the process that
-    `check_template` uses, once.
+    A template that terminates for one question may not terminate for another, so all texts are rendered in the separate
+    process of `check_template`, with a cache.
 
     Raises:
         ConfigurationError: the template does not end, needs too much memory, or fails.
@@ -87,7 +87,7 @@ def chat_text(processor: Any, chat: Sequence[dict[str, Any]]) -> str:
 
 @lru_cache(maxsize=4096)
 def rendered(template: str, tokens: str, chat: str) -> str:
-    """Return the text of a chat. `tokens` and `chat` are JSON."""
+    """Render a chat. `tokens` and `chat` are JSON."""
     answer = render(
         {"template": template, "tokens": json.loads(tokens), "conversations": [json.loads(chat)]}, len(chat)
     )
@@ -103,28 +103,28 @@ def template_of(processor: Any) -> str | None:
 
 
 def special_tokens(processor: Any) -> str:
-    """Return the special tokens that a template may use, as JSON."""
+    """Return the special tokens for a template, as JSON."""
     return json.dumps(processor.tokenizer.special_tokens_map, default=str)
 
 
 class Renderer:
-    """The process that runs `render_template`, started on first use and again after a template ended it."""
+    """The process that runs `render_template`. It is started on first use, and restarted after a template killed it."""
 
     def __init__(self) -> None:
         self.process: subprocess.Popen[str] | None = None
         self.said: IO[bytes] | None = None
-        """Standard error of the process, a file since nothing reads it while the process runs."""
+        """Standard error of the process, a file because it is not read while the process runs."""
         self.owner = 0
         self.overdue = False
-        """Whether the process was ended because it took too long. Its exit code tells so everywhere but on Windows."""
+        """Whether the process was ended because of a timeout, which the exit code does not show on Windows."""
         self.lock = Lock()
-        """Held from a request to its answer, so that no thread reads the answer to another one's request."""
+        """Held from a request to its answer, so that each thread reads the answer to its own request."""
         if sys.platform != "win32":
             os.register_at_fork(after_in_child=self._renew_lock)
         atexit.register(self._end)
 
     def answer(self, request: str) -> str:
-        """Return the line that answers a request, or that says why the process ended."""
+        """Return the line that answers a request, or that states why the process ended."""
         with self.lock:
             if self.owner != os.getpid() or self.process is None or self.process.poll() is not None:
                 self._start()
@@ -133,7 +133,7 @@ class Renderer:
             try:
                 line = self._ask(process, request)
             finally:
-                if line is None:  # interrupted: the next request must not read this one's answer
+                if line is None:  # interrupted: the next request must not read this answer
                     self.process = None
                     process.kill()
                     process.communicate()
@@ -144,7 +144,7 @@ class Renderer:
         process.kill()
 
     def _ask(self, process: subprocess.Popen[str], request: str) -> str:
-        """Return the answer of a process; empty if it ended."""
+        """Return the answer of a process, or "" if the process ended."""
         assert process.stdin is not None
         assert process.stdout is not None
         timer = threading.Timer(SECONDS, self._end_overdue, [process])
@@ -159,18 +159,18 @@ class Renderer:
             timer.cancel()
 
     def _renew_lock(self) -> None:
-        """Replace the lock in a forked process: another thread of the parent, which is not copied, may hold it."""
+        """Replace the lock in a forked process, because a thread that was not copied may hold it."""
         self.lock = Lock()
 
     def _start(self) -> None:
-        """Start the process; that of a process which forked this one is left to it."""
+        """Start the process. A process inherited by a fork is left to the parent."""
         command = [sys.executable, "-P", str(Path(__file__).with_name("render_template.py"))]
         pipe, self.said = subprocess.PIPE, TemporaryFile()  # noqa: SIM115 # open as long as the process
         self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=self.said, text=True, encoding="utf-8")
         self.owner, self.overdue = os.getpid(), False
 
     def _end(self) -> None:
-        """End the process. Closing its input would not: worker processes inherit the pipe and may live longer."""
+        """End the process. Closing its input would not suffice, because worker processes inherit the pipe."""
         if self.process is not None and self.owner == os.getpid():
             self.process.kill()
             self.process.communicate()
@@ -178,7 +178,7 @@ class Renderer:
     def _failure(self, process: subprocess.Popen[str]) -> str:
         """Return why a process ended."""
         process.communicate()
-        if self.overdue or process.returncode < 0:  # killed by the limit of time
+        if self.overdue or process.returncode < 0:  # a limit of time killed it
             return f"does not end within {LIMITS['cpu_seconds']} s"
         assert self.said is not None
         self.said.seek(0)
@@ -189,6 +189,6 @@ RENDERER = Renderer()
 
 
 def render(request: dict[str, Any], length: int = 0) -> dict[str, Any]:
-    """Return the answer of `render_template` to a request. `length`: characters of the chat, if it isn't short."""
+    """Return the answer of `render_template` to a request. `length`: number of characters of a long chat."""
     limits = LIMITS | {"characters": LIMITS["characters"] + 2 * length}
     return dict(json.loads(RENDERER.answer(json.dumps(request | limits))))

@@ -1,4 +1,4 @@
-"""Find a checkpoint by its name: a folder, a built-in policy or a model on the Hugging Face Hub."""
+"""Find a checkpoint by name: a folder, a built-in policy or a model on the Hugging Face Hub."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ BUILT_IN = Path(__file__).parent / "checkpoints"
 
 
 def find_checkpoint(name: str) -> str:
-    """Return the folder or Hub name that `from_pretrained` takes, after a quick check that it can be loaded.
+    """Return the folder or Hub name for `from_pretrained`, after a quick check that it can be loaded.
 
     Raises:
-        ConfigurationError: `name` is not a folder with a whole checkpoint, not a built-in policy and not found on the
-            Hub.
+        ConfigurationError: `name` is neither a folder with a complete checkpoint, nor a built-in policy, nor a model on
+            the Hub.
     """
     if not name:
         raise ConfigurationError("model.policy.checkpoint: is empty; expected the name of a folder or model")
@@ -56,7 +56,7 @@ def _suggestion(folder: Path) -> str:
 def _check_hub(name: str) -> None:
     """Ask the Hub for the model's config.json, once and without retries, unless it is in the cache.
 
-    A typo or a machine without network then costs seconds.
+    A typo or a missing network connection then costs only seconds.
 
     Raises:
         ConfigurationError: the model does not exist, is gated, or the Hub can't be reached.
@@ -68,7 +68,7 @@ def _check_hub(name: str) -> None:
         if not isinstance(try_to_load_from_cache(name, "config.json"), str):
             get_hf_file_metadata(hf_hub_url(name, "config.json"), timeout=HUB_TIMEOUT)
     except RemoteEntryNotFoundError:
-        checkpoint_folder(name)  # says what there is in place of config.json
+        checkpoint_folder(name)  # its error states what the model has instead of config.json
     except (HFValidationError, HTTPError, OSError) as error:
         raise ConfigurationError(
             f"model.policy.checkpoint: {name!r} is not a folder here{_suggestion(Path(name))}, "
@@ -77,26 +77,26 @@ def _check_hub(name: str) -> None:
 
 
 def checkpoint_folder(name: str, code: bool = False) -> str:
-    """Return the folder with a checkpoint's files. Those of a model on the Hub are checked and downloaded.
+    """Return the folder with a checkpoint's files, after checking and downloading those of a model on the Hub.
 
-    The list of files and the small ones are checked as `check_folder` does before weights are downloaded. Without a
-    connection, the folder in the cache is returned. Whoever reads this folder asks the Hub for nothing.
+    The list of files and the small files are checked by `check_folder` before weights are downloaded. Without a
+    connection, the folder in the cache is returned. Reading the folder needs no further requests to the Hub.
 
     Args:
         name: a folder or a model on the Hub.
         code: download Python code.
 
     Raises:
-        ConfigurationError: the model is not a whole checkpoint that can be trained; the message names the file.
+        ConfigurationError: the checkpoint is incomplete or can't be trained. The message names the file.
     """
     from huggingface_hub import snapshot_download
 
-    if Path(name).exists():  # folders were checked when they were named
+    if Path(name).exists():  # `find_checkpoint` has checked folders
         return name
     listed, cached = ask_hub(FIELD, name)
     wanted = [file for file in listed if is_small(file) or (code and file.endswith(".py"))]
     folder = Path(cached or snapshot_download(name, allow_patterns=wanted))
-    folder.mkdir(parents=True, exist_ok=True)  # is missing if no file is small
+    folder.mkdir(parents=True, exist_ok=True)  # the folder is missing if no file is small
     try:
         check_folder(folder, listed)
         if cached is None:

@@ -1,4 +1,4 @@
-"""Checks of the files of a checkpoint folder before anything long is read."""
+"""Check the files of a checkpoint folder before reading large files."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from vrft.utils.regular_files import open_regular
 FIELD = "model.policy.checkpoint"
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 READ_SUFFIXES = (".json", ".jinja", ".txt", ".model", ".safetensors")
-"""Files that a checkpoint is read from; others may be anything."""
+"""Suffixes of the files that are read and checked."""
 
 REQUIRED_KEYS = {"config.json": "model_type", "tokenizer.json": "model", "chat_template.json": "chat_template"}
-"""A key that a file must have; `.index.json` files must have a weight_map."""
+"""The key that each file must have. `.index.json` files must have a weight_map."""
 
 MAY_BE_EMPTY = ("special_tokens_map.json", "added_tokens.json")
 
@@ -35,7 +35,7 @@ TOKENIZER_FILES = (
     ("spiece.model",),
     ("tekken.json",),
 )
-"""Alternative sets of files that transformers builds a tokenizer from."""
+"""Alternative sets of files from which transformers builds a tokenizer."""
 
 TEXT_FILES = (*PROCESSOR_FILES, "generation_config.json")
 SINGLE_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
@@ -49,26 +49,26 @@ OTHER_FORMATS = {
     "*.safetensors": f"without {INDEX_FILE}; is the download complete?",
     "*/config.json": "in a folder below; name that one",
 }
-"""Files that a folder may hold in place of the expected weights, by pattern."""
+"""Patterns of files that a folder may have instead of the expected weights, with descriptions."""
 
 QUANTISATION_FILES = ("quantize_config.json", "quant_config.json", "hf_quant_config.json")
 QUANTISED_TYPES = ("F8", "F4", "F6_", "I4", "U8", "I8")
-"""Beginnings of the safetensors types of quantised weights."""
+"""Prefixes of the safetensors types of quantised weights."""
 
 STORED_TYPES = ("F16", "BF16", "F32")
 """Safetensors types of weights. Buffers, such as position ids, may be integers."""
 
 
 def is_small(file: str) -> bool:
-    """Return whether a file of a model on the Hub is read before its weights are downloaded."""
+    """Return whether a file of a model on the Hub is read before the weights are downloaded."""
     at_the_top = PurePath(file).parent.name in ("", "additional_chat_templates")
     return at_the_top and file.endswith(tuple({*READ_SUFFIXES} - {".safetensors"}))
 
 
 def weight_names(folder: Path, listed: Collection[str]) -> list[str]:
-    """Return the names of the safetensors of a checked folder that transformers reads, downloaded or not.
+    """Return the names of the safetensors files that transformers reads from a checked folder, downloaded or not.
 
-    `listed`: files of a model on the Hub. A single file takes precedence over shards.
+    `listed` are the files of a model on the Hub. A single file takes precedence over shards.
     """
     if SINGLE_FILE in listed or not (folder / INDEX_FILE).is_file():
         return [SINGLE_FILE]
@@ -76,16 +76,16 @@ def weight_names(folder: Path, listed: Collection[str]) -> list[str]:
 
 
 def check_folder(folder: Path, listed: Collection[str] = ()) -> None:
-    """Check that a folder holds a whole checkpoint of a model that answers questions about images.
+    """Check that a folder has a complete checkpoint of a model that answers questions about images.
 
-    Weights may be quantised to four bits by bitsandbytes, and in no other way.
+    Weights may be quantised to four bits by bitsandbytes, but in no other way.
 
     Args:
         folder: the folder.
-        listed: files of a model on the Hub, whose weights may not be in the folder yet.
+        listed: files of a model on the Hub, whose weights may not be downloaded yet.
 
     Raises:
-        ConfigurationError: it does not; the message names the file.
+        ConfigurationError: the checkpoint is incomplete or unsupported. The message names the file.
     """
     if not folder.is_dir():
         raise _refused(folder, "is a file; expected the folder of a checkpoint")
@@ -103,11 +103,11 @@ def check_folder(folder: Path, listed: Collection[str] = ()) -> None:
 
 
 def _check_config(path: Path) -> None:
-    """Check the config.json of a checkpoint: its model type, and that its weights are not quantised in other ways.
+    """Check the model type and the quantisation in the config.json of a checkpoint.
 
     Raises:
         ConfigurationError: transformers has no model of this type that answers questions about images, or the weights
-            are quantised.
+            are quantised other than to four bits by bitsandbytes.
     """
     config = _read_json(path)
     _check_type(path, config)
@@ -121,7 +121,7 @@ def _check_config(path: Path) -> None:
 
 
 def _sections(config: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Yield a config and the configs inside it, at any depth."""
+    """Yield a config and all nested configs."""
     yield config
     for part in config.values():
         if isinstance(part, dict):
@@ -133,7 +133,7 @@ def _refused(path: Path, reason: str) -> ConfigurationError:
 
 
 def _check_files(folder: Path) -> None:
-    """Refuse what is no regular file, and Git-LFS pointers, in place of files that are read."""
+    """Raise ConfigurationError if a file to read is a Git-LFS pointer or not a regular file."""
     for path in (path for path in sorted(folder.iterdir()) if path.suffix in READ_SUFFIXES):
         try:
             with open_regular(path) as file:
@@ -148,7 +148,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     """Return the object in a JSON file.
 
     Raises:
-        ConfigurationError: the file can't be read, holds no object, or lacks the key of `REQUIRED_KEYS`.
+        ConfigurationError: the file can't be read, is not an object, or lacks the key of `REQUIRED_KEYS`.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -165,7 +165,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _check_texts(folder: Path) -> None:
-    """Check that JSON files hold an object with values of the expected kinds, and that other texts are in UTF-8."""
+    """Check that JSON files contain an object with values of the expected kinds, and that other texts are UTF-8."""
     for path in (folder / name for name in TEXT_FILES if (folder / name).is_file()):
         if path.suffix == ".json":
             if problem := stored_problem(path.name, _read_json(path)):
@@ -188,7 +188,7 @@ def _check_tokenizer(folder: Path) -> None:
 
 
 def _check_type(path: Path, config: Mapping[str, Any]) -> None:
-    """Refuse types that transformers has no image-text-to-text model for, unless the checkpoint brings its own code."""
+    """Refuse types without an image-text-to-text model in transformers, unless the checkpoint has its own code."""
     from transformers import __version__
     from transformers.models.auto import modeling_auto
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
@@ -231,7 +231,7 @@ def _adapter(settings: Mapping[str, Any]) -> str:
 
 
 def _instead(folder: Path, listed: Collection[str]) -> str:
-    """Describe what a folder without the expected files holds."""
+    """Describe the content of a folder without the expected files."""
     names = sorted(listed or (path.relative_to(folder).as_posix() for path in [*folder.glob("*"), *folder.glob("*/*")]))
     for pattern, what in OTHER_FORMATS.items():
         if found := [name for name in names if PurePath(name).match(pattern) and name.count("/") == pattern.count("/")]:
@@ -240,7 +240,7 @@ def _instead(folder: Path, listed: Collection[str]) -> str:
 
 
 def _check_weights(folder: Path, listed: Collection[str]) -> None:
-    """Check that all safetensors that transformers reads are there and, in the folder, whole."""
+    """Check that all safetensors files that transformers reads exist and, if downloaded, are complete."""
     if (folder / SINGLE_FILE).is_file():
         _tensors(folder / SINGLE_FILE)
     if (folder / SINGLE_FILE).is_file() or SINGLE_FILE in listed:
@@ -252,7 +252,7 @@ def _check_weights(folder: Path, listed: Collection[str]) -> None:
 
 
 def _weight_map(index: Path) -> dict[str, str]:
-    """Return the file of each weight that an index names."""
+    """Return the file of each weight in an index."""
     content = _read_json(index)
     weight_map = content["weight_map"]
     if not isinstance(weight_map, dict) or not all(map(_is_shard_name, weight_map.values())):
@@ -267,7 +267,7 @@ def _is_shard_name(name: object) -> bool:
 
 
 def _check_shards(folder: Path, weight_map: Mapping[str, str], listed: Collection[str]) -> None:
-    """Check that shards hold the weights that the index says, each once: the value of another one would count."""
+    """Check that shards have the weights listed in the index, each once, since a duplicate could replace a value."""
     held: dict[str, str] = {}
     for name in sorted({*weight_map.values()}):
         shard = folder / name
@@ -284,7 +284,7 @@ def _check_shards(folder: Path, weight_map: Mapping[str, str], listed: Collectio
 
 
 def _tensors(path: Path) -> set[str]:
-    """Return the names of a file's tensors; only the header is read, whose sizes must be the file's."""
+    """Return the names of a file's tensors. Read only the header, whose sizes must match the size of the file."""
     try:
         with safe_open(path, "pt") as file:
             types = {name: file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118 # not a mapping

@@ -1,4 +1,4 @@
-"""Coordinates that model families were taught for boxes."""
+"""Choose the coordinates of boxes that a model family was trained on."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ FAMILY_COORDINATES: dict[str, Coordinates] = {
     **dict.fromkeys(("qwen2_5_vl", "qwen2_5_omni_thinker"), "pixels"),
     **dict.fromkeys(("llava", "llava_next", "llava_next_video", "llava_onevision", "vipllava"), "unit"),
 }
-"""Coordinates by model type. Other types were taught none, special tokens, or what their makers do not say."""
+"""Coordinates by model type. Other types were trained on none, on special tokens, or on undocumented ones."""
 
 
 def choose_coordinates(chosen: Coordinates | None, model_type: str, processor: Any, task: Task) -> Coordinates:
     """Return the coordinates of boxes in prompts and answers.
 
-    For a family whose coordinates are not known they are thousandths, with a warning if the task asks for boxes.
+    If the coordinates of a family are unknown, use thousandths, with a warning if the task asks for boxes.
 
     Args:
-        chosen: the setting, if it is not the default.
+        chosen: the setting; None: by model type.
         model_type: type of the model.
         processor: processor of the checkpoint.
-        task: words the prompts.
+        task: task that phrases the prompts.
 
     Raises:
-        ConfigurationError: coordinates are pixels of the resized image, and the processor does not resize it
-            as a whole.
+        ConfigurationError: coordinates are pixels of the resized image, but the processor does not resize the image as
+            a whole.
     """
     coordinates = chosen or FAMILY_COORDINATES.get(model_type)
     if coordinates == "pixels":

@@ -1,4 +1,4 @@
-"""Examples in prompts: their tokens and pixels are made once for all prompts that begin with them."""
+"""Encode the few-shot examples of prompts once for all prompts that begin with them."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from vrft.types import SharedStart
 
 @dataclass(frozen=True)
 class Start:
-    """The encoded examples of a prompt.
+    """The encoded few-shot examples of a prompt.
 
     Attributes:
-        text: their chat.
-        pictures: their images.
+        text: the chat of the examples.
+        pictures: the images of the examples.
         tokens: entries of the processor's output with one value per token.
-        shared: what the prompts share.
+        shared: the part that prompts share.
     """
 
     text: ChatText
@@ -31,12 +31,12 @@ class Start:
 
     @classmethod
     def of(cls, text: ChatText, pictures: Sequence[Any], output: Prompt, length: int, images: Prompt) -> Start:
-        """Return the first `length` tokens of a processor's output with what describes their images."""
+        """Return the first `length` tokens of a processor's output, with the entries for their images."""
         tokens = {key: output[key][:, :length] for key in TOKEN_KEYS if key in output}
         return cls(text, pictures, tokens, SharedStart(length, images))
 
     def begins(self, prompt: Prompt, images: Prompt) -> bool:
-        """Return whether a prompt begins with these tokens, and its first images are described in the same way."""
+        """Return whether a prompt begins with these tokens, and has the same entries for its first images."""
         length, own = self.shared.length, self.shared.images
         return length > 0 and all(
             [
@@ -46,26 +46,26 @@ class Start:
         )
 
     def is_of(self, text: ChatText, pictures: Sequence[Any]) -> bool:
-        """Return whether this is the start with a text and these images."""
+        """Return whether this is the encoding of a text and images."""
         same = len(pictures) == len(self.pictures)
         return same and text == self.text and all(a is b for a, b in zip(pictures, self.pictures, strict=True))
 
 
 class ExampleCache:
-    """The last examples that were encoded, and whether examples can be encoded on their own.
+    """Caches the examples that were encoded last, and whether examples can be encoded separately.
 
-    They can if the tokens and pixels of both parts are those of the whole prompt, which the first prompt with so many
-    images shows. They can't if the processor treats an image among others differently, as LLaVA-OneVision's, which cuts
-    only a single image into tiles. Then each prompt is encoded as a whole and cut.
+    They can if encoding the parts gives the tokens and pixels of the whole prompt. This is tested with the first prompt
+    for each number of images. They can't if the processor treats single images differently, like LLaVA-OneVision's,
+    which cuts only single images into tiles. Then each prompt is encoded as a whole and split.
     """
 
     def __init__(self) -> None:
         self.splits: dict[tuple[int, int], bool] = {}
-        """Whether the two parts can be encoded apart, by their numbers of images."""
+        """Whether the two parts can be encoded separately, by their numbers of images."""
         self.last: Start | None = None
 
     def prompt(self, plain: PlainText, rendered: ChatText, images: Sequence[Any], count: int) -> Prompt:
-        """Return a prompt that begins with examples, `count` of its images; they are shared if they can be."""
+        """Return a prompt that begins with examples, which have `count` of its images, shared if possible."""
         if not rendered.end_of_examples:
             return plain.encode(rendered, images)
         numbers = count, len(images) - count
@@ -102,9 +102,9 @@ class ExampleCache:
 
 
 def start_length(plain: PlainText, alone: Prompt, whole: Prompt) -> int:
-    """Return how many tokens of a prompt those of its beginning are, or 0 if it doesn't begin like that.
+    """Return the number of tokens of a prompt that its beginning takes, or 0 if the prompt does not begin with it.
 
-    `alone`: the beginning without the rest; it may have another number of image tokens.
+    `alone` is the beginning encoded separately, which may have another number of image tokens.
     """
     image = getattr(plain.processor, "image_token_id", None)
     texts = [prompt["input_ids"][0] != image for prompt in (alone, whole)]
@@ -114,9 +114,9 @@ def start_length(plain: PlainText, alone: Prompt, whole: Prompt) -> int:
 
 
 def cut_images(entries: Prompt, count: int, total: int) -> tuple[Prompt, Prompt] | None:
-    """Return what describes the first `count` images and what describes the others, or None if rows aren't images.
+    """Split the entries for images after the first `count` images. Return None if their rows are not images.
 
-    Both keep the number of the prompt's images, by which the model knows whether an image was alone.
+    Both parts keep the number of images in the prompt, which tells the model whether an image was the only one.
     """
     alike = {key: value for key, value in entries.items() if key == "batch_num_images"}
     rows = {key: value for key, value in entries.items() if key not in alike}
@@ -127,7 +127,7 @@ def cut_images(entries: Prompt, count: int, total: int) -> tuple[Prompt, Prompt]
 
 
 def same_content(parts: Prompt, whole: Prompt) -> bool:
-    """Return whether a prompt in two parts has the tokens and, one after the other, the images of a whole one."""
+    """Return whether the parts of a prompt, concatenated, have the tokens and images of the whole prompt."""
     if any(not torch.equal(parts[key], whole[key]) for key in TOKEN_KEYS if key in whole):
         return False
     first, rest = (image_entries(part) for part in image_parts(parts))
@@ -135,7 +135,7 @@ def same_content(parts: Prompt, whole: Prompt) -> bool:
 
 
 def follow(first: torch.Tensor, rest: torch.Tensor, whole: torch.Tensor) -> bool:
-    """Return whether the images of `whole` are those of two tensors: they are rows, or those of a batch of one."""
+    """Return whether `whole` is the concatenation of two tensors, along the rows or along those of a batch of one."""
     dim = 1 if whole.ndim > 1 and len(first) == len(rest) == len(whole) == 1 else 0
     fits = first.ndim == rest.ndim and first.shape[dim + 1 :] == rest.shape[dim + 1 :]
     return fits and torch.equal(torch.cat([first, rest], dim), whole)

@@ -1,4 +1,4 @@
-"""Export of a trained policy to a Hugging Face folder."""
+"""Export a trained policy to a Hugging Face folder."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedModel
 
 FILE_BYTES = 4 * 10**9
-"""Largest size of a file of weights: it is in memory while it is written."""
+"""Maximum size of a file of weights, which is kept in memory while it is written."""
 
 EXPORT_STEPS = 4
-"""The base is read, the trained weights are loaded into it, the model is written, the processor is written."""
+"""Steps: read the base, load the trained weights, write the model, write the processor."""
 
 
 def export_policy(
@@ -49,17 +49,17 @@ def export_policy(
     Adapters are merged into the weights, and saved under `adapter/` as well.
 
     Args:
-        policy: the base and how it was trained; it need not be loaded.
+        policy: the policy, with the base and its settings; it need not be loaded.
         folder: folder to create.
-        weights: trained weights by their name in the model, as `Policy.trained_weights` returns them.
-        max_new_tokens: limit for an answer.
+        weights: trained weights by name in the model, as returned by `Policy.trained_weights`.
+        max_new_tokens: maximum number of tokens in an answer.
         adapter_alone: write only the adapter, directly to the folder.
-        dtype: dtype of the weights; default: the base's dtype or that of the computation, whichever is more precise.
+        dtype: dtype of the weights; default: the base's dtype or the compute dtype, whichever is more precise.
         advance: called with the number of completed steps, up to `EXPORT_STEPS`.
 
     Raises:
-        ConfigurationError: the weights do not match the policy's trained parameters, or an adapter alone can't hold
-            the policy's limits for images.
+        ConfigurationError: the weights do not match the policy's trained parameters, or `adapter_alone` is set although
+            an adapter can't contain the policy's limits on image size.
     """
     processor, fields, model, base_dtype = read_base(policy, adapter_alone)
     generation = greedy_generation(model, processor.tokenizer, max_new_tokens)
@@ -86,16 +86,16 @@ def export_policy(
     copy_processor(policy.folder, folder)
     write_fields(folder, fields)
     mode = next(folder.glob("*.json")).stat().st_mode
-    for weights_file in folder.rglob("*.safetensors"):  # safetensors makes them readable by the owner alone
+    for weights_file in folder.rglob("*.safetensors"):  # safetensors makes files readable only by the owner
         weights_file.chmod(mode)
     advance(EXPORT_STEPS)
 
 
 def read_base(policy: Policy, adapter_alone: bool) -> tuple[Any, dict[str, Any], PreTrainedModel, torch.dtype]:
-    """Return a policy's processor, the fields of its image processor that limits change, its base, and its dtype.
+    """Return a policy's processor, the image processor's fields for its limits, its base, and the dtype of the weights.
 
     Raises:
-        ConfigurationError: an adapter alone can't hold the limits.
+        ConfigurationError: `adapter_alone` is set, but an adapter can't contain the limits.
     """
     from transformers import AutoConfig
 
@@ -108,7 +108,7 @@ def read_base(policy: Policy, adapter_alone: bool) -> tuple[Any, dict[str, Any],
                 f"export: --adapter: model.policy.max_tiles changes {', '.join(repeated)} in the model's config.json, "
                 "which an adapter does not have; leave out --adapter to export the merged model"
             )
-        # Adapters are merged in float32, a weight at a time; the others stay in the file.
+        # adapters are merged in float32, one weight at a time; other weights stay memory-mapped
         read = torch.float32 if policy.lora is None else exact_dtype(policy.folder, torch.bfloat16)
         model = load_pretrained(policy.folder, read, policy.trust_remote_code)
         model.name_or_path = policy.checkpoint  # an adapter names it as its base
@@ -120,7 +120,7 @@ def read_base(policy: Policy, adapter_alone: bool) -> tuple[Any, dict[str, Any],
 
 
 def fill(model: nn.Module, weights: Mapping[str, Tensor], frozen: set[nn.Parameter]) -> None:
-    """Replace weights of the base by the trained ones. `frozen`: parameters that may be missing.
+    """Replace weights of the base by trained weights. `frozen`: parameters that may be missing in `weights`.
 
     Raises:
         ConfigurationError: a trained parameter is missing, is unknown to the model, or has another shape.
@@ -130,14 +130,14 @@ def fill(model: nn.Module, weights: Mapping[str, Tensor], frozen: set[nn.Paramet
         raise ConfigurationError(f"ckpt: made with other model settings: it lacks {missing[0]!r}")
     try:
         unexpected = model.load_state_dict(weights, strict=False).unexpected_keys
-    except RuntimeError as error:  # of another shape
+    except RuntimeError as error:  # a weight has another shape
         raise ConfigurationError(f"ckpt: made with other model settings: {error}") from error
     if unexpected:
         raise ConfigurationError(f"ckpt: made with other model settings: it has {unexpected[0]!r}")
 
 
 def published_weights(model: PreTrainedModel) -> dict[str, Tensor]:
-    """Return a model's weights under the names of its published checkpoint, without copies of tied ones."""
+    """Return a model's weights under the names in its published checkpoint, without duplicates of tied weights."""
     from transformers.core_model_loading import revert_weight_conversion
 
     places: set[tuple[int, torch.Size]] = set()
@@ -153,16 +153,16 @@ def published_weights(model: PreTrainedModel) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def save_merged(model: PreTrainedModel, published: Mapping[str, Tensor], folder: Path, dtype: torch.dtype) -> None:
-    """Write a model with adapters merged and trained modules, a file at a time: one file's weights are in memory.
+    """Write a model with merged adapters and trained modules, keeping the weights of one file at a time in memory.
 
     Args:
         model: the model with adapters.
-        published: its weights without them, from `published_weights`.
+        published: the weights of the base, from `published_weights`.
         folder: folder to write to.
         dtype: dtype of the written weights.
 
     Raises:
-        ConfigurationError: a trained weight is stored in another form than the model's.
+        ConfigurationError: the layout of a trained weight in files differs from that in the model.
     """
     adapters = {m.get_base_layer().weight.data_ptr(): m for m in model.modules() if has_adapter(m)}
     copies = {original.data_ptr(): copy for original, copy in copies_by_original(model)}
@@ -197,14 +197,14 @@ def save_merged(model: PreTrainedModel, published: Mapping[str, Tensor], folder:
 
 
 def keep_published_layout(model: PreTrainedModel) -> None:
-    """Let `save_pretrained` transpose the experts of Qwen3-VL-MoE back, as vLLM and transformers 4 read them.
+    """Make `save_pretrained` transpose the experts of Qwen3-VL-MoE back to the layout of vLLM and transformers 4.
 
-    Loading transposes weights whose shape is not that of the model. Saving reverses that with the same condition, which
-    never holds for the model's own weights.
+    Loading transposes weights whose shape differs from the model's. Saving reverses this under the same condition,
+    which never holds for the model's weights.
     """
     from transformers.core_model_loading import Transpose, WeightConverter
 
-    conversions = vars(model).get("_weight_conversions")  # a model that was dequantised has lost them
+    conversions = vars(model).get("_weight_conversions")  # absent after dequantisation
     for conversion in conversions or ():
         if isinstance(conversion, WeightConverter):
             for operation in conversion.operations:

@@ -1,4 +1,4 @@
-"""Linear layers of the language model in four bits (QLoRA, arXiv 2305.14314), by bitsandbytes."""
+"""Quantise linear layers of the language model to four bits (QLoRA, arXiv 2305.14314) with bitsandbytes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ FIELD = "model.policy.quantize"
 
 
 def published_in_four_bits(checkpoint: str) -> bool:
-    """Return whether bitsandbytes has quantised the weights of a checkpoint to four bits."""
+    """Return whether the weights in a checkpoint are quantised to four bits by bitsandbytes."""
     from transformers import PreTrainedConfig
 
     config, _ = PreTrainedConfig.get_config_dict(checkpoint)
@@ -24,7 +24,7 @@ def published_in_four_bits(checkpoint: str) -> bool:
 
 
 def is_bitsandbytes(settings: object) -> bool:
-    """Return whether the `quantization_config` of a config.json is that of bitsandbytes with four bits."""
+    """Return whether the `quantization_config` of a config.json specifies bitsandbytes with four bits."""
     return (
         isinstance(settings, dict)
         and settings.get("quant_method") == "bitsandbytes"
@@ -33,11 +33,11 @@ def is_bitsandbytes(settings: object) -> bool:
 
 
 def check_four_bits(has_adapters: bool, what: str) -> None:
-    """Check that weights in four bits can be trained here.
+    """Check that a model with weights in four bits can be trained.
 
     Args:
         has_adapters: whether adapters are trained.
-        what: what asks for four bits, for the message.
+        what: the setting or checkpoint that requires four bits, for the message.
 
     Raises:
         ConfigurationError: there are no adapters, or bitsandbytes is not installed.
@@ -51,14 +51,14 @@ def check_four_bits(has_adapters: bool, what: str) -> None:
 
 
 def nf4_settings(checkpoint: str, dtype: torch.dtype, trust_remote_code: bool) -> dict[str, Any]:
-    """Return arguments of `from_pretrained` that quantise the language model's linear layers as they are read.
+    """Return arguments of `from_pretrained` that quantise the language model's linear layers when reading them.
 
-    Weights become 4-bit normal floats in blocks of 64, whose scales are quantised to 8 bits in blocks of 256: 0.52
-    bytes per weight. The vision tower, the projector and the head keep the dtype of the computation.
+    Weights are converted to 4-bit NormalFloat in blocks of 64, with scales quantised to 8 bits in blocks of 256: 0.52
+    bytes per weight. The vision tower, the projector and the head keep the compute dtype.
 
     Args:
         checkpoint: a folder or a model on the Hugging Face Hub.
-        dtype: dtype of the computation.
+        dtype: compute dtype.
         trust_remote_code: run Python code that comes with the checkpoint.
     """
     from transformers import AutoConfig, AutoModelForImageTextToText, BitsAndBytesConfig
@@ -79,10 +79,10 @@ def nf4_settings(checkpoint: str, dtype: torch.dtype, trust_remote_code: bool) -
 
 
 def compute_in(model: nn.Module, dtype: torch.dtype) -> None:
-    """Let layers in four bits compute in a dtype, and own their scales, which may be mapped from the file."""
+    """Make layers in four bits compute in a dtype, and copy their scales, which may be memory-mapped."""
     for layer in four_bit_layers(model):
         layer.compute_dtype, layer.compute_type_is_set = dtype, True
-        layer.support_avx512bf16_for_cpu = False  # the sampler would use other kernels than the trainer
+        layer.support_avx512bf16_for_cpu = False  # else sampler and trainer would use different kernels
         state = layer.weight.quant_state
         state.dtype = dtype
         state.absmax = state.absmax.clone()
@@ -90,7 +90,7 @@ def compute_in(model: nn.Module, dtype: torch.dtype) -> None:
 
 @contextmanager
 def four_bits_computing_in(model: nn.Module, dtype: torch.dtype) -> Iterator[None]:
-    """Let layers in four bits compute in another dtype for a while."""
+    """Make layers in four bits compute in another dtype in the context."""
     layers = [*four_bit_layers(model)]
     before = [(layer.compute_dtype, layer.weight.quant_state.dtype) for layer in layers]
     for layer in layers:
@@ -108,12 +108,12 @@ def four_bit_layers(model: nn.Module) -> Iterator[Any]:
 
 
 def is_in_four_bits(module: nn.Module) -> bool:
-    """Return whether a module is a linear layer in four bits: a trainer's own always has a weight in floating point."""
+    """Return whether a module is a linear layer in four bits. Trained layers always have a floating-point weight."""
     return isinstance(module, nn.Linear) and not module.weight.is_floating_point()
 
 
 def weight_of(layer: nn.Module) -> Tensor:
-    """Return the weight (out, in) that a linear layer computes with; one in four bits is dequantised."""
+    """Return the weight of a linear layer, (out, in), dequantised if it is in four bits."""
     weight = layer.weight
     assert isinstance(weight, Tensor)
     if not is_in_four_bits(layer):

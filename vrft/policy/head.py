@@ -1,4 +1,4 @@
-"""The head of a language model, with the scaling and capping of its logits that some families apply after it."""
+"""Compute logits with the head of a language model, and the scaling and capping that some families apply to them."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ MULTIPLIED = {
     "muse_glimmer": "output_multiplier",
     "muse_spark": "output_multiplier",
 }
-"""Fields of the text config by which types multiply their logits; the other types ignore such a field."""
+"""Fields of the text config by which model types multiply their logits. Other types ignore such fields."""
 
 DIVIDED = {
     "granite4_vision": "logits_scaling",
     "granite_docling": "logits_scaling",
     "inkling_mm_model": "logits_mup_width_multiplier",
 }
-"""Fields of the text config by which types divide their logits."""
+"""Fields of the text config by which model types divide their logits."""
 
 CAPPED = ("gemma3n", "gemma4", "gemma4_unified", "mistral_large4", "muse_glimmer", "muse_spark")
-"""Types that limit their logits to `final_logit_softcapping` of the text config, by a tanh."""
+"""Model types that cap their logits at `final_logit_softcapping` of the text config with a tanh."""
 
 
 def logits_of(model: PreTrainedModel) -> Callable[[Tensor], Tensor]:
-    """Return the function from hidden states (…, H) to logits (…, V) that a model's own forward applies."""
+    """Return the function from hidden states, (…, H), to logits, (…, V), of a model's forward."""
     head = model.get_output_embeddings()
     kind, text = model.config.model_type, model.config.get_text_config()
     scale = getattr(text, MULTIPLIED[kind]) if kind in MULTIPLIED else None

@@ -1,4 +1,4 @@
-"""Limits for the size of images, translated to the fields of each family's image processor."""
+"""Translate limits on the size of images to the fields of each family's image processor."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ AREA_PROCESSORS = (
     "Qwen2VLImageProcessor",
     "VideoLlama3ImageProcessor",
 )
-"""Image processors whose `size` holds areas in pixels, under the names `shortest_edge` and `longest_edge`."""
+"""Image processors whose `size` contains areas in pixels, named `shortest_edge` and `longest_edge`."""
 
 FRAME_AREA_PROCESSORS = ("Glm4vImageProcessor", "Glm46VImageProcessor", "GlmgaImageProcessor")
-"""As above, but the area counts for each of an image's `temporal_patch_size` frames."""
+"""Image processors whose `size` contains such areas summed over the `temporal_patch_size` frames of an image."""
 
 EDGE_TILE_PROCESSORS = ("Idefics3ImageProcessor", "SmolVLMImageProcessor")
 """Image processors that resize the longer side to `size.longest_edge`, then cut tiles of `max_image_size`."""
@@ -46,20 +46,20 @@ SIZE_FIELDS = {
     "max_slice_nums",
     "max_soft_tokens",
 }
-"""Fields with which other image processors choose the size of images; error messages quote them."""
+"""Fields that determine the size of images in other image processors, for error messages."""
 
 AREA_EDGES = {"shortest_edge": "min_pixels", "longest_edge": "max_pixels"}
 
 
 @dataclass(frozen=True)
 class ImageLimits:
-    """Limits for the size of images.
+    """Limits on the size of images.
 
     Attributes:
-        min_pixels: smaller images are enlarged to this area; None: the checkpoint's own.
-        max_pixels: larger images are shrunk to this area; None: the checkpoint's own.
-        max_tiles: largest number of tiles that an image is cut into, not counting an overview; None: the
-            checkpoint's own.
+        min_pixels: minimum area; smaller images are enlarged. None: the checkpoint's limit.
+        max_pixels: maximum area; larger images are shrunk. None: the checkpoint's limit.
+        max_tiles: maximum number of tiles that an image is cut into, not counting an overview. None: the checkpoint's
+            limit.
 
     Raises:
         ConfigurationError: a limit is not positive, or `min_pixels` is larger than `max_pixels`.
@@ -80,21 +80,21 @@ class ImageLimits:
 
     @property
     def pixels(self) -> dict[str, int]:
-        """The limits of the area that are set, by name."""
+        """The configured limits of the area, by name."""
         return {name: getattr(self, name) for name in AREA_EDGES.values() if getattr(self, name) is not None}
 
 
 def is_a(image_processor: Any, names: tuple[str, ...]) -> bool:
-    """Return whether an image processor is of one of these classes or a subclass, on any backend (`…Pil`, `…Fast`)."""
+    """Return whether an image processor is one of these classes or a subclass, with any backend (`…Pil`, `…Fast`)."""
     own = {cls.__name__.removesuffix("Pil").removesuffix("Fast") for cls in type(image_processor).__mro__}
     return not own.isdisjoint(names)
 
 
 def limited_fields(image_processor: Any, limits: ImageLimits) -> dict[str, Any]:
-    """Return the fields of an image processor that honour the limits, by name.
+    """Return the fields of an image processor that implement the limits, by name.
 
     Raises:
-        ConfigurationError: the image processor has no such limit, or can't be limited as far.
+        ConfigurationError: the image processor does not support such a limit, or a limit this low.
     """
     fields: dict[str, Any] = {}
     if limits.pixels:
@@ -105,9 +105,9 @@ def limited_fields(image_processor: Any, limits: ImageLimits) -> dict[str, Any]:
 
 
 def area_limits(image_processor: Any, limits: ImageLimits) -> dict[str, int]:
-    """Return `size` of an image processor that limits the area of resized images.
+    """Return `size` of an image processor with limits on the area of resized images.
 
-    A limit of the checkpoint's own that contradicts the given one is moved to it.
+    A limit of the checkpoint that contradicts a given limit is set to the given one.
     """
     frames = image_processor.temporal_patch_size if is_a(image_processor, FRAME_AREA_PROCESSORS) else 1
     if frames == 1 and not is_a(image_processor, AREA_PROCESSORS):
@@ -135,7 +135,7 @@ def area_limits(image_processor: Any, limits: ImageLimits) -> dict[str, int]:
 
 
 def tile_limits(image_processor: Any, max_tiles: int) -> dict[str, Any]:
-    """Return the fields of an image processor that limit the tiles to `max_tiles`, or to its own number if smaller."""
+    """Return the fields of an image processor that limit tiles to `max_tiles`, or to its current limit if smaller."""
     if is_a(image_processor, EDGE_TILE_PROCESSORS):
         side = image_processor.max_image_size["longest_edge"]
         return {"size": {"longest_edge": min(image_processor.size["longest_edge"], math.isqrt(max_tiles) * side)}}
@@ -158,7 +158,7 @@ def tile_limits(image_processor: Any, max_tiles: int) -> dict[str, Any]:
 
 
 def grid_tiles(image_processor: Any, grid: list[int]) -> int:
-    """Return the number of tiles in a grid that is given by its height and width in pixels."""
+    """Return the number of tiles in a grid, given its height and width in pixels."""
     size = image_processor.crop_size or image_processor.size
     side = size.get("height") or size["shortest_edge"]
     return int((grid[0] // side) * (grid[1] // side))
@@ -168,7 +168,7 @@ def resized(image_processor: Any, size: tuple[int, int]) -> tuple[int, int]:
     """Return the size (width, height) to which an image processor resizes an image of `size` (width, height).
 
     Raises:
-        ConfigurationError: the image processor doesn't resize images by their area.
+        ConfigurationError: the image processor does not resize images by area.
     """
     from transformers.models.glm4v.image_processing_pil_glm4v import smart_resize as resize_frames
     from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
@@ -200,7 +200,7 @@ def kind(image_processor: Any) -> str:
 
 
 def instead(image_processor: Any) -> str:
-    """Describe how an image processor chooses the size of images, for an error message."""
+    """Describe how an image processor determines the size of images, for an error message."""
     if is_a(image_processor, (*AREA_PROCESSORS, *FRAME_AREA_PROCESSORS)):
         return "it limits the area, model.policy.max_pixels"
     if is_a(image_processor, (*EDGE_TILE_PROCESSORS, *PATCH_TILE_PROCESSORS, *GRID_TILE_PROCESSORS)):
@@ -211,7 +211,7 @@ def instead(image_processor: Any) -> str:
 
 
 def smaller_images(image_processor: Any) -> list[str]:
-    """Return the setting that makes images smaller, or none if the image processor has no limit, for advice."""
+    """Return the setting that makes images smaller, for advice, or an empty list if there is none."""
     if is_a(image_processor, (*AREA_PROCESSORS, *FRAME_AREA_PROCESSORS)):
         return ["model.policy.max_pixels=200704"]
     if is_a(image_processor, (*EDGE_TILE_PROCESSORS, *PATCH_TILE_PROCESSORS, *GRID_TILE_PROCESSORS)):
@@ -230,18 +230,18 @@ def apply_fields(image_processor: Any, fields: dict[str, Any]) -> None:
 
 
 def config_fields(fields: dict[str, Any]) -> dict[str, Any]:
-    """Return the fields that a model's config repeats: the grids from which the LLaVA models derive their features."""
+    """Return the fields that a model's config repeats: the grids from which LLaVA models derive features."""
     return {name: value for name, value in fields.items() if name == "image_grid_pinpoints"}
 
 
 def apply_to_config(config: Any, fields: dict[str, Any]) -> None:
-    """Set the fields that a model's config repeats."""
+    """Set the fields in a model's config."""
     for name, value in config_fields(fields).items():
         setattr(config, name, value)
 
 
 def write_fields(folder: Path, fields: dict[str, Any]) -> None:
-    """Write fields of the image processor to the processor's files, in the form that each file already has."""
+    """Write fields of the image processor to the processor's files, in the form that each file already uses."""
     for path in (folder / "preprocessor_config.json", folder / "processor_config.json"):
         if not fields or not path.exists():
             continue
@@ -254,5 +254,5 @@ def write_fields(folder: Path, fields: dict[str, Any]) -> None:
         if old and "size" not in settings:
             settings |= areas
         else:
-            settings |= fields | {name: areas[name] for name in old if name in areas}  # they override `size`
+            settings |= fields | {name: areas[name] for name in old if name in areas}  # old names override `size`
         path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

@@ -1,6 +1,6 @@
-"""Compute a language model's last layer only for tokens whose hidden states are used: those that predict.
+"""Compute a language model's last layer only for the tokens that predict completion tokens.
 
-A prompt's other tokens end in keys and values of the last layer's attention; their MLP would be computed for nothing.
+Of a prompt's other tokens, only the keys and values in the last layer are used, so their queries and MLP are skipped.
 
 n tokens, H hidden size.
 """
@@ -25,7 +25,7 @@ PARTS = {"self_attn", "mlp", *NORMS}
 
 
 class LastLayer(FusedLayer):
-    """A layer that returns the tokens that its layout's `kept` names, if it does (1, n, H)."""
+    """A layer that returns only the tokens in its layout's `kept`, if set, (1, n, H)."""
 
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         layer: Any = self
@@ -39,7 +39,7 @@ class LastLayer(FusedLayer):
 
 
 def shorten_last_layer(model: PreTrainedModel) -> None:
-    """Let the last layer compute the tokens alone that are kept, if it is norm, attention, norm and MLP."""
+    """Make the last layer compute only the kept tokens, if it consists of norm, attention, norm and MLP."""
     layer = model.get_decoder().layers[-1]
     if dict(layer.named_children()).keys() == PARTS:
         own: Any = type(layer)
@@ -49,18 +49,18 @@ def shorten_last_layer(model: PreTrainedModel) -> None:
 
 
 class Everything:
-    """A layout that keeps all of three tokens."""
+    """A layout of three tokens that keeps all of them."""
 
     kept = torch.arange(3, device="cpu")
 
 
 OTHER_CALLS = (TypeError, ValueError, RuntimeError, AttributeError, LookupError)
-"""Errors of a forward that calls its parts with other arguments, or unpacks other results, than the usual layer."""
+"""Errors of a layer whose forward calls its parts with unusual arguments, or unpacks unusual results."""
 
 
 @torch.no_grad()
 def layers_agree(layer: Any, kind: type[nn.Module]) -> bool:
-    """Return whether a layer gives the same values as its own class and as `kind`, around any attention and MLP."""
+    """Return whether a layer gives the same output as its own class and as `kind`, whatever its attention and MLP."""
     own = type(layer)
     try:
         with stubs(layer):
@@ -73,7 +73,7 @@ def layers_agree(layer: Any, kind: type[nn.Module]) -> bool:
 
 
 def output_as(layer: Any, kind: type[nn.Module]) -> Any:
-    """Return the output of a layer of class `kind` for fixed hidden states and weights of its norms."""
+    """Return the output of a layer, as class `kind`, for fixed hidden states and fixed weights of its norms."""
     size = len(layer.input_layernorm.weight)
     hidden = torch.arange(3.0 * size, device="cpu").sin().view(1, 3, size)
     values = {
@@ -88,7 +88,7 @@ def output_as(layer: Any, kind: type[nn.Module]) -> Any:
 
 @contextmanager
 def stubs(layer: Any) -> Iterator[None]:
-    """Let a layer's attention and MLP be simple functions."""
+    """Replace a layer's attention and MLP by simple functions in the context."""
     layer.self_attn.__dict__["forward"] = lambda hidden_states, **_: (hidden_states.sin(), None)
     layer.mlp.__dict__["forward"] = lambda hidden_states: hidden_states.cos()
     try:

@@ -26,29 +26,29 @@ if TYPE_CHECKING:
 
 ADAPTER = "model.policy.lora.adapter"
 SETTINGS = ("rank_pattern", "alpha_pattern", "use_rslora", "use_dora", "modules_to_save")
-"""Settings that have the same name in a saved adapter."""
+"""Settings with the same name in a saved adapter."""
 
 WEIGHTS = "adapter_model.safetensors"
 
 
 @dataclass(frozen=True)
 class LoRA:
-    """Low-rank adapters on the language model (arXiv 2106.09685). Names and meanings are peft's.
+    """Low-rank adapters on the language model (arXiv 2106.09685). Names and meanings are the same as in peft.
 
     Attributes:
         r: rank.
         alpha: scale; the adapter's output is multiplied by alpha / r.
-        target_modules: names of the linear layers that get an adapter; "all-linear" includes the vision tower's.
-            Default: all linear layers of the language model.
+        target_modules: names of the linear layers with adapters; "all-linear" includes the vision tower's. Default: all
+            linear layers of the language model.
         rank_pattern: ranks of some layers, by a regular expression for the end of their names.
-        alpha_pattern: scales of some layers, likewise.
+        alpha_pattern: scales of some layers, by a regular expression for the end of their names.
         use_rslora: divide alpha by the square root of the rank instead (arXiv 2312.03732).
-        use_dora: train the length of each row of a weight, too (arXiv 2402.09353): slower, for small ranks.
-        modules_to_save: ends of the names of modules that train as a whole beside the adapters, e.g. lm_head; the
-            reference has the originals. They are saved with the adapter.
-        init_lora_weights: distribution of fresh adapters; they change nothing until they are trained.
-        adapter: start from the adapter in this folder, which peft or vrft has saved; the other settings are then the
-            adapter's own. The reference is the policy with this adapter.
+        use_dora: also train the norm of each row of a weight (arXiv 2402.09353): slower, for small ranks.
+        modules_to_save: suffixes of the names of whole modules to train in addition to the adapters, e.g. lm_head. They
+            are saved with the adapter; the reference has the originals.
+        init_lora_weights: distribution of new adapters, which change nothing until they are trained.
+        adapter: folder with an adapter saved by peft or vrft to start from. The other settings are then the adapter's,
+            and the reference is the policy with this adapter.
     """
 
     r: int = 16
@@ -70,30 +70,29 @@ class LoRA:
 
 
 def has_adapter(layer: nn.Module) -> TypeGuard[LoraLayer]:
-    """Return whether a layer has an adapter.
+    """Return whether a layer has an adapter, without importing peft if it was not imported before.
 
-    Only peft adds adapters. This does not import it: where bitsandbytes is installed, peft imports it and torch's
-    compiler, which takes more than a second.
+    If bitsandbytes is installed, peft imports it and torch's compiler, which takes more than a second.
     """
     lora = sys.modules.get("peft.tuners.lora")
     return lora is not None and isinstance(layer, lora.LoraLayer)
 
 
 def add_adapters(model: PreTrainedModel, lora: LoRA) -> nn.Module:
-    """Wrap a model with adapters. Fresh ones leave its output unchanged until they are trained."""
+    """Wrap a model with adapters. New adapters leave its output unchanged until they are trained."""
     from peft import get_peft_model
 
     if lora.modules_to_save:
         check_whole_modules(model, lora.modules_to_save)
-    # peft rounds fresh adapters to the dtype of their layer. These stand-ins for weights take no memory.
-    # Adapters of layers in four bits are float32 already.
+    # peft rounds new adapters to the dtype of their layer, so replace weights by float32 tensors without memory
+    # meanwhile; adapters of layers in four bits are always float32
     weights = (p for p in model.parameters() if p.is_floating_point())
     float32 = {p: torch.zeros((), device=p.device).expand(p.shape) for p in weights}
     with replaced(float32):
         adapted = get_peft_model(model, peft_config(model, lora))
-    fill_copies(model)  # from the stand-ins
+    fill_copies(model)  # peft copied the replacements
     for layer in (module for module in model.modules() if has_adapter(module)):
-        if magnitudes := [*layer.lora_magnitude_vector.parameters()]:  # those of the stand-ins
+        if magnitudes := [*layer.lora_magnitude_vector.parameters()]:  # computed from the replacements
             magnitudes[0].data = row_lengths(weight_of(layer.get_base_layer()))
     if lora.adapter is not None:
         fill_adapters(adapted, Path(lora.adapter))
@@ -101,7 +100,7 @@ def add_adapters(model: PreTrainedModel, lora: LoRA) -> nn.Module:
 
 
 def peft_config(model: PreTrainedModel, lora: LoRA) -> LoraConfig:
-    """Return peft's settings, without dropout: all completions of a group share the forward of their prompt."""
+    """Return peft's settings. There is no dropout, because the completions of a group share the forward of a prompt."""
     from peft import LoraConfig
 
     if lora.adapter is not None:
@@ -123,10 +122,10 @@ def peft_config(model: PreTrainedModel, lora: LoRA) -> LoraConfig:
 
 
 def read_settings(lora: LoRA) -> dict[str, Any]:
-    """Read the settings of the adapter that training starts from, before a model is read.
+    """Read the settings of the adapter to start from, before a model is read.
 
     Raises:
-        ConfigurationError: it holds no adapter that vrft can train, or other settings are given beside it.
+        ConfigurationError: the folder has no adapter that vrft can train, or other settings are given too.
     """
     folder = Path(str(lora.adapter))
     for field in fields(LoRA):
@@ -147,7 +146,7 @@ def read_settings(lora: LoRA) -> dict[str, Any]:
 
 
 def fill_adapters(adapted: nn.Module, folder: Path) -> None:
-    """Read the weights of an adapter into a model that has adapters of the same settings.
+    """Read the weights of an adapter into a model that has adapters with the same settings.
 
     Raises:
         ConfigurationError: the adapter belongs to another model.
@@ -164,9 +163,10 @@ def fill_adapters(adapted: nn.Module, folder: Path) -> None:
 
 
 def merged_weight(layer: LoraLayer) -> Tensor:
-    """Return the weight (out, in) of a layer with its adapter merged: W + scale B A; with DoRA, rows have its lengths.
+    """Return the weight of a layer with its adapter merged, (out, in).
 
-    Sources: arXiv 2106.09685, equation 3; arXiv 2402.09353, equation 5.
+    W + scale B A    (LoRA, arXiv 2106.09685, eq. 3), with rows rescaled to the trained norms for DoRA (arXiv
+    2402.09353, eq. 5)
     """
     base = layer.get_base_layer().weight
     weight: Tensor = base + layer.get_delta_weight("default")
@@ -176,19 +176,19 @@ def merged_weight(layer: LoraLayer) -> Tensor:
 
 
 def row_lengths(weight: Tensor) -> Tensor:
-    """Return the length of each row, (out, in) -> (out,)."""
+    """Return the norm of each row, (out, in) -> (out,)."""
     return torch.linalg.vector_norm(weight.float(), dim=1)
 
 
 @contextmanager
 def without_adapters(model: PreTrainedModel, which: Callable[[nn.Module], bool] = lambda layer: True) -> Iterator[None]:
-    """Replace each layer that has adapters by its base layer.
+    """Replace layers that have adapters by their base layers in the context.
 
-    Adapters that are only disabled still cost each layer as much as a small matrix product.
+    Disabled adapters would still cost each layer as much as a small matrix product.
 
     Args:
         model: the model.
-        which: tells by its base layer whether a layer is replaced; default: all are.
+        which: returns, given the base layer, whether to replace a layer; default: replace all.
     """
     adapted = [
         (parent, name, layer, layer.get_base_layer())
@@ -202,7 +202,7 @@ def without_adapters(model: PreTrainedModel, which: Callable[[nn.Module], bool] 
 
 @contextmanager
 def without_training(model: PreTrainedModel) -> Iterator[None]:
-    """Replace layers that have adapters by their base layers, and modules that train as a whole by their originals."""
+    """Replace layers with adapters by their base layers, and modules that train as a whole by their originals."""
     whole = [
         (parent, name, module, module.original_module)
         for parent in model.modules()
@@ -215,10 +215,10 @@ def without_training(model: PreTrainedModel) -> Iterator[None]:
 
 @contextmanager
 def _exchanged(modules: list[tuple[nn.Module, str, nn.Module, nn.Module]]) -> Iterator[None]:
-    """Exchange modules: parent, name in it, the present one, the one in its place."""
+    """Exchange modules in the context. Each entry is (parent, name in the parent, current module, replacement)."""
     for parent, name, _, other in modules:
         setattr(parent, name, other)
-    try:  # restore the adapters even after an interrupt: the run may still save a checkpoint
+    try:  # restore the modules even after an interrupt, because the run may still save a checkpoint
         yield
     finally:
         for parent, name, present, _ in modules:

@@ -1,7 +1,7 @@
-"""Move many tensors to page-locked memory, from which they are copied to a GPU while it computes.
+"""Move many tensors to page-locked memory, for asynchronous copies to a GPU.
 
-torch rounds each page-locked allocation up to a power of two, which is up to twice the size of a tensor. So tensors
-share buffers of such sizes.
+Torch rounds each page-locked allocation up to a power of two, up to twice the size of a tensor, so tensors share
+buffers of such sizes.
 """
 
 from __future__ import annotations
@@ -13,25 +13,25 @@ import torch
 from torch import Tensor
 
 ALIGNMENT = 256
-"""A tensor begins at a multiple of this number of bytes."""
+"""Alignment of tensors in bytes."""
 
 BUFFER_BYTES = 2**32
-"""Size of a buffer for smaller tensors. A tensor's old memory is freed as soon as it is copied, so large buffers would
-need both at once.
+"""Size of a buffer for smaller tensors. The old memory of a tensor is freed once the tensor is copied, so filling a
+larger buffer would need more memory at once.
 """
 
 
 class Place(NamedTuple):
-    """The place of a tensor: the index of its buffer, and its first byte there."""
+    """The place of a tensor: the index of its buffer, and the offset in bytes."""
 
     buffer: int
     start: int
 
 
 def places(sizes: Sequence[int]) -> tuple[list[int], dict[int, Place]]:
-    """Return the sizes of buffers, powers of two, and the places of tensors by index, in the order of their buffers.
+    """Return the sizes of buffers, powers of two, and the places of tensors by index, in the order of the buffers.
 
-    The largest tensors come first, and smaller ones fill the space that is left.
+    The largest tensors are placed first, and smaller ones fill the remaining space.
 
     Args:
         sizes: bytes of each tensor.
@@ -54,7 +54,7 @@ def places(sizes: Sequence[int]) -> tuple[list[int], dict[int, Place]]:
 
 
 def page_locked(tensor: Tensor, device: torch.device) -> Tensor:
-    """Return a copy in CPU memory, page-locked if it is copied to a GPU again and again."""
+    """Return a copy in CPU memory, page-locked if `device` is a GPU, to which it will be copied repeatedly."""
     on_cpu = tensor.cpu()
     return on_cpu.pin_memory() if device.type == "cuda" else on_cpu
 
@@ -62,7 +62,7 @@ def page_locked(tensor: Tensor, device: torch.device) -> Tensor:
 def move_to_cpu(tensors: Sequence[Tensor], device: torch.device) -> None:
     """Move the data of tensors to CPU memory, page-locked if `device`, on which they are used, is a GPU.
 
-    Strides stay: fused optimizers expect those of a weight in its states.
+    Strides are kept, because fused optimizers expect a weight and its states to have equal strides.
     """
     if device.type != "cuda":
         for tensor in tensors:

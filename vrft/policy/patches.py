@@ -1,4 +1,4 @@
-"""Changes to the modules of some families: faster embedding of patches, and one dtype for text and images."""
+"""Replace modules of some families, to embed patches faster and to insert images into text of any dtype."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class PatchProjection(nn.Conv3d):
-    """A 3-D convolution that becomes a matrix product if its input is as large as its kernel.
+    """A 3-D convolution whose input has the size of its kernel, computed as a matrix product.
 
     On a CPU, this takes a third of the time.
     """
@@ -25,7 +25,7 @@ class PatchProjection(nn.Conv3d):
 
 
 def project_patches(model: PreTrainedModel) -> None:
-    """Let Qwen models embed their patches, which the processor cuts to the kernel's size, by a matrix product."""
+    """Make Qwen models embed patches, which have the size of the kernel, by a matrix product."""
     for module in model.modules():
         if type(module) is nn.Conv3d and module.kernel_size == module.stride:
             module.__class__ = PatchProjection
@@ -39,13 +39,13 @@ class VisionDtypeEmbedding(nn.Embedding):
 
 
 def match_dtypes(model: PreTrainedModel) -> None:
-    """Let SmolVLM insert images into text of any dtype.
+    """Make SmolVLM insert images into text of any dtype.
 
-    Its forward converts images to the dtype of its first weight, the vision tower's. Text has another while a tied head
-    decodes in bfloat16, or while frozen layers compute in float32.
+    Its forward converts images to the dtype of the model's first weight, in the vision tower. Text has another dtype
+    while a tied head decodes in bfloat16, or while frozen layers compute in float32.
     """
     if model.config.model_type == "smolvlm":
         embedding = model.get_input_embeddings()
         embedding.__class__ = VisionDtypeEmbedding
-        # Not registered as a submodule, which it is already.
+        # assigned without registering it as a submodule a second time
         embedding.__dict__["vision"] = model.base_model.vision_model.embeddings.patch_embedding

@@ -1,4 +1,4 @@
-"""Weights that the first rank reads and hands to the others, which never hold more than their share.
+"""Read weights on the first rank and distribute them to the others, which never have more than their share.
 
 A rank without values has parameters and buffers on the meta device. All ranks call each function together.
 """
@@ -27,11 +27,11 @@ def is_reader() -> bool:
 
 
 def read_once(policy: Policy, keep_reference: bool) -> None:
-    """Read a policy on the first rank; the others build the same model without values.
+    """Read a policy on the first rank, and build the same model without values on the others.
 
     Raises:
-        ConfigurationError: a rank can't read the checkpoint; all ranks raise the first rank's error. A rank whose error
-            is of another kind raises that one.
+        ConfigurationError: a rank can't read the checkpoint. All ranks raise the error of the first rank that failed.
+            A rank with an error of another type raises this error.
     """
     try:
         policy.read(keep_reference, values=is_reader())
@@ -48,20 +48,20 @@ def read_once(policy: Policy, keep_reference: bool) -> None:
 
 
 def share(error: ConfigurationError | None) -> list[ConfigurationError | None]:
-    """Return the errors of all ranks. Without them, the other ranks would wait for weights that never come."""
+    """Return the errors of all ranks, so that no rank waits for weights that another rank can't send."""
     errors: list[ConfigurationError | None] = [None] * dist.get_world_size()
     dist.all_gather_object(errors, error)
     return errors
 
 
 def raise_first(error: ConfigurationError | None) -> None:
-    """Raise the first rank's error, if any rank has one."""
+    """Raise the error of the first rank that has one."""
     if first := next(filter(None, share(error)), None):
         raise first
 
 
 def tie_as_reader(model: nn.Module) -> None:
-    """Tie the parameters that are tied on the first rank: for some checkpoints, that depends on values."""
+    """Tie the parameters that are tied on the first rank, which depends on values for some checkpoints."""
     first_names: dict[Tensor, str] = {}
     names = model.named_parameters(remove_duplicate=False)
     ties = [[(name, first_names.setdefault(parameter, name)) for name, parameter in names]]
@@ -75,9 +75,9 @@ def replicate(policy: Policy, model: nn.Module, device: torch.device) -> None:
     """Give each rank a replica of the first rank's model.
 
     Args:
-        policy: the policy as `read_once` returns it.
-        model: its model or its reference.
-        device: device of the exchange, and of the replica; the weights of an offloaded reference are in CPU memory.
+        policy: the policy after `read_once`.
+        model: the policy's model or reference.
+        device: device of the communication and of the replica. The weights of an offloaded reference are in CPU memory.
     """
     offloaded = model is policy.reference and policy.offload_reference
 
@@ -99,7 +99,7 @@ def replicate_buffers(model: nn.Module, device: torch.device) -> None:
 
 
 def broadcast(tensor: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """Return a copy of the first rank's tensor in a dtype. The others pass one of the same shape, without values."""
+    """Return a copy of the first rank's tensor in a dtype. Other ranks pass a tensor of this shape without values."""
     if is_reader():
         value = tensor.to(device, dtype, copy=True).contiguous()
     else:
@@ -109,7 +109,7 @@ def broadcast(tensor: Tensor, device: torch.device, dtype: torch.dtype) -> Tenso
 
 
 def take_weights(policy: Policy) -> dict[str, Tensor]:
-    """Return the parameters by name, as they were read; those of the policy itself then have no values."""
+    """Return the parameters by name, and leave the policy with parameters without values."""
     weights = {name: parameter.detach() for name, parameter in policy.named_parameters()}
     replace_parameters(
         policy,
@@ -119,7 +119,7 @@ def take_weights(policy: Policy) -> dict[str, Tensor]:
 
 
 def allocate(policy: Policy, home: torch.device) -> None:
-    """Give the sharded parameters of a policy memory on `home`, without values."""
+    """Allocate uninitialised memory on `home` for the sharded parameters of a policy."""
 
     def allocated(parameter: nn.Parameter) -> nn.Parameter:
         sharded = cast(DTensor, parameter)
@@ -133,12 +133,12 @@ def allocate(policy: Policy, home: torch.device) -> None:
 
 @torch.no_grad()
 def scatter(policy: Policy, weights: dict[str, Tensor], device: torch.device) -> None:
-    """Fill the sharded parameters of a policy; `weights` is empty afterwards.
+    """Fill the sharded parameters of a policy. `weights` is emptied.
 
     Args:
         policy: the policy, sharded by FSDP2 and allocated.
         weights: parameters by name, with values on the first rank only.
-        device: device of the exchange.
+        device: device of the communication.
     """
     for name, parameter in policy.named_parameters():
         local = cast(DTensor, parameter).to_local()
@@ -146,12 +146,12 @@ def scatter(policy: Policy, weights: dict[str, Tensor], device: torch.device) ->
 
 
 def own_share(weight: Tensor, shape: torch.Size, device: torch.device) -> Tensor:
-    """Return this rank's part of the first rank's weight along the first dimension, as FSDP2 cuts it.
+    """Return this rank's shard of the first rank's weight, split along the first dimension like FSDP2.
 
     Args:
-        weight: the whole weight, with values on the first rank only.
-        shape: shape of this rank's part, which is empty if there are more ranks than rows.
-        device: device of the exchange.
+        weight: the full weight, with values on the first rank only.
+        shape: shape of this rank's shard, which is empty if there are more ranks than rows.
+        device: device of the communication.
     """
     if is_reader():
         first, *others = weight.chunk(dist.get_world_size())

@@ -1,7 +1,7 @@
-"""Tokenize text that users or models wrote: what looks like a special token in it stays text.
+"""Tokenise text of users or models without interpreting names of special tokens in it.
 
-A category called `<|im_end|>` would otherwise end the user's turn, and `<image>` would ask for another image. Text
-without such names is tokenized as `apply_chat_template(tokenize=True)` does.
+Otherwise a category called `<|im_end|>` would end the user's turn, and `<image>` would require another image. Text
+without such names is tokenised as by `apply_chat_template(tokenize=True)`.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from vrft.policy.prompts import TOKEN_KEYS, Prompt
 from vrft.utils.display import LONE_SURROGATE
 
 MARK, SEGMENT = 0x10F000, 0x10F800
-"""Private-use characters that stand for the n-th special name in user text, and for the n-th piece of a prompt."""
+"""First private-use characters that stand for special names in user text, and for pieces of a prompt."""
 ANSWER = 0x10E000
-"""Private-use characters that stand for the n-th earlier answer while a chat is rendered."""
+"""First private-use character that stands for an earlier answer while a chat is rendered."""
 MAX_SEGMENTS = 64
 FORMAT_TAGS = {"<think>", "</think>", "<answer>", "</answer>"}
-"""Tags of the answer format, which prompts and targets always have; some tokenizers know them as special tokens."""
+"""Tags of the answer format, which prompts and targets contain. In some tokenizers they are special tokens."""
 PRIVATE = re.compile("[\U0010e000-\U0010ffff]")
 
 
@@ -33,9 +33,9 @@ class ChatText(NamedTuple):
     """A chat as text.
 
     Attributes:
-        text: the text, in which `MARK` characters stand for special names of the messages.
-        names: these names.
-        end_of_examples: place of the first special token after the last earlier answer; 0 if there is none.
+        text: the text, with `MARK` characters in place of special names in the messages.
+        names: the special names.
+        end_of_examples: index of the first special token after the last earlier answer; 0 if there is none.
     """
 
     text: str
@@ -49,7 +49,7 @@ class ChatText(NamedTuple):
 
 
 class PlainText:
-    """Special names of a processor, and tokenizers that leave them alone in user text."""
+    """The special names of a processor, and tokenisation that does not interpret them in user text."""
 
     def __init__(self, processor: Any) -> None:
         tokenizer = processor.tokenizer
@@ -64,8 +64,8 @@ class PlainText:
     def with_segments(self) -> Any:
         """A copy of the processor whose tokenizer has one token for each `SEGMENT` character.
 
-        Names that are not special, such as LLaVA's <image>, are special in it, so that `split_special_tokens` leaves
-        them alone.
+        Added tokens that are not special, such as LLaVA's <image>, are special in the copy, so that
+        `split_special_tokens` applies to them.
         """
         from tokenizers import AddedToken
 
@@ -78,11 +78,11 @@ class PlainText:
         return copied
 
     def found(self, texts: Sequence[str]) -> str | None:
-        """Return the first special name in any of the texts."""
+        """Return the first special name in any of the texts, or None."""
         return next((match[0] for text in texts if (match := self.pattern.search(text))), None)
 
     def ids(self, texts: Sequence[str]) -> list[list[int]]:
-        """Return the ids of texts on their own, without bos or eos."""
+        """Return the ids of texts, without bos or eos."""
         whole = self.processor.tokenizer(list(texts), add_special_tokens=False)["input_ids"]
         pairs = zip(texts, whole, strict=True)
         return [self._plain(text, first=True) if self.found([text]) else ids for text, ids in pairs]
@@ -95,7 +95,7 @@ class PlainText:
         """Return a chat as text, with marks for special names in its messages.
 
         Raises:
-            ConfigurationError: a message has half a character, or the template leaves out earlier answers.
+            ConfigurationError: a message has a lone surrogate, or the template leaves out earlier answers.
         """
         if broken := next((text for text in chat_texts(chat) if LONE_SURROGATE.search(text)), None):
             raise ConfigurationError(f"a prompt has half a character, a lone surrogate: {broken[:200]!r}")
@@ -103,7 +103,7 @@ class PlainText:
         if self.found(chat_texts(chat)):
             chat = self._marked(chat, originals)
         text, end = whole_chat(self.processor, chat)
-        following = self.pattern.search(text, end) if end else None  # tokens on both sides of it don't merge
+        following = self.pattern.search(text, end) if end else None  # tokens never merge across a special token
         return ChatText(text, originals, following.start() if following else 0)
 
     def encode(self, rendered: ChatText, images: Sequence[Any], *, continues: bool = False) -> Prompt:
@@ -112,13 +112,13 @@ class PlainText:
         Args:
             rendered: the text.
             images: its images.
-            continues: the text follows another one, so there is no token of a beginning.
+            continues: whether the text follows another text, so that bos must not be added.
 
         Raises:
-            ConfigurationError: the tokenizer turns a special name in the chat's messages into a special token anyway.
+            ConfigurationError: the tokenizer still converts a special name in the messages to a special token.
         """
         text, originals, _ = rendered
-        # As `apply_chat_template(tokenize=True)` does: a tokenizer that adds bos must not repeat the template's.
+        # like `apply_chat_template(tokenize=True)`, don't add a second bos
         bos = self.processor.tokenizer.bos_token
         once = {"add_special_tokens": False} if continues or (bos is not None and text.startswith(bos)) else {}
         if not PRIVATE.search(text):
@@ -143,10 +143,10 @@ class PlainText:
         return map_texts(chat, marked)
 
     def _cut(self, text: str, originals: Sequence[str]) -> tuple[str, list[str]]:
-        """Replace the pieces of a prompt between its own special tokens that have marks by `SEGMENT` characters.
+        """Replace the pieces between a prompt's special tokens that contain marks by `SEGMENT` characters.
 
         Returns:
-            The shorter text, and the pieces with the names that the marks stand for.
+            The shorter text, and the pieces with names in place of the marks.
         """
         segments: list[str] = []
         pieces = []
@@ -163,7 +163,7 @@ class PlainText:
         return "".join(pieces), segments
 
     def _plain(self, text: str, first: bool) -> list[int]:
-        """Return the ids of a text without special tokens. `first`: nothing stands before it."""
+        """Return the ids of a text without special tokens. `first`: whether it is at the beginning of the prompt."""
         tokenizer = self.with_segments.tokenizer
         border = chr(SEGMENT)
         bordered = f"{text}{border}" if first else f"{border}{text}{border}"
@@ -193,9 +193,9 @@ class PlainText:
 
 
 def whole_chat(processor: Any, chat: Sequence[dict[str, Any]]) -> tuple[str, int]:
-    """Return a chat as text, and where the last earlier answer ends in it, 0 if there is none.
+    """Return a chat as text, and the index at which the last earlier answer ends, 0 if there is none.
 
-    Earlier answers are inserted afterwards: templates of reasoning models would remove their reasoning.
+    Earlier answers are inserted after rendering, because templates of reasoning models would remove their reasoning.
 
     Raises:
         ConfigurationError: the template leaves out earlier answers.
@@ -221,7 +221,7 @@ def whole_chat(processor: Any, chat: Sequence[dict[str, Any]]) -> tuple[str, int
 
 
 def processed(processor: Any, text: str, images: Sequence[Any], options: dict[str, Any]) -> Prompt:
-    """Return the output of a processor for a text with images; with token types, which Cosmos 3's leaves out.
+    """Return the output of a processor for a text with images, including the token types that Cosmos 3's omits.
 
     Raises:
         ConfigurationError: the processor refuses several images.
@@ -241,7 +241,7 @@ def processed(processor: Any, text: str, images: Sequence[Any], options: dict[st
 
 @lru_cache(maxsize=4)
 def plain_text(processor: Any) -> PlainText:
-    """Return the plain-text tokenization of a processor."""
+    """Return the PlainText of a processor, cached."""
     return PlainText(processor)
 
 
@@ -253,7 +253,7 @@ def chat_texts(chat: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def map_texts(chat: Sequence[dict[str, Any]], change: Callable[[str], str]) -> list[dict[str, Any]]:
-    """Return a chat's messages with changed texts."""
+    """Return a chat's messages with `change` applied to all texts."""
 
     def part(item: dict[str, Any]) -> dict[str, Any]:
         return item | {"text": change(item["text"])} if item["type"] == "text" else item

@@ -1,4 +1,4 @@
-"""Groups of consecutive prompts that begin alike: with the same examples, or with the same images."""
+"""Group consecutive prompts with a common prefix: the same few-shot examples, or the same images."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from vrft.types import SharedStart
 
 @dataclass(frozen=True)
 class Prefix:
-    """Consecutive prompts that begin alike.
+    """Consecutive prompts with a common prefix.
 
     Attributes:
-        length: number of tokens that they have in common; all, if there is one prompt.
+        length: number of tokens in the prefix; all tokens of a single prompt.
         prompts: the prompts.
-        images: what describes the images of the packed row, in the order of its tokens.
+        images: entries of the processor's output for the images of the packed row, in the order of its tokens.
     """
 
     length: int
@@ -29,23 +29,23 @@ class Prefix:
 
     @classmethod
     def of_one(cls, prompt: Prompt) -> Prefix:
-        """Return a whole prompt as a prefix."""
+        """Return a single prompt, all of whose tokens are the prefix."""
         return cls(prompt["input_ids"].shape[1], [prompt], image_parts(prompt))
 
     @classmethod
     def of_start(cls, prompts: list[Prompt]) -> Prefix:
-        """Return the `SharedStart` of prompts as a prefix."""
+        """Return prompts whose prefix is their `SharedStart`."""
         start: SharedStart = prompts[0]["start"]
         return cls(start.length, prompts, [start.images, *(image_parts(prompt)[-1] for prompt in prompts)])
 
     @property
     def rests(self) -> list[int]:
-        """Tokens of each prompt after the prefix."""
+        """Numbers of tokens of each prompt after the prefix."""
         return [prompt["input_ids"].shape[1] - self.length for prompt in self.prompts]
 
 
 def runs(prompts: Sequence[Prompt], alike: Callable[[Prompt, Prompt], bool]) -> list[list[Prompt]]:
-    """Split prompts into runs of consecutive ones that are alike."""
+    """Split prompts into runs of consecutive prompts that are alike."""
     found: list[list[Prompt]] = []
     for prompt in prompts:
         if found and alike(found[-1][0], prompt):
@@ -66,9 +66,10 @@ def shared_starts(prompts: Sequence[Prompt]) -> list[Prefix]:
 
 
 def shared_prefixes(model: PreTrainedModel, prompts: Sequence[Prompt]) -> list[Prefix]:
-    """Group consecutive prompts with the same `SharedStart`, and others with the same images, in order.
+    """Group consecutive prompts with the same `SharedStart` or, without one, with the same images, in order.
 
-    The prefix of prompts with the same images contains all image tokens and leaves each prompt at least one token.
+    The prefix of prompts with the same images contains all image tokens, and at least one token of each prompt follows
+    it.
     """
 
     def alike(one: Prompt, other: Prompt) -> bool:
@@ -88,7 +89,7 @@ def shared_prefixes(model: PreTrainedModel, prompts: Sequence[Prompt]) -> list[P
 
 
 def common_length(rows: Sequence[Tensor]) -> int:
-    """Return how many tokens all rows begin with, at most one less than the shortest has."""
+    """Return the number of leading tokens common to all rows, less than the length of the shortest."""
     shortest = min(map(len, rows)) - 1
     same = (torch.stack([row[:shortest] for row in rows]) == rows[0][:shortest]).all(0)  # (shortest,)
     return int(same.long().cumprod(0).sum())

@@ -1,4 +1,4 @@
-"""The Hugging Face model of a checkpoint, its parameters and its special tokens."""
+"""Load the Hugging Face model of a checkpoint, and find its parameters and special tokens."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ TRUST_REMOTE_CODE_HINT = (
 
 
 def load_pretrained(checkpoint: str, dtype: torch.dtype, trust_remote_code: bool, **kwargs: Any) -> PreTrainedModel:
-    """Load a checkpoint's model from safetensors; kwargs go to `from_pretrained`.
+    """Load a checkpoint's model from safetensors.
 
     Args:
         checkpoint: a folder or a model on the Hugging Face Hub.
-        dtype: dtype of the weights. Buffers are as in a float32 model: in bfloat16, Gemma's embedding scale is rounded.
+        dtype: dtype of the weights. Buffers stay as in a float32 model; bfloat16 would round Gemma's embedding scale.
         trust_remote_code: run Python code that comes with the checkpoint.
-        kwargs: more arguments; `device_map="meta"` makes a model without values.
+        kwargs: arguments for `from_pretrained`, e.g. `device_map="meta"` for a model without values.
 
     Raises:
         ConfigurationError: a weight is missing, unexpected or of another shape.
@@ -52,9 +52,9 @@ def load_pretrained(checkpoint: str, dtype: torch.dtype, trust_remote_code: bool
 
 @contextmanager
 def new_parameters_in(dtype: torch.dtype) -> Iterator[None]:
-    """Give parameters without values another dtype as modules register them.
+    """Change the dtype of parameters on the meta device when modules register them.
 
-    `from_pretrained` creates a model without values, and reads each weight in the dtype of its parameter.
+    `from_pretrained` creates a model on the meta device, and reads each weight in the dtype of its parameter.
     """
 
     def convert(module: nn.Module, name: str, parameter: Tensor | None) -> Tensor | None:
@@ -103,8 +103,8 @@ def weight_files(checkpoint: str) -> list[str]:
 def token_ids(model: PreTrainedModel, tokenizer: Any) -> tuple[list[int], list[int]]:
     """Return the ids that end a completion, and the ids that are banned from completions.
 
-    Image tokens are banned since the model would expect an image for each of them, other special tokens since they
-    belong to the chat format. Idefics3's processor gives some tokenizers a token that the model does not have.
+    Image tokens are banned because the model would expect an image for each, other special tokens because they belong
+    to the chat format. Ids without an embedding, as added by Idefics3's processor, are ignored.
 
     Raises:
         ConfigurationError: no token ends a completion, or the model does not have it.
@@ -123,7 +123,7 @@ def token_ids(model: PreTrainedModel, tokenizer: Any) -> tuple[list[int], list[i
 
 
 def vision_parameters(model: PreTrainedModel) -> list[nn.Parameter]:
-    """Return the parameters of the vision tower and its projector: all but the language model's and its head's."""
+    """Return the parameters of the vision tower and its projector, i.e. all but the language model's and its head's."""
     text = {*model.get_decoder().parameters(), *model.get_output_embeddings().parameters()}
     return [parameter for parameter in model.parameters() if parameter not in text]
 
@@ -133,6 +133,6 @@ def language_model_layers(model: PreTrainedModel) -> str:
     decoder = model.get_decoder()
     prefix = next(name for name, module in model.named_modules() if module is decoder)
     names = [name.split(".") for name, module in decoder.named_modules() if isinstance(module, nn.Linear)]
-    # A number is the place in a list, which other lists have, too.
+    # a numeric name is an index in a list, so qualify it with the name of the list
     linear = {re.escape(".".join(name[-2:] if name[-1].isdigit() else name[-1:])) for name in names}
     return rf"{re.escape(prefix)}\..*\.({'|'.join(sorted(linear))})"

@@ -1,4 +1,4 @@
-"""Processors of Hugging Face checkpoints, encoding of samples, and micro-batches of prompts and completions."""
+"""Encode samples with a checkpoint's processor, and pack prompts and completions into micro-batches."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ PROCESSOR_FILES = (
 
 
 def copy_processor(source: str, folder: Path) -> None:
-    """Copy a checkpoint's processor files, with names that transformers 5 knows.
+    """Copy a checkpoint's processor files, with the class names of transformers 5.
 
     Saving an image-only processor instead would lose the video settings.
     """
@@ -57,7 +57,7 @@ def copy_processor(source: str, folder: Path) -> None:
 
 
 def write_template(folder: Path) -> None:
-    """Write chat_template.jinja if only tokenizer_config.json has the template: processors do not read it there."""
+    """Write chat_template.jinja if only tokenizer_config.json, which processors don't read, has the template."""
     if any((folder / name).exists() for name in ("chat_template.jinja", "chat_template.json")):
         return
     path = folder / "tokenizer_config.json"
@@ -70,9 +70,10 @@ def write_template(folder: Path) -> None:
 
 @dataclass(frozen=True)
 class Encoder:
-    """Turns samples into prompts, one batch of one each. Picklable, so that data-loader workers can use it.
+    """Converts samples to prompts, each a batch of one. Picklable for data-loader workers.
 
-    `coordinates`: of boxes in prompts and answers. `decimals`: of these coordinates; None: those of their frame.
+    `coordinates` are the coordinates of boxes in prompts and answers, with `decimals` decimals; None: the default of
+    the frame.
     """
 
     processor: Any
@@ -99,7 +100,7 @@ class Encoder:
         return self.cache.prompt(plain, rendered, images, count) if count else plain.encode(rendered, images)
 
     def chat(self, sample: Sample, frame: Frame) -> list[dict[str, Any]]:
-        """Return the messages of a sample: system turn, examples with their answers, question."""
+        """Return the messages of a sample: system turn, few-shot examples with answers, question."""
         turns = self.turns(sample, frame)
         if not sample.examples:
             return turns
@@ -114,7 +115,7 @@ class Encoder:
         return [*lead, *shown, *turns[len(lead) :]]
 
     def turns(self, sample: Sample, frame: Frame) -> list[dict[str, Any]]:
-        """Return the task's messages. Raise ConfigurationError unless they have a place for each image."""
+        """Return the task's messages. Raise ConfigurationError unless they have a placeholder for each image."""
         with noted(partial(question_note, sample.image_id, sample.query)):
             chat = self.task.messages(sample, frame)
         places = sum(part["type"] == "image" for turn in chat for part in turn["content"] if isinstance(part, dict))
@@ -126,10 +127,7 @@ class Encoder:
         return chat
 
     def texts(self, sample: Sample, frame: Frame) -> tuple[str, str]:
-        """Return the texts that the task asks, and the whole chat as the processor gets it, to show to people.
-
-        The processor puts an image's tokens in the place of its placeholder.
-        """
+        """Return, for display, the text of the question and the text of the whole chat with image placeholders."""
         question = "\n\n".join(chat_texts(self.turns(sample, frame)))
         return question, whole_chat(self.processor, self.chat(sample, frame))[0]
 
@@ -145,12 +143,12 @@ class Encoder:
 
 
 def shown_images(sample: Sample) -> list[Image.Image]:
-    """Return the images of a prompt in order: those of the examples, then those of the question."""
+    """Return the images of a prompt in order: images of the few-shot examples, then of the question."""
     return [image for shown in (*sample.examples, sample) for image in shown.images]
 
 
 class MicroBatch(NamedTuple):
-    """Indices of prompts and of their rows that share one forward and backward."""
+    """Indices of the prompts and the rows of one forward and backward."""
 
     prompts: list[int]
     rows: list[int]
@@ -159,19 +157,20 @@ class MicroBatch(NamedTuple):
 def micro_batches(
     prompt_lengths: Sequence[int], row_lengths: Sequence[int], selected: Sequence[int], max_tokens: int
 ) -> list[MicroBatch]:
-    """Pack prompts with their rows into micro-batches of at most `max_tokens` tokens, in order.
+    """Pack prompts with their rows, in order, into micro-batches of at most `max_tokens` tokens.
 
-    A prompt whose rows exceed the limit is split, and repeated in each part. A row is never split.
+    If the rows of a prompt exceed the limit, they are split, and the prompt is repeated in each part. A row is never
+    split, so a single row may exceed the limit.
 
     Args:
-        prompt_lengths: tokens of each prompt (P).
-        row_lengths: tokens of each completion (N).
+        prompt_lengths: number of tokens of each of P prompts.
+        row_lengths: number of tokens of each of N completions.
         selected: indices of the prompts to pack.
-        max_tokens: limit for prompts and completions of a micro-batch together.
+        max_tokens: maximum number of prompt and completion tokens in a micro-batch.
     """
     group_size = len(row_lengths) // len(prompt_lengths)
     batches: list[MicroBatch] = []
-    room = 0  # tokens that fit into the last batch
+    room = 0  # number of tokens that still fit into the last micro-batch
     for p in selected:
         rows = list(range(p * group_size, (p + 1) * group_size))
         size = prompt_lengths[p] + sum(row_lengths[n] for n in rows)

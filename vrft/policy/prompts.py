@@ -1,4 +1,4 @@
-"""Encoded prompts, each a batch of one without padding: their images, features and positions."""
+"""Images, features and positions of encoded prompts, each a batch of one without padding."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ Prompt = dict[str, Any]
 """A processor's output for one prompt.
 
 `compared_prompts` adds `position_ids` and `images`, an object that prompts with the same images share.
-`prepare_prompts` adds `features` if the vision tower is frozen. `start` is a `SharedStart`: its tokens are the prompt's
-first ones, and its images are not among those of the prompt itself.
+`prepare_prompts` adds `features` if the vision tower is frozen. `start` is a `SharedStart`: the prompt includes its
+tokens, but not its images.
 """
 
 TOKEN_TYPE_KEYS = ("token_type_ids", "mm_token_type_ids", "moe_mm_token_type_ids")
 TOKEN_KEYS = ("input_ids", "attention_mask", *TOKEN_TYPE_KEYS)
-"""Keys of a processor's output that have one entry per token; the others describe images."""
+"""Keys of a processor's output with one entry per token. The other keys describe images."""
 
 PACKED_KEYS = {"pixel_values", "image_grid_thw"}
-"""Keys of images whose patches form one row, whatever the images' sizes."""
+"""Keys of images whose patches are packed into one row, whatever the images' sizes."""
 
 PREPARED_KEYS = ("position_ids", "features", "images", "start")
 
 Features = Tensor | Sequence[Tensor]
-"""Features of several images: one tensor, or one for each image, as the model's vision tower returns them."""
+"""Features of several images as returned by the vision tower: one tensor, or one per image."""
 
 
 @dataclass(frozen=True)
@@ -42,8 +42,8 @@ class ImageFeatures:
     """Output of the vision tower and its projector for the images of some prompts, in the order of their tokens.
 
     Attributes:
-        pooled: embeddings that replace those of image tokens.
-        deepstack: features that are added after each of the first layers (Qwen3-VL); otherwise empty.
+        pooled: embeddings of the image tokens.
+        deepstack: features to add after each of the first layers (Qwen3-VL); empty for other models.
     """
 
     pooled: Features
@@ -56,7 +56,7 @@ class ImageFeatures:
         return cls(pooled, [_join(layer) for layer in zip(*(part.deepstack for part in parts), strict=True)])
 
     def for_model(self) -> dict[str, Any]:
-        """Return the `mm_encoder_outputs` argument of a forward, which replaces pixels (transformers 5.18)."""
+        """Return the `mm_encoder_outputs` argument of a forward, which replaces the pixels."""
         return {"image": SimpleNamespace(pooler_output=self.pooled, deepstack_features=self.deepstack)}
 
 
@@ -66,31 +66,31 @@ def _join(parts: Sequence[Features]) -> Features:
 
 
 def encode_images(model: PreTrainedModel, prompt: Prompt) -> ImageFeatures:
-    """Return the features of all images of a prompt, those of its shared start included."""
+    """Return the features of all images of a prompt, including those of its shared start."""
     return encode_prompts(model, image_parts(prompt))
 
 
 def image_parts(prompt: Prompt) -> list[Prompt]:
-    """Return what describes the images of a prompt's shared start, if it has one, and what describes the others."""
+    """Return the entries for the images of a prompt's shared start, if it has one, and for the other images."""
     own = {key: value for key, value in prompt.items() if key != "start"}
     return [prompt["start"].images, own] if "start" in prompt else [own]
 
 
 def all_images(prompt: Prompt, endings: tuple[str, ...]) -> dict[str, Tensor]:
-    """Return entries for all images of a prompt, by keys with some endings, one row for each image."""
+    """Return the entries, for all images of a prompt, whose keys have one of the endings, with one row per image."""
     parts = [{key: part[key] for key in part if key.endswith(endings)} for part in image_parts(prompt)]
     return {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
 
 
 def own_features(model: PreTrainedModel, prompt: Prompt) -> ImageFeatures:
-    """Return the features of images without a shared start's; run the vision tower unless they are known."""
+    """Return the features of a prompt's images, except those of its shared start, computing them if necessary."""
     return prompt["features"] if "features" in prompt else image_features(model, image_entries(prompt))
 
 
 def encode_prompts(model: PreTrainedModel, prompts: Sequence[Prompt]) -> ImageFeatures:
-    """Return the features of several prompts' images, by one call if the tower packs images of any size.
+    """Return the features of several prompts' images, except those of shared starts.
 
-    Those of shared starts are left out.
+    A tower that packs images of any size is called once for all prompts.
     """
     entries = [image_entries(prompt) for prompt in prompts]
     if any("features" in prompt or entry.keys() != PACKED_KEYS for prompt, entry in zip(prompts, entries, strict=True)):
@@ -112,7 +112,7 @@ def image_features(model: PreTrainedModel, images: dict[str, Tensor]) -> ImageFe
 
 
 def lengths_after_start(prompts: Sequence[Prompt], max_tokens: int) -> tuple[list[int], int]:
-    """Return how many tokens each prompt has, and may have with others in a forward, beside the start of them all."""
+    """Return the number of tokens of each prompt and the maximum for a forward, both without a common shared start."""
     lengths = [prompt["input_ids"].shape[1] for prompt in prompts]
     starts = {id(prompt.get("start")) for prompt in prompts}
     if len(starts) > 1 or "start" not in prompts[0]:
@@ -122,7 +122,7 @@ def lengths_after_start(prompts: Sequence[Prompt], max_tokens: int) -> tuple[lis
 
 
 def same_images(one: Prompt, other: Prompt) -> bool:
-    """Return whether two prompts have equal pixels; if they were compared before, whether they share an object."""
+    """Return whether two prompts have equal images. Prompts from `compared_prompts` are compared by identity."""
     if one.get("start") is not other.get("start"):
         return False
     if "images" in one and "images" in other:
@@ -169,12 +169,12 @@ def prepare_prompts(model: PreTrainedModel, prompts: Sequence[Prompt], frozen_vi
 
 
 def with_features(prompt: Prompt, features: ImageFeatures) -> Prompt:
-    """Return a prompt with the features of its images in the place of their pixels."""
+    """Replace the pixels of a prompt by the features of its images."""
     return {key: value for key, value in prompt.items() if key != "pixel_values"} | {"features": features}
 
 
 def prompt_positions(model: PreTrainedModel, prompt: Prompt) -> Tensor:
-    """Return rotary positions (1, L), or (3, 1, L) for models with three position axes (M-RoPE)."""
+    """Return rotary positions, (1, L), or (3, 1, L) for models with three position axes (M-RoPE)."""
     if "position_ids" in prompt:
         return prompt["position_ids"]
     get_rope_index = getattr(model.base_model, "get_rope_index", None)
@@ -187,6 +187,6 @@ def prompt_positions(model: PreTrainedModel, prompt: Prompt) -> Tensor:
 
 
 def next_position(positions: Tensor) -> Tensor:
-    """Return the first completion token's position, (1,) or (3, 1): one above the prompt's largest, on all axes."""
+    """Return the position of the first completion token, (1,) or (3, 1): the prompt's maximum plus 1 on all axes."""
     last = positions.amax(-1)
     return (last.amax(0, keepdim=True).expand_as(last) if last.ndim == 2 else last) + 1

@@ -1,4 +1,4 @@
-"""A checkpoint's model and processor, with the forwards that vrft needs."""
+"""Read a checkpoint's model and processor, with the forwards that vrft needs."""
 
 from __future__ import annotations
 
@@ -30,19 +30,19 @@ if TYPE_CHECKING:
 
 
 class ReadModel(NamedTuple):
-    """A model that was read."""
+    """A model, and what was found out about it."""
 
     model: PreTrainedModel
     processor: Any
-    shares_prefixes: bool  # its forwards can share the prompt between completions
+    shares_prefixes: bool  # whether forwards can share the prompt between completions
 
 
 @dataclass(frozen=True)
 class Reader:
-    """How a checkpoint is read; see `vrft.Policy` for each setting."""
+    """Reads a checkpoint with the settings of `vrft.Policy`."""
 
-    checkpoint: str  # as the user names it
-    adapters: bool  # adapters are trained, not the weights that are read
+    checkpoint: str  # the name in the config
+    adapters: bool  # whether adapters are trained instead of the checkpoint's weights
     dtype: torch.dtype
     quantize: str | None
     limits: ImageLimits
@@ -50,13 +50,13 @@ class Reader:
     trust_remote_code: bool
 
     def __post_init__(self) -> None:
-        """Raise ConfigurationError for settings that have no meaning together."""
+        """Raise ConfigurationError for incompatible settings."""
         if self.quantize:
             check_four_bits(self.adapters, QUANTIZE)
 
     @cached_property
     def folder(self) -> str:
-        """The folder with the checkpoint's files; those of a model on the Hub are downloaded."""
+        """The folder with the checkpoint's files, downloaded on first access for a model on the Hub."""
         return checkpoint_folder(self.checkpoint, code=self.trust_remote_code)
 
     @property
@@ -65,7 +65,7 @@ class Reader:
         return self.quantize is not None or published_in_four_bits(self.folder)
 
     def check_turns(self, images_per_turn: Sequence[int]) -> None:
-        """Raise ConfigurationError if the processor takes no chat with images like these, see `check_turns`."""
+        """Raise ConfigurationError if the processor can't encode a chat with these numbers of images."""
         if sum(images_per_turn) > 1:
             processor = self.read_processor()
             with self._loading():
@@ -79,13 +79,13 @@ class Reader:
         return processor
 
     def _loading(self) -> AbstractContextManager[None]:
-        """Return a context in which errors of the checkpoint's files name the setting."""
+        """Return a context in which errors about the checkpoint's files name the setting."""
         return loading("model.policy.checkpoint", self.checkpoint, TRUST_REMOTE_CODE_HINT, self.trust_remote_code)
 
     def read(self, values: bool = True) -> ReadModel:
-        """Build the model as the checkpoint stores it.
+        """Build the model, with weights as stored in the checkpoint.
 
-        `values`: read the weights; otherwise parameters and the model's buffers are on the meta device.
+        `values`: whether to read the weights. If false, parameters and the model's buffers are on the meta device.
         """
         from vrft.policy.shared_prefix import share_prefixes
         from vrft.policy.vision_tower import pack_segments
@@ -114,7 +114,7 @@ class Reader:
 
     def _load(self, values: bool) -> PreTrainedModel:
         more: dict[str, Any] = {} if values else {"device_map": "meta"}
-        # Weights that are trained are raised to float32 later, and must not have lost digits before.
+        # trained weights are converted to float32 later, so don't round them here
         dtype = self.dtype if self.adapters else exact_dtype(self.folder, self.dtype)
         if published_in_four_bits(self.folder):
             check_four_bits(self.adapters, f"model.policy.checkpoint: {self.checkpoint} is in four bits")

@@ -1,11 +1,11 @@
-"""Recurrent layers in rows that hold several prompts, each followed by its completions.
+"""Compute recurrent layers for packed rows of several prompts, each followed by its completions.
 
 Gated delta nets, short convolutions and Mamba-2 read earlier tokens from a state: the last inputs of a convolution and,
-in all but short convolutions, a matrix per head. The state after a prompt is computed once; each completion starts from
+in all but short convolutions, a matrix per head. The state after a prompt is computed once. Each completion starts from
 a copy, and the gradients of the copies add up.
 
-The layers' own code runs, once for all prompts and once for all completions: transformers' layers read their state from
-a cache and write it back, and `LayerState` is such a cache, which keeps gradients.
+The layers' own code runs once for all prompts and once for all completions. Transformers' layers read their state from
+a cache and write it back; `LayerState` is such a cache that keeps gradients.
 
 P prompts, G completions each, n tokens, H hidden size.
 """
@@ -23,22 +23,22 @@ from torch import Tensor, nn
 
 RECURRENT_LAYER_TYPES = {"linear_attention", "conv"}
 CACHE_NAMES = {"cache", "cache_params", "past_key_values"}
-"""Names that versions of transformers have for a layer's cache."""
+"""Names of a layer's cache argument in different versions of transformers."""
 
 MIN_COMPLETION = 2
-"""Least number of tokens of a completion with gradients: kernels for a single token have none."""
+"""Minimum number of tokens of a completion with gradients, because kernels for a single token have no backward."""
 
 
 class LayerState:
-    """The state of a layer for n rows, with the methods of a transformers cache that such layers call.
+    """The state of a layer for n rows, with the methods of a transformers cache that recurrent layers call.
 
     Attributes:
-        conv: last inputs of the convolution (n, channels, kernel size); None before the first token.
-        recurrent: recurrent state (n, …); None before the first token and in short convolutions.
+        conv: last inputs of the convolution, (n, channels, kernel size); None before the first token.
+        recurrent: recurrent state, (n, …); None before the first token and in short convolutions.
     """
 
     def __init__(self, conv: Tensor | None = None, recurrent: Tensor | None = None, mask: Tensor | None = None) -> None:
-        """`mask`: False at the padding to the left of the first tokens (n, tokens)."""
+        """Set the state. `mask` is False at left padding before the first tokens, (n, tokens)."""
         self.conv, self.recurrent, self.mask = conv, recurrent, mask
 
     def get_conv_state(self, layer_idx: int, state_idx: int = 0) -> Tensor | None:
@@ -50,7 +50,7 @@ class LayerState:
     def update_conv_state(
         self, conv_states: Tensor, layer_idx: int, state_idx: int = 0, *, conv_kernel_size: int
     ) -> Tensor:
-        """Append inputs of the convolution (n, channels, tokens); return them after those that are kept."""
+        """Append inputs of the convolution, (n, channels, tokens), and return the kept inputs followed by them."""
         if self.mask is not None:
             conv_states = conv_states * self.mask[:, None]
         if self.conv is not None:
@@ -64,7 +64,7 @@ class LayerState:
         return recurrent_states
 
     def is_recording_past(self, layer_idx: int) -> bool:
-        """Return True, which keeps layers from kernels that change the convolution's state in place."""
+        """Return True, so that layers avoid kernels that change the convolution's state in place."""
         return True
 
     def copies(self, counts: Sequence[int]) -> tuple[Tensor | None, Tensor | None]:
@@ -80,7 +80,7 @@ class LayerState:
 
 
 class GrowingState(LayerState):
-    """A state of rows that grow by one token at a time. It is changed in place, as a CUDA graph needs."""
+    """A state of rows that grow by one token at a time. It is changed in place, as CUDA graphs require."""
 
     def update_recurrent_state(self, recurrent_states: Tensor, layer_idx: int, state_idx: int = 0) -> Tensor:
         assert self.recurrent is not None
@@ -94,28 +94,28 @@ class GrowingState(LayerState):
         return [x for x in (self.conv, self.recurrent) if x is not None]
 
     def selected(self, rows: Tensor | slice) -> GrowingState:
-        """Return the state of these rows; that of a slice lies in the same memory."""
+        """Return the state of some rows. For a slice, it shares memory with this state."""
         return GrowingState(*(None if x is None else x[rows] for x in (self.conv, self.recurrent)))
 
     def become(self, other: GrowingState) -> None:
-        """Take the state of as many other rows."""
+        """Copy the state of an equal number of other rows into this one."""
         for mine, theirs in zip(self.tensors(), other.tensors(), strict=True):
             mine.copy_(theirs)
 
 
 StatefulForward = Callable[[Tensor, LayerState, Tensor | None], Tensor]
-"""A layer's forward: hidden states (n, tokens, H), the state that they start from, and the mask of left padding."""
+"""A layer's forward, given hidden states, (n, tokens, H), the initial state, and the mask of left padding."""
 
 
 class StateLayout(Protocol):
-    """Tells which tokens of a forward follow which; passed to the model as `shared_prefix`."""
+    """Defines which tokens of a forward follow which. Passed to the model as `shared_prefix`."""
 
     def recur(self, module: nn.Module, forward: StatefulForward, hidden: Tensor) -> Tensor:
-        """Compute one layer, hidden states in and out."""
+        """Compute a layer: hidden states in, hidden states out."""
 
 
 def mixers(layers: Sequence[nn.Module], layer_types: Sequence[str]) -> list[nn.Module] | None:
-    """Return the module with a state of each recurrent layer; None if a layer's can't be told."""
+    """Return the module with the state of each recurrent layer, or None if it can't be identified in a layer."""
     found = []
     for layer, kind in zip(layers, layer_types, strict=False):
         if kind not in RECURRENT_LAYER_TYPES:
@@ -134,7 +134,7 @@ def takes_cache(module: nn.Module) -> bool:
 
 
 def share_states(modules: Sequence[nn.Module]) -> None:
-    """Let modules compute rows of several completions. Without a `shared_prefix` argument they are as before."""
+    """Make modules compute packed rows of several completions. Without `shared_prefix`, their forward is unchanged."""
     for module in modules:
         module.forward = MethodType(shared_prefix_forward, module)
 
@@ -142,7 +142,7 @@ def share_states(modules: Sequence[nn.Module]) -> None:
 def shared_prefix_forward(
     module: nn.Module, hidden_states: Tensor, *args: Any, shared_prefix: StateLayout | None = None, **kwargs: Any
 ) -> Tensor:
-    """Compute a layer for transformers: its own forward unless the model was given `shared_prefix`."""
+    """Compute a layer for transformers, by its own forward unless the model was called with `shared_prefix`."""
     forward = MethodType(type(module).forward, module)
     if shared_prefix is None:
         return forward(hidden_states, *args, **kwargs)
@@ -150,7 +150,7 @@ def shared_prefix_forward(
 
 
 class Row(NamedTuple):
-    """A part of a packed row: the part that it follows, its first token's place and its number of tokens."""
+    """A part of a packed row: the index of the part that it follows, its first token's index and its length."""
 
     parent: int
     start: int
@@ -158,9 +158,10 @@ class Row(NamedTuple):
 
 
 def pad_with_tokens(index: Tensor, padding: Tensor) -> Tensor:
-    """Return places of tokens, with those of all real tokens in turn where `padding` is True.
+    """Return `index` with indices of all real tokens in turn where `padding` is True.
 
-    The backward of `index_select` adds gradients by place: if all padding had one, a GPU would add them in sequence.
+    The backward of `index_select` adds gradients by index. If all padding had the same index, a GPU would add the
+    gradients sequentially.
     """
     tokens = index[~padding]
     return index.masked_scatter(padding, tokens[torch.arange(padding.numel() - len(tokens)) % len(tokens)])
@@ -170,12 +171,12 @@ class PaddedRows:
     """Prefixes, rests or completions of a packed row as a batch.
 
     Attributes:
-        tokens: places of their tokens in the packed row, and where the flattened batch has them.
-        mask: False at padding (rows, n); None without.
+        tokens: indices of the tokens in the packed row, and in the flattened batch.
+        mask: False at padding, (rows, n); None if there is no padding.
     """
 
     def __init__(self, rows: Sequence[Row], n: int, device: torch.device, left: bool = False) -> None:
-        """Pad rows to n tokens, on the left or on the right."""
+        """Set the indices of rows that are padded to n tokens, on the left or on the right."""
         start, length = (torch.tensor([getattr(row, name) for row in rows])[:, None] for name in ("start", "length"))
         offset = torch.arange(n) - (n - length if left else 0)  # (rows, n)
         real = (offset >= 0) & (offset < length)
@@ -185,24 +186,23 @@ class PaddedRows:
         self.mask = None if bool(real.all()) else real.to(device, non_blocking=True)
 
     def pad(self, x: Tensor) -> Tensor:
-        """Return the batch: (tokens, H) -> (rows, n, H). Padding repeats tokens."""
+        """Return the batch, (tokens, H) -> (rows, n, H). Padding repeats tokens."""
         return x.index_select(0, self.index).view(*self.shape, -1)
 
 
 Tree = tuple[int, Sequence[tuple[int, Sequence[int]]]]
-"""Tokens of a prefix, of the rest of each prompt that begins with it, and of each completion of that prompt."""
+"""Numbers of tokens of a prefix, of the rest of each prompt that begins with it, and of each prompt's completions."""
 
 
 class StatefulRows:
-    """The order in which layers with a state compute a packed row: prefixes, rests of prompts, completions.
+    """Computes layers with a state for a packed row, in the order prefixes, rests of prompts, completions.
 
-    Prefixes are padded on the left, where the mask keeps the state at zero. Rests of each length are a batch of their
-    own, without padding, since their last states are needed. Completions are padded on the right, where nothing
-    follows.
+    Prefixes are padded on the left, where the mask keeps the state at zero. Rests are batched by length, without
+    padding, because their last states are needed. Completions are padded on the right, because nothing follows them.
     """
 
     def __init__(self, trees: Sequence[Tree], device: torch.device) -> None:
-        """Build indices, once for all layers. `trees`: the groups of the packed row."""
+        """Build the indices, once for all layers. `trees` are the groups of the packed row."""
         prefixes, rests, completions = place(trees)
         batches: dict[int, list[int]] = {}
         for i, row in enumerate(rests):
@@ -210,7 +210,7 @@ class StatefulRows:
                 batches.setdefault(row.length, []).append(i)
         self.prefixes = PaddedRows(prefixes, max(row.length for row in prefixes), device, left=True)
         self.rests: list[tuple[list[int], PaddedRows]] = []
-        last = [row.parent for row in rests]  # the state of a prompt without a rest is that of its prefix
+        last = [row.parent for row in rests]  # a prompt without a rest has the state of its prefix
         num_states = len(prefixes)
         for length, members in batches.items():
             own = [rests[i] for i in members]
@@ -227,7 +227,7 @@ class StatefulRows:
         self.order = self._order(sum(row.length for row in (*prefixes, *rests, *completions))).to(device)
 
     def _order(self, total: int) -> Tensor:
-        """Return where the flattened batches have each of the packed row's tokens."""
+        """Return the index in the concatenated, flattened batches of each of the packed row's tokens."""
         order, base = torch.empty(total, dtype=torch.long), 0
         last = [] if self.completions is None else [self.completions]
         for padded in (self.prefixes, *(padded for _, padded in (*self.rests, *last))):
@@ -237,10 +237,10 @@ class StatefulRows:
         return order
 
     def forward(self, layer: StatefulForward, hidden: Tensor) -> tuple[Tensor, LayerState]:
-        """Compute a layer of the packed row (1, tokens, H).
+        """Compute a layer for the packed row, (1, tokens, H).
 
         Returns:
-            The layer's output (1, tokens, H), and the states after the prompts.
+            The layer's output, (1, tokens, H), and the states after the prompts.
         """
         first = LayerState(mask=self.prefixes.mask)
         outputs, states = [layer(self.prefixes.pad(hidden[0]), first, self.prefixes.mask)], [first]
@@ -254,7 +254,7 @@ class StatefulRows:
         return torch.cat([x.flatten(0, 1) for x in outputs]).index_select(0, self.order)[None], prompts
 
     def prompt_states(self, states: Sequence[LayerState]) -> LayerState:
-        """Return the states after the prompts, from those after the prefixes and after each batch of rests."""
+        """Select the states after the prompts from the states after the prefixes and after each batch of rests."""
 
         def join(parts: Sequence[Tensor | None]) -> Tensor | None:
             tensors = [part for part in parts if part is not None]
@@ -271,7 +271,7 @@ def counts_of(rows: Sequence[Row], parents: int) -> list[int]:
 
 
 def place(trees: Sequence[Tree]) -> tuple[list[Row], list[Row], list[Row]]:
-    """Return where prefixes, rests and completions lie in a packed row, see `PackedGroup`."""
+    """Return the prefixes, rests and completions of a packed row, see `PackedGroup`."""
     prefixes: list[Row] = []
     rests: list[Row] = []
     completions: list[Row] = []

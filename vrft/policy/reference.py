@@ -1,4 +1,4 @@
-"""The reference of a policy: a frozen copy of its model, or the same model with other values of its trained weights."""
+"""The reference of a policy: a frozen copy of its model, or the same model with other values of the trained weights."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 
 
 def trained_values(model: nn.Module, home: torch.device, *, offload: bool) -> dict[Tensor, Tensor]:
-    """Return copies of the parameters that train, by these parameters.
+    """Return copies of the trainable parameters, keyed by the parameters.
 
     Args:
         model: the model.
         home: the device of the computation.
         offload: keep the copies in CPU memory.
     """
-    moved = offload and home.type == "cuda"  # which copies, too
+    moved = offload and home.type == "cuda"  # moving also copies
     values: dict[Tensor, Tensor] = {
         parameter: parameter.detach() if moved else parameter.detach().clone()
         for parameter in model.parameters()
@@ -39,7 +39,7 @@ def trained_values(model: nn.Module, home: torch.device, *, offload: bool) -> di
 def on_device(
     reference: PreTrainedModel | None, start: Mapping[Tensor, Tensor], device: torch.device
 ) -> AbstractContextManager[None]:
-    """Copy an offloaded reference, or the values of what trains in it, to a device; drop the copies at the end."""
+    """Return a context in which an offloaded reference, or its values of trained weights, are copied to a device."""
     tensors = [*start.values()] if reference is None else [*reference.parameters(), *reference.buffers()]
     return replaced({x: x.data.to(device, non_blocking=True) for x in tensors if x.device != device})
 
@@ -51,9 +51,10 @@ def reference_of(
 
     Args:
         model: the policy's model.
-        copy: a frozen copy of it at the start, if that is the reference.
-        start: values of the parameters that train in it; empty if it is a copy or the model without adapters.
-        adapted: adapters train.
+        copy: a frozen copy of the initial model, if it is the reference.
+        start: the reference's values of the trained parameters; empty if the reference is `copy` or the model without
+            adapters.
+        adapted: whether adapters are trained.
     """
     if start or adapted:
         return _with_values(model, start)

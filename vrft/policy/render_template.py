@@ -1,6 +1,6 @@
-"""Render chat templates in a separate process with limits: they are third-party programs and may never end.
+"""Render chat templates, third-party programs that may never terminate, in a separate process with limits.
 
-Run as a file: reads requests from standard input, one line of JSON each, and writes the texts, or what went wrong, as a
+Run as a file. It reads requests from standard input, one line of JSON each, and writes the texts, or the error, as a
 line to standard output. Jinja's sandbox limits neither time nor memory, and `'a' * 10**10` can't be interrupted within
 a process.
 """
@@ -13,9 +13,9 @@ from typing import Any
 
 
 def limit(cpu_seconds: int, memory_bytes: int) -> None:
-    """Limit what the process may use from here on. Only Linux tells, and limits, the size of a process.
+    """Limit the additional time and memory of the process. Memory is limited on Linux only.
 
-    Windows limits neither; the process that waits for this one has a time-out.
+    Windows limits neither; there, only the timeout of the waiting process applies.
     """
     if sys.platform == "win32":
         return
@@ -30,7 +30,7 @@ def limit(cpu_seconds: int, memory_bytes: int) -> None:
 
 
 def lower_limit(kind: int, value: int) -> None:
-    """Set a soft limit, at most the hard one, which a cluster may set and no process may raise."""
+    """Set a soft limit, capped at the hard limit, which a cluster may set and no process can raise."""
     import resource
 
     _, hard = resource.getrlimit(kind)
@@ -64,7 +64,7 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Answer requests until standard input ends. The process that asks handles signals."""
+    """Answer requests until standard input ends. Signals are left to the parent process."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     answers, sys.stdout = sys.stdout, sys.stderr

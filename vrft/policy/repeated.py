@@ -1,4 +1,4 @@
-"""Forwards that repeat a prompt for each of its completions: the fallback and the reference of `shared_prefix`."""
+"""Forwards that repeat a prompt for each of its completions, the fallback and the test reference of `shared_prefix`."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from vrft.policy.logprobs import token_distribution
 from vrft.policy.prompts import TOKEN_KEYS, ImageFeatures, Prompt, all_images, encode_images, image_entries
 
 GRID_KEYS = ("_grid_thw", "target_sizes")
-"""Endings of the keys that tell rotary positions in an image, one row for each."""
+"""Suffixes of the keys that determine rotary positions in images, with one row per image."""
 
 
 def with_tokens(prompt: Prompt, tokens: Tensor, mask: Tensor) -> dict[str, Any]:
-    """Return the token entries of a prompt, repeated n times, followed by n texts: tokens and mask (n, T)."""
+    """Repeat the token entries of a prompt n times, and append n texts, given as tokens and mask, each (n, T)."""
     tails = {"input_ids": tokens, "attention_mask": mask}
     return {
         key: torch.cat([prompt[key].expand(len(tokens), -1), tails.get(key, torch.zeros_like(tokens))], 1)
@@ -33,7 +33,7 @@ def with_tokens(prompt: Prompt, tokens: Tensor, mask: Tensor) -> dict[str, Any]:
 def repeated_hidden_states(
     model: PreTrainedModel, prompts: Sequence[Prompt], ids: Tensor, lengths: Sequence[int]
 ) -> Tensor:
-    """Compute `shared_prefix.group_hidden_states` for any model: the text of a prompt G times, its images once."""
+    """Compute `shared_prefix.group_hidden_states` for any model, with G copies of a prompt's text, not its images."""
     group_size = len(lengths) // len(prompts)
     parts = []
     for p, prompt in enumerate(prompts):
@@ -54,9 +54,9 @@ def repeated_hidden_states(
 
 
 def naive_logits(model: PreTrainedModel, prompt: Prompt, completion: Tensor) -> Tensor:
-    """Return logits (T, V) of one completion (T,) from the model's own forward of text and pixels.
+    """Return the logits, (T, V), of a completion, (T,), from the model's original forward of text and pixels.
 
-    The pixels of a prompt with a shared start are in two parts, so the model gets the features of their images.
+    For a prompt with a shared start, whose pixels are in two parts, the model receives the features of the images.
     """
     rows = with_tokens(prompt, completion[None], torch.ones_like(completion)[None])
     if "start" in prompt:
@@ -76,18 +76,18 @@ def naive_log_probs(
     dtype: torch.dtype,
     autocast: AbstractContextManager[Any],
 ) -> tuple[Tensor, float]:
-    """Return log-probabilities of completions from the model's own forward, and their mean rounding error.
+    """Return log-probabilities of completions from the model's original forward, and their mean rounding error.
 
     Args:
         model: the model, with unsharded weights.
         prompt: the prompt, with its pixels.
-        completions: without padding, each (T,).
-        banned: ids that can't be sampled (B,).
-        dtype: dtype of the computation.
-        autocast: a context that computes in that dtype.
+        completions: completions without padding, each (T,).
+        banned: ids that can't be sampled, 1-D.
+        dtype: compute dtype.
+        autocast: context that computes in `dtype`.
 
     Returns:
-        Log-probabilities of all tokens, row after row (sum of T), and their mean absolute difference from float32's.
+        Log-probabilities of all tokens, concatenated over rows, and their mean absolute difference from float32.
     """
 
     def compute() -> Tensor:
@@ -106,7 +106,7 @@ def naive_log_probs(
 
 @contextmanager
 def float32_layers(model: nn.Module) -> Iterator[None]:
-    """Compute in float32: convert the weights of each layer while it runs, not all at once.
+    """Compute in float32 in the context, converting the weights of each layer only while it runs.
 
     Layers in four bits keep their weights and dequantise them to float32.
     """

@@ -1,4 +1,4 @@
-"""Weights that are sharded over ranks (FSDP2), and how to gather them."""
+"""Gather weights that are sharded over ranks (FSDP2)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 FULL_STATE = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
-"""State dicts of trained parameters, unsharded and on the CPU under every strategy."""
+"""Options for state dicts of trained parameters, unsharded and on the CPU under every strategy."""
 
 
 def fsdp_modules(root: nn.Module) -> list[FSDPModule]:
@@ -28,24 +28,24 @@ def fsdp_modules(root: nn.Module) -> list[FSDPModule]:
 def make_root(module: nn.Module) -> None:
     """Make a sharded module the root of FSDP.
 
-    FSDP takes the first module that runs a forward for the root, and gathers its weights. It has no public way to set
-    the root without that.
+    FSDP takes the first module that runs a forward for the root, and gathers its weights. There is no public way to set
+    the root without a forward.
     """
     cast(FSDPModule, module)._get_fsdp_state()._lazy_init()
 
 
 def decoder_modules(models: Iterable[nn.Module]) -> set[object]:
-    """Return the modules of the language models: each forward calls them once, vision blocks once per image."""
+    """Return the modules of the language models, which a forward calls once, unlike vision blocks."""
     return {module for model in models for module in cast("PreTrainedModel", model).get_decoder().modules()}
 
 
 @contextmanager
 def unshard(modules: Collection[FSDPModule], reshard_after_forward: Collection[object]) -> Iterator[None]:
-    """Gather the weights of some modules; their forwards inside need no other rank.
+    """Gather the weights of modules, so that their forwards in the context need no communication.
 
     Args:
-        modules: modules to gather; at the end they are resharded.
-        reshard_after_forward: modules that reshard after each forward, outside this context.
+        modules: modules to gather. They are resharded at the end.
+        reshard_after_forward: those of the modules that reshard after each forward outside this context.
     """
     for module in modules:
         module.unshard()
@@ -59,7 +59,7 @@ def unshard(modules: Collection[FSDPModule], reshard_after_forward: Collection[o
 
 
 def done_on_all_ranks(done: bool, device: torch.device) -> bool:
-    """Return whether every rank is done. All ranks call this together."""
+    """Return whether all ranks are done. All ranks call this together."""
     waiting = torch.tensor(float(not done), device=device)
     dist.all_reduce(waiting)
     return not waiting
@@ -72,5 +72,5 @@ def full_state_dict(model: nn.Module, include_frozen: bool) -> dict[str, Tensor]
     if include_frozen:
         return weights
     frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
-    # the scales of a weight in four bits are neither parameters nor buffers
+    # drop the scales of weights in four bits, which are neither parameters nor buffers
     return {name: value for name, value in weights.items() if name.rpartition(".weight.")[0] + ".weight" not in frozen}

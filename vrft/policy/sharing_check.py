@@ -1,4 +1,4 @@
-"""Compare log-probabilities with a shared prompt to those of the model's own forward."""
+"""Compare log-probabilities with a shared prompt with those of the model's original forward."""
 
 from __future__ import annotations
 
@@ -12,15 +12,16 @@ from vrft.policy.vlm import Policy
 
 @torch.no_grad()
 def sharing_gap(policy: Policy, prompt: Prompt, ids: Tensor, mask: Tensor) -> tuple[float, float]:
-    """Return how far log-probabilities with a shared prompt are from the model's own, and how far they may be.
+    """Return the difference between log-probabilities with a shared prompt and the original ones, and its limit.
 
-    Both are mean absolute differences. In bfloat16, the limit is larger by twice the model's own rounding error.
+    Both are mean absolute differences. In bfloat16, the limit is larger by twice the rounding error of the original
+    forward.
 
     Args:
         policy: the policy.
         prompt: the prompt, with its pixels.
-        ids: completions of the prompt, right-padded (n, T).
-        mask: 1 at real tokens (n, T).
+        ids: completions of the prompt, right-padded, (n, T).
+        mask: 1 at real tokens, (n, T).
     """
     from vrft.policy.repeated import naive_log_probs
 
@@ -35,7 +36,7 @@ def sharing_gap(policy: Policy, prompt: Prompt, ids: Tensor, mask: Tensor) -> tu
 
 
 def unfuse(policy: Policy) -> None:
-    """Let all layers compute as they do in transformers, with more operations."""
+    """Make all layers compute as in transformers, without fused operations."""
     policy.fused = False
     for model in (policy.base, policy.reference):
         if model is not None:

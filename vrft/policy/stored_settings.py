@@ -1,4 +1,4 @@
-"""Checks of values in a checkpoint's settings that transformers itself doesn't check."""
+"""Check values in a checkpoint's settings that transformers does not check."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ NUMBERS = (
     *("patch_size", "merge_size", "temporal_patch_size", "min_patches", "max_patches"),
     *("rescale_factor", "image_mean", "image_std"),
 )
-"""Fields of an image processor that hold numbers, alone or in lists and objects."""
+"""Fields of an image processor with numbers, single or in lists and objects."""
 
 LEAST = {"image_mean": -math.inf, "min_pixels": 0, "min_patches": 0}
-"""Smallest value of numbers that need not be positive."""
+"""Minimum values of numbers that need not be positive."""
 
 
 def stored_problem(file: str, content: Mapping[str, Any]) -> str | None:
-    """Return what is wrong with the values in a checkpoint's JSON file, if anything. `file`: its name."""
+    """Return the problem of the values in a checkpoint's JSON file, or None. `file` is the name of the file."""
     if file == "generation_config.json":
         return stop_problem(content)
     settings = content.get("image_processor") if file == "processor_config.json" else content
@@ -29,9 +29,9 @@ def stored_problem(file: str, content: Mapping[str, Any]) -> str | None:
 
 
 def image_problem(settings: Mapping[str, Any]) -> str | None:
-    """Return what is wrong with the settings of an image processor, if anything.
+    """Return the problem of the settings of an image processor, or None.
 
-    Text in place of a number fails at the first image, and `"no"` in place of false means true.
+    A string instead of a number would fail at the first image, and `"no"` instead of false would mean true.
     """
     for name, value in settings.items():
         if name.startswith("do_") and value not in (None, True, False):
@@ -45,7 +45,7 @@ def image_problem(settings: Mapping[str, Any]) -> str | None:
 
 
 def stop_problem(settings: Mapping[str, Any]) -> str | None:
-    """Return what is wrong with the tokens that end an answer in a generation_config.json, if anything."""
+    """Return the problem of the stop tokens in a generation_config.json, or None."""
     given = settings.get("eos_token_id")
     ids = given if isinstance(given, list) else [given]
     if all(isinstance(i, int) and not isinstance(i, bool) and i >= 0 for i in ids if i is not None):
@@ -54,7 +54,7 @@ def stop_problem(settings: Mapping[str, Any]) -> str | None:
 
 
 def leaves(value: object, place: str) -> Iterator[tuple[str, Any]]:
-    """Yield the values in nested lists and objects with their places; null is no value."""
+    """Yield the place and the value of each leaf in nested lists and objects, except null."""
     if isinstance(value, dict):
         for key, part in value.items():
             yield from leaves(part, f"{place}.{key}")

@@ -23,14 +23,14 @@ REFUSED = {
     "ovis2": "it adds features of its own around those of an image",
     "pi0": "it predicts the actions of a robot",
 }
-"""Types that vrft can't train for a reason that their parts don't tell, as `benchmarks/families.py` found."""
+"""Types that vrft can't train for reasons not visible in their structure, found by `benchmarks/families.py`."""
 
 
 def check_supported(checkpoint: str, trust_remote_code: bool) -> PreTrainedConfig:
     """Build a checkpoint's model without weights, check that vrft can train it, and return its config.
 
     Raises:
-        ConfigurationError: it can't; the message says what the model lacks.
+        ConfigurationError: vrft can't train the model. The message states the reason.
     """
     from transformers import AutoConfig
 
@@ -43,7 +43,7 @@ def check_supported(checkpoint: str, trust_remote_code: bool) -> PreTrainedConfi
 
 
 def unsupported(config: PreTrainedConfig, trust_remote_code: bool = False) -> str | None:
-    """Return why vrft can't train the model of a config, None if it can: each step needs what is checked here."""
+    """Return why vrft can't train the model of a config, or None if it can."""
     from transformers import AutoModelForImageTextToText
 
     if config.model_type in REFUSED:
@@ -63,7 +63,7 @@ def unsupported(config: PreTrainedConfig, trust_remote_code: bool = False) -> st
 
 
 def lacking(model: PreTrainedModel) -> str | None:
-    """Return the part that a model lacks, if any."""
+    """Return the required part that a model lacks, or None."""
     if getattr(model.config, "image_token_id", None) is None:
         return "its config names no image token"
     if not hasattr(model.base_model, "get_image_features"):

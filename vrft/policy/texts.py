@@ -1,4 +1,4 @@
-"""Texts of completions."""
+"""Decode completions to text."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from vrft.types import Rollout
 
 
 def completion_texts(tokenizer: Any, ids: Tensor, mask: Tensor, stop_ids: Tensor) -> list[str]:
-    """Return texts of completions (N, T) without the end token. Other special tokens are part of the answer."""
-    ids, mask, stop_ids = ids.cpu(), mask.cpu(), stop_ids.cpu()  # on a GPU, each read of a row would wait for it
+    """Decode completions, (N, T), without the stop token. Other special tokens are part of the answer."""
+    ids, mask, stop_ids = ids.cpu(), mask.cpu(), stop_ids.cpu()  # else each row would wait for the GPU
     kept = mask.bool() & ~torch.isin(ids, stop_ids)
     rows = [row[keep].tolist() for row, keep in zip(ids, kept, strict=True)]
     texts: list[str] = tokenizer.batch_decode(rows, skip_special_tokens=False)
@@ -20,7 +20,7 @@ def completion_texts(tokenizer: Any, ids: Tensor, mask: Tensor, stop_ids: Tensor
 
 
 def completion_token_texts(tokenizer: Any, rollout: Rollout, stop_ids: Tensor) -> list[tuple[tuple[str, float], ...]]:
-    """Return text and log-probability of each completion's tokens, without the end token."""
+    """Return the text and log-probability of each token of each completion, without the stop token."""
     ids, log_probs, mask = rollout.ids.cpu(), rollout.log_probs.cpu(), rollout.mask.cpu()
     kept = mask.bool() & ~torch.isin(ids, stop_ids.cpu())
     return [

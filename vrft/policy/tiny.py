@@ -1,8 +1,8 @@
 """The built-in tiny policies: Qwen2-VL checkpoints of 0.4 M parameters for coloured shapes or digits.
 
-`python -m vrft.policy.tiny FOLDER` writes an untrained one; `make tiny-policies` trains those in `checkpoints/` with
-the package's own SFT module. The detection policy is deliberately mistuned, so that RFT has something to improve. The
-digits policy has only seen rendered digits, so that real scans are new to it.
+`python -m vrft.policy.tiny FOLDER` writes an untrained checkpoint; `make tiny-policies` trains those in `checkpoints/`
+with `vrft.SFT`. The detection policy is deliberately mistuned, so that RFT has something to improve. The digits policy
+was trained on rendered digits only, so that real scans are new to it.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ FORMAT_PIECES = (
     "}, {'Position': [",
     "}]",
     ", ",
-)  # the constant parts of an answer; with them, one box takes 18 tokens
+)  # constant parts of an answer as single tokens, so that a box takes 18 tokens
 CHAT_TEMPLATE = (
     "{%- for turn in messages %}{{ '<|im_start|>' ~ turn.role ~ '\n' }}{% for part in turn.content %}"
     "{{ part.text if part.type == 'text' else '<|vision_start|><|image_pad|><|vision_end|>' }}"
@@ -58,7 +58,7 @@ CHAT_TEMPLATE = (
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
-    """Build a word-level tokenizer: integers 0..1000, decimals 0.0..1.0, words and format pieces are one token each."""
+    """Build a word-level tokenizer with one token per integer 0..1000, decimal 0.0..1.0, word and format piece."""
     words = [*COLOURS, *DIGITS, "Detect", "Classify", "the", "digit", "This", "is", "No", "Objects"]
     vocabulary = [
         *SPECIAL_TOKENS,
@@ -79,7 +79,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def word_tokenizer(vocabulary: Sequence[str], pattern: str, pieces: Sequence[str]) -> PreTrainedTokenizerFast:
-    """Build a tokenizer whose tokens are the matches of a pattern, but for `pieces`, which are found first."""
+    """Build a tokenizer whose tokens are `pieces`, which are matched first, and the matches of a pattern."""
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -108,9 +108,10 @@ def build_model(
     tied: bool = True,
     rope_theta: float = 10000.0,
 ) -> PreTrainedModel:
-    """Build an untrained Qwen2-VL, with matrices from N(0, 1/sqrt(fan_in)): 0.02 is too small at this width.
+    """Build an untrained Qwen2-VL with matrices from N(0, 1/sqrt(fan_in)), since 0.02 is too small at this width.
 
-    For vLLM's CPU backend, pass width=128 (it needs heads of 32) and tied=False (it can't update a tied head).
+    For vLLM's CPU backend, pass width=128, because it needs heads of dimension 32, and tied=False, because it can't
+    update a tied head.
     """
     import torch
     from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
@@ -118,7 +119,7 @@ def build_model(
     def token_id(name: str) -> int:
         return int(tokenizer.convert_tokens_to_ids(f"<|{name}|>"))
 
-    sections = [share * width // 64 for share in (2, 3, 3)]  # their sum is half the size of a head
+    sections = [share * width // 64 for share in (2, 3, 3)]  # their sum is half the dimension of a head
     text = {
         "vocab_size": math.ceil(len(tokenizer) / 8) * 8,
         "hidden_size": width,
@@ -189,7 +190,7 @@ def write_parts(folder: Path, tokenizer: PreTrainedTokenizerFast, model: PreTrai
 
 
 class WarmupDetection(DetectionTask):
-    """First stage of the tiny detection policy: correct boxes with confidences from 0.6 to 1."""
+    """First training stage of the tiny detection policy: correct boxes with confidences from 0.6 to 1."""
 
     def target_text(self, sample: Question, frame: Frame) -> str:
         rng = random.Random(sample.image_id)
@@ -200,7 +201,7 @@ class WarmupDetection(DetectionTask):
 
 
 class MistunedDetection(DetectionTask):
-    """Second stage of the tiny detection policy, which adds flaws for RFT to correct.
+    """Second training stage of the tiny detection policy, which adds flaws for RFT to correct.
 
     80 % of the boxes are up to 1.75 times too large, confidences are random, a quarter of the answers have no reasoning
     and 15 % have no answer tags.

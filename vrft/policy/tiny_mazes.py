@@ -1,7 +1,7 @@
-"""An untrained tiny policy for mazes: a Qwen2-VL that reads a maze's text, one token per word.
+"""An untrained tiny policy for mazes: a Qwen2-VL that reads the text of a maze, one token per word.
 
-`python -m vrft.policy.tiny_mazes FOLDER` writes it. It has 0.4 M parameters, of which the configs train 0.18 M.
-Its vision tower sees 28 x 28 pixels, too few for walls: the text alone tells the maze.
+`python -m vrft.policy.tiny_mazes FOLDER` writes the policy. It has 0.4 M parameters, of which the configs train 0.18 M.
+Its vision tower sees 28 x 28 pixels, too few to show walls, so only the text describes the maze.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 IMAGE_SIZE = 28  # pixels: 2 x 2 patches, merged to one image token
-LARGEST = 5  # cells on a side
+LARGEST = 5  # maximum number of cells per side
 TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 
 ROPE_THETA = 30.0
-"""Base of the rotary positions. With 10,000, few frequencies tell apart the positions in texts of about 100 tokens."""
+"""Base of the rotary positions. With 10,000, few frequencies distinguish positions in texts of about 100 tokens."""
 
 CELL_SCALE = 0.09
-"""Standard deviation of the parts of a cell's embedding, whose sum is about as long as another token's."""
+"""Standard deviation of the parts of a cell's embedding. Their sum has about the norm of other embeddings."""
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
-    """Build a tokenizer in which a cell with its open sides and a move are one token each."""
+    """Build a tokenizer with one token for each cell with its open sides, and one for each move."""
     names = [f"{row}-{column}" for row, column in product(range(LARGEST), repeat=2)]
     sides = ["".join(letters) for count in range(1, 5) for letters in combinations(SIDES.values(), count)]
     spaced = [*names, *(f"{name}:{letters}" for name, letters in product(names, sides)), *MOVES, "from", "to", "path"]
@@ -46,7 +46,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 def compose_cells(embeddings: Tensor, vocabulary: dict[str, int], seed: int) -> None:
     """Set the embedding of each cell to a sum of random vectors for its row, its column and its open sides.
 
-    Else 400 tokens would have to be learned one by one, although they consist of 15 parts.
+    Otherwise 400 tokens, composed of 15 parts, would have to be learned separately.
     """
     import torch
 

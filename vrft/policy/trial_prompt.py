@@ -1,4 +1,4 @@
-"""Encode one prompt before weights are read: a processor that doesn't fit its model fails here, in one line."""
+"""Encode a prompt before weights are read, to report a processor that does not fit its model early and in one line."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ SIZE = (96, 64)
 
 PATCH_PROCESSORS = ("Qwen2VLImageProcessor", "Glm4vImageProcessor", "Glm46VImageProcessor")
 PATCH_FIELDS = {"patch_size": "patch_size", "merge_size": "spatial_merge_size"}
-"""Fields with which these cut patches, and what the config of a vision tower calls them."""
+"""Fields by which image processors cut patches, with their names in the config of a vision tower."""
 
 
 def check_trial_prompt(processor: Any, config: Any, checkpoint: str, trusts_code: bool = False) -> None:
-    """Encode a question about a small image, and check that the model can take the prompt.
+    """Encode a question about a small image, and check that the model accepts the prompt.
 
     Args:
         processor: the checkpoint's processor.
@@ -33,7 +33,7 @@ def check_trial_prompt(processor: Any, config: Any, checkpoint: str, trusts_code
         trusts_code: whether the checkpoint's own code may run; its errors then keep their tracebacks.
 
     Raises:
-        ConfigurationError: the processor can't encode it, or makes what the model doesn't expect.
+        ConfigurationError: the processor can't encode the question, or its output does not fit the model.
     """
     where = f"model.policy.checkpoint: {checkpoint}"
     if problem := patch_problem(processor.image_processor, config):
@@ -48,7 +48,7 @@ def check_trial_prompt(processor: Any, config: Any, checkpoint: str, trusts_code
 
 
 def patch_problem(image_processor: Any, config: Any) -> str | None:
-    """Return the field of an image processor that contradicts the model's config, if any."""
+    """Return the field of an image processor that contradicts the model's config, or None."""
     if not is_a(image_processor, PATCH_PROCESSORS):
         return None
     vision = config.vision_config.to_dict()
@@ -60,7 +60,7 @@ def patch_problem(image_processor: Any, config: Any) -> str | None:
 
 
 def prompt_problem(prompt: Prompt, config: Any) -> str | None:
-    """Return what a model can't take in an encoded prompt about one image, if anything."""
+    """Return why a model can't process an encoded prompt about one image, or None."""
     image = config.image_token_id
     if not (prompt["input_ids"] == image).any():
         return (

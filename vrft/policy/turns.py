@@ -1,4 +1,4 @@
-"""A check of prompts with several images or examples, before weights are read."""
+"""Check prompts with several images or few-shot examples before weights are read."""
 
 from __future__ import annotations
 
@@ -11,24 +11,25 @@ from vrft.errors import ConfigurationError
 from vrft.policy.plain_text import processed, whole_chat
 
 SIDE = 64
-"""Width and height of the images that a processor is tried with."""
+"""Width and height of the blank test images."""
 
 
 def check_turns(processor: Any, checkpoint: str, images_per_turn: Sequence[int]) -> None:
-    """Encode a chat with blank images, as prompts of the data are.
+    """Encode a chat with blank images and the structure of the data's prompts.
 
     Args:
         processor: the checkpoint's processor.
         checkpoint: the checkpoint, for messages.
-        images_per_turn: images of each example, then those of the question.
+        images_per_turn: number of images of each example, then of the question.
 
     Raises:
-        ConfigurationError: the processor or its chat template takes no such chat, but a question about one image.
+        ConfigurationError: the processor or its chat template can't encode the chat, though it can encode a question
+            about one image.
     """
     try:
         encode(processor, images_per_turn)
     except ConfigurationError as error:
-        if error.__cause__ is None:  # it is the template that takes no examples, and the message says so
+        if error.__cause__ is None:  # the template's own error, whose message is complete
             raise
         encode(processor, [1])
         total, shown = sum(images_per_turn), len(images_per_turn) - 1
@@ -39,7 +40,7 @@ def check_turns(processor: Any, checkpoint: str, images_per_turn: Sequence[int])
 
 
 def encode(processor: Any, images_per_turn: Sequence[int]) -> None:
-    """Encode a chat with an answer between two questions about blank images."""
+    """Encode a chat of questions about blank images, with answers to all but the last."""
     chat: list[dict[str, Any]] = []
     for count in images_per_turn:
         if chat:

@@ -1,8 +1,8 @@
-"""Vision towers that pack images of several sizes: one attention call per layer, and indices made on the CPU.
+"""Speed up vision towers that pack images of several sizes: one attention call per layer, and indices from the CPU.
 
-Towers of the Qwen-VL kind split a row of patches into segments, an image or a window each, and compute attention for
-one segment after the other. In transformers, attention whose name contains "flash" gets the whole row and the
-segments' boundaries instead.
+Towers like Qwen-VL's split a row of patches into segments, each an image or a window, and compute attention for one
+segment after the other. In transformers, an attention implementation whose name contains "flash" receives the whole row
+and the boundaries of the segments instead.
 
 S segments, L patches.
 """
@@ -34,14 +34,14 @@ if TYPE_CHECKING:
 
 ATTENTION_NAME = "vrft_flash_segments"
 INDEXED_ON_CPU = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe")
-"""Types whose towers use the grid of patches for their arguments' indices alone."""
+"""Types whose towers use the grid of patches only to compute indices."""
 
 
 class Segments:
     """Segments of a row of patches, which attend to themselves."""
 
     def __init__(self, boundaries: Tensor) -> None:
-        """`boundaries`: first patch of each segment, and the number of patches (S + 1,)."""
+        """Set the boundaries: the first patch of each segment, then the number of patches, (S + 1,)."""
         self.boundaries = boundaries
         self.lengths: list[int] = boundaries.diff().tolist()
         self.on_device: Tensor | None = None
@@ -54,7 +54,7 @@ class Segments:
         return self.on_device
 
     def by_length(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Return the patches in the order of their segments' lengths (L,), and the place of each patch in it (L,)."""
+        """Return the patches sorted by the lengths of their segments, and the inverse permutation, both (L,)."""
         if self.indices is None:
             lengths = torch.tensor(self.lengths)
             order = lengths.repeat_interleave(lengths).argsort(stable=True)
@@ -62,12 +62,12 @@ class Segments:
         return self.indices
 
     def counts(self) -> list[tuple[int, int]]:
-        """Return each length and the number of its segments, shortest first."""
+        """Return (length, number of segments of this length), shortest first."""
         return [(length, self.lengths.count(length)) for length in sorted({*self.lengths})]
 
 
 SEGMENTS: Any = WeakTensorKeyDictionary()
-"""Segments by their boundaries, which all layers of a forward share."""
+"""Segments by boundaries, a tensor that all layers of a forward share."""
 
 
 def segment_attention(
@@ -82,13 +82,13 @@ def segment_attention(
     dropout: float = 0.0,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """Compute attention within segments for transformers: (1, heads, L, dim) -> (1, L, heads, dim)."""
+    """Compute attention within segments for transformers, (1, heads, L, dim) -> (1, L, heads, dim)."""
     segments = SEGMENTS.get(cu_seq_lens_q)
     if segments is None:
         segments = SEGMENTS[cu_seq_lens_q] = Segments(cu_seq_lens_q)
     query, key = query.to(value.dtype), key.to(value.dtype)
     qkv = [x.squeeze(0).transpose(0, 1) for x in (query, key, value)]  # (L, heads, dim)
-    # With boundaries, the flash kernel takes no dropout and no dimensions that it would have to pad.
+    # with boundaries, the flash kernel supports neither dropout nor dimensions that need padding
     if not dropout and value.shape[-1] % 8 == 0 and flash_computes(query, key, value):
         boundaries, longest = segments.boundaries_on(query.device), max(segments.lengths)
         q, k, v = qkv
@@ -98,7 +98,7 @@ def segment_attention(
 
 
 def batched_attention(qkv: Sequence[Tensor], segments: Segments, dropout: float, scaling: float | None) -> Tensor:
-    """Compute attention of all segments of one length as a batch, (L, heads, dim) each."""
+    """Compute attention with one batch per length of segments. Queries, keys and values are (L, heads, dim)."""
     counts = segments.counts()
     if len(counts) == 1:
         return attention_of_equals(qkv, *counts[0], dropout, scaling)
@@ -123,7 +123,7 @@ AttentionMaskInterface.register(ATTENTION_NAME, sdpa_mask)
 
 
 def is_segmented(module: nn.Module) -> bool:
-    """Return whether a module computes attention within segments, and gives the whole row to flash attention."""
+    """Return whether a module computes attention within segments, and passes the whole row to flash attention."""
     forward = inspect.unwrap(type(module).forward)
     names = getattr(getattr(forward, "__code__", None), "co_names", ())
     return "is_flash_attention_requested" in names and "cu_seqlens" in inspect.signature(forward).parameters
@@ -135,7 +135,7 @@ def tower_of(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def pack_segments(model: PreTrainedModel, implementation: str = ATTENTION_NAME) -> None:
-    """Let the vision tower compute the attention of each layer in one call, if it has segments."""
+    """Make the vision tower compute the attention of each layer in one call, if it has segments."""
     tower = tower_of(model)
     if any(map(is_segmented, tower.modules())):
         names = [name for name in model.config.sub_configs if getattr(model.config, name) is tower.config]
@@ -144,7 +144,7 @@ def pack_segments(model: PreTrainedModel, implementation: str = ATTENTION_NAME) 
 
 @contextmanager
 def own_attention(model: PreTrainedModel) -> Iterator[None]:
-    """Let the vision tower compute attention as in transformers."""
+    """Make the vision tower compute attention as in transformers in the context."""
     before = tower_of(model).config._attn_implementation
     pack_segments(model, "sdpa")
     try:
@@ -154,7 +154,7 @@ def own_attention(model: PreTrainedModel) -> Iterator[None]:
 
 
 def tower_arguments(model: PreTrainedModel, images: dict[str, Any]) -> dict[str, Any]:
-    """Return arguments of `get_image_features` whose indices are made on the CPU, so that a GPU isn't waited for."""
+    """Return arguments of `get_image_features` with indices computed on the CPU, which avoids waiting for a GPU."""
     grid = images.get("image_grid_thw")
     if grid is None or model.config.model_type not in INDEXED_ON_CPU:
         return images

@@ -1,4 +1,4 @@
-"""Replace the values of a model's parameters: copies in another dtype, and stand-ins without values."""
+"""Replace a model's parameters, e.g. by copies in another dtype or by parameters without values."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ TRAINED_DTYPE = "model.policy.trained_dtype"
 
 
 def check_trained_dtype(trained: torch.dtype, dtype: torch.dtype, adapters: bool) -> None:
-    """Raise ConfigurationError for trained weights in bfloat16 beside a computation or frozen weights in another dtype.
+    """Raise ConfigurationError for trained weights in bfloat16 if the compute dtype differs or adapters are trained.
 
     Args:
-        trained: dtype of the weights that train.
-        dtype: dtype of the computation.
-        adapters: adapters train, not the model's own weights.
+        trained: dtype of the trained weights.
+        dtype: compute dtype.
+        adapters: whether adapters are trained instead of the model's weights.
     """
     if trained != torch.float32 and (adapters or dtype != trained):
         raise ConfigurationError(
@@ -45,15 +45,15 @@ def replaced(weights: Mapping[Tensor, Tensor]) -> Iterator[None]:
 
 
 def replace_parameters(module: nn.Module, make: Callable[[nn.Parameter], nn.Parameter]) -> None:
-    """Replace each parameter by `make` of it; tied parameters stay tied.
+    """Replace each parameter by `make(parameter)`. Tied parameters stay tied.
 
-    `parameter.data = …` can't move a parameter from or to the meta device, and `module.to` would untie.
+    `parameter.data = …` can't move a parameter from or to the meta device, and `module.to` would untie parameters.
     """
     places: dict[nn.Parameter, list[tuple[nn.Module, str]]] = {}
     for owner in module.modules():
         for name, parameter in owner.named_parameters(recurse=False):
             places.setdefault(parameter, []).append((owner, name))
-    while places:  # the old parameter is freed before the next one is made
+    while places:  # free the old parameter before making the next one
         parameter, owners = places.popitem()
         made = make(parameter)
         for owner, name in owners:
@@ -61,9 +61,9 @@ def replace_parameters(module: nn.Module, make: Callable[[nn.Parameter], nn.Para
 
 
 def final_dtype(parameter: Tensor, dtype: torch.dtype, trained: torch.dtype = torch.float32) -> torch.dtype:
-    """Return the dtype that a parameter has in training: `trained` if it is trained, otherwise `dtype`.
+    """Return the dtype of a parameter during training: `trained` if it is trained, otherwise `dtype`.
 
-    Weights in four bits keep theirs.
+    Weights in four bits keep their dtype.
     """
     if not parameter.is_floating_point():
         return parameter.dtype
@@ -72,10 +72,10 @@ def final_dtype(parameter: Tensor, dtype: torch.dtype, trained: torch.dtype = to
 
 @torch.no_grad()
 def own_weights(modules: Iterable[nn.Module], dtype: torch.dtype, trained: torch.dtype) -> None:
-    """Give each parameter memory of its own, in the dtype `trained` if it is trained and in `dtype` otherwise.
+    """Copy each parameter to separate memory, in the dtype `trained` if it is trained and in `dtype` otherwise.
 
-    A reference in the policy's dtype shares its memory and would be trained with it. On a CPU, weights that were read
-    in their stored dtype are the file itself, mapped to memory: a run would change with the file.
+    A reference in the policy's dtype would otherwise share memory with the policy and be trained with it. On a CPU,
+    weights that were read in their stored dtype are memory-mapped, so a run would change if the file did.
     """
     used: set[int] = set()
     for module in modules:
@@ -88,12 +88,12 @@ def own_weights(modules: Iterable[nn.Module], dtype: torch.dtype, trained: torch
 def frozen_copy(model: Model, dtype: torch.dtype, device: torch.device | None = None) -> Model:
     """Return a copy of a model for inference, with parameters in `dtype`.
 
-    Parameters that have this dtype and device already share their memory with the original's.
+    Parameters that already have this dtype and device share memory with the original.
 
     Args:
         model: the model.
         dtype: dtype of the copy's parameters.
-        device: device of the copy's parameters; buffers stay where they are.
+        device: device of the copy's parameters; default: unchanged. Buffers are never moved.
     """
     parameters = {id(p): p.detach().to(device, dtype) for p in model.parameters()}
     memo: dict[int, Any] = {key: nn.Parameter(value, requires_grad=False) for key, value in parameters.items()}

@@ -1,4 +1,4 @@
-"""Whole modules that train beside adapters: peft's `modules_to_save`, a trained copy beside the frozen original."""
+"""Whole modules that train in addition to adapters: peft's `modules_to_save`, with a frozen original and a copy."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 
 FIELD = "model.policy.lora.modules_to_save"
 NAME = "default"
-"""Name of the adapter that the copies belong to."""
+"""Name of the adapter to which the copies belong."""
 
 
 def is_whole(module: nn.Module) -> TypeGuard[ModulesToSaveWrapper]:
-    """Return whether a module holds a frozen original and the copy that trains in its place."""
+    """Return whether a module contains a frozen original and the copy that trains instead."""
     other = sys.modules.get("peft.utils.other")
     return other is not None and isinstance(module, other.ModulesToSaveWrapper)
 
@@ -32,27 +32,27 @@ def whole_modules(model: nn.Module) -> Iterator[ModulesToSaveWrapper]:
 
 
 def originals(model: nn.Module) -> set[nn.Module]:
-    """Return all modules inside the frozen originals."""
+    """Return all modules in the frozen originals."""
     return {module for whole in whole_modules(model) for module in whole.original_module.modules()}
 
 
 def copies_by_original(model: nn.Module) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield each parameter of the frozen originals with the one that trains in its place."""
+    """Yield each parameter of the frozen originals with the parameter that trains instead."""
     for whole in whole_modules(model):
         yield from zip(whole.original_module.parameters(), whole.modules_to_save[NAME].parameters(), strict=True)
 
 
 def fill_copies(model: nn.Module) -> None:
-    """Give the copies the values of their originals, in memory of their own."""
+    """Copy the values of the originals to the copies, in separate memory."""
     for original, copy in copies_by_original(model):
         copy.data = original.detach().to(torch.float32, copy=True)
 
 
 def chosen_modules(model: nn.Module, names: Collection[str]) -> dict[str, nn.Module]:
-    """Return the modules whose names end in one of some names, as peft chooses them.
+    """Return the modules whose names end in one of `names`, by peft's rule.
 
     Raises:
-        ConfigurationError: a name is no module's.
+        ConfigurationError: no module has one of the names.
     """
     modules = dict(model.named_modules())
     for name in names:
@@ -63,10 +63,11 @@ def chosen_modules(model: nn.Module, names: Collection[str]) -> dict[str, nn.Mod
 
 
 def check_whole_modules(model: nn.Module, names: Collection[str]) -> None:
-    """Check modules that are to train as a whole.
+    """Check the modules to train as a whole.
 
     Raises:
-        ConfigurationError: a name is no module's; one lies in another, is in four bits, or shares a weight.
+        ConfigurationError: no module has one of the names, or a module is inside another, is in four bits, or shares a
+            weight.
     """
     chosen = chosen_modules(model, names)
     inside = {id(part): key for key, module in chosen.items() for part in module.modules() if part is not module}
