@@ -11,7 +11,7 @@ import transformers
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
 from tests.helpers import ROOT
-from vrft.policy.decoding_layers import DecodingLayers
+from vrft.policy.decoding_forward import DecodingCheck
 from vrft.policy.decoding_model import TokenForward
 from vrft.policy.prompts import prepare_prompts
 from vrft.policy.shared_prefix import group_hidden_states, share_prefixes
@@ -52,7 +52,7 @@ def test_a_window_of_a_model_without_layer_types_limits_the_sampler_too() -> Non
     with torch.no_grad():
         expected = group_hidden_states(model, [prompt], ids, [3])
         prefilled = Prefilled.of(model, prepare_prompts(model, [prompt], False))
-        forward = TokenForward(model, None, DecodingLayers(model))
+        forward = TokenForward(model, None, DecodingCheck(model))
         decoder = GroupDecoder(forward, prefilled, GroupCache(prefilled.cache, model, 1, 3), 1)
         hidden = torch.cat([decoder.hidden, *(decoder.step(ids[:, t]) for t in range(2))])
     torch.testing.assert_close(hidden, expected, atol=1e-5, rtol=0)

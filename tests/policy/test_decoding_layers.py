@@ -27,9 +27,9 @@ def test_usual_layers_are_fused(family: str, checkpoint: Callable[[str], str]) -
     policy = load(checkpoint(family), dtype="bfloat16")
     batch = policy.prepare(Prompts(policy).batch)
     rollout = generate(policy, batch, 2, Sampling(), 3)
-    assert policy.decoding.layers is not None
-    assert policy.decoding.layers.checked
-    assert bool(policy.decoding.layers.layers) == (family in FUSED)
+    assert policy.decoding.check is not None
+    assert policy.decoding.check.done
+    assert bool(policy.decoding.check.layers) == (family in FUSED)
     with torch.no_grad():
         log_probs, _ = policy(batch.inputs, rollout.ids, rollout.mask, 1.0)
     assert (rollout.log_probs - log_probs).abs().max() < 0.05
@@ -60,11 +60,11 @@ def test_layers_that_compute_something_else_are_not_used(
     expected = generate(policy, batch, 2, Sampling(greedy=True), 8)
     attend = DecodingLayer.attend
     monkeypatch.setattr(DecodingLayer, "attend", lambda *arguments: 1.01 * attend(*arguments))
-    policy.decoding.layers = None
+    policy.decoding.check = None
     with pytest.warns(UserWarning, match="decoding uses the model's own layers"):
         found = generate(policy, batch, 2, Sampling(greedy=True), 8)
-    assert policy.decoding.layers is not None
-    assert not policy.decoding.layers.layers
+    assert policy.decoding.check is not None
+    assert not policy.decoding.check.layers
     assert torch.allclose(found.log_probs, expected.log_probs, atol=1e-5)
 
 
@@ -77,7 +77,7 @@ def test_the_token_that_compares_layers_is_sampled_as_in_later_rollouts(
     attend = DecodingLayer.attend
 
     def attend_wrongly(self: DecodingLayer, *arguments: Any) -> torch.Tensor:
-        return attend(self, *arguments) * (1.5 if self.layer.self_attn.layer_idx == wrong else 1)
+        return attend(self, *arguments) * (1.5 if self.attention.layer_idx == wrong else 1)
 
     monkeypatch.setattr(DecodingLayer, "attend", attend_wrongly)
     with nullcontext() if wrong is None else pytest.warns(UserWarning, match="decoding uses the model's own layers"):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
-from vrft.policy.decoding_layers import DecodingLayers
+from vrft.policy.decoding_forward import DecodingCheck
 from vrft.policy.decoding_model import DecodingModel
 from vrft.policy.decoding_weights import DecodingWeights, merged
 
@@ -37,14 +37,14 @@ class DecodingContext:
     """Prepares a policy for decoding.
 
     Attributes:
-        layers: the model's layers, once they are known.
+        check: whether fused layers may decode, once the model is known.
         kept: the model of the last rollout, if it is kept.
         short_of_memory: nothing is kept between rollouts.
     """
 
     def __init__(self, policy: Decodable) -> None:
         self.policy = policy
-        self.layers: DecodingLayers | None = None
+        self.check: DecodingCheck | None = None
         self.kept: DecodingModel | None = None
         self.short_of_memory = False
 
@@ -73,11 +73,11 @@ class DecodingContext:
 
     def _build(self) -> DecodingModel:
         policy = self.policy
-        if self.layers is None:
+        if self.check is None:
             with merged(policy.base):
-                self.layers = DecodingLayers(policy.base)
+                self.check = DecodingCheck(policy.base)
         weights = None if policy.gather_per_layer else DecodingWeights(policy.base, policy.dtype, policy.device)
-        return DecodingModel(policy.base, weights, self.layers)
+        return DecodingModel(policy.base, weights, self.check)
 
     def free(self) -> None:
         """Free what is kept between rollouts, and keep nothing from here on."""

@@ -2,47 +2,50 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from vrft.policy.decoding_layers import DecodingLayer, DecodingLayers, Rotations
+from vrft.policy.decoding_forward import DecodingCheck, DecodingForward
+from vrft.policy.decoding_layers import TokenLayout
 from vrft.policy.decoding_weights import DecodingWeights, merged
+from vrft.policy.shared_prefix import forward_with_layout
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
 class TokenForward:
-    """Runs the forward of one new token per row, by fused layers once they are seen to compute the same.
+    """Runs the forward of one new token per row: a fused one, once it is seen to compute what the model's own does.
 
     An engine's recordings refer to this rather than to the `DecodingModel` that keeps them: Python would free a cycle,
     and all of its memory on a GPU, only at some later time.
     """
 
-    def __init__(self, model: PreTrainedModel, weights: DecodingWeights | None, layers: DecodingLayers) -> None:
+    def __init__(self, model: PreTrainedModel, weights: DecodingWeights | None, check: DecodingCheck) -> None:
         """Take the parts; arguments as in `DecodingModel`."""
-        self.model, self.layers, self.fuses = model, layers, weights is not None
-        fused, rotations = {} if weights is None else weights.fused, Rotations()
-        with merged(model):
-            self.fast = [DecodingLayer(layer, fused, rotations) for layer in layers.layers]
+        self.model, self.check = model, check
+        self.fast: DecodingForward | None = None
+        if weights is not None and check.layers:
+            with merged(model):
+                self.fast = DecodingForward(model, check.layers, weights.fused)
 
-    def run(self, forward: Callable[[], Tensor]) -> Tensor:
-        """Return what a forward of one token per row returns.
+    def __call__(self, tokens: Tensor, positions: Tensor, layout: TokenLayout) -> Tensor:
+        """Return the hidden states of new tokens: (N,) at positions (…, N, 1) -> (N, H).
 
-        The first one is made once more before it, to compare fused layers with the model's own.
-
-        Args:
-            forward: writes the same keys and values each time.
+        The first tokens are computed again by each forward that is compared, so `layout` has to store the same keys
+        and values each time.
         """
-        if self.fuses and not self.layers.checked:
-            self.layers.compare(self.fast, forward)
-        if not self.fuses or not self.layers.layers:
-            return forward()
-        with self.layers.replaced(self.fast):
-            return forward()
+
+        def own() -> Tensor:
+            return forward_with_layout(self.model, tokens[:, None], positions, layout)[:, -1]
+
+        fast = self.fast
+        if fast is not None and not self.check.done:
+            self.check.compare(fast, own, lambda: fast(tokens, positions, layout))
+        return own() if fast is None or not self.check.layers else fast(tokens, positions, layout)
 
 
 class DecodingModel:
@@ -54,16 +57,16 @@ class DecodingModel:
         recorded: what an engine has recorded with these weights; empty after any of them has moved.
     """
 
-    def __init__(self, model: PreTrainedModel, weights: DecodingWeights | None, layers: DecodingLayers) -> None:
+    def __init__(self, model: PreTrainedModel, weights: DecodingWeights | None, check: DecodingCheck) -> None:
         """Take the parts.
 
         Args:
             model: the Hugging Face model.
             weights: copies to decode with; None decodes with the model's own weights and layers.
-            layers: the model's layers.
+            check: whether fused layers compute what the model's own do.
         """
         self.model, self.weights = model, weights
-        self.forward = TokenForward(model, weights, layers)
+        self.forward = TokenForward(model, weights, check)
         self.recorded: dict[Any, Any] = {}
         self.addresses: list[int] = []
 

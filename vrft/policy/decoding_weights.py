@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from vrft.policy.decoding_layers import decoding_layers, fused_projections
+from vrft.policy.decoding_forward import decoding_layers
+from vrft.policy.decoding_layers import fused_projections
 from vrft.policy.four_bits import is_in_four_bits
 from vrft.policy.lora import has_adapter, merged_weight, without_adapters
 from vrft.policy.weights import replaced

@@ -18,7 +18,7 @@ from transformers import DynamicCache, PreTrainedModel
 from vrft.policy.decoding_model import TokenForward
 from vrft.policy.packed_attention import PromptCache
 from vrft.policy.prompts import TOKEN_KEYS, ImageFeatures, Prompt, encode_images, next_position, prompt_positions
-from vrft.policy.shared_prefix import forward_with_layout, prefill
+from vrft.policy.shared_prefix import prefill
 from vrft.rollout.group_cache import GroupCache
 
 
@@ -56,7 +56,7 @@ class GroupDecoder:
         """Start rows.
 
         Args:
-            forward: runs forwards of a model after `share_prefixes`.
+            forward: runs forwards of one token per row, of a model after `share_prefixes`.
             prefilled: P prompts.
             cache: their keys and values.
             group_size: rows per prompt, G.
@@ -66,10 +66,9 @@ class GroupDecoder:
         self.first = prefilled.first.repeat_interleave(group_size, -1)[..., None]  # (…, N, 1)
 
     def step(self, tokens: Tensor) -> Tensor:
-        cache, model = self.cache, self.forward.model
+        cache = self.cache
         cache.set_visible()
-        positions = self.first + cache.position
-        hidden = self.forward.run(lambda: forward_with_layout(model, tokens[:, None], positions, cache)[:, -1])
+        hidden = self.forward(tokens, self.first + cache.position, cache)
         cache.position += 1
         cache.used += 1
         return hidden

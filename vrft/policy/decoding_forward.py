@@ -1,0 +1,128 @@
+"""The forward of a language model for one new token per row, checked against the model's own.
+
+A model of transformers merges arguments, looks for images, builds masks and wraps its output for each token.
+
+N rows, H hidden size, D size of a head.
+"""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from vrft.policy.decoding_layers import DecodingLayer, FusedWeights, TokenLayout, has_usual_parts, rotation_factors
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+PARTS = {"embed_tokens", "layers", "norm", "rotary_emb"}
+
+ROUNDING = {torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
+"""Largest relative difference that is rounding, by dtype."""
+
+
+def decoding_layers(model: PreTrainedModel) -> list[nn.Module]:
+    """Return the text model's layers if `DecodingForward` may compute the model, by its parts. Otherwise, none."""
+    decoder: Any = model.get_decoder()
+    layers = [*decoder.layers]
+    usual = (
+        dict(decoder.named_children()).keys() == PARTS
+        and [*inspect.signature(decoder.rotary_emb.forward).parameters] == ["x", "position_ids"]
+        and all(map(has_usual_parts, layers))
+    )
+    return layers if usual else []
+
+
+class DecodingForward:
+    """Embeddings, layers and the last norm for one new token per row."""
+
+    def __init__(self, model: PreTrainedModel, layers: list[nn.Module], fused: FusedWeights) -> None:
+        """Take the model, its layers without adapters, and their fused weights."""
+        self.embedding, self.decoder = model.get_input_embeddings(), model.get_decoder()
+        self.layers = [DecodingLayer(layer, fused) for layer in layers]
+
+    def __call__(self, tokens: Tensor, positions: Tensor, layout: TokenLayout) -> Tensor:
+        """Return the hidden states of new tokens: (N,) at positions (…, N, 1) -> (N, H)."""
+        first = self.layers[0]
+        with torch.autocast(tokens.device.type, enabled=False):
+            x: Tensor = self.embedding(tokens).to(first.attention.o_proj.weight.dtype)
+            embeddings = self.decoder.rotary_emb(x[:, None], positions)
+            factors = rotation_factors(embeddings, first.rotated, first.kept)
+            for layer in self.layers:
+                x = layer(x, factors, layout)
+            states: Tensor = self.decoder.norm(x)
+            return states
+
+
+class DecodingCheck:
+    """Whether a model may decode by a `DecodingForward`, which its first token shows.
+
+    Attributes:
+        layers: the layers that a `DecodingForward` computes; none if the model decodes by its own forward.
+        done: whether the forwards were compared.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.layers = decoding_layers(model)
+        self.done = not self.layers
+
+    def compare(self, fast: DecodingForward, own: Callable[[], Tensor], found: Callable[[], Tensor]) -> None:
+        """Compare the output of each layer, rotary embeddings and the last states; use none of them if one differs.
+
+        Args:
+            fast: the forward that may replace the model's own.
+            own: runs the model's own forward; returns hidden states (N, H).
+            found: runs `fast` on the same tokens.
+        """
+        gaps: list[Tensor] = []
+        comparisons = [compared(layer, other, gaps) for layer, other in zip(self.layers, fast.layers, strict=True)]
+        with replaced(self.layers, comparisons):
+            expected = own()
+        if len(gaps) == len(self.layers):  # otherwise, the model rotates a part of each head, or by several axes
+            gaps.append(relative_gap(found(), expected))
+        else:
+            gaps.append(expected.new_full((), torch.inf))
+        self.done = True
+        largest = float(torch.stack(gaps).max())  # NaN if any is
+        if not largest < ROUNDING[fast.layers[0].attention.o_proj.weight.dtype]:
+            self.layers = []
+            warnings.warn(f"decoding uses the model's own layers: fused ones differ by {largest:.1e}", stacklevel=2)
+
+
+def compared(layer: nn.Module, fast: DecodingLayer, gaps: list[Tensor]) -> Callable[..., Tensor]:
+    """Return a layer's own forward, which also computes `fast` and notes how much its output differs."""
+    own = layer.forward
+
+    def forward(hidden_states: Tensor, *, position_embeddings: tuple[Tensor, Tensor], **kwargs: Any) -> Tensor:
+        expected: Tensor = own(hidden_states, position_embeddings=position_embeddings, **kwargs)
+        if position_embeddings[0].shape[1:] == (1, fast.size):
+            factors = rotation_factors(position_embeddings, fast.rotated, fast.kept)
+            with torch.autocast(expected.device.type, enabled=False):
+                found = fast(hidden_states[:, 0].clone(), factors, kwargs["shared_prefix"])
+            gaps.append(relative_gap(found, expected[:, 0], hidden_states[:, 0]))
+        return expected
+
+    return forward
+
+
+def relative_gap(found: Tensor, expected: Tensor, start: Tensor | float = 0.0) -> Tensor:
+    """Return how much a tensor differs from what is expected, relative to the change from `start`."""
+    return (found - expected).norm() / (expected - start).norm()
+
+
+@contextmanager
+def replaced(modules: list[nn.Module], forwards: list[Callable[..., Tensor]]) -> Iterator[None]:
+    """Replace the forwards of modules."""
+    for module, forward in zip(modules, forwards, strict=True):
+        module.__dict__["forward"] = forward
+    try:
+        yield
+    finally:
+        for module in modules:
+            del module.__dict__["forward"]
