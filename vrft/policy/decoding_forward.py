@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from vrft.policy.decoding_layers import DecodingLayer, FusedWeights, TokenLayout, has_usual_parts, rotation_factors
+from vrft.policy.decoding_layers import DecodingLayer, TokenLayout, has_usual_parts, rotation_factors
+from vrft.policy.products import Products, replaced_forwards
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -42,10 +42,10 @@ def decoding_layers(model: PreTrainedModel) -> list[nn.Module]:
 class DecodingForward:
     """Embeddings, layers and the last norm for one new token per row."""
 
-    def __init__(self, model: PreTrainedModel, layers: list[nn.Module], fused: FusedWeights) -> None:
-        """Take the model, its layers without adapters, and their fused weights."""
+    def __init__(self, model: PreTrainedModel, layers: list[nn.Module], products: Products) -> None:
+        """Take the model, its layers without adapters, and products with their weights."""
         self.embedding, self.decoder = model.get_input_embeddings(), model.get_decoder()
-        self.layers = [DecodingLayer(layer, fused) for layer in layers]
+        self.layers = [DecodingLayer(layer, products) for layer in layers]
 
     def __call__(self, tokens: Tensor, positions: Tensor, layout: TokenLayout) -> Tensor:
         """Return the hidden states of new tokens: (N,) at positions (…, N, 1) -> (N, H)."""
@@ -81,8 +81,8 @@ class DecodingCheck:
             found: runs `fast` on the same tokens.
         """
         gaps: list[Tensor] = []
-        comparisons = [compared(layer, other, gaps) for layer, other in zip(self.layers, fast.layers, strict=True)]
-        with replaced(self.layers, comparisons):
+        pairs = zip(self.layers, fast.layers, strict=True)
+        with replaced_forwards({layer: compared(layer, other, gaps) for layer, other in pairs}):
             expected = own()
         if len(gaps) == len(self.layers):  # otherwise, the model rotates a part of each head, or by several axes
             gaps.append(relative_gap(found(), expected))
@@ -114,15 +114,3 @@ def compared(layer: nn.Module, fast: DecodingLayer, gaps: list[Tensor]) -> Calla
 def relative_gap(found: Tensor, expected: Tensor, start: Tensor | float = 0.0) -> Tensor:
     """Return how much a tensor differs from what is expected, relative to the change from `start`."""
     return (found - expected).norm() / (expected - start).norm()
-
-
-@contextmanager
-def replaced(modules: list[nn.Module], forwards: list[Callable[..., Tensor]]) -> Iterator[None]:
-    """Replace the forwards of modules."""
-    for module, forward in zip(modules, forwards, strict=True):
-        module.__dict__["forward"] = forward
-    try:
-        yield
-    finally:
-        for module in modules:
-            del module.__dict__["forward"]

@@ -9,7 +9,7 @@ N rows, H hidden size, D size of a head.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
@@ -17,9 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vrft.policy.four_bits import is_in_four_bits
-
-FusedWeights = Mapping[nn.Module, tuple[Tensor, Tensor | None]]
-"""Weight and bias of all projections of an input, one below the other, by the first of these projections."""
+from vrft.policy.products import Products
+from vrft.policy.shared_prefix import Layout
 
 LAYER = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
 ATTENTION = {"q_proj", "k_proj", "v_proj", "o_proj"}
@@ -27,7 +26,7 @@ HEAD_NORMS = {"q_norm", "k_norm"}
 MLP = {"gate_proj", "up_proj", "down_proj", "act_fn"}
 
 
-class TokenLayout(Protocol):
+class TokenLayout(Layout, Protocol):
     """Computes attention of one new token per row."""
 
     def attend_token(self, layer: int, query: Tensor, key_value: Tensor, scaling: float) -> Tensor:
@@ -58,10 +57,10 @@ def fused_projections(layer: nn.Module) -> list[list[nn.Linear]]:
     return [[attention.q_proj, attention.k_proj, attention.v_proj], [mlp.gate_proj, mlp.up_proj]]
 
 
-def project(x: Tensor, modules: Sequence[nn.Linear], fused: FusedWeights) -> Tensor:
+def project(x: Tensor, modules: Sequence[nn.Linear], products: Products) -> Tensor:
     """Return the outputs of several linear layers side by side."""
-    if modules[0] in fused:
-        return F.linear(x, *fused[modules[0]])
+    if modules[0] in products:
+        return products[modules[0]](x)
     return torch.cat([F.linear(x, module.weight, module.bias) for module in modules], -1)
 
 
@@ -69,13 +68,16 @@ def rms_norm(x: Tensor, norm: Any) -> Tensor:
     """Apply a norm of transformers: x / sqrt(mean(x^2) + eps) * weight."""
     weight, epsilon = norm.weight, norm.variance_epsilon
     if x.is_cpu and x.dtype == torch.float32:  # F.rms_norm is six operations there
-        root = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_().div_(x.shape[-1]).add_(epsilon).sqrt_()
-        return torch.div(x, root).mul_(weight)
+        size = x.shape[-1]
+        root = torch.hypot(torch.linalg.vector_norm(x, dim=-1, keepdim=True), x.new_full((), (size * epsilon) ** 0.5))
+        return torch.div(x, root).mul_(weight * size**0.5)
     return F.rms_norm(x, x.shape[-1:], weight, epsilon)
 
 
-def add_projected(x: Tensor, y: Tensor, linear: nn.Linear) -> Tensor:
-    """Return x plus the output of a linear layer for y. Without a bias, this is one kernel and overwrites x."""
+def add_projected(x: Tensor, y: Tensor, linear: nn.Linear, products: Products) -> Tensor:
+    """Return x plus the output of a linear layer for y, which may overwrite x: without a bias, this is one kernel."""
+    if linear in products:
+        return x.add_(products[linear](y))
     bias: Tensor | None = linear.bias
     if bias is None and x.dtype == linear.weight.dtype:
         return x.addmm_(y, linear.weight.t())
@@ -107,9 +109,9 @@ class DecodingLayer:
         size: size of a head, D.
     """
 
-    def __init__(self, layer: Any, fused: FusedWeights) -> None:
+    def __init__(self, layer: Any, products: Products) -> None:
         attention = layer.self_attn
-        self.layer, self.attention, self.mlp, self.fused = layer, attention, layer.mlp, fused
+        self.layer, self.attention, self.mlp, self.products = layer, attention, layer.mlp, products
         self.projections = fused_projections(layer)
         self.has_head_norms = dict(attention.named_children()).keys() >= HEAD_NORMS
         self.size: int = attention.head_dim
@@ -126,15 +128,15 @@ class DecodingLayer:
             layout: stores keys and values, and attends to them.
         """
         attended = self.attend(rms_norm(x, self.layer.input_layernorm), factors, layout)
-        x = add_projected(x, attended, self.attention.o_proj)
-        inner = project(rms_norm(x, self.layer.post_attention_layernorm), self.projections[1], self.fused)
+        x = add_projected(x, attended, self.attention.o_proj, self.products)
+        inner = project(rms_norm(x, self.layer.post_attention_layernorm), self.projections[1], self.products)
         gate, up = inner.chunk(2, -1)
-        return add_projected(x, self.mlp.act_fn(gate).mul_(up), self.mlp.down_proj)
+        return add_projected(x, self.mlp.act_fn(gate).mul_(up), self.mlp.down_proj, self.products)
 
     def attend(self, x: Tensor, factors: tuple[Tensor, Tensor], layout: TokenLayout) -> Tensor:
         """Return the output of attention before its projection: (N, H) -> (N, heads * D)."""
         attention, (cos, sin) = self.attention, factors
-        states = project(x, self.projections[0], self.fused).unflatten(-1, (-1, self.size))  # (N, all heads, D)
+        states = project(x, self.projections[0], self.products).unflatten(-1, (-1, self.size))  # (N, all heads, D)
         if self.has_head_norms:
             query, key, value = states.split([self.queries, self.kept, self.kept], 1)
             states = torch.cat([rms_norm(query, attention.q_norm), rms_norm(key, attention.k_norm), value], 1)

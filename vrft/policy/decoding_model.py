@@ -30,7 +30,7 @@ class TokenForward:
         self.fast: DecodingForward | None = None
         if weights is not None and check.layers:
             with merged(model):
-                self.fast = DecodingForward(model, check.layers, weights.fused)
+                self.fast = DecodingForward(model, check.layers, weights.products)
 
     def __call__(self, tokens: Tensor, positions: Tensor, layout: TokenLayout) -> Tensor:
         """Return the hidden states of new tokens: (N,) at positions (…, N, 1) -> (N, H).

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vrft.policy.decoding_forward import decoding_layers
 from vrft.policy.decoding_layers import fused_projections
 from vrft.policy.four_bits import is_in_four_bits
 from vrft.policy.lora import has_adapter, merged_weight, without_adapters
+from vrft.policy.products import PackedProduct, Product, can_pack, replaced_forwards
 from vrft.policy.weights import replaced
 from vrft.policy.whole_modules import originals
 
@@ -29,11 +32,11 @@ class DecodingWeights:
     """Copies of a model's weights to decode with.
 
     Merging adapters into the weights themselves would change them: subtracting the adapters again rounds. Copies of
-    projections that have the same input lie one below the other in one tensor. Weights in four bits stay as they are,
-    with adapters beside them: a merged copy would need the memory that four bits save.
+    projections that have the same input lie in one tensor. Weights in four bits stay as they are, with adapters beside
+    them: a merged copy would need the memory that four bits save. On a CPU, oneDNN packs the weights of the text model.
 
     Attributes:
-        fused: that tensor for weights and one for biases, by the first of the projections.
+        products: products of projections with the same input, and on a CPU of all linear layers of the text model.
     """
 
     def __init__(self, model: PreTrainedModel, dtype: torch.dtype, device: torch.device) -> None:
@@ -45,13 +48,13 @@ class DecodingWeights:
             device: device of the computation.
         """
         self.model, self.dtype = model, dtype
-        self.column_major = device.type == "cpu"  # a CPU multiplies few rows faster by such weights
         self.sources = self._copied_layers()
-        self.fused: dict[nn.Module, tuple[Tensor, Tensor | None]] = {}
+        self.products: dict[nn.Module, Product] = {}
         self.copies: list[tuple[nn.Module, str, Tensor]] = []  # module, name of its parameter, copy
         with merged(model):
             self._allocate_fused()
             self._allocate_others()
+            self.packed = packed_together(model) if can_pack(device, dtype) else []
 
     def _copied_layers(self) -> dict[nn.Module, nn.Module]:
         """Return the linear layers that need a copy, each with the layer that has its adapter, if it has one."""
@@ -64,7 +67,7 @@ class DecodingWeights:
                     layers[base.weight] = base, module
             elif is_in_four_bits(module):
                 continue
-            elif isinstance(module, nn.Linear) and (self.column_major or module.weight.dtype != self.dtype):
+            elif isinstance(module, nn.Linear) and module.weight.dtype != self.dtype:
                 layers.setdefault(module.weight, (module, module))
         return dict(layers.values())
 
@@ -73,16 +76,16 @@ class DecodingWeights:
             for modules in fused_projections(layer):
                 if not all(module in self.sources for module in modules):
                     continue
-                sizes = [module.out_features for module in modules]
-                weight = self._empty(sum(sizes), modules[0].in_features, modules[0].weight)
-                bias = None
+                sizes, like = [module.out_features for module in modules], modules[0].weight
+                bias: Tensor | None = None
+                weight = like.new_empty(sum(sizes), modules[0].in_features, dtype=self.dtype)
                 if all(module.bias is not None for module in modules):
-                    bias = modules[0].weight.new_empty(sum(sizes), dtype=self.dtype)
+                    bias = like.new_empty(sum(sizes), dtype=self.dtype)
                     self.copies += [(m, "bias", b) for m, b in zip(modules, bias.split(sizes), strict=True)]
                 elif any(module.bias is not None for module in modules):
                     continue
                 self.copies += [(m, "weight", w) for m, w in zip(modules, weight.split(sizes), strict=True)]
-                self.fused[modules[0]] = weight, bias
+                self.products[modules[0]] = partial(F.linear, weight=weight, bias=bias)
 
     def _allocate_others(self) -> None:
         done = {(module, name) for module, name, _ in self.copies}
@@ -90,7 +93,7 @@ class DecodingWeights:
         for module in self.sources:
             weight, bias = module.weight, module.bias
             if (module, "weight") not in done:
-                self.copies.append((module, "weight", self._empty(weight.shape[0], weight.shape[1], weight)))
+                self.copies.append((module, "weight", torch.empty_like(weight, dtype=self.dtype)))
             # Autocast would convert a bias for every token.
             if bias is not None and bias.dtype != self.dtype and (module, "bias") not in done:
                 self.copies.append((module, "bias", torch.empty_like(bias, dtype=self.dtype)))
@@ -104,11 +107,6 @@ class DecodingWeights:
                     if parameter.ndim == 1 and parameter.dtype != self.dtype and parameter not in copied:
                         self.copies.append((module, name, torch.empty_like(parameter, dtype=self.dtype)))
 
-    def _empty(self, rows: int, columns: int, like: Tensor) -> Tensor:
-        if self.column_major:
-            return like.new_empty(columns, rows, dtype=self.dtype).t()
-        return like.new_empty(rows, columns, dtype=self.dtype)
-
     @contextmanager
     @torch.no_grad()
     def applied(self) -> Iterator[None]:
@@ -120,7 +118,9 @@ class DecodingWeights:
                 value = merged_weight(source)
             copy.copy_(value)
         with merged(self.model), replaced({getattr(m, name): copy for m, name, copy in self.copies}), self._embedded():
-            yield
+            self.products |= {modules[0]: packed_product(modules) for modules in self.packed}
+            with replaced_forwards({m: self.products[m] for m, *others in self.packed if not others}):
+                yield
 
     @contextmanager
     def _embedded(self) -> Iterator[None]:
@@ -141,3 +141,21 @@ class DecodingWeights:
     def _converted(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         """Return the decoder's arguments with embeddings in the dtype of the computation."""
         return args, {name: x.to(self.dtype) if name == "inputs_embeds" else x for name, x in kwargs.items()}
+
+
+def packed_together(model: PreTrainedModel) -> list[list[nn.Linear]]:
+    """Return the linear layers of the text model and its head, those together that decoding multiplies at once."""
+    together = [modules for layer in decoding_layers(model) for modules in fused_projections(layer)]
+    done = {module for modules in together for module in modules}
+    modules = [*model.get_decoder().modules(), model.get_output_embeddings()]
+    return together + [[m] for m in modules if type(m) is nn.Linear and m not in done]
+
+
+def packed_product(modules: Sequence[nn.Linear]) -> PackedProduct:
+    """Return the outputs of linear layers with the same input, side by side, as one product."""
+    weights: list[Tensor] = [module.weight for module in modules]
+    biases: list[Tensor | None] = [module.bias for module in modules]
+    bias = None
+    if any(b is not None for b in biases):
+        bias = torch.cat([w.new_zeros(len(w)) if b is None else b for w, b in zip(weights, biases, strict=True)])
+    return PackedProduct(torch.cat(weights), bias)

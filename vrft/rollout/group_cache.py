@@ -141,37 +141,40 @@ class GroupCache:
         """Compute attention of one new token per row: (N, heads, dim), (N, 2, kv, dim) -> (N, heads * dim)."""
         keys, values = self.prompts[layer]  # (P, kv, L, dim)
         rows = self.rows[layer]  # (2, P, kv, G, slots, dim)
-        group = (len(keys), rows.shape[3])
-        new = key_value.unflatten(0, group).permute(2, 0, 3, 1, 4)[..., None, :]  # (2, P, kv, G, 1, dim)
-        rows.index_copy_(4, self.position, new.to(rows.dtype))
+        _, prompts, heads, group_size, _, dim = rows.shape
+        new = key_value.view(prompts, group_size, 2, heads, dim).permute(2, 0, 3, 1, 4)  # (2, P, kv, G, dim)
+        if self.static:
+            rows.index_copy_(4, self.position, new[..., None, :].to(rows.dtype))
+        else:
+            rows.select(4, self.used).copy_(new)
         own_keys, own_values = rows[..., : self.slots, :].flatten(1, 3)  # (P kv G, slots, dim)
-        q = query.unflatten(1, (keys.shape[1], -1)).unflatten(0, group).transpose(1, 2)  # (P, kv, G, q, dim)
-        q = q.to(keys.dtype).reshape(keys.shape[0] * keys.shape[1], -1, q.shape[-1])  # (P kv, G q, dim)
-        own_q = q.view(len(own_keys), -1, q.shape[-1])  # (P kv G, q, dim)
+        q = query.view(prompts, group_size, heads, -1, dim).transpose(1, 2).to(keys.dtype)  # (P, kv, G, q, dim)
+        q = q.reshape(prompts * heads, -1, dim)  # (P kv, G q, dim)
+        own_shape = (prompts * heads * group_size, -1, dim)
         keys, values = keys.flatten(0, 1), values.flatten(0, 1)  # (P kv, L, dim)
-        weights = self._scores(layer, q, keys, own_q, own_keys, scaling).softmax(-1).to(values.dtype)
+        weights = self._scores(layer, q, keys, q.view(own_shape), own_keys, scaling).softmax(-1).to(values.dtype)
         length = keys.shape[1]
-        output = (weights[..., :length] @ values).view(own_q.shape)
-        own_weights = weights.view(*own_q.shape[:2], -1)[..., length:]
+        output = torch.bmm(weights[..., :length], values).view(own_shape)
+        own_weights = weights.view(*output.shape[:2], -1)[..., length:]
         output = output.baddbmm_(own_weights, own_values)  # (P kv G, q, dim)
-        return output.view(group[0], -1, group[1], *output.shape[1:]).transpose(1, 2).reshape(len(query), -1)
+        return output.view(prompts, heads, group_size, -1, dim).transpose(1, 2).reshape(query.shape[0], -1)
 
     def _scores(self, layer: int, q: Tensor, keys: Tensor, own_q: Tensor, own_keys: Tensor, scaling: float) -> Tensor:
         """Return the scores of all keys (P kv, G q, L + slots)."""
         bias = self.bias[self.layer_types[layer]]
-        shape = (*q.shape[:2], keys.shape[1] + own_keys.shape[1])
-        if bias is not None:
-            bias = bias.expand(-1, len(q) // len(bias), q.shape[1], -1)  # (P, kv, G q, L + slots)
         if bias is not None and q.is_cuda:
+            shape = (*q.shape[:2], keys.shape[1] + own_keys.shape[1])
             scores = q.new_empty(shape)
+            bias = bias.expand(-1, len(q) // len(bias), q.shape[1], -1)  # (P, kv, G q, L + slots)
             scores.view(bias.shape).copy_(bias)
             scores[..., : keys.shape[1]].baddbmm_(q, keys.mT, alpha=scaling)
             scores.view(*own_q.shape[:2], -1)[..., keys.shape[1] :].baddbmm_(own_q, own_keys.mT, alpha=scaling)
             return scores
         # A CPU multiplies into a part of a tensor one matrix at a time.
-        own = (own_q @ own_keys.mT).view(*q.shape[:2], -1)
-        scores = torch.cat([q @ keys.mT, own], -1).float()
-        return scores * scaling if bias is None else torch.add(bias.reshape(shape), scores, alpha=scaling)
+        q = q * scaling
+        own = torch.bmm(q.view(own_q.shape), own_keys.mT).view(*q.shape[:2], -1)
+        scores = torch.cat([torch.bmm(q, keys.mT), own], -1).float()
+        return scores if bias is None else scores.unflatten(0, (len(bias), -1)).add_(bias).flatten(0, 1)
 
     def recur(self, module: nn.Module, forward: StatefulForward, hidden: Tensor) -> Tensor:
         """Compute a recurrent layer for one new token per row (N, 1, H)."""
