@@ -15,7 +15,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from vrft.policy.decoding_layers import DecodingLayer, TokenLayout, has_usual_parts, rotation_factors
+from vrft.policy.decoding_layers import (
+    DecodingLayer,
+    TokenLayout,
+    has_epsilon,
+    has_usual_parts,
+    rms_norm,
+    rotation_factors,
+)
 from vrft.policy.products import Products, replaced_forwards
 
 if TYPE_CHECKING:
@@ -34,6 +41,7 @@ def decoding_layers(model: PreTrainedModel) -> list[nn.Module]:
     usual = (
         dict(decoder.named_children()).keys() == PARTS
         and [*inspect.signature(decoder.rotary_emb.forward).parameters] == ["x", "position_ids"]
+        and has_epsilon(decoder.norm)
         and all(map(has_usual_parts, layers))
     )
     return layers if usual else []
@@ -56,8 +64,7 @@ class DecodingForward:
             factors = rotation_factors(embeddings, first.rotated, first.kept)
             for layer in self.layers:
                 x = layer(x, factors, layout)
-            states: Tensor = self.decoder.norm(x)
-            return states
+            return rms_norm(x, self.decoder.norm)
 
 
 class DecodingCheck:

@@ -46,8 +46,13 @@ def has_usual_parts(layer: nn.Module) -> bool:
         head_norms in (set(), HEAD_NORMS)
         and mlp.keys() == MLP
         and all(isinstance(module, nn.Linear) and not is_in_four_bits(module) for module in linear)
-        and all(getattr(norm, "variance_epsilon", None) is not None for norm in norms)
+        and all(map(has_epsilon, norms))
     )
+
+
+def has_epsilon(norm: nn.Module) -> bool:
+    """Return whether `rms_norm` may compute a norm."""
+    return getattr(norm, "variance_epsilon", None) is not None
 
 
 def fused_projections(layer: nn.Module) -> list[list[nn.Linear]]:
@@ -136,10 +141,11 @@ class DecodingLayer:
     def attend(self, x: Tensor, factors: tuple[Tensor, Tensor], layout: TokenLayout) -> Tensor:
         """Return the output of attention before its projection: (N, H) -> (N, heads * D)."""
         attention, (cos, sin) = self.attention, factors
-        states = project(x, self.projections[0], self.products).unflatten(-1, (-1, self.size))  # (N, all heads, D)
+        states = project(x, self.projections[0], self.products).view(x.shape[0], -1, self.size)  # (N, all heads, D)
         if self.has_head_norms:
             query, key, value = states.split([self.queries, self.kept, self.kept], 1)
             states = torch.cat([rms_norm(query, attention.q_norm), rms_norm(key, attention.k_norm), value], 1)
         states = torch.addcmul(states * cos, states.roll(self.size // 2, -1), sin)
-        query, key_value = states[:, : self.queries], states[:, self.queries :].unflatten(1, (2, self.kept))
+        query, key_value = states.split([self.queries, 2 * self.kept], 1)
+        key_value = key_value.view(x.shape[0], 2, self.kept, self.size)
         return layout.attend_token(attention.layer_idx, query, key_value, attention.scaling)
