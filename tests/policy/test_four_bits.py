@@ -112,7 +112,7 @@ def test_rounding_of_weights_in_four_bits_is_measured_and_leaves_them_as_they_ar
 
 def test_decoding_copies_no_layer_in_four_bits() -> None:
     policy = loaded(dtype="bfloat16")
-    weights = DecodingWeights(policy.base, torch.bfloat16, torch.device("cpu"))
+    weights = DecodingWeights(policy.base, torch.float16, torch.device("cpu"))
     copied = {getattr(module, name) for module, name, _ in weights.copies}
     large = {layer.weight for layer in four_bit_layers(policy)}
     assert len(large) == 14
