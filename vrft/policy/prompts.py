@@ -93,7 +93,8 @@ def encode_prompts(model: PreTrainedModel, prompts: Sequence[Prompt]) -> ImageFe
     A tower that packs images of any size is called once for all prompts.
     """
     entries = [image_entries(prompt) for prompt in prompts]
-    if any("features" in prompt or entry.keys() != PACKED_KEYS for prompt, entry in zip(prompts, entries, strict=True)):
+    packed = all("features" not in p and e.keys() == PACKED_KEYS for p, e in zip(prompts, entries, strict=True))
+    if not packed or len(prompts) == 1:  # joining would copy the images
         return ImageFeatures.join([own_features(model, prompt) for prompt in prompts])
     return image_features(model, {key: torch.cat([entry[key] for entry in entries]) for key in PACKED_KEYS})
 
