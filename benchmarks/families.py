@@ -266,7 +266,8 @@ def table(rows: Iterable[Row]) -> Iterator[str]:
 def replace_table(page: Path, lines: list[str]) -> None:
     """Replace a page's table, and the line above it that says when and with which version it was made."""
     text = page.read_text()
-    start, end = text.index(MADE), text.rindex("|\n") + 2
+    start = text.index(MADE)
+    end = text.index("|\n\n", start) + 2
     made = f"{MADE} {date.today().isoformat()} with transformers {transformers.__version__}:"
     page.write_text(text[:start] + "\n".join([made, "", *lines]) + "\n" + text[end:])
 
