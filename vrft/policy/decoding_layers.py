@@ -10,6 +10,7 @@ N rows, H hidden size, D size of a head.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Any, Protocol
 
 import torch
@@ -69,13 +70,20 @@ def project(x: Tensor, modules: Sequence[nn.Linear], products: Products) -> Tens
     return torch.cat([F.linear(x, module.weight, module.bias) for module in modules], -1)
 
 
+@cache
+def norm_constants(size: int, epsilon: float) -> tuple[Tensor, Tensor]:
+    """Return 0 and sqrt(size * epsilon) as tensors on the CPU."""
+    return torch.zeros((), device="cpu"), torch.tensor((size * epsilon) ** 0.5, device="cpu")
+
+
 def rms_norm(x: Tensor, norm: Any) -> Tensor:
     """Apply a norm of transformers: x / sqrt(mean(x^2) + eps) * weight."""
     weight, epsilon = norm.weight, norm.variance_epsilon
     if x.is_cpu and x.dtype == torch.float32:  # F.rms_norm is six operations there
         size = x.shape[-1]
-        root = torch.hypot(torch.linalg.vector_norm(x, dim=-1, keepdim=True), x.new_full((), (size * epsilon) ** 0.5))
-        return torch.div(x, root).mul_(weight * size**0.5)
+        zero, floor = norm_constants(size, norm.variance_epsilon)
+        root = torch.hypot(torch.linalg.vector_norm(x, dim=-1, keepdim=True), floor)  # sqrt(H) times as large
+        return torch.addcdiv(zero, x, root, value=size**0.5).mul_(norm.weight)
     return F.rms_norm(x, x.shape[-1:], weight, epsilon)
 
 
