@@ -1,4 +1,4 @@
-"""Interfaces of rollout engines, and the settings of sampling."""
+"""Interfaces of rollout engines, and sampling settings."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from vrft.types import PromptBatch, Rollout
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """The distribution that tokens are sampled from.
+    """The distribution from which tokens are sampled.
 
     Attributes:
-        temperature: divides the logits.
-        top_p: sample from the most probable tokens that together have this probability; 1 is off.
-        top_k: sample from this many most probable tokens; 0 is off.
-        min_p: sample from tokens with at least this fraction of the most probable one's probability; 0 is off.
-        greedy: always take the most probable token.
+        temperature: divisor of the logits.
+        top_p: sample from the most probable tokens up to this total probability; 1: off.
+        top_k: sample from this many most probable tokens; 0: off.
+        min_p: sample from tokens with at least this share of the largest probability; 0: off.
+        greedy: always choose the most probable token.
     """
 
     temperature: float = 1.0
@@ -36,20 +36,20 @@ class Sampling:
 
     @property
     def truncated(self) -> bool:
-        """Whether top-p, top-k or min-p exclude tokens."""
+        """Whether top-p, top-k or min-p is on."""
         return self.top_p < 1 or self.top_k > 0 or self.min_p > 0
 
 
 @dataclass(frozen=True, slots=True)
 class SamplingKey:
-    """The key of a rollout's random numbers. Each row has its own numbers, in whichever rank or batch it is sampled.
+    """The key of a rollout's random numbers, which are the same for a row whatever rank or call samples it.
 
     Attributes:
         seed: seed of the run.
-        rollout: number of the rollout.
-        rank, world_size: prompt p of a rank is number (first + p) * world_size + rank of the global batch.
-        first: number of this rank's prompts that earlier calls of the same rollout have sampled for.
-        first_generation: number of completions that earlier calls have sampled for each of these prompts.
+        rollout: index of the rollout.
+        rank, world_size: prompt p of a rank has the index (first + p) * world_size + rank in the global batch.
+        first: number of this rank's prompts in earlier calls for the same rollout.
+        first_generation: number of completions of each of these prompts in earlier calls.
     """
 
     seed: int
@@ -84,27 +84,27 @@ class RolloutEngine(ABC):
         key: SamplingKey,
         on_token: Callable[..., None],
     ) -> Rollout:
-        """Sample N = P * G completions; row p * G + g belongs to prompt p.
+        """Sample N = P * G completions. Row p * G + g belongs to prompt p.
 
         Args:
             policy: the model to sample from, with its current weights.
             batch: P prompts.
             num_generations: completions per prompt, G.
             max_completion_length: number of tokens after which a completion is truncated.
-            sampling: the distribution.
-            key: key of the random numbers; greedy decoding ignores it.
-            on_token: called during sampling with the number of tokens per row so far and, if known, a text about how
-                much is done.
+            sampling: the sampling distribution.
+            key: key of the random numbers; ignored by greedy decoding.
+            on_token: called during sampling with the current number of tokens per row and, optionally, a text about
+                the progress.
         """
 
 
 class RemoteEngine(RolloutEngine):
-    """An engine whose completions come from other processes, which have a copy of the policy's weights.
+    """An engine that samples in other processes, which have a copy of the policy's weights.
 
     Attributes:
-        max_gap: mean |engine's log-probability - trainer's| above which a run ends instead of training on completions.
+        max_gap: maximum mean |engine's log-probability - trainer's|; above it, the run ends.
         one_step_ahead: sample for the next step while this one trains, with weights that are one step old.
-        gpu_share: part of the trainer's own GPU's memory that the engine needs while it samples.
+        gpu_share: share of the memory of the trainer's GPU that the engine needs while it samples.
     """
 
     max_gap: float
@@ -113,22 +113,22 @@ class RemoteEngine(RolloutEngine):
 
     @property
     def wakings(self) -> int:
-        """Number of times that servers got their weights back after they slept."""
+        """Number of times that servers were given their weights again after sleeping."""
         return 0
 
     def check(self, policy: Policy) -> None:
-        """Raise ConfigurationError if servers can't sample from a policy with such settings. Nothing is loaded yet."""
+        """Raise ConfigurationError if servers can't sample from a policy with these settings. Called before loading."""
 
     @abstractmethod
     def connect(self, policy: Policy, task: Task, folder: Path, run: str, images: int = 1) -> None:
         """Check that the servers can sample from a policy.
 
         Args:
-            policy: the policy, loaded.
+            policy: the loaded policy.
             task: the task that formats the prompts.
             folder: the run's folder, for weights.
             run: a unique name of the run, the same on all ranks.
-            images: most images in a prompt, for servers that the engine starts.
+            images: maximum number of images in a prompt, for servers that the engine starts.
 
         Raises:
             ConfigurationError: a server can't be reached, or can't sample from the policy.
@@ -136,14 +136,14 @@ class RemoteEngine(RolloutEngine):
 
     @abstractmethod
     def write_weights(self, policy: Policy, first: bool) -> None:
-        """Write a new version of the policy's weights. All ranks call this together; the `first` one writes."""
+        """Write a new version of the policy's weights. All ranks call this together; the rank with `first` writes."""
 
     @abstractmethod
     def update_servers(self) -> None:
-        """Let all servers load the latest version of the weights; skip those that can't at the moment."""
+        """Make all servers load the latest version of the weights. Skip servers that are unavailable."""
 
     def sleep(self) -> None:
-        """Leave the trainer's GPU until the next call of `generate`, which may take longer. By default, do nothing."""
+        """Leave the trainer's GPU until the next call of `generate`, which then takes longer. Default: do nothing."""
 
     @abstractmethod
     def stop(self) -> None:
@@ -154,4 +154,4 @@ class RemoteEngine(RolloutEngine):
         """Remove the files of the latest version of the weights, if there is one."""
 
     def close(self) -> None:
-        """End servers that the engine has started. By default, there are none."""
+        """End the servers that the engine has started. Default: do nothing."""

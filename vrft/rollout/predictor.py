@@ -1,4 +1,4 @@
-"""Answers of one checkpoint about single images, from Python."""
+"""Answer questions about single images from Python."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from vrft.tasks import Task
 from vrft.types import Answer, Sample
 
 MAX_COMPLETION_LENGTH = 256
-"""Limit for a checkpoint whose generation config has no `max_new_tokens`; exported folders have one."""
+"""Default for checkpoints without `max_new_tokens` in their generation config. Exported folders have it."""
 
 
 class Predictor:
-    """A checkpoint and a task that answer questions about images, as `python -m vrft predict` does.
+    """Answers questions about images with a checkpoint and a task, like `python -m vrft predict`.
 
-    Decoding is greedy. The task must ask as it did in training: with the same class and template.
+    Decoding is greedy. The task must have the same class and template as in training.
     """
 
     def __init__(
@@ -42,13 +42,13 @@ class Predictor:
 
         Args:
             checkpoint: an exported folder, a model on the Hugging Face Hub, or a built-in policy.
-            task: words the question and reads the answer.
-            dtype: dtype of the computation.
+            task: phrases the question and parses the answer.
+            dtype: compute dtype.
             device: device of the model.
-            coordinates: coordinate system of the boxes in answers, as in `Policy`; default: that of the model's family.
-            coordinate_decimals: decimals of these coordinates, as in `Policy`; default: 3 in unit, else 0.
+            coordinates: coordinate system of the boxes in answers, as in `Policy`; default: by the model's family.
+            coordinate_decimals: decimals of these coordinates, as in `Policy`; default: 3 for `unit`, else 0.
             image_bits: bits per colour of the camera, for files of more than 8 bits, as in `data.image_bits`; default:
-                guessed from each file's brightest pixel, with a warning.
+                guess from each file's brightest pixel, with a warning.
 
         Raises:
             ConfigurationError: the checkpoint can't be loaded, or `image_bits` is not from 9 to 32.
@@ -64,16 +64,16 @@ class Predictor:
         self.max_completion_length: int = limit or MAX_COMPLETION_LENGTH
 
     def __call__(self, image: str | Path | Image.Image, query: str = "") -> Answer:
-        """Return the answer to one question about one image.
+        """Return the answer to a question about an image.
 
-        The value is None if the answer can't be read. Boxes are in pixels of the upright image.
+        The answer's `value` is None if it can't be read. Boxes are in pixels of the upright image.
 
         Args:
-            image: a file, or an image in RGB.
-            query: what fills {query} in the task's template: a category, an instruction or a question.
+            image: a file, or an RGB image.
+            query: value of {query} in the task's template: a category, an instruction or a question.
 
         Raises:
-            BadImage: the file can't be read, or the image is not in RGB.
+            BadImage: the file can't be read, or the image is not RGB.
             TooBright: a pixel of the file needs more than `image_bits` bits.
         """
         picture = self._checked(image) if isinstance(image, Image.Image) else self._read(Path(image))

@@ -1,1 +1,1 @@
-"""Helpers that know nothing of vision or reinforcement learning."""
+"""Helpers that are independent of vision and reinforcement learning."""

@@ -1,4 +1,4 @@
-"""Types of settings with bounds, which the parser of configs enforces by field."""
+"""Types of settings with bounds, which the config parser enforces."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 
 class Number:
-    """Base of the types that stand for numbers within bounds, both included. Values are plain numbers."""
+    """Base class of types for numbers within inclusive bounds. Values are plain numbers."""
 
     base: ClassVar[type[int] | type[float]] = float
     lowest: ClassVar[float] = -math.inf
@@ -15,7 +15,7 @@ class Number:
 
     @classmethod
     def expected(cls) -> str:
-        """Return what a message says about the values."""
+        """Describe the accepted values, for messages."""
         kind = "a whole number" if cls.base is int else "a number"
         if cls.highest < math.inf:
             return f"{kind} from {cls.lowest:.10g} to {cls.highest:.10g}"
@@ -23,10 +23,10 @@ class Number:
 
 
 class Finite(Number):
-    """Any number but NaN and infinities."""
+    """Any number except NaN and infinities."""
 
 
-if TYPE_CHECKING:  # `Annotated` would say it, but jsonargparse drops it where annotations are postponed
+if TYPE_CHECKING:  # `Annotated` would be simpler, but jsonargparse ignores it in postponed annotations
     Decimals = int
     Fraction = float
     NonNegative = float
@@ -49,6 +49,6 @@ else:
         lowest = 0.0
 
     class Seed(Number):
-        """Seed of a generator of random numbers."""
+        """Seed of a random number generator."""
 
         base, lowest, highest = int, 0, 2**32 - 1

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def image_part(image: Image.Image) -> dict[str, Any]:
-    """Return an image, without loss, as a part of a message."""
+    """Encode an image losslessly as a part of a message."""
     buffer = io.BytesIO()
     image.convert("RGB").save(buffer, "PNG", compress_level=1)
     url = "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

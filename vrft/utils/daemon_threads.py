@@ -1,4 +1,4 @@
-"""Threads that don't delay the end of the process, unlike those of concurrent.futures."""
+"""Run work in threads that don't delay the end of the process, unlike those of concurrent.futures."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ def for_each(work: Callable[[T], None], items: Iterable[T], most: int, name: str
     Args:
         work: the function.
         items: its arguments.
-        most: largest number of threads.
+        most: maximum number of threads.
         name: name of the threads.
-        stop: called if this thread is interrupted, to make the other calls return soon.
+        stop: called if this thread is interrupted, to make the running calls return soon.
     """
     left = deque(items)
 
     def run() -> None:
-        with suppress(IndexError):  # nothing is left
+        with suppress(IndexError):  # no items are left
             while True:
                 work(left.popleft())
 

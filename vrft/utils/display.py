@@ -9,7 +9,7 @@ import subprocess
 import sys
 
 FORMULA = ("=", "+", "-", "@", "\t", "\r")
-"""First characters of a cell that a spreadsheet would compute."""
+"""First characters of cells that a spreadsheet would evaluate."""
 
 INVISIBLE = re.compile(
     r"[\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b\u200e\u200f\u2028-\u202e"
@@ -23,11 +23,11 @@ The joiners of emoji and of Persian and Indic scripts, U+200C and U+200D, and U+
 
 
 LONE_SURROGATE = re.compile(r"[\ud800-\udfff]")
-"""Half a character, which no UTF-8 file can hold. JSON escapes and names of files that aren't UTF-8 lead to it."""
+"""Lone surrogates, from JSON escapes or file names that aren't UTF-8. UTF-8 files can't contain them."""
 
 
 def visible(text: str) -> str:
-    r"""Replace characters that a terminal would obey, or that change what a reader sees, by their escapes.
+    r"""Escape characters that control a terminal or are misleading to a reader.
 
     >>> print(visible("\x1b[31mred\u202e"))
     \x1b[31mred\u202e
@@ -43,7 +43,7 @@ def _escape(found: re.Match[str]) -> str:
 
 
 def counted(count: int, noun: str) -> str:
-    """Return a number with its noun.
+    """Return a number followed by a noun in the singular or plural.
 
     >>> counted(1, "image"), counted(2, "image"), counted(0, "class"), counted(2, "bad entry"), counted(3, "box")
     ('1 image', '2 images', '0 classes', '2 bad entries', '3 boxes')
@@ -59,12 +59,12 @@ def plural(noun: str) -> str:
 
 
 def shell_word(text: str) -> str:
-    """Return a word of a command as the shell of this system reads it."""
+    """Quote a word for the shell of this system."""
     return subprocess.list2cmdline([text]) if sys.platform == "win32" else shlex.quote(text)
 
 
 def table_cell(text: str) -> str:
-    """Return a text as one line of a CSV cell that no spreadsheet computes.
+    """Return a text as one line for a CSV cell that spreadsheets don't evaluate.
 
     >>> table_cell("=HYPERLINK(1)")
     "'=HYPERLINK(1)"
@@ -74,7 +74,7 @@ def table_cell(text: str) -> str:
 
 
 def decimals(*values: float) -> int:
-    """Return how many decimals scores of one row have: three, or more if all of them are so small that it takes more.
+    """Return the number of decimals for scores of one row: three, or more if all of them are small.
 
     >>> decimals(0.41), decimals(0.0038, 0.0), decimals(0.00076), decimals(0.0)
     (3, 4, 5, 3)
@@ -84,7 +84,7 @@ def decimals(*values: float) -> int:
 
 
 def score_cells(before: float, after: float) -> tuple[str, str, str]:
-    """Return a score before and after, and its change.
+    """Format a score before and after training, and the change.
 
     >>> score_cells(0.0038, 0.0)
     ('0.0038', '0.0000', '-0.0038')

@@ -1,4 +1,4 @@
-"""Work whose failure on one rank ends it on all ranks."""
+"""Share the failure of work on one rank with all ranks."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ def raise_on_all_ranks(
     work: Callable[[], Result],
     errors: tuple[type[Exception], ...] = (RolloutFailed, ConfigurationError),
 ) -> Result:
-    """Return the result of this rank's work. If the work of any rank fails, raise its error on all ranks.
+    """Return the result of this rank's work. If the work fails on any rank, raise the error on all ranks.
 
     Args:
         trainer: the trainer whose ranks call this together.
         work: the work of this rank.
-        errors: errors that are shared; others are raised on this rank alone.
+        errors: types of errors to share; other errors are raised only on this rank.
     """
     error: Exception | None = None
     try:
@@ -44,19 +44,19 @@ def raise_on_all_ranks(
 
 
 def is_rank_zero() -> bool:
-    """Return whether this process is the first rank, also before there is a trainer."""
+    """Return whether this process is the first rank. Works before there is a trainer."""
     return rank_zero_only(lambda: True, default=False)()
 
 
 def is_first_node() -> bool:
-    """Return whether this machine is the first one of a run that is started by hand on several.
+    """Return whether this machine is the first of a run that is started manually on several machines.
 
-    Lightning knows the rank of such a process only once there is a trainer, and reads the same variables for it.
+    Lightning knows the rank of such a process only once there is a trainer, and reads the same environment variables.
     """
     return os.environ.get("NODE_RANK", os.environ.get("GROUP_RANK", "0")) == "0"
 
 
 def on_rank_zero(trainer: Trainer, write: Callable[..., None], *args: Any) -> None:
-    """Write on rank zero. All ranks wait, and raise its OSError if it fails."""
+    """Call `write` on rank zero. All ranks wait for it, and raise its OSError if it fails."""
     work = partial(write, *args) if trainer.is_global_zero else lambda: None
     raise_on_all_ranks(trainer, work, (OSError,))

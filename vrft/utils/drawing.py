@@ -1,4 +1,4 @@
-"""Drawing boxes and paths on images, and arranging pictures with captions."""
+"""Draw boxes and paths on images, and arrange pictures with captions."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Colour = tuple[int, int, int]
 
 TRUTH: Colour = (0, 158, 115)
 PREDICTION: Colour = (213, 94, 0)
-"""Colours that remain distinguishable with red-green colour blindness."""
+"""Colours that are distinguishable with red-green colour blindness."""
 
 COLOURS: tuple[Colour, ...] = (
     PREDICTION,
@@ -23,7 +23,7 @@ COLOURS: tuple[Colour, ...] = (
     (86, 180, 233),
 )
 MIN_SIDE = 320
-"""Images whose longer side has fewer pixels are enlarged, so that labels are legible."""
+"""Minimum longer side in pixels, to which smaller images are enlarged so that labels are legible."""
 
 LINE_HEIGHT, MAX_LINE_CHARACTERS, GAP = 14, 60, 6
 
@@ -47,13 +47,13 @@ def draw_boxes(image: Image.Image, layers: Iterable[tuple[Sequence[Detection], C
 
 
 def draw_images(sample: Sample, layers: Iterable[tuple[Sequence[Detection], Colour]]) -> Image.Image:
-    """Return a picture of a sample's images in order, with boxes on the one that they belong to."""
+    """Return a picture of a sample's images in order, with boxes on the image that they belong to."""
     pictures = [draw_boxes(image, layers if i == sample.place else ()) for i, image in enumerate(sample.images)]
     return pictures[0] if len(pictures) == 1 else side_by_side(pictures)
 
 
 def draw_path(image: Image.Image, points: Sequence[tuple[float, float]], colour: Colour) -> Image.Image:
-    """Return a copy of an image with a line through points, which ends in a disc."""
+    """Return a copy of an image with a line through points and a disc at its end."""
     picture = image.convert("RGB")
     pen, width = ImageDraw.Draw(picture), max(2, max(picture.size) // 60)
     pen.line(points, fill=colour, width=width, joint="curve")
@@ -63,13 +63,13 @@ def draw_path(image: Image.Image, points: Sequence[tuple[float, float]], colour:
 
 
 def label_of(detection: Detection) -> str:
-    """Return the label of a box with its score, as drawn."""
+    """Return the text to draw for a box: its label and score."""
     score = "" if detection.score is None else f"{detection.score:.2f}"
     return f"{one_line(detection.label)} {score}".strip()
 
 
 def one_line(text: str) -> str:
-    """Shorten a text to one line of a picture."""
+    """Shorten a text to fit in one line of a picture."""
     line = " ".join(text.split())
     return line if len(line) <= MAX_LINE_CHARACTERS else f"{line[: MAX_LINE_CHARACTERS - 1]}…"
 
@@ -85,7 +85,7 @@ def with_caption(picture: Image.Image, lines: Sequence[str]) -> Image.Image:
 
 
 def side_by_side(pictures: Sequence[Image.Image], columns: int = 4) -> Image.Image:
-    """Arrange pictures in a grid on white."""
+    """Arrange pictures in a grid on a white background."""
     width = max(picture.width for picture in pictures) + GAP
     height = max(picture.height for picture in pictures) + GAP
     columns = min(columns, len(pictures))

@@ -1,4 +1,4 @@
-"""Atomic writes: a file or folder is complete or absent, whenever the process is killed."""
+"""Write files and folders atomically: they are complete or absent, whenever the process is killed."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PARTIAL = ".partial"
 """Suffix of unfinished files. A killed run may leave one."""
 
 REPLACE_TRIES, REPLACE_PAUSE = 20, 0.05
-"""How often, and after how many seconds, Windows is asked again to replace a file that another process reads."""
+"""Number of attempts, and seconds between them, to replace a file on Windows that another process may be reading."""
 
 
 def replace_link(link: Path, target: Path) -> None:
@@ -27,12 +27,12 @@ def replace_link(link: Path, target: Path) -> None:
     with atomic_write(link) as partial:
         try:
             partial.symlink_to(os.path.relpath(target, link.parent))
-        except OSError:  # Windows requires a privilege, some file systems have no links
+        except OSError:  # links need a privilege on Windows, and some file systems have none
             shutil.copy(target, partial)
 
 
 def hardlink(path: Path, name: Path) -> None:
-    """Give a file a second name that survives when `path` is replaced, or copy it where hard links are unsupported."""
+    """Make `name` a hard link to a file, which persists when `path` is replaced, or a copy if links are unsupported."""
     if name.exists() and name.samefile(path):
         return
     if path.is_dir():
@@ -45,7 +45,7 @@ def hardlink(path: Path, name: Path) -> None:
 
 
 def link_or_copy(path: str, name: str) -> None:
-    """Give a file a second name, or copy it where hard links are unsupported."""
+    """Make `name` a hard link to a file, or a copy if links are unsupported."""
     try:
         Path(name).hardlink_to(Path(path).resolve())
     except OSError:  # FAT has no hard links, and they can't cross file systems
@@ -53,7 +53,7 @@ def link_or_copy(path: str, name: str) -> None:
 
 
 def relative_path(path: str) -> str:
-    """Return a path relative to the working folder; on another drive of Windows there is none, and it stays."""
+    """Return a path relative to the working folder, or unchanged if it is on another drive of Windows."""
     try:
         return os.path.relpath(path)
     except ValueError:
@@ -61,20 +61,20 @@ def relative_path(path: str) -> str:
 
 
 SIDES = (".a", ".b")
-"""Suffixes of two folders that take turns: `path` is a link to one while the other is written."""
+"""Suffixes of two alternating folders: `path` is a link to one while the other is written."""
 
 
 def spare_folder(path: Path) -> Path:
-    """Return a new empty folder for the next content of `path`, for `publish_folder`."""
+    """Create an empty folder for the next content of `path`, to pass to `publish_folder`."""
     live = path.resolve()
     spare = next(folder for folder in sides(path) if folder.resolve() != live)
-    shutil.rmtree(spare, ignore_errors=True)  # of a killed run
+    shutil.rmtree(spare, ignore_errors=True)  # a killed run may have left it
     spare.mkdir(parents=True)
     return spare
 
 
 def publish_folder(path: Path, folder: Path) -> None:
-    """Let `path` link to a complete folder atomically, and remove the folder that it linked to before."""
+    """Make `path` a link to a complete folder atomically, and remove the folder that it linked to before."""
     sync(folder)
     replace_link(path, folder)
     for other in sides(path):
@@ -83,7 +83,7 @@ def publish_folder(path: Path, folder: Path) -> None:
 
 
 def remove_folder(path: Path) -> None:
-    """Remove a link that `publish_folder` has made, and its folder."""
+    """Remove a link made by `publish_folder`, and its folder."""
     path.unlink()
     for folder in sides(path):
         shutil.rmtree(folder, ignore_errors=True)
@@ -95,7 +95,7 @@ def sides(path: Path) -> list[Path]:
 
 
 def remove_unpublished(folder: Path, pattern: str) -> None:
-    """Remove what a killed run left: unfinished files, and folders that no link of their own points at."""
+    """Remove files of a killed run: unfinished files, and folders that their link does not point at."""
     for partial in folder.glob(f"{pattern}{PARTIAL}"):
         partial.unlink()
     for side in SIDES:
@@ -106,10 +106,10 @@ def remove_unpublished(folder: Path, pattern: str) -> None:
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """Yield a temporary path in the same folder, which replaces `path` atomically after the block.
+    """Yield a temporary path in the same folder, which atomically replaces `path` after the block.
 
     Raises:
-        OSError: writing fails; the message names `path` and the reason.
+        OSError: writing fails. The message names `path` and the reason.
     """
     partial = path.with_name(path.name + PARTIAL)
     try:
@@ -122,11 +122,11 @@ def atomic_write(path: Path) -> Iterator[Path]:
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
-        partial.unlink(missing_ok=True)  # free its space if the disk is full
+        partial.unlink(missing_ok=True)  # free the space, since the disk may be full
 
 
 def replace(partial: Path, path: Path) -> None:
-    """Give a file the name of another one. On Windows that fails as long as a process has the other one open."""
+    """Replace `path` by `partial`. On Windows, retry while another process has `path` open."""
     for _ in range(REPLACE_TRIES if sys.platform == "win32" else 0):
         try:
             partial.replace(path)
@@ -138,7 +138,7 @@ def replace(partial: Path, path: Path) -> None:
 
 
 def sync(path: Path) -> None:
-    """Flush a file or a folder to disk (fsync). Windows opens no folders."""
+    """Flush a file or a folder to disk (fsync). Folders are skipped on Windows, which can't open them."""
     if os.name != "posix" and path.is_dir():
         return
     descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
@@ -149,13 +149,13 @@ def sync(path: Path) -> None:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write JSON atomically. Raises ValueError for NaN and infinities."""
+    """Write JSON atomically. Raise ValueError for NaN and infinities."""
     with atomic_write(path) as partial:
         partial.write_text(json.dumps(content, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def write_table(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """Write a CSV file. Texts are written as `table_cell` returns them."""
+    """Write a CSV file. Texts are escaped by `table_cell`."""
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(columns)

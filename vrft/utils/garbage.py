@@ -1,4 +1,4 @@
-"""Python's garbage collection."""
+"""Control Python's garbage collection."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def gc_disabled() -> Iterator[None]:
-    """Disable garbage collection, which would traverse a million new records again and again."""
+    """Disable garbage collection in the block, where it would repeatedly traverse a million new records."""
     gc.disable()
     try:
         yield

@@ -1,4 +1,4 @@
-"""An HTTP client that connects only to addresses from the config: it follows no redirects and uses no proxies."""
+"""An HTTP client that connects only to addresses from the config, without redirects and proxies."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ import httpx
 from vrft.errors import ConfigurationError, RolloutRefused
 from vrft.utils.redact import redact
 
-MAX_RESPONSE_BYTES = 2**28  # G completions with their log-probabilities take a few megabytes
-CLOSING_SECONDS = 0.2  # for closing the connection of a late response
-RETRYABLE_STATUSES = (408, 425, 429)  # of the 4xx: timeout, too early, too many requests
+MAX_RESPONSE_BYTES = 2**28  # a group of completions with log-probabilities takes a few megabytes
+CLOSING_SECONDS = 0.2  # to close the connection of a late response
+RETRYABLE_STATUSES = (408, 425, 429)  # the 4xx statuses timeout, too early, too many requests
 
 
 class Unavailable(Exception):
-    """The server gave no valid answer; another attempt may succeed."""
+    """Raised if the server gives no valid response; another attempt may succeed."""
 
 
 class Refused(Exception):
-    """The server refused a request; another attempt would be refused too."""
+    """Raised if the server refuses a request; another attempt would be refused too."""
 
     def __init__(self, status: int, message: str) -> None:
         super().__init__(f"{status}: {message}")
@@ -45,13 +45,13 @@ class HttpClient:
         """Parse the address.
 
         Args:
-            url: the address, to which requests add their paths.
-            field: the setting that names it, for messages.
-            key_variable: environment variable of the key that requests are sent with, if it is set.
-            max_bytes: largest response.
+            url: the base address, to which requests append their paths.
+            field: the setting that names the address, for messages.
+            key_variable: environment variable with the API key; no key is sent if it is not set.
+            max_bytes: maximum size of a response.
 
         Raises:
-            ConfigurationError: it is not an http or https address, or has a login.
+            ConfigurationError: the address is not http or https, or contains a login.
         """
         expected = f"{field}: expected addresses like http://127.0.0.1:8000, got {redact(url)!r}"
         try:
@@ -67,16 +67,16 @@ class HttpClient:
         self.max_bytes = max_bytes
         self.deadline = math.inf
         self.in_flight: set[Future[tuple[int, bytes]]] = set()
-        """Requests without an answer yet, also those of copies."""
+        """Pending requests, including those of copies."""
 
     def with_deadline(self, deadline: float) -> Self:
-        """Return a client whose requests end by a time of `time.monotonic`, or up to a second later."""
+        """Return a client whose requests end by `deadline`, a time of `time.monotonic`, or up to a second later."""
         limited = copy.copy(self)
         limited.deadline = deadline
         return limited
 
     def cancel(self) -> None:
-        """End all requests in flight, which raise Unavailable."""
+        """Cancel all pending requests, which raise Unavailable."""
         for sent in [*self.in_flight]:
             sent.cancel()
 
@@ -86,13 +86,13 @@ class HttpClient:
         Args:
             method: GET or POST.
             path: path of the route.
-            body: content, sent as JSON.
-            timeout: seconds for the whole request, from the name of the host to the last trailer.
+            body: content to send as JSON.
+            timeout: seconds for the whole request, from the DNS look-up to the end of the response.
 
         Raises:
-            Unavailable: the connection fails, the response is late, incomplete, too long, or has a status that may
-                change: 5xx, 408, 425 or 429.
-            Refused: the response has another status 4xx.
+            Unavailable: the connection fails, or the response is late, incomplete, too long, or has a temporary
+                status: 5xx, 408, 425 or 429.
+            Refused: the response has another 4xx status.
             RolloutRefused: the response is a redirect.
         """
         timeout = min(timeout, max(1.0, self.deadline - time.monotonic()))
@@ -117,7 +117,7 @@ class HttpClient:
 
         Raises:
             TimeoutError: the response is late.
-            OSError: it is too long.
+            OSError: the response is too long.
             httpx.HTTPError: the connection fails, or the response is not valid HTTP.
         """
         headers = {"Content-Type": "application/json", "Connection": "close", "Accept-Encoding": "identity"}
@@ -152,9 +152,9 @@ class HttpClient:
 
 @cache
 def _event_loop(process: int) -> asyncio.AbstractEventLoop:
-    """Return the loop that sends the requests of a process, in a thread of its own.
+    """Return the event loop that sends the requests of a process, in a separate thread.
 
-    Only an asynchronous request has one deadline for everything, and the thread that waits for it can be interrupted.
+    Only an asynchronous request can have a single deadline for all of its steps and an interruptible waiting thread.
     """
     loop = asyncio.new_event_loop()
     threading.Thread(target=loop.run_forever, name=f"http-{process}", daemon=True).start()

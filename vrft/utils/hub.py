@@ -1,4 +1,4 @@
-"""One-line errors of `from_pretrained`, including those that it only logs."""
+"""Turn errors of `from_pretrained`, including those that it only logs, into one-line errors."""
 
 from __future__ import annotations
 
@@ -29,19 +29,19 @@ LOADING_ERRORS = (
     ArithmeticError,
     AssertionError,
 )
-"""Errors that transformers raises if the files of a checkpoint contradict what it expects."""
+"""Errors that transformers raises for invalid files of a checkpoint."""
 
 WITH_REPORT: dict[str, Any] = {"output_loading_info": True, "ignore_mismatched_sizes": True}
-"""Arguments of `from_pretrained` that make it return what `check_loaded` needs, too."""
+"""Arguments that make `from_pretrained` also return the report that `check_loaded` needs."""
 
 LARGE = 2**30
-"""Bytes of weights whose loading takes long enough for a bar."""
+"""Minimum bytes of weights for a progress bar."""
 
 MESSAGE_CHARACTERS = 300
-"""Characters of a message of transformers, which may list everything that it knows."""
+"""Maximum number of characters of a message of transformers, which may contain long lists."""
 
 NAMED_KEYS = 3
-"""Weights that a message names; it counts the rest."""
+"""Maximum number of weights that a message names; the rest are only counted."""
 
 
 @contextmanager
@@ -53,19 +53,19 @@ def loading(
     *,
     what: str = "load it",
 ) -> Iterator[None]:
-    """Turn the errors that transformers raises for a bad checkpoint into a ConfigurationError of one line.
+    """Turn errors that transformers raises for an invalid checkpoint into a one-line ConfigurationError.
 
-    A Ctrl-C ends downloads.
+    Ctrl-C ends downloads.
 
     Args:
         field: the setting that names the checkpoint.
         name: the checkpoint.
-        remedy: what the message advises if the checkpoint comes with its own code.
+        remedy: advice in the message if the checkpoint needs its own code.
         trusts_code: whether that code may run; its errors then keep their tracebacks.
-        what: what transformers is asked to do, for the message.
+        what: the task of transformers, for the message.
 
     Raises:
-        ConfigurationError: the checkpoint can't be loaded, or comes with its own code.
+        ConfigurationError: the checkpoint can't be loaded, or needs its own code.
     """
     try:
         with fitting_in_memory(field, name), repeated_interrupts():
@@ -84,7 +84,7 @@ def loading(
 
 @contextmanager
 def fitting_in_memory(field: str, name: str) -> Iterator[None]:
-    """Turn out of memory while a model is loaded into a ConfigurationError of one line.
+    """Turn out-of-memory errors while loading a model into a one-line ConfigurationError.
 
     Args:
         field: the setting that names the checkpoint.
@@ -106,7 +106,7 @@ def fitting_in_memory(field: str, name: str) -> Iterator[None]:
 
 @contextmanager
 def bars_if_large(checkpoint: str) -> Iterator[None]:
-    """Hide transformers' bars while it reads or writes a checkpoint of a folder that takes a moment."""
+    """Hide transformers' progress bars while it reads or writes a checkpoint, unless the checkpoint is large."""
     from transformers.utils import logging
 
     shown = logging.is_progress_bar_enabled()
@@ -125,22 +125,22 @@ def _shortened(error: Exception) -> str:
 
 
 def check_loaded(field: str, name: str, model: nn.Module, info: Mapping[str, Any], *, whole: bool = True) -> None:
-    """Check that a checkpoint held exactly the weights of its model: transformers fills gaps with random numbers.
+    """Check that a checkpoint had exactly the weights of its model, since transformers fills gaps with random numbers.
 
-    A value that is not finite would make every answer meaningless, without an error.
+    Also check that all values are finite: others would make every answer meaningless, without an error.
 
-    Tied weights are not missing. Those that the model's class declares as ignorable are not unexpected, nor are
-    buffers, which older versions of transformers saved.
+    Tied weights don't count as missing. Weights that the model's class declares as ignorable don't count as unexpected,
+    nor do buffers, which older versions of transformers saved.
 
     Args:
         field: the setting that names the checkpoint.
         name: the checkpoint.
         model: the model that `from_pretrained` returned with `WITH_REPORT`.
-        info: what it returned next to the model.
-        whole: refuse weights that the model does not have, too.
+        info: the report that `from_pretrained` returned.
+        whole: also refuse weights that the model does not have.
 
     Raises:
-        ConfigurationError: a weight is missing, of another shape or unexpected, or has values that are not finite.
+        ConfigurationError: a weight is missing or unexpected, has another shape, or has values that are not finite.
     """
     where = f"{field}: {name}: the safetensors"
     if missing := info["missing_keys"]:
@@ -156,10 +156,10 @@ def check_loaded(field: str, name: str, model: nn.Module, info: Mapping[str, Any
 
 
 def _is_finite(parameter: Tensor) -> bool:
-    """Return whether all values are finite. Parameters without values and in four bits count as finite."""
+    """Return whether all values are finite. Parameters without values or in four bits count as finite."""
     if parameter.is_meta or not parameter.is_floating_point() or parameter.numel() == 0:
         return True
-    return all(map(math.isfinite, parameter.detach().aminmax()))  # `isfinite` takes 50 times as long, and memory
+    return all(map(math.isfinite, parameter.detach().aminmax()))  # 50 times as fast as `isfinite`
 
 
 def _listed(keys: Iterable[str]) -> str:

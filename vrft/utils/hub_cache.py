@@ -1,4 +1,4 @@
-"""Models on the Hugging Face Hub, with a short wait for it, and their copies in its cache."""
+"""Find models on the Hugging Face Hub with a short timeout, or in its local cache."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ HUB_TIMEOUT = 10.0  # seconds
 
 
 def ask_hub(field: str, name: str) -> tuple[list[str], str | None]:
-    """Return the names of a model's files on the Hub or, without an answer, its folder in the cache.
+    """Return the names of a model's files on the Hub, and its folder in the cache if the Hub does not answer.
 
-    The Hub is asked once, without retries. A warning says that the folder in the cache is used.
+    The Hub is asked once, without retries. If the cache is used, the list of files is empty, and a warning is shown.
 
     Args:
         field: the setting that names the model.
         name: the model.
 
     Raises:
-        ConfigurationError: the Hub does not provide the model, and it is not in the cache.
+        ConfigurationError: the Hub does not provide the model, and the cache does not contain it.
     """
     from huggingface_hub import model_info
     from huggingface_hub.errors import HFValidationError, HTTPError
 
-    try:  # HTTPError: of httpx or httpx2, by its version
+    try:  # HTTPError is from httpx or httpx2, depending on the version
         return [file.rfilename for file in model_info(name, timeout=HUB_TIMEOUT).siblings or ()], None
     except (HFValidationError, HTTPError, OSError) as error:
         reason = hub_reason(error)
@@ -38,7 +38,7 @@ def ask_hub(field: str, name: str) -> tuple[list[str], str | None]:
 
 
 def cached_folder(name: str) -> str | None:
-    """Return the folder in the cache with the latest files of a model on the Hub, if any."""
+    """Return the folder in the cache with the latest files of a model on the Hub, or None."""
     from huggingface_hub import try_to_load_from_cache
 
     config = try_to_load_from_cache(name, "config.json")
@@ -46,18 +46,18 @@ def cached_folder(name: str) -> str | None:
 
 
 def name_or_cached(field: str, name: str) -> str:
-    """Return what `from_pretrained` takes without a long wait: `name`, or its folder in the cache if the Hub is silent.
+    """Return the argument for `from_pretrained`: `name`, or its folder in the cache if the Hub does not answer.
 
     Raises:
-        ConfigurationError: the Hub does not provide the model, and it is not in the cache.
+        ConfigurationError: the Hub does not provide the model, and the cache does not contain it.
     """
     return name if Path(name).exists() else ask_hub(field, name)[1] or name
 
 
 def hub_reason(error: Exception) -> str:
-    """Return in one line why the Hub did not do something, and its server if that has not answered."""
+    """Return the reason of a Hub error in one line, with the server's name if it did not answer."""
     from huggingface_hub import constants
-    from huggingface_hub.errors import HfHubHTTPError, HTTPError  # HTTPError: of httpx or httpx2
+    from huggingface_hub.errors import HfHubHTTPError, HTTPError  # HTTPError is from httpx or httpx2
 
     reason = " ".join(str(error).split()) or type(error).__name__
     if isinstance(error, HTTPError) and not isinstance(error, HfHubHTTPError):

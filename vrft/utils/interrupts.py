@@ -1,4 +1,4 @@
-"""Let Ctrl-C end waits for the threads of a pool."""
+"""Make Ctrl-C end waits for the threads of a pool."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from types import FrameType
 from typing import NoReturn
 
 INTERRUPTED = 128 + signal.SIGINT
-"""Exit code after a Ctrl-C."""
+"""Exit code after Ctrl-C."""
 
 REPEAT_AFTER = 0.5
-"""Seconds between a Ctrl-C and its repetition."""
+"""Seconds between Ctrl-C and its repetition."""
 
 
 @contextmanager
 def repeated_interrupts() -> Iterator[None]:
-    """Repeat a Ctrl-C if it does not end the block within `REPEAT_AFTER` seconds.
+    """Repeat Ctrl-C if it does not end the block within `REPEAT_AFTER` seconds.
 
-    A pool of threads that is left by an exception waits for them, and those of the Hub's client download whole files.
-    A second KeyboardInterrupt ends that wait.
+    A thread pool that is left by an exception waits for its threads, which in the Hub's client download whole files. A
+    second KeyboardInterrupt ends that wait.
     """
     before = signal.getsignal(signal.SIGINT)
     if threading.current_thread() is not threading.main_thread() or not callable(before):
@@ -55,11 +55,11 @@ def repeated_interrupts() -> Iterator[None]:
 
 
 def exit_with(code: int) -> NoReturn:
-    """End the process. After a Ctrl-C, do not wait for threads that still run or for the interpreter to free memory."""
+    """Exit. After Ctrl-C, do not wait for running threads or for the interpreter to free memory."""
     running = [one for one in threading.enumerate() if one is not threading.main_thread() and not one.daemon]
     if code == INTERRUPTED:
         if not running:
-            atexit._run_exitfuncs()  # removes temporary folders; what the interpreter does after it takes seconds
+            atexit._run_exitfuncs()  # remove temporary folders; the interpreter's further clean-up takes seconds
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)

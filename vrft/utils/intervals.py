@@ -1,4 +1,4 @@
-"""Bootstrap samples, and intervals of scores over them (Efron 1979)."""
+"""Draw bootstrap samples and compute intervals of scores over them (Efron 1979)."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Interval(NamedTuple):
 
 
 def plain(value: float) -> str:
-    """Return a score with three decimals, zero without a sign.
+    """Format a score with three decimals, and zero without a sign.
 
     >>> plain(-0.0001), plain(-0.001)
     ('0.000', '-0.001')
@@ -31,7 +31,7 @@ def plain(value: float) -> str:
 
 
 def bootstrap_draws(size: int, resamples: int, seed: int) -> list[list[int]]:
-    """Return samples of 0..size-1 with replacement, each of the same size."""
+    """Return `resamples` samples of `size` indices in 0..size-1, drawn with replacement."""
     rng = random.Random(seed)
     return [[rng.choice(range(size)) for _ in range(size)] for _ in range(resamples)]
 
@@ -41,7 +41,7 @@ def mean_over_images(images: Sequence[Sequence[float]], draws: Sequence[Sequence
 
     Args:
         images: the values of each image.
-        draws: bootstrap samples of images, by their positions.
+        draws: bootstrap samples, as lists of indices of images.
     """
     sums = [(sum(values), len(values)) for values in images]
 

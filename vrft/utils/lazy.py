@@ -1,4 +1,4 @@
-"""Packages that import their classes on first use, so that commands without a model start without torch."""
+"""Make packages import their classes lazily, so that commands without a model start without torch."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from typing import Any
 
 
 def exports(package: str) -> tuple[Callable[[str], Any], Callable[[], list[str]], list[str]]:
-    """Return a package's `__getattr__`, `__dir__` and `__all__`. It exports what its stub `__init__.pyi` imports.
+    """Return `__getattr__`, `__dir__` and `__all__` of a package that exports the imports of its `__init__.pyi`.
 
     Args:
-        package: name of the package, which is being imported.
+        package: name of the package that is being imported.
     """
     stub = Path(str(sys.modules[package].__file__)).with_suffix(".pyi")
     imports = [node for node in ast.parse(stub.read_text(encoding="utf-8")).body if isinstance(node, ast.ImportFrom)]

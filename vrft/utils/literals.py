@@ -1,6 +1,6 @@
-"""Parsing of untrusted JSON or Python literals, with a reason for what can't be parsed.
+"""Parse untrusted JSON or Python literals, with a reason if a text can't be parsed.
 
-A Python literal is translated to JSON token by token: nothing is evaluated, and the time is linear.
+A Python literal is translated to JSON token by token, without evaluation and in linear time.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _TOKEN = re.compile(
 _ESCAPE = re.compile(r'\\.|"')
 MAX_EXCERPT = 20
 MAX_DEPTH = 100
-"""Brackets within each other; an answer has three."""
+"""Maximum depth of nested brackets; an answer needs three."""
 
 DEEP = "its brackets are nested too deeply"
 
@@ -27,11 +27,11 @@ UNFINISHED = "it ends before the list is closed"
 
 
 class Unreadable(ValueError):
-    """The reason why an answer can't be read, in words."""
+    """Raised if an answer can't be read. The message is the reason."""
 
 
 class _Token(NamedTuple):
-    """A token as JSON, with its position in the text."""
+    """A token, translated to JSON, with its position in the text."""
 
     json: str
     start: int
@@ -42,7 +42,7 @@ def read_literal(text: str, offset: int = 0) -> Any:
 
     Args:
         text: the literal.
-        offset: number of characters before the text's first, for messages.
+        offset: position of the text's first character, for messages.
 
     Raises:
         Unreadable: the text is neither. The message has the position, counted from 1.
@@ -81,15 +81,15 @@ def read_literal(text: str, offset: int = 0) -> Any:
 
 
 def excerpt(text: str, start: int = 0) -> str:
-    """Return the beginning of a text from a position on, in quotes and without line breaks."""
+    """Return a quoted excerpt of a text from a position on, without line breaks."""
     shown = " ".join(text[start : start + MAX_EXCERPT].split())
     return shown and repr(f"{shown}…" if len(text) - start > MAX_EXCERPT else shown)
 
 
 def _match_brackets(tokens: Sequence[_Token], offset: int) -> None:
-    """Raise Unreadable unless every `(` and `[` is closed by its own kind. JSON's parser checks the rest.
+    """Raise Unreadable unless each `(` and `[` is closed by a matching bracket. The JSON parser checks the rest.
 
-    How deep that parser reads depends on the version of Python, so there is a limit for all of them.
+    Also limit the depth, because the JSON parser's limit depends on the version of Python.
     """
     opened, depth = [], 0
     for token, start in tokens:

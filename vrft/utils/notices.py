@@ -1,4 +1,4 @@
-"""Print what a run assumes about its data, and keep it for the report."""
+"""Print the assumptions of a run about its data, and keep them for the report."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from vrft.utils.distributed import is_rank_zero
 from vrft.utils.files import write_json
 
 MAX_NOTICES = 200
-"""Notices that are kept, e.g. of a folder whose images vanish during training."""
+"""Maximum number of notices to keep, e.g. if all images of a folder vanish during training."""
 
 
 class Notices:
-    """The notices of a run, each once, and in a file as soon as the run has a folder."""
+    """The notices of a run without duplicates, written to a file once the run has a folder."""
 
     def __init__(self) -> None:
         self.texts: dict[str, None] = {}
@@ -30,7 +30,7 @@ class Notices:
             self._write()
 
     def write_to(self, path: Path) -> None:
-        """Write the notices to a file, now and whenever there is another one; remove that of an earlier command."""
+        """Write the notices to a file now and after each new notice. Remove the file of an earlier command."""
         self.path = path
         if self.texts:
             self._write()
@@ -68,6 +68,6 @@ def keep(text: str) -> None:
 
 
 def warn(text: str) -> None:
-    """Warn of something that is assumed about the data, and keep it for the report."""
+    """Warn of an assumption about the data, and keep the notice for the report."""
     rank_zero_warn(text, stacklevel=5)
     keep(text)

@@ -1,4 +1,4 @@
-"""Checks and notes that make mistakes in a user's own classes readable."""
+"""Check a user's own classes, and add notes to their exceptions, for readable errors."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ PACKAGE = Path(__file__).resolve().parents[1]
 
 POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 MAX_TEXT = 200
-"""Characters of a completion in a message."""
+"""Maximum number of characters of a completion in a message."""
 
 
 def is_own_code(file: Path) -> bool:
-    """Return whether a file is a user's: it exists, and belongs neither to vrft nor to a library."""
+    """Return whether a file is a user's, i.e. exists and belongs neither to vrft nor to a library."""
     file = file.resolve()
     return file.is_file() and PACKAGE not in file.parents and not in_library(file)
 
 
 def in_library(file: Path) -> bool:
-    """Return whether a file belongs to Python's library or to an installed package."""
+    """Return whether a file belongs to Python's standard library or an installed package."""
     return any(folder in file.parents for folder in _library_folders())
 
 
@@ -38,7 +38,7 @@ def _library_folders() -> frozenset[Path]:
 
 
 def check_overrides(instance: object, base: type) -> None:
-    """Raise ConfigurationError if a method that the class of `instance` overrides can't be called like the base's."""
+    """Raise ConfigurationError if an overridden method of `instance` can't be called like the method of `base`."""
     cls = type(instance)
     for name, method in inspect.getmembers(base, inspect.isfunction):
         own = getattr(cls, name)
@@ -63,7 +63,7 @@ def accepts(function: Callable[..., object], count: int) -> bool:
 
 
 def check_arguments(function: Callable[..., object], names: tuple[str, ...], field: str) -> None:
-    """Raise ConfigurationError that starts with `field` if a function can't be called with arguments by these names."""
+    """Raise ConfigurationError about `field` if a function can't be called with keyword arguments of these names."""
     signature = inspect.signature(function)
     try:
         signature.bind(**dict.fromkeys(names))
@@ -76,7 +76,7 @@ def check_arguments(function: Callable[..., object], names: tuple[str, ...], fie
 
 @contextmanager
 def noted(note: Callable[[], str]) -> Iterator[None]:
-    """Add a note to an exception that leaves the block: the sample that was being worked on."""
+    """Add a note, e.g. about the current sample, to an exception that leaves the block."""
     try:
         yield
     except Exception as error:
@@ -85,7 +85,7 @@ def noted(note: Callable[[], str]) -> Iterator[None]:
 
 
 def question_note(image_id: object, query: str, completion: str | None = None) -> str:
-    """Return a note about a question and, if there is one, the completion that answers it.
+    """Return a note about a question and, if given, its completion.
 
     >>> question_note(7, "cat", "No Objects")
     "image 7, query 'cat', completion 'No Objects'"

@@ -1,4 +1,4 @@
-"""Load the processors of Hugging Face checkpoints, without torchvision and with names that transformers 5 knows."""
+"""Load the processors of Hugging Face checkpoints without torchvision, and with class names of transformers 5."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ RENAMED_IMAGE_PROCESSORS = {
     "Qwen2_5_VLImageProcessor": "Qwen2VLImageProcessor",
     "Qwen2_5_VLImageProcessorFast": "Qwen2VLImageProcessorFast",
 }
-"""Names in the first Qwen2.5-VL checkpoints and many fine-tunes of them, which transformers 5 does not know."""
+"""Class names in the first Qwen2.5-VL checkpoints and their fine-tunes, and the names in transformers 5."""
 
 
 def load_processor(folder: str, trust_remote_code: bool = False, **kwargs: Any) -> Any:
-    """Load a processor as `AutoProcessor.from_pretrained` does; without torchvision, for images only.
+    """Load a processor like `AutoProcessor.from_pretrained`, but without torchvision, for images only.
 
-    The video processors of transformers 5 need torchvision, so without it AutoProcessor refuses every class that has
-    one. The same class without its video processor loads from the same files.
+    Video processors of transformers 5 need torchvision. Without it, AutoProcessor refuses every class that has one, but
+    the same class without its video processor can be loaded from the same files.
     """
     from transformers import AutoConfig, AutoProcessor
     from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
@@ -30,7 +30,7 @@ def load_processor(folder: str, trust_remote_code: bool = False, **kwargs: Any) 
     cls = PROCESSOR_MAPPING.get(type(config), None)
     auto = AutoProcessor
     if cls is not None and has_renamed_image_processor(folder):
-        auto, kwargs["config"] = cls, config  # transformers then takes the image processor of the model's type
+        auto, kwargs["config"] = cls, config  # makes transformers use the image processor of the model's type
     if cls is None or is_torchvision_available() or "video_processor" not in cls.get_attributes():
         return with_template(auto.from_pretrained(folder, trust_remote_code=trust_remote_code, **kwargs))
     image_only = image_only_class(cls)
@@ -41,14 +41,14 @@ def load_processor(folder: str, trust_remote_code: bool = False, **kwargs: Any) 
 
 @cache
 def image_only_class(cls: Any) -> Any:
-    """Return a processor's class without video. It has that class's name, from which transformers derives others."""
+    """Return a processor class without video. It keeps the name, from which transformers derives other names."""
     kept = [name for name in cls.get_attributes() if name != "video_processor"]
 
     class ImageOnly(cls):
         get_attributes = classmethod(lambda _: kept)
         video_processor = SimpleNamespace(num_frames=1, fps=1)  # SmolVLM's chat template reads it for any message
 
-        def __reduce__(self) -> tuple[Any, ...]:  # workers that are spawned, as on macOS and Windows, get a pickle
+        def __reduce__(self) -> tuple[Any, ...]:  # spawned workers, as on macOS and Windows, receive a pickle
             return restored, (cls, vars(self))
 
     ImageOnly.__name__ = cls.__name__
@@ -56,21 +56,21 @@ def image_only_class(cls: Any) -> Any:
 
 
 def restored(cls: Any, state: dict[str, Any]) -> Any:
-    """Return an unpickled object of `image_only_class(cls)`."""
+    """Unpickle an object of `image_only_class(cls)`."""
     processor = object.__new__(image_only_class(cls))
     vars(processor).update(state)
     return processor
 
 
 def with_template(processor: Any) -> Any:
-    """Give a processor the chat template of its tokenizer, in tokenizer_config.json, if it has no other."""
+    """Give a processor without a chat template that of its tokenizer, from tokenizer_config.json."""
     if processor.chat_template is None:
         processor.chat_template = processor.tokenizer.chat_template
     return processor
 
 
 def has_renamed_image_processor(checkpoint: str) -> bool:
-    """Return whether a checkpoint names its image processor by one of `RENAMED_IMAGE_PROCESSORS`."""
+    """Return whether a checkpoint's image processor has one of the old names in `RENAMED_IMAGE_PROCESSORS`."""
     from transformers.utils import cached_file
 
     for name in IMAGE_PROCESSOR_FILES:
@@ -81,7 +81,7 @@ def has_renamed_image_processor(checkpoint: str) -> bool:
 
 
 def current_names(text: str) -> str:
-    """Replace each of `RENAMED_IMAGE_PROCESSORS` in the text of a processor's file."""
+    """Replace the old names of `RENAMED_IMAGE_PROCESSORS` in the text of a processor's file."""
     for old, new in RENAMED_IMAGE_PROCESSORS.items():
         text = text.replace(f'"{old}"', f'"{new}"')
     return text

@@ -1,4 +1,4 @@
-"""Progress of long work: a bar in a terminal, else a line every few seconds."""
+"""Show the progress of long work: a bar in a terminal, or a line every few seconds elsewhere."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 INTERVAL = 10.0
-"""Seconds after which work says how far it is."""
+"""Seconds between two lines about progress."""
 
 
 class ThrottledPrinter:
-    """Prints a line whenever the next one would come more than `interval` seconds after the last.
+    """Prints a line if the next call would probably come more than `interval` seconds after the last line.
 
     Short work prints nothing, and regular calls print at least one line per interval.
     """
@@ -42,7 +42,7 @@ def has_terminal() -> bool:
 
 @contextmanager
 def progress(name: str, total: int, quiet: bool = False) -> Iterator[Callable[[int], None]]:
-    """Show progress, and yield a function that takes the number of finished parts.
+    """Show progress in the block. Yield a function to call with the number of finished parts.
 
     Args:
         name: name of the work.

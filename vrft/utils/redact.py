@@ -1,4 +1,4 @@
-"""Redaction of keys and passwords from what a run prints and writes."""
+"""Redact keys and passwords in everything that a run prints and writes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from urllib.parse import quote
 PLACEHOLDER = "(hidden)"
 
 WORDS = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
-"""The words of `HF_TOKEN`, `api-key` and `clientSecret`."""
+"""Splits names like `HF_TOKEN`, `api-key` and `clientSecret` into words."""
 
 SECRET_WORD = re.compile(
     r"\w*secrets?|\w*token|(?!(?:by|com|sur|over|tres)pass)\w*pass(?:word|wd|phrase|code)?s?|\w*credentials?|pwd|pat|apikeys?"
@@ -27,16 +27,16 @@ AUTH = re.compile(r"auth(?!or(?!i))\w*")
 KEYS = re.compile(
     "api|access|account|client|deploy|encryption|hmac|licen[cs]e|master|private|secret|service|shared|signing|ssh|storage"
 )
-"""Words before `key` in the names of settings. A setting like `image_key` names a field of the data."""
+"""Words before `key` in names of secrets, unlike `image_key`, which names a field of the data."""
 
 OF_THE_MODEL = re.compile(r"(?:bos|eos|pad|unk|cls|sep|mask|image|video|vision|stop|special|per|next|first|last)token")
-"""Tokens of a vocabulary."""
+"""Names of vocabulary tokens, which are not secrets."""
 
 ASSIGNED = re.compile(r"""(?<![\w.-])([-\w.]++)(["']?\s*+[=:]\s*+)""")
 VALUE = re.compile(r""""[^"]*"|'[^']*'|[^\s"',}\]]+""")
 FLAG = re.compile(r"--[\w.-]++")
 FLAGGED = re.compile(rf"""(?<![\w.-])({FLAG.pattern})(["']?+(?:\s++(?:,\s*+)?+|,\s*+))(?!["']?--)""")
-"""A flag and what separates it from the word after it, in a command or in a printed list of its words."""
+"""A flag and the separator before the next word, in a command or in a printed list of words."""
 WORD = re.compile(r""""[^"]*"|'[^']*'|["']?[^\s"',}\]]+""")
 
 AUTHORIZATION = re.compile(
@@ -44,23 +44,23 @@ AUTHORIZATION = re.compile(
 )
 IN_ADDRESS = re.compile(r"""(\w://)(?:(?:(?!://)[^\s"'<>,])*:(?:(?!://)[^\s"'<>])*|[^\s/@"'<>]+)@""")
 MIN_SECRET_CHARACTERS = 6
-"""Shorter values of environment variables are not redacted, because they occur in texts by chance."""
+"""Minimum length of redacted values of environment variables. Shorter values occur in texts by chance."""
 
 NUMBER = re.compile(r"[-+]?(?:\d{1,5}(?:/\d{1,5})?|\d*\.\d+(?:e[-+]?\d+)?)(?:%|s|ms)?[.;:)]*")
-"""Counts and times, like `forward pass: 3.2 s`. Whole numbers of six digits may be passwords."""
+"""Counts and times, as in `forward pass: 3.2 s`. Integers of six or more digits may be passwords."""
 
 PASSWORD = re.compile(r"\w*pass(?:word|wd|phrase|code)s?|pwd")
 """Words for secrets that may be short numbers."""
 
 PLACES = ("path", "dir", "file", "sock")
-"""Last words of environment variables that name a place: `SSH_AUTH_SOCK`, `HF_TOKEN_PATH`."""
+"""Last words of environment variables with paths, e.g. `SSH_AUTH_SOCK` and `HF_TOKEN_PATH`."""
 
 NO_SECRETS = frozenset({"false", "disabled", "enabled", "default"})
-"""Values of switches, which are no secrets whatever the variable's name."""
+"""Values of switches, which are not secrets whatever the variable's name."""
 
 
 def is_secret(name: str) -> bool:
-    """Return whether a setting of this name holds a secret: `api_key`, `hf_token`, not `max_tokens` or `image_key`."""
+    """Return whether a setting with this name is a secret: `api_key`, `hf_token`, but not `max_tokens`, `image_key`."""
     words = _words(name.rpartition(".")[2])
     if OF_THE_MODEL.fullmatch("".join(words[-2:])):
         return False
@@ -71,7 +71,7 @@ def is_secret(name: str) -> bool:
 
 
 def is_secret_variable(name: str) -> bool:
-    """Return whether an environment variable holds a secret: any `…_KEY`, and the words of secrets at any place."""
+    """Return whether an environment variable is a secret: any `…_KEY`, and names with a word for secrets anywhere."""
     if name in ("PWD", "OLDPWD"):  # the working folder
         return False
     words = _words(name)
@@ -85,9 +85,9 @@ def _words(name: str) -> list[str]:
 
 
 def redact(text: str) -> str:
-    """Redact secrets in a text: values of environment variables, assignments to names of secrets, logins in URLs.
+    """Redact secrets in a text: values of secret environment variables, assignments to secret names, logins in URLs.
 
-    The word after a flag like `--api-key` is a secret too.
+    The word after a flag like `--api-key` is redacted too.
 
     >>> redact("--logger.api_key=abc http://me:p/w@host -H 'Authorization: Bearer abc'")
     "--logger.api_key=(hidden) http://(hidden)@host -H 'Authorization: Bearer (hidden)'"
@@ -100,11 +100,11 @@ def redact(text: str) -> str:
 
 
 def _redact_named(text: str, named: re.Pattern[str], values: re.Pattern[str]) -> str:
-    """Hide values that follow names of secrets. `named`: a name and the sign after it; `values`: a value."""
+    """Hide values after secret names. `named` matches a name and the sign after it, `values` a value."""
     parts, end = [], 0
     for found in named.finditer(text):
         name, sign = found.groups()
-        if found.start() < end or not is_secret(name):  # a value may hold another: "arguments: --api_key=…"
+        if found.start() < end or not is_secret(name):  # a value may contain another name: "arguments: --api_key=…"
             continue
         value = values.match(text, found.end())
         if value is None or AUTHORIZATION.match(text, found.start()):
@@ -123,11 +123,11 @@ def _hide_value(name: str, sign: str, value: str) -> str:
 
 
 def _secret_values() -> Iterator[str]:
-    """Yield what environment variables with names of secrets hold, also as it is written in JSON, HTML and URLs."""
+    """Yield the values of secret environment variables, plain and as escaped in JSON, HTML and URLs."""
     for name, value in os.environ.items():
         if len(value) < MIN_SECRET_CHARACTERS or value.lower() in NO_SECRETS or not is_secret_variable(name):
             continue
-        if os.sep not in value or not os.path.exists(value):  # a path is no secret
+        if os.sep not in value or not os.path.exists(value):  # a path is not a secret
             yield from {
                 value,
                 json.dumps(value)[1:-1],
@@ -138,7 +138,7 @@ def _secret_values() -> Iterator[str]:
 
 
 def redact_settings(value: Any) -> Any:
-    """Redact settings before saving them. A secret becomes None, so that a rerun needs it again."""
+    """Redact settings for saving. Secrets become None, so a rerun needs them again."""
     if isinstance(value, dict):
         return {key: None if is_secret(str(key)) else redact_settings(entry) for key, entry in value.items()}
     if isinstance(value, list):

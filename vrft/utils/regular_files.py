@@ -1,4 +1,4 @@
-"""Read files that users name, if they are regular files."""
+"""Read files that users name, but only regular files."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from typing import BinaryIO
 
 
 def open_regular(path: Path) -> BinaryIO:
-    """Open a regular file for reading. A FIFO, a device or a socket, which may have no end, is not waited for.
+    """Open a regular file for reading. Refuse FIFOs, devices and sockets, which may block or never end.
 
     Raises:
-        OSError: the path is no regular file, or it can't be read.
+        OSError: the path is not a regular file, or can't be read.
     """
     flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0) | getattr(os, "O_BINARY", 0)
-    require_regular(path, os.stat(path).st_mode)  # opening a device may have effects
+    require_regular(path, os.stat(path).st_mode)  # check first, because opening a device may have effects
     file = open(os.open(path, flags), "rb")  # noqa: SIM115  # the caller closes it
     try:
         require_regular(path, os.fstat(file.fileno()).st_mode)
@@ -27,7 +27,7 @@ def open_regular(path: Path) -> BinaryIO:
 
 
 def require_regular(path: Path, mode: int) -> None:
-    """Raise OSError unless the mode of a path is that of a regular file."""
+    """Raise OSError unless the mode of a path indicates a regular file."""
     if stat.S_ISDIR(mode):
         raise OSError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     if not stat.S_ISREG(mode):

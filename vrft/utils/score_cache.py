@@ -1,4 +1,4 @@
-"""Scores by key, in memory and perhaps in a file that several processes append to."""
+"""Cache scores by key in memory and, optionally, in a file to which several processes append."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from vrft.errors import ConfigurationError
 from vrft.utils.regular_files import read_regular
 
 MOST = 200_000
-"""Scores that are kept in memory; beyond it, the oldest are dropped."""
+"""Maximum number of scores in memory. The oldest are dropped first."""
 
 
 class ScoreCache:
-    """Scores from 0 to 1 by key. Threads may share it."""
+    """Scores in 0..1 by key. Thread-safe."""
 
     def __init__(self, path: Path | None) -> None:
         self.path = path
         self.scores: dict[str, float] = {}
 
     def read(self) -> None:
-        """Read the file, if there is one. Lines that are incomplete are left out.
+        """Read the file, if there is one, and skip incomplete lines.
 
         Raises:
-            ConfigurationError: it can't be read or written.
+            ConfigurationError: the file can't be read or written.
         """
         if self.path is None:
             return
@@ -48,7 +48,7 @@ class ScoreCache:
         return self.scores.get(key)
 
     def add(self, key: str, score: float) -> None:
-        """Keep a score, also in the file: as one write, so that lines of several processes don't mix."""
+        """Add a score, also to the file, by a single write, so that lines of several processes don't mix."""
         self._keep(key, score)
         if self.path is not None:
             file = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)

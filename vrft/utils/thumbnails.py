@@ -1,4 +1,4 @@
-"""Small copies of images for viewing, stored once each in the run's folder."""
+"""Save thumbnails of images, each once, in the run's folder."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from PIL import Image
 from vrft.types import Sample
 
 MAX_SIDE = 448
-"""Larger images are scaled down to this longer side, in pixels."""
+"""Maximum longer side of a thumbnail in pixels."""
 
 FULL_CHROMA_MAX_SIDE = 128
-"""Thumbnails up to this longer side are saved without chroma subsampling."""
+"""Maximum longer side, in pixels, of thumbnails without chroma subsampling."""
 
 
 def save_thumbnails(sample: Sample, folder: Path) -> dict[str, Any]:
-    """Save a sample's images; return the name of the one that boxes belong to.
+    """Save thumbnails of a sample's images, and return the name of the one that the boxes belong to.
 
-    If there are several, the names of all and the place of that one are returned, too: equal images have one name.
-    Names are None where writing failed, with a warning.
+    If there are several, also return the names of all and the index of this one, since equal images have the same name.
+    Names are None if writing failed, with a warning.
     """
     names = [save_thumbnail(image, folder) for image in sample.images]
     several = {"images": names, "place": sample.place} if len(names) > 1 else {}
@@ -32,7 +32,7 @@ def save_thumbnails(sample: Sample, folder: Path) -> dict[str, Any]:
 
 
 def save_thumbnail(image: Image.Image, folder: Path) -> str | None:
-    """Write a small JPEG, named by its content, and return the name, or None with a warning if writing fails."""
+    """Write a JPEG thumbnail named by its content, and return the name, or None, with a warning, if writing fails."""
     small = image.convert("RGB")
     small.thumbnail((MAX_SIDE, MAX_SIDE))
     buffer = io.BytesIO()

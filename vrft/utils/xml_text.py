@@ -1,4 +1,4 @@
-"""Decoding of untrusted XML."""
+"""Decode untrusted XML."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ DECLARATION = re.compile(r"\s*<\?xml\s[^>]*?encoding\s*=\s*[\"']([A-Za-z][\w.-]*
 
 
 class PlainTreeBuilder(TreeBuilder):
-    """Builds a tree, but refuses document types, which could define entities that grow without bound or name files."""
+    """Builds a tree, but refuses document types, whose entities could expand without bound or include files."""
 
     def doctype(self, name: str, pubid: str | None, system: str | None) -> Any:
         raise ValueError("it has a document type (<!DOCTYPE>), which is refused because it can define entities")
@@ -27,7 +27,7 @@ def declared_encoding(data: bytes) -> str | None:
 
 
 def decode_xml(text: str) -> Element:
-    """Decode XML; what it declares about its encoding is ignored.
+    """Decode XML, ignoring its declared encoding.
 
     Raises:
         ValueError: the text is not well formed, or has a document type.

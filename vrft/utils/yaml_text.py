@@ -1,4 +1,4 @@
-"""Decoding of untrusted YAML, and fast encoding."""
+"""Decode untrusted YAML, and encode YAML fast."""
 
 from __future__ import annotations
 
@@ -9,27 +9,27 @@ from yaml.composer import Composer
 from yaml.constructor import BaseConstructor
 
 MAX_VALUES = 100_000
-"""Values that aliases may expand to: a text of a kilobyte can stand for billions."""
+"""Maximum number of values after expanding aliases. A kilobyte of text can expand to billions."""
 
 
 NUMBERS = tuple(f"tag:yaml.org,2002:{kind}" for kind in ("bool", "int", "float", "null"))
-"""Types of keys that can be written in several ways, such as 1 and 0x1."""
+"""Tags of keys that can be written in several ways, e.g. 1 and 0x1."""
 
 
 _FastDumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
-"""The dumper that libyaml makes ten times as fast, where PyYAML is built with it."""
+"""The dumper, from libyaml if PyYAML is built with it, which is ten times as fast."""
 
 
 class UnboundedYAML(ValueError):
-    """The aliases of a YAML text stand for too many values."""
+    """Raised if the aliases of a YAML text expand to too many values."""
 
 
 class RepeatedKey(ValueError):
-    """A mapping has a key twice, of which a parser keeps the last."""
+    """Raised if a mapping has a key twice, of which a parser would keep the last."""
 
 
 class _UniqueKeys(Composer, BaseConstructor):
-    """Refuses mappings in which a key is written twice. Keys that a merge (`<<`) brings may be written again."""
+    """Refuses mappings with a repeated key. Keys from a merge (`<<`) may be repeated."""
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         node = super().compose_mapping_node(anchor)
@@ -54,7 +54,7 @@ class _TextLoader(_UniqueKeys, yaml.BaseLoader):
 
 
 def decode_yaml(text: str, *, as_text: bool = False) -> Any:
-    r"""Decode YAML to plain values only, or with `as_text` to strings instead of numbers, booleans and dates.
+    r"""Decode YAML to plain values.
 
     Args:
         text: the YAML.
@@ -62,7 +62,7 @@ def decode_yaml(text: str, *, as_text: bool = False) -> Any:
 
     Raises:
         ValueError: the text is not valid YAML, has a key twice, or its aliases expand without bounds. The message has
-            a line and a reason, but no part of the text other than the key.
+            the line and the reason, but quotes nothing of the text except the key.
 
     >>> decode_yaml("made: 2026-99-99")
     Traceback (most recent call last):
@@ -89,18 +89,18 @@ def decode_yaml(text: str, *, as_text: bool = False) -> Any:
     except ValueError:
         raise
     except (yaml.YAMLError, LookupError, ArithmeticError, TypeError, AttributeError, RecursionError) as error:
-        raise ValueError(str(error)) from error  # a YAML error, or one of a tag's constructor
+        raise ValueError(str(error)) from error  # a YAML error, or an error of a tag's constructor
     if "*" in text:
         check_expansion(value)
     return value
 
 
 def encode_yaml(value: Any, *, allow_unicode: bool = False) -> str:
-    """Encode plain values as YAML, with the keys in their order.
+    """Encode plain values as YAML, keeping the order of keys.
 
     Args:
         value: the values.
-        allow_unicode: keep characters outside of ASCII instead of escaping them.
+        allow_unicode: keep non-ASCII characters instead of escaping them.
 
     >>> print(encode_yaml({"b": [1, 0.5], "a": None}), end="")
     b:
@@ -111,15 +111,15 @@ def encode_yaml(value: Any, *, allow_unicode: bool = False) -> str:
     settings: dict[str, Any] = {"default_flow_style": False, "sort_keys": False, "allow_unicode": allow_unicode}
     try:
         return yaml.dump(value, Dumper=_FastDumper, **settings)
-    except UnicodeEncodeError:  # the lone surrogates of file names, which libyaml can't write
+    except UnicodeEncodeError:  # libyaml can't write lone surrogates, as in file names
         return yaml.dump(value, Dumper=yaml.SafeDumper, **settings)
 
 
 def check_expansion(value: Any) -> None:
-    """Check how many values a decoded text stands for, with its aliases written out.
+    """Check the number of values of a decoded text after expanding aliases.
 
     Raises:
-        UnboundedYAML: they are more than `MAX_VALUES`, or an alias contains itself.
+        UnboundedYAML: there are more than `MAX_VALUES`, or an alias contains itself.
     """
     sizes: dict[int, int] = {}
 

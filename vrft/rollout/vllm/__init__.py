@@ -1,4 +1,4 @@
-"""Rollouts on vLLM servers, over HTTP; new weights are passed as files."""
+"""Rollouts on vLLM servers over HTTP. New weights are passed as files."""
 
 from vrft.rollout.vllm.engine import VLLMServer
 

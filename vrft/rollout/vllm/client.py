@@ -14,7 +14,7 @@ class Client(HttpClient):
         """Parse the address.
 
         Raises:
-            ConfigurationError: it is not an http or https address, or has a login or a path that ends with /v1.
+            ConfigurationError: the address is not http or https, contains a login, or ends with /v1.
         """
         super().__init__(url, "model.engine.urls", "VLLM_API_KEY")
         if self.url.endswith("/v1"):

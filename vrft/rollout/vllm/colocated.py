@@ -1,7 +1,7 @@
 """A vLLM server on the trainer's GPU: awake while it samples, asleep while the trainer uses the GPU.
 
-A sleeping server has no weights that may be sampled from: their version is withdrawn before it falls asleep, so that
-they are sent again at each waking, whatever the server has kept.
+A sleeping server has no valid weights: their version is withdrawn before the server falls asleep, so that weights are
+sent again at each waking, whatever the server has kept.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from vrft.rollout.vllm.status import ServerInfo, is_sleeping
 from vrft.rollout.vllm.weights import Weights
 from vrft.utils.http_client import Refused, Unavailable
 
-POLL_SECONDS = 0.25  # between two questions whether a server is ready
+POLL_SECONDS = 0.25  # seconds between two checks whether a server is ready
 MAX_ATTEMPTS = 2
-"""Starts and wakings in a row that may fail before the run ends."""
+"""Number of consecutive failed starts and wakings after which the run ends."""
 
 PORT_IN_USE = "address already in use"
-"""Part of the message of a server whose port another program has taken since it was chosen."""
+"""Part of the message of a server whose port was taken by another program after it was chosen."""
 
 
 def check_combination(settings: Colocated, four_bits: bool) -> None:
-    """Raise ConfigurationError for weights that a server would not get back after it has discarded them."""
+    """Raise ConfigurationError for weights that can't be restored after a server has discarded them."""
     if settings.sleep_level == 2 and four_bits:
         raise ConfigurationError(
             "model.engine.colocated.sleep_level: 2 discards weights in four bits (model.policy.quantize), which are "
@@ -39,7 +39,7 @@ def check_combination(settings: Colocated, four_bits: bool) -> None:
 
 
 def check_sleep_mode(server: Client, info: ServerInfo) -> None:
-    """Raise ConfigurationError if a server was not started so that it can sleep."""
+    """Raise ConfigurationError if a server was started without sleep mode."""
     if not info.vllm_config.model_config.enable_sleep_mode:
         raise ConfigurationError(
             f"model.engine: {server.url} can't sleep: start it with --enable-sleep-mode, or leave "
@@ -51,7 +51,7 @@ def checked_clients(urls: list[str], colocated: Colocated | None) -> list[Client
     """Return clients of the addresses.
 
     Raises:
-        ConfigurationError: there are too few or too many, an address is wrong or there twice.
+        ConfigurationError: there are too few or too many addresses, or an address is invalid or repeated.
     """
     clients = [Client(url) for url in urls]
     if len({client.url for client in clients}) < len(clients):
@@ -66,10 +66,10 @@ def checked_clients(urls: list[str], colocated: Colocated | None) -> list[Client
 
 
 class SleepingServer:
-    """Wakes a server for rollouts and puts it to sleep. Its process, if it belongs to the run, is restarted if it dies.
+    """Wakes a server for rollouts and puts it to sleep. Restarts its process, if it belongs to the run, after it died.
 
     Attributes:
-        wakings: number of times that it has got weights after it slept or started.
+        wakings: number of times that the server was given weights after sleeping or starting.
     """
 
     def __init__(
@@ -79,20 +79,20 @@ class SleepingServer:
         source: Client | ServerProcess,
         make_server: Callable[[Client, float], Server],
     ) -> None:
-        """Contact nothing yet.
+        """Set the server, without contacting it.
 
         Args:
-            settings: how it sleeps.
+            settings: settings of the server.
             weights: versions of the weights.
-            source: where the server listens, or the process to start.
-            make_server: checks how the server at an address was started, until a time of `time.monotonic`. Raises
-                Unavailable if it does not answer.
+            source: client of the server, or the process to start.
+            make_server: checks the settings of the server of a client until a deadline, a time of `time.monotonic`.
+                Raises Unavailable if the server does not answer.
         """
         self.settings, self.weights, self.make_server = settings, weights, make_server
         self.process = source if isinstance(source, ServerProcess) else None
         self.client = source if isinstance(source, Client) else None
         self.server: Server | None = None
-        self.awake = self.discarded = False  # `discarded`: the server has not the frozen weights any more
+        self.awake = self.discarded = False  # `discarded`: whether the server has discarded the frozen weights
         self.failures = self.wakings = 0
         self.closed = False
         self.failed: tuple[threading.Event, str] | None = None
@@ -100,15 +100,15 @@ class SleepingServer:
         self.lock = threading.Lock()
 
     def connect(self, deadline: float, stopped: threading.Event) -> None:
-        """Start the server, if it belongs to the run, check how it was started, and let it sleep.
+        """Start the server, if it belongs to the run, check its settings, and put it to sleep.
 
         Raises:
-            ConfigurationError: it doesn't start, or was started in another way.
+            ConfigurationError: the server doesn't start, or was started with unsuitable settings.
         """
         for again in (True, False):
             try:
                 server = self._start(deadline, stopped)
-                self.discarded = is_sleeping(server.client)  # nobody knows at which level
+                self.discarded = is_sleeping(server.client)  # at an unknown level
                 break
             except Unavailable as error:
                 if not (again and self.process and PORT_IN_USE in self.process.last_lines().lower()):
@@ -118,15 +118,15 @@ class SleepingServer:
         self.sleep()
 
     def wake(self, deadline: float, stopped: threading.Event) -> Server:
-        """Return the server, awake and with the current weights. Threads may call this at the same time.
+        """Wake the server, load the current weights, and return it. Thread-safe.
 
         Args:
-            deadline: time of `time.monotonic` by which it must be awake.
+            deadline: time of `time.monotonic` by which the server must be awake.
             stopped: set if the rollout is cancelled.
 
         Raises:
-            Unavailable: it doesn't wake; another attempt may succeed.
-            RolloutFailed: it has failed to start or wake too often, `stopped` is set, or the run has closed it.
+            Unavailable: the server doesn't wake; another attempt may succeed.
+            RolloutFailed: the server failed to start or wake too often, `stopped` is set, or the run has closed it.
         """
         with self.lock:
             self._check_wanted(stopped)
@@ -141,7 +141,7 @@ class SleepingServer:
             return self.server
 
     def sleep(self, seconds: float = math.inf) -> None:
-        """Give the GPU's memory back. A server that doesn't fall asleep within some seconds is ended.
+        """Put the server to sleep, which frees the GPU's memory. End a server that is not asleep after `seconds`.
 
         Raises:
             RolloutFailed: a server that does not belong to the run doesn't fall asleep.
@@ -168,13 +168,13 @@ class SleepingServer:
         """End the server's process, if it belongs to the run."""
         self.closed = True
         if self.process is not None:
-            self.process.end()  # a thread that waits for the server gives up
+            self.process.end()  # makes a thread that waits for the server give up
             with self.lock:
-                self.process.end()  # if a thread has started it meanwhile
+                self.process.end()  # a thread may have restarted it meanwhile
                 self.awake = False
 
     def cancel(self) -> None:
-        """End all requests in flight. Any thread may call this."""
+        """Cancel all pending requests. Can be called from any thread."""
         if self.server is not None:
             self.server.client.cancel()
 
@@ -182,14 +182,14 @@ class SleepingServer:
         return self.process is None or self.process.is_running()
 
     def _start(self, deadline: float, stopped: threading.Event) -> Server:
-        """Start the process, if there is one, wait until it answers, and check how it was started."""
+        """Start the process, if there is one, wait until the server answers, and check its settings."""
         client = self.client or Client(self._started(deadline, stopped))
         self.server = self.make_server(client, deadline)
         self.awake = self.discarded = False
         return self.server
 
     def _started(self, deadline: float, stopped: threading.Event) -> str:
-        """Return the address of the process, which has been started and answers."""
+        """Start the process, wait until it answers, and return its address."""
         assert self.process is not None
         url = self.process.start()
         client = Client(url)
@@ -207,7 +207,7 @@ class SleepingServer:
         raise Unavailable(f"the vLLM server has ended before it was ready; {self._log()}")
 
     def _wake(self, deadline: float) -> None:
-        """Wake the weights' memory, send the weights, and wake the rest."""
+        """Wake the memory of the weights, send the weights, and wake the remaining memory."""
         assert self.server is not None
         client = self.server.client.with_deadline(deadline)
         asleep = is_sleeping(client)
@@ -225,7 +225,7 @@ class SleepingServer:
         self.wakings += 1
 
     def _check_wanted(self, stopped: threading.Event) -> None:
-        """Raise RolloutFailed if no server may be started for a rollout any more."""
+        """Raise RolloutFailed if the server must not be started for a rollout any more."""
         if self.failed is not None and self.failed[0] is stopped:
             raise RolloutFailed(self.failed[1])
         if self.closed or stopped.is_set():
@@ -233,7 +233,7 @@ class SleepingServer:
             raise RolloutFailed("the rollout was cancelled before the vLLM server was awake")
 
     def _after_failure(self, error: Unavailable | Refused, stopped: threading.Event) -> None:
-        """End a server of the run that failed to start or wake, whose state nobody knows, or raise."""
+        """End a server of the run that failed to start or wake and whose state is unknown, or raise an error."""
         if self.process is None:
             stopped.wait(POLL_SECONDS)
             raise Unavailable(str(error)) from error

@@ -25,7 +25,7 @@ GPUS_NOTE = """\
 # Each server on this machine has a GPU of its own. Keep the trainer off {servers}: start it with
 # CUDA_VISIBLE_DEVICES={first} for one GPU, or with the numbers of several others, e.g. {first},{second}."""
 CPU_FLAGS = ("--enforce-eager", "--no-enable-chunked-prefill")
-"""Flag for CPUs, where vLLM 0.32 with chunked prefill crashes on requests that have a seed."""
+"""Flags for CPUs, where vLLM 0.32 with chunked prefill crashes on requests with a seed."""
 
 
 DEFAULT_URL = "http://127.0.0.1:8000"
@@ -33,7 +33,7 @@ OWN_URL = f"model.engine.urls=[{DEFAULT_URL}]"
 
 
 def serve_commands(engine: RolloutEngine, policy: Policy, images: int = 1) -> str:
-    """Return one command for each server, with comments. `images`: most images in a prompt.
+    """Return a command for each server, with comments. `images`: maximum number of images in a prompt.
 
     Raises:
         ConfigurationError: the engine is not a `VLLMServer`.
@@ -63,14 +63,14 @@ def serve_commands(engine: RolloutEngine, policy: Policy, images: int = 1) -> st
 
 
 def gpus_of_local_servers(urls: Sequence[str]) -> dict[str, dict[str, str]]:
-    """Return the variable that shows each server on this machine a GPU of its own, by the server's address."""
+    """Return, by server address, the environment variable that assigns each server on this machine its own GPU."""
     local = [url for url in urls if is_loopback(urlsplit(url).hostname or "")]
     return {url: {"CUDA_VISIBLE_DEVICES": str(number)} for number, url in enumerate(local)}
 
 
 def is_loopback(host: str) -> bool:
-    """Return whether a host is this machine."""
+    """Return whether a host name is a loopback address."""
     try:
         return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:  # another name
+    except ValueError:  # not an IP address
         return False

@@ -1,4 +1,4 @@
-"""Requests for completions, and checks of the responses before they are used for training."""
+"""Build requests for completions, and check responses before training on them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from vrft.utils.http_client import Unavailable
 
 
 class TokenLogProb(msgspec.Struct):
-    """Log-probability of a token under the distribution that it was sampled from."""
+    """Log-probability of a token under the distribution from which it was sampled."""
 
     logprob: float
 
@@ -45,7 +45,7 @@ class Choice(msgspec.Struct):
 
 
 class Reply(msgspec.Struct):
-    """Response of `/v1/chat/completions`: G completions of a prompt."""
+    """Response of `/v1/chat/completions`, with G completions of a prompt."""
 
     model: str
     prompt_token_ids: list[int]  # the server's encoding of the prompt
@@ -53,21 +53,21 @@ class Reply(msgspec.Struct):
 
 
 Completion = tuple[list[int], list[float]]
-"""Token ids, including the end token, and their log-probabilities."""
+"""Token ids, including the stop token, and their log-probabilities."""
 
 
 @dataclass(frozen=True)
 class CompletionRequest:
-    """A request for G completions of a prompt, and what is needed to check its response.
+    """A request for G completions of a prompt, and the data to check its response.
 
     Attributes:
-        body: the request without the model.
+        body: the request without the model's name.
         sample_name: name of the sample, for messages.
         prompt_ids: the trainer's encoding of the prompt, including image tokens.
         image_token_id: id of image tokens.
         stop_ids: ids that end a completion.
         banned_ids: ids that must not be sampled.
-        vocab_size: number of ids.
+        vocab_size: size of the vocabulary.
     """
 
     body: dict[str, Any]
@@ -83,7 +83,7 @@ class CompletionRequest:
 
         Raises:
             Unavailable: the response is not valid for this request.
-            RolloutRefused: the server encodes the prompt differently than the trainer.
+            RolloutRefused: server and trainer encode the prompt differently.
         """
         try:
             reply = msgspec.json.decode(content, type=Reply)
@@ -127,9 +127,9 @@ class CompletionRequest:
 
 
 def sampling_settings(sampling: Sampling, banned: list[int], stop: list[int]) -> dict[str, Any]:
-    """Return the trainer's distribution as settings of a request; all are set, since the server has its own defaults.
+    """Return the trainer's sampling distribution as settings of a request. Set all, as servers have other defaults.
 
-    Banned tokens get the lowest bias allowed, -100 before the temperature, which leaves a probability of 0 in float32.
+    Banned tokens get the lowest allowed bias, -100 before the temperature, which gives a probability of 0 in float32.
     """
     return {
         "temperature": 0.0 if sampling.greedy else sampling.temperature,
@@ -145,7 +145,7 @@ def sampling_settings(sampling: Sampling, banned: list[int], stop: list[int]) ->
 
 
 def chat(messages: Sequence[dict[str, Any]], images: Sequence[Image.Image]) -> list[dict[str, Any]]:
-    """Insert images, without loss, into the places that a task's messages have for them, in order."""
+    """Replace the image placeholders in a task's messages by losslessly encoded images, in order."""
     parts = iter([image_part(image) for image in images])
 
     def with_images(content: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -155,7 +155,7 @@ def chat(messages: Sequence[dict[str, Any]], images: Sequence[Image.Image]) -> l
 
 
 def request_seed(key: SamplingKey, prompt: int) -> int:
-    """Return the seed of a request for prompt number `prompt` of this rank; it does not depend on the server.
+    """Return the seed of the request for this rank's prompt with index `prompt`, whichever server it is sent to.
 
     The server derives the seeds of the G completions from it.
     """
@@ -164,7 +164,7 @@ def request_seed(key: SamplingKey, prompt: int) -> int:
 
 
 def as_rollout(policy: Policy, completions: list[Completion]) -> Rollout:
-    """Return N completions as a rollout, padded, on the policy's device."""
+    """Convert N completions to a padded rollout on the policy's device."""
     device = policy.banned_ids.device
     ids = pad_sequence([torch.tensor(row) for row, _ in completions], batch_first=True).to(device)  # (N, T)
     log_probs = pad_sequence([torch.tensor(row) for _, row in completions], batch_first=True).to(device)  # (N, T)

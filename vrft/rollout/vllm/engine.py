@@ -1,4 +1,4 @@
-"""The rollout engine for vLLM servers. vLLM itself is not imported."""
+"""The rollout engine for vLLM servers, which does not import vLLM."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ from vrft.utils.bounds import NonNegative
 from vrft.utils.http_client import Unavailable
 
 RELEASE_SECONDS = 60.0
-"""Seconds for a server to fall asleep at the end of a stage, which may have failed."""
+"""Maximum seconds for a server to fall asleep at the end of a stage, which may have failed."""
 
-MAX_CONCURRENT_REQUESTS = 64  # a server queues those that it can't compute yet
+MAX_CONCURRENT_REQUESTS = 64  # servers queue requests
 
 
 class VLLMServer(RemoteEngine):
-    """Samples on vLLM servers, which share the prompts. Each prompt and its image are sent once for any G."""
+    """Samples on vLLM servers, among which prompts are distributed. A prompt with its images is sent once for any G."""
 
     def __init__(
         self,
@@ -55,20 +55,20 @@ class VLLMServer(RemoteEngine):
         one_step_ahead: bool = False,
         colocated: Colocated | bool = False,
     ) -> None:
-        """Name the servers; `python -m vrft serve-command` prints the commands to start them.
+        """Set the servers. `python -m vrft serve-command` prints the commands to start them.
 
         Args:
-            urls: addresses, e.g. [http://127.0.0.1:8000]; nothing is sent anywhere else.
+            urls: addresses, e.g. [http://127.0.0.1:8000]; no requests are sent to other addresses.
             weights_dir: folder for new weights, which servers must see under the same path: /dev/shm/NAME on one
-                machine, a shared folder on several. Default: vllm in the run's folder.
-            timeout: seconds to load new weights. For a prompt's completions it is the larger of this and `patience`
-                divided by one more than the number of servers.
-            patience: seconds without new weights on any server or an answer to a prompt, after which the run saves and
-                ends. A prompt may wait in a server for others, so this has to be longer than a whole rollout. At the
-                start, seconds that all servers have to say how they were started.
-            max_gap: mean difference of log-probabilities from the trainer's above which the run ends.
+                machine, a shared folder on several; default: vllm in the run's folder.
+            timeout: seconds for loading new weights, and for the completions of a prompt, unless `patience` divided by
+                (number of servers + 1) is larger.
+            patience: seconds without new weights on any server, or without completions of a prompt, after which the run
+                saves and ends. Servers queue prompts, so this must be longer than a whole rollout. At the start, also
+                the seconds for all servers to report their settings.
+            max_gap: maximum mean difference of log-probabilities from the trainer's; above it, the run ends.
             one_step_ahead: sample for the next step while this one trains, with weights that are one step old.
-            colocated: sample on the trainer's own GPU, with a server that sleeps while the trainer uses it; true, or
+            colocated: sample on the trainer's GPU, with a server that sleeps while the trainer uses the GPU: true, or
                 settings such as {memory_share: 0.5}. The run starts and ends the server, unless `urls` names one.
         """
         self.colocated = Colocated() if colocated is True else colocated or None
@@ -86,7 +86,7 @@ class VLLMServer(RemoteEngine):
         self.servers: list[Server] = []
         self.stopped = threading.Event()
         self.waited = 0.0
-        """Seconds of the patience that an update of all servers took in vain, up to the next completions."""
+        """Seconds of the patience used up by a failed update of all servers, until the next completions."""
         self.sleeper: SleepingServer | None = None
         self.weights: Weights
         self.task: Task
@@ -127,8 +127,8 @@ class VLLMServer(RemoteEngine):
         """Return the server at an address.
 
         Raises:
-            ConfigurationError: it was started in another way than needed.
-            Unavailable: it does not answer before the deadline.
+            ConfigurationError: the server was started with unsuitable settings.
+            Unavailable: the server does not answer before the deadline.
         """
         server = Server(client)
         try:
@@ -148,14 +148,14 @@ class VLLMServer(RemoteEngine):
         self.weights.write_version(policy, first)
 
     def update_servers(self) -> None:
-        if self.sleeper is not None:  # gets the weights when it wakes
+        if self.sleeper is not None:  # the server loads the weights when it wakes
             return
         start = time.monotonic()
 
         def update(server: Server) -> bool:
             try:
                 server.update(self.weights, start + self.patience)
-            except Unavailable:  # the server is updated again before its first prompt
+            except Unavailable:  # the update is repeated before the server's first prompt
                 return False
             return True
 
@@ -170,7 +170,7 @@ class VLLMServer(RemoteEngine):
             pool.shutdown(wait=False)
 
     def stop(self) -> None:
-        """End the rollouts that are being sampled. Their threads would keep the process for the time of a request."""
+        """End running rollouts, whose threads would otherwise delay the end of the process by up to a request."""
         self.stopped.set()
         self.stopped = threading.Event()
         for server in self.servers:
@@ -233,7 +233,7 @@ class VLLMServer(RemoteEngine):
         sampling: Sampling,
         key: SamplingKey,
     ) -> Callable[[int], CompletionRequest]:
-        """Return a function that builds the request for prompt p, which includes encoding its image."""
+        """Return a function that builds the request for prompt p, including its encoded images."""
         banned, stop = policy.banned_ids.tolist(), policy.stop_ids.tolist()
         settings = sampling_settings(sampling, banned, stop) | {
             "n": 1 if sampling.greedy else num_generations,  # all greedy completions are equal
@@ -268,13 +268,13 @@ class VLLMServer(RemoteEngine):
         return build
 
     def _complete(self, request: CompletionRequest, first: int, stopped: threading.Event) -> list[Completion]:
-        """Return the completions of the first server that gives valid ones; start with server number `first`.
+        """Return the completions of the first server that returns valid ones, starting with server number `first`.
 
         Raises:
-            RolloutFailed: `stopped` is set, or no server gives valid completions within `patience`.
+            RolloutFailed: `stopped` is set, or no server returns valid completions within `patience`.
         """
         deadline = time.monotonic() + max(0.0, self.patience - self.waited)
-        # A healthy server with many requests answers late. If a response is lost, each server can still be asked.
+        # long enough for a busy server, short enough to ask every server once more if a response is lost
         seconds = max(self.timeout, self.patience / (1 + len(self.servers)))
         while True:
             try:
@@ -292,7 +292,7 @@ class VLLMServer(RemoteEngine):
                 )
 
     def _next_server(self, first: int, deadline: float, stopped: threading.Event) -> Server:
-        """Return the server that may be asked soonest, once it may be; start with server number `first`.
+        """Wait for the server with the earliest next attempt and return it, preferring server number `first`.
 
         Raises:
             RolloutFailed: `stopped` is set.

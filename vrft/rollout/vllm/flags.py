@@ -1,4 +1,4 @@
-"""Flags of vLLM servers that make their distribution, prompts and weights equal the trainer's."""
+"""Flags for vLLM servers that make their distribution, prompts and weights equal to the trainer's."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from vrft.utils.processors import load_processor
 
 @dataclass(frozen=True)
 class Colocated:
-    """A server on the trainer's GPU, which sleeps while the trainer uses it.
+    """Settings of a server on the trainer's GPU, which sleeps while the trainer uses the GPU.
 
     Args:
-        memory_share: part of the GPU's memory that the server has while it is awake, with its copy of the model.
-        sleep_level: while it sleeps, its weights are kept in CPU memory (1) or discarded and all sent again (2).
+        memory_share: share of the GPU's memory for the awake server, including its copy of the model.
+        sleep_level: 1 keeps the weights of the sleeping server in CPU memory; 2 discards them and sends all again.
         vllm: the program that starts servers, e.g. /opt/vllm/bin/vllm.
-        arguments: more arguments for it, e.g. ['--max-num-seqs', '64'].
+        arguments: further arguments of this program, e.g. ['--max-num-seqs', '64'].
     """
 
     memory_share: float = 0.4
@@ -31,19 +31,19 @@ class Colocated:
     arguments: list[str] = field(default_factory=list)
 
     def check(self) -> None:
-        """Raise ConfigurationError for a share that is none."""
+        """Raise ConfigurationError for an invalid share."""
         if not 0 < self.memory_share < 1:
             raise ConfigurationError(
                 f"model.engine.colocated.memory_share: expected a number between 0 and 1, got {self.memory_share}"
             )
 
     def flags(self) -> list[str]:
-        """Return the flags of a server that can sleep."""
+        """Return the flags for a server that can sleep."""
         return ["--enable-sleep-mode", "--gpu-memory-utilization", f"{self.memory_share:g}", *self.arguments]
 
 
 def serve(policy: Policy, address: tuple[str, int], colocated: Colocated | None, images: int) -> list[str]:
-    """Return the command that starts a server at a host and a port. `images`: most images in a prompt."""
+    """Return the command that starts a server at (host, port). `images`: maximum number of images in a prompt."""
     program = "vllm" if colocated is None else colocated.vllm
     host, port = address
     words = [program, "serve", policy.checkpoint, "--host", host, "--port", str(port), *server_flags(policy, images)]
@@ -59,19 +59,19 @@ def server_environment(policy: Policy) -> dict[str, str]:
 def server_flags(policy: Policy, images: int = 1) -> list[str]:
     """Return the flags that make the server's distribution, prompts and weights equal to the trainer's.
 
-    `images`: most images in a prompt.
+    `images`: maximum number of images in a prompt.
     """
     flags = ["--dtype", str(policy.dtype).removeprefix("torch.")]
-    flags += ["--logprobs-mode", "processed_logprobs"]  # those of the distribution that tokens are sampled from
+    flags += ["--logprobs-mode", "processed_logprobs"]  # under the distribution from which tokens are sampled
     flags += ["--generation-config", "vllm"]  # ignore the sampling defaults of the checkpoint
     flags += ["--chat-template-content-format", "openai"]
-    flags += ["--max-model-len", "auto"]  # otherwise vLLM refuses to start if the model's longest context doesn't fit
+    flags += ["--max-model-len", "auto"]  # otherwise vLLM does not start if the model's full context doesn't fit
     flags += ["--limit-mm-per-prompt", json.dumps({"image": images, "video": 0})]
     if given := image_arguments(policy):
         flags += ["--mm-processor-kwargs", json.dumps(given)]
         if repeated := config_fields(given):
             flags += ["--hf-overrides", json.dumps(repeated)]
-    if policy.quantize:  # a checkpoint in four bits says so itself
+    if policy.quantize:  # vLLM recognises a checkpoint in four bits
         flags += ["--quantization", "bitsandbytes"]
     if policy.trust_remote_code:
         flags.append("--trust-remote-code")
@@ -82,7 +82,7 @@ def server_flags(policy: Policy, images: int = 1) -> list[str]:
 
 
 def image_arguments(policy: Policy) -> dict[str, Any]:
-    """Return the arguments of the server's image processor that limit images as the policy's does."""
+    """Return the arguments of the server's image processor that implement the policy's limits on image size."""
     if policy.limits == ImageLimits():
         return {}
     with loading("model.policy.checkpoint", policy.checkpoint, TRUST_REMOTE_CODE_HINT):
@@ -96,5 +96,5 @@ def image_arguments(policy: Policy) -> dict[str, Any]:
 
 
 def lora_rank(rank: int) -> int:
-    """Return the smallest `--max-lora-rank` of vLLM that is large enough."""
+    """Return the smallest value of vLLM's `--max-lora-rank` that allows a rank."""
     return min((allowed for allowed in (8, 16, 32, 64, 128, 256, 320, 512) if allowed >= rank), default=rank)

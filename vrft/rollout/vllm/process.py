@@ -1,4 +1,4 @@
-"""The process of a vLLM server that belongs to a run: it ends with the run, however that ends."""
+"""The process of a vLLM server that belongs to a run, and ends with the run in any case."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from vrft.utils.redact import redact
 
 WATCHDOG = Path(__file__).with_name("watchdog.py")
 ENDING_SECONDS = 15.0
-"""Longer than the watchdog waits before it kills the server."""
+"""Seconds to wait for the end of the server, more than the watchdog waits before killing it."""
 
 LOG_LINES = 8
-"""Lines of the log that a message quotes."""
+"""Number of lines of the log that a message quotes."""
 
 OF_THE_TRAINER = (
     *("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"),
@@ -36,14 +36,14 @@ OF_THE_TRAINER = (
 
 
 class ServerProcess:
-    """Starts and ends a server on a free port of 127.0.0.1, any number of times; output is appended to a log."""
+    """Starts and ends a server on a free port of 127.0.0.1, repeatedly if needed. Output is appended to a log."""
 
     def __init__(self, command: Callable[[int], list[str]], environment: dict[str, str], log: Path) -> None:
-        """Start nothing yet.
+        """Set the command, without starting it.
 
         Args:
             command: returns the command for a port.
-            environment: environment variables in addition to this process's.
+            environment: additional environment variables.
             log: file for the output.
         """
         self.command, self.environment, self.log = command, environment, log
@@ -51,7 +51,7 @@ class ServerProcess:
         self.log_start = 0
 
     def start(self) -> str:
-        """Start the server and return its address, at which it does not answer yet.
+        """Start the server and return its address, without waiting until it answers.
 
         Raises:
             RolloutFailed: the program can't be run, or the log can't be written.
@@ -74,7 +74,7 @@ class ServerProcess:
                     stdout=log,
                     stderr=subprocess.STDOUT,
                     env=inherited | self.environment,
-                    start_new_session=True,  # a Ctrl-C is for the trainer, which then ends the server
+                    start_new_session=True,  # Ctrl-C must reach only the trainer, which then ends the server
                 )
             weakref.finalize(self, end, self.process)
         except OSError as error:
@@ -85,13 +85,13 @@ class ServerProcess:
         return self.process is not None and self.process.poll() is None
 
     def end(self) -> None:
-        """End the server, if it runs, and wait until the GPU's memory is free again."""
-        process, self.process = self.process, None  # another thread may start the next meanwhile
+        """End the server, if it runs, and wait until it has freed the GPU's memory."""
+        process, self.process = self.process, None  # another thread may start the next one meanwhile
         if process is not None:
             end(process)
 
     def last_lines(self) -> str:
-        """Return the end of what the server has printed since its last start, without secrets."""
+        """Return the last lines of the server's output since its last start, without secrets."""
         try:
             with self.log.open("rb") as log:
                 log.seek(self.log_start)
@@ -113,10 +113,12 @@ def end(process: subprocess.Popen[bytes]) -> None:
 
 
 def server_process(policy: Policy, settings: Colocated, log: Path, images: int) -> ServerProcess:
-    """Return the process of a server on a policy's GPU, which has not been started. `images`: most in a prompt.
+    """Return the process, not started yet, of a server on a policy's GPU.
+
+    `images` is the maximum number of images in a prompt.
 
     Raises:
-        ConfigurationError: there is no such program.
+        ConfigurationError: the program does not exist.
     """
     program = shutil.which(settings.vllm)
     if program is None:
@@ -130,7 +132,7 @@ def server_process(policy: Policy, settings: Colocated, log: Path, images: int) 
 
 
 def visible_gpu(device: torch.device) -> dict[str, str]:
-    """Return the environment variable that shows a server only the GPU that this process knows as `device`."""
+    """Return the environment variable that restricts a server to the GPU that is `device` in this process."""
     if device.type != "cuda":
         return {}
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")

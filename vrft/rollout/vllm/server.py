@@ -1,4 +1,4 @@
-"""A vLLM server: the version of its weights, and when to try it again after a failure."""
+"""Track the version of a vLLM server's weights, and when to ask the server again after a failure."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ MIN_RETRY_DELAY, MAX_RETRY_DELAY = 0.5, 30.0  # seconds; the delay doubles with 
 
 
 MAX_BANNED_TOKENS = 1024
-"""Logit biases that a request may have, by the limit of vLLM's model runner V2."""
+"""Maximum number of logit biases in a request to vLLM's model runner V2."""
 
 
 def check_banned_tokens(server: Client, info: ServerInfo, count: int) -> None:
-    """Raise ConfigurationError if a server does not take a logit bias for each of `count` tokens.
+    """Raise ConfigurationError if a server does not accept a logit bias for each of `count` tokens.
 
-    vLLM's model runner V1 has no limit. Versions without V2 don't report the variable; None stands for the version's
-    default, which is V2 for ever more models.
+    vLLM's model runner V1 has no limit. Versions without V2 do not report the variable. None means the version's
+    default, which is V2 for a growing number of models.
     """
     if count > MAX_BANNED_TOKENS and info.vllm_env.get("VLLM_USE_V2_MODEL_RUNNER", False) is not False:
         raise ConfigurationError(
@@ -39,12 +39,12 @@ class Server:
     """A server with the version of its weights and, after failures, the time of the next attempt.
 
     Attributes:
-        weights_version: version that the server is known to have, if any.
+        weights_version: version that the server is known to have; None if unknown.
         failures: number of failures since the last completions.
-        retry_at: time of `time.monotonic` before which the server gets no requests.
+        retry_at: time of `time.monotonic` before which no requests are sent.
         last_error: error of the last failure.
         accepts_seeds: whether requests may have a seed.
-        model_name: name that the server has for the base model.
+        model_name: the server's name for the base model.
     """
 
     def __init__(self, client: Client) -> None:
@@ -57,14 +57,14 @@ class Server:
         self.lock = threading.Lock()
 
     def check_settings(self, deadline: float) -> ServerInfo:
-        """Ask the server how it was started, check its log-probabilities and return the answer.
+        """Request the server's settings, check its kind of log-probabilities, and return the settings.
 
         Args:
-            deadline: time of `time.monotonic` by which it must have answered.
+            deadline: time of `time.monotonic` by which the server must have answered.
 
         Raises:
-            ConfigurationError: its log-probabilities are not of the distribution that tokens are sampled from.
-            Unavailable: it does not answer.
+            ConfigurationError: log-probabilities are not those of the distribution from which tokens are sampled.
+            Unavailable: the server does not answer.
         """
         client = self.client.with_deadline(deadline)
         info = get_json(client, "/server_info?config_format=json", ServerInfo, timeout=SERVER_INFO_TIMEOUT)
@@ -75,17 +75,17 @@ class Server:
                 "from: start it with --logprobs-mode processed_logprobs"
             )
         on_cpu = str(config.device_config.device).startswith("cpu")
-        # On a CPU, vLLM 0.32 crashes on requests that have a seed if chunked prefill is enabled.
+        # on a CPU, vLLM 0.32 with chunked prefill crashes on requests with a seed
         self.accepts_seeds = not (on_cpu and config.scheduler_config.enable_chunked_prefill)
         self.model_name = model_names(client)[0]
         return info
 
     def update(self, weights: Weights, deadline: float) -> None:
-        """Let the server load the current weights, unless it has them. Raise Unavailable if it fails."""
+        """Make the server load the current weights, unless it has them. Raise Unavailable if that fails."""
         if not self.lock.acquire(timeout=max(0.0, deadline - time.monotonic())):
             raise Unavailable(f"{self.client.url} has not loaded the weights in time")
         try:
-            if self.last_error is not None and time.monotonic() < self.retry_at:  # failed while this thread waited
+            if self.last_error is not None and time.monotonic() < self.retry_at:  # it failed while this thread waited
                 raise Unavailable(str(self.last_error))
             if self.weights_version != weights.version:
                 with self._delay_after_failure():
@@ -103,10 +103,10 @@ class Server:
             request: the request.
             weights: the current weights.
             deadline: time of `time.monotonic` by which the server must have answered.
-            seconds: limit for the completions, which includes the time that the request is queued in the server.
+            seconds: timeout for the completions, including the time in the server's queue.
 
         Raises:
-            Unavailable: the server gives none that are valid.
+            Unavailable: the server returns no valid completions.
             RolloutRefused: the server refuses the request.
         """
         self.update(weights, deadline)
@@ -118,7 +118,7 @@ class Server:
             try:
                 content = client.request("POST", "/v1/chat/completions", body, timeout=seconds)
             except Refused as error:
-                if error.status == 404:  # a server that has restarted knows no adapter
+                if error.status == 404:  # a restarted server has no adapter
                     raise Unavailable(str(error)) from error
                 raise RolloutRefused(
                     f"model.engine: the prompt of {request.sample_name} is refused: {error}"
@@ -131,13 +131,13 @@ class Server:
 
     @contextmanager
     def _delay_after_failure(self) -> Iterator[None]:
-        """Set the time of the next attempt and forget the version of the weights if the block raises Unavailable."""
+        """If the block raises Unavailable, set the time of the next attempt and forget the version of the weights."""
         try:
             yield
         except Unavailable as error:
             self.last_error = error
             now = time.monotonic()
-            if now >= self.retry_at:  # of several requests that fail together, the first counts
+            if now >= self.retry_at:  # if several requests fail together, count only the first
                 self.retry_at = now + min(MAX_RETRY_DELAY, MIN_RETRY_DELAY * 2 ** min(self.failures, 10))
                 self.failures += 1
             self.weights_version = None

@@ -1,4 +1,4 @@
-"""The routes that report a server's settings, models and version of the weights."""
+"""Query a server's settings, models and version of the weights."""
 
 from __future__ import annotations
 
@@ -15,39 +15,39 @@ STATUS_TIMEOUT = 20.0  # seconds
 
 
 class ModelConfig(msgspec.Struct):
-    """The part `model_config` of a server's configuration."""
+    """The section `model_config` of a server's configuration."""
 
     logprobs_mode: str
     enable_sleep_mode: bool = False
 
 
 class DeviceConfig(msgspec.Struct):
-    """The part `device_config` of a server's configuration."""
+    """The section `device_config` of a server's configuration."""
 
     device: Any
 
 
 class SchedulerConfig(msgspec.Struct):
-    """The part `scheduler_config` of a server's configuration."""
+    """The section `scheduler_config` of a server's configuration."""
 
     enable_chunked_prefill: bool | None
 
 
 class LoRAConfig(msgspec.Struct):
-    """The part `lora_config` of a server's configuration."""
+    """The section `lora_config` of a server's configuration."""
 
     max_lora_rank: int
     enable_tower_connector_lora: bool = False
 
 
 class TransferConfig(msgspec.Struct):
-    """The part `weight_transfer_config` of a server's configuration: the plugin that loads weights."""
+    """The section `weight_transfer_config` of a server's configuration, the plugin that loads weights."""
 
     backend: str
 
 
 class Config(msgspec.Struct):
-    """A server's configuration, without the fields that are not used here."""
+    """The fields of a server's configuration that are used here."""
 
     model_config: ModelConfig
     device_config: DeviceConfig
@@ -95,18 +95,18 @@ class Sleeping(msgspec.Struct):
 
 
 def model_names(server: Client) -> list[str]:
-    """Return the names of the base model, which comes first, and of the adapters."""
+    """Return the names of the base model, then of the adapters."""
     listed = get_json(server, "/v1/models", Models)
     return [model.id for model in sorted(listed.data, key=lambda model: model.parent is not None)]
 
 
 def weight_version(server: Client) -> str:
-    """Return the version of the weights that a server uses."""
+    """Return the name of the version of the weights on a server."""
     return get_json(server, "/weight_info", WeightInfo).weight_version
 
 
 def is_sleeping(server: Client) -> bool:
-    """Return whether a server sleeps, in whole or in part."""
+    """Return whether a server is asleep, completely or partly."""
     return get_json(server, "/is_sleeping", Sleeping).is_sleeping
 
 
@@ -119,7 +119,7 @@ def get_json(server: Client, path: str, kind: type[ResponseT], timeout: float = 
 
 
 def decode(content: bytes, kind: type[ResponseT], server: Client) -> ResponseT:
-    """Decode a response. Raise Unavailable if it is not of that type."""
+    """Decode a response. Raise Unavailable if it does not have the type."""
     try:
         return msgspec.json.decode(content, type=kind)
     except (msgspec.DecodeError, RecursionError) as error:

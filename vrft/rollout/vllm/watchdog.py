@@ -1,6 +1,7 @@
 """Run a command, and end all its processes once the process that started it has ended, for whatever reason.
 
-A script on its own, `python -I watchdog.py PID COMMAND…`: a process can't end others when it is killed with SIGKILL.
+Run as a separate script, `python -I watchdog.py PID COMMAND…`, because a process that is killed by SIGKILL can't end
+others.
 """
 
 from __future__ import annotations
@@ -12,26 +13,26 @@ import subprocess
 import sys
 from contextlib import suppress
 
-INTERVAL = 0.25  # seconds between two looks at the parent
+INTERVAL = 0.25  # seconds between two checks of the parent
 GRACE = 10.0  # seconds between SIGTERM and SIGKILL
 PR_SET_PDEATHSIG = 1
 
 
 def prepare_child() -> None:
-    """Let Linux kill the command if this process is killed, and unblock the signals that are blocked here."""
+    """Make Linux kill the command if this process is killed, and unblock the signals that are blocked here."""
     with suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
 
 def signal_group(group: int, number: signal.Signals) -> None:
-    """Send a signal to all processes of a group that still run."""
+    """Send a signal to all running processes of a group."""
     with suppress(ProcessLookupError, PermissionError):
         os.killpg(group, number)
 
 
 def end(child: subprocess.Popen[bytes]) -> None:
-    """End a command and the processes that it has started."""
+    """End a command and the processes that it started."""
     signal_group(child.pid, signal.SIGTERM)
     with suppress(subprocess.TimeoutExpired):
         child.wait(GRACE)
@@ -40,8 +41,12 @@ def end(child: subprocess.Popen[bytes]) -> None:
 
 
 def main(parent: int, command: list[str]) -> int:
-    """Return the exit code of the command, or 128 and the number of the signal that ended it."""
-    ending = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}  # Windows, which imports this, lacks the last
+    """Return the exit code of the command, or 128 plus the number of the signal that ended it."""
+    ending = {
+        signal.SIGTERM,
+        signal.SIGINT,
+        signal.SIGHUP,
+    }  # at run time, because Windows, where this is imported, has no SIGHUP
     awaited = {*ending, signal.SIGCHLD}
     signal.pthread_sigmask(signal.SIG_BLOCK, awaited)
     child = subprocess.Popen(command, start_new_session=True, preexec_fn=prepare_child)

@@ -1,6 +1,6 @@
-"""Versions of the weights for vLLM servers: an adapter's folder, or a safetensors file.
+"""Pass versions of the weights to vLLM servers, as the folder of an adapter or as a safetensors file.
 
-Trainer and servers share a folder. The trainer writes a version there and tells each server, over HTTP, to load it.
+Trainer and servers share a folder. The trainer writes a version to it and requests each server, over HTTP, to load it.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ from vrft.rollout.vllm.status import STATUS_TIMEOUT, Reset, ServerInfo, decode, 
 from vrft.utils.http_client import Refused, Unavailable
 
 CACHE_RESET_ROUTES = ("/reset_prefix_cache", "/reset_mm_cache", "/reset_encoder_cache")
-"""Routes that clear keys and values, processed images and image features, which depend on the old weights."""
+"""Routes that clear cached keys and values, processed images and image features of the old weights."""
 
 FILE_NOT_FOUND_MESSAGES = ("No such file", "Cannot find any model weights")
 """Parts of a status 500 response from a server that does not see the weights."""
 
 NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOLCK)
-"""Errors of a file system without locks, e.g. Lustre that is mounted without `flock`."""
+"""Errors of file systems without locks, e.g. Lustre mounted without `flock`."""
 
 ALREADY_LOADED_MESSAGE = "already been loaded"
-"""Part of a status 400 response if an earlier request to load the adapter timed out but has not ended."""
+"""Part of a status 400 response if an earlier request to load the adapter timed out but is still running."""
 
 
 class Weights(ABC):
@@ -45,7 +45,7 @@ class Weights(ABC):
 
         Args:
             folder: folder for files, which all servers must see under the same path.
-            run: unique name of the run; part of each version's name, which tells runs apart.
+            run: unique name of the run, which is part of the version names to distinguish runs.
             timeout: seconds for one request.
         """
         self.folder, self.run, self.timeout = folder, run, timeout
@@ -63,14 +63,14 @@ class Weights(ABC):
 
     @abstractmethod
     def check(self, server: Client, info: ServerInfo) -> None:
-        """Raise ConfigurationError if a server was not started to load such weights."""
+        """Raise ConfigurationError if a server's settings do not allow loading such weights."""
 
     @abstractmethod
     def write(self, policy: Policy, weights: dict[str, Tensor], folder: Path) -> None:
         """Write the weights of the current version to a folder."""
 
     def collect(self, policy: Policy) -> dict[str, Tensor]:
-        """Return the weights that the current version consists of."""
+        """Return the weights in the current version."""
         return policy.trained_weights()
 
     @abstractmethod
@@ -83,18 +83,18 @@ class Weights(ABC):
 
     @abstractmethod
     def withdraw(self, server: Client) -> None:
-        """Make a server forget that it has the current version, before it falls asleep."""
+        """Mark the current version as not loaded on a server, before it falls asleep."""
 
     @abstractmethod
     def restore_frozen(self, server: Client) -> None:
-        """Give a server that has discarded its weights those that versions lack."""
+        """Restore the weights that versions lack on a server that has discarded its weights."""
 
     def model_name(self, base: str) -> str:
-        """Return the model that requests must name. `base`: the server's name of the base model."""
+        """Return the model name for requests. `base` is the server's name for the base model."""
         return base
 
     def write_version(self, policy: Policy, first: bool) -> None:
-        """Write the next version and delete the one before. All ranks call this together; the `first` one writes.
+        """Write the next version and delete the previous one. All ranks call this together; one with `first` writes.
 
         Raises:
             RolloutFailed: the files can't be written.
@@ -120,8 +120,8 @@ class Weights(ABC):
         """Make a server load the current version, unless it has. A lock admits one process at a time.
 
         Raises:
-            Unavailable: the server did not load it; another attempt may succeed. This includes files that it does not
-                see, since shared folders can be slow to show new files.
+            Unavailable: the server did not load the version; another attempt may succeed. This includes missing files,
+                because shared folders may show new files late.
             RolloutRefused: the server refuses the first version, or does not see its files.
         """
         with self._lock(server):
@@ -141,7 +141,7 @@ class Weights(ABC):
                 raise Unavailable(f"{server.url} does not use the weights that it has loaded ({self.version})")
 
     def _lock(self, server: Client) -> TextIO:
-        import fcntl  # not on Windows, where there is no vLLM either
+        import fcntl  # absent on Windows, where vLLM does not run
 
         name = "".join(c if c.isalnum() else "-" for c in server.url)
         try:
@@ -165,7 +165,7 @@ class Weights(ABC):
         return server.request("POST", path, body, timeout=self.timeout)
 
     def reset_caches(self, server: Client) -> None:
-        """Clear a server's caches, which depend on the old weights."""
+        """Clear a server's caches, whose content depends on the old weights."""
         for path in CACHE_RESET_ROUTES:
             response = self.post(server, path)
             if path == CACHE_RESET_ROUTES[0] and not decode(response, Reset, server).success:
@@ -173,7 +173,7 @@ class Weights(ABC):
 
 
 def check_servable(lora: LoRA) -> None:
-    """Refuse adapters that vLLM would load as others: it knows one rank and one scale, no DoRA and no whole modules."""
+    """Refuse adapters that vLLM would misread, i.e. with several ranks or scales, DoRA or whole modules."""
     for name in ("use_dora", "rank_pattern", "alpha_pattern", "modules_to_save"):
         if getattr(lora, name):
             raise ConfigurationError(f"model.policy.lora.{name}: vLLM can't load such adapters; leave it out")
@@ -189,11 +189,11 @@ def is_final(error: Unavailable | Refused) -> bool:
 class LoRAWeights(Weights):
     """Versions of adapters, each in a new folder and under a new name.
 
-    Under its old name, a server would use caches that the adapter's old weights have filled.
+    Under the old name, a server would use caches of the adapter's old weights.
     """
 
     def __init__(self, *args: Any, rank: int, tower: bool) -> None:
-        """`rank`: rank of the adapters. `tower`: whether the vision tower has adapters."""
+        """Set the rank of the adapters, and whether the vision tower has adapters (`tower`)."""
         super().__init__(*args)
         self.rank, self.tower = rank, tower
 
@@ -226,7 +226,7 @@ class LoRAWeights(Weights):
     def remove(self, servers: Sequence[Client]) -> None:
         deadline = time.monotonic() + STATUS_TIMEOUT
         for server in servers:
-            with suppress(Unavailable, Refused):  # the server is gone, or has restarted without the adapter
+            with suppress(Unavailable, Refused):  # the server has ended, or restarted without the adapter
                 self.post(server.with_deadline(deadline), "/v1/unload_lora_adapter", {"lora_name": self.version})
         super().remove(servers)
 
@@ -256,21 +256,21 @@ class LoRAWeights(Weights):
 class FullWeights(Weights):
     """Versions of all trained weights, each a safetensors file that the server's plugin loads while requests wait.
 
-    A server without the plugin loads the folder, as it did when it started.
+    A server without the plugin loads the folder in the same way as at its start.
     """
 
     def __init__(self, *args: Any, complete: bool = False) -> None:
-        """`complete`: each version has all weights, for servers that discard theirs while they sleep."""
+        """Start without a version. `complete`: write all weights, for servers that discard theirs while they sleep."""
         super().__init__(*args)
         self.complete = complete
-        self.has_plugin: dict[str, bool] = {}  # by the server's address
+        self.has_plugin: dict[str, bool] = {}  # by server address
 
     def check(self, server: Client, info: ServerInfo) -> None:
         transfer = info.vllm_config.weight_transfer_config
         self.has_plugin[server.url] = transfer is not None and transfer.backend == "vrft"
 
     def collect(self, policy: Policy) -> dict[str, Tensor]:
-        """Return the trained weights; for the first version all, since another run may have changed the frozen ones."""
+        """Return the trained weights, or all for the first version, as another run may have changed frozen ones."""
         return policy.trained_weights(frozen=self.complete or self.number == 0)
 
     def write(self, policy: Policy, weights: dict[str, Tensor], folder: Path) -> None:
@@ -301,11 +301,11 @@ class FullWeights(Weights):
             self.post(server, "/collective_rpc", {"method": "reload_weights", "kwargs": {"weights_path": folder}})
         self.reset_caches(server)
         self.post(server, "/resume")
-        self.post(server, "/update_weight_version", {"new_version": self.version})  # last, after all other updates
+        self.post(server, "/update_weight_version", {"new_version": self.version})  # last, once all else has succeeded
 
     def _start(self, server: Client) -> None:
         try:
             self.post(server, "/start_weight_update")
-        except Unavailable:  # an interrupted update is still open
+        except Unavailable:  # an interrupted update may still be open
             self.post(server, "/finish_weight_update")
             self.post(server, "/start_weight_update")
