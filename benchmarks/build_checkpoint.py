@@ -2,8 +2,8 @@
 
     python benchmarks/build_checkpoint.py CKPT --preset tiny
 
-`tiny` has 4.9 M parameters; `small`, `1b` and `3b` have the widths and the vocabulary of real models; `narrow` has the
-layers of `3b` and little width.
+`tiny` has 4.9 M parameters; `small`, `1b` and `3b` have the widths and the vocabulary of real models; `narrow` has as
+many layers as `3b`, but is narrow.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def build_tokenizer(folder: Path) -> Any:
 
 
 def build_config(arch: str, preset: dict[str, Any], tokenizer: Any) -> Any:
-    """Return the model's configuration, with two key-value heads and rotary positions on three axes."""
+    """Return the model's config, with two key-value heads and rotary positions on three axes."""
     from transformers import AutoConfig
 
     ids = {name: tokenizer.convert_tokens_to_ids(f"<|{name}|>") for name in NAMES}
@@ -115,7 +115,7 @@ def build_config(arch: str, preset: dict[str, Any], tokenizer: Any) -> Any:
 
 
 def gated_delta_nets(text: dict[str, Any]) -> dict[str, Any]:
-    """Return the settings of layers of which three in four are gated delta nets, in the proportions of Qwen3.5."""
+    """Return the settings of layers, three in four of which are gated delta nets, with the proportions of Qwen3.5."""
     width, heads = text["hidden_size"], text["num_attention_heads"]
     rotary = width // heads // 8  # half of a quarter of a head
     sections = [rotary - 2 * (rotary * 3 // 8), rotary * 3 // 8, rotary * 3 // 8]

@@ -1,4 +1,4 @@
-"""Measure seconds of COCO evaluations on the same boxes, and of a gather over ranks.
+"""Measure the time of COCO evaluations by several tools on the same boxes, and of a gather over ranks.
 
     python benchmarks/evaluators.py --images 5000 --detections 100000
 
@@ -34,7 +34,7 @@ CATEGORIES, TRUE_PER_IMAGE = 80, 7
 
 
 def make(images: int, detections: int, folder: Path) -> tuple[Path, Array]:
-    """Write ground truth with some crowds, and make detections near the true boxes, each with a different score."""
+    """Write ground truth with some crowds, and generate detections near the true boxes with different scores."""
     rng = np.random.default_rng(0)
     count = images * TRUE_PER_IMAGE
     corner, size = rng.uniform(0, 400, (count, 2)), rng.uniform(5, 200, (count, 2))
@@ -70,7 +70,7 @@ def with_backend(backend: Backend) -> Callable[[Path, Array], float]:
     """Return a function that evaluates with one of vrft's backends."""
 
     def evaluate(path: Path, results: Array) -> float:
-        numbered = results - np.array([1, 0, 0, 0, 0, 0, 1])  # ids begin at 1, numbers at 0
+        numbered = results - np.array([1, 0, 0, 0, 0, 0, 1])  # ids start at 1, numbers at 0
         return Truth.read(path).evaluate(numbered, "coco", backend).numbers("coco")["AP"]
 
     return evaluate
@@ -107,7 +107,7 @@ def gather_on(rank: int, world_size: int, rows: int, boxes: int, file: str) -> N
     dist.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=world_size)
     box = Detection((1.5, 2.5, 30.25, 40.75), "person", 0.9)
     mine = {i: Row(i, (box,) * boxes, 0.5, True) for i in range(rank, rows, world_size)}
-    gather(mine, world_size)  # the first call sets up connections
+    gather(mine, world_size)  # the first call sets up connections and is not measured
     dist.barrier()
     start = time.perf_counter()
     everything = gather(mine, world_size)

@@ -1,11 +1,12 @@
-"""Measure examples in the prompt on the built-in digits policy: accuracy after RFT and SFT, and the cost of a step.
+"""Measure few-shot examples in prompts of the built-in digits policy: accuracy after RFT and SFT, and cost of a step.
 
     OMP_NUM_THREADS=1 python benchmarks/examples.py --write
 
-For each seed, SFT with four examples in each prompt makes a policy that has seen examples: tiny-digits never has. From
-it, RFT and SFT train with each number of examples, and each policy answers the 600 held-out scans with the number that
-it was trained with. The cost of an RFT step is the CPU time of a run of 25 steps less that of one of 5, divided by 20;
-runs with different numbers take turns. All runs are made in this process. Runs that `--results` has aren't made again.
+For each seed, SFT with four examples in each prompt first teaches the policy to use examples, which tiny-digits has
+never seen. Then RFT and SFT train with each number of examples, and each policy answers the 600 held-out scans with the
+number of examples of its training. The cost of an RFT step is the difference in CPU time between runs of 25 and 5
+steps, divided by 20; runs with different numbers of examples alternate. All runs are made in this process. Runs in
+`--results` are not repeated.
 """
 
 from __future__ import annotations
@@ -25,9 +26,9 @@ from vrft.__main__ import main as vrft
 RESULT = Path(__file__).parent / "results" / "examples_cpu.md"
 COUNTS = (0, 1, 4)
 WARM_UP = 4
-"""Examples in the prompts of the warm-up."""
+"""Number of examples in the prompts of the warm-up."""
 SHORT, LONG = 5, 25
-"""Steps of the two runs whose difference is the cost of a step."""
+"""Steps of the two runs from whose difference the cost of a step is computed."""
 QUIET = (
     "--trainer.logger={class_path: vrft.loggers.CSVLogger, init_args: {save_dir: '${....run_dir}', name: logs}}",
     "--trainer.enable_progress_bar=false",
@@ -37,13 +38,13 @@ QUIET = (
 
 
 class Runs:
-    """Runs of vrft in one folder, each made once."""
+    """Runs of vrft in a folder. Each is made once."""
 
     def __init__(self, folder: Path, more: Sequence[str]) -> None:
         self.folder, self.more = folder, more
 
     def run(self, name: str, command: str, config: str, *words: str) -> Path:
-        """Make a run unless its folder is complete, and return the folder."""
+        """Make a run, unless its folder is complete, and return the folder."""
         folder = self.folder / name
         if not (folder / "done").exists():
             shutil.rmtree(folder, ignore_errors=True)
@@ -54,7 +55,7 @@ class Runs:
         return folder
 
     def train(self, name: str, config: str, steps: int, *words: str) -> Path:
-        """Train without evaluations; return the run's folder."""
+        """Train without evaluations, and return the run's folder."""
         limits = (f"--trainer.max_steps={steps}", "--trainer.limit_val_batches=0")
         return self.run(name, "fit", config, *limits, *words)
 
@@ -67,7 +68,7 @@ class Runs:
 
 
 def cpu_seconds() -> float:
-    """Return the CPU time of this process and of its children so far."""
+    """Return the CPU seconds of this process and its children so far."""
     process = psutil.Process()
     times = [process.cpu_times(), *(child.cpu_times() for child in process.children(recursive=True))]
     return sum(part.user + part.system + part.children_user + part.children_system for part in times)
@@ -143,7 +144,7 @@ def main(args: Sequence[str] | None = None) -> None:
 
 
 def replaced(text: str, tables: dict[str, list[str]]) -> str:
-    """Return a text with new tables between `<!-- NAME -->` and `<!-- end -->`."""
+    """Replace the tables between `<!-- NAME -->` and `<!-- end -->` in a text."""
     for name, lines in tables.items():
         before, mark, rest = text.partition(f"<!-- {name} -->\n")
         _, end, after = rest.partition("<!-- end -->")

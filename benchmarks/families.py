@@ -1,11 +1,11 @@
-"""Which model types load: builds a tiny random model of every type that transformers maps to image-text-to-text.
+"""Test which model types vrft supports, with a tiny random model of every image-text-to-text type of transformers.
 
     python benchmarks/families.py                     all types; prints the table of docs/families.md
     python benchmarks/families.py qwen2_vl gemma3     some types
     python benchmarks/families.py --write docs/families.md
 
-Each type is built in a forked process of at most 300 s and 8 GB. Default configurations are kept but for the sizes of
-layers, and images go through the type's own image processor.
+Each type is built in a forked process limited to 300 s and 8 GB. Default configurations are used except for the sizes
+of layers, and images are processed by the type's image processor.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ MADE = "Made on"
 
 
 class Row(NamedTuple):
-    """What is known of a model type."""
+    """The findings about a model type."""
 
     kind: str
     prompt: str
@@ -105,7 +105,7 @@ def build(kind: str) -> Any:
 
 
 def add_sections(settings: dict[str, Any]) -> None:
-    """Split rotary positions of small heads over three axes."""
+    """Divide the rotary positions of small heads among three axes."""
     for key, value in settings.items():
         if isinstance(value, dict):
             add_sections(value)
@@ -114,7 +114,7 @@ def add_sections(settings: dict[str, Any]) -> None:
 
 
 def merged(settings: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """Return settings with changes, dictionary by dictionary."""
+    """Merge changes recursively into settings."""
     result = dict(settings)
     for key, value in changes.items():
         result[key] = merged(result.get(key) or {}, value) if isinstance(value, dict) else value
@@ -122,11 +122,11 @@ def merged(settings: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
 
 
 class Unsupported(Exception):
-    """The model lacks what vrft needs."""
+    """Raised if a model lacks something that vrft needs."""
 
 
 def image_processor(kind: str, config: Any = None) -> Any:
-    """Return the image processor of a type, with its default settings but for the sizes that a model expects."""
+    """Return the image processor of a type, with default settings except for the sizes that a model expects."""
     names = IMAGE_PROCESSOR_MAPPING_NAMES[IMAGE_PROCESSORS.get(kind, kind)]
     name = names.get("torchvision") if is_torchvision_available() else names.get("pil")
     processor = image_processor_class(name or names.get("pil"))(**IMAGE_SETTINGS.get(kind, {}))
@@ -153,7 +153,7 @@ def image_processor(kind: str, config: Any = None) -> Any:
 
 
 def prompt_of(model: Any, processor: Any) -> Prompt:
-    """Return a prompt around one image: as many image tokens as the tower gives features."""
+    """Return a prompt with an image, i.e. with as many image tokens as the tower returns features."""
     image = Image.effect_noise((90, 60), 60).convert("RGB")
     images = dict(processor(images=[image], return_tensors="pt"))
     taken = {*inspect.signature(model.base_model.get_image_features).parameters}
@@ -176,7 +176,7 @@ def prompt_of(model: Any, processor: Any) -> Prompt:
 
 @torch.no_grad()
 def shared_prompt(model: Any, prompt: Prompt) -> str:
-    """Return which log-probabilities are exactly the model's own: those with a shared or with a repeated prompt."""
+    """Return whether log-probabilities with a shared or with a repeated prompt are exact."""
     lengths = [5, 3]
     ids = torch.randint(40, 90, (2, 5), generator=torch.Generator().manual_seed(1))
     rows = [row[:length] for row, length in zip(ids, lengths, strict=True)]
@@ -228,7 +228,7 @@ def row(kind: str) -> Row:
     except ImportError as error:
         package = re.search(r"requires the (\w+) library", str(error))
         prompt = f"not built: {package[1] if package else error} is not installed"
-    except Exception as error:  # whatever a model raises is its row
+    except Exception as error:  # any exception is the result of the type
         print(f"{kind}: {type(error).__name__}: {error}", file=sys.stderr)
         prompt = f"not built: {stage}"
     return Row(kind, prompt, coordinates, size, needs)
@@ -264,7 +264,7 @@ def table(rows: Iterable[Row]) -> Iterator[str]:
 
 
 def replace_table(page: Path, lines: list[str]) -> None:
-    """Replace a page's table, and the line above it that says when and with which version it was made."""
+    """Replace a page's table, and the line above it with the date and the version of transformers."""
     text = page.read_text()
     start = text.index(MADE)
     end = text.index("|\n\n", start) + 2

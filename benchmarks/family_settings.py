@@ -25,7 +25,7 @@ SIZES: dict[str, Any] = {
     "deepstack_visual_indexes": [0, 1],
     "fullatt_block_indexes": [1],
 }
-"""Sizes of the tiny models by the names that configurations have for them."""
+"""Sizes of the tiny models, by their names in configs."""
 
 ROPE = {"rope_type": "default", "rope_theta": 10000.0}
 ROPE_BY_LAYER = {"full_attention": ROPE, "sliding_attention": ROPE}
@@ -181,7 +181,7 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "instructblip": {"image_token_index": 300},
     "nemotron_h_omni": {"image_token_id": 300},
 }
-"""Settings of single types, where the defaults do not fit each other or the sizes above."""
+"""Settings of single types whose defaults are inconsistent or do not fit the sizes above."""
 
 IMAGE_PROCESSORS = {
     "fast_vlm": "llava",
@@ -191,7 +191,7 @@ IMAGE_PROCESSORS = {
     "qwen3_omni_moe_thinker": "qwen2_vl",
     "qwen3_vl_moe": "qwen3_vl",
 }
-"""Types whose image processor transformers finds by the checkpoint's files alone, and a type that has the same one."""
+"""Types whose image processor is defined only by a checkpoint's files, each with a type that has the same one."""
 
 IMAGE_SETTINGS: dict[str, dict[str, Any]] = {
     "dots3_note": {"temporal_patch_size": 1},
@@ -199,4 +199,4 @@ IMAGE_SETTINGS: dict[str, dict[str, Any]] = {
     "granite4_vision": {"image_grid_pinpoints": [[384, 768], [768, 384]]},
     "perception_lm": {"max_num_tiles": 1},
 }
-"""Settings of image processors that the published checkpoints have in preprocessor_config.json."""
+"""Settings of image processors from preprocessor_config.json of published checkpoints."""

@@ -1,10 +1,10 @@
-"""Compare RFT and SFT on few labels: a table of shots x methods x seeds, each tuned on a fold with the same budget.
+"""Compare RFT and SFT with few labels, by shots, methods and seeds, each tuned on a fold with the same budget.
 
     python benchmarks/few_shot.py --study detection --seeds 3 --shots 1 4 16
     python benchmarks/few_shot.py --config coco_few_shot --device cuda -- --data.train_annotations=...
 
-Finished runs stay in `runs/few_shot` (or --results); a rerun does only what is missing. Arguments after `--` are passed
-to every run of vrft.
+Finished runs stay in `runs/few_shot` (or --results), and a rerun makes only missing runs. Arguments after `--` are
+passed to every run of vrft.
 """
 
 from __future__ import annotations

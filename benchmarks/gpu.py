@@ -1,14 +1,14 @@
-"""Try vrft on a GPU in less than 8 minutes: exactness, times, bandwidth and memory, beside what was computed.
+"""Test vrft on a GPU in less than 8 minutes: exactness, times, bandwidth and memory, beside predictions.
 
     make install bench-env
     python benchmarks/gpu.py --write
 
-Needs a CUDA device of compute capability 8.0 or more with 80 GB; with 24 GB, the rows of full fine-tuning end with an
-error. Each part runs in a process of its own and has its own time limit, so that the others still run if it fails.
-Models have random weights; those of the parts `step` and `TRL` have the sizes of Qwen2.5-VL-3B and are made on the GPU.
-`--small --standin` tries the script itself on the stand-in for a GPU (tests/standin), which needs g++.
+Needs a CUDA device of compute capability 8.0 or more with 80 GB; with 24 GB, full fine-tuning fails. Each part runs in
+a separate process with its own time limit, so that the others still run if it fails. Models have random weights; those
+of the parts `step` and `TRL` have the sizes of Qwen2.5-VL-3B and are created on the GPU. `--small --standin` tests the
+script on the stand-in for a GPU (tests/standin), which needs g++.
 
-The exit status is 0 if every part ran to its end and every result is exact.
+The exit status is 0 if all parts were completed and all results are exact.
 """
 
 from __future__ import annotations
@@ -37,16 +37,16 @@ LIMITS = {
     "TRL, lora": 95,
     "TRL, full": 95,
 }
-"""Seconds that each part may take. Together they stay below 8 minutes."""
+"""Time limit of each part in seconds. The sum is below 8 minutes."""
 
 SLOWNESS = 10
-"""Times that a part may take longer on the stand-in, which is a CPU with other work."""
+"""Factor of the time limits on the stand-in, which runs on a CPU with other work."""
 
 HEADER = ["part", "what", "found", "beside", "verdict"]
 
 
 class Row(NamedTuple):
-    """A line of the table. The verdict of an inexact result is `WRONG`."""
+    """A row of the table. The verdict of an inexact result is `WRONG`."""
 
     part: str
     what: str
@@ -63,7 +63,7 @@ WRONG, FAILED, CUT = "WRONG", "FAILED", "CUT"
 
 
 def run_part(part: str, limit: float, options: Sequence[str]) -> Iterator[Row]:
-    """Run a part in a process of its own and yield its rows, and one more if it failed or was cut."""
+    """Run a part in a separate process and yield its rows, and another row if it failed or exceeded its time limit."""
     python = TRL if part.startswith("TRL") else Path(sys.executable)
     if not python.exists():
         yield Row(part, "not measured", "`make bench-env` was not run")
@@ -93,7 +93,7 @@ def run_part(part: str, limit: float, options: Sequence[str]) -> Iterator[Row]:
 
 
 def ratio(mode: str, rows: Sequence[Row]) -> Iterator[Row]:
-    """Yield the seconds of TRL's step over those of vrft's, if both were measured."""
+    """Yield the ratio of the seconds of TRL's step to those of vrft's, if both were measured."""
     seconds = {row.part: float(row.found.split()[0]) for row in rows if row.what == "a step"}
     ours, theirs = seconds.get(f"step, {mode}"), seconds.get(f"TRL, {mode}")
     if ours and theirs:

@@ -4,10 +4,10 @@
     python benchmarks/gpu_counts.py --small
     python benchmarks/gpu_counts.py --small --where
 
-The model has the layers of Qwen2.5-VL-3B and little width; counts do not depend on the width. `--small` counts three
+The model has as many layers as Qwen2.5-VL-3B, but is narrow; counts do not depend on the width. `--small` counts three
 models of few layers and extrapolates, since counts are linear in the number of layers; bytes are then left out. Needs
-g++ (tests/standin). The vision tower's kernels in a phase have rows of their own, except in the update, whose backward
-can't be told apart.
+g++ (tests/standin). The vision tower's kernels have separate rows in each phase except the update, whose backward can't
+be divided.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ from vrft.types import Sample  # noqa: E402
 
 LAYERS, BLOCKS, BLOCKS_PER_FULL = 36, 32, 8
 SMALL = ((2, 8), (4, 8), (2, 16))
-"""Text layers and vision blocks of the models that `--small` counts."""
+"""Numbers of text layers and vision blocks of the models that `--small` counts."""
 
 MODES = {"full": [], "lora": ["--lora-r", "16", "--freeze-vision"]}
 PROMPTS, GENERATIONS, TOKENS = 2, 4, 12
@@ -59,16 +59,16 @@ BUDGETS: dict[str, tuple[int, int]] = {
     "reference": (1200, 4),
     "update": (6000, 4),
 }
-"""Kernels and synchronisations of a phase, at most."""
+"""Maximum numbers of kernels and synchronisations of each phase."""
 LOAD_BUDGET = 1.05
-"""Peak memory while loading over what stays, at most."""
+"""Maximum ratio of the peak memory while loading to the memory that stays allocated."""
 
 Counts = dict[str, dict[str, float]]
-"""Launches, synchronisations, graph nodes and peak bytes, by phase."""
+"""Launches, synchronisations, graph nodes and peak bytes of each phase."""
 
 
 class Watch(Callback):
-    """Counts the forward of an image after training."""
+    """Counts the forward of an image at the end of training."""
 
     def on_train_end(self, trainer: Trainer, module: Any) -> None:
         policy, image = module.policy, Image.new("RGB", IMAGE)
@@ -81,7 +81,7 @@ class Watch(Callback):
 
 @contextlib.contextmanager
 def towers_apart() -> Iterator[None]:
-    """Count what the vision tower does inside a phase under a name of its own."""
+    """Count the vision tower's work in each phase under a separate name."""
     features = prompts.image_features
 
     def counted(*args: Any) -> Any:
@@ -93,16 +93,16 @@ def towers_apart() -> Iterator[None]:
 
 
 def evaluations_apart() -> None:
-    """Count the prefill and the tokens of an evaluation under names of their own.
+    """Count the prefill and the tokens of an evaluation under separate names.
 
-    Call before `count_phases`, whose names are outside of these.
+    Call before `count_phases`, whose counters enclose these.
     """
     for owner, method, name in ((decoding, "prefill", "prefill"), (transformers, "decode", "tokens")):
         setattr(owner, method, counted_in_evaluations(getattr(owner, method), f"evaluation: {name}"))
 
 
 def counted_in_evaluations(function: Callable[..., Any], name: str) -> Callable[..., Any]:
-    """Return a function that counts what happens in `function` during an evaluation under a name of its own."""
+    """Wrap a function to count its work during an evaluation under a separate name."""
 
     def counted(*args: Any) -> Any:
         evaluated = any(outer.startswith("evaluation") for outer in phases)
@@ -113,7 +113,7 @@ def counted_in_evaluations(function: Callable[..., Any], name: str) -> Callable[
 
 
 def measure(checkpoint: str, mode: str) -> Counts:
-    """Train one step and evaluate on two prompts; return the counts of each phase."""
+    """Train one step, evaluate on two prompts, and return the counts of each phase."""
     said = [f"--checkpoint={checkpoint}", f"--prompts={PROMPTS}", f"--num-generations={GENERATIONS}"]
     said += [f"--completion-tokens={TOKENS}", "--image-size=224x224", "--device=cuda", *MODES[mode]]
     arguments = work.parser().parse_args([*said, "--steps=1", "--warmup=0", "--micro-batch=8"])
@@ -145,7 +145,7 @@ def measure(checkpoint: str, mode: str) -> Counts:
 
 
 def counts_of(layers: int, blocks: int, mode: str) -> Counts:
-    """Measure a model of some layers."""
+    """Return the counts of a model with the given numbers of layers and blocks."""
     full = [*range(BLOCKS_PER_FULL - 1, blocks, BLOCKS_PER_FULL)]
     preset = build_checkpoint.PRESETS["narrow"]
     sizes = {
@@ -158,7 +158,7 @@ def counts_of(layers: int, blocks: int, mode: str) -> Counts:
 
 
 def extrapolated(mode: str) -> Counts:
-    """Return the counts of the model of full size from those of three small ones."""
+    """Extrapolate the counts of the full-size model from three small ones."""
     base, deeper, taller = (counts_of(*sizes, mode) for sizes in SMALL)
     (layers, blocks), (more_layers, _), (_, more_blocks) = SMALL
     result: Counts = {}

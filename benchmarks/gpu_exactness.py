@@ -1,4 +1,4 @@
-"""Exactness on a GPU: log-probabilities, gradients and rollouts beside the model's own forward, family by family.
+"""Test exactness on a GPU: compare log-probabilities, gradients and rollouts of each family with the original forward.
 
 Called by gpu.py. Models are small and have random weights (tests/helpers/families.py).
 """
@@ -21,20 +21,20 @@ from vrft.rollout import Sampling, SamplingKey, TransformersEngine
 from vrft.types import PromptBatch, Rollout
 
 LENGTH = 16
-"""Tokens of a rollout, at most."""
+"""Maximum number of tokens in a rollout."""
 
 EXACT = 1e-4
-"""Error that is allowed in float32."""
+"""Allowed error in float32."""
 
 ROUNDING, FACTOR = 1e-3, 2
-"""In bfloat16, so many times the error of the model's own forward is allowed, and so much more in log-probabilities."""
+"""Allowed error in bfloat16: `FACTOR` times that of the original forward, plus `ROUNDING` in log-probabilities."""
 
 Values = tuple[Tensor, Tensor]
-"""Log-probabilities of all real tokens, and the gradients of all weights that train, end to end."""
+"""Log-probabilities of all real tokens, and the concatenated gradients of all trained weights."""
 
 
 class Errors(NamedTuple):
-    """Distances from the model's own forward in float32."""
+    """Distances from the original forward in float32."""
 
     log_probs: float  # mean absolute difference
     gradients: float  # relative
@@ -45,14 +45,14 @@ class Errors(NamedTuple):
 
 
 class Result(NamedTuple):
-    """Errors of a family, and those that are allowed."""
+    """Errors of a family, and the allowed errors."""
 
     family: str
     mode: str
     dtype: str
     errors: Errors
     allowed: Errors
-    same_tokens: bool  # CUDA graphs decode the tokens of eager steps
+    same_tokens: bool  # whether CUDA graphs decode the same tokens as eager steps
 
     @property
     def verdict(self) -> str:
@@ -74,9 +74,9 @@ def results(small: bool) -> Iterator[Result]:
 
 
 def errors(folder: str, dtype: str, lora: bool) -> tuple[Errors, Errors, bool]:
-    """Return the errors, those that are allowed, and whether CUDA graphs decode the tokens of eager steps.
+    """Return the errors, the allowed errors, and whether CUDA graphs decode the same tokens as eager steps.
 
-    In bfloat16, other tokens are allowed: whether rounding changes one is chance.
+    In bfloat16, different tokens are allowed, because rounding may change a token.
     """
     exact, policy = (load(folder, kind, lora) for kind in ("float32", dtype))
     made = Prompts(policy).batch
@@ -99,7 +99,7 @@ def errors(folder: str, dtype: str, lora: bool) -> tuple[Errors, Errors, bool]:
 
 
 def load(folder: str, dtype: Any, lora: bool) -> Policy:
-    """Load a policy on the card, with adapters that are not 0."""
+    """Load a policy on the GPU, with nonzero adapters."""
     policy = Policy(folder, LoRA(r=4) if lora else None, dtype=dtype)
     with torch.device("cuda"):
         policy.load(keep_reference=False)
@@ -112,12 +112,12 @@ def load(folder: str, dtype: Any, lora: bool) -> Policy:
 
 
 def own_values(policy: Policy, batch: PromptBatch, ids: Tensor, mask: Tensor) -> Values:
-    """Compute completions (N, T) by the model's own forward, row by row."""
+    """Compute completions, (N, T), by the original forward, row by row."""
     rows = [row[kept.bool()] for row, kept in zip(ids, mask, strict=True)]
     log_probs = []
     for p, prompt in enumerate(batch.inputs):
         group = rows[p * GROUP : (p + 1) * GROUP]
-        # float32: don't compute the rounding error
+        # float32 skips the computation of the rounding error
         own, _ = naive_log_probs(policy.base, prompt, group, policy.banned_ids, torch.float32, policy.autocast())
         log_probs.append(own)
     return with_gradients(policy, torch.cat(log_probs))
@@ -133,7 +133,7 @@ def with_gradients(policy: Policy, log_probs: Tensor) -> Values:
 
 
 def distances(values: Values, truth: Values) -> tuple[float, float]:
-    """Return the mean distance of log-probabilities and the relative one of gradients."""
+    """Return the mean absolute difference of log-probabilities and the relative distance of gradients."""
     log_probs, gradients = (mine - yours for mine, yours in zip(values, truth, strict=True))
     return float(log_probs.abs().mean()), float(gradients.norm() / truth[1].norm())
 

@@ -1,8 +1,8 @@
-"""A model of a GRPO step of Qwen2.5-VL on GPUs, which scaling.py --gpu prints. Nothing of it was measured on a GPU.
+"""Model a GRPO step of Qwen2.5-VL on GPUs, for scaling.py --gpu. Nothing was measured on a GPU.
 
-Kernels, graph nodes and synchronisations are those that gpu_counts.py counted on the stand-in for a GPU, operations and
-bytes follow from the widths of the model, memory is that of `python -m vrft fits`. A phase takes as long as the slowest
-of its arithmetic, its memory traffic and the launches of its kernels, and then waits for each synchronisation.
+Numbers of kernels, graph nodes and synchronisations are those that gpu_counts.py counted on the stand-in for a GPU.
+Operations and bytes follow from the sizes of the model. Memory is estimated by `python -m vrft fits`. A phase takes as
+long as the slowest of its arithmetic, its memory traffic and its kernel launches, plus a wait for each synchronisation.
 
 P prompts, G completions each, N = P * G rows, L prompt tokens, T completion tokens, all on one GPU.
 """
@@ -24,17 +24,17 @@ from vrft.doctor.shape import ModelShape, model_shape
 RANK = 16
 """Rank of adapters."""
 COUNTED_LAYERS = 36
-"""Text layers of the model whose kernels were counted. Those of phases of the text model are scaled by layers."""
+"""Number of text layers of the counted model. Counts of phases of the text model are scaled by layers."""
 
 Counts = Mapping[str, Mapping[str, float]]
-"""Launches, synchronisations and graph nodes by phase."""
+"""Launches, synchronisations and graph nodes of each phase."""
 
 
 class Speeds(NamedTuple):
-    """What the model assumes of any GPU and its host."""
+    """Assumptions about any GPU and its host."""
 
-    matmul: float  # part of the datasheet's dense bfloat16 operations per second that large matrix products reach
-    memory: float  # part of the datasheet's bandwidth
+    matmul: float  # share of the datasheet's dense bfloat16 operations per second that large matrix products achieve
+    memory: float  # share of the datasheet's bandwidth that is achieved
     launch: float  # seconds of Python and dispatch per kernel outside of graphs
     node: float  # seconds per kernel in a graph
     sync: float  # seconds of waiting per synchronisation
@@ -46,10 +46,10 @@ SLOW = Speeds(matmul=0.3, memory=0.6, launch=10e-6, node=3e-6, sync=50e-6)
 
 
 class Gpu(NamedTuple):
-    """Figures of datasheets."""
+    """Values from datasheets."""
 
     name: str
-    operations: float  # dense bfloat16 with float32 sums, per second
+    operations: float  # per second, dense bfloat16 with float32 accumulation
     bandwidth: float  # bytes per second
     memory: float  # GB
     ranks: int = 1
@@ -64,7 +64,7 @@ GPUS = (
 
 
 class Work(NamedTuple):
-    """The work of one GPU in a step."""
+    """The work of a GPU in a step."""
 
     prompts: int = 8
     generations: int = 8
@@ -83,7 +83,7 @@ class Work(NamedTuple):
 
     @property
     def micro_batches(self) -> int:
-        """Return how often the update computes as many whole groups as a micro-batch holds."""
+        """Return the number of micro-batches of an update, each with as many whole groups as fit."""
         group = self.prompt_tokens + self.generations * self.completion_tokens
         return -(-self.prompts // max(1, self.micro_batch // group))
 
@@ -130,29 +130,29 @@ def models() -> list[Model]:
 
 
 class Clock:
-    """Seconds of phases on a GPU at some speeds."""
+    """Computes the seconds of phases on a GPU, given speeds."""
 
     def __init__(self, gpu: Gpu, speeds: Speeds) -> None:
         self.gpu, self.speeds = gpu, speeds
 
     def seconds(self, *, operations: float = 0, moved: float = 0, launches: float = 0, syncs: float = 0) -> float:
-        """Return the seconds of a phase whose kernels are launched one by one. `moved`: bytes of memory traffic."""
+        """Return the seconds of a phase without graphs. `moved`: bytes of memory traffic."""
         return max(self.device(operations, moved), launches * self.speeds.launch) + syncs * self.speeds.sync
 
     def device(self, operations: float, moved: float) -> float:
-        """Return the seconds that the GPU itself needs."""
+        """Return the seconds that the GPU needs, without launches and synchronisations."""
         arithmetic = operations / self.gpu.operations / self.speeds.matmul
         return max(arithmetic, moved / self.gpu.bandwidth / self.speeds.memory)
 
 
 def attention_operations(shape: ModelShape, config: Any, tokens: float, keys: float) -> float:
-    """Return the operations of attention of some tokens to as many keys each, in all layers."""
+    """Return the operations of attention of `tokens` tokens to `keys` keys each, in all layers."""
     text = config.get_text_config()
     return 4 * tokens * keys * text.hidden_size * shape.layers
 
 
 def tower_operations(model: Model, work: Work) -> float:
-    """Return the operations of one image in the vision tower."""
+    """Return the operations of the vision tower for one image."""
     vision, patches = model.config.vision_config, 4 * work.image_tokens
     full = len(vision.fullatt_block_indexes)
     window = (vision.window_size // vision.patch_size) ** 2
@@ -161,7 +161,7 @@ def tower_operations(model: Model, work: Work) -> float:
 
 
 def forward_operations(model: Model, work: Work) -> float:
-    """Return the operations of prompts and completions in the text model, without its head."""
+    """Return the operations of the text model, without its head, for prompts and completions."""
     tokens = work.prompts * work.prompt_tokens + work.rows * work.completion_tokens
     own = work.completion_tokens / 2
     attention = [
@@ -172,10 +172,10 @@ def forward_operations(model: Model, work: Work) -> float:
 
 
 def step_seconds(model: Model, full: bool, gpu: Gpu, work: Work, counts: Counts, speeds: Speeds) -> dict[str, float]:
-    """Return the seconds of each part of a step after the first, which records the graph.
+    """Return the seconds of each part of a step after the first one, which records the graph.
 
-    Under LoRA the vision tower is frozen and images are encoded once. Full fine-tuning encodes them in the rollout, the
-    reference and the update. Layers are checkpointed: the backward repeats their forward. So is the head.
+    With LoRA, the vision tower is frozen and images are encoded once. Full fine-tuning encodes them in the rollout, the
+    reference and the update. Layers and the head are checkpointed: the backward repeats their forward.
     """
     clock, scale = Clock(gpu, speeds), model.shape.layers / COUNTED_LAYERS
     nodes = counts["decoding"]["graphed"] * scale
@@ -201,14 +201,14 @@ def step_seconds(model: Model, full: bool, gpu: Gpu, work: Work, counts: Counts,
     head = 2 * model.head * work.rows * work.completion_tokens
     rounds = work.micro_batches
     reference = clock.seconds(operations=forward + head, moved=rounds * matrices, **counted("reference", rounds))
-    # Gradients of weights and of inputs cost a forward each, the repeated forward another.
+    # the gradients of weights, the gradients of inputs and the repeated forward each cost as much as a forward
     times = 4 if full else 3
     update = clock.seconds(operations=times * (forward + head), moved=times * rounds * matrices,
                            **counted("update", rounds))  # fmt: skip
     trained = model.sizes.all if full else RANK * model.sizes.adapters
     casts = clock.device(0, rounds * 18 * model.sizes.linear) if full else 0.0  # to bfloat16, gradients to float32
     return {
-        "vision": 6 * one_tower if full else one_tower,  # rollout, reference, and four in the update
+        "vision": 6 * one_tower if full else one_tower,  # one each in rollout and reference, four in the update
         "prefill": prefill + around,
         "decoding": work.completion_tokens * token_seconds(model, clock, work, started),
         "reference": reference,
@@ -219,7 +219,7 @@ def step_seconds(model: Model, full: bool, gpu: Gpu, work: Work, counts: Counts,
 
 
 def token_seconds(model: Model, clock: Clock, work: Work, started: float) -> float:
-    """Return the seconds of a decoded token of each row, whose kernels take `started` seconds to start."""
+    """Return the seconds of decoding a token of each row, with `started` seconds to start the kernels."""
     slots = work.prompts * work.prompt_tokens + work.rows * work.completion_tokens
     matrices = model.sizes.quantizable + model.head
     moved = 2 * matrices + slots * model.shape.key_values * model.shape.bytes
@@ -227,14 +227,14 @@ def token_seconds(model: Model, clock: Clock, work: Work, started: float) -> flo
 
 
 TRL_ROWS = 8
-"""Completions in a micro-batch of TRL, whose kernels were counted."""
+"""Number of completions in TRL's micro-batch when kernels were counted."""
 
 
 def trl_step_seconds(model: Model, full: bool, gpu: Gpu, work: Work, counts: Counts, speeds: Speeds) -> float:
-    """Return the seconds of TRL's step by the same clock.
+    """Return the seconds of TRL's step by the same model.
 
-    Each completion has its prompt and images for itself: in the rollout, the reference and the update. Decoding
-    launches each kernel from Python.
+    Rollout, reference and update compute the prompt and its images for each completion. Decoding launches each kernel
+    from Python.
     """
     clock, scale = Clock(gpu, speeds), model.shape.layers / COUNTED_LAYERS
     rounds, length = -(-work.rows // TRL_ROWS), work.prompt_tokens + work.completion_tokens
@@ -263,9 +263,9 @@ def trl_step_seconds(model: Model, full: bool, gpu: Gpu, work: Work, counts: Cou
 
 
 def network_seconds(model: Model, full: bool, gpu: Gpu, work: Work, trained: int) -> float:
-    """Return the seconds of exchange between ranks: gradients under DDP, or weights too under FSDP2.
+    """Return the seconds of communication between ranks: gradients under DDP, gradients and weights under FSDP2.
 
-    DDP averages the float32 gradients of adapters. Under FSDP2 each rank gathers float32 weights for the rollout and,
+    DDP averages the float32 gradients of adapters. Under FSDP2, each rank gathers float32 weights for the rollout and,
     in each micro-batch, for the forward and for the backward, gathers the reference, and scatters the gradients.
     """
     if gpu.ranks == 1:
@@ -281,9 +281,9 @@ def network_seconds(model: Model, full: bool, gpu: Gpu, work: Work, trained: int
 
 
 def memory(model: Model, full: bool, gpu: Gpu, work: Work) -> float:
-    """Return the GB of a step on one GPU, by the formulas of `python -m vrft fits`.
+    """Return the memory of a step on one GPU in GB, by the formulas of `python -m vrft fits`.
 
-    FSDP2 shards what full fine-tuning stores over the ranks; a rollout gathers the policy in float32.
+    FSDP2 shards the stored tensors of full fine-tuning over ranks; a rollout gathers the policy in float32.
     """
     [way] = [way for way in WAYS if way.name == ("all, AdamW, beta>0" if full else "LoRA")]
     request = Request(
@@ -329,7 +329,7 @@ def results(counts: Mapping[str, Counts], trl: Mapping[str, Counts]) -> Iterator
 
 
 def assumptions() -> list[list[str]]:
-    """Return what is assumed, a row each with the values that the bounds are computed with."""
+    """Return a table row for each assumption, with its values for the bounds."""
     meanings = {
         "matmul": "part of the datasheet's dense bfloat16 operations that matrix products reach",
         "memory": "part of the datasheet's bandwidth that is reached",

@@ -1,4 +1,4 @@
-"""The parts of gpu.py: `python benchmarks/gpu_parts.py PART` prints a JSON list for each row of its table.
+"""The parts of gpu.py. `python benchmarks/gpu_parts.py PART` prints a JSON list for each row of the table.
 
 The parts `TRL, …` run in the environment of `make bench-env`, which lacks vrft.
 """
@@ -31,7 +31,7 @@ def say(what: str, found: str, beside: str = "", verdict: str = "") -> None:
 
 
 def say_step(line: dict[str, Any]) -> None:
-    """Print the seconds that a side of step.py has measured."""
+    """Print the seconds that a side of step.py measured."""
     parts = ", ".join(f"{name} {seconds:.3f}" for name, seconds in line["split_s"].items())
     say("a step", f"{line['step_s']:.3f} s", parts)
 
@@ -49,7 +49,7 @@ def arguments_of(folder: str, mode: str, small: bool) -> Namespace:
 
 
 def card(small: bool) -> None:
-    """Name the card and measure its bandwidth."""
+    """Print the name and the measured memory bandwidth of the GPU."""
     import torch
 
     properties = torch.cuda.get_device_properties(0)
@@ -60,7 +60,7 @@ def card(small: bool) -> None:
 
 
 def copy_bandwidth(small: bool) -> float:
-    """Return the bytes that copies within the card's memory read and write in a second."""
+    """Return the bytes per second that copies within the GPU's memory read and write."""
     import torch
 
     source = torch.ones(2**20 if small else 2**30, dtype=torch.uint8, device="cuda")
@@ -75,7 +75,7 @@ def copy_bandwidth(small: bool) -> float:
 
 
 def exactness(small: bool) -> None:
-    """Compare log-probabilities, gradients and rollouts of each family with those of the model's own forward."""
+    """Compare log-probabilities, gradients and rollouts of each family with those of the original forward."""
     import gpu_exactness
 
     for found in gpu_exactness.results(small):
@@ -119,9 +119,9 @@ def main(args: Sequence[str] | None = None) -> None:
     options = parser.parse_args(args)
     part, _, mode = options.part.partition(", ")
     if options.standin and part in ("card", "TRL"):
-        from tests.standin.device import torch  # with the stand-in
+        from tests.standin.device import torch  # installs the stand-in
 
-        torch.cuda.device_count = lambda: 1  # accelerate would place layers on several
+        torch.cuda.device_count = lambda: 1  # else accelerate would distribute layers
     elif options.standin:
         import tests.standin.run  # noqa: F401  before torch
     if mode:

@@ -1,6 +1,6 @@
-"""A step on a GPU: its time, the speed of decoding, and the peak memory of each phase beside the doctor's estimate.
+"""Measure time, decoding speed and the peak memory of each phase of a step on a GPU, beside the doctor's estimate.
 
-Called by gpu.py, by means of vrft_side.py.
+Called by gpu.py; uses vrft_side.py.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ from vrft.doctor.memory import estimate
 from vrft.rollout import transformers
 
 ESTIMATED = {"rollout": "rollout", "reward": "rollout", "reference": "reference"}
-"""The estimate that a phase of a step belongs to; all others to the update's."""
+"""The estimate for each phase of a step; other phases belong to `update`."""
 
 
 class Measured(NamedTuple):
-    """What was measured of a step."""
+    """The measurements of a step."""
 
-    line: dict[str, Any]  # of step.py
-    rows: int  # that decode at once
-    tokens_per_second: float  # decoded
-    weights: int  # bytes of the weights that a decoded token reads
+    line: dict[str, Any]  # the line of step.py
+    rows: int  # number of rows that decode at once
+    tokens_per_second: float  # decoded tokens
+    weights: int  # bytes of weights read for a decoded token
     peaks: dict[str, int]  # bytes, by phase
     estimates: dict[str, float]  # bytes, by phase
 
 
 def measure(arguments: Namespace) -> Measured:
-    """Measure steps of a checkpoint whose weights are missing, and therefore random."""
+    """Measure steps of a checkpoint without weights, which become random."""
     watch = Watch(arguments.warmup)
     with patch("vrft.policy.pretrained.check_loaded"), patch.object(transformers, "decode", watch.decode):
         line = vrft_side.measure(arguments, watch)
@@ -54,7 +54,7 @@ class Watch(Callback):
 
     Attributes:
         decoded: tokens and seconds of each rollout, from its first token to its last.
-        peaks: bytes by phase; the first steps are one.
+        peaks: bytes by phase; the first steps count as one phase.
         estimates: the doctor's bytes by phase.
     """
 
@@ -67,12 +67,12 @@ class Watch(Callback):
         self.is_first = True
 
     def note(self, name: str) -> None:
-        """Add the peak since the last call to a phase."""
+        """Record the peak since the last call for a phase."""
         self.peaks[name] = max(self.peaks.get(name, 0), torch.cuda.max_memory_allocated())
         torch.cuda.reset_peak_memory_stats()
 
     def decode(self, steps: Any, limit: int, *more: Any) -> None:
-        """Decode as the engine does, and measure it in training."""
+        """Decode like the engine, and measure the decoding during training."""
         rows = steps.grid.rows.numel()
         torch.cuda.synchronize()
         start = time.perf_counter()

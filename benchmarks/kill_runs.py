@@ -2,11 +2,12 @@
 
     python benchmarks/kill_runs.py --kills 30
 
-Starts a small fit of the quickstart's kind, kills its whole process group by SIGKILL at an instant drawn uniformly from
-the duration of such a run, and resumes it with `--ckpt_path last`, or starts it again where there is no checkpoint yet.
-One in three resumed runs is killed as well. In the end, weights, optimizer states, schedules, the loader's position and
-every logged number except seconds and memory must equal those of the uninterrupted run. Checkpoints every other step
-make it likely that a kill hits one. Prints a line for each kill; `--write` writes a table to `benchmarks/results/`.
+Starts a small fit like the quickstart, kills its whole process group by SIGKILL at an instant drawn uniformly from the
+duration of such a run, and resumes it with `--ckpt_path last`, or starts it again if there is no checkpoint yet. One in
+three resumed runs is killed as well. In the end, weights, optimizer states, schedules, the loader's position and every
+logged number except seconds and memory must equal those of the uninterrupted run. Checkpoints are saved every other
+step, so that kills are likely to interrupt one. Prints a line for each kill; `--write` writes a table to
+`benchmarks/results/`.
 """
 
 from __future__ import annotations
@@ -30,12 +31,12 @@ import torch
 
 ROOT = Path(__file__).parents[1]
 MEASURED = ("time/", "memory/", "train/samples_per_second")
-"""Prefixes of the numbers in which any two runs differ."""
+"""Prefixes of the numbers that differ between any two runs."""
 COLUMNS = ("instant", "continued", "hit", "step", "identical")
 
 
 def arguments(folder: Path, data: Path, processes: int = 1, steps: int = 48) -> list[str]:
-    """Return the arguments of a small run in `folder`, with its data in a folder that runs share."""
+    """Return the arguments of a small run in `folder`, with data in a folder that runs share."""
     several = ["--trainer.strategy=ddp", f"--trainer.devices={processes}"] if processes > 1 else []
     places = [f"--data.{part}_annotations={data}/{part}.json" for part in ("train", "val")]
     places += [f"--data.{part}_images={data}/{part}" for part in ("train", "val")]
@@ -62,7 +63,7 @@ def start(command: list[str]) -> subprocess.Popen[bytes]:
 
 
 def kill_when(process: subprocess.Popen[bytes], now: Callable[[], bool]) -> bool:
-    """Kill a run and its children as soon as `now` returns True. Return False if the run ended before."""
+    """Kill a run and its children once `now` returns True. Return False if the run ended before."""
     while not now():
         if process.poll() is not None:
             return False
@@ -83,7 +84,7 @@ def continuation(folder: Path, command: list[str]) -> list[str]:
 
 
 def scene(folder: Path) -> str:
-    """Guess from a run's folder what the run did when it was killed."""
+    """Guess from the folder of a killed run what the run was doing."""
     if partial := sorted((folder / "checkpoints").glob("*.partial")):
         return f"writing {partial[0].name}"
     if (folder / "export").exists():
@@ -94,7 +95,7 @@ def scene(folder: Path) -> str:
 
 
 def rows(folder: Path) -> dict[tuple[int, str], str]:
-    """Return all numbers that a run logged, by step and name. If a resumed run logged one again, the last counts."""
+    """Return all numbers that a run logged, by step and name. If a number was logged again, return the last one."""
     found = {}
     logs = sorted((folder / "logs").glob("*/metrics.csv"), key=lambda path: int(path.parent.name.split("_")[1]))
     for path in logs:
@@ -105,7 +106,7 @@ def rows(folder: Path) -> dict[tuple[int, str], str]:
 
 
 def differences(left_alone: Path, killed: Path) -> list[str]:
-    """Return the parts of the last checkpoint and the logged steps in which two runs differ."""
+    """Return the parts of the last checkpoint, and the logged steps, in which two runs differ."""
     a, b = (torch.load(run / "checkpoints" / "last.ckpt", weights_only=True) for run in (left_alone, killed))
     parts = ("state_dict", "optimizer_states", "lr_schedulers", "global_step", "epoch")
     found = [part for part in parts if not same(a[part], b[part])]
@@ -119,7 +120,7 @@ def differences(left_alone: Path, killed: Path) -> list[str]:
 
 
 def same(a: Any, b: Any) -> bool:
-    """Return whether two values are equal to the last bit, in nested dicts and lists."""
+    """Return whether two values, or nested dicts and lists of values, are bitwise equal."""
     if isinstance(a, torch.Tensor):
         return a.dtype == b.dtype and torch.equal(a, b)
     if isinstance(a, dict):
@@ -158,7 +159,7 @@ def main(args: Sequence[str] | None = None) -> None:
 def killed_run(
     folder: Path, command: list[str], whole: Path, duration: float, draw: random.Random
 ) -> list[dict[str, str]]:
-    """Kill a run, in one of three cases twice, then complete it. Return a line for each kill."""
+    """Kill a run, twice in one of three cases, then complete it. Return a line for each kill."""
     lines = []
     for _ in range(2 if draw.random() < 1 / 3 else 1):
         instant = draw.uniform(0, duration)

@@ -1,12 +1,12 @@
-"""Measure the host memory that loading a policy takes, on one process or several.
+"""Measure the host memory for loading a policy in one process or several.
 
     python benchmarks/loading.py --preset 1b
     python benchmarks/loading.py --preset 1b --processes 2
 
-Builds a random bfloat16 checkpoint in a temporary folder and loads it in fresh processes through Lightning's
-strategies, as `fit` does. Memory is anonymous memory (RssAnon in /proc/PID/status): what a process has allocated,
-without pages of files, which the system can drop. It is sampled every 2 ms, in each process while it loads and over all
-of them together. Prints one JSON line for each way of training.
+Builds a random bfloat16 checkpoint in a temporary folder and loads it in new processes through Lightning's strategies,
+as in `fit`. Memory is anonymous memory (RssAnon in /proc/PID/status), i.e. without pages of files, which the system can
+drop. It is sampled every 2 ms, for each process while it loads and for all processes together. Prints a JSON line for
+each way of training.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ WAYS: dict[str, dict[str, Any]] = {
     "full": {"lora": False, "keep_reference": False},
     "full with a reference": {"lora": False, "keep_reference": True},
 }
-"""Ways of training: `beta` is 0 in the second, and above 0 in the third."""
+"""Ways of training. `beta` is 0 in the second, and above 0 in the third."""
 
 
 def anonymous(process: int) -> int:
-    """Return the anonymous bytes of a process, 0 if it has ended."""
+    """Return the anonymous memory of a process in bytes, 0 if it has ended."""
     try:
         text = Path(f"/proc/{process}/status").read_text()
     except (FileNotFoundError, ProcessLookupError):
@@ -47,7 +47,7 @@ def anonymous(process: int) -> int:
 
 @contextmanager
 def peak(measure: Callable[[], int]) -> Iterator[list[int]]:
-    """Yield a list whose only entry is the largest value so far."""
+    """Yield a list whose only entry is the maximum of `measure()` so far."""
     largest, done = [measure()], threading.Event()
 
     def sample() -> None:
@@ -68,7 +68,7 @@ def peak(measure: Callable[[], int]) -> Iterator[list[int]]:
 
 
 def load(arguments: argparse.Namespace) -> None:
-    """Load on this rank and write what it took to a file. Lightning starts the other ranks with the same command."""
+    """Load on this rank and write the measurements to a file. Lightning starts other ranks with the same command."""
     import torch
     from lightning.pytorch import LightningModule, Trainer
     from torch.utils.data import DataLoader
@@ -79,7 +79,7 @@ def load(arguments: argparse.Namespace) -> None:
     torch.set_num_threads(1)
 
     class Loads(LightningModule):
-        """Loads a policy as `RFT` does, and does nothing else."""
+        """Loads a policy like `RFT`, and does nothing else."""
 
         def configure_model(self) -> None:
             way = WAYS[arguments.way]
@@ -104,7 +104,7 @@ def load(arguments: argparse.Namespace) -> None:
 
 
 def measure(checkpoint: Path, way: str, processes: int, strategy: str) -> dict[str, Any]:
-    """Load in fresh processes and return what each took, and all of them at their largest."""
+    """Load in new processes, and return the measurements of each and the peak of all processes together."""
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, __file__, "--load", str(checkpoint), "--way", way, "--found", folder]
         command += ["--processes", str(processes), "--strategy", strategy]
@@ -130,7 +130,7 @@ def measure(checkpoint: Path, way: str, processes: int, strategy: str) -> dict[s
 
 
 def family(process: subprocess.Popen[Any]) -> list[int]:
-    """Return the ids of a process and of all that it has started."""
+    """Return the ids of a process and its descendants."""
     try:
         return [process.pid, *(child.pid for child in psutil.Process(process.pid).children(recursive=True))]
     except psutil.NoSuchProcess:
@@ -138,7 +138,7 @@ def family(process: subprocess.Popen[Any]) -> list[int]:
 
 
 def build(folder: Path, preset: str) -> None:
-    """Build the checkpoint in a process of its own, whose memory is not measured."""
+    """Build the checkpoint in a separate process, whose memory is not measured."""
     script = Path(__file__).with_name("build_checkpoint.py")
     options = ["--arch", "qwen2_vl", "--preset", preset, "--dtype", "bfloat16"]
     subprocess.run([sys.executable, str(script), str(folder), *options], check=True, capture_output=True)

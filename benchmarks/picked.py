@@ -1,10 +1,10 @@
-"""Count how often a policy finds the right one of a pair, the other one, or neither.
+"""Count how often a policy finds the right object of a pair, the other one, or neither.
 
     python benchmarks/picked.py runs/few_shot/data/ordinals_val.json \\
         runs/few_shot/grounding/*/test-pairs/evaluation/*/*_results.json
 
-Prints a line for each results file of a test with questions such as "red one" and "red two". The object found is the
-one with the largest IoU with a box of the answer; neither, if both have the same IoU or no overlap.
+Prints a line for each results file of a test with questions such as "red one" and "red two". The found object is the
+one with the largest IoU with a box of the answer, or neither if both have the same IoU or no overlap.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""Search for answers that earn more than better ones, for each reward and each sum that configs or tasks use.
+"""Search for answers that earn more than better answers, for each reward and each sum in configs and tasks.
 
     python benchmarks/reward_search.py --answers 100000 --out benchmarks/results/reward_search.md
 
-Climbs start from the truth, from garbage and from random answers about scenes with 0 to 20 objects. Half of them look
-for bad answers that earn much, the others for good answers that earn little. The table has the largest fault of each
-kind, in units of what the truth earns; README.md explains them.
+Hill climbs start from the truth, from garbage and from random answers about scenes with 0 to 20 objects. Half of them
+search for bad answers that earn much, the others for good answers that earn little. The table has the largest fault of
+each kind, relative to the reward of the truth; README.md explains them.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ KINDS = (
     "unreadable pays",
 )
 PER_SCENE = 400
-"""Answers of the climbs in one scene."""
+"""Number of answers in the climbs of one scene."""
 BOXES = ("boxes", "labelled boxes")
 ALONE = {
     "Consistency": BOXES,
@@ -60,11 +60,11 @@ ALONE = {
     "MazeLegal": ("mazes",),
     "MazeTarget": ("mazes",),
 }
-"""Rewards to search on their own, with the kinds of scenes that they apply to."""
+"""Rewards to search separately, with the kinds of scenes to which they apply."""
 
 
 def shipped() -> dict[str, list[Reward]]:
-    """Return the different sums of rewards in the configs and in the defaults of tasks, by their description."""
+    """Return the distinct sums of rewards in configs and in the defaults of tasks, by description."""
     sums = []
     for path in sorted(CONFIGS.rglob("*.yaml")):
         content = yaml.safe_load(path.read_text())
@@ -83,7 +83,7 @@ def build(class_path: str, init_args: dict[str, Any] | None = None) -> Reward:
 
 
 def described(reward: Reward) -> str:
-    """Return a reward's weight, name and settings that differ from the defaults."""
+    """Describe a reward by its weight, its name and the settings that differ from the defaults."""
     defaults = {name: setting.default for name, setting in signature(type(reward)).parameters.items()}
     given = {name: value for name, value in vars(reward).items() if name in defaults and name != "weight"}
     changed = [f"{name}={value}" for name, value in given.items() if (value or None) != (defaults[name] or None)]
@@ -92,13 +92,13 @@ def described(reward: Reward) -> str:
 
 
 def kinds_of(sum_of: list[Reward]) -> tuple[str, ...]:
-    """Return the kinds of scenes that all rewards of a sum apply to."""
+    """Return the kinds of scenes to which all rewards of a sum apply."""
     kinds = [ALONE[type(reward).__name__] for reward in sum_of if type(reward).__name__ != "Format"] or [BOXES]
     return tuple(kind for kind in kinds[0] if all(kind in other for other in kinds))
 
 
 def search(sum_of: list[Reward], kinds: tuple[str, ...], answers: int, seed: int) -> Faults:
-    """Search until a number of answers has been scored."""
+    """Search until `answers` answers have been scored."""
     faults, number = Faults(), 0
     while faults.answers < answers:
         rng = random.Random(f"{seed} {number}")

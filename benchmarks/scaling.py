@@ -1,14 +1,14 @@
-"""Measure weak scaling from 1 to 2 processes, count a step's communication, and model the step on up to 1,024 ranks.
+"""Measure weak scaling from 1 to 2 processes, count the communication of a step, and model it on up to 1,024 ranks.
 
     python benchmarks/scaling.py --write
     python benchmarks/scaling.py --gpu --write
 
-Each side is the quickstart with four prompts per process and completions of full length, so that every process does the
-same work. Sides take turns, each run in a separate process group. Separate runs count the calls and bytes of
+Each side is the quickstart with four prompts per process and completions of full length, so that all processes do the
+same work. Sides alternate, each run in a separate process group. Separate runs count the calls and bytes of
 collectives, which must equal the formulas below. The terms of the model are measured, except for the network's
-bandwidth and latency, which are assumed; the table states both.
+bandwidth and latency, which are assumed and stated in the table.
 
-`--gpu` measures nothing: it models the step of larger models on GPUs (gpu_model.py).
+`--gpu` does not measure, but models the step of larger models on GPUs (gpu_model.py).
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ from vrft.training.strategies import ALLREDUCE_BUCKET_BYTES, buckets
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 BANDWIDTH = 50e9
-"""Assumed bytes per second in and out of a GPU, one port of 400 Gbit/s each."""
+"""Assumed bytes per second in and out of a GPU, with a port of 400 Gbit/s per GPU."""
 LATENCY = 10e-6
 """Assumed seconds for a message from one GPU to another."""
 PARAMETERS = 2.2e9
-"""Parameters of the larger model in the last table, an example."""
+"""Number of parameters of the example of a larger model in the last table."""
 RANKS = (1, 2, 8, 64, 256, 1024)
 COLLECTIVES = (
     "all_reduce",
@@ -57,14 +57,14 @@ PROMPTS, GENERATIONS, TOKENS = 4, 8, 48
 WARMUP = 2
 
 Traffic = dict[str, list[int]]
-"""Calls and bytes of each kind of collective in one step of one rank."""
+"""Calls and bytes of each kind of collective in a step of a rank."""
 
 
 # ------------------------------------------------------------------------------------------------- formulas and model
 
 
 def ddp_traffic(weights: Sequence[int]) -> Traffic:
-    """Return the traffic of an optimizer step under DDP, which averages gradients a bucket at a time.
+    """Return the traffic of an optimizer step under DDP, which averages gradients by buckets.
 
     `weights`: bytes of each trained parameter.
     """
@@ -75,8 +75,8 @@ def fsdp2_traffic(groups: Sequence[dict[str, Any]], micro_batches: int) -> Traff
     """Return the traffic of a step with one optimizer step under FSDP2, with a frozen copy as the reference.
 
     The rollout gathers every group of the policy once. For each micro-batch, decoder layers are gathered in the forward
-    and again in the backward; the vision tower and the rest stay gathered from a forward to its backward, or, where
-    there is no backward, until the next forward. Gradients are scattered after each backward.
+    and again in the backward. The vision tower and the rest stay gathered from a forward to its backward or, without a
+    backward, to the next forward. Gradients are scattered after each backward.
     """
     times = {
         "layer": 1 + 2 * micro_batches,
@@ -104,7 +104,7 @@ def network_seconds(traffic: Traffic, ranks: int) -> float:
     """Return the seconds of a step's collectives between n ranks, without overlap with computation.
 
     In a ring, a rank sends (n - 1) / n of the bytes, twice in an all-reduce. The latency is that of n - 1 consecutive
-    messages, or of 2 log2 n in an all-reduce, which can use a tree.
+    messages, or of 2 log2 n messages in an all-reduce, which can use a tree.
     """
     seconds = 0.0
     for kind, (calls, size) in traffic.items():
@@ -115,7 +115,7 @@ def network_seconds(traffic: Traffic, ranks: int) -> float:
 
 
 def step_seconds(terms: dict[str, Any], traffic: Traffic, ranks: int) -> dict[str, float]:
-    """Return the seconds of a step: all ranks wait for the longest completion, then for the network."""
+    """Return the seconds of a step, in which all ranks wait for the longest completion, then for the network."""
     longest = expected_maximum(terms["lengths"], ranks * terms["rows"])
     parts = {
         "longest": longest,
@@ -130,7 +130,7 @@ def step_seconds(terms: dict[str, Any], traffic: Traffic, ranks: int) -> dict[st
 
 
 class Watch(Callback):
-    """Write the seconds of each step's phases, the lengths of its completions and its traffic to a file."""
+    """Writes the seconds of each step's phases, the lengths of its completions and its traffic to a file."""
 
     def __init__(self, file: str, full_length: bool, count: bool) -> None:
         self.file, self.full_length, self.count = file, full_length, count
@@ -178,7 +178,7 @@ class Watch(Callback):
         def call(*args: Any, **kwargs: Any) -> Any:
             tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, torch.Tensor)]
             largest = max(tensors, key=torch.Tensor.numel)
-            if largest.numel() > 1:  # not a scalar of the log or a decision of all ranks
+            if largest.numel() > 1:  # skip scalars, which are logged values and decisions of all ranks
                 self.calls[self.phases[-1], kind] += 1
                 self.bytes[self.phases[-1], kind] += largest.nbytes
             return function(*args, **kwargs)
@@ -198,7 +198,7 @@ class Watch(Callback):
 
 
 def groups_of(policy: Any) -> Iterator[dict[str, Any]]:
-    """Yield each group that FSDP2 gathers together: its kind, and its bytes with the padding of each shard."""
+    """Yield, for each group that FSDP2 gathers together, its kind and its bytes including the padding of shards."""
     from vrft.policy.sharding import decoder_modules, fsdp_modules
 
     layers = decoder_modules(policy.models)
@@ -219,7 +219,7 @@ def groups_of(policy: Any) -> Iterator[dict[str, Any]]:
 
 
 def run(folder: Path, strategy: str, steps: int, *, full_length: bool = True, count: bool = False) -> dict[str, Any]:
-    """Run the quickstart on one process, or on two with a strategy, and return the measurements of its first rank."""
+    """Run the quickstart in one process, or in two with a strategy, and return the first rank's measurements."""
     file = folder / "watched.json"
     processes = 1 if strategy == "one" else 2
     watch = f"{{class_path: scaling.Watch, init_args: {{file: {file}, full_length: {full_length}, count: {count}}}}}"
@@ -241,14 +241,14 @@ def run(folder: Path, strategy: str, steps: int, *, full_length: bool = True, co
 
 
 def launch(command: Sequence[str], folder: Path, environment: dict[str, str]) -> None:
-    """Run a command in `folder`; if it fails, exit with its error output."""
+    """Run a command in `folder`. If it fails, exit with its error output."""
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
     if done.returncode:
         sys.exit(f"{done.stderr}scaling.py: {' '.join(command)} ended with exit code {done.returncode}")
 
 
 def seconds_of(step: dict[str, Any]) -> float:
-    """Return the seconds of a step: the sum over its phases."""
+    """Return the seconds of a step, summed over its phases."""
     return sum(step["seconds"].values())
 
 
@@ -256,7 +256,7 @@ def check_traffic(watched: dict[str, Any], strategy: str) -> tuple[Traffic, int]
     """Return the traffic of the last step and its number of micro-batches.
 
     Raises:
-        AssertionError: a step has other traffic than the formulas give.
+        AssertionError: the traffic of a step differs from the formulas.
     """
     for step in watched["steps"]:
         counted: dict[str, list[int]] = {}
@@ -272,7 +272,7 @@ def check_traffic(watched: dict[str, Any], strategy: str) -> tuple[Traffic, int]
 
 
 def terms_of(free: Sequence[dict[str, Any]], rows: int) -> dict[str, Any]:
-    """Return the model's terms, measured in steps on one process whose completions end by themselves."""
+    """Return the model's terms, measured in steps of one process without forced lengths of completions."""
     longest = [max(step["lengths"]) for step in free]
     slope, base = np.polyfit(longest, [step["seconds"]["rollout"] for step in free], 1)
     rest = [seconds_of(step) - step["seconds"]["rollout"] for step in free]

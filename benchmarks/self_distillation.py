@@ -1,13 +1,12 @@
-"""GRPO, SFT and visual self-distillation in one plain loop, on the few-shot studies of detection.
+"""Compare GRPO, SFT and visual self-distillation in one plain loop, on the few-shot detection studies.
 
     python benchmarks/self_distillation.py --methods "GRPO" "GRPO + distillation" --shots 4 --seeds 0 1 2
 
-The policy is its own teacher: it sees a privileged view of the image, in which everything but the true objects is
-replaced by the background (a spotlight), or dimmed or blurred. The loss pulls the distributions of the student's own
-completions towards the teacher's. Data, fold, metric and tests are those of `fewshot/studies/detection.yaml` or
-`open_vocabulary.yaml`; the loop is plain PyTorch, so that one setting differs from another by nothing else.
-Finished trials are kept in a table, and only those that it lacks are run. `results/self_distillation.md` has what came
-out.
+The policy is its own teacher: as the teacher, it sees a privileged view of the image, in which everything but the true
+objects is replaced by the background (a spotlight), dimmed or blurred. The loss pulls the student's distributions on
+its own completions towards the teacher's. Data, fold, metric and tests are those of `fewshot/studies/detection.yaml` or
+`open_vocabulary.yaml`. The loop is plain PyTorch, so that methods differ only in their settings.
+Finished trials are kept in a table, and only missing trials are run. `results/self_distillation.md` has the results.
 """
 
 from __future__ import annotations
@@ -44,16 +43,16 @@ from vrft.training.scoring import parse_completions
 from vrft.types import Sample
 
 STUDIES = {"detection": "ablation_time", "open_vocabulary": "open_vocabulary"}
-"""Studies by name, and the file with their tests."""
+"""Studies, each with the name of the file that defines its tests."""
 WARMUP = 5
-"""Steps until the learning rate is reached."""
+"""Number of warm-up steps of the learning rate."""
 NOTES: dict[str, int | None] = {"": KNOWN_GREY, ", background not shifted": None}
-"""Columns of the teacher's table, and the grey to which the background is shifted."""
+"""Suffixes of columns in the teacher's table, with the grey to which the background is shifted."""
 
 
 @torch.no_grad()
 def mean_iou(policy: Policy, samples: Sequence[Sample]) -> float:
-    """Return the study's metric, mIoU as in `CocoEvaluator`, of greedy answers."""
+    """Return mIoU, the study's metric, of greedy answers, as in `CocoEvaluator`."""
     total = 0.0
     for start in range(0, len(samples), 64):
         batch = policy.encoder(TASK)(samples[start : start + 64])
@@ -69,7 +68,7 @@ def mean_iou(policy: Policy, samples: Sequence[Sample]) -> float:
 def train(
     method: Method, checkpoint: str, pool: list[Sample], fold: list[Sample], seconds: float, seed: int
 ) -> tuple[Policy, dict[str, Any]]:
-    """Train within a budget of CPU-seconds, and return the policy with the best score on the fold."""
+    """Train within a budget of CPU-seconds. Return the policy with the best score on the fold, and the result."""
     policy, base = fresh(checkpoint), fresh(checkpoint).eval() if method.beta else None
     losses, rng, now = Losses(policy, base, method, seed), random.Random(seed), time.process_time
     optimizer = torch.optim.AdamW(policy.parameters(), lr=method.rate, betas=(0.9, 0.99), weight_decay=0.0)
@@ -114,7 +113,7 @@ def fresh(checkpoint: str) -> Policy:
 
 
 def samples_of(settings: dict[str, Any], folder: Path, shots: int | None, seed: int) -> tuple[list[Sample], ...]:
-    """Return training and held-out samples of the study's data with changed settings."""
+    """Return the training and held-out samples of the study's data with some settings changed."""
     settings = {
         key.removeprefix("data."): str(folder / Path(value).name) if "/" in str(value) else value
         for key, value in settings.items()
@@ -144,7 +143,7 @@ def score_teacher(checkpoint: str, tests: dict[str, list[Sample]]) -> None:
 
 
 def run_missing(study: Study, missing: list[Row], data: Path, table: Path) -> None:
-    """Run trials and add each one to the table once it is finished."""
+    """Run trials, and add each to the table when it is finished."""
     checkpoint, tests = study.settings["model.policy.checkpoint"], tests_of(study, data)
     for key in missing:
         pool, fold = samples_of(study.settings | study.fold, data, key["shots"], key["seed"])

@@ -1,11 +1,11 @@
-"""Does a policy that judges itself drift? Digits without labels, judged by the reference or by the policy as it is.
+"""Test whether a policy that judges itself drifts, on digits without labels, judged by the reference or the policy.
 
     python benchmarks/self_preference.py --seeds 3
 
-The built-in digits policy first learns to judge: it is asked whether an answer about a rendered digit is good, and the
-answer names another digit half of the time. Its judgements are checked on held-out pairs. Then RFT on real scans, whose
-labels are only logged, rewards answers that the judge approves of. Last, the policy before RFT answers each held-out
-scan 16 times, and its judgement chooses among the answers. Writes self_preference.csv and .png, and prints tables.
+The built-in digits policy first learns to judge: it is asked whether an answer about a rendered digit is good, where
+half of the answers name another digit. Its judgements are checked on held-out pairs. Then RFT on real scans, whose
+labels are only logged, rewards answers that the judge approves of. Finally, the policy before RFT answers each held-out
+scan 16 times, and its judgement selects one of the answers. Writes self_preference.csv and .png, and prints tables.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from vrft.types import Answer, Frame, Question, Sample
 
 ASK = "{question} {completion} is the digit"
 APPROVAL, DISAPPROVAL = "This", "No"
-"""Replies that the built-in policy's tokenizer has."""
+"""Replies that are tokens of the built-in policy's tokenizer."""
 
 METHODS = {
     "reference": ("reference", 0.04),
@@ -45,21 +45,21 @@ METHODS = {
     "policy": ("policy", 0.04),
     "policy, beta 0.001": ("policy", 0.001),
 }
-"""Judge and weight of the KL term."""
+"""Judge, and weight of the KL term, of each method."""
 
 FORMAT_WEIGHT = 0.2
 
 LOOKS = 10
-"""Evaluations of a run."""
+"""Number of evaluations of a run."""
 
 ANSWERS = 16
-"""Answers to each scan, among which the judge chooses."""
+"""Number of answers to each scan from which the judge selects."""
 
 FRAME = Frame(1000, 1000)
 
 
 class JudgingTask(ClassificationTask):
-    """Classifies digits, and judges the answers that a query has."""
+    """Classifies digits, or judges the answer in a query."""
 
     def question(self, sample: Question, frame: Frame) -> str:
         return sample.query or super().question(sample, frame)
@@ -69,7 +69,7 @@ class JudgingTask(ClassificationTask):
 
 
 class Judgements(Dataset[Sample]):
-    """Rendered digits; every second one comes with an answer to judge."""
+    """Rendered digits, every second one with an answer to judge."""
 
     def __init__(self, digits: RenderedDigits) -> None:
         self.digits, self.task, self.reward = digits, ClassificationTask("Classify the digit"), reward("reference")
@@ -88,19 +88,19 @@ class Judgements(Dataset[Sample]):
 
 
 class JudgementData(RenderedDigitData):
-    """A stream of digits to classify and of answers to judge."""
+    """A stream of digits to classify and answers to judge."""
 
     def train_set(self) -> Judgements:  # type: ignore[override]
         return Judgements(super().train_set())
 
 
 def reward(judge: Any) -> SelfPreference:
-    """Return the reward of a judge."""
+    """Return the reward for a judge."""
     return SelfPreference(judge=judge, question=ASK, approval=APPROVAL, disapproval=DISAPPROVAL)
 
 
 def reward_argument(judge: str, weight: float) -> str:
-    """Return the same reward as a value on the command line."""
+    """Return the reward for a judge as a command-line value."""
     settings = (
         f"judge: {judge}, question: '{ASK}', approval: {APPROVAL}, disapproval: '{DISAPPROVAL}', weight: {weight}"
     )
@@ -108,14 +108,14 @@ def reward_argument(judge: str, weight: float) -> str:
 
 
 def claim(task: ClassificationTask, sample: Sample, right: bool, number: int) -> str:
-    """Return a completion that names a sample's digit or, if it shall be wrong, the n-th of the other digits."""
+    """Return a completion that names a sample's digit or, if not `right`, the other digit with index `number`."""
     place = DIGIT_NAMES.index(str(sample.target))
     named = DIGIT_NAMES[place if right else (place + 1 + number % 9) % 10]
     return task.target_text(Sample(0, sample.images, 0, "", named), FRAME)
 
 
 def teach(folder: Path, steps: int) -> Path:
-    """Train the built-in policy to judge too, and return the exported folder."""
+    """Train the built-in policy to judge as well, and return the exported folder."""
     run = folder / f"judge-{steps}"
     if not (run / "export").exists():
         own = Path(__file__).stem
@@ -127,7 +127,7 @@ def teach(folder: Path, steps: int) -> Path:
 
 
 def held_out_scans(root: Path) -> list[Sample]:
-    """Return the scans that no run trains on."""
+    """Return the scans on which no run trains."""
     DigitsData(str(root)).prepare_data()
     paths = sorted((root / "val").glob("*/*.png"))
     return [Sample(i, (Image.open(path).convert("RGB"),), i, "", path.parent.name) for i, path in enumerate(paths)]
@@ -172,7 +172,7 @@ def tune(folder: Path, checkpoint: Path, method: str, seed: int, steps: int) -> 
 
 
 def sample_answers(folder: Path, checkpoint: Path, seed: int) -> dict[str, dict[int, float]]:
-    """Answer each held-out scan several times, and return the quality of what is chosen among k answers."""
+    """Answer each held-out scan several times, and return the quality of the answers selected from k, by curve."""
     run = folder / f"answers-{seed}"
     if not [*run.glob("evaluation/*/inference_scaling.json")]:
         words = ["test", "--config", "digits", f"--model.policy.checkpoint={checkpoint}", f"--samples={ANSWERS}"]
@@ -185,14 +185,14 @@ def sample_answers(folder: Path, checkpoint: Path, seed: int) -> dict[str, dict[
 
 
 def own_answers(run: Path) -> tuple[list[float], list[float]]:
-    """Return P(yes) of the right and of the wrong greedy answers to held-out scans before a run."""
+    """Return P(yes) of the right and of the wrong greedy answers to held-out scans before training."""
     rows = map(json.loads, (run / "evaluation" / "val-0" / "answers.jsonl").read_text().splitlines())
     scores = [(row["reward"] - FORMAT_WEIGHT * row["valid"], row["score"]) for row in rows]
     return [p for p, right in scores if right], [p for p, right in scores if not right]
 
 
 def columns(run: Path, *names: str) -> list[tuple[int, list[float]]]:
-    """Return the rows of metrics.csv that have all names, with their steps."""
+    """Return (step, values) for the rows of metrics.csv that have all names."""
     with next(run.glob("*/version_*/metrics.csv")).open() as file:
         rows = [*csv.DictReader(file)]
     chosen = [row for row in rows if all(row.get(name) for name in names)]
@@ -210,7 +210,7 @@ def looks(run: Path, method: str, seed: int) -> list[Look]:
 
 
 def first_warnings(run: Path) -> list[int | None]:
-    """Return the steps in which the guards of the judge and of held-out scores first warned."""
+    """Return the steps of the first warnings of the guards `agreeable_judge` and `overfitting`, None if none."""
     guard = AgreeableJudge()
     gaps = columns(run, "train/self_preference_gap")
     seen = ((step, guard.watch(Observation({"train/self_preference_gap": torch.tensor(gap)}))) for step, (gap,) in gaps)
@@ -233,7 +233,7 @@ def print_runs(found: Sequence[Look], folder: Path) -> None:
 
 
 def main() -> None:
-    """Run what is missing, write the results and print the tables."""
+    """Make missing runs, write the results and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, default=Path("runs/self_preference"), help="folder of the runs")
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results"), help="folder of the results")

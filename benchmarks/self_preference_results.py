@@ -1,4 +1,4 @@
-"""The tables and the picture of the study of self-preference."""
+"""Tables and the figure of the self-preference study."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ COLOURS = ("#4477aa", "#cc6677", "#228833", "#aa7700", "#663399")
 
 
 class Look(NamedTuple):
-    """An evaluation of a run on the held-out scans."""
+    """A run's evaluation on the held-out scans."""
 
     method: str
     seed: int
     step: int
-    approval: float  # mean P(yes) of the greedy answers, by the judge that trains
+    approval: float  # mean P(yes) of the greedy answers, by the judge of training
     accuracy: float
-    gap: float | None  # in training near this step, see train/self_preference_gap
+    gap: float | None  # train/self_preference_gap near this step
 
 
 def draw(found: Sequence[Look], chosen: Mapping[int, Mapping[str, Mapping[int, float]]], path: Path) -> None:
-    """Draw approval and accuracy over steps for each judge, and what is chosen among k answers."""
+    """Draw approval and accuracy over steps for each judge, and the quality of the answers chosen from k."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -40,7 +40,7 @@ def draw(found: Sequence[Look], chosen: Mapping[int, Mapping[str, Mapping[int, f
         panel.set_xlabel("steps of RFT")
     panels[0].set_ylabel("600 held-out scans")
     for colour, name in zip(COLOURS, next(iter(chosen.values())), strict=False):
-        if name != "best":  # as pass@k
+        if name != "best":  # equal to pass@k
             sizes = [*chosen[0][name]]
             heights = [mean(curves[name][k] for curves in chosen.values()) for k in sizes]
             last.plot(sizes, heights, color=colour, marker="o", markersize=3, label=name)
@@ -56,7 +56,7 @@ def draw(found: Sequence[Look], chosen: Mapping[int, Mapping[str, Mapping[int, f
 
 
 def print_pairs(name: str, right: Sequence[float], wrong: Sequence[float]) -> None:
-    """Print how well the judge tells right from wrong answers, as a row of a table."""
+    """Print a table row that shows how well the judge distinguishes right from wrong answers."""
     correct = (mean(p > 0.5 for p in right) + mean(p <= 0.5 for p in wrong)) / 2
     above = mean((a > b) + (a == b) / 2 for a in right for b in wrong)
     shares = (f"{value:.3f}" for value in (correct, above, mean(right), mean(wrong)))

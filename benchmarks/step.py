@@ -1,12 +1,12 @@
-"""Measure seconds, memory and redundant work of one GRPO step, alone or beside another side on the same work.
+"""Measure time, memory and redundant work of a GRPO step, alone or compared with another side on the same work.
 
     python benchmarks/build_checkpoint.py CKPT --preset tiny
     python benchmarks/step.py --checkpoint CKPT --image-size 448x448
     python benchmarks/step.py --checkpoint CKPT --image-size 448x448 --against trl
 
-A side prints one JSON line. The side `repeated` is vrft with the text of a prompt repeated for each completion in the
-update. With `--against`, both sides run in turns, each time in a new process, and the last line has the ratios of their
-medians. TRL runs in the environment that `make bench-env` makes.
+A side prints a JSON line. The side `repeated` is vrft with the text of a prompt repeated for each completion in the
+update. With `--against`, both sides alternate, each time in a new process, and the last line has the ratios of their
+medians. TRL runs in the environment of `make bench-env`.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def measure(arguments: Namespace) -> dict[str, Any]:
 
 
 def compare(arguments: Namespace, said: Sequence[str]) -> None:
-    """Run both sides in turns, print every line, then the ratios of medians, vrft over the other."""
+    """Run both sides alternately, print every line, then the ratios of medians, vrft / other side."""
     other = arguments.against
     if not PYTHON[other].exists():
         sys.exit(f"step.py: {PYTHON[other]} does not exist; `make bench-env` makes it")
@@ -83,7 +83,7 @@ def compare(arguments: Namespace, said: Sequence[str]) -> None:
 
 
 def run_side(side: str, said: Sequence[str], threads: int) -> dict[str, Any]:
-    """Run one side in a separate process and return the line that it prints."""
+    """Run a side in a separate process and return the line that it prints."""
     command = [str(PYTHON[side]), __file__, *said, "--side", side]
     environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
@@ -93,7 +93,7 @@ def run_side(side: str, said: Sequence[str], threads: int) -> dict[str, Any]:
 
 
 def table_row(line: dict[str, Any]) -> str:
-    """Return a row of the table of runs in results/step_cpu.md, in CPU-seconds (on a GPU, in seconds)."""
+    """Return a row for the table of runs in results/step_cpu.md, in CPU-seconds (on a GPU, in seconds)."""
     on_cpu = "split_cpu_s" in line
     step, split = line["cpu_step_s" if on_cpu else "step_s"], line["split_cpu_s" if on_cpu else "split_s"]
     seconds = [f"{value:.2f}" for value in (step, *(split[name] for name in PARTS))]

@@ -1,10 +1,10 @@
-"""Count kernels and synchronisations of TRL's step on the stand-in for a GPU, as gpu_counts.py counts ours.
+"""Count kernels and synchronisations of TRL's step on the stand-in for a GPU, like gpu_counts.py for vrft.
 
     .venv-bench/bin/python benchmarks/trl_counts.py
 
-Runs in the environment of `make bench-env`; needs g++ (tests/standin). Counts three models of few layers with the width
-of gpu_counts.py's and extrapolates to its layers. Each is measured with two lengths of completions, which tells the
-counts of a decoded token from those of a prompt.
+Runs in the environment of `make bench-env`; needs g++ (tests/standin). Counts three models of few layers, as wide as
+the model of gpu_counts.py, and extrapolates to its number of layers. Each is measured with two lengths of completions,
+to separate the counts of a decoded token from those of a prompt.
 """
 
 from __future__ import annotations
@@ -34,27 +34,27 @@ import work  # noqa: E402
 
 LAYERS, BLOCKS, BLOCKS_PER_FULL = 36, 32, 8
 SMALL = ((2, 8), (4, 8), (2, 16))
-"""Text layers and vision blocks of the models that are counted."""
+"""Numbers of text layers and vision blocks of the counted models."""
 MODES = {"full": [], "lora": ["--lora-r", "16"]}
 TOKENS = (4, 12)
 KINDS = ("launches", "syncs")
 PHASES = ("rollout", "reference", "update")
 
 Counts = dict[str, dict[str, float]]
-"""Launches and synchronisations by phase."""
+"""Launches and synchronisations of each phase."""
 
 timed = work.Clock.part
 
 
 @contextmanager
 def counted(clock: work.Clock, name: str) -> Iterator[None]:
-    """Count what happens in a part of a step under its name."""
+    """Count the launches and synchronisations in the block under a name."""
     with phase(name), timed(clock, name):
         yield
 
 
 def measure(checkpoint: str, mode: str, tokens: int) -> Counts:
-    """Train one step of 2 prompts with 4 completions each, in one micro-batch."""
+    """Return the counts of a training step of 2 prompts with 4 completions each, in one micro-batch."""
     gc.collect()
     gpu.reset()
     said = [f"--checkpoint={checkpoint}", "--prompts=2", "--num-generations=4", f"--completion-tokens={tokens}"]
@@ -66,7 +66,7 @@ def measure(checkpoint: str, mode: str, tokens: int) -> Counts:
 
 
 def counts_of(layers: int, blocks: int, mode: str) -> Counts:
-    """Return the counts of a model of some layers, by phase; `rollout` is without decoded tokens, `token` is one."""
+    """Return the counts of a model by phase. `token` is a decoded token; `rollout` excludes decoded tokens."""
     preset = build_checkpoint.PRESETS["narrow"]
     sizes = {
         "text": preset["text"] | {"num_hidden_layers": layers},
@@ -82,7 +82,7 @@ def counts_of(layers: int, blocks: int, mode: str) -> Counts:
 
 
 def extrapolated(mode: str) -> Counts:
-    """Return the counts of the model of full size from those of three small ones, in which they are linear."""
+    """Extrapolate the counts of the full-size model from three small ones, since counts are linear in layers."""
     base, deeper, taller = (counts_of(*sizes, mode) for sizes in SMALL)
     (layers, blocks), (more_layers, _), (_, more_blocks) = SMALL
     return {
@@ -100,7 +100,7 @@ def main(args: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, help="write the counts of each mode to this file")
     options = parser.parse_args(args)
-    torch.cuda.device_count = lambda: 1  # accelerate would place layers on several
+    torch.cuda.device_count = lambda: 1  # else accelerate would distribute layers
     found = {mode: extrapolated(mode) for mode in MODES}
     print("| mode | phase | kernels | synchronisations |")
     print("|--|--|--:|--:|")

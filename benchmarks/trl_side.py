@@ -28,7 +28,7 @@ LANGUAGE_MODEL = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up
 
 
 class Timed(GRPOTrainer):
-    """Add the time of sampling, of log-probabilities without gradient and of `training_step` to a clock."""
+    """Adds the time of sampling, of log-probabilities without gradient and of `training_step` to a clock."""
 
     clock: Clock
 
@@ -52,7 +52,7 @@ class Timed(GRPOTrainer):
 
 
 class Steps(TrainerCallback):
-    """Measure steps from the beginning to the end of an optimizer step, which includes loading pictures in TRL."""
+    """Measures steps from the beginning to the end of an optimizer step, which in TRL includes loading pictures."""
 
     def __init__(self, clock: Clock, counts: dict[str, int], warmup: int) -> None:
         self.clock, self.counts, self.warmup = clock, counts, warmup
@@ -81,7 +81,7 @@ def arbitrary(completion_ids: list[list[int]], **_: Any) -> list[float]:
 
 
 def load_processor(folder: str, **settings: Any) -> Any:
-    """Load the checkpoint's processor; without torchvision, which videos need, for images only."""
+    """Load the checkpoint's processor for images only, without torchvision, which videos need."""
     config = transformers.AutoConfig.from_pretrained(folder)
     kind = PROCESSOR_MAPPING[type(config)]
     if is_torchvision_available() or "video_processor" not in kind.get_attributes():

@@ -1,9 +1,9 @@
-"""When vLLM pays: a model of rollouts with the built-in decoder and with a vLLM server that shares the GPU.
+"""Model when vLLM pays: rollouts with the built-in decoder and with a vLLM server on the same GPU.
 
     python benchmarks/vllm_model.py --write
 
-The built-in decoder's seconds are those of `gpu_model.py`, from kernels counted on the stand-in for a GPU. vLLM's rest
-on the assumptions that the table lists, none of which was measured here. The results are of a rollout, not of a step.
+The built-in decoder's seconds are those of `gpu_model.py`, from kernels counted on the stand-in for a GPU. vLLM's are
+based on the assumptions in the table, none of which was measured here. The results apply to a rollout, not to a step.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ from gpu_model import GPUS, Clock, Counts, Gpu, Model, Speeds, Work
 RESULTS = Path(__file__).with_name("results")
 LENGTHS = (64, 256, 1024, 4096)
 BATCHES = ((8, 8), (32, 8), (32, 16))
-"""Prompts and completions of each."""
+"""Numbers of prompts and of completions per prompt."""
 
 ONE_GPU = [gpu for gpu in GPUS if gpu.ranks == 1]
 
 
 class Server(NamedTuple):
-    """What is assumed of vLLM and of the host."""
+    """Assumptions about vLLM and the host."""
 
     kernels: float  # kernels of a decoding step per layer
-    token: float  # seconds per decoded token on the CPU that the GPU waits for: scheduler, sampler, log-probabilities
-    rereads: float  # part of the completions that read the keys and values of their prompt again for each token
-    prompt: float  # seconds per prompt: image as PNG, request, the server's image processor
+    token: float  # CPU seconds per decoded token during which the GPU waits: scheduler, sampler, log-probabilities
+    rereads: float  # share of the completions that read the keys and values of their prompt again for each token
+    prompt: float  # seconds per prompt: PNG encoding, request, the server's image processor
     waking: float  # seconds of waking and falling asleep, without moving weights
     disk: float  # bytes per second of weights through a file in memory, written by the trainer and read by the server
     to_host: float  # bytes per second from the GPU to CPU memory at sleep level 1
-    to_gpu: float  # bytes per second back
+    to_gpu: float  # bytes per second from CPU memory to the GPU
 
 
 QUICK = Server(kernels=8, token=0.3e-3, rereads=0.0, prompt=0.01, waking=0.3, disk=2e9, to_host=20e9, to_gpu=20e9)
@@ -43,7 +43,7 @@ ASSUMED = Server(kernels=10, token=1.5e-3, rereads=0.5, prompt=0.03, waking=1.0,
 SLOW = Server(kernels=14, token=5e-3, rereads=1.0, prompt=0.1, waking=2.0, disk=0.5e9, to_host=1.5e9, to_gpu=4e9)
 
 CASES = ((gpu_model.ASSUMED, ASSUMED), (gpu_model.SLOW, QUICK), (gpu_model.FAST, SLOW))
-"""As assumed, all in favour of vLLM, and all in favour of the built-in decoder."""
+"""The central assumptions, the bounds in favour of vLLM, and those in favour of the built-in decoder."""
 
 
 def built_in(model: Model, full: bool, gpu: Gpu, work: Work, counts: Counts, speeds: Speeds) -> float:
@@ -53,7 +53,7 @@ def built_in(model: Model, full: bool, gpu: Gpu, work: Work, counts: Counts, spe
 
 
 def vllm(model: Model, full: bool, gpu: Gpu, work: Work, speeds: Speeds, server: Server) -> tuple[float, float]:
-    """Return the seconds of a rollout on a server that is awake, and those of waking, weights and falling asleep."""
+    """Return the seconds of a rollout on an awake server, and of waking, moving weights and falling asleep."""
     clock = Clock(gpu, speeds)
     prompts = work.prompts * work.prompt_tokens
     tower = work.prompts * gpu_model.tower_operations(model, work)
@@ -63,13 +63,13 @@ def vllm(model: Model, full: bool, gpu: Gpu, work: Work, speeds: Speeds, server:
     token = token_seconds(model, clock, work, server) + server.token
     sampling = work.prompts * server.prompt + first + work.completion_tokens * token
     size = 2 * model.sizes.all
-    # Level 2 for full fine-tuning, where all weights are sent; level 1 for LoRA, whose adapters are small.
+    # sleep level 2 for full fine-tuning, where all weights are sent; level 1 for LoRA, whose adapters are small
     moved = size / server.disk if full else size / server.to_host + size / server.to_gpu
     return sampling, server.waking + moved
 
 
 def token_seconds(model: Model, clock: Clock, work: Work, server: Server) -> float:
-    """Return the mean seconds of a decoded token of each row; of the completions, only the slots in use are read."""
+    """Return the mean seconds of decoding a token of each row, reading only the used slots of completions."""
     prompts = work.prompts * work.prompt_tokens * (1 + (work.generations - 1) * server.rereads)
     slots = prompts + work.rows * work.completion_tokens / 2
     matrices = model.sizes.quantizable + model.head
@@ -79,7 +79,7 @@ def token_seconds(model: Model, clock: Clock, work: Work, server: Server) -> flo
 
 
 def verdict(ratios: Sequence[float]) -> str:
-    """Return what to use by how many times as long the built-in decoder takes: as assumed and at both bounds."""
+    """Return the recommendation for ratios of seconds, built-in decoder / vLLM: central, and at both bounds."""
     assumed, favoured, disfavoured = ratios
     if disfavoured > 1:
         return "vLLM"
@@ -89,7 +89,7 @@ def verdict(ratios: Sequence[float]) -> str:
 
 
 def cases() -> Iterator[tuple[Model, bool, Gpu]]:
-    """Yield each model, way of training and GPU that it fits."""
+    """Yield each model, way of training and GPU on which it fits."""
     for model in gpu_model.models():
         for full in (False, True):
             for gpu in ONE_GPU:
@@ -108,7 +108,7 @@ def rows(counts: Mapping[str, Counts]) -> Iterator[list[str]]:
 
 
 def cell(model: Model, full: bool, gpu: Gpu, work: Work, counts: Counts) -> str:
-    """Return what to use, the seconds of both sides as assumed, and the bounds of their ratio."""
+    """Return the recommendation, the seconds of both sides, and the bounds of their ratio."""
     ratios, seconds = [], []
     for speeds, server in CASES:
         own = built_in(model, full, gpu, work, counts, speeds)

@@ -1,11 +1,11 @@
-"""Train with the policy's own rollouts and with those of vLLM servers, and compare mAP, time and mismatch.
+"""Train with the policy's own rollouts and with rollouts of vLLM servers, and compare mAP, time and mismatch.
 
     python benchmarks/widen.py tiny-detection FOLDER
     python benchmarks/vllm_servers.py --checkpoint FOLDER --urls http://127.0.0.1:8000
 
-The servers must be able to run the checkpoint in FOLDER: on a CPU, that takes attention heads of width 32 and an LM
-head that is not tied to the embeddings. Start them first, as `python -m vrft serve-command` says. Arguments after
-`--` are passed to every run of vrft.
+The servers must be able to run the checkpoint in FOLDER. On a CPU, this requires attention heads of dimension 32 and an
+untied LM head. Start the servers first, with the commands of `python -m vrft serve-command`. Arguments after `--` are
+passed to every run of vrft.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ COLUMNS = ("engine", "seed", "mAP before", "mAP after", "reward after", "rollout
 
 
 def run(arguments: argparse.Namespace, engine: str, seed: int, folder: Path) -> dict[str, float]:
-    """Train once and return the scores, the time of the rollouts and their mismatch."""
+    """Train once, and return the scores, the time of the rollouts and the mismatch."""
     words = ["fit", "--config", "quickstart"]
     if engine == "vLLM":
         words += ["--config", "engine/vllm"]

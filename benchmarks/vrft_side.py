@@ -1,4 +1,4 @@
-"""The step of `vrft.RFT` under a Lightning trainer, as `fit` runs it."""
+"""Measure the step of `vrft.RFT` under a Lightning trainer, as in `fit`."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from vrft.types import Answer, Frame, Question, Sample
 
 
 class AnyText(Task):
-    """Ask the question unchanged and accept every completion."""
+    """Asks the question unchanged and accepts every completion."""
 
     def answer_text(self, sample: Question, frame: Frame) -> str:
         return ""
@@ -46,7 +46,7 @@ class Arbitrary(Reward):
 
 
 class Pictures(VisionData):
-    """The generated pictures, in order."""
+    """Data module of the generated pictures, in order."""
 
     shuffle = False
 
@@ -76,13 +76,13 @@ def time_phases(module: RFT, clock: Clock) -> None:
 
 
 class Steps(Callback):
-    """Measure steps, each from the end of the previous one, so that loading its pictures is part of it."""
+    """Measures steps, each from the end of the previous step, so that loading pictures is included."""
 
     def __init__(self, arguments: Namespace, clock: Clock, counts: dict[str, int]) -> None:
         self.arguments, self.clock, self.counts = arguments, clock, counts
 
     def on_fit_start(self, trainer: Trainer, module: Any) -> None:
-        """Change the loaded policy: fixed threads, completions of full length, counted images."""
+        """Fix the number of threads, force completions of full length, and count images."""
         if self.arguments.device == "cpu":
             torch.set_num_threads(self.arguments.threads)
         policy = module.policy
@@ -99,15 +99,15 @@ class Steps(Callback):
         self.clock.add("step", self.start)
         self.start = self.clock.now()
         if trainer.global_step == self.arguments.warmup:
-            self.counts.clear()  # the check of prefix sharing belongs to no step
+            self.counts.clear()  # the check of prefix sharing is not part of a step
         if trainer.global_step < trainer.max_steps:
             self.clock.start_step()
 
 
 def measure(arguments: Namespace, watch: Callback | None = None) -> dict[str, Any]:
-    """Train for a few steps and return the line to print; with `side` repeated, repeat prompts.
+    """Train for a few steps and return the line to print. If `side` is `repeated`, repeat prompts.
 
-    `watch`: another callback; the run then ends with the evaluation of a batch.
+    `watch`: an additional callback; the run then ends with the evaluation of a batch.
     """
     warnings.filterwarnings("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)

@@ -1,9 +1,9 @@
-"""Widen a built-in policy so that vLLM's CPU backend can run it: twice the width, heads of 32, an untied LM head.
+"""Widen a built-in policy for vLLM's CPU backend: twice the width, heads of dimension 32, an untied LM head.
 
     python benchmarks/widen.py tiny-detection FOLDER
 
-Every unit is duplicated, and the weights that read it are halved. Attention heads are padded with zeros, at the places
-where the rotary frequencies of the wide head equal those of the narrow one. The wide policy computes the same function.
+Every unit is duplicated, and the weights that read it are halved. Attention heads are padded with zeros so that the
+rotary frequencies of the original channels are unchanged. The wide policy computes the same function.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def twice(w: Tensor) -> Tensor:
 
 
 def halved(w: Tensor) -> Tensor:
-    """Read duplicated inputs: (out, in) -> (out, 2 in)."""
+    """Duplicate and halve each input: (out, in) -> (out, 2 in)."""
     return torch.cat([w, w], 1) / 2
 
 
@@ -40,12 +40,12 @@ def padded(w: Tensor) -> Tensor:
 
 
 def queries(w: Tensor) -> Tensor:
-    """Pad queries, and scale them: attention divides the scores by the square root of the head's width."""
+    """Pad and scale queries, since attention divides scores by the square root of the head's dimension."""
     return padded(w) * 2**0.5
 
 
 def widen(name: str, w: Tensor) -> Tensor:
-    """Return a parameter of the wide model, given that of the narrow one."""
+    """Return a parameter of the wide model, given the parameter of the narrow model."""
     if "embed_tokens" in name:
         return torch.cat([w, w], 1)
     if "lm_head" in name:
@@ -60,7 +60,7 @@ def widen(name: str, w: Tensor) -> Tensor:
         return torch.cat([queries(q), padded(k), padded(v)])
     if ("o_proj" in name or "attn.proj" in name) and w.ndim == 2:
         return twice(padded(w.T).T)
-    if "merger.mlp.0.weight" in name:  # reads four patches, one after the other
+    if "merger.mlp.0.weight" in name:  # its input is the concatenation of four patches
         return twice(w.unflatten(1, (4, -1)).repeat(1, 1, 2).flatten(1) / 2)
     return twice(w_in)
 

@@ -1,6 +1,6 @@
-"""The work that both sides of step.py do: arguments, pictures, questions, and how time and images are counted.
+"""The common work of both sides of step.py: arguments, pictures, questions, and the counting of time and images.
 
-Needs neither vrft nor TRL, since each side runs in a separate environment.
+Imports neither vrft nor TRL, because each side runs in a separate environment.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ PARTS = ("rollout", "reference", "update", "optimizer")
 
 
 def parser() -> argparse.ArgumentParser:
-    """Return a parser of the arguments of one measurement."""
+    """Return a parser of the arguments of a measurement."""
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     p.add_argument("--checkpoint", required=True, help="folder from build_checkpoint.py, or a real Qwen2(.5)-VL")
     p.add_argument("--prompts", type=int, default=2, help="images with a question per optimizer step")
@@ -58,7 +58,7 @@ def image_tokens(width: int, height: int) -> int:
 
 
 def pictures(arguments: argparse.Namespace, tokenizer: Any) -> list[tuple[Image.Image, str]]:
-    """Make a picture and a question for every prompt of the run."""
+    """Generate a picture and a question for every prompt of the run."""
     random = np.random.default_rng(arguments.seed)
     width, height = image_size(arguments)
     return [
@@ -86,7 +86,7 @@ def _question(i: int, tokenizer: Any, tokens: int) -> str:
 
 @dataclass
 class Clock:
-    """Wall and CPU seconds of the parts of each step. On a GPU, it synchronizes before it reads the time."""
+    """Measures wall and CPU seconds of the parts of each step. On a GPU, synchronises before reading the time."""
 
     device: str
     steps: list[dict[str, float]] = field(default_factory=list)
@@ -113,7 +113,7 @@ class Clock:
 
 
 def count_images(counts: dict[str, int], image_processor: Any, towers: Sequence[Any]) -> None:
-    """Count the images that are preprocessed and those that go through the vision towers (policy and reference)."""
+    """Count preprocessed images, and images processed by the vision towers of policy and reference."""
 
     def counted(name: str, function: Callable[..., Any], number: Callable[..., int]) -> Callable[..., Any]:
         def call(*args: Any, **kwargs: Any) -> Any:
@@ -127,14 +127,14 @@ def count_images(counts: dict[str, int], image_processor: Any, towers: Sequence[
 
     for tower in towers:
         tower.forward = counted("tower", tower.forward, in_call)
-    kind = type(image_processor)  # an attribute of the processor itself would be one of its settings
+    kind = type(image_processor)  # the processor would take an attribute for a setting
     kind._preprocess = counted("preprocessed", kind._preprocess, lambda _, images, *args, **kwargs: len(images))
 
 
 def result(
     arguments: argparse.Namespace, clock: Clock, counts: dict[str, int], about: dict[str, Any]
 ) -> dict[str, Any]:
-    """Return the line that a side prints. All figures are means over the measured steps."""
+    """Return the line that a side prints. All values are means over the measured steps."""
     measured = clock.steps[arguments.warmup :]
     samples = arguments.prompts * arguments.num_generations
 

@@ -1,1 +1,1 @@
-"""The parts of `benchmarks/few_shot.py`: studies, trials with a budget, intervals, reports."""
+"""Modules of `benchmarks/few_shot.py`: studies, trials with a budget, intervals and reports."""

@@ -1,4 +1,4 @@
-"""A budget for training, with evaluations on the fold."""
+"""Train within a budget, with evaluations on the fold."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ Clock = Literal["cpu", "wall"]
 class FoldBudget(Callback):
     """Ends training within its budget, and restores the weights with the best score on the fold.
 
-    The base is scored first, so training that only harms ends with the base. Evaluations on the fold count towards the
-    budget, and training ends if another interval of mean length would exceed it; the first interval always runs.
-    Training ends earlier after `PATIENCE` evaluations without a better score. `fold.json` in the run's folder has an
+    The base is scored first, so that training that only harms results in the base. Evaluations on the fold count
+    towards the budget. After the first interval, training ends if another interval of mean length would exceed the
+    budget. It also ends after `PATIENCE` evaluations without a better score. `fold.json` in the run's folder has an
     entry for each evaluation.
     """
 
@@ -29,7 +29,7 @@ class FoldBudget(Callback):
         Args:
             metric: logged name of the fold's score.
             seconds: the budget.
-            clock: count CPU seconds of this process, or wall-clock seconds.
+            clock: whether to count CPU seconds of this process or wall-clock seconds.
         """
         self.metric, self.seconds = metric, seconds
         self.now = time.process_time if clock == "cpu" else time.perf_counter

@@ -12,7 +12,7 @@ LEVEL = 0.95
 
 
 class Interval(NamedTuple):
-    """A mean over seeds with the bounds of its confidence interval, infinite for a single seed."""
+    """A mean over seeds with the bounds of its confidence interval, which are infinite for a single seed."""
 
     mean: float
     low: float
@@ -24,7 +24,7 @@ class Interval(NamedTuple):
 
     @property
     def bar(self) -> float:
-        """Half the interval's width, as drawn: 0 for a single seed."""
+        """Length of the error bar, half the interval's width; 0 for a single seed."""
         return 0.0 if math.isinf(self.half) else self.half
 
 
@@ -44,5 +44,5 @@ def over_seeds(values: Sequence[float]) -> Interval:
 
 
 def difference(before: Sequence[float], after: Sequence[float]) -> Interval:
-    """Return the interval of the paired differences: both methods have the same shots, fold and test for each seed."""
+    """Return the interval of the paired differences. Each seed gives both methods the same shots, fold and test."""
     return over_seeds([b - a for a, b in zip(before, after, strict=True)])

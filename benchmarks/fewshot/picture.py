@@ -1,4 +1,4 @@
-"""A plot of a study's scores."""
+"""Plot the scores of a study."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ COLOURS = ("#4477aa", "#cc6677", "#228833", "#aa7700", "#663399", "#555555")
 
 
 def draw(results: Results, path: Path) -> None:
-    """Draw a panel per test: scores over shots, or over methods for a single number of shots; the base is a line."""
+    """Draw a panel per test with scores over shots, or by method for a single number of shots. The base is a line."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

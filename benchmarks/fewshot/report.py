@@ -1,4 +1,4 @@
-"""A study's rows as CSV and as Markdown tables."""
+"""Write the rows of a study as CSV and as Markdown tables."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def text(results: Results, command: str, device: str) -> list[str]:
 
 
 def unequal(study: Study) -> str:
-    """Return the methods that have their own budgets as text, empty without such methods."""
+    """Return a text about the methods with their own budgets, or "" if there are none."""
     others = [f"{name}: {method.budget:g}" for name, method in study.methods.items() if method.budget]
     return f" ({', '.join(others)})" if others else ""
 
@@ -102,7 +102,7 @@ def table(results: Results, test: str) -> list[str]:
 
 
 def by_method(results: Results, test: str) -> list[str]:
-    """Return a table of the study's metric at its only number of shots, with a row for each method."""
+    """Return a table of the study's metric, with a row for each method, for a study with one number of shots."""
     study, methods, (shots,) = results.study, results.methods, results.shots
     values = {method: results.values(test, method, shots, study.metric) for method in methods}
     first = values[methods[0]]
@@ -122,7 +122,7 @@ def other_metrics(results: Results) -> list[str]:
     """Return a table of the other metrics, as means over seeds."""
     lines = ["## Other scores, means over seeds", "", *head(["test", "score", "shots", "base", *results.methods])]
     settings = [key for method in results.study.methods.values() for key in method.settings]
-    other = any(key.startswith("model.rewards") for key in settings)  # the rewards of methods are not comparable then
+    other = any(key.startswith("model.rewards") for key in settings)  # then rewards of methods are not comparable
     metrics = [metric for metric in results.study.metrics if not (other and metric == "reward")]
     for test in results.tests:
         for metric in metrics:
@@ -134,7 +134,7 @@ def other_metrics(results: Results) -> list[str]:
 
 
 def tuning(results: Results) -> list[str]:
-    """Return a table of the trials that the fold has chosen, seed by seed."""
+    """Return a table of the trials chosen by the fold for each seed."""
     lines = ["## What the fold chose", "", "learning rate @ step, for each seed; seconds are used, over the seeds", ""]
     lines += head(["shots", *results.methods, "seconds"])
     for shots in results.shots:
@@ -163,7 +163,7 @@ def shown(interval: Interval) -> str:
 
 
 def signed(interval: Interval) -> str:
-    """Format a difference; bold if its interval excludes 0."""
+    """Format a difference, in bold if its interval excludes 0."""
     if math.isinf(interval.half):
         return f"{interval.mean:+.3f}"
     value = f"{interval.mean:+.3f} [{interval.low:+.3f}, {interval.high:+.3f}]"
@@ -171,7 +171,7 @@ def signed(interval: Interval) -> str:
 
 
 def total_time(rows: Sequence[Row]) -> float:
-    """Return the seconds of all trials; a trained policy with several tests counts once."""
+    """Return the seconds of all trials, counting a trained policy with several tests once."""
     return sum({(row["method"], row["shots"], row["seed"]): row["seconds"] for row in rows}.values())
 
 

@@ -22,7 +22,7 @@ class Results:
         return next(row[metric] for row in self.rows if row["test"] == test and row["method"] == "base")
 
     def values(self, test: str, method: str, shots: int, metric: str) -> list[float]:
-        """Return the values of a metric, one for each seed in order."""
+        """Return the value of a metric for each seed, in order."""
         found = [row for row in self.rows if (row["test"], row["method"], row["shots"]) == (test, method, shots)]
         return [row[metric] for row in sorted(found, key=lambda row: row["seed"])]
 

@@ -1,4 +1,4 @@
-"""Studies: the methods to compare, their labels and tuning, and the tests."""
+"""Definitions of studies: the methods to compare, their labels and tuning, and the tests."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ import yaml
 
 FOLDER = Path(__file__).parent / "studies"
 Settings = dict[str, Any]
-"""Fields of a run's config and their values, as in `--field=value`."""
+"""Fields of a run's config with their values, as in `--field=value`."""
 
 
 @dataclass(frozen=True)
 class Method:
-    """One way to train. The other methods of a study are compared with the first."""
+    """A training method. Methods of a study are compared with the first one."""
 
     config: str
     learning_rates: tuple[float, ...]
     interval: int
-    """Steps between evaluations on the fold."""
+    """Number of steps between evaluations on the fold."""
     settings: Settings = field(default_factory=dict)
     budget: float | None = None
-    """Seconds of all trials together; default: the study's budget."""
+    """Seconds for all trials together; default: the study's budget."""
     after: str | None = None
-    """The method whose result training starts from; default: the base."""
+    """The method from whose result training starts; default: the base."""
     folder: str = ""
-    """Folder of the runs; studies that share a method share its folder, so that it is trained once."""
+    """Folder of the runs. Studies that share a method share its folder, so that it is trained once."""
 
 
 @dataclass(frozen=True)
@@ -39,30 +39,30 @@ class Study:
     title: str
     about: str
     trained: str
-    """Name of the study whose policies are tested: this study, or another one if this one trains nothing."""
+    """Name of the study whose policies are tested: this study, or another one if this one does not train."""
     metric: str
-    """Score that chooses trials on the fold and is shown in the table: its logged name after `val/`."""
+    """Score that selects trials on the fold and is shown in the table, by its logged name after `val/`."""
     metrics: tuple[str, ...]
-    """Other scores to keep of a test."""
+    """Other scores of a test to keep."""
     budget: float
-    """Seconds of a method's trials together, for one number of shots and one seed."""
+    """Seconds for all trials of a method, for one number of shots and one seed."""
     settings: Settings
     fold: Settings
-    """Settings that make the held-out samples of a trial a fold of the training data."""
+    """Settings that hold out a fold of the training data in a trial."""
     tests: dict[str, Settings]
     methods: dict[str, Method]
     paper: dict[int, dict[str, float]]
-    """The paper's numbers by shots and method, in percent as printed."""
+    """The paper's numbers by shots and method, in percent."""
     source: str = ""
-    """Place of the numbers in the paper."""
+    """Source of the numbers in the paper."""
     shots: tuple[int, ...] = (1, 2, 4, 8, 16)
     """Default numbers of labelled images per category; 0: all."""
 
 
 def load(name: str, budget: float | None = None) -> Study:
-    """Read `studies/NAME.yaml`; a study with `trained: OTHER` has the settings and methods of OTHER.
+    """Read `studies/NAME.yaml`. A study with `trained: OTHER` has the settings and methods of OTHER.
 
-    `budget`: replaces the study's budget.
+    `budget` replaces the study's budget.
     """
     if name not in names():
         raise SystemExit(f"few_shot: no study {name!r}; there are {', '.join(names())}")
@@ -91,7 +91,7 @@ def read(name: str) -> dict[str, Any]:
 
 
 def extended(name: str, other: dict[str, Any], content: dict[str, Any]) -> dict[str, Any]:
-    """Return a study whose methods are `like` methods of the other study, apart from the given changes.
+    """Return a study whose methods are those named by `like` in the other study, with changes.
 
     Settings are merged over those of the other study. A method without changes shares the runs of the other study.
     """

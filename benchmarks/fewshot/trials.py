@@ -1,4 +1,4 @@
-"""Runs of a study through `python -m vrft`, each made once: finished runs are read, missing ones are run."""
+"""Make the runs of a study through `python -m vrft`. Finished runs are read, missing runs are made."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Runner:
-    """Makes the runs of studies in one folder and on one device."""
+    """Makes the runs of studies in a folder on a device."""
 
     results: Path
     device: str
@@ -45,7 +45,7 @@ class Runner:
         ]
 
     def cell(self, study: Study, name: str, shots: int, seed: int) -> list[Row]:
-        """Tune one method on one choice of shots, test the chosen trial and return a row for each test."""
+        """Tune a method on a choice of shots, test the best trial and return a row for each test."""
         choice = self.tune(study, name, shots, seed)
         folder = self.folder(study, name, shots, seed)
         rows = []
@@ -59,7 +59,7 @@ class Runner:
         return self.results / f"{study.methods[name].folder}-{shots}-shots-seed-{seed}"
 
     def tune(self, study: Study, name: str, shots: int, seed: int) -> Row:
-        """Try every learning rate with an equal share of the budget, and choose by the fold; ties go to the first."""
+        """Try each learning rate with an equal share of the budget, and select by the fold. The first wins ties."""
         method, folder = study.methods[name], self.folder(study, name, shots, seed)
         share = (method.budget or study.budget) / len(method.learning_rates)
         start: Settings = {}
@@ -76,7 +76,7 @@ class Runner:
             trial = fixed | {"model.optimizer.lr": rate}
             trials.append(self.trial(self.command("fit", method, settings, trial), folder / f"lr-{rate:g}", rate))
         best = max(trials, key=lambda trial: trial["fold"])
-        if not Path(best["export"]).exists():  # this trial lost to one that has since been removed
+        if not Path(best["export"]).exists():  # removed when it lost to a trial whose result is now missing
             (Path(best["export"]).parent / "trial.json").unlink()
             return self.tune(study, name, shots, seed)
         for trial in trials:
@@ -85,7 +85,7 @@ class Runner:
         return best | {"seconds": round(sum(trial["seconds"] for trial in trials), 2)}
 
     def trial(self, command: list[str], folder: Path, rate: float) -> Row:
-        """Train once and return the result, where `step` has the best score on the fold; 0 is the base."""
+        """Train once and return the result. `step` is the step with the best score on the fold; 0 is the base."""
         done = finished(folder / "trial.json", command)
         if done is None:
             for outdated in (folder, *folder.parent.glob("test-*")):
@@ -114,7 +114,7 @@ class Runner:
         return {metric: done[metric] for metric in (study.metric, *study.metrics) if metric in done}
 
     def command(self, name: str, method: Method, settings: Settings, fixed: Settings) -> list[str]:
-        """Return a command of vrft. The arguments of every run override `settings`, and `fixed` overrides them."""
+        """Return a command of vrft. Arguments of every run override `settings`, and `fixed` overrides both."""
         hardware = f"trainer/{'cpu' if self.device == 'cpu' else 'gpu'}"
         files = ["--config", method.config, "--config", hardware]
         return [name, *files, *arguments(settings), *self.more, *arguments(fixed)]
@@ -158,7 +158,7 @@ def is_score(key: str, value: str) -> bool:
 
 
 def rows_of(runner: Runner, study: Study, shots: Sequence[int], seeds: int) -> Iterator[Row]:
-    """Yield all rows of a study, seed by seed, so that an interrupted study has whole tables of fewer seeds."""
+    """Yield all rows of a study, seed by seed, so that an interrupted study has complete tables with fewer seeds."""
     yield from runner.base(study)
     for seed in range(seeds):
         for count in shots:

@@ -1,1 +1,1 @@
-"""Parts of `self_distillation.py`."""
+"""Modules of `self_distillation.py`."""

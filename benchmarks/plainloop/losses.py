@@ -1,4 +1,4 @@
-"""Losses of the plain loop: cross-entropy, GRPO's, and the divergence from a teacher with a privileged view."""
+"""Losses of the plain loop: cross-entropy, GRPO, and the divergence from a teacher with a privileged view."""
 
 from __future__ import annotations
 
@@ -25,22 +25,22 @@ from vrft.types import PromptBatch, Rollout, Sample
 TASK = DetectionTask(template="Detect {query}", confidence_decimals=1)
 ENGINE = TransformersEngine()
 LIMIT = 64
-"""Tokens of a completion."""
+"""Maximum number of tokens of a completion."""
 
 
 def divergence(student: Tensor, teacher: Tensor, kind: Divergence) -> Tensor:
     """Return the divergence of two distributions for each token, in nats.
 
-    reverse: sum of s log(s / t), which the student's own samples estimate; forward: sum of t log(t / s); js: the mean
-    of the divergences of s and t from their mixture (On-Policy Distillation, arXiv 2306.13649).
+    reverse: sum of s log(s / t); forward: sum of t log(t / s); js: the mean of the divergences of s and t from their
+    mixture (On-Policy Distillation, arXiv 2306.13649).
 
     Args:
-        student: log-probabilities s (M, V).
-        teacher: log-probabilities t (M, V).
-        kind: which divergence.
+        student: log-probabilities of s, (M, V).
+        teacher: log-probabilities of t, (M, V).
+        kind: kind of divergence.
 
     Returns:
-        Divergences (M,), 0 where the distributions are equal.
+        Divergences, (M,), 0 where the distributions are equal.
     """
     if kind == "reverse":
         return (student.exp() * (student - teacher)).sum(-1)
@@ -51,10 +51,10 @@ def divergence(student: Tensor, teacher: Tensor, kind: Divergence) -> Tensor:
 
 
 def probable(student: Tensor, teacher: Tensor, kind: Divergence, top: int) -> tuple[Tensor, Tensor]:
-    """Return both log-probabilities of the `top` most probable tokens and of all other tokens together (M, top + 1).
+    """Return both log-probabilities of the `top` most probable tokens and of all others combined, (M, top + 1).
 
-    The student's most probable tokens with the reverse divergence, otherwise the teacher's. The divergence of what is
-    returned is at most that of all tokens, and 0 where the distributions are equal.
+    The most probable tokens are the student's for the reverse divergence, otherwise the teacher's. The divergence of
+    the result is at most that over all tokens, and 0 where the distributions are equal.
     """
     chosen = (student if kind == "reverse" else teacher).topk(top).indices
 
@@ -66,7 +66,7 @@ def probable(student: Tensor, teacher: Tensor, kind: Divergence, top: int) -> tu
 
 
 def answer_tokens(policy: Policy, rollout: Rollout) -> Tensor:
-    """Return a mask (N, T) of the tokens from the answer's opening tag on."""
+    """Return a mask of the tokens from the answer's opening tag on, (N, T)."""
     mask = torch.zeros_like(rollout.mask)
     for row, ids in enumerate(rollout.ids.tolist()):
         text = ""
@@ -79,7 +79,7 @@ def answer_tokens(policy: Policy, rollout: Rollout) -> Tensor:
 
 
 def distributions(policy: Policy, batch: PromptBatch, rollout: Rollout) -> Tensor:
-    """Return the log-probabilities of all real completion tokens, row after row (M, V)."""
+    """Return the log-probabilities at all real completion tokens, concatenated over rows, (M, V)."""
     hidden = group_hidden_states(policy.base, batch.inputs, rollout.ids, rollout.mask.sum(1).tolist())
     return token_distribution(logits_of(policy.base)(hidden), 1.0, policy.banned_ids)
 
@@ -106,7 +106,7 @@ class Losses:
         return -(log_probs * learnt).sum() / learnt.sum()
 
     def on_policy(self, samples: list[Sample], step: int, weight: float) -> Tensor:
-        """Return GRPO's loss plus `weight` times that of distillation, on completions of the policy itself."""
+        """Return GRPO's loss plus `weight` times the distillation loss, on completions of the policy."""
         policy, method, batch = self.policy, self.method, self.encode(samples)
         rollout = generate(policy, batch, 8, Sampling(), SamplingKey(self.seed, step))
         answers, scored = parse_completions(TASK, rollout, batch)
@@ -115,7 +115,7 @@ class Losses:
         student = distributions(policy, batch, rollout)  # (M, V)
         log_probs = student.gather(-1, rollout.ids[real][:, None])[:, 0]  # (M,)
         row = torch.arange(len(real))[:, None].expand_as(real)[real]  # (M,)
-        share = 1 / (rollout.mask.sum(1)[row] * len(real))  # a mean over rows of means over tokens
+        share = 1 / (rollout.mask.sum(1)[row] * len(real))  # mean over rows of the means over tokens
         advantages = group_advantages(total).flatten()[row]
         loss = -method.grpo * ((log_probs - log_probs.detach()).exp() * advantages * share).sum()
         if method.beta:
@@ -134,7 +134,7 @@ class Losses:
         return loss
 
     def distance(self, student: Tensor, samples: list[Sample], rollout: Rollout) -> Tensor:
-        """Return the divergence of the student (M, V) from the teacher for each completion token (M,)."""
+        """Return the divergence of the student, (M, V), from the teacher at each completion token, (M,)."""
         method, seen = self.method, [privileged(sample, self.method.view) for sample in samples]
         with torch.no_grad():
             teacher = distributions(self.policy, self.encode(seen), rollout)

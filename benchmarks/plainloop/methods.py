@@ -1,4 +1,4 @@
-"""Ways to train in the plain loop."""
+"""Training methods of the plain loop."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ View = Literal["spotlight", "dimmed", "blurred"]
 
 @dataclass(frozen=True)
 class Method:
-    """One way to train.
+    """A training method.
 
     Attributes:
-        sft, grpo, distill: weights of the three losses at the start.
-        falling: the weight of distillation falls linearly to 0 over the budget.
-        zero_variance: distil only on prompts whose completions all earn the same.
-        where: tokens to distil on: all, or those from the answer's tag on.
+        sft, grpo, distill: initial weights of the three losses.
+        falling: whether the weight of distillation decreases linearly to 0 over the budget.
+        zero_variance: whether to distil only on prompts whose completions all earn the same.
+        where: tokens to distil on: all, or those from the answer's opening tag on.
         kind: divergence from the teacher, see `divergence`.
-        top: compare this many probable tokens and the sum of the others; 0: compare all tokens.
-        view: what the teacher sees, see `privileged`.
-        beta: weight of the KL divergence from the base; 0 needs no pass of the base.
+        top: number of most probable tokens to compare, with all others combined; 0: compare all tokens.
+        view: view of the teacher, see `privileged`.
+        beta: weight of the KL divergence from the base; 0 needs no forward of the base.
         rewards: weights of IoU, confidence and format.
-        shuffled: go through the samples in epochs; otherwise draw each prompt independently.
-        count_evaluations: the time of evaluations on the fold counts towards the budget.
+        shuffled: whether to use the samples in epochs instead of drawing each prompt independently.
+        count_evaluations: whether the time of evaluations on the fold counts towards the budget.
         patience: end after this many evaluations without a better score; 0: never.
         rate: learning rate.
         prompts: prompts per step.
@@ -49,7 +49,7 @@ class Method:
     prompts: int = 8
 
 
-SFT = Method(sft=1.0, rate=2e-4, prompts=16, patience=8)  # has long converged by then
+SFT = Method(sft=1.0, rate=2e-4, prompts=16, patience=8)  # converges long before
 GRPO = Method(grpo=1.0)
 BOTH = replace(GRPO, distill=1.0, falling=True)
 METHODS = {

@@ -1,4 +1,4 @@
-"""Finished trials: their file and a table of them."""
+"""Read, write and summarise finished trials."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from scipy.stats import ttest_rel
 Row = dict[str, Any]
 
 KEY = ("study", "budget", "shots", "seed")
-"""Columns that sort the rows of a file."""
+"""Columns by which the rows of a file are sorted."""
 TEXTS, COUNTS = ("study", "method"), ("shots", "seed", "step", "steps")
-"""Columns with text and with integers; all others have numbers."""
+"""Columns with text and with integers. Other columns have floats."""
 FEWEST = 3
-"""Seeds from which intervals say something."""
+"""Minimum number of seeds for intervals."""
 
 
 def summary(rows: Sequence[Row], scores: Sequence[str]) -> list[str]:
     """Return a table with a line for each number of shots and method.
 
-    It has means over seeds with intervals, and paired differences from the first method, with the p-value of a paired
-    t-test for a correction by the number of comparisons. With one or two seeds, it has plain means and differences.
+    Cells are means over seeds with intervals, and paired differences from the first method with the p-value of a paired
+    t-test, not corrected for the number of comparisons. With one or two seeds, there are only means and differences.
     """
     first, *others = dict.fromkeys(row["method"] for row in rows)
     differences = [f"{score}: difference from {first}" for score in scores] if others else []
@@ -58,7 +58,7 @@ def apart(first: Sequence[Row], trials: Sequence[Row], score: str) -> str:
 
 
 def read_rows(path: Path) -> list[Row]:
-    """Return the trials of a file, none if there is no file; an empty cell is no entry of its row."""
+    """Return the trials in a file, or an empty list if it does not exist. Empty cells are left out of the rows."""
     if not path.exists():
         return []
     with path.open(newline="") as file:
@@ -74,7 +74,7 @@ def value(key: str, cell: str) -> Any:
 
 
 def add_row(row: Row, path: Path) -> None:
-    """Add a trial to a file, which may have got others in the meantime."""
+    """Add a trial to a file, to which other processes may have added trials."""
     rows = sorted([*read_rows(path), row], key=lambda row: [row[key] for key in KEY])
     columns = sorted({key: None for row in rows for key in row}, key=lambda column: column == "evaluations")  # last
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""What the teacher of visual self-distillation sees."""
+"""The privileged views of the teacher in visual self-distillation."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from plainloop.methods import View
 from vrft.types import Sample
 
 DIMMED = 0.25
-"""Contrast with the background that a dimmed surrounding keeps."""
+"""Share of the contrast with the background that dimmed surroundings keep."""
 BLUR = 4
-"""Standard deviation of the blur, in pixels of images of 56 x 56."""
+"""Standard deviation of the blur, in pixels of 56 x 56 images."""
 KNOWN_GREY = 128
-"""Background of the images that the base was trained on."""
+"""Grey of the background of the base's training images."""
 
 
 def privileged(sample: Sample, view: View, grey: int | None = KNOWN_GREY) -> Sample:
-    """Return a sample whose image shows the true objects, and little or nothing of their surroundings.
+    """Return a sample whose image shows the true objects, but little or nothing of their surroundings.
 
-    The image's median is its background. A spotlight replaces the surroundings with the background, the dimmed view
-    takes most of their contrast away, and the blurred view smooths them. Boxes keep their places.
+    The median of the image is its background. A spotlight replaces the surroundings by the background, the dimmed view
+    removes most of their contrast, and the blurred view smooths them. Boxes are unchanged.
 
     Args:
         sample: a question about an image.
-        view: what happens to the surroundings.
-        grey: shift all pixels so that the background has this grey; None: leave the background as it is.
+        view: change of the surroundings.
+        grey: shift all pixels so that the background has this grey; None: don't shift.
     """
     pixels = np.asarray(sample.image).astype(float)
     background = np.median(pixels.reshape(-1, 3), 0)

@@ -1,1 +1,1 @@
-"""Scenes, answers and climbs of reward_search.py."""
+"""Modules of reward_search.py: scenes, answers and hill climbs."""

@@ -1,4 +1,4 @@
-"""Attempts: answers to a scene, and their mutations."""
+"""Generate and mutate attempts, i.e. answers about a scene."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ UNREADABLE = "<think>1</think><answer>?!</answer>"
 
 @dataclass(frozen=True)
 class Item:
-    """A box of an answer with its confidence in hundredths."""
+    """A box of an answer, with its confidence in hundredths."""
 
     box: Box
     confidence: int
@@ -37,7 +37,7 @@ class Item:
 
 @dataclass(frozen=True)
 class Attempt:
-    """The content of an answer; `words` is that of an answer without boxes."""
+    """The content of an answer. `words` is the content of an answer without boxes."""
 
     items: tuple[Item, ...] = ()
     words: str = ""
@@ -46,7 +46,7 @@ class Attempt:
 
     @property
     def uniform(self) -> bool:
-        """All boxes have the same confidence."""
+        """Whether all boxes have the same confidence."""
         return len({item.confidence for item in self.items}) < 2
 
     def answer(self, scene: Scene) -> Answer:
@@ -88,7 +88,7 @@ def label_of(rng: random.Random, scene: Scene) -> str:
 
 
 def near(rng: random.Random, scene: Scene) -> Box:
-    """Return an object's box or one moved or stretched by up to half of its sides; any box if there are no objects."""
+    """Return an object's box, possibly moved or stretched by up to half of its sides, or any box if there are none."""
     return jittered(rng, rng.choice(scene.boxes)[0]) if scene.boxes else random_box(rng)
 
 
@@ -116,7 +116,7 @@ def random_words(rng: random.Random, scene: Scene) -> str:
 
 
 def random_moves(rng: random.Random, scene: Scene) -> list[str]:
-    """Return the right moves, some of them, more of them, other ones, or a random walk without walls."""
+    """Return the right moves, a part of them, the right moves and more, other moves, or a legal random walk."""
     maze, right = parse_maze(scene.query), scene.words.split()
     walk = [rng.choice(maze.moves_from(maze.start))]
     for _ in range(rng.randint(0, 2 * len(right))):
@@ -139,7 +139,7 @@ def random_moves(rng: random.Random, scene: Scene) -> list[str]:
 
 
 def mutated(rng: random.Random, scene: Scene, attempt: Attempt, uniform: bool) -> Attempt:
-    """Return an attempt with one to three changes; all boxes have one confidence if `uniform`."""
+    """Return an attempt with one to three changes. If `uniform`, all boxes have the same confidence."""
     for _ in range(rng.choice([1, 1, 2, 3])):
         attempt = changed(rng, scene, attempt)
     if uniform and not attempt.uniform:
@@ -173,7 +173,7 @@ def changed(rng: random.Random, scene: Scene, attempt: Attempt) -> Attempt:
 
 
 def replaced(rng: random.Random, scene: Scene, item: Item, change: str) -> list[Item]:
-    """Return what one box becomes."""
+    """Return the boxes that replace a changed box."""
     x0, y0, x1, y1 = item.box
     if change == "remove" and scene.kind != "grounding":
         return []
@@ -205,14 +205,14 @@ def new_confidences(rng: random.Random, _: Scene, items: list[Item]) -> list[Ite
 
 
 def told_confidences(rng: random.Random, scene: Scene, items: list[Item]) -> list[Item]:
-    """State the truth about which boxes overlap an object, or the opposite."""
+    """Set confidences by whether boxes overlap an object, or oppositely."""
     right, wrong = rng.choice([(100, 0), (0, 100), (100, 100), (0, 0)])
     near_it = overlaps(scene, items).max(axis=1, initial=0) > 0.5
     return [replace(item, confidence=right if near else wrong) for item, near in zip(items, near_it, strict=True)]
 
 
 def exact(rng: random.Random, scene: Scene, items: list[Item]) -> list[Item]:
-    """Replace the boxes that overlap an object by the object's own, or half of them."""
+    """Replace all or half of the boxes that overlap an object by the object's box."""
     share, found = rng.choice([0.5, 1.0]), overlaps(scene, items)
     return [
         replace(item, box=scene.boxes[row.argmax()][0]) if row.max(initial=0) > 0 and rng.random() < share else item
@@ -221,7 +221,7 @@ def exact(rng: random.Random, scene: Scene, items: list[Item]) -> list[Item]:
 
 
 def loose(rng: random.Random, scene: Scene, items: list[Item]) -> list[Item]:
-    """Shorten all boxes to a little more than half, or to a little less."""
+    """Shorten all boxes to slightly more or slightly less than half."""
     share = rng.choice([0.51, 0.6, 0.49])
     boxes = [item.box for item in items]
     shorter = [(x0, y0, x0 + round(share * (x1 - x0)), y1) for x0, y0, x1, y1 in boxes]
@@ -229,7 +229,7 @@ def loose(rng: random.Random, scene: Scene, items: list[Item]) -> list[Item]:
 
 
 def exchanged(rng: random.Random, _: Scene, items: list[Item]) -> list[Item]:
-    """Exchange the places, the confidences or the labels of two boxes."""
+    """Exchange the positions, the confidences or the labels of two boxes."""
     i, j = rng.randrange(len(items)), rng.randrange(len(items))
     name = rng.choice(["box", "confidence", "label"])
     items[i], items[j] = (replace(items[a], **{name: getattr(items[b], name)}) for a, b in ((i, j), (j, i)))
@@ -237,7 +237,7 @@ def exchanged(rng: random.Random, _: Scene, items: list[Item]) -> list[Item]:
 
 
 def relabelled(rng: random.Random, scene: Scene, items: list[Item]) -> list[Item]:
-    """Permute the labels, or give all boxes one."""
+    """Permute the labels, or give all boxes the same label."""
     labels = [item.label for item in items]
     rng.shuffle(labels)
     new = rng.choice([labels, [label_of(rng, scene)] * len(items)])

@@ -1,4 +1,4 @@
-"""Climbs in one scene, and the faults of a sum of rewards that they find."""
+"""Run hill climbs in a scene, and measure the faults of a sum of rewards that they find."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from vrft.rewards import Consistency, Reward
 from vrft.types import Answer
 
 MIN_GAP = 0.2
-"""Difference of F1 from which a pair in the wrong order is a fault."""
+"""Minimum difference of F1 for which a pair in the wrong order is a fault."""
 STEPS = 25
-"""Mutations of one climb."""
+"""Number of mutations of a climb."""
 NOTHING = -math.inf
-"""Size of a fault that an answer can't have."""
+"""Size of a fault that is impossible for an answer."""
 PROBABILITIES = (0.1, 0.35, 0.6, 0.9)
 
 
 @dataclass(frozen=True)
 class Judged:
-    """An attempt with the weighted sum of its rewards, relative to the truth's, and its F1."""
+    """An attempt with the weighted sum of its rewards, relative to that of the truth, and its F1."""
 
     attempt: Attempt
     answer: Answer
@@ -34,12 +34,12 @@ class Judged:
 
 @dataclass
 class Judge:
-    """Scores the attempts in a scene."""
+    """Scores attempts in a scene."""
 
     rewards: Sequence[Reward]
     scene: Scene
     answers: int = 0
-    """Number of answers that were scored."""
+    """Number of scored answers."""
     scale: float = 1.0
 
     def __post_init__(self) -> None:
@@ -47,7 +47,7 @@ class Judge:
         self.scale = self.total(self.truth)
 
     def total(self, answer: Answer, scene: Scene | None = None) -> float:
-        """Return the weighted sum of an answer's rewards; `Consistency` compares it with five true answers."""
+        """Return the weighted sum of an answer's rewards. `Consistency` compares the answer with five true answers."""
         self.answers += 1
         about = scene or self.scene
         total = 0.0
@@ -63,7 +63,7 @@ class Judge:
 
 
 def climbs(rng: random.Random, judge: Judge, answers: int) -> list[Judged]:
-    """Return the answers of climbs towards much reward for little F1, or the reverse; most state one confidence."""
+    """Return the answers of climbs towards high reward and low F1, or the reverse, mostly with equal confidences."""
     found = [judge.judge(truth(judge.scene)), judge.judge(Attempt(words="?!", form="plain"))]
     while len(found) < answers:
         uniform, sign = rng.random() < 0.7, rng.choice([-1, 1])
@@ -78,14 +78,14 @@ def climbs(rng: random.Random, judge: Judge, answers: int) -> list[Judged]:
 
 
 def above_truth(found: Sequence[Judged]) -> float:
-    """Return by how much the best answer earns more than the truth."""
+    """Return how much more than the truth the best answer earns."""
     return max(judged.reward for judged in found) - 1
 
 
 def wrong_order(found: Sequence[Judged]) -> float:
-    """Return the largest difference of rewards of two answers whose F1 is in the wrong order by `MIN_GAP`.
+    """Return the largest difference of rewards of two answers whose F1 is in the opposite order by `MIN_GAP` or more.
 
-    Only answers with one confidence for all their boxes are compared, and only with those of the same format.
+    Compare only answers with equal confidences of all boxes, and of the same format.
     """
     worst = 0.0
     for well_formed in (True, False):
@@ -103,7 +103,7 @@ def wrong_order(found: Sequence[Judged]) -> float:
 
 
 def surplus(rng: random.Random, judge: Judge, judged: Judged) -> float:
-    """Return what one more box adds to an answer that has no fewer boxes than objects, unless it finds an object."""
+    """Return the gain from a surplus box, i.e. one beyond the number of objects that finds no further object."""
     scene, attempt = judge.scene, judged.attempt
     room = len(scene.boxes) <= len(attempt.items) < MAX_BOXES
     if not room or judged.answer.value is None or scene.kind == "grounding":
@@ -120,7 +120,7 @@ def surplus(rng: random.Random, judge: Judge, judged: Judged) -> float:
 
 
 def leaving_out(rng: random.Random, judge: Judge, judged: Judged) -> float:
-    """Return what leaving out a box adds that is needed to find an object."""
+    """Return the gain from leaving out a box that is needed to find an object."""
     attempt, right = judged.attempt, hits(judged.answer, judge.scene)
     if not right or judge.scene.kind == "grounding":
         return NOTHING
@@ -130,7 +130,7 @@ def leaving_out(rng: random.Random, judge: Judge, judged: Judged) -> float:
 
 
 def climb(rng: random.Random, judge: Judge, fault: Callable[[random.Random, Judge, Judged], float]) -> float:
-    """Return the largest fault on a climb from a start of its own."""
+    """Return the largest fault in a climb from a separate start."""
     best = judge.judge(mutated(rng, judge.scene, start(rng, judge.scene), uniform=False))
     size = fault(rng, judge, best)
     for _ in range(STEPS):
@@ -141,9 +141,9 @@ def climb(rng: random.Random, judge: Judge, fault: Callable[[random.Random, Judg
 
 
 def lying(rng: random.Random, judge: Judge, judged: Judged) -> float:
-    """Return what a policy earns more by stating another confidence than the probability that a box is right.
+    """Return the gain from stating a confidence other than the probability that a box is right.
 
-    The box is right in a scene that has it as an object, and wrong in one that has an object elsewhere instead.
+    The box is right in a scene that has it as an object, and wrong in a scene that has an object elsewhere instead.
     """
     scene, attempt = judge.scene, judged.attempt
     if not attempt.items or judged.answer.value is None or scene.kind == "grounding":
@@ -154,7 +154,7 @@ def lying(rng: random.Random, judge: Judge, judged: Judged) -> float:
     near_it = iou_matrix([item.box, elsewhere], [item.box, *(other.box for other in others)])
     objects = iou_matrix([item.box], [box for box, _ in scene.boxes])
     if max(near_it[0, 1:].max(initial=0), near_it[1].max(), objects.max(initial=0)) > 0.499:  # 0.5 may round upwards
-        return NOTHING  # whether the box is right depends on the others
+        return NOTHING  # whether the box is right depends on other boxes
     with_it = scene.with_boxes((*scene.boxes, (item.box, item.label)))
     without = scene.with_boxes((*scene.boxes, (elsewhere, item.label)))
     if hits(judged.answer, with_it) != hits(judged.answer, without) + 1:
@@ -173,7 +173,7 @@ def lying(rng: random.Random, judge: Judge, judged: Judged) -> float:
 
 @dataclass
 class Faults:
-    """The largest fault of each kind, in units of what the truth earns, and the number of answers scored."""
+    """The largest fault of each kind, relative to the reward of the truth, and the number of scored answers."""
 
     sizes: dict[str, float] = field(default_factory=dict)
     answers: int = 0

@@ -1,4 +1,4 @@
-"""Scenes: ground truth without pixels, and how good an answer about it is."""
+"""Scenes, i.e. ground truth without pixels, and the quality of answers about them."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ Box = tuple[int, int, int, int]
 
 @dataclass(frozen=True)
 class Scene:
-    """A question and its ground truth; the data of `vrft.types.Question`."""
+    """A question and its ground truth. Implements `vrft.types.Question`."""
 
     kind: str
     query: str
@@ -68,7 +68,7 @@ class Scene:
 
 
 def random_box(rng: random.Random) -> Box:
-    """Draw a box from 1 to 1,000 thousandths wide, small and large ones equally often."""
+    """Draw a box with a width from 1 to 1,000 thousandths, with small and large boxes equally often."""
     sides = []
     for _ in range(2):
         length = min(1000, max(1, round(10 ** rng.uniform(0, 3))))
@@ -79,7 +79,7 @@ def random_box(rng: random.Random) -> Box:
 
 
 def random_scene(rng: random.Random, kind: str) -> Scene:
-    """Draw a scene: 0 to 20 objects, some of them in the same place, or a class, a number or a maze."""
+    """Draw a scene with 0 to 20 objects, some at the same position, or a class, a number or a maze."""
     size = rng.choice(SIZES)
     if kind == "mazes":
         maze = random_maze(rng, rng.choice([2, 3, 4, 5, 8]))
@@ -107,7 +107,7 @@ def hits(answer: Answer, scene: Scene) -> int:
 
 
 def f1(answer: Answer, scene: Scene) -> float:
-    """Return how good an answer is: F1 of boxes, and 1 or 0 for a text; 0 if it can't be read."""
+    """Return the quality of an answer: F1 for boxes, 1 or 0 for a text, 0 if the answer can't be read."""
     if answer.value is None:
         return 0.0
     if isinstance(scene.target, str):
