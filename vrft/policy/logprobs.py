@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -17,9 +18,37 @@ BANNED_LOGIT = -1e30
 
 def token_distribution(logits: Tensor, temperature: float, banned: Tensor) -> Tensor:
     """Return log-probabilities (…, V) for sampler and trainer alike: logits over temperature, banned ids removed."""
-    logits = logits.float() if temperature == 1 else logits.float() / temperature
+    logits = scaled_logits(logits, temperature)
     bias = logits.new_zeros(logits.shape[-1]).index_fill_(0, banned, BANNED_LOGIT)  # (V,)
     return (logits + bias).log_softmax(-1)
+
+
+def scaled_logits(logits: Tensor, temperature: float) -> Tensor:
+    """Return logits over temperature in float32."""
+    return logits.float() if temperature == 1 else logits.float() / temperature
+
+
+class ChosenLogProbs(torch.autograd.Function):
+    """Log-probabilities of chosen ids y, and entropies without gradient, by one exponential per logit z.
+
+    With p = softmax(z), log p = z - max z + log max p, and the gradient is dz_j = (1[j = y] - p_j) dy.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, ids: Tensor, banned: Tensor, entropy: bool) -> tuple[Tensor, Tensor]:
+        log_p = logits.index_fill(-1, banned, BANNED_LOGIT)  # (n, V); a copy, changed in place from here on
+        p = log_p.softmax(-1)
+        log_p.sub_(log_p.amax(-1, keepdim=True) - p.amax(-1, keepdim=True).log())
+        chosen = log_p.gather(-1, ids[:, None])[:, 0]  # (n,)
+        entropies = log_p.mul_(p).sum(-1).neg_() if entropy else torch.zeros_like(chosen)
+        ctx.save_for_backward(p, ids)
+        ctx.mark_non_differentiable(entropies)
+        return chosen, entropies
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor, None, None, None]:
+        p, ids = ctx.saved_tensors
+        return (p * -gradient[:, None]).scatter_add_(-1, ids[:, None], gradient[:, None]), None, None, None
 
 
 def token_log_probs(
@@ -49,14 +78,12 @@ def token_log_probs(
     """
 
     def score(h: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        log_p = token_distribution(head(h), temperature, banned)  # (chunk, V)
-        chosen = log_p.gather(-1, y[:, None])[:, 0]  # (chunk,)
-        if not entropy:
-            return chosen, torch.zeros_like(chosen)
-        if entropy_gradient:
-            return chosen, -(log_p.exp() * log_p).sum(-1)
-        with torch.no_grad():
-            return chosen, -log_p.exp().mul_(log_p).sum(-1)
+        logits = head(h)  # (chunk, V)
+        if entropy and entropy_gradient:
+            log_p = token_distribution(logits, temperature, banned)
+            return log_p.gather(-1, y[:, None])[:, 0], -(log_p.exp() * log_p).sum(-1)
+        scaled = scaled_logits(logits, temperature)
+        return cast(tuple[Tensor, Tensor], ChosenLogProbs.apply(scaled, y, banned, entropy))
 
     # Indices made on the CPU, since a GPU would be waited for until it has counted a mask's ones.
     real = torch.tensor([row * ids.shape[1] + t for row, length in enumerate(lengths) for t in range(length)])
