@@ -49,6 +49,7 @@ from vrft.training.stochastic_rounding import check_rounding
 from vrft.training.strategies import parallelism_of
 from vrft.types import Answer, PromptBatch, Sample
 from vrft.utils.distributed import raise_on_all_ranks
+from vrft.utils.heap import keep_freed_memory
 
 CPU_THREADING_MIN_PARAMETERS = 10_000_000
 """Minimum model size for several CPU threads: a second thread speeds up no smaller model, and may slow it tenfold."""
@@ -128,6 +129,8 @@ class VisionModule(LightningModule):
         check_determinism(self.trainer.strategy.root_device)
         check_device(self.trainer.strategy.root_device, self.policy.dtype)
         check_rounding(self.policy, self.trainer, self.optimizer_callable, self.reference_follows)
+        if self.trainer.strategy.root_device.type == "cpu":
+            keep_freed_memory()
         if self.policy.processor is None:
             raise_on_all_ranks(self.trainer, self.check_rewards)
             turns = data_of(self.trainer).images_per_turn()
