@@ -1,4 +1,4 @@
-"""Attention of packed rows as a GPU computes it: code that branches on the device takes the GPU's branch."""
+"""Attention of packed rows as a GPU and a CPU compute it: code that branches on the device takes its branch."""
 
 from __future__ import annotations
 
@@ -44,8 +44,9 @@ def naive(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
 @pytest.mark.parametrize("key_heads", [HEADS, KEY_HEADS])
 @pytest.mark.parametrize("n", [1, 2, 3])  # transformers' attention packs heads where there is one query
 @pytest.mark.parametrize("prompt", [PROMPT, 1])
+@pytest.mark.parametrize("device", [OnGPU, Tensor], ids=["gpu", "cpu"])
 def test_attention_and_its_gradient_equal_those_of_each_sequence(
-    prompt: int, n: int, key_heads: int, masked: bool
+    device: type[Tensor], prompt: int, n: int, key_heads: int, masked: bool
 ) -> None:
     torch.manual_seed(0)
     heads = (HEADS, key_heads, key_heads)
@@ -60,7 +61,7 @@ def test_attention_and_its_gradient_equal_those_of_each_sequence(
     module: Any = SimpleNamespace(layer_idx=0, num_key_value_groups=HEADS // key_heads, is_causal=True)
     weight = torch.randn(1, prompt + GROUP * n, HEADS, WIDTH)
 
-    output = layout.attend(module, *(x.as_subclass(OnGPU) for x in tensors), dropout=0.0, scaling=None)
+    output = layout.attend(module, *(x.as_subclass(device) for x in tensors), dropout=0.0, scaling=None)
     gradients = torch.autograd.grad((output.as_subclass(Tensor) * weight).sum(), tensors)
 
     expected = []

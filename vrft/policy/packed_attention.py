@@ -19,6 +19,9 @@ from torch.nn.utils.rnn import pad_sequence
 from vrft.policy.attention_kernels import flash_computes
 from vrft.policy.recurrent import LayerState, StatefulForward, StatefulRows, pad_with_tokens
 
+CPU_VECTOR = 16
+"""Attention is up to a fifth faster on a CPU if the number of keys is a multiple of this."""
+
 
 class PromptCache:
     """Keys and values of P prompts from a packed forward: per layer (P, heads, L, dim).
@@ -144,8 +147,21 @@ class PackedGroup:
     ) -> Tensor:
         """Let rows attend, as a batch, to what they have in common, keys and values, and to themselves."""
         q, own_k, own_v = (rows.fold(part) for part in own)  # (G, heads, n, dim)
-        k, v = (torch.cat([x.expand(len(q), -1, -1, -1), own], 2) for x, own in ((k, own_k), (v, own_v)))
+        length, n = k.shape[2], own_k.shape[2]
+        padding = -(length + n) % CPU_VECTOR if q.device.type == "cpu" else 0
+        if padding:
+            causal = torch.ones(n, length + n, dtype=torch.bool, device=q.device).tril(length)
+            mask = F.pad(causal if mask is None else mask, (0, padding))
+        k, v = (joined(x, own, padding) for x, own in ((k, own_k), (v, own_v)))
         return rows.unfold(attention(q, k, v, mask, **kwargs))
+
+
+def joined(common: Tensor, own: Tensor, padding: int) -> Tensor:
+    """Return common keys or values (1, heads, L, dim), own ones (G, heads, n, dim) and padding for each of G rows."""
+    parts = [common.expand(len(own), -1, -1, -1), own]
+    if padding:
+        parts.append(own.new_zeros(1, 1, 1, 1).expand(*own.shape[:2], padding, own.shape[3]))
+    return torch.cat(parts, 2)
 
 
 @dataclass(frozen=True)
