@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 from PIL import Image
-from self_preference_results import Look, draw, print_pairs
+from self_preference_results import Evaluation, draw, print_pairs
 from torch.utils.data import Dataset
 
 from vrft.__main__ import main as vrft
@@ -49,7 +49,7 @@ METHODS = {
 
 FORMAT_WEIGHT = 0.2
 
-LOOKS = 10
+EVALUATIONS = 10
 """Number of evaluations of a run."""
 
 ANSWERS = 16
@@ -166,7 +166,10 @@ def tune(folder: Path, checkpoint: Path, method: str, seed: int, steps: int) -> 
             f"--data.root={folder}/digits",
         ]
         words += [f"--seed_everything={seed}", f"--trainer.max_steps={steps}", f"--run_dir={run}"]
-        words += [f"--trainer.val_check_interval={steps // LOOKS}", f"--model.rewards.format.weight={FORMAT_WEIGHT}"]
+        words += [
+            f"--trainer.val_check_interval={steps // EVALUATIONS}",
+            f"--model.rewards.format.weight={FORMAT_WEIGHT}",
+        ]
         assert vrft([*words, "--trainer.enable_progress_bar=false"]) == 0
     return run
 
@@ -199,13 +202,13 @@ def columns(run: Path, *names: str) -> list[tuple[int, list[float]]]:
     return [(int(row["step"]), [float(row[name]) for name in names]) for row in chosen]
 
 
-def looks(run: Path, method: str, seed: int) -> list[Look]:
+def evaluations_of(run: Path, method: str, seed: int) -> list[Evaluation]:
     """Return the evaluations of a run."""
     gaps = columns(run, "train/self_preference_gap")
     found = []
     for step, (approval, accuracy) in columns(run, "val/reward/self", "val/accuracy"):
         near = [gap for other, (gap,) in gaps if step - 10 < other <= step]
-        found.append(Look(method, seed, step, approval, accuracy, mean(near) if near else None))
+        found.append(Evaluation(method, seed, step, approval, accuracy, mean(near) if near else None))
     return found
 
 
@@ -220,7 +223,7 @@ def first_warnings(run: Path) -> list[int | None]:
     return [next((step for step, said in seen if said), None), next(others, None)]
 
 
-def print_runs(found: Sequence[Look], folder: Path) -> None:
+def print_runs(found: Sequence[Evaluation], folder: Path) -> None:
     """Print the first, the best and the last evaluation of each run, and when guards warned."""
     print("| judge | seed | approval | accuracy | best accuracy | `agreeable_judge` | `overfitting` |")
     print("|--|--|--|--|--|--|--|")
@@ -248,16 +251,16 @@ def main() -> None:
     print_pairs("one right and one other to each scan", *judged_pairs(checkpoint, scans))
     rendered = RenderedDigits(300, 1_000_000)
     print_pairs("the same to rendered digits", *judged_pairs(checkpoint, [rendered[i] for i in range(300)]))
-    found: list[Look] = []
+    found: list[Evaluation] = []
     for seed in range(arguments.seeds):
         for method in METHODS:
             run = tune(arguments.folder, checkpoint, method, seed, arguments.steps)
-            found += looks(run, method, seed)
+            found += evaluations_of(run, method, seed)
     print_pairs("the policy's own to scans", *own_answers(run_of(arguments.folder, "reference", 0)))
     chosen = {seed: sample_answers(arguments.folder, checkpoint, seed) for seed in range(arguments.seeds)}
     path = arguments.output / "self_preference.csv"
     with path.open("w", newline="") as file:
-        csv.writer(file).writerows([Look._fields, *found])
+        csv.writer(file).writerows([Evaluation._fields, *found])
     draw(found, chosen, path.with_suffix(".png"))
     print_runs(found, arguments.folder)
     print("| one of k answers |", *(f"{k} |" for k in chosen[0]["pass"]))

@@ -10,7 +10,7 @@ from typing import NamedTuple
 COLOURS = ("#4477aa", "#cc6677", "#228833", "#aa7700", "#663399")
 
 
-class Look(NamedTuple):
+class Evaluation(NamedTuple):
     """A run's evaluation on the held-out scans."""
 
     method: str
@@ -21,7 +21,7 @@ class Look(NamedTuple):
     gap: float | None  # train/self_preference_gap near this step
 
 
-def draw(found: Sequence[Look], chosen: Mapping[int, Mapping[str, Mapping[int, float]]], path: Path) -> None:
+def draw(found: Sequence[Evaluation], chosen: Mapping[int, Mapping[str, Mapping[int, float]]], path: Path) -> None:
     """Draw approval and accuracy over steps for each judge, and the quality of the answers chosen from k."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

@@ -123,7 +123,7 @@ def test_a_ctrl_c_is_repeated_without_a_signal_on_windows(monkeypatch: pytest.Mo
 def test_a_template_that_is_ended_is_said_to_take_too_long_on_windows(monkeypatch: pytest.MonkeyPatch) -> None:
     ended = SimpleNamespace(returncode=1, kill=lambda: None, communicate=lambda: None)
     renderer = Renderer()
-    renderer._end_overdue(ended)  # type: ignore[arg-type]
+    renderer._end_after_timeout(ended)  # type: ignore[arg-type]
     assert renderer._failure(ended).startswith("does not end within")  # type: ignore[arg-type]
 
 

@@ -34,7 +34,7 @@ class FoldBudget(Callback):
         self.metric, self.seconds = metric, seconds
         self.now = time.process_time if clock == "cpu" else time.perf_counter
         self.started: float | None = None
-        self.looks: list[dict[str, float]] = []
+        self.evaluations: list[dict[str, float]] = []
         self.best: dict[str, Tensor] = {}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -42,13 +42,13 @@ class FoldBudget(Callback):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         score = float(trainer.callback_metrics[self.metric])
-        if not self.looks or score > max(look["score"] for look in self.looks):
+        if not self.evaluations or score > max(evaluation["score"] for evaluation in self.evaluations):
             trained = ((name, value) for name, value in pl_module.named_parameters() if value.requires_grad)
             self.best = {name: value.detach().cpu().clone() for name, value in trained}
         spent = 0.0 if self.started is None else self.now() - self.started
-        self.looks.append({"step": trainer.global_step, "score": score, "seconds": round(spent, 3)})
-        intervals = len(self.looks) - 1
-        scores = [look["score"] for look in self.looks]
+        self.evaluations.append({"step": trainer.global_step, "score": score, "seconds": round(spent, 3)})
+        intervals = len(self.evaluations) - 1
+        scores = [evaluation["score"] for evaluation in self.evaluations]
         tired = intervals - scores.index(max(scores)) >= PATIENCE
         if intervals and (tired or spent * (intervals + 1) / intervals > self.seconds):
             trainer.should_stop = True
@@ -56,4 +56,4 @@ class FoldBudget(Callback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         pl_module.load_state_dict(self.best, strict=False)
         path = Path(trainer.default_root_dir) / "fold.json"
-        path.write_text(json.dumps(self.looks, indent=1) + "\n")
+        path.write_text(json.dumps(self.evaluations, indent=1) + "\n")

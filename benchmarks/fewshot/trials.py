@@ -91,10 +91,14 @@ class Runner:
             for outdated in (folder, *folder.parent.glob("test-*")):
                 shutil.rmtree(outdated, ignore_errors=True)
             run([*command, f"--run_dir={folder}"])
-            looks = json.loads((folder / "fold.json").read_text())
-            best = max(looks, key=lambda look: look["score"])
+            evaluations = json.loads((folder / "fold.json").read_text())
+            best = max(evaluations, key=lambda evaluation: evaluation["score"])
             done = {"learning_rate": rate, "step": best["step"], "fold": best["score"]}
-            done |= {"seconds": looks[-1]["seconds"], "steps": looks[-1]["step"], "base": looks[0]["score"]}
+            done |= {
+                "seconds": evaluations[-1]["seconds"],
+                "steps": evaluations[-1]["step"],
+                "base": evaluations[0]["score"],
+            }
             done |= {"export": str(folder / "export")}
             finish(folder / "trial.json", command, done)
         return done

@@ -17,7 +17,7 @@ KEY = ("study", "budget", "shots", "seed")
 """Columns by which the rows of a file are sorted."""
 TEXTS, COUNTS = ("study", "method"), ("shots", "seed", "step", "steps")
 """Columns with text and with integers. Other columns have floats."""
-FEWEST = 3
+MIN_SEEDS = 3
 """Minimum number of seeds for intervals."""
 
 
@@ -47,12 +47,12 @@ def summary(rows: Sequence[Row], scores: Sequence[str]) -> list[str]:
 
 def mean(values: Sequence[float]) -> str:
     found = over_seeds(values)
-    return shown(found) if len(values) >= FEWEST else f"{found.mean:.3f}"
+    return shown(found) if len(values) >= MIN_SEEDS else f"{found.mean:.3f}"
 
 
 def apart(first: Sequence[Row], trials: Sequence[Row], score: str) -> str:
     before, after = ([row[score] for row in found] for found in (first, trials))
-    if len(before) < FEWEST:
+    if len(before) < MIN_SEEDS:
         return ", ".join(f"{b - a:+.3f}" for a, b in zip(before, after, strict=True))
     return f"{signed(difference(before, after))}, p = {ttest_rel(after, before).pvalue:.3f}"
 

@@ -204,7 +204,7 @@ def new_confidences(rng: random.Random, _: Scene, items: list[Item]) -> list[Ite
     return [replace(item, confidence=rng.choice(values)) for item in items]
 
 
-def told_confidences(rng: random.Random, scene: Scene, items: list[Item]) -> list[Item]:
+def informed_confidences(rng: random.Random, scene: Scene, items: list[Item]) -> list[Item]:
     """Set confidences by whether boxes overlap an object, or oppositely."""
     right, wrong = rng.choice([(100, 0), (0, 100), (100, 100), (0, 0)])
     near_it = overlaps(scene, items).max(axis=1, initial=0) > 0.5
@@ -255,7 +255,7 @@ def half(rng: random.Random, _: Scene, items: list[Item]) -> list[Item]:
 TOGETHER: dict[str, Callable[[random.Random, Scene, list[Item]], list[Item]]] = {
     "one confidence": one_confidence,
     "new confidences": new_confidences,
-    "told confidences": told_confidences,
+    "informed confidences": informed_confidences,
     "exact": exact,
     "loose": loose,
     "exchange": exchanged,

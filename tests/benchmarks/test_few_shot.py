@@ -67,7 +67,7 @@ def test_the_table_follows_from_the_rows() -> None:
     assert lines[2][2:4] == [f"0.250 ± {half / 2:.3f}", f"0.400 ± {over:.3f}"]  # over seeds, of means over shots
 
 
-def looks(scores: list[float], seconds: float, budget: float) -> list[dict[str, float]]:
+def evaluations(scores: list[float], seconds: float, budget: float) -> list[dict[str, float]]:
     """Simulate a trial with intervals of `seconds`, check that it ends with the best weights and return its log."""
     module = torch.nn.Linear(1, 1, bias=False)
     callback = FoldBudget("val/x", budget)
@@ -85,7 +85,7 @@ def looks(scores: list[float], seconds: float, budget: float) -> list[dict[str, 
             break
     callback.on_train_end(trainer, module)  # type: ignore[arg-type]
     assert int(module.weight) == scores.index(max(scores[: step + 1]))
-    return callback.looks
+    return callback.evaluations
 
 
 @pytest.mark.parametrize(
@@ -102,7 +102,7 @@ def test_training_ends_within_its_budget_with_the_best_weights(
     scores: list[float], seconds: float, budget: float, steps: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    found = looks(scores, seconds, budget)
+    found = evaluations(scores, seconds, budget)
     assert [look["step"] for look in found] == list(range(steps + 1))
     assert found[-1]["seconds"] == pytest.approx(steps * seconds)
     assert json.loads((tmp_path / "fold.json").read_text()) == found

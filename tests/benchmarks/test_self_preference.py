@@ -32,7 +32,7 @@ def test_half_of_the_answers_to_judge_are_right_and_the_policy_knows_all_words()
     assert policy.tokenizer.unk_token_id not in [i for row in ids for i in row]
 
 
-def test_looks_and_warnings_of_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_evaluations_and_warnings_of_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     method = "policy, beta 0.001"
     run = study.run_of(tmp_path, method, 0)
     logs = run / "logs" / "version_0"
@@ -41,7 +41,7 @@ def test_looks_and_warnings_of_a_run(tmp_path: Path, capsys: pytest.CaptureFixtu
     lines += [f"{step},{0.4 if step < 20 else 0.1}," + ("0.9,0.3" if step == 29 else ",") for step in range(30)]
     (logs / "metrics.csv").write_text("\n".join(lines))
     (run / "warnings.jsonl").write_text('{"step": 4, "guard": "no_format"}\n{"step": 12, "guard": "overfitting"}\n')
-    found = study.looks(run, method, 0)
+    found = study.evaluations_of(run, method, 0)
     assert [look[2:5] for look in found] == [(0, 0.5, 0.6), (29, 0.9, 0.3)]
     assert found[1].gap == pytest.approx(0.1)
     study.print_runs(found, tmp_path)  # the gap's mean over ten steps falls below 0.2 with the seventh of 0.1

@@ -102,7 +102,7 @@ def test_marks_are_kept_in_a_file_for_other_runs(start: Start, tmp_path: Path) -
 def test_a_fault_is_asked_about_again(
     fault: str, start: Start, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(judge, "MOST_BYTES", 2000)
+    monkeypatch.setattr(judge, "MAX_BYTES", 2000)
     server = start()
     server.faults.extend(["3" * 3000 if fault == "too long" else fault] * 2)
     waits = fault in ("error", "busy", "hang up", "too long")

@@ -109,7 +109,7 @@ def test_equal_completions_are_scored_once_and_long_ones_are_cut(
     assert found[0] == found[2] != found[1]
     assert found[1] == pytest.approx(found[3], abs=1e-6)
     assert rows == [3]  # one forward of the distinct texts
-    monkeypatch.setattr(learned, "MOST_ROWS", 2)
+    monkeypatch.setattr(learned, "MAX_ROWS", 2)
     handle = reward.model.register_forward_pre_hook(lambda *a: rows.append(len(a[2]["input_ids"])), with_kwargs=True)
     parts = reward.bounded_scores(answers("yes", long, "yes", "yes yes yes yes"), about)
     assert parts == pytest.approx(found, abs=1e-5)

@@ -13,7 +13,7 @@ import torch
 from tests.helpers import CSV_ONLY, UNJUDGED, Command
 from tests.training.test_rft import logged
 from vrft.__main__ import main
-from vrft.training.oversampling import most_telling
+from vrft.training.oversampling import max_variance_subset
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -21,7 +21,7 @@ from vrft.training.oversampling import most_telling
 def test_no_other_subset_has_rewards_that_vary_more(seed: int, count: int) -> None:
     values = torch.rand(2, 7, generator=torch.Generator().manual_seed(seed))
     rewards = torch.stack([values[0], (values[1] * 3).floor()])  # the second group has equal rewards
-    chosen = most_telling(rewards, count)
+    chosen = max_variance_subset(rewards, count)
     for group, some in zip(rewards.double().tolist(), chosen.tolist(), strict=True):
         assert some == sorted({*some})
         best = max(statistics.pvariance(subset) for subset in itertools.combinations(group, count))
@@ -30,7 +30,7 @@ def test_no_other_subset_has_rewards_that_vary_more(seed: int, count: int) -> No
 
 def test_groups_without_variance_or_with_a_missing_reward() -> None:
     rewards = torch.tensor([[1.0, 1.0, 1.0, 1.0], [0.0, torch.nan, 1.0, 0.5]])
-    equal, missing = most_telling(rewards, 2).tolist()
+    equal, missing = max_variance_subset(rewards, 2).tolist()
     assert len({*equal}) == 2
     assert 1 in missing  # the step is skipped, as without oversampling
 

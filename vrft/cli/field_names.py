@@ -29,7 +29,7 @@ GROUPS = ("trainer", "checkpoint", "transcripts", "skipped_steps", "guards")
 
 META = ("class_path", "init_args", "dict_kwargs", "help")
 
-MOST_LISTED = 12
+MAX_LISTED = 12
 """Maximum number of names that a message lists if none is similar."""
 
 Fields = tuple[str, ...]
@@ -163,7 +163,7 @@ class _Checker:
             return shorten(f"unrecognized arguments: {source.word}", [f"{path[0]}.{name}" for name in names])
         close = difflib.get_close_matches(path[-1], names, n=1)
         hint = f" (did you mean {close[0]!r}?)" if close else ""
-        if not close and len(names) <= MOST_LISTED:
+        if not close and len(names) <= MAX_LISTED:
             hint = f" (expected one of {', '.join(names)})"
         where = f"{source.file}: " if source.file else ""
         return f"{where}{'.'.join(path)}: Option {path[-1]!r} is not accepted{hint}"

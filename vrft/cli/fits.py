@@ -129,7 +129,7 @@ def show(found: Sequence[Fit], title: str, gpu_memory: float | None) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from vrft.doctor.fits import LARGEST_BATCH
+    from vrft.doctor.fits import MAX_BATCH
     from vrft.doctor.memory import RESERVE
     from vrft.doctor.phases import GB
 
@@ -155,4 +155,4 @@ def show(found: Sequence[Fit], title: str, gpu_memory: float | None) -> None:
     console.print("load, rollout, update: the most during that phase, what stays included")
     console.print(f"all: the most in a run, with {reserve}")
     if gpu_memory is not None:
-        console.print(f"batch: the largest data.batch_size on {gpu_memory:g} GB, up to {LARGEST_BATCH}; -: none fits")
+        console.print(f"batch: the largest data.batch_size on {gpu_memory:g} GB, up to {MAX_BATCH}; -: none fits")

@@ -55,7 +55,7 @@ def tidy_output() -> None:
     """
     logging.setLogRecordFactory(_redacted_record)
     for name in NOISE:
-        logging.getLogger(name).addFilter(_is_of_use)
+        logging.getLogger(name).addFilter(_is_useful)
     warnings.formatwarning = _WarningFormatter()
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)  # it warns of a kernel that is not used
     if not sys.stderr.isatty():
@@ -78,7 +78,7 @@ def restored_output() -> Iterator[None]:
                 os.environ.pop(name, None)
 
 
-def _is_of_use(record: logging.LogRecord) -> bool:
+def _is_useful(record: logging.LogRecord) -> bool:
     return not record.getMessage().startswith(NOISE.get(record.name, ()))
 
 
@@ -125,10 +125,10 @@ def silence_harmless() -> None:
     `vrft.utils.hub.check_loaded` raises an error for the weights in this report. Call this after importing Lightning.
     """
     warnings.formatwarning = _WarningFormatter()  # replaces Lightning's, which shows its own warnings unformatted
-    logging.getLogger("transformers.modeling_utils").addFilter(_is_no_report)
+    logging.getLogger("transformers.modeling_utils").addFilter(_is_not_a_report)
     for message in HARMLESS:
         warnings.filterwarnings("ignore", message=message)
 
 
-def _is_no_report(record: logging.LogRecord) -> bool:
+def _is_not_a_report(record: logging.LogRecord) -> bool:
     return "LOAD REPORT" not in record.getMessage()

@@ -80,10 +80,10 @@ class MissingImage(BadImage):
     """Raised if an image does not exist."""
 
 
-Convention = Literal["upright", "stored", "untold", "same"]
+Convention = Literal["upright", "stored", "ambiguous", "same"]
 """Pixels that annotations refer to: `upright`, `stored`, or `same` if the image is stored upright.
 
-`untold`: an Exif orientation turns or mirrors the image, but the annotated size does not show which pixels are meant.
+`ambiguous`: an Exif orientation turns or mirrors the image, but the annotated size fits both, or there is none.
 """
 
 
@@ -115,7 +115,7 @@ def read_image(
     with _open(source) as file, _decoding_errors_as_bad_image():
         image = _identify(file)
         convention = _header(image, size).convention
-        return _to_rgb(image, file, turn=convention == "upright" or (convention == "untold" and upright), bits=bits)
+        return _to_rgb(image, file, turn=convention == "upright" or (convention == "ambiguous" and upright), bits=bits)
 
 
 def check_image(source: ImageSource, size: tuple[int, int] | None = None) -> tuple[int, int]:
@@ -222,7 +222,7 @@ def _header(image: Image.Image, size: tuple[int, int] | None) -> Header:
     if orientation == UPRIGHT:
         return Header(upright, "same")
     if size is None or upright == image.size:
-        return Header(upright, "untold")
+        return Header(upright, "ambiguous")
     return Header(size, "upright" if size == upright else "stored")
 
 

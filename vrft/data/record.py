@@ -42,7 +42,7 @@ class Record:
     """Width and height of `image`, or of `tile` if there is one, to which the boxes refer."""
     annotated_size: bool = True
     """Whether `size` comes from the annotations and not from `image`."""
-    convention: Convention = "untold"
+    convention: Convention = "ambiguous"
     """Whether the boxes refer to the upright or to the stored pixels; known once the image is checked."""
     deep: bool = False
     """Whether an image's pixels have more than 8 bits; known once the images are checked."""

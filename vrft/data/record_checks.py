@@ -172,8 +172,8 @@ def settle_orientation(
         folders: folders that must contain the images.
     """
     boxed = [record for record in records if isinstance(record.target, tuple)]
-    untold = {image_key(record): record for record in boxed if record.convention == "untold"}
-    if not untold:
+    ambiguous = {image_key(record): record for record in boxed if record.convention == "ambiguous"}
+    if not ambiguous:
         return records
     others = {image_key(record): record for record in everything}
     for record in records:
@@ -183,21 +183,21 @@ def settle_orientation(
         header.convention for header in headers if isinstance(header, Header)
     }
     if {"upright", "stored"} <= found:
-        for record in untold.values():
+        for record in ambiguous.values():
             bad_records.add(
                 record.location,
                 f"{record.image}: its Exif orientation keeps the size, and other images contradict each other on "
                 "whether boxes belong to the upright image; rotate the image, or remove the tag",
             )
-        return [record for record in records if image_key(record) not in untold]
+        return [record for record in records if image_key(record) not in ambiguous]
     convention: Convention = "stored" if "stored" in found else "upright"
     if convention not in found:
-        example = next(iter(untold.values())).image
+        example = next(iter(ambiguous.values())).image
         notices.warn(
-            f"data: {counted(len(untold), 'image')} with an Exif orientation, e.g. {example}: "
+            f"data: {counted(len(ambiguous), 'image')} with an Exif orientation, e.g. {example}: "
             "no size tells whether the boxes belong to the upright image; this is assumed"
         )
-    return [replace(record, convention=convention) if image_key(record) in untold else record for record in records]
+    return [replace(record, convention=convention) if image_key(record) in ambiguous else record for record in records]
 
 
 def warn_of_guessed_depths(records: Sequence[Record]) -> None:

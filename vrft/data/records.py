@@ -228,7 +228,7 @@ class RecordData(VisionData):
         bad_records.say([f"{content(test, self.noun)} to test on"])
 
     def _read_test(self, split: Split, bad_records: BadRecords) -> list[Record]:
-        """Read the records of `test`. Raise ConfigurationError that says how to do without a test split."""
+        """Read the records of `test`. The ConfigurationError for an invalid split says how to test without one."""
         try:
             return self._read_records(split, bad_records)
         except ConfigurationError as error:
@@ -259,7 +259,7 @@ class RecordData(VisionData):
             train = limit_targets(self._checked(train, all_train, "train", bad_records), self.too_many_boxes)
             train, left_out = self._kept(train)
             warn_about_shared_images(train, val, "held-out", "training")
-            self._look_at_test_split(train, val)
+            self._check_test_split(train, val)
             if self.noun in NAMES:
                 warn_about_similar_names([*train, *val])
         val = self._checked(val, all_val, "train" if inner else "val", bad_records)
@@ -312,7 +312,7 @@ class RecordData(VisionData):
                 count = f" ({content(self._read_records('val', BadRecords()), self.noun)})"
         notices.warn(unused_held_out(other, count, self.selection.fold, is_tested=is_tested))
 
-    def _look_at_test_split(self, train: Sequence[Record], val: Sequence[Record]) -> None:
+    def _check_test_split(self, train: Sequence[Record], val: Sequence[Record]) -> None:
         """Warn before training if the test split shares images with the others, or has bad records."""
         if (split := self.tested_split()) is None:
             return

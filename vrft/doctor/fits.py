@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 FOUR_BIT_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
 """Bytes of a weight in four bits: half a byte, a byte per block of 64, and 4 bytes per 256 of these."""
 
-LARGEST_BATCH = 256
+MAX_BATCH = 256
 """Maximum number of prompts per step that is tried."""
 
 
@@ -99,13 +99,13 @@ def fits(config: PreTrainedConfig, request: Request, gpu_memory: float | None) -
         def needs(prompts: int, way: Way = way, stored: Stored = stored) -> Estimate:
             phases = Phases(stored, shape, load(request, prompts), lora=way.lora, checkpointing=request.checkpointing)
             if server:
-                phases.decodes, phases.beside, phases.awake = False, {"vLLM server, asleep": RESERVE}, server
+                phases.decodes, phases.other_processes, phases.awake = False, {"vLLM server, asleep": RESERVE}, server
             return phases.estimate()
 
         batch = None
         if gpu_memory is not None:
             room = gpu_memory * GB - RESERVE
-            batch = max((p for p in range(1, LARGEST_BATCH + 1) if needs(p).peak <= room), default=0)
+            batch = max((p for p in range(1, MAX_BATCH + 1) if needs(p).peak <= room), default=0)
             if server and server < served(way, sizes):
                 batch = 0
         found.append(Fit(way, needs(1), batch))

@@ -94,7 +94,7 @@ def estimate(module: VisionModule, data: VisionData, batch: PromptBatch) -> Esti
     phases = Phases(stored, shape, workload(module, data, batch), lora=lora, checkpointing=checkpointing)
     if isinstance(module.engine, RemoteEngine):
         phases.decodes = False
-        phases.beside = {"vLLM server, asleep": RESERVE} if module.engine.gpu_share > 0 else {}
+        phases.other_processes = {"vLLM server, asleep": RESERVE} if module.engine.gpu_share > 0 else {}
     return phases.estimate()
 
 

@@ -86,7 +86,7 @@ class Phases:
         self.lora, self.checkpointing = lora, checkpointing
         self.decodes = True
         """Whether rollouts decode in this process."""
-        self.beside: dict[str, float] = {}
+        self.other_processes: dict[str, float] = {}
         """Bytes of other processes on the same GPU."""
         self.awake = 0.0
         """Bytes of a server on the same GPU while it samples, when optimizer states and reference are offloaded."""
@@ -104,7 +104,7 @@ class Phases:
             "decoding weights": float(shape.bytes * stored.copied),
             "keys, values and graphs": self.recorded(load.prompts, load.sampled) + self.recorded(load.evaluated, 1),
             "images": self.images(),
-        } | self.beside
+        } | self.other_processes
         if not self.decodes:
             stays |= {"decoding weights": 0.0, "keys, values and graphs": 0.0}
         part, used = load.largest_part(), sum(stays.values())

@@ -26,7 +26,7 @@ from vrft.evaluators.calibration import Calibration
 from vrft.evaluators.confidence import Confidence, with_confidence
 from vrft.evaluators.curve_files import CurveFiles
 from vrft.evaluators.detection_resampling import resampled_scores
-from vrft.evaluators.detection_rows import Row, plain_scores, ranked_otherwise, rows_of_results, table_of, with_scores
+from vrft.evaluators.detection_rows import Row, plain_scores, rows_by_confidence, rows_of_results, table_of, with_scores
 from vrft.evaluators.resampling import Scores
 from vrft.evaluators.results import entries_of
 from vrft.evaluators.ties import score_warnings, tie_key, tied_share, without_ties
@@ -211,7 +211,7 @@ class CocoEvaluator(Evaluator[Row]):
     ) -> tuple[dict[str, float], Calibration | None]:
         """Return AP by each known confidence with the calibration error, and the calibration of stated confidences."""
         numbers, found = {}, None
-        for confidence, ranked in ranked_otherwise(rows).items():
+        for confidence, ranked in rows_by_confidence(rows).items():
             curves = self.compare(truth, without_ties(*table_of(ranked, truth)[:2]), images)
             numbers[f"AP_{confidence}"] = curves.numbers(self.format, self.convention)["AP"]
             if confidence == "answer":

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from vrft.evaluators.average_precision import UNDEFINED, Array, Convention, Format
-from vrft.evaluators.detection_rows import Row, ranked_otherwise, table_of, with_scores
+from vrft.evaluators.detection_rows import Row, rows_by_confidence, table_of, with_scores
 from vrft.evaluators.resampled_precision import resampled_calibration, resampled_precision
 from vrft.evaluators.resampling import Scores
 from vrft.evaluators.ties import without_ties
@@ -48,7 +48,7 @@ def resampled_scores(
     found: dict[str, Array] = {}
     if sum(len(row.detections) for row in rows) <= MAX_BOXES:
         found |= {f"{format}/{name}": values for name, values in precision(rows).items()}
-        for confidence, ranked in ranked_otherwise(rows).items():
+        for confidence, ranked in rows_by_confidence(rows).items():
             found[f"{format}/AP_{confidence}"] = precision(ranked)["AP"]
             if confidence == "answer":
                 table, _, _ = table_of(with_scores(ranked), truth)

@@ -42,7 +42,7 @@ def plain_scores(rows: Sequence[Row]) -> dict[str, float]:
     }
 
 
-def ranked_otherwise(rows: Sequence[Row]) -> dict[Confidence, list[Row]]:
+def rows_by_confidence(rows: Sequence[Row]) -> dict[Confidence, list[Row]]:
     """Return the rows with stated confidences (`answer`) and with token probabilities (`logprob`) as scores.
 
     `answer` is missing if no box states a confidence, `logprob` if the probability of any box is unknown.

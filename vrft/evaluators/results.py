@@ -13,7 +13,7 @@ import numpy as np
 
 from vrft.data.files import brief
 from vrft.data.formats.coco_fields import is_json_id
-from vrft.data.formats.other_formats import RESULTS, format_of, this_is
+from vrft.data.formats.other_formats import RESULTS, format_hint, format_of
 from vrft.errors import ConfigurationError
 from vrft.evaluators.average_precision import COLUMNS, Array
 from vrft.evaluators.truth import Truth
@@ -150,11 +150,11 @@ def _read(path: Path, field: str) -> list[Result]:
     try:
         return msgspec.json.decode(read_regular(path).removeprefix(codecs.BOM_UTF8), type=list[Result])
     except OSError as error:
-        found = this_is(format_of(path)) if path.is_dir() else ""
+        found = format_hint(format_of(path)) if path.is_dir() else ""
         raise ConfigurationError(f"{field}: {path} can't be read: {error.strerror}{found}") from error
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         other = format_of(path)
-        found = "" if other == RESULTS else this_is(other)
+        found = "" if other == RESULTS else format_hint(other)
         raise ConfigurationError(
             f"{field}: {path} is not a list of {{image_id, category_id, bbox, score}}: {error}{found}"
         ) from error

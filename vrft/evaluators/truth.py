@@ -19,7 +19,7 @@ import msgspec
 from vrft.data.files import UTF8, brief, decode_json, is_number
 from vrft.data.formats.coco_entries import require_each_part_once
 from vrft.data.formats.coco_fields import id_order, is_json_id, read_area, read_flag, values_reason
-from vrft.data.formats.other_formats import format_of, format_of_json, this_is
+from vrft.data.formats.other_formats import format_hint, format_of, format_of_json
 from vrft.errors import ConfigurationError
 from vrft.evaluators.average_precision import BACKENDS, COLUMNS, Array, Backend, Curves, Format
 from vrft.evaluators.calibration import Calibration, calibration
@@ -85,7 +85,7 @@ class Truth:
             if not isinstance(tables.get(key), list):
                 raise ConfigurationError(
                     f"{self.name} is not a COCO or LVIS annotation file: expected lists of images, annotations and "
-                    f"categories; {key} is {brief(tables.get(key))}{this_is(format_of_json(content))}"
+                    f"categories; {key} is {brief(tables.get(key))}{format_hint(format_of_json(content))}"
                 )
         return [tables["images"], tables["annotations"], tables["categories"]]
 
@@ -258,7 +258,7 @@ def read_content(path: Path, field: str, encoding: str) -> Any:
     try:
         data = read_regular(path)
     except OSError as error:
-        found = this_is(format_of(path)) if path.is_dir() else ""
+        found = format_hint(format_of(path)) if path.is_dir() else ""
         raise ConfigurationError(f"{field}: {path} can't be read: {error.strerror}{found}") from error
     try:
         content = msgspec.json.decode(data)
@@ -269,7 +269,7 @@ def read_content(path: Path, field: str, encoding: str) -> Any:
             require_each_part_once(data)
         return decode_json(data, encoding) if content is None else content
     except ValueError as error:
-        found = this_is(format_of(path))
+        found = format_hint(format_of(path))
         raise ConfigurationError(f"{field}: {path} is not a COCO or LVIS annotation file: {error}{found}") from error
 
 

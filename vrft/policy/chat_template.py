@@ -112,10 +112,10 @@ class Renderer:
 
     def __init__(self) -> None:
         self.process: subprocess.Popen[str] | None = None
-        self.said: IO[bytes] | None = None
+        self.stderr: IO[bytes] | None = None
         """Standard error of the process, a file because it is not read while the process runs."""
         self.owner = 0
-        self.overdue = False
+        self.timed_out = False
         """Whether the process was ended because of a timeout, which the exit code does not show on Windows."""
         self.lock = Lock()
         """Held from a request to its answer, so that each thread reads the answer to its own request."""
@@ -139,15 +139,15 @@ class Renderer:
                     process.communicate()
             return line or json.dumps({"error": self._failure(process)})
 
-    def _end_overdue(self, process: subprocess.Popen[str]) -> None:
-        self.overdue = True
+    def _end_after_timeout(self, process: subprocess.Popen[str]) -> None:
+        self.timed_out = True
         process.kill()
 
     def _ask(self, process: subprocess.Popen[str], request: str) -> str:
         """Return the answer of a process, or "" if the process ended."""
         assert process.stdin is not None
         assert process.stdout is not None
-        timer = threading.Timer(SECONDS, self._end_overdue, [process])
+        timer = threading.Timer(SECONDS, self._end_after_timeout, [process])
         timer.start()
         try:
             process.stdin.write(f"{request}\n")
@@ -165,9 +165,11 @@ class Renderer:
     def _start(self) -> None:
         """Start the process. A process inherited by a fork is left to the parent."""
         command = [sys.executable, "-P", str(Path(__file__).with_name("render_template.py"))]
-        pipe, self.said = subprocess.PIPE, TemporaryFile()  # noqa: SIM115 # open as long as the process
-        self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=self.said, text=True, encoding="utf-8")
-        self.owner, self.overdue = os.getpid(), False
+        pipe, self.stderr = subprocess.PIPE, TemporaryFile()  # noqa: SIM115 # open as long as the process
+        self.process = subprocess.Popen(
+            command, stdin=pipe, stdout=pipe, stderr=self.stderr, text=True, encoding="utf-8"
+        )
+        self.owner, self.timed_out = os.getpid(), False
 
     def _end(self) -> None:
         """End the process. Closing its input would not suffice, because worker processes inherit the pipe."""
@@ -178,11 +180,11 @@ class Renderer:
     def _failure(self, process: subprocess.Popen[str]) -> str:
         """Return why a process ended."""
         process.communicate()
-        if self.overdue or process.returncode < 0:  # a limit of time killed it
+        if self.timed_out or process.returncode < 0:  # a limit of time killed it
             return f"does not end within {LIMITS['cpu_seconds']} s"
-        assert self.said is not None
-        self.said.seek(0)
-        return f"can't be rendered: {' '.join(self.said.read().decode(errors='replace').split())[-200:]}"
+        assert self.stderr is not None
+        self.stderr.seek(0)
+        return f"can't be rendered: {' '.join(self.stderr.read().decode(errors='replace').split())[-200:]}"
 
 
 RENDERER = Renderer()

@@ -95,7 +95,7 @@ def check_folder(folder: Path, listed: Collection[str] = ()) -> None:
     if (folder / "adapter_config.json").exists():
         raise _refused(folder, _adapter(_read_json(folder / "adapter_config.json")))
     if not (folder / "config.json").is_file():
-        raise _refused(folder, f"is not a checkpoint folder: it has no config.json{_instead(folder, listed)}")
+        raise _refused(folder, f"is not a checkpoint folder: it has no config.json{_describe_content(folder, listed)}")
     _check_config(folder / "config.json")
     _check_texts(folder)
     _check_tokenizer(folder)
@@ -230,7 +230,7 @@ def _adapter(settings: Mapping[str, Any]) -> str:
     )
 
 
-def _instead(folder: Path, listed: Collection[str]) -> str:
+def _describe_content(folder: Path, listed: Collection[str]) -> str:
     """Describe the content of a folder without the expected files."""
     names = sorted(listed or (path.relative_to(folder).as_posix() for path in [*folder.glob("*"), *folder.glob("*/*")]))
     for pattern, what in OTHER_FORMATS.items():
@@ -247,7 +247,9 @@ def _check_weights(folder: Path, listed: Collection[str]) -> None:
         return
     index = folder / INDEX_FILE
     if not index.is_file():
-        raise _refused(folder, f"is not a checkpoint folder: it has no {SINGLE_FILE}{_instead(folder, listed)}")
+        raise _refused(
+            folder, f"is not a checkpoint folder: it has no {SINGLE_FILE}{_describe_content(folder, listed)}"
+        )
     _check_shards(folder, _weight_map(index), listed)
 
 

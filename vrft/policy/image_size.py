@@ -114,7 +114,7 @@ def area_limits(image_processor: Any, limits: ImageLimits) -> dict[str, int]:
         (name, value), *_ = limits.pixels.items()
         raise ConfigurationError(
             f"model.policy.{name}={value}: {kind(image_processor)} doesn't limit the area of an image "
-            f"({instead(image_processor)}); expected model.policy.{name}=null"
+            f"({size_fields(image_processor)}); expected model.policy.{name}=null"
         )
     side = image_processor.patch_size * image_processor.merge_size
     for name, value in limits.pixels.items():
@@ -153,7 +153,7 @@ def tile_limits(image_processor: Any, max_tiles: int) -> dict[str, Any]:
         return {"image_grid_pinpoints": kept}
     raise ConfigurationError(
         f"model.policy.max_tiles={max_tiles}: {kind(image_processor)} doesn't limit the number of tiles "
-        f"({instead(image_processor)}); expected model.policy.max_tiles=null"
+        f"({size_fields(image_processor)}); expected model.policy.max_tiles=null"
     )
 
 
@@ -199,7 +199,7 @@ def kind(image_processor: Any) -> str:
     return type(image_processor).__name__.removesuffix("Pil").removesuffix("Fast")
 
 
-def instead(image_processor: Any) -> str:
+def size_fields(image_processor: Any) -> str:
     """Describe how an image processor determines the size of images, for an error message."""
     if is_a(image_processor, (*AREA_PROCESSORS, *FRAME_AREA_PROCESSORS)):
         return "it limits the area, model.policy.max_pixels"

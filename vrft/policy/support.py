@@ -59,10 +59,10 @@ def unsupported(config: PreTrainedConfig, trust_remote_code: bool = False) -> st
         if "scaled_dot_product_attention" not in str(error):
             raise
         return "its attention is not computed by sdpa"
-    return lacking(model)
+    return missing_part(model)
 
 
-def lacking(model: PreTrainedModel) -> str | None:
+def missing_part(model: PreTrainedModel) -> str | None:
     """Return the required part that a model lacks, or None."""
     if getattr(model.config, "image_token_id", None) is None:
         return "its config names no image token"

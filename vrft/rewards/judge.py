@@ -43,10 +43,10 @@ the last line: a number from {lowest} (useless) to {highest} (nothing to improve
 LOG = logging.getLogger(__name__)
 
 NUMBER = re.compile(r"[-+]?\d+(\.\d+)?", re.ASCII)
-LONGEST_SAID = 200
+MAX_QUOTED = 200
 """Maximum number of characters of a reply that a message quotes."""
 
-MOST_BYTES = 2**24
+MAX_BYTES = 2**24
 """Maximum size of a response. `concurrency` responses may be in memory; 1,000 tokens take a few kilobytes."""
 
 OWN_FIELDS = ("messages", "model", "n", "stream")
@@ -137,7 +137,7 @@ class Judge(Reward):
                 raise ConfigurationError(f"{field}.{name}: expected seconds above 0, got {seconds}")
         if own := sorted({*(request or {})} & {*OWN_FIELDS}):
             raise ConfigurationError(f"{field}.request: expected no field {own[0]!r}, which the judge itself decides")
-        self.client = HttpClient(url, f"{field}.url", key_variable, MOST_BYTES)
+        self.client = HttpClient(url, f"{field}.url", key_variable, MAX_BYTES)
         self.name, self.rubric, self.lowest, self.highest = model, rubric, lowest, highest
         self.request = {"temperature": 0, "max_tokens": 512} if request is None else request
         self.concurrency, self.attempts, self.timeout, self.patience = concurrency, attempts, timeout, patience
@@ -301,7 +301,7 @@ class Judge(Reward):
         expected = f"expected a number from {self.lowest:g} to {self.highest:g} alone on the last line"
         if NUMBER.fullmatch(last) and self.lowest <= float(last) <= self.highest:
             return float(last), ""
-        return None, f"{expected}, got {last[:LONGEST_SAID]!r}"
+        return None, f"{expected}, got {last[:MAX_QUOTED]!r}"
 
     def _failure(self, reason: str) -> RewardFailed:
         return RewardFailed(visible(redact(f"model.rewards: Judge ({self.name}): {self.client.url}: {reason}")))

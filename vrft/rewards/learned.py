@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import torch
 
 
-MOST_ROWS = 16
+MAX_ROWS = 16
 """Maximum number of completions per forward pass, which bounds its memory."""
 
 
@@ -101,16 +101,16 @@ class RewardModel(Reward):
     def scores(self, answers: Sequence[Answer], samples: Sequence[Question]) -> Sequence[float | None]:
         found: list[float] = []
         for texts, about in _groups(answers, samples, alone=self.processor is None):
-            pairs = [*zip(texts, map(self._asked, about), strict=True)]
+            pairs = [*zip(texts, map(self._question, about), strict=True)]
             distinct = [*dict.fromkeys(pairs)]
             by_pair: dict[tuple[str, str], float] = {}
-            for start in range(0, len(distinct), MOST_ROWS):
-                some = distinct[start : start + MOST_ROWS]
+            for start in range(0, len(distinct), MAX_ROWS):
+                some = distinct[start : start + MAX_ROWS]
                 by_pair |= zip(some, self._probabilities(self._inputs(some, about[0])), strict=True)
             found += [by_pair[pair] for pair in pairs]
         return found
 
-    def _asked(self, sample: Question) -> str:
+    def _question(self, sample: Question) -> str:
         return self.question.replace("{query}", sample.query)
 
     def _inputs(self, pairs: Sequence[tuple[str, str]], about: Question) -> Any:

@@ -15,7 +15,7 @@ from vrft.rollout import Sampling
 from vrft.training.grpo import overlong_penalty, replace_zero_variance
 from vrft.training.module import VisionModule
 from vrft.training.objective import Objective
-from vrft.training.oversampling import most_telling
+from vrft.training.oversampling import max_variance_subset
 from vrft.training.rollouts import Generation
 from vrft.training.scoring import finite_means, parse_completions
 from vrft.training.self_judge import SelfJudge, self_judges
@@ -70,7 +70,7 @@ class Collector:
         scored = scored.select(replace_zero_variance(zero_variance, prompts))
         if self.num_samples == self.num_generations:
             return scored
-        return scored.keep(most_telling(scored.reward, self.num_generations).tolist())
+        return scored.keep(max_variance_subset(scored.reward, self.num_generations).tolist())
 
     def record_success(self, scored: ScoredRollout) -> None:
         """Add the completions of all ranks to the success rates, which weight the prompts in the next pass."""

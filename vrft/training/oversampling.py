@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 
-def most_telling(rewards: Tensor, count: int) -> Tensor:
+def max_variance_subset(rewards: Tensor, count: int) -> Tensor:
     """Return the `count` completions of each group whose rewards vary most (PODS, arXiv 2504.13818).
 
     These are the k lowest and the count - k highest rewards, for the k that maximises their variance. Ties are resolved

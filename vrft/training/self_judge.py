@@ -22,7 +22,7 @@ from vrft.training.strategies import parallelism_of
 from vrft.types import Answer, PromptBatch, Question, Sample
 
 
-class Asked(Task):
+class QueryTask(Task):
     """A task whose prompt is the query."""
 
     prompt, form = "{query}", ""
@@ -135,7 +135,7 @@ class SelfJudge:
         for answer, sample in zip(answers, samples, strict=True):
             assert isinstance(sample, Sample)
             pairs.setdefault((id(sample), answer.text), sample)
-        asked = [self._asked(text, sample) for (_, text), sample in pairs.items()]
+        asked = [self._judging_sample(text, sample) for (_, text), sample in pairs.items()]
         scores = dict(zip(pairs, self._scores(asked), strict=True))
         return [scores[id(sample), answer.text] for answer, sample in zip(answers, samples, strict=True)]
 
@@ -151,7 +151,7 @@ class SelfJudge:
         other = self(others, samples)
         return sum(own) / len(own) - sum(other) / len(other)
 
-    def _asked(self, completion: str, sample: Sample) -> Sample:
+    def _judging_sample(self, completion: str, sample: Sample) -> Sample:
         """Return a sample whose query is the question about an answer."""
         task, frame = self.task, self.policy.encoder(self.task).frame(sample.image)
         question = task.image_note(sample) + task.question(sample, frame)
@@ -162,7 +162,7 @@ class SelfJudge:
     def _scores(self, asked: Sequence[Sample]) -> list[float]:
         policy = self.policy
         policy.eval()  # training enables dropout, and rollouts on servers do not disable it
-        encoder = replace(policy.encoder(self.task), task=Asked())
+        encoder = replace(policy.encoder(self.task), task=QueryTask())
         length = max(map(len, self.replies))
         ids, mask = torch.zeros(2, length, dtype=torch.long), torch.zeros(2, length, dtype=torch.long)
         for row, reply in enumerate(self.replies):

@@ -34,7 +34,7 @@ LOADING_ERRORS = (
 WITH_REPORT: dict[str, Any] = {"output_loading_info": True, "ignore_mismatched_sizes": True}
 """Arguments that make `from_pretrained` also return the report that `check_loaded` needs."""
 
-LARGE = 2**30
+LARGE_BYTES = 2**30
 """Minimum bytes of weights for a progress bar."""
 
 MESSAGE_CHARACTERS = 300
@@ -111,7 +111,7 @@ def bars_if_large(checkpoint: str) -> Iterator[None]:
 
     shown = logging.is_progress_bar_enabled()
     size = sum(path.stat().st_size for path in Path(checkpoint).glob("*.safetensors"))
-    if 0 < size < LARGE:
+    if 0 < size < LARGE_BYTES:
         logging.disable_progress_bar()
     try:
         yield

@@ -9,7 +9,7 @@ from pathlib import Path
 from vrft.errors import ConfigurationError
 from vrft.utils.regular_files import read_regular
 
-MOST = 200_000
+MAX_SCORES = 200_000
 """Maximum number of scores in memory. The oldest are dropped first."""
 
 
@@ -59,5 +59,5 @@ class ScoreCache:
 
     def _keep(self, key: str, score: float) -> None:
         self.scores[key] = score
-        if len(self.scores) > MOST:
+        if len(self.scores) > MAX_SCORES:
             self.scores.pop(next(iter(self.scores)), None)

@@ -63,7 +63,7 @@ def format_of(path: Path) -> str | None:
         return None
 
 
-def this_is(found: str | None) -> str:
+def format_hint(found: str | None) -> str:
     """Return the end of a message that names a format, given the result of `format_of`, but not the class."""
     return f"; this is {found.partition(':')[0]}" if found else ""
 
