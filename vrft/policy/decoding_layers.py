@@ -108,9 +108,8 @@ def rotation_factors(embeddings: tuple[Tensor, Tensor], rotated: int, kept: int)
     cos, sin = embeddings
     half = sin.shape[-1] // 2
     sin = torch.cat([-sin[..., :half], sin[..., half:]], -1)
-    shape = (len(cos), kept, cos.shape[-1])
-    cos_rest, sin_rest = (cos.new_full((), value).expand(shape) for value in (1, 0))
-    return torch.cat([cos.expand(-1, rotated, -1), cos_rest], 1), torch.cat([sin.expand(-1, rotated, -1), sin_rest], 1)
+    cos, sin = (x.expand(-1, rotated, -1) for x in (cos, sin))
+    return F.pad(cos, (0, 0, 0, kept), value=1.0), F.pad(sin, (0, 0, 0, kept))
 
 
 class DecodingLayer:
