@@ -11,7 +11,8 @@ import torch
 
 from tests.helpers import families
 from tests.policy.test_families import Prompts, generate, load
-from vrft.policy.decoding_layers import DecodingLayer
+from vrft.policy.decoding_forward import Rotations
+from vrft.policy.decoding_layers import DecodingLayer, rotation_factors
 from vrft.rollout import Sampling
 
 FUSED = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "internvl", "llava_onevision", "idefics3", "smolvlm")
@@ -85,3 +86,27 @@ def test_the_token_that_compares_layers_is_sampled_as_in_later_rollouts(
     later = generate(policy, batch, 4, Sampling(temperature=2.0), 4)
     assert torch.equal(compared.ids, later.ids)
     assert torch.equal(compared.log_probs, later.log_probs)
+
+
+@pytest.mark.parametrize(("kind", "calls"), [("default", 2), ("dynamic", 20)])
+def test_rotations_ahead_are_those_of_each_token(
+    kind: str, calls: int, checkpoint: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoder: Any = load(checkpoint("qwen2_5_vl")).base.get_decoder()
+    layer, embed, seen = DecodingLayer(decoder.layers[0], {}), decoder.rotary_emb, []
+    monkeypatch.setattr(embed, "rope_type", kind)
+    monkeypatch.setattr(embed, "original_max_seq_len", 0)
+    rotations = Rotations(embed, layer)
+    first = torch.tensor([[[5], [9], [2]]]).expand(3, -1, -1)  # (axes, N, 1)
+    found = []
+    hook = embed.register_forward_hook(lambda *_: seen.append(1))
+    for t in range(20):
+        first = first if t < 10 else first[:, :2]  # a row leaves
+        found.append(rotations.at(first + t, torch.zeros(first.shape[1], 4)))
+    hook.remove()
+    assert len(seen) == calls
+    for t, factors in enumerate(found):
+        rows = len(factors[0])
+        positions = torch.tensor([[[5], [9], [2]]]).expand(3, -1, -1)[:, :rows] + t
+        expected = rotation_factors(embed(torch.zeros(rows, 1, 4), positions), layer.rotated, layer.kept)
+        assert all(map(torch.equal, factors, expected))

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from vrft.policy.decoding_layers import (
     DecodingLayer,
+    Factors,
     TokenLayout,
     has_epsilon,
     has_usual_parts,
@@ -47,6 +48,13 @@ def decoding_layers(model: PreTrainedModel) -> list[nn.Module]:
     return layers if usual else []
 
 
+AHEAD = 16
+"""Tokens of a row whose rotation factors a CPU computes at once."""
+
+FIXED_ROTATIONS = ("default", "linear", "llama3", "yarn")
+"""Types of rotary embeddings whose frequencies do not depend on the largest position."""
+
+
 class DecodingForward:
     """Embeddings, layers and the last norm for one new token per row."""
 
@@ -54,17 +62,42 @@ class DecodingForward:
         """Take the model, its layers without adapters, and products with their weights."""
         self.embedding, self.decoder = model.get_input_embeddings(), model.get_decoder()
         self.layers = [DecodingLayer(layer, products) for layer in layers]
+        self.rotations = Rotations(self.decoder.rotary_emb, self.layers[0])
 
     def __call__(self, tokens: Tensor, positions: Tensor, layout: TokenLayout) -> Tensor:
         """Return the hidden states of new tokens: (N,) at positions (…, N, 1) -> (N, H)."""
-        first = self.layers[0]
         with torch.autocast(tokens.device.type, enabled=False):
-            x: Tensor = self.embedding(tokens).to(first.attention.o_proj.weight.dtype)
-            embeddings = self.decoder.rotary_emb(x[:, None], positions)
-            factors = rotation_factors(embeddings, first.rotated, first.kept)
+            x: Tensor = self.embedding(tokens).to(self.layers[0].attention.o_proj.weight.dtype)
+            factors = self.rotations.at(positions, x)
             for layer in self.layers:
                 x = layer(x, factors, layout)
             return rms_norm(x, self.decoder.norm)
+
+
+class Rotations:
+    """Rotation factors of new tokens.
+
+    Rotary embeddings are some 20 small operations, so that a CPU computes them for several tokens of a row at once. It
+    does not where frequencies depend on the largest position.
+    """
+
+    def __init__(self, embed: Any, layer: DecodingLayer) -> None:
+        """Take the model's rotary embedding, and a layer with as many heads as the others have."""
+        self.embed, self.layer = embed, layer
+        self.ahead = AHEAD if getattr(embed, "rope_type", None) in FIXED_ROTATIONS else 1
+        self.known: list[tuple[Tensor, Factors]] = []  # positions and factors of the next tokens
+
+    def at(self, positions: Tensor, x: Tensor) -> Factors:
+        """Return the factors of positions (…, N, 1), each (N, all heads, D), in the dtype of hidden states x (N, H)."""
+        if not positions.is_cpu:
+            return rotation_factors(self.embed(x[:, None], positions), self.layer.rotated, self.layer.kept)
+        if not self.known or not torch.equal(self.known[0][0], positions):
+            following = positions + torch.arange(self.ahead)  # (…, N, ahead)
+            embeddings = (x.transpose(0, 1).flatten(0, 1)[:, None] for x in self.embed(x[:, None], following))
+            cos, sin = rotation_factors(tuple(embeddings), self.layer.rotated, self.layer.kept)  # (ahead N, heads, D)
+            factors = zip(cos.split(len(x)), sin.split(len(x)), strict=True)
+            self.known = list(zip(following.split(1, -1), factors, strict=True))
+        return self.known.pop(0)[1]
 
 
 class DecodingCheck:

@@ -24,6 +24,9 @@ from vrft.policy.shared_prefix import Layout
 LAYER = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
 ATTENTION = {"q_proj", "k_proj", "v_proj", "o_proj"}
 HEAD_NORMS = {"q_norm", "k_norm"}
+Factors = tuple[Tensor, Tensor]
+"""Cosines and sines of the angles by which a token's heads are rotated."""
+
 MLP = {"gate_proj", "up_proj", "down_proj", "act_fn"}
 
 
@@ -97,7 +100,7 @@ def add_projected(x: Tensor, y: Tensor, linear: nn.Linear, products: Products) -
     return x + linear(y)
 
 
-def rotation_factors(embeddings: tuple[Tensor, Tensor], rotated: int, kept: int) -> tuple[Tensor, Tensor]:
+def rotation_factors(embeddings: Factors, rotated: int, kept: int) -> Factors:
     """Return cosines and signed sines of a token by head, (N, rotated + kept heads, D): values are not rotated.
 
     Args:
@@ -131,7 +134,7 @@ class DecodingLayer:
         self.queries = attention.q_proj.out_features // self.size
         self.rotated = self.queries + self.kept
 
-    def __call__(self, x: Tensor, factors: tuple[Tensor, Tensor], layout: TokenLayout) -> Tensor:
+    def __call__(self, x: Tensor, factors: Factors, layout: TokenLayout) -> Tensor:
         """Return the output of the layer, which may overwrite the input: (N, H) -> (N, H).
 
         Args:
@@ -145,7 +148,7 @@ class DecodingLayer:
         gate, up = inner.chunk(2, -1)
         return add_projected(x, self.mlp.act_fn(gate).mul_(up), self.mlp.down_proj, self.products)
 
-    def attend(self, x: Tensor, factors: tuple[Tensor, Tensor], layout: TokenLayout) -> Tensor:
+    def attend(self, x: Tensor, factors: Factors, layout: TokenLayout) -> Tensor:
         """Return the output of attention before its projection: (N, H) -> (N, heads * D)."""
         attention, (cos, sin) = self.attention, factors
         states = project(x, self.projections[0], self.products).view(x.shape[0], -1, self.size)  # (N, all heads, D)
