@@ -135,7 +135,7 @@ def test_other_samples_have_no_rates_after_a_resume() -> None:
     same, changed = of("cat", "dog", "cat"), of("cat", "cow", "cat")
     same.load_state_dict(one.state_dict())
     assert same.rates.answers.tolist() == [8, 8, 8]
-    with pytest.warns(UserWarning, match="ckpt_path: 1 of 3 training samples are others than those of the checkpoint"):
+    with pytest.warns(UserWarning, match="ckpt_path: 1 of 3 training samples differ from those of the checkpoint"):
         changed.load_state_dict(one.state_dict())
     assert (changed.rates.successes.tolist(), changed.rates.answers.tolist()) == ([8, 0, 8], [8, 0, 8])
     assert one.rates.answers.tolist() == [8, 8, 8]

@@ -226,7 +226,9 @@ def test_an_evaluation_writes_its_results_and_settings(tmp_path: Path) -> None:
     assert logged["coco/AP"] == pytest.approx(again.stats[0], abs=1e-12)
     about = json.loads((tmp_path / "out" / "coco.meta.json").read_text())
     assert about["undefined"] == ["never there"]
-    assert "coco: categories without a true box in these images count in no mean: never there" in evaluator.warnings
+    assert (
+        "coco: categories without a true box in these images are left out of means: never there" in evaluator.warnings
+    )
     assert about["numbers"]["AP"] == logged["coco/AP"]
     assert 0 < about["tied_scores"] <= 1
     each = (tmp_path / "out" / "coco_per_category.csv").read_text().splitlines()

@@ -132,7 +132,7 @@ class Filter(Callback):
         if without:
             print(f"kept without a rate, since {rule.reward} does not apply or an image can't be read: {without}")
         if kept:
-            print(f"to train on those kept: --data.keep={path}")
+            print(f"to train on the kept samples: --data.keep={path}")
 
 
 def rule_of(

@@ -70,7 +70,7 @@ class Guards(Callback):
                 with atomic_write(path) as partial:
                     partial.write_text("".join(json.dumps(entry) + "\n" for entry in self.reported), encoding="utf-8")
             except OSError as error:
-                rank_zero_warn(f"{path} may repeat findings from before the run was resumed: {error}")
+                rank_zero_warn(f"{path} may repeat warnings from before the run was resumed: {error}")
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: PromptBatch, batch_idx: int

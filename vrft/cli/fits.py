@@ -148,11 +148,11 @@ def show(found: Sequence[Fit], title: str, gpu_memory: float | None) -> None:
     console.print(table)
     reserve = f"{RESERVE / GB:g} GB for CUDA and fragmentation"
     console.print(
-        "stays: weights, states (gradients and optimizer), ref. (a frozen copy), decoding (copies to decode with)"
+        "stays: weights, states (gradients and optimizer), ref. (a frozen copy), decoding (copies of weights)"
     )
     if any(fit.estimate.stays.get("vLLM server, asleep") for fit in found):
         console.print("rollout: the weights and the vLLM server's share; `all` includes the server while it sleeps")
-    console.print("load, rollout, update: the most during that phase, what stays included")
-    console.print(f"all: the most in a run, with {reserve}")
+    console.print("load, rollout, update: peak memory of the phase, including what stays")
+    console.print(f"all: peak memory of a run, with {reserve}")
     if gpu_memory is not None:
         console.print(f"batch: the largest data.batch_size on {gpu_memory:g} GB, up to {MAX_BATCH}; -: none fits")

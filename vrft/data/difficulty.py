@@ -158,6 +158,6 @@ class DifficultySampler(PromptSampler):
             for values in (self.rates.successes, self.rates.answers):
                 values[others] = 0.0
             notices.warn(
-                f"ckpt_path: {count} of {self.size} training samples are others than those of the checkpoint; their "
-                "success rates (model.difficulty) begin anew"
+                f"ckpt_path: {count} of {self.size} training samples differ from those of the checkpoint; their "
+                "success rates (model.difficulty) start over"
             )

@@ -195,7 +195,7 @@ def settle_orientation(
         example = next(iter(ambiguous.values())).image
         notices.warn(
             f"data: {counted(len(ambiguous), 'image')} with an Exif orientation, e.g. {example}: "
-            "no size tells whether the boxes belong to the upright image; this is assumed"
+            "no annotated size shows whether the boxes refer to the upright image, which is assumed"
         )
     return [replace(record, convention=convention) if image_key(record) in ambiguous else record for record in records]
 

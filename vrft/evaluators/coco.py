@@ -238,7 +238,7 @@ class CocoEvaluator(Evaluator[Row]):
         assert self.curves is not None
         if undefined := self.curves.undefined():
             names = ", ".join(undefined[:MAX_NAMES]) + (", …" if len(undefined) > MAX_NAMES else "")
-            self.note(f"{self.format}: categories without a true box in these images count in no mean: {names}")
+            self.note(f"{self.format}: categories without a true box in these images are left out of means: {names}")
         found = [box for row in rows for box in row.detections]
         for message in score_warnings(found, self.tied, self.confidence, self.field):
             self.warn(f"{self.format}: {message}")

@@ -48,5 +48,7 @@ class PresenceEvaluator(Evaluator[Row]):
     def write(self, folder: Path, rows: list[Row]) -> None:
         named = {str(row.image_id): row.named for row in rows}
         if len(named) < len({row.image_id for row in rows}):
-            self.warn("category_map.json: some image ids are equal as text, e.g. 1 and '1'; the map has one of them")
+            self.warn(
+                "category_map.json: some image ids are equal as text, e.g. 1 and '1'; the map has only one of them"
+            )
         write_json(folder / "category_map.json", named)

@@ -56,7 +56,9 @@ def write_resampled(
     try:
         found = resampled([*images.values()], bootstrap_draws(len(images), RESAMPLES, SEED))
     except (ArithmeticError, LookupError, ValueError) as error:
-        rank_zero_info(f"{name}: the report has no intervals, as scores of resampled images can't be computed: {error}")
+        rank_zero_info(
+            f"{name}: the report has no intervals, because scores of resampled images can't be computed: {error}"
+        )
         return
     content = {
         "images": len(images),

@@ -66,7 +66,10 @@ class NoFormat(Guard):
                 f"most often ({count / max(faults.total(), 1):.0%}) {commonest}; read transcripts.jsonl, and state the "
                 "format in task.template, or begin with some steps of SFT"
             )
-        return f"no completion of the last {WINDOW} rollouts is in the required format: {reason}"
+        return (
+            f"at most {MIN_VALID_SHARE:.0%} of the completions of the last {WINDOW} rollouts are in the required "
+            f"format: {reason}"
+        )
 
 
 class WholeImage(Guard):

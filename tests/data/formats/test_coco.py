@@ -103,7 +103,7 @@ def test_a_bad_file_is_an_error(changes: dict[str, Any], said: str, tmp_path: Pa
 
 def test_entries_that_share_a_file_are_named(tmp_path: Path) -> None:
     changes = {"images": [IMAGE, OTHER | {"file_name": IMAGE["file_name"]}], "annotations": [BOX, GOOD]}
-    with pytest.warns(UserWarning, match=r"1 file with several entries of images, e\.g\. 'a\.png'; the boxes of one"):
+    with pytest.warns(UserWarning, match=r"1 file with several entries of images, e\.g\. 'a\.png'; each entry is used"):
         samples_of(coco_data(tmp_path, changes), tmp_path)
 
 

@@ -251,8 +251,8 @@ class Instances:
         files = Counter(file_of(entry) for entry in images.values())
         if shared := [name for name, count in files.items() if count > 1]:
             notices.warn(
-                f"{self.path}: {counted(len(shared), 'file')} with several entries of images, e.g. {shared[0]!r}; the "
-                "boxes of one entry are no targets of the others"
+                f"{self.path}: {counted(len(shared), 'file')} with several entries of images, e.g. {shared[0]!r}; each "
+                "entry is used with its own boxes only"
             )
         return images
 
