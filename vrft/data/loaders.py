@@ -77,7 +77,7 @@ class PromptSampler(ResumableSampler):
         return max(1, self.size // (self.batch_size * self.world_size)) * self.batch_size
 
     def permutation(self) -> torch.Tensor:
-        """Return the samples of a pass over the data in order."""
+        """Return the indices of the samples of a pass over the data in order, (size,)."""
         if not self.shuffle:
             return torch.arange(self.size)
         generator = torch.Generator().manual_seed((self.seed << 20) + self.epoch)

@@ -147,7 +147,7 @@ def read_rates(path: Path) -> tuple[Header, list[Entry]]:
     """Read the file of all samples.
 
     Raises:
-        ConfigurationError: it can't be read, is not such a file, or lacks lines.
+        ConfigurationError: the file can't be read, has another format, or lacks lines.
     """
     lines = read_bytes(path).splitlines()
     expected = "expected a file that `python -m vrft filter` has written"

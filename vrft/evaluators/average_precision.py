@@ -113,7 +113,7 @@ def as_lvis_reads(content: dict[str, Any]) -> dict[str, Any]:
 
 
 def hotcoco_evaluation(content: dict[str, Any], results: Array, format: Format) -> Any:
-    """Return hotcoco's evaluation object, on which `evaluate` was not called yet."""
+    """Return hotcoco's evaluation object for results, (N, 7), on which `evaluate` was not called yet."""
     import hotcoco
 
     truth = hotcoco.COCO(as_lvis_reads(content) if format == "lvis" else content)

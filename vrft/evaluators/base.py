@@ -175,7 +175,7 @@ def judging_evaluator(trainer: Trainer, option: str) -> Evaluator[Any]:
     """Return the first of the trainer's evaluators that defines `quality`.
 
     Raises:
-        ConfigurationError: there is none. The message names the option that needs it.
+        ConfigurationError: no evaluator defines it. The message names the option that needs such an evaluator.
     """
     found = evaluators_of(trainer)
     for evaluator in found:

@@ -24,8 +24,8 @@ class Sampled:
     image_id: Id
     qualities: list[float]  # n, from 0 to 1
     log_probs: list[float]  # n, sums over the tokens of a completion
-    votes: dict[int, float] = field(default_factory=dict)  # by k, the mean quality of the votes of k answers each
-    scores: dict[str, list[float]] = field(default_factory=dict)  # by reward, n scores that need no ground truth
+    votes: dict[int, float] = field(default_factory=dict)  # k -> mean quality of the votes of groups of k answers
+    scores: dict[str, list[float]] = field(default_factory=dict)  # reward that needs no ground truth -> n scores
 
 
 def sizes(n: int) -> list[int]:

@@ -235,7 +235,7 @@ class Truth:
     def calibration(
         self, results: Array, format: Format, categories: Iterable[str] | None, images: Iterable[Id] | None = None
     ) -> Calibration | None:
-        """Return the calibration of scores, see `evaluate` and `vrft.evaluators.calibration`.
+        """Return the calibration of the scores in results, (N, 7), see `evaluate` and `vrft.evaluators.calibration`.
 
         `categories` are the names of the categories whose boxes count; default: all.
         """

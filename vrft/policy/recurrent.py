@@ -59,7 +59,7 @@ class LayerState:
         return conv_states
 
     def update_recurrent_state(self, recurrent_states: Tensor, layer_idx: int, state_idx: int = 0) -> Tensor:
-        """Replace the recurrent state."""
+        """Replace the recurrent state, (n, …), and return it."""
         self.recurrent = recurrent_states
         return recurrent_states
 
@@ -68,7 +68,7 @@ class LayerState:
         return True
 
     def copies(self, counts: Sequence[int]) -> tuple[Tensor | None, Tensor | None]:
-        """Return `counts[i]` copies of row i of both tensors."""
+        """Return `counts[i]` copies of row i of both tensors, (sum(counts), …)."""
 
         def repeat(x: Tensor | None) -> Tensor | None:
             if x is None:
@@ -111,7 +111,7 @@ class StateLayout(Protocol):
     """Defines which tokens of a forward follow which. Passed to the model as `shared_prefix`."""
 
     def recur(self, module: nn.Module, forward: StatefulForward, hidden: Tensor) -> Tensor:
-        """Compute a layer: hidden states in, hidden states out."""
+        """Compute a layer, hidden states (n, tokens, H) -> (n, tokens, H)."""
 
 
 def mixers(layers: Sequence[nn.Module], layer_types: Sequence[str]) -> list[nn.Module] | None:
@@ -142,7 +142,10 @@ def share_states(modules: Sequence[nn.Module]) -> None:
 def shared_prefix_forward(
     module: nn.Module, hidden_states: Tensor, *args: Any, shared_prefix: StateLayout | None = None, **kwargs: Any
 ) -> Tensor:
-    """Compute a layer for transformers, by its own forward unless the model was called with `shared_prefix`."""
+    """Compute a layer for transformers, (n, tokens, H) -> (n, tokens, H).
+
+    The layer's own forward is called once, unless the model was called with `shared_prefix`.
+    """
     forward = MethodType(type(module).forward, module)
     if shared_prefix is None:
         return forward(hidden_states, *args, **kwargs)

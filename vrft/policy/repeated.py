@@ -33,7 +33,17 @@ def with_tokens(prompt: Prompt, tokens: Tensor, mask: Tensor) -> dict[str, Any]:
 def repeated_hidden_states(
     model: PreTrainedModel, prompts: Sequence[Prompt], ids: Tensor, lengths: Sequence[int]
 ) -> Tensor:
-    """Compute `shared_prefix.group_hidden_states` for any model, with G copies of a prompt's text, not its images."""
+    """Compute `shared_prefix.group_hidden_states` for any model by repeating the text, but not the images, of prompts.
+
+    Args:
+        model: the model.
+        prompts: P prompts.
+        ids: completions, (N, T).
+        lengths: number of tokens of each of N completions.
+
+    Returns:
+        Hidden states that predict the real tokens, concatenated over rows, (sum of lengths, H).
+    """
     group_size = len(lengths) // len(prompts)
     parts = []
     for p, prompt in enumerate(prompts):

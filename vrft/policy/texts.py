@@ -20,7 +20,7 @@ def completion_texts(tokenizer: Any, ids: Tensor, mask: Tensor, stop_ids: Tensor
 
 
 def completion_token_texts(tokenizer: Any, rollout: Rollout, stop_ids: Tensor) -> list[tuple[tuple[str, float], ...]]:
-    """Return the text and log-probability of each token of each completion, without the stop token."""
+    """Return the text and log-probability of each token of each of N completions, without the stop token."""
     ids, log_probs, mask = rollout.ids.cpu(), rollout.log_probs.cpu(), rollout.mask.cpu()
     kept = mask.bool() & ~torch.isin(ids, stop_ids.cpu())
     return [

@@ -44,7 +44,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def compose_cells(embeddings: Tensor, vocabulary: dict[str, int], seed: int) -> None:
-    """Set the embedding of each cell to a sum of random vectors for its row, its column and its open sides.
+    """Set the embedding of each cell, a row of (V, H), to a sum of random vectors for row, column and open sides.
 
     Otherwise 400 tokens, composed of 15 parts, would have to be learned separately.
     """

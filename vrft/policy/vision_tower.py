@@ -48,7 +48,7 @@ class Segments:
         self.indices: tuple[Tensor, Tensor] | None = None
 
     def boundaries_on(self, device: torch.device) -> Tensor:
-        """Return the boundaries on a device."""
+        """Return the boundaries on a device, (S + 1,)."""
         if self.on_device is None:
             self.on_device = self.boundaries.to(device, torch.int32, non_blocking=True)
         return self.on_device
@@ -112,7 +112,7 @@ def batched_attention(qkv: Sequence[Tensor], segments: Segments, dropout: float,
 def attention_of_equals(
     qkv: Sequence[Tensor], length: int, count: int, dropout: float, scaling: float | None
 ) -> Tensor:
-    """Compute attention of `count` segments of `length` patches each."""
+    """Compute attention of `count` segments of `length` patches each, (count * length, heads, dim)."""
     q, k, v = (x.unflatten(0, (count, length)).transpose(1, 2) for x in qkv)  # (S, heads, length, dim)
     output = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, scale=scaling)
     return output.transpose(1, 2).flatten(0, 1)

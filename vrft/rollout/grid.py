@@ -42,7 +42,7 @@ class DecodingGrid:
         self.truncated = False
 
     def restart(self, uniform: Tensor) -> None:
-        """Start over with other rows of the same number and length."""
+        """Start over with the same number and length of rows. `uniform`: see the constructor."""
         self.uniform.copy_(uniform.flatten(0, 1))
         torch.mul(self.rows.flatten(), self.limit, out=self.index)
         self.active.fill_(True)

@@ -170,7 +170,13 @@ class Collector:
             self.module.log("train/self_preference_gap", gap, sync_dist=True)
 
     def log(self, scored: ScoredRollout, zero_variance: Tensor, prompts: int) -> None:
-        """Log statistics of all sampled completions, before oversampling and dynamic sampling drop some."""
+        """Log statistics of all sampled completions, before oversampling and dynamic sampling drop some.
+
+        Args:
+            scored: all sampled completions.
+            zero_variance: whether each group has zero variance, bool.
+            prompts: number of prompts to train on, P.
+        """
         module = self.module
         module.log("train/completion_length", scored.rollout.mask.sum(1).float().mean(), sync_dist=True)
         module.log("train/truncated", scored.rollout.truncated.float().mean(), sync_dist=True)

@@ -40,7 +40,7 @@ class YoloConfig:
         """Read a file.
 
         Raises:
-            ConfigurationError: it is not a YOLO data.yaml.
+            ConfigurationError: the file is not a YOLO data.yaml.
         """
         try:
             content = decode_yaml(decode_text(read_bytes(path), encoding))

@@ -131,7 +131,7 @@ class Server:
 
     @contextmanager
     def _delay_after_failure(self) -> Iterator[None]:
-        """If the block raises Unavailable, set the time of the next attempt and forget the version of the weights."""
+        """Set the time of the next attempt and forget the version of the weights if the block raises Unavailable."""
         try:
             yield
         except Unavailable as error:

@@ -41,12 +41,8 @@ def end(child: subprocess.Popen[bytes]) -> None:
 
 
 def main(parent: int, command: list[str]) -> int:
-    """Return the exit code of the command, or 128 plus the number of the signal that ended it."""
-    ending = {
-        signal.SIGTERM,
-        signal.SIGINT,
-        signal.SIGHUP,
-    }  # at run time, because Windows, where this is imported, has no SIGHUP
+    """Run the command, and return its exit code, or 128 plus the number of the signal that ended it."""
+    ending = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}  # not a constant: Windows has no SIGHUP
     awaited = {*ending, signal.SIGCHLD}
     signal.pthread_sigmask(signal.SIG_BLOCK, awaited)
     child = subprocess.Popen(command, start_new_session=True, preexec_fn=prepare_child)
