@@ -149,3 +149,20 @@ def test_prompts_without_masks_attend_beside_those_that_have_some(monkeypatch: p
         return group.attend("full_attention", parts, dropout=0.0, scaling=None)
 
     torch.testing.assert_close(attended([False, True]), attended([False, False]))
+
+
+@pytest.mark.parametrize("rest", [0, 2])
+def test_of_a_prefix_the_last_layer_computes_the_last_token_alone(rest: int) -> None:
+    """The others' output would be dropped."""
+    cpu = torch.device("cpu")
+    group = PackedGroup(4, Completions([rest], cpu), [Completions([3, 2], cpu)], [None])
+    tensors = [torch.randn(1, heads, 9 + rest, WIDTH) for heads in (HEADS, KEY_HEADS, KEY_HEADS)]
+
+    def attended(layer: int) -> Tensor:
+        layout = PackedLayout([group], ["full_attention"] * 2, cpu, kept=torch.tensor([3]))
+        module: Any = SimpleNamespace(layer_idx=layer)
+        return layout.attend(module, *tensors, dropout=0.0, scaling=None)
+
+    expected, found = attended(0), attended(1)
+    assert not found[:, :3].any()
+    torch.testing.assert_close(found[:, 3:], expected[:, 3:])

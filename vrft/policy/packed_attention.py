@@ -118,12 +118,18 @@ class PackedGroup:
                 found.setdefault(kind, []).append(padded)
         return {kind: torch.stack(rows) for kind, rows in found.items()}
 
-    def attend(self, kind: str, parts: Sequence[Sequence[Tensor]], **kwargs: Any) -> list[Tensor]:
-        """Return the outputs of attention, each (1, tokens, heads, dim). `parts`: queries, keys and values by part."""
+    def attend(self, kind: str, parts: Sequence[Sequence[Tensor]], ends: bool = False, **kwargs: Any) -> list[Tensor]:
+        """Return the outputs of attention, each (1, tokens, heads, dim). `parts`: queries, keys and values by part.
+
+        `ends`: of the prefix, only the last token's output is used. That of the others is 0.
+        """
         outputs = []
         (q, *_), (k, *_), (v, *_) = parts
         masks = self.masks[0]
         mask = None if masks is None else masks[kind][..., : self.prefix, : self.prefix]
+        if ends and self.prefix > 1:
+            q, mask = q[:, :, -1:], None if mask is None else mask[..., -1:, :]
+            outputs.append(q.new_zeros(1, 1, 1, 1).expand(1, self.prefix - 1, q.shape[1], v.shape[3]))
         outputs.append(attention(q, k, v, mask, **kwargs))
         if self.rests.total:
             own = [part[1] for part in parts]
@@ -207,11 +213,13 @@ class PackedLayout:
         parts = [
             split_without_empty(x, [size for group in self.groups for size in group.sizes]) for x in (query, key, value)
         ]
+        # Not on a GPU, where this takes more kernels.
+        ends = self.kept is not None and query.device.type == "cpu" and module.layer_idx == len(self.layer_types) - 1
         outputs: list[Tensor] = []
         first = 0
         for group in self.groups:
             mine = slice(first, first + len(group.sizes))
-            outputs += group.attend(kind, [part[mine] for part in parts], **kwargs)
+            outputs += group.attend(kind, [part[mine] for part in parts], bool(ends), **kwargs)
             first = mine.stop
         return torch.cat(outputs, 1)
 
