@@ -104,9 +104,8 @@ class GracefulStop(Checkpoint):
             return False
         self.ended.set()
         name = signal.Signals(number).name
-        vision_module(
-            trainer.lightning_module
-        ).rollouts.release()  # bring back tensors that were offloaded to make room for a server
+        # bring back tensors that were offloaded to make room for a server
+        vision_module(trainer.lightning_module).rollouts.release()
         if trainer.global_step == 0:
             trainer.stop(f"{name} before the first step, nothing to save", 128 + number)
         elif trainer.state.fn == TrainerFn.FITTING and not RunCheckpoint.of(trainer).save_last_step(trainer):

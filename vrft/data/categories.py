@@ -149,9 +149,8 @@ class CategoryData(RecordData):
     def extra_records(self, train: Sequence[Record]) -> list[Record]:
         count = round(self.negatives * len(train))
         rng = random.Random(f"{self.seed}/negatives")
-        images = (
-            None if self.shots is None else {record.image_id for record in train}
-        )  # negatives must not add images beyond the shots
+        # negatives must not add images beyond the shots
+        images = None if self.shots is None else {record.image_id for record in train}
         pairs = enumerate(self.absent(images)) if count else ()
         chosen = heapq.nsmallest(count, pairs, key=lambda _: rng.random())
         return [self.absent_record(*pair) for _, pair in sorted(chosen)]

@@ -1,6 +1,6 @@
 """Compute a language model's last layer only for the tokens that predict completion tokens.
 
-Of a prompt's other tokens, only the keys and values in the last layer are used, so their queries and MLP are skipped.
+Of a prompt's other tokens, only the keys and values in the last layer are used, so their MLP is skipped.
 
 n tokens, H hidden size.
 """

@@ -70,31 +70,32 @@ class Policy(nn.Module):
         """Find the checkpoint; `load` reads it.
 
         Args:
-            checkpoint: a folder, a model on the Hugging Face Hub, or a built-in one (tiny-detection, tiny-digits,
+            checkpoint: a folder, a model on the Hugging Face Hub, or a built-in policy (tiny-detection, tiny-digits,
                 tiny-clean).
-            lora: train low-rank adapters instead of all weights; the reference is then the model without them, or with
-                the adapter that training starts from.
-            freeze_vision: do not train the vision tower and its projector; each image is then encoded once a step.
-            dtype: dtype of the computation, and of weights that are not trained; float16 is for GPUs without bfloat16
-                and scales losses.
-            trained_dtype: dtype of the weights that train and their gradients; bfloat16 needs an optimizer that rounds
-                stochastically, `dtype` bfloat16, no `lora` and one process.
-            quantize: keep the language model's linear layers in four bits (QLoRA); only adapters can then be trained.
-                Checkpoints that bitsandbytes has quantised are loaded in four bits without it.
-            min_pixels: smaller images are enlarged to this area; default: the checkpoint's own.
-            max_pixels: larger images are shrunk to this area; default: the checkpoint's own. Families that resize
-                images by area honour it (Qwen-VL, GLM-V), others refuse it.
-            max_tiles: largest number of tiles that an image is cut into, not counting an overview; default: the
-                checkpoint's own. Families that cut images into tiles honour it (InternVL, LLaVA-OneVision, Idefics3,
-                SmolVLM), others refuse it.
-            gradient_checkpointing: compute activations again in the backward pass: slower, less memory.
-            offload_reference: keep a full reference in CPU memory while it is not used.
-            coordinates: coordinates of boxes in prompts and answers: thousandths of the image (Qwen2-VL, Qwen3-VL),
-                pixels of the resized image (Qwen2.5-VL) or unit, 0..1 (LLaVA); default: the model family's, and
-                thousandths, with a warning, if those are not known.
-            coordinate_decimals: decimals of these coordinates; default: 3 in unit, else 0. Objects too small for the
-                default, which the doctor names, need more.
-            trust_remote_code: run Python code that comes with the checkpoint; on the command line only.
+            lora: train low-rank adapters instead of all weights. The reference is then the model without adapters, or
+                with its initial adapter if `lora.adapter` is set.
+            freeze_vision: do not train the vision tower and its projector; each image is then encoded once per step.
+            dtype: dtype of the computation and of frozen weights. float16 is for GPUs without bfloat16 and uses loss
+                scaling.
+            trained_dtype: dtype of trained weights and their gradients. bfloat16 needs an optimizer with stochastic
+                rounding, `dtype` bfloat16, no `lora`, and a single process.
+            quantize: keep the language model's linear layers in four bits and train only adapters (QLoRA). Checkpoints
+                that bitsandbytes has already quantised to four bits don't need it.
+            min_pixels: minimum area of an image, in pixels; smaller images are enlarged. Default: the checkpoint's
+                setting. For families that resize images by area, e.g. Qwen-VL and GLM-V; others refuse it.
+            max_pixels: maximum area of an image, in pixels; larger images are shrunk. Default: the checkpoint's
+                setting. For the same families as `min_pixels`.
+            max_tiles: maximum number of tiles per image, not counting the overview tile. Default: the checkpoint's
+                setting. For families that cut images into tiles, e.g. InternVL, LLaVA-OneVision, Idefics3 and SmolVLM;
+                others refuse it.
+            gradient_checkpointing: recompute activations in the backward pass, which takes more time but less memory.
+            offload_reference: keep a reference with its own weights in CPU memory while it is not in use.
+            coordinates: coordinate system of boxes in prompts and answers: `thousandths` of the image (Qwen2-VL,
+                Qwen3-VL), `pixels` of the resized image (Qwen2.5-VL), or `unit`, 0..1 (LLaVA). Default: that of the
+                model family or, if it is unknown, thousandths, with a warning.
+            coordinate_decimals: number of decimals of these coordinates; default: 3 for `unit`, otherwise 0. The
+                doctor names objects that are too small for the default.
+            trust_remote_code: run Python code from the checkpoint. Allowed only on the command line.
         """
         super().__init__()
         self.checkpoint = find_checkpoint(checkpoint)

@@ -45,7 +45,8 @@ class RewardModel(Reward):
         Args:
             checkpoint: folder or Hugging Face name of a sequence classification model.
             label: index of the class whose probability is the reward, if the model has several.
-            max_length: maximum number of tokens of the text, at most the model's limit; with images, of the completion.
+            max_length: number of tokens to which the text, or with images the completion, is truncated; at most the
+                model's limit.
             question: text that the classifier expects before an answer, with the field {query}.
             weight: weight of the score in the sum of all rewards.
         """

@@ -63,7 +63,7 @@ class VisionModule(LightningModule):
     """
 
     keep_reference = False
-    """Whether the loss needs a frozen copy of the initial policy as the reference."""
+    """Whether the loss needs the initial policy as a fixed reference."""
     reference_follows = False
     """Whether the reference is a moving average of the trained weights."""
     group_size = 1

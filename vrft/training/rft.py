@@ -126,7 +126,7 @@ class RFT(VisionModule):
                 and the entropy bonus use all tokens. 0.2 in the paper; 1: all.
             entropy_weight: weight of the entropy bonus in the objective; with a target, the weight of the first step.
             entropy_target: increase the weight after steps whose mean entropy, in nats, is below this target, and
-                decrease it after others; default: keep the weight.
+                decrease it after steps above it; default: keep the weight.
             entropy_step: change of the weight after a step.
             temperature: temperature of the sampling distribution, at which log-probabilities are trained too.
             top_p: sample from the most probable tokens up to this total probability; 1: off.

@@ -51,10 +51,8 @@ class DigitsData(ImageFolderData):
 
         scans = load_digits()
         order = np.random.default_rng(0).permutation(len(scans.images))
-        for split, chosen in (
-            ("val", order[:NUM_HELD_OUT]),
-            ("train", order[NUM_HELD_OUT:]),
-        ):  # train last, because its presence marks completion
+        # train last, because its presence marks completion
+        for split, chosen in (("val", order[:NUM_HELD_OUT]), ("train", order[NUM_HELD_OUT:])):
             partial = self.root / f"{split}.partial"
             for i in chosen:
                 folder = partial / DIGIT_NAMES[scans.target[i]]

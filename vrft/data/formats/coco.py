@@ -114,9 +114,8 @@ class CocoData(CategoryData):
 
     def category_ids(self) -> dict[str, Id]:
         names = {} if self.instances is None else self.instances.names
-        return {
-            names[key]: key for key in sorted(names, key=id_order, reverse=True)
-        }  # a name with several ids gets the first
+        # a name with several ids gets the first
+        return {names[key]: key for key in sorted(names, key=id_order, reverse=True)}
 
     def truth_file(self) -> Path | None:
         split = self.evaluated_split()
@@ -215,9 +214,8 @@ class Instances:
             file = self.folder / entry.file_name
             from_windows = "\\" in entry.file_name and not os.path.isfile(file)
             return self.folder / entry.file_name.replace("\\", "/") if from_windows else file
-        parts = entry.coco_url.rsplit("/", 2)[
-            -2:
-        ]  # LVIS's held-out images are in two of COCO's folders, train2017 and val2017
+        # LVIS's held-out images are in two of COCO's folders, train2017 and val2017
+        parts = entry.coco_url.rsplit("/", 2)[-2:]
         nested = self.folder.joinpath(*parts)
         return nested if os.path.isdir(nested.parent) else self.folder / parts[-1]
 
