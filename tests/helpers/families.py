@@ -96,7 +96,7 @@ def write(folder: Path, family: str) -> str:
     with torch.random.fork_rng():
         torch.manual_seed(0)  # of the decays in recurrent layers
         model = AutoModelForImageTextToText.from_config(AutoConfig.for_model(family.partition("+")[0], **config))
-    generator = torch.Generator().manual_seed(0)
+    generator, bias_generator = torch.Generator().manual_seed(0), torch.Generator().manual_seed(1)
     for name, parameter in model.named_parameters():
         # Models with the usual random weights hardly depend on their input: large weights reveal a wrong mask or
         # position. In recurrent layers they would magnify rounding.
@@ -104,6 +104,8 @@ def write(folder: Path, family: str) -> str:
             scale = 0.5 if "lm_head" in name else 0.5 if family in RECURRENT else 1.2
             std = 1.0 if "embed" in name else scale * parameter[0].numel() ** -0.5
             torch.nn.init.normal_(parameter, 0, std, generator=generator)
+        elif name.endswith(".bias"):  # zeros would hide a bias that is left out
+            torch.nn.init.normal_(parameter, 0, 0.1, generator=bias_generator)
     model.generation_config.eos_token_id = [1, 2]
     model.generation_config.pad_token_id = 0
     model.save_pretrained(folder)

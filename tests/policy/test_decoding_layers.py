@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from tests.helpers import families
 from tests.policy.test_families import Prompts, generate, load
-from vrft.policy.decoding_forward import Rotations
-from vrft.policy.decoding_layers import DecodingLayer, rotation_factors
+from vrft.policy.decoding_forward import Rotations, decoding_layers
+from vrft.policy.decoding_layers import DecodingLayer, factors_by_head
 from vrft.rollout import Sampling
 
 FUSED = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "internvl", "llava_onevision", "idefics3", "smolvlm")
@@ -88,14 +90,55 @@ def test_the_token_that_compares_layers_is_sampled_as_in_later_rollouts(
     assert torch.equal(compared.log_probs, later.log_probs)
 
 
-@pytest.mark.parametrize(("kind", "calls"), [("default", 2), ("dynamic", 20)])
-def test_rotations_ahead_are_those_of_each_token(
-    kind: str, calls: int, checkpoint: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda decoder: decoder.register_module("extra", nn.Identity()),
+        lambda decoder: setattr(decoder, "norm", nn.LayerNorm(32)),
+        lambda decoder: setattr(decoder.rotary_emb, "forward", lambda x, position_ids, layer_type: None),
+        lambda decoder: decoder.config.rope_parameters.update(llama_4_scaling_beta=0.1),
+    ],
+    ids=["another module", "another norm", "rotary embeddings by type of layer", "queries scaled by position"],
+)
+def test_models_with_unusual_parts_decode_by_their_own_forward(
+    change: Callable[[Any], Any], checkpoint: Callable[[str], str]
 ) -> None:
+    model: Any = load(checkpoint("qwen2_5_vl")).base
+    assert decoding_layers(model)
+    change(model.get_decoder())
+    assert not decoding_layers(model)
+
+
+def test_states_that_a_model_changes_around_its_layers_are_noticed(checkpoint: Callable[[str], str]) -> None:
+    policy = load(checkpoint("qwen2_5_vl"))
+
+    def scale(module: nn.Module, args: Any, output: Any) -> None:
+        output.last_hidden_state.mul_(1.5)
+
+    policy.base.get_decoder().register_forward_hook(scale)
+    with pytest.warns(UserWarning, match="decoding uses the model's own layers"):
+        generate(policy, policy.prepare(Prompts(policy).batch), 2, Sampling(), 2)
+
+
+def test_a_kept_model_decodes_with_the_current_weights(checkpoint: Callable[[str], str]) -> None:
+    policy = load(checkpoint("qwen2_5_vl"))
+    batch = policy.prepare(Prompts(policy).batch)
+    generate(policy, batch, 2, Sampling(), 3, record=True)
+    with torch.no_grad():
+        for parameter in policy.base.parameters():
+            parameter.mul_(1.1)
+        rollout = generate(policy, batch, 2, Sampling(), 3, record=True)
+        log_probs, _ = policy(batch.inputs, rollout.ids, rollout.mask, 1.0)
+    torch.testing.assert_close(rollout.log_probs, log_probs, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize(("kind", "calls"), [("default", 2), ("dynamic", 20)])
+def test_rotations_ahead_are_those_of_each_token(kind: str, calls: int, checkpoint: Callable[[str], str]) -> None:
     decoder: Any = load(checkpoint("qwen2_5_vl")).base.get_decoder()
-    layer, embed, seen = DecodingLayer(decoder.layers[0], {}), decoder.rotary_emb, []
-    monkeypatch.setattr(embed, "rope_type", kind)
-    monkeypatch.setattr(embed, "original_max_seq_len", 0)
+    config = copy.deepcopy(decoder.config)
+    config.max_position_embeddings = 16  # from there on, "dynamic" depends on the largest position
+    config.rope_parameters |= {"rope_type": kind, "factor": 2.0}
+    layer, embed, seen = DecodingLayer(decoder.layers[0], {}), type(decoder.rotary_emb)(config), []
     rotations = Rotations(embed, layer)
     first = torch.tensor([[[5], [9], [2]]]).expand(3, -1, -1)  # (axes, N, 1)
     found = []
@@ -108,5 +151,5 @@ def test_rotations_ahead_are_those_of_each_token(
     for t, factors in enumerate(found):
         rows = len(factors[0])
         positions = torch.tensor([[[5], [9], [2]]]).expand(3, -1, -1)[:, :rows] + t
-        expected = rotation_factors(embed(torch.zeros(rows, 1, 4), positions), layer.rotated, layer.kept)
+        expected = factors_by_head(embed(torch.zeros(rows, 1, 4), positions), layer.rotated, layer.kept)
         assert all(map(torch.equal, factors, expected))

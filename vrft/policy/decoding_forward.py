@@ -19,10 +19,10 @@ from vrft.policy.decoding_layers import (
     DecodingLayer,
     Factors,
     TokenLayout,
+    factors_by_head,
     has_epsilon,
     has_usual_parts,
     rms_norm,
-    rotation_factors,
 )
 from vrft.policy.products import Products, replaced_forwards
 
@@ -41,11 +41,17 @@ def decoding_layers(model: PreTrainedModel) -> list[nn.Module]:
     layers = [*decoder.layers]
     usual = (
         dict(decoder.named_children()).keys() == PARTS
+        and not scales_queries(model)
         and [*inspect.signature(decoder.rotary_emb.forward).parameters] == ["x", "position_ids"]
         and has_epsilon(decoder.norm)
         and all(map(has_usual_parts, layers))
     )
     return layers if usual else []
+
+
+def scales_queries(model: PreTrainedModel) -> bool:
+    """Return whether attention multiplies queries by a function of the position, as that of Ministral 3."""
+    return "llama_4_scaling_beta" in (getattr(model.config.get_text_config(), "rope_parameters", None) or {})
 
 
 AHEAD = 16
@@ -90,11 +96,11 @@ class Rotations:
     def at(self, positions: Tensor, x: Tensor) -> Factors:
         """Return the factors of positions (…, N, 1), each (N, all heads, D), in the dtype of hidden states x (N, H)."""
         if not positions.is_cpu:
-            return rotation_factors(self.embed(x[:, None], positions), self.layer.rotated, self.layer.kept)
+            return factors_by_head(self.embed(x[:, None], positions), self.layer.rotated, self.layer.kept)
         if not self.known or not torch.equal(self.known[0][0], positions):
             following = positions + torch.arange(self.ahead)  # (…, N, ahead)
             embeddings = (x.transpose(0, 1).flatten(0, 1)[:, None] for x in self.embed(x[:, None], following))
-            cos, sin = rotation_factors(tuple(embeddings), self.layer.rotated, self.layer.kept)  # (ahead N, heads, D)
+            cos, sin = factors_by_head(tuple(embeddings), self.layer.rotated, self.layer.kept)  # (ahead N, heads, D)
             factors = zip(cos.split(len(x)), sin.split(len(x)), strict=True)
             self.known = list(zip(following.split(1, -1), factors, strict=True))
         return self.known.pop(0)[1]
@@ -112,13 +118,13 @@ class DecodingCheck:
         self.layers = decoding_layers(model)
         self.done = not self.layers
 
-    def compare(self, fast: DecodingForward, own: Callable[[], Tensor], found: Callable[[], Tensor]) -> None:
-        """Compare the output of each layer, rotary embeddings and the last states; use none of them if one differs.
+    def compare(self, fast: DecodingForward, found: Callable[[], Tensor], own: Callable[[], Tensor]) -> None:
+        """Compare the output of each layer and the last states, and don't use `fast` if one differs.
 
         Args:
             fast: the forward that may replace the model's own.
-            own: runs the model's own forward; returns hidden states (N, H).
-            found: runs `fast` on the same tokens.
+            found: runs `fast` on new tokens; returns hidden states (N, H).
+            own: runs the model's own forward on the same tokens.
         """
         gaps: list[Tensor] = []
         pairs = zip(self.layers, fast.layers, strict=True)
@@ -142,7 +148,7 @@ def compared(layer: nn.Module, fast: DecodingLayer, gaps: list[Tensor]) -> Calla
     def forward(hidden_states: Tensor, *, position_embeddings: tuple[Tensor, Tensor], **kwargs: Any) -> Tensor:
         expected: Tensor = own(hidden_states, position_embeddings=position_embeddings, **kwargs)
         if position_embeddings[0].shape[1:] == (1, fast.size):
-            factors = rotation_factors(position_embeddings, fast.rotated, fast.kept)
+            factors = factors_by_head(position_embeddings, fast.rotated, fast.kept)
             with torch.autocast(expected.device.type, enabled=False):
                 found = fast(hidden_states[:, 0].clone(), factors, kwargs["shared_prefix"])
             gaps.append(relative_gap(found, expected[:, 0], hidden_states[:, 0]))

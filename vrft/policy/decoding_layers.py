@@ -81,13 +81,12 @@ def norm_constants(size: int, epsilon: float) -> tuple[Tensor, Tensor]:
 
 def rms_norm(x: Tensor, norm: Any) -> Tensor:
     """Apply a norm of transformers: x / sqrt(mean(x^2) + eps) * weight."""
-    weight, epsilon = norm.weight, norm.variance_epsilon
     if x.is_cpu and x.dtype == torch.float32:  # F.rms_norm is six operations there
         size = x.shape[-1]
         zero, floor = norm_constants(size, norm.variance_epsilon)
         root = torch.hypot(torch.linalg.vector_norm(x, dim=-1, keepdim=True), floor)  # sqrt(H) times as large
         return torch.addcdiv(zero, x, root, value=size**0.5).mul_(norm.weight)
-    return F.rms_norm(x, x.shape[-1:], weight, epsilon)
+    return F.rms_norm(x, x.shape[-1:], norm.weight, norm.variance_epsilon)
 
 
 def add_projected(x: Tensor, y: Tensor, linear: nn.Linear, products: Products) -> Tensor:
@@ -100,7 +99,7 @@ def add_projected(x: Tensor, y: Tensor, linear: nn.Linear, products: Products) -
     return x + linear(y)
 
 
-def rotation_factors(embeddings: Factors, rotated: int, kept: int) -> Factors:
+def factors_by_head(embeddings: Factors, rotated: int, kept: int) -> Factors:
     """Return cosines and signed sines of a token by head, (N, rotated + kept heads, D): values are not rotated.
 
     Args:

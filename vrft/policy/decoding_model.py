@@ -44,7 +44,7 @@ class TokenForward:
 
         fast = self.fast
         if fast is not None and not self.check.done:
-            self.check.compare(fast, own, lambda: fast(tokens, positions, layout))
+            self.check.compare(fast, lambda: fast(tokens, positions, layout), own)
         return own() if fast is None or not self.check.layers else fast(tokens, positions, layout)
 
 

@@ -52,9 +52,9 @@ class DecodingWeights:
         self.products: dict[nn.Module, Product] = {}
         self.copies: list[tuple[nn.Module, str, Tensor]] = []  # module, name of its parameter, copy
         with merged(model):
+            self.packed = packed_together(model) if can_pack(device, dtype) else []
             self._allocate_fused()
             self._allocate_others()
-            self.packed = packed_together(model) if can_pack(device, dtype) else []
 
     def _copied_layers(self) -> dict[nn.Module, nn.Module]:
         """Return the linear layers that need a copy, each with the layer that has its adapter, if it has one."""
@@ -89,6 +89,7 @@ class DecodingWeights:
 
     def _allocate_others(self) -> None:
         done = {(module, name) for module, name, _ in self.copies}
+        done |= {(modules[0], "weight") for modules in self.packed if len(modules) == 1}  # packed without a copy
         module: Any
         for module in self.sources:
             weight, bias = module.weight, module.bias
@@ -112,15 +113,28 @@ class DecodingWeights:
     def applied(self) -> Iterator[None]:
         """Copy the current weights and let the model compute with the copies."""
         for module, name, copy in self.copies:
-            value = getattr(module, name)
-            source: Any = self.sources.get(module)
-            if name == "weight" and source is not None and source is not module:
-                value = merged_weight(source)
-            copy.copy_(value)
+            copy.copy_(self._merged(module) if name == "weight" else getattr(module, name))
         with merged(self.model), replaced({getattr(m, name): copy for m, name, copy in self.copies}), self._embedded():
-            self.products |= {modules[0]: packed_product(modules) for modules in self.packed}
+            self.products |= {modules[0]: self._packed_product(modules) for modules in self.packed}
             with replaced_forwards({m: self.products[m] for m, *others in self.packed if not others}):
                 yield
+
+    def _merged(self, module: Any) -> Tensor:
+        """Return the current weight of a module, merged with its adapter if it has one."""
+        source: Any = self.sources.get(module, module)
+        weight: Tensor = module.weight if source is module else merged_weight(source)
+        return weight
+
+    def _packed_product(self, modules: Sequence[nn.Linear]) -> PackedProduct:
+        """Pack the weights of linear layers with the same input; those of several have a copy if they need one."""
+        weights = [module.weight for module in modules] if len(modules) > 1 else [self._merged(modules[0])]
+        weight = (torch.cat(weights) if len(weights) > 1 else weights[0]).to(self.dtype)
+        biases: list[Tensor | None] = [module.bias for module in modules]
+        if all(bias is None for bias in biases):
+            return PackedProduct(weight, None)
+        zeros = [weight.new_zeros(module.out_features) for module in modules]
+        bias = torch.cat([zero if bias is None else bias for zero, bias in zip(zeros, biases, strict=True)])
+        return PackedProduct(weight, bias.to(self.dtype))
 
     @contextmanager
     def _embedded(self) -> Iterator[None]:
@@ -146,16 +160,7 @@ class DecodingWeights:
 def packed_together(model: PreTrainedModel) -> list[list[nn.Linear]]:
     """Return the linear layers of the text model and its head, those together that decoding multiplies at once."""
     together = [modules for layer in decoding_layers(model) for modules in fused_projections(layer)]
-    done = {module for modules in together for module in modules}
+    done = {module for modules in together for module in modules} | originals(model)
     modules = [*model.get_decoder().modules(), model.get_output_embeddings()]
-    return together + [[m] for m in modules if type(m) is nn.Linear and m not in done]
-
-
-def packed_product(modules: Sequence[nn.Linear]) -> PackedProduct:
-    """Return the outputs of linear layers with the same input, side by side, as one product."""
-    weights: list[Tensor] = [module.weight for module in modules]
-    biases: list[Tensor | None] = [module.bias for module in modules]
-    bias = None
-    if any(b is not None for b in biases):
-        bias = torch.cat([w.new_zeros(len(w)) if b is None else b for w, b in zip(weights, biases, strict=True)])
-    return PackedProduct(torch.cat(weights), bias)
+    # A forward of the instance's own does something else.
+    return together + [[m] for m in modules if type(m) is nn.Linear and m not in done and "forward" not in vars(m)]

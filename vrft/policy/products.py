@@ -38,16 +38,21 @@ class PackedProduct:
 def can_pack(device: torch.device, dtype: torch.dtype) -> bool:
     """Return whether oneDNN packs weights of a dtype on a device."""
     x86 = platform.machine() in ("x86_64", "AMD64")
-    return x86 and device.type == "cpu" and dtype == torch.float32 and torch.backends.mkldnn.is_available()
+    has_onednn = bool(torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled)
+    return x86 and has_onednn and device.type == "cpu" and dtype == torch.float32
 
 
 @contextmanager
 def replaced_forwards(forwards: Mapping[nn.Module, Callable[..., Tensor]]) -> Iterator[None]:
     """Replace the forwards of modules."""
+    before = {module: module.__dict__.get("forward") for module in forwards}
     for module, forward in forwards.items():
         module.__dict__["forward"] = forward
     try:
         yield
     finally:
-        for module in forwards:
-            del module.__dict__["forward"]
+        for module, own in before.items():
+            if own is None:
+                del module.__dict__["forward"]
+            else:
+                module.__dict__["forward"] = own
