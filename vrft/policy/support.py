@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from vrft.errors import ConfigurationError
+from vrft.policy.positions import max_positions
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -30,7 +31,7 @@ def check_supported(checkpoint: str, trust_remote_code: bool) -> PreTrainedConfi
     """Build a checkpoint's model without weights, check that vrft can train it, and return its config.
 
     Raises:
-        ConfigurationError: vrft can't train the model. The message states the reason.
+        ConfigurationError: vrft can't train the model, or a limit on positions in the config is wrong.
     """
     from transformers import AutoConfig
 
@@ -39,6 +40,7 @@ def check_supported(checkpoint: str, trust_remote_code: bool) -> PreTrainedConfi
         raise ConfigurationError(
             f"model.policy.checkpoint: {checkpoint}: a {config.model_type} can't be trained: {lacks} (docs/families.md)"
         )
+    max_positions(config)
     return config
 
 

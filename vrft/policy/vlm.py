@@ -21,6 +21,7 @@ from vrft.policy.image_size import ImageLimits
 from vrft.policy.logprobs import token_log_probs
 from vrft.policy.lora import LoRA, add_adapters
 from vrft.policy.page_locked import move_to_cpu
+from vrft.policy.positions import max_positions
 from vrft.policy.pretrained import token_ids, vision_parameters
 from vrft.policy.processor import Encoder
 from vrft.policy.prompts import Prompt, compared_prompts, prepare_prompts
@@ -198,7 +199,7 @@ class Policy(nn.Module):
     @property
     def max_positions(self) -> int:
         """Largest number of tokens, prompt and completion together, that the model supports."""
-        return int(self.base.config.get_text_config().max_position_embeddings)
+        return max_positions(self.base.config)
 
     @property
     def family_coordinates(self) -> Coordinates | None:

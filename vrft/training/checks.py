@@ -86,7 +86,9 @@ def check_prompt_lengths(batch: PromptBatch, max_completion_length: int, max_pos
             raise ConfigurationError(
                 f"sample {sample.index} (image {sample.image_id}, {sample.query!r}): {length} tokens of prompt and "
                 f"{max_completion_length} of completion (model.max_completion_length) are more than the model's "
-                f"{max_positions}; model.policy.max_pixels or max_tiles makes images smaller"
+                f"{max_positions} (max_position_embeddings; with the rope type longrope, "
+                "original_max_position_embeddings); lower model.max_completion_length, or model.policy.max_pixels or "
+                "max_tiles for smaller images"
             )
 
 
