@@ -65,6 +65,7 @@ def test_peft_is_imported_only_for_a_model_with_adapters() -> None:
             users[path.name] = {node.name for node in lazy}
     adapters = {"add_adapters", "peft_config", "fill_adapters"}
     assert users.pop("lora.py") == adapters
+    assert users.pop("adapted_layers.py") == {"adapted_modules"}  # called by add_adapters only
     assert users == {"weights.py": {"write"}, "fused_adapters.py": {"fuse_adapters", "is_plain"}}
 
 

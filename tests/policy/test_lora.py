@@ -10,13 +10,13 @@ import pytest
 import torch
 from peft import PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForImageTextToText
+from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedModel
 
 from tests.policy.test_policy import prompts, sampled
 from vrft.errors import ConfigurationError
 from vrft.policy import LoRA, Policy
 from vrft.policy.export import export_policy
-from vrft.policy.lora import peft_config
+from vrft.policy.lora import add_adapters, has_adapter, peft_config
 from vrft.policy.tiny import write_checkpoint
 from vrft.rollout.vllm.weights import check_servable
 
@@ -121,6 +121,51 @@ def test_modules_that_can_not_train_as_a_whole_are_refused(names: list[str], qua
         loaded(LoRA(r=2, modules_to_save=names), quantize=quantize)
 
 
+@pytest.fixture(scope="module")
+def tied() -> PreTrainedModel:
+    """A model whose head has the weight of its embeddings."""
+    policy = Policy("tiny-detection")
+    policy.load(keep_reference=False)
+    return policy.base
+
+
+SHARED = r"lm_head shares a weight with model\.language_model\.embed_tokens"
+NOT_LINEAR = r"\) is not a linear layer"
+
+
+@pytest.mark.parametrize(
+    ("targets", "said"),
+    [
+        (["q_proj", "lm_head"], SHARED),
+        (r".*\.q_proj|lm_head", SHARED),
+        (["embed_tokens"], rf"model\.language_model\.embed_tokens \(Embedding{NOT_LINEAR}"),
+        (["q_proj", "input_layernorm"], rf"layers\.0\.input_layernorm \(.*Norm{NOT_LINEAR}"),
+        (["proj"], rf"model\.visual\.patch_embed\.proj \(.*{NOT_LINEAR}"),  # a convolution
+        (r".*\.mlp", NOT_LINEAR),
+        (["q_proj", "k_porj"], r"the model has no 'k_porj'; it has .*k_proj"),
+        (["proj_q", "_proj"], r"the model has no 'proj_q'"),
+        ([], r"no layer matches"),
+        ("q_proj", r"no layer matches; expected a list of names, or a regular expression for whole names"),
+        ("(", r"'\(' is not a regular expression"),
+    ],
+)
+def test_modules_that_can_not_have_adapters_are_refused(
+    targets: str | list[str], said: str, tied: PreTrainedModel
+) -> None:
+    with pytest.raises(ConfigurationError, match=rf"^model\.policy\.lora\.target_modules: .*{said}"):
+        add_adapters(tied, LoRA(r=2, target_modules=targets))
+    assert not any(has_adapter(module) for module in tied.modules())
+
+
+def test_experts_that_peft_would_adapt_are_refused() -> None:
+    sizes = {"num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 2, "num_key_value_heads": 2}
+    config = AutoConfig.for_model("glm4v_moe", text_config=sizes, vision_config={"depth": 1, "out_hidden_size": 32})
+    with torch.device("meta"):
+        model = AutoModelForImageTextToText.from_config(config)
+    with pytest.raises(ConfigurationError, match=r"^model\.policy\.lora\.target_modules: peft would adapt experts"):
+        add_adapters(model, LoRA())
+
+
 def test_training_starts_from_an_adapter_which_is_the_reference(tmp_path: Path) -> None:
     first = loaded(LoRA(r=3, alpha=12, use_rslora=True, modules_to_save=["merger"]), seed=1)
     export_policy(first, tmp_path, first.trained_weights(), 8, adapter_alone=True)
@@ -153,6 +198,8 @@ CASES = {
     "broken": (lambda folder: (folder / "adapter_config.json").write_text("{"), "is not valid JSON"),
     "another kind": (lambda folder: settings(folder, peft_type="IA3"), "is not a LoRA adapter"),
     "biases": (lambda folder: settings(folder, bias="all"), "trains biases"),
+    "biases of adapters": (lambda folder: settings(folder, lora_bias=True), "has lora_bias"),
+    "tied head": (lambda folder: settings(folder, target_modules=["lm_head"]), SHARED),
     "another rank": (lambda folder: settings(folder, r=5), "is an adapter of another model"),
 }
 

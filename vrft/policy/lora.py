@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from vrft.errors import ConfigurationError
+from vrft.policy.adapted_layers import FIELD, check_adapted, check_names
 from vrft.policy.four_bits import weight_of
 from vrft.policy.pretrained import language_model_layers
 from vrft.policy.weights import replaced
@@ -28,6 +29,21 @@ ADAPTER = "model.policy.lora.adapter"
 SETTINGS = ("rank_pattern", "alpha_pattern", "use_rslora", "use_dora", "modules_to_save")
 """Settings with the same name in a saved adapter."""
 
+UNSUPPORTED = (
+    "alora_invocation_tokens",
+    "arrow_config",
+    "kasa_config",
+    "layer_replication",
+    "lora_bias",
+    "monteclora_config",
+    "target_parameters",
+    "trainable_token_indices",
+    "use_bdlora",
+    "use_qalora",
+    "velora_config",
+)
+"""Settings of a saved adapter that adapt something else than the weights of linear layers, or in another way."""
+
 WEIGHTS = "adapter_model.safetensors"
 
 
@@ -38,8 +54,8 @@ class LoRA:
     Attributes:
         r: rank.
         alpha: scale; the adapter's output is multiplied by alpha / r.
-        target_modules: names of the linear layers with adapters; "all-linear" includes the vision tower's. Default: all
-            linear layers of the language model.
+        target_modules: names of the linear layers with adapters, or a regular expression for whole names; "all-linear"
+            includes the vision tower's. Default: all linear layers of the language model.
         rank_pattern: ranks of some layers, by a regular expression for the end of their names.
         alpha_pattern: scales of some layers, by a regular expression for the end of their names.
         use_rslora: divide alpha by the square root of the rank instead (arXiv 2312.03732).
@@ -79,17 +95,35 @@ def has_adapter(layer: nn.Module) -> TypeGuard[LoraLayer]:
 
 
 def add_adapters(model: PreTrainedModel, lora: LoRA) -> nn.Module:
-    """Wrap a model with adapters. New adapters leave its output unchanged until they are trained."""
+    """Wrap a model with adapters. New adapters leave its output unchanged until they are trained.
+
+    Raises:
+        ConfigurationError: a layer can't have an adapter, a module can't train as a whole, or `lora.adapter` belongs to
+            another model.
+    """
     from peft import get_peft_model
 
     if lora.modules_to_save:
         check_whole_modules(model, lora.modules_to_save)
+    if lora.adapter is None and lora.target_modules is not None:
+        check_names(model, lora.target_modules)
+    config = peft_config(model, lora)
+    field = FIELD if lora.adapter is None else f"{ADAPTER}: {lora.adapter}"
+    check_adapted(model, config, field)
     # peft rounds new adapters to the dtype of their layer, so replace weights by float32 tensors without memory
     # meanwhile; adapters of layers in four bits are always float32
     weights = (p for p in model.parameters() if p.is_floating_point())
     float32 = {p: torch.zeros((), device=p.device).expand(p.shape) for p in weights}
     with replaced(float32):
-        adapted = get_peft_model(model, peft_config(model, lora))
+        try:
+            adapted = get_peft_model(model, config)
+        except ValueError as error:  # e.g. some of the layers that it would turn into experts
+            raise ConfigurationError(f"{field}: peft can't adapt these layers: {error}".splitlines()[0]) from error
+    if config.target_parameters:  # peft takes names of some families for those of experts in older checkpoints
+        raise ConfigurationError(
+            f"{field}: peft would adapt experts ({min(config.target_parameters)}), which are no linear layers; name "
+            "other layers, e.g. [q_proj, k_proj, v_proj, o_proj]"
+        )
     fill_copies(model)  # peft copied the replacements
     for layer in (module for module in model.modules() if has_adapter(module)):
         if magnitudes := [*layer.lora_magnitude_vector.parameters()]:  # computed from the replacements
@@ -110,7 +144,7 @@ def peft_config(model: PreTrainedModel, lora: LoRA) -> LoraConfig:
     return LoraConfig(
         r=lora.r,
         lora_alpha=lora.alpha,
-        target_modules=lora.target_modules or language_model_layers(model),
+        target_modules=language_model_layers(model) if lora.target_modules is None else lora.target_modules,
         rank_pattern=lora.rank_pattern or {},
         alpha_pattern=lora.alpha_pattern or {},
         use_rslora=lora.use_rslora,
@@ -142,6 +176,8 @@ def read_settings(lora: LoRA) -> dict[str, Any]:
         raise ConfigurationError(f"{ADAPTER}: {folder} is not a LoRA adapter")
     if settings.get("bias", "none") != "none":
         raise ConfigurationError(f"{ADAPTER}: {folder} trains biases beside adapters")
+    if other := [name for name in UNSUPPORTED if settings.get(name)]:
+        raise ConfigurationError(f"{ADAPTER}: {folder} has {other[0]}, which vrft can't decode with; expected null")
     return settings
 
 

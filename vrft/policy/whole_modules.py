@@ -71,17 +71,35 @@ def check_whole_modules(model: nn.Module, names: Collection[str]) -> None:
     """
     chosen = chosen_modules(model, names)
     inside = {id(part): key for key, module in chosen.items() for part in module.modules() if part is not module}
-    places: dict[Tensor, list[str]] = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        places.setdefault(parameter, []).append(name)
+    places = places_by_parameter(model)
     for key, module in chosen.items():
         if id(module) in inside:
             raise ConfigurationError(f"{FIELD}: {key} lies in {inside[id(module)]}, which trains too; name one of them")
         if any(is_in_four_bits(part) for part in module.modules()):
             raise ConfigurationError(f"{FIELD}: {key} is in four bits and can't be trained itself; leave it out")
-        for parameter in module.parameters():
-            if elsewhere := [name for name in places[parameter] if not name.startswith(f"{key}.")]:
-                raise ConfigurationError(
-                    f"{FIELD}: {key} shares a weight with {elsewhere[0]}, from which a copy that trains would part; "
-                    "leave it out"
-                )
+        if other := other_owner(places, key, module):
+            raise ConfigurationError(
+                f"{FIELD}: {key} shares a weight with {other}, from which a copy that trains would part; leave it out"
+            )
+
+
+def places_by_parameter(model: nn.Module) -> dict[Tensor, list[str]]:
+    """Return all names of each parameter; tied parameters have several."""
+    places: dict[Tensor, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        places.setdefault(parameter, []).append(name)
+    return places
+
+
+def other_owner(places: dict[Tensor, list[str]], name: str, module: nn.Module) -> str | None:
+    """Return the name of another module that has a parameter of a module, or None.
+
+    Args:
+        places: names of the model's parameters, from `places_by_parameter`.
+        name: name of the module in the model.
+        module: the module.
+    """
+    elsewhere = (
+        place for parameter in module.parameters() for place in places[parameter] if not place.startswith(f"{name}.")
+    )
+    return next((place.rpartition(".")[0] for place in elsewhere), None)
