@@ -1,13 +1,21 @@
-"""Log-probabilities of chosen tokens and their gradient."""
+"""Log-probabilities of chosen tokens, entropies, their gradients, and the memory that they take."""
 
+from __future__ import annotations
+
+import weakref
+from typing import Any
+
+import pytest
 import torch
+from torch import Tensor
 from torch.distributions import Categorical
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from vrft.policy.logprobs import ChosenLogProbs
+from vrft.policy.logprobs import ChosenLogProbs, token_distribution, token_log_probs
 
 
-def chosen(logits: torch.Tensor, entropy: bool = True) -> tuple[torch.Tensor, torch.Tensor]:
-    return ChosenLogProbs.apply(logits, torch.tensor([2, 0, 4]), torch.tensor([1]), entropy)
+def chosen(logits: Tensor, entropy: bool = True, gradient: bool = False) -> tuple[Tensor, Tensor]:
+    return ChosenLogProbs.apply(logits, torch.tensor([2, 0, 4]), torch.tensor([1]), entropy, gradient)
 
 
 def test_chosen_log_probs_are_those_of_a_categorical_distribution_without_the_banned_ids() -> None:
@@ -20,6 +28,70 @@ def test_chosen_log_probs_are_those_of_a_categorical_distribution_without_the_ba
     assert chosen(logits, entropy=False)[1].tolist() == [0, 0, 0]
 
 
-def test_gradient_of_chosen_log_probs() -> None:
+@pytest.mark.parametrize("offset", [0, 20, 1000])
+def test_log_probs_and_entropies_are_exact_in_float32_whatever_the_size_of_logits(offset: int) -> None:
+    logits = torch.randn(3, 500, generator=torch.Generator().manual_seed(0)) * 5 + offset
+    exact = torch.cat([logits[:, :1], logits[:, 2:]], 1).double().log_softmax(-1)  # without the banned id
+    log_probs, entropies = chosen(logits)
+    torch.testing.assert_close(log_probs.double(), exact[range(3), [1, 0, 3]], rtol=0, atol=4e-6)
+    torch.testing.assert_close(entropies.double(), -(exact.exp() * exact).sum(-1), rtol=0, atol=4e-6)
+
+
+def test_gradients_of_chosen_log_probs_and_entropies() -> None:
     logits = (torch.arange(15.0).view(3, 5).cos() * 3).double().requires_grad_()
     assert torch.autograd.gradcheck(lambda logits: chosen(logits)[0], logits)
+    assert torch.autograd.gradcheck(lambda logits: chosen(logits, gradient=True), logits)
+    with torch.no_grad():
+        logits[:, 3] = -1e4  # a probability of 0
+    chosen(logits, gradient=True)[1].sum().backward()
+    assert logits.grad is not None
+    assert logits.grad[:, 3].tolist() == [0, 0, 0]
+
+
+class LargestMemory(TorchDispatchMode):
+    """Records the largest number of bytes that tensors created in the context take at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.alive: dict[int, int] = {}
+        self.largest = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        output = function(*args, **(kwargs or {}))
+        for tensor in output if isinstance(output, tuple | list) else [output]:
+            if isinstance(tensor, Tensor):
+                storage = tensor.untyped_storage()
+                if storage._cdata not in self.alive:
+                    self.alive[storage._cdata] = storage.nbytes()
+                    weakref.finalize(storage, self.alive.pop, storage._cdata)
+        self.largest = max(self.largest, sum(self.alive.values()))
+        return output
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("use", ["update", "entropy bonus", "sampler"])
+def test_at_most_three_float32_copies_of_logits_exist_at_once(use: str, dtype: torch.dtype, temperature: float) -> None:
+    """The doctor's estimate counts three."""
+    n, vocabulary, banned = 8, 5000, torch.tensor([1])
+    hidden = torch.randn(n, 1, dtype=dtype, requires_grad=use != "sampler")
+
+    def head(hidden: Tensor) -> Tensor:
+        return hidden.expand(-1, vocabulary) * 2
+
+    with LargestMemory() as memory:
+        if use == "sampler":
+            token_distribution(head(hidden), temperature, banned)
+        else:
+            found = token_log_probs(
+                head,
+                hidden,
+                torch.full((1, n), 3),
+                [n],
+                temperature=temperature,
+                banned=banned,
+                entropy_gradient=use == "entropy bonus",
+            )
+            (found[0] + found[1]).sum().backward()
+    copies = memory.largest / (4 * n * vocabulary)
+    assert 2.4 < copies < 3.2

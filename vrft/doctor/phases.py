@@ -18,7 +18,8 @@ ROOM = 128
 """Caches reserve room for prompts in multiples of this number of tokens."""
 
 LOGITS_COPIES = 3
-"""Simultaneous float32 copies of logits: before and after the bias of banned ids, and normalised."""
+"""Simultaneous float32 copies of logits. An update and a reference hold logits, logits without banned ids and
+probabilities; a rollout holds logits and, before and after the softmax, those without banned ids."""
 
 
 class Stored(NamedTuple):

@@ -7,6 +7,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 TOKENS_PER_CHUNK = 1024
@@ -17,10 +18,9 @@ BANNED_LOGIT = -1e30
 
 
 def token_distribution(logits: Tensor, temperature: float, banned: Tensor) -> Tensor:
-    """Return log-probabilities (…, V) for sampler and trainer alike: logits over temperature, banned ids removed."""
-    logits = scaled_logits(logits, temperature)
-    bias = logits.new_zeros(logits.shape[-1]).index_fill_(0, banned, BANNED_LOGIT)  # (V,)
-    return (logits + bias).log_softmax(-1)
+    """Return log-probabilities (…, V) that the sampler draws from: logits over temperature, banned ids removed."""
+    bias = logits.new_zeros(logits.shape[-1], dtype=torch.float32).index_fill_(0, banned, BANNED_LOGIT)  # (V,)
+    return (scaled_logits(logits, temperature) + bias).log_softmax(-1)
 
 
 def scaled_logits(logits: Tensor, temperature: float) -> Tensor:
@@ -29,26 +29,40 @@ def scaled_logits(logits: Tensor, temperature: float) -> Tensor:
 
 
 class ChosenLogProbs(torch.autograd.Function):
-    """Log-probabilities of chosen ids y, and entropies without gradient, by one exponential per logit z.
+    """Log-probabilities of chosen ids y and entropies H by one exponential per logit z.
 
-    With p = softmax(z), log p = z - max z + log max p, and the gradient is dz_j = (1[j = y] - p_j) dy.
+    With p = softmax(z), log p = z - max z + log max p. The gradients are d(log p_y)/dz_j = 1[j = y] - p_j and
+    dH/dz_j = -p_j (log p_j + H).
     """
 
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, ids: Tensor, banned: Tensor, entropy: bool) -> tuple[Tensor, Tensor]:
-        log_p = logits.index_fill(-1, banned, BANNED_LOGIT)  # (n, V); a copy, changed in place from here on
-        p = log_p.softmax(-1)
-        log_p.sub_(log_p.amax(-1, keepdim=True) - p.amax(-1, keepdim=True).log())
-        chosen = log_p.gather(-1, ids[:, None])[:, 0]  # (n,)
-        entropies = log_p.mul_(p).sum(-1).neg_() if entropy else torch.zeros_like(chosen)
-        ctx.save_for_backward(p, ids)
-        ctx.mark_non_differentiable(entropies)
+    def forward(
+        ctx: Any, logits: Tensor, ids: Tensor, banned: Tensor, entropy: bool, entropy_gradient: bool
+    ) -> tuple[Tensor, Tensor]:
+        z = logits.index_fill(-1, banned, BANNED_LOGIT)  # (n, V)
+        p = z.softmax(-1)
+        largest, log_largest = z.amax(-1), p.amax(-1).log()  # (n,)
+        # In this order, the error doesn't grow with the size of the logits.
+        chosen = z.gather(-1, ids[:, None])[:, 0] - largest + log_largest
+        entropies = torch.zeros_like(chosen)
+        if entropy:
+            entropies -= z.sub_(largest[:, None]).mul_(p).sum(-1) + log_largest
+        ctx.save_for_backward(p, ids, entropies)
+        ctx.entropy_gradient = entropy_gradient
+        if not entropy_gradient:
+            ctx.mark_non_differentiable(entropies)
         return chosen, entropies
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor, None, None, None]:
-        p, ids = ctx.saved_tensors
-        return (p * -gradient[:, None]).scatter_add_(-1, ids[:, None], gradient[:, None]), None, None, None
+    @once_differentiable
+    def backward(ctx: Any, of_chosen: Tensor, of_entropy: Tensor) -> tuple[Tensor, None, None, None, None]:
+        p, ids, entropies = ctx.saved_tensors
+        factors = of_chosen + of_entropy * entropies if ctx.entropy_gradient else of_chosen  # (n,)
+        gradient = p * -factors[:, None]
+        if ctx.entropy_gradient:
+            log_p = p.clamp(min=torch.finfo(p.dtype).tiny).log_()  # p log p is 0 where p is 0
+            gradient.addcmul_(log_p.mul_(p), of_entropy[:, None], value=-1)
+        return gradient.scatter_add_(-1, ids[:, None], of_chosen[:, None]), None, None, None, None
 
 
 def token_log_probs(
@@ -73,17 +87,14 @@ def token_log_probs(
         temperature: temperature of the sampling distribution.
         banned: ids that can't be sampled (B,).
         entropy: compute the entropy; otherwise it is 0.
-        entropy_gradient: let the entropy carry a gradient, too; a chunk then takes more memory.
+        entropy_gradient: let the entropy carry a gradient, too.
         chunk: tokens whose logits exist at once. With several chunks the backward pass computes logits again.
     """
 
     def score(h: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        logits = head(h)  # (chunk, V)
-        if entropy and entropy_gradient:
-            log_p = token_distribution(logits, temperature, banned)
-            return log_p.gather(-1, y[:, None])[:, 0], -(log_p.exp() * log_p).sum(-1)
-        scaled = scaled_logits(logits, temperature)
-        return cast(tuple[Tensor, Tensor], ChosenLogProbs.apply(scaled, y, banned, entropy))
+        scaled = scaled_logits(head(h), temperature)  # (chunk, V); the head's output isn't kept
+        scores = ChosenLogProbs.apply(scaled, y, banned, entropy, entropy and entropy_gradient)
+        return cast(tuple[Tensor, Tensor], scores)
 
     # Indices made on the CPU, since a GPU would be waited for until it has counted a mask's ones.
     real = torch.tensor([row * ids.shape[1] + t for row, length in enumerate(lengths) for t in range(length)])
