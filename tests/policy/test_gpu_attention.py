@@ -152,8 +152,8 @@ def test_prompts_without_masks_attend_beside_those_that_have_some(monkeypatch: p
 
 
 @pytest.mark.parametrize("rest", [0, 2])
-def test_of_a_prefix_the_last_layer_computes_the_last_token_alone(rest: int) -> None:
-    """The others' output would be dropped."""
+def test_the_last_layer_computes_only_the_last_token_of_a_prefix(rest: int) -> None:
+    """Tokens before it predict nothing, and no later layer reads them."""
     cpu = torch.device("cpu")
     group = PackedGroup(4, Completions([rest], cpu), [Completions([3, 2], cpu)], [None])
     tensors = [torch.randn(1, heads, 9 + rest, WIDTH) for heads in (HEADS, KEY_HEADS, KEY_HEADS)]

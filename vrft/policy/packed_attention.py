@@ -66,6 +66,7 @@ class Completions:
             fold = pad_with_tokens(starts + torch.arange(self.n), padding).flatten()
             self.fold_index = fold.to(device, non_blocking=True)
             self.unfold_index = (~padding).flatten().nonzero()[:, 0].to(device, non_blocking=True)
+        self.causal_masks: dict[tuple[int, int], Tensor] = {}
 
     def fold(self, x: Tensor) -> Tensor:
         """Turn rows into a batch, padded by copies of tokens: (1, heads, total, dim) -> (G, heads, n, dim)."""
@@ -79,6 +80,16 @@ class Completions:
         x = x.flatten(0, 1)
         return (x if self.unfold_index is None else x.index_select(0, self.unfold_index))[None]
 
+    def causal_mask(self, length: int, padding: int) -> Tensor:
+        """Return the mask of attention to `length` common keys, own keys and padding, made once for all layers.
+
+        Shape: (n, length + n + padding), boolean.
+        """
+        if (length, padding) not in self.causal_masks:
+            ones = torch.ones(self.n, length + self.n + padding, dtype=torch.bool, device=self.device)
+            self.causal_masks[length, padding] = ones.tril(length)
+        return self.causal_masks[length, padding]
+
 
 @dataclass(frozen=True)
 class PackedGroup:
@@ -90,8 +101,8 @@ class PackedGroup:
         prefix: tokens of the prefix.
         rests: those of each prompt after the prefix; they have no tokens if the prefix is a whole prompt.
         completions: those of each prompt, without their last token, which predicts nothing; None: only prompts.
-        masks: for each prompt, the model's masks for the sequence `[prompt | longest completion]` by layer type, each
-            (1, 1, L + n, L + n); None if they are causal.
+        masks: for each prompt, the model's boolean masks for the sequence `[prompt | longest completion]` by layer
+            type, each (1, 1, L + n, L + n); None if they are causal.
     """
 
     prefix: int
@@ -119,9 +130,13 @@ class PackedGroup:
         return {kind: torch.stack(rows) for kind, rows in found.items()}
 
     def attend(self, kind: str, parts: Sequence[Sequence[Tensor]], ends: bool = False, **kwargs: Any) -> list[Tensor]:
-        """Return the outputs of attention, each (1, tokens, heads, dim). `parts`: queries, keys and values by part.
+        """Return the outputs of attention by part, each (1, tokens, heads, dim).
 
-        `ends`: of the prefix, only the last token's output is used. That of the others is 0.
+        Args:
+            kind: type of the layer.
+            parts: queries, keys and values, each by part.
+            ends: compute only the last token of the prefix and return 0 for the tokens before it.
+            kwargs: arguments of `attention`.
         """
         outputs = []
         (q, *_), (k, *_), (v, *_) = parts
@@ -156,8 +171,7 @@ class PackedGroup:
         length, n = k.shape[2], own_k.shape[2]
         padding = -(length + n) % CPU_VECTOR if q.device.type == "cpu" else 0
         if padding:
-            causal = torch.ones(n, length + n, dtype=torch.bool, device=q.device).tril(length)
-            mask = F.pad(causal if mask is None else mask, (0, padding))
+            mask = rows.causal_mask(length, padding) if mask is None else F.pad(mask, (0, padding), value=False)
         k, v = (joined(x, own, padding) for x, own in ((k, own_k), (v, own_v)))
         return rows.unfold(attention(q, k, v, mask, **kwargs))
 
@@ -213,7 +227,7 @@ class PackedLayout:
         parts = [
             split_without_empty(x, [size for group in self.groups for size in group.sizes]) for x in (query, key, value)
         ]
-        # Not on a GPU, where this takes more kernels.
+        # A GPU would need more kernels to compute less.
         ends = self.kept is not None and query.device.type == "cpu" and module.layer_idx == len(self.layer_types) - 1
         outputs: list[Tensor] = []
         first = 0
