@@ -170,7 +170,7 @@ def test_orientation_is_decided_by_the_images_of_the_file_that_show_it(
     if told:
         samples_of(data, tmp_path)
     else:
-        with pytest.warns(UserWarning, match="7 images with an Exif orientation, .* this is assumed"):
+        with pytest.warns(UserWarning, match="7 images with an Exif orientation, .* which is assumed"):
             samples_of(data, tmp_path)
     covered = [data.val_set()[i].image.getpixel((3, 3))[0] < 60 for i in range(len(data.val_set()))]  # type: ignore[index]
     assert sum(covered) == dark
