@@ -129,6 +129,8 @@ def test_a_fused_model_gives_its_own_logits() -> None:
 
 def sharded_layers() -> list[int]:
     """Return how many layers are sharded: before, inside and after own forwards, and after layers are unfused."""
+    # After a fork, torch makes its thread pool again, which fails if the threads that read weights do so at once.
+    torch.set_num_threads(torch.get_num_threads())
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     mesh = init_device_mesh("cpu", (1,))
     policy = load("tiny-detection")
