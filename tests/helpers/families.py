@@ -105,7 +105,7 @@ def write(folder: Path, family: str) -> str:
             std = 1.0 if "embed" in name else scale * parameter[0].numel() ** -0.5
             torch.nn.init.normal_(parameter, 0, std, generator=generator)
         elif name.endswith(".bias"):  # zeros would hide a bias that is left out
-            torch.nn.init.normal_(parameter, 0, 0.1, generator=bias_generator)
+            torch.nn.init.normal_(parameter, 0, 0.02, generator=bias_generator)
     model.generation_config.eos_token_id = [1, 2]
     model.generation_config.pad_token_id = 0
     model.save_pretrained(folder)

@@ -34,7 +34,8 @@ RFT = {
 
 @pytest.mark.parametrize("settings", RFT.values(), ids=RFT)
 def test_reinforcement(settings: tuple[str, ...], on: Callable[..., Run]) -> None:
-    rounding = 5e-3 if "bfloat16" in settings[0] else 2e-5
+    # Adam divides small gradients by their size, so rounding moves single weights by a tenth of a step.
+    rounding = 5e-3 if "bfloat16" in settings[0] else 5e-5
     assert_same(on("cpu", *settings), on("cuda", *settings), rounding)
 
 
