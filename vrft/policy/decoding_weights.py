@@ -52,9 +52,11 @@ class DecodingWeights:
         self.products: dict[nn.Module, Product] = {}
         self.copies: list[tuple[nn.Module, str, Tensor]] = []  # module, name of its parameter, copy
         with merged(model):
-            self.packed = packed_together(model) if can_pack(device, dtype) else []
-            self._allocate_fused()
-            self._allocate_others()
+            layers = decoding_layers(model)
+            together = [modules for layer in layers for modules in fused_projections(layer)]
+            self.packed = packed_together(model, together) if can_pack(device, dtype) else []
+            self._allocate_fused(together)
+            self._allocate_others(states=bool(layers))
 
     def _copied_layers(self) -> dict[nn.Module, nn.Module]:
         """Return the linear layers that need a copy, each with the layer that has its adapter, if it has one."""
@@ -71,23 +73,23 @@ class DecodingWeights:
                 layers.setdefault(module.weight, (module, module))
         return dict(layers.values())
 
-    def _allocate_fused(self) -> None:
-        for layer in decoding_layers(self.model):
-            for modules in fused_projections(layer):
-                if not all(module in self.sources for module in modules):
-                    continue
-                sizes, like = [module.out_features for module in modules], modules[0].weight
-                bias: Tensor | None = None
-                weight = like.new_empty(sum(sizes), modules[0].in_features, dtype=self.dtype)
-                if all(module.bias is not None for module in modules):
-                    bias = like.new_empty(sum(sizes), dtype=self.dtype)
-                    self.copies += [(m, "bias", b) for m, b in zip(modules, bias.split(sizes), strict=True)]
-                elif any(module.bias is not None for module in modules):
-                    continue
-                self.copies += [(m, "weight", w) for m, w in zip(modules, weight.split(sizes), strict=True)]
-                self.products[modules[0]] = partial(F.linear, weight=weight, bias=bias)
+    def _allocate_fused(self, together: Sequence[Sequence[nn.Linear]]) -> None:
+        for modules in together:
+            if not all(module in self.sources for module in modules):
+                continue
+            sizes, like = [module.out_features for module in modules], modules[0].weight
+            bias: Tensor | None = None
+            weight = like.new_empty(sum(sizes), modules[0].in_features, dtype=self.dtype)
+            if all(module.bias is not None for module in modules):
+                bias = like.new_empty(sum(sizes), dtype=self.dtype)
+                self.copies += [(m, "bias", b) for m, b in zip(modules, bias.split(sizes), strict=True)]
+            elif any(module.bias is not None for module in modules):
+                continue
+            self.copies += [(m, "weight", w) for m, w in zip(modules, weight.split(sizes), strict=True)]
+            self.products[modules[0]] = partial(F.linear, weight=weight, bias=bias)
 
-    def _allocate_others(self) -> None:
+    def _allocate_others(self, states: bool) -> None:
+        """`states`: convert states between layers to `dtype`, as fused layers need it."""
         done = {(module, name) for module, name, _ in self.copies}
         done |= {(modules[0], "weight") for modules in self.packed if len(modules) == 1}  # packed without a copy
         module: Any
@@ -100,7 +102,7 @@ class DecodingWeights:
                 self.copies.append((module, "bias", torch.empty_like(bias, dtype=self.dtype)))
         embedding: Any = self.model.get_input_embeddings()
         tied = any(module.weight is embedding.weight for module in self.sources)
-        self.converts_states = tied or (embedding.weight.dtype != self.dtype and bool(decoding_layers(self.model)))
+        self.converts_states = tied or (states and embedding.weight.dtype != self.dtype)
         if self.converts_states:  # to `dtype`; norms in another one would convert each of them again
             copied = {getattr(module, name) for module, name, _ in self.copies}
             for module in self.model.get_decoder().modules():
@@ -157,9 +159,8 @@ class DecodingWeights:
         return args, {name: x.to(self.dtype) if name == "inputs_embeds" else x for name, x in kwargs.items()}
 
 
-def packed_together(model: PreTrainedModel) -> list[list[nn.Linear]]:
-    """Return the linear layers of the text model and its head, those together that decoding multiplies at once."""
-    together = [modules for layer in decoding_layers(model) for modules in fused_projections(layer)]
+def packed_together(model: PreTrainedModel, together: list[list[nn.Linear]]) -> list[list[nn.Linear]]:
+    """Return the linear layers of the text model and its head: `together`, then each of the others alone."""
     done = {module for modules in together for module in modules} | originals(model)
     modules = [*model.get_decoder().modules(), model.get_output_embeddings()]
     # A forward of the instance's own does something else.
