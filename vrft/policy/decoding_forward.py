@@ -34,6 +34,12 @@ PARTS = {"embed_tokens", "layers", "norm", "rotary_emb"}
 ROUNDING = {torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
 """Largest relative difference that is rounding, by dtype."""
 
+AHEAD = 16
+"""Tokens of a row whose rotation factors a CPU computes at once."""
+
+FIXED_ROTATIONS = ("default", "linear", "llama3", "yarn")
+"""Types of rotary embeddings whose frequencies do not depend on the largest position."""
+
 
 def decoding_layers(model: PreTrainedModel) -> list[nn.Module]:
     """Return the text model's layers if `DecodingForward` may compute the model, by its parts. Otherwise, none."""
@@ -52,13 +58,6 @@ def decoding_layers(model: PreTrainedModel) -> list[nn.Module]:
 def scales_queries(model: PreTrainedModel) -> bool:
     """Return whether attention multiplies queries by a function of the position, as that of Ministral 3."""
     return "llama_4_scaling_beta" in (getattr(model.config.get_text_config(), "rope_parameters", None) or {})
-
-
-AHEAD = 16
-"""Tokens of a row whose rotation factors a CPU computes at once."""
-
-FIXED_ROTATIONS = ("default", "linear", "llama3", "yarn")
-"""Types of rotary embeddings whose frequencies do not depend on the largest position."""
 
 
 class DecodingForward:
@@ -99,7 +98,7 @@ class Rotations:
             return factors_by_head(self.embed(x[:, None], positions), self.layer.rotated, self.layer.kept)
         if not self.known or not torch.equal(self.known[0][0], positions):
             following = positions + torch.arange(self.ahead)  # (…, N, ahead)
-            embeddings = (x.transpose(0, 1).flatten(0, 1)[:, None] for x in self.embed(x[:, None], following))
+            embeddings = (part.transpose(0, 1).flatten(0, 1)[:, None] for part in self.embed(x[:, None], following))
             cos, sin = factors_by_head(tuple(embeddings), self.layer.rotated, self.layer.kept)  # (ahead N, heads, D)
             factors = zip(cos.split(len(x)), sin.split(len(x)), strict=True)
             self.known = list(zip(following.split(1, -1), factors, strict=True))

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vrft.policy.four_bits import is_in_four_bits
+from vrft.policy.fused import signed_sines
 from vrft.policy.products import Products
 from vrft.policy.shared_prefix import Layout
 
@@ -108,9 +109,7 @@ def factors_by_head(embeddings: Factors, rotated: int, kept: int) -> Factors:
         kept: heads of values.
     """
     cos, sin = embeddings
-    half = sin.shape[-1] // 2
-    sin = torch.cat([-sin[..., :half], sin[..., half:]], -1)
-    cos, sin = (x.expand(-1, rotated, -1) for x in (cos, sin))
+    cos, sin = (x.expand(-1, rotated, -1) for x in (cos, signed_sines(sin)))
     return F.pad(cos, (0, 0, 0, kept), value=1.0), F.pad(sin, (0, 0, 0, kept))
 
 

@@ -154,10 +154,15 @@ def rotation_factors(cos: Tensor, sin: Tensor, dim: int) -> tuple[Tensor, Tensor
     """Return the factors of x, of x with swapped halves, and of the swapped gradient, which broadcast over heads."""
     factors = FACTORS.get(sin)
     if factors is None:
-        half = sin.shape[-1] // 2
-        swapped = torch.cat([-sin[..., :half], sin[..., half:]], -1)
-        factors = FACTORS[sin] = tuple(x.unsqueeze(dim) for x in (cos, swapped, swapped.roll(half, -1)))
+        swapped = signed_sines(sin)
+        factors = FACTORS[sin] = tuple(x.unsqueeze(dim) for x in (cos, swapped, swapped.roll(sin.shape[-1] // 2, -1)))
     return cast(tuple[Tensor, Tensor, Tensor], factors)
+
+
+def signed_sines(sin: Tensor) -> Tensor:
+    """Return the factors of x with swapped halves: sines, negative in the first half (…, D)."""
+    half = sin.shape[-1] // 2
+    return torch.cat([-sin[..., :half], sin[..., half:]], -1)
 
 
 class Rotation(torch.autograd.Function):

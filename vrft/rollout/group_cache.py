@@ -170,7 +170,7 @@ class GroupCache:
             scores[..., : keys.shape[1]].baddbmm_(q, keys.mT, alpha=scaling)
             scores.view(*own_q.shape[:2], -1)[..., keys.shape[1] :].baddbmm_(own_q, own_keys.mT, alpha=scaling)
             return scores
-        # A CPU multiplies into a part of a tensor one matrix at a time.
+        # Scores are concatenated: a CPU multiplies into a part of a tensor one matrix at a time.
         q = q * scaling
         own = torch.bmm(q.view(own_q.shape), own_keys.mT).view(*q.shape[:2], -1)
         scores = torch.cat([torch.bmm(q, keys.mT), own], -1).float()
