@@ -227,9 +227,11 @@ def print_runs(found: Sequence[Evaluation], folder: Path) -> None:
     """Print the first, the best and the last evaluation of each run, and when guards warned."""
     print("| judge | seed | approval | accuracy | best accuracy | `agreeable_judge` | `overfitting` |")
     print("|--|--|--|--|--|--|--|")
-    for method, seed in sorted({(look.method, look.seed) for look in found}):
-        first, *_, last = mine = [look for look in found if (look.method, look.seed) == (method, seed)]
-        best = max(mine, key=lambda look: look.accuracy)
+    for method, seed in sorted({(evaluation.method, evaluation.seed) for evaluation in found}):
+        first, *_, last = mine = [
+            evaluation for evaluation in found if (evaluation.method, evaluation.seed) == (method, seed)
+        ]
+        best = max(mine, key=lambda evaluation: evaluation.accuracy)
         steps = [str(step or "-") for step in first_warnings(run_of(folder, method, seed))]
         scores = f"{first.approval:.3f} → {last.approval:.3f} | {first.accuracy:.3f} → {last.accuracy:.3f}"
         print(f"| {method} | {seed} | {scores} | {best.accuracy:.3f} (step {best.step}) | {' | '.join(steps)} |")

@@ -26,14 +26,14 @@ def draw(found: Sequence[Evaluation], chosen: Mapping[int, Mapping[str, Mapping[
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    methods = [*dict.fromkeys(look.method for look in found)]
+    methods = [*dict.fromkeys(evaluation.method for evaluation in found)]
     figure = Figure(figsize=(3.0 * (len(methods) + 1), 3.4), layout="constrained")
     FigureCanvasAgg(figure)
     *panels, last = figure.subplots(1, len(methods) + 1, sharey=True)
     for panel, method in zip(panels, methods, strict=True):
         for name, colour in (("approval", COLOURS[1]), ("accuracy", COLOURS[0])):
-            for seed in sorted({look.seed for look in found}):
-                mine = [look for look in found if (look.method, look.seed) == (method, seed)]
+            for seed in sorted({evaluation.seed for evaluation in found}):
+                mine = [evaluation for evaluation in found if (evaluation.method, evaluation.seed) == (method, seed)]
                 label = name if seed == 0 else None
                 panel.plot([x.step for x in mine], [getattr(x, name) for x in mine], color=colour, label=label)
         panel.set_title(f"judge: {method}", fontsize=10)
