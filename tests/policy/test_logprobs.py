@@ -11,11 +11,12 @@ from torch import Tensor
 from torch.distributions import Categorical
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from vrft.policy.logprobs import ChosenLogProbs, token_distribution, token_log_probs
+from vrft.policy.logprobs import BANNED_LOGIT, ChosenLogProbs, token_distribution, token_log_probs
 
 
 def chosen(logits: Tensor, entropy: bool = True, gradient: bool = False) -> tuple[Tensor, Tensor]:
-    return ChosenLogProbs.apply(logits, torch.tensor([2, 0, 4]), torch.tensor([1]), entropy, gradient)
+    allowed = logits.index_fill(-1, torch.tensor([1]), BANNED_LOGIT)  # a copy, which is overwritten
+    return ChosenLogProbs.apply(allowed, torch.tensor([2, 0, 4]), entropy, gradient)
 
 
 def test_chosen_log_probs_are_those_of_a_categorical_distribution_without_the_banned_ids() -> None:
@@ -71,8 +72,8 @@ class LargestMemory(TorchDispatchMode):
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("use", ["update", "entropy bonus", "sampler"])
-def test_at_most_three_float32_copies_of_logits_exist_at_once(use: str, dtype: torch.dtype, temperature: float) -> None:
-    """The doctor's estimate counts three."""
+def test_two_float32_copies_of_logits_exist_at_once(use: str, dtype: torch.dtype, temperature: float) -> None:
+    """The doctor's estimate counts two for an update, and three for a rollout, with sums of probabilities."""
     n, vocabulary, banned = 8, 5000, torch.tensor([1])
     hidden = torch.randn(n, 1, dtype=dtype, requires_grad=use != "sampler")
 
@@ -94,4 +95,5 @@ def test_at_most_three_float32_copies_of_logits_exist_at_once(use: str, dtype: t
             )
             (found[0] + found[1]).sum().backward()
     copies = memory.largest / (4 * n * vocabulary)
-    assert 2.4 < copies < 3.2
+    most = 2.5 if use == "sampler" and dtype == torch.bfloat16 else 2  # a sampler's caller keeps the head's output
+    assert most - 0.1 < copies < most + 0.2

@@ -40,7 +40,7 @@ def test_frequencies_are_the_probabilities(size: int, monkeypatch: pytest.Monkey
     banned = places[:2]
     sample = token_sampler(Sampling(temperature=0.7), banned)
     n = 20_000 if size < LARGEST_SUM else 5_000
-    tokens, log_probs, _ = sample(logits.expand(n, -1), float32_pairs(KEY.uniform(1, n, 1)[:, 0]))
+    tokens, log_probs, _ = sample(logits.repeat(n, 1), float32_pairs(KEY.uniform(1, n, 1)[:, 0]))
     p = token_distribution(logits, 0.7, banned).double().exp()
     counts = torch.bincount(tokens, minlength=size)
     assert counts[banned].sum() == 0

@@ -17,9 +17,9 @@ LOGITS_CHUNK = 1024
 ROOM = 128
 """Caches reserve room for prompts in multiples of this number of tokens."""
 
-LOGITS_COPIES = 3
-"""Simultaneous float32 copies of logits. An update and a reference hold logits, logits without banned ids and
-probabilities; a rollout holds logits and, before and after the softmax, those without banned ids."""
+LOGITS_COPIES, DECODED_COPIES = 2, 3
+"""Simultaneous float32 copies of logits in an update or a reference, logits and probabilities, and in a rollout, which
+also holds sums of probabilities."""
 
 
 class Stored(NamedTuple):
@@ -143,7 +143,7 @@ class Phases:
     def decoded_token(self, rows: int, room: int) -> float:
         """Return the bytes of the largest tensors of a decoding step: logits of all rows, or scores of a layer."""
         shape = self.shape
-        logits = LOGITS_COPIES * rows * shape.vocabulary * FLOAT32_BYTES
+        logits = DECODED_COPIES * rows * shape.vocabulary * FLOAT32_BYTES
         keys = room + self.load.completion_tokens
         return max(logits, rows * shape.heads * keys * (2 * shape.bytes + FLOAT32_BYTES))
 

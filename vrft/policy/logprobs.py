@@ -18,29 +18,33 @@ BANNED_LOGIT = -1e30
 
 
 def token_distribution(logits: Tensor, temperature: float, banned: Tensor) -> Tensor:
-    """Return log-probabilities (…, V) that the sampler draws from: logits over temperature, banned ids removed."""
-    bias = logits.new_zeros(logits.shape[-1], dtype=torch.float32).index_fill_(0, banned, BANNED_LOGIT)  # (V,)
-    return (scaled_logits(logits, temperature) + bias).log_softmax(-1)
+    """Return log-probabilities (…, V) that the sampler draws from. May overwrite `logits`; see `allowed_logits`."""
+    return allowed_logits(logits, temperature, banned).log_softmax(-1)
 
 
-def scaled_logits(logits: Tensor, temperature: float) -> Tensor:
-    """Return logits over temperature in float32."""
-    return logits.float() if temperature == 1 else logits.float() / temperature
+def allowed_logits(logits: Tensor, temperature: float, banned: Tensor) -> Tensor:
+    """Return logits over temperature in float32 (…, V), those of banned ids so low that their probability is 0.
+
+    May overwrite `logits`, since a copy for a large vocabulary takes gigabytes. No operation of a language model's head
+    needs them for its gradient.
+    """
+    allowed = logits.float()
+    if temperature != 1:
+        allowed = allowed.div_(temperature)
+    with torch.no_grad():  # the gradient of a banned logit is 0 as it is
+        return allowed.index_fill_(-1, banned, BANNED_LOGIT)
 
 
 class ChosenLogProbs(torch.autograd.Function):
-    """Log-probabilities of chosen ids y and entropies H by one exponential per logit z.
+    """Log-probabilities of chosen ids y and entropies H by one exponential per logit z. Overwrites the logits.
 
     With p = softmax(z), log p = z - max z + log max p. The gradients are d(log p_y)/dz_j = 1[j = y] - p_j and
     dH/dz_j = -p_j (log p_j + H).
     """
 
     @staticmethod
-    def forward(
-        ctx: Any, logits: Tensor, ids: Tensor, banned: Tensor, entropy: bool, entropy_gradient: bool
-    ) -> tuple[Tensor, Tensor]:
-        z = logits.index_fill(-1, banned, BANNED_LOGIT)  # (n, V)
-        p = z.softmax(-1)
+    def forward(ctx: Any, z: Tensor, ids: Tensor, entropy: bool, entropy_gradient: bool) -> tuple[Tensor, Tensor]:
+        p = z.softmax(-1)  # (n, V)
         largest, log_largest = z.amax(-1), p.amax(-1).log()  # (n,)
         # In this order, the error doesn't grow with the size of the logits.
         chosen = z.gather(-1, ids[:, None])[:, 0] - largest + log_largest
@@ -55,14 +59,15 @@ class ChosenLogProbs(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, of_chosen: Tensor, of_entropy: Tensor) -> tuple[Tensor, None, None, None, None]:
+    def backward(ctx: Any, of_chosen: Tensor, of_entropy: Tensor) -> tuple[Tensor, None, None, None]:
         p, ids, entropies = ctx.saved_tensors
-        factors = of_chosen + of_entropy * entropies if ctx.entropy_gradient else of_chosen  # (n,)
-        gradient = p * -factors[:, None]
         if ctx.entropy_gradient:
             log_p = p.clamp(min=torch.finfo(p.dtype).tiny).log_()  # p log p is 0 where p is 0
-            gradient.addcmul_(log_p.mul_(p), of_entropy[:, None], value=-1)
-        return gradient.scatter_add_(-1, ids[:, None], of_chosen[:, None]), None, None, None, None
+            factors = log_p.add_(entropies[:, None]).mul_(-of_entropy[:, None]).sub_(of_chosen[:, None])
+            gradient = factors.mul_(p)
+        else:
+            gradient = p * -of_chosen[:, None]
+        return gradient.scatter_add_(-1, ids[:, None], of_chosen[:, None]), None, None, None
 
 
 def token_log_probs(
@@ -92,8 +97,8 @@ def token_log_probs(
     """
 
     def score(h: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        scaled = scaled_logits(head(h), temperature)  # (chunk, V); the head's output isn't kept
-        scores = ChosenLogProbs.apply(scaled, y, banned, entropy, entropy and entropy_gradient)
+        logits = allowed_logits(head(h), temperature, banned)  # (chunk, V); the head's output isn't kept
+        scores = ChosenLogProbs.apply(logits, y, entropy, entropy and entropy_gradient)
         return cast(tuple[Tensor, Tensor], scores)
 
     # Indices made on the CPU, since a GPU would be waited for until it has counted a mask's ones.
