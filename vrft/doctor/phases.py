@@ -183,7 +183,7 @@ class Phases:
         kept += self.patches(part) * shape.tower.hidden * shape.bytes * shape.tower.blocks
         # logits are freed before a layer is recomputed, with its weights and the gradients of its largest tensors
         head = min(self.casts(), shape.vocabulary * shape.hidden * shape.bytes)
-        repeated = (self.casts() - head) / shape.layers + 1.3 * max(layer, block)
+        repeated = (self.casts() - head) / shape.layers + 1.15 * max(layer, block)
         return ends + kept + head + max(self.logits(part), repeated)
 
     def logits(self, part: Part) -> float:

@@ -273,6 +273,14 @@ class Policy(nn.Module):
                 entropy_gradient=entropy_gradient,
             )
 
+    def without_autograd(self) -> AbstractContextManager[None]:
+        """Return a context for forwards without gradients, whose tensors autograd can't use later.
+
+        It is inference mode, in which operations take less time to start; under FSDP, whose gathered weights stay for a
+        later forward, it is `no_grad`.
+        """
+        return torch.no_grad() if self.is_sharded else torch.inference_mode()
+
     def reference_on_device(self) -> AbstractContextManager[None]:
         """Copy an offloaded reference to the policy's device, and drop the copy at the end."""
         return on_device(self.reference, self.start, self.device) if self.offload_reference else nullcontext()

@@ -60,11 +60,13 @@ class TransformersEngine(RolloutEngine):
                 prefilled = Prefilled.of(decoding.model, batch.inputs)
                 shape = Shape(len(batch.samples), num_generations, max_completion_length, sampling)
                 steps = graph_steps(decoding, prefilled, uniform, policy.stop_ids, shape, sample_tokens)
+                decode(steps, max_completion_length, policy.all_ranks_done, on_token)
             else:
                 grid = DecodingGrid(uniform, num_generations, policy.stop_ids)
-                decoder = eager_decoder(policy, decoding, batch, num_generations, max_completion_length)
-                steps = EagerSteps(decoding, decoder, grid, sample_tokens)
-            decode(steps, max_completion_length, policy.all_ranks_done, on_token)
+                with policy.without_autograd():
+                    decoder = eager_decoder(policy, decoding, batch, num_generations, max_completion_length)
+                    steps = EagerSteps(decoding, decoder, grid, sample_tokens)
+                    decode(steps, max_completion_length, policy.all_ranks_done, on_token)
             ids, mask, log_probs, sampling_log_probs = steps.grid.completions()
         truncated = ~(torch.isin(ids, policy.stop_ids) & mask.bool()).any(1)  # (N,)
         return Rollout(ids, mask, log_probs, sampling_log_probs, truncated, policy.decode(ids, mask))

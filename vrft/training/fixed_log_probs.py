@@ -43,14 +43,11 @@ class FixedLogProbs:
             with self.state.phase("reference" if reference else "old", len(work)) as advance:
                 for i, (micro, _) in enumerate(self.optimization.padded(work)):
                     mine = inputs.select(micro.rows)
-                    values = self.policy(
-                        [minibatches[0].prompts[p] for p in micro.prompts],
-                        mine.ids,
-                        mine.mask,
-                        self.temperature,
-                        reference=reference,
-                        entropy=entropy,
-                    )
+                    prompts = [minibatches[0].prompts[p] for p in micro.prompts]
+                    with self.policy.without_autograd():
+                        values = self.policy(
+                            prompts, mine.ids, mine.mask, self.temperature, reference=reference, entropy=entropy
+                        )
                     for kind, value in zip(found, values, strict=True):
                         kind[index_on(value.device, micro.rows), : value.shape[1]] = value
                     advance(i + 1)
