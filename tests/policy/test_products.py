@@ -1,35 +1,20 @@
-"""Products with packed weights."""
+"""The weights that linear layers decode with."""
 
 from __future__ import annotations
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import nn
 
-from vrft.policy.products import ROWS, PackedProduct, can_pack, replaced_forwards
-
-CPU = torch.device("cpu")
-packs = pytest.mark.skipif(not can_pack(CPU, torch.float32), reason="oneDNN packs weights on x86 alone")
+from vrft.policy.products import replaced_forwards, stored_transposed
 
 
-@packs
-@pytest.mark.parametrize("shape", [(0,), (1,), (3, 5), (ROWS + 7,)], ids=str)
-@pytest.mark.parametrize("biased", [False, True])
-def test_packed_weights_give_the_same_products(shape: tuple[int, ...], biased: bool) -> None:
-    generator = torch.Generator().manual_seed(0)
-    weight, bias = torch.randn(70, 33, generator=generator), torch.randn(70, generator=generator)
-    x = torch.randn(*shape, 33, generator=generator)
-    found = PackedProduct(weight, bias if biased else None)(x)
-    expected = F.linear(x.double(), weight.double(), bias.double() if biased else None)
-    torch.testing.assert_close(found.double(), expected, atol=1e-5, rtol=1e-5)
-
-
-def test_only_float32_on_a_cpu_is_packed() -> None:
-    assert not can_pack(CPU, torch.bfloat16)
-    assert not can_pack(torch.device("cuda"), torch.float32)
-    with torch.backends.mkldnn.flags(enabled=False):
-        assert not can_pack(CPU, torch.float32)
+def test_weights_that_lie_transposed_have_the_same_values() -> None:
+    weights = [torch.randn(rows, 33, generator=torch.Generator().manual_seed(rows)) for rows in (70, 1, 5)]
+    found = stored_transposed(weights, torch.float32)
+    assert torch.equal(found, torch.cat(weights))
+    assert found.t().is_contiguous()
+    assert torch.equal(stored_transposed(weights[:1], torch.bfloat16), weights[0].bfloat16())
 
 
 def test_replaced_forwards_are_restored() -> None:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from vrft.policy.four_bits import is_in_four_bits
 from vrft.policy.fused import signed_sines
-from vrft.policy.products import Products
+from vrft.policy.products import Product, Products
 from vrft.policy.shared_prefix import Layout
 
 LAYER = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
@@ -70,7 +70,7 @@ def fused_projections(layer: nn.Module) -> list[list[nn.Linear]]:
 def project(x: Tensor, modules: Sequence[nn.Linear], products: Products) -> Tensor:
     """Return the outputs of several linear layers side by side."""
     if modules[0] in products:
-        return products[modules[0]](x)
+        return F.linear(x, *products[modules[0]])
     return torch.cat([F.linear(x, module.weight, module.bias) for module in modules], -1)
 
 
@@ -92,12 +92,10 @@ def rms_norm(x: Tensor, norm: Any) -> Tensor:
 
 def add_projected(x: Tensor, y: Tensor, linear: nn.Linear, products: Products) -> Tensor:
     """Return x plus the output of a linear layer for y, which may overwrite x: without a bias, this is one kernel."""
-    if linear in products:
-        return x.add_(products[linear](y))
-    bias: Tensor | None = linear.bias
-    if bias is None and x.dtype == linear.weight.dtype:
-        return x.addmm_(y, linear.weight.t())
-    return x + linear(y)
+    weight, bias = products.get(linear) or Product(linear.weight, linear.bias)
+    if bias is None and x.dtype == weight.dtype:
+        return x.addmm_(y, weight.t())
+    return x + F.linear(y, weight, bias)
 
 
 def factors_by_head(embeddings: Factors, rotated: int, kept: int) -> Factors:

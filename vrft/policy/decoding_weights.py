@@ -15,7 +15,7 @@ from vrft.policy.decoding_forward import decoding_layers
 from vrft.policy.decoding_layers import fused_projections
 from vrft.policy.four_bits import is_in_four_bits
 from vrft.policy.lora import has_adapter, merged_weight, without_adapters
-from vrft.policy.products import PackedProduct, Product, can_pack, replaced_forwards
+from vrft.policy.products import Product, replaced_forwards, stored_transposed
 from vrft.policy.weights import replaced
 from vrft.policy.whole_modules import originals
 
@@ -33,10 +33,11 @@ class DecodingWeights:
 
     Merging adapters into the weights themselves would change them: subtracting the adapters again rounds. Copies of
     projections that have the same input lie in one tensor. Weights in four bits stay as they are, with adapters beside
-    them: a merged copy would need the memory that four bits save. On a CPU, oneDNN packs the weights of the text model.
+    them: a merged copy would need the memory that four bits save. On a CPU in float32, all weights of the text model's
+    linear layers have transposed copies.
 
     Attributes:
-        products: products of projections with the same input, and on a CPU of all linear layers of the text model.
+        products: products of projections with the same input; with transposed copies, of all linear layers.
     """
 
     def __init__(self, model: PreTrainedModel, dtype: torch.dtype, device: torch.device) -> None:
@@ -54,7 +55,8 @@ class DecodingWeights:
         with merged(model):
             layers = decoding_layers(model)
             together = [modules for layer in layers for modules in fused_projections(layer)]
-            self.packed = packed_together(model, together) if can_pack(device, dtype) else []
+            transposes = device.type == "cpu" and dtype == torch.float32
+            self.transposed = transposed_together(model, together) if transposes else []
             self._allocate_fused(together)
             self._allocate_others(states=bool(layers))
 
@@ -86,12 +88,12 @@ class DecodingWeights:
             elif any(module.bias is not None for module in modules):
                 continue
             self.copies += [(m, "weight", w) for m, w in zip(modules, weight.split(sizes), strict=True)]
-            self.products[modules[0]] = partial(F.linear, weight=weight, bias=bias)
+            self.products[modules[0]] = Product(weight, bias)
 
     def _allocate_others(self, states: bool) -> None:
         """`states`: convert states between layers to `dtype`, as fused layers need it."""
         done = {(module, name) for module, name, _ in self.copies}
-        done |= {(modules[0], "weight") for modules in self.packed if len(modules) == 1}  # packed without a copy
+        done |= {(modules[0], "weight") for modules in self.transposed if len(modules) == 1}
         module: Any
         for module in self.sources:
             weight, bias = module.weight, module.bias
@@ -117,8 +119,9 @@ class DecodingWeights:
         for module, name, copy in self.copies:
             copy.copy_(self._merged(module) if name == "weight" else getattr(module, name))
         with merged(self.model), replaced({getattr(m, name): copy for m, name, copy in self.copies}), self._embedded():
-            self.products |= {modules[0]: self._packed_product(modules) for modules in self.packed}
-            with replaced_forwards({m: self.products[m] for m, *others in self.packed if not others}):
+            self.products |= {modules[0]: self._transposed(modules) for modules in self.transposed}
+            alone = [modules[0] for modules in self.transposed if len(modules) == 1]
+            with replaced_forwards({m: partial(F.linear, **self.products[m]._asdict()) for m in alone}):
                 yield
 
     def _merged(self, module: Any) -> Tensor:
@@ -127,16 +130,15 @@ class DecodingWeights:
         weight: Tensor = module.weight if source is module else merged_weight(source)
         return weight
 
-    def _packed_product(self, modules: Sequence[nn.Linear]) -> PackedProduct:
-        """Pack the weights of linear layers with the same input; those of several have a copy if they need one."""
+    def _transposed(self, modules: Sequence[nn.Linear]) -> Product:
+        """Return the product of linear layers with the same input, by a transposed copy of their current weights."""
         weights = [module.weight for module in modules] if len(modules) > 1 else [self._merged(modules[0])]
-        weight = (torch.cat(weights) if len(weights) > 1 else weights[0]).to(self.dtype)
         biases: list[Tensor | None] = [module.bias for module in modules]
         if all(bias is None for bias in biases):
-            return PackedProduct(weight, None)
-        zeros = [weight.new_zeros(module.out_features) for module in modules]
+            return Product(stored_transposed(weights, self.dtype), None)
+        zeros = [weight.new_zeros(len(weight)) for weight in weights]
         bias = torch.cat([zero if bias is None else bias for zero, bias in zip(zeros, biases, strict=True)])
-        return PackedProduct(weight, bias.to(self.dtype))
+        return Product(stored_transposed(weights, self.dtype), bias.to(self.dtype))
 
     @contextmanager
     def _embedded(self) -> Iterator[None]:
@@ -159,7 +161,7 @@ class DecodingWeights:
         return args, {name: x.to(self.dtype) if name == "inputs_embeds" else x for name, x in kwargs.items()}
 
 
-def packed_together(model: PreTrainedModel, together: list[list[nn.Linear]]) -> list[list[nn.Linear]]:
+def transposed_together(model: PreTrainedModel, together: list[list[nn.Linear]]) -> list[list[nn.Linear]]:
     """Return the linear layers of the text model and its head: `together`, then each of the others alone."""
     done = {module for modules in together for module in modules} | originals(model)
     modules = [*model.get_decoder().modules(), model.get_output_embeddings()]
