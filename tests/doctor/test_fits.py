@@ -10,6 +10,7 @@ import torch
 import yaml
 from transformers import AutoConfig
 
+from tests.helpers import ROOT
 from tests.helpers.sizes import PUBLISHED
 from vrft.__main__ import main
 from vrft.cli.named_configs import CONFIGS
@@ -135,6 +136,26 @@ PARAMETERS |= {"Qwen3-VL-2B": 2.127, "Qwen3-VL-4B": 4.438, "Qwen3-VL-8B": 8.767}
 def test_configs_have_the_published_numbers_of_parameters(name: str) -> None:
     config = PUBLISHED[name]
     assert count(AutoConfig.for_model(**config)).all / 1e9 == pytest.approx(PARAMETERS[name], abs=0.0006)
+
+
+def rows_of_the_docs() -> list[list[str]]:
+    """Return the cells of the table in docs/gpus.md, without its first two lines."""
+    text = (ROOT / "docs" / "gpus.md").read_text().split("\n## Before you download\n")[1]
+    return [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| ")][1:]
+
+
+DOCUMENTED = rows_of_the_docs()
+
+
+@pytest.mark.parametrize("model", dict.fromkeys(model for model, *_ in DOCUMENTED))
+def test_the_table_of_the_docs_is_what_fits_computes(model: str) -> None:
+    config = AutoConfig.for_model(**PUBLISHED[model.replace(" ", "-")])
+    images = config.mm_tokens_per_image if model.startswith("Gemma") else 1000
+    request = Request(images, 200, 256, 8, 4096, 16, True)
+    found = [{fit.way.name: fit for fit in fits(config, request, gpu)} for gpu in (16, 24, 48, 80, 141)]
+    for _, way, *cells in (row for row in DOCUMENTED if row[0] == model):
+        needed = (found[0][way].estimate.peak + RESERVE) / GB
+        assert cells == [f"{needed:.1f}", *(str(fit[way].batch or "-") for fit in found)]
 
 
 def test_recurrent_layers_keep_states_instead_of_keys() -> None:
