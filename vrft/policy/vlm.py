@@ -248,7 +248,7 @@ class Policy(nn.Module):
             ids: completions, right-padded (N, T).
             mask: 1 at real tokens (N, T).
             temperature: temperature of the sampling distribution.
-            reference: use the reference model; call under `no_grad`, inside `reference_on_device`.
+            reference: use the reference model; call under `without_autograd`, inside `reference_on_device`.
             entropy: compute the entropy; otherwise it is 0.
             entropy_gradient: let the entropy carry a gradient, too.
         """
