@@ -36,15 +36,16 @@ def gradients(module: nn.Module, x: Tensor) -> list[Tensor]:
     return [output, *torch.autograd.grad((output * weights).sum(), [x, *module.parameters()])]
 
 
+@pytest.mark.parametrize("shape", [(3, 5, 16), (16,), (0, 16)])
 @pytest.mark.parametrize("kind", NORMS)
-def test_fused_norms_equal_their_own(kind: type[nn.Module]) -> None:
+def test_fused_norms_equal_their_own(kind: type[nn.Module], shape: tuple[int, ...]) -> None:
     own = kind(16)
     nn.init.normal_(own.weight)
     fused = copy.deepcopy(own)
     fuse_layers(fused)
     assert isinstance(fused, FusedLayer)
     assert isinstance(fused, kind)
-    x = torch.randn(3, 5, 16)
+    x = torch.randn(shape)
     for found, expected in zip(gradients(fused, x), gradients(own, x), strict=True):
         torch.testing.assert_close(found, expected)
 

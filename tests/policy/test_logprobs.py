@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributions import Categorical
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -47,6 +47,45 @@ def test_gradients_of_chosen_log_probs_and_entropies() -> None:
     chosen(logits, gradient=True)[1].sum().backward()
     assert logits.grad is not None
     assert logits.grad[:, 3].tolist() == [0, 0, 0]
+
+
+class CappedHead(nn.Module):
+    """A head whose last operation keeps its output for the gradient."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 5)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return self.linear(hidden).tanh()
+
+
+class HookedHead(nn.Linear):
+    """A head with a hook for gradients, for which PyTorch makes the output a view."""
+
+    def __init__(self) -> None:
+        super().__init__(4, 5)
+        self.register_full_backward_hook(lambda *_: None)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+@pytest.mark.parametrize("chunk", [2, 8])
+@pytest.mark.parametrize("kind", [CappedHead, HookedHead])
+def test_gradients_are_right_if_the_head_or_a_hook_needs_its_output(
+    kind: type[nn.Module], chunk: int, temperature: float
+) -> None:
+    """PyTorch reports no error for a chunk that is computed again."""
+    head, hidden, ids = kind(), torch.randn(4, 4, requires_grad=True), torch.tensor([[2, 0, 4, 3]])
+    weights = [hidden, *head.parameters()]
+    log_probs, _ = token_log_probs(
+        head, hidden, ids, [4], temperature=temperature, banned=torch.tensor([1]), chunk=chunk
+    )
+    logits = (head(hidden) / temperature).index_fill(-1, torch.tensor([1]), BANNED_LOGIT)
+    expected = logits.log_softmax(-1)[range(4), ids[0]]
+    for found, own in zip(
+        torch.autograd.grad(log_probs.sum(), weights), torch.autograd.grad(expected.sum(), weights), strict=True
+    ):
+        torch.testing.assert_close(found, own)
 
 
 class LargestMemory(TorchDispatchMode):

@@ -79,7 +79,7 @@ class NormOnCpu(torch.autograd.Function):
         n, weight, factor = ctx.saved_tensors
         gn = g * n
         mean = (gn @ weight)[..., None] / len(weight)  # (…, 1)
-        of_weight = gn.flatten(0, -2).sum(0) if ctx.needs_input_grad[1] else None
+        of_weight = gn.reshape(-1, len(weight)).sum(0) if ctx.needs_input_grad[1] else None
         return (g * weight).addcmul_(n, mean, value=-1).mul_(factor), of_weight, None
 
 

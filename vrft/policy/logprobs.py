@@ -25,10 +25,10 @@ def token_distribution(logits: Tensor, temperature: float, banned: Tensor) -> Te
 def allowed_logits(logits: Tensor, temperature: float, banned: Tensor) -> Tensor:
     """Return logits over temperature in float32 (…, V), those of banned ids so low that their probability is 0.
 
-    May overwrite `logits`, since a copy for a large vocabulary takes gigabytes. No operation of a language model's head
-    needs them for its gradient.
+    May overwrite `logits` that need no gradient. For the gradient of others, the head or a hook may need them, and
+    PyTorch does not notice that they were overwritten if the backward pass computes them again.
     """
-    allowed = logits.float()
+    allowed = logits.to(torch.float32, copy=logits.requires_grad)
     if temperature != 1:
         allowed = allowed.div_(temperature)
     with torch.no_grad():  # the gradient of a banned logit is 0 as it is
