@@ -112,7 +112,7 @@ class LargestMemory(TorchDispatchMode):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("use", ["update", "entropy bonus", "sampler"])
 def test_two_float32_copies_of_logits_exist_at_once(use: str, dtype: torch.dtype, temperature: float) -> None:
-    """The doctor's estimate counts two for an update, and three for a rollout, with sums of probabilities."""
+    """The doctor counts two for an update, and for a rollout the head's output as well."""
     n, vocabulary, banned = 8, 5000, torch.tensor([1])
     hidden = torch.randn(n, 1, dtype=dtype, requires_grad=use != "sampler")
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.policy.test_logprobs import LargestMemory
 from vrft.policy.logprobs import token_distribution
 from vrft.rollout import Sampling, SamplingKey
 from vrft.rollout import sampling as module
@@ -48,6 +49,14 @@ def test_frequencies_are_the_probabilities(size: int, monkeypatch: pytest.Monkey
     chi_square = ((counts - n * p)[likely] ** 2 / (n * p[likely])).sum()
     assert chi_square < 27.9  # 9 degrees of freedom: once in 1,000
     assert torch.allclose(log_probs.double().exp(), p[tokens], rtol=1e-5)
+
+
+def test_drawing_on_a_gpu_takes_one_copy_of_the_log_probabilities() -> None:
+    """The doctor counts it, with the head's output and the log-probabilities."""
+    log_p = torch.randn(4, 20000).log_softmax(-1)
+    with LargestMemory() as memory:
+        float32_transform(log_p, torch.rand(4, 2))
+    assert memory.largest < 1.1 * log_p.nbytes
 
 
 def test_pairs_keep_48_bits() -> None:

@@ -17,9 +17,8 @@ LOGITS_CHUNK = 1024
 ROOM = 128
 """Caches reserve room for prompts in multiples of this number of tokens."""
 
-LOGITS_COPIES, DECODED_COPIES = 2, 3
-"""Simultaneous float32 copies of logits in an update or a reference, logits and probabilities, and in a rollout, which
-also holds sums of probabilities."""
+LOGITS_COPIES = 2
+"""Simultaneous float32 copies of logits: logits and probabilities. A rollout also holds the head's output."""
 
 
 class Stored(NamedTuple):
@@ -143,7 +142,7 @@ class Phases:
     def decoded_token(self, rows: int, room: int) -> float:
         """Return the bytes of the largest tensors of a decoding step: logits of all rows, or scores of a layer."""
         shape = self.shape
-        logits = DECODED_COPIES * rows * shape.vocabulary * FLOAT32_BYTES
+        logits = rows * shape.vocabulary * (LOGITS_COPIES * FLOAT32_BYTES + shape.bytes)
         keys = room + self.load.completion_tokens
         return max(logits, rows * shape.heads * keys * (2 * shape.bytes + FLOAT32_BYTES))
 

@@ -72,13 +72,14 @@ def float32_transform(log_p: Tensor, uniform: Tensor) -> Tensor:
     about sqrt(V) tokens is off by at most 1e-7. Tokens rarer than that may be drawn in place of their neighbours.
     """
     size = log_p.shape[-1]
-    p, high, low = log_p.exp(), uniform[:, :1], uniform[:, 1:]
+    high, low = uniform[:, :1], uniform[:, 1:]
     if size <= LARGEST_SUM:
-        ends = p.cumsum(-1)
+        ends = log_p.exp().cumsum(-1)
         tokens = first_above(ends, torch.addcmul(high * ends[:, -1:], low, ends[:, -1:]))
     else:
         block = int(size**0.5) + 1
-        p = F.pad(p, (0, -size % block)).unflatten(-1, (-1, block))  # (n, blocks, tokens of a block)
+        p = F.pad(log_p, (0, -size % block), value=-torch.inf).exp_()  # a padded copy of p would be one more
+        p = p.unflatten(-1, (-1, block))  # (n, blocks, tokens of a block)
         sums = p.sum(-1)
         ends = sums.cumsum(-1)
         target = high * ends[:, -1:]
