@@ -61,7 +61,7 @@ def test_one_two_and_four_processes_measure_the_same(
         for found, expected in zip(json.loads(results), json.loads(files[0]), strict=True):
             # token probabilities have rounding errors that depend on the batch
             assert found | {"score": 0} == expected | {"score": 0}
-            assert found["score"] == pytest.approx(expected["score"], rel=1e-6)
+            assert found["score"] == pytest.approx(expected["score"], rel=1e-5)
 
 
 CASES = [

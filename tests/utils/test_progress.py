@@ -93,7 +93,8 @@ def test_epochs_are_shown_where_only_epochs_are_limited(quick_fit: Command, caps
 
 def test_in_a_terminal_there_are_bars(quick_fit: Command, tmp_path: Path) -> None:
     leader, follower = pty.openpty()
-    command = quick_fit(*SHOWN, "--trainer.limit_val_batches=0")
+    # a bar is drawn ten times per second, in which 64 rows may have ended
+    command = quick_fit(*SHOWN, "--trainer.limit_val_batches=0", "--model.num_generations=40")
     process = fork_vrft(command, Path(os.ttyname(follower)), cwd=tmp_path, TERM="xterm", COLUMNS="80")
     shown = b""
     while process.poll() is None or select.select([leader], [], [], 0)[0]:
@@ -104,7 +105,7 @@ def test_in_a_terminal_there_are_bars(quick_fit: Command, tmp_path: Path) -> Non
     assert process.wait() == 0, shown.decode()
     text = shown.decode()
     assert re.search(r"step 2/2 +━+ +0:00:\d\d • 0:00:00 left", re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "", text))
-    assert re.search(r"rollout, \d+ of 64 rows done", text)
+    assert re.search(r"rollout, \d+ of 320 rows done", text)
     plain = re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "", text)
     assert re.search(r"^reward \d\.\d{3}  kl -?\d\.\d{3}  iou .*  confidence .*  format \d\.\d{3} *\r?$", plain, re.M)
     assert max(len(line.strip()) for line in plain.splitlines() if "•" in line) <= 80
