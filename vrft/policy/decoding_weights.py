@@ -15,7 +15,7 @@ from vrft.policy.decoding_forward import decoding_layers
 from vrft.policy.decoding_layers import fused_projections
 from vrft.policy.four_bits import is_in_four_bits
 from vrft.policy.lora import has_adapter, merged_weight, without_adapters
-from vrft.policy.products import Product, replaced_forwards, stored_transposed
+from vrft.policy.products import Product, empty_transposed, replaced_forwards, stored_transposed
 from vrft.policy.weights import replaced
 from vrft.policy.whole_modules import originals
 
@@ -56,8 +56,9 @@ class DecodingWeights:
             layers = decoding_layers(model)
             together = [modules for layer in layers for modules in fused_projections(layer)]
             transposes = device.type == "cpu" and dtype == torch.float32
-            self.transposed = transposed_together(model, together) if transposes else []
-            self._allocate_fused(together)
+            self._allocate_fused(together, transposes)
+            others = transposed_together(model, together) if transposes else []
+            self.transposed = [modules for modules in others if modules[0] not in self.products]
             self._allocate_others(states=bool(layers))
 
     def _copied_layers(self) -> dict[nn.Module, nn.Module]:
@@ -75,13 +76,16 @@ class DecodingWeights:
                 layers.setdefault(module.weight, (module, module))
         return dict(layers.values())
 
-    def _allocate_fused(self, together: Sequence[Sequence[nn.Linear]]) -> None:
+    def _allocate_fused(self, together: Sequence[Sequence[nn.Linear]], transposes: bool) -> None:
         for modules in together:
             if not all(module in self.sources for module in modules):
                 continue
             sizes, like = [module.out_features for module in modules], modules[0].weight
             bias: Tensor | None = None
-            weight = like.new_empty(sum(sizes), modules[0].in_features, dtype=self.dtype)
+            if transposes:
+                weight = empty_transposed(like, sum(sizes), self.dtype)
+            else:
+                weight = like.new_empty(sum(sizes), modules[0].in_features, dtype=self.dtype)
             if all(module.bias is not None for module in modules):
                 bias = like.new_empty(sum(sizes), dtype=self.dtype)
                 self.copies += [(m, "bias", b) for m, b in zip(modules, bias.split(sizes), strict=True)]

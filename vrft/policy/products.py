@@ -21,13 +21,18 @@ Products = Mapping[nn.Module, Product]
 """The product of a linear layer, or of all linear layers that have the same input, side by side, by the first one."""
 
 
-def stored_transposed(weights: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
-    """Return a copy of weights, each (out, in), side by side, which lies in memory transposed (sum of out, in).
+def empty_transposed(like: Tensor, size: int, dtype: torch.dtype) -> Tensor:
+    """Return memory for a weight with the inputs of another, which lies transposed (size, in).
 
     A CPU multiplies 16 rows by it in two thirds of the time.
     """
-    sizes, first = [len(weight) for weight in weights], weights[0]
-    copy = first.new_empty(first.shape[1], sum(sizes), dtype=dtype).t()
+    return like.new_empty(like.shape[1], size, dtype=dtype).t()
+
+
+def stored_transposed(weights: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
+    """Return a copy of weights, each (out, in), side by side, which lies in memory transposed (sum of out, in)."""
+    sizes = [len(weight) for weight in weights]
+    copy = empty_transposed(weights[0], sum(sizes), dtype)
     for part, weight in zip(copy.split(sizes), weights, strict=True):
         part.copy_(weight.detach())
     return copy
