@@ -39,7 +39,7 @@ def folder(tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     ("template", "said"),
     [
-        (LOOP, "does not end within 0 s"),
+        (LOOP, "does not end within 1 s"),
         ("{{ 'a' * 10 ** 10 }}", "needs more than 512 MB"),
         ("{{ 'a' * 10 ** 6 }}", "makes 1000000 characters"),
         ("{{ raise_exception('only two turns') }}", "only two turns"),
@@ -50,7 +50,7 @@ def folder(tmp_path: Path) -> Path:
     ],
 )
 def test_a_template_that_makes_no_prompt_is_refused(template: str, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(LIMITS, "cpu_seconds", 0)
+    monkeypatch.setitem(LIMITS, "cpu_seconds", 1)
     start = time.monotonic()
     assert said in (template_problem(template, "{}", False) or "")
     assert time.monotonic() - start < 120
@@ -109,7 +109,7 @@ CONDITION = "{% if 'x' in messages[0].content[-1].text %}{}{% endif %}"
 @pytest.mark.parametrize(
     ("trap", "said"),
     [
-        (LOOP, "does not end within 0 s"),
+        (LOOP, "does not end within 1 s"),
         ("{{ 'a' * 10 ** 10 }}", "needs more than 512 MB"),
         ("{{ 'a' * 10 ** 6 }}", "makes 10000.* characters"),
         ("{{ raise_exception('no x') }}", "fails: TemplateError: no x"),
@@ -119,7 +119,7 @@ def test_a_template_that_fails_for_some_questions_alone_is_stopped_there(
     trap: str, said: str, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Harmless questions have their text, before and after."""
-    monkeypatch.setitem(LIMITS, "cpu_seconds", 0)
+    monkeypatch.setitem(LIMITS, "cpu_seconds", 1)
     (folder / "chat_template.jinja").write_text(
         CONDITION.replace("{}", trap) + USER.replace("<image>", "<|image_pad|>")
     )
