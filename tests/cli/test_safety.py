@@ -220,7 +220,7 @@ def test_a_checkpoint_with_more_than_numbers_is_refused_in_one_line(
 
 
 FORBIDDEN = {"eval", "exec", "compile", "__import__", "os.system", "os.popen", "pickle.load", "pickle.loads"}
-FORBIDDEN |= {"yaml.unsafe_load", "yaml.full_load", "marshal.loads", "shelve.open", "np.load"}
+FORBIDDEN |= {"yaml.load", "yaml.unsafe_load", "yaml.full_load", "marshal.loads", "shelve.open", "np.load"}
 PROCESSES = {
     "vrft/callbacks/graceful_stop.py": ['["scontrol", "requeue", job]'],
     "vrft/data/datasets/benchmarks.py": ["command"],  # this Python, with a script of the package, a path and a name
@@ -246,16 +246,14 @@ def test_nothing_in_the_package_can_execute_text() -> None:
             assert name not in FORBIDDEN, f"{path}:{call.lineno}: {name}"
             words = {word.arg: word.value for word in call.keywords}
             assert "shell" not in words, f"{path}:{call.lineno}: {name}"
-            if name == "yaml.load":  # which builds any object with other loaders
-                assert ast.unparse(call.args[1]) == "_TextLoader if as_text else _Loader", f"{path}:{call.lineno}"
             if name == "torch.load":
                 assert ast.unparse(words["weights_only"]) == "True", f"{path}:{call.lineno}"
             if name.startswith("subprocess."):
                 place = path.relative_to(ROOT).as_posix()
                 started.setdefault(place, []).append(ast.unparse(call.args[0]).replace("'", '"'))
     assert started == PROCESSES  # commands of subprocesses, none with text of a model
-    assert issubclass(yaml_text._Loader, yaml.SafeLoader)
-    assert issubclass(yaml_text._TextLoader, yaml.BaseLoader)
+    assert yaml_text._SafeLoader in (yaml.CSafeLoader, yaml.SafeLoader)  # other loaders build any object
+    assert yaml_text._BaseLoader in (yaml.CBaseLoader, yaml.BaseLoader)
 
 
 @pytest.mark.parametrize(

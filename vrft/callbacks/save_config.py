@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-import yaml
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import SaveConfigCallback
 
 from vrft.loggers import WandbLogger
 from vrft.run_dir import RunDir
 from vrft.utils.redact import redact_settings
-from vrft.utils.yaml_text import encode_yaml
+from vrft.utils.yaml_text import decode_yaml, encode_yaml
 
 
 class SaveResolvedConfig(SaveConfigCallback):
@@ -22,7 +21,7 @@ class SaveResolvedConfig(SaveConfigCallback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage == "fit" and trainer.is_global_zero:
-            config = yaml.safe_load(self.parser.dump(self.config, skip_none=False))
+            config = decode_yaml(self.parser.dump(self.config, skip_none=False))
             run_dir = config["run_dir"]
             config = {**_relative_to(run_dir, redact_settings(config)), "run_dir": run_dir, "ckpt_path": None}
             path = RunDir.of(trainer).config

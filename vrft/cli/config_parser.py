@@ -10,7 +10,6 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, NoReturn
 
-import yaml
 from jsonargparse import set_dumper, set_parsing_settings
 from lightning.pytorch.cli import LightningArgumentParser
 
@@ -20,7 +19,7 @@ from vrft.cli.functions import restrict_callables
 from vrft.cli.parser_errors import shorten
 from vrft.errors import ConfigurationError
 from vrft.utils.redact import redact_settings
-from vrft.utils.yaml_text import encode_yaml
+from vrft.utils.yaml_text import decode_yaml, encode_yaml
 
 
 def harden_parsing() -> None:
@@ -53,7 +52,7 @@ def hiding_secrets() -> Iterator[None]:
             yield
     finally:
         text = printed.getvalue()
-        settings = yaml.safe_load(text)
+        settings = decode_yaml(text)
         hidden = redact_settings(settings)
         print(text if hidden == settings else encode_yaml(hidden), end="")
 

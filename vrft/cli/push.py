@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import yaml
 from huggingface_hub import HfApi, get_token
 from huggingface_hub.errors import (
     HfHubHTTPError,
@@ -20,6 +19,7 @@ from huggingface_hub.utils import validate_repo_id
 from vrft.errors import ConfigurationError
 from vrft.utils.hub_cache import hub_reason
 from vrft.utils.redact import PLACEHOLDER
+from vrft.utils.yaml_text import decode_yaml
 
 FIELD = "export: --push"
 
@@ -53,8 +53,8 @@ def _is_export(folder: Path) -> bool:
         return False
     _, _, front = card.read_text(encoding="utf-8", errors="replace").partition("---\n")
     try:
-        about = yaml.safe_load(front.partition("\n---")[0])
-    except yaml.YAMLError:
+        about = decode_yaml(front.partition("\n---")[0])
+    except ValueError:
         return False
     return isinstance(about, dict) and "vrft" in (about.get("tags") or ())
 

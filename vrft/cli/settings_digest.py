@@ -9,10 +9,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import yaml
 from jsonargparse import ArgumentParser, Namespace
 
 from vrft.utils.own_code import is_own_code
+from vrft.utils.yaml_text import decode_yaml
 
 IRRELEVANT = {
     "data": ("batch_size", "eval_batch_size", "num_workers", "on_bad_record", "on_missing_image"),
@@ -23,7 +23,7 @@ IRRELEVANT = {
 
 def settings_digest(parser: ArgumentParser, config: Namespace) -> str:
     """Return a digest of all relevant settings of model, task and data, and of the user's modules that they name."""
-    full: dict[str, Any] = yaml.safe_load(parser.dump(config, skip_none=False))
+    full: dict[str, Any] = decode_yaml(parser.dump(config, skip_none=False))
     found = {name: full[name] for name in ("model", "task", "data", "seed_everything")}
     found["precision"] = full["trainer"]["precision"]
     for section, names in IRRELEVANT.items():

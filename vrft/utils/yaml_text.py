@@ -5,8 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import yaml
-from yaml.composer import Composer
-from yaml.constructor import BaseConstructor
 
 MAX_VALUES = 100_000
 """Maximum number of values after expanding aliases. A kilobyte of text can expand to billions."""
@@ -16,8 +14,10 @@ NUMBERS = tuple(f"tag:yaml.org,2002:{kind}" for kind in ("bool", "int", "float",
 """Tags of keys that can be written in several ways, e.g. 1 and 0x1."""
 
 
-_FastDumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
-"""The dumper, from libyaml if PyYAML is built with it, which is ten times as fast."""
+# libyaml is ten times as fast as the parser and the emitter of PyYAML, and limits the depth. jsonargparse uses it too.
+_Dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
+_SafeLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_BaseLoader = getattr(yaml, "CBaseLoader", yaml.BaseLoader)
 
 
 class UnboundedYAML(ValueError):
@@ -28,29 +28,37 @@ class RepeatedKey(ValueError):
     """Raised if a mapping has a key twice, of which a parser would keep the last."""
 
 
-class _UniqueKeys(Composer, BaseConstructor):
-    """Refuses mappings with a repeated key. Keys from a merge (`<<`) may be repeated."""
-
-    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
-        node = super().compose_mapping_node(anchor)
+def _check_keys(loader: Any, root: yaml.Node | None) -> None:
+    """Refuse a mapping with a repeated key. Keys from a merge (`<<`) may be repeated."""
+    seen, nodes = set[int](), [root]
+    while nodes:
+        node = nodes.pop()
+        if not isinstance(node, yaml.CollectionNode) or id(node) in seen:
+            continue
+        seen.add(id(node))
+        if isinstance(node, yaml.SequenceNode):
+            nodes += node.value
+            continue
         lines: dict[Any, int] = {}
-        for key, _ in node.value:
+        for key, value in node.value:
+            nodes += [key, value]
             if not isinstance(key, yaml.ScalarNode) or key.value == "<<":
                 continue
-            value = self.construct_object(key) if key.tag in NUMBERS else key.value
+            name = loader.construct_object(key) if key.tag in NUMBERS else key.value
             line = key.start_mark.line + 1
-            if value in lines:
-                raise RepeatedKey(f"line {line}: the key {key.value!r} is in line {lines[value]} already")
-            lines[value] = line
-        return node
+            if name in lines:
+                raise RepeatedKey(f"line {line}: the key {key.value!r} is in line {lines[name]} already")
+            lines[name] = line
 
 
-class _Loader(_UniqueKeys, yaml.SafeLoader):
-    """Builds plain values."""
-
-
-class _TextLoader(_UniqueKeys, yaml.BaseLoader):
-    """Builds plain values in which all scalars are strings."""
+def _load(text: str, loader_class: Any) -> Any:
+    loader = loader_class(text)
+    try:
+        node = loader.get_single_node()
+        _check_keys(loader, node)
+        return None if node is None else loader.construct_document(node)
+    finally:
+        loader.dispose()
 
 
 def decode_yaml(text: str, *, as_text: bool = False) -> Any:
@@ -68,10 +76,10 @@ def decode_yaml(text: str, *, as_text: bool = False) -> Any:
     Traceback (most recent call last):
     ...
     ValueError: month must be in 1..12
-    >>> decode_yaml("a: [secret")
+    >>> decode_yaml("a: [secret\nb: 1\n")
     Traceback (most recent call last):
     ...
-    ValueError: line 1: expected ',' or ']', but got '<stream end>'
+    ValueError: line 2: did not find expected ',' or ']' while parsing a flow sequence at line 1
     >>> decode_yaml("a: 1\nb: 2\na: 3")
     Traceback (most recent call last):
     ...
@@ -82,10 +90,9 @@ def decode_yaml(text: str, *, as_text: bool = False) -> Any:
     vrft.utils.yaml_text.UnboundedYAML: an alias contains itself
     """
     try:
-        value = yaml.load(text, _TextLoader if as_text else _Loader)
+        value = _load(text, _BaseLoader if as_text else _SafeLoader)
     except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        raise ValueError(f"line {mark.line + 1 if mark else 1}: {error.problem or error.context}") from None
+        raise ValueError(_reason(error, text)) from None
     except ValueError:
         raise
     except (yaml.YAMLError, LookupError, ArithmeticError, TypeError, AttributeError, RecursionError) as error:
@@ -93,6 +100,16 @@ def decode_yaml(text: str, *, as_text: bool = False) -> Any:
     if "*" in text:
         check_expansion(value)
     return value
+
+
+def _reason(error: yaml.MarkedYAMLError, text: str) -> str:
+    """Return the line and the reason of an error, and the line where the mapping or list around it begins."""
+    mark, context = error.problem_mark or error.context_mark, error.context_mark
+    line = min(mark.line + 1 if mark else 1, max(len(text.splitlines()), 1))  # the end of the text may be a line below
+    reason = f"line {line}: {error.problem or error.context}"
+    if error.context and context and context.line + 1 != line:
+        reason += f" {error.context} at line {context.line + 1}"
+    return reason
 
 
 def encode_yaml(value: Any, *, allow_unicode: bool = False) -> str:
@@ -110,7 +127,7 @@ def encode_yaml(value: Any, *, allow_unicode: bool = False) -> str:
     """
     settings: dict[str, Any] = {"default_flow_style": False, "sort_keys": False, "allow_unicode": allow_unicode}
     try:
-        return yaml.dump(value, Dumper=_FastDumper, **settings)
+        return yaml.dump(value, Dumper=_Dumper, **settings)
     except UnicodeEncodeError:  # libyaml can't write lone surrogates, as in file names
         return yaml.dump(value, Dumper=yaml.SafeDumper, **settings)
 
