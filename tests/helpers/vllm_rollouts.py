@@ -6,7 +6,6 @@ import os
 import random
 import shlex
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -18,6 +17,7 @@ import torch
 from PIL import Image
 
 from tests.helpers import ROOT
+from tests.helpers.ports import free_port
 from vrft.policy import LoRA, Policy
 from vrft.rollout import Sampling, SamplingKey, VLLMServer
 from vrft.rollout.vllm.client import Client
@@ -33,9 +33,7 @@ PLAIN = Sampling()
 
 def launch(kind: str, checkpoint: str, folder: Path) -> tuple[subprocess.Popen[bytes], str]:
     """Start a server by the command that `serve-command` prints."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        url = f"http://127.0.0.1:{free.getsockname()[1]}"
+    url = f"http://127.0.0.1:{free_port()}"
     words = [f"--model.policy.checkpoint={checkpoint}", f"--model.engine.init_args.urls=[{url}]"]
     words += ["--model.policy.lora={r: 8}"] if kind == "lora" else []
     line = served(*words)

@@ -27,6 +27,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
+from tests.helpers.ports import free_port
 from vrft.policy import Policy
 from vrft.policy.pretrained import vision_parameters
 from vrft.rollout import Sampling, SamplingKey, TransformersEngine
@@ -38,7 +39,7 @@ State = dict[str, Tensor]
 class VLLM:
     """The server and its state. `flags`: the relevant command-line flags."""
 
-    def __init__(self, checkpoint: str, port: int = 0, **flags: Any) -> None:
+    def __init__(self, checkpoint: str, port: int | None = None, **flags: Any) -> None:
         self.flags = {
             "logprobs_mode": "processed_logprobs",
             "max_lora_rank": 16,
@@ -65,7 +66,7 @@ class VLLM:
         class Handler(self.routes()):  # type: ignore[misc]
             vllm = server
 
-        self.http = ThreadingHTTPServer(("127.0.0.1", port), Handler)
+        self.http = ThreadingHTTPServer(("127.0.0.1", port or free_port()), Handler)
         self.http.daemon_threads = True
         self.url = f"http://127.0.0.1:{self.http.server_port}"
         self.thread = threading.Thread(target=self.http.serve_forever, args=(0.02,), daemon=True)
