@@ -25,12 +25,12 @@ import torch
 import torch.distributed as dist
 import vllm_servers
 import widen
-from lightning.fabric.plugins.environments.lightning import find_free_network_port
 from torch.distributed.run import get_args_parser
 from transformers import AutoModelForImageTextToText
 
 from tests.helpers import ROOT
 from tests.helpers.forks import Fork
+from tests.helpers.ports import free_port
 from tests.helpers.ranks import Ranks
 from tests.helpers.vllm_server import VLLM
 from vrft.__main__ import main
@@ -165,7 +165,7 @@ def few_processes(monkeypatch: pytest.MonkeyPatch, two_ranks: Ranks) -> list[lis
     monkeypatch.setattr(scaling, "run", lambda folder, side, steps, **settings: run(folder, side))
     monkeypatch.setattr(scaling, "launch", launch_here)
     alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "TORCHELASTIC_RUN_ID": "none"}
-    for name, value in (alone | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(find_free_network_port())}).items():
+    for name, value in (alone | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}).items():
         monkeypatch.setenv(name, value)
     for name, value in {"PROMPTS": 1, "GENERATIONS": 2, "TOKENS": 6}.items():
         monkeypatch.setattr(scaling, name, value)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
-import socket
 import subprocess
 import time
 import urllib.error
@@ -43,16 +43,14 @@ class Browser:
         except urllib.error.HTTPError as error:
             raise AssertionError(json.load(error)["value"]["message"]) from None
 
-    def open(self, path: Path, *, width: int = 1280, height: int = 900, dark: bool = False) -> float:
-        """Load a page and return the seconds until it is drawn."""
+    def open(self, path: Path, *, width: int = 1280, height: int = 900, dark: bool = False) -> None:
+        """Load a page and wait until it is drawn."""
         size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
         self.devtools("Emulation.setDeviceMetricsOverride", size)
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.devtools("Emulation.setEmulatedMedia", {"features": [scheme]})
-        start = time.perf_counter()
         self._send("POST", "/url", {"url": path.resolve().as_uri()})
         self.wait_for("document.documentElement.dataset.ready === 'true'")
-        return time.perf_counter() - start
 
     def devtools(self, command: str, parameters: dict[str, Any]) -> Any:
         """Send a command of the DevTools protocol and return the result."""
@@ -92,24 +90,15 @@ class Browser:
 def browser(profile: Path) -> Iterator[Browser]:
     """Yield a browser with an empty profile in a folder; end it and its driver afterwards."""
     assert DRIVER is not None
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    driver = subprocess.Popen(
-        [DRIVER, f"--port={port}", "--silent"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    try:
-        for _ in range(1200):
-            try:
-                socket.create_connection(("127.0.0.1", port), timeout=1).close()
-                break
-            except OSError:
-                time.sleep(0.05)
-        page = Browser(f"http://127.0.0.1:{port}", profile)
+    command = [DRIVER, "--port=0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as driver:
         try:
-            yield page
+            assert driver.stdout is not None
+            said = (re.search(r"started successfully on port (\d+)", line) for line in driver.stdout)
+            page = Browser(f"http://127.0.0.1:{next(filter(None, said))[1]}", profile)
+            try:
+                yield page
+            finally:
+                page._send("DELETE", "")
         finally:
-            page._send("DELETE", "")
-    finally:
-        driver.terminate()
-        driver.wait(20)
+            driver.terminate()

@@ -15,11 +15,11 @@ import warnings
 from pathlib import Path
 
 import psutil
-from lightning.fabric.plugins.environments.lightning import find_free_network_port
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 
 from tests.helpers import ROOT
 from tests.helpers.forks import Fork
+from tests.helpers.ports import free_port
 
 PATIENCE = 600.0
 """Seconds that a command may take on a busy machine."""
@@ -37,7 +37,7 @@ class Ranks:
         self.folder, self.number, self.starts = self.root / str(self.starts), 0, self.starts + 1
         self.folder.mkdir()
         together = {"WORLD_SIZE": str(self.count), "LOCAL_WORLD_SIZE": str(self.count), "TORCHELASTIC_RUN_ID": "ranks"}
-        together |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(find_free_network_port())}
+        together |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
         for rank in map(str, range(self.count)):
             own = {"RANK": rank, "LOCAL_RANK": rank, "GROUP_RANK": "0"}
             log = self.folder / f"process-{rank}.txt"

@@ -9,7 +9,6 @@ import os
 import re
 import shlex
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -22,6 +21,7 @@ from tests.helpers import ROOT, UNJUDGED, callback
 from tests.helpers.fork_python import forking_python
 from tests.helpers.forks import Fork
 from tests.helpers.kills import Sends
+from tests.helpers.ports import free_port
 from tests.training.test_parallel import ROUNDING, checkpoint, distance, fit
 from vrft.__main__ import main
 
@@ -72,12 +72,6 @@ def start(command: list[str], folder: Path, **environment: str) -> subprocess.Po
 def end(process: subprocess.Popen[str], code: int = 0) -> None:
     _, errors = process.communicate(timeout=600)
     assert process.returncode == code, errors[-3000:]
-
-
-def free_port() -> int:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        return int(taken.getsockname()[1])
 
 
 def assert_like_one_process(folder: Path, run: Path) -> None:
