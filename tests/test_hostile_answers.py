@@ -83,21 +83,21 @@ AS_LONG_AS_IS_READ = {
 
 @pytest.mark.parametrize("content", [pytest.param(text, id=name) for name, text in HOSTILE.items()])
 @pytest.mark.parametrize(("task", "about"), QUESTIONS)
-def test_a_megabyte_of_rubbish_takes_well_under_a_second(task: Task, about: Sample, content: str) -> None:
-    started = time.process_time()
+def test_a_megabyte_of_rubbish_takes_linear_time(task: Task, about: Sample, content: str) -> None:
+    started = time.thread_time()
     answer = task.parse(f"<think>x</think><answer>{content}</answer>", about, FRAME)
     scores = {name: reward.score(answer, about) for name, reward in task.rewards().items()}
-    assert time.process_time() - started < 1
+    assert time.thread_time() - started < 5  # they take 0.1 s
     assert isinstance(task, ClassificationTask | MultipleChoiceTask) or answer.value is None
     right = answer_of(task, about)
     assert all(score <= task.rewards()[name].score(right, about) for name, score in scores.items())
 
 
 @pytest.mark.parametrize("content", [pytest.param(text, id=name) for name, text in HOSTILE.items()])
-def test_a_megabyte_of_rubbish_without_an_answer_takes_well_under_a_second(content: str) -> None:
-    started = time.process_time()
+def test_a_megabyte_of_rubbish_without_an_answer_takes_linear_time(content: str) -> None:
+    started = time.thread_time()
     answer, well_formed = split_blocks(content)[1:]
-    assert time.process_time() - started < 1
+    assert time.thread_time() - started < 5  # they take 0.1 s
     assert not answer
     assert not well_formed
 
@@ -108,21 +108,21 @@ def answer_of(task: Task, about: Sample) -> Answer:
 
 
 @pytest.mark.parametrize("content", [pytest.param(text, id=name) for name, text in AS_LONG_AS_IS_READ.items()])
-def test_rubbish_of_the_longest_parsed_length_takes_milliseconds(content: str) -> None:
+def test_rubbish_of_the_longest_parsed_length_takes_linear_time(content: str) -> None:
     assert len(content) <= MAX_CHARACTERS
     seconds = []
     for _ in range(3):  # a collection of the process's garbage takes longer
-        started = time.process_time()
+        started = time.thread_time()
         assert read_boxes(content, FRAME) is None
-        seconds.append(time.process_time() - started)
-    assert min(seconds) < 0.2
+        seconds.append(time.thread_time() - started)
+    assert min(seconds) < 0.5  # they take 0.04 s
 
 
-def test_a_megabyte_before_and_after_the_answer_takes_milliseconds_too() -> None:
+def test_a_megabyte_before_and_after_the_answer_takes_linear_time_too() -> None:
     rest = "<think>a</think>" * 31_000
-    started = time.process_time()
+    started = time.thread_time()
     answer = DetectionTask().parse(f"{rest}<answer>[{box()}]</answer>{rest}", SAMPLE, FRAME)
-    assert time.process_time() - started < 1
+    assert time.thread_time() - started < 5  # they take 0.1 s
     assert answer.value == (Detection(pytest.approx((6.4, 12, 192, 240)), "cat", 0.9),)
 
 
@@ -220,7 +220,7 @@ ACCIDENTS = [
 
 
 @pytest.mark.parametrize(("task", "about"), QUESTIONS)
-def test_mutated_answers_are_parsed_without_an_error_in_under_a_millisecond(task: Task, about: Sample) -> None:
+def test_mutated_answers_are_parsed_without_an_error_in_milliseconds(task: Task, about: Sample) -> None:
     count, rng = 30_000 // len(QUESTIONS), random.Random(0)
     valid = task.target_text(about, FRAME)
     forms = (
@@ -229,9 +229,9 @@ def test_mutated_answers_are_parsed_without_an_error_in_under_a_millisecond(task
         else [valid]
     )
     texts = [mutated(forms[i % len(forms)], rng) for i in range(count)]
-    started = time.process_time()
+    started = time.thread_time()
     answers = [task.parse(text, about, FRAME) for text in texts]
-    assert (time.process_time() - started) / count < 0.001
+    assert (time.thread_time() - started) / count < 0.005  # at most 0.2 ms each
     readable = sum(answer.value is not None for answer in answers)
     assert count / 20 < readable < count  # some edits are harmless, some are not
     assert sum(answer.valid for answer in answers) < readable
