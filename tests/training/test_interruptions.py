@@ -10,7 +10,8 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import IO, Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -18,8 +19,8 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 
 from tests.helpers import UNJUDGED, Command, callback
-from tests.helpers.forks import fork_vrft
-from tests.helpers.kills import KILLS, STATE, Sends
+from tests.helpers.forks import Fork, fork_vrft
+from tests.helpers.kills import KILLS, STATE, Sends, Waits
 from vrft.__main__ import main
 from vrft.callbacks.graceful_stop import GracefulStop
 from vrft.training.trainer import Stopped
@@ -30,22 +31,24 @@ def test_a_signal_finishes_the_step_saves_and_prints_how_to_resume(
     name: str, whole: Path, like_whole: Command, tmp_path: Path
 ) -> None:
     number = signal.Signals[name]
-    run = fork_vrft(like_whole(), tmp_path / "output")
-    while not (tmp_path / "run" / "transcripts.jsonl").exists():  # one step is done
+    waiting = tmp_path / "waiting"
+    run = fork_vrft(like_whole(callback(Waits, file=str(waiting))), tmp_path / "output")
+    while not waiting.exists():
         assert run.poll() is None
         time.sleep(0.01)
     run.send_signal(number)
+    waiting.unlink()
     assert run.wait() == 128 + number
     output = run.output.read_text()
     assert f"{name}: stopping when this step is done" in output
-    assert f"stopped: {name} after step" in output
+    assert f"stopped: {name} after step 2" in output
     assert not (tmp_path / "run" / "summary.json").exists()
     assert len(list((tmp_path / "run" / "evaluation").iterdir())) == 1  # the base's evaluation
     hint = next(line for line in output.splitlines() if line.startswith("to resume: "))
     words = shlex.split(hint.removeprefix("to resume: "))
     assert words[:3] == ["python", "-m", "vrft"]
     if name == "SIGTERM":
-        assert main(words[3:]) == 0
+        assert main([word for word in words[3:] if "Waits" not in word]) == 0
         assert KILLS.differences(whole, tmp_path / "run") == []
         assert (tmp_path / "run" / "summary.json").exists()
 
@@ -169,13 +172,26 @@ def test_an_extended_run_ends_like_one_of_that_length_from_the_start(
     assert not {*STATE} & {*KILLS.differences(whole, tmp_path / "run")}
 
 
+def save_half(command: list[str]) -> int:
+    """Run a command that stops in the middle of writing its first checkpoint."""
+
+    def half(_: object, file: IO[bytes]) -> None:
+        file.write(b"half")
+        file.flush()
+        time.sleep(600)
+
+    with patch("vrft.training.checkpoint_io.torch.save", half):
+        return main(command)
+
+
 def test_a_run_killed_while_saving_while_training_and_after_a_step_ends_the_same(
     whole: Path, like_whole: Command, tmp_path: Path
 ) -> None:
     run, command = tmp_path / "run", like_whole()
     saves = (run / "checkpoints").glob
+    process = Fork(save_half, command, output=tmp_path / "output")
+    assert KILLS.kill_when(process, lambda: any(path.stat().st_size for path in saves("*.partial")))
     instants: list[Callable[[], bool]] = [
-        lambda: next(saves("*.partial"), None) is not None,  # writing the first checkpoint or its link
         lambda: (run / "transcripts.jsonl").exists() and KILLS.rows(run).keys() >= {(2, "train/reward")},
         lambda: next(saves("step=6*"), None) is not None,  # the last checkpoint is written, perhaps without its link
     ]
