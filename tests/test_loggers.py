@@ -1,12 +1,10 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from PIL import Image
@@ -91,17 +89,25 @@ def test_transcript_rows_are_plain_json() -> None:
     assert entry["target"] == [[[1, 2, 3, 4], "cat", 1.0]]
 
 
+def log_until_restarted(logger: WandbLogger) -> None:
+    """Log until the lost connection is noticed, or for a minute."""
+    first, end = logger.run, time.monotonic() + 60
+    while logger.run is first and time.monotonic() < end:
+        logger.log_metrics({"train/reward": 2.0}, step=1)
+        time.sleep(0.05)
+
+
 @pytest.mark.slow
 def test_a_dead_service_is_restarted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     logger = WandbLogger(str(tmp_path / "run"))
     logger.log_metrics({"train/reward": 1.0}, step=0)
-    found = subprocess.run(["pgrep", "-P", str(os.getpid()), "wandb-core"], capture_output=True, text=True, check=True)
-    for number in found.stdout.split():
-        os.kill(int(number), signal.SIGKILL)
-    time.sleep(2)  # until the lost connection is noticed
+    services = [child for child in psutil.Process().children() if child.name() == "wandb-core"]
+    assert services
+    for service in services:
+        service.kill()
     with pytest.warns(UserWarning, match="restarting its service"):
-        logger.log_metrics({"train/reward": 2.0}, step=1)
+        log_until_restarted(logger)
     logger.log_metrics({"train/reward": 3.0}, step=2)
     logger.finish()
     runs = [path.parent.name for path in (tmp_path / "run" / "wandb").glob("offline-run-*/*.wandb")]

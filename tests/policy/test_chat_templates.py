@@ -51,9 +51,8 @@ def folder(tmp_path: Path) -> Path:
 )
 def test_a_template_that_makes_no_prompt_is_refused(template: str, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(LIMITS, "cpu_seconds", 1)
-    start = time.monotonic()
     assert said in (template_problem(template, "{}", False) or "")
-    assert time.monotonic() - start < 120
+    assert not RENDERER.timed_out
 
 
 def test_a_template_is_checked_when_the_checkpoint_is_read(folder: Path) -> None:
@@ -158,7 +157,7 @@ def test_threads_get_the_answers_to_their_own_requests() -> None:
 @pytest.mark.skipif(sys.platform == "win32", reason="processes are not forked")
 def test_a_process_that_is_forked_while_a_thread_renders_does_not_wait_for_it() -> None:
     with RENDERER.lock, ProcessPoolExecutor(1, multiprocessing.get_context("fork")) as pool:
-        assert pool.submit(texts, 300).result(timeout=60) == [str(300 + i) for i in range(20)]
+        assert pool.submit(texts, 300).result(timeout=600) == [str(300 + i) for i in range(20)]
 
 
 def test_an_interrupted_request_leaves_no_answer_to_the_next_one(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -184,7 +183,7 @@ def test_a_data_worker_that_still_runs_does_not_keep_the_command_from_ending(mon
     monkeypatch.setattr(atexit, "register", at_exit.append)
     renderer = Renderer()
     assert json.loads(renderer.answer(json.dumps(REQUEST | LIMITS))) == {"texts": ["cat"]}
-    worker = multiprocessing.get_context("fork").Process(target=time.sleep, args=(30,))
+    worker = multiprocessing.get_context("fork").Process(target=time.sleep, args=(600,))
     worker.start()
     try:
         at_exit[0]()
