@@ -1,10 +1,9 @@
-"""Shared fixtures: one thread, no W&B server, and overrides for runs of seconds."""
+"""Shared fixtures: no W&B server, and overrides for runs of seconds."""
 
 from __future__ import annotations
 
 import os
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # whose threads log what they can't send

@@ -32,8 +32,9 @@ def read_on_rank(rank: int, store: Path, failing: list[int], kind: type[Exceptio
         if rank in failing:
             raise kind(f"the file is broken on rank {rank}")
 
+    torch.set_num_threads(torch.get_num_threads())  # makes torch's thread pool again, before gloo's threads need it
     dist.init_process_group(
-        "gloo", init_method=f"file://{store}", rank=rank, world_size=2, timeout=timedelta(seconds=120)
+        "gloo", init_method=f"file://{store}", rank=rank, world_size=2, timeout=timedelta(seconds=600)
     )
     try:
         read_once(SimpleNamespace(read=read, models=[]), keep_reference=False)  # type: ignore[arg-type]
