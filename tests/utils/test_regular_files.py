@@ -29,7 +29,7 @@ from vrft.utils.regular_files import read_regular
 @pytest.fixture(autouse=True)
 def _limit() -> Iterator[None]:
     """End a test that waits, instead of all tests."""
-    signal.alarm(60)
+    signal.alarm(600)
     yield
     signal.alarm(0)
 
