@@ -28,10 +28,13 @@ class KillsWorkers(Callback):
     def __init__(self, when: str) -> None:
         self.when = when
 
+    def setup(self, *_: Any, **__: Any) -> None:
+        self.others = multiprocessing.active_children()  # perhaps workers of other tests
+
     def kill(self, when: str) -> None:
         if self.when == when:
             self.when = "done"
-            worker = next(child for child in multiprocessing.active_children() if child.daemon)
+            worker = next(child for child in multiprocessing.active_children() if child not in self.others)
             os.kill(worker.pid or 0, signal.SIGKILL)
             worker.join(60)  # the worker has to be dead before the step continues
 

@@ -331,7 +331,8 @@ def test_held_out_numbers_do_not_depend_on_the_strategy(runs: Path, command: str
     (found,) = metrics(runs / f"{command}-{strategy}")
     found = {key.replace("test/", "val/"): value for key, value in found.items() if "/" in key}
     assert len(found) > 10
-    assert found == pytest.approx(by_rollout(metrics(runs / "lora-one"))["evaluation 3"], rel=1e-6)
+    # token probabilities have rounding errors that depend on the batch
+    assert found == pytest.approx(by_rollout(metrics(runs / "lora-one"))["evaluation 3"], rel=1e-5)
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)

@@ -9,11 +9,12 @@ import select
 from pathlib import Path
 
 import pytest
+from lightning.pytorch.callbacks.progress.rich_progress import CustomProgress
 
 import vrft.training.progress_bar
 import vrft.utils.progress
 from tests.helpers import CSV_ONLY, Command
-from tests.helpers.forks import fork_vrft
+from tests.helpers.forks import Fork
 from vrft.__main__ import main
 from vrft.utils.progress import ThrottledPrinter, progress
 
@@ -91,11 +92,16 @@ def test_epochs_are_shown_where_only_epochs_are_limited(quick_fit: Command, caps
     assert [line.partition("  ")[0] for line in said] == ["step 1, epoch 1/2", "step 4, epoch 2/2"]
 
 
+def draw_each_time(command: list[str]) -> int:
+    """Run a command that draws its bar whenever it asks for it, not ten times per second, in which phases may end."""
+    CustomProgress.soft_refresh = CustomProgress.refresh  # type: ignore[method-assign]
+    return main(command)
+
+
 def test_in_a_terminal_there_are_bars(quick_fit: Command, tmp_path: Path) -> None:
     leader, follower = pty.openpty()
-    # a bar is drawn ten times per second, in which 64 rows may have ended
-    command = quick_fit(*SHOWN, "--trainer.limit_val_batches=0", "--model.num_generations=40")
-    process = fork_vrft(command, Path(os.ttyname(follower)), cwd=tmp_path, TERM="xterm", COLUMNS="80")
+    command, terminal = quick_fit(*SHOWN, "--trainer.limit_val_batches=0"), Path(os.ttyname(follower))
+    process = Fork(draw_each_time, command, output=terminal, cwd=tmp_path, TERM="xterm", COLUMNS="80")
     shown = b""
     while process.poll() is None or select.select([leader], [], [], 0)[0]:
         if select.select([leader], [], [], 0.1)[0]:
@@ -105,7 +111,7 @@ def test_in_a_terminal_there_are_bars(quick_fit: Command, tmp_path: Path) -> Non
     assert process.wait() == 0, shown.decode()
     text = shown.decode()
     assert re.search(r"step 2/2 +━+ +0:00:\d\d • 0:00:00 left", re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "", text))
-    assert re.search(r"rollout, \d+ of 320 rows done", text)
+    assert re.search(r"rollout, \d+ of 64 rows done", text)
     plain = re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "", text)
     assert re.search(r"^reward \d\.\d{3}  kl -?\d\.\d{3}  iou .*  confidence .*  format \d\.\d{3} *\r?$", plain, re.M)
     assert max(len(line.strip()) for line in plain.splitlines() if "•" in line) <= 80
