@@ -160,7 +160,6 @@ NEED_WEIGHTS = ("/update_weights", "/collective_rpc", "/v1/load_lora_adapter")
 def is_alive(pid: int) -> bool:
     """Return whether a process runs."""
     try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):  # it has ended, perhaps while the file was read
         return False
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
