@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import socket
 import threading
 import time
@@ -212,13 +213,12 @@ def test_patience_ends_a_run(
     name: str, hostile: Callable[..., Client], quick_fit: Command, capsys: pytest.CaptureFixture[str]
 ) -> None:
     client = hostile(ANSWERS.get(name) or closing(BROKEN[name]))
-    settings = f"urls: [{client.url}], patience: 1, timeout: {LASTS}"
+    settings = f"urls: [{client.url}], patience: 1, timeout: 60"
     words = [CSV_ONLY, f"--model.engine={{class_path: VLLMServer, init_args: {{{settings}}}}}"]
-    start = time.monotonic()
     assert main(quick_fit(*words)) == 2
-    assert time.monotonic() - start < LATE
     said = capsys.readouterr().err.splitlines()
     assert said[-1].startswith(f"vrft: model.engine: {client.url} does not report how it was started: ")
+    assert re.search("no complete response within 1 s|buffer too long", said[-1])
 
 
 def test_the_deadline_of_a_run_bounds_a_request(hostile: Callable[..., Client]) -> None:
