@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gc
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -30,6 +31,12 @@ class Run(NamedTuple):
     weights: dict[str, Tensor]
     metrics: list[dict[str, float]]
     warnings: list[str]
+
+
+@pytest.hookimpl(tryfirst=True)  # before fixtures of modules
+def pytest_runtest_setup() -> None:
+    """Free the models of earlier tests, which would be freed while a test measures memory."""
+    gc.collect()
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import json
 import runpy
 import shutil
@@ -135,7 +134,6 @@ def two_steps(case: Case, policy: Policy) -> tuple[dict[str, float], PromptBatch
 
 @pytest.mark.parametrize("name", CASES)
 def test_each_phase_is_within_15_percent(name: str, tokenizer: Any, tmp_path: Path) -> None:
-    gc.collect()  # of the case before
     case = CASES[name]
     before, settings = gpu.memory(), {"dtype": "bfloat16", "freeze_vision": "lora" in case.settings} | case.settings
     policy = Policy(checkpoint(tokenizer, case, tmp_path), **settings)

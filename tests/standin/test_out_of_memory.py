@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import gc
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -85,7 +84,6 @@ def test_a_run_with_less_memory_ends_the_same(
     "settings", [{}, {"lora": LoRA(r=4)}, {"dtype": "bfloat16"}, {"lora": LoRA(r=4), "dtype": "bfloat16"}], ids=str
 )
 def test_loading_takes_no_more_than_what_stays(settings: dict[str, Any]) -> None:
-    gc.collect()  # an earlier test's model would be freed in the middle
     before, policy = gpu.memory(), Policy("tiny-detection", **{"dtype": "float32"} | settings)
     gpu.reset()
     with phase("load"), torch.device("cuda"):
@@ -95,7 +93,6 @@ def test_loading_takes_no_more_than_what_stays(settings: dict[str, Any]) -> None
 
 
 def test_a_model_that_does_not_fit_is_one_line() -> None:
-    gc.collect()
     policy = Policy("tiny-detection", dtype="float32")
     gpu.limit(gpu.memory() + 2_000_000)
     try:
