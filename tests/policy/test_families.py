@@ -29,9 +29,18 @@ LENGTHS = [5, 1, 7, 2, 6, 6, 7, 3, 4]  # tokens of three completions for each of
 QUESTIONS = ("find the red box", "is a blue dog left of the box ?", "why")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
     return families.written_once(tmp_path_factory)
+
+
+@pytest.fixture(scope="module")
+def loaded(checkpoint: Callable[[str], str]) -> Callable[..., Policy]:
+    """Return a function that returns a family's policy, which it loads on the first call with its settings.
+
+    Tests leave its weights as they are.
+    """
+    return cache(lambda family, **settings: load(checkpoint(family), **settings))
 
 
 def load(folder: str, **settings: Any) -> Policy:
@@ -138,10 +147,10 @@ def differs(policy: Policy) -> bool:
     return bool((found - expected).abs().max() > 1e-5)
 
 
-@pytest.fixture(scope="session")
-def own_values(checkpoint: Callable[[str], str]) -> Callable[[str], Values]:
+@pytest.fixture(scope="module")
+def own_values(loaded: Callable[..., Policy]) -> Callable[[str], Values]:
     """Return a function that returns a family's own log-probabilities and gradients of all its parameters."""
-    return cache(lambda family: values_of(load(checkpoint(family)), naive=True))
+    return cache(lambda family: values_of(loaded(family), naive=True))
 
 
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -161,20 +170,20 @@ SETTINGS: dict[str, dict[str, Any]] = {
 def test_forward_and_gradient_equal_the_naive_ones(
     family: str,
     settings: dict[str, Any],
-    checkpoint: Callable[[str], str],
+    loaded: Callable[..., Policy],
     own_values: Callable[[str], Values],
 ) -> None:
-    policy = load(checkpoint(family), **settings)
+    policy = loaded(family, **settings)
     assert policy.shares_prefixes
     check_exactness(policy, None if policy.lora else own_values(family))
 
 
 @pytest.mark.parametrize("settings", [{}, SETTINGS["lora"]], ids=["full", "lora"])
 def test_layers_without_keys_of_their_own_share_prompts(
-    settings: dict[str, Any], checkpoint: Callable[[str], str]
+    settings: dict[str, Any], loaded: Callable[..., Policy]
 ) -> None:
     """The last layers of Gemma 3n reuse keys and values of earlier ones; linear layers also lie in lists."""
-    policy = load(checkpoint("llava_onevision+gemma3n_text"), **settings)
+    policy = loaded("llava_onevision+gemma3n_text", **settings)
     assert policy.shares_prefixes
     check_exactness(policy)
     check_greedy(policy, record=False)
@@ -183,9 +192,9 @@ def test_layers_without_keys_of_their_own_share_prompts(
 @pytest.mark.parametrize("family", families.FAMILIES)
 @pytest.mark.parametrize("wrong", ["mask", "position"])
 def test_a_wrong_mask_or_position_changes_the_result(
-    family: str, wrong: str, checkpoint: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
+    family: str, wrong: str, loaded: Callable[..., Policy], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    policy = load(checkpoint(family))
+    policy = loaded(family)
     if wrong == "position":
         monkeypatch.setattr(shared_prefix, "next_position", lambda x: next_position(x) + 1)
     elif family == "gemma3":  # has sliding windows and image blocks
@@ -199,9 +208,9 @@ def test_a_wrong_mask_or_position_changes_the_result(
 @pytest.mark.parametrize("lost", ["convolution", "recurrent", "padding"])
 @pytest.mark.parametrize("family", families.RECURRENT)
 def test_a_lost_state_changes_the_result(
-    family: str, lost: str, checkpoint: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
+    family: str, lost: str, loaded: Callable[..., Policy], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    policy = load(checkpoint(family))
+    policy = loaded(family)
     copies, rows = LayerState.copies, recurrent.PaddedRows
     if lost == "padding":
         on_the_right = lambda given, n, device, left=False: rows(given, n, device)  # noqa: E731
@@ -240,8 +249,8 @@ def generate(
 
 @pytest.mark.parametrize("record", [False, True], ids=["growing", "fixed shapes"])
 @pytest.mark.parametrize("family", families.FAMILIES)
-def test_greedy_rollout_equals_that_of_generate(family: str, record: bool, checkpoint: Callable[[str], str]) -> None:
-    check_greedy(load(checkpoint(family)), record)
+def test_greedy_rollout_equals_that_of_generate(family: str, record: bool, loaded: Callable[..., Policy]) -> None:
+    check_greedy(loaded(family), record)
 
 
 def check_greedy(policy: Policy, record: bool) -> None:
@@ -261,9 +270,9 @@ def check_greedy(policy: Policy, record: bool) -> None:
 @pytest.mark.parametrize("settings", [{}, {"freeze_vision": True}], ids=["", "frozen tower"])
 @pytest.mark.parametrize("family", families.FAMILIES)
 def test_prompts_about_the_same_images_share_their_common_prefix(
-    family: str, settings: dict[str, Any], checkpoint: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
+    family: str, settings: dict[str, Any], loaded: Callable[..., Policy], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    policy = load(checkpoint(family), **settings)
+    policy = loaded(family, **settings)
     questions = ["is a red dog here ?", "is a blue dog left of the box ?", "is a", "why", "why", "is a red dog here ?"]
     batch = Prompts(policy, questions, [1, 1, 1, 0, 0, 2]).batch
     encoded = []
@@ -284,9 +293,9 @@ def test_prompts_about_the_same_images_share_their_common_prefix(
 @pytest.mark.parametrize("record", [False, True], ids=["growing", "fixed shapes"])
 @pytest.mark.parametrize("family", families.FAMILIES)
 def test_sampled_log_probs_equal_the_trainers(
-    family: str, record: bool, settings: dict[str, Any], checkpoint: Callable[[str], str]
+    family: str, record: bool, settings: dict[str, Any], loaded: Callable[..., Policy]
 ) -> None:
-    policy = load(checkpoint(family), **settings)
+    policy = loaded(family, **settings)
     before = {name: parameter.clone() for name, parameter in policy.named_parameters()}
     policy.train()
     batch = policy.prepare(Prompts(policy).batch)
