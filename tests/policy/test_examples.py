@@ -31,12 +31,24 @@ LENGTHS = [7, 3, 1, 5, 2, 6]  # tokens of two completions for each of three prom
 QUESTIONS = ("is a blue dog here ?", "why", "is a blue dog left of the box ?")
 
 
-@pytest.fixture(scope="session")
+Loaded = tuple[Policy, Encoder]
+
+
+@pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
     return families.written_once(tmp_path_factory)
 
 
-def load(folder: str, **settings: Any) -> tuple[Policy, Encoder]:
+@pytest.fixture(scope="module")
+def loaded(checkpoint: Callable[[str], str]) -> Callable[..., Loaded]:
+    """Return a function that returns a family's policy and encoder, loaded on the first call with its settings.
+
+    Tests leave the weights and the template as they are.
+    """
+    return cache(lambda family, **settings: load(checkpoint(family), **settings))
+
+
+def load(folder: str, **settings: Any) -> Loaded:
     """Load a policy whose template ends an answer with a special token, as published ones do."""
     torch.manual_seed(0)
     policy = Policy(folder, dtype="float32", **settings)
@@ -94,13 +106,13 @@ def gradients(policy: Policy, log_probs: Tensor) -> dict[str, Tensor]:
     return {name: p.grad for name, p in policy.named_parameters() if p.grad is not None}
 
 
-@pytest.fixture(scope="session")
-def own_values(checkpoint: Callable[[str], str]) -> Callable[[str], tuple[Tensor, dict[str, Tensor]]]:
+@pytest.fixture(scope="module")
+def own_values(loaded: Callable[..., Loaded]) -> Callable[[str], tuple[Tensor, dict[str, Tensor]]]:
     """Return a function that returns a family's own log-probabilities and gradients for whole prompts."""
 
     @cache
     def values(family: str) -> tuple[Tensor, dict[str, Tensor]]:
-        policy, encoder = load(checkpoint(family))
+        policy, encoder = loaded(family)
         log_probs = naive_log_probs(policy, whole_prompts(encoder, SAMPLES), *completions(policy))
         return log_probs.detach(), gradients(policy, log_probs)
 
@@ -112,11 +124,11 @@ def own_values(checkpoint: Callable[[str], str]) -> Callable[[str], tuple[Tensor
 def test_forward_and_gradient_equal_the_naive_ones(
     family: str,
     settings: dict[str, Any],
-    checkpoint: Callable[[str], str],
+    loaded: Callable[..., Loaded],
     own_values: Callable[[str], tuple[Tensor, dict[str, Tensor]]],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    policy, encoder = load(checkpoint(family), **settings)
+    policy, encoder = loaded(family, **settings)
     ids, mask = completions(policy)
     batch = encoder(SAMPLES)
     assert len({id(prompt.get("start")) for prompt in batch.inputs}) == 1
@@ -139,8 +151,8 @@ def test_forward_and_gradient_equal_the_naive_ones(
 
 
 @pytest.mark.parametrize("family", families.FAMILIES)
-def test_greedy_rollout_equals_that_of_generate(family: str, checkpoint: Callable[[str], str]) -> None:
-    policy, encoder = load(checkpoint(family))
+def test_greedy_rollout_equals_that_of_generate(family: str, loaded: Callable[..., Loaded]) -> None:
+    policy, encoder = loaded(family)
     policy.eval()
     rollout = TransformersEngine().generate(
         policy,
@@ -162,8 +174,8 @@ def test_greedy_rollout_equals_that_of_generate(family: str, checkpoint: Callabl
 
 
 @pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_5", "llava_onevision"])
-def test_swapped_images_change_the_result(family: str, checkpoint: Callable[[str], str]) -> None:
-    policy, encoder = load(checkpoint(family))
+def test_swapped_images_change_the_result(family: str, loaded: Callable[..., Loaded]) -> None:
+    policy, encoder = loaded(family)
     ids, mask = completions(policy)
     swapped = tuple(
         replace(example, images=other.images) for example, other in zip(EXAMPLES, reversed(EXAMPLES), strict=True)
@@ -197,9 +209,9 @@ def test_a_template_that_removes_reasoning_keeps_that_of_examples(checkpoint: Ca
 
 
 @pytest.mark.parametrize("shown", [1, 2])
-def test_a_single_image_among_examples_is_no_single_image(shown: int, checkpoint: Callable[[str], str]) -> None:
+def test_a_single_image_among_examples_is_no_single_image(shown: int, loaded: Callable[..., Loaded]) -> None:
     """LLaVA-OneVision's processor and model cut only an image that is alone into tiles."""
-    policy, encoder = load(checkpoint("llava_onevision"))
+    policy, encoder = loaded("llava_onevision")
     samples = [replace(SAMPLES[i], examples=EXAMPLES[:shown]) for i in (1, 0)]  # two images, then one
     prompts = encoder(samples).inputs
     assert prompts[0]["start"] is prompts[1]["start"]
@@ -210,8 +222,8 @@ def test_a_single_image_among_examples_is_no_single_image(shown: int, checkpoint
         assert all(torch.allclose(*pair, atol=1e-5) for pair in zip(*pooled, strict=True))
 
 
-def test_what_prompts_share_is_moved_once(checkpoint: Callable[[str], str]) -> None:
-    _, encoder = load(checkpoint("qwen2_vl"))
+def test_what_prompts_share_is_moved_once(loaded: Callable[..., Loaded]) -> None:
+    _, encoder = loaded("qwen2_vl")
     seen: list[str] = []
     moved = encoder(SAMPLES).map(lambda key, tensor: seen.append(key) or tensor + 0)  # type: ignore[func-returns-value]
     starts = [prompt["start"] for prompt in moved.inputs]
