@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from tests.helpers import CSV_ONLY, Command
+from tests.helpers.finished import short_fit
 from vrft.__main__ import main
 from vrft.policy import Policy
 from vrft.rollout import TransformersEngine
@@ -26,7 +27,10 @@ SETTINGS = (
 )
 
 
-def run(command: list[str], folder: Path) -> tuple[dict[str, Tensor], list[dict[str, str]], list[str]]:
+Run = tuple[dict[str, Tensor], list[dict[str, str]], list[str]]
+
+
+def run(command: list[str], folder: Path) -> Run:
     """Run a command; return the final weights, the rows of the log and the warnings about memory."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -59,6 +63,13 @@ def less_memory(monkeypatch: pytest.MonkeyPatch, tokens: int, rows: int) -> list
     return rolled
 
 
+@pytest.fixture(scope="module")
+def enough(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """Make a run with enough memory."""
+    folder = tmp_path_factory.mktemp("enough")
+    return run(short_fit(folder, *SETTINGS), folder / "run")
+
+
 @pytest.mark.parametrize(
     ("tokens", "rows"),
     [
@@ -70,14 +81,13 @@ def less_memory(monkeypatch: pytest.MonkeyPatch, tokens: int, rows: int) -> list
     ],
 )
 def test_a_run_with_less_memory_ends_the_same(
-    tokens: int, rows: int, quick_fit: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tokens: int, rows: int, enough: Run, quick_fit: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fit = quick_fit(CSV_ONLY, *SETTINGS)
-    expected, log, said = run(fit, tmp_path / "enough")
+    expected, log, said = enough
     assert said == []
     assert [float(row["train/out_of_memory"]) for row in log] == [0, 0]
     rolled = less_memory(monkeypatch, tokens, rows)
-    found, log, said = run(fit, tmp_path / "less")
+    found, log, said = run(quick_fit(*SETTINGS), tmp_path / "less")
     assert said
     assert [float(row["train/out_of_memory"]) for row in log] == [len(said), 0]  # the second step starts smaller
     assert max(rolled[-4:]) <= rows
