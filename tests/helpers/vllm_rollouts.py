@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 
 from tests.helpers import ROOT
+from tests.helpers.policies import fresh_policy
 from tests.helpers.ports import free_port
 from vrft.policy import LoRA, Policy
 from vrft.rollout import Sampling, SamplingKey, VLLMServer
@@ -80,6 +81,8 @@ def split_command(text: str) -> tuple[dict[str, str], list[str]]:
 
 
 def a_policy(checkpoint: str, lora: LoRA | None = None) -> Policy:
+    if lora is None:
+        return fresh_policy(checkpoint)
     policy = Policy(checkpoint, dtype="float32", lora=lora)
     policy.load(keep_reference=False)
     return policy
@@ -89,8 +92,7 @@ def a_batch(policy: Policy, count: int = 2) -> PromptBatch:
     rng = random.Random(0)
     samples = []
     for i, colour in enumerate(("red", "green", "blue")[:count]):
-        pixels = bytes(rng.randrange(256) for _ in range(56 * 56 * 3))
-        image = Image.frombytes("RGB", (56, 56), pixels)
+        image = Image.frombytes("RGB", (56, 56), rng.randbytes(56 * 56 * 3))
         samples.append(Sample(i, (image,), i, colour, (Detection((0, 0, 10, 10), colour),)))
     return policy.encoder(TASK)(samples)
 

@@ -27,8 +27,8 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
+from tests.helpers.policies import fresh_policy
 from tests.helpers.ports import free_port
-from vrft.policy import Policy
 from vrft.policy.pretrained import vision_parameters
 from vrft.rollout import Sampling, SamplingKey, TransformersEngine
 from vrft.types import Frame, PromptBatch
@@ -47,8 +47,7 @@ class VLLM:
             "runtime_lora": True,
             "backend": "vrft",
         } | flags
-        self.policy = Policy(checkpoint, dtype="float32")
-        self.policy.load(keep_reference=False)
+        self.policy = fresh_policy(checkpoint)
         self.checkpoint = self.policy.checkpoint
         self.lock = threading.RLock()
         self.faults: deque[str] = deque()  # one per request for completions; "": no fault
