@@ -73,7 +73,7 @@ def test_a_signal_before_the_first_step_leaves_nothing_to_save(
     like_whole: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     sends = callback(Sends, number=int(signal.SIGTERM), after=0, validation=True)
-    assert main(like_whole(sends, "--data.eval_batch_size=2")) == 128 + signal.SIGTERM
+    assert main(like_whole(sends, "--data.eval_batch_size=2", "--trainer.limit_val_batches=2")) == 128 + signal.SIGTERM
     assert "SIGTERM before the first step, nothing to save" in capsys.readouterr().out
     assert list((tmp_path / "run" / "checkpoints").iterdir()) == []
 
@@ -83,7 +83,7 @@ def test_a_signal_in_an_evaluation_during_training_does_not_change_the_training(
     step: int, whole: Path, like_whole: Command, tmp_path: Path
 ) -> None:
     sends = callback(Sends, number=int(signal.SIGINT), after=step, validation=True)
-    more = [f"--trainer.val_check_interval={step}", "--data.eval_batch_size=2"]
+    more = [f"--trainer.val_check_interval={step}", "--data.eval_batch_size=2", "--trainer.limit_val_batches=2"]
     more += ["--checkpoint.every_n_train_steps=9"]  # no checkpoint before the evaluation
     assert main(like_whole(*more, sends)) == 128 + signal.SIGINT
     last = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
