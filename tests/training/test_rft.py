@@ -16,7 +16,7 @@ from torch import Tensor
 from tests.helpers import CSV_ONLY, Command
 from tests.helpers.objectives import DEFAULT
 from vrft.__main__ import main
-from vrft.policy import shared_prefix
+from vrft.policy import Policy, shared_prefix
 from vrft.policy.processor import MicroBatch
 from vrft.policy.prompts import next_position
 from vrft.rollout import TransformersEngine
@@ -143,8 +143,11 @@ def test_the_combined_gradient_is_that_of_both_losses(quick_fit: Command, tmp_pa
     rft = weights("rft", quick_fit(*step))
     sft = weights("sft", supervised)
     both = weights("both", quick_fit(*step, "--model.sft_weight=0.3"))
-    base = weights("base", [*supervised, "--model.optimizer.lr=0"])
-    names = [name for name in base if name != "steps_done"]
+    policy = Policy("tiny-detection", dtype="float32")
+    policy.load(keep_reference=False)
+    base = {f"policy.{name}": value for name, value in policy.named_parameters()}
+    names = [name for name in both if name != "steps_done"]
+    assert {*names} == {*base}
     moved = torch.cat([(both[name] - base[name]).flatten() for name in names])
     expected = torch.cat([(rft[name] - base[name] + 0.3 * (sft[name] - base[name])).flatten() for name in names])
     for part in (rft, sft):  # neither is negligible
