@@ -49,9 +49,7 @@ def test_weights_are_those_of_a_loaded_policy(name: str, settings: dict[str, obj
     assert found.frozen == pytest.approx(expected.frozen, rel=2e-3)  # blocks at the end of a weight are not full
     assert (found.reference, found.item) == (expected.reference, expected.item)
     assert (found.modules, found.tower_trains) == (expected.modules, expected.tower_trains)
-    # adapters' own matrices, in float32, are copied too
-    adapters = expected.trained - expected.modules if "lora" in settings else 0
-    assert found.copied == pytest.approx(expected.copied - adapters, rel=1e-9)
+    assert found.copied == expected.copied
 
 
 @pytest.mark.parametrize(("name", "gpu"), [("Qwen2.5-VL-7B", 16), ("Qwen2-VL-7B", 16), ("Qwen3-VL-8B", 24)])

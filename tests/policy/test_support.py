@@ -11,6 +11,7 @@ import pytest
 import torch
 from transformers import AutoConfig
 
+from tests.policy.test_logprobs import LargestMemory
 from vrft.errors import ConfigurationError
 from vrft.policy import Policy
 from vrft.policy.checkpoint import BUILT_IN
@@ -58,6 +59,15 @@ def test_logits_are_scaled_and_capped_as_in_the_models_own_forward(
     config = SimpleNamespace(model_type=kind, get_text_config=lambda: SimpleNamespace(**fields))
     model = SimpleNamespace(config=config, get_output_embeddings=lambda: lambda hidden: 2 * hidden)
     assert logits_of(model)(torch.tensor([1.0, -4.0])).tolist() == pytest.approx(expected)  # type: ignore[arg-type]
+
+
+def test_capping_takes_two_copies_of_the_logits() -> None:
+    config = SimpleNamespace(model_type="gemma4", get_text_config=lambda: SimpleNamespace(final_logit_softcapping=5.0))
+    model = SimpleNamespace(config=config, get_output_embeddings=lambda: lambda hidden: 2 * hidden)
+    hidden = torch.randn(4, 1000)
+    with LargestMemory() as memory:
+        logits_of(model)(hidden)  # type: ignore[arg-type]
+    assert memory.largest == 2 * hidden.nbytes
 
 
 def test_a_model_whose_log_probabilities_are_not_its_own_is_not_trained(monkeypatch: pytest.MonkeyPatch) -> None:

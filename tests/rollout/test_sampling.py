@@ -7,8 +7,16 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import Tensor
+from transformers import (
+    LogitsProcessor,
+    LogitsProcessorList,
+    MinPLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
 
 from tests.policy.test_logprobs import LargestMemory
+from vrft.doctor.phases import LOGITS_COPIES, SORTED_COPIES
 from vrft.policy.logprobs import token_distribution
 from vrft.rollout import Sampling, SamplingKey
 from vrft.rollout import sampling as module
@@ -57,6 +65,48 @@ def test_drawing_on_a_gpu_takes_one_copy_of_the_log_probabilities() -> None:
     with LargestMemory() as memory:
         float32_transform(log_p, torch.rand(4, 2))
     assert memory.largest < 1.1 * log_p.nbytes
+
+
+TRUNCATED = [
+    (Sampling(top_k=7), [TopKLogitsWarper(7)]),
+    (Sampling(top_k=90_000), [TopKLogitsWarper(90_000)]),
+    (Sampling(top_p=0.6), [TopPLogitsWarper(0.6)]),
+    (Sampling(top_p=1e-6), [TopPLogitsWarper(1e-6)]),
+    (Sampling(min_p=0.1), [MinPLogitsWarper(0.1)]),
+    (Sampling(top_k=30, top_p=0.8, min_p=0.2), [TopKLogitsWarper(30), TopPLogitsWarper(0.8), MinPLogitsWarper(0.2)]),
+]
+
+
+@pytest.mark.parametrize(("sampling", "warpers"), TRUNCATED)
+def test_tokens_are_ruled_out_as_by_transformers(sampling: Sampling, warpers: list[LogitsProcessor]) -> None:
+    numbers = torch.Generator().manual_seed(0)
+    logits = (torch.randn(64, 500, generator=numbers) * 3).bfloat16()  # with ties
+    banned = logits.float().mean(0).topk(2).indices
+    full = token_distribution(logits, sampling.temperature, banned)
+    expected = LogitsProcessorList(warpers)(None, full).log_softmax(-1)  # type: ignore[arg-type]
+    uniform = float32_pairs(KEY.uniform(64, 1, 1)[:, 0])
+    tokens, log_probs, sampling_log_probs = token_sampler(sampling, banned)(logits, uniform)
+    assert torch.equal(tokens, inverse_transform(expected, uniform))
+    assert torch.equal(log_probs, full.gather(-1, tokens[:, None])[:, 0])
+    torch.testing.assert_close(sampling_log_probs, expected.gather(-1, tokens[:, None])[:, 0], rtol=1e-5, atol=2e-6)
+
+
+@pytest.mark.parametrize(
+    ("sampling", "copies"),
+    [
+        (Sampling(), LOGITS_COPIES),
+        (Sampling(top_k=7, min_p=0.1), LOGITS_COPIES),
+        (Sampling(top_k=7, top_p=0.9, min_p=0.1), SORTED_COPIES),
+    ],
+)
+def test_copies_of_logits_in_a_step_are_those_that_the_doctor_counts(
+    sampling: Sampling, copies: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "inverse_transform", float32_transform)
+    logits, uniform = torch.randn(4, 20000, dtype=torch.bfloat16), torch.rand(4, 2)
+    with LargestMemory() as memory:
+        token_sampler(sampling, torch.tensor([1]))(logits, uniform)
+    assert memory.largest == pytest.approx(copies * 4 * logits.numel(), rel=0.05)
 
 
 def test_pairs_keep_48_bits() -> None:

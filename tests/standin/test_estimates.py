@@ -16,10 +16,11 @@ from PIL import Image
 from tests.helpers import ROOT
 from tests.standin import four_bits  # noqa: F401
 from tests.standin.device import gpu, phase
-from vrft.doctor.memory import stored_weights, workload
+from vrft.doctor.memory import copied_weights, stored_weights, workload
 from vrft.doctor.phases import Phases, Workload
 from vrft.doctor.shape import model_shape
-from vrft.policy import LoRA, Policy
+from vrft.policy import LoRA, Policy, head
+from vrft.policy.decoding_weights import DecodingWeights
 from vrft.rollout import Sampling, SamplingKey, TransformersEngine
 from vrft.tasks import DetectionTask
 from vrft.training.optimization import use_fused_kernels
@@ -39,6 +40,7 @@ class Case(NamedTuple):
     tokens: int  # of a completion
     prompts: int
     settings: Sizes
+    sampling: Sampling = Sampling(temperature=2.0)
 
     @property
     def rows(self) -> int:
@@ -57,6 +59,7 @@ def tower(width: int, depth: int, mlp: int) -> Sizes:
 WIDE = (text(256, 4, 4, 688), tower(128, 2, 344), None, 168, 4, 24, 2)
 DEEP = (text(128, 12, 4, 512), tower(64, 3, 176), None, 224, 3, 16, 2)
 WORDY = (text(192, 3, 6, 320), tower(96, 2, 256), 16000, 112, 4, 12, 3)
+CAPPED = (WORDY[0] | {"final_logit_softcapping": 5.0}, *WORDY[1:])
 THIN = (text(256, 16, 4, 64), tower(32, 1, 32), None, 280, 4, 8, 2)
 """Sums of the layers' outputs take most of an update: in bfloat16 they are float32, as embeddings are that train."""
 LORA = {"lora": LoRA(r=4)}
@@ -67,6 +70,10 @@ CASES = {
     "deep, full, checkpointed": Case(*DEEP, settings={"gradient_checkpointing": True}),
     "thin, full, checkpointed": Case(*THIN, settings={"gradient_checkpointing": True}),
     "wordy, lora": Case(*WORDY, settings=LORA),
+    "wordy, lora, top-p": Case(*WORDY, settings=LORA, sampling=Sampling(top_p=0.9))._replace(group=8),
+    "capped, lora, float32, checkpointed": Case(
+        *CAPPED, settings=LORA | {"dtype": "float32", "gradient_checkpointing": True}
+    ),
     "wordy, full, frozen tower, float32": Case(*WORDY, settings={"freeze_vision": True, "dtype": "float32"}),
 }
 
@@ -116,7 +123,7 @@ def two_steps(case: Case, policy: Policy) -> tuple[dict[str, float], PromptBatch
         gpu.reset()
         with phase("rollout"):
             prepared = policy.prepare(batch)
-            sample(prepared, case.group, Sampling(temperature=2.0))
+            sample(prepared, case.group, case.sampling)
         groups = [(prepared.inputs[p : p + 1], ids[p * case.group :][: case.group]) for p in range(case.prompts)]
         with phase("reference"), torch.no_grad():
             for prompt, rows in groups:
@@ -133,7 +140,10 @@ def two_steps(case: Case, policy: Policy) -> tuple[dict[str, float], PromptBatch
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_each_phase_is_within_15_percent(name: str, tokenizer: Any, tmp_path: Path) -> None:
+def test_each_phase_is_within_15_percent(
+    name: str, tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(head, "CAPPED", (*head.CAPPED, "qwen2_5_vl"))
     case = CASES[name]
     before, settings = gpu.memory(), {"dtype": "bfloat16", "freeze_vision": "lora" in case.settings} | case.settings
     policy = Policy(checkpoint(tokenizer, case, tmp_path), **settings)
@@ -144,7 +154,7 @@ def test_each_phase_is_within_15_percent(name: str, tokenizer: Any, tmp_path: Pa
     policy.train()
     peaks, batch = two_steps(case, policy)
     module: Any = SimpleNamespace(policy=policy, group_size=case.group, num_samples=case.group, batches_per_step=1)
-    module.max_completion_length = case.tokens
+    module.max_completion_length, module.sampling = case.tokens, case.sampling
     length = batch.inputs[0]["input_ids"].shape[1]
     module.optimization = SimpleNamespace(max_tokens_per_micro_batch=length + case.group * case.tokens)
     data: Any = SimpleNamespace(batch_size=case.prompts, eval_batch_size=case.prompts)
@@ -173,6 +183,7 @@ def test_images_of_all_rollouts_of_a_step_are_counted(lora: LoRA | None) -> None
     batch = policy.encoder(DetectionTask("Detect {query}"))(samples)
     module: Any = SimpleNamespace(policy=policy, group_size=1, num_samples=1, batches_per_step=rollouts)
     module.max_completion_length, module.optimization = 1, SimpleNamespace(max_tokens_per_micro_batch=1)
+    module.sampling = Sampling()
     load = workload(module, SimpleNamespace(batch_size=prompts, eval_batch_size=1), batch)  # type: ignore[arg-type]
     stored, shape = stored_weights(policy, optimizer=8), model_shape(policy.base.config, policy.dtype)
     phases = Phases(stored, shape, load, lora=lora is not None, checkpointing=False)
@@ -184,6 +195,18 @@ def test_images_of_all_rollouts_of_a_step_are_counted(lora: LoRA | None) -> None
     more = [a.estimate().phases["rollout"] for a in (phases, without)]
     assert more[0] - more[1] == pytest.approx((gpu.memory() - before) * (rollouts - 1) / rollouts, rel=0.15)
     assert len(kept) == rollouts
+
+
+@pytest.mark.parametrize("quantize", [None, "nf4"])
+def test_rollouts_copy_the_weights_that_are_counted(quantize: str | None, tokenizer: Any, tmp_path: Path) -> None:
+    checkpoint(tokenizer, CASES["deep, nf4, checkpointed"], tmp_path)
+    policy = Policy(str(tmp_path), LoRA(r=64), dtype="bfloat16", quantize=quantize)
+    with torch.device("cuda"):
+        policy.load(keep_reference=False)
+    before = gpu.memory()
+    weights = DecodingWeights(policy.base, policy.dtype, policy.device)
+    assert 2 * copied_weights(policy.base, policy.dtype) == pytest.approx(gpu.memory() - before, rel=0.02)
+    assert weights.copies
 
 
 @pytest.mark.parametrize(

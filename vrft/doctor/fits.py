@@ -154,7 +154,10 @@ def weights(way: Way, sizes: Sizes, rank: int) -> Stored:
     four_bits = sizes.quantizable if way.quantized else 0
     frozen = item * (sizes.all - four_bits) + FOUR_BIT_BYTES * four_bits
     frozen += item * sizes.largest if way.quantized else 0  # the dequantised weights of a layer while it computes
-    copied, trained = sizes.quantizable - four_bits + sizes.linear_modules, rank * sizes.adapters + sizes.modules
+    adapters = rank * sizes.adapters
+    copied = sizes.quantizable - four_bits + sizes.linear_modules
+    copied += adapters if way.quantized else 0  # others are merged
+    trained = adapters + sizes.modules
     return Stored(trained, frozen, 0, copied, way.optimizer, tower_trains=sizes.tower_trains, modules=sizes.modules)
 
 

@@ -6,6 +6,7 @@ import io
 import math
 import zipfile
 from collections.abc import Iterable, Iterator
+from typing import cast
 
 import torch
 from rich.console import Console
@@ -16,9 +17,9 @@ from vrft.data import VisionData
 from vrft.doctor.phases import GB, Estimate, Phases, Stored, Workload
 from vrft.doctor.shape import FLOAT32_BYTES, model_shape
 from vrft.policy import Policy
-from vrft.policy.four_bits import four_bit_layers, is_in_four_bits
+from vrft.policy.decoding_weights import copied_layers
+from vrft.policy.four_bits import four_bit_layers
 from vrft.policy.image_size import smaller_images
-from vrft.policy.lora import has_adapter
 from vrft.policy.page_locked import places
 from vrft.policy.whole_modules import copies_by_original
 from vrft.rollout import RemoteEngine
@@ -144,6 +145,7 @@ def workload(module: VisionModule, data: VisionData, batch: PromptBatch) -> Work
         completion_tokens=module.max_completion_length,
         micro_batch=module.optimization.max_tokens_per_micro_batch,
         rollouts=module.batches_per_step,
+        sorts=module.sampling.top_p < 1,
     )
 
 
@@ -161,13 +163,8 @@ def optimizer_bytes(module: VisionModule, dtype: torch.dtype = torch.float32) ->
 
 
 def copied_weights(model: nn.Module, dtype: torch.dtype) -> int:
-    """Count the weights of linear layers that a rollout on a GPU copies, to merge adapters or to change the dtype.
-
-    Weights in four bits are not copied.
-    """
-    adapted = {module.get_base_layer() for module in model.modules() if has_adapter(module)}
-    layers = [m for m in model.modules() if isinstance(m, nn.Linear) and not is_in_four_bits(m)]
-    return sum(layer.weight.numel() for layer in layers if layer in adapted or layer.weight.dtype != dtype)
+    """Count the weights of linear layers that a rollout on a GPU copies, to merge adapters or to change the dtype."""
+    return sum(cast(Tensor, layer.weight).numel() for layer in copied_layers(model, dtype))
 
 
 def scale_bytes(model: nn.Module) -> int:

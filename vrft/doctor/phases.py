@@ -20,6 +20,12 @@ ROOM = 128
 LOGITS_COPIES = 2
 """Simultaneous float32 copies of logits: logits and probabilities. A rollout also holds the head's output."""
 
+SORTED_COPIES = 4.25
+"""Simultaneous float32 copies of logits while top-p sorts them: these, and sums, ids (int64) and a mask in their order.
+
+The stand-in does not count what a kernel allocates itself. CUDA's sort allocates several copies more.
+"""
+
 
 class Stored(NamedTuple):
     """Bytes and numbers of stored weights."""
@@ -54,6 +60,7 @@ class Workload(NamedTuple):
     completion_tokens: int
     micro_batch: int
     rollouts: int = 1  # per step, including those of dynamic sampling
+    sorts: bool = False  # whether rollouts sort the vocabulary, for top-p
 
     def largest_part(self) -> Part:
         """Return the largest micro-batch: whole groups, or part of a single group that exceeds the limit."""
@@ -96,13 +103,14 @@ class Phases:
     def estimate(self) -> Estimate:
         """Return the bytes that stay allocated and the peak of each phase."""
         stored, shape, load = self.stored, self.shape, self.load
+        sampled = load.prompts, load.sampled, load.sorts
         gradients = stored.item * stored.trained
         stays = {
             "policy": stored.item * stored.trained + stored.frozen,
             "optimizer": stored.optimizer * stored.trained,
             "reference": stored.reference,
             "decoding weights": float(shape.bytes * stored.copied),
-            "keys, values and graphs": self.recorded(load.prompts, load.sampled) + self.recorded(load.evaluated, 1),
+            "keys, values and graphs": self.recorded(*sampled) + self.recorded(load.evaluated, 1),
             "images": self.images(),
         } | self.other_processes
         if not self.decodes:
@@ -111,7 +119,7 @@ class Phases:
         waiting, beside_server = self.waiting_features(), stays["policy"] + stays["images"] + self.awake
         phases = {
             "load": stays["policy"] + stored.reference,
-            "rollout": beside_server if self.awake else used + self.rollout(load.prompts, load.sampled) + waiting,
+            "rollout": beside_server if self.awake else used + self.rollout(*sampled) + waiting,
             "reference": used + self.without_gradients(part.tokens, part.rows * load.completion_tokens),
             "update": used + gradients + self.update(part),
             "evaluation": beside_server if self.awake else used + self.rollout(load.evaluated, 1),
@@ -132,28 +140,28 @@ class Phases:
         """Return the bytes of the features of earlier rollouts, from which dynamic sampling has yet to choose."""
         return (self.load.rollouts - 1) * self.features()
 
-    def recorded(self, prompts: int, group: int) -> float:
+    def recorded(self, prompts: int, group: int, sorts: bool = False) -> float:
         """Return the bytes that CUDA graphs of one shape keep: keys, values, states and the tensors of a step."""
         room = -(-self.load.prompt_tokens // ROOM) * ROOM
         tokens = prompts * (room + group * self.load.completion_tokens)
         kept = tokens * self.shape.key_values * self.shape.bytes + prompts * group * self.shape.states
-        return kept + self.decoded_token(prompts * group, room)
+        return kept + self.decoded_token(prompts * group, room, sorts)
 
-    def decoded_token(self, rows: int, room: int) -> float:
+    def decoded_token(self, rows: int, room: int, sorts: bool) -> float:
         """Return the bytes of the largest tensors of a decoding step: logits of all rows, or scores of a layer."""
-        shape = self.shape
-        logits = rows * shape.vocabulary * (LOGITS_COPIES * FLOAT32_BYTES + shape.bytes)
+        shape, copies = self.shape, SORTED_COPIES if sorts else LOGITS_COPIES
+        logits = rows * shape.vocabulary * (copies * FLOAT32_BYTES + shape.bytes)
         keys = room + self.load.completion_tokens
         return max(logits, rows * shape.heads * keys * (2 * shape.bytes + FLOAT32_BYTES))
 
-    def rollout(self, prompts: int, group: int) -> float:
+    def rollout(self, prompts: int, group: int, sorts: bool = False) -> float:
         """Return the bytes of a rollout in addition to those that stay allocated."""
         if not self.decodes:
             return 0.0
         tokens = prompts * self.load.prompt_tokens
         cache = tokens * self.shape.key_values * self.shape.bytes
         room = -(-self.load.prompt_tokens // ROOM) * ROOM
-        first_token = self.decoded_token(prompts * group, room)  # before a graph is recorded
+        first_token = self.decoded_token(prompts * group, room, sorts)  # before a graph is recorded
         return cache + max(self.without_gradients(tokens, 0), self.encoded(prompts), first_token)
 
     def encoded(self, prompts: int) -> float:
@@ -191,7 +199,8 @@ class Phases:
         logits = min(part.rows * self.load.completion_tokens, LOGITS_CHUNK) * shape.vocabulary
         frozen = self.lora and not self.stored.modules  # the head may be one of the trained modules
         gradients = 0 if frozen else logits * shape.bytes + shape.vocabulary * shape.hidden * self.stored.item
-        return max(LOGITS_COPIES * logits * FLOAT32_BYTES, gradients)
+        capped = shape.bytes if shape.caps_logits else 0
+        return max(logits * (LOGITS_COPIES * FLOAT32_BYTES + capped), gradients)
 
     def casts(self) -> float:
         """Return the bytes of trained weights cast to the compute dtype, which are kept for the backward."""

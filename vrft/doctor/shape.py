@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
+from vrft.policy.head import logit_cap
+
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
@@ -35,6 +37,7 @@ class ModelShape(NamedTuple):
     attention_layers: int
     states: int  # bytes of recurrent states per row, in all layers
     vocabulary: int
+    caps_logits: bool  # with a tanh, whose output is kept for the backward
     repeats_keys: bool  # keys are repeated per query head, since masks rule out the kernel for grouped queries
     bytes: int  # per element of the compute dtype
     tower: TowerShape
@@ -64,6 +67,7 @@ def model_shape(config: PreTrainedConfig, dtype: torch.dtype) -> ModelShape:
         attention_layers=layers - recurrent,
         states=recurrent * state * text.get("linear_value_head_dim", 0),
         vocabulary=text["vocab_size"],
+        caps_logits=logit_cap(config) is not None,
         repeats_keys=dtype == torch.float32 or "sliding_attention" in kinds,
         bytes=dtype.itemsize,
         tower=tower_shape(config),

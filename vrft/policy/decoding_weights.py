@@ -49,7 +49,7 @@ class DecodingWeights:
             device: device of the computation.
         """
         self.model, self.dtype = model, dtype
-        self.sources = self._copied_layers()
+        self.sources = copied_layers(model, dtype)
         self.products: dict[nn.Module, Product] = {}
         self.copies: list[tuple[nn.Module, str, Tensor]] = []  # module, name of its parameter, copy
         with merged(model):
@@ -60,21 +60,6 @@ class DecodingWeights:
             others = transposed_together(model, together) if transposes else []
             self.transposed = [modules for modules in others if modules[0] not in self.products]
             self._allocate_others(states=bool(layers))
-
-    def _copied_layers(self) -> dict[nn.Module, nn.Module]:
-        """Return the linear layers that need a copy, each with the layer that has its adapter, if it has one."""
-        layers: dict[Tensor, tuple[nn.Module, nn.Module]] = {}
-        unused = originals(self.model)
-        for module in (module for module in self.model.modules() if module not in unused):
-            if has_adapter(module):
-                base: Any = module.get_base_layer()
-                if not is_in_four_bits(base):
-                    layers[base.weight] = base, module
-            elif is_in_four_bits(module):
-                continue
-            elif isinstance(module, nn.Linear) and module.weight.dtype != self.dtype:
-                layers.setdefault(module.weight, (module, module))
-        return dict(layers.values())
 
     def _allocate_fused(self, together: Sequence[Sequence[nn.Linear]], transposes: bool) -> None:
         for modules in together:
@@ -163,6 +148,23 @@ class DecodingWeights:
     def _converted(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         """Return the decoder's arguments with embeddings in the dtype of the computation."""
         return args, {name: x.to(self.dtype) if name == "inputs_embeds" else x for name, x in kwargs.items()}
+
+
+def copied_layers(model: nn.Module, dtype: torch.dtype) -> dict[nn.Module, nn.Module]:
+    """Return the linear layers whose weights are copied, each with the layer that has its adapter, if it has one."""
+    layers: dict[Tensor, tuple[nn.Module, nn.Module]] = {}
+    unused = originals(model)
+    for module in model.modules():
+        if module in unused:
+            continue
+        if has_adapter(module):
+            base: Any = module.get_base_layer()
+            if not is_in_four_bits(base):
+                layers[base.weight] = base, module
+                unused.update(module.modules())  # the adapter is merged
+        elif isinstance(module, nn.Linear) and not is_in_four_bits(module) and module.weight.dtype != dtype:
+            layers.setdefault(module.weight, (module, module))
+    return dict(layers.values())
 
 
 def transposed_together(model: PreTrainedModel, together: list[list[nn.Linear]]) -> list[list[nn.Linear]]:

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedConfig, PreTrainedModel
 
 MULTIPLIED = {
     "cohere_compass": "logit_scale",
@@ -36,13 +35,23 @@ def logits_of(model: PreTrainedModel) -> Callable[[Tensor], Tensor]:
     kind, text = model.config.model_type, model.config.get_text_config()
     scale = getattr(text, MULTIPLIED[kind]) if kind in MULTIPLIED else None
     scale = 1 / getattr(text, DIVIDED[kind]) if kind in DIVIDED else scale
-    cap = getattr(text, "final_logit_softcapping", None) if kind in CAPPED else None
+    cap = logit_cap(model.config)
     if scale is None and cap is None:
         return head
 
     def logits(hidden: Tensor) -> Tensor:
         values = head(hidden)
         values = values if scale is None else values * scale
-        return values if cap is None else torch.tanh(values / cap) * cap
+        if cap is None:
+            return values
+        values = values / cap  # under a new name, the head's output would stay
+        return values.tanh_() * cap
 
     return logits
+
+
+def logit_cap(config: PreTrainedConfig) -> float | None:
+    """Return the number that the logits of a model with this config stay below, or None if it does not cap them."""
+    kind, text = config.model_type, config.get_text_config()
+    cap: float | None = getattr(text, "final_logit_softcapping", None) if kind in CAPPED else None
+    return cap

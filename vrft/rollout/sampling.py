@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import LogitsProcessorList, MinPLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from vrft.policy.logprobs import token_distribution
 from vrft.rollout.base import Sampling
@@ -39,22 +39,41 @@ def float32_pairs(uniform: Tensor) -> Tensor:
 
 def token_sampler(sampling: Sampling, banned: Tensor) -> TokenSampler:
     """Return a function that samples tokens as `sampling` says, and none of the banned ids."""
-    warpers = LogitsProcessorList()
-    if sampling.top_k > 0:
-        warpers.append(TopKLogitsWarper(sampling.top_k))
-    if sampling.top_p < 1:
-        warpers.append(TopPLogitsWarper(sampling.top_p))
-    if sampling.min_p > 0:
-        warpers.append(MinPLogitsWarper(sampling.min_p))
 
     def sample_tokens(logits: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        full = token_distribution(logits, sampling.temperature, banned)  # (n, V)
-        truncated = warpers(None, full).log_softmax(-1) if warpers else full
-        tokens = full.argmax(-1) if sampling.greedy else inverse_transform(truncated, uniform)
-        log_probs = full.gather(-1, tokens[:, None])[:, 0]
-        return tokens, log_probs, truncated.gather(-1, tokens[:, None])[:, 0] if warpers else log_probs
+        log_p = token_distribution(logits, sampling.temperature, banned)  # (n, V)
+        truncate(log_p, sampling)
+        tokens = log_p.argmax(-1) if sampling.greedy else inverse_transform(log_p, uniform)
+        log_probs = log_p.gather(-1, tokens[:, None])[:, 0]
+        if not sampling.truncated:
+            return tokens, log_probs, log_probs
+        return tokens, log_probs, log_p.log_softmax(-1).gather(-1, tokens[:, None])[:, 0]
 
     return sample_tokens
+
+
+def truncate(log_p: Tensor, sampling: Sampling) -> None:
+    """Replace log-probabilities (n, V) by -inf where top-k, top-p or min-p rules a token out.
+
+    The rest is not normalised again: drawing does not need it, and a copy here would be one more in a decoding step.
+    """
+    if sampling.top_k > 0:
+        smallest = log_p.topk(min(sampling.top_k, log_p.shape[-1])).values[:, -1:]
+        log_p.masked_fill_(log_p < smallest, -torch.inf)
+    if sampling.top_p < 1:
+        log_p.masked_fill_(outside_top_p(log_p, sampling.top_p), -torch.inf)
+    if sampling.min_p > 0:
+        log_p.masked_fill_(log_p < log_p.amax(-1, keepdim=True) + math.log(sampling.min_p), -torch.inf)
+
+
+def outside_top_p(log_p: Tensor, top_p: float) -> Tensor:
+    """Return which tokens are not among the most probable ones up to the share `top_p` of the sum: (n, V) -> (n, V)."""
+    ends, order = log_p.sort(-1)
+    ends.exp_().cumsum_(-1)
+    outside = ends <= (1 - top_p) * ends[:, -1:]
+    outside[:, -1] = False
+    del ends  # its memory is free for the result
+    return outside.scatter(-1, order, outside)
 
 
 def inverse_transform(log_p: Tensor, uniform: Tensor) -> Tensor:
