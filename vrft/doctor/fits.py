@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -105,7 +106,8 @@ def fits(config: PreTrainedConfig, request: Request, gpu_memory: float | None) -
         batch = None
         if gpu_memory is not None:
             room = gpu_memory * GB - RESERVE
-            batch = max((p for p in range(1, MAX_BATCH + 1) if needs(p).peak <= room), default=0)
+            # a larger batch never needs less, so the largest that fits is the number of those that fit
+            batch = bisect(range(1, MAX_BATCH + 1), room, key=lambda prompts: needs(prompts).peak)
             if server and server < served(way, sizes):
                 batch = 0
         found.append(Fit(way, needs(1), batch))
