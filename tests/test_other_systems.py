@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
+import importlib
 import ntpath
 import os
 import pickle
+import pkgutil
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -15,10 +15,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from lightning.pytorch.strategies import StrategyRegistry
+from lightning.pytorch.trainer.connectors import signal_connector
 from PIL import Image
 
-from tests.helpers import CSV_ONLY, ROOT
+from tests.helpers import CSV_ONLY
 from tests.helpers.finished import short_fit
+from tests.helpers.forks import Fork
 from vrft.policy.chat_template import Renderer
 from vrft.policy.checkpoint import BUILT_IN
 from vrft.policy.processor import Encoder
@@ -29,44 +32,43 @@ from vrft.utils.display import shell_word
 from vrft.utils.files import relative_path, write_json
 from vrft.utils.processors import load_processor
 
-WINDOWS = """
-import importlib, json, os, pkgutil, signal, sys, types
-
-import filelock, lightning.pytorch.cli, peft, transformers, wandb  # these ask for the system's name
-from lightning.pytorch.loggers import WandbLogger
-from lightning.pytorch.trainer.connectors import signal_connector
-
-signal_connector.signal = types.SimpleNamespace(**vars(signal))  # Lightning asks for the system's name
-
-for name in ("SIGUSR1", "SIGUSR2", "SIGCHLD", "SIGHUP", "SIGKILL", "SIGALRM", "SIGSTOP", "SIGCONT", "SIGQUIT"):
-    delattr(signal, name)
-for name in ("fork", "forkpty", "mkfifo", "getuid", "geteuid", "getgid", "killpg", "setsid", "uname", "chown",
-             "O_NOCTTY", "getpgid", "statvfs"):
-    delattr(os, name)
-for name in ("fcntl", "resource", "pwd", "grp", "termios", "tty", "pty", "syslog"):
-    sys.modules[name] = None
-
-def refuse(*args, **kwargs):
-    raise OSError(1314, "A required privilege is not held by the client")
-
-os.symlink = os.link = refuse
-
-import vrft
-from vrft.__main__ import main
-
-for module in pkgutil.walk_packages(vrft.__path__, "vrft."):
-    if module.name not in ("vrft.vllm_plugin", "vrft.__main__"):
-        importlib.import_module(module.name)
-sys.exit(main(json.loads(sys.argv[1])))
-"""
+SIGNALS = ("USR1", "USR2", "CHLD", "HUP", "KILL", "ALRM", "STOP", "CONT", "QUIT")
+CALLS = ("fork", "forkpty", "mkfifo", "getuid", "geteuid", "getgid", "killpg", "setsid", "uname", "chown", "O_NOCTTY")
+CALLS += ("getpgid", "statvfs")
+MODULES = ("fcntl", "resource", "pwd", "grp", "termios", "tty", "pty", "syslog")
+"""Names that Windows lacks."""
 
 
-@pytest.mark.slow(seconds=15)
+def run_without_names(command: list[str]) -> int:
+    """Import vrft again, without names that Windows lacks, which other packages may have used, and run a command."""
+    signal_connector.signal = SimpleNamespace(**vars(signal))  # Lightning asks for the system's name
+    for name in SIGNALS:
+        delattr(signal, f"SIG{name}")
+    for name in CALLS:
+        delattr(os, name)
+    sys.modules |= dict.fromkeys(MODULES)
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(1314, "A required privilege is not held by the client")
+
+    os.symlink = os.link = refuse
+    for name in [name for name in sys.modules if name.partition(".")[0] == "vrft"]:
+        del sys.modules[name]
+    for name in [name for name, entry in StrategyRegistry.items() if entry["strategy"].__module__.startswith("vrft.")]:
+        del StrategyRegistry[name]
+    again = importlib.import_module("vrft")
+    for module in pkgutil.walk_packages(again.__path__, "vrft."):
+        if module.name not in ("vrft.vllm_plugin", "vrft.__main__"):
+            importlib.import_module(module.name)
+    return importlib.import_module("vrft.__main__").main(command)
+
+
+@pytest.mark.slow(seconds=5)
 def test_a_run_needs_no_names_that_windows_lacks(tmp_path: Path) -> None:
     more = [CSV_ONLY, "--trainer.max_steps=1", "--model.num_generations=2", "--model.max_completion_length=8"]
-    command = [sys.executable, "-c", WINDOWS, json.dumps([*short_fit(tmp_path, *more), "--data.val_size=2"])]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
+    command = [*short_fit(tmp_path, *more), "--data.val_size=2"]
+    done = Fork(run_without_names, command, output=tmp_path / "output")
+    assert done.wait() == 0, done.output.read_text()[-3000:]
     last = tmp_path / "run" / "checkpoints" / "last.ckpt"
     assert last.is_file()
     assert not last.is_symlink()
