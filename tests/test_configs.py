@@ -211,14 +211,15 @@ def test_every_sft_model_runs() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [*EXPERIMENTS, *SFT])
 def test_experiments_run_on_the_tiny_policy(name: str, tmp_path: Path) -> None:
-    files, score = EXPERIMENTS[name.removesuffix("_sft")]
+    write, score = EXPERIMENTS[name.removesuffix("_sft")]
+    files = write(tmp_path / "files")
     small = ["--model.policy.checkpoint=tiny-detection", "--model.policy.dtype=float32", "--model.policy.lora.r=2"]
     small += ["--data.batch_size=2", "--data.num_workers=0", "--model.max_completion_length=24", CSV_ONLY]
     small += ["--model.policy.max_pixels=3136", "--trainer.max_steps=1", f"--run_dir={tmp_path}/run"]
-    assert main(["fit", "--config", name, *files(tmp_path / "files"), *small]) == 0
+    assert main(["fit", "--config", name, *files, *small]) == 0
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert score in summary["base"]
-    assert (tmp_path / "run" / "few_shot.json").exists() == any("shots" in argument for argument in files(tmp_path))
+    assert (tmp_path / "run" / "few_shot.json").exists() == any("shots" in argument for argument in files)
 
 
 @pytest.mark.slow
