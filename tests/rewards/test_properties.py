@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Sequence
+from functools import cache
 from itertools import product
 from math import inf, nan
 
@@ -59,6 +60,7 @@ def earned(rewards: Sequence[Reward], found: Boxes | None, true: Boxes) -> float
     return sum(reward.weight * reward.bounded_scores([answer], [about])[0] for reward in rewards)
 
 
+@cache  # tests of several rewards count those of the same answers
 def hits(found: Boxes, true: Boxes) -> int:
     """Return the largest number of pairs with the same label and IoU above 0.5."""
     if not found or not true:

@@ -80,7 +80,8 @@ def test_without_a_terminal_long_work_prints_its_progress(
 def test_a_short_run_prints_its_first_and_last_step_and_those_before_evaluations(
     quick_fit: Command, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(quick_fit(*SHOWN, *SMALL, "--trainer.max_steps=6", "--trainer.val_check_interval=3")) == 0
+    steps = ("--data.batch_size=2", "--trainer.max_steps=6", "--trainer.val_check_interval=3")
+    assert main(quick_fit(*SHOWN, *SMALL, *steps)) == 0
     said = [line for line in capsys.readouterr().out.splitlines() if re.search(r"\d/\d", line)]
     assert [line.partition("  ")[0] for line in said] == ["step 1/6", "step 3/6", "step 6/6"]
 
