@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import runpy
-import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import redirect_stdout
@@ -47,15 +45,6 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(folder)
 
 
-def run_script(name: str, *args: str) -> list[str]:
-    """Run a script as a user does and return the lines that it prints."""
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    command = [sys.executable, f"benchmarks/{name}", *args]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return done.stdout.splitlines()
-
-
 def run_forked(path: str, args: list[str], printed: Path) -> int:
     """Run a script in this process, with its output in a file."""
     sys.argv = [path, *args]
@@ -65,16 +54,21 @@ def run_forked(path: str, args: list[str], printed: Path) -> int:
     return 0
 
 
+def fork_step(words: list[str], folder: Path) -> dict[str, Any]:
+    """Run step.py in a fork and return the line that it prints."""
+    script = Fork(run_forked, "benchmarks/step.py", words, folder / "printed", output=folder / "errors")
+    assert script.wait() == 0, script.output.read_text()
+    found: dict[str, Any] = json.loads((folder / "printed").read_text())
+    return found
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("arch", "side"), [("qwen2_5_vl", "vrft"), ("qwen3_5", "repeated")])
 def test_step_measures_vrft(arch: str, side: str, checkpoint: str, tmp_path: Path) -> None:
     if arch != "qwen2_5_vl":
         checkpoint = f"{tmp_path}/checkpoint"
         build_checkpoint.main([checkpoint, "--arch", arch])
-    words = ["--checkpoint", checkpoint, *SMALL, "--side", side]
-    script = Fork(run_forked, "benchmarks/step.py", words, tmp_path / "printed", output=tmp_path / "errors")
-    assert script.wait() == 0, script.output.read_text()
-    found = json.loads((tmp_path / "printed").read_text())
+    found = fork_step(["--checkpoint", checkpoint, *SMALL, "--side", side], tmp_path)
     assert found["lib"] == side
     assert found["images_preprocessed_per_step"] == 2
     assert found["vision_tower_images_per_step"] == 2 * 3  # rollout, reference, policy
@@ -83,9 +77,18 @@ def test_step_measures_vrft(arch: str, side: str, checkpoint: str, tmp_path: Pat
 
 @TRL
 @pytest.mark.slow
-def test_step_compares_with_trl(checkpoint: str, tmp_path: Path) -> None:
+def test_step_compares_with_trl(
+    checkpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_side = step.run_side
+
+    def fork_own_side(side: str, said: list[str], threads: int) -> dict[str, Any]:
+        return fork_step([*said, "--side", side], tmp_path) if side == "vrft" else run_side(side, said, threads)
+
+    monkeypatch.setattr(step, "run_side", fork_own_side)
     more = ["--against", "trl", "--repeats", "1", "--table", f"{tmp_path}/table.md"]
-    vrft, trl, ratios = map(json.loads, run_script("step.py", "--checkpoint", checkpoint, *SMALL, *more))
+    step.main(["--checkpoint", checkpoint, *SMALL, *more])
+    vrft, trl, ratios = map(json.loads, capsys.readouterr().out.splitlines())
     assert [vrft["lib"], trl["lib"]] == ["vrft", "trl"]
     assert trl["images_preprocessed_per_step"] == 8
     assert ratios["vrft_over_trl"].keys() == {"samples_per_cpu_s", "samples_per_s", "peak_rss_MB"}
