@@ -203,21 +203,22 @@ def test_ids_that_are_off_by_one_are_found_by_a_model_that_knows_the_categories(
 
 
 @pytest.mark.parametrize(
-    ("setting", "reason"),
+    ("setting", "probe", "reason"),
     [
-        ("--model.policy.coordinates=pixels", "thousandths (model.policy.coordinates=thousandths)"),
-        ("--model.policy.coordinates=unit", "thousandths (model.policy.coordinates=thousandths)"),
-        ("--model.max_completion_length=20", "max_completion_length=20 truncates 9 of 62 correct answers"),
-        (f"--model.engine={__name__}.Babbler", "answers has the required format"),
-        ("--gpu_memory=1", "GB of GPU memory are needed, and 1.0 are available; try"),
+        ("--model.policy.coordinates=pixels", 48, "thousandths (model.policy.coordinates=thousandths)"),
+        ("--model.policy.coordinates=unit", 48, "thousandths (model.policy.coordinates=thousandths)"),
+        ("--model.max_completion_length=20", 0, "max_completion_length=20 truncates 9 of 62 correct answers"),
+        (f"--model.engine={__name__}.Babbler", 48, "answers has the required format"),
+        ("--gpu_memory=1", 0, "GB of GPU memory are needed, and 1.0 are available; try"),
         (
             f"--model.rewards={{talk: {PAYS_FOR_GARBAGE}}}",
+            0,
             "garbage earns 1.000 and the ground truth 0.000",
         ),
     ],
 )
-def test_faults_of_the_settings_are_found(setting: str, reason: str, doctor: Callable[..., Said]) -> None:
-    code, said = doctor(setting)
+def test_faults_of_the_settings_are_found(setting: str, probe: int, reason: str, doctor: Callable[..., Said]) -> None:
+    code, said = doctor(setting, f"--probe={probe}")
     assert code == 1
     assert reason in said.partition("problem:")[2]
 
