@@ -56,9 +56,9 @@ def test_reloading_gives_the_same_greedy_answers(
         assert main(short_fit(tmp_path, *EVERYTHING, *more)) == 0
     else:
         request.getfixturevalue("finished_run")
-    for name in ("last", "step=1"):
+    for name in ("step=1",) if lora else ("last", "step=1"):  # both merge adapters in the same way
         assert main(["predict", "--config", f"{run}/config.yaml", f"--ckpt_path={run}/checkpoints/{name}.ckpt"]) == 0
-        asked = lines(run / "predictions.jsonl")[:5]
+        asked = lines(run / "predictions.jsonl")[:3]
         assert main(["export", str(run), "--ckpt", name]) == 0
         folder = run / ("export" if name == "last" else f"export-{name}")
         assert f"Hugging Face folder: {folder}\n" in capsys.readouterr().out
@@ -81,7 +81,7 @@ def test_reloading_gives_the_same_greedy_answers(
             yaml.safe_load((tmp_path / "adapter" / "README.md").read_text().split("---")[1])["library_name"] == "peft"
         )
     assert main(["predict", "--config", f"{run}/config.yaml", f"--ckpt_path={run}/export-step=1"]) == 0
-    found = lines(run / "predictions.jsonl")[:5]  # an exported folder works like a checkpoint
+    found = lines(run / "predictions.jsonl")[:3]  # an exported folder works like a checkpoint
     assert [{**row, "weights": ""} for row in found] == [{**row, "weights": ""} for row in asked]
 
 

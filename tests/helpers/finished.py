@@ -9,7 +9,7 @@ from tests.helpers import CSV_ONLY
 
 EVERYTHING = (
     *("--config", "logger/all"),
-    *("--data.batch_size=8", "--model.optimizer.lr=0.01", "--trainer.max_steps=3", "--trainer.val_check_interval=2"),
+    *("--data.batch_size=5", "--model.optimizer.lr=0.01", "--trainer.max_steps=3", "--trainer.val_check_interval=2"),
     *("--transcripts.every_n_rollouts=1", "--checkpoint.every_n_train_steps=1", "--checkpoint.save_top_k=-1"),
 )
 """Arguments of a run that writes every file a run can write."""
