@@ -172,7 +172,7 @@ def run(arguments: list[str], folder: Path) -> bool:
     return finished([*arguments, *small])
 
 
-@pytest.mark.usefixtures("_here")
+@pytest.mark.usefixtures("_here", "_forked_readers")
 @pytest.mark.parametrize("command", [pytest.param(text, id=where) for text, where in commands().items()])
 def test_command(
     command: str, workspace: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch

@@ -60,7 +60,8 @@ class Fork:
 def run_python(command: list[str], **_: object) -> SimpleNamespace:
     """Run `python -P -c CODE ARGUMENTS` like `subprocess.run`."""
     with tempfile.TemporaryDirectory() as folder:
-        process = Fork(_run_code, command[command.index("-c") + 1 :], output=Path(folder, "output"))
+        words = command[command.index("-c") + 1 :]
+        process = Fork(_run_code, words, output=Path(folder, "output"), cwd=Path.cwd())
         code = process.wait()
         printed = process.output.read_bytes()
     return SimpleNamespace(returncode=code, stdout=printed, stderr=printed)
