@@ -22,7 +22,7 @@ Entry = dict[str, Any]
 Case = tuple[Entry, list[Entry]]
 """The contents of an annotation file and of a results file."""
 T = TypeVar("T")
-CASES = 64
+CASES = 128
 IOUS = np.linspace(0.5, 0.95, 10).tolist()
 RECALLS = np.linspace(0, 1, 101).tolist()
 AREAS = {"": (0, 1e10), "s": (0, 32**2), "m": (32**2, 96**2), "l": (96**2, 1e10)}
