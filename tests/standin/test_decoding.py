@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import runpy
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -147,15 +148,27 @@ def test_a_thread_may_page_lock_a_batch_during_a_recording(tiny: Policy, monkeyp
     assert found[0].is_pinned()
 
 
-def test_a_failed_recording_leaves_the_stream_as_it_was(tiny: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
-    stream = torch.cuda.current_stream()
-    forked = Stream()
-    while_recording(monkeypatch, lambda: forked.wait_stream(torch.cuda.current_stream()))
-    batch = prompts(tiny, 2, 56)
-    tiny.decoding.kept = None
-    with pytest.raises(RuntimeError, match="unjoined work"):
-        generate(tiny, batch, 2, 8, seed=0)
-    assert torch.cuda.current_stream() is stream
+def test_steps_that_cannot_be_recorded_run_one_kernel_at_a_time(tiny: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
+    batch, stream, forked = prompts(tiny, 2, 56), torch.cuda.current_stream(), Stream()
+    expected = generate(tiny, batch, 2, 8, seed=0)
+    reasons: dict[str, Callable[[], Any]] = {
+        "operation not permitted when stream is capturing": lambda: torch.ones(1, device="cuda").item(),
+        "unjoined work": lambda: forked.wait_stream(torch.cuda.current_stream()),
+    }
+    for reason, action in reasons.items():
+        with monkeypatch.context() as patch:
+            while_recording(patch, action)
+            tiny.decoding.kept = tiny.decoding.check = None
+            with pytest.warns(UserWarning, match=rf"decoding is slower: its steps can't be recorded .*{reason}"):
+                found = generate(tiny, batch, 2, 8, seed=0)
+            assert torch.cuda.current_stream() is stream
+            with warnings.catch_warnings(action="error"):
+                again = generate(tiny, batch, 2, 8, seed=0)
+            for rollout in (found, again):
+                assert torch.equal(rollout.ids, expected.ids)
+                torch.testing.assert_close(rollout.log_probs, expected.log_probs, rtol=1e-4, atol=1e-4)
+            assert decoding_counts(tiny, batch, 2, 8, seed=0).recordings == 0
+    tiny.decoding.kept = tiny.decoding.check = None
 
 
 class Router(nn.Module):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -144,6 +145,18 @@ def test_rollouts_of_each_family(family: str, checkpoint: Callable[[str], str]) 
     rollouts = []
     for device in DEVICES:
         policy = load(checkpoint(family), device)
+        rollouts.append(generate(policy, moved(policy, Prompts(policy).batch), Sampling(temperature=2.0)))
+    assert_same_rollouts(*rollouts)
+
+
+def test_rollouts_with_frequencies_of_the_longest_position(tmp_path: Path) -> None:
+    families.write(tmp_path, "internvl")
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["text_config"]["rope_parameters"] = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    rollouts = []
+    for device in DEVICES:
+        policy = load(tmp_path, device)
         rollouts.append(generate(policy, moved(policy, Prompts(policy).batch), Sampling(temperature=2.0)))
     assert_same_rollouts(*rollouts)
 

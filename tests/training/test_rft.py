@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import re
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -128,6 +129,20 @@ def test_minibatches_keep_the_log_probs_of_the_weights_that_sampled(
     assert main(quick_fit(CSV_ONLY, *steps)) == 0
     assert len(gaps) == 8
     assert max(gaps) < 1e-4
+
+
+@pytest.mark.parametrize("sft", [True, False], ids=["SFT", "RFT"])
+def test_a_target_text_beyond_the_context_is_refused(
+    sft: bool, quick_fit: Command, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Positions beyond the context would have other frequencies, or none that the model knows."""
+    words = quick_fit("--model.max_completion_length=1", *([] if sft else ["--model.sft_weight=0.5"]))
+    monkeypatch.setattr(Policy, "max_positions", property(lambda _: 30))
+    assert main(["fit", "--config", "quickstart_sft", *words[3:]] if sft else words) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert re.search(
+        r"sample \d+ \(image .*\): \d+ tokens of prompt and \d\d of its target text are more than", said
+    ), said
 
 
 def test_the_combined_gradient_is_that_of_both_losses(quick_fit: Command, tmp_path: Path) -> None:

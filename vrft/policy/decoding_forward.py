@@ -106,16 +106,18 @@ class Rotations:
 
 
 class DecodingCheck:
-    """Whether a model may decode by a `DecodingForward`, which its first token shows.
+    """Whether a model may decode by a `DecodingForward`, which its first token shows, and be recorded.
 
     Attributes:
         layers: the layers that a `DecodingForward` computes; none if the model decodes by its own forward.
         done: whether the forwards were compared.
+        recordable: whether an engine may record steps; false after it has failed to.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.layers = decoding_layers(model)
         self.done = not self.layers
+        self.recordable = True
 
     def compare(self, fast: DecodingForward, found: Callable[[], Tensor], own: Callable[[], Tensor]) -> None:
         """Compare the output of each layer and the last states, and don't use `fast` if one differs.

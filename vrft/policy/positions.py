@@ -1,4 +1,4 @@
-"""The number of positions that a model supports."""
+"""The number of positions that a model supports, within which its rotary frequencies are fixed."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from vrft.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedConfig
+    from transformers import PreTrainedConfig, PreTrainedModel
 
 LONGEST, LONGROPE = "max_position_embeddings", "original_max_position_embeddings"
 """Fields of the text config, and of the parameters of longrope, that limit positions."""
@@ -43,3 +43,21 @@ def positive(config: PreTrainedConfig, name: str, value: Any) -> int:
             "positive whole number"
         )
     return int(value)
+
+
+def fix_frequencies(model: PreTrainedModel) -> None:
+    """Let rotary embeddings of the type dynamic use their frequencies without a comparison of positions.
+
+    Up to `max_positions`, they are constant. transformers compares them with the largest position in every forward,
+    for which a GPU waits, and which can't be recorded as a CUDA graph.
+    """
+    for module in model.modules():
+        types = getattr(module, "rope_type", None)
+        if isinstance(types, dict):  # one for each type of layer
+            module.rope_type = {layer: _fixed(rope_type) for layer, rope_type in types.items()}
+        elif isinstance(types, str):
+            module.rope_type = _fixed(types)
+
+
+def _fixed(rope_type: str) -> str:
+    return "default" if rope_type == "dynamic" else rope_type

@@ -18,6 +18,7 @@ from vrft.policy.fused import fuse_layers
 from vrft.policy.image_size import ImageLimits, apply_fields, apply_to_config, limited_fields
 from vrft.policy.last_layer import shorten_last_layer
 from vrft.policy.patches import match_dtypes, project_patches
+from vrft.policy.positions import fix_frequencies
 from vrft.policy.pretrained import TRUST_REMOTE_CODE_HINT, exact_dtype, load_pretrained
 from vrft.policy.support import check_supported
 from vrft.policy.trial_prompt import check_trial_prompt
@@ -108,6 +109,7 @@ class Reader:
             shorten_last_layer(model)
         fuse_layers(model)
         pack_segments(model)
+        fix_frequencies(model)
         if self.gradient_checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
         return ReadModel(model, processor, shares_prefixes)

@@ -2,11 +2,13 @@
 
 A graph launches the thousand small kernels of a step at once. It is bound to its tensors, so rows that have ended leave
 only when a quarter, half or an eighth of each group is left; the graphs of all sizes share their memory. What was
-recorded is kept with the weights that it reads and used again for the next rollout of the same shape.
+recorded is kept with the weights that it reads and used again for the next rollout of the same shape. A model that
+waits for the GPU in its forward can't be recorded: its steps run one kernel at a time.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from functools import cache
 from typing import Any, NamedTuple
@@ -14,6 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from vrft.policy.decoding_forward import DecodingCheck
 from vrft.policy.decoding_model import DecodingModel
 from vrft.policy.head import logits_of
 from vrft.rollout.base import Sampling
@@ -21,6 +24,7 @@ from vrft.rollout.decoding import GroupDecoder, Prefilled
 from vrft.rollout.grid import DecodingGrid
 from vrft.rollout.group_cache import GroupCache
 from vrft.rollout.sampling import TokenSampler
+from vrft.utils.out_of_memory import is_out_of_memory
 
 SMALLEST_SHARE = 8
 """A group shrinks by halves down to this part of its size."""
@@ -47,6 +51,7 @@ class StepParts(NamedTuple):
     head: Callable[[Tensor], Tensor]
     sample_tokens: TokenSampler
     pool: Any  # the memory of their graphs; None on a CPU
+    check: DecodingCheck  # whether steps can be recorded
 
 
 @cache
@@ -97,7 +102,7 @@ class GraphSteps:
     ) -> None:
         self.shape, self.longest = shape, longest
         pool = torch.cuda.graph_pool_handle() if grid.rows.is_cuda else None
-        self.parts = StepParts(logits_of(decoding.model), sample_tokens, pool)
+        self.parts = StepParts(logits_of(decoding.model), sample_tokens, pool, decoding.forward.check)
         cache = GroupCache(prefilled.cache, decoding.model, shape.group_size, shape.limit, longest)
         decoder = GroupDecoder(decoding.forward, prefilled, cache, shape.group_size)
         self.steps = {shape.group_size: RecordedStep(self.parts, decoder, grid)}
@@ -154,13 +159,12 @@ class RecordedStep:
         self.graph: torch.cuda.CUDAGraph | None = None
 
     def __call__(self) -> None:
-        if not self.grid.rows.is_cuda:
-            self._run()
-            return
-        if self.graph is None:
+        if self.graph is None and self.grid.rows.is_cuda and self.parts.check.recordable:
             self._record()
-        assert self.graph is not None
-        self.graph.replay()
+        if self.graph is None:
+            self._run()
+        else:
+            self.graph.replay()
 
     def _run(self) -> None:
         self.grid.append(self.parts.head(self.decoder.step(self.grid.tokens)), self.parts.sample_tokens)
@@ -180,9 +184,15 @@ class RecordedStep:
             for _ in range(2):
                 self._run()
                 restore()
-            # Meanwhile, a thread of a DataLoader may page-lock a batch.
-            with torch.cuda.graph(graph, self.parts.pool, stream, capture_error_mode="thread_local"):
-                self._run()
+            try:  # meanwhile, a thread of a DataLoader may page-lock a batch
+                with torch.cuda.graph(graph, self.parts.pool, stream, capture_error_mode="thread_local"):
+                    self._run()
+                self.graph = graph
+            except RuntimeError as error:
+                if is_out_of_memory(error):
+                    raise
+                self.parts.check.recordable = False
+                reason = (str(error.__context__ or error).splitlines() or [""])[0]
+                warnings.warn(f"decoding is slower: its steps can't be recorded as CUDA graphs: {reason}", stacklevel=2)
         torch.cuda.current_stream().wait_stream(stream)
         restore()
-        self.graph = graph

@@ -56,7 +56,7 @@ class TransformersEngine(RolloutEngine):
         sample_tokens = token_sampler(sampling, policy.banned_ids)
         with policy.decoding(keep=record) as decoding:
             steps: Steps
-            if record:
+            if record and decoding.forward.check.recordable:
                 prefilled = Prefilled.of(decoding.model, batch.inputs)
                 shape = Shape(len(batch.samples), num_generations, max_completion_length, sampling)
                 steps = graph_steps(decoding, prefilled, uniform, policy.stop_ids, shape, sample_tokens)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
@@ -78,18 +80,36 @@ def check_device(device: torch.device, dtype: torch.dtype) -> None:
         )
 
 
+CONTEXT = "(max_position_embeddings; with the rope type longrope, original_max_position_embeddings)"
+"""The fields that limit the number of tokens that a model supports."""
+
+
 def check_prompt_lengths(batch: PromptBatch, max_completion_length: int, max_positions: int) -> None:
     """Raise ConfigurationError if a prompt leaves no room for a completion in the model's context."""
-    for sample, prompt in zip(batch.samples, batch.inputs, strict=True):
-        length = prompt["input_ids"].shape[1]
+    for sample, length in zip(batch.samples, prompt_lengths(batch), strict=True):
         if length + max_completion_length > max_positions:
             raise ConfigurationError(
                 f"sample {sample.index} (image {sample.image_id}, {sample.query!r}): {length} tokens of prompt and "
                 f"{max_completion_length} of completion (model.max_completion_length) are more than the model's "
-                f"{max_positions} (max_position_embeddings; with the rope type longrope, "
-                "original_max_position_embeddings); lower model.max_completion_length, or model.policy.max_pixels or "
+                f"{max_positions} {CONTEXT}; lower model.max_completion_length, or model.policy.max_pixels or "
                 "max_tiles for smaller images"
             )
+
+
+def check_target_lengths(batch: PromptBatch, targets: Sequence[Tensor], max_positions: int) -> None:
+    """Raise ConfigurationError if a prompt and its target text (T,) do not fit in the model's context."""
+    for sample, length, target in zip(batch.samples, prompt_lengths(batch), targets, strict=True):
+        if length + len(target) > max_positions:
+            raise ConfigurationError(
+                f"sample {sample.index} (image {sample.image_id}, {sample.query!r}): {length} tokens of prompt and "
+                f"{len(target)} of its target text are more than the model's {max_positions} {CONTEXT}; expected a "
+                "shorter text, or a lower model.policy.max_pixels or max_tiles for smaller images"
+            )
+
+
+def prompt_lengths(batch: PromptBatch) -> list[int]:
+    """Return the number of tokens of each prompt."""
+    return [prompt["input_ids"].shape[1] for prompt in batch.inputs]
 
 
 def warn_of_replaced_images(batch: PromptBatch) -> int:

@@ -17,6 +17,7 @@ from vrft.policy.plain_text import plain_text
 from vrft.policy.processor import MicroBatch, micro_batches
 from vrft.policy.prompts import lengths_after_start
 from vrft.tasks import Task
+from vrft.training.checks import check_target_lengths
 from vrft.training.optimization import Optimization
 from vrft.training.step_state import StepState
 from vrft.types import PromptBatch
@@ -55,6 +56,7 @@ class CrossEntropy:
                 texts.append(self.task.target_text(sample, frame))
         end = self.policy.tokenizer.eos_token_id
         rows = [torch.tensor([*ids, end]) for ids in plain_text(self.policy.processor).ids(texts)]
+        check_target_lengths(batch, rows, self.policy.max_positions)
         ids = pad_sequence(rows, batch_first=True).to(self.module.device)  # (P, T)
         mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True).to(self.module.device)  # (P, T)
         trainable = mask * ~torch.isin(ids, self.policy.banned_ids)
