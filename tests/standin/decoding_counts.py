@@ -26,9 +26,9 @@ class Counts(NamedTuple):
     recordings: int
 
 
-def prompts(policy: Policy, count: int, size: int = 224) -> PromptBatch:
+def prompts(policy: Policy, count: int, size: int = 224, query: str = "count") -> PromptBatch:
     """Return prompts about images of size / 28 squared tokens."""
-    samples = [Sample(i, (Image.new("RGB", (size, size), (i * 30, 0, 0)),), i, "count", "") for i in range(count)]
+    samples = [Sample(i, (Image.new("RGB", (size, size), (i * 30, 0, 0)),), i, query, "") for i in range(count)]
     batch = policy.encoder(DetectionTask("Detect {query}"))(samples)
     inputs = [{key: value.to("cuda") for key, value in prompt.items()} for prompt in batch.inputs]
     return policy.prepare(PromptBatch(batch.samples, batch.frames, inputs))

@@ -17,7 +17,9 @@ from tests.helpers import ROOT
 from tests.standin.decoding_counts import decoding_counts, full_length, generate, prompts
 from tests.standin.device import Stream, events, gpu
 from vrft.policy import LoRA, Policy
+from vrft.rollout import graphs
 from vrft.rollout.graphs import RecordedStep
+from vrft.types import PromptBatch
 
 LAYERS: dict[str, Any] = {
     "text": {
@@ -82,6 +84,22 @@ def test_rollouts_record_at_most_four_graphs_and_the_next_ones_none() -> None:
     counts = [decoding_counts(policy, batch, 8, 40, seed) for seed in range(3)]
     assert 1 < counts[0].recordings <= 4
     assert [count.recordings for count in counts[1:]] == [0, 0]
+
+
+def test_room_for_a_long_prompt_stays_for_as_many_rollouts_as_are_recent(
+    tiny: Policy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(graphs, "PROMPT_STEP", 8)  # small enough that short prompts would get a room of their own
+    monkeypatch.setattr(graphs, "RECENT", 3)
+    tiny.decoding.kept = None
+    short, long = prompts(tiny, 2, 56), prompts(tiny, 2, 56, query="count " * 50)
+
+    def recordings(*batches: PromptBatch) -> list[int]:
+        return [decoding_counts(tiny, batch, 2, 4, seed=0).recordings for batch in batches]
+
+    assert recordings(short, long) == [1, 1]
+    assert recordings(short, long, short, short, long) == [0] * 5
+    assert recordings(short, short, short, short) == [0, 0, 1, 0]
 
 
 def test_weights_that_moved_and_memory_that_ran_out_record_again(tiny: Policy) -> None:

@@ -9,6 +9,7 @@ waits for the GPU in its forward can't be recorded: its steps run one kernel at 
 from __future__ import annotations
 
 import warnings
+from collections import deque
 from collections.abc import Callable
 from functools import cache
 from typing import Any, NamedTuple
@@ -31,6 +32,10 @@ SMALLEST_SHARE = 8
 
 PROMPT_STEP = 128
 """Rooms for prompts are of a multiple of this number of tokens."""
+
+RECENT = 16
+"""A room is for the longest prompt of this number of rollouts: enough that prompts of varied lengths record nothing
+again, and few enough that one long prompt does not slow down a run, since a step reads all of the room."""
 
 KEPT = 2
 """Shapes whose graphs are kept: of training and of evaluation."""
@@ -69,13 +74,15 @@ def graph_steps(
     sample_tokens: TokenSampler,
 ) -> GraphSteps:
     """Return steps for these prompts: recorded ones if there are any of this shape, otherwise new ones."""
-    longest = max(prefilled.cache.lengths)
     steps: GraphSteps | None = decoding.recorded.pop(shape, None)
+    recent = deque[int](maxlen=RECENT) if steps is None else steps.recent
+    recent.append(max(prefilled.cache.lengths))
+    longest = max(recent)
     if steps is None or not longest <= steps.longest <= max(2 * longest, 4 * PROMPT_STEP):
         steps = None  # frees its memory first
         room = -(-longest // PROMPT_STEP) * PROMPT_STEP
         grid = DecodingGrid(uniform, shape.group_size, stop_ids)
-        steps = GraphSteps(decoding, prefilled, shape, room, grid, sample_tokens)
+        steps = GraphSteps(decoding, prefilled, shape, room, grid, sample_tokens, recent)
     decoding.recorded[shape] = steps
     for other in [*decoding.recorded][:-KEPT]:
         del decoding.recorded[other]
@@ -89,6 +96,7 @@ class GraphSteps:
     Attributes:
         grid: the rows that are decoded.
         longest: room for tokens of a prompt.
+        recent: lengths of the longest prompts of the last rollouts.
     """
 
     def __init__(
@@ -99,8 +107,9 @@ class GraphSteps:
         longest: int,
         grid: DecodingGrid,
         sample_tokens: TokenSampler,
+        recent: deque[int],
     ) -> None:
-        self.shape, self.longest = shape, longest
+        self.shape, self.longest, self.recent = shape, longest, recent
         pool = torch.cuda.graph_pool_handle() if grid.rows.is_cuda else None
         self.parts = StepParts(logits_of(decoding.model), sample_tokens, pool, decoding.forward.check)
         cache = GroupCache(prefilled.cache, decoding.model, shape.group_size, shape.limit, longest)
