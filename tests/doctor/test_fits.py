@@ -52,6 +52,15 @@ def test_weights_are_those_of_a_loaded_policy(name: str, settings: dict[str, obj
     assert found.copied == expected.copied
 
 
+def test_weights_that_train_in_bfloat16_are_copied_to_fuse_attention_and_never_cast() -> None:
+    config = AutoConfig.for_model(**PUBLISHED["Qwen2.5-VL-3B"])
+    stored = weights(BY_NAME["all, bf16, 8 bits"], count(config), rank=0)
+    assert stored.copied == 36 * 2048 * (2048 + 2 * 256)  # queries, keys and values of 36 layers
+    work = Workload(1, 1, 1, 1, 1200, 1000, 256, 4096)
+    shape = model_shape(config, torch.bfloat16)
+    assert Phases(stored, shape, work, lora=False, checkpointing=True).casts() == 0
+
+
 @pytest.mark.parametrize(("name", "gpu"), [("Qwen2.5-VL-7B", 16), ("Qwen2-VL-7B", 16), ("Qwen3-VL-8B", 24)])
 def test_large_models_fit_in_four_bits(name: str, gpu: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "config.json").write_text(json.dumps(PUBLISHED[name]))

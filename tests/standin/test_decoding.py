@@ -48,18 +48,28 @@ def narrow(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     return folders
 
 
-def load(checkpoint: str, lora: LoRA | None = None, dtype: str = "bfloat16") -> Policy:
-    policy = Policy(checkpoint, lora, dtype=dtype)  # type: ignore[arg-type]
+def load(checkpoint: str, lora: LoRA | None = None, dtype: str = "bfloat16", trained: str = "float32") -> Policy:
+    policy = Policy(checkpoint, lora, dtype=dtype, trained_dtype=trained)  # type: ignore[arg-type]
     with torch.device("cuda"):
         policy.load(keep_reference=False)
     return policy
 
 
-@pytest.mark.parametrize("lora", [None, LoRA(r=4)], ids=["full", "lora"])
-def test_kernels_and_synchronisations_of_a_token(lora: LoRA | None, narrow: list[str]) -> None:
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"trained": "bfloat16"},
+        {"lora": LoRA(r=4)},
+        {"lora": LoRA(r=4, target_modules=["q_proj", "v_proj"])},
+        {"lora": LoRA(r=4, target_modules=["q_proj", "k_proj", "v_proj", "o_proj"])},
+    ],
+    ids=["full", "full, bfloat16", "lora", "lora of q and v", "lora of attention"],
+)
+def test_kernels_and_synchronisations_of_a_token(settings: dict[str, Any], narrow: list[str]) -> None:
     nodes = []
     for checkpoint in narrow:
-        policy = load(checkpoint, lora)
+        policy = load(checkpoint, **settings)
         full_length(policy)
         batch = prompts(policy, 2)
         first, second = (decoding_counts(policy, batch, 4, 12, seed) for seed in range(2))

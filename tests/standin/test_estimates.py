@@ -69,6 +69,7 @@ CASES = {
     "deep, nf4, checkpointed": Case(*DEEP, settings=LORA | {"quantize": "nf4", "gradient_checkpointing": True}),
     "deep, full, checkpointed": Case(*DEEP, settings={"gradient_checkpointing": True}),
     "thin, full, checkpointed": Case(*THIN, settings={"gradient_checkpointing": True}),
+    "wide, full, bfloat16": Case(*WIDE, settings={"trained_dtype": "bfloat16"}),
     "wordy, lora": Case(*WORDY, settings=LORA),
     "wordy, lora, top-p": Case(*WORDY, settings=LORA, sampling=Sampling(top_p=0.9))._replace(group=8),
     "capped, lora, float32, checkpointed": Case(
@@ -96,7 +97,7 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Any:
 def checkpoint(build: Any, case: Case, folder: Path) -> str:
     preset = {"text": case.text, "vision": case.vision, "vocabulary": case.vocabulary}
     build["PRESETS"]["case"] = preset
-    build["main"]([str(folder), "--preset", "case"])
+    build["main"]([str(folder), "--preset", "case", "--dtype", case.settings.get("trained_dtype", "float32")])
     return str(folder)
 
 
@@ -159,7 +160,7 @@ def test_each_phase_is_within_15_percent(
     module.optimization = SimpleNamespace(max_tokens_per_micro_batch=length + case.group * case.tokens)
     data: Any = SimpleNamespace(batch_size=case.prompts, eval_batch_size=case.prompts)
     phases = Phases(
-        stored_weights(policy, optimizer=8),
+        stored_weights(policy, optimizer=2 * policy.trained_dtype.itemsize),
         model_shape(policy.base.config, policy.dtype),
         workload(module, data, batch),
         lora=policy.lora is not None,
@@ -197,10 +198,19 @@ def test_images_of_all_rollouts_of_a_step_are_counted(lora: LoRA | None) -> None
     assert len(kept) == rollouts
 
 
-@pytest.mark.parametrize("quantize", [None, "nf4"])
-def test_rollouts_copy_the_weights_that_are_counted(quantize: str | None, tokenizer: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"lora": LoRA(r=64)},
+        {"lora": LoRA(r=64), "quantize": "nf4"},
+        {"lora": LoRA(r=64, target_modules=["q_proj", "v_proj"])},
+        {"trained_dtype": "bfloat16"},
+    ],
+    ids=["lora", "nf4", "lora of q and v", "full, bfloat16"],
+)
+def test_rollouts_copy_the_weights_that_are_counted(settings: Sizes, tokenizer: Any, tmp_path: Path) -> None:
     checkpoint(tokenizer, CASES["deep, nf4, checkpointed"], tmp_path)
-    policy = Policy(str(tmp_path), LoRA(r=64), dtype="bfloat16", quantize=quantize)
+    policy = Policy(str(tmp_path), dtype="bfloat16", **settings)
     with torch.device("cuda"):
         policy.load(keep_reference=False)
     before = gpu.memory()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import nn
 
-from vrft.doctor.memory import RESERVE
+from vrft.doctor.memory import RESERVE, copied_weights
 from vrft.doctor.phases import GB, Estimate, Phases, Stored, Workload
 from vrft.doctor.shape import FLOAT32_BYTES, model_shape
 from vrft.policy.whole_modules import check_whole_modules, chosen_modules
@@ -72,6 +72,7 @@ class Sizes(NamedTuple):
 
     all: int
     linear: int  # in linear layers
+    fused: int  # in linear layers that rollouts copy only to fuse them
     quantizable: int  # in linear layers of the language model, which have adapters
     largest: int  # in the largest quantizable layer
     adapters: int  # in adapters of rank 1 on all quantizable layers
@@ -124,7 +125,7 @@ def count(config: PreTrainedConfig, modules_to_save: tuple[str, ...] = ()) -> Si
     from transformers import AutoModelForImageTextToText
 
     with torch.device("meta"):
-        model: PreTrainedModel = AutoModelForImageTextToText.from_config(config)
+        model: PreTrainedModel = AutoModelForImageTextToText.from_config(config, dtype=torch.bfloat16)
     check_whole_modules(model, modules_to_save)
     whole = chosen_modules(model, modules_to_save)
     inside = {part for module in whole.values() for part in module.modules()}
@@ -136,6 +137,7 @@ def count(config: PreTrainedConfig, modules_to_save: tuple[str, ...] = ()) -> Si
     return Sizes(
         all=sum(parameter.numel() for parameter in model.parameters()),
         linear=sum(layer.weight.numel() for layer in everywhere),
+        fused=copied_weights(model, torch.bfloat16),
         quantizable=sum(layer.weight.numel() for layer in layers),
         largest=max((layer.weight.numel() for layer in layers), default=0),
         adapters=sum(layer.in_features + layer.out_features for layer in layers),
@@ -151,7 +153,7 @@ def weights(way: Way, sizes: Sizes, rank: int) -> Stored:
     item = torch.bfloat16.itemsize
     if not way.lora:
         reference = item * sizes.all if way.reference else 0
-        copied = sizes.linear if way.item != item else 0
+        copied = sizes.linear if way.item != item else sizes.fused
         return Stored(sizes.all, 0, reference, copied, way.optimizer, tower_trains=True, item=way.item)
     four_bits = sizes.quantizable if way.quantized else 0
     frozen = item * (sizes.all - four_bits) + FOUR_BIT_BYTES * four_bits

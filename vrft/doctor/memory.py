@@ -6,7 +6,7 @@ import io
 import math
 import zipfile
 from collections.abc import Iterable, Iterator
-from typing import cast
+from typing import TYPE_CHECKING, Any
 
 import torch
 from rich.console import Console
@@ -17,7 +17,8 @@ from vrft.data import VisionData
 from vrft.doctor.phases import GB, Estimate, Phases, Stored, Workload
 from vrft.doctor.shape import FLOAT32_BYTES, model_shape
 from vrft.policy import Policy
-from vrft.policy.decoding_weights import copied_layers
+from vrft.policy.decoding_forward import decoding_layers
+from vrft.policy.decoding_weights import copied_layers, fused_copies, merged
 from vrft.policy.four_bits import four_bit_layers
 from vrft.policy.image_size import smaller_images
 from vrft.policy.page_locked import places
@@ -25,6 +26,9 @@ from vrft.policy.whole_modules import copies_by_original
 from vrft.rollout import RemoteEngine
 from vrft.training.module import VisionModule
 from vrft.types import PromptBatch
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 RESERVE = 1.5 * GB
 """Bytes for the CUDA context, libraries and fragmentation; also the assumed memory of a sleeping server."""
@@ -162,9 +166,16 @@ def optimizer_bytes(module: VisionModule, dtype: torch.dtype = torch.float32) ->
         return sum(part.file_size for part in archive.infolist() if "/data/" in part.filename) / matrix.numel()
 
 
-def copied_weights(model: nn.Module, dtype: torch.dtype) -> int:
-    """Count the weights of linear layers that a rollout on a GPU copies, to merge adapters or to change the dtype."""
-    return sum(cast(Tensor, layer.weight).numel() for layer in copied_layers(model, dtype))
+def copied_weights(model: PreTrainedModel, dtype: torch.dtype) -> int:
+    """Count the weights of linear layers that a rollout on a GPU copies: to merge adapters, change the dtype or fuse.
+
+    Weights in four bits are not copied.
+    """
+    copied = copied_layers(model, dtype)
+    with merged(model):
+        fused = fused_copies(decoding_layers(model), copied, torch.device("cuda"))
+    layers: set[Any] = {*copied}.union(*fused)
+    return sum(layer.weight.numel() for layer in layers)
 
 
 def scale_bytes(model: nn.Module) -> int:

@@ -33,7 +33,7 @@ class Stored(NamedTuple):
     trained: int  # number of trained weights
     frozen: float  # bytes of frozen weights
     reference: float  # bytes of a separate reference model on the GPU
-    copied: int  # number of weights that rollouts copy for decoding
+    copied: int  # number of weights of linear layers that rollouts copy for decoding
     optimizer: float  # bytes of optimizer state per trained weight
     tower_trains: bool
     modules: int = 0  # number of weights in whole modules that train in addition to adapters
@@ -204,7 +204,7 @@ class Phases:
 
     def casts(self) -> float:
         """Return the bytes of trained weights cast to the compute dtype, which are kept for the backward."""
-        if self.shape.bytes == FLOAT32_BYTES:
+        if self.shape.bytes == self.stored.item:
             return 0
         return (self.stored.modules if self.lora else self.stored.copied) * self.shape.bytes
 
