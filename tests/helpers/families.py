@@ -29,6 +29,8 @@ FAMILIES = (
 """Model types; after a plus sign, that of the language model."""
 RECURRENT = FAMILIES[-3:]
 """Families with gated delta nets, short convolutions and Mamba-2."""
+MIXTURES = ("qwen3_vl_moe", "qwen3_5_moe")
+"""Families with mixtures of experts, the second one with gated delta nets too."""
 WORDS = [
     *[
         "find",
@@ -101,8 +103,9 @@ def write(folder: Path, family: str) -> str:
         # Models with the usual random weights hardly depend on their input: large weights reveal a wrong mask or
         # position. In recurrent layers they would magnify rounding.
         if parameter.ndim >= 2:
-            scale = 0.5 if "lm_head" in name else 0.5 if family in RECURRENT else 1.2
-            std = 1.0 if "embed" in name else scale * parameter[0].numel() ** -0.5
+            scale = 0.5 if "lm_head" in name else 0.5 if family in (*RECURRENT, "qwen3_5_moe") else 1.2
+            inputs = parameter.shape[-1] if "experts" in name else parameter[0].numel()
+            std = 1.0 if "embed" in name else scale * inputs**-0.5
             torch.nn.init.normal_(parameter, 0, std, generator=generator)
         elif name.endswith(".bias"):  # zeros would hide a bias that is left out
             torch.nn.init.normal_(parameter, 0, 0.02, generator=bias_generator)
@@ -245,7 +248,8 @@ def _language_model(kind: str) -> dict[str, Any]:
 
 
 def _qwen(family: str) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
-    name = {"qwen2_vl": "Qwen2VL", "qwen2_5_vl": "Qwen2_5_VL", "qwen3_vl": "Qwen3VL", "qwen3_5": "Qwen3VL"}[family]
+    dense = family.removesuffix("_moe")
+    name = {"qwen2_vl": "Qwen2VL", "qwen2_5_vl": "Qwen2_5_VL", "qwen3_vl": "Qwen3VL", "qwen3_5": "Qwen3VL"}[dense]
     rope: dict[str, Any] = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 1, 1]}
     text: dict[str, Any] = TEXT | {"rope_parameters": rope, "tie_word_embeddings": False}
     vision: dict[str, Any] = {"depth": 2, "num_heads": 4, "patch_size": 14, "spatial_merge_size": 2}
@@ -259,14 +263,17 @@ def _qwen(family: str) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
         vision |= {"hidden_size": WIDTH, "out_hidden_size": WIDTH, "intermediate_size": 48}
         vision |= {"num_position_embeddings": 16}
         rope["mrope_interleaved"] = True
-    if family == "qwen3_vl":
+    if dense == "qwen3_vl":
         vision["deepstack_visual_indexes"] = [0, 1]
-    if family == "qwen3_5":
+    if dense == "qwen3_5":
         text |= {"layer_types": ["linear_attention", "full_attention", "linear_attention"]}
         text |= {"linear_num_value_heads": 4, "linear_num_key_heads": 2}
         text |= {"linear_key_head_dim": 8, "linear_value_head_dim": 8}
         text["head_dim"] = 16
         rope["partial_rotary_factor"] = 0.5
+    if family in MIXTURES:
+        text |= {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
+        text |= {"shared_expert_intermediate_size": 16} if dense == "qwen3_5" else {"mlp_only_layers": [1]}
     ids = {"image_token_id": 3, "video_token_id": 4, "vision_start_token_id": 5, "vision_end_token_id": 6}
     size = {"size": {"shortest_edge": 28 * 28, "longest_edge": 28 * 28 * 6}}
     size |= {"patch_size": 14, "merge_size": 2, "temporal_patch_size": 2}

@@ -4,9 +4,9 @@ As on a GPU, tensors of two devices don't mix, reading a tensor of the device is
 happen while a graph is recorded: each raises. Counted by phase: kernels, those recorded in graphs, synchronisations and
 the lines they come from, copies, bytes, FLOPs and peak memory. `gpu.limit(bytes)` makes memory run out.
 
-`properties.major` makes it an older or newer GPU, with the attention kernels that this one has. A capture fails if
-streams that began to wait for it have not been joined at its end and, in mode "global", if another thread page-locks
-memory meanwhile.
+`properties.major` makes it an older or newer GPU, with the kernels for attention and experts that this one has. A
+capture fails if streams that began to wait for it have not been joined at its end and, in mode "global", if another
+thread page-locks memory meanwhile.
 
 Not stood in for: other uses of streams and races, speed, fragmentation, NCCL, Triton and torch.compile. What passes
 here can still fail on a GPU; what fails here fails there.

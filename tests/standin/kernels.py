@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import torch
 
 from tests.standin.attention import kernel, one_kernel
+
+ON_CPU = torch._C.DispatchKeySet(torch._C.DispatchKey.CPU)
 
 
 @kernel("_fused_rms_norm")
@@ -31,6 +35,12 @@ def _(x, dim, half_to_float):  # type: ignore
         return y if half_to_float else y.to(x.dtype)
 
 
+@kernel("_softmax_backward_data")
+def _(grad, y, dim, dtype):  # type: ignore
+    with one_kernel("softmax_backward", [grad, y, grad], 0):
+        return (y * (grad - (grad * y).sum(dim, keepdim=True))).to(dtype)
+
+
 @kernel("mm.dtype")
 def _(x, y, dtype):  # type: ignore
     with one_kernel("mm", [x, y], 2 * x.numel() * y.shape[1]):
@@ -41,3 +51,17 @@ def _(x, y, dtype):  # type: ignore
 def _(z, x, y, dtype, *, beta=1, alpha=1, out):  # type: ignore
     with one_kernel("addmm", [z, x, y, z], 2 * x.numel() * y.shape[1]):
         return out.copy_((beta * z + alpha * (x.float() @ y.float())).to(dtype))
+
+
+@kernel("histc")
+def _(x, bins=100, min=0, max=0):  # type: ignore
+    with one_kernel("histc", [x], 0):
+        return torch.histc(x.cpu().float(), bins, min, max).to(x)
+
+
+@kernel("_grouped_mm")
+def _(x, y, ends=None, bias=None, dtype=None):  # type: ignore
+    """Multiply rows by the matrix of their group; the ends of groups are read on the CPU unless there is a kernel."""
+    has_kernel = x.dtype == y.dtype == torch.bfloat16 and torch.cuda.get_device_capability()[0] in (9, 10)
+    with one_kernel("grouped_mm", [x, y], 2 * x.numel() * y.shape[-1]) if has_kernel else nullcontext():
+        return torch.ops.aten._grouped_mm.default.redispatch(ON_CPU, x, y, ends, bias, dtype)
