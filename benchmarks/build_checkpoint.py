@@ -1,4 +1,6 @@
-"""Write a random Qwen2-VL, Qwen2.5-VL or Qwen3.5 checkpoint: config, weights, tokenizer and image processor, offline.
+"""Write a random checkpoint of Qwen2-VL, Qwen2.5-VL, Qwen3-VL-MoE or Qwen3.5, offline.
+
+It has config, weights, tokenizer and image processor.
 
     python benchmarks/build_checkpoint.py CKPT --preset tiny
 
@@ -23,7 +25,8 @@ CHAT_TEMPLATE = (
 )
 NAMES = ("endoftext", "im_start", "im_end", "vision_start", "vision_end", "vision_pad", "image_pad", "video_pad")
 WORDS = "the red green blue circle square box is at left right top of image count how many answer think yes no"
-PROCESSORS = {"qwen2_5_vl": "Qwen2_5_VLProcessor", "qwen2_vl": "Qwen2VLProcessor", "qwen3_5": "Qwen3VLProcessor"}
+PROCESSORS = {"qwen2_5_vl": "Qwen2_5_VLProcessor", "qwen2_vl": "Qwen2VLProcessor"}
+PROCESSORS |= dict.fromkeys(("qwen3_vl_moe", "qwen3_5"), "Qwen3VLProcessor")
 PRESETS: dict[str, dict[str, Any]] = {
     "tiny": {
         "text": {"hidden_size": 256, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 688},
@@ -107,10 +110,13 @@ def build_config(arch: str, preset: dict[str, Any], tokenizer: Any) -> Any:
         vision |= {"intermediate_size": tower["intermediate_size"], "fullatt_block_indexes": tower["full"]}
     named = {f"{name}_token_id": ids[name] for name in ("vision_start", "vision_end")}
     named |= {"image_token_id": ids["image_pad"], "video_token_id": ids["video_pad"]}
+    if arch.startswith("qwen3"):
+        vision |= {"num_position_embeddings": 2304, "patch_size": 14, "deepstack_visual_indexes": tower["full"]}
+        del vision["window_size"], vision["fullatt_block_indexes"]
+    if arch == "qwen3_vl_moe":
+        text["rope_parameters"]["mrope_interleaved"] = True
     if arch == "qwen3_5":
         text |= gated_delta_nets(preset["text"])
-        vision |= {"num_position_embeddings": 2304, "patch_size": 14}
-        del vision["window_size"], vision["fullatt_block_indexes"]
     return AutoConfig.for_model(arch, text_config=text, vision_config=vision, tie_word_embeddings=False, **named)
 
 

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLRMSNorm
+from transformers.models.qwen3_vl_moe.configuration_qwen3_vl_moe import Qwen3VLMoeTextConfig
+from transformers.models.qwen3_vl_moe.modeling_qwen3_vl_moe import Qwen3VLMoeTextExperts
 
 from vrft.policy.casts import Cast, CastingLayer, cast_by_layer, without_casts
 from vrft.policy.fused import fuse_layers
@@ -68,6 +70,35 @@ def test_values_and_gradients_are_those_of_autocast(
         assert torch.equal(mine, autocasts)
         assert mine.dtype == autocasts.dtype
     assert not vars(layer.inner).keys() & {"weight", "bias"}
+
+
+class Mixture(GradientCheckpointingLayer):
+    """A layer of experts, each token in two of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        sizes = {"num_experts": 4, "num_experts_per_tok": 2, "hidden_size": 16, "moe_intermediate_size": 8}
+        config = Qwen3VLMoeTextConfig(**sizes)
+        config._experts_implementation = "grouped_mm"
+        self.experts = Qwen3VLMoeTextExperts(config)
+
+    def forward(self, x: Tensor) -> Tensor:
+        chosen = torch.arange(len(x))[:, None].add(torch.arange(2)) % 4
+        output: Tensor = self.experts(x, chosen, torch.full(chosen.shape, 0.5, dtype=x.dtype))
+        return output
+
+
+def test_experts_compute_in_autocasts_dtype() -> None:
+    torch.manual_seed(0)
+    layer = Mixture()
+    for weight in layer.parameters():
+        nn.init.normal_(weight, 0, 0.3)
+    half = copy.deepcopy(layer).to(torch.bfloat16)
+    cast_by_layer(layer)
+    x = torch.randn(5, 16).bfloat16()
+    for mine, expected in zip(result(layer, x), result(half, x), strict=True):
+        assert torch.equal(mine.to(expected.dtype), expected)
+    assert all(weight.grad is None and weight.dtype == torch.float32 for weight in layer.parameters())
 
 
 def test_weights_that_have_the_dtype_are_not_converted(monkeypatch: pytest.MonkeyPatch) -> None:

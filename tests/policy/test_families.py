@@ -15,6 +15,7 @@ from torch import Tensor
 
 from tests.helpers import families
 from vrft.policy import LoRA, Policy, packed_attention, recurrent, shared_prefix
+from vrft.policy.casts import Cast
 from vrft.policy.fused import own_forwards
 from vrft.policy.prompts import next_position
 from vrft.policy.recurrent import LayerState
@@ -187,6 +188,27 @@ def test_layers_without_keys_of_their_own_share_prompts(
     assert policy.shares_prefixes
     check_exactness(policy)
     check_greedy(policy, record=False)
+
+
+@pytest.mark.parametrize(
+    ("family", "settings"), [*zip(families.MIXTURES, ({}, SETTINGS["lora everywhere, checkpointed"]), strict=True)]
+)
+def test_mixtures_of_experts_share_prompts(
+    family: str, settings: dict[str, Any], checkpoint: Callable[[str], str]
+) -> None:
+    policy = load(checkpoint(family), **settings)
+    assert policy.shares_prefixes
+    check_exactness(policy)
+    check_greedy(policy, record=True)
+
+
+def test_decoding_converts_the_weights_of_experts_once(
+    checkpoint: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy = load(checkpoint("qwen3_5_moe"), dtype="bfloat16")
+    batch = policy.prepare(Prompts(policy).batch)
+    monkeypatch.setattr(Cast, "forward", None)  # converts them for a forward of the trainer
+    generate(policy, batch, 2, Sampling(greedy=True))
 
 
 @pytest.mark.parametrize("family", families.FAMILIES)

@@ -62,6 +62,9 @@ WORDY = (text(192, 3, 6, 320), tower(96, 2, 256), 16000, 112, 4, 12, 3)
 CAPPED = (WORDY[0] | {"final_logit_softcapping": 5.0}, *WORDY[1:])
 THIN = (text(256, 16, 4, 64), tower(32, 1, 32), None, 280, 4, 8, 2)
 """Sums of the layers' outputs take most of an update: in bfloat16 they are float32, as embeddings are that train."""
+MIXED = (text(128, 2, 4, 256), tower(64, 2, 176), None, 168, 4, 24, 2)
+EXPERTS = {"num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 256}
+"""The gradients of a layer's experts are larger than its activations."""
 LORA = {"lora": LoRA(r=4)}
 CASES = {
     "wide, full": Case(*WIDE, settings={}),
@@ -70,6 +73,7 @@ CASES = {
     "deep, full, checkpointed": Case(*DEEP, settings={"gradient_checkpointing": True}),
     "thin, full, checkpointed": Case(*THIN, settings={"gradient_checkpointing": True}),
     "wide, full, bfloat16": Case(*WIDE, settings={"trained_dtype": "bfloat16"}),
+    "mixture, full, checkpointed": Case(MIXED[0] | EXPERTS, *MIXED[1:], settings={"gradient_checkpointing": True}),
     "wordy, lora": Case(*WORDY, settings=LORA),
     "wordy, lora, top-p": Case(*WORDY, settings=LORA, sampling=Sampling(top_p=0.9))._replace(group=8),
     "capped, lora, float32, checkpointed": Case(
@@ -97,7 +101,9 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Any:
 def checkpoint(build: Any, case: Case, folder: Path) -> str:
     preset = {"text": case.text, "vision": case.vision, "vocabulary": case.vocabulary}
     build["PRESETS"]["case"] = preset
-    build["main"]([str(folder), "--preset", "case", "--dtype", case.settings.get("trained_dtype", "float32")])
+    arch = "qwen3_vl_moe" if "num_experts" in case.text else "qwen2_5_vl"
+    dtype = case.settings.get("trained_dtype", "float32")
+    build["main"]([str(folder), "--preset", "case", "--arch", arch, "--dtype", dtype])
     return str(folder)
 
 

@@ -105,7 +105,7 @@ def check(folder: str, lengths: list[int] | None = None, which: Sequence[int] = 
         assert_close(found, expected, tolerance)
 
 
-@pytest.mark.parametrize("family", families.FAMILIES)
+@pytest.mark.parametrize("family", [*families.FAMILIES, *families.MIXTURES])
 def test_gradients_of_each_family(family: str, checkpoint: Callable[[str], str]) -> None:
     check(checkpoint(family))
 
@@ -159,6 +159,57 @@ def test_rollouts_with_frequencies_of_the_longest_position(tmp_path: Path) -> No
         policy = load(tmp_path, device)
         rollouts.append(generate(policy, moved(policy, Prompts(policy).batch), Sampling(temperature=2.0)))
     assert_same_rollouts(*rollouts)
+
+
+@pytest.mark.parametrize(("family", "lora"), [*zip(families.MIXTURES, (LoRA(r=4), None), strict=True)])
+def test_experts_in_bfloat16_are_recorded_and_trained_without_waiting(
+    family: str, lora: LoRA | None, checkpoint: Callable[[str], str]
+) -> None:
+    events.clear()
+    gpu.reset()
+    policy = load(checkpoint(family), "cuda", dtype="bfloat16", lora=lora)
+    batch = moved(policy, Prompts(policy).batch)
+    rollout = generate(policy, batch, Sampling(temperature=2.0))
+    assert any(count["replays"] for count in gpu.counts().values())
+    found = trained(policy, batch, rollout.ids, rollout.mask)
+    assert not waits_for_experts()
+    on_cpu = load(checkpoint(family), "cpu", dtype="bfloat16", lora=lora)
+    expected = trained(on_cpu, moved(on_cpu, Prompts(on_cpu).batch), rollout.ids.cpu(), rollout.mask.cpu())
+    for mine, cpus in ((found[0], expected[0]), (found[1], expected[1]), map(joined, (found[2:], expected[2:]))):
+        assert_close(mine, cpus, 5e-2)
+    with torch.no_grad():
+        log_probs, _ = on_cpu(moved(on_cpu, Prompts(on_cpu).batch).inputs, rollout.ids.cpu(), rollout.mask.cpu(), 2.0)
+    assert_close(rollout.log_probs.cpu(), log_probs, 5e-2)
+
+
+@pytest.mark.parametrize("family", families.MIXTURES)
+def test_rollouts_of_experts_that_are_counted_on_the_cpu(family: str, checkpoint: Callable[[str], str]) -> None:
+    on_cpu, on_gpu = (load(checkpoint(family), device) for device in DEVICES)
+    expected = generate(on_cpu, moved(on_cpu, Prompts(on_cpu).batch), Sampling(temperature=2.0))
+    with pytest.warns(UserWarning, match="decoding is slower: its steps can't be recorded .*when stream is capturing"):
+        found = generate(on_gpu, moved(on_gpu, Prompts(on_gpu).batch), Sampling(temperature=2.0))
+    assert_same_rollouts(expected, found)
+
+
+def joined(tensors: list[Tensor]) -> Tensor:
+    """Return all elements of tensors: rounding may be large in the smallest gradients."""
+    return torch.cat([tensor.flatten() for tensor in tensors])
+
+
+def waits_for_experts() -> bool:
+    """Return whether the CPU has waited for the GPU to multiply experts in a forward."""
+    return any("/moe.py" in place for counted in events.values() for kind, _, place in counted if kind == "sync")
+
+
+@pytest.mark.parametrize(("generation", "waits"), [(8, True), (10, False)])
+def test_only_some_generations_multiply_experts_without_waiting(
+    generation: int, waits: bool, checkpoint: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(properties, "major", generation)
+    policy = load(checkpoint("qwen3_vl_moe"), "cuda", dtype="bfloat16")
+    events.clear()
+    trained(policy, moved(policy, Prompts(policy).batch), *completions(policy))
+    assert waits_for_experts() == waits
 
 
 def assert_same_rollouts(expected: Rollout, found: Rollout, tolerance: float = 1e-4) -> None:

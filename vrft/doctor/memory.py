@@ -19,6 +19,7 @@ from vrft.doctor.shape import FLOAT32_BYTES, model_shape
 from vrft.policy import Policy
 from vrft.policy.decoding_forward import decoding_layers
 from vrft.policy.decoding_weights import copied_layers, fused_copies, merged
+from vrft.policy.experts import experts_to_copy
 from vrft.policy.four_bits import four_bit_layers
 from vrft.policy.image_size import smaller_images
 from vrft.policy.page_locked import places
@@ -167,7 +168,7 @@ def optimizer_bytes(module: VisionModule, dtype: torch.dtype = torch.float32) ->
 
 
 def copied_weights(model: PreTrainedModel, dtype: torch.dtype) -> int:
-    """Count the weights of linear layers that a rollout on a GPU copies: to merge adapters, change the dtype or fuse.
+    """Count the weights that a rollout on a GPU copies: of linear layers and experts, to merge, convert or fuse them.
 
     Weights in four bits are not copied.
     """
@@ -175,7 +176,8 @@ def copied_weights(model: PreTrainedModel, dtype: torch.dtype) -> int:
     with merged(model):
         fused = fused_copies(decoding_layers(model), copied, torch.device("cuda"))
     layers: set[Any] = {*copied}.union(*fused)
-    return sum(layer.weight.numel() for layer in layers)
+    experts = sum(module.get_parameter(name).numel() for module, name in experts_to_copy(model, dtype))
+    return experts + sum(layer.weight.numel() for layer in layers)
 
 
 def scale_bytes(model: nn.Module) -> int:

@@ -183,15 +183,18 @@ class Phases:
         """Return the bytes that the forward and backward of a micro-batch take in addition to gradients."""
         shape, layer, block = self.shape, self.layer(part), self.block(part)
         ends = 2 * part.tokens * self.residual + self.patches(part) * shape.tower.pixels * shape.bytes
+        head = min(self.casts(), shape.vocabulary * shape.hidden * shape.bytes)
+        cast = (self.casts() - head) / shape.layers  # the weights of a layer
+        # a layer's backward ends with the gradients of its weights in both dtypes
+        gradients = cast / shape.bytes * (shape.bytes + self.stored.item)
         if not self.checkpointing:
-            logits = self.casts() + self.logits(part)
-            return ends + layer * shape.layers + block * shape.tower.blocks + logits
-        kept: float = part.tokens * self.residual * shape.layers
+            kept = layer * (shape.layers - 1) + block * shape.tower.blocks + cast * (shape.layers - 1)
+            return ends + kept + max(layer + cast + head + self.logits(part), gradients)
+        kept = part.tokens * self.residual * shape.layers
         kept += self.patches(part) * shape.tower.hidden * shape.bytes * shape.tower.blocks
         # logits are freed before a layer is recomputed, with its weights and the gradients of its largest tensors
-        head = min(self.casts(), shape.vocabulary * shape.hidden * shape.bytes)
-        repeated = (self.casts() - head) / shape.layers + 1.15 * max(layer, block)
-        return ends + kept + head + max(self.logits(part), repeated)
+        repeated = cast + 1.15 * max(layer, block)
+        return ends + kept + max(head + max(self.logits(part), repeated), gradients)
 
     def logits(self, part: Part) -> float:
         """Return the bytes of logits, or of their gradient and the gradient of a trained head."""

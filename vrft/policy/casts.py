@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from vrft.policy.experts import has_experts
 from vrft.policy.fused_norms import FusedNorm
 
 
@@ -118,12 +119,18 @@ def cast_weights(layer: CastingLayer, hidden: torch.dtype | None) -> Iterator[No
 def places_to_cast(layer: nn.Module, norms: bool) -> list[tuple[Any, str]]:
     """Return the modules inside a layer, with the names of their parameters, that compute in autocast's dtype.
 
-    `norms`: normalizations do, since what they normalize has it.
+    Autocast leaves out experts: transformers computes them in the dtype of their weights.
+
+    Args:
+        layer: the layer.
+        norms: whether normalizations compute in autocast's dtype, since what they normalize has it.
     """
     return [
         (module, name)
         for module in layer.modules()
-        if type(module) is nn.Linear or (norms and isinstance(module, FusedNorm) and not module.offset)
+        if type(module) is nn.Linear
+        or has_experts(module)
+        or (norms and isinstance(module, FusedNorm) and not module.offset)
         for name, parameter in module.named_parameters(recurse=False)
         if parameter.dtype == torch.float32
     ]

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from vrft.policy.decoding_forward import decoding_layers
 from vrft.policy.decoding_layers import fused_projections
+from vrft.policy.experts import experts_to_copy
 from vrft.policy.four_bits import is_in_four_bits
 from vrft.policy.lora import has_adapter, merged_weight, without_adapters
 from vrft.policy.products import Product, empty_transposed, replaced_forwards, stored_transposed
@@ -86,6 +87,8 @@ class DecodingWeights:
             # Autocast would convert a bias for every token.
             if bias is not None and bias.dtype != self.dtype and (module, "bias") not in done:
                 self.copies.append((module, "bias", torch.empty_like(bias, dtype=self.dtype)))
+        for module, name in experts_to_copy(self.model, self.dtype):
+            self.copies.append((module, name, torch.empty_like(getattr(module, name), dtype=self.dtype)))
         embedding: Any = self.model.get_input_embeddings()
         tied = any(module.weight is embedding.weight for module in self.sources)
         self.converts_states = tied or (states and embedding.weight.dtype != self.dtype)
