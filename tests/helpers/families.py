@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedTokenizerFast
 
@@ -123,6 +125,18 @@ def written_once(factory: pytest.TempPathFactory) -> Callable[[str], str]:
         return write(factory.mktemp(family), family)
 
     return folder
+
+
+def write_key_biases(checkpoint: str, folder: Path, std: float) -> str:
+    """Write a copy of a checkpoint with random biases of keys, and return its folder's name."""
+    shutil.copytree(checkpoint, folder, dirs_exist_ok=True)
+    file, generator = folder / "model.safetensors", torch.Generator().manual_seed(5)
+    weights = load_file(file)
+    for name in weights:
+        if name.endswith("k_proj.bias"):
+            weights[name].normal_(0, std, generator=generator)
+    save_file(weights, file, metadata={"format": "pt"})
+    return str(folder)
 
 
 def tokenizer(folder: Path, family: str) -> None:

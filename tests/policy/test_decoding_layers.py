@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from functools import cache
 from typing import Any
 
 import pytest
 import torch
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from tests.helpers import families
 from tests.policy.test_families import Prompts, generate, load
+from vrft.policy import decoding_layers as fused_layers
 from vrft.policy.decoding_forward import Rotations, decoding_layers
-from vrft.policy.decoding_layers import DecodingLayer, factors_by_head
+from vrft.policy.decoding_layers import DecodingLayer, TokenLayout, factors_by_head
+from vrft.policy.products import Products
 from vrft.rollout import Sampling
 
 FUSED = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "internvl", "llava_onevision", "idefics3", "smolvlm")
@@ -153,3 +158,75 @@ def test_rotations_ahead_are_those_of_each_token(kind: str, calls: int, checkpoi
         positions = torch.tensor([[[5], [9], [2]]]).expand(3, -1, -1)[:, :rows] + t
         expected = factors_by_head(embed(torch.zeros(rows, 1, 4), positions), layer.rotated, layer.kept)
         assert all(map(torch.equal, factors, expected))
+
+
+@pytest.fixture(scope="module")
+def biased(checkpoint: Callable[[str], str], tmp_path_factory: pytest.TempPathFactory) -> Callable[[float], str]:
+    """Return a function that returns the folder of a checkpoint with large biases of keys, as Qwen2.5's have them."""
+
+    @cache
+    def folder(std: float) -> str:
+        return families.write_key_biases(checkpoint("qwen2_5_vl"), tmp_path_factory.mktemp("biased"), std)
+
+    return folder
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("std", [50.0, 200.0])
+def test_large_biases_of_keys_leave_layers_fused(std: float, dtype: str, biased: Callable[[float], str]) -> None:
+    policy = load(biased(std), dtype=dtype)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        generate(policy, policy.prepare(Prompts(policy).batch), 8, Sampling(), 2)
+    assert policy.decoding.check is not None
+    assert policy.decoding.check.layers
+
+
+class OtherScaling(TokenLayout):
+    """Attends with other scores than those that were asked for."""
+
+    def __init__(self, layout: TokenLayout) -> None:
+        self.layout = layout
+
+    def attend_token(self, layer: int, query: Tensor, key_value: Tensor, scaling: float) -> Tensor:
+        return self.layout.attend_token(layer, query, key_value, 1.2 * scaling)
+
+    def recur(self, *arguments: Any) -> Tensor:
+        raise NotImplementedError
+
+
+def without_bias(x: Tensor, modules: Sequence[nn.Linear], _: Products) -> Tensor:
+    return torch.cat([F.linear(x, module.weight) for module in modules], -1)
+
+
+ATTEND = DecodingLayer.attend
+FAULTS: dict[str, tuple[Any, str, Callable[..., Tensor]]] = {
+    "scale": (DecodingLayer, "attend", lambda layer, x, by, layout: ATTEND(layer, x, by, OtherScaling(layout))),
+    "bias": (fused_layers, "project", without_bias),
+    "rotation": (DecodingLayer, "attend", lambda layer, x, by, layout: ATTEND(layer, x, (by[0], -by[1]), layout)),
+    "output": (DecodingLayer, "attend", lambda *arguments: 1.2 * ATTEND(*arguments)),
+}
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("fault", FAULTS)
+def test_wrong_layers_are_noticed_with_large_biases_of_keys(
+    fault: str, dtype: str, biased: Callable[[float], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy = load(biased(200.0), dtype=dtype)
+    monkeypatch.setattr(*FAULTS[fault])
+    with pytest.warns(UserWarning, match="decoding uses the model's own layers"):
+        generate(policy, policy.prepare(Prompts(policy).batch), 2, Sampling(), 2)
+    assert policy.decoding.check is not None
+    assert not policy.decoding.check.layers
+
+
+def test_decoding_rounds_about_as_much_as_training(biased: Callable[[float], str]) -> None:
+    policy, exact = (load(biased(50.0), dtype=dtype) for dtype in ("bfloat16", "float32"))
+    batch, same = (policy.prepare(Prompts(policy).batch) for policy in (policy, exact))
+    rollout = generate(policy, batch, 16, Sampling(), 16)
+    with torch.no_grad():
+        trained, _ = policy(batch.inputs, rollout.ids, rollout.mask, 1.0)
+        expected, _ = exact(same.inputs, rollout.ids, rollout.mask, 1.0)
+    decoded, trained = ((x - expected).abs().sum() for x in (rollout.log_probs, trained))
+    assert decoded < 1.3 * trained  # which keeps the sum of layers in float32; 1.4 with rounded scores

@@ -65,3 +65,17 @@ def _(x, y, ends=None, bias=None, dtype=None):  # type: ignore
     has_kernel = x.dtype == y.dtype == torch.bfloat16 and torch.cuda.get_device_capability()[0] in (9, 10)
     with one_kernel("grouped_mm", [x, y], 2 * x.numel() * y.shape[-1]) if has_kernel else nullcontext():
         return torch.ops.aten._grouped_mm.default.redispatch(ON_CPU, x, y, ends, bias, dtype)
+
+
+@kernel("baddbmm.dtype_out")
+def _(z, x, y, dtype, *, beta=1, alpha=1, out):  # type: ignore
+    assert z is out
+    assert dtype == out.dtype
+    with one_kernel("baddbmm", [z, x, y, z] if beta else [x, y, z], 2 * x.numel() * y.shape[2]):
+        return out.copy_(torch.baddbmm(z, x.to(dtype), y.to(dtype), beta=beta, alpha=alpha))
+
+
+@kernel("baddbmm_")
+def _(z, x, y, *, beta=1, alpha=1):  # type: ignore
+    with one_kernel("baddbmm", [z, x, y, z], 2 * x.numel() * y.shape[2]):
+        return z.copy_(torch.baddbmm(z.float(), x.float(), y.float(), beta=beta, alpha=alpha))

@@ -10,7 +10,7 @@ from __future__ import annotations
 import inspect
 import warnings
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,7 @@ from vrft.policy.decoding_layers import (
     rms_norm,
 )
 from vrft.policy.products import Products, replaced_forwards
+from vrft.policy.recurrent import StatefulForward
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -105,6 +106,46 @@ class Rotations:
         return self.known.pop(0)[1]
 
 
+class Attended(NamedTuple):
+    """Attention of a layer to which the model's own forward came.
+
+    Attributes:
+        asked: scaled queries, keys and values of the token, each (N, heads, D).
+        output: (N, heads * D).
+    """
+
+    asked: tuple[Tensor, ...]
+    output: Tensor
+
+
+class SameAttention(TokenLayout):
+    """Attends as another layout does, once in each layer; whoever asks again gets the same output.
+
+    With large biases of keys, scores of attention are so large that rounding a query or a key moves the attention from
+    one key to another. So outputs of layers can only be compared behind the same attention, and what fused layers ask
+    of it, before.
+
+    Attributes:
+        gaps: how much queries, keys and values differ between those that asked first and again.
+    """
+
+    def __init__(self, layout: TokenLayout) -> None:
+        self.layout = layout
+        self.known: dict[int, Attended] = {}
+        self.gaps: list[Tensor] = []
+
+    def attend_token(self, layer: int, query: Tensor, key_value: Tensor, scaling: float) -> Tensor:
+        asked = (query * scaling, *key_value.unbind(1))
+        if layer in self.known:
+            self.gaps += map(relative_gap, asked, self.known[layer].asked)
+        else:
+            self.known[layer] = Attended(asked, self.layout.attend_token(layer, query, key_value, scaling))
+        return self.known[layer].output
+
+    def recur(self, module: nn.Module, forward: StatefulForward, hidden: Tensor) -> Tensor:
+        return self.layout.recur(module, forward, hidden)
+
+
 class DecodingCheck:
     """Whether a model may decode by a `DecodingForward`, which its first token shows, and be recorded.
 
@@ -119,24 +160,32 @@ class DecodingCheck:
         self.done = not self.layers
         self.recordable = True
 
-    def compare(self, fast: DecodingForward, found: Callable[[], Tensor], own: Callable[[], Tensor]) -> None:
-        """Compare the output of each layer and the last states, and don't use `fast` if one differs.
+    def compare(
+        self,
+        fast: DecodingForward,
+        layout: TokenLayout,
+        found: Callable[[TokenLayout], Tensor],
+        own: Callable[[TokenLayout], Tensor],
+    ) -> None:
+        """Compare each layer and the last states, and don't use `fast` if one differs.
 
         Args:
             fast: the forward that may replace the model's own.
-            found: runs `fast` on new tokens; returns hidden states (N, H).
+            layout: where new tokens attend.
+            found: runs `fast` on new tokens with a layout; returns hidden states (N, H).
             own: runs the model's own forward on the same tokens.
         """
-        gaps: list[Tensor] = []
+        same = SameAttention(layout)
+        outputs: list[Tensor] = []
         pairs = zip(self.layers, fast.layers, strict=True)
-        with replaced_forwards({layer: compared(layer, other, gaps) for layer, other in pairs}):
-            expected = own()
-        if len(gaps) == len(self.layers):  # otherwise, the model rotates a part of each head, or by several axes
-            gaps.append(relative_gap(found(), expected))
+        with replaced_forwards({layer: compared(layer, other, outputs) for layer, other in pairs}):
+            expected = own(same)
+        if len(outputs) == len(self.layers):  # otherwise, the model rotates a part of each head, or by several axes
+            outputs.append(relative_gap(found(same), expected))
         else:
-            gaps.append(expected.new_full((), torch.inf))
+            outputs.append(expected.new_full((), torch.inf))
         self.done = True
-        largest = float(torch.stack(gaps).max())  # NaN if any is
+        largest = float(torch.stack([*same.gaps, *outputs]).max())  # NaN if any is
         if not largest < ROUNDING[fast.layers[0].attention.o_proj.weight.dtype]:
             self.layers = []
             warnings.warn(f"decoding uses the model's own layers: fused ones differ by {largest:.1e}", stacklevel=2)
@@ -160,4 +209,5 @@ def compared(layer: nn.Module, fast: DecodingLayer, gaps: list[Tensor]) -> Calla
 
 def relative_gap(found: Tensor, expected: Tensor, start: Tensor | float = 0.0) -> Tensor:
     """Return how much a tensor differs from what is expected, relative to the change from `start`."""
-    return (found - expected).norm() / (expected - start).norm()
+    difference, change = (x.norm(dtype=torch.float32) for x in (found - expected, expected - start))
+    return difference / change

@@ -1,6 +1,6 @@
 """Decoder layers for one new token per row, in few kernels.
 
-On a GPU, decoding takes as long as its kernels take to start: about 60 in each layer of a Hugging Face model, 23 here.
+On a GPU, decoding takes as long as its kernels take to start: about 60 in each layer of a Hugging Face model, 21 here.
 Norms are one kernel each, and so are all projections of one input and the rotation of queries and keys. A model whose
 layers are built otherwise keeps its own forward, and so does one whose first token shows a difference.
 
@@ -33,6 +33,15 @@ MLP = {"gate_proj", "up_proj", "down_proj", "act_fn"}
 
 class TokenLayout(Layout, Protocol):
     """Computes attention of one new token per row."""
+
+    def attend(
+        self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *, scaling: float | None = None, **_: Any
+    ) -> Tensor:
+        """Compute attention of one new token per row: (N, heads, 1, dim) -> (N, 1, heads, dim)."""
+        scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+        key_value = torch.stack([key[:, :, 0], value[:, :, 0].to(key.dtype)], 1)  # (N, 2, kv, dim)
+        output = self.attend_token(module.layer_idx, query[:, :, 0], key_value, scaling)  # type: ignore[arg-type]
+        return output.view(len(query), 1, *query.shape[1::2])
 
     def attend_token(self, layer: int, query: Tensor, key_value: Tensor, scaling: float) -> Tensor:
         """Store key and value (N, 2, key heads, D) and attend: (N, heads, D) -> (N, heads * D)."""

@@ -39,13 +39,13 @@ class TokenForward:
         and values each time.
         """
 
-        def own() -> Tensor:
+        def own(layout: TokenLayout) -> Tensor:
             return forward_with_layout(self.model, tokens[:, None], positions, layout)[:, -1]
 
         fast = self.fast
         if fast is not None and not self.check.done:
-            self.check.compare(fast, lambda: fast(tokens, positions, layout), own)
-        return own() if fast is None or not self.check.layers else fast(tokens, positions, layout)
+            self.check.compare(fast, layout, lambda layout: fast(tokens, positions, layout), own)
+        return own(layout) if fast is None or not self.check.layers else fast(tokens, positions, layout)
 
 
 class DecodingModel:

@@ -9,22 +9,22 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from vrft.policy.decoding_layers import TokenLayout
 from vrft.policy.packed_attention import PromptCache
 from vrft.policy.page_locked import page_locked
 from vrft.policy.recurrent import GrowingState, StatefulForward
 from vrft.policy.shared_prefix import layer_types
 
 MASKED = -1e30
-"""Added to the attention scores of keys that a token must not attend to, or what float16 has instead."""
+"""Added to the attention scores of keys that a token must not attend to."""
 
 
-class GroupCache:
+class GroupCache(TokenLayout):
     """Keys and values of P prompts and of the tokens in each of their G rows, and states of recurrent layers.
 
     Attributes:
@@ -114,28 +114,19 @@ class GroupCache:
         self.bias = {kind: self._bias(kind) for kind in {self.layer_types[layer] for layer in self.rows}}
 
     def _bias(self, kind: str) -> Tensor | None:
-        """Return the mask that is added to scores, (P, 1, 1, L + slots); None if every key is visible."""
+        """Return the mask that is added to scores, (P, 1, 1, L + slots) in float32; None if every key is visible."""
         sliding = kind == "sliding_attention"
         if not (sliding or self.ragged or self.static):
             return None
-        keys, device = next(iter(self.rows.values())), self.lengths.device
+        device = self.lengths.device
         prompt = torch.arange(self.length, device=device).expand(len(self.lengths), -1)  # (P, L)
         own = self.lengths[:, None] + torch.arange(self.slots, device=device)  # (P, slots)
         now = self.lengths[:, None] + self.position  # (P, 1)
         visible = torch.cat([prompt < self.lengths[:, None], own <= now], 1)
         if sliding and self.window is not None:
             visible &= torch.cat([prompt, own], 1) > now - self.window
-        masked = max(MASKED, torch.finfo(keys.dtype).min / 2)
-        return torch.zeros(visible.shape, device=device, dtype=keys.dtype).masked_fill(~visible, masked)[:, None, None]
-
-    def attend(
-        self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *, scaling: float | None = None, **_: Any
-    ) -> Tensor:
-        """Compute attention of one new token per row: (N, heads, 1, dim) -> (N, 1, heads, dim)."""
-        scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-        key_value = torch.stack([key[:, :, 0], value[:, :, 0].to(key.dtype)], 1)  # (N, 2, kv, dim)
-        output = self.attend_token(module.layer_idx, query[:, :, 0], key_value, scaling)  # type: ignore[arg-type]
-        return output.view(len(query), 1, *query.shape[1::2])
+        zeros = torch.zeros(visible.shape, device=device, dtype=torch.float32)
+        return zeros.masked_fill(~visible, MASKED)[:, None, None]
 
     def attend_token(self, layer: int, query: Tensor, key_value: Tensor, scaling: float) -> Tensor:
         """Compute attention of one new token per row: (N, heads, dim), (N, 2, kv, dim) -> (N, heads * dim)."""
@@ -160,20 +151,26 @@ class GroupCache:
         return output.view(prompts, heads, group_size, -1, dim).transpose(1, 2).reshape(query.shape[0], -1)
 
     def _scores(self, layer: int, q: Tensor, keys: Tensor, own_q: Tensor, own_keys: Tensor, scaling: float) -> Tensor:
-        """Return the scores of all keys (P kv, G q, L + slots)."""
+        """Return the scores of all keys (P kv, G q, L + slots) in float32.
+
+        Biases of keys make scores of hundreds, in which 16 bits would round away differences of about 1.
+        """
         bias = self.bias[self.layer_types[layer]]
-        if bias is not None and q.is_cuda:
-            shape = (*q.shape[:2], keys.shape[1] + own_keys.shape[1])
-            scores = q.new_empty(shape)
-            bias = bias.expand(-1, len(q) // len(bias), q.shape[1], -1)  # (P, kv, G q, L + slots)
-            scores.view(bias.shape).copy_(bias)
-            scores[..., : keys.shape[1]].baddbmm_(q, keys.mT, alpha=scaling)
-            scores.view(*own_q.shape[:2], -1)[..., keys.shape[1] :].baddbmm_(own_q, own_keys.mT, alpha=scaling)
+        if q.is_cuda:
+            scores = q.new_empty(*q.shape[:2], keys.shape[1] + own_keys.shape[1], dtype=torch.float32)
+            if bias is not None:
+                bias = bias.expand(-1, len(q) // len(bias), q.shape[1], -1)  # (P, kv, G q, L + slots)
+                scores.view(bias.shape).copy_(bias)
+            own = scores.view(*own_q.shape[:2], -1)[..., keys.shape[1] :]
+            for part, x, y in ((scores[..., : keys.shape[1]], q, keys), (own, own_q, own_keys)):
+                torch.baddbmm(part, x, y.mT, torch.float32, beta=int(bias is not None), alpha=scaling, out=part)
             return scores
-        # Scores are concatenated: a CPU multiplies into a part of a tensor one matrix at a time.
+        q, keys, own_keys = (x.float() for x in (q, keys, own_keys))  # a CPU's products have the dtype of their factors
         q = q * scaling
-        own = torch.bmm(q.view(own_q.shape), own_keys.mT).view(*q.shape[:2], -1)
-        scores = torch.cat([torch.bmm(q, keys.mT), own], -1).float()
+        with torch.autocast("cpu", enabled=False):
+            own = torch.bmm(q.view(own_q.shape), own_keys.mT).view(*q.shape[:2], -1)
+            # A CPU would multiply into a part of a tensor one matrix at a time.
+            scores = torch.cat([torch.bmm(q, keys.mT), own], -1)
         return scores if bias is None else scores.unflatten(0, (len(bias), -1)).add_(bias).flatten(0, 1)
 
     def recur(self, module: nn.Module, forward: StatefulForward, hidden: Tensor) -> Tensor:
