@@ -176,9 +176,10 @@ def test_a_thread_may_page_lock_a_batch_during_a_recording(tiny: Policy, monkeyp
     assert found[0].is_pinned()
 
 
-def test_steps_that_cannot_be_recorded_run_one_kernel_at_a_time(tiny: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
-    batch, stream, forked = prompts(tiny, 2, 56), torch.cuda.current_stream(), Stream()
-    expected = generate(tiny, batch, 2, 8, seed=0)
+def test_steps_that_cannot_be_recorded_run_one_kernel_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    policy = load("tiny-detection", dtype="float32")
+    batch, stream, forked = prompts(policy, 2, 56), torch.cuda.current_stream(), Stream()
+    expected = generate(policy, batch, 2, 8, seed=0)
     reasons: dict[str, Callable[[], Any]] = {
         "operation not permitted when stream is capturing": lambda: torch.ones(1, device="cuda").item(),
         "unjoined work": lambda: forked.wait_stream(torch.cuda.current_stream()),
@@ -186,17 +187,19 @@ def test_steps_that_cannot_be_recorded_run_one_kernel_at_a_time(tiny: Policy, mo
     for reason, action in reasons.items():
         with monkeypatch.context() as patch:
             while_recording(patch, action)
-            tiny.decoding.kept = tiny.decoding.check = None
+            policy.decoding.kept = policy.decoding.check = None
             with pytest.warns(UserWarning, match=rf"decoding is slower: its steps can't be recorded .*{reason}"):
-                found = generate(tiny, batch, 2, 8, seed=0)
+                found = generate(policy, batch, 2, 8, seed=0)
             assert torch.cuda.current_stream() is stream
             with warnings.catch_warnings(action="error"):
-                again = generate(tiny, batch, 2, 8, seed=0)
+                again = generate(policy, batch, 2, 8, seed=0)
+            kept = policy.decoding.kept
+            assert kept is not None
+            assert not kept.recorded  # nothing would use its keys and values again
             for rollout in (found, again):
                 assert torch.equal(rollout.ids, expected.ids)
                 torch.testing.assert_close(rollout.log_probs, expected.log_probs, rtol=1e-4, atol=1e-4)
-            assert decoding_counts(tiny, batch, 2, 8, seed=0).recordings == 0
-    tiny.decoding.kept = tiny.decoding.check = None
+            assert decoding_counts(policy, batch, 2, 8, seed=0).recordings == 0
 
 
 class Router(nn.Module):

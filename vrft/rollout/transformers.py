@@ -62,6 +62,7 @@ class TransformersEngine(RolloutEngine):
                 steps = graph_steps(decoding, prefilled, uniform, policy.stop_ids, shape, sample_tokens)
                 decode(steps, max_completion_length, policy.all_ranks_done, on_token)
             else:
+                decoding.recorded.clear()  # keys and values of a rollout whose steps could not be recorded
                 grid = DecodingGrid(uniform, num_generations, policy.stop_ids)
                 with policy.without_autograd():
                     decoder = eager_decoder(policy, decoding, batch, num_generations, max_completion_length)
